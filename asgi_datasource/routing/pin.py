@@ -1,0 +1,38 @@
+"""The memory of one request that it has written."""
+
+from __future__ import annotations
+
+import time
+
+
+class ReadAfterWritePin:
+    """One flag a request: the first write sets it, and every later read of the request goes to the primary.
+
+    The flag lives on the request's session object, so a write made in a child task pins the whole request. It is
+    never cleared: a commit in the middle of the request does not make a replica any fresher.
+    """
+
+    __slots__ = ("_pinned_at", "lsn")
+
+    def __init__(self) -> None:
+        self._pinned_at: float | None = None
+        self.lsn: str | None = None
+        """WAL position of the request's last commit that wrote, as PostgreSQL prints it (`0/3000148`)."""
+
+    @property
+    def is_set(self) -> bool:
+        """Whether the request has written."""
+        return self._pinned_at is not None
+
+    @property
+    def age_ms(self) -> float | None:
+        """Milliseconds since the first write, or None."""
+        return None if self._pinned_at is None else (time.monotonic() - self._pinned_at) * 1000
+
+    def set(self) -> None:
+        """Remember that the request writes from now on."""
+        if self._pinned_at is None:
+            self._pinned_at = time.monotonic()
+
+    def __repr__(self) -> str:
+        return f"ReadAfterWritePin(is_set={self.is_set}, lsn={self.lsn!r})"
