@@ -1,0 +1,93 @@
+"""`python -m benchmarks`: run, print the ratios with their targets, write the JSON file."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from time import perf_counter
+from typing import Final
+
+from benchmarks import boot, in_process, latency, load, round_trips
+from benchmarks.report import Report
+from benchmarks.server import benchmark_server
+
+NAMES: Final = (in_process.NAME, round_trips.NAME, latency.NAME, load.NAME, boot.NAME)
+RESULTS: Final = Path(__file__).parent / "results"
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Exit status 0: measured (targets missed or not: a noisy machine is no failure of a run)."""
+    options = _parser().parse_args(arguments)
+    names = options.only or list(NAMES)
+    report = Report(quick=options.quick)
+    try:
+        asyncio.run(_run(report, names, options))
+    except KeyboardInterrupt:
+        print("stopped", file=sys.stderr)
+        return 130
+    print(report.table())
+    missed = [ratio for ratio in report.ratios if ratio.is_met is False]
+    print(f"\n{len(missed)} target(s) missed, {sum(ratio.is_met is True for ratio in report.ratios)} met.")
+    if report.quick:
+        print("--quick only shows that everything runs: take no figure of it seriously.")
+    path = options.json or RESULTS / f"{report.started_at.replace(':', '').replace('+0000', 'Z')}.json"
+    report.write(path)
+    print(f"written to {path}", file=sys.stderr)
+    return 0
+
+
+async def _run(report: Report, names: Sequence[str], options: argparse.Namespace) -> None:
+    if in_process.NAME in names:
+        with _progress(in_process.NAME):
+            await in_process.run(report, quick=options.quick)
+    if boot.NAME in names:
+        with _progress(boot.NAME):
+            await boot.run(report, quick=options.quick)
+    if not {round_trips.NAME, latency.NAME, load.NAME} & set(names):
+        return
+    async with benchmark_server(options.server) as server:
+        report.environment["server"] = server.settings
+        if round_trips.NAME in names:
+            with _progress(round_trips.NAME):
+                await round_trips.run(report, server, quick=options.quick)
+        if latency.NAME in names:
+            with _progress(latency.NAME):
+                await latency.run(report, server, quick=options.quick)
+        if load.NAME in names:
+            client = load.generator(options.client)
+            with _progress(load.NAME):
+                await load.run(report, server, quick=options.quick, loop=options.loop, client=client)
+
+
+class _progress:  # noqa: N801 # reads as a statement: with _progress("load")
+    """Says on standard error what runs, and how long it took."""
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+
+    def __enter__(self) -> None:
+        self._started = perf_counter()
+        print(f"{self._name} ...", file=sys.stderr, flush=True)
+
+    def __exit__(self, *_: object) -> None:
+        print(f"{self._name}: {perf_counter() - self._started:.0f} s", file=sys.stderr, flush=True)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser("scripts/bench", description="Measure asgi_datasource beside its alternatives.")
+    parser.add_argument("--quick", action="store_true", help="a few calls of everything: does it run?")
+    parser.add_argument("--only", action="append", choices=NAMES, metavar="NAME", help=f"one of {', '.join(NAMES)}")
+    parser.add_argument(
+        "--json", type=Path, metavar="FILE", help="where the result goes (default: benchmarks/results/)"
+    )
+    parser.add_argument("--server", metavar="URL", help="a superuser's URL; default: an embedded PostgreSQL")
+    parser.add_argument("--loop", choices=("asyncio", "uvloop"), default="asyncio", help="event loop of the servers")
+    parser.add_argument("--client", choices=("auto", "wrk", "builtin"), default="auto", help="load generator")
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

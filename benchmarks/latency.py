@@ -1,0 +1,80 @@
+"""Wall-clock time and client CPU of one tenant read and one tenant write, one request at a time.
+
+Each side is called as an ASGI application in this process, with a pool of one: for ours that includes the middleware,
+for the others the look-up of the header. The proxy that adds the delay runs in another process, so that the CPU of this
+one is the client's alone.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from contextlib import AsyncExitStack
+from time import perf_counter, process_time
+from typing import Final
+
+from benchmarks.children import child
+from benchmarks.drive import call, receive_nothing, request_scope, send_nowhere, started
+from benchmarks.report import Report, Target
+from benchmarks.rounds import interleaved
+from benchmarks.server import Server
+from benchmarks.sides import (
+    ASYNCPG,
+    OURS,
+    PSYCOPG,
+    PSYCOPG_NO_POOL,
+    SQLALCHEMY_ASYNCPG,
+    SQLALCHEMY_PSYCOPG,
+    build,
+)
+from benchmarks.sides.asgi import ITEMS, ASGIApp
+
+NAME: Final = "latency"
+SIDES: Final = (OURS, PSYCOPG, PSYCOPG_NO_POOL, ASYNCPG, SQLALCHEMY_ASYNCPG, SQLALCHEMY_PSYCOPG)
+DELAY_S: Final = 0.002
+WARM_UP: Final = 30
+TARGETS: Final = {
+    ("one read", "wall"): Target("<=", 0.35),
+    ("one read", "client CPU"): Target("<=", 0.3),
+    ("one write", "wall"): Target("<=", 0.6),
+}
+
+
+async def run(report: Report, server: Server, *, quick: bool) -> None:
+    rounds, calls = (3, 20) if quick else (40, 100)
+    await _network(report, "loopback", server.url(), rounds, calls)
+    rounds, calls = (2, 5) if quick else (12, 40)
+    async with child("benchmarks.proxy", server.host, str(server.port), str(DELAY_S)) as (_, proxy):
+        await _network(report, "2 ms", server.url(proxy["port"]), rounds, calls)
+
+
+async def _network(report: Report, network: str, url: str, rounds: int, calls: int) -> None:
+    async with AsyncExitStack() as stack:
+        apps = {side: await stack.enter_async_context(started(build(side, url, 1))) for side in SIDES}
+        for kind, method in (("one read", "GET"), ("one write", "POST")):
+            case = f"{kind}, {network}"
+            for app in apps.values():
+                for _ in range(WARM_UP):
+                    await call(app, method, "/items/1")
+            wall_us: defaultdict[str, list[float]] = defaultdict(list)
+            cpu_us: defaultdict[str, list[float]] = defaultdict(list)
+            for side in interleaved(SIDES, rounds):
+                wall, cpu = await _round(apps[side], method, calls)
+                wall_us[side].append(wall)
+                cpu_us[side].append(cpu)
+            for metric, taken in (("wall", wall_us), ("client CPU", cpu_us)):
+                for side in SIDES:
+                    report.measured(NAME, case, side, metric, "us", taken[side])
+                for against in SIDES[1:]:
+                    target = TARGETS.get((kind, metric)) if against == PSYCOPG else None
+                    # What a request costs in CPU does not depend on the network: judged once, on loopback.
+                    if metric == "client CPU" and network != "loopback":
+                        target = None
+                    report.compare(NAME, case, metric, OURS, against, target)
+
+
+async def _round(app: ASGIApp, method: str, calls: int) -> tuple[float, float]:
+    scopes = [request_scope(method, f"/items/{1 + number % ITEMS}") for number in range(calls)]
+    wall, cpu = perf_counter(), process_time()
+    for scope in scopes:
+        await app(scope, receive_nothing, send_nowhere)
+    return (perf_counter() - wall) / calls * 1e6, (process_time() - cpu) / calls * 1e6

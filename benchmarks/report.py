@@ -1,0 +1,202 @@
+"""The result of a run: measurements, ratios with their targets, the table, and the JSON file.
+
+`benchmarks/README.md` documents the file's shape; `VERSION` changes with it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from statistics import median
+from typing import Final, Literal
+
+from benchmarks.rounds import paired_ratios
+
+VERSION: Final = 1
+PACKAGES: Final = (
+    "asgi-datasource",
+    "asyncpg",
+    "fastapi",
+    "httptools",
+    "psycopg",
+    "psycopg-binary",
+    "psycopg-pool",
+    "sqlalchemy",
+    "starlette",
+    "uvicorn",
+    "uvloop",
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """What design.md section 13 asks of a ratio (or of a figure)."""
+
+    op: Literal["<=", ">=", "=="]
+    value: float
+
+    def is_met_by(self, value: float) -> bool:
+        match self.op:
+            case "<=":
+                return value <= self.value
+            case ">=":
+                return value >= self.value
+            case "==":
+                return value == self.value
+
+    def __str__(self) -> str:
+        return f"{self.op} {self.value:g}"
+
+
+@dataclass(frozen=True, slots=True)
+class Measurement:
+    """One figure of one side: every round, and their median."""
+
+    benchmark: str
+    case: str
+    side: str
+    metric: str
+    unit: str
+    median: float
+    rounds: list[float]
+
+
+@dataclass(frozen=True, slots=True)
+class Ratio:
+    """A figure to judge: one side over another, or (`against` None) a count or size as it stands."""
+
+    benchmark: str
+    case: str
+    metric: str
+    side: str
+    against: str | None
+    value: float
+    low: float
+    """Lower quartile of the rounds' ratios."""
+    high: float
+    """Upper quartile."""
+    target: Target | None
+    is_met: bool | None
+    """None where there is no target."""
+
+
+@dataclass(slots=True)
+class Report:
+    """Collects what the benchmarks measure, in the order they measure it."""
+
+    quick: bool
+    started_at: str = field(default_factory=lambda: datetime.now(UTC).isoformat(timespec="seconds"))
+    environment: dict[str, object] = field(default_factory=dict)
+    measurements: list[Measurement] = field(default_factory=list)
+    ratios: list[Ratio] = field(default_factory=list)
+
+    def measured(self, benchmark: str, case: str, side: str, metric: str, unit: str, rounds: Sequence[float]) -> None:
+        """Record the rounds of one side."""
+        self.measurements.append(
+            Measurement(
+                benchmark, case, side, metric, unit, _short(median(rounds)), [_short(value) for value in rounds]
+            )
+        )
+
+    def rounds_of(self, benchmark: str, case: str, side: str, metric: str) -> list[float]:
+        """The rounds recorded under these names; KeyError where there are none."""
+        for found in self.measurements:
+            if (found.benchmark, found.case, found.side, found.metric) == (benchmark, case, side, metric):
+                return found.rounds
+        raise KeyError((benchmark, case, side, metric))
+
+    def compare(
+        self, benchmark: str, case: str, metric: str, side: str, against: str, target: Target | None = None
+    ) -> Ratio:
+        """Divide `side` by `against`, round by round, and judge the median."""
+        value, low, high = paired_ratios(
+            self.rounds_of(benchmark, case, side, metric), self.rounds_of(benchmark, case, against, metric)
+        )
+        return self._judge(benchmark, case, metric, side, against, (value, low, high), target)
+
+    def state(self, benchmark: str, case: str, metric: str, side: str, target: Target | None = None) -> Ratio:
+        """Judge a figure by itself: a count of round trips, seconds of boot."""
+        rounds = self.rounds_of(benchmark, case, side, metric)
+        return self._judge(benchmark, case, metric, side, None, (median(rounds), min(rounds), max(rounds)), target)
+
+    def _judge(
+        self,
+        benchmark: str,
+        case: str,
+        metric: str,
+        side: str,
+        against: str | None,
+        spread: tuple[float, float, float],
+        target: Target | None,
+    ) -> Ratio:
+        value, low, high = (_short(number) for number in spread)
+        met = None if target is None else target.is_met_by(value)
+        ratio = Ratio(benchmark, case, metric, side, against, value, low, high, target, met)
+        self.ratios.append(ratio)
+        return ratio
+
+    def document(self) -> dict[str, object]:
+        """The run as the JSON document that README.md describes."""
+        return {
+            "version": VERSION,
+            "started_at": self.started_at,
+            "quick": self.quick,
+            "environment": {**environment(), **self.environment},
+            "ratios": [asdict(ratio) for ratio in self.ratios],
+            "measurements": [asdict(measurement) for measurement in self.measurements],
+        }
+
+    def write(self, path: Path) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(self.document(), indent=1) + "\n", encoding="utf-8")
+
+    def table(self) -> str:
+        """The ratios with their targets, one a line."""
+        rows = [("benchmark", "case", "metric", "side", "against", "value", "quartiles", "target", "")]
+        for ratio in self.ratios:
+            rows.append(
+                (
+                    ratio.benchmark,
+                    ratio.case,
+                    ratio.metric,
+                    ratio.side,
+                    ratio.against or "-",
+                    f"{ratio.value:.3g}" + ("x" if ratio.against else ""),
+                    "" if ratio.low == ratio.high else f"{ratio.low:.3g}..{ratio.high:.3g}",
+                    "" if ratio.target is None else str(ratio.target),
+                    {True: "met", False: "MISSED", None: ""}[ratio.is_met],
+                )
+            )
+        widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+        lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+        lines.insert(1, "  ".join("-" * width for width in widths).rstrip())
+        return "\n".join(lines)
+
+
+def environment() -> dict[str, object]:
+    """What the figures were measured on; no host names, no paths."""
+    versions: dict[str, str] = {}
+    for package in PACKAGES:
+        try:
+            versions[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return {
+        "python": platform.python_version(),
+        "implementation": platform.python_implementation(),
+        "system": platform.system(),
+        "machine": platform.machine(),
+        "cpus": os.cpu_count(),
+        "packages": versions,
+    }
+
+
+def _short(value: float) -> float:
+    """Six significant digits: more would be noise in the file."""
+    return float(f"{value:.6g}")

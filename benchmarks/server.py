@@ -1,0 +1,64 @@
+"""The PostgreSQL server of a run: an embedded one, or one that is given, with the benchmarks' own database on it."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import Final
+from urllib.parse import urlsplit
+
+import psycopg
+from psycopg import sql
+
+from benchmarks.sides.statements import APP_ROLE, SET_UP
+
+DATABASE: Final = "ads_bench"
+REPORTED_SETTINGS: Final = ("server_version", "fsync", "synchronous_commit", "full_page_writes", "shared_buffers")
+
+
+@dataclass(frozen=True, slots=True)
+class Server:
+    """Where the benchmarks' database is."""
+
+    host: str
+    port: int
+    settings: dict[str, str]
+
+    def url(self, port: int | None = None) -> str:
+        """The service's URL, as a role that row security applies to; `port`: a proxy's, in front of the server."""
+        return f"postgresql://{APP_ROLE}@{self.host}:{port or self.port}/{DATABASE}"
+
+
+@asynccontextmanager
+async def benchmark_server(admin_url: str | None) -> AsyncIterator[Server]:
+    """A server with a fresh database for the run.
+
+    Args:
+        admin_url: A superuser's URL of a server that trusts local connections; None starts an embedded one.
+    """
+    if admin_url is not None:
+        yield await _prepare(admin_url)
+        return
+    from asgi_datasource.testing import EmbeddedCluster
+
+    async with EmbeddedCluster() as cluster:
+        yield await _prepare(cluster.primary.url())
+
+
+async def _prepare(admin_url: str) -> Server:
+    parts = urlsplit(admin_url)
+    async with await psycopg.AsyncConnection.connect(admin_url, autocommit=True) as admin:
+        await admin.execute(sql.SQL("drop database if exists {} with (force)").format(sql.Identifier(DATABASE)))
+        await admin.execute(sql.SQL("drop role if exists {}").format(sql.Identifier(APP_ROLE)))
+        await admin.execute(sql.SQL("create database {}").format(sql.Identifier(DATABASE)))
+        settings = {
+            name: str(
+                (await (await admin.execute(sql.SQL("show {}").format(sql.Identifier(name)))).fetchone() or ("",))[0]
+            )
+            for name in REPORTED_SETTINGS
+        }
+    async with await psycopg.AsyncConnection.connect(admin_url, dbname=DATABASE, autocommit=True) as admin:
+        for statement in SET_UP:
+            await admin.execute(sql.SQL(statement))  # constants of ours
+    return Server(parts.hostname or "127.0.0.1", parts.port or 5432, settings)

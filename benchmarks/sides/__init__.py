@@ -1,0 +1,42 @@
+"""The same small web service, written once for each way to reach PostgreSQL from an ASGI app.
+
+Every side does the same work for a request: BEGIN, the tenant as a transaction-local setting (row security reads it),
+the statement, COMMIT; a pool of the same size, its default settings otherwise, the same SQL, the same answer.
+
+`build(name, url, pool_size)` imports only the side it is asked for, so that a server process carries no other.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import Final
+
+from benchmarks.sides.asgi import ASGIApp
+
+OURS: Final = "asgi-datasource"
+PSYCOPG: Final = "psycopg by hand"
+PSYCOPG_NO_POOL: Final = "psycopg by hand, no pool"
+ASYNCPG: Final = "asyncpg by hand"
+SQLALCHEMY_ASYNCPG: Final = "SQLAlchemy + asyncpg"
+SQLALCHEMY_PSYCOPG: Final = "SQLAlchemy + psycopg"
+FASTAPI_DEPENDS: Final = "FastAPI Depends(yield)"
+FASTAPI_OURS: Final = "asgi-datasource in FastAPI"
+
+_BUILDERS: Final = {
+    OURS: "benchmarks.sides.ours:plain",
+    PSYCOPG: "benchmarks.sides.psycopg_by_hand:pooled",
+    PSYCOPG_NO_POOL: "benchmarks.sides.psycopg_by_hand:single",
+    ASYNCPG: "benchmarks.sides.asyncpg_by_hand:pooled",
+    SQLALCHEMY_ASYNCPG: "benchmarks.sides.sqlalchemy_session:on_asyncpg",
+    SQLALCHEMY_PSYCOPG: "benchmarks.sides.sqlalchemy_session:on_psycopg",
+    FASTAPI_DEPENDS: "benchmarks.sides.fastapi_recipe:depends_yield",
+    FASTAPI_OURS: "benchmarks.sides.fastapi_recipe:ours",
+}
+NAMES: Final = tuple(_BUILDERS)
+
+
+def build(name: str, url: str, pool_size: int) -> ASGIApp:
+    """The side's application; it opens its pool in the lifespan start-up."""
+    module, _, function = _BUILDERS[name].partition(":")
+    app: ASGIApp = getattr(import_module(module), function)(url, pool_size)
+    return app

@@ -1,0 +1,93 @@
+"""The web half that all sides share, without a framework: routes, the tenant's header, the JSON answer.
+
+A framework would add the same cost to every side and so hide the difference that is to be measured; the FastAPI
+sides, whose recipe needs their framework, are compared with each other.
+
+    GET  /items/{id}    one read
+    POST /items/{id}    one write
+    POST /batch/{n}     a transaction of n writes
+    GET  /plain         no SQL
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Awaitable, Callable, Iterable, Mapping, MutableMapping
+from typing import Any, Final, Protocol
+
+Scope = MutableMapping[str, Any]
+Message = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[Message]]
+Send = Callable[[Message], Awaitable[None]]
+ASGIApp = Callable[[Scope, Receive, Send], Awaitable[None]]
+
+TENANT: Final = "acme"
+TENANT_HEADER: Final = b"x-tenant"
+TENANT_SETTING: Final = "app.tenant"
+ITEMS: Final = 1000
+"""Rows of the tenant: enough that 32 clients seldom write the same row at once."""
+
+Row = Mapping[str, Any]
+
+
+class Side(Protocol):
+    """What a side brings: its pool, and the three handlers."""
+
+    async def open(self) -> None: ...
+
+    async def close(self) -> None: ...
+
+    async def read(self, scope: Scope, item: int) -> Row: ...
+
+    async def write(self, scope: Scope, item: int) -> Row: ...
+
+    async def batch(self, scope: Scope, items: Iterable[int]) -> Row: ...
+
+
+def tenant_of(scope: Scope) -> str:
+    """The tenant's header, as hand-written code looks it up."""
+    for name, value in scope["headers"]:
+        if name == TENANT_HEADER:
+            tenant: str = value.decode("latin-1")
+            return tenant
+    raise LookupError("no X-Tenant header")
+
+
+def service(side: Side) -> ASGIApp:
+    """`side` behind the routes above."""
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "lifespan":
+            await _lifespan(side, receive, send)
+            return
+        route, _, argument = scope["path"][1:].partition("/")
+        row: Row
+        if route == "items":
+            row = await (side.read if scope["method"] == "GET" else side.write)(scope, int(argument))
+        elif route == "batch":
+            row = await side.batch(scope, range(1, int(argument) + 1))
+        else:
+            row = {"ok": True}
+        body = json.dumps(dict(row)).encode()
+        await send(
+            {
+                "type": "http.response.start",
+                "status": 200,
+                "headers": [
+                    (b"content-type", b"application/json"),
+                    (b"content-length", str(len(body)).encode("ascii")),
+                ],
+            }
+        )
+        await send({"type": "http.response.body", "body": body})
+
+    return app
+
+
+async def _lifespan(side: Side, receive: Receive, send: Send) -> None:
+    await receive()
+    await side.open()
+    await send({"type": "lifespan.startup.complete"})
+    await receive()
+    await side.close()
+    await send({"type": "lifespan.shutdown.complete"})

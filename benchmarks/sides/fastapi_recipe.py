@@ -1,0 +1,85 @@
+"""FastAPI: the recipe of its documentation (`Depends` on a generator), and the same routes on asgi_datasource.
+
+Annotations stay objects here (no `from __future__ import annotations`): FastAPI could not find the local dependency by
+its name.
+"""
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Annotated, Any
+
+from fastapi import Depends, FastAPI, Header
+from sqlalchemy.ext.asyncio import AsyncSession, async_sessionmaker
+
+from benchmarks.sides.asgi import ASGIApp
+from benchmarks.sides.statements import READ as PLAIN_READ
+from benchmarks.sides.statements import WRITE as PLAIN_WRITE
+
+
+def depends_yield(url: str, pool_size: int) -> ASGIApp:
+    """A session per request from a dependency that begins and commits; SQLAlchemy on asyncpg."""
+    from benchmarks.sides.sqlalchemy_session import READ, SET_TENANT, WRITE, engine_for, run_one
+
+    engine = engine_for(url, "asyncpg", pool_size)
+    make_session = async_sessionmaker(engine, expire_on_commit=False)
+
+    async def get_session(x_tenant: Annotated[str, Header()]) -> AsyncIterator[AsyncSession]:
+        async with make_session() as session, session.begin():
+            await session.execute(SET_TENANT, {"tenant": x_tenant})
+            yield session
+
+    @asynccontextmanager
+    async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
+        yield
+        await engine.dispose()
+
+    app = FastAPI(lifespan=lifespan)
+
+    @app.get("/items/{item}")
+    async def read(item: int, session: Annotated[AsyncSession, Depends(get_session)]) -> dict[str, Any]:
+        return dict(await run_one(session, READ, item))
+
+    @app.post("/items/{item}")
+    async def write(item: int, session: Annotated[AsyncSession, Depends(get_session)]) -> dict[str, Any]:
+        return dict(await run_one(session, WRITE, item))
+
+    @app.post("/batch/{count}")
+    async def batch(count: int, session: Annotated[AsyncSession, Depends(get_session)]) -> dict[str, Any]:
+        for item in range(1, count + 1):
+            await run_one(session, WRITE, item)
+        return {"count": count}
+
+    @app.get("/plain")
+    async def plain() -> dict[str, Any]:
+        return {"ok": True}
+
+    return app
+
+
+def ours(url: str, pool_size: int) -> ASGIApp:
+    """The same routes with `Depends(session)`."""
+    from asgi_datasource import DataSession, DataSourceMiddleware, session
+    from benchmarks.sides.ours import config
+
+    app = FastAPI()
+
+    @app.get("/items/{item}")
+    async def read(item: int, db: Annotated[DataSession, Depends(session)]) -> dict[str, Any]:
+        return dict(await db.fetch_one(PLAIN_READ, [item]) or {})
+
+    @app.post("/items/{item}")
+    async def write(item: int, db: Annotated[DataSession, Depends(session)]) -> dict[str, Any]:
+        return dict(await db.fetch_one(PLAIN_WRITE, [item]) or {})
+
+    @app.post("/batch/{count}")
+    async def batch(count: int, db: Annotated[DataSession, Depends(session)]) -> dict[str, Any]:
+        for item in range(1, count + 1):
+            await db.execute(PLAIN_WRITE, [item])
+        return {"count": count}
+
+    @app.get("/plain")
+    async def plain() -> dict[str, Any]:
+        return {"ok": True}
+
+    app.add_middleware(DataSourceMiddleware, config=config(url, pool_size))
+    return app
