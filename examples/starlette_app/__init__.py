@@ -1,0 +1,1 @@
+"""An operations desk for sixteen airlines: the example application of asgi-datasource."""

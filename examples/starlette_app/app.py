@@ -1,0 +1,89 @@
+"""The application: `uvicorn starlette_app.app:app --app-dir examples`, or all of it with `scripts/demo`."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Final
+
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
+from starlette.requests import Request
+from starlette.responses import FileResponse, JSONResponse
+from starlette.routing import Mount, Route
+from starlette.staticfiles import StaticFiles
+
+from asgi_datasource import DataSourceMiddleware
+
+from . import control, desk, live, tracing
+from .dataset import subset
+from .load import places
+
+HERE: Final = Path(__file__).parent
+
+feed: Final = live.Feed()
+servers: Final = control.ControlClient(os.environ[control.SOCKET]) if control.SOCKET in os.environ else None
+
+
+async def page(request: Request) -> FileResponse:
+    """The one page."""
+    return FileResponse(HERE / "static" / "index.html")
+
+
+async def airlines(request: Request) -> JSONResponse:
+    """The tenants, for the page."""
+    names = {row["carrier"]: row["name"] for row in subset().rows("airlines.csv")}
+    return JSONResponse(
+        [
+            {
+                "tenant": place.carrier.lower(),
+                "name": names[place.carrier],
+                "isolation": place.isolation,
+                "datasource": place.datasource,
+                "schema": place.schema,
+            }
+            for place in places()
+        ]
+    )
+
+
+async def requests(request: Request) -> JSONResponse:
+    """The last requests, `?after=` a number; and how the servers are, where that is known."""
+    try:
+        after, limit = int(request.query_params.get("after", 0)), int(request.query_params.get("limit", live.KEPT))
+    except ValueError:
+        raise HTTPException(400, "after and limit are numbers") from None
+    state = await servers.ask({"action": "state", "server": ""}) if servers is not None else None
+    return JSONResponse({"last": feed.number, "requests": feed.since(after, limit), "servers": state})
+
+
+ui: Final = [
+    Route("/", page),
+    Route("/airlines", airlines),
+    Route("/requests", requests),
+    Mount("/static", StaticFiles(directory=HERE / "static")),
+]
+if servers is not None:
+    ui.append(Route("/control", servers.handle, methods=["POST"]))
+
+
+@asynccontextmanager
+async def lifespan(app: Starlette) -> AsyncIterator[None]:
+    """Tracing from start to end; the last spans are sent before the process goes."""
+    provider = tracing.set_up(feed)
+    yield
+    provider.shutdown()
+
+
+app: Final = Starlette(
+    routes=[Mount("/ui", routes=ui), *desk.routes],
+    middleware=[
+        Middleware(live.Watch, feed=feed),
+        Middleware(DataSourceMiddleware, config=HERE / "datasource.yaml"),
+    ],
+    exception_handlers={HTTPException: desk.explain_refusal},
+    lifespan=lifespan,
+)

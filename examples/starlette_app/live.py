@@ -1,0 +1,161 @@
+"""What the page shows live: the last requests, which server each statement went to and why, and how it ended.
+
+All of it comes from the library's spans, the same that a collector gets: `Feed` is a span processor that keeps the
+spans of the last requests in memory.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from contextvars import ContextVar
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+from opentelemetry import context, propagate, trace
+from opentelemetry.sdk.trace import ReadableSpan, Span, SpanProcessor
+from opentelemetry.trace import SpanKind, Status, StatusCode
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+KEPT: Final = 500
+"""Requests that the feed remembers."""
+
+_PREFIX: Final = "asgi_datasource."
+_tracer: Final = trace.get_tracer("flight_desk")
+
+
+@dataclass(slots=True)
+class Record:
+    """One request: what was asked, what was answered, and the library's spans in between."""
+
+    number: int
+    method: str
+    path: str
+    tenant: str | None
+    is_from_page: bool
+    at: float = field(default_factory=time.time)
+    status: int | None = None
+    ms: float = 0.0
+    spans: list[ReadableSpan] = field(default_factory=list)
+
+    def steps(self) -> list[dict[str, Any]]:
+        """Every visit to a server, in order: where, why, who else could have been asked, what was sent there."""
+        steps: list[dict[str, Any]] = []
+        for span in sorted(self.spans, key=lambda span: span.start_time or 0):
+            attributes = span.attributes or {}
+            if _PREFIX + "node" in attributes:
+                names = ("datasource", "intent", "node", "role", "reason", "candidates")
+                step: dict[str, Any] = {name: attributes.get(_PREFIX + name) for name in names}
+                steps.append(step | {"statements": [], "is_failed": not span.status.is_ok})
+            elif steps and span.name not in ("BEGIN", "COMMIT", "ROLLBACK"):
+                steps[-1]["statements"].append(span.name)
+        return steps
+
+    def outcome(self) -> str | None:
+        """How the request's transaction ended; None when it had none."""
+        for span in reversed(self.spans):
+            outcome = (span.attributes or {}).get(_PREFIX + "transaction.outcome")
+            if outcome is not None:
+                return str(outcome)
+        return None
+
+    def as_json(self) -> dict[str, Any]:
+        """The record as the page gets it."""
+        plain = ("number", "method", "path", "tenant", "at", "status", "ms")
+        return {name: getattr(self, name) for name in plain} | {
+            "page": self.is_from_page,
+            "steps": self.steps(),
+            "outcome": self.outcome(),
+        }
+
+
+_current: ContextVar[Record | None] = ContextVar("flight_desk_record", default=None)
+
+
+class Feed(SpanProcessor):
+    """Keeps the last requests, each with the spans that were started while it ran."""
+
+    def __init__(self) -> None:
+        self._records: deque[Record] = deque(maxlen=KEPT)
+        self.number = 0
+
+    def on_start(self, span: Span, parent_context: context.Context | None = None) -> None:
+        """Called by the SDK where the span starts, so in the context of its request, child tasks included."""
+        record = _current.get()
+        if record is not None and span.kind is not SpanKind.SERVER:
+            record.spans.append(span)
+
+    def begin(self, scope: Scope) -> Record:
+        """Number a request and start to listen to it."""
+        self.number += 1
+        headers = dict(scope["headers"])
+        tenant = headers.get(b"x-tenant", b"").decode("latin-1")[:20] or None
+        return Record(self.number, scope["method"], scope["path"][:120], tenant, b"x-desk-page" in headers)
+
+    def end(self, record: Record) -> None:
+        """The request is over: show it."""
+        for span in record.spans:
+            tenant = (span.attributes or {}).get(_PREFIX + "tenant.id")
+            record.tenant = str(tenant) if tenant is not None else record.tenant
+        self._records.append(record)
+
+    def since(self, number: int, limit: int) -> list[dict[str, Any]]:
+        """The newest records that came after this number, oldest first."""
+        found = [record for record in self._records if record.number > number]
+        return [record.as_json() for record in found[-limit:]]
+
+
+class Watch:
+    """ASGI middleware: the server's span of a request, its record for the feed, and a header that says who answered.
+
+    Outside of `DataSourceMiddleware`, so that it sees the answer as the client does: after COMMIT or instead of it.
+    """
+
+    def __init__(self, app: ASGIApp, feed: Feed) -> None:
+        self._app = app
+        self._feed = feed
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Handle one request; what belongs to the page itself is not shown on the page."""
+        if scope["type"] != "http" or scope["path"] == "/ui" or scope["path"].startswith("/ui/"):
+            await self._app(scope, receive, send)
+            return
+        record = self._feed.begin(scope)
+        carrier = {key.decode("latin-1"): value.decode("latin-1") for key, value in scope["headers"]}
+        start = time.perf_counter()
+
+        with _tracer.start_as_current_span(
+            scope["method"],
+            propagate.extract(carrier),
+            SpanKind.SERVER,
+            {"http.request.method": scope["method"], "url.path": scope["path"]},
+        ) as span:
+
+            async def answer(message: Message) -> None:
+                if message["type"] == "http.response.start":
+                    record.status = message["status"]
+                    record.ms = round((time.perf_counter() - start) * 1000, 2)
+                    span.set_attribute("http.response.status_code", message["status"])
+                    if message["status"] >= 500:
+                        span.set_status(Status(StatusCode.ERROR))
+                    served = ", ".join(f"{step['node']} ({step['reason']})" for step in record.steps())
+                    message = {
+                        **message,
+                        "headers": [
+                            *message.get("headers", ()),
+                            (b"x-request-number", str(record.number).encode()),
+                            (b"x-served-by", (served or "nobody").encode()),
+                        ],
+                    }
+                await send(message)
+
+            token = _current.set(record)
+            try:
+                await self._app(scope, receive, answer)
+            finally:
+                _current.reset(token)
+                route = scope.get("route")
+                if route is not None:
+                    span.update_name(f"{scope['method']} {route.path}")
+                    span.set_attribute("http.route", route.path)
+                self._feed.end(record)

@@ -1,0 +1,157 @@
+"""Fill the databases: schemas, tables, policies; each airline's flights by COPY to where datasource.yaml puts it."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+import psycopg
+import yaml
+from psycopg import sql
+
+from .dataset import Dataset
+
+HERE: Final = Path(__file__).parent
+SQL: Final = HERE / "sql"
+OWN_DATABASE_SCHEMA: Final = "desk"
+"""Schema of the tables in a database of an airline's own; that datasource's search_path in datasource.yaml names it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where one airline's flights live.
+
+    Attributes:
+        carrier: The airline's code as the data set writes it; the tenant's name is the same in lower case.
+        datasource: Name of the datasource; the database on the embedded servers has the same name.
+        schema: The schema of its tables.
+        is_shared: Its rows lie among other airlines', apart by row security.
+    """
+
+    carrier: str
+    datasource: str
+    schema: str
+    is_shared: bool
+
+    @property
+    def isolation(self) -> str:
+        """In one word: `database`, `schema` or `rows`."""
+        if self.is_shared:
+            return "rows"
+        return "database" if self.schema == OWN_DATABASE_SCHEMA else "schema"
+
+
+def places() -> list[Place]:
+    """Every tenant of datasource.yaml, in its order."""
+    document = yaml.safe_load((HERE / "datasource.yaml").read_text(encoding="utf-8"))
+    return [
+        Place(
+            carrier=str(name).upper(),
+            datasource=tenant["datasource"],
+            schema=tenant.get("schema", OWN_DATABASE_SCHEMA),
+            is_shared="row_security" in tenant,
+        )
+        for name, tenant in document["tenants"].items()
+    ]
+
+
+async def load(dataset: Dataset, urls: Mapping[str, str], progress: Callable[[str], None] = lambda text: None) -> int:
+    """Fill one empty database for each datasource, side by side.
+
+    Args:
+        dataset: What to load.
+        urls: For each datasource the URL of its database on the primary, for a role that may create schemas.
+        progress: Called with what has just been done.
+
+    Returns:
+        The number of flights loaded.
+    """
+    homes: dict[str, list[Place]] = {name: [] for name in urls}
+    for place in places():
+        homes[place.datasource].append(place)
+    counts = await asyncio.gather(
+        *(asyncio.to_thread(_fill, dataset, urls[name], homes[name], progress) for name in urls)
+    )
+    return sum(counts)
+
+
+def _fill(dataset: Dataset, url: str, homes: list[Place], progress: Callable[[str], None]) -> int:
+    """Fill one database: blocking, since COPY is nothing but a stream."""
+    with psycopg.connect(url) as conn:
+        conn.execute((SQL / "reference.sql").read_bytes())
+        _copy_reference(conn, dataset)
+        _copy_staging(conn, dataset, {place.carrier for place in homes})
+        total = 0
+        for schema in dict.fromkeys(place.schema for place in homes):
+            total += _make_desk(conn, schema, [place for place in homes if place.schema == schema])
+            progress(schema)
+        conn.commit()
+        conn.autocommit = True
+        conn.execute("vacuum (analyze)")
+    return total
+
+
+def _copy_reference(conn: psycopg.Connection[tuple[object, ...]], dataset: Dataset) -> None:
+    with conn.cursor() as cur:
+        with cur.copy("copy ref.airlines from stdin") as copy:
+            for row in dataset.rows("airlines.csv"):
+                copy.write_row((row["carrier"], row["name"]))
+        with cur.copy("copy ref.airports from stdin") as copy:
+            for row in dataset.rows("airports.csv"):
+                copy.write_row((row["faa"], row["name"], row["lat"], row["lon"]))
+        with cur.copy("copy ref.planes from stdin") as copy:
+            for row in dataset.rows("planes.csv"):
+                built = None if row["year"] == "NA" else row["year"]
+                copy.write_row((row["tailnum"], built, row["manufacturer"], row["model"], row["seats"]))
+
+
+def _copy_staging(conn: psycopg.Connection[tuple[object, ...]], dataset: Dataset, carriers: set[str]) -> None:
+    """The lines of these carriers as they are, into a temporary table: those are not replicated."""
+    conn.execute("""
+        create temporary table staging (
+          id bigint, year int, month int, day int, dep_time int, sched_dep_time int, dep_delay int, arr_time int,
+          sched_arr_time int, arr_delay int, carrier text, flight int, tailnum text, origin text, dest text,
+          air_time int, distance int, hour int, minute int, time_hour text
+        ) on commit drop
+    """)
+    chunk: list[str] = []
+    with conn.cursor() as cur, cur.copy("copy staging from stdin (format csv, null 'NA')") as copy:
+        for number, carrier, line in dataset.flights():
+            if carrier in carriers:
+                chunk.append(f"{number},{line}")
+                if len(chunk) == 2000:
+                    copy.write("".join(chunk))
+                    chunk.clear()
+        copy.write("".join(chunk))
+
+
+def _make_desk(conn: psycopg.Connection[tuple[object, ...]], schema: str, homes: list[Place]) -> int:
+    """Create one schema with its tables and move its airlines' flights in; the indexes come with the tables."""
+    name = sql.Identifier(schema)
+    conn.execute(sql.SQL("create schema {}; grant usage on schema {} to app").format(name, name))
+    conn.execute(sql.SQL("set local search_path to {}, ref, pg_temp").format(name))
+    conn.execute((SQL / "desk.sql").read_bytes())
+    if homes[0].is_shared:
+        conn.execute((SQL / "row_security.sql").read_bytes())
+    conn.execute((SQL / "grants.sql").read_bytes())
+    total = 0
+    for place in homes:
+        if place.is_shared:
+            # The default of column tenant takes it from here.
+            conn.execute("select set_config('app.tenant', %s, true)", [place.carrier.lower()])
+        total += conn.execute(
+            """
+            insert into flights (id, carrier, flight_no, flight_date, sched_dep, origin, dest, tailnum,
+                                 dep_delay, arr_delay, distance, status)
+            select id, carrier, flight, make_date(year, month, day),
+                   make_timestamp(year, month, day, hour, minute, 0), origin, dest, tailnum,
+                   dep_delay, arr_delay, distance,
+                   case when dep_time is null then 'cancelled' when arr_delay is null then 'diverted' else 'flown' end
+            from staging where carrier = %s order by id
+            """,
+            [place.carrier],
+        ).rowcount
+    return total
