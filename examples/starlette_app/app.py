@@ -12,9 +12,10 @@ from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.requests import Request
-from starlette.responses import FileResponse, JSONResponse
+from starlette.responses import FileResponse, JSONResponse, RedirectResponse
 from starlette.routing import Mount, Route
 from starlette.staticfiles import StaticFiles
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from asgi_datasource import DataSourceMiddleware
 
@@ -70,6 +71,20 @@ if servers is not None:
     ui.append(Route("/control", servers.handle, methods=["POST"]))
 
 
+class FrontDoor:
+    """ASGI middleware: who comes without a path, and so without a tenant, gets the page."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Redirect `/`; everything else goes on."""
+        if scope["type"] == "http" and scope["path"] == "/":
+            await RedirectResponse("/ui/")(scope, receive, send)
+        else:
+            await self._app(scope, receive, send)
+
+
 @asynccontextmanager
 async def lifespan(app: Starlette) -> AsyncIterator[None]:
     """Tracing from start to end; the last spans are sent before the process goes."""
@@ -81,6 +96,7 @@ async def lifespan(app: Starlette) -> AsyncIterator[None]:
 app: Final = Starlette(
     routes=[Mount("/ui", routes=ui), *desk.routes],
     middleware=[
+        Middleware(FrontDoor),
         Middleware(live.Watch, feed=feed),
         Middleware(DataSourceMiddleware, config=HERE / "datasource.yaml"),
     ],

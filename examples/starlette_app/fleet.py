@@ -1,0 +1,71 @@
+"""The embedded servers as the page sees and commands them."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from typing import Any, Final
+
+import psycopg
+
+from asgi_datasource.testing import ClusterError, EmbeddedCluster, Node
+
+FRESH_S: Final = 0.4
+"""Seconds for which a picture of the servers is good enough for another page."""
+
+
+class Fleet:
+    """A primary and its replicas: how they are, and what may be done to them.
+
+    Args:
+        cluster: The running servers.
+    """
+
+    def __init__(self, cluster: EmbeddedCluster) -> None:
+        self._cluster = cluster
+        self._picture: dict[str, Any] = {}
+        self._taken = 0.0
+        self._position = "0/0"
+        self._lock = asyncio.Lock()
+
+    async def obey(self, action: str, server: str) -> dict[str, Any]:
+        """Do what the page asks for; the answer is how the servers are then, or what was wrong with the order."""
+        if action != "state":
+            node = self._cluster.nodes.get(server)
+            if node is None:
+                return {"error": f"there is no server {server!r}"}
+            orders = {"stop": node.stop, "start": node.start, "pause": node.pause_replay, "resume": node.resume_replay}
+            if action not in orders:
+                return {"error": f"there is no action {action!r}"}
+            async with self._lock:
+                await orders[action]()
+                self._taken = 0.0
+        return await self.picture()
+
+    async def picture(self) -> dict[str, Any]:
+        """Each server: whether it is up, whether its replay is paused, how many bytes of WAL it is behind."""
+        async with self._lock:
+            if time.monotonic() - self._taken > FRESH_S:
+                primary, replicas = self._cluster.primary, self._cluster.replicas
+                state = {"primary": await self._look(primary)}
+                for name, answer in zip(
+                    replicas, await asyncio.gather(*map(self._look, replicas.values())), strict=True
+                ):
+                    state[name] = answer
+                self._picture, self._taken = state, time.monotonic()
+            return self._picture
+
+    async def _look(self, node: Node) -> dict[str, Any]:
+        seen = {"up": node.pid is not None, "paused": False, "lag_bytes": 0}
+        if not seen["up"]:
+            return seen
+        try:
+            if node is self._cluster.primary:
+                self._position = await node.wal_position()
+            else:
+                query = "select pg_is_wal_replay_paused(), pg_wal_lsn_diff(%s, pg_last_wal_replay_lsn())"
+                paused, behind = (await node.sql(query, [self._position]))[0]
+                seen |= {"paused": paused, "lag_bytes": max(0, int(behind or 0))}
+        except (psycopg.Error, ClusterError):
+            seen["up"] = False
+        return seen

@@ -1,0 +1,391 @@
+"""`scripts/demo --smoke`: drives the running desk from outside, breaks its servers, sees whether it keeps its word.
+
+Every check speaks HTTP with the desk, as any client does; what should be in the tables it looks up on the primary,
+past the desk.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import Counter
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING, Any, Final
+from uuid import uuid4
+
+import httpx
+
+from asgi_datasource.testing import EmbeddedCluster, Node
+
+from .load import Place, places
+
+if TYPE_CHECKING:
+    from .demo import Console
+
+BY_NAME: Final = {place.carrier.lower(): place for place in places()}
+DAY: Final = "2013-08-28"
+"""A day in the week that is always loaded, on which all sixteen airlines fly."""
+
+
+class CheckFailed(AssertionError):
+    """Raised when the desk did something else than it promises."""
+
+
+def expect(condition: object, text: str) -> None:
+    """Raise CheckFailed with this text unless the condition holds."""
+    if not condition:
+        raise CheckFailed(text)
+
+
+async def until(condition: Callable[[], bool | Awaitable[bool]], timeout_s: float, text: str) -> None:
+    """Ask again and again until the answer is true.
+
+    Raises:
+        CheckFailed: It was not within the time.
+    """
+    deadline = time.monotonic() + timeout_s
+    while True:
+        answer = condition()
+        if answer if isinstance(answer, bool) else await answer:
+            return
+        expect(time.monotonic() < deadline, f"{text} within {timeout_s:.0f} s")
+        await asyncio.sleep(0.02)
+
+
+class Smoke:
+    """The checks, in an order in which each leaves the servers as it found them."""
+
+    def __init__(self, client: httpx.AsyncClient, cluster: EmbeddedCluster, flights: int) -> None:
+        self._client = client
+        self._cluster = cluster
+        self._flights = flights
+
+    # -- tools
+
+    async def ask(self, tenant: str | None, method: str, path: str, body: object = None) -> httpx.Response:
+        """One request as a tenant."""
+        headers = {} if tenant is None else {"X-Tenant": tenant}
+        return await self._client.request(method, path, headers=headers, json=body)
+
+    async def ok(self, tenant: str, method: str, path: str, body: object = None) -> httpx.Response:
+        """One request that must be answered with 2xx."""
+        answer = await self.ask(tenant, method, path, body)
+        expect(answer.is_success, f"{tenant} {method} {path}: {answer.status_code} {answer.text[:200]}")
+        return answer
+
+    async def flights(self, tenant: str) -> list[dict[str, Any]]:
+        """The airline's flights of the day."""
+        found: list[dict[str, Any]] = (await self.ok(tenant, "GET", f"/flights?date={DAY}&limit=500")).json()
+        expect(found, f"{tenant} has no flights on {DAY}")
+        return found
+
+    async def stored(self, tenant: str, query: str, *parameters: object, node: Node | None = None) -> Any:
+        """One value from the airline's tables, read on the primary past the desk and past row security."""
+        place: Place = BY_NAME[tenant]
+        server = node or self._cluster.primary
+        rows = await server.sql(query.format(place.schema), list(parameters), dbname=place.datasource)
+        return rows[0][0]
+
+    @asynccontextmanager
+    async def paused(self) -> AsyncIterator[None]:
+        """Both replicas stand still: what is written from now on is on the primary alone."""
+        replicas = self._cluster.replicas.values()
+        await asyncio.gather(*(node.pause_replay() for node in replicas))
+        try:
+            yield
+        finally:
+            await asyncio.gather(*(node.resume_replay() for node in replicas))
+            await self._cluster.caught_up()
+
+    @asynccontextmanager
+    async def stopped(self, *nodes: Node) -> AsyncIterator[None]:
+        """These servers are down."""
+        await asyncio.gather(*(node.stop() for node in nodes))
+        try:
+            yield
+        finally:
+            await asyncio.gather(*(node.start() for node in nodes))
+
+    async def served_by(self, tenant: str, requests: int) -> Counter[str]:
+        """Which server answers this airline's reports, over so many requests."""
+        answers = [await self.ok(tenant, "GET", "/reports/airports") for _ in range(requests)]
+        return Counter(answer.headers["x-served-by"] for answer in answers)
+
+    # -- checks
+
+    async def page(self) -> str:
+        """The page and what it is made of."""
+        page = await self._client.get("/ui/")
+        expect(page.status_code == 200 and "asgi-datasource" in page.text, f"the page: {page.status_code}")
+        for name in ("desk.css", "desk.js"):
+            part = await self._client.get(f"/ui/static/{name}")
+            expect(part.status_code == 200 and f"/ui/static/{name}" in page.text, f"{name}: {part.status_code}")
+        airlines = (await self._client.get("/ui/airlines")).json()
+        expect(len(airlines) == len(BY_NAME), f"{len(airlines)} airlines")
+        kinds = Counter(airline["isolation"] for airline in airlines)
+        return ", ".join(f"{count} by {kind}" for kind, count in kinds.items())
+
+    async def reads(self) -> str:
+        """Reads take turns on the replicas; none goes to the primary."""
+        served = await self.served_by("dl", 40) + await self.served_by("ua", 20)
+        expect(set(served) == {"r1 (balanced)", "r2 (balanced)"}, f"served by {dict(served)}")
+        expect(served["r1 (balanced)"] == served["r2 (balanced)"], f"not balanced: {dict(served)}")
+        return ", ".join(f"{server} {count}" for server, count in sorted(served.items()))
+
+    async def one_server(self) -> str:
+        """Three reads of one request see one server."""
+        flight = (await self.flights("b6"))[0]
+        for _ in range(4):
+            answer = await self.ok("b6", "GET", f"/flights/{flight['id']}")
+            steps = [step.split()[0] for step in answer.headers["x-served-by"].split(", ")]
+            expect(len(steps) == 3 and len(set(steps)) == 1, f"served by {answer.headers['x-served-by']}")
+        return str(answer.headers["x-served-by"])
+
+    async def search(self) -> str:
+        """A POST that the configuration calls a read."""
+        answer = await self.ok("9e", "POST", "/flights/search", {"date": DAY, "limit": 3})
+        served = answer.headers["x-served-by"]
+        expect(served in ("r1 (balanced)", "r2 (balanced)"), f"served by {served}")
+        return f"POST /flights/search: {served}"
+
+    async def writes(self) -> str:
+        """Read, write, read: replica, primary, primary; for each way of keeping airlines apart."""
+        for tenant in ("ua", "dl", "mq"):
+            flight, body = (await self.flights(tenant))[0], f"smoke {uuid4()}"
+            answer = await self.ok(tenant, "POST", f"/flights/{flight['id']}/notes", {"body": body})
+            served = answer.headers["x-served-by"]
+            expect(answer.status_code == 201, f"{answer.status_code}")
+            expect(served.endswith("(balanced), primary (write), primary (pinned)"), f"served by {served}")
+            count = await self.stored(tenant, "select count(*) from {}.notes where body = %s", body)
+            expect(count == 1, f"{count} notes stored for {tenant}")
+        return str(served)
+
+    async def own_writes(self) -> str:
+        """With both replicas standing still, a request still reads what it has written."""
+        flight, body = (await self.flights("aa"))[0], f"smoke {uuid4()}"
+        await self._cluster.caught_up()
+        async with self.paused():
+            answer = await self.ok("aa", "POST", f"/flights/{flight['id']}/notes", {"body": body})
+            expect(body in answer.text, "the request did not see its own note")
+            for node in self._cluster.replicas.values():
+                count = await self.stored("aa", "select count(*) from {}.notes where body = %s", body, node=node)
+                expect(count == 0, f"{node.name} has the note: the check proves nothing")
+        later = await self.ok("aa", "GET", f"/flights/{flight['id']}")
+        expect(body in later.text, "the note has not reached the replicas")
+        return "seen at once on the primary, on the replicas after they went on"
+
+    async def apart(self) -> str:
+        """All airlines at once, over the same few connections: each sees its own flights, all of them, and no other."""
+
+        async def look(tenant: str) -> int:
+            flights = await self.flights(tenant)
+            strangers = {flight["carrier"] for flight in flights} - {tenant.upper()}
+            expect(not strangers, f"{tenant} sees flights of {strangers}")
+            rows = (await self.ok(tenant, "GET", "/reports/airports")).json()
+            return sum(row["flights"] for row in rows)
+
+        for _ in range(3):
+            total = sum(await asyncio.gather(*map(look, BY_NAME)))
+            expect(total == self._flights, f"{total:,} flights seen, {self._flights:,} loaded")
+        return f"16 airlines, {total:,} flights, nobody else's"
+
+    async def strangers(self) -> str:
+        """Another airline's flight is not there: not to be seen, not to be written to."""
+        tried = 0
+        for owner in ("ua", "dl", "mq", "us"):
+            flight = (await self.flights(owner))[0]["id"]
+            for other in ("ua", "aa", "mq", "9e"):
+                if other == owner:
+                    continue
+                tried += 1
+                seen = await self.ask(other, "GET", f"/flights/{flight}")
+                note = await self.ask(other, "POST", f"/flights/{flight}/notes", {"body": "mine"})
+                gone = await self.ask(other, "POST", f"/flights/{flight}/cancel", {"reason": "mine"})
+                statuses = (seen.status_code, note.status_code, gone.status_code)
+                expect(statuses == (404, 404, 409), f"{other} on a flight of {owner}: {statuses}")
+        return f"{tried} pairs, 3 ways each: 404, 404, 409"
+
+    async def refused(self) -> str:
+        """No tenant, an unknown one, hostile names: a problem document, and no server was asked."""
+        hostile = [
+            'dl"; drop schema dl; --',
+            "dl'",
+            "../ua",
+            "dl,ua",
+            "x" * 10_000,
+            "DĽ",
+            "%64%6c",
+            "dl ua",
+            "*",
+            "${HOME}",
+        ]
+        answers = [(None, await self.ask(None, "GET", "/flights")), ("zz", await self.ask("zz", "GET", "/flights"))]
+        for name in hostile:
+            headers = {b"x-tenant": name.encode()}
+            answers.append((name, await self._client.get("/flights", headers=headers)))
+        twice = await self._client.get("/flights", headers=[("X-Tenant", "dl"), ("X-Tenant", "ua")])
+        answers.append(("twice", twice))
+        for name, answer in answers:
+            wanted = {None: 400, "zz": 404}.get(name, 400)
+            expect(answer.status_code == wanted, f"{str(name)[:20]!r}: {answer.status_code} instead of {wanted}")
+            kind = answer.headers["content-type"]
+            expect(kind == "application/problem+json", f"{str(name)[:20]!r}: answered with {kind}")
+            expect(answer.headers["x-served-by"] == "nobody", f"{name}: {answer.headers['x-served-by']}")
+        return f"400 without, 404 unknown, {len(hostile) + 1} hostile ones 400"
+
+    async def taken_back(self) -> str:
+        """A 409 after two writes: nothing of them stays."""
+        flights = await self.flights("ev")
+        other = next(flight for flight in flights if flight["dest"] != flights[0]["dest"])
+        text = f"1 passengers rebooked to flight {other['id']}"
+        answer = await self.ask(
+            "ev", "POST", f"/flights/{flights[0]['id']}/rebook", {"to": other["id"], "passengers": 1}
+        )
+        expect(answer.status_code == 409, f"{answer.status_code} {answer.text[:100]}")
+        notes = await self.stored("ev", "select count(*) from {}.notes where body = %s", text)
+        bookings = await self.stored("ev", "select count(*) from {}.rebookings where to_flight = %s", other["id"])
+        expect((notes, bookings) == (0, 0), f"{notes} notes and {bookings} rebookings were left")
+        return "409, no row left"
+
+    async def failing_commit(self) -> str:
+        """Every statement succeeds and COMMIT fails: the client never gets a 2xx."""
+        for tenant in ("ua", "b6", "us"):
+            flights = await self.flights(tenant)
+            pairs = ((one, two) for one in flights for two in flights if one["id"] != two["id"])
+            one, two = next((a, b) for a, b in pairs if (a["origin"], a["dest"]) == (b["origin"], b["dest"]))
+            path, count = f"/flights/{one['id']}/rebook", "select count(*) from {}.rebookings where to_flight = %s"
+            fits = await self.ok(tenant, "POST", path, {"to": two["id"], "passengers": 2})
+            expect(fits.status_code == 201, f"{fits.status_code}")
+            over = await self.ask(tenant, "POST", path, {"to": two["id"], "passengers": 400})
+            expect(over.status_code == 422, f"{tenant}: {over.status_code} {over.text[:100]}")
+            expect(over.headers["content-type"] == "application/problem+json", over.headers["content-type"])
+            rows = await self.stored(tenant, count, two["id"])
+            expect(rows == 1, f"{rows} rebookings of {tenant} instead of the one that fits")
+            record = (await self._client.get("/ui/requests?limit=1")).json()["requests"][-1]
+            expect(record["outcome"] == "rolled_back", f"the trace says {record['outcome']}")
+        return "422 instead of 201, only what fits is stored"
+
+    async def replica_stops(self) -> str:
+        """A replica goes away under load and comes back: no client notices."""
+        r1 = self._cluster.replicas["r1"]
+        statuses: Counter[str] = Counter()
+        servers: Counter[str] = Counter()
+        is_over = asyncio.Event()
+
+        async def load(tenant: str) -> None:
+            while not is_over.is_set():
+                try:
+                    answer = await self.ask(tenant, "GET", "/reports/airports")
+                except httpx.HTTPError as error:
+                    statuses[type(error).__name__] += 1
+                    continue
+                statuses[str(answer.status_code)] += 1
+                servers[answer.headers.get("x-served-by", "nobody ()").split()[-2]] += 1
+
+        async def r1_serves() -> bool:
+            return any(server.startswith("r1") for server in await self.served_by("dl", 4))
+
+        workers = [asyncio.create_task(load(tenant)) for tenant in ("ua", "dl", "aa", "mq", "us", "b6")]
+        try:
+            await until(lambda: statuses.total() > 50, 10, "no load")
+            before = statuses.total()
+            await r1.stop()
+            await until(lambda: statuses.total() > before + 100, 20, "no load while r1 was down")
+            servers.clear()
+            await until(lambda: servers.total() > 50, 20, "no load while r1 was down")
+            expect(set(servers) == {"r2"}, f"with r1 down served by {dict(servers)}")
+            await r1.start()
+            await until(r1_serves, 15, "r1 did not serve again")
+        finally:
+            is_over.set()
+            await asyncio.gather(*workers)
+            await r1.start() if r1.pid is None else None
+        expect(set(statuses) == {"200"}, f"answers {dict(statuses)}")
+        return f"{statuses.total()} reads, all answered 200; r1 serves again"
+
+    async def no_replica(self) -> str:
+        """Without any replica the primary stands in, read only."""
+        async with self.stopped(*self._cluster.replicas.values()):
+            await self.ok("dl", "GET", "/reports/airports")
+            served = (await self.ok("dl", "GET", "/reports/airports")).headers["x-served-by"]
+            expect(served == "primary (unhealthy)", f"served by {served}")
+
+        async def both_serve() -> bool:
+            return {"r1 (balanced)", "r2 (balanced)"} <= set(await self.served_by("dl", 4))
+
+        await until(both_serve, 15, "the replicas did not serve again")
+        return f"{served}, then the replicas again"
+
+    async def no_primary(self) -> str:
+        """Without the primary reads go on and writes are refused in time; afterwards it recovers by itself."""
+        flight = (await self.flights("dl"))[0]["id"]
+        note = {"body": "smoke: recovery"}
+        async with self.stopped(self._cluster.primary):
+            served = (await self.ok("dl", "GET", f"/flights/{flight}")).headers["x-served-by"]
+            started = time.monotonic()
+            refused = await self.ask("dl", "POST", f"/flights/{flight}/notes", note)
+            waited = time.monotonic() - started
+            expect(refused.status_code == 503, f"a write without a primary: {refused.status_code} {refused.text[:100]}")
+            expect(waited < 4, f"refused after {waited:.1f} s; the pool's acquire_timeout is 3 s")
+            expect("primary" not in served, f"read served by {served}")
+
+        async def is_written() -> bool:
+            answer = await self.ask("dl", "POST", f"/flights/{flight}/notes", note)
+            expect(answer.status_code in (201, 503), f"{answer.status_code}")
+            return answer.status_code == 201
+
+        await until(is_written, 15, "writes did not work again")
+        await self._cluster.caught_up()
+        return f"reads 200, writes 503 after {waited:.2f} s, then 201 again"
+
+    async def nothing_held(self) -> str:
+        """Afterwards no session is left in a transaction."""
+        query = "select count(*) from pg_stat_activity where usename = 'app' and xact_start is not null"
+        for node in self._cluster.nodes.values():
+            count = await node.value(query)
+            expect(count == 0, f"{count} sessions in a transaction on {node.name}")
+        return "on any of the three servers"
+
+    CHECKS: Final = (
+        ("the page", page),
+        ("reads take turns on the replicas", reads),
+        ("one request, one replica", one_server),
+        ("a POST that reads", search),
+        ("writes go to the primary", writes),
+        ("a request sees its own writes", own_writes),
+        ("airlines apart, under load", apart),
+        ("another airline's flight", strangers),
+        ("no tenant, hostile tenants", refused),
+        ("409 takes everything back", taken_back),
+        ("a failing COMMIT is never a 2xx", failing_commit),
+        ("a replica stops under load", replica_stops),
+        ("no replica at all", no_replica),
+        ("no primary", no_primary),
+        ("nothing is left in a transaction", nothing_held),
+    )
+
+
+async def check_all(address: str, cluster: EmbeddedCluster, flights: int, console: Console) -> int:
+    """Run the checks and print one line for each.
+
+    Returns:
+        0 when all hold, else 1.
+    """
+    console.say()
+    failures = 0
+    limits = httpx.Limits(max_connections=100, max_keepalive_connections=100)
+    async with httpx.AsyncClient(base_url=address, timeout=30, limits=limits) as client:
+        smoke = Smoke(client, cluster, flights)
+        for title, check in Smoke.CHECKS:
+            started = time.monotonic()
+            try:
+                told, is_good = await check(smoke), True
+            except Exception as error:  # noqa: BLE001  # whatever went wrong is this check's result; the next one still runs
+                told = str(error) if isinstance(error, CheckFailed) else f"{type(error).__name__}: {error}"
+                is_good = False
+                failures += 1
+            spent = time.monotonic() - started
+            console.say(f"  {console.good_or_bad(is_good)} {title:<33} {told:<66} {spent:5.1f} s")
+    console.say(f"\n  {len(Smoke.CHECKS) - failures} of {len(Smoke.CHECKS)} checks passed")
+    return 1 if failures else 0

@@ -1,0 +1,258 @@
+"""`scripts/demo` as a stranger runs it: a process of its own, real servers, a real collector."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import httpx
+import pytest
+from otlp_collector import Collector, ReceivedSpan
+
+REPOSITORY = Path(__file__).parents[2]
+START_TIMEOUT_S = 60
+SERVER_KIND, CLIENT_KIND = 2, 3  # SpanKind of opentelemetry/proto/trace/v1/trace.proto
+
+
+class Demo:
+    """A running `scripts/demo`."""
+
+    def __init__(self, process: subprocess.Popen[str], output: list[str]) -> None:
+        self.process = process
+        self.output = output
+
+    @property
+    def address(self) -> str:
+        found = re.search(r"The desk is open: (http://\S+)/ui/", "".join(self.output))
+        assert found, "".join(self.output)
+        return found[1]
+
+    def end(self, number: signal.Signals) -> int:
+        """Send a signal, and read on until the process has ended."""
+        self.process.send_signal(number)
+        assert self.process.stdout
+        self.output += self.process.stdout.readlines()
+        return self.process.wait(timeout=30)
+
+
+def start(*arguments: str, **variables: str) -> subprocess.Popen[str]:
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("OTEL_")}
+    return subprocess.Popen(
+        [REPOSITORY / "scripts" / "demo", "--data", "week", *arguments],
+        env={**environment, "PYTHON": sys.executable, **variables},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    )
+
+
+@contextmanager
+def running(*arguments: str, **variables: str) -> Iterator[Demo]:
+    """A demo, from when it says that it is open."""
+    process = start("--port", "0", *arguments, **variables)
+    demo = Demo(process, [])
+    assert process.stdout
+    try:
+        for line in process.stdout:
+            demo.output.append(line)
+            if "Ctrl-C ends everything" in line:
+                break
+        else:
+            pytest.fail("it ended by itself:\n" + "".join(demo.output))
+        yield demo
+    finally:
+        if process.poll() is None:
+            process.terminate()
+            process.wait(timeout=30)
+        process.stdout.close()
+
+
+def family(pid: int) -> set[int]:
+    """A process and all its descendants."""
+    found = {pid}
+    for task in Path(f"/proc/{pid}/task").glob("*"):
+        for child in (task / "children").read_text().split():
+            found |= family(int(child))
+    return found
+
+
+def is_running(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+
+
+def wait_until(condition: Callable[[], bool], timeout_s: float = 20) -> bool:
+    deadline = time.monotonic() + timeout_s
+    while not condition():
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.02)
+    return True
+
+
+@pytest.fixture(scope="module")
+def collector() -> Iterator[Collector]:
+    with Collector() as collector:
+        yield collector
+
+
+@pytest.fixture(scope="module")
+def demo(collector: Collector) -> Iterator[Demo]:
+    with running(OTEL_EXPORTER_OTLP_ENDPOINT=collector.endpoint) as demo:
+        yield demo
+
+
+def test_spans_of_a_request_arrive_at_a_collector(demo: Demo, collector: Collector) -> None:
+    trace_id = os.urandom(16).hex()
+    headers = {"X-Tenant": "dl", "traceparent": f"00-{trace_id}-{os.urandom(8).hex()}-01"}
+    with httpx.Client(base_url=demo.address) as client:
+        flight = client.get("/flights?limit=1", headers={"X-Tenant": "dl"}).json()[0]["id"]
+        answer = client.post(f"/flights/{flight}/notes", headers=headers, json={"body": "secret of the desk"})
+    assert answer.status_code == 201
+
+    spans = collector.wait(trace_id, lambda found: any(span.kind == SERVER_KIND for span in found))
+
+    by_name = {span.name: span for span in spans}
+    request = by_name["POST /flights/{id:int}/notes"]
+    assert request.attributes["http.response.status_code"] == 201
+    routes = [span for span in spans if "asgi_datasource.reason" in span.attributes]
+    assert [span.attributes["asgi_datasource.reason"] for span in routes] == ["balanced", "write", "pinned"]
+    assert [span.attributes["asgi_datasource.role"] for span in routes] == ["replica", "primary", "primary"]
+    assert {span.attributes["asgi_datasource.tenant.id"] for span in routes} == {"dl"}
+    assert by_name["COMMIT"].attributes["asgi_datasource.transaction.outcome"] == "committed"
+    assert {"BEGIN", "INSERT notes", "SELECT flights", "SELECT notes"} <= set(by_name)
+    assert {by_name[name].kind for name in ("BEGIN", "INSERT notes", "COMMIT")} == {CLIENT_KIND}
+    assert {span.service for span in spans} == {"flight-desk"}
+    ids = {span.span_id for span in spans}
+    assert all(span.parent_id in ids for span in spans if span is not request)
+    assert "secret" not in repr(spans)
+
+
+def test_a_failed_commit_is_on_the_trace(demo: Demo, collector: Collector) -> None:
+    trace_id = os.urandom(16).hex()
+    headers = {"X-Tenant": "ua", "traceparent": f"00-{trace_id}-{os.urandom(8).hex()}-01"}
+    with httpx.Client(base_url=demo.address) as client:
+        flights = client.get("/flights?date=2013-08-28&limit=500", headers={"X-Tenant": "ua"}).json()
+        one, two = next(
+            (one, two)
+            for one in flights
+            for two in flights
+            if one["id"] != two["id"] and (one["origin"], one["dest"]) == (two["origin"], two["dest"])
+        )
+        wish = {"to": two["id"], "passengers": 400}
+        answer = client.post(f"/flights/{one['id']}/rebook", headers=headers, json=wish)
+    assert answer.status_code == 422
+
+    def has_ended(found: list[ReceivedSpan]) -> bool:
+        return any(span.kind == SERVER_KIND for span in found)
+
+    commit = next(span for span in collector.wait(trace_id, has_ended) if span.name == "COMMIT")
+    assert commit.attributes["asgi_datasource.transaction.outcome"] == "rolled_back"
+    assert commit.attributes["db.response.status_code"] == "23514"
+
+
+def test_the_page_is_told_where_a_request_went_and_why(demo: Demo) -> None:
+    with httpx.Client(base_url=demo.address) as client:
+        page = client.get("/")
+        assert page.status_code == 307
+        assert page.headers["location"] == "/ui/"
+        answer = client.get("/reports/hours", headers={"X-Tenant": "mq"})
+        number = int(answer.headers["x-request-number"])
+        told = client.get(f"/ui/requests?after={number - 1}&limit=1").json()
+    assert told["requests"][0] | {"at": 0, "ms": 0} == {
+        "number": number,
+        "method": "GET",
+        "path": "/reports/hours",
+        "tenant": "mq",
+        "at": 0,
+        "status": 200,
+        "ms": 0,
+        "page": False,
+        "outcome": None,
+        "steps": [
+            {
+                "datasource": "airlines",
+                "intent": "read",
+                "node": answer.headers["x-served-by"].split()[0],
+                "role": "replica",
+                "reason": "balanced",
+                "candidates": ["r1 up", "r2 up", "primary up"],
+                "statements": ["SELECT flights"],
+                "is_failed": False,
+            }
+        ],
+    }
+    assert {name: server["up"] for name, server in told["servers"].items()} == {"primary": True, "r1": True, "r2": True}
+
+
+def test_the_page_stops_and_starts_a_replica(demo: Demo) -> None:
+    with httpx.Client(base_url=demo.address, headers={"X-Desk-Page": "1", "X-Tenant": "dl"}, timeout=30) as client:
+        servers = client.post("/ui/control", json={"action": "stop", "server": "r1"}).json()
+        assert servers["r1"]["up"] is False
+        answers = [client.get("/reports/airports") for _ in range(6)]
+        assert [answer.status_code for answer in answers] == [200] * 6
+        assert answers[-1].headers["x-served-by"] == "r2 (balanced)"
+        servers = client.post("/ui/control", json={"action": "start", "server": "r1"}).json()
+        assert servers["r1"]["up"] is True
+
+        def r1_serves() -> bool:
+            return client.get("/reports/airports").headers["x-served-by"] == "r1 (balanced)"
+
+        assert wait_until(r1_serves)
+
+
+def test_other_pages_cannot_command_the_servers(demo: Demo) -> None:
+    order = {"action": "stop", "server": "r1"}
+    assert httpx.post(f"{demo.address}/ui/control", json=order).status_code == 403
+    own = {"X-Desk-Page": "1"}
+    assert httpx.post(f"{demo.address}/ui/control", json={"action": "stop"}, headers=own).status_code == 400
+    assert httpx.post(f"{demo.address}/ui/control", json=order | {"server": "r9"}, headers=own).status_code == 400
+    assert httpx.post(f"{demo.address}/ui/control", json=order | {"action": "drop"}, headers=own).status_code == 400
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_it_ends_cleanly(number: signal.Signals) -> None:
+    with running() as demo:
+        processes = family(demo.process.pid)
+        assert len(processes) > 10  # the desk, three servers and their workers
+        with socket.create_connection(("127.0.0.1", httpx.URL(demo.address).port or 0)):
+            # An idle connection must not hold it up.
+            assert demo.end(number) == 0
+    assert "Nothing is left running" in demo.output[-1]
+    assert wait_until(lambda: not any(map(is_running, processes)), 5)
+
+
+def test_nothing_is_left_when_it_is_killed() -> None:
+    with running() as demo:
+        processes = family(demo.process.pid)
+        demo.process.kill()
+        demo.process.wait()
+        assert wait_until(lambda: not any(map(is_running, processes)), 15)
+
+
+def test_a_taken_port_is_named() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        process = start("--port", str(taken.getsockname()[1]))
+        output, _ = process.communicate(timeout=START_TIMEOUT_S)
+    assert process.returncode == 1
+    assert "cannot listen on 127.0.0.1:" in output
+    assert "--port 0" in output
+
+
+def test_smoke() -> None:
+    process = start("--smoke")
+    output, _ = process.communicate(timeout=120)
+    assert process.returncode == 0, output
+    assert re.search(r"(\d+) of \1 checks passed", output), output
+    assert "All is well" in output
