@@ -1,0 +1,48 @@
+"""The configuration: one YAML, TOML or JSON document, checked as a whole before anything starts."""
+
+from .diagnostics import Code, Diagnostic, InvalidConfig, Position, Severity
+from .loading import examine, load
+from .models import (
+    Config,
+    ConsistencyConfig,
+    DataSourceConfig,
+    EndpointConfig,
+    ErrorsConfig,
+    PoolConfig,
+    ReplicaConfig,
+    ResolverConfig,
+    RouteRule,
+    RoutingConfig,
+    TelemetryConfig,
+    TenancyConfig,
+    TenantConfig,
+    TransactionsConfig,
+)
+from .schema import json_schema
+from .url import DatabaseUrl
+
+__all__ = [
+    "Code",
+    "Config",
+    "ConsistencyConfig",
+    "DataSourceConfig",
+    "DatabaseUrl",
+    "Diagnostic",
+    "EndpointConfig",
+    "ErrorsConfig",
+    "InvalidConfig",
+    "PoolConfig",
+    "Position",
+    "ReplicaConfig",
+    "ResolverConfig",
+    "RouteRule",
+    "RoutingConfig",
+    "Severity",
+    "TelemetryConfig",
+    "TenancyConfig",
+    "TenantConfig",
+    "TransactionsConfig",
+    "examine",
+    "json_schema",
+    "load",
+]

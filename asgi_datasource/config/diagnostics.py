@@ -1,0 +1,203 @@
+"""What is wrong with a document: where, what, and the mend; never a secret.
+
+A value from the environment or from a file is never shown, and of what stands in the document only what looks like a
+plain word: whatever else it is, it might be a password in the wrong place.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from enum import StrEnum
+from typing import Final
+
+from ..errors import ConfigError
+from .values import Given
+
+Path = tuple[str | int, ...]
+"""The way to a place in the document: keys, and indexes of list entries."""
+
+
+class Severity(StrEnum):
+    """How bad it is."""
+
+    ERROR = "error"
+    """The document is refused."""
+    WARNING = "warning"
+    """The document is used; something in it is probably not meant."""
+
+
+class Code(StrEnum):
+    """The stable code of each kind of problem: it never changes its meaning, and is never used again."""
+
+    NOT_READABLE = "ADS001"
+    """The file cannot be read, or its name does not tell its format."""
+    SYNTAX = "ADS002"
+    """Not YAML, TOML or JSON."""
+    DUPLICATE_KEY = "ADS003"
+    """A key stands twice in one place: which one counts is anybody's guess."""
+    TOO_LARGE = "ADS004"
+    """The file is too long, nested too deep, or grows too much by its aliases."""
+    NOT_PLAIN = "ADS005"
+    """Something that JSON has no word for: a tag, a date, an infinite number, a key that is no string."""
+    VARIABLE_NOT_SET = "ADS010"
+    """An environment variable is not set."""
+    MALFORMED_REFERENCE = "ADS011"
+    """`${` without a name and a closing brace."""
+    SECRET_NOT_READABLE = "ADS012"  # noqa: S105
+    """The file of a `{file: path}` cannot be read."""
+    UNKNOWN_KEY = "ADS020"
+    """A key that nobody knows here."""
+    MISSING_KEY = "ADS021"
+    """A key that must be there is not."""
+    WRONG_TYPE = "ADS022"
+    """A list for a mapping, a number for a string, null for a value."""
+    WRONG_VALUE = "ADS023"
+    """Of the right type, but out of range or of the wrong form."""
+    WRONG_COUNT = "ADS024"
+    """Too few or too many keys or entries."""
+    WRONG_NAME = "ADS025"
+    """A name, as a key, of the wrong form."""
+    NOT_YET_SUPPORTED = "ADS026"
+    """Part of the design, but not of this version."""
+    UNKNOWN_DATASOURCE = "ADS040"
+    """Names a datasource that is not there."""
+    SHARED_PLACE = "ADS041"
+    """Nothing keeps two tenants apart."""
+    CONTRADICTION = "ADS042"
+    """Two values that cannot both hold."""
+    SAME_SERVER = "ADS043"
+    """Two servers of a datasource have one URL."""
+    NO_RESOLVER = "ADS044"
+    """Tenants are configured, and no request can name one."""
+    TENANT_NAME = "ADS045"
+    """A tenant whose name requests cannot have."""
+    PATTERN = "ADS046"
+    """Not a regular expression."""
+    URL = "ADS047"
+    """A connection URL that libpq would not understand."""
+    UNREACHABLE = "ADS048"
+    """A rule or resolver that never comes to its turn."""
+    NAME_TOO_LONG = "ADS049"
+    """A name that PostgreSQL would cut off."""
+
+
+@dataclass(frozen=True, slots=True)
+class Position:
+    """A place in a file; line and column count from 1."""
+
+    file: str
+    line: int | None = None
+    column: int | None = None
+
+    def __str__(self) -> str:
+        return ":".join(str(part) for part in (self.file, self.line, self.column) if part is not None)
+
+
+@dataclass(frozen=True, slots=True)
+class Diagnostic:
+    """One problem.
+
+    Attributes:
+        code: Its kind.
+        path: The way to the key; of a missing key, to where it belongs.
+        message: What is wrong, without full stop.
+        mend: What to do, a sentence; empty where the message says it.
+        is_about_key: The key is wrong, not its value: the position is the key's.
+        position: Where it is, as far as that is known.
+        severity: How bad it is.
+    """
+
+    code: Code
+    path: Path
+    message: str
+    mend: str = ""
+    is_about_key: bool = False
+    position: Position | None = None
+    severity: Severity = Severity.ERROR
+
+    def at(self, position: Position | None) -> Diagnostic:
+        """The same problem with its position."""
+        return replace(self, position=position)
+
+    @property
+    def key(self) -> str:
+        """The path as it is shown: `datasources.eu.pool.max_size`, `routes[2].match`."""
+        return show_path(self.path)
+
+    def __str__(self) -> str:
+        where = f"{self.position}: " if self.position is not None else ""
+        key = f"{self.key}: " if self.path else ""
+        mend = f". {self.mend}" if self.mend else ""
+        return f"{where}{self.code} {key}{self.message}{mend}"
+
+
+class InvalidConfig(ConfigError):
+    """Raised when a document is refused; carries every problem that was found.
+
+    Attributes:
+        diagnostics: The problems, errors first, in the order of the document.
+    """
+
+    def __init__(self, diagnostics: Sequence[Diagnostic]) -> None:
+        self.diagnostics = tuple(diagnostics)
+        count = len(self.diagnostics)
+        heading = "the configuration has an error" if count == 1 else f"the configuration has {count} errors"
+        super().__init__("\n".join([f"{heading}:", *(f"  {diagnostic}" for diagnostic in self.diagnostics)]))
+
+
+_PLAIN_WORD: Final = re.compile(r"[\w.*/-]{1,64}")
+_HIDDEN: Final = "…"
+
+
+def show(value: object) -> str:
+    """A value as messages show it: a plain word or number, else only what it is.
+
+    What might be a secret is not shown: everything from the environment or a file, and every string but a plain word.
+    """
+    if value is None:
+        return "null"
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, int | float):
+        return repr(value) if abs(value) < 1e15 else "a number"
+    if isinstance(value, Given):
+        return "what the reference stands for"
+    if isinstance(value, str):
+        if not value:
+            return "an empty string"
+        return repr(value) if _PLAIN_WORD.fullmatch(value) else "this string"
+    if isinstance(value, dict):
+        return "a mapping"
+    return "a list" if isinstance(value, list | tuple) else f"a {type(value).__name__}"
+
+
+def show_key(key: str | int) -> str:
+    """A key as messages show it; one that does not look like a name is hidden."""
+    if isinstance(key, int) or _PLAIN_WORD.fullmatch(key):
+        return str(key)
+    return _HIDDEN
+
+
+def show_path(path: Path) -> str:
+    """A path as messages show it."""
+    parts: list[str] = []
+    for part in path:
+        if isinstance(part, int):
+            parts.append(f"[{part}]")
+        else:
+            shown = show_key(part)
+            shown = f'"{shown}"' if "." in shown else shown
+            parts.append(f".{shown}" if parts else shown)
+    return "".join(parts)
+
+
+def did_you_mean(word: str, candidates: Iterable[str]) -> str | None:
+    """The candidate that was probably meant."""
+    found = difflib.get_close_matches(word, list(candidates), n=1, cutoff=0.6)
+    if found:
+        return found[0]
+    folded = {candidate.casefold().replace("-", "_"): candidate for candidate in candidates}
+    return folded.get(word.casefold().replace("-", "_").replace(" ", "_"))

@@ -1,0 +1,14 @@
+"""How large a document may be: far above any real one, far below what hurts."""
+
+from __future__ import annotations
+
+from typing import Final
+
+MAX_BYTES: Final = 64 * 1024 * 1024
+"""Longest file; 100,000 tenants are about 8 MB."""
+MAX_DEPTH: Final = 32
+"""Deepest nesting; the document needs seven levels."""
+MAX_ALIASED_NODES: Final = 100_000
+"""How many values all aliases of a YAML text together may stand for."""
+MAX_SECRET_BYTES: Final = 64 * 1024
+"""Longest file behind a `{file: path}`."""

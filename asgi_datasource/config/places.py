@@ -1,0 +1,57 @@
+"""Where keys stand in a text: found on demand, for the keys that a message is about.
+
+A document of 100,000 tenants would need more memory for its positions than for itself, and nobody asks for them while
+nothing is wrong. So a reader takes a `Place` tree of the wanted paths with it and fills in what it passes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from .diagnostics import Path
+
+Mark = tuple[int, int]
+"""Line and column, counted from 1."""
+
+
+class Place:
+    """One node of the tree of wanted paths."""
+
+    __slots__ = ("children", "key", "value")
+
+    def __init__(self) -> None:
+        self.children: dict[str | int, Place] = {}
+        self.key: Mark | None = None
+        """Where the key stands; None for list entries and for what was not found."""
+        self.value: Mark | None = None
+        """Where the value starts."""
+
+    @classmethod
+    def of(cls, paths: Iterable[Path]) -> Place:
+        """A tree of these paths, still without marks."""
+        root = cls()
+        for path in paths:
+            node = root
+            for part in path:
+                node = node.children.setdefault(part, cls())
+        return root
+
+    def find(self, path: Path, *, is_about_key: bool) -> Mark | None:
+        """The mark of a path; for one that is not in the text, that of the innermost part of it that is.
+
+        Args:
+            path: One of the wanted paths.
+            is_about_key: Whether the key's place is wanted, not its value's.
+        """
+        node = self
+        best = self.value
+        for depth, part in enumerate(path, start=1):
+            child = node.children.get(part)
+            if child is None or child.value is None:
+                break
+            if depth == len(path) and not is_about_key:
+                best = child.value
+            else:
+                best = child.key or child.value
+            node = child
+        return best

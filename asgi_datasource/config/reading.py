@@ -1,0 +1,138 @@
+"""From a file to a plain document: mappings, lists, strings, numbers, booleans, null."""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from collections.abc import Iterable
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path as FilePath
+from typing import Any, Final
+
+from .diagnostics import Code, Diagnostic, Position
+from .json_text import locate_json, read_json
+from .limits import MAX_BYTES, MAX_DEPTH
+from .places import Place
+from .yaml_text import read_yaml
+
+
+class Format(StrEnum):
+    """The notations of the document."""
+
+    YAML = "yaml"
+    TOML = "toml"
+    JSON = "json"
+
+
+SUFFIXES: Final = {".yaml": Format.YAML, ".yml": Format.YAML, ".toml": Format.TOML, ".json": Format.JSON}
+
+
+@dataclass(frozen=True, slots=True, repr=False)
+class Text:
+    """A document as it was written.
+
+    Attributes:
+        file: The name that positions carry.
+        format: Its notation.
+        content: The text. May hold passwords: never shown.
+    """
+
+    file: str
+    format: Format
+    content: str
+
+    def __repr__(self) -> str:
+        return f"Text(file={self.file!r}, format={self.format.value!r}, {len(self.content)} characters)"
+
+
+def open_text(path: FilePath) -> Text | Diagnostic:
+    """Read a file.
+
+    Returns:
+        Its text, or the problem why there is none.
+    """
+    file = str(path)
+    position = Position(file)
+    form = SUFFIXES.get(path.suffix.lower())
+    if form is None:
+        mend = f"Use one of the endings {', '.join(SUFFIXES)}."
+        return Diagnostic(Code.NOT_READABLE, (), "the file's name does not tell its format", mend, position=position)
+    try:
+        with path.open("rb") as stream:
+            content = stream.read(MAX_BYTES + 1)
+    except OSError as error:
+        message = f"the file cannot be read: {error.strerror or type(error).__name__}"
+        return Diagnostic(Code.NOT_READABLE, (), message, "Check the path and its rights.", position=position)
+    if len(content) > MAX_BYTES:
+        message = f"the file is longer than {MAX_BYTES // 1024**2} MB"
+        return Diagnostic(Code.TOO_LARGE, (), message, "Is it the right one?", position=position)
+    try:
+        return Text(file, form, content.decode("utf-8-sig"))
+    except UnicodeDecodeError as error:
+        line = content.count(b"\n", 0, error.start) + 1
+        column = error.start - content.rfind(b"\n", 0, error.start)
+        message = "the file is not UTF-8"
+        return Diagnostic(Code.SYNTAX, (), message, "Save it as UTF-8.", position=Position(file, line, column))
+
+
+def read_text(text: Text) -> tuple[Any, list[Diagnostic]]:
+    """Read a document.
+
+    Returns:
+        The document, None when it could not be read to its end; and the problems, with their positions.
+    """
+    if text.format is Format.YAML:
+        document, problems = read_yaml(text.content, text.file)
+    elif text.format is Format.JSON:
+        document, problems = read_json(text.content, text.file)
+    else:
+        document, problems = _read_toml(text)
+    if document is None and not problems:
+        problems = [
+            Diagnostic(
+                Code.SYNTAX, (), "the document is empty", "Start with `version: 1`.", position=Position(text.file)
+            )
+        ]
+    return document, problems
+
+
+_TOML_PLACE: Final = re.compile(r" \(at (?:line (\d+), column (\d+)|end of document)\)$")
+_QUOTED: Final = re.compile(r"(['\"]).{2,}\1|\(.*\)")
+
+
+def _read_toml(text: Text) -> tuple[Any, list[Diagnostic]]:
+    try:
+        return tomllib.loads(text.content), []
+    except tomllib.TOMLDecodeError as error:
+        words = str(error)
+    except RecursionError:
+        message = f"nested deeper than {MAX_DEPTH} levels"
+        return None, [Diagnostic(Code.TOO_LARGE, (), message, position=Position(text.file))]
+    except ValueError:  # Python refuses to read numbers of more than 4300 digits.
+        return None, [Diagnostic(Code.TOO_LARGE, (), "a number of thousands of digits", position=Position(text.file))]
+    found = _TOML_PLACE.search(words)
+    line, column = (int(found[1]), int(found[2])) if found is not None and found[1] else (None, None)
+    # The parser's words may quote the text, and the text may be a password.
+    reason = _QUOTED.sub("…", _TOML_PLACE.sub("", words))
+    code = Code.DUPLICATE_KEY if "overwrite" in reason or "twice" in reason or "Duplicate" in reason else Code.SYNTAX
+    return None, [
+        Diagnostic(code, (), f"not TOML: {reason[:1].lower()}{reason[1:]}", position=Position(text.file, line, column))
+    ]
+
+
+def locate(text: Text, diagnostics: Iterable[Diagnostic]) -> list[Diagnostic]:
+    """Give each problem its position in the text, as far as the notation tells: in TOML, the file alone."""
+    found = list(diagnostics)
+    places = Place.of([problem.path for problem in found])
+    if text.format is Format.YAML:
+        read_yaml(text.content, text.file, places)
+    elif text.format is Format.JSON:
+        locate_json(text.content, text.file, places)
+    result: list[Diagnostic] = []
+    for problem in found:
+        if problem.position is None:
+            mark = places.find(problem.path, is_about_key=problem.is_about_key)
+            problem = problem.at(Position(text.file, *(mark or ())))
+        result.append(problem)
+    return result

@@ -1,0 +1,208 @@
+"""What a document takes from outside: `${NAME}` and `${NAME:-default}` from the environment, `{file: path}` from a file.
+
+`$${` stands for `${`. Everything that came from outside is `Given`: it may be read as a number or a boolean, and no
+message shows it.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping
+from pathlib import Path as FilePath
+from typing import Any, Final, cast
+
+from pydantic import SecretStr
+
+from .diagnostics import Code, Diagnostic, Path, did_you_mean
+from .limits import MAX_DEPTH, MAX_SECRET_BYTES
+from .values import Given
+
+VARIABLE: Final = r"\$\{[A-Za-z_][A-Za-z0-9_]*(?::-[^{}\x00-\x1f\x7f]*)?\}"
+"""A reference. The default ends at the first brace; references in defaults are refused, not misread."""
+_LITERAL: Final = r"[^$]|\$+[^${]|\$\$+\{"
+PLAIN_TEXT: Final = rf"^(?:{_LITERAL})*\$*$"
+"""Text without a reference, from end to end."""
+REFERENCE_TEXT: Final = rf"^(?:{_LITERAL})*{VARIABLE}(?:{_LITERAL}|{VARIABLE})*\$*$"
+"""Text with at least one reference, and every `${` of it well-formed."""
+
+_TOKENS: Final = re.compile(
+    r"(?P<escape>\$\$\{)|\$\{(?P<name>[A-Za-z_][A-Za-z0-9_]*)(?::-(?P<default>[^{}\x00-\x1f\x7f]*))?\}|(?P<broken>\$\{)"
+)
+
+
+class Outside:
+    """Resolves the references of one document and collects what is wrong with them.
+
+    Args:
+        environ: The environment.
+        folder: The folder that paths of secrets are relative to.
+    """
+
+    def __init__(self, environ: Mapping[str, str], folder: FilePath) -> None:
+        self._environ = environ
+        self._folder = folder
+        self.diagnostics: list[Diagnostic] = []
+
+    def resolve(self, document: Any) -> Any:
+        """The document with its references resolved; the given one is left as it is.
+
+        Parts without references are shared with the given document. Where a reference cannot be resolved there is a
+        problem in `diagnostics`, and an empty string.
+        """
+        resolved = self._resolve(document, ())
+        if isinstance(resolved, dict):
+            return self._with_secrets(cast("dict[str, Any]", resolved))
+        return resolved
+
+    def _note(self, code: Code, path: Path, message: str, mend: str, *, is_about_key: bool = False) -> None:
+        self.diagnostics.append(Diagnostic(code, path, message, mend, is_about_key=is_about_key))
+
+    def _resolve(self, value: Any, path: Path) -> Any:
+        if isinstance(value, str):
+            return self._text(value, path)
+        if isinstance(value, Mapping | list | tuple) and len(path) >= MAX_DEPTH:
+            self._note(Code.TOO_LARGE, path, f"nested deeper than {MAX_DEPTH} levels", "The document needs seven.")
+            return None
+        if isinstance(value, Mapping):
+            return self._mapping(cast("Mapping[Any, Any]", value), path)
+        if isinstance(value, list | tuple):
+            entries = cast("list[Any]", value)
+            return [self._child(entry, (*path, index)) for index, entry in enumerate(entries)]
+        if isinstance(value, float) and not math.isfinite(value):
+            self._note(Code.NOT_PLAIN, path, "not a finite number", "Write a number.")
+            return None
+        if value is None or isinstance(value, int | float | SecretStr):
+            return value
+        kind = type(value).__name__
+        mend = (
+            "Quote it." if kind in ("date", "datetime", "time") else "Write a mapping, list, string, number or boolean."
+        )
+        self._note(Code.NOT_PLAIN, path, f"a {kind} has no place in a document", mend)
+        return None
+
+    def _child(self, value: Any, path: Path) -> Any:
+        return value if _is_plain(value, MAX_DEPTH - len(path)) else self._resolve(value, path)
+
+    def _mapping(self, value: Mapping[Any, Any], path: Path) -> dict[str, Any]:
+        result: dict[str, Any] = {}
+        for key, child in value.items():
+            if isinstance(key, str):
+                result[key] = self._child(child, (*path, key))
+            else:
+                message = f"a key that is a {type(key).__name__}, not a string"
+                self._note(Code.NOT_PLAIN, path, message, "Quote it.", is_about_key=True)
+        return result
+
+    def _text(self, text: str, path: Path) -> str:
+        if "${" not in text:
+            return text
+        is_given = False
+
+        def replace(token: re.Match[str]) -> str:
+            nonlocal is_given
+            if token["escape"] is not None:
+                return "${"
+            if token["broken"] is not None:
+                mend = "Write ${NAME} or ${NAME:-default}; $${ stands for a plain ${."
+                self._note(Code.MALFORMED_REFERENCE, path, "'${' without a name and a closing brace", mend)
+                return ""
+            is_given = True
+            name: str = token["name"]
+            # As in a shell, the default also stands in for a variable that is set to nothing.
+            value = self._environ.get(name) or token["default"] or self._environ.get(name)
+            if value is None and token["default"] is None:
+                self._not_set(name, path)
+                return ""
+            return value or ""
+
+        resolved = _TOKENS.sub(replace, text)
+        return Given(resolved) if is_given else resolved
+
+    def _not_set(self, name: str, path: Path) -> None:
+        similar = did_you_mean(name, self._environ)
+        mend = f"Did you mean {similar}? Else set it" if similar else "Set it"
+        self._note(
+            Code.VARIABLE_NOT_SET,
+            path,
+            f"the environment variable {name} is not set",
+            f"{mend}, or give a default: ${{{name}:-default}}.",
+        )
+
+    def _with_secrets(self, document: dict[str, Any]) -> dict[str, Any]:
+        """The document with the files behind the endpoints' `{file: path}` read."""
+        datasources = document.get("datasources")
+        if not isinstance(datasources, dict):
+            return document
+        found: dict[Path, Given] = {}
+        for name, datasource in cast("dict[str, Any]", datasources).items():
+            if not isinstance(datasource, dict):
+                continue
+            here: Path = ("datasources", name)
+            endpoints: list[tuple[Path, Any]] = [((*here, "primary"), datasource.get("primary"))]
+            replicas = datasource.get("replicas")
+            if isinstance(replicas, dict):
+                endpoints += [((*here, "replicas", key), value) for key, value in replicas.items()]
+            for path, endpoint in endpoints:
+                if isinstance(endpoint, dict) and _is_file(endpoint.get("url")):
+                    found[*path, "url"] = self._secret(endpoint["url"]["file"], (*path, "url"))
+        for path, secret in found.items():
+            document = _replaced(document, path, secret)
+        return document
+
+    def _secret(self, file: str, path: Path) -> Given:
+        try:
+            with (self._folder / file).open("rb") as stream:
+                content = stream.read(MAX_SECRET_BYTES + 1)
+            if len(content) > MAX_SECRET_BYTES:
+                reason = f"it is longer than {MAX_SECRET_BYTES // 1024} kB"
+            else:
+                text = content.decode()
+                return Given(text.removesuffix("\n").removesuffix("\r"))
+        except OSError as error:
+            reason = error.strerror or type(error).__name__
+        except ValueError:  # not UTF-8, or a NUL in the path
+            reason = "it is not UTF-8 text, or its path is none"
+        mend = "Check the path and its rights; a relative path starts at the configuration file."
+        self._note(Code.SECRET_NOT_READABLE, path, f"the secret's file cannot be read: {reason}", mend)
+        return Given("")
+
+
+def _is_file(value: Any) -> bool:
+    return (
+        isinstance(value, dict) and list(cast("dict[str, Any]", value)) == ["file"] and isinstance(value["file"], str)
+    )
+
+
+def _replaced(document: dict[str, Any], path: Path, value: Any) -> dict[str, Any]:
+    """The document with the value at a path of keys replaced; everything beside the path is shared."""
+    key, *rest = path
+    copy = dict(document)
+    copy[cast("str", key)] = _replaced(copy[cast("str", key)], tuple(rest), value) if rest else value
+    return copy
+
+
+def _is_plain(value: Any, depth: int) -> bool:
+    """Whether there is nothing to resolve or refuse in a value. Runs over every value of every document."""
+    kind = type(value)
+    if kind is str:
+        return "${" not in value
+    if kind is dict:
+        children = value.values()
+        for key in value:
+            if type(key) is not str:
+                return False
+    elif kind is list:
+        children = value
+    else:
+        return value is None or kind is int or kind is bool or (kind is float and math.isfinite(value))
+    if depth <= 0:
+        return False
+    for child in children:
+        kind = type(child)
+        if kind is str:
+            if "${" in child:
+                return False
+        elif kind is not int and kind is not bool and child is not None and not _is_plain(child, depth - 1):
+            return False
+    return True

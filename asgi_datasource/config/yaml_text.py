@@ -1,0 +1,283 @@
+"""YAML text, read by the core schema of YAML 1.2 and with bounds.
+
+PyYAML's own loaders follow YAML 1.1 (`no` is false there, `1:30` is 90), keep the last of two equal keys, and forget
+where things stood. Only its parser is used here: one loop over its events, without recursion.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Any, Final
+
+import yaml
+
+from .diagnostics import Code, Diagnostic, Path, Position
+from .limits import MAX_ALIASED_NODES, MAX_DEPTH
+from .places import Mark, Place
+
+_LOADER: Final[Any] = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+"""libyaml's parser where PyYAML was built with it: twenty times as fast."""
+
+_TAG: Final = "tag:yaml.org,2002:"
+_NULL: Final = frozenset({"", "~", "null", "Null", "NULL"})
+_BOOL: Final = {"true": True, "True": True, "TRUE": True, "false": False, "False": False, "FALSE": False}
+_INT: Final = re.compile(r"[-+]?[0-9]{1,300}|0o[0-7]{1,300}|0x[0-9a-fA-F]{1,300}")
+_BASES: Final = {"0o": 8, "0x": 16}
+_NUMBER_START: Final = frozenset("0123456789+-.")
+_FLOAT: Final = re.compile(r"[-+]?(?:\.[0-9]+|[0-9]+(?:\.[0-9]*)?)(?:[eE][-+]?[0-9]+)?")
+_SPECIAL_FLOAT: Final = re.compile(r"[-+]?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN)")
+
+
+class _Stop(Exception):
+    """The text cannot be read any further."""
+
+    def __init__(self, diagnostic: Diagnostic) -> None:
+        super().__init__(diagnostic.code)
+        self.diagnostic = diagnostic
+
+
+class _Frame:
+    """A mapping or list that is being read."""
+
+    __slots__ = ("anchor", "container", "expects_key", "is_mapping", "key", "key_mark", "place", "started_at")
+
+    def __init__(self, container: Any, place: Place | None, anchor: str | None, started_at: int) -> None:
+        self.container = container
+        self.is_mapping = type(container) is dict
+        self.expects_key = self.is_mapping
+        self.key: str | int = 0
+        """The key, or the index, of the value that is being read."""
+        self.key_mark: Mark | None = None
+        self.place = place
+        self.anchor = anchor
+        self.started_at = started_at
+
+
+class _Anchored:
+    """What an anchor stands for, and how many nodes an alias of it adds."""
+
+    __slots__ = ("size", "value")
+
+    def __init__(self, value: Any, size: int) -> None:
+        self.value = value
+        self.size = size
+
+
+class _Reader:
+    """Builds the document from the events of one text."""
+
+    def __init__(self, file: str, places: Place | None) -> None:
+        self._file = file
+        self._places = places
+        self._frames: list[_Frame] = []
+        self._anchors: dict[str, _Anchored | None] = {}
+        self._nodes = 0
+        self._aliased = 0
+        self._documents = 0
+        self.document: Any = None
+        self.diagnostics: list[Diagnostic] = []
+
+    def read(self, text: str) -> None:
+        parser = _LOADER(text)
+        try:
+            while parser.check_event():
+                self._take(parser.get_event())
+        finally:
+            parser.dispose()
+
+    def _take(self, event: Any) -> None:
+        kind = type(event)
+        if kind is yaml.ScalarEvent:
+            self._scalar(event)
+        elif kind is yaml.MappingStartEvent or kind is yaml.SequenceStartEvent:
+            self._open({} if kind is yaml.MappingStartEvent else [], event)
+        elif kind is yaml.MappingEndEvent or kind is yaml.SequenceEndEvent:
+            self._close()
+        elif kind is yaml.AliasEvent:
+            self._alias(event)
+        elif kind is yaml.DocumentStartEvent:
+            self._documents += 1
+            if self._documents > 1:
+                raise self._stop(Code.SYNTAX, event, "a second document starts here", "Keep one document in a file.")
+
+    def _scalar(self, event: Any) -> None:
+        frame = self._frames[-1] if self._frames else None
+        if frame is not None and frame.expects_key:
+            self._key(frame, event)
+            return
+        value = self._resolve(event)
+        self._nodes += 1
+        if event.anchor is not None:
+            self._anchors[event.anchor] = _Anchored(value, 1)
+        self._put(frame, value, event)
+
+    def _key(self, frame: _Frame, event: Any) -> None:
+        # A key is the string that is written there, whatever the same letters would mean as a value: a tenant may be
+        # called `no`, `42` or `null`.
+        if event.anchor is not None or (event.tag is not None and event.tag not in ("!", f"{_TAG}str")):
+            self._note(Code.NOT_PLAIN, event, "a key with an anchor or a tag", "Write the key as a plain string.")
+        key: str = event.value
+        frame.key_mark = _mark(event)
+        frame.key = key
+        frame.expects_key = False
+        if key in frame.container:
+            mend = "Keep one of them."
+            if key == "<<":
+                mend = "Merge keys are not part of YAML 1.2: write the keys out."
+            self._note(Code.DUPLICATE_KEY, event, "the key stands here a second time", mend)
+
+    def _open(self, container: Any, event: Any) -> None:
+        if len(self._frames) >= MAX_DEPTH:
+            message = f"nested deeper than {MAX_DEPTH} levels"
+            raise self._stop(Code.TOO_LARGE, event, message, "The document needs less than ten.")
+        frame = self._frames[-1] if self._frames else None
+        if frame is not None and frame.expects_key:
+            raise self._stop(Code.NOT_PLAIN, event, "a mapping or list as a key", "Keys are strings.")
+        if event.tag is not None and event.tag not in (f"{_TAG}map", f"{_TAG}seq", "!"):
+            self._note(Code.NOT_PLAIN, event, "a tag, which stands for something only a program can make", "Remove it.")
+        self._nodes += 1
+        if event.anchor is not None:
+            self._anchors[event.anchor] = None
+        place = self._put(frame, container, event)
+        self._frames.append(_Frame(container, place, event.anchor, self._nodes))
+
+    def _close(self) -> None:
+        frame = self._frames.pop()
+        if frame.anchor is not None:
+            self._anchors[frame.anchor] = _Anchored(frame.container, self._nodes - frame.started_at + 1)
+
+    def _alias(self, event: Any) -> None:
+        frame = self._frames[-1] if self._frames else None
+        if frame is not None and frame.expects_key:
+            raise self._stop(Code.NOT_PLAIN, event, "an alias as a key", "Write the key out.")
+        if event.anchor not in self._anchors:
+            raise self._stop(
+                Code.SYNTAX, event, "an alias of an anchor that is not there", "Quote a string that starts with '*'."
+            )
+        anchored = self._anchors[event.anchor]
+        if anchored is None:
+            raise self._stop(Code.TOO_LARGE, event, "an alias of what it stands in, without end", "Write it out.")
+        self._nodes += anchored.size
+        self._aliased += anchored.size
+        if self._aliased > MAX_ALIASED_NODES:
+            message = f"aliases stand for more than {MAX_ALIASED_NODES} values"
+            raise self._stop(Code.TOO_LARGE, event, message, "Write them out.")
+        self._put(frame, anchored.value, event)
+
+    def _put(self, frame: _Frame | None, value: Any, event: Any) -> Place | None:
+        """Put a value where it belongs.
+
+        Returns:
+            Its place, when something in it is wanted.
+        """
+        key_mark: Mark | None = None
+        if frame is None:
+            self.document = value
+            place = self._places
+        else:
+            if frame.is_mapping:
+                frame.container[frame.key] = value
+                frame.expects_key = True
+                key_mark = frame.key_mark
+            else:
+                frame.key = len(frame.container)
+                frame.container.append(value)
+            place = None if frame.place is None else frame.place.children.get(frame.key)
+        if place is not None:
+            place.key = key_mark
+            place.value = _mark(event)
+        return place
+
+    def _resolve(self, event: Any) -> Any:
+        text: str = event.value
+        tag = event.tag
+        if tag is None:
+            if not event.implicit[0]:
+                return text
+            if text in _NULL:
+                return None
+            if text in _BOOL:
+                return _BOOL[text]
+        elif tag in ("!", f"{_TAG}str"):
+            return text
+        elif tag == f"{_TAG}null" and text in _NULL:
+            return None
+        elif tag == f"{_TAG}bool" and text in _BOOL:
+            return _BOOL[text]
+        elif tag not in (f"{_TAG}int", f"{_TAG}float"):
+            self._note(Code.NOT_PLAIN, event, "a tag, which stands for something only a program can make", "Remove it.")
+            return text
+        if text[:1] not in _NUMBER_START:
+            return text
+        if _INT.fullmatch(text):
+            return int(text, _BASES.get(text[:2], 10))
+        if _FLOAT.fullmatch(text):
+            return float(text)
+        if _SPECIAL_FLOAT.fullmatch(text):
+            return float(text.replace(".", "", 1))
+        return text
+
+    @property
+    def _path(self) -> Path:
+        """The way to what is being read."""
+        path = [frame.key for frame in self._frames]
+        if path and self._frames[-1].expects_key:
+            path.pop()
+        return tuple(path)
+
+    def _position(self, event: Any) -> Position:
+        return Position(self._file, *_mark(event))
+
+    def _note(self, code: Code, event: Any, message: str, mend: str) -> None:
+        self.diagnostics.append(
+            Diagnostic(code, self._path, message, mend, is_about_key=True, position=self._position(event))
+        )
+
+    def _stop(self, code: Code, event: Any, message: str, mend: str) -> _Stop:
+        return _Stop(Diagnostic(code, self._path, message, mend, position=self._position(event)))
+
+
+def _mark(event: Any) -> Mark:
+    return event.start_mark.line + 1, event.start_mark.column + 1
+
+
+def read_yaml(text: str, file: str, places: Place | None = None) -> tuple[Any, list[Diagnostic]]:
+    """Read one YAML document.
+
+    Args:
+        text: The text.
+        file: The name that positions carry.
+        places: Wanted paths, whose marks are filled in.
+
+    Returns:
+        The document and its problems; after one that ends the reading, the document is None.
+    """
+    reader = _Reader(file, places)
+    try:
+        reader.read(text)
+    except _Stop as stop:
+        return None, [*reader.diagnostics, stop.diagnostic]
+    except yaml.MarkedYAMLError as error:
+        return None, [*reader.diagnostics, _syntax(error, file)]
+    except yaml.reader.ReaderError as error:
+        line = text.count("\n", 0, error.position) + 1
+        column = error.position - text.rfind("\n", 0, error.position)
+        position = Position(file, line, column)
+        return None, [
+            Diagnostic(Code.SYNTAX, (), "a character that YAML does not allow", "Remove it.", position=position)
+        ]
+    return reader.document, reader.diagnostics
+
+
+_QUOTED: Final = re.compile(r"(['\"]).{2,}\1")
+
+
+def _syntax(error: yaml.MarkedYAMLError, file: str) -> Diagnostic:
+    mark = error.problem_mark or error.context_mark
+    position = Position(file) if mark is None else Position(file, mark.line + 1, mark.column + 1)
+    # The parser's words may quote the text, and the text may be a password.
+    problem = _QUOTED.sub("…", error.problem or error.context or "it cannot be read")
+    mend = ""
+    if "\\t" in problem or "tab" in problem:
+        mend = "Indent with spaces, not with tabs."
+    return Diagnostic(Code.SYNTAX, (), f"not YAML: {problem}", mend, position=position)
