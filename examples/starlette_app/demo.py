@@ -73,8 +73,8 @@ class Console:
         print(f"  {title:<44} ", end="", flush=True)
         try:
             yield outcome.append
-        except BaseException:
-            print("not done", flush=True)
+        except Exception:
+            print("failed", flush=True)
             raise
         print(f"{outcome[-1] if outcome else 'ok':<44} {time.monotonic() - started:5.1f} s", flush=True)
 
@@ -220,7 +220,7 @@ def invite(console: Console, address: str) -> None:
 
   From a terminal (the header X-Served-By says who answered):
     curl -i {address}/reports/hours -H 'X-Tenant: dl'
-    curl -i {address}/t/ua/flights?date=2013-08-28
+    curl -i '{address}/t/ua/flights?date=2013-08-28'
     curl -i {address}/flights/search -H 'X-Tenant: 9e' -d '{{"dest": "ORD", "limit": 3}}'
     curl -i {address}/flights -H 'X-Tenant: zz'
 """)
