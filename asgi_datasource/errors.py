@@ -232,6 +232,13 @@ def classify(detail: ErrorDetail) -> Classification:
     return _CONNECTION if detail.is_broken else _OTHER
 
 
+class ClientDisconnected(DataError):
+    """Raised from a statement whose request's client has gone away; the transaction is rolled back."""
+
+    def __init__(self) -> None:
+        super().__init__(DataErrorKind.CLOSED, "the client has disconnected; the request's transaction is rolled back")
+
+
 class ConfigError(DataError):
     """Raised when the configuration cannot be used; the message lists every problem found, one a line."""
 

@@ -169,23 +169,44 @@ class TenantResolution:
     def __bool__(self) -> bool:
         return bool(self._resolvers)
 
-    async def resolve(self, scope: Scope) -> Resolution | None:
+    def resolve(self, scope: Scope) -> Resolution | None | Awaitable[Resolution | None]:
         """Ask the resolvers in order; the first answer wins.
 
         Returns:
-            A checked answer, or None when there is none and the configuration names a default datasource.
+            A checked answer, or None when there is none and the configuration names a default datasource; awaitable
+            only where a resolver has to wait for its answer.
 
         Raises:
             DataError: TENANT: nobody answered, a header is there twice, or the name does not match the pattern.
         """
-        for resolver in self._resolvers:
+        for index, resolver in enumerate(self._resolvers):
             answer = resolver(scope)
-            if answer is not None and not isinstance(answer, Resolution):
-                answer = await answer
-            if answer is not None:
-                if len(answer.name) > MAX_NAME_LENGTH or self._pattern.fullmatch(answer.name) is None:
-                    raise bad_request("the request's tenant is not a valid tenant name")
-                return answer
-        if self.is_allowed_missing:
+            if answer is None:
+                continue
+            if not isinstance(answer, Resolution):
+                return self._resolve_later(answer, index + 1, scope)
+            return self._checked(answer)
+        self._check_may_be_missing()
+        return None
+
+    async def _resolve_later(
+        self, waiting: Awaitable[Resolution | None], following: int, scope: Scope
+    ) -> Resolution | None:
+        answer = await waiting
+        while answer is None and following < len(self._resolvers):
+            given = self._resolvers[following](scope)
+            answer = given if given is None or isinstance(given, Resolution) else await given
+            following += 1
+        if answer is None:
+            self._check_may_be_missing()
             return None
-        raise DataError(DataErrorKind.TENANT, "the request names no tenant", http_status=self._missing_status)
+        return self._checked(answer)
+
+    def _checked(self, answer: Resolution) -> Resolution:
+        if len(answer.name) > MAX_NAME_LENGTH or self._pattern.fullmatch(answer.name) is None:
+            raise bad_request("the request's tenant is not a valid tenant name")
+        return answer
+
+    def _check_may_be_missing(self) -> None:
+        if not self.is_allowed_missing:
+            raise DataError(DataErrorKind.TENANT, "the request names no tenant", http_status=self._missing_status)

@@ -1,0 +1,77 @@
+"""The request's messages, read ahead so that a client's leaving is noticed while the application waits for SQL."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+
+from starlette.types import Message, Receive
+
+
+class Inbox:
+    """Stands before the server's `receive`: the application and a watcher share it, and no message is lost.
+
+    While a body is under way the watcher leaves the messages to the application, so that an upload's backpressure
+    works as before; it reads only the first message ahead, and what comes after the body's end.
+    """
+
+    __slots__ = ("_fetching", "_has_begun", "_has_ended", "_is_gone", "_receive", "_stash", "_wake")
+
+    def __init__(self, receive: Receive) -> None:
+        self._receive = receive
+        self._stash: deque[Message] = deque()
+        self._fetching: asyncio.Task[None] | None = None
+        self._has_begun = False
+        self._has_ended = False
+        self._is_gone = False
+        self._wake = asyncio.Event()
+
+    async def receive(self) -> Message:
+        """The next message, for the application."""
+        while not self._stash:
+            if self._fetching is None:
+                message = await self._receive()
+                self._note(message)
+                return message
+            # The watcher is reading, and what it gets is ours. `wait` leaves its task alone when we are cancelled.
+            await asyncio.wait({self._fetching})
+        return self._stash.popleft()
+
+    async def wait_for_disconnect(self) -> bool:
+        """Wait until the client is gone, for the watcher.
+
+        Returns:
+            Whether it is; False when the server's `receive` failed, which the application will hear of itself.
+        """
+        while not self._is_gone:
+            if self._has_begun and not self._has_ended:
+                self._wake.clear()
+                await self._wake.wait()
+                continue
+            if self._fetching is None:
+                self._fetching = asyncio.get_running_loop().create_task(self._fetch())
+            fetching = self._fetching
+            await asyncio.wait({fetching})
+            if fetching.cancelled() or fetching.exception() is not None:
+                return False
+        return True
+
+    def close(self) -> None:
+        """The request is over: stop reading ahead."""
+        if self._fetching is not None:
+            self._fetching.cancel()
+
+    async def _fetch(self) -> None:
+        try:
+            message = await self._receive()
+        finally:
+            self._fetching = None
+        self._stash.append(message)
+        self._note(message)
+
+    def _note(self, message: Message) -> None:
+        self._has_begun = True
+        self._is_gone = message["type"] == "http.disconnect"
+        if self._is_gone or not message.get("more_body", False):
+            self._has_ended = True
+        self._wake.set()

@@ -1,0 +1,518 @@
+"""The ASGI edge: a scope comes in, the first byte is held, the outcome is decided, the transaction ends.
+
+A `RequestGuard` is made for each request and holds its state:
+
+    OPEN ──────────────▶ ENDING ─▶ ENDED        the application's response starts: commit or roll back, then pass it on
+      └─▶ DOOMED ──────────┘  └──▶ REPLACED     the commit failed: another response has been sent in its place
+
+DOOMED is a request whose deadline has passed or whose client is gone: only the rollback is left.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import inspect
+import logging
+import time
+from collections.abc import Mapping, MutableMapping
+from enum import StrEnum
+from pathlib import Path
+from typing import Any, Final, cast
+
+from starlette.concurrency import run_in_threadpool
+from starlette.requests import Request
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from .config import Config
+from .errors import ClientDisconnected, ConfigError, DataError, DataErrorKind
+from .inbox import Inbox
+from .registry import DataSourceRegistry, compile
+from .session import SCOPE_KEY, DataSession, Writers, deadline_passed
+from .tenancy import Resolution, TenantResolver
+from .transaction import current_runner
+
+logger = logging.getLogger("asgi_datasource.middleware")
+
+WATCH_AFTER_S: Final = 0.1
+"""Seconds into its first statement after which a request watches for its client's leaving; most are done by then."""
+
+DEADLINE_RETRY_S: Final = 1.0
+"""Seconds after which a request that ignores its deadline is interrupted again."""
+
+
+class GuardState(StrEnum):
+    """Where a request stands."""
+
+    OPEN = "open"
+    DOOMED = "doomed"
+    ENDING = "ending"
+    ENDED = "ended"
+    REPLACED = "replaced"
+    """Another response has been sent; what the application still sends is swallowed."""
+
+
+class ResponseReplaced(BaseException):
+    """Raised out of `send` to end the application's call after another response was sent in its place.
+
+    A BaseException, so that no `except Exception` of a framework takes it for an error to render.
+    """
+
+
+class DataSourceMiddleware:
+    """Give every request its tenant's session, and end its transaction before the first byte of the response leaves.
+
+    Args:
+        app: The ASGI application.
+        config: A path to a YAML, TOML or JSON document, a mapping, or a `Config`. One of `config` and `registry`.
+        registry: A registry that is compiled already; its owner opens and closes it, or leaves that to the middleware.
+        resolvers: Asked for the tenant before those of the configuration.
+
+    Raises:
+        ConfigError: The configuration is wrong; every problem is listed.
+    """
+
+    def __init__(
+        self,
+        app: ASGIApp,
+        config: str | Path | Mapping[str, Any] | Config | None = None,
+        *,
+        registry: DataSourceRegistry | None = None,
+        resolvers: tuple[TenantResolver, ...] | list[TenantResolver] = (),
+    ) -> None:
+        if registry is None:
+            if config is None:
+                raise ConfigError("DataSourceMiddleware takes config= or registry=")
+            registry = compile(config)
+        elif config is not None:
+            raise ConfigError("DataSourceMiddleware takes config= or registry=, not both")
+        self.app = app
+        self.registry = registry
+        self._tenancy = self.registry.resolution(resolvers)
+        self._exempt = self.registry.exempt_paths
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        kind = scope["type"]
+        if kind == "http":
+            await self._http(scope, receive, send)
+        elif kind == "websocket":
+            await self._websocket(scope, receive, send)
+        elif kind == "lifespan":
+            await _Lifespan(self.app, self.registry).run(scope, receive, send)
+        else:
+            await self.app(scope, receive, send)
+
+    async def _http(self, scope: Scope, receive: Receive, send: Send) -> None:
+        started = time.monotonic()
+        registry = self.registry
+        outer = cast("DataSession | None", scope.get(SCOPE_KEY))
+        if self._exempt.matches(scope["path"]) or (outer is not None and outer.registry is registry):
+            # Exempt, or the same middleware a second time: the session that is there already is the right one.
+            await self.app(scope, receive, send)
+            return
+        if not registry.is_open:
+            await registry.open()
+        try:
+            resolution = self._tenancy.resolve(scope)
+            if resolution is not None and not isinstance(resolution, Resolution):
+                resolution = await resolution
+            tenant, datasource = registry.find(None if resolution is None else resolution.name)
+        except DataError as error:
+            await registry.problems.send(error, scope, send)
+            return
+        if outer is not None or (resolution is not None and resolution.prefix):
+            scope = dict(scope)
+            if resolution is not None and resolution.prefix:
+                scope["root_path"] = scope.get("root_path", "") + resolution.prefix
+        guard = RequestGuard(self.app, registry, scope, receive, send)
+        session = DataSession(
+            registry,
+            datasource,
+            tenant,
+            policy=registry.policy,
+            background=registry.background,
+            scope=scope,
+            method=scope["method"],
+            rule=registry.rules.match(scope["method"], scope["path"]),
+            started=started,
+            owner=guard,
+        )
+        if outer is not None:
+            _share_writers(outer, session)
+        await guard.run(session)
+
+    async def _websocket(self, scope: Scope, receive: Receive, send: Send) -> None:
+        registry = self.registry
+        outer = cast("DataSession | None", scope.get(SCOPE_KEY))
+        if self._exempt.matches(scope["path"]) or (outer is not None and outer.registry is registry):
+            await self.app(scope, receive, send)
+            return
+        if not registry.is_open:
+            await registry.open()
+        try:
+            resolution = self._tenancy.resolve(scope)
+            if resolution is not None and not isinstance(resolution, Resolution):
+                resolution = await resolution
+            tenant, datasource = registry.find(None if resolution is None else resolution.name)
+        except DataError as error:
+            logger.info("websocket refused: %s", error)
+            # Before it is accepted, a close is answered with 403 by the server (ASGI specification, "Close").
+            await receive()
+            await send({"type": "websocket.close", "code": 1008, "reason": "tenant"})
+            return
+        scope = dict(scope)
+        if resolution is not None and resolution.prefix:
+            scope["root_path"] = scope.get("root_path", "") + resolution.prefix
+        session = DataSession(
+            registry,
+            datasource,
+            tenant,
+            policy=registry.statement_policy,
+            background=registry.background,
+            scope=scope,
+            method="WEBSOCKET",
+            rule=registry.rules.match("WEBSOCKET", scope["path"]),
+        )
+        scope[SCOPE_KEY] = session
+        token = current_runner.set(session)
+        try:
+            await self.app(scope, receive, send)
+        finally:
+            current_runner.reset(token)
+            await registry.background.run(_end_websocket(session))
+
+
+async def _end_websocket(session: DataSession) -> None:
+    await session.end(commit=True, reason="websocket closed")
+    await session.run_due_hooks()
+
+
+def _share_writers(outer: DataSession, inner: DataSession) -> None:
+    if outer.writers is None:
+        outer.writers = Writers(allows_several=outer.registry.policy.allows_multiple_writers)
+        if outer.in_transaction():
+            outer.writers.claim(outer)
+    inner.writers = outer.writers
+
+
+class RequestGuard:
+    """One request between the server and the application: holds the response until the outcome is known."""
+
+    __slots__ = (
+        "_app",
+        "_cancellations",
+        "_inbox",
+        "_raw_receive",
+        "_raw_send",
+        "_registry",
+        "_scope",
+        "_session",
+        "_stopped_by",
+        "_task",
+        "_timer",
+        "_watch",
+        "_watch_timer",
+        "state",
+    )
+
+    def __init__(
+        self, app: ASGIApp, registry: DataSourceRegistry, scope: MutableMapping[str, Any], receive: Receive, send: Send
+    ) -> None:
+        self._app = app
+        self._registry = registry
+        self._scope = scope
+        self._raw_receive = receive
+        self._raw_send = send
+        self.state = GuardState.OPEN
+        self._inbox: Inbox | None = None
+        self._session: DataSession | None = None
+        self._stopped_by: DataError | None = None
+        self._task: asyncio.Task[Any] | None = None
+        self._cancellations = 0
+        self._timer: asyncio.TimerHandle | None = None
+        self._watch_timer: asyncio.TimerHandle | None = None
+        self._watch: asyncio.Task[None] | None = None
+
+    async def run(self, session: DataSession) -> None:
+        """Call the application, and end the transaction by what becomes of the call."""
+        self._session = session
+        scope = self._scope
+        scope[SCOPE_KEY] = session
+        token = current_runner.set(session)
+        try:
+            await self._app(scope, self._receive, self._send)
+        except BaseException as error:
+            if not await self._failed(session, error):
+                raise
+        else:
+            if self.state not in (GuardState.ENDED, GuardState.REPLACED):
+                # It never started a response: nobody has been told that anything was done.
+                await self._registry.background.run(session.end(commit=False, reason="no response"))
+                self.state = GuardState.ENDED
+        finally:
+            current_runner.reset(token)
+            self._disarm()
+            self._take_back_cancellation()
+            if self._inbox is not None:
+                self._inbox.close()
+            if session.has_due_hooks:
+                await self._registry.background.run(session.run_due_hooks())
+
+    # -- what the application sees
+
+    async def _receive(self) -> Message:
+        inbox = self._inbox
+        if inbox is None:
+            inbox = self._inbox = Inbox(self._raw_receive)
+        return await inbox.receive()
+
+    async def _send(self, message: Message) -> None:
+        state = self.state
+        if state is GuardState.ENDED:
+            await self._raw_send(message)
+            return
+        if state is GuardState.REPLACED:
+            raise ResponseReplaced
+        # Informational responses (1xx, early hints) pass: they promise nothing.
+        if message["type"] == "http.response.start" and message["status"] >= 200:
+            session = cast("DataSession", self._session)
+            if session.is_unused:
+                session.close_unused()
+                self.state = GuardState.ENDED
+            else:
+                await self._end(session, message["status"])
+        await self._raw_send(message)
+
+    async def _end(self, session: DataSession, status: int) -> None:
+        """The response starts: commit or roll back.
+
+        Raises:
+            ResponseReplaced: It was to be committed and was not; another response has been sent.
+        """
+        self._disarm()
+        self.state = GuardState.ENDING
+        try:
+            await session.end(commit=session.commits_on(status), reason=f"status {status}")
+        except DataError as error:
+            await self._replace(error)
+            raise ResponseReplaced from error
+        self.state = GuardState.ENDED
+
+    # -- what becomes of the call
+
+    async def _failed(self, session: DataSession, error: BaseException) -> bool:
+        """An exception came out of the application.
+
+        Returns:
+            Whether it has been dealt with; otherwise it goes on unchanged.
+        """
+        if self.state is GuardState.REPLACED:
+            return _is_only(error, ResponseReplaced)
+        if self.state is GuardState.ENDED:
+            return False
+        self._disarm()
+        if session.commits_after(error):
+            try:
+                await session.end(commit=True, reason="")
+            except DataError as commit_error:
+                await self._replace(commit_error)
+                return True
+            return False
+        await self._registry.background.run(session.end(commit=False, reason=type(error).__name__))
+        stopped_by = self._stopped_by
+        if stopped_by is not None and isinstance(error, asyncio.CancelledError) and self._take_back_cancellation():
+            error = stopped_by
+        if isinstance(error, ClientDisconnected):
+            logger.info("the client left; its transaction was rolled back")
+            self.state = GuardState.ENDED
+            return True
+        if isinstance(error, DataError) and self._registry.problems.answers(error):
+            await self._replace(error, by_handlers=error is stopped_by)
+            return True
+        return False
+
+    async def _replace(self, error: DataError, *, by_handlers: bool = True) -> None:
+        """Send another response in place of the application's."""
+        self.state = GuardState.REPLACED
+        if by_handlers and await self._render(error):
+            return
+        await self._registry.problems.send(error, self._scope, self._raw_send)
+
+    async def _render(self, error: DataError) -> bool:
+        """Let the application's own exception handlers answer; False when there is none for this error.
+
+        An exception out of `send` cannot reach them: to the framework the response has started. Starlette and
+        FastAPI publish them in the scope.
+        """
+        found = cast(
+            "tuple[Mapping[Any, Any], Mapping[int, Any]] | None", self._scope.get("starlette.exception_handlers")
+        )
+        if found is None:
+            return False
+        by_class, by_status = found
+        for candidate in (error, error.__cause__):
+            if candidate is None:
+                continue
+            for cls in type(candidate).__mro__:
+                handler = by_class.get(cls) if cls not in (Exception, BaseException, object) else None
+                if handler is not None:
+                    return await self._call_handler(handler, candidate)
+        handler = by_status.get(self._registry.problems.status_of(error))
+        return handler is not None and await self._call_handler(handler, error)
+
+    async def _call_handler(self, handler: Any, error: BaseException) -> bool:
+        request = Request(self._scope, self._receive)
+        try:
+            if _is_async(handler):
+                response = await handler(request, error)
+            else:
+                response = await run_in_threadpool(handler, request, error)
+        except Exception:
+            logger.exception("the application's exception handler failed on %r; a problem document is sent", error)
+            return False
+        if response is None:
+            return False
+        await response(self._scope, self._receive, self._raw_send)
+        return True
+
+    # -- deadline and disconnect
+
+    def first_statement(self, session: DataSession) -> None:
+        """The session comes into use: from here on there is something to protect, so the watches are set."""
+        loop = asyncio.get_running_loop()
+        self._task = asyncio.current_task()
+        deadline = session.deadline()
+        if deadline is not None:
+            self._timer = loop.call_at(deadline, self._deadline_passed)
+        self._watch_timer = loop.call_later(WATCH_AFTER_S, self._start_watching)
+
+    def _deadline_passed(self) -> None:
+        if self.state in (GuardState.OPEN, GuardState.DOOMED):
+            self._interrupt(deadline_passed())
+            self._timer = asyncio.get_running_loop().call_later(DEADLINE_RETRY_S, self._deadline_passed)
+
+    def _interrupt(self, error: DataError) -> None:
+        """Doom the request; the statement that runs is stopped, or else the application where it waits."""
+        session = cast("DataSession", self._session)
+        self.state = GuardState.DOOMED
+        self._stopped_by = session.stop(error)
+        if not session.interrupt() and self._task is not None and self._stopped_by.kind is DataErrorKind.TIMEOUT:
+            self._cancellations += 1
+            self._task.cancel()
+
+    def _take_back_cancellation(self) -> bool:
+        """Undo our own cancellation of the application's task; False when somebody else's came on top of it."""
+        task = self._task
+        while task is not None and self._cancellations > 0:
+            self._cancellations -= 1
+            task.uncancel()
+        return task is None or task.cancelling() == 0
+
+    def _start_watching(self) -> None:
+        self._watch_timer = None
+        if self.state is GuardState.OPEN:
+            if self._inbox is None:
+                self._inbox = Inbox(self._raw_receive)
+            self._watch = asyncio.get_running_loop().create_task(self._watch_client(self._inbox))
+
+    async def _watch_client(self, inbox: Inbox) -> None:
+        if await inbox.wait_for_disconnect() and self.state is GuardState.OPEN:
+            self._interrupt(ClientDisconnected())
+
+    def _disarm(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        if self._watch_timer is not None:
+            self._watch_timer.cancel()
+            self._watch_timer = None
+        if self._watch is not None:
+            self._watch.cancel()
+            self._watch = None
+
+
+def _is_async(handler: Any) -> bool:
+    """Whether a handler is a coroutine function, or an object whose call is one."""
+    while isinstance(handler, functools.partial):
+        handler = handler.func
+    return inspect.iscoroutinefunction(handler) or inspect.iscoroutinefunction(type(handler).__call__)
+
+
+def _is_only(error: BaseException, kind: type[BaseException]) -> bool:
+    """Whether an exception is of this kind, or a group of nothing else."""
+    if isinstance(error, BaseExceptionGroup):
+        return all(_is_only(one, kind) for one in cast("BaseExceptionGroup[BaseException]", error).exceptions)
+    return isinstance(error, kind)
+
+
+class _Lifespan:
+    """The application's lifespan, with the registry's around it: open before its start-up, close after its shutdown.
+
+    An application that does not speak lifespan gets one spoken for it, so that the pools are closed all the same.
+    """
+
+    def __init__(self, app: ASGIApp, registry: DataSourceRegistry) -> None:
+        self._app = app
+        self._registry = registry
+        self._is_asked = False
+        self._is_answered = False
+        self._is_started = False
+        self._opened_here = False
+
+    async def run(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Speak the lifespan protocol (ASGI specification, "Lifespan Protocol")."""
+
+        async def receive_for_app() -> Message:
+            message = await receive()
+            if message["type"] == "lifespan.startup":
+                self._is_asked = True
+                await self._open()
+            return message
+
+        async def send_from_app(message: Message) -> None:
+            if message["type"].startswith("lifespan.startup."):
+                self._is_answered = True
+                self._is_started = message["type"] == "lifespan.startup.complete"
+                if not self._is_started:
+                    await self._close()
+            elif message["type"].startswith("lifespan.shutdown."):
+                await self._close()
+                self._is_started = False
+            await send(message)
+
+        try:
+            await self._app(scope, receive_for_app, send_from_app)
+        except BaseException as error:
+            if self._is_asked or not isinstance(error, Exception):
+                await self._close()
+                raise
+            # It has not even looked at the message: it does not speak lifespan (ASGI specification).
+            logger.debug("the application does not support lifespan", exc_info=True)
+        if self._is_answered and not self._is_started:
+            return
+        if self._is_asked and not self._is_answered:
+            await send({"type": "lifespan.startup.complete"})
+        await self._speak(receive, send)
+
+    async def _speak(self, receive: Receive, send: Send) -> None:
+        """The rest of the protocol, for an application that has left it."""
+        try:
+            while True:
+                message = await receive()
+                if message["type"] == "lifespan.shutdown":
+                    break
+                await self._open()
+                await send({"type": "lifespan.startup.complete"})
+        finally:
+            await self._close()
+        await send({"type": "lifespan.shutdown.complete"})
+
+    async def _open(self) -> None:
+        if not self._registry.is_open:
+            await self._registry.open()
+            self._opened_here = True
+
+    async def _close(self) -> None:
+        if self._opened_here:
+            self._opened_here = False
+            await self._registry.close()

@@ -1,0 +1,71 @@
+"""Paths of the configuration: which are exempt, and which rule of `routes` a request matches."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from .plan import NO_RULE, RouteRule
+
+
+class PathPrefixes:
+    """A set of path prefixes, matched on whole segments: `/docs` covers `/docs` and `/docs/x`, but not `/docsx`."""
+
+    __slots__ = ("_exact", "_starts")
+
+    def __init__(self, prefixes: Iterable[str]) -> None:
+        cleaned = [prefix.rstrip("/") for prefix in prefixes]
+        self._exact = frozenset(prefix or "/" for prefix in cleaned)
+        self._starts = tuple(prefix + "/" for prefix in cleaned)
+
+    def matches(self, path: str) -> bool:
+        """Whether the path is one of them or lies below one."""
+        return path in self._exact or path.startswith(self._starts)
+
+
+@dataclass(frozen=True, slots=True)
+class CompiledRule:
+    """One rule of `routes`, ready to match.
+
+    Attributes:
+        method: The method; None for any.
+        path: Matches the whole path.
+        rule: What it says.
+    """
+
+    method: str | None
+    path: re.Pattern[str]
+    rule: RouteRule
+
+
+def compile_pattern(match: str) -> tuple[str | None, re.Pattern[str]]:
+    """Compile a rule's `match`: `GET /reports/**`, `* /health`, `/search`.
+
+    `*` stands for one segment or a part of one, `**` for any number of them.
+
+    Returns:
+        The method (None for any) and the pattern of the path.
+    """
+    method, _, path = match.rpartition(" ")
+    parts = re.split(r"(/\*\*|\*\*|\*)", path.strip())
+    glob = {"/**": "(?:/.*)?", "**": ".*", "*": "[^/]*"}
+    pattern = re.compile("".join(glob.get(part) or re.escape(part) for part in parts))
+    method = method.strip().upper()
+    return None if method in ("", "*") else method, pattern
+
+
+class RouteRules:
+    """The rules of `routes`; the first that matches wins."""
+
+    __slots__ = ("_rules",)
+
+    def __init__(self, rules: Sequence[CompiledRule] = ()) -> None:
+        self._rules = tuple(rules)
+
+    def match(self, method: str, path: str) -> RouteRule:
+        """The rule for a request; one that says nothing where none matches."""
+        for compiled in self._rules:
+            if compiled.method in (None, method) and compiled.path.fullmatch(path) is not None:
+                return compiled.rule
+        return NO_RULE

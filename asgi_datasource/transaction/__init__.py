@@ -1,0 +1,32 @@
+"""The transaction: its options, its states, its end."""
+
+from . import commands
+from .annotation import AnnotatedRunner, Frame, current_frame, current_runner, options_of, transactional
+from .hooks import Hook, Hooks
+from .options import Isolation, OutcomeEntry, OutcomeRule, TransactionOptions, parse_isolation
+from .state import MOVES, IllegalMove, TxState, check_move
+from .unit import Transaction, refuse_transaction_command, unexpected_rollback
+
+__all__ = [
+    "MOVES",
+    "AnnotatedRunner",
+    "Frame",
+    "Hook",
+    "Hooks",
+    "IllegalMove",
+    "Isolation",
+    "OutcomeEntry",
+    "OutcomeRule",
+    "Transaction",
+    "TransactionOptions",
+    "TxState",
+    "check_move",
+    "commands",
+    "current_frame",
+    "current_runner",
+    "options_of",
+    "parse_isolation",
+    "refuse_transaction_command",
+    "transactional",
+    "unexpected_rollback",
+]

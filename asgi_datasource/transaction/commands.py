@@ -1,0 +1,148 @@
+"""The control statements of a transaction, and how COMMIT's answer is read.
+
+No I/O here: these functions build statements and judge what came back.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from functools import lru_cache
+from typing import Final
+
+from ..drivers.psycopg import Exchange, Result, Statement
+from .options import Isolation
+
+COMMIT: Final = Statement("commit", prepare=False)
+ROLLBACK: Final = Statement("rollback", prepare=False)
+
+READ_ONLY: Final = (Statement("select set_config('transaction_read_only','on',true)"),)
+"""Makes the rest of a transaction, or of a subtransaction, READ ONLY."""
+
+WAL_POSITION: Final = Statement("select pg_current_wal_insert_lsn()::text")
+"""Behind COMMIT in the same round trip: the position that a replica must have replayed to show this commit."""
+
+IDENTIFY: Final = Statement(
+    "select pg_current_xact_id_if_assigned()::text, pg_backend_pid(), pg_stat_get_bgwriter_stat_reset_time()::text"
+)
+"""What it takes to ask for this transaction's fate later: its id, its backend, and the server's incarnation.
+
+After a crash or a failover the id of a lost transaction is handed out again. Both discard the server's cumulative
+statistics, so a reset time that is still the same proves that neither has happened in between.
+"""
+
+TRANSACTION_TIMEOUT_SINCE: Final = 170000
+"""First server version that knows `transaction_timeout`."""
+
+
+@dataclass(frozen=True, slots=True)
+class Identity:
+    """What identifies a transaction that has written.
+
+    Attributes:
+        xid: Its 64-bit id, as text.
+        backend_pid: Process id of its backend on the server.
+        incarnation: When the server last lost its statistics; another value means that the id may have been reused.
+    """
+
+    xid: str
+    backend_pid: int
+    incarnation: str | None
+
+
+def read_identity(result: Result | None) -> Identity | None:
+    """The answer of `IDENTIFY`; None while the transaction has not written."""
+    if result is None:
+        return None
+    row = result.rows()[0]
+    xid = row["pg_current_xact_id_if_assigned"]
+    if xid is None:
+        return None
+    return Identity(xid, row["pg_backend_pid"], row["pg_stat_get_bgwriter_stat_reset_time"])
+
+
+@lru_cache(maxsize=32)
+def begin(isolation: Isolation | None, *, read_only: bool) -> Statement:
+    """BEGIN with its modes. Never READ WRITE: that would defeat a server fenced by `default_transaction_read_only`."""
+    text = "begin"
+    if isolation is not None:
+        text += f" isolation level {isolation.value}"
+    if read_only:
+        text += " read only"
+    return Statement(text, prepare=False)
+
+
+@lru_cache(maxsize=64)
+def _set_config_text(count: int) -> str:
+    return "select " + ",".join(["set_config(%s,%s,true)"] * count)
+
+
+def settings_statement(pairs: Sequence[tuple[str, str]]) -> Statement:
+    """One statement that applies settings until the end of the transaction; names and values are bound."""
+    params = [text for pair in pairs for text in pair]
+    return Statement(_set_config_text(len(pairs)), params)
+
+
+def deadline_settings(
+    remaining_s: float, server_version: int, *, is_single_round_trip: bool = False
+) -> list[tuple[str, str]]:
+    """The server's own limits for a transaction that has this long to live.
+
+    The client's deadline comes first; these end what a client that is gone would leave behind. The server's limit on
+    the whole transaction, which costs the connection, stands a second behind the statement's, which does not.
+
+    Args:
+        remaining_s: Seconds until the deadline.
+        server_version: As libpq reports it: 180004.
+        is_single_round_trip: The transaction ends with its round trip, so that it cannot be left idle.
+    """
+    statement_ms = max(1, int(remaining_s * 1000))
+    pairs = [("statement_timeout", str(statement_ms))]
+    if not is_single_round_trip:
+        pairs.append(("idle_in_transaction_session_timeout", str(statement_ms + 2000)))
+        if server_version >= TRANSACTION_TIMEOUT_SINCE:
+            pairs.append(("transaction_timeout", str(statement_ms + 1000)))
+    return pairs
+
+
+def savepoint(name: str) -> Statement:
+    """SAVEPOINT; the name is ours and needs no quoting."""
+    return Statement(f"savepoint {name}", prepare=False)
+
+
+def rollback_to(name: str) -> Statement:
+    """ROLLBACK TO SAVEPOINT."""
+    return Statement(f"rollback to savepoint {name}", prepare=False)
+
+
+def release(name: str) -> Statement:
+    """RELEASE SAVEPOINT."""
+    return Statement(f"release savepoint {name}", prepare=False)
+
+
+class Verdict(StrEnum):
+    """What COMMIT's exchange says."""
+
+    COMMITTED = "committed"
+    ROLLED_BACK = "rolled_back"
+    """The server answered ROLLBACK: the transaction had failed before."""
+    FAILED = "failed"
+    """COMMIT itself failed: a deferred constraint, a serialization failure, a timeout. Nothing was committed."""
+    LOST = "lost"
+    """No answer."""
+
+
+def judge_commit(exchange: Exchange, index: int) -> Verdict:
+    """Judge a COMMIT by its command tag, never by whether something raised.
+
+    Args:
+        exchange: COMMIT's exchange.
+        index: COMMIT's place in it.
+
+    Source: PostgreSQL manual, COMMIT: "the command tag is ROLLBACK" for a transaction that had failed.
+    """
+    result = exchange.results[index] if index < len(exchange.results) else None
+    if result is not None:
+        return Verdict.COMMITTED if result.status_message == "COMMIT" else Verdict.ROLLED_BACK
+    return Verdict.LOST if exchange.is_lost else Verdict.FAILED

@@ -1,0 +1,85 @@
+"""What became of a transaction whose connection was lost during COMMIT.
+
+Source: PostgreSQL manual, "Transaction ID and Snapshot Information Functions" (`pg_xact_status`).
+"""
+
+from __future__ import annotations
+
+import asyncio
+from enum import StrEnum
+from typing import Final
+
+from ..drivers.psycopg import Connection, Endpoint, Statement
+from ..errors import DataError
+from .commands import Identity
+
+POLL_INTERVAL_S: Final = 0.05
+GRACE_S: Final = 2.0
+"""Seconds that a COMMIT may go on by itself before its backend is ended, so that the question has an answer."""
+
+_ASK: Final = (
+    "select pg_is_in_recovery() as in_recovery, pg_stat_get_bgwriter_stat_reset_time()::text as incarnation,"
+    " case when pg_is_in_recovery() then null else pg_xact_status(%s::text::xid8) end as status"
+)
+_END_ORPHAN: Final = (
+    "select pg_terminate_backend(pid, 1000) from pg_stat_activity"
+    " where pid = %s and backend_xid = %s::text::xid8::xid and pid <> pg_backend_pid()"
+)
+
+
+class Fate(StrEnum):
+    """What became of it."""
+
+    COMMITTED = "committed"
+    ABORTED = "aborted"
+    UNKNOWN = "unknown"
+
+
+async def find_fate(endpoint: Endpoint, identity: Identity, *, timeout_s: float) -> Fate:
+    """Ask the primary until it is decided.
+
+    A transaction still `in progress` can commit yet: after a grace period its backend is ended. `committed` counts
+    only from the very server, in the same incarnation, that gave out the id: after a crash or a failover ids are
+    given out again, and somebody else's commit would answer for ours.
+
+    Args:
+        endpoint: The primary that the connection was lost to.
+        identity: The transaction.
+        timeout_s: Seconds until the answer is UNKNOWN.
+    """
+    loop = asyncio.get_running_loop()
+    deadline = loop.time() + timeout_s
+    grace_until = loop.time() + min(GRACE_S, timeout_s / 2)
+    while (now := loop.time()) < deadline:
+        try:
+            connection = await endpoint.acquire(deadline=deadline)
+        except DataError:
+            await asyncio.sleep(POLL_INTERVAL_S)
+            continue
+        try:
+            fate = await _ask(connection, identity, end_orphan=now > grace_until, deadline=deadline)
+        finally:
+            await endpoint.reclaim(connection)
+        if fate is not None:
+            return fate
+        await asyncio.sleep(POLL_INTERVAL_S)
+    return Fate.UNKNOWN
+
+
+async def _ask(connection: Connection, identity: Identity, *, end_orphan: bool, deadline: float) -> Fate | None:
+    """One question; None when it is still open."""
+    if end_orphan:
+        await connection.exchange([Statement(_END_ORPHAN, (identity.backend_pid, identity.xid))], deadline=deadline)
+    exchange = await connection.exchange([Statement(_ASK, (identity.xid,))], deadline=deadline)
+    if exchange.error is not None:
+        # 22023: the id lies in the server's future, so the transaction that had it was lost in a crash.
+        return Fate.ABORTED if getattr(exchange.error, "sqlstate", None) == "22023" else None
+    answer = exchange.results[0]
+    row = None if answer is None else answer.first()
+    if row is None or row["in_recovery"]:
+        return None
+    if row["status"] == "aborted":
+        return Fate.ABORTED
+    if row["status"] == "committed":
+        return Fate.COMMITTED if row["incarnation"] == identity.incarnation else Fate.UNKNOWN
+    return None

@@ -1,0 +1,104 @@
+"""What a transaction is asked to be, and which outcomes end it how."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Final
+
+
+class Isolation(StrEnum):
+    """Transaction isolation (PostgreSQL manual, "Transaction Isolation")."""
+
+    READ_COMMITTED = "read committed"
+    REPEATABLE_READ = "repeatable read"
+    SERIALIZABLE = "serializable"
+
+
+OutcomeEntry = int | str | type[BaseException]
+"""A status (409), a class of them ("4xx"), or a class of exceptions."""
+
+_STATUS_CLASS: Final = re.compile(r"([1-5])xx", re.IGNORECASE)
+
+
+@dataclass(frozen=True, slots=True)
+class OutcomeRule:
+    """A set of outcomes, compiled: which statuses and which exceptions."""
+
+    statuses: frozenset[int] = frozenset()
+    exceptions: tuple[type[BaseException], ...] = ()
+
+    @classmethod
+    def of(cls, entries: Iterable[OutcomeEntry], *, where: str) -> OutcomeRule:
+        """Compile entries as users write them.
+
+        Args:
+            entries: Statuses, classes of statuses such as "4xx", and classes of exceptions.
+            where: The option's name, for the error.
+
+        Raises:
+            ValueError: An entry is none of these.
+        """
+        statuses: set[int] = set()
+        exceptions: list[type[BaseException]] = []
+        for entry in entries:
+            if isinstance(entry, type) and issubclass(entry, BaseException):
+                exceptions.append(entry)
+            elif isinstance(entry, int) and not isinstance(entry, bool) and 100 <= entry <= 599:
+                statuses.add(entry)
+            elif isinstance(entry, str) and (match := _STATUS_CLASS.fullmatch(entry)):
+                first = int(match[1]) * 100
+                statuses.update(range(first, first + 100))
+            else:
+                raise ValueError(
+                    f"{where}: {entry!r} is not a status (409), a class of statuses ('4xx') or an exception class"
+                )
+        return cls(frozenset(statuses), tuple(exceptions))
+
+
+@dataclass(frozen=True, slots=True)
+class TransactionOptions:
+    """The options of one `@transactional`, of one rule of the configuration, or of one block.
+
+    Attributes:
+        read_only: One READ ONLY transaction on one replica for all the reads.
+        isolation: None leaves it to the server; for read-only transactions REPEATABLE READ.
+        timeout_s: Seconds from the request's first byte (for a function: from its call) to the end of COMMIT.
+        commit_on: Outcomes that commit although the rules below would roll back.
+        rollback_on: Outcomes that roll back although the rules below would commit.
+    """
+
+    read_only: bool = False
+    isolation: Isolation | None = None
+    timeout_s: float | None = None
+    commit_on: OutcomeRule = OutcomeRule()
+    rollback_on: OutcomeRule = OutcomeRule()
+
+    def commits(self, status: int) -> bool | None:
+        """Whether a response of this status commits; None when this level does not say."""
+        if status in self.commit_on.statuses:
+            return True
+        if status in self.rollback_on.statuses:
+            return False
+        return None
+
+    def commits_after(self, error: BaseException) -> bool:
+        """Whether the transaction is committed although this exception came out of the application."""
+        return isinstance(error, self.commit_on.exceptions) and not isinstance(error, self.rollback_on.exceptions)
+
+
+def parse_isolation(value: Isolation | str | None) -> Isolation | None:
+    """Read an isolation level as users write it.
+
+    Raises:
+        ValueError: It is none of the three.
+    """
+    if value is None:
+        return None
+    try:
+        return Isolation(value.lower().replace("_", " "))
+    except ValueError:
+        levels = ", ".join(repr(level.value) for level in Isolation)
+        raise ValueError(f"isolation: {value!r} is none of {levels}") from None

@@ -1,0 +1,376 @@
+"""One database transaction on one connection, from BEGIN to a known end."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from typing import Final
+
+from opentelemetry.trace import Span
+
+from .. import telemetry
+from ..background import BackgroundTasks
+from ..drivers.psycopg import Connection, Endpoint, Exchange, Result, Statement
+from ..errors import CommitUnknown, DataError, DataErrorKind, UnexpectedRollback
+from . import commands
+from .commands import Identity, Verdict
+from .doubt import Fate, find_fate
+from .options import Isolation
+from .state import TxState, check_move
+
+READ_GUARD: Final = (Statement("savepoint ads_read", prepare=False), *commands.READ_ONLY)
+"""In front of a statement with read intent in a transaction that writes: it stays read only there as well.
+
+The subtransaction gives READ ONLY its end: releasing or rolling back to the savepoint restores the mode.
+"""
+READ_GUARD_END: Final = Statement("release savepoint ads_read", prepare=False)
+
+
+class Transaction:
+    """A transaction that is open on a connection; made by `Executor.begin`.
+
+    It owns its connection: every way out gives the connection back whole, or closed.
+    """
+
+    def __init__(
+        self,
+        connection: Connection,
+        endpoint: Endpoint,
+        background: BackgroundTasks,
+        *,
+        read_only: bool,
+        isolation: Isolation | None,
+        is_traced: bool,
+        traces_statements: bool,
+    ) -> None:
+        self.connection = connection
+        self.endpoint = endpoint
+        self.read_only = read_only
+        self.isolation = isolation
+        self.identity: Identity | None = None
+        self.failure: DataError | None = None
+        """What made the server refuse everything but a rollback; a rollback to a savepoint clears it."""
+        self.wal_position: str | None = None
+        """Where the server's WAL stood right after COMMIT."""
+        self.state = TxState.ACTIVE
+        self.pending: list[Statement] = []
+        """SAVEPOINT and RELEASE that wait for the next statement's round trip."""
+        self.is_dirty = False
+        """A statement changed something that outlives the transaction; the connection is reset before it goes back."""
+        self._control: asyncio.Task[None] | None = None
+        self._background = background
+        self._is_traced = is_traced
+        self._traces_statements = traces_statements
+
+    def __repr__(self) -> str:
+        return f"<Transaction {self.state.value} on {self.endpoint.datasource}.{self.endpoint.name}>"
+
+    @property
+    def is_open(self) -> bool:
+        """Whether the connection is still held for it."""
+        return self.state in (TxState.ACTIVE, TxState.DOOMED)
+
+    async def run(
+        self, statements: Sequence[Statement], *, deadline: float | None, as_read: bool = False
+    ) -> list[Result]:
+        """Send statements in one round trip.
+
+        Args:
+            statements: What to send.
+            deadline: Event-loop time at which the server is asked to stop.
+            as_read: They have read intent: refused by the server when they write.
+
+        Returns:
+            A result for each.
+
+        Raises:
+            DataError: The first failure; from then on the server refuses all but a rollback to a savepoint.
+        """
+        await self._control_done()
+        self._check_usable()
+        guard = as_read and not self.read_only
+        if not statements and not self.pending:
+            return []
+        learn = not guard and not self.read_only and self.identity is None
+        batch = list(self.pending)
+        if guard:
+            batch += READ_GUARD
+        first = len(batch)
+        batch += statements
+        if guard:
+            batch.append(READ_GUARD_END)
+        if learn:
+            batch.append(commands.IDENTIFY)
+        exchange = await self._exchange(batch, statements, deadline)
+        if exchange.failed_at is None or exchange.failed_at >= len(self.pending):
+            self.pending.clear()
+        if exchange.error is not None:
+            raise await self.fail(exchange, is_write=not as_read) from exchange.error
+        if learn:
+            self.identity = commands.read_identity(exchange.results[-1])
+        results = exchange.answers(first, len(statements))
+        await self.check_still_open(results)
+        return results
+
+    def forget_pending_savepoint(self, name: str) -> bool:
+        """A block ends before any statement in it was sent: its savepoint need not be. True where that was so."""
+        before = len(self.pending)
+        self.pending = [statement for statement in self.pending if statement.text != f"savepoint {name}"]
+        return len(self.pending) < before
+
+    async def rollback_to(self, name: str, *, deadline: float | None) -> None:
+        """Undo everything since a savepoint and forget it; the transaction goes on.
+
+        Raises:
+            DataError: The connection was lost; nothing is left to go on with.
+        """
+        # In a task of its own, so that a cancelled caller leaves no half of it; whoever comes next waits for it.
+        self._control = self._background.spawn(self._rollback_to(name, deadline))
+        await asyncio.shield(self._control)
+
+    async def _control_done(self) -> None:
+        if self._control is not None and not self._control.done():
+            await asyncio.wait({self._control})
+
+    async def _rollback_to(self, name: str, deadline: float | None) -> None:
+        self.pending.clear()
+        exchange = await self._exchange([commands.rollback_to(name), commands.release(name)], (), deadline)
+        if exchange.error is not None:
+            raise await self.fail(exchange, is_write=False) from exchange.error
+        self.failure = None
+
+    async def take_back(self) -> None:
+        """The connection was on loan: see what state it came back in.
+
+        Raises:
+            DataError: QUERY: the borrower ended the transaction.
+        """
+        if not self.is_open:
+            return
+        if self.connection.is_in_transaction:
+            return
+        if self.connection.has_failed_transaction:
+            self.failure = DataError(DataErrorKind.QUERY, "a statement on the borrowed connection failed")
+            return
+        await self.check_still_open(())
+
+    async def check_still_open(self, results: Sequence[Result]) -> None:
+        """Make sure that no statement has ended or replaced the transaction.
+
+        Raises:
+            DataError: QUERY: one has; what is left of the transaction is rolled back.
+        """
+        command = next((result.status_message for result in results if result.ends_transaction), None)
+        if command is None and self.connection.is_in_transaction:
+            return
+        error = refuse_transaction_command(command or "COMMIT")
+        await self.rollback("a statement ended the transaction")
+        self.failure = error
+        raise error
+
+    async def fail(self, exchange: Exchange, *, is_write: bool) -> DataError:
+        """Classify a failed exchange, and give the connection back at once when nothing is left to roll back on it."""
+        error = self.endpoint.error_of(exchange, is_write=is_write and not self.read_only)
+        self.failure = error
+        if exchange.is_lost and self.is_open:
+            self._move(TxState.ROLLED_BACK)
+            await self._background.run(self.endpoint.reclaim(self.connection))
+        return error
+
+    def doom(self, error: DataError) -> None:
+        """Leave only rollback, for a reason that the commit will raise."""
+        if self.state is TxState.ACTIVE:
+            self._move(TxState.DOOMED)
+        self.failure = error
+
+    async def commit(self, *, deadline: float | None, doubt_timeout_s: float) -> None:
+        """End the transaction and learn the truth of it, in one round trip.
+
+        Runs in a task of the library's own, out of reach of the request's cancellation.
+
+        Args:
+            deadline: Event-loop time at which a COMMIT that is still running is cancelled.
+            doubt_timeout_s: Seconds that finding out may take when the connection is lost meanwhile.
+
+        Raises:
+            UnexpectedRollback: The transaction had failed before; it was rolled back.
+            CommitUnknown: The connection was lost and nobody could tell.
+            DataError: COMMIT failed; nothing was committed.
+        """
+        await self._background.run(self._commit(deadline, doubt_timeout_s))
+
+    async def rollback(self, reason: str) -> None:
+        """Undo everything and give the connection back; bounded, and never an error to the caller."""
+        if not self.is_open:
+            return
+        self._move(TxState.ROLLED_BACK)
+        await self._background.run(self._give_back_rolled_back(reason))
+
+    async def _commit(self, deadline: float | None, doubt_timeout_s: float) -> None:
+        await self._control_done()
+        connection = self.connection
+        if self.failure is not None or self.state is TxState.DOOMED or connection.has_failed_transaction:
+            cause = self.failure
+            if self.is_open:
+                self._move(TxState.ROLLED_BACK)
+                await self._give_back_rolled_back("failed before commit")
+            raise unexpected_rollback(cause) from cause
+        learn = self.identity is None and not self.read_only
+        batch = [commands.IDENTIFY] if learn else []
+        commit_at = len(batch)
+        batch.append(commands.COMMIT)
+        if not self.read_only:
+            batch.append(commands.WAL_POSITION)
+        self._move(TxState.COMMITTING)
+        span = self._start_span("COMMIT")
+        try:
+            exchange = await connection.exchange(batch, deadline=deadline, flush_after=0 if learn else None)
+        except BaseException:
+            # Only shutdown cancels this task. The connection is closed, and the server decides by itself.
+            self._move(TxState.IN_DOUBT)
+            self.endpoint.discard(connection)
+            self._end_span(span, "unknown")
+            raise
+        verdict = commands.judge_commit(exchange, commit_at)
+        identity = self.identity
+        learned = exchange.results[0] if learn else None
+        if learned is not None:
+            identity = commands.read_identity(learned)
+        try:
+            if verdict is Verdict.COMMITTED:
+                self._move(TxState.COMMITTED)
+                position = exchange.results[commit_at + 1] if len(batch) > commit_at + 1 else None
+                if position is not None and identity is not None:
+                    self.wal_position = position.scalar()
+                await self._give_back()
+            elif verdict is Verdict.LOST:
+                await self._resolve(
+                    exchange, identity, is_known=not learn or learned is not None, within=doubt_timeout_s
+                )
+            else:
+                error: DataError
+                if verdict is Verdict.ROLLED_BACK:
+                    error = unexpected_rollback(None)
+                else:
+                    error = self.endpoint.error_of(exchange, is_write=not self.read_only)
+                self._move(TxState.ROLLED_BACK)
+                await self.endpoint.reclaim(connection)
+                raise error from exchange.error
+        except DataError as error:
+            if span is not None:
+                telemetry.fail_span(span, error)
+            raise
+        finally:
+            self._end_span(span, self._outcome())
+
+    async def _resolve(self, exchange: Exchange, identity: Identity | None, *, is_known: bool, within: float) -> None:
+        """The connection was lost while COMMIT ran: find out what became of it, then say so."""
+        self._move(TxState.IN_DOUBT)
+        await self.endpoint.reclaim(self.connection)
+        if is_known and identity is None:
+            # Nothing had been written: there is nothing to decide.
+            self._move(TxState.COMMITTED)
+            return
+        fate = Fate.UNKNOWN
+        if identity is not None:
+            fate = await find_fate(self.endpoint, identity, timeout_s=within)
+        if fate is Fate.COMMITTED:
+            self._move(TxState.COMMITTED)
+            return
+        if fate is Fate.ABORTED:
+            self._move(TxState.ROLLED_BACK)
+            error = self.endpoint.error_of(exchange, is_write=True)
+            if error.kind is not DataErrorKind.TIMEOUT:
+                error = DataError(
+                    DataErrorKind.CONNECTION,
+                    f"the connection to {self.endpoint.label} was lost during COMMIT, and the server has rolled the"
+                    " transaction back; send the request again",
+                    is_retryable=True,
+                )
+            raise error from exchange.error
+        raise CommitUnknown(
+            f"the connection to {self.endpoint.label} was lost during COMMIT and no server could tell within"
+            f" {within:.0f} s whether it took effect; look before you send the request again"
+        ) from exchange.error
+
+    def _outcome(self) -> str:
+        return "unknown" if self.state is TxState.IN_DOUBT else self.state.value
+
+    def _check_usable(self) -> None:
+        if self.state is not TxState.ACTIVE or self.failure is not None:
+            cause = self.failure
+            because = f" ({cause.message})" if cause is not None else ""
+            raise DataError(
+                DataErrorKind.QUERY,
+                f"an earlier failure has ended this transaction{because}; wrap what may fail in"
+                " `async with db.transaction():`, a savepoint, or call `await db.rollback()` before you go on",
+                sqlstate="25P02",
+            ) from cause
+
+    async def _exchange(
+        self, batch: Sequence[Statement], statements: Sequence[Statement], deadline: float | None
+    ) -> Exchange:
+        span = None
+        if self._traces_statements and statements:
+            span = telemetry.start_statement_span(statements[0].text, len(statements), self.endpoint.attributes)
+        try:
+            exchange = await self.connection.exchange(batch, deadline=deadline)
+            if span is not None and exchange.error is not None:
+                telemetry.fail_span(span, self.endpoint.error_of(exchange, is_write=not self.read_only))
+            return exchange
+        except asyncio.CancelledError:
+            # The statement may still run on the server: it is stopped there, and the transaction with it.
+            if self.is_open:
+                self._move(TxState.ROLLED_BACK)
+                self.failure = DataError(
+                    DataErrorKind.QUERY,
+                    "a statement of this transaction was cancelled, and the transaction rolled back",
+                )
+                await self._background.run(self.endpoint.reclaim(self.connection))
+            raise
+        finally:
+            if span is not None:
+                span.end()
+
+    async def _give_back_rolled_back(self, reason: str) -> None:
+        span = self._start_span("ROLLBACK")
+        if span is not None:
+            span.set_attribute(telemetry.ROLLBACK_REASON, reason)
+        try:
+            await self._give_back()
+        finally:
+            self._end_span(span, TxState.ROLLED_BACK.value)
+
+    async def _give_back(self) -> None:
+        await self._control_done()
+        await self.endpoint.reclaim(self.connection, reset=self.is_dirty)
+
+    def _start_span(self, name: str) -> Span | None:
+        return telemetry.start_client_span(name, self.endpoint.attributes) if self._is_traced else None
+
+    @staticmethod
+    def _end_span(span: Span | None, outcome: str) -> None:
+        if span is not None:
+            span.set_attribute(telemetry.OUTCOME, outcome)
+            span.end()
+
+    def _move(self, following: TxState) -> None:
+        self.state = check_move(self.state, following)
+
+
+def refuse_transaction_command(command: str) -> DataError:
+    """The error for a statement that is itself BEGIN, COMMIT or ROLLBACK."""
+    return DataError(
+        DataErrorKind.QUERY,
+        f"{command} was sent as a statement: it would end the session's transaction, and the tenant with it; use"
+        " `await db.commit()`, `await db.rollback()` or `async with db.transaction():`",
+    )
+
+
+def unexpected_rollback(cause: DataError | None) -> UnexpectedRollback:
+    """The error of a commit that could only roll back."""
+    because = f": {cause.message}" if cause is not None else ""
+    return UnexpectedRollback(
+        f"nothing was committed, because the transaction had failed before{because}",
+        sqlstate=None if cause is None else cause.sqlstate,
+    )
