@@ -1,0 +1,83 @@
+"""From psycopg's errors to ours: kind, message and hint."""
+
+from __future__ import annotations
+
+import re
+from typing import Final
+
+from psycopg import Error
+
+from ...errors import DataError, DataErrorKind, ErrorDetail, classify
+from .result import Exchange
+
+_QUOTED: Final = re.compile(r"\"[^\"]*\"|«[^»]*»|„[^“]*“|'[^']*'")
+
+READ_ONLY_HINT: Final = (
+    "; this statement ran with read intent: give its route @transactional, or use `db.write` for it alone"
+)
+
+
+def to_data_error(
+    error: BaseException, *, where: str, is_broken: bool, timed_out: bool, in_recovery: bool, is_write: bool
+) -> DataError:
+    """Classify a failed statement.
+
+    The message is the server's own first line. Its details may hold values of rows, and stay in the cause.
+
+    Args:
+        error: As psycopg raises it.
+        where: Names the server.
+        is_broken: The connection is gone.
+        timed_out: Our own deadline ended it.
+        in_recovery: The server is a hot standby.
+        is_write: The statement had write intent.
+    """
+    sqlstate = error.sqlstate if isinstance(error, Error) else None
+    if timed_out:
+        return DataError(
+            DataErrorKind.TIMEOUT,
+            f"{where}: the deadline passed before the statement ended"
+            + (", and the server did not answer any more" if is_broken else "; it was stopped")
+            + ". Give the route a longer `timeout`, or make the statement faster",
+            sqlstate=sqlstate,
+            is_retryable=False,
+        )
+    found = classify(ErrorDetail(sqlstate=sqlstate, is_broken=is_broken, in_recovery=in_recovery, is_write=is_write))
+    diagnostics = error.diag if isinstance(error, Error) else None
+    text = (diagnostics.message_primary if diagnostics is not None else None) or _first_line(error)
+    if sqlstate is not None and sqlstate.startswith("22"):
+        # Data exceptions quote the value; names are quoted alike.
+        text = _QUOTED.sub('"..."', text)
+    message = f"{where}: {text}"
+    if found.kind is DataErrorKind.READ_ONLY:
+        message += READ_ONLY_HINT
+    return DataError(
+        found.kind,
+        message,
+        sqlstate=sqlstate,
+        http_status=found.http_status,
+        is_retryable=found.is_retryable,
+        constraint=None if diagnostics is None else diagnostics.constraint_name,
+        table=None if diagnostics is None else diagnostics.table_name,
+        column=None if diagnostics is None else diagnostics.column_name,
+    )
+
+
+def of_exchange(exchange: Exchange, *, where: str, in_recovery: bool, is_write: bool) -> DataError:
+    """Classify what an exchange failed with."""
+    error = exchange.error
+    if error is None:
+        raise ValueError("the exchange has not failed")
+    return to_data_error(
+        error,
+        where=where,
+        is_broken=exchange.is_lost,
+        timed_out=exchange.timed_out,
+        in_recovery=in_recovery,
+        is_write=is_write,
+    )
+
+
+def _first_line(error: BaseException) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__
