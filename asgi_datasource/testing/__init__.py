@@ -1,0 +1,55 @@
+"""Real PostgreSQL servers, real faults and a real uvicorn for tests, demos and benchmarks.
+
+Needs the extra `asgi-datasource[testing]` (and uvicorn for `serve`); nothing is imported before it is used.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from .binaries import ClusterError
+    from .cluster import ClusterState, EmbeddedCluster
+    from .live import LiveServer, RunningServer, serve
+    from .node import Node
+    from .protocol import RoundTripCounter
+    from .proxy import FaultProxy
+    from .server import Server, ServerState
+
+__all__ = [
+    "ClusterError",
+    "ClusterState",
+    "EmbeddedCluster",
+    "FaultProxy",
+    "LiveServer",
+    "Node",
+    "RoundTripCounter",
+    "RunningServer",
+    "Server",
+    "ServerState",
+    "serve",
+]
+
+_HOME = {
+    "ClusterError": "binaries",
+    "ClusterState": "cluster",
+    "EmbeddedCluster": "cluster",
+    "FaultProxy": "proxy",
+    "LiveServer": "live",
+    "Node": "node",
+    "RoundTripCounter": "protocol",
+    "RunningServer": "live",
+    "Server": "server",
+    "ServerState": "server",
+    "serve": "live",
+}
+
+
+def __getattr__(name: str) -> object:
+    # The pytest plugin lives in this package and is loaded in every test run of everybody who has the library
+    # installed: it must not bring psycopg and uvicorn along.
+    if name in _HOME:
+        from importlib import import_module
+
+        return getattr(import_module(f".{_HOME[name]}", __name__), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

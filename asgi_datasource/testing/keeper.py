@@ -1,0 +1,169 @@
+"""Ends the servers of a cluster when the process that started them is gone, and the process tools for it.
+
+Run as a script beside every cluster: it waits until its standard input closes or its parent is another one, which
+happens however the test run ends (exit, Ctrl-C, SIGKILL), then stops what still runs and removes the data. It needs only
+the standard library, so that it starts in a few milliseconds.
+
+`prctl(PR_SET_PDEATHSIG)` is not used: the signal comes when the *thread* that started the server ends, and the threads
+of a test's event loop end long before the run does.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import select
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Final
+
+GRACE_S: Final = 5.0
+"""How long a server may take to end after SIGQUIT before its tree is killed; its own patience with a child is as long."""
+
+
+def is_alive(pid: int) -> bool:
+    """Whether this process exists and is no zombie that only waits for its parent."""
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return Path("/proc/self").exists() is False
+    return stat.rpartition(")")[2].split()[0] != "Z"
+
+
+def process_tree(pid: int) -> list[int]:
+    """This process and everything below it, parents first."""
+    tree = [pid]
+    for parent in tree:
+        tree += _children(parent)
+    return tree
+
+
+def signal_tree(pid: int, number: int) -> None:
+    """Send a signal to this process and everything below it.
+
+    The top is stopped first: a postmaster that keeps forking would leave a child out.
+    """
+    tree = [pid]
+    if number not in (signal.SIGCONT, signal.SIGSTOP):
+        _send(pid, signal.SIGSTOP)
+    elif number == signal.SIGSTOP:
+        _send(pid, number)
+    tree = process_tree(pid)
+    for member in reversed(tree):
+        _send(member, number)
+
+
+def end_server(data_dir: Path, *, grace_s: float = GRACE_S) -> None:
+    """End the server that runs on this data directory, frozen or not, without a checkpoint.
+
+    Args:
+        data_dir: Where its `postmaster.pid` is; nothing happens when no server of this directory runs.
+        grace_s: Seconds until what is left is killed.
+    """
+    pid = server_pid(data_dir)
+    if pid is not None:
+        tree = process_tree(pid)
+        for member in tree:
+            _send(member, signal.SIGCONT)
+        _send(pid, signal.SIGQUIT)
+        give_up = time.monotonic() + grace_s
+        while is_alive(pid) and time.monotonic() < give_up:
+            time.sleep(0.005)
+        for member in tree:
+            # A child that outlived its postmaster; one whose number was handed out again is not ours to end.
+            if is_alive(member) and _runs_in(member, data_dir):
+                _send(member, signal.SIGKILL)
+    _release_shared_memory(data_dir)
+
+
+def server_pid(data_dir: Path) -> int | None:
+    """The pid of the server that runs on this data directory, or None."""
+    try:
+        pid = int((data_dir / "postmaster.pid").read_text(encoding="utf-8").splitlines()[0])
+    except (OSError, ValueError, IndexError):
+        return None
+    return pid if is_alive(pid) and _runs_in(pid, data_dir) else None
+
+
+def server_status(data_dir: Path) -> str:
+    """What the server last said of itself: `starting`, `ready`, `stopping`, or nothing.
+
+    Source: PostgreSQL source, src/include/utils/pidfile.h (the lines of postmaster.pid; `pg_ctl -w` reads the same).
+    """
+    try:
+        lines = (data_dir / "postmaster.pid").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return ""
+    return lines[7].strip() if len(lines) > 7 else ""
+
+
+def _send(pid: int, number: int) -> None:
+    try:
+        os.kill(pid, number)
+    except ProcessLookupError:
+        pass
+
+
+def _children(pid: int) -> list[int]:
+    try:
+        listed = Path(f"/proc/{pid}/task/{pid}/children").read_text(encoding="ascii")
+    except OSError:
+        if Path(f"/proc/{os.getpid()}/task").exists():
+            return []
+        # No procfs (macOS): `ps` knows.
+        table = subprocess.run(["ps", "-axo", "pid=,ppid="], capture_output=True, text=True, check=True).stdout
+        return [int(row.split()[0]) for row in table.splitlines() if int(row.split()[1]) == pid]
+    return [int(child) for child in listed.split()]
+
+
+def _runs_in(pid: int, data_dir: Path) -> bool:
+    """Whether this process is a server of this directory: pids are handed out again, and we end only our own."""
+    try:
+        return Path(f"/proc/{pid}/cwd").samefile(data_dir)
+    except OSError:
+        return not Path("/proc/self").exists()
+
+
+def _release_shared_memory(data_dir: Path) -> None:
+    """Remove the System V segment that a killed server leaves behind: the kernel keeps it, and 4096 are all there are."""
+    try:
+        lines = (data_dir / "postmaster.pid").read_text(encoding="utf-8").splitlines()
+        key, segment = (int(number) for number in lines[6].split())
+    except (OSError, ValueError, IndexError):
+        return
+    libc = ctypes.CDLL(None)
+    # Asking by key first: a segment number alone could by now be another program's.
+    if libc.shmget(ctypes.c_int(key), ctypes.c_size_t(0), 0) == segment:
+        libc.shmctl(segment, 0, None)
+
+
+def main(root: Path) -> None:
+    """Wait for the end of the parent, then end every server below `root` and remove it."""
+    parent = os.getppid()
+    # The second question covers a forked child of the parent, which holds our standard input open.
+    while os.getppid() == parent:
+        readable, _, _ = select.select([sys.stdin], [], [], 0.5)
+        if readable and not os.read(sys.stdin.fileno(), 64):
+            break
+    if root.exists():
+        for data_dir in root.iterdir():
+            if data_dir.is_dir():
+                end_server(data_dir)
+        shutil.rmtree(root, ignore_errors=True)
+
+
+if __name__ == "__main__":
+    # Signals that a terminal or a service manager sends to everybody must not end it before its work is done.
+    for _number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(_number, signal.SIG_IGN)
+    main(Path(sys.argv[1]))

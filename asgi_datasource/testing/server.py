@@ -1,0 +1,464 @@
+"""One PostgreSQL server: its directory, its settings, its process. Blocking; `node.py` is the same for async code."""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from enum import StrEnum
+from pathlib import Path
+from typing import Any, Final, Literal
+from urllib.parse import quote, urlencode
+
+import psycopg
+from psycopg import sql
+from psycopg.rows import TupleRow
+
+from . import keeper
+from .binaries import Binaries, ClusterError, RunAs, environment
+from .template import ORDINARY_ROLE, SUPERUSER
+
+Setting = str | int | float | bool
+StopMode = Literal["fast", "smart", "immediate"]
+Parameters = Sequence[object] | Mapping[str, object]
+
+HOST: Final = "127.0.0.1"
+POLL_S: Final = 0.005
+_STOP_SIGNALS: Final[dict[str, int]] = {"fast": signal.SIGINT, "smart": signal.SIGTERM, "immediate": signal.SIGQUIT}
+
+BASE_SETTINGS: Final[dict[str, Setting]] = {
+    "listen_addresses": HOST,
+    "unix_socket_directories": "",
+    "max_connections": 100,
+    "shared_buffers": "64MB",
+    "huge_pages": "off",
+    # The files die with the cluster, so nothing ever removes what other places would keep after SIGKILL.
+    "dynamic_shared_memory_type": "mmap",
+    # The data does not outlive the run: a crash of the machine may lose it, a crash of the server does not.
+    "fsync": False,
+    "full_page_writes": False,
+    "wal_level": "replica",
+    "hot_standby": True,
+    "max_wal_senders": 10,
+    "max_replication_slots": 10,
+    # A replica that lost its primary looks again this often; the default is 5 s.
+    "wal_retrieve_retry_interval": "50ms",
+    "wal_keep_size": "256MB",
+    "min_wal_size": "32MB",
+    "checkpoint_timeout": "30min",
+    "max_logical_replication_workers": 0,
+    "timezone": "UTC",
+    "log_timezone": "UTC",
+    "log_line_prefix": "%m [%p] ",
+}
+
+
+class ServerState(StrEnum):
+    """What a server is doing, as far as we had a hand in it."""
+
+    STOPPED = "stopped"
+    RUNNING = "running"
+    FROZEN = "frozen"  # every process of it is stopped by SIGSTOP; its sockets stay open
+    STOPPING = "stopping"  # a smart stop that waits for its clients
+
+
+_MOVES: Final[dict[ServerState, frozenset[ServerState]]] = {
+    ServerState.STOPPED: frozenset({ServerState.RUNNING}),
+    ServerState.RUNNING: frozenset({ServerState.FROZEN, ServerState.STOPPING, ServerState.STOPPED}),
+    ServerState.FROZEN: frozenset({ServerState.RUNNING, ServerState.STOPPED}),
+    ServerState.STOPPING: frozenset({ServerState.STOPPED}),
+}
+
+
+class Server:
+    """One PostgreSQL server of a cluster.
+
+    Its port is reserved for as long as the object is in use, also while the server is stopped: a client that connects
+    meanwhile is refused, and no other program gets the port.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        *,
+        root: Path,
+        binaries: Binaries,
+        user: RunAs,
+        passwords: dict[str, str],
+        settings: Mapping[str, Setting],
+    ) -> None:
+        self.name = name
+        self.data_dir = root / name
+        self.log_file = root / f"{name}.log"
+        self.port, self._reservation = _reserve_port()
+        self._binaries = binaries
+        self._user = user
+        self._passwords = passwords
+        self._defaults: dict[str, Setting] = {
+            **BASE_SETTINGS,
+            **_version_settings(binaries),
+            **settings,
+            "port": self.port,
+        }
+        self._settings = dict(self._defaults)
+        self._state = ServerState.STOPPED
+        self._process: subprocess.Popen[bytes] | None = None
+        # Async callers come through a thread pool; a cancelled one may still be at work when the next comes.
+        self._lock = threading.RLock()
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} {self.name} {self.state.value} port={self.port}>"
+
+    @property
+    def state(self) -> ServerState:
+        """What it is doing; a server that ended by itself is STOPPED."""
+        process = self._process
+        if process is None or process.poll() is not None:
+            return ServerState.STOPPED
+        return self._state
+
+    @property
+    def pid(self) -> int | None:
+        """The pid of its postmaster; None when it does not run."""
+        return None if self._process is None or self.state is ServerState.STOPPED else self._process.pid
+
+    @property
+    def log(self) -> str:
+        """All that it has logged so far."""
+        return self.log_file.read_text(encoding="utf-8", errors="replace") if self.log_file.exists() else ""
+
+    def url(self, dbname: str = "postgres", user: str = ORDINARY_ROLE, **parameters: str | int) -> str:
+        """A connection string for libpq, password included.
+
+        Args:
+            dbname: The database.
+            user: `app`, an ordinary role bound by row security; `postgres`, the superuser; or one that
+                `create_role` made.
+            parameters: More of libpq's, such as `application_name` or `connect_timeout`.
+
+        Raises:
+            ClusterError: The cluster does not know this role's password.
+        """
+        if user not in self._passwords:
+            raise ClusterError(f"no password known for role {user!r}: make it with `create_role`.")
+        query = f"?{urlencode(parameters, quote_via=quote)}" if parameters else ""
+        credentials = f"{quote(user, safe='')}:{quote(self._passwords[user], safe='')}"
+        return f"postgresql://{credentials}@{HOST}:{self.port}/{quote(dbname, safe='')}{query}"
+
+    # -- life -----------------------------------------------------------------------------------------------------
+
+    def launch(self) -> None:
+        """Start the process and return at once; `wait_ready` does the rest."""
+        with self._lock:
+            if self.state is not ServerState.STOPPED:
+                raise ClusterError(f"server {self.name!r} is {self.state.value}: it cannot be started.")
+            self._state = ServerState.STOPPED
+            self._write_settings()
+            with self.log_file.open("ab") as log:
+                self._process = subprocess.Popen(
+                    [self._binaries.program("postgres"), "-D", str(self.data_dir)],
+                    stdin=subprocess.DEVNULL,
+                    stdout=log,
+                    stderr=log,
+                    cwd="/",
+                    env=environment(),
+                    # Ctrl-C in a terminal goes to the foreground group: the tests end first, then the servers.
+                    start_new_session=True,
+                    user=self._user.switch_uid,
+                    group=self._user.switch_gid,
+                    extra_groups=self._user.switch_groups,
+                )
+            self._move(ServerState.RUNNING)
+
+    def wait_ready(self, *, timeout_s: float = 30.0) -> None:
+        """Wait until it accepts connections (a replica: until it can be read).
+
+        Raises:
+            ClusterError: It ended, or is not ready in time; the message holds the end of its log.
+        """
+        process = self._process
+        if process is None:
+            raise ClusterError(f"server {self.name!r} was never started.")
+        give_up = time.monotonic() + timeout_s
+        while not (keeper.server_status(self.data_dir) == "ready" and self._pid_line() == str(process.pid)):
+            if process.poll() is not None:
+                raise ClusterError(f"server {self.name!r} did not start:\n{self._log_end()}")
+            if time.monotonic() > give_up:
+                raise ClusterError(f"server {self.name!r} is not ready after {timeout_s} s:\n{self._log_end()}")
+            time.sleep(POLL_S)
+
+    def start(self, *, timeout_s: float = 30.0) -> None:
+        """Start it and wait until it accepts connections."""
+        with self._lock:
+            self.launch()
+            self.wait_ready(timeout_s=timeout_s)
+
+    def stop(self, mode: StopMode = "fast", *, wait: bool = True, timeout_s: float = 30.0) -> None:
+        """Stop it as `pg_ctl stop -m mode` does.
+
+        Args:
+            mode: `fast` ends the sessions; `immediate` also skips the checkpoint, as a crash does; `smart` waits for the
+                clients to leave, and refuses new ones meanwhile.
+            wait: False returns at once, for a smart stop with a client still there.
+            timeout_s: Seconds to wait.
+
+        Raises:
+            ClusterError: It still runs after `timeout_s`.
+        """
+        with self._lock:
+            process = self._process
+            if process is None or self.state is ServerState.STOPPED:
+                return
+            self.thaw()
+            process.send_signal(_STOP_SIGNALS[mode])
+            if self._state is ServerState.RUNNING:
+                self._move(ServerState.STOPPING)
+            if not wait:
+                return
+            try:
+                process.wait(timeout_s)
+            except subprocess.TimeoutExpired:
+                raise ClusterError(
+                    f"server {self.name!r} still runs {timeout_s} s after a {mode} stop; a smart stop waits for the "
+                    f"clients: close them, or stop with mode 'fast'.\n{self._log_end()}"
+                ) from None
+            self._move(ServerState.STOPPED)
+
+    def restart(self, mode: StopMode = "fast", *, timeout_s: float = 30.0) -> None:
+        """Stop and start it; also makes settings take effect that need it."""
+        with self._lock:
+            self.stop(mode, timeout_s=timeout_s)
+            self.start(timeout_s=timeout_s)
+
+    def kill(self) -> None:
+        """SIGKILL to every process of it at once, as when its machine loses power. `start` recovers it."""
+        with self._lock:
+            process = self._process
+            if process is None or self.state is ServerState.STOPPED:
+                return
+            keeper.signal_tree(process.pid, signal.SIGKILL)
+            process.wait()
+            self._move(ServerState.STOPPED)
+
+    def freeze(self) -> None:
+        """SIGSTOP to every process of it: sockets stay open, the kernel acknowledges, nobody answers."""
+        with self._lock:
+            if self.state is ServerState.FROZEN:
+                return
+            process = self._running()
+            keeper.signal_tree(process.pid, signal.SIGSTOP)
+            self._move(ServerState.FROZEN)
+
+    def thaw(self) -> None:
+        """SIGCONT to every process of it; nothing happens when it is not frozen."""
+        with self._lock:
+            if self.state is ServerState.FROZEN and self._process is not None:
+                keeper.signal_tree(self._process.pid, signal.SIGCONT)
+                self._move(ServerState.RUNNING)
+
+    def remove(self) -> None:
+        """End it without mercy, give its port back and remove its data."""
+        with self._lock:
+            if self._process is not None:
+                keeper.end_server(self.data_dir)
+                if self._process.poll() is None:
+                    self._process.kill()
+                self._process.wait()
+            else:
+                keeper.end_server(self.data_dir)
+            self._state = ServerState.STOPPED
+            self._reservation.close()
+            shutil.rmtree(self.data_dir, ignore_errors=True)
+
+    # -- settings -------------------------------------------------------------------------------------------------
+
+    def configure(self, **settings: Setting | None) -> None:
+        """Change settings of `postgresql.conf`, reload, and wait until the running server shows them.
+
+        Settings that need a restart take effect at the next one. `None` takes a setting back to the default.
+        """
+        with self._lock:
+            self.set_quietly(**settings)
+            if self.state is not ServerState.RUNNING:
+                return
+            before = self._loaded_at()
+            self._running().send_signal(signal.SIGHUP)
+            until(
+                lambda: self._loaded_at() != before,
+                10.0,
+                lambda: f"server {self.name!r} did not reload its settings:\n{self._log_end()}",
+            )
+
+    def set_quietly(self, **settings: Setting | None) -> None:
+        """Change settings of `postgresql.conf` for the next start or reload."""
+        with self._lock:
+            for name, value in settings.items():
+                if value is not None:
+                    self._settings[name] = value
+                elif name in self._defaults:
+                    self._settings[name] = self._defaults[name]
+                else:
+                    self._settings.pop(name, None)
+            self._write_settings()
+
+    def set_standby(self, is_standby: bool) -> None:
+        """Let it come up as a standby or as a primary at the next start."""
+        marker = self.data_dir / "standby.signal"
+        if is_standby:
+            marker.touch(mode=0o600)
+            self._user.give(marker)
+        else:
+            marker.unlink(missing_ok=True)
+
+    # -- questions ------------------------------------------------------------------------------------------------
+
+    @contextlib.contextmanager
+    def connect(self, dbname: str = "postgres", *, user: str = SUPERUSER) -> Iterator[psycopg.Connection[TupleRow]]:
+        """A connection in autocommit mode, closed at the end of the block."""
+        with psycopg.connect(self.url(dbname, user, connect_timeout=5), autocommit=True) as connection:
+            yield connection
+
+    def sql(
+        self,
+        query: str | sql.Composable,
+        parameters: Parameters | None = None,
+        *,
+        dbname: str = "postgres",
+        user: str = SUPERUSER,
+    ) -> list[TupleRow]:
+        """Run SQL on a connection of its own, each statement committed by itself.
+
+        Args:
+            query: One statement, or several when there are no parameters.
+            parameters: Values for `%s` or `%(name)s`.
+            dbname: Where.
+            user: As whom; the superuser unless told otherwise.
+
+        Returns:
+            The rows of the last statement that returned any.
+        """
+        with self.connect(dbname, user=user) as connection:
+            cursor = connection.execute(query.encode() if isinstance(query, str) else query, parameters)
+            rows: list[TupleRow] = []
+            more: bool | None = True
+            while more:
+                if cursor.description is not None:
+                    rows = cursor.fetchall()
+                more = cursor.nextset()
+            return rows
+
+    def value(
+        self, query: str | sql.Composable, parameters: Parameters | None = None, *, dbname: str = "postgres"
+    ) -> Any:
+        """The first column of the first row; None when there is no row."""
+        rows = self.sql(query, parameters, dbname=dbname)
+        return rows[0][0] if rows else None
+
+    def is_standby(self) -> bool:
+        """Whether it is in recovery."""
+        return bool(self.value("select pg_is_in_recovery()"))
+
+    def wal_position(self) -> str:
+        """How far its WAL is written (a primary) or replayed (a standby), as PostgreSQL prints it: 0/3000148."""
+        return str(
+            self.value(
+                "select case when pg_is_in_recovery() then pg_last_wal_replay_lsn() else pg_current_wal_flush_lsn() end"
+            )
+        )
+
+    def terminate_backends(self, dbname: str | None = None) -> int:
+        """End every client's session, as an administrator would (57P01), and wait until they are gone.
+
+        Args:
+            dbname: Only those of this database.
+
+        Returns:
+            How many there were.
+        """
+        ended = self.sql(
+            "select pg_terminate_backend(pid, 5000) from pg_stat_activity "
+            "where backend_type = 'client backend' and pid <> pg_backend_pid() and (%(db)s::text is null or datname = %(db)s)",
+            {"db": dbname},
+        )
+        return len(ended)
+
+    # -- inside ---------------------------------------------------------------------------------------------------
+
+    def _move(self, state: ServerState) -> None:
+        if state not in _MOVES[self._state]:
+            raise ClusterError(f"server {self.name!r}: no way from {self._state.value} to {state.value}.")
+        self._state = state
+
+    def _running(self) -> subprocess.Popen[bytes]:
+        if self._process is None or self.state is not ServerState.RUNNING:
+            raise ClusterError(f"server {self.name!r} is {self.state.value}; this needs it running.")
+        return self._process
+
+    def _write_settings(self) -> None:
+        lines = [f"{name} = {_quoted(value)}\n" for name, value in self._settings.items()]
+        file = self.data_dir / "postgresql.conf"
+        # Written in full beside it: the server may read it at any time.
+        draft = self.data_dir / "postgresql.conf.new"
+        draft.touch(mode=0o600)
+        draft.write_text("".join(lines), encoding="utf-8")
+        self._user.give(draft)
+        draft.replace(file)
+
+    def _loaded_at(self) -> object:
+        return self.value("select pg_conf_load_time()")
+
+    def _pid_line(self) -> str:
+        try:
+            return (self.data_dir / "postmaster.pid").read_text(encoding="utf-8").partition("\n")[0]
+        except OSError:
+            return ""
+
+    def _log_end(self) -> str:
+        return self.log[-3000:]
+
+
+def until(is_done: Callable[[], bool], timeout_s: float, complaint: Callable[[], str]) -> None:
+    """Ask until the answer is yes.
+
+    Raises:
+        ClusterError: It was not, for `timeout_s`; with this complaint.
+    """
+    give_up = time.monotonic() + timeout_s
+    while not is_done():
+        if time.monotonic() > give_up:
+            raise ClusterError(complaint())
+        time.sleep(POLL_S)
+
+
+def _version_settings(binaries: Binaries) -> dict[str, Setting]:
+    # 18 would start three I/O workers for every server: more processes for data that is all in memory.
+    return {"io_method": "sync"} if binaries.major >= 18 else {}
+
+
+def _quoted(value: Setting) -> str:
+    if isinstance(value, bool):
+        return "on" if value else "off"
+    return "'" + str(value).replace("'", "''") + "'"
+
+
+def _reserve_port() -> tuple[int, socket.socket]:
+    """Find a free port and keep others away from it for as long as the returned socket is open.
+
+    The socket is bound and does not listen: connects are refused, nobody else can bind the port or be given it for an
+    outgoing connection, and PostgreSQL, which sets SO_REUSEADDR as the socket now does, can. Elsewhere than on Linux the
+    second bind would fail, so the socket is closed at once and the port is only probably ours.
+    """
+    reservation = socket.socket()
+    reservation.bind((HOST, 0))
+    port = int(reservation.getsockname()[1])
+    if sys.platform == "linux":
+        reservation.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    else:
+        reservation.close()
+    return port, reservation
