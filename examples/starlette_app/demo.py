@@ -163,25 +163,40 @@ def environment(cluster: EmbeddedCluster) -> dict[str, str]:
 
 @asynccontextmanager
 async def desk(
-    listener: socket.socket, variables: dict[str, str], address: str
+    listener: socket.socket, variables: dict[str, str], address: str, log: Path | None
 ) -> AsyncIterator[asyncio.subprocess.Process]:
     """The application in its own process, from when it answers until it has ended.
+
+    Args:
+        listener: The socket that it serves.
+        variables: What it finds in its environment besides ours.
+        address: Where it answers.
+        log: File for what it says; None leaves it on our own output.
 
     Raises:
         DemoError: It did not come up.
     """
     # Its end of standard input tells it that we are gone, also when we are killed. A session of its own keeps Ctrl-C in
     # the terminal from it: it ends when we say so, before the servers do.
-    process = await asyncio.create_subprocess_exec(
-        sys.executable, "-m", "starlette_app.serve", str(listener.fileno()),
-        env={**os.environ, **variables}, stdin=asyncio.subprocess.PIPE, pass_fds=[listener.fileno()],
-        start_new_session=True,
-    )  # fmt: skip
+    with contextlib.ExitStack() as stack:
+        output = None if log is None else stack.enter_context(log.open("wb"))
+        process = await asyncio.create_subprocess_exec(
+            sys.executable, "-m", "starlette_app.serve", str(listener.fileno()),
+            env={**os.environ, **variables}, stdin=asyncio.subprocess.PIPE, stdout=output, stderr=output,
+            pass_fds=[listener.fileno()], start_new_session=True,
+        )  # fmt: skip
     try:
-        await answers(process, address)
+        try:
+            await answers(process, address)
+        except DemoError as error:
+            raise DemoError(f"{error}\n{_tail(log)}" if log is not None else str(error)) from None
         yield process
     finally:
         await end(process)
+
+
+def _tail(log: Path) -> str:
+    return "\n".join(log.read_text(encoding="utf-8", errors="replace").splitlines()[-60:])
 
 
 async def answers(process: asyncio.subprocess.Process, address: str) -> None:
@@ -193,7 +208,7 @@ async def answers(process: asyncio.subprocess.Process, address: str) -> None:
                     (await client.get("/ui/")).raise_for_status()
                     return
                 if process.returncode is not None:
-                    raise DemoError(f"the application ended with {process.returncode}; its output is above")
+                    raise DemoError(f"the application ended with {process.returncode}")
                 await asyncio.sleep(0.05)
     except TimeoutError:
         raise DemoError(f"the application did not answer within {START_TIMEOUT_S:.0f} s") from None
@@ -251,12 +266,16 @@ async def run(options: Options, console: Console) -> int:
         await stack.enter_async_context(control.ControlServer(path, fleet.obey))
         with console.step("The desk, in a process of its own") as told:
             variables = {**environment(cluster), control.SOCKET: str(path)}
-            process = await stack.enter_async_context(desk(listener, variables, address))
+            log = directory / "desk.log" if options.is_smoke else None
+            process = await stack.enter_async_context(desk(listener, variables, address, log))
             told(f"process {process.pid}, {address}")
         if options.is_smoke:
             from .smoke import check_all
 
-            return await check_all(address, cluster, count, console)
+            status = await check_all(address, cluster, count, console)
+            if status and log is not None:
+                console.say(f"\n  What the desk said meanwhile:\n{_tail(log)}")
+            return status
         invite(console, address)
         await process.wait()
         console.say(f"the application ended with {process.returncode}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import socket
 import sys
 from typing import Final
@@ -31,4 +32,7 @@ async def serve(fd: int) -> None:
 
 
 if __name__ == "__main__":
+    logging.basicConfig(format="  %(asctime)s %(name)s: %(message)s", datefmt="%H:%M:%S")
+    # The library says once that a server is down; the pool would say it again with every attempt.
+    logging.getLogger("psycopg.pool").setLevel(logging.ERROR)
     uvloop.run(serve(int(sys.argv[1])))
