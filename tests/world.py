@@ -1,0 +1,149 @@
+"""The world of the tests: one datasource `orders`, tenants `acme` and `globex` (a schema each), `initech` and `umbrella`
+(row security in shared tables), all in a fresh database.
+
+Tables of each tenant's schema, and of the schema `shared`:
+
+- `orders (id, item unique, tenant)`; in `shared` under FORCEd row security by `app.tenant`
+- `parents (id)` and `children (id, parent)`, whose foreign key is checked at COMMIT
+- `slow (id)`: a row in it makes COMMIT take `SLOW_COMMIT_S`
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import Any, Final
+
+import psycopg
+
+from asgi_datasource import DataSourceRegistry, compile
+from asgi_datasource.testing import EmbeddedCluster
+
+SLOW_COMMIT_S: Final = 0.6
+
+SCHEMA_TENANTS: Final = ("acme", "globex")
+ROW_TENANTS: Final = {"initech": "41", "umbrella": "42"}
+
+_TABLES: Final = """
+create schema {schema};
+set search_path = {schema};
+create table orders (
+    id bigint generated always as identity primary key,
+    item text not null unique check (item <> 'forbidden'),
+    tenant text default nullif(current_setting('app.tenant', true), '')
+);
+create sequence numbers;
+create table parents (id int primary key);
+create table children (
+    id bigint generated always as identity primary key,
+    parent int not null references parents deferrable initially deferred
+);
+create table slow (id int);
+create function wait_at_commit() returns trigger language plpgsql as 'begin perform pg_sleep({slow}); return null; end';
+create constraint trigger slow_commit after insert on slow deferrable initially deferred
+    for each row execute function wait_at_commit();
+create function place(item text) returns bigint language sql as 'insert into orders (item) values (item) returning id';
+reset search_path;
+"""
+
+_ROW_SECURITY: Final = """
+alter table shared.orders enable row level security;
+alter table shared.orders force row level security;
+create policy own_rows on shared.orders
+    using (tenant = nullif(current_setting('app.tenant', true), ''))
+    with check (tenant = nullif(current_setting('app.tenant', true), ''));
+"""
+
+_numbers = itertools.count()
+
+
+@dataclass(slots=True)
+class World:
+    """A database on a cluster, with the tenants in it."""
+
+    cluster: EmbeddedCluster
+    dbname: str
+
+    @classmethod
+    @asynccontextmanager
+    async def create(cls, cluster: EmbeddedCluster) -> AsyncIterator[World]:
+        """Make the database and its tables, wait until the replicas have them, and drop it in the end."""
+        world = cls(cluster, f"world_{os.getpid()}_{next(_numbers)}")
+        await cluster.create_database(world.dbname)
+        async with await psycopg.AsyncConnection.connect(world.url(), autocommit=True) as connection:
+            for schema in (*SCHEMA_TENANTS, "shared"):
+                await connection.execute(_TABLES.format(schema=schema, slow=SLOW_COMMIT_S))
+            await connection.execute(_ROW_SECURITY)
+        await cluster.caught_up()
+        try:
+            yield world
+        finally:
+            await cluster.drop_database(world.dbname)
+
+    def url(self, node: str = "primary") -> str:
+        """A connection string of the ordinary role `app` for this database on a node, password included."""
+        return self.cluster.nodes[node].url(dbname=self.dbname)
+
+    def config(
+        self,
+        *,
+        replicas: tuple[str, ...] = ("r1", "r2"),
+        pool: Mapping[str, Any] | None = None,
+        urls: Mapping[str, str] | None = None,
+        **sections: Any,
+    ) -> dict[str, Any]:
+        """A configuration for this world.
+
+        Args:
+            replicas: Names of the replicas to use.
+            pool: The datasource's `pool` section.
+            urls: Connection strings in place of a node's own, by node: for proxies.
+            sections: More of the document, by section: `transactions={"deadline": "1s"}`.
+        """
+        urls = {**{node: self.url(node) for node in ("primary", *replicas)}, **(urls or {})}
+        return {
+            "version": 1,
+            "datasources": {
+                "orders": {
+                    "primary": {"url": urls["primary"]},
+                    "replicas": {name: {"url": urls[name]} for name in replicas},
+                    "pool": {"min_size": 1, "max_size": 5, "acquire_timeout": "3s", **(pool or {})},
+                }
+            },
+            "tenancy": {"resolve": [{"header": "X-Tenant"}]},
+            "tenants": {
+                **{name: {"datasource": "orders", "schema": name} for name in SCHEMA_TENANTS},
+                **{
+                    name: {"datasource": "orders", "schema": "shared", "row_security": {"app.tenant": number}}
+                    for name, number in ROW_TENANTS.items()
+                },
+            },
+            **sections,
+        }
+
+    def registry(self, **config: Any) -> DataSourceRegistry:
+        """A registry for this world, not yet open; arguments as for `config`."""
+        return compile(self.config(**config))
+
+    async def sql(self, statement: str, *, schema: str = "acme", node: str = "primary") -> list[tuple[Any, ...]]:
+        """Run a statement on a connection of its own, as the superuser: what an outsider sees. Rows, where there are any."""
+        url = self.cluster.nodes[node].url(dbname=self.dbname, user="postgres")
+        async with await psycopg.AsyncConnection.connect(url, autocommit=True) as connection:
+            if not (await (await connection.execute("select pg_is_in_recovery()")).fetchone() or (True,))[0]:
+                await connection.execute(f"set search_path = {schema}")
+            cursor = await connection.execute(statement.encode())
+            return await cursor.fetchall() if cursor.description else []
+
+    async def items(self, schema: str = "acme") -> list[str]:
+        """The items that are committed in a schema's `orders`, in the order of their making."""
+        return [row[0] for row in await self.sql("select item from orders order by id", schema=schema)]
+
+    async def backends(self) -> list[tuple[int, str]]:
+        """Process id and state of every backend of the role `app` in this database, on the primary."""
+        rows = await self.sql(
+            "select pid, state from pg_stat_activity where usename = 'app' and datname = current_database() order by pid"
+        )
+        return [(row[0], row[1]) for row in rows]
