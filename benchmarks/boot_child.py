@@ -1,4 +1,7 @@
-"""One boot in a fresh process: `python -m benchmarks.boot_child FORM TENANTS` prints what it took as a JSON object.
+"""One boot in a fresh process; prints what it took as a JSON object.
+
+    python -m benchmarks.boot_child TENANTS FILE_OF_FEW FILE    from JSON files
+    python -m benchmarks.boot_child TENANTS                     from mappings
 
 The small document boots first, so that imports, models and allocator arenas are there before the clock and the memory
 are read: what is measured is what the tenants add.
@@ -9,17 +12,16 @@ from __future__ import annotations
 import gc
 import json
 import random
+import re
 import resource
 import sys
-import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from time import perf_counter, process_time
 from typing import Any, Final
 
-from asgi_datasource.registry import DataSourceRegistry, compile
-
 from asgi_datasource.config import load
+from asgi_datasource.registry import DataSourceRegistry, compile
 
 FEW: Final = 10
 LOOK_UPS: Final = 200_000
@@ -61,52 +63,42 @@ def look_up_ns(registry: DataSourceRegistry, names: Sequence[str]) -> float:
     return (process_time() - before) / (times * len(names)) * 1e9
 
 
-def resident_mb() -> float:
-    """Memory of this process now; its peak so far where there is no /proc."""
+def memory_mb() -> tuple[float, float]:
+    """Memory of this process: now, and at its peak; the peak for both where there is no /proc."""
     try:
-        pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1])
+        status = Path("/proc/self/status").read_text(encoding="ascii", errors="replace")
     except OSError:
-        return peak_mb()
-    return pages * resource.getpagesize() / 1e6
+        unit = 1 if sys.platform == "darwin" else 1024
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e6
+        return peak, peak
+    # Not ru_maxrss: on Linux it begins with the peak of the process that started this one.
+    sizes = dict(re.findall(r"^(VmRSS|VmHWM):\s+(\d+) kB$", status, re.MULTILINE))
+    return int(sizes["VmRSS"]) * 1024 / 1e6, int(sizes["VmHWM"]) * 1024 / 1e6
 
 
-def peak_mb() -> float:
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e6
-
-
-def main(form: str, tenants: int) -> dict[str, float]:
-    sources: dict[int, Path | Mapping[str, Any]] = {number: document(number) for number in (FEW, tenants)}
-    with tempfile.TemporaryDirectory() as folder:
-        if form == "json":
-            for number, mapping in list(sources.items()):
-                path = Path(folder) / f"datasource-{number}.json"
-                path.write_text(json.dumps(mapping), encoding="utf-8")
-                sources[number] = path
-            del mapping
-        few = boot(sources[FEW])
-        gc.collect()
-        memory, peak = resident_mb(), peak_mb()
-        started = perf_counter()
-        many = boot(sources[tenants])
-        seconds = perf_counter() - started
-        gc.collect()
-        names = [f"tenant-{number}" for number in range(tenants)]
-        random.Random(1).shuffle(names)
-        result = {
-            "seconds": seconds,
-            "memory_mb": resident_mb() - memory,
-            "peak_mb": max(0.0, peak_mb() - peak),
-        }
-        hot = [f"tenant-{number}" for number in range(FEW)]
-        look_up_ns(few, hot)
-        return {
-            **result,
-            "look_up_few_ns": look_up_ns(few, hot),
-            "look_up_ns": look_up_ns(many, hot),
-            "look_up_spread_ns": look_up_ns(many, names),
-        }
+def main(tenants: int, sources: Sequence[Path | Mapping[str, Any]]) -> dict[str, float]:
+    few = boot(sources[0])
+    gc.collect()
+    memory, peak = memory_mb()
+    started = perf_counter()
+    many = boot(sources[1])
+    seconds = perf_counter() - started
+    gc.collect()
+    memory_now, peak_now = memory_mb()
+    result = {"seconds": seconds, "memory_mb": memory_now - memory, "peak_mb": peak_now - peak}
+    names = [f"tenant-{number}" for number in range(tenants)]
+    hot = names[:FEW]
+    random.Random(1).shuffle(names)
+    look_up_ns(few, hot)
+    return {
+        **result,
+        "look_up_few_ns": look_up_ns(few, hot),
+        "look_up_ns": look_up_ns(many, hot),
+        "look_up_spread_ns": look_up_ns(many, names),
+    }
 
 
 if __name__ == "__main__":
-    print(json.dumps(main(sys.argv[1], int(sys.argv[2]))))
+    count = int(sys.argv[1])
+    files = [Path(argument) for argument in sys.argv[2:]]
+    print(json.dumps(main(count, files or [document(FEW), document(count)])))

@@ -131,7 +131,8 @@ def parse_wrk(output: str) -> dict[str, float]:
         found = re.search(rf"^ +{percentile}% +([\d.]+)(us|ms|s|m)$", output, re.MULTILINE)
         if found is None:
             raise ValueError(f"no {percentile}% in wrk's report:\n{output}")
-        return float(found[1]) * {"us": 0.001, "ms": 1.0, "s": 1000.0, "m": 60_000.0}[found[2]]
+        a_millisecond = {"us": 1000.0, "ms": 1.0, "s": 0.001, "m": 1 / 60_000}
+        return float(found[1]) / a_millisecond[found[2]]
 
     counted = re.search(r"(\d+) requests in ([\d.]+)s", output)
     if counted is None:

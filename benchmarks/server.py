@@ -11,7 +11,7 @@ from urllib.parse import urlsplit
 import psycopg
 from psycopg import sql
 
-from benchmarks.sides.statements import APP_ROLE, SET_UP
+from benchmarks.sides.statements import APP_PASSWORD, APP_ROLE, SET_UP
 
 DATABASE: Final = "ads_bench"
 REPORTED_SETTINGS: Final = ("server_version", "fsync", "synchronous_commit", "full_page_writes", "shared_buffers")
@@ -27,7 +27,7 @@ class Server:
 
     def url(self, port: int | None = None) -> str:
         """The service's URL, as a role that row security applies to; `port`: a proxy's, in front of the server."""
-        return f"postgresql://{APP_ROLE}@{self.host}:{port or self.port}/{DATABASE}"
+        return f"postgresql://{APP_ROLE}:{APP_PASSWORD}@{self.host}:{port or self.port}/{DATABASE}"
 
 
 @asynccontextmanager
@@ -35,7 +35,7 @@ async def benchmark_server(admin_url: str | None) -> AsyncIterator[Server]:
     """A server with a fresh database for the run.
 
     Args:
-        admin_url: A superuser's URL of a server that trusts local connections; None starts an embedded one.
+        admin_url: A superuser's URL; None starts an embedded server.
     """
     if admin_url is not None:
         yield await _prepare(admin_url)
@@ -43,7 +43,7 @@ async def benchmark_server(admin_url: str | None) -> AsyncIterator[Server]:
     from asgi_datasource.testing import EmbeddedCluster
 
     async with EmbeddedCluster() as cluster:
-        yield await _prepare(cluster.primary.url())
+        yield await _prepare(cluster.primary.url(user="postgres"))
 
 
 async def _prepare(admin_url: str) -> Server:

@@ -7,6 +7,7 @@ from typing import Final
 from benchmarks.sides.asgi import ITEMS, TENANT, TENANT_SETTING
 
 APP_ROLE: Final = "bench_app"
+APP_PASSWORD: Final = "bench"
 
 READ: Final = "select id, name, qty from items where id = %s"
 WRITE: Final = "update items set qty = qty + 1 where id = %s returning id, name, qty"
@@ -22,7 +23,7 @@ NAMED_SET_TENANT: Final = SET_TENANT.replace("%s", ":tenant")
 
 # Row security makes the tenant's setting part of the work: without it the statements find no row.
 SET_UP: Final = (
-    f"create role {APP_ROLE} login",
+    f"create role {APP_ROLE} login password '{APP_PASSWORD}'",
     "create table items (id int primary key, tenant text not null, name text not null, qty int not null)"
     " with (fillfactor = 50)",
     f"insert into items select n, '{TENANT}', 'item ' || n, 0 from generate_series(1, {ITEMS}) n",
