@@ -1,5 +1,6 @@
-"""The world of the tests: one datasource `orders`, tenants `acme` and `globex` (a schema each), `initech` and `umbrella`
-(row security in shared tables), all in a fresh database.
+"""The world of the tests: one datasource `orders`, four tenants, a fresh database.
+
+`acme` and `globex` have a schema each; `initech` and `umbrella` share tables under row security.
 
 Tables of each tenant's schema, and of the schema `shared`:
 
@@ -129,7 +130,7 @@ class World:
         return compile(self.config(**config))
 
     async def sql(self, statement: str, *, schema: str = "acme", node: str = "primary") -> list[tuple[Any, ...]]:
-        """Run a statement on a connection of its own, as the superuser: what an outsider sees. Rows, where there are any."""
+        """Run a statement on a connection of its own, as the superuser, and return its rows: what an outsider sees."""
         url = self.cluster.nodes[node].url(dbname=self.dbname, user="postgres")
         async with await psycopg.AsyncConnection.connect(url, autocommit=True) as connection:
             if not (await (await connection.execute("select pg_is_in_recovery()")).fetchone() or (True,))[0]:
@@ -144,6 +145,7 @@ class World:
     async def backends(self) -> list[tuple[int, str]]:
         """Process id and state of every backend of the role `app` in this database, on the primary."""
         rows = await self.sql(
-            "select pid, state from pg_stat_activity where usename = 'app' and datname = current_database() order by pid"
+            "select pid, state from pg_stat_activity"
+            " where usename = 'app' and datname = current_database() order by pid"
         )
         return [(row[0], row[1]) for row in rows]
