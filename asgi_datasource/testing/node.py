@@ -6,11 +6,10 @@ import asyncio
 import shutil
 from typing import Any
 
-from psycopg import sql
 from psycopg.rows import TupleRow
 
 from .binaries import Binaries, ClusterError, RunAs, run
-from .server import HOST, Parameters, Server, ServerState, Setting, StopMode, until
+from .server import HOST, Parameters, Query, Server, ServerState, Setting, StopMode, until
 from .template import ORDINARY_ROLE, SUPERUSER
 
 
@@ -120,18 +119,21 @@ class Node:
         await self.configure(recovery_min_apply_delay=f"{milliseconds}ms")
 
     async def promote(self) -> None:
-        """Make a primary of this replica, on a new timeline. The others keep streaming from where they did: `follow`."""
+        """Make a primary of this replica, on a new timeline; the others stream on from where they did (`follow`)."""
         if not await self.value("select pg_promote(true, 30)"):
             raise ClusterError(f"server {self.name!r} was not promoted:\n{self.log[-2000:]}")
         self.upstream = None
 
-    async def follow(self, primary: Node) -> None:
-        """Stream from this primary from now on.
+    async def follow(self, primary: Node, *, rebuild: bool = False) -> None:
+        """Stream from this primary from now on; a server that does not run is started.
 
-        A replica is only pointed there. A former primary may hold commits that the new one never saw: its data is
-        replaced by a copy of the new primary's, taken with `pg_basebackup`.
+        Args:
+            primary: The new primary, after its `promote`.
+            rebuild: Replace its data by a copy of the primary's (`pg_basebackup`), as is always done with a former
+                primary: it may hold commits that the new one never saw. A replica only needs it when it had received
+                more than the new primary had.
         """
-        await asyncio.to_thread(self._follow, primary)
+        await asyncio.to_thread(self._follow, primary, rebuild=rebuild)
 
     async def wal_position(self) -> str:
         """How far its WAL is written (a primary) or replayed (a standby), as PostgreSQL prints it: 0/3000148."""
@@ -145,7 +147,7 @@ class Node:
 
     async def sql(
         self,
-        query: str | sql.Composable,
+        query: Query,
         parameters: Parameters | None = None,
         *,
         dbname: str = "postgres",
@@ -154,9 +156,7 @@ class Node:
         """Run SQL on a connection of its own, as the superuser unless told otherwise (see `Server.sql`)."""
         return await asyncio.to_thread(self.blocking.sql, query, parameters, dbname=dbname, user=user)
 
-    async def value(
-        self, query: str | sql.Composable, parameters: Parameters | None = None, *, dbname: str = "postgres"
-    ) -> Any:
+    async def value(self, query: Query, parameters: Parameters | None = None, *, dbname: str = "postgres") -> Any:
         """The first column of the first row; None when there is no row."""
         return await asyncio.to_thread(self.blocking.value, query, parameters, dbname=dbname)
 
@@ -178,25 +178,24 @@ class Node:
             {"name": name},
         )
 
-    def _follow(self, primary: Node) -> None:
+    def _follow(self, primary: Node, *, rebuild: bool) -> None:
         primary.add_slot(self.name)
-        was_replica = self.upstream is not None
-        was_running = self.state is ServerState.RUNNING
         self.blocking.stop()
-        if not was_replica:
+        if rebuild or self.upstream is None:
             self._copy_from(primary)
         self.stream_from(primary)
-        if was_running or not was_replica:
-            self.blocking.start()
+        self.blocking.start()
 
     def _copy_from(self, primary: Node) -> None:
         data_dir = self.blocking.data_dir
         shutil.rmtree(data_dir)
         data_dir.mkdir(mode=0o700)
         self._user.give(data_dir)
-        url = primary.blocking.url("postgres", SUPERUSER)
         program = self._binaries.program("pg_basebackup")
+        where = ["-D", str(data_dir), "-h", HOST, "-p", str(primary.port), "-U", SUPERUSER]
         run(
             self._user,
-            [program, "-D", str(data_dir), "-d", url, "--checkpoint=fast", "--no-sync", "--wal-method=stream"],
+            [program, *where, "--checkpoint=fast", "--no-sync", "--wal-method=stream"],
+            # Not among the arguments: every user of the machine can read those.
+            variables={"PGPASSWORD": primary.blocking.password(SUPERUSER)},
         )

@@ -168,7 +168,7 @@ class _Scanner:
     __slots__ = ("_head", "_skip")
 
     def __init__(self, skip: int = 0) -> None:
-        self._head = b""
+        self._head: bytes = b""
         self._skip = skip
 
     def scan(self, data: bytes) -> bytes:

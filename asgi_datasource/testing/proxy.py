@@ -63,7 +63,8 @@ class FaultProxy:
         self._requests = 0
 
     def __repr__(self) -> str:
-        return f"<{type(self).__name__} port={self.port} to {self._target[0]}:{self._target[1]} connections={self.connections}>"
+        host, port = self._target
+        return f"<{type(self).__name__} port={self.port} to {host}:{port} connections={self.connections}>"
 
     # -- life -----------------------------------------------------------------------------------------------------
 
@@ -430,6 +431,6 @@ class _Pipe:
             transport.close()
             return
         if self._direction is Direction.TO_CLIENT:
-            # Counted when the client gets it, not when the server sent it: what the client sends meanwhile did not wait.
+            # Counted when the client gets it, not when the server sent it: what it sends meanwhile did not wait.
             self._link.counter.from_server(data)
         transport.write(data)

@@ -10,7 +10,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from enum import StrEnum
 from pathlib import Path
 from typing import Any, Final, Literal
@@ -26,6 +26,7 @@ from .template import ORDINARY_ROLE, SUPERUSER
 
 Setting = str | int | float | bool
 StopMode = Literal["fast", "smart", "immediate"]
+Query = str | sql.SQL | sql.Composed
 Parameters = Sequence[object] | Mapping[str, object]
 
 HOST: Final = "127.0.0.1"
@@ -145,11 +146,19 @@ class Server:
         Raises:
             ClusterError: The cluster does not know this role's password.
         """
+        query = f"?{urlencode(parameters, quote_via=quote)}" if parameters else ""
+        credentials = f"{quote(user, safe='')}:{quote(self.password(user), safe='')}"
+        return f"postgresql://{credentials}@{HOST}:{self.port}/{quote(dbname, safe='')}{query}"
+
+    def password(self, user: str) -> str:
+        """The password of a role that the cluster made.
+
+        Raises:
+            ClusterError: The cluster does not know this role's password.
+        """
         if user not in self._passwords:
             raise ClusterError(f"no password known for role {user!r}: make it with `create_role`.")
-        query = f"?{urlencode(parameters, quote_via=quote)}" if parameters else ""
-        credentials = f"{quote(user, safe='')}:{quote(self._passwords[user], safe='')}"
-        return f"postgresql://{credentials}@{HOST}:{self.port}/{quote(dbname, safe='')}{query}"
+        return self._passwords[user]
 
     # -- life -----------------------------------------------------------------------------------------------------
 
@@ -203,8 +212,8 @@ class Server:
         """Stop it as `pg_ctl stop -m mode` does.
 
         Args:
-            mode: `fast` ends the sessions; `immediate` also skips the checkpoint, as a crash does; `smart` waits for the
-                clients to leave, and refuses new ones meanwhile.
+            mode: `fast` ends the sessions; `immediate` also skips the checkpoint, as a crash does; `smart` waits for
+                the clients to leave, and refuses new ones meanwhile.
             wait: False returns at once, for a smart stop with a client still there.
             timeout_s: Seconds to wait.
 
@@ -319,14 +328,16 @@ class Server:
     # -- questions ------------------------------------------------------------------------------------------------
 
     @contextlib.contextmanager
-    def connect(self, dbname: str = "postgres", *, user: str = SUPERUSER) -> Iterator[psycopg.Connection[TupleRow]]:
+    def connect(
+        self, dbname: str = "postgres", *, user: str = SUPERUSER
+    ) -> Generator[psycopg.Connection[TupleRow], None, None]:
         """A connection in autocommit mode, closed at the end of the block."""
         with psycopg.connect(self.url(dbname, user, connect_timeout=5), autocommit=True) as connection:
             yield connection
 
     def sql(
         self,
-        query: str | sql.Composable,
+        query: Query,
         parameters: Parameters | None = None,
         *,
         dbname: str = "postgres",
@@ -353,9 +364,7 @@ class Server:
                 more = cursor.nextset()
             return rows
 
-    def value(
-        self, query: str | sql.Composable, parameters: Parameters | None = None, *, dbname: str = "postgres"
-    ) -> Any:
+    def value(self, query: Query, parameters: Parameters | None = None, *, dbname: str = "postgres") -> Any:
         """The first column of the first row; None when there is no row."""
         rows = self.sql(query, parameters, dbname=dbname)
         return rows[0][0] if rows else None
@@ -372,6 +381,27 @@ class Server:
             )
         )
 
+    def wait_replayed(self, position: str, *, timeout_s: float = 10.0) -> None:
+        """Wait until this replica has replayed up to here.
+
+        Raises:
+            ClusterError: It has not, after `timeout_s`: it is paused, delayed or cut off.
+        """
+        with self.connect() as connection:
+
+            def has_replayed() -> bool:
+                row = connection.execute("select pg_last_wal_replay_lsn() >= %s::pg_lsn", (position,)).fetchone()
+                return row is not None and bool(row[0])
+
+            until(
+                has_replayed,
+                timeout_s,
+                lambda: (
+                    f"server {self.name!r} has not replayed {position} after {timeout_s} s: it is at "
+                    f"{self.wal_position()}, its replay {self.value('select pg_get_wal_replay_pause_state()')}."
+                ),
+            )
+
     def terminate_backends(self, dbname: str | None = None) -> int:
         """End every client's session, as an administrator would (57P01), and wait until they are gone.
 
@@ -383,7 +413,8 @@ class Server:
         """
         ended = self.sql(
             "select pg_terminate_backend(pid, 5000) from pg_stat_activity "
-            "where backend_type = 'client backend' and pid <> pg_backend_pid() and (%(db)s::text is null or datname = %(db)s)",
+            "where backend_type = 'client backend' and pid <> pg_backend_pid() "
+            "and (%(db)s::text is null or datname = %(db)s)",
             {"db": dbname},
         )
         return len(ended)
@@ -451,8 +482,8 @@ def _reserve_port() -> tuple[int, socket.socket]:
     """Find a free port and keep others away from it for as long as the returned socket is open.
 
     The socket is bound and does not listen: connects are refused, nobody else can bind the port or be given it for an
-    outgoing connection, and PostgreSQL, which sets SO_REUSEADDR as the socket now does, can. Elsewhere than on Linux the
-    second bind would fail, so the socket is closed at once and the port is only probably ours.
+    outgoing connection, and PostgreSQL, which sets SO_REUSEADDR as the socket now does, can. Elsewhere than on Linux
+    the second bind would fail, so the socket is closed at once and the port is only probably ours.
     """
     reservation = socket.socket()
     reservation.bind((HOST, 0))

@@ -14,7 +14,7 @@ import secrets
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Generator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -54,7 +54,7 @@ class Template:
 
     def copy_to(self, target: Path) -> None:
         """Copy it, sharing blocks where the file system can."""
-        # The program: three times as fast as shutil.copytree, and it keeps the owner. The second is for those without GNU's.
+        # A program: twice as fast as shutil.copytree, and it keeps the owner. The second try is for other than GNU's.
         for options in (("-a", "--reflink=auto"), ("-pR",)):
             done = subprocess.run(["cp", *options, str(self.data_dir), str(target)], capture_output=True, check=False)
             if done.returncode == 0:
@@ -118,7 +118,7 @@ def _blocks(statements: str) -> str:
 
 
 @contextlib.contextmanager
-def _locked(path: Path) -> Iterator[None]:
+def _locked(path: Path) -> Generator[None, None, None]:
     with path.open("w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield

@@ -1,7 +1,7 @@
 """A timer for the event loop that keeps to microseconds.
 
-Event loops round their timers up to whole milliseconds, as far as one whole millisecond late: of a link with 2 ms that
-makes one with up to 4. On Linux the kernel wakes the loop through a timer descriptor instead; elsewhere it is the loop's.
+Event loops round their timers up to whole milliseconds, which makes a link with 4 ms of one with 2. On Linux the kernel
+wakes the loop through a timer descriptor instead; elsewhere it is the loop's own timer.
 """
 
 from __future__ import annotations
