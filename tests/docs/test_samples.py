@@ -1,0 +1,86 @@
+"""What the documentation shows, works: its samples are run."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+import asgi_datasource
+from asgi_datasource import DataSourceRegistry, load
+from asgi_datasource.testing import serve
+from tests.world import World
+
+from .samples import Sample, samples
+
+
+@pytest.mark.parametrize("sample", samples("python"), ids=str)
+def test_python_sample_compiles(sample: Sample) -> None:
+    compile(sample.text, str(sample), "exec", flags=0x2000)  # top-level await is fine in a sample
+
+
+def run(sample: Sample) -> dict[str, Any]:
+    """Run a sample that has no top-level await; the library's names are there without an import."""
+    names = {name: getattr(asgi_datasource, name) for name in asgi_datasource.__all__}
+    exec(compile(sample.text, str(sample), "exec"), names)  # noqa: S102 - our own documentation
+    return names
+
+
+async def test_the_application_of_the_readme_serves_orders(
+    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, node in (("PRIMARY", "primary"), ("R1", "r1"), ("R2", "r2")):
+        monkeypatch.setenv(f"ORDERS_{name}_URL", world.url(node))
+    (tmp_path / "datasource.yaml").write_text(samples("yaml", "README.md")[0].text)
+    monkeypatch.chdir(tmp_path)
+    app = run(samples("python", "README.md")[0])["app"]
+    async with (
+        serve(app) as server,
+        httpx.AsyncClient(base_url=server.url, headers={"X-Tenant": "acme"}) as http,
+    ):
+        placed = await http.post("/orders")
+        assert placed.status_code == 201
+        assert placed.json()["item"] == "tea"
+        await asyncio.to_thread(world.cluster.wait_caught_up)
+        assert (await http.get("/orders")).json() == [placed.json()]
+        assert (await http.get("/orders", headers={"X-Tenant": "nobody"})).status_code == 404
+
+
+def test_the_configuration_of_the_readme_is_valid() -> None:
+    source = samples("yaml", "README.md")[0].text
+    environ = dict.fromkeys(("ORDERS_PRIMARY_URL", "ORDERS_R1_URL", "ORDERS_R2_URL"), "postgresql://db.example/orders")
+    environ = {name: url + name for name, url in environ.items()}
+    import yaml
+
+    assert set(load(yaml.safe_load(source), environ=environ).tenants) == {"acme", "globex"}
+
+
+async def test_the_annotations_of_the_transactions_page(world: World) -> None:
+    names = run(samples("python", "docs/transactions.md")[0])
+    assert {"place_order", "report", "transfer"} <= set(names)
+
+
+async def test_the_block_and_the_later_session_of_the_transactions_page(world: World) -> None:
+    await world.sql("create table coupons (code text unique); alter table coupons owner to app")
+    await world.sql("create table notes (text text); alter table notes owner to app")
+    await world.sql("alter table orders add column receipt_sent bool; alter table orders alter item drop not null")
+    await world.sql("alter table orders drop constraint orders_item_key")
+    blocks = samples("python", "docs/transactions.md")
+    place = run(blocks[1])["place"]
+    send_receipt = run(blocks[2])["send_receipt"]
+    async with world.registry() as registry:
+        await place_twice(registry, place)
+        async with registry.session(tenant="acme") as db:
+            await send_receipt(db)
+    assert await world.sql("select item, receipt_sent from orders") == [("tea", True)] * 2
+    assert await world.sql("select code from coupons") == [("once",)]
+    assert await world.sql("select text from notes") == [("coupon was used before",)]
+
+
+async def place_twice(registry: DataSourceRegistry, place: Any) -> None:
+    for _ in range(2):
+        async with registry.session(tenant="acme") as db:
+            await place(db)
