@@ -9,7 +9,7 @@ import types
 from collections.abc import Coroutine, Generator, Mapping
 from typing import Any, Final
 
-from psycopg import OperationalError
+from psycopg import Error, OperationalError
 from psycopg_pool import AsyncConnectionPool, PoolClosed, PoolTimeout, TooManyRequests
 
 from ...errors import DataError, DataErrorKind
@@ -19,6 +19,7 @@ from . import failure
 from .connection import Connection
 from .result import Exchange
 from .settings import EndpointSettings, connect_failure, resolve
+from .watched import WatchedConnection
 
 logger = logging.getLogger("asgi_datasource.endpoint")
 
@@ -26,12 +27,14 @@ PROBE_FIRST_S: Final = 0.2
 PROBE_LAST_S: Final = 2.0
 """Pauses between two attempts to reach a server that is down: they double from the first to the last, with jitter."""
 
+_CLOSE_GRACE_S: Final = 1.0
+
 
 class Endpoint:
     """One server: connections are borrowed here and come back here.
 
-    It is down while nothing can be connected to it, or when it stopped answering; a task of its own then tries until
-    it is up again.
+    It is down while nothing can be connected to it, or when it has stopped answering. A task of its own then tries
+    until it is up again.
     """
 
     def __init__(self, name: str, datasource: str, role: Role, settings: EndpointSettings) -> None:
@@ -39,12 +42,11 @@ class Endpoint:
         self.datasource = datasource
         self.role = role
         self.settings = settings
-        self._where = f"{datasource}.{name}"
         self._target = resolve(settings, where=f"datasource {datasource!r}, server {name!r}")
         self.address = self._target.host
         self.port = self._target.port
         self.dbname = self._target.dbname
-        self.label = f"{self._where} ({self.address}:{self.port})"
+        self.label = f"{datasource}.{name} ({self.address}:{self.port})"
         """For messages: names the server, not who connects to it."""
         self.attributes: Mapping[str, AttributeValue] = server_attributes(
             host=self.address, port=self.port, namespace=self.dbname
@@ -56,18 +58,18 @@ class Endpoint:
         self.check_limit_s = settings.check_timeout_s
         self.prepares = settings.prepares
         self._pool: AsyncConnectionPool[Connection] | None = None
-        self._connections: set[Connection] = set()
-        self._connect_error: BaseException | None = None
-        self._waiting: set[asyncio.Timeout] = set()
+        self._connections: set[WatchedConnection] = set()
+        self._connect_error: Error | None = None
+        self.attempts: set[asyncio.Timeout] = set()
+        self._waits: set[asyncio.Timeout] = set()
         self._tasks: set[asyncio.Task[Any]] = set()
         self._probe: asyncio.Task[None] | None = None
         self._check: asyncio.Task[None] | None = None
 
     def __repr__(self) -> str:
         state = "up" if self.is_up else "down"
-        return (
-            f"<Endpoint {self.label} {self.role.value} {state}, {self.borrowed} of {self.settings.max_size} borrowed>"
-        )
+        use = f"{self.borrowed} of {self.settings.max_size} borrowed"
+        return f"<Endpoint {self.label} {self.role.value} {state}, {use}>"
 
     # Opening and closing
 
@@ -78,6 +80,7 @@ class Endpoint:
         settings = self.settings
         self.is_up = True
         self.borrowed = 0
+        self._connect_error = None
         self._pool = AsyncConnectionPool(
             self._target.conninfo,
             connection_class=Connection,
@@ -85,7 +88,7 @@ class Endpoint:
             min_size=settings.min_size,
             max_size=settings.max_size,
             open=False,
-            name=self._where,
+            name=f"{self.datasource}.{self.name}",
             timeout=settings.acquire_timeout_s,
             max_waiting=settings.max_waiting,
             max_lifetime=settings.max_lifetime_s,
@@ -98,22 +101,22 @@ class Endpoint:
         """Close the pool and every connection, also those that are still borrowed.
 
         Args:
-            timeout_s: Seconds that it may take.
+            timeout_s: Seconds that the pool's own tasks may take; it is over within a second more.
         """
         pool, self._pool = self._pool, None
         if pool is None:
             return
-        for task in (self._probe, self._check):
-            if task is not None:
-                task.cancel()
+        if self._probe is not None:
+            self._probe.cancel()
+        _end_now(self.attempts)
         await pool.close(timeout=timeout_s)
         for connection in list(self._connections):
             connection.cut("the pool was closed")
         tasks = [task for task in self._tasks if not task.done()]
         if tasks:
+            await asyncio.wait(tasks, timeout=_CLOSE_GRACE_S)
             for task in tasks:
                 task.cancel()
-            await asyncio.wait(tasks, timeout=1.0)
 
     # Borrowing and giving back
 
@@ -122,37 +125,43 @@ class Endpoint:
 
         Args:
             deadline: Event-loop time at which waiting ends, if that is before the pool's own timeout.
-            must_be_alive: Look whether the connection has died in the pool, and take another one then.
+            must_be_alive: Ask the server over the connection first, and take another one when it does not answer.
 
         Raises:
             DataError: CONNECTION: the server cannot be reached; the message says why. RESOURCE: all connections are
-                in use and stay so, or the queue is full.
+                in use and stay so, or the queue is full. TIMEOUT: the deadline has passed.
         """
         pool = self._pool
         if pool is None:
             raise DataError(DataErrorKind.CONNECTION, f"{self.label}: the pool is not open")
         timeout_s = self.settings.acquire_timeout_s
-        if deadline is not None:
-            timeout_s = min(timeout_s, deadline - asyncio.get_running_loop().time())
-        must_be_alive = must_be_alive or not self.is_up
-        give_up_at = asyncio.get_running_loop().time() + timeout_s
+        give_up_at: float | None = None
         while True:
+            if deadline is not None or give_up_at is not None:
+                now = asyncio.get_running_loop().time()
+                if deadline is not None:
+                    if deadline <= now:
+                        raise self._too_late()
+                    timeout_s = min(timeout_s, deadline - now)
+                if give_up_at is not None:
+                    timeout_s = min(timeout_s, give_up_at - now)
             connection = await self._take(pool, timeout_s)
-            if not must_be_alive or await self._is_alive(connection):
-                self.borrowed += 1
+            if not connection.closed and (
+                (self.is_up and not must_be_alive) or await self._is_alive(connection, deadline)
+            ):
                 return connection
-            self._put(connection)
-            timeout_s = give_up_at - asyncio.get_running_loop().time()
+            self.release_nowait(connection)
+            if give_up_at is None:
+                give_up_at = asyncio.get_running_loop().time() + timeout_s
 
     async def release(self, connection: Connection) -> None:
-        """Give back a connection that is idle. Never waits, so that no cancellation can come in between."""
-        self.borrowed -= 1
-        self._put(connection)
+        """Give back a connection that is idle. Never waits, so no cancellation can come in between."""
+        self.release_nowait(connection)
 
     async def reclaim(self, connection: Connection, *, reset: bool = False) -> None:
         """Give back a connection in any state: what runs on it is cancelled, an open transaction rolled back.
 
-        Bounded, whatever the server does: a connection that does not come to rest is cut. Raises nothing.
+        Bounded, whatever the server does: a connection that does not come to rest is cut. Raises nothing of its own.
 
         Args:
             connection: The connection.
@@ -160,18 +169,36 @@ class Endpoint:
         """
         try:
             await connection.settle(reset=reset)
+        except Exception as error:
+            # Nobody could do anything about it; the connection is replaced.
+            logger.warning("%s: a connection could not be brought to rest", self.label, exc_info=error)
+            connection.cut("it could not be brought to rest")
         except BaseException:
             connection.cut("giving it back was interrupted")
             raise
         finally:
-            self.borrowed -= 1
-            self._put(connection)
+            self.release_nowait(connection)
 
     def discard(self, connection: Connection) -> None:
         """Close a borrowed connection at once; the pool replaces it."""
         connection.cut("it was given up")
+        self.release_nowait(connection)
+
+    def release_nowait(self, connection: Connection) -> None:
+        """Give a connection to the pool without waiting: `putconn` waits only where the pool's lock is taken."""
+        if not connection.is_lent:
+            return
+        connection.is_lent = False
         self.borrowed -= 1
-        self._put(connection)
+        pool: AsyncConnectionPool[Connection] | None = getattr(connection, "_pool", None)
+        if pool is None:
+            return
+        giving = pool.putconn(connection)
+        try:
+            waits_for = giving.send(None)
+        except StopIteration:
+            return
+        self._spawn(_finish(giving, waits_for))
 
     def suspect(self) -> None:
         """A pooled connection turned out to be dead: look at the others, once, in the background."""
@@ -198,124 +225,121 @@ class Endpoint:
 
     # What connections report
 
-    def opened(self, connection: Connection) -> None:
+    def connected(self, connection: WatchedConnection) -> None:
         """A connection was made: the server is up."""
         self._connections.add(connection)
         self._connect_error = None
-        self._mark_up()
+        if not self.is_up:
+            self.is_up = True
+            logger.info("%s is up again", self.label)
 
-    def closed(self, connection: Connection) -> None:
-        """A connection is gone."""
-        self._connections.discard(connection)
-        if self._pool is not None and connection.is_pooled:
-            self.suspect()
-
-    def failed(self, error: BaseException) -> BaseException:
+    def connect_failed(self, error: Error) -> Error:
         """A connection could not be made."""
         text = connect_failure(error, self._target)
-        clean = type(error)(text) if isinstance(error, OperationalError) else OperationalError(text)
+        clean = type(error)(text)
         self._connect_error = clean
         if not self._connections:
             self._mark_down(text)
-            self._end_waits()
+            # Nothing can be connected: whoever waits for a connection need not wait any longer.
+            _end_now(self._waits)
         return clean
 
+    def disconnected(self, connection: WatchedConnection, *, was_lost: bool) -> None:
+        """A connection is gone."""
+        self._connections.discard(connection)
+        if was_lost and not connection.is_lent:
+            self.suspect()
+
     def went_silent(self) -> None:
-        """The server did not answer a cancel request."""
+        """The server does not answer: what lies in the pool is of no use either."""
         self._mark_down(f"{self.address}:{self.port}: no answer")
+        for connection in list(self._connections):
+            if not connection.is_lent:
+                connection.cut("the server does not answer")
 
     # Health
 
-    def _mark_up(self) -> None:
-        if not self.is_up:
-            logger.info("%s is up again", self.label)
-        self.is_up = True
-
     def _mark_down(self, reason: str) -> None:
+        self.last_error = reason
         if self.is_up:
             logger.warning("%s is down: %s", self.label, reason)
         self.is_up = False
-        self.last_error = reason
         if self._pool is not None and (self._probe is None or self._probe.done()):
             self._probe = self._spawn(self._probe_until_up(self._pool))
 
     async def _probe_until_up(self, pool: AsyncConnectionPool[Connection]) -> None:
         pause_s = PROBE_FIRST_S
-        while True:
+        while self._pool is pool:
             # Jitter, so that the processes of a service do not all knock at once.
             await asyncio.sleep(pause_s * random.uniform(0.75, 1.25))  # noqa: S311 - not for security
             pause_s = min(PROBE_LAST_S, pause_s * 2)
             try:
                 connection = await Connection.connect(self._target.conninfo, observer=self)
-            except OperationalError:
+            except Error:
                 continue
             await connection.close()
             break
         # The pool has given up replacing connections, or waits for its next attempt: let it begin now.
         await pool.check()
 
-    def _end_waits(self) -> None:
-        """Nothing can be connected: whoever waits for a connection need not wait any longer."""
-        now = asyncio.get_running_loop().time()
-        for wait in list(self._waiting):
-            wait.reschedule(now)
-
     # The pool
 
     async def _take(self, pool: AsyncConnectionPool[Connection], timeout_s: float) -> Connection:
-        if timeout_s <= 0:
-            raise self._no_connection(timeout_s)
-        if self.borrowed < len(self._connections):
-            # One is free: nothing to wait for.
-            wait = None
+        taking = pool.getconn(timeout_s)
         try:
-            async with asyncio.timeout(None) as wait:
-                self._waiting.add(wait)
-                try:
-                    return await pool.getconn(timeout_s)
-                finally:
-                    self._waiting.discard(wait)
+            try:
+                waits_for = taking.send(None)
+            except StopIteration as done:
+                connection: Connection = done.value
+            else:
+                # None is free. Waiting can be ended from outside, which one that is free need not pay for.
+                async with asyncio.timeout(None) as wait:
+                    self._waits.add(wait)
+                    try:
+                        connection = await _finish(taking, waits_for)
+                    finally:
+                        self._waits.discard(wait)
         except TooManyRequests as error:
             raise DataError(
                 DataErrorKind.RESOURCE,
                 f"{self.label}: {self.settings.max_waiting} are waiting for a connection already. Raise"
                 " pool.max_size or pool.max_waiting, or shorten transactions",
-                http_status=503,
             ) from error
         except (PoolTimeout, TimeoutError) as error:
             raise self._no_connection(timeout_s) from (self._connect_error or error)
         except PoolClosed as error:
             raise DataError(DataErrorKind.CONNECTION, f"{self.label}: the pool is closed") from error
+        connection.is_lent = True
+        self.borrowed += 1
+        return connection
+
+    async def _is_alive(self, connection: Connection, deadline: float | None) -> bool:
+        limit = asyncio.get_running_loop().time() + self.settings.check_timeout_s
+        try:
+            exchange = await connection.exchange((), deadline=limit if deadline is None else min(limit, deadline))
+        except BaseException:
+            self.discard(connection)
+            raise
+        return exchange.error is None
 
     def _no_connection(self, timeout_s: float) -> DataError:
         reason = self._connect_error
         if reason is not None and not self._connections:
-            return DataError(DataErrorKind.CONNECTION, f"{self._where}: cannot connect to {reason}", http_status=503)
+            return DataError(DataErrorKind.CONNECTION, f"{self.datasource}.{self.name}: cannot connect to {reason}")
         because = "" if reason is None else f"; the last attempt to connect failed: {reason}"
         return DataError(
             DataErrorKind.RESOURCE,
-            f"{self.label}: no free connection after {max(0.0, timeout_s):.1f} s ({self.borrowed} of"
-            f" {self.settings.max_size} in use, {len(self._waiting)} waiting){because}. Raise pool.max_size or shorten"
-            " transactions",
-            http_status=503,
+            f"{self.label}: no free connection after {timeout_s:.1f} s ({self.borrowed} of {self.settings.max_size} in"
+            f" use, {len(self._waits) + 1} waiting){because}. Raise pool.max_size or shorten transactions",
         )
 
-    async def _is_alive(self, connection: Connection) -> bool:
-        loop = asyncio.get_running_loop()
-        exchange = await connection.exchange((), deadline=loop.time() + self.settings.check_timeout_s)
-        return exchange.error is None
-
-    def _put(self, connection: Connection) -> None:
-        """Give a connection to the pool without waiting: `putconn` waits only where its lock is taken."""
-        pool = getattr(connection, "_pool", None)
-        if pool is None:
-            return
-        giving = pool.putconn(connection)
-        try:
-            waits_for = giving.send(None)
-        except StopIteration:
-            return
-        self._spawn(_finish(giving, waits_for))
+    def _too_late(self) -> DataError:
+        return DataError(
+            DataErrorKind.TIMEOUT,
+            f"{self.label}: the deadline had passed before a connection was asked for. Give the route a longer"
+            " `timeout`",
+            is_retryable=False,
+        )
 
     def _spawn(self, work: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:
         task = asyncio.get_running_loop().create_task(work)
@@ -329,17 +353,26 @@ class Endpoint:
             logger.warning("%s: a task of the pool failed", self.label, exc_info=task.exception())
 
 
-async def _finish(coroutine: Coroutine[Any, Any, Any], waits_for: Any) -> None:
-    await _go_on(coroutine, waits_for)
+def _end_now(scopes: set[asyncio.Timeout]) -> None:
+    now = asyncio.get_running_loop().time()
+    for scope in scopes:
+        scope.reschedule(now)
+
+
+async def _finish(coroutine: Coroutine[Any, Any, Any], waits_for: Any) -> Any:
+    """Run on what was started by hand and had to wait after all."""
+    return await _go_on(coroutine, waits_for)
 
 
 @types.coroutine
 def _go_on(coroutine: Coroutine[Any, Any, Any], waits_for: Any) -> Generator[Any, Any, Any]:
-    """Run on what was started by hand and had to wait after all."""
     while True:
         try:
-            value = yield waits_for
-        except BaseException as error:  # noqa: BLE001 - handed on to the coroutine
-            waits_for = coroutine.throw(error)
-        else:
-            waits_for = coroutine.send(value)
+            try:
+                value = yield waits_for
+            except BaseException as error:  # noqa: BLE001 - handed on to the coroutine
+                waits_for = coroutine.throw(error)
+            else:
+                waits_for = coroutine.send(value)
+        except StopIteration as done:
+            return done.value

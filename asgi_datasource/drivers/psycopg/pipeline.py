@@ -7,6 +7,7 @@ was readable. libpq does the rest (PostgreSQL manual, "Pipeline Mode").
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import TYPE_CHECKING, Final
 
 from psycopg import OperationalError, ProgrammingError, capabilities
@@ -27,16 +28,19 @@ Command = tuple[bytes, "Sequence[Buffer | None] | None", tuple[int, ...], "Seque
 
 _TUPLES_OK: Final = int(ExecStatus.TUPLES_OK)
 _COMMAND_OK: Final = int(ExecStatus.COMMAND_OK)
-_WORKED: Final = (_TUPLES_OK, _COMMAND_OK, int(ExecStatus.EMPTY_QUERY))
+_EMPTY_QUERY: Final = int(ExecStatus.EMPTY_QUERY)
 _FATAL_ERROR: Final = int(ExecStatus.FATAL_ERROR)
 _ABORTED: Final = int(ExecStatus.PIPELINE_ABORTED)
 _SYNC: Final = int(ExecStatus.PIPELINE_SYNC)
+_COPY_IN: Final = int(ExecStatus.COPY_IN)
+_COPY_OUT: Final = int(ExecStatus.COPY_OUT)
 
-_HAS_CLOSE: Final = capabilities.has_send_close_prepared()
-"""libpq 17 and later close a prepared statement by a message of the protocol, which cannot fail."""
+_CLOSED: Final = -1
+"""Slot of a Close, whose answer nobody waits for."""
 
 _SCHEMA_TAGS: Final = frozenset({b"ALT", b"CRE", b"DRO"})
-_FORGET_TAGS: Final = frozenset({b"DEA", b"DIS"})
+_DEALLOCATE_TAGS: Final = frozenset({b"DEA", b"DIS"})
+_END_TAGS: Final = frozenset({b"COM", b"ROL"})
 
 COPY_REFUSED: Final = "COPY from or to the client cannot be used here; use copy() of a psycopg cursor instead"
 
@@ -44,14 +48,16 @@ COPY_REFUSED: Final = "COPY from or to the client cannot be used here; use copy(
 class Flight:
     """One pipeline on its way: what was sent, and whose answer is next."""
 
-    __slots__ = ("_commands", "_connection", "_position", "_slots", "_syncs", "exchange")
+    __slots__ = ("_closes", "_commands", "_connection", "_position", "_rows", "_slots", "_syncs", "exchange")
 
-    def __init__(self, connection: Connection, commands: Sequence[Command]) -> None:
+    def __init__(self, connection: Connection, commands: Sequence[Command], closes: Sequence[bytes]) -> None:
         self.exchange = Exchange([None] * len(commands))
         self._connection = connection
         self._commands = commands
+        self._closes = closes
         self._position = 0
         self._syncs = 1
+        self._rows: list[tuple[Result, Plan | None]] = []
         self._slots: list[int | Plan] | None = None
         """What each answer is for where that is not simply one a statement: a statement's index, or a plan's Parse."""
 
@@ -62,15 +68,14 @@ class Flight:
             flush_after: Index of a statement after which the server is asked to send what it has.
 
         Raises:
-            OperationalError: libpq refused; the connection cannot be used any more.
+            psycopg.Error: libpq refused; the connection cannot be used any more.
         """
         connection = self._connection
         pgconn = connection.pgconn
         pgconn.enter_pipeline_mode()
-        slots: list[int | Plan] | None = None
-        if connection.plans.to_close:
+        if self._closes:
             self._send_closes(pgconn)
-            slots = self._slots
+        slots = self._slots
         number = connection.count_flight()
         for index, (text, values, types, formats, plan) in enumerate(self._commands):
             if plan is None:
@@ -98,7 +103,7 @@ class Flight:
             Whether the last Sync was among them: the connection is free again.
 
         Raises:
-            OperationalError: The answers make no sense; the connection cannot be used any more.
+            psycopg.Error: The answers make no sense; the connection cannot be used any more.
         """
         pgconn = self._connection.pgconn
         while not pgconn.is_busy():
@@ -116,15 +121,20 @@ class Flight:
             pgconn.get_result()
         return False
 
+    def load(self) -> Exchange:
+        """Convert the rows that have arrived, and hand out the outcome."""
+        transformer = self._connection.transformer
+        for result, plan in self._rows:
+            result.load(transformer, plan)
+        self._rows.clear()
+        return self.exchange
+
     def lose(self, cause: BaseException) -> None:
         """The connection is gone: take what had arrived before, and note the loss."""
         exchange = self.exchange
-        if self._connection.pgconn.pipeline_status:
-            try:
-                # An answer such as the xid in front of a COMMIT may have come in with the end of the stream.
-                self.receive()
-            except e.Error as error:
-                cause = cause or error
+        # An answer such as the xid in front of a COMMIT may have come in with the end of the stream.
+        with suppress(e.Error):
+            self.receive()
         exchange.is_lost = True
         if exchange.error is None:
             exchange.error = cause
@@ -135,7 +145,7 @@ class Flight:
         position = self._position
         self._position = position + 1
         slots = self._slots
-        if status in _WORKED:
+        if status == _TUPLES_OK or status == _COMMAND_OK or status == _EMPTY_QUERY:  # noqa: SIM109 - hot
             index = position
             if slots is not None:
                 slot = slots[position]
@@ -145,31 +155,34 @@ class Flight:
                 if slot == _CLOSED:
                     return
                 index = slot
-            connection = self._connection
-            self.exchange.results[index] = Result(
-                pgresult, connection, connection.transformer, self._commands[index][4]
-            )
-            if status == _COMMAND_OK:
+            result = self.exchange.results[index] = Result(pgresult, self._connection)
+            if status == _TUPLES_OK:
+                self._rows.append((result, self._commands[index][4]))
+            elif status == _COMMAND_OK:
                 self._note_tag(pgresult.command_status)
         elif status == _FATAL_ERROR:
-            self._fail(e.error_from_result(pgresult, self._connection.transformer.encoding), position)
+            if slots is None or position >= len(slots) or slots[position] != _CLOSED:
+                error = e.error_from_result(pgresult, self._connection.transformer.encoding)
+                self._fail(error, position)
         elif status != _ABORTED:
-            # COPY is refused before it is sent; should one come through after all, the protocol is in a state of
-            # its own that a pipeline has no way out of.
+            # COPY is refused before it is sent. Should one come through after all, the pipeline has no way out of it.
             self._fail(ProgrammingError(COPY_REFUSED), position)
             raise OperationalError(COPY_REFUSED)
 
     def _fail(self, error: e.Error, position: int) -> None:
         exchange = self.exchange
-        slots = self._slots
-        if slots is not None and position < len(slots) and slots[position] == _CLOSED:
+        if exchange.error is not None:
             return
-        if exchange.error is None:
-            exchange.error = error
-            if exchange.results:
-                exchange.failed_at = self._index_at(position)
-            if is_stale_plan(error):
-                self._connection.plans.retire()
+        exchange.error = error
+        if not exchange.results:
+            return
+        exchange.failed_at = index = self._index_at(position)
+        if is_stale_plan(error):
+            plans = self._connection.plans
+            plans.retire()
+            if error.sqlstate != "26000":
+                # Its columns depend on where it runs: on the tenant's schema.
+                plans.exclude(self._commands[index][0])
 
     def _index_at(self, position: int) -> int:
         """The statement that this answer is for; the last one when it is the Sync's, where constraints are checked."""
@@ -177,10 +190,7 @@ class Flight:
         last = len(self._commands) - 1
         if slots is None:
             return min(position, last)
-        for slot in slots[position:]:
-            if isinstance(slot, int) and slot >= 0:
-                return slot
-        return last
+        return next((slot for slot in slots[position:] if isinstance(slot, int) and slot >= 0), last)
 
     def _note_tag(self, tag: bytes | None) -> None:
         """Some commands take prepared statements away, or change what they refer to."""
@@ -191,26 +201,71 @@ class Flight:
         if head in _SCHEMA_TAGS:
             connection.has_changed_schema = True
             connection.plans.retire()
-        elif head in _FORGET_TAGS:
+        elif head in _DEALLOCATE_TAGS:
             connection.plans.retire()
-        elif connection.has_changed_schema and head in (b"COM", b"ROL"):
+        elif connection.has_changed_schema and head in _END_TAGS:
             connection.has_changed_schema = False
             connection.plans.retire()
 
     def _send_closes(self, pgconn: PGconn) -> None:
-        names = self._connection.plans.to_close
-        slots: list[int | Plan] = [_CLOSED for _ in names]
+        slots: list[int | Plan] = [_CLOSED for _ in self._closes]
         self._slots = slots
-        for name in names:
-            if _HAS_CLOSE:
+        closes_by_message = capabilities.has_send_close_prepared()
+        for name in self._closes:
+            if closes_by_message:
                 pgconn.send_close_prepared(name)
             else:
+                # libpq before 17. With a Sync of its own: it fails in a failed transaction, and must take nothing
+                # else with it.
                 pgconn.send_query_params(b"deallocate " + name, None)
-                # A Sync of its own: this one can fail, in a failed transaction, and must take nothing with it.
                 pgconn.pipeline_sync()
                 self._syncs += 1
-        names.clear()
 
 
-_CLOSED: Final = -1
-"""Slot of a Close, whose answer nobody waits for."""
+class Drain:
+    """Reads away what is left of one of psycopg's own operations that was cancelled in the middle."""
+
+    __slots__ = ("_pgconn", "_was_empty")
+
+    def __init__(self, pgconn: PGconn) -> None:
+        self._pgconn = pgconn
+        self._was_empty = False
+
+    def begin(self) -> None:
+        """Ask the server for an end: a Sync for a pipeline that has none."""
+        if self._pgconn.pipeline_status:
+            self._pgconn.pipeline_sync()
+
+    def receive(self) -> bool:
+        """Take what has arrived.
+
+        Returns:
+            Whether the connection is at rest.
+
+        Raises:
+            psycopg.Error: There is no way to rest.
+        """
+        pgconn = self._pgconn
+        while not pgconn.is_busy():
+            pgresult = pgconn.get_result()
+            if pgresult is None:
+                if not pgconn.pipeline_status:
+                    return True
+                # In a pipeline a None ends one command; two in a row mean that nothing is left.
+                if self._was_empty:
+                    pgconn.exit_pipeline_mode()
+                    return True
+                self._was_empty = True
+                continue
+            self._was_empty = False
+            if pgresult.status == _COPY_IN:
+                pgconn.put_copy_end(b"cancelled")
+                pgconn.flush()
+            elif pgresult.status == _COPY_OUT:
+                while True:
+                    size, _ = pgconn.get_copy_data(1)
+                    if size == 0:
+                        return False
+                    if size < 0:
+                        break
+        return False

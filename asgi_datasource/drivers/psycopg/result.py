@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Final
 
-from psycopg import AsyncCursor, ProgrammingError
+from psycopg import AsyncCursor, Error, ProgrammingError
 from psycopg.pq import ExecStatus
 
 if TYPE_CHECKING:
@@ -15,25 +15,27 @@ if TYPE_CHECKING:
     from .connection import Connection
     from .statements import Plan
 
-TUPLES_OK: Final = int(ExecStatus.TUPLES_OK)
+_TUPLES_OK: Final = int(ExecStatus.TUPLES_OK)
 
-TRANSACTION_ENDS: Final = frozenset({b"BEGIN", b"COMMIT", b"ROLLBACK", b"START TRANSACTION", b"PREPARE TRANSACTION"})
+_TRANSACTION_TAGS: Final = frozenset({b"BEGIN", b"COMMIT", b"ROLLBACK", b"START TRANSACTION", b"PREPARE TRANSACTION"})
 """Tags of commands that begin or end a transaction. ROLLBACK TO SAVEPOINT answers ROLLBACK as well."""
 
 
 class Result:
-    """The outcome of one command that worked. Holds what was received; reading it needs no server.
+    """The outcome of one command that worked; reading it needs no connection any more.
 
-    Values are converted when they are asked for, by the adapters that the connection had when they arrived.
+    Values were converted when they arrived, by the adapters and settings of that moment.
     """
 
-    __slots__ = ("_connection", "_plan", "pgresult", "transformer")
+    __slots__ = ("_columns", "_connection", "_error", "_values", "encoding", "pgresult")
 
-    def __init__(self, pgresult: PGresult, connection: Connection, transformer: Transformer, plan: Plan | None) -> None:
+    def __init__(self, pgresult: PGresult, connection: Connection) -> None:
         self.pgresult = pgresult
-        self.transformer = transformer
         self._connection = connection
-        self._plan = plan
+        self.encoding = "utf-8"
+        self._columns: tuple[str, ...] = ()
+        self._values: list[tuple[Any, ...]] | None = None
+        self._error: Exception | None = None
 
     def __repr__(self) -> str:
         return f"<Result {self.status_message!r}>"
@@ -47,7 +49,7 @@ class Result:
     @property
     def rowcount(self) -> int:
         """Rows returned or changed; -1 where that does not apply."""
-        if self.pgresult.status == TUPLES_OK:
+        if self._values is not None or self._error is not None:
             return self.pgresult.ntuples
         count = self.pgresult.command_tuples
         return -1 if count is None else count
@@ -55,12 +57,12 @@ class Result:
     @property
     def returns_rows(self) -> bool:
         """Whether the command answers with rows, even if there were none."""
-        return self.pgresult.status == TUPLES_OK
+        return self.pgresult.status == _TUPLES_OK
 
     @property
     def ends_transaction(self) -> bool:
         """Whether the command itself began or ended a transaction, by its tag."""
-        return self.pgresult.status != TUPLES_OK and self.pgresult.command_status in TRANSACTION_ENDS
+        return self._values is None and self.pgresult.command_status in _TRANSACTION_TAGS
 
     def rows(self, row_factory: AsyncRowFactory[Any] | None = None) -> list[Any]:
         """All rows.
@@ -70,64 +72,69 @@ class Result:
 
         Raises:
             psycopg.ProgrammingError: The command does not return rows.
+            psycopg.DataError: A value does not fit its Python type.
         """
-        pgresult = self.pgresult
-        if pgresult.status != TUPLES_OK:
+        values = self._values
+        if values is None:
             raise self._no_rows()
-        count = pgresult.ntuples
         if row_factory is None:
-            if not count:
-                return []
-            self.transformer.set_pgresult(pgresult)
-            names = self._columns()
-            # `tuple` is the row maker that psycopg's C code makes without a call for each row.
-            return [
-                dict(zip(names, values))  # noqa: B905 - as long as each other, and `strict` costs on each row
-                for values in self.transformer.load_rows(0, count, tuple)
-            ]
+            columns = self._columns
+            return [dict(zip(columns, row)) for row in values]  # noqa: B905 - equally long; `strict` costs per row
         make_row = row_factory(ResultCursor(self._connection, self))
-        self.transformer.set_pgresult(pgresult)
-        return self.transformer.load_rows(0, count, make_row)
+        return [make_row(row) for row in values]
 
     def first(self, row_factory: AsyncRowFactory[Any] | None = None) -> Any | None:
         """The first row; None without one.
 
         Raises:
             psycopg.ProgrammingError: The command does not return rows.
+            psycopg.DataError: A value does not fit its Python type.
         """
-        pgresult = self.pgresult
-        if pgresult.status != TUPLES_OK:
+        values = self._values
+        if values is None:
             raise self._no_rows()
-        if not pgresult.ntuples:
+        if not values:
             return None
         if row_factory is None:
-            self.transformer.set_pgresult(pgresult)
-            return dict(zip(self._columns(), self.transformer.load_row(0, tuple)))  # noqa: B905 - equally long
-        make_row = row_factory(ResultCursor(self._connection, self))
-        self.transformer.set_pgresult(pgresult)
-        return self.transformer.load_row(0, make_row)
+            return dict(zip(self._columns, values[0]))  # noqa: B905 - equally long
+        return row_factory(ResultCursor(self._connection, self))(values[0])
 
     def scalar(self) -> Any | None:
         """The first column of the first row; None without a row, or without a column.
 
         Raises:
             psycopg.ProgrammingError: The command does not return rows.
+            psycopg.DataError: A value does not fit its Python type.
         """
-        row = self.first(_tuple_row)
-        return row[0] if row else None
+        values = self._values
+        if values is None:
+            raise self._no_rows()
+        return values[0][0] if values and values[0] else None
 
-    def _columns(self) -> tuple[str, ...]:
-        plan = self._plan
-        if plan is not None and plan.columns is not None:
-            return plan.columns
+    def load(self, transformer: Transformer, plan: Plan | None) -> None:
+        """Convert the rows, while the connection is there: some adapters read its settings when they are made."""
         pgresult = self.pgresult
-        encoding = self.transformer.encoding
-        names = tuple([(pgresult.fname(i) or b"").decode(encoding) for i in range(pgresult.nfields)])
-        if plan is not None and plan.is_ready:
-            plan.columns = names
-        return names
+        self.encoding = encoding = transformer.encoding
+        columns = None if plan is None else plan.columns
+        if columns is None:
+            columns = tuple([(pgresult.fname(i) or b"").decode(encoding) for i in range(pgresult.nfields)])
+            if plan is not None and plan.is_ready:
+                plan.columns = columns
+        self._columns = columns
+        count = pgresult.ntuples
+        if not count:
+            self._values = []
+            return
+        try:
+            transformer.set_pgresult(pgresult)
+            # `tuple` is the row maker that psycopg's C code makes without a call for each row.
+            self._values = transformer.load_rows(0, count, tuple)
+        except Exception as error:  # noqa: BLE001 - raised to whoever reads the rows, as psycopg's fetch does
+            self._error = error
 
-    def _no_rows(self) -> ProgrammingError:
+    def _no_rows(self) -> Exception:
+        if self._error is not None:
+            return self._error
         tag = self.status_message
         detail = f"command status: {tag}" if tag else f"result status: {ExecStatus(self.pgresult.status).name}"
         return ProgrammingError(f"the last operation didn't produce records ({detail})")
@@ -137,7 +144,7 @@ class ResultCursor(AsyncCursor[Any]):
     """What a row factory is called with: a cursor that has this result. It is not for executing anything."""
 
     def __init__(self, connection: Connection, result: Result) -> None:
-        super().__init__(connection, row_factory=_tuple_row)
+        super().__init__(connection)
         self._result = result
         self.pgresult = result.pgresult
 
@@ -150,6 +157,11 @@ class ResultCursor(AsyncCursor[Any]):
     def statusmessage(self) -> str | None:
         """The command tag."""
         return self._result.status_message
+
+    @property
+    def _encoding(self) -> str:
+        # psycopg's own asks the connection, which may be closed by now.
+        return self._result.encoding
 
 
 class Exchange:
@@ -178,10 +190,6 @@ class Exchange:
         """The server refused a statement only because of how it had been prepared: run anew it may well work."""
         return is_stale_plan(self.error)
 
-    def answers(self, first: int, count: int) -> list[Result]:
-        """The results of some of the statements, all of which worked."""
-        return [result for result in self.results[first : first + count] if result is not None]
-
     def __repr__(self) -> str:
         state = "lost" if self.is_lost else "failed" if self.error is not None else "ok"
         return f"<Exchange {state}, {sum(1 for r in self.results if r is not None)} of {len(self.results)} answered>"
@@ -189,17 +197,9 @@ class Exchange:
 
 def is_stale_plan(error: BaseException | None) -> bool:
     """Whether this error says that a prepared statement is gone, or that its result would have other columns."""
-    sqlstate = getattr(error, "sqlstate", None)
-    if sqlstate == "26000":
+    if not isinstance(error, Error):
+        return False
+    if error.sqlstate == "26000":
         return True
     # 0A000 has many causes and its text may be translated; the place in the server's source is not.
-    return sqlstate == "0A000" and _source_function(error) == "RevalidateCachedQuery"
-
-
-def _source_function(error: BaseException | None) -> str | None:
-    diagnostics = getattr(error, "diag", None)
-    return None if diagnostics is None else diagnostics.source_function
-
-
-def _tuple_row(cursor: Any) -> type[tuple[Any, ...]]:
-    return tuple
+    return error.sqlstate == "0A000" and error.diag.source_function == "RevalidateCachedQuery"

@@ -1,7 +1,7 @@
 """Which statements a connection's server has prepared, known exactly.
 
 A name counts as prepared only once the server has answered its Parse: what was skipped in a pipeline that failed
-before is not there, and using it would fail every later statement with 26000 (`faults.md`, "Poisoned prepare cache").
+before is not there, and using it would fail every later statement with 26000 (PostgreSQL manual, "Extended Query").
 """
 
 from __future__ import annotations
@@ -39,25 +39,25 @@ class Plan:
 class StatementCache:
     """The plans of one connection; bounded, the least recently used go first (second chance)."""
 
-    __slots__ = ("_counter", "_max", "_plans", "to_close")
+    __slots__ = ("_excluded", "_max", "_number", "_plans", "_to_close")
 
     def __init__(self, max_plans: int = MAX_PLANS) -> None:
         self._plans: dict[tuple[bytes, tuple[int, ...]], Plan] = {}
+        self._excluded: set[bytes] = set()
         self._max = max_plans
-        self._counter = 0
-        self.to_close: list[bytes] = []
-        """Names to close on the server, with the next pipeline."""
+        self._number = 0
+        self._to_close: list[bytes] = []
 
     def __len__(self) -> int:
         return len(self._plans)
 
     @property
     def prepared(self) -> Sequence[bytes]:
-        """The names that the server has."""
+        """The names that the server has for plans in use."""
         return [plan.name for plan in self._plans.values() if plan.is_ready and plan.name is not None]
 
-    def plan(self, text: bytes, types: tuple[int, ...], *, at_once: bool) -> Plan:
-        """The plan of this statement, counted as used; it has a name when it is to be prepared.
+    def plan(self, text: bytes, types: tuple[int, ...], *, at_once: bool) -> Plan | None:
+        """The plan to run this statement by, counted as used; None when it is not, or not yet, to be prepared.
 
         Args:
             text: In the server's terms.
@@ -67,22 +67,25 @@ class StatementCache:
         key = (text, types)
         plan = self._plans.get(key)
         if plan is None:
+            if text in self._excluded:
+                return None
             plan = self._plans[key] = Plan()
             if len(self._plans) > self._max:
-                self._evict(keep=plan)
+                self._evict()
         plan.is_recent = True
         if plan.name is None:
             plan.uses += 1
-            if at_once or plan.uses >= PREPARE_AT_USE:
-                self._counter += 1
-                plan.name = b"ads_%d" % self._counter
+            if plan.uses < PREPARE_AT_USE and not at_once:
+                return None
+            self._number += 1
+            plan.name = b"ads_%d" % self._number
         return plan
 
     def note_ready(self, plan: Plan) -> None:
         """The server has answered the plan's Parse."""
         plan.is_ready = True
         if not plan.is_kept and plan.name is not None:
-            self.to_close.append(plan.name)
+            self._to_close.append(plan.name)
 
     def retire(self) -> None:
         """Have every plan closed on the server and prepared anew: it may be gone, or refer to what has changed.
@@ -93,23 +96,36 @@ class StatementCache:
             self._drop(plan)
         self._plans.clear()
 
-    def _evict(self, keep: Plan) -> None:
-        # Second chance instead of moving an entry at each use: a use costs one assignment.
-        for key, plan in list(self._plans.items()):
-            if plan is keep:
-                continue
-            if plan.is_recent:
-                plan.is_recent = False
-                del self._plans[key]
-                self._plans[key] = plan
-                continue
-            break
-        else:
-            key, plan = next((key, plan) for key, plan in self._plans.items() if plan is not keep)
-        del self._plans[key]
+    def exclude(self, text: bytes) -> None:
+        """Do not prepare this statement any more: its columns are not always the same."""
+        if len(self._excluded) >= self._max:
+            self._excluded.clear()
+        self._excluded.add(text)
+
+    def take_closes(self) -> Sequence[bytes]:
+        """The names to close on the server, in front of the next pipeline: nothing in that one uses them."""
+        if not self._to_close:
+            return ()
+        names, self._to_close = self._to_close, []
+        return names
+
+    def put_back_closes(self, names: Sequence[bytes]) -> None:
+        """These were not sent after all."""
+        self._to_close.extend(names)
+
+    def _evict(self) -> None:
+        # Second chance instead of moving an entry at each use: so a use costs one assignment. The newest entry is the
+        # last, so that it is never the first one found.
+        while True:
+            key, plan = next(iter(self._plans.items()))
+            del self._plans[key]
+            if not plan.is_recent:
+                break
+            plan.is_recent = False
+            self._plans[key] = plan
         self._drop(plan)
 
     def _drop(self, plan: Plan) -> None:
         plan.is_kept = False
         if plan.is_ready and plan.name is not None:
-            self.to_close.append(plan.name)
+            self._to_close.append(plan.name)

@@ -54,7 +54,7 @@ class ConnectionView(AsyncConnection[Any]):
         """
         if self._expired is not None:
             gen.close()
-        self._check_open()
+            raise SessionClosed(self._expired)
         return await self._owner.wait_foreign(gen)
 
     async def close(self) -> None:
@@ -77,6 +77,11 @@ class ConnectionView(AsyncConnection[Any]):
     def _check_open(self) -> None:
         if self._expired is not None:
             raise SessionClosed(self._expired)
+
+    def _should_cancel(self) -> bool:
+        # A late cancel would stop whatever the connection runs by then.
+        self._check_open()
+        return super()._should_cancel()
 
     def _check_connection_ok(self) -> None:
         self._check_open()
