@@ -44,6 +44,11 @@ _SETUP: Final = (
     "alter database postgres owner to app;\n"
 )
 
+# A replica refuses to start with less than the server had that its data is from: so any settings will do.
+_LOWEST: Final = (
+    *("-c", "max_connections=1", "-c", "max_wal_senders=0", "-c", "max_worker_processes=0"),
+    *("-c", "max_locks_per_transaction=10", "-c", "max_prepared_transactions=0"),
+)
 # Raise it when `_build` changes what it makes.
 _REVISION: Final = 3
 
@@ -73,7 +78,7 @@ def template(binaries: Binaries, user: RunAs, *, cache_dir: Path | None = None) 
     Args:
         cache_dir: Where to keep it; by default `cache_root()`.
     """
-    recipe = hashlib.sha256(repr((_INITDB, _HBA, _SETUP, _REVISION)).encode()).hexdigest()[:8]
+    recipe = hashlib.sha256(repr((_INITDB, _HBA, _SETUP, _LOWEST, _REVISION)).encode()).hexdigest()[:8]
     root = cache_root(user) if cache_dir is None else cache_dir
     home = root / f"template-{binaries.key}-{user.uid}-{recipe}"
     if not home.exists():
@@ -101,11 +106,8 @@ def _build(binaries: Binaries, user: RunAs, home: Path) -> None:
         (data_dir / "pg_hba.conf").write_text(_HBA, encoding="utf-8")
         setup = _SETUP.format(superuser=passwords[SUPERUSER], ordinary=passwords[ORDINARY_ROLE])
         # Single-user mode: no port, no password, and it ends with a clean shutdown.
-        run(
-            user,
-            [binaries.program("postgres"), "--single", "-j", "-F", "-D", str(data_dir), "postgres"],
-            stdin=_blocks(setup),
-        )
+        single = [binaries.program("postgres"), "--single", "-j", "-F", *_LOWEST, "-D", str(data_dir), "postgres"]
+        run(user, single, stdin=_blocks(setup))
         _drop_old_wal(binaries, user, data_dir)
         secret = building / "passwords.json"
         secret.touch(mode=0o600)
