@@ -190,6 +190,10 @@ class Exchange:
         """The server refused a statement only because of how it had been prepared: run anew it may well work."""
         return is_stale_plan(self.error)
 
+    def answers(self, first: int, count: int) -> list[Result]:
+        """The results of some of the statements, all of which worked."""
+        return [result for result in self.results[first : first + count] if result is not None]
+
     def __repr__(self) -> str:
         state = "lost" if self.is_lost else "failed" if self.error is not None else "ok"
         return f"<Exchange {state}, {sum(1 for r in self.results if r is not None)} of {len(self.results)} answered>"
