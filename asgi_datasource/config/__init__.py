@@ -1,7 +1,7 @@
 """The configuration: one YAML, TOML or JSON document, checked as a whole before anything starts."""
 
 from .diagnostics import Code, Diagnostic, InvalidConfig, Position, Severity
-from .loading import examine, load
+from .loading import Findings, Source, examine, load
 from .models import (
     Config,
     ConsistencyConfig,
@@ -18,7 +18,7 @@ from .models import (
     TenantConfig,
     TransactionsConfig,
 )
-from .schema import json_schema
+from .generated import json_schema
 from .url import DatabaseUrl
 
 __all__ = [
@@ -30,6 +30,7 @@ __all__ = [
     "Diagnostic",
     "EndpointConfig",
     "ErrorsConfig",
+    "Findings",
     "InvalidConfig",
     "PoolConfig",
     "Position",
@@ -38,6 +39,7 @@ __all__ = [
     "RouteRule",
     "RoutingConfig",
     "Severity",
+    "Source",
     "TelemetryConfig",
     "TenancyConfig",
     "TenantConfig",

@@ -108,6 +108,7 @@ class Diagnostic:
         is_about_key: The key is wrong, not its value: the position is the key's.
         position: Where it is, as far as that is known.
         severity: How bad it is.
+        related: Other places that have to do with it.
     """
 
     code: Code
@@ -117,8 +118,9 @@ class Diagnostic:
     is_about_key: bool = False
     position: Position | None = None
     severity: Severity = Severity.ERROR
+    related: tuple[Path, ...] = ()
 
-    def at(self, position: Position | None) -> Diagnostic:
+    def at(self, position: Position) -> Diagnostic:
         """The same problem with its position."""
         return replace(self, position=position)
 
@@ -131,21 +133,30 @@ class Diagnostic:
         where = f"{self.position}: " if self.position is not None else ""
         key = f"{self.key}: " if self.path else ""
         mend = f". {self.mend}" if self.mend else ""
-        return f"{where}{self.code} {key}{self.message}{mend}"
+        return f"{where}{self.code.value} {key}{self.message}{mend}"
 
 
 class InvalidConfig(ConfigError):
     """Raised when a document is refused; carries every problem that was found.
 
     Attributes:
-        diagnostics: The problems, errors first, in the order of the document.
+        diagnostics: The problems, in the order of the document where it has one.
     """
 
     def __init__(self, diagnostics: Sequence[Diagnostic]) -> None:
         self.diagnostics = tuple(diagnostics)
         count = len(self.diagnostics)
-        heading = "the configuration has an error" if count == 1 else f"the configuration has {count} errors"
-        super().__init__("\n".join([f"{heading}:", *(f"  {diagnostic}" for diagnostic in self.diagnostics)]))
+        lines = ["the configuration has an error:" if count == 1 else f"the configuration has {count} errors:"]
+        lines += [f"  {diagnostic}" for diagnostic in self.diagnostics[:_MOST_LINES]]
+        if count > _MOST_LINES:
+            lines.append(f"  and {count - _MOST_LINES} more")
+        super().__init__("\n".join(lines))
+
+    def __reduce__(self) -> tuple[type[InvalidConfig], tuple[Sequence[Diagnostic]]]:
+        return type(self), (self.diagnostics,)
+
+
+_MOST_LINES: Final = 100
 
 
 _PLAIN_WORD: Final = re.compile(r"[\w.*/-]{1,64}")

@@ -6,77 +6,70 @@ import types
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Annotated, Any, Final, Union, cast, get_args, get_origin
+from typing import Annotated, Any, Final, Union, get_args, get_origin
 
-from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 from .diagnostics import Path
-from .models import Config
+from .models import Config, TenantConfig
+from .sections import Section
 
 ANY: Final = "*"
-"""In the path of a key: any name, or any entry of a list."""
+"""In the path of a section: any name, or any entry of a list."""
 
 
 @dataclass(frozen=True, slots=True)
-class Section:
-    """A mapping with fixed keys.
+class Place:
+    """A mapping with fixed keys, as it stands in the document.
 
     Attributes:
         path: The way to it, with `*` for names and entries.
-        model: The class that it becomes.
+        title: The class that it becomes.
+        description: What it is for.
         fields: Its keys as they are written, each with what the model says of it.
         planned: Keys that a later version brings to life, and what to do until then.
     """
 
     path: tuple[str, ...]
-    model: type[Any]
+    title: str
+    description: str
     fields: Mapping[str, FieldInfo]
     planned: Mapping[str, str]
 
 
-def fields_of(model: type[Any]) -> dict[str, FieldInfo]:
-    """The keys of a section as they are written."""
-    fields = cast("dict[str, FieldInfo]", model.__pydantic_fields__)
-    return {info.alias or name: info for name, info in fields.items()}
-
-
 @lru_cache(maxsize=1)
-def sections() -> dict[tuple[str, ...], Section]:
-    """Every section by its path."""
-    return {section.path: section for section in _sections(Config, ())}
+def sections() -> dict[tuple[str, ...], Place]:
+    """Every section of the document by its path, in the order of the models."""
+    return {place.path: place for place in _sections(Config, ())}
 
 
-def _sections(model: type[Any], path: tuple[str, ...]) -> Iterator[Section]:
-    fields = fields_of(model)
-    yield Section(path, model, fields, model.planned)
+def _sections(model: type[Section] | type[TenantConfig], path: tuple[str, ...]) -> Iterator[Place]:
+    declared: dict[str, FieldInfo] = getattr(model, "__pydantic_fields__")  # noqa: B009 - not declared by dataclasses
+    fields = {info.alias or name: info for name, info in declared.items()}
+    yield Place(path, model.__name__, model.__doc__ or "", fields, model.planned)
     for key, info in fields.items():
         for inner, steps in _models(info.annotation):
             yield from _sections(inner, (*path, key, *steps))
 
 
-def _models(annotation: Any) -> Iterator[tuple[type[Any], tuple[str, ...]]]:
-    """The sections that a field of this type holds, and the steps to them."""
-    origin = get_origin(annotation)
+def _models(annotation: Any) -> Iterator[tuple[type[Section] | type[TenantConfig], tuple[str, ...]]]:
+    """The sections that a field of this type holds, and the steps from the field to them."""
+    origin, arguments = get_origin(annotation), get_args(annotation)
     if origin is Annotated:
-        yield from _models(get_args(annotation)[0])
-    elif origin is dict:
-        for model, steps in _models(get_args(annotation)[1]):
-            yield model, (ANY, *steps)
-    elif origin is tuple:
-        for model, steps in _models(get_args(annotation)[0]):
+        yield from _models(arguments[0])
+    elif origin is dict or origin is tuple:
+        for model, steps in _models(arguments[1 if origin is dict else 0]):
             yield model, (ANY, *steps)
     elif origin in (Union, types.UnionType):
-        for part in get_args(annotation):
+        for part in arguments:
             yield from _models(part)
-    elif isinstance(annotation, type) and (issubclass(annotation, BaseModel) or hasattr(annotation, "planned")):
+    elif isinstance(annotation, type) and issubclass(annotation, Section | TenantConfig):
         yield annotation, ()
 
 
-def section_at(path: Path) -> Section | None:
+def section_at(path: Path) -> Place | None:
     """The section that a path of the document leads to; None when it leads to something else."""
-    found = sections()
-    for candidate, section in found.items():
+    for candidate, place in sections().items():
         if len(candidate) == len(path) and all(step in (ANY, part) for step, part in zip(candidate, path, strict=True)):
-            return section
+            return place
     return None

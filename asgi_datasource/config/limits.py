@@ -12,3 +12,5 @@ MAX_ALIASED_NODES: Final = 100_000
 """How many values all aliases of a YAML text together may stand for."""
 MAX_SECRET_BYTES: Final = 64 * 1024
 """Longest file behind a `{file: path}`."""
+MAX_DIAGNOSTICS: Final = 1000
+"""How many problems of one stage are told; a document with more has one cause."""

@@ -1,88 +1,119 @@
-"""`load`: from a file or a mapping to a checked `Config`, or every reason why not."""
+"""`load`: from a file or a mapping to a checked `Config`, or to every reason why not."""
 
 from __future__ import annotations
 
+import logging
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path as FilePath
-from typing import Any
+from typing import Any, Final
 
 from .diagnostics import Diagnostic, InvalidConfig, Severity
 from .models import Config
 from .reading import Text, locate, open_text, read_text
 from .references import Outside
+from .remainder import check_remainder
 from .sense import check_sense
-from .structure import check_structure
+from .structure import TenantCompactor, check_structure
+
+logger: Final = logging.getLogger("asgi_datasource.config")
 
 Source = str | FilePath | Mapping[str, Any] | Config
-"""Where a configuration may come from: the path of a YAML, TOML or JSON file, a mapping, or a config."""
+"""Where a configuration comes from: the path of a YAML, TOML or JSON file, a mapping, or a config made before."""
 
 
-def load(source: Source, *, environ: Mapping[str, str] | None = None) -> Config:
-    """Load and check a configuration.
+@dataclass(frozen=True, slots=True)
+class Findings:
+    """What an examination found.
+
+    Attributes:
+        config: The config; None when keys or values do not have the right form.
+        diagnostics: Every problem, errors and warnings, in the order of the document where it has one.
+    """
+
+    config: Config | None
+    diagnostics: tuple[Diagnostic, ...]
+
+    @property
+    def errors(self) -> tuple[Diagnostic, ...]:
+        """The problems for which the document is refused."""
+        return tuple(problem for problem in self.diagnostics if problem.severity is Severity.ERROR)
+
+
+def load(source: Source, *, environ: Mapping[str, str] | None = None, needs_resolver: bool = True) -> Config:
+    """Load and check a configuration; warnings are logged.
 
     Args:
         source: A path, a mapping with the document's keys, or a `Config`, which is only checked for sense.
-        environ: What `${NAME}` is looked up in; the process's environment when None.
+        environ: Where `${NAME}` is looked up; None takes the process's environment.
+        needs_resolver: Whether tenants without `tenancy.resolve` are an error; False where resolvers come from code.
 
     Returns:
-        The config, frozen, with every default filled in.
+        The config, frozen, with its defaults filled in.
 
     Raises:
-        InvalidConfig: With every problem that was found, each with the key's path, the mend, and where the format
-            tells it, file, line and column.
+        InvalidConfig: With every problem that was found: key path, mend, and file, line and column where known.
     """
-    config, diagnostics = examine(source, environ=environ)
-    errors = [problem for problem in diagnostics if problem.severity is Severity.ERROR]
-    if config is None or errors:
-        raise InvalidConfig(errors)
-    return config
+    findings = examine(source, environ=environ, needs_resolver=needs_resolver)
+    if findings.config is None or findings.errors:
+        raise InvalidConfig(findings.errors)
+    for warning in findings.diagnostics:
+        logger.warning("%s", warning)
+    return findings.config
 
 
-def examine(
-    source: Source, *, environ: Mapping[str, str] | None = None
-) -> tuple[Config | None, tuple[Diagnostic, ...]]:
-    """Check a configuration and say everything about it, warnings too.
+def examine(source: Source, *, environ: Mapping[str, str] | None = None, needs_resolver: bool = True) -> Findings:
+    """Check a configuration and tell everything about it; raises nothing on account of the document.
 
     Args:
-        source: A path, a mapping with the document's keys, or a `Config`.
-        environ: What `${NAME}` is looked up in; the process's environment when None.
-
-    Returns:
-        The config, None when its keys and values do not even have the right form; and the diagnostics, in the order
-        of the document where there is one.
+        source: A path, a mapping with the document's keys, or a `Config`, which is only checked for sense.
+        environ: Where `${NAME}` is looked up; None takes the process's environment.
+        needs_resolver: Whether tenants without `tenancy.resolve` are an error; False where resolvers come from code.
     """
     if isinstance(source, Config):
-        return source, tuple(check_sense(source))
-    text: Text | None = None
-    folder = FilePath()
-    document: Any = source
-    problems: list[Diagnostic] = []
-    if isinstance(source, str | FilePath):
-        path = FilePath(source)
-        opened = open_text(path)
-        if isinstance(opened, Diagnostic):
-            return None, (opened,)
-        text, folder = opened, path.parent
-        document, problems = read_text(text)
-        if document is None:
-            return None, tuple(problems)
-    outside = Outside(os.environ if environ is None else environ, folder)
-    document = outside.resolve(document)
-    problems += outside.diagnostics
-    config, found = check_structure(document, [problem.path for problem in outside.diagnostics])
-    problems += found
-    if config is not None:
-        problems += check_sense(config)
-    return config, tuple(_in_order(problems, text))
+        return Findings(source, tuple(check_sense(source, needs_resolver=needs_resolver)))
+    variables = os.environ if environ is None else environ
+    if isinstance(source, Mapping):
+        config, problems = _check(source, Outside(variables, FilePath()), needs_resolver=needs_resolver)
+        return Findings(config, tuple(problems))
+    path = FilePath(source)
+    text = open_text(path)
+    if isinstance(text, Diagnostic):
+        return Findings(None, (text,))
+    outside = Outside(variables, path.parent)
+    document, problems = read_text(text, TenantCompactor())
+    if document is not None and not problems:
+        config, problems = _check(document, outside, needs_resolver=needs_resolver)
+        if config is not None:
+            return Findings(config, tuple(_in_order(problems, text)))
+    # Something is wrong. Read again, with the tenants as they are written: that is what there are words for.
+    document, problems = read_text(text)
+    if document is None:
+        return Findings(None, tuple(problems))
+    config, found = _check(document, Outside(variables, path.parent), needs_resolver=needs_resolver)
+    return Findings(None if problems else config, tuple(_in_order([*problems, *found], text)))
 
 
-def _in_order(problems: list[Diagnostic], text: Text | None) -> list[Diagnostic]:
-    if text is None or not problems:
-        return problems
-    return sorted(locate(text, problems), key=_line_and_column)
+def _check(document: Any, outside: Outside, *, needs_resolver: bool) -> tuple[Config | None, list[Diagnostic]]:
+    resolved = outside.resolve(document)
+    unresolved = {problem.path for problem in outside.diagnostics}
+    config, found = check_structure(resolved)
+    if config is not None and not unresolved:
+        return config, check_sense(config, needs_resolver=needs_resolver)
+    # About a value whose reference could not be resolved there is nothing more to say.
+    problems = outside.diagnostics + [problem for problem in found if not _is_in(problem, unresolved)]
+    return None, problems + check_remainder(resolved, problems, needs_resolver=needs_resolver)
+
+
+def _is_in(problem: Diagnostic, places: Iterable[tuple[str | int, ...]]) -> bool:
+    return any(problem.path[: len(place)] == place for place in places)
+
+
+def _in_order(problems: list[Diagnostic], text: Text) -> list[Diagnostic]:
+    return sorted(locate(text, problems), key=_line_and_column) if problems else []
 
 
 def _line_and_column(problem: Diagnostic) -> tuple[int, int]:
     position = problem.position
-    return (position.line or 0, position.column or 0) if position is not None else (0, 0)
+    return (0, 0) if position is None else (position.line or 0, position.column or 0)

@@ -6,12 +6,17 @@ nothing is wrong. So a reader takes a `Place` tree of the wanted paths with it a
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from typing import Any
 
 from .diagnostics import Path
 
 Mark = tuple[int, int]
 """Line and column, counted from 1."""
+
+
+Compact = Callable[[dict[str, Any]], object]
+"""Makes a mapping smaller as soon as it is read, or hands it back as it is."""
 
 
 class Place:
@@ -49,9 +54,7 @@ class Place:
             child = node.children.get(part)
             if child is None or child.value is None:
                 break
-            if depth == len(path) and not is_about_key:
-                best = child.value
-            else:
-                best = child.key or child.value
+            is_wanted_value = depth == len(path) and not is_about_key
+            best = child.value if is_wanted_value else child.key or child.value
             node = child
         return best

@@ -13,7 +13,7 @@ from typing import Any, Final
 from .diagnostics import Code, Diagnostic, Position
 from .json_text import locate_json, read_json
 from .limits import MAX_BYTES, MAX_DEPTH
-from .places import Place
+from .places import Compact, Place
 from .yaml_text import read_yaml
 
 
@@ -76,16 +76,20 @@ def open_text(path: FilePath) -> Text | Diagnostic:
         return Diagnostic(Code.SYNTAX, (), message, "Save it as UTF-8.", position=Position(file, line, column))
 
 
-def read_text(text: Text) -> tuple[Any, list[Diagnostic]]:
+def read_text(text: Text, compact: Compact | None = None) -> tuple[Any, list[Diagnostic]]:
     """Read a document.
+
+    Args:
+        text: The document as it was written.
+        compact: Makes mappings with the key `datasource` compact as soon as they are read, where the notation can.
 
     Returns:
         The document, None when it could not be read to its end; and the problems, with their positions.
     """
     if text.format is Format.YAML:
-        document, problems = read_yaml(text.content, text.file)
+        document, problems = read_yaml(text.content, text.file, compact=compact)
     elif text.format is Format.JSON:
-        document, problems = read_json(text.content, text.file)
+        document, problems = read_json(text.content, text.file, compact)
     else:
         document, problems = _read_toml(text)
     if document is None and not problems:
@@ -126,7 +130,7 @@ def locate(text: Text, diagnostics: Iterable[Diagnostic]) -> list[Diagnostic]:
     found = list(diagnostics)
     places = Place.of([problem.path for problem in found])
     if text.format is Format.YAML:
-        read_yaml(text.content, text.file, places)
+        read_yaml(text.content, text.file, places=places)
     elif text.format is Format.JSON:
         locate_json(text.content, text.file, places)
     result: list[Diagnostic] = []

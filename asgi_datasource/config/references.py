@@ -1,4 +1,4 @@
-"""What a document takes from outside: `${NAME}` and `${NAME:-default}` from the environment, `{file: path}` from a file.
+"""What a document takes from outside: `${NAME}`, `${NAME:-default}` from the environment, `{file: path}` from a file.
 
 `$${` stands for `${`. Everything that came from outside is `Given`: it may be read as a number or a boolean, and no
 message shows it.
@@ -6,9 +6,9 @@ message shows it.
 
 from __future__ import annotations
 
-import math
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from math import isfinite
 from pathlib import Path as FilePath
 from typing import Any, Final, cast
 
@@ -16,6 +16,8 @@ from pydantic import SecretStr
 
 from .diagnostics import Code, Diagnostic, Path, did_you_mean
 from .limits import MAX_DEPTH, MAX_SECRET_BYTES
+from .shapes import is_list, is_mapping
+from .tenants import TenantConfig
 from .values import Given
 
 VARIABLE: Final = r"\$\{[A-Za-z_][A-Za-z0-9_]*(?::-[^{}\x00-\x1f\x7f]*)?\}"
@@ -44,35 +46,30 @@ class Outside:
         self._folder = folder
         self.diagnostics: list[Diagnostic] = []
 
-    def resolve(self, document: Any) -> Any:
+    def resolve(self, document: object) -> object:
         """The document with its references resolved; the given one is left as it is.
 
         Parts without references are shared with the given document. Where a reference cannot be resolved there is a
         problem in `diagnostics`, and an empty string.
         """
         resolved = self._resolve(document, ())
-        if isinstance(resolved, dict):
-            return self._with_secrets(cast("dict[str, Any]", resolved))
-        return resolved
+        return self._with_secrets(resolved) if is_mapping(resolved) else resolved
 
     def _note(self, code: Code, path: Path, message: str, mend: str, *, is_about_key: bool = False) -> None:
         self.diagnostics.append(Diagnostic(code, path, message, mend, is_about_key=is_about_key))
 
-    def _resolve(self, value: Any, path: Path) -> Any:
+    def _resolve(self, value: object, path: Path) -> object:
         if isinstance(value, str):
             return self._text(value, path)
-        if isinstance(value, Mapping | list | tuple) and len(path) >= MAX_DEPTH:
-            self._note(Code.TOO_LARGE, path, f"nested deeper than {MAX_DEPTH} levels", "The document needs seven.")
-            return None
-        if isinstance(value, Mapping):
-            return self._mapping(cast("Mapping[Any, Any]", value), path)
-        if isinstance(value, list | tuple):
-            entries = cast("list[Any]", value)
-            return [self._child(entry, (*path, index)) for index, entry in enumerate(entries)]
-        if isinstance(value, float) and not math.isfinite(value):
+        if isinstance(value, Mapping | list | tuple):
+            if len(path) >= MAX_DEPTH:
+                self._note(Code.TOO_LARGE, path, f"nested deeper than {MAX_DEPTH} levels", "The document needs seven.")
+                return None
+            return self._container(cast("Mapping[object, object] | Sequence[object]", value), path)
+        if isinstance(value, float) and not isfinite(value):
             self._note(Code.NOT_PLAIN, path, "not a finite number", "Write a number.")
             return None
-        if value is None or isinstance(value, int | float | SecretStr):
+        if value is None or isinstance(value, int | float | SecretStr | TenantConfig):
             return value
         kind = type(value).__name__
         mend = (
@@ -81,11 +78,13 @@ class Outside:
         self._note(Code.NOT_PLAIN, path, f"a {kind} has no place in a document", mend)
         return None
 
-    def _child(self, value: Any, path: Path) -> Any:
+    def _child(self, value: object, path: Path) -> object:
         return value if _is_plain(value, MAX_DEPTH - len(path)) else self._resolve(value, path)
 
-    def _mapping(self, value: Mapping[Any, Any], path: Path) -> dict[str, Any]:
-        result: dict[str, Any] = {}
+    def _container(self, value: Mapping[object, object] | Sequence[object], path: Path) -> object:
+        if not isinstance(value, Mapping):
+            return [self._child(entry, (*path, index)) for index, entry in enumerate(value)]
+        result: dict[str, object] = {}
         for key, child in value.items():
             if isinstance(key, str):
                 result[key] = self._child(child, (*path, key))
@@ -131,23 +130,15 @@ class Outside:
 
     def _with_secrets(self, document: dict[str, Any]) -> dict[str, Any]:
         """The document with the files behind the endpoints' `{file: path}` read."""
-        datasources = document.get("datasources")
-        if not isinstance(datasources, dict):
-            return document
-        found: dict[Path, Given] = {}
-        for name, datasource in cast("dict[str, Any]", datasources).items():
-            if not isinstance(datasource, dict):
-                continue
-            here: Path = ("datasources", name)
-            endpoints: list[tuple[Path, Any]] = [((*here, "primary"), datasource.get("primary"))]
-            replicas = datasource.get("replicas")
-            if isinstance(replicas, dict):
-                endpoints += [((*here, "replicas", key), value) for key, value in replicas.items()]
-            for path, endpoint in endpoints:
-                if isinstance(endpoint, dict) and _is_file(endpoint.get("url")):
-                    found[*path, "url"] = self._secret(endpoint["url"]["file"], (*path, "url"))
-        for path, secret in found.items():
-            document = _replaced(document, path, secret)
+        endpoints: list[tuple[str, ...]] = []
+        for name in _keys(document, ["datasources"]):
+            here = ("datasources", name)
+            endpoints.append((*here, "primary"))
+            endpoints += [(*here, "replicas", replica) for replica in _keys(document, [*here, "replicas"])]
+        for path in endpoints:
+            url: object = _at(document, (*path, "url"))
+            if is_mapping(url) and list(url) == ["file"] and isinstance(url["file"], str):
+                document = _replaced(document, (*path, "url"), self._secret(url["file"], (*path, "url")))
         return document
 
     def _secret(self, file: str, path: Path) -> Given:
@@ -168,41 +159,46 @@ class Outside:
         return Given("")
 
 
-def _is_file(value: Any) -> bool:
-    return (
-        isinstance(value, dict) and list(cast("dict[str, Any]", value)) == ["file"] and isinstance(value["file"], str)
-    )
+def _at(document: object, path: Sequence[str]) -> Any:
+    """What stands at a path of keys; None when nothing does."""
+    value = document
+    for key in path:
+        value = value.get(key) if is_mapping(value) else None
+    return value
 
 
-def _replaced(document: dict[str, Any], path: Path, value: Any) -> dict[str, Any]:
+def _keys(document: object, path: Sequence[str]) -> list[str]:
+    mapping: object = _at(document, path)
+    return list(mapping) if is_mapping(mapping) else []
+
+
+def _replaced(document: dict[str, Any], path: Sequence[str], value: object) -> dict[str, Any]:
     """The document with the value at a path of keys replaced; everything beside the path is shared."""
     key, *rest = path
-    copy = dict(document)
-    copy[cast("str", key)] = _replaced(copy[cast("str", key)], tuple(rest), value) if rest else value
-    return copy
+    return {**document, key: _replaced(document[key], rest, value) if rest else value}
 
 
-def _is_plain(value: Any, depth: int) -> bool:
-    """Whether there is nothing to resolve or refuse in a value. Runs over every value of every document."""
+def _is_plain(value: object, depth: int) -> bool:
+    """Whether there is nothing to resolve or to refuse in a value. Runs over every value of every document."""
     kind = type(value)
-    if kind is str:
-        return "${" not in value
-    if kind is dict:
+    children: Iterable[object]
+    if is_mapping(value):
+        if kind is not dict or any([type(key) is not str for key in value]):  # noqa: C419 - a generator is slower
+            return False
         children = value.values()
-        for key in value:
-            if type(key) is not str:
-                return False
-    elif kind is list:
+    elif kind is list and is_list(value):
         children = value
+    elif isinstance(value, str):
+        return kind is str and "${" not in value
     else:
-        return value is None or kind is int or kind is bool or (kind is float and math.isfinite(value))
+        return value is None or kind in (int, bool, TenantConfig) or (isinstance(value, float) and isfinite(value))
     if depth <= 0:
         return False
     for child in children:
-        kind = type(child)
-        if kind is str:
+        # The scalars that tenants have are looked at without a call: there may be 200,000 of them.
+        if type(child) is str:
             if "${" in child:
                 return False
-        elif kind is not int and kind is not bool and child is not None and not _is_plain(child, depth - 1):
+        elif type(child) is not TenantConfig and not _is_plain(child, depth - 1):
             return False
     return True

@@ -1,72 +1,49 @@
-"""The JSON Schema of the document, generated from the models: `python -m asgi_datasource.config.schema [--check]`.
-
-Draft 2020-12, self-contained. It accepts a document exactly when `structure.py` does, given an environment in which
-every reference stands for a valid value.
-"""
+"""The command that keeps the schema's files: `python -m asgi_datasource.config.schema [--check]`."""
 
 from __future__ import annotations
 
+import argparse
+import json
 import sys
-from typing import Any, Final
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Final
 
-from .models import Config
-from .references import REFERENCE_TEXT
-from .values import CONTROL, DEFINITIONS, Value
-
-ID: Final = "https://asgi-datasource.dev/schemas/config/v1.json"
-"""Names the schema; nothing is ever fetched from there."""
+from .generated import json_schema
 
 FILES: Final = ("datasource.schema.json", "schemas/config/v1.json")
-"""Where the schema is kept in the repository."""
+"""Where the schema is kept in the repository: for editors, and among the published ones."""
 
 
-def json_schema() -> dict[str, Any]:
-    """The schema of the configuration document, as a new dictionary."""
-    generated = Config.model_json_schema(by_alias=True, mode="validation")
-    definitions: dict[str, Any] = generated.pop("$defs")
-    definitions["Reference"] = {
-        "title": "Reference",
-        "description": "Text with ${NAME} or ${NAME:-default} from the environment; $${ stands for a plain ${.",
-        "type": "string",
-        "pattern": REFERENCE_TEXT,
-    }
-    definitions["SecretFile"] = {
-        "title": "Secret file",
-        "description": "The value is what this file holds, without the line break at its end.",
-        "type": "object",
-        "properties": {
-            "file": {
-                "title": "File",
-                "description": "Path of the file; a relative one starts at the configuration file.",
-                "examples": ["/run/secrets/orders_url"],
-                "anyOf": [{"type": "string", "pattern": "^[^$\\x00-\\x1f\\x7f]+$"}, {"$ref": "#/$defs/Reference"}],
-                "not": {"pattern": CONTROL},
-            }
-        },
-        "required": ["file"],
-        "additionalProperties": False,
-    }
-    for name, value in DEFINITIONS.items():
-        definitions[name] = _definition(value)
-    _replace(generated)
-    for definition in definitions.values():
-        _replace(definition)
-    return {
-        "$schema": "https://json-schema.org/draft/2020-12/schema",
-        "$id": ID,
-        "title": "asgi-datasource",
-        **{key: value for key, value in generated.items() if key != "title"},
-        "$defs": dict(sorted(definitions.items())),
-    }
+def render() -> str:
+    """The schema as it is kept in the repository."""
+    return json.dumps(json_schema(), indent=2, ensure_ascii=False) + "\n"
 
 
-def _definition(value: Value) -> dict[str, Any]:
-    return {}
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Write the schema's files, or tell whether they are up to date.
 
-
-def _replace(node: Any) -> None:
-    """Put a `$ref` wherever the models marked the place of a value."""
+    Returns:
+        0; with `--check`, 1 when a file differs.
+    """
+    parser = argparse.ArgumentParser(prog="python -m asgi_datasource.config.schema", description=__doc__)
+    parser.add_argument("--check", action="store_true", help="write nothing; exit with 1 when a file differs")
+    parser.add_argument("--root", type=Path, default=Path(), help="the repository; here unless told otherwise")
+    options = parser.parse_args(arguments)
+    content, stale = render(), 0
+    for name in FILES:
+        path: Path = options.root / name
+        if path.is_file() and path.read_text(encoding="utf-8") == content:
+            continue
+        stale += 1
+        if options.check:
+            print(f"{path}: differs from the models; run python -m asgi_datasource.config.schema", file=sys.stderr)
+        else:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(content, encoding="utf-8")
+            print(f"{path}: written")
+    return 1 if options.check and stale else 0
 
 
 if __name__ == "__main__":
-    sys.exit(0)
+    sys.exit(main())

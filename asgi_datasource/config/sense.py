@@ -2,28 +2,199 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import re
+from collections.abc import Callable, Iterator
+from itertools import islice
+from typing import Final
 
-from .diagnostics import Code, Diagnostic, did_you_mean, show
-from .models import Config
+from .coverage import covers
+from .diagnostics import Code, Diagnostic, Path, Severity, did_you_mean, show
+from .limits import MAX_DIAGNOSTICS
+from .models import Config, DataSourceConfig, RouteRule, TenantConfig
+from .url import find_fault
+
+MAX_NAME_BYTES: Final = 63
+"""PostgreSQL cuts longer names off (PostgreSQL manual, "Lexical Structure", NAMEDATALEN)."""
 
 
-def check_sense(config: Config) -> list[Diagnostic]:
-    """Everything in a well-formed document that cannot be meant."""
-    return [*_datasource_names(config)]
+def check_sense(config: Config, *, needs_resolver: bool = True) -> list[Diagnostic]:
+    """Everything in a well-formed document that cannot be meant.
+
+    Args:
+        config: The document.
+        needs_resolver: Whether the document alone must be able to tell tenants from requests.
+
+    Returns:
+        Problems, each kind of them up to a bound.
+    """
+    checks: list[Callable[[Config], Iterator[Diagnostic]]] = [
+        _servers,
+        _default,
+        _tenant_datasources,
+        _tenant_names,
+        _tenants_apart,
+        _long_names,
+        _routes,
+    ]
+    if needs_resolver:
+        checks.append(_resolvers)
+    return [problem for check in checks for problem in islice(check(config), MAX_DIAGNOSTICS)]
 
 
-def _datasource_names(config: Config) -> Iterator[Diagnostic]:
-    known = config.datasources
+def _servers(config: Config) -> Iterator[Diagnostic]:
+    for name, datasource in config.datasources.items():
+        path: Path = ("datasources", name)
+        pool = datasource.pool
+        if pool.min_size > pool.max_size:
+            message = f"min_size {pool.min_size} is more than max_size {pool.max_size}"
+            related = ((*path, "pool", "max_size"),)
+            mend = "Lower min_size or raise max_size."
+            yield Diagnostic(Code.CONTRADICTION, (*path, "pool", "min_size"), message, mend, related=related)
+        first: dict[str, Path] = {}
+        for where, url in _urls(path, datasource):
+            fault = find_fault(url)
+            if fault is not None:
+                yield Diagnostic(Code.URL, where, fault[0], fault[1])
+            if url in first:
+                message = f"the same server as {first[url][2]}{''.join(f'.{part}' for part in first[url][3:-1])}"
+                mend = "Give each server once: a replica is another server than its primary."
+                yield Diagnostic(Code.SAME_SERVER, where, message, mend, related=(first[url],))
+            first.setdefault(url, where)
+
+
+def _urls(path: Path, datasource: DataSourceConfig) -> Iterator[tuple[Path, str]]:
+    yield (*path, "primary", "url"), datasource.primary.url.get_secret_value()
+    for name, replica in datasource.replicas.items():
+        yield (*path, "replicas", name, "url"), replica.url.get_secret_value()
+
+
+def _absent(path: Path, name: str, config: Config) -> Diagnostic:
+    meant = did_you_mean(name, config.datasources)
+    mend = f"Did you mean {meant!r}?" if meant else f"There are: {', '.join(islice(config.datasources, 10))}."
+    message = f"there is no datasource {show(name)}"
+    return Diagnostic(Code.UNKNOWN_DATASOURCE, path, message, mend, related=(("datasources", name),))
+
+
+def _default(config: Config) -> Iterator[Diagnostic]:
     default = config.tenancy.default
-    if default is not None and default not in known:
+    if default is not None and default not in config.datasources:
         yield _absent(("tenancy", "default"), default, config)
+
+
+def _tenant_datasources(config: Config) -> Iterator[Diagnostic]:
+    known = config.datasources
     for name, tenant in config.tenants.items():
         if tenant.datasource not in known:
             yield _absent(("tenants", name, "datasource"), tenant.datasource, config)
 
 
-def _absent(path: tuple[str, ...], name: str, config: Config) -> Diagnostic:
-    meant = did_you_mean(name, config.datasources)
-    mend = f"Did you mean {meant!r}?" if meant else f"There are: {', '.join(config.datasources)}."
-    return Diagnostic(Code.UNKNOWN_DATASOURCE, path, f"there is no datasource {show(name)}", mend)
+def _tenant_names(config: Config) -> Iterator[Diagnostic]:
+    path: Path = ("tenancy", "pattern")
+    try:
+        matches = re.compile(config.tenancy.pattern).fullmatch
+    except re.error as error:
+        yield Diagnostic(Code.PATTERN, path, f"not a regular expression: {error.msg}", "See Python's re module.")
+        return
+    for name in config.tenants:
+        if matches(name) is None:
+            message = "no request can name this tenant: the name does not match tenancy.pattern"
+            mend = "Rename the tenant, or widen the pattern."
+            yield Diagnostic(Code.TENANT_NAME, ("tenants", name), message, mend, is_about_key=True, related=(path,))
+
+
+def _tenants_apart(config: Config) -> Iterator[Diagnostic]:
+    """Tenants that nothing keeps apart: the same place, the same role, the same settings."""
+    servers: dict[str, int] = {}
+    home: dict[str, int] = {}
+    for name, datasource in config.datasources.items():
+        home[name] = servers.setdefault(datasource.primary.url.get_secret_value(), len(servers))
+    first: dict[object, str] = {}
+    for name, tenant in config.tenants.items():
+        settings = None if tenant.row_security is None else tuple(sorted(tenant.row_security.items()))
+        place = (home.get(tenant.datasource), tenant.schema_name, tenant.role, settings)
+        other = first.setdefault(place, name)
+        if other is not name and tenant.datasource in home:
+            yield _together(name, other, tenant)
+
+
+def _together(name: str, other: str, tenant: TenantConfig) -> Diagnostic:
+    path: Path = ("tenants", name)
+    related: tuple[Path, ...] = (("tenants", other),)
+    mend = "Give each a schema, row_security settings or a datasource of its own."
+    if tenant.schema_name is None and tenant.row_security is None:
+        message = f"nothing keeps this tenant apart from {show(other)}"
+        return Diagnostic(
+            Code.SHARED_PLACE, path, message, mend, is_about_key=True, related=related, severity=Severity.WARNING
+        )
+    what = "schema" if tenant.row_security is None else "row_security"
+    message = f"the same {what} as tenant {show(other)}, and nothing else keeps the two apart"
+    return Diagnostic(Code.SHARED_PLACE, (*path, what), message, mend, related=related)
+
+
+def _long_names(config: Config) -> Iterator[Diagnostic]:
+    for name, tenant in config.tenants.items():
+        for key, written in (("schema", tenant.schema_name), ("role", tenant.role)):
+            if written is not None and not written.isascii() and len(written.encode()) > MAX_NAME_BYTES:
+                yield _too_long(("tenants", name, key))
+    for name, datasource in config.datasources.items():
+        for index, schema in enumerate(datasource.search_path):
+            if len(schema.encode()) > MAX_NAME_BYTES:
+                yield _too_long(("datasources", name, "search_path", index))
+
+
+def _too_long(path: Path) -> Diagnostic:
+    message = f"the name is longer than {MAX_NAME_BYTES} bytes, and PostgreSQL would cut it off"
+    return Diagnostic(Code.NAME_TOO_LONG, path, message, "Shorten it.")
+
+
+def _routes(config: Config) -> Iterator[Diagnostic]:
+    for index, rule in enumerate(config.routes):
+        path: Path = ("routes", index)
+        if rule.read_only and rule.intent == "write":
+            message, mend = "read_only: true contradicts intent: write", "Keep one of them."
+            yield Diagnostic(Code.CONTRADICTION, (*path, "read_only"), message, mend, related=((*path, "intent"),))
+        for entry in rule.commit_on:
+            if entry in rule.rollback_on:
+                message, mend = f"{entry} stands in commit_on and in rollback_on", "Keep it in one of them."
+                related: tuple[Path, ...] = ((*path, "rollback_on"),)
+                yield Diagnostic(Code.CONTRADICTION, (*path, "commit_on"), message, mend, related=related)
+        yield from _unreachable(config.routes, index, rule)
+
+
+def _unreachable(rules: tuple[RouteRule, ...], index: int, rule: RouteRule) -> Iterator[Diagnostic]:
+    for earlier, other in enumerate(rules[:index]):
+        if covers(other.match, rule.match):
+            message = f"this rule never comes to its turn: routes[{earlier}] matches all that it matches"
+            yield Diagnostic(
+                Code.UNREACHABLE,
+                ("routes", index, "match"),
+                message,
+                "Move it in front of that rule.",
+                related=(("routes", earlier, "match"),),
+                severity=Severity.WARNING,
+            )
+            return
+
+
+def _resolvers(config: Config) -> Iterator[Diagnostic]:
+    resolve = config.tenancy.resolve
+    path: Path = ("tenancy", "resolve")
+    if config.tenants and not resolve:
+        message = "there are tenants, but no way to tell them from requests"
+        mend = "Add one, such as resolve: [{header: X-Tenant}]."
+        yield Diagnostic(Code.NO_RESOLVER, path, message, mend, related=(("tenants",),))
+    if not config.tenants and config.tenancy.default is None:
+        message = "no request will be served: there are no tenants and no default datasource"
+        mend = "Add tenants, or name a datasource in tenancy.default."
+        yield Diagnostic(
+            Code.NO_RESOLVER,
+            ("tenants",),
+            message,
+            mend,
+            related=(("tenancy", "default"),),
+            severity=Severity.WARNING,
+        )
+    for index, way in enumerate(resolve):
+        if way in resolve[:index]:
+            message, mend = "the same way stands in front of it", "Remove it."
+            yield Diagnostic(Code.UNREACHABLE, (*path, index), message, mend, severity=Severity.WARNING)

@@ -1,190 +1,222 @@
-"""The first stage of checking: is this, key by key, a document? The same question that the JSON Schema answers.
+"""The first stage of checking: key by key, is this a document? The JSON Schema asks the same and answers the same.
 
-What a JSON Schema cannot say (does that datasource exist?) is asked by the second stage, `sense.py`.
+What a JSON Schema cannot say (is that datasource there?) is asked by the second stage, `sense.py`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, cast
+from typing import Any, Final, cast
 
-from pydantic import ValidationError
+from pydantic import TypeAdapter, ValidationError
 from pydantic_core import ErrorDetails
 
 from .diagnostics import Code, Diagnostic, Path, did_you_mean, show, show_key
 from .keys import section_at
-from .models import Config
-from .url import TEMPLATE
-from .values import Given
+from .limits import MAX_DIAGNOSTICS
+from .models import Config, TenantConfig
+from .values import VALUES, Given, Value
+
+_TEMPLATE: Final = "{tenant}"
+_validate_tenant: Final = TypeAdapter(TenantConfig).validator.validate_python
 
 
-def check_structure(document: object, unresolved: Sequence[Path] = ()) -> tuple[Config | None, list[Diagnostic]]:
+def check_structure(document: object) -> tuple[Config | None, list[Diagnostic]]:
     """Check a document whose references are resolved.
 
     Args:
-        document: Plain mappings, lists and scalars.
-        unresolved: Places whose reference could not be resolved; nothing is said about them.
+        document: Mappings, lists and scalars; tenants may be `TenantConfig`s already.
 
     Returns:
-        The config, None when there is any problem or anything unresolved; and the problems.
+        The config, or None and the problems.
     """
     try:
-        config = Config.model_validate(document)
+        return Config.model_validate(document), []
     except ValidationError as error:
         # The error holds the document with its secrets: it ends here, and is nobody's `__cause__`.
-        details = error.errors(include_url=False)
-    else:
-        return None if unresolved else config, []
-    hidden = set(unresolved)
-    problems = [_diagnostic(detail, document) for detail in details]
-    return None, [p for p in problems if not any(p.path[: len(path)] == path for path in hidden)]
+        details = error.errors(include_url=False)[:MAX_DIAGNOSTICS]
+    return None, [_diagnostic(detail, document) for detail in details]
+
+
+class TenantCompactor:
+    """Makes each tenant compact as soon as it is read, so that 100,000 never stand in memory in two forms at once."""
+
+    __slots__ = ("_names",)
+
+    def __init__(self) -> None:
+        self._names: dict[object, Any] = {}
+
+    def __call__(self, tenant: dict[str, Any]) -> object:
+        """The tenant, or the mapping itself when it is none or has a reference in it: that is for later."""
+        try:
+            name = tenant["datasource"]
+            tenant["datasource"] = self._names.setdefault(name, name)
+            return _validate_tenant(tenant)
+        except (ValidationError, TypeError, KeyError):
+            return tenant
 
 
 def _diagnostic(detail: ErrorDetails, document: object) -> Diagnostic:
     path: Path = detail["loc"]
     kind = detail["type"]
-    if path[-1:] == ("[key]",) and not _is_there(document, path):
-        return _wrong_name(path[:-1], detail)
+    value = VALUES.get(detail.get("ctx", {}).get("value", ""))
+    if value is not None:
+        if path[-1] == "[key]" and not _has(document, path):
+            return _wrong_name(path[:-1], value)
+        return _wrong_value(path, value, detail["input"])
     if kind in ("extra_forbidden", "unexpected_keyword_argument"):
         return _unknown_key(path, document)
     if kind == "missing":
         return _missing_key(path, document)
-    if kind == "value":
-        return _wrong_value(path, detail)
-    if kind in ("too_short", "one_key"):
-        return _wrong_count(path, kind, detail)
+    if kind == "too_short":
+        mend = "Add an entry." if path == ("datasources",) else "Add an entry, or leave the key out."
+        return Diagnostic(Code.WRONG_COUNT, path, "there is nothing in it", mend)
+    if kind == "one_key":
+        return Diagnostic(Code.WRONG_COUNT, path, detail["msg"], "Each way is an entry of the list of its own.")
     return _wrong_shape(path, kind, detail["input"])
 
 
-def _is_there(document: object, path: Path) -> bool:
-    value = document
-    for part in path:
-        if isinstance(value, Mapping) and part in value:
-            value = cast("Mapping[str, object]", value)[cast("str", part)]
-        else:
-            return False
-    return True
-
-
-def _keys_at(document: object, path: Path) -> list[str]:
-    """The keys that are written in the mapping at a path."""
+def _at(document: object, path: Path) -> object:
     value: Any = document
     for part in path:
         value = value[part]
-    return [key for key in cast("dict[Any, Any]", value) if isinstance(key, str)] if isinstance(value, dict) else []
+    return value
 
 
-def _wrong_name(path: Path, detail: ErrorDetails) -> Diagnostic:
-    expects = detail.get("ctx", {}).get("expects", "another name")
+def _has(document: object, path: Path) -> bool:
+    mapping = _at(document, path[:-1])
+    return isinstance(mapping, Mapping) and path[-1] in mapping
+
+
+def _written_keys(document: object, path: Path) -> list[str]:
+    mapping = _at(document, path)
+    return list(cast("Mapping[str, object]", mapping)) if isinstance(mapping, Mapping) else []
+
+
+def _wrong_name(path: Path, value: Value) -> Diagnostic:
     if path == ("tenants", "*"):
-        mend = "Name the datasource of all other tenants in tenancy.default."
-        return Diagnostic(
-            Code.NOT_YET_SUPPORTED, path, "'*' for all other tenants is not yet supported", mend, is_about_key=True
-        )
-    choices = detail.get("ctx", {}).get("choices", ())
-    meant = did_you_mean(str(path[-1]), choices)
-    return Diagnostic(
-        Code.WRONG_NAME, path, f"expected {expects}", f"Did you mean {meant!r}?" if meant else "", is_about_key=True
-    )
+        message, mend = "'*' for all other tenants is not yet supported", "Name their datasource in tenancy.default."
+        return Diagnostic(Code.NOT_YET_SUPPORTED, path, message, mend, is_about_key=True)
+    meant = did_you_mean(str(path[-1]), value.choices)
+    mend = f"Did you mean {meant!r}?" if meant else "Give it another name."
+    return Diagnostic(Code.WRONG_NAME, path, f"expected {value.expects}", mend, is_about_key=True)
 
 
 def _unknown_key(path: Path, document: object) -> Diagnostic:
-    section, key = section_at(path[:-1]), str(path[-1])
-    known = list(section.fields) if section is not None else []
-    planned = section.planned if section is not None else {}
-    if key in planned:
-        mend = planned[key]
-        return Diagnostic(
-            Code.NOT_YET_SUPPORTED, path, "not yet supported", f"{mend[:1].upper()}{mend[1:]}.", is_about_key=True
-        )
+    place, key = section_at(path[:-1]), str(path[-1])
+    if place is None:
+        return Diagnostic(Code.UNKNOWN_KEY, path, "unknown key", "Remove it.", is_about_key=True)
+    if key in place.planned:
+        until_then = place.planned[key]
+        mend = f"{until_then[0].upper()}{until_then[1:]}."
+        return Diagnostic(Code.NOT_YET_SUPPORTED, path, "not yet supported", mend, is_about_key=True)
+    written = _written_keys(document, path[:-1])
+    meant = did_you_mean(key, [name for name in place.fields if name not in written])
     if key == "<<":
         mend = "Merge keys are not part of YAML 1.2: write the keys out."
-        return Diagnostic(Code.UNKNOWN_KEY, path, "unknown key", mend, is_about_key=True)
-    written = _keys_at(document, path[:-1])
-    meant = did_you_mean(key, [name for name in known if name not in written])
-    if meant is not None:
+    elif meant is not None:
         mend = f"Did you mean {meant!r}?"
-    elif known:
-        mend = f"Known here: {', '.join(known)}."
     else:
-        mend = "Remove it."
+        mend = f"Known here: {', '.join(place.fields)}." if place.fields else "Remove it."
     return Diagnostic(Code.UNKNOWN_KEY, path, "unknown key", mend, is_about_key=True)
 
 
 def _missing_key(path: Path, document: object) -> Diagnostic:
-    section, key = section_at(path[:-1]), str(path[-1])
+    place, key = section_at(path[:-1]), str(path[-1])
     mend = "Add it."
-    if section is not None and key in section.fields:
-        written = [name for name in _keys_at(document, path[:-1]) if name not in section.fields]
-        meant = did_you_mean(key, written)
-        examples = section.fields[key].examples
-        if meant is not None:
-            mend = f"Is {show_key(meant)!r} meant to be it?"
-        elif examples:
-            mend = f"Add it: {key}: {_written(examples[0])}"
+    if place is not None:
+        unknown = [name for name in _written_keys(document, path[:-1]) if name not in place.fields]
+        meant = did_you_mean(key, unknown)
+        examples = place.fields[key].examples or []
+        mend = f"Is {show_key(meant)!r} meant to be it?" if meant else f"Add {key}: {write_inline(examples[0])}"
     return Diagnostic(Code.MISSING_KEY, path, "this key is missing", mend)
 
 
-def _written(example: object) -> str:
-    """An example as YAML writes it, in one line."""
+def write_inline(example: object) -> str:
+    """A value as YAML writes it in one line."""
     if isinstance(example, dict):
         pairs = cast("dict[str, object]", example)
-        return "{" + ", ".join(f"{key}: {_written(value)}" for key, value in pairs.items()) + "}"
+        return "{" + ", ".join(f"{key}: {write_inline(value)}" for key, value in pairs.items()) + "}"
     if isinstance(example, list | tuple):
-        return "[" + ", ".join(_written(entry) for entry in cast("list[object]", example)) + "]"
-    if isinstance(example, bool) or example is None:
-        return {True: "true", False: "false", None: "null"}[example]
-    text = str(example)
-    return f'"{text}"' if isinstance(example, str) and any(sign in text for sign in "${}:*#[] ,") else text
+        return "[" + ", ".join(write_inline(entry) for entry in cast("Sequence[object]", example)) + "]"
+    if isinstance(example, str):
+        is_plain = not any(sign in example for sign in "${}[],*#:\"'") and example[:1].isalpha()
+        return example if is_plain else f'"{example}"'
+    return show(example)
 
 
-def _wrong_value(path: Path, detail: ErrorDetails) -> Diagnostic:
-    context = detail.get("ctx", {})
-    expects, choices, planned = context["expects"], context["choices"], context["planned"]
-    value = detail["input"]
-    plain = {True: "true", False: "false"}[value] if isinstance(value, bool) else str(value)
-    if isinstance(value, str | int) and (plain in planned or ("*" in planned and isinstance(value, int) and value > 0)):
-        return Diagnostic(Code.NOT_YET_SUPPORTED, path, f"{plain} is not yet supported", f"Use {expects}.")
-    if isinstance(value, str) and TEMPLATE in value:
-        mend = "Give the tenant a datasource or schema of its own."
-        return Diagnostic(Code.NOT_YET_SUPPORTED, path, f"{TEMPLATE} is not yet supported", mend)
-    is_text = "a string" in expects or not any(word in expects for word in ("number from", "true", "status"))
-    code = Code.WRONG_TYPE if isinstance(value, str) != is_text else Code.WRONG_VALUE
-    return Diagnostic(code, path, f"expected {expects}, found {show(value)}", _mend_value(value, choices))
+def _wrong_value(path: Path, expected: Value, value: object) -> Diagnostic:
+    if (planned := _planned(expected, value)) is not None:
+        return Diagnostic(Code.NOT_YET_SUPPORTED, path, f"{planned} is not yet supported", f"Use {expected.expects}.")
+    if isinstance(value, str) and _TEMPLATE in value and expected.name in ("DatabaseUrl", "DatabaseIdentifier"):
+        mend = "Give the tenant a datasource or a schema of its own."
+        return Diagnostic(Code.NOT_YET_SUPPORTED, path, f"{_TEMPLATE} is not yet supported", mend)
+    is_hidden = expected.is_secret and isinstance(value, str)
+    found = "something else" if is_hidden else show(value)
+    code = Code.WRONG_VALUE if _json_type(value) in expected.types else Code.WRONG_TYPE
+    return Diagnostic(code, path, f"expected {expected.expects}; found {found}", _mend_value(expected, value))
 
 
-def _mend_value(value: object, choices: Sequence[str]) -> str:
-    if isinstance(value, str) and not isinstance(value, Given):
-        if value != value.rstrip("\r\n"):
-            return "It ends in a line break: in YAML, write >- and |- instead of > and |."
-        meant = did_you_mean(value, choices)
-        return f"Did you mean {meant!r}?" if meant else ""
+def _planned(expected: Value, value: object) -> str | None:
+    """How a value is written that a later version accepts here; None when none ever will be."""
+    if isinstance(value, bool):
+        written = show(value)
+    elif isinstance(value, int):
+        return str(value) if "*" in expected.planned and value > 0 else None
+    else:
+        written = value if isinstance(value, str) else ""
+    return written if written in expected.planned else None
+
+
+def _json_type(value: object) -> str:
+    if isinstance(value, bool):
+        return "boolean"
+    if isinstance(value, int | float):
+        return "number"
+    return "string" if isinstance(value, str) else "other"
+
+
+_YES_AND_NO: Final = {"yes": "true", "on": "true", "y": "true", "no": "false", "off": "false", "n": "false"}
+
+
+def _mend_value(expected: Value, value: object) -> str:
+    if isinstance(value, Given):
+        return "" if expected.is_secret else "It is the text behind the reference that is wrong."
+    if isinstance(value, str):
+        return _mend_string(expected, value)
+    if value is None:
+        return "Write a value, or leave the key out."
+    if expected.types == ("string",) and isinstance(value, int | float) and not expected.is_secret:
+        if expected.name in ("Duration", "WholeSeconds"):
+            return f"Write the unit: {show(value)}s."
+        return "" if expected.choices else f"Quote it: '{show(value)}'."
     return ""
 
 
-def _wrong_count(path: Path, kind: str, detail: ErrorDetails) -> Diagnostic:
-    if kind == "one_key":
-        return Diagnostic(Code.WRONG_COUNT, path, detail["msg"], "Write each way as an entry of its own.")
-    return Diagnostic(Code.WRONG_COUNT, path, "there is nothing in it", "Add an entry, or leave the key out.")
+def _mend_string(expected: Value, value: str) -> str:
+    if value != value.rstrip("\r\n"):
+        return "It ends in a line break: in YAML, write >- and |- instead of > and |."
+    if "string" not in expected.types:
+        meant = _YES_AND_NO.get(value.lower()) if expected.types == ("boolean",) else None
+        if meant in expected.choices:
+            return f"Write {meant}."
+        if value.strip().lstrip("+-").isdecimal() and expected.types == ("number",):
+            return "Write it without quotes."
+    meant = did_you_mean(value, expected.choices)
+    if meant is None:
+        return ""
+    return f"Did you mean {meant!r}?"
 
 
-_SHAPES = {
-    "model_type": "a mapping",
-    "model_attributes_type": "a mapping",
-    "dataclass_type": "a mapping",
-    "dataclass_exact_type": "a mapping",
-    "dict_type": "a mapping",
-    "mapping_type": "a mapping",
-    "tuple_type": "a list",
-    "list_type": "a list",
-}
+_MAPPINGS: Final = frozenset({"model_type", "model_attributes_type", "dataclass_type", "dict_type", "mapping_type"})
+_LISTS: Final = frozenset({"tuple_type", "list_type"})
 
 
 def _wrong_shape(path: Path, kind: str, value: object) -> Diagnostic:
-    expected = _SHAPES.get(kind, "another value")
+    expected = "a mapping" if kind in _MAPPINGS else "a list" if kind in _LISTS else "another value"
     mend = ""
     if value is None:
         mend = "Write a value, or leave the key out."
-    elif expected == "a list":
+    elif kind in _LISTS:
         mend = "Put it in brackets: [ ]."
-    return Diagnostic(Code.WRONG_TYPE, path, f"expected {expected}, found {show(value)}", mend)
+    return Diagnostic(Code.WRONG_TYPE, path, f"expected {expected}; found {show(value)}", mend)

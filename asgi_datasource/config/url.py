@@ -10,10 +10,11 @@ from pydantic import SecretStr
 URL_PATTERN: Final = r"^(?:postgres(?:ql)?://|[a-z][a-z0-9_]* *= *[^= ])"
 """How libpq tells a URL from a keyword string: by its start (PostgreSQL manual, "Connection Strings")."""
 
-TEMPLATE: Final = "{tenant}"
 TEMPLATE_PATTERN: Final = r"(?:^|[^$])\{tenant\}"
+"""The template of a database for each tenant, which is planned; `${tenant}` is a variable."""
 
 _URL: Final = re.compile(URL_PATTERN)
+_TEMPLATE: Final = re.compile(TEMPLATE_PATTERN)
 _CONTROL: Final = re.compile(r"[\x00-\x1f\x7f]")
 _HOST: Final = r"(?:\[[0-9A-Fa-f:.%]+\]|[^@/?#\s:,\[\]]*)(?::[0-9]*)?"
 _PARTS: Final = re.compile(
@@ -49,6 +50,45 @@ def read_url(value: object) -> DatabaseUrl:
         ValueError: It is none; the message holds nothing of it.
     """
     url = value.get_secret_value() if isinstance(value, SecretStr) else value
-    if not isinstance(url, str) or _URL.match(url) is None or _CONTROL.search(url) or TEMPLATE in url:
+    if not isinstance(url, str) or _URL.match(url) is None or _CONTROL.search(url) or _TEMPLATE.search(url):
         raise ValueError("not a connection URL")
+    # `str` takes off what marks it as given from outside. A lone surrogate cannot be sent to libpq.
+    url.encode()
     return DatabaseUrl(str(url))
+
+
+_ESCAPE: Final = re.compile(r"%(?![0-9A-Fa-f]{2})")
+_ESCAPE_MEND: Final = "Write a percent sign as %25."
+_AUTHORITY: Final = re.compile(r"postgres(?:ql)?://(?:(?P<user>[^/?#]*)@)?(?P<hosts>[^/?#]*)(?P<rest>.*)", re.DOTALL)
+_HOSTS: Final = re.compile(rf"{_HOST}(?:,{_HOST})*")
+_KEYWORDS: Final = re.compile(r"(?: *[a-z][a-z0-9_]* *= *(?:'(?:[^'\\]|\\.)*'|(?:[^ '\\]|\\.)*)(?: |$))*")
+
+
+def find_fault(url: str) -> tuple[str, str] | None:
+    """What libpq would not understand in a connection URL, so that it is said before anything starts.
+
+    Returns:
+        What is wrong and the mend, with nothing of the URL in them; None when no fault is seen.
+
+    Source: PostgreSQL manual, "Connection Strings".
+    """
+    parts = _AUTHORITY.fullmatch(url)
+    if parts is None:
+        if _KEYWORDS.fullmatch(url.rstrip()):
+            return None
+        return "not a list of keyword=value", "Quote values with spaces: 'value'; escape quotes in them: \\'."
+    if any(character in url for character in " \t"):
+        return "there is a space in the URL", "Write it as %20."
+    if "#" in url:
+        return "there is a '#' in the URL", "Write it as %23."
+    if "@" in (parts["user"] or "") or "@" in parts["rest"].partition("?")[0]:
+        mend = "Write @ in a user name or password as %40, / as %2F, ? as %3F."
+        return "it is unclear where the password ends and the host begins", mend
+    if _ESCAPE.search(url):
+        return "a percent sign that begins no escape", _ESCAPE_MEND
+    if _HOSTS.fullmatch(parts["hosts"]) is None:
+        return "host and port cannot be told apart", "Write host:5432, and an IPv6 address in brackets: [::1]:5432."
+    ports = re.findall(r":([0-9]+)(?=,|$)", parts["hosts"])
+    if any(not 1 <= int(port) <= 65535 for port in ports):
+        return "a port that is not one", "Ports go from 1 to 65535."
+    return None

@@ -1,31 +1,29 @@
-"""The scalar values of the document: what each accepts, its JSON Schema, and the words for what was expected.
+"""The kinds of scalars in the document: what each accepts, its JSON Schema, and the words for what was expected.
 
-Check and schema of a value stand side by side here, so that neither can change without the other in sight. The checks
-see the document after references (`${NAME}`) are resolved; the schemas see it as it is written, so they also allow a
-reference wherever a value stands.
+Check and schema of a kind stand side by side here, so that neither changes without the other in sight. The checks see
+the document after its references (`${NAME}`) are resolved; the schema describes it as it is written, so it also allows
+a reference wherever a value may come from outside.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
-from typing import Any, Final
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Final, NoReturn
 
 from pydantic import GetCoreSchemaHandler, GetJsonSchemaHandler
 from pydantic_core import CoreSchema, core_schema
 
+from .durations import DURATION, WHOLE_SECONDS, format_duration, parse_duration
 from .url import URL_PATTERN, DatabaseUrl, read_url
-
-CONTROL: Final = r"[\x00-\x1f\x7f]"
-"""Control characters: never part of a value. The usual one is a line break that YAML's `>` or `|` left at the end."""
 
 DEFINITION: Final = "x-definition"
 """Marks the place of a value in the schema that pydantic generates; `schema.py` puts a `$ref` there."""
 
 
 class Given(str):
-    """Text that came out of the environment: may be read as a number or a boolean, and is never shown."""
+    """Text that came from the environment or a file: may be read as a number or a boolean, and is never shown."""
 
     __slots__ = ()
 
@@ -37,211 +35,191 @@ class Value:
     Attributes:
         name: Its name among the `$defs` of the schema.
         expects: What it accepts, in words that follow "expected".
-        schema: JSON Schema of what may be written, without the reference.
+        types: The JSON types it may be written in: what is none of them has the wrong type, not the wrong value.
+        schema: JSON Schema of what may be written, references aside.
         core: The check, as pydantic-core runs it.
         choices: The words to choose from, for did-you-mean.
-        planned: Words that a later version will accept.
+        planned: What a later version accepts, as it is written; `*` is any other number.
         takes_reference: Whether `${NAME}` may stand in its place.
+        is_secret: Whether messages never show it.
+        serialize: How JSON dumps write it.
     """
 
     name: str
     expects: str
+    types: tuple[str, ...]
     schema: dict[str, Any]
     core: CoreSchema
     choices: tuple[str, ...] = ()
     planned: tuple[str, ...] = ()
     takes_reference: bool = True
-    serialize: Callable[[Any], Any] | None = field(default=None, repr=False)
+    is_secret: bool = False
+    serialize: Callable[[Any], Any] | None = None
 
     def __get_pydantic_core_schema__(self, source: object, handler: GetCoreSchemaHandler) -> CoreSchema:
-        context: dict[str, Any] = {"expects": self.expects, "choices": self.choices, "planned": self.planned}
         schema = core_schema.custom_error_schema(
-            self.core, "value", custom_error_message="expected {expects}", custom_error_context=context
+            self.core,
+            custom_error_type="value",
+            custom_error_message="expected {expects}",
+            custom_error_context={"expects": self.expects, "value": self.name},
         )
         if self.serialize is not None:
             schema["serialization"] = core_schema.plain_serializer_function_ser_schema(
                 self.serialize, when_used="json-unless-none"
             )
-        DEFINITIONS[self.name] = self
+        VALUES[self.name] = self
         return schema
 
     def __get_pydantic_json_schema__(self, core: CoreSchema, handler: GetJsonSchemaHandler) -> dict[str, Any]:
-        return {DEFINITION: self.name}
+        # pydantic keeps the schema of a mapping's keys only when its type is "string".
+        return {"type": "string", DEFINITION: self.name}
 
 
-DEFINITIONS: Final[dict[str, Value]] = {}
-"""Every value that a model uses, by name."""
+VALUES: Final[dict[str, Value]] = {}
+"""Every kind that a model uses, by name; filled while the models are made."""
 
 
-def integer(name: str, minimum: int, maximum: int) -> Value:
-    """A whole number; `3.0` is one, as JSON Schema has it, `true` and `"3"` are not."""
-
-    def check(value: object) -> int:
-        number = _number(value)
-        if not minimum <= number <= maximum:
-            raise ValueError
-        return number
-
-    return Value(
-        name,
-        f"a whole number from {minimum} to {maximum}",
-        {"type": "integer", "minimum": minimum, "maximum": maximum},
-        core_schema.no_info_plain_validator_function(check),
-    )
+def _plain(check: Callable[[object], object]) -> CoreSchema:
+    return core_schema.no_info_plain_validator_function(check)
 
 
-def _number(value: object) -> int:
-    if isinstance(value, Given):
-        if _WHOLE_NUMBER.fullmatch(value) is None:
-            raise ValueError
-        return int(value)
-    if isinstance(value, int) and not isinstance(value, bool):
-        return value
-    if isinstance(value, float) and value.is_integer():
-        return int(value)
+def _refuse() -> NoReturn:
+    # The words are those of the kind: `custom_error_schema` replaces whatever a check says.
     raise ValueError
 
 
 _WHOLE_NUMBER: Final = re.compile(r"[+-]?[0-9]{1,18}")
 
 
-def flag(name: str, *, only: bool | None = None) -> Value:
-    """A boolean: `true` or `false` and nothing else; with `only`, one of the two, the other being planned."""
-
-    def check(value: object) -> bool:
-        if isinstance(value, Given):
-            value = {"true": True, "false": False}.get(value)
-        if not isinstance(value, bool) or (only is not None and value is not only):
-            raise ValueError
+def _number(value: object) -> int:
+    """A whole number; `3.0` is one, as JSON Schema has it, `true` and `"3"` are none."""
+    if isinstance(value, Given):
+        return int(value) if _WHOLE_NUMBER.fullmatch(value) else _refuse()
+    if isinstance(value, int) and not isinstance(value, bool):
         return value
-
-    words = {True: "true", False: "false"}
-    return Value(
-        name,
-        "true or false" if only is None else words[only],
-        {"type": "boolean"} if only is None else {"const": only},
-        core_schema.no_info_plain_validator_function(check),
-        planned=() if only is None else (words[not only],),
-    )
+    return int(value) if isinstance(value, float) and value.is_integer() else _refuse()
 
 
-def zero(name: str) -> Value:
-    """The number 0; others are planned."""
+def integer(name: str, minimum: int, maximum: int, *, what: str = "a whole number") -> Value:
+    """A whole number within bounds."""
 
     def check(value: object) -> int:
-        if _number(value) != 0:
-            raise ValueError
-        return 0
+        number = _number(value)
+        return number if minimum <= number <= maximum else _refuse()
 
-    return Value(name, "0", {"const": 0}, core_schema.no_info_plain_validator_function(check), planned=("*",))
-
-
-def word(name: str, *choices: str, planned: tuple[str, ...] = ()) -> Value:
-    """One of a few words."""
     return Value(
         name,
-        " or ".join(choices) if len(choices) < 3 else f"{', '.join(choices[:-1])} or {choices[-1]}",
-        {"enum": list(choices)},
-        core_schema.no_info_plain_validator_function(_one_of(choices)),
-        choices=choices,
-        planned=planned,
+        f"{what} from {minimum} to {maximum}",
+        ("number",),
+        {"type": "integer", "minimum": minimum, "maximum": maximum},
+        _plain(check),
     )
 
 
-def _one_of(choices: Sequence[str]) -> Callable[[object], str]:
-    words = {choice: choice for choice in choices}
+def constant(name: str, only: int, *, planned: tuple[str, ...] = (), takes_reference: bool = True) -> Value:
+    """One number and no other."""
 
-    def check(value: object) -> str:
-        if not isinstance(value, str):
-            raise ValueError
-        return words[value] if value in words else _refuse()
+    def check(value: object) -> int:
+        if isinstance(value, Given) and not takes_reference:
+            _refuse()
+        return only if _number(value) == only else _refuse()
 
-    return check
+    return Value(
+        name, str(only), ("number",), {"const": only}, _plain(check), planned=planned, takes_reference=takes_reference
+    )
 
 
-def _refuse() -> Any:
-    raise ValueError
+_FLAGS: Final = {"true": True, "false": False}
+
+
+def flag(name: str, *, only: bool | None = None) -> Value:
+    """A boolean: `true` or `false` and no other word; with `only`, one of them, while the other is planned."""
+
+    def check(value: object) -> bool:
+        found = _FLAGS.get(value) if isinstance(value, Given) else value
+        return found if isinstance(found, bool) and only in (None, found) else _refuse()
+
+    words = tuple(word for word, meaning in _FLAGS.items() if only in (None, meaning))
+    return Value(
+        name,
+        " or ".join(words),
+        ("boolean",),
+        {"type": "boolean"} if only is None else {"const": only},
+        _plain(check),
+        choices=words,
+        planned=tuple(word for word in _FLAGS if word not in words),
+    )
+
+
+def word(name: str, *choices: str, planned: tuple[str, ...] = (), read: Callable[[str], object] = str) -> Value:
+    """One of a few words.
+
+    Args:
+        name: Its name among the `$defs` of the schema.
+        choices: The words.
+        planned: Words that a later version accepts.
+        read: What becomes of a word.
+    """
+
+    def check(value: object) -> object:
+        return read(value) if isinstance(value, str) and value in choices else _refuse()
+
+    expects = choices[-1] if len(choices) == 1 else f"{', '.join(choices[:-1])} or {choices[-1]}"
+    return Value(name, expects, ("string",), {"enum": list(choices)}, _plain(check), choices=choices, planned=planned)
 
 
 def text(
-    name: str, expects: str, pattern: str, *, minimum: int = 1, maximum: int = 255, takes_reference: bool = True
+    name: str,
+    expects: str,
+    pattern: str,
+    *,
+    minimum: int = 1,
+    maximum: int | None = 255,
+    reserved: str | None = None,
+    takes_reference: bool = True,
 ) -> Value:
-    """A string of a certain form, checked without Python: there may be 100,000 of them.
+    """A string of a certain form, checked without calling Python: there may be 100,000 of them.
 
     Args:
         name: Its name among the `$defs` of the schema.
         expects: What it is, in words.
         pattern: What it matches from end to end, in the syntax that ECMAScript, Python and Rust share.
         minimum: Fewest characters.
-        maximum: Most characters.
+        maximum: Most characters; None sets no bound.
+        reserved: The one string of that form that it may not be.
         takes_reference: Whether `${NAME}` may stand in its place.
     """
-    return Value(
-        name,
-        expects,
-        {"type": "string", "minLength": minimum, "maxLength": maximum, "pattern": f"^(?:{pattern})$"},
-        core_schema.str_schema(
-            strict=True, pattern=rf"^(?:{pattern})$", min_length=minimum, max_length=maximum, regex_engine="rust-regex"
-        ),
-        takes_reference=takes_reference,
-    )
+    anchored = f"^(?:{pattern})$"
+    core: CoreSchema = core_schema.str_schema(strict=True, pattern=anchored, min_length=minimum, max_length=maximum)
+    schema: dict[str, Any] = {"type": "string", "minLength": minimum, "pattern": anchored}
+    if maximum is not None:
+        schema["maxLength"] = maximum
+    if reserved is not None:
 
+        def check(value: str) -> str:
+            return value if value != reserved else _refuse()
 
-_DURATION: Final = r"[1-9][0-9]{0,8}ms|[1-9][0-9]{0,5}s|[1-9][0-9]{0,3}m|[1-9][0-9]?h"
-_WHOLE_SECONDS: Final = r"[1-9][0-9]{0,5}s|[1-9][0-9]{0,3}m|[1-9][0-9]?h"
-_UNITS: Final = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0}
-_DURATION_PARTS: Final = re.compile(r"([0-9]+)(ms|s|m|h)")
-
-
-def parse_duration(value: str) -> float:
-    """Seconds of a duration as it is written: `250ms`, `3s`, `10m`, `1h`.
-
-    Raises:
-        ValueError: It is not one.
-    """
-    if re.fullmatch(_DURATION, value) is None:
-        raise ValueError(f"{value!r} is not a duration such as '250ms', '3s', '10m' or '1h'")
-    parts = _DURATION_PARTS.fullmatch(value)
-    if parts is None:  # pragma: no cover - the pattern above has seen to it
-        raise ValueError(value)
-    amount, unit = int(parts[1]), parts[2]
-    return amount / 1000 if unit == "ms" else amount * _UNITS[unit]
-
-
-def format_duration(seconds: float) -> str:
-    """The shortest way to write a duration; `parse_duration` reads it back."""
-    milliseconds = round(seconds * 1000)
-    for unit, size, most in (("h", 3_600_000, 99), ("m", 60_000, 9_999), ("s", 1000, 999_999)):
-        if milliseconds % size == 0 and milliseconds // size <= most:
-            return f"{milliseconds // size}{unit}"
-    return f"{milliseconds}ms"
+        core = core_schema.no_info_after_validator_function(check, core)
+        schema["not"] = {"const": reserved}
+    return Value(name, expects, ("string",), schema, core, takes_reference=takes_reference)
 
 
 def duration(name: str, *, whole_seconds: bool = False) -> Value:
     """A length of time with its unit; never a bare number, whose unit everybody guesses differently."""
-    pattern = _WHOLE_SECONDS if whole_seconds else _DURATION
+    pattern = WHOLE_SECONDS if whole_seconds else DURATION
     compiled = re.compile(pattern)
 
     def check(value: object) -> float:
-        if not isinstance(value, str) or compiled.fullmatch(value) is None:
-            raise ValueError
-        return parse_duration(value)
+        return parse_duration(value) if isinstance(value, str) and compiled.fullmatch(value) else _refuse()
 
     return Value(
         name,
-        "a whole number and its unit, 3s, 10m or 1h"
-        if whole_seconds
-        else "a whole number and its unit, 250ms, 3s, 10m or 1h",
+        f"a whole number and its unit: {'' if whole_seconds else '250ms, '}3s, 10m or 1h",
+        ("string",),
         {"type": "string", "pattern": f"^(?:{pattern})$"},
-        core_schema.no_info_plain_validator_function(check),
+        _plain(check),
         serialize=format_duration,
     )
-
-
-def status(name: str, minimum: int, maximum: int) -> Value:
-    """An HTTP status."""
-    found = integer(name, minimum, maximum)
-    return Value(name, f"an HTTP status from {minimum} to {maximum}", found.schema, found.core)
 
 
 def outcome(name: str) -> Value:
@@ -252,15 +230,14 @@ def outcome(name: str) -> Value:
         if isinstance(value, str) and value in classes:
             return str(value)
         number = _number(value)
-        if not 200 <= number <= 599:
-            raise ValueError
-        return number
+        return number if 200 <= number <= 599 else _refuse()
 
     return Value(
         name,
         "a status from 200 to 599, or a class of them: 2xx, 3xx, 4xx or 5xx",
+        ("number", "string"),
         {"anyOf": [{"enum": list(classes)}, {"type": "integer", "minimum": 200, "maximum": 599}]},
-        core_schema.no_info_plain_validator_function(check),
+        _plain(check),
         choices=classes,
     )
 
@@ -274,18 +251,9 @@ def database_url(name: str) -> Value:
     return Value(
         name,
         "postgresql://user@host/database, libpq's keyword form 'host=... dbname=...', or {file: path}",
+        ("string",),
         {"type": "string", "pattern": URL_PATTERN},
-        core_schema.no_info_plain_validator_function(check),
+        _plain(check),
+        is_secret=True,
         serialize=str,
     )
-
-
-def version(name: str) -> Value:
-    """The format's version: 1, always written out."""
-
-    def check(value: object) -> int:
-        if isinstance(value, Given) or _number(value) != 1:
-            raise ValueError
-        return 1
-
-    return Value(name, "1", {"const": 1}, core_schema.no_info_plain_validator_function(check), takes_reference=False)

@@ -7,13 +7,13 @@ where things stood. Only its parser is used here: one loop over its events, with
 from __future__ import annotations
 
 import re
-from typing import Any, Final
+from typing import Any, Final, cast
 
 import yaml
 
 from .diagnostics import Code, Diagnostic, Path, Position
 from .limits import MAX_ALIASED_NODES, MAX_DEPTH
-from .places import Mark, Place
+from .places import Compact, Mark, Place
 
 _LOADER: Final[Any] = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 """libyaml's parser where PyYAML was built with it: twenty times as fast."""
@@ -66,8 +66,9 @@ class _Anchored:
 class _Reader:
     """Builds the document from the events of one text."""
 
-    def __init__(self, file: str, places: Place | None) -> None:
+    def __init__(self, file: str, places: Place | None, compact: Compact | None) -> None:
         self._file = file
+        self._compact = compact
         self._places = places
         self._frames: list[_Frame] = []
         self._anchors: dict[str, _Anchored | None] = {}
@@ -86,7 +87,7 @@ class _Reader:
             parser.dispose()
 
     def _take(self, event: Any) -> None:
-        kind = type(event)
+        kind = cast("type[object]", type(event))
         if kind is yaml.ScalarEvent:
             self._scalar(event)
         elif kind is yaml.MappingStartEvent or kind is yaml.SequenceStartEvent:
@@ -145,6 +146,14 @@ class _Reader:
         frame = self._frames.pop()
         if frame.anchor is not None:
             self._anchors[frame.anchor] = _Anchored(frame.container, self._nodes - frame.started_at + 1)
+        if self._compact is not None and frame.is_mapping and "datasource" in frame.container:
+            self._replace(self._compact(frame.container))
+
+    def _replace(self, value: Any) -> None:
+        """Put another value in the place of the mapping that has just ended."""
+        if self._frames:
+            outer = self._frames[-1]
+            outer.container[outer.key] = value
 
     def _alias(self, event: Any) -> None:
         frame = self._frames[-1] if self._frames else None
@@ -241,34 +250,37 @@ def _mark(event: Any) -> Mark:
     return event.start_mark.line + 1, event.start_mark.column + 1
 
 
-def read_yaml(text: str, file: str, places: Place | None = None) -> tuple[Any, list[Diagnostic]]:
+def read_yaml(
+    text: str, file: str, *, places: Place | None = None, compact: Compact | None = None
+) -> tuple[Any, list[Diagnostic]]:
     """Read one YAML document.
 
     Args:
         text: The text.
         file: The name that positions carry.
         places: Wanted paths, whose marks are filled in.
+        compact: Makes mappings with the key `datasource` compact as soon as they are read.
 
     Returns:
         The document and its problems; after one that ends the reading, the document is None.
     """
-    reader = _Reader(file, places)
+    reader = _Reader(file, places, compact)
     try:
         reader.read(text)
     except _Stop as stop:
         return None, [*reader.diagnostics, stop.diagnostic]
     except yaml.MarkedYAMLError as error:
         return None, [*reader.diagnostics, _syntax(error, file)]
-    except yaml.reader.ReaderError as error:
-        line = text.count("\n", 0, error.position) + 1
-        column = error.position - text.rfind("\n", 0, error.position)
-        position = Position(file, line, column)
-        return None, [
-            Diagnostic(Code.SYNTAX, (), "a character that YAML does not allow", "Remove it.", position=position)
-        ]
+    except yaml.reader.ReaderError:
+        found = _FORBIDDEN.search(text)
+        offset = len(text) if found is None else found.start()
+        position = Position(file, text.count("\n", 0, offset) + 1, offset - text.rfind("\n", 0, offset))
+        message = "a character that YAML does not allow"
+        return None, [Diagnostic(Code.SYNTAX, (), message, "Remove it.", position=position)]
     return reader.document, reader.diagnostics
 
 
+_FORBIDDEN: Final = re.compile(r"[^\t\n\r\x20-\x7e\x85\xa0-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 _QUOTED: Final = re.compile(r"(['\"]).{2,}\1")
 
 

@@ -1,0 +1,37 @@
+"""Lengths of time as the document writes them: a whole number and its unit."""
+
+from __future__ import annotations
+
+import re
+from typing import Final
+
+DURATION: Final = "[1-9][0-9]{0,8}ms|[1-9][0-9]{0,5}s|[1-9][0-9]{0,3}m|[1-9][0-9]?h"
+"""Any duration, end to end; the longest are some eleven days, well within PostgreSQL's own timeouts."""
+WHOLE_SECONDS: Final = "[1-9][0-9]{0,5}s|[1-9][0-9]{0,3}m|[1-9][0-9]?h"
+"""One that libpq takes as a number of seconds."""
+
+_PARTS: Final = re.compile("([0-9]+)(ms|s|m|h)")
+_MILLISECONDS: Final = {"ms": 1, "s": 1_000, "m": 60_000, "h": 3_600_000}
+
+
+def parse_duration(written: str) -> float:
+    """Seconds of a duration.
+
+    Raises:
+        ValueError: It is none.
+    """
+    parts = _PARTS.fullmatch(written) if re.fullmatch(DURATION, written) else None
+    if parts is None:
+        raise ValueError(f"{written!r} is not a duration such as '250ms', '3s', '10m' or '1h'")
+    return int(parts[1]) * _MILLISECONDS[parts[2]] / 1000
+
+
+def format_duration(seconds: float) -> str:
+    """The shortest way to write a duration; `parse_duration` reads it back."""
+    milliseconds = round(seconds * 1000)
+    for unit in ("h", "m", "s"):
+        amount, rest = divmod(milliseconds, _MILLISECONDS[unit])
+        written = f"{amount}{unit}"
+        if not rest and re.fullmatch(DURATION, written):
+            return written
+    return f"{milliseconds}ms"

@@ -1,0 +1,196 @@
+"""Rules for requests in the document: intents, transactions, telemetry, answers to failures."""
+
+from __future__ import annotations
+
+from typing import Annotated, ClassVar, Literal
+
+from pydantic import Field
+
+from . import values
+from .durations import parse_duration
+from .kinds import Duration, ErrorKind, ErrorStatus, Flag, IsolationLevel, Outcome, RouteMatch
+from .sections import OMISSIBLE, Section, mapping_field
+
+
+class RouteRule(Section):
+    """Options for the requests that match; an annotation of the route's own wins over them."""
+
+    planned: ClassVar[dict[str, str]] = {
+        "max_lag": "use consistency: strong where a replica that lags will not do",
+        "retry": "leave it out: nothing is run again",
+        "propagation": "leave it out: there is one transaction for the request",
+        "datasource": "leave it out: the tenant's datasource is used",
+        "stream": "leave it out: the transaction ends when the response starts",
+        "max_in_flight": "leave it out: pool.max_waiting is the bound",
+        "priority": "leave it out: requests are served in turn",
+    }
+
+    match: RouteMatch = Field(
+        title="Match",
+        description=(
+            "A method and a path: * is one segment, ** at the end is the rest. Without a method, or with * for it,"
+            " every method matches. The first rule that matches counts."
+        ),
+        examples=["GET /reports/**", "POST /search", "/basket/*"],
+    )
+    intent: Annotated[Literal["read", "write"] | None, values.word("Intent", "read", "write")] = Field(
+        default=None,
+        title="Intent",
+        description="What the statements want. read: may go to a replica, is READ ONLY. write: goes to the primary.",
+        examples=["read"],
+    )
+    consistency: Annotated[
+        Literal["strong"] | None, values.word("Consistency", "strong", planned=("token", "session", "eventual"))
+    ] = Field(
+        default=None,
+        title="Consistency",
+        description="strong: reads go to the primary as well.",
+        examples=["strong"],
+    )
+    timeout_s: Annotated[Duration | None, OMISSIBLE] = Field(
+        default=None,
+        alias="timeout",
+        title="Timeout",
+        description="From the first byte of the request to the end of COMMIT, in place of transactions.deadline.",
+        examples=["30s"],
+    )
+    read_only: Annotated[Flag | None, OMISSIBLE] = Field(
+        default=None,
+        title="Read only",
+        description="true: one READ ONLY transaction on one server for all the reads of the request, a snapshot.",
+        examples=[True],
+    )
+    isolation: Annotated[IsolationLevel | None, OMISSIBLE] = Field(
+        default=None,
+        title="Isolation",
+        description="Isolation level of the request's transaction; without it the server's own.",
+        examples=["repeatable read"],
+    )
+    commit_on: tuple[Outcome, ...] = Field(
+        default=(),
+        title="Commit on",
+        description="Statuses, and classes of them, that commit although they would roll back.",
+        examples=[["4xx"], [409]],
+    )
+    rollback_on: tuple[Outcome, ...] = Field(
+        default=(),
+        title="Roll back on",
+        description="Statuses, and classes of them, that roll back although they would commit.",
+        examples=[["3xx"], [202]],
+    )
+
+
+class TransactionsConfig(Section):
+    """When a transaction begins, and which outcomes end it how."""
+
+    planned: ClassVar[dict[str, str]] = {
+        "retry_body_limit": "leave it out: nothing is run again",
+        "max_parallel": "leave it out",
+    }
+
+    default: Annotated[Literal["request", "annotated"], values.word("TransactionDefault", "request", "annotated")] = (
+        Field(
+            default="request",
+            title="Default",
+            description=(
+                "request: the first write opens one transaction for the whole request. annotated: only routes with"
+                " @transactional have one, and everywhere else each statement commits by itself."
+            ),
+            examples=["request"],
+        )
+    )
+    deadline_s: Duration | None = Field(
+        default=parse_duration("30s"),
+        alias="deadline",
+        json_schema_extra={"default": "30s"},
+        title="Deadline",
+        description="From the first byte of the request to the end of COMMIT; null sets none.",
+        examples=["10s", None],
+    )
+    rollback_on: tuple[Outcome, ...] = Field(
+        default=("4xx", "5xx"),
+        title="Roll back on",
+        description="Statuses, and classes of them, that roll the request's transaction back.",
+        examples=[["4xx", "5xx"], [409, "5xx"]],
+    )
+    on_disconnect: Annotated[Literal["rollback"], values.word("OnDisconnect", "rollback", planned=("commit",))] = Field(
+        default="rollback",
+        title="Client has left",
+        description="What becomes of the transaction when the client leaves before the response has started.",
+        examples=["rollback"],
+    )
+    retry: Annotated[int, values.constant("Retry", 0, planned=("*",))] = Field(
+        default=0,
+        title="Retries",
+        description="How often a request that lost against another one is run again.",
+        examples=[0],
+    )
+    multiple_writers: Annotated[Literal["refuse", "allow"], values.word("MultipleWriters", "refuse", "allow")] = Field(
+        default="refuse",
+        title="Several writers",
+        description=(
+            "Whether one request may write to several datasources. allow: their COMMITs are not atomic, one may"
+            " succeed while the other fails."
+        ),
+        examples=["refuse"],
+    )
+
+
+class ConsistencyConfig(Section):
+    """Read your writes across requests; inside a request they always hold."""
+
+    planned: ClassVar[dict[str, str]] = dict.fromkeys(
+        ("token", "secret", "ttl", "wait"), "use consistency: strong in the routes where it matters"
+    )
+
+
+class TelemetryConfig(Section):
+    """What is reported to OpenTelemetry."""
+
+    planned: ClassVar[dict[str, str]] = {
+        "sqlcommenter": "leave it out: statements are sent as they are",
+        "application_name": "set it in the url: ?application_name=shop",
+    }
+
+    spans: Flag = Field(
+        default=True,
+        title="Spans",
+        description="Spans for routing decisions, statements, COMMIT and ROLLBACK. Without an SDK nothing is built.",
+        examples=[True],
+    )
+    metrics: Annotated[bool, values.flag("Metrics", only=False)] = Field(
+        default=False,
+        title="Metrics",
+        description="Metrics of pools, routes and transactions.",
+        examples=[False],
+    )
+    tenant_attribute: Flag = Field(
+        default=False,
+        title="Tenant on spans",
+        description="Whether spans carry the tenant's name.",
+        examples=[False],
+    )
+    statements: Annotated[Literal["summary", "off"], values.word("Statements", "summary", "off", planned=("text",))] = (
+        Field(
+            default="summary",
+            title="Statements on spans",
+            description="summary: operation and table, INSERT orders, never a literal. off: statements have no spans.",
+            examples=["summary"],
+        )
+    )
+
+
+class ErrorsConfig(Section):
+    """How failures are answered."""
+
+    status: dict[ErrorKind, ErrorStatus] = mapping_field(
+        title="Status by kind",
+        description="The HTTP status that answers an error of a kind, where it is not the kind's own.",
+        examples=[{"conflict": 503}],
+    )
+    debug: Flag = Field(
+        default=False,
+        title="Details in answers",
+        description="Whether problem documents tell details: for development, they show the inside of the database.",
+        examples=[False],
+    )

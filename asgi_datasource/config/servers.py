@@ -1,0 +1,195 @@
+"""The databases in the document: servers, their pools, and how reads are spread over them."""
+
+from __future__ import annotations
+
+from typing import Annotated, ClassVar, Literal
+
+from pydantic import Field
+
+from . import values
+from .kinds import (
+    DatabaseIdentifier,
+    Duration,
+    PoolMinimum,
+    PoolSize,
+    ProbeCount,
+    QueueLength,
+    ReplicaName,
+    Url,
+    WholeSeconds,
+)
+from .sections import Section, duration_field, mapping_field, section_field
+
+
+class EndpointConfig(Section):
+    """One server: where it is and how to log in."""
+
+    url: Url = Field(
+        title="Connection URL",
+        description=(
+            "libpq's connection URL or keyword string. Keep passwords out of this file: take the URL from the"
+            " environment with ${NAME}, or from a file with {file: path}."
+        ),
+        examples=[
+            "${ORDERS_PRIMARY_URL}",
+            "postgresql://app@db.internal:5432/orders",
+            {"file": "/run/secrets/orders_url"},
+        ],
+    )
+
+
+class ReplicaConfig(EndpointConfig):
+    """A streaming replica of the datasource's primary."""
+
+    planned: ClassVar[dict[str, str]] = dict.fromkeys(("weight", "zone"), "leave it out: replicas take turns")
+
+
+class PoolConfig(Section):
+    """The connection pool of each server of a datasource; every process has its own."""
+
+    planned: ClassVar[dict[str, str]] = {
+        "max_open_pools": "leave it out: there is one pool for each server",
+        "close_idle_after": "leave it out: max_idle closes connections that nobody uses",
+    }
+
+    min_size: PoolMinimum = Field(
+        default=1,
+        title="Fewest connections",
+        description="Connections that are kept open also when nobody uses them.",
+        examples=[2],
+    )
+    max_size: PoolSize = Field(
+        default=10,
+        title="Most connections",
+        description=(
+            "Most connections to one server from one process. Processes times this must fit into the server's"
+            " max_connections."
+        ),
+        examples=[20],
+    )
+    acquire_timeout_s: Duration = duration_field(
+        "5s",
+        alias="acquire_timeout",
+        title="Longest wait for a connection",
+        description="How long a statement waits for a free connection before the request is answered with 503.",
+        examples=["3s"],
+    )
+    max_waiting: QueueLength = Field(
+        default=100,
+        title="Longest queue",
+        description="How many may wait for a connection; the next one is answered with 503 at once. 0 sets no bound.",
+        examples=[200],
+    )
+    connect_timeout_s: WholeSeconds = duration_field(
+        "3s",
+        alias="connect_timeout",
+        title="Longest connect",
+        description="How long one attempt to connect may take, in whole seconds; libpq waits 2s at least.",
+        examples=["2s"],
+    )
+    reconnect_timeout_s: Duration = duration_field(
+        "5s",
+        alias="reconnect_timeout",
+        title="Longest series of reconnects",
+        description=(
+            "How long the pool tries again, with growing pauses, to replace a lost connection. Short is good: once"
+            " it has given up, the next request connects at once."
+        ),
+        examples=["2s"],
+    )
+    max_lifetime_s: Duration = duration_field(
+        "1h",
+        alias="max_lifetime",
+        title="Longest life of a connection",
+        description="A connection older than this is replaced once it is free.",
+        examples=["30m"],
+    )
+    max_idle_s: Duration = duration_field(
+        "10m",
+        alias="max_idle",
+        title="Longest idle time",
+        description="Connections beyond min_size are closed after this long without use.",
+        examples=["5m"],
+    )
+    tcp_user_timeout_s: Duration = duration_field(
+        "10s",
+        alias="tcp_user_timeout",
+        title="Longest silence with data in flight",
+        description="A connection whose data the other side has not acknowledged for this long is given up.",
+        examples=["5s"],
+    )
+    keepalives_idle_s: WholeSeconds = duration_field(
+        "10s",
+        alias="keepalives_idle",
+        title="Silence before the first TCP keepalive",
+        description="How long a connection is silent before the system asks whether the other side is still there.",
+        examples=["30s"],
+    )
+    keepalives_interval_s: WholeSeconds = duration_field(
+        "3s",
+        alias="keepalives_interval",
+        title="Pause between TCP keepalives",
+        description="How long to wait for the answer to a keepalive before the next one.",
+        examples=["5s"],
+    )
+    keepalives_count: ProbeCount = Field(
+        default=3,
+        title="Lost TCP keepalives",
+        description="After so many keepalives without an answer the connection is given up.",
+        examples=[5],
+    )
+
+
+class RoutingConfig(Section):
+    """Which of a datasource's servers runs a statement."""
+
+    planned: ClassVar[dict[str, str]] = {"max_lag": "leave it out: every replica that is up is used"}
+
+    balance: Annotated[
+        Literal["round_robin"],
+        values.word("Balance", "round_robin", planned=("weighted", "least_busy", "nearest")),
+    ] = Field(
+        default="round_robin",
+        title="Balance",
+        description="How reads are spread over the replicas. round_robin: they take turns.",
+        examples=["round_robin"],
+    )
+    no_replica: Annotated[Literal["primary"], values.word("NoReplica", "primary", planned=("fail", "stale"))] = Field(
+        default="primary",
+        title="No replica is up",
+        description="Who answers reads while no replica is up. primary: it stands in, and they stay read only.",
+        examples=["primary"],
+    )
+
+
+class DataSourceConfig(Section):
+    """One logical database: a primary and its streaming replicas."""
+
+    primary: EndpointConfig = Field(
+        title="Primary",
+        description="The server that takes writes.",
+        examples=[{"url": "${ORDERS_PRIMARY_URL}"}],
+    )
+    replicas: dict[ReplicaName, ReplicaConfig] = mapping_field(
+        title="Replicas",
+        description="Streaming replicas of the primary, by name; reads go to them. The name primary is taken.",
+        examples=[{"r1": {"url": "${ORDERS_R1_URL}"}}],
+    )
+    pool: PoolConfig = section_field(
+        PoolConfig,
+        title="Pool",
+        description="The connection pool of each of these servers.",
+        examples=[{"min_size": 2, "max_size": 20}],
+    )
+    routing: RoutingConfig = section_field(
+        RoutingConfig,
+        title="Routing",
+        description="Which of these servers runs a statement.",
+        examples=[{"balance": "round_robin"}],
+    )
+    search_path: tuple[DatabaseIdentifier, ...] = Field(
+        default=(),
+        title="Shared schemas",
+        description="Schemas that are searched after the tenant's own: extensions, shared tables.",
+        examples=[["extensions"]],
+    )
