@@ -15,7 +15,8 @@ from pathlib import Path
 
 import httpx
 import pytest
-from otlp_collector import Collector, ReceivedSpan
+
+from .otlp_collector import Collector, ReceivedSpan
 
 REPOSITORY = Path(__file__).parents[2]
 START_TIMEOUT_S = 60
@@ -167,13 +168,13 @@ def test_the_page_is_told_where_a_request_went_and_why(demo: Demo) -> None:
         page = client.get("/")
         assert page.status_code == 307
         assert page.headers["location"] == "/ui/"
-        answer = client.get("/reports/hours", headers={"X-Tenant": "mq"})
+        answer = client.get("/reports/airports", headers={"X-Tenant": "mq"})
         number = int(answer.headers["x-request-number"])
         told = client.get(f"/ui/requests?after={number - 1}&limit=1").json()
     assert told["requests"][0] | {"at": 0, "ms": 0} == {
         "number": number,
         "method": "GET",
-        "path": "/reports/hours",
+        "path": "/reports/airports",
         "tenant": "mq",
         "at": 0,
         "status": 200,

@@ -11,13 +11,20 @@ const REASONS = {
   unhealthy: "no replica is up: the primary stands in, read only",
   no_replicas: "this datasource has no replicas",
 };
+const ENDS = {
+  committed: ["committed", "2xx or 3xx: the data is there", "committed"],
+  rolled_back: ["rolled back", "4xx, 5xx, or a COMMIT that failed", "bad"],
+  read: ["read only", "nothing to commit, no connection held", "read"],
+  none: ["no SQL", "no connection taken at all", "none"],
+  unknown: ["unknown", "nobody could tell: answered with an error", "bad"],
+};
 const ISOLATION = {
   database: ["A database of its own", "united"],
   schema: ["A schema of its own", "airlines"],
   rows: ["Shared tables, row security", "airlines"],
 };
 const NODES = ["primary", "r1", "r2"];
-const COLOURS = { read: "#4cc2ff", write: "#ffb938", pinned: "#c7a6ff", bad: "#ff7b7b" };
+const COLOURS = { read: "#4cc2ff", write: "#ffb938", pinned: "#c7a6ff", bad: "#ff7b7b", committed: "#47d7a0", none: "#5b6f92" };
 
 const $ = (id) => document.getElementById(id);
 const text = (value) => document.createTextNode(value);
@@ -37,7 +44,7 @@ const number = (value) => value.toLocaleString("en");
 
 const state = {
   airlines: [], tenant: "dl", last: 0, records: [], filter: "all", report: "hours",
-  total: 0, errors: 0, servers: null, perTenant: new Map(), reasons: new Map(), flights: new Map(),
+  total: 0, errors: 0, servers: null, perTenant: new Map(), reasons: new Map(), ends: new Map(), flights: new Map(),
   perNode: Object.fromEntries(NODES.map((node) => [node, { reads: 0, writes: 0, recent: [] }])),
   isPlaying: true, waiting: new Map(),
 };
@@ -108,6 +115,8 @@ function count(record) {
     mine[step.node] += 1;
     state.reasons.set(step.reason, (state.reasons.get(step.reason) ?? 0) + 1);
   }
+  const end = record.outcome ?? (record.steps.length ? "read" : "none");
+  state.ends.set(end, (state.ends.get(end) ?? 0) + 1);
   if (record.tenant) state.perTenant.set(record.tenant, mine);
   $("total").textContent = number(state.total);
   $("errors").textContent = number(state.errors);
@@ -208,15 +217,20 @@ function drawMatrix() {
 }
 
 function drawWhy() {
-  const all = Math.max(1, [...state.reasons.values()].reduce((sum, value) => sum + value, 0));
   const known = ["balanced", "sticky", "write", "pinned", "failover", "unhealthy"];
   const reasons = [...known, ...[...state.reasons.keys()].filter((reason) => !known.includes(reason))];
-  $("why").replaceChildren(...reasons.map((reason) => {
-    const value = state.reasons.get(reason) ?? 0;
-    return h("tr", {}, h("td", { class: "code" }, reason), h("td", { class: "muted" }, REASONS[reason] ?? ""),
-      h("td", { class: "share" }, h("i", { style: `width: ${(100 * value) / all}%; background: ${COLOURS[{ write: "write", pinned: "pinned", failover: "bad", unhealthy: "bad" }[reason] ?? "read"]}` })),
-      h("td", { class: "num" }, number(value)));
-  }));
+  const tones = { write: "write", pinned: "pinned", failover: "bad", unhealthy: "bad" };
+  drawShares($("why"), reasons.map((reason) => [reason, REASONS[reason] ?? "", tones[reason] ?? "read", state.reasons.get(reason) ?? 0]));
+  const ends = Object.entries(ENDS).filter(([end]) => end !== "unknown" || state.ends.has(end));
+  drawShares($("ends"), ends.map(([end, [word, hint, tone]]) => [word, hint, tone, state.ends.get(end) ?? 0]));
+}
+
+function drawShares(table, rows) {
+  const all = Math.max(1, rows.reduce((sum, row) => sum + row[3], 0));
+  table.replaceChildren(...rows.map(([word, hint, tone, value]) =>
+    h("tr", {}, h("td", { class: "code" }, word), h("td", { class: "muted" }, hint),
+      h("td", { class: "share" }, h("i", { style: `width: ${(100 * value) / all}%; background: ${COLOURS[tone]}` })),
+      h("td", { class: "num" }, number(value)))));
 }
 
 // ---------------------------------------------------------------------------------------------------- the servers
