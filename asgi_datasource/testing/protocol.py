@@ -111,7 +111,7 @@ class RoundTripCounter:
         if head is None:
             return
         if head[0] == _TLS_RECORD:
-            self.startup_round_trips += 1
+            self._has_asked = True
             self.phase = Phase.OPAQUE
             return
         length, code = _STARTUP_HEAD.unpack_from(head)
