@@ -1,6 +1,7 @@
 """The configuration: one YAML, TOML or JSON document, checked as a whole before anything starts."""
 
 from .diagnostics import Code, Diagnostic, InvalidConfig, Position, Severity
+from .generated import json_schema
 from .loading import Findings, Source, examine, load
 from .models import (
     Config,
@@ -18,7 +19,6 @@ from .models import (
     TenantConfig,
     TransactionsConfig,
 )
-from .generated import json_schema
 from .url import DatabaseUrl
 
 __all__ = [

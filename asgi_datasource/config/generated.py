@@ -6,6 +6,7 @@ reference stands for a valid value.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, Final
 
 from .models import Config
@@ -33,9 +34,8 @@ def json_schema() -> dict[str, Any]:
     return {
         "$schema": "https://json-schema.org/draft/2020-12/schema",
         "$id": ID,
-        **_with_references(generated),
-        "title": "asgi-datasource configuration",
-        "$defs": {name: _with_references(definition) for name, definition in sorted(definitions.items())},
+        **_finished({**generated, "title": "asgi-datasource configuration"}, definitions),
+        "$defs": {name: _finished(definition, definitions) for name, definition in sorted(definitions.items())},
     }
 
 
@@ -71,7 +71,7 @@ _SECRET_FILE: Final[dict[str, Any]] = {
 def _definition(value: Value) -> dict[str, Any]:
     """A kind as it may be written: the value itself, or a reference in its place."""
     written = _written(value)
-    title = {"title": value.name, "description": f"{value.expects[0].upper()}{value.expects[1:]}."}
+    title = {"title": value.name, "description": f"Takes {value.expects}."}
     if not value.takes_reference:
         return {**title, **written}
     either: list[dict[str, Any]] = [written, {"$ref": "#/$defs/Reference"}]
@@ -86,24 +86,41 @@ def _written(value: Value) -> dict[str, Any]:
     if schema.get("type") == "string":
         reserved = schema.get("not")
         schema["not"] = _CONTROL if reserved is None else {"anyOf": [reserved, _CONTROL]}
-        if value.takes_reference:
+        if value.is_free:
             schema["allOf"] = [{"pattern": PLAIN_TEXT}]
     return schema
 
 
-def _with_references(node: object) -> Any:
-    """A copy in which a `$ref` stands wherever the models marked the place of a value."""
+_FIRST: Final = ("title", "description", "default", "examples", "$ref", "type", "required")
+"""Keywords in the order in which a reader wants them."""
+
+
+def _finished(node: object, definitions: Mapping[str, Any]) -> Any:
+    """A copy with a `$ref` wherever the models marked the place of a value, and keywords in a reader's order."""
     if is_list(node):
-        return [_with_references(entry) for entry in node]
+        return [_finished(entry, definitions) for entry in node]
     if not is_mapping(node):
         return node
-    copy = {key: _with_references(child) for key, child in node.items()}
+    copy = {key: node[key] for key in _FIRST if key in node} | node
     name = copy.pop(DEFINITION, None)
     if name is not None:
         copy.pop("type", None)
         copy["$ref"] = f"#/$defs/{name}"
+    elif "$ref" in copy:
+        # pydantic leaves a description out that says the same as that of the section.
+        section = definitions[copy["$ref"].rpartition("/")[2]]
+        copy = {"description": section["description"], **copy}
     names = copy.get("propertyNames")
     if names is not None:
         # A name is what it is: a reference in its place would be looked up by nobody.
-        copy["propertyNames"] = _written(VALUES[names["$ref"].rpartition("/")[2]])
+        copy["propertyNames"] = _written(VALUES[names[DEFINITION]])
+    for key, child in copy.items():
+        if key == "properties":
+            copy[key] = {name: _finished(schema, definitions) for name, schema in child.items()}
+        elif key not in _DATA:
+            copy[key] = _finished(child, definitions)
     return copy
+
+
+_DATA: Final = frozenset({"default", "examples", "const", "enum"})
+"""Keywords whose values are data, not schemas."""

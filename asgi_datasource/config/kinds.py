@@ -104,7 +104,13 @@ CallablePath = Annotated[
 ]
 NamePattern = Annotated[
     str,
-    values.text("NamePattern", "a regular expression, without control characters", r"[^\x00-\x1f\x7f]+", maximum=None),
+    values.text(
+        "NamePattern",
+        "a regular expression, without control characters",
+        r"[^\x00-\x1f\x7f]+",
+        maximum=None,
+        is_free=True,
+    ),
 ]
 Url = Annotated[DatabaseUrl, values.database_url("DatabaseUrl")]
 

@@ -16,7 +16,7 @@ from pydantic import SecretStr
 
 from .diagnostics import Code, Diagnostic, Path, did_you_mean
 from .limits import MAX_DEPTH, MAX_SECRET_BYTES
-from .shapes import is_list, is_mapping
+from .shapes import is_mapping
 from .tenants import TenantConfig
 from .values import Given
 
@@ -55,8 +55,8 @@ class Outside:
         resolved = self._resolve(document, ())
         return self._with_secrets(resolved) if is_mapping(resolved) else resolved
 
-    def _note(self, code: Code, path: Path, message: str, mend: str, *, is_about_key: bool = False) -> None:
-        self.diagnostics.append(Diagnostic(code, path, message, mend, is_about_key=is_about_key))
+    def _note(self, code: Code, path: Path, message: str, mend: str) -> None:
+        self.diagnostics.append(Diagnostic(code, path, message, mend))
 
     def _resolve(self, value: object, path: Path) -> object:
         if isinstance(value, str):
@@ -82,16 +82,10 @@ class Outside:
         return value if _is_plain(value, MAX_DEPTH - len(path)) else self._resolve(value, path)
 
     def _container(self, value: Mapping[object, object] | Sequence[object], path: Path) -> object:
-        if not isinstance(value, Mapping):
-            return [self._child(entry, (*path, index)) for index, entry in enumerate(value)]
-        result: dict[str, object] = {}
-        for key, child in value.items():
-            if isinstance(key, str):
-                result[key] = self._child(child, (*path, key))
-            else:
-                message = f"a key that is a {type(key).__name__}, not a string"
-                self._note(Code.NOT_PLAIN, path, message, "Quote it.", is_about_key=True)
-        return result
+        if isinstance(value, Mapping):
+            # Keys are for the models to judge: a path that names one needs a string.
+            return {key: self._child(child, (*path, str(key))) for key, child in value.items()}
+        return [self._child(entry, (*path, index)) for index, entry in enumerate(value)]
 
     def _text(self, text: str, path: Path) -> str:
         if "${" not in text:
@@ -182,20 +176,18 @@ def _is_plain(value: object, depth: int) -> bool:
     """Whether there is nothing to resolve or to refuse in a value. Runs over every value of every document."""
     kind = type(value)
     children: Iterable[object]
-    if is_mapping(value):
-        if kind is not dict or any([type(key) is not str for key in value]):  # noqa: C419 - a generator is slower
-            return False
-        children = value.values()
-    elif kind is list and is_list(value):
-        children = value
-    elif isinstance(value, str):
-        return kind is str and "${" not in value
+    if kind is dict:
+        children = cast("dict[object, object]", value).values()
+    elif kind is list:
+        children = cast("list[object]", value)
+    elif kind is str:
+        return "${" not in cast("str", value)
     else:
         return value is None or kind in (int, bool, TenantConfig) or (isinstance(value, float) and isfinite(value))
     if depth <= 0:
         return False
     for child in children:
-        # The scalars that tenants have are looked at without a call: there may be 200,000 of them.
+        # What tenants are made of is looked at without a call: there may be 200,000 such values.
         if type(child) is str:
             if "${" in child:
                 return False

@@ -108,13 +108,20 @@ def _tenants_apart(config: Config) -> Iterator[Diagnostic]:
     home: dict[str, int] = {}
     for name, datasource in config.datasources.items():
         home[name] = servers.setdefault(datasource.primary.url.get_secret_value(), len(servers))
-    first: dict[object, str] = {}
+    first: list[dict[object, str]] = [{} for _ in servers]
     for name, tenant in config.tenants.items():
-        settings = None if tenant.row_security is None else tuple(sorted(tenant.row_security.items()))
-        place = (home.get(tenant.datasource), tenant.schema_name, tenant.role, settings)
-        other = first.setdefault(place, name)
-        if other is not name and tenant.datasource in home:
-            yield _together(name, other, tenant)
+        if tenant.datasource in home:
+            other = first[home[tenant.datasource]].setdefault(_place(tenant), name)
+            if other is not name:
+                yield _together(name, other, tenant)
+
+
+def _place(tenant: TenantConfig) -> object:
+    """What keeps a tenant apart on its servers: equal for those that nothing does."""
+    if tenant.row_security is None:
+        return tenant.schema_name if tenant.role is None else (tenant.schema_name, tenant.role)
+    settings = tenant.row_security.items()
+    return tenant.schema_name, tenant.role, *(settings if len(settings) == 1 else sorted(settings))
 
 
 def _together(name: str, other: str, tenant: TenantConfig) -> Diagnostic:

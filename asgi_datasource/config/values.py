@@ -41,6 +41,7 @@ class Value:
         choices: The words to choose from, for did-you-mean.
         planned: What a later version accepts, as it is written; `*` is any other number.
         takes_reference: Whether `${NAME}` may stand in its place.
+        is_free: Whether it may hold `${` as such, written `$${`.
         is_secret: Whether messages never show it.
         serialize: How JSON dumps write it.
     """
@@ -53,6 +54,7 @@ class Value:
     choices: tuple[str, ...] = ()
     planned: tuple[str, ...] = ()
     takes_reference: bool = True
+    is_free: bool = False
     is_secret: bool = False
     serialize: Callable[[Any], Any] | None = None
 
@@ -177,6 +179,7 @@ def text(
     maximum: int | None = 255,
     reserved: str | None = None,
     takes_reference: bool = True,
+    is_free: bool = False,
 ) -> Value:
     """A string of a certain form, checked without calling Python: there may be 100,000 of them.
 
@@ -188,6 +191,7 @@ def text(
         maximum: Most characters; None sets no bound.
         reserved: The one string of that form that it may not be.
         takes_reference: Whether `${NAME}` may stand in its place.
+        is_free: Whether it may hold `${` as such, written `$${`.
     """
     anchored = f"^(?:{pattern})$"
     core: CoreSchema = core_schema.str_schema(strict=True, pattern=anchored, min_length=minimum, max_length=maximum)
@@ -201,7 +205,7 @@ def text(
 
         core = core_schema.no_info_after_validator_function(check, core)
         schema["not"] = {"const": reserved}
-    return Value(name, expects, ("string",), schema, core, takes_reference=takes_reference)
+    return Value(name, expects, ("string",), schema, core, takes_reference=takes_reference, is_free=is_free)
 
 
 def duration(name: str, *, whole_seconds: bool = False) -> Value:
@@ -254,6 +258,7 @@ def database_url(name: str) -> Value:
         ("string",),
         {"type": "string", "pattern": URL_PATTERN},
         _plain(check),
+        is_free=True,
         is_secret=True,
         serialize=str,
     )
