@@ -42,6 +42,9 @@ def to_data_error(
             sqlstate=sqlstate,
             is_retryable=False,
         )
+    if sqlstate == "08P01" and not is_broken:
+        # A `$1` in the text and no parameters: a mistake in the statement, not a connection that went wrong.
+        sqlstate = "42P02"
     found = classify(ErrorDetail(sqlstate=sqlstate, is_broken=is_broken, in_recovery=in_recovery, is_write=is_write))
     diagnostics = error.diag if isinstance(error, Error) else None
     text = (diagnostics.message_primary if diagnostics is not None else None) or _first_line(error)

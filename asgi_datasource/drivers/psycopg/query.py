@@ -14,6 +14,7 @@ from typing import Final
 from psycopg import ProgrammingError, sql
 from psycopg.abc import Transformer
 from psycopg.adapt import PyFormat
+from psycopg.errors import UndefinedParameter
 
 Query = str | bytes | sql.Composable
 Params = Sequence[object] | Mapping[str, object]
@@ -91,7 +92,7 @@ class ConvertedQuery:
         """The values in the order of the placeholders.
 
         Raises:
-            ProgrammingError: Too many, too few, or a name is missing.
+            ProgrammingError: Too many, too few, none, or a name is missing.
             TypeError: A mapping for positional placeholders, a sequence for named ones, or neither of both.
         """
         kind = type(params)
@@ -117,6 +118,8 @@ class ConvertedQuery:
         if names is None:
             if params and self.count:
                 raise TypeError("positional placeholders (%s) require a sequence of parameters")
+            if self.count:
+                raise UndefinedParameter("there is no parameter $1")
             return ()
         try:
             return [params[name] for name in names]  # type: ignore[call-overload]
@@ -135,12 +138,21 @@ def convert(query: Query, transformer: Transformer, *, has_params: bool) -> Conv
 
     Raises:
         ProgrammingError: A placeholder is malformed, or positional and named ones are mixed.
+        TypeError: It is not a text.
     """
-    if isinstance(query, sql.Composable):
-        query = query.as_bytes(transformer)
+    if type(query) is not str:
+        query = _as_text(query, transformer)
     if len(query) > MAX_CACHED_LENGTH:
         return _convert(query, transformer.encoding, has_params)
     return _convert_cached(query, transformer.encoding, has_params)
+
+
+def _as_text(query: Query, transformer: Transformer) -> str | bytes:
+    if isinstance(query, sql.Composable):
+        return query.as_bytes(transformer)
+    if isinstance(query, str | bytes):
+        return query
+    raise TypeError(f"a query is str, bytes or composed by psycopg.sql, got {type(query).__qualname__}")
 
 
 _PLACEHOLDER: Final = re.compile(

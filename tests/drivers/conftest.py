@@ -1,0 +1,100 @@
+"""Connections and endpoints for the driver's tests: a fresh database each, under asyncio and under uvloop."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import os
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from typing import Any
+
+import pytest
+import uvloop
+
+from asgi_datasource.drivers.psycopg import Connection, Endpoint, EndpointSettings
+from asgi_datasource.routing import Role
+from asgi_datasource.testing import EmbeddedCluster, FaultProxy
+
+Connect = Callable[..., Awaitable[Connection]]
+OpenEndpoint = Callable[..., Awaitable[Endpoint]]
+
+_numbers = itertools.count(1)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_asyncio_loop_factories() -> Mapping[str, Callable[[], asyncio.AbstractEventLoop]]:
+    return {"asyncio": asyncio.new_event_loop, "uvloop": uvloop.new_event_loop}
+
+
+@pytest.fixture
+async def database(cluster: EmbeddedCluster) -> AsyncIterator[str]:
+    """The name of a fresh database on the shared cluster."""
+    name = f"drivers_{os.getpid()}_{next(_numbers)}"
+    await cluster.create_database(name)
+    yield name
+    await cluster.drop_database(name)
+
+
+@pytest.fixture
+async def url(cluster: EmbeddedCluster, database: str) -> str:
+    return cluster.primary.url(database)
+
+
+@pytest.fixture
+async def connect(url: str) -> AsyncIterator[Connect]:
+    """Makes connections to the fresh database, or to another one."""
+    made: list[Connection] = []
+
+    async def make(target: str = url, **options: Any) -> Connection:
+        connection = await Connection.connect(target, **options)
+        made.append(connection)
+        return connection
+
+    yield make
+    for connection in made:
+        await connection.close()
+
+
+@pytest.fixture
+async def connection(connect: Connect) -> Connection:
+    return await connect()
+
+
+@pytest.fixture
+async def open_endpoint(url: str) -> AsyncIterator[OpenEndpoint]:
+    """Opens endpoints on the fresh database, or on another one; closes them after the test."""
+    opened: list[Endpoint] = []
+
+    async def make(conninfo: str = url, *, role: Role = Role.PRIMARY, **options: Any) -> Endpoint:
+        endpoint = Endpoint("primary", "orders", role, EndpointSettings(conninfo=conninfo, **options))
+        opened.append(endpoint)
+        await endpoint.open()
+        return endpoint
+
+    yield make
+    for endpoint in opened:
+        await endpoint.close(timeout_s=5.0)
+
+
+@pytest.fixture
+async def endpoint(open_endpoint: OpenEndpoint) -> Endpoint:
+    return await open_endpoint()
+
+
+@pytest.fixture
+async def proxy(cluster: EmbeddedCluster) -> AsyncIterator[FaultProxy]:
+    async with FaultProxy(cluster.primary.host, cluster.primary.port) as running:
+        yield running
+
+
+@pytest.fixture
+async def proxy_url(url: str, proxy: FaultProxy) -> str:
+    """The fresh database through the proxy."""
+    return at_port(url, proxy.port)
+
+
+def at_port(url: str, port: int) -> str:
+    """The same database at another port of this machine."""
+    from psycopg.conninfo import make_conninfo
+
+    return make_conninfo(url, host="127.0.0.1", port=port)
