@@ -12,12 +12,14 @@ if TYPE_CHECKING:
     from .cluster import ClusterState, EmbeddedCluster
     from .live import LiveServer, RunningServer, serve
     from .node import Node
+    from .options import ClusterOptions
     from .protocol import RoundTripCounter
     from .proxy import FaultProxy
     from .server import Server, ServerState
 
 __all__ = [
     "ClusterError",
+    "ClusterOptions",
     "ClusterState",
     "EmbeddedCluster",
     "FaultProxy",
@@ -32,6 +34,7 @@ __all__ = [
 
 _HOME = {
     "ClusterError": "binaries",
+    "ClusterOptions": "options",
     "ClusterState": "cluster",
     "EmbeddedCluster": "cluster",
     "FaultProxy": "proxy",

@@ -24,7 +24,8 @@ from psycopg import sql
 from . import keeper
 from .binaries import ClusterError, RunAs, find_binaries, is_reachable, run_as
 from .node import Node
-from .server import Server, Setting
+from .options import Setting
+from .server import Server
 from .template import ORDINARY_ROLE, Template, template
 
 _PRIMARY: Final = "primary"

@@ -9,7 +9,8 @@ from typing import Any
 from psycopg.rows import TupleRow
 
 from .binaries import Binaries, ClusterError, RunAs, run
-from .server import HOST, Parameters, Query, Server, ServerState, Setting, StopMode, until
+from .options import Setting
+from .server import HOST, Parameters, Query, Server, ServerState, StopMode, until
 from .template import ORDINARY_ROLE, SUPERUSER
 
 

@@ -6,12 +6,15 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TypedDict
 
+Setting = str | int | float | bool
+"""A value of `postgresql.conf`: booleans become `on` and `off`."""
+
 
 class ClusterOptions(TypedDict, total=False):
     """Keyword arguments of `EmbeddedCluster`; each means what it means there."""
 
     replicas: int
     version: int | None
-    settings: Mapping[str, str | int | float | bool] | None
+    settings: Mapping[str, Setting] | None
     directory: Path | str | None
     cache_dir: Path | str | None

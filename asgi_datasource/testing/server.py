@@ -22,9 +22,9 @@ from psycopg.rows import TupleRow
 
 from . import keeper
 from .binaries import Binaries, ClusterError, RunAs, environment
+from .options import Setting
 from .template import ORDINARY_ROLE, SUPERUSER
 
-Setting = str | int | float | bool
 StopMode = Literal["fast", "smart", "immediate"]
 Query = str | sql.SQL | sql.Composed
 Parameters = Sequence[object] | Mapping[str, object]

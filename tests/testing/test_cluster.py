@@ -30,7 +30,9 @@ async def test_replicas_have_what_the_primary_committed_once_caught_up(pg_databa
 
 async def test_sql_runs_several_statements_and_returns_the_last_rows(pg_database: Database) -> None:
     primary, name = pg_database.cluster.primary, pg_database.name
-    rows = await primary.sql("create table t (a int); insert into t values (1), (2); select a from t; analyze", dbname=name)
+    rows = await primary.sql(
+        "create table t (a int); insert into t values (1), (2); select a from t; analyze", dbname=name
+    )
     assert rows == [(1,), (2,)]
     assert await primary.value("select a from t where a > 2", dbname=name) is None
 
@@ -52,8 +54,12 @@ async def test_created_role_connects_with_the_password_that_the_url_holds(pg_dat
     cluster = pg_database.cluster
     await cluster.create_role("auditor", options="bypassrls connection limit 1")
     try:
-        async with await connect(cluster.primary.url(pg_database.name, "auditor", application_name="audit")) as connection:
-            row = await (await connection.execute("select current_user, current_setting('application_name')")).fetchone()
+        async with await connect(
+            cluster.primary.url(pg_database.name, "auditor", application_name="audit")
+        ) as connection:
+            row = await (
+                await connection.execute("select current_user, current_setting('application_name')")
+            ).fetchone()
             assert row == ("auditor", "audit")
     finally:
         await cluster.primary.sql("drop role auditor")

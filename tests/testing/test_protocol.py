@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import struct
 from typing import Final
 
@@ -133,6 +134,6 @@ def test_however_the_bytes_are_cut_the_count_is_the_same(data: st.DataObject) ->
     for sent, answer in zip(sends, SERVER_TALK, strict=True):
         for feed, stream in ((counter.from_client, sent), (counter.from_server, answer)):
             cuts = sorted(data.draw(st.sets(st.integers(1, len(stream)), max_size=6)) | {0, len(stream)})
-            for start, end in zip(cuts, cuts[1:], strict=False):
+            for start, end in itertools.pairwise(cuts):
                 feed(stream[start:end])
     assert (counter.startup_round_trips, counter.round_trips, counter.requests) == (2, 2, 2)

@@ -35,7 +35,9 @@ class Bench:
             runner.run(within())
 
     def count(self, table: str) -> int:
-        return int(self.database.cluster.primary.blocking.value(f"select count(*) from {table}", dbname=self.database.name))
+        return int(
+            self.database.cluster.primary.blocking.value(f"select count(*) from {table}", dbname=self.database.name)
+        )
 
 
 @pytest.fixture(params=["asyncio", "uvloop"])
@@ -116,7 +118,6 @@ def test_cancel_request_is_accepted_and_not_counted(bench: Bench) -> None:
 def test_delay_is_added_to_each_round_trip(bench: Bench, delay_s: float) -> None:
     async def body(proxy: FaultProxy, url: str) -> None:
         async with connected(url) as connection:
-
             proxy.delay_s = delay_s
             took = []
             for _ in range(60):
