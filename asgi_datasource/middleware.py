@@ -14,11 +14,11 @@ import asyncio
 import functools
 import inspect
 import logging
-import time
-from collections.abc import Mapping, MutableMapping
+from collections.abc import Awaitable, Callable, Mapping, MutableMapping
 from enum import StrEnum
 from pathlib import Path
-from typing import Any, Final, cast
+from time import monotonic
+from typing import Any, Final, TypeVar, cast
 
 from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
@@ -28,9 +28,11 @@ from .config import Config
 from .errors import ClientDisconnected, ConfigError, DataError, DataErrorKind
 from .inbox import Inbox
 from .registry import DataSourceRegistry, compile
-from .session import SCOPE_KEY, DataSession, Writers, deadline_passed
-from .tenancy import Resolution, TenantResolver
-from .transaction import current_runner
+from .session import SCOPE_KEY, DataSession, SessionHolder, deadline_passed
+from .tenancy import Answer, Resolution, Tenant, TenantResolver
+from .transaction import Frame, current_runner
+
+R = TypeVar("R")
 
 logger = logging.getLogger("asgi_datasource.middleware")
 
@@ -50,6 +52,14 @@ class GuardState(StrEnum):
     ENDED = "ended"
     REPLACED = "replaced"
     """Another response has been sent; what the application still sends is swallowed."""
+
+
+# Looking a member up on an enumeration costs as much as a call; these are read for every message.
+_OPEN: Final = GuardState.OPEN
+_DOOMED: Final = GuardState.DOOMED
+_ENDING: Final = GuardState.ENDING
+_ENDED: Final = GuardState.ENDED
+_REPLACED: Final = GuardState.REPLACED
 
 
 class ResponseReplaced(BaseException):
@@ -88,72 +98,81 @@ class DataSourceMiddleware:
             raise ConfigError("DataSourceMiddleware takes config= or registry=, not both")
         self.app = app
         self.registry = registry
-        self._tenancy = self.registry.resolution(resolvers)
-        self._exempt = self.registry.exempt_paths
+        self._resolve = registry.resolution(resolvers)
+        self._known: Callable[[Any], Tenant | None] = registry.tenants.get
+        self._exempt = registry.exempt_paths if registry.exempt_paths else None
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         kind = scope["type"]
-        if kind == "http":
-            await self._http(scope, receive, send)
-        elif kind == "websocket":
-            await self._websocket(scope, receive, send)
-        elif kind == "lifespan":
-            await _Lifespan(self.app, self.registry).run(scope, receive, send)
-        else:
-            await self.app(scope, receive, send)
-
-    async def _http(self, scope: Scope, receive: Receive, send: Send) -> None:
-        started = time.monotonic()
+        if kind != "http":
+            await self._other(kind, scope, receive, send)
+            return
+        # Every request pays for this path, also one that runs no SQL: nothing is made here that it does not need.
+        started = monotonic()
         registry = self.registry
-        outer = cast("DataSession | None", scope.get(SCOPE_KEY))
-        if self._exempt.matches(scope["path"]) or (outer is not None and outer.registry is registry):
+        outer: SessionHolder | None = scope.get(SCOPE_KEY)
+        if (outer is not None and outer.registry is registry) or (
+            self._exempt is not None and self._exempt.matches(scope["path"])
+        ):
             # Exempt, or the same middleware a second time: the session that is there already is the right one.
             await self.app(scope, receive, send)
             return
         if not registry.is_open:
             await registry.open()
         try:
-            resolution = self._tenancy.resolve(scope)
-            if resolution is not None and not isinstance(resolution, Resolution):
-                resolution = await resolution
-            tenant, datasource = registry.find(None if resolution is None else resolution.name)
+            answer = self._resolve(scope)
+            tenant = self._known(answer) if answer.__class__ is str else None
+            if tenant is None:
+                tenant, scope = await self._resolve_slowly(answer, scope)
         except DataError as error:
             await registry.problems.send(error, scope, send)
             return
-        if outer is not None or (resolution is not None and resolution.prefix):
-            scope = dict(scope)
-            if resolution is not None and resolution.prefix:
-                scope["root_path"] = scope.get("root_path", "") + resolution.prefix
-        guard = RequestGuard(self.app, registry, scope, receive, send)
-        session = DataSession(
-            registry,
-            datasource,
-            tenant,
-            policy=registry.policy,
-            background=registry.background,
-            scope=scope,
-            method=scope["method"],
-            rule=registry.rules.match(scope["method"], scope["path"]),
-            started=started,
-            owner=guard,
-        )
         if outer is not None:
-            _share_writers(outer, session)
-        await guard.run(session)
+            scope = dict(scope)
+        guard = RequestGuard(registry, tenant, scope, receive, send, started, outer)
+        scope[SCOPE_KEY] = guard
+        token = current_runner.set(guard)
+        try:
+            await self.app(scope, guard.receive, guard.send)
+        except BaseException as error:
+            if not await guard.failed(error):
+                raise
+        else:
+            if guard.state is not _ENDED:
+                await guard.returned()
+        finally:
+            current_runner.reset(token)
+            if guard.is_used:
+                await guard.leave()
+
+    async def _resolve_slowly(self, answer: Answer | Awaitable[Answer], scope: Scope) -> tuple[Tenant, Scope]:
+        """The tenant where there is more to do than a look-up: the resolver waits, or the path changes."""
+        if answer is not None and not isinstance(answer, str | Resolution):
+            answer = await answer
+        if not isinstance(answer, Resolution):
+            return self.registry.tenant(answer), scope
+        return self.registry.tenant(answer.name), {**scope, "root_path": scope.get("root_path", "") + answer.prefix}
+
+    async def _other(self, kind: str, scope: Scope, receive: Receive, send: Send) -> None:
+        if kind == "websocket":
+            await self._websocket(scope, receive, send)
+        elif kind == "lifespan":
+            await _Lifespan(self.app, self.registry).run(scope, receive, send)
+        else:
+            await self.app(scope, receive, send)
 
     async def _websocket(self, scope: Scope, receive: Receive, send: Send) -> None:
         registry = self.registry
-        outer = cast("DataSession | None", scope.get(SCOPE_KEY))
-        if self._exempt.matches(scope["path"]) or (outer is not None and outer.registry is registry):
+        outer: SessionHolder | None = scope.get(SCOPE_KEY)
+        if (outer is not None and outer.registry is registry) or (
+            self._exempt is not None and self._exempt.matches(scope["path"])
+        ):
             await self.app(scope, receive, send)
             return
         if not registry.is_open:
             await registry.open()
         try:
-            resolution = self._tenancy.resolve(scope)
-            if resolution is not None and not isinstance(resolution, Resolution):
-                resolution = await resolution
-            tenant, datasource = registry.find(None if resolution is None else resolution.name)
+            tenant, scope = await self._resolve_slowly(self._resolve(scope), scope)
         except DataError as error:
             logger.info("websocket refused: %s", error)
             # Before it is accepted, a close is answered with 403 by the server (ASGI specification, "Close").
@@ -161,17 +180,8 @@ class DataSourceMiddleware:
             await send({"type": "websocket.close", "code": 1008, "reason": "tenant"})
             return
         scope = dict(scope)
-        if resolution is not None and resolution.prefix:
-            scope["root_path"] = scope.get("root_path", "") + resolution.prefix
-        session = DataSession(
-            registry,
-            datasource,
-            tenant,
-            policy=registry.statement_policy,
-            background=registry.background,
-            scope=scope,
-            method="WEBSOCKET",
-            rule=registry.rules.match("WEBSOCKET", scope["path"]),
+        session = registry.make_session(
+            tenant, scope=scope, method="WEBSOCKET", policy=registry.statement_policy, path=scope["path"]
         )
         scope[SCOPE_KEY] = session
         token = current_runner.set(session)
@@ -187,98 +197,117 @@ async def _end_websocket(session: DataSession) -> None:
     await session.run_due_hooks()
 
 
-def _share_writers(outer: DataSession, inner: DataSession) -> None:
-    if outer.writers is None:
-        outer.writers = Writers(allows_several=outer.registry.policy.allows_multiple_writers)
-        if outer.in_transaction():
-            outer.writers.claim(outer)
-    inner.writers = outer.writers
-
-
 class RequestGuard:
-    """One request between the server and the application: holds the response until the outcome is known."""
+    """One request between the server and the application: holds the response until the outcome is known.
 
-    __slots__ = (
-        "_app",
-        "_cancellations",
-        "_inbox",
-        "_raw_receive",
-        "_raw_send",
-        "_registry",
-        "_scope",
-        "_session",
-        "_stopped_by",
-        "_task",
-        "_timer",
-        "_watch",
-        "_watch_timer",
-        "state",
-    )
+    The session is made when the application first asks for it.
+    """
+
+    # Defaults on the class: a request that never needs them does not pay for setting them.
+    state = _OPEN
+    is_used = False
+    """Whether anything was made that has to be put away."""
+    _session: DataSession | None = None
+    _inbox: Inbox | None = None
+    _stopped_by: DataError | None = None
+    _task: asyncio.Task[Any] | None = None
+    _cancellations = 0
+    _timer: asyncio.TimerHandle | None = None
+    _watch_timer: asyncio.TimerHandle | None = None
+    _watch: asyncio.Task[None] | None = None
 
     def __init__(
-        self, app: ASGIApp, registry: DataSourceRegistry, scope: MutableMapping[str, Any], receive: Receive, send: Send
+        self,
+        registry: DataSourceRegistry,
+        tenant: Tenant,
+        scope: MutableMapping[str, Any],
+        receive: Receive,
+        send: Send,
+        started: float,
+        outer: SessionHolder | None,
     ) -> None:
-        self._app = app
-        self._registry = registry
+        self.registry = registry
+        self._tenant = tenant
         self._scope = scope
         self._raw_receive = receive
         self._raw_send = send
-        self.state = GuardState.OPEN
-        self._inbox: Inbox | None = None
-        self._session: DataSession | None = None
-        self._stopped_by: DataError | None = None
-        self._task: asyncio.Task[Any] | None = None
-        self._cancellations = 0
-        self._timer: asyncio.TimerHandle | None = None
-        self._watch_timer: asyncio.TimerHandle | None = None
-        self._watch: asyncio.Task[None] | None = None
+        self._started = started
+        self._outer = outer
 
-    async def run(self, session: DataSession) -> None:
-        """Call the application, and end the transaction by what becomes of the call."""
-        self._session = session
-        scope = self._scope
-        scope[SCOPE_KEY] = session
-        token = current_runner.set(session)
-        try:
-            await self._app(scope, self._receive, self._send)
-        except BaseException as error:
-            if not await self._failed(session, error):
-                raise
-        else:
-            if self.state not in (GuardState.ENDED, GuardState.REPLACED):
-                # It never started a response: nobody has been told that anything was done.
-                await self._registry.background.run(session.end(commit=False, reason="no response"))
-                self.state = GuardState.ENDED
-        finally:
-            current_runner.reset(token)
+    @property
+    def session(self) -> DataSession:
+        """The request's session; dead from the start when the response has started before anybody asked for it."""
+        session = self._session
+        if session is None:
+            scope = self._scope
+            self.is_used = True
+            session = self._session = self.registry.make_session(
+                self._tenant,
+                scope=scope,
+                method=scope["method"],
+                policy=self.registry.policy,
+                path=scope["path"],
+                started=self._started,
+                owner=self,
+                outer=None if self._outer is None else self._outer.session,
+            )
+            if self.state in (_ENDED, _REPLACED):
+                session.close_unused()
+        return session
+
+    async def run_annotated(self, frame: Frame, call: Callable[[], Awaitable[R]]) -> R:
+        """Run an annotated function in the request's session."""
+        return await self.session.run_annotated(frame, call)
+
+    async def returned(self) -> None:
+        """The application has returned and not started a response, or its response has been replaced."""
+        if self.state is not _REPLACED:
+            # Nobody has been told that anything was done.
             self._disarm()
-            self._take_back_cancellation()
-            if self._inbox is not None:
-                self._inbox.close()
-            if session.has_due_hooks:
-                await self._registry.background.run(session.run_due_hooks())
+            if self._session is not None:
+                await self.registry.background.run(self._session.end(commit=False, reason="no response"))
+            self.state = _ENDED
+
+    async def leave(self) -> None:
+        """The call is over: put away what still watches, then run the hooks."""
+        self._disarm()
+        self._take_back_cancellation()
+        if self._inbox is not None:
+            self._inbox.close()
+        if self._session is not None and self._session.has_due_hooks:
+            await self.registry.background.run(self._session.run_due_hooks())
 
     # -- what the application sees
 
-    async def _receive(self) -> Message:
+    def receive(self) -> Awaitable[Message]:
+        """The next message of the request."""
         inbox = self._inbox
         if inbox is None:
             inbox = self._inbox = Inbox(self._raw_receive)
-        return await inbox.receive()
+            self.is_used = True
+        return inbox.receive()
 
-    async def _send(self, message: Message) -> None:
-        state = self.state
-        if state is GuardState.ENDED:
-            await self._raw_send(message)
-            return
-        if state is GuardState.REPLACED:
+    def send(self, message: Message) -> Awaitable[None]:
+        """Pass a message on, once the outcome of the transaction is known."""
+        # Not a coroutine itself: one frame less for each message of each response.
+        if self.state is _ENDED:
+            return self._raw_send(message)
+        if self._session is None and self.state is _OPEN and message["type"] == "http.response.start":
+            # Informational responses (1xx) promise nothing, so they end nothing.
+            if message["status"] >= 200:
+                self.state = _ENDED
+            return self._raw_send(message)
+        return self._send_held(message)
+
+    async def _send_held(self, message: Message) -> None:
+        if self.state is _REPLACED:
             raise ResponseReplaced
-        # Informational responses (1xx, early hints) pass: they promise nothing.
         if message["type"] == "http.response.start" and message["status"] >= 200:
-            session = cast("DataSession", self._session)
-            if session.is_unused:
-                session.close_unused()
-                self.state = GuardState.ENDED
+            session = self._session
+            if session is None or session.is_unused:
+                if session is not None:
+                    session.close_unused()
+                self.state = _ENDED
             else:
                 await self._end(session, message["status"])
         await self._raw_send(message)
@@ -290,25 +319,26 @@ class RequestGuard:
             ResponseReplaced: It was to be committed and was not; another response has been sent.
         """
         self._disarm()
-        self.state = GuardState.ENDING
+        self.state = _ENDING
         try:
             await session.end(commit=session.commits_on(status), reason=f"status {status}")
         except DataError as error:
             await self._replace(error)
             raise ResponseReplaced from error
-        self.state = GuardState.ENDED
+        self.state = _ENDED
 
     # -- what becomes of the call
 
-    async def _failed(self, session: DataSession, error: BaseException) -> bool:
+    async def failed(self, error: BaseException) -> bool:
         """An exception came out of the application.
 
         Returns:
             Whether it has been dealt with; otherwise it goes on unchanged.
         """
-        if self.state is GuardState.REPLACED:
+        if self.state is _REPLACED:
             return _is_only(error, ResponseReplaced)
-        if self.state is GuardState.ENDED:
+        session = self._session
+        if self.state is _ENDED or session is None:
             return False
         self._disarm()
         if session.commits_after(error):
@@ -318,25 +348,25 @@ class RequestGuard:
                 await self._replace(commit_error)
                 return True
             return False
-        await self._registry.background.run(session.end(commit=False, reason=type(error).__name__))
+        await self.registry.background.run(session.end(commit=False, reason=type(error).__name__))
         stopped_by = self._stopped_by
         if stopped_by is not None and isinstance(error, asyncio.CancelledError) and self._take_back_cancellation():
             error = stopped_by
         if isinstance(error, ClientDisconnected):
             logger.info("the client left; its transaction was rolled back")
-            self.state = GuardState.ENDED
+            self.state = _ENDED
             return True
-        if isinstance(error, DataError) and self._registry.problems.answers(error):
+        if isinstance(error, DataError) and self.registry.problems.answers(error):
             await self._replace(error, by_handlers=error is stopped_by)
             return True
         return False
 
     async def _replace(self, error: DataError, *, by_handlers: bool = True) -> None:
         """Send another response in place of the application's."""
-        self.state = GuardState.REPLACED
+        self.state = _REPLACED
         if by_handlers and await self._render(error):
             return
-        await self._registry.problems.send(error, self._scope, self._raw_send)
+        await self.registry.problems.send(error, self._scope, self._raw_send)
 
     async def _render(self, error: DataError) -> bool:
         """Let the application's own exception handlers answer; False when there is none for this error.
@@ -357,11 +387,11 @@ class RequestGuard:
                 handler = by_class.get(cls) if cls not in (Exception, BaseException, object) else None
                 if handler is not None:
                     return await self._call_handler(handler, candidate)
-        handler = by_status.get(self._registry.problems.status_of(error))
+        handler = by_status.get(self.registry.problems.status_of(error))
         return handler is not None and await self._call_handler(handler, error)
 
     async def _call_handler(self, handler: Any, error: BaseException) -> bool:
-        request = Request(self._scope, self._receive)
+        request = Request(self._scope, self.receive)
         try:
             if _is_async(handler):
                 response = await handler(request, error)
@@ -372,7 +402,7 @@ class RequestGuard:
             return False
         if response is None:
             return False
-        await response(self._scope, self._receive, self._raw_send)
+        await response(self._scope, self.receive, self._raw_send)
         return True
 
     # -- deadline and disconnect
@@ -387,14 +417,14 @@ class RequestGuard:
         self._watch_timer = loop.call_later(WATCH_AFTER_S, self._start_watching)
 
     def _deadline_passed(self) -> None:
-        if self.state in (GuardState.OPEN, GuardState.DOOMED):
+        if self.state in (_OPEN, _DOOMED):
             self._interrupt(deadline_passed())
             self._timer = asyncio.get_running_loop().call_later(DEADLINE_RETRY_S, self._deadline_passed)
 
     def _interrupt(self, error: DataError) -> None:
         """Doom the request; the statement that runs is stopped, or else the application where it waits."""
         session = cast("DataSession", self._session)
-        self.state = GuardState.DOOMED
+        self.state = _DOOMED
         self._stopped_by = session.stop(error)
         if not session.interrupt() and self._task is not None and self._stopped_by.kind is DataErrorKind.TIMEOUT:
             self._cancellations += 1
@@ -410,13 +440,13 @@ class RequestGuard:
 
     def _start_watching(self) -> None:
         self._watch_timer = None
-        if self.state is GuardState.OPEN:
+        if self.state is _OPEN:
             if self._inbox is None:
                 self._inbox = Inbox(self._raw_receive)
             self._watch = asyncio.get_running_loop().create_task(self._watch_client(self._inbox))
 
     async def _watch_client(self, inbox: Inbox) -> None:
-        if await inbox.wait_for_disconnect() and self.state is GuardState.OPEN:
+        if await inbox.wait_for_disconnect() and self.state is _OPEN:
             self._interrupt(ClientDisconnected())
 
     def _disarm(self) -> None:

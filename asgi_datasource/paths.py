@@ -19,6 +19,9 @@ class PathPrefixes:
         self._exact = frozenset(prefix or "/" for prefix in cleaned)
         self._starts = tuple(prefix + "/" for prefix in cleaned)
 
+    def __bool__(self) -> bool:
+        return bool(self._starts)
+
     def matches(self, path: str) -> bool:
         """Whether the path is one of them or lies below one."""
         return path in self._exact or path.startswith(self._starts)

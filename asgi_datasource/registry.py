@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import importlib
 import logging
-from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+import re
+from collections.abc import AsyncIterator, Iterator, Mapping, MutableMapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -19,18 +20,19 @@ from .datasource import DataSource, PostgresDataSource
 from .drivers.psycopg import Endpoint, EndpointSettings, PsycopgConnection
 from .errors import ConfigError, DataError, DataErrorKind
 from .paths import CompiledRule, PathPrefixes, RouteRules, compile_pattern
-from .plan import CommitScope, RouteRule, SessionPolicy
+from .plan import NO_RULE, CommitScope, RouteRule, SessionPolicy
 from .problems import ProblemAnswers
 from .routing import AccessIntent, ReadAfterWritePin, Role
-from .session import DataSession
+from .session import DataSession, SessionOwner
 from .tenancy import (
+    MAX_NAME_LENGTH,
     CallableResolver,
     HeaderResolver,
     PathPrefixResolver,
     SubdomainResolver,
     Tenant,
-    TenantResolution,
     TenantResolver,
+    chain,
     tenant_settings,
 )
 from .transaction import Frame, OutcomeRule, TransactionOptions, current_frame, current_runner, parse_isolation
@@ -63,10 +65,10 @@ class DataSourceRegistry:
         unknown_status: int = 404,
     ) -> None:
         self._datasources = MappingProxyType(dict(datasources))
-        self._tenants = MappingProxyType(tenants if isinstance(tenants, dict) else dict(tenants))
+        self._tenants: Mapping[str, Tenant] = MappingProxyType(dict(tenants))
         self._default = default
         self._resolvers = tuple(resolvers)
-        self._pattern = pattern
+        self._pattern = re.compile(pattern)
         self._missing_status = missing_status
         self._unknown_status = unknown_status
         self.policy = policy or SessionPolicy()
@@ -78,7 +80,8 @@ class DataSourceRegistry:
         self.background = BackgroundTasks()
         self._loop: asyncio.AbstractEventLoop | None = None
         self._opening: asyncio.Task[None] | None = None
-        self._is_open = False
+        self.is_open = False
+        """Whether its pools are open."""
 
     # -- look-ups
 
@@ -102,25 +105,29 @@ class DataSourceRegistry:
         """Every datasource by its name."""
         return self._datasources
 
-    def find(self, name: str | None) -> tuple[Tenant, DataSource]:
-        """The tenant of a name, and its datasource.
+    def tenant(self, name: str | None) -> Tenant:
+        """The tenant of a name, as a request gave it.
 
         Args:
             name: None for a request that names none.
 
         Raises:
-            DataError: TENANT: it is unknown or absent, and the configuration names no default datasource.
+            DataError: TENANT: the name does not match the pattern; or it is unknown or absent, and the configuration
+                names no default datasource.
         """
-        tenant = None if name is None else self._tenants.get(name)
-        if tenant is None:
-            tenant = self._default
-            if tenant is None:
-                if name is None:
-                    raise DataError(
-                        DataErrorKind.TENANT, "the request names no tenant", http_status=self._missing_status
-                    )
-                raise DataError(DataErrorKind.TENANT, "there is no such tenant", http_status=self._unknown_status)
-        return tenant, self._datasources[tenant.datasource]
+        if name is not None:
+            tenant = self._tenants.get(name)
+            if tenant is not None:
+                return tenant
+            if len(name) > MAX_NAME_LENGTH or self._pattern.fullmatch(name) is None:
+                raise DataError(
+                    DataErrorKind.TENANT, "the request's tenant is not a valid tenant name", http_status=400
+                )
+        if self._default is not None:
+            return self._default
+        if name is None:
+            raise DataError(DataErrorKind.TENANT, "the request names no tenant", http_status=self._missing_status)
+        raise DataError(DataErrorKind.TENANT, "there is no such tenant", http_status=self._unknown_status)
 
     def for_tenant(self, name: str | None) -> DataSource:
         """The datasource of a tenant; an unknown or absent one gets the default where the configuration names one.
@@ -128,23 +135,55 @@ class DataSourceRegistry:
         Raises:
             DataError: TENANT: there is no such tenant, and no default.
         """
-        return self.find(name)[1]
+        return self._datasources[self.tenant(name).datasource]
 
-    def resolution(self, first: Sequence[TenantResolver] = ()) -> TenantResolution:
+    def resolution(self, first: Sequence[TenantResolver] = ()) -> TenantResolver:
         """How requests name their tenant: `first`, then the configured resolvers."""
-        return TenantResolution(
-            (*first, *self._resolvers),
-            pattern=self._pattern,
-            missing_status=self._missing_status,
-            is_allowed_missing=self._default is not None,
+        return chain((*first, *self._resolvers))
+
+    def make_session(
+        self,
+        tenant: Tenant,
+        *,
+        policy: SessionPolicy,
+        scope: MutableMapping[str, Any] | None = None,
+        method: str = "POST",
+        path: str | None = None,
+        started: float | None = None,
+        owner: SessionOwner | None = None,
+        outer: DataSession | None = None,
+        pin: ReadAfterWritePin | None = None,
+    ) -> DataSession:
+        """Make a session; whoever calls this ends it.
+
+        Args:
+            tenant: Whose.
+            policy: What the configuration says about it.
+            scope: The request's ASGI scope.
+            method, path: What the rules of `routes` are matched against.
+            started: Event-loop time at which the request began.
+            owner: Is told when the session comes into use.
+            outer: A session that the request has already, of another registry.
+            pin: The caller's own.
+        """
+        session = DataSession(
+            self,
+            self._datasources[tenant.datasource],
+            tenant,
+            policy=policy,
+            background=self.background,
+            scope=scope,
+            method=method,
+            rule=NO_RULE if path is None else self.rules.match(method, path),
+            started=started,
+            owner=owner,
+            pin=pin,
         )
+        if outer is not None:
+            session.share_writers(outer)
+        return session
 
     # -- life
-
-    @property
-    def is_open(self) -> bool:
-        """Whether its pools are open."""
-        return self._is_open
 
     async def open(self) -> None:
         """Open the pools. Returns at once, also when a server is down: connections are made in the background.
@@ -157,7 +196,7 @@ class DataSourceRegistry:
             raise DataError(DataErrorKind.CONFIG, "the registry is open in another event loop; compile one for each")
         if self._loop is not loop:
             self._loop = loop
-            self._is_open = False
+            self.is_open = False
             self._opening = loop.create_task(self._open_endpoints())
         if self._opening is not None:
             await asyncio.shield(self._opening)
@@ -165,7 +204,7 @@ class DataSourceRegistry:
     async def _open_endpoints(self) -> None:
         for endpoint in self._endpoints():
             await endpoint.open()
-        self._is_open = True
+        self.is_open = True
         self._opening = None
 
     async def close(self, *, timeout_s: float = CLOSE_TIMEOUT_S) -> None:
@@ -179,7 +218,7 @@ class DataSourceRegistry:
         await self.background.drain(timeout_s / 2)
         await asyncio.gather(*(endpoint.close(timeout_s=timeout_s / 2) for endpoint in self._endpoints()))
         self._loop = None
-        self._is_open = False
+        self.is_open = False
 
     async def __aenter__(self) -> DataSourceRegistry:
         await self.open()
@@ -211,14 +250,7 @@ class DataSourceRegistry:
         """
         if not self.is_open:
             await self.open()
-        found, datasource = self.find(tenant)
-        db = DataSession(
-            self,
-            datasource,
-            found,
-            policy=replace(self.policy, commit_scope=CommitScope.SESSION),
-            background=self.background,
-        )
+        db = self.make_session(self.tenant(tenant), policy=replace(self.policy, commit_scope=CommitScope.SESSION))
         options = TransactionOptions(read_only=read_only, timeout_s=timeout)
         deadline = None if timeout is None else asyncio.get_running_loop().time() + timeout
         frame_token = current_frame.set(Frame(options, db, deadline))
@@ -257,12 +289,9 @@ class DataSourceRegistry:
         """
         if not self.is_open:
             await self.open()
-        db = DataSession(
-            self,
-            datasource,
+        db = self.make_session(
             tenant or Tenant(None, datasource.name),
             policy=replace(self.policy, commit_scope=CommitScope.SESSION),
-            background=self.background,
             pin=pin,
         )
         try:

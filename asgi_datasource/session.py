@@ -68,6 +68,20 @@ class SessionOwner(Protocol):
         ...
 
 
+class SessionHolder(Protocol):
+    """What stands in the scope and in the context: knows the session, or makes it when it is asked for."""
+
+    @property
+    def registry(self) -> DataSourceRegistry:
+        """Where the session comes from."""
+        ...
+
+    @property
+    def session(self) -> DataSession:
+        """The session."""
+        ...
+
+
 class Writers:
     """The sessions of one request that have written: two COMMITs cannot be atomic, so it should be one."""
 
@@ -440,6 +454,11 @@ class DataSession:
     # -- for its owner
 
     @property
+    def session(self) -> DataSession:
+        """Itself: where there is no request, the session stands in the context as its own holder."""
+        return self
+
+    @property
     def is_unused(self) -> bool:
         """No statement has run and no hook waits: there is nothing to end."""
         return self._lock is None and self._hooks is None
@@ -497,6 +516,14 @@ class DataSession:
     def deadline(self) -> float | None:
         """Event-loop time at which the time is up; None where there is no limit."""
         return self._current_plan().deadline
+
+    def share_writers(self, outer: DataSession) -> None:
+        """It is nested in a request that has a session already: of the two only one should write."""
+        if outer.writers is None:
+            outer.writers = Writers(allows_several=self._policy.allows_multiple_writers)
+            if outer.in_transaction():
+                outer.writers.claim(outer)
+        self.writers = outer.writers
 
     def close_unused(self) -> None:
         """End a session that nothing has been done with."""
@@ -997,7 +1024,7 @@ def current_session() -> DataSession:
             "no session here: call this inside a request behind DataSourceMiddleware, or inside"
             " `async with registry.session(tenant=...)`",
         )
-    return cast("DataSession", runner)
+    return cast("SessionHolder", runner).session
 
 
 def _find_session(request: HTTPConnection | MutableMapping[str, Any]) -> DataSession:
@@ -1009,7 +1036,7 @@ def _find_session(request: HTTPConnection | MutableMapping[str, Any]) -> DataSes
             "no session in this request: add DataSourceMiddleware to the application, or take the path out of"
             " `tenancy.exempt`",
         )
-    db = cast("DataSession", found)
+    db = cast("SessionHolder", found).session
     db.observe(scope)
     return db
 

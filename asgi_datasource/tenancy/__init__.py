@@ -2,17 +2,21 @@
 
 from .isolation import quote_identifier, tenant_settings
 from .resolvers import (
+    MAX_NAME_LENGTH,
+    Answer,
     CallableResolver,
     HeaderResolver,
     PathPrefixResolver,
     Resolution,
     SubdomainResolver,
-    TenantResolution,
     TenantResolver,
+    chain,
 )
 from .tenant import Strategy, Tenant
 
 __all__ = [
+    "MAX_NAME_LENGTH",
+    "Answer",
     "CallableResolver",
     "HeaderResolver",
     "PathPrefixResolver",
@@ -20,8 +24,8 @@ __all__ = [
     "Strategy",
     "SubdomainResolver",
     "Tenant",
-    "TenantResolution",
     "TenantResolver",
+    "chain",
     "quote_identifier",
     "tenant_settings",
 ]

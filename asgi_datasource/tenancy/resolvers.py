@@ -7,7 +7,6 @@ checked against the configured pattern before they are used anywhere, and are ne
 from __future__ import annotations
 
 import inspect
-import re
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import Final, Protocol
@@ -33,10 +32,14 @@ class Resolution:
     prefix: str = ""
 
 
+Answer = str | Resolution | None
+"""A name, a name that also changes the path, or None: this resolver cannot tell."""
+
+
 class TenantResolver(Protocol):
     """One way to tell the tenant from the request."""
 
-    def __call__(self, scope: Scope, /) -> Resolution | None | Awaitable[Resolution | None]:
+    def __call__(self, scope: Scope, /) -> Answer | Awaitable[Answer]:
         """Answer from the scope alone; None leaves it to the next resolver."""
         ...
 
@@ -44,6 +47,11 @@ class TenantResolver(Protocol):
 def bad_request(message: str) -> DataError:
     """The error for a request whose tenant cannot be told: answered with 400."""
     return DataError(DataErrorKind.TENANT, message, http_status=400)
+
+
+def duplicate_header(name: bytes) -> DataError:
+    """The error for a header that may be there once at most and is there twice."""
+    return bad_request(f"the header {name.decode('latin-1')!r} is there more than once; send it once")
 
 
 def single_header(scope: Scope, name: bytes) -> str | None:
@@ -56,7 +64,7 @@ def single_header(scope: Scope, name: bytes) -> str | None:
     for key, value in scope["headers"]:
         if key == name:
             if found is not None:
-                raise bad_request(f"the header {name.decode('latin-1')!r} is there more than once; send it once")
+                raise duplicate_header(name)
             found = value
     return None if found is None else found.decode("latin-1").strip()
 
@@ -69,9 +77,16 @@ class HeaderResolver:
     def __init__(self, name: str) -> None:
         self._name = name.lower().encode("latin-1")
 
-    def __call__(self, scope: Scope, /) -> Resolution | None:
-        value = single_header(scope, self._name)
-        return Resolution(value) if value else None
+    def __call__(self, scope: Scope, /) -> str | None:
+        # Every request comes through here: the loop of `single_header`, without the call.
+        name = self._name
+        found: bytes | None = None
+        for key, value in scope["headers"]:
+            if key == name:
+                if found is not None:
+                    raise duplicate_header(name)
+                found = value
+        return found.decode("latin-1").strip() if found else None
 
 
 class SubdomainResolver:
@@ -82,7 +97,7 @@ class SubdomainResolver:
     def __init__(self, domain: str) -> None:
         self._suffix = "." + domain.lower().strip(".")
 
-    def __call__(self, scope: Scope, /) -> Resolution | None:
+    def __call__(self, scope: Scope, /) -> str | None:
         host = single_header(scope, b"host")
         if not host:
             return None
@@ -93,7 +108,7 @@ class SubdomainResolver:
         if not host.endswith(self._suffix):
             return None
         label = host[: -len(self._suffix)]
-        return Resolution(label) if label and "." not in label else None
+        return label if label and "." not in label else None
 
 
 class PathPrefixResolver:
@@ -128,16 +143,16 @@ class CallableResolver:
         self._function = function
         self._name = name
 
-    def __call__(self, scope: Scope, /) -> Resolution | None | Awaitable[Resolution | None]:
+    def __call__(self, scope: Scope, /) -> Answer | Awaitable[Answer]:
         answer = self._function(scope)
         if inspect.isawaitable(answer):
             return self._wait(answer)
         return self._checked(answer)
 
-    async def _wait(self, answer: Awaitable[str | None]) -> Resolution | None:
+    async def _wait(self, answer: Awaitable[str | None]) -> str | None:
         return self._checked(await answer)
 
-    def _checked(self, answer: object) -> Resolution | None:
+    def _checked(self, answer: object) -> str | None:
         if answer is None or answer == "":
             return None
         if not isinstance(answer, str):
@@ -145,68 +160,35 @@ class CallableResolver:
                 DataErrorKind.CONFIG,
                 f"the tenant resolver {self._name} answered a {type(answer).__name__}; return a str or None",
             )
-        return Resolution(answer)
+        return answer
 
 
-class TenantResolution:
-    """The configured resolvers in order, and the check of what they answer."""
+def chain(resolvers: Sequence[TenantResolver]) -> TenantResolver:
+    """Resolvers asked in order; the first answer wins.
 
-    __slots__ = ("_missing_status", "_pattern", "_resolvers", "is_allowed_missing")
+    Returns:
+        One resolver; what it answers is a name as the request gave it, not yet checked.
+    """
+    if len(resolvers) == 1:
+        return resolvers[0]
+    asked = tuple(resolvers)
 
-    def __init__(
-        self,
-        resolvers: Sequence[TenantResolver],
-        *,
-        pattern: str,
-        missing_status: int,
-        is_allowed_missing: bool,
-    ) -> None:
-        self._resolvers = tuple(resolvers)
-        self._pattern = re.compile(pattern)
-        self._missing_status = missing_status
-        self.is_allowed_missing = is_allowed_missing
-
-    def __bool__(self) -> bool:
-        return bool(self._resolvers)
-
-    def resolve(self, scope: Scope) -> Resolution | None | Awaitable[Resolution | None]:
-        """Ask the resolvers in order; the first answer wins.
-
-        Returns:
-            A checked answer, or None when there is none and the configuration names a default datasource; awaitable
-            only where a resolver has to wait for its answer.
-
-        Raises:
-            DataError: TENANT: nobody answered, a header is there twice, or the name does not match the pattern.
-        """
-        for index, resolver in enumerate(self._resolvers):
+    def resolve(scope: Scope, /) -> Answer | Awaitable[Answer]:
+        for index, resolver in enumerate(asked):
             answer = resolver(scope)
             if answer is None:
                 continue
-            if not isinstance(answer, Resolution):
-                return self._resolve_later(answer, index + 1, scope)
-            return self._checked(answer)
-        self._check_may_be_missing()
+            if isinstance(answer, str | Resolution):
+                return answer
+            return resolve_later(answer, index + 1, scope)
         return None
 
-    async def _resolve_later(
-        self, waiting: Awaitable[Resolution | None], following: int, scope: Scope
-    ) -> Resolution | None:
+    async def resolve_later(waiting: Awaitable[Answer], following: int, scope: Scope) -> Answer:
         answer = await waiting
-        while answer is None and following < len(self._resolvers):
-            given = self._resolvers[following](scope)
-            answer = given if given is None or isinstance(given, Resolution) else await given
+        while answer is None and following < len(asked):
+            given = asked[following](scope)
+            answer = given if given is None or isinstance(given, str | Resolution) else await given
             following += 1
-        if answer is None:
-            self._check_may_be_missing()
-            return None
-        return self._checked(answer)
-
-    def _checked(self, answer: Resolution) -> Resolution:
-        if len(answer.name) > MAX_NAME_LENGTH or self._pattern.fullmatch(answer.name) is None:
-            raise bad_request("the request's tenant is not a valid tenant name")
         return answer
 
-    def _check_may_be_missing(self) -> None:
-        if not self.is_allowed_missing:
-            raise DataError(DataErrorKind.TENANT, "the request names no tenant", http_status=self._missing_status)
+    return resolve
