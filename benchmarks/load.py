@@ -76,8 +76,10 @@ async def _network(
                 pid, ready = servers[side]
                 cpu = _cpu_seconds(pid)
                 result = await _load(client, ready["port"], method, seconds)
-                if result["errors"]:
-                    raise RuntimeError(f"{side}, {case}: {result['errors']:.0f} answers were not 200")
+                if result["errors"] or not result["requests"]:
+                    raise RuntimeError(
+                        f"{side}, {case}: {result['requests']:.0f} answers, {result['errors']:.0f} of them not 200"
+                    )
                 taken[side, "requests per second"].append(result["requests"] / result["seconds"])
                 taken[side, "latency p50"].append(result["p50_ms"])
                 taken[side, "latency p99"].append(result["p99_ms"])
@@ -128,7 +130,7 @@ def parse_wrk(output: str) -> dict[str, float]:
     """wrk's report as figures; it writes 950.00us, 2.86ms and 1.01s."""
 
     def milliseconds(percentile: str) -> float:
-        found = re.search(rf"^ +{percentile}% +([\d.]+)(us|ms|s|m)$", output, re.MULTILINE)
+        found = re.search(rf"^ +{percentile}% +([\d.]+)(us|ms|s|m) *$", output, re.MULTILINE)
         if found is None:
             raise ValueError(f"no {percentile}% in wrk's report:\n{output}")
         a_millisecond = {"us": 1000.0, "ms": 1.0, "s": 0.001, "m": 1 / 60_000}
