@@ -16,6 +16,8 @@ from psycopg.abc import Transformer
 from psycopg.adapt import PyFormat
 from psycopg.errors import UndefinedParameter
 
+from .client_copy import is_client_copy
+
 Query = str | bytes | sql.Composable
 Params = Sequence[object] | Mapping[str, object]
 
@@ -85,7 +87,7 @@ class ConvertedQuery:
         """The format asked for by each placeholder."""
         self.names = names
         """The mapping's key for each placeholder; None for positional ones."""
-        self.is_client_copy = _CLIENT_COPY.match(text) is not None
+        self.is_client_copy = is_client_copy(text)
         """COPY from or to the client, which has a protocol of its own."""
 
     def order(self, params: Params) -> Sequence[object]:
@@ -166,14 +168,6 @@ _PLACEHOLDER: Final = re.compile(
     re.VERBOSE,
 )
 _FORMATS: Final = {b"s": PyFormat.AUTO, b"t": PyFormat.TEXT, b"b": PyFormat.BINARY}
-
-_CLIENT_COPY: Final = re.compile(
-    rb"""
-    (?: \s | ; | --[^\n]*(?:\n|$) | /\*.*?\*/ )*        # what may stand before a statement
-    copy \b .* \b (?: from \s+ stdin | to \s+ stdout ) \b
-    """,
-    re.VERBOSE | re.IGNORECASE | re.DOTALL,
-)
 
 
 def _convert(query: str | bytes, encoding: str, has_params: bool) -> ConvertedQuery:
