@@ -80,6 +80,7 @@ class DataSourceRegistry:
         self.background = BackgroundTasks()
         self._loop: asyncio.AbstractEventLoop | None = None
         self._opening: asyncio.Task[None] | None = None
+        self._keeper: asyncio.Task[None] | None = None
         self.is_open = False
         """Whether its pools are open."""
 
@@ -198,6 +199,7 @@ class DataSourceRegistry:
             self._loop = loop
             self.is_open = False
             self._opening = loop.create_task(self._open_endpoints())
+            self._keeper = loop.create_task(self._close_with_the_loop())
         if self._opening is not None:
             await asyncio.shield(self._opening)
 
@@ -213,12 +215,26 @@ class DataSourceRegistry:
         Args:
             timeout_s: Seconds that it may take.
         """
-        if self._loop is None:
+        if not self.is_open:
             return
+        self.is_open = False
+        if self._keeper is not None and self._keeper is not asyncio.current_task():
+            self._keeper.cancel()
         await self.background.drain(timeout_s / 2)
         await asyncio.gather(*(endpoint.close(timeout_s=timeout_s / 2) for endpoint in self._endpoints()))
         self._loop = None
-        self.is_open = False
+
+    async def _close_with_the_loop(self) -> None:
+        """Close when the event loop ends and nobody has: a server without lifespan never says good-bye.
+
+        Left to itself, the scheduler of a pool that just tries to connect takes the cancellation for a failed attempt
+        and goes on, and the loop waits for it for ever.
+        """
+        try:
+            await asyncio.get_running_loop().create_future()
+        finally:
+            if self.is_open:
+                await self.close()
 
     async def __aenter__(self) -> DataSourceRegistry:
         await self.open()
