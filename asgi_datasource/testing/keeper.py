@@ -19,9 +19,11 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
+_HAS_PROC: Final = Path("/proc/self/stat").exists()
 GRACE_S: Final = 5.0
 """How long a server may take to end after SIGQUIT before its tree is killed; as long as it waits for a child itself."""
 
@@ -34,11 +36,7 @@ def is_alive(pid: int) -> bool:
         return False
     except PermissionError:
         return True
-    try:
-        stat = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
-    except OSError:
-        return Path("/proc/self").exists() is False
-    return stat.rpartition(")")[2].split()[0] != "Z"
+    return _HAS_PROC is False or _state(pid) not in "ZX"
 
 
 def process_tree(pid: int) -> list[int]:
@@ -50,14 +48,21 @@ def process_tree(pid: int) -> list[int]:
 
 
 def signal_tree(pid: int, number: int) -> None:
-    """Send a signal to this process and everything below it.
+    """Send a signal to this process and everything below it; after SIGSTOP and SIGKILL, wait until it has worked.
 
     The top is stopped first: a postmaster that keeps forking would leave a child out.
     """
     if number != signal.SIGCONT:
         _send(pid, signal.SIGSTOP)
-    for member in reversed(process_tree(pid)):
+        _wait(lambda: _state(pid) in "TZ")
+    tree = process_tree(pid)
+    for member in reversed(tree):
         _send(member, number)
+    if number == signal.SIGSTOP:
+        _wait(lambda: all(_state(member) in "TZ" for member in tree))
+    elif number == signal.SIGKILL:
+        # The next server on the same data would find their shared memory still in use.
+        _wait(lambda: not any(is_alive(member) for member in tree))
 
 
 def end_server(data_dir: Path, *, grace_s: float = GRACE_S) -> None:
@@ -71,13 +76,12 @@ def end_server(data_dir: Path, *, grace_s: float = GRACE_S) -> None:
     if pid is not None:
         tree = process_tree(pid)
         quit_server(data_dir)
-        give_up = time.monotonic() + grace_s
-        while is_alive(pid) and time.monotonic() < give_up:
-            time.sleep(0.005)
+        _wait(lambda: not is_alive(pid), grace_s)
         for member in tree:
             # A child that outlived its postmaster; one whose number was handed out again is not ours to end.
             if is_alive(member) and _runs_in(member, data_dir):
                 _send(member, signal.SIGKILL)
+    end_stragglers(data_dir)
     _release_shared_memory(data_dir)
 
 
@@ -111,6 +115,39 @@ def server_status(data_dir: Path) -> str:
     return lines[7].strip() if len(lines) > 7 else ""
 
 
+def end_stragglers(data_dir: Path, *, grace_s: float = GRACE_S) -> None:
+    """End what is left of a server whose postmaster is gone: its children leave by themselves unless frozen."""
+    for pid in _processes_in(data_dir):
+        _send(pid, signal.SIGCONT)
+    if not _wait(lambda: not _processes_in(data_dir), grace_s):
+        for pid in _processes_in(data_dir):
+            _send(pid, signal.SIGKILL)
+
+
+def _state(pid: int) -> str:
+    """The kernel's letter for what a process does: T is stopped, Z a zombie, or gone, or unknown without procfs."""
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return "Z"
+    return stat.rpartition(")")[2].split()[0]
+
+
+def _wait(is_done: Callable[[], bool], timeout_s: float = GRACE_S) -> bool:
+    give_up = time.monotonic() + timeout_s
+    while not is_done():
+        if time.monotonic() > give_up:
+            return False
+        time.sleep(0.002)
+    return True
+
+
+def _processes_in(data_dir: Path) -> list[int]:
+    """Every process that works in this data directory, as all of a server's do."""
+    numbers = [int(path.name) for path in Path("/proc").iterdir() if path.name.isdigit()] if _HAS_PROC else []
+    return [pid for pid in numbers if _state(pid) != "Z" and _runs_in(pid, data_dir)]
+
+
 def _send(pid: int, number: int) -> None:
     with contextlib.suppress(ProcessLookupError):
         os.kill(pid, number)
@@ -120,9 +157,9 @@ def _children(pid: int) -> list[int]:
     try:
         listed = Path(f"/proc/{pid}/task/{pid}/children").read_text(encoding="ascii")
     except OSError:
-        if Path(f"/proc/{os.getpid()}/task").exists():
+        if _HAS_PROC:
             return []
-        # No procfs (macOS): `ps` knows.
+        # macOS: `ps` knows.
         table = subprocess.run(["ps", "-axo", "pid=,ppid="], capture_output=True, text=True, check=True).stdout
         return [int(row.split()[0]) for row in table.splitlines() if int(row.split()[1]) == pid]
     return [int(child) for child in listed.split()]
@@ -133,7 +170,7 @@ def _runs_in(pid: int, data_dir: Path) -> bool:
     try:
         return Path(f"/proc/{pid}/cwd").samefile(data_dir)
     except OSError:
-        return not Path("/proc/self").exists()
+        return not _HAS_PROC
 
 
 def _release_shared_memory(data_dir: Path) -> None:

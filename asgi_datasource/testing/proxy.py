@@ -10,6 +10,7 @@ from collections import deque
 from enum import StrEnum
 from types import TracebackType
 from typing import Final, Self, cast
+from urllib.parse import urlsplit, urlunsplit
 
 from .protocol import RoundTripCounter
 from .timer import PreciseTimer
@@ -97,6 +98,13 @@ class FaultProxy:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         await self.stop()
+
+    def through(self, url: str) -> str:
+        """The same connection string, by way of this proxy: `proxy.through(node.url())`."""
+        parts = urlsplit(url)
+        credentials = parts.netloc.rpartition("@")[0]
+        where = f"{HOST}:{self.port}"
+        return urlunsplit(parts._replace(netloc=f"{credentials}@{where}" if credentials else where))
 
     # -- counting -------------------------------------------------------------------------------------------------
 
@@ -278,16 +286,19 @@ class _Link:
         if side is self.client:
             self.proxy.opened(self)
             self.connecting = asyncio.get_running_loop().create_task(self._connect())
-        elif self.client.is_lost:
-            self.reset()
         else:
+            self.connecting = None
+            # Also when the client has gone already: one that asks for a cancellation need not wait for the answer.
             self.to_server.drain()
 
     def lost(self, side: _Side) -> None:
         """One side is closed: pass that on, after what it sent; say so when both are."""
-        pipe = side.outgoing
-        pipe.feed(_END)
-        if self.client.is_lost and (self.server.is_lost or self.connecting is None):
+        side.outgoing.feed(_END)
+        self.settle()
+
+    def settle(self) -> None:
+        """Leave the proxy's books once both sides are closed."""
+        if self.client.is_lost and self.connecting is None and (self.server.transport is None or self.server.is_lost):
             self.proxy.closed(self)
 
     def reset(self) -> None:
@@ -306,14 +317,13 @@ class _Link:
             self.client.reset()
         finally:
             self.connecting = None
-            if self.client.is_lost and (self.server.transport is None or self.server.is_lost):
-                self.proxy.closed(self)
+            self.settle()
 
 
 class _Side(asyncio.Protocol):
     """One TCP connection."""
 
-    __slots__ = ("is_lost", "link", "outgoing", "transport")
+    __slots__ = ("_is_reading", "is_lost", "link", "outgoing", "transport")
 
     outgoing: _Pipe
 
@@ -321,6 +331,7 @@ class _Side(asyncio.Protocol):
         self.link = link
         self.transport: asyncio.Transport | None = None
         self.is_lost = False
+        self._is_reading = True
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         # A cast: uvloop's transports are not of asyncio's classes.
@@ -336,24 +347,25 @@ class _Side(asyncio.Protocol):
         self.link.lost(self)
 
     def pause_writing(self) -> None:
-        self._source().pause()
+        self._incoming.congest(True)
 
     def resume_writing(self) -> None:
-        self._source().resume()
+        self._incoming.congest(False)
 
-    def _source(self) -> _Side:
-        """Where what is written here comes from."""
-        return self.link.client if self is self.link.server else self.link.server
+    @property
+    def _incoming(self) -> _Pipe:
+        """What brings the bytes that are written here."""
+        return self.link.to_server if self is self.link.server else self.link.to_client
 
-    def pause(self) -> None:
-        """Read no more for now."""
-        if self.transport is not None and not self.is_lost:
-            self.transport.pause_reading()
-
-    def resume(self) -> None:
-        """Read again."""
-        if self.transport is not None and not self.is_lost:
+    def read(self, is_wanted: bool) -> None:
+        """Go on reading, or let the sender wait."""
+        if self.transport is None or self.is_lost or is_wanted == self._is_reading:
+            return
+        self._is_reading = is_wanted
+        if is_wanted:
             self.transport.resume_reading()
+        else:
+            self.transport.pause_reading()
 
     def reset(self) -> None:
         """Close with a TCP reset."""
@@ -368,7 +380,17 @@ class _Side(asyncio.Protocol):
 class _Pipe:
     """One direction of a connection: a queue in front of a socket."""
 
-    __slots__ = ("_direction", "_held", "_held_bytes", "_link", "_sink", "_source", "is_stopped", "late")
+    __slots__ = (
+        "_direction",
+        "_held",
+        "_held_bytes",
+        "_is_congested",
+        "_link",
+        "_sink",
+        "_source",
+        "is_stopped",
+        "late",
+    )
 
     def __init__(self, link: _Link, direction: Direction, source: _Side, sink: _Side) -> None:
         self._link = link
@@ -377,6 +399,7 @@ class _Pipe:
         self._sink = sink
         self._held: deque[bytes] = deque()
         self._held_bytes = 0
+        self._is_congested = False
         self.is_stopped = False
         self.late = 0
         """Pieces under way in the proxy's delay; a later one must not overtake them."""
@@ -415,13 +438,20 @@ class _Pipe:
         while self._held:
             self._write(self._held.popleft())
         self._held_bytes = 0
-        self._source.resume()
+        self._pace()
+
+    def congest(self, is_congested: bool) -> None:
+        """The sink takes no more for now, or takes it again."""
+        self._is_congested = is_congested
+        self._pace()
+
+    def _pace(self) -> None:
+        self._source.read(not self._is_congested and self._held_bytes <= _HIGH_WATER)
 
     def _keep(self, data: bytes) -> None:
         self._held.append(data)
         self._held_bytes += len(data)
-        if self._held_bytes > _HIGH_WATER:
-            self._source.pause()
+        self._pace()
 
     def _write(self, data: bytes) -> None:
         transport = self._sink.transport

@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Generator, Mapping, Sequence
 from enum import StrEnum
 from pathlib import Path
-from typing import Any, Final, Literal
+from typing import IO, Any, Final, Literal
 from urllib.parse import quote, urlencode
 
 import psycopg
@@ -168,21 +168,12 @@ class Server:
             if self.state is not ServerState.STOPPED:
                 raise ClusterError(f"server {self.name!r} is {self.state.value}: it cannot be started.")
             self._state = ServerState.STOPPED
+            if self._process is not None:
+                # Somebody killed only the postmaster.
+                keeper.end_stragglers(self.data_dir)
             self._write_settings()
             with self.log_file.open("ab") as log:
-                self._process = subprocess.Popen(
-                    [self._binaries.program("postgres"), "-D", str(self.data_dir)],
-                    stdin=subprocess.DEVNULL,
-                    stdout=log,
-                    stderr=log,
-                    cwd="/",
-                    env=environment(),
-                    # Ctrl-C in a terminal goes to the foreground group: the tests end first, then the servers.
-                    start_new_session=True,
-                    user=self._user.switch_uid,
-                    group=self._user.switch_gid,
-                    extra_groups=self._user.switch_groups,
-                )
+                self._process = self._spawn(log)
             self._move(ServerState.RUNNING)
 
     def wait_ready(self, *, timeout_s: float = 30.0) -> None:
@@ -332,7 +323,7 @@ class Server:
         self, dbname: str = "postgres", *, user: str = SUPERUSER
     ) -> Generator[psycopg.Connection[TupleRow], None, None]:
         """A connection in autocommit mode, closed at the end of the block."""
-        with psycopg.connect(self.url(dbname, user, connect_timeout=5), autocommit=True) as connection:
+        with psycopg.connect(self.url(dbname, user, connect_timeout=10), autocommit=True) as connection:
             yield connection
 
     def sql(
@@ -420,6 +411,24 @@ class Server:
         return len(ended)
 
     # -- inside ---------------------------------------------------------------------------------------------------
+
+    def _spawn(self, log: IO[bytes]) -> subprocess.Popen[bytes]:
+        try:
+            return subprocess.Popen(
+                [self._binaries.program("postgres"), "-D", str(self.data_dir)],
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                cwd="/",
+                env=environment(),
+                # Ctrl-C in a terminal goes to the foreground group: the tests end first, then the servers.
+                start_new_session=True,
+                user=self._user.switch_uid,
+                group=self._user.switch_gid,
+                extra_groups=self._user.switch_groups,
+            )
+        except OSError as error:
+            raise ClusterError(f"cannot run PostgreSQL as uid {self._user.uid}: {error}.") from error
 
     def _move(self, state: ServerState) -> None:
         if state not in _MOVES[self._state]:

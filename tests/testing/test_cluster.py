@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
+import os
+import signal
 import socket
 from typing import Any
 
@@ -95,6 +98,40 @@ async def test_killed_server_comes_back_on_its_port_with_what_was_committed() ->
         await node.start()
         assert (node.port, await node.value("select a from t")) == (port, 1)
         assert node.pid != pid
+
+
+async def test_server_starts_again_after_only_its_postmaster_was_killed(soon: Any) -> None:
+    async with EmbeddedCluster() as cluster:
+        node = cluster.primary
+        async with await connect(node.url()) as connection:
+            running = asyncio.create_task(connection.execute("select pg_sleep(60)"))
+            await soon(
+                lambda: node.blocking.value("select count(*) from pg_stat_activity where query ~ 'sleep.60'") == 1
+            )
+            assert node.pid is not None
+            os.kill(node.pid, signal.SIGKILL)
+            await soon(lambda: node.state is ServerState.STOPPED)
+            await node.start()
+            with pytest.raises(psycopg.OperationalError):
+                await running
+        assert await node.value("select 1") == 1
+
+
+@pytest.mark.parametrize("delay_s", [0, 0.01, 0.1, 0.3])
+async def test_cancelled_start_leaves_nothing(delay_s: float) -> None:
+    cluster = EmbeddedCluster(replicas=1)
+
+    async def use() -> None:
+        async with cluster:
+            await asyncio.Event().wait()
+
+    task = asyncio.create_task(use())
+    await asyncio.wait({task}, timeout=delay_s)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert cluster.state is not ClusterState.RUNNING
+    assert all(node.pid is None and not node.blocking.data_dir.exists() for node in cluster.nodes.values())
 
 
 async def test_port_of_a_stopped_server_is_given_to_nobody() -> None:

@@ -15,6 +15,8 @@ import uvloop
 from asgi_datasource.testing import FaultProxy
 from asgi_datasource.testing.plugin import Database
 
+from .test_protocol import CANCEL_REQUEST
+
 Body = Callable[[FaultProxy, str], Awaitable[None]]
 
 
@@ -29,7 +31,7 @@ class Bench:
         async def within() -> None:
             node = self.database.cluster.primary
             async with FaultProxy(node.host, node.port) as proxy:
-                await body(proxy, self.database.url.replace(str(node.port), str(proxy.port)))
+                await body(proxy, proxy.through(self.database.url))
 
         with asyncio.Runner(loop_factory=self._factory) as runner:
             runner.run(within())
@@ -229,7 +231,7 @@ def test_client_is_refused_when_the_server_is(bench: Bench) -> None:
     async def body(proxy: FaultProxy, url: str) -> None:
         async with FaultProxy("127.0.0.1", 9) as nowhere:
             with pytest.raises(psycopg.OperationalError):
-                async with connected(url.replace(str(proxy.port), str(nowhere.port))):
+                async with connected(nowhere.through(url)):
                     pass
             await soon(lambda: nowhere.connections == 0)
 
@@ -250,6 +252,49 @@ def test_what_ends_on_one_side_ends_on_the_other(bench: Bench) -> None:
         await soon(lambda: proxy.connections == 0)
 
     bench.run(body)
+
+
+def test_server_learns_that_its_client_left_a_frozen_proxy_when_that_stops(bench: Bench) -> None:
+    async def body(proxy: FaultProxy, url: str) -> None:
+        server = bench.database.cluster.primary.blocking
+        sessions = "select count(*) from pg_stat_activity where datname = %s"
+        async with connected(url):
+            proxy.freeze()
+        await soon(lambda: proxy.round_trips == 0 and server.value(sessions, [bench.database.name]) == 1)
+        await proxy.stop()
+        await soon(lambda: server.value(sessions, [bench.database.name]) == 0)
+
+    bench.run(body)
+
+
+def test_client_that_sends_and_leaves_at_once_is_heard(bench: Bench) -> None:
+    async def body(proxy: FaultProxy, url: str) -> None:
+        heard = asyncio.get_running_loop().create_future()
+
+        async def listen(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            heard.set_result(await reader.read())
+            writer.close()
+
+        server = await asyncio.start_server(listen, "127.0.0.1", 0)
+        async with server, FaultProxy("127.0.0.1", server.sockets[0].getsockname()[1]) as through:
+            _, writer = await asyncio.open_connection("127.0.0.1", through.port)
+            # A CancelRequest: some clients do not wait for the server to close.
+            writer.write(CANCEL_REQUEST)
+            writer.close()
+            assert await heard == CANCEL_REQUEST
+            await soon(lambda: through.connections == 0)
+
+    bench.run(body)
+
+
+def test_url_through_the_proxy_differs_in_its_port_only() -> None:
+    proxy = FaultProxy("127.0.0.1", 5432)
+    proxy.port = 6000
+    assert (
+        proxy.through("postgresql://app:s%40cret@db:5432/a%20b?x=1")
+        == "postgresql://app:s%40cret@127.0.0.1:6000/a%20b?x=1"
+    )
+    assert proxy.through("postgresql:///orders") == "postgresql://127.0.0.1:6000/orders"
 
 
 def test_stop_closes_what_is_open_also_when_it_is_frozen(bench: Bench) -> None:
