@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from typing import TYPE_CHECKING, Final
 
-from psycopg import OperationalError, ProgrammingError, capabilities
+from psycopg import OperationalError, ProgrammingError
 from psycopg import errors as e
 from psycopg.pq import ExecStatus
 
@@ -210,9 +210,8 @@ class Flight:
     def _send_closes(self, pgconn: PGconn) -> None:
         slots: list[int | Plan] = [_CLOSED for _ in self._closes]
         self._slots = slots
-        closes_by_message = capabilities.has_send_close_prepared()
         for name in self._closes:
-            if closes_by_message:
+            if self._connection.plans.closes_by_message:
                 pgconn.send_close_prepared(name)
             else:
                 # libpq before 17. With a Sync of its own: it fails in a failed transaction, and must take nothing

@@ -6,8 +6,11 @@ before is not there, and using it would fail every later statement with 26000 (P
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Sequence
 from typing import Final
+
+from psycopg import capabilities
 
 PREPARE_AT_USE: Final = 2
 """A statement is prepared when it comes for the second time: single ones would only push others out."""
@@ -19,15 +22,13 @@ MAX_PLANS: Final = 250
 class Plan:
     """One statement with one list of parameter types, as one connection knows it."""
 
-    __slots__ = ("columns", "is_kept", "is_ready", "is_recent", "name", "sent_in", "uses")
+    __slots__ = ("columns", "is_kept", "is_ready", "name", "sent_in", "uses")
 
     def __init__(self) -> None:
         self.name: bytes | None = None
         self.uses = 0
         self.is_ready = False
         """The server has it under `name`."""
-        self.is_recent = True
-        """Used since the last look for something to evict."""
         self.is_kept = True
         """Still in the cache; an answer may arrive after it was evicted."""
         self.sent_in = 0
@@ -37,12 +38,14 @@ class Plan:
 
 
 class StatementCache:
-    """The plans of one connection; bounded, the least recently used go first (second chance)."""
+    """The plans of one connection; bounded, the least recently used go first."""
 
-    __slots__ = ("_excluded", "_max", "_number", "_plans", "_to_close")
+    __slots__ = ("_excluded", "_max", "_number", "_plans", "_to_close", "closes_by_message")
 
     def __init__(self, max_plans: int = MAX_PLANS) -> None:
-        self._plans: dict[tuple[bytes, tuple[int, ...]], Plan] = {}
+        self.closes_by_message = capabilities.has_send_close_prepared()
+        """libpq closes a prepared statement by a message of the protocol since version 17; before, DEALLOCATE does."""
+        self._plans: OrderedDict[tuple[bytes, tuple[int, ...]], Plan] = OrderedDict()
         self._excluded: set[bytes] = set()
         self._max = max_plans
         self._number = 0
@@ -71,8 +74,9 @@ class StatementCache:
                 return None
             plan = self._plans[key] = Plan()
             if len(self._plans) > self._max:
-                self._evict()
-        plan.is_recent = True
+                self._drop(self._plans.popitem(last=False)[1])
+        else:
+            self._plans.move_to_end(key)
         if plan.name is None:
             plan.uses += 1
             if plan.uses < PREPARE_AT_USE and not at_once:
@@ -112,18 +116,6 @@ class StatementCache:
     def put_back_closes(self, names: Sequence[bytes]) -> None:
         """These were not sent after all."""
         self._to_close.extend(names)
-
-    def _evict(self) -> None:
-        # Second chance instead of moving an entry at each use: so a use costs one assignment. The newest entry is the
-        # last, so that it is never the first one found.
-        while True:
-            key, plan = next(iter(self._plans.items()))
-            del self._plans[key]
-            if not plan.is_recent:
-                break
-            plan.is_recent = False
-            self._plans[key] = plan
-        self._drop(plan)
 
     def _drop(self, plan: Plan) -> None:
         plan.is_kept = False
