@@ -23,14 +23,24 @@ READ_ONLY: Final = (Statement("select set_config('transaction_read_only','on',tr
 WAL_POSITION: Final = Statement("select pg_current_wal_insert_lsn()::text")
 """Behind COMMIT in the same round trip: the position that a replica must have replayed to show this commit."""
 
-IDENTIFY: Final = Statement(
-    "select pg_current_xact_id_if_assigned()::text, pg_backend_pid(), pg_stat_get_bgwriter_stat_reset_time()::text"
+INCARNATION: Final = (
+    "case when pg_is_in_recovery() then null"
+    " else left(pg_walfile_name(pg_current_wal_insert_lsn()), 8)"
+    " || ' ' || extract(epoch from pg_stat_get_bgwriter_stat_reset_time()) end"
 )
-"""What it takes to ask for this transaction's fate later: its id, its backend, and the server's incarnation.
+"""What is another value after every event in which a server may give out the id of a lost transaction again.
 
-After a crash or a failover the id of a lost transaction is handed out again. Both discard the server's cumulative
-statistics, so a reset time that is still the same proves that neither has happened in between.
+A failover begins a new timeline, and a crash discards the cumulative statistics; a restart in good order changes
+neither. The one without the other proves nothing: a standby may have come by the primary's statistics when it was
+made, and a crash keeps the timeline.
+
+Source: PostgreSQL manual, "Timelines" and "The Cumulative Statistics System" ("Statistics Collection Configuration").
 """
+
+IDENTIFY: Final = Statement(
+    f"select pg_current_xact_id_if_assigned()::text as xid, pg_backend_pid() as pid, {INCARNATION} as incarnation"
+)
+"""What it takes to ask for this transaction's fate later."""
 
 TRANSACTION_TIMEOUT_SINCE: Final = 170000
 """First server version that knows `transaction_timeout`."""
@@ -43,7 +53,7 @@ class Identity:
     Attributes:
         xid: Its 64-bit id, as text.
         backend_pid: Process id of its backend on the server.
-        incarnation: When the server last lost its statistics; another value means that the id may have been reused.
+        incarnation: The server's `INCARNATION`; another value means that the id may have been given out again.
     """
 
     xid: str
@@ -56,10 +66,7 @@ def read_identity(result: Result | None) -> Identity | None:
     if result is None:
         return None
     row = result.rows()[0]
-    xid = row["pg_current_xact_id_if_assigned"]
-    if xid is None:
-        return None
-    return Identity(xid, row["pg_backend_pid"], row["pg_stat_get_bgwriter_stat_reset_time"])
+    return None if row["xid"] is None else Identity(row["xid"], row["pid"], row["incarnation"])
 
 
 @lru_cache(maxsize=32)

@@ -11,14 +11,14 @@ from typing import Final
 
 from ..drivers.psycopg import Connection, Endpoint, Statement
 from ..errors import DataError
-from .commands import Identity
+from .commands import INCARNATION, Identity
 
 POLL_INTERVAL_S: Final = 0.05
 GRACE_S: Final = 2.0
 """Seconds that a COMMIT may go on by itself before its backend is ended, so that the question has an answer."""
 
 _ASK: Final = (
-    "select pg_is_in_recovery() as in_recovery, pg_stat_get_bgwriter_stat_reset_time()::text as incarnation,"
+    f"select {INCARNATION} as incarnation,"
     " case when pg_is_in_recovery() then null else pg_xact_status(%s::text::xid8) end as status"
 )
 _END_ORPHAN: Final = (
@@ -76,7 +76,7 @@ async def _ask(connection: Connection, identity: Identity, *, end_orphan: bool, 
         return Fate.ABORTED if getattr(exchange.error, "sqlstate", None) == "22023" else None
     answer = exchange.results[0]
     row = None if answer is None else answer.first()
-    if row is None or row["in_recovery"]:
+    if row is None or row["status"] is None:
         return None
     if row["status"] == "aborted":
         return Fate.ABORTED
