@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import select
 import socket
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
@@ -178,13 +179,18 @@ class WatchedConnection(AsyncConnection[Any]):
         pgconn = self.pgconn
         receiver = self._receiver
         try:
-            pgconn.consume_input()
-            if receiver is None:
-                # Idle: a notice, a notification, a changed setting, or the server's farewell.
-                pgconn.is_busy()
-                self.refresh_transformer()
-            elif receiver.receive():
-                self._land(receiver)
+            while True:
+                pgconn.consume_input()
+                if receiver is None:
+                    # Idle: a notice, a notification, a changed setting, or the server's farewell.
+                    pgconn.is_busy()
+                    self.refresh_transformer()
+                elif receiver.receive():
+                    self._land(receiver)
+                    break
+                if not self._has_hung_up():
+                    break
+                # uvloop tells of a reset connection once and never again: read on to the end of it now.
         except e.Error as error:
             self._lose(error)
             return
@@ -193,6 +199,12 @@ class WatchedConnection(AsyncConnection[Any]):
             if pgconn.notify_handler:
                 pgconn.notify_handler(notification)
             notification = pgconn.notifies()
+
+    def _has_hung_up(self) -> bool:
+        """Whether the other side has closed or reset the connection, though there may be more of it to read."""
+        poll = select.poll()
+        poll.register(self._fd, 0)  # errors and the end of the connection are always told
+        return bool(poll.poll(0))
 
     def _on_writable(self) -> None:
         try:
