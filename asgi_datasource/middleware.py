@@ -27,6 +27,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from .config import Config
 from .errors import ClientDisconnected, ConfigError, DataError, DataErrorKind
 from .inbox import Inbox
+from .paths import route_path
 from .registry import DataSourceRegistry, compile
 from .session import SCOPE_KEY, DataSession, SessionHolder, deadline_passed
 from .tenancy import Answer, Resolution, Tenant, TenantResolver
@@ -181,7 +182,7 @@ class DataSourceMiddleware:
             return
         scope = dict(scope)
         session = registry.make_session(
-            tenant, scope=scope, method="WEBSOCKET", policy=registry.statement_policy, path=scope["path"]
+            tenant, scope=scope, method="WEBSOCKET", policy=registry.statement_policy, path=route_path(scope)
         )
         scope[SCOPE_KEY] = session
         token = current_runner.set(session)
@@ -246,7 +247,7 @@ class RequestGuard:
                 scope=scope,
                 method=scope["method"],
                 policy=self.registry.policy,
-                path=scope["path"],
+                path=route_path(scope),
                 started=self._started,
                 owner=self,
                 outer=None if self._outer is None else self._outer.session,

@@ -6,7 +6,19 @@ import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
+from starlette.types import Scope
+
 from .plan import NO_RULE, RouteRule
+
+
+def route_path(scope: Scope) -> str:
+    """The path as the application's routes know it: without `root_path`, where it is mounted or its tenant stands."""
+    path: str = scope["path"]
+    root: str = scope.get("root_path", "")
+    if not root or not path.startswith(root):
+        return path
+    rest = path[len(root) :]
+    return path if rest and not rest.startswith("/") else rest or "/"
 
 
 class PathPrefixes:
