@@ -99,6 +99,7 @@ app: Final = Starlette(
         Middleware(FrontDoor),
         Middleware(live.Watch, feed=feed),
         Middleware(DataSourceMiddleware, config=HERE / "datasource.yaml"),
+        Middleware(live.NameSpan),
     ],
     exception_handlers={HTTPException: desk.explain_refusal},
     lifespan=lifespan,

@@ -158,8 +158,25 @@ class Watch:
                 raise
             finally:
                 _current.reset(token)
-                route = scope.get("route")
-                if route is not None:
-                    span.update_name(f"{scope['method']} {route.path}")
-                    span.set_attribute("http.route", route.path)
                 self._feed.end(record)
+
+
+class NameSpan:
+    """ASGI middleware: names the request's span after its route, which is known once the application has been called.
+
+    Inside of `DataSourceMiddleware`: where the path names the tenant, the application has a scope of its own.
+    """
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Call the application; then name the span."""
+        try:
+            await self._app(scope, receive, send)
+        finally:
+            route = scope.get("route")
+            if route is not None and scope["type"] == "http":
+                span = trace.get_current_span()
+                span.update_name(f"{scope['method']} {route.path}")
+                span.set_attribute("http.route", route.path)

@@ -149,6 +149,18 @@ class Smoke:
         expect(served in ("r1 (balanced)", "r2 (balanced)"), f"served by {served}")
         return f"POST /flights/search: {served}"
 
+    async def named(self) -> str:
+        """The airline in the header, the path or the host: the same answer, by the same rules."""
+        wish = {"date": DAY, "limit": 3}
+        by_header = await self.ok("9e", "POST", "/flights/search", wish)
+        by_path = await self._client.post("/t/9e/flights/search", json=wish)
+        by_host = await self._client.post("/flights/search", json=wish, headers={"Host": "9e.localhost"})
+        for way, answer in (("path", by_path), ("host", by_host)):
+            expect(answer.text == by_header.text, f"by {way}: {answer.status_code} {answer.text[:100]}")
+            served = answer.headers["x-served-by"]
+            expect(served.endswith("(balanced)"), f"by {way}: served by {served}")
+        return "9e by X-Tenant, /t/9e and 9e.localhost"
+
     async def writes(self) -> str:
         """Read, write, read: replica, primary, primary; for each way of keeping airlines apart."""
         for tenant in ("ua", "dl", "mq"):
@@ -352,6 +364,7 @@ class Smoke:
         ("reads take turns on the replicas", reads),
         ("one request, one replica", one_server),
         ("a POST that reads", search),
+        ("an airline by header, path or host", named),
         ("writes go to the primary", writes),
         ("a request sees its own writes", own_writes),
         ("airlines apart, under load", apart),
@@ -386,6 +399,6 @@ async def check_all(address: str, cluster: EmbeddedCluster, flights: int, consol
                 is_good = False
                 failures += 1
             spent = time.monotonic() - started
-            console.say(f"  {console.good_or_bad(is_good)} {title:<33} {told:<66} {spent:5.1f} s")
+            console.say(f"  {console.good_or_bad(is_good)} {title:<35} {told:<66} {spent:5.1f} s")
     console.say(f"\n  {len(Smoke.CHECKS) - failures} of {len(Smoke.CHECKS)} checks passed")
     return 1 if failures else 0

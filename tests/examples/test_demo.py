@@ -16,6 +16,10 @@ from pathlib import Path
 import httpx
 import pytest
 
+from asgi_datasource.testing import EmbeddedCluster
+from starlette_app.demo import Console
+from starlette_app.smoke import check_all
+
 from .otlp_collector import Collector, ReceivedSpan
 
 REPOSITORY = Path(__file__).parents[2]
@@ -234,6 +238,20 @@ def test_it_ends_cleanly(number: signal.Signals) -> None:
     assert wait_until(lambda: not any(map(is_running, processes)), 5)
 
 
+def test_it_ends_cleanly_while_it_sets_up() -> None:
+    process = start("--port", "0")
+    assert process.stdout
+    assert "a primary and two replicas" in process.stdout.readline()
+    processes = family(process.pid)
+    process.terminate()
+    output = process.stdout.read()
+    assert process.wait(timeout=30) == 0
+    assert "Nothing is left running" in output
+    assert "open" not in output
+    assert wait_until(lambda: not any(map(is_running, processes)), 5)
+    process.stdout.close()
+
+
 def test_nothing_is_left_when_it_is_killed() -> None:
     with running() as demo:
         processes = family(demo.process.pid)
@@ -249,6 +267,16 @@ def test_a_taken_port_is_named() -> None:
     assert process.returncode == 1
     assert "cannot listen on 127.0.0.1:" in output
     assert "--port 0" in output
+
+
+async def test_smoke_says_what_does_not_hold(demo: Demo, capsys: pytest.CaptureFixture[str]) -> None:
+    # Another cluster than the one that the desk uses, not even started, and another number of flights.
+    status = await check_all(demo.address, EmbeddedCluster(replicas=2), 1, Console())
+    output = capsys.readouterr().out
+    assert status == 1
+    assert re.search(r"ok +reads take turns on the replicas", output)
+    assert re.search(r"FAIL +airlines apart, under load +6,262 flights seen, 1 loaded", output)
+    assert re.search(r"FAIL +no primary +ClusterError", output)
 
 
 def test_smoke() -> None:
