@@ -211,7 +211,6 @@ class RequestGuard:
     _session: DataSession | None = None
     _inbox: Inbox | None = None
     _stopped_by: DataError | None = None
-    _task: asyncio.Task[Any] | None = None
     _cancellations = 0
     _timer: asyncio.TimerHandle | None = None
     _watch_timer: asyncio.TimerHandle | None = None
@@ -234,6 +233,8 @@ class RequestGuard:
         self._raw_send = send
         self._started = started
         self._outer = outer
+        # The application's own task: the first statement may come from a child of it.
+        self._task = asyncio.current_task()
 
     @property
     def session(self) -> DataSession:
@@ -411,7 +412,6 @@ class RequestGuard:
     def first_statement(self, session: DataSession) -> None:
         """The session comes into use: from here on there is something to protect, so the watches are set."""
         loop = asyncio.get_running_loop()
-        self._task = asyncio.current_task()
         deadline = session.deadline()
         if deadline is not None:
             self._timer = loop.call_at(deadline, self._deadline_passed)
