@@ -47,10 +47,12 @@ class Block:
         read_only: bool,
         isolation: Isolation | None,
         takes_savepoint: bool = True,
+        deadline: float | None = None,
     ) -> None:
         self._session = session
         self._takes_savepoint = takes_savepoint
         self._read_only = read_only
+        self._deadline = deadline
         self.isolation = isolation
         self.lock = asyncio.Lock()
         self.parent: Block | None = None
@@ -77,7 +79,8 @@ class Block:
         self._hooks_before = session.hook_count
         outer = current_frame.get()
         options = TransactionOptions(read_only=self._read_only, isolation=self.isolation)
-        frame = Frame(options, self, None if outer is None else outer.deadline)
+        deadline = self._deadline if self._deadline is not None or outer is None else outer.deadline
+        frame = Frame(options, self, deadline)
         self._tokens = (current_block.set(self), current_frame.set(frame))
         return session
 
@@ -122,6 +125,9 @@ class Block:
                 return BlockKind.SHARE
             self.savepoint = session.next_savepoint()
             transaction.pending.append(commands.savepoint(self.savepoint))
+            if self._read_only:
+                # Releasing the savepoint, or rolling back to it, restores the mode.
+                transaction.pending += commands.READ_ONLY
             return BlockKind.SAVEPOINT
         if self._read_only:
             # Where the whole route is one snapshot, the block is a part of it.
@@ -138,6 +144,11 @@ class Block:
     def is_transactional(self) -> bool:
         """Whether a write inside it waits for its end, or for that of a block around it."""
         return any(block.kind in (BlockKind.TRANSACTION, BlockKind.SAVEPOINT) for block in self.with_parents())
+
+    @property
+    def is_guarded(self) -> bool:
+        """Whether what runs inside is READ ONLY by a savepoint in a transaction that writes."""
+        return any(block._read_only and block.kind is BlockKind.SAVEPOINT for block in self.with_parents())
 
     def with_parents(self) -> list[Block]:
         """This block and those around it, outermost first."""

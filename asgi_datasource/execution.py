@@ -93,6 +93,9 @@ class Executor:
         Raises:
             DataError: They failed, or no server could be reached; what can safely run elsewhere has been tried there.
         """
+        for statement in statements:
+            if statement.may_end_transaction:
+                return await self._read_in_block(statements, deadline=deadline, is_strong=is_strong)
         attempt = _Attempt()
         while True:
             endpoint, connection = await self._connect(AccessIntent.READ, attempt, deadline, is_strong=is_strong)
@@ -176,6 +179,16 @@ class Executor:
             results = exchange.answers(len(head), len(statements))
             await transaction.check_still_open(results)
             return Opened(transaction, results)
+
+    async def _read_in_block(
+        self, statements: Sequence[Statement], *, deadline: float | None, is_strong: bool
+    ) -> list[Result]:
+        """Read in an explicit transaction: a COMMIT from inside would end an implicit one, READ ONLY and tenant too."""
+        opened = await self.begin(statements, deadline=deadline, read_only=True, isolation=None, is_strong=is_strong)
+        await opened.transaction.rollback("end of the read")
+        if opened.error is not None:
+            raise opened.error from opened.error.__cause__
+        return opened.results
 
     def note_transaction(self, transaction: Transaction, intent: AccessIntent) -> None:
         """Record that a statement goes to the transaction that is open already."""

@@ -7,6 +7,7 @@ request (`transaction/`). The statements themselves run in `execution.py`.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, MutableMapping, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from enum import StrEnum
@@ -25,13 +26,13 @@ from .plan import NO_RULE, Plan, RouteRule, SessionPolicy, make_plan
 from .routing import AccessIntent, ReadAfterWritePin, Route
 from .tenancy import Tenant
 from .transaction import (
+    LOAN,
     Frame,
     Hook,
     Hooks,
     Isolation,
     Transaction,
     TransactionOptions,
-    commands,
     current_frame,
     current_runner,
     options_of,
@@ -441,7 +442,7 @@ class DataSession:
             return await call()
         if self.is_managed and not options.read_only:
             return await call()
-        async with Block(self, read_only=options.read_only, isolation=options.isolation):
+        async with Block(self, read_only=options.read_only, isolation=options.isolation, deadline=frame.deadline):
             try:
                 return await call()
             except Exception as error:
@@ -690,7 +691,10 @@ class DataSession:
             self._owner.first_statement(self)
 
     async def _dispatch(self, statements: Sequence[Statement], intent: AccessIntent, plan: Plan) -> list[Result]:
+        if plan.read_only and intent is AccessIntent.WRITE:
+            raise DataError(DataErrorKind.READ_ONLY, "the transaction is read only")
         executor = cast("Executor", self._executor)
+        block = self.innermost_block()
         transaction = self._transaction
         if transaction is None and self._snapshot is not None:
             if intent is AccessIntent.WRITE:
@@ -704,14 +708,16 @@ class DataSession:
             if transaction.read_only and intent is AccessIntent.WRITE:
                 raise DataError(DataErrorKind.READ_ONLY, "the transaction is read only")
             executor.note_transaction(transaction, intent)
-            return await transaction.run(statements, deadline=plan.deadline, as_read=intent is AccessIntent.READ)
-        block = self.innermost_block()
+            return await transaction.run(
+                statements,
+                deadline=plan.deadline,
+                as_read=intent is AccessIntent.READ,
+                is_guarded=block is not None and block.is_guarded,
+            )
         if block is not None and block.kind is BlockKind.SNAPSHOT:
             return await self._open(statements, plan, block, read_only=True, is_snapshot=True)
         if intent is AccessIntent.READ and not plan.read_only:
             return await executor.read(statements, deadline=plan.deadline, is_strong=plan.is_strong)
-        if plan.read_only and intent is AccessIntent.WRITE:
-            raise DataError(DataErrorKind.READ_ONLY, "the transaction is read only")
         if self.writers is not None and intent is AccessIntent.WRITE:
             self.writers.claim(self)
         if plan.is_managed or (block is not None and block.is_transactional):
@@ -793,15 +799,19 @@ class DataSession:
         in_write = self._transaction is not None and not self._transaction.read_only
         # In a transaction that writes, READ ONLY needs a savepoint to end with.
         async with Block(self, read_only=is_read, isolation=None, takes_savepoint=is_read and in_write):
-            await self.run(commands.READ_ONLY if is_read and in_write else (), AccessIntent.READ if is_read else None)
+            await self.run((LOAN,), AccessIntent.READ if is_read else None)
             transaction = cast("Transaction", self.transaction_in_use)
-            transaction.is_dirty = True
             view = transaction.connection.view()
             try:
                 yield view
-            finally:
+            except BaseException:
                 view.expire(_OUTLIVED)
-                await transaction.take_back()
+                # What it has to say is in the way of nothing: the transaction says it to whoever goes on with it.
+                with contextlib.suppress(DataError):
+                    await transaction.take_back()
+                raise
+            view.expire(_OUTLIVED)
+            await transaction.take_back()
 
     # -- the end
 

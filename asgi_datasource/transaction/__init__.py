@@ -5,9 +5,10 @@ from .annotation import AnnotatedRunner, Frame, current_frame, current_runner, o
 from .hooks import Hook, Hooks
 from .options import Isolation, OutcomeEntry, OutcomeRule, TransactionOptions, parse_isolation
 from .state import MOVES, IllegalMove, TxState, check_move
-from .unit import Transaction, refuse_transaction_command, unexpected_rollback
+from .unit import LOAN, Transaction, refuse_transaction_command, unexpected_rollback
 
 __all__ = [
+    "LOAN",
     "MOVES",
     "AnnotatedRunner",
     "Frame",

@@ -122,14 +122,17 @@ def _annotate(function: Callable[..., Any], options: TransactionOptions) -> Any:
         @functools.wraps(function)
         async def run_async(*args: Any, **kwargs: Any) -> Any:
             frame = _frame(options, run_async)
-            token = current_frame.set(frame)
-            try:
-                runner = current_runner.get()
-                if runner is None:
+
+            async def call() -> Any:
+                token = current_frame.set(frame)
+                try:
                     return await function(*args, **kwargs)
-                return await runner.run_annotated(frame, functools.partial(function, *args, **kwargs))
-            finally:
-                current_frame.reset(token)
+                finally:
+                    current_frame.reset(token)
+
+            runner = current_runner.get()
+            # What surrounds the call is decided by what holds outside of it.
+            return await (call() if runner is None else runner.run_annotated(frame, call))
 
         setattr(run_async, _ATTRIBUTE, options)
         return run_async

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
-from typing import Final
+from collections.abc import Coroutine, Sequence
+from typing import Any, Final
 
 from opentelemetry.trace import Span
 
@@ -24,6 +24,13 @@ READ_GUARD: Final = (Statement("savepoint ads_read", prepare=False), *commands.R
 The subtransaction gives READ ONLY its end: releasing or rolling back to the savepoint restores the mode.
 """
 READ_GUARD_END: Final = Statement("release savepoint ads_read", prepare=False)
+
+LOAN: Final = Statement("savepoint ads_loan", prepare=False)
+"""In front of what a borrower of the connection sends. Not a part of any other transaction than this one: where
+COMMIT AND CHAIN or ROLLBACK AND CHAIN has put another in its place, without the tenant, it cannot be released."""
+LOAN_END: Final = Statement("release savepoint ads_loan", prepare=False)
+LOAN_END_LIMIT_S: Final = 5.0
+"""Seconds that releasing it may take."""
 
 
 class Transaction:
@@ -55,8 +62,6 @@ class Transaction:
         self.state = TxState.ACTIVE
         self.pending: list[Statement] = []
         """SAVEPOINT and RELEASE that wait for the next statement's round trip."""
-        self.is_dirty = False
-        """A statement changed something that outlives the transaction; the connection is reset before it goes back."""
         self._control: asyncio.Task[None] | None = None
         self._background = background
         self._is_traced = is_traced
@@ -71,7 +76,12 @@ class Transaction:
         return self.state in (TxState.ACTIVE, TxState.DOOMED)
 
     async def run(
-        self, statements: Sequence[Statement], *, deadline: float | None, as_read: bool = False
+        self,
+        statements: Sequence[Statement],
+        *,
+        deadline: float | None,
+        as_read: bool = False,
+        is_guarded: bool = False,
     ) -> list[Result]:
         """Send statements in one round trip.
 
@@ -79,6 +89,7 @@ class Transaction:
             statements: What to send.
             deadline: Event-loop time at which the server is asked to stop.
             as_read: They have read intent: refused by the server when they write.
+            is_guarded: They run in a savepoint that is READ ONLY already.
 
         Returns:
             A result for each.
@@ -88,10 +99,10 @@ class Transaction:
         """
         await self._control_done()
         self._check_usable()
-        guard = as_read and not self.read_only
+        guard = as_read and not self.read_only and not is_guarded
         if not statements and not self.pending:
             return []
-        learn = not guard and not self.read_only and self.identity is None
+        learn = not as_read and not self.read_only and self.identity is None
         batch = list(self.pending)
         if guard:
             batch += READ_GUARD
@@ -114,9 +125,11 @@ class Transaction:
 
     def forget_pending_savepoint(self, name: str) -> bool:
         """A block ends before any statement in it was sent: its savepoint need not be. True where that was so."""
-        before = len(self.pending)
-        self.pending = [statement for statement in self.pending if statement.text != f"savepoint {name}"]
-        return len(self.pending) < before
+        for index, statement in enumerate(self.pending):
+            if statement.text == f"savepoint {name}":
+                del self.pending[index:]
+                return True
+        return False
 
     async def rollback_to(self, name: str, *, deadline: float | None) -> None:
         """Undo everything since a savepoint and forget it; the transaction goes on.
@@ -124,13 +137,17 @@ class Transaction:
         Raises:
             DataError: The connection was lost; nothing is left to go on with.
         """
+        await self._run_control(self._rollback_to(name, deadline))
+
+    async def _run_control(self, work: Coroutine[Any, Any, None]) -> None:
         # In a task of its own, so that a cancelled caller leaves no half of it; whoever comes next waits for it.
-        self._control = self._background.spawn(self._rollback_to(name, deadline))
+        self._control = self._background.spawn(work)
         await asyncio.shield(self._control)
 
     async def _control_done(self) -> None:
-        if self._control is not None and not self._control.done():
-            await asyncio.wait({self._control})
+        control = self._control
+        if control is not None and not control.done() and control is not asyncio.current_task():
+            await asyncio.wait({control})
 
     async def _rollback_to(self, name: str, deadline: float | None) -> None:
         self.pending.clear()
@@ -145,14 +162,35 @@ class Transaction:
         Raises:
             DataError: QUERY: the borrower ended the transaction.
         """
-        if not self.is_open:
-            return
-        if self.connection.is_in_transaction:
-            return
-        if self.connection.has_failed_transaction:
+        if self.is_open:
+            await self._run_control(self._take_back())
+
+    async def _take_back(self) -> None:
+        connection = self.connection
+        error = refuse_transaction_command("COMMIT or ROLLBACK")
+        if connection.closed:
+            error = DataError(
+                DataErrorKind.CONNECTION, f"the connection to {self.endpoint.label} was lost while it was borrowed"
+            )
+        elif connection.is_midway:
+            error = DataError(
+                DataErrorKind.QUERY,
+                "an operation on the borrowed connection was cut short, and the transaction rolled back",
+            )
+        elif connection.has_failed_transaction:
             self.failure = DataError(DataErrorKind.QUERY, "a statement on the borrowed connection failed")
             return
-        await self.check_still_open(())
+        elif connection.is_in_transaction:
+            limit = asyncio.get_running_loop().time() + LOAN_END_LIMIT_S
+            exchange = await connection.exchange([LOAN_END], deadline=limit)
+            if exchange.error is None:
+                return
+            if exchange.is_lost or exchange.timed_out:
+                raise await self.fail(exchange, is_write=False) from exchange.error
+        self.failure = error
+        self._move(TxState.ROLLED_BACK)
+        await self._give_back_rolled_back(error.message)
+        raise error
 
     async def check_still_open(self, results: Sequence[Result]) -> None:
         """Make sure that no statement has ended or replaced the transaction.
@@ -343,7 +381,7 @@ class Transaction:
 
     async def _give_back(self) -> None:
         await self._control_done()
-        await self.endpoint.reclaim(self.connection, reset=self.is_dirty)
+        await self.endpoint.reclaim(self.connection)
 
     def _start_span(self, name: str) -> Span | None:
         return telemetry.start_client_span(name, self.endpoint.attributes) if self._is_traced else None

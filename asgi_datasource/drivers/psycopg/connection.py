@@ -46,6 +46,8 @@ class Connection(WatchedConnection):
         self._timer_at = 0.0
         self.has_changed_schema = False
         """A statement of the open transaction created, changed or dropped something."""
+        self.needs_reset = False
+        """Something may have been changed that outlives a transaction; undone before it is lent again."""
         self.plans = StatementCache()
         self.server_version = self.pgconn.server_version
         """As libpq reports it: 180004."""
@@ -61,6 +63,12 @@ class Connection(WatchedConnection):
     def is_usable(self) -> bool:
         """Whether it is open and nothing is under way on it."""
         return self.pgconn.status != BAD and self._receiver is None and not self._foreign_waits
+
+    @property
+    def is_midway(self) -> bool:
+        """Whether psycopg is, or was left, in the middle of one of its own operations."""
+        pgconn = self.pgconn
+        return bool(self._foreign_waits or pgconn.transaction_status == _ACTIVE or pgconn.pipeline_status)
 
     @property
     def is_idle(self) -> bool:
@@ -158,6 +166,8 @@ class Connection(WatchedConnection):
             converted = convert(statement.query, transformer, has_params=params is not None)
             if converted.is_client_copy:
                 raise ProgrammingError(COPY_REFUSED)
+            if converted.outlives_transaction:
+                self.needs_reset = True
             text = converted.text
             values = formats = None
             types: tuple[int, ...] = ()
@@ -249,19 +259,21 @@ class Connection(WatchedConnection):
             self._waiter = None
             timer.cancel()
 
-    async def settle(self, *, limit_s: float = CANCEL_LIMIT_S, reset: bool = False) -> bool:
+    async def settle(self, *, limit_s: float = CANCEL_LIMIT_S) -> bool:
         """Bring a connection in any state back to idle: cancel, drain to the Sync, roll back. Otherwise cut it.
+
+        Where `needs_reset` is set, also discard what outlives a transaction: settings, temporary tables, prepared
+        statements, locks.
 
         Args:
             limit_s: Seconds for the rollback, and for the reset.
-            reset: Also discard what outlives a transaction: settings, temporary tables, prepared statements, locks.
 
         Returns:
             Whether it can be used again.
         """
         if self._foreign_waits:
             await self._end_foreign_waits()
-        if self._receiver is None and not self._is_gone and self._is_left_midway():
+        if self._receiver is None and not self._is_gone and self.is_midway:
             # psycopg was cancelled in the middle of one of its own operations.
             self._receiver = drain = Drain(self.pgconn)
             try:
@@ -273,16 +285,15 @@ class Connection(WatchedConnection):
             await self._stop(self._receiver)
         if not self._is_gone and not self.is_idle:
             await self.exchange((_ROLLBACK,), deadline=self._loop.time() + limit_s)
-        if reset and not self._is_gone and self.is_idle:
+        if self.needs_reset and not self._is_gone and self.is_idle:
             discarded = await self.exchange((_DISCARD,), deadline=self._loop.time() + limit_s)
-            if discarded.error is not None and not self._is_gone:
+            if discarded.error is None:
+                self.needs_reset = False
+            elif not self._is_gone:
                 self.cut("the connection could not be reset")
         if not self._is_gone and not self.is_idle:
             self.cut("the transaction could not be rolled back")
         return not self._is_gone
-
-    def _is_left_midway(self) -> bool:
-        return self.pgconn.transaction_status == _ACTIVE or bool(self.pgconn.pipeline_status)
 
     async def _end_foreign_waits(self) -> None:
         """A task still waits in one of psycopg's operations: make it end."""
@@ -298,6 +309,8 @@ class Connection(WatchedConnection):
         """This connection as an ordinary psycopg one, for as long as its user may have it."""
         from .view import ConnectionView
 
+        # What its user sends does not pass through here.
+        self.needs_reset = True
         return ConnectionView(self)
 
 

@@ -156,19 +156,18 @@ class Endpoint:
 
     async def release(self, connection: Connection) -> None:
         """Give back a connection that is idle. Never waits, so no cancellation can come in between."""
-        self.release_nowait(connection)
+        if connection.needs_reset:
+            self._spawn(self.reclaim(connection))
+        else:
+            self.release_nowait(connection)
 
-    async def reclaim(self, connection: Connection, *, reset: bool = False) -> None:
+    async def reclaim(self, connection: Connection) -> None:
         """Give back a connection in any state: what runs on it is cancelled, an open transaction rolled back.
 
         Bounded, whatever the server does: a connection that does not come to rest is cut. Raises nothing of its own.
-
-        Args:
-            connection: The connection.
-            reset: Also discard what outlives a transaction: settings, temporary tables, prepared statements, locks.
         """
         try:
-            await connection.settle(reset=reset)
+            await connection.settle()
         except Exception as error:
             # Nobody could do anything about it; the connection is replaced.
             logger.warning("%s: a connection could not be brought to rest", self.label, exc_info=error)

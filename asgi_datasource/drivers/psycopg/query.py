@@ -16,6 +16,7 @@ from psycopg.abc import Transformer
 from psycopg.adapt import PyFormat
 from psycopg.errors import UndefinedParameter
 
+from . import effects
 from .client_copy import is_client_copy
 
 Query = str | bytes | sql.Composable
@@ -69,6 +70,12 @@ class Statement:
             return query
         return query.as_string() if isinstance(query, sql.Composable) else query.decode("utf-8", "replace")
 
+    @property
+    def may_end_transaction(self) -> bool:
+        """Whether it may commit from inside, as CALL and DO can where no explicit BEGIN keeps them from it."""
+        query = self.query
+        return _may_end_transaction(query if isinstance(query, str | bytes) else self.text)
+
     def __repr__(self) -> str:
         # Parameters stay out: they are data.
         return f"Statement({self.text!r})"
@@ -77,7 +84,7 @@ class Statement:
 class ConvertedQuery:
     """A text in the server's terms."""
 
-    __slots__ = ("count", "formats", "is_client_copy", "names", "text")
+    __slots__ = ("count", "formats", "is_client_copy", "names", "outlives_transaction", "text")
 
     def __init__(self, text: bytes, formats: Sequence[PyFormat], names: Sequence[str] | None, count: int) -> None:
         self.text = text
@@ -89,6 +96,8 @@ class ConvertedQuery:
         """The mapping's key for each placeholder; None for positional ones."""
         self.is_client_copy = is_client_copy(text)
         """COPY from or to the client, which has a protocol of its own."""
+        self.outlives_transaction = effects.outlives_transaction(text)
+        """It may change something of the session that the end of the transaction does not undo."""
 
     def order(self, params: Params) -> Sequence[object]:
         """The values in the order of the placeholders.
@@ -155,6 +164,11 @@ def _as_text(query: Query, transformer: Transformer) -> str | bytes:
     if isinstance(query, str | bytes):
         return query
     raise TypeError(f"a query is str, bytes or composed by psycopg.sql, got {type(query).__qualname__}")
+
+
+@lru_cache(maxsize=2048)
+def _may_end_transaction(text: str | bytes) -> bool:
+    return effects.may_end_transaction(text.encode("utf-8", "replace") if isinstance(text, str) else text)
 
 
 _PLACEHOLDER: Final = re.compile(
