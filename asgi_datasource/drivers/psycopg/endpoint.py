@@ -154,6 +154,19 @@ class Endpoint:
             if give_up_at is None:
                 give_up_at = asyncio.get_running_loop().time() + timeout_s
 
+    async def connect_apart(self, *, deadline: float) -> Connection:
+        """Connect outside the pool, for a question that must not wait in its queue; the caller closes the connection.
+
+        Raises:
+            DataError: CONNECTION: the server could not be reached by the deadline.
+        """
+        try:
+            async with asyncio.timeout_at(deadline):
+                return await Connection.connect(self._target.conninfo, observer=self)
+        except (Error, TimeoutError) as error:
+            reason = str(error) or "the server does not answer"
+            raise DataError(DataErrorKind.CONNECTION, f"{self.label}: cannot connect: {reason}") from error
+
     async def release(self, connection: Connection) -> None:
         """Give back a connection that is idle. Never waits, so no cancellation can come in between."""
         if connection.needs_reset:

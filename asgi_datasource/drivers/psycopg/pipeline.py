@@ -163,6 +163,9 @@ class Flight:
         elif status == _FATAL_ERROR:
             if slots is None or position >= len(slots) or slots[position] != _CLOSED:
                 error = e.error_from_result(pgresult, self._connection.transformer.encoding)
+                if error.sqlstate is None:
+                    # Not the server's word but libpq's: the connection is gone.
+                    error = OperationalError(str(error))
                 self._fail(error, position)
         elif status != _ABORTED:
             # COPY is refused before it is sent. Should one come through after all, the pipeline has no way out of it.

@@ -211,8 +211,10 @@ class WatchedConnection(AsyncConnection[Any]):
             if self.pgconn.flush():
                 return
         except e.Error:
-            # What the server said before it closed is still to be read; the reader notices the end.
-            pass
+            # libpq has read what the server said before it closed, and may have closed the socket itself: then the
+            # loop will never call the reader again.
+            self._on_readable()
+            return
         self._stop_writing()
 
     def _land(self, receiver: Receiver) -> None:

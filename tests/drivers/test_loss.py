@@ -1,0 +1,254 @@
+"""Connections that are lost: when it is noticed, what had arrived before counts, and nothing else is harmed."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+
+import psycopg
+import pytest
+
+from asgi_datasource.drivers.psycopg import Connection, Exchange, Statement
+from asgi_datasource.testing import EmbeddedCluster, FaultProxy
+
+from .conftest import Connect
+from .polling import until
+
+BEGIN = Statement("begin", prepare=False)
+COMMIT = Statement("commit", prepare=False)
+XID = Statement("select pg_current_xact_id_if_assigned()::text")
+WAL = Statement("select pg_current_wal_insert_lsn()::text")
+
+
+def scalars(exchange: Exchange) -> list[object]:
+    return [None if r is None else r.scalar() if r.returns_rows else r.status_message for r in exchange.results]
+
+
+async def pid_of(connection: Connection) -> int:
+    exchange = await connection.exchange([Statement("select pg_backend_pid()")])
+    assert exchange.results[0] is not None
+    pid = exchange.results[0].scalar()
+    assert isinstance(pid, int)
+    return pid
+
+
+async def kill(cluster: EmbeddedCluster, pid: int) -> None:
+    await cluster.primary.sql("select pg_terminate_backend(%s, 5000)", [pid])
+
+
+async def test_killed_while_idle_is_noticed_without_using_it(cluster: EmbeddedCluster, connection: Connection) -> None:
+    await kill(cluster, await pid_of(connection))
+    await until(lambda: connection.closed)
+    assert connection.broken
+    assert not connection.is_usable
+    exchange = await connection.exchange([Statement("select 1")])
+    assert isinstance(exchange.error, psycopg.OperationalError)
+    assert (exchange.is_lost, exchange.failed_at, exchange.timed_out) == (True, None, False)
+
+
+async def test_killed_and_used_before_the_loop_noticed_says_why(
+    cluster: EmbeddedCluster, connection: Connection
+) -> None:
+    pid = await pid_of(connection)
+    # Blocking, so that the event loop cannot notice before the exchange starts.
+    cluster.primary.blocking.sql("select pg_terminate_backend(%s, 5000)", [pid])
+    exchange = await connection.exchange([Statement("select 1"), Statement("select 2")])
+    assert isinstance(exchange.error, psycopg.errors.AdminShutdown)
+    assert (exchange.is_lost, exchange.failed_at) == (True, 0)
+    assert connection.closed
+
+
+async def test_killed_during_a_statement(cluster: EmbeddedCluster, connection: Connection) -> None:
+    pid = await pid_of(connection)
+    running = asyncio.ensure_future(connection.exchange([Statement("select 'a'"), Statement("select pg_sleep(30)")]))
+    await until(lambda: sleeps(cluster, pid))
+    await kill(cluster, pid)
+    exchange = await running
+    assert isinstance(exchange.error, psycopg.errors.AdminShutdown)
+    assert (exchange.is_lost, exchange.failed_at) == (True, 1)
+    assert scalars(exchange) == ["a", None]
+
+
+async def sleeps(cluster: EmbeddedCluster, pid: int) -> bool:
+    return bool(
+        await cluster.primary.value("select wait_event = 'PgSleep' from pg_stat_activity where pid = %s", [pid])
+    )
+
+
+async def test_it_may_kill_itself(connection: Connection) -> None:
+    exchange = await connection.exchange(
+        [Statement("select 1"), Statement("select pg_terminate_backend(pg_backend_pid())")]
+    )
+    assert isinstance(exchange.error, psycopg.errors.AdminShutdown)
+    assert exchange.is_lost
+
+
+async def test_the_network_is_cut_while_idle(proxy: FaultProxy, proxy_url: str, connect: Connect) -> None:
+    connection = await connect(proxy_url)
+    proxy.cut()
+    await until(lambda: connection.closed)
+    exchange = await connection.exchange([Statement("select 1")])
+    assert exchange.is_lost
+
+
+async def test_the_network_is_cut_during_a_statement(proxy: FaultProxy, proxy_url: str, connect: Connect) -> None:
+    connection = await connect(proxy_url)
+    proxy.hold()
+    running = asyncio.ensure_future(connection.exchange([Statement("select 1"), Statement("select 2")]))
+    await proxy.until_held()
+    proxy.cut()
+    exchange = await running
+    assert type(exchange.error) is psycopg.OperationalError
+    assert (exchange.is_lost, exchange.failed_at) == (True, 0)
+    assert scalars(exchange) == [None, None]
+
+
+async def test_the_xid_in_front_of_a_commit_arrives_though_its_answer_does_not(
+    proxy: FaultProxy, proxy_url: str, connect: Connect
+) -> None:
+    connection = await connect(proxy_url)
+    await connection.exchange([Statement("create table t (n int)")])
+    await connection.exchange(
+        [Statement("create function slow() returns trigger language plpgsql as 'begin perform pg_sleep(30); end'")]
+    )
+    await connection.exchange(
+        [
+            Statement(
+                "create constraint trigger slow after insert on t deferrable initially deferred"
+                " for each row execute function slow()"
+            )
+        ]
+    )
+    await connection.exchange([BEGIN, Statement("insert into t values (1)")])
+    pid = await pid_of(connection)
+    running = asyncio.ensure_future(connection.exchange([XID, COMMIT, WAL], flush_after=0))
+    other = await connect()
+    await until(lambda: is_asleep(other, pid))
+    proxy.cut()
+    exchange = await running
+    xid, commit, position = scalars(exchange)
+    assert (exchange.is_lost, exchange.failed_at) == (True, 1)
+    assert isinstance(xid, str)
+    assert (commit, position) == (None, None)
+    await other.exchange([Statement("select pg_terminate_backend(%s)", [pid])])
+
+
+async def is_asleep(other: Connection, pid: int) -> bool:
+    statement = Statement("select wait_event = 'PgSleep' from pg_stat_activity where pid = %s", [pid])
+    return scalars(await other.exchange([statement])) == [True]
+
+
+async def test_a_commit_whose_answer_came_with_the_end_of_the_stream_counts(
+    cluster: EmbeddedCluster, connection: Connection
+) -> None:
+    await connection.exchange([Statement("create table t (n int)")])
+    await connection.exchange([BEGIN, Statement("insert into t values (1)")])
+    # The server answers COMMIT and ends the session before it reads on; both lie in the socket when the loop looks.
+    exchange = await connection.exchange([COMMIT, Statement("select pg_terminate_backend(pg_backend_pid())")])
+    assert exchange.is_lost
+    assert scalars(exchange) == ["COMMIT", None]
+
+
+async def test_a_server_timeout_in_the_transaction_says_which(connection: Connection) -> None:
+    await connection.exchange([Statement("set idle_in_transaction_session_timeout = '50ms'")])
+    await connection.exchange([BEGIN])
+    await until(lambda: connection.closed)
+    exchange = await connection.exchange([Statement("select 1")])
+    assert exchange.is_lost
+
+
+async def test_a_server_that_is_silent_is_cut_off_a_second_after_the_deadline(
+    proxy: FaultProxy, proxy_url: str, connect: Connect
+) -> None:
+    connection = await connect(proxy_url)
+    proxy.freeze()
+    loop = asyncio.get_running_loop()
+    started = time.monotonic()
+    exchange = await connection.exchange([Statement("select 1")], deadline=loop.time() + 0.3)
+    assert time.monotonic() - started < 3.0
+    assert (exchange.is_lost, exchange.timed_out, exchange.failed_at) == (True, True, 0)
+    assert isinstance(exchange.error, psycopg.OperationalError)
+    assert connection.closed
+
+
+async def test_answers_that_are_there_when_the_socket_is_cut_count(
+    proxy: FaultProxy, proxy_url: str, connect: Connect
+) -> None:
+    connection = await connect(proxy_url)
+    running = asyncio.ensure_future(
+        connection.exchange([Statement("select 'there'"), Statement("select pg_sleep(30)")], flush_after=0)
+    )
+    other = await connect()
+    asleep = "select count(*) from pg_stat_activity where datname = current_database() and wait_event = 'PgSleep'"
+
+    async def is_on_its_way() -> bool:
+        return scalars(await other.exchange([Statement(asleep)])) == [1]
+
+    await until(is_on_its_way)
+    connection.cut("the test wants it so")
+    exchange = await running
+    assert exchange.is_lost
+    assert scalars(exchange)[1] is None
+    assert "the test wants it so" in str(exchange.error)
+
+
+async def test_cutting_twice_and_closing_after_it_does_no_harm(connection: Connection) -> None:
+    connection.cut("first")
+    connection.cut("second")
+    await connection.close()
+    await connection.close()
+    assert connection.closed
+
+
+async def test_a_connection_that_takes_over_the_number_of_a_dead_ones_socket_works(
+    cluster: EmbeddedCluster, connect: Connect
+) -> None:
+    """Descriptors are handed out again at once: a watch left behind would be on a stranger's socket."""
+    survivor = await connect()
+    for turn in range(30):
+        connection = await connect()
+        if turn % 3 == 0:
+            cluster.primary.blocking.sql("select pg_terminate_backend(%s, 5000)", [connection.pgconn.backend_pid])
+            assert (await connection.exchange([Statement("select 1")])).is_lost
+        elif turn % 3 == 1:
+            connection.cut("turn")
+        else:
+            await connection.close()
+        again = await connect()
+        assert scalars(await again.exchange([Statement("select 1")])) == [1]
+        assert scalars(await survivor.exchange([Statement("select 2")])) == [2]
+        await again.close()
+
+
+async def test_writing_much_to_a_server_that_dies(cluster: EmbeddedCluster, connection: Connection) -> None:
+    pid = await pid_of(connection)
+    large = Statement("select length(%s)", ["x" * 30_000_000])
+    running = asyncio.ensure_future(
+        connection.exchange([Statement("select pg_sleep(0.3)"), large, large, Statement("select pg_sleep(30)")])
+    )
+    await until(lambda: sleeps(cluster, pid))
+    await kill(cluster, pid)
+    exchange = await running
+    assert exchange.is_lost
+    assert exchange.error is not None
+
+
+@pytest.mark.parametrize("reason", ["exchange", "idle"])
+async def test_no_warning_or_descriptor_is_left_behind(
+    cluster: EmbeddedCluster, url: str, reason: str, recwarn: pytest.WarningsRecorder
+) -> None:
+    import gc
+    from pathlib import Path
+
+    before = len(list(Path("/proc/self/fd").iterdir()))
+    for _ in range(10):
+        connection = await Connection.connect(url)
+        cluster.primary.blocking.sql("select pg_terminate_backend(%s, 5000)", [connection.pgconn.backend_pid])
+        if reason == "exchange":
+            await connection.exchange([Statement("select 1")])
+        else:
+            await until(lambda one=connection: one.closed)
+        del connection
+    gc.collect()
+    assert len(list(Path("/proc/self/fd").iterdir())) <= before + 1
+    assert [str(w.message) for w in recwarn.list] == []
