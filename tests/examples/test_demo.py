@@ -281,7 +281,7 @@ async def test_smoke_says_what_does_not_hold(demo: Demo, capsys: pytest.CaptureF
 
 def test_smoke() -> None:
     process = start("--smoke")
-    output, _ = process.communicate(timeout=120)
+    output, _ = process.communicate(timeout=300)
     assert process.returncode == 0, output
     assert re.search(r"(\d+) of \1 checks passed", output), output
     assert "All is well" in output
