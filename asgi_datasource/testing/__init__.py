@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from .binaries import ClusterError
     from .cluster import ClusterState, EmbeddedCluster
-    from .live import LiveServer, RunningServer, serve
+    from .live import LiveServer, RunningServer, ServeError, serve
     from .node import Node
     from .options import ClusterOptions
     from .protocol import RoundTripCounter
@@ -27,6 +27,7 @@ __all__ = [
     "Node",
     "RoundTripCounter",
     "RunningServer",
+    "ServeError",
     "Server",
     "ServerState",
     "serve",
@@ -42,6 +43,7 @@ _HOME = {
     "Node": "node",
     "RoundTripCounter": "protocol",
     "RunningServer": "live",
+    "ServeError": "live",
     "Server": "server",
     "ServerState": "server",
     "serve": "live",

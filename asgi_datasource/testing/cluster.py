@@ -24,8 +24,8 @@ from psycopg import sql
 from . import keeper
 from .binaries import ClusterError, RunAs, find_binaries, is_reachable, run_as
 from .node import Node
-from .options import Setting
 from .server import Server
+from .settings import Setting
 from .template import ORDINARY_ROLE, Template, template
 
 _PRIMARY: Final = "primary"

@@ -13,13 +13,16 @@ from typing import Any, Final, Literal, Self
 import uvicorn
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from .binaries import ClusterError
+from .ports import HOST
 
-HOST: Final = "127.0.0.1"
 _TICK_S: Final = 0.1
 _TICKS: Final = 864000
 
 LoopKind = Literal["asyncio", "uvloop"]
+
+
+class ServeError(RuntimeError):
+    """Raised when an application does not start up; the message says why."""
 
 
 class _Uvicorn(uvicorn.Server):
@@ -91,7 +94,7 @@ async def serve(
         options: More of `uvicorn.Config`'s: `root_path`, `headers`, `ws`, `limit_concurrency`.
 
     Raises:
-        ClusterError: The application did not start; the message says why.
+        ServeError: The application did not start; the message says why.
     """
     failures: list[str] = []
     settings: dict[str, Any] = {
@@ -113,7 +116,7 @@ async def serve(
             await _first(serving, server.is_up)
             if server.should_exit or serving.done():
                 await serving
-                raise ClusterError(
+                raise ServeError(
                     f"the application did not start: {'; '.join(failures) or 'see the log of uvicorn.error'}"
                 )
             yield RunningServer(port, server)
@@ -156,7 +159,7 @@ class LiveServer:
         options: As for `serve`.
 
     Raises:
-        ClusterError: The application did not start; the message says why.
+        ServeError: The application did not start; the message says why.
     """
 
     def __init__(self, app: ASGIApp, *, loop: LoopKind = "asyncio", **options: Any) -> None:

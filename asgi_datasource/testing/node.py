@@ -9,8 +9,9 @@ from typing import Any
 from psycopg.rows import TupleRow
 
 from .binaries import Binaries, ClusterError, RunAs, run
-from .options import Setting
-from .server import HOST, Parameters, Query, Server, ServerState, StopMode, until
+from .ports import HOST
+from .server import Parameters, Query, Server, ServerState, StopMode, until
+from .settings import Setting
 from .template import ORDINARY_ROLE, SUPERUSER
 
 
@@ -166,7 +167,7 @@ class Node:
     def stream_from(self, primary: Node) -> None:
         """Write down where to stream from, through a slot that the primary must have by the time it starts."""
         self.upstream = primary
-        self.blocking.set_standby(True)
+        self.blocking.make_standby()
         url = primary.blocking.url("postgres", SUPERUSER, application_name=self.name)
         # libpq's replication connection ignores the database, and a URL is one of its two spellings.
         self.blocking.set_quietly(primary_conninfo=url, primary_slot_name=self.name)

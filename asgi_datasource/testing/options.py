@@ -6,8 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TypedDict
 
-Setting = str | int | float | bool
-"""A value of `postgresql.conf`: booleans become `on` and `off`."""
+from .settings import Setting
 
 
 class ClusterOptions(TypedDict, total=False):

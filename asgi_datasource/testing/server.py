@@ -5,9 +5,7 @@ from __future__ import annotations
 import contextlib
 import shutil
 import signal
-import socket
 import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable, Generator, Mapping, Sequence
@@ -22,42 +20,16 @@ from psycopg.rows import TupleRow
 
 from . import keeper
 from .binaries import Binaries, ClusterError, RunAs, environment
-from .options import Setting
+from .ports import HOST, reserve_port
+from .settings import Setting, base_settings, render
 from .template import ORDINARY_ROLE, SUPERUSER
 
 StopMode = Literal["fast", "smart", "immediate"]
 Query = str | sql.SQL | sql.Composed
 Parameters = Sequence[object] | Mapping[str, object]
 
-HOST: Final = "127.0.0.1"
 POLL_S: Final = 0.005
 _STOP_SIGNALS: Final[dict[str, int]] = {"fast": signal.SIGINT, "smart": signal.SIGTERM, "immediate": signal.SIGQUIT}
-
-BASE_SETTINGS: Final[dict[str, Setting]] = {
-    "listen_addresses": HOST,
-    "unix_socket_directories": "",
-    "max_connections": 100,
-    "shared_buffers": "64MB",
-    "huge_pages": "off",
-    # The files die with the cluster, so nothing ever removes what other places would keep after SIGKILL.
-    "dynamic_shared_memory_type": "mmap",
-    # The data does not outlive the run: a crash of the machine may lose it, a crash of the server does not.
-    "fsync": False,
-    "full_page_writes": False,
-    "wal_level": "replica",
-    "hot_standby": True,
-    "max_wal_senders": 10,
-    "max_replication_slots": 10,
-    # A replica that lost its primary looks again this often; the default is 5 s.
-    "wal_retrieve_retry_interval": "50ms",
-    "wal_keep_size": "256MB",
-    "min_wal_size": "32MB",
-    "checkpoint_timeout": "30min",
-    "max_logical_replication_workers": 0,
-    "timezone": "UTC",
-    "log_timezone": "UTC",
-    "log_line_prefix": "%m [%p] ",
-}
 
 
 class ServerState(StrEnum):
@@ -97,13 +69,12 @@ class Server:
         self.name = name
         self.data_dir = root / name
         self.log_file = root / f"{name}.log"
-        self.port, self._reservation = _reserve_port()
+        self.port, self._reservation = reserve_port()
         self._binaries = binaries
         self._user = user
         self._passwords = passwords
         self._defaults: dict[str, Setting] = {
-            **BASE_SETTINGS,
-            **_version_settings(binaries),
+            **base_settings(binaries.major),
             **settings,
             "port": self.port,
         }
@@ -118,10 +89,9 @@ class Server:
 
     @property
     def state(self) -> ServerState:
-        """What it is doing; a server that ended by itself is STOPPED."""
-        process = self._process
-        if process is None or process.poll() is not None:
-            return ServerState.STOPPED
+        """What it is doing. A process that has ended is STOPPED, whoever ended it."""
+        if self._state is not ServerState.STOPPED and self._process is not None and self._process.poll() is not None:
+            self._move(ServerState.STOPPED)
         return self._state
 
     @property
@@ -167,7 +137,6 @@ class Server:
         with self._lock:
             if self.state is not ServerState.STOPPED:
                 raise ClusterError(f"server {self.name!r} is {self.state.value}: it cannot be started.")
-            self._state = ServerState.STOPPED
             if self._process is not None:
                 # Somebody killed only the postmaster.
                 keeper.end_stragglers(self.data_dir)
@@ -219,22 +188,21 @@ class Server:
             process.send_signal(_STOP_SIGNALS[mode])
             if self._state is ServerState.RUNNING:
                 self._move(ServerState.STOPPING)
-            if not wait:
-                return
-            try:
-                process.wait(timeout_s)
-            except subprocess.TimeoutExpired:
-                raise ClusterError(
-                    f"server {self.name!r} still runs {timeout_s} s after a {mode} stop; a smart stop waits for the "
-                    f"clients: close them, or stop with mode 'fast'.\n{self._log_end()}"
-                ) from None
-            self._move(ServerState.STOPPED)
+        if not wait:
+            return
+        # Without the lock: a smart stop may wait for long, and `kill` must not have to.
+        try:
+            process.wait(timeout_s)
+        except subprocess.TimeoutExpired:
+            raise ClusterError(
+                f"server {self.name!r} still runs {timeout_s} s after a {mode} stop; a smart stop waits for the "
+                f"clients: close them, or stop with mode 'fast'.\n{self._log_end()}"
+            ) from None
 
     def restart(self, mode: StopMode = "fast", *, timeout_s: float = 30.0) -> None:
         """Stop and start it; also makes settings take effect that need it."""
-        with self._lock:
-            self.stop(mode, timeout_s=timeout_s)
-            self.start(timeout_s=timeout_s)
+        self.stop(mode, timeout_s=timeout_s)
+        self.start(timeout_s=timeout_s)
 
     def kill(self) -> None:
         """SIGKILL to every process of it at once, as when its machine loses power. `start` recovers it."""
@@ -244,7 +212,6 @@ class Server:
                 return
             keeper.signal_tree(process.pid, signal.SIGKILL)
             process.wait()
-            self._move(ServerState.STOPPED)
 
     def freeze(self) -> None:
         """SIGSTOP to every process of it: sockets stay open, the kernel acknowledges, nobody answers."""
@@ -270,9 +237,6 @@ class Server:
                 if self._process.poll() is None:
                     self._process.kill()
                 self._process.wait()
-            else:
-                keeper.end_server(self.data_dir)
-            self._state = ServerState.STOPPED
             self._reservation.close()
             shutil.rmtree(self.data_dir, ignore_errors=True)
 
@@ -307,14 +271,11 @@ class Server:
                     self._settings.pop(name, None)
             self._write_settings()
 
-    def set_standby(self, is_standby: bool) -> None:
-        """Let it come up as a standby or as a primary at the next start."""
+    def make_standby(self) -> None:
+        """Let it come up as a standby at the next start; the server itself undoes it when it is promoted."""
         marker = self.data_dir / "standby.signal"
-        if is_standby:
-            marker.touch(mode=0o600)
-            self._user.give(marker)
-        else:
-            marker.unlink(missing_ok=True)
+        marker.touch(mode=0o600)
+        self._user.give(marker)
 
     # -- questions ------------------------------------------------------------------------------------------------
 
@@ -441,12 +402,11 @@ class Server:
         return self._process
 
     def _write_settings(self) -> None:
-        lines = [f"{name} = {_quoted(value)}\n" for name, value in self._settings.items()]
         file = self.data_dir / "postgresql.conf"
         # Written in full beside it: the server may read it at any time.
         draft = self.data_dir / "postgresql.conf.new"
         draft.touch(mode=0o600)
-        draft.write_text("".join(lines), encoding="utf-8")
+        draft.write_text(render(self._settings), encoding="utf-8")
         self._user.give(draft)
         draft.replace(file)
 
@@ -474,31 +434,3 @@ def until(is_done: Callable[[], bool], timeout_s: float, complaint: Callable[[],
         if time.monotonic() > give_up:
             raise ClusterError(complaint())
         time.sleep(POLL_S)
-
-
-def _version_settings(binaries: Binaries) -> dict[str, Setting]:
-    # 18 would start three I/O workers for every server: more processes for data that is all in memory.
-    return {"io_method": "sync"} if binaries.major >= 18 else {}
-
-
-def _quoted(value: Setting) -> str:
-    if isinstance(value, bool):
-        return "on" if value else "off"
-    return "'" + str(value).replace("'", "''") + "'"
-
-
-def _reserve_port() -> tuple[int, socket.socket]:
-    """Find a free port and keep others away from it for as long as the returned socket is open.
-
-    The socket is bound and does not listen: connects are refused, nobody else can bind the port or be given it for an
-    outgoing connection, and PostgreSQL, which sets SO_REUSEADDR as the socket now does, can. Elsewhere than on Linux
-    the second bind would fail, so the socket is closed at once and the port is only probably ours.
-    """
-    reservation = socket.socket()
-    reservation.bind((HOST, 0))
-    port = int(reservation.getsockname()[1])
-    if sys.platform == "linux":
-        reservation.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    else:
-        reservation.close()
-    return port, reservation

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import signal
 import socket
@@ -313,3 +314,48 @@ def test_repr_shows_names_states_and_ports_but_no_password(pg_cluster: EmbeddedC
     assert "r1 (replica of primary) running" in shown
     assert pg_cluster.primary.blocking.password("app") not in shown
     assert pg_cluster.primary.blocking.password("postgres") not in shown
+
+
+STATES = [ServerState.STOPPED, ServerState.RUNNING, ServerState.FROZEN, ServerState.STOPPING]
+SAME = None
+OUTCOMES: dict[str, list[ServerState | str | None]] = {
+    # By the state before, in the order above; a string is the error, None leaves it as it is.
+    "start": [ServerState.RUNNING, "cannot be started", "cannot be started", "cannot be started"],
+    "stop": [SAME, ServerState.STOPPED, ServerState.STOPPED, ServerState.STOPPED],
+    "kill": [SAME, ServerState.STOPPED, ServerState.STOPPED, ServerState.STOPPED],
+    "freeze": ["needs it running", ServerState.FROZEN, SAME, "needs it running"],
+    "thaw": [SAME, SAME, ServerState.RUNNING, SAME],
+    "restart": [ServerState.RUNNING, ServerState.RUNNING, ServerState.RUNNING, ServerState.RUNNING],
+}
+
+
+@pytest.mark.parametrize("action", OUTCOMES)
+def test_every_action_in_every_state(action: str) -> None:
+    for before, outcome in zip(STATES, OUTCOMES[action], strict=True):
+        with EmbeddedCluster() as cluster, contextlib.ExitStack() as stack:
+            server = cluster.primary.blocking
+            if before is ServerState.STOPPED:
+                server.stop()
+            elif before is ServerState.FROZEN:
+                server.freeze()
+            elif before is ServerState.STOPPING:
+                stack.enter_context(server.connect())
+                server.stop("smart", wait=False)
+            assert server.state is before
+            if isinstance(outcome, str) and not isinstance(outcome, ServerState):
+                with pytest.raises(ClusterError, match=outcome):
+                    getattr(server, action)()
+                outcome = before
+            else:
+                getattr(server, action)()
+            assert server.state is (before if outcome is SAME else outcome)
+
+
+async def test_kill_does_not_wait_for_a_smart_stop(soon: Any) -> None:
+    async with EmbeddedCluster() as cluster:
+        async with await connect(cluster.primary.url()):
+            stopping = asyncio.create_task(cluster.primary.stop("smart"))
+            await soon(lambda: cluster.primary.state is ServerState.STOPPING)
+            await cluster.primary.kill()
+            await stopping
+        assert cluster.primary.state is ServerState.STOPPED

@@ -17,7 +17,7 @@ from starlette.requests import Request
 from starlette.responses import PlainTextResponse, StreamingResponse
 from starlette.routing import Route
 
-from asgi_datasource.testing import ClusterError, LiveServer, serve
+from asgi_datasource.testing import LiveServer, ServeError, serve
 
 
 class Desk:
@@ -124,7 +124,7 @@ def test_request_that_never_ends_is_cancelled_after_the_time_given(runner: Any) 
 
 def test_application_that_fails_to_start_raises_with_its_reason(runner: Any) -> None:
     async def body() -> None:
-        with pytest.raises(ClusterError, match=r"(?s)the application did not start: .*no database"):
+        with pytest.raises(ServeError, match=r"(?s)the application did not start: .*no database"):
             async with serve(Desk(fails_with="no database").app):
                 raise AssertionError("it was served")
 
@@ -175,5 +175,5 @@ def test_live_server_runs_in_a_thread_of_its_own(loop: Any) -> None:
 
 
 def test_live_server_raises_what_kept_the_application_from_starting() -> None:
-    with pytest.raises(ClusterError, match="no database"):
+    with pytest.raises(ServeError, match="no database"):
         LiveServer(Desk(fails_with="no database").app).start()

@@ -1,0 +1,54 @@
+"""The `postgresql.conf` of a server that lives for one test run."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Final
+
+from .ports import HOST
+
+Setting = str | int | float | bool
+"""A value of `postgresql.conf`: booleans become `on` and `off`."""
+
+_EVERY_VERSION: Final[dict[str, Setting]] = {
+    "listen_addresses": HOST,
+    "unix_socket_directories": "",
+    "max_connections": 100,
+    "shared_buffers": "64MB",
+    "huge_pages": "off",
+    # The files die with the cluster, so nothing ever removes what other places would keep after SIGKILL.
+    "dynamic_shared_memory_type": "mmap",
+    # The data does not outlive the run: a crash of the machine may lose it, a crash of the server does not.
+    "fsync": False,
+    "full_page_writes": False,
+    "wal_level": "replica",
+    "hot_standby": True,
+    "max_wal_senders": 10,
+    "max_replication_slots": 10,
+    # A replica that lost its primary looks again this often; the default is 5 s.
+    "wal_retrieve_retry_interval": "50ms",
+    "wal_keep_size": "256MB",
+    "min_wal_size": "32MB",
+    "checkpoint_timeout": "30min",
+    "max_logical_replication_workers": 0,
+    "timezone": "UTC",
+    "log_timezone": "UTC",
+    "log_line_prefix": "%m [%p] ",
+}
+
+
+def base_settings(major: int) -> dict[str, Setting]:
+    """What every server of this major version is started with, unless told otherwise."""
+    # 18 would start three I/O workers for every server: more processes for data that is all in memory.
+    return {**_EVERY_VERSION, "io_method": "sync"} if major >= 18 else dict(_EVERY_VERSION)
+
+
+def render(settings: Mapping[str, Setting]) -> str:
+    """The text of the file."""
+    return "".join(f"{name} = {_quoted(value)}\n" for name, value in settings.items())
+
+
+def _quoted(value: Setting) -> str:
+    if isinstance(value, bool):
+        return "on" if value else "off"
+    return "'" + str(value).replace("'", "''") + "'"
