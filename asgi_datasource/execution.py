@@ -174,8 +174,7 @@ class Executor:
                 error.__cause__ = exchange.error
                 transaction.failure = error
                 return Opened(transaction, [], error)
-            if not read_only:
-                transaction.identity = commands.read_identity(exchange.results[-1])
+            transaction.note_answers(exchange)
             results = exchange.answers(len(head), len(statements))
             await transaction.check_still_open(results)
             return Opened(transaction, results)

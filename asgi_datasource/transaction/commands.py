@@ -140,16 +140,12 @@ class Verdict(StrEnum):
     """No answer."""
 
 
-def judge_commit(exchange: Exchange, index: int) -> Verdict:
-    """Judge a COMMIT by its command tag, never by whether something raised.
-
-    Args:
-        exchange: COMMIT's exchange.
-        index: COMMIT's place in it.
+def judge_commit(exchange: Exchange) -> Verdict:
+    """Judge the exchange that a COMMIT stands first in: by its command tag, never by whether something raised.
 
     Source: PostgreSQL manual, COMMIT: "the command tag is ROLLBACK" for a transaction that had failed.
     """
-    result = exchange.results[index] if index < len(exchange.results) else None
+    result = exchange.results[0]
     if result is not None:
         return Verdict.COMMITTED if result.status_message == "COMMIT" else Verdict.ROLLED_BACK
     return Verdict.LOST if exchange.is_lost else Verdict.FAILED

@@ -6,6 +6,8 @@ Source: PostgreSQL manual, "Transaction ID and Snapshot Information Functions" (
 from __future__ import annotations
 
 import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from enum import StrEnum
 from typing import Final
 
@@ -14,6 +16,8 @@ from ..errors import DataError
 from .commands import INCARNATION, Identity
 
 POLL_INTERVAL_S: Final = 0.05
+POOL_WAIT_S: Final = 0.1
+"""Seconds to wait for a connection of the pool before one more is made."""
 GRACE_S: Final = 2.0
 """Seconds that a COMMIT may go on by itself before its backend is ended, so that the question has an answer."""
 
@@ -52,18 +56,39 @@ async def find_fate(endpoint: Endpoint, identity: Identity, *, timeout_s: float)
     grace_until = loop.time() + min(GRACE_S, timeout_s / 2)
     while (now := loop.time()) < deadline:
         try:
-            connection = await endpoint.acquire(deadline=deadline)
+            async with _line(endpoint, deadline=deadline) as connection:
+                fate = await _ask(connection, identity, end_orphan=now > grace_until, deadline=deadline)
         except DataError:
-            await asyncio.sleep(POLL_INTERVAL_S)
-            continue
-        try:
-            fate = await _ask(connection, identity, end_orphan=now > grace_until, deadline=deadline)
-        finally:
-            await endpoint.reclaim(connection)
+            fate = None
         if fate is not None:
             return fate
         await asyncio.sleep(POLL_INTERVAL_S)
     return Fate.UNKNOWN
+
+
+@asynccontextmanager
+async def _line(endpoint: Endpoint, *, deadline: float) -> AsyncIterator[Connection]:
+    """A connection to ask on: one of the pool's where one is free, else one more.
+
+    A request that waits for the truth must not wait behind those that wait for a connection: they may take longer.
+
+    Raises:
+        DataError: The server cannot be reached.
+    """
+    try:
+        brief = asyncio.get_running_loop().time() + POOL_WAIT_S
+        connection = await endpoint.acquire(deadline=min(brief, deadline))
+    except DataError:
+        connection = await endpoint.connect_apart(deadline=deadline)
+        try:
+            yield connection
+        finally:
+            await connection.close()
+        return
+    try:
+        yield connection
+    finally:
+        await endpoint.reclaim(connection)
 
 
 async def _ask(connection: Connection, identity: Identity, *, end_orphan: bool, deadline: float) -> Fate | None:

@@ -55,6 +55,8 @@ class Transaction:
         self.read_only = read_only
         self.isolation = isolation
         self.identity: Identity | None = None
+        """What to ask by for its fate; None while it has written nothing. Every round trip that may have written learns
+        it, so that COMMIT is never sent without."""
         self.failure: DataError | None = None
         """What made the server refuse everything but a rollback; a rollback to a savepoint clears it."""
         self.wal_position: str | None = None
@@ -102,7 +104,6 @@ class Transaction:
         guard = as_read and not self.read_only and not is_guarded
         if not statements and not self.pending:
             return []
-        learn = not as_read and not self.read_only and self.identity is None
         batch = list(self.pending)
         if guard:
             batch += READ_GUARD
@@ -110,18 +111,26 @@ class Transaction:
         batch += statements
         if guard:
             batch.append(READ_GUARD_END)
-        if learn:
-            batch.append(commands.IDENTIFY)
+        batch += self.questions
         exchange = await self._exchange(batch, statements, deadline)
         if exchange.failed_at is None or exchange.failed_at >= len(self.pending):
             self.pending.clear()
         if exchange.error is not None:
             raise await self.fail(exchange, is_write=not as_read) from exchange.error
-        if learn:
-            self.identity = commands.read_identity(exchange.results[-1])
+        self.note_answers(exchange)
         results = exchange.answers(first, len(statements))
         await self.check_still_open(results)
         return results
+
+    @property
+    def questions(self) -> Sequence[Statement]:
+        """What to send behind everything that may write."""
+        return () if self.read_only or self.identity is not None else (commands.IDENTIFY,)
+
+    def note_answers(self, exchange: Exchange) -> None:
+        """Take the answer to the `questions` that this exchange ended with."""
+        if self.questions:
+            self.identity = commands.read_identity(exchange.results[-1])
 
     def forget_pending_savepoint(self, name: str) -> bool:
         """A block ends before any statement in it was sent: its savepoint need not be. True where that was so."""
@@ -151,9 +160,11 @@ class Transaction:
 
     async def _rollback_to(self, name: str, deadline: float | None) -> None:
         self.pending.clear()
-        exchange = await self._exchange([commands.rollback_to(name), commands.release(name)], (), deadline)
+        batch = [commands.rollback_to(name), commands.release(name), *self.questions]
+        exchange = await self._exchange(batch, (), deadline)
         if exchange.error is not None:
             raise await self.fail(exchange, is_write=False) from exchange.error
+        self.note_answers(exchange)
         self.failure = None
 
     async def take_back(self) -> None:
@@ -182,8 +193,9 @@ class Transaction:
             return
         elif connection.is_in_transaction:
             limit = asyncio.get_running_loop().time() + LOAN_END_LIMIT_S
-            exchange = await connection.exchange([LOAN_END], deadline=limit)
+            exchange = await connection.exchange([LOAN_END, *self.questions], deadline=limit)
             if exchange.error is None:
+                self.note_answers(exchange)
                 return
             if exchange.is_lost or exchange.timed_out:
                 raise await self.fail(exchange, is_write=False) from exchange.error
@@ -253,38 +265,27 @@ class Transaction:
                 self._move(TxState.ROLLED_BACK)
                 await self._give_back_rolled_back("failed before commit")
             raise unexpected_rollback(cause) from cause
-        learn = self.identity is None and not self.read_only
-        batch = [commands.IDENTIFY] if learn else []
-        commit_at = len(batch)
-        batch.append(commands.COMMIT)
-        if not self.read_only:
-            batch.append(commands.WAL_POSITION)
+        batch = [commands.COMMIT] if self.identity is None else [commands.COMMIT, commands.WAL_POSITION]
         self._move(TxState.COMMITTING)
         span = self._start_span("COMMIT")
         try:
-            exchange = await connection.exchange(batch, deadline=deadline, flush_after=0 if learn else None)
+            exchange = await connection.exchange(batch, deadline=deadline)
         except BaseException:
             # Only shutdown cancels this task. The connection is closed, and the server decides by itself.
             self._move(TxState.IN_DOUBT)
             self.endpoint.discard(connection)
             self._end_span(span, "unknown")
             raise
-        verdict = commands.judge_commit(exchange, commit_at)
-        identity = self.identity
-        learned = exchange.results[0] if learn else None
-        if learned is not None:
-            identity = commands.read_identity(learned)
+        verdict = commands.judge_commit(exchange)
         try:
             if verdict is Verdict.COMMITTED:
                 self._move(TxState.COMMITTED)
-                position = exchange.results[commit_at + 1] if len(batch) > commit_at + 1 else None
-                if position is not None and identity is not None:
+                position = exchange.results[-1] if self.identity is not None else None
+                if position is not None:
                     self.wal_position = position.scalar()
                 await self._give_back()
             elif verdict is Verdict.LOST:
-                await self._resolve(
-                    exchange, identity, is_known=not learn or learned is not None, within=doubt_timeout_s
-                )
+                await self._resolve(exchange, within=doubt_timeout_s)
             else:
                 error: DataError
                 if verdict is Verdict.ROLLED_BACK:
@@ -301,17 +302,14 @@ class Transaction:
         finally:
             self._end_span(span, self._outcome())
 
-    async def _resolve(self, exchange: Exchange, identity: Identity | None, *, is_known: bool, within: float) -> None:
+    async def _resolve(self, exchange: Exchange, *, within: float) -> None:
         """The connection was lost while COMMIT ran: find out what became of it, then say so."""
         self._move(TxState.IN_DOUBT)
         await self.endpoint.reclaim(self.connection)
-        if is_known and identity is None:
-            # Nothing had been written: there is nothing to decide.
-            self._move(TxState.COMMITTED)
-            return
-        fate = Fate.UNKNOWN
-        if identity is not None:
-            fate = await find_fate(self.endpoint, identity, timeout_s=within)
+        # Where nothing was written there is nothing to decide.
+        fate = Fate.COMMITTED
+        if self.identity is not None:
+            fate = await find_fate(self.endpoint, self.identity, timeout_s=within)
         if fate is Fate.COMMITTED:
             self._move(TxState.COMMITTED)
             return
