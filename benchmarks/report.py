@@ -111,6 +111,10 @@ class Report:
                 return found.rounds
         raise KeyError((benchmark, case, side, metric))
 
+    def __contains__(self, names: tuple[str, str, str, str]) -> bool:
+        """Whether there are rounds under this benchmark, case, side and metric."""
+        return any((found.benchmark, found.case, found.side, found.metric) == names for found in self.measurements)
+
     def compare(
         self, benchmark: str, case: str, metric: str, side: str, against: str, target: Target | None = None
     ) -> Ratio:
