@@ -254,6 +254,30 @@ async def test_replica_is_promoted_and_the_others_follow_it() -> None:
         assert await old.is_standby()
 
 
+async def test_commit_that_no_replica_received_is_lost_in_a_failover() -> None:
+    async with EmbeddedCluster(replicas=1) as cluster:
+        replica = cluster.replicas["r1"]
+        await cluster.primary.sql("create table t (a int)")
+        await cluster.caught_up()
+        await replica.configure(primary_conninfo="")
+        await cluster.primary.sql("insert into t values (1)")
+        await cluster.primary.kill()
+        await replica.promote()
+        assert await replica.sql("select a from t") == []
+
+
+async def test_commit_waits_for_a_synchronous_standby_that_is_not_there(soon: Any) -> None:
+    async with EmbeddedCluster() as cluster:
+        node = cluster.primary
+        await node.sql("create table t (a int)")
+        await node.configure(synchronous_standby_names="nobody")
+        inserting = asyncio.create_task(node.sql("insert into t values (1)"))
+        waiting = "select count(*) from pg_stat_activity where wait_event = 'SyncRep'"
+        await soon(lambda: node.blocking.value(waiting) == 1)
+        await node.configure(synchronous_standby_names=None)
+        await inserting
+
+
 async def test_promote_refuses_a_primary(pg_cluster: EmbeddedCluster) -> None:
     with pytest.raises(psycopg.errors.ObjectNotInPrerequisiteState):
         await pg_cluster.primary.promote()
