@@ -113,7 +113,7 @@ class DataSourceMiddleware:
         registry = self.registry
         outer: SessionHolder | None = scope.get(SCOPE_KEY)
         if (outer is not None and outer.registry is registry) or (
-            self._exempt is not None and self._exempt.matches(scope["path"])
+            self._exempt is not None and self._exempt.matches(route_path(scope))
         ):
             # Exempt, or the same middleware a second time: the session that is there already is the right one.
             await self.app(scope, receive, send)
@@ -166,7 +166,7 @@ class DataSourceMiddleware:
         registry = self.registry
         outer: SessionHolder | None = scope.get(SCOPE_KEY)
         if (outer is not None and outer.registry is registry) or (
-            self._exempt is not None and self._exempt.matches(scope["path"])
+            self._exempt is not None and self._exempt.matches(route_path(scope))
         ):
             await self.app(scope, receive, send)
             return

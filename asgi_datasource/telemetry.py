@@ -160,6 +160,9 @@ _TARGETS: Final = {
     "DELETE": re.compile(rf"\bfrom\s+(?:only\s+)?({_NAME})", re.IGNORECASE),
     "MERGE": re.compile(rf"\binto\s+(?:only\s+)?({_NAME})", re.IGNORECASE),
 }
+_ARGUMENTS: Final = re.compile(r"\((?!\s*(?:select|insert|update|delete|merge|with)\b)[^()]*\)", re.IGNORECASE)
+"""Parentheses without a statement inside: `extract(hour from departure)` names no table."""
+_COMPARISON: Final = re.compile(r"\bdistinct\s+from\b", re.IGNORECASE)
 _AROUND_DOT: Final = re.compile(r"\s*\.\s*")
 _AFTER_CTE: Final = re.compile(r"\)\s*(select|insert|update|delete|merge)\b", re.IGNORECASE)
 
@@ -187,6 +190,16 @@ def summarize(sql: str) -> str:
         if not ends:
             return verb
         verb, text = ends[-1][1].upper(), text[ends[-1].start(1) :]
+    if verb in ("SELECT", "DELETE"):
+        text = _COMPARISON.sub("distinct_from", _without_arguments(text))
     target = _TARGETS.get(verb)
     found = target.search(text) if target is not None else None
     return verb if found is None else f"{verb} {_AROUND_DOT.sub('.', found[1])}"
+
+
+def _without_arguments(text: str) -> str:
+    """The text without parentheses that hold no statement, innermost first."""
+    shorter = _ARGUMENTS.sub(" ", text)
+    while shorter != text:
+        text, shorter = shorter, _ARGUMENTS.sub(" ", shorter)
+    return text
