@@ -143,6 +143,8 @@ class DataSourceMiddleware:
                 await guard.returned()
         finally:
             current_runner.reset(token)
+            # The scope knows the guard: without this, every request would be a cycle for the garbage collector.
+            guard.scope = {}
             if guard.is_used:
                 await guard.leave()
 
@@ -211,6 +213,7 @@ class RequestGuard:
     _session: DataSession | None = None
     _inbox: Inbox | None = None
     _stopped_by: DataError | None = None
+    _task: asyncio.Task[Any] | None = None
     _cancellations = 0
     _timer: asyncio.TimerHandle | None = None
     _watch_timer: asyncio.TimerHandle | None = None
@@ -228,21 +231,20 @@ class RequestGuard:
     ) -> None:
         self.registry = registry
         self._tenant = tenant
-        self._scope = scope
+        self.scope = scope
         self._raw_receive = receive
         self._raw_send = send
         self._started = started
         self._outer = outer
-        # The application's own task: the first statement may come from a child of it.
-        self._task = asyncio.current_task()
 
     @property
     def session(self) -> DataSession:
         """The request's session; dead from the start when the response has started before anybody asked for it."""
         session = self._session
         if session is None:
-            scope = self._scope
+            scope = self.scope
             self.is_used = True
+            self._task = asyncio.current_task()
             session = self._session = self.registry.make_session(
                 self._tenant,
                 scope=scope,
@@ -352,8 +354,11 @@ class RequestGuard:
             return False
         await self.registry.background.run(session.end(commit=False, reason=type(error).__name__))
         stopped_by = self._stopped_by
-        if stopped_by is not None and isinstance(error, asyncio.CancelledError) and self._take_back_cancellation():
-            error = stopped_by
+        if stopped_by is not None:
+            # What a framework makes of our interruption (no response, a broken stream) is its consequence.
+            is_ours = self._take_back_cancellation() or not isinstance(error, asyncio.CancelledError)
+            if is_ours and isinstance(error, asyncio.CancelledError | Exception):
+                error = stopped_by
         if isinstance(error, ClientDisconnected):
             logger.info("the client left; its transaction was rolled back")
             self.state = _ENDED
@@ -368,7 +373,7 @@ class RequestGuard:
         self.state = _REPLACED
         if by_handlers and await self._render(error):
             return
-        await self.registry.problems.send(error, self._scope, self._raw_send)
+        await self.registry.problems.send(error, self.scope, self._raw_send)
 
     async def _render(self, error: DataError) -> bool:
         """Let the application's own exception handlers answer; False when there is none for this error.
@@ -377,7 +382,7 @@ class RequestGuard:
         FastAPI publish them in the scope.
         """
         found = cast(
-            "tuple[Mapping[Any, Any], Mapping[int, Any]] | None", self._scope.get("starlette.exception_handlers")
+            "tuple[Mapping[Any, Any], Mapping[int, Any]] | None", self.scope.get("starlette.exception_handlers")
         )
         if found is None:
             return False
@@ -393,7 +398,7 @@ class RequestGuard:
         return handler is not None and await self._call_handler(handler, error)
 
     async def _call_handler(self, handler: Any, error: BaseException) -> bool:
-        request = Request(self._scope, self.receive)
+        request = Request(self.scope, self.receive)
         try:
             if _is_async(handler):
                 response = await handler(request, error)
@@ -404,7 +409,7 @@ class RequestGuard:
             return False
         if response is None:
             return False
-        await response(self._scope, self.receive, self._raw_send)
+        await response(self.scope, self.receive, self._raw_send)
         return True
 
     # -- deadline and disconnect
