@@ -367,8 +367,9 @@ class Endpoint:
 
 def _end_now(scopes: set[asyncio.Timeout]) -> None:
     now = asyncio.get_running_loop().time()
-    for scope in scopes:
-        scope.reschedule(now)
+    while scopes:
+        # Out of the set, for one that is ending cannot be ended again.
+        scopes.pop().reschedule(now)
 
 
 async def _finish(coroutine: Coroutine[Any, Any, Any], waits_for: Any) -> Any:

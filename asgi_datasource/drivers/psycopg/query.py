@@ -161,7 +161,7 @@ def convert(query: Query, transformer: Transformer, *, has_params: bool) -> Conv
 def _as_text(query: Query, transformer: Transformer) -> str | bytes:
     if isinstance(query, sql.Composable):
         return query.as_bytes(transformer)
-    if isinstance(query, str | bytes):
+    if isinstance(query, str | bytes):  # pyright: ignore[reportUnnecessaryIsInstance]  # callers make mistakes
         return query
     raise TypeError(f"a query is str, bytes or composed by psycopg.sql, got {type(query).__qualname__}")
 

@@ -112,15 +112,20 @@ class WatchedConnection(AsyncConnection[Any]):
             return await cls._connect_watched(conninfo, kwargs)
         scope = asyncio.timeout(None)
         observer.attempts.add(scope)
+        connection: Self | None = None
+        failure: e.Error = OperationalError("connecting was given up")
         try:
             async with scope:
                 connection = await cls._connect_watched(conninfo, kwargs)
         except TimeoutError:
-            raise OperationalError("connecting was given up") from None
+            pass
         except e.Error as error:
-            raise observer.connect_failed(error) from None
+            failure = observer.connect_failed(error)
         finally:
             observer.attempts.discard(scope)
+        if connection is None:
+            # Out here, where it gets no context: that would hold on to the attempt's socket, and to its password.
+            raise failure
         connection._observer = observer
         observer.connected(connection)
         return connection
