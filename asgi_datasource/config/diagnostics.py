@@ -14,6 +14,7 @@ from enum import StrEnum
 from typing import Final
 
 from ..errors import ConfigError
+from .limits import MAX_DEPTH
 from .values import Given
 
 Path = tuple[str | int, ...]
@@ -104,7 +105,7 @@ class Diagnostic:
         code: Its kind.
         path: The way to the key; of a missing key, to where it belongs.
         message: What is wrong, without full stop.
-        mend: What to do, a sentence; empty where the message says it.
+        mend: What to do, a sentence.
         is_about_key: The key is wrong, not its value: the position is the key's.
         position: Where it is, as far as that is known.
         severity: How bad it is.
@@ -114,7 +115,7 @@ class Diagnostic:
     code: Code
     path: Path
     message: str
-    mend: str = ""
+    mend: str
     is_about_key: bool = False
     position: Position | None = None
     severity: Severity = Severity.ERROR
@@ -132,8 +133,21 @@ class Diagnostic:
     def __str__(self) -> str:
         where = f"{self.position}: " if self.position is not None else ""
         key = f"{self.key}: " if self.path else ""
-        mend = f". {self.mend}" if self.mend else ""
-        return f"{where}{self.code.value} {key}{self.message}{mend}"
+        return f"{where}{self.code.value} {key}{self.message}. {self.mend}"
+
+
+SYNTAX_MEND: Final = "Look at this place and right before it."
+
+
+def too_deep(position: Position) -> Diagnostic:
+    """The problem of a text that is nested deeper than any document is."""
+    message, mend = f"nested deeper than {MAX_DEPTH} levels", "Seven are enough."
+    return Diagnostic(Code.TOO_LARGE, (), message, mend, position=position)
+
+
+def huge_number(position: Position) -> Diagnostic:
+    """The problem of a number that Python refuses to read."""
+    return Diagnostic(Code.TOO_LARGE, (), "a number of thousands of digits", "Write a smaller one.", position=position)
 
 
 class InvalidConfig(ConfigError):

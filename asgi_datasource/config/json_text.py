@@ -6,8 +6,7 @@ import json
 import re
 from typing import Any, Final
 
-from .diagnostics import Code, Diagnostic, Path, Position
-from .limits import MAX_DEPTH
+from .diagnostics import SYNTAX_MEND, Code, Diagnostic, Path, Position, huge_number, too_deep
 from .places import Compact, Mark, Place
 
 _STRINGS: Final = re.compile(r'"[^"\\]*(?:\\.[^"\\]*)*"[ \t\n\r]*(:?)', re.DOTALL)
@@ -48,17 +47,16 @@ def read_json(text: str, file: str, compact: Compact | None = None) -> tuple[Any
             json.dumps(document, ensure_ascii=False).encode()
     except json.JSONDecodeError as error:
         message = f"not JSON: {error.msg[:1].lower()}{error.msg[1:]}"
-        problem = Diagnostic(Code.SYNTAX, (), message, position=Position(file, error.lineno, error.colno))
+        problem = Diagnostic(Code.SYNTAX, (), message, SYNTAX_MEND, position=Position(file, error.lineno, error.colno))
     except _NotPlain as error:
         problem = Diagnostic(Code.NOT_PLAIN, (), f"{error} is not JSON", "Write a number.", position=Position(file))
     except RecursionError:
-        message = f"nested deeper than {MAX_DEPTH} levels"
-        problem = Diagnostic(Code.TOO_LARGE, (), message, "The document needs seven.", position=Position(file))
+        problem = too_deep(Position(file))
     except UnicodeEncodeError:
         message = "an escape that is half a character"
         problem = Diagnostic(Code.NOT_PLAIN, (), message, "Write the character itself.", position=Position(file))
     except ValueError:  # Python refuses to read numbers of more than 4300 digits.
-        problem = Diagnostic(Code.TOO_LARGE, (), "a number of thousands of digits", position=Position(file))
+        problem = huge_number(Position(file))
     else:
         # A key that stands twice is lost in reading. Counting the keys in the text and in what was read tells that
         # there are such keys, at a tenth of what a hook for pairs costs; only then are they looked for.

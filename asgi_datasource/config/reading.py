@@ -10,9 +10,9 @@ from enum import StrEnum
 from pathlib import Path as FilePath
 from typing import Any, Final
 
-from .diagnostics import Code, Diagnostic, Position
+from .diagnostics import SYNTAX_MEND, Code, Diagnostic, Position, huge_number, too_deep
 from .json_text import locate_json, read_json
-from .limits import MAX_BYTES, MAX_DEPTH
+from .limits import MAX_BYTES
 from .places import Compact, Place
 from .yaml_text import read_yaml
 
@@ -111,18 +111,19 @@ def _read_toml(text: Text) -> tuple[Any, list[Diagnostic]]:
     except tomllib.TOMLDecodeError as error:
         words = str(error)
     except RecursionError:
-        message = f"nested deeper than {MAX_DEPTH} levels"
-        return None, [Diagnostic(Code.TOO_LARGE, (), message, position=Position(text.file))]
+        return None, [too_deep(Position(text.file))]
     except ValueError:  # Python refuses to read numbers of more than 4300 digits.
-        return None, [Diagnostic(Code.TOO_LARGE, (), "a number of thousands of digits", position=Position(text.file))]
+        return None, [huge_number(Position(text.file))]
     found = _TOML_PLACE.search(words)
     line, column = (int(found[1]), int(found[2])) if found is not None and found[1] else (None, None)
     # The parser's words may quote the text, and the text may be a password.
     reason = _QUOTED.sub("…", _TOML_PLACE.sub("", words))
-    code = Code.DUPLICATE_KEY if "overwrite" in reason or "twice" in reason or "Duplicate" in reason else Code.SYNTAX
-    return None, [
-        Diagnostic(code, (), f"not TOML: {reason[:1].lower()}{reason[1:]}", position=Position(text.file, line, column))
-    ]
+    position = Position(text.file, line, column)
+    if any(word in reason for word in ("overwrite", "twice", "Duplicate", "immutable")):
+        return None, [
+            Diagnostic(Code.DUPLICATE_KEY, (), "a key stands here a second time", "Keep one.", position=position)
+        ]
+    return None, [Diagnostic(Code.SYNTAX, (), f"not TOML: {reason.lower()}", SYNTAX_MEND, position=position)]
 
 
 def locate(text: Text, diagnostics: Iterable[Diagnostic]) -> list[Diagnostic]:

@@ -63,7 +63,7 @@ class Outside:
             return self._text(value, path)
         if isinstance(value, Mapping | list | tuple):
             if len(path) >= MAX_DEPTH:
-                self._note(Code.TOO_LARGE, path, f"nested deeper than {MAX_DEPTH} levels", "The document needs seven.")
+                self._note(Code.TOO_LARGE, path[:1], f"nested deeper than {MAX_DEPTH} levels", "Seven are enough.")
                 return None
             return self._container(cast("Mapping[object, object] | Sequence[object]", value), path)
         if isinstance(value, float) and not isfinite(value):

@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any, Final
 
-from .diagnostics import Diagnostic, Path
+from .diagnostics import Code, Diagnostic, Path
 from .models import Config
 from .sense import check_sense
 from .structure import check_structure
 
 _MOST_ROUNDS: Final = 8
-"""Taking a part out may leave its section without a key that it needs, so that the section goes as well, and so on."""
+"""A part that is taken out may leave its section without a key that it needs, so that the section goes as well."""
 
 
 def check_remainder(document: object, problems: Iterable[Diagnostic], *, needs_resolver: bool) -> list[Diagnostic]:
@@ -26,7 +26,7 @@ def check_remainder(document: object, problems: Iterable[Diagnostic], *, needs_r
         The problems of sense in which no wrong part has a share.
     """
     wrong = {problem.path for problem in problems}
-    config = _remainder(document, wrong)
+    config = _remainder(document, problems)
     if config is None:
         return []
     return [
@@ -42,42 +42,55 @@ def _touch(path: Path, other: Path) -> bool:
     return path[:length] == other[:length]
 
 
-def _remainder(document: object, wrong: Iterable[Path]) -> Config | None:
-    rest: Any = document
-    paths = set(wrong)
+def _remainder(document: object, problems: Iterable[Diagnostic]) -> Config | None:
+    rest: object = document
     for _ in range(_MOST_ROUNDS):
-        # Longest and last first: taking out a list's entry moves those behind it.
-        for path in sorted(paths, key=lambda path: [(isinstance(part, int), str(part).zfill(9)) for part in path])[
-            ::-1
-        ]:
-            if not path:
-                return None
-            rest = _without(rest, path)
+        # The last entry of a list first: taking one out moves those behind it.
+        for problem in sorted(problems, key=_last_first, reverse=True):
+            rest = _without(rest, problem)
         config, problems = check_structure(rest)
         if config is not None:
             return config
-        paths = {problem.path if _has(rest, problem.path) else problem.path[:-1] for problem in problems}
     return None
 
 
-def _has(document: Any, path: Path) -> bool:
-    value: Any = document
-    for part in path:
-        try:
-            value = value[part]
-        except (LookupError, TypeError):
-            return False
-    return True
+def _last_first(problem: Diagnostic) -> list[tuple[int, str]]:
+    return [(part, "") if isinstance(part, int) else (-1, part) for part in problem.path]
 
 
-def _without(document: Any, path: Path) -> Any:
-    """The document without what stands at a path; everything beside the path is shared."""
-    if not _has(document, path):
-        return document
+def _stand_in(path: Path) -> object:
+    """What takes the place of a part without which nothing else can be looked at; None when it can just go."""
+    server = {"url": f"host=stand-in-{'-'.join(map(str, path))}"}
+    if path == ("version",):
+        return 1
+    if path[:1] != ("datasources",):
+        return None
+    if path[-1] == "url" and len(path) > 3:
+        return server["url"]
+    return {1: {"stand-in": {"primary": server}}, 2: {"primary": server}, 3: server}.get(
+        len(path) if len(path) != 3 or path[2] == "primary" else 0
+    )
+
+
+def _without(document: object, problem: Diagnostic) -> object:
+    """The document without what is wrong, or with a stand-in there; what is beside it is shared."""
+    path = problem.path
+    stand_in = None if problem.is_about_key or not path else _stand_in(path)
+    if stand_in is None and problem.code is Code.MISSING_KEY:
+        path = path[:-1]
+    return _replaced(document, path, stand_in) if path else document
+
+
+def _replaced(document: Any, path: Path, stand_in: object) -> Any:
     key, *rest = path
-    copy: Any = document.copy()
-    if rest:
-        copy[key] = _without(copy[key], tuple(rest))
-    else:
-        del copy[key]
+    try:
+        copy = document.copy()
+        if rest:
+            copy[key] = _replaced(copy[key], tuple(rest), stand_in)
+        elif stand_in is None:
+            del copy[key]
+        else:
+            copy[key] = stand_in
+    except (LookupError, TypeError, AttributeError):
+        return document  # It went together with what it stood in.
     return copy

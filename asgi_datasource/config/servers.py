@@ -87,16 +87,6 @@ class PoolConfig(Section):
         description="How long one attempt to connect may take, in whole seconds; libpq waits 2s at least.",
         examples=["2s"],
     )
-    reconnect_timeout_s: Duration = duration_field(
-        "5s",
-        alias="reconnect_timeout",
-        title="Longest series of reconnects",
-        description=(
-            "How long the pool tries again, with growing pauses, to replace a lost connection. Short is good: once"
-            " it has given up, the next request connects at once."
-        ),
-        examples=["2s"],
-    )
     max_lifetime_s: Duration = duration_field(
         "1h",
         alias="max_lifetime",

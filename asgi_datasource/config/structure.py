@@ -158,10 +158,14 @@ def _wrong_value(path: Path, expected: Value, value: object) -> Diagnostic:
     if isinstance(value, str) and _TEMPLATE in value and expected.name in ("DatabaseUrl", "DatabaseIdentifier"):
         mend = "Give the tenant a datasource or a schema of its own."
         return Diagnostic(Code.NOT_YET_SUPPORTED, path, f"{_TEMPLATE} is not yet supported", mend)
-    is_hidden = expected.is_secret and isinstance(value, str)
-    found = "something else" if is_hidden else show(value)
+    message = f"expected {expected.expects}; found {show(value)}"
+    if isinstance(value, Given):
+        message, mend = f"expected {expected.expects}", "What the environment or the file holds is something else."
+        return Diagnostic(Code.WRONG_VALUE, path, message, mend)
+    if expected.is_secret and isinstance(value, str):
+        message = f"expected {expected.expects}"
     code = Code.WRONG_VALUE if _json_type(value) in expected.types else Code.WRONG_TYPE
-    return Diagnostic(code, path, f"expected {expected.expects}; found {found}", _mend_value(expected, value))
+    return Diagnostic(code, path, message, _mend_value(expected, value) or _for_example(path))
 
 
 def _planned(expected: Value, value: object) -> str | None:
@@ -186,33 +190,43 @@ def _json_type(value: object) -> str:
 _YES_AND_NO: Final = {"yes": "true", "on": "true", "y": "true", "no": "false", "off": "false", "n": "false"}
 
 
-def _mend_value(expected: Value, value: object) -> str:
-    if isinstance(value, Given):
-        return "" if expected.is_secret else "It is the text behind the reference that is wrong."
-    if isinstance(value, str):
-        return _mend_string(expected, value)
+def _mend_value(expected: Value, value: object) -> str | None:
+    """What to do about a wrong value, where that can be told from the value."""
     if value is None:
         return "Write a value, or leave the key out."
-    if expected.types == ("string",) and isinstance(value, int | float) and not expected.is_secret:
-        if expected.name in ("Duration", "WholeSeconds"):
-            return f"Write the unit: {show(value)}s."
-        return "" if expected.choices else f"Quote it: '{show(value)}'."
-    return ""
+    if isinstance(value, str):
+        return _mend_string(expected, value)
+    if not isinstance(value, int | float) or expected.types != ("string",) or expected.choices or expected.is_secret:
+        return None
+    if isinstance(value, bool):
+        return None
+    return f"Write the unit: {show(value)}s." if expected.is_duration else f"Quote it: '{show(value)}'."
 
 
-def _mend_string(expected: Value, value: str) -> str:
+def _mend_string(expected: Value, value: str) -> str | None:
     if value != value.rstrip("\r\n"):
         return "It ends in a line break: in YAML, write >- and |- instead of > and |."
-    if "string" not in expected.types:
-        meant = _YES_AND_NO.get(value.lower()) if expected.types == ("boolean",) else None
-        if meant in expected.choices:
-            return f"Write {meant}."
-        if value.strip().lstrip("+-").isdecimal() and expected.types == ("number",):
-            return "Write it without quotes."
+    if expected.types == ("boolean",) and _YES_AND_NO.get(value.lower()) in expected.choices:
+        return f"Write {_YES_AND_NO[value.lower()]}."
+    if expected.types == ("number",) and value.strip().isdecimal():
+        return "Write it without quotes."
     meant = did_you_mean(value, expected.choices)
-    if meant is None:
-        return ""
-    return f"Did you mean {meant!r}?"
+    return f"Did you mean {meant!r}?" if meant is not None else None
+
+
+def _for_example(path: Path) -> str:
+    """A mend for a wrong value about which nothing better can be said."""
+    steps: list[str | int] = []
+    while path:
+        place = section_at(path[:-1])
+        if place is not None and isinstance(path[-1], str) and path[-1] in place.fields:
+            example: Any = (place.fields[path[-1]].examples or [None])[0]
+            for step in reversed(steps):
+                example = example[0] if isinstance(step, int) else next(iter(example.values()))
+            return f"For example: {write_inline(example)}."
+        steps.append(path[-1])
+        path = path[:-1]
+    return "Start with version: 1."
 
 
 _MAPPINGS: Final = frozenset({"model_type", "model_attributes_type", "dataclass_type", "dict_type", "mapping_type"})
@@ -221,9 +235,10 @@ _LISTS: Final = frozenset({"tuple_type", "list_type"})
 
 def _wrong_shape(path: Path, kind: str, value: object) -> Diagnostic:
     expected = "a mapping" if kind in _MAPPINGS else "a list" if kind in _LISTS else "another value"
-    mend = ""
     if value is None:
         mend = "Write a value, or leave the key out."
-    elif kind in _LISTS:
+    elif kind in _LISTS and isinstance(value, str | int | float):
         mend = "Put it in brackets: [ ]."
+    else:
+        mend = _for_example(path)
     return Diagnostic(Code.WRONG_TYPE, path, f"expected {expected}; found {show(value)}", mend)

@@ -43,6 +43,7 @@ class Value:
         takes_reference: Whether `${NAME}` may stand in its place.
         is_free: Whether it may hold `${` as such, written `$${`.
         is_secret: Whether messages never show it.
+        is_duration: Whether it is a length of time.
         serialize: How JSON dumps write it.
     """
 
@@ -56,6 +57,7 @@ class Value:
     takes_reference: bool = True
     is_free: bool = False
     is_secret: bool = False
+    is_duration: bool = False
     serialize: Callable[[Any], Any] | None = None
 
     def __get_pydantic_core_schema__(self, source: object, handler: GetCoreSchemaHandler) -> CoreSchema:
@@ -222,6 +224,7 @@ def duration(name: str, *, whole_seconds: bool = False) -> Value:
         ("string",),
         {"type": "string", "pattern": f"^(?:{pattern})$"},
         _plain(check),
+        is_duration=True,
         serialize=format_duration,
     )
 

@@ -11,7 +11,7 @@ from typing import Any, Final, cast
 
 import yaml
 
-from .diagnostics import Code, Diagnostic, Path, Position
+from .diagnostics import SYNTAX_MEND, Code, Diagnostic, Path, Position, too_deep
 from .limits import MAX_ALIASED_NODES, MAX_DEPTH
 from .places import Compact, Mark, Place
 
@@ -129,8 +129,7 @@ class _Reader:
 
     def _open(self, container: Any, event: Any) -> None:
         if len(self._frames) >= MAX_DEPTH:
-            message = f"nested deeper than {MAX_DEPTH} levels"
-            raise self._stop(Code.TOO_LARGE, event, message, "The document needs less than ten.")
+            raise _Stop(too_deep(self._position(event)))
         frame = self._frames[-1] if self._frames else None
         if frame is not None and frame.expects_key:
             raise self._stop(Code.NOT_PLAIN, event, "a mapping or list as a key", "Keys are strings.")
@@ -289,7 +288,5 @@ def _syntax(error: yaml.MarkedYAMLError, file: str) -> Diagnostic:
     position = Position(file) if mark is None else Position(file, mark.line + 1, mark.column + 1)
     # The parser's words may quote the text, and the text may be a password.
     problem = _QUOTED.sub("…", error.problem or error.context or "it cannot be read")
-    mend = ""
-    if "\\t" in problem or "tab" in problem:
-        mend = "Indent with spaces, not with tabs."
+    mend = "Indent with spaces, not with tabs." if "\\t" in problem or "tab" in problem else SYNTAX_MEND
     return Diagnostic(Code.SYNTAX, (), f"not YAML: {problem}", mend, position=position)

@@ -1,0 +1,372 @@
+"""Documents for the tests: a small one, and strategies for valid ones and for what becomes of them by mistake."""
+
+from __future__ import annotations
+
+import copy
+import itertools
+from dataclasses import dataclass
+from typing import Any
+
+from hypothesis import strategies as st
+
+from asgi_datasource.config.keys import sections
+from asgi_datasource.config.values import VALUES
+
+PASSWORD = "hunter2-Tr0ub4dor"
+"""Planted wherever a password may be; no message, repr or dump may hold it."""
+
+SECRET_FILES = {"primary.url": f"postgresql://app:{PASSWORD}@db/orders\n", "replica.url": "host=r1 dbname=orders"}
+
+
+def small(**changes: Any) -> dict[str, Any]:
+    """The smallest useful document, with some of its sections replaced."""
+    return {
+        "version": 1,
+        "datasources": {"orders": {"primary": {"url": "postgresql://app@db/orders"}}},
+        "tenancy": {"resolve": [{"header": "X-Tenant"}]},
+        "tenants": {"acme": {"datasource": "orders", "schema": "acme"}},
+        **changes,
+    }
+
+
+def full() -> dict[str, Any]:
+    """A document in which every section stands once."""
+    return {
+        "version": 1,
+        "datasources": {
+            "orders": {
+                "primary": {"url": "postgresql://app@db/orders"},
+                "replicas": {"r1": {"url": "postgresql://app@r1/orders"}},
+                "pool": {},
+                "routing": {},
+            }
+        },
+        "tenancy": {"resolve": [{"header": "X-Tenant"}]},
+        "tenants": {"acme": {"datasource": "orders", "schema": "acme"}},
+        "routes": [{"match": "GET /reports/**"}],
+        "transactions": {},
+        "consistency": {},
+        "telemetry": {},
+        "errors": {},
+    }
+
+
+def put(document: dict[str, Any], section: tuple[str, ...], key: str, value: object) -> dict[str, Any]:
+    """The document with a key put into a section; `*` in its path is the first name or entry there."""
+    here: Any = document
+    for step in section:
+        first = next(iter(here)) if isinstance(here, dict) else 0
+        here = here[first if step == "*" else step]
+    here[key] = value
+    return document
+
+
+@dataclass(frozen=True)
+class Referred:
+    """A value that will stand in the environment, with a reference in its place."""
+
+    value: Any
+
+
+@dataclass
+class Written:
+    """A document as it is written, and the environment in which it is valid."""
+
+    document: dict[str, Any]
+    environ: dict[str, str]
+
+
+def _referable(values: st.SearchStrategy[Any]) -> st.SearchStrategy[Any]:
+    return st.one_of(values, values, values, values.map(Referred))
+
+
+_letters = "abcdefghijklmnopqrstuvwxyz"
+_names = st.from_regex(r"\A[A-Za-z0-9][A-Za-z0-9_-]{0,8}\Z")
+_replica_names = _names.filter(lambda name: name != "primary")
+_tenant_names = st.text(
+    st.characters(codec="utf-8", categories=("L", "N", "P"), exclude_characters="*{}"), min_size=1, max_size=9
+)
+_identifiers = st.one_of(
+    st.text(
+        st.characters(codec="utf-8", categories=("L", "N", "S", "Zs"), exclude_characters="{}"), min_size=1, max_size=9
+    ),
+    st.sampled_from(["acme", "a$b", "$user", "ä" * 63, "a" * 63, '"quoted"']),
+)
+_settings = st.from_regex(r"\A[A-Za-z_][A-Za-z0-9_]{0,4}(\.[A-Za-z_][A-Za-z0-9_]{0,4}){1,2}\Z")
+_setting_values = st.text(
+    st.characters(codec="utf-8", exclude_categories=("Cs", "Cc"), exclude_characters="{}"), max_size=9
+)
+_durations = st.sampled_from(["1ms", "250ms", "999999999ms", "3s", "999999s", "10m", "9999m", "1h", "99h"])
+_whole_seconds = st.sampled_from(["1s", "30s", "10m", "2h"])
+_paths = st.sampled_from(["/docs", "/a/b", "/a/", "/ä/b-c", "/%20"])
+_statuses = st.integers(200, 599)
+_outcomes = st.one_of(st.sampled_from(["2xx", "3xx", "4xx", "5xx"]), _statuses, _statuses.map(float))
+_urls = st.sampled_from(
+    [
+        "postgresql://app@db/orders",
+        "postgres://db",
+        "postgresql://a:1,b:2/orders?target_session_attrs=any",
+        "host=db dbname=orders",
+        "host = 'a b'",
+        "postgresql://app:${'pw@db/o".replace("${", "$${"),
+        "postgresql://",
+    ]
+)
+
+
+def _integers(minimum: int, maximum: int) -> st.SearchStrategy[Any]:
+    whole = st.integers(minimum, maximum)
+    return _referable(st.one_of(whole, whole, whole.map(float)))
+
+
+@st.composite
+def _section(
+    draw: st.DrawFn, required: dict[str, st.SearchStrategy[Any]], optional: dict[str, st.SearchStrategy[Any]]
+) -> dict[str, Any]:
+    """A mapping with some of its keys: few enough that a document is quickly made."""
+    keys = draw(st.lists(st.sampled_from(sorted(optional)), unique=True, max_size=4)) if optional else []
+    return {name: draw(values) for name, values in (*required.items(), *((key, optional[key]) for key in keys))}
+
+
+_flags = _referable(st.booleans())
+_endpoint = _section(
+    {"url": st.one_of(_referable(_urls), st.sampled_from([{"file": name} for name in SECRET_FILES]))}, {}
+)
+_pool = _section(
+    {},
+    {
+        "min_size": _integers(0, 10_000),
+        "max_size": _integers(1, 10_000),
+        "acquire_timeout": _referable(_durations),
+        "max_waiting": _integers(0, 1_000_000),
+        "connect_timeout": _referable(_whole_seconds),
+        "max_lifetime": _durations,
+        "max_idle": _durations,
+        "tcp_user_timeout": _durations,
+        "keepalives_idle": _whole_seconds,
+        "keepalives_interval": _whole_seconds,
+        "keepalives_count": _integers(1, 127),
+    },
+)
+_datasource = _section(
+    {"primary": _endpoint},
+    {
+        "replicas": st.dictionaries(_replica_names, _endpoint, max_size=2),
+        "pool": _pool,
+        "routing": _section(
+            {},
+            {"balance": _referable(st.just("round_robin")), "no_replica": st.just("primary")},
+        ),
+        "search_path": st.lists(_referable(_identifiers), max_size=2),
+    },
+)
+_resolver = st.one_of(
+    _section({"header": _referable(st.sampled_from(["X-Tenant", "tenant_id"]))}, {}),
+    _section({"subdomain_of": st.sampled_from(["app.example.com", "localhost"])}, {}),
+    _section({"path_prefix": st.sampled_from(["/", "/t", "/a/b/"])}, {}),
+    _section({"callable": st.sampled_from(["a:b", "shop.tenants:Resolver.of"])}, {}),
+)
+_tenancy = _section(
+    {},
+    {
+        "resolve": st.lists(_resolver, max_size=2),
+        "missing": _integers(400, 499),
+        "unknown": _integers(400, 499),
+        "exempt": st.lists(_referable(_paths), max_size=2),
+        "pattern": st.sampled_from(["^[a-z]{2,9}$", ".*", "$${x}", "a$"]),
+        "default": _referable(_names),
+    },
+)
+_tenant = _section(
+    {"datasource": _referable(_names)},
+    {
+        "schema": _referable(_identifiers),
+        "row_security": st.dictionaries(_settings, _referable(_setting_values), min_size=1, max_size=2),
+        "role": _identifiers,
+    },
+)
+_route = _section(
+    {
+        "match": _referable(
+            st.sampled_from(["/", "/**", "GET /a/*/b/**", "* /x/", "POST /search", "/*", "PROPFIND /dav/**"])
+        )
+    },
+    {
+        "intent": _referable(st.sampled_from(["read", "write"])),
+        "consistency": st.just("strong"),
+        "timeout": _referable(_durations),
+        "read_only": _flags,
+        "isolation": st.sampled_from(["read committed", "repeatable read", "serializable"]),
+        "commit_on": st.lists(_outcomes, max_size=2),
+        "rollback_on": st.lists(_referable(_outcomes), max_size=2),
+    },
+)
+_transactions = _section(
+    {},
+    {
+        "default": st.sampled_from(["request", "annotated"]),
+        "deadline": st.one_of(st.none(), _referable(_durations)),
+        "rollback_on": st.lists(_outcomes, max_size=2),
+        "on_disconnect": st.just("rollback"),
+        "retry": _referable(st.sampled_from([0, 0.0])),
+        "multiple_writers": st.sampled_from(["refuse", "allow"]),
+    },
+)
+_telemetry = _section(
+    {},
+    {
+        "spans": _flags,
+        "metrics": _referable(st.just(False)),
+        "tenant_attribute": _flags,
+        "statements": st.sampled_from(["summary", "off"]),
+    },
+)
+_errors = _section(
+    {},
+    {
+        "status": st.dictionaries(
+            st.sampled_from(["conflict", "tenant", "commit_unknown"]), _integers(400, 599), max_size=2
+        ),
+        "debug": _flags,
+    },
+)
+_documents = _section(
+    {
+        "version": st.sampled_from([1, 1, 1.0]),
+        "datasources": st.dictionaries(_names, _datasource, min_size=1, max_size=2),
+    },
+    {
+        "tenancy": _tenancy,
+        "tenants": st.dictionaries(_tenant_names, _tenant, max_size=2),
+        "routes": st.lists(_route, max_size=2),
+        "transactions": _transactions,
+        "consistency": st.just({}),
+        "telemetry": _telemetry,
+        "errors": _errors,
+    },
+)
+
+
+@st.composite
+def valid_documents(draw: st.DrawFn) -> Written:
+    """A document in which every key has a valid value, some of them behind references."""
+    environ = {"EMPTY": ""}
+    numbers = itertools.count()
+
+    def write(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {key: write(child) for key, child in value.items()}
+        if isinstance(value, list):
+            return [write(child) for child in value]
+        if not isinstance(value, Referred):
+            return value
+        text = _as_text(value.value)
+        name = f"V{next(numbers)}"
+        form = draw(st.sampled_from(["whole", "default", "part", "noise"]))
+        if form == "default" and not set(text) & set("{}"):
+            return f"${{{name}:-{text}}}"
+        if form == "part" and text and not set(text) & set("${}"):
+            environ[name] = text[1:]
+            return f"{text[0]}${{{name}}}"
+        environ[name] = text
+        return f"${{{name}}}${{EMPTY}}" if form == "noise" else f"${{{name}}}"
+
+    return Written(write(draw(_documents)), environ)
+
+
+def _as_text(value: Any) -> str:
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, float):
+        return str(int(value))
+    return str(value).replace("$${", "$(")
+
+
+Place = tuple[Any, Any]
+"""A container and the key or index of one of its values."""
+
+
+def places(value: Any) -> list[Place]:
+    """Every place of a document that holds a value."""
+    pairs = list(value.items()) if isinstance(value, dict) else list(enumerate(value))
+    found: list[Place] = []
+    for key, child in pairs:
+        found.append((value, key))
+        if isinstance(child, dict | list):
+            found.extend(places(child))
+    return found
+
+
+_known_keys = sorted({key for place in sections().values() for key in (*place.fields, *place.planned)})
+_planned_words = sorted({word for value in VALUES.values() for word in value.planned if word != "*"})
+_junk = st.one_of(
+    st.none(),
+    st.booleans(),
+    st.integers(-2, 700),
+    st.sampled_from([10**6, 10**9, -1, 1.5, 0.0, 3.0, 1e300, 2.5e9]),
+    st.sampled_from(
+        ["", " ", "x", "3", "yes", "true", "no", "3sec", "0s", "1.5s", "3 s", "100h", "3S", "*", "**", "/"]
+    ),
+    st.sampled_from(["GET", "get /x", "GET  /x", "/a*", "/**/a", "a.b", "a.", ".a", "1.a", "app.tenant", "primary"]),
+    st.sampled_from(
+        ["postgresql://{tenant}", "mysql://db", "host", "=", "a=b", "a\n", "\x00", "tab\t", "ü", "{tenant}"]
+    ),
+    st.sampled_from(
+        ["${", "${}", "${1}", "${A B}", "${A", "$${", "$$${", "${A:-${B}}", "4XX", "6xx", "x" * 64, "x" * 256]
+    ),
+    st.sampled_from(_planned_words),
+    st.sampled_from([[], {}, [1], {"a": 1}, {"file": ""}, {"file": 1}, {"file": "x", "y": 1}, [[]], {"": {}}]).map(
+        copy.deepcopy
+    ),
+)
+_broken_endings = st.sampled_from(["\n", "\r", "\x7f", "${", "${}"])
+_endings = st.sampled_from(["\n", "$${", "*", " ", "$", "$$", "}", "{tenant}", ":", "/", "x" * 300, "ß", "#"])
+
+
+@st.composite
+def mutated_documents(draw: st.DrawFn) -> Written:
+    """A valid document with one to three mistakes in it. Some of them are none: both sides must see that as well."""
+    written = draw(valid_documents())
+    document = copy.deepcopy(written.document)
+    for _ in range(draw(st.sampled_from([1, 1, 1, 2, 3]))):
+        _mutate(draw, document)
+    return Written(document, written.environ)
+
+
+def _mutate(draw: st.DrawFn, document: dict[str, Any]) -> None:
+    container, key = draw(st.sampled_from([*places(document), (document, "version")]))
+    value = container.get(key) if isinstance(container, dict) else container[key]
+    kind = draw(st.sampled_from(["junk", "junk", "delete", "key", "rename", "twist", "twist", "nest"]))
+    if kind == "delete":
+        if isinstance(container, dict):
+            container.pop(key, None)
+        else:
+            del container[key]
+    elif kind == "key":
+        target = value if isinstance(value, dict) else container if isinstance(container, dict) else document
+        new = st.one_of(st.sampled_from(_known_keys), st.sampled_from(["", "x", "<<", "${A}", "a\n", "*", "Version"]))
+        target.setdefault(draw(new), draw(_junk))
+    elif kind == "rename" and isinstance(container, dict) and "${" not in repr(value):
+        # What a reference stands for is right in its own place alone, so that a value with one stays there.
+        container[draw(st.sampled_from([*_known_keys, "*", "primary", "a b", "${A}", "x" * 64, "a{b}"]))] = value
+        container.pop(key, None)
+    elif kind == "nest":
+        container[key] = draw(st.sampled_from([[value], {"a": value}, {"url": value}]))
+    elif kind == "twist":
+        container[key] = _twist(draw, value)
+    else:
+        container[key] = draw(_junk)
+
+
+def _twist(draw: st.DrawFn, value: Any) -> Any:
+    """The same value in another type, or with something on its end."""
+    if isinstance(value, bool):
+        return draw(st.sampled_from([int(value), str(value).lower(), str(value)]))
+    if isinstance(value, int | float):
+        return draw(
+            st.sampled_from([str(value), float(value), value + 0.5, -value, bool(value), value * 1000, [value]])
+        )
+    if isinstance(value, str):
+        # What a reference stands for is no part of the document: a twist of it may only break the reference itself.
+        return value + draw(_broken_endings if "${" in value else st.one_of(_broken_endings, _endings))
+    return draw(_junk)

@@ -1,0 +1,86 @@
+"""The JSON Schema and the models accept exactly the same documents."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, assume, given, settings
+from jsonschema import Draft202012Validator
+
+from asgi_datasource.config import Code, json_schema
+from asgi_datasource.config.keys import sections
+from asgi_datasource.config.references import Outside
+from asgi_datasource.config.structure import check_structure
+from asgi_datasource.config.values import VALUES
+
+from .documents import SECRET_FILES, Written, full, mutated_documents, put, valid_documents
+
+SCHEMA = Draft202012Validator(json_schema())
+FROM_OUTSIDE = {Code.VARIABLE_NOT_SET, Code.SECRET_NOT_READABLE}
+
+thorough = settings(
+    deadline=None,
+    derandomize=True,
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.filter_too_much],
+)
+
+
+@pytest.fixture(scope="module")
+def secrets(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("secrets")
+    for name, content in SECRET_FILES.items():
+        (folder / name).write_text(content)
+    return folder
+
+
+def problems(written: Written, folder: Path) -> list[str]:
+    """What the models say of a document, as far as its form is concerned."""
+    outside = Outside(written.environ, folder)
+    resolved = outside.resolve(written.document)
+    # What is missing in the environment is not the document's fault.
+    assume(not any(problem.code in FROM_OUTSIDE for problem in outside.diagnostics))
+    _, found = check_structure(resolved)
+    return [str(problem) for problem in (*outside.diagnostics, *found)]
+
+
+@settings(thorough, max_examples=500)
+@given(written=valid_documents())
+def test_valid_documents_are_accepted_by_both(written: Written, secrets: Path) -> None:
+    assert problems(written, secrets) == []
+    assert [error.message for error in SCHEMA.iter_errors(written.document)] == []
+
+
+@settings(thorough, max_examples=1_800)
+@given(written=mutated_documents())
+def test_mutated_documents_are_judged_alike(written: Written, secrets: Path) -> None:
+    said = problems(written, secrets)
+    errors = [f"{error.json_path}: {error.message}" for error in SCHEMA.iter_errors(written.document)]
+    assert bool(said) == bool(errors), f"models: {said}\nschema: {errors}\n{written.document}"
+
+
+@pytest.mark.parametrize(
+    ("path", "key"), [(path, key) for path, place in sections().items() for key in place.planned], ids=str
+)
+def test_a_planned_key_is_refused_by_both(path: tuple[str, ...], key: str) -> None:
+    document = put(full(), path, key, {})
+    assert not SCHEMA.is_valid(document)
+    _, found = check_structure(document)
+    [problem] = [problem for problem in found if problem.path[-1:] == (key,)]
+    assert problem.code is Code.NOT_YET_SUPPORTED
+    assert "not yet supported" in problem.message
+    assert problem.mend
+
+
+@pytest.mark.parametrize(("name", "word"), [(name, word) for name, value in VALUES.items() for word in value.planned])
+def test_a_planned_value_is_refused_by_both(name: str, word: str) -> None:
+    kind = VALUES[name]
+    place, key = next(
+        (path, key) for path, place in sections().items() for key, info in place.fields.items() if kind in info.metadata
+    )
+    value: object = {"true": True, "*": 3}.get(word, word)
+    document = put(full(), place, key, value)
+    assert not SCHEMA.is_valid(document)
+    _, [problem] = check_structure(document)
+    assert problem.code is Code.NOT_YET_SUPPORTED
+    assert problem.mend == f"Use {kind.expects}."
