@@ -6,12 +6,12 @@ import asyncio
 import importlib
 import logging
 import re
-from collections.abc import AsyncIterator, Iterator, Mapping, MutableMapping, Sequence
+from collections.abc import AsyncGenerator, Iterator, Mapping, MutableMapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, Final
+from typing import Any, Final, cast
 
 from .background import BackgroundTasks
 from .config import Config, DataSourceConfig, EndpointConfig, ResolverConfig, load
@@ -31,6 +31,7 @@ from .tenancy import (
     PathPrefixResolver,
     SubdomainResolver,
     Tenant,
+    TenantFunction,
     TenantResolver,
     chain,
     tenant_settings,
@@ -251,7 +252,7 @@ class DataSourceRegistry:
     @asynccontextmanager
     async def session(
         self, tenant: str | None = None, *, read_only: bool = False, timeout: float | None = None
-    ) -> AsyncIterator[DataSession]:
+    ) -> AsyncGenerator[DataSession]:
         """A session outside a request: for workers, scripts, background tasks and tests.
 
         Its writes are one transaction, committed at the end of the block, or rolled back when an exception leaves it.
@@ -291,7 +292,7 @@ class DataSourceRegistry:
         pin: ReadAfterWritePin | None = None,
         *,
         tenant: Tenant | None = None,
-    ) -> AsyncIterator[PsycopgConnection]:
+    ) -> AsyncGenerator[PsycopgConnection]:
         """A connection for an intent: routed, inside a transaction that ends with the block.
 
         Args:
@@ -359,7 +360,6 @@ def _compile_datasource(name: str, config: DataSourceConfig) -> PostgresDataSour
             acquire_timeout_s=pool.acquire_timeout_s,
             max_waiting=pool.max_waiting,
             connect_timeout_s=pool.connect_timeout_s,
-            reconnect_timeout_s=pool.reconnect_timeout_s,
             max_lifetime_s=pool.max_lifetime_s,
             max_idle_s=pool.max_idle_s,
             tcp_user_timeout_s=pool.tcp_user_timeout_s,
@@ -442,4 +442,4 @@ def _compile_resolver(config: ResolverConfig) -> TenantResolver:
         raise ConfigError(f"tenancy.resolve: the callable {argument!r} cannot be imported: {error}") from error
     if not callable(found):
         raise ConfigError(f"tenancy.resolve: {argument!r} is not callable")
-    return CallableResolver(found, name=argument)
+    return CallableResolver(cast("TenantFunction", found), name=argument)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, MutableMapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterable, MutableMapping, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any, Final, Protocol, TypeVar, cast, overload
@@ -793,7 +793,7 @@ class DataSession:
                 await snapshot.rollback("end of the stream")
 
     @asynccontextmanager
-    async def _lend(self, intent: AccessIntent | None) -> AsyncIterator[PsycopgConnection]:
+    async def _lend(self, intent: AccessIntent | None) -> AsyncGenerator[PsycopgConnection]:
         self.check_open()
         is_read = (intent or self._current_plan().intent) is AccessIntent.READ
         in_write = self._transaction is not None and not self._transaction.read_only

@@ -42,7 +42,7 @@ async def client(
     registry: DataSourceRegistry | None = None,
     **app: Any,
 ) -> AsyncIterator[httpx.AsyncClient]:
-    """An HTTP client of a real uvicorn that serves these routes; requests are the tenant's unless they say otherwise."""
+    """A client of a real uvicorn that serves these routes; requests are the tenant's unless they say otherwise."""
     registry = registry or world.registry()
     async with (
         serve(application(registry, routes, **app)) as server,

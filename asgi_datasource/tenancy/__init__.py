@@ -9,6 +9,7 @@ from .resolvers import (
     PathPrefixResolver,
     Resolution,
     SubdomainResolver,
+    TenantFunction,
     TenantResolver,
     chain,
 )
@@ -24,6 +25,7 @@ __all__ = [
     "Strategy",
     "SubdomainResolver",
     "Tenant",
+    "TenantFunction",
     "TenantResolver",
     "chain",
     "quote_identifier",

@@ -134,12 +134,16 @@ class PathPrefixResolver:
         return Resolution(name, prefix=path[start : begin + len(name)])
 
 
+TenantFunction = Callable[[Scope], str | None | Awaitable[str | None]]
+"""A function of the application's that tells the tenant from the scope; `async` or not."""
+
+
 class CallableResolver:
     """The tenant is what a function of the application's says, `async` or not, given the scope."""
 
     __slots__ = ("_function", "_name")
 
-    def __init__(self, function: Callable[[Scope], str | None | Awaitable[str | None]], *, name: str) -> None:
+    def __init__(self, function: TenantFunction, *, name: str) -> None:
         self._function = function
         self._name = name
 

@@ -6,7 +6,7 @@ Source: PostgreSQL manual, "Transaction ID and Snapshot Information Functions" (
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 from enum import StrEnum
 from typing import Final
@@ -67,7 +67,7 @@ async def find_fate(endpoint: Endpoint, identity: Identity, *, timeout_s: float)
 
 
 @asynccontextmanager
-async def _line(endpoint: Endpoint, *, deadline: float) -> AsyncIterator[Connection]:
+async def _line(endpoint: Endpoint, *, deadline: float) -> AsyncGenerator[Connection]:
     """A connection to ask on: one of the pool's where one is free, else one more.
 
     A request that waits for the truth must not wait behind those that wait for a connection: they may take longer.

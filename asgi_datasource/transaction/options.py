@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Final
+from typing import Final, cast
 
 
 class Isolation(StrEnum):
@@ -44,7 +44,7 @@ class OutcomeRule:
         statuses: set[int] = set()
         exceptions: list[type[BaseException]] = []
         for entry in entries:
-            if isinstance(entry, type) and issubclass(entry, BaseException):
+            if isinstance(entry, type) and issubclass(cast("type[object]", entry), BaseException):
                 exceptions.append(entry)
             elif isinstance(entry, int) and not isinstance(entry, bool) and 100 <= entry <= 599:
                 statuses.add(entry)
