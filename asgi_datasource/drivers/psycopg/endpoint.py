@@ -10,7 +10,7 @@ from collections.abc import Coroutine, Generator, Mapping
 from typing import Any, Final
 
 from psycopg import Error, OperationalError
-from psycopg_pool import AsyncConnectionPool, PoolClosed, PoolTimeout, TooManyRequests
+from psycopg_pool import AsyncConnectionPool, PoolClosed, PoolTimeout
 
 from ...errors import DataError, DataErrorKind
 from ...routing import Role
@@ -28,6 +28,18 @@ PROBE_LAST_S: Final = 2.0
 """Pauses between two attempts to reach a server that is down: they double from the first to the last, with jitter."""
 
 _CLOSE_GRACE_S: Final = 1.0
+
+
+class _Pool(AsyncConnectionPool[Connection]):
+    """psycopg's pool, with a queue that only those are in who wait."""
+
+    def forget_who_left(self) -> None:
+        """Strike those from the front of the queue who do not wait any more.
+
+        psycopg's pool does so when a connection comes back. In an outage none does, and its queue would only grow.
+        """
+        while self._waiting and self._waiting[0].error is not None:
+            self._waiting.popleft()
 
 
 class Endpoint:
@@ -57,7 +69,7 @@ class Endpoint:
         self.borrowed = 0
         self.check_limit_s = settings.check_timeout_s
         self.prepares = settings.prepares
-        self._pool: AsyncConnectionPool[Connection] | None = None
+        self._pool: _Pool | None = None
         self._connections: set[WatchedConnection] = set()
         self._connect_error: Error | None = None
         self.attempts: set[asyncio.Timeout] = set()
@@ -81,7 +93,7 @@ class Endpoint:
         self.is_up = True
         self.borrowed = 0
         self._connect_error = None
-        self._pool = AsyncConnectionPool(
+        self._pool = _Pool(
             self._target.conninfo,
             connection_class=Connection,
             kwargs={"observer": self},
@@ -90,10 +102,11 @@ class Endpoint:
             open=False,
             name=f"{self.datasource}.{self.name}",
             timeout=settings.acquire_timeout_s,
-            max_waiting=settings.max_waiting,
             max_lifetime=settings.max_lifetime_s,
             max_idle=settings.max_idle_s,
-            reconnect_timeout=settings.reconnect_timeout_s,
+            # The pool's own attempts pause for seconds in between, and whoever waits for one waits with it, also when
+            # the server has long come back: it gives up at once, and the next caller, or the probe, connects anew.
+            reconnect_timeout=0.0,
         )
         await self._pool.open(wait=False)
 
@@ -202,7 +215,7 @@ class Endpoint:
             return
         connection.is_lent = False
         self.borrowed -= 1
-        pool: AsyncConnectionPool[Connection] | None = getattr(connection, "_pool", None)
+        pool: _Pool | None = getattr(connection, "_pool", None)
         if pool is None:
             return
         giving = pool.putconn(connection)
@@ -279,7 +292,7 @@ class Endpoint:
         if self._pool is not None and (self._probe is None or self._probe.done()):
             self._probe = self._spawn(self._probe_until_up(self._pool))
 
-    async def _probe_until_up(self, pool: AsyncConnectionPool[Connection]) -> None:
+    async def _probe_until_up(self, pool: _Pool) -> None:
         pause_s = PROBE_FIRST_S
         while self._pool is pool:
             # Jitter, so that the processes of a service do not all knock at once.
@@ -296,7 +309,13 @@ class Endpoint:
 
     # The pool
 
-    async def _take(self, pool: AsyncConnectionPool[Connection], timeout_s: float) -> Connection:
+    async def _take(self, pool: _Pool, timeout_s: float) -> Connection:
+        if 0 < self.settings.max_waiting <= len(self._waits):
+            raise DataError(
+                DataErrorKind.RESOURCE,
+                f"{self.label}: {len(self._waits)} are waiting for a connection already. Raise pool.max_size or"
+                " pool.max_waiting, or shorten transactions",
+            )
         taking = pool.getconn(timeout_s)
         try:
             try:
@@ -311,12 +330,7 @@ class Endpoint:
                         connection = await _finish(taking, waits_for)
                     finally:
                         self._waits.discard(wait)
-        except TooManyRequests as error:
-            raise DataError(
-                DataErrorKind.RESOURCE,
-                f"{self.label}: {self.settings.max_waiting} are waiting for a connection already. Raise"
-                " pool.max_size or pool.max_waiting, or shorten transactions",
-            ) from error
+                        pool.forget_who_left()
         except (PoolTimeout, TimeoutError) as error:
             raise self._no_connection(timeout_s) from (self._connect_error or error)
         except PoolClosed as error:
