@@ -97,7 +97,7 @@ class Position:
         return ":".join(str(part) for part in (self.file, self.line, self.column) if part is not None)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, repr=False)
 class Diagnostic:
     """One problem.
 
@@ -129,6 +129,10 @@ class Diagnostic:
     def key(self) -> str:
         """The path as it is shown: `datasources.eu.pool.max_size`, `routes[2].match`."""
         return show_path(self.path)
+
+    def __repr__(self) -> str:
+        # `path` and `related` may hold keys that are passwords in the wrong place.
+        return f"<{type(self).__name__} {self.severity.value} {self}>"
 
     def __str__(self) -> str:
         where = f"{self.position}: " if self.position is not None else ""

@@ -25,18 +25,27 @@ _CONTROL: Final = {"pattern": r"[\x00-\x1f\x7f]"}
 def json_schema() -> dict[str, Any]:
     """The schema of the configuration document, as a new dictionary."""
     generated = Config.model_json_schema(by_alias=True, mode="validation")
-    definitions: dict[str, Any] = {
-        **generated.pop("$defs"),
-        **{name: _definition(value) for name, value in VALUES.items()},
-        "Reference": _REFERENCE,
-        "SecretFile": _SECRET_FILE,
-    }
+    sections: dict[str, Any] = generated.pop("$defs")
+    document = _finished({**generated, "title": "asgi-datasource configuration"}, sections)
+    definitions = {name: _finished(section, sections) for name, section in sections.items()}
+    values = {name: _definition(VALUES[name]) for name in _names_of_values([document, definitions])}
+    shared = {"Reference": _REFERENCE, "SecretFile": _SECRET_FILE}
     return {
         "$schema": "https://json-schema.org/draft/2020-12/schema",
         "$id": ID,
-        **_finished({**generated, "title": "asgi-datasource configuration"}, definitions),
-        "$defs": {name: _finished(definition, definitions) for name, definition in sorted(definitions.items())},
+        **document,
+        "$defs": dict(sorted({**definitions, **values, **shared}.items())),
     }
+
+
+def _names_of_values(node: object) -> set[str]:
+    """The kinds of values that a schema refers to; kinds of names stand where they are used."""
+    if is_list(node):
+        return {name for entry in node for name in _names_of_values(entry)}
+    if not is_mapping(node):
+        return set()
+    here = {node["$ref"].rpartition("/")[2]} if isinstance(node.get("$ref"), str) else set[str]()
+    return (here & VALUES.keys()).union(*map(_names_of_values, node.values()))
 
 
 _REFERENCE: Final[dict[str, Any]] = {
@@ -95,20 +104,23 @@ _FIRST: Final = ("title", "description", "default", "examples", "$ref", "type", 
 """Keywords in the order in which a reader wants them."""
 
 
-def _finished(node: object, definitions: Mapping[str, Any]) -> Any:
+def _finished(node: object, sections: Mapping[str, Any]) -> Any:
     """A copy with a `$ref` wherever the models marked the place of a value, and keywords in a reader's order."""
     if is_list(node):
-        return [_finished(entry, definitions) for entry in node]
+        return [_finished(entry, sections) for entry in node]
     if not is_mapping(node):
         return node
     copy = {key: node[key] for key in _FIRST if key in node} | node
+    if "default" in copy and copy["default"] is None:
+        # Such a key may be left out, but not be written as `null`, which is what an editor would put there.
+        del copy["default"]
     name = copy.pop(DEFINITION, None)
     if name is not None:
         copy.pop("type", None)
         copy["$ref"] = f"#/$defs/{name}"
     elif "$ref" in copy:
         # pydantic leaves a description out that says the same as that of the section.
-        section = definitions[copy["$ref"].rpartition("/")[2]]
+        section = sections[copy["$ref"].rpartition("/")[2]]
         copy = {"description": section["description"], **copy}
     names = copy.get("propertyNames")
     if names is not None:
@@ -116,9 +128,9 @@ def _finished(node: object, definitions: Mapping[str, Any]) -> Any:
         copy["propertyNames"] = _written(VALUES[names[DEFINITION]])
     for key, child in copy.items():
         if key == "properties":
-            copy[key] = {name: _finished(schema, definitions) for name, schema in child.items()}
+            copy[key] = {name: _finished(schema, sections) for name, schema in child.items()}
         elif key not in _DATA:
-            copy[key] = _finished(child, definitions)
+            copy[key] = _finished(child, sections)
     return copy
 
 

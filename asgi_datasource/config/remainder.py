@@ -33,6 +33,7 @@ def check_remainder(document: object, problems: Iterable[Diagnostic], *, needs_r
         problem
         for problem in check_sense(config, needs_resolver=needs_resolver)
         if not any(_touch(path, other) for path in (problem.path, *problem.related) for other in wrong)
+        and not (problem.code is Code.UNKNOWN_DATASOURCE and ("datasources",) in wrong)
     ]
 
 
@@ -59,17 +60,29 @@ def _last_first(problem: Diagnostic) -> list[tuple[int, str]]:
 
 
 def _stand_in(path: Path) -> object:
-    """What takes the place of a part without which nothing else can be looked at; None when it can just go."""
-    server = {"url": f"host=stand-in-{'-'.join(map(str, path))}"}
-    if path == ("version",):
-        return 1
-    if path[:1] != ("datasources",):
-        return None
-    if path[-1] == "url" and len(path) > 3:
-        return server["url"]
-    return {1: {"stand-in": {"primary": server}}, 2: {"primary": server}, 3: server}.get(
-        len(path) if len(path) != 3 or path[2] == "primary" else 0
-    )
+    """What takes the place of a part that others refer to, by its name or its number; None where it can just go."""
+    name = "-".join(map(str, path))
+    match path:
+        case ("version",):
+            return 1
+        case ("datasources",):
+            return {"stand-in": {"primary": {"url": f"host={name}"}}}
+        case ("datasources", _):
+            return {"primary": {"url": f"host={name}"}}
+        case ("datasources", _, "primary"):
+            return {"url": f"host={name}"}
+        case ("datasources", _, "primary", "url") | ("datasources", _, "replicas", _, "url"):
+            return f"host={name}"
+        case ("datasources", _, "search_path", int()):
+            return "stand-in"
+        case ("tenancy", "resolve", int()):
+            return {"callable": f"stand.in:resolve_{path[-1]}"}
+        case ("routes", int()):
+            return {"match": f"/{name}"}
+        case ("routes", int(), "match"):
+            return f"/{name}"
+        case _:
+            return None
 
 
 def _without(document: object, problem: Diagnostic) -> object:

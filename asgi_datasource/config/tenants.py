@@ -135,7 +135,7 @@ class TenancyConfig(Section):
     )
 
 
-@dataclass(frozen=True, slots=True, config=ConfigDict(extra="forbid", hide_input_in_errors=True))
+@dataclass(frozen=True, slots=True, repr=False, config=ConfigDict(extra="forbid", hide_input_in_errors=True))
 class TenantConfig:
     """Where a tenant lives and what keeps it apart there."""
 
@@ -170,7 +170,6 @@ class TenantConfig:
         OMISSIBLE,
         Field(
             min_length=1,
-            repr=False,
             title="Row security settings",
             description="Custom settings that the policies read with current_setting(); set in every transaction.",
             examples=[{"app.tenant": "42"}],
@@ -185,3 +184,9 @@ class TenantConfig:
             examples=["tenant_reader"],
         ),
     ] = None
+
+    def __repr__(self) -> str:
+        # The values of the settings identify customers and are nobody else's business.
+        settings = None if self.row_security is None else list(self.row_security)
+        place = f"datasource={self.datasource!r}, schema={self.schema_name!r}, role={self.role!r}"
+        return f"TenantConfig({place}, row_security={settings})"

@@ -15,7 +15,7 @@ from .diagnostics import SYNTAX_MEND, Code, Diagnostic, Path, Position, too_deep
 from .limits import MAX_ALIASED_NODES, MAX_DEPTH
 from .places import Compact, Mark, Place
 
-_LOADER: Final[Any] = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+LOADER: Final[Any] = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 """libyaml's parser where PyYAML was built with it: twenty times as fast."""
 
 _TAG: Final = "tag:yaml.org,2002:"
@@ -78,8 +78,9 @@ class _Reader:
         self.document: Any = None
         self.diagnostics: list[Diagnostic] = []
 
-    def read(self, text: str) -> None:
-        parser = _LOADER(text)
+    def read(self, text: str, loader: Any) -> None:
+        """Read to the end, or to what cannot be read."""
+        parser = loader(text)
         try:
             while parser.check_event():
                 self._take(parser.get_event())
@@ -115,12 +116,12 @@ class _Reader:
     def _key(self, frame: _Frame, event: Any) -> None:
         # A key is the string that is written there, whatever the same letters would mean as a value: a tenant may be
         # called `no`, `42` or `null`.
-        if event.anchor is not None or (event.tag is not None and event.tag not in ("!", f"{_TAG}str")):
-            self._note(Code.NOT_PLAIN, event, "a key with an anchor or a tag", "Write the key as a plain string.")
         key: str = event.value
         frame.key_mark = _mark(event)
         frame.key = key
         frame.expects_key = False
+        if event.anchor is not None or (event.tag is not None and event.tag not in ("!", f"{_TAG}str")):
+            self._note(Code.NOT_PLAIN, event, "a key with an anchor or a tag", "Write the key as a plain string.")
         if key in frame.container:
             mend = "Keep one of them."
             if key == "<<":
@@ -250,7 +251,7 @@ def _mark(event: Any) -> Mark:
 
 
 def read_yaml(
-    text: str, file: str, *, places: Place | None = None, compact: Compact | None = None
+    text: str, file: str, *, places: Place | None = None, compact: Compact | None = None, loader: Any = LOADER
 ) -> tuple[Any, list[Diagnostic]]:
     """Read one YAML document.
 
@@ -259,17 +260,18 @@ def read_yaml(
         file: The name that positions carry.
         places: Wanted paths, whose marks are filled in.
         compact: Makes mappings with the key `datasource` compact as soon as they are read.
+        loader: The class of PyYAML's whose parser is used.
 
     Returns:
         The document and its problems; after one that ends the reading, the document is None.
     """
     reader = _Reader(file, places, compact)
     try:
-        reader.read(text)
+        reader.read(text, loader)
     except _Stop as stop:
         return None, [*reader.diagnostics, stop.diagnostic]
     except yaml.MarkedYAMLError as error:
-        return None, [*reader.diagnostics, _syntax(error, file)]
+        return None, [*reader.diagnostics, _syntax(error, text, file)]
     except yaml.reader.ReaderError:
         found = _FORBIDDEN.search(text)
         offset = len(text) if found is None else found.start()
@@ -280,13 +282,23 @@ def read_yaml(
 
 
 _FORBIDDEN: Final = re.compile(r"[^\t\n\r\x20-\x7e\x85\xa0-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
-_QUOTED: Final = re.compile(r"(['\"]).{2,}\1")
+_QUOTED: Final = re.compile(r"'[^' ]{3,}'|\"[^\" ]{3,}\"")
 
 
-def _syntax(error: yaml.MarkedYAMLError, file: str) -> Diagnostic:
+def _syntax(error: yaml.MarkedYAMLError, text: str, file: str) -> Diagnostic:
     mark = error.problem_mark or error.context_mark
-    position = Position(file) if mark is None else Position(file, mark.line + 1, mark.column + 1)
     # The parser's words may quote the text, and the text may be a password.
     problem = _QUOTED.sub("…", error.problem or error.context or "it cannot be read")
-    mend = "Indent with spaces, not with tabs." if "\\t" in problem or "tab" in problem else SYNTAX_MEND
+    if mark is None:
+        return Diagnostic(Code.SYNTAX, (), f"not YAML: {problem}", SYNTAX_MEND, position=Position(file))
+    position = Position(file, mark.line + 1, mark.column + 1)
+    lines = text.splitlines()
+    line = lines[mark.line] if mark.line < len(lines) else ""
+    mend = SYNTAX_MEND
+    if "\t" in line[: mark.column + 1]:
+        mend = "Indent with spaces, not with tabs."
+    elif "${" in line:
+        mend = 'Quote a reference in braces: "${NAME}".'
+    elif line[mark.column : mark.column + 1] in tuple("@`%"):
+        mend = "Quote a string that starts with @, ` or %."
     return Diagnostic(Code.SYNTAX, (), f"not YAML: {problem}", mend, position=position)

@@ -1,0 +1,339 @@
+"""What a well-formed document cannot mean: each check, its place, its mend; and no false alarm beside mistakes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from jsonschema import Draft202012Validator
+
+from asgi_datasource.config import Code, Severity, examine, json_schema
+from asgi_datasource.config.coverage import covers
+from asgi_datasource.config.url import find_fault
+
+from .documents import PASSWORD, full, small
+
+EU = {"primary": {"url": "postgresql://eu/orders"}}
+US = {"primary": {"url": "postgresql://us/orders"}}
+
+
+def datasource(**changes: Any) -> dict[str, Any]:
+    return {"orders": {"primary": {"url": "postgresql://app@db/orders"}, **changes}}
+
+
+NONSENSE = [
+    # the document, the code, the key path, part of the message, part of the mend
+    (
+        small(tenants={"acme": {"datasource": "order"}}),
+        Code.UNKNOWN_DATASOURCE,
+        "tenants.acme.datasource",
+        "names a datasource that is not there",
+        "Did you mean 'orders'?",
+    ),
+    (
+        small(tenants={"acme": {"datasource": "elsewhere"}}),
+        Code.UNKNOWN_DATASOURCE,
+        "tenants.acme.datasource",
+        "names a datasource that is not there",
+        "There are: orders.",
+    ),
+    (
+        small(tenancy={"resolve": [{"header": "X"}], "default": "Orders"}),
+        Code.UNKNOWN_DATASOURCE,
+        "tenancy.default",
+        "names a datasource that is not there",
+        "Did you mean 'orders'?",
+    ),
+    (
+        small(datasources=datasource(pool={"min_size": 11})),
+        Code.CONTRADICTION,
+        "datasources.orders.pool.min_size",
+        "min_size 11 is more than max_size 10",
+        "Lower min_size",
+    ),
+    (
+        small(datasources=datasource(replicas={"r1": {"url": "postgresql://app@db/orders"}})),
+        Code.SAME_SERVER,
+        "datasources.orders.replicas.r1.url",
+        "the same server as primary",
+        "Give each server once",
+    ),
+    (
+        small(datasources=datasource(replicas={"r1": {"url": "host=a"}, "r2": {"url": "host=a"}})),
+        Code.SAME_SERVER,
+        "datasources.orders.replicas.r2.url",
+        "the same server as replicas.r1",
+        "Give each server once",
+    ),
+    (
+        small(
+            tenants={
+                "acme": {"datasource": "orders", "schema": "shop"},
+                "globex": {"datasource": "orders", "schema": "shop"},
+            }
+        ),
+        Code.SHARED_PLACE,
+        "tenants.globex.schema",
+        "the same schema as tenant 'acme'",
+        "a datasource of its own",
+    ),
+    (
+        small(
+            tenants={
+                "acme": {"datasource": "orders", "row_security": {"app.tenant": "1", "app.x": "2"}},
+                "globex": {"datasource": "orders", "row_security": {"app.x": "2", "app.tenant": "1"}},
+            }
+        ),
+        Code.SHARED_PLACE,
+        "tenants.globex.row_security",
+        "the same row_security as tenant 'acme'",
+        "a datasource of its own",
+    ),
+    (
+        small(
+            datasources={"a": EU, "b": EU},
+            tenants={"acme": {"datasource": "a", "schema": "shop"}, "globex": {"datasource": "b", "schema": "shop"}},
+        ),
+        Code.SHARED_PLACE,
+        "tenants.globex.schema",
+        "the same schema as tenant 'acme'",
+        "a datasource of its own",
+    ),
+    (
+        small(tenancy={}),
+        Code.NO_RESOLVER,
+        "tenancy.resolve",
+        "no way to tell them from requests",
+        "resolve: [{header: X-Tenant}]",
+    ),
+    (
+        small(tenants={"Acme": {"datasource": "orders"}}),
+        Code.TENANT_NAME,
+        "tenants.Acme",
+        "does not match tenancy.pattern",
+        "Rename the tenant, or widen the pattern",
+    ),
+    (
+        small(tenancy={"resolve": [{"header": "X"}], "pattern": "["}),
+        Code.PATTERN,
+        "tenancy.pattern",
+        "not a regular expression",
+        "re module",
+    ),
+    (
+        small(tenants={"acme": {"datasource": "orders", "schema": "ä" * 40}}),
+        Code.NAME_TOO_LONG,
+        "tenants.acme.schema",
+        "longer than 63 bytes",
+        "Shorten it",
+    ),
+    (
+        small(datasources=datasource(search_path=["x", "ä" * 40])),
+        Code.NAME_TOO_LONG,
+        "datasources.orders.search_path[1]",
+        "longer than 63 bytes",
+        "Shorten it",
+    ),
+    (
+        small(routes=[{"match": "/x", "read_only": True, "intent": "write"}]),
+        Code.CONTRADICTION,
+        "routes[0].read_only",
+        "contradicts intent: write",
+        "Keep one of them",
+    ),
+    (
+        small(routes=[{"match": "/x", "commit_on": [409, "5xx"], "rollback_on": ["5xx"]}]),
+        Code.CONTRADICTION,
+        "routes[0].commit_on",
+        "5xx stands in commit_on and in rollback_on",
+        "Keep it in one of them",
+    ),
+    (
+        small(datasources=datasource(primary={"url": f"postgresql://app:{PASSWORD}@x@db/orders"})),
+        Code.URL,
+        "datasources.orders.primary.url",
+        "where the password ends",
+        "%40",
+    ),
+]
+
+
+@pytest.mark.parametrize(("document", "code", "path", "message", "mend"), NONSENSE)
+def test_nonsense_is_told_with_its_place_and_mend(
+    document: dict[str, Any], code: Code, path: str, message: str, mend: str
+) -> None:
+    assert Draft202012Validator(json_schema()).is_valid(document), "this is a question of sense, not of form"
+    [problem] = examine(document).errors
+    assert problem.code is code
+    assert problem.key == path
+    assert message in problem.message
+    assert mend in problem.mend
+
+
+WARNINGS = [
+    (
+        small(tenants={"acme": {"datasource": "orders"}, "globex": {"datasource": "orders"}}),
+        Code.SHARED_PLACE,
+        "tenants.globex",
+        "nothing keeps this tenant apart from 'acme'",
+    ),
+    (small(tenants={}), Code.NO_RESOLVER, "tenants", "no request will be served"),
+    (
+        small(routes=[{"match": "GET /a/**"}, {"match": "GET /a/b"}]),
+        Code.UNREACHABLE,
+        "routes[1].match",
+        "routes[0] matches all that it matches",
+    ),
+    (
+        small(tenancy={"resolve": [{"header": "X"}, {"header": "X"}]}),
+        Code.UNREACHABLE,
+        "tenancy.resolve[1]",
+        "the same way stands in front of it",
+    ),
+]
+
+
+@pytest.mark.parametrize(("document", "code", "path", "message"), WARNINGS)
+def test_what_is_odd_is_a_warning(document: dict[str, Any], code: Code, path: str, message: str) -> None:
+    findings = examine(document)
+    assert findings.config is not None
+    assert findings.errors == ()
+    [problem] = findings.diagnostics
+    assert (problem.severity, problem.code, problem.key) == (Severity.WARNING, code, path)
+    assert message in problem.message
+    assert problem.mend
+
+
+SENSIBLE = [
+    full(),
+    small(tenancy={"default": "orders"}, tenants={}),
+    small(
+        tenants={
+            "acme": {"datasource": "orders", "schema": "shop", "row_security": {"app.tenant": "1"}},
+            "globex": {"datasource": "orders", "schema": "shop", "row_security": {"app.tenant": "2"}},
+        }
+    ),
+    small(
+        tenants={
+            "acme": {"datasource": "orders", "schema": "shop", "role": "acme"},
+            "globex": {"datasource": "orders", "schema": "shop", "role": "globex"},
+        }
+    ),
+    small(
+        datasources={"eu": EU, "us": US},
+        tenants={"acme": {"datasource": "eu", "schema": "x"}, "globex": {"datasource": "us", "schema": "x"}},
+    ),
+    small(routes=[{"match": "GET /a/*"}, {"match": "/a/*"}, {"match": "GET /a/**"}, {"match": "/**"}]),
+]
+
+
+@pytest.mark.parametrize("document", SENSIBLE)
+def test_what_makes_sense_is_left_alone(document: dict[str, Any]) -> None:
+    assert examine(document).diagnostics == ()
+
+
+def test_a_wrong_part_causes_no_second_problem() -> None:
+    """A datasource whose URL is wrong is still there for the tenants that name it."""
+    mistakes: list[tuple[dict[str, Any], list[str]]] = [
+        (small(datasources=datasource(primary={"url": "mysql://"})), ["datasources.orders.primary.url"]),
+        (small(datasources=datasource(primary={})), ["datasources.orders.primary.url"]),
+        (small(datasources={"orders": 3}), ["datasources.orders"]),
+        (small(datasources={}), ["datasources"]),
+        (small(datasources=datasource(pool={"min_size": 20, "max_size": "x"})), ["datasources.orders.pool.max_size"]),
+        (small(tenancy={"resolve": [{"headr": "X"}]}), ["tenancy.resolve[0].headr"]),
+        (small(tenancy={"resolve": 3}), ["tenancy.resolve"]),
+        (
+            small(tenants={"acme": {"datasource": "orders", "schema": 3}, "globex": {"datasource": "orders"}}),
+            ["tenants.acme.schema"],
+        ),
+        (small(version=2), ["version"]),
+        (small(datasources={"orders": EU, "or ders": US}), ["datasources.…"]),
+    ]
+    for document, paths in mistakes:
+        assert [problem.key for problem in examine(document).diagnostics] == paths
+
+
+def test_sense_is_checked_beside_mistakes_of_form() -> None:
+    document = small(
+        datasources=datasource(pool={"min_size": 20}, replicas={"r1": {"url": "mysql://"}}),
+        tenants={"acme": {"datasource": "elsewhere"}, "globex": {}, "initech": {"datasource": "orders", "schema": 3}},
+        routes=[{"match": 3}, {"match": "/x", "read_only": True, "intent": "write"}],
+    )
+    assert [(problem.code, problem.key) for problem in examine(document).errors] == [
+        (Code.WRONG_VALUE, "datasources.orders.replicas.r1.url"),
+        (Code.MISSING_KEY, "tenants.globex.datasource"),
+        (Code.WRONG_TYPE, "tenants.initech.schema"),
+        (Code.WRONG_TYPE, "routes[0].match"),
+        (Code.CONTRADICTION, "datasources.orders.pool.min_size"),
+        (Code.UNKNOWN_DATASOURCE, "tenants.acme.datasource"),
+        (Code.CONTRADICTION, "routes[1].read_only"),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("match", "other", "expected"),
+    [
+        ("/**", "GET /a/b", True),
+        ("GET /**", "/a", False),
+        ("GET /**", "POST /a", False),
+        ("* /a", "GET /a", True),
+        ("/a/*", "/a/b", True),
+        ("/a/*", "/a/*", True),
+        ("/a/*", "/a/b/c", False),
+        ("/a/*", "/a/**", False),
+        ("/a/*", "/a/", False),
+        ("/a/b", "/a/*", False),
+        ("/a/**", "/a", True),
+        ("/a/**", "/a/b/**", True),
+        ("/a/**", "/ab", False),
+        ("/*/b", "/a/b", True),
+        ("/", "/", True),
+        ("/", "/a", False),
+    ],
+)
+def test_which_rule_covers_which(match: str, other: str, expected: bool) -> None:
+    assert covers(match, other) is expected
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "postgresql://",
+        "postgresql://db",
+        "postgres://app:p%40ss@db:5432/orders?sslmode=require&options=-c%20x%3D1",
+        "postgresql://app@[::1]:5433/orders",
+        "postgresql://a:1,b:2,c/orders?target_session_attrs=read-write",
+        "postgresql:///orders?host=/var/run/postgresql",
+        "postgresql://%2Fvar%2Frun/orders",
+        "host=db port=5432 dbname=orders",
+        "host = db  password = 'a b\\'c'",
+        "service=orders ",
+        "user=app password=",
+    ],
+)
+def test_urls_that_libpq_understands(url: str) -> None:
+    assert find_fault(url) is None
+
+
+@pytest.mark.parametrize(
+    ("url", "fault"),
+    [
+        ("postgresql://app:a@b@db/orders", "where the password ends"),
+        ("postgresql://app:a/b@db/orders", "where the password ends"),
+        ("postgresql://app:a#b@db/orders", "'#'"),
+        ("postgresql://app:a b@db/orders", "a space"),
+        ("postgresql://app:100%@db/orders", "percent sign"),
+        ("postgresql://db:port/orders", "host and port"),
+        ("postgresql://::1/orders", "host and port"),
+        ("postgresql://db:0/orders", "a port that is not one"),
+        ("postgresql://a:5432,b:99999/orders", "a port that is not one"),
+        ("host=db password='open", "keyword=value"),
+        ("host=db orders", "keyword=value"),
+        ("host=a b=c d", "keyword=value"),
+    ],
+)
+def test_urls_that_libpq_does_not_understand(url: str, fault: str) -> None:
+    found = find_fault(url)
+    assert found is not None
+    assert fault in found[0]
+    assert found[1].endswith(".")
