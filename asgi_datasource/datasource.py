@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Mapping, Sequence
 from typing import Protocol, runtime_checkable
 
@@ -28,23 +27,28 @@ class DataSource(Protocol):
         """The servers as they look now; immutable."""
         ...
 
-    def next_turn(self) -> int:
-        """The round-robin counter, counted up by each call."""
+    @property
+    def turn(self) -> int:
+        """The round-robin counter: whose turn it is."""
+        ...
+
+    def take_turn(self) -> None:
+        """A replica was chosen because it was its turn: the next one is next."""
         ...
 
 
 class PostgresDataSource:
     """A primary and its streaming replicas, each behind a pool of its own."""
 
-    __slots__ = ("_endpoints", "_flags", "_picture", "_replicas", "_turns", "name", "primary")
+    __slots__ = ("_endpoints", "_flags", "_picture", "_replicas", "name", "primary", "turn")
 
     def __init__(self, name: str, primary: Endpoint, replicas: Sequence[Endpoint] = ()) -> None:
         self.name = name
         self.primary = primary
         self._replicas = tuple(replicas)
         self._endpoints = {endpoint.name: endpoint for endpoint in (*self._replicas, primary)}
-        # One counter for all requests; `next` on it is atomic under the interpreter's own lock.
-        self._turns = itertools.count()
+        # One counter for all requests. They share an event loop, so nothing comes between reading and counting.
+        self.turn = 0
         self._flags: tuple[bool, ...] = ()
         self._picture = self._draw()
 
@@ -66,9 +70,9 @@ class PostgresDataSource:
             self._picture = self._draw()
         return self._picture
 
-    def next_turn(self) -> int:
-        """The round-robin counter, counted up by each call."""
-        return next(self._turns)
+    def take_turn(self) -> None:
+        """A replica was chosen because it was its turn: the next one is next."""
+        self.turn += 1
 
     def _draw(self) -> Picture:
         return Picture(

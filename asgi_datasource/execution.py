@@ -20,6 +20,7 @@ from .routing import AccessIntent, ReadAfterWritePin, Reason, Role, Route, choos
 from .tenancy import Tenant
 from .transaction import Isolation, Transaction, commands, refuse_transaction_command
 
+_TAKES_A_TURN = frozenset({Reason.BALANCED, Reason.FAILOVER})
 _READ_ONLY_SETTINGS = (("transaction_read_only", "on"),)
 
 
@@ -214,7 +215,7 @@ class Executor:
             choice = choose(
                 picture,
                 intent,
-                turn=datasource.next_turn() if picture.replicas and intent is AccessIntent.READ else 0,
+                turn=datasource.turn,
                 is_pinned=self.pin.is_set,
                 is_strong=is_strong,
                 sticky=self._sticky,
@@ -222,6 +223,8 @@ class Executor:
             )
             if choice is None:
                 raise attempt.last_error
+            if choice.reason in _TAKES_A_TURN:
+                datasource.take_turn()
             route = Route(datasource.name, intent, choice.node.role, choice.node.name, choice.reason, picture)
             self.last_route = route
             endpoint = datasource.endpoints[choice.node.name]
