@@ -94,7 +94,7 @@ class DataSourceMiddleware:
         if registry is None:
             if config is None:
                 raise ConfigError("DataSourceMiddleware takes config= or registry=")
-            registry = compile(config)
+            registry = compile(config, needs_resolver=not resolvers)
         elif config is not None:
             raise ConfigError("DataSourceMiddleware takes config= or registry=, not both")
         self.app = app

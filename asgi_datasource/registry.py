@@ -321,18 +321,23 @@ class DataSourceRegistry:
 
 
 def compile(
-    source: str | Path | Mapping[str, Any] | Config, *, environ: Mapping[str, str] | None = None
+    source: str | Path | Mapping[str, Any] | Config,
+    *,
+    environ: Mapping[str, str] | None = None,
+    needs_resolver: bool = False,
 ) -> DataSourceRegistry:
     """Compile a configuration into a registry. Opens nothing.
 
     Args:
         source: A path to a YAML, TOML or JSON document, a mapping, or a `Config` that is loaded already.
         environ: Where `${NAME}` is looked up; None takes the process's environment.
+        needs_resolver: Whether tenants without a way to tell them from requests are an error; workers and scripts name
+            the tenant themselves.
 
     Raises:
         ConfigError: The configuration is wrong; every problem is listed.
     """
-    config = source if isinstance(source, Config) else load(source, environ=environ)
+    config = load(source, environ=environ, needs_resolver=needs_resolver)
     shared_schemas = {name: datasource.search_path for name, datasource in config.datasources.items()}
     default = config.tenancy.default
     return DataSourceRegistry(

@@ -22,7 +22,7 @@ def to_data_error(
 ) -> DataError:
     """Classify a failed statement.
 
-    The message is the server's own first line. Its details may hold values of rows, and stay in the cause.
+    The message is the server's own first line. Its details may hold values of rows, and stay in the cause's `diag`.
 
     Args:
         error: As psycopg raises it.
@@ -51,6 +51,9 @@ def to_data_error(
     if sqlstate is not None and sqlstate.startswith("22"):
         # Data exceptions quote the value; names are quoted alike.
         text = _QUOTED.sub('"..."', text)
+    if sqlstate is not None:
+        # The cause is printed with every traceback, with all that psycopg puts into its text; `diag` still has that.
+        error.args = (text,)
     message = f"{where}: {text}"
     if found.kind is DataErrorKind.READ_ONLY:
         message += READ_ONLY_HINT
