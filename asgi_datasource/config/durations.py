@@ -35,3 +35,27 @@ def format_duration(seconds: float) -> str:
         if not rest and re.fullmatch(DURATION, written):
             return written
     return f"{milliseconds}ms"
+
+
+_NEAR: Final = re.compile(r"\s*([0-9]{1,9}(?:[.,][0-9]{1,9})?)\s*([A-Za-z]*)\s*")
+_OTHER_UNITS: Final = (
+    (("", "s", "sec", "secs", "second", "seconds"), 1_000),
+    (("ms", "msec", "msecs", "milli", "millis", "millisecond", "milliseconds"), 1),
+    (("m", "min", "mins", "minute", "minutes"), 60_000),
+    (("h", "hr", "hrs", "hour", "hours"), 3_600_000),
+    (("d", "day", "days"), 86_400_000),
+)
+
+
+def suggest_duration(written: str, *, whole_seconds: bool = False) -> str | None:
+    """The duration that was probably meant; None when there is no telling."""
+    near = _NEAR.fullmatch(written)
+    if near is None:
+        return None
+    unit = near[2].lower()
+    size = next((milliseconds for units, milliseconds in _OTHER_UNITS if unit in units), 0)
+    milliseconds = float(near[1].replace(",", ".")) * size
+    if milliseconds < 1 or not milliseconds.is_integer():
+        return None
+    meant = format_duration(milliseconds / 1000)
+    return meant if re.fullmatch(WHOLE_SECONDS if whole_seconds else DURATION, meant) else None

@@ -1,4 +1,4 @@
-"""The command that keeps the schema's files: `python -m asgi_datasource.config.schema [--check]`."""
+"""Writes what is generated from the models: the JSON Schema, and the reference of keys in the documentation."""
 
 from __future__ import annotations
 
@@ -10,18 +10,30 @@ from pathlib import Path
 from typing import Final
 
 from .generated import json_schema
+from .reference import BEGIN, END, render_reference
 
 FILES: Final = ("datasource.schema.json", "schemas/config/v1.json")
 """Where the schema is kept in the repository: for editors, and among the published ones."""
 
 
-def render() -> str:
+PAGE: Final = "docs/config.md"
+"""The page whose reference of keys is written here, where there is one."""
+
+
+def render_schema() -> str:
     """The schema as it is kept in the repository."""
     return json.dumps(json_schema(), indent=2, ensure_ascii=False) + "\n"
 
 
+def render_page(page: str) -> str:
+    """The documentation's page with its reference of keys written anew."""
+    before, _, rest = page.partition(BEGIN)
+    _, _, after = rest.partition(END)
+    return before + render_reference() + after
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Write the schema's files, or tell whether they are up to date.
+    """Write what is generated from the models, or tell whether it is up to date.
 
     Returns:
         0; with `--check`, 1 when a file differs.
@@ -30,19 +42,24 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--check", action="store_true", help="write nothing; exit with 1 when a file differs")
     parser.add_argument("--root", type=Path, default=Path(), help="the repository; here unless told otherwise")
     options = parser.parse_args(arguments)
-    content, stale = render(), 0
-    for name in FILES:
-        path: Path = options.root / name
-        if path.is_file() and path.read_text(encoding="utf-8") == content:
-            continue
-        stale += 1
+    root: Path = options.root
+    contents = {root / name: render_schema() for name in FILES}
+    page = root / PAGE
+    if page.is_file():
+        contents[page] = render_page(page.read_text(encoding="utf-8"))
+    stale = [path for path, content in contents.items() if not _holds(path, content)]
+    for path in stale:
         if options.check:
             print(f"{path}: differs from the models; run python -m asgi_datasource.config.schema", file=sys.stderr)
         else:
             path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text(content, encoding="utf-8")
+            path.write_text(contents[path], encoding="utf-8")
             print(f"{path}: written")
     return 1 if options.check and stale else 0
+
+
+def _holds(path: Path, content: str) -> bool:
+    return path.is_file() and path.read_text(encoding="utf-8") == content
 
 
 if __name__ == "__main__":

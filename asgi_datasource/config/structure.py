@@ -5,6 +5,7 @@ What a JSON Schema cannot say (is that datasource there?) is asked by the second
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any, Final, cast
 
@@ -12,6 +13,7 @@ from pydantic import TypeAdapter, ValidationError
 from pydantic_core import ErrorDetails
 
 from .diagnostics import Code, Diagnostic, Path, did_you_mean, show, show_key
+from .durations import suggest_duration
 from .keys import section_at
 from .limits import MAX_DIAGNOSTICS
 from .models import Config, TenantConfig
@@ -147,9 +149,11 @@ def write_inline(example: object) -> str:
     if isinstance(example, list | tuple):
         return "[" + ", ".join(write_inline(entry) for entry in cast("Sequence[object]", example)) + "]"
     if isinstance(example, str):
-        is_plain = not any(sign in example for sign in "${}[],*#:\"'") and example[:1].isalpha()
-        return example if is_plain else f'"{example}"'
+        return example if _PLAIN_SCALAR.fullmatch(example) else f'"{example}"'
     return show(example)
+
+
+_PLAIN_SCALAR: Final = re.compile(r"(?!true|false|null)[A-Za-z/][\w/. -]*|[0-9]+[a-z]+")
 
 
 def _wrong_value(path: Path, expected: Value, value: object) -> Diagnostic:
@@ -200,7 +204,10 @@ def _mend_value(expected: Value, value: object) -> str | None:
         return None
     if isinstance(value, bool):
         return None
-    return f"Write the unit: {show(value)}s." if expected.is_duration else f"Quote it: '{show(value)}'."
+    if expected.is_duration:
+        meant = suggest_duration(str(value), whole_seconds=expected.name == "WholeSeconds")
+        return f"Write the unit: {meant}." if meant is not None else None
+    return f"Quote it: '{show(value)}'."
 
 
 def _mend_string(expected: Value, value: str) -> str | None:
@@ -210,7 +217,10 @@ def _mend_string(expected: Value, value: str) -> str | None:
         return f"Write {_YES_AND_NO[value.lower()]}."
     if expected.types == ("number",) and value.strip().isdecimal():
         return "Write it without quotes."
-    meant = did_you_mean(value, expected.choices)
+    if expected.is_duration:
+        meant = suggest_duration(value, whole_seconds=expected.name == "WholeSeconds")
+    else:
+        meant = did_you_mean(value, expected.choices)
     return f"Did you mean {meant!r}?" if meant is not None else None
 
 

@@ -8,7 +8,7 @@ import pytest
 from pydantic import BaseModel, ValidationError
 
 from asgi_datasource.config import Config, DatabaseUrl, ResolverConfig, TenantConfig, load
-from asgi_datasource.config.durations import format_duration, parse_duration
+from asgi_datasource.config.durations import format_duration, parse_duration, suggest_duration
 from asgi_datasource.config.keys import Place, sections
 from asgi_datasource.config.structure import check_structure
 from asgi_datasource.errors import DataErrorKind
@@ -160,6 +160,30 @@ def test_durations(written: str, seconds: float) -> None:
 def test_what_is_no_duration(written: str) -> None:
     with pytest.raises(ValueError, match="not a duration"):
         parse_duration(written)
+
+
+@pytest.mark.parametrize(
+    ("written", "meant", "in_whole_seconds"),
+    [
+        ("3", "3s", "3s"),
+        ("3sec", "3s", "3s"),
+        (" 3 Seconds", "3s", "3s"),
+        ("1.5s", "1500ms", None),
+        ("1,5 min", "90s", "90s"),
+        ("250 ms", "250ms", None),
+        ("1 hour", "1h", "1h"),
+        ("2d", "48h", "48h"),
+        ("120 s", "2m", "2m"),
+        ("0.0001s", None, None),
+        ("0", None, None),
+        ("3 weeks", None, None),
+        ("soon", None, None),
+        ("100d", None, None),
+    ],
+)
+def test_the_duration_that_was_meant(written: str, meant: str | None, in_whole_seconds: str | None) -> None:
+    assert suggest_duration(written) == meant
+    assert suggest_duration(written, whole_seconds=True) == in_whole_seconds
 
 
 def test_models_can_be_validated_on_their_own() -> None:

@@ -123,7 +123,7 @@ MISTAKES = [
         "its unit",
         "Write the unit: 3s.",
     ),
-    (POOL, "acquire_timeout", "3sec", Code.WRONG_VALUE, "datasources.orders.pool.acquire_timeout", "'3sec'", "example"),
+    (POOL, "acquire_timeout", "3sec", Code.WRONG_VALUE, "datasources.orders.pool.acquire_timeout", "'3sec'", "'3s'?"),
     (
         POOL,
         "connect_timeout",
@@ -208,7 +208,7 @@ MISTAKES = [
         Code.WRONG_VALUE,
         "routes[0].commit_on[0]",
         "found 600",
-        'For example: "4xx"',
+        "For example: 4xx.",
     ),
     (
         ("routes", "*"),

@@ -1,0 +1,98 @@
+"""`docs/config.md` says what the code does: every key, every code, its examples, its messages."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from jsonschema import Draft202012Validator
+
+from asgi_datasource.config import Code, InvalidConfig, json_schema, limits, load
+from asgi_datasource.config.keys import sections
+from asgi_datasource.config.reference import BEGIN, END
+from asgi_datasource.config.schema import render_page
+from asgi_datasource.config.yaml_text import read_yaml
+
+ROOT = Path(__file__).parent.parent.parent
+PAGE = (ROOT / "docs" / "config.md").read_text(encoding="utf-8")
+YAML = re.findall(r"^```yaml\n(.*?)^```", PAGE, re.DOTALL | re.MULTILINE)
+ENVIRON = {"ORDERS_PRIMARY_URL": "host=primary", "ORDERS_R1_URL": "host=r1"}
+
+
+def test_the_reference_of_keys_is_up_to_date() -> None:
+    assert PAGE.count(BEGIN) == PAGE.count(END) == 1
+    assert render_page(PAGE) == PAGE, "run python -m asgi_datasource.config.schema"
+
+
+def test_every_key_is_on_the_page() -> None:
+    tables = PAGE.partition(BEGIN)[2]
+    for place in sections().values():
+        for key, info in place.fields.items():
+            assert f"| `{key}` | {info.description}" in tables
+
+
+def test_every_code_is_on_the_page() -> None:
+    assert re.findall(r"^\| `(ADS\d+)` ", PAGE, re.MULTILINE) == [code.value for code in Code]
+
+
+@pytest.mark.parametrize("number", range(len(YAML)))
+def test_examples_load(number: int, tmp_path: Path) -> None:
+    (tmp_path / "secrets").mkdir()
+    (tmp_path / "secrets" / "orders-r2").write_text("host=r2\n")
+    path = tmp_path / "datasource.yaml"
+    path.write_text(YAML[number])
+    config = load(path, environ=ENVIRON)
+    assert {"acme", "globex"} <= set(config.tenants)
+    document, _ = read_yaml(YAML[number], "docs/config.md")
+    assert Draft202012Validator(json_schema()).is_valid(document)
+
+
+def test_the_complete_example_names_every_key() -> None:
+    document: Any = yaml.safe_load(YAML[1])
+    for path, place in sections().items():
+        written = {key for here in at(document, path) for key in here}
+        assert set(place.fields) <= written, path
+
+
+def at(document: Any, path: tuple[str, ...]) -> list[Any]:
+    """Every section that a path leads to."""
+    found = [document]
+    for step in path:
+        if step == "*":
+            found = [child for here in found for child in (here.values() if isinstance(here, dict) else here)]
+        else:
+            found = [here[step] for here in found if step in here]
+    return found
+
+
+WRONG = """\
+version: 1
+
+tenancy: {resolve: [{header: X-Tenant}]}
+
+datasources:
+  orders:
+    primary: {url: "postgresql://app@db/orders"}
+    pool: {max_sise: 20, acquire_timeout: 3}
+
+tenants:
+  acme: {datasource: order, schema: acme}
+
+budget: {processes: 8}
+"""
+
+
+def test_the_messages_are_those_of_the_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("datasource.yaml").write_text(WRONG)
+    with pytest.raises(InvalidConfig) as caught:
+        load("datasource.yaml")
+    assert f"```\n{caught.value}\n```" in PAGE
+
+
+def test_the_bounds_are_those_of_the_page() -> None:
+    bounds = f"{limits.MAX_BYTES // 1024**2} MB, {limits.MAX_DEPTH} levels, {limits.MAX_ALIASED_NODES:,} values"
+    assert bounds in PAGE
