@@ -1,0 +1,31 @@
+"""Servers of their own for every module of faults: the shared ones must stay as they are."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Iterator
+
+import pytest
+
+from asgi_datasource.testing import EmbeddedCluster, FaultProxy
+from tests.world import World
+
+from .servers import breakable_world, cluster_of, proxy_of
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[EmbeddedCluster]:
+    with cluster_of(1) as running:
+        yield running
+
+
+@pytest.fixture
+async def world(cluster: EmbeddedCluster) -> AsyncIterator[World]:
+    async with breakable_world(cluster) as made:
+        yield made
+
+
+@pytest.fixture
+async def proxy(world: World) -> AsyncIterator[FaultProxy]:
+    """In front of the primary."""
+    async with proxy_of(world.cluster.primary) as running:
+        yield running
