@@ -14,8 +14,8 @@ from psycopg.pq import TransactionStatus
 from .pipeline import COPY_REFUSED, Command, Drain, Flight
 from .query import MAX_CACHED_LENGTH, MAX_PARAMS, Statement, convert
 from .result import Exchange
-from .statements import StatementCache
-from .watched import BAD, IN_USE, Receiver, WatchedConnection, shut_down
+from .statements import NO_PLAN, StatementCache
+from .watched import BAD, CANCEL_LIMIT_S, IN_USE, Receiver, WatchedConnection, shut_down
 
 if TYPE_CHECKING:
     from .view import ConnectionView
@@ -24,9 +24,6 @@ _IDLE: Final = int(TransactionStatus.IDLE)
 _INTRANS: Final = int(TransactionStatus.INTRANS)
 _INERROR: Final = int(TransactionStatus.INERROR)
 _ACTIVE: Final = int(TransactionStatus.ACTIVE)
-
-CANCEL_LIMIT_S: Final = 1.0
-"""Seconds that cancelling a statement may take, up to the pipeline's Sync; then the socket is cut."""
 
 _CLOCK_STEP_S: Final = 0.001
 """uvloop's clock has no finer steps: its timers come up to one early."""
@@ -118,6 +115,11 @@ class Connection(WatchedConnection):
         if self._receiver is not None or self._foreign_waits:
             raise InterfaceError(IN_USE)
         closes = self.plans.take_closes()
+        if self._was_psycopgs:
+            # After psycopg's stream() libpq would hand out our first command's rows one by one too (it resets the
+            # mode only between the commands of a pipeline). So the first one is a Close of nothing.
+            self._was_psycopgs = False
+            closes = (NO_PLAN, *closes)
         try:
             flight = Flight(self, self._to_commands(statements), closes)
         except BaseException:
@@ -135,6 +137,8 @@ class Connection(WatchedConnection):
             flight.exchange.failed_at = None
             return flight.exchange
         self._receiver = flight
+        if not self._is_watched:
+            self._watch()
         if is_pending:
             self._write_later()
         if deadline is not None:
@@ -273,6 +277,8 @@ class Connection(WatchedConnection):
         """
         if self._foreign_waits:
             await self._end_foreign_waits()
+        self._loans = 0
+        self._watch()
         if self._receiver is None and not self._is_gone and self.is_midway:
             # psycopg was cancelled in the middle of one of its own operations.
             self._receiver = drain = Drain(self.pgconn)

@@ -48,13 +48,24 @@ COPY_REFUSED: Final = "COPY from or to the client cannot be used here; use copy(
 class Flight:
     """One pipeline on its way: what was sent, and whose answer is next."""
 
-    __slots__ = ("_closes", "_commands", "_connection", "_position", "_rows", "_slots", "_syncs", "exchange")
+    __slots__ = (
+        "_closes",
+        "_commands",
+        "_connection",
+        "_makes_sense",
+        "_position",
+        "_rows",
+        "_slots",
+        "_syncs",
+        "exchange",
+    )
 
     def __init__(self, connection: Connection, commands: Sequence[Command], closes: Sequence[bytes]) -> None:
         self.exchange = Exchange([None] * len(commands))
         self._connection = connection
         self._commands = commands
         self._closes = closes
+        self._makes_sense = True
         self._position = 0
         self._syncs = 1
         self._rows: list[tuple[Result, Plan | None]] = []
@@ -109,6 +120,7 @@ class Flight:
         while not pgconn.is_busy():
             pgresult = pgconn.get_result()
             if pgresult is None:
+                self._makes_sense = False
                 raise OperationalError("the connection ended in the middle of a pipeline")
             status = pgresult.status
             if status == _SYNC:
@@ -116,7 +128,11 @@ class Flight:
                 if not self._syncs:
                     return True
                 continue
-            self._take(pgresult, status)
+            try:
+                self._take(pgresult, status)
+            except IndexError:
+                self._makes_sense = False
+                raise OperationalError("the server gave more answers than it was asked questions") from None
             # Every command's answers end with a None, which is there as soon as the answer is.
             pgconn.get_result()
         return False
@@ -132,9 +148,10 @@ class Flight:
     def lose(self, cause: BaseException) -> None:
         """The connection is gone: take what had arrived before, and note the loss."""
         exchange = self.exchange
-        # An answer such as the xid in front of a COMMIT may have come in with the end of the stream.
-        with suppress(e.Error):
-            self.receive()
+        if self._makes_sense:
+            # An answer such as the xid in front of a COMMIT may have come in with the end of the stream.
+            with suppress(e.Error):
+                self.receive()
         exchange.is_lost = True
         if exchange.error is None:
             exchange.error = cause
@@ -169,6 +186,7 @@ class Flight:
                 self._fail(error, position)
         elif status != _ABORTED:
             # COPY is refused before it is sent. Should one come through after all, the pipeline has no way out of it.
+            self._makes_sense = False
             self._fail(ProgrammingError(COPY_REFUSED), position)
             raise OperationalError(COPY_REFUSED)
 

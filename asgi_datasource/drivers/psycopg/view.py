@@ -8,6 +8,7 @@ from psycopg import AsyncConnection
 from psycopg.adapt import AdaptersMap
 
 from ...errors import DataError, DataErrorKind, SessionClosed
+from .watched import CANCEL_LIMIT_S
 
 if TYPE_CHECKING:
     from psycopg.abc import RV, PQGen
@@ -39,9 +40,12 @@ class ConnectionView(AsyncConnection[Any]):
         self._adapters = AdaptersMap(owner.adapters)
         # psycopg warns of open connections that are dropped, but not of a pool's.
         self._pool = None
+        owner.lend_socket()
 
     def expire(self, message: str) -> None:
         """Let every further use of this connection, and of what was made from it, raise `SessionClosed(message)`."""
+        if self._expired is None:
+            self._owner.end_loan()
         self._expired = message
         # Our plans may have been dropped by the user's own DEALLOCATE or DISCARD, whose tags only psycopg saw.
         self._owner.plans.retire()
@@ -55,7 +59,7 @@ class ConnectionView(AsyncConnection[Any]):
         if self._expired is not None:
             gen.close()
             raise SessionClosed(self._expired)
-        return await self._owner.wait_foreign(gen)
+        return await self._owner.wait_foreign(gen, stop_limit_s=CANCEL_LIMIT_S)
 
     async def close(self) -> None:
         """Close the connection itself; the session's transaction is lost with it."""
@@ -64,14 +68,17 @@ class ConnectionView(AsyncConnection[Any]):
 
     async def commit(self) -> None:
         """Refused: the transaction is the session's."""
+        self._check_open()
         raise _refused("commit()", "`await db.commit()`")
 
     async def rollback(self) -> None:
         """Refused: the transaction is the session's."""
+        self._check_open()
         raise _refused("rollback()", "`await db.rollback()`")
 
     async def set_autocommit(self, value: bool) -> None:
         """Refused: the transaction is the session's."""
+        self._check_open()
         raise _refused("set_autocommit()", "`async with db.transaction():`")
 
     def _check_open(self) -> None:

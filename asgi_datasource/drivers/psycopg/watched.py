@@ -10,12 +10,13 @@ import asyncio
 import os
 import select
 import socket
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from psycopg import AsyncConnection, InterfaceError, OperationalError, abc, waiting
 from psycopg import errors as e
 from psycopg.adapt import AdaptersMap, Transformer
-from psycopg.pq import ConnStatus
+from psycopg.pq import ConnStatus, TransactionStatus
 
 if TYPE_CHECKING:
     from typing import Self
@@ -23,6 +24,10 @@ if TYPE_CHECKING:
     from psycopg.abc import RV, PQGen
 
 BAD: Final = int(ConnStatus.BAD)
+_ACTIVE: Final = int(TransactionStatus.ACTIVE)
+
+CANCEL_LIMIT_S: Final = 1.0
+"""Seconds that cancelling a statement may take, up to the end of its answer; then the socket is cut."""
 
 IN_USE: Final = "another task is using this connection; a connection serves one task at a time"
 
@@ -89,6 +94,8 @@ class WatchedConnection(AsyncConnection[Any]):
         self._is_watched = False
         self._is_writing = False
         self._is_gone = False
+        self._loans = 0
+        self._was_psycopgs = False
         self._foreign_waits = 0
         self._foreign_end: asyncio.Future[None] | None = None
         self._cancel_request: asyncio.Task[bool] | None = None
@@ -196,7 +203,7 @@ class WatchedConnection(AsyncConnection[Any]):
                 if not self._has_hung_up():
                     break
                 # uvloop tells of a reset connection once and never again: read on to the end of it now.
-        except e.Error as error:
+        except Exception as error:  # noqa: BLE001 - whatever it was, nobody may go on waiting for this connection
             self._lose(error)
             return
         notification = pgconn.notifies()
@@ -226,6 +233,8 @@ class WatchedConnection(AsyncConnection[Any]):
         """Everything has arrived: an ordinary psycopg connection again."""
         self._receiver = None
         self.refresh_transformer()
+        if self._loans:
+            self._unwatch()
         self._wake()
 
     def _wake(self) -> None:
@@ -283,8 +292,13 @@ class WatchedConnection(AsyncConnection[Any]):
             self.cut("the operation was cancelled")
             raise
 
-    async def wait_foreign(self, gen: PQGen[RV]) -> RV:
-        """Run one of psycopg's own operations; when cancelled, what was sent is still under way.
+    async def wait_foreign(self, gen: PQGen[RV], *, stop_limit_s: float = 0.0) -> RV:
+        """Run one of psycopg's own operations.
+
+        Args:
+            gen: The operation.
+            stop_limit_s: When cancelled, the seconds to stop it on the server and read its end, as psycopg does. A
+                second cancellation, or a server that does not stop, leaves it under way.
 
         Raises:
             psycopg.InterfaceError: Another task is using the connection.
@@ -296,18 +310,44 @@ class WatchedConnection(AsyncConnection[Any]):
         self._foreign_waits += 1
         try:
             return await waiting.wait_async(gen, self._fd, interval=0.1)
+        except asyncio.CancelledError:
+            if stop_limit_s and self.pgconn.transaction_status == _ACTIVE:
+                await self._stop_foreign(gen, stop_limit_s)
+            raise
         finally:
             self._foreign_waits -= 1
             if not self._foreign_waits:
                 self._take_socket_back()
 
+    async def _stop_foreign(self, gen: PQGen[Any], limit_s: float) -> None:
+        if not await self.cancel_on_server(limit_s):
+            return
+        # What ends it is as a rule the error that it was cancelled; the caller gets the cancellation itself.
+        with suppress(e.Error, TimeoutError):
+            async with asyncio.timeout(limit_s):
+                await waiting.wait_async(gen, self._fd, interval=0.1)
+
     def _take_socket_back(self) -> None:
+        self._was_psycopgs = True
         if self._foreign_end is not None:
             _resolve(self._foreign_end)
         if self.pgconn.status == BAD or self._is_gone:
             self._lose(OperationalError("the connection is closed"))
         else:
             self.refresh_transformer()
+            if not self._loans:
+                self._watch()
+
+    def lend_socket(self) -> None:
+        """Leave the socket to psycopg until `end_loan`: it waits for what the loop's watch would have read already."""
+        self._loans += 1
+        if self._receiver is None:
+            self._unwatch()
+
+    def end_loan(self) -> None:
+        """One loan is over."""
+        self._loans = max(0, self._loans - 1)
+        if not self._loans and not self._foreign_waits:
             self._watch()
 
     async def foreign_waits_ended(self, limit_s: float) -> bool:
