@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import re
-import tomllib
 from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path as FilePath
 from typing import Any, Final
 
-from .diagnostics import SYNTAX_MEND, Code, Diagnostic, Position, huge_number, too_deep
+from .diagnostics import Code, Diagnostic, Position
 from .json_text import locate_json, read_json
 from .limits import MAX_BYTES
 from .places import Compact, Place
+from .toml_text import locate_toml, read_toml
 from .yaml_text import read_yaml
 
 
@@ -91,7 +90,7 @@ def read_text(text: Text, compact: Compact | None = None) -> tuple[Any, list[Dia
     elif text.format is Format.JSON:
         document, problems = read_json(text.content, text.file, compact)
     else:
-        document, problems = _read_toml(text)
+        document, problems = read_toml(text.content, text.file)
     if document is None and not problems:
         problems = [
             Diagnostic(
@@ -101,39 +100,16 @@ def read_text(text: Text, compact: Compact | None = None) -> tuple[Any, list[Dia
     return document, problems
 
 
-_TOML_PLACE: Final = re.compile(r" \(at (?:line (\d+), column (\d+)|end of document)\)$")
-_QUOTED: Final = re.compile(r"(['\"]).{2,}\1|\(.*\)")
-
-
-def _read_toml(text: Text) -> tuple[Any, list[Diagnostic]]:
-    try:
-        return tomllib.loads(text.content), []
-    except tomllib.TOMLDecodeError as error:
-        words = str(error)
-    except RecursionError:
-        return None, [too_deep(Position(text.file))]
-    except ValueError:  # Python refuses to read numbers of more than 4300 digits.
-        return None, [huge_number(Position(text.file))]
-    found = _TOML_PLACE.search(words)
-    line, column = (int(found[1]), int(found[2])) if found is not None and found[1] else (None, None)
-    # The parser's words may quote the text, and the text may be a password.
-    reason = _QUOTED.sub("…", _TOML_PLACE.sub("", words))
-    position = Position(text.file, line, column)
-    if any(word in reason for word in ("overwrite", "twice", "Duplicate", "immutable")):
-        return None, [
-            Diagnostic(Code.DUPLICATE_KEY, (), "a key stands here a second time", "Keep one.", position=position)
-        ]
-    return None, [Diagnostic(Code.SYNTAX, (), f"not TOML: {reason.lower()}", SYNTAX_MEND, position=position)]
-
-
 def locate(text: Text, diagnostics: Iterable[Diagnostic]) -> list[Diagnostic]:
-    """Give each problem its position in the text, as far as the notation tells: in TOML, the file alone."""
+    """Give each problem its position in the text."""
     found = list(diagnostics)
     places = Place.of([problem.path for problem in found])
     if text.format is Format.YAML:
         read_yaml(text.content, text.file, places=places)
     elif text.format is Format.JSON:
         locate_json(text.content, text.file, places)
+    else:
+        locate_toml(text.content, places)
     result: list[Diagnostic] = []
     for problem in found:
         if problem.position is None:

@@ -192,10 +192,33 @@ def test_positions_in_json(tmp_path: Path) -> None:
     ]
 
 
-def test_in_toml_the_file_is_told(tmp_path: Path) -> None:
-    path = write(tmp_path, "datasource.toml", TOML.replace("max_size", "max_sise"))
-    [error] = examine(path).errors
-    assert str(error).startswith(f"{path}: ADS020 datasources.orders.pool.max_sise: unknown key")
+def test_positions_in_toml(tmp_path: Path) -> None:
+    text = """\
+version = 1
+datasources.orders.primary = { url = "mysql://db" }
+[datasources.orders.pool]
+max_sise = 3
+max_size = [1,
+  2]
+[tenants.acme]
+schema = "x"
+[tenants]
+globex = {datasource = "order"}
+[[routes]]
+match = "GET /x"
+[[routes]]
+match = 3
+"""
+    path = write(tmp_path, "datasource.toml", text)
+    errors = [error for error in examine(path).errors if error.code is not Code.NO_RESOLVER]
+    assert [(e.key, e.position and e.position.line, e.position and e.position.column) for e in errors] == [
+        ("datasources.orders.primary.url", 2, 38),
+        ("datasources.orders.pool.max_sise", 4, 1),
+        ("datasources.orders.pool.max_size", 5, 12),
+        ("tenants.acme.datasource", 7, 10),
+        ("tenants.globex.datasource", 10, 24),
+        ("routes[1].match", 14, 9),
+    ]
 
 
 SYNTAX = [

@@ -1,0 +1,209 @@
+"""TOML text: read by the standard library, which forgets where keys stood; so they are looked for when asked for."""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from collections.abc import Iterator
+from typing import Any, Final
+
+from .diagnostics import SYNTAX_MEND, Code, Diagnostic, Path, Position, huge_number, too_deep
+from .places import Mark, Place
+
+_PLACE: Final = re.compile(r" \(at (?:line (\d+), column (\d+)|end of document)\)$")
+_QUOTED: Final = re.compile(r"(['\"]).{2,}\1|\(.*\)")
+
+
+def read_toml(text: str, file: str) -> tuple[Any, list[Diagnostic]]:
+    """Read one TOML document.
+
+    Args:
+        text: The text.
+        file: The name that positions carry.
+
+    Returns:
+        The document and its problems; with any problem the document is None.
+    """
+    try:
+        return tomllib.loads(text), []
+    except tomllib.TOMLDecodeError as error:
+        words = str(error)
+    except RecursionError:
+        return None, [too_deep(Position(file))]
+    except ValueError:  # Python refuses to read numbers of more than 4300 digits.
+        return None, [huge_number(Position(file))]
+    found = _PLACE.search(words)
+    line, column = (int(found[1]), int(found[2])) if found is not None and found[1] else (None, None)
+    position = Position(file, line, column)
+    # The parser's words may quote the text, and the text may be a password.
+    reason = _QUOTED.sub("…", _PLACE.sub("", words))
+    if any(word in reason for word in ("overwrite", "twice", "Duplicate", "immutable")):
+        message, mend = "a key stands here a second time", "Keep one of them."
+        return None, [Diagnostic(Code.DUPLICATE_KEY, (), message, mend, position=position)]
+    return None, [Diagnostic(Code.SYNTAX, (), f"not TOML: {reason.lower()}", SYNTAX_MEND, position=position)]
+
+
+_TOKENS: Final = re.compile(
+    r"""
+      (?P<newline>\r?\n)
+    | (?P<space>[ \t]+|\#[^\n]*)
+    | (?P<string>"{3}(?:[^"\\]|\\.|"(?!""))*"{3,5}|'{3}(?:[^']|'(?!''))*'{3,5}|"(?:[^"\\\n]|\\.)*"|'[^'\n]*')
+    | (?P<sign>[\[\]{}=,.])
+    | (?P<bare>[^\s\[\]{}=,."'\#]+)
+    """,
+    re.VERBOSE | re.DOTALL,
+)
+
+
+class _Token:
+    """One token that is neither space nor comment."""
+
+    __slots__ = ("kind", "mark", "text")
+
+    def __init__(self, kind: str, text: str, mark: Mark) -> None:
+        self.kind = kind
+        self.text = text
+        self.mark = mark
+
+
+def _tokens(text: str) -> Iterator[_Token]:
+    line, line_start = 1, 0
+    for match in _TOKENS.finditer(text):
+        kind = match.lastgroup or ""
+        if kind != "space":
+            yield _Token(kind, match[0], (line, match.start() - line_start + 1))
+        lines = match[0].count("\n")
+        if lines:
+            line += lines
+            line_start = match.start() + match[0].rindex("\n") + 1
+    yield _Token("end", "", (line, 1))
+
+
+class _Locator:
+    """Walks over text that is TOML, for certain: it has been read."""
+
+    def __init__(self, text: str, places: Place) -> None:
+        self._tokens = _tokens(text)
+        self._places = places
+        self._tables: dict[Path, int] = {}
+        """How many tables an array of tables has so far, by its path."""
+        self._token = next(self._tokens)
+
+    def _advance(self) -> _Token:
+        token = self._token
+        self._token = next(self._tokens, token)
+        return token
+
+    def _skip_lines(self) -> None:
+        while self._token.kind == "newline":
+            self._advance()
+
+    def walk(self) -> None:
+        """Fill in the marks of everything that is wanted."""
+        table: Path = ()
+        self._note_value((), (1, 1))
+        while True:
+            self._skip_lines()
+            if self._token.kind == "end":
+                return
+            table = self._header() if self._token.text == "[" else self._pair(table)
+
+    def _header(self) -> Path:
+        self._advance()
+        is_array = self._token.text == "["
+        if is_array:
+            self._advance()
+        table: Path = ()
+        keys = list(self._keys())
+        for number, (key, mark) in enumerate(keys, start=1):
+            table = (*table, key)
+            self._note_key(table, mark)
+            if is_array and number == len(keys):
+                self._tables[table] = self._tables.get(table, 0) + 1
+            if table in self._tables:
+                table = (*table, self._tables[table] - 1)
+                self._note_key(table, mark)
+        while self._token.text == "]":
+            self._advance()
+        return table
+
+    def _pair(self, table: Path) -> Path:
+        """A key and its value, in a table or between braces; the table itself is handed back."""
+        path = table
+        for key, mark in self._keys():
+            path = (*path, key)
+            self._note_key(path, mark)
+        self._advance()  # the equals sign
+        self._value(path)
+        return table
+
+    def _keys(self) -> Iterator[tuple[str, Mark]]:
+        while True:
+            token = self._advance()
+            yield token.text if token.kind == "bare" else _unquoted(token.text), token.mark
+            if self._token.text != ".":
+                return
+            self._advance()
+
+    def _value(self, path: Path) -> None:
+        self._note_value(path, self._token.mark)
+        opening = self._advance().text
+        if opening == "[":
+            self._entries(path, "]")
+        elif opening == "{":
+            self._entries(path, "}")
+        else:
+            while self._token.kind in ("bare", "sign", "string") and self._token.text not in (",", "]", "}"):
+                self._advance()  # the rest of a number or a time
+
+    def _entries(self, path: Path, closing: str) -> None:
+        index = 0
+        while True:
+            self._skip_lines()
+            if self._token.text == ",":
+                self._advance()
+            elif self._token.text == closing or self._token.kind == "end":
+                self._advance()
+                return
+            elif closing == "]":
+                self._value((*path, index))
+                index += 1
+            else:
+                self._pair(path)
+
+    def _place(self, path: Path) -> Place | None:
+        place: Place | None = self._places
+        for part in path:
+            place = place.children.get(part) if place is not None else None
+        return place
+
+    def _note_key(self, path: Path, mark: Mark) -> None:
+        """Note where a key or a table first stands; until its value is met, the value is there as well."""
+        place = self._place(path)
+        if place is not None and place.value is None:
+            place.key = mark if isinstance(path[-1], str) else None
+            place.value = mark
+
+    def _note_value(self, path: Path, mark: Mark) -> None:
+        place = self._place(path)
+        if place is not None:
+            place.value = mark
+
+
+def _unquoted(key: str) -> str:
+    """A quoted key as it is meant."""
+    found: dict[str, Any] = tomllib.loads(f"{key} = 0")
+    return next(iter(found))
+
+
+def locate_toml(text: str, places: Place) -> None:
+    """Fill in the marks of the wanted paths.
+
+    Args:
+        text: Text that has been read as TOML.
+        places: The wanted paths.
+    """
+    try:
+        _Locator(text, places).walk()
+    except RecursionError:
+        return  # Nested without measure: that is what the message is about, and its place is the file.
