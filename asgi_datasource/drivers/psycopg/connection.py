@@ -14,7 +14,7 @@ from psycopg.pq import TransactionStatus
 from .pipeline import COPY_REFUSED, Command, Drain, Flight
 from .query import MAX_CACHED_LENGTH, MAX_PARAMS, Statement, convert
 from .result import Exchange
-from .statements import NO_PLAN, StatementCache
+from .statements import StatementCache
 from .watched import BAD, CANCEL_LIMIT_S, IN_USE, Receiver, WatchedConnection, shut_down
 
 if TYPE_CHECKING:
@@ -114,14 +114,10 @@ class Connection(WatchedConnection):
         """
         if self._receiver is not None or self._foreign_waits:
             raise InterfaceError(IN_USE)
-        closes = self.plans.take_closes()
-        if self._was_psycopgs:
-            # After psycopg's stream() libpq would hand out our first command's rows one by one too (it resets the
-            # mode only between the commands of a pipeline). So the first one is a Close of nothing.
-            self._was_psycopgs = False
-            closes = (NO_PLAN, *closes)
+        # Without messages for it, names are closed by a statement, which could fail the transaction it runs in.
+        closes = self.plans.take_closes() if self.plans.closes_by_message or self.is_idle else ()
         try:
-            flight = Flight(self, self._to_commands(statements), closes)
+            flight = Flight(self, self._to_commands(statements), closes, resets_mode=self._was_psycopgs)
         except BaseException:
             self.plans.put_back_closes(closes)
             raise
@@ -137,6 +133,7 @@ class Connection(WatchedConnection):
             flight.exchange.failed_at = None
             return flight.exchange
         self._receiver = flight
+        self._was_psycopgs = False
         if not self._is_watched:
             self._watch()
         if is_pending:

@@ -35,8 +35,11 @@ _SYNC: Final = int(ExecStatus.PIPELINE_SYNC)
 _COPY_IN: Final = int(ExecStatus.COPY_IN)
 _COPY_OUT: Final = int(ExecStatus.COPY_OUT)
 
-_CLOSED: Final = -1
-"""Slot of a Close, whose answer nobody waits for."""
+_NO_PLAN: Final = b"ads_0"
+"""A name that no plan has."""
+
+_PRELUDE: Final = -1
+"""Slot of what goes before the statements, whose answer nobody waits for."""
 
 _SCHEMA_TAGS: Final = frozenset({b"ALT", b"CRE", b"DRO"})
 _DEALLOCATE_TAGS: Final = frozenset({b"DEA", b"DIS"})
@@ -54,17 +57,31 @@ class Flight:
         "_connection",
         "_makes_sense",
         "_position",
+        "_resets_mode",
         "_rows",
         "_slots",
         "_syncs",
         "exchange",
     )
 
-    def __init__(self, connection: Connection, commands: Sequence[Command], closes: Sequence[bytes]) -> None:
+    def __init__(
+        self, connection: Connection, commands: Sequence[Command], closes: Sequence[bytes], *, resets_mode: bool
+    ) -> None:
+        """Make it ready to be sent.
+
+        Args:
+            connection: The connection.
+            commands: What is asked for.
+            closes: Names of prepared statements to close on the server before that.
+            resets_mode: psycopg has used the connection. After its stream() libpq would hand out our first command's
+                rows one by one too: it resets that only from one command of a pipeline to the next. So another one
+                goes first, that has no rows.
+        """
         self.exchange = Exchange([None] * len(commands))
         self._connection = connection
         self._commands = commands
         self._closes = closes
+        self._resets_mode = resets_mode
         self._makes_sense = True
         self._position = 0
         self._syncs = 1
@@ -84,8 +101,8 @@ class Flight:
         connection = self._connection
         pgconn = connection.pgconn
         pgconn.enter_pipeline_mode()
-        if self._closes:
-            self._send_closes(pgconn)
+        if self._closes or self._resets_mode:
+            self._send_prelude(pgconn)
         slots = self._slots
         number = connection.count_flight()
         for index, (text, values, types, formats, plan) in enumerate(self._commands):
@@ -169,7 +186,7 @@ class Flight:
                 if not isinstance(slot, int):
                     self._connection.plans.note_ready(slot)
                     return
-                if slot == _CLOSED:
+                if slot == _PRELUDE:
                     return
                 index = slot
             result = self.exchange.results[index] = Result(pgresult, self._connection)
@@ -178,7 +195,7 @@ class Flight:
             elif status == _COMMAND_OK:
                 self._note_tag(pgresult.command_status)
         elif status == _FATAL_ERROR:
-            if slots is None or position >= len(slots) or slots[position] != _CLOSED:
+            if slots is None or position >= len(slots) or slots[position] != _PRELUDE:
                 error = e.error_from_result(pgresult, self._connection.transformer.encoding)
                 if error.sqlstate is None:
                     # Not the server's word but libpq's: the connection is gone.
@@ -228,18 +245,20 @@ class Flight:
             connection.has_changed_schema = False
             connection.plans.retire()
 
-    def _send_closes(self, pgconn: PGconn) -> None:
-        slots: list[int | Plan] = [_CLOSED for _ in self._closes]
+    def _send_prelude(self, pgconn: PGconn) -> None:
+        """What goes before the statements, and whose answers nobody waits for."""
+        names = (_NO_PLAN, *self._closes) if self._resets_mode else self._closes
+        slots: list[int | Plan] = [_PRELUDE for _ in names]
         self._slots = slots
-        for name in self._closes:
+        for name in names:
             if self._connection.plans.closes_by_message:
                 pgconn.send_close_prepared(name)
-            else:
-                # libpq before 17. With a Sync of its own: it fails in a failed transaction, and must take nothing
-                # else with it.
-                pgconn.send_query_params(b"deallocate " + name, None)
-                pgconn.pipeline_sync()
-                self._syncs += 1
+                continue
+            # It fails where the name is gone already, or the transaction has; with a Sync of its own it takes nothing
+            # else with it.
+            pgconn.send_query_params(b"" if name == _NO_PLAN else b"deallocate " + name, None)
+            pgconn.pipeline_sync()
+            self._syncs += 1
 
 
 class Drain:

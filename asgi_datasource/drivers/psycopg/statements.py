@@ -19,10 +19,6 @@ MAX_PLANS: Final = 250
 """Statements remembered on one connection; each prepared one costs memory on the server."""
 
 
-NO_PLAN: Final = b"ads_0"
-"""A name that no plan ever has."""
-
-
 class Plan:
     """One statement with one list of parameter types, as one connection knows it."""
 
