@@ -83,8 +83,11 @@ class Outside:
 
     def _container(self, value: Mapping[object, object] | Sequence[object], path: Path) -> object:
         if isinstance(value, Mapping):
-            # Keys are for the models to judge: a path that names one needs a string.
-            return {key: self._child(child, (*path, str(key))) for key, child in value.items()}
+            for key in value:
+                if not isinstance(key, str):
+                    message = f"a key that is a {type(key).__name__}, not a string"
+                    self._note(Code.NOT_PLAIN, path, message, "Quote it.")
+            return {key: self._child(child, (*path, key)) for key, child in value.items() if isinstance(key, str)}
         return [self._child(entry, (*path, index)) for index, entry in enumerate(value)]
 
     def _text(self, text: str, path: Path) -> str:
@@ -172,12 +175,18 @@ def _replaced(document: dict[str, Any], path: Sequence[str], value: object) -> d
     return {**document, key: _replaced(document[key], rest, value) if rest else value}
 
 
+_STRINGS: Final = frozenset({str})
+
+
 def _is_plain(value: object, depth: int) -> bool:
     """Whether there is nothing to resolve or to refuse in a value. Runs over every value of every document."""
     kind = type(value)
     children: Iterable[object]
     if kind is dict:
-        children = cast("dict[object, object]", value).values()
+        mapping = cast("dict[object, object]", value)
+        if not _STRINGS.issuperset(map(type, mapping)):
+            return False
+        children = mapping.values()
     elif kind is list:
         children = cast("list[object]", value)
     elif kind is str:

@@ -61,8 +61,6 @@ class TenantCompactor:
 def _diagnostic(detail: ErrorDetails, document: object) -> Diagnostic:
     path: Path = detail["loc"]
     kind = detail["type"]
-    if kind == "invalid_key" or (path[-1:] == ("[key]",) and not isinstance(path[-2], str)):
-        return _no_string(path[:-1] if kind == "value" else path)
     value = VALUES.get(detail.get("ctx", {}).get("value", ""))
     if value is not None:
         if path[-1] == "[key]" and not _has(document, path):
@@ -95,11 +93,6 @@ def _has(document: object, path: Path) -> bool:
 def _written_keys(document: object, path: Path) -> list[str]:
     mapping = _at(document, path)
     return list(cast("Mapping[str, object]", mapping)) if isinstance(mapping, Mapping) else []
-
-
-def _no_string(path: Path) -> Diagnostic:
-    message = f"a key that is no string: {show(path[-1])}"
-    return Diagnostic(Code.NOT_PLAIN, path[:-1], message, "Quote it.", is_about_key=True)
 
 
 def _wrong_name(path: Path, value: Value) -> Diagnostic:
