@@ -11,16 +11,33 @@ from starlette.types import Message, Receive
 class Inbox:
     """Stands before the server's `receive`: the application and a watcher share it, and no message is lost.
 
-    While a body is under way the watcher leaves the messages to the application, so that an upload's backpressure
-    works as before; it reads only the first message ahead, and what comes after the body's end.
+    The watcher leaves the messages to the application while a body is under way, so that an upload's backpressure works
+    as before, and while the application itself waits for one, so that the server never has to answer two at a time. It
+    reads only the first message ahead, and what comes after the body's end.
+
+    Args:
+        receive: The server's.
+        tells_from: That the client has left is kept from the application until this has happened; None keeps nothing.
     """
 
-    __slots__ = ("_fetching", "_has_begun", "_has_ended", "_is_gone", "_receive", "_stash", "_wake")
+    __slots__ = (
+        "_fetching",
+        "_has_begun",
+        "_has_ended",
+        "_is_gone",
+        "_receive",
+        "_stash",
+        "_waiting",
+        "_wake",
+        "tells_from",
+    )
 
-    def __init__(self, receive: Receive) -> None:
+    def __init__(self, receive: Receive, *, tells_from: asyncio.Event | None = None) -> None:
+        self.tells_from = tells_from
         self._receive = receive
         self._stash: deque[Message] = deque()
         self._fetching: asyncio.Task[None] | None = None
+        self._waiting = 0
         self._has_begun = False
         self._has_ended = False
         self._is_gone = False
@@ -28,10 +45,24 @@ class Inbox:
 
     async def receive(self) -> Message:
         """The next message, for the application."""
+        while True:
+            message = await self._next()
+            tells_from = self.tells_from
+            if tells_from is None or tells_from.is_set() or message["type"] != "http.disconnect":
+                return message
+            self._stash.appendleft(message)
+            await tells_from.wait()
+
+    async def _next(self) -> Message:
         while not self._stash:
             if self._fetching is None:
-                message = await self._receive()
-                self._note(message)
+                self._waiting += 1
+                try:
+                    message = await self._receive()
+                    self._note(message)
+                finally:
+                    self._waiting -= 1
+                    self._wake.set()
                 return message
             # The watcher is reading, and what it gets is ours. `wait` leaves its task alone when we are cancelled.
             await asyncio.wait({self._fetching})
@@ -44,7 +75,7 @@ class Inbox:
             Whether it is; False when the server's `receive` failed, which the application will hear of itself.
         """
         while not self._is_gone:
-            if self._has_begun and not self._has_ended:
+            if self._waiting > 0 or (self._has_begun and not self._has_ended):
                 self._wake.clear()
                 await self._wake.wait()
                 continue

@@ -21,6 +21,7 @@ from time import monotonic
 from typing import Any, Final, TypeVar, cast
 
 from starlette.concurrency import run_in_threadpool
+from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -130,6 +131,8 @@ class DataSourceMiddleware:
             return
         if outer is not None:
             scope = dict(scope)
+            # What the framework below writes into the copy, its route and its handlers, holds for both.
+            outer.session.observe(scope)
         guard = RequestGuard(registry, tenant, scope, receive, send, started, outer)
         scope[SCOPE_KEY] = guard
         token = current_runner.set(guard)
@@ -154,7 +157,13 @@ class DataSourceMiddleware:
             answer = await answer
         if not isinstance(answer, Resolution):
             return self.registry.tenant(answer), scope
-        return self.registry.tenant(answer.name), {**scope, "root_path": scope.get("root_path", "") + answer.prefix}
+        tenant = self.registry.tenant(answer.name)
+        root: str = scope.get("root_path", "")
+        path: str = scope["path"]
+        if not path.startswith(root):
+            # A server that predates version 2.3 of the ASGI specification leaves it off; with the prefix it is needed.
+            path = root + path
+        return tenant, {**scope, "root_path": root + answer.prefix, "path": path}
 
     async def _other(self, kind: str, scope: Scope, receive: Receive, send: Send) -> None:
         if kind == "websocket":
@@ -212,6 +221,8 @@ class RequestGuard:
     """Whether anything was made that has to be put away."""
     _session: DataSession | None = None
     _inbox: Inbox | None = None
+    _ending: asyncio.Task[None] | None = None
+    _is_decided: asyncio.Event | None = None
     _stopped_by: DataError | None = None
     _task: asyncio.Task[Any] | None = None
     _cancellations = 0
@@ -236,6 +247,8 @@ class RequestGuard:
         self._raw_send = send
         self._started = started
         self._outer = outer
+        # Routers that mount an application add to the scope's.
+        self._root: str = scope.get("root_path", "")
 
     @property
     def session(self) -> DataSession:
@@ -244,13 +257,14 @@ class RequestGuard:
         if session is None:
             scope = self.scope
             self.is_used = True
-            self._task = asyncio.current_task()
+            # FastAPI calls what is not `async` in a thread, which has no task.
+            self._task = None if asyncio._get_running_loop() is None else asyncio.current_task()
             session = self._session = self.registry.make_session(
                 self._tenant,
                 scope=scope,
                 method=scope["method"],
                 policy=self.registry.policy,
-                path=route_path(scope),
+                path=route_path(scope, self._root),
                 started=self._started,
                 owner=self,
                 outer=None if self._outer is None else self._outer.session,
@@ -262,6 +276,11 @@ class RequestGuard:
     async def run_annotated(self, frame: Frame, call: Callable[[], Awaitable[R]]) -> R:
         """Run an annotated function in the request's session."""
         return await self.session.run_annotated(frame, call)
+
+    def note_failure(self, frame: Frame, error: Exception) -> None:
+        """An exception leaves an annotated function."""
+        if self._session is not None:
+            self._session.note_failure(frame, error)
 
     async def returned(self) -> None:
         """The application has returned and not started a response, or its response has been replaced."""
@@ -278,8 +297,9 @@ class RequestGuard:
         self._take_back_cancellation()
         if self._inbox is not None:
             self._inbox.close()
-        if self._session is not None and self._session.has_due_hooks:
-            await self.registry.background.run(self._session.run_due_hooks())
+        session, ending = self._session, self._ending
+        if session is not None and (session.has_due_hooks or (ending is not None and not ending.done())):
+            await self.registry.background.run(_run_hooks(session, ending))
 
     # -- what the application sees
 
@@ -287,9 +307,13 @@ class RequestGuard:
         """The next message of the request."""
         inbox = self._inbox
         if inbox is None:
-            inbox = self._inbox = Inbox(self._raw_receive)
+            inbox = self._make_inbox()
             self.is_used = True
         return inbox.receive()
+
+    def _make_inbox(self) -> Inbox:
+        self._inbox = Inbox(self._raw_receive, tells_from=self._is_decided)
+        return self._inbox
 
     def send(self, message: Message) -> Awaitable[None]:
         """Pass a message on, once the outcome of the transaction is known."""
@@ -306,30 +330,58 @@ class RequestGuard:
     async def _send_held(self, message: Message) -> None:
         if self.state is _REPLACED:
             raise ResponseReplaced
-        if message["type"] == "http.response.start" and message["status"] >= 200:
+        status = _status_started_by(message)
+        if status is not None:
             session = self._session
             if session is None or session.is_unused:
                 if session is not None:
                     session.close_unused()
                 self.state = _ENDED
             else:
-                await self._end(session, message["status"])
+                await self._end(session, status)
         await self._raw_send(message)
 
     async def _end(self, session: DataSession, status: int) -> None:
         """The response starts: commit or roll back.
+
+        Another response may start meanwhile: whoever has given up waiting for this one answers in its place, and gets
+        the same outcome.
 
         Raises:
             ResponseReplaced: It was to be committed and was not; another response has been sent.
         """
         self._disarm()
         self.state = _ENDING
+        commit = session.commits_on(status)
         try:
-            await session.end(commit=session.commits_on(status), reason=f"status {status}")
+            await self._end_session(session, commit=commit, reason=f"status {status}")
         except DataError as error:
-            await self._replace(error)
-            raise ResponseReplaced from error
+            # A response that does not claim success is true as it stands.
+            if commit:
+                await self._replace(error)
+                raise ResponseReplaced from error
+        finally:
+            if self._is_decided is not None:
+                self._is_decided.set()
         self.state = _ENDED
+
+    async def _end_session(self, session: DataSession, *, commit: bool, reason: str) -> None:
+        if self._ending is None:
+            if session.is_at_rest:
+                await session.end(commit=commit, reason=reason)
+                return
+            # Out of reach of the call's cancellation: the outcome is known whatever becomes of the call. Until it is,
+            # the application is not told that its client has left, which many take for their cue to clean up.
+            self._is_decided = asyncio.Event()
+            if self._inbox is not None:
+                self._inbox.tells_from = self._is_decided
+            self._ending = self.registry.background.spawn(session.end(commit=commit, reason=reason))
+        try:
+            await asyncio.shield(self._ending)
+        except asyncio.CancelledError:
+            # Where COMMIT has not been sent yet, it never will be.
+            session.stop(DataError(DataErrorKind.TIMEOUT, "the request was cancelled; nothing was committed"))
+            raise
 
     # -- what becomes of the call
 
@@ -342,12 +394,12 @@ class RequestGuard:
         if self.state is _REPLACED:
             return _is_only(error, ResponseReplaced)
         session = self._session
-        if self.state is _ENDED or session is None:
+        if self.state in (_ENDING, _ENDED) or session is None:
             return False
         self._disarm()
         if session.commits_after(error):
             try:
-                await session.end(commit=True, reason="")
+                await self._end_session(session, commit=True, reason="")
             except DataError as commit_error:
                 await self._replace(commit_error)
                 return True
@@ -369,7 +421,9 @@ class RequestGuard:
         return False
 
     async def _replace(self, error: DataError, *, by_handlers: bool = True) -> None:
-        """Send another response in place of the application's."""
+        """Send another response in place of the application's; once, however many of its tasks have waited for it."""
+        if self.state is _REPLACED:
+            return
         self.state = _REPLACED
         if by_handlers and await self._render(error):
             return
@@ -381,9 +435,7 @@ class RequestGuard:
         An exception out of `send` cannot reach them: to the framework the response has started. Starlette and
         FastAPI publish them in the scope.
         """
-        found = cast(
-            "tuple[Mapping[Any, Any], Mapping[int, Any]] | None", self.scope.get("starlette.exception_handlers")
-        )
+        found = self._exception_handlers()
         if found is None:
             return False
         by_class, by_status = found
@@ -394,8 +446,24 @@ class RequestGuard:
                 handler = by_class.get(cls) if cls not in (Exception, BaseException, object) else None
                 if handler is not None:
                     return await self._call_handler(handler, candidate)
-        handler = by_status.get(self.registry.problems.status_of(error))
-        return handler is not None and await self._call_handler(handler, error)
+        problems = self.registry.problems
+        status = problems.status_of(error)
+        handler = by_status.get(status)
+        if handler is None:
+            return False
+        # Handlers of a status are written for this class: they read its `detail`.
+        answered = HTTPException(status, problems.title_of(error))
+        answered.__cause__ = error
+        return await self._call_handler(handler, answered)
+
+    def _exception_handlers(self) -> tuple[Mapping[Any, Any], Mapping[int, Any]] | None:
+        """The application's handlers by class and by status; they stand in the scope that its routes see."""
+        seen = None if self._session is None else self._session.scope
+        for scope in (seen, self.scope):
+            found = None if scope is None else scope.get("starlette.exception_handlers")
+            if found is not None:
+                return cast("tuple[Mapping[Any, Any], Mapping[int, Any]]", found)
+        return None
 
     async def _call_handler(self, handler: Any, error: BaseException) -> bool:
         request = Request(self.scope, self.receive)
@@ -417,6 +485,7 @@ class RequestGuard:
     def first_statement(self, session: DataSession) -> None:
         """The session comes into use: from here on there is something to protect, so the watches are set."""
         loop = asyncio.get_running_loop()
+        self._task = self._task or asyncio.current_task()
         deadline = session.deadline()
         if deadline is not None:
             self._timer = loop.call_at(deadline, self._deadline_passed)
@@ -447,9 +516,8 @@ class RequestGuard:
     def _start_watching(self) -> None:
         self._watch_timer = None
         if self.state is _OPEN:
-            if self._inbox is None:
-                self._inbox = Inbox(self._raw_receive)
-            self._watch = asyncio.get_running_loop().create_task(self._watch_client(self._inbox))
+            inbox = self._inbox or self._make_inbox()
+            self._watch = asyncio.get_running_loop().create_task(self._watch_client(inbox))
 
     async def _watch_client(self, inbox: Inbox) -> None:
         if await inbox.wait_for_disconnect() and self.state is _OPEN:
@@ -465,6 +533,23 @@ class RequestGuard:
         if self._watch is not None:
             self._watch.cancel()
             self._watch = None
+
+
+async def _run_hooks(session: DataSession, ending: asyncio.Task[None] | None) -> None:
+    if ending is not None:
+        await asyncio.wait({ending})
+    await session.run_due_hooks()
+
+
+def _status_started_by(message: Message) -> int | None:
+    """The status of the response that a message starts; None for one that starts none."""
+    kind = message["type"]
+    if kind == "http.response.start":
+        # Informational responses (1xx) promise nothing.
+        status: int = message["status"]
+        return status if status >= 200 else None
+    # To hypercorn, trailers without a start are a whole response: 200, as gRPC's "trailers-only".
+    return 200 if kind == "http.response.trailers" else None
 
 
 def _is_async(handler: Any) -> bool:

@@ -11,10 +11,16 @@ from starlette.types import Scope
 from .plan import NO_RULE, RouteRule
 
 
-def route_path(scope: Scope) -> str:
-    """The path as the application's routes know it: without `root_path`, where it is mounted or its tenant stands."""
+def route_path(scope: Scope, root: str | None = None) -> str:
+    """The path as the application's routes know it: without `root_path`, where it is mounted or its tenant stands.
+
+    Args:
+        scope: The request's scope.
+        root: The application's `root_path`; None takes the scope's, to which the application's own mounts are added.
+    """
     path: str = scope["path"]
-    root: str = scope.get("root_path", "")
+    if root is None:
+        root = scope.get("root_path", "")
     if not root or not path.startswith(root):
         return path
     rest = path[len(root) :]

@@ -53,6 +53,10 @@ class ProblemAnswers:
         """The status that answers this error."""
         return self.statuses.get(error.kind, error.http_status)
 
+    def title_of(self, error: DataError) -> str:
+        """What the error's kind is, in words that anybody may read."""
+        return _TITLES.get(error.kind, _TITLES[DataErrorKind.OTHER])
+
     def answers(self, error: DataError) -> bool:
         """Whether an error that the application let through is answered here.
 
@@ -76,7 +80,7 @@ class ProblemAnswers:
         )
         document: dict[str, object] = {
             "type": f"urn:asgi-datasource:problem:{error.kind.value.replace('_', '-')}",
-            "title": _TITLES.get(error.kind, _TITLES[DataErrorKind.OTHER]),
+            "title": self.title_of(error),
             "status": status,
             "kind": error.kind.value,
             "retryable": error.is_retryable,

@@ -8,7 +8,16 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterable, MutableMapping, Sequence
+from collections.abc import (
+    AsyncGenerator,
+    AsyncIterator,
+    Awaitable,
+    Callable,
+    Coroutine,
+    Iterable,
+    MutableMapping,
+    Sequence,
+)
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any, Final, Protocol, TypeVar, cast, overload
@@ -145,6 +154,7 @@ class DataSession:
         "_stopped_by",
         "_tenant",
         "_transaction",
+        "_verdict",
         "registry",
         "writers",
     )
@@ -190,6 +200,7 @@ class DataSession:
         self._plan_frame: Frame | None = None
         self._plan_endpoint: object = None
         self._rollback_reason: str | None = None
+        self._verdict: bool | None = None
         self._stopped_by: DataError | None = None
         self._running: asyncio.Task[Any] | None = None
         self._is_interrupted = False
@@ -446,11 +457,19 @@ class DataSession:
             try:
                 return await call()
             except Exception as error:
-                if not options.commits_after(error):
+                if not options.decides(error):
                     raise
                 tolerated = error
         # The block has committed, as the annotation asks for after this error.
         raise tolerated
+
+    def note_failure(self, frame: Frame, error: Exception) -> None:
+        """An exception leaves an annotated function: where it is the route's, its annotation may name the exception.
+
+        A handler of the application may turn the exception into a response, whose status then says nothing about it.
+        """
+        if frame.options is self._endpoint_options():
+            self._verdict = frame.options.decides(error)
 
     # -- for its owner
 
@@ -463,6 +482,16 @@ class DataSession:
     def is_unused(self) -> bool:
         """No statement has run and no hook waits: there is nothing to end."""
         return self._lock is None and self._hooks is None
+
+    @property
+    def is_at_rest(self) -> bool:
+        """No transaction is open and no statement runs: it can be ended without a server."""
+        return self.transaction_in_use is None and (self._lock is None or not self._lock.locked())
+
+    @property
+    def scope(self) -> MutableMapping[str, Any] | None:
+        """The innermost scope in which it was asked for; None outside requests."""
+        return self._scope
 
     @property
     def has_due_hooks(self) -> bool:
@@ -501,9 +530,15 @@ class DataSession:
         return True
 
     def commits_on(self, status: int) -> bool:
-        """Whether a response of this status commits: the route's annotation, then the rule, then the default."""
+        """Whether a response of this status commits.
+
+        An exception that the route's annotation names decides; then the status by the annotation, by the rule, by the
+        default.
+        """
         if self._rollback_reason is not None:
             return False
+        if self._verdict is not None:
+            return self._verdict
         for options in (self._endpoint_options(), self._rule.options):
             if options is not None and (verdict := options.commits(status)) is not None:
                 return verdict
@@ -512,7 +547,7 @@ class DataSession:
     def commits_after(self, error: BaseException) -> bool:
         """Whether the transaction is committed although this exception came out of the application."""
         options = self._endpoint_options()
-        return self._rollback_reason is None and options is not None and options.commits_after(error)
+        return self._rollback_reason is None and options is not None and options.decides(error) is True
 
     def deadline(self) -> float | None:
         """Event-loop time at which the time is up; None where there is no limit."""
@@ -530,20 +565,26 @@ class DataSession:
         """End a session that nothing has been done with."""
         self._state = SessionState.CLOSED
 
-    async def end(self, *, commit: bool, reason: str) -> None:
-        """End the session and its transaction; whatever uses it afterwards gets `SessionClosed`.
+    def end(self, *, commit: bool, reason: str) -> Coroutine[Any, Any, None]:
+        """End the session and its transaction; whatever uses it from this call on gets `SessionClosed`.
 
         Args:
             commit: Commit; otherwise roll back.
             reason: Why it is rolled back, for the span.
 
+        Returns:
+            What has to be awaited, here or in another task.
+
         Raises:
             DataError: It was to be committed and was not (for CommitUnknown: nobody could tell).
         """
         if self._state is not SessionState.OPEN:
-            return
+            return _nothing()
         deadline = self.deadline()
         self._state = SessionState.ENDING
+        return self._end(commit=commit, reason=reason, deadline=deadline)
+
+    async def _end(self, *, commit: bool, reason: str, deadline: float | None) -> None:
         try:
             if self._lock is not None:
                 if not commit:
@@ -1006,6 +1047,10 @@ def _with_rows(results: Sequence[Result]) -> Result:
             f"{result.status_message or 'the statement'} returns no rows; use execute(), or add RETURNING",
         )
     return result
+
+
+async def _nothing() -> None:
+    """For a session that has ended already."""
 
 
 def _closed() -> SessionClosed:

@@ -44,6 +44,10 @@ class AnnotatedRunner(Protocol):
         """Call and await; the transaction around it is used, or one of its own is opened and ended."""
         ...
 
+    def note_failure(self, frame: Frame, error: Exception, /) -> None:
+        """An exception leaves an annotated function."""
+        ...
+
 
 current_runner: ContextVar[AnnotatedRunner | None] = ContextVar("asgi_datasource_session", default=None)
 """The session of the request or block that runs here. Child tasks inherit it; the state itself lives on the session."""
@@ -122,15 +126,19 @@ def _annotate(function: Callable[..., Any], options: TransactionOptions) -> Any:
         @functools.wraps(function)
         async def run_async(*args: Any, **kwargs: Any) -> Any:
             frame = _frame(options, run_async)
+            runner = current_runner.get()
 
             async def call() -> Any:
                 token = current_frame.set(frame)
                 try:
                     return await function(*args, **kwargs)
+                except Exception as error:
+                    if runner is not None:
+                        runner.note_failure(frame, error)
+                    raise
                 finally:
                     current_frame.reset(token)
 
-            runner = current_runner.get()
             # What surrounds the call is decided by what holds outside of it.
             return await (call() if runner is None else runner.run_annotated(frame, call))
 
@@ -139,9 +147,15 @@ def _annotate(function: Callable[..., Any], options: TransactionOptions) -> Any:
 
     @functools.wraps(function)
     def run_sync(*args: Any, **kwargs: Any) -> Any:
-        token = current_frame.set(_frame(options, run_sync))
+        frame = _frame(options, run_sync)
+        token = current_frame.set(frame)
         try:
             return function(*args, **kwargs)
+        except Exception as error:
+            runner = current_runner.get()
+            if runner is not None:
+                runner.note_failure(frame, error)
+            raise
         finally:
             current_frame.reset(token)
 

@@ -84,9 +84,11 @@ class TransactionOptions:
             return False
         return None
 
-    def commits_after(self, error: BaseException) -> bool:
-        """Whether the transaction is committed although this exception came out of the application."""
-        return isinstance(error, self.commit_on.exceptions) and not isinstance(error, self.rollback_on.exceptions)
+    def decides(self, error: BaseException) -> bool | None:
+        """Whether the transaction is committed after this exception; None when it is not named."""
+        if isinstance(error, self.rollback_on.exceptions):
+            return False
+        return True if isinstance(error, self.commit_on.exceptions) else None
 
 
 def parse_isolation(value: Isolation | str | None) -> Isolation | None:
