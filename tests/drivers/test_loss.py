@@ -42,7 +42,8 @@ async def test_killed_while_idle_is_noticed_without_using_it(cluster: EmbeddedCl
     assert connection.broken
     assert not connection.is_usable
     exchange = await connection.exchange([Statement("select 1")])
-    assert isinstance(exchange.error, psycopg.OperationalError)
+    # What the server said then is not forgotten.
+    assert isinstance(exchange.error, psycopg.errors.AdminShutdown)
     assert (exchange.is_lost, exchange.failed_at, exchange.timed_out) == (True, None, False)
 
 
@@ -155,6 +156,7 @@ async def test_a_server_timeout_in_the_transaction_says_which(connection: Connec
     await until(lambda: connection.closed)
     exchange = await connection.exchange([Statement("select 1")])
     assert exchange.is_lost
+    assert isinstance(exchange.error, psycopg.errors.IdleInTransactionSessionTimeout)
 
 
 async def test_a_server_that_is_silent_is_cut_off_a_second_after_the_deadline(
@@ -198,6 +200,7 @@ async def test_cutting_twice_and_closing_after_it_does_no_harm(connection: Conne
     await connection.close()
     await connection.close()
     assert connection.closed
+    assert "first" in str((await connection.exchange([])).error)
 
 
 async def test_a_connection_that_takes_over_the_number_of_a_dead_ones_socket_works(

@@ -114,6 +114,8 @@ class Connection(WatchedConnection):
         """
         if self._receiver is not None or self._foreign_waits:
             raise InterfaceError(IN_USE)
+        if self._cancel_request is not None:
+            await self._outlast_cancel()
         # Without messages for it, names are closed by a statement, which could fail the transaction it runs in.
         closes = self.plans.take_closes() if self.plans.closes_by_message or self.is_idle else ()
         try:
@@ -121,6 +123,9 @@ class Connection(WatchedConnection):
         except BaseException:
             self.plans.put_back_closes(closes)
             raise
+        if self._is_gone:
+            flight.exchange.error, flight.exchange.is_lost = self.reason_of_end, True
+            return flight.exchange
         if deadline is not None and deadline <= self._loop.time():
             self.plans.put_back_closes(closes)
             return _too_late(flight.exchange)
@@ -198,7 +203,7 @@ class Connection(WatchedConnection):
     def _lose(self, cause: BaseException) -> None:
         self._deadline = None
         if isinstance(self._receiver, Flight):
-            self._receiver.lose(cause)
+            self._receiver.lose(self._farewell or cause)
             # Now, while libpq still knows the connection's settings.
             self._receiver.load()
         if self._timer is not None:
@@ -249,7 +254,7 @@ class Connection(WatchedConnection):
         elif not is_answered and isinstance(receiver, Flight):
             # The cancel request may still be on its way, and would stop a stranger's statement.
             self.cut("a cancel request was not answered")
-            receiver.exchange.is_lost = True
+            receiver.lose(OperationalError("the connection was cut: a cancel request was not answered"))
 
     async def _await_landing(self, limit_s: float) -> None:
         self._waiter = waiter = self._loop.create_future()

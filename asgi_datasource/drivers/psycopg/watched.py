@@ -32,7 +32,6 @@ CANCEL_LIMIT_S: Final = 1.0
 IN_USE: Final = "another task is using this connection; a connection serves one task at a time"
 
 _DEFAULT_CHECK_LIMIT_S: Final = 10.0
-_MAX_LAST_READS: Final = 16
 
 
 class ConnectionObserver(Protocol):
@@ -94,6 +93,8 @@ class WatchedConnection(AsyncConnection[Any]):
         self._is_watched = False
         self._is_writing = False
         self._is_gone = False
+        self._farewell: e.Error | None = None
+        """Why the connection is gone, for whoever comes to use it afterwards."""
         self._loans = 0
         self._was_psycopgs = False
         self._foreign_waits = 0
@@ -103,6 +104,7 @@ class WatchedConnection(AsyncConnection[Any]):
         self._formatting: tuple[bytes | None, ...] = ()
         self.is_lent = False
         """Outside its pool."""
+        self.add_notice_handler(self._note_farewell)
         self.transformer: abc.Transformer
         """Converts parameters and rows; kept while adapters and settings stay the same, its caches save much."""
 
@@ -244,8 +246,24 @@ class WatchedConnection(AsyncConnection[Any]):
 
     # The end
 
+    def _note_farewell(self, notice: e.Diagnostic) -> None:
+        """Outside an exchange libpq takes for a notice what the server says before it ends the connection."""
+        if notice.severity_nonlocalized in ("FATAL", "PANIC"):
+            try:
+                cls = e.lookup(notice.sqlstate or "")
+            except KeyError:
+                cls = OperationalError
+            self._farewell = cls(notice.message_primary or "")
+
+    @property
+    def reason_of_end(self) -> e.Error:
+        """What whoever uses the connection after its end is told: the server's own reason where it gave one."""
+        return self._farewell or OperationalError("the connection was lost before it was used again")
+
     def _lose(self, cause: BaseException) -> None:
         """The connection is gone, or must go."""
+        if self._farewell is None and isinstance(cause, e.Error):
+            self._farewell = cause
         self._receiver = None
         self._drop(was_lost=not self._closed)
         self._wake()
@@ -306,6 +324,8 @@ class WatchedConnection(AsyncConnection[Any]):
         if self._receiver is not None:
             gen.close()
             raise InterfaceError(IN_USE)
+        if self._cancel_request is not None:
+            await self._outlast_cancel()
         self._unwatch()
         self._foreign_waits += 1
         try:
@@ -376,6 +396,11 @@ class WatchedConnection(AsyncConnection[Any]):
         is_answered = await asyncio.shield(request)
         self._cancel_request = None
         return is_answered
+
+    async def _outlast_cancel(self) -> None:
+        """Whoever asked for a cancel was cancelled meanwhile: it must not stop what is sent next."""
+        if not await self.cancel_on_server(CANCEL_LIMIT_S):
+            self.cut("a cancel request was not answered")
 
     async def _request_cancel(self, limit_s: float) -> bool:
         try:
