@@ -12,6 +12,7 @@ import pytest
 from psycopg.conninfo import make_conninfo
 
 from asgi_datasource.drivers.psycopg import Connection, Endpoint, EndpointSettings, Exchange, Statement
+from asgi_datasource.drivers.psycopg.endpoint import warn_if_slow
 from asgi_datasource.errors import ConfigError, DataError, DataErrorKind
 from asgi_datasource.routing import Role
 from asgi_datasource.testing import EmbeddedCluster, FaultProxy
@@ -462,6 +463,12 @@ async def test_an_expired_connection_is_closed_and_its_rows_can_still_be_read(op
     assert connection.closed
     assert str(scalar(exchange)[0]) == "2024-07-01 10:00:00+00:00"  # type: ignore[index]
     assert endpoint.is_up
+
+
+def test_a_psycopg_without_c_parts_is_told_of_once(caplog: pytest.LogCaptureFixture) -> None:
+    for implementation in ("binary", "python", "python"):
+        warn_if_slow(implementation)
+    assert [record.getMessage().split(",")[0] for record in caplog.records] == ["psycopg runs without its C parts"]
 
 
 async def test_attributes_name_the_server_and_nobody_else(endpoint: Endpoint, database: str) -> None:

@@ -173,6 +173,20 @@ async def test_a_server_that_is_silent_is_cut_off_a_second_after_the_deadline(
     assert connection.closed
 
 
+async def test_a_cancel_request_that_is_not_answered_costs_the_connection_though_the_statement_ended(
+    proxy: FaultProxy, proxy_url: str, connect: Connect
+) -> None:
+    """It could still arrive, and stop what the next borrower runs."""
+    connection = await connect(proxy_url)
+    proxy.hold(at=b"\x04\xd2\x16\x2e")  # what every cancel request begins with
+    loop = asyncio.get_running_loop()
+    exchange = await connection.exchange([Statement("select 'done' from pg_sleep(0.5)")], deadline=loop.time() + 0.1)
+    await proxy.until_held()
+    assert scalars(exchange) == ["done"]
+    assert (exchange.is_lost, exchange.timed_out) == (True, True)
+    assert connection.closed
+
+
 async def test_answers_that_are_there_when_the_socket_is_cut_count(
     proxy: FaultProxy, proxy_url: str, connect: Connect
 ) -> None:

@@ -7,9 +7,10 @@ import logging
 import random
 import types
 from collections.abc import Coroutine, Generator, Mapping
+from functools import lru_cache
 from typing import Any, Final
 
-from psycopg import Error, OperationalError
+from psycopg import Error, OperationalError, pq
 from psycopg_pool import AsyncConnectionPool, PoolClosed, PoolTimeout
 
 from ...errors import DataError, DataErrorKind
@@ -89,6 +90,7 @@ class Endpoint:
         """Open the pool. Returns at once, also when the server cannot be reached."""
         if self._pool is not None:
             return
+        warn_if_slow(pq.__impl__)
         settings = self.settings
         self.is_up = True
         self.borrowed = 0
@@ -377,6 +379,19 @@ class Endpoint:
         self._tasks.discard(task)
         if not task.cancelled() and task.exception() is not None:
             logger.warning("%s: a task of the pool failed", self.label, exc_info=task.exception())
+
+
+@lru_cache(maxsize=1)
+def warn_if_slow(implementation: str) -> None:
+    """Say once in the life of the process when psycopg has no C parts to work with.
+
+    Args:
+        implementation: psycopg's name for how it talks to libpq.
+    """
+    if implementation == "python":
+        logger.warning(
+            "psycopg runs without its C parts, at a fraction of their speed: install psycopg[binary] or psycopg[c]"
+        )
 
 
 def _end_now(scopes: set[asyncio.Timeout]) -> None:
