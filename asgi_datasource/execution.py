@@ -125,6 +125,7 @@ class Executor:
         read_only: bool,
         isolation: Isolation | None,
         is_strong: bool = False,
+        savepoints: Sequence[Statement] = (),
     ) -> Opened:
         """Open a transaction in the round trip of its first statements: `[BEGIN; tenant; statements]`.
 
@@ -134,6 +135,7 @@ class Executor:
             read_only: A READ ONLY transaction, on a replica where there is one.
             isolation: None leaves it to the server.
             is_strong: A read-only one that has to run on the primary.
+            savepoints: Those of the blocks that are open, in front of the statements.
 
         Raises:
             DataError: Nothing was opened: no connection, or BEGIN or the tenant's set-up failed.
@@ -145,7 +147,7 @@ class Executor:
             head = [commands.begin(isolation, read_only=read_only)]
             if deadline is not None or self._tenant.settings:
                 head.append(self._settings(connection, deadline))
-            batch = [*head, *statements]
+            batch = [*head, *savepoints, *statements]
             if not read_only:
                 batch.append(commands.IDENTIFY)
             exchange = await self._exchange(endpoint, connection, batch, statements, deadline, begins=True)
@@ -176,7 +178,7 @@ class Executor:
                 transaction.failure = error
                 return Opened(transaction, [], error)
             transaction.note_answers(exchange)
-            results = exchange.answers(len(head), len(statements))
+            results = exchange.answers(len(head) + len(savepoints), len(statements))
             await transaction.check_still_open(results)
             return Opened(transaction, results)
 

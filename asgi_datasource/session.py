@@ -788,11 +788,12 @@ class DataSession:
         if read_only and isolation is None:
             isolation = Isolation.REPEATABLE_READ
         opened = await cast("Executor", self._executor).begin(
-            [*savepoints, *statements],
+            statements,
             deadline=plan.deadline,
             read_only=read_only,
             isolation=isolation,
             is_strong=plan.is_strong,
+            savepoints=savepoints,
         )
         if is_snapshot:
             self._snapshot = opened.transaction
@@ -800,7 +801,7 @@ class DataSession:
             self._transaction = opened.transaction
         if opened.error is not None:
             raise opened.error from opened.error.__cause__
-        return opened.results[len(savepoints) :]
+        return opened.results
 
     async def _stream(
         self, query: Query, params: Params | None, row_factory: RowFactory[Any] | None, size: int

@@ -1,0 +1,148 @@
+"""The spans of a request: which server, why that one, how it ended; no literal, and nothing built for nobody."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from opentelemetry import trace
+from opentelemetry.sdk.trace import ReadableSpan
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+from opentelemetry.trace import NonRecordingSpan, SpanContext, SpanKind, StatusCode, TraceFlags
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Route
+
+from asgi_datasource import DataError, session
+from tests.apps import client
+from tests.world import World
+
+
+async def place(request: Request) -> Response:
+    db = session(request)
+    await db.read.fetch_all("select * from orders where item = 'secret literal'")
+    await db.execute("insert into orders (item) values (%s)", ["tea"])
+    await db.read.fetch_value("select count(*) from orders")
+    if "fail" in request.query_params:
+        await db.execute("insert into children (parent) values (99)")
+    return JSONResponse({}, status_code=int(request.query_params.get("status", "201")))
+
+
+def named(spans: InMemorySpanExporter) -> dict[str, ReadableSpan]:
+    return {span.name: span for span in spans.get_finished_spans()}
+
+
+def attributes(span: ReadableSpan) -> dict[str, Any]:
+    return dict(span.attributes or {})
+
+
+async def test_a_request_tells_which_server_why_and_how_it_ended(world: World, spans: InMemorySpanExporter) -> None:
+    async with client(world, [Route("/", place, methods=["POST"])]) as http:
+        assert (await http.post("/")).status_code == 201
+    found = named(spans)
+    assert [span.name for span in spans.get_finished_spans()] == [
+        "orders → r1 (balanced)",
+        "SELECT orders",
+        "orders → primary (write)",
+        "BEGIN",
+        "INSERT orders",
+        "orders → primary (pinned)",
+        "SELECT orders",
+        "COMMIT",
+    ]
+    route = attributes(found["orders → r1 (balanced)"])
+    assert route.pop("asgi_datasource.pool.wait_ms") >= 0
+    assert route == {
+        "asgi_datasource.datasource": "orders",
+        "asgi_datasource.intent": "read",
+        "asgi_datasource.node": "r1",
+        "asgi_datasource.role": "replica",
+        "asgi_datasource.reason": "balanced",
+        "asgi_datasource.candidates": ("r1 up", "r2 up", "primary up"),
+        "asgi_datasource.tenant.strategy": "schema",
+    }
+    pinned = attributes(found["orders → primary (pinned)"])
+    assert pinned["asgi_datasource.reason"] == "pinned"
+    assert pinned["asgi_datasource.pin.age_ms"] >= 0
+    insert = found["INSERT orders"]
+    assert insert.kind is SpanKind.CLIENT
+    assert attributes(insert) == {
+        "db.system.name": "postgresql",
+        "db.namespace": world.dbname,
+        "db.operation.name": "INSERT",
+        "db.query.summary": "INSERT orders",
+        "server.address": "127.0.0.1",
+        "server.port": world.cluster.primary.port,
+    }
+    assert attributes(found["COMMIT"])["asgi_datasource.transaction.outcome"] == "committed"
+    assert "secret literal" not in repr([(span.name, attributes(span)) for span in spans.get_finished_spans()])
+
+
+async def test_a_failed_commit_is_an_error_with_its_sqlstate(world: World, spans: InMemorySpanExporter) -> None:
+    async with client(world, [Route("/", place, methods=["POST"])]) as http:
+        assert (await http.post("/?fail=1")).status_code == 409
+    commit = named(spans)["COMMIT"]
+    assert commit.status.status_code is StatusCode.ERROR
+    assert attributes(commit)["db.response.status_code"] == "23503"
+    assert attributes(commit)["asgi_datasource.error.kind"] == "constraint"
+    assert attributes(commit)["asgi_datasource.transaction.outcome"] == "rolled_back"
+
+
+async def test_a_rollback_says_why(world: World, spans: InMemorySpanExporter) -> None:
+    async with client(world, [Route("/", place, methods=["POST"])]) as http:
+        await http.post("/?status=409")
+    rollback = attributes(named(spans)["ROLLBACK"])
+    assert rollback["asgi_datasource.transaction.outcome"] == "rolled_back"
+    assert rollback["asgi_datasource.transaction.rollback_reason"] == "status 409"
+
+
+async def test_a_failed_statement_is_an_error(world: World, spans: InMemorySpanExporter) -> None:
+    async with world.registry() as registry, registry.session(tenant="acme") as db:
+        with pytest.raises(DataError):
+            async with db.transaction():
+                await db.execute("insert into orders (item) values ('forbidden')")
+    insert = named(spans)["INSERT orders"]
+    assert insert.status.status_code is StatusCode.ERROR
+    assert attributes(insert)["db.response.status_code"] == "23514"
+
+
+async def test_a_pinned_read_links_to_the_span_that_wrote(world: World, spans: InMemorySpanExporter) -> None:
+    tracer = trace.get_tracer("test")
+    async with world.registry() as registry:
+        with tracer.start_as_current_span("request") as request:
+            async with registry.session(tenant="acme") as db:
+                await db.execute("insert into orders (item) values ('tea')")
+                await db.commit()
+                await db.read.fetch_all("select * from orders")
+    pinned = named(spans)["orders → primary (pinned)"]
+    assert [link.context.span_id for link in pinned.links] == [request.get_span_context().span_id]
+    assert attributes(pinned)["asgi_datasource.pin.lsn"].count("/") == 1
+
+
+@pytest.mark.parametrize("shown", [True, False])
+async def test_the_tenants_name_is_opt_in(world: World, spans: InMemorySpanExporter, shown: bool) -> None:
+    registry = world.registry(telemetry={"tenant_attribute": shown})
+    async with registry, registry.session(tenant="acme") as db:
+        await db.read.fetch_value("select 1")
+    route = next(span for span in spans.get_finished_spans() if "→" in span.name)
+    assert attributes(route).get("asgi_datasource.tenant.id") == ("acme" if shown else None)
+
+
+async def test_statements_and_spans_can_be_turned_off(world: World, spans: InMemorySpanExporter) -> None:
+    for telemetry, expected in (
+        ({"statements": "off"}, ["orders → primary (write)", "BEGIN", "COMMIT"]),
+        ({"spans": False}, []),
+    ):
+        spans.clear()
+        async with world.registry(telemetry=telemetry) as registry, registry.session(tenant="acme") as db:
+            await db.execute("insert into orders (item) values (%s)", [str(telemetry)])
+        assert [span.name for span in spans.get_finished_spans()] == expected
+
+
+async def test_nothing_is_built_under_a_parent_that_is_not_recorded(world: World, spans: InMemorySpanExporter) -> None:
+    unsampled = NonRecordingSpan(SpanContext(1, 2, is_remote=True, trace_flags=TraceFlags(0)))
+    async with world.registry() as registry:
+        with trace.use_span(unsampled):
+            async with registry.session(tenant="acme") as db:
+                await db.execute("insert into orders (item) values ('tea')")
+    assert spans.get_finished_spans() == ()
