@@ -344,9 +344,7 @@ class DataSession:
             DataError: It failed.
             SessionClosed: The request's response has started.
         """
-        if size < 1:
-            raise ValueError(f"size: {size!r} is not a positive number of rows")
-        return self._stream(query, params, row_factory, size)
+        return self.stream_as(None, query, params, row_factory, size)
 
     @property
     def read(self) -> IntentView:
@@ -803,15 +801,24 @@ class DataSession:
             raise opened.error from opened.error.__cause__
         return opened.results
 
-    async def _stream(
-        self, query: Query, params: Params | None, row_factory: RowFactory[Any] | None, size: int
+    async def stream_as(
+        self,
+        intent: AccessIntent | None,
+        query: Query,
+        params: Params | None,
+        row_factory: RowFactory[Any] | None,
+        size: int,
     ) -> AsyncIterator[Any]:
+        """What `stream` is made of; with None, the intent is the one that holds here."""
+        if size < 1:
+            raise ValueError(f"size: {size!r} is not a positive number of rows")
         self.check_open()
         plan = self._current_plan()
         name = self.next_savepoint()
         declare = Statement.declare_cursor(name, query, params)
         fetch = Statement(f"fetch forward {size} from {name}", prepare=False)
-        intent = plan.intent if plan.is_managed else AccessIntent.READ
+        if intent is None:
+            intent = plan.intent if plan.is_managed else AccessIntent.READ
         snapshot: Transaction | None = None
         if self.transaction_in_use is None and intent is AccessIntent.READ and not plan.read_only:
             async with self.lock_of(self.innermost_block()):
@@ -1037,6 +1044,25 @@ class IntentView:
     async def fetch_value(self, query: Query, params: Params | None = None) -> Any:
         """`DataSession.fetch_value` with this intent."""
         return _with_rows(await self._session.run((Statement(query, params),), self._intent)).scalar()
+
+    @overload
+    def stream(self, query: Query, params: Params | None = None, *, size: int = ...) -> AsyncIterator[Row]: ...
+
+    @overload
+    def stream(
+        self, query: Query, params: Params | None = None, *, row_factory: RowFactory[T], size: int = ...
+    ) -> AsyncIterator[T]: ...
+
+    def stream(
+        self,
+        query: Query,
+        params: Params | None = None,
+        *,
+        row_factory: RowFactory[Any] | None = None,
+        size: int = 500,
+    ) -> AsyncIterator[Any]:
+        """`DataSession.stream` with this intent."""
+        return self._session.stream_as(self._intent, query, params, row_factory, size)
 
 
 def _with_rows(results: Sequence[Result]) -> Result:
