@@ -295,7 +295,7 @@ class Executor:
         if deadline is not None:
             remaining_s = deadline - asyncio.get_running_loop().time()
             pairs += commands.deadline_settings(
-                remaining_s, connection.server_version, is_single_round_trip=first is _READ_ONLY_SETTINGS
+                remaining_s, connection.limits, is_single_round_trip=first is _READ_ONLY_SETTINGS
             )
         pairs += self._tenant.settings
         return commands.settings_statement(pairs)

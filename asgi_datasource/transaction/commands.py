@@ -11,7 +11,7 @@ from enum import StrEnum
 from functools import lru_cache
 from typing import Final
 
-from ..drivers.psycopg import Exchange, Result, Statement
+from ..drivers.psycopg import Exchange, Result, SessionLimits, Statement
 from .options import Isolation
 
 COMMIT: Final = Statement("commit", prepare=False)
@@ -41,9 +41,6 @@ IDENTIFY: Final = Statement(
     f"select pg_current_xact_id_if_assigned()::text as xid, pg_backend_pid() as pid, {INCARNATION} as incarnation"
 )
 """What it takes to ask for this transaction's fate later."""
-
-TRANSACTION_TIMEOUT_SINCE: Final = 170000
-"""First server version that knows `transaction_timeout`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,25 +89,25 @@ def settings_statement(pairs: Sequence[tuple[str, str]]) -> Statement:
 
 
 def deadline_settings(
-    remaining_s: float, server_version: int, *, is_single_round_trip: bool = False
+    remaining_s: float, limits: SessionLimits, *, is_single_round_trip: bool = False
 ) -> list[tuple[str, str]]:
-    """The server's own limits for a transaction that has this long to live.
+    """The server's limits for a transaction that has this long to live, where they are shorter than its own.
 
     The client's deadline comes first; these end what a client that is gone would leave behind. The server's limit on
     the whole transaction, which costs the connection, stands a second behind the statement's, which does not.
 
     Args:
         remaining_s: Seconds until the deadline.
-        server_version: As libpq reports it: 180004.
+        limits: The server's own, for this session.
         is_single_round_trip: The transaction ends with its round trip, so that it cannot be left idle.
     """
-    statement_ms = max(1, int(remaining_s * 1000))
-    pairs = [("statement_timeout", str(statement_ms))]
+    remaining_ms = max(1, int(remaining_s * 1000))
+    wanted = [("statement_timeout", remaining_ms, limits.statement_ms)]
     if not is_single_round_trip:
-        pairs.append(("idle_in_transaction_session_timeout", str(statement_ms + 2000)))
-        if server_version >= TRANSACTION_TIMEOUT_SINCE:
-            pairs.append(("transaction_timeout", str(statement_ms + 1000)))
-    return pairs
+        wanted.append(("idle_in_transaction_session_timeout", remaining_ms + 2000, limits.idle_ms))
+        if limits.transaction_ms is not None:
+            wanted.append(("transaction_timeout", remaining_ms + 1000, limits.transaction_ms))
+    return [(name, str(ours)) for name, ours, theirs in wanted if not 0 < theirs <= ours]
 
 
 def savepoint(name: str) -> Statement:
@@ -148,4 +145,5 @@ def judge_commit(exchange: Exchange) -> Verdict:
     result = exchange.results[0]
     if result is not None:
         return Verdict.COMMITTED if result.status_message == "COMMIT" else Verdict.ROLLED_BACK
-    return Verdict.LOST if exchange.is_lost else Verdict.FAILED
+    # Without an index nothing was sent: the connection had been lost before, and the transaction with it.
+    return Verdict.LOST if exchange.is_lost and exchange.failed_at is not None else Verdict.FAILED

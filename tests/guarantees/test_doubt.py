@@ -443,6 +443,32 @@ async def test_the_truth_is_found_out_though_others_wait_for_the_only_connection
         assert (await others[0]).status_code == 204
 
 
+@pytest.mark.parametrize("how", ["terminated", "killed", "cut"])
+async def test_a_connection_that_is_lost_before_commit_is_sent_leaves_nothing_in_doubt(
+    world: World, proxy: FaultProxy, how: str
+) -> None:
+    async def place_and_lose(request: Request) -> Response:
+        response = await place(request)
+        async with session(request).connection() as connection:
+            pass
+        if how == "terminated":
+            await world.cluster.primary.terminate_backends(world.dbname)
+        elif how == "killed":
+            await world.cluster.primary.kill()
+        else:
+            proxy.cut()
+        await until(lambda: connection.closed)
+        return response
+
+    route = Route("/lose/{item}", place_and_lose, methods=["POST"])
+    async with open_shop(world, proxy, more=[route]) as shop:
+        assert_not_done(await shop.http.post("/lose/tea"))
+        if how == "killed":
+            # Nobody was there to be asked, and nobody needed to be.
+            await world.cluster.primary.start()
+        assert not await shop.is_placed("tea")
+
+
 async def test_a_transaction_that_wrote_nothing_leaves_nothing_in_doubt(world: World, proxy: FaultProxy) -> None:
     async with open_shop(world, proxy) as shop:
 

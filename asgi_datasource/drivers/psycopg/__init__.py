@@ -7,6 +7,7 @@ from psycopg.rows import AsyncRowFactory as RowFactory
 
 from .connection import Connection
 from .endpoint import Endpoint
+from .limits import SessionLimits
 from .query import Params, Query, Statement
 from .result import Exchange, Result
 from .settings import EndpointSettings
@@ -24,5 +25,6 @@ __all__ = [
     "Query",
     "Result",
     "RowFactory",
+    "SessionLimits",
     "Statement",
 ]

@@ -11,6 +11,7 @@ from psycopg import InterfaceError, OperationalError, ProgrammingError
 from psycopg import errors as e
 from psycopg.pq import TransactionStatus
 
+from .limits import SessionLimits
 from .pipeline import COPY_REFUSED, Command, Drain, Flight
 from .query import MAX_CACHED_LENGTH, MAX_PARAMS, Statement, convert
 from .result import Exchange
@@ -48,6 +49,8 @@ class Connection(WatchedConnection):
         self.plans = StatementCache()
         self.server_version = self.pgconn.server_version
         """As libpq reports it: 180004."""
+        self.limits = SessionLimits()
+        """The server's own; known of a pool's connections."""
 
     # What the session layer asks
 

@@ -18,6 +18,7 @@ from ...routing import Role
 from ...telemetry import AttributeValue, server_attributes
 from . import failure
 from .connection import Connection
+from .limits import ASK_LIMITS, read_limits
 from .result import Exchange
 from .settings import EndpointSettings, connect_failure, resolve
 from .watched import WatchedConnection
@@ -99,6 +100,7 @@ class Endpoint:
             self._target.conninfo,
             connection_class=Connection,
             kwargs={"observer": self},
+            configure=self._configure,
             min_size=settings.min_size,
             max_size=settings.max_size,
             open=False,
@@ -310,6 +312,17 @@ class Endpoint:
         await pool.check()
 
     # The pool
+
+    async def _configure(self, connection: Connection) -> None:
+        """Learn what holds for a new connection before it is lent."""
+        limit = asyncio.get_running_loop().time() + self.check_limit_s
+        exchange = await connection.exchange((ASK_LIMITS,), deadline=limit)
+        if exchange.error is not None:
+            await connection.close()
+            raise exchange.error
+        connection.limits = read_limits(exchange)
+        # The question names pg_settings, which could be an UPDATE of them; it is none.
+        connection.needs_reset = False
 
     async def _take(self, pool: _Pool, timeout_s: float) -> Connection:
         if 0 < self.settings.max_waiting <= len(self._waits):

@@ -1,0 +1,42 @@
+"""How long the server itself lets a session, its statements and its transactions live."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final
+
+from .query import Statement
+from .result import Exchange
+
+
+@dataclass(frozen=True, slots=True)
+class SessionLimits:
+    """The server's own limits for a session, in milliseconds; 0 is no limit.
+
+    Attributes:
+        statement_ms: `statement_timeout`.
+        idle_ms: `idle_in_transaction_session_timeout`.
+        transaction_ms: `transaction_timeout`; None where the server does not know it (before version 17).
+    """
+
+    statement_ms: int = 0
+    idle_ms: int = 0
+    transaction_ms: int | None = None
+
+
+ASK_LIMITS: Final = Statement(
+    "select name, setting::int as ms from pg_catalog.pg_settings"
+    " where name in ('statement_timeout', 'idle_in_transaction_session_timeout', 'transaction_timeout')",
+    prepare=False,
+)
+
+
+def read_limits(exchange: Exchange) -> SessionLimits:
+    """The answer of `ASK_LIMITS`, which its exchange consists of."""
+    answer = exchange.results[0]
+    found = {} if answer is None else {row["name"]: row["ms"] for row in answer.rows()}
+    return SessionLimits(
+        found.get("statement_timeout", 0),
+        found.get("idle_in_transaction_session_timeout", 0),
+        found.get("transaction_timeout"),
+    )
