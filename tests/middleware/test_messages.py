@@ -1,0 +1,216 @@
+"""Every kind of ASGI message passes as it should, and lifespan is spoken for whoever does not."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import pytest
+
+from asgi_datasource import DataSourceMiddleware, DataSourceRegistry, session
+from tests.world import World
+
+INSERT = "insert into orders (item) values ('tea')"
+Message = dict[str, Any]
+App = Callable[[Any, Any, Any], Awaitable[None]]
+
+START: Message = {"type": "http.response.start", "status": 200, "headers": []}
+BODY: Message = {"type": "http.response.body", "body": b"x", "more_body": False}
+
+
+async def call(
+    world: World, registry: DataSourceRegistry, app: App, seen: Callable[[Message], Awaitable[None]]
+) -> None:
+    """Call an application behind the middleware; `seen` gets each message as the server would."""
+
+    async def receive() -> Message:
+        return {"type": "http.request", "body": b"", "more_body": False}
+
+    async def send(message: Message) -> None:
+        await seen(message)
+
+    scope = {
+        "type": "http",
+        "method": "POST",
+        "path": "/",
+        "root_path": "",
+        "headers": [(b"x-tenant", b"acme")],
+        "query_string": b"",
+    }
+    await DataSourceMiddleware(app, registry=registry)(scope, receive, send)
+
+
+@pytest.mark.parametrize(
+    "messages",
+    [
+        [START, BODY],
+        [START, {"type": "http.response.pathsend", "path": "/etc/hostname"}],
+        [START, {"type": "http.response.zerocopysend", "file": 3}],
+        [
+            {**START, "trailers": True},
+            {"type": "http.response.body", "body": b"x", "more_body": True},
+            BODY,
+            {"type": "http.response.trailers", "headers": [], "more_trailers": False},
+        ],
+        [{"type": "http.response.early_hint", "links": [b"</a.css>"]}, START, BODY],
+        [{"type": "http.response.debug", "info": {}}, {**START, "status": 103}, START, BODY],
+    ],
+    ids=["plain", "pathsend", "zerocopysend", "trailers", "early hint", "1xx"],
+)
+async def test_messages_pass_unchanged_and_only_a_final_start_waits_for_the_commit(
+    world: World, messages: list[Message]
+) -> None:
+    sent: list[Message] = []
+    committed_before: list[bool] = []
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        await session(scope).execute(INSERT)
+        for message in messages:
+            await send(message)
+
+    async def seen(message: Message) -> None:
+        sent.append(message)
+        committed_before.append(await world.items() == ["tea"])
+
+    async with world.registry() as registry:
+        await call(world, registry, app, seen)
+    assert sent == messages
+    final = next(index for index, message in enumerate(messages) if message is START or message.get("status") == 200)
+    assert committed_before == [index >= final for index in range(len(messages))]
+
+
+async def test_an_application_that_never_starts_a_response_has_done_nothing(world: World) -> None:
+    sent: list[Message] = []
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        await session(scope).execute(INSERT)
+
+    async def seen(message: Message) -> None:
+        sent.append(message)
+
+    async with world.registry() as registry:
+        await call(world, registry, app, seen)
+        assert [endpoint.borrowed for endpoint in registry.for_tenant("acme").endpoints.values()] == [0, 0, 0]
+    assert sent == []
+    assert await world.items() == []
+
+
+async def test_a_second_start_is_the_servers_to_refuse(world: World) -> None:
+    sent: list[Message] = []
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        await session(scope).execute(INSERT)
+        await send(START)
+        await send({**START, "status": 500})
+
+    async def seen(message: Message) -> None:
+        sent.append(message)
+
+    async with world.registry() as registry:
+        await call(world, registry, app, seen)
+    assert [message["status"] for message in sent] == [200, 500]
+    assert await world.items() == ["tea"]
+
+
+class Lifespan:
+    """A server's side of the lifespan protocol."""
+
+    def __init__(self, registry: DataSourceRegistry) -> None:
+        self.registry = registry
+        self.sent: list[str] = []
+        self.was_open: list[bool] = []
+        self._messages = ["lifespan.startup", "lifespan.shutdown"]
+
+    async def receive(self) -> Message:
+        return {"type": self._messages.pop(0)}
+
+    async def send(self, message: Message) -> None:
+        self.sent.append(message["type"])
+        self.was_open.append(self.registry.is_open)
+
+    async def run(self, app: App) -> None:
+        await DataSourceMiddleware(app, registry=self.registry)({"type": "lifespan"}, self.receive, self.send)
+
+
+COMPLETE = ["lifespan.startup.complete", "lifespan.shutdown.complete"]
+
+
+async def test_the_registry_is_open_for_the_applications_own_start_up_and_shutdown(world: World) -> None:
+    registry = world.registry()
+    inside: list[bool] = []
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        for answer in COMPLETE:
+            await receive()
+            inside.append(registry.is_open)
+            await send({"type": answer})
+
+    server = Lifespan(registry)
+    await server.run(app)
+    assert server.sent == COMPLETE
+    assert inside == [True, True]
+    assert server.was_open == [True, False]
+
+
+@pytest.mark.parametrize("how", ["raises", "returns"])
+async def test_lifespan_is_spoken_for_an_application_that_does_not(world: World, how: str) -> None:
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        if how == "raises":
+            raise AssertionError("only http")
+
+    server = Lifespan(world.registry())
+    await server.run(app)
+    assert server.sent == COMPLETE
+    assert server.was_open == [True, False]
+
+
+async def test_a_failed_start_up_stays_one_and_closes_the_registry(world: World) -> None:
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        await receive()
+        await send({"type": "lifespan.startup.failed", "message": "no"})
+
+    server = Lifespan(world.registry())
+    await server.run(app)
+    assert server.sent == ["lifespan.startup.failed"]
+    assert not server.registry.is_open
+
+    async def raises(scope: Any, receive: Any, send: Any) -> None:
+        await receive()
+        raise KeyError("no")
+
+    server = Lifespan(world.registry())
+    with pytest.raises(KeyError):
+        await server.run(raises)
+    assert not server.registry.is_open
+
+
+async def test_a_registry_that_was_open_before_is_left_open(world: World) -> None:
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        for answer in COMPLETE:
+            await receive()
+            await send({"type": answer})
+
+    async with world.registry() as registry:
+        server = Lifespan(registry)
+        await server.run(app)
+        assert server.was_open == [True, True]
+        assert registry.is_open
+
+
+async def test_a_server_without_lifespan_opens_the_registry_with_the_first_request(world: World) -> None:
+    registry = world.registry()
+    sent: list[Message] = []
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        await session(scope).execute(INSERT)
+        await send(START)
+        await send(BODY)
+
+    async def seen(message: Message) -> None:
+        sent.append(message)
+
+    assert not registry.is_open
+    await call(world, registry, app, seen)
+    assert registry.is_open
+    await registry.close()
+    assert await world.items() == ["tea"]
