@@ -17,6 +17,7 @@ from starlette.routing import Route
 from asgi_datasource import session, transactional
 from asgi_datasource.testing import FaultProxy
 from tests.apps import client
+from tests.drivers.polling import until
 from tests.faults.servers import proxy_of, through
 from tests.world import World
 
@@ -154,6 +155,8 @@ async def open_meter(world: World, routes: Sequence[Route] = ROUTES, **config: A
         urls = {name: through(proxy, world.url(name)) for name, proxy in proxies.items()}
         registry = world.registry(urls=urls, pool={"max_size": 1}, **config)
         http = await stack.enter_async_context(client(world, routes, registry=registry))
+        # The pools connect in the background, and ask each new connection once for the server's own limits.
+        await until(lambda: all(proxy.round_trips for proxy in proxies.values()))
         yield Meter(http, proxies)
 
 
