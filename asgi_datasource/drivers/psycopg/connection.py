@@ -60,11 +60,6 @@ class Connection(WatchedConnection):
         return TransactionStatus(self.pgconn.transaction_status)
 
     @property
-    def is_usable(self) -> bool:
-        """Whether it is open and nothing is under way on it."""
-        return self.pgconn.status != BAD and self._receiver is None and not self._foreign_waits
-
-    @property
     def is_midway(self) -> bool:
         """Whether psycopg is, or was left, in the middle of one of its own operations."""
         pgconn = self.pgconn

@@ -126,6 +126,10 @@ class Endpoint:
         if self._probe is not None:
             self._probe.cancel()
         _end_now(self.attempts)
+        for connection in list(self._connections):
+            if not connection.is_lent and not connection.is_usable:
+                # The pool configures or checks it, and would wait for the server.
+                connection.cut("the pool was closed")
         await pool.close(timeout=timeout_s)
         for connection in list(self._connections):
             connection.cut("the pool was closed")

@@ -147,6 +147,11 @@ class WatchedConnection(AsyncConnection[Any]):
         return connection
 
     @property
+    def is_usable(self) -> bool:
+        """Whether it is open and nothing is under way on it."""
+        return self.pgconn.status != BAD and self._receiver is None and not self._foreign_waits
+
+    @property
     def adapters(self) -> _CountingAdapters:
         """The adapters of this connection; what is registered here counts from the next exchange on."""
         adapters = self._adapters
