@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Annotated, Any, Final, Literal
 
 from pydantic import GetCoreSchemaHandler
@@ -30,15 +31,18 @@ ReplicaName = Annotated[
         takes_reference=False,
     ),
 ]
+_TENANT_NAME: Final = r"[^\x00-\x1f\x7f*{}]+"
 TenantName = Annotated[
     str,
     values.text(
         "TenantName",
         "a tenant name: 1 to 255 characters, without '*', braces and control characters",
-        r"[^\x00-\x1f\x7f*{}]+",
+        _TENANT_NAME,
         takes_reference=False,
     ),
 ]
+is_tenant_name: Final = re.compile(rf"(?=.{{1,255}}\Z){_TENANT_NAME}").fullmatch
+"""The same check, for names whose tenants have been checked already."""
 DatabaseIdentifier = Annotated[
     str,
     values.text(

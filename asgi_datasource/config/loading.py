@@ -84,7 +84,7 @@ def examine(source: Source, *, environ: Mapping[str, str] | None = None, needs_r
     outside = Outside(variables, path.parent)
     document, problems = read_text(text, TenantCompactor())
     if document is not None and not problems:
-        config, problems = _check(document, outside, needs_resolver=needs_resolver)
+        config, problems = _check(document, outside, needs_resolver=needs_resolver, is_owned=True)
         if config is not None:
             return Findings(config, tuple(_in_order(problems, text)))
     # Something is wrong. Read again, with the tenants as they are written: that is what there are words for.
@@ -95,10 +95,12 @@ def examine(source: Source, *, environ: Mapping[str, str] | None = None, needs_r
     return Findings(None if problems else config, tuple(_in_order([*problems, *found], text)))
 
 
-def _check(document: Any, outside: Outside, *, needs_resolver: bool) -> tuple[Config | None, list[Diagnostic]]:
+def _check(
+    document: Any, outside: Outside, *, needs_resolver: bool, is_owned: bool = False
+) -> tuple[Config | None, list[Diagnostic]]:
     resolved = outside.resolve(document)
     unresolved = {problem.path for problem in outside.diagnostics}
-    config, found = check_structure(resolved)
+    config, found = check_structure(resolved, is_owned=is_owned)
     if config is not None and not unresolved:
         return config, check_sense(config, needs_resolver=needs_resolver)
     # About a value whose reference could not be resolved there is nothing more to say.

@@ -6,15 +6,15 @@ seconds, and a tenant's `schema` is `schema_name`.
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
-from pydantic import Field
+from pydantic import Field, WrapValidator
 
 from .kinds import DatasourceName, TenantName, Version
 from .requests import ConsistencyConfig, ErrorsConfig, RouteRule, TelemetryConfig, TransactionsConfig
 from .sections import Section, mapping_field, section_field
 from .servers import DataSourceConfig, EndpointConfig, PoolConfig, ReplicaConfig, RoutingConfig
-from .tenants import ResolverConfig, TenancyConfig, TenantConfig
+from .tenants import ResolverConfig, TenancyConfig, TenantConfig, keep_compact
 
 __all__ = [
     "Config",
@@ -58,7 +58,7 @@ class Config(Section):
         description="How the tenant is told from a request, and how requests without one are answered.",
         examples=[{"resolve": [{"header": "X-Tenant"}]}],
     )
-    tenants: dict[TenantName, TenantConfig] = mapping_field(
+    tenants: Annotated[dict[TenantName, TenantConfig], WrapValidator(keep_compact)] = mapping_field(
         title="Tenants",
         description="The tenants by name: where each lives and what keeps it apart there.",
         examples=[{"acme": {"datasource": "orders", "schema": "acme"}}],

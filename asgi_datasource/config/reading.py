@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import StrEnum
@@ -57,22 +58,60 @@ def open_text(path: FilePath) -> Text | Diagnostic:
     if form is None:
         mend = f"Use one of the endings {', '.join(SUFFIXES)}."
         return Diagnostic(Code.NOT_READABLE, (), "the file's name does not tell its format", mend, position=position)
+    decoded = _Decoded()
     try:
         with path.open("rb") as stream:
-            content = stream.read(MAX_BYTES + 1)
+            while len(decoded) <= MAX_BYTES and (chunk := stream.read(_CHUNK_BYTES)):
+                decoded.add(chunk)
+        decoded.end()
     except OSError as error:
         message = f"the file cannot be read: {error.strerror or type(error).__name__}"
         return Diagnostic(Code.NOT_READABLE, (), message, "Check the path and its rights.", position=position)
-    if len(content) > MAX_BYTES:
+    except UnicodeDecodeError as error:
+        position = Position(file, *decoded.mark_of(error))
+        return Diagnostic(Code.SYNTAX, (), "the file is not UTF-8", "Save it as UTF-8.", position=position)
+    if len(decoded) > MAX_BYTES:
         message = f"the file is longer than {MAX_BYTES // 1024**2} MB"
         return Diagnostic(Code.TOO_LARGE, (), message, "Is it the right one?", position=position)
-    try:
-        return Text(file, form, content.decode("utf-8-sig"))
-    except UnicodeDecodeError as error:
-        line = content.count(b"\n", 0, error.start) + 1
-        column = error.start - content.rfind(b"\n", 0, error.start)
-        message = "the file is not UTF-8"
-        return Diagnostic(Code.SYNTAX, (), message, "Save it as UTF-8.", position=Position(file, line, column))
+    return Text(file, form, decoded.text)
+
+
+_CHUNK_BYTES: Final = 64 * 1024
+
+
+class _Decoded:
+    """UTF-8 text that arrives in chunks.
+
+    Reading a large file at once and giving its bytes back teaches glibc's malloc to keep what it frees from then on:
+    with 100,000 tenants a process would hold 13 MB more for ever.
+    """
+
+    def __init__(self) -> None:
+        self._decoder = codecs.getincrementaldecoder("utf-8-sig")()
+        self._parts: list[str] = []
+        self._bytes = 0
+
+    def __len__(self) -> int:
+        return self._bytes
+
+    def add(self, chunk: bytes) -> None:
+        """Take the next bytes."""
+        self._bytes += len(chunk)
+        self._parts.append(self._decoder.decode(chunk))
+
+    def end(self) -> None:
+        """Take note that there are no more."""
+        self._parts.append(self._decoder.decode(b"", final=True))
+
+    @property
+    def text(self) -> str:
+        """All of it so far."""
+        return "".join(self._parts)
+
+    def mark_of(self, error: UnicodeDecodeError) -> tuple[int, int]:
+        """Line and column of what could not be decoded."""
+        before = self.text + error.object[: error.start].decode(errors="ignore")
+        return before.count("\n") + 1, len(before) - before.rfind("\n")
 
 
 def read_text(text: Text, compact: Compact | None = None) -> tuple[Any, list[Diagnostic]]:

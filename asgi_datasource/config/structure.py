@@ -17,23 +17,25 @@ from .durations import suggest_duration
 from .keys import section_at
 from .limits import MAX_DIAGNOSTICS
 from .models import Config, TenantConfig
+from .tenants import OWNED
 from .values import VALUES, Given, Value
 
 _TEMPLATE: Final = "{tenant}"
 _validate_tenant: Final = TypeAdapter(TenantConfig).validator.validate_python
 
 
-def check_structure(document: object) -> tuple[Config | None, list[Diagnostic]]:
+def check_structure(document: object, *, is_owned: bool = False) -> tuple[Config | None, list[Diagnostic]]:
     """Check a document whose references are resolved.
 
     Args:
         document: Mappings, lists and scalars; tenants may be `TenantConfig`s already.
+        is_owned: Nobody else holds the document: parts of it may become the config's.
 
     Returns:
         The config, or None and the problems.
     """
     try:
-        return Config.model_validate(document), []
+        return Config.model_validate(document, context=OWNED if is_owned else None), []
     except ValidationError as error:
         # The error holds the document with its secrets: it ends here, and is nobody's `__cause__`.
         details = error.errors(include_url=False)[:MAX_DIAGNOSTICS]

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Annotated, ClassVar, Literal, Self
+from typing import Annotated, Any, ClassVar, Final, Literal, Self
 
-from pydantic import ConfigDict, Field, model_validator
+from pydantic import ConfigDict, Field, ValidationInfo, ValidatorFunctionWrapHandler, model_validator
 from pydantic.dataclasses import dataclass
 from pydantic_core import PydanticCustomError
 
@@ -20,8 +20,10 @@ from .kinds import (
     SettingName,
     SettingValue,
     TenantPathPrefix,
+    is_tenant_name,
 )
 from .sections import OMISSIBLE, Section
+from .shapes import is_mapping
 
 
 class ResolverConfig(Section):
@@ -190,3 +192,14 @@ class TenantConfig:
         settings = None if self.row_security is None else list(self.row_security)
         place = f"datasource={self.datasource!r}, schema={self.schema_name!r}, role={self.role!r}"
         return f"TenantConfig({place}, row_security={settings})"
+
+
+OWNED: Final = "owned"
+"""In the context of a validation: the document belongs to nobody else, so that parts of it may become the config's."""
+
+
+def keep_compact(value: Any, check: ValidatorFunctionWrapHandler, info: ValidationInfo) -> Any:
+    """Take tenants that a reader has made compact as they are: the mapping is not built a second time."""
+    if info.context == OWNED and is_mapping(value) and {TenantConfig}.issuperset(map(type, value.values())):
+        return value if all(map(is_tenant_name, value)) else check(value)
+    return check(value)
