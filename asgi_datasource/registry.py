@@ -282,7 +282,8 @@ class DataSourceRegistry:
         finally:
             current_runner.reset(token)
             current_frame.reset(frame_token)
-            await db.run_due_hooks()
+            if db.has_due_hooks:
+                await self.background.run(db.run_due_hooks())
 
     @asynccontextmanager
     async def acquire(

@@ -29,7 +29,7 @@ from .background import BackgroundTasks
 from .block import Block, BlockKind, current_block, isolation_refused
 from .datasource import DataSource
 from .drivers.psycopg import Params, PsycopgConnection, Query, Result, RowFactory, Statement
-from .errors import DataError, DataErrorKind, SessionClosed
+from .errors import CommitUnknown, DataError, DataErrorKind, SessionClosed
 from .execution import Executor
 from .plan import NO_RULE, Plan, RouteRule, SessionPolicy, make_plan
 from .routing import AccessIntent, ReadAfterWritePin, Route
@@ -42,6 +42,7 @@ from .transaction import (
     Isolation,
     Transaction,
     TransactionOptions,
+    WaitingHooks,
     current_frame,
     current_runner,
     options_of,
@@ -131,7 +132,9 @@ class DataSession:
 
     __slots__ = (
         "_background",
+        "_committing",
         "_datasource",
+        "_ending",
         "_executor",
         "_hooks",
         "_is_interrupted",
@@ -193,6 +196,8 @@ class DataSession:
         self._lock: asyncio.Lock | None = None
         self._pin = pin
         self._hooks: Hooks | None = None
+        self._committing: asyncio.Task[None] | None = None
+        self._ending: asyncio.Task[Any] | None = None
         self._transaction: Transaction | None = None
         self._snapshot: Transaction | None = None
         self._savepoints = 0
@@ -426,6 +431,8 @@ class DataSession:
     def after_commit(self, function: Hook) -> None:
         """Run a function once the transaction is known to be committed and the response has been handed over.
 
+        When nobody could tell what became of the commit, it does not run.
+
         Args:
             function: Sync or async, without arguments. Its failure is logged and changes nothing.
         """
@@ -433,6 +440,8 @@ class DataSession:
 
     def after_rollback(self, function: Hook) -> None:
         """Run a function once the transaction has been rolled back and the response has been handed over.
+
+        When nobody could tell what became of the commit, it does not run.
 
         Args:
             function: Sync or async, without arguments. Its failure is logged and changes nothing.
@@ -494,7 +503,9 @@ class DataSession:
     @property
     def has_due_hooks(self) -> bool:
         """Whether there is something for `run_due_hooks`."""
-        return self._hooks is not None and self._hooks.has_due
+        if self._hooks is None:
+            return False
+        return self._hooks.has_due or self._state is SessionState.ENDING or bool(self._unfinished())
 
     @property
     def rollback_reason(self) -> str | None:
@@ -583,31 +594,35 @@ class DataSession:
         return self._end(commit=commit, reason=reason, deadline=deadline)
 
     async def _end(self, *, commit: bool, reason: str, deadline: float | None) -> None:
+        self._ending = asyncio.current_task()
         try:
-            if self._lock is not None:
-                if not commit:
-                    # Whatever still runs is to be undone: there is no point in waiting for it.
-                    self.stop(_closed())
-                    self.interrupt()
-                await self._acquire_for_the_end(self._lock, deadline, commit=commit)
-                try:
-                    await self._finish(commit=commit, reason=reason, deadline=deadline)
-                finally:
-                    self._lock.release()
-            elif commit and self._stopped_by is not None:
-                raise self._stopped_by
+            if self._lock is None:
+                if commit and self._stopped_by is not None:
+                    raise self._stopped_by
+                self._settle(self._take_hooks(), committed=commit)
+                return
+            if not commit:
+                # Whatever still runs is to be undone: there is no point in waiting for it.
+                self.stop(_closed())
+                self.interrupt()
+            await self._acquire_for_the_end(self._lock, deadline, commit=commit)
+            try:
+                await self._finish(commit=commit, reason=reason, deadline=deadline)
+            finally:
+                self._lock.release()
         except BaseException:
-            commit = False
             self._abandon()
             raise
         finally:
             self._state = SessionState.CLOSED
-            if self._hooks is not None:
-                self._hooks.settle(committed=commit)
 
     async def run_due_hooks(self) -> None:
         """Run the hooks whose transaction has ended, each isolated from the others."""
         if self._hooks is not None:
+            unfinished = self._unfinished()
+            if unfinished:
+                # Whoever asked for the end was cancelled meanwhile; the hooks hear of the truth all the same.
+                await asyncio.wait(unfinished)
             await self._hooks.run_due()
 
     # -- for blocks
@@ -666,8 +681,7 @@ class DataSession:
 
     def undo_hooks(self, since: int) -> None:
         """A block was undone: what it wanted to run after its commit never runs."""
-        if self._hooks is not None:
-            self._hooks.settle(committed=False, since=since)
+        self._settle(self._take_hooks(since), committed=False)
 
     def spoil(self, reason: str) -> None:
         """Leave only rollback for the transaction that is open."""
@@ -676,14 +690,7 @@ class DataSession:
 
     async def end_transaction(self, *, commit: bool, reason: str, hooks_since: int = 0) -> None:
         """End the transaction that a block has opened; the block holds the lock."""
-        try:
-            await self._finish(commit=commit, reason=reason, deadline=self.deadline())
-        except BaseException:
-            commit = False
-            raise
-        finally:
-            if self._hooks is not None:
-                self._hooks.settle(committed=commit, since=hooks_since)
+        await self._finish(commit=commit, reason=reason, deadline=self.deadline(), hooks_since=hooks_since)
 
     # -- inside
 
@@ -767,7 +774,13 @@ class DataSession:
             results = await self._open(statements, plan, block, read_only=plan.read_only)
             committed = True
         finally:
-            await self._finish(commit=committed, reason="the statement failed", deadline=plan.deadline)
+            await self._finish(
+                commit=committed,
+                reason="the statement failed",
+                deadline=plan.deadline,
+                # Those that wait here wait for the end of the session.
+                hooks_since=self.hook_count,
+            )
         return results
 
     async def _open(
@@ -875,43 +888,77 @@ class DataSession:
             async with self._lock:
                 self.check_open()
                 await self.end_transaction(commit=commit, reason="rollback() was called")
-        elif self._hooks is not None:
-            self._hooks.settle(committed=commit)
+        else:
+            self._settle(self._take_hooks(), committed=commit)
         if not commit:
             self._rollback_reason = None
         await self.run_due_hooks()
 
-    async def _finish(self, *, commit: bool, reason: str, deadline: float | None) -> None:
+    async def _finish(self, *, commit: bool, reason: str, deadline: float | None, hooks_since: int = 0) -> None:
         """End whatever is open; the caller holds the lock."""
+        hooks = self._take_hooks(hooks_since)
+        committed = False
         transaction, self._transaction = self._transaction, None
         try:
-            await self.end_snapshot()
-        except BaseException:
-            if transaction is not None:
-                self._background.spawn(transaction.rollback("cancelled"))
-            raise
-        stopped_by = self._stopped_by
-        if transaction is None:
+            try:
+                await self.end_snapshot()
+            except BaseException:
+                if transaction is not None:
+                    self._background.spawn(transaction.rollback("cancelled"))
+                raise
+            stopped_by = self._stopped_by
+            if transaction is None:
+                if commit and stopped_by is not None:
+                    raise stopped_by
+                committed = commit
+                return
+            loop = asyncio.get_running_loop()
+            if commit and stopped_by is None and deadline is not None and loop.time() >= deadline:
+                stopped_by = deadline_passed()
             if commit and stopped_by is not None:
+                await transaction.rollback(stopped_by.kind.value)
                 raise stopped_by
-            return
-        loop = asyncio.get_running_loop()
-        if commit and stopped_by is None and deadline is not None and loop.time() >= deadline:
-            stopped_by = deadline_passed()
-        if commit and stopped_by is not None:
-            await transaction.rollback(stopped_by.kind.value)
-            raise stopped_by
-        if not commit:
-            await transaction.rollback(self._rollback_reason or reason)
-            return
-        if self._rollback_reason is not None:
-            await transaction.rollback(self._rollback_reason)
-            raise unexpected_rollback(DataError(DataErrorKind.OTHER, self._rollback_reason))
-        if deadline is None:
-            deadline = loop.time() + self._policy.commit_timeout_s
-        await transaction.commit(deadline=deadline, doubt_timeout_s=self._policy.doubt_timeout_s)
+            if not commit:
+                await transaction.rollback(self._rollback_reason or reason)
+                return
+            if self._rollback_reason is not None:
+                await transaction.rollback(self._rollback_reason)
+                raise unexpected_rollback(DataError(DataErrorKind.OTHER, self._rollback_reason))
+            if deadline is None:
+                deadline = loop.time() + self._policy.commit_timeout_s
+            # From here on it is the commit's own task that knows what becomes of the hooks, whoever still waits for it.
+            committing = self._committing = self._background.spawn(self._commit(transaction, hooks, deadline))
+            hooks = []
+            await asyncio.shield(committing)
+        finally:
+            self._settle(hooks, committed=committed)
+
+    async def _commit(self, transaction: Transaction, hooks: WaitingHooks, deadline: float) -> None:
+        committed: bool | None = None
+        try:
+            await transaction.commit(deadline=deadline, doubt_timeout_s=self._policy.doubt_timeout_s)
+            committed = True
+        except CommitUnknown:
+            raise
+        except DataError:
+            committed = False
+            raise
+        finally:
+            self._settle(hooks, committed=committed)
         if transaction.wal_position is not None:
             self.pin.lsn = transaction.wal_position
+
+    def _unfinished(self) -> set[asyncio.Task[Any]]:
+        """The tasks that still end the session, or a transaction of it."""
+        ending = self._ending if self._state is SessionState.ENDING else None
+        return {task for task in (ending, self._committing) if task is not None and not task.done()}
+
+    def _take_hooks(self, since: int = 0) -> WaitingHooks:
+        return [] if self._hooks is None else self._hooks.take(since)
+
+    def _settle(self, hooks: WaitingHooks, *, committed: bool | None) -> None:
+        if self._hooks is not None:
+            self._hooks.settle(hooks, committed=committed)
 
     async def end_snapshot(self) -> None:
         """End the READ ONLY transaction of a block or a stream."""
@@ -947,6 +994,7 @@ class DataSession:
             if transaction is not None and transaction.is_open:
                 self._background.spawn(transaction.rollback("abandoned"))
         self._transaction = self._snapshot = None
+        self._settle(self._take_hooks(), committed=False)
 
     def _add_hook(self, function: Hook, *, on_commit: bool) -> None:
         self.check_open()

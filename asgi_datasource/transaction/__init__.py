@@ -2,7 +2,7 @@
 
 from . import commands
 from .annotation import AnnotatedRunner, Frame, current_frame, current_runner, options_of, transactional
-from .hooks import Hook, Hooks
+from .hooks import Hook, Hooks, WaitingHooks
 from .options import Isolation, OutcomeEntry, OutcomeRule, TransactionOptions, parse_isolation
 from .state import MOVES, IllegalMove, TxState, check_move
 from .unit import LOAN, Transaction, refuse_transaction_command, unexpected_rollback
@@ -21,6 +21,7 @@ __all__ = [
     "Transaction",
     "TransactionOptions",
     "TxState",
+    "WaitingHooks",
     "check_move",
     "commands",
     "current_frame",

@@ -9,6 +9,9 @@ from typing import cast
 Hook = Callable[[], object]
 """Sync or async, without arguments."""
 
+WaitingHooks = list[tuple[bool, Hook]]
+"""Hooks, each with whether it waits for a commit, or else for a rollback."""
+
 logger = logging.getLogger("asgi_datasource.transaction")
 
 
@@ -18,7 +21,7 @@ class Hooks:
     __slots__ = ("_due", "_waiting")
 
     def __init__(self) -> None:
-        self._waiting: list[tuple[bool, Hook]] = []
+        self._waiting: WaitingHooks = []
         self._due: list[Hook] = []
 
     def __len__(self) -> int:
@@ -34,11 +37,15 @@ class Hooks:
         """Wait with `function` for a commit, or else for a rollback."""
         self._waiting.append((on_commit, function))
 
-    def settle(self, *, committed: bool, since: int = 0) -> None:
-        """Those added after there were `since` have their outcome: the ones that waited for it become due."""
-        ended = self._waiting[since:]
+    def take(self, since: int = 0) -> WaitingHooks:
+        """Those added after there were `since`: their transaction ends. `settle` them when its outcome is known."""
+        taken = self._waiting[since:]
         del self._waiting[since:]
-        self._due += [function for on_commit, function in ended if on_commit is committed]
+        return taken
+
+    def settle(self, taken: WaitingHooks, *, committed: bool | None) -> None:
+        """The ones that waited for this outcome become due; none of them when nobody can tell what it was."""
+        self._due += [function for on_commit, function in taken if on_commit is committed]
 
     async def run_due(self) -> None:
         """Run what is due, each isolated from the others: a failure is logged and changes nothing."""

@@ -150,7 +150,7 @@ class Transaction:
 
     async def _run_control(self, work: Coroutine[Any, Any, None]) -> None:
         # In a task of its own, so that a cancelled caller leaves no half of it; whoever comes next waits for it.
-        self._control = self._background.spawn(work)
+        self._control = self._background.spawn(_after(self._control, work))
         await asyncio.shield(self._control)
 
     async def _control_done(self) -> None:
@@ -159,6 +159,8 @@ class Transaction:
             await asyncio.wait({control})
 
     async def _rollback_to(self, name: str, deadline: float | None) -> None:
+        if not self.is_open:
+            return
         self.pending.clear()
         batch = [commands.rollback_to(name), commands.release(name), *self.questions]
         exchange = await self._exchange(batch, (), deadline)
@@ -236,7 +238,7 @@ class Transaction:
     async def commit(self, *, deadline: float | None, doubt_timeout_s: float) -> None:
         """End the transaction and learn the truth of it, in one round trip.
 
-        Runs in a task of the library's own, out of reach of the request's cancellation.
+        To be run in a task of the library's own, out of reach of the request's cancellation.
 
         Args:
             deadline: Event-loop time at which a COMMIT that is still running is cancelled.
@@ -247,7 +249,14 @@ class Transaction:
             CommitUnknown: The connection was lost and nobody could tell.
             DataError: COMMIT failed; nothing was committed.
         """
-        await self._background.run(self._commit(deadline, doubt_timeout_s))
+        await self._control_done()
+        if self.failure is not None or self.state is TxState.DOOMED or self.connection.has_failed_transaction:
+            cause = self.failure
+            if self.is_open:
+                self._move(TxState.ROLLED_BACK)
+                await self._give_back_rolled_back("failed before commit")
+            raise unexpected_rollback(cause) from cause
+        await self._commit(deadline, doubt_timeout_s)
 
     async def rollback(self, reason: str) -> None:
         """Undo everything and give the connection back; bounded, and never an error to the caller."""
@@ -257,14 +266,7 @@ class Transaction:
         await self._background.run(self._give_back_rolled_back(reason))
 
     async def _commit(self, deadline: float | None, doubt_timeout_s: float) -> None:
-        await self._control_done()
         connection = self.connection
-        if self.failure is not None or self.state is TxState.DOOMED or connection.has_failed_transaction:
-            cause = self.failure
-            if self.is_open:
-                self._move(TxState.ROLLED_BACK)
-                await self._give_back_rolled_back("failed before commit")
-            raise unexpected_rollback(cause) from cause
         batch = [commands.COMMIT] if self.identity is None else [commands.COMMIT, commands.WAL_POSITION]
         self._move(TxState.COMMITTING)
         span = self._start_span("COMMIT")
@@ -392,6 +394,12 @@ class Transaction:
 
     def _move(self, following: TxState) -> None:
         self.state = check_move(self.state, following)
+
+
+async def _after(previous: asyncio.Task[None] | None, work: Coroutine[Any, Any, None]) -> None:
+    if previous is not None and not previous.done():
+        await asyncio.wait({previous})
+    await work
 
 
 def refuse_transaction_command(command: str) -> DataError:
