@@ -72,9 +72,8 @@ class Outside:
         if value is None or isinstance(value, int | float | SecretStr | TenantConfig):
             return value
         kind = type(value).__name__
-        mend = (
-            "Quote it." if kind in ("date", "datetime", "time") else "Write a mapping, list, string, number or boolean."
-        )
+        is_date = kind in ("date", "datetime", "time")
+        mend = "Quote it." if is_date else "Write a mapping, list, string, number or boolean."
         self._note(Code.NOT_PLAIN, path, f"a {kind} has no place in a document", mend)
         return None
 
@@ -106,10 +105,9 @@ class Outside:
             is_given = True
             name: str = token["name"]
             # As in a shell, the default also stands in for a variable that is set to nothing.
-            value = self._environ.get(name) or token["default"] or self._environ.get(name)
-            if value is None and token["default"] is None:
+            value = self._environ.get(name) or token["default"]
+            if value is None and name not in self._environ:
                 self._not_set(name, path)
-                return ""
             return value or ""
 
         resolved = _TOKENS.sub(replace, text)

@@ -50,7 +50,7 @@ def test_many_tenants_take_little_memory(notation: str, tmp_path: Path) -> None:
     finally:
         tracemalloc.stop()
     assert len(config.tenants) == MANY
-    # Measured: 19 and 31 MB held, 24 and 44 MB at the peak; from JSON that includes the strings, and the text at the peak.
+    # Measured: 19 and 31 MB held, 24 and 44 MB at the peak; from JSON with the strings, and at the peak with the text.
     assert held < (25e6 if notation == "mapping" else 40e6)
     assert peak < (35e6 if notation == "mapping" else 60e6)
 
