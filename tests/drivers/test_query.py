@@ -7,7 +7,7 @@ from typing import Any
 
 import psycopg
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from psycopg import sql
 from psycopg._queries import PostgresQuery  # the contract is with this very class
@@ -52,6 +52,7 @@ def outcome(convert_by: Callable[[str, Any], Any], text: str, params: Any) -> An
 
 
 @given(TEXTS, PARAMS)
+@example("%(a)s%(a)b%s", [])
 def test_placeholders_are_converted_as_by_psycopg(text: str, params: Any) -> None:
     expected = outcome(through_psycopg, text, params)
     if expected[0] == "error":

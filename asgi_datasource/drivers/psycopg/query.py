@@ -192,6 +192,7 @@ def _convert(query: str | bytes, encoding: str, has_params: bool) -> ConvertedQu
     formats: list[PyFormat] = []
     numbers: dict[str, int] = {}
     is_named: bool | None = None
+    conflict: str | None = None
     count = position = 0
     for match in _PLACEHOLDER.finditer(text):
         chunks.append(text[position : match.start()])
@@ -227,9 +228,12 @@ def _convert(query: str | bytes, encoding: str, has_params: bool) -> ConvertedQu
         if number is None:
             formats.append(asked)
             number = numbers[name] = len(formats)
-        elif formats[number - 1] is not asked:
-            raise ProgrammingError(f"placeholder '{name}' cannot have different formats")
+        elif formats[number - 1] is not asked and conflict is None:
+            conflict = name
         chunks.append(b"$%d" % number)
+    if conflict is not None:
+        # Only now, as psycopg does: it splits the whole text before it compares formats.
+        raise ProgrammingError(f"placeholder '{conflict}' cannot have different formats")
     chunks.append(text[position:])
     return ConvertedQuery(b"".join(chunks), formats, list(numbers) if is_named else None, count)
 
