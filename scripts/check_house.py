@@ -19,7 +19,9 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("session",),
     ("registry",),
     ("middleware",),
-    ("testing",),
+    ("public",),
+    ("testing", "cli"),
+    ("__main__",),
 )
 """The floors of the house, lowest first. A module uses what stands below it, or beside it on the same floor."""
 

@@ -1,0 +1,34 @@
+"""The commands by name. Only the one that is run is imported, so that none makes the others slow to start."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from importlib import import_module
+from typing import TYPE_CHECKING, Final, cast
+
+if TYPE_CHECKING:
+    from ..command import Command
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One command.
+
+    Attributes:
+        summary: What it does, in one line of the help.
+        module: The name of its module here.
+    """
+
+    summary: str
+    module: str
+
+    def load(self) -> Command:
+        """The command itself."""
+        return cast("Command", import_module(f".{self.module}", __name__))
+
+
+COMMANDS: Final[dict[str, Entry]] = {
+    "validate": Entry("check configuration files: every problem, with its place and its mend", "validate"),
+    "schema": Entry("print the JSON Schema of the configuration", "schema"),
+}
+"""Every command, in the order of the help."""

@@ -1,0 +1,132 @@
+"""From arguments to an exit code. Nothing here loads more than argparse: `--help` answers at once."""
+
+from __future__ import annotations
+
+import os
+import sys
+import traceback
+from argparse import ArgumentParser, Namespace, RawDescriptionHelpFormatter
+from collections.abc import Sequence
+from contextlib import suppress
+from typing import Final, NoReturn
+
+from .command import CannotRun, ExitCode, Result
+from .commands import COMMANDS
+from .console import PLAIN, Console, Style, wants_colour
+
+PROGRAM: Final = "asgi-datasource"
+_INTERRUPTED: Final = 130
+"""What a shell reports of a program that Ctrl-C ended."""
+_BROKEN_PIPE: Final = 141
+"""What a shell reports of a program whose reader went away."""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command.
+
+    Args:
+        arguments: What stands behind the program's name; None takes the process's.
+
+    Returns:
+        0 when nothing was found, 1 when something was, 2 when the command could not run.
+    """
+    console = Console(sys.stdout, sys.stderr)
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    try:
+        return _run(given, console)
+    except CannotRun as problem:
+        console.complain(str(problem))
+        return ExitCode.CANNOT_RUN
+    except KeyboardInterrupt:
+        return _INTERRUPTED
+    except BrokenPipeError:
+        # The reader has gone (`| head`). Python would complain about it once more when it closes the stream.
+        with suppress(OSError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return _BROKEN_PIPE
+    except Exception as error:  # noqa: BLE001 - Python would exit with 1, which means findings here
+        _confess(error, console)
+        return ExitCode.CANNOT_RUN
+
+
+def _run(arguments: list[str], console: Console) -> int:
+    if not arguments or arguments[0] not in COMMANDS:
+        return _without_command(arguments, console)
+    name, *rest = arguments
+    entry = COMMANDS[name]
+    command = entry.load()
+    parser = ArgumentParser(
+        prog=f"{PROGRAM} {name}", description=f"{entry.summary[:1].upper()}{entry.summary[1:]}.", allow_abbrev=False
+    )
+    command.configure(parser)
+    options = parser.parse_args(rest)
+    result = command.run(options, console)
+    _print(result, options, console)
+    return result.exit_code
+
+
+def _print(result: Result, options: Namespace, console: Console) -> None:
+    if options.output is None:
+        text = result.render(options.format, Style(wants_colour(options.color, console.out)))
+        if text:
+            print(text, file=console.out, flush=True)
+        return
+    text = result.render(options.format, Style(options.color == "always") if options.color == "always" else PLAIN)
+    try:
+        with open(options.output, "w", encoding="utf-8") as stream:  # noqa: PTH123 - pathlib doubles the time to start
+            stream.write(f"{text}\n" if text else "")
+    except OSError as error:
+        reason = error.strerror or type(error).__name__
+        raise CannotRun(f"{options.output} cannot be written: {reason}", "Check the path and its rights.") from None
+
+
+class _Parser(ArgumentParser):
+    """The parser of what stands where a command should."""
+
+    def error(self, message: str) -> NoReturn:
+        raise CannotRun(message, f"See {PROGRAM} --help.")
+
+
+def _without_command(arguments: list[str], console: Console) -> int:
+    width = max(map(len, COMMANDS))
+    listing = "\n".join(f"  {name:{width}}  {entry.summary}" for name, entry in COMMANDS.items())
+    parser = _Parser(
+        prog=PROGRAM,
+        usage=f"{PROGRAM} COMMAND [OPTIONS]",
+        description=f"Declarative multi-tenant PostgreSQL for ASGI: the tools around its configuration.\n\n{listing}",
+        epilog=(
+            f"{PROGRAM} COMMAND --help tells the options of a command.\n"
+            "Exit codes: 0 nothing found, 1 something found, 2 could not run."
+        ),
+        formatter_class=RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("--version", action="store_true", help="print the version and exit")
+    parser.add_argument("command", nargs="?", metavar="COMMAND", help="one of the above")
+    options, _ = parser.parse_known_args(arguments)
+    if options.version:
+        from importlib.metadata import version
+
+        print(PROGRAM, version(PROGRAM), file=console.out)
+        return ExitCode.CLEAN
+    if options.command is not None:
+        if options.command in COMMANDS:
+            raise CannotRun(f"options stand behind the command: {arguments[0]}", f"See {PROGRAM} --help.")
+        raise CannotRun(f"there is no command {options.command!r}", _similar(options.command))
+    if arguments:
+        raise CannotRun(f"there is no option {arguments[0]}", f"See {PROGRAM} --help.")
+    parser.print_help(console.err)
+    return ExitCode.CANNOT_RUN
+
+
+def _similar(command: str) -> str:
+    from difflib import get_close_matches
+
+    found = get_close_matches(command, COMMANDS, n=1)
+    return f"Did you mean {found[0]!r}?" if found else f"There are: {', '.join(COMMANDS)}."
+
+
+def _confess(error: Exception, console: Console) -> None:
+    """Tell of a fault of the program itself, without the error's words: they may quote a secret."""
+    frames = "".join(traceback.format_tb(error.__traceback__))
+    console.complain(f"{type(error).__name__} inside {PROGRAM}. This is a fault of it: please report it with\n{frames}")

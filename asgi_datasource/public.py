@@ -1,0 +1,50 @@
+"""Where the public names come from; each is imported from `asgi_datasource` itself, which lists them."""
+
+from .config import (
+    Config as Config,
+    json_schema as json_schema,
+    load as load,
+)
+from .datasource import DataSource as DataSource
+from .drivers.psycopg import (
+    Params as Params,
+    Query as Query,
+    RowFactory as RowFactory,
+)
+from .errors import (
+    ClientDisconnected as ClientDisconnected,
+    CommitUnknown as CommitUnknown,
+    ConfigError as ConfigError,
+    DataError as DataError,
+    DataErrorKind as DataErrorKind,
+    SessionClosed as SessionClosed,
+    UnexpectedRollback as UnexpectedRollback,
+)
+from .middleware import DataSourceMiddleware as DataSourceMiddleware
+from .registry import (
+    DataSourceRegistry as DataSourceRegistry,
+    compile as compile,
+)
+from .routing import (
+    AccessIntent as AccessIntent,
+    ReadAfterWritePin as ReadAfterWritePin,
+    Reason as Reason,
+    Role as Role,
+    Route as Route,
+)
+from .session import (
+    DataSession as DataSession,
+    Row as Row,
+    current_session as current_session,
+    session as session,
+)
+from .tenancy import (
+    Resolution as Resolution,
+    Tenant as Tenant,
+    TenantResolver as TenantResolver,
+)
+from .transaction import (
+    Isolation as Isolation,
+    TxState as TxState,
+    transactional as transactional,
+)
