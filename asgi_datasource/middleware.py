@@ -25,6 +25,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from .compiled import Compiled
 from .config import Config
 from .errors import ClientDisconnected, ConfigError, DataError, DataErrorKind
 from .inbox import Inbox
@@ -100,9 +101,15 @@ class DataSourceMiddleware:
             raise ConfigError("DataSourceMiddleware takes config= or registry=, not both")
         self.app = app
         self.registry = registry
-        self._resolve = registry.resolution(resolvers)
-        self._known: Callable[[Any], Tenant | None] = registry.tenants.get
-        self._exempt = registry.exempt_paths if registry.exempt_paths else None
+        self._resolvers = tuple(resolvers)
+        self._adopt(registry.compiled)
+
+    def _adopt(self, compiled: Compiled) -> None:
+        """Look up in this one from now on: a configuration was loaded."""
+        self._compiled = compiled
+        self._resolve = compiled.resolution(self._resolvers)
+        self._known: Callable[[Any], Tenant | None] = compiled.tenants.get
+        self._exempt = compiled.exempt if compiled.exempt else None
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         kind = scope["type"]
@@ -112,6 +119,9 @@ class DataSourceMiddleware:
         # Every request pays for this path, also one that runs no SQL: nothing is made here that it does not need.
         started = monotonic()
         registry = self.registry
+        compiled = registry.compiled
+        if compiled is not self._compiled:
+            self._adopt(compiled)
         outer: SessionHolder | None = scope.get(SCOPE_KEY)
         if (outer is not None and outer.registry is registry) or (
             self._exempt is not None and self._exempt.matches(route_path(scope))
@@ -125,15 +135,15 @@ class DataSourceMiddleware:
             answer = self._resolve(scope)
             tenant = self._known(answer) if answer.__class__ is str else None
             if tenant is None:
-                tenant, scope = await self._resolve_slowly(answer, scope)
+                tenant, scope = await self._resolve_slowly(answer, scope, compiled)
         except DataError as error:
-            await registry.problems.send(error, scope, send)
+            await compiled.problems.send(error, scope, send)
             return
         if outer is not None:
             scope = dict(scope)
             # What the framework below writes into the copy, its route and its handlers, holds for both.
             outer.session.observe(scope)
-        guard = RequestGuard(registry, tenant, scope, receive, send, started, outer)
+        guard = RequestGuard(registry, compiled, tenant, scope, receive, send, started, outer)
         scope[SCOPE_KEY] = guard
         token = current_runner.set(guard)
         try:
@@ -151,13 +161,16 @@ class DataSourceMiddleware:
             if guard.is_used:
                 await guard.leave()
 
-    async def _resolve_slowly(self, answer: Answer | Awaitable[Answer], scope: Scope) -> tuple[Tenant, Scope]:
+    @staticmethod
+    async def _resolve_slowly(
+        answer: Answer | Awaitable[Answer], scope: Scope, compiled: Compiled
+    ) -> tuple[Tenant, Scope]:
         """The tenant where there is more to do than a look-up: the resolver waits, or the path changes."""
         if answer is not None and not isinstance(answer, str | Resolution):
             answer = await answer
         if not isinstance(answer, Resolution):
-            return self.registry.tenant(answer), scope
-        tenant = self.registry.tenant(answer.name)
+            return compiled.tenant(answer), scope
+        tenant = compiled.tenant(answer.name)
         root: str = scope.get("root_path", "")
         path: str = scope["path"]
         if not path.startswith(root):
@@ -175,6 +188,9 @@ class DataSourceMiddleware:
 
     async def _websocket(self, scope: Scope, receive: Receive, send: Send) -> None:
         registry = self.registry
+        compiled = registry.compiled
+        if compiled is not self._compiled:
+            self._adopt(compiled)
         outer: SessionHolder | None = scope.get(SCOPE_KEY)
         if (outer is not None and outer.registry is registry) or (
             self._exempt is not None and self._exempt.matches(route_path(scope))
@@ -184,7 +200,7 @@ class DataSourceMiddleware:
         if not registry.is_open:
             await registry.open()
         try:
-            tenant, scope = await self._resolve_slowly(self._resolve(scope), scope)
+            tenant, scope = await self._resolve_slowly(self._resolve(scope), scope, compiled)
         except DataError as error:
             logger.info("websocket refused: %s", error)
             # Before it is accepted, a close is answered with 403 by the server (ASGI specification, "Close").
@@ -193,7 +209,12 @@ class DataSourceMiddleware:
             return
         scope = dict(scope)
         session = registry.make_session(
-            tenant, scope=scope, method="WEBSOCKET", policy=registry.statement_policy, path=route_path(scope)
+            tenant,
+            compiled=compiled,
+            scope=scope,
+            method="WEBSOCKET",
+            policy=compiled.statement_policy,
+            path=route_path(scope),
         )
         scope[SCOPE_KEY] = session
         token = current_runner.set(session)
@@ -233,6 +254,7 @@ class RequestGuard:
     def __init__(
         self,
         registry: DataSourceRegistry,
+        compiled: Compiled,
         tenant: Tenant,
         scope: MutableMapping[str, Any],
         receive: Receive,
@@ -241,6 +263,7 @@ class RequestGuard:
         outer: SessionHolder | None,
     ) -> None:
         self.registry = registry
+        self._compiled = compiled
         self._tenant = tenant
         self.scope = scope
         self._raw_receive = receive
@@ -261,9 +284,10 @@ class RequestGuard:
             self._task = None if asyncio._get_running_loop() is None else asyncio.current_task()
             session = self._session = self.registry.make_session(
                 self._tenant,
+                compiled=self._compiled,
                 scope=scope,
                 method=scope["method"],
-                policy=self.registry.policy,
+                policy=self._compiled.policy,
                 path=route_path(scope, self._root),
                 started=self._started,
                 owner=self,
@@ -415,7 +439,7 @@ class RequestGuard:
             logger.info("the client left; its transaction was rolled back")
             self.state = _ENDED
             return True
-        if isinstance(error, DataError) and self.registry.problems.answers(error):
+        if isinstance(error, DataError) and self._compiled.problems.answers(error):
             await self._replace(error, by_handlers=error is stopped_by)
             return True
         return False
@@ -427,7 +451,7 @@ class RequestGuard:
         self.state = _REPLACED
         if by_handlers and await self._render(error):
             return
-        await self.registry.problems.send(error, self.scope, self._raw_send)
+        await self._compiled.problems.send(error, self.scope, self._raw_send)
 
     async def _render(self, error: DataError) -> bool:
         """Let the application's own exception handlers answer; False when there is none for this error.
@@ -446,7 +470,7 @@ class RequestGuard:
                 handler = by_class.get(cls) if cls not in (Exception, BaseException, object) else None
                 if handler is not None:
                     return await self._call_handler(handler, candidate)
-        problems = self.registry.problems
+        problems = self._compiled.problems
         status = problems.status_of(error)
         handler = by_status.get(status)
         if handler is None:

@@ -1,135 +1,127 @@
-"""The frozen map of tenants and datasources, compiled once from a checked configuration."""
+"""The registry: what a configuration compiled to, the pools behind it, and the change to another configuration."""
 
 from __future__ import annotations
 
 import asyncio
-import importlib
 import logging
-import re
 from collections.abc import AsyncGenerator, Iterator, Mapping, MutableMapping, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
-from types import MappingProxyType
-from typing import Any, Final, cast
+from typing import Any, Final
 
 from .background import BackgroundTasks
-from .config import Config, DataSourceConfig, EndpointConfig, ResolverConfig, load
-from .config import RouteRule as RouteRuleConfig
-from .datasource import DataSource, PostgresDataSource
-from .drivers.psycopg import Endpoint, EndpointSettings, PsycopgConnection
+from .compiled import Compiled
+from .compiling import compile_config
+from .config import Config, load
+from .datasource import DataSource
+from .drivers.psycopg import Endpoint, PsycopgConnection
 from .errors import ConfigError, DataError, DataErrorKind
-from .paths import CompiledRule, PathPrefixes, RouteRules, compile_pattern
-from .plan import NO_RULE, CommitScope, RouteRule, SessionPolicy
-from .problems import ProblemAnswers
-from .routing import AccessIntent, ReadAfterWritePin, Role
+from .plan import NO_RULE, CommitScope, SessionPolicy
+from .routing import AccessIntent, ReadAfterWritePin
 from .session import DataSession, SessionOwner
-from .tenancy import (
-    MAX_NAME_LENGTH,
-    CallableResolver,
-    HeaderResolver,
-    PathPrefixResolver,
-    SubdomainResolver,
-    Tenant,
-    TenantFunction,
-    TenantResolver,
-    chain,
-    tenant_settings,
-)
-from .transaction import Frame, OutcomeRule, TransactionOptions, current_frame, current_runner, parse_isolation
+from .tenancy import Tenant
+from .transaction import Frame, TransactionOptions, current_frame, current_runner
 
 logger = logging.getLogger("asgi_datasource.registry")
+
+ConfigSource = str | Path | Mapping[str, Any] | Config
+"""A path to a YAML, TOML or JSON document, a mapping, or a `Config` that is loaded already."""
 
 CLOSE_TIMEOUT_S: Final = 10.0
 """Seconds that closing may take in all: clean-up tasks first, then the pools."""
 
 
-class DataSourceRegistry:
-    """Every tenant and every datasource of a configuration; made by `compile`, never changed afterwards.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Origin:
+    """Where a registry's configuration comes from, and how it is read.
 
-    Look-ups are plain reads of immutable maps. Iterating gives the datasources.
+    Attributes:
+        path: The document; None where it did not come from a file.
+        environ: Where `${NAME}` is looked up; None takes the process's environment.
+        needs_resolver: Whether tenants without a way to tell them from requests are an error.
     """
 
-    def __init__(
-        self,
-        datasources: Mapping[str, DataSource],
-        tenants: Mapping[str, Tenant],
-        *,
-        default: Tenant | None = None,
-        policy: SessionPolicy | None = None,
-        rules: RouteRules | None = None,
-        exempt: PathPrefixes | None = None,
-        problems: ProblemAnswers | None = None,
-        resolvers: Sequence[TenantResolver] = (),
-        pattern: str = r"[a-z0-9][a-z0-9_-]{0,62}",
-        missing_status: int = 400,
-        unknown_status: int = 404,
-    ) -> None:
-        self._datasources = MappingProxyType(dict(datasources))
-        self._tenants: Mapping[str, Tenant] = MappingProxyType(dict(tenants))
-        self._default = default
-        self._resolvers = tuple(resolvers)
-        self._pattern = re.compile(pattern)
-        self._missing_status = missing_status
-        self._unknown_status = unknown_status
-        self.policy = policy or SessionPolicy()
-        self.statement_policy = replace(self.policy, commit_scope=CommitScope.STATEMENT, deadline_s=None)
-        """The policy of websocket sessions: no transaction is held over a connection that may last for hours."""
-        self.rules = rules or RouteRules()
-        self.exempt_paths = exempt or PathPrefixes(())
-        self.problems = problems or ProblemAnswers()
+    path: Path | None = None
+    environ: Mapping[str, str] | None = None
+    needs_resolver: bool = False
+
+    def moved_to(self, source: ConfigSource) -> Origin:
+        """The same for another source; one that is not a file leaves the file that there was."""
+        return replace(self, path=Path(source)) if isinstance(source, str | Path) else self
+
+
+@dataclass(frozen=True, slots=True)
+class Reloaded:
+    """What a reload did to the servers, each as `datasource.server`.
+
+    Attributes:
+        kept: Nothing was changed about them, and their pools are still those of before.
+        opened: They are new, or something about them was changed.
+        retired: Their pools are closed once the last session that began to use them has ended.
+    """
+
+    kept: tuple[str, ...]
+    opened: tuple[str, ...]
+    retired: tuple[str, ...]
+
+    def __str__(self) -> str:
+        return f"pools: {len(self.opened)} opened, {len(self.retired)} retired, {len(self.kept)} kept"
+
+
+class DataSourceRegistry:
+    """Every tenant and every datasource of a configuration; made by `compile`.
+
+    What it was compiled to is one frozen value, which a reload replaces whole. Iterating gives the datasources.
+
+    Args:
+        compiled: What a configuration compiled to.
+        origin: Where that came from, for `reload`.
+    """
+
+    def __init__(self, compiled: Compiled, *, origin: Origin | None = None) -> None:
+        self.compiled = compiled
+        """The current one. Read it once for a piece of work, and end with the one that it began with."""
         self.background = BackgroundTasks()
+        self._origin = origin or Origin()
         self._loop: asyncio.AbstractEventLoop | None = None
         self._opening: asyncio.Task[None] | None = None
         self._keeper: asyncio.Task[None] | None = None
+        self._reloading: asyncio.Lock | None = None
+        self._retired: set[Endpoint] = set()
         self.is_open = False
         """Whether its pools are open."""
 
     # -- look-ups
 
     def __iter__(self) -> Iterator[DataSource]:
-        return iter(self._datasources.values())
+        return iter(self.compiled.datasources.values())
 
     def __len__(self) -> int:
-        return len(self._datasources)
+        return len(self.compiled.datasources)
 
     def __repr__(self) -> str:
         state = "open" if self.is_open else "closed"
-        return f"<DataSourceRegistry {state}, {len(self._datasources)} datasources, {len(self._tenants)} tenants>"
+        return f"<DataSourceRegistry {state}, {len(self)} datasources, {len(self.tenants)} tenants>"
 
     @property
     def tenants(self) -> Mapping[str, Tenant]:
         """Every tenant by its name."""
-        return self._tenants
+        return self.compiled.tenants
 
     @property
     def datasources(self) -> Mapping[str, DataSource]:
         """Every datasource by its name."""
-        return self._datasources
+        return self.compiled.datasources
 
     def tenant(self, name: str | None) -> Tenant:
-        """The tenant of a name, as a request gave it.
-
-        Args:
-            name: None for a request that names none.
+        """The tenant of a name, as a request gave it; None for a request that names none.
 
         Raises:
-            DataError: TENANT: the name does not match the pattern; or it is unknown or absent, and the configuration
-                names no default datasource.
+            DataError: TENANT: there is no such tenant, and no default.
         """
-        if name is not None:
-            tenant = self._tenants.get(name)
-            if tenant is not None:
-                return tenant
-            if len(name) > MAX_NAME_LENGTH or self._pattern.fullmatch(name) is None:
-                raise DataError(
-                    DataErrorKind.TENANT, "the request's tenant is not a valid tenant name", http_status=400
-                )
-        if self._default is not None:
-            return self._default
-        if name is None:
-            raise DataError(DataErrorKind.TENANT, "the request names no tenant", http_status=self._missing_status)
-        raise DataError(DataErrorKind.TENANT, "there is no such tenant", http_status=self._unknown_status)
+        return self.compiled.tenant(name)
 
     def for_tenant(self, name: str | None) -> DataSource:
         """The datasource of a tenant; an unknown or absent one gets the default where the configuration names one.
@@ -137,16 +129,14 @@ class DataSourceRegistry:
         Raises:
             DataError: TENANT: there is no such tenant, and no default.
         """
-        return self._datasources[self.tenant(name).datasource]
-
-    def resolution(self, first: Sequence[TenantResolver] = ()) -> TenantResolver:
-        """How requests name their tenant: `first`, then the configured resolvers."""
-        return chain((*first, *self._resolvers))
+        compiled = self.compiled
+        return compiled.datasource_of(compiled.tenant(name))
 
     def make_session(
         self,
         tenant: Tenant,
         *,
+        compiled: Compiled,
         policy: SessionPolicy,
         scope: MutableMapping[str, Any] | None = None,
         method: str = "POST",
@@ -155,11 +145,13 @@ class DataSourceRegistry:
         owner: SessionOwner | None = None,
         outer: DataSession | None = None,
         pin: ReadAfterWritePin | None = None,
+        datasource: DataSource | None = None,
     ) -> DataSession:
         """Make a session; whoever calls this ends it.
 
         Args:
             tenant: Whose.
+            compiled: What was current when the work began.
             policy: What the configuration says about it.
             scope: The request's ASGI scope.
             method, path: What the rules of `routes` are matched against.
@@ -167,16 +159,17 @@ class DataSourceRegistry:
             owner: Is told when the session comes into use.
             outer: A session that the request has already, of another registry.
             pin: The caller's own.
+            datasource: Where the data is; None takes the tenant's.
         """
         session = DataSession(
             self,
-            self._datasources[tenant.datasource],
+            datasource or compiled.datasources[tenant.datasource],
             tenant,
             policy=policy,
             background=self.background,
             scope=scope,
             method=method,
-            rule=NO_RULE if path is None else self.rules.match(method, path),
+            rule=NO_RULE if path is None else compiled.rules.match(method, path),
             started=started,
             owner=owner,
             pin=pin,
@@ -198,6 +191,7 @@ class DataSourceRegistry:
             raise DataError(DataErrorKind.CONFIG, "the registry is open in another event loop; compile one for each")
         if self._loop is not loop:
             self._loop = loop
+            self._reloading = None
             self.is_open = False
             self._opening = loop.create_task(self._open_endpoints())
             self._keeper = loop.create_task(self._close_with_the_loop())
@@ -205,7 +199,7 @@ class DataSourceRegistry:
             await asyncio.shield(self._opening)
 
     async def _open_endpoints(self) -> None:
-        for endpoint in self._endpoints():
+        for endpoint in self.compiled.endpoints:
             await endpoint.open()
         self.is_open = True
         self._opening = None
@@ -222,7 +216,9 @@ class DataSourceRegistry:
         if self._keeper is not None and self._keeper is not asyncio.current_task():
             self._keeper.cancel()
         await self.background.drain(timeout_s / 2)
-        await asyncio.gather(*(endpoint.close(timeout_s=timeout_s / 2) for endpoint in self._endpoints()))
+        endpoints = {*self.compiled.endpoints, *self._retired}
+        self._retired.clear()
+        await asyncio.gather(*(endpoint.close(timeout_s=timeout_s / 2) for endpoint in endpoints))
         self._loop = None
 
     async def _close_with_the_loop(self) -> None:
@@ -244,8 +240,78 @@ class DataSourceRegistry:
     async def __aexit__(self, *_: object) -> None:
         await self.close()
 
-    def _endpoints(self) -> list[Endpoint]:
-        return [endpoint for datasource in self for endpoint in datasource.endpoints.values()]
+    # -- another configuration
+
+    async def reload(self, source: ConfigSource | None = None) -> Reloaded:
+        """Take another configuration from now on; whatever has begun with the present one ends with it.
+
+        It is checked as a whole first, in a thread: where something is wrong with it, nothing changes. Servers about
+        which it says the same keep their pools. The others' are closed once nobody can come back to them.
+
+        Args:
+            source: A path, a mapping or a `Config`; None reads the registry's own file again.
+
+        Raises:
+            ConfigError: The configuration is wrong, every problem is listed; or there is no file to read again.
+        """
+        # Out of reach of the caller's cancellation: half of it would be pools that nobody closes.
+        return await self.background.run(self._reload(source))
+
+    async def _reload(self, source: ConfigSource | None) -> Reloaded:
+        if self._reloading is None:
+            self._reloading = asyncio.Lock()
+        async with self._reloading:
+            origin = self._origin
+            if source is None:
+                if origin.path is None:
+                    raise ConfigError("reload() needs a configuration: the registry was not compiled from a file")
+                source = origin.path
+            compiled = await asyncio.to_thread(_compile, source, origin, self.compiled)
+            reloaded = await self._swap(compiled)
+            self._origin = origin.moved_to(source)
+        logger.info("the configuration was reloaded; %s", reloaded)
+        return reloaded
+
+    async def _swap(self, compiled: Compiled) -> Reloaded:
+        previous = self.compiled
+        before, after = previous.endpoints, compiled.endpoints
+        opened = [endpoint for endpoint in after if endpoint not in before]
+        if self.is_open:
+            for endpoint in opened:
+                await endpoint.open()
+        self.compiled = compiled
+        retired = [endpoint for endpoint in before if endpoint not in after]
+        self._retired.update(retired)
+        for name, datasource in previous.datasources.items():
+            if compiled.datasources.get(name) is not datasource:
+                leaving = [endpoint for endpoint in datasource.endpoints.values() if endpoint in retired]
+                datasource.retire(partial(self._close_retired, leaving))
+        for endpoint in retired:
+            endpoint.retire()
+        return Reloaded(
+            kept=tuple([endpoint.full_name for endpoint in after if endpoint in before]),
+            opened=tuple([endpoint.full_name for endpoint in opened]),
+            retired=tuple([endpoint.full_name for endpoint in retired]),
+        )
+
+    def _close_retired(self, endpoints: Sequence[Endpoint]) -> None:
+        if self.is_open:
+            self._retired.difference_update(endpoints)
+            for endpoint in endpoints:
+                self.background.spawn(endpoint.close(timeout_s=CLOSE_TIMEOUT_S / 2))
+
+    def successor(self, datasource: DataSource) -> DataSource:
+        """What has taken the place of a datasource that is not configured any more.
+
+        Raises:
+            DataError: CONNECTION: nothing has.
+        """
+        found = self.compiled.datasources.get(datasource.name)
+        if found is None:
+            raise DataError(
+                DataErrorKind.CONNECTION, f"the datasource {datasource.name!r} is not in the configuration any more"
+            )
+        return found
 
     # -- use outside requests
 
@@ -267,7 +333,12 @@ class DataSourceRegistry:
         """
         if not self.is_open:
             await self.open()
-        db = self.make_session(self.tenant(tenant), policy=replace(self.policy, commit_scope=CommitScope.SESSION))
+        compiled = self.compiled
+        db = self.make_session(
+            compiled.tenant(tenant),
+            compiled=compiled,
+            policy=replace(compiled.policy, commit_scope=CommitScope.SESSION),
+        )
         options = TransactionOptions(read_only=read_only, timeout_s=timeout)
         deadline = None if timeout is None else asyncio.get_running_loop().time() + timeout
         frame_token = current_frame.set(Frame(options, db, deadline))
@@ -307,9 +378,12 @@ class DataSourceRegistry:
         """
         if not self.is_open:
             await self.open()
+        compiled = self.compiled
         db = self.make_session(
             tenant or Tenant(None, datasource.name),
-            policy=replace(self.policy, commit_scope=CommitScope.SESSION),
+            compiled=compiled,
+            datasource=datasource,
+            policy=replace(compiled.policy, commit_scope=CommitScope.SESSION),
             pin=pin,
         )
         try:
@@ -322,7 +396,7 @@ class DataSourceRegistry:
 
 
 def compile(
-    source: str | Path | Mapping[str, Any] | Config,
+    source: ConfigSource,
     *,
     environ: Mapping[str, str] | None = None,
     needs_resolver: bool = False,
@@ -338,114 +412,10 @@ def compile(
     Raises:
         ConfigError: The configuration is wrong; every problem is listed.
     """
-    config = load(source, environ=environ, needs_resolver=needs_resolver)
-    shared_schemas = {name: datasource.search_path for name, datasource in config.datasources.items()}
-    default = config.tenancy.default
-    return DataSourceRegistry(
-        {name: _compile_datasource(name, datasource) for name, datasource in config.datasources.items()},
-        _compile_tenants(config, shared_schemas),
-        default=None if default is None else _compile_default(default, shared_schemas[default]),
-        policy=_compile_policy(config),
-        rules=RouteRules([_compile_rule(index, rule) for index, rule in enumerate(config.routes)]),
-        exempt=PathPrefixes(config.tenancy.exempt),
-        problems=ProblemAnswers(statuses=dict(config.errors.status), shows_details=config.errors.debug),
-        resolvers=[_compile_resolver(resolver) for resolver in config.tenancy.resolve],
-        pattern=config.tenancy.pattern,
-        missing_status=config.tenancy.missing,
-        unknown_status=config.tenancy.unknown,
-    )
+    origin = Origin(environ=environ, needs_resolver=needs_resolver).moved_to(source)
+    return DataSourceRegistry(_compile(source, origin, None), origin=origin)
 
 
-def _compile_datasource(name: str, config: DataSourceConfig) -> PostgresDataSource:
-    def endpoint(node: str, role: Role, server: EndpointConfig) -> Endpoint:
-        pool = config.pool
-        settings = EndpointSettings(
-            conninfo=server.url.get_secret_value(),
-            min_size=pool.min_size,
-            max_size=pool.max_size,
-            acquire_timeout_s=pool.acquire_timeout_s,
-            max_waiting=pool.max_waiting,
-            connect_timeout_s=pool.connect_timeout_s,
-            max_lifetime_s=pool.max_lifetime_s,
-            max_idle_s=pool.max_idle_s,
-            tcp_user_timeout_s=pool.tcp_user_timeout_s,
-            keepalives_idle_s=pool.keepalives_idle_s,
-            keepalives_interval_s=pool.keepalives_interval_s,
-            keepalives_count=pool.keepalives_count,
-        )
-        return Endpoint(node, name, role, settings)
-
-    return PostgresDataSource(
-        name,
-        endpoint("primary", Role.PRIMARY, config.primary),
-        [endpoint(node, Role.REPLICA, server) for node, server in config.replicas.items()],
-    )
-
-
-def _compile_tenants(config: Config, shared_schemas: Mapping[str, Sequence[str]]) -> dict[str, Tenant]:
-    tenants: dict[str, Tenant] = {}
-    for name, tenant in config.tenants.items():
-        strategy, settings = tenant_settings(
-            schema=tenant.schema_name,
-            shared_schemas=shared_schemas[tenant.datasource],
-            row_security=tenant.row_security,
-            role=tenant.role,
-        )
-        tenants[name] = Tenant(name, tenant.datasource, strategy, settings)
-    return tenants
-
-
-def _compile_default(datasource: str, shared_schemas: Sequence[str]) -> Tenant:
-    strategy, settings = tenant_settings(shared_schemas=shared_schemas)
-    return Tenant(None, datasource, strategy, settings)
-
-
-def _compile_policy(config: Config) -> SessionPolicy:
-    transactions = config.transactions
-    return SessionPolicy(
-        commit_scope=CommitScope.SESSION if transactions.default == "request" else CommitScope.STATEMENT,
-        deadline_s=transactions.deadline_s,
-        rollback_on=OutcomeRule.of(transactions.rollback_on, where="transactions.rollback_on"),
-        is_traced=config.telemetry.spans,
-        traces_statements=config.telemetry.statements != "off",
-        shows_tenant=config.telemetry.tenant_attribute,
-        allows_multiple_writers=transactions.multiple_writers == "allow",
-    )
-
-
-def _compile_rule(index: int, config: RouteRuleConfig) -> CompiledRule:
-    where = f"routes[{index}]"
-    options = TransactionOptions(
-        read_only=bool(config.read_only),
-        isolation=parse_isolation(config.isolation),
-        timeout_s=config.timeout_s,
-        commit_on=OutcomeRule.of(config.commit_on, where=f"{where}.commit_on"),
-        rollback_on=OutcomeRule.of(config.rollback_on, where=f"{where}.rollback_on"),
-    )
-    method, path = compile_pattern(config.match)
-    rule = RouteRule(
-        options=options if options != TransactionOptions() else None,
-        intent=None if config.intent is None else AccessIntent(config.intent),
-        is_strong=config.consistency == "strong",
-    )
-    return CompiledRule(method, path, rule)
-
-
-def _compile_resolver(config: ResolverConfig) -> TenantResolver:
-    argument = config.argument
-    if config.kind == "header":
-        return HeaderResolver(argument)
-    if config.kind == "subdomain_of":
-        return SubdomainResolver(argument)
-    if config.kind == "path_prefix":
-        return PathPrefixResolver(argument)
-    module, _, attribute = argument.partition(":")
-    try:
-        found: Any = importlib.import_module(module)
-        for part in attribute.split("."):
-            found = getattr(found, part)
-    except (ImportError, AttributeError) as error:
-        raise ConfigError(f"tenancy.resolve: the callable {argument!r} cannot be imported: {error}") from error
-    if not callable(found):
-        raise ConfigError(f"tenancy.resolve: {argument!r} is not callable")
-    return CallableResolver(cast("TenantFunction", found), name=argument)
+def _compile(source: ConfigSource, origin: Origin, previous: Compiled | None) -> Compiled:
+    config = load(source, environ=origin.environ, needs_resolver=origin.needs_resolver)
+    return compile_config(config, previous=previous)

@@ -27,7 +27,7 @@ from starlette.requests import HTTPConnection
 from . import telemetry
 from .background import BackgroundTasks
 from .block import Block, BlockKind, current_block, isolation_refused
-from .datasource import DataSource
+from .datasource import DataSource, DataSourceState
 from .drivers.psycopg import Params, PsycopgConnection, Query, Result, RowFactory, Statement
 from .errors import CommitUnknown, DataError, DataErrorKind, SessionClosed
 from .execution import Executor
@@ -615,6 +615,8 @@ class DataSession:
             raise
         finally:
             self._state = SessionState.CLOSED
+            if self._lock is not None:
+                self._datasource.leave()
 
     async def run_due_hooks(self) -> None:
         """Run the hooks whose transaction has ended, each isolated from the others."""
@@ -723,6 +725,11 @@ class DataSession:
                 self._running = None
 
     def _start(self) -> None:
+        self.check_open()
+        if self._datasource.state is DataSourceState.LEFT:
+            # The configuration was loaded anew since the request began, which had no use for its datasource yet.
+            self._datasource = self.registry.successor(self._datasource)
+        self._datasource.enter()
         self._lock = asyncio.Lock()
         self._executor = Executor(
             self._datasource,

@@ -30,6 +30,7 @@ PROBE_LAST_S: Final = 2.0
 """Pauses between two attempts to reach a server that is down: they double from the first to the last, with jitter."""
 
 _CLOSE_GRACE_S: Final = 1.0
+_SHED_INTERVAL_S: Final = 0.5
 
 
 class _Pool(AsyncConnectionPool[Connection]):
@@ -42,6 +43,16 @@ class _Pool(AsyncConnectionPool[Connection]):
         """
         while self._waiting and self._waiting[0].error is not None:
             self._waiting.popleft()
+
+    async def shed(self) -> None:
+        """Close the connections that are free, and keep none from now on."""
+        async with self._lock:
+            free = list(self._pool)
+            self._pool.clear()
+            self._min_size = self._nconns_min = 0
+            self._nconns: int = self._nconns - len(free)
+        for connection in free:
+            await connection.close()
 
 
 class Endpoint:
@@ -60,7 +71,8 @@ class Endpoint:
         self.address = self._target.host
         self.port = self._target.port
         self.dbname = self._target.dbname
-        self.label = f"{datasource}.{name} ({self.address}:{self.port})"
+        self.full_name = f"{datasource}.{name}"
+        self.label = f"{self.full_name} ({self.address}:{self.port})"
         """For messages: names the server, not who connects to it."""
         self.attributes: Mapping[str, AttributeValue] = server_attributes(
             host=self.address, port=self.port, namespace=self.dbname
@@ -138,6 +150,17 @@ class Endpoint:
             await asyncio.wait(tasks, timeout=_CLOSE_GRACE_S)
             for task in tasks:
                 task.cancel()
+
+    def retire(self) -> None:
+        """Keep no connection that nobody uses, from now on until `close`; whoever still has to can borrow one."""
+        if self._pool is not None:
+            self._spawn(self._keep_none(self._pool))
+
+    async def _keep_none(self, pool: _Pool) -> None:
+        while self._pool is pool:
+            await pool.shed()
+            # Again, for those that come back, and those that were just being made.
+            await asyncio.sleep(_SHED_INTERVAL_S)
 
     # Borrowing and giving back
 

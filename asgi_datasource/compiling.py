@@ -1,0 +1,161 @@
+"""From a checked configuration to the frozen value that the registry reads. Opens nothing."""
+
+from __future__ import annotations
+
+import importlib
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any, cast
+
+from .compiled import Compiled
+from .config import Config, DataSourceConfig, EndpointConfig, ResolverConfig
+from .config import RouteRule as RouteRuleConfig
+from .datasource import DataSource, PostgresDataSource
+from .drivers.psycopg import Endpoint, EndpointSettings
+from .errors import ConfigError
+from .paths import CompiledRule, PathPrefixes, RouteRules, compile_pattern
+from .plan import CommitScope, RouteRule, SessionPolicy
+from .problems import ProblemAnswers
+from .routing import AccessIntent, Role
+from .tenancy import (
+    CallableResolver,
+    HeaderResolver,
+    PathPrefixResolver,
+    SubdomainResolver,
+    Tenant,
+    TenantFunction,
+    TenantResolver,
+    tenant_settings,
+)
+from .transaction import OutcomeRule, TransactionOptions, parse_isolation
+
+
+def compile_config(config: Config, *, previous: Compiled | None = None) -> Compiled:
+    """Compile a configuration.
+
+    Args:
+        config: A checked one.
+        previous: What it takes the place of: servers whose settings are the same keep their pools.
+
+    Raises:
+        ConfigError: Something in it cannot be used; the message says what.
+    """
+    shared_schemas = {name: datasource.search_path for name, datasource in config.datasources.items()}
+    default = config.tenancy.default
+    before: Mapping[str, DataSource] = {} if previous is None else previous.datasources
+    return Compiled(
+        datasources={
+            name: _compile_datasource(name, datasource, before.get(name))
+            for name, datasource in config.datasources.items()
+        },
+        tenants=_compile_tenants(config, shared_schemas),
+        default=None if default is None else _compile_default(default, shared_schemas[default]),
+        policy=_compile_policy(config),
+        rules=RouteRules([_compile_rule(index, rule) for index, rule in enumerate(config.routes)]),
+        exempt=PathPrefixes(config.tenancy.exempt),
+        problems=ProblemAnswers(statuses=dict(config.errors.status), shows_details=config.errors.debug),
+        resolvers=[_compile_resolver(resolver) for resolver in config.tenancy.resolve],
+        pattern=re.compile(config.tenancy.pattern),
+        missing_status=config.tenancy.missing,
+        unknown_status=config.tenancy.unknown,
+    )
+
+
+def _compile_datasource(name: str, config: DataSourceConfig, previous: DataSource | None) -> DataSource:
+    before: Mapping[str, Endpoint] = {} if previous is None else previous.endpoints
+
+    def endpoint(node: str, role: Role, server: EndpointConfig) -> Endpoint:
+        pool = config.pool
+        settings = EndpointSettings(
+            conninfo=server.url.get_secret_value(),
+            min_size=pool.min_size,
+            max_size=pool.max_size,
+            acquire_timeout_s=pool.acquire_timeout_s,
+            max_waiting=pool.max_waiting,
+            connect_timeout_s=pool.connect_timeout_s,
+            max_lifetime_s=pool.max_lifetime_s,
+            max_idle_s=pool.max_idle_s,
+            tcp_user_timeout_s=pool.tcp_user_timeout_s,
+            keepalives_idle_s=pool.keepalives_idle_s,
+            keepalives_interval_s=pool.keepalives_interval_s,
+            keepalives_count=pool.keepalives_count,
+        )
+        present = before.get(node)
+        if present is not None and present.role is role and present.settings == settings:
+            return present
+        return Endpoint(node, name, role, settings)
+
+    primary = endpoint("primary", Role.PRIMARY, config.primary)
+    replicas = [endpoint(node, Role.REPLICA, server) for node, server in config.replicas.items()]
+    if previous is not None and list(before.values()) == [*replicas, primary]:
+        return previous
+    return PostgresDataSource(name, primary, replicas)
+
+
+def _compile_tenants(config: Config, shared_schemas: Mapping[str, Sequence[str]]) -> dict[str, Tenant]:
+    tenants: dict[str, Tenant] = {}
+    for name, tenant in config.tenants.items():
+        strategy, settings = tenant_settings(
+            schema=tenant.schema_name,
+            shared_schemas=shared_schemas[tenant.datasource],
+            row_security=tenant.row_security,
+            role=tenant.role,
+        )
+        tenants[name] = Tenant(name, tenant.datasource, strategy, settings)
+    return tenants
+
+
+def _compile_default(datasource: str, shared_schemas: Sequence[str]) -> Tenant:
+    strategy, settings = tenant_settings(shared_schemas=shared_schemas)
+    return Tenant(None, datasource, strategy, settings)
+
+
+def _compile_policy(config: Config) -> SessionPolicy:
+    transactions = config.transactions
+    return SessionPolicy(
+        commit_scope=CommitScope.SESSION if transactions.default == "request" else CommitScope.STATEMENT,
+        deadline_s=transactions.deadline_s,
+        rollback_on=OutcomeRule.of(transactions.rollback_on, where="transactions.rollback_on"),
+        is_traced=config.telemetry.spans,
+        traces_statements=config.telemetry.statements != "off",
+        shows_tenant=config.telemetry.tenant_attribute,
+        allows_multiple_writers=transactions.multiple_writers == "allow",
+    )
+
+
+def _compile_rule(index: int, config: RouteRuleConfig) -> CompiledRule:
+    where = f"routes[{index}]"
+    options = TransactionOptions(
+        read_only=bool(config.read_only),
+        isolation=parse_isolation(config.isolation),
+        timeout_s=config.timeout_s,
+        commit_on=OutcomeRule.of(config.commit_on, where=f"{where}.commit_on"),
+        rollback_on=OutcomeRule.of(config.rollback_on, where=f"{where}.rollback_on"),
+    )
+    method, path = compile_pattern(config.match)
+    rule = RouteRule(
+        options=options if options != TransactionOptions() else None,
+        intent=None if config.intent is None else AccessIntent(config.intent),
+        is_strong=config.consistency == "strong",
+    )
+    return CompiledRule(method, path, rule)
+
+
+def _compile_resolver(config: ResolverConfig) -> TenantResolver:
+    argument = config.argument
+    if config.kind == "header":
+        return HeaderResolver(argument)
+    if config.kind == "subdomain_of":
+        return SubdomainResolver(argument)
+    if config.kind == "path_prefix":
+        return PathPrefixResolver(argument)
+    module, _, attribute = argument.partition(":")
+    try:
+        found: Any = importlib.import_module(module)
+        for part in attribute.split("."):
+            found = getattr(found, part)
+    except (ImportError, AttributeError) as error:
+        raise ConfigError(f"tenancy.resolve: the callable {argument!r} cannot be imported: {error}") from error
+    if not callable(found):
+        raise ConfigError(f"tenancy.resolve: {argument!r} is not callable")
+    return CallableResolver(cast("TenantFunction", found), name=argument)
