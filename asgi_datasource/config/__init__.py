@@ -1,6 +1,8 @@
 """The configuration: one YAML, TOML or JSON document, checked as a whole before anything starts."""
 
-from .diagnostics import Code, Diagnostic, InvalidConfig, Position, Severity
+from .catalogue import Explained, explain_code
+from .diagnostics import Code, Diagnostic, Edit, Fix, InvalidConfig, Position, Severity, show_path
+from .documents import describe_diagnostics
 from .generated import json_schema
 from .loading import Findings, Source, examine, load
 from .models import (
@@ -19,6 +21,8 @@ from .models import (
     TenantConfig,
     TransactionsConfig,
 )
+from .reading import Format, Text
+from .suppressions import Suppressed
 from .url import DatabaseUrl
 
 __all__ = [
@@ -28,9 +32,13 @@ __all__ = [
     "DataSourceConfig",
     "DatabaseUrl",
     "Diagnostic",
+    "Edit",
     "EndpointConfig",
     "ErrorsConfig",
+    "Explained",
     "Findings",
+    "Fix",
+    "Format",
     "InvalidConfig",
     "PoolConfig",
     "Position",
@@ -40,11 +48,16 @@ __all__ = [
     "RoutingConfig",
     "Severity",
     "Source",
+    "Suppressed",
     "TelemetryConfig",
     "TenancyConfig",
     "TenantConfig",
+    "Text",
     "TransactionsConfig",
+    "describe_diagnostics",
     "examine",
+    "explain_code",
     "json_schema",
     "load",
+    "show_path",
 ]

@@ -11,7 +11,7 @@ import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
-from typing import Final
+from typing import Any, Final
 
 from ..errors import ConfigError
 from .limits import MAX_DEPTH
@@ -28,6 +28,8 @@ class Severity(StrEnum):
     """The document is refused."""
     WARNING = "warning"
     """The document is used; something in it is probably not meant."""
+    HINT = "hint"
+    """Nothing is wrong; something could be said better."""
 
 
 class Code(StrEnum):
@@ -43,6 +45,10 @@ class Code(StrEnum):
     """The file is too long, nested too deep, or grows too much by its aliases."""
     NOT_PLAIN = "ADS005"
     """Something that JSON has no word for: a tag, a date, an infinite number, a key that is no string."""
+    BAD_SUPPRESSION = "ADS006"
+    """An `# ads: ignore[...]` without a reason, of a code that is none, or of an error."""
+    UNUSED_SUPPRESSION = "ADS007"
+    """An `# ads: ignore[...]` with nothing to ignore."""
     VARIABLE_NOT_SET = "ADS010"
     """An environment variable is not set."""
     MALFORMED_REFERENCE = "ADS011"
@@ -85,6 +91,46 @@ class Code(StrEnum):
     """A name that PostgreSQL would cut off."""
 
 
+DOCS: Final = "docs/diagnostics.md"
+"""The page of all codes; each has a heading of its own."""
+
+
+def docs_of(code: Code) -> str:
+    """Where a kind of problem is explained."""
+    return f"{DOCS}#{code.value.lower()}"
+
+
+class Edit(StrEnum):
+    """What a fix does to the document."""
+
+    RENAME = "rename"
+    """The key at the path gets another name."""
+    REPLACE = "replace"
+    """The value at the path becomes another one."""
+    REMOVE = "remove"
+    """The key or entry at the path goes."""
+    ADD = "add"
+    """A key or entry comes to the path."""
+
+
+@dataclass(frozen=True, slots=True, repr=False)
+class Fix:
+    """A mend as an edit of the document.
+
+    Attributes:
+        edit: What is done.
+        path: Where.
+        value: The new name or value.
+        is_safe: Certainly what was meant, so that it may be done without asking; else a proposal, or an example that
+            shows the form.
+    """
+
+    edit: Edit
+    path: Path
+    value: Any = None
+    is_safe: bool = False
+
+
 @dataclass(frozen=True, slots=True)
 class Position:
     """A place in a file; line and column count from 1."""
@@ -110,6 +156,8 @@ class Diagnostic:
         position: Where it is, as far as that is known.
         severity: How bad it is.
         related: Other places that have to do with it.
+        related_positions: Where those are, as far as that is known.
+        fix: The mend as an edit, where it is one.
     """
 
     code: Code
@@ -120,10 +168,17 @@ class Diagnostic:
     position: Position | None = None
     severity: Severity = Severity.ERROR
     related: tuple[Path, ...] = ()
+    related_positions: tuple[Position, ...] = ()
+    fix: Fix | None = None
 
-    def at(self, position: Position) -> Diagnostic:
-        """The same problem with its position."""
-        return replace(self, position=position)
+    def at(self, position: Position | None, related: tuple[Position, ...] = ()) -> Diagnostic:
+        """The same problem with its position, and those of what is related to it."""
+        return replace(self, position=position, related_positions=related)
+
+    @property
+    def docs(self) -> str:
+        """The page that explains this kind of problem."""
+        return docs_of(self.code)
 
     @property
     def key(self) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path as FilePath
 from typing import Any, Final
 
@@ -16,6 +16,7 @@ from .references import Outside
 from .remainder import check_remainder
 from .sense import check_sense
 from .structure import TenantCompactor, check_structure
+from .suppressions import Suppressed, apply_suppressions
 
 logger: Final = logging.getLogger("asgi_datasource.config")
 
@@ -29,11 +30,15 @@ class Findings:
 
     Attributes:
         config: The config; None when keys or values do not have the right form.
-        diagnostics: Every problem, errors and warnings, in the order of the document where it has one.
+        diagnostics: Every problem, errors, warnings and hints, in the order of the document where it has one.
+        suppressed: What the file itself asks to leave out, with its reasons.
+        texts: The files that were read. They may hold passwords: not for showing as they are.
     """
 
     config: Config | None
     diagnostics: tuple[Diagnostic, ...]
+    suppressed: tuple[Suppressed, ...] = ()
+    texts: tuple[Text, ...] = field(default=(), repr=False)
 
     @property
     def errors(self) -> tuple[Diagnostic, ...]:
@@ -53,13 +58,13 @@ def load(source: Source, *, environ: Mapping[str, str] | None = None, needs_reso
         The config, frozen, with its defaults filled in.
 
     Raises:
-        InvalidConfig: With every problem that was found: key path, mend, and file, line and column where known.
+        InvalidConfig: With every error that was found: key path, mend, and file, line and column where known.
     """
     findings = examine(source, environ=environ, needs_resolver=needs_resolver)
     if findings.config is None or findings.errors:
         raise InvalidConfig(findings.errors)
-    for warning in findings.diagnostics:
-        logger.warning("%s", warning)
+    for problem in findings.diagnostics:
+        logger.log(logging.WARNING if problem.severity is Severity.WARNING else logging.INFO, "%s", problem)
     return findings.config
 
 
@@ -86,13 +91,19 @@ def examine(source: Source, *, environ: Mapping[str, str] | None = None, needs_r
     if document is not None and not problems:
         config, problems = _check(document, outside, needs_resolver=needs_resolver, is_owned=True)
         if config is not None:
-            return Findings(config, tuple(_in_order(problems, text)))
+            return _finish(config, problems, text)
     # Something is wrong. Read again, with the tenants as they are written: that is what there are words for.
     document, problems = read_text(text)
     if document is None:
-        return Findings(None, tuple(problems))
+        return _finish(None, problems, text)
     config, found = _check(document, Outside(variables, path.parent), needs_resolver=needs_resolver)
-    return Findings(None if problems else config, tuple(_in_order([*problems, *found], text)))
+    return _finish(None if problems else config, [*problems, *found], text)
+
+
+def _finish(config: Config | None, problems: list[Diagnostic], text: Text) -> Findings:
+    """The findings of a text: with their positions, without what it asks to leave out, in its order."""
+    kept, suppressed = apply_suppressions(locate(text, problems) if problems else [], [text])
+    return Findings(config, tuple(sorted(kept, key=_line_and_column)), tuple(suppressed), (text,))
 
 
 def _check(
@@ -110,10 +121,6 @@ def _check(
 
 def _is_in(problem: Diagnostic, places: Iterable[tuple[str | int, ...]]) -> bool:
     return any(problem.path[: len(place)] == place for place in places)
-
-
-def _in_order(problems: list[Diagnostic], text: Text) -> list[Diagnostic]:
-    return sorted(locate(text, problems), key=_line_and_column) if problems else []
 
 
 def _line_and_column(problem: Diagnostic) -> tuple[int, int]:

@@ -9,7 +9,7 @@ from enum import StrEnum
 from pathlib import Path as FilePath
 from typing import Any, Final
 
-from .diagnostics import Code, Diagnostic, Position
+from .diagnostics import Code, Diagnostic, Path, Position
 from .json_text import locate_json, read_json
 from .limits import MAX_BYTES
 from .places import Compact, Place
@@ -142,17 +142,21 @@ def read_text(text: Text, compact: Compact | None = None) -> tuple[Any, list[Dia
 def locate(text: Text, diagnostics: Iterable[Diagnostic]) -> list[Diagnostic]:
     """Give each problem its position in the text."""
     found = list(diagnostics)
-    places = Place.of([problem.path for problem in found])
+    places = Place.of([path for problem in found for path in (problem.path, *problem.related)])
     if text.format is Format.YAML:
         read_yaml(text.content, text.file, places=places)
     elif text.format is Format.JSON:
         locate_json(text.content, text.file, places)
     else:
         locate_toml(text.content, places)
-    result: list[Diagnostic] = []
-    for problem in found:
-        if problem.position is None:
-            mark = places.find(problem.path, is_about_key=problem.is_about_key)
-            problem = problem.at(Position(text.file, *(mark or ())))
-        result.append(problem)
-    return result
+
+    def position(path: Path, *, is_about_key: bool) -> Position:
+        return Position(text.file, *(places.find(path, is_about_key=is_about_key) or ()))
+
+    return [
+        problem.at(
+            problem.position or position(problem.path, is_about_key=problem.is_about_key),
+            tuple(position(path, is_about_key=True) for path in problem.related),
+        )
+        for problem in found
+    ]

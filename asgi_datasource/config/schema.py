@@ -5,31 +5,37 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
+from .catalogue import render_catalogue
+from .documents import diagnostics_schema
 from .generated import json_schema
 from .reference import BEGIN, END, render_reference
 
-FILES: Final = ("datasource.schema.json", "schemas/config/v1.json")
-"""Where the schema is kept in the repository: for editors, and among the published ones."""
+FILES: Final[dict[str, Callable[[], dict[str, Any]]]] = {
+    "datasource.schema.json": json_schema,
+    "schemas/config/v1.json": json_schema,
+    "schemas/diagnostics/v1.json": diagnostics_schema,
+}
+"""Where schemas are kept in the repository: that of the configuration for editors, and every published one."""
 
 
-PAGE: Final = "docs/config.md"
-"""The page whose reference of keys is written here, where there is one."""
+PAGES: Final = {"docs/config.md": render_reference, "docs/diagnostics.md": render_catalogue}
+"""The pages of which a part is written here, where they are; both parts stand between the same marks."""
 
 
-def render_schema() -> str:
-    """The schema as it is kept in the repository."""
-    return json.dumps(json_schema(), indent=2, ensure_ascii=False) + "\n"
+def render_schema(make: Callable[[], dict[str, Any]] = json_schema) -> str:
+    """A schema as it is kept in the repository."""
+    return json.dumps(make(), indent=2, ensure_ascii=False) + "\n"
 
 
-def render_page(page: str) -> str:
-    """The documentation's page with its reference of keys written anew."""
+def render_page(page: str, render: Callable[[], str] = render_reference) -> str:
+    """A page of the documentation with its generated part written anew."""
     before, _, rest = page.partition(BEGIN)
     _, _, after = rest.partition(END)
-    return before + render_reference() + after
+    return before + render() + after
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -43,10 +49,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--root", type=Path, default=Path(), help="the repository; here unless told otherwise")
     options = parser.parse_args(arguments)
     root: Path = options.root
-    contents = {root / name: render_schema() for name in FILES}
-    page = root / PAGE
-    if page.is_file():
-        contents[page] = render_page(page.read_text(encoding="utf-8"))
+    contents = {root / name: render_schema(make) for name, make in FILES.items()}
+    for name, render in PAGES.items():
+        page = root / name
+        if page.is_file():
+            contents[page] = render_page(page.read_text(encoding="utf-8"), render)
     stale = [path for path, content in contents.items() if not _holds(path, content)]
     for path in stale:
         if options.check:

@@ -8,7 +8,7 @@ from itertools import islice
 from typing import Final
 
 from .coverage import covers
-from .diagnostics import Code, Diagnostic, Path, Severity, did_you_mean, show
+from .diagnostics import Code, Diagnostic, Edit, Fix, Path, Severity, did_you_mean, show
 from .limits import MAX_DIAGNOSTICS
 from .models import Config, DataSourceConfig, RouteRule, TenantConfig
 from .url import find_fault
@@ -49,16 +49,20 @@ def _servers(config: Config) -> Iterator[Diagnostic]:
             message = f"min_size {pool.min_size} is more than max_size {pool.max_size}"
             related = ((*path, "pool", "max_size"),)
             mend = "Lower min_size or raise max_size."
-            yield Diagnostic(Code.CONTRADICTION, (*path, "pool", "min_size"), message, mend, related=related)
+            here = (*path, "pool", "min_size")
+            fix = Fix(Edit.REPLACE, here, pool.max_size)
+            yield Diagnostic(Code.CONTRADICTION, here, message, mend, related=related, fix=fix)
         first: dict[str, Path] = {}
         for where, url in _urls(path, datasource):
             fault = find_fault(url)
             if fault is not None:
-                yield Diagnostic(Code.URL, where, fault[0], fault[1])
+                fix = Fix(Edit.REPLACE, where, "postgresql://app@db.internal:5432/orders")
+                yield Diagnostic(Code.URL, where, fault[0], fault[1], fix=fix)
             if url in first:
                 message = f"the same server as {first[url][2]}{''.join(f'.{part}' for part in first[url][3:-1])}"
                 mend = "Give each server once: a replica is another server than its primary."
-                yield Diagnostic(Code.SAME_SERVER, where, message, mend, related=(first[url],))
+                fix = Fix(Edit.REMOVE, where[:-1])
+                yield Diagnostic(Code.SAME_SERVER, where, message, mend, related=(first[url],), fix=fix)
             first.setdefault(url, where)
 
 
@@ -72,7 +76,8 @@ def _absent(path: Path, name: str, config: Config) -> Diagnostic:
     meant = did_you_mean(name, config.datasources)
     mend = f"Did you mean {meant!r}?" if meant else f"There are: {', '.join(islice(config.datasources, 10))}."
     # The name itself may have come from the environment, where anything may stand.
-    return Diagnostic(Code.UNKNOWN_DATASOURCE, path, "names a datasource that is not there", mend)
+    fix = Fix(Edit.REPLACE, path, meant or next(iter(config.datasources)), is_safe=meant is not None)
+    return Diagnostic(Code.UNKNOWN_DATASOURCE, path, "names a datasource that is not there", mend, fix=fix)
 
 
 def _default(config: Config) -> Iterator[Diagnostic]:
@@ -93,13 +98,16 @@ def _tenant_names(config: Config) -> Iterator[Diagnostic]:
     try:
         matches = re.compile(config.tenancy.pattern).fullmatch
     except re.error as error:
-        yield Diagnostic(Code.PATTERN, path, f"not a regular expression: {error.msg}", "See Python's re module.")
+        message, mend = f"not a regular expression: {error.msg}", "See Python's re module."
+        yield Diagnostic(Code.PATTERN, path, message, mend, fix=Fix(Edit.REMOVE, path))
         return
     for name in config.tenants:
         if matches(name) is None:
             message = "no request can name this tenant: the name does not match tenancy.pattern"
             mend = "Rename the tenant, or widen the pattern."
-            yield Diagnostic(Code.TENANT_NAME, ("tenants", name), message, mend, is_about_key=True, related=(path,))
+            here = ("tenants", name)
+            fix = Fix(Edit.REMOVE, here)
+            yield Diagnostic(Code.TENANT_NAME, here, message, mend, is_about_key=True, related=(path,), fix=fix)
 
 
 def _tenants_apart(config: Config) -> Iterator[Diagnostic]:
@@ -137,12 +145,13 @@ def _together(name: str, other: str, tenant: TenantConfig) -> Diagnostic:
     mend = "Give each a schema, row_security settings or a datasource of its own."
     if tenant.schema_name is None and tenant.row_security is None:
         message = f"nothing keeps this tenant apart from {show(other)}"
-        return Diagnostic(
-            Code.SHARED_PLACE, path, message, mend, is_about_key=True, related=related, severity=Severity.WARNING
-        )
+        fix = Fix(Edit.ADD, (*path, "schema"), name)
+        severity = Severity.WARNING
+        return Diagnostic(Code.SHARED_PLACE, path, message, mend, True, None, severity, related, fix=fix)
     what = "schema" if tenant.row_security is None else "row_security"
     message = f"the same {what} as tenant {show(other)}, and nothing else keeps the two apart"
-    return Diagnostic(Code.SHARED_PLACE, (*path, what), message, mend, related=related)
+    fix = Fix(Edit.REPLACE, (*path, what), name if what == "schema" else {"app.tenant": name})
+    return Diagnostic(Code.SHARED_PLACE, (*path, what), message, mend, related=related, fix=fix)
 
 
 def _long_names(config: Config) -> Iterator[Diagnostic]:
@@ -158,7 +167,7 @@ def _long_names(config: Config) -> Iterator[Diagnostic]:
 
 def _too_long(path: Path) -> Diagnostic:
     message = f"the name is longer than {MAX_NAME_BYTES} bytes, and PostgreSQL would cut it off"
-    return Diagnostic(Code.NAME_TOO_LONG, path, message, "Shorten it.")
+    return Diagnostic(Code.NAME_TOO_LONG, path, message, "Shorten it.", fix=Fix(Edit.REMOVE, path))
 
 
 def _routes(config: Config) -> Iterator[Diagnostic]:
@@ -166,12 +175,13 @@ def _routes(config: Config) -> Iterator[Diagnostic]:
         path: Path = ("routes", index)
         if rule.read_only and rule.intent == "write":
             message, mend = "read_only: true contradicts intent: write", "Keep one of them."
-            yield Diagnostic(Code.CONTRADICTION, (*path, "read_only"), message, mend, related=((*path, "intent"),))
+            here, related = (*path, "read_only"), ((*path, "intent"),)
+            yield Diagnostic(Code.CONTRADICTION, here, message, mend, related=related, fix=Fix(Edit.REMOVE, here))
         for entry in rule.commit_on:
             if entry in rule.rollback_on:
                 message, mend = f"{entry} stands in commit_on and in rollback_on", "Keep it in one of them."
-                related: tuple[Path, ...] = ((*path, "rollback_on"),)
-                yield Diagnostic(Code.CONTRADICTION, (*path, "commit_on"), message, mend, related=related)
+                here, related = (*path, "commit_on"), ((*path, "rollback_on"),)
+                yield Diagnostic(Code.CONTRADICTION, here, message, mend, related=related, fix=Fix(Edit.REMOVE, here))
         yield from _unreachable(config.routes, index, rule)
 
 
@@ -186,6 +196,7 @@ def _unreachable(rules: tuple[RouteRule, ...], index: int, rule: RouteRule) -> I
                 "Move it in front of that rule.",
                 related=(("routes", earlier, "match"),),
                 severity=Severity.WARNING,
+                fix=Fix(Edit.REMOVE, ("routes", index)),
             )
             return
 
@@ -196,7 +207,8 @@ def _resolvers(config: Config) -> Iterator[Diagnostic]:
     if config.tenants and not resolve:
         message = "there are tenants, but no way to tell them from requests"
         mend = "Add one, such as resolve: [{header: X-Tenant}]."
-        yield Diagnostic(Code.NO_RESOLVER, path, message, mend, related=(("tenants",),))
+        fix = Fix(Edit.ADD, path, [{"header": "X-Tenant"}])
+        yield Diagnostic(Code.NO_RESOLVER, path, message, mend, related=(("tenants",),), fix=fix)
     if not config.tenants and config.tenancy.default is None:
         message = "no request will be served: there are no tenants and no default datasource"
         mend = "Add tenants, or name a datasource in tenancy.default."
@@ -207,8 +219,10 @@ def _resolvers(config: Config) -> Iterator[Diagnostic]:
             mend,
             related=(("tenancy", "default"),),
             severity=Severity.WARNING,
+            fix=Fix(Edit.ADD, ("tenancy", "default"), next(iter(config.datasources))),
         )
     for index, way in enumerate(resolve):
         if way in resolve[:index]:
             message, mend = "the same way stands in front of it", "Remove it."
-            yield Diagnostic(Code.UNREACHABLE, (*path, index), message, mend, severity=Severity.WARNING)
+            here, fix = (*path, index), Fix(Edit.REMOVE, (*path, index))
+            yield Diagnostic(Code.UNREACHABLE, here, message, mend, severity=Severity.WARNING, fix=fix)

@@ -12,7 +12,7 @@ from typing import Any, Final, cast
 from pydantic import TypeAdapter, ValidationError
 from pydantic_core import ErrorDetails
 
-from .diagnostics import Code, Diagnostic, Path, did_you_mean, show, show_key
+from .diagnostics import Code, Diagnostic, Edit, Fix, Path, did_you_mean, show, show_key
 from .durations import suggest_duration
 from .keys import section_at
 from .limits import MAX_DIAGNOSTICS
@@ -73,10 +73,16 @@ def _diagnostic(detail: ErrorDetails, document: object) -> Diagnostic:
     if kind == "missing":
         return _missing_key(path, document)
     if kind == "too_short":
-        mend = "Add an entry." if path == ("datasources",) else "Add an entry, or leave the key out."
-        return Diagnostic(Code.WRONG_COUNT, path, "there is nothing in it", mend)
+        needed = path == ("datasources",)
+        mend = "Add an entry." if needed else "Add an entry, or leave the key out."
+        fix = Fix(Edit.REPLACE, path, _example(path)) if needed else Fix(Edit.REMOVE, path)
+        return Diagnostic(Code.WRONG_COUNT, path, "there is nothing in it", mend, fix=fix)
     if kind == "one_key":
-        return Diagnostic(Code.WRONG_COUNT, path, detail["msg"], "Each way is an entry of the list of its own.")
+        written = _written_keys(document, path)
+        fix = Fix(Edit.REMOVE, (*path, written[-1]) if written else path)
+        return Diagnostic(
+            Code.WRONG_COUNT, path, detail["msg"], "Each way is an entry of the list of its own.", fix=fix
+        )
     return _wrong_shape(path, kind, detail["input"])
 
 
@@ -100,40 +106,52 @@ def _written_keys(document: object, path: Path) -> list[str]:
 def _wrong_name(path: Path, value: Value) -> Diagnostic:
     if path == ("tenants", "*"):
         message, mend = "'*' for all other tenants is not yet supported", "Name their datasource in tenancy.default."
-        return Diagnostic(Code.NOT_YET_SUPPORTED, path, message, mend, is_about_key=True)
+        fix = Fix(Edit.REMOVE, path)
+        return Diagnostic(Code.NOT_YET_SUPPORTED, path, message, mend, is_about_key=True, fix=fix)
     meant = did_you_mean(str(path[-1]), value.choices)
     mend = f"Did you mean {meant!r}?" if meant else "Give it another name."
-    return Diagnostic(Code.WRONG_NAME, path, f"expected {value.expects}", mend, is_about_key=True)
+    name = meant or _example_name(path)
+    fix = Fix(Edit.RENAME, path, name, is_safe=meant is not None)
+    return Diagnostic(Code.WRONG_NAME, path, f"expected {value.expects}", mend, is_about_key=True, fix=fix)
+
+
+def _example_name(path: Path) -> str:
+    """A name of the right form for a key."""
+    example = _example(path[:-1])
+    return next(iter(cast("dict[str, object]", example)), "name") if isinstance(example, dict) else "name"
 
 
 def _unknown_key(path: Path, document: object) -> Diagnostic:
     place, key = section_at(path[:-1]), str(path[-1])
+    fix = Fix(Edit.REMOVE, path)
     if place is None:
-        return Diagnostic(Code.UNKNOWN_KEY, path, "unknown key", "Remove it.", is_about_key=True)
+        return Diagnostic(Code.UNKNOWN_KEY, path, "unknown key", "Remove it.", is_about_key=True, fix=fix)
     if key in place.planned:
         until_then = place.planned[key]
         mend = f"{until_then[0].upper()}{until_then[1:]}."
-        return Diagnostic(Code.NOT_YET_SUPPORTED, path, "not yet supported", mend, is_about_key=True)
+        return Diagnostic(Code.NOT_YET_SUPPORTED, path, "not yet supported", mend, is_about_key=True, fix=fix)
     written = _written_keys(document, path[:-1])
     meant = did_you_mean(key, [name for name in place.fields if name not in written])
     if key == "<<":
         mend = "Merge keys are not part of YAML 1.2: write the keys out."
     elif meant is not None:
         mend = f"Did you mean {meant!r}?"
+        fix = Fix(Edit.RENAME, path, meant, is_safe=True)
     else:
         mend = f"Known here: {', '.join(place.fields)}." if place.fields else "Remove it."
-    return Diagnostic(Code.UNKNOWN_KEY, path, "unknown key", mend, is_about_key=True)
+    return Diagnostic(Code.UNKNOWN_KEY, path, "unknown key", mend, is_about_key=True, fix=fix)
 
 
 def _missing_key(path: Path, document: object) -> Diagnostic:
     place, key = section_at(path[:-1]), str(path[-1])
-    mend = "Add it."
+    mend, fix = "Add it.", Fix(Edit.ADD, path)
     if place is not None:
         unknown = [name for name in _written_keys(document, path[:-1]) if name not in place.fields]
         meant = did_you_mean(key, unknown)
-        examples = place.fields[key].examples or []
-        mend = f"Is {show_key(meant)!r} meant to be it?" if meant else f"Add {key}: {write_inline(examples[0])}"
-    return Diagnostic(Code.MISSING_KEY, path, "this key is missing", mend)
+        example = (place.fields[key].examples or [None])[0]
+        mend = f"Is {show_key(meant)!r} meant to be it?" if meant else f"Add {key}: {write_inline(example)}."
+        fix = Fix(Edit.RENAME, (*path[:-1], meant), key) if meant else Fix(Edit.ADD, path, example)
+    return Diagnostic(Code.MISSING_KEY, path, "this key is missing", mend, fix=fix)
 
 
 def write_inline(example: object) -> str:
@@ -152,19 +170,22 @@ _PLAIN_SCALAR: Final = re.compile(r"(?!true|false|null)[A-Za-z/][\w/. -]*|[0-9]+
 
 
 def _wrong_value(path: Path, expected: Value, value: object) -> Diagnostic:
+    example = Fix(Edit.REPLACE, path, _example(path))
     if (planned := _planned(expected, value)) is not None:
-        return Diagnostic(Code.NOT_YET_SUPPORTED, path, f"{planned} is not yet supported", f"Use {expected.expects}.")
+        message, mend = f"{planned} is not yet supported", f"Use {expected.expects}."
+        return Diagnostic(Code.NOT_YET_SUPPORTED, path, message, mend, fix=example)
     if isinstance(value, str) and _TEMPLATE in value and expected.name in ("DatabaseUrl", "DatabaseIdentifier"):
         mend = "Give the tenant a datasource or a schema of its own."
-        return Diagnostic(Code.NOT_YET_SUPPORTED, path, f"{_TEMPLATE} is not yet supported", mend)
+        return Diagnostic(Code.NOT_YET_SUPPORTED, path, f"{_TEMPLATE} is not yet supported", mend, fix=example)
     message = f"expected {expected.expects}; found {show(value)}"
     if isinstance(value, Given):
         message, mend = f"expected {expected.expects}", "What the environment or the file holds is something else."
-        return Diagnostic(Code.WRONG_VALUE, path, message, mend)
+        return Diagnostic(Code.WRONG_VALUE, path, message, mend, fix=example)
     if expected.is_secret and isinstance(value, str):
         message = f"expected {expected.expects}"
     code = Code.WRONG_VALUE if _json_type(value) in expected.types else Code.WRONG_TYPE
-    return Diagnostic(code, path, message, _mend_value(expected, value) or _for_example(path))
+    told, fix = _mend_value(expected, value, path)
+    return Diagnostic(code, path, message, told or _for_example(path), fix=fix or example)
 
 
 def _planned(expected: Value, value: object) -> str | None:
@@ -189,38 +210,50 @@ def _json_type(value: object) -> str:
 _YES_AND_NO: Final = {"yes": "true", "on": "true", "y": "true", "no": "false", "off": "false", "n": "false"}
 
 
-def _mend_value(expected: Value, value: object) -> str | None:
-    """What to do about a wrong value, where that can be told from the value."""
+def _mend_value(expected: Value, value: object, path: Path) -> tuple[str | None, Fix | None]:
+    """What to do about a wrong value, in words and as an edit, where that can be told from the value."""
     if value is None:
-        return "Write a value, or leave the key out."
+        return "Write a value, or leave the key out.", Fix(Edit.REMOVE, path) if _is_optional(path) else None
     if isinstance(value, str):
-        return _mend_string(expected, value)
+        return _mend_string(expected, value, path)
     if not isinstance(value, int | float) or expected.types != ("string",) or expected.choices or expected.is_secret:
-        return None
+        return None, None
     if isinstance(value, bool):
-        return None
+        return None, None
     if expected.is_duration:
         meant = suggest_duration(str(value), whole_seconds=expected.name == "WholeSeconds")
-        return f"Write the unit: {meant}." if meant is not None else None
-    return f"Quote it: '{show(value)}'."
+        return (f"Write the unit: {meant}.", _safe(path, meant)) if meant is not None else (None, None)
+    return f"Quote it: '{show(value)}'.", _safe(path, str(value))
 
 
-def _mend_string(expected: Value, value: str) -> str | None:
+def _mend_string(expected: Value, value: str, path: Path) -> tuple[str | None, Fix | None]:
     if value != value.rstrip("\r\n"):
-        return "It ends in a line break: in YAML, write >- and |- instead of > and |."
+        fix = Fix(Edit.REPLACE, path, value.rstrip("\r\n"))
+        return "It ends in a line break: in YAML, write >- and |- instead of > and |.", fix
     if expected.types == ("boolean",) and _YES_AND_NO.get(value.lower()) in expected.choices:
-        return f"Write {_YES_AND_NO[value.lower()]}."
+        meant = _YES_AND_NO[value.lower()]
+        return f"Write {meant}.", _safe(path, meant == "true")
     if expected.types == ("number",) and value.strip().isdecimal():
-        return "Write it without quotes."
+        return "Write it without quotes.", _safe(path, int(value) if len(value) < 18 else None)
     if expected.is_duration:
-        meant = suggest_duration(value, whole_seconds=expected.name == "WholeSeconds")
+        near = suggest_duration(value, whole_seconds=expected.name == "WholeSeconds")
     else:
-        meant = did_you_mean(value, expected.choices)
-    return f"Did you mean {meant!r}?" if meant is not None else None
+        near = did_you_mean(value, expected.choices)
+    return (f"Did you mean {near!r}?", _safe(path, near)) if near is not None else (None, None)
 
 
-def _for_example(path: Path) -> str:
-    """A mend for a wrong value about which nothing better can be said."""
+def _safe(path: Path, value: object) -> Fix:
+    return Fix(Edit.REPLACE, path, value, is_safe=value is not None)
+
+
+def _is_optional(path: Path) -> bool:
+    """Whether the key at a path may be left out."""
+    place = section_at(path[:-1])
+    return place is not None and path[-1] in place.fields and not place.fields[str(path[-1])].is_required()
+
+
+def _example(path: Path) -> Any:
+    """A value of the right form for a place; None when the models give none."""
     steps: list[str | int] = []
     while path:
         place = section_at(path[:-1])
@@ -228,10 +261,16 @@ def _for_example(path: Path) -> str:
             example: Any = (place.fields[path[-1]].examples or [None])[0]
             for step in reversed(steps):
                 example = example[0] if isinstance(step, int) else next(iter(example.values()))
-            return f"For example: {write_inline(example)}."
+            return example
         steps.append(path[-1])
         path = path[:-1]
-    return "Start with version: 1."
+    return None
+
+
+def _for_example(path: Path) -> str:
+    """A mend for a wrong value about which nothing better can be said."""
+    example = _example(path)
+    return f"For example: {write_inline(example)}." if example is not None else "Start with version: 1."
 
 
 _MAPPINGS: Final = frozenset({"model_type", "model_attributes_type", "dataclass_type", "dict_type", "mapping_type"})
@@ -240,10 +279,13 @@ _LISTS: Final = frozenset({"tuple_type", "list_type"})
 
 def _wrong_shape(path: Path, kind: str, value: object) -> Diagnostic:
     expected = "a mapping" if kind in _MAPPINGS else "a list" if kind in _LISTS else "another value"
+    fix = Fix(Edit.REPLACE, path, _example(path))
     if value is None:
         mend = "Write a value, or leave the key out."
+        fix = Fix(Edit.REMOVE, path) if path and _is_optional(path) else fix
     elif kind in _LISTS and isinstance(value, str | int | float):
         mend = "Put it in brackets: [ ]."
+        fix = Fix(Edit.REPLACE, path, [value])
     else:
         mend = _for_example(path)
-    return Diagnostic(Code.WRONG_TYPE, path, f"expected {expected}; found {show(value)}", mend)
+    return Diagnostic(Code.WRONG_TYPE, path, f"expected {expected}; found {show(value)}", mend, fix=fix)

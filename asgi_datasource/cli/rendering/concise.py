@@ -1,0 +1,28 @@
+"""One line a finding, `file:line:column: CODE message`: for terminals that are narrow and editors that jump."""
+
+from __future__ import annotations
+
+from ...config import Severity
+from ..console import Style
+from .report import Report
+
+
+def render(report: Report, style: Style) -> str:
+    """The findings, and how many there are."""
+    return "\n".join([*(str(problem) for problem in report.diagnostics), summary(report, style)])
+
+
+def summary(report: Report, style: Style) -> str:
+    """How many findings there are, in one line."""
+    files = report.files[0] if len(report.files) == 1 else f"{len(report.files)} files"
+    counts = [
+        f"{count} {severity.value}{'s' if count > 1 else ''}"
+        for severity in Severity
+        if (count := report.count(severity))
+    ]
+    ignored = f" ({len(report.suppressed)} ignored, with reasons)" if report.suppressed else ""
+    if not counts:
+        return f"{files}: {style.green('nothing found')}{ignored}"
+    fixable = sum(problem.fix is not None and problem.fix.is_safe for problem in report.diagnostics)
+    fixes = f"; {fixable} can be mended with --fix" if fixable and report.tool == "validate" else ""
+    return f"{files}: {style.bold(', '.join(counts))}{ignored}{fixes}"

@@ -1,0 +1,63 @@
+"""Findings for people: the place with its line, what is wrong, the mend, and where more is said."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+from ...config import Diagnostic, Position, Severity, Text, show_path
+from ..console import Style
+from .concise import summary
+from .excerpt import excerpt_of
+from .report import Report
+
+_MOST: int = 100
+"""Findings that are told in full; a file with more has one cause."""
+
+
+def render(report: Report, style: Style) -> str:
+    """Every finding with its excerpt, and how many there are."""
+    texts = {text.file: text for text in report.texts}
+    blocks = ["\n".join(_lines(problem, texts, style)) for problem in report.diagnostics[:_MOST]]
+    if len(report.diagnostics) > _MOST:
+        blocks.append(f"and {len(report.diagnostics) - _MOST} more; --format concise tells them all")
+    return "\n\n".join([*blocks, summary(report, style)])
+
+
+def _paint(severity: Severity, style: Style) -> Callable[[str], str]:
+    return {Severity.ERROR: style.red, Severity.WARNING: style.yellow, Severity.HINT: style.blue}[severity]
+
+
+def _lines(problem: Diagnostic, texts: dict[str, Text], style: Style) -> Iterator[str]:
+    paint = _paint(problem.severity, style)
+    yield f"{paint(f'{problem.severity.value}[{problem.code.value}]')}{style.bold(f': {problem.message}')}"
+    position = problem.position
+    gutter = " " * len(str(_last_line(problem)))
+    if position is not None:
+        yield from _place(problem, position, texts, gutter, style)
+    elif problem.path:
+        yield f"{gutter} {style.blue('=')} {style.bold('at')}: {problem.key}"
+    for path, where in zip(problem.related, problem.related_positions, strict=False):
+        yield f"{gutter} {style.blue('=')} {style.bold('see')}: {show_path(path)} at {where}"
+    yield f"{gutter} {style.blue('=')} {style.bold('mend')}: {problem.mend}"
+    yield f"{gutter} {style.blue('=')} {style.faint(problem.docs)}"
+
+
+def _last_line(problem: Diagnostic) -> int:
+    return (problem.position.line if problem.position else None) or 0
+
+
+def _place(problem: Diagnostic, position: Position, texts: dict[str, Text], gutter: str, style: Style) -> Iterator[str]:
+    yield f"{gutter}{style.blue('-->')} {position}"
+    text = texts.get(position.file)
+    if text is None or position.line is None:
+        return
+    key = next((part for part in reversed(problem.path) if isinstance(part, str)), "")
+    excerpt = excerpt_of(text, position.line, position.column or 1, key)
+    if excerpt is None:
+        return
+    bar = style.blue("|")
+    yield f"{gutter} {bar}"
+    yield f"{style.blue(str(excerpt.line))} {bar} {excerpt.text}"
+    marker = _paint(problem.severity, style)("^" * excerpt.length)
+    yield f"{gutter} {bar} {' ' * excerpt.start}{marker}{f' {problem.key}' if problem.path else ''}"
+    yield f"{gutter} {bar}"

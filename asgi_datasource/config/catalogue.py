@@ -1,0 +1,268 @@
+"""Every kind of problem explained: for `asgi-datasource rule`, the documentation, and whatever shows findings.
+
+The examples are fragments of a document; the tests complete them and see that the wrong one is found wrong for this
+reason alone, and the right one is right.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final
+
+from .diagnostics import Code, docs_of
+from .reference import BEGIN, END
+
+
+@dataclass(frozen=True, slots=True)
+class Explained:
+    """What there is to say about a code.
+
+    Attributes:
+        code: The code.
+        title: What is wrong, in a few words.
+        text: Why it matters and what to do, a paragraph or two of Markdown.
+        wrong: A fragment of YAML in which it is found; empty where a document alone cannot show it.
+        right: The fragment, mended.
+    """
+
+    code: Code
+    title: str
+    text: str
+    wrong: str = ""
+    right: str = ""
+
+    @property
+    def docs(self) -> str:
+        """The page that says the same."""
+        return docs_of(self.code)
+
+    def as_markdown(self) -> str:
+        """Everything, without a heading."""
+        parts = [f"**{self.title}.**", self.text]
+        if self.wrong:
+            parts += ["Wrong:", f"```yaml\n{self.wrong}```"]
+        if self.right:
+            parts += ["Right:", f"```yaml\n{self.right}```"]
+        return "\n\n".join(parts) + "\n"
+
+
+def explain_code(code: Code) -> Explained:
+    """What there is to say about a code."""
+    return CATALOGUE[code]
+
+
+_ENTRIES: Final = (
+    Explained(
+        Code.NOT_READABLE,
+        "The file cannot be read",
+        "It is not there, may not be read, or its name does not end in `.yaml`, `.yml`, `.toml` or `.json`: the ending"
+        " tells the notation. `validate` exits with 2: nothing was checked.",
+    ),
+    Explained(
+        Code.SYNTAX,
+        "Not YAML, TOML or JSON",
+        "The text cannot be taken apart, is not UTF-8, is empty, or holds two documents. The parser's own words are"
+        " shown as far as they cannot quote a password. The usual causes are a tab in the indentation of YAML, and an"
+        " unquoted `${NAME}` inside braces.",
+        "datasources:\n  orders:\n    primary: {url: ${ORDERS_URL}}\n",
+        'datasources:\n  orders:\n    primary: {url: "${ORDERS_URL}"}\n',
+    ),
+    Explained(
+        Code.DUPLICATE_KEY,
+        "A key stands twice in one place",
+        "YAML and JSON readers keep one of the two and forget the other, each in its own way. Here it is an error in"
+        " every notation.",
+        "transactions:\n  deadline: 10s\n  deadline: 30s\n",
+        "transactions:\n  deadline: 30s\n",
+    ),
+    Explained(
+        Code.TOO_LARGE,
+        "Too long, too deep, or growing without end",
+        "No real document comes near the bounds (64 MB, 32 levels, 100,000 values behind aliases). They keep a file"
+        " that was made by mistake, or to do harm, from taking the machine with it. An alias of what it stands in would"
+        " have no end at all.",
+        "datasources: &all\n  orders: *all\n",
+        "datasources:\n  orders: {primary: {url: host=db}}\n",
+    ),
+    Explained(
+        Code.NOT_PLAIN,
+        "Something JSON has no word for",
+        "Tags, dates, infinite numbers, and keys that are no strings mean different things to different readers. The"
+        " document is the same in YAML, TOML and JSON, so it holds only what all three can say.",
+        "transactions:\n  deadline: !!python/name:ten 10s\n",
+        "transactions:\n  deadline: 10s\n",
+    ),
+    Explained(
+        Code.BAD_SUPPRESSION,
+        "A comment that cannot ignore anything",
+        "`# ads: ignore[ADS041] reason` names the codes and gives the reason: whoever reads the file next has to know"
+        " why this is as it should be. Errors cannot be ignored, because the application would not start with them.",
+        "telemetry: {spans: false}  # ads: ignore[ADS048]\n",
+        "telemetry: {spans: false}  # nothing to ignore here\n",
+    ),
+    Explained(
+        Code.UNUSED_SUPPRESSION,
+        "A comment that ignores nothing",
+        "What it was written for is gone. Left in place it would hide the next finding of that kind, which nobody has"
+        " judged.",
+        "telemetry: {spans: false}  # ads: ignore[ADS048] the second rule is for the old clients\n",
+        "telemetry: {spans: false}\n",
+    ),
+    Explained(
+        Code.VARIABLE_NOT_SET,
+        "An environment variable is not set",
+        "`${NAME}` stands for what the environment holds. The application refuses to start without it; `validate` asks"
+        " for it only with `--environment`, because a machine that checks a pull request has none of the values.",
+        'datasources:\n  orders: {primary: {url: "${ORDERS_PRIMARY_ULR}"}}\n',
+        'datasources:\n  orders: {primary: {url: "${ORDERS_PRIMARY_URL:-host=db}"}}\n',
+    ),
+    Explained(
+        Code.MALFORMED_REFERENCE,
+        "A reference without name or end",
+        "`${NAME}` and `${NAME:-default}` are the forms; the default holds no braces. `$${` stands for a plain `${`.",
+        'tenants:\n  acme: {datasource: orders, schema: "${SCHEMA"}\n',
+        'tenants:\n  acme: {datasource: orders, schema: "${SCHEMA:-acme}"}\n',
+    ),
+    Explained(
+        Code.SECRET_NOT_READABLE,
+        "A secret's file cannot be read",
+        "`{file: path}` stands for what the file holds. A relative path starts at the configuration file. The longest"
+        " is 64 kB, and it is UTF-8.",
+    ),
+    Explained(
+        Code.UNKNOWN_KEY,
+        "A key that is unknown here",
+        "A misspelt key would be ignored silently, and its default used. So every key has to be known. Is it known"
+        " elsewhere, look at the indentation.",
+        "datasources:\n  orders:\n    primary: {url: host=db}\n    pool: {max_sise: 20}\n",
+        "datasources:\n  orders:\n    primary: {url: host=db}\n    pool: {max_size: 20}\n",
+    ),
+    Explained(
+        Code.MISSING_KEY,
+        "A key that is needed is missing",
+        "There is no value that would be right for everybody.",
+        "datasources:\n  orders:\n    primary: {}\n",
+        "datasources:\n  orders:\n    primary: {url: host=db}\n",
+    ),
+    Explained(
+        Code.WRONG_TYPE,
+        "A value of the wrong type",
+        'Nothing is converted: `"20"` is no number and `42` no string. Durations carry their unit, because everybody'
+        " guesses it differently. Booleans are `true` and `false`; `yes`, `no`, `on` and `off` are words, as YAML 1.2"
+        " has it.",
+        "telemetry: {spans: no}\n",
+        "telemetry: {spans: false}\n",
+    ),
+    Explained(
+        Code.WRONG_VALUE,
+        "A value out of range or of the wrong form",
+        "The message says what is expected. What came from the environment or a file is never shown.",
+        "transactions: {deadline: 10sec}\n",
+        "transactions: {deadline: 10s}\n",
+    ),
+    Explained(
+        Code.WRONG_COUNT,
+        "Too few or too many keys or entries",
+        "An entry of `tenancy.resolve` is one way to tell the tenant: two ways are two entries.",
+        "tenancy:\n  default: orders\n  resolve: [{header: X-Tenant, subdomain_of: app.example.com}]\n",
+        "tenancy:\n  default: orders\n  resolve: [{header: X-Tenant}, {subdomain_of: app.example.com}]\n",
+    ),
+    Explained(
+        Code.WRONG_NAME,
+        "A name of the wrong form",
+        "Names of datasources and replicas are letters, digits, `_` and `-`: they stand in spans, metrics and messages."
+        " A reference cannot stand in a name.",
+        "datasources:\n  orders: {primary: {url: host=db}, replicas: {primary: {url: host=r1}}}\n",
+        "datasources:\n  orders: {primary: {url: host=db}, replicas: {r1: {url: host=r1}}}\n",
+    ),
+    Explained(
+        Code.NOT_YET_SUPPORTED,
+        "Part of the design, but not of this version",
+        "A key that would do nothing is refused, not ignored. The message says what to do until then.",
+    ),
+    Explained(
+        Code.UNKNOWN_DATASOURCE,
+        "A datasource that is not there",
+        "A tenant lives on one of `datasources`; `tenancy.default` names one of them.",
+        "tenants:\n  acme: {datasource: order}\n",
+        "tenants:\n  acme: {datasource: orders}\n",
+    ),
+    Explained(
+        Code.SHARED_PLACE,
+        "Nothing keeps two tenants apart",
+        "Two tenants on the same servers with the same `schema` or the same `row_security` see each other's rows: an"
+        " error. With neither of them it is a warning, since the application may keep them apart by itself.",
+        "tenants:\n  acme: {datasource: orders, schema: shop}\n  globex: {datasource: orders, schema: shop}\n",
+        "tenants:\n  acme: {datasource: orders, schema: acme}\n  globex: {datasource: orders, schema: globex}\n",
+    ),
+    Explained(
+        Code.CONTRADICTION,
+        "Values that contradict each other",
+        "A pool whose `min_size` is above its `max_size`, a rule that is `read_only` with the intent to write, a status"
+        " that commits and rolls back.",
+        "datasources:\n  orders:\n    primary: {url: host=db}\n    pool: {min_size: 20, max_size: 10}\n",
+        "datasources:\n  orders:\n    primary: {url: host=db}\n    pool: {min_size: 2, max_size: 10}\n",
+    ),
+    Explained(
+        Code.SAME_SERVER,
+        "Two servers of a datasource are one",
+        "A replica that is its primary takes no load from it, and a read there proves nothing.",
+        "datasources:\n  orders: {primary: {url: host=db}, replicas: {r1: {url: host=db}}}\n",
+        "datasources:\n  orders: {primary: {url: host=db}, replicas: {r1: {url: host=r1}}}\n",
+    ),
+    Explained(
+        Code.NO_RESOLVER,
+        "No request can name a tenant",
+        "There are tenants, but nothing in `tenancy.resolve` tells them from requests: an error, unless the resolvers"
+        " come from code (`load(..., needs_resolver=False)`). With neither tenants nor a default datasource no request"
+        " would be served: a warning.",
+        "tenancy: {}\ntenants:\n  acme: {datasource: orders}\n",
+        "tenancy: {resolve: [{header: X-Tenant}]}\ntenants:\n  acme: {datasource: orders}\n",
+    ),
+    Explained(
+        Code.TENANT_NAME,
+        "A tenant that no request can name",
+        "A tenant's name is checked against `tenancy.pattern` before it is used anywhere.",
+        "tenants:\n  ACME: {datasource: orders}\n",
+        "tenants:\n  acme: {datasource: orders}\n",
+    ),
+    Explained(
+        Code.PATTERN,
+        "Not a regular expression",
+        "`tenancy.pattern` follows Python's `re`, and is matched against the whole name.",
+        'tenancy: {default: orders, pattern: "[a-z"}\n',
+        'tenancy: {default: orders, pattern: "[a-z]+"}\n',
+    ),
+    Explained(
+        Code.URL,
+        "A connection URL that libpq would misread",
+        "Inside a URL, write `@` as `%40`, `/` as `%2F`, `?` as `%3F`, `#` as `%23`, `%` as `%25`. An unescaped `@` in"
+        " a password moves the border to the host, and part of the password is looked up in the DNS.",
+        'datasources:\n  orders: {primary: {url: "postgresql://app@db:99999/orders"}}\n',
+        'datasources:\n  orders: {primary: {url: "postgresql://app@db:5432/orders"}}\n',
+    ),
+    Explained(
+        Code.UNREACHABLE,
+        "Never comes to its turn",
+        "The first rule, and the first resolver, that matches counts. One in front takes all that this one takes.",
+        'routes:\n  - {match: "GET /**", intent: read}\n  - {match: "GET /basket", consistency: strong}\n',
+        'routes:\n  - {match: "GET /basket", consistency: strong}\n  - {match: "GET /**", intent: read}\n',
+    ),
+    Explained(
+        Code.NAME_TOO_LONG,
+        "A name that PostgreSQL would cut off",
+        "Names in PostgreSQL are at most 63 bytes (not characters) long, and longer ones are cut off without an error:"
+        " two tenants could meet in one schema.",
+        f"tenants:\n  acme: {{datasource: orders, schema: {'ä' * 32}}}\n",
+        "tenants:\n  acme: {datasource: orders, schema: acme}\n",
+    ),
+)
+
+CATALOGUE: Final = {entry.code: entry for entry in _ENTRIES}
+"""Every code with its explanation, in the order of the codes."""
+
+
+def render_catalogue() -> str:
+    """Every code as Markdown, between the marks of the documentation's page."""
+    parts = [f"## {code.value}\n\n{CATALOGUE[code].as_markdown()}" for code in Code if code in CATALOGUE]
+    return "\n".join([BEGIN, "", *parts, END])

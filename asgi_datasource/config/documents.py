@@ -1,0 +1,135 @@
+"""The documents that are written about a configuration, as JSON, and their schemas.
+
+They are published in `schemas/`, one folder a document. A program that reads them may rely on every key: a version only
+ever gains keys.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, Final
+
+from .diagnostics import Code, Diagnostic, Edit, Position, Severity, show_path
+from .suppressions import Suppressed
+
+_DRAFT: Final = "https://json-schema.org/draft/2020-12/schema"
+
+
+def describe_diagnostics(
+    tool: str, files: Sequence[str], diagnostics: Iterable[Diagnostic], suppressed: Iterable[Suppressed] = ()
+) -> dict[str, Any]:
+    """Findings as plain data.
+
+    Args:
+        tool: The command that found them.
+        files: The files that were looked at.
+        diagnostics: What was found.
+        suppressed: What the files ask to leave out.
+    """
+    found = [_diagnostic(problem) for problem in diagnostics]
+    return {
+        "version": 1,
+        "tool": tool,
+        "files": list(files),
+        "counts": {severity.value: sum(each["severity"] == severity.value for each in found) for severity in Severity},
+        "diagnostics": found,
+        "suppressed": [{**_diagnostic(ignored.diagnostic), "reason": ignored.reason} for ignored in suppressed],
+    }
+
+
+def _diagnostic(problem: Diagnostic) -> dict[str, Any]:
+    positions: Sequence[Position | None] = problem.related_positions or (None,) * len(problem.related)
+    fix = problem.fix
+    return {
+        "code": problem.code.value,
+        "name": problem.code.name.lower().replace("_", "-"),
+        "severity": problem.severity.value,
+        "message": problem.message,
+        "mend": problem.mend,
+        "key": problem.key,
+        "position": _position(problem.position),
+        "related": [
+            {"key": show_path(path), "position": _position(position)}
+            for path, position in zip(problem.related, positions, strict=True)
+        ],
+        "fix": None if fix is None else {"edit": fix.edit.value, "key": show_path(fix.path), "safe": fix.is_safe},
+        "docs": problem.docs,
+    }
+
+
+def _position(position: Position | None) -> dict[str, Any] | None:
+    if position is None:
+        return None
+    return {"file": position.file, "line": position.line, "column": position.column}
+
+
+def closed(properties: Mapping[str, Any], **more: Any) -> dict[str, Any]:
+    """The schema of a mapping in which all of these keys stand; a later version may write others beside them."""
+    return {"type": "object", "properties": dict(properties), "required": list(properties), **more}
+
+
+def document_schema(
+    name: str, title: str, properties: Mapping[str, Any], definitions: Mapping[str, Any]
+) -> dict[str, Any]:
+    """The schema of a document that is written here."""
+    return {
+        "$schema": _DRAFT,
+        "$id": f"urn:asgi-datasource:schema:{name}:v1",
+        "title": title,
+        **closed({"version": {"const": 1}, **properties}),
+        "$defs": dict(definitions),
+    }
+
+
+def diagnostics_schema() -> dict[str, Any]:
+    """The schema of what `describe_diagnostics` makes."""
+    number = {"type": ["integer", "null"], "minimum": 1}
+    position = closed({"file": {"type": "string"}, "line": number, "column": number})
+    diagnostic = {
+        "code": {"type": "string", "pattern": "^ADS[0-9]{3}$", "examples": [Code.UNKNOWN_KEY.value]},
+        "name": {"type": "string", "description": "The code in words."},
+        "severity": {"enum": [severity.value for severity in Severity]},
+        "message": {"type": "string", "description": "What is wrong, without full stop."},
+        "mend": {"type": "string", "description": "What to do, a sentence."},
+        "key": {"type": "string", "description": "The way to the key; empty for the file as a whole."},
+        "position": {"$ref": "#/$defs/MaybePosition"},
+        "related": {
+            "type": "array",
+            "description": "Other places that have to do with it.",
+            "items": closed({"key": {"type": "string"}, "position": {"$ref": "#/$defs/MaybePosition"}}),
+        },
+        "fix": {
+            "description": "The mend as an edit, where it is one; `validate --fix` makes those that are safe.",
+            "anyOf": [
+                {"type": "null"},
+                closed(
+                    {
+                        "edit": {"enum": [edit.value for edit in Edit]},
+                        "key": {"type": "string"},
+                        "safe": {"type": "boolean"},
+                    }
+                ),
+            ],
+        },
+        "docs": {"type": "string", "description": "The page that explains this code."},
+    }
+    return document_schema(
+        "diagnostics",
+        "asgi-datasource diagnostics",
+        {
+            "tool": {"type": "string", "description": "The command that found them.", "examples": ["validate"]},
+            "files": {"type": "array", "items": {"type": "string"}},
+            "counts": closed({severity.value: {"type": "integer", "minimum": 0} for severity in Severity}),
+            "diagnostics": {"type": "array", "items": {"$ref": "#/$defs/Diagnostic"}},
+            "suppressed": {
+                "type": "array",
+                "description": "What the files ask to leave out, with their reasons.",
+                "items": {"$ref": "#/$defs/Diagnostic", "required": ["reason"]},
+            },
+        },
+        {
+            "Diagnostic": closed(diagnostic),
+            "MaybePosition": {"anyOf": [{"type": "null"}, {"$ref": "#/$defs/Position"}]},
+            "Position": position,
+        },
+    )

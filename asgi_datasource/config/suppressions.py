@@ -1,0 +1,142 @@
+"""Warnings and hints that a file asks to leave out: `# ads: ignore[ADS041] one schema on purpose`.
+
+The comment stands at the end of the line that the message names, or alone on the line above it; `ignore-file` is for
+the whole file. A reason is required, an error cannot be ignored, and a comment that ignores nothing is itself a
+finding: so they do not outlive what they were written for. JSON has no comments.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from typing import Final
+
+from .diagnostics import Code, Diagnostic, Position, Severity
+from .reading import Format, Text
+
+_COMMENT: Final = re.compile(
+    r"(?:^|(?<=\s))#[ \t]*ads:[ \t]*(?P<word>[\w-]*)[ \t]*(?:\[(?P<codes>[^\]\n]*)\])?[ \t]*(?P<reason>[^\n]*)",
+    re.MULTILINE,
+)
+_CODES: Final = frozenset(code.value for code in Code)
+_EXAMPLE: Final = "Write # ads: ignore[ADS041] and the reason."
+
+
+@dataclass(slots=True)
+class _Comment:
+    """One well-formed suppression."""
+
+    position: Position
+    line: int | None
+    """The line that it is about; None for the whole file."""
+    codes: frozenset[str]
+    reason: str
+    used: set[str] = field(default_factory=set[str])
+
+    def covers(self, problem: Diagnostic) -> bool:
+        """Whether a problem is what the comment is about."""
+        position = problem.position
+        return (
+            position is not None
+            and position.file == self.position.file
+            and problem.code.value in self.codes
+            and (self.line is None or self.line == position.line)
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Suppressed:
+    """A problem that the file asks to leave out.
+
+    Attributes:
+        diagnostic: The problem.
+        reason: The file's reason.
+    """
+
+    diagnostic: Diagnostic
+    reason: str
+
+
+def apply_suppressions(
+    diagnostics: Iterable[Diagnostic], texts: Iterable[Text]
+) -> tuple[list[Diagnostic], list[Suppressed]]:
+    """Leave out what the files ask to leave out.
+
+    Args:
+        diagnostics: Every problem, with its position.
+        texts: The files.
+
+    Returns:
+        The problems that remain, together with those of the comments themselves; and what was left out.
+    """
+    comments: list[_Comment] = []
+    kept: list[Diagnostic] = []
+    for text in texts:
+        if "ads:" in text.content and text.format is not Format.JSON:
+            for found in _comments(text):
+                if isinstance(found, Diagnostic):
+                    kept.append(found)
+                else:
+                    comments.append(found)
+    suppressed: list[Suppressed] = []
+    has_errors = False
+    for problem in diagnostics:
+        has_errors = has_errors or problem.severity is Severity.ERROR
+        covering = [comment for comment in comments if comment.covers(problem)]
+        for comment in covering:
+            comment.used.add(problem.code.value)
+        if covering and problem.severity is Severity.ERROR:
+            message = f"{problem.code.value} is an error here, and the document is refused for it"
+            kept += [problem, _bad(covering[0].position, message, "Mend the error, and remove the comment.")]
+        elif covering:
+            suppressed.append(Suppressed(problem, covering[0].reason))
+        else:
+            kept.append(problem)
+    # After an error not everything is looked at, so that a comment may only seem to ignore nothing.
+    if not has_errors:
+        kept += [problem for comment in comments for problem in _unused(comment)]
+    return kept, suppressed
+
+
+def _bad(position: Position, message: str, mend: str) -> Diagnostic:
+    return Diagnostic(Code.BAD_SUPPRESSION, (), message, mend, position=position, severity=Severity.WARNING)
+
+
+def _unused(comment: _Comment) -> Iterator[Diagnostic]:
+    for code in sorted(comment.codes - comment.used):
+        message, mend = f"there is no {code} to ignore here", "Remove the comment."
+        yield Diagnostic(
+            Code.UNUSED_SUPPRESSION, (), message, mend, position=comment.position, severity=Severity.WARNING
+        )
+
+
+def _comments(text: Text) -> Iterator[_Comment | Diagnostic]:
+    lines = text.content.splitlines()
+    for match in _COMMENT.finditer(text.content):
+        line = text.content.count("\n", 0, match.start()) + 1
+        start = text.content.rfind("\n", 0, match.start()) + 1
+        position = Position(text.file, line, match.start() - start + 1)
+        codes = frozenset(re.findall(r"[^\s,]+", match["codes"] or ""))
+        reason = match["reason"].strip(" \t\r:-")
+        if match["word"] not in ("ignore", "ignore-file"):
+            yield _bad(position, "a comment to this tool that says neither ignore nor ignore-file", _EXAMPLE)
+        elif not codes:
+            yield _bad(position, "what is to be ignored is not said", _EXAMPLE)
+        elif codes - _CODES:
+            yield _bad(position, "a code that there is not", "The codes stand in docs/diagnostics.md.")
+        elif not reason:
+            yield _bad(position, "no reason is given", "Say behind the bracket why this is as it should be.")
+        else:
+            is_alone = not text.content[start : match.start()].strip()
+            about = _next_line(lines, line) if is_alone else line
+            yield _Comment(position, None if match["word"] == "ignore-file" else about, codes, reason)
+
+
+def _next_line(lines: list[str], line: int) -> int:
+    """The line behind this one that holds more than a comment."""
+    for number in range(line + 1, len(lines) + 1):
+        content = lines[number - 1].strip()
+        if content and not content.startswith("#"):
+            return number
+    return line

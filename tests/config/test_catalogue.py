@@ -1,0 +1,57 @@
+"""Every code is explained, and its examples are what they say."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from asgi_datasource.config import Code, Explained, examine, explain_code
+from asgi_datasource.config.catalogue import CATALOGUE, render_catalogue
+
+PAGE = (Path(__file__).parent.parent.parent / "docs" / "diagnostics.md").read_text(encoding="utf-8")
+BASE = {
+    "version": "version: 1\n",
+    "datasources": "datasources: {orders: {primary: {url: host=db}}}\n",
+    "tenancy": "tenancy: {default: orders, resolve: [{header: X-Tenant}]}\n",
+}
+
+
+def completed(fragment: str) -> str:
+    """A fragment together with the sections that every document needs."""
+    there = {line.partition(":")[0] for line in fragment.splitlines() if line[:1].isalpha()}
+    return fragment + "".join(text for key, text in BASE.items() if key not in there)
+
+
+def test_every_code_is_explained_in_order() -> None:
+    assert [entry.code for entry in CATALOGUE.values()] == list(Code)
+    for entry in CATALOGUE.values():
+        assert entry.text.endswith(".")
+        assert not entry.title.endswith(".")
+
+
+def test_the_page_is_up_to_date() -> None:
+    assert render_catalogue() in PAGE, "run python -m asgi_datasource.config.schema"
+    for code in Code:
+        assert f"\n## {code.value}\n" in PAGE
+
+
+@pytest.mark.parametrize("entry", [entry for entry in CATALOGUE.values() if entry.wrong], ids=lambda entry: entry.code)
+def test_the_wrong_example_is_wrong_for_this_reason(entry: Explained, tmp_path: Path) -> None:
+    path = tmp_path / "datasource.yaml"
+    path.write_text(completed(entry.wrong))
+    found = examine(path, environ={}).diagnostics
+    assert {problem.code for problem in found} == {entry.code}, [str(problem) for problem in found]
+    path.write_text(completed(entry.right))
+    assert examine(path, environ={"ORDERS_URL": "host=db"}).diagnostics == ()
+
+
+def test_most_codes_have_an_example() -> None:
+    without = {entry.code for entry in CATALOGUE.values() if not entry.wrong}
+    assert without == {Code.NOT_READABLE, Code.SECRET_NOT_READABLE, Code.NOT_YET_SUPPORTED}
+
+
+def test_each_diagnostic_links_to_its_page() -> None:
+    assert explain_code(Code.UNKNOWN_KEY).docs == "docs/diagnostics.md#ads020"
+    [problem] = examine({"version": 1, "datasources": {"a": {"primary": {"url": "host=db"}}}, "x": 1}).errors
+    assert problem.docs == "docs/diagnostics.md#ads020"
