@@ -103,8 +103,10 @@ def server_pid(data_dir: Path) -> int | None:
     return pid if is_alive(pid) and _runs_in(pid, data_dir) else None
 
 
-def server_status(data_dir: Path) -> str:
-    """What the server last said of itself: `starting`, `ready`, `stopping`, or nothing.
+def server_status(data_dir: Path, pid: int) -> str:
+    """What the server that runs as `pid` last said of itself: `starting`, `ready`, `stopping`, or nothing.
+
+    The file may still be the one of a server that was killed before: whose it is and what it says come from one read.
 
     Source: PostgreSQL source, src/include/utils/pidfile.h (the lines of postmaster.pid; `pg_ctl -w` reads the same).
     """
@@ -112,7 +114,7 @@ def server_status(data_dir: Path) -> str:
         lines = (data_dir / "postmaster.pid").read_text(encoding="utf-8").splitlines()
     except OSError:
         return ""
-    return lines[7].strip() if len(lines) > 7 else ""
+    return lines[7].strip() if len(lines) > 7 and lines[0] == str(pid) else ""
 
 
 def end_stragglers(data_dir: Path, *, grace_s: float = GRACE_S) -> None:

@@ -155,7 +155,7 @@ class Server:
         if process is None:
             raise ClusterError(f"server {self.name!r} was never started.")
         give_up = time.monotonic() + timeout_s
-        while not (keeper.server_status(self.data_dir) == "ready" and self._pid_line() == str(process.pid)):
+        while keeper.server_status(self.data_dir, process.pid) != "ready":
             if process.poll() is not None:
                 raise ClusterError(f"server {self.name!r} did not start:\n{self._log_end()}")
             if time.monotonic() > give_up:
@@ -412,12 +412,6 @@ class Server:
 
     def _loaded_at(self) -> object:
         return self.value("select pg_conf_load_time()")
-
-    def _pid_line(self) -> str:
-        try:
-            return (self.data_dir / "postmaster.pid").read_text(encoding="utf-8").partition("\n")[0]
-        except OSError:
-            return ""
 
     def _log_end(self) -> str:
         return self.log[-3000:]

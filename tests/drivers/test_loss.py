@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-import time
 
 import psycopg
 import pytest
 
 from asgi_datasource.drivers.psycopg import Connection, Exchange, Statement
 from asgi_datasource.testing import EmbeddedCluster, FaultProxy
+from tests.patience import now
 
 from .conftest import Connect
 from .polling import until
@@ -159,15 +159,31 @@ async def test_a_server_timeout_in_the_transaction_says_which(connection: Connec
     assert isinstance(exchange.error, psycopg.errors.IdleInTransactionSessionTimeout)
 
 
+async def test_a_farewell_that_was_read_before_the_end_of_the_stream_says_why(
+    cluster: EmbeddedCluster, connection: Connection
+) -> None:
+    pid = await pid_of(connection)
+    await connection.exchange([Statement("set idle_in_transaction_session_timeout = '50ms'")])
+    await connection.exchange([BEGIN])
+    # Blocking, so that the loop cannot read: then the farewell alone is read, as when the loop is late for the rest.
+    while cluster.primary.blocking.sql("select 1 from pg_stat_activity where pid = %s", [pid]):
+        pass
+    connection.pgconn.consume_input()
+    connection.pgconn.notifies()
+    exchange = await connection.exchange([Statement("select 1")])
+    assert exchange.is_lost
+    assert isinstance(exchange.error, psycopg.errors.IdleInTransactionSessionTimeout)
+
+
 async def test_a_server_that_is_silent_is_cut_off_a_second_after_the_deadline(
     proxy: FaultProxy, proxy_url: str, connect: Connect
 ) -> None:
     connection = await connect(proxy_url)
     proxy.freeze()
     loop = asyncio.get_running_loop()
-    started = time.monotonic()
+    started = now()
     exchange = await connection.exchange([Statement("select 1")], deadline=loop.time() + 0.3)
-    assert time.monotonic() - started < 3.0
+    assert now() - started < 3.0
     assert (exchange.is_lost, exchange.timed_out, exchange.failed_at) == (True, True, 0)
     assert isinstance(exchange.error, psycopg.OperationalError)
     assert connection.closed

@@ -170,7 +170,9 @@ class Flight:
             with suppress(e.Error):
                 self.receive()
         exchange.is_lost = True
-        if exchange.error is None:
+        error = exchange.error
+        if error is None or (isinstance(error, OperationalError) and error.sqlstate is None):
+            # libpq only finds the stream ended; the server may have said why.
             exchange.error = cause
         if exchange.failed_at is None and exchange.results:
             exchange.failed_at = self._index_at(self._position)
