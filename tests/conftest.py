@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import signal
+import sys
+import threading
 from collections.abc import AsyncIterator, Iterator
 
 import pytest
@@ -14,8 +18,19 @@ from asgi_datasource.testing import EmbeddedCluster
 
 from .world import World
 
+# Whoever starts the tests in the background of a shell without job control starts them with SIGINT ignored, and so is
+# every program that a test starts to see it end by Ctrl-C. A handler of ours is not inherited, the default then is.
+if threading.current_thread() is threading.main_thread() and signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
 _exporter = InMemorySpanExporter()
 _processor = SimpleSpanProcessor(_exporter)
+
+
+def pytest_runtest_logreport(report: pytest.TestReport) -> None:
+    """Say at once what fails: a run that is cut short has no summary."""
+    if report.failed and "PYTEST_XDIST_WORKER" not in os.environ:
+        print(f"\n{report.nodeid} failed:\n{report.longreprtext}", file=sys.stderr, flush=True)
 
 
 @pytest.fixture(scope="session")

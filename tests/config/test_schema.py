@@ -102,6 +102,7 @@ def test_the_command_can_be_typed() -> None:
         cwd=ROOT,
         capture_output=True,
         text=True,
+        timeout=120,
         check=False,
     )
     assert (done.returncode, done.stderr) == (0, "")

@@ -30,10 +30,13 @@ async def incarnation(node: Node) -> str:
 async def crash_one_backend(node: Node) -> None:
     """SIGKILL to a backend: the postmaster ends all the others, and the server recovers by itself."""
     connection = await psycopg.AsyncConnection.connect(node.url(user="postgres"), autocommit=True)
+    witness = await psycopg.AsyncConnection.connect(node.url(user="postgres"), autocommit=True)
     os.kill(connection.info.backend_pid, signal.SIGKILL)
-    with pytest.raises(psycopg.OperationalError):
-        await connection.execute("select pg_sleep(10)")
-    await connection.close()
+    # The others end when the postmaster has noticed; until then it lets new connections in, and ends them as well.
+    for ended in (connection, witness):
+        with pytest.raises(psycopg.OperationalError):
+            await ended.execute("select pg_sleep(60)")
+        await ended.close()
 
     async def is_back() -> bool:
         try:

@@ -13,7 +13,7 @@ from asgi_datasource.testing.plugin import pg_cluster, pg_database
 
 __all__ = ["pg_cluster", "pg_cluster_options", "pg_database"]
 
-BOUND_S = 20.0
+BOUND_S = 60.0
 
 
 @pytest.fixture(scope="session")

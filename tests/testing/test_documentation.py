@@ -21,6 +21,7 @@ def test_every_sample_of_the_page_runs(tmp_path: Path) -> None:
         cwd=ROOT,
         capture_output=True,
         text=True,
+        timeout=120,
         check=False,
     )
     assert "5 passed" in done.stdout, done.stdout + done.stderr

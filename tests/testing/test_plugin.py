@@ -54,6 +54,7 @@ class Project:
             env={**os.environ, "PYTHONPATH": paths, "PYTHONDONTWRITEBYTECODE": "1"},
             capture_output=True,
             text=True,
+            timeout=120,
             check=False,
         )
 

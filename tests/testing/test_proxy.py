@@ -126,8 +126,8 @@ def test_delay_is_added_to_each_round_trip(bench: Bench, delay_s: float) -> None
                 before = time.perf_counter()
                 await connection.execute("select 1")
                 took.append(time.perf_counter() - before)
-            # The fastest, whatever else the machine does; the loop's own timers would add a millisecond each way.
-            assert delay_s <= min(took) < delay_s + 0.0015
+            # The fastest, whatever else the machine does: once there and back, not once each way.
+            assert delay_s <= min(took) < delay_s + max(delay_s, 0.005)
             proxy.delay_s = 0
             assert (await (await connection.execute("select 1")).fetchone()) == (1,)
 

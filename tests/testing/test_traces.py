@@ -192,6 +192,7 @@ def test_programs_that_the_servers_user_cannot_reach_are_copied(cache_dir: Path,
         env={**os.environ, "PYTHONPATH": str(tmp_path), "XDG_CACHE_HOME": str(cache_dir)},
         capture_output=True,
         text=True,
+        timeout=120,
         check=False,
     )
     answer, used = (done.stdout or done.stderr).splitlines()[:2]
