@@ -29,11 +29,13 @@ from .compiled import Compiled
 from .config import Config
 from .errors import ClientDisconnected, ConfigError, DataError, DataErrorKind
 from .inbox import Inbox
+from .lookup import SCOPE_KEY, SessionHolder
 from .paths import route_path
 from .registry import DataSourceRegistry, compile
-from .session import SCOPE_KEY, DataSession, SessionHolder, deadline_passed
+from .session import DataSession
 from .tenancy import Answer, Resolution, Tenant, TenantResolver
 from .transaction import Frame, current_runner
+from .work import deadline_passed
 
 R = TypeVar("R")
 

@@ -20,6 +20,10 @@ from .errors import (
     SessionClosed as SessionClosed,
     UnexpectedRollback as UnexpectedRollback,
 )
+from .lookup import (
+    current_session as current_session,
+    session as session,
+)
 from .middleware import DataSourceMiddleware as DataSourceMiddleware
 from .registry import (
     DataSourceRegistry as DataSourceRegistry,
@@ -32,12 +36,8 @@ from .routing import (
     Role as Role,
     Route as Route,
 )
-from .session import (
-    DataSession as DataSession,
-    Row as Row,
-    current_session as current_session,
-    session as session,
-)
+from .session import DataSession as DataSession
+from .statements import Row as Row
 from .tenancy import (
     Resolution as Resolution,
     Tenant as Tenant,

@@ -1,65 +1,45 @@
 """`DataSession`: what a handler holds.
 
 One object a request: it knows the tenant, what holds for each statement (`plan.py`), and the one transaction of the
-request (`transaction/`). The statements themselves run in `execution.py`.
+request (`work.py`). The statements themselves run in `execution.py`.
 """
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
-from collections.abc import (
-    AsyncGenerator,
-    AsyncIterator,
-    Awaitable,
-    Callable,
-    Coroutine,
-    Iterable,
-    MutableMapping,
-    Sequence,
-)
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, MutableMapping, Sequence
+from contextlib import AbstractAsyncContextManager
 from enum import StrEnum
-from typing import TYPE_CHECKING, Any, Final, Protocol, TypeVar, cast, overload
+from typing import TYPE_CHECKING, Any, Final, Protocol, TypeVar, cast
 
-from starlette.requests import HTTPConnection
-
-from . import telemetry
+from . import loan, telemetry
 from .background import BackgroundTasks
 from .block import Block, BlockKind, current_block, isolation_refused
 from .datasource import DataSource, DataSourceState
 from .drivers.psycopg import Params, PsycopgConnection, Query, Result, RowFactory, Statement
-from .errors import CommitUnknown, DataError, DataErrorKind, SessionClosed
+from .errors import DataError, DataErrorKind, SessionClosed
 from .execution import Executor
 from .plan import NO_RULE, Plan, RouteRule, SessionPolicy, make_plan
 from .routing import AccessIntent, ReadAfterWritePin, Route
+from .statements import StatementMethods
 from .tenancy import Tenant
 from .transaction import (
-    LOAN,
     Frame,
     Hook,
-    Hooks,
     Isolation,
     Transaction,
     TransactionOptions,
-    WaitingHooks,
     current_frame,
-    current_runner,
     options_of,
     parse_isolation,
-    unexpected_rollback,
 )
+from .work import Work
+from .writers import Writers
 
 if TYPE_CHECKING:
     from .registry import DataSourceRegistry
 
 R = TypeVar("R")
-T = TypeVar("T")
-
-Row = dict[str, Any]
-"""One row: column name to value, as psycopg adapts it."""
-
-SCOPE_KEY: Final = "asgi_datasource.session"
 
 
 class SessionState(StrEnum):
@@ -79,47 +59,7 @@ class SessionOwner(Protocol):
         ...
 
 
-class SessionHolder(Protocol):
-    """What stands in the scope and in the context: knows the session, or makes it when it is asked for."""
-
-    @property
-    def registry(self) -> DataSourceRegistry:
-        """Where the session comes from."""
-        ...
-
-    @property
-    def session(self) -> DataSession:
-        """The session."""
-        ...
-
-
-class Writers:
-    """The sessions of one request that have written: two COMMITs cannot be atomic, so it should be one."""
-
-    __slots__ = ("_allows_several", "_first")
-
-    def __init__(self, *, allows_several: bool) -> None:
-        self._allows_several = allows_several
-        self._first: DataSession | None = None
-
-    def claim(self, session: DataSession) -> None:
-        """Note that `session` is about to write.
-
-        Raises:
-            DataError: QUERY: another session of this request has, and the configuration does not allow that.
-        """
-        if self._first is None:
-            self._first = session
-        elif self._first is not session and not self._allows_several:
-            raise DataError(
-                DataErrorKind.QUERY,
-                f"this request has already written to the datasource {self._first.datasource.name!r} and now writes to"
-                f" {session.datasource.name!r}; two commits cannot be atomic. Write to one of them only, or set"
-                " `transactions: {multiple_writers: allow}`",
-            )
-
-
-class DataSession:
+class DataSession(StatementMethods):
     """The request's handle on its tenant's data; get it with `session(request)`.
 
     Reads outside a transaction run READ ONLY on a replica, each in one round trip, and hold no connection in
@@ -132,13 +72,10 @@ class DataSession:
 
     __slots__ = (
         "_background",
-        "_committing",
         "_datasource",
         "_ending",
         "_executor",
-        "_hooks",
         "_is_interrupted",
-        "_lock",
         "_method",
         "_owner",
         "_pin",
@@ -151,14 +88,13 @@ class DataSession:
         "_running",
         "_savepoints",
         "_scope",
-        "_snapshot",
         "_started",
         "_state",
-        "_stopped_by",
         "_tenant",
-        "_transaction",
         "_verdict",
+        "_work",
         "registry",
+        "stopped_by",
         "writers",
     )
 
@@ -193,20 +129,17 @@ class DataSession:
         self._state = SessionState.OPEN
         # Nothing below exists before the first statement: most of a request's cost is what it does not build.
         self._executor: Executor | None = None
-        self._lock: asyncio.Lock | None = None
+        self._work: Work | None = None
         self._pin = pin
-        self._hooks: Hooks | None = None
-        self._committing: asyncio.Task[None] | None = None
         self._ending: asyncio.Task[Any] | None = None
-        self._transaction: Transaction | None = None
-        self._snapshot: Transaction | None = None
         self._savepoints = 0
         self._plan: Plan | None = None
         self._plan_frame: Frame | None = None
         self._plan_endpoint: object = None
         self._rollback_reason: str | None = None
         self._verdict: bool | None = None
-        self._stopped_by: DataError | None = None
+        self.stopped_by: DataError | None = None
+        """Why only the rollback is left, where that is so."""
         self._running: asyncio.Task[Any] | None = None
         self._is_interrupted = False
 
@@ -241,115 +174,15 @@ class DataSession:
 
     def in_transaction(self) -> bool:
         """Whether a transaction is open."""
-        return self._transaction is not None and self._transaction.is_open
+        work = self._work
+        return work is not None and work.transaction is not None and work.transaction.is_open
 
     def __repr__(self) -> str:
-        doing = f" in {self._transaction!r}" if self._transaction is not None else ""
+        transaction = None if self._work is None else self._work.transaction
+        doing = "" if transaction is None else f" in {transaction!r}"
         return f"<DataSession {self._state.value} datasource={self._datasource.name!r}{doing}>"
 
     # -- statements
-
-    async def execute(self, query: Query, params: Params | None = None) -> int:
-        """Run a statement.
-
-        Args:
-            query: SQL with psycopg's placeholders (`%s`, `%(name)s`), or a `psycopg.sql` object.
-            params: Values for the placeholders; a sequence or a mapping.
-
-        Returns:
-            How many rows it affected or returned; -1 where the command has no such number.
-
-        Raises:
-            DataError: It failed; the kind says how.
-            SessionClosed: The request's response has started.
-        """
-        return (await self.run((Statement(query, params),)))[0].rowcount
-
-    async def executemany(self, query: Query, params_seq: Iterable[Params]) -> int:
-        """Run a statement once for each set of parameters, all in one round trip and one transaction.
-
-        Returns:
-            The sum of the affected rows.
-
-        Raises:
-            DataError: One of them failed; none of them counts then.
-            SessionClosed: The request's response has started.
-        """
-        statements = [Statement(query, params) for params in params_seq]
-        return sum(max(0, result.rowcount) for result in await self.run(statements)) if statements else 0
-
-    @overload
-    async def fetch_all(self, query: Query, params: Params | None = None) -> list[Row]: ...
-
-    @overload
-    async def fetch_all(self, query: Query, params: Params | None = None, *, row_factory: RowFactory[T]) -> list[T]: ...
-
-    async def fetch_all(
-        self, query: Query, params: Params | None = None, *, row_factory: RowFactory[Any] | None = None
-    ) -> list[Any]:
-        """Run a statement and return all its rows.
-
-        Args:
-            query: SQL with psycopg's placeholders.
-            params: Values for the placeholders.
-            row_factory: One of psycopg's row factories (`class_row(Order)`); None gives dictionaries.
-
-        Raises:
-            DataError: It failed, or returns no rows.
-            SessionClosed: The request's response has started.
-        """
-        return _with_rows(await self.run((Statement(query, params),))).rows(row_factory)
-
-    @overload
-    async def fetch_one(self, query: Query, params: Params | None = None) -> Row | None: ...
-
-    @overload
-    async def fetch_one(
-        self, query: Query, params: Params | None = None, *, row_factory: RowFactory[T]
-    ) -> T | None: ...
-
-    async def fetch_one(
-        self, query: Query, params: Params | None = None, *, row_factory: RowFactory[Any] | None = None
-    ) -> Any | None:
-        """Run a statement and return its first row; None when there is none. Arguments and errors: `fetch_all`."""
-        return _with_rows(await self.run((Statement(query, params),))).first(row_factory)
-
-    async def fetch_value(self, query: Query, params: Params | None = None) -> Any:
-        """Run a statement and return the first column of its first row; None when there is none."""
-        return _with_rows(await self.run((Statement(query, params),))).scalar()
-
-    @overload
-    def stream(self, query: Query, params: Params | None = None, *, size: int = ...) -> AsyncIterator[Row]: ...
-
-    @overload
-    def stream(
-        self, query: Query, params: Params | None = None, *, row_factory: RowFactory[T], size: int = ...
-    ) -> AsyncIterator[T]: ...
-
-    def stream(
-        self,
-        query: Query,
-        params: Params | None = None,
-        *,
-        row_factory: RowFactory[Any] | None = None,
-        size: int = 500,
-    ) -> AsyncIterator[Any]:
-        """Run a query through a server-side cursor and give its rows one by one, in bounded memory.
-
-        Outside a transaction a connection of a replica is held until the iteration ends. Iterate before the response
-        starts, and close the iterator (`contextlib.aclosing`) when you leave it early.
-
-        Args:
-            query: SQL with psycopg's placeholders.
-            params: Values for the placeholders.
-            row_factory: One of psycopg's row factories; None gives dictionaries.
-            size: Rows a round trip.
-
-        Raises:
-            DataError: It failed.
-            SessionClosed: The request's response has started.
-        """
-        return self.stream_as(None, query, params, row_factory, size)
 
     @property
     def read(self) -> IntentView:
@@ -375,7 +208,7 @@ class DataSession:
             DataError: No transaction could be opened.
             SessionClosed: The request's response has started.
         """
-        return self._lend(intent)
+        return loan.lend(self, intent)
 
     # -- transaction
 
@@ -436,7 +269,8 @@ class DataSession:
         Args:
             function: Sync or async, without arguments. Its failure is logged and changes nothing.
         """
-        self._add_hook(function, on_commit=True)
+        self.check_open()
+        self._make_work().add_hook(function, on_commit=True)
 
     def after_rollback(self, function: Hook) -> None:
         """Run a function once the transaction has been rolled back and the response has been handed over.
@@ -446,7 +280,8 @@ class DataSession:
         Args:
             function: Sync or async, without arguments. Its failure is logged and changes nothing.
         """
-        self._add_hook(function, on_commit=False)
+        self.check_open()
+        self._make_work().add_hook(function, on_commit=False)
 
     async def run_annotated(self, frame: Frame, call: Callable[[], Awaitable[R]]) -> R:
         """Run an annotated function in the transaction around it, or in one of its own where there is none."""
@@ -488,12 +323,12 @@ class DataSession:
     @property
     def is_unused(self) -> bool:
         """No statement has run and no hook waits: there is nothing to end."""
-        return self._lock is None and self._hooks is None
+        return self._work is None
 
     @property
     def is_at_rest(self) -> bool:
         """No transaction is open and no statement runs: it can be ended without a server."""
-        return self.transaction_in_use is None and (self._lock is None or not self._lock.locked())
+        return self._work is None or (self._work.transaction_in_use is None and not self._work.lock.locked())
 
     @property
     def scope(self) -> MutableMapping[str, Any] | None:
@@ -503,9 +338,10 @@ class DataSession:
     @property
     def has_due_hooks(self) -> bool:
         """Whether there is something for `run_due_hooks`."""
-        if self._hooks is None:
-            return False
-        return self._hooks.has_due or self._state is SessionState.ENDING or bool(self._unfinished())
+        work = self._work
+        return work is not None and (
+            work.has_due_hooks or self._state is SessionState.ENDING or bool(self._unfinished())
+        )
 
     @property
     def rollback_reason(self) -> str | None:
@@ -522,9 +358,9 @@ class DataSession:
         Returns:
             What the session is stopped by: the first call counts.
         """
-        if self._stopped_by is None:
-            self._stopped_by = error
-        return self._stopped_by
+        if self.stopped_by is None:
+            self.stopped_by = error
+        return self.stopped_by
 
     def interrupt(self) -> bool:
         """Stop the statement that runs: its caller gets the error that the session was stopped by.
@@ -596,36 +432,39 @@ class DataSession:
     async def _end(self, *, commit: bool, reason: str, deadline: float | None) -> None:
         self._ending = asyncio.current_task()
         try:
-            if self._lock is None:
-                if commit and self._stopped_by is not None:
-                    raise self._stopped_by
-                self._settle(self._take_hooks(), committed=commit)
+            work = self._work
+            if work is None or self._executor is None:
+                if commit and self.stopped_by is not None:
+                    raise self.stopped_by
+                if work is not None:
+                    work.settle(work.take_hooks(), committed=commit)
                 return
             if not commit:
                 # Whatever still runs is to be undone: there is no point in waiting for it.
                 self.stop(_closed())
                 self.interrupt()
-            await self._acquire_for_the_end(self._lock, deadline, commit=commit)
+            await self._acquire_for_the_end(work.lock, deadline, commit=commit)
             try:
-                await self._finish(commit=commit, reason=reason, deadline=deadline)
+                await work.finish(commit=commit, reason=reason, deadline=deadline)
             finally:
-                self._lock.release()
+                work.lock.release()
         except BaseException:
-            self._abandon()
+            if self._work is not None:
+                self._work.abandon()
             raise
         finally:
             self._state = SessionState.CLOSED
-            if self._lock is not None:
+            if self._executor is not None:
                 self._datasource.leave()
 
     async def run_due_hooks(self) -> None:
         """Run the hooks whose transaction has ended, each isolated from the others."""
-        if self._hooks is not None:
+        if self._work is not None:
             unfinished = self._unfinished()
             if unfinished:
                 # Whoever asked for the end was cancelled meanwhile; the hooks hear of the truth all the same.
                 await asyncio.wait(unfinished)
-            await self._hooks.run_due()
+            await self._work.run_due_hooks()
 
     # -- for blocks
 
@@ -642,12 +481,23 @@ class DataSession:
     @property
     def transaction_in_use(self) -> Transaction | None:
         """The transaction that statements run in; one that has failed stays until it is ended."""
-        return self._transaction or self._snapshot
+        return None if self._work is None else self._work.transaction_in_use
+
+    @property
+    def is_writing(self) -> bool:
+        """Whether a transaction that may write is open."""
+        transaction = None if self._work is None else self._work.transaction
+        return transaction is not None and not transaction.read_only
+
+    @property
+    def intent(self) -> AccessIntent:
+        """What a statement wants here that says nothing itself."""
+        return self._current_plan().intent
 
     @property
     def hook_count(self) -> int:
         """How many hooks wait for the end of the transaction."""
-        return 0 if self._hooks is None else len(self._hooks)
+        return 0 if self._work is None else self._work.hook_count
 
     def check_open(self) -> None:
         """Refuse a handle that has outlived its request.
@@ -658,8 +508,8 @@ class DataSession:
         """
         if self._state is not SessionState.OPEN:
             raise _closed()
-        if self._stopped_by is not None:
-            raise self._stopped_by
+        if self.stopped_by is not None:
+            raise self.stopped_by
 
     def innermost_block(self) -> Block | None:
         """The innermost open block of this session that the running task belongs to."""
@@ -672,9 +522,9 @@ class DataSession:
         """What serialises the statements of a block; without one, those of the session."""
         if block is not None:
             return block.lock
-        if self._lock is None:
+        if self._executor is None:
             self._start()
-        return cast("asyncio.Lock", self._lock)
+        return cast("Work", self._work).lock
 
     def next_savepoint(self) -> str:
         """A name for a savepoint, new in this session."""
@@ -683,16 +533,47 @@ class DataSession:
 
     def undo_hooks(self, since: int) -> None:
         """A block was undone: what it wanted to run after its commit never runs."""
-        self._settle(self._take_hooks(since), committed=False)
+        if self._work is not None:
+            self._work.settle(self._work.take_hooks(since), committed=False)
+
+    async def end_snapshot(self) -> None:
+        """End the READ ONLY transaction of a block."""
+        if self._work is not None:
+            await self._work.end_snapshot()
 
     def spoil(self, reason: str) -> None:
         """Leave only rollback for the transaction that is open."""
-        if self._transaction is not None and self._transaction.is_open:
-            self._transaction.doom(DataError(DataErrorKind.QUERY, reason))
+        transaction = None if self._work is None else self._work.transaction
+        if transaction is not None and transaction.is_open:
+            transaction.doom(DataError(DataErrorKind.QUERY, reason))
 
     async def end_transaction(self, *, commit: bool, reason: str, hooks_since: int = 0) -> None:
         """End the transaction that a block has opened; the block holds the lock."""
-        await self._finish(commit=commit, reason=reason, deadline=self.deadline(), hooks_since=hooks_since)
+        if self._work is not None:
+            await self._work.finish(commit=commit, reason=reason, deadline=self.deadline(), hooks_since=hooks_since)
+
+    async def begin_stream(self, intent: AccessIntent | None) -> tuple[AccessIntent, Transaction | None]:
+        """What a cursor runs in: the transaction around it, or a snapshot of its own.
+
+        Returns:
+            The intent of its statements, and the snapshot where it has one.
+        """
+        plan = self._current_plan()
+        if intent is None:
+            intent = plan.intent if plan.is_managed else AccessIntent.READ
+        if self.transaction_in_use is not None or intent is not AccessIntent.READ or plan.read_only:
+            return intent, None
+        async with self.lock_of(self.innermost_block()):
+            self.check_open()
+            await self._open((), plan, None, read_only=True, is_snapshot=True)
+            return intent, cast("Work", self._work).snapshot
+
+    async def end_stream(self, snapshot: Transaction) -> None:
+        """The iteration has ended, and its snapshot with it."""
+        work = self._work
+        if work is not None and work.snapshot is snapshot:
+            work.snapshot = None
+        await snapshot.rollback("end of the stream")
 
     # -- inside
 
@@ -712,10 +593,10 @@ class DataSession:
             try:
                 return await self._dispatch(statements, intent or plan.intent, plan)
             except asyncio.CancelledError:
-                if self._is_interrupted and task is not None and self._stopped_by is not None:
+                if self._is_interrupted and task is not None and self.stopped_by is not None:
                     self._is_interrupted = False
                     if task.uncancel() == 0:
-                        raise self._stopped_by from None
+                        raise self.stopped_by from None
                 raise
             except DataError as error:
                 if error.kind is DataErrorKind.READ_ONLY:
@@ -724,13 +605,24 @@ class DataSession:
             finally:
                 self._running = None
 
+    def iterate(
+        self, query: Query, params: Params | None, row_factory: RowFactory[Any] | None, size: int
+    ) -> AsyncIterator[Any]:
+        """What `stream` is made of."""
+        return loan.stream(self, None, query, params, row_factory, size)
+
+    def _make_work(self) -> Work:
+        if self._work is None:
+            self._work = Work(self, self._policy, self._background)
+        return self._work
+
     def _start(self) -> None:
         self.check_open()
         if self._datasource.state is DataSourceState.LEFT:
             # The configuration was loaded anew since the request began, which had no use for its datasource yet.
             self._datasource = self.registry.successor(self._datasource)
         self._datasource.enter()
-        self._lock = asyncio.Lock()
+        self._make_work()
         self._executor = Executor(
             self._datasource,
             self._tenant,
@@ -748,15 +640,16 @@ class DataSession:
             raise DataError(DataErrorKind.READ_ONLY, "the transaction is read only")
         executor = cast("Executor", self._executor)
         block = self.innermost_block()
-        transaction = self._transaction
-        if transaction is None and self._snapshot is not None:
+        work = cast("Work", self._work)
+        transaction = work.transaction
+        if transaction is None and work.snapshot is not None:
             if intent is AccessIntent.WRITE:
                 raise DataError(
                     DataErrorKind.QUERY,
                     "a write was sent while a read-only block or a stream holds a replica; end that first, or put"
                     " `async with db.transaction():` around both, so that they share one connection",
                 )
-            transaction = self._snapshot
+            transaction = work.snapshot
         if transaction is not None:
             if transaction.read_only and intent is AccessIntent.WRITE:
                 raise DataError(DataErrorKind.READ_ONLY, "the transaction is read only")
@@ -781,12 +674,12 @@ class DataSession:
             results = await self._open(statements, plan, block, read_only=plan.read_only)
             committed = True
         finally:
-            await self._finish(
+            await work.finish(
                 commit=committed,
                 reason="the statement failed",
                 deadline=plan.deadline,
                 # Those that wait here wait for the end of the session.
-                hooks_since=self.hook_count,
+                hooks_since=work.hook_count,
             )
         return results
 
@@ -813,74 +706,14 @@ class DataSession:
             is_strong=plan.is_strong,
             savepoints=savepoints,
         )
+        work = cast("Work", self._work)
         if is_snapshot:
-            self._snapshot = opened.transaction
+            work.snapshot = opened.transaction
         else:
-            self._transaction = opened.transaction
+            work.transaction = opened.transaction
         if opened.error is not None:
             raise opened.error from opened.error.__cause__
         return opened.results
-
-    async def stream_as(
-        self,
-        intent: AccessIntent | None,
-        query: Query,
-        params: Params | None,
-        row_factory: RowFactory[Any] | None,
-        size: int,
-    ) -> AsyncIterator[Any]:
-        """What `stream` is made of; with None, the intent is the one that holds here."""
-        if size < 1:
-            raise ValueError(f"size: {size!r} is not a positive number of rows")
-        self.check_open()
-        plan = self._current_plan()
-        name = self.next_savepoint()
-        declare = Statement.declare_cursor(name, query, params)
-        fetch = Statement(f"fetch forward {size} from {name}", prepare=False)
-        if intent is None:
-            intent = plan.intent if plan.is_managed else AccessIntent.READ
-        snapshot: Transaction | None = None
-        if self.transaction_in_use is None and intent is AccessIntent.READ and not plan.read_only:
-            async with self.lock_of(self.innermost_block()):
-                self.check_open()
-                await self._open((), plan, None, read_only=True, is_snapshot=True)
-                snapshot = self._snapshot
-        try:
-            rows = (await self.run((declare, fetch), intent))[1].rows(row_factory)
-            while True:
-                for row in rows:
-                    yield row
-                if len(rows) < size:
-                    break
-                rows = (await self.run((fetch,), intent))[0].rows(row_factory)
-            if snapshot is None:
-                await self.run((Statement(f"close {name}", prepare=False),), intent)
-        finally:
-            if snapshot is not None:
-                if self._snapshot is snapshot:
-                    self._snapshot = None
-                await snapshot.rollback("end of the stream")
-
-    @asynccontextmanager
-    async def _lend(self, intent: AccessIntent | None) -> AsyncGenerator[PsycopgConnection]:
-        self.check_open()
-        is_read = (intent or self._current_plan().intent) is AccessIntent.READ
-        in_write = self._transaction is not None and not self._transaction.read_only
-        # In a transaction that writes, READ ONLY needs a savepoint to end with.
-        async with Block(self, read_only=is_read, isolation=None, takes_savepoint=is_read and in_write):
-            await self.run((LOAN,), AccessIntent.READ if is_read else None)
-            transaction = cast("Transaction", self.transaction_in_use)
-            view = transaction.connection.view()
-            try:
-                yield view
-            except BaseException:
-                view.expire(_OUTLIVED)
-                # What it has to say is in the way of nothing: the transaction says it to whoever goes on with it.
-                with contextlib.suppress(DataError):
-                    await transaction.take_back()
-                raise
-            view.expire(_OUTLIVED)
-            await transaction.take_back()
 
     # -- the end
 
@@ -891,87 +724,22 @@ class DataSession:
                 DataErrorKind.QUERY,
                 "commit() and rollback() end the whole transaction; leave the transaction() block first",
             )
-        if self._lock is not None:
-            async with self._lock:
+        work = self._work
+        if work is not None and self._executor is not None:
+            async with work.lock:
                 self.check_open()
                 await self.end_transaction(commit=commit, reason="rollback() was called")
-        else:
-            self._settle(self._take_hooks(), committed=commit)
+        elif work is not None:
+            work.settle(work.take_hooks(), committed=commit)
         if not commit:
             self._rollback_reason = None
         await self.run_due_hooks()
 
-    async def _finish(self, *, commit: bool, reason: str, deadline: float | None, hooks_since: int = 0) -> None:
-        """End whatever is open; the caller holds the lock."""
-        hooks = self._take_hooks(hooks_since)
-        committed = False
-        transaction, self._transaction = self._transaction, None
-        try:
-            try:
-                await self.end_snapshot()
-            except BaseException:
-                if transaction is not None:
-                    self._background.spawn(transaction.rollback("cancelled"))
-                raise
-            stopped_by = self._stopped_by
-            if transaction is None:
-                if commit and stopped_by is not None:
-                    raise stopped_by
-                committed = commit
-                return
-            loop = asyncio.get_running_loop()
-            if commit and stopped_by is None and deadline is not None and loop.time() >= deadline:
-                stopped_by = deadline_passed()
-            if commit and stopped_by is not None:
-                await transaction.rollback(stopped_by.kind.value)
-                raise stopped_by
-            if not commit:
-                await transaction.rollback(self._rollback_reason or reason)
-                return
-            if self._rollback_reason is not None:
-                await transaction.rollback(self._rollback_reason)
-                raise unexpected_rollback(DataError(DataErrorKind.OTHER, self._rollback_reason))
-            if deadline is None:
-                deadline = loop.time() + self._policy.commit_timeout_s
-            # From here on it is the commit's own task that knows what becomes of the hooks, whoever still waits for it.
-            committing = self._committing = self._background.spawn(self._commit(transaction, hooks, deadline))
-            hooks = []
-            await asyncio.shield(committing)
-        finally:
-            self._settle(hooks, committed=committed)
-
-    async def _commit(self, transaction: Transaction, hooks: WaitingHooks, deadline: float) -> None:
-        committed: bool | None = None
-        try:
-            await transaction.commit(deadline=deadline, doubt_timeout_s=self._policy.doubt_timeout_s)
-            committed = True
-        except CommitUnknown:
-            raise
-        except DataError:
-            committed = False
-            raise
-        finally:
-            self._settle(hooks, committed=committed)
-        if transaction.wal_position is not None:
-            self.pin.lsn = transaction.wal_position
-
     def _unfinished(self) -> set[asyncio.Task[Any]]:
         """The tasks that still end the session, or a transaction of it."""
         ending = self._ending if self._state is SessionState.ENDING else None
-        return {task for task in (ending, self._committing) if task is not None and not task.done()}
-
-    def _take_hooks(self, since: int = 0) -> WaitingHooks:
-        return [] if self._hooks is None else self._hooks.take(since)
-
-    def _settle(self, hooks: WaitingHooks, *, committed: bool | None) -> None:
-        if self._hooks is not None:
-            self._hooks.settle(hooks, committed=committed)
-
-    async def end_snapshot(self) -> None:
-        """End the READ ONLY transaction of a block or a stream."""
-        snapshot, self._snapshot = self._snapshot, None
-        if snapshot is not None:
-            await snapshot.rollback("end of the snapshot")
+        committing = None if self._work is None else self._work.committing
+        return {task for task in (ending, committing) if task is not None and not task.done()}
 
     async def _acquire_for_the_end(self, lock: asyncio.Lock, deadline: float | None, *, commit: bool) -> None:
         """Wait for the statement of another task of the request; bounded, for it may hang."""
@@ -994,20 +762,6 @@ class DataSession:
             DataErrorKind.QUERY,
             "the response was started inside a transaction() or connection() block; leave the block first",
         )
-
-    def _abandon(self) -> None:
-        """Somebody else holds the lock for too long: take the connections away from under it."""
-        for transaction in (self._transaction, self._snapshot):
-            if transaction is not None and transaction.is_open:
-                self._background.spawn(transaction.rollback("abandoned"))
-        self._transaction = self._snapshot = None
-        self._settle(self._take_hooks(), committed=False)
-
-    def _add_hook(self, function: Hook, *, on_commit: bool) -> None:
-        self.check_open()
-        if self._hooks is None:
-            self._hooks = Hooks()
-        self._hooks.add(function, on_commit=on_commit)
 
     # -- what holds here
 
@@ -1045,12 +799,8 @@ class DataSession:
 _ROLLBACK_WAIT_S: Final = 5.0
 """Seconds that a rollback waits for a statement that has been stopped; then its connection is taken away."""
 
-_OUTLIVED: Final = (
-    "the borrowed connection was used after its `async with db.connection()` block; borrow it again, or use it inside"
-)
 
-
-class IntentView:
+class IntentView(StatementMethods):
     """The statement methods of a session with the intent fixed: `db.read`, `db.write`."""
 
     __slots__ = ("_intent", "_session")
@@ -1059,76 +809,15 @@ class IntentView:
         self._session = session
         self._intent = intent
 
-    async def execute(self, query: Query, params: Params | None = None) -> int:
-        """`DataSession.execute` with this intent."""
-        return (await self._session.run((Statement(query, params),), self._intent))[0].rowcount
+    def run(self, statements: Sequence[Statement]) -> Coroutine[Any, Any, list[Result]]:
+        """Run statements in one round trip."""
+        return self._session.run(statements, self._intent)
 
-    async def executemany(self, query: Query, params_seq: Iterable[Params]) -> int:
-        """`DataSession.executemany` with this intent."""
-        statements = [Statement(query, params) for params in params_seq]
-        if not statements:
-            return 0
-        return sum(max(0, result.rowcount) for result in await self._session.run(statements, self._intent))
-
-    @overload
-    async def fetch_all(self, query: Query, params: Params | None = None) -> list[Row]: ...
-
-    @overload
-    async def fetch_all(self, query: Query, params: Params | None = None, *, row_factory: RowFactory[T]) -> list[T]: ...
-
-    async def fetch_all(
-        self, query: Query, params: Params | None = None, *, row_factory: RowFactory[Any] | None = None
-    ) -> list[Any]:
-        """`DataSession.fetch_all` with this intent."""
-        return _with_rows(await self._session.run((Statement(query, params),), self._intent)).rows(row_factory)
-
-    @overload
-    async def fetch_one(self, query: Query, params: Params | None = None) -> Row | None: ...
-
-    @overload
-    async def fetch_one(
-        self, query: Query, params: Params | None = None, *, row_factory: RowFactory[T]
-    ) -> T | None: ...
-
-    async def fetch_one(
-        self, query: Query, params: Params | None = None, *, row_factory: RowFactory[Any] | None = None
-    ) -> Any | None:
-        """`DataSession.fetch_one` with this intent."""
-        return _with_rows(await self._session.run((Statement(query, params),), self._intent)).first(row_factory)
-
-    async def fetch_value(self, query: Query, params: Params | None = None) -> Any:
-        """`DataSession.fetch_value` with this intent."""
-        return _with_rows(await self._session.run((Statement(query, params),), self._intent)).scalar()
-
-    @overload
-    def stream(self, query: Query, params: Params | None = None, *, size: int = ...) -> AsyncIterator[Row]: ...
-
-    @overload
-    def stream(
-        self, query: Query, params: Params | None = None, *, row_factory: RowFactory[T], size: int = ...
-    ) -> AsyncIterator[T]: ...
-
-    def stream(
-        self,
-        query: Query,
-        params: Params | None = None,
-        *,
-        row_factory: RowFactory[Any] | None = None,
-        size: int = 500,
+    def iterate(
+        self, query: Query, params: Params | None, row_factory: RowFactory[Any] | None, size: int
     ) -> AsyncIterator[Any]:
-        """`DataSession.stream` with this intent."""
-        return self._session.stream_as(self._intent, query, params, row_factory, size)
-
-
-def _with_rows(results: Sequence[Result]) -> Result:
-    """The one result, which has to be of a command that returns rows."""
-    result = results[0]
-    if not result.returns_rows:
-        raise DataError(
-            DataErrorKind.QUERY,
-            f"{result.status_message or 'the statement'} returns no rows; use execute(), or add RETURNING",
-        )
-    return result
+        """What `stream` is made of."""
+        return loan.stream(self._session, self._intent, query, params, row_factory, size)
 
 
 async def _nothing() -> None:
@@ -1141,58 +830,3 @@ def _closed() -> SessionClosed:
         " streaming body or a task that outlives the request, open one of your own:"
         " `async with db.registry.session(tenant=db.tenant.name) as later:`"
     )
-
-
-def deadline_passed() -> DataError:
-    """The error of a request whose time is up."""
-    return DataError(DataErrorKind.TIMEOUT, "the request's deadline has passed; nothing was committed")
-
-
-def current_session() -> DataSession:
-    """The session of the request, or of the `registry.session()` block, that runs here.
-
-    Raises:
-        DataError: QUERY: there is none.
-    """
-    runner = current_runner.get()
-    if runner is None:
-        raise DataError(
-            DataErrorKind.QUERY,
-            "no session here: call this inside a request behind DataSourceMiddleware, or inside"
-            " `async with registry.session(tenant=...)`",
-        )
-    return cast("SessionHolder", runner).session
-
-
-def _find_session(request: HTTPConnection | MutableMapping[str, Any]) -> DataSession:
-    scope: MutableMapping[str, Any] = getattr(request, "scope", cast("MutableMapping[str, Any]", request))
-    found = scope.get(SCOPE_KEY)
-    if found is None:
-        raise DataError(
-            DataErrorKind.QUERY,
-            "no session in this request: add DataSourceMiddleware to the application, or take the path out of"
-            " `tenancy.exempt`",
-        )
-    db = cast("SessionHolder", found).session
-    db.observe(scope)
-    return db
-
-
-if TYPE_CHECKING:
-
-    def session(request: HTTPConnection | MutableMapping[str, Any]) -> DataSession:
-        """The request's handle on its tenant's data; see below."""
-        ...
-
-else:
-    # FastAPI hands in the request by this annotation: `Annotated[DataSession, Depends(session)]`.
-    def session(request: HTTPConnection) -> DataSession:
-        """The request's handle on its tenant's data.
-
-        Args:
-            request: A request or websocket of Starlette, FastAPI, Litestar or Quart, or the ASGI scope.
-
-        Raises:
-            DataError: QUERY: the middleware is missing, or the path is exempt.
-        """
-        return _find_session(request)

@@ -1,0 +1,81 @@
+"""From a request, or from where the code runs, to the session."""
+
+from __future__ import annotations
+
+from collections.abc import MutableMapping
+from typing import TYPE_CHECKING, Any, Final, Protocol, cast
+
+from starlette.requests import HTTPConnection
+
+from .errors import DataError, DataErrorKind
+from .transaction import current_runner
+
+if TYPE_CHECKING:
+    from .registry import DataSourceRegistry
+    from .session import DataSession
+
+SCOPE_KEY: Final = "asgi_datasource.session"
+
+
+class SessionHolder(Protocol):
+    """What stands in the scope and in the context: knows the session, or makes it when it is asked for."""
+
+    @property
+    def registry(self) -> DataSourceRegistry:
+        """Where the session comes from."""
+        ...
+
+    @property
+    def session(self) -> DataSession:
+        """The session."""
+        ...
+
+
+def current_session() -> DataSession:
+    """The session of the request, or of the `registry.session()` block, that runs here.
+
+    Raises:
+        DataError: QUERY: there is none.
+    """
+    runner = current_runner.get()
+    if runner is None:
+        raise DataError(
+            DataErrorKind.QUERY,
+            "no session here: call this inside a request behind DataSourceMiddleware, or inside"
+            " `async with registry.session(tenant=...)`",
+        )
+    return cast("SessionHolder", runner).session
+
+
+def _find_session(request: HTTPConnection | MutableMapping[str, Any]) -> DataSession:
+    scope: MutableMapping[str, Any] = getattr(request, "scope", cast("MutableMapping[str, Any]", request))
+    found = scope.get(SCOPE_KEY)
+    if found is None:
+        raise DataError(
+            DataErrorKind.QUERY,
+            "no session in this request: add DataSourceMiddleware to the application, or take the path out of"
+            " `tenancy.exempt`",
+        )
+    db = cast("SessionHolder", found).session
+    db.observe(scope)
+    return db
+
+
+if TYPE_CHECKING:
+
+    def session(request: HTTPConnection | MutableMapping[str, Any]) -> DataSession:
+        """The request's handle on its tenant's data; see below."""
+        ...
+
+else:
+    # FastAPI hands in the request by this annotation: `Annotated[DataSession, Depends(session)]`.
+    def session(request: HTTPConnection) -> DataSession:
+        """The request's handle on its tenant's data.
+
+        Args:
+            request: A request or websocket of Starlette, FastAPI, Litestar or Quart, or the ASGI scope.
+
+        Raises:
+            DataError: QUERY: the middleware is missing, or the path is exempt.
+        """
+        return _find_session(request)
