@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from types import MappingProxyType
@@ -10,11 +9,11 @@ from typing import Final
 
 from .datasource import DataSource
 from .drivers.psycopg import Endpoint
-from .errors import DataError, DataErrorKind
-from .paths import PathPrefixes, RouteRules
+from .paths import RouteRules
 from .plan import CommitScope, SessionPolicy
+from .prefixes import PathPrefixes
 from .problems import ProblemAnswers
-from .tenancy import MAX_NAME_LENGTH, Tenant, TenantResolver, chain
+from .tenancy import Admission, Resolvers, Tenant, TenantResolver
 
 _NO_PATHS: Final = PathPrefixes(())
 
@@ -27,35 +26,27 @@ class Compiled:
 
     Attributes:
         datasources: Every datasource by its name.
-        tenants: Every tenant by its name.
-        default: Who an unknown or absent tenant is; None where such a request is refused.
+        admission: The tenants, and who may act for them.
+        resolvers: How requests name their tenant, in order.
         policy: What holds for every session.
         rules: Those of `routes`.
         exempt: Paths without a session.
         problems: How failures are answered.
-        resolvers: How requests name their tenant, in order.
-        pattern: What a tenant's name has to match.
-        missing_status, unknown_status: What answers a request that names no tenant, or an unknown one.
         statement_policy: The policy of websocket sessions: no transaction is held over a connection that may last for
             hours.
     """
 
     datasources: Mapping[str, DataSource]
-    tenants: Mapping[str, Tenant]
-    default: Tenant | None = None
+    admission: Admission
+    resolvers: Resolvers
     policy: SessionPolicy = SessionPolicy()
     rules: RouteRules = RouteRules()
     exempt: PathPrefixes = _NO_PATHS
     problems: ProblemAnswers = ProblemAnswers()
-    resolvers: Sequence[TenantResolver] = ()
-    pattern: re.Pattern[str] = re.compile(r"[a-z0-9][a-z0-9_-]{0,62}")
-    missing_status: int = 400
-    unknown_status: int = 404
     statement_policy: SessionPolicy = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "datasources", MappingProxyType(dict(self.datasources)))
-        object.__setattr__(self, "tenants", MappingProxyType(dict(self.tenants)))
         statement_policy = replace(self.policy, commit_scope=CommitScope.STATEMENT, deadline_s=None)
         object.__setattr__(self, "statement_policy", statement_policy)
 
@@ -69,19 +60,7 @@ class Compiled:
             DataError: TENANT: the name does not match the pattern; or it is unknown or absent, and the configuration
                 names no default datasource.
         """
-        if name is not None:
-            tenant = self.tenants.get(name)
-            if tenant is not None:
-                return tenant
-            if len(name) > MAX_NAME_LENGTH or self.pattern.fullmatch(name) is None:
-                raise DataError(
-                    DataErrorKind.TENANT, "the request's tenant is not a valid tenant name", http_status=400
-                )
-        if self.default is not None:
-            return self.default
-        if name is None:
-            raise DataError(DataErrorKind.TENANT, "the request names no tenant", http_status=self.missing_status)
-        raise DataError(DataErrorKind.TENANT, "there is no such tenant", http_status=self.unknown_status)
+        return self.admission.tenant(name)
 
     @property
     def endpoints(self) -> list[Endpoint]:
@@ -94,4 +73,4 @@ class Compiled:
 
     def resolution(self, first: Sequence[TenantResolver] = ()) -> TenantResolver:
         """How requests name their tenant: `first`, then the configured resolvers."""
-        return chain((*first, *self.resolvers))
+        return self.resolvers.resolution(first)

@@ -2,31 +2,19 @@
 
 from __future__ import annotations
 
-import importlib
-import re
-from collections.abc import Mapping, Sequence
-from typing import Any, cast
+from collections.abc import Mapping
 
 from .compiled import Compiled
-from .config import Config, DataSourceConfig, EndpointConfig, ResolverConfig
+from .config import Config, DataSourceConfig, EndpointConfig
 from .config import RouteRule as RouteRuleConfig
 from .datasource import DataSource, PostgresDataSource
 from .drivers.psycopg import Endpoint, EndpointSettings
-from .errors import ConfigError
-from .paths import CompiledRule, PathPrefixes, RouteRules, compile_pattern
+from .paths import CompiledRule, RouteRules, compile_pattern
 from .plan import CommitScope, RouteRule, SessionPolicy
+from .prefixes import PathPrefixes
 from .problems import ProblemAnswers
 from .routing import AccessIntent, Role
-from .tenancy import (
-    CallableResolver,
-    HeaderResolver,
-    PathPrefixResolver,
-    SubdomainResolver,
-    Tenant,
-    TenantFunction,
-    TenantResolver,
-    tenant_settings,
-)
+from .tenancy import Resolvers, TenantDirectory, compile_admission, compile_tenants
 from .transaction import OutcomeRule, TransactionOptions, parse_isolation
 
 
@@ -40,24 +28,19 @@ def compile_config(config: Config, *, previous: Compiled | None = None) -> Compi
     Raises:
         ConfigError: Something in it cannot be used; the message says what.
     """
-    shared_schemas = {name: datasource.search_path for name, datasource in config.datasources.items()}
-    default = config.tenancy.default
+    directory = TenantDirectory(compile_tenants(config))
     before: Mapping[str, DataSource] = {} if previous is None else previous.datasources
     return Compiled(
         datasources={
             name: _compile_datasource(name, datasource, before.get(name))
             for name, datasource in config.datasources.items()
         },
-        tenants=_compile_tenants(config, shared_schemas),
-        default=None if default is None else _compile_default(default, shared_schemas[default]),
+        admission=compile_admission(config, directory),
+        resolvers=Resolvers(config.tenancy, directory),
         policy=_compile_policy(config),
         rules=RouteRules([_compile_rule(index, rule) for index, rule in enumerate(config.routes)]),
         exempt=PathPrefixes(config.tenancy.exempt),
         problems=ProblemAnswers(statuses=dict(config.errors.status), shows_details=config.errors.debug),
-        resolvers=[_compile_resolver(resolver) for resolver in config.tenancy.resolve],
-        pattern=re.compile(config.tenancy.pattern),
-        missing_status=config.tenancy.missing,
-        unknown_status=config.tenancy.unknown,
     )
 
 
@@ -92,24 +75,6 @@ def _compile_datasource(name: str, config: DataSourceConfig, previous: DataSourc
     return PostgresDataSource(name, primary, replicas)
 
 
-def _compile_tenants(config: Config, shared_schemas: Mapping[str, Sequence[str]]) -> dict[str, Tenant]:
-    tenants: dict[str, Tenant] = {}
-    for name, tenant in config.tenants.items():
-        strategy, settings = tenant_settings(
-            schema=tenant.schema_name,
-            shared_schemas=shared_schemas[tenant.datasource],
-            row_security=tenant.row_security,
-            role=tenant.role,
-        )
-        tenants[name] = Tenant(name, tenant.datasource, strategy, settings)
-    return tenants
-
-
-def _compile_default(datasource: str, shared_schemas: Sequence[str]) -> Tenant:
-    strategy, settings = tenant_settings(shared_schemas=shared_schemas)
-    return Tenant(None, datasource, strategy, settings)
-
-
 def _compile_policy(config: Config) -> SessionPolicy:
     transactions = config.transactions
     return SessionPolicy(
@@ -139,23 +104,3 @@ def _compile_rule(index: int, config: RouteRuleConfig) -> CompiledRule:
         is_strong=config.consistency == "strong",
     )
     return CompiledRule(method, path, rule)
-
-
-def _compile_resolver(config: ResolverConfig) -> TenantResolver:
-    argument = config.argument
-    if config.kind == "header":
-        return HeaderResolver(argument)
-    if config.kind == "subdomain_of":
-        return SubdomainResolver(argument)
-    if config.kind == "path_prefix":
-        return PathPrefixResolver(argument)
-    module, _, attribute = argument.partition(":")
-    try:
-        found: Any = importlib.import_module(module)
-        for part in attribute.split("."):
-            found = getattr(found, part)
-    except (ImportError, AttributeError) as error:
-        raise ConfigError(f"tenancy.resolve: the callable {argument!r} cannot be imported: {error}") from error
-    if not callable(found):
-        raise ConfigError(f"tenancy.resolve: {argument!r} is not callable")
-    return CallableResolver(cast("TenantFunction", found), name=argument)

@@ -30,10 +30,10 @@ from .config import Config
 from .errors import ClientDisconnected, ConfigError, DataError, DataErrorKind
 from .inbox import Inbox
 from .lookup import SCOPE_KEY, SessionHolder
-from .paths import route_path
+from .prefixes import route_path
 from .registry import DataSourceRegistry, compile
 from .session import DataSession
-from .tenancy import Answer, Resolution, Tenant, TenantResolver
+from .tenancy import Answer, Resolution, Tenant, TenantResolver, TenantState
 from .transaction import Frame, current_runner
 from .work import deadline_passed
 
@@ -65,6 +65,7 @@ _DOOMED: Final = GuardState.DOOMED
 _ENDING: Final = GuardState.ENDING
 _ENDED: Final = GuardState.ENDED
 _REPLACED: Final = GuardState.REPLACED
+_ACTIVE: Final = TenantState.ACTIVE
 
 
 class ResponseReplaced(BaseException):
@@ -110,7 +111,8 @@ class DataSourceMiddleware:
         """Look up in this one from now on: a configuration was loaded."""
         self._compiled = compiled
         self._resolve = compiled.resolution(self._resolvers)
-        self._known: Callable[[Any], Tenant | None] = compiled.tenants.get
+        self._directory = compiled.admission.directory
+        self._asks = compiled.admission.asks
         self._exempt = compiled.exempt if compiled.exempt else None
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -135,8 +137,8 @@ class DataSourceMiddleware:
             await registry.open()
         try:
             answer = self._resolve(scope)
-            tenant = self._known(answer) if answer.__class__ is str else None
-            if tenant is None:
+            tenant = self._directory.map.names.get(answer) if answer.__class__ is str else None
+            if tenant is None or self._asks or tenant.state is not _ACTIVE:
                 tenant, scope = await self._resolve_slowly(answer, scope, compiled)
         except DataError as error:
             await compiled.problems.send(error, scope, send)
@@ -171,8 +173,8 @@ class DataSourceMiddleware:
         if answer is not None and not isinstance(answer, str | Resolution):
             answer = await answer
         if not isinstance(answer, Resolution):
-            return compiled.tenant(answer), scope
-        tenant = compiled.tenant(answer.name)
+            return await compiled.admission.admit(scope, answer), scope
+        tenant = await compiled.admission.admit(scope, answer.name)
         root: str = scope.get("root_path", "")
         path: str = scope["path"]
         if not path.startswith(root):

@@ -1,48 +1,12 @@
-"""Paths of the configuration: which are exempt, and which rule of `routes` a request matches."""
+"""Which rule of `routes` a request matches."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
-from starlette.types import Scope
-
 from .plan import NO_RULE, RouteRule
-
-
-def route_path(scope: Scope, root: str | None = None) -> str:
-    """The path as the application's routes know it: without `root_path`, where it is mounted or its tenant stands.
-
-    Args:
-        scope: The request's scope.
-        root: The application's `root_path`; None takes the scope's, to which the application's own mounts are added.
-    """
-    path: str = scope["path"]
-    if root is None:
-        root = scope.get("root_path", "")
-    if not root or not path.startswith(root):
-        return path
-    rest = path[len(root) :]
-    return path if rest and not rest.startswith("/") else rest or "/"
-
-
-class PathPrefixes:
-    """A set of path prefixes, matched on whole segments: `/docs` covers `/docs` and `/docs/x`, but not `/docsx`."""
-
-    __slots__ = ("_exact", "_starts")
-
-    def __init__(self, prefixes: Iterable[str]) -> None:
-        cleaned = [prefix.rstrip("/") for prefix in prefixes]
-        self._exact = frozenset(prefix or "/" for prefix in cleaned)
-        self._starts = tuple(prefix + "/" for prefix in cleaned)
-
-    def __bool__(self) -> bool:
-        return bool(self._starts)
-
-    def matches(self, path: str) -> bool:
-        """Whether the path is one of them or lies below one."""
-        return path in self._exact or path.startswith(self._starts)
 
 
 @dataclass(frozen=True, slots=True)

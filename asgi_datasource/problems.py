@@ -96,6 +96,9 @@ class ProblemAnswers:
             (b"content-length", str(len(body)).encode()),
             (b"cache-control", b"no-store"),
         ]
+        if status == 401:
+            # RFC 9110, section 15.5.2: it has to say what would be accepted.
+            headers.append((b"www-authenticate", b"Bearer"))
         if status == 503:
             headers.append((b"retry-after", str(RETRY_AFTER_S).encode()))
         await send({"type": "http.response.start", "status": status, "headers": headers})

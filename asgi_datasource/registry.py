@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncGenerator, Iterator, Mapping, MutableMapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Mapping, MutableMapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Final
 
 from .background import BackgroundTasks
@@ -103,12 +104,21 @@ class DataSourceRegistry:
 
     def __repr__(self) -> str:
         state = "open" if self.is_open else "closed"
-        return f"<DataSourceRegistry {state}, {len(self)} datasources, {len(self.tenants)} tenants>"
+        return f"<DataSourceRegistry {state}, {len(self)} datasources, {len(self.known_tenants)} tenants>"
 
     @property
-    def tenants(self) -> Mapping[str, Tenant]:
-        """Every tenant by its name."""
-        return self.compiled.tenants
+    def known_tenants(self) -> Mapping[str, Tenant]:
+        """Every tenant that is known at this moment, by its name; a mapping that never changes."""
+        return MappingProxyType(self.compiled.admission.directory.map.names)
+
+    async def tenants(self) -> AsyncIterator[Tenant]:
+        """Every tenant, in the order of their names: `async for tenant in registry.tenants()`.
+
+        What is iterated over is the picture of one moment: a tenant that comes or goes meanwhile is not noticed.
+        """
+        names = self.compiled.admission.directory.map.names
+        for name in sorted(names):
+            yield names[name]
 
     @property
     def datasources(self) -> Mapping[str, DataSource]:
@@ -334,8 +344,10 @@ class DataSourceRegistry:
         if not self.is_open:
             await self.open()
         compiled = self.compiled
+        found = await compiled.admission.find(tenant)
+        found.check_served()
         db = self.make_session(
-            compiled.tenant(tenant),
+            found,
             compiled=compiled,
             policy=replace(compiled.policy, commit_scope=CommitScope.SESSION),
         )

@@ -638,6 +638,8 @@ class DataSession(StatementMethods):
     async def _dispatch(self, statements: Sequence[Statement], intent: AccessIntent, plan: Plan) -> list[Result]:
         if plan.read_only and intent is AccessIntent.WRITE:
             raise DataError(DataErrorKind.READ_ONLY, "the transaction is read only")
+        if intent is AccessIntent.WRITE:
+            self._tenant.check_writable()
         executor = cast("Executor", self._executor)
         block = self.innermost_block()
         work = cast("Work", self._work)

@@ -11,7 +11,7 @@ PACKAGE = Path(__file__).parent.parent / "asgi_datasource"
 
 FLOORS: tuple[tuple[str, ...], ...] = (
     ("errors", "background"),
-    ("telemetry", "inbox"),
+    ("telemetry", "inbox", "prefixes", "hostnames"),
     ("config", "routing", "drivers", "tenancy"),
     ("problems", "datasource", "transaction"),
     ("plan", "execution", "statements"),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from asgi_datasource.paths import route_path
+from asgi_datasource.prefixes import route_path
 
 
 @pytest.mark.parametrize(

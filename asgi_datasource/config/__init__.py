@@ -19,6 +19,7 @@ from .models import (
     TelemetryConfig,
     TenancyConfig,
     TenantConfig,
+    TokenConfig,
     TransactionsConfig,
 )
 from .reading import Format, Text
@@ -53,6 +54,7 @@ __all__ = [
     "TenancyConfig",
     "TenantConfig",
     "Text",
+    "TokenConfig",
     "TransactionsConfig",
     "describe_diagnostics",
     "examine",

@@ -256,6 +256,40 @@ _ENTRIES: Final = (
         f"tenants:\n  acme: {{datasource: orders, schema: {'ä' * 32}}}\n",
         "tenants:\n  acme: {datasource: orders, schema: acme}\n",
     ),
+    Explained(
+        Code.UNKNOWN_TENANT,
+        "Names a tenant that is not there",
+        "A resolver leads requests to a tenant that the document does not list: all of them would be answered with"
+        " 404.",
+        "tenancy: {resolve: [{fixed: amce}]}\ntenants: {acme: {datasource: orders}}\n",
+        "tenancy: {resolve: [{fixed: acme}]}\ntenants: {acme: {datasource: orders}}\n",
+    ),
+    Explained(
+        Code.UNVERIFIABLE,
+        "A token that could not be verified, or not safely",
+        "A token is verified by one `key` or by the keys of a `jwks` file. One key serves algorithms of one kind: were"
+        " a public key taken for the shared secret of HS256, everybody could sign.",
+        "tenancy:\n  default: orders\n  resolve:\n"
+        "    - {jwt_claim: {claim: tenant, algorithms: [HS256, RS256], key: {file: datasource.yaml}}}\n",
+        "tenancy:\n  default: orders\n  resolve:\n"
+        "    - {jwt_claim: {claim: tenant, algorithms: [RS256], jwks: /etc/jwks.json}}\n",
+    ),
+    Explained(
+        Code.ADDRESS,
+        "Not an address, a network or a host",
+        "`trusted_proxies` takes addresses, networks such as 10.0.0.0/8, and `unix`; `trusted_hosts` and `domain` take"
+        " the names of hosts.",
+        "tenancy: {default: orders, trusted_proxies: [10.0.0.0/33]}\n",
+        "tenancy: {default: orders, trusted_proxies: [10.0.0.0/8]}\n",
+    ),
+    Explained(
+        Code.SHARED_NAME,
+        "One name or alias for two tenants",
+        "Requests would reach one of the two by chance.",
+        "tenants:\n  acme: {datasource: orders, schema: acme, aliases: [globex]}\n"
+        "  globex: {datasource: orders, schema: globex}\n",
+        "tenants:\n  acme: {datasource: orders, schema: acme}\n  globex: {datasource: orders, schema: globex}\n",
+    ),
 )
 
 CATALOGUE: Final = {entry.code: entry for entry in _ENTRIES}

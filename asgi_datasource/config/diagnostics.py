@@ -89,6 +89,14 @@ class Code(StrEnum):
     """A rule or resolver that never comes to its turn."""
     NAME_TOO_LONG = "ADS049"
     """A name that PostgreSQL would cut off."""
+    UNKNOWN_TENANT = "ADS070"
+    """Names a tenant that is not there."""
+    UNVERIFIABLE = "ADS071"
+    """A token could not be verified by these rules, or not safely."""
+    ADDRESS = "ADS072"
+    """Not an address, a network or a host."""
+    SHARED_NAME = "ADS073"
+    """One name or alias for two tenants."""
 
 
 DOCS: Final = "docs/diagnostics.md"

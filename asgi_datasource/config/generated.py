@@ -87,6 +87,8 @@ def _definition(value: Value) -> dict[str, Any]:
     if value.name == "DatabaseUrl":
         template = {"type": "string", "pattern": TEMPLATE_PATTERN}
         return {**title, "anyOf": [*either, {"$ref": "#/$defs/SecretFile"}], "not": template}
+    if value.is_secret:
+        return {**title, "anyOf": [*either, {"$ref": "#/$defs/SecretFile"}]}
     return {**title, "anyOf": either}
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import Annotated, Any, Final, Literal
 
-from pydantic import GetCoreSchemaHandler
+from pydantic import GetCoreSchemaHandler, SecretStr
 from pydantic_core import CoreSchema
 
 from ..errors import DataErrorKind
@@ -17,6 +17,8 @@ _NAME_PATTERN: Final = "[A-Za-z0-9][A-Za-z0-9_-]*"
 _IDENTIFIER: Final = "[A-Za-z_][A-Za-z0-9_]*"
 _DOTTED: Final = rf"{_IDENTIFIER}(?:\.{_IDENTIFIER})*"
 _SEGMENT: Final = r"[^/*?#{}\x00-\x20\x7f]+"
+_LABEL: Final = r"[^\x00-,./:-@\[-\^`{-\x7f]+"
+_HOST: Final = rf"{_LABEL}(?:\.{_LABEL})*\.?"
 _GLOB: Final = rf"(?:\*|{_SEGMENT})"
 
 DatasourceName = Annotated[str, values.text("DatasourceName", _NAME, _NAME_PATTERN, maximum=63)]
@@ -99,10 +101,90 @@ DomainName = Annotated[
     values.text(
         "DomainName",
         "a domain such as app.example.com, without scheme, port and dot in front",
-        r"[A-Za-z0-9_-]+(?:\.[A-Za-z0-9_-]+)*",
+        rf"{_LABEL}(?:\.{_LABEL})*",
         maximum=253,
     ),
 ]
+HostName = Annotated[
+    str,
+    values.text(
+        "HostName",
+        "a host such as shop.example.com, without scheme and port",
+        _HOST,
+        maximum=254,
+        takes_reference=False,
+    ),
+]
+HostPattern = Annotated[
+    str,
+    values.text(
+        "HostPattern",
+        "a host such as shop.example.com, or *.example.com for all below it, without scheme and port",
+        rf"(?:\*\.)?{_HOST}",
+        maximum=256,
+    ),
+]
+ProxyAddress = Annotated[
+    str,
+    values.text(
+        "ProxyAddress",
+        "an address such as 10.0.0.7, a network such as 10.0.0.0/8, or unix for a Unix socket",
+        r"unix|[0-9A-Fa-f:.]+(?:/[0-9]{1,3})?",
+        maximum=64,
+    ),
+]
+QueryName = Annotated[
+    str, values.text("QueryName", "the name of a query parameter, such as tenant", r"[A-Za-z0-9_.-]+", maximum=64)
+]
+CookieName = Annotated[
+    str, values.text("CookieName", "the name of a cookie, such as tenant", r"[A-Za-z0-9_.-]+", maximum=64)
+]
+ScopePath = Annotated[
+    str,
+    values.text(
+        "ScopePath",
+        "a path into the ASGI scope such as user.tenant_id",
+        r"[A-Za-z_][A-Za-z0-9_-]*(?:\.[A-Za-z_][A-Za-z0-9_-]*)*",
+    ),
+]
+ClaimName = Annotated[
+    str,
+    values.text("ClaimName", "the name of a claim, or a path of them such as org.id", r"[^\x00-\x20\x7f{}]+"),
+]
+ClaimValue = Annotated[
+    str, values.text("ClaimValue", "a string without braces and control characters", r"[^\x00-\x1f\x7f{}]+")
+]
+TokenAlgorithm = Annotated[
+    str,
+    values.word(
+        "TokenAlgorithm",
+        *("HS256", "HS384", "HS512", "RS256", "RS384", "RS512", "PS256", "PS384", "PS512"),
+        *("ES256", "ES384", "ES512", "EdDSA"),
+    ),
+]
+FixedTenant = Annotated[
+    str,
+    values.text(
+        "FixedTenant",
+        "a tenant name: 1 to 255 characters, without '*', braces and control characters",
+        _TENANT_NAME,
+    ),
+]
+TenantStateWord = Annotated[
+    Literal["active", "read_only", "suspended", "moving"],
+    values.word("TenantState", "active", "read_only", "suspended", "moving"),
+]
+FilePath = Annotated[
+    str,
+    values.text(
+        "FilePath",
+        "the path of a file; a relative one starts at this document",
+        r"[^\x00-\x1f\x7f]+",
+        maximum=4096,
+        is_free=True,
+    ),
+]
+SecretText = Annotated[SecretStr, values.secret_text("SecretText")]
 CallablePath = Annotated[
     str, values.text("CallablePath", "a function as package.module:function", rf"{_DOTTED}:{_DOTTED}")
 ]

@@ -14,7 +14,7 @@ from .kinds import DatasourceName, TenantName, Version
 from .requests import ConsistencyConfig, ErrorsConfig, RouteRule, TelemetryConfig, TransactionsConfig
 from .sections import Section, mapping_field, section_field
 from .servers import DataSourceConfig, EndpointConfig, PoolConfig, ReplicaConfig, RoutingConfig
-from .tenants import ResolverConfig, TenancyConfig, TenantConfig, keep_compact
+from .tenants import ResolverConfig, TenancyConfig, TenantConfig, TokenConfig, keep_compact
 
 __all__ = [
     "Config",
@@ -30,6 +30,7 @@ __all__ = [
     "TelemetryConfig",
     "TenancyConfig",
     "TenantConfig",
+    "TokenConfig",
     "TransactionsConfig",
 ]
 

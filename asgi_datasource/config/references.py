@@ -16,7 +16,7 @@ from pydantic import SecretStr
 
 from .diagnostics import Code, Diagnostic, Path, did_you_mean
 from .limits import MAX_DEPTH, MAX_SECRET_BYTES
-from .shapes import is_mapping
+from .shapes import is_list, is_mapping
 from .tenants import TenantConfig
 from .values import Given
 
@@ -27,6 +27,18 @@ PLAIN_TEXT: Final = rf"^(?:{_LITERAL})*\$*$"
 """Text without a reference, from end to end."""
 REFERENCE_TEXT: Final = rf"^(?:{_LITERAL})*{VARIABLE}(?:{_LITERAL}|{VARIABLE})*\$*$"
 """Text with at least one reference, and every `${` of it well-formed."""
+
+SECRETS: Final = (
+    ("datasources", "*", "primary", "url"),
+    ("datasources", "*", "replicas", "*", "url"),
+    ("tenancy", "resolve", "*", "jwt_claim", "key"),
+)
+"""Where `{file: path}` may stand; `*` is any name or entry."""
+
+FILES: Final = (("tenancy", "resolve", "*", "jwt_claim", "jwks"),)
+"""Where paths of files stand."""
+
+_CONTROL: Final = re.compile(r"[\x00-\x1f\x7f]")
 
 _TOKENS: Final = re.compile(
     r"(?P<escape>\$\$\{)|\$\{(?P<name>[A-Za-z_][A-Za-z0-9_]*)(?::-(?P<default>[^{}\x00-\x1f\x7f]*))?\}|(?P<broken>\$\{)"
@@ -124,16 +136,18 @@ class Outside:
         )
 
     def _with_secrets(self, document: dict[str, Any]) -> dict[str, Any]:
-        """The document with the files behind the endpoints' `{file: path}` read."""
-        endpoints: list[tuple[str, ...]] = []
-        for name in _keys(document, ["datasources"]):
-            here = ("datasources", name)
-            endpoints.append((*here, "primary"))
-            endpoints += [(*here, "replicas", replica) for replica in _keys(document, [*here, "replicas"])]
-        for path in endpoints:
-            url: object = _at(document, (*path, "url"))
-            if is_mapping(url) and list(url) == ["file"] and isinstance(url["file"], str):
-                document = _replaced(document, (*path, "url"), self._secret(url["file"], (*path, "url")))
+        """The document with the files behind each `{file: path}` read, and with paths that start at its folder."""
+        for pattern in SECRETS:
+            for path in _matches(document, pattern):
+                value = _at(document, path)
+                if is_mapping(value) and list(value) == ["file"] and isinstance(value["file"], str):
+                    document = _replaced(document, path, self._secret(value["file"], path))
+        for pattern in FILES:
+            for path in _matches(document, pattern):
+                value = _at(document, path)
+                if isinstance(value, str) and value and not _CONTROL.search(value):
+                    file = str(self._folder / value)
+                    document = _replaced(document, path, Given(file) if isinstance(value, Given) else file)
         return document
 
     def _secret(self, file: str, path: Path) -> Given:
@@ -154,23 +168,32 @@ class Outside:
         return Given("")
 
 
-def _at(document: object, path: Sequence[str]) -> Any:
-    """What stands at a path of keys; None when nothing does."""
-    value = document
-    for key in path:
-        value = value.get(key) if is_mapping(value) else None
+def _at(document: object, path: Path) -> Any:
+    value: Any = document
+    for part in path:
+        value = value[part]
     return value
 
 
-def _keys(document: object, path: Sequence[str]) -> list[str]:
-    mapping: object = _at(document, path)
-    return list(mapping) if is_mapping(mapping) else []
+def _matches(document: object, pattern: tuple[str, ...], path: Path = ()) -> list[Path]:
+    """The paths of a document that a pattern leads to; `*` is any name or entry."""
+    if not pattern:
+        return [path]
+    key, *rest = pattern
+    parts: Iterable[str | int] = ()
+    if is_mapping(document):
+        parts = list(document) if key == "*" else (key,) if key in document else ()
+    elif is_list(document) and key == "*":
+        parts = range(len(document))
+    return [found for part in parts for found in _matches(_at(document, (part,)), tuple(rest), (*path, part))]
 
 
-def _replaced(document: dict[str, Any], path: Sequence[str], value: object) -> dict[str, Any]:
-    """The document with the value at a path of keys replaced; everything beside the path is shared."""
+def _replaced(document: Any, path: Path, value: object) -> Any:
+    """The document with the value at a path replaced; everything beside the path is shared."""
     key, *rest = path
-    return {**document, key: _replaced(document[key], rest, value) if rest else value}
+    copy = document.copy()
+    copy[key] = _replaced(document[key], tuple(rest), value) if rest else value
+    return copy
 
 
 _STRINGS: Final = frozenset({str})

@@ -11,6 +11,7 @@ from .coverage import covers
 from .diagnostics import Code, Diagnostic, Edit, Fix, Path, Severity, did_you_mean, show
 from .limits import MAX_DIAGNOSTICS
 from .models import Config, DataSourceConfig, RouteRule, TenantConfig
+from .sense_tenancy import check_aliases, check_tenancy
 from .url import find_fault
 
 MAX_NAME_BYTES: Final = 63
@@ -35,6 +36,8 @@ def check_sense(config: Config, *, needs_resolver: bool = True) -> list[Diagnost
         _tenants_apart,
         _long_names,
         _routes,
+        check_tenancy,
+        check_aliases,
     ]
     if needs_resolver:
         checks.append(_resolvers)

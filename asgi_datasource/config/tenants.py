@@ -2,39 +2,132 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, ClassVar, Final, Literal, Self
+from typing import Annotated, Any, ClassVar, Final, Literal, Self, get_args
 
 from pydantic import ConfigDict, Field, ValidationInfo, ValidatorFunctionWrapHandler, model_validator
 from pydantic.dataclasses import dataclass
 from pydantic_core import PydanticCustomError
 
+from .durations import parse_duration
 from .kinds import (
     CallablePath,
+    ClaimName,
+    ClaimValue,
+    CookieName,
     DatabaseIdentifier,
     DatasourceName,
     DomainName,
+    Duration,
+    FilePath,
+    FixedTenant,
+    Flag,
     HeaderName,
+    HostName,
+    HostPattern,
     NamePattern,
     PathPrefix,
+    ProxyAddress,
+    QueryName,
     RefusalStatus,
+    ScopePath,
+    SecretText,
     SettingName,
     SettingValue,
     TenantPathPrefix,
+    TenantStateWord,
+    TokenAlgorithm,
     is_tenant_name,
 )
 from .sections import OMISSIBLE, Section
 from .shapes import is_mapping
 
 
-class ResolverConfig(Section):
-    """One way to tell the tenant from a request: exactly one of these keys."""
+class TokenConfig(Section):
+    """A signed token (JWT), and the claim of it that names the tenant."""
 
-    model_config = ConfigDict(json_schema_extra={"minProperties": 1, "maxProperties": 1})
-
-    planned: ClassVar[dict[str, str]] = dict.fromkeys(
-        ("domain", "query", "cookie", "jwt_claim", "scope", "fixed"),
-        "use header, subdomain_of, path_prefix or callable",
+    claim: ClaimName = Field(
+        title="Claim",
+        description="The claim that names the tenant: its name as it is, or else a path of names: org.id.",
+        examples=["tenant_id", "https://example.com/tenant"],
     )
+    algorithms: tuple[TokenAlgorithm, ...] = Field(
+        min_length=1,
+        title="Algorithms",
+        description="What may have signed the token. With key, all of one kind: HS*, RS* and PS*, ES* or EdDSA.",
+        examples=[["RS256"]],
+    )
+    key: Annotated[SecretText | None, OMISSIBLE] = Field(
+        default=None,
+        title="Key",
+        description="The shared secret for HS*, the public key in PEM for the others. Either key or jwks.",
+        examples=["${TOKEN_KEY}", {"file": "/run/secrets/token_key.pem"}],
+    )
+    jwks: Annotated[FilePath | None, OMISSIBLE] = Field(
+        default=None,
+        title="Key set",
+        description="A JWKS file with the keys; it is read again when it has changed. Nothing is fetched.",
+        examples=["/etc/shop/jwks.json"],
+    )
+    audience: tuple[ClaimValue, ...] = Field(
+        default=(),
+        title="Audience",
+        description="One of these has to be in the token's aud. Without it, aud is not looked at.",
+        examples=[["shop"]],
+    )
+    issuer: Annotated[ClaimValue | None, OMISSIBLE] = Field(
+        default=None,
+        title="Issuer",
+        description="What the token's iss has to be.",
+        examples=["https://login.example.com/"],
+    )
+    leeway_s: Duration = Field(
+        default=parse_duration("30s"),
+        alias="leeway",
+        json_schema_extra={"default": "30s"},
+        title="Leeway",
+        description="By how much the clocks of whoever made the token and of this server may differ.",
+        examples=["10s"],
+    )
+    required: tuple[ClaimName, ...] = Field(
+        default=("exp",),
+        title="Required claims",
+        description="Claims that have to be there. Tokens that never expire are refused unless exp is taken out.",
+        examples=[["exp", "iat"]],
+    )
+    header: HeaderName = Field(
+        default="Authorization",
+        title="Header",
+        description="The header that carries the token; in Authorization the word Bearer stands in front of it.",
+        examples=["X-Token"],
+    )
+    cookie: Annotated[CookieName | None, OMISSIBLE] = Field(
+        default=None,
+        title="Cookie",
+        description="The cookie that carries the token, in place of a header.",
+        examples=["session"],
+    )
+
+
+ResolverKind = Literal[
+    "header",
+    "subdomain_of",
+    "domain",
+    "path_prefix",
+    "query",
+    "cookie",
+    "jwt_claim",
+    "scope",
+    "callable",
+    "fixed",
+]
+WAYS: Final[tuple[ResolverKind, ...]] = get_args(ResolverKind)
+"""The keys of which a resolver has exactly one."""
+
+
+class ResolverConfig(Section):
+    """One way to tell the tenant from a request: exactly one of these keys, and paths where it is for some only."""
+
+    model_config = ConfigDict(json_schema_extra={"oneOf": [{"required": [way]} for way in WAYS]})
 
     header: Annotated[HeaderName | None, OMISSIBLE] = Field(
         default=None,
@@ -48,11 +141,44 @@ class ResolverConfig(Section):
         description="The tenant is the label in front of this domain: acme in acme.app.example.com.",
         examples=["app.example.com"],
     )
+    domain: Annotated[dict[HostName, FixedTenant] | None, OMISSIBLE] = Field(
+        default=None,
+        title="Domain",
+        description=(
+            "The tenant is the one that this map names for the request's host, or that lists the host under its"
+            " aliases; {} leaves it to the aliases alone."
+        ),
+        examples=[{"shop.acme.example": "acme"}],
+    )
     path_prefix: Annotated[TenantPathPrefix | None, OMISSIBLE] = Field(
         default=None,
         title="Path prefix",
         description="The tenant is the segment of the path behind this prefix; both move to root_path.",
         examples=["/t"],
+    )
+    query: Annotated[QueryName | None, OMISSIBLE] = Field(
+        default=None,
+        title="Query parameter",
+        description="The tenant is the value of this parameter of the query string.",
+        examples=["tenant"],
+    )
+    cookie: Annotated[CookieName | None, OMISSIBLE] = Field(
+        default=None,
+        title="Cookie",
+        description="The tenant is the value of this cookie.",
+        examples=["tenant"],
+    )
+    jwt_claim: Annotated[TokenConfig | None, OMISSIBLE] = Field(
+        default=None,
+        title="Claim of a token",
+        description="The tenant is a claim of a signed token; a token that does not count is answered with 401.",
+        examples=[{"claim": "tenant_id", "algorithms": ["RS256"], "jwks": "/etc/shop/jwks.json"}],
+    )
+    scope: Annotated[ScopePath | None, OMISSIBLE] = Field(
+        default=None,
+        title="Scope",
+        description="The tenant is what another middleware has put there in the ASGI scope, by keys or attributes.",
+        examples=["user.tenant_id"],
     )
     callable: Annotated[CallablePath | None, OMISSIBLE] = Field(
         default=None,
@@ -63,44 +189,83 @@ class ResolverConfig(Section):
         ),
         examples=["shop.tenants:resolve"],
     )
+    fixed: Annotated[FixedTenant | None, OMISSIBLE] = Field(
+        default=None,
+        title="Fixed",
+        description="The tenant is always this one: for a deployment that serves one, or as the last way.",
+        examples=["acme"],
+    )
+    paths: tuple[PathPrefix, ...] = Field(
+        default=(),
+        title="Paths",
+        description="Ask this way only for these paths and everything below them; without it, for all.",
+        examples=[["/api"]],
+    )
 
     @model_validator(mode="after")
     def _has_one_key(self) -> Self:
-        if len(self.model_fields_set) != 1:
-            raise PydanticCustomError("one_key", "expected exactly one key")
+        if len(self.model_fields_set - {"paths"}) != 1:
+            raise PydanticCustomError("one_key", "expected exactly one key, beside paths")
         return self
 
     @property
-    def kind(self) -> Literal["header", "subdomain_of", "path_prefix", "callable"]:
+    def kind(self) -> ResolverKind:
         """Which of the ways this is."""
-        if self.header is not None:
-            return "header"
-        if self.subdomain_of is not None:
-            return "subdomain_of"
-        return "path_prefix" if self.path_prefix is not None else "callable"
+        return next(way for way in WAYS if way in self.model_fields_set)
 
     @property
-    def argument(self) -> str:
-        """What stands behind the key: the header's name, the domain, the prefix or the function."""
-        return self.header or self.subdomain_of or self.path_prefix or self.callable or ""
+    def argument(self) -> object:
+        """What stands behind that key: the header's name, the domain, the prefix, the rules for a token."""
+        return getattr(self, self.kind)
 
 
 class TenancyConfig(Section):
     """How the tenant is told from a request, and how requests without one are answered."""
-
-    planned: ClassVar[dict[str, str]] = {
-        "trusted_hosts": "let the proxy in front check them",
-        "trusted_proxies": "leave it out: forwarded headers are not read",
-        "authorize": "check it in the application",
-        "hide_unknown": "set unknown to the status that you want",
-        "tenants_from": "list the tenants under tenants",
-    }
 
     resolve: tuple[ResolverConfig, ...] = Field(
         default=(),
         title="Resolvers",
         description="Ways to tell the tenant from a request, tried in order; the first answer wins.",
         examples=[[{"header": "X-Tenant"}, {"subdomain_of": "app.example.com"}]],
+    )
+    agree: Flag = Field(
+        default=False,
+        title="All have to agree",
+        description="true: all ways are asked, and a request that names two tenants is answered with 400.",
+        examples=[True],
+    )
+    authorize: Annotated[CallablePath | None, OMISSIBLE] = Field(
+        default=None,
+        title="Authorize",
+        description=(
+            "A function, async or not, that is given the ASGI scope and the tenant's name, and says whether this"
+            " request may act for that tenant; if not, it is answered with 403."
+        ),
+        examples=["shop.tenants:may_act"],
+    )
+    hide_unknown: Flag = Field(
+        default=False,
+        title="Hide unknown tenants",
+        description=(
+            "true: a tenant that the request may not act for is answered as one that does not exist, in the same words"
+            " and after the same question to authorize."
+        ),
+        examples=[True],
+    )
+    trusted_hosts: tuple[HostPattern, ...] = Field(
+        default=(),
+        title="Trusted hosts",
+        description=(
+            "Requests for other hosts are answered with 400; hosts of domain resolvers and tenants' aliases are served"
+            " as well. Without it, every host is served."
+        ),
+        examples=[["app.example.com", "*.app.example.com"]],
+    )
+    trusted_proxies: tuple[ProxyAddress, ...] = Field(
+        default=(),
+        title="Trusted proxies",
+        description="From whom Forwarded and X-Forwarded-Host are believed: addresses, networks, or unix.",
+        examples=[["10.0.0.0/8", "unix"]],
     )
     missing: RefusalStatus = Field(
         default=400,
@@ -144,9 +309,7 @@ class TenantConfig:
     # A dataclass with slots, not a model: there may be 100,000, and a model takes three times the memory.
     planned: ClassVar[dict[str, str]] = {
         "limits": "leave it out: the limits of the datasource's pool apply",
-        "state": "leave it out: every tenant is active",
         "datasources": "name one datasource",
-        "aliases": "give the tenant a second entry",
     }
 
     datasource: Annotated[
@@ -186,6 +349,26 @@ class TenantConfig:
             examples=["tenant_reader"],
         ),
     ] = None
+
+    state: Annotated[
+        TenantStateWord,
+        Field(
+            title="State",
+            description=(
+                "active; read_only: writes are answered with 403; suspended: everything is answered with 403; moving:"
+                " writes are answered with 503 and Retry-After."
+            ),
+            examples=["active"],
+        ),
+    ] = "active"
+    aliases: Annotated[
+        tuple[FixedTenant, ...],
+        Field(
+            title="Aliases",
+            description="Other names of the tenant: domains of its own for domain resolvers, names that it had before.",
+            examples=[["shop.acme.example"]],
+        ),
+    ] = ()
 
     def __repr__(self) -> str:
         # The values of the settings identify customers and are nobody else's business.

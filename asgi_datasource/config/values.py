@@ -12,7 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Final, NoReturn
 
-from pydantic import GetCoreSchemaHandler, GetJsonSchemaHandler
+from pydantic import GetCoreSchemaHandler, GetJsonSchemaHandler, SecretStr
 from pydantic_core import CoreSchema, core_schema
 
 from .durations import DURATION, WHOLE_SECONDS, format_duration, parse_duration
@@ -260,6 +260,28 @@ def database_url(name: str) -> Value:
         "postgresql://user@host/database, libpq's keyword form 'host=... dbname=...', or {file: path}",
         ("string",),
         {"type": "string", "pattern": URL_PATTERN},
+        _plain(check),
+        is_free=True,
+        is_secret=True,
+        serialize=str,
+    )
+
+
+def secret_text(name: str) -> Value:
+    """A secret: in the environment or a file; `{file: path}` stands for what the file holds."""
+
+    def check(value: object) -> SecretStr:
+        text = value.get_secret_value() if isinstance(value, SecretStr) else value
+        if not isinstance(text, str) or not text or "\x00" in text:
+            _refuse()
+        text.encode()
+        return SecretStr(str(text))
+
+    return Value(
+        name,
+        "a secret, by ${NAME} or {file: path}",
+        ("string",),
+        {"type": "string", "minLength": 1},
         _plain(check),
         is_free=True,
         is_secret=True,

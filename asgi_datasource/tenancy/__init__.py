@@ -1,33 +1,62 @@
 """Who is asking, and what keeps that tenant apart from the others."""
 
+from .admission import Admission, Authorize
+from .answers import MAX_NAME_LENGTH, Answer, Resolution, TenantResolver
+from .chain import Agreement, PathRuleResolver, chain
+from .compiling import Resolvers, compile_admission, compile_tenants, import_callable
+from .directory import TenantDirectory, TenantMap
+from .domains import DomainResolver, SubdomainResolver, TrustedHostResolver
+from .hosts import RequestHost, TrustedHosts
 from .isolation import quote_identifier, tenant_settings
 from .resolvers import (
-    MAX_NAME_LENGTH,
-    Answer,
     CallableResolver,
+    CookieResolver,
+    FixedResolver,
     HeaderResolver,
     PathPrefixResolver,
-    Resolution,
-    SubdomainResolver,
+    QueryResolver,
+    ScopeResolver,
     TenantFunction,
-    TenantResolver,
-    chain,
 )
-from .tenant import Strategy, Tenant
+from .tenant import Strategy, Tenant, TenantState
+from .tokens import FixedKey, KeySetFile, TokenResolver, TokenRules
 
 __all__ = [
     "MAX_NAME_LENGTH",
+    "Admission",
+    "Agreement",
     "Answer",
+    "Authorize",
     "CallableResolver",
+    "CookieResolver",
+    "DomainResolver",
+    "FixedKey",
+    "FixedResolver",
     "HeaderResolver",
+    "KeySetFile",
     "PathPrefixResolver",
+    "PathRuleResolver",
+    "QueryResolver",
+    "RequestHost",
     "Resolution",
+    "Resolvers",
+    "ScopeResolver",
     "Strategy",
     "SubdomainResolver",
     "Tenant",
+    "TenantDirectory",
     "TenantFunction",
+    "TenantMap",
     "TenantResolver",
+    "TenantState",
+    "TokenResolver",
+    "TokenRules",
+    "TrustedHostResolver",
+    "TrustedHosts",
     "chain",
+    "compile_admission",
+    "compile_tenants",
+    "import_callable",
     "quote_identifier",
     "tenant_settings",
 ]

@@ -1,72 +1,23 @@
-"""Who is asking: from the ASGI scope to a tenant's name.
+"""Ways to tell the tenant from a request: a header, the path, a query parameter, a cookie, another middleware's word.
 
-A resolver answers with a name, or None when the request says nothing to it; the next one is asked then. Names are
-checked against the configured pattern before they are used anywhere, and are never echoed in an answer.
+Those that read the host are in `domains.py`, the one that reads a signed token in `tokens.py`.
 """
 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass
-from typing import Final, Protocol
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Any, Final, cast
+from urllib.parse import parse_qsl
+from uuid import UUID
 
 from starlette.types import Scope
 
 from ..errors import DataError, DataErrorKind
+from .answers import Answer, Resolution, bad_request, duplicate_header
 
-MAX_NAME_LENGTH: Final = 255
-"""Longest name, in characters, that is matched against the pattern at all."""
-
-
-@dataclass(frozen=True, slots=True)
-class Resolution:
-    """A resolver's answer.
-
-    Attributes:
-        name: The tenant's name as the request gave it, not yet checked.
-        prefix: The part of the path that named the tenant; it moves to `root_path`. Empty where nothing moves.
-    """
-
-    name: str
-    prefix: str = ""
-
-
-Answer = str | Resolution | None
-"""A name, a name that also changes the path, or None: this resolver cannot tell."""
-
-
-class TenantResolver(Protocol):
-    """One way to tell the tenant from the request."""
-
-    def __call__(self, scope: Scope, /) -> Answer | Awaitable[Answer]:
-        """Answer from the scope alone; None leaves it to the next resolver."""
-        ...
-
-
-def bad_request(message: str) -> DataError:
-    """The error for a request whose tenant cannot be told: answered with 400."""
-    return DataError(DataErrorKind.TENANT, message, http_status=400)
-
-
-def duplicate_header(name: bytes) -> DataError:
-    """The error for a header that may be there once at most and is there twice."""
-    return bad_request(f"the header {name.decode('latin-1')!r} is there more than once; send it once")
-
-
-def single_header(scope: Scope, name: bytes) -> str | None:
-    """The value of a header that may be there once at most.
-
-    Raises:
-        DataError: TENANT (400) when the header is there twice: which one a proxy in front has checked is unknowable.
-    """
-    found: bytes | None = None
-    for key, value in scope["headers"]:
-        if key == name:
-            if found is not None:
-                raise duplicate_header(name)
-            found = value
-    return None if found is None else found.decode("latin-1").strip()
+MAX_QUERY_FIELDS: Final = 1000
+"""Most parameters that a query string is searched for; with more it is refused."""
 
 
 class HeaderResolver:
@@ -78,7 +29,7 @@ class HeaderResolver:
         self._name = name.lower().encode("latin-1")
 
     def __call__(self, scope: Scope, /) -> str | None:
-        # Every request comes through here: the loop of `single_header`, without the call.
+        # Not `single_header`: this is on the way of every request, and saves it a call.
         name = self._name
         found: bytes | None = None
         for key, value in scope["headers"]:
@@ -87,28 +38,6 @@ class HeaderResolver:
                     raise duplicate_header(name)
                 found = value
         return found.decode("latin-1").strip() if found else None
-
-
-class SubdomainResolver:
-    """The tenant is the label in front of a domain: `acme` in `acme.app.example.com`."""
-
-    __slots__ = ("_suffix",)
-
-    def __init__(self, domain: str) -> None:
-        self._suffix = "." + domain.lower().strip(".")
-
-    def __call__(self, scope: Scope, /) -> str | None:
-        host = single_header(scope, b"host")
-        if not host:
-            return None
-        # RFC 9110, section 7.2: Host = uri-host [ ":" port ]; host names know no case and may end in a dot.
-        host = host.lower()
-        if not host.startswith("["):
-            host = host.partition(":")[0].rstrip(".")
-        if not host.endswith(self._suffix):
-            return None
-        label = host[: -len(self._suffix)]
-        return label if label and "." not in label else None
 
 
 class PathPrefixResolver:
@@ -132,6 +61,93 @@ class PathPrefixResolver:
         if not name:
             return None
         return Resolution(name, prefix=path[start : begin + len(name)])
+
+
+class QueryResolver:
+    """The tenant is a parameter of the query string."""
+
+    __slots__ = ("_name", "_needle")
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+        self._needle = name.encode()
+
+    def __call__(self, scope: Scope, /) -> str | None:
+        query: bytes = scope.get("query_string", b"")
+        if not query or (self._needle not in query and b"%" not in query):
+            return None
+        try:
+            # What is no UTF-8 becomes U+FFFD, which stands in no tenant's name that has passed the pattern.
+            pairs = parse_qsl(query.decode("latin-1"), errors="replace", max_num_fields=MAX_QUERY_FIELDS)
+        except ValueError:
+            raise bad_request("the query string has too many parameters") from None
+        found = {value for name, value in pairs if name == self._name}
+        if len(found) > 1:
+            raise bad_request(f"the query parameter {self._name!r} is there with several values; send one")
+        return found.pop() if found else None
+
+
+class CookieResolver:
+    """The tenant is the value of a cookie."""
+
+    __slots__ = ("_name",)
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+
+    def __call__(self, scope: Scope, /) -> str | None:
+        return cookie(scope, self._name)
+
+
+def cookie(scope: Scope, name: str) -> str | None:
+    """The value of a cookie; HTTP/2 may send cookies in several header lines (RFC 9113, section 8.2.3).
+
+    Raises:
+        DataError: TENANT (400): it is there with several values, of different paths or domains.
+    """
+    found: set[str] = set()
+    for key, value in scope["headers"]:
+        if key == b"cookie":
+            for pair in value.decode("latin-1").split(";"):
+                written, equals, text = pair.partition("=")
+                if equals and written.strip() == name and (text := text.strip().strip('"')):
+                    found.add(text)
+    if len(found) > 1:
+        raise bad_request(f"the cookie {name!r} is there with several values")
+    return found.pop() if found else None
+
+
+class ScopeResolver:
+    """The tenant is what another middleware has put into the scope: `user.tenant_id`."""
+
+    __slots__ = ("_path", "_steps")
+
+    def __init__(self, path: str) -> None:
+        self._path = path
+        self._steps = path.split(".")
+
+    def __call__(self, scope: Scope, /) -> str | None:
+        found: Any = scope
+        for step in self._steps:
+            if isinstance(found, Mapping):
+                found = cast("Mapping[str, Any]", found).get(step)
+            else:
+                found = getattr(found, step, None)
+            if found is None:
+                return None
+        return as_name(found, of=f"the scope's {self._path}")
+
+
+class FixedResolver:
+    """The tenant is always the same: for a deployment that serves one."""
+
+    __slots__ = ("_name",)
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+
+    def __call__(self, scope: Scope, /) -> str:
+        return self._name
 
 
 TenantFunction = Callable[[Scope], str | None | Awaitable[str | None]]
@@ -167,32 +183,14 @@ class CallableResolver:
         return answer
 
 
-def chain(resolvers: Sequence[TenantResolver]) -> TenantResolver:
-    """Resolvers asked in order; the first answer wins.
+def as_name(value: object, *, of: str) -> str | None:
+    """A tenant's name out of a value that the application or a token holds; numbers and UUIDs are names as well.
 
-    Returns:
-        One resolver; what it answers is a name as the request gave it, not yet checked.
+    Raises:
+        DataError: CONFIG: it can be none.
     """
-    if len(resolvers) == 1:
-        return resolvers[0]
-    asked = tuple(resolvers)
-
-    def resolve(scope: Scope, /) -> Answer | Awaitable[Answer]:
-        for index, resolver in enumerate(asked):
-            answer = resolver(scope)
-            if answer is None:
-                continue
-            if isinstance(answer, str | Resolution):
-                return answer
-            return resolve_later(answer, index + 1, scope)
-        return None
-
-    async def resolve_later(waiting: Awaitable[Answer], following: int, scope: Scope) -> Answer:
-        answer = await waiting
-        while answer is None and following < len(asked):
-            given = asked[following](scope)
-            answer = given if given is None or isinstance(given, str | Resolution) else await given
-            following += 1
-        return answer
-
-    return resolve
+    if isinstance(value, str):
+        return value or None
+    if isinstance(value, int | UUID) and not isinstance(value, bool):
+        return str(value)
+    raise DataError(DataErrorKind.CONFIG, f"{of} is a {type(value).__name__}, which cannot be a tenant's name")

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import StrEnum
 
+from ..errors import DataError, DataErrorKind
+
 
 class Strategy(StrEnum):
     """How a tenant's rows are kept apart from its neighbours' on the same datasource."""
@@ -17,6 +19,18 @@ class Strategy(StrEnum):
     """Row security policies that read custom settings, and a role where one is configured."""
 
 
+class TenantState(StrEnum):
+    """What a tenant's requests may do at the moment."""
+
+    ACTIVE = "active"
+    READ_ONLY = "read_only"
+    """Reads are served, writes refused with 403."""
+    SUSPENDED = "suspended"
+    """Everything is refused with 403."""
+    MOVING = "moving"
+    """Reads are served, writes refused with 503 and Retry-After: it will be somewhere else in a moment."""
+
+
 @dataclass(frozen=True, slots=True)
 class Tenant:
     """One tenant as the registry knows it.
@@ -27,12 +41,40 @@ class Tenant:
         strategy: How it is kept apart there.
         settings: Setting and value pairs, applied inside every transaction with `set_config(name, value, true)`,
             so that nothing of them outlives it (PostgreSQL manual, "System Administration Functions").
+        state: What its requests may do at the moment.
     """
 
     name: str | None
     datasource: str
     strategy: Strategy = Strategy.NONE
     settings: tuple[tuple[str, str], ...] = ()
+    state: TenantState = TenantState.ACTIVE
+
+    def check_served(self) -> None:
+        """Refuse a tenant that is not served at all.
+
+        Raises:
+            DataError: TENANT (403): it is suspended.
+        """
+        if self.state is TenantState.SUSPENDED:
+            raise DataError(DataErrorKind.TENANT, "the tenant is suspended", http_status=403)
+
+    def check_writable(self) -> None:
+        """Refuse a write where the tenant's state allows none.
+
+        Raises:
+            DataError: TENANT: 403 while it is read only, 503 while it moves.
+        """
+        if self.state is TenantState.MOVING:
+            raise DataError(
+                DataErrorKind.TENANT,
+                "the tenant is moving and takes no writes for the moment; send the request again",
+                http_status=503,
+                is_retryable=True,
+            )
+        if self.state is TenantState.READ_ONLY:
+            raise DataError(DataErrorKind.TENANT, "the tenant is read only at the moment", http_status=403)
+        self.check_served()
 
     def __repr__(self) -> str:
         # The values identify customers and are nobody else's business.

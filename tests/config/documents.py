@@ -41,7 +41,12 @@ def full() -> dict[str, Any]:
                 "routing": {},
             }
         },
-        "tenancy": {"resolve": [{"header": "X-Tenant"}]},
+        "tenancy": {
+            "resolve": [
+                {"header": "X-Tenant"},
+                {"jwt_claim": {"claim": "tenant", "algorithms": ["RS256"], "jwks": "/etc/jwks.json"}},
+            ]
+        },
         "tenants": {"acme": {"datasource": "orders", "schema": "acme"}},
         "routes": [{"match": "GET /reports/**"}],
         "transactions": {},
@@ -54,11 +59,16 @@ def full() -> dict[str, Any]:
 def put(document: dict[str, Any], section: tuple[str, ...], key: str, value: object) -> dict[str, Any]:
     """The document with a key put into a section; `*` in its path is the first name or entry there."""
     here: Any = document
-    for step in section:
-        first = next(iter(here)) if isinstance(here, dict) else 0
-        here = here[first if step == "*" else step]
+    for index, step in enumerate(section):
+        here = _first(here, section[index + 1 :]) if step == "*" else here[step]
     here[key] = value
     return document
+
+
+def _first(here: Any, following: tuple[str, ...]) -> Any:
+    """The first name or entry, or the first that has the key which follows."""
+    entries = list(here.values()) if isinstance(here, dict) else here
+    return next((entry for entry in entries if following[:1] and following[0] in entry), entries[0])
 
 
 @dataclass(frozen=True)
@@ -160,11 +170,35 @@ _datasource = _section(
         "search_path": st.lists(_referable(_identifiers), max_size=2),
     },
 )
+_hosts = st.sampled_from(["shop.example.com", "acme.example", "b\u00fccher.example", "a_b.example."])
+_token = _section(
+    {
+        "claim": _referable(st.sampled_from(["tenant_id", "org.id", "https://example.com/tenant"])),
+        "algorithms": st.lists(_referable(st.sampled_from(["HS256", "RS256", "EdDSA"])), min_size=1, max_size=2),
+    },
+    {
+        "key": st.one_of(_referable(st.just(PASSWORD)), st.just({"file": "primary.url"})),
+        "jwks": st.just("/etc/jwks.json"),
+        "audience": st.lists(_referable(st.just("shop")), max_size=2),
+        "issuer": st.just("https://login.example.com/"),
+        "leeway": _durations,
+        "required": st.lists(st.just("exp"), max_size=1),
+        "header": st.just("X-Token"),
+        "cookie": st.just("__Host-session"),
+    },
+)
+_paths_only = {"paths": st.lists(_paths, max_size=2)}
 _resolver = st.one_of(
     _section({"header": _referable(st.sampled_from(["X-Tenant", "tenant_id"]))}, {}),
     _section({"subdomain_of": st.sampled_from(["app.example.com", "localhost"])}, {}),
     _section({"path_prefix": st.sampled_from(["/", "/t", "/a/b/"])}, {}),
-    _section({"callable": st.sampled_from(["a:b", "shop.tenants:Resolver.of"])}, {}),
+    _section({"callable": st.sampled_from(["a:b", "shop.tenants:Resolver.of"])}, _paths_only),
+    _section({"domain": st.dictionaries(_hosts, _referable(_tenant_names), max_size=2)}, _paths_only),
+    _section({"query": _referable(st.just("tenant"))}, {}),
+    _section({"cookie": st.just("tenant")}, {}),
+    _section({"scope": st.sampled_from(["user.tenant_id", "tenant"])}, {}),
+    _section({"fixed": _referable(_tenant_names)}, {}),
+    _section({"jwt_claim": _token}, _paths_only),
 )
 _tenancy = _section(
     {},
@@ -175,6 +209,11 @@ _tenancy = _section(
         "exempt": st.lists(_referable(_paths), max_size=2),
         "pattern": st.sampled_from(["^[a-z]{2,9}$", ".*", "$${x}", "a$"]),
         "default": _referable(_names),
+        "agree": _flags,
+        "hide_unknown": _flags,
+        "authorize": st.just("shop.tenants:may_act"),
+        "trusted_hosts": st.lists(_referable(st.one_of(_hosts, st.just("*.example.com"))), max_size=2),
+        "trusted_proxies": st.lists(_referable(st.sampled_from(["10.0.0.0/8", "::1", "unix"])), max_size=2),
     },
 )
 _tenant = _section(
@@ -183,6 +222,8 @@ _tenant = _section(
         "schema": _referable(_identifiers),
         "row_security": st.dictionaries(_settings, _referable(_setting_values), min_size=1, max_size=2),
         "role": _identifiers,
+        "state": _referable(st.sampled_from(["active", "read_only", "suspended", "moving"])),
+        "aliases": st.lists(_referable(_tenant_names), max_size=2),
     },
 )
 _route = _section(

@@ -1,0 +1,90 @@
+"""Does what the document says of tenants make sense: their names, and how requests name them?"""
+
+from __future__ import annotations
+
+import ipaddress
+from collections.abc import Iterable, Iterator
+from typing import Final
+
+from ..hostnames import normalize_host
+from .diagnostics import Code, Diagnostic, Path, did_you_mean, show
+from .models import Config
+from .tenants import TokenConfig
+
+_HMAC: Final = "HS"
+_KEY_KINDS: Final = {"HS": "HS", "RS": "RSA", "PS": "RSA", "ES": "EC", "Ed": "EdDSA"}
+
+
+def check_tenancy(config: Config) -> Iterator[Diagnostic]:
+    """What cannot be meant about telling tenants from requests."""
+    yield from _addresses(config)
+    for index, way in enumerate(config.tenancy.resolve):
+        path: Path = ("tenancy", "resolve", index)
+        if way.jwt_claim is not None:
+            yield from _token(way.jwt_claim, (*path, "jwt_claim"))
+        for host, tenant in (way.domain or {}).items():
+            if normalize_host(host) is None:
+                yield _no_host((*path, "domain", host), is_about_key=True)
+            yield from _absent(config, tenant, (*path, "domain", host))
+        if way.subdomain_of is not None and normalize_host(way.subdomain_of) is None:
+            yield _no_host((*path, "subdomain_of"))
+        if way.fixed is not None:
+            yield from _absent(config, way.fixed, (*path, "fixed"))
+
+
+def check_aliases(config: Config) -> Iterator[Diagnostic]:
+    """Aliases that name two tenants."""
+    owner: dict[str, str] = {}
+    for name, tenant in config.tenants.items():
+        for index, alias in enumerate(tenant.aliases):
+            spelled = normalize_host(alias) or alias
+            other = alias if alias in config.tenants else owner.setdefault(spelled, name)
+            if other != name or owner.get(spelled, name) != name:
+                path: Path = ("tenants", name, "aliases", index)
+                message = f"{show(alias)} is also a name of the tenant {show(other)}"
+                mend = "Take it out of one of them: a name stands for one tenant."
+                related: tuple[Path, ...] = (("tenants", other),)
+                yield Diagnostic(Code.SHARED_NAME, path, message, mend, related=related)
+
+
+def _addresses(config: Config) -> Iterator[Diagnostic]:
+    for index, entry in enumerate(config.tenancy.trusted_proxies):
+        if entry != "unix":
+            try:
+                ipaddress.ip_network(entry, strict=False)
+            except ValueError:
+                path: Path = ("tenancy", "trusted_proxies", index)
+                mend = "Write 10.0.0.7, 10.0.0.0/8, fd00::/8 or unix."
+                yield Diagnostic(Code.ADDRESS, path, "neither an address nor a network", mend)
+    for index, host in enumerate(config.tenancy.trusted_hosts):
+        if normalize_host(host.removeprefix("*.")) is None:
+            yield _no_host(("tenancy", "trusted_hosts", index))
+
+
+def _no_host(path: Path, *, is_about_key: bool = False) -> Diagnostic:
+    mend = "Write it as it stands in an address: shop.example.com."
+    return Diagnostic(Code.ADDRESS, path, "not the name of a host", mend, is_about_key=is_about_key)
+
+
+def _token(config: TokenConfig, path: Path) -> Iterator[Diagnostic]:
+    if (config.key is None) == (config.jwks is None):
+        what = "neither key nor jwks: no token could be verified" if config.key is None else "both key and jwks"
+        yield Diagnostic(Code.UNVERIFIABLE, path, what, "Give one of the two.")
+    if config.key is not None:
+        kinds = list(dict.fromkeys(_KEY_KINDS[algorithm[:2]] for algorithm in config.algorithms))
+        if len(kinds) > 1:
+            message = f"one key cannot serve {kinds[0]} and {kinds[1]}: a public key would pass for a shared secret"
+            if _HMAC not in kinds:
+                message = f"one key cannot serve {kinds[0]} and {kinds[1]}"
+            mend = "Name algorithms of one kind, or give the keys as jwks."
+            yield Diagnostic(Code.UNVERIFIABLE, (*path, "algorithms"), message, mend)
+
+
+def _absent(config: Config, tenant: str, path: Path) -> Iterable[Diagnostic]:
+    """A tenant that is named and not there, where the document lists all of them."""
+    if tenant in config.tenants or any(tenant in other.aliases for other in config.tenants.values()):
+        return
+    meant = did_you_mean(tenant, config.tenants)
+    mend = f"Did you mean {meant!r}?" if meant else "Add it to tenants."
+    message = "names a tenant that is not there"
+    yield Diagnostic(Code.UNKNOWN_TENANT, path, message, mend, related=(("tenants",),))

@@ -1,0 +1,41 @@
+"""The path of a request as the application's routes know it, and sets of path prefixes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from starlette.types import Scope
+
+
+def route_path(scope: Scope, root: str | None = None) -> str:
+    """The path as the application's routes know it: without `root_path`, where it is mounted or its tenant stands.
+
+    Args:
+        scope: The request's scope.
+        root: The application's `root_path`; None takes the scope's, to which the application's own mounts are added.
+    """
+    path: str = scope["path"]
+    if root is None:
+        root = scope.get("root_path", "")
+    if not root or not path.startswith(root):
+        return path
+    rest = path[len(root) :]
+    return path if rest and not rest.startswith("/") else rest or "/"
+
+
+class PathPrefixes:
+    """A set of path prefixes, matched on whole segments: `/docs` covers `/docs` and `/docs/x`, but not `/docsx`."""
+
+    __slots__ = ("_exact", "_starts")
+
+    def __init__(self, prefixes: Iterable[str]) -> None:
+        cleaned = [prefix.rstrip("/") for prefix in prefixes]
+        self._exact = frozenset(prefix or "/" for prefix in cleaned)
+        self._starts = tuple(prefix + "/" for prefix in cleaned)
+
+    def __bool__(self) -> bool:
+        return bool(self._starts)
+
+    def matches(self, path: str) -> bool:
+        """Whether the path is one of them or lies below one."""
+        return path in self._exact or path.startswith(self._starts)

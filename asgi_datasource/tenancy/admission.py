@@ -1,0 +1,123 @@
+"""From the name that a request gives to the tenant that it may act for."""
+
+from __future__ import annotations
+
+import inspect
+import re
+from collections.abc import Awaitable, Callable
+
+from starlette.types import Scope
+
+from ..errors import DataError, DataErrorKind
+from .answers import MAX_NAME_LENGTH, bad_request
+from .directory import TenantDirectory
+from .tenant import Tenant
+
+Authorize = Callable[[Scope, str], bool | Awaitable[bool]]
+"""A function of the application's: may this request act for the tenant of this name? `async` or not."""
+
+
+class Admission:
+    """Finds tenants, and decides who may act for them.
+
+    Args:
+        directory: The tenants.
+        pattern: What a name has to match as a whole before it is used for anything but a look-up.
+        default: The tenant of requests that name none, or an unknown one; None refuses those.
+        missing_status, unknown_status: What they are answered with.
+        authorize: Says whether a request may act for a tenant; None lets every request.
+        hides_unknown: A tenant that a request may not act for is answered as one that is not there.
+    """
+
+    def __init__(
+        self,
+        directory: TenantDirectory,
+        *,
+        pattern: str = r"[a-z0-9][a-z0-9_-]{0,62}",
+        default: Tenant | None = None,
+        missing_status: int = 400,
+        unknown_status: int = 404,
+        authorize: Authorize | None = None,
+        hides_unknown: bool = False,
+    ) -> None:
+        self.directory = directory
+        self.default = default
+        self._pattern = re.compile(pattern)
+        self._missing_status = missing_status
+        self._unknown_status = unknown_status
+        self._authorize = authorize
+        self._hides_unknown = hides_unknown
+
+    @property
+    def asks(self) -> bool:
+        """Whether `authorize` has to be asked before a request is served."""
+        return self._authorize is not None
+
+    def tenant(self, name: str | None) -> Tenant:
+        """The tenant of a name, as it is known now.
+
+        Args:
+            name: As it was given; None for a request that names none.
+
+        Raises:
+            DataError: TENANT: the name does not match the pattern; or it is unknown or absent, and there is no default.
+        """
+        if name is not None:
+            tenant = self.directory.map.find(name)
+            if tenant is not None:
+                return tenant
+            self._check_name(name)
+        if self.default is not None:
+            return self.default
+        if name is None:
+            raise DataError(DataErrorKind.TENANT, "the request names no tenant", http_status=self._missing_status)
+        raise self._unknown()
+
+    async def find(self, name: str | None) -> Tenant:
+        """The tenant of a name; where it is not known, whoever may know it is asked. Errors: `tenant`."""
+        directory = self.directory
+        if name is not None and directory.can_learn and directory.map.find(name) is None:
+            self._check_name(name)
+            await directory.learn(name)
+        return self.tenant(name)
+
+    async def admit(self, scope: Scope, name: str | None) -> Tenant:
+        """The tenant that a request may act for.
+
+        Args:
+            scope: The request's.
+            name: As the request gave it.
+
+        Raises:
+            DataError: TENANT: there is no such tenant, the request may not act for it, or it is suspended.
+        """
+        unknown: DataError | None = None
+        tenant: Tenant | None = None
+        try:
+            tenant = await self.find(name)
+        except DataError as error:
+            if not self._hides_unknown or self._authorize is None or name is None or error.http_status == 400:
+                raise
+            unknown = error
+        if self._authorize is not None and name is not None and (tenant is None or tenant.name is not None):
+            # Asked for an unknown one too where that is to look the same: then both have taken as long.
+            is_allowed = self._authorize(scope, name if tenant is None or tenant.name is None else tenant.name)
+            if inspect.isawaitable(is_allowed):
+                is_allowed = await is_allowed
+            if not is_allowed and unknown is None:
+                unknown = self._unknown() if self._hides_unknown else _refused()
+        if tenant is None or unknown is not None:
+            raise unknown or self._unknown()
+        tenant.check_served()
+        return tenant
+
+    def _check_name(self, name: str) -> None:
+        if len(name) > MAX_NAME_LENGTH or self._pattern.fullmatch(name) is None:
+            raise bad_request("the request's tenant is not a valid tenant name")
+
+    def _unknown(self) -> DataError:
+        return DataError(DataErrorKind.TENANT, "there is no such tenant", http_status=self._unknown_status)
+
+
+def _refused() -> DataError:
+    return DataError(DataErrorKind.TENANT, "the request may not act for this tenant", http_status=403)

@@ -1,0 +1,68 @@
+"""What a resolver is and answers, and how it refuses a request.
+
+A resolver answers with a name, or None when the request says nothing to it; the next one is asked then. Names are
+checked against the configured pattern before they are used anywhere, and are never echoed in an answer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable
+from dataclasses import dataclass
+from typing import Final, Protocol
+
+from starlette.types import Scope
+
+from ..errors import DataError, DataErrorKind
+
+MAX_NAME_LENGTH: Final = 255
+"""Longest name, in characters, that is matched against the pattern at all."""
+
+
+@dataclass(frozen=True, slots=True)
+class Resolution:
+    """A resolver's answer.
+
+    Attributes:
+        name: The tenant's name as the request gave it, not yet checked.
+        prefix: The part of the path that named the tenant; it moves to `root_path`. Empty where nothing moves.
+    """
+
+    name: str
+    prefix: str = ""
+
+
+Answer = str | Resolution | None
+"""A name, a name that also changes the path, or None: this resolver cannot tell."""
+
+
+class TenantResolver(Protocol):
+    """One way to tell the tenant from the request."""
+
+    def __call__(self, scope: Scope, /) -> Answer | Awaitable[Answer]:
+        """Answer from the scope alone; None leaves it to the next resolver."""
+        ...
+
+
+def bad_request(message: str) -> DataError:
+    """The error for a request whose tenant cannot be told: answered with 400."""
+    return DataError(DataErrorKind.TENANT, message, http_status=400)
+
+
+def duplicate_header(name: bytes) -> DataError:
+    """The error for a header that may be there once at most and is there twice."""
+    return bad_request(f"the header {name.decode('latin-1')!r} is there more than once; send it once")
+
+
+def single_header(scope: Scope, name: bytes) -> str | None:
+    """The value of a header that may be there once at most.
+
+    Raises:
+        DataError: TENANT (400) when the header is there twice: which one a proxy in front has checked is unknowable.
+    """
+    found: bytes | None = None
+    for key, value in scope["headers"]:
+        if key == name:
+            if found is not None:
+                raise duplicate_header(name)
+            found = value
+    return None if found is None else found.decode("latin-1").strip()

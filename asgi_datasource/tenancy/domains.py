@@ -1,0 +1,89 @@
+"""Tenants told by the host: the label in front of a domain, or a domain of the tenant's own."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Mapping
+
+from starlette.types import Scope
+
+from ..hostnames import normalize_host
+from .answers import Answer, TenantResolver, bad_request
+from .directory import TenantDirectory
+from .hosts import RequestHost, TrustedHosts
+
+HostOf = Callable[[Scope], str | None]
+"""Tells the host that a request is for, in its one spelling."""
+
+
+class SubdomainResolver:
+    """The tenant is the label in front of a domain: `acme` in `acme.app.example.com`."""
+
+    __slots__ = ("_host", "_suffix")
+
+    def __init__(self, domain: str, *, host: HostOf | None = None) -> None:
+        domain = domain.strip(".")
+        self._suffix = "." + (normalize_host(domain) or domain)
+        self._host = host or RequestHost()
+
+    def __call__(self, scope: Scope, /) -> str | None:
+        host = self._host(scope)
+        if host is None or not host.endswith(self._suffix):
+            return None
+        label = host[: -len(self._suffix)]
+        return label if label and "." not in label else None
+
+
+class DomainResolver:
+    """The tenant is the one whose domain this is: by a map, or because the tenant lists it among its aliases.
+
+    Args:
+        hosts: Host to tenant.
+        directory: Knows the tenants' aliases.
+        host: Tells the request's host.
+    """
+
+    __slots__ = ("_directory", "_host", "_hosts")
+
+    def __init__(
+        self, hosts: Mapping[str, str], *, directory: TenantDirectory | None = None, host: HostOf | None = None
+    ) -> None:
+        self._hosts = {normalize_host(name) or name: tenant for name, tenant in hosts.items()}
+        self._directory = directory or TenantDirectory()
+        self._host = host or RequestHost()
+
+    def __call__(self, scope: Scope, /) -> str | None | Awaitable[str | None]:
+        host = self._host(scope)
+        if host is None:
+            return None
+        found = self._hosts.get(host) or self._directory.map.aliases.get(host)
+        if found is None and self._directory.can_learn:
+            return self._ask(host)
+        return found
+
+    async def _ask(self, host: str) -> str | None:
+        await self._directory.learn(host)
+        return self._directory.map.aliases.get(host)
+
+    def serves(self, host: str) -> bool:
+        """Whether the host is a tenant's own."""
+        return host in self._hosts or host in self._directory.map.aliases
+
+
+class TrustedHostResolver:
+    """Refuses requests for hosts that are not served here, before any other resolver is asked."""
+
+    __slots__ = ("_domains", "_host", "_resolve", "_trusted")
+
+    def __init__(
+        self, resolve: TenantResolver, trusted: TrustedHosts, domains: tuple[DomainResolver, ...], *, host: HostOf
+    ) -> None:
+        self._resolve = resolve
+        self._trusted = trusted
+        self._domains = domains
+        self._host = host
+
+    def __call__(self, scope: Scope, /) -> Answer | Awaitable[Answer]:
+        host = self._host(scope)
+        if host is None or not (self._trusted.serves(host) or any(domain.serves(host) for domain in self._domains)):
+            raise bad_request("the request's host is not one that is served here")
+        return self._resolve(scope)
