@@ -28,13 +28,13 @@ class Traffic:
 
     answers: list[Answer] = field(default_factory=list)
 
-    async def goes_on(self, count: int = 30, *, timeout_s: float = 20.0) -> list[Answer]:
+    async def goes_on(self, count: int = 30, *, timeout_s: float = 60.0) -> list[Answer]:
         """Wait until so many requests more are answered; these answers."""
         start = len(self.answers)
         await until(lambda: len(self.answers) >= start + count, timeout_s=timeout_s)
         return self.answers[start:]
 
-    async def reaches(self, *nodes: str, timeout_s: float = 20.0) -> None:
+    async def reaches(self, *nodes: str, timeout_s: float = 60.0) -> None:
         """Wait until these servers answer, and no other one does."""
 
         async with asyncio.timeout(timeout_s):

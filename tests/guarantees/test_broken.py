@@ -149,8 +149,11 @@ async def test_writes_under_load_are_refused_in_time_while_the_primary_is_down(w
         refused = await writers.goes_on(240)
         # Twelve clients, twenty times each: nobody waits for longer than a connection may take.
         assert now() - started < 21 * (ACQUIRE_TIMEOUT_S + SLACK_S)
-        assert {answer.status for answer in refused[-120:]} == {503}
-        assert {json.loads(answer.body)["kind"] for answer in refused[-120:]} == {"connection"}, "not a full queue"
+        kinds = [(answer.status, json.loads(answer.body)["kind"]) for answer in refused[-120:]]
+        # Those whose COMMIT was on its way, at most one a connection: nobody can tell them while the server is down.
+        in_doubt = kinds.count((500, "commit_unknown"))
+        assert in_doubt <= 4
+        assert kinds.count((503, "connection")) == len(kinds) - in_doubt, "not a full queue"
         await world.cluster.primary.start()
         start = len(writers.answers)
         await until(lambda: any(a.status == 201 for a in writers.answers[start:]))
