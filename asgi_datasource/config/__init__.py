@@ -4,6 +4,7 @@ from .catalogue import Explained, explain_code
 from .diagnostics import Code, Diagnostic, Edit, Fix, InvalidConfig, Position, Severity, show_path
 from .documents import describe_diagnostics
 from .generated import json_schema
+from .layers import ConfigFile
 from .loading import Findings, Source, examine, load
 from .models import (
     Config,
@@ -29,6 +30,7 @@ from .url import DatabaseUrl
 __all__ = [
     "Code",
     "Config",
+    "ConfigFile",
     "ConsistencyConfig",
     "DataSourceConfig",
     "DatabaseUrl",

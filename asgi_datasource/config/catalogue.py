@@ -109,6 +109,20 @@ _ENTRIES: Final = (
         "telemetry: {spans: false}\n",
     ),
     Explained(
+        Code.INCLUDE,
+        "A file that cannot be included",
+        "It is not there, cannot be read, is no mapping, or is part of the document already: each file is included"
+        " once, so that nothing is said twice and nothing includes itself. A pattern without a match is a warning.",
+        "include: [tenants/acme.yaml]\n",
+        "include: []\n",
+    ),
+    Explained(
+        Code.DEFINED_TWICE,
+        "Two files say the same thing",
+        "Included files are parts of one document, and none of them wins over another one. What is to be different in"
+        " an environment goes into an overlay, which is there to change what the document says.",
+    ),
+    Explained(
         Code.VARIABLE_NOT_SET,
         "An environment variable is not set",
         "`${NAME}` stands for what the environment holds. The application refuses to start without it; `validate` asks"
@@ -128,6 +142,22 @@ _ENTRIES: Final = (
         "A secret's file cannot be read",
         "`{file: path}` stands for what the file holds. A relative path starts at the configuration file. The longest"
         " is 64 kB, and it is UTF-8.",
+    ),
+    Explained(
+        Code.COMMAND,
+        "The program for a secret told nothing",
+        "`{command: [program, argument]}` stands for what the program prints. It is run without a shell, for 10 s and"
+        " 64 kB at most, and only where whoever loads the file allows it: `ConfigFile(path, allow_commands=True)`,"
+        " `--allow-commands`, or `ASGI_DATASOURCE_ALLOW_COMMANDS=1`. What it prints to standard error is not shown.",
+    ),
+    Explained(
+        Code.PLAIN_SECRET,
+        "A secret stands in the file itself",
+        "Whoever can read the repository can read it, and so can whoever ever could. Take the whole URL or the"
+        " password in it from the environment, from a file, or leave the password to `PGPASSFILE` or"
+        " `service=`; then change it.",
+        'datasources:\n  orders: {primary: {url: "postgresql://app:hunter2@db/orders"}}\n',
+        'datasources:\n  orders: {primary: {url: "postgresql://app:${ORDERS_PASSWORD:-}@db/orders"}}\n',
     ),
     Explained(
         Code.UNKNOWN_KEY,

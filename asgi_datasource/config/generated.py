@@ -29,7 +29,7 @@ def json_schema() -> dict[str, Any]:
     document = _finished({**generated, "title": "asgi-datasource configuration"}, sections)
     definitions = {name: _finished(section, sections) for name, section in sections.items()}
     values = {name: _definition(VALUES[name]) for name in _names_of_values([document, definitions])}
-    shared = {"Reference": _REFERENCE, "SecretFile": _SECRET_FILE}
+    shared = {"Reference": _REFERENCE, "SecretCommand": _SECRET_COMMAND, "SecretFile": _SECRET_FILE}
     return {
         "$schema": "https://json-schema.org/draft/2020-12/schema",
         "$id": ID,
@@ -57,6 +57,34 @@ _REFERENCE: Final[dict[str, Any]] = {
     "not": _CONTROL,
 }
 
+_OUTSIDE_TEXT: Final[dict[str, Any]] = {
+    "anyOf": [
+        {"type": "string", "minLength": 1, "pattern": PLAIN_TEXT, "not": _CONTROL},
+        {"$ref": "#/$defs/Reference"},
+    ]
+}
+
+_SECRET_COMMAND: Final[dict[str, Any]] = {
+    "title": "Secret command",
+    "description": (
+        "The value is what this program prints, without the line break at its end. It is run without a shell, and only"
+        " where whoever loads the file allows it."
+    ),
+    "type": "object",
+    "properties": {
+        "command": {
+            "title": "Command",
+            "description": "The program and its arguments.",
+            "examples": [["vault", "read", "-field=url", "secret/orders"]],
+            "type": "array",
+            "minItems": 1,
+            "items": _OUTSIDE_TEXT,
+        }
+    },
+    "required": ["command"],
+    "additionalProperties": False,
+}
+
 _SECRET_FILE: Final[dict[str, Any]] = {
     "title": "Secret file",
     "description": "The value is what this file holds, without the line break at its end.",
@@ -66,10 +94,7 @@ _SECRET_FILE: Final[dict[str, Any]] = {
             "title": "File",
             "description": "Path of the file; a relative one starts at the configuration file.",
             "examples": ["/run/secrets/orders_url"],
-            "anyOf": [
-                {"type": "string", "minLength": 1, "pattern": PLAIN_TEXT, "not": _CONTROL},
-                {"$ref": "#/$defs/Reference"},
-            ],
+            **_OUTSIDE_TEXT,
         }
     },
     "required": ["file"],
@@ -84,11 +109,10 @@ def _definition(value: Value) -> dict[str, Any]:
     if not value.takes_reference:
         return {**title, **written}
     either: list[dict[str, Any]] = [written, {"$ref": "#/$defs/Reference"}]
-    if value.name == "DatabaseUrl":
-        template = {"type": "string", "pattern": TEMPLATE_PATTERN}
-        return {**title, "anyOf": [*either, {"$ref": "#/$defs/SecretFile"}], "not": template}
     if value.is_secret:
-        return {**title, "anyOf": [*either, {"$ref": "#/$defs/SecretFile"}]}
+        either += [{"$ref": "#/$defs/SecretFile"}, {"$ref": "#/$defs/SecretCommand"}]
+    if value.name == "DatabaseUrl":
+        return {**title, "anyOf": either, "not": {"type": "string", "pattern": TEMPLATE_PATTERN}}
     return {**title, "anyOf": either}
 
 

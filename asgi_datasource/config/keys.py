@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import types
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Annotated, Any, Final, Union, get_args, get_origin
@@ -11,8 +11,10 @@ from typing import Annotated, Any, Final, Union, get_args, get_origin
 from pydantic.fields import FieldInfo
 
 from .diagnostics import Path
+from .kinds import Omissible
 from .models import Config, TenantConfig
 from .sections import Section
+from .values import Value
 
 ANY: Final = "*"
 """In the path of a section: any name, or any entry of a list."""
@@ -73,3 +75,47 @@ def section_at(path: Path) -> Place | None:
         if len(candidate) == len(path) and all(step in (ANY, part) for step, part in zip(candidate, path, strict=True)):
             return place
     return None
+
+
+def is_nullable(path: Path) -> bool:
+    """Whether `null` is a value at a place of the document, not the absence of one."""
+    place = section_at(path[:-1])
+    info = place.fields.get(str(path[-1])) if place is not None and path else None
+    if info is None or any(isinstance(mark, Omissible) for mark in info.metadata):
+        return False
+    return type(None) in get_args(info.annotation) and None in (info.examples or ())
+
+
+@lru_cache(maxsize=1)
+def secret_places() -> tuple[tuple[str, ...], ...]:
+    """Every place that holds a secret, with `*` for names and entries: `{file: path}` may stand there."""
+    return tuple(_places(lambda kind: kind.is_secret))
+
+
+@lru_cache(maxsize=1)
+def file_places() -> tuple[tuple[str, ...], ...]:
+    """Every place that holds the path of a file, which starts at the document's folder."""
+    return tuple(_places(lambda kind: kind.name == "FilePath"))
+
+
+def _places(is_meant: Callable[[Value], bool]) -> Iterator[tuple[str, ...]]:
+    for place in sections().values():
+        for key, info in place.fields.items():
+            for steps in _steps(info.annotation, info.metadata, is_meant):
+                yield (*place.path, key, *steps)
+
+
+def _steps(annotation: Any, metadata: Sequence[Any], is_meant: Callable[[Value], bool]) -> Iterator[tuple[str, ...]]:
+    """The steps from a field of this type to the values of a kind in it."""
+    if any(isinstance(mark, Value) and is_meant(mark) for mark in metadata):
+        yield ()
+        return
+    origin, arguments = get_origin(annotation), get_args(annotation)
+    if origin is Annotated:
+        yield from _steps(arguments[0], arguments[1:], is_meant)
+    elif origin is dict or origin is tuple:
+        for steps in _steps(arguments[1 if origin is dict else 0], (), is_meant):
+            yield (ANY, *steps)
+    elif origin in (Union, types.UnionType):
+        for part in arguments:
+            yield from _steps(part, (), is_meant)

@@ -185,6 +185,16 @@ FilePath = Annotated[
     ),
 ]
 SecretText = Annotated[SecretStr, values.secret_text("SecretText")]
+IncludePattern = Annotated[
+    str,
+    values.text(
+        "IncludePattern",
+        "the path of a file, with * and ** for any names",
+        r"[^\x00-\x1f\x7f{}]+",
+        maximum=1000,
+        takes_reference=False,
+    ),
+]
 CallablePath = Annotated[
     str, values.text("CallablePath", "a function as package.module:function", rf"{_DOTTED}:{_DOTTED}")
 ]

@@ -8,9 +8,13 @@ MAX_BYTES: Final = 64 * 1024 * 1024
 """Longest file; 100,000 tenants are about 8 MB."""
 MAX_DEPTH: Final = 32
 """Deepest nesting; the document needs seven levels."""
+MAX_FILES: Final = 10_000
+"""How many files one document may include."""
 MAX_ALIASED_NODES: Final = 100_000
 """How many values all aliases of a YAML text together may stand for."""
 MAX_SECRET_BYTES: Final = 64 * 1024
 """Longest file behind a `{file: path}`."""
 MAX_DIAGNOSTICS: Final = 1000
 """How many problems of one stage are told; a document with more has one cause."""
+COMMAND_TIMEOUT_S: Final = 10.0
+"""How long the program behind a `{command: [...]}` may take."""

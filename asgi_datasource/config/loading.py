@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path as FilePath
 from typing import Any, Final
 
-from .diagnostics import Diagnostic, InvalidConfig, Severity
+from .diagnostics import Code, Diagnostic, InvalidConfig, Severity
+from .layers import INCLUDE, ConfigFile, Layers, read_layers
 from .models import Config
-from .reading import Text, locate, open_text, read_text
-from .references import Outside
+from .plain_secrets import find_plain_secrets
+from .reading import Text
+from .references import Outside, Surroundings
 from .remainder import check_remainder
 from .sense import check_sense
 from .structure import TenantCompactor, check_structure
@@ -20,8 +22,12 @@ from .suppressions import Suppressed, apply_suppressions
 
 logger: Final = logging.getLogger("asgi_datasource.config")
 
-Source = str | FilePath | Mapping[str, Any] | Config
-"""Where a configuration comes from: the path of a YAML, TOML or JSON file, a mapping, or a config made before."""
+Source = str | FilePath | ConfigFile | Mapping[str, Any] | Config
+"""Where a configuration comes from: the path of a YAML, TOML or JSON file, that path with overlays on top, a mapping,
+or a config made before."""
+
+ALLOW_COMMANDS: Final = "ASGI_DATASOURCE_ALLOW_COMMANDS"
+"""The environment variable that allows programs to be run for secrets, when it is 1."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,7 +35,8 @@ class Findings:
     """What an examination found.
 
     Attributes:
-        config: The config; None when keys or values do not have the right form.
+        config: The config; None when keys or values do not have the right form. Where nothing was looked up, what is
+            not known has its default or a stand-in.
         diagnostics: Every problem, errors, warnings and hints, in the order of the document where it has one.
         suppressed: What the file itself asks to leave out, with its reasons.
         texts: The files that were read. They may hold passwords: not for showing as they are.
@@ -50,7 +57,8 @@ def load(source: Source, *, environ: Mapping[str, str] | None = None, needs_reso
     """Load and check a configuration; warnings are logged.
 
     Args:
-        source: A path, a mapping with the document's keys, or a `Config`, which is only checked for sense.
+        source: A path, a `ConfigFile`, a mapping with the document's keys, or a `Config`, which is only checked for
+            sense.
         environ: Where `${NAME}` is looked up; None takes the process's environment.
         needs_resolver: Whether tenants without `tenancy.resolve` are an error; False where resolvers come from code.
 
@@ -68,61 +76,95 @@ def load(source: Source, *, environ: Mapping[str, str] | None = None, needs_reso
     return findings.config
 
 
-def examine(source: Source, *, environ: Mapping[str, str] | None = None, needs_resolver: bool = True) -> Findings:
+def examine(
+    source: Source,
+    *,
+    environ: Mapping[str, str] | None = None,
+    needs_resolver: bool = True,
+    is_offline: bool = False,
+) -> Findings:
     """Check a configuration and tell everything about it; raises nothing on account of the document.
 
     Args:
-        source: A path, a mapping with the document's keys, or a `Config`, which is only checked for sense.
+        source: A path, a `ConfigFile`, a mapping with the document's keys, or a `Config`, which is only checked for
+            sense.
         environ: Where `${NAME}` is looked up; None takes the process's environment.
         needs_resolver: Whether tenants without `tenancy.resolve` are an error; False where resolvers come from code.
+        is_offline: Whether nothing is looked up, neither the environment nor secrets: a reference stands for a valid
+            value then, or for its default.
     """
     if isinstance(source, Config):
         return Findings(source, tuple(check_sense(source, needs_resolver=needs_resolver)))
     variables = os.environ if environ is None else environ
+    may_run = variables.get(ALLOW_COMMANDS) == "1"
+    check = _Check(needs_resolver)
     if isinstance(source, Mapping):
-        config, problems = _check(source, Outside(variables, FilePath()), needs_resolver=needs_resolver)
+        where = Surroundings(variables, is_offline=is_offline, allow_commands=may_run)
+        config, problems = check.document(source, where)
+        if INCLUDE in source:
+            mend = "Load the file, or put the parts into the mapping."
+            problems.append(Diagnostic(Code.INCLUDE, (INCLUDE,), "only files can include others", mend))
         return Findings(config, tuple(problems))
-    path = FilePath(source)
-    text = open_text(path)
-    if isinstance(text, Diagnostic):
-        return Findings(None, (text,))
-    outside = Outside(variables, path.parent)
-    document, problems = read_text(text, TenantCompactor())
-    if document is not None and not problems:
-        config, problems = _check(document, outside, needs_resolver=needs_resolver, is_owned=True)
-        if config is not None:
-            return _finish(config, problems, text)
+    file = source if isinstance(source, ConfigFile) else ConfigFile(source)
+
+    def surroundings(layers: Layers) -> Surroundings:
+        return Surroundings(variables, layers.folder_of, is_offline, file.allow_commands or may_run)
+
+    layers = read_layers(file, TenantCompactor())
+    if layers.document is not None and not layers.errors:
+        is_owned = not file.overlays
+        config, problems = check.document(layers.document, surroundings(layers), is_owned=is_owned)
+        if config is not None and not any(problem.severity is Severity.ERROR for problem in problems):
+            return _finish(config, [*layers.problems, *problems], layers)
     # Something is wrong. Read again, with the tenants as they are written: that is what there are words for.
-    document, problems = read_text(text)
-    if document is None:
-        return _finish(None, problems, text)
-    config, found = _check(document, Outside(variables, path.parent), needs_resolver=needs_resolver)
-    return _finish(None if problems else config, [*problems, *found], text)
+    layers = read_layers(file)
+    if layers.document is None:
+        return _finish(None, layers.problems, layers)
+    config, problems = check.document(layers.document, surroundings(layers))
+    return _finish(None if layers.errors else config, [*layers.problems, *problems], layers)
 
 
-def _finish(config: Config | None, problems: list[Diagnostic], text: Text) -> Findings:
-    """The findings of a text: with their positions, without what it asks to leave out, in its order."""
-    kept, suppressed = apply_suppressions(locate(text, problems) if problems else [], [text])
-    return Findings(config, tuple(sorted(kept, key=_line_and_column)), tuple(suppressed), (text,))
+@dataclass(frozen=True, slots=True)
+class _Check:
+    """The stages that a document passes."""
+
+    needs_resolver: bool
+
+    def document(
+        self, document: Any, surroundings: Surroundings, *, is_owned: bool = False
+    ) -> tuple[Config | None, list[Diagnostic]]:
+        """Everything about one document; problems are still without positions."""
+        outside = Outside(surroundings)
+        resolved = outside.resolve(document)
+        config, found = check_structure(resolved, is_owned=is_owned)
+        secrets = find_plain_secrets(document)
+        if config is not None and not outside.unresolved:
+            return config, secrets + check_sense(config, needs_resolver=self.needs_resolver)
+        # About a value whose reference could not be resolved there is nothing more to say.
+        known = [problem for problem in found if not _is_in(problem, outside.unresolved)]
+        problems = outside.diagnostics + known
+        unknown = outside.unresolved.difference(problem.path for problem in problems)
+        rest, more = check_remainder(resolved, problems, unknown, needs_resolver=self.needs_resolver)
+        return rest if surroundings.is_offline and not problems else None, secrets + problems + more
 
 
-def _check(
-    document: Any, outside: Outside, *, needs_resolver: bool, is_owned: bool = False
-) -> tuple[Config | None, list[Diagnostic]]:
-    resolved = outside.resolve(document)
-    unresolved = {problem.path for problem in outside.diagnostics}
-    config, found = check_structure(resolved, is_owned=is_owned)
-    if config is not None and not unresolved:
-        return config, check_sense(config, needs_resolver=needs_resolver)
-    # About a value whose reference could not be resolved there is nothing more to say.
-    problems = outside.diagnostics + [problem for problem in found if not _is_in(problem, unresolved)]
-    return None, problems + check_remainder(resolved, problems, needs_resolver=needs_resolver)
+def _is_in(problem: Diagnostic, places: set[tuple[str | int, ...]]) -> bool:
+    # A key is wrong whatever its value is.
+    longest = len(problem.path) + (0 if problem.is_about_key else 1)
+    return any(problem.path[:length] in places for length in range(longest))
 
 
-def _is_in(problem: Diagnostic, places: Iterable[tuple[str | int, ...]]) -> bool:
-    return any(problem.path[: len(place)] == place for place in places)
+def _finish(config: Config | None, problems: list[Diagnostic], layers: Layers) -> Findings:
+    """The findings of files: with their positions, without what they ask to leave out, in their order."""
+    texts = layers.texts
+    order = {text.file: number for number, text in enumerate(texts)}
+    located = layers.locate(problems) if problems and texts else problems
 
+    def place(problem: Diagnostic) -> tuple[int, int, int]:
+        position = problem.position
+        if position is None:
+            return 0, 0, 0
+        return order.get(position.file, len(order)), position.line or 0, position.column or 0
 
-def _line_and_column(problem: Diagnostic) -> tuple[int, int]:
-    position = problem.position
-    return (0, 0) if position is None else (position.line or 0, position.column or 0)
+    kept, suppressed = apply_suppressions(located, texts)
+    return Findings(config, tuple(sorted(kept, key=place)), tuple(suppressed), texts)

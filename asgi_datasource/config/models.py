@@ -10,7 +10,7 @@ from typing import Annotated, ClassVar
 
 from pydantic import Field, WrapValidator
 
-from .kinds import DatasourceName, TenantName, Version
+from .kinds import DatasourceName, IncludePattern, TenantName, Version
 from .requests import ConsistencyConfig, ErrorsConfig, RouteRule, TelemetryConfig, TransactionsConfig
 from .sections import Section, mapping_field, section_field
 from .servers import DataSourceConfig, EndpointConfig, PoolConfig, ReplicaConfig, RoutingConfig
@@ -41,12 +41,20 @@ class Config(Section):
     planned: ClassVar[dict[str, str]] = {
         "budget": "leave it out, and keep processes x max_size below the server's max_connections",
         "tenants_from": "list the tenants under tenants",
-        "include": "keep everything in one document",
         "outbox": "leave it out",
         "migrate": "leave it out",
     }
 
     version: Version = Field(title="Version", description="Version of this document's format: 1.", examples=[1])
+    include: tuple[IncludePattern, ...] = Field(
+        default=(),
+        title="Include",
+        description=(
+            "Files that are part of this document, from the folder of this file; * and ** match names. A key of a"
+            " section stands in one of the files; the entries of routes are joined."
+        ),
+        examples=[["tenants/*.yaml"]],
+    )
     datasources: dict[DatasourceName, DataSourceConfig] = Field(
         min_length=1,
         title="Datasources",

@@ -12,7 +12,7 @@ from typing import Any, Final
 from .diagnostics import Code, Diagnostic, Path, Position
 from .json_text import locate_json, read_json
 from .limits import MAX_BYTES
-from .places import Compact, Place
+from .places import Compact, Mark, Place
 from .toml_text import locate_toml, read_toml
 from .yaml_text import read_yaml
 
@@ -139,24 +139,22 @@ def read_text(text: Text, compact: Compact | None = None) -> tuple[Any, list[Dia
     return document, problems
 
 
-def locate(text: Text, diagnostics: Iterable[Diagnostic]) -> list[Diagnostic]:
-    """Give each problem its position in the text."""
-    found = list(diagnostics)
-    places = Place.of([path for problem in found for path in (problem.path, *problem.related)])
+def find_marks(text: Text, places: Iterable[tuple[Path, bool]]) -> dict[tuple[Path, bool], Mark | None]:
+    """Where places stand in a text.
+
+    Args:
+        text: A text that can be read.
+        places: The way to each, and whether the key is wanted, not its value.
+
+    Returns:
+        Line and column of each; of one that is not there, those of the innermost part of the way that is.
+    """
+    wanted = list(places)
+    tree = Place.of(path for path, _ in wanted)
     if text.format is Format.YAML:
-        read_yaml(text.content, text.file, places=places)
+        read_yaml(text.content, text.file, places=tree)
     elif text.format is Format.JSON:
-        locate_json(text.content, text.file, places)
+        locate_json(text.content, text.file, tree)
     else:
-        locate_toml(text.content, places)
-
-    def position(path: Path, *, is_about_key: bool) -> Position:
-        return Position(text.file, *(places.find(path, is_about_key=is_about_key) or ()))
-
-    return [
-        problem.at(
-            problem.position or position(problem.path, is_about_key=problem.is_about_key),
-            tuple(position(path, is_about_key=True) for path in problem.related),
-        )
-        for problem in found
-    ]
+        locate_toml(text.content, tree)
+    return {(path, is_about_key): tree.find(path, is_about_key=is_about_key) for path, is_about_key in wanted}

@@ -1,4 +1,4 @@
-"""What a document takes from outside: `${NAME}`, `${NAME:-default}` from the environment, `{file: path}` from a file.
+"""What a document takes from outside: `${NAME}`, `${NAME:-default}`, and secrets from files and programs.
 
 `$${` stands for `${`. Everything that came from outside is `Given`: it may be read as a number or a boolean, and no
 message shows it.
@@ -7,7 +7,8 @@ message shows it.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from math import isfinite
 from pathlib import Path as FilePath
 from typing import Any, Final, cast
@@ -15,7 +16,9 @@ from typing import Any, Final, cast
 from pydantic import SecretStr
 
 from .diagnostics import Code, Diagnostic, Path, did_you_mean
-from .limits import MAX_DEPTH, MAX_SECRET_BYTES
+from .keys import ANY, file_places, secret_places
+from .limits import MAX_DEPTH, MAX_DIAGNOSTICS, MAX_SECRET_BYTES
+from .programs import ProgramFailed, ask_program
 from .shapes import is_list, is_mapping
 from .tenants import TenantConfig
 from .values import Given
@@ -28,16 +31,6 @@ PLAIN_TEXT: Final = rf"^(?:{_LITERAL})*\$*$"
 REFERENCE_TEXT: Final = rf"^(?:{_LITERAL})*{VARIABLE}(?:{_LITERAL}|{VARIABLE})*\$*$"
 """Text with at least one reference, and every `${` of it well-formed."""
 
-SECRETS: Final = (
-    ("datasources", "*", "primary", "url"),
-    ("datasources", "*", "replicas", "*", "url"),
-    ("tenancy", "resolve", "*", "jwt_claim", "key"),
-)
-"""Where `{file: path}` may stand; `*` is any name or entry."""
-
-FILES: Final = (("tenancy", "resolve", "*", "jwt_claim", "jwks"),)
-"""Where paths of files stand."""
-
 _CONTROL: Final = re.compile(r"[\x00-\x1f\x7f]")
 
 _TOKENS: Final = re.compile(
@@ -45,30 +38,54 @@ _TOKENS: Final = re.compile(
 )
 
 
+@dataclass(frozen=True, slots=True)
+class Surroundings:
+    """Where references are looked up.
+
+    Attributes:
+        environ: The environment.
+        folder_of: The folder that the path of a secret starts at, by the secret's place in the document.
+        is_offline: Whether nothing is looked up at all: what has no default is unknown, and taken to be right.
+        allow_commands: Whether programs may be run for secrets.
+    """
+
+    environ: Mapping[str, str]
+    folder_of: Callable[[Path], FilePath] = lambda _: FilePath()
+    is_offline: bool = False
+    allow_commands: bool = False
+
+
 class Outside:
     """Resolves the references of one document and collects what is wrong with them.
 
     Args:
-        environ: The environment.
-        folder: The folder that paths of secrets are relative to.
+        surroundings: Where they are looked up.
+
+    Attributes:
+        diagnostics: What is wrong, up to a bound.
+        unresolved: The places whose value is not known: wrong, or not looked up.
     """
 
-    def __init__(self, environ: Mapping[str, str], folder: FilePath) -> None:
-        self._environ = environ
-        self._folder = folder
+    def __init__(self, surroundings: Surroundings) -> None:
+        self._surroundings = surroundings
+        self._environ: Mapping[str, str] = {} if surroundings.is_offline else surroundings.environ
+        self._similar: dict[str, str | None] = {}
         self.diagnostics: list[Diagnostic] = []
+        self.unresolved: set[Path] = set()
 
     def resolve(self, document: object) -> object:
         """The document with its references resolved; the given one is left as it is.
 
-        Parts without references are shared with the given document. Where a reference cannot be resolved there is a
-        problem in `diagnostics`, and an empty string.
+        Parts without references are shared with the given document. Where a reference cannot be resolved, its place is
+        in `unresolved`, and an empty string stands there.
         """
         resolved = self._resolve(document, ())
         return self._with_secrets(resolved) if is_mapping(resolved) else resolved
 
     def _note(self, code: Code, path: Path, message: str, mend: str) -> None:
-        self.diagnostics.append(Diagnostic(code, path, message, mend))
+        self.unresolved.add(path)
+        if len(self.diagnostics) < MAX_DIAGNOSTICS:
+            self.diagnostics.append(Diagnostic(code, path, message, mend))
 
     def _resolve(self, value: object, path: Path) -> object:
         if isinstance(value, str):
@@ -126,7 +143,12 @@ class Outside:
         return Given(resolved) if is_given else resolved
 
     def _not_set(self, name: str, path: Path) -> None:
-        similar = did_you_mean(name, self._environ)
+        if self._surroundings.is_offline:
+            self.unresolved.add(path)
+            return
+        if name not in self._similar:
+            self._similar[name] = did_you_mean(name, self._environ)
+        similar = self._similar[name]
         mend = f"Did you mean {similar}? Else set it" if similar else "Set it"
         self._note(
             Code.VARIABLE_NOT_SET,
@@ -136,23 +158,39 @@ class Outside:
         )
 
     def _with_secrets(self, document: dict[str, Any]) -> dict[str, Any]:
-        """The document with the files behind each `{file: path}` read, and with paths that start at its folder."""
-        for pattern in SECRETS:
-            for path in _matches(document, pattern):
-                value = _at(document, path)
-                if is_mapping(value) and list(value) == ["file"] and isinstance(value["file"], str):
-                    document = _replaced(document, path, self._secret(value["file"], path))
-        for pattern in FILES:
-            for path in _matches(document, pattern):
-                value = _at(document, path)
-                if isinstance(value, str) and value and not _CONTROL.search(value):
-                    file = str(self._folder / value)
-                    document = _replaced(document, path, Given(file) if isinstance(value, Given) else file)
+        """The document with what stands behind `{file: path}` and `{command: [...]}`, and complete paths of files."""
+        for pattern in secret_places():
+            for path in expand(document, pattern):
+                written: object = at(document, path)
+                if is_mapping(written) and len(written) == 1:
+                    [(kind, value)] = written.items()
+                    secret = self._secret(kind, value, path)
+                    if secret is not None:
+                        document = replace_at(document, path, secret)
+        for pattern in file_places():
+            for path in expand(document, pattern):
+                name: object = at(document, path)
+                if isinstance(name, str) and name and not _CONTROL.search(name):
+                    file = str(self._surroundings.folder_of(path) / name)
+                    document = replace_at(document, path, Given(file) if isinstance(name, Given) else file)
         return document
 
-    def _secret(self, file: str, path: Path) -> Given:
+    def _secret(self, kind: str, value: object, path: Path) -> Given | None:
+        """What stands behind `{kind: value}`; None when that is no reference to a secret."""
+        if kind == "file" and isinstance(value, str):
+            if not self._surroundings.is_offline:
+                return self._file(value, path)
+        elif kind == "command" and is_list(value) and value and all(map(_is_argument, value)):
+            if not self._surroundings.is_offline:
+                return self._command(value, path)
+        else:
+            return None
+        self.unresolved.add(path)
+        return Given("")
+
+    def _file(self, file: str, path: Path) -> Given:
         try:
-            with (self._folder / file).open("rb") as stream:
+            with (self._surroundings.folder_of(path) / file).open("rb") as stream:
                 content = stream.read(MAX_SECRET_BYTES + 1)
             if len(content) > MAX_SECRET_BYTES:
                 reason = f"it is longer than {MAX_SECRET_BYTES // 1024} kB"
@@ -167,32 +205,59 @@ class Outside:
         self._note(Code.SECRET_NOT_READABLE, path, f"the secret's file cannot be read: {reason}", mend)
         return Given("")
 
+    def _command(self, arguments: list[str], path: Path) -> Given:
+        if not self._surroundings.allow_commands:
+            message = "programs are not run for secrets unless that is allowed"
+            mend = "Load ConfigFile(path, allow_commands=True), or give validate --allow-commands."
+            self._note(Code.COMMAND, path, message, mend)
+            return Given("")
+        try:
+            return Given(ask_program(arguments, self._surroundings.folder_of(path), self._surroundings.environ))
+        except ProgramFailed as failure:
+            mend = "Run it by hand in the folder of the configuration file."
+            self._note(Code.COMMAND, path, f"the secret's program told nothing: {failure}", mend)
+            return Given("")
 
-def _at(document: object, path: Path) -> Any:
+
+def _is_argument(value: object) -> bool:
+    return isinstance(value, Given) or (isinstance(value, str) and value != "" and not _CONTROL.search(value))
+
+
+def at(document: object, path: Path) -> Any:
+    """What stands at a path; None when nothing does."""
     value: Any = document
-    for part in path:
-        value = value[part]
+    for step in path:
+        if is_mapping(value):
+            value = value.get(str(step))
+        elif is_list(value) and isinstance(step, int):
+            value = value[step]
+        else:
+            return None
     return value
 
 
-def _matches(document: object, pattern: tuple[str, ...], path: Path = ()) -> list[Path]:
-    """The paths of a document that a pattern leads to; `*` is any name or entry."""
+def expand(document: object, pattern: tuple[str, ...], path: Path = ()) -> Iterator[Path]:
+    """The places of a document that a pattern stands for."""
     if not pattern:
-        return [path]
-    key, *rest = pattern
-    parts: Iterable[str | int] = ()
-    if is_mapping(document):
-        parts = list(document) if key == "*" else (key,) if key in document else ()
-    elif is_list(document) and key == "*":
-        parts = range(len(document))
-    return [found for part in parts for found in _matches(_at(document, (part,)), tuple(rest), (*path, part))]
+        yield path
+        return
+    step, *rest = pattern
+    value: object = at(document, path)
+    keys: Iterable[str | int] = ()
+    if is_mapping(value):
+        keys = list(value) if step == ANY else [step] if step in value else []
+    elif is_list(value) and step == ANY:
+        keys = range(len(value))
+    for key in keys:
+        yield from expand(document, tuple(rest), (*path, key))
 
 
-def _replaced(document: Any, path: Path, value: object) -> Any:
+def replace_at(document: Any, path: Path, value: object) -> Any:
     """The document with the value at a path replaced; everything beside the path is shared."""
-    key, *rest = path
+    if not path:
+        return value
     copy = document.copy()
-    copy[key] = _replaced(document[key], tuple(rest), value) if rest else value
+    copy[path[0]] = replace_at(copy[path[0]], path[1:], value)
     return copy
 
 

@@ -8,55 +8,64 @@ from typing import Any, Final
 from .diagnostics import Code, Diagnostic, Path
 from .models import Config
 from .sense import check_sense
+from .shapes import is_list, is_mapping
 from .structure import check_structure
 
 _MOST_ROUNDS: Final = 8
 """A part that is taken out may leave its section without a key that it needs, so that the section goes as well."""
 
 
-def check_remainder(document: object, problems: Iterable[Diagnostic], *, needs_resolver: bool) -> list[Diagnostic]:
-    """What makes no sense in the parts of a document that are right.
+def check_remainder(
+    document: object, problems: Iterable[Diagnostic], unknown: Iterable[Path], *, needs_resolver: bool
+) -> tuple[Config | None, list[Diagnostic]]:
+    """What makes no sense in the parts of a document that are right and known.
 
     Args:
         document: The document with its references resolved.
         problems: What is wrong with its form.
+        unknown: Places whose value is not known.
         needs_resolver: Whether the document alone must be able to tell tenants from requests.
 
     Returns:
-        The problems of sense in which no wrong part has a share.
+        The config that remains, with stand-ins where others refer to what is missing; and the problems of sense in
+        which no wrong or unknown part has a share.
     """
-    wrong = {problem.path for problem in problems}
-    config = _remainder(document, problems)
+    parts = [*problems, *(Diagnostic(Code.VARIABLE_NOT_SET, path, "", "") for path in unknown)]
+    config = _remainder(document, parts)
     if config is None:
-        return []
-    return [
+        return None, []
+    wrong = _Places(problem.path for problem in parts)
+    return config, [
         problem
         for problem in check_sense(config, needs_resolver=needs_resolver)
-        if not any(_touch(path, other) for path in (problem.path, *problem.related) for other in wrong)
+        if not any(wrong.touch(path) for path in (problem.path, *problem.related))
         and not (problem.code is Code.UNKNOWN_DATASOURCE and ("datasources",) in wrong)
     ]
 
 
-def _touch(path: Path, other: Path) -> bool:
-    """Whether one of two places is inside the other."""
-    length = min(len(path), len(other))
-    return path[:length] == other[:length]
+class _Places:
+    """Places of a document, asked whether another one is inside of one of them, or the other way round."""
+
+    def __init__(self, paths: Iterable[Path]) -> None:
+        self._paths = set(paths)
+        self._above = {path[:length] for path in self._paths for length in range(len(path))}
+
+    def __contains__(self, path: Path) -> bool:
+        return path in self._paths
+
+    def touch(self, path: Path) -> bool:
+        """Whether one of the places is inside this one, or this one inside of it."""
+        return path in self._above or any(path[:length] in self._paths for length in range(len(path) + 1))
 
 
 def _remainder(document: object, problems: Iterable[Diagnostic]) -> Config | None:
     rest: object = document
     for _ in range(_MOST_ROUNDS):
-        # The last entry of a list first: taking one out moves those behind it.
-        for problem in sorted(problems, key=_last_first, reverse=True):
-            rest = _without(rest, problem)
+        rest = _without(rest, problems)
         config, problems = check_structure(rest)
         if config is not None:
             return config
     return None
-
-
-def _last_first(problem: Diagnostic) -> list[tuple[int, str]]:
-    return [(part, "") if isinstance(part, int) else (-1, part) for part in problem.path]
 
 
 def _stand_in(path: Path) -> object:
@@ -85,25 +94,51 @@ def _stand_in(path: Path) -> object:
             return None
 
 
-def _without(document: object, problem: Diagnostic) -> object:
-    """The document without what is wrong, or with a stand-in there; what is beside it is shared."""
-    path = problem.path
-    stand_in = None if problem.is_about_key or not path else _stand_in(path)
-    if stand_in is None and problem.code is Code.MISSING_KEY:
-        path = path[:-1]
-    return _replaced(document, path, stand_in) if path else document
+class _Node:
+    """What is done to one place: something to it, or to places inside of it."""
+
+    __slots__ = ("children", "is_edited", "stand_in")
+
+    def __init__(self) -> None:
+        self.children: dict[str | int, _Node] = {}
+        self.is_edited = False
+        self.stand_in: object = None
+        """What takes its place; None when it just goes."""
 
 
-def _replaced(document: Any, path: Path, stand_in: object) -> Any:
-    key, *rest = path
-    try:
-        copy = document.copy()
-        if rest:
-            copy[key] = _replaced(copy[key], tuple(rest), stand_in)
-        elif stand_in is None:
-            del copy[key]
-        else:
-            copy[key] = stand_in
-    except (LookupError, TypeError, AttributeError):
-        return document  # It went together with what it stood in.
+def _without(document: object, problems: Iterable[Diagnostic]) -> object:
+    """The document without what is wrong, or with stand-ins there; what is beside it is shared."""
+    root = _Node()
+    for problem in problems:
+        path = problem.path
+        stand_in = None if problem.is_about_key or not path else _stand_in(path)
+        if stand_in is None and problem.code is Code.MISSING_KEY:
+            path = path[:-1]
+        if path:
+            node = root
+            for step in path:
+                node = node.children.setdefault(step, _Node())
+            node.is_edited, node.stand_in = True, stand_in
+    return _edited(document, root)
+
+
+def _edited(document: Any, node: _Node) -> Any:
+    if not is_mapping(document) and not is_list(document):
+        return document
+    copy: Any = document.copy()
+    # The last entry of a list first: taking one out moves those behind it.
+    for step, child in sorted(node.children.items(), key=lambda item: _place_in_list(item[0]), reverse=True):
+        try:
+            if not child.is_edited:
+                copy[step] = _edited(copy[step], child)
+            elif child.stand_in is None:
+                del copy[step]
+            else:
+                copy[step] = child.stand_in
+        except (LookupError, TypeError):
+            continue  # It went together with what it stood in.
     return copy
+
+
+def _place_in_list(step: str | int) -> int:
+    return step if isinstance(step, int) else -1

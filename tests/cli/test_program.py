@@ -199,7 +199,7 @@ def test_public_names_are_the_same_whatever_is_imported_first(first: str) -> Non
     code = (
         f"{first}\nfrom asgi_datasource import session, transactional\nimport asgi_datasource\n"
         "assert callable(session) and asgi_datasource.session is session and callable(transactional)\n"
-        "from asgi_datasource.session import session as same\nassert same is session"
+        "from asgi_datasource.session import DataSession as same\nassert same is asgi_datasource.DataSession"
     )
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60, capture_output=True)
 

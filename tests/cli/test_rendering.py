@@ -75,11 +75,11 @@ error[ADS020]: unknown key
 
 def test_text_shows_the_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     text = report(tmp_path, monkeypatch).render("text", Style())
-    assert text.startswith(EXPECTED)
+    assert f"\n\n{EXPECTED}" in text
     assert '10 |       r1: {url: "…", wieght: 1}\n   |                      ^^^^^^ datasources' in text
     assert "   = see: routes[0].match at conf/datasource.yaml:19:6" in text
     assert text.endswith(
-        "conf/datasource.yaml: 7 errors, 1 warning (1 ignored, with reasons); 5 can be mended with --fix"
+        "conf/datasource.yaml: 7 errors, 3 warnings (1 ignored, with reasons); 5 can be mended with --fix"
     )
     assert "\x1b" not in text
 
@@ -151,7 +151,7 @@ def test_github_gets_a_command_a_finding(tmp_path: Path, monkeypatch: pytest.Mon
     found = report(tmp_path, monkeypatch)
     lines = found.render("github", Style()).splitlines()
     assert len(lines) == len(found.diagnostics)
-    assert lines[0] == (
+    assert lines[1] == (
         "::error title=asgi-datasource ADS020,file=conf/datasource.yaml,line=8,col=12::"
         "datasources.orders.pool.max_sise: unknown key. Did you mean 'max_size'?"
     )

@@ -140,7 +140,13 @@ def _section(
 
 _flags = _referable(st.booleans())
 _endpoint = _section(
-    {"url": st.one_of(_referable(_urls), st.sampled_from([{"file": name} for name in SECRET_FILES]))}, {}
+    {
+        "url": st.one_of(
+            _referable(_urls),
+            st.sampled_from([*({"file": name} for name in SECRET_FILES), {"command": ["vault", "read", "db"]}]),
+        )
+    },
+    {},
 )
 _pool = _section(
     {},
@@ -277,6 +283,7 @@ _documents = _section(
         "datasources": st.dictionaries(_names, _datasource, min_size=1, max_size=2),
     },
     {
+        "include": st.lists(st.sampled_from(["tenants/*.yaml", "../base.toml", "/etc/x y.json", "ä/**"]), max_size=2),
         "tenancy": _tenancy,
         "tenants": st.dictionaries(_tenant_names, _tenant, max_size=2),
         "routes": st.lists(_route, max_size=2),
@@ -356,9 +363,23 @@ _junk = st.one_of(
         ["${", "${}", "${1}", "${A B}", "${A", "$${", "$$${", "${A:-${B}}", "4XX", "6xx", "x" * 64, "x" * 256]
     ),
     st.sampled_from(_planned_words),
-    st.sampled_from([[], {}, [1], {"a": 1}, {"file": ""}, {"file": 1}, {"file": "x", "y": 1}, [[]], {"": {}}]).map(
-        copy.deepcopy
-    ),
+    st.sampled_from(
+        [
+            [],
+            {},
+            [1],
+            {"a": 1},
+            {"file": ""},
+            {"file": 1},
+            {"file": "x", "y": 1},
+            {"command": []},
+            {"command": "x"},
+            {"command": [1]},
+            {"command": [""]},
+            [[]],
+            {"": {}},
+        ]
+    ).map(copy.deepcopy),
 )
 _broken_endings = st.sampled_from(["\n", "\r", "\x7f", "${", "${}"])
 _endings = st.sampled_from(["\n", "$${", "*", " ", "$", "$$", "}", "{tenant}", ":", "/", "x" * 300, "ß", "#"])

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, assume, given, settings
 from jsonschema import Draft202012Validator
 
-from asgi_datasource.config import Code, json_schema
+from asgi_datasource.config import Code, json_schema, references
 from asgi_datasource.config.keys import sections
-from asgi_datasource.config.references import Outside
+from asgi_datasource.config.references import Outside, Surroundings
 from asgi_datasource.config.structure import check_structure
 from asgi_datasource.config.values import VALUES
 
@@ -27,16 +28,19 @@ thorough = settings(
 
 
 @pytest.fixture(scope="module")
-def secrets(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def secrets(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     folder = tmp_path_factory.mktemp("secrets")
     for name, content in SECRET_FILES.items():
         (folder / name).write_text(content)
-    return folder
+    with pytest.MonkeyPatch.context() as patch:
+        # What generated documents name is not run; test_programs.py runs programs.
+        patch.setattr(references, "ask_program", lambda *_: "host=db")
+        yield folder
 
 
 def problems(written: Written, folder: Path) -> list[str]:
     """What the models say of a document, as far as its form is concerned."""
-    outside = Outside(written.environ, folder)
+    outside = Outside(Surroundings(written.environ, lambda _: folder, allow_commands=True))
     resolved = outside.resolve(written.document)
     # What is missing in the environment is not the document's fault.
     assume(not any(problem.code in FROM_OUTSIDE for problem in outside.diagnostics))

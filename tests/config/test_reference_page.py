@@ -18,7 +18,9 @@ from asgi_datasource.config.yaml_text import read_yaml
 
 ROOT = Path(__file__).parent.parent.parent
 PAGE = (ROOT / "docs" / "config.md").read_text(encoding="utf-8")
-YAML = re.findall(r"^```yaml\n(.*?)^```", PAGE, re.DOTALL | re.MULTILINE)
+YAML = [
+    block for block in re.findall(r"^```yaml\n(.*?)^```", PAGE, re.DOTALL | re.MULTILINE) if "datasources:" in block
+]
 ENVIRON = {"ORDERS_PRIMARY_URL": "host=primary", "ORDERS_R1_URL": "host=r1", "TOKEN_KEY": "shared"}
 
 

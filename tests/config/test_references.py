@@ -10,7 +10,7 @@ from jsonschema import Draft202012Validator
 
 from asgi_datasource.config import Code, Config, examine, json_schema, load
 from asgi_datasource.config.limits import MAX_SECRET_BYTES
-from asgi_datasource.config.references import Outside
+from asgi_datasource.config.references import Outside, Surroundings
 
 from .documents import PASSWORD, full, put, small
 
@@ -18,7 +18,7 @@ ENVIRON = {"NAME": "acme", "EMPTY": "", "SIZE": "20", "_A1": "x", "BRACES": "${N
 
 
 def resolve(text: str) -> tuple[Any, list[Code]]:
-    outside = Outside(ENVIRON, Path())
+    outside = Outside(Surroundings(ENVIRON))
     resolved: Any = outside.resolve({"a": text})
     return resolved["a"], [problem.code for problem in outside.diagnostics]
 

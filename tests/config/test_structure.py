@@ -16,7 +16,7 @@ POOL = (*ORDERS, "pool")
 
 MISTAKES = [
     # where, key, value, code, key path, part of the message, part of the mend
-    ((), "datasorces", {}, Code.UNKNOWN_KEY, "datasorces", "unknown key", "Known here: version, datasources"),
+    ((), "datasorces", {}, Code.UNKNOWN_KEY, "datasorces", "unknown key", "Known here: version, include, datasources"),
     (
         POOL,
         "max_sise",

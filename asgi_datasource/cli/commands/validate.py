@@ -1,4 +1,4 @@
-"""`asgi-datasource validate FILES`: every problem of configuration files."""
+"""`asgi-datasource validate FILES`: every problem of configuration files, without environment, network or database."""
 
 from __future__ import annotations
 
@@ -8,18 +8,36 @@ from ...config import Code, examine
 from ..command import offer_formats
 from ..console import Console
 from ..rendering import FORMATS, Report
+from ..sources import environment, find_file, offer_environment, offer_overlays, source_of
 
 
 def configure(parser: ArgumentParser) -> None:
     """The files, and how strictly they are judged."""
-    parser.add_argument("files", nargs="+", metavar="FILE", help="a YAML, TOML or JSON file")
+    parser.add_argument("files", nargs="*", metavar="FILE", help="YAML, TOML or JSON; datasource.yaml unless told")
     parser.add_argument("--strict", action="store_true", help="exit with 1 on warnings and hints as well")
+    offer_overlays(parser)
+    parser.add_argument(
+        "--environment",
+        action="store_true",
+        help="look references up, in the environment and in files; without it they stand for valid values",
+    )
+    offer_environment(parser)
     offer_formats(parser, *FORMATS)
 
 
 def run(options: Namespace, console: Console) -> Report:
     """Examine each file."""
-    files: list[str] = options.files
-    findings = [examine(file) for file in files]
+    files: list[str] = options.files or [find_file()]
+    is_offline = not (options.environment or options.env_file or options.allow_commands)
+    variables = None if is_offline else environment(options)
+    findings = [
+        examine(
+            source_of(file, options),
+            environ=variables,
+            is_offline=is_offline,
+            needs_resolver=not options.resolvers_in_code,
+        )
+        for file in files
+    ]
     could_run = not any(problem.code is Code.NOT_READABLE for found in findings for problem in found.diagnostics)
     return Report.of("validate", files, findings, is_strict=options.strict, could_run=could_run)

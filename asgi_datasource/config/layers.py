@@ -1,0 +1,334 @@
+"""One document out of several files: what it includes, and the overlays on top of it.
+
+How they are merged (docs/config.md, "Several files"):
+
+- **Includes** are parts of one document. Sections are joined, and the entries of `routes` stand one behind the other,
+  the including file's first. A key of a section stands in one file: in two it is an error, never a silent precedence.
+- **Overlays** change the document, one after the other, as RFC 7396 (JSON Merge Patch) says: mappings are merged key
+  by key, `null` takes a key away, and everything else, lists too, replaces what was there. Where `null` is a value
+  (`transactions.deadline`), it is that value.
+
+Each place of the merged document still knows its file: positions, and the folder that secrets' paths start at.
+"""
+
+from __future__ import annotations
+
+import glob
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path as FilePath
+from typing import Any, Final
+
+from .diagnostics import Code, Diagnostic, Path, Position, Severity, show
+from .keys import is_nullable
+from .limits import MAX_BYTES, MAX_DEPTH, MAX_FILES
+from .places import Compact
+from .reading import Text, find_marks, open_text, read_text
+from .shapes import is_list, is_mapping
+
+INCLUDE: Final = "include"
+
+
+@dataclass(frozen=True, slots=True)
+class ConfigFile:
+    """A configuration that is read from files; may stand wherever a path may.
+
+    Attributes:
+        path: The document.
+        overlays: Files that change it, in order: those of an environment, of a region.
+        allow_commands: Whether secrets may come from programs (`{command: [...]}`), which are run while it is read.
+    """
+
+    path: str | FilePath
+    overlays: tuple[str | FilePath, ...] = ()
+    allow_commands: bool = False
+
+
+@dataclass(slots=True)
+class _Part:
+    """One file."""
+
+    text: Text
+    folder: FilePath
+    document: Any
+    layer: int
+    first_route: int = 0
+    """The index of its first route among those of its layer."""
+
+
+@dataclass(slots=True)
+class Layers:
+    """Files that were read, and the document that they make.
+
+    Attributes:
+        document: The merged document; None when the main file could not be read.
+        problems: What is wrong with the files themselves, with positions.
+        parts: The files, in the order in which they count.
+    """
+
+    document: Any = None
+    problems: list[Diagnostic] = field(default_factory=list[Diagnostic])
+    parts: list[_Part] = field(default_factory=list[_Part])
+
+    @property
+    def errors(self) -> list[Diagnostic]:
+        """The problems for which the document is refused."""
+        return [problem for problem in self.problems if problem.severity is Severity.ERROR]
+
+    @property
+    def texts(self) -> tuple[Text, ...]:
+        """The files as they are written."""
+        return tuple(part.text for part in self.parts)
+
+    def folder_of(self, path: Path) -> FilePath:
+        """The folder of the file that a place of the document stands in."""
+        return self._origin(path)[0].folder if self.parts else FilePath()
+
+    def locate(self, problems: Iterable[Diagnostic]) -> list[Diagnostic]:
+        """Give each problem the position of its place in its file."""
+        found = list(problems)
+        wanted: dict[int, dict[tuple[Path, bool], None]] = {}
+        origins: dict[tuple[Path, bool], tuple[_Part, Path]] = {}
+        for problem in found:
+            for key in _places_of(problem):
+                if key not in origins:
+                    origins[key] = self._origin(key[0])
+                    part, path = origins[key]
+                    wanted.setdefault(id(part), {})[path, key[1]] = None
+        marks = {
+            id(part): find_marks(part.text, wanted[id(part)])
+            for part in {id(part): part for part, _ in origins.values()}.values()
+        }
+
+        def position(key: tuple[Path, bool]) -> Position:
+            part, path = origins[key]
+            return Position(part.text.file, *(marks[id(part)][path, key[1]] or ()))
+
+        return [
+            problem.at(
+                problem.position or position((problem.path, problem.is_about_key)),
+                tuple(position((path, True)) for path in problem.related),
+            )
+            for problem in found
+        ]
+
+    def origin(self, path: Path) -> tuple[Text, Path]:
+        """The file that a place of the document stands in, and the way to it there."""
+        part, inner = self._origin(path)
+        return part.text, inner
+
+    def _origin(self, path: Path) -> tuple[_Part, Path]:
+        if len(self.parts) == 1:
+            return self.parts[0], path
+        candidates = [(part, part.document) for part in self.parts]
+        if path[:1] == ("routes",) and len(path) > 1 and isinstance(path[1], int):
+            return self._route(path, path[1])
+        for step in path:
+            inner = [(part, value[step]) for part, value in candidates if _has(value, step)]
+            if not inner:
+                break
+            # What is no mapping has replaced whatever the files before it say, and is replaced by whatever comes later.
+            last = max((number for number, (_, value) in enumerate(inner) if not is_mapping(value)), default=-1)
+            candidates = inner[last + 1 :] or inner[last:]
+        return candidates[0][0], path
+
+    def _route(self, path: Path, index: int) -> tuple[_Part, Path]:
+        holders = [part for part in self.parts if is_mapping(part.document) and is_list(part.document.get("routes"))]
+        top = max((part.layer for part in holders), default=0)
+        chosen = self.parts[0]
+        for part in holders:
+            if part.layer == top and part.first_route <= index:
+                chosen = part
+        return chosen, ("routes", index - chosen.first_route, *path[2:])
+
+
+def _places_of(problem: Diagnostic) -> Iterator[tuple[Path, bool]]:
+    if problem.position is None:
+        yield problem.path, problem.is_about_key
+    yield from ((path, True) for path in problem.related)
+
+
+def _has(value: Any, step: str | int) -> bool:
+    if is_mapping(value):
+        return step in value
+    return is_list(value) and isinstance(step, int) and step < len(value)
+
+
+def read_layers(source: ConfigFile, compact: Compact | None = None) -> Layers:
+    """Read a document with all that it includes, and its overlays.
+
+    Args:
+        source: The files.
+        compact: Makes tenants compact as soon as they are read; not used where overlays may change them.
+    """
+    reader = _Reader(None if source.overlays else compact)
+    layers = reader.layers
+    for number, path in enumerate((source.path, *source.overlays)):
+        document = reader.layer(FilePath(path), number)
+        if number == 0:
+            layers.document = document
+        elif is_mapping(document) and is_mapping(layers.document):
+            layers.document = _patched(layers.document, document, ())
+    return layers
+
+
+class _Reader:
+    """Reads the files of one document."""
+
+    def __init__(self, compact: Compact | None) -> None:
+        self._compact = compact
+        self._bytes = 0
+        self._seen: dict[FilePath, str] = {}
+        self.layers = Layers()
+
+    def layer(self, path: FilePath, number: int) -> Any:
+        """One file with all that it includes."""
+        text = open_text(path)
+        if isinstance(text, Diagnostic):
+            self.layers.problems.append(text)
+            return None
+        parts: list[_Part] = []
+        self._read(text, path, number, parts, ())
+        return self._joined(parts)
+
+    def _read(self, text: Text, path: FilePath, number: int, parts: list[_Part], above: tuple[FilePath, ...]) -> None:
+        document, problems = read_text(text, self._compact)
+        self.layers.problems += problems
+        part = _Part(text, path.parent, document, number)
+        self.layers.parts.append(part)
+        parts.append(part)
+        real = _real(path)
+        self._seen[real] = text.file
+        self._bytes += len(text.content)
+        patterns: object = document.get(INCLUDE) if is_mapping(document) else None
+        if not is_list(patterns):
+            return
+        for index, pattern in enumerate(patterns):
+            if isinstance(pattern, str):
+                for found in self._matching(pattern, part, index):
+                    self._include(found, part, index, parts, (*above, real))
+
+    def _matching(self, pattern: str, part: _Part, index: int) -> list[FilePath]:
+        if "\0" in pattern:
+            return []
+        names = sorted(glob.glob(pattern, root_dir=part.folder, recursive=True))  # noqa: PTH207 - sorted, and with a root
+        if not names:
+            is_exact = not glob.has_magic(pattern)
+            message = "there is no such file" if is_exact else "no file matches"
+            severity = Severity.ERROR if is_exact else Severity.WARNING
+            self._note(part, index, message, "Paths start at the folder of the including file.", severity)
+        return [part.folder / name for name in names]
+
+    def _include(
+        self, path: FilePath, part: _Part, index: int, parts: list[_Part], above: tuple[FilePath, ...]
+    ) -> None:
+        real = _real(path)
+        if real in above:
+            self._note(part, index, f"{show(path.name)} includes itself in the end", "Include each file once.")
+        elif real in self._seen:
+            message = f"{show(path.name)} is part of the document already"
+            self._note(part, index, message, "Include each file once.")
+        elif len(self.layers.parts) >= MAX_FILES or self._bytes > MAX_BYTES or len(above) >= MAX_DEPTH:
+            self._seen[real] = str(path)
+            message = f"more than {MAX_FILES} files, {MAX_BYTES // 1024**2} MB or {MAX_DEPTH} levels of includes"
+            self.layers.problems.append(
+                Diagnostic(Code.TOO_LARGE, (INCLUDE, index), message, "Join some of them.", position=_at(part, index))
+            )
+        elif not path.is_dir():
+            text = open_text(path)
+            if isinstance(text, Diagnostic):
+                self._note(part, index, f"{show(path.name)}: {text.message}", text.mend)
+            else:
+                self._read(text, path, part.layer, parts, above)
+
+    def _note(self, part: _Part, index: int, message: str, mend: str, severity: Severity = Severity.ERROR) -> None:
+        problem = Diagnostic(
+            Code.INCLUDE, (INCLUDE, index), message, mend, position=_at(part, index), severity=severity
+        )
+        self.layers.problems.append(problem)
+
+    def _joined(self, parts: list[_Part]) -> Any:
+        """The parts of one layer as one document."""
+        first, *others = parts
+        if not others:
+            return first.document
+        if not is_mapping(first.document):
+            return first.document
+        joined = {
+            key: dict(value) if is_mapping(value) else list(value) if is_list(value) else value
+            for key, value in first.document.items()
+        }
+        for part in others:
+            if not is_mapping(part.document):
+                if part.document is not None:
+                    message, mend = "a part of a document is a mapping", "Start with a section, such as tenants:."
+                    position = Position(part.text.file, 1, 1)
+                    self.layers.problems.append(Diagnostic(Code.INCLUDE, (), message, mend, position=position))
+                continue
+            for key, value in part.document.items():
+                self._join(joined, key, value, part)
+        return joined
+
+    def _join(self, joined: dict[str, Any], key: str, value: Any, part: _Part) -> None:
+        if key == INCLUDE:
+            return
+        if key not in joined:
+            joined[key] = dict(value) if is_mapping(value) else list(value) if is_list(value) else value
+            return
+        there = joined[key]
+        if is_mapping(there) and is_mapping(value):
+            for name, inner in value.items():
+                if name in there:
+                    self._twice(part, (key, name))
+                else:
+                    there[name] = inner
+        elif key == "routes" and is_list(there) and is_list(value):
+            part.first_route = len(there)
+            there += value
+        elif key != "version" or there != value:
+            self._twice(part, (key,))
+
+    def _twice(self, part: _Part, path: Path) -> None:
+        mark = find_marks(part.text, [(path, True)])[path, True]
+        message = "another file of this document says this as well"
+        problem = Diagnostic(
+            Code.DEFINED_TWICE,
+            path,
+            message,
+            "Keep it in one of them; an overlay may change it.",
+            is_about_key=True,
+            position=Position(part.text.file, *(mark or ())),
+        )
+        self.layers.problems.append(problem)
+
+
+def _at(part: _Part, index: int) -> Position:
+    path: Path = (INCLUDE, index)
+    return Position(part.text.file, *(find_marks(part.text, [(path, False)])[path, False] or ()))
+
+
+def _real(path: FilePath) -> FilePath:
+    try:
+        return path.resolve()
+    except (OSError, RuntimeError):  # a link that leads to itself; reading it will tell
+        return path.absolute()
+
+
+def _patched(document: dict[str, Any], patch: dict[str, Any], path: Path) -> dict[str, Any]:
+    """The document with a merge patch applied; what is not touched is shared.
+
+    Source: RFC 7396, section 2.
+    """
+    result = dict(document)
+    for key, value in patch.items():
+        here = (*path, key)
+        if not path and key in (INCLUDE, "version"):
+            continue
+        if value is None and not is_nullable(here):
+            result.pop(key, None)
+        elif is_mapping(value):
+            there: object = result.get(key)
+            result[key] = _patched(there if is_mapping(there) else {}, value, here)
+        else:
+            result[key] = value
+    return result

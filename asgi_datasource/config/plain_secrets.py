@@ -1,0 +1,47 @@
+"""Secrets that stand in the document itself, where everybody who may read the repository can read them."""
+
+from __future__ import annotations
+
+import re
+from typing import Any, Final
+
+from .diagnostics import Code, Diagnostic, Edit, Fix, Path, Severity
+from .keys import secret_places
+from .references import at, expand
+
+_REFERENCE: Final = re.compile(r"\$\{[^}]*\}")
+_IN_URL: Final = re.compile(r"postgres(?:ql)?://[^/?#]*?:(?P<password>[^@/?#]+)@")
+_AS_KEYWORD: Final = re.compile(r"(?:^|[?&\s])(?:password|sslpassword)\s*=\s*(?P<password>'(?:[^'\\]|\\.)+'|[^\s&']+)")
+
+
+def find_plain_secrets(document: Any) -> list[Diagnostic]:
+    """A warning for each password that is written out, in a document whose references are not resolved."""
+    found: list[Diagnostic] = []
+    for pattern in secret_places():
+        for path in expand(document, pattern):
+            value: object = at(document, path)
+            if isinstance(value, str) and _is_plain(value, is_url=path[-1] == "url"):
+                found.append(_problem(path))
+    return found
+
+
+def _is_plain(value: str, *, is_url: bool) -> bool:
+    if not is_url:
+        return not _REFERENCE.search(value)
+    # What a reference stands for is nobody's business here; what is left around it is.
+    written = _REFERENCE.sub("", value)
+    return any(pattern.search(written) for pattern in (_IN_URL, _AS_KEYWORD))
+
+
+def _problem(path: Path) -> Diagnostic:
+    name = "_".join(str(part) for part in path[1:] if part != "replicas").upper().replace("-", "_")
+    message = "a secret stands in the file itself"
+    mend = f"Take it from the environment, ${{{name}}}, or from a file, {{file: path}}."
+    return Diagnostic(
+        Code.PLAIN_SECRET,
+        path,
+        message,
+        mend,
+        severity=Severity.WARNING,
+        fix=Fix(Edit.REPLACE, path, f"${{{name}}}"),
+    )
