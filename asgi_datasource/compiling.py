@@ -7,13 +7,22 @@ from collections.abc import Mapping
 from .compiled import Compiled
 from .config import Config, DataSourceConfig, EndpointConfig
 from .config import RouteRule as RouteRuleConfig
-from .datasource import DataSource, PostgresDataSource
+from .datasource import DataSource, PostgresDataSource, ReplicaTraits
 from .drivers.psycopg import Endpoint, EndpointSettings
 from .paths import CompiledRule, RouteRules, compile_pattern
 from .plan import CommitScope, RouteRule, SessionPolicy
 from .prefixes import PathPrefixes
 from .problems import ProblemAnswers
-from .routing import AccessIntent, Role
+from .routing import (
+    ANY_FRESHNESS,
+    AccessIntent,
+    Balance,
+    Consistency,
+    Freshness,
+    NoReplica,
+    Role,
+    RoutingPolicy,
+)
 from .tenancy import Resolvers, TenantDirectory, compile_admission, compile_tenants
 from .transaction import OutcomeRule, TransactionOptions, parse_isolation
 
@@ -56,6 +65,7 @@ def _compile_datasource(name: str, config: DataSourceConfig, previous: DataSourc
             acquire_timeout_s=pool.acquire_timeout_s,
             max_waiting=pool.max_waiting,
             connect_timeout_s=pool.connect_timeout_s,
+            reconnect_pause_s=pool.reconnect_pause_s,
             max_lifetime_s=pool.max_lifetime_s,
             max_idle_s=pool.max_idle_s,
             tcp_user_timeout_s=pool.tcp_user_timeout_s,
@@ -70,9 +80,16 @@ def _compile_datasource(name: str, config: DataSourceConfig, previous: DataSourc
 
     primary = endpoint("primary", Role.PRIMARY, config.primary)
     replicas = [endpoint(node, Role.REPLICA, server) for node, server in config.replicas.items()]
-    if previous is not None and list(before.values()) == [*replicas, primary]:
-        return previous
-    return PostgresDataSource(name, primary, replicas)
+    routing = config.routing
+    policy = RoutingPolicy(
+        balance=Balance(routing.balance),
+        no_replica=NoReplica(routing.no_replica),
+        zone=routing.zone,
+        warmup_s=routing.warmup_s,
+    )
+    traits = {node: ReplicaTraits(server.weight, server.zone, server.drain) for node, server in config.replicas.items()}
+    made = PostgresDataSource(name, primary, replicas, policy=policy, traits=traits)
+    return previous if previous is not None and made.is_like(previous) else made
 
 
 def _compile_policy(config: Config) -> SessionPolicy:
@@ -101,6 +118,6 @@ def _compile_rule(index: int, config: RouteRuleConfig) -> CompiledRule:
     rule = RouteRule(
         options=options if options != TransactionOptions() else None,
         intent=None if config.intent is None else AccessIntent(config.intent),
-        is_strong=config.consistency == "strong",
+        freshness=Freshness(Consistency(config.consistency)) if config.consistency else ANY_FRESHNESS,
     )
     return CompiledRule(method, path, rule)

@@ -1,6 +1,6 @@
-"""From a statement to a server and back: route, borrow, one round trip, give back.
+"""From a statement to a server and back: borrow a connection, one round trip, give it back.
 
-An `Executor` belongs to one session. It knows nothing of requests: only of intents, the pin, and the servers.
+An `Executor` belongs to one session. It knows nothing of requests: only of intents, the tenant, and the servers.
 """
 
 from __future__ import annotations
@@ -9,18 +9,17 @@ import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from opentelemetry.trace import Span, SpanContext
+from opentelemetry.trace import Span
 
 from . import telemetry
 from .background import BackgroundTasks
-from .datasource import DataSource
 from .drivers.psycopg import Connection, Endpoint, Exchange, Result, Statement
-from .errors import DataError, DataErrorKind
-from .routing import AccessIntent, ReadAfterWritePin, Reason, Role, Route, choose
+from .errors import DataError
+from .router import Attempt, Router
+from .routing import ANY_FRESHNESS, AccessIntent, Freshness, Route
 from .tenancy import Tenant
 from .transaction import Isolation, Transaction, commands, refuse_transaction_command
 
-_TAKES_A_TURN = frozenset({Reason.BALANCED, Reason.FAILOVER})
 _READ_ONLY_SETTINGS = (("transaction_read_only", "on"),)
 
 
@@ -42,42 +41,31 @@ class Opened:
 class Executor:
     """Runs the statements of one session on one datasource, inside its tenant."""
 
-    __slots__ = (
-        "_background",
-        "_datasource",
-        "_is_traced",
-        "_pinned_by",
-        "_shows_tenant",
-        "_sticky",
-        "_tenant",
-        "_traces_statements",
-        "last_route",
-        "pin",
-    )
+    __slots__ = ("_background", "_is_traced", "_router", "_tenant", "_traces_statements")
 
     def __init__(
         self,
-        datasource: DataSource,
+        router: Router,
         tenant: Tenant,
-        pin: ReadAfterWritePin,
         background: BackgroundTasks,
         *,
         is_traced: bool,
         traces_statements: bool,
-        shows_tenant: bool,
     ) -> None:
-        self._datasource = datasource
+        self._router = router
         self._tenant = tenant
         self._background = background
         self._is_traced = is_traced
         self._traces_statements = is_traced and traces_statements
-        self._shows_tenant = shows_tenant
-        self._pinned_by: SpanContext | None = None
-        self._sticky: str | None = None
-        self.pin = pin
-        self.last_route: Route | None = None
 
-    async def read(self, statements: Sequence[Statement], *, deadline: float | None, is_strong: bool) -> list[Result]:
+    @property
+    def last_route(self) -> Route | None:
+        """Where the last statement went and why; None before the first."""
+        return self._router.last_route
+
+    async def read(
+        self, statements: Sequence[Statement], *, deadline: float | None, freshness: Freshness
+    ) -> list[Result]:
         """Run statements with read intent in one implicit READ ONLY transaction: one round trip.
 
         Commands between two Syncs are one transaction of the server's, so there is no BEGIN to send, and the tenant
@@ -86,7 +74,7 @@ class Executor:
         Args:
             statements: What to run.
             deadline: Event-loop time at which the server is asked to stop; handed to the server as well.
-            is_strong: The route asked for the primary.
+            freshness: How fresh it has to be.
 
         Returns:
             A result for each statement.
@@ -96,10 +84,10 @@ class Executor:
         """
         for statement in statements:
             if statement.may_end_transaction:
-                return await self._read_in_block(statements, deadline=deadline, is_strong=is_strong)
-        attempt = _Attempt()
+                return await self._read_in_block(statements, deadline=deadline, freshness=freshness)
+        attempt = Attempt()
         while True:
-            endpoint, connection = await self._connect(AccessIntent.READ, attempt, deadline, is_strong=is_strong)
+            endpoint, connection = await self._router.connect(AccessIntent.READ, attempt, deadline, freshness)
             batch = [self._settings(connection, deadline, _READ_ONLY_SETTINGS), *statements]
             exchange = await self._exchange(endpoint, connection, batch, statements, deadline, begins=False)
             if exchange.error is None:
@@ -107,8 +95,7 @@ class Executor:
                 command = next((r.status_message for r in results if r.ends_transaction), None)
                 if command is None and connection.is_idle:
                     await endpoint.release(connection)
-                    if endpoint.role is Role.REPLICA:
-                        self._sticky = endpoint.name
+                    self._router.note_read(endpoint)
                     return results
                 await self._give_up(endpoint, connection)
                 raise refuse_transaction_command(command or "BEGIN")
@@ -124,7 +111,7 @@ class Executor:
         deadline: float | None,
         read_only: bool,
         isolation: Isolation | None,
-        is_strong: bool = False,
+        freshness: Freshness = ANY_FRESHNESS,
         savepoints: Sequence[Statement] = (),
     ) -> Opened:
         """Open a transaction in the round trip of its first statements: `[BEGIN; tenant; statements]`.
@@ -134,16 +121,16 @@ class Executor:
             deadline: Event-loop time at which the transaction's time is up; handed to the server as well.
             read_only: A READ ONLY transaction, on a replica where there is one.
             isolation: None leaves it to the server.
-            is_strong: A read-only one that has to run on the primary.
+            freshness: How fresh a read-only one has to be.
             savepoints: Those of the blocks that are open, in front of the statements.
 
         Raises:
             DataError: Nothing was opened: no connection, or BEGIN or the tenant's set-up failed.
         """
         intent = AccessIntent.READ if read_only else AccessIntent.WRITE
-        attempt = _Attempt()
+        attempt = Attempt()
         while True:
-            endpoint, connection = await self._connect(intent, attempt, deadline, is_strong=is_strong)
+            endpoint, connection = await self._router.connect(intent, attempt, deadline, freshness)
             head = [commands.begin(isolation, read_only=read_only)]
             if deadline is not None or self._tenant.settings:
                 head.append(self._settings(connection, deadline))
@@ -169,10 +156,10 @@ class Executor:
                 is_traced=self._is_traced,
                 traces_statements=self._traces_statements,
             )
-            if not read_only:
-                self._set_pin()
-            elif endpoint.role is Role.REPLICA:
-                self._sticky = endpoint.name
+            if read_only:
+                self._router.note_read(endpoint)
+            else:
+                self._router.note_write()
             if error is not None:
                 error.__cause__ = exchange.error
                 transaction.failure = error
@@ -182,78 +169,19 @@ class Executor:
             await transaction.check_still_open(results)
             return Opened(transaction, results)
 
+    def note_transaction(self, transaction: Transaction, intent: AccessIntent) -> None:
+        """Record that a statement goes to the transaction that is open already."""
+        self._router.note_transaction(transaction.endpoint, intent, is_read_only=transaction.read_only)
+
     async def _read_in_block(
-        self, statements: Sequence[Statement], *, deadline: float | None, is_strong: bool
+        self, statements: Sequence[Statement], *, deadline: float | None, freshness: Freshness
     ) -> list[Result]:
         """Read in an explicit transaction: a COMMIT from inside would end an implicit one, READ ONLY and tenant too."""
-        opened = await self.begin(statements, deadline=deadline, read_only=True, isolation=None, is_strong=is_strong)
+        opened = await self.begin(statements, deadline=deadline, read_only=True, isolation=None, freshness=freshness)
         await opened.transaction.rollback("end of the read")
         if opened.error is not None:
             raise opened.error from opened.error.__cause__
         return opened.results
-
-    def note_transaction(self, transaction: Transaction, intent: AccessIntent) -> None:
-        """Record that a statement goes to the transaction that is open already."""
-        is_pinned_read = intent is AccessIntent.READ and not transaction.read_only
-        reason = Reason.PINNED if is_pinned_read else Reason.TRANSACTION
-        endpoint = transaction.endpoint
-        name = self._datasource.name
-        self.last_route = Route(name, intent, endpoint.role, endpoint.name, reason, self._datasource.picture())
-        if self._is_traced and is_pinned_read:
-            self._start_route_span(self.last_route).end()
-
-    def _set_pin(self) -> None:
-        if self._is_traced and not self.pin.is_set:
-            self._pinned_by = telemetry.current_span_context()
-        self.pin.set()
-
-    async def _connect(
-        self, intent: AccessIntent, attempt: _Attempt, deadline: float | None, *, is_strong: bool
-    ) -> tuple[Endpoint, Connection]:
-        """Choose a server and borrow a connection of it; on to the next while servers cannot be reached."""
-        datasource = self._datasource
-        while True:
-            picture = datasource.picture()
-            choice = choose(
-                picture,
-                intent,
-                turn=datasource.turn,
-                is_pinned=self.pin.is_set,
-                is_strong=is_strong,
-                sticky=self._sticky,
-                failed=attempt.failed,
-            )
-            if choice is None:
-                raise attempt.last_error
-            if choice.reason in _TAKES_A_TURN:
-                datasource.take_turn()
-            route = Route(datasource.name, intent, choice.node.role, choice.node.name, choice.reason, picture)
-            self.last_route = route
-            endpoint = datasource.endpoints[choice.node.name]
-            connection = await self._borrow(endpoint, route, attempt, deadline)
-            if connection is not None:
-                return endpoint, connection
-
-    async def _borrow(
-        self, endpoint: Endpoint, route: Route, attempt: _Attempt, deadline: float | None
-    ) -> Connection | None:
-        """A connection, or None when the server cannot be reached and another may be."""
-        span = self._start_route_span(route) if self._is_traced else None
-        started = asyncio.get_running_loop().time() if span is not None else 0.0
-        try:
-            return await endpoint.acquire(deadline=deadline, must_be_alive=attempt.has_met_a_dead_one)
-        except DataError as error:
-            if span is not None:
-                telemetry.fail_span(span, error)
-            if error.kind is not DataErrorKind.CONNECTION:
-                raise
-            attempt.note(endpoint.name, error)
-            return None
-        finally:
-            if span is not None:
-                waited = asyncio.get_running_loop().time() - started
-                span.set_attribute(telemetry.POOL_WAIT_MS, round(waited * 1000, 3))
-                span.end()
 
     async def _exchange(
         self,
@@ -299,58 +227,3 @@ class Executor:
             )
         pairs += self._tenant.settings
         return commands.settings_statement(pairs)
-
-    def _start_route_span(self, route: Route) -> Span:
-        return telemetry.start_route_span(
-            route,
-            strategy=self._tenant.strategy.value,
-            tenant=self._tenant.name if self._shows_tenant else None,
-            pin_age_ms=self.pin.age_ms,
-            pin_lsn=self.pin.lsn,
-            pinned_by=self._pinned_by,
-        )
-
-
-class _Attempt:
-    """What one statement has met so far on its way to a server that runs it."""
-
-    __slots__ = ("_errors", "_has_replanned", "failed", "has_met_a_dead_one")
-
-    def __init__(self) -> None:
-        self.failed: frozenset[str] = frozenset()
-        self.has_met_a_dead_one = False
-        self._has_replanned = False
-        self._errors: list[DataError] = []
-
-    @property
-    def last_error(self) -> DataError:
-        """The error for the caller when no server is left."""
-        return self._errors[-1]
-
-    def note(self, name: str, error: DataError) -> None:
-        """This server could not be reached, or not run the statement for a reason that is its own."""
-        self.failed = self.failed | {name}
-        self._errors.append(error)
-
-    def may_go_on(self, endpoint: Endpoint, exchange: Exchange, error: DataError) -> bool:
-        """Whether the statement can safely run again on another connection: nothing was committed, and it may help."""
-        if exchange.timed_out:
-            return False
-        if exchange.is_lost:
-            endpoint.suspect()
-            if not self.has_met_a_dead_one:
-                # Most likely it had died in the pool. From here on connections are looked at before they are used,
-                # so a statement that itself kills its backend does so no more than once again.
-                self.has_met_a_dead_one = True
-                self._errors.append(error)
-                return True
-            self.note(endpoint.name, error)
-            return True
-        if exchange.is_stale_plan and not self._has_replanned:
-            self._has_replanned = True
-            return True
-        if error.kind is DataErrorKind.CONFLICT and endpoint.role is Role.REPLICA:
-            # Recovery has to go on and cancelled the query (PostgreSQL manual, "Handling Query Conflicts").
-            self.note(endpoint.name, error)
-            return True
-        return False

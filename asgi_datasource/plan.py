@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Final
 
-from .routing import AccessIntent, intent_of_method
+from .routing import ANY_FRESHNESS, AccessIntent, Freshness, intent_of_method
 from .transaction import Frame, Isolation, OutcomeRule, TransactionOptions
 
 
@@ -26,12 +26,12 @@ class RouteRule:
     Attributes:
         options: The transaction's options; None where the rule names none.
         intent: The intent of statements that say nothing themselves; None leaves it to the method.
-        is_strong: Reads go to the primary.
+        freshness: How fresh reads have to be.
     """
 
     options: TransactionOptions | None = None
     intent: AccessIntent | None = None
-    is_strong: bool = False
+    freshness: Freshness = ANY_FRESHNESS
 
 
 NO_RULE: Final = RouteRule()
@@ -72,7 +72,7 @@ class Plan:
         intent: Read or write.
         read_only: All reads share one READ ONLY transaction, and nothing may write.
         isolation: None leaves it to the server.
-        is_strong: Reads go to the primary.
+        freshness: How fresh reads have to be.
         is_managed: Writes share one transaction, which the session's owner ends.
         deadline: Event-loop time at which the time is up; None where there is no limit.
     """
@@ -80,7 +80,7 @@ class Plan:
     intent: AccessIntent
     read_only: bool
     isolation: Isolation | None
-    is_strong: bool
+    freshness: Freshness
     is_managed: bool
     deadline: float | None
 
@@ -126,7 +126,7 @@ def make_plan(
         intent=intent,
         read_only=options is not None and options.read_only,
         isolation=next((layer.isolation for layer in layers if layer.isolation is not None), None),
-        is_strong=rule.is_strong,
+        freshness=rule.freshness,
         is_managed=policy.commit_scope is CommitScope.SESSION or endpoint is not None,
         deadline=min(limits, default=None),
     )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Mapping, MutableMapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Mapping, MutableMapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from functools import partial
@@ -90,6 +90,7 @@ class DataSourceRegistry:
         self._opening: asyncio.Task[None] | None = None
         self._keeper: asyncio.Task[None] | None = None
         self._reloading: asyncio.Lock | None = None
+        self._leaving: set[DataSource] = set()
         self._retired: set[Endpoint] = set()
         self.is_open = False
         """Whether its pools are open."""
@@ -209,8 +210,8 @@ class DataSourceRegistry:
             await asyncio.shield(self._opening)
 
     async def _open_endpoints(self) -> None:
-        for endpoint in self.compiled.endpoints:
-            await endpoint.open()
+        for datasource in self:
+            await datasource.open()
         self.is_open = True
         self._opening = None
 
@@ -226,8 +227,11 @@ class DataSourceRegistry:
         if self._keeper is not None and self._keeper is not asyncio.current_task():
             self._keeper.cancel()
         await self.background.drain(timeout_s / 2)
+        for datasource in (*self, *self._leaving):
+            datasource.stop()
         endpoints = {*self.compiled.endpoints, *self._retired}
         self._retired.clear()
+        self._leaving.clear()
         await asyncio.gather(*(endpoint.close(timeout_s=timeout_s / 2) for endpoint in endpoints))
         self._loop = None
 
@@ -287,15 +291,16 @@ class DataSourceRegistry:
         before, after = previous.endpoints, compiled.endpoints
         opened = [endpoint for endpoint in after if endpoint not in before]
         if self.is_open:
-            for endpoint in opened:
-                await endpoint.open()
+            for name, datasource in compiled.datasources.items():
+                if previous.datasources.get(name) is not datasource:
+                    await datasource.open()
         self.compiled = compiled
         retired = [endpoint for endpoint in before if endpoint not in after]
         self._retired.update(retired)
-        for name, datasource in previous.datasources.items():
-            if compiled.datasources.get(name) is not datasource:
-                leaving = [endpoint for endpoint in datasource.endpoints.values() if endpoint in retired]
-                datasource.retire(partial(self._close_retired, leaving))
+        leaving = [ds for name, ds in previous.datasources.items() if compiled.datasources.get(name) is not ds]
+        self._leaving.update(leaving)
+        for datasource in leaving:
+            datasource.retire(partial(self._left, datasource))
         for endpoint in retired:
             endpoint.retire()
         return Reloaded(
@@ -304,11 +309,13 @@ class DataSourceRegistry:
             retired=tuple([endpoint.full_name for endpoint in retired]),
         )
 
-    def _close_retired(self, endpoints: Sequence[Endpoint]) -> None:
-        if self.is_open:
-            self._retired.difference_update(endpoints)
-            for endpoint in endpoints:
-                self.background.spawn(endpoint.close(timeout_s=CLOSE_TIMEOUT_S / 2))
+    def _left(self, datasource: DataSource) -> None:
+        """Nobody uses a retired datasource any more: close the pools that were its alone."""
+        self._leaving.discard(datasource)
+        unused = self._retired.difference(*(still.endpoints.values() for still in self._leaving))
+        self._retired -= unused
+        for endpoint in unused if self.is_open else ():
+            self.background.spawn(endpoint.close(timeout_s=CLOSE_TIMEOUT_S / 2))
 
     def successor(self, datasource: DataSource) -> DataSource:
         """What has taken the place of a datasource that is not configured any more.

@@ -20,6 +20,7 @@ from .drivers.psycopg import Params, PsycopgConnection, Query, Result, RowFactor
 from .errors import DataError, DataErrorKind, SessionClosed
 from .execution import Executor
 from .plan import NO_RULE, Plan, RouteRule, SessionPolicy, make_plan
+from .router import Router
 from .routing import AccessIntent, ReadAfterWritePin, Route
 from .statements import StatementMethods
 from .tenancy import Tenant
@@ -623,14 +624,14 @@ class DataSession(StatementMethods):
             self._datasource = self.registry.successor(self._datasource)
         self._datasource.enter()
         self._make_work()
+        policy = self._policy
+        is_traced = policy.is_traced and telemetry.is_recording()
         self._executor = Executor(
-            self._datasource,
+            Router(self._datasource, self._tenant, self.pin, is_traced=is_traced, shows_tenant=policy.shows_tenant),
             self._tenant,
-            self.pin,
             self._background,
-            is_traced=self._policy.is_traced and telemetry.is_recording(),
-            traces_statements=self._policy.traces_statements,
-            shows_tenant=self._policy.shows_tenant,
+            is_traced=is_traced,
+            traces_statements=policy.traces_statements,
         )
         if self._owner is not None:
             self._owner.first_statement(self)
@@ -665,7 +666,7 @@ class DataSession(StatementMethods):
         if block is not None and block.kind is BlockKind.SNAPSHOT:
             return await self._open(statements, plan, block, read_only=True, is_snapshot=True)
         if intent is AccessIntent.READ and not plan.read_only:
-            return await executor.read(statements, deadline=plan.deadline, is_strong=plan.is_strong)
+            return await executor.read(statements, deadline=plan.deadline, freshness=plan.freshness)
         if self.writers is not None and intent is AccessIntent.WRITE:
             self.writers.claim(self)
         if plan.is_managed or (block is not None and block.is_transactional):
@@ -705,7 +706,7 @@ class DataSession(StatementMethods):
             deadline=plan.deadline,
             read_only=read_only,
             isolation=isolation,
-            is_strong=plan.is_strong,
+            freshness=plan.freshness,
             savepoints=savepoints,
         )
         work = cast("Work", self._work)

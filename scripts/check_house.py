@@ -14,7 +14,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("telemetry", "inbox", "prefixes", "hostnames"),
     ("config", "routing", "drivers", "tenancy"),
     ("problems", "datasource", "transaction"),
-    ("plan", "execution", "statements"),
+    ("plan", "router", "execution", "statements"),
     ("paths", "block", "loan", "lookup", "work", "writers"),
     ("session", "compiled"),
     ("compiling",),

@@ -74,6 +74,12 @@ SettingValue = Annotated[
         maximum=1000,
     ),
 ]
+ZoneName = Annotated[
+    str,
+    values.text(
+        "ZoneName", "the name of a zone: 1 to 63 letters, digits, '_', '.', ':' and '-'", "[A-Za-z0-9_.:-]+", maximum=63
+    ),
+]
 PathPrefix = Annotated[
     str,
     values.text("PathPrefix", "a path such as /docs, without '*', '?' and '#'", rf"(?:/{_SEGMENT})+/?", maximum=1000),
@@ -216,6 +222,7 @@ Flag = Annotated[bool, values.flag("Flag")]
 Version = Annotated[Literal[1], values.constant("Version", 1, takes_reference=False)]
 PoolMinimum = Annotated[int, values.integer("PoolMinimum", 0, 10_000)]
 PoolSize = Annotated[int, values.integer("PoolSize", 1, 10_000)]
+Weight = Annotated[int, values.integer("Weight", 1, 100)]
 QueueLength = Annotated[int, values.integer("QueueLength", 0, 1_000_000)]
 ProbeCount = Annotated[int, values.integer("ProbeCount", 1, 127)]
 RefusalStatus = Annotated[int, values.integer("RefusalStatus", 400, 499, what="an HTTP status")]

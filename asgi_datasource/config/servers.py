@@ -10,15 +10,18 @@ from . import values
 from .kinds import (
     DatabaseIdentifier,
     Duration,
+    Flag,
     PoolMinimum,
     PoolSize,
     ProbeCount,
     QueueLength,
     ReplicaName,
     Url,
+    Weight,
     WholeSeconds,
+    ZoneName,
 )
-from .sections import Section, duration_field, mapping_field, section_field
+from .sections import OMISSIBLE, Section, duration_field, mapping_field, section_field
 
 
 class EndpointConfig(Section):
@@ -41,7 +44,24 @@ class EndpointConfig(Section):
 class ReplicaConfig(EndpointConfig):
     """A streaming replica of the datasource's primary."""
 
-    planned: ClassVar[dict[str, str]] = dict.fromkeys(("weight", "zone"), "leave it out: replicas take turns")
+    weight: Weight = Field(
+        default=1,
+        title="Weight",
+        description="Its share of the reads, relative to the other replicas' weights; for weighted and least_busy.",
+        examples=[2],
+    )
+    zone: Annotated[ZoneName | None, OMISSIBLE] = Field(
+        default=None,
+        title="Zone",
+        description="Where the server is. With routing.zone, the replicas of that zone go first.",
+        examples=["eu-west-1a"],
+    )
+    drain: Flag = Field(
+        default=False,
+        title="Drain",
+        description="true: it gets no new reads, while what has begun there goes on. For taking it away under load.",
+        examples=[True],
+    )
 
 
 class PoolConfig(Section):
@@ -86,6 +106,16 @@ class PoolConfig(Section):
         title="Longest connect",
         description="How long one attempt to connect may take, in whole seconds; libpq waits 2s at least.",
         examples=["2s"],
+    )
+    reconnect_pause_s: Duration = duration_field(
+        "2s",
+        alias="reconnect_pause",
+        title="Longest pause between attempts to reconnect",
+        description=(
+            "A server that is down is tried again after 200ms, then after pauses that double up to this one: after it"
+            " came back, or a failover, it is in use again within this time."
+        ),
+        examples=["1s"],
     )
     max_lifetime_s: Duration = duration_field(
         "1h",
@@ -136,19 +166,40 @@ class RoutingConfig(Section):
     planned: ClassVar[dict[str, str]] = {"max_lag": "leave it out: every replica that is up is used"}
 
     balance: Annotated[
-        Literal["round_robin"],
-        values.word("Balance", "round_robin", planned=("weighted", "least_busy", "nearest")),
+        Literal["round_robin", "weighted", "least_busy"],
+        values.word("Balance", "round_robin", "weighted", "least_busy", planned=("nearest",)),
     ] = Field(
         default="round_robin",
         title="Balance",
-        description="How reads are spread over the replicas. round_robin: they take turns.",
-        examples=["round_robin"],
+        description=(
+            "How reads are spread over the replicas. round_robin: they take turns. weighted: turns by weight."
+            " least_busy: the one with the fewest borrowed connections for its weight."
+        ),
+        examples=["weighted"],
     )
-    no_replica: Annotated[Literal["primary"], values.word("NoReplica", "primary", planned=("fail", "stale"))] = Field(
+    no_replica: Annotated[
+        Literal["primary", "fail"], values.word("NoReplica", "primary", "fail", planned=("stale",))
+    ] = Field(
         default="primary",
-        title="No replica is up",
-        description="Who answers reads while no replica is up. primary: it stands in, and they stay read only.",
+        title="No replica may answer",
+        description=(
+            "Who answers reads while no replica may. primary: it stands in, and they stay read only. fail: nobody,"
+            " they are answered with 503 and the primary is spared."
+        ),
         examples=["primary"],
+    )
+    zone: Annotated[ZoneName | None, OMISSIBLE] = Field(
+        default=None,
+        title="Own zone",
+        description="Where this process runs: replicas of the same zone go first, the others when none of them may.",
+        examples=["${ZONE}"],
+    )
+    warmup_s: Duration = duration_field(
+        "10s",
+        alias="warmup",
+        title="Warm-up",
+        description="A replica that was down gets back to its whole share of the reads within this time, bit by bit.",
+        examples=["30s"],
     )
 
 

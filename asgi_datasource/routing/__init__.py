@@ -1,18 +1,35 @@
-"""Which server: the intent, the pin, and the one function that chooses."""
+"""Which server: the intent, the pin, the picture of the servers, and the one function that chooses."""
 
-from .choose import Choice, Node, Picture, Reason, Role, Route, choose
+from .breaker import Breaker, Event, Health, Pauses
+from .choose import choose
 from .intent import AccessIntent, intent_of_method
+from .picture import Node, Picture, Reason, Role, Route
 from .pin import ReadAfterWritePin
+from .policy import ANY_FRESHNESS, Balance, Consistency, Freshness, NoReplica, RoutingPolicy
+from .position import Lineage, Position, format_lsn, parse_lsn
 
 __all__ = [
+    "ANY_FRESHNESS",
     "AccessIntent",
-    "Choice",
+    "Balance",
+    "Breaker",
+    "Consistency",
+    "Event",
+    "Freshness",
+    "Health",
+    "Lineage",
+    "NoReplica",
     "Node",
+    "Pauses",
     "Picture",
+    "Position",
     "ReadAfterWritePin",
     "Reason",
     "Role",
     "Route",
+    "RoutingPolicy",
     "choose",
+    "format_lsn",
     "intent_of_method",
+    "parse_lsn",
 ]

@@ -1,157 +1,189 @@
-"""Which server answers: one pure function of the intent, the pin and the picture of the servers.
+"""Which server answers: one pure function of a picture of the servers and of what is asked of them.
 
 No I/O and no clock: the same call gives the same answer in a request, in a test and offline.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from enum import StrEnum
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
+from typing import Final
 
 from .intent import AccessIntent
+from .picture import Node, Picture, Reason, Role, Route, best_tier, nearest, take_turns
+from .policy import Balance, NoReplica
+from .position import Position
 
-
-class Role(StrEnum):
-    """What an endpoint is in its datasource."""
-
-    PRIMARY = "primary"
-    REPLICA = "replica"
-
-
-class Reason(StrEnum):
-    """Why a server was chosen: the closed set that spans, `explain` and metrics speak."""
-
-    WRITE = "write"
-    """Write intent: the primary."""
-    PINNED = "pinned"
-    """The request has written before: its reads go to the primary."""
-    TRANSACTION = "transaction"
-    """A transaction is open: its connection is used."""
-    STRONG = "strong"
-    """The route asked for the primary."""
-    BALANCED = "balanced"
-    """The next replica in turn."""
-    STICKY = "sticky"
-    """The replica that this request read from before."""
-    UNHEALTHY = "unhealthy"
-    """No replica is up: the primary stands in."""
-    NO_REPLICAS = "no_replicas"
-    """The datasource has none: the primary."""
-    FAILOVER = "failover"
-    """The first choice could not be reached: the next one."""
-
-
-@dataclass(frozen=True, slots=True)
-class Node:
-    """One server as the choice sees it.
-
-    Attributes:
-        name: Its name in the configuration; `primary` for the primary.
-        role: What it is in its datasource.
-        is_up: False from a failed connect, or a server that fell silent, until a connect works again.
-    """
-
-    name: str
-    role: Role
-    is_up: bool = True
-
-    def __str__(self) -> str:
-        return f"{self.name} {'up' if self.is_up else 'down'}"
-
-
-@dataclass(frozen=True, slots=True)
-class Picture:
-    """The servers of one datasource at one moment; replaced whole, never changed."""
-
-    primary: Node
-    replicas: tuple[Node, ...] = ()
-
-    def describe(self) -> tuple[str, ...]:
-        """One short text a candidate, replicas first: `("r1 up", "r2 down", "primary up")`."""
-        return tuple(map(str, (*self.replicas, self.primary)))
-
-
-@dataclass(frozen=True, slots=True)
-class Choice:
-    """The chosen server and why."""
-
-    node: Node
-    reason: Reason
-
-
-@dataclass(frozen=True, slots=True)
-class Route:
-    """Where a statement went and why; `DataSession.last_route`.
-
-    Attributes:
-        datasource: The datasource's name.
-        intent: What the statement wanted.
-        role: Role of the server that ran it.
-        node: Name of that server in the configuration; `primary` for the primary.
-        reason: Why that one.
-        picture: The servers as they looked when the choice was made.
-    """
-
-    datasource: str
-    intent: AccessIntent
-    role: Role
-    node: str
-    reason: Reason
-    picture: Picture
-
-    @property
-    def candidates(self) -> tuple[str, ...]:
-        """The servers that could have been chosen, and how they looked: `("r1 up", "r2 down", "primary up")`."""
-        return self.picture.describe()
-
-    def __str__(self) -> str:
-        return f"{self.datasource} → {self.node} ({self.reason.value})"
+_NOBODY: Final[frozenset[str]] = frozenset()
+_NO_LOAD: Final[Mapping[str, float]] = MappingProxyType({})
+_WRITE: Final = AccessIntent.WRITE
+_READ: Final = AccessIntent.READ
 
 
 def choose(
     picture: Picture,
     intent: AccessIntent,
     *,
+    now: float = 0.0,
     turn: int = 0,
+    dice: float = 0.0,
+    load: Mapping[str, float] = _NO_LOAD,
     is_pinned: bool = False,
     is_strong: bool = False,
+    max_lag_s: float | None = None,
+    after: Position | None = None,
+    patience_s: float = 0.0,
     sticky: str | None = None,
-    failed: frozenset[str] = frozenset(),
-) -> Choice | None:
+    failed: frozenset[str] = _NOBODY,
+    behind: frozenset[str] = _NOBODY,
+) -> Route | None:
     """Choose the server for a statement that runs outside an open transaction.
 
     Args:
         picture: The datasource's servers as they look now.
         intent: Writes go to the primary, always.
-        turn: The datasource's round-robin counter; any integer from 0.
+        now: Event-loop time.
+        turn: A counter; any integer from 0.
+        dice: A random number from 0 up to 1, for servers that get back to their share bit by bit.
+        load: Borrowed connections of each replica by its weight, by name; for `least_busy` alone.
         is_pinned: The request has written.
         is_strong: The route asked for the primary.
+        max_lag_s: How old the data may be; None sets no bound.
+        after: A position that the server must have, and will have to prove; None asks for nothing.
+        patience_s: For how long a server that does not have it yet is worth waiting for.
         sticky: Name of the replica that the request read from before.
         failed: Names of the servers that this very statement could not reach.
+        behind: Names of those that could not prove to this very statement what was asked.
 
     Returns:
-        The server and the reason; None when every server that may run the statement has failed.
+        The way to a server, with the reason; None when every server that may run the statement has failed, or none may.
     """
-    primary = picture.primary
-    if intent is AccessIntent.WRITE:
-        return None if primary.name in failed else Choice(primary, Reason.WRITE)
-    if is_pinned or is_strong:
-        return None if primary.name in failed else Choice(primary, Reason.PINNED if is_pinned else Reason.STRONG)
-    replicas = picture.replicas
-    if not replicas:
-        return None if primary.name in failed else Choice(primary, Reason.NO_REPLICAS)
-    usable = [node for node in replicas if node.is_up and node.name not in failed]
-    if usable:
+    if (
+        intent is _READ
+        and not (is_pinned or is_strong or failed or behind)
+        and picture.warm_at <= now
+        and (after is None or (after.lsn <= picture.held_lsn and after.timeline == picture.held_timeline))
+        and (max_lag_s is None or now - picture.fresh_at <= max_lag_s)
+    ):
+        # What most reads ask for; worked out when the picture was drawn.
         if sticky is not None:
-            for node in usable:
+            route = picture.sticky.get(sticky)
+            if route is not None:
+                return route
+        turns = picture.turns if after is None else picture.proofs
+        if turns:
+            return _least(turns, load, turn) if load else turns[turn % len(turns)]
+    primary = picture.primary
+    if intent is _WRITE:
+        return None if primary.name in failed else picture.write
+    if is_pinned or is_strong:
+        reason = Reason.PINNED if is_pinned else Reason.STRONG
+        return None if primary.name in failed else picture.route(primary, _READ, reason)
+    if not picture.replicas:
+        return None if primary.name in failed else picture.route(primary, _READ, Reason.NO_REPLICAS)
+    return _read(picture, now, turn, dice, load, max_lag_s, after, patience_s, sticky, failed, behind)
+
+
+def _read(
+    picture: Picture,
+    now: float,
+    turn: int,
+    dice: float,
+    load: Mapping[str, float],
+    max_lag_s: float | None,
+    after: Position | None,
+    patience_s: float,
+    sticky: str | None,
+    failed: frozenset[str],
+    behind: frozenset[str],
+) -> Route | None:
+    usable = [node for node in picture.usable if node.name not in failed]
+    fresh = [node for node in usable if node.is_fresh(now, max_lag_s)]
+    able = fresh
+    if after is not None:
+        able = [node for node in fresh if node.name not in behind and _may_have(picture, node, after, now, patience_s)]
+    if able:
+        if sticky is not None:
+            for node in able:
                 if node.name == sticky:
-                    return Choice(node, Reason.STICKY)
-        node = usable[turn % len(usable)]
-        return Choice(node, Reason.FAILOVER if failed else Reason.BALANCED)
-    if primary.name not in failed and primary.is_up:
-        return Choice(primary, Reason.FAILOVER if failed else Reason.UNHEALTHY)
+                    return picture.route(node, _READ, Reason.STICKY)
+        node = _balance(picture, best_tier(_warm(picture, able, now, dice)), turn, load)
+        reason = Reason.FAILOVER if failed else Reason.BALANCED if after is None else Reason.PROVED
+        return picture.route(node, _READ, reason)
+    return _stand_in(picture, usable, fresh, now, turn, load, max_lag_s, after, failed, behind)
+
+
+def _stand_in(
+    picture: Picture,
+    usable: Sequence[Node],
+    fresh: Sequence[Node],
+    now: float,
+    turn: int,
+    load: Mapping[str, float],
+    max_lag_s: float | None,
+    after: Position | None,
+    failed: frozenset[str],
+    behind: frozenset[str],
+) -> Route | None:
+    """No replica may answer: the primary, or what the policy has in its place."""
+    primary = picture.primary
+    policy = picture.policy.no_replica
+    reason = Reason.BEHIND if fresh else Reason.LAGGING if usable else Reason.UNHEALTHY
+    if failed and reason is not Reason.BEHIND:
+        reason = Reason.FAILOVER
+    if policy is NoReplica.FAIL and reason is not Reason.BEHIND:
+        return None
+    if primary.is_up and primary.name not in failed:
+        return picture.route(primary, _READ, reason)
+    if policy is NoReplica.STALE and after is None and usable:
+        return picture.route(_balance(picture, best_tier(usable), turn, load), _READ, Reason.STALE_OK)
     # Everything looks down. What looks down may be up again: try what this statement has not tried yet.
-    for node in (primary, *replicas):
-        if node.name not in failed:
-            return Choice(node, Reason.FAILOVER if failed else Reason.UNHEALTHY)
+    reason = Reason.FAILOVER if failed else Reason.UNHEALTHY
+    for node in (primary, *picture.replicas):
+        if node.name in failed or node.name in behind or node.is_foreign:
+            continue
+        if node.role is Role.PRIMARY or node.is_fresh(now, max_lag_s):
+            return picture.route(node, _READ, reason)
     return None
+
+
+def _may_have(picture: Picture, node: Node, after: Position, now: float, patience_s: float) -> bool:
+    """Whether it is worth asking this server to prove a position: what it proves counts, not what is believed here."""
+    position = node.position
+    if position is None or position.timeline < after.timeline:
+        return False
+    if picture.lineage.covers(position, after):
+        return True
+    if position.timeline != after.timeline:
+        return False
+    # It was not there yet when it was last asked. One that keeps up will be; one that is known to lag will not.
+    return node.lag_s is not None and node.lag_s <= patience_s
+
+
+def _warm(picture: Picture, nodes: Sequence[Node], now: float, dice: float) -> Sequence[Node]:
+    """Those that take this read: a server that came back takes more of them from moment to moment."""
+    warmup_s = picture.policy.warmup_s
+    if picture.warm_at <= now or warmup_s <= 0:
+        return nodes
+    warm = [node for node in nodes if node.up_since is None or now - node.up_since >= dice * warmup_s]
+    return warm or nodes
+
+
+def _balance(picture: Picture, nodes: Sequence[Node], turn: int, load: Mapping[str, float]) -> Node:
+    balance = picture.policy.balance
+    if balance is Balance.NEAREST:
+        nodes = nearest(nodes)
+    elif balance is Balance.LEAST_BUSY and load:
+        least = min([load[node.name] for node in nodes])
+        nodes = [node for node in nodes if load[node.name] == least]
+    turns = take_turns(nodes, balance)
+    return turns[turn % len(turns)]
+
+
+def _least(turns: Sequence[Route], load: Mapping[str, float], turn: int) -> Route:
+    loads = [load[route.node] for route in turns]
+    least = min(loads)
+    if loads.count(least) == 1:
+        return turns[loads.index(least)]
+    equals = [route for route, its in zip(turns, loads, strict=True) if its == least]
+    return equals[turn % len(equals)]

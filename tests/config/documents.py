@@ -156,6 +156,7 @@ _pool = _section(
         "acquire_timeout": _referable(_durations),
         "max_waiting": _integers(0, 1_000_000),
         "connect_timeout": _referable(_whole_seconds),
+        "reconnect_pause": _referable(_durations),
         "max_lifetime": _durations,
         "max_idle": _durations,
         "tcp_user_timeout": _durations,
@@ -164,14 +165,23 @@ _pool = _section(
         "keepalives_count": _integers(1, 127),
     },
 )
+_zones = st.sampled_from(["eu-west-1a", "rack_7", "10.0:b"])
+_replica = _section(
+    {"url": _referable(_urls)}, {"weight": _integers(1, 100), "zone": _referable(_zones), "drain": _flags}
+)
 _datasource = _section(
     {"primary": _endpoint},
     {
-        "replicas": st.dictionaries(_replica_names, _endpoint, max_size=2),
+        "replicas": st.dictionaries(_replica_names, _replica, max_size=2),
         "pool": _pool,
         "routing": _section(
             {},
-            {"balance": _referable(st.just("round_robin")), "no_replica": st.just("primary")},
+            {
+                "balance": _referable(st.sampled_from(["round_robin", "weighted", "least_busy"])),
+                "no_replica": st.sampled_from(["primary", "fail"]),
+                "zone": _referable(_zones),
+                "warmup": _referable(_durations),
+            },
         ),
         "search_path": st.lists(_referable(_identifiers), max_size=2),
     },

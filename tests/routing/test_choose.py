@@ -2,99 +2,322 @@
 
 from __future__ import annotations
 
-from hypothesis import given
+import dataclasses
+from collections import Counter
+from typing import Any
+
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from asgi_datasource.routing import AccessIntent, Choice, Node, Picture, Reason, Role, choose
+from asgi_datasource.routing import (
+    AccessIntent,
+    Balance,
+    Health,
+    Lineage,
+    Node,
+    NoReplica,
+    Picture,
+    Position,
+    Reason,
+    Role,
+    Route,
+    RoutingPolicy,
+    choose,
+)
 
 NAMES = ("r1", "r2", "r3")
+NOW = 1000.0
 
 READ, WRITE = AccessIntent.READ, AccessIntent.WRITE
-PRIMARY = Node("primary", Role.PRIMARY)
+DOWN = Health.OPEN
 
 
-def picture(*replicas_up: bool, primary_up: bool = True) -> Picture:
-    replicas = tuple(Node(name, Role.REPLICA, up) for name, up in zip(NAMES, replicas_up, strict=False))
-    return Picture(Node("primary", Role.PRIMARY, primary_up), replicas)
+def replica(name: str, **told: Any) -> Node:
+    return Node(name, Role.REPLICA, **told)
 
 
-pictures = st.builds(
-    lambda ups, primary: picture(*ups, primary_up=primary), st.lists(st.booleans(), max_size=3), st.booleans()
+def seen(*replicas: Node, primary: Health = Health.CLOSED, lineage: Lineage | None = None, **policy: Any) -> Picture:
+    return Picture(
+        "orders",
+        Node("primary", Role.PRIMARY, primary),
+        replicas,
+        RoutingPolicy(**policy),
+        lineage=lineage or Lineage(),
+    )
+
+
+def up(count: int, **policy: Any) -> Picture:
+    return seen(*(replica(name) for name in NAMES[:count]), **policy)
+
+
+def answer(route: Route | None) -> tuple[str, Reason]:
+    assert route is not None
+    return route.node, route.reason
+
+
+def taken(picture: Picture, turns: int = 60, **asked: Any) -> Counter[tuple[str, Reason]]:
+    return Counter(answer(choose(picture, READ, **{"now": NOW, "turn": turn, **asked})) for turn in range(turns))
+
+
+positions = st.builds(Position, st.integers(1, 3), st.integers(0, 5))
+nodes = st.builds(
+    Node,
+    st.just(""),
+    st.just(Role.REPLICA),
+    health=st.sampled_from(Health),
+    weight=st.integers(1, 3),
+    tier=st.integers(0, 1),
+    is_draining=st.booleans(),
+    is_foreign=st.booleans(),
+    fresh_at=st.none() | st.sampled_from([NOW - 9, NOW - 1, NOW]),
+    lag_s=st.none() | st.sampled_from([0.0, 0.01, 5.0]),
+    position=st.none() | positions,
+    rtt_s=st.none() | st.sampled_from([0.001, 0.0011, 0.01]),
+    up_since=st.none() | st.sampled_from([NOW - 100, NOW - 1, NOW]),
 )
-failures = st.frozensets(st.sampled_from((*NAMES, "primary")))
-
-
-def answer(choice: Choice | None) -> tuple[str, Reason]:
-    assert choice is not None
-    return choice.node.name, choice.reason
-
-
-@given(pictures, st.integers(0, 100), st.booleans(), st.sampled_from((None, *NAMES)))
-def test_a_write_goes_to_the_primary_whatever_the_picture(
-    seen: Picture, turn: int, is_pinned: bool, sticky: str | None
-) -> None:
-    choice = choose(seen, WRITE, turn=turn, is_pinned=is_pinned, sticky=sticky)
-    assert answer(choice) == ("primary", Reason.WRITE)
-
-
-@given(pictures, st.integers(0, 100), st.sampled_from((None, *NAMES)))
-def test_a_pinned_read_goes_to_the_primary(seen: Picture, turn: int, sticky: str | None) -> None:
-    assert answer(choose(seen, READ, turn=turn, is_pinned=True, sticky=sticky)) == ("primary", Reason.PINNED)
-
-
-@given(pictures, st.integers(0, 100))
-def test_a_strong_read_goes_to_the_primary(seen: Picture, turn: int) -> None:
-    assert answer(choose(seen, READ, turn=turn, is_strong=True)) == ("primary", Reason.STRONG)
-
-
-def test_reads_take_the_replicas_in_turn() -> None:
-    seen = picture(True, True, True)
-    assert [answer(choose(seen, READ, turn=turn))[0] for turn in range(6)] == ["r1", "r2", "r3"] * 2
-
-
-def test_a_replica_that_is_down_is_passed_over() -> None:
-    seen = picture(True, False, True)
-    assert {answer(choose(seen, READ, turn=turn)) for turn in range(6)} == {
-        ("r1", Reason.BALANCED),
-        ("r3", Reason.BALANCED),
+pictures = st.builds(
+    lambda nodes, primary, policy, lineage: Picture(
+        "orders",
+        Node("primary", Role.PRIMARY, primary),
+        tuple(dataclasses.replace(node, name=name) for name, node in zip(NAMES, nodes, strict=False)),
+        policy,
+        lineage,
+    ),
+    st.lists(nodes, max_size=3),
+    st.sampled_from(Health),
+    st.builds(
+        RoutingPolicy,
+        balance=st.sampled_from(Balance),
+        no_replica=st.sampled_from(NoReplica),
+        warmup_s=st.sampled_from([0.0, 10.0]),
+    ),
+    st.builds(
+        Lineage,
+        st.lists(st.tuples(st.integers(2, 3), st.integers(0, 5)), max_size=2, unique_by=lambda f: f[0]).map(tuple),
+    ),
+)
+some_names = st.frozensets(st.sampled_from((*NAMES, "primary")))
+requests = st.fixed_dictionaries(
+    {
+        "turn": st.integers(0, 100),
+        "dice": st.floats(0, 1, exclude_max=True),
+        "load": st.sampled_from([{}, {"r1": 0.0, "r2": 1.0, "r3": 1.0}]),
+        "is_pinned": st.booleans(),
+        "is_strong": st.booleans(),
+        "max_lag_s": st.none() | st.sampled_from([0.5, 5.0]),
+        "after": st.none() | positions,
+        "patience_s": st.sampled_from([0.0, 0.05]),
+        "sticky": st.none() | st.sampled_from(NAMES),
+        "behind": st.frozensets(st.sampled_from(NAMES)),
     }
+)
 
 
-@given(st.integers(0, 100))
-def test_the_replica_of_before_is_kept_while_it_is_up(turn: int) -> None:
-    assert answer(choose(picture(True, True), READ, turn=turn, sticky="r2")) == ("r2", Reason.STICKY)
-    assert answer(choose(picture(True, False), READ, turn=turn, sticky="r2")) == ("r1", Reason.BALANCED)
+# What holds whatever the servers look like.
 
 
-def test_without_replicas_the_primary_reads() -> None:
-    assert answer(choose(picture(), READ)) == ("primary", Reason.NO_REPLICAS)
+@given(pictures, requests)
+def test_a_write_goes_to_the_primary(picture: Picture, asked: dict[str, Any]) -> None:
+    assert answer(choose(picture, WRITE, now=NOW, **asked)) == ("primary", Reason.WRITE)
 
 
-def test_the_primary_stands_in_when_no_replica_is_up() -> None:
-    assert answer(choose(picture(False, False), READ)) == ("primary", Reason.UNHEALTHY)
+@given(pictures, requests)
+def test_a_read_of_a_request_that_has_written_goes_to_the_primary(picture: Picture, asked: dict[str, Any]) -> None:
+    assert answer(choose(picture, READ, now=NOW, **{**asked, "is_pinned": True})) == ("primary", Reason.PINNED)
 
 
-def test_after_a_failed_connect_the_next_server_is_taken_and_says_so() -> None:
-    seen = picture(True, True)
-    assert answer(choose(seen, READ, failed=frozenset({"r1"}))) == ("r2", Reason.FAILOVER)
-    assert answer(choose(seen, READ, failed=frozenset({"r1", "r2"}))) == ("primary", Reason.FAILOVER)
+@given(pictures, requests)
+def test_a_strong_read_goes_to_the_primary(picture: Picture, asked: dict[str, Any]) -> None:
+    asked = {**asked, "is_pinned": False, "is_strong": True}
+    assert answer(choose(picture, READ, now=NOW, **asked)) == ("primary", Reason.STRONG)
 
 
-def test_when_all_look_down_something_is_tried_all_the_same() -> None:
-    assert answer(choose(picture(False, False, primary_up=False), READ)) == ("primary", Reason.UNHEALTHY)
-    choice = choose(picture(False, False, primary_up=False), READ, failed=frozenset({"primary"}))
-    assert answer(choice) == ("r1", Reason.FAILOVER)
-
-
-@given(pictures, failures, st.integers(0, 100), st.booleans(), st.booleans(), st.sampled_from(list(AccessIntent)))
+@given(pictures, some_names, requests, st.sampled_from(AccessIntent))
 def test_a_failed_server_is_never_chosen_again_and_trying_comes_to_an_end(
-    seen: Picture, failed: frozenset[str], turn: int, is_pinned: bool, is_strong: bool, intent: AccessIntent
+    picture: Picture, failed: frozenset[str], asked: dict[str, Any], intent: AccessIntent
 ) -> None:
     tried = set(failed)
     for _ in range(5):
-        choice = choose(seen, intent, turn=turn, is_pinned=is_pinned, is_strong=is_strong, failed=frozenset(tried))
-        if choice is None:
+        route = choose(picture, intent, now=NOW, failed=frozenset(tried), **asked)
+        if route is None:
             return
-        assert choice.node.name not in tried
-        tried.add(choice.node.name)
+        assert route.node not in tried
+        tried.add(route.node)
     raise AssertionError("five servers were chosen where there are four at most")
+
+
+@settings(max_examples=200)
+@given(pictures, some_names, requests)
+def test_no_read_gets_data_that_is_or_may_be_older_than_it_allows(
+    picture: Picture, failed: frozenset[str], asked: dict[str, Any]
+) -> None:
+    route = choose(picture, READ, now=NOW, failed=failed, **asked)
+    if route is None or route.role is Role.PRIMARY or route.reason is Reason.STALE_OK:
+        return
+    node = next(node for node in picture.replicas if node.name == route.node)
+    limit = asked["max_lag_s"]
+    assert limit is None or (node.fresh_at is not None and NOW - node.fresh_at <= limit)
+
+
+@settings(max_examples=200)
+@given(pictures, some_names, requests)
+def test_what_must_not_get_reads_gets_none(picture: Picture, failed: frozenset[str], asked: dict[str, Any]) -> None:
+    route = choose(picture, READ, now=NOW, failed=failed, **asked)
+    if route is None or route.role is Role.PRIMARY:
+        return
+    node = next(node for node in picture.replicas if node.name == route.node)
+    assert not node.is_foreign
+    assert node.name not in asked["behind"] or asked["after"] is None
+    if route.reason in (Reason.BALANCED, Reason.STICKY, Reason.PROVED, Reason.STALE_OK):
+        assert node.is_up
+        assert not node.is_draining
+
+
+@settings(max_examples=200)
+@given(pictures, some_names, requests)
+def test_old_data_is_read_only_where_that_is_allowed_and_the_primary_is_down(
+    picture: Picture, failed: frozenset[str], asked: dict[str, Any]
+) -> None:
+    route = choose(picture, READ, now=NOW, failed=failed, **asked)
+    if route is not None and route.reason is Reason.STALE_OK:
+        assert picture.policy.no_replica is NoReplica.STALE
+        assert asked["after"] is None
+        assert "primary" in failed or not picture.primary.is_up
+
+
+@settings(max_examples=200)
+@given(pictures, requests)
+def test_a_reason_is_true(picture: Picture, asked: dict[str, Any]) -> None:
+    asked = {**asked, "is_pinned": False, "is_strong": False}
+    route = choose(picture, READ, now=NOW, **asked)
+    if route is None:
+        return
+    truths = {
+        Reason.NO_REPLICAS: not picture.replicas,
+        Reason.UNHEALTHY: not picture.usable or not picture.primary.is_up,
+        Reason.LAGGING: all(not node.is_fresh(NOW, asked["max_lag_s"]) for node in picture.usable),
+        Reason.BEHIND: asked["after"] is not None,
+        Reason.PROVED: asked["after"] is not None,
+        Reason.STICKY: route.node == asked["sticky"],
+        Reason.BALANCED: asked["after"] is None,
+        Reason.STALE_OK: not picture.primary.is_up,
+    }
+    assert truths[route.reason]
+
+
+@settings(max_examples=200)
+@given(pictures, requests)
+def test_the_short_way_chooses_as_the_long_one_does(picture: Picture, asked: dict[str, Any]) -> None:
+    # A server that nobody knows takes the short way away, and changes nothing else but the reason.
+    asked = {**asked, "is_pinned": False, "is_strong": False, "behind": frozenset[str]()}
+    short = choose(picture, READ, now=NOW, **asked)
+    long = choose(picture, READ, now=NOW, **{**asked, "behind": frozenset({"nobody"})})
+    assert (short is None) == (long is None)
+    if short is not None and long is not None:
+        assert (short.node, short.reason, short.role) == (long.node, long.reason, long.role)
+
+
+# Health.
+
+
+def test_reads_take_the_replicas_in_turn() -> None:
+    assert [answer(choose(up(3), READ, turn=turn))[0] for turn in range(6)] == ["r1", "r2", "r3"] * 2
+
+
+def test_a_replica_that_is_down_draining_or_foreign_is_passed_over() -> None:
+    for flaw in ({"health": DOWN}, {"health": Health.HALF_OPEN}, {"is_draining": True}, {"is_foreign": True}):
+        picture = seen(replica("r1"), replica("r2", **flaw), replica("r3"))
+        assert set(taken(picture)) == {("r1", Reason.BALANCED), ("r3", Reason.BALANCED)}
+
+
+def test_the_replica_of_before_is_kept_while_it_is_up() -> None:
+    assert set(taken(up(2), sticky="r2")) == {("r2", Reason.STICKY)}
+    assert set(taken(seen(replica("r1"), replica("r2", health=DOWN)), sticky="r2")) == {("r1", Reason.BALANCED)}
+
+
+def test_without_replicas_the_primary_reads() -> None:
+    assert answer(choose(up(0), READ)) == ("primary", Reason.NO_REPLICAS)
+
+
+def test_the_primary_stands_in_when_no_replica_is_up() -> None:
+    picture = seen(replica("r1", health=DOWN), replica("r2", health=DOWN))
+    assert answer(choose(picture, READ)) == ("primary", Reason.UNHEALTHY)
+
+
+def test_the_primary_is_spared_where_the_policy_says_so() -> None:
+    picture = seen(replica("r1", health=DOWN), no_replica=NoReplica.FAIL)
+    assert choose(picture, READ) is None
+    assert answer(choose(picture, WRITE)) == ("primary", Reason.WRITE)
+    assert choose(up(1, no_replica=NoReplica.FAIL), READ, failed=frozenset({"r1"})) is None
+
+
+def test_after_a_failed_connect_the_next_server_is_taken_and_says_so() -> None:
+    assert answer(choose(up(2), READ, failed=frozenset({"r1"}))) == ("r2", Reason.FAILOVER)
+    assert answer(choose(up(2), READ, failed=frozenset({"r1", "r2"}))) == ("primary", Reason.FAILOVER)
+
+
+def test_when_all_look_down_something_is_tried_all_the_same() -> None:
+    picture = seen(replica("r1", health=DOWN), replica("r2", health=DOWN), primary=DOWN)
+    assert answer(choose(picture, READ)) == ("primary", Reason.UNHEALTHY)
+    assert answer(choose(picture, READ, failed=frozenset({"primary"}))) == ("r1", Reason.FAILOVER)
+
+
+# Shares.
+
+
+def test_by_weight_each_gets_its_share_well_mixed() -> None:
+    picture = seen(replica("r1", weight=3), replica("r2", weight=1), replica("r3", weight=2), balance=Balance.WEIGHTED)
+    order = [answer(choose(picture, READ, turn=turn))[0] for turn in range(12)]
+    assert Counter(order) == {"r1": 6, "r2": 2, "r3": 4}
+    assert order[:6] == order[6:]
+    assert not any(first == second == third for first, second, third in zip(order, order[1:], order[2:], strict=False))
+
+
+def test_without_weights_they_count_for_nothing() -> None:
+    picture = seen(replica("r1", weight=3), replica("r2", weight=1))
+    assert set(taken(picture, 10).values()) == {5}
+
+
+def test_the_least_busy_is_taken_and_equals_take_turns() -> None:
+    picture = up(3, balance=Balance.LEAST_BUSY)
+    assert set(taken(picture, load={"r1": 2.0, "r2": 0.5, "r3": 1.0})) == {("r2", Reason.BALANCED)}
+    assert taken(picture, load={"r1": 2.0, "r2": 1.0, "r3": 1.0}) == {
+        ("r2", Reason.BALANCED): 30,
+        ("r3", Reason.BALANCED): 30,
+    }
+
+
+def test_the_nearest_and_those_as_near_take_turns() -> None:
+    picture = seen(
+        replica("r1", rtt_s=0.0100), replica("r2", rtt_s=0.0010), replica("r3", rtt_s=0.0012), balance=Balance.NEAREST
+    )
+    assert taken(picture) == {("r2", Reason.BALANCED): 30, ("r3", Reason.BALANCED): 30}
+
+
+def test_before_any_answer_was_timed_all_are_as_near() -> None:
+    assert len(taken(up(3, balance=Balance.NEAREST))) == 3
+
+
+def test_the_own_zone_goes_first_and_the_others_when_it_cannot() -> None:
+    near, far = replica("r1"), replica("r2", tier=1)
+    assert set(taken(seen(near, far))) == {("r1", Reason.BALANCED)}
+    assert set(taken(seen(dataclasses.replace(near, health=DOWN), far))) == {("r2", Reason.BALANCED)}
+    assert set(taken(seen(near, far), failed=frozenset({"r1"}))) == {("r2", Reason.FAILOVER)}
+
+
+def test_a_server_that_came_back_gets_its_share_bit_by_bit() -> None:
+    def share(age_s: float) -> int:
+        picture = seen(replica("r1"), replica("r2", up_since=NOW - age_s), warmup_s=10.0)
+        nodes = [
+            answer(choose(picture, READ, now=NOW, turn=turn, dice=dice / 10))[0]
+            for turn in (0, 1)
+            for dice in range(10)
+        ]
+        return nodes.count("r2")
+
+    assert [share(age) for age in (0.0, 2.0, 5.0, 9.5, 10.0, 60.0)] == [1, 3, 6, 10, 10, 10]
+
+
+def test_when_all_have_just_come_back_they_share_all_the_same() -> None:
+    picture = seen(replica("r1", up_since=NOW), replica("r2", up_since=NOW), warmup_s=10.0)
+    assert len(taken(picture, dice=0.9)) == 2

@@ -6,7 +6,7 @@ import asyncio
 import logging
 import random
 import types
-from collections.abc import Coroutine, Generator, Mapping
+from collections.abc import Callable, Coroutine, Generator, Mapping
 from functools import lru_cache
 from typing import Any, Final
 
@@ -14,7 +14,7 @@ from psycopg import Error, OperationalError, pq
 from psycopg_pool import AsyncConnectionPool, PoolClosed, PoolTimeout
 
 from ...errors import DataError, DataErrorKind
-from ...routing import Role
+from ...routing import Breaker, Event, Pauses, Role
 from ...telemetry import AttributeValue, server_attributes
 from . import failure
 from .connection import Connection
@@ -24,10 +24,6 @@ from .settings import EndpointSettings, connect_failure, resolve
 from .watched import WatchedConnection
 
 logger = logging.getLogger("asgi_datasource.endpoint")
-
-PROBE_FIRST_S: Final = 0.2
-PROBE_LAST_S: Final = 2.0
-"""Pauses between two attempts to reach a server that is down: they double from the first to the last, with jitter."""
 
 _CLOSE_GRACE_S: Final = 1.0
 _SHED_INTERVAL_S: Final = 0.5
@@ -59,7 +55,7 @@ class Endpoint:
     """One server: connections are borrowed here and come back here.
 
     It is down while nothing can be connected to it, or when it has stopped answering. A task of its own then tries
-    until it is up again.
+    until it is up again: the breaker's half-open state, in which nothing but this one attempt is sent.
     """
 
     def __init__(self, name: str, datasource: str, role: Role, settings: EndpointSettings) -> None:
@@ -77,7 +73,8 @@ class Endpoint:
         self.attributes: Mapping[str, AttributeValue] = server_attributes(
             host=self.address, port=self.port, namespace=self.dbname
         )
-        self.is_up = True
+        self.breaker = Breaker()
+        """Whether it is used; by what happened to its connections, never by errors that it answered with."""
         self.last_error: str | None = None
         """Why it is, or last was, down; without secrets."""
         self.borrowed = 0
@@ -91,6 +88,21 @@ class Endpoint:
         self._tasks: set[asyncio.Task[Any]] = set()
         self._probe: asyncio.Task[None] | None = None
         self._check: asyncio.Task[None] | None = None
+        self._pauses = Pauses(last_s=settings.reconnect_pause_s)
+        self._watchers: list[Callable[[], None]] = []
+
+    @property
+    def is_up(self) -> bool:
+        """Whether it is used."""
+        return self.breaker.is_closed
+
+    def watch(self, watcher: Callable[[], None]) -> None:
+        """Call this whenever it goes down or comes up."""
+        self._watchers.append(watcher)
+
+    def unwatch(self, watcher: Callable[[], None]) -> None:
+        """Call it no more."""
+        self._watchers.remove(watcher)
 
     def __repr__(self) -> str:
         state = "up" if self.is_up else "down"
@@ -105,7 +117,7 @@ class Endpoint:
             return
         warn_if_slow(pq.__impl__)
         settings = self.settings
-        self.is_up = True
+        self.breaker = Breaker()
         self.borrowed = 0
         self._connect_error = None
         self._pool = _Pool(
@@ -285,8 +297,7 @@ class Endpoint:
         """A connection was made: the server is up."""
         self._connections.add(connection)
         self._connect_error = None
-        if not self.is_up:
-            self.is_up = True
+        if self._tell(Event.CONNECTED):
             logger.info("%s is up again", self.label)
 
     def connect_failed(self, error: Error) -> Error:
@@ -315,23 +326,35 @@ class Endpoint:
 
     # Health
 
+    def _tell(self, event: Event) -> bool:
+        """Something happened to its connections; True when it is in use no more, or again."""
+        was_up = self.is_up
+        self.breaker.tell(event, now=asyncio.get_running_loop().time())
+        if self.is_up is was_up:
+            return False
+        for watcher in tuple(self._watchers):
+            watcher()
+        return True
+
     def _mark_down(self, reason: str) -> None:
         self.last_error = reason
-        if self.is_up:
+        if self._tell(Event.FAILED):
             logger.warning("%s is down: %s", self.label, reason)
-        self.is_up = False
         if self._pool is not None and (self._probe is None or self._probe.done()):
             self._probe = self._spawn(self._probe_until_up(self._pool))
 
     async def _probe_until_up(self, pool: _Pool) -> None:
-        pause_s = PROBE_FIRST_S
         while self._pool is pool:
             # Jitter, so that the processes of a service do not all knock at once.
-            await asyncio.sleep(pause_s * random.uniform(0.75, 1.25))  # noqa: S311 - not for security
-            pause_s = min(PROBE_LAST_S, pause_s * 2)
+            await asyncio.sleep(self._pauses.pause_s(self.breaker.failures, random.random()))  # noqa: S311
+            if self.is_up:
+                break
+            self._tell(Event.TRIAL)
             try:
                 connection = await Connection.connect(self._target.conninfo, observer=self)
             except Error:
+                if not self.is_up:
+                    self._tell(Event.FAILED)
                 continue
             await connection.close()
             break

@@ -25,6 +25,7 @@ class EndpointSettings:
         acquire_timeout_s: Longest wait for a connection.
         max_waiting: Longest queue; the next one is refused at once. 0 sets no bound.
         connect_timeout_s: Longest attempt to connect, in whole seconds; libpq's shortest is 2.
+        reconnect_pause_s: Longest pause between two attempts to reach a server that is down.
         max_lifetime_s: Oldest age of a connection.
         max_idle_s: Connections beyond `min_size` are closed when they were not used for this long.
         tcp_user_timeout_s: Longest silence of the network with data in flight.
@@ -39,6 +40,7 @@ class EndpointSettings:
     acquire_timeout_s: float = 5.0
     max_waiting: int = 100
     connect_timeout_s: float = 3.0
+    reconnect_pause_s: float = 2.0
     max_lifetime_s: float = 3600.0
     max_idle_s: float = 600.0
     tcp_user_timeout_s: float = 10.0

@@ -1,0 +1,201 @@
+"""A statement's way to a server: choose, borrow, and on to the next while servers cannot be reached."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass
+from random import random
+from typing import Final
+
+from opentelemetry.trace import Span, SpanContext
+
+from . import telemetry
+from .datasource import DataSource
+from .drivers.psycopg import Connection, Endpoint, Exchange
+from .errors import DataError, DataErrorKind
+from .routing import (
+    AccessIntent,
+    Balance,
+    Freshness,
+    Picture,
+    ReadAfterWritePin,
+    Reason,
+    Role,
+    Route,
+    choose,
+)
+from .tenancy import Tenant
+
+_TAKES_A_TURN: Final = frozenset({Reason.BALANCED, Reason.PROVED, Reason.FAILOVER, Reason.STALE_OK})
+_NOT_BUSY: Final[dict[str, float]] = {}
+
+
+@dataclass(slots=True)
+class Attempt:
+    """What one statement has met so far on its way to a server that runs it.
+
+    Attributes:
+        failed: Servers that could not be reached, or could not run it for a reason that is their own.
+        behind: Servers that do not have what the client has seen.
+        has_met_a_dead_one: From here on connections are looked at before they are used.
+        has_replanned: It has been run again because of how it had been prepared.
+        error: The last failure, for the caller when no server is left.
+    """
+
+    failed: frozenset[str] = frozenset()
+    behind: frozenset[str] = frozenset()
+    has_met_a_dead_one: bool = False
+    has_replanned: bool = False
+    error: DataError | None = None
+
+    def note(self, name: str, error: DataError) -> None:
+        """This server could not be reached, or not run the statement for a reason that is its own."""
+        self.failed |= {name}
+        self.error = error
+
+    def may_go_on(self, endpoint: Endpoint, exchange: Exchange, error: DataError) -> bool:
+        """Whether the statement can safely run again on another connection: nothing was committed, and it may help."""
+        if exchange.timed_out:
+            return False
+        if exchange.is_lost:
+            endpoint.suspect()
+            if not self.has_met_a_dead_one:
+                # Most likely it had died in the pool. From here on connections are looked at before they are used,
+                # so a statement that itself kills its backend does so no more than once again.
+                self.has_met_a_dead_one = True
+                self.error = error
+                return True
+            self.note(endpoint.name, error)
+            return True
+        if exchange.is_stale_plan and not self.has_replanned:
+            self.has_replanned = True
+            return True
+        if error.kind is DataErrorKind.CONFLICT and endpoint.role is Role.REPLICA:
+            # Recovery has to go on and cancelled the query (PostgreSQL manual, "Handling Query Conflicts").
+            self.note(endpoint.name, error)
+            return True
+        return False
+
+
+class Router:
+    """Finds the servers for the statements of one session.
+
+    Attributes:
+        pin: The session's.
+        last_route: Where the last statement went and why; None before the first.
+    """
+
+    __slots__ = ("_datasource", "_is_traced", "_pinned_by", "_shows_tenant", "_sticky", "_tenant", "last_route", "pin")
+
+    def __init__(
+        self, datasource: DataSource, tenant: Tenant, pin: ReadAfterWritePin, *, is_traced: bool, shows_tenant: bool
+    ) -> None:
+        self._datasource = datasource
+        self._tenant = tenant
+        self._is_traced = is_traced
+        self._shows_tenant = shows_tenant
+        self._pinned_by: SpanContext | None = None
+        self._sticky: str | None = None
+        self.pin = pin
+        self.last_route: Route | None = None
+
+    async def connect(
+        self, intent: AccessIntent, attempt: Attempt, deadline: float | None, freshness: Freshness
+    ) -> tuple[Endpoint, Connection]:
+        """Choose a server and borrow a connection of it; on to the next while servers cannot be reached.
+
+        Raises:
+            DataError: No server that may run the statement could be reached, or none may.
+        """
+        while True:
+            route = self._choose(intent, attempt, freshness)
+            if route is None:
+                raise attempt.error or _nobody(self._datasource.picture)
+            self.last_route = route
+            endpoint = self._datasource.endpoints[route.node]
+            connection = await self._borrow(endpoint, route, attempt, deadline)
+            if connection is not None:
+                return endpoint, connection
+
+    def note_read(self, endpoint: Endpoint) -> None:
+        """A read worked: the request's next ones stay with its server."""
+        if endpoint.role is Role.REPLICA:
+            self._sticky = endpoint.name
+
+    def note_write(self) -> None:
+        """The request writes: its reads go to the primary from now on."""
+        if self._is_traced and not self.pin.is_set:
+            self._pinned_by = telemetry.current_span_context()
+        self.pin.set()
+
+    def note_transaction(self, endpoint: Endpoint, intent: AccessIntent, *, is_read_only: bool) -> None:
+        """A statement goes to the transaction that is open already."""
+        is_pinned_read = intent is AccessIntent.READ and not is_read_only
+        reason = Reason.PINNED if is_pinned_read else Reason.TRANSACTION
+        picture = self._datasource.picture
+        self.last_route = Route(picture.datasource, intent, endpoint.role, endpoint.name, reason, picture)
+        if self._is_traced and is_pinned_read:
+            self._start_span(self.last_route).end()
+
+    def _choose(self, intent: AccessIntent, attempt: Attempt, freshness: Freshness) -> Route | None:
+        datasource = self._datasource
+        picture = datasource.picture
+        policy = picture.policy
+        max_lag_s = freshness.max_lag_s
+        route = choose(
+            picture,
+            intent,
+            now=asyncio.get_running_loop().time(),
+            turn=datasource.turn,
+            dice=random(),  # noqa: S311 - not for security
+            load=datasource.load() if policy.balance is Balance.LEAST_BUSY else _NOT_BUSY,
+            is_pinned=self.pin.is_set,
+            is_strong=freshness.is_strong,
+            max_lag_s=policy.max_lag_s if max_lag_s is None else max_lag_s,
+            sticky=self._sticky,
+            failed=attempt.failed,
+            behind=attempt.behind,
+        )
+        if route is not None and route.reason in _TAKES_A_TURN:
+            datasource.take_turn()
+        return route
+
+    async def _borrow(
+        self, endpoint: Endpoint, route: Route, attempt: Attempt, deadline: float | None
+    ) -> Connection | None:
+        """A connection, or None when the server cannot be reached and another may be."""
+        span = self._start_span(route) if self._is_traced else None
+        started = asyncio.get_running_loop().time() if span is not None else 0.0
+        try:
+            return await endpoint.acquire(deadline=deadline, must_be_alive=attempt.has_met_a_dead_one)
+        except DataError as error:
+            if span is not None:
+                telemetry.fail_span(span, error)
+            if error.kind is not DataErrorKind.CONNECTION:
+                raise
+            attempt.note(endpoint.name, error)
+            return None
+        finally:
+            if span is not None:
+                waited = asyncio.get_running_loop().time() - started
+                span.set_attribute(telemetry.POOL_WAIT_MS, round(waited * 1000, 3))
+                span.end()
+
+    def _start_span(self, route: Route) -> Span:
+        return telemetry.start_route_span(
+            route,
+            strategy=self._tenant.strategy.value,
+            tenant=self._tenant.name if self._shows_tenant else None,
+            pin_age_ms=self.pin.age_ms,
+            pin_lsn=self.pin.lsn,
+            pinned_by=self._pinned_by,
+        )
+
+
+def _nobody(picture: Picture) -> DataError:
+    """The error of a read that none of the servers may answer as they are."""
+    return DataError(
+        DataErrorKind.CONNECTION,
+        f"datasource {picture.datasource!r}: no server may answer this read ({', '.join(picture.describe())}). Allow"
+        " more with routing.max_lag, or with routing.no_replica",
+    )

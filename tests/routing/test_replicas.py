@@ -1,0 +1,123 @@
+"""How reads are spread over real replicas, and how a replica is taken away and given back."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from typing import Any
+
+import pytest
+
+from asgi_datasource import DataError, DataErrorKind, DataSourceRegistry, compile
+from asgi_datasource.datasource import PostgresDataSource
+from tests.world import World
+
+
+def config_of(world: World, *, replicas: dict[str, dict[str, Any]], **routing: Any) -> dict[str, Any]:
+    """The world's configuration with more said about its replicas and their use."""
+    config = world.config()
+    orders = config["datasources"]["orders"]
+    for name, more in replicas.items():
+        orders["replicas"][name].update(more)
+    orders["routing"] = routing
+    return config
+
+
+def orders_of(registry: DataSourceRegistry) -> PostgresDataSource:
+    found = registry.datasources["orders"]
+    assert isinstance(found, PostgresDataSource)
+    return found
+
+
+async def read(registry: DataSourceRegistry) -> str:
+    """The server that answers one read."""
+    async with registry.session(tenant="acme") as db:
+        await db.read.fetch_value("select 1")
+        assert db.last_route is not None
+        return db.last_route.node
+
+
+async def reads(registry: DataSourceRegistry, count: int = 12) -> Counter[str]:
+    return Counter([await read(registry) for _ in range(count)])
+
+
+async def test_reads_are_spread_by_weight(world: World) -> None:
+    config = config_of(world, replicas={"r1": {"weight": 3}}, balance="weighted")
+    async with compile(config) as registry:
+        assert await reads(registry) == {"r1": 9, "r2": 3}
+
+
+async def test_the_least_busy_replica_answers(world: World) -> None:
+    async with compile(config_of(world, replicas={}, balance="least_busy")) as registry:
+        async with registry.session(tenant="acme", read_only=True) as db:
+            await db.fetch_value("select 1")
+            assert db.last_route is not None
+            other = {"r1": "r2", "r2": "r1"}[db.last_route.node]
+            assert await reads(registry) == {other: 12}
+        assert set(await reads(registry)) == {"r1", "r2"}
+
+
+async def test_the_replicas_of_the_own_zone_go_first(world: World) -> None:
+    config = config_of(world, replicas={"r1": {"zone": "b"}, "r2": {"zone": "a"}}, zone="a")
+    async with compile(config) as registry:
+        assert await reads(registry) == {"r2": 12}
+        orders_of(registry).drain("r2")
+        assert await reads(registry) == {"r1": 12}
+
+
+async def test_a_replica_that_the_configuration_drains_gets_no_reads(world: World) -> None:
+    async with compile(config_of(world, replicas={"r1": {"drain": True}})) as registry:
+        assert await reads(registry) == {"r2": 12}
+        orders_of(registry).undrain("r1")
+        assert await reads(registry) == {"r1": 6, "r2": 6}
+
+
+async def test_draining_ends_nothing_that_has_begun(world: World) -> None:
+    async with compile(config_of(world, replicas={})) as registry:
+        orders = orders_of(registry)
+        async with registry.session(tenant="acme", read_only=True) as db:
+            await db.fetch_value("select 1")
+            assert db.last_route is not None
+            node = db.last_route.node
+            waiting = asyncio.create_task(db.fetch_value("select 1 from pg_sleep(0.2)"))
+            await asyncio.sleep(0)
+            orders.drain(node)
+            assert await waiting == 1
+            assert await db.fetch_value("select 2") == 2
+            assert db.last_route.node == node
+        assert node not in await reads(registry)
+        assert orders.endpoints[node].borrowed == 0
+
+
+async def test_a_request_that_stays_with_its_replica_leaves_it_when_it_is_drained(world: World) -> None:
+    async with compile(config_of(world, replicas={})) as registry, registry.session(tenant="acme") as db:
+        await db.read.fetch_value("select 1")
+        assert db.last_route is not None
+        first = db.last_route.node
+        orders_of(registry).drain(first)
+        await db.read.fetch_value("select 1")
+        assert db.last_route.node not in (first, "primary")
+
+
+async def test_only_replicas_can_be_drained(world: World) -> None:
+    orders = orders_of(world.registry())
+    for name in ("primary", "r9"):
+        with pytest.raises(KeyError, match=f"no replica '{name}'"):
+            orders.drain(name)
+
+
+async def test_where_the_primary_is_spared_reads_without_a_replica_are_refused_and_writes_go_on(world: World) -> None:
+    config = config_of(world, replicas={"r1": {"drain": True}, "r2": {"drain": True}}, no_replica="fail")
+    async with compile(config) as registry:
+        with pytest.raises(DataError, match=r"no server may answer this read \(r1 draining, r2 draining, primary up\)"):
+            await read(registry)
+        async with registry.session(tenant="acme") as db:
+            await db.execute("insert into orders (item) values ('tea')")
+            assert await db.fetch_value("select item from orders") == "tea"
+        with pytest.raises(DataError) as refused:
+            await read(registry)
+        assert (refused.value.kind, refused.value.http_status, refused.value.is_retryable) == (
+            DataErrorKind.CONNECTION,
+            503,
+            True,
+        )
