@@ -9,6 +9,7 @@ from typing import Final
 
 from .datasource import DataSource
 from .drivers.psycopg import Endpoint
+from .fleet import Fleet
 from .paths import RouteRules
 from .plan import CommitScope, SessionPolicy
 from .prefixes import PathPrefixes
@@ -26,6 +27,7 @@ class Compiled:
 
     Attributes:
         datasources: Every datasource by its name.
+        fleets: Every datasource with a database for each tenant, by its name.
         admission: The tenants, and who may act for them.
         resolvers: How requests name their tenant, in order.
         policy: What holds for every session.
@@ -37,6 +39,7 @@ class Compiled:
     """
 
     datasources: Mapping[str, DataSource]
+    fleets: Mapping[str, Fleet] = field(default_factory=dict[str, Fleet])
     admission: Admission
     resolvers: Resolvers
     policy: SessionPolicy = SessionPolicy()
@@ -68,8 +71,15 @@ class Compiled:
         return [endpoint for datasource in self.datasources.values() for endpoint in datasource.endpoints.values()]
 
     def datasource_of(self, tenant: Tenant) -> DataSource:
-        """Where a tenant's data is."""
-        return self.datasources[tenant.datasource]
+        """Where a tenant's data is.
+
+        Raises:
+            DataError: TENANT: its name cannot be that of a database.
+        """
+        found = self.datasources.get(tenant.datasource)
+        if found is None:
+            return self.fleets[tenant.datasource].member(tenant.database or tenant.name or "")
+        return found
 
     def resolution(self, first: Sequence[TenantResolver] = ()) -> TenantResolver:
         """How requests name their tenant: `first`, then the configured resolvers."""

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from .compiled import Compiled
-from .config import Config, DataSourceConfig, EndpointConfig
+from .config import PLACEHOLDER, Config, DataSourceConfig, EndpointConfig, PoolConfig
 from .config import RouteRule as RouteRuleConfig
 from .datasource import DataSource, PostgresDataSource, ReplicaTraits
-from .drivers.psycopg import Endpoint, EndpointSettings
+from .drivers.psycopg import ConnectionTemplate, Endpoint, EndpointSettings
+from .fleet import Fleet
 from .paths import CompiledRule, RouteRules, compile_pattern
 from .plan import CommitScope, RouteRule, SessionPolicy
 from .prefixes import PathPrefixes
@@ -43,6 +44,12 @@ def compile_config(config: Config, *, previous: Compiled | None = None) -> Compi
         datasources={
             name: _compile_datasource(name, datasource, before.get(name))
             for name, datasource in config.datasources.items()
+            if not _has_databases(datasource)
+        },
+        fleets={
+            name: _compile_fleet(name, datasource, None if previous is None else previous.fleets.get(name))
+            for name, datasource in config.datasources.items()
+            if _has_databases(datasource)
         },
         admission=compile_admission(config, directory),
         resolvers=Resolvers(config.tenancy, directory),
@@ -53,26 +60,15 @@ def compile_config(config: Config, *, previous: Compiled | None = None) -> Compi
     )
 
 
+def _has_databases(datasource: DataSourceConfig) -> bool:
+    return PLACEHOLDER in datasource.primary.url.get_secret_value()
+
+
 def _compile_datasource(name: str, config: DataSourceConfig, previous: DataSource | None) -> DataSource:
     before: Mapping[str, Endpoint] = {} if previous is None else previous.endpoints
 
     def endpoint(node: str, role: Role, server: EndpointConfig) -> Endpoint:
-        pool = config.pool
-        settings = EndpointSettings(
-            conninfo=server.url.get_secret_value(),
-            min_size=pool.min_size,
-            max_size=pool.max_size,
-            acquire_timeout_s=pool.acquire_timeout_s,
-            max_waiting=pool.max_waiting,
-            connect_timeout_s=pool.connect_timeout_s,
-            reconnect_pause_s=pool.reconnect_pause_s,
-            max_lifetime_s=pool.max_lifetime_s,
-            max_idle_s=pool.max_idle_s,
-            tcp_user_timeout_s=pool.tcp_user_timeout_s,
-            keepalives_idle_s=pool.keepalives_idle_s,
-            keepalives_interval_s=pool.keepalives_interval_s,
-            keepalives_count=pool.keepalives_count,
-        )
+        settings = _endpoint_settings(config.pool, server.url.get_secret_value())
         present = before.get(node)
         if present is not None and present.role is role and present.settings == settings:
             return present
@@ -80,6 +76,13 @@ def _compile_datasource(name: str, config: DataSourceConfig, previous: DataSourc
 
     primary = endpoint("primary", Role.PRIMARY, config.primary)
     replicas = [endpoint(node, Role.REPLICA, server) for node, server in config.replicas.items()]
+    policy, traits = _compile_routing(config)
+    made = PostgresDataSource(name, primary, replicas, policy=policy, traits=traits)
+    return previous if previous is not None and made.is_like(previous) else made
+
+
+def _compile_routing(config: DataSourceConfig) -> tuple[RoutingPolicy, dict[str, ReplicaTraits]]:
+    """How reads are spread over the replicas, and what each of these is told apart by."""
     routing = config.routing
     policy = RoutingPolicy(
         balance=Balance(routing.balance),
@@ -88,8 +91,54 @@ def _compile_datasource(name: str, config: DataSourceConfig, previous: DataSourc
         warmup_s=routing.warmup_s,
     )
     traits = {node: ReplicaTraits(server.weight, server.zone, server.drain) for node, server in config.replicas.items()}
-    made = PostgresDataSource(name, primary, replicas, policy=policy, traits=traits)
-    return previous if previous is not None and made.is_like(previous) else made
+    return policy, traits
+
+
+def _compile_fleet(name: str, config: DataSourceConfig, previous: Fleet | None) -> Fleet:
+    """A datasource with a database for each tenant; nothing of it is opened before its first use."""
+    if previous is not None and previous.settings == config:
+        return previous
+    templates = {
+        node: ConnectionTemplate(server.url.get_secret_value(), where=f"datasources.{name}, server {node!r}")
+        for node, server in (("primary", config.primary), *config.replicas.items())
+    }
+
+    def make(database: str, fleet: Fleet) -> PostgresDataSource:
+        def endpoint(node: str, role: Role) -> Endpoint:
+            settings = _endpoint_settings(config.pool, templates[node].fill(database))
+            return Endpoint(node, name, role, settings, keeper=fleet)
+
+        replicas = [endpoint(node, Role.REPLICA) for node in config.replicas]
+        return PostgresDataSource(name, endpoint("primary", Role.PRIMARY), replicas, policy=policy, traits=traits)
+
+    policy, traits = _compile_routing(config)
+    pool = config.pool
+    return Fleet(
+        name,
+        make,
+        max_open=pool.max_open_pools,
+        close_idle_after_s=pool.close_idle_after_s,
+        settings=config,
+    )
+
+
+def _endpoint_settings(pool: PoolConfig, conninfo: str) -> EndpointSettings:
+    return EndpointSettings(
+        conninfo=conninfo,
+        min_size=pool.min_size,
+        max_size=pool.max_size,
+        acquire_timeout_s=pool.acquire_timeout_s,
+        max_waiting=pool.max_waiting,
+        connect_timeout_s=pool.connect_timeout_s,
+        reconnect_pause_s=pool.reconnect_pause_s,
+        max_lifetime_s=pool.max_lifetime_s,
+        max_idle_s=pool.max_idle_s,
+        tcp_user_timeout_s=pool.tcp_user_timeout_s,
+        keepalives_idle_s=pool.keepalives_idle_s,
+        keepalives_interval_s=pool.keepalives_interval_s,
+        keepalives_count=pool.keepalives_count,
+        is_fair=pool.fair,
+    )
 
 
 def _compile_policy(config: Config) -> SessionPolicy:

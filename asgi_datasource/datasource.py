@@ -110,6 +110,7 @@ class PostgresDataSource:
     """
 
     __slots__ = (
+        "__weakref__",
         "_draining",
         "_endpoints",
         "_is_watching",
@@ -203,11 +204,16 @@ class PostgresDataSource:
 
     async def open(self) -> None:
         """Open the pools, and see to it that the picture stays true. Returns at once, also when a server is down."""
+        self.watch()
         for endpoint in self._endpoints.values():
-            if not self._is_watching:
-                endpoint.watch(self._redraw)
             await endpoint.open()
-        self._is_watching = True
+
+    def watch(self) -> None:
+        """See to it that the picture stays true, whoever opens the pools. The servers then know of it."""
+        if not self._is_watching:
+            self._is_watching = True
+            for endpoint in self._endpoints.values():
+                endpoint.watch(self._redraw)
         self._redraw()
 
     def stop(self) -> None:

@@ -19,6 +19,7 @@ from .config import Config, load
 from .datasource import DataSource
 from .drivers.psycopg import Endpoint, PsycopgConnection
 from .errors import ConfigError, DataError, DataErrorKind
+from .fleet import Fleet
 from .plan import NO_RULE, CommitScope, SessionPolicy
 from .routing import AccessIntent, ReadAfterWritePin
 from .session import DataSession, SessionOwner
@@ -92,6 +93,7 @@ class DataSourceRegistry:
         self._reloading: asyncio.Lock | None = None
         self._leaving: set[DataSource] = set()
         self._retired: set[Endpoint] = set()
+        self._retired_fleets: set[Fleet] = set()
         self.is_open = False
         """Whether its pools are open."""
 
@@ -174,7 +176,7 @@ class DataSourceRegistry:
         """
         session = DataSession(
             self,
-            datasource or compiled.datasources[tenant.datasource],
+            datasource or compiled.datasource_of(tenant),
             tenant,
             policy=policy,
             background=self.background,
@@ -210,6 +212,8 @@ class DataSourceRegistry:
             await asyncio.shield(self._opening)
 
     async def _open_endpoints(self) -> None:
+        for fleet in self.compiled.fleets.values():
+            fleet.open()
         for datasource in self:
             await datasource.open()
         self.is_open = True
@@ -230,9 +234,14 @@ class DataSourceRegistry:
         for datasource in (*self, *self._leaving):
             datasource.stop()
         endpoints = {*self.compiled.endpoints, *self._retired}
+        fleets = {*self.compiled.fleets.values(), *self._retired_fleets}
         self._retired.clear()
         self._leaving.clear()
-        await asyncio.gather(*(endpoint.close(timeout_s=timeout_s / 2) for endpoint in endpoints))
+        self._retired_fleets.clear()
+        await asyncio.gather(
+            *(endpoint.close(timeout_s=timeout_s / 2) for endpoint in endpoints),
+            *(fleet.close(timeout_s=timeout_s / 2) for fleet in fleets),
+        )
         self._loop = None
 
     async def _close_with_the_loop(self) -> None:
@@ -294,7 +303,13 @@ class DataSourceRegistry:
             for name, datasource in compiled.datasources.items():
                 if previous.datasources.get(name) is not datasource:
                     await datasource.open()
+            for fleet in compiled.fleets.values():
+                fleet.open()
         self.compiled = compiled
+        for name, fleet in previous.fleets.items():
+            if compiled.fleets.get(name) is not fleet:
+                self._retired_fleets.add(fleet)
+                fleet.retire()
         retired = [endpoint for endpoint in before if endpoint not in after]
         self._retired.update(retired)
         leaving = [ds for name, ds in previous.datasources.items() if compiled.datasources.get(name) is not ds]

@@ -13,6 +13,7 @@ from . import telemetry
 from .datasource import DataSource
 from .drivers.psycopg import Connection, Endpoint, Exchange
 from .errors import DataError, DataErrorKind
+from .fairness import Share
 from .routing import (
     AccessIntent,
     Balance,
@@ -167,7 +168,12 @@ class Router:
         span = self._start_span(route) if self._is_traced else None
         started = asyncio.get_running_loop().time() if span is not None else 0.0
         try:
-            return await endpoint.acquire(deadline=deadline, must_be_alive=attempt.has_met_a_dead_one)
+            limit = self._tenant.max_connections
+            return await endpoint.acquire(
+                deadline=deadline,
+                must_be_alive=attempt.has_met_a_dead_one,
+                share=Share(self._tenant.name, limit) if limit is not None or endpoint.is_fair else None,
+            )
         except DataError as error:
             if span is not None:
                 telemetry.fail_span(span, error)

@@ -11,9 +11,9 @@ PACKAGE = Path(__file__).parent.parent / "asgi_datasource"
 
 FLOORS: tuple[tuple[str, ...], ...] = (
     ("errors", "background"),
-    ("telemetry", "inbox", "prefixes", "hostnames"),
+    ("telemetry", "inbox", "prefixes", "hostnames", "fairness"),
     ("config", "routing", "drivers", "tenancy"),
-    ("problems", "datasource", "transaction"),
+    ("problems", "datasource", "fleet", "transaction"),
     ("plan", "router", "execution", "statements"),
     ("paths", "block", "loan", "lookup", "work", "writers"),
     ("session", "compiled"),

@@ -4,6 +4,7 @@ from .catalogue import Explained, explain_code
 from .diagnostics import Code, Diagnostic, Edit, Fix, InvalidConfig, Position, Severity, show_path
 from .documents import describe_diagnostics
 from .generated import json_schema
+from .kinds import EVERY_OTHER
 from .layers import ConfigFile
 from .loading import Findings, Source, examine, load
 from .models import (
@@ -24,10 +25,14 @@ from .models import (
     TransactionsConfig,
 )
 from .reading import Format, Text
+from .sense import MAX_NAME_BYTES
 from .suppressions import Suppressed
-from .url import DatabaseUrl
+from .url import PLACEHOLDER, DatabaseUrl
 
 __all__ = [
+    "EVERY_OTHER",
+    "MAX_NAME_BYTES",
+    "PLACEHOLDER",
     "Code",
     "Config",
     "ConfigFile",

@@ -12,7 +12,6 @@ from typing import Any, Final
 from .models import Config
 from .references import PLAIN_TEXT, REFERENCE_TEXT
 from .shapes import is_list, is_mapping
-from .url import TEMPLATE_PATTERN
 from .values import DEFINITION, VALUES, Value
 
 ID: Final = "urn:asgi-datasource:schema:config:v1"
@@ -111,8 +110,6 @@ def _definition(value: Value) -> dict[str, Any]:
     either: list[dict[str, Any]] = [written, {"$ref": "#/$defs/Reference"}]
     if value.is_secret:
         either += [{"$ref": "#/$defs/SecretFile"}, {"$ref": "#/$defs/SecretCommand"}]
-    if value.name == "DatabaseUrl":
-        return {**title, "anyOf": either, "not": {"type": "string", "pattern": TEMPLATE_PATTERN}}
     return {**title, "anyOf": either}
 
 

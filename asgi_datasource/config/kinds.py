@@ -34,16 +34,18 @@ ReplicaName = Annotated[
     ),
 ]
 _TENANT_NAME: Final = r"[^\x00-\x1f\x7f*{}]+"
+EVERY_OTHER: Final = "*"
+"""In place of a tenant's name: every name that is not listed."""
 TenantName = Annotated[
     str,
     values.text(
         "TenantName",
-        "a tenant name: 1 to 255 characters, without '*', braces and control characters",
-        _TENANT_NAME,
+        "a tenant name: 1 to 255 characters, without '*', braces and control characters; or '*' alone for all others",
+        rf"\*|{_TENANT_NAME}",
         takes_reference=False,
     ),
 ]
-is_tenant_name: Final = re.compile(rf"(?=.{{1,255}}\Z){_TENANT_NAME}").fullmatch
+is_tenant_name: Final = re.compile(rf"(?=.{{1,255}}\Z)(?:\*|{_TENANT_NAME})").fullmatch
 """The same check, for names whose tenants have been checked already."""
 DatabaseIdentifier = Annotated[
     str,
@@ -51,6 +53,16 @@ DatabaseIdentifier = Annotated[
         "DatabaseIdentifier",
         "a name in the database: 1 to 63 characters, without braces and control characters",
         r"[^\x00-\x1f\x7f{}]+",
+        maximum=63,
+    ),
+]
+_TENANT: Final = r"\{tenant\}"
+TenantIdentifier = Annotated[
+    str,
+    values.text(
+        "TenantIdentifier",
+        "a name in the database: 1 to 63 characters, without control characters, and braces only as {tenant}",
+        rf"(?:[^\x00-\x1f\x7f{{}}]|{_TENANT})+",
         maximum=63,
     ),
 ]
@@ -68,8 +80,8 @@ SettingValue = Annotated[
     str,
     values.text(
         "SettingValue",
-        "a string of at most 1000 characters, without braces and control characters",
-        r"[^\x00-\x1f\x7f{}]*",
+        "a string of at most 1000 characters, without control characters, and braces only as {tenant}",
+        rf"(?:[^\x00-\x1f\x7f{{}}]|{_TENANT})*",
         minimum=0,
         maximum=1000,
     ),
@@ -221,6 +233,7 @@ WholeSeconds = Annotated[float, values.duration("WholeSeconds", whole_seconds=Tr
 Flag = Annotated[bool, values.flag("Flag")]
 Version = Annotated[Literal[1], values.constant("Version", 1, takes_reference=False)]
 PoolMinimum = Annotated[int, values.integer("PoolMinimum", 0, 10_000)]
+OpenPools = Annotated[int, values.integer("OpenPools", 1, 10_000)]
 PoolSize = Annotated[int, values.integer("PoolSize", 1, 10_000)]
 Weight = Annotated[int, values.integer("Weight", 1, 100)]
 QueueLength = Annotated[int, values.integer("QueueLength", 0, 1_000_000)]

@@ -9,10 +9,11 @@ from typing import Final
 
 from .coverage import covers
 from .diagnostics import Code, Diagnostic, Edit, Fix, Path, Severity, did_you_mean, show
+from .kinds import EVERY_OTHER
 from .limits import MAX_DIAGNOSTICS
 from .models import Config, DataSourceConfig, RouteRule, TenantConfig
 from .sense_tenancy import check_aliases, check_tenancy
-from .url import find_fault
+from .url import PLACEHOLDER, find_fault
 
 MAX_NAME_BYTES: Final = 63
 """PostgreSQL cuts longer names off (PostgreSQL manual, "Lexical Structure", NAMEDATALEN)."""
@@ -57,6 +58,12 @@ def _servers(config: Config) -> Iterator[Diagnostic]:
             yield Diagnostic(Code.CONTRADICTION, here, message, mend, related=related, fix=fix)
         first: dict[str, Path] = {}
         for where, url in _urls(path, datasource):
+            if (PLACEHOLDER in url) != (PLACEHOLDER in datasource.primary.url.get_secret_value()):
+                message = (
+                    f"{PLACEHOLDER} stands in the URL of one server of this datasource, and not in that of another"
+                )
+                mend = "Put it into all of them, or into none."
+                yield Diagnostic(Code.CONTRADICTION, where, message, mend, related=((*path, "primary", "url"),))
             fault = find_fault(url)
             if fault is not None:
                 fix = Fix(Edit.REPLACE, where, "postgresql://app@db.internal:5432/orders")
@@ -85,8 +92,15 @@ def _absent(path: Path, name: str, config: Config) -> Diagnostic:
 
 def _default(config: Config) -> Iterator[Diagnostic]:
     default = config.tenancy.default
-    if default is not None and default not in config.datasources:
-        yield _absent(("tenancy", "default"), default, config)
+    path: Path = ("tenancy", "default")
+    if default is None:
+        return
+    if default not in config.datasources:
+        yield _absent(path, default, config)
+    elif PLACEHOLDER in config.datasources[default].primary.url.get_secret_value():
+        message = "this datasource has a database for each tenant, and whoever gets the default has no name"
+        fix = Fix(Edit.REMOVE, path)
+        yield Diagnostic(Code.CONTRADICTION, path, message, "Name another datasource, or none.", fix=fix)
 
 
 def _tenant_datasources(config: Config) -> Iterator[Diagnostic]:
@@ -105,7 +119,7 @@ def _tenant_names(config: Config) -> Iterator[Diagnostic]:
         yield Diagnostic(Code.PATTERN, path, message, mend, fix=Fix(Edit.REMOVE, path))
         return
     for name in config.tenants:
-        if matches(name) is None:
+        if name != EVERY_OTHER and matches(name) is None:
             message = "no request can name this tenant: the name does not match tenancy.pattern"
             mend = "Rename the tenant, or widen the pattern."
             here = ("tenants", name)
@@ -119,26 +133,48 @@ def _tenants_apart(config: Config) -> Iterator[Diagnostic]:
     home: dict[str, int] = {}
     for name, datasource in config.datasources.items():
         home[name] = servers.setdefault(datasource.primary.url.get_secret_value(), len(servers))
+    templates = {number for url, number in servers.items() if PLACEHOLDER in url}
     first: dict[object, dict[object, str]] = {}
     for name, tenant in config.tenants.items():
-        if tenant.datasource in home:
-            kind, place = _place(tenant)
+        if name == EVERY_OTHER:
+            yield from _others(tenant, config)
+        elif tenant.datasource in home:
+            kind, place = _place(name, tenant, has_database=home[tenant.datasource] in templates)
             other = first.setdefault((home[tenant.datasource], kind), {}).setdefault(place, name)
             if other is not name:
                 yield _together(name, other, tenant)
 
 
-def _place(tenant: TenantConfig) -> tuple[object, object]:
+def _others(tenant: TenantConfig, config: Config) -> Iterator[Diagnostic]:
+    """What stands for all tenants that are not listed has to tell them apart."""
+    datasource = config.datasources.get(tenant.datasource)
+    if datasource is None or PLACEHOLDER in datasource.primary.url.get_secret_value():
+        return
+    written = (tenant.schema_name, tenant.role, *(tenant.row_security or {}).values())
+    if not any(PLACEHOLDER in value for value in written if value is not None):
+        path: Path = ("tenants", EVERY_OTHER)
+        message = f"nothing keeps these tenants apart from each other: {PLACEHOLDER} stands nowhere"
+        mend = f"Write schema: '{PLACEHOLDER}', a row_security setting with it, or put it into the datasource's URL."
+        fix = Fix(Edit.ADD, (*path, "schema"), PLACEHOLDER)
+        yield Diagnostic(Code.SHARED_PLACE, path, message, mend, is_about_key=True, fix=fix)
+
+
+def _place(name: str, tenant: TenantConfig, *, has_database: bool) -> tuple[object, object]:
     """What keeps a tenant apart on its servers, as a kind and a value: both are equal for tenants that nothing does.
 
     The usual values are strings that are there already: with 100,000 tenants, tuples would double the peak.
     """
     schema, settings = tenant.schema_name, tenant.row_security
+    if has_database:
+        return "database", tenant.database or name
+    if schema is not None and PLACEHOLDER in schema:
+        schema = schema.replace(PLACEHOLDER, name)
     if tenant.role is None:
         if settings is None:
             return "schema", schema
         if schema is None and len(settings) == 1:
-            return next(iter(settings.items()))
+            key, value = next(iter(settings.items()))
+            return key, value.replace(PLACEHOLDER, name) if PLACEHOLDER in value else value
     return "all", (schema, tenant.role, *sorted((settings or {}).items()))
 
 

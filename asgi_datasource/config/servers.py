@@ -11,6 +11,7 @@ from .kinds import (
     DatabaseIdentifier,
     Duration,
     Flag,
+    OpenPools,
     PoolMinimum,
     PoolSize,
     ProbeCount,
@@ -30,8 +31,9 @@ class EndpointConfig(Section):
     url: Url = Field(
         title="Connection URL",
         description=(
-            "libpq's connection URL or keyword string. Keep passwords out of this file: take the URL from the"
-            " environment with ${NAME}, or from a file with {file: path}."
+            "libpq's connection URL or keyword string; {tenant} in the name of the database, the user or the host makes"
+            " it one for each tenant. Keep passwords out of this file: take the URL from the environment with ${NAME},"
+            " or from a file with {file: path}."
         ),
         examples=[
             "${ORDERS_PRIMARY_URL}",
@@ -66,11 +68,6 @@ class ReplicaConfig(EndpointConfig):
 
 class PoolConfig(Section):
     """The connection pool of each server of a datasource; every process has its own."""
-
-    planned: ClassVar[dict[str, str]] = {
-        "max_open_pools": "leave it out: there is one pool for each server",
-        "close_idle_after": "leave it out: max_idle closes connections that nobody uses",
-    }
 
     min_size: PoolMinimum = Field(
         default=1,
@@ -157,6 +154,31 @@ class PoolConfig(Section):
         title="Lost TCP keepalives",
         description="After so many keepalives without an answer the connection is given up.",
         examples=[5],
+    )
+    fair: Flag = Field(
+        default=False,
+        title="Tenants take turns",
+        description=(
+            "true: each tenant waits in a line of its own, and the lines take turns; in a full queue it is the tenant"
+            " with the longest line that is answered with 503."
+        ),
+        examples=[True],
+    )
+    max_open_pools: OpenPools = Field(
+        default=100,
+        title="Most open pools",
+        description=(
+            "With a database for each tenant ({tenant} in the URL): most pools open at a time. The one that was used"
+            " longest ago is closed for the next, never one in use."
+        ),
+        examples=[200],
+    )
+    close_idle_after_s: Duration = duration_field(
+        "10m",
+        alias="close_idle_after",
+        title="Close idle pools",
+        description="With a database for each tenant: a pool that nobody has used for this long is closed.",
+        examples=["5m"],
     )
 
 

@@ -20,7 +20,6 @@ from .models import Config, TenantConfig
 from .tenants import OWNED
 from .values import VALUES, Given, Value
 
-_TEMPLATE: Final = "{tenant}"
 _validate_tenant: Final = TypeAdapter(TenantConfig).validator.validate_python
 
 
@@ -104,10 +103,6 @@ def _written_keys(document: object, path: Path) -> list[str]:
 
 
 def _wrong_name(path: Path, value: Value) -> Diagnostic:
-    if path == ("tenants", "*"):
-        message, mend = "'*' for all other tenants is not yet supported", "Name their datasource in tenancy.default."
-        fix = Fix(Edit.REMOVE, path)
-        return Diagnostic(Code.NOT_YET_SUPPORTED, path, message, mend, is_about_key=True, fix=fix)
     meant = did_you_mean(str(path[-1]), value.choices)
     mend = f"Did you mean {meant!r}?" if meant else "Give it another name."
     name = meant or _example_name(path)
@@ -174,9 +169,6 @@ def _wrong_value(path: Path, expected: Value, value: object) -> Diagnostic:
     if (planned := _planned(expected, value)) is not None:
         message, mend = f"{planned} is not yet supported", f"Use {expected.expects}."
         return Diagnostic(Code.NOT_YET_SUPPORTED, path, message, mend, fix=example)
-    if isinstance(value, str) and _TEMPLATE in value and expected.name in ("DatabaseUrl", "DatabaseIdentifier"):
-        mend = "Give the tenant a datasource or a schema of its own."
-        return Diagnostic(Code.NOT_YET_SUPPORTED, path, f"{_TEMPLATE} is not yet supported", mend, fix=example)
     message = f"expected {expected.expects}; found {show(value)}"
     if isinstance(value, Given):
         message, mend = f"expected {expected.expects}", "What the environment or the file holds is something else."

@@ -14,7 +14,6 @@ from .kinds import (
     ClaimName,
     ClaimValue,
     CookieName,
-    DatabaseIdentifier,
     DatasourceName,
     DomainName,
     Duration,
@@ -26,6 +25,7 @@ from .kinds import (
     HostPattern,
     NamePattern,
     PathPrefix,
+    PoolSize,
     ProxyAddress,
     QueryName,
     RefusalStatus,
@@ -33,6 +33,7 @@ from .kinds import (
     SecretText,
     SettingName,
     SettingValue,
+    TenantIdentifier,
     TenantPathPrefix,
     TenantStateWord,
     TokenAlgorithm,
@@ -302,13 +303,26 @@ class TenancyConfig(Section):
     )
 
 
+class LimitsConfig(Section):
+    """How much of what it shares with others a tenant may have."""
+
+    max_connections: Annotated[PoolSize | None, OMISSIBLE] = Field(
+        default=None,
+        title="Most connections",
+        description=(
+            "Most connections of each server's pool that the tenant may have at a time, in each process; more of them"
+            " wait, and are answered with 503 when that takes too long."
+        ),
+        examples=[5],
+    )
+
+
 @dataclass(frozen=True, slots=True, repr=False, config=ConfigDict(extra="forbid", hide_input_in_errors=True))
 class TenantConfig:
     """Where a tenant lives and what keeps it apart there."""
 
     # A dataclass with slots, not a model: there may be 100,000, and a model takes three times the memory.
     planned: ClassVar[dict[str, str]] = {
-        "limits": "leave it out: the limits of the datasource's pool apply",
         "datasources": "name one datasource",
     }
 
@@ -321,12 +335,12 @@ class TenantConfig:
         ),
     ]
     schema_name: Annotated[
-        DatabaseIdentifier | None,
+        TenantIdentifier | None,
         OMISSIBLE,
         Field(
             alias="schema",
             title="Schema",
-            description="The tenant's own schema: first in the search_path of its transactions.",
+            description="The tenant's own schema: first in the search_path of its transactions. {tenant} is its name.",
             examples=["acme"],
         ),
     ] = None
@@ -336,16 +350,19 @@ class TenantConfig:
         Field(
             min_length=1,
             title="Row security settings",
-            description="Custom settings that the policies read with current_setting(); set in every transaction.",
+            description=(
+                "Custom settings that the policies read with current_setting(); set in every transaction. {tenant} is"
+                " the tenant's name."
+            ),
             examples=[{"app.tenant": "42"}],
         ),
     ] = None
     role: Annotated[
-        DatabaseIdentifier | None,
+        TenantIdentifier | None,
         OMISSIBLE,
         Field(
             title="Role",
-            description="Role that the tenant's transactions run as (SET LOCAL ROLE).",
+            description="Role that the tenant's transactions run as (SET LOCAL ROLE). {tenant} is its name.",
             examples=["tenant_reader"],
         ),
     ] = None
@@ -369,6 +386,25 @@ class TenantConfig:
             examples=[["shop.acme.example"]],
         ),
     ] = ()
+
+    limits: Annotated[
+        LimitsConfig | None,
+        OMISSIBLE,
+        Field(
+            title="Limits",
+            description="How much of what it shares with others the tenant may have.",
+            examples=[{"max_connections": 5}],
+        ),
+    ] = None
+    database: Annotated[
+        TenantIdentifier | None,
+        OMISSIBLE,
+        Field(
+            title="Database",
+            description="What stands for {tenant} in the datasource's URL, where that is not the tenant's name.",
+            examples=["acme_2019"],
+        ),
+    ] = None
 
     def __repr__(self) -> str:
         # The values of the settings identify customers and are nobody else's business.

@@ -10,11 +10,10 @@ from pydantic import SecretStr
 URL_PATTERN: Final = r"^(?:postgres(?:ql)?://|[a-z][a-z0-9_]* *= *[^= ])"
 """How libpq tells a URL from a keyword string: by its start (PostgreSQL manual, "Connection Strings")."""
 
-TEMPLATE_PATTERN: Final = r"(?:^|[^$])\{tenant\}"
-"""The template of a database for each tenant, which is planned; `${tenant}` is a variable."""
+PLACEHOLDER: Final = "{tenant}"
+"""Stands for the tenant in the URL of a datasource with a database for each tenant."""
 
 _URL: Final = re.compile(URL_PATTERN)
-_TEMPLATE: Final = re.compile(TEMPLATE_PATTERN)
 _CONTROL: Final = re.compile(r"[\x00-\x1f\x7f]")
 _HOST: Final = r"(?:\[[0-9A-Fa-f:.%]+\]|[^@/?#\s:,\[\]]*)(?::[0-9]*)?"
 _PARTS: Final = re.compile(
@@ -50,7 +49,7 @@ def read_url(value: object) -> DatabaseUrl:
         ValueError: It is none; the message holds nothing of it.
     """
     url = value.get_secret_value() if isinstance(value, SecretStr) else value
-    if not isinstance(url, str) or _URL.match(url) is None or _CONTROL.search(url) or _TEMPLATE.search(url):
+    if not isinstance(url, str) or _URL.match(url) is None or _CONTROL.search(url):
         raise ValueError("not a connection URL")
     # `str` takes off what marks it as given from outside. A lone surrogate cannot be sent to libpq.
     url.encode()

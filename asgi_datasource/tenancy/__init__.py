@@ -3,7 +3,14 @@
 from .admission import Admission, Authorize
 from .answers import MAX_NAME_LENGTH, Answer, Resolution, TenantResolver
 from .chain import Agreement, PathRuleResolver, chain
-from .compiling import Resolvers, compile_admission, compile_tenants, import_callable
+from .compiling import (
+    Resolvers,
+    TenantCompiler,
+    compile_admission,
+    compile_tenants,
+    import_callable,
+    with_hosts,
+)
 from .directory import TenantDirectory, TenantMap
 from .domains import DomainResolver, SubdomainResolver, TrustedHostResolver
 from .hosts import RequestHost, TrustedHosts
@@ -44,6 +51,7 @@ __all__ = [
     "Strategy",
     "SubdomainResolver",
     "Tenant",
+    "TenantCompiler",
     "TenantDirectory",
     "TenantFunction",
     "TenantMap",
@@ -59,4 +67,5 @@ __all__ = [
     "import_callable",
     "quote_identifier",
     "tenant_settings",
+    "with_hosts",
 ]

@@ -23,6 +23,7 @@ class Admission:
     Args:
         directory: The tenants.
         pattern: What a name has to match as a whole before it is used for anything but a look-up.
+        others: Makes the tenant of a name that is not listed; None where there are no others.
         default: The tenant of requests that name none, or an unknown one; None refuses those.
         missing_status, unknown_status: What they are answered with.
         authorize: Says whether a request may act for a tenant; None lets every request.
@@ -34,6 +35,7 @@ class Admission:
         directory: TenantDirectory,
         *,
         pattern: str = r"[a-z0-9][a-z0-9_-]{0,62}",
+        others: Callable[[str], Tenant] | None = None,
         default: Tenant | None = None,
         missing_status: int = 400,
         unknown_status: int = 404,
@@ -42,6 +44,7 @@ class Admission:
     ) -> None:
         self.directory = directory
         self.default = default
+        self._others = others
         self._pattern = re.compile(pattern)
         self._missing_status = missing_status
         self._unknown_status = unknown_status
@@ -67,6 +70,11 @@ class Admission:
             if tenant is not None:
                 return tenant
             self._check_name(name)
+            if self._others is not None:
+                try:
+                    return self._others(name)
+                except ValueError:
+                    raise self._unknown() from None
         if self.default is not None:
             return self.default
         if name is None:

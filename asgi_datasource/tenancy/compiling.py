@@ -3,11 +3,21 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
-from ..config import Config, ResolverConfig, TenancyConfig, TenantConfig, TokenConfig
+from ..config import (
+    EVERY_OTHER,
+    MAX_NAME_BYTES,
+    PLACEHOLDER,
+    Config,
+    DataSourceConfig,
+    ResolverConfig,
+    TenancyConfig,
+    TenantConfig,
+    TokenConfig,
+)
 from ..errors import ConfigError
 from ..hostnames import normalize_host
 from .admission import Admission, Authorize
@@ -27,7 +37,7 @@ from .resolvers import (
     ScopeResolver,
     TenantFunction,
 )
-from .tenant import Tenant, TenantState
+from .tenant import Strategy, Tenant, TenantState
 from .tokens import FixedKey, KeySetFile, TokenKeys, TokenResolver, TokenRules
 
 
@@ -131,10 +141,12 @@ def compile_admission(config: Config, directory: TenantDirectory) -> Admission:
     tenancy = config.tenancy
     default = tenancy.default
     authorize = tenancy.authorize
+    compiler = TenantCompiler(config.datasources)
     return Admission(
         directory,
         pattern=tenancy.pattern,
-        default=None if default is None else _default(default, config.datasources[default].search_path),
+        default=None if default is None else compiler.default(default),
+        others=compile_others(config),
         missing_status=tenancy.missing,
         unknown_status=tenancy.unknown,
         authorize=(
@@ -144,29 +156,112 @@ def compile_admission(config: Config, directory: TenantDirectory) -> Admission:
     )
 
 
+class TenantCompiler:
+    """Makes tenants out of what is written about them, in the document or in a catalog.
+
+    Args:
+        datasources: Those of the document, by name.
+    """
+
+    __slots__ = ("_has_databases", "_shared_schemas")
+
+    def __init__(self, datasources: Mapping[str, DataSourceConfig]) -> None:
+        self._shared_schemas = {name: datasource.search_path for name, datasource in datasources.items()}
+        self._has_databases = {
+            name for name, datasource in datasources.items() if PLACEHOLDER in datasource.primary.url.get_secret_value()
+        }
+
+    def make(
+        self,
+        name: str,
+        datasource: str,
+        *,
+        schema: str | None = None,
+        row_security: Mapping[str, str] | None = None,
+        role: str | None = None,
+        state: TenantState = TenantState.ACTIVE,
+        max_connections: int | None = None,
+        database: str | None = None,
+    ) -> Tenant:
+        """One tenant, ready to be served. `{tenant}` in what is written becomes its name.
+
+        Raises:
+            ValueError: There is no such datasource, or a name is too long for PostgreSQL, which would cut it off.
+        """
+        if datasource not in self._shared_schemas:
+            raise ValueError("it names a datasource that is not there")
+        strategy, settings = tenant_settings(
+            schema=_filled(schema, name),
+            shared_schemas=self._shared_schemas[datasource],
+            row_security=None
+            if row_security is None
+            else {key: value.replace(PLACEHOLDER, name) for key, value in row_security.items()},
+            role=_filled(role, name),
+        )
+        if datasource in self._has_databases:
+            database = name if database is None else _filled(database, name)
+            strategy = Strategy.DATABASE if strategy is Strategy.NONE else strategy
+        else:
+            database = None
+        return Tenant(name, datasource, strategy, settings, state, max_connections, database)
+
+    def of_config(self, name: str, config: TenantConfig) -> Tenant:
+        """A tenant of the document; errors: `make`."""
+        return self.make(
+            name,
+            config.datasource,
+            schema=config.schema_name,
+            row_security=config.row_security,
+            role=config.role,
+            state=TenantState(config.state),
+            max_connections=None if config.limits is None else config.limits.max_connections,
+            database=config.database,
+        )
+
+    def default(self, datasource: str) -> Tenant:
+        """Who requests without a tenant are."""
+        strategy, settings = tenant_settings(shared_schemas=self._shared_schemas[datasource])
+        return Tenant(None, datasource, strategy, settings)
+
+
+def _filled(text: str | None, name: str) -> str | None:
+    if text is None or PLACEHOLDER not in text:
+        return text
+    filled = text.replace(PLACEHOLDER, name)
+    if len(filled.encode("utf-8", "surrogatepass")) > MAX_NAME_BYTES:
+        raise ValueError("the tenant's name is too long for that of something in the database")
+    return filled
+
+
 def compile_tenants(config: Config) -> TenantMap:
     """The tenants of the document."""
-    shared = {name: datasource.search_path for name, datasource in config.datasources.items()}
-    names = {name: compile_tenant(name, tenant, shared) for name, tenant in config.tenants.items()}
-    aliases = {
-        normalize_host(alias) or alias: name for name, tenant in config.tenants.items() for alias in tenant.aliases
-    }
-    # An alias that is no host stands as it is written: names know capital letters.
-    aliases.update({alias: name for name, tenant in config.tenants.items() for alias in tenant.aliases})
-    return TenantMap(names, aliases)
-
-
-def compile_tenant(name: str, config: TenantConfig, shared_schemas: Mapping[str, Sequence[str]]) -> Tenant:
-    """One tenant, ready to be served."""
-    strategy, settings = tenant_settings(
-        schema=config.schema_name,
-        shared_schemas=shared_schemas[config.datasource],
-        row_security=config.row_security,
-        role=config.role,
+    compiler = TenantCompiler(config.datasources)
+    try:
+        names = {
+            name: compiler.of_config(name, tenant) for name, tenant in config.tenants.items() if name != EVERY_OTHER
+        }
+    except ValueError as error:
+        raise ConfigError(f"tenants: {error}") from None
+    return TenantMap(
+        names, with_hosts((alias, name) for name, tenant in config.tenants.items() for alias in tenant.aliases)
     )
-    return Tenant(name, config.datasource, strategy, settings, TenantState(config.state))
 
 
-def _default(datasource: str, shared_schemas: Sequence[str]) -> Tenant:
-    strategy, settings = tenant_settings(shared_schemas=shared_schemas)
-    return Tenant(None, datasource, strategy, settings)
+def with_hosts(aliases: Iterable[tuple[str, str]]) -> dict[str, str]:
+    """Aliases to names, each alias as it is written and, where it is a host, in the one spelling of hosts."""
+    found: dict[str, str] = {}
+    for alias, name in aliases:
+        found[alias] = name
+        host = normalize_host(alias)
+        if host is not None:
+            found.setdefault(host, name)
+    return found
+
+
+def compile_others(config: Config) -> Callable[[str], Tenant] | None:
+    """Makes the tenant of a name that is not listed, where the document has something for all of those."""
+    others = config.tenants.get(EVERY_OTHER)
+    if others is None:
+        return None
+    compiler = TenantCompiler(config.datasources)
+    return lambda name: compiler.of_config(name, others)

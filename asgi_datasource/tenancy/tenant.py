@@ -13,6 +13,8 @@ class Strategy(StrEnum):
 
     NONE = "none"
     """Nothing is set: the datasource is the tenant's own."""
+    DATABASE = "database"
+    """A database of its own, on a datasource with one for each tenant."""
     SCHEMA = "schema"
     """A schema of its own: `search_path`."""
     ROW_SECURITY = "row_security"
@@ -42,6 +44,8 @@ class Tenant:
         settings: Setting and value pairs, applied inside every transaction with `set_config(name, value, true)`,
             so that nothing of them outlives it (PostgreSQL manual, "System Administration Functions").
         state: What its requests may do at the moment.
+        max_connections: The most that it may have of each server's pool at a time; None is as many as there are.
+        database: What stands for `{tenant}` in the datasource's URL, where that is one for each tenant.
     """
 
     name: str | None
@@ -49,6 +53,8 @@ class Tenant:
     strategy: Strategy = Strategy.NONE
     settings: tuple[tuple[str, str], ...] = ()
     state: TenantState = TenantState.ACTIVE
+    max_connections: int | None = None
+    database: str | None = None
 
     def check_served(self) -> None:
         """Refuse a tenant that is not served at all.

@@ -47,7 +47,7 @@ def full() -> dict[str, Any]:
                 {"jwt_claim": {"claim": "tenant", "algorithms": ["RS256"], "jwks": "/etc/jwks.json"}},
             ]
         },
-        "tenants": {"acme": {"datasource": "orders", "schema": "acme"}},
+        "tenants": {"acme": {"datasource": "orders", "schema": "acme", "limits": {}}},
         "routes": [{"match": "GET /reports/**"}],
         "transactions": {},
         "consistency": {},
@@ -102,6 +102,7 @@ _identifiers = st.one_of(
     ),
     st.sampled_from(["acme", "a$b", "$user", "ä" * 63, "a" * 63, '"quoted"']),
 )
+_tenant_identifiers = st.one_of(_identifiers, st.sampled_from(["{tenant}", "t_{tenant}", "{tenant}{tenant}"]))
 _settings = st.from_regex(r"\A[A-Za-z_][A-Za-z0-9_]{0,4}(\.[A-Za-z_][A-Za-z0-9_]{0,4}){1,2}\Z")
 _setting_values = st.text(
     st.characters(codec="utf-8", exclude_categories=("Cs", "Cc"), exclude_characters="{}"), max_size=9
@@ -120,6 +121,7 @@ _urls = st.sampled_from(
         "host = 'a b'",
         "postgresql://app:${'pw@db/o".replace("${", "$${"),
         "postgresql://",
+        "postgresql://app@db/{tenant}",
     ]
 )
 
@@ -163,6 +165,9 @@ _pool = _section(
         "keepalives_idle": _whole_seconds,
         "keepalives_interval": _whole_seconds,
         "keepalives_count": _integers(1, 127),
+        "fair": _flags,
+        "max_open_pools": _integers(1, 10_000),
+        "close_idle_after": _referable(_durations),
     },
 )
 _zones = st.sampled_from(["eu-west-1a", "rack_7", "10.0:b"])
@@ -235,9 +240,13 @@ _tenancy = _section(
 _tenant = _section(
     {"datasource": _referable(_names)},
     {
-        "schema": _referable(_identifiers),
-        "row_security": st.dictionaries(_settings, _referable(_setting_values), min_size=1, max_size=2),
-        "role": _identifiers,
+        "schema": _referable(_tenant_identifiers),
+        "row_security": st.dictionaries(
+            _settings, _referable(st.one_of(_setting_values, st.just("{tenant}"))), min_size=1, max_size=2
+        ),
+        "role": _tenant_identifiers,
+        "database": _tenant_identifiers,
+        "limits": _section({}, {"max_connections": _integers(1, 10_000)}),
         "state": _referable(st.sampled_from(["active", "read_only", "suspended", "moving"])),
         "aliases": st.lists(_referable(_tenant_names), max_size=2),
     },
@@ -295,7 +304,7 @@ _documents = _section(
     {
         "include": st.lists(st.sampled_from(["tenants/*.yaml", "../base.toml", "/etc/x y.json", "ä/**"]), max_size=2),
         "tenancy": _tenancy,
-        "tenants": st.dictionaries(_tenant_names, _tenant, max_size=2),
+        "tenants": st.dictionaries(st.one_of(_tenant_names, st.just("*")), _tenant, max_size=2),
         "routes": st.lists(_route, max_size=2),
         "transactions": _transactions,
         "consistency": st.just({}),

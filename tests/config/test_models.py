@@ -30,6 +30,7 @@ def test_every_section_of_the_document_is_known_by_its_path() -> None:
         ("tenancy", "resolve", "*"),
         ("tenancy", "resolve", "*", "jwt_claim"),
         ("tenants", "*"),
+        ("tenants", "*", "limits"),
         ("routes", "*"),
         ("transactions",),
         ("consistency",),
@@ -145,7 +146,7 @@ def test_a_dump_is_a_document_again() -> None:
     again = full()
     again["datasources"]["orders"].pop("primary")
     again["datasources"]["orders"]["replicas"]["r1"]["url"] = "postgresql://r1/orders"
-    document["tenants"] = {"acme": {"datasource": "orders", "schema": "acme"}}
+    document["tenants"] = {"acme": {"datasource": "orders", "schema": "acme", "limits": {}}}
     assert document == again
 
 

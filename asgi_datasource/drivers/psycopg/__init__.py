@@ -6,21 +6,24 @@ from psycopg import AsyncConnection
 from psycopg.rows import AsyncRowFactory as RowFactory
 
 from .connection import Connection
-from .endpoint import Endpoint
+from .endpoint import Endpoint, PoolKeeper
 from .limits import SessionLimits
 from .query import Params, Query, Statement
 from .result import Exchange, Result
 from .settings import EndpointSettings
+from .template import ConnectionTemplate
 
 PsycopgConnection = AsyncConnection[Any]
 """What `db.connection()` hands out."""
 
 __all__ = [
     "Connection",
+    "ConnectionTemplate",
     "Endpoint",
     "EndpointSettings",
     "Exchange",
     "Params",
+    "PoolKeeper",
     "PsycopgConnection",
     "Query",
     "Result",

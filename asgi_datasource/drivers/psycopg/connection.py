@@ -11,6 +11,7 @@ from psycopg import InterfaceError, OperationalError, ProgrammingError
 from psycopg import errors as e
 from psycopg.pq import TransactionStatus
 
+from ...fairness import Share
 from .limits import SessionLimits
 from .pipeline import COPY_REFUSED, Command, Drain, Flight
 from .query import MAX_CACHED_LENGTH, MAX_PARAMS, Statement, convert
@@ -46,6 +47,10 @@ class Connection(WatchedConnection):
         """A statement of the open transaction created, changed or dropped something."""
         self.needs_reset = False
         """Something may have been changed that outlives a transaction; undone before it is lent again."""
+        self.share: Share | None = None
+        """On whose account it is borrowed, where that is counted."""
+        self.is_kept = False
+        """The keeper of its pool counts it as in use."""
         self.plans = StatementCache()
         self.server_version = self.pgconn.server_version
         """As libpq reports it: 180004."""

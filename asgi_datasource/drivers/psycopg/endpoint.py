@@ -8,25 +8,28 @@ import random
 import types
 from collections.abc import Callable, Coroutine, Generator, Mapping
 from functools import lru_cache
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 from psycopg import Error, OperationalError, pq
 from psycopg_pool import AsyncConnectionPool, PoolClosed, PoolTimeout
 
 from ...errors import DataError, DataErrorKind
+from ...fairness import FairQueue, Share
 from ...routing import Breaker, Event, Pauses, Role
 from ...telemetry import AttributeValue, server_attributes
 from . import failure
 from .connection import Connection
 from .limits import ASK_LIMITS, read_limits
 from .result import Exchange
-from .settings import EndpointSettings, connect_failure, resolve
+from .settings import EndpointSettings, connect_failure, is_unknown_database, resolve
 from .watched import WatchedConnection
 
 logger = logging.getLogger("asgi_datasource.endpoint")
 
 _CLOSE_GRACE_S: Final = 1.0
 _SHED_INTERVAL_S: Final = 0.5
+_SHORTEST_WAIT_S: Final = 0.001
+"""psycopg's pool fails at once, also with a free connection at hand, when it may not wait at all."""
 
 
 class _Pool(AsyncConnectionPool[Connection]):
@@ -51,6 +54,26 @@ class _Pool(AsyncConnectionPool[Connection]):
             await connection.close()
 
 
+class PoolKeeper(Protocol):
+    """Decides when pools are open that open with their first use."""
+
+    async def make_room(self, endpoint: Endpoint, /, *, timeout_s: float) -> None:
+        """Open the endpoint's pool, once there is room for it."""
+        ...
+
+    def used(self, endpoint: Endpoint, /) -> None:
+        """Somebody borrows a connection of it."""
+        ...
+
+    def rested(self, endpoint: Endpoint, /) -> None:
+        """Nobody uses it any more."""
+        ...
+
+    def reached(self, endpoint: Endpoint, /) -> None:
+        """A connection was made for the first time."""
+        ...
+
+
 class Endpoint:
     """One server: connections are borrowed here and come back here.
 
@@ -58,7 +81,9 @@ class Endpoint:
     until it is up again: the breaker's half-open state, in which nothing but this one attempt is sent.
     """
 
-    def __init__(self, name: str, datasource: str, role: Role, settings: EndpointSettings) -> None:
+    def __init__(
+        self, name: str, datasource: str, role: Role, settings: EndpointSettings, *, keeper: PoolKeeper | None = None
+    ) -> None:
         self.name = name
         self.datasource = datasource
         self.role = role
@@ -80,6 +105,18 @@ class Endpoint:
         self.borrowed = 0
         self.check_limit_s = settings.check_timeout_s
         self.prepares = settings.prepares
+        self.is_fair = settings.is_fair
+        """Tenants take turns here: whoever borrows says on whose account."""
+        self.was_reached = False
+        """Whether a connection could ever be made."""
+        self._keeper = keeper
+        self._users = 0
+        self._turns = (
+            FairQueue(self.label, capacity=settings.max_size, max_waiting=settings.max_waiting)
+            if settings.is_fair
+            else None
+        )
+        self._limits: FairQueue | None = None
         self._pool: _Pool | None = None
         self._connections: set[WatchedConnection] = set()
         self._connect_error: Error | None = None
@@ -108,6 +145,16 @@ class Endpoint:
         state = "up" if self.is_up else "down"
         use = f"{self.borrowed} of {self.settings.max_size} borrowed"
         return f"<Endpoint {self.label} {self.role.value} {state}, {use}>"
+
+    @property
+    def is_open(self) -> bool:
+        """Whether its pool is open."""
+        return self._pool is not None
+
+    @property
+    def is_in_use(self) -> bool:
+        """Whether somebody has borrowed a connection, or is about to; told of pools that have a keeper."""
+        return self._users > 0
 
     # Opening and closing
 
@@ -147,6 +194,11 @@ class Endpoint:
         pool, self._pool = self._pool, None
         if pool is None:
             return
+        if self._keeper is not None and not self.is_up:
+            # It opens again with its next use, which must not be kept from it.
+            self.breaker = Breaker()
+            for watcher in tuple(self._watchers):
+                watcher()
         if self._probe is not None:
             self._probe.cancel()
         _end_now(self.attempts)
@@ -176,21 +228,84 @@ class Endpoint:
 
     # Borrowing and giving back
 
-    async def acquire(self, *, deadline: float | None, must_be_alive: bool = False) -> Connection:
+    async def acquire(
+        self, *, deadline: float | None, must_be_alive: bool = False, share: Share | None = None
+    ) -> Connection:
         """Borrow a connection, outside any transaction.
 
         Args:
             deadline: Event-loop time at which waiting ends, if that is before the pool's own timeout.
             must_be_alive: Ask the server over the connection first, and take another one when it does not answer.
+            share: On whose account, where tenants take turns or have limits.
 
         Raises:
             DataError: CONNECTION: the server cannot be reached; the message says why. RESOURCE: all connections are
                 in use and stay so, or the queue is full. TIMEOUT: the deadline has passed.
         """
+        if self._keeper is not None or share is not None:
+            return await self._acquire_admitted(deadline, share, must_be_alive=must_be_alive)
+        return await self._borrow(deadline, self.settings.acquire_timeout_s, must_be_alive=must_be_alive)
+
+    async def _acquire_admitted(
+        self, deadline: float | None, share: Share | None, *, must_be_alive: bool
+    ) -> Connection:
+        """Borrow where there is somebody to ask first: the keeper of the pool, the other tenants."""
+        loop = asyncio.get_running_loop()
+        give_up_at = loop.time() + self.settings.acquire_timeout_s
+        if deadline is not None:
+            if deadline <= loop.time():
+                raise self._too_late()
+            give_up_at = min(give_up_at, deadline)
+        queue = None if share is None else self._queue_for(share)
+        if queue is not None and share is not None:
+            await queue.enter(share, timeout_s=give_up_at - loop.time())
+        try:
+            connection = await self._borrow_kept(deadline, give_up_at, must_be_alive=must_be_alive)
+        except BaseException:
+            if queue is not None and share is not None:
+                queue.leave(share)
+            raise
+        if queue is not None:
+            connection.share = share
+        return connection
+
+    def _queue_for(self, share: Share) -> FairQueue | None:
+        if self._turns is not None:
+            return self._turns
+        if share.limit is None:
+            return None
+        if self._limits is None:
+            self._limits = FairQueue(self.label, capacity=None, max_waiting=self.settings.max_waiting)
+        return self._limits
+
+    async def _borrow_kept(self, deadline: float | None, give_up_at: float, *, must_be_alive: bool) -> Connection:
+        loop = asyncio.get_running_loop()
+        keeper = self._keeper
+        if keeper is None:
+            left_s = max(_SHORTEST_WAIT_S, give_up_at - loop.time())
+            return await self._borrow(deadline, left_s, must_be_alive=must_be_alive)
+        self._users += 1
+        try:
+            if self._pool is None:
+                await keeper.make_room(self, timeout_s=give_up_at - loop.time())
+            keeper.used(self)
+            left_s = max(_SHORTEST_WAIT_S, give_up_at - loop.time())
+            connection = await self._borrow(deadline, left_s, must_be_alive=must_be_alive)
+        except BaseException:
+            self._let_rest(keeper)
+            raise
+        connection.is_kept = True
+        return connection
+
+    def _let_rest(self, keeper: PoolKeeper) -> None:
+        self._users -= 1
+        if not self._users:
+            keeper.rested(self)
+
+    async def _borrow(self, deadline: float | None, timeout_s: float, *, must_be_alive: bool) -> Connection:
         pool = self._pool
         if pool is None:
             raise DataError(DataErrorKind.CONNECTION, f"{self.label}: the pool is not open")
-        timeout_s = self.settings.acquire_timeout_s
         give_up_at: float | None = None
         while True:
             if deadline is not None or give_up_at is not None:
@@ -259,14 +374,25 @@ class Endpoint:
         connection.is_lent = False
         self.borrowed -= 1
         pool: _Pool | None = getattr(connection, "_pool", None)
-        if pool is None:
-            return
-        giving = pool.putconn(connection)
-        try:
-            waits_for = giving.send(None)
-        except StopIteration:
-            return
-        self._spawn(_finish(giving, waits_for))
+        if pool is not None:
+            giving = pool.putconn(connection)
+            try:
+                waits_for = giving.send(None)
+            except StopIteration:
+                pass
+            else:
+                self._spawn(_finish(giving, waits_for))
+        # Behind the pool: whoever is let in now finds it there.
+        share = connection.share
+        if share is not None:
+            connection.share = None
+            queue = self._turns or self._limits
+            if queue is not None:
+                queue.leave(share)
+        if connection.is_kept:
+            connection.is_kept = False
+            if self._keeper is not None:
+                self._let_rest(self._keeper)
 
     def suspect(self) -> None:
         """A pooled connection turned out to be dead: look at the others, once, in the background."""
@@ -297,6 +423,10 @@ class Endpoint:
         """A connection was made: the server is up."""
         self._connections.add(connection)
         self._connect_error = None
+        if not self.was_reached:
+            self.was_reached = True
+            if self._keeper is not None:
+                self._keeper.reached(self)
         if self._tell(Event.CONNECTED):
             logger.info("%s is up again", self.label)
 
@@ -415,6 +545,9 @@ class Endpoint:
 
     def _no_connection(self, timeout_s: float) -> DataError:
         reason = self._connect_error
+        if self._keeper is not None and not self.was_reached and is_unknown_database(reason, self.dbname):
+            # A database for each tenant, and none for this one.
+            return DataError(DataErrorKind.TENANT, "there is no such tenant", http_status=404)
         if reason is not None and not self._connections:
             return DataError(DataErrorKind.CONNECTION, f"{self.datasource}.{self.name}: cannot connect to {reason}")
         because = "" if reason is None else f"; the last attempt to connect failed: {reason}"

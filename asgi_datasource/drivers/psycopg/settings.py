@@ -32,6 +32,7 @@ class EndpointSettings:
         keepalives_idle_s, keepalives_interval_s, keepalives_count: When an idle connection is probed by the system.
         check_timeout_s: Longest answer to a command of the pool's own.
         prepares: Statements are prepared on the server; not behind a pooler that shares a server connection.
+        is_fair: Tenants take turns at the pool, each with a queue of its own.
     """
 
     conninfo: str = field(repr=False)
@@ -49,6 +50,7 @@ class EndpointSettings:
     keepalives_count: int = 3
     check_timeout_s: float = 2.0
     prepares: bool = True
+    is_fair: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,6 +108,15 @@ def resolve(settings: EndpointSettings, *, where: str) -> Address:
             " percent-encode what is special in the password"
         ) from None
     return address
+
+
+def is_unknown_database(error: BaseException | None, dbname: str) -> bool:
+    """Whether a server refused a connection because it has no database of that name.
+
+    A refused connection has no SQLSTATE, only a text. Where the server speaks another language than English this says
+    no, and the failure is told as one of the connection.
+    """
+    return error is not None and str(error).endswith(f'database "{dbname}" does not exist')
 
 
 _REASON: Final = re.compile(r"connection to server .*? failed: (?:[A-Z]+: +)?", re.DOTALL)
