@@ -285,3 +285,24 @@ async def test_no_warning_or_descriptor_is_left_behind(
     gc.collect()
     assert len(list(Path("/proc/self/fd").iterdir())) <= before + 1
     assert [str(w.message) for w in recwarn.list] == []
+
+
+async def test_a_connection_that_is_reset_while_it_writes_is_lost_and_keeps_nobody_waiting(
+    proxy: FaultProxy, proxy_url: str, connect: Connect
+) -> None:
+    failures: list[dict[str, object]] = []
+    asyncio.get_running_loop().set_exception_handler(lambda _, failure: failures.append(failure))
+    for _ in range(5):
+        connection = await connect(proxy_url)
+        proxy.freeze()
+        running = asyncio.ensure_future(connection.exchange([Statement("select length(%s)", ["x" * 8_000_000])]))
+        # It waits for the socket to take more, and to give something: libpq closes it when either finds it reset.
+        await asyncio.sleep(0)
+        proxy.cut()
+        assert (await running).is_lost
+        proxy.release()
+        # The next one gets the same number from the system.
+        another = await connect(proxy_url)
+        assert scalars(await another.exchange([Statement("select 1")])) == [1]
+        await another.close()
+    assert failures == []

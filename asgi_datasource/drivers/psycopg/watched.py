@@ -86,7 +86,10 @@ class WatchedConnection(AsyncConnection[Any]):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._loop = asyncio.get_running_loop()
-        self._fd = self.pgconn.socket
+        # A number of our own for the socket: libpq closes its own wherever it meets the end of the stream, and a loop
+        # that still watches a closed one can neither stop that nor watch the next connection with the same number.
+        self._fd = os.dup(self.pgconn.socket)
+        self._has_fd = True
         self._observer: ConnectionObserver | None = None
         self._receiver: Receiver | None = None
         self._waiter: asyncio.Future[None] | None = None
@@ -177,7 +180,6 @@ class WatchedConnection(AsyncConnection[Any]):
             self._is_watched = True
 
     def _unwatch(self) -> None:
-        # Before the descriptor is closed: the next connection may get the same number.
         self._stop_writing()
         if self._is_watched:
             self._is_watched = False
@@ -280,13 +282,16 @@ class WatchedConnection(AsyncConnection[Any]):
         if not self._foreign_waits:
             # Otherwise psycopg's wait would find its descriptor closed, and perhaps in other hands: it ends by itself.
             self.pgconn.finish()
+            if self._has_fd:
+                self._has_fd = False
+                os.close(self._fd)
         observer, self._observer = self._observer, None
         if observer is not None:
             observer.disconnected(self, was_lost=was_lost)
 
     def cut(self, reason: str) -> None:
         """Close the connection at once, without waiting for anybody; whoever waits on it learns `reason`."""
-        if self.pgconn.status != BAD:
+        if self._has_fd:
             shut_down(self._fd)
         self._lose(OperationalError(f"the connection was cut: {reason}"))
 
