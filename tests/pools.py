@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Final
 
 from asgi_datasource import DataSourceRegistry
+from asgi_datasource.drivers.psycopg import Endpoint
 
 from .world import World
 
@@ -15,12 +16,12 @@ WAIT_S: Final = 10.0
 
 def lent(registry: DataSourceRegistry) -> int:
     """How many connections have been borrowed of all its pools since they were opened."""
-    return sum(_stats(registry, "requests_num"))
+    return sum(endpoint.lendings for endpoint in _endpoints(registry))
 
 
 def borrowed(registry: DataSourceRegistry) -> int:
     """How many connections are borrowed at this moment."""
-    return sum(endpoint.borrowed for datasource in registry for endpoint in datasource.endpoints.values())
+    return sum(endpoint.borrowed for endpoint in _endpoints(registry))
 
 
 async def until(condition: Callable[[], bool], what: str) -> None:
@@ -43,13 +44,11 @@ async def assert_whole(registry: DataSourceRegistry, world: World) -> None:
         AssertionError: One is not.
     """
     await until(lambda: borrowed(registry) == 0, "a connection is still borrowed")
-    await until(
-        lambda: _stats(registry, "pool_available") == _stats(registry, "pool_size"), "a connection is not in its pool"
-    )
+    for endpoint in _endpoints(registry):
+        await until(lambda one=endpoint: one.idle == one.size, f"a connection of {endpoint!r} is missing")  # type: ignore[misc]
     states = [state for _, state in await world.backends()]
     assert set(states) <= {"idle"}, states
 
 
-def _stats(registry: DataSourceRegistry, name: str) -> list[int]:
-    pools = [endpoint._pool for datasource in registry for endpoint in datasource.endpoints.values()]
-    return [pool.get_stats().get(name, 0) for pool in pools if pool is not None]
+def _endpoints(registry: DataSourceRegistry) -> list[Endpoint]:
+    return [endpoint for datasource in registry for endpoint in datasource.endpoints.values()]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Sequence
+from math import inf
 from typing import TYPE_CHECKING, Any, Final
 
 from psycopg import InterfaceError, OperationalError, ProgrammingError
@@ -20,6 +21,7 @@ from .statements import StatementCache
 from .watched import BAD, CANCEL_LIMIT_S, IN_USE, Receiver, WatchedConnection, shut_down
 
 if TYPE_CHECKING:
+    from .lending import Lender
     from .view import ConnectionView
 
 _IDLE: Final = int(TransactionStatus.IDLE)
@@ -51,6 +53,10 @@ class Connection(WatchedConnection):
         """On whose account it is borrowed, where that is counted."""
         self.is_kept = False
         """The keeper of its pool counts it as in use."""
+        self.due_at = inf
+        """Event-loop time from which on it is not lent again: its pool replaces it."""
+        self.lender: Lender | None = None
+        """Where it came from and goes back to; None while it is in its pool."""
         self.plans = StatementCache()
         self.server_version = self.pgconn.server_version
         """As libpq reports it: 180004."""

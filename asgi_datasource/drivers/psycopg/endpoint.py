@@ -5,13 +5,12 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
-import types
-from collections.abc import Callable, Coroutine, Generator, Mapping
+from collections.abc import Callable, Coroutine, Mapping
 from functools import lru_cache
 from typing import Any, Final, Protocol
 
 from psycopg import Error, OperationalError, pq
-from psycopg_pool import AsyncConnectionPool, PoolClosed, PoolTimeout
+from psycopg_pool import PoolClosed, PoolTimeout
 
 from ...errors import DataError, DataErrorKind
 from ...fairness import FairQueue, Share
@@ -19,6 +18,7 @@ from ...routing import Breaker, Event, Pauses, Role
 from ...telemetry import AttributeValue, server_attributes
 from . import failure
 from .connection import Connection
+from .lending import GaveUp, Lender, Pool
 from .limits import ASK_LIMITS, read_limits
 from .result import Exchange
 from .settings import EndpointSettings, connect_failure, is_unknown_database, resolve
@@ -30,28 +30,6 @@ _CLOSE_GRACE_S: Final = 1.0
 _SHED_INTERVAL_S: Final = 0.5
 _SHORTEST_WAIT_S: Final = 0.001
 """psycopg's pool fails at once, also with a free connection at hand, when it may not wait at all."""
-
-
-class _Pool(AsyncConnectionPool[Connection]):
-    """psycopg's pool, with a queue that only those are in who wait."""
-
-    def forget_who_left(self) -> None:
-        """Strike those from the front of the queue who do not wait any more.
-
-        psycopg's pool does so when a connection comes back. In an outage none does, and its queue would only grow.
-        """
-        while self._waiting and self._waiting[0].error is not None:
-            self._waiting.popleft()
-
-    async def shed(self) -> None:
-        """Close the connections that are free, and keep none from now on."""
-        async with self._lock:
-            free = list(self._pool)
-            self._pool.clear()
-            self._min_size = self._nconns_min = 0
-            self._nconns: int = self._nconns - len(free)
-        for connection in free:
-            await connection.close()
 
 
 class PoolKeeper(Protocol):
@@ -103,6 +81,8 @@ class Endpoint:
         self.last_error: str | None = None
         """Why it is, or last was, down; without secrets."""
         self.borrowed = 0
+        self.lendings = 0
+        """How often a connection was borrowed since it was opened."""
         self.check_limit_s = settings.check_timeout_s
         self.prepares = settings.prepares
         self.is_fair = settings.is_fair
@@ -117,11 +97,11 @@ class Endpoint:
             else None
         )
         self._limits: FairQueue | None = None
-        self._pool: _Pool | None = None
+        self._pool: Pool | None = None
+        self._lender: Lender | None = None
         self._connections: set[WatchedConnection] = set()
         self._connect_error: Error | None = None
         self.attempts: set[asyncio.Timeout] = set()
-        self._waits: set[asyncio.Timeout] = set()
         self._tasks: set[asyncio.Task[Any]] = set()
         self._probe: asyncio.Task[None] | None = None
         self._check: asyncio.Task[None] | None = None
@@ -140,6 +120,16 @@ class Endpoint:
     def unwatch(self, watcher: Callable[[], None]) -> None:
         """Call it no more."""
         self._watchers.remove(watcher)
+
+    @property
+    def size(self) -> int:
+        """How many connections there are, also those that are being made."""
+        return 0 if self._pool is None else self._pool.size
+
+    @property
+    def idle(self) -> int:
+        """How many of them could be borrowed at once."""
+        return 0 if self._pool is None or self._lender is None else self._pool.idle + self._lender.at_hand
 
     def __repr__(self) -> str:
         state = "up" if self.is_up else "down"
@@ -165,9 +155,9 @@ class Endpoint:
         warn_if_slow(pq.__impl__)
         settings = self.settings
         self.breaker = Breaker()
-        self.borrowed = 0
+        self.borrowed = self.lendings = 0
         self._connect_error = None
-        self._pool = _Pool(
+        self._pool = pool = Pool(
             self._target.conninfo,
             connection_class=Connection,
             kwargs={"observer": self},
@@ -183,7 +173,8 @@ class Endpoint:
             # the server has long come back: it gives up at once, and the next caller, or the probe, connects anew.
             reconnect_timeout=0.0,
         )
-        await self._pool.open(wait=False)
+        self._lender = Lender(pool, max_size=settings.max_size, spawn=self._spawn)
+        await pool.open(wait=False)
 
     async def close(self, *, timeout_s: float) -> None:
         """Close the pool and every connection, also those that are still borrowed.
@@ -192,13 +183,15 @@ class Endpoint:
             timeout_s: Seconds that the pool's own tasks may take; it is over within a second more.
         """
         pool, self._pool = self._pool, None
-        if pool is None:
+        lender, self._lender = self._lender, None
+        if pool is None or lender is None:
             return
         if self._keeper is not None and not self.is_up:
             # It opens again with its next use, which must not be kept from it.
             self.breaker = Breaker()
             for watcher in tuple(self._watchers):
                 watcher()
+        lender.close()
         if self._probe is not None:
             self._probe.cancel()
         _end_now(self.attempts)
@@ -217,10 +210,11 @@ class Endpoint:
 
     def retire(self) -> None:
         """Keep no connection that nobody uses, from now on until `close`; whoever still has to can borrow one."""
-        if self._pool is not None:
+        if self._pool is not None and self._lender is not None:
+            self._lender.retire()
             self._spawn(self._keep_none(self._pool))
 
-    async def _keep_none(self, pool: _Pool) -> None:
+    async def _keep_none(self, pool: Pool) -> None:
         while self._pool is pool:
             await pool.shed()
             # Again, for those that come back, and those that were just being made.
@@ -303,8 +297,8 @@ class Endpoint:
             keeper.rested(self)
 
     async def _borrow(self, deadline: float | None, timeout_s: float, *, must_be_alive: bool) -> Connection:
-        pool = self._pool
-        if pool is None:
+        lender = self._lender
+        if lender is None:
             raise DataError(DataErrorKind.CONNECTION, f"{self.label}: the pool is not open")
         give_up_at: float | None = None
         while True:
@@ -316,7 +310,7 @@ class Endpoint:
                     timeout_s = min(timeout_s, deadline - now)
                 if give_up_at is not None:
                     timeout_s = min(timeout_s, give_up_at - now)
-            connection = await self._take(pool, timeout_s)
+            connection = await self._take(lender, timeout_s)
             if not connection.closed and (
                 (self.is_up and not must_be_alive) or await self._is_alive(connection, deadline)
             ):
@@ -368,21 +362,14 @@ class Endpoint:
         self.release_nowait(connection)
 
     def release_nowait(self, connection: Connection) -> None:
-        """Give a connection to the pool without waiting: `putconn` waits only where the pool's lock is taken."""
+        """Give back a connection that is idle or closed; never waits."""
         if not connection.is_lent:
             return
         connection.is_lent = False
         self.borrowed -= 1
-        pool: _Pool | None = getattr(connection, "_pool", None)
-        if pool is not None:
-            giving = pool.putconn(connection)
-            try:
-                waits_for = giving.send(None)
-            except StopIteration:
-                pass
-            else:
-                self._spawn(_finish(giving, waits_for))
-        # Behind the pool: whoever is let in now finds it there.
+        if connection.lender is not None:
+            connection.lender.give(connection)
+        # Behind the lender: whoever is let in now finds it there.
         share = connection.share
         if share is not None:
             connection.share = None
@@ -438,13 +425,16 @@ class Endpoint:
         if not self._connections:
             self._mark_down(text)
             # Nothing can be connected: whoever waits for a connection need not wait any longer.
-            _end_now(self._waits)
+            if self._lender is not None:
+                self._lender.give_up()
         return clean
 
     def disconnected(self, connection: WatchedConnection, *, was_lost: bool) -> None:
         """A connection is gone."""
         self._connections.discard(connection)
         if was_lost and not connection.is_lent:
+            if self._lender is not None and isinstance(connection, Connection):
+                self._lender.forget(connection)
             self.suspect()
 
     def went_silent(self) -> None:
@@ -473,7 +463,7 @@ class Endpoint:
         if self._pool is not None and (self._probe is None or self._probe.done()):
             self._probe = self._spawn(self._probe_until_up(self._pool))
 
-    async def _probe_until_up(self, pool: _Pool) -> None:
+    async def _probe_until_up(self, pool: Pool) -> None:
         while self._pool is pool:
             # Jitter, so that the processes of a service do not all knock at once.
             await asyncio.sleep(self._pauses.pause_s(self.breaker.failures, random.random()))  # noqa: S311
@@ -504,34 +494,22 @@ class Endpoint:
         # The question names pg_settings, which could be an UPDATE of them; it is none.
         connection.needs_reset = False
 
-    async def _take(self, pool: _Pool, timeout_s: float) -> Connection:
-        if 0 < self.settings.max_waiting <= len(self._waits):
+    async def _take(self, lender: Lender, timeout_s: float) -> Connection:
+        if 0 < self.settings.max_waiting <= lender.waiting:
             raise DataError(
                 DataErrorKind.RESOURCE,
-                f"{self.label}: {len(self._waits)} are waiting for a connection already. Raise pool.max_size or"
+                f"{self.label}: {lender.waiting} are waiting for a connection already. Raise pool.max_size or"
                 " pool.max_waiting, or shorten transactions",
             )
-        taking = pool.getconn(timeout_s)
         try:
-            try:
-                waits_for = taking.send(None)
-            except StopIteration as done:
-                connection: Connection = done.value
-            else:
-                # None is free. Waiting can be ended from outside, which one that is free need not pay for.
-                async with asyncio.timeout(None) as wait:
-                    self._waits.add(wait)
-                    try:
-                        connection = await _finish(taking, waits_for)
-                    finally:
-                        self._waits.discard(wait)
-                        pool.forget_who_left()
-        except (PoolTimeout, TimeoutError) as error:
-            raise self._no_connection(timeout_s) from (self._connect_error or error)
+            connection = await lender.take(timeout_s)
+        except (GaveUp, PoolTimeout, TimeoutError) as error:
+            raise self._no_connection(timeout_s, lender.waiting + 1) from (self._connect_error or error)
         except PoolClosed as error:
             raise DataError(DataErrorKind.CONNECTION, f"{self.label}: the pool is closed") from error
         connection.is_lent = True
         self.borrowed += 1
+        self.lendings += 1
         return connection
 
     async def _is_alive(self, connection: Connection, deadline: float | None) -> bool:
@@ -543,7 +521,7 @@ class Endpoint:
             raise
         return exchange.error is None
 
-    def _no_connection(self, timeout_s: float) -> DataError:
+    def _no_connection(self, timeout_s: float, waiting: int) -> DataError:
         reason = self._connect_error
         if self._keeper is not None and not self.was_reached and is_unknown_database(reason, self.dbname):
             # A database for each tenant, and none for this one.
@@ -554,7 +532,7 @@ class Endpoint:
         return DataError(
             DataErrorKind.RESOURCE,
             f"{self.label}: no free connection after {timeout_s:.1f} s ({self.borrowed} of {self.settings.max_size} in"
-            f" use, {len(self._waits) + 1} waiting){because}. Raise pool.max_size or shorten transactions",
+            f" use, {waiting} waiting){because}. Raise pool.max_size or shorten transactions",
         )
 
     def _too_late(self) -> DataError:
@@ -595,22 +573,3 @@ def _end_now(scopes: set[asyncio.Timeout]) -> None:
     while scopes:
         # Out of the set, for one that is ending cannot be ended again.
         scopes.pop().reschedule(now)
-
-
-async def _finish(coroutine: Coroutine[Any, Any, Any], waits_for: Any) -> Any:
-    """Run on what was started by hand and had to wait after all."""
-    return await _go_on(coroutine, waits_for)
-
-
-@types.coroutine
-def _go_on(coroutine: Coroutine[Any, Any, Any], waits_for: Any) -> Generator[Any, Any, Any]:
-    while True:
-        try:
-            try:
-                value = yield waits_for
-            except BaseException as error:  # noqa: BLE001 - handed on to the coroutine
-                waits_for = coroutine.throw(error)
-            else:
-                waits_for = coroutine.send(value)
-        except StopIteration as done:
-            return done.value
