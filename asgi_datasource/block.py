@@ -1,20 +1,39 @@
-"""Blocks inside a session: savepoints, transactions of their own, snapshots, and the loan of a connection.
+"""Blocks inside a session: savepoints, transactions of their own, and none at all.
 
-Whoever is inside a block has the session to itself: statements of other tasks wait until it ends, so that they can
-never slip between a savepoint and its release. Tasks started inside the block belong to it: they inherit the context.
+Whoever is inside a block that holds something has the session to itself: statements of other tasks wait until it ends,
+so that they can never slip between a savepoint and its release. Tasks started inside the block belong to it: they
+inherit the context. A block that only joins the transaction around it holds nothing, and nobody waits for it.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+from collections.abc import Generator
 from contextvars import ContextVar, Token
-from enum import StrEnum
 from types import TracebackType
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Final, TypeVar
 
+from . import telemetry
+from .drivers.psycopg import Statement
 from .errors import DataError, DataErrorKind
-from .transaction import Frame, Isolation, TransactionOptions, commands, current_frame, unexpected_rollback
+from .routing import AccessIntent
+from .transaction import (
+    Around,
+    Frame,
+    Isolation,
+    Propagation,
+    Step,
+    Terms,
+    TransactionOptions,
+    commands,
+    current_frame,
+    decide,
+    isolation_refused,
+    unexpected_rollback,
+)
+from .turns import Turns
+from .work import Work
 
 if TYPE_CHECKING:
     from .session import DataSession
@@ -23,200 +42,364 @@ T = TypeVar("T")
 
 current_block: ContextVar[Block | None] = ContextVar("asgi_datasource_block", default=None)
 
+_ANY: Final = Terms(is_shared=True)
 
-class BlockKind(StrEnum):
-    """What ends with the block."""
-
-    SAVEPOINT = "savepoint"
-    """A part of the transaction around it."""
-    TRANSACTION = "transaction"
-    """A transaction of its own."""
-    SNAPSHOT = "snapshot"
-    """A READ ONLY transaction of its own, on a replica where there is one."""
-    SHARE = "share"
-    """Nothing: it only keeps the session to itself."""
+INTERRUPT_AFTER_S: Final = 0.25
+"""Seconds behind its deadline at which a block is interrupted: a statement that runs ends by its own until then, and
+leaves the transaction to whoever is around the block."""
 
 
 class Block:
-    """`async with db.transaction():`; made by the session."""
+    """A function or a block that asks for a transaction; made by the session.
+
+    Args:
+        session: Whose transaction.
+        options: What is asked for.
+        is_exclusive: It has the session to itself, also when it only joins.
+        demotes: In a READ ONLY transaction it reads, although it was written to write; otherwise it is refused there.
+        dooms: An exception that leaves it leaves the transaction that it has joined nothing but a rollback.
+        deadline: Event-loop time at which its own time is up.
+    """
 
     def __init__(
         self,
         session: DataSession,
+        options: TransactionOptions,
         *,
-        read_only: bool,
-        isolation: Isolation | None,
-        takes_savepoint: bool = True,
+        is_exclusive: bool = True,
+        demotes: bool = False,
+        dooms: bool = True,
         deadline: float | None = None,
     ) -> None:
         self._session = session
-        self._takes_savepoint = takes_savepoint
-        self._read_only = read_only
+        self._options = options
+        self._is_exclusive = is_exclusive
+        self._demotes = demotes
+        self._dooms = dooms
         self._deadline = deadline
-        self.isolation = isolation
-        self.lock = asyncio.Lock()
+        self._reads_only = options.read_only
+        self._is_outermost = False
+        self._work: Work | None = None
+        self._hooks_before = 0
+        self._outer_turns: Turns | None = None
+        self._timeout: asyncio.Timeout | None = None
+        self._block_token: Token[Block | None] | None = None
+        self._frame_token: Token[Frame | None] | None = None
+        self.turns = Turns()
         self.parent: Block | None = None
         self.is_open = False
-        self.kind = BlockKind.SHARE
+        self.step = Step.JOIN
         self.savepoint: str | None = None
         """The savepoint's name, once the server has to know it."""
-        self._outer_lock: asyncio.Lock | None = None
-        self._hooks_before = 0
-        self._tokens: tuple[Token[Block | None], Token[Frame | None]] | None = None
+        self.doomed_by: DataError | None = None
+        """What leaves the savepoint nothing but a rollback, although the server would release it."""
 
     async def __aenter__(self) -> DataSession:
         session = self._session
+        session.check_open()
+        self._decide()
         self.parent = session.innermost_block()
-        self._outer_lock = session.lock_of(self.parent)
-        await self._outer_lock.acquire()
+        if self._is_exclusive or self.step not in (Step.JOIN, Step.AS_IS):
+            turns = session.turns_of(self.parent)
+            if not turns.take():
+                await turns.wait()
+            self._outer_turns = turns
+            try:
+                session.check_open()
+                # Second time: another task may have opened or ended a transaction while this one waited for its turn.
+                self._decide()
+                self._open()
+            except BaseException:
+                turns.leave()
+                raise
+            self.is_open = True
+            self._block_token = current_block.set(self)
+        elif self.step is Step.JOIN and self._options.isolation is not None:
+            session.adopt_isolation(self._options.isolation)
         try:
-            session.check_open()
-            self.kind = await self._enter()
+            self._frame_token = current_frame.set(self._frame())
+            await self._set_timeout()
         except BaseException:
-            self._outer_lock.release()
+            self._close()
             raise
-        self.is_open = True
-        self._hooks_before = session.hook_count
-        outer = current_frame.get()
-        options = TransactionOptions(read_only=self._read_only, isolation=self.isolation)
-        deadline = self._deadline if self._deadline is not None or outer is None else outer.deadline
-        frame = Frame(options, self, deadline)
-        self._tokens = (current_block.set(self), current_frame.set(frame))
         return session
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        is_held = False
+        late: DataError | None = None
         try:
-            # Statements of this block's own tasks that still run are waited for; later ones find the block closed.
-            await self.lock.acquire()
-            is_held = True
-            await self._leave(error)
-        except BaseException as failure:
-            if not isinstance(failure, DataError):
-                # Cancelled on the way out: what the block did is neither undone nor kept, so all of it must go.
-                self._session.spoil("a transaction() block was cancelled while it ended")
+            if self._timeout is not None:
+                try:
+                    await self._timeout.__aexit__(kind, error, traceback)
+                except TimeoutError:
+                    error = late = _too_late()
+            if self._outer_turns is None:
+                self._note_failure(error)
+            else:
+                await self._leave(error)
+        finally:
+            self._close()
+        if self._work is not None:
+            await self._session.run_due_hooks()
+        if late is not None:
+            raise late
+
+    # -- in
+
+    @contextlib.contextmanager
+    def joined(self) -> Generator[None]:
+        """The block of a function that is not async: it uses what is around it.
+
+        Raises:
+            DataError: QUERY: it would have to open or end something.
+        """
+        self._decide()
+        if self.step not in (Step.JOIN, Step.AS_IS):
+            raise DataError(
+                DataErrorKind.QUERY,
+                f'@transactional(propagation="{self._options.propagation.value}") needs a transaction of its own here,'
+                " which a function that is not async cannot open: make it async, or call it inside a transaction",
+            )
+        if self.step is Step.JOIN and self._options.isolation is not None:
+            self._session.adopt_isolation(self._options.isolation)
+        token = current_frame.set(self._frame())
+        try:
+            yield
+        except BaseException as error:
+            self._note_failure(error)
             raise
         finally:
-            self.is_open = False
-            if self._tokens is not None:
-                _reset(current_block, self._tokens[0])
-                _reset(current_frame, self._tokens[1])
-            if is_held:
-                self.lock.release()
-            if self._outer_lock is not None:
-                self._outer_lock.release()
+            current_frame.reset(token)
 
-    async def _enter(self) -> BlockKind:
-        session = self._session
-        transaction = session.transaction_in_use
-        if transaction is not None:
-            if self.isolation is not None and self.isolation is not transaction.isolation:
-                raise isolation_refused(self.isolation, transaction.isolation)
-            if transaction.read_only:
-                if not self._read_only:
+    def _decide(self) -> None:
+        options = self._options
+        around = self._session.around()
+        step = decide(options.propagation, around, read_only=options.read_only)
+        if step is Step.REFUSE:
+            raise refused(options.propagation, around)
+        self._is_outermost = around is Around.NOTHING
+        self._reads_only = options.read_only or (self._is_outermost and self._session.with_route(_ANY).read_only)
+        if step in (Step.JOIN, Step.SAVEPOINT):
+            if around is Around.READ_ONLY and not options.read_only:
+                if not self._demotes:
                     raise DataError(
                         DataErrorKind.READ_ONLY,
                         "a transaction() block that writes was opened inside a read-only transaction; open it first",
                     )
-                return BlockKind.SHARE
-            if not self._takes_savepoint:
-                return BlockKind.SHARE
-            self.savepoint = session.next_savepoint()
-            transaction.pending.append(commands.savepoint(self.savepoint))
-            if self._read_only:
-                # Releasing the savepoint, or rolling back to it, restores the mode.
-                transaction.pending += commands.READ_ONLY
-            return BlockKind.SAVEPOINT
-        if self._read_only:
-            # Where the whole route is one snapshot, the block is a part of it.
-            return BlockKind.SHARE if session.is_one_snapshot else BlockKind.SNAPSHOT
-        if session.is_managed or (self.parent is not None and self.parent.is_transactional):
-            return BlockKind.SAVEPOINT if self._takes_savepoint else BlockKind.SHARE
-        return BlockKind.TRANSACTION
+                self._reads_only = True
+            present = self._session.isolation
+            if not _agree(options.isolation, present, is_open=self._session.is_isolation_settled):
+                raise isolation_refused(options.isolation, present)
+        self.step = step
+
+    def _open(self) -> None:
+        session, options = self._session, self._options
+        if self.step is Step.OWN:
+            terms = Terms(
+                is_shared=True,
+                read_only=self._reads_only,
+                isolation=options.isolation,
+                deferrable=options.deferrable,
+            )
+            self._work = session.push_work(session.with_route(terms) if self._is_outermost else terms)
+        elif self.step is Step.ALONE:
+            self._work = session.push_work(Terms(is_shared=False))
+        elif self.step in (Step.JOIN, Step.SAVEPOINT) and options.isolation is not None:
+            session.adopt_isolation(options.isolation)
+        transaction = session.current_transaction
+        if self.step is Step.SAVEPOINT and transaction is not None:
+            transaction.pending += self._name_savepoint(is_guarded=not transaction.read_only)
+        self._hooks_before = session.hook_count
+
+    def _frame(self) -> Frame:
+        outer = current_frame.get()
+        is_transactional = self.step not in (Step.AS_IS, Step.ALONE)
+        intent: AccessIntent | None = None
+        if self._reads_only:
+            intent = AccessIntent.READ
+        elif is_transactional:
+            intent = AccessIntent.WRITE
+        if self._deadline is None and self._is_outermost:
+            self._deadline = self._session.block_deadline()
+        limits = [limit for limit in (self._deadline, None if outer is None else outer.deadline) if limit is not None]
+        return Frame(intent, self._reads_only, is_transactional, min(limits, default=None))
+
+    async def _set_timeout(self) -> None:
+        if self._deadline is not None:
+            self._timeout = asyncio.timeout_at(self._deadline + INTERRUPT_AFTER_S)
+            await self._timeout.__aenter__()
+
+    # -- inside
 
     def belongs_to(self, session: DataSession) -> bool:
         """Whether it is a block of this session: sessions of one request may be nested."""
         return self._session is session
 
     @property
-    def is_transactional(self) -> bool:
-        """Whether a write inside it waits for its end, or for that of a block around it."""
-        return any(block.kind in (BlockKind.TRANSACTION, BlockKind.SAVEPOINT) for block in self.with_parents())
-
-    @property
     def is_guarded(self) -> bool:
         """Whether what runs inside is READ ONLY by a savepoint in a transaction that writes."""
-        return any(block._read_only and block.kind is BlockKind.SAVEPOINT for block in self.with_parents())
+        return any(block._reads_only for block in self._savepoints())
 
-    def with_parents(self) -> list[Block]:
-        """This block and those around it, outermost first."""
+    def _savepoints(self) -> list[Block]:
+        """The savepoints that are open in the same transaction, outermost first."""
         blocks: list[Block] = []
         block: Block | None = self
-        while block is not None:
-            blocks.append(block)
+        while block is not None and block._work is None:
+            if block.step is Step.SAVEPOINT:
+                blocks.append(block)
             block = block.parent
         return blocks[::-1]
 
-    def name_savepoint(self) -> str | None:
-        """The name to send to a transaction that is opened inside the block; None when it needs no savepoint."""
-        if self.kind is BlockKind.SAVEPOINT and self.savepoint is None:
-            self.savepoint = self._session.next_savepoint()
-            return self.savepoint
-        return None
+    def savepoints_to_send(self) -> list[Statement]:
+        """What a transaction that is opened inside has to begin with."""
+        return [
+            statement
+            for block in self._savepoints()
+            if block.savepoint is None
+            for statement in block._name_savepoint(is_guarded=True)
+        ]
+
+    def _name_savepoint(self, *, is_guarded: bool) -> list[Statement]:
+        self.savepoint = self._session.next_savepoint()
+        # Releasing the savepoint, or rolling back to it, restores the mode.
+        guard = commands.READ_ONLY if self._reads_only and is_guarded else ()
+        return [commands.savepoint(self.savepoint), *guard]
+
+    def doom(self, error: DataError) -> bool:
+        """Leave the innermost savepoint nothing but a rollback; False where there is none.
+
+        Args:
+            error: What its end will raise.
+        """
+        savepoints = self._savepoints()
+        if savepoints and savepoints[-1].doomed_by is None:
+            savepoints[-1].doomed_by = error
+        return bool(savepoints)
+
+    # -- out
+
+    def _is_undone_by(self, error: BaseException | None) -> bool:
+        return error is not None and self._options.decides(error) is not True
+
+    def _note_failure(self, error: BaseException | None) -> None:
+        if (
+            error is not None
+            and self.step is Step.JOIN
+            and self._dooms
+            # Nothing that it has done is half done.
+            and not self._reads_only
+            and self._is_undone_by(error)
+            and not self._session.tolerates(error, self._options)
+        ):
+            self._session.doom(error)
 
     async def _leave(self, error: BaseException | None) -> None:
-        session = self._session
-        if self.kind is BlockKind.SHARE:
-            return
-        if self.kind is BlockKind.SAVEPOINT:
-            await self._leave_savepoint(error)
-            return
-        if self.kind is BlockKind.SNAPSHOT:
-            await session.end_snapshot()
-            return
-        await session.end_transaction(commit=error is None, reason=_reason(error), hooks_since=self._hooks_before)
-        await session.run_due_hooks()
+        if self._work is not None and not self._is_undone_by(error) and self._work.has_hooks_before_commit:
+            try:
+                await self._work.run_before_commit()
+            except BaseException as failure:
+                await self._leave_alone(failure)
+                raise
+        await self._leave_alone(error)
+
+    async def _leave_alone(self, error: BaseException | None) -> None:
+        # Statements of this block's own tasks that still run are waited for; later ones find the block closed.
+        is_held = False
+        try:
+            await self.turns.wait()
+            is_held = True
+            if self.step is Step.SAVEPOINT:
+                await self._leave_savepoint(error)
+            elif self._work is not None:
+                await self._leave_work(self._work, error)
+            else:
+                self._note_failure(error)
+        except BaseException as failure:
+            if self._work is None and not isinstance(failure, DataError):
+                # Cancelled on the way out: what the block did is neither undone nor kept, so all of it must go.
+                self._session.spoil("a transaction() block was cancelled while it ended")
+            raise
+        finally:
+            self.is_open = False
+            if is_held:
+                self.turns.leave()
+
+    async def _leave_work(self, work: Work, error: BaseException | None) -> None:
+        if self.step is Step.OWN:
+            await work.finish(
+                commit=not self._is_undone_by(error) and work.rollback_reason is None,
+                reason="end of the block" if error is None else f"{type(error).__name__} left the block",
+                deadline=self._session.deadline(),
+            )
+        else:
+            await work.end_snapshot()
+            work.settle(committed=error is None)
 
     async def _leave_savepoint(self, error: BaseException | None) -> None:
         session = self._session
-        transaction = session.transaction_in_use
+        transaction = session.current_transaction
+        is_undone = self._is_undone_by(error) or self.doomed_by is not None
         name = self.savepoint
-        if transaction is None or name is None:
+        if transaction is None or name is None or transaction.forget_pending_savepoint(name):
             # Nothing was sent inside it.
-            if error is not None:
+            if is_undone:
                 session.undo_hooks(self._hooks_before)
+            if error is None and self.doomed_by is not None:
+                raise unexpected_rollback(self.doomed_by) from self.doomed_by
             return
-        if transaction.forget_pending_savepoint(name):
-            if error is not None:
-                session.undo_hooks(self._hooks_before)
-            return
-        if error is None and transaction.failure is None:
+        if not is_undone and transaction.failure is None:
             transaction.pending.append(commands.release(name))
             return
         session.undo_hooks(self._hooks_before)
         if transaction.is_open:
-            cause = transaction.failure
+            cause = self.doomed_by or transaction.failure
             await transaction.rollback_to(name, deadline=session.deadline())
+            session.note_event(telemetry.SAVEPOINT_ROLLED_BACK, {telemetry.SAVEPOINT: name})
             if error is None:
                 raise unexpected_rollback(cause) from cause
 
+    def _close(self) -> None:
+        self.is_open = False
+        if self._block_token is not None:
+            _reset(current_block, self._block_token)
+        if self._frame_token is not None:
+            _reset(current_frame, self._frame_token)
+        if self._work is not None:
+            # Something is left where it was cancelled before it could end anything.
+            self._work.abandon()
+            self._session.pop_work(self._work)
+        if self._outer_turns is not None:
+            turns, self._outer_turns = self._outer_turns, None
+            turns.leave()
 
-def isolation_refused(wanted: Isolation | None, present: Isolation | None) -> DataError:
-    """The error for an isolation that the open transaction does not have."""
-    return DataError(
-        DataErrorKind.QUERY,
-        f"isolation {wanted.value if wanted else 'default'!r} was asked for inside a transaction that has"
-        f" {present.value if present else 'the default'!r}; isolation is decided where the transaction is opened",
-    )
+
+def _agree(wanted: Isolation | None, present: Isolation | None, *, is_open: bool) -> bool:
+    """Whether a transaction has, or can still get, the isolation that is wanted."""
+    if wanted is None or wanted is present:
+        return True
+    # What the server takes by itself is at least this.
+    return present is None and (not is_open or wanted is Isolation.READ_COMMITTED)
+
+
+def refused(propagation: Propagation, around: Around) -> DataError:
+    """The error for a propagation that what is around does not allow."""
+    if propagation is Propagation.NEVER:
+        what = "was called inside a transaction; call it before the transaction begins, or after its end"
+    elif around is Around.OFFERED:
+        what = (
+            "was called where nothing asks for a transaction; annotate the route, or call it from a method that writes"
+        )
+    else:
+        what = "was called outside a transaction; annotate the caller, or open `async with db.transaction():` around it"
+    return DataError(DataErrorKind.QUERY, f'a function with propagation "{propagation.value}" {what}')
+
+
+def _too_late() -> DataError:
+    return DataError(DataErrorKind.TIMEOUT, "the timeout of the function or block has passed; it was rolled back")
 
 
 def _reset(variable: ContextVar[T], token: Token[T]) -> None:
     """Restore a context variable; in another context (a fixture's teardown) there is nothing to restore."""
     with contextlib.suppress(ValueError):
         variable.reset(token)
-
-
-def _reason(error: BaseException | None) -> str:
-    return "end of the block" if error is None else f"{type(error).__name__} left the block"

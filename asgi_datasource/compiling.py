@@ -144,7 +144,7 @@ def _endpoint_settings(pool: PoolConfig, conninfo: str) -> EndpointSettings:
 def _compile_policy(config: Config) -> SessionPolicy:
     transactions = config.transactions
     return SessionPolicy(
-        commit_scope=CommitScope.SESSION if transactions.default == "request" else CommitScope.STATEMENT,
+        commit_scope=CommitScope.SESSION if transactions.default == "request" else CommitScope.ANNOTATED,
         deadline_s=transactions.deadline_s,
         rollback_on=OutcomeRule.of(transactions.rollback_on, where="transactions.rollback_on"),
         is_traced=config.telemetry.spans,

@@ -41,7 +41,7 @@ class Opened:
 class Executor:
     """Runs the statements of one session on one datasource, inside its tenant."""
 
-    __slots__ = ("_background", "_is_traced", "_router", "_tenant", "_traces_statements")
+    __slots__ = ("_background", "_is_traced", "_tenant", "_traces_statements", "router")
 
     def __init__(
         self,
@@ -52,7 +52,7 @@ class Executor:
         is_traced: bool,
         traces_statements: bool,
     ) -> None:
-        self._router = router
+        self.router = router
         self._tenant = tenant
         self._background = background
         self._is_traced = is_traced
@@ -61,7 +61,7 @@ class Executor:
     @property
     def last_route(self) -> Route | None:
         """Where the last statement went and why; None before the first."""
-        return self._router.last_route
+        return self.router.last_route
 
     async def read(
         self, statements: Sequence[Statement], *, deadline: float | None, freshness: Freshness
@@ -87,7 +87,7 @@ class Executor:
                 return await self._read_in_block(statements, deadline=deadline, freshness=freshness)
         attempt = Attempt()
         while True:
-            endpoint, connection = await self._router.connect(AccessIntent.READ, attempt, deadline, freshness)
+            endpoint, connection = await self.router.connect(AccessIntent.READ, attempt, deadline, freshness)
             batch = [self._settings(connection, deadline, _READ_ONLY_SETTINGS), *statements]
             exchange = await self._exchange(endpoint, connection, batch, statements, deadline, begins=False)
             if exchange.error is None:
@@ -95,7 +95,7 @@ class Executor:
                 command = next((r.status_message for r in results if r.ends_transaction), None)
                 if command is None and connection.is_idle:
                     await endpoint.release(connection)
-                    self._router.note_read(endpoint)
+                    self.router.note_read(endpoint)
                     return results
                 await self._give_up(endpoint, connection)
                 raise refuse_transaction_command(command or "BEGIN")
@@ -111,6 +111,7 @@ class Executor:
         deadline: float | None,
         read_only: bool,
         isolation: Isolation | None,
+        is_deferrable: bool = False,
         freshness: Freshness = ANY_FRESHNESS,
         savepoints: Sequence[Statement] = (),
     ) -> Opened:
@@ -121,6 +122,7 @@ class Executor:
             deadline: Event-loop time at which the transaction's time is up; handed to the server as well.
             read_only: A READ ONLY transaction, on a replica where there is one.
             isolation: None leaves it to the server.
+            is_deferrable: It waits for a snapshot that cannot fail.
             freshness: How fresh a read-only one has to be.
             savepoints: Those of the blocks that are open, in front of the statements.
 
@@ -130,8 +132,8 @@ class Executor:
         intent = AccessIntent.READ if read_only else AccessIntent.WRITE
         attempt = Attempt()
         while True:
-            endpoint, connection = await self._router.connect(intent, attempt, deadline, freshness)
-            head = [commands.begin(isolation, read_only=read_only)]
+            endpoint, connection = await self.router.connect(intent, attempt, deadline, freshness)
+            head = [commands.begin(isolation, read_only=read_only, is_deferrable=is_deferrable)]
             if deadline is not None or self._tenant.settings:
                 head.append(self._settings(connection, deadline))
             batch = [*head, *savepoints, *statements]
@@ -157,9 +159,9 @@ class Executor:
                 traces_statements=self._traces_statements,
             )
             if read_only:
-                self._router.note_read(endpoint)
+                self.router.note_read(endpoint)
             else:
-                self._router.note_write()
+                self.router.note_write()
             if error is not None:
                 error.__cause__ = exchange.error
                 transaction.failure = error
@@ -171,7 +173,7 @@ class Executor:
 
     def note_transaction(self, transaction: Transaction, intent: AccessIntent) -> None:
         """Record that a statement goes to the transaction that is open already."""
-        self._router.note_transaction(transaction.endpoint, intent, is_read_only=transaction.read_only)
+        self.router.note_transaction(transaction.endpoint, intent, is_read_only=transaction.read_only)
 
     async def _read_in_block(
         self, statements: Sequence[Statement], *, deadline: float | None, freshness: Freshness

@@ -11,7 +11,7 @@ from .block import Block
 from .drivers.psycopg import Params, PsycopgConnection, Query, RowFactory, Statement
 from .errors import DataError
 from .routing import AccessIntent
-from .transaction import LOAN, Transaction
+from .transaction import LOAN, Propagation, Transaction, TransactionOptions
 
 if TYPE_CHECKING:
     from .session import DataSession
@@ -58,8 +58,9 @@ async def lend(session: DataSession, intent: AccessIntent | None) -> AsyncGenera
     session.check_open()
     is_read = (intent or session.intent) is AccessIntent.READ
     # In a transaction that writes, READ ONLY needs a savepoint to end with.
-    takes_savepoint = is_read and session.is_writing
-    async with Block(session, read_only=is_read, isolation=None, takes_savepoint=takes_savepoint):
+    propagation = Propagation.NESTED if is_read and session.is_writing else Propagation.REQUIRED
+    options = TransactionOptions(read_only=is_read, propagation=propagation)
+    async with Block(session, options, dooms=False):
         await session.run((LOAN,), AccessIntent.READ if is_read else None)
         transaction = cast("Transaction", session.transaction_in_use)
         view = transaction.connection.view()

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Final, Protocol, cast
 from starlette.requests import HTTPConnection
 
 from .errors import DataError, DataErrorKind
-from .transaction import current_runner
+from .transaction import SessionRunner, current_runner, no_session
 
 if TYPE_CHECKING:
     from .registry import DataSourceRegistry
@@ -17,17 +17,12 @@ if TYPE_CHECKING:
 SCOPE_KEY: Final = "asgi_datasource.session"
 
 
-class SessionHolder(Protocol):
-    """What stands in the scope and in the context: knows the session, or makes it when it is asked for."""
+class SessionHolder(SessionRunner, Protocol):
+    """What stands in the scope: knows the session, or makes it when it is asked for."""
 
     @property
     def registry(self) -> DataSourceRegistry:
         """Where the session comes from."""
-        ...
-
-    @property
-    def session(self) -> DataSession:
-        """The session."""
         ...
 
 
@@ -39,12 +34,14 @@ def current_session() -> DataSession:
     """
     runner = current_runner.get()
     if runner is None:
-        raise DataError(
-            DataErrorKind.QUERY,
-            "no session here: call this inside a request behind DataSourceMiddleware, or inside"
-            " `async with registry.session(tenant=...)`",
-        )
-    return cast("SessionHolder", runner).session
+        raise no_session()
+    return runner.session
+
+
+def in_transaction() -> bool:
+    """Whether a transaction is open where this is called; False where there is no session."""
+    runner = current_runner.get()
+    return runner is not None and runner.session.in_transaction()
 
 
 def _find_session(request: HTTPConnection | MutableMapping[str, Any]) -> DataSession:

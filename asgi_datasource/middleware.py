@@ -14,7 +14,7 @@ import asyncio
 import functools
 import inspect
 import logging
-from collections.abc import Awaitable, Callable, Mapping, MutableMapping
+from collections.abc import Awaitable, Mapping, MutableMapping
 from enum import StrEnum
 from pathlib import Path
 from time import monotonic
@@ -34,7 +34,7 @@ from .prefixes import route_path
 from .registry import DataSourceRegistry, compile
 from .session import DataSession
 from .tenancy import Answer, Resolution, Tenant, TenantResolver, TenantState
-from .transaction import Frame, current_runner
+from .transaction import current_runner
 from .work import deadline_passed
 
 R = TypeVar("R")
@@ -300,15 +300,6 @@ class RequestGuard:
             if self.state in (_ENDED, _REPLACED):
                 session.close_unused()
         return session
-
-    async def run_annotated(self, frame: Frame, call: Callable[[], Awaitable[R]]) -> R:
-        """Run an annotated function in the request's session."""
-        return await self.session.run_annotated(frame, call)
-
-    def note_failure(self, frame: Frame, error: Exception) -> None:
-        """An exception leaves an annotated function."""
-        if self._session is not None:
-            self._session.note_failure(frame, error)
 
     async def returned(self) -> None:
         """The application has returned and not started a response, or its response has been replaced."""

@@ -7,7 +7,7 @@ from enum import StrEnum
 from typing import Final
 
 from .routing import ANY_FRESHNESS, AccessIntent, Freshness, intent_of_method
-from .transaction import Frame, Isolation, OutcomeRule, TransactionOptions
+from .transaction import BARE, Frame, OutcomeRule, Terms, TransactionOptions
 
 
 class CommitScope(StrEnum):
@@ -15,8 +15,10 @@ class CommitScope(StrEnum):
 
     SESSION = "session"
     """The end of the session: one transaction for all of it, committed when the response starts."""
+    ANNOTATED = "annotated"
+    """The end of the session where the route is annotated; everywhere else each statement commits by itself."""
     STATEMENT = "statement"
-    """Each statement commits by itself."""
+    """Each statement commits by itself: a websocket's session would hold its transaction for hours."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,11 +27,13 @@ class RouteRule:
 
     Attributes:
         options: The transaction's options; None where the rule names none.
+        is_transactional: It asks for a transaction, or for none, as an annotation does.
         intent: The intent of statements that say nothing themselves; None leaves it to the method.
         freshness: How fresh reads have to be.
     """
 
     options: TransactionOptions | None = None
+    is_transactional: bool = False
     intent: AccessIntent | None = None
     freshness: Freshness = ANY_FRESHNESS
 
@@ -70,18 +74,18 @@ class Plan:
 
     Attributes:
         intent: Read or write.
-        read_only: All reads share one READ ONLY transaction, and nothing may write.
-        isolation: None leaves it to the server.
+        reads_only: Nothing may write.
         freshness: How fresh reads have to be.
-        is_managed: Writes share one transaction, which the session's owner ends.
+        terms: What the transaction of the request is.
+        is_demanded: It was asked for: by an annotation, a rule, or a method that writes.
         deadline: Event-loop time at which the time is up; None where there is no limit.
     """
 
     intent: AccessIntent
-    read_only: bool
-    isolation: Isolation | None
+    reads_only: bool
     freshness: Freshness
-    is_managed: bool
+    terms: Terms
+    is_demanded: bool
     deadline: float | None
 
 
@@ -105,28 +109,60 @@ def make_plan(
         started: Event-loop time at which the request began; None outside requests.
     """
     route = endpoint or rule.options
-    annotation = frame.options if frame is not None else endpoint
-    if annotation is not None:
-        intent = AccessIntent.READ if annotation.read_only else AccessIntent.WRITE
-    elif rule.intent is not None:
-        intent = rule.intent
-    elif route is not None and route.read_only:
-        intent = AccessIntent.READ
-    else:
-        intent = intent_of_method(method)
-    options = annotation or route
-    layers = [layer for layer in (annotation, endpoint, rule.options) if layer is not None]
+    intent = _intent_of_route(endpoint, rule, method)
     limits = [] if frame is None or frame.deadline is None else [frame.deadline]
     if started is not None:
-        timeouts = (layer.timeout_s for layer in (endpoint, rule.options) if layer is not None)
-        timeout_s = next((timeout for timeout in timeouts if timeout is not None), policy.deadline_s)
+        timeout_s = timeout_of(policy, rule, endpoint)
         if timeout_s is not None:
             limits.append(started + timeout_s)
+    terms = _terms_of_route(policy, rule, endpoint, route)
     return Plan(
-        intent=intent,
-        read_only=options is not None and options.read_only,
-        isolation=next((layer.isolation for layer in layers if layer.isolation is not None), None),
+        intent=intent if frame is None or frame.intent is None else frame.intent,
+        reads_only=(route is not None and route.read_only) if frame is None else frame.reads_only,
         freshness=rule.freshness,
-        is_managed=policy.commit_scope is CommitScope.SESSION or endpoint is not None,
+        terms=terms,
+        is_demanded=(frame is not None and frame.is_transactional)
+        or endpoint is not None
+        or rule.is_transactional
+        or intent is AccessIntent.WRITE,
         deadline=min(limits, default=None),
     )
+
+
+def timeout_of(policy: SessionPolicy, rule: RouteRule, endpoint: TransactionOptions | None) -> float | None:
+    """Seconds that a request has: its annotation's, its rule's, or the default."""
+    layers = (layer.timeout_s for layer in (endpoint, rule.options) if layer is not None)
+    return next((timeout for timeout in layers if timeout is not None), policy.deadline_s)
+
+
+def _intent_of_route(endpoint: TransactionOptions | None, rule: RouteRule, method: str) -> AccessIntent:
+    if endpoint is not None and endpoint.read_only:
+        return AccessIntent.READ
+    if endpoint is not None and endpoint.propagation not in BARE:
+        return AccessIntent.WRITE
+    if rule.intent is not None:
+        return rule.intent
+    if rule.options is not None and rule.options.read_only:
+        return AccessIntent.READ
+    return intent_of_method(method)
+
+
+def _terms_of_route(
+    policy: SessionPolicy, rule: RouteRule, endpoint: TransactionOptions | None, route: TransactionOptions | None
+) -> Terms:
+    is_shared = policy.commit_scope is CommitScope.SESSION or (
+        policy.commit_scope is CommitScope.ANNOTATED and (endpoint is not None or rule.is_transactional)
+    )
+    if route is None:
+        return _SHARED if is_shared else _BY_STATEMENT
+    layers = [layer for layer in (endpoint, rule.options) if layer is not None]
+    return Terms(
+        is_shared=is_shared and route.propagation not in BARE,
+        read_only=route.read_only,
+        isolation=next((layer.isolation for layer in layers if layer.isolation is not None), None),
+        deferrable=route.deferrable,
+    )
+
+
+_SHARED: Final = Terms(is_shared=True)
+_BY_STATEMENT: Final = Terms(is_shared=False)

@@ -22,6 +22,7 @@ from .errors import (
 )
 from .lookup import (
     current_session as current_session,
+    in_transaction as in_transaction,
     session as session,
 )
 from .middleware import DataSourceMiddleware as DataSourceMiddleware
@@ -45,6 +46,7 @@ from .tenancy import (
 )
 from .transaction import (
     Isolation as Isolation,
+    Propagation as Propagation,
     TxState as TxState,
     transactional as transactional,
 )

@@ -20,11 +20,11 @@ from .datasource import DataSource
 from .drivers.psycopg import Endpoint, PsycopgConnection
 from .errors import ConfigError, DataError, DataErrorKind
 from .fleet import Fleet
-from .plan import NO_RULE, CommitScope, SessionPolicy
+from .plan import NO_RULE, CommitScope, RouteRule, SessionPolicy
 from .routing import AccessIntent, ReadAfterWritePin
 from .session import DataSession, SessionOwner
 from .tenancy import Tenant
-from .transaction import Frame, TransactionOptions, current_frame, current_runner
+from .transaction import TransactionOptions, current_frame, current_runner
 
 logger = logging.getLogger("asgi_datasource.registry")
 
@@ -159,6 +159,7 @@ class DataSourceRegistry:
         outer: DataSession | None = None,
         pin: ReadAfterWritePin | None = None,
         datasource: DataSource | None = None,
+        rule: RouteRule = NO_RULE,
     ) -> DataSession:
         """Make a session; whoever calls this ends it.
 
@@ -173,6 +174,7 @@ class DataSourceRegistry:
             outer: A session that the request has already, of another registry.
             pin: The caller's own.
             datasource: Where the data is; None takes the tenant's.
+            rule: What holds where there is no path.
         """
         session = DataSession(
             self,
@@ -182,7 +184,7 @@ class DataSourceRegistry:
             background=self.background,
             scope=scope,
             method=method,
-            rule=NO_RULE if path is None else compiled.rules.match(method, path),
+            rule=rule if path is None else compiled.rules.match(method, path),
             started=started,
             owner=owner,
             pin=pin,
@@ -371,11 +373,12 @@ class DataSourceRegistry:
         db = self.make_session(
             found,
             compiled=compiled,
-            policy=replace(compiled.policy, commit_scope=CommitScope.SESSION),
+            policy=replace(compiled.policy, commit_scope=CommitScope.SESSION, deadline_s=None),
+            rule=RouteRule(TransactionOptions(read_only=read_only, timeout_s=timeout), is_transactional=True),
+            started=asyncio.get_running_loop().time(),
         )
-        options = TransactionOptions(read_only=read_only, timeout_s=timeout)
-        deadline = None if timeout is None else asyncio.get_running_loop().time() + timeout
-        frame_token = current_frame.set(Frame(options, db, deadline))
+        # What surrounds the block, such as an annotated function of a request, says nothing about it.
+        frame_token = current_frame.set(None)
         token = current_runner.set(db)
         try:
             try:
@@ -383,7 +386,7 @@ class DataSourceRegistry:
             except BaseException as error:
                 await self.background.run(db.end(commit=False, reason=type(error).__name__))
                 raise
-            await db.end(commit=db.rollback_reason is None, reason="end of the block")
+            await db.complete()
         finally:
             current_runner.reset(token)
             current_frame.reset(frame_token)

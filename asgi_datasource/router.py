@@ -82,11 +82,22 @@ class Router:
     """Finds the servers for the statements of one session.
 
     Attributes:
+        held: Where the session holds connections for transactions that wait for the end of another one of its own.
         pin: The session's.
         last_route: Where the last statement went and why; None before the first.
     """
 
-    __slots__ = ("_datasource", "_is_traced", "_pinned_by", "_shows_tenant", "_sticky", "_tenant", "last_route", "pin")
+    __slots__ = (
+        "_datasource",
+        "_is_traced",
+        "_pinned_by",
+        "_shows_tenant",
+        "_sticky",
+        "_tenant",
+        "held",
+        "last_route",
+        "pin",
+    )
 
     def __init__(
         self, datasource: DataSource, tenant: Tenant, pin: ReadAfterWritePin, *, is_traced: bool, shows_tenant: bool
@@ -97,6 +108,7 @@ class Router:
         self._shows_tenant = shows_tenant
         self._pinned_by: SpanContext | None = None
         self._sticky: str | None = None
+        self.held: tuple[Endpoint, ...] = ()
         self.pin = pin
         self.last_route: Route | None = None
 
@@ -165,6 +177,8 @@ class Router:
         self, endpoint: Endpoint, route: Route, attempt: Attempt, deadline: float | None
     ) -> Connection | None:
         """A connection, or None when the server cannot be reached and another may be."""
+        if self.held:
+            self._check_second_connection(endpoint)
         span = self._start_span(route) if self._is_traced else None
         started = asyncio.get_running_loop().time() if span is not None else 0.0
         try:
@@ -186,6 +200,21 @@ class Router:
                 waited = asyncio.get_running_loop().time() - started
                 span.set_attribute(telemetry.POOL_WAIT_MS, round(waited * 1000, 3))
                 span.end()
+
+    def _check_second_connection(self, endpoint: Endpoint) -> None:
+        """Refuse to wait for a connection that only this very session could give back.
+
+        Raises:
+            DataError: CONFIG: it holds all that there are.
+        """
+        limit = self._tenant.max_connections
+        most = endpoint.settings.max_size if limit is None else min(limit, endpoint.settings.max_size)
+        if self.held.count(endpoint) >= most:
+            raise DataError(
+                DataErrorKind.CONFIG,
+                f"{endpoint.label}: a transaction that waits for this one holds the last of {most} connection(s), so it"
+                " would wait for ever. Raise pool.max_size, or do without requires_new and not_supported here",
+            )
 
     def _start_span(self, route: Route) -> Span:
         return telemetry.start_route_span(

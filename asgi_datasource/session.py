@@ -7,33 +7,45 @@ request (`work.py`). The statements themselves run in `execution.py`.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, MutableMapping, Sequence
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping, MutableMapping, Sequence
 from contextlib import AbstractAsyncContextManager
+from dataclasses import replace
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any, Final, Protocol, TypeVar, cast
 
-from . import loan, telemetry
+from starlette.exceptions import HTTPException
+
+from . import annotated, loan, telemetry
 from .background import BackgroundTasks
-from .block import Block, BlockKind, current_block, isolation_refused
+from .block import Block, current_block
 from .datasource import DataSource, DataSourceState
-from .drivers.psycopg import Params, PsycopgConnection, Query, Result, RowFactory, Statement
+from .dispatch import dispatch, open_transaction
+from .drivers.psycopg import Endpoint, Params, PsycopgConnection, Query, Result, RowFactory, Statement
 from .errors import DataError, DataErrorKind, SessionClosed
 from .execution import Executor
-from .plan import NO_RULE, Plan, RouteRule, SessionPolicy, make_plan
+from .plan import NO_RULE, Plan, RouteRule, SessionPolicy, make_plan, timeout_of
 from .router import Router
 from .routing import AccessIntent, ReadAfterWritePin, Route
 from .statements import StatementMethods
 from .tenancy import Tenant
 from .transaction import (
+    Around,
+    DueHooks,
     Frame,
     Hook,
+    HookEvent,
     Isolation,
+    Propagation,
+    Terms,
     Transaction,
     TransactionOptions,
     current_frame,
+    is_conflict,
     options_of,
     parse_isolation,
 )
+from .turns import Turns
 from .work import Work
 from .writers import Writers
 
@@ -76,7 +88,7 @@ class DataSession(StatementMethods):
         "_datasource",
         "_ending",
         "_executor",
-        "_is_interrupted",
+        "_interrupted",
         "_method",
         "_owner",
         "_pin",
@@ -84,7 +96,6 @@ class DataSession(StatementMethods):
         "_plan_endpoint",
         "_plan_frame",
         "_policy",
-        "_rollback_reason",
         "_rule",
         "_running",
         "_savepoints",
@@ -92,8 +103,14 @@ class DataSession(StatementMethods):
         "_started",
         "_state",
         "_tenant",
+        "_turns",
         "_verdict",
         "_work",
+        "commits",
+        "committing",
+        "conflict",
+        "due_hooks",
+        "is_in_route",
         "registry",
         "stopped_by",
         "writers",
@@ -130,6 +147,7 @@ class DataSession(StatementMethods):
         self._state = SessionState.OPEN
         # Nothing below exists before the first statement: most of a request's cost is what it does not build.
         self._executor: Executor | None = None
+        self._turns: Turns | None = None
         self._work: Work | None = None
         self._pin = pin
         self._ending: asyncio.Task[Any] | None = None
@@ -137,12 +155,21 @@ class DataSession(StatementMethods):
         self._plan: Plan | None = None
         self._plan_frame: Frame | None = None
         self._plan_endpoint: object = None
-        self._rollback_reason: str | None = None
         self._verdict: bool | None = None
+        self._running: set[asyncio.Task[Any] | None] = _NO_TASKS
+        self._interrupted: set[asyncio.Task[Any] | None] = _NO_TASKS
         self.stopped_by: DataError | None = None
         """Why only the rollback is left, where that is so."""
-        self._running: asyncio.Task[Any] | None = None
-        self._is_interrupted = False
+        self.committing: set[asyncio.Task[None]] = _NO_COMMITS
+        """Commits that are still on their way, whoever waits for them."""
+        self.due_hooks: DueHooks = _NO_HOOKS
+        """The hooks whose transaction has ended."""
+        self.conflict: DataError | None = None
+        """What the last transaction that ended has lost against another one by."""
+        self.is_in_route = False
+        """Whether the matched endpoint runs."""
+        self.commits = 0
+        """How often something was committed, or may have been."""
 
     # -- what it is
 
@@ -232,7 +259,10 @@ class DataSession(StatementMethods):
             SessionClosed: The request's response has started.
         """
         self.check_open()
-        return Block(self, read_only=read_only, isolation=parse_isolation(isolation))
+        options = TransactionOptions(
+            read_only=read_only, isolation=parse_isolation(isolation), propagation=Propagation.NESTED
+        )
+        return Block(self, options)
 
     async def commit(self) -> None:
         """Commit what the request has written so far; the next write opens a new transaction in the same tenant.
@@ -260,7 +290,19 @@ class DataSession(StatementMethods):
             reason: Why; it stands on the ROLLBACK's span.
         """
         self.check_open()
-        self._rollback_reason = reason
+        self.make_work().rollback_reason = reason
+        self.note_event(telemetry.DOOMED, {telemetry.ROLLBACK_REASON: reason})
+
+    def before_commit(self, function: Hook) -> None:
+        """Run a function inside the transaction, right before it is committed; what it raises fails the request.
+
+        It may run statements and add hooks. When the transaction is rolled back, it does not run.
+
+        Args:
+            function: Sync or async, without arguments.
+        """
+        self.check_open()
+        self.make_work().add_hook(HookEvent.BEFORE_COMMIT, function)
 
     def after_commit(self, function: Hook) -> None:
         """Run a function once the transaction is known to be committed and the response has been handed over.
@@ -271,7 +313,7 @@ class DataSession(StatementMethods):
             function: Sync or async, without arguments. Its failure is logged and changes nothing.
         """
         self.check_open()
-        self._make_work().add_hook(function, on_commit=True)
+        self.make_work().add_hook(HookEvent.AFTER_COMMIT, function)
 
     def after_rollback(self, function: Hook) -> None:
         """Run a function once the transaction has been rolled back and the response has been handed over.
@@ -282,37 +324,36 @@ class DataSession(StatementMethods):
             function: Sync or async, without arguments. Its failure is logged and changes nothing.
         """
         self.check_open()
-        self._make_work().add_hook(function, on_commit=False)
+        self.make_work().add_hook(HookEvent.AFTER_ROLLBACK, function)
 
-    async def run_annotated(self, frame: Frame, call: Callable[[], Awaitable[R]]) -> R:
-        """Run an annotated function in the transaction around it, or in one of its own where there is none."""
-        options = frame.options
-        if self._state is not SessionState.OPEN or options is self._endpoint_options():
-            return await call()
-        transaction = self.transaction_in_use
-        if transaction is not None:
-            if options.isolation not in (None, transaction.isolation):
-                raise isolation_refused(options.isolation, transaction.isolation)
-            return await call()
-        if self.is_managed and not options.read_only:
-            return await call()
-        async with Block(self, read_only=options.read_only, isolation=options.isolation, deadline=frame.deadline):
-            try:
-                return await call()
-            except Exception as error:
-                if not options.decides(error):
-                    raise
-                tolerated = error
-        # The block has committed, as the annotation asks for after this error.
-        raise tolerated
+    # -- annotations
 
-    def note_failure(self, frame: Frame, error: Exception) -> None:
-        """An exception leaves an annotated function: where it is the route's, its annotation may name the exception.
+    def run_annotated(self, options: TransactionOptions, invoke: Callable[[], Awaitable[R]]) -> Awaitable[R]:
+        """Run an annotated function in the transaction that it asks for."""
+        return annotated.run(self, options, invoke)
+
+    def run_annotated_sync(self, options: TransactionOptions, invoke: Callable[[], R]) -> R:
+        """Run an annotated function that is not async; it can only use what is around it."""
+        return annotated.run_sync(self, options, invoke)
+
+    def enter(self, options: TransactionOptions) -> AbstractAsyncContextManager[DataSession]:
+        """The block of `async with transactional(...)`."""
+        return annotated.block(self, options)
+
+    def is_route(self, options: TransactionOptions) -> bool:
+        """Whether these options are the matched endpoint's own."""
+        return options is self._endpoint_options()
+
+    def forget_conflict(self) -> None:
+        """The work that has lost is tried again."""
+        self.conflict = None
+
+    def note_failure(self, options: TransactionOptions, error: BaseException) -> None:
+        """An exception leaves the route: its annotation may name the exception.
 
         A handler of the application may turn the exception into a response, whose status then says nothing about it.
         """
-        if frame.options is self._endpoint_options():
-            self._verdict = frame.options.decides(error)
+        self._verdict = options.decides(error)
 
     # -- for its owner
 
@@ -329,7 +370,9 @@ class DataSession(StatementMethods):
     @property
     def is_at_rest(self) -> bool:
         """No transaction is open and no statement runs: it can be ended without a server."""
-        return self._work is None or (self._work.transaction_in_use is None and not self._work.lock.locked())
+        if self._work is None:
+            return True
+        return self._work.transaction_in_use is None and (self._turns is None or not self._turns.is_taken)
 
     @property
     def scope(self) -> MutableMapping[str, Any] | None:
@@ -339,15 +382,22 @@ class DataSession(StatementMethods):
     @property
     def has_due_hooks(self) -> bool:
         """Whether there is something for `run_due_hooks`."""
-        work = self._work
-        return work is not None and (
-            work.has_due_hooks or self._state is SessionState.ENDING or bool(self._unfinished())
+        return self._work is not None and bool(
+            self.due_hooks or self._state is SessionState.ENDING or self._unfinished()
         )
 
     @property
     def rollback_reason(self) -> str | None:
         """What `set_rollback_only` was told; None where only the outcome decides."""
-        return self._rollback_reason
+        return None if self._work is None else self._work.rollback_reason
+
+    @property
+    def lost_by(self) -> DataError | None:
+        """What its transaction has lost against another one by, where it has: the same again may succeed."""
+        transaction = self.current_transaction
+        if transaction is not None and is_conflict(transaction.failure):
+            return transaction.failure
+        return self.conflict
 
     def observe(self, scope: MutableMapping[str, Any]) -> None:
         """Take note of the innermost scope in which the session was asked for: the matched endpoint stands there."""
@@ -369,10 +419,14 @@ class DataSession(StatementMethods):
         Returns:
             Whether one was running.
         """
-        if self._running is None or self._is_interrupted:
-            return self._is_interrupted
-        self._is_interrupted = True
-        self._running.cancel()
+        if self._interrupted:
+            return True
+        if not self._running:
+            return False
+        self._interrupted = set(self._running)
+        for task in self._interrupted:
+            if task is not None:
+                task.cancel()
         return True
 
     def commits_on(self, status: int) -> bool:
@@ -381,19 +435,26 @@ class DataSession(StatementMethods):
         An exception that the route's annotation names decides; then the status by the annotation, by the rule, by the
         default.
         """
-        if self._rollback_reason is not None:
+        if self.rollback_reason is not None:
             return False
         if self._verdict is not None:
             return self._verdict
-        for options in (self._endpoint_options(), self._rule.options):
-            if options is not None and (verdict := options.commits(status)) is not None:
+        return self._commits_by_status(status, self._endpoint_options())
+
+    def _commits_by_status(self, status: int, options: TransactionOptions | None) -> bool:
+        for layer in (options, self._rule.options):
+            if layer is not None and (verdict := layer.commits(status)) is not None:
                 return verdict
         return status not in self._policy.rollback_on.statuses
+
+    def tolerates(self, error: BaseException, options: TransactionOptions) -> bool:
+        """Whether an exception is only a way to respond, of a status that commits: a redirect."""
+        return isinstance(error, HTTPException) and self._commits_by_status(error.status_code, options)
 
     def commits_after(self, error: BaseException) -> bool:
         """Whether the transaction is committed although this exception came out of the application."""
         options = self._endpoint_options()
-        return self._rollback_reason is None and options is not None and options.decides(error) is True
+        return self.rollback_reason is None and options is not None and options.decides(error) is True
 
     def deadline(self) -> float | None:
         """Event-loop time at which the time is up; None where there is no limit."""
@@ -430,28 +491,52 @@ class DataSession(StatementMethods):
         self._state = SessionState.ENDING
         return self._end(commit=commit, reason=reason, deadline=deadline)
 
+    async def complete(self) -> None:
+        """End the session after all went well: commit, unless `set_rollback_only` was called.
+
+        Raises:
+            DataError: Nothing was committed (for CommitUnknown: nobody could tell).
+            Exception: What a hook before the commit has raised.
+        """
+        commit = self.rollback_reason is None
+        if commit:
+            try:
+                await self.run_before_commit()
+            except BaseException as error:
+                await self._background.run(self.end(commit=False, reason=type(error).__name__))
+                raise
+            commit = self.rollback_reason is None
+        await self.end(commit=commit, reason="end of the block")
+
+    async def run_before_commit(self) -> None:
+        """Run the hooks that come before the commit; what one raises goes to the caller."""
+        if self._work is not None and self._work.has_hooks_before_commit:
+            await self._work.run_before_commit()
+
     async def _end(self, *, commit: bool, reason: str, deadline: float | None) -> None:
         self._ending = asyncio.current_task()
         try:
-            work = self._work
-            if work is None or self._executor is None:
+            work, turns = self._work, self._turns
+            if work is None or turns is None:
                 if commit and self.stopped_by is not None:
                     raise self.stopped_by
                 if work is not None:
-                    work.settle(work.take_hooks(), committed=commit)
+                    await work.finish(commit=commit, reason=reason, deadline=deadline)
                 return
             if not commit:
                 # Whatever still runs is to be undone: there is no point in waiting for it.
                 self.stop(_closed())
                 self.interrupt()
-            await self._acquire_for_the_end(work.lock, deadline, commit=commit)
+            await self._take_for_the_end(turns, deadline, commit=commit)
             try:
                 await work.finish(commit=commit, reason=reason, deadline=deadline)
             finally:
-                work.lock.release()
+                turns.leave()
         except BaseException:
-            if self._work is not None:
-                self._work.abandon()
+            work = self._work
+            while work is not None:
+                work.abandon()
+                work = work.outer
             raise
         finally:
             self._state = SessionState.CLOSED
@@ -465,24 +550,123 @@ class DataSession(StatementMethods):
             if unfinished:
                 # Whoever asked for the end was cancelled meanwhile; the hooks hear of the truth all the same.
                 await asyncio.wait(unfinished)
-            await self._work.run_due_hooks()
+            if self.due_hooks:
+                await self.due_hooks.run(is_traced=self._policy.is_traced)
 
     # -- for blocks
 
     @property
-    def is_managed(self) -> bool:
-        """Whether writes here share one transaction, which the session's owner ends."""
-        return self._current_plan().is_managed
+    def is_open(self) -> bool:
+        """Whether it may still be used."""
+        return self._state is SessionState.OPEN
 
     @property
-    def is_one_snapshot(self) -> bool:
-        """Whether all reads of the route share one READ ONLY transaction."""
-        return self._current_plan().read_only
+    def current_transaction(self) -> Transaction | None:
+        """The transaction that is open, or has failed and waits for its end."""
+        return None if self._work is None else self._work.transaction
 
     @property
     def transaction_in_use(self) -> Transaction | None:
-        """The transaction that statements run in; one that has failed stays until it is ended."""
+        """The transaction that statements run in; that of a stream counts."""
         return None if self._work is None else self._work.transaction_in_use
+
+    @property
+    def isolation(self) -> Isolation | None:
+        """The isolation of the transaction around, as far as that is settled."""
+        transaction = self.current_transaction
+        if transaction is not None:
+            return transaction.isolation
+        terms = self._terms()
+        return Isolation.REPEATABLE_READ if terms.read_only and terms.isolation is None else terms.isolation
+
+    @property
+    def is_isolation_settled(self) -> bool:
+        """Whether it is too late for another isolation: the transaction around is open."""
+        return self.current_transaction is not None
+
+    def adopt_isolation(self, isolation: Isolation) -> None:
+        """The transaction around has none of its own: it takes that of who has joined it."""
+        if self.current_transaction is None:
+            self.make_work().terms = replace(self._terms(), isolation=isolation)
+
+    def around(self) -> Around:
+        """What surrounds a place in the code that asks for a transaction."""
+        frame = current_frame.get()
+        work = self._work
+        plan = self._current_plan()
+        terms = self._terms()
+        if frame is not None and frame.is_transactional and frame.reads_only:
+            return Around.READ_ONLY
+        if work is not None and work.transaction is not None:
+            return Around.READ_ONLY if work.transaction.read_only else Around.OPEN
+        if not terms.is_shared:
+            return Around.NOTHING
+        if terms.read_only:
+            return Around.READ_ONLY
+        if terms.opens_with_reads:
+            return Around.OPEN
+        is_demanded = plan.is_demanded or (work is not None and work.outer is not None)
+        return Around.PENDING if is_demanded else Around.OFFERED
+
+    def with_route(self, terms: Terms) -> Terms:
+        """The terms of a block with a transaction of its own in a route without one: it inherits the annotation."""
+        route = self._current_plan().terms
+        if not route.read_only and (route.isolation is None or terms.isolation is not None):
+            return terms
+        return replace(
+            terms,
+            read_only=terms.read_only or route.read_only,
+            isolation=terms.isolation or route.isolation,
+            deferrable=terms.deferrable or route.deferrable,
+        )
+
+    def block_deadline(self) -> float | None:
+        """Event-loop time until which such a block has time, where the request as a whole has no limit."""
+        if self._started is not None:
+            return None
+        timeout_s = timeout_of(self._policy, self._rule, self._endpoint_options())
+        return None if timeout_s is None else time.monotonic() + timeout_s
+
+    def doom(self, error: BaseException) -> None:
+        """Leave the transaction around, or its innermost savepoint, nothing but a rollback; its commit fails."""
+        if isinstance(error, DataError):
+            reason = error
+        else:
+            what = f"{type(error).__name__} left a function that had joined the transaction"
+            reason = DataError(DataErrorKind.OTHER, what)
+            reason.__cause__ = error
+        block = self.innermost_block()
+        if block is None or not block.doom(reason):
+            work = self.make_work()
+            work.doomed_by = work.doomed_by or reason
+        self.note_event(telemetry.DOOMED, {telemetry.ROLLBACK_REASON: type(error).__name__})
+
+    def push_work(self, terms: Terms) -> Work:
+        """Begin something beside the transaction around, which waits; the caller has the session to itself."""
+        outer = self.make_work()
+        work = self._work = Work(self, self._policy, self._background, terms=terms, outer=outer)
+        self._note_held()
+        return work
+
+    def pop_work(self, work: Work) -> None:
+        """It has ended; what was around goes on."""
+        if self._work is work:
+            self._work = work.outer
+            self._note_held()
+
+    def _note_held(self) -> None:
+        held: list[Endpoint] = []
+        work = None if self._work is None else self._work.outer
+        while work is not None:
+            if work.transaction_in_use is not None:
+                held.append(work.transaction_in_use.endpoint)
+            work = work.outer
+        cast("Executor", self._executor).router.held = tuple(held)
+
+    def note_event(self, name: str, attributes: Mapping[str, telemetry.AttributeValue]) -> None:
+        """Tell the current span about it."""
+        if self._policy.is_traced:
+            telemetry.add_event(name, attributes)
 
     @property
     def is_writing(self) -> bool:
@@ -519,13 +703,13 @@ class DataSession(StatementMethods):
             block = block.parent
         return block
 
-    def lock_of(self, block: Block | None) -> asyncio.Lock:
+    def turns_of(self, block: Block | None) -> Turns:
         """What serialises the statements of a block; without one, those of the session."""
         if block is not None:
-            return block.lock
-        if self._executor is None:
+            return block.turns
+        if self._turns is None:
             self._start()
-        return cast("Work", self._work).lock
+        return cast("Turns", self._turns)
 
     def next_savepoint(self) -> str:
         """A name for a savepoint, new in this session."""
@@ -535,12 +719,7 @@ class DataSession(StatementMethods):
     def undo_hooks(self, since: int) -> None:
         """A block was undone: what it wanted to run after its commit never runs."""
         if self._work is not None:
-            self._work.settle(self._work.take_hooks(since), committed=False)
-
-    async def end_snapshot(self) -> None:
-        """End the READ ONLY transaction of a block."""
-        if self._work is not None:
-            await self._work.end_snapshot()
+            self._work.settle(committed=False, since=since)
 
     def spoil(self, reason: str) -> None:
         """Leave only rollback for the transaction that is open."""
@@ -548,26 +727,26 @@ class DataSession(StatementMethods):
         if transaction is not None and transaction.is_open:
             transaction.doom(DataError(DataErrorKind.QUERY, reason))
 
-    async def end_transaction(self, *, commit: bool, reason: str, hooks_since: int = 0) -> None:
-        """End the transaction that a block has opened; the block holds the lock."""
-        if self._work is not None:
-            await self._work.finish(commit=commit, reason=reason, deadline=self.deadline(), hooks_since=hooks_since)
-
     async def begin_stream(self, intent: AccessIntent | None) -> tuple[AccessIntent, Transaction | None]:
         """What a cursor runs in: the transaction around it, or a snapshot of its own.
 
         Returns:
             The intent of its statements, and the snapshot where it has one.
         """
-        plan = self._current_plan()
+        plan, terms = self._current_plan(), self._terms()
         if intent is None:
-            intent = plan.intent if plan.is_managed else AccessIntent.READ
-        if self.transaction_in_use is not None or intent is not AccessIntent.READ or plan.read_only:
+            intent = plan.intent if terms.is_shared else AccessIntent.READ
+        if self.transaction_in_use is not None or intent is not AccessIntent.READ or terms.opens_with_reads:
             return intent, None
-        async with self.lock_of(self.innermost_block()):
+        turns = self.turns_of(self.innermost_block())
+        await turns.wait()
+        try:
             self.check_open()
-            await self._open((), plan, None, read_only=True, is_snapshot=True)
-            return intent, cast("Work", self._work).snapshot
+            work, executor = self.make_work(), cast("Executor", self._executor)
+            await open_transaction(work, executor, (), plan, _SNAPSHOT, None, is_snapshot=True)
+            return intent, work.snapshot
+        finally:
+            turns.leave()
 
     async def end_stream(self, snapshot: Transaction) -> None:
         """The iteration has ended, and its snapshot with it."""
@@ -586,25 +765,45 @@ class DataSession(StatementMethods):
             intent: None takes what holds here.
         """
         self.check_open()
-        async with self.lock_of(self.innermost_block()):
+        block = self.innermost_block()
+        turns = self.turns_of(block)
+        may_share = turns.can_be_shared and self._may_share(intent)
+        if not turns.take(may_share=may_share):
+            await turns.wait(may_share=may_share)
+        task = asyncio.current_task()
+        try:
             # Second check: the session may have ended while this task waited for its turn.
             self.check_open()
             plan = self._current_plan()
-            task = self._running = asyncio.current_task()
-            try:
-                return await self._dispatch(statements, intent or plan.intent, plan)
-            except asyncio.CancelledError:
-                if self._is_interrupted and task is not None and self.stopped_by is not None:
-                    self._is_interrupted = False
-                    if task.uncancel() == 0:
-                        raise self.stopped_by from None
-                raise
-            except DataError as error:
-                if error.kind is DataErrorKind.READ_ONLY:
-                    raise self._explain_read_only(statements, error) from error.__cause__
-                raise
-            finally:
-                self._running = None
+            self._running.add(task)
+            work, executor = cast("Work", self._work), cast("Executor", self._executor)
+            return await dispatch(work, executor, statements, intent or plan.intent, plan, block)
+        except asyncio.CancelledError:
+            if task in self._interrupted and task is not None and self.stopped_by is not None:
+                self._interrupted.discard(task)
+                if task.uncancel() == 0:
+                    raise self.stopped_by from None
+            raise
+        except DataError as error:
+            if is_conflict(error):
+                self.conflict = error
+            if error.kind is DataErrorKind.READ_ONLY:
+                raise self._explain_read_only(statements, error) from error.__cause__
+            raise
+        finally:
+            self._running.discard(task)
+            turns.leave()
+
+    def _may_share(self, intent: AccessIntent | None) -> bool:
+        """Whether a statement is a read outside of a transaction, which others may run beside."""
+        plan = self._current_plan()
+        return (intent or plan.intent) is AccessIntent.READ and not self._terms().opens_with_reads
+
+    def about_to_write(self) -> None:
+        """A statement with write intent is about to open a transaction."""
+        self._tenant.check_writable()
+        if self.writers is not None:
+            self.writers.claim(self)
 
     def iterate(
         self, query: Query, params: Params | None, row_factory: RowFactory[Any] | None, size: int
@@ -612,10 +811,15 @@ class DataSession(StatementMethods):
         """What `stream` is made of."""
         return loan.stream(self, None, query, params, row_factory, size)
 
-    def _make_work(self) -> Work:
+    def make_work(self) -> Work:
+        """What is under way; made when it is first asked for."""
         if self._work is None:
+            self.due_hooks = DueHooks()
             self._work = Work(self, self._policy, self._background)
         return self._work
+
+    def _terms(self) -> Terms:
+        return (None if self._work is None else self._work.terms) or self._current_plan().terms
 
     def _start(self) -> None:
         self.check_open()
@@ -623,7 +827,9 @@ class DataSession(StatementMethods):
             # The configuration was loaded anew since the request began, which had no use for its datasource yet.
             self._datasource = self.registry.successor(self._datasource)
         self._datasource.enter()
-        self._make_work()
+        self.make_work()
+        self._running, self.committing = set(), set()
+        self._turns = Turns()
         policy = self._policy
         is_traced = policy.is_traced and telemetry.is_recording()
         self._executor = Executor(
@@ -636,88 +842,6 @@ class DataSession(StatementMethods):
         if self._owner is not None:
             self._owner.first_statement(self)
 
-    async def _dispatch(self, statements: Sequence[Statement], intent: AccessIntent, plan: Plan) -> list[Result]:
-        if plan.read_only and intent is AccessIntent.WRITE:
-            raise DataError(DataErrorKind.READ_ONLY, "the transaction is read only")
-        if intent is AccessIntent.WRITE:
-            self._tenant.check_writable()
-        executor = cast("Executor", self._executor)
-        block = self.innermost_block()
-        work = cast("Work", self._work)
-        transaction = work.transaction
-        if transaction is None and work.snapshot is not None:
-            if intent is AccessIntent.WRITE:
-                raise DataError(
-                    DataErrorKind.QUERY,
-                    "a write was sent while a read-only block or a stream holds a replica; end that first, or put"
-                    " `async with db.transaction():` around both, so that they share one connection",
-                )
-            transaction = work.snapshot
-        if transaction is not None:
-            if transaction.read_only and intent is AccessIntent.WRITE:
-                raise DataError(DataErrorKind.READ_ONLY, "the transaction is read only")
-            executor.note_transaction(transaction, intent)
-            return await transaction.run(
-                statements,
-                deadline=plan.deadline,
-                as_read=intent is AccessIntent.READ,
-                is_guarded=block is not None and block.is_guarded,
-            )
-        if block is not None and block.kind is BlockKind.SNAPSHOT:
-            return await self._open(statements, plan, block, read_only=True, is_snapshot=True)
-        if intent is AccessIntent.READ and not plan.read_only:
-            return await executor.read(statements, deadline=plan.deadline, freshness=plan.freshness)
-        if self.writers is not None and intent is AccessIntent.WRITE:
-            self.writers.claim(self)
-        if plan.is_managed or (block is not None and block.is_transactional):
-            return await self._open(statements, plan, block, read_only=plan.read_only)
-        # Nothing surrounds it: the statement is a transaction by itself.
-        committed = False
-        try:
-            results = await self._open(statements, plan, block, read_only=plan.read_only)
-            committed = True
-        finally:
-            await work.finish(
-                commit=committed,
-                reason="the statement failed",
-                deadline=plan.deadline,
-                # Those that wait here wait for the end of the session.
-                hooks_since=work.hook_count,
-            )
-        return results
-
-    async def _open(
-        self,
-        statements: Sequence[Statement],
-        plan: Plan,
-        block: Block | None,
-        *,
-        read_only: bool,
-        is_snapshot: bool = False,
-    ) -> list[Result]:
-        """Open a transaction, and the savepoints of the blocks that are open, in its first statements' round trip."""
-        blocks = [] if block is None else block.with_parents()
-        savepoints = [Statement(f"savepoint {name}", prepare=False) for one in blocks if (name := one.name_savepoint())]
-        isolation = next((one.isolation for one in reversed(blocks) if one.isolation is not None), plan.isolation)
-        if read_only and isolation is None:
-            isolation = Isolation.REPEATABLE_READ
-        opened = await cast("Executor", self._executor).begin(
-            statements,
-            deadline=plan.deadline,
-            read_only=read_only,
-            isolation=isolation,
-            freshness=plan.freshness,
-            savepoints=savepoints,
-        )
-        work = cast("Work", self._work)
-        if is_snapshot:
-            work.snapshot = opened.transaction
-        else:
-            work.transaction = opened.transaction
-        if opened.error is not None:
-            raise opened.error from opened.error.__cause__
-        return opened.results
-
     # -- the end
 
     async def _end_midway(self, *, commit: bool) -> None:
@@ -727,34 +851,37 @@ class DataSession(StatementMethods):
                 DataErrorKind.QUERY,
                 "commit() and rollback() end the whole transaction; leave the transaction() block first",
             )
-        work = self._work
-        if work is not None and self._executor is not None:
-            async with work.lock:
+        work, turns = self._work, self._turns
+        if work is not None:
+            if commit:
+                await work.run_before_commit()
+            if turns is not None:
+                await turns.wait()
+            try:
                 self.check_open()
-                await self.end_transaction(commit=commit, reason="rollback() was called")
-        elif work is not None:
-            work.settle(work.take_hooks(), committed=commit)
-        if not commit:
-            self._rollback_reason = None
+                await work.finish(commit=commit, reason="rollback() was called", deadline=self.deadline())
+            finally:
+                if turns is not None:
+                    turns.leave()
+            if not commit:
+                work.rollback_reason = work.doomed_by = None
         await self.run_due_hooks()
 
     def _unfinished(self) -> set[asyncio.Task[Any]]:
         """The tasks that still end the session, or a transaction of it."""
         ending = self._ending if self._state is SessionState.ENDING else None
-        committing = None if self._work is None else self._work.committing
-        return {task for task in (ending, committing) if task is not None and not task.done()}
+        return {task for task in (ending, *self.committing) if task is not None and not task.done()}
 
-    async def _acquire_for_the_end(self, lock: asyncio.Lock, deadline: float | None, *, commit: bool) -> None:
+    async def _take_for_the_end(self, turns: Turns, deadline: float | None, *, commit: bool) -> None:
         """Wait for the statement of another task of the request; bounded, for it may hang."""
-        if not lock.locked():
-            await lock.acquire()
+        if turns.take():
             return
         loop = asyncio.get_running_loop()
         if self.innermost_block() is None:
             until = loop.time() + (self._policy.commit_timeout_s if commit else _ROLLBACK_WAIT_S)
             try:
                 async with asyncio.timeout_at(until if deadline is None or not commit else deadline):
-                    await lock.acquire()
+                    await turns.wait()
                 return
             except TimeoutError:
                 raise DataError(
@@ -798,6 +925,13 @@ class DataSession(StatementMethods):
             sqlstate=error.sqlstate or "25006",
         )
 
+
+_NO_TASKS: Final[set[asyncio.Task[Any] | None]] = set()
+_NO_COMMITS: Final[set[asyncio.Task[None]]] = set()
+_NO_HOOKS: Final = DueHooks()
+"""Stand in until there is something to put in; nothing is ever added to these."""
+
+_SNAPSHOT: Final = Terms(is_shared=False, read_only=True)
 
 _ROLLBACK_WAIT_S: Final = 5.0
 """Seconds that a rollback waits for a statement that has been stopped; then its connection is taken away."""

@@ -8,7 +8,8 @@ start with `asgi_datasource.` where they have none.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Generator, Mapping
+from contextlib import contextmanager
 from functools import lru_cache
 from typing import TYPE_CHECKING, Final
 
@@ -34,6 +35,19 @@ TENANT_STRATEGY: Final = "asgi_datasource.tenant.strategy"
 OUTCOME: Final = "asgi_datasource.transaction.outcome"
 ROLLBACK_REASON: Final = "asgi_datasource.transaction.rollback_reason"
 ERROR_KIND: Final = "asgi_datasource.error.kind"
+SAVEPOINT: Final = "asgi_datasource.savepoint"
+HOOK: Final = "asgi_datasource.hook"
+HOOK_EVENT: Final = "asgi_datasource.hook.event"
+RETRY_ATTEMPT: Final = "asgi_datasource.retry.attempt"
+RETRY_DELAY_MS: Final = "asgi_datasource.retry.delay_ms"
+RETRY_OUTCOME: Final = "asgi_datasource.retry.outcome"
+
+SAVEPOINT_SET: Final = "asgi_datasource.savepoint.set"
+SAVEPOINT_ROLLED_BACK: Final = "asgi_datasource.savepoint.rolled_back"
+DOOMED: Final = "asgi_datasource.transaction.doomed"
+RETRY: Final = "asgi_datasource.transaction.retry"
+HOOK_FAILED: Final = "asgi_datasource.hook.failed"
+"""Events, on the span that is current where they happen."""
 
 DB_SYSTEM: Final = "db.system.name"
 DB_NAMESPACE: Final = "db.namespace"
@@ -120,6 +134,54 @@ def start_statement_span(text: str, count: int, server: Mapping[str, AttributeVa
     if count > 1:
         attributes[DB_BATCH_SIZE] = count
     return _tracer.start_span(summary, kind=SpanKind.CLIENT, attributes=attributes)
+
+
+def add_event(name: str, attributes: Mapping[str, AttributeValue]) -> None:
+    """Add an event to the span that is current here, where it is recorded."""
+    span = trace.get_current_span()
+    if span.is_recording():
+        span.add_event(name, attributes)
+
+
+def retry_attributes(attempt: int, delay_s: float, conflict: DataError) -> dict[str, AttributeValue]:
+    """What to say of another attempt.
+
+    Args:
+        attempt: How many have failed.
+        delay_s: Seconds until the next.
+        conflict: What the last has failed with.
+    """
+    return {
+        RETRY_ATTEMPT: attempt,
+        RETRY_DELAY_MS: round(delay_s * 1000, 3),
+        DB_STATUS_CODE: conflict.sqlstate or "",
+    }
+
+
+@contextmanager
+def hook_span(event: str, name: str, *, is_traced: bool) -> Generator[Callable[[Exception], None]]:
+    """A span around a hook, current while it runs; gives the function that marks it as failed.
+
+    Args:
+        event: What it has waited for.
+        name: The hook's.
+        is_traced: Whether there are spans.
+    """
+    if not is_traced or not is_recording():
+        yield _ignore
+        return
+
+    def fail(error: Exception) -> None:
+        span.add_event(HOOK_FAILED, {ERROR_TYPE: type(error).__name__})
+        span.set_attribute(ERROR_TYPE, type(error).__name__)
+        span.set_status(Status(StatusCode.ERROR, type(error).__name__))
+
+    with _tracer.start_as_current_span(event, attributes={HOOK_EVENT: event, HOOK: name}) as span:
+        yield fail
+
+
+def _ignore(_: Exception) -> None:
+    """Without a span there is nothing to mark."""
 
 
 def current_span_context() -> SpanContext | None:

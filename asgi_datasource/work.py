@@ -9,7 +9,17 @@ from .background import BackgroundTasks
 from .errors import CommitUnknown, DataError, DataErrorKind
 from .plan import SessionPolicy
 from .routing import ReadAfterWritePin
-from .transaction import Hook, Hooks, Transaction, WaitingHooks, unexpected_rollback
+from .transaction import (
+    DueHooks,
+    Hook,
+    HookEvent,
+    Terms,
+    Transaction,
+    WaitingHooks,
+    call_hook,
+    is_conflict,
+    unexpected_rollback,
+)
 
 
 class WorkOwner(Protocol):
@@ -18,33 +28,81 @@ class WorkOwner(Protocol):
     stopped_by: DataError | None
     """Why only the rollback is left, where that is so."""
 
-    @property
-    def rollback_reason(self) -> str | None:
-        """What was given as the reason to roll back whatever the outcome."""
-        ...
+    committing: set[asyncio.Task[None]]
+    """Commits that are still on their way, whoever waits for them."""
+
+    due_hooks: DueHooks
+    """Where hooks go whose transaction has ended."""
+
+    conflict: DataError | None
+    """What the last transaction that ended has lost against another one by."""
+
+    commits: int
+    """How often something was committed, or may have been."""
 
     @property
     def pin(self) -> ReadAfterWritePin:
         """Learns the position of a commit in the write-ahead log."""
         ...
 
+    def about_to_write(self) -> None:
+        """A statement with write intent is about to open a transaction.
+
+        Raises:
+            DataError: It must not.
+        """
+        ...
+
 
 class Work:
-    """The transaction and the snapshot of a session, from its first statement to a known end."""
+    """The statements of a session between two ends, and what they share.
 
-    __slots__ = ("_background", "_hooks", "_owner", "_policy", "committing", "lock", "snapshot", "transaction")
+    A session has one, for the transaction of the request. A block that has its own transaction, or none, puts another
+    in front of it for as long as it lasts.
 
-    def __init__(self, owner: WorkOwner, policy: SessionPolicy, background: BackgroundTasks) -> None:
+    Args:
+        owner: The session.
+        policy: What the configuration says.
+        background: Where ends go on when the caller is cancelled.
+        terms: What its transaction is; None leaves that to the plan of the request.
+        outer: The work that waits for the end of this one.
+    """
+
+    __slots__ = (
+        "_background",
+        "_hooks",
+        "_owner",
+        "_policy",
+        "doomed_by",
+        "outer",
+        "rollback_reason",
+        "snapshot",
+        "terms",
+        "transaction",
+    )
+
+    def __init__(
+        self,
+        owner: WorkOwner,
+        policy: SessionPolicy,
+        background: BackgroundTasks,
+        *,
+        terms: Terms | None = None,
+        outer: Work | None = None,
+    ) -> None:
         self._owner = owner
         self._policy = policy
         self._background = background
-        self._hooks: Hooks | None = None
-        self.lock = asyncio.Lock()
-        """Serialises the statements."""
+        self._hooks: WaitingHooks = []
+        self.terms = terms
+        self.outer = outer
         self.transaction: Transaction | None = None
         self.snapshot: Transaction | None = None
-        """The READ ONLY transaction of a block or a stream."""
-        self.committing: asyncio.Task[None] | None = None
+        """The READ ONLY transaction of a stream."""
+        self.doomed_by: DataError | None = None
+        """What leaves it nothing but a rollback, although the server would commit: a commit raises it."""
+        self.rollback_reason: str | None = None
+        """What `set_rollback_only` was told: nothing is committed, and nobody is surprised."""
 
     @property
     def transaction_in_use(self) -> Transaction | None:
@@ -55,52 +113,56 @@ class Work:
 
     @property
     def hook_count(self) -> int:
-        """How many hooks wait for the end of the transaction."""
-        return 0 if self._hooks is None else len(self._hooks)
+        """How many hooks wait for its end."""
+        return len(self._hooks)
+
+    def add_hook(self, event: HookEvent, function: Hook) -> None:
+        """Wait with `function` for an end."""
+        self._hooks.append((event, function))
+
+    def about_to_write(self) -> None:
+        """A statement with write intent is about to open a transaction."""
+        self._owner.about_to_write()
+
+    async def run_before_commit(self) -> None:
+        """Run the hooks that come before the commit, and those that they add; what one raises goes to the caller."""
+        while (first := next((hook for hook in self._hooks if hook[0] is HookEvent.BEFORE_COMMIT), None)) is not None:
+            self._hooks.remove(first)
+            await call_hook(first[1])
 
     @property
-    def has_due_hooks(self) -> bool:
-        """Whether there is something for `run_due_hooks`."""
-        return self._hooks is not None and self._hooks.has_due
+    def has_hooks_before_commit(self) -> bool:
+        """Whether there is something for `run_before_commit`."""
+        return any(event is HookEvent.BEFORE_COMMIT for event, _ in self._hooks)
 
-    def add_hook(self, function: Hook, *, on_commit: bool) -> None:
-        """Wait with `function` for a commit, or else for a rollback."""
-        if self._hooks is None:
-            self._hooks = Hooks()
-        self._hooks.add(function, on_commit=on_commit)
+    def settle(self, *, committed: bool | None, since: int = 0) -> None:
+        """The hooks added after there were `since` have come to their end, without a transaction or before its own."""
+        self._owner.due_hooks.settle(self._take_hooks(since), committed=committed)
 
-    def take_hooks(self, since: int = 0) -> WaitingHooks:
-        """The hooks added after there were `since`; `settle` them when the outcome is known."""
-        return [] if self._hooks is None else self._hooks.take(since)
-
-    def settle(self, hooks: WaitingHooks, *, committed: bool | None) -> None:
-        """Those that waited for this outcome become due; none of them when nobody can tell what it was."""
-        if self._hooks is not None:
-            self._hooks.settle(hooks, committed=committed)
-
-    async def run_due_hooks(self) -> None:
-        """Run the hooks whose transaction has ended, each isolated from the others."""
-        if self._hooks is not None:
-            await self._hooks.run_due()
+    def _take_hooks(self, since: int = 0) -> WaitingHooks:
+        taken = self._hooks[since:]
+        del self._hooks[since:]
+        return taken
 
     # -- the end
 
-    async def finish(self, *, commit: bool, reason: str, deadline: float | None, hooks_since: int = 0) -> None:
-        """End whatever is open; the caller holds the lock.
+    async def finish(self, *, commit: bool, reason: str, deadline: float | None, takes_hooks: bool = True) -> None:
+        """End whatever is open; the caller has the session to itself.
 
         Args:
             commit: Commit; otherwise roll back.
             reason: Why it is rolled back, for the span.
             deadline: Event-loop time at which the time is up.
-            hooks_since: The hooks before these wait for another end.
+            takes_hooks: Whether its hooks have waited for this end.
 
         Raises:
             DataError: It was to be committed and was not (for CommitUnknown: nobody could tell).
         """
-        hooks = self.take_hooks(hooks_since)
+        hooks = self._take_hooks() if takes_hooks else []
         committed = False
         transaction, self.transaction = self.transaction, None
-        owner = self._owner
+        if self.outer is None:
+            self.terms = None
         try:
             try:
                 await self.end_snapshot()
@@ -108,62 +170,75 @@ class Work:
                 if transaction is not None:
                     self._background.spawn(transaction.rollback("cancelled"))
                 raise
-            stopped_by = owner.stopped_by
+            refusal = self._refusal(None if transaction is None else deadline) if commit else None
             if transaction is None:
-                if commit and stopped_by is not None:
-                    raise stopped_by
+                if refusal is not None:
+                    raise refusal
                 committed = commit
                 return
-            loop = asyncio.get_running_loop()
-            if commit and stopped_by is None and deadline is not None and loop.time() >= deadline:
-                stopped_by = deadline_passed()
-            if commit and stopped_by is not None:
-                await transaction.rollback(stopped_by.kind.value)
-                raise stopped_by
-            rollback_reason = owner.rollback_reason
+            if is_conflict(transaction.failure):
+                self._owner.conflict = transaction.failure
+            if refusal is not None:
+                await transaction.rollback(self.rollback_reason or refusal.kind.value)
+                raise refusal
             if not commit:
-                await transaction.rollback(rollback_reason or reason)
+                await transaction.rollback(self.rollback_reason or reason)
                 return
-            if rollback_reason is not None:
-                await transaction.rollback(rollback_reason)
-                raise unexpected_rollback(DataError(DataErrorKind.OTHER, rollback_reason))
             if deadline is None:
-                deadline = loop.time() + self._policy.commit_timeout_s
+                deadline = asyncio.get_running_loop().time() + self._policy.commit_timeout_s
             # From here on it is the commit's own task that knows what becomes of the hooks, whoever still waits for it.
-            committing = self.committing = self._background.spawn(self._commit(transaction, hooks, deadline))
+            committing = self._background.spawn(self._commit(transaction, hooks, deadline))
             hooks = []
+            self._owner.committing.add(committing)
+            committing.add_done_callback(self._owner.committing.discard)
             await asyncio.shield(committing)
         finally:
-            self.settle(hooks, committed=committed)
+            self._owner.due_hooks.settle(hooks, committed=committed)
+
+    def _refusal(self, deadline: float | None) -> DataError | None:
+        """Why it must not be committed."""
+        if self._owner.stopped_by is not None:
+            return self._owner.stopped_by
+        if deadline is not None and asyncio.get_running_loop().time() >= deadline:
+            return deadline_passed()
+        if self.rollback_reason is not None:
+            return unexpected_rollback(DataError(DataErrorKind.OTHER, self.rollback_reason))
+        return None if self.doomed_by is None else unexpected_rollback(self.doomed_by)
 
     async def _commit(self, transaction: Transaction, hooks: WaitingHooks, deadline: float) -> None:
         committed: bool | None = None
+        owner = self._owner
         try:
             await transaction.commit(deadline=deadline, doubt_timeout_s=self._policy.doubt_timeout_s)
             committed = True
+            # What only read can be done again.
+            owner.commits += transaction.identity is not None
         except CommitUnknown:
+            owner.commits += 1
             raise
-        except DataError:
+        except DataError as error:
             committed = False
+            if is_conflict(error):
+                owner.conflict = error
             raise
         finally:
-            self.settle(hooks, committed=committed)
+            owner.due_hooks.settle(hooks, committed=committed)
         if transaction.wal_position is not None:
-            self._owner.pin.lsn = transaction.wal_position
+            owner.pin.lsn = transaction.wal_position
 
     async def end_snapshot(self) -> None:
-        """End the READ ONLY transaction of a block or a stream."""
+        """End the READ ONLY transaction of a stream."""
         snapshot, self.snapshot = self.snapshot, None
         if snapshot is not None:
             await snapshot.rollback("end of the snapshot")
 
     def abandon(self) -> None:
-        """Somebody else holds the lock for too long: take the connections away from under it."""
+        """Somebody else has the session for too long: take the connections away from under it."""
         for transaction in (self.transaction, self.snapshot):
             if transaction is not None and transaction.is_open:
                 self._background.spawn(transaction.rollback("abandoned"))
         self.transaction = self.snapshot = None
-        self.settle(self.take_hooks(), committed=False)
+        self.settle(committed=False)
 
 
 def deadline_passed() -> DataError:

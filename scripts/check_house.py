@@ -11,11 +11,11 @@ PACKAGE = Path(__file__).parent.parent / "asgi_datasource"
 
 FLOORS: tuple[tuple[str, ...], ...] = (
     ("errors", "background"),
-    ("telemetry", "inbox", "prefixes", "hostnames", "fairness"),
+    ("telemetry", "inbox", "turns", "prefixes", "hostnames", "fairness"),
     ("config", "routing", "drivers", "tenancy"),
     ("problems", "datasource", "fleet", "transaction"),
     ("plan", "router", "execution", "statements"),
-    ("paths", "block", "loan", "lookup", "work", "writers"),
+    ("paths", "annotated", "block", "dispatch", "loan", "lookup", "work", "writers"),
     ("session", "compiled"),
     ("compiling",),
     ("registry",),

@@ -1,56 +1,71 @@
-"""`@transactional`: the options of a route or of a service function, written where it is defined."""
+"""`@transactional`: the options of a route, of a service function or of a block, written where it is defined."""
 
 from __future__ import annotations
 
 import functools
 import inspect
-import time
-from collections.abc import Awaitable, Callable, Iterable
-from contextvars import ContextVar
-from dataclasses import dataclass
-from typing import Any, Final, ParamSpec, Protocol, TypeVar, cast, overload
+from collections.abc import Callable, Iterable
+from contextlib import AbstractAsyncContextManager
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Final, TypeVar, cast, overload
 
-from .options import Isolation, OutcomeEntry, OutcomeRule, TransactionOptions, parse_isolation
+from ..errors import DataError, DataErrorKind
+from .frames import current_runner
+from .options import (
+    Isolation,
+    OutcomeEntry,
+    OutcomeRule,
+    TransactionOptions,
+    parse_isolation,
+    parse_propagation,
+)
+from .propagation import Propagation
 
-P = ParamSpec("P")
-R = TypeVar("R")
+if TYPE_CHECKING:
+    from ..session import DataSession
+
 F = TypeVar("F", bound=Callable[..., Any])
 
 _ATTRIBUTE: Final = "__asgi_datasource_transactional__"
 
 
-@dataclass(frozen=True, slots=True)
-class Frame:
-    """A running function that carries an annotation.
+class Transactional:
+    """What `transactional(...)` gives: a decorator, and a block to enter once."""
 
-    Attributes:
-        options: What the annotation says.
-        function: The annotated function, as it can be found in `scope["endpoint"]`.
-        deadline: `time.monotonic()` at which its time is up; None when it has no timeout.
-    """
+    __slots__ = ("_block", "_options")
 
-    options: TransactionOptions
-    function: object
-    deadline: float | None
+    def __init__(self, options: TransactionOptions) -> None:
+        self._options = options
+        self._block: AbstractAsyncContextManager[DataSession] | None = None
 
+    def __repr__(self) -> str:
+        return f"<transactional {self._options.propagation.value}>"
 
-current_frame: ContextVar[Frame | None] = ContextVar("asgi_datasource_frame", default=None)
+    def __call__(self, function: F) -> F:
+        """Annotate a function, a method, or a class of endpoints."""
+        return _annotate(function, self._options)
 
+    async def __aenter__(self) -> DataSession:
+        if self._block is not None:
+            raise RuntimeError("this block is open already; write `async with transactional(...)` for each")
+        if self._options.retry or self._options.stream:
+            raise ValueError("retry and stream: a block cannot be run again, nor outlive itself; annotate a function")
+        runner = current_runner.get()
+        if runner is None:
+            raise no_session()
+        block = self._block = runner.session.enter(self._options)
+        try:
+            return await block.__aenter__()
+        except BaseException:
+            self._block = None
+            raise
 
-class AnnotatedRunner(Protocol):
-    """What runs an annotated service function inside its transaction: the session."""
-
-    async def run_annotated(self, frame: Frame, call: Callable[[], Awaitable[R]], /) -> R:
-        """Call and await; the transaction around it is used, or one of its own is opened and ended."""
-        ...
-
-    def note_failure(self, frame: Frame, error: Exception, /) -> None:
-        """An exception leaves an annotated function."""
-        ...
-
-
-current_runner: ContextVar[AnnotatedRunner | None] = ContextVar("asgi_datasource_session", default=None)
-"""The session of the request or block that runs here. Child tasks inherit it; the state itself lives on the session."""
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        block, self._block = self._block, None
+        if block is not None:
+            await block.__aexit__(kind, error, traceback)
 
 
 @overload
@@ -62,10 +77,14 @@ def transactional(
     *,
     read_only: bool = ...,
     isolation: Isolation | str | None = ...,
+    propagation: Propagation | str = ...,
     timeout: float | None = ...,
+    retry: int = ...,
+    deferrable: bool = ...,
+    stream: bool = ...,
     commit_on: Iterable[OutcomeEntry] = ...,
     rollback_on: Iterable[OutcomeEntry] = ...,
-) -> Callable[[F], F]: ...
+) -> Transactional: ...
 
 
 def transactional(
@@ -74,22 +93,37 @@ def transactional(
     *,
     read_only: bool = False,
     isolation: Isolation | str | None = None,
+    propagation: Propagation | str = Propagation.REQUIRED,
     timeout: float | None = None,
+    retry: int = 0,
+    deferrable: bool = False,
+    stream: bool = False,
     commit_on: Iterable[OutcomeEntry] = (),
     rollback_on: Iterable[OutcomeEntry] = (),
 ) -> Any:
-    """Run a route or a service function inside a transaction, with these options.
+    """Run a route, a service function or a block inside a transaction, with these options.
 
-    On a route nothing is opened until its first statement, and the transaction ends when its response starts. On an
-    `async` service function, the one transaction around it is used; where there is none (outside a managed request),
-    it gets one of its own that ends when it returns or raises.
+    `@transactional` and `@transactional(...)` annotate; `async with transactional(...) as db:` is a block.
+
+    On a route nothing is opened until its first statement, and the transaction ends when its response starts. Anywhere
+    else the transaction around it is used; where there is none (outside a managed request), it gets one of its own that
+    ends when the function returns or raises. An exception that leaves a function or block which has joined the
+    transaction around it leaves that one nothing but a rollback, also where the exception is caught further out: the
+    commit then raises `UnexpectedRollback`. Use "nested" for what may fail alone.
 
     Args:
         read_only: One READ ONLY transaction for all its reads, on one replica: a snapshot.
         isolation: "read committed", "repeatable read" or "serializable"; None leaves it to the server, and means
-            "repeatable read" together with `read_only`.
-        timeout: Seconds from the request's start (for a service function: from its call) to the end of COMMIT.
+            "repeatable read" together with `read_only`. Refused inside a transaction of another isolation.
+        propagation: "required"; "requires_new", which takes a second connection beside that of the transaction around
+            it, so that a pool of one is refused; "nested", a savepoint; "mandatory", "supports", "not_supported" or
+            "never".
+        timeout: Seconds from the request's start (for a function or block: from its call) to the end of COMMIT.
             It can only shorten the time that is left.
+        retry: How often to run it again when it has lost against another transaction (40001, 40P01): a route as a
+            whole, with the same body; a function where the transaction is its own.
+        deferrable: With `read_only` and "serializable": waits for a snapshot that can neither fail nor make fail.
+        stream: With `read_only`, on a route: the transaction lasts until the end of the response's body.
         commit_on: Statuses (409), classes of statuses ("4xx") or exception classes after which to commit all the same.
         rollback_on: Statuses, classes of statuses or exception classes after which to roll back all the same.
 
@@ -97,80 +131,73 @@ def transactional(
         The function with its signature kept; for a class (an `HTTPEndpoint`), the class itself.
 
     Raises:
-        TypeError: It is an async generator, whose end nobody can tell; open `async with db.transaction():` inside.
+        TypeError: It is a generator, whose end nobody can tell; open a block inside.
         ValueError: An option is none of the values above.
     """
-    if timeout is not None and not timeout > 0:
-        raise ValueError(f"timeout: {timeout!r} is not a positive number of seconds")
     options = TransactionOptions(
         read_only=read_only,
         isolation=parse_isolation(isolation),
+        propagation=parse_propagation(propagation),
         timeout_s=timeout,
+        retry=retry,
+        deferrable=deferrable,
+        stream=stream,
         commit_on=OutcomeRule.of(commit_on, where="commit_on"),
         rollback_on=OutcomeRule.of(rollback_on, where="rollback_on"),
     )
-    return _annotate(function, options) if function is not None else functools.partial(_annotate, options=options)
+    return Transactional(options) if function is None else _annotate(function, options)
 
 
-def _annotate(function: Callable[..., Any], options: TransactionOptions) -> Any:
+def _annotate(function: F, options: TransactionOptions) -> F:
     if isinstance(function, type):
+        if not any(hasattr(function, name) for name in ("dispatch", "__await__")):
+            raise TypeError(
+                f"@transactional on the class {function.__qualname__}, which is no HTTPEndpoint or WebSocketEndpoint:"
+                " annotate its methods"
+            )
         setattr(function, _ATTRIBUTE, options)
-        return function
+        return cast("F", function)
+    if isinstance(function, staticmethod | classmethod):
+        raise TypeError("@transactional: write it below @staticmethod or @classmethod, next to the function")
     if inspect.isasyncgenfunction(function) or inspect.isgeneratorfunction(function):
         raise TypeError(
             f"@transactional on {function.__qualname__}: a generator has no end that a transaction could wait for;"
-            " open `async with db.transaction():` inside it, or annotate the function that consumes it"
+            " write `async with transactional(...) as db:` inside it, or annotate the function that consumes it"
         )
-    if inspect.iscoroutinefunction(function):
+    if inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(type(function).__call__):
 
         @functools.wraps(function)
         async def run_async(*args: Any, **kwargs: Any) -> Any:
-            frame = _frame(options, run_async)
             runner = current_runner.get()
-
-            async def call() -> Any:
-                token = current_frame.set(frame)
-                try:
-                    return await function(*args, **kwargs)
-                except Exception as error:
-                    if runner is not None:
-                        runner.note_failure(frame, error)
-                    raise
-                finally:
-                    current_frame.reset(token)
-
-            # What surrounds the call is decided by what holds outside of it.
-            return await (call() if runner is None else runner.run_annotated(frame, call))
+            if runner is None:
+                return await function(*args, **kwargs)
+            return await runner.session.run_annotated(options, functools.partial(function, *args, **kwargs))
 
         setattr(run_async, _ATTRIBUTE, options)
-        return run_async
+        return cast("F", run_async)
 
     @functools.wraps(function)
     def run_sync(*args: Any, **kwargs: Any) -> Any:
-        frame = _frame(options, run_sync)
-        token = current_frame.set(frame)
-        try:
+        runner = current_runner.get()
+        if runner is None:
             return function(*args, **kwargs)
-        except Exception as error:
-            runner = current_runner.get()
-            if runner is not None:
-                runner.note_failure(frame, error)
-            raise
-        finally:
-            current_frame.reset(token)
+        result = runner.session.run_annotated_sync(options, functools.partial(function, *args, **kwargs))
+        if inspect.iscoroutine(result):
+            # An async function behind a decorator that hides it: it has not begun yet.
+            return runner.session.run_annotated(options, lambda: result)
+        return result
 
     setattr(run_sync, _ATTRIBUTE, options)
-    return run_sync
+    return cast("F", run_sync)
 
 
-def _frame(options: TransactionOptions, function: object) -> Frame:
-    """The frame of a call that starts now; its deadline never lies behind the one of the call around it."""
-    outer = current_frame.get()
-    deadline = None if outer is None else outer.deadline
-    if options.timeout_s is not None:
-        own = time.monotonic() + options.timeout_s
-        deadline = own if deadline is None else min(own, deadline)
-    return Frame(options, function, deadline)
+def no_session() -> DataError:
+    """The error where code asks for the session and there is none."""
+    return DataError(
+        DataErrorKind.QUERY,
+        "no session here: call this inside a request behind DataSourceMiddleware, or inside"
+        " `async with registry.session(tenant=...)`",
+    )
 
 
 def options_of(endpoint: object, method: str) -> TransactionOptions | None:
@@ -178,7 +205,9 @@ def options_of(endpoint: object, method: str) -> TransactionOptions | None:
     while isinstance(endpoint, functools.partial):
         endpoint = endpoint.func
     if isinstance(endpoint, type):
-        handler = getattr(endpoint, method.lower(), None)
+        name = method.lower()
+        # Where a class has no `head`, Starlette calls its `get`.
+        handler = getattr(endpoint, name, None) or (getattr(endpoint, "get", None) if name == "head" else None)
         found = getattr(handler, _ATTRIBUTE, None)
         if found is not None:
             return cast("TransactionOptions", found)

@@ -67,13 +67,15 @@ def read_identity(result: Result | None) -> Identity | None:
 
 
 @lru_cache(maxsize=32)
-def begin(isolation: Isolation | None, *, read_only: bool) -> Statement:
+def begin(isolation: Isolation | None, *, read_only: bool, is_deferrable: bool = False) -> Statement:
     """BEGIN with its modes. Never READ WRITE: that would defeat a server fenced by `default_transaction_read_only`."""
     text = "begin"
     if isolation is not None:
         text += f" isolation level {isolation.value}"
     if read_only:
         text += " read only"
+    if is_deferrable:
+        text += " deferrable"
     return Statement(text, prepare=False)
 
 

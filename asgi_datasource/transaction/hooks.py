@@ -1,60 +1,74 @@
-"""What runs after a transaction has ended."""
+"""What runs around the end of a transaction."""
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Awaitable, Callable
+from enum import StrEnum
 from typing import cast
+
+from .. import telemetry
 
 Hook = Callable[[], object]
 """Sync or async, without arguments."""
 
-WaitingHooks = list[tuple[bool, Hook]]
-"""Hooks, each with whether it waits for a commit, or else for a rollback."""
-
 logger = logging.getLogger("asgi_datasource.transaction")
 
 
-class Hooks:
-    """The hooks of one session: those of the transaction that is open, and those whose transaction has ended."""
+class HookEvent(StrEnum):
+    """What a hook waits for."""
 
-    __slots__ = ("_due", "_waiting")
+    BEFORE_COMMIT = "before_commit"
+    AFTER_COMMIT = "after_commit"
+    AFTER_ROLLBACK = "after_rollback"
+
+
+WaitingHooks = list[tuple[HookEvent, Hook]]
+"""Hooks, each with what it waits for."""
+
+
+class DueHooks:
+    """The hooks of one session whose transaction has ended."""
+
+    __slots__ = ("_due",)
 
     def __init__(self) -> None:
-        self._waiting: WaitingHooks = []
-        self._due: list[Hook] = []
+        self._due: WaitingHooks = []
+
+    def settle(self, waiting: WaitingHooks, *, committed: bool | None) -> None:
+        """The outcome of their transaction is known: those that waited for it become due, none when nobody can tell."""
+        if committed is not None:
+            event = HookEvent.AFTER_COMMIT if committed else HookEvent.AFTER_ROLLBACK
+            self._due += [hook for hook in waiting if hook[0] is event]
 
     def __len__(self) -> int:
-        """How many wait for the end of the transaction."""
-        return len(self._waiting)
+        return len(self._due)
 
-    @property
-    def has_due(self) -> bool:
-        """Whether there is something for `run_due`."""
-        return bool(self._due)
+    def forget(self, since: int = 0) -> None:
+        """Run none of those that became due after there were `since`: what they belong to is tried again."""
+        del self._due[since:]
 
-    def add(self, function: Hook, *, on_commit: bool) -> None:
-        """Wait with `function` for a commit, or else for a rollback."""
-        self._waiting.append((on_commit, function))
-
-    def take(self, since: int = 0) -> WaitingHooks:
-        """Those added after there were `since`: their transaction ends. `settle` them when its outcome is known."""
-        taken = self._waiting[since:]
-        del self._waiting[since:]
-        return taken
-
-    def settle(self, taken: WaitingHooks, *, committed: bool | None) -> None:
-        """The ones that waited for this outcome become due; none of them when nobody can tell what it was."""
-        self._due += [function for on_commit, function in taken if on_commit is committed]
-
-    async def run_due(self) -> None:
-        """Run what is due, each isolated from the others: a failure is logged and changes nothing."""
+    async def run(self, *, is_traced: bool) -> None:
+        """Run them, each isolated from the others: a failure is logged with its span and changes nothing."""
         while self._due:
-            function = self._due.pop(0)
-            try:
-                result = function()
-                if isinstance(result, Awaitable):
-                    await cast("Awaitable[object]", result)
-            except Exception:
-                name = getattr(function, "__qualname__", type(function).__name__)
-                logger.exception("the hook %s failed; the transaction's outcome stands", name)
+            event, function = self._due.pop(0)
+            name = name_of(function)
+            with telemetry.hook_span(event.value, name, is_traced=is_traced) as fail:
+                try:
+                    await call_hook(function)
+                except Exception as error:
+                    fail(error)
+                    logger.exception("the hook %s failed; the transaction's outcome stands", name)
+
+
+async def call_hook(function: Hook) -> None:
+    """Call a hook and await what it returns, where that can be awaited."""
+    result = function()
+    if isinstance(result, Awaitable):
+        await cast("Awaitable[object]", result)
+
+
+def name_of(function: Hook) -> str:
+    """A hook's name, for people."""
+    name: str = getattr(function, "__qualname__", type(function).__name__)
+    return name

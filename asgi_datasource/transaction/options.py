@@ -4,9 +4,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Final, cast
+
+from .propagation import Propagation
+
+MAX_RETRIES: Final = 20
+"""More attempts than this are no remedy for a conflict."""
 
 
 class Isolation(StrEnum):
@@ -65,16 +70,39 @@ class TransactionOptions:
     Attributes:
         read_only: One READ ONLY transaction on one replica for all the reads.
         isolation: None leaves it to the server; for read-only transactions REPEATABLE READ.
+        propagation: What becomes of the transaction around it.
         timeout_s: Seconds from the request's first byte (for a function: from its call) to the end of COMMIT.
+        retry: How often it is run again when it has lost against another transaction.
+        deferrable: The snapshot waits until it can be read without a serialization failure.
+        stream: A READ ONLY transaction of a route that lasts until the end of the response's body.
         commit_on: Outcomes that commit although the rules below would roll back.
         rollback_on: Outcomes that roll back although the rules below would commit.
     """
 
     read_only: bool = False
     isolation: Isolation | None = None
+    propagation: Propagation = Propagation.REQUIRED
     timeout_s: float | None = None
+    retry: int = 0
+    deferrable: bool = False
+    stream: bool = False
     commit_on: OutcomeRule = OutcomeRule()
     rollback_on: OutcomeRule = OutcomeRule()
+
+    def __post_init__(self) -> None:
+        if self.timeout_s is not None and not self.timeout_s > 0:
+            raise ValueError(f"timeout: {self.timeout_s!r} is not a positive number of seconds")
+        if isinstance(self.retry, bool) or not 0 <= self.retry <= MAX_RETRIES:
+            raise ValueError(f"retry: {self.retry!r} is not a number of attempts between 0 and {MAX_RETRIES}")
+        if self.deferrable and not (self.read_only and self.isolation is Isolation.SERIALIZABLE):
+            raise ValueError(
+                "deferrable: PostgreSQL has it for read-only serializable transactions alone; add read_only=True and"
+                ' isolation="serializable"'
+            )
+        if self.stream and not self.read_only:
+            raise ValueError(
+                "stream: a transaction that writes has to end before the response starts; add read_only=True"
+            )
 
     def commits(self, status: int) -> bool | None:
         """Whether a response of this status commits; None when this level does not say."""
@@ -91,6 +119,32 @@ class TransactionOptions:
         return True if isinstance(error, self.commit_on.exceptions) else None
 
 
+@dataclass(frozen=True, slots=True)
+class Terms:
+    """What a transaction is when it is opened, and what opens it.
+
+    Attributes:
+        is_shared: Writes share one transaction, which ends with what surrounds them; otherwise each statement commits.
+        read_only: It is READ ONLY.
+        isolation: None leaves it to the server.
+        deferrable: It waits for a snapshot that cannot fail.
+        opens_with_reads: Its first read opens it: its reads belong together, or decide what is written.
+    """
+
+    is_shared: bool
+    read_only: bool = False
+    isolation: Isolation | None = None
+    deferrable: bool = False
+    opens_with_reads: bool = field(init=False)
+
+    def __post_init__(self) -> None:
+        opens = self.is_shared and (self.read_only or self.isolation in _ONE_SNAPSHOT)
+        object.__setattr__(self, "opens_with_reads", opens)
+
+
+_ONE_SNAPSHOT: Final = frozenset({Isolation.REPEATABLE_READ, Isolation.SERIALIZABLE})
+
+
 def parse_isolation(value: Isolation | str | None) -> Isolation | None:
     """Read an isolation level as users write it.
 
@@ -104,3 +158,16 @@ def parse_isolation(value: Isolation | str | None) -> Isolation | None:
     except ValueError:
         levels = ", ".join(repr(level.value) for level in Isolation)
         raise ValueError(f"isolation: {value!r} is none of {levels}") from None
+
+
+def parse_propagation(value: Propagation | str) -> Propagation:
+    """Read a propagation as users write it.
+
+    Raises:
+        ValueError: It is none of the seven.
+    """
+    try:
+        return Propagation(value.lower())
+    except ValueError:
+        names = ", ".join(repr(one.value) for one in Propagation)
+        raise ValueError(f"propagation: {value!r} is none of {names}") from None

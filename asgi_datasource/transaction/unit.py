@@ -418,3 +418,12 @@ def unexpected_rollback(cause: DataError | None) -> UnexpectedRollback:
         f"nothing was committed, because the transaction had failed before{because}",
         sqlstate=None if cause is None else cause.sqlstate,
     )
+
+
+def isolation_refused(wanted: Isolation | None, present: Isolation | None) -> DataError:
+    """The error for an isolation that the transaction around it does not have."""
+    return DataError(
+        DataErrorKind.QUERY,
+        f"isolation {wanted.value if wanted else 'default'!r} was asked for inside a transaction that has"
+        f" {present.value if present else 'the default'!r}; isolation is decided where the transaction is opened",
+    )

@@ -68,9 +68,8 @@ async def test_the_block_and_the_later_session_of_the_transactions_page(world: W
     await world.sql("create table notes (text text); alter table notes owner to app")
     await world.sql("alter table orders add column receipt_sent bool; alter table orders alter item drop not null")
     await world.sql("alter table orders drop constraint orders_item_key")
-    blocks = samples("python", "docs/transactions.md")
-    place = run(blocks[1])["place"]
-    send_receipt = run(blocks[2])["send_receipt"]
+    place = run(sample_with("coupons"))["place"]
+    send_receipt = run(sample_with("async def send_receipt"))["send_receipt"]
     async with world.registry() as registry:
         await place_twice(registry, place)
         async with registry.session(tenant="acme") as db:
@@ -78,6 +77,21 @@ async def test_the_block_and_the_later_session_of_the_transactions_page(world: W
     assert await world.sql("select item, receipt_sent from orders") == [("tea", True)] * 2
     assert await world.sql("select code from coupons") == [("once",)]
     assert await world.sql("select text from notes") == [("coupon was used before",)]
+
+
+def sample_with(text: str) -> Sample:
+    """The sample of the transactions page that has this text in it."""
+    return next(sample for sample in samples("python", "docs/transactions.md") if text in sample.text)
+
+
+async def test_the_service_functions_of_the_transactions_page(world: World) -> None:
+    await world.sql("create table stock (item text, left_over int); alter table stock owner to app")
+    await world.sql("insert into stock values ('tea', 3)")
+    names = run(sample_with("update stock"))
+    async with world.registry() as registry, registry.session(tenant="acme"):
+        await names["place"]("tea")
+    assert await world.sql("select left_over from stock") == [(2,)]
+    assert await world.items() == ["tea"]
 
 
 async def place_twice(registry: DataSourceRegistry, place: Any) -> None:

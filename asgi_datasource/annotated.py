@@ -1,0 +1,116 @@
+"""Running an annotated function: a route's own, or a service function's, once or until it no longer loses."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Awaitable, Callable, Generator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, TypeVar
+
+from . import telemetry
+from .block import Block, refused
+from .routing import AccessIntent
+from .transaction import (
+    BARE,
+    Around,
+    Frame,
+    Propagation,
+    Step,
+    TransactionOptions,
+    backoff_s,
+    current_frame,
+)
+
+if TYPE_CHECKING:
+    from .session import DataSession
+
+R = TypeVar("R")
+
+logger = logging.getLogger("asgi_datasource.transaction")
+
+
+def block(session: DataSession, options: TransactionOptions) -> Block:
+    """A block that asks for a transaction with these options."""
+    deadline = None if options.timeout_s is None else time.monotonic() + options.timeout_s
+    return Block(session, options, is_exclusive=False, demotes=True, deadline=deadline)
+
+
+async def run(session: DataSession, options: TransactionOptions, invoke: Callable[[], Awaitable[R]]) -> R:
+    """Run an async function in the transaction that it asks for.
+
+    Args:
+        session: Whose transaction.
+        options: What its annotation says.
+        invoke: Calls it; more than once, where it is to be tried again.
+    """
+    if not session.is_open:
+        # It may not need the session at all; where it does, it is told.
+        return await invoke()
+    if session.is_route(options) and not session.is_in_route:
+        with _route(session, options):
+            return await invoke()
+    deadline = None if options.timeout_s is None else time.monotonic() + options.timeout_s
+    attempt = 0
+    while True:
+        attempt += 1
+        block = Block(session, options, is_exclusive=False, demotes=True, deadline=deadline)
+        hooks, commits = len(session.due_hooks), session.commits
+        session.forget_conflict()
+        try:
+            async with block:
+                return await invoke()
+        except Exception:
+            conflict = session.conflict
+            if conflict is None or block.step is not Step.OWN or attempt > options.retry:
+                raise
+            if session.commits != commits:
+                logger.warning("not run again after a conflict: a part of it had been committed already")
+                raise
+            delay_s = backoff_s(attempt)
+            limit = session.deadline() if deadline is None else deadline
+            if limit is not None and time.monotonic() + delay_s >= limit:
+                raise
+            session.due_hooks.forget(hooks)
+            session.note_event(telemetry.RETRY, telemetry.retry_attributes(attempt, delay_s, conflict))
+            await asyncio.sleep(delay_s)
+
+
+def run_sync(session: DataSession, options: TransactionOptions, invoke: Callable[[], R]) -> R:
+    """Run a function that is not async in the transaction around it.
+
+    Raises:
+        DataError: QUERY: it asks for one that would have to be opened, which takes an async function.
+    """
+    if not session.is_open:
+        return invoke()
+    if session.is_route(options) and not session.is_in_route:
+        with _route(session, options):
+            return invoke()
+    with Block(session, options, is_exclusive=False, demotes=True).joined():
+        return invoke()
+
+
+@contextmanager
+def _route(session: DataSession, options: TransactionOptions) -> Generator[None]:
+    """Inside the matched endpoint, whose annotation holds for the request as a whole."""
+    if options.propagation is Propagation.MANDATORY:
+        raise refused(Propagation.MANDATORY, Around.NOTHING)
+    outer = current_frame.get()
+    token = None
+    if outer is not None:
+        # An annotated function has called the rest of the application: here the route's own annotation is nearer.
+        intent = AccessIntent.READ if options.read_only else None if options.propagation in BARE else AccessIntent.WRITE
+        frame = Frame(intent, options.read_only, options.propagation not in BARE, outer.deadline)
+        token = current_frame.set(frame)
+    session.is_in_route = True
+    try:
+        yield
+    except BaseException as error:
+        session.note_failure(options, error)
+        raise
+    finally:
+        session.is_in_route = False
+        if token is not None:
+            current_frame.reset(token)

@@ -1,0 +1,408 @@
+"""`@transactional` on whatever can carry it: routes, classes, methods, functions, blocks, websockets."""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import inspect
+from collections.abc import AsyncIterator, Iterator
+from typing import Annotated, Any
+
+import anyio
+import httpx
+import pytest
+import websockets
+from fastapi import Depends, FastAPI, Query
+from starlette.endpoints import HTTPEndpoint, WebSocketEndpoint
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Route, WebSocketRoute
+from starlette.websockets import WebSocket
+
+from asgi_datasource import (
+    DataError,
+    DataErrorKind,
+    DataSession,
+    DataSourceMiddleware,
+    UnexpectedRollback,
+    current_session,
+    in_transaction,
+    session,
+    transactional,
+)
+from asgi_datasource.testing import serve
+from tests.apps import application, client
+from tests.pools import assert_whole
+from tests.world import World
+
+from .requests import request
+
+INSERT = "insert into orders (item) values (%s)"
+
+
+async def opened(db: Annotated[DataSession, Depends(session)]) -> AsyncIterator[str]:
+    # The route's annotation holds in its dependencies already.
+    level = await db.fetch_value("select current_setting('transaction_isolation')")
+    await db.execute(f"{INSERT} on conflict do nothing", ["from the dependency"])
+    yield level
+
+
+def plain(size: Annotated[int, Query(ge=1)] = 3) -> Iterator[int]:
+    yield size
+
+
+# -- what can carry it
+
+
+async def test_methods_of_an_endpoint_class_each_have_their_own(world: World) -> None:
+    class Orders(HTTPEndpoint):
+        @transactional(read_only=True)
+        async def get(self, request: Request) -> Response:
+            db = session(request)
+            level = await db.fetch_value("select current_setting('transaction_isolation')")
+            return JSONResponse([level, await db.fetch_value("select pg_is_in_recovery()")])
+
+        @transactional(isolation="serializable")
+        async def post(self, request: Request) -> Response:
+            db = session(request)
+            await db.execute(INSERT, ["tea"])
+            return JSONResponse(await db.fetch_value("select current_setting('transaction_isolation')"))
+
+    @transactional(isolation="repeatable read")
+    class Levels(HTTPEndpoint):
+        async def post(self, request: Request) -> Response:
+            return JSONResponse(await session(request).fetch_value("select current_setting('transaction_isolation')"))
+
+    async with client(world, [Route("/orders", Orders), Route("/levels", Levels)]) as http:
+        assert (await http.get("/orders")).json() == ["repeatable read", True]
+        # Starlette answers HEAD with the class's `get`, and so its annotation holds.
+        assert (await http.head("/orders")).status_code == 200
+        assert (await http.post("/orders")).json() == "serializable"
+        assert (await http.post("/levels")).json() == "repeatable read"
+    assert await world.items() == ["tea"]
+
+
+async def test_a_fastapi_route_keeps_its_signature_its_docs_and_its_dependencies(world: World) -> None:
+    app = FastAPI()
+
+    async def place(
+        item: str, level: Annotated[str, Depends(opened)], size: Annotated[int, Depends(plain)], times: int = 1
+    ) -> dict[str, Any]:
+        """Place an order."""
+        await current_session().execute(INSERT, [item])
+        return {"level": level, "size": size, "times": times}
+
+    annotated = transactional(isolation="serializable")(place)
+    assert inspect.signature(annotated) == inspect.signature(place)
+    assert (annotated.__name__, annotated.__doc__) == ("place", "Place an order.")
+    app.post("/orders/{item}", status_code=201)(annotated)
+    plain_app = FastAPI()
+    plain_app.post("/orders/{item}", status_code=201)(place)
+    assert app.openapi() == plain_app.openapi()
+
+    @app.post("/sync/{item}")
+    @transactional(rollback_on=[200])
+    def in_a_thread(item: str, db: Annotated[DataSession, Depends(session)]) -> int:
+        return anyio.from_thread.run(db.execute, INSERT, [item])
+
+    app.add_middleware(DataSourceMiddleware, registry=(registry := world.registry()))
+    async with (
+        serve(app) as server,
+        httpx.AsyncClient(base_url=server.url, headers={"X-Tenant": "acme"}) as http,
+    ):
+        placed = await http.post("/orders/tea", params={"size": 5})
+        assert (placed.status_code, placed.json()) == (201, {"level": "serializable", "size": 5, "times": 1})
+        assert (await http.post("/orders/tea", params={"size": 0})).status_code == 422
+        assert (await http.post("/sync/never")).json() == 1
+        await assert_whole(registry, world)
+    assert await world.items() == ["from the dependency", "tea"]
+
+
+async def test_methods_partials_and_hidden_coroutines(world: World) -> None:
+    class Shop:
+        @transactional
+        async def place(self, item: str) -> bool:
+            await current_session().execute(INSERT, [item])
+            return in_transaction()
+
+        @staticmethod
+        @transactional(propagation="requires_new")
+        async def audit(item: str) -> None:
+            await current_session().execute(INSERT, [item])
+
+        async def __call__(self, item: str) -> None:
+            await self.place(item)
+
+    def hide(function: Any) -> Any:
+        @functools.wraps(function)
+        def wrapper(*args: Any) -> Any:
+            return function(*args)
+
+        # What `functools.wraps` leaves of the coroutine function is not to be looked at.
+        del wrapper.__wrapped__  # type: ignore[attr-defined]
+        return wrapper
+
+    async def body(db: DataSession) -> None:
+        assert await Shop().place("a method")
+        await Shop.audit("a static method")
+        await transactional(functools.partial(Shop().place, "a partial"))()
+        await transactional(Shop())("an object")
+
+    async def hidden(db: DataSession) -> None:
+        with pytest.raises(ZeroDivisionError):
+            await transactional(hide(fails))("undone")
+
+    async def fails(item: str) -> None:
+        await current_session().execute(INSERT, [item])
+        raise ZeroDivisionError
+
+    async with world.registry(transactions={"default": "annotated"}) as registry:
+        assert (await request(registry, body)).status == 201
+    async with world.registry() as registry:
+        assert (await request(registry, hidden)).status == 500
+    assert await world.items() == ["a method", "a static method", "a partial", "an object"]
+
+
+def test_what_cannot_carry_it_says_so() -> None:
+    async def rows() -> AsyncIterator[int]:
+        yield 1
+
+    def numbers() -> Iterator[int]:
+        yield 1
+
+    class Service:
+        pass
+
+    for generator in (rows, numbers):
+        with pytest.raises(TypeError, match=r"async with transactional\(\.\.\.\) as db:"):
+            transactional(generator)
+    with pytest.raises(TypeError, match="annotate its methods"):
+        transactional(Service)
+    with pytest.raises(TypeError, match="below @staticmethod"):
+        transactional(staticmethod(numbers))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"propagation": "sometimes"}, "propagation: 'sometimes' is none of 'required', "),
+        ({"isolation": "chaos"}, "isolation: 'chaos' is none of"),
+        ({"timeout": 0}, "timeout: 0 is not a positive number of seconds"),
+        ({"retry": -1}, "retry: -1 is not a number of attempts between 0 and 20"),
+        ({"retry": True}, "retry: True is not"),
+        ({"deferrable": True}, "read-only serializable transactions alone"),
+        ({"deferrable": True, "read_only": True}, "read-only serializable transactions alone"),
+        ({"stream": True}, "has to end before the response starts; add read_only=True"),
+        ({"commit_on": ["6xx"]}, "commit_on: '6xx'"),
+    ],
+)
+def test_an_option_that_makes_no_sense_is_refused_where_it_is_written(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        transactional(**options)
+
+
+# -- as a block
+
+
+async def test_as_a_block_it_joins_or_has_its_own(world: World) -> None:
+    async def inside(db: DataSession) -> None:
+        async with transactional() as same:
+            assert same is db
+            await same.execute(INSERT, ["joined"])
+        assert await world.items() == []
+        with pytest.raises(ZeroDivisionError):
+            async with transactional(propagation="nested") as same:
+                await same.execute(INSERT, ["undone"])
+                raise ZeroDivisionError
+
+    async def outside(db: DataSession) -> None:
+        async with transactional(isolation="serializable") as own:
+            await own.execute(INSERT, ["own"])
+            assert await own.fetch_value("select current_setting('transaction_isolation')") == "serializable"
+        assert await world.items() == ["joined", "own"]
+        with pytest.raises(KeyError):
+            async with transactional(commit_on=[KeyError]) as own:
+                await own.execute(INSERT, ["tolerated"])
+                raise KeyError
+        with pytest.raises(ZeroDivisionError):
+            async with transactional() as own:
+                await own.execute(INSERT, ["undone"])
+                raise ZeroDivisionError
+        async with transactional(read_only=True) as own:
+            assert await own.fetch_value("show transaction_read_only") == "on"
+            assert in_transaction()
+        assert not in_transaction()
+
+    async with world.registry() as registry:
+        assert (await request(registry, inside)).status == 201
+        await assert_whole(registry, world)
+    async with world.registry(transactions={"default": "annotated"}) as registry:
+        assert (await request(registry, outside)).status == 201
+        await assert_whole(registry, world)
+    assert await world.items() == ["joined", "own", "tolerated"]
+
+
+async def test_a_joined_block_that_fails_and_is_caught_fails_the_commit(world: World) -> None:
+    async with world.registry() as registry:
+        with pytest.raises(UnexpectedRollback):
+            async with registry.session("acme") as db:
+                await db.execute(INSERT, ["tea"])
+                with pytest.raises(ZeroDivisionError):
+                    async with transactional():
+                        raise ZeroDivisionError
+    assert await world.items() == []
+
+
+async def test_a_block_is_entered_once_at_a_time_and_cannot_be_run_again(world: World) -> None:
+    block = transactional()
+    with pytest.raises(DataError, match="no session here"):
+        async with block:
+            pass
+    async with world.registry() as registry, registry.session("acme"):
+        async with block:
+            with pytest.raises(RuntimeError, match="open already"):
+                async with block:
+                    pass
+        async with block:
+            pass
+        with pytest.raises(ValueError, match="annotate a function"):
+            async with transactional(retry=1):
+                pass
+
+
+# -- functions that are not async
+
+
+async def test_a_function_that_is_not_async_joins_and_opens_nothing(world: World) -> None:
+    @transactional
+    def joins() -> str:
+        return "joined"
+
+    @transactional
+    def fails() -> None:
+        raise ZeroDivisionError
+
+    @transactional(propagation="requires_new")
+    def opens() -> None: ...
+
+    @transactional(propagation="never")
+    def never() -> str:
+        return "ran"
+
+    async def inside(db: DataSession) -> None:
+        await db.execute(INSERT, ["tea"])
+        assert joins() == "joined"
+        with pytest.raises(DataError, match="which a function that is not async cannot open"):
+            opens()
+        with pytest.raises(ZeroDivisionError):
+            fails()
+
+    async def outside(db: DataSession) -> None:
+        with pytest.raises(DataError, match="make it async"):
+            joins()
+        assert never() == "ran"
+
+    assert joins() == "joined"
+    async with world.registry() as registry:
+        assert (await request(registry, inside)).status == 500
+    async with world.registry(transactions={"default": "annotated"}) as registry:
+        assert (await request(registry, outside)).status == 201
+    assert await world.items() == []
+
+
+# -- websockets
+
+
+async def test_in_a_websocket_each_block_and_each_function_is_a_transaction(world: World) -> None:
+    @transactional
+    async def place(item: str) -> None:
+        await current_session().execute(INSERT, [item])
+
+    @transactional(isolation="serializable")
+    async def handler(socket: WebSocket) -> None:
+        db = session(socket)
+        await socket.accept()
+        await db.execute(INSERT, ["statement"])
+        await socket.send_json([db.in_transaction(), await world.items()])
+        async with db.transaction():
+            await db.execute(INSERT, ["block"])
+            await socket.send_json(await db.fetch_value("select current_setting('transaction_isolation')"))
+        await place("function")
+        await socket.send_json(await world.items())
+        await socket.receive_text()
+        await socket.close()
+
+    class Echo(WebSocketEndpoint):
+        encoding = "text"
+
+        @transactional
+        async def on_receive(self, websocket: WebSocket, data: str) -> None:
+            db = session(websocket)
+            await db.execute(INSERT, [data])
+            await db.execute(INSERT, [f"{data} again"])
+            assert await world.items() != []
+            await websocket.send_json(db.in_transaction())
+
+    routes = [WebSocketRoute("/handler", handler), WebSocketRoute("/echo", Echo)]
+    registry = world.registry()
+    async with serve(application(registry, routes)) as server:
+        url = server.url.replace("http", "ws")
+        headers = {"X-Tenant": "acme"}
+        async with asyncio.timeout(20), websockets.connect(f"{url}/handler", additional_headers=headers) as socket:
+            assert await socket.recv() == '[false,["statement"]]'
+            assert await socket.recv() == '"serializable"'
+            assert await socket.recv() == '["statement","block","function"]'
+            # It holds nothing while it waits for its client.
+            assert [endpoint.borrowed for endpoint in registry.for_tenant("acme").endpoints.values()] == [0, 0, 0]
+            await socket.send("bye")
+        async with asyncio.timeout(20), websockets.connect(f"{url}/echo", additional_headers=headers) as socket:
+            await socket.send("tea")
+            assert await socket.recv() == "true"
+    assert await world.items() == ["statement", "block", "function", "tea", "tea again"]
+
+
+# -- deadlines
+
+
+async def test_a_functions_timeout_ends_its_statements_and_its_waits(world: World) -> None:
+    @transactional(timeout=0.2)
+    async def slow_statement() -> None:
+        await current_session().fetch_value("select pg_sleep(30)")
+
+    @transactional(timeout=0.2, propagation="requires_new")
+    async def slow_wait() -> None:
+        await current_session().execute(INSERT, ["undone"])
+        await asyncio.Event().wait()
+
+    @transactional(timeout=3600)
+    async def patient() -> None:
+        # An inner one can only shorten what is left.
+        await slow_statement()
+
+    async def body(db: DataSession) -> None:
+        for function in (slow_statement, slow_wait, patient):
+            with pytest.raises(DataError) as caught:
+                async with db.transaction():
+                    await function()
+            assert caught.value.kind is DataErrorKind.TIMEOUT
+        async with db.transaction():
+            await db.execute(INSERT, ["kept"])
+
+    async with world.registry() as registry:
+        assert (await request(registry, body)).status == 201
+        await assert_whole(registry, world)
+    assert await world.items() == ["kept"]
+
+
+async def test_an_inner_timeout_is_bounded_by_the_outer_one(world: World) -> None:
+    @transactional(timeout=3600)
+    async def inner() -> None:
+        await current_session().fetch_value("select pg_sleep(30)")
+
+    async with world.registry() as registry:
+        async with registry.session("acme", timeout=60.0):
+            with pytest.raises(DataError) as caught:
+                async with transactional(timeout=0.2, propagation="requires_new"):
+                    await inner()
+            assert caught.value.kind is DataErrorKind.TIMEOUT
+        await assert_whole(registry, world)
