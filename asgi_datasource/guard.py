@@ -1,0 +1,366 @@
+"""One request between the server and the application: the first byte is held until the outcome is known.
+
+A `RequestGuard` is made for each request and holds its state:
+
+    OPEN ──────────────▶ ENDING ─▶ ENDED        the application's response starts: commit or roll back, then pass it on
+      └─▶ DOOMED ──────────┘  └──▶ REPLACED     the commit failed: another response has been sent in its place
+
+DOOMED is a request whose deadline has passed or whose client is gone: only the rollback is left.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, MutableMapping
+from enum import StrEnum
+from typing import Any, Final, cast
+
+from starlette.types import Message, Receive, Send
+
+from .compiled import Compiled
+from .errors import ClientDisconnected, DataError, DataErrorKind
+from .handlers import find_handler
+from .inbox import Inbox
+from .lookup import SessionHolder
+from .prefixes import route_path
+from .registry import DataSourceRegistry
+from .session import DataSession
+from .tenancy import Tenant
+from .work import deadline_passed
+
+logger = logging.getLogger("asgi_datasource.middleware")
+
+WATCH_AFTER_S: Final = 0.1
+"""Seconds into its first statement after which a request watches for its client's leaving; most are done by then."""
+
+DEADLINE_RETRY_S: Final = 1.0
+"""Seconds after which a request that ignores its deadline is interrupted again."""
+
+
+class GuardState(StrEnum):
+    """Where a request stands."""
+
+    OPEN = "open"
+    DOOMED = "doomed"
+    ENDING = "ending"
+    ENDED = "ended"
+    REPLACED = "replaced"
+    """Another response has been sent; what the application still sends is swallowed."""
+
+
+# Looking a member up on an enumeration costs as much as a call; these are read for every message.
+_OPEN: Final = GuardState.OPEN
+_DOOMED: Final = GuardState.DOOMED
+_ENDING: Final = GuardState.ENDING
+_ENDED: Final = GuardState.ENDED
+_REPLACED: Final = GuardState.REPLACED
+
+
+class ResponseReplaced(BaseException):
+    """Raised out of `send` to end the application's call after another response was sent in its place.
+
+    A BaseException, so that no `except Exception` of a framework takes it for an error to render.
+    """
+
+
+class RequestGuard:
+    """One request between the server and the application: holds the response until the outcome is known.
+
+    The session is made when the application first asks for it.
+    """
+
+    # Defaults on the class: a request that never needs them does not pay for setting them.
+    state = _OPEN
+    is_used = False
+    """Whether anything was made that has to be put away."""
+    _session: DataSession | None = None
+    _inbox: Inbox | None = None
+    _ending: asyncio.Task[None] | None = None
+    _is_decided: asyncio.Event | None = None
+    _stopped_by: DataError | None = None
+    _task: asyncio.Task[Any] | None = None
+    _cancellations = 0
+    _timer: asyncio.TimerHandle | None = None
+    _watch_timer: asyncio.TimerHandle | None = None
+    _watch: asyncio.Task[None] | None = None
+
+    def __init__(
+        self,
+        registry: DataSourceRegistry,
+        compiled: Compiled,
+        tenant: Tenant,
+        scope: MutableMapping[str, Any],
+        receive: Receive,
+        send: Send,
+        started: float,
+        outer: SessionHolder | None,
+    ) -> None:
+        self.registry = registry
+        self._compiled = compiled
+        self._tenant = tenant
+        self.scope = scope
+        self._raw_receive = receive
+        self._raw_send = send
+        self._started = started
+        self._outer = outer
+        # Routers that mount an application add to the scope's.
+        self._root: str = scope.get("root_path", "")
+
+    @property
+    def session(self) -> DataSession:
+        """The request's session; dead from the start when the response has started before anybody asked for it."""
+        session = self._session
+        if session is None:
+            scope = self.scope
+            self.is_used = True
+            # FastAPI calls what is not `async` in a thread, which has no task.
+            self._task = None if asyncio._get_running_loop() is None else asyncio.current_task()
+            session = self._session = self.registry.make_session(
+                self._tenant,
+                compiled=self._compiled,
+                scope=scope,
+                method=scope["method"],
+                policy=self._compiled.policy,
+                path=route_path(scope, self._root),
+                started=self._started,
+                owner=self,
+                outer=None if self._outer is None else self._outer.session,
+            )
+            if self.state in (_ENDED, _REPLACED):
+                session.close_unused()
+        return session
+
+    async def returned(self) -> None:
+        """The application has returned and not started a response, or its response has been replaced."""
+        if self.state is not _REPLACED:
+            # Nobody has been told that anything was done.
+            self._disarm()
+            if self._session is not None:
+                await self.registry.background.run(self._session.end(commit=False, reason="no response"))
+            self.state = _ENDED
+
+    async def leave(self) -> None:
+        """The call is over: put away what still watches, then run the hooks."""
+        self._disarm()
+        self._take_back_cancellation()
+        if self._inbox is not None:
+            self._inbox.close()
+        session, ending = self._session, self._ending
+        if session is not None and (session.has_due_hooks or (ending is not None and not ending.done())):
+            await self.registry.background.run(_run_hooks(session, ending))
+
+    # -- what the application sees
+
+    def receive(self) -> Awaitable[Message]:
+        """The next message of the request."""
+        inbox = self._inbox
+        if inbox is None:
+            inbox = self._make_inbox()
+            self.is_used = True
+        return inbox.receive()
+
+    def _make_inbox(self) -> Inbox:
+        self._inbox = Inbox(self._raw_receive, tells_from=self._is_decided)
+        return self._inbox
+
+    def send(self, message: Message) -> Awaitable[None]:
+        """Pass a message on, once the outcome of the transaction is known."""
+        # Not a coroutine itself: one frame less for each message of each response.
+        if self.state is _ENDED:
+            return self._raw_send(message)
+        if self._session is None and self.state is _OPEN and message["type"] == "http.response.start":
+            # Informational responses (1xx) promise nothing, so they end nothing.
+            if message["status"] >= 200:
+                self.state = _ENDED
+            return self._raw_send(message)
+        return self._send_held(message)
+
+    async def _send_held(self, message: Message) -> None:
+        if self.state is _REPLACED:
+            raise ResponseReplaced
+        status = _status_started_by(message)
+        if status is not None:
+            session = self._session
+            if session is None or session.is_unused:
+                if session is not None:
+                    session.close_unused()
+                self.state = _ENDED
+            else:
+                await self._end(session, status)
+        await self._raw_send(message)
+
+    async def _end(self, session: DataSession, status: int) -> None:
+        """The response starts: commit or roll back.
+
+        Another response may start meanwhile: whoever has given up waiting for this one answers in its place, and gets
+        the same outcome.
+
+        Raises:
+            ResponseReplaced: It was to be committed and was not; another response has been sent.
+        """
+        self._disarm()
+        self.state = _ENDING
+        commit = session.commits_on(status)
+        try:
+            await self._end_session(session, commit=commit, reason=f"status {status}")
+        except DataError as error:
+            # A response that does not claim success is true as it stands.
+            if commit:
+                await self._replace(error)
+                raise ResponseReplaced from error
+        finally:
+            if self._is_decided is not None:
+                self._is_decided.set()
+        self.state = _ENDED
+
+    async def _end_session(self, session: DataSession, *, commit: bool, reason: str) -> None:
+        if self._ending is None:
+            if session.is_at_rest:
+                await session.end(commit=commit, reason=reason)
+                return
+            # Out of reach of the call's cancellation: the outcome is known whatever becomes of the call. Until it is,
+            # the application is not told that its client has left, which many take for their cue to clean up.
+            self._is_decided = asyncio.Event()
+            if self._inbox is not None:
+                self._inbox.tells_from = self._is_decided
+            self._ending = self.registry.background.spawn(session.end(commit=commit, reason=reason))
+        try:
+            await asyncio.shield(self._ending)
+        except asyncio.CancelledError:
+            # Where COMMIT has not been sent yet, it never will be.
+            session.stop(DataError(DataErrorKind.TIMEOUT, "the request was cancelled; nothing was committed"))
+            raise
+
+    # -- what becomes of the call
+
+    async def failed(self, error: BaseException) -> bool:
+        """An exception came out of the application.
+
+        Returns:
+            Whether it has been dealt with; otherwise it goes on unchanged.
+        """
+        if self.state is _REPLACED:
+            return _is_only(error, ResponseReplaced)
+        session = self._session
+        if self.state in (_ENDING, _ENDED) or session is None:
+            return False
+        self._disarm()
+        if session.commits_after(error):
+            try:
+                await self._end_session(session, commit=True, reason="")
+            except DataError as commit_error:
+                await self._replace(commit_error)
+                return True
+            return False
+        await self.registry.background.run(session.end(commit=False, reason=type(error).__name__))
+        stopped_by = self._stopped_by
+        if stopped_by is not None:
+            # What a framework makes of our interruption (no response, a broken stream) is its consequence.
+            is_ours = self._take_back_cancellation() or not isinstance(error, asyncio.CancelledError)
+            if is_ours and isinstance(error, asyncio.CancelledError | Exception):
+                error = stopped_by
+        if isinstance(error, ClientDisconnected):
+            logger.info("the client left; its transaction was rolled back")
+            self.state = _ENDED
+            return True
+        if isinstance(error, DataError) and self._compiled.problems.answers(error):
+            await self._replace(error, by_handlers=error is stopped_by)
+            return True
+        return False
+
+    async def _replace(self, error: DataError, *, by_handlers: bool = True) -> None:
+        """Send another response in place of the application's; once, however many of its tasks have waited for it."""
+        if self.state is _REPLACED:
+            return
+        self.state = _REPLACED
+        if by_handlers and await self._render(error):
+            return
+        await self._compiled.problems.send(error, self.scope, self._raw_send)
+
+    async def _render(self, error: DataError) -> bool:
+        """Let the application's own exception handlers answer; False when there is none for this error.
+
+        An exception out of `send` cannot reach them: to the framework the response has started.
+        """
+        seen = None if self._session is None else self._session.scope
+        handler = find_handler(error, self._compiled.problems, seen, self.scope)
+        return handler is not None and await handler.answer(self.scope, self.receive, self._raw_send)
+
+    # -- deadline and disconnect
+
+    def first_statement(self, session: DataSession) -> None:
+        """The session comes into use: from here on there is something to protect, so the watches are set."""
+        loop = asyncio.get_running_loop()
+        self._task = self._task or asyncio.current_task()
+        deadline = session.deadline()
+        if deadline is not None:
+            self._timer = loop.call_at(deadline, self._deadline_passed)
+        self._watch_timer = loop.call_later(WATCH_AFTER_S, self._start_watching)
+
+    def _deadline_passed(self) -> None:
+        if self.state in (_OPEN, _DOOMED):
+            self._interrupt(deadline_passed())
+            self._timer = asyncio.get_running_loop().call_later(DEADLINE_RETRY_S, self._deadline_passed)
+
+    def _interrupt(self, error: DataError) -> None:
+        """Doom the request; the statement that runs is stopped, or else the application where it waits."""
+        session = cast("DataSession", self._session)
+        self.state = _DOOMED
+        self._stopped_by = session.stop(error)
+        if not session.interrupt() and self._task is not None and self._stopped_by.kind is DataErrorKind.TIMEOUT:
+            self._cancellations += 1
+            self._task.cancel()
+
+    def _take_back_cancellation(self) -> bool:
+        """Undo our own cancellation of the application's task; False when somebody else's came on top of it."""
+        task = self._task
+        while task is not None and self._cancellations > 0:
+            self._cancellations -= 1
+            task.uncancel()
+        return task is None or task.cancelling() == 0
+
+    def _start_watching(self) -> None:
+        self._watch_timer = None
+        if self.state is _OPEN:
+            inbox = self._inbox or self._make_inbox()
+            self._watch = asyncio.get_running_loop().create_task(self._watch_client(inbox))
+
+    async def _watch_client(self, inbox: Inbox) -> None:
+        if await inbox.wait_for_disconnect() and self.state is _OPEN:
+            self._interrupt(ClientDisconnected())
+
+    def _disarm(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        if self._watch_timer is not None:
+            self._watch_timer.cancel()
+            self._watch_timer = None
+        if self._watch is not None:
+            self._watch.cancel()
+            self._watch = None
+
+
+async def _run_hooks(session: DataSession, ending: asyncio.Task[None] | None) -> None:
+    if ending is not None:
+        await asyncio.wait({ending})
+    await session.run_due_hooks()
+
+
+def _status_started_by(message: Message) -> int | None:
+    """The status of the response that a message starts; None for one that starts none."""
+    kind = message["type"]
+    if kind == "http.response.start":
+        # Informational responses (1xx) promise nothing.
+        status: int = message["status"]
+        return status if status >= 200 else None
+    # To hypercorn, trailers without a start are a whole response: 200, as gRPC's "trailers-only".
+    return 200 if kind == "http.response.trailers" else None
+
+
+def _is_only(error: BaseException, kind: type[BaseException]) -> bool:
+    """Whether an exception is of this kind, or a group of nothing else."""
+    if isinstance(error, BaseExceptionGroup):
+        return all(_is_only(one, kind) for one in cast("BaseExceptionGroup[BaseException]", error).exceptions)
+    return isinstance(error, kind)
