@@ -20,7 +20,7 @@ from .routing import ANY_FRESHNESS, AccessIntent, Freshness, Route
 from .tenancy import Tenant
 from .transaction import Isolation, Transaction, commands, refuse_transaction_command
 
-_READ_ONLY_SETTINGS = (("transaction_read_only", "on"),)
+_READ_ONLY_SETTINGS = (commands.READ_ONLY_SETTING,)
 
 
 @dataclass(frozen=True, slots=True)
@@ -218,14 +218,14 @@ class Executor:
         await self._background.run(endpoint.reclaim(connection))
 
     def _settings(
-        self, connection: Connection, deadline: float | None, first: tuple[tuple[str, str], ...] = ()
+        self, connection: Connection, deadline: float | None, constant: tuple[tuple[str, str], ...] = ()
     ) -> Statement:
         """One statement for what the transaction has to know: READ ONLY, its limits, the tenant."""
-        pairs = list(first)
+        pairs: list[tuple[str, str]] = []
         if deadline is not None:
             remaining_s = deadline - asyncio.get_running_loop().time()
             pairs += commands.deadline_settings(
-                remaining_s, connection.limits, is_single_round_trip=first is _READ_ONLY_SETTINGS
+                remaining_s, connection.limits, is_single_round_trip=constant is _READ_ONLY_SETTINGS
             )
         pairs += self._tenant.settings
-        return commands.settings_statement(pairs)
+        return commands.settings_statement(pairs, constant=constant)

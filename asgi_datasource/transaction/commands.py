@@ -5,13 +5,14 @@ No I/O here: these functions build statements and judge what came back.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from functools import lru_cache
 from typing import Final
 
-from ..drivers.psycopg import Exchange, Result, SessionLimits, Statement
+from ..drivers.psycopg import Control, Exchange, Result, SessionLimits, Statement
 from .options import Isolation
 
 COMMIT: Final = Statement("commit", prepare=False)
@@ -79,15 +80,35 @@ def begin(isolation: Isolation | None, *, read_only: bool, is_deferrable: bool =
     return Statement(text, prepare=False)
 
 
-@lru_cache(maxsize=64)
-def _set_config_text(count: int) -> str:
-    return "select " + ",".join(["set_config(%s,%s,true)"] * count)
+_PLAIN_NAME: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_.]*")
+
+READ_ONLY_SETTING: Final = ("transaction_read_only", "on")
 
 
-def settings_statement(pairs: Sequence[tuple[str, str]]) -> Statement:
-    """One statement that applies settings until the end of the transaction; names and values are bound."""
-    params = [text for pair in pairs for text in pair]
-    return Statement(_set_config_text(len(pairs)), params)
+@lru_cache(maxsize=1024)
+def _settings_text(constant: tuple[tuple[str, str], ...], names: tuple[str, ...]) -> str | None:
+    """The text for settings of these names; None when one of the names is not so plain that it can stand in it."""
+    if not all(_PLAIN_NAME.fullmatch(name) for name in names):
+        return None
+    fixed = [f"set_config('{name}','{value}',true)" for name, value in constant]
+    bound = [f"set_config('{name}',${number},true)" for number, name in enumerate(names, 1)]
+    return "select " + ",".join(fixed + bound)
+
+
+def settings_statement(pairs: Sequence[tuple[str, str]], *, constant: tuple[tuple[str, str], ...] = ()) -> Statement:
+    """One statement that applies settings until the end of the transaction.
+
+    Args:
+        pairs: Names and values; the values are bound.
+        constant: Names and values of the library's own, which stand in the text; applied first.
+    """
+    text = _settings_text(constant, tuple([name for name, _ in pairs]))
+    if text is not None:
+        return Control(text, [value for _, value in pairs])
+    every = [*constant, *pairs]
+    return Statement(
+        "select " + ",".join(["set_config(%s,%s,true)"] * len(every)), [text for pair in every for text in pair]
+    )
 
 
 def deadline_settings(

@@ -8,7 +8,7 @@ from psycopg.rows import AsyncRowFactory as RowFactory
 from .connection import Connection
 from .endpoint import Endpoint, PoolKeeper
 from .limits import SessionLimits
-from .query import Params, Query, Statement
+from .query import Control, Params, Query, Statement
 from .result import Exchange, Result
 from .settings import EndpointSettings
 from .template import ConnectionTemplate
@@ -19,6 +19,7 @@ PsycopgConnection = AsyncConnection[Any]
 __all__ = [
     "Connection",
     "ConnectionTemplate",
+    "Control",
     "Endpoint",
     "EndpointSettings",
     "Exchange",

@@ -6,16 +6,16 @@ import asyncio
 import time
 from collections.abc import Sequence
 from math import inf
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, cast
 
-from psycopg import InterfaceError, OperationalError, ProgrammingError
+from psycopg import DataError, InterfaceError, OperationalError, ProgrammingError
 from psycopg import errors as e
 from psycopg.pq import TransactionStatus
 
 from ...fairness import Share
 from .limits import SessionLimits
 from .pipeline import COPY_REFUSED, Command, Drain, Flight
-from .query import MAX_CACHED_LENGTH, MAX_PARAMS, Statement, convert
+from .query import MAX_CACHED_LENGTH, MAX_PARAMS, Control, Statement, convert
 from .result import Exchange
 from .statements import StatementCache
 from .watched import BAD, CANCEL_LIMIT_S, IN_USE, Receiver, WatchedConnection, shut_down
@@ -28,6 +28,9 @@ _IDLE: Final = int(TransactionStatus.IDLE)
 _INTRANS: Final = int(TransactionStatus.INTRANS)
 _INERROR: Final = int(TransactionStatus.INERROR)
 _ACTIVE: Final = int(TransactionStatus.ACTIVE)
+
+_TEXT_OID: Final = 25
+"""Of the type text (PostgreSQL source, pg_type.dat)."""
 
 _CLOCK_STEP_S: Final = 0.001
 """uvloop's clock has no finer steps: its timers come up to one early."""
@@ -177,6 +180,9 @@ class Connection(WatchedConnection):
         prepares = self._observer is None or self._observer.prepares
         commands: list[Command] = []
         for statement in statements:
+            if type(statement) is Control:
+                commands.append(self._control_command(statement, prepares=prepares))
+                continue
             params = statement.params
             converted = convert(statement.query, transformer, has_params=params is not None)
             if converted.is_client_copy:
@@ -200,8 +206,21 @@ class Connection(WatchedConnection):
             plan = None
             if prepare is not False and prepares and (prepare or len(text) <= MAX_CACHED_LENGTH):
                 plan = self.plans.plan(text, types, at_once=prepare is True)
-            commands.append((text, values, types, formats, plan))
+            commands.append((text, values, types, formats, plan, True))
         return commands
+
+    def _control_command(self, statement: Control, *, prepares: bool) -> Command:
+        encoding = self.transformer.encoding
+        values: list[bytes | None] = []
+        for value in cast("Sequence[str]", statement.params):
+            encoded = value.encode(encoding)
+            if b"\0" in encoded:
+                # libpq would take what stands before it for the whole.
+                raise DataError("PostgreSQL text fields cannot contain NUL (0x00) bytes")
+            values.append(encoded)
+        types = (_TEXT_OID,) * len(values)
+        plan = self.plans.plan(statement.encoded, types, at_once=False) if prepares else None
+        return (statement.encoded, values, types, None, plan, statement.loads)
 
     def _land(self, receiver: Receiver) -> None:
         self._deadline = None

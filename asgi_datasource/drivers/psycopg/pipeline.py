@@ -23,8 +23,9 @@ if TYPE_CHECKING:
     from .connection import Connection
     from .statements import Plan
 
-Command = tuple[bytes, "Sequence[Buffer | None] | None", tuple[int, ...], "Sequence[int] | None", "Plan | None"]
-"""Text; values, types and formats of the parameters; and the plan of a statement that is prepared."""
+Command = tuple[bytes, "Sequence[Buffer | None] | None", tuple[int, ...], "Sequence[int] | None", "Plan | None", bool]
+"""Text; values, types and formats of the parameters; the plan of a statement that is prepared; and whether its rows are
+converted."""
 
 _TUPLES_OK: Final = int(ExecStatus.TUPLES_OK)
 _COMMAND_OK: Final = int(ExecStatus.COMMAND_OK)
@@ -105,7 +106,7 @@ class Flight:
             self._send_prelude(pgconn)
         slots = self._slots
         number = connection.count_flight()
-        for index, (text, values, types, formats, plan) in enumerate(self._commands):
+        for index, (text, values, types, formats, plan, _) in enumerate(self._commands):
             if plan is None:
                 pgconn.send_query_params(text, values, types, formats)
             else:
@@ -193,7 +194,9 @@ class Flight:
                 index = slot
             result = self.exchange.results[index] = Result(pgresult, self._connection)
             if status == _TUPLES_OK:
-                self._rows.append((result, self._commands[index][4]))
+                command = self._commands[index]
+                if command[5]:
+                    self._rows.append((result, command[4]))
             elif status == _COMMAND_OK:
                 self._note_tag(pgresult.command_status)
         elif status == _FATAL_ERROR:

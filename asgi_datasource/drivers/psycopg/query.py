@@ -81,6 +81,28 @@ class Statement:
         return f"Statement({self.text!r})"
 
 
+class Control(Statement):
+    """A statement of the library's own, written in the server's terms: nothing of it has to be converted.
+
+    Args:
+        text: With `$1`, `$2`, ... for its values, all of which are of type text.
+        values: The values.
+        loads: Whether anybody reads its rows; otherwise they are left as they came.
+    """
+
+    __slots__ = ("encoded", "loads")
+
+    def __init__(self, text: str, values: Sequence[str] = (), *, loads: bool = False) -> None:
+        super().__init__(text, values)
+        self.encoded = text.encode("ascii")
+        self.loads = loads
+
+    @property
+    def may_end_transaction(self) -> bool:
+        """Never: it is ours."""
+        return False
+
+
 class ConvertedQuery:
     """A text in the server's terms."""
 
