@@ -14,7 +14,7 @@ from .paths import RouteRules
 from .plan import CommitScope, SessionPolicy
 from .prefixes import PathPrefixes
 from .problems import ProblemAnswers
-from .tenancy import Admission, Resolvers, Tenant, TenantResolver
+from .tenancy import Admission, CatalogPlan, Resolvers, Tenant, TenantResolver
 
 _NO_PATHS: Final = PathPrefixes(())
 
@@ -29,6 +29,7 @@ class Compiled:
         datasources: Every datasource by its name.
         fleets: Every datasource with a database for each tenant, by its name.
         admission: The tenants, and who may act for them.
+        catalog: The tenants that are in a table; None where there are none.
         resolvers: How requests name their tenant, in order.
         policy: What holds for every session.
         rules: Those of `routes`.
@@ -42,6 +43,7 @@ class Compiled:
     fleets: Mapping[str, Fleet] = field(default_factory=dict[str, Fleet])
     admission: Admission
     resolvers: Resolvers
+    catalog: CatalogPlan | None = None
     policy: SessionPolicy = SessionPolicy()
     rules: RouteRules = RouteRules()
     exempt: PathPrefixes = _NO_PATHS

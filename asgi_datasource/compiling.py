@@ -24,7 +24,14 @@ from .routing import (
     Role,
     RoutingPolicy,
 )
-from .tenancy import Resolvers, TenantDirectory, compile_admission, compile_tenants
+from .tenancy import (
+    CatalogPlan,
+    Resolvers,
+    TenantCompiler,
+    TenantDirectory,
+    compile_admission,
+    compile_tenants,
+)
 from .transaction import OutcomeRule, TransactionOptions, parse_isolation
 
 
@@ -53,6 +60,11 @@ def compile_config(config: Config, *, previous: Compiled | None = None) -> Compi
         },
         admission=compile_admission(config, directory),
         resolvers=Resolvers(config.tenancy, directory),
+        catalog=(
+            None
+            if config.tenants_from is None
+            else CatalogPlan(config.tenants_from, TenantCompiler(config.datasources), directory.map)
+        ),
         policy=_compile_policy(config),
         rules=RouteRules([_compile_rule(index, rule) for index, rule in enumerate(config.routes)]),
         exempt=PathPrefixes(config.tenancy.exempt),

@@ -23,7 +23,7 @@ from .fleet import Fleet
 from .plan import NO_RULE, CommitScope, RouteRule, SessionPolicy
 from .routing import AccessIntent, ReadAfterWritePin
 from .session import DataSession, SessionOwner
-from .tenancy import Tenant
+from .tenancy import Catalog, Tenant
 from .transaction import TransactionOptions, current_frame, current_runner
 
 logger = logging.getLogger("asgi_datasource.registry")
@@ -96,6 +96,8 @@ class DataSourceRegistry:
         self._retired_fleets: set[Fleet] = set()
         self.is_open = False
         """Whether its pools are open."""
+        self.catalog: Catalog | None = None
+        """Keeps the tenants that are in a table up to date, while the registry is open."""
 
     # -- look-ups
 
@@ -119,6 +121,8 @@ class DataSourceRegistry:
 
         What is iterated over is the picture of one moment: a tenant that comes or goes meanwhile is not noticed.
         """
+        if not self.is_open and self.compiled.catalog is not None:
+            await self.open()
         names = self.compiled.admission.directory.map.names
         for name in sorted(names):
             yield names[name]
@@ -218,8 +222,19 @@ class DataSourceRegistry:
             fleet.open()
         for datasource in self:
             await datasource.open()
+        self.catalog = await self._start_catalog(self.compiled)
         self.is_open = True
         self._opening = None
+
+    async def _start_catalog(self, compiled: Compiled) -> Catalog | None:
+        """Load the tenants that are in a table, or what there is in their place."""
+        plan = compiled.catalog
+        if plan is None:
+            return None
+        primary = compiled.datasources[plan.config.datasource].endpoints["primary"]
+        catalog = Catalog(plan, compiled.admission.directory, primary)
+        await catalog.open()
+        return catalog
 
     async def close(self, *, timeout_s: float = CLOSE_TIMEOUT_S) -> None:
         """End what is still under way, then close the pools; bounded, whatever the servers do.
@@ -232,6 +247,9 @@ class DataSourceRegistry:
         self.is_open = False
         if self._keeper is not None and self._keeper is not asyncio.current_task():
             self._keeper.cancel()
+        catalog, self.catalog = self.catalog, None
+        if catalog is not None:
+            await catalog.close()
         await self.background.drain(timeout_s / 2)
         for datasource in (*self, *self._leaving):
             datasource.stop()
@@ -307,6 +325,12 @@ class DataSourceRegistry:
                     await datasource.open()
             for fleet in compiled.fleets.values():
                 fleet.open()
+            catalog = await self._start_catalog(compiled)
+            before_it, self.catalog = self.catalog, catalog
+            if before_it is not None:
+                if catalog is not None:
+                    catalog.take_over(before_it)
+                await before_it.close()
         self.compiled = compiled
         for name, fleet in previous.fleets.items():
             if compiled.fleets.get(name) is not fleet:

@@ -8,6 +8,7 @@ from .kinds import EVERY_OTHER
 from .layers import ConfigFile
 from .loading import Findings, Source, examine, load
 from .models import (
+    CatalogConfig,
     Config,
     ConsistencyConfig,
     DataSourceConfig,
@@ -21,6 +22,7 @@ from .models import (
     TelemetryConfig,
     TenancyConfig,
     TenantConfig,
+    TenantDefaults,
     TokenConfig,
     TransactionsConfig,
 )
@@ -33,6 +35,7 @@ __all__ = [
     "EVERY_OTHER",
     "MAX_NAME_BYTES",
     "PLACEHOLDER",
+    "CatalogConfig",
     "Code",
     "Config",
     "ConfigFile",
@@ -60,6 +63,7 @@ __all__ = [
     "TelemetryConfig",
     "TenancyConfig",
     "TenantConfig",
+    "TenantDefaults",
     "Text",
     "TokenConfig",
     "TransactionsConfig",

@@ -202,6 +202,13 @@ FilePath = Annotated[
         is_free=True,
     ),
 ]
+SqlQuery = Annotated[
+    str,
+    values.text("SqlQuery", "a query in one line, without ';'", r"[^\x00-\x1f\x7f;]+", maximum=10_000, is_free=True),
+]
+ChannelName = Annotated[
+    str, values.text("ChannelName", "the name of a channel: letters, digits and '_'", _IDENTIFIER, maximum=63)
+]
 SecretText = Annotated[SecretStr, values.secret_text("SecretText")]
 IncludePattern = Annotated[
     str,

@@ -10,13 +10,15 @@ from typing import Annotated, ClassVar
 
 from pydantic import Field, WrapValidator
 
+from .catalog import CatalogConfig, TenantDefaults
 from .kinds import DatasourceName, IncludePattern, TenantName, Version
 from .requests import ConsistencyConfig, ErrorsConfig, RouteRule, TelemetryConfig, TransactionsConfig
-from .sections import Section, mapping_field, section_field
+from .sections import OMISSIBLE, Section, mapping_field, section_field
 from .servers import DataSourceConfig, EndpointConfig, PoolConfig, ReplicaConfig, RoutingConfig
 from .tenants import ResolverConfig, TenancyConfig, TenantConfig, TokenConfig, keep_compact
 
 __all__ = [
+    "CatalogConfig",
     "Config",
     "ConsistencyConfig",
     "DataSourceConfig",
@@ -30,6 +32,7 @@ __all__ = [
     "TelemetryConfig",
     "TenancyConfig",
     "TenantConfig",
+    "TenantDefaults",
     "TokenConfig",
     "TransactionsConfig",
 ]
@@ -40,7 +43,6 @@ class Config(Section):
 
     planned: ClassVar[dict[str, str]] = {
         "budget": "leave it out, and keep processes x max_size below the server's max_connections",
-        "tenants_from": "list the tenants under tenants",
         "outbox": "leave it out",
         "migrate": "leave it out",
     }
@@ -71,6 +73,12 @@ class Config(Section):
         title="Tenants",
         description="The tenants by name: where each lives and what keeps it apart there.",
         examples=[{"acme": {"datasource": "orders", "schema": "acme"}}],
+    )
+    tenants_from: Annotated[CatalogConfig | None, OMISSIBLE] = Field(
+        default=None,
+        title="Tenants from a table",
+        description="A query that gives tenants as well; those of the document go before them.",
+        examples=[{"datasource": "orders", "query": "select slug as name from customers"}],
     )
     routes: tuple[RouteRule, ...] = Field(
         default=(),

@@ -12,7 +12,7 @@ from .diagnostics import Code, Diagnostic, Edit, Fix, Path, Severity, did_you_me
 from .kinds import EVERY_OTHER
 from .limits import MAX_DIAGNOSTICS
 from .models import Config, DataSourceConfig, RouteRule, TenantConfig
-from .sense_tenancy import check_aliases, check_tenancy
+from .sense_tenancy import check_aliases, check_catalog, check_tenancy
 from .url import PLACEHOLDER, find_fault
 
 MAX_NAME_BYTES: Final = 63
@@ -38,6 +38,7 @@ def check_sense(config: Config, *, needs_resolver: bool = True) -> list[Diagnost
         _long_names,
         _routes,
         check_tenancy,
+        check_catalog,
         check_aliases,
     ]
     if needs_resolver:
@@ -243,12 +244,12 @@ def _unreachable(rules: tuple[RouteRule, ...], index: int, rule: RouteRule) -> I
 def _resolvers(config: Config) -> Iterator[Diagnostic]:
     resolve = config.tenancy.resolve
     path: Path = ("tenancy", "resolve")
-    if config.tenants and not resolve:
+    if (config.tenants or config.tenants_from) and not resolve:
         message = "there are tenants, but no way to tell them from requests"
         mend = "Add one, such as resolve: [{header: X-Tenant}]."
         fix = Fix(Edit.ADD, path, [{"header": "X-Tenant"}])
         yield Diagnostic(Code.NO_RESOLVER, path, message, mend, related=(("tenants",),), fix=fix)
-    if not config.tenants and config.tenancy.default is None:
+    if not config.tenants and config.tenants_from is None and config.tenancy.default is None:
         message = "no request will be served: there are no tenants and no default datasource"
         mend = "Add tenants, or name a datasource in tenancy.default."
         yield Diagnostic(

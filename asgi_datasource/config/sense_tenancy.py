@@ -7,9 +7,11 @@ from collections.abc import Iterable, Iterator
 from typing import Final
 
 from ..hostnames import normalize_host
-from .diagnostics import Code, Diagnostic, Path, did_you_mean, show
+from .diagnostics import Code, Diagnostic, Edit, Fix, Path, did_you_mean, show
+from .kinds import EVERY_OTHER
 from .models import Config
 from .tenants import TokenConfig
+from .url import PLACEHOLDER
 
 _HMAC: Final = "HS"
 _KEY_KINDS: Final = {"HS": "HS", "RS": "RSA", "PS": "RSA", "ES": "EC", "Ed": "EdDSA"}
@@ -30,6 +32,26 @@ def check_tenancy(config: Config) -> Iterator[Diagnostic]:
             yield _no_host((*path, "subdomain_of"))
         if way.fixed is not None:
             yield from _absent(config, way.fixed, (*path, "fixed"))
+
+
+def check_catalog(config: Config) -> Iterator[Diagnostic]:
+    """What cannot be meant about tenants from a table."""
+    catalog = config.tenants_from
+    if catalog is None:
+        return
+    for path, name in (
+        (("tenants_from", "datasource"), catalog.datasource),
+        (("tenants_from", "defaults", "datasource"), catalog.defaults.datasource),
+    ):
+        if name is not None and name not in config.datasources:
+            meant = did_you_mean(name, config.datasources)
+            mend = f"Did you mean {meant!r}?" if meant else f"There are: {', '.join(list(config.datasources)[:10])}."
+            fix = Fix(Edit.REPLACE, path, meant or next(iter(config.datasources)))
+            yield Diagnostic(Code.UNKNOWN_DATASOURCE, path, "names a datasource that is not there", mend, fix=fix)
+    own = config.datasources.get(catalog.datasource)
+    if own is not None and PLACEHOLDER in own.primary.url.get_secret_value():
+        message = "this datasource has a database for each tenant: which of them would know all tenants?"
+        yield Diagnostic(Code.CONTRADICTION, ("tenants_from", "datasource"), message, "Name another datasource.")
 
 
 def check_aliases(config: Config) -> Iterator[Diagnostic]:
@@ -82,6 +104,8 @@ def _token(config: TokenConfig, path: Path) -> Iterator[Diagnostic]:
 
 def _absent(config: Config, tenant: str, path: Path) -> Iterable[Diagnostic]:
     """A tenant that is named and not there, where the document lists all of them."""
+    if config.tenants_from is not None or EVERY_OTHER in config.tenants:
+        return
     if tenant in config.tenants or any(tenant in other.aliases for other in config.tenants.values()):
         return
     meant = did_you_mean(tenant, config.tenants)

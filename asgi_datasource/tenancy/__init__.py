@@ -2,6 +2,7 @@
 
 from .admission import Admission, Authorize
 from .answers import MAX_NAME_LENGTH, Answer, Resolution, TenantResolver
+from .catalog import Catalog, CatalogPlan, CatalogState
 from .chain import Agreement, PathRuleResolver, chain
 from .compiling import (
     Resolvers,
@@ -35,6 +36,9 @@ __all__ = [
     "Answer",
     "Authorize",
     "CallableResolver",
+    "Catalog",
+    "CatalogPlan",
+    "CatalogState",
     "CookieResolver",
     "DomainResolver",
     "FixedKey",

@@ -48,6 +48,7 @@ def full() -> dict[str, Any]:
             ]
         },
         "tenants": {"acme": {"datasource": "orders", "schema": "acme", "limits": {}}},
+        "tenants_from": {"datasource": "orders", "defaults": {"limits": {}}},
         "routes": [{"match": "GET /reports/**"}],
         "transactions": {},
         "consistency": {},
@@ -251,6 +252,27 @@ _tenant = _section(
         "aliases": st.lists(_referable(_tenant_names), max_size=2),
     },
 )
+_catalog = _section(
+    {"datasource": _referable(_names)},
+    {
+        "query": _referable(st.just("select slug as name from customers where plan <> 'none'")),
+        "defaults": _section(
+            {},
+            {
+                "datasource": _names,
+                "schema": _referable(_tenant_identifiers),
+                "row_security": st.dictionaries(_settings, _setting_values, min_size=1, max_size=1),
+                "role": _tenant_identifiers,
+                "limits": _section({}, {"max_connections": _integers(1, 10_000)}),
+            },
+        ),
+        "refresh": _referable(_durations),
+        "notify": st.just("customers_changed"),
+        "miss_interval": _durations,
+        "timeout": _durations,
+        "snapshot": _referable(st.just("/var/lib/shop/tenants.snapshot")),
+    },
+)
 _route = _section(
     {
         "match": _referable(
@@ -305,6 +327,7 @@ _documents = _section(
         "include": st.lists(st.sampled_from(["tenants/*.yaml", "../base.toml", "/etc/x y.json", "ä/**"]), max_size=2),
         "tenancy": _tenancy,
         "tenants": st.dictionaries(st.one_of(_tenant_names, st.just("*")), _tenant, max_size=2),
+        "tenants_from": _catalog,
         "routes": st.lists(_route, max_size=2),
         "transactions": _transactions,
         "consistency": st.just({}),

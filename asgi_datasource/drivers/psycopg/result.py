@@ -83,6 +83,17 @@ class Result:
         make_row = row_factory(ResultCursor(self._connection, self))
         return [make_row(row) for row in values]
 
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """The names of the columns, in order."""
+        return self._columns
+
+    def tuples(self) -> list[tuple[Any, ...]]:
+        """All rows, each as a tuple; errors: `rows`."""
+        if self._values is None:
+            raise self._no_rows()
+        return self._values
+
     def first(self, row_factory: AsyncRowFactory[Any] | None = None) -> Any | None:
         """The first row; None without one.
 

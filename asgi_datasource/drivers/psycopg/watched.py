@@ -10,6 +10,7 @@ import asyncio
 import os
 import select
 import socket
+from collections.abc import Callable
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
@@ -107,6 +108,8 @@ class WatchedConnection(AsyncConnection[Any]):
         self._formatting: tuple[bytes | None, ...] = ()
         self.is_lent = False
         """Outside its pool."""
+        self.when_gone: Callable[[], None] | None = None
+        """Called once when it is gone, for whoever waits for what the server sends by itself."""
         self.add_notice_handler(self._note_farewell)
         self.transformer: abc.Transformer
         """Converts parameters and rows; kept while adapters and settings stay the same, its caches save much."""
@@ -288,6 +291,9 @@ class WatchedConnection(AsyncConnection[Any]):
         observer, self._observer = self._observer, None
         if observer is not None:
             observer.disconnected(self, was_lost=was_lost)
+        when_gone, self.when_gone = self.when_gone, None
+        if when_gone is not None:
+            when_gone()
 
     def cut(self, reason: str) -> None:
         """Close the connection at once, without waiting for anybody; whoever waits on it learns `reason`."""

@@ -1,0 +1,427 @@
+"""Tenants from a table: loaded at the start, kept up to date, and asked for one by one where a name is not known.
+
+The next map is built beside the present one and put in its place by one assignment; whoever has begun with a map ends
+with it. One connection of the process's own asks all the questions and listens: it waits in no pool's queue.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+from collections import OrderedDict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+from typing import Any, Final
+
+from ..config import CatalogConfig
+from ..drivers.psycopg import Connection, Endpoint, Result, Statement
+from ..errors import DataError, DataErrorKind
+from .compiling import TenantCompiler
+from .directory import TenantDirectory, TenantMap
+from .rows import COLUMNS, RowReader
+from .snapshot import SnapshotWriter, read_snapshot
+
+logger = logging.getLogger("asgi_datasource.tenancy")
+
+TABLE: Final = "asgi_datasource.tenants"
+"""The table that `asgi-datasource tenants` keeps."""
+
+CHANNEL: Final = "asgi_datasource_tenants"
+"""What that table's trigger notifies."""
+
+TABLE_QUERY: Final = f"select {', '.join(COLUMNS)} from {TABLE} where is_ready"  # noqa: S608 - constants
+
+ROWS_A_ROUND_TRIP: Final = 500
+"""Rows fetched and compiled at a time; between two times the event loop is free."""
+
+RETRY_FIRST_S: Final = 0.5
+"""Pause after a load that failed; it doubles up to `refresh`."""
+
+ABSENT_FOR: Final = 5
+"""Pauses between questions for which a name that is not there is not asked for again."""
+
+MOST_ABSENT: Final = 10_000
+"""Names that are known not to be there."""
+
+MOST_ASKING: Final = 1_000
+"""Requests for unknown names that wait for the next question; those beyond it are answered at once."""
+
+_BEGIN: Final = Statement("begin transaction isolation level repeatable read read only", prepare=False)
+_END: Final = Statement("rollback", prepare=False)
+
+
+class CatalogState(StrEnum):
+    """What is known of the tenants in the table."""
+
+    UNKNOWN = "unknown"
+    """Nothing yet."""
+    SNAPSHOT = "snapshot"
+    """What the file says."""
+    LOADED = "loaded"
+    """What the table said when it was asked last."""
+
+
+@dataclass(frozen=True, slots=True)
+class CatalogPlan:
+    """What the configuration says of a catalog.
+
+    Attributes:
+        config: The document's `tenants_from`.
+        compiler: Makes the tenants.
+        fixed: The tenants of the document, which go before those of the table.
+    """
+
+    config: CatalogConfig
+    compiler: TenantCompiler
+    fixed: TenantMap
+
+
+class Catalog:
+    """Keeps a directory in step with a table.
+
+    Args:
+        plan: What the configuration says.
+        directory: Where the tenants are put.
+        endpoint: The server that is asked.
+    """
+
+    def __init__(self, plan: CatalogPlan, directory: TenantDirectory, endpoint: Endpoint) -> None:
+        config = plan.config
+        self._plan = plan
+        self._config = config
+        self._directory = directory
+        self._endpoint = endpoint
+        self._query = config.query or TABLE_QUERY
+        self._channel = config.notify or (CHANNEL if config.query is None else None)
+        self._snapshot = None if config.snapshot is None else Path(config.snapshot)
+        self.state = CatalogState.UNKNOWN
+        self.loads = 0
+        """How often all rows were read."""
+        self.questions = 0
+        """How often unknown names were asked for."""
+        self._digest: tuple[Any, ...] | None = None
+        self._columns: frozenset[str] = frozenset()
+        self._connection: Connection | None = None
+        self._lock = asyncio.Lock()
+        self._is_due = asyncio.Event()
+        self._keeping: asyncio.Task[None] | None = None
+        self._absent: OrderedDict[str, float] = OrderedDict()
+        self._asking: dict[str, list[asyncio.Future[None]]] = {}
+        self._answering: asyncio.Task[None] | None = None
+        self._asked_at = float("-inf")
+
+    def __repr__(self) -> str:
+        return f"<Catalog {self.state.value}, {len(self._directory.map.names)} tenants>"
+
+    # -- life
+
+    async def open(self) -> None:
+        """Load the tenants, from the table or else from the snapshot; then keep them up to date. Never raises."""
+        self._directory.learn_from(self._learn)
+        try:
+            await self._load()
+        except DataError as error:
+            logger.error("the tenants cannot be loaded: %s", error)
+            self._read_snapshot()
+        if self._keeping is None:
+            self._keeping = asyncio.get_running_loop().create_task(self._keep())
+
+    async def close(self) -> None:
+        """Stop. The directory stays as it is."""
+        self._directory.learn_from(None)
+        tasks = [task for task in (self._keeping, self._answering) if task is not None]
+        self._keeping = self._answering = None
+        for task in tasks:
+            task.cancel()
+        if tasks:
+            await asyncio.wait(tasks, timeout=1.0)
+        self._answer_all()
+        self._drop_connection()
+
+    def take_over(self, previous: Catalog) -> None:
+        """Where nothing could be loaded: keep what the catalog before knew, if it asked the same."""
+        if self.state is not CatalogState.UNKNOWN or previous.state is CatalogState.UNKNOWN:
+            return
+        if previous._query == self._query and previous._config.datasource == self._config.datasource:
+            self._columns = previous._columns
+            self.state = CatalogState.SNAPSHOT
+            self._swap(previous._directory.map)
+
+    async def refresh(self) -> None:
+        """Ask now whether anything has changed, and take it over.
+
+        Raises:
+            DataError: The datasource does not answer, or the query is wrong.
+        """
+        await self._load()
+
+    # -- keeping up to date
+
+    async def _keep(self) -> None:
+        """Ask again by the interval, and as soon as somebody notifies; after a failure sooner."""
+        loop = asyncio.get_running_loop()
+        pause_s = RETRY_FIRST_S
+        while True:
+            # Jitter, so that the processes of a service do not ask all at once.
+            wait_s = self._config.refresh_s * random.uniform(0.9, 1.1)  # noqa: S311 - not for security
+            is_well = self.state is CatalogState.LOADED and (self._channel is None or self._connection is not None)
+            if not is_well:
+                wait_s = min(wait_s, pause_s)
+                pause_s = min(pause_s * 2, self._config.refresh_s)
+            try:
+                async with asyncio.timeout_at(loop.time() + wait_s):
+                    await self._is_due.wait()
+            except TimeoutError:
+                pass
+            try:
+                await self._load()
+                pause_s = RETRY_FIRST_S
+            except DataError as error:
+                logger.warning("the tenants cannot be refreshed: %s", error)
+            except Exception:
+                # Whatever it was, the next attempt must come.
+                logger.exception("the tenants cannot be refreshed")
+                self._drop_connection()
+
+    def _notified(self, _: object) -> None:
+        self._absent.clear()
+        self._is_due.set()
+
+    def _connection_lost(self) -> None:
+        # What was notified meanwhile is not known: ask.
+        self._is_due.set()
+
+    async def _load(self) -> None:
+        """Ask whether anything has changed since the last load, and read it when it has."""
+        async with self._lock:
+            self._is_due.clear()
+            deadline = asyncio.get_running_loop().time() + self._config.timeout_s
+            connection = await self._connect(deadline)
+            try:
+                await self._read(connection, deadline)
+            except BaseException:
+                self._drop_connection()
+                raise
+            finally:
+                if self._channel is None:
+                    self._drop_connection()
+
+    async def _read(self, connection: Connection, deadline: float) -> None:
+        question = Statement(_digest_query(self._query), prepare=False)
+        [_, found] = await self._ask(connection, [_BEGIN, question], deadline)
+        digest = tuple(found.rows(None)[0].values())
+        if digest == self._digest and self.state is CatalogState.LOADED:
+            await self._ask(connection, [_END], deadline)
+            return
+        declare = Statement(f"declare ads_tenants no scroll cursor for {self._query}", prepare=False)
+        fetch = Statement(f"fetch forward {ROWS_A_ROUND_TRIP} from ads_tenants", prepare=False)
+        [_, first] = await self._ask(connection, [declare, fetch], deadline)
+        columns = list(first.columns)
+        reader = self._reader(columns)
+        writer = self._write_snapshot(columns)
+        try:
+            rows = first.tuples()
+            while rows:
+                reader.add(rows)
+                if writer is not None:
+                    writer.add(rows)
+                if len(rows) < ROWS_A_ROUND_TRIP:
+                    break
+                [answer] = await self._ask(connection, [fetch], deadline)
+                rows = answer.tuples()
+            await self._ask(connection, [_END], deadline)
+            if writer is not None:
+                await asyncio.to_thread(writer.commit)
+                writer = None
+        except OSError as error:
+            logger.warning("the snapshot of the tenants cannot be written: %s", error.strerror or type(error).__name__)
+        finally:
+            if writer is not None:
+                writer.abandon()
+        self._columns = frozenset(columns)
+        self._digest = digest
+        self.loads += 1
+        self.state = CatalogState.LOADED
+        self._absent.clear()
+        self._swap(reader.map())
+
+    def _swap(self, found: TenantMap) -> None:
+        """Put the next map in place of the present one."""
+        fixed = self._plan.fixed
+        names = {**found.names, **fixed.names}
+        aliases = {alias: name for alias, name in found.aliases.items() if alias not in names}
+        self._directory.map = TenantMap(names, {**aliases, **fixed.aliases})
+
+    def _reader(self, columns: Sequence[str]) -> RowReader:
+        try:
+            return RowReader(columns, self._plan.compiler, self._config.defaults)
+        except ValueError as error:
+            raise DataError(DataErrorKind.CONFIG, f"tenants_from.query: {error}") from None
+
+    # -- names that are not known
+
+    async def _learn(self, name: str) -> None:
+        """Ask for a name, together with the others that are asked for at this time.
+
+        Raises:
+            DataError: CONNECTION: whether there is such a tenant cannot be told, for the datasource does not answer.
+        """
+        loop = asyncio.get_running_loop()
+        if self.state is CatalogState.UNKNOWN:
+            raise DataError(DataErrorKind.CONNECTION, "the tenants are not known yet: the catalog does not answer")
+        known_until = self._absent.get(name)
+        if known_until is not None and known_until > loop.time():
+            return
+        waiting = self._asking.get(name)
+        if waiting is None:
+            if len(self._asking) >= MOST_ASKING:
+                return
+            waiting = self._asking[name] = []
+        answered: asyncio.Future[None] = loop.create_future()
+        waiting.append(answered)
+        if self._answering is None:
+            self._answering = loop.create_task(self._answer())
+        await answered
+
+    async def _answer(self) -> None:
+        """Ask for all names that wait, in one question; and again for those that came meanwhile, an interval later."""
+        loop = asyncio.get_running_loop()
+        try:
+            while self._asking:
+                await asyncio.sleep(max(0.0, self._asked_at + self._config.miss_interval_s - loop.time()))
+                self._asked_at = loop.time()
+                asked, self._asking = self._asking, {}
+                failure: DataError | None = None
+                try:
+                    await self._ask_for(list(asked))
+                except DataError as error:
+                    logger.warning("unknown tenants cannot be asked for: %s", error)
+                    failure = DataError(
+                        DataErrorKind.CONNECTION, "there may be such a tenant, but the catalog does not answer"
+                    )
+                finally:
+                    for futures in asked.values():
+                        _resolve(futures, failure)
+        finally:
+            self._answering = None
+
+    async def _ask_for(self, names: Sequence[str]) -> None:
+        loop = asyncio.get_running_loop()
+        condition = "t.name::text = any(%(names)s)"
+        if "aliases" in self._columns:
+            condition += " or t.aliases::text[] && %(names)s"
+        question = Statement(
+            f"select t.* from ({self._query}) t where {condition}",  # noqa: S608 - the query is the document's
+            {"names": list(names)},
+            prepare=False,
+        )
+        async with self._lock:
+            self.questions += 1
+            deadline = loop.time() + min(self._config.timeout_s, QUESTION_LIMIT_S)
+            connection = await self._connect(deadline)
+            try:
+                [answer] = await self._ask(connection, [question], deadline)
+                reader = self._reader(list(answer.columns))
+                reader.add(answer.tuples())
+            except BaseException:
+                self._drop_connection()
+                raise
+            finally:
+                if self._channel is None:
+                    self._drop_connection()
+            found = reader.map()
+            if found.names:
+                present = self._directory.map
+                self._swap(TenantMap({**present.names, **found.names}, {**present.aliases, **found.aliases}))
+                # The next refresh sees that there is more than at the last load, and reads it all.
+        until = loop.time() + ABSENT_FOR * self._config.miss_interval_s
+        for name in names:
+            if self._directory.map.find(name) is None:
+                self._absent[name] = until
+                self._absent.move_to_end(name)
+        while len(self._absent) > MOST_ABSENT:
+            self._absent.popitem(last=False)
+
+    def _answer_all(self) -> None:
+        asked, self._asking = self._asking, {}
+        for futures in asked.values():
+            _resolve(futures, DataError(DataErrorKind.CONNECTION, "the catalog is closed"))
+
+    # -- the snapshot
+
+    def _read_snapshot(self) -> None:
+        if self._snapshot is None or self.state is not CatalogState.UNKNOWN:
+            return
+        try:
+            columns, rows = read_snapshot(self._snapshot)
+            reader = self._reader(columns)
+            reader.add(rows)
+        except (OSError, ValueError, DataError) as error:
+            logger.error("the snapshot of the tenants cannot be used: %s", error)
+            return
+        self.state = CatalogState.SNAPSHOT
+        self._columns = frozenset(columns)
+        self._swap(reader.map())
+        logger.warning("the tenants are those of the last snapshot: %d", len(self._directory.map.names))
+
+    def _write_snapshot(self, columns: Sequence[str]) -> SnapshotWriter | None:
+        if self._snapshot is None:
+            return None
+        try:
+            return SnapshotWriter(self._snapshot, columns)
+        except OSError as error:
+            logger.warning("the snapshot of the tenants cannot be written: %s", error.strerror or type(error).__name__)
+            return None
+
+    # -- the connection
+
+    async def _connect(self, deadline: float) -> Connection:
+        connection = self._connection
+        if connection is not None and not connection.closed and connection.is_usable:
+            return connection
+        self._drop_connection()
+        connection = await self._endpoint.connect_apart(deadline=deadline)
+        connection.when_gone = self._connection_lost
+        self._connection = connection
+        if self._channel is not None:
+            connection.add_notify_handler(self._notified)
+            try:
+                await self._ask(connection, [Statement(f'listen "{self._channel}"', prepare=False)], deadline)
+            except BaseException:
+                self._drop_connection()
+                raise
+        return connection
+
+    def _drop_connection(self) -> None:
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            connection.when_gone = None
+            connection.cut("the catalog has no more questions")
+
+    async def _ask(self, connection: Connection, statements: Sequence[Statement], deadline: float) -> list[Result]:
+        exchange = await connection.exchange(statements, deadline=deadline)
+        if exchange.error is not None:
+            raise self._endpoint.error_of(exchange, is_write=False) from exchange.error
+        return exchange.answers(0, len(statements))
+
+
+QUESTION_LIMIT_S: Final = 2.0
+"""Seconds that a question for unknown names may take: requests wait for it."""
+
+
+def _digest_query(query: str) -> str:
+    """Tells whether anything has changed, without the rows themselves."""
+    rows = f"select md5(t::text) as row from ({query}) t"  # noqa: S608 - the query is the document's
+    return f"select count(*) as count, md5(coalesce(string_agg(row, '' order by row), '')) as digest from ({rows}) rows"  # noqa: S608
+
+
+def _resolve(futures: Sequence[asyncio.Future[None]], failure: DataError | None) -> None:
+    for future in futures:
+        if not future.done():
+            if failure is None:
+                future.set_result(None)
+            else:
+                future.set_exception(failure)

@@ -1,0 +1,102 @@
+"""The rows of a catalog in a file: what was loaded last, for a start at which nobody answers.
+
+One JSON document a line: the columns, then each row, then how many there were and their SHA-256. It is written beside
+the file and put in its place whole, so that a reader finds the old one or the new one; one that was cut short or
+changed is not read at all.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import tempfile
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import IO, Any, Final
+
+FORMAT: Final = "asgi-datasource tenants 1"
+"""The first word of the file; changes with its form."""
+
+
+class SnapshotWriter:
+    """Writes a snapshot row by row; nothing is to be seen of it before `commit`.
+
+    Raises:
+        OSError: The file cannot be written.
+    """
+
+    def __init__(self, path: Path, columns: Sequence[str]) -> None:
+        self._path = path
+        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+        self._temporary = Path(name)
+        self._stream: IO[bytes] = os.fdopen(handle, "wb")
+        self._hash = hashlib.sha256()
+        self._count = 0
+        self._write([FORMAT, *columns])
+
+    def add(self, rows: Iterable[Sequence[Any]]) -> None:
+        """Write some rows; raises OSError."""
+        for row in rows:
+            self._write(row)
+            self._count += 1
+
+    def commit(self) -> None:
+        """Put it in its place; raises OSError."""
+        self._stream.write(json.dumps({"rows": self._count, "sha256": self._hash.hexdigest()}).encode() + b"\n")
+        self._stream.flush()
+        os.fsync(self._stream.fileno())
+        self._stream.close()
+        self._temporary.replace(self._path)
+
+    def abandon(self) -> None:
+        """Leave the file as it is."""
+        with suppress(OSError):
+            self._stream.close()
+        with suppress(OSError):
+            self._temporary.unlink()
+
+    def _write(self, values: Sequence[Any]) -> None:
+        # A name may be a UUID, and there may be columns that nobody reads back.
+        line = json.dumps(list(values), separators=(",", ":"), default=str).encode() + b"\n"
+        self._hash.update(line)
+        self._stream.write(line)
+
+
+def read_snapshot(path: Path) -> tuple[list[str], Iterator[list[Any]]]:
+    """The columns and the rows of a snapshot, which is whole.
+
+    Raises:
+        OSError: It cannot be read.
+        ValueError: It is none, or was cut short or changed.
+    """
+    digest = hashlib.sha256()
+    count = -1
+    last = b""
+    with path.open("rb") as stream:
+        for line in stream:
+            if last:
+                digest.update(last)
+                count += 1
+            last = line
+    try:
+        told = json.loads(last)
+        is_whole = told == {"rows": count, "sha256": digest.hexdigest()}
+    except ValueError:
+        is_whole = False
+    if not is_whole:
+        raise ValueError("it is no snapshot, or was cut short or changed")
+    rows = _lines(path)
+    word, *columns = next(rows)
+    if word != FORMAT:
+        raise ValueError("it was written by another version")
+    return columns, rows
+
+
+def _lines(path: Path) -> Iterator[list[Any]]:
+    with path.open("rb") as stream:
+        before = stream.readline()
+        for line in stream:
+            yield json.loads(before)
+            before = line

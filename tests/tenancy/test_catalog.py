@@ -1,0 +1,430 @@
+"""Tenants from a table: loaded, kept up to date, asked for one by one, and what is done without the table."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Route
+
+from asgi_datasource import DataError, DataErrorKind, DataSourceRegistry, Tenant, compile, session
+from asgi_datasource.tenancy import Catalog, CatalogState, Strategy, TenantState
+from asgi_datasource.testing import EmbeddedCluster
+from tests.apps import client
+from tests.pools import until
+from tests.world import World
+
+TABLE = """
+create table catalog.customers (
+    name text primary key, datasource text, schema text, row_security jsonb, role text,
+    state text, aliases text[], max_connections int, database text
+);
+grant select on catalog.customers to app;
+insert into catalog.customers (name, schema) values ('acme', 'acme'), ('globex', 'globex')
+"""
+NOTIFYING = """
+create function catalog.tell() returns trigger language plpgsql as $$begin notify customers_changed; return null; end$$;
+create trigger tell after insert or update or delete on catalog.customers execute function catalog.tell()
+"""
+
+
+@pytest.fixture
+async def table(world: World) -> World:
+    """The world with two of its tenants in a table."""
+    await world.sql("create schema catalog; grant usage on schema catalog to app")
+    for statement in TABLE.split(";\n"):
+        await world.sql(statement)
+    return world
+
+
+def config(world: World, **catalog: Any) -> dict[str, Any]:
+    document = world.config(replicas=())
+    document["tenants"] = {}
+    document["tenants_from"] = {
+        "datasource": "orders",
+        "query": "select * from catalog.customers",
+        "defaults": {"datasource": "orders"},
+        "refresh": "1h",
+        "miss_interval": "50ms",
+        "timeout": "5s",
+        **catalog,
+    }
+    return document
+
+
+@asynccontextmanager
+async def registry(world: World, **catalog: Any) -> AsyncIterator[DataSourceRegistry]:
+    async with compile(config(world, **catalog)) as made:
+        yield made
+
+
+def catalog_of(made: DataSourceRegistry) -> Catalog:
+    assert made.catalog is not None
+    return made.catalog
+
+
+async def names(made: DataSourceRegistry) -> list[str | None]:
+    return [tenant.name async for tenant in made.tenants()]
+
+
+async def insert(world: World, *rows: str) -> None:
+    for row in rows:
+        await world.sql(f"insert into catalog.customers (name, schema) values ('{row}', '{row}')")
+
+
+def known(made: DataSourceRegistry, name: str) -> Callable[[], bool]:
+    return lambda: name in made.known_tenants
+
+
+async def test_tenants_are_loaded_at_the_start_and_served(table: World) -> None:
+    async with registry(table) as made:
+        assert await names(made) == ["acme", "globex"]
+        assert catalog_of(made).state is CatalogState.LOADED
+        async with made.session("acme") as db:
+            await db.execute("insert into orders (item) values ('tea')")
+    assert await table.items("acme") == ["tea"]
+    assert await table.items("globex") == []
+
+
+async def test_a_row_may_say_all_that_the_document_may(table: World) -> None:
+    await table.sql(
+        "insert into catalog.customers values ('initech', 'orders', 'shared', '{\"app.tenant\": \"41\"}', 'app',"
+        " 'read_only', '{shop.initech.test, BÜCHER.example, old-name}', 3, 'db')"
+    )
+    async with registry(table) as made:
+        tenant = made.tenant("initech")
+        assert tenant == Tenant(
+            "initech",
+            "orders",
+            Strategy.ROW_SECURITY,
+            (("search_path", '"shared"'), ("app.tenant", "41"), ("role", "app")),
+            TenantState.READ_ONLY,
+            3,
+            None,
+        )
+        for alias in ("shop.initech.test", "xn--bcher-kva.example", "old-name"):
+            assert made.tenant(alias) is tenant
+
+
+async def test_what_a_row_leaves_out_stands_in_the_defaults(table: World) -> None:
+    defaults = {
+        "datasource": "orders",
+        "schema": "t_{tenant}",
+        "row_security": {"app.tenant": "{tenant}"},
+        "role": "r_{tenant}",
+        "limits": {"max_connections": 2},
+    }
+    async with registry(table, query="select name from catalog.customers", defaults=defaults) as made:
+        tenant = made.tenant("acme")
+        assert tenant.settings == (("search_path", '"t_acme"'), ("app.tenant", "acme"), ("role", "r_acme"))
+        assert tenant.max_connections == 2
+
+
+async def test_a_bad_row_is_left_out_and_spoils_none_of_the_others(
+    table: World, caplog: pytest.LogCaptureFixture
+) -> None:
+    await table.sql("alter table catalog.customers drop constraint customers_pkey, alter name drop not null")
+    await table.sql("""
+        insert into catalog.customers (name, datasource, row_security, state, max_connections) values
+        (null, null, null, null, null), ('', null, null, null, null), ('a*b', null, null, null, null),
+        ('far', 'elsewhere', null, null, null), ('set', null, '[1]', null, null),
+        ('odd', null, null, 'asleep', null), ('few', null, null, null, 0), ('twin', 'orders', null, null, null),
+        ('twin', null, null, null, null)
+    """)
+    await table.sql("update catalog.customers set aliases = '{both.test}' where schema is not null")
+    async with registry(table) as made:
+        assert await names(made) == ["acme", "globex"]
+        assert made.tenant("acme").settings == (("search_path", '"acme"'),)
+        # An alias that two claim is nobody's.
+        with pytest.raises(DataError):
+            made.tenant("both.test")
+    told = [record.getMessage() for record in caplog.records if "left out" in record.getMessage()]
+    assert len(told) == 8
+
+
+@pytest.mark.parametrize("row", ["{}", "[1, 2]", '{"x": "y"}', '{"app.tenant": 1}'])
+async def test_settings_that_are_none_are_left_out(table: World, row: str) -> None:
+    await table.sql(f"insert into catalog.customers (name, row_security) values ('odd', '{row}')")
+    async with registry(table) as made:
+        assert ("odd" in made.known_tenants) == (row == "{}")
+
+
+async def test_tenants_of_the_document_go_before_those_of_the_table(table: World) -> None:
+    document = config(table)
+    document["tenants"] = {"acme": {"datasource": "orders", "schema": "shared", "aliases": ["globex"]}}
+    await table.sql("delete from catalog.customers where name = 'globex'")
+    async with compile(document) as made:
+        assert made.tenant("acme").settings == (("search_path", '"shared"'),)
+        assert made.tenant("globex") is made.tenant("acme")
+
+
+# -- kept up to date
+
+
+async def test_the_interval_brings_what_has_changed_and_swaps_the_map_whole(table: World) -> None:
+    async with registry(table, refresh="50ms") as made:
+        before = made.known_tenants
+        acme = made.tenant("acme")
+        loads = catalog_of(made).loads
+        await insert(table, "hooli")
+        await table.sql("update catalog.customers set state = 'suspended' where name = 'acme'")
+        await table.sql("delete from catalog.customers where name = 'globex'")
+        await until(
+            lambda: (
+                sorted(made.known_tenants) == ["acme", "hooli"] and made.tenant("acme").state is TenantState.SUSPENDED
+            ),
+            "the tenants have not changed",
+        )
+        assert list(before) == ["acme", "globex"]
+        assert (acme.state, made.tenant("acme").state) == (TenantState.ACTIVE, TenantState.SUSPENDED)
+        # What has not changed is not read again.
+        after = catalog_of(made).loads
+        assert after > loads
+        for _ in range(3):
+            await catalog_of(made).refresh()
+        assert catalog_of(made).loads == after
+
+
+async def test_a_notification_brings_it_at_once_also_after_the_connection_was_lost(table: World) -> None:
+    for statement in NOTIFYING.split(";\ncreate trigger"):
+        await table.sql(statement if "function catalog.tell() returns" in statement else "create trigger" + statement)
+    async with registry(table, notify="customers_changed") as made:
+        await insert(table, "hooli")
+        await until(known(made, "hooli"), "the notification was not heard")
+        for _ in range(2):
+            lost = catalog_of(made)._connection
+            assert lost is not None
+            await table.sql(f"select pg_terminate_backend({lost.pgconn.backend_pid})")
+            await until(lambda was=lost: catalog_of(made)._connection not in (None, was), "it does not listen again")
+        await insert(table, "umbra")
+        await until(known(made, "umbra"), "the notification was not heard after the connection was lost")
+        # What was notified while nobody listened is noticed as well.
+        lost = catalog_of(made)._connection
+        assert lost is not None
+        await asyncio.gather(
+            table.sql(f"select pg_terminate_backend({lost.pgconn.backend_pid})"), insert(table, "stark")
+        )
+        await until(known(made, "stark"), "what was notified meanwhile was missed")
+
+
+async def test_one_connection_is_enough_whatever_the_pool_does(table: World) -> None:
+    document = config(table, notify="customers_changed")
+    document["datasources"]["orders"]["pool"] = {"min_size": 1, "max_size": 1, "acquire_timeout": "1s"}
+    async with compile(document) as made, made.session("acme") as db:
+        await db.execute("select 1")
+        await insert(table, "hooli")
+        await catalog_of(made).refresh()
+        assert "hooli" in made.known_tenants
+        assert len(await table.backends()) == 2
+
+
+# -- names that are not known
+
+
+async def test_a_name_that_is_not_known_yet_is_asked_for(table: World) -> None:
+    async with registry(table) as made:
+        await insert(table, "hooli")
+        await table.sql("update catalog.customers set aliases = '{shop.hooli.test}' where name = 'hooli'")
+        async with made.session("hooli") as db:
+            assert db.tenant.settings == (("search_path", '"hooli"'),)
+        assert made.tenant("shop.hooli.test").name == "hooli"
+
+
+async def test_a_flood_of_unknown_names_costs_one_question_in_a_while(table: World) -> None:
+    async with registry(table, miss_interval="200ms") as made:
+        loop = asyncio.get_running_loop()
+
+        async def ask(name: str) -> int:
+            try:
+                await made.compiled.admission.find(name)
+            except DataError as error:
+                return error.http_status
+            return 200
+
+        started = loop.time()
+        answers: list[int] = []
+        for wave in range(5):
+            answers += await asyncio.gather(*(ask(f"nobody-{wave}-{number}") for number in range(200)))
+        assert set(answers) == {404}
+        assert catalog_of(made).questions <= 2 + (loop.time() - started) / 0.2
+        # Those that were asked for are known not to be there, and are answered without a question.
+        questions = catalog_of(made).questions
+        assert set(await asyncio.gather(*(ask(f"nobody-4-{number}") for number in range(200)))) == {404}
+        assert catalog_of(made).questions == questions
+
+
+async def test_whoever_waits_for_an_unknown_name_can_leave(table: World) -> None:
+    async with registry(table, miss_interval="200ms") as made:
+        with pytest.raises(DataError):
+            await made.compiled.admission.find("nobody")
+        waiting = [asyncio.ensure_future(made.compiled.admission.find("somebody")) for _ in range(3)]
+        await asyncio.sleep(0)
+        waiting[0].cancel()
+        outcomes = await asyncio.gather(*waiting, return_exceptions=True)
+        assert [type(outcome).__name__ for outcome in outcomes] == ["CancelledError", "DataError", "DataError"]
+
+
+async def test_names_that_no_tenant_can_have_are_not_asked_for(table: World) -> None:
+    async with registry(table) as made:
+        for name in ("'; drop table x; --", "A", "x" * 300, "\x00", "%s"):
+            with pytest.raises(DataError) as caught:
+                await made.compiled.admission.find(name)
+            assert caught.value.http_status == 400
+        assert catalog_of(made).questions == 0
+
+
+async def test_a_domain_of_a_new_tenant_is_asked_for_as_well(table: World) -> None:
+    async def who(request: Request) -> Response:
+        return JSONResponse(session(request).tenant.name)
+
+    document = config(table)
+    document["tenancy"] = {"resolve": [{"domain": {}}]}
+    async with client(table, [Route("/", who)], registry=compile(document)) as http:
+        assert (await http.get("/", headers={"Host": "shop.acme.test"})).status_code == 400
+        await table.sql("update catalog.customers set aliases = '{shop.globex.test}' where name = 'globex'")
+        answer = await http.get("/", headers={"Host": "Shop.Globex.test:443"})
+        assert (answer.status_code, answer.json()) == (200, "globex")
+
+
+# -- without the table
+
+
+def nowhere(world: World, **catalog: Any) -> dict[str, Any]:
+    """The configuration with a catalog that does not answer."""
+    document = config(world, **{"datasource": "catalog", "timeout": "2s", **catalog})
+    document["datasources"]["catalog"] = {"primary": {"url": "postgresql://app@127.0.0.1:1/none"}}
+    document["tenants"] = {
+        "initech": {"datasource": "orders", "schema": "shared", "row_security": {"app.tenant": "41"}}
+    }
+    return document
+
+
+async def read(request: Request) -> Response:
+    return JSONResponse(await session(request).fetch_value("select count(*) from orders"))
+
+
+async def test_without_table_and_snapshot_the_app_starts_and_tenants_are_answered_with_503(table: World) -> None:
+    async with client(table, [Route("/", read)], registry=compile(nowhere(table))) as http:
+        answer = await http.get("/", headers={"X-Tenant": "acme"})
+        assert (answer.status_code, answer.json()["kind"]) == (503, "connection")
+        assert "retry-after" in answer.headers
+        # Those of the document are served.
+        assert (await http.get("/", headers={"X-Tenant": "initech"})).status_code == 200
+
+
+async def test_the_last_good_snapshot_stands_in_for_the_table(table: World, tmp_path: Path) -> None:
+    snapshot = tmp_path / "tenants.snapshot"
+    async with registry(table, snapshot=str(snapshot)):
+        pass
+    assert snapshot.stat().st_mode & 0o077 == 0
+    made = compile(nowhere(table, snapshot=str(snapshot)))
+    async with made:
+        assert catalog_of(made).state is CatalogState.SNAPSHOT
+        assert await names(made) == ["acme", "globex", "initech"]
+        async with made.session("acme") as db:
+            assert await db.fetch_value("select count(*) from orders") == 0
+        # Whether there is another one cannot be told.
+        with pytest.raises(DataError) as caught:
+            await made.compiled.admission.find("hooli")
+        assert (caught.value.kind, caught.value.http_status) == (DataErrorKind.CONNECTION, 503)
+
+
+@pytest.mark.parametrize("damage", ["cut", "changed", "empty", "other", "missing"])
+async def test_a_damaged_snapshot_is_not_used(
+    table: World, tmp_path: Path, damage: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    snapshot = tmp_path / "tenants.snapshot"
+    async with registry(table, snapshot=str(snapshot)):
+        pass
+    content = snapshot.read_bytes()
+    lines = content.splitlines(keepends=True)
+    if damage == "missing":
+        snapshot.unlink()
+    else:
+        changed = content.replace(b"acme", b"evil")
+        snapshot.write_bytes(
+            {"cut": b"".join(lines[:-1]), "changed": changed, "empty": b"", "other": b'{"version": 1}\n'}[damage]
+        )
+    made = compile(nowhere(table, snapshot=str(snapshot)))
+    async with made:
+        assert catalog_of(made).state is CatalogState.UNKNOWN
+        assert await names(made) == ["initech"]
+    assert any("snapshot" in record.getMessage() and record.levelno == logging.ERROR for record in caplog.records)
+
+
+async def test_a_snapshot_is_replaced_whole_and_only_by_a_whole_load(table: World, tmp_path: Path) -> None:
+    snapshot = tmp_path / "tenants.snapshot"
+    async with registry(table, snapshot=str(snapshot)) as made:
+        first = snapshot.read_bytes()
+        await table.sql("alter table catalog.customers rename to gone")
+        with pytest.raises(DataError):
+            await catalog_of(made).refresh()
+        assert snapshot.read_bytes() == first
+        assert await names(made) == ["acme", "globex"]
+        await table.sql("alter table catalog.gone rename to customers")
+        await insert(table, "hooli")
+        await catalog_of(made).refresh()
+    lines = [json.loads(line) for line in snapshot.read_text().splitlines()]
+    assert [line[0] for line in lines[1:-1]] == ["acme", "globex", "hooli"]
+    assert [path.name for path in tmp_path.iterdir()] == ["tenants.snapshot"]
+
+
+async def test_a_snapshot_that_cannot_be_written_keeps_nobody_from_being_served(table: World, tmp_path: Path) -> None:
+    async with registry(table, snapshot=str(tmp_path / "nowhere" / "tenants.snapshot")) as made:
+        assert await names(made) == ["acme", "globex"]
+
+
+async def test_a_query_that_is_wrong_is_told_and_tried_again(table: World, caplog: pytest.LogCaptureFixture) -> None:
+    async with registry(table, query="select schema from catalog.customers") as made:
+        assert catalog_of(made).state is CatalogState.UNKNOWN
+    assert any("no column `name`" in record.getMessage() for record in caplog.records)
+
+
+async def test_a_catalog_that_comes_up_later_is_loaded_then(table: World) -> None:
+    await table.sql("alter table catalog.customers rename to later")
+    async with registry(table) as made:
+        assert catalog_of(made).state is CatalogState.UNKNOWN
+        await table.sql("alter table catalog.later rename to customers")
+        await until(known(made, "acme"), "the tenants were not loaded later")
+
+
+async def test_an_outage_leaves_the_tenants_as_they_were() -> None:
+    with EmbeddedCluster() as cluster:
+        async with World.create(cluster) as world:
+            await world.sql("create schema catalog; grant usage on schema catalog to app")
+            for statement in TABLE.split(";\n"):
+                await world.sql(statement)
+            async with registry(world, refresh="50ms") as made:
+                await cluster.nodes["primary"].stop()
+                with pytest.raises(DataError):
+                    await catalog_of(made).refresh()
+                assert await names(made) == ["acme", "globex"]
+                await cluster.nodes["primary"].start()
+                await insert(world, "hooli")
+                await until(known(made, "hooli"), "the tenants were not refreshed after the outage")
+
+
+# -- another configuration
+
+
+async def test_a_reload_loads_anew_and_keeps_what_was_known_where_it_cannot(table: World) -> None:
+    async with registry(table) as made:
+        await made.reload(config(table, defaults={"datasource": "orders", "limits": {"max_connections": 1}}))
+        assert made.tenant("acme").max_connections == 1
+        await table.sql("alter table catalog.customers rename to gone")
+        await made.reload(config(table))
+        assert await names(made) == ["acme", "globex"]
+        document = config(table)
+        del document["tenants_from"]
+        document["tenants"] = {"solo": {"datasource": "orders"}}
+        await made.reload(document)
+        assert await names(made) == ["solo"]
+        assert made.catalog is None
