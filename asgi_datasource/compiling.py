@@ -150,6 +150,8 @@ def _endpoint_settings(pool: PoolConfig, conninfo: str) -> EndpointSettings:
         keepalives_interval_s=pool.keepalives_interval_s,
         keepalives_count=pool.keepalives_count,
         is_fair=pool.fair,
+        is_pooled=pool.pooler == "transaction",
+        prepares=pool.pooler == "none",
     )
 
 

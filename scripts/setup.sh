@@ -1,4 +1,5 @@
-# Sourced by the other scripts: `prepare_venv EXTRA` makes the virtual environment and sets PYTHON.
+# Sourced by the other scripts: `prepare_venv EXTRA` makes the virtual environment and sets PYTHON; `need_program NAME
+# PACKAGE` installs a program of Debian's where it is missing and can be installed.
 
 prepare_venv() {
     local extra=$1
@@ -21,4 +22,20 @@ prepare_venv() {
         "$PYTHON" -m pip install --quiet --disable-pip-version-check -c scripts/constraints.txt -e ".[$extra]"
         printf '%s\n' "$wanted" >"$stamp"
     fi
+}
+
+need_program() {
+    local name=$1 package=$2
+    if command -v "$name" >/dev/null || [ -x "/usr/sbin/$name" ]; then
+        return 0
+    fi
+    if [ "$(id -u)" != 0 ] || ! command -v apt-get >/dev/null; then
+        echo "==> $name is not here: the tests that need it will fail; install the package $package" >&2
+        return 0
+    fi
+    echo "==> installing $package"
+    # The list of packages may be missing or old.
+    apt-get install -y -q --no-install-recommends "$package" >/dev/null 2>&1 ||
+        { apt-get update -q >/dev/null && apt-get install -y -q --no-install-recommends "$package" >/dev/null; } ||
+        echo "==> $package could not be installed: the tests that need it will fail" >&2
 }

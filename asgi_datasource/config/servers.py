@@ -155,6 +155,16 @@ class PoolConfig(Section):
         description="After so many keepalives without an answer the connection is given up.",
         examples=[5],
     )
+    pooler: Annotated[Literal["none", "transaction"], values.word("Pooler", "none", "transaction")] = Field(
+        default="none",
+        title="Pooler in between",
+        description=(
+            "transaction: the URL leads to PgBouncer, or another pooler, in transaction mode. Statements are not"
+            " prepared on the server then, and those that change the session itself are refused: the next transaction"
+            " on that connection may be another tenant's."
+        ),
+        examples=["transaction"],
+    )
     fair: Flag = Field(
         default=False,
         title="Tenants take turns",

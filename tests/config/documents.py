@@ -167,6 +167,7 @@ _pool = _section(
         "keepalives_interval": _whole_seconds,
         "keepalives_count": _integers(1, 127),
         "fair": _flags,
+        "pooler": _referable(st.sampled_from(["none", "transaction"])),
         "max_open_pools": _integers(1, 10_000),
         "close_idle_after": _referable(_durations),
     },

@@ -36,6 +36,10 @@ _CLOCK_STEP_S: Final = 0.001
 """uvloop's clock has no finer steps: its timers come up to one early."""
 
 _ROLLBACK: Final = Statement("rollback", prepare=False)
+OUTLIVES_REFUSED: Final = (
+    "this statement may change the session itself, and behind a pooler in transaction mode the session is shared with"
+    " other tenants; use SET LOCAL, set_config(name, value, true), pg_advisory_xact_lock, a table that is not temporary"
+)
 _DISCARD: Final = Statement("discard all", prepare=False)
 
 
@@ -188,6 +192,8 @@ class Connection(WatchedConnection):
             if converted.is_client_copy:
                 raise ProgrammingError(COPY_REFUSED)
             if converted.outlives_transaction:
+                if self.is_lent and self._observer is not None and self._observer.is_pooled:
+                    raise ProgrammingError(OUTLIVES_REFUSED)
                 self.needs_reset = True
             text = converted.text
             values = formats = None
@@ -321,6 +327,9 @@ class Connection(WatchedConnection):
             await self._stop(self._receiver)
         if not self._is_gone and not self.is_idle:
             await self.exchange((_ROLLBACK,), deadline=self._loop.time() + limit_s)
+        if self.needs_reset and self._observer is not None and self._observer.is_pooled:
+            # It would reset whichever connection the pooler has at hand.
+            self.needs_reset = False
         if self.needs_reset and not self._is_gone and self.is_idle:
             discarded = await self.exchange((_DISCARD,), deadline=self._loop.time() + limit_s)
             if discarded.error is None:

@@ -19,7 +19,7 @@ from ...telemetry import AttributeValue, server_attributes
 from . import failure
 from .connection import Connection
 from .lending import GaveUp, Lender, Pool
-from .limits import ASK_LIMITS, read_limits
+from .limits import ASK_LIMITS, is_behind_pooler, read_limits
 from .result import Exchange
 from .settings import EndpointSettings, connect_failure, is_unknown_database, resolve
 from .watched import WatchedConnection
@@ -85,6 +85,7 @@ class Endpoint:
         """How often a connection was borrowed since it was opened."""
         self.check_limit_s = settings.check_timeout_s
         self.prepares = settings.prepares
+        self.is_pooled = settings.is_pooled
         self.is_fair = settings.is_fair
         """Tenants take turns here: whoever borrows says on whose account."""
         self.was_reached = False
@@ -491,6 +492,14 @@ class Endpoint:
             await connection.close()
             raise exchange.error
         connection.limits = read_limits(exchange)
+        if not self.is_pooled and self.prepares and is_behind_pooler(exchange, connection):
+            # In transaction mode a statement that is prepared on one server connection is not there on the next.
+            self.prepares = False
+            logger.warning(
+                "%s: there is a pooler in between, which the configuration does not say; statements are not prepared"
+                " from now on. Set pool.pooler: transaction where it gives each transaction another connection",
+                self.label,
+            )
         # The question names pg_settings, which could be an UPDATE of them; it is none.
         connection.needs_reset = False
 

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from .query import Statement
 from .result import Exchange
+
+if TYPE_CHECKING:
+    from .connection import Connection
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,7 +28,7 @@ class SessionLimits:
 
 
 ASK_LIMITS: Final = Statement(
-    "select name, setting::int as ms from pg_catalog.pg_settings"
+    "select name, setting::int as ms, pg_catalog.pg_backend_pid() as pid from pg_catalog.pg_settings"
     " where name in ('statement_timeout', 'idle_in_transaction_session_timeout', 'transaction_timeout')",
     prepare=False,
 )
@@ -40,3 +43,13 @@ def read_limits(exchange: Exchange) -> SessionLimits:
         found.get("idle_in_transaction_session_timeout", 0),
         found.get("transaction_timeout"),
     )
+
+
+def is_behind_pooler(exchange: Exchange, connection: Connection) -> bool:
+    """Whether whoever answered `ASK_LIMITS` is another process than the one that the connection was made to.
+
+    A pooler speaks for itself when a client connects, and tells a process id of its own invention.
+    """
+    answer = exchange.results[0]
+    row = None if answer is None else answer.first()
+    return row is not None and row["pid"] != connection.pgconn.backend_pid

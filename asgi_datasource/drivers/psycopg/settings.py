@@ -32,6 +32,7 @@ class EndpointSettings:
         keepalives_idle_s, keepalives_interval_s, keepalives_count: When an idle connection is probed by the system.
         check_timeout_s: Longest answer to a command of the pool's own.
         prepares: Statements are prepared on the server; not behind a pooler that shares a server connection.
+        is_pooled: A pooler in transaction mode is in between: what a session has, the next transaction does not.
         is_fair: Tenants take turns at the pool, each with a queue of its own.
     """
 
@@ -50,6 +51,7 @@ class EndpointSettings:
     keepalives_count: int = 3
     check_timeout_s: float = 2.0
     prepares: bool = True
+    is_pooled: bool = False
     is_fair: bool = False
 
 

@@ -42,6 +42,8 @@ class ConnectionObserver(Protocol):
     """Seconds that a command of the pool's own may take."""
     prepares: bool
     """Whether statements are prepared on the server."""
+    is_pooled: bool
+    """Whether a pooler is in between that gives each transaction another server connection."""
     attempts: set[asyncio.Timeout]
     """The attempts to connect that are under way; rescheduling one ends it."""
 
