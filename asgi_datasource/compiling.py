@@ -80,7 +80,7 @@ def _compile_datasource(name: str, config: DataSourceConfig, previous: DataSourc
     before: Mapping[str, Endpoint] = {} if previous is None else previous.endpoints
 
     def endpoint(node: str, role: Role, server: EndpointConfig) -> Endpoint:
-        settings = _endpoint_settings(config.pool, server.url.get_secret_value())
+        settings = endpoint_settings(config.pool, server.url.get_secret_value())
         present = before.get(node)
         if present is not None and present.role is role and present.settings == settings:
             return present
@@ -117,7 +117,7 @@ def _compile_fleet(name: str, config: DataSourceConfig, previous: Fleet | None) 
 
     def make(database: str, fleet: Fleet) -> PostgresDataSource:
         def endpoint(node: str, role: Role) -> Endpoint:
-            settings = _endpoint_settings(config.pool, templates[node].fill(database))
+            settings = endpoint_settings(config.pool, templates[node].fill(database))
             return Endpoint(node, name, role, settings, keeper=fleet)
 
         replicas = [endpoint(node, Role.REPLICA) for node in config.replicas]
@@ -134,7 +134,8 @@ def _compile_fleet(name: str, config: DataSourceConfig, previous: Fleet | None) 
     )
 
 
-def _endpoint_settings(pool: PoolConfig, conninfo: str) -> EndpointSettings:
+def endpoint_settings(pool: PoolConfig, conninfo: str) -> EndpointSettings:
+    """How one server of a datasource is reached."""
     return EndpointSettings(
         conninfo=conninfo,
         min_size=pool.min_size,

@@ -2,12 +2,14 @@
 
 from .catalogue import Explained, explain_code
 from .diagnostics import Code, Diagnostic, Edit, Fix, InvalidConfig, Position, Severity, show_path
+from .diagnostics import Path as DiagnosticPath
 from .documents import describe_diagnostics
 from .generated import json_schema
 from .kinds import EVERY_OTHER
 from .layers import ConfigFile
 from .loading import Findings, Source, examine, load
 from .models import (
+    BudgetConfig,
     CatalogConfig,
     Config,
     ConsistencyConfig,
@@ -29,12 +31,13 @@ from .models import (
 from .reading import Format, Text
 from .sense import MAX_NAME_BYTES
 from .suppressions import Suppressed
-from .url import PLACEHOLDER, DatabaseUrl
+from .url import PLACEHOLDER, DatabaseUrl, server_of
 
 __all__ = [
     "EVERY_OTHER",
     "MAX_NAME_BYTES",
     "PLACEHOLDER",
+    "BudgetConfig",
     "CatalogConfig",
     "Code",
     "Config",
@@ -43,6 +46,7 @@ __all__ = [
     "DataSourceConfig",
     "DatabaseUrl",
     "Diagnostic",
+    "DiagnosticPath",
     "Edit",
     "EndpointConfig",
     "ErrorsConfig",
@@ -72,5 +76,6 @@ __all__ = [
     "explain_code",
     "json_schema",
     "load",
+    "server_of",
     "show_path",
 ]

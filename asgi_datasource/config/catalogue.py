@@ -287,6 +287,21 @@ _ENTRIES: Final = (
         "tenants:\n  acme: {datasource: orders, schema: acme}\n",
     ),
     Explained(
+        Code.OVER_BUDGET,
+        "More connections than a server allows",
+        "`budget.processes` times the `max_size` of all pools that lead to one server, and `budget.reserve` for others,"
+        " have to fit into `budget.max_connections`. `check` compares with what each server really allows.",
+        "budget: {processes: 20, reserve: 10, max_connections: 100}\n",
+        "budget: {processes: 8, reserve: 10, max_connections: 100}\n",
+    ),
+    Explained(
+        Code.NEVER_ANSWERS,
+        "A way to tell the tenant that cannot name any",
+        "All paths below its prefix are exempt, or no tenant has a name that could stand in a host or in a path.",
+        "tenancy: {default: orders, resolve: [{path_prefix: /t}], exempt: [/t]}\n",
+        "tenancy: {default: orders, resolve: [{path_prefix: /t}], exempt: [/health]}\n",
+    ),
+    Explained(
         Code.UNKNOWN_TENANT,
         "Names a tenant that is not there",
         "A resolver leads requests to a tenant that the document does not list: all of them would be answered with"
@@ -319,6 +334,100 @@ _ENTRIES: Final = (
         "tenants:\n  acme: {datasource: orders, schema: acme, aliases: [globex]}\n"
         "  globex: {datasource: orders, schema: globex}\n",
         "tenants:\n  acme: {datasource: orders, schema: acme}\n  globex: {datasource: orders, schema: globex}\n",
+    ),
+    Explained(
+        Code.NO_CONNECTION,
+        "A server cannot be reached",
+        "Nobody answers at the address, the login is refused, or the database is not there. The message is libpq's own,"
+        " without the password. Nothing else was asked about this server.",
+    ),
+    Explained(
+        Code.WRONG_ROLE,
+        "A server with the wrong role",
+        "The primary of a datasource takes writes; a standby in its place would refuse each of them with 25006. A"
+        " replica that is no standby is a database of its own, and what it answers has nothing to do with the primary.",
+    ),
+    Explained(
+        Code.NOT_ITS_REPLICA,
+        "A replica of something else",
+        "The replica does not follow this primary: it comes from another cluster (their system identifiers differ), or"
+        " what the primary writes does not arrive there.",
+    ),
+    Explained(
+        Code.SERVER_VERSION,
+        "A version that does not fit",
+        "PostgreSQL 13 and newer are supported. A streaming replica has its primary's major version.",
+    ),
+    Explained(
+        Code.POOLER,
+        "A pooler in between",
+        "Another process id answers than the one that was told at the connection: a pooler such as PgBouncer stands in"
+        " between. Session and transaction mode work (everything of a tenant is set inside its transaction); in"
+        " statement mode there are no transactions, and nothing here can work.",
+    ),
+    Explained(
+        Code.CONNECTION_LIMIT,
+        "More connections than the server allows",
+        "Each process has a pool for each server: `budget.processes` times the `max_size` of all pools that lead to a"
+        " server, with `budget.reserve` for others, has to fit into what its `max_connections`, the login's and the"
+        " database's own limits leave. Where it does not, the last processes of a deployment start and cannot connect.",
+    ),
+    Explained(
+        Code.LAG,
+        "A replica is behind",
+        "Replay is paused, or the replica has not replayed what the primary had written when the check began.",
+    ),
+    Explained(
+        Code.CLOCK,
+        "Clocks that differ",
+        "The server's clock and this machine's are more than a second apart. Lag that is told as a time, and tokens"
+        " that expire, are off by as much.",
+    ),
+    Explained(
+        Code.NOT_ENCRYPTED,
+        "A connection without TLS",
+        "The connection leaves this machine unencrypted: passwords are protected by SCRAM, customers' data is not. Add"
+        " `sslmode=verify-full` and the authority's certificate to the URL.",
+    ),
+    Explained(
+        Code.ROLE_BYPASSES,
+        "A login that row security does not hold for",
+        "Superusers and roles with BYPASSRLS see every row, whatever the policies say: each tenant would see all"
+        " others.",
+    ),
+    Explained(
+        Code.UNGUARDED_TABLE,
+        "A shared table without a policy",
+        "Tenants with `row_security` reach this table, and nothing keeps them apart in it. Is it reference data that"
+        " all of them share, ignore the warning with that reason.",
+    ),
+    Explained(
+        Code.NOT_FORCED,
+        "Policies that do not hold for the owner",
+        "Row security does not hold for a table's owner unless it is FORCEd, nor behind a view for the view's owner. An"
+        " application that created its tables owns them.",
+    ),
+    Explained(
+        Code.FALLS_THROUGH,
+        "A name that falls through",
+        "A tenant's schema is searched first, and then the datasource's `search_path`. Where a table is missing in the"
+        " tenant's schema (a migration that has not run there yet), the shared one of the same name is used silently.",
+    ),
+    Explained(
+        Code.DEFINER,
+        "A function with its owner's rights and its caller's names",
+        "A SECURITY DEFINER function without `set search_path` looks tables up where its caller says, and uses them as"
+        " its owner: what is kept apart by `search_path` or policies is not kept apart inside of it.",
+    ),
+    Explained(
+        Code.MISSING_PLACE,
+        "A tenant without its place",
+        "The tenant's schema or role is not there, or the login may not become that role.",
+    ),
+    Explained(
+        Code.CANNOT_TELL,
+        "A question without an answer",
+        "The login may not see what this part of the check needs, or the server did not answer in time.",
     ),
 )
 

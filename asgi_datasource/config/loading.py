@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path as FilePath
 from typing import Any, Final
 
@@ -40,12 +40,20 @@ class Findings:
         diagnostics: Every problem, errors, warnings and hints, in the order of the document where it has one.
         suppressed: What the file itself asks to leave out, with its reasons.
         texts: The files that were read. They may hold passwords: not for showing as they are.
+        layers: How the document was put together of them; None where there are no files.
     """
 
     config: Config | None
     diagnostics: tuple[Diagnostic, ...]
     suppressed: tuple[Suppressed, ...] = ()
     texts: tuple[Text, ...] = field(default=(), repr=False)
+    layers: Layers | None = field(default=None, repr=False)
+
+    def with_servers(self, problems: Iterable[Diagnostic]) -> Findings:
+        """The findings of the servers themselves about this configuration, with positions, without what is ignored."""
+        located = self.layers.locate(problems) if self.layers is not None else list(problems)
+        kept, suppressed = apply_suppressions(located, self.texts, needs_server=True)
+        return replace(self, diagnostics=tuple(kept), suppressed=tuple(suppressed))
 
     @property
     def errors(self) -> tuple[Diagnostic, ...]:
@@ -167,4 +175,4 @@ def _finish(config: Config | None, problems: list[Diagnostic], layers: Layers) -
         return order.get(position.file, len(order)), position.line or 0, position.column or 0
 
     kept, suppressed = apply_suppressions(located, texts)
-    return Findings(config, tuple(sorted(kept, key=place)), tuple(suppressed), texts)
+    return Findings(config, tuple(sorted(kept, key=place)), tuple(suppressed), texts, layers)

@@ -14,10 +14,11 @@ from .catalog import CatalogConfig, TenantDefaults
 from .kinds import DatasourceName, IncludePattern, TenantName, Version
 from .requests import ConsistencyConfig, ErrorsConfig, RouteRule, TelemetryConfig, TransactionsConfig
 from .sections import OMISSIBLE, Section, mapping_field, section_field
-from .servers import DataSourceConfig, EndpointConfig, PoolConfig, ReplicaConfig, RoutingConfig
+from .servers import BudgetConfig, DataSourceConfig, EndpointConfig, PoolConfig, ReplicaConfig, RoutingConfig
 from .tenants import ResolverConfig, TenancyConfig, TenantConfig, TokenConfig, keep_compact
 
 __all__ = [
+    "BudgetConfig",
     "CatalogConfig",
     "Config",
     "ConsistencyConfig",
@@ -42,7 +43,6 @@ class Config(Section):
     """The databases, the tenants on them, and the rules for requests."""
 
     planned: ClassVar[dict[str, str]] = {
-        "budget": "leave it out, and keep processes x max_size below the server's max_connections",
         "outbox": "leave it out",
         "migrate": "leave it out",
     }
@@ -97,6 +97,12 @@ class Config(Section):
         title="Consistency",
         description="Read your writes across requests; takes no keys yet.",
         examples=[{}],
+    )
+    budget: Annotated[BudgetConfig | None, OMISSIBLE] = Field(
+        default=None,
+        title="Budget",
+        description="How many connections the processes of the application may open on each server.",
+        examples=[{"processes": 8, "reserve": 10}],
     )
     telemetry: TelemetryConfig = section_field(
         TelemetryConfig,

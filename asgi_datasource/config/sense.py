@@ -11,9 +11,11 @@ from .coverage import covers
 from .diagnostics import Code, Diagnostic, Edit, Fix, Path, Severity, did_you_mean, show
 from .kinds import EVERY_OTHER
 from .limits import MAX_DIAGNOSTICS
-from .models import Config, DataSourceConfig, RouteRule, TenantConfig
+from .models import Config, RouteRule, TenantConfig
+from .sense_resolvers import check_resolvers
+from .sense_servers import check_budget, check_servers
 from .sense_tenancy import check_aliases, check_catalog, check_tenancy
-from .url import PLACEHOLDER, find_fault
+from .url import PLACEHOLDER
 
 MAX_NAME_BYTES: Final = 63
 """PostgreSQL cuts longer names off (PostgreSQL manual, "Lexical Structure", NAMEDATALEN)."""
@@ -30,7 +32,8 @@ def check_sense(config: Config, *, needs_resolver: bool = True) -> list[Diagnost
         Problems, each kind of them up to a bound.
     """
     checks: list[Callable[[Config], Iterator[Diagnostic]]] = [
-        _servers,
+        check_servers,
+        check_budget,
         _default,
         _tenant_datasources,
         _tenant_names,
@@ -42,45 +45,8 @@ def check_sense(config: Config, *, needs_resolver: bool = True) -> list[Diagnost
         check_aliases,
     ]
     if needs_resolver:
-        checks.append(_resolvers)
+        checks += [_resolvers, check_resolvers]
     return [problem for check in checks for problem in islice(check(config), MAX_DIAGNOSTICS)]
-
-
-def _servers(config: Config) -> Iterator[Diagnostic]:
-    for name, datasource in config.datasources.items():
-        path: Path = ("datasources", name)
-        pool = datasource.pool
-        if pool.min_size > pool.max_size:
-            message = f"min_size {pool.min_size} is more than max_size {pool.max_size}"
-            related = ((*path, "pool", "max_size"),)
-            mend = "Lower min_size or raise max_size."
-            here = (*path, "pool", "min_size")
-            fix = Fix(Edit.REPLACE, here, pool.max_size)
-            yield Diagnostic(Code.CONTRADICTION, here, message, mend, related=related, fix=fix)
-        first: dict[str, Path] = {}
-        for where, url in _urls(path, datasource):
-            if (PLACEHOLDER in url) != (PLACEHOLDER in datasource.primary.url.get_secret_value()):
-                message = (
-                    f"{PLACEHOLDER} stands in the URL of one server of this datasource, and not in that of another"
-                )
-                mend = "Put it into all of them, or into none."
-                yield Diagnostic(Code.CONTRADICTION, where, message, mend, related=((*path, "primary", "url"),))
-            fault = find_fault(url)
-            if fault is not None:
-                fix = Fix(Edit.REPLACE, where, "postgresql://app@db.internal:5432/orders")
-                yield Diagnostic(Code.URL, where, fault[0], fault[1], fix=fix)
-            if url in first:
-                message = f"the same server as {first[url][2]}{''.join(f'.{part}' for part in first[url][3:-1])}"
-                mend = "Give each server once: a replica is another server than its primary."
-                fix = Fix(Edit.REMOVE, where[:-1])
-                yield Diagnostic(Code.SAME_SERVER, where, message, mend, related=(first[url],), fix=fix)
-            first.setdefault(url, where)
-
-
-def _urls(path: Path, datasource: DataSourceConfig) -> Iterator[tuple[Path, str]]:
-    yield (*path, "primary", "url"), datasource.primary.url.get_secret_value()
-    for name, replica in datasource.replicas.items():
-        yield (*path, "replicas", name, "url"), replica.url.get_secret_value()
 
 
 def _absent(path: Path, name: str, config: Config) -> Diagnostic:

@@ -8,6 +8,7 @@ from pydantic import Field
 
 from . import values
 from .kinds import (
+    ConnectionLimit,
     DatabaseIdentifier,
     Duration,
     Flag,
@@ -15,8 +16,10 @@ from .kinds import (
     PoolMinimum,
     PoolSize,
     ProbeCount,
+    ProcessCount,
     QueueLength,
     ReplicaName,
+    ReservedConnections,
     Url,
     Weight,
     WholeSeconds,
@@ -232,6 +235,32 @@ class RoutingConfig(Section):
         title="Warm-up",
         description="A replica that was down gets back to its whole share of the reads within this time, bit by bit.",
         examples=["30s"],
+    )
+
+
+class BudgetConfig(Section):
+    """How many connections the processes of the application may open, so that this is checked before it is deployed."""
+
+    processes: ProcessCount = Field(
+        default=1,
+        title="Processes",
+        description="Processes of the application over all machines, those of a deployment's overlap included.",
+        examples=[8],
+    )
+    reserve: ReservedConnections = Field(
+        default=10,
+        title="Reserve",
+        description="Connections of each server that are left to others: migrations, jobs, people.",
+        examples=[10],
+    )
+    max_connections: Annotated[ConnectionLimit | None, OMISSIBLE] = Field(
+        default=None,
+        title="Most connections of a server",
+        description=(
+            "What the smallest of the servers allows; validate compares it with processes x max_size, where check"
+            " asks each server."
+        ),
+        examples=[200],
     )
 
 

@@ -59,13 +59,15 @@ class Suppressed:
 
 
 def apply_suppressions(
-    diagnostics: Iterable[Diagnostic], texts: Iterable[Text]
+    diagnostics: Iterable[Diagnostic], texts: Iterable[Text], *, needs_server: bool = False
 ) -> tuple[list[Diagnostic], list[Suppressed]]:
     """Leave out what the files ask to leave out.
 
     Args:
         diagnostics: Every problem, with its position.
         texts: The files.
+        needs_server: Whether the problems are those that only the servers could tell: comments about others are left
+            alone.
 
     Returns:
         The problems that remain, together with those of the comments themselves; and what was left out.
@@ -76,7 +78,7 @@ def apply_suppressions(
         if "ads:" in text.content and text.format is not Format.JSON:
             for found in _comments(text):
                 if isinstance(found, Diagnostic):
-                    kept.append(found)
+                    kept += [] if needs_server else [found]
                 else:
                     comments.append(found)
     suppressed: list[Suppressed] = []
@@ -95,7 +97,7 @@ def apply_suppressions(
             kept.append(problem)
     # After an error not everything is looked at, so that a comment may only seem to ignore nothing.
     if not has_errors:
-        kept += [problem for comment in comments for problem in _unused(comment)]
+        kept += [problem for comment in comments for problem in _unused(comment, needs_server=needs_server)]
     return kept, suppressed
 
 
@@ -103,8 +105,10 @@ def _bad(position: Position, message: str, mend: str) -> Diagnostic:
     return Diagnostic(Code.BAD_SUPPRESSION, (), message, mend, position=position, severity=Severity.WARNING)
 
 
-def _unused(comment: _Comment) -> Iterator[Diagnostic]:
+def _unused(comment: _Comment, *, needs_server: bool) -> Iterator[Diagnostic]:
     for code in sorted(comment.codes - comment.used):
+        if Code(code).needs_server is not needs_server:
+            continue
         message, mend = f"there is no {code} to ignore here", "Remove the comment."
         yield Diagnostic(
             Code.UNUSED_SUPPRESSION, (), message, mend, position=comment.position, severity=Severity.WARNING

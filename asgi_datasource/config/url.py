@@ -56,6 +56,38 @@ def read_url(value: object) -> DatabaseUrl:
     return DatabaseUrl(str(url))
 
 
+_HOST_AND_PORT: Final = re.compile(r"(?P<host>\[[^\]]*\]|[^:]*)(?::(?P<port>[0-9]*))?")
+_PLACE_KEYS: Final = ("host", "hostaddr", "port", "dbname", "service")
+
+
+def server_of(url: str, *, with_database: bool = True) -> str:
+    """Which server a connection URL leads to, and which database there: the same for all ways to write it.
+
+    Users, passwords and other parameters make no difference. What cannot be taken apart stands for itself. Not for
+    messages: it may hold a password.
+    """
+    parts = _AUTHORITY.fullmatch(url)
+    if parts is None:
+        pairs: dict[str, str] = dict(_PAIR.findall(url))
+        if not pairs or "service" in pairs or not _KEYWORDS.fullmatch(url.rstrip()):
+            return url
+        hosts = [(host, "") for host in pairs.get("hostaddr", pairs.get("host", "")).strip("'").split(",")]
+        ports = pairs.get("port", "").strip("'").split(",")
+        hosts = [(host, ports[min(number, len(ports) - 1)]) for number, (host, _) in enumerate(hosts)]
+        dbname = pairs.get("dbname", pairs.get("user", "")).strip("'")
+    else:
+        user, rest = str(parts["user"] or ""), str(parts["rest"])
+        path, _, query = rest.partition("?")
+        if any(parameter.partition("=")[0] in _PLACE_KEYS for parameter in query.split("&")):
+            return url
+        found = [_HOST_AND_PORT.fullmatch(part) for part in str(parts["hosts"]).split(",")]
+        hosts = [(str(match["host"]).strip("[]"), str(match["port"] or "")) if match else (url, "") for match in found]
+        dbname = path.lstrip("/") or user.partition(":")[0]
+    servers = ",".join(f"{host.lower()}:{port or 5432}" for host, port in hosts)
+    return f"{servers}/{dbname}" if with_database else servers
+
+
+_PAIR: Final = re.compile(r"([a-z][a-z0-9_]*) *= *('(?:[^'\\]|\\.)*'|[^ ']*)")
 _ESCAPE: Final = re.compile(r"%(?![0-9A-Fa-f]{2})")
 _ESCAPE_MEND: Final = "Write a percent sign as %25."
 _AUTHORITY: Final = re.compile(r"postgres(?:ql)?://(?:(?P<user>[^/?#]*)@)?(?P<hosts>[^/?#]*)(?P<rest>.*)", re.DOTALL)

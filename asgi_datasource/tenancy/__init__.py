@@ -2,6 +2,7 @@
 
 from .admission import Admission, Authorize
 from .answers import MAX_NAME_LENGTH, Answer, Resolution, TenantResolver
+from .audit import Ask, Finding, Hole, Home, find_holes
 from .catalog import Catalog, CatalogPlan, CatalogState
 from .chain import Agreement, PathRuleResolver, chain
 from .compiling import (
@@ -34,6 +35,7 @@ __all__ = [
     "Admission",
     "Agreement",
     "Answer",
+    "Ask",
     "Authorize",
     "CallableResolver",
     "Catalog",
@@ -41,9 +43,12 @@ __all__ = [
     "CatalogState",
     "CookieResolver",
     "DomainResolver",
+    "Finding",
     "FixedKey",
     "FixedResolver",
     "HeaderResolver",
+    "Hole",
+    "Home",
     "KeySetFile",
     "PathPrefixResolver",
     "PathRuleResolver",
@@ -68,6 +73,7 @@ __all__ = [
     "chain",
     "compile_admission",
     "compile_tenants",
+    "find_holes",
     "import_callable",
     "quote_identifier",
     "tenant_settings",

@@ -52,6 +52,7 @@ def full() -> dict[str, Any]:
         "routes": [{"match": "GET /reports/**"}],
         "transactions": {},
         "consistency": {},
+        "budget": {},
         "telemetry": {},
         "errors": {},
     }
@@ -301,6 +302,14 @@ _transactions = _section(
         "multiple_writers": st.sampled_from(["refuse", "allow"]),
     },
 )
+_budget = _section(
+    {},
+    {
+        "processes": _integers(1, 100_000),
+        "reserve": _integers(0, 10_000),
+        "max_connections": _integers(1, 262_143),
+    },
+)
 _telemetry = _section(
     {},
     {
@@ -332,6 +341,7 @@ _documents = _section(
         "routes": st.lists(_route, max_size=2),
         "transactions": _transactions,
         "consistency": st.just({}),
+        "budget": _budget,
         "telemetry": _telemetry,
         "errors": _errors,
     },

@@ -37,6 +37,7 @@ def test_every_section_of_the_document_is_known_by_its_path() -> None:
         ("routes", "*"),
         ("transactions",),
         ("consistency",),
+        ("budget",),
         ("telemetry",),
         ("errors",),
     ]

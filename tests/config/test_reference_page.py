@@ -79,7 +79,7 @@ datasources:
 tenants:
   acme: {datasource: order, schema: acme}
 
-budget: {processes: 8}
+outbox: {relay: true}
 """
 
 

@@ -230,7 +230,7 @@ MISTAKES = [
         "'conflict'?",
     ),
     (("errors",), "status", {"conflict": 200}, Code.WRONG_VALUE, "errors.status.conflict", "400 to 599", "503"),
-    ((), "budget", {"processes": 8}, Code.NOT_YET_SUPPORTED, "budget", "not yet supported", "Leave it out"),
+    ((), "outbox", {"relay": True}, Code.NOT_YET_SUPPORTED, "outbox", "not yet supported", "Leave it out"),
     (
         ("consistency",),
         "token",
@@ -278,7 +278,7 @@ def test_every_problem_is_told_at_once() -> None:
         datasources={"orders": {"primary": {"url": "mysql://db"}, "pool": {"min_sise": 1}}},
         tenants={"acme": {"datasource": "order"}, "globex": {}},
         routes=[{"match": "nowhere"}],
-        budget={},
+        outbox={},
     )
     with pytest.raises(InvalidConfig) as caught:
         load(document)
@@ -287,7 +287,7 @@ def test_every_problem_is_told_at_once() -> None:
         (Code.UNKNOWN_KEY, "datasources.orders.pool.min_sise"),
         (Code.MISSING_KEY, "tenants.globex.datasource"),
         (Code.WRONG_VALUE, "routes[0].match"),
-        (Code.NOT_YET_SUPPORTED, "budget"),
+        (Code.NOT_YET_SUPPORTED, "outbox"),
         # And what makes no sense in the parts that are right:
         (Code.UNKNOWN_DATASOURCE, "tenants.acme.datasource"),
     ]

@@ -8,6 +8,7 @@ from psycopg.rows import AsyncRowFactory as RowFactory
 from .connection import Connection
 from .endpoint import Endpoint, PoolKeeper
 from .limits import SessionLimits
+from .probe import Probe, open_probe
 from .query import Control, Params, Query, Statement
 from .result import Exchange, Result
 from .settings import EndpointSettings
@@ -25,10 +26,12 @@ __all__ = [
     "Exchange",
     "Params",
     "PoolKeeper",
+    "Probe",
     "PsycopgConnection",
     "Query",
     "Result",
     "RowFactory",
     "SessionLimits",
     "Statement",
+    "open_probe",
 ]

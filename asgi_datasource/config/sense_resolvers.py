@@ -1,0 +1,74 @@
+"""Ways to tell a tenant that are never asked, or cannot name any of the tenants."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator
+from typing import Final
+
+from .diagnostics import Code, Diagnostic, Edit, Fix, Path, Severity
+from .kinds import EVERY_OTHER
+from .models import Config, ResolverConfig
+
+_LABEL: Final = re.compile(r"[a-z0-9_](?:[a-z0-9_-]{0,61}[a-z0-9_])?")
+
+
+def _is_label(name: str) -> bool:
+    return _LABEL.fullmatch(name) is not None
+
+
+def _is_segment(name: str) -> bool:
+    return "/" not in name
+
+
+_NAMES: Final[dict[str, tuple[str, Callable[[str], bool]]]] = {
+    "subdomain_of": ("a label of a host name", _is_label),
+    "path_prefix": ("a segment of a path", _is_segment),
+}
+"""What a name has to be for a way to tell it."""
+
+
+def check_resolvers(config: Config) -> Iterator[Diagnostic]:
+    """Ways behind one that always answers, below exempt paths, or with names that no tenant has."""
+    settled: int | None = None
+    for index, way in enumerate(config.tenancy.resolve):
+        path: Path = ("tenancy", "resolve", index)
+        if settled is not None:
+            first: Path = ("tenancy", "resolve", settled)
+            message = "this way is never asked: the one in front of it answers every request"
+            yield _warning(Code.UNREACHABLE, path, message, "Move it in front of that one.", (first,))
+        elif way.kind == "fixed":
+            settled = index
+        else:
+            yield from _exempt(config, way, path)
+            yield from _nameless(config, way, path)
+
+
+def _exempt(config: Config, way: ResolverConfig, path: Path) -> Iterator[Diagnostic]:
+    if way.path_prefix is None or way.path_prefix == "/":
+        return
+    prefix = way.path_prefix.rstrip("/")
+    for index, exempt in enumerate(config.tenancy.exempt):
+        front = exempt.rstrip("/")
+        if prefix == front or prefix.startswith(f"{front}/"):
+            message = "this way can never answer: all paths below its prefix are exempt"
+            related: Path = ("tenancy", "exempt", index)
+            yield _warning(Code.NEVER_ANSWERS, path, message, "Take the prefix out of exempt.", (related,))
+            return
+
+
+def _nameless(config: Config, way: ResolverConfig, path: Path) -> Iterator[Diagnostic]:
+    if way.kind not in _NAMES:
+        return
+    what, can_name = _NAMES[way.kind]
+    if not config.tenants or EVERY_OTHER in config.tenants or any(map(can_name, config.tenants)):
+        return
+    if any(can_name(alias) for tenant in config.tenants.values() for alias in tenant.aliases or ()):
+        return
+    message = f"this way can never answer: none of the tenants has a name that is {what}"
+    yield _warning(Code.NEVER_ANSWERS, path, message, "Rename the tenants, or remove it.", (("tenants",),))
+
+
+def _warning(code: Code, path: Path, message: str, mend: str, related: tuple[Path, ...]) -> Diagnostic:
+    fix = Fix(Edit.REMOVE, path)
+    return Diagnostic(code, path, message, mend, severity=Severity.WARNING, related=related, fix=fix)

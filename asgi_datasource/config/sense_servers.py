@@ -1,0 +1,78 @@
+"""Servers that cannot be what they are said to be: one server twice, and more connections than there are."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from .diagnostics import Code, Diagnostic, Edit, Fix, Path
+from .models import Config, DataSourceConfig
+from .url import PLACEHOLDER, find_fault, server_of
+
+
+def check_servers(config: Config) -> Iterator[Diagnostic]:
+    """Pools, URLs, and servers that stand twice in a datasource."""
+    for name, datasource in config.datasources.items():
+        path: Path = ("datasources", name)
+        pool = datasource.pool
+        if pool.min_size > pool.max_size:
+            message = f"min_size {pool.min_size} is more than max_size {pool.max_size}"
+            here = (*path, "pool", "min_size")
+            related: tuple[Path, ...] = ((*path, "pool", "max_size"),)
+            fix = Fix(Edit.REPLACE, here, pool.max_size)
+            mend = "Lower min_size or raise max_size."
+            yield Diagnostic(Code.CONTRADICTION, here, message, mend, related=related, fix=fix)
+        first: dict[str, Path] = {}
+        for where, url in _urls(path, datasource):
+            if (PLACEHOLDER in url) != (PLACEHOLDER in datasource.primary.url.get_secret_value()):
+                message = (
+                    f"{PLACEHOLDER} stands in the URL of one server of this datasource, and not in that of another"
+                )
+                mend = "Put it into all of them, or into none."
+                yield Diagnostic(Code.CONTRADICTION, where, message, mend, related=((*path, "primary", "url"),))
+            fault = find_fault(url)
+            if fault is not None:
+                fix = Fix(Edit.REPLACE, where, "postgresql://app@db.internal:5432/orders")
+                yield Diagnostic(Code.URL, where, fault[0], fault[1], fix=fix)
+            server = server_of(url)
+            if server in first:
+                other = first[server]
+                message = f"the same server as {other[2]}{''.join(f'.{part}' for part in other[3:-1])}"
+                mend = "Give each server once: a replica is another server than its primary."
+                fix = Fix(Edit.REMOVE, where[:-1])
+                yield Diagnostic(Code.SAME_SERVER, where, message, mend, related=(other,), fix=fix)
+            first.setdefault(server, where)
+
+
+def check_budget(config: Config) -> Iterator[Diagnostic]:
+    """Whether the processes' pools fit into what a server allows, where the document says what that is."""
+    budget = config.budget
+    if budget is None or budget.max_connections is None:
+        return
+    allowed = budget.max_connections - budget.reserve
+    wanted: dict[str, int] = {}
+    pools: dict[str, list[Path]] = {}
+    for name, datasource in config.datasources.items():
+        for _, url in _urls(("datasources", name), datasource):
+            server = server_of(url, with_database=False)
+            wanted[server] = wanted.get(server, 0) + budget.processes * datasource.pool.max_size
+            pools.setdefault(server, []).append(("datasources", name, "pool", "max_size"))
+    told: set[tuple[Path, ...]] = set()
+    for server, connections in wanted.items():
+        related = tuple(dict.fromkeys(pools[server]))
+        if connections > allowed and related not in told:
+            told.add(related)
+            message = (
+                f"{budget.processes} processes may open {connections} connections to one server, which has {allowed}"
+                f" of {budget.max_connections} for them"
+            )
+            fits = max(1, allowed // (budget.processes * len(pools[server])))
+            mend = f"Lower max_size to {fits} in each of its pools, or put a pooler in between."
+            path: Path = ("budget", "max_connections")
+            fix = Fix(Edit.REPLACE, path, connections + budget.reserve)
+            yield Diagnostic(Code.OVER_BUDGET, path, message, mend, related=related, fix=fix)
+
+
+def _urls(path: Path, datasource: DataSourceConfig) -> Iterator[tuple[Path, str]]:
+    yield (*path, "primary", "url"), datasource.primary.url.get_secret_value()
+    for name, replica in datasource.replicas.items():
+        yield (*path, "replicas", name, "url"), replica.url.get_secret_value()

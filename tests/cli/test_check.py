@@ -1,0 +1,383 @@
+"""`check` on real servers: roles, replication, limits, poolers, and what keeps tenants apart."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import psycopg
+import pytest
+from jsonschema import Draft202012Validator
+
+from asgi_datasource.cli.checking import ask, judge
+from asgi_datasource.cli.checking.facts import Facts, PoolerMode, Target
+from asgi_datasource.config import Code, load
+from asgi_datasource.drivers.psycopg import EndpointSettings
+from asgi_datasource.testing import EmbeddedCluster
+from tests.pgbouncer import pgbouncer
+from tests.world import World
+
+from .run import Ran, run
+
+ROOT = Path(__file__).parent.parent.parent
+PASSWORD = "hunter2-Tr0ub4dor"
+
+
+def config(world: World, **changes: Any) -> dict[str, Any]:
+    """The world's own configuration, whose schemas and policies are as they should be."""
+    document: dict[str, Any] = {
+        "version": 1,
+        "datasources": {
+            "orders": {
+                "primary": {"url": world.url()},
+                "replicas": {"r1": {"url": world.url("r1")}, "r2": {"url": world.url("r2")}},
+            }
+        },
+        "tenancy": {"resolve": [{"header": "X-Tenant"}]},
+        "tenants": {
+            "acme": {"datasource": "orders", "schema": "acme"},
+            "initech": {"datasource": "orders", "schema": "shared", "row_security": {"app.tenant": "41"}},
+        },
+    }
+    for path, value in changes.items():
+        here: Any = document
+        *steps, last = path.split("__")
+        for step in steps:
+            here = here.setdefault(step, {})
+        here[last] = value
+    return document
+
+
+def check(
+    document: dict[str, Any], tmp_path: Path, *arguments: str, **environ: str
+) -> tuple[Ran, list[dict[str, Any]]]:
+    path = tmp_path / "datasource.json"
+    path.write_text(json.dumps(document, indent=1))
+    done = run("check", path, "--format", "json", *arguments, environ=environ)
+    assert done.out, done.err
+    found = json.loads(done.out)
+    Draft202012Validator(json.loads((ROOT / "schemas" / "diagnostics" / "v1.json").read_text())).validate(found)
+    return done, found["diagnostics"]
+
+
+def codes(found: list[dict[str, Any]], *, without: set[str] = frozenset()) -> list[tuple[str, str]]:  # type: ignore[assignment]
+    return [(each["code"], each["key"]) for each in found if each["code"] not in without]
+
+
+TABLES = {"ADS111", "ADS112"}
+"""The tables of the world that tenants under row security also reach, without policies: on purpose there."""
+
+
+async def test_what_is_right_is_left_alone(world: World, tmp_path: Path) -> None:
+    done, found = check(config(world), tmp_path)
+    assert codes(found, without=TABLES) == []
+    assert "asking 3 servers" in done.err
+    assert done.code == 0
+
+
+async def test_swapped_roles_are_told(world: World, tmp_path: Path) -> None:
+    swapped = config(
+        world,
+        datasources__orders__primary={"url": world.url("r1")},
+        datasources__orders__replicas={"r1": {"url": world.url()}},
+    )
+    done, found = check(swapped, tmp_path)
+    assert codes(found, without=TABLES) == [
+        ("ADS102", "datasources.orders.primary.url"),
+        ("ADS102", "datasources.orders.replicas.r1.url"),
+    ]
+    assert done.code == 1
+    assert [each["position"]["line"] for each in found if each["code"] == "ADS102"] == [6, 10]
+
+
+async def test_servers_that_cannot_be_reached(world: World, tmp_path: Path) -> None:
+    wrong = psycopg.conninfo.make_conninfo(world.url("r1"), password=PASSWORD)
+    nowhere = psycopg.conninfo.make_conninfo(world.url("r2"), dbname="nowhere")
+    done, found = check(
+        config(world, datasources__orders__replicas={"r1": {"url": wrong}, "r2": {"url": nowhere}}), tmp_path
+    )
+    assert codes(found, without=TABLES) == [
+        ("ADS101", "datasources.orders.replicas.r1.url"),
+        ("ADS101", "datasources.orders.replicas.r2.url"),
+    ]
+    told = [each["message"] for each in found if each["code"] == "ADS101"]
+    assert "password authentication failed" in told[0]
+    assert 'database "nowhere" does not exist' in told[1]
+    assert done.code == 2
+    assert PASSWORD not in done.out + done.err
+
+
+@pytest.fixture(scope="module")
+def other_cluster() -> Iterator[EmbeddedCluster]:
+    with EmbeddedCluster(replicas=1) as running:
+        yield running
+
+
+async def test_a_standby_of_another_cluster(world: World, other_cluster: EmbeddedCluster, tmp_path: Path) -> None:
+    [stranger] = other_cluster.replicas.values()
+    _, found = check(config(world, datasources__orders__replicas={"r1": {"url": stranger.url()}}), tmp_path)
+    assert codes(found, without=TABLES) == [("ADS103", "datasources.orders.replicas.r1.url")]
+    # The clusters of the tests are copies of one, so that their system identifiers are the same: it shows in the WAL.
+    [told] = [each["message"] for each in found if each["code"] == "ADS103"]
+    assert "has not replayed the last" in told
+    document = config(world, datasources__orders__primary={"url": other_cluster.primary.url()}, tenants={})
+    document["tenancy"] = {"default": "orders"}
+    _, found = check(document, tmp_path)
+    assert [each["message"] for each in found] == [
+        "orders/r1 is a standby of another cluster than orders/primary",
+        "orders/r2 is a standby of another cluster than orders/primary",
+    ]
+
+
+async def test_a_replica_that_is_behind(other_cluster: EmbeddedCluster, tmp_path: Path) -> None:
+    [replica] = other_cluster.replicas.values()
+    document = {
+        "version": 1,
+        "datasources": {
+            "orders": {"primary": {"url": other_cluster.primary.url()}, "replicas": {"r1": {"url": replica.url()}}}
+        },
+        "tenancy": {"default": "orders"},
+    }
+    assert check(document, tmp_path)[1] == []
+    await replica.pause_replay()
+    try:
+        _, found = check(document, tmp_path)
+        assert codes(found) == [("ADS107", "datasources.orders.replicas.r1.url")]
+        assert "replay is paused on orders/r1" in found[0]["message"]
+    finally:
+        await replica.resume_replay()
+    # A standby whose source went away: what the primary writes does not arrive.
+    await replica.configure(primary_conninfo="")
+    try:
+        await other_cluster.primary.sql("create table if not exists more (id int)")
+        await other_cluster.primary.sql("insert into more select generate_series(1, 1000)")
+        _, found = check(document, tmp_path)
+        assert codes(found) == [("ADS103", "datasources.orders.replicas.r1.url")]
+        assert "has not replayed the last" in found[0]["message"]
+    finally:
+        replica.stream_from(other_cluster.primary)
+
+
+async def test_more_connections_than_the_server_allows(world: World, tmp_path: Path) -> None:
+    budget = {"processes": 31, "reserve": 10}
+    _, found = check(config(world, budget=budget), tmp_path)
+    limits = [each for each in found if each["code"] == "ADS106"]
+    assert [each["key"] for each in limits] == [
+        "datasources.orders.primary.url",
+        "datasources.orders.replicas.r1.url",
+        "datasources.orders.replicas.r2.url",
+    ]
+    assert "31 processes may open 310 connections to the server of orders/primary" in limits[0]["message"]
+    assert limits[0]["mend"].startswith("Lower pool.max_size to 9,")
+    assert codes(check(config(world, budget={"processes": 9, "reserve": 10}), tmp_path)[1], without=TABLES) == []
+    # Two datasources on one server share what it allows.
+    twice = config(world, budget={"processes": 16, "reserve": 0})
+    assert codes(check(twice, tmp_path)[1], without=TABLES) == []
+    twice["datasources"]["more"] = {"primary": {"url": world.url()}}
+    assert codes(check(twice, tmp_path)[1], without=TABLES) == [("ADS106", "datasources.orders.primary.url")]
+
+
+async def test_the_limits_of_login_and_database_count(world: World, cluster: EmbeddedCluster, tmp_path: Path) -> None:
+    await cluster.primary.sql(f"alter database {world.dbname} connection limit 5")
+    try:
+        _, found = check(config(world, datasources__orders__replicas={}), tmp_path)
+        [limit] = [each for each in found if each["code"] == "ADS106"]
+        assert "which allows this login 5" in limit["message"]
+    finally:
+        await cluster.primary.sql(f"alter database {world.dbname} connection limit -1")
+
+
+@pytest.mark.parametrize("mode", ["session", "transaction", "statement"])
+async def test_pgbouncer_is_found_with_its_mode(mode: str, world: World, tmp_path: Path) -> None:
+    async with pgbouncer(world.url(), size=5, mode=mode) as bouncer:
+        url = {"url": bouncer.url(world.dbname)}
+        document = config(world, datasources__orders__primary=url, datasources__orders__replicas={})
+        done, found = await asyncio.to_thread(check, document, tmp_path)
+        document["datasources"]["orders"]["pool"] = {"pooler": "transaction"}
+        _, declared = await asyncio.to_thread(check, document, tmp_path)
+    [pooler] = [each for each in found if each["code"] == "ADS105"]
+    assert f"a pooler in {mode} mode stands in front of orders/primary" in pooler["message"]
+    assert pooler["severity"] == {"session": "hint", "transaction": "error", "statement": "error"}[mode]
+    assert done.code == (0 if mode == "session" else 1)
+    if mode == "transaction":
+        assert pooler["mend"] == "Say so: pool: {pooler: transaction}."
+        assert [each["severity"] for each in declared if each["code"] == "ADS105"] == ["hint"]
+    assert not {each["code"] for each in found} & {"ADS106", "ADS116"}
+
+
+async def test_pgbouncer_with_a_single_connection(world: World, tmp_path: Path) -> None:
+    async with pgbouncer(world.url(), size=1) as bouncer:
+        url = {"url": bouncer.url(world.dbname)}
+        document = config(world, datasources__orders__primary=url, datasources__orders__replicas={})
+        _, found = await asyncio.to_thread(check, document, tmp_path)
+    [pooler] = [each for each in found if each["code"] == "ADS105"]
+    assert "in transaction mode" in pooler["message"]
+
+
+async def execute(world: World, *statements: str) -> None:
+    async with await psycopg.AsyncConnection.connect(world.url(), autocommit=True) as connection:
+        for statement in statements:
+            await connection.execute(statement.encode())
+
+
+async def test_holes_in_row_security(world: World, tmp_path: Path) -> None:
+    await execute(
+        world,
+        "create schema books",
+        "create table books.ledger (id int, tenant text)",
+        "create table books.open_table (id int)",
+        "create table books.unforced (id int, tenant text)",
+        "create table books.locked (id int)",
+        "alter table books.ledger enable row level security, force row level security",
+        "alter table books.unforced enable row level security",
+        "alter table books.locked enable row level security, force row level security",
+        "create policy own on books.ledger using (tenant = current_setting('app.tenant', true))",
+        "create policy own on books.unforced using (tenant = current_setting('app.tenant', true))",
+        "create view books.through as select * from books.unforced",
+        "create materialized view books.copy as select * from books.ledger",
+        "create function books.total() returns bigint language sql security definer as 'select 1::bigint'",
+        "create function books.safe() returns bigint language sql security definer set search_path = books"
+        " as 'select 1::bigint'",
+    )
+    tenant = {"datasource": "orders", "schema": "books", "row_security": {"app.tenant": "1"}}
+    done, found = check(config(world, tenants={"initech": tenant}, datasources__orders__replicas={}), tmp_path)
+    told = {(each["code"], each["message"].removeprefix("orders/primary: ").split(":")[0]) for each in found}
+    assert told == {
+        ("ADS111", "the table books.open_table has no row security"),
+        ("ADS111", "the table books.locked has row security and no policy"),
+        ("ADS112", "the login owns the table books.unforced, and its policies do not hold for the owner"),
+        ("ADS112", "the view books.through reads with the rights of its owner, for whom the policies do not hold"),
+        ("ADS112", "the materialized view books.copy holds rows of every tenant, and policies do not hold for it"),
+        (
+            "ADS114",
+            "the function books.total() is SECURITY DEFINER and uses its caller's search_path with its owner's rights",
+        ),
+    }
+    assert done.code == 1
+    mends = [each["mend"] for each in found]
+    # What is to be done, done, ends the findings.
+    await execute(
+        world,
+        "alter table books.unforced force row level security",
+        "alter view books.through set (security_invoker = on)",
+        "alter function books.total() set search_path = books, pg_temp",
+        "drop materialized view books.copy",
+        "drop table books.open_table, books.locked",
+    )
+    assert "Force them: alter table books.unforced force row level security." in mends
+    assert check(config(world, tenants={"initech": tenant}, datasources__orders__replicas={}), tmp_path)[1] == []
+
+
+async def test_logins_that_row_security_does_not_hold_for(
+    world: World, cluster: EmbeddedCluster, tmp_path: Path
+) -> None:
+    name = f"bypassing_{world.dbname}"
+    await cluster.create_role(name, password="x", options="bypassrls")
+    try:
+        await execute(world, f"grant usage on schema shared to {name}")
+        url = psycopg.conninfo.make_conninfo(world.url(), user=name, password="x")
+        document = config(world, datasources__orders__primary={"url": url}, datasources__orders__replicas={})
+        document["tenants"] = {"initech": document["tenants"]["initech"]}
+        _, found = check(document, tmp_path)
+        assert [each["code"] for each in found] == ["ADS110"]
+        assert f"the role {name} has BYPASSRLS" in found[0]["message"]
+    finally:
+        await execute(world, f"revoke usage on schema shared from {name}")
+        await cluster.primary.sql(f"drop role {name}")
+
+
+async def test_tenants_without_their_place(world: World, tmp_path: Path) -> None:
+    tenants = {
+        "acme": {"datasource": "orders", "schema": "acme"},
+        "gone": {"datasource": "orders", "schema": "gone"},
+        "nobody": {"datasource": "orders", "schema": "globex", "role": "nobody_of_that_name"},
+    }
+    _, found = check(config(world, tenants=tenants, datasources__orders__replicas={}), tmp_path)
+    assert codes(found) == [("ADS115", "tenants.gone"), ("ADS115", "tenants.nobody")]
+    assert found[0]["mend"] == "Create it: create schema gone."
+
+
+async def test_names_that_fall_through(world: World, tmp_path: Path) -> None:
+    await execute(
+        world, "create schema common", "create table common.orders (id int)", "create table common.taxes (i int)"
+    )
+    document = config(
+        world,
+        datasources__orders__search_path=["common"],
+        datasources__orders__replicas={},
+        tenants={"acme": {"datasource": "orders", "schema": "acme"}},
+    )
+    _, found = check(document, tmp_path)
+    assert codes(found) == [("ADS113", "datasources.orders.primary.url")]
+    assert "the table common.orders has the name of one in 1 tenants' schemas (acme)" in found[0]["message"]
+
+
+async def test_findings_are_ignored_where_they_stand(world: World, tmp_path: Path) -> None:
+    path = tmp_path / "datasource.yaml"
+    path.write_text(
+        "version: 1\ndatasources:\n  orders:\n"
+        '    primary: {url: "${ORDERS_URL}"}  # ads: ignore[ADS111,ADS112] reference tables\n'
+        "tenancy: {resolve: [{header: X}]}\n"
+        'tenants: {initech: {datasource: orders, schema: shared, row_security: {app.tenant: "41"}}}\n'
+    )
+    done = run("check", path, environ={"ORDERS_URL": world.url()})
+    assert "warning[ADS111]" not in done.out
+    assert "ignored, with reasons" in done.out
+    assert "ADS007" in done.out  # there is no ADS112 here
+    assert run("validate", path).out.endswith("nothing found\n")
+
+
+def test_a_wrong_configuration_is_not_checked(tmp_path: Path) -> None:
+    path = tmp_path / "datasource.yaml"
+    path.write_text("version: 1\ndatasources: {}\n")
+    done = run("check", path)
+    assert (done.code, done.out) == (2, "")
+    assert "the configuration has 1 error:" in done.err
+    assert "ADS024" in done.err
+
+
+def test_a_standby_with_another_identifier() -> None:
+    config = load(
+        {"version": 1, "datasources": {"orders": {"primary": {"url": "host=db"}}}, "tenancy": {"default": "orders"}}
+    )
+    replica = facts(is_standby=True, system_id=2)
+    replica.target = Target("orders", "r1", ("datasources", "orders", "replicas", "r1", "url"), replica.target.settings)
+    found = list(judge.judge(config, [facts(), replica]))
+    assert [each.code for each in found] == [Code.NOT_ITS_REPLICA]
+    replica.system_id, replica.version = 1, 150000
+    assert [each.code for each in judge.judge(config, [facts(), replica])] == [Code.SERVER_VERSION]
+
+
+def facts(**known: Any) -> Facts:
+    target = Target(
+        "orders", "primary", ("datasources", "orders", "primary", "url"), EndpointSettings(conninfo="host=db")
+    )
+    made = Facts(target, version=160000, is_standby=False, system_id=1)
+    for name, value in known.items():
+        setattr(made, name, value)
+    return made
+
+
+@pytest.mark.parametrize(
+    ("known", "code"),
+    [
+        ({"clock_offset_s": 1.5}, Code.CLOCK),
+        ({"clock_offset_s": -1.5}, Code.CLOCK),
+        ({"clock_offset_s": 1.5, "clock_error_s": 0.6}, None),
+        ({"version": 120003}, Code.SERVER_VERSION),
+        ({"is_in_the_clear": True}, Code.NOT_ENCRYPTED),
+        ({"unanswered": ["permission denied"]}, Code.CANNOT_TELL),
+        ({"pooler": PoolerMode.SESSION}, Code.POOLER),
+        ({}, None),
+    ],
+)
+def test_what_cannot_be_brought_about_here_is_judged(known: dict[str, Any], code: Code | None) -> None:
+    config = load(
+        {"version": 1, "datasources": {"orders": {"primary": {"url": "host=db"}}}, "tenancy": {"default": "orders"}}
+    )
+    found = list(judge.judge(config, [facts(**known)]))
+    assert [each.code for each in found] == ([code] if code else [])
+    assert ask.CATCH_UP_S < 10
