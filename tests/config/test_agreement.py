@@ -55,6 +55,7 @@ def test_valid_documents_are_accepted_by_both(written: Written, secrets: Path) -
     assert [error.message for error in SCHEMA.iter_errors(written.document)] == []
 
 
+@pytest.mark.timeout(600)
 @settings(thorough, max_examples=1_800)
 @given(written=mutated_documents())
 def test_mutated_documents_are_judged_alike(written: Written, secrets: Path) -> None:
