@@ -79,7 +79,12 @@ class Link:
         """One side is connected."""
         if side is self.client:
             self.proxy.opened(self)
+            if self.is_cut:
+                # At once: the proxy is being stopped.
+                return
             self.connecting = asyncio.get_running_loop().create_task(self._connect())
+            # Not behind the task's own end: one that is cancelled before it has begun has none.
+            self.connecting.add_done_callback(self._connected)
         else:
             self.connecting = None
             # Also when the client has gone already: one that asks for a cancellation need not wait for the answer.
@@ -104,14 +109,18 @@ class Link:
         self.server.reset()
 
     async def _connect(self) -> None:
-        try:
-            await asyncio.get_running_loop().create_connection(lambda: self.server, *self.proxy.target)
-        except OSError:
+        await asyncio.get_running_loop().create_connection(lambda: self.server, *self.proxy.target)
+
+    def _connected(self, task: asyncio.Task[None]) -> None:
+        self.connecting = None
+        if not task.cancelled() and task.exception() is not None:
             # What the server would have said to the client itself: refused, and all that is left is to close.
             self.client.reset()
-        finally:
-            self.connecting = None
-            self.settle()
+        if self.is_cut:
+            self.server.reset()
+            # uvloop never tells of the end of a connection whose making was cancelled.
+            self.server.is_lost = self.server.is_lost or task.cancelled()
+        self.settle()
 
 
 class Side(asyncio.Protocol):

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 import time
 from collections import deque
+from functools import partial
 from types import TracebackType
-from typing import Self
+from typing import Self, TypeVar, cast
 from urllib.parse import urlsplit, urlunsplit
 
 from .link import Direction, Link, Pipe
 from .ports import HOST
 from .timer import PreciseTimer
+
+T = TypeVar("T")
 
 
 class FaultProxy:
@@ -37,7 +41,8 @@ class FaultProxy:
         self.delay_s = delay_s
         self._target = (host, port)
         self._links: set[Link] = set()
-        self._server: asyncio.Server | None = None
+        self._listener: socket.socket | None = None
+        self._accepting: dict[asyncio.Task[object], socket.socket] = {}
         self._stopped: set[Direction] = set()
         self._armed: dict[Direction, bytes] = {}
         self._late: deque[tuple[float, Pipe, bytes]] = deque()
@@ -58,22 +63,47 @@ class FaultProxy:
         """Listen, on a free port."""
         loop = asyncio.get_running_loop()
         self._timer = PreciseTimer(loop, self._deliver_due)
-        self._server = await loop.create_server(lambda: Link(self).client, HOST, 0, backlog=512)
-        self.port = int(self._server.sockets[0].getsockname()[1])
+        self._listener = socket.create_server((HOST, 0), backlog=512)
+        self._listener.setblocking(False)
+        self.port = int(self._listener.getsockname()[1])
+        # Not by `create_server`: what that has accepted is lost, and never closed, when it is closed just then.
+        loop.add_reader(self._listener.fileno(), self._accept, self._listener)
 
     async def stop(self) -> None:
         """Close the port and every connection."""
-        if self._server is None or self._timer is None:
+        listener, self._listener = self._listener, None
+        if listener is None or self._timer is None:
             return
-        self._server.close()
-        self._server = None
+        asyncio.get_running_loop().remove_reader(listener.fileno())
+        listener.close()
         self._timer.close()
         self._timer = None
         self._late.clear()
+        if self._accepting:
+            await asyncio.wait(self._accepting)
         while self._links:
             self._empty.clear()
             self.cut()
             await self._empty.wait()
+
+    def _accept(self, listener: socket.socket) -> None:
+        loop = asyncio.get_running_loop()
+        while True:
+            try:
+                client, _ = listener.accept()
+            except (BlockingIOError, InterruptedError, ConnectionAbortedError):
+                return
+            client.setblocking(False)
+            link = Link(self)
+            coming = loop.connect_accepted_socket(partial(_same, link.client), client)
+            accepting = cast("asyncio.Task[object]", loop.create_task(coming))
+            self._accepting[accepting] = client
+            accepting.add_done_callback(self._accepted)
+
+    def _accepted(self, accepting: asyncio.Task[object]) -> None:
+        client = self._accepting.pop(accepting)
+        if accepting.cancelled() or accepting.exception() is not None:
+            client.close()
 
     async def __aenter__(self) -> Self:
         await self.start()
@@ -227,7 +257,7 @@ class FaultProxy:
         """A client has connected."""
         self._links.add(link)
         self.accepted += 1
-        if self._server is None:
+        if self._listener is None:
             # It was accepted while the port was being closed.
             link.reset()
 
@@ -245,3 +275,7 @@ class FaultProxy:
     def target(self) -> tuple[str, int]:
         """The server's address and port."""
         return self._target
+
+
+def _same(value: T) -> T:
+    return value

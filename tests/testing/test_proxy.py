@@ -313,3 +313,29 @@ def test_stop_closes_what_is_open_also_when_it_is_frozen(bench: Bench) -> None:
                     pass
 
     bench.run(body)
+
+
+@pytest.mark.parametrize("end", ["stop", "cut and stop"])
+def test_stop_ends_also_while_clients_are_being_connected(bench: Bench, end: str) -> None:
+    node = bench.database.cluster.primary
+
+    async def body(_: FaultProxy, __: str) -> None:
+        for steps in range(12):
+            proxy = FaultProxy(node.host, node.port)
+            await proxy.start()
+            coming = [asyncio.create_task(asyncio.open_connection("127.0.0.1", proxy.port)) for _ in range(5)]
+            # At each step of a connection's way through the proxy.
+            for _ in range(steps):
+                await asyncio.sleep(0)
+            if end == "cut and stop":
+                proxy.cut()
+            async with asyncio.timeout(30):
+                await proxy.stop()
+            assert proxy.connections == 0
+            for outcome in await asyncio.gather(*coming, return_exceptions=True):
+                if not isinstance(outcome, BaseException):
+                    outcome[1].close()
+                    with contextlib.suppress(ConnectionError):
+                        await outcome[1].wait_closed()
+
+    bench.run(body)
