@@ -31,9 +31,6 @@ from .work import deadline_passed
 
 logger = logging.getLogger("asgi_datasource.middleware")
 
-WATCH_AFTER_S: Final = 0.1
-"""Seconds into its first statement after which a request watches for its client's leaving; most are done by then."""
-
 DEADLINE_RETRY_S: Final = 1.0
 """Seconds after which a request that ignores its deadline is interrupted again."""
 
@@ -81,8 +78,9 @@ class RequestGuard:
     _stopped_by: DataError | None = None
     _task: asyncio.Task[Any] | None = None
     _cancellations = 0
+    _is_armed = False
+    _deadline: float | None = None
     _timer: asyncio.TimerHandle | None = None
-    _watch_timer: asyncio.TimerHandle | None = None
     _watch: asyncio.Task[None] | None = None
 
     def __init__(
@@ -293,10 +291,13 @@ class RequestGuard:
         """The session comes into use: from here on there is something to protect, so the watches are set."""
         loop = asyncio.get_running_loop()
         self._task = self._task or asyncio.current_task()
-        deadline = session.deadline()
-        if deadline is not None:
+        self._is_armed = True
+        lookout = self.registry.lookout
+        now = loop.time()
+        self._deadline = deadline = session.deadline()
+        if deadline is not None and deadline < now + lookout.after_s:
             self._timer = loop.call_at(deadline, self._deadline_passed)
-        self._watch_timer = loop.call_later(WATCH_AFTER_S, self._start_watching)
+        lookout.add(self._start_watching, now)
 
     def _deadline_passed(self) -> None:
         if self.state in (_OPEN, _DOOMED):
@@ -321,7 +322,11 @@ class RequestGuard:
         return task is None or task.cancelling() == 0
 
     def _start_watching(self) -> None:
-        self._watch_timer = None
+        """It takes its time: watch the clock, and for its client's leaving."""
+        if not self._is_armed:
+            return
+        if self._deadline is not None and self._timer is None:
+            self._timer = asyncio.get_running_loop().call_at(self._deadline, self._deadline_passed)
         if self.state is _OPEN:
             inbox = self._inbox or self._make_inbox()
             self._watch = asyncio.get_running_loop().create_task(self._watch_client(inbox))
@@ -331,12 +336,10 @@ class RequestGuard:
             self._interrupt(ClientDisconnected())
 
     def _disarm(self) -> None:
+        self._is_armed = False
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
-        if self._watch_timer is not None:
-            self._watch_timer.cancel()
-            self._watch_timer = None
         if self._watch is not None:
             self._watch.cancel()
             self._watch = None

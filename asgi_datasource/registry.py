@@ -20,6 +20,7 @@ from .datasource import DataSource
 from .drivers.psycopg import Endpoint, PsycopgConnection
 from .errors import ConfigError, DataError, DataErrorKind
 from .fleet import Fleet
+from .lookout import Lookout
 from .plan import NO_RULE, CommitScope, RouteRule, SessionPolicy
 from .routing import AccessIntent, ReadAfterWritePin
 from .session import DataSession, SessionOwner
@@ -30,6 +31,9 @@ logger = logging.getLogger("asgi_datasource.registry")
 
 ConfigSource = str | Path | Mapping[str, Any] | Config
 """A path to a YAML, TOML or JSON document, a mapping, or a `Config` that is loaded already."""
+
+WATCH_AFTER_S: Final = 0.1
+"""Seconds into its first statement after which a request watches for its client's leaving; most are done by then."""
 
 CLOSE_TIMEOUT_S: Final = 10.0
 """Seconds that closing may take in all: clean-up tasks first, then the pools."""
@@ -86,6 +90,8 @@ class DataSourceRegistry:
         self.compiled = compiled
         """The current one. Read it once for a piece of work, and end with the one that it began with."""
         self.background = BackgroundTasks()
+        self.lookout = Lookout(WATCH_AFTER_S)
+        """Calls requests back that are still there a while after their first statement."""
         self._origin = origin or Origin()
         self._loop: asyncio.AbstractEventLoop | None = None
         self._opening: asyncio.Task[None] | None = None
@@ -251,6 +257,7 @@ class DataSourceRegistry:
         if catalog is not None:
             await catalog.close()
         await self.background.drain(timeout_s / 2)
+        self.lookout.close()
         for datasource in (*self, *self._leaving):
             datasource.stop()
         endpoints = {*self.compiled.endpoints, *self._retired}
