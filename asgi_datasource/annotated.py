@@ -51,11 +51,27 @@ async def run(session: DataSession, options: TransactionOptions, invoke: Callabl
     if session.is_route(options) and not session.is_in_route:
         with _route(session, options):
             return await invoke()
+    if not options.retry:
+        async with block(session, options):
+            return await invoke()
+    try:
+        result = await _run_until_settled(session, options, invoke, options.retry)
+    except Exception:
+        await session.run_due_hooks()
+        raise
+    await session.run_due_hooks()
+    return result
+
+
+async def _run_until_settled(
+    session: DataSession, options: TransactionOptions, invoke: Callable[[], Awaitable[R]], retries: int
+) -> R:
+    """Run a function in a transaction of its own until it does not lose any more, or has lost too often."""
     deadline = None if options.timeout_s is None else time.monotonic() + options.timeout_s
     attempt = 0
     while True:
         attempt += 1
-        block = Block(session, options, is_exclusive=False, demotes=True, deadline=deadline)
+        block = Block(session, options, is_exclusive=False, demotes=True, deadline=deadline, runs_hooks=False)
         hooks, commits = len(session.due_hooks), session.commits
         session.forget_conflict()
         try:
@@ -63,7 +79,7 @@ async def run(session: DataSession, options: TransactionOptions, invoke: Callabl
                 return await invoke()
         except Exception:
             conflict = session.conflict
-            if conflict is None or block.step is not Step.OWN or attempt > options.retry:
+            if conflict is None or block.step is not Step.OWN or attempt > retries:
                 raise
             if session.commits != commits:
                 logger.warning("not run again after a conflict: a part of it had been committed already")

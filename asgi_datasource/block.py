@@ -59,6 +59,7 @@ class Block:
         demotes: In a READ ONLY transaction it reads, although it was written to write; otherwise it is refused there.
         dooms: An exception that leaves it leaves the transaction that it has joined nothing but a rollback.
         deadline: Event-loop time at which its own time is up.
+        runs_hooks: Its end runs the hooks that have waited for it; otherwise they wait for its caller.
     """
 
     def __init__(
@@ -70,6 +71,7 @@ class Block:
         demotes: bool = False,
         dooms: bool = True,
         deadline: float | None = None,
+        runs_hooks: bool = True,
     ) -> None:
         self._session = session
         self._options = options
@@ -77,6 +79,7 @@ class Block:
         self._demotes = demotes
         self._dooms = dooms
         self._deadline = deadline
+        self._runs_hooks = runs_hooks
         self._reads_only = options.read_only
         self._is_outermost = False
         self._work: Work | None = None
@@ -140,7 +143,7 @@ class Block:
                 await self._leave(error)
         finally:
             self._close()
-        if self._work is not None:
+        if self._work is not None and self._runs_hooks:
             await self._session.run_due_hooks()
         if late is not None:
             raise late
@@ -355,6 +358,8 @@ class Block:
         if transaction.is_open:
             cause = self.doomed_by or transaction.failure
             await transaction.rollback_to(name, deadline=session.deadline())
+            # What was lost is undone, and whoever caught the error goes on without it.
+            session.forget_conflict()
             session.note_event(telemetry.SAVEPOINT_ROLLED_BACK, {telemetry.SAVEPOINT: name})
             if error is None:
                 raise unexpected_rollback(cause) from cause

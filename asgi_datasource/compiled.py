@@ -37,6 +37,7 @@ class Compiled:
         problems: How failures are answered.
         statement_policy: The policy of websocket sessions: no transaction is held over a connection that may last for
             hours.
+        may_retry: Whether it has requests run again.
     """
 
     datasources: Mapping[str, DataSource]
@@ -49,11 +50,13 @@ class Compiled:
     exempt: PathPrefixes = _NO_PATHS
     problems: ProblemAnswers = ProblemAnswers()
     statement_policy: SessionPolicy = field(init=False, repr=False)
+    may_retry: bool = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "datasources", MappingProxyType(dict(self.datasources)))
         statement_policy = replace(self.policy, commit_scope=CommitScope.STATEMENT, deadline_s=None)
         object.__setattr__(self, "statement_policy", statement_policy)
+        object.__setattr__(self, "may_retry", bool(self.policy.retry) or self.rules.may_retry)
 
     def tenant(self, name: str | None) -> Tenant:
         """The tenant of a name, as a request gave it.

@@ -32,7 +32,7 @@ from .tenancy import (
     compile_admission,
     compile_tenants,
 )
-from .transaction import OutcomeRule, TransactionOptions, parse_isolation
+from .transaction import OutcomeRule, Propagation, TransactionOptions, parse_isolation, parse_propagation
 
 
 def compile_config(config: Config, *, previous: Compiled | None = None) -> Compiled:
@@ -165,6 +165,9 @@ def _compile_policy(config: Config) -> SessionPolicy:
         is_traced=config.telemetry.spans,
         traces_statements=config.telemetry.statements != "off",
         shows_tenant=config.telemetry.tenant_attribute,
+        retry=transactions.retry,
+        retry_body_limit=transactions.retry_body_limit,
+        max_parallel=transactions.max_parallel,
         allows_multiple_writers=transactions.multiple_writers == "allow",
     )
 
@@ -174,6 +177,10 @@ def _compile_rule(index: int, config: RouteRuleConfig) -> CompiledRule:
     options = TransactionOptions(
         read_only=bool(config.read_only),
         isolation=parse_isolation(config.isolation),
+        propagation=parse_propagation(config.propagation or Propagation.REQUIRED),
+        retry=config.retry,
+        deferrable=bool(config.deferrable),
+        stream=bool(config.stream),
         timeout_s=config.timeout_s,
         commit_on=OutcomeRule.of(config.commit_on, where=f"{where}.commit_on"),
         rollback_on=OutcomeRule.of(config.rollback_on, where=f"{where}.rollback_on"),
@@ -181,6 +188,8 @@ def _compile_rule(index: int, config: RouteRuleConfig) -> CompiledRule:
     method, path = compile_pattern(config.match)
     rule = RouteRule(
         options=options if options != TransactionOptions() else None,
+        # What only bounds a transaction, or says how it ends, does not ask for one.
+        is_transactional=(config.read_only, config.isolation, config.propagation, config.retry) != (None,) * 4,
         intent=None if config.intent is None else AccessIntent(config.intent),
         freshness=Freshness(Consistency(config.consistency)) if config.consistency else ANY_FRESHNESS,
     )

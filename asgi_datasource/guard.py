@@ -3,9 +3,10 @@
 A `RequestGuard` is made for each request and holds its state:
 
     OPEN ──────────────▶ ENDING ─▶ ENDED        the application's response starts: commit or roll back, then pass it on
-      └─▶ DOOMED ──────────┘  └──▶ REPLACED     the commit failed: another response has been sent in its place
-
-DOOMED is a request whose deadline has passed or whose client is gone: only the rollback is left.
+      │                       └──▶ REPLACED     the commit failed: another response is sent in its place, or the request
+      │                                         runs again
+      ├─▶ DOOMED ──────────▶ ENDING             the deadline has passed, or the client is gone: only a rollback is left
+      └─▶ STREAMING ───────▶ ENDED              a snapshot that lasts until the end of the body
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from typing import Any, Final, cast
 
 from starlette.types import Message, Receive, Send
 
+from . import telemetry
 from .compiled import Compiled
 from .errors import ClientDisconnected, DataError, DataErrorKind
 from .handlers import find_handler
@@ -25,6 +27,7 @@ from .inbox import Inbox
 from .lookup import SessionHolder
 from .prefixes import route_path
 from .registry import DataSourceRegistry
+from .replay import Replay
 from .session import DataSession
 from .tenancy import Tenant
 from .work import deadline_passed
@@ -39,6 +42,8 @@ class GuardState(StrEnum):
     """Where a request stands."""
 
     OPEN = "open"
+    STREAMING = "streaming"
+    """The response has started, and its body is read from a snapshot that is still open."""
     DOOMED = "doomed"
     ENDING = "ending"
     ENDED = "ended"
@@ -48,6 +53,7 @@ class GuardState(StrEnum):
 
 # Looking a member up on an enumeration costs as much as a call; these are read for every message.
 _OPEN: Final = GuardState.OPEN
+_STREAMING: Final = GuardState.STREAMING
 _DOOMED: Final = GuardState.DOOMED
 _ENDING: Final = GuardState.ENDING
 _ENDED: Final = GuardState.ENDED
@@ -55,7 +61,7 @@ _REPLACED: Final = GuardState.REPLACED
 
 
 class ResponseReplaced(BaseException):
-    """Raised out of `send` to end the application's call after another response was sent in its place.
+    """Raised out of `send` to end the application's call: its response is not the one that the client gets.
 
     A BaseException, so that no `except Exception` of a framework takes it for an error to render.
     """
@@ -82,6 +88,14 @@ class RequestGuard:
     _deadline: float | None = None
     _timer: asyncio.TimerHandle | None = None
     _watch: asyncio.Task[None] | None = None
+    _has_started = False
+    """Whether a response that is streamed had started when it was interrupted."""
+    _failure: BaseException | None = None
+    """What the middleware raises, in place of what has ended the application's call."""
+    replay: Replay | None = None
+    """The request as it came in, where it may have to run again."""
+    runs_again_after: float | None = None
+    """Seconds after which the request runs again; None where it does not."""
 
     def __init__(
         self,
@@ -129,6 +143,11 @@ class RequestGuard:
                 session.close_unused()
         return session
 
+    @property
+    def has_lost(self) -> bool:
+        """Whether its last transaction has lost against another one."""
+        return self._session is not None and self._session.lost_by is not None
+
     async def returned(self) -> None:
         """The application has returned and not started a response, or its response has been replaced."""
         if self.state is not _REPLACED:
@@ -142,7 +161,7 @@ class RequestGuard:
         """The call is over: put away what still watches, then run the hooks."""
         self._disarm()
         self._take_back_cancellation()
-        if self._inbox is not None:
+        if self._inbox is not None and self.runs_again_after is None:
             self._inbox.close()
         session, ending = self._session, self._ending
         if session is not None and (session.has_due_hooks or (ending is not None and not ending.done())):
@@ -159,7 +178,8 @@ class RequestGuard:
         return inbox.receive()
 
     def _make_inbox(self) -> Inbox:
-        self._inbox = Inbox(self._raw_receive, tells_from=self._is_decided)
+        recorder = None if self.replay is None else self.replay.recording
+        self._inbox = Inbox(self._raw_receive, tells_from=self._is_decided, recorder=recorder)
         return self._inbox
 
     def send(self, message: Message) -> Awaitable[None]:
@@ -177,10 +197,21 @@ class RequestGuard:
     async def _send_held(self, message: Message) -> None:
         if self.state is _REPLACED:
             raise ResponseReplaced
+        session = self._session
+        if self.state is _STREAMING:
+            if session is not None and _ends_response(message):
+                await session.run_before_commit()
+                self._disarm()
+                self.state = _ENDING
+                await self._end_session(session, commit=True, reason="")
+                self.state = _ENDED
+            await self._raw_send(message)
+            return
         status = _status_started_by(message)
         if status is not None:
-            session = self._session
-            if session is None or session.is_unused:
+            if session is not None and session.outlives_start(status):
+                self.state = _STREAMING
+            elif session is None or session.is_unused:
                 if session is not None:
                     session.close_unused()
                 self.state = _ENDED
@@ -195,22 +226,47 @@ class RequestGuard:
         the same outcome.
 
         Raises:
-            ResponseReplaced: It was to be committed and was not; another response has been sent.
+            ResponseReplaced: It was to be committed and was not, and another response has been sent; or the request
+                runs again.
         """
+        commit = session.commits_on(status)
+        if commit and session.has_hooks_before_commit:
+            # The request is not at its end yet: its deadline, and the client's leaving, interrupt them.
+            await self._run_before_commit(session)
+            commit = session.commits_on(status)
         self._disarm()
         self.state = _ENDING
-        commit = session.commits_on(status)
         try:
             await self._end_session(session, commit=commit, reason=f"status {status}")
         except DataError as error:
+            if self._runs_again(session):
+                raise ResponseReplaced from error
             # A response that does not claim success is true as it stands.
             if commit:
                 await self._replace(error)
                 raise ResponseReplaced from error
+        else:
+            # What the application has made of a conflict says no more than that there was one.
+            if not commit and self._runs_again(session):
+                raise ResponseReplaced
         finally:
             if self._is_decided is not None:
                 self._is_decided.set()
         self.state = _ENDED
+        if self._outer is not None:
+            self._outer.session.commits += session.commits
+
+    async def _run_before_commit(self, session: DataSession) -> None:
+        try:
+            await session.run_before_commit()
+        except Exception as error:
+            self._disarm()
+            self.state = _ENDING
+            await self.registry.background.run(session.end(commit=False, reason=type(error).__name__))
+            if self._runs_again(session):
+                raise ResponseReplaced from error
+            await self._fail(error)
+            raise ResponseReplaced from error
 
     async def _end_session(self, session: DataSession, *, commit: bool, reason: str) -> None:
         if self._ending is None:
@@ -239,11 +295,16 @@ class RequestGuard:
             Whether it has been dealt with; otherwise it goes on unchanged.
         """
         if self.state is _REPLACED:
+            if self._failure is not None and _is_only(error, ResponseReplaced):
+                raise self._failure
             return _is_only(error, ResponseReplaced)
         session = self._session
         if self.state in (_ENDING, _ENDED) or session is None:
             return False
         self._disarm()
+        if self.state is _STREAMING or (self.state is _DOOMED and self._has_started):
+            await self._break_off(session, error)
+            return False
         if session.commits_after(error):
             try:
                 await self._end_session(session, commit=True, reason="")
@@ -253,6 +314,8 @@ class RequestGuard:
             return False
         await self.registry.background.run(session.end(commit=False, reason=type(error).__name__))
         stopped_by = self._stopped_by
+        if stopped_by is None and isinstance(error, Exception) and self._runs_again(session):
+            return True
         if stopped_by is not None:
             # What a framework makes of our interruption (no response, a broken stream) is its consequence.
             is_ours = self._take_back_cancellation() or not isinstance(error, asyncio.CancelledError)
@@ -267,6 +330,85 @@ class RequestGuard:
             return True
         return False
 
+    async def _break_off(self, session: DataSession, error: BaseException) -> None:
+        """The body cannot be finished: the server closes the connection, which tells the client that it is not all.
+
+        Raises:
+            DataError: The deadline has passed, or the client is gone.
+        """
+        await self.registry.background.run(session.end(commit=False, reason=type(error).__name__))
+        self.state = _ENDED
+        if self._stopped_by is not None and (
+            self._take_back_cancellation() or not isinstance(error, asyncio.CancelledError)
+        ):
+            raise self._stopped_by from error
+
+    def _runs_again(self, session: DataSession) -> bool:
+        """Whether the request has lost against another one and runs again; decided once, after it has ended."""
+        replay = self.replay
+        if self.state is _REPLACED or replay is None or session.lost_by is None or self._stopped_by is not None:
+            return self.runs_again_after is not None
+        retries = session.retries
+        if replay.attempt > retries:
+            if retries:
+                telemetry.add_event(telemetry.RETRY_GIVEN_UP, {telemetry.RETRY_ATTEMPT: replay.attempt})
+            return False
+        delay_s = replay.next_delay_s()
+        obstacle = self._obstacle_to_replay(session, replay, delay_s)
+        if obstacle is not None:
+            logger.warning("a request that has lost against another one does not run again: %s", obstacle)
+            return False
+        session.due_hooks.forget()
+        self.state = _REPLACED
+        self.runs_again_after = delay_s
+        session.note_event(telemetry.RETRY, telemetry.retry_attributes(replay.attempt, delay_s, session.lost_by))
+        return True
+
+    def _obstacle_to_replay(self, session: DataSession, replay: Replay, delay_s: float) -> str | None:
+        if session.commits or (self._outer is not None and not self._outer.session.is_unused):
+            return "a part of it has been committed already"
+        if replay.recording.is_too_large:
+            return "its body is longer than transactions.retry_body_limit"
+        if self._inbox is not None and self._inbox.is_gone:
+            return "its client has left"
+        deadline = session.deadline()
+        if deadline is not None and asyncio.get_running_loop().time() + delay_s >= deadline:
+            return "its deadline is too near"
+        return None
+
+    def again(self, scope: MutableMapping[str, Any]) -> RequestGuard:
+        """The guard of another attempt.
+
+        Args:
+            scope: As it was before the application had seen it.
+        """
+        guard = RequestGuard(
+            self.registry,
+            self._compiled,
+            self._tenant,
+            scope,
+            self._raw_receive,
+            self._raw_send,
+            self._started,
+            self._outer,
+        )
+        guard.replay = self.replay
+        if self._inbox is not None:
+            self._inbox.rewind()
+            guard._inbox, self._inbox = self._inbox, None
+            guard.is_used = True
+        return guard
+
+    async def _fail(self, error: Exception) -> None:
+        """A hook before the commit has failed: the request fails as if the route had raised this."""
+        if isinstance(error, DataError):
+            await self._replace(error)
+            return
+        self.state = _REPLACED
+        if not await self._render(error):
+            # What stands around the middleware renders it, and reports it.
+            self._failure = error
+
     async def _replace(self, error: DataError, *, by_handlers: bool = True) -> None:
         """Send another response in place of the application's; once, however many of its tasks have waited for it."""
         if self.state is _REPLACED:
@@ -276,7 +418,7 @@ class RequestGuard:
             return
         await self._compiled.problems.send(error, self.scope, self._raw_send)
 
-    async def _render(self, error: DataError) -> bool:
+    async def _render(self, error: Exception) -> bool:
         """Let the application's own exception handlers answer; False when there is none for this error.
 
         An exception out of `send` cannot reach them: to the framework the response has started.
@@ -300,13 +442,14 @@ class RequestGuard:
         lookout.add(self._start_watching, now)
 
     def _deadline_passed(self) -> None:
-        if self.state in (_OPEN, _DOOMED):
+        if self.state in (_OPEN, _STREAMING, _DOOMED):
             self._interrupt(deadline_passed())
             self._timer = asyncio.get_running_loop().call_later(DEADLINE_RETRY_S, self._deadline_passed)
 
     def _interrupt(self, error: DataError) -> None:
         """Doom the request; the statement that runs is stopped, or else the application where it waits."""
         session = cast("DataSession", self._session)
+        self._has_started = self._has_started or self.state is _STREAMING
         self.state = _DOOMED
         self._stopped_by = session.stop(error)
         if not session.interrupt() and self._task is not None and self._stopped_by.kind is DataErrorKind.TIMEOUT:
@@ -327,12 +470,12 @@ class RequestGuard:
             return
         if self._deadline is not None and self._timer is None:
             self._timer = asyncio.get_running_loop().call_at(self._deadline, self._deadline_passed)
-        if self.state is _OPEN:
+        if self.state in (_OPEN, _STREAMING):
             inbox = self._inbox or self._make_inbox()
             self._watch = asyncio.get_running_loop().create_task(self._watch_client(inbox))
 
     async def _watch_client(self, inbox: Inbox) -> None:
-        if await inbox.wait_for_disconnect() and self.state is _OPEN:
+        if await inbox.wait_for_disconnect() and self.state in (_OPEN, _STREAMING):
             self._interrupt(ClientDisconnected())
 
     def _disarm(self) -> None:
@@ -360,6 +503,14 @@ def _status_started_by(message: Message) -> int | None:
         return status if status >= 200 else None
     # To hypercorn, trailers without a start are a whole response: 200, as gRPC's "trailers-only".
     return 200 if kind == "http.response.trailers" else None
+
+
+def _ends_response(message: Message) -> bool:
+    """Whether nothing of the response comes behind this message, trailers aside."""
+    kind = message["type"]
+    if kind == "http.response.body":
+        return not message.get("more_body", False)
+    return kind in ("http.response.pathsend", "http.response.trailers")
 
 
 def _is_only(error: BaseException, kind: type[BaseException]) -> bool:

@@ -4,8 +4,21 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
+from typing import Protocol
 
 from starlette.types import Message, Receive
+
+
+class Recorder(Protocol):
+    """Keeps what the application gets, so that it can be handed out again."""
+
+    def note(self, message: Message, /) -> None:
+        """The application gets this message."""
+        ...
+
+    def take(self) -> list[Message]:
+        """What was kept, from the first message on."""
+        ...
 
 
 class Inbox:
@@ -18,29 +31,35 @@ class Inbox:
     Args:
         receive: The server's.
         tells_from: That the client has left is kept from the application until this has happened; None keeps nothing.
+        recorder: Keeps what the application gets; None keeps nothing.
     """
 
     __slots__ = (
         "_fetching",
         "_has_begun",
         "_has_ended",
-        "_is_gone",
         "_receive",
         "_stash",
         "_waiting",
         "_wake",
+        "is_gone",
+        "recorder",
         "tells_from",
     )
 
-    def __init__(self, receive: Receive, *, tells_from: asyncio.Event | None = None) -> None:
+    def __init__(
+        self, receive: Receive, *, tells_from: asyncio.Event | None = None, recorder: Recorder | None = None
+    ) -> None:
         self.tells_from = tells_from
+        self.recorder = recorder
         self._receive = receive
         self._stash: deque[Message] = deque()
         self._fetching: asyncio.Task[None] | None = None
         self._waiting = 0
         self._has_begun = False
         self._has_ended = False
-        self._is_gone = False
+        self.is_gone = False
+        """Whether the client has left."""
         self._wake = asyncio.Event()
 
     async def receive(self) -> Message:
@@ -49,6 +68,8 @@ class Inbox:
             message = await self._next()
             tells_from = self.tells_from
             if tells_from is None or tells_from.is_set() or message["type"] != "http.disconnect":
+                if self.recorder is not None:
+                    self.recorder.note(message)
                 return message
             self._stash.appendleft(message)
             await tells_from.wait()
@@ -74,7 +95,7 @@ class Inbox:
         Returns:
             Whether it is; False when the server's `receive` failed, which the application will hear of itself.
         """
-        while not self._is_gone:
+        while not self.is_gone:
             if self._waiting > 0 or (self._has_begun and not self._has_ended):
                 self._wake.clear()
                 await self._wake.wait()
@@ -86,6 +107,12 @@ class Inbox:
             if fetching.cancelled() or fetching.exception() is not None:
                 return False
         return True
+
+    def rewind(self) -> None:
+        """Another attempt: the application gets from the first message on what the last one has got."""
+        if self.recorder is not None:
+            self._stash.extendleft(reversed(self.recorder.take()))
+        self.tells_from = None
 
     def close(self) -> None:
         """The request is over: stop reading ahead."""
@@ -102,7 +129,7 @@ class Inbox:
 
     def _note(self, message: Message) -> None:
         self._has_begun = True
-        self._is_gone = message["type"] == "http.disconnect"
-        if self._is_gone or not message.get("more_body", False):
+        self.is_gone = message["type"] == "http.disconnect"
+        if self.is_gone or not message.get("more_body", False):
             self._has_ended = True
         self._wake.set()

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections.abc import Awaitable, Mapping
 from pathlib import Path
 from time import monotonic
-from typing import Any, Final
+from typing import Any, Final, cast
 
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from . import telemetry
 from .compiled import Compiled
 from .config import Config
 from .errors import ConfigError, DataError
@@ -18,9 +20,10 @@ from .lifespan import Lifespan
 from .lookup import SCOPE_KEY, SessionHolder
 from .prefixes import route_path
 from .registry import DataSourceRegistry, compile
+from .replay import Replay
 from .session import DataSession
 from .tenancy import Answer, Resolution, Tenant, TenantResolver, TenantState
-from .transaction import current_runner
+from .transaction import current_runner, retrying
 
 logger = logging.getLogger("asgi_datasource.middleware")
 
@@ -67,6 +70,7 @@ class DataSourceMiddleware:
         self._resolve = compiled.resolution(self._resolvers)
         self._directory = compiled.admission.directory
         self._asks = compiled.admission.asks
+        self._retries = compiled.may_retry
         self._exempt = compiled.exempt if compiled.exempt else None
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -102,6 +106,8 @@ class DataSourceMiddleware:
             # What the framework below writes into the copy, its route and its handlers, holds for both.
             outer.session.observe(scope)
         guard = RequestGuard(registry, compiled, tenant, scope, receive, send, started, outer)
+        if self._retries or retrying.is_asked_for:
+            guard.replay = Replay(scope, compiled.policy.retry_body_limit)
         scope[SCOPE_KEY] = guard
         token = current_runner.set(guard)
         try:
@@ -115,6 +121,38 @@ class DataSourceMiddleware:
         finally:
             current_runner.reset(token)
             # The scope knows the guard: without this, every request would be a cycle for the garbage collector.
+            guard.scope = {}
+            if guard.is_used:
+                await guard.leave()
+        if guard.runs_again_after is not None:
+            await self._run_again(guard)
+
+    async def _run_again(self, guard: RequestGuard) -> None:
+        """The request has lost against another one: call the application anew, as often as it may be."""
+        replay = cast("Replay", guard.replay)
+        try:
+            while guard.runs_again_after is not None:
+                await asyncio.sleep(guard.runs_again_after)
+                replay.attempt += 1
+                scope = replay.fresh_scope()
+                guard = guard.again(scope)
+                scope[SCOPE_KEY] = guard
+                await self._call(guard, scope)
+        finally:
+            telemetry.note_attempts(replay.attempt, has_lost=guard.has_lost)
+
+    async def _call(self, guard: RequestGuard, scope: Scope) -> None:
+        token = current_runner.set(guard)
+        try:
+            await self.app(scope, guard.receive, guard.send)
+        except BaseException as error:
+            if not await guard.failed(error):
+                raise
+        else:
+            if guard.state is not _ENDED:
+                await guard.returned()
+        finally:
+            current_runner.reset(token)
             guard.scope = {}
             if guard.is_used:
                 await guard.leave()

@@ -43,10 +43,13 @@ def compile_pattern(match: str) -> tuple[str | None, re.Pattern[str]]:
 class RouteRules:
     """The rules of `routes`; the first that matches wins."""
 
-    __slots__ = ("_rules",)
+    __slots__ = ("_rules", "may_retry")
 
     def __init__(self, rules: Sequence[CompiledRule] = ()) -> None:
         self._rules = tuple(rules)
+        options = [compiled.rule.options for compiled in self._rules]
+        self.may_retry = any(one is not None and one.retry for one in options)
+        """Whether one of them has requests run again."""
 
     def match(self, method: str, path: str) -> RouteRule:
         """The rule for a request; one that says nothing where none matches."""

@@ -54,6 +54,9 @@ class SessionPolicy:
         is_traced: Whether there are spans.
         traces_statements: Whether statements have spans of their own.
         shows_tenant: Whether the tenant's name stands on them.
+        retry: How often a request that has lost against another one is run again.
+        retry_body_limit: Bytes of a request's body that are kept for that.
+        max_parallel: Reads of one request that may run side by side.
         allows_multiple_writers: Whether two sessions of one request may both write.
     """
 
@@ -65,6 +68,9 @@ class SessionPolicy:
     is_traced: bool = True
     traces_statements: bool = True
     shows_tenant: bool = False
+    retry: int = 0
+    retry_body_limit: int = 1 << 20
+    max_parallel: int = 1
     allows_multiple_writers: bool = False
 
 

@@ -41,6 +41,7 @@ from .transaction import (
     Transaction,
     TransactionOptions,
     current_frame,
+    current_runner,
     is_conflict,
     options_of,
     parse_isolation,
@@ -451,6 +452,17 @@ class DataSession(StatementMethods):
         """Whether an exception is only a way to respond, of a status that commits: a redirect."""
         return isinstance(error, HTTPException) and self._commits_by_status(error.status_code, options)
 
+    def outlives_start(self, status: int) -> bool:
+        """Whether a response of this status may start while the snapshot of its route is still open."""
+        route = self._endpoint_options() or self._rule.options
+        return route is not None and route.stream and self._state is SessionState.OPEN and self.commits_on(status)
+
+    @property
+    def retries(self) -> int:
+        """How often the request is run again when it has lost against another one."""
+        layers = (layer.retry for layer in (self._endpoint_options(), self._rule.options) if layer is not None)
+        return next((retry for retry in layers if retry is not None), self._policy.retry)
+
     def commits_after(self, error: BaseException) -> bool:
         """Whether the transaction is committed although this exception came out of the application."""
         options = self._endpoint_options()
@@ -508,9 +520,14 @@ class DataSession(StatementMethods):
             commit = self.rollback_reason is None
         await self.end(commit=commit, reason="end of the block")
 
+    @property
+    def has_hooks_before_commit(self) -> bool:
+        """Whether there is something for `run_before_commit`."""
+        return self._work is not None and self._work.has_hooks_before_commit
+
     async def run_before_commit(self) -> None:
         """Run the hooks that come before the commit; what one raises goes to the caller."""
-        if self._work is not None and self._work.has_hooks_before_commit:
+        if self._work is not None:
             await self._work.run_before_commit()
 
     async def _end(self, *, commit: bool, reason: str, deadline: float | None) -> None:
@@ -551,7 +568,12 @@ class DataSession(StatementMethods):
                 # Whoever asked for the end was cancelled meanwhile; the hooks hear of the truth all the same.
                 await asyncio.wait(unfinished)
             if self.due_hooks:
-                await self.due_hooks.run(is_traced=self._policy.is_traced)
+                # They know whose they are, also where the call that has added them is over.
+                token = current_runner.set(self)
+                try:
+                    await self.due_hooks.run(is_traced=self._policy.is_traced)
+                finally:
+                    current_runner.reset(token)
 
     # -- for blocks
 
@@ -799,6 +821,9 @@ class DataSession(StatementMethods):
         plan = self._current_plan()
         return (intent or plan.intent) is AccessIntent.READ and not self._terms().opens_with_reads
 
+    def _is_in_use(self) -> bool:
+        return self.transaction_in_use is not None
+
     def about_to_write(self) -> None:
         """A statement with write intent is about to open a transaction."""
         self._tenant.check_writable()
@@ -829,7 +854,7 @@ class DataSession(StatementMethods):
         self._datasource.enter()
         self.make_work()
         self._running, self.committing = set(), set()
-        self._turns = Turns()
+        self._turns = Turns(self._policy.max_parallel, self._is_in_use)
         policy = self._policy
         is_traced = policy.is_traced and telemetry.is_recording()
         self._executor = Executor(

@@ -46,6 +46,7 @@ SAVEPOINT_SET: Final = "asgi_datasource.savepoint.set"
 SAVEPOINT_ROLLED_BACK: Final = "asgi_datasource.savepoint.rolled_back"
 DOOMED: Final = "asgi_datasource.transaction.doomed"
 RETRY: Final = "asgi_datasource.transaction.retry"
+RETRY_GIVEN_UP: Final = "asgi_datasource.transaction.retry.given_up"
 HOOK_FAILED: Final = "asgi_datasource.hook.failed"
 """Events, on the span that is current where they happen."""
 
@@ -156,6 +157,14 @@ def retry_attributes(attempt: int, delay_s: float, conflict: DataError) -> dict[
         RETRY_DELAY_MS: round(delay_s * 1000, 3),
         DB_STATUS_CODE: conflict.sqlstate or "",
     }
+
+
+def note_attempts(attempts: int, *, has_lost: bool) -> None:
+    """Tell the current span how often a request had to run, and whether that was enough."""
+    span = trace.get_current_span()
+    if span.is_recording():
+        span.set_attribute(RETRY_ATTEMPT, attempts)
+        span.set_attribute(RETRY_OUTCOME, "given_up" if has_lost else "settled")
 
 
 @contextmanager

@@ -16,7 +16,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("problems", "datasource", "fleet", "transaction"),
     ("plan", "router", "execution", "statements"),
     ("paths", "annotated", "block", "dispatch", "loan", "lookup", "work", "writers"),
-    ("session", "compiled", "handlers"),
+    ("session", "compiled", "handlers", "replay"),
     ("compiling",),
     ("registry",),
     ("guard", "lifespan"),

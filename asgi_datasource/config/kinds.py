@@ -237,6 +237,9 @@ Url = Annotated[DatabaseUrl, values.database_url("DatabaseUrl")]
 
 Duration = Annotated[float, values.duration("Duration")]
 WholeSeconds = Annotated[float, values.duration("WholeSeconds", whole_seconds=True)]
+Size = Annotated[int, values.size("Size")]
+Retries = Annotated[int, values.integer("Retries", 0, 20)]
+Parallel = Annotated[int, values.integer("Parallel", 1, 100)]
 Flag = Annotated[bool, values.flag("Flag")]
 Version = Annotated[Literal[1], values.constant("Version", 1, takes_reference=False)]
 PoolMinimum = Annotated[int, values.integer("PoolMinimum", 0, 10_000)]
@@ -256,6 +259,9 @@ ErrorKind = Annotated[
     values.word(
         "ErrorKind", *(kind.value for kind in DataErrorKind if kind is not DataErrorKind.CONFIG), read=DataErrorKind
     ),
+]
+RoutePropagation = Annotated[
+    Literal["required", "not_supported"], values.word("RoutePropagation", "required", "not_supported")
 ]
 IsolationLevel = Annotated[
     Literal["read committed", "repeatable read", "serializable"],

@@ -8,8 +8,21 @@ from pydantic import Field
 
 from . import values
 from .durations import parse_duration
-from .kinds import Duration, ErrorKind, ErrorStatus, Flag, IsolationLevel, Outcome, RouteMatch
+from .kinds import (
+    Duration,
+    ErrorKind,
+    ErrorStatus,
+    Flag,
+    IsolationLevel,
+    Outcome,
+    Parallel,
+    Retries,
+    RouteMatch,
+    RoutePropagation,
+    Size,
+)
 from .sections import OMISSIBLE, Section, mapping_field
+from .sizes import parse_size
 
 
 class RouteRule(Section):
@@ -17,10 +30,7 @@ class RouteRule(Section):
 
     planned: ClassVar[dict[str, str]] = {
         "max_lag": "use consistency: strong where a replica that lags will not do",
-        "retry": "leave it out: nothing is run again",
-        "propagation": "leave it out: there is one transaction for the request",
         "datasource": "leave it out: the tenant's datasource is used",
-        "stream": "leave it out: the transaction ends when the response starts",
         "max_in_flight": "leave it out: pool.max_waiting is the bound",
         "priority": "leave it out: requests are served in turn",
     }
@@ -66,6 +76,35 @@ class RouteRule(Section):
         description="Isolation level of the request's transaction; without it the server's own.",
         examples=["repeatable read"],
     )
+    deferrable: Annotated[Flag | None, OMISSIBLE] = Field(
+        default=None,
+        title="Deferrable",
+        description=(
+            "true, with read_only and serializable: waits for a snapshot that can neither fail nor make others fail."
+        ),
+        examples=[True],
+    )
+    stream: Annotated[Flag | None, OMISSIBLE] = Field(
+        default=None,
+        title="Stream",
+        description="true, with read_only: the transaction lasts until the end of the response's body, for exports.",
+        examples=[True],
+    )
+    propagation: Annotated[RoutePropagation | None, OMISSIBLE] = Field(
+        default=None,
+        title="Propagation",
+        description=(
+            "required: one transaction for the request, also with transactions.default: annotated."
+            " not_supported: each statement commits by itself."
+        ),
+        examples=["required", "not_supported"],
+    )
+    retry: Annotated[Retries | None, OMISSIBLE] = Field(
+        default=None,
+        title="Retries",
+        description="How often the request is run again when it has lost against another one (40001, 40P01).",
+        examples=[3],
+    )
     commit_on: tuple[Outcome, ...] = Field(
         default=(),
         title="Commit on",
@@ -83,18 +122,13 @@ class RouteRule(Section):
 class TransactionsConfig(Section):
     """When a transaction begins, and which outcomes end it how."""
 
-    planned: ClassVar[dict[str, str]] = {
-        "retry_body_limit": "leave it out: nothing is run again",
-        "max_parallel": "leave it out",
-    }
-
     default: Annotated[Literal["request", "annotated"], values.word("TransactionDefault", "request", "annotated")] = (
         Field(
             default="request",
             title="Default",
             description=(
-                "request: the first write opens one transaction for the whole request. annotated: only routes with"
-                " @transactional have one, and everywhere else each statement commits by itself."
+                "request: the first write opens one transaction for the whole request. annotated: only routes have one"
+                " that ask for it, by @transactional or a rule, and everywhere else each statement commits by itself."
             ),
             examples=["request"],
         )
@@ -119,11 +153,28 @@ class TransactionsConfig(Section):
         description="What becomes of the transaction when the client leaves before the response has started.",
         examples=["rollback"],
     )
-    retry: Annotated[int, values.constant("Retry", 0, planned=("*",))] = Field(
+    retry: Retries = Field(
         default=0,
         title="Retries",
-        description="How often a request that lost against another one is run again.",
-        examples=[0],
+        description=(
+            "How often a request that has lost against another one (40001, 40P01) is run again, with the same body."
+        ),
+        examples=[0, 3],
+    )
+    retry_body_limit: Size = Field(
+        default=parse_size("1MiB"),
+        json_schema_extra={"default": "1MiB"},
+        title="Body kept for a retry",
+        description="A request whose body is longer is not run again.",
+        examples=["64KiB", "1MiB"],
+    )
+    max_parallel: Parallel = Field(
+        default=1,
+        title="Parallel reads",
+        description=(
+            "How many reads of one request may run side by side, outside of a transaction; each takes a connection."
+        ),
+        examples=[1, 4],
     )
     multiple_writers: Annotated[Literal["refuse", "allow"], values.word("MultipleWriters", "refuse", "allow")] = Field(
         default="refuse",

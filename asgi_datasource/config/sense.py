@@ -183,12 +183,31 @@ def _routes(config: Config) -> Iterator[Diagnostic]:
             message, mend = "read_only: true contradicts intent: write", "Keep one of them."
             here, related = (*path, "read_only"), ((*path, "intent"),)
             yield Diagnostic(Code.CONTRADICTION, here, message, mend, related=related, fix=Fix(Edit.REMOVE, here))
+        if rule.stream and not rule.read_only:
+            message = "stream: true is for snapshots: a transaction that writes has to end before the response starts"
+            here = (*path, "stream")
+            yield Diagnostic(Code.CONTRADICTION, here, message, "Add read_only: true.", fix=Fix(Edit.REMOVE, here))
+        if rule.deferrable and not (rule.read_only and rule.isolation == "serializable"):
+            message = "deferrable: true is for read-only serializable transactions"
+            mend, here = "Add read_only: true and isolation: serializable.", (*path, "deferrable")
+            yield Diagnostic(Code.CONTRADICTION, here, message, mend, fix=Fix(Edit.REMOVE, here))
+        if rule.propagation == "not_supported":
+            yield from _without_transaction(path, rule)
         for entry in rule.commit_on:
             if entry in rule.rollback_on:
                 message, mend = f"{entry} stands in commit_on and in rollback_on", "Keep it in one of them."
                 here, related = (*path, "commit_on"), ((*path, "rollback_on"),)
                 yield Diagnostic(Code.CONTRADICTION, here, message, mend, related=related, fix=Fix(Edit.REMOVE, here))
         yield from _unreachable(config.routes, index, rule)
+
+
+def _without_transaction(path: Path, rule: RouteRule) -> Iterator[Diagnostic]:
+    for key in ("read_only", "stream", "retry"):
+        if getattr(rule, key):
+            message = f"{key} is about the transaction that propagation: not_supported does without"
+            here, related = (*path, key), ((*path, "propagation"),)
+            fix = Fix(Edit.REMOVE, here)
+            yield Diagnostic(Code.CONTRADICTION, here, message, "Keep one of them.", related=related, fix=fix)
 
 
 def _unreachable(rules: tuple[RouteRule, ...], index: int, rule: RouteRule) -> Iterator[Diagnostic]:

@@ -16,6 +16,7 @@ from pydantic import GetCoreSchemaHandler, GetJsonSchemaHandler, SecretStr
 from pydantic_core import CoreSchema, core_schema
 
 from .durations import DURATION, WHOLE_SECONDS, format_duration, parse_duration
+from .sizes import SIZE, format_size, parse_size
 from .url import URL_PATTERN, DatabaseUrl, read_url
 
 DEFINITION: Final = "x-definition"
@@ -226,6 +227,23 @@ def duration(name: str, *, whole_seconds: bool = False) -> Value:
         _plain(check),
         is_duration=True,
         serialize=format_duration,
+    )
+
+
+def size(name: str) -> Value:
+    """An amount of bytes with its unit."""
+    compiled = re.compile(SIZE)
+
+    def check(value: object) -> int:
+        return parse_size(value) if isinstance(value, str) and compiled.fullmatch(value) else _refuse()
+
+    return Value(
+        name,
+        "a whole number and its unit: 512B, 64KiB or 1MiB",
+        ("string",),
+        {"type": "string", "pattern": f"^(?:{SIZE})$"},
+        _plain(check),
+        serialize=format_size,
     )
 
 

@@ -1,7 +1,7 @@
 """The transaction: its options, its states, its end."""
 
 from . import commands
-from .annotation import Transactional, no_session, options_of, transactional
+from .annotation import Transactional, no_session, options_of, retrying, transactional
 from .frames import Frame, SessionRunner, current_frame, current_runner
 from .hooks import DueHooks, Hook, HookEvent, WaitingHooks, call_hook
 from .options import (
@@ -56,6 +56,7 @@ __all__ = [
     "parse_isolation",
     "parse_propagation",
     "refuse_transaction_command",
+    "retrying",
     "transactional",
     "unexpected_rollback",
 ]

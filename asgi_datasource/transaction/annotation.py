@@ -24,6 +24,15 @@ from .propagation import Propagation
 if TYPE_CHECKING:
     from ..session import DataSession
 
+
+class _Retrying:
+    """Whether any annotation asks for a retry: requests of applications without one are not kept for it."""
+
+    is_asked_for = False
+
+
+retrying: Final = _Retrying()
+
 F = TypeVar("F", bound=Callable[..., Any])
 
 _ATTRIBUTE: Final = "__asgi_datasource_transactional__"
@@ -79,7 +88,7 @@ def transactional(
     isolation: Isolation | str | None = ...,
     propagation: Propagation | str = ...,
     timeout: float | None = ...,
-    retry: int = ...,
+    retry: int | None = ...,
     deferrable: bool = ...,
     stream: bool = ...,
     commit_on: Iterable[OutcomeEntry] = ...,
@@ -95,7 +104,7 @@ def transactional(
     isolation: Isolation | str | None = None,
     propagation: Propagation | str = Propagation.REQUIRED,
     timeout: float | None = None,
-    retry: int = 0,
+    retry: int | None = None,
     deferrable: bool = False,
     stream: bool = False,
     commit_on: Iterable[OutcomeEntry] = (),
@@ -134,6 +143,8 @@ def transactional(
         TypeError: It is a generator, whose end nobody can tell; open a block inside.
         ValueError: An option is none of the values above.
     """
+    if retry:
+        retrying.is_asked_for = True
     options = TransactionOptions(
         read_only=read_only,
         isolation=parse_isolation(isolation),

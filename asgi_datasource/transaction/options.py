@@ -72,7 +72,7 @@ class TransactionOptions:
         isolation: None leaves it to the server; for read-only transactions REPEATABLE READ.
         propagation: What becomes of the transaction around it.
         timeout_s: Seconds from the request's first byte (for a function: from its call) to the end of COMMIT.
-        retry: How often it is run again when it has lost against another transaction.
+        retry: How often it is run again when it has lost against another transaction; None leaves it to what is around.
         deferrable: The snapshot waits until it can be read without a serialization failure.
         stream: A READ ONLY transaction of a route that lasts until the end of the response's body.
         commit_on: Outcomes that commit although the rules below would roll back.
@@ -83,7 +83,7 @@ class TransactionOptions:
     isolation: Isolation | None = None
     propagation: Propagation = Propagation.REQUIRED
     timeout_s: float | None = None
-    retry: int = 0
+    retry: int | None = None
     deferrable: bool = False
     stream: bool = False
     commit_on: OutcomeRule = OutcomeRule()
@@ -92,7 +92,7 @@ class TransactionOptions:
     def __post_init__(self) -> None:
         if self.timeout_s is not None and not self.timeout_s > 0:
             raise ValueError(f"timeout: {self.timeout_s!r} is not a positive number of seconds")
-        if isinstance(self.retry, bool) or not 0 <= self.retry <= MAX_RETRIES:
+        if self.retry is not None and (isinstance(self.retry, bool) or not 0 <= self.retry <= MAX_RETRIES):
             raise ValueError(f"retry: {self.retry!r} is not a number of attempts between 0 and {MAX_RETRIES}")
         if self.deferrable and not (self.read_only and self.isolation is Isolation.SERIALIZABLE):
             raise ValueError(

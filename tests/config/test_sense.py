@@ -142,6 +142,27 @@ NONSENSE = [
         "Keep one of them",
     ),
     (
+        small(routes=[{"match": "/x", "stream": True}]),
+        Code.CONTRADICTION,
+        "routes[0].stream",
+        "has to end before the response starts",
+        "Add read_only: true",
+    ),
+    (
+        small(routes=[{"match": "/x", "deferrable": True, "read_only": True}]),
+        Code.CONTRADICTION,
+        "routes[0].deferrable",
+        "read-only serializable transactions",
+        "isolation: serializable",
+    ),
+    (
+        small(routes=[{"match": "/x", "propagation": "not_supported", "retry": 3}]),
+        Code.CONTRADICTION,
+        "routes[0].retry",
+        "propagation: not_supported does without",
+        "Keep one of them",
+    ),
+    (
         small(routes=[{"match": "/x", "commit_on": [409, "5xx"], "rollback_on": ["5xx"]}]),
         Code.CONTRADICTION,
         "routes[0].commit_on",

@@ -240,7 +240,10 @@ MISTAKES = [
         "not yet",
         "consistency: strong",
     ),
-    (("transactions",), "retry", 3, Code.NOT_YET_SUPPORTED, "transactions.retry", "3 is not yet supported", "Use 0"),
+    (("transactions",), "retry", 21, Code.WRONG_VALUE, "transactions.retry", "from 0 to 20", "For example"),
+    (("transactions",), "retry_body_limit", "1MB", Code.WRONG_VALUE, "transactions.retry_body_limit", "64KiB", ""),
+    (("transactions",), "retry_body_limit", "1024MiB", Code.WRONG_VALUE, "transactions.retry_body_limit", "1MiB", ""),
+    (("transactions",), "max_parallel", 0, Code.WRONG_VALUE, "transactions.max_parallel", "from 1 to 100", ""),
     (("telemetry",), "metrics", True, Code.NOT_YET_SUPPORTED, "telemetry.metrics", "true is not yet", "Use false"),
 ]
 

@@ -8,10 +8,12 @@ from typing import Any
 
 import httpx
 import pytest
+from starlette.routing import Route
 
 import asgi_datasource
 from asgi_datasource import DataSourceRegistry, load
 from asgi_datasource.testing import serve
+from tests.apps import client
 from tests.world import World
 
 from .samples import Sample, samples
@@ -92,6 +94,26 @@ async def test_the_service_functions_of_the_transactions_page(world: World) -> N
         await names["place"]("tea")
     assert await world.sql("select left_over from stock") == [(2,)]
     assert await world.items() == ["tea"]
+
+
+async def test_the_retry_the_export_and_the_hook_of_the_transactions_page(world: World) -> None:
+    await world.sql("create table accounts (owner text, balance int); alter table accounts owner to app")
+    await world.sql("insert into accounts values ('anna', 15)")
+    await world.sql("alter table orders add column receipt_sent bool")
+    await world.sql("insert into orders (item) values ('tea'), ('milk')")
+    await world.cluster.caught_up()
+    withdraw = run(sample_with("async def withdraw"))["withdraw"]
+    export = run(sample_with("async def export"))["export"]
+    send_mail = run(sample_with("async def send_mail"))["send_mail"]
+    routes = [Route("/withdraw", withdraw, methods=["POST"]), Route("/export", export)]
+    registry = world.registry()
+    async with client(world, routes, registry=registry) as http:
+        assert [(await http.post("/withdraw")).status_code for _ in range(2)] == [200, 422]
+        assert (await http.get("/export")).text == "tea\nmilk\n"
+        async with registry.session(tenant="acme") as db:
+            await db.execute("delete from orders where item = 'milk'")
+            db.after_commit(send_mail)
+    assert await world.sql("select item, receipt_sent from orders") == [("tea", True)]
 
 
 async def place_twice(registry: DataSourceRegistry, place: Any) -> None:
