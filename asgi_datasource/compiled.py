@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 from typing import Final
 
+from .config import AuditConfig
 from .datasource import DataSource
 from .drivers.psycopg import Endpoint
 from .fleet import Fleet
@@ -14,7 +15,7 @@ from .paths import RouteRules
 from .plan import CommitScope, SessionPolicy
 from .prefixes import PathPrefixes
 from .problems import ProblemAnswers
-from .tenancy import Admission, CatalogPlan, Resolvers, Tenant, TenantResolver
+from .tenancy import Admission, CatalogPlan, Home, Resolvers, Tenant, TenantResolver, home_of
 
 _NO_PATHS: Final = PathPrefixes(())
 
@@ -31,6 +32,8 @@ class Compiled:
         admission: The tenants, and who may act for them.
         catalog: The tenants that are in a table; None where there are none.
         resolvers: How requests name their tenant, in order.
+        shared_schemas: What is searched after a tenant's own schema, by datasource.
+        audits: What to look for at the start in each datasource, by name.
         policy: What holds for every session.
         rules: Those of `routes`.
         exempt: Paths without a session.
@@ -45,6 +48,8 @@ class Compiled:
     admission: Admission
     resolvers: Resolvers
     catalog: CatalogPlan | None = None
+    shared_schemas: Mapping[str, Sequence[str]] = field(default_factory=dict[str, "Sequence[str]"])
+    audits: Mapping[str, AuditConfig] = field(default_factory=dict[str, AuditConfig])
     policy: SessionPolicy = SessionPolicy()
     rules: RouteRules = RouteRules()
     exempt: PathPrefixes = _NO_PATHS
@@ -85,6 +90,12 @@ class Compiled:
         if found is None:
             return self.fleets[tenant.datasource].member(tenant.database or tenant.name or "")
         return found
+
+    def homes(self, name: str) -> list[Home]:
+        """Where the tenants that are known now live on a datasource."""
+        shared = self.shared_schemas.get(name, ())
+        known = self.admission.directory.map.names.values()
+        return [home_of(tenant, shared) for tenant in known if tenant.datasource == name]
 
     def resolution(self, first: Sequence[TenantResolver] = ()) -> TenantResolver:
         """How requests name their tenant: `first`, then the configured resolvers."""

@@ -60,6 +60,8 @@ def compile_config(config: Config, *, previous: Compiled | None = None) -> Compi
         },
         admission=compile_admission(config, directory),
         resolvers=Resolvers(config.tenancy, directory),
+        shared_schemas={name: datasource.search_path for name, datasource in config.datasources.items()},
+        audits={name: datasource.audit for name, datasource in config.datasources.items()},
         catalog=(
             None
             if config.tenants_from is None

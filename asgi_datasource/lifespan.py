@@ -6,6 +6,7 @@ import logging
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from .errors import DataError
 from .registry import DataSourceRegistry
 
 logger = logging.getLogger("asgi_datasource.middleware")
@@ -23,6 +24,7 @@ class Lifespan:
         self._is_asked = False
         self._is_answered = False
         self._is_started = False
+        self._is_refused = False
         self._opened_here = False
 
     async def run(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -32,10 +34,18 @@ class Lifespan:
             message = await receive()
             if message["type"] == "lifespan.startup":
                 self._is_asked = True
-                await self._open()
+                try:
+                    await self._open()
+                except DataError as error:
+                    # An exception alone would be taken for an application that does not speak lifespan, and be served.
+                    self._is_refused = True
+                    await send({"type": "lifespan.startup.failed", "message": str(error)})
+                    raise
             return message
 
         async def send_from_app(message: Message) -> None:
+            if self._is_refused:
+                return
             if message["type"].startswith("lifespan.startup."):
                 self._is_answered = True
                 self._is_started = message["type"] == "lifespan.startup.complete"
@@ -49,6 +59,8 @@ class Lifespan:
         try:
             await self._app(scope, receive_for_app, send_from_app)
         except BaseException as error:
+            if self._is_refused:
+                return
             if self._is_asked or not isinstance(error, Exception):
                 await self._close()
                 raise
@@ -67,7 +79,11 @@ class Lifespan:
                 message = await receive()
                 if message["type"] == "lifespan.shutdown":
                     break
-                await self._open()
+                try:
+                    await self._open()
+                except DataError as error:
+                    await send({"type": "lifespan.startup.failed", "message": str(error)})
+                    return
                 await send({"type": "lifespan.startup.complete"})
         finally:
             await self._close()

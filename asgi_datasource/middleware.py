@@ -69,7 +69,7 @@ class DataSourceMiddleware:
         self._compiled = compiled
         self._resolve = compiled.resolution(self._resolvers)
         self._directory = compiled.admission.directory
-        self._asks = compiled.admission.asks
+        self._admission = compiled.admission
         self._retries = compiled.may_retry
         self._exempt = compiled.exempt if compiled.exempt else None
 
@@ -96,7 +96,7 @@ class DataSourceMiddleware:
         try:
             answer = self._resolve(scope)
             tenant = self._directory.map.names.get(answer) if answer.__class__ is str else None
-            if tenant is None or self._asks or tenant.state is not _ACTIVE:
+            if tenant is None or self._admission.asks or tenant.state is not _ACTIVE:
                 tenant, scope = await self._resolve_slowly(answer, scope, compiled)
         except DataError as error:
             await compiled.problems.send(error, scope, send)

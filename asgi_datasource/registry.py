@@ -26,6 +26,7 @@ from .routing import AccessIntent, ReadAfterWritePin
 from .session import DataSession, SessionOwner
 from .tenancy import Catalog, Tenant
 from .transaction import TransactionOptions, current_frame, current_runner
+from .vetting import Vetting
 
 logger = logging.getLogger("asgi_datasource.registry")
 
@@ -102,6 +103,7 @@ class DataSourceRegistry:
         self._retired_fleets: set[Fleet] = set()
         self.is_open = False
         """Whether its pools are open."""
+        self._vetting: Vetting | None = None
         self.catalog: Catalog | None = None
         """Keeps the tenants that are in a table up to date, while the registry is open."""
 
@@ -229,6 +231,14 @@ class DataSourceRegistry:
         for datasource in self:
             await datasource.open()
         self.catalog = await self._start_catalog(self.compiled)
+        self._vetting = vetting = Vetting(self.compiled, self.background)
+        try:
+            await vetting.run()
+        except ConfigError:
+            # As if it had never been opened: whoever has put it right may try again.
+            self.is_open = True
+            await self.close()
+            raise
         self.is_open = True
         self._opening = None
 
@@ -256,6 +266,8 @@ class DataSourceRegistry:
         catalog, self.catalog = self.catalog, None
         if catalog is not None:
             await catalog.close()
+        if self._vetting is not None:
+            await self._vetting.stop()
         await self.background.drain(timeout_s / 2)
         self.lookout.close()
         for datasource in (*self, *self._leaving):
@@ -333,6 +345,15 @@ class DataSourceRegistry:
             for fleet in compiled.fleets.values():
                 fleet.open()
             catalog = await self._start_catalog(compiled)
+            vetting = Vetting(compiled, self.background)
+            try:
+                await vetting.run()
+            except ConfigError:
+                await self._abandon(compiled, opened, catalog)
+                raise
+            if self._vetting is not None:
+                await self._vetting.stop()
+            self._vetting = vetting
             before_it, self.catalog = self.catalog, catalog
             if before_it is not None:
                 if catalog is not None:
@@ -356,6 +377,16 @@ class DataSourceRegistry:
             opened=tuple([endpoint.full_name for endpoint in opened]),
             retired=tuple([endpoint.full_name for endpoint in retired]),
         )
+
+    async def _abandon(self, compiled: Compiled, opened: list[Endpoint], catalog: Catalog | None) -> None:
+        """The next configuration is not to be used after all."""
+        if catalog is not None:
+            await catalog.close()
+        for name, datasource in compiled.datasources.items():
+            if self.compiled.datasources.get(name) is not datasource:
+                datasource.stop()
+        for endpoint in opened:
+            await endpoint.close(timeout_s=CLOSE_TIMEOUT_S / 2)
 
     def _left(self, datasource: DataSource) -> None:
         """Nobody uses a retired datasource any more: close the pools that were its alone."""
@@ -400,7 +431,7 @@ class DataSourceRegistry:
             await self.open()
         compiled = self.compiled
         found = await compiled.admission.find(tenant)
-        found.check_served()
+        compiled.admission.check_served(found)
         db = self.make_session(
             found,
             compiled=compiled,

@@ -17,7 +17,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("plan", "router", "execution", "statements"),
     ("paths", "annotated", "block", "dispatch", "loan", "lookup", "work", "writers"),
     ("session", "compiled", "handlers", "replay"),
-    ("compiling",),
+    ("compiling", "vetting"),
     ("registry",),
     ("guard", "lifespan"),
     ("middleware",),

@@ -9,6 +9,7 @@ from .kinds import EVERY_OTHER
 from .layers import ConfigFile
 from .loading import Findings, Source, examine, load
 from .models import (
+    AuditConfig,
     BudgetConfig,
     CatalogConfig,
     Config,
@@ -37,6 +38,7 @@ __all__ = [
     "EVERY_OTHER",
     "MAX_NAME_BYTES",
     "PLACEHOLDER",
+    "AuditConfig",
     "BudgetConfig",
     "CatalogConfig",
     "Code",

@@ -14,10 +14,19 @@ from .catalog import CatalogConfig, TenantDefaults
 from .kinds import DatasourceName, IncludePattern, TenantName, Version
 from .requests import ConsistencyConfig, ErrorsConfig, RouteRule, TelemetryConfig, TransactionsConfig
 from .sections import OMISSIBLE, Section, mapping_field, section_field
-from .servers import BudgetConfig, DataSourceConfig, EndpointConfig, PoolConfig, ReplicaConfig, RoutingConfig
+from .servers import (
+    AuditConfig,
+    BudgetConfig,
+    DataSourceConfig,
+    EndpointConfig,
+    PoolConfig,
+    ReplicaConfig,
+    RoutingConfig,
+)
 from .tenants import ResolverConfig, TenancyConfig, TenantConfig, TokenConfig, keep_compact
 
 __all__ = [
+    "AuditConfig",
     "BudgetConfig",
     "CatalogConfig",
     "Config",

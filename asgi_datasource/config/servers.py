@@ -264,6 +264,33 @@ class BudgetConfig(Section):
     )
 
 
+class AuditConfig(Section):
+    """What is looked for in the database before tenants are trusted to it."""
+
+    on_start: Annotated[Literal["refuse", "warn", "off"], values.word("OnStart", "refuse", "warn", "off")] = Field(
+        default="refuse",
+        title="At the start",
+        description=(
+            "refuse: the application does not start with a role that bypasses the row security of its tenants; other"
+            " holes are logged. warn: all are logged. off: nobody looks. A server that is down keeps nobody from"
+            " starting."
+        ),
+        examples=["refuse"],
+    )
+    allow_roles: tuple[DatabaseIdentifier, ...] = Field(
+        default=(),
+        title="Roles that may bypass",
+        description="Login roles, and roles of tenants, that may bypass row security.",
+        examples=[["reporting"]],
+    )
+    shared_tables: tuple[DatabaseIdentifier, ...] = Field(
+        default=(),
+        title="Shared tables",
+        description="Tables and views that all tenants may see all of, as table or schema.table.",
+        examples=[["countries", "shop.currencies"]],
+    )
+
+
 class DataSourceConfig(Section):
     """One logical database: a primary and its streaming replicas."""
 
@@ -288,6 +315,12 @@ class DataSourceConfig(Section):
         title="Routing",
         description="Which of these servers runs a statement.",
         examples=[{"balance": "round_robin"}],
+    )
+    audit: AuditConfig = section_field(
+        AuditConfig,
+        title="Audit",
+        description="What is looked for in the database before tenants are trusted to it.",
+        examples=[{"shared_tables": ["countries"]}],
     )
     search_path: tuple[DatabaseIdentifier, ...] = Field(
         default=(),

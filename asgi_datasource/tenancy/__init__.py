@@ -16,7 +16,8 @@ from .compiling import (
 from .directory import TenantDirectory, TenantMap
 from .domains import DomainResolver, SubdomainResolver, TrustedHostResolver
 from .hosts import RequestHost, TrustedHosts
-from .isolation import quote_identifier, tenant_settings
+from .isolation import home_of, quote_identifier, tenant_settings
+from .policies import PolicyRules, policy_sql
 from .resolvers import (
     CallableResolver,
     CookieResolver,
@@ -52,6 +53,7 @@ __all__ = [
     "KeySetFile",
     "PathPrefixResolver",
     "PathRuleResolver",
+    "PolicyRules",
     "QueryResolver",
     "RequestHost",
     "Resolution",
@@ -70,11 +72,14 @@ __all__ = [
     "TokenRules",
     "TrustedHostResolver",
     "TrustedHosts",
+    "audit",
     "chain",
     "compile_admission",
     "compile_tenants",
     "find_holes",
+    "home_of",
     "import_callable",
+    "policy_sql",
     "quote_identifier",
     "tenant_settings",
     "with_hosts",

@@ -50,11 +50,25 @@ class Admission:
         self._unknown_status = unknown_status
         self._authorize = authorize
         self._hides_unknown = hides_unknown
+        self._refused: dict[str, str] = {}
+        self.asks = authorize is not None
+        """Whether a known tenant that is active is not served without further questions."""
 
-    @property
-    def asks(self) -> bool:
-        """Whether `authorize` has to be asked before a request is served."""
-        return self._authorize is not None
+    def refuse(self, datasource: str, reason: str) -> None:
+        """Serve no tenant of a datasource from now on: they are not kept apart there."""
+        self._refused[datasource] = reason
+        self.asks = True
+
+    def check_served(self, tenant: Tenant) -> None:
+        """Refuse a tenant that is not served.
+
+        Raises:
+            DataError: TENANT (403): it is suspended. CONFIG (503): its datasource does not keep tenants apart.
+        """
+        reason = self._refused.get(tenant.datasource)
+        if reason is not None:
+            raise DataError(DataErrorKind.CONFIG, reason, http_status=503)
+        tenant.check_served()
 
     def tenant(self, name: str | None) -> Tenant:
         """The tenant of a name, as it is known now.
@@ -116,7 +130,7 @@ class Admission:
                 unknown = self._unknown() if self._hides_unknown else _refused()
         if tenant is None or unknown is not None:
             raise unknown or self._unknown()
-        tenant.check_served()
+        self.check_served(tenant)
         return tenant
 
     def _check_name(self, name: str) -> None:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Final
 
-from .tenant import Strategy
+from .audit import Home
+from .tenant import Strategy, Tenant
 
 
 def quote_identifier(name: str) -> str:
@@ -46,3 +49,21 @@ def tenant_settings(
     else:
         strategy = Strategy.SCHEMA if schema is not None else Strategy.NONE
     return strategy, tuple(settings)
+
+
+def home_of(tenant: Tenant, shared_schemas: Sequence[str] = ()) -> Home:
+    """Where a tenant lives on its datasource, read off the settings of its transactions.
+
+    Args:
+        tenant: The tenant.
+        shared_schemas: Those of its datasource, which are searched after its own.
+    """
+    settings = dict(tenant.settings)
+    role = settings.pop("role", None)
+    path = settings.pop("search_path", None)
+    names = [] if path is None else [name.replace('""', '"') for name in _QUOTED.findall(path)]
+    schema = names[0] if len(names) > len(shared_schemas) else None
+    return Home(tenant.name or "", schema, role, bool(settings))
+
+
+_QUOTED: Final = re.compile(r'"((?:[^"]|"")+)"')

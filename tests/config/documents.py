@@ -38,6 +38,7 @@ def full() -> dict[str, Any]:
                 "primary": {"url": "postgresql://app@db/orders"},
                 "replicas": {"r1": {"url": "postgresql://app@r1/orders"}},
                 "pool": {},
+                "audit": {},
                 "routing": {},
             }
         },
@@ -189,6 +190,14 @@ _datasource = _section(
                 "no_replica": st.sampled_from(["primary", "fail"]),
                 "zone": _referable(_zones),
                 "warmup": _referable(_durations),
+            },
+        ),
+        "audit": _section(
+            {},
+            {
+                "on_start": _referable(st.sampled_from(["refuse", "warn", "off"])),
+                "allow_roles": st.lists(_identifiers, max_size=2),
+                "shared_tables": st.lists(_referable(_identifiers), max_size=2),
             },
         ),
         "search_path": st.lists(_referable(_identifiers), max_size=2),

@@ -26,6 +26,7 @@ def test_every_section_of_the_document_is_known_by_its_path() -> None:
         ("datasources", "*", "replicas", "*"),
         ("datasources", "*", "pool"),
         ("datasources", "*", "routing"),
+        ("datasources", "*", "audit"),
         ("tenancy",),
         ("tenancy", "resolve", "*"),
         ("tenancy", "resolve", "*", "jwt_claim"),

@@ -7,6 +7,7 @@ import time
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, Final, LiteralString
 
+from ...config import AuditConfig
 from ...drivers.psycopg import Probe, open_probe
 from ...errors import DataError
 from ...tenancy import Home, find_holes
@@ -20,13 +21,14 @@ CATCH_UP_S: Final = 3.0
 _PAUSE_S: Final = 0.05
 
 
-async def ask_server(target: Target, homes: Sequence[Home], shared_schemas: Sequence[str]) -> Facts:
+async def ask_server(target: Target, homes: Sequence[Home], shared_schemas: Sequence[str], audit: AuditConfig) -> Facts:
     """Ask one server everything that can be asked of it alone.
 
     Args:
         target: The server.
         homes: The tenants that live there.
         shared_schemas: Schemas that are searched after a tenant's own.
+        audit: What is allowed there all the same.
     """
     facts = Facts(target)
     try:
@@ -34,7 +36,7 @@ async def ask_server(target: Target, homes: Sequence[Home], shared_schemas: Sequ
             facts.is_in_the_clear = not probe.is_encrypted and not probe.is_local
             questions: list[Question] = [_identity, _clock, _limits]
             if target.is_primary:
-                questions.append(_holes(homes, shared_schemas))
+                questions.append(_holes(homes, shared_schemas, audit))
             # The last one: a pooler that refuses a transaction also ends the connection.
             for question in (*questions, _pooler):
                 try:
@@ -94,12 +96,18 @@ async def _pooler(probe: Probe, facts: Facts) -> None:
     facts.pooler = await find_pooler(probe, facts.target.settings, where=str(facts.target))
 
 
-def _holes(homes: Sequence[Home], shared_schemas: Sequence[str]) -> Question:
+def _holes(homes: Sequence[Home], shared_schemas: Sequence[str], audit: AuditConfig) -> Question:
     async def question(probe: Probe, facts: Facts) -> None:
         async def ask(sql: LiteralString, *parameters: object) -> list[tuple[Any, ...]]:
             return await probe.rows(sql, *parameters)
 
-        facts.holes = await find_holes(ask, homes, shared_schemas=shared_schemas)
+        facts.holes = await find_holes(
+            ask,
+            homes,
+            shared_schemas=shared_schemas,
+            allowed_roles=audit.allow_roles,
+            shared_tables=audit.shared_tables,
+        )
 
     return question
 

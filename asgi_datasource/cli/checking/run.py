@@ -68,7 +68,7 @@ async def _servers(
         conninfo = url if tenant is None else ConnectionTemplate(url, where=f"{name}/{node}").fill(tenant)
         targets.append(Target(name, node, path, endpoint_settings(datasource.pool, conninfo), tenant, most_pools))
     async with asyncio.TaskGroup() as group:
-        tasks = [group.create_task(ask_server(target, homes, shared)) for target in targets]
+        tasks = [group.create_task(ask_server(target, homes, shared, datasource.audit)) for target in targets]
     primary, *replicas = (task.result() for task in tasks)
     if primary.position is not None and primary.is_standby is False:
         async with asyncio.TaskGroup() as group:

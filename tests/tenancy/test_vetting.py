@@ -1,0 +1,143 @@
+"""Before tenants are trusted to a database: roles that bypass row security are refused, other holes are told."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+import httpx
+import pytest
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Route
+
+from asgi_datasource import ConfigError, DataError, DataSourceRegistry, compile, session
+from asgi_datasource import vetting as vetting_module
+from asgi_datasource.testing import EmbeddedCluster, serve
+from tests.apps import application
+from tests.pools import until
+from tests.world import World
+
+
+def config(world: World, *, user: str = "app", role: str | None = None, **audit: Any) -> dict[str, Any]:
+    url = world.cluster.nodes["primary"].url(dbname=world.dbname, user=user)
+    document = world.config(replicas=(), urls={"primary": url})
+    document["datasources"]["orders"]["audit"] = audit
+    if role is not None:
+        document["tenants"]["initech"]["role"] = role
+    return document
+
+
+def told(caplog: pytest.LogCaptureFixture) -> list[str]:
+    return [record.getMessage() for record in caplog.records if record.name == "asgi_datasource.tenancy"]
+
+
+async def start(document: dict[str, Any]) -> DataSourceRegistry:
+    made = compile(document)
+    await made.open()
+    await made.close()
+    return made
+
+
+async def test_an_ordinary_role_is_trusted(world: World, caplog: pytest.LogCaptureFixture) -> None:
+    await start(config(world))
+    assert [text for text in told(caplog) if "row security" in text and "shared.orders" in text] == []
+
+
+async def test_a_superuser_keeps_the_application_from_starting(world: World) -> None:
+    with pytest.raises(ConfigError, match=r"the role postgres is a superuser.*allow_roles"):
+        await start(config(world, user="postgres"))
+
+
+async def test_so_does_a_role_with_bypassrls_also_one_that_tenants_take(world: World) -> None:
+    name = f"{world.dbname}_sees_all"
+    await world.sql(f"create role {name} bypassrls; grant {name} to app")
+    try:
+        with pytest.raises(ConfigError, match=f"the role {name} has BYPASSRLS"):
+            await start(config(world, role=name))
+        # The others, who have no role of their own, run as the login: that one is looked at too.
+        with pytest.raises(ConfigError, match="the role postgres is a superuser"):
+            await start(config(world, user="postgres", role=name, allow_roles=[name]))
+    finally:
+        await world.sql(f"drop role {name}")
+
+
+@pytest.mark.parametrize("audit", [{"allow_roles": ["postgres"]}, {"on_start": "warn"}, {"on_start": "off"}])
+async def test_it_can_be_allowed_by_name_or_only_be_told(
+    world: World, audit: dict[str, Any], caplog: pytest.LogCaptureFixture
+) -> None:
+    await start(config(world, user="postgres", **audit))
+    assert any("is a superuser" in text for text in told(caplog)) == (audit == {"on_start": "warn"})
+
+
+async def test_an_application_whose_role_bypasses_does_not_start(world: World) -> None:
+    app = application(compile(config(world, user="postgres")), [])
+    with pytest.raises(Exception, match=r"did not start|startup"):
+        async with serve(app):
+            raise AssertionError("it started")
+
+
+async def test_a_registry_that_was_refused_can_be_opened_once_it_is_put_right(world: World) -> None:
+    await world.cluster.create_role("careless")
+    await world.sql("alter role careless superuser")
+    try:
+        made = compile(config(world, user="careless"))
+        with pytest.raises(ConfigError):
+            await made.open()
+        assert not made.is_open
+        await world.sql("alter role careless nosuperuser")
+        await world.sql("grant usage on schema shared to careless; grant select on shared.orders to careless")
+        async with made, made.session("initech") as db:
+            assert await db.read.fetch_value("select count(*) from orders") == 0
+    finally:
+        await world.sql("drop owned by careless; drop role careless")
+
+
+async def test_other_holes_are_logged_and_shared_tables_are_none(
+    world: World, caplog: pytest.LogCaptureFixture
+) -> None:
+    await world.sql("create table shared.open (id int); create table shared.countries (id int)", schema="shared")
+    await world.sql("grant select on shared.open, shared.countries to app")
+    await world.sql("alter table shared.orders no force row level security", schema="shared")
+    await start(config(world, shared_tables=["countries", "shared.parents", "shared.children", "shared.slow"]))
+    texts = " ".join(told(caplog))
+    assert "the table shared.open has no row security" in texts
+    assert "shared.countries" not in texts
+    assert "shared.parents" not in texts
+
+
+async def test_a_reload_with_such_a_role_is_refused_and_changes_nothing(world: World) -> None:
+    async with compile(config(world)) as made:
+        before = made.compiled
+        with pytest.raises(ConfigError, match="is a superuser"):
+            await made.reload(config(world, user="postgres"))
+        assert made.compiled is before
+        async with made.session("acme") as db:
+            assert await db.read.fetch_value("select current_user::text") == "app"
+
+
+async def test_a_server_that_is_down_at_the_start_is_vetted_when_it_answers(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(vetting_module, "RETRY_S", 0.05)
+    caplog.set_level(logging.WARNING)
+
+    async def read(request: Request) -> Response:
+        return JSONResponse(await session(request).fetch_value("select count(*) from orders"))
+
+    with EmbeddedCluster() as cluster:
+        async with World.create(cluster) as world:
+            made = compile(config(world, user="postgres"))
+            await cluster.nodes["primary"].stop()
+            async with (
+                serve(application(made, [Route("/", read)])) as server,
+                httpx.AsyncClient(base_url=server.url, headers={"X-Tenant": "initech"}, timeout=20.0) as http,
+            ):
+                assert (await http.get("/")).status_code == 503
+                await cluster.nodes["primary"].start()
+                await until(lambda: made.compiled.admission.asks, "the server was not vetted")
+                assert (await http.get("/")).status_code == 503
+                with pytest.raises(DataError, match="is a superuser"):
+                    async with made.session("initech"):
+                        raise AssertionError("it was let in")
+    assert any("served without having been vetted" in text for text in told(caplog))
