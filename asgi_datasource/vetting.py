@@ -19,8 +19,8 @@ from .tenancy import Finding, Hole, find_holes
 
 logger = logging.getLogger("asgi_datasource.tenancy")
 
-START_LIMIT_S: Final = 3.0
-"""Seconds that the start waits for an answer."""
+START_LIMIT_S: Final = 1.0
+"""Seconds that the start waits for an answer; whoever takes longer is asked again while the application runs."""
 
 RETRY_S: Final = 2.0
 """Seconds between two attempts to ask a server that did not answer at the start."""
