@@ -108,7 +108,8 @@ def examine(
     check = _Check(needs_resolver)
     if isinstance(source, Mapping):
         where = Surroundings(variables, is_offline=is_offline, allow_commands=may_run)
-        config, problems = check.document(source, where)
+        # What stands in a mapping stands in no file: how the program came by it is its own business.
+        config, problems = check.document(source, where, is_written=False)
         if INCLUDE in source:
             mend = "Load the file, or put the parts into the mapping."
             problems.append(Diagnostic(Code.INCLUDE, (INCLUDE,), "only files can include others", mend))
@@ -139,13 +140,13 @@ class _Check:
     needs_resolver: bool
 
     def document(
-        self, document: Any, surroundings: Surroundings, *, is_owned: bool = False
+        self, document: Any, surroundings: Surroundings, *, is_owned: bool = False, is_written: bool = True
     ) -> tuple[Config | None, list[Diagnostic]]:
         """Everything about one document; problems are still without positions."""
         outside = Outside(surroundings)
         resolved = outside.resolve(document)
         config, found = check_structure(resolved, is_owned=is_owned)
-        secrets = find_plain_secrets(document)
+        secrets = find_plain_secrets(document) if is_written else []
         if config is not None and not outside.unresolved:
             return config, secrets + check_sense(config, needs_resolver=self.needs_resolver)
         # About a value whose reference could not be resolved there is nothing more to say.

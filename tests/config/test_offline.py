@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import sys
 import time
@@ -193,8 +194,13 @@ PLAIN = [
 
 
 @pytest.mark.parametrize(("url", "is_plain"), PLAIN)
-def test_a_password_in_the_file_is_a_warning(url: str, is_plain: bool) -> None:
-    findings = examine(put(full(), ("datasources", "*", "primary"), "url", url), is_offline=True)
+def test_a_password_in_the_file_is_a_warning(url: str, is_plain: bool, tmp_path: Path) -> None:
+    document = put(full(), ("datasources", "*", "primary"), "url", url)
+    path = tmp_path / "datasource.json"
+    path.write_text(json.dumps(document))
+    findings = examine(path, is_offline=True)
+    # In a mapping it stands in no file.
+    assert examine(document, is_offline=True).diagnostics == ()
     assert [problem.code for problem in findings.diagnostics] == ([Code.PLAIN_SECRET] if is_plain else [])
     for problem in findings.diagnostics:
         assert problem.mend == ("Take it from the environment, ${ORDERS_PRIMARY_URL}, or from a file, {file: path}.")
