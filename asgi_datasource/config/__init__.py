@@ -4,7 +4,8 @@ from .catalogue import Explained, explain_code
 from .diagnostics import Code, Diagnostic, Edit, Fix, InvalidConfig, Position, Severity, show_path
 from .diagnostics import Path as DiagnosticPath
 from .documents import describe_diagnostics
-from .generated import json_schema
+from .editing import apply_fix, edit_text
+from .generated import json_schema, part_schema
 from .kinds import EVERY_OTHER
 from .layers import ConfigFile
 from .loading import Findings, Source, examine, load
@@ -29,9 +30,10 @@ from .models import (
     TokenConfig,
     TransactionsConfig,
 )
-from .reading import Format, Text
+from .reading import Format, Text, open_text, read_text
 from .sense import MAX_NAME_BYTES
 from .suppressions import Suppressed
+from .upgrading import upgrade_text
 from .url import PLACEHOLDER, DatabaseUrl, server_of
 
 __all__ = [
@@ -73,11 +75,17 @@ __all__ = [
     "Text",
     "TokenConfig",
     "TransactionsConfig",
+    "apply_fix",
     "describe_diagnostics",
+    "edit_text",
     "examine",
     "explain_code",
     "json_schema",
     "load",
+    "open_text",
+    "part_schema",
+    "read_text",
     "server_of",
     "show_path",
+    "upgrade_text",
 ]

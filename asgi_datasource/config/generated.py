@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Final
 
+from .meanings import describe_choice
 from .models import Config
 from .references import PLAIN_TEXT, REFERENCE_TEXT
 from .shapes import is_list, is_mapping
@@ -35,6 +36,17 @@ def json_schema() -> dict[str, Any]:
         **document,
         "$defs": dict(sorted({**definitions, **values, **shared}.items())),
     }
+
+
+PART_ID: Final = "urn:asgi-datasource:schema:config-part:v1"
+"""Names the schema of a file that another one includes."""
+
+
+def part_schema() -> dict[str, Any]:
+    """The schema of a part of a document, as an included file or an overlay is: no key has to be there."""
+    schema = json_schema()
+    del schema["required"]
+    return {**schema, "$id": PART_ID, "title": "asgi-datasource configuration, a part of it"}
 
 
 def _names_of_values(node: object) -> set[str]:
@@ -115,6 +127,9 @@ def _definition(value: Value) -> dict[str, Any]:
 
 def _written(value: Value) -> dict[str, Any]:
     schema = dict(value.schema)
+    if schema.get("enum") == list(value.choices):
+        # Not of the standard: VS Code and the YAML language server show it beside each word.
+        schema["enumDescriptions"] = [describe_choice(value, choice) for choice in value.choices]
     if schema.get("type") == "string":
         reserved = schema.get("not")
         schema["not"] = _CONTROL if reserved is None else {"anyOf": [reserved, _CONTROL]}
@@ -157,5 +172,5 @@ def _finished(node: object, sections: Mapping[str, Any]) -> Any:
     return copy
 
 
-_DATA: Final = frozenset({"default", "examples", "const", "enum"})
+_DATA: Final = frozenset({"default", "examples", "const", "enum", "enumDescriptions"})
 """Keywords whose values are data, not schemas."""

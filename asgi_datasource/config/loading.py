@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path as FilePath
 from typing import Any, Final
 
-from .diagnostics import Code, Diagnostic, InvalidConfig, Severity
+from .diagnostics import Code, Diagnostic, Fix, InvalidConfig, Severity
 from .layers import INCLUDE, ConfigFile, Layers, read_layers
 from .models import Config
 from .plain_secrets import find_plain_secrets
@@ -54,6 +54,15 @@ class Findings:
         located = self.layers.locate(problems) if self.layers is not None else list(problems)
         kept, suppressed = apply_suppressions(located, self.texts, needs_server=True)
         return replace(self, diagnostics=tuple(kept), suppressed=tuple(suppressed))
+
+    def fixes(self, problems: Iterable[Diagnostic]) -> dict[str, list[Fix]]:
+        """The safe fixes of problems, by the file that they change, each with its path there."""
+        found: dict[str, list[Fix]] = {}
+        for problem in problems:
+            if problem.fix is not None and problem.fix.is_safe and self.layers is not None:
+                text, path = self.layers.origin(problem.fix.path)
+                found.setdefault(text.file, []).append(replace(problem.fix, path=path))
+        return found
 
     @property
     def errors(self) -> tuple[Diagnostic, ...]:

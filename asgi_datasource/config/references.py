@@ -15,7 +15,7 @@ from typing import Any, Final, cast
 
 from pydantic import SecretStr
 
-from .diagnostics import Code, Diagnostic, Path, did_you_mean
+from .diagnostics import Code, Diagnostic, Edit, Fix, Path, did_you_mean
 from .keys import ANY, file_places, secret_places
 from .limits import MAX_DEPTH, MAX_DIAGNOSTICS, MAX_SECRET_BYTES
 from .programs import ProgramFailed, ask_program
@@ -82,10 +82,10 @@ class Outside:
         resolved = self._resolve(document, ())
         return self._with_secrets(resolved) if is_mapping(resolved) else resolved
 
-    def _note(self, code: Code, path: Path, message: str, mend: str) -> None:
+    def _note(self, code: Code, path: Path, message: str, mend: str, fix: Fix | None = None) -> None:
         self.unresolved.add(path)
         if len(self.diagnostics) < MAX_DIAGNOSTICS:
-            self.diagnostics.append(Diagnostic(code, path, message, mend))
+            self.diagnostics.append(Diagnostic(code, path, message, mend, fix=fix))
 
     def _resolve(self, value: object, path: Path) -> object:
         if isinstance(value, str):
@@ -129,7 +129,8 @@ class Outside:
                 return "${"
             if token["broken"] is not None:
                 mend = "Write ${NAME} or ${NAME:-default}; $${ stands for a plain ${."
-                self._note(Code.MALFORMED_REFERENCE, path, "'${' without a name and a closing brace", mend)
+                fix = Fix(Edit.REPLACE, path, "${NAME}")
+                self._note(Code.MALFORMED_REFERENCE, path, "'${' without a name and a closing brace", mend, fix)
                 return ""
             is_given = True
             name: str = token["name"]

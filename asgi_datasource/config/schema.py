@@ -10,16 +10,21 @@ from pathlib import Path
 from typing import Any, Final
 
 from .catalogue import render_catalogue
+from .compatibility import find_refusals
 from .documents import diagnostics_schema
-from .generated import json_schema
+from .generated import json_schema, part_schema
 from .reference import BEGIN, END, render_reference
 
 FILES: Final[dict[str, Callable[[], dict[str, Any]]]] = {
     "datasource.schema.json": json_schema,
     "schemas/config/v1.json": json_schema,
+    "schemas/config-part/v1.json": part_schema,
     "schemas/diagnostics/v1.json": diagnostics_schema,
 }
 """Where schemas are kept in the repository: that of the configuration for editors, and every published one."""
+
+WRITTEN: Final = frozenset({"diagnostics"})
+"""Published documents that are written here, not read: what is written now has to follow the published schema."""
 
 
 PAGES: Final = {"docs/config.md": render_reference, "docs/diagnostics.md": render_catalogue}
@@ -46,6 +51,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     parser = argparse.ArgumentParser(prog="python -m asgi_datasource.config.schema", description=__doc__)
     parser.add_argument("--check", action="store_true", help="write nothing; exit with 1 when a file differs")
+    parser.add_argument(
+        "--replace",
+        action="store_true",
+        help="write published schemas although they refuse documents of before: only for one that no release has",
+    )
     parser.add_argument("--root", type=Path, default=Path(), help="the repository; here unless told otherwise")
     options = parser.parse_args(arguments)
     root: Path = options.root
@@ -54,6 +64,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
         page = root / name
         if page.is_file():
             contents[page] = render_page(page.read_text(encoding="utf-8"), render)
+    refused = {path: why for path in contents if (why := _refusals(root, path, contents[path])) and not options.replace}
+    for path, reasons in refused.items():
+        print(f"{path}: the published version has promised more:", *reasons, sep="\n  ", file=sys.stderr)
+    if refused:
+        print(
+            "Keep what it promises, or publish the next version beside it (--replace: no release has it)",
+            file=sys.stderr,
+        )
+        return 1
     stale = [path for path, content in contents.items() if not _holds(path, content)]
     for path in stale:
         if options.check:
@@ -63,6 +82,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
             path.write_text(contents[path], encoding="utf-8")
             print(f"{path}: written")
     return 1 if options.check and stale else 0
+
+
+def _refusals(root: Path, path: Path, content: str) -> list[str]:
+    """What a published schema promises, and its successor in `content` does not."""
+    name = path.relative_to(root)
+    if name.parts[0] != "schemas" or not path.is_file():
+        return []
+    try:
+        published = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError:
+        return []
+    new = json.loads(content)
+    return find_refusals(new, published) if name.parts[1] in WRITTEN else find_refusals(published, new)
 
 
 def _holds(path: Path, content: str) -> bool:

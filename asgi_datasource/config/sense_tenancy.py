@@ -66,7 +66,7 @@ def check_aliases(config: Config) -> Iterator[Diagnostic]:
                 message = f"{show(alias)} is also a name of the tenant {show(other)}"
                 mend = "Take it out of one of them: a name stands for one tenant."
                 related: tuple[Path, ...] = (("tenants", other),)
-                yield Diagnostic(Code.SHARED_NAME, path, message, mend, related=related)
+                yield Diagnostic(Code.SHARED_NAME, path, message, mend, related=related, fix=Fix(Edit.REMOVE, path))
 
 
 def _addresses(config: Config) -> Iterator[Diagnostic]:

@@ -231,7 +231,9 @@ def _mend_string(expected: Value, value: str, path: Path) -> tuple[str | None, F
         near = suggest_duration(value, whole_seconds=expected.name == "WholeSeconds")
     else:
         near = did_you_mean(value, expected.choices)
-    return (f"Did you mean {near!r}?", _safe(path, near)) if near is not None else (None, None)
+    if near is None:
+        return None, None
+    return f"Did you mean {near!r}?", _safe(path, near == "true" if expected.types == ("boolean",) else near)
 
 
 def _safe(path: Path, value: object) -> Fix:

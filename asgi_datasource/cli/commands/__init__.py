@@ -30,6 +30,7 @@ class Entry:
 COMMANDS: Final[dict[str, Entry]] = {
     "validate": Entry("check configuration files: every problem, with its place and its mend", "validate"),
     "check": Entry("ask the servers whether a configuration is true", "check"),
+    "upgrade": Entry("bring a file to the present version of the document, comments kept", "upgrade"),
     "rule": Entry("explain a code such as ADS041", "rule"),
     "schema": Entry("print the JSON Schema of the configuration", "schema"),
 }

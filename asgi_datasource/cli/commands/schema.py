@@ -7,7 +7,7 @@ from argparse import ArgumentParser, Namespace
 from dataclasses import dataclass
 from typing import Any
 
-from ...config import json_schema
+from ...config import json_schema, part_schema
 from ..command import ExitCode, offer_formats
 from ..console import Console, Style
 
@@ -29,10 +29,11 @@ class Schema:
 
 
 def configure(parser: ArgumentParser) -> None:
-    """It takes no arguments of its own."""
+    """Which of the two."""
+    parser.add_argument("--part", action="store_true", help="the schema of an included file or an overlay")
     offer_formats(parser, "json")
 
 
 def run(options: Namespace, console: Console) -> Schema:
     """Make the schema from the models."""
-    return Schema(json_schema())
+    return Schema(part_schema() if options.part else json_schema())

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from argparse import ArgumentParser, Namespace
+from collections.abc import Callable
+from pathlib import Path
 
-from ...config import Code, examine
-from ..command import offer_formats
+from ...config import Code, Findings, edit_text, examine
+from ..command import CannotRun, offer_formats
 from ..console import Console
 from ..rendering import FORMATS, Report
 from ..sources import environment, find_file, offer_environment, offer_overlays, source_of
@@ -14,6 +16,7 @@ from ..sources import environment, find_file, offer_environment, offer_overlays,
 def configure(parser: ArgumentParser) -> None:
     """The files, and how strictly they are judged."""
     parser.add_argument("files", nargs="*", metavar="FILE", help="YAML, TOML or JSON; datasource.yaml unless told")
+    parser.add_argument("--fix", action="store_true", help="mend in the files what certainly is meant otherwise")
     parser.add_argument("--strict", action="store_true", help="exit with 1 on warnings and hints as well")
     offer_overlays(parser)
     parser.add_argument(
@@ -30,14 +33,42 @@ def run(options: Namespace, console: Console) -> Report:
     files: list[str] = options.files or [find_file()]
     is_offline = not (options.environment or options.env_file or options.allow_commands)
     variables = None if is_offline else environment(options)
-    findings = [
-        examine(
+
+    def look(file: str) -> Findings:
+        return examine(
             source_of(file, options),
             environ=variables,
             is_offline=is_offline,
             needs_resolver=not options.resolvers_in_code,
         )
-        for file in files
-    ]
+
+    findings = [mend(look, file, console) if options.fix else look(file) for file in files]
     could_run = not any(problem.code is Code.NOT_READABLE for found in findings for problem in found.diagnostics)
     return Report.of("validate", files, findings, is_strict=options.strict, could_run=could_run)
+
+
+_MOST_ROUNDS = 20
+
+
+def mend(look: Callable[[str], Findings], file: str, console: Console) -> Findings:
+    """Make the safe fixes of a file, and of those that it includes, until there are none left."""
+    made = 0
+    findings = look(file)
+    for _ in range(_MOST_ROUNDS):
+        texts = {text.file: text for text in findings.texts}
+        done = 0
+        for name, fixes in findings.fixes(findings.diagnostics).items():
+            text, applied = edit_text(texts[name], fixes)
+            if applied:
+                try:
+                    Path(name).write_text(text.content, encoding="utf-8", newline="")
+                except OSError as error:
+                    reason = error.strerror or type(error).__name__
+                    raise CannotRun(f"{name} cannot be written: {reason}", "Check its rights.") from None
+                done += len(applied)
+        if not done:
+            break
+        made += done
+        findings = look(file)
+    console.progress(f"{file}: {made} mended")
+    return findings

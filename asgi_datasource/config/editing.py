@@ -1,0 +1,156 @@
+"""Makes fixes: in a document, and in its text, where everything else stays as it is written, comments too.
+
+An edit of a text is proved before it counts: the text is read again, and has to say what the edited document says.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, Final
+
+from .diagnostics import Edit, Fix, Path
+from .reading import Format, Text, find_marks, read_text
+from .shapes import is_list, is_mapping
+from .structure import write_inline
+
+
+def apply_fix(document: Any, fix: Fix) -> Any:
+    """The document with a fix made; the given one stays as it is.
+
+    Raises:
+        LookupError, TypeError: There is no such place in it.
+    """
+    return _changed(document, fix.path, lambda inner: _edit(inner, fix.path[-1], fix))
+
+
+def _changed(document: Any, path: Path, change: Callable[[Any], Any]) -> Any:
+    if len(path) == 1:
+        return change(document)
+    copy: Any = document.copy()
+    step: Any = path[0]
+    inner: Any = {} if is_mapping(document) and step not in document else document[step]
+    copy[step] = _changed(inner, path[1:], change)
+    return copy
+
+
+def _edit(inner: Any, step: Any, fix: Fix) -> Any:
+    if fix.edit is Edit.RENAME:
+        return {fix.value if key == step else key: value for key, value in inner.items()}
+    copy: Any = inner.copy()
+    if fix.edit is Edit.REMOVE:
+        del copy[step]
+    elif is_list(copy) and fix.edit is Edit.ADD:
+        copy.append(fix.value)
+    else:
+        copy[step] = fix.value
+    return copy
+
+
+def edit_text(text: Text, fixes: Sequence[Fix]) -> tuple[Text, list[Fix]]:
+    """Make fixes in a text: names, scalars, and keys that are missing at the top.
+
+    Args:
+        text: A text without syntax errors.
+        fixes: What is to be done; each with its path in this file.
+
+    Returns:
+        The new text, and the fixes that it has. A fix that would need more than a word to change is left out.
+    """
+    made: list[Fix] = []
+    for fix in fixes:
+        document, problems = read_text(text)
+        if problems:
+            break
+        try:
+            wanted = apply_fix(document, fix)
+        except (LookupError, TypeError, AttributeError):
+            continue
+        for content in _candidates(text, fix):
+            edited = Text(text.file, text.format, content)
+            found, problems = read_text(edited)
+            if not problems and _same(found, wanted):
+                text = edited
+                made.append(fix)
+                break
+    return text, made
+
+
+def _same(found: Any, wanted: Any) -> bool:
+    """Whether two documents are equal, types of numbers included: 1 is not true."""
+    if type(found) is not type(wanted):
+        return False
+    if is_mapping(found):
+        return found.keys() == wanted.keys() and all(_same(found[key], wanted[key]) for key in found)
+    if is_list(found):
+        return len(found) == len(wanted) and all(map(_same, found, wanted))
+    return bool(found == wanted)
+
+
+_QUOTED: Final = re.compile(r"\"(?:[^\"\\]|\\.)*\"|'(?:[^']|'')*'")
+_PLAIN: Final = {
+    "key": re.compile(r"[^\s:=,{}\[\]#]+(?:[ ][^\s:=,{}\[\]#]+)*"),
+    "flow": re.compile(r"[^\s,{}\[\]]+(?:[ ]+[^\s,{}\[\]#][^\s,{}\[\]]*)*"),
+    "block": re.compile(r"\S+(?:[ ]+[^\s#]\S*)*"),
+}
+
+
+def _candidates(text: Text, fix: Fix) -> Iterator[str]:
+    """Texts of which one may be the right one, the likeliest first."""
+    content = text.content
+    if fix.edit is Edit.ADD and len(fix.path) == 1:
+        yield _with_first_key(text, str(fix.path[0]), fix.value)
+        return
+    if fix.edit not in (Edit.RENAME, Edit.REPLACE):
+        return
+    is_key = fix.edit is Edit.RENAME
+    mark = find_marks(text, [(fix.path, is_key)])[fix.path, is_key]
+    if mark is None:
+        return
+    start = _offset(content, *mark)
+    written = _write(fix.value, text.format, is_key=is_key)
+    quoted = _QUOTED.match(content, start)
+    patterns = [_PLAIN["key"]] if is_key else [_PLAIN["flow"], _PLAIN["block"]]
+    for match in [quoted] if quoted is not None else [pattern.match(content, start) for pattern in patterns]:
+        if match is not None:
+            yield content[:start] + written + content[match.end() :]
+
+
+def _offset(content: str, line: int, column: int) -> int:
+    start = 0
+    for _ in range(line - 1):
+        start = content.index("\n", start) + 1
+    return start + column - 1
+
+
+def _write(value: Any, form: Format, *, is_key: bool) -> str:
+    """A value as the notation writes it in one line."""
+    if form is Format.YAML:
+        return write_inline(value)
+    if form is Format.JSON:
+        return json.dumps(value, ensure_ascii=False)
+    if is_key and re.fullmatch(r"[A-Za-z0-9_-]+", str(value)):
+        return str(value)
+    if is_mapping(value):
+        pairs = (
+            f"{_write(key, form, is_key=True)} = {_write(child, form, is_key=False)}" for key, child in value.items()
+        )
+        return f"{{{', '.join(pairs)}}}"
+    return json.dumps(value, ensure_ascii=False)
+
+
+def _with_first_key(text: Text, key: str, value: Any) -> str:
+    """The text with a key in front of all others, behind the comments that it starts with."""
+    content, written = text.content, _write(value, text.format, is_key=False)
+    if text.format is Format.JSON:
+        brace = content.index("{") + 1
+        space = re.match(r"\s*", content[brace:])
+        indent = space[0] if space is not None and "\n" in space[0] else ""
+        return f'{content[:brace]}{indent}"{key}": {written},{"" if indent else " "}{content[brace:].lstrip(" ")}'
+    lines = content.splitlines(keepends=True)
+    at = 0
+    while at < len(lines) and (lines[at].startswith(("#", "---", "%")) or not lines[at].strip()):
+        at += 1
+    sign = "=" if text.format is Format.TOML else ":"
+    return "".join([*lines[:at], f"{key}{' ' if sign == '=' else ''}{sign} {written}\n", *lines[at:]])
