@@ -24,6 +24,7 @@ from .dispatch import dispatch, open_transaction
 from .drivers.psycopg import Endpoint, Params, PsycopgConnection, Query, Result, RowFactory, Statement
 from .errors import DataError, DataErrorKind, SessionClosed
 from .execution import Executor
+from .locks import LockKey, take_lock
 from .plan import NO_RULE, Plan, RouteRule, SessionPolicy, make_plan, timeout_of
 from .router import Router
 from .routing import AccessIntent, ReadAfterWritePin, Route
@@ -283,6 +284,22 @@ class DataSession(StatementMethods):
             SessionClosed: The request's response has started.
         """
         await self._end_midway(commit=False)
+
+    async def lock(self, key: LockKey, *, timeout: float | None = None) -> None:
+        """Take an advisory lock until the transaction ends: whoever else asks for the same key waits that long.
+
+        In one round trip, and without a row to lock. A savepoint that is rolled back gives back what it has taken.
+
+        Args:
+            key: A name, which is the tenant's own; or one or two integers as `pg_advisory_xact_lock` takes them, which
+                are the database's.
+            timeout: Seconds to wait; 0 fails at once, None waits until the deadline.
+
+        Raises:
+            DataError: CONFLICT (55P03): it was not to be had in time; the transaction goes on as it was.
+                QUERY: there is no transaction that it could last as long as.
+        """
+        await take_lock(self, key, timeout)
 
     def set_rollback_only(self, reason: str) -> None:
         """Decide that the transaction is rolled back, whatever the response says; the response itself stays.
@@ -801,10 +818,9 @@ class DataSession(StatementMethods):
             work, executor = cast("Work", self._work), cast("Executor", self._executor)
             return await dispatch(work, executor, statements, intent or plan.intent, plan, block)
         except asyncio.CancelledError:
-            if task in self._interrupted and task is not None and self.stopped_by is not None:
-                self._interrupted.discard(task)
-                if task.uncancel() == 0:
-                    raise self.stopped_by from None
+            is_ours = task is not None and task in self._interrupted and task.uncancel() == 0
+            if is_ours and self.stopped_by is not None:
+                raise self.stopped_by from None
             raise
         except DataError as error:
             if is_conflict(error):
@@ -814,6 +830,8 @@ class DataSession(StatementMethods):
             raise
         finally:
             self._running.discard(task)
+            if self._interrupted:
+                self._interrupted.discard(task)
             turns.leave()
 
     def _may_share(self, intent: AccessIntent | None) -> bool:

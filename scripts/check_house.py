@@ -15,7 +15,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("config", "routing", "drivers", "tenancy"),
     ("problems", "datasource", "fleet", "transaction"),
     ("plan", "router", "execution", "statements"),
-    ("paths", "annotated", "block", "dispatch", "loan", "lookup", "work", "writers"),
+    ("paths", "annotated", "block", "dispatch", "loan", "locks", "lookup", "work", "writers"),
     ("session", "compiled", "handlers", "replay"),
     ("compiling", "vetting"),
     ("registry",),

@@ -116,6 +116,24 @@ async def test_the_retry_the_export_and_the_hook_of_the_transactions_page(world:
     assert await world.sql("select item, receipt_sent from orders") == [("tea", True)]
 
 
+async def test_the_locks_and_the_tasks_of_the_transactions_page(world: World) -> None:
+    await world.sql("create table invoices (number int); alter table invoices owner to app")
+    await world.sql("create table jobs (id int, payload text); alter table jobs owner to app")
+    await world.sql("create table seats (id int, taken bool); alter table seats owner to app")
+    await world.sql("insert into jobs values (1, 'first'), (2, 'second'); insert into seats values (1, false)")
+    close_month = run(sample_with("async def close_month"))["close_month"]
+    queue = run(sample_with("async def next_job"))
+    async with world.registry() as registry:
+        async with registry.session("acme") as one, registry.session("acme") as other:
+            await close_month(one)
+            assert await queue["next_job"](one) == {"payload": "first"}
+            assert await queue["next_job"](other) == {"payload": "second"}
+            assert [await queue["reserve_seat"](db) for db in (one, other)] == [1, None]
+        async with registry.session("acme") as db:
+            assert await run(sample_with("async def dashboard"))["dashboard"](db) == [0, []]
+    assert await world.sql("select number from invoices") == [(1,)]
+
+
 async def place_twice(registry: DataSourceRegistry, place: Any) -> None:
     for _ in range(2):
         async with registry.session(tenant="acme") as db:

@@ -1,0 +1,159 @@
+"""Tasks of one request: reads side by side outside of a transaction, everything else in turn."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import psycopg
+import pytest
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Route
+
+from asgi_datasource import DataError, DataErrorKind, DataSession, SessionClosed, session, transactional
+from tests.apps import client
+from tests.pools import assert_whole, borrowed, until
+from tests.world import World
+
+from .requests import request
+
+INSERT = "insert into orders (item) values (%s)"
+POOL = {"min_size": 0, "max_size": 8}
+
+
+async def pids(db: DataSession, count: int) -> list[int]:
+    """The backends that this many reads at a time run on."""
+    return await asyncio.gather(
+        *(db.read.fetch_value("select max(pg_backend_pid()) from orders") for _ in range(count))
+    )
+
+
+@asynccontextmanager
+async def held_up(world: World) -> AsyncIterator[None]:
+    """Whatever reads from `orders` waits until the end."""
+    url = world.cluster.nodes["primary"].url(dbname=world.dbname, user="postgres")
+    async with await psycopg.AsyncConnection.connect(url) as connection:
+        await connection.execute("lock table acme.orders in access exclusive mode")
+        yield
+        await connection.rollback()
+
+
+@pytest.mark.parametrize(("limit", "most"), [(1, 1), (3, 3), (100, 6)])
+async def test_reads_outside_a_transaction_use_as_many_connections_as_they_may(
+    world: World, limit: int, most: int
+) -> None:
+    async def body(db: DataSession) -> None:
+        async with held_up(world):
+            reading = asyncio.create_task(pids(db, 6))
+            await until(lambda: borrowed(db.registry) == most, "fewer connections are in use than may be")
+            for _ in range(20):
+                # Those that would be too many have had their chance.
+                await asyncio.sleep(0)
+            assert borrowed(db.registry) == most
+        assert len(set(await reading)) <= most
+
+    async with world.registry(replicas=(), pool=POOL, transactions={"max_parallel": limit}) as registry:
+        assert (await request(registry, body, method="GET")).status == 201
+        await assert_whole(registry, world)
+
+
+async def test_they_stay_with_one_replica(world: World) -> None:
+    async def body(db: DataSession) -> None:
+        await db.fetch_value("select 1")
+        assert len(set(await asyncio.gather(*(port_of(db) for _ in range(6))))) == 1
+
+    async def port_of(db: DataSession) -> int:
+        return int(await db.fetch_value("select current_setting('port')"))
+
+    async with world.registry(pool=POOL, transactions={"max_parallel": 6}) as registry:
+        assert (await request(registry, body, method="GET")).status == 201
+
+
+async def test_inside_a_transaction_there_is_one_connection_and_one_statement_at_a_time(world: World) -> None:
+    async def body(db: DataSession) -> None:
+        await db.execute(INSERT, ["tea"])
+        assert len(set(await pids(db, 4))) == 1
+        # Reads that wait when a transaction begins run in it.
+        first = asyncio.create_task(db.read.fetch_value("select pg_sleep(0.1)"))
+        await asyncio.sleep(0)
+        results = await asyncio.gather(
+            first, db.execute(INSERT, ["milk"]), *(db.read.fetch_value("select count(*) from orders") for _ in "abc")
+        )
+        assert results[2:] == [2, 2, 2]
+
+    @transactional(read_only=True)
+    async def snapshot(db: DataSession) -> None:
+        assert len(set(await pids(db, 4))) == 1
+
+    async with world.registry(pool=POOL, transactions={"max_parallel": 4}) as registry:
+        assert (await request(registry, body)).status == 201
+        assert (await request(registry, snapshot, method="GET")).status == 201
+        await assert_whole(registry, world)
+    assert await world.items() == ["tea", "milk"]
+
+
+async def test_a_write_waits_for_the_reads_and_the_reads_after_it_see_it(world: World) -> None:
+    async def body(db: DataSession) -> list[int]:
+        async def count() -> int:
+            return int(await db.read.fetch_value("select count(*) from orders, pg_sleep(0.05)"))
+
+        return await asyncio.gather(count(), count(), db.write.execute(INSERT, ["tea"]), count(), count())
+
+    async with world.registry(pool=POOL, transactions={"max_parallel": 4}) as registry:
+        assert (await request(registry, body, method="GET")).body == b"[0,0,1,1,1]"
+        await assert_whole(registry, world)
+    assert await world.items() == ["tea"]
+
+
+@pytest.mark.parametrize("status", [200, 404])
+async def test_the_end_waits_for_all_of_them_or_stops_them(world: World, status: int) -> None:
+    results: list[object] = []
+
+    async def endpoint(request: Request) -> Response:
+        db = session(request)
+        slow = 0.3 if status == 200 else 60
+
+        async def read() -> None:
+            try:
+                results.append(await db.fetch_value("select count(*) from pg_sleep(%s)", [slow]))
+            except DataError as error:
+                results.append(error)
+
+        tasks = [asyncio.create_task(read()) for _ in range(5)]
+        await until(lambda: borrowed(registry) == 3, "the reads have not begun")
+        request.app.state.tasks = tasks
+        return JSONResponse({}, status_code=status)
+
+    registry = world.registry(pool=POOL, transactions={"max_parallel": 3})
+    async with client(world, [Route("/", endpoint)], registry=registry) as http:
+        async with asyncio.timeout(20):
+            assert (await http.get("/")).status_code == status
+        await until(lambda: len(results) == 5, "a read has not ended")
+        await assert_whole(registry, world)
+    # Three had their turn; the other two came too late for theirs.
+    assert results.count(1) == (3 if status == 200 else 0)
+    assert sum(isinstance(result, SessionClosed) for result in results) == (2 if status == 200 else 5)
+
+
+async def test_the_deadline_stops_all_of_them(world: World) -> None:
+    kinds: list[DataErrorKind] = []
+
+    async def body(db: DataSession) -> None:
+        async def read() -> None:
+            try:
+                await db.fetch_value("select pg_sleep(60)")
+            except DataError as error:
+                kinds.append(error.kind)
+                raise
+
+        await asyncio.gather(*(read() for _ in range(3)))
+
+    config = {"max_parallel": 3, "deadline": "300ms"}
+    async with world.registry(pool=POOL, transactions=config) as registry:
+        async with asyncio.timeout(20):
+            assert (await request(registry, body, method="GET")).status == 504
+        await until(lambda: len(kinds) == 3, "a read has not ended")
+        await assert_whole(registry, world)
+    assert kinds == [DataErrorKind.TIMEOUT] * 3
