@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from typing import Final
 
 from .compiled import Compiled
 from .config import PLACEHOLDER, Config, DataSourceConfig, EndpointConfig, PoolConfig
@@ -15,7 +16,6 @@ from .plan import CommitScope, RouteRule, SessionPolicy
 from .prefixes import PathPrefixes
 from .problems import ProblemAnswers
 from .routing import (
-    ANY_FRESHNESS,
     AccessIntent,
     Balance,
     Consistency,
@@ -23,6 +23,7 @@ from .routing import (
     NoReplica,
     Role,
     RoutingPolicy,
+    choose_interval,
 )
 from .tenancy import (
     CatalogPlan,
@@ -33,6 +34,9 @@ from .tenancy import (
     compile_tenants,
 )
 from .transaction import OutcomeRule, Propagation, TransactionOptions, parse_isolation, parse_propagation
+
+MIN_REACH_S: Final = 600.0
+"""Seconds for which the primary's positions are remembered at least, so that a lag can be told."""
 
 
 def compile_config(config: Config, *, previous: Compiled | None = None) -> Compiled:
@@ -47,14 +51,15 @@ def compile_config(config: Config, *, previous: Compiled | None = None) -> Compi
     """
     directory = TenantDirectory(compile_tenants(config))
     before: Mapping[str, DataSource] = {} if previous is None else previous.datasources
+    lags_s = [rule.max_lag_s for rule in config.routes]
     return Compiled(
         datasources={
-            name: _compile_datasource(name, datasource, before.get(name))
+            name: _compile_datasource(name, datasource, before.get(name), lags_s)
             for name, datasource in config.datasources.items()
             if not _has_databases(datasource)
         },
         fleets={
-            name: _compile_fleet(name, datasource, None if previous is None else previous.fleets.get(name))
+            name: _compile_fleet(name, datasource, None if previous is None else previous.fleets.get(name), lags_s)
             for name, datasource in config.datasources.items()
             if _has_databases(datasource)
         },
@@ -78,7 +83,9 @@ def _has_databases(datasource: DataSourceConfig) -> bool:
     return PLACEHOLDER in datasource.primary.url.get_secret_value()
 
 
-def _compile_datasource(name: str, config: DataSourceConfig, previous: DataSource | None) -> DataSource:
+def _compile_datasource(
+    name: str, config: DataSourceConfig, previous: DataSource | None, route_lags_s: Sequence[float | None]
+) -> DataSource:
     before: Mapping[str, Endpoint] = {} if previous is None else previous.endpoints
 
     def endpoint(node: str, role: Role, server: EndpointConfig) -> Endpoint:
@@ -90,27 +97,37 @@ def _compile_datasource(name: str, config: DataSourceConfig, previous: DataSourc
 
     primary = endpoint("primary", Role.PRIMARY, config.primary)
     replicas = [endpoint(node, Role.REPLICA, server) for node, server in config.replicas.items()]
-    policy, traits = _compile_routing(config)
+    policy, traits = _compile_routing(config, route_lags_s)
     made = PostgresDataSource(name, primary, replicas, policy=policy, traits=traits)
     return previous if previous is not None and made.is_like(previous) else made
 
 
-def _compile_routing(config: DataSourceConfig) -> tuple[RoutingPolicy, dict[str, ReplicaTraits]]:
+def _compile_routing(
+    config: DataSourceConfig, route_lags_s: Sequence[float | None]
+) -> tuple[RoutingPolicy, dict[str, ReplicaTraits]]:
     """How reads are spread over the replicas, and what each of these is told apart by."""
     routing = config.routing
+    lags_s = [lag for lag in (routing.max_lag_s, *route_lags_s) if lag is not None]
     policy = RoutingPolicy(
         balance=Balance(routing.balance),
+        max_lag_s=routing.max_lag_s,
         no_replica=NoReplica(routing.no_replica),
         zone=routing.zone,
         warmup_s=routing.warmup_s,
+        check_interval_s=choose_interval(routing.check_interval_s, lags_s),
+        reach_s=max([MIN_REACH_S, *(2 * lag for lag in lags_s)]),
     )
     traits = {node: ReplicaTraits(server.weight, server.zone, server.drain) for node, server in config.replicas.items()}
     return policy, traits
 
 
-def _compile_fleet(name: str, config: DataSourceConfig, previous: Fleet | None) -> Fleet:
+def _compile_fleet(
+    name: str, config: DataSourceConfig, previous: Fleet | None, route_lags_s: Sequence[float | None]
+) -> Fleet:
     """A datasource with a database for each tenant; nothing of it is opened before its first use."""
-    if previous is not None and previous.settings == config:
+    policy, traits = _compile_routing(config, route_lags_s)
+    settings = (config, policy)
+    if previous is not None and previous.settings == settings:
         return previous
     templates = {
         node: ConnectionTemplate(server.url.get_secret_value(), where=f"datasources.{name}, server {node!r}")
@@ -125,14 +142,13 @@ def _compile_fleet(name: str, config: DataSourceConfig, previous: Fleet | None) 
         replicas = [endpoint(node, Role.REPLICA) for node in config.replicas]
         return PostgresDataSource(name, endpoint("primary", Role.PRIMARY), replicas, policy=policy, traits=traits)
 
-    policy, traits = _compile_routing(config)
     pool = config.pool
     return Fleet(
         name,
         make,
         max_open=pool.max_open_pools,
         close_idle_after_s=pool.close_idle_after_s,
-        settings=config,
+        settings=settings,
     )
 
 
@@ -193,6 +209,6 @@ def _compile_rule(index: int, config: RouteRuleConfig) -> CompiledRule:
         # What only bounds a transaction, or says how it ends, does not ask for one.
         is_transactional=(config.read_only, config.isolation, config.propagation, config.retry) != (None,) * 4,
         intent=None if config.intent is None else AccessIntent(config.intent),
-        freshness=Freshness(Consistency(config.consistency)) if config.consistency else ANY_FRESHNESS,
+        freshness=Freshness(None if config.consistency is None else Consistency(config.consistency), config.max_lag_s),
     )
     return CompiledRule(method, path, rule)

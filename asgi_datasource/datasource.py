@@ -5,10 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Protocol, runtime_checkable
+from functools import partial
+from typing import Final, Protocol, runtime_checkable
 
 from .drivers.psycopg import Endpoint
-from .routing import Node, Picture, Role, RoutingPolicy
+from .monitor import Monitor
+from .routing import Node, Picture, Role, RoutingPolicy, Standing
+
+_UNKNOWN: Final = Standing(None)
 
 
 class DataSourceState(StrEnum):
@@ -53,8 +57,12 @@ class DataSource(Protocol):
         """How busy each replica is, by name: borrowed connections by its weight."""
         ...
 
-    async def open(self) -> None:
-        """Open the pools, and see to it that the picture stays true. Returns at once, also when a server is down."""
+    async def open(self, predecessor: DataSource | None = None) -> None:
+        """Open the pools, and see to it that the picture stays true. Returns at once, also when a server is down.
+
+        Args:
+            predecessor: What it takes the place of: what that has learnt about the same servers is known here, too.
+        """
         ...
 
     def stop(self) -> None:
@@ -114,8 +122,10 @@ class PostgresDataSource:
         "_draining",
         "_endpoints",
         "_is_watching",
+        "_monitor",
         "_traits",
         "_users",
+        "_watchers",
         "_when_left",
         "name",
         "picture",
@@ -148,7 +158,16 @@ class PostgresDataSource:
         self.turn = 0
         self._users = 0
         self._when_left: Callable[[], None] | None = None
+        self._watchers = {endpoint: partial(self._changed, endpoint) for endpoint in self._endpoints.values()}
         self._is_watching = False
+        self._monitor = Monitor(
+            name,
+            primary,
+            self.replicas,
+            interval_s=self.policy.check_interval_s,
+            reach_s=self.policy.reach_s,
+            tell=self._redraw,
+        )
         self.picture = self._draw()
 
     def __repr__(self) -> str:
@@ -202,26 +221,34 @@ class PostgresDataSource:
 
     # -- life
 
-    async def open(self) -> None:
-        """Open the pools, and see to it that the picture stays true. Returns at once, also when a server is down."""
+    async def open(self, predecessor: DataSource | None = None) -> None:
+        """Open the pools, and see to it that the picture stays true. Returns at once, also when a server is down.
+
+        Args:
+            predecessor: What it takes the place of: what that has learnt about the same servers is known here, too.
+        """
+        if isinstance(predecessor, PostgresDataSource):
+            self._monitor.inherit(predecessor._monitor)
         self.watch()
         for endpoint in self._endpoints.values():
             await endpoint.open()
+        self._tend()
 
     def watch(self) -> None:
         """See to it that the picture stays true, whoever opens the pools. The servers then know of it."""
         if not self._is_watching:
             self._is_watching = True
-            for endpoint in self._endpoints.values():
-                endpoint.watch(self._redraw)
+            for endpoint, watcher in self._watchers.items():
+                endpoint.watch(watcher)
         self._redraw()
 
     def stop(self) -> None:
         """Let the picture be; whose the pools are closes them."""
         if self._is_watching:
             self._is_watching = False
-            for endpoint in self._endpoints.values():
-                endpoint.unwatch(self._redraw)
+            self._tend()
+            for endpoint, watcher in self._watchers.items():
+                endpoint.unwatch(watcher)
 
     # -- who uses it
 
@@ -239,6 +266,8 @@ class PostgresDataSource:
         """It is not in the configuration any more; `when_left` is called once nobody uses it."""
         self.state = DataSourceState.RETIRED
         self._when_left = when_left
+        # From here on what it knows grows old: its servers are asked for whatever has taken its place.
+        self._tend()
         if not self._users:
             self._end()
 
@@ -251,16 +280,33 @@ class PostgresDataSource:
 
     # -- how it looks
 
+    def _changed(self, endpoint: Endpoint) -> None:
+        """A server went down or came up, or its pool was opened or closed."""
+        if not (endpoint.is_up and endpoint.is_open):
+            self._monitor.forget(endpoint.name)
+        self._tend()
+        self._redraw()
+
+    def _tend(self) -> None:
+        """Ask the servers how they are while there is something to choose."""
+        is_asked = self._is_watching and self.state is DataSourceState.CONFIGURED
+        if is_asked and any(replica.is_open for replica in self.replicas):
+            self._monitor.start()
+        else:
+            self._monitor.stop()
+
     def _redraw(self) -> None:
         self.picture = self._draw()
 
     def _draw(self) -> Picture:
         primary = Node(self.primary.name, Role.PRIMARY, self.primary.breaker.health)
-        return Picture(self.name, primary, tuple([self._node(replica) for replica in self.replicas]), self.policy)
+        replicas = tuple([self._node(replica) for replica in self.replicas])
+        return Picture(self.name, primary, replicas, self.policy, self._monitor.track.lineage)
 
     def _node(self, replica: Endpoint) -> Node:
         traits = self._traits[replica.name]
         zone = self.policy.zone
+        standing = self._monitor.standings.get(replica.name, _UNKNOWN)
         return Node(
             replica.name,
             Role.REPLICA,
@@ -268,5 +314,11 @@ class PostgresDataSource:
             weight=traits.weight,
             tier=0 if zone is None or traits.zone == zone else 1,
             is_draining=replica.name in self._draining,
+            is_foreign=standing.is_foreign,
+            fresh_at=standing.fresh_at,
+            lag_s=standing.lag_s,
+            lag_bytes=standing.lag_bytes,
+            position=standing.position,
+            rtt_s=standing.rtt_s,
             up_since=replica.breaker.closed_at,
         )

@@ -29,7 +29,6 @@ class RouteRule(Section):
     """Options for the requests that match; an annotation of the route's own wins over them."""
 
     planned: ClassVar[dict[str, str]] = {
-        "max_lag": "use consistency: strong where a replica that lags will not do",
         "datasource": "leave it out: the tenant's datasource is used",
         "max_in_flight": "leave it out: pool.max_waiting is the bound",
         "priority": "leave it out: requests are served in turn",
@@ -56,6 +55,13 @@ class RouteRule(Section):
         title="Consistency",
         description="strong: reads go to the primary as well.",
         examples=["strong"],
+    )
+    max_lag_s: Annotated[Duration | None, OMISSIBLE] = Field(
+        default=None,
+        alias="max_lag",
+        title="Largest lag",
+        description="How old the data of a read may be, in place of the datasource's routing.max_lag.",
+        examples=["60s"],
     )
     timeout_s: Annotated[Duration | None, OMISSIBLE] = Field(
         default=None,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Literal
 
 from pydantic import Field
 
@@ -198,30 +198,50 @@ class PoolConfig(Section):
 class RoutingConfig(Section):
     """Which of a datasource's servers runs a statement."""
 
-    planned: ClassVar[dict[str, str]] = {"max_lag": "leave it out: every replica that is up is used"}
-
     balance: Annotated[
-        Literal["round_robin", "weighted", "least_busy"],
-        values.word("Balance", "round_robin", "weighted", "least_busy", planned=("nearest",)),
+        Literal["round_robin", "weighted", "least_busy", "nearest"],
+        values.word("Balance", "round_robin", "weighted", "least_busy", "nearest"),
     ] = Field(
         default="round_robin",
         title="Balance",
         description=(
             "How reads are spread over the replicas. round_robin: they take turns. weighted: turns by weight."
-            " least_busy: the one with the fewest borrowed connections for its weight."
+            " least_busy: the one with the fewest borrowed connections for its weight. nearest: those whose answers"
+            " come soonest take turns."
         ),
         examples=["weighted"],
     )
-    no_replica: Annotated[
-        Literal["primary", "fail"], values.word("NoReplica", "primary", "fail", planned=("stale",))
-    ] = Field(
-        default="primary",
-        title="No replica may answer",
+    max_lag_s: Annotated[Duration | None, OMISSIBLE] = Field(
+        default=None,
+        alias="max_lag",
+        title="Largest lag",
         description=(
-            "Who answers reads while no replica may. primary: it stands in, and they stay read only. fail: nobody,"
-            " they are answered with 503 and the primary is spared."
+            "How old the data of a read may be. A replica that cannot show that its data is younger gets no reads: one"
+            " that lags, that is cut off, or of which nothing is known. Without it, every replica that is up is used."
         ),
-        examples=["primary"],
+        examples=["5s"],
+    )
+    no_replica: Annotated[Literal["primary", "fail", "stale"], values.word("NoReplica", "primary", "fail", "stale")] = (
+        Field(
+            default="primary",
+            title="No replica may answer",
+            description=(
+                "Who answers reads while no replica may. primary: it stands in, and they stay read only. fail: nobody,"
+                " they are answered with 503 and the primary is spared. stale: the primary; while that is down, a"
+                " replica although it lags."
+            ),
+            examples=["primary"],
+        )
+    )
+    check_interval_s: Duration = duration_field(
+        "1s",
+        alias="check_interval",
+        title="Pause between checks",
+        description=(
+            "How often each server is asked how it is, over a connection of its own; more often where a max_lag is"
+            " shorter than four times this. Where there are no replicas nobody is asked."
+        ),
+        examples=["500ms"],
     )
     zone: Annotated[ZoneName | None, OMISSIBLE] = Field(
         default=None,

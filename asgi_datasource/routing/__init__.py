@@ -3,6 +3,7 @@
 from .breaker import Breaker, Event, Health, Pauses
 from .choose import choose
 from .intent import AccessIntent, intent_of_method
+from .lag import Observation, Standing, Track, choose_interval, smooth
 from .picture import Node, Picture, Reason, Role, Route
 from .pin import ReadAfterWritePin
 from .policy import ANY_FRESHNESS, Balance, Consistency, Freshness, NoReplica, RoutingPolicy
@@ -20,6 +21,7 @@ __all__ = [
     "Lineage",
     "NoReplica",
     "Node",
+    "Observation",
     "Pauses",
     "Picture",
     "Position",
@@ -28,8 +30,12 @@ __all__ = [
     "Role",
     "Route",
     "RoutingPolicy",
+    "Standing",
+    "Track",
     "choose",
+    "choose_interval",
     "format_lsn",
     "intent_of_method",
     "parse_lsn",
+    "smooth",
 ]

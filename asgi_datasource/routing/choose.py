@@ -72,7 +72,9 @@ def choose(
                 return route
         turns = picture.turns if after is None else picture.proofs
         if turns:
-            return _least(turns, load, turn) if load else turns[turn % len(turns)]
+            if load and picture.policy.balance is Balance.LEAST_BUSY:
+                return _least(turns, load, turn)
+            return turns[turn % len(turns)]
     primary = picture.primary
     if intent is _WRITE:
         return None if primary.name in failed else picture.write

@@ -75,6 +75,8 @@ class RoutingPolicy:
         no_replica: Who answers when no replica may.
         zone: Where this process runs; replicas of the same zone go first.
         warmup_s: Seconds in which a server that came back gets back to its whole share.
+        check_interval_s: Seconds between two questions to each server how it is.
+        reach_s: Seconds for which the primary's positions are remembered.
     """
 
     balance: Balance = Balance.ROUND_ROBIN
@@ -82,3 +84,5 @@ class RoutingPolicy:
     no_replica: NoReplica = NoReplica.PRIMARY
     zone: str | None = None
     warmup_s: float = 0.0
+    check_interval_s: float = 1.0
+    reach_s: float = 600.0

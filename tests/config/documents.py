@@ -186,8 +186,10 @@ _datasource = _section(
         "routing": _section(
             {},
             {
-                "balance": _referable(st.sampled_from(["round_robin", "weighted", "least_busy"])),
-                "no_replica": st.sampled_from(["primary", "fail"]),
+                "balance": _referable(st.sampled_from(["round_robin", "weighted", "least_busy", "nearest"])),
+                "no_replica": st.sampled_from(["primary", "fail", "stale"]),
+                "max_lag": _referable(_durations),
+                "check_interval": _referable(_durations),
                 "zone": _referable(_zones),
                 "warmup": _referable(_durations),
             },
@@ -293,6 +295,7 @@ _route = _section(
     {
         "intent": _referable(st.sampled_from(["read", "write"])),
         "consistency": st.just("strong"),
+        "max_lag": _referable(_durations),
         "timeout": _referable(_durations),
         "read_only": _flags,
         "isolation": st.sampled_from(["read committed", "repeatable read", "serializable"]),

@@ -8,6 +8,7 @@ from psycopg.rows import AsyncRowFactory as RowFactory
 from .connection import Connection
 from .endpoint import Endpoint, PoolKeeper
 from .limits import SessionLimits
+from .lookout import Lookout
 from .probe import Probe, open_probe
 from .query import Control, Params, Query, Statement
 from .result import Exchange, Result
@@ -24,6 +25,7 @@ __all__ = [
     "Endpoint",
     "EndpointSettings",
     "Exchange",
+    "Lookout",
     "Params",
     "PoolKeeper",
     "Probe",

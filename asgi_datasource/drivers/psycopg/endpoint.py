@@ -22,7 +22,7 @@ from .lending import GaveUp, Lender, Pool
 from .limits import ASK_LIMITS, is_behind_pooler, read_limits
 from .result import Exchange
 from .settings import EndpointSettings, connect_failure, is_unknown_database, resolve
-from .watched import WatchedConnection
+from .watched import ConnectionObserver, WatchedConnection
 
 logger = logging.getLogger("asgi_datasource.endpoint")
 
@@ -115,7 +115,7 @@ class Endpoint:
         return self.breaker.is_closed
 
     def watch(self, watcher: Callable[[], None]) -> None:
-        """Call this whenever it goes down or comes up."""
+        """Call this whenever it goes down or comes up, and when its pool is opened or closed."""
         self._watchers.append(watcher)
 
     def unwatch(self, watcher: Callable[[], None]) -> None:
@@ -176,6 +176,7 @@ class Endpoint:
         )
         self._lender = Lender(pool, max_size=settings.max_size, spawn=self._spawn)
         await pool.open(wait=False)
+        self._tell_watchers()
 
     async def close(self, *, timeout_s: float) -> None:
         """Close the pool and every connection, also those that are still borrowed.
@@ -190,8 +191,7 @@ class Endpoint:
         if self._keeper is not None and not self.is_up:
             # It opens again with its next use, which must not be kept from it.
             self.breaker = Breaker()
-            for watcher in tuple(self._watchers):
-                watcher()
+        self._tell_watchers()
         lender.close()
         if self._probe is not None:
             self._probe.cancel()
@@ -320,6 +320,17 @@ class Endpoint:
             if give_up_at is None:
                 give_up_at = asyncio.get_running_loop().time() + timeout_s
 
+    async def connect(self, *, observer: ConnectionObserver) -> Connection:
+        """Connect outside the pool.
+
+        Args:
+            observer: Learns how the connection fares.
+
+        Raises:
+            psycopg.Error: It failed; the text names host, port and reason only.
+        """
+        return await Connection.connect(self._target.conninfo, observer=observer)
+
     async def connect_apart(self, *, deadline: float) -> Connection:
         """Connect outside the pool, for a question that must not wait in its queue; the caller closes the connection.
 
@@ -328,7 +339,7 @@ class Endpoint:
         """
         try:
             async with asyncio.timeout_at(deadline):
-                return await Connection.connect(self._target.conninfo, observer=self)
+                return await self.connect(observer=self)
         except (Error, TimeoutError) as error:
             reason = str(error) or "the server does not answer"
             raise DataError(DataErrorKind.CONNECTION, f"{self.label}: cannot connect: {reason}") from error
@@ -453,9 +464,12 @@ class Endpoint:
         self.breaker.tell(event, now=asyncio.get_running_loop().time())
         if self.is_up is was_up:
             return False
+        self._tell_watchers()
+        return True
+
+    def _tell_watchers(self) -> None:
         for watcher in tuple(self._watchers):
             watcher()
-        return True
 
     def _mark_down(self, reason: str) -> None:
         self.last_error = reason
@@ -472,7 +486,7 @@ class Endpoint:
                 break
             self._tell(Event.TRIAL)
             try:
-                connection = await Connection.connect(self._target.conninfo, observer=self)
+                connection = await self.connect(observer=self)
             except Error:
                 if not self.is_up:
                     self._tell(Event.FAILED)

@@ -1,0 +1,255 @@
+"""Replicas that lag, in every way in which they do: a read that says how old its data may be never gets older data."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+import pytest
+
+from asgi_datasource import DataError, DataSourceRegistry, Reason, compile
+from asgi_datasource.datasource import PostgresDataSource
+from asgi_datasource.testing import EmbeddedCluster, FaultProxy
+from tests.drivers.polling import until
+from tests.faults.servers import breakable_world, cluster_of, proxy_of
+from tests.world import World
+
+MAX_LAG_S = 0.6
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[EmbeddedCluster]:
+    with cluster_of(2) as running:
+        yield running
+
+
+@pytest.fixture
+async def world(cluster: EmbeddedCluster) -> AsyncIterator[World]:
+    async with breakable_world(cluster) as made:
+        yield made
+
+
+@asynccontextmanager
+async def opened(world: World, *, urls: dict[str, str] | None = None, **routing: Any) -> AsyncIterator[Shop]:
+    config = world.config(urls=urls or {})
+    config["datasources"]["orders"]["routing"] = {
+        "max_lag": f"{MAX_LAG_S * 1000:.0f}ms",
+        "check_interval": "50ms",
+        "warmup": "1ms",
+        **routing,
+    }
+    async with compile(config) as registry:
+        shop = Shop(world, registry)
+        await shop.reaches("r1", "r2")
+        yield shop
+
+
+class Shop:
+    """A registry, and what its reads come to."""
+
+    def __init__(self, world: World, registry: DataSourceRegistry) -> None:
+        self.world = world
+        self.registry = registry
+        found = registry.datasources["orders"]
+        assert isinstance(found, PostgresDataSource)
+        self.orders = found
+
+    async def read(self) -> tuple[str, Reason]:
+        async with self.registry.session(tenant="acme") as db:
+            await db.read.fetch_value("select count(*) from orders")
+            assert db.last_route is not None
+            return db.last_route.node, db.last_route.reason
+
+    async def reads(self, count: int = 8) -> Counter[tuple[str, Reason]]:
+        return Counter([await self.read() for _ in range(count)])
+
+    async def reaches(self, *nodes: str) -> set[Reason]:
+        """Wait until reads go to these servers and to no other; the reasons."""
+        seen: set[tuple[str, Reason]] = set()
+
+        async def is_so() -> bool:
+            nonlocal seen
+            seen = set(await self.reads())
+            return {node for node, _ in seen} == set(nodes)
+
+        await until(is_so, timeout_s=15.0)
+        return {reason for _, reason in seen}
+
+    async def write(self) -> None:
+        async with self.registry.session(tenant="acme") as db:
+            await db.execute("insert into orders (item) values (gen_random_uuid())")
+
+    @asynccontextmanager
+    async def writes(self) -> AsyncIterator[None]:
+        """Write all the time."""
+        is_over = asyncio.Event()
+
+        async def work() -> None:
+            while not is_over.is_set():
+                await self.write()
+                await asyncio.sleep(0.02)
+
+        async with asyncio.TaskGroup() as group:
+            group.create_task(work())
+            try:
+                yield
+            finally:
+                is_over.set()
+
+
+async def test_replicas_that_keep_up_with_a_primary_under_load_are_used(world: World) -> None:
+    async with opened(world) as shop, shop.writes():
+        for _ in range(5):
+            seen = await shop.reads(20)
+            assert {node for node, _ in seen} == {"r1", "r2"}, seen
+            await asyncio.sleep(0.1)
+
+
+async def test_an_idle_primary_makes_no_replica_lag(world: World) -> None:
+    async with opened(world) as shop:
+        await asyncio.sleep(3 * MAX_LAG_S)
+        seen = await shop.reads(20)
+        assert {node for node, _ in seen} == {"r1", "r2"}, seen
+        for node in shop.orders.picture.replicas:
+            assert (node.lag_s, node.lag_bytes) == (0.0, 0), str(node)
+
+
+async def test_a_replica_whose_replay_is_paused_is_left_once_the_primary_goes_on_and_used_again(world: World) -> None:
+    r1 = world.cluster.replicas["r1"]
+    async with opened(world) as shop:
+        await r1.pause_replay()
+        try:
+            async with shop.writes():
+                await shop.reaches("r2")
+                lagging = next(node for node in shop.orders.picture.replicas if node.name == "r1")
+                assert lagging.lag_bytes
+                assert "r1 lag " in ", ".join(shop.orders.picture.describe())
+        finally:
+            await r1.resume_replay()
+        await shop.reaches("r1", "r2")
+
+
+async def test_when_all_replicas_lag_the_primary_answers_and_says_why(world: World) -> None:
+    replicas = world.cluster.replicas.values()
+    async with opened(world) as shop:
+        for replica in replicas:
+            await replica.pause_replay()
+        try:
+            async with shop.writes():
+                assert await shop.reaches("primary") == {Reason.LAGGING}
+        finally:
+            for replica in replicas:
+                await replica.resume_replay()
+        await shop.reaches("r1", "r2")
+
+
+async def test_a_route_may_allow_more_or_less_than_its_datasource(world: World) -> None:
+    config = world.config(
+        routes=[{"match": "GET /reports", "max_lag": "1h"}, {"match": "GET /basket", "max_lag": "1s"}]
+    )
+    config["datasources"]["orders"]["routing"] = {"max_lag": "2s", "check_interval": "50ms"}
+    registry = compile(config)
+    assert registry.compiled.rules.match("GET", "/reports").freshness.max_lag_s == 3600
+    assert registry.compiled.rules.match("GET", "/basket").freshness.max_lag_s == 1
+    assert registry.datasources["orders"].picture.policy.reach_s == 7200
+
+
+async def test_replay_that_is_late_by_more_than_allowed_is_noticed(world: World) -> None:
+    r1 = world.cluster.replicas["r1"]
+    async with opened(world) as shop:
+        await r1.delay_replay(1500)
+        try:
+            async with shop.writes():
+                await shop.reaches("r2")
+                await asyncio.sleep(0.5)
+                lagging = next(node for node in shop.orders.picture.replicas if node.name == "r1")
+                assert lagging.lag_s is not None
+                assert lagging.lag_s > MAX_LAG_S
+        finally:
+            await r1.delay_replay(0)
+        await shop.reaches("r1", "r2")
+
+
+async def test_a_replica_that_is_cut_off_from_the_primary_but_answers_is_left(world: World) -> None:
+    r1 = world.cluster.replicas["r1"]
+    async with opened(world) as shop:
+        conninfo = await r1.value("show primary_conninfo")
+        await r1.configure(primary_conninfo="")
+        try:
+            async with shop.writes():
+                await shop.reaches("r2")
+        finally:
+            await r1.configure(primary_conninfo=conninfo)
+        await shop.reaches("r1", "r2")
+
+
+async def test_while_the_primary_is_down_no_replica_can_be_shown_to_be_fresh(world: World) -> None:
+    async with opened(world) as shop:
+        await world.cluster.primary.kill()
+
+        async def is_refused() -> bool:
+            try:
+                return (await shop.read())[0] == "primary"
+            except DataError as error:
+                return error.http_status == 503
+
+        await until(is_refused)
+        await world.cluster.primary.start()
+        await shop.reaches("r1", "r2")
+
+
+async def test_where_old_data_is_preferred_to_none_a_replica_answers_while_the_primary_is_down(world: World) -> None:
+    async with opened(world, no_replica="stale") as shop:
+        await world.cluster.primary.kill()
+
+        async def is_stale() -> bool:
+            return {reason for _, reason in await shop.reads()} == {Reason.STALE_OK}
+
+        await until(is_stale)
+        assert {node for node, _ in await shop.reads()} == {"r1", "r2"}
+        await world.cluster.primary.start()
+        await shop.reaches("r1", "r2")
+        await until(lambda: shop.orders.picture.primary.is_up)
+
+
+async def test_when_nobody_asks_any_more_nothing_passes_for_fresh(world: World) -> None:
+    async with opened(world) as shop:
+        shop.orders._monitor.stop()
+        assert await shop.reaches("primary") == {Reason.LAGGING}
+        shop.orders._monitor.start()
+        await shop.reaches("r1", "r2")
+
+
+async def test_a_server_that_falls_silent_is_noticed_before_any_request_has_to_wait_for_it(world: World) -> None:
+    async with proxy_of(world.cluster.replicas["r1"]) as proxy:
+        urls = {"r1": proxy.through(world.url("r1"))}
+        async with opened(world, urls=urls) as shop:
+            proxy.freeze()
+            await until(lambda: not shop.orders.endpoints["r1"].is_up, timeout_s=15.0)
+            assert {node for node, _ in await shop.reads()} == {"r2"}
+            proxy.release()
+            proxy.cut()
+            await shop.reaches("r1", "r2")
+
+
+async def test_there_is_one_connection_a_server_to_ask_and_none_where_there_is_nothing_to_choose(world: World) -> None:
+    async with proxy_of(world.cluster.primary) as alone:
+        config = world.config(replicas=(), urls={"primary": alone.through(world.url())}, pool={"min_size": 0})
+        async with compile(config):
+            await asyncio.sleep(0.2)
+            assert alone.accepted == 0
+    async with proxy_of(world.cluster.primary) as primary, proxy_of(world.cluster.replicas["r1"]) as replica:
+        config = world.config(
+            replicas=("r1",),
+            urls={"primary": primary.through(world.url()), "r1": replica.through(world.url("r1"))},
+            pool={"min_size": 0},
+        )
+        config["datasources"]["orders"]["routing"] = {"check_interval": "20ms"}
+        async with compile(config):
+            proxies: list[FaultProxy] = [primary, replica]
+            await until(lambda: all(proxy.round_trips > 10 for proxy in proxies))
+            assert [proxy.accepted for proxy in proxies] == [1, 1]
+        assert [proxy.connections for proxy in proxies] == [0, 0]
