@@ -104,8 +104,8 @@ class Monitor:
                 took_s = asyncio.get_running_loop().time() - began_at
                 await asyncio.sleep(max(0.0, interval_s - took_s))
         finally:
-            for task in self._asking.values():
-                task.cancel()
+            while self._asking:
+                self._asking.popitem()[1].cancel()
             for lookout in self._all():
                 lookout.close()
 

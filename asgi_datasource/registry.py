@@ -340,9 +340,9 @@ class DataSourceRegistry:
         opened = [endpoint for endpoint in after if endpoint not in before]
         if self.is_open:
             for name, datasource in compiled.datasources.items():
-                before_it = previous.datasources.get(name)
-                if before_it is not datasource:
-                    await datasource.open(before_it)
+                predecessor = previous.datasources.get(name)
+                if predecessor is not datasource:
+                    await datasource.open(predecessor)
             for fleet in compiled.fleets.values():
                 fleet.open()
             catalog = await self._start_catalog(compiled)

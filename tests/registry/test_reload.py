@@ -122,7 +122,7 @@ async def test_tenants_and_rules_change_while_every_pool_stays(shop: Shop) -> No
         assert (await running.answer())["schema"] == '"globex"'
         assert (await running.answer(**{"X-Tenant": "hooli"}))["schema"] == '"shared"'
         assert running.registry.compiled.endpoints == servers
-        assert await running.backends() == backends
+        assert set(backends) <= set(await running.backends())
 
 
 async def test_a_request_ends_on_the_servers_that_it_began_with_and_then_their_pools_are_closed(shop: Shop) -> None:

@@ -56,6 +56,7 @@ class Lookout:
         self._connection: Connection | None = None
         self.check_limit_s = endpoint.check_limit_s
         self.prepares = endpoint.prepares
+        self.is_pooled = endpoint.is_pooled
         self.attempts: set[asyncio.Timeout] = set()
 
     async def ask(self, *, limit_s: float) -> Observation:

@@ -149,7 +149,12 @@ class WatchedConnection(AsyncConnection[Any]):
 
     @classmethod
     async def _connect_watched(cls, conninfo: str, kwargs: dict[str, Any]) -> Self:
-        connection = await super().connect(conninfo, autocommit=True, prepare_threshold=None, **kwargs)
+        try:
+            connection = await super().connect(conninfo, autocommit=True, prepare_threshold=None, **kwargs)
+        except asyncio.CancelledError as error:
+            # The attempt's frames hold its socket, and a task keeps the error that it ended with: the server would
+            # wait for our password, and a standby does not go on replaying DROP DATABASE before it has it.
+            raise error.with_traceback(None) from None
         connection.refresh_transformer()
         connection._watch()
         return connection
