@@ -238,6 +238,7 @@ async def test_a_server_that_falls_silent_is_noticed_before_any_request_has_to_w
 async def test_there_is_one_connection_a_server_to_ask_and_none_where_there_is_nothing_to_choose(world: World) -> None:
     async with proxy_of(world.cluster.primary) as alone:
         config = world.config(replicas=(), urls={"primary": alone.through(world.url())}, pool={"min_size": 0})
+        config["datasources"]["orders"]["audit"] = {"on_start": "off"}
         async with compile(config):
             await asyncio.sleep(0.2)
             assert alone.accepted == 0
@@ -247,7 +248,7 @@ async def test_there_is_one_connection_a_server_to_ask_and_none_where_there_is_n
             urls={"primary": primary.through(world.url()), "r1": replica.through(world.url("r1"))},
             pool={"min_size": 0},
         )
-        config["datasources"]["orders"]["routing"] = {"check_interval": "20ms"}
+        config["datasources"]["orders"].update(routing={"check_interval": "20ms"}, audit={"on_start": "off"})
         async with compile(config):
             proxies: list[FaultProxy] = [primary, replica]
             await until(lambda: all(proxy.round_trips > 10 for proxy in proxies))
