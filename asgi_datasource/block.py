@@ -264,7 +264,8 @@ class Block:
         ]
 
     def _name_savepoint(self, *, is_guarded: bool) -> list[Statement]:
-        self.savepoint = self._session.next_savepoint()
+        self.savepoint = name = self._session.next_savepoint()
+        self._session.note_event(telemetry.SAVEPOINT_SET, {telemetry.SAVEPOINT: name})
         # Releasing the savepoint, or rolling back to it, restores the mode.
         guard = commands.READ_ONLY if self._reads_only and is_guarded else ()
         return [commands.savepoint(self.savepoint), *guard]

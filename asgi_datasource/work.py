@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from typing import Protocol
 
+from . import telemetry
 from .background import BackgroundTasks
 from .errors import CommitUnknown, DataError, DataErrorKind
 from .plan import SessionPolicy
@@ -18,6 +19,7 @@ from .transaction import (
     WaitingHooks,
     call_hook,
     is_conflict,
+    name_of_hook,
     unexpected_rollback,
 )
 
@@ -128,7 +130,13 @@ class Work:
         """Run the hooks that come before the commit, and those that they add; what one raises goes to the caller."""
         while (first := next((hook for hook in self._hooks if hook[0] is HookEvent.BEFORE_COMMIT), None)) is not None:
             self._hooks.remove(first)
-            await call_hook(first[1])
+            event, function = first
+            with telemetry.hook_span(event.value, name_of_hook(function), is_traced=self._policy.is_traced) as fail:
+                try:
+                    await call_hook(function)
+                except Exception as error:
+                    fail(error)
+                    raise
 
     @property
     def has_hooks_before_commit(self) -> bool:
@@ -179,7 +187,7 @@ class Work:
             if is_conflict(transaction.failure):
                 self._owner.conflict = transaction.failure
             if refusal is not None:
-                await transaction.rollback(self.rollback_reason or refusal.kind.value)
+                await transaction.rollback(self.rollback_reason or self._why_doomed() or refusal.kind.value)
                 raise refusal
             if not commit:
                 await transaction.rollback(self.rollback_reason or reason)
@@ -204,6 +212,11 @@ class Work:
         if self.rollback_reason is not None:
             return unexpected_rollback(DataError(DataErrorKind.OTHER, self.rollback_reason))
         return None if self.doomed_by is None else unexpected_rollback(self.doomed_by)
+
+    def _why_doomed(self) -> str | None:
+        """What has doomed it, for the span: by its class, because texts may quote data."""
+        doomed_by = self.doomed_by
+        return None if doomed_by is None else f"doomed by {type(doomed_by.__cause__ or doomed_by).__name__}"
 
     async def _commit(self, transaction: Transaction, hooks: WaitingHooks, deadline: float) -> None:
         committed: bool | None = None

@@ -3,7 +3,7 @@
 from . import commands
 from .annotation import Transactional, no_session, options_of, retrying, transactional
 from .frames import Frame, SessionRunner, current_frame, current_runner
-from .hooks import DueHooks, Hook, HookEvent, WaitingHooks, call_hook
+from .hooks import DueHooks, Hook, HookEvent, WaitingHooks, call_hook, name_of_hook
 from .options import (
     MAX_RETRIES,
     Isolation,
@@ -51,6 +51,7 @@ __all__ = [
     "decide",
     "is_conflict",
     "isolation_refused",
+    "name_of_hook",
     "no_session",
     "options_of",
     "parse_isolation",

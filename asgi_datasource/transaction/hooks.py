@@ -52,7 +52,7 @@ class DueHooks:
         """Run them, each isolated from the others: a failure is logged with its span and changes nothing."""
         while self._due:
             event, function = self._due.pop(0)
-            name = name_of(function)
+            name = name_of_hook(function)
             with telemetry.hook_span(event.value, name, is_traced=is_traced) as fail:
                 try:
                     await call_hook(function)
@@ -68,7 +68,7 @@ async def call_hook(function: Hook) -> None:
         await cast("Awaitable[object]", result)
 
 
-def name_of(function: Hook) -> str:
+def name_of_hook(function: Hook) -> str:
     """A hook's name, for people."""
     name: str = getattr(function, "__qualname__", type(function).__name__)
     return name
