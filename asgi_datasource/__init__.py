@@ -38,14 +38,17 @@ __all__ = [
     "SessionClosed",
     "Tenant",
     "TenantResolver",
+    "TenantState",
     "TxState",
     "UnexpectedRollback",
     "compile",
     "current_session",
+    "current_tenant",
     "in_transaction",
     "json_schema",
     "load",
     "session",
+    "tenant_context",
     "transactional",
 ]
 

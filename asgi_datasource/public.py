@@ -43,6 +43,9 @@ from .tenancy import (
     Resolution as Resolution,
     Tenant as Tenant,
     TenantResolver as TenantResolver,
+    TenantState as TenantState,
+    current_tenant as current_tenant,
+    tenant_context as tenant_context,
 )
 from .transaction import (
     Isolation as Isolation,

@@ -24,7 +24,7 @@ from .lookout import Lookout
 from .plan import NO_RULE, CommitScope, RouteRule, SessionPolicy
 from .routing import AccessIntent, ReadAfterWritePin
 from .session import DataSession, SessionOwner
-from .tenancy import Catalog, Tenant
+from .tenancy import Catalog, Tenant, current_tenant
 from .transaction import TransactionOptions, current_frame, current_runner
 from .vetting import Vetting
 
@@ -421,7 +421,7 @@ class DataSourceRegistry:
         Its writes are one transaction, committed at the end of the block, or rolled back when an exception leaves it.
 
         Args:
-            tenant: The tenant's name; None for the default datasource.
+            tenant: The tenant's name; None takes that of the `tenant_context` around, or else the default datasource.
             read_only: Nothing may write; all reads see one snapshot, on one replica.
             timeout: Seconds for the whole block, COMMIT included.
 
@@ -431,7 +431,7 @@ class DataSourceRegistry:
         if not self.is_open:
             await self.open()
         compiled = self.compiled
-        found = await compiled.admission.find(tenant)
+        found = await compiled.admission.find(current_tenant() if tenant is None else tenant)
         compiled.admission.check_served(found)
         db = self.make_session(
             found,

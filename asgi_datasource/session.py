@@ -789,10 +789,23 @@ class DataSession(StatementMethods):
 
     async def end_stream(self, snapshot: Transaction) -> None:
         """The iteration has ended, and its snapshot with it."""
-        work = self._work
-        if work is not None and work.snapshot is snapshot:
-            work.snapshot = None
-        await snapshot.rollback("end of the stream")
+        if not snapshot.is_open:
+            return
+        turns = self.turns_of(self.innermost_block())
+        try:
+            # An iterator that was left behind is closed by the event loop, whenever it is found: the session may be in
+            # the middle of another statement on the same connection.
+            await turns.wait()
+        except BaseException:
+            self._background.spawn(snapshot.rollback("cancelled"))
+            raise
+        try:
+            work = self._work
+            if work is not None and work.snapshot is snapshot:
+                work.snapshot = None
+            await snapshot.rollback("end of the stream")
+        finally:
+            turns.leave()
 
     # -- inside
 

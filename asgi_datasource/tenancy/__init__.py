@@ -13,6 +13,7 @@ from .compiling import (
     import_callable,
     with_hosts,
 )
+from .context import current_tenant, tenant_context
 from .directory import TenantDirectory, TenantMap
 from .domains import DomainResolver, SubdomainResolver, TrustedHostResolver
 from .hosts import RequestHost, TrustedHosts
@@ -76,11 +77,13 @@ __all__ = [
     "chain",
     "compile_admission",
     "compile_tenants",
+    "current_tenant",
     "find_holes",
     "home_of",
     "import_callable",
     "policy_sql",
     "quote_identifier",
+    "tenant_context",
     "tenant_settings",
     "with_hosts",
 ]

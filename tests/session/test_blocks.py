@@ -18,6 +18,7 @@ from asgi_datasource import (
     UnexpectedRollback,
     transactional,
 )
+from tests.pools import assert_whole
 from tests.world import World
 
 INSERT = "insert into orders (item) values (%s)"
@@ -252,3 +253,18 @@ async def test_service_functions_join_or_get_their_own(world: World) -> None:
             await strict(db)
         await place(db, "coffee")
     assert await world.items() == ["tea", "coffee"]
+
+
+async def test_an_iterator_that_was_left_behind_leaves_the_statement_that_runs_alone(world: World) -> None:
+    async with world.registry(pool={"max_size": 1}) as registry:
+        async with registry.session("acme") as db:
+            rows = db.stream("select generate_series(1, 10) as number", size=2)
+            assert await anext(rows) == {"number": 1}
+            running = asyncio.ensure_future(db.read.fetch_value("select 'done' from pg_sleep(0.3)"))
+            for _ in range(10):
+                await asyncio.sleep(0)
+            # The event loop does this with one that nobody holds any more.
+            await rows.aclose()
+            assert await running == "done"
+            assert await db.read.fetch_value("select 1") == 1
+        await assert_whole(registry, world)

@@ -165,8 +165,9 @@ class Connection(WatchedConnection):
         try:
             await waiter
         finally:
-            # When cancelled, what still arrives is collected, for nobody.
-            self._waiter = None
+            # When cancelled, what still arrives is collected, for nobody. Somebody else may wait here by now.
+            if self._waiter is waiter:
+                self._waiter = None
         if self._receiver is flight:
             await self._stop(flight)
             flight.exchange.timed_out = flight.exchange.error is not None
@@ -291,13 +292,18 @@ class Connection(WatchedConnection):
             receiver.lose(OperationalError("the connection was cut: a cancel request was not answered"))
 
     async def _await_landing(self, limit_s: float) -> None:
+        # Whoever still waits for what is stopped here waits on: nobody else would wake him.
+        before = self._waiter
         self._waiter = waiter = self._loop.create_future()
         timer = self._loop.call_later(limit_s, self._wake)
         try:
             await waiter
         finally:
-            self._waiter = None
+            if self._waiter is waiter:
+                self._waiter = None
             timer.cancel()
+            if before is not None and not before.done():
+                before.set_result(None)
 
     async def settle(self, *, limit_s: float = CANCEL_LIMIT_S) -> bool:
         """Bring a connection in any state back to idle: cancel, drain to the Sync, roll back. Otherwise cut it.

@@ -1,0 +1,48 @@
+"""Nobody sees a stranger's row: the short form of `scripts/soak`."""
+
+from __future__ import annotations
+
+from asgi_datasource.testing import EmbeddedCluster
+
+from .leaks import assert_no_leak, run_requests
+from .places import in_databases, in_schemas, names, on_shared_tables, run
+
+REQUESTS = 250
+TENANTS = 200
+
+
+def some(number: int) -> bool:
+    return number < REQUESTS
+
+
+async def test_two_hundred_tenants_on_one_pool_of_four(cluster: EmbeddedCluster) -> None:
+    async with on_shared_tables(cluster, TENANTS) as registry:
+        watch = await run_requests(registry, names(TENANTS), seed=1, go_on=some)
+        await assert_no_leak(watch, registry)
+
+
+async def test_the_same_through_pgbouncer(cluster: EmbeddedCluster) -> None:
+    async with on_shared_tables(cluster, TENANTS, bouncer_size=4) as registry:
+        watch = await run_requests(registry, names(TENANTS), seed=2, go_on=some)
+        await assert_no_leak(watch, registry)
+
+
+async def test_the_same_with_a_schema_each(cluster: EmbeddedCluster) -> None:
+    async with in_schemas(cluster, 40) as registry:
+        watch = await run_requests(registry, names(40), seed=3, go_on=some)
+        await assert_no_leak(watch, registry)
+
+
+async def test_the_same_with_a_database_each_and_few_of_them_open() -> None:
+    with EmbeddedCluster() as single:
+        async with in_databases(single, 10, cap=3) as registry:
+            watch = await run_requests(registry, names(10), seed=4, go_on=lambda number: number < 120, at_once=12)
+            await assert_no_leak(watch, registry)
+            assert registry.compiled.fleets["place"].open_pools <= 3
+
+
+async def test_a_leak_would_be_seen(cluster: EmbeddedCluster) -> None:
+    async with on_shared_tables(cluster, 5) as registry:
+        await run(cluster, "leaks_rows", "alter table s.rows disable row level security")
+        watch = await run_requests(registry, names(5), seed=5, go_on=lambda number: number < 40)
+        assert watch.strangers
