@@ -94,6 +94,7 @@ class World:
         replicas: tuple[str, ...] = ("r1", "r2"),
         pool: Mapping[str, Any] | None = None,
         urls: Mapping[str, str] | None = None,
+        routing: Mapping[str, Any] | None = None,
         **sections: Any,
     ) -> dict[str, Any]:
         """A configuration for this world.
@@ -101,6 +102,7 @@ class World:
         Args:
             replicas: Names of the replicas to use.
             pool: The datasource's `pool` section.
+            routing: The datasource's `routing` section.
             urls: Connection strings in place of a node's own, by node: for proxies.
             sections: More of the document, by section: `transactions={"deadline": "1s"}`.
         """
@@ -112,6 +114,7 @@ class World:
                     "primary": {"url": urls["primary"]},
                     "replicas": {name: {"url": urls[name]} for name in replicas},
                     "pool": {"min_size": 1, "max_size": 5, "acquire_timeout": "3s", **(pool or {})},
+                    "routing": dict(routing or {}),
                 }
             },
             "tenancy": {"resolve": [{"header": "X-Tenant"}]},

@@ -153,7 +153,9 @@ async def open_meter(world: World, routes: Sequence[Route] = ROUTES, **config: A
             for name in ("primary", "r1", "r2")
         }
         urls = {name: through(proxy, world.url(name)) for name, proxy in proxies.items()}
-        registry = world.registry(urls=urls, pool={"max_size": 1}, **config)
+        # What asks the servers how they are is not part of any request, and must not be counted with one.
+        routing = {"check_interval": "1h"}
+        registry = world.registry(urls=urls, pool={"max_size": 1}, routing=routing, **config)
         http = await stack.enter_async_context(client(world, routes, registry=registry))
         # The pools connect in the background, and ask each new connection once for the server's own limits.
         await until(lambda: all(proxy.round_trips for proxy in proxies.values()))

@@ -136,7 +136,7 @@ def test_a_wrong_configuration_names_every_key_and_its_mend(world: World) -> Non
     config = world.config()
     config["datasources"]["orders"]["pool"] = {"max_size": "many", "min_sise": 1}
     config["tenants"]["acme"]["datasource"] = "ordres"
-    config["transactions"] = {"retry": 3}
+    config["transactions"] = {"retry": "often"}
     with pytest.raises(ConfigError) as caught:
         DataSourceMiddleware(lambda scope, receive, send: None, config=config)  # type: ignore[arg-type, return-value]
     message = str(caught.value)
@@ -147,7 +147,6 @@ def test_a_wrong_configuration_names_every_key_and_its_mend(world: World) -> Non
         "tenants.acme.datasource",
         "'orders'",
         "transactions.retry",
-        "not yet supported",
     ):
         assert told in message, message
 
