@@ -1,9 +1,11 @@
 """The configuration: one YAML, TOML or JSON document, checked as a whole before anything starts."""
 
 from .catalogue import Explained, explain_code
+from .changes import Change, find_changes
+from .changes import Weight as ChangeWeight
 from .diagnostics import Code, Diagnostic, Edit, Fix, InvalidConfig, Position, Severity, show_path
 from .diagnostics import Path as DiagnosticPath
-from .documents import describe_diagnostics
+from .documents import describe_changes, describe_diagnostics
 from .editing import apply_fix, edit_text
 from .generated import json_schema, part_schema
 from .kinds import EVERY_OTHER
@@ -30,6 +32,7 @@ from .models import (
     TokenConfig,
     TransactionsConfig,
 )
+from .provenance import Provenance, Resolved, resolve_document
 from .reading import Format, Text, open_text, read_text
 from .sense import MAX_NAME_BYTES
 from .suppressions import Suppressed
@@ -43,6 +46,8 @@ __all__ = [
     "AuditConfig",
     "BudgetConfig",
     "CatalogConfig",
+    "Change",
+    "ChangeWeight",
     "Code",
     "Config",
     "ConfigFile",
@@ -61,7 +66,9 @@ __all__ = [
     "InvalidConfig",
     "PoolConfig",
     "Position",
+    "Provenance",
     "ReplicaConfig",
+    "Resolved",
     "ResolverConfig",
     "RouteRule",
     "RoutingConfig",
@@ -76,15 +83,18 @@ __all__ = [
     "TokenConfig",
     "TransactionsConfig",
     "apply_fix",
+    "describe_changes",
     "describe_diagnostics",
     "edit_text",
     "examine",
     "explain_code",
+    "find_changes",
     "json_schema",
     "load",
     "open_text",
     "part_schema",
     "read_text",
+    "resolve_document",
     "server_of",
     "show_path",
     "upgrade_text",

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Final
 
+from .changes import Change, Kind, Weight
 from .diagnostics import Code, Diagnostic, Edit, Position, Severity, show_path
 from .suppressions import Suppressed
 
@@ -132,4 +133,53 @@ def diagnostics_schema() -> dict[str, Any]:
             "MaybePosition": {"anyOf": [{"type": "null"}, {"$ref": "#/$defs/Position"}]},
             "Position": position,
         },
+    )
+
+
+def describe_changes(old: str, new: str, changes: Iterable[Change]) -> dict[str, Any]:
+    """Changes as plain data.
+
+    Args:
+        old: The file before.
+        new: The file after.
+        changes: What changes.
+    """
+    found = [
+        {
+            "kind": change.kind.value,
+            "weight": change.weight.value,
+            "key": change.key,
+            "message": change.message,
+            "tenants": list(change.tenants),
+            "tenant_count": change.tenant_count,
+        }
+        for change in changes
+    ]
+    counts = {weight.value: sum(each["weight"] == weight.value for each in found) for weight in Weight}
+    return {"version": 1, "old": old, "new": new, "counts": counts, "changes": found}
+
+
+def changes_schema() -> dict[str, Any]:
+    """The schema of what `describe_changes` makes."""
+    change = {
+        "kind": {"enum": [kind.value for kind in Kind]},
+        "weight": {
+            "enum": [weight.value for weight in Weight],
+            "description": "How much a reviewer has to look at it.",
+        },
+        "key": {"type": "string", "description": "The way to the key."},
+        "message": {"type": "string", "description": "What it means."},
+        "tenants": {"type": "array", "items": {"type": "string"}, "description": "Whose: some of them."},
+        "tenant_count": {"type": "integer", "minimum": 0, "description": "How many tenants it is about."},
+    }
+    return document_schema(
+        "diff",
+        "asgi-datasource diff",
+        {
+            "old": {"type": "string"},
+            "new": {"type": "string"},
+            "counts": closed({weight.value: {"type": "integer", "minimum": 0} for weight in Weight}),
+            "changes": {"type": "array", "items": closed(change)},
+        },
+        {},
     )

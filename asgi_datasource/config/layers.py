@@ -64,16 +64,24 @@ class Layers:
         document: The merged document; None when the main file could not be read.
         problems: What is wrong with the files themselves, with positions.
         parts: The files, in the order in which they count.
+        source: Where all of it comes from.
     """
 
     document: Any = None
     problems: list[Diagnostic] = field(default_factory=list[Diagnostic])
     parts: list[_Part] = field(default_factory=list[_Part])
+    source: ConfigFile | None = None
 
     @property
     def errors(self) -> list[Diagnostic]:
         """The problems for which the document is refused."""
         return [problem for problem in self.problems if problem.severity is Severity.ERROR]
+
+    @property
+    def plain_document(self) -> Any:
+        """The merged document as plain data, tenants too."""
+        again = read_layers(self.source) if self.source is not None else self
+        return again.document
 
     @property
     def texts(self) -> tuple[Text, ...]:
@@ -163,6 +171,7 @@ def read_layers(source: ConfigFile, compact: Compact | None = None) -> Layers:
     """
     reader = _Reader(None if source.overlays else compact)
     layers = reader.layers
+    layers.source = source
     for number, path in enumerate((source.path, *source.overlays)):
         document = reader.layer(FilePath(path), number)
         if number == 0:

@@ -32,6 +32,10 @@ _KNOWN: Final[dict[str, dict[str, str]]] = {
     "MultipleWriters": {"refuse": "The second one is refused."},
     "OnDisconnect": {"rollback": "It is rolled back."},
     "Pooler": {"none": "The URL leads to the server itself, or to a pooler in session mode."},
+    "RoutePropagation": {
+        "required": "One transaction for the request.",
+        "not_supported": "Each statement commits by itself.",
+    },
     "TenantState": {"active": "Everything is served."},
     "TokenAlgorithm": {
         **{f"HS{bits}": f"HMAC with SHA-{bits}: a secret that both sides share." for bits in (256, 384, 512)},

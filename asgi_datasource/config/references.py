@@ -31,6 +31,18 @@ PLAIN_TEXT: Final = rf"^(?:{_LITERAL})*\$*$"
 REFERENCE_TEXT: Final = rf"^(?:{_LITERAL})*{VARIABLE}(?:{_LITERAL}|{VARIABLE})*\$*$"
 """Text with at least one reference, and every `${` of it well-formed."""
 
+_WHOLE: Final = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)\}")
+
+
+def _stand_in(text: str) -> Given | None:
+    """What a URL with references is taken for where nothing is looked up: another one for each reference."""
+    whole = _WHOLE.fullmatch(text)
+    if whole is not None:
+        return Given(f"postgresql://{whole[1]}")
+    written = _WHOLE.sub(r"\1", text)
+    return Given(written) if "${" not in written and written.startswith(("postgres", "host")) else None
+
+
 _CONTROL: Final = re.compile(r"[\x00-\x1f\x7f]")
 
 _TOKENS: Final = re.compile(
@@ -121,6 +133,8 @@ class Outside:
     def _text(self, text: str, path: Path) -> str:
         if "${" not in text:
             return text
+        if self._surroundings.is_offline and path[-1:] == ("url",) and (stand_in := _stand_in(text)) is not None:
+            return stand_in
         is_given = False
 
         def replace(token: re.Match[str]) -> str:
@@ -186,6 +200,9 @@ class Outside:
                 return self._command(value, path)
         else:
             return None
+        name = value if isinstance(value, str) else "-".join(value)
+        if path[-1] == "url":
+            return Given(f"postgresql://{kind}-{re.sub('[^A-Za-z0-9_.]+', '-', name).strip('-')}")
         self.unresolved.add(path)
         return Given("")
 

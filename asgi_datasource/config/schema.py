@@ -11,7 +11,7 @@ from typing import Any, Final
 
 from .catalogue import render_catalogue
 from .compatibility import find_refusals
-from .documents import diagnostics_schema
+from .documents import changes_schema, diagnostics_schema
 from .generated import json_schema, part_schema
 from .reference import BEGIN, END, render_reference
 
@@ -20,10 +20,11 @@ FILES: Final[dict[str, Callable[[], dict[str, Any]]]] = {
     "schemas/config/v1.json": json_schema,
     "schemas/config-part/v1.json": part_schema,
     "schemas/diagnostics/v1.json": diagnostics_schema,
+    "schemas/diff/v1.json": changes_schema,
 }
 """Where schemas are kept in the repository: that of the configuration for editors, and every published one."""
 
-WRITTEN: Final = frozenset({"diagnostics"})
+WRITTEN: Final = frozenset({"diagnostics", "diff"})
 """Published documents that are written here, not read: what is written now has to follow the published schema."""
 
 

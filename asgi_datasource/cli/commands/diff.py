@@ -1,0 +1,109 @@
+"""`asgi-datasource diff OLD NEW`: what a change means for the tenants, for whoever reviews it."""
+
+from __future__ import annotations
+
+import json
+from argparse import ArgumentParser, Namespace
+from dataclasses import dataclass
+
+from ...config import Change, ChangeWeight, describe_changes, find_changes
+from ..command import ExitCode, offer_formats
+from ..console import Console, Style
+from ..sources import environment, load_config, offer_environment, offer_overlays
+
+
+@dataclass(frozen=True, slots=True)
+class Difference:
+    """The changes between two files.
+
+    Attributes:
+        old: The file before.
+        new: The file after.
+        changes: What changes, the heaviest first.
+        exits_with_danger: Whether dangerous changes are findings.
+    """
+
+    old: str
+    new: str
+    changes: tuple[Change, ...]
+    exits_with_danger: bool
+
+    @property
+    def exit_code(self) -> ExitCode:
+        """1 for dangerous changes, when that was asked for."""
+        has_danger = any(change.weight is ChangeWeight.DANGER for change in self.changes)
+        return ExitCode.FINDINGS if has_danger and self.exits_with_danger else ExitCode.CLEAN
+
+    def render(self, form: str, style: Style) -> str:
+        """The changes as text, as Markdown for a comment, or as JSON."""
+        if form == "json":
+            return json.dumps(describe_changes(self.old, self.new, self.changes), indent=2, ensure_ascii=False)
+        return self._as_markdown() if form == "markdown" else self._as_text(style)
+
+    def _as_text(self, style: Style) -> str:
+        if not self.changes:
+            return f"{self.old} → {self.new}: {style.green('nothing changes')}"
+        paint = {
+            ChangeWeight.DANGER: style.red,
+            ChangeWeight.NOTICE: style.yellow,
+            ChangeWeight.PLAIN: style.green,
+        }
+        lines: list[str] = []
+        for change in self.changes:
+            lines.append(f"{paint[change.weight](change.weight.value)} {style.bold(change.key)}: {change.message}")
+            if change.tenant_count:
+                lines.append(f"  {style.faint(_whose(change))}")
+        return "\n".join([*lines, f"{self.old} → {self.new}: {style.bold(_count(self.changes))}"])
+
+    def _as_markdown(self) -> str:
+        head = f"### asgi-datasource: `{self.old}` → `{self.new}`\n"
+        if not self.changes:
+            return f"{head}\nNothing changes for any tenant."
+        signs = {ChangeWeight.DANGER: ":rotating_light:", ChangeWeight.NOTICE: ":warning:", ChangeWeight.PLAIN: ""}
+        rows = [
+            f"| {signs[change.weight]} | `{change.key}` | {_escape(change.message)} | {_escape(_whose(change))} |"
+            for change in self.changes
+        ]
+        return "\n".join(
+            [head, f"{_count(self.changes)}.\n", "| | where | what | tenants |", "| --- | --- | --- | --- |", *rows]
+        )
+
+
+def _escape(text: str) -> str:
+    return text.replace("|", "\\|").replace("\n", " ")
+
+
+def _whose(change: Change) -> str:
+    if not change.tenant_count:
+        return ""
+    more = change.tenant_count - len(change.tenants)
+    return f"{', '.join(change.tenants)}{f' and {more} more' if more else ''}"
+
+
+def _count(changes: tuple[Change, ...]) -> str:
+    counts = [
+        f"{count} {weight.value}"
+        for weight in ChangeWeight
+        if (count := sum(change.weight is weight for change in changes))
+    ]
+    return f"{len(changes)} change{'s' if len(changes) > 1 else ''}: {', '.join(counts)}"
+
+
+def configure(parser: ArgumentParser) -> None:
+    """The two files."""
+    parser.add_argument("old", metavar="OLD", help="the file before, such as the main branch's")
+    parser.add_argument("new", metavar="NEW", help="the file after")
+    parser.add_argument("--exit-code", action="store_true", help="exit with 1 when a change is dangerous")
+    parser.add_argument(
+        "--environment", action="store_true", help="look references up, in the environment and in files"
+    )
+    offer_overlays(parser)
+    offer_environment(parser)
+    offer_formats(parser, "text", "markdown", "json")
+
+
+def run(options: Namespace, console: Console) -> Difference:
+    """Load both, and compare."""
+    variables = environment(options) if options.environment or options.env_file or options.allow_commands else None
+    old, new = (load_config(file, options, variables) for file in (options.old, options.new))
+    return Difference(options.old, options.new, tuple(find_changes(old, new)), options.exit_code)

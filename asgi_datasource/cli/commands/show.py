@@ -1,0 +1,75 @@
+"""`asgi-datasource show FILE`: the document as it counts, secrets masked, with where each value comes from."""
+
+from __future__ import annotations
+
+import json
+from argparse import ArgumentParser, Namespace
+from dataclasses import dataclass
+from typing import Any
+
+from ...config import Provenance, Resolved, examine, resolve_document
+from ..command import ExitCode, offer_formats
+from ..console import Console, Style
+from ..sources import environment, find_file, load_or_refuse, offer_environment, offer_overlays, source_of
+
+
+@dataclass(frozen=True, slots=True)
+class Shown:
+    """A resolved document.
+
+    Attributes:
+        file: The main file.
+        resolved: Its values, each with where it comes from.
+    """
+
+    file: str
+    resolved: Resolved
+
+    @property
+    def exit_code(self) -> ExitCode:
+        """There is nothing to find."""
+        return ExitCode.CLEAN
+
+    def render(self, form: str, style: Style) -> str:
+        """YAML with comments, or JSON."""
+        if form == "json":
+            values = [
+                {"key": value.key, "value": value.value, "from": value.provenance.value, "where": value.where}
+                for value in self.resolved.values
+            ]
+            document = {"version": 1, "file": self.file, "document": self.resolved.document, "values": values}
+            return json.dumps(document, indent=2, ensure_ascii=False)
+        lines: list[tuple[str, str]] = []
+        for value in self.resolved.values:
+            written = json.dumps(value.value, ensure_ascii=False) if not isinstance(value.value, str) else value.value
+            origin = value.where if value.provenance is not Provenance.DEFAULT else "default"
+            lines.append((f"{value.key}: {written}", origin))
+        width = min(72, max((len(text) for text, _ in lines), default=0))
+        return "\n".join(f"{text:{width}}  {style.faint(f'# {origin}')}" for text, origin in lines)
+
+
+def configure(parser: ArgumentParser) -> None:
+    """The file, and which values are shown."""
+    parser.add_argument("file", nargs="?", metavar="FILE", help="YAML, TOML or JSON; datasource.yaml unless told")
+    parser.add_argument("--defaults", action="store_true", help="show the values that no file says as well")
+    parser.add_argument(
+        "--environment", action="store_true", help="look references up, in the environment and in files"
+    )
+    offer_overlays(parser)
+    offer_environment(parser)
+    offer_formats(parser, "text", "json")
+
+
+def run(options: Namespace, console: Console) -> Shown:
+    """Resolve the document."""
+    file: str = options.file or find_file()
+    is_offline = not (options.environment or options.env_file or options.allow_commands)
+    variables: Any = None if is_offline else environment(options)
+    findings = examine(
+        source_of(file, options),
+        environ=variables,
+        is_offline=is_offline,
+        needs_resolver=not options.resolvers_in_code,
+    )
+    config = load_or_refuse(findings)
+    return Shown(file, resolve_document(config, findings, with_defaults=options.defaults))
