@@ -39,3 +39,17 @@ need_program() {
         { apt-get update -q >/dev/null && apt-get install -y -q --no-install-recommends "$package" >/dev/null; } ||
         echo "==> $package could not be installed: the tests that need it will fail" >&2
 }
+
+# `need_node_package NAME VERSION` installs a package of node's into .cache/npm, once.
+need_node_package() {
+    local name=$1 version=$2 folder=.cache/npm
+    if ! command -v npm >/dev/null; then
+        need_program npm npm
+    fi
+    if [ "$(cat "$folder/node_modules/$name/.wanted" 2>/dev/null)" != "$version" ]; then
+        echo "==> installing $name $version"
+        mkdir -p "$folder"
+        npm install --silent --no-audit --no-fund --prefix "$folder" "$name@$version" >/dev/null &&
+            printf '%s\n' "$version" >"$folder/node_modules/$name/.wanted"
+    fi
+}

@@ -37,7 +37,7 @@ from .reading import Format, Text, open_text, read_text
 from .sense import MAX_NAME_BYTES
 from .suppressions import Suppressed
 from .upgrading import upgrade_text
-from .url import PLACEHOLDER, DatabaseUrl, server_of
+from .url import PLACEHOLDER, DatabaseUrl, mask_url, server_of
 
 __all__ = [
     "EVERY_OTHER",
@@ -91,6 +91,7 @@ __all__ = [
     "find_changes",
     "json_schema",
     "load",
+    "mask_url",
     "open_text",
     "part_schema",
     "read_text",

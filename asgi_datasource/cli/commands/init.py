@@ -1,0 +1,104 @@
+"""`asgi-datasource init`: a commented first configuration, from nothing or from what the project has already."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from argparse import ArgumentParser, Namespace
+from dataclasses import dataclass
+from pathlib import Path
+
+from ..command import CannotRun, ExitCode, offer_formats
+from ..console import Console, Style
+from ..starting import Origin, Server, from_django, from_object, from_url, render_config
+
+
+@dataclass(frozen=True, slots=True)
+class Started:
+    """A first configuration.
+
+    Attributes:
+        file: Where it was written; None when it is only printed.
+        content: The file.
+        origin: What it was made from.
+    """
+
+    file: str | None
+    content: str
+    origin: Origin
+
+    @property
+    def exit_code(self) -> ExitCode:
+        """There is nothing to find."""
+        return ExitCode.CLEAN
+
+    def render(self, form: str, style: Style) -> str:
+        """The file itself, or what to do with it."""
+        if form == "json":
+            document = {
+                "version": 1,
+                "file": self.file,
+                "content": self.content,
+                "variables": [server.variable for server in self.origin.servers],
+            }
+            return json.dumps(document, indent=2, ensure_ascii=False)
+        if self.file is None:
+            return self.content.rstrip("\n")
+        lines = [f"{style.bold(self.file)} is written. Set, before it is used:"]
+        lines += [f"  {server.variable}  {style.faint(server.shown)}" for server in self.origin.servers]
+        lines += ["", f"Then: asgi-datasource validate {self.file}, and asgi-datasource check {self.file}."]
+        return "\n".join(lines)
+
+
+def configure(parser: ArgumentParser) -> None:
+    """Where it is written, and what it is made from."""
+    parser.add_argument(
+        "file", nargs="?", metavar="FILE", default="datasource.yaml", help="datasource.yaml unless told"
+    )
+    parser.add_argument("--stdout", action="store_true", help="print it, and write nothing")
+    parser.add_argument("--force", action="store_true", help="write over a file that is there")
+    group = parser.add_mutually_exclusive_group()
+    group.add_argument("--url", metavar="URL", help="a PostgreSQL or SQLAlchemy URL; DATABASE_URL when it is set")
+    group.add_argument("--django", metavar="MODULE", help="Django's settings, such as mysite.settings: reads DATABASES")
+    group.add_argument(
+        "--object",
+        metavar="MODULE:NAME",
+        help="an object with a connection string: an advanced-alchemy config, a SQLAlchemy engine or URL",
+    )
+    parser.add_argument("--name", default="", metavar="NAME", help="the datasource's name; the database's unless told")
+    offer_formats(parser, "text", "json")
+
+
+def run(options: Namespace, console: Console) -> Started:
+    """Make the configuration, and write it unless one is there."""
+    sys.path.insert(0, str(Path.cwd()))
+    if options.django:
+        origin = from_django(options.django)
+    elif options.object:
+        origin = from_object(options.object, options.name)
+    else:
+        url: str | None = options.url or os.environ.get("DATABASE_URL")
+        origin = from_url(url, options.name, "DATABASE_URL") if url else _nothing(options.name)
+    content = render_config(origin)
+    if options.stdout:
+        return Started(None, content, origin)
+    path = Path(options.file)
+    if path.suffix not in (".yaml", ".yml"):
+        raise CannotRun(f"{options.file} is no YAML file", "A first configuration is written in YAML: it has comments.")
+    try:
+        with path.open("w" if options.force else "x", encoding="utf-8") as stream:
+            stream.write(content)
+    except FileExistsError:
+        raise CannotRun(f"{options.file} is there already", "Give --force to write over it, or --stdout.") from None
+    except OSError as error:
+        raise CannotRun(
+            f"{options.file} cannot be written: {error.strerror}", "Check the path and its rights."
+        ) from None
+    return Started(options.file, content, origin)
+
+
+def _nothing(name: str) -> Origin:
+    name = name or "orders"
+    variable = f"{name.upper().replace('-', '_')}_PRIMARY_URL"
+    return Origin("", (Server(name, "primary", variable, "postgresql://app@db.internal:5432/orders"),))

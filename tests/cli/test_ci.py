@@ -1,0 +1,151 @@
+"""The integrations with CI systems, by running what they run."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import sysconfig
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+ROOT = Path(__file__).parent.parent.parent
+GOOD = 'version: 1\ndatasources: {orders: {primary: {url: "${ORDERS_URL}"}}}\ntenancy: {default: orders}\n'
+BAD = GOOD.replace("default: orders", "default: order")
+
+
+def shell(script: str, cwd: Path, environ: Mapping[str, str]) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        ["bash", "--noprofile", "--norc", "-eo", "pipefail", "-c", script],
+        cwd=cwd,
+        env={**os.environ, **environ},
+        capture_output=True,
+        text=True,
+        timeout=180,
+        check=False,
+    )
+
+
+@pytest.fixture(scope="module")
+def tool(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A git repository with what is published of this one."""
+    folder = tmp_path_factory.mktemp("tool")
+    for name in ("asgi_datasource", "schemas"):
+        shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("pyproject.toml", "README.md", "LICENSE", ".pre-commit-hooks.yaml", "action.yml"):
+        shutil.copy(ROOT / name, folder / name)
+    git("init", "-q", "-b", "main", cwd=folder)
+    git("add", "-A", cwd=folder)
+    git("commit", "-q", "-m", "all", cwd=folder)
+    git("tag", "v0", cwd=folder)
+    return folder
+
+
+def git(*arguments: str, cwd: Path) -> None:
+    identity = ["-c", "user.name=t", "-c", "user.email=t@example.org", "-c", "core.hooksPath=/dev/null"]
+    subprocess.run(["git", *identity, *arguments], cwd=cwd, check=True, capture_output=True, timeout=60)
+
+
+@pytest.fixture(scope="module")
+def python(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """An environment of its own that has what the package needs, but not the package."""
+    folder = tmp_path_factory.mktemp("venv")
+    subprocess.run([sys.executable, "-m", "venv", str(folder)], check=True, timeout=120)
+    site = next((folder / "lib").glob("python*/site-packages"))
+    for entry in Path(sysconfig.get_path("purelib")).iterdir():
+        if "asgi_datasource" not in entry.name and not (site / entry.name).exists() and entry.suffix != ".pth":
+            (site / entry.name).symlink_to(entry)
+    return {"PATH": f"{folder / 'bin'}:/usr/bin:/bin", "PIP_DISABLE_PIP_VERSION_CHECK": "1"}
+
+
+def run_action(tool: Path, cwd: Path, environ: Mapping[str, str], **inputs: str) -> dict[str, Any]:
+    """The steps of `action.yml`, as GitHub's runner runs them; stops at the first that fails."""
+    action = yaml.safe_load((tool / "action.yml").read_text())
+    values = {name: str(told.get("default", "")) for name, told in action["inputs"].items()} | inputs
+    summary = cwd / "summary.md"
+
+    def filled(text: str) -> str:
+        return re.sub(r"\$\{\{ inputs\.(\w+) \}\}", lambda match: values[match[1]], text)
+
+    ran: dict[str, Any] = {}
+    for step in action["runs"]["steps"]:
+        assert step["shell"] == "bash"
+        if step.get("if") == "inputs.base != ''" and not values["base"]:
+            continue
+        variables = {name: filled(value) for name, value in step.get("env", {}).items()}
+        github = {"GITHUB_ACTION_PATH": str(tool), "GITHUB_STEP_SUMMARY": str(summary)}
+        ran[step["name"]] = shell(filled(step["run"]), cwd, {**environ, **variables, **github})
+        if ran[step["name"]].returncode:
+            break
+    return ran
+
+
+@pytest.mark.timeout(600)
+def test_the_github_action(tool: Path, python: dict[str, str], tmp_path: Path) -> None:
+    (tmp_path / "datasource.yaml").write_text(GOOD)
+    (tmp_path / "main.yaml").write_text(GOOD + "transactions: {deadline: 5s}\n")
+    ran = run_action(tool, tmp_path, python, base="main.yaml", strict="true", sarif="out.sarif")
+    assert {name: done.returncode for name, done in ran.items()} == {"Install": 0, "Validate": 0, "Changes": 0}, ran
+    assert "`transactions.deadline`" in (tmp_path / "summary.md").read_text()
+    assert json.loads((tmp_path / "out.sarif").read_text())["version"] == "2.1.0"
+    (tmp_path / "datasource.yaml").write_text(BAD)
+    action = yaml.safe_load((tool / "action.yml").read_text())
+    [validate] = [step["run"] for step in action["runs"]["steps"] if step["name"] == "Validate"]
+    done = shell(
+        validate, tmp_path, {**python, "FILES": "datasource.yaml", "OVERLAY": "", "STRICT": "", "SARIF": "out.sarif"}
+    )
+    assert done.returncode == 1
+    assert done.stdout.startswith("::error title=asgi-datasource ADS040,file=datasource.yaml,line=3,col=20::")
+    assert "ADS040" in (tmp_path / "out.sarif").read_text()
+
+
+@pytest.mark.timeout(600)
+def test_the_gitlab_snippet(tool: Path, python: dict[str, str], tmp_path: Path) -> None:
+    page = (ROOT / "docs" / "cli.md").read_text()
+    job = yaml.safe_load(re.findall(r"### GitLab\n\n```yaml\n(.*?)```", page, re.DOTALL)[0])["datasource"]
+    install, validate = job["script"]
+    assert install == "pip install asgi-datasource"
+    assert shell(install.replace("asgi-datasource", str(tool)), tmp_path, python).returncode == 0
+    (tmp_path / "datasource.yaml").write_text(BAD)
+    assert shell(validate, tmp_path, python).returncode == 1
+    [entry] = json.loads((tmp_path / job["artifacts"]["reports"]["codequality"]).read_text())
+    assert (entry["check_name"], entry["location"]["path"]) == ("ADS040", "datasource.yaml")
+    (tmp_path / "datasource.yaml").write_text(GOOD)
+    assert shell(validate, tmp_path, python).returncode == 0
+
+
+@pytest.mark.timeout(900)
+def test_the_pre_commit_hook(tool: Path, tmp_path: Path) -> None:
+    project = tmp_path / "project"
+    project.mkdir()
+    git("init", "-q", cwd=project)
+    config = {"repos": [{"repo": str(tool), "rev": "v0", "hooks": [{"id": "asgi-datasource", "args": ["--strict"]}]}]}
+    (project / ".pre-commit-config.yaml").write_text(yaml.safe_dump(config))
+    (project / "datasource.yaml").write_text(BAD)
+    (project / "datasource.schema.json").write_text("{}")
+    (project / "other.yaml").write_text("a: [")
+    git("add", "-A", cwd=project)
+
+    def pre_commit() -> subprocess.CompletedProcess[str]:
+        environ = {**os.environ, "PRE_COMMIT_HOME": str(tmp_path / "home"), "GIT_CONFIG_GLOBAL": "/dev/null"}
+        command = [sys.executable, "-m", "pre_commit", "run", "--all-files", "--color", "never"]
+        return subprocess.run(
+            command, cwd=project, env=environ, capture_output=True, text=True, timeout=600, check=False
+        )
+
+    done = pre_commit()
+    assert done.returncode == 1, done.stdout + done.stderr
+    assert "asgi-datasource validate.......Failed" in re.sub(r"\.+", ".......", done.stdout)
+    assert "error[ADS040]" in done.stdout
+    assert "other.yaml" not in done.stdout
+    (project / "datasource.yaml").write_text(GOOD)
+    git("add", "-A", cwd=project)
+    done = pre_commit()
+    assert done.returncode == 0, done.stdout
