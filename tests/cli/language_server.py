@@ -48,14 +48,8 @@ class LanguageServer:
         self._folder = folder
         self._uri = ""
         threading.Thread(target=self._read, daemon=True).start()
-        self._ask(
-            "initialize",
-            {
-                "processId": os.getpid(),
-                "rootUri": folder.as_uri(),
-                "capabilities": {"workspace": {"configuration": True}},
-            },
-        )
+        abilities = {"workspace": {"configuration": True}}
+        self._ask("initialize", {"processId": os.getpid(), "rootUri": folder.as_uri(), "capabilities": abilities})
         self._tell("initialized", {})
         self._tell("workspace/didChangeConfiguration", {"settings": self._settings})
 
