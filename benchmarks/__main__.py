@@ -10,11 +10,11 @@ from pathlib import Path
 from time import perf_counter
 from typing import Final
 
-from benchmarks import boot, in_process, latency, load, round_trips
+from benchmarks import boot, in_process, latency, load, round_trips, validate
 from benchmarks.report import Report
 from benchmarks.server import benchmark_server
 
-NAMES: Final = (in_process.NAME, round_trips.NAME, latency.NAME, load.NAME, boot.NAME)
+NAMES: Final = (in_process.NAME, round_trips.NAME, latency.NAME, load.NAME, boot.NAME, validate.NAME)
 RESULTS: Final = Path(__file__).parent / "results"
 
 
@@ -43,6 +43,9 @@ async def _run(report: Report, names: Sequence[str], options: argparse.Namespace
     if in_process.NAME in names:
         with _progress(in_process.NAME):
             await in_process.run(report, quick=options.quick)
+    if validate.NAME in names:
+        with _progress(validate.NAME):
+            validate.run(report, quick=options.quick)
     if boot.NAME in names:
         with _progress(boot.NAME):
             await boot.run(report, quick=options.quick)

@@ -107,3 +107,18 @@ def test_what_only_looks_like_a_tenant_is_told_as_it_is_written(tmp_path: Path) 
     first, *others = [problem for problem in examine(path).errors if problem.path[0] == "telemetry"]
     assert first.message.endswith("found a mapping")
     assert others == []
+
+
+@pytest.mark.parametrize("suffix", ["json", "yaml"])
+@pytest.mark.parametrize("is_wrong", [False, True])
+def test_ten_thousand_tenants_are_examined_in_a_moment(suffix: str, is_wrong: bool, tmp_path: Path) -> None:
+    mapping = document(10_000)
+    if is_wrong:
+        mapping["tenants"]["tenant-9999"]["datasource"] = "sharde"
+    path = tmp_path / f"datasource.{suffix}"
+    path.write_text(json.dumps(mapping, indent=1))
+    started = time.process_time()
+    findings = examine(path, is_offline=True)
+    # About 0.4 s of the processor, twice that with a mistake to place; benchmarks/validate.py measures it.
+    assert time.process_time() - started < 6
+    assert len(findings.diagnostics) == is_wrong
