@@ -84,6 +84,11 @@ def test_text_shows_the_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     assert "\x1b" not in text
 
 
+def test_the_documentation_shows_what_is_printed() -> None:
+    shown = EXPECTED.replace("conf/datasource.yaml", "datasource.yaml")
+    assert f"```\n{shown}```" in (ROOT / "docs" / "cli.md").read_text()
+
+
 def test_colour_changes_no_letter(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     found = report(tmp_path, monkeypatch)
     for form in ("text", "concise"):

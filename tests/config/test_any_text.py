@@ -10,7 +10,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from asgi_datasource.config import Findings, examine
+from asgi_datasource.config import ConfigFile, Findings, Format, Text, examine, read_text, upgrade_text
 
 from .documents import full
 from .test_loading import TOML, YAML
@@ -77,3 +77,46 @@ def test_any_mapping_has_an_answer(document: dict[str, Any]) -> None:
     findings = examine(document, environ={})
     assert findings.errors
     assert all(problem.mend and str(problem) for problem in findings.diagnostics)
+
+
+def test_any_files_together_have_an_answer(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Includes, overlays, suppressions and offline, on damaged texts: nothing but diagnostics."""
+    folder = tmp_path_factory.mktemp("files")
+    main, part, overlay = (folder / name for name in ("datasource.yaml", "part.yaml", "overlay.json"))
+    comments = st.sampled_from(["", "# ads: ignore[ADS041] x\n", "# ads: ignore[\n", "  # ads:ignore-file[ADS048] y\n"])
+    includes = st.sampled_from(
+        ["", "include: [part.yaml]\n", "include: ['*']\n", "include: [../**]\n", "include: [a, 1]\n"]
+    )
+    overlays = anything.map(lambda value: json.dumps(value, default=str, skipkeys=True))
+
+    @settings(max_examples=150, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
+    @given(
+        first=st.one_of(damaged("yaml"), st.just(YAML)),
+        second=st.one_of(damaged("yaml"), st.sampled_from(["tenants: {x: {datasource: orders}}", "routes: [1]", "[]"])),
+        third=st.one_of(damaged("json"), overlays),
+        head=includes,
+        comment=comments,
+        is_offline=st.booleans(),
+    )
+    def check(first: str, second: str, third: str, head: str, comment: str, is_offline: bool) -> None:
+        main.write_bytes((comment + head + first).encode(errors="surrogatepass"))
+        part.write_bytes(second.encode(errors="surrogatepass"))
+        overlay.write_bytes(third.encode(errors="surrogatepass"))
+        for source in (main, ConfigFile(main, (overlay,))):
+            findings = examine(source, environ={}, is_offline=is_offline)
+            assert (findings.config is None) <= bool(findings.errors)
+            assert all(problem.mend and problem.position is not None for problem in findings.diagnostics)
+            findings.fixes(findings.diagnostics)
+
+    check()
+
+
+@settings(max_examples=150, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
+@given(notation=st.sampled_from(list(TEXTS)), data=st.data())
+def test_any_text_can_be_mended_or_is_left_alone(notation: str, data: st.DataObject) -> None:
+    content = data.draw(damaged(notation))
+    text = Text("x", Format(notation), content)
+    _, problems = read_text(text)
+    after, made = upgrade_text(text) if not problems else (text, [])
+    assert made or after.content == content
+    assert not read_text(after)[1] or problems
