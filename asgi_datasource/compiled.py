@@ -15,6 +15,7 @@ from .paths import RouteRules
 from .plan import CommitScope, SessionPolicy
 from .prefixes import PathPrefixes
 from .problems import ProblemAnswers
+from .provisioning import ProvisioningPlan
 from .tenancy import Admission, CatalogPlan, Home, Resolvers, Tenant, TenantResolver, home_of
 
 _NO_PATHS: Final = PathPrefixes(())
@@ -33,6 +34,7 @@ class Compiled:
         catalog: The tenants that are in a table; None where there are none.
         resolvers: How requests name their tenant, in order.
         shared_schemas: What is searched after a tenant's own schema, by datasource.
+        provisioning: How tenants are made.
         audits: What to look for at the start in each datasource, by name.
         policy: What holds for every session.
         rules: Those of `routes`.
@@ -48,6 +50,7 @@ class Compiled:
     admission: Admission
     resolvers: Resolvers
     catalog: CatalogPlan | None = None
+    provisioning: ProvisioningPlan | None = None
     shared_schemas: Mapping[str, Sequence[str]] = field(default_factory=dict[str, "Sequence[str]"])
     audits: Mapping[str, AuditConfig] = field(default_factory=dict[str, AuditConfig])
     policy: SessionPolicy = SessionPolicy()

@@ -15,6 +15,7 @@ from .paths import CompiledRule, RouteRules, compile_pattern
 from .plan import CommitScope, RouteRule, SessionPolicy
 from .prefixes import PathPrefixes
 from .problems import ProblemAnswers
+from .provisioning import compile_provisioning
 from .routing import (
     AccessIntent,
     Balance,
@@ -65,6 +66,7 @@ def compile_config(config: Config, *, previous: Compiled | None = None) -> Compi
         },
         admission=compile_admission(config, directory),
         resolvers=Resolvers(config.tenancy, directory),
+        provisioning=compile_provisioning(config),
         shared_schemas={name: datasource.search_path for name, datasource in config.datasources.items()},
         audits={name: datasource.audit for name, datasource in config.datasources.items()},
         catalog=(

@@ -22,6 +22,7 @@ from .errors import ConfigError, DataError, DataErrorKind
 from .fleet import Fleet
 from .lookout import Lookout
 from .plan import NO_RULE, CommitScope, RouteRule, SessionPolicy
+from .provisioning import Provisioner
 from .routing import AccessIntent, ReadAfterWritePin
 from .session import DataSession, SessionOwner
 from .tenancy import Catalog, Tenant, current_tenant
@@ -409,6 +410,29 @@ class DataSourceRegistry:
                 DataErrorKind.CONNECTION, f"the datasource {datasource.name!r} is not in the configuration any more"
             )
         return found
+
+    # -- making tenants
+
+    async def provision(self, name: str, **placed: Any) -> Tenant:
+        """Make a tenant of the table that `tenants_from` reads: its place, its grants, the set-up; then it is served.
+
+        Cut short, it goes on where it stopped when it is called again.
+
+        Args:
+            name: Its name.
+            placed: `datasource`, `schema`, `role`, `database`, `row_security`, `max_connections`, `aliases`; what is
+                not given is taken from `tenants_from.defaults`.
+
+        Raises:
+            DataError: It could not be finished; call it again. CONFLICT: there is one of that name in another place.
+        """
+        plan = self.compiled.provisioning
+        if plan is None:
+            raise ConfigError("this registry was not compiled from a document")
+        tenant = await Provisioner(plan).create(name, **placed)
+        if self.catalog is not None:
+            await self.catalog.refresh()
+        return tenant
 
     # -- use outside requests
 

@@ -13,7 +13,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("errors", "background", "lookout"),
     ("telemetry", "inbox", "turns", "prefixes", "hostnames", "fairness"),
     ("config", "routing", "drivers", "tenancy"),
-    ("problems", "monitor", "datasource", "fleet", "transaction"),
+    ("problems", "monitor", "datasource", "fleet", "provisioning", "transaction"),
     ("plan", "router", "execution", "statements"),
     ("paths", "annotated", "block", "dispatch", "loan", "locks", "lookup", "work", "writers"),
     ("session", "compiled", "handlers", "replay"),

@@ -209,6 +209,15 @@ SqlQuery = Annotated[
 ChannelName = Annotated[
     str, values.text("ChannelName", "the name of a channel: letters, digits and '_'", _IDENTIFIER, maximum=63)
 ]
+SetUpStep = Annotated[
+    str,
+    values.text(
+        "SetUpStep",
+        "a file that ends in .sql, or a function as package.module:function",
+        rf"[^\x00-\x1f\x7f:]+\.sql|{_DOTTED}:{_DOTTED}",
+        maximum=4096,
+    ),
+]
 SecretText = Annotated[SecretStr, values.secret_text("SecretText")]
 IncludePattern = Annotated[
     str,

@@ -12,6 +12,7 @@ from pydantic import Field, WrapValidator
 
 from .catalog import CatalogConfig, TenantDefaults
 from .kinds import DatasourceName, IncludePattern, TenantName, Version
+from .provisioning import ProvisioningConfig
 from .requests import ConsistencyConfig, ErrorsConfig, RouteRule, TelemetryConfig, TransactionsConfig
 from .sections import OMISSIBLE, Section, mapping_field, section_field
 from .servers import (
@@ -35,6 +36,7 @@ __all__ = [
     "EndpointConfig",
     "ErrorsConfig",
     "PoolConfig",
+    "ProvisioningConfig",
     "ReplicaConfig",
     "ResolverConfig",
     "RouteRule",
@@ -88,6 +90,12 @@ class Config(Section):
         title="Tenants from a table",
         description="A query that gives tenants as well; those of the document go before them.",
         examples=[{"datasource": "orders", "query": "select slug as name from customers"}],
+    )
+    provisioning: ProvisioningConfig = section_field(
+        ProvisioningConfig,
+        title="Provisioning",
+        description="How tenants are made, moved and taken away.",
+        examples=[{"set_up": ["sql/tenant.sql"]}],
     )
     routes: tuple[RouteRule, ...] = Field(
         default=(),

@@ -182,6 +182,10 @@ class Outside:
                     secret = self._secret(kind, value, path)
                     if secret is not None:
                         document = replace_at(document, path, secret)
+        for path in expand(document, ("provisioning", "set_up", ANY)):
+            step: object = at(document, path)
+            if isinstance(step, str) and step.endswith(".sql") and not _CONTROL.search(step):
+                document = replace_at(document, path, str(self._surroundings.folder_of(path) / step))
         for pattern in file_places():
             for path in expand(document, pattern):
                 name: object = at(document, path)

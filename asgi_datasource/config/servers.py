@@ -319,6 +319,16 @@ class DataSourceConfig(Section):
         description="The server that takes writes.",
         examples=[{"url": "${ORDERS_PRIMARY_URL}"}],
     )
+    admin: Annotated[EndpointConfig | None, OMISSIBLE] = Field(
+        default=None,
+        title="Who provisions",
+        description=(
+            "How asgi-datasource tenants and registry.provision log in: as a role that may create schemas, databases"
+            " and roles there, which the application's own need not be. Without {tenant}. The primary's unless told"
+            " otherwise."
+        ),
+        examples=[{"url": "${ORDERS_ADMIN_URL}"}],
+    )
     replicas: dict[ReplicaName, ReplicaConfig] = mapping_field(
         title="Replicas",
         description="Streaming replicas of the primary, by name; reads go to them. The name primary is taken.",

@@ -36,6 +36,7 @@ def full() -> dict[str, Any]:
         "datasources": {
             "orders": {
                 "primary": {"url": "postgresql://app@db/orders"},
+                "admin": {"url": "postgresql://admin@db/orders"},
                 "replicas": {"r1": {"url": "postgresql://app@r1/orders"}},
                 "pool": {},
                 "audit": {},
@@ -50,6 +51,7 @@ def full() -> dict[str, Any]:
         },
         "tenants": {"acme": {"datasource": "orders", "schema": "acme", "limits": {}}},
         "tenants_from": {"datasource": "orders", "defaults": {"limits": {}}},
+        "provisioning": {},
         "routes": [{"match": "GET /reports/**"}],
         "transactions": {},
         "consistency": {},
@@ -181,6 +183,7 @@ _replica = _section(
 _datasource = _section(
     {"primary": _endpoint},
     {
+        "admin": _endpoint,
         "replicas": st.dictionaries(_replica_names, _replica, max_size=2),
         "pool": _pool,
         "routing": _section(
@@ -356,6 +359,15 @@ _documents = _section(
         "tenancy": _tenancy,
         "tenants": st.dictionaries(st.one_of(_tenant_names, st.just("*")), _tenant, max_size=2),
         "tenants_from": _catalog,
+        "provisioning": _section(
+            {},
+            {
+                "set_up": st.lists(_referable(st.sampled_from(["sql/tenant.sql", "shop.tenants:seed"])), max_size=2),
+                "template": _identifiers,
+                "dump_folder": st.just("/var/backups/tenants"),
+                "programs": st.just("/usr/lib/postgresql/18/bin"),
+            },
+        ),
         "routes": st.lists(_route, max_size=2),
         "transactions": _transactions,
         "consistency": st.just({}),

@@ -23,6 +23,7 @@ def test_every_section_of_the_document_is_known_by_its_path() -> None:
         (),
         ("datasources", "*"),
         ("datasources", "*", "primary"),
+        ("datasources", "*", "admin"),
         ("datasources", "*", "replicas", "*"),
         ("datasources", "*", "pool"),
         ("datasources", "*", "routing"),
@@ -35,6 +36,7 @@ def test_every_section_of_the_document_is_known_by_its_path() -> None:
         ("tenants_from",),
         ("tenants_from", "defaults"),
         ("tenants_from", "defaults", "limits"),
+        ("provisioning",),
         ("routes", "*"),
         ("transactions",),
         ("consistency",),
@@ -150,6 +152,7 @@ def test_a_dump_is_a_document_again() -> None:
     assert document["datasources"]["orders"].pop("primary") == {"url": "postgresql://db/orders"}
     again = full()
     again["datasources"]["orders"].pop("primary")
+    again["datasources"]["orders"]["admin"] = {"url": "postgresql://db/orders"}
     again["datasources"]["orders"]["replicas"]["r1"]["url"] = "postgresql://r1/orders"
     document["tenants"] = {"acme": {"datasource": "orders", "schema": "acme", "limits": {}}}
     assert document == again

@@ -37,5 +37,6 @@ COMMANDS: Final[dict[str, Entry]] = {
     "rule": Entry("explain a code such as ADS041", "rule"),
     "schema": Entry("print the JSON Schema of the configuration", "schema"),
     "completion": Entry("print a completion script for bash, zsh or fish", "completion"),
+    "tenants": Entry("make, list, change, move and drop tenants; print the SQL of policies", "tenants"),
 }
 """Every command, in the order of the help."""

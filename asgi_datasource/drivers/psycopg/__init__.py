@@ -5,6 +5,7 @@ from typing import Any
 from psycopg import AsyncConnection
 from psycopg.rows import AsyncRowFactory as RowFactory
 
+from .admin import Admin, login_of, open_admin, program_arguments
 from .connection import Connection
 from .endpoint import Endpoint, PoolKeeper
 from .limits import SessionLimits
@@ -19,6 +20,7 @@ PsycopgConnection = AsyncConnection[Any]
 """What `db.connection()` hands out."""
 
 __all__ = [
+    "Admin",
     "Connection",
     "ConnectionTemplate",
     "Control",
@@ -35,5 +37,8 @@ __all__ = [
     "RowFactory",
     "SessionLimits",
     "Statement",
+    "login_of",
+    "open_admin",
     "open_probe",
+    "program_arguments",
 ]

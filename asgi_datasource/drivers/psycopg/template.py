@@ -55,6 +55,11 @@ class ConnectionTemplate:
     def __repr__(self) -> str:
         return "ConnectionTemplate()"
 
+    def dbname(self, name: str) -> str | None:
+        """The name of a tenant's database; None where the tenant stands elsewhere, and shares its database."""
+        template = self._parts.get("dbname", "")
+        return template.replace(PLACEHOLDER, name) if PLACEHOLDER in template else None
+
     def fill(self, name: str) -> str:
         """The connection string for a tenant.
 

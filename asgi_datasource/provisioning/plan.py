@@ -1,0 +1,83 @@
+"""What the configuration says of provisioning, compiled."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from ..config import PLACEHOLDER, Config
+from ..tenancy import TenantCompiler
+
+
+@dataclass(frozen=True, slots=True)
+class Site:
+    """One datasource, as whoever provisions sees it.
+
+    Attributes:
+        name: Its name.
+        url: The application's own connection string; with `{tenant}` in it where each tenant has a database.
+        admin_url: Who may create things there.
+        shared_schemas: What is searched after a tenant's own schema.
+    """
+
+    name: str
+    url: str = field(repr=False)
+    admin_url: str = field(repr=False)
+    shared_schemas: tuple[str, ...] = ()
+
+    @property
+    def has_databases(self) -> bool:
+        """Whether each tenant has a database of its own there."""
+        return PLACEHOLDER in self.url
+
+
+@dataclass(frozen=True, slots=True)
+class ProvisioningPlan:
+    """All that a provisioner has to know.
+
+    Attributes:
+        sites: Every datasource by its name.
+        home: Where the table of tenants is; None where the configuration names no catalog.
+        set_up: SQL files and functions, in order.
+        template: What databases are copied from.
+        dump_folder: Where dumps are kept.
+        programs: The folder of PostgreSQL's programs.
+        compiler: Makes tenants.
+        defaults: The catalog's: datasource, schema, row_security, role.
+    """
+
+    sites: Mapping[str, Site]
+    home: str | None
+    set_up: tuple[str, ...]
+    template: str | None
+    dump_folder: Path | None
+    programs: Path | None
+    compiler: TenantCompiler
+    defaults: Mapping[str, object]
+
+
+def compile_provisioning(config: Config) -> ProvisioningPlan:
+    """What the document says."""
+    sites = {
+        name: Site(
+            name,
+            datasource.primary.url.get_secret_value(),
+            (datasource.admin or datasource.primary).url.get_secret_value(),
+            datasource.search_path,
+        )
+        for name, datasource in config.datasources.items()
+    }
+    catalog = config.tenants_from
+    provisioning = config.provisioning
+    defaults = {} if catalog is None else catalog.defaults.model_dump(by_alias=True, exclude_none=True)
+    return ProvisioningPlan(
+        sites,
+        None if catalog is None or catalog.query is not None else catalog.datasource,
+        provisioning.set_up,
+        provisioning.template,
+        None if provisioning.dump_folder is None else Path(provisioning.dump_folder),
+        None if provisioning.programs is None else Path(provisioning.programs),
+        TenantCompiler(config.datasources),
+        defaults,
+    )
