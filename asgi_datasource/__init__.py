@@ -18,6 +18,7 @@ __all__ = [
     "CommitUnknown",
     "Config",
     "ConfigError",
+    "ConfigFile",
     "DataError",
     "DataErrorKind",
     "DataSession",

@@ -13,7 +13,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from . import telemetry
 from .compiled import Compiled
-from .config import Config
+from .config import Config, ConfigFile
 from .errors import ConfigError, DataError
 from .guard import GuardState, RequestGuard
 from .lifespan import Lifespan
@@ -37,7 +37,8 @@ class DataSourceMiddleware:
 
     Args:
         app: The ASGI application.
-        config: A path to a YAML, TOML or JSON document, a mapping, or a `Config`. One of `config` and `registry`.
+        config: A path to a YAML, TOML or JSON document, a `ConfigFile`, a mapping, or a `Config`. One of `config` and
+            `registry`.
         registry: A registry that is compiled already; its owner opens and closes it, or leaves that to the middleware.
         resolvers: Asked for the tenant before those of the configuration.
 
@@ -48,7 +49,7 @@ class DataSourceMiddleware:
     def __init__(
         self,
         app: ASGIApp,
-        config: str | Path | Mapping[str, Any] | Config | None = None,
+        config: str | Path | ConfigFile | Mapping[str, Any] | Config | None = None,
         *,
         registry: DataSourceRegistry | None = None,
         resolvers: tuple[TenantResolver, ...] | list[TenantResolver] = (),

@@ -2,6 +2,7 @@
 
 from .config import (
     Config as Config,
+    ConfigFile as ConfigFile,
     json_schema as json_schema,
     load as load,
 )

@@ -15,7 +15,7 @@ from typing import Any, Final
 from .background import BackgroundTasks
 from .compiled import Compiled
 from .compiling import compile_config
-from .config import Config, load
+from .config import Config, ConfigFile, load
 from .datasource import DataSource
 from .drivers.psycopg import Endpoint, PsycopgConnection
 from .errors import ConfigError, DataError, DataErrorKind
@@ -31,8 +31,8 @@ from .vetting import Vetting
 
 logger = logging.getLogger("asgi_datasource.registry")
 
-ConfigSource = str | Path | Mapping[str, Any] | Config
-"""A path to a YAML, TOML or JSON document, a mapping, or a `Config` that is loaded already."""
+ConfigSource = str | Path | ConfigFile | Mapping[str, Any] | Config
+"""A path to a YAML, TOML or JSON document, one with overlays, a mapping, or a `Config` that is loaded already."""
 
 WATCH_AFTER_S: Final = 0.1
 """Seconds into its first statement after which a request watches for its client's leaving; most are done by then."""
@@ -46,17 +46,19 @@ class Origin:
     """Where a registry's configuration comes from, and how it is read.
 
     Attributes:
-        path: The document; None where it did not come from a file.
+        path: The document, with its overlays; None where it did not come from a file.
         environ: Where `${NAME}` is looked up; None takes the process's environment.
         needs_resolver: Whether tenants without a way to tell them from requests are an error.
     """
 
-    path: Path | None = None
+    path: Path | ConfigFile | None = None
     environ: Mapping[str, str] | None = None
     needs_resolver: bool = False
 
     def moved_to(self, source: ConfigSource) -> Origin:
         """The same for another source; one that is not a file leaves the file that there was."""
+        if isinstance(source, ConfigFile):
+            return replace(self, path=source)
         return replace(self, path=Path(source)) if isinstance(source, str | Path) else self
 
 
@@ -312,7 +314,7 @@ class DataSourceRegistry:
         which it says the same keep their pools. The others' are closed once nobody can come back to them.
 
         Args:
-            source: A path, a mapping or a `Config`; None reads the registry's own file again.
+            source: A path, a `ConfigFile`, a mapping or a `Config`; None reads the registry's own file again.
 
         Raises:
             ConfigError: The configuration is wrong, every problem is listed; or there is no file to read again.
@@ -528,7 +530,8 @@ def compile(
     """Compile a configuration into a registry. Opens nothing.
 
     Args:
-        source: A path to a YAML, TOML or JSON document, a mapping, or a `Config` that is loaded already.
+        source: A path to a YAML, TOML or JSON document, a `ConfigFile` with overlays, a mapping, or a `Config` that is
+            loaded already.
         environ: Where `${NAME}` is looked up; None takes the process's environment.
         needs_resolver: Whether tenants without a way to tell them from requests are an error; workers and scripts name
             the tenant themselves.

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from asgi_datasource import DataSourceMiddleware, compile
 from asgi_datasource.config import Code, Config, ConfigFile, Findings, InvalidConfig, Severity, examine, load
 
 MAIN = """\
@@ -211,6 +212,23 @@ def test_each_file_ignores_its_own_warnings() -> None:
     findings = examine("datasource.yaml")
     assert findings.diagnostics == ()
     assert [ignored.reason for ignored in findings.suppressed] == ["filtered"]
+
+
+@pytest.mark.usefixtures("folder")
+async def test_a_registry_keeps_its_overlays_when_it_is_reloaded() -> None:
+    write("prod.yaml", "tenants: {acme: {schema: acme_prod}}\n")
+    source = ConfigFile("datasource.yaml", ("prod.yaml",))
+    registry = compile(source)
+    assert DataSourceMiddleware(bare, config=source).registry.compiled.policy == registry.compiled.policy
+    assert registry.tenant("acme").settings == (("search_path", '"acme_prod"'),)
+    write("prod.yaml", "tenants: {acme: {schema: acme_next}}\n")
+    await registry.reload()
+    assert registry.tenant("acme").settings == (("search_path", '"acme_next"'),)
+    await registry.close()
+
+
+async def bare(scope: Any, receive: Any, send: Any) -> None:
+    """An application that answers nothing."""
 
 
 def test_many_files_are_merged_as_one(tmp_path: Path) -> None:
