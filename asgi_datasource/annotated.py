@@ -21,6 +21,7 @@ from .transaction import (
     TransactionOptions,
     backoff_s,
     current_frame,
+    is_conflict,
 )
 
 if TYPE_CHECKING:
@@ -73,12 +74,11 @@ async def _run_until_settled(
         attempt += 1
         block = Block(session, options, is_exclusive=False, demotes=True, deadline=deadline, runs_hooks=False)
         hooks, commits = len(session.due_hooks), session.commits
-        session.forget_conflict()
         try:
             async with block:
                 return await invoke()
-        except Exception:
-            conflict = session.conflict
+        except Exception as error:
+            conflict = block.lost_by or (error if is_conflict(error) else None)
             if conflict is None or block.step is not Step.OWN or attempt > retries:
                 raise
             if session.commits != commits:

@@ -240,6 +240,11 @@ class Block:
         return self._session is session
 
     @property
+    def lost_by(self) -> DataError | None:
+        """What its own transaction has lost against another one by, where it has one."""
+        return None if self._work is None else self._work.lost_by
+
+    @property
     def is_guarded(self) -> bool:
         """Whether what runs inside is READ ONLY by a savepoint in a transaction that writes."""
         return any(block._reads_only for block in self._savepoints())
@@ -359,8 +364,6 @@ class Block:
         if transaction.is_open:
             cause = self.doomed_by or transaction.failure
             await transaction.rollback_to(name, deadline=session.deadline())
-            # What was lost is undone, and whoever caught the error goes on without it.
-            session.forget_conflict()
             session.note_event(telemetry.SAVEPOINT_ROLLED_BACK, {telemetry.SAVEPOINT: name})
             if error is None:
                 raise unexpected_rollback(cause) from cause

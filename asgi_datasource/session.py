@@ -87,6 +87,7 @@ class DataSession(StatementMethods):
 
     __slots__ = (
         "_background",
+        "_conflict",
         "_datasource",
         "_ending",
         "_executor",
@@ -110,7 +111,6 @@ class DataSession(StatementMethods):
         "_work",
         "commits",
         "committing",
-        "conflict",
         "due_hooks",
         "is_in_route",
         "registry",
@@ -166,8 +166,7 @@ class DataSession(StatementMethods):
         """Commits that are still on their way, whoever waits for them."""
         self.due_hooks: DueHooks = _NO_HOOKS
         """The hooks whose transaction has ended."""
-        self.conflict: DataError | None = None
-        """What the last transaction that ended has lost against another one by."""
+        self._conflict: DataError | None = None
         self.is_in_route = False
         """Whether the matched endpoint runs."""
         self.commits = 0
@@ -362,10 +361,6 @@ class DataSession(StatementMethods):
         """Whether these options are the matched endpoint's own."""
         return options is self._endpoint_options()
 
-    def forget_conflict(self) -> None:
-        """The work that has lost is tried again."""
-        self.conflict = None
-
     def note_failure(self, options: TransactionOptions, error: BaseException) -> None:
         """An exception leaves the route: its annotation may name the exception.
 
@@ -411,11 +406,11 @@ class DataSession(StatementMethods):
 
     @property
     def lost_by(self) -> DataError | None:
-        """What its transaction has lost against another one by, where it has: the same again may succeed."""
+        """What its transaction, or another part of it, has lost against another one by; None where nothing has."""
         transaction = self.current_transaction
         if transaction is not None and is_conflict(transaction.failure):
             return transaction.failure
-        return self.conflict
+        return self._conflict if self._work is None else self._work.lost_by or self._conflict
 
     def observe(self, scope: MutableMapping[str, Any]) -> None:
         """Take note of the innermost scope in which the session was asked for: the matched endpoint stands there."""
@@ -691,6 +686,7 @@ class DataSession(StatementMethods):
         """It has ended; what was around goes on."""
         if self._work is work:
             self._work = work.outer
+            self._conflict = work.lost_by
             self._note_held()
 
     def _note_held(self) -> None:
@@ -836,8 +832,8 @@ class DataSession(StatementMethods):
                 raise self.stopped_by from None
             raise
         except DataError as error:
-            if is_conflict(error):
-                self.conflict = error
+            if is_conflict(error) and not self._terms().is_shared:
+                self._conflict = error
             if error.kind is DataErrorKind.READ_ONLY:
                 raise self._explain_read_only(statements, error) from error.__cause__
             raise
@@ -920,7 +916,7 @@ class DataSession(StatementMethods):
                 if turns is not None:
                     turns.leave()
             if not commit:
-                work.rollback_reason = work.doomed_by = None
+                work.rollback_reason = work.doomed_by = work.lost_by = None
         await self.run_due_hooks()
 
     def _unfinished(self) -> set[asyncio.Task[Any]]:

@@ -36,9 +36,6 @@ class WorkOwner(Protocol):
     due_hooks: DueHooks
     """Where hooks go whose transaction has ended."""
 
-    conflict: DataError | None
-    """What the last transaction that ended has lost against another one by."""
-
     commits: int
     """How often something was committed, or may have been."""
 
@@ -76,6 +73,7 @@ class Work:
         "_owner",
         "_policy",
         "doomed_by",
+        "lost_by",
         "outer",
         "rollback_reason",
         "snapshot",
@@ -103,6 +101,8 @@ class Work:
         """The READ ONLY transaction of a stream."""
         self.doomed_by: DataError | None = None
         """What leaves it nothing but a rollback, although the server would commit: a commit raises it."""
+        self.lost_by: DataError | None = None
+        """What its transaction has lost against another one by, where it has: the same again may succeed."""
         self.rollback_reason: str | None = None
         """What `set_rollback_only` was told: nothing is committed, and nobody is surprised."""
 
@@ -185,7 +185,7 @@ class Work:
                 committed = commit
                 return
             if is_conflict(transaction.failure):
-                self._owner.conflict = transaction.failure
+                self.lost_by = transaction.failure
             if refusal is not None:
                 await transaction.rollback(self.rollback_reason or self._why_doomed() or refusal.kind.value)
                 raise refusal
@@ -232,7 +232,7 @@ class Work:
         except DataError as error:
             committed = False
             if is_conflict(error):
-                owner.conflict = error
+                self.lost_by = error
             raise
         finally:
             owner.due_hooks.settle(hooks, committed=committed)

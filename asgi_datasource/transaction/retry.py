@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from typing import Final
+from typing import Final, TypeGuard
 
 from ..errors import DataError
 
@@ -17,7 +17,7 @@ FIRST_DELAY_S: Final = 0.01
 LAST_DELAY_S: Final = 0.5
 
 
-def is_conflict(error: BaseException | None) -> bool:
+def is_conflict(error: BaseException | None) -> TypeGuard[DataError]:
     """Whether a transaction has failed because it lost against another one."""
     return isinstance(error, DataError) and error.sqlstate in CONFLICTS
 

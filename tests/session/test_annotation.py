@@ -394,6 +394,53 @@ async def test_a_functions_timeout_ends_its_statements_and_its_waits(world: Worl
     assert await world.items() == ["kept"]
 
 
+async def test_a_routes_timeout_covers_the_wait_for_a_connection_and_is_handed_to_the_server(world: World) -> None:
+    @transactional(timeout=0.3)
+    async def queues(request: Request) -> Response:
+        await session(request).execute(INSERT, ["too late"])
+        return JSONResponse({})
+
+    @transactional(timeout=20)
+    async def limits(request: Request) -> Response:
+        names = ["statement_timeout", "transaction_timeout", "idle_in_transaction_session_timeout"]
+        query = "select name, setting::int from pg_settings where name = any(%s)"
+        rows = await session(request).fetch_all(query, [names])
+        return JSONResponse({row["name"]: row["setting"] for row in rows})
+
+    registry = world.registry(replicas=(), pool={"min_size": 1, "max_size": 1, "acquire_timeout": "60s"})
+    routes = [Route("/queues", queues, methods=["POST"]), Route("/limits", limits, methods=["POST"])]
+    async with client(world, routes, registry=registry) as http:
+        async with registry.session("acme") as holder:
+            await holder.execute(INSERT, ["held"])
+            assert (await http.post("/queues")).status_code == 504
+        told = (await http.post("/limits")).json()
+        # The transaction's own limit, which costs the connection, stands behind the statement's.
+        assert 0 < told["statement_timeout"] <= 20_000
+        assert told["statement_timeout"] < told["transaction_timeout"] <= 21_000
+        assert told["statement_timeout"] < told["idle_in_transaction_session_timeout"] <= 22_000
+    assert await world.items() == ["held"]
+
+
+async def test_a_deadline_inside_the_commit_of_a_function_is_answered_by_the_truth(world: World) -> None:
+    """The trigger of `slow` holds COMMIT for longer than there is time: it is cancelled, and nothing was committed."""
+
+    @transactional(timeout=0.2)
+    async def place() -> None:
+        db = current_session()
+        await db.execute(INSERT, ["undone"])
+        await db.execute("insert into slow values (1)")
+
+    async def body(db: DataSession) -> None:
+        with pytest.raises(DataError) as caught:
+            await place()
+        assert caught.value.kind is DataErrorKind.TIMEOUT
+
+    async with world.registry(transactions={"default": "annotated"}) as registry:
+        assert (await request(registry, body)).status == 201
+        await assert_whole(registry, world)
+    assert await world.items() == []
+
+
 async def test_an_inner_timeout_is_bounded_by_the_outer_one(world: World) -> None:
     @transactional(timeout=3600)
     async def inner() -> None:

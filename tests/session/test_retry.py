@@ -33,6 +33,7 @@ from tests.asgi import Call
 from tests.pools import assert_whole
 from tests.world import World
 
+from .every_await import Canceller, cancel_at
 from .requests import request
 
 INSERT = "insert into orders (item) values (%s)"
@@ -431,6 +432,47 @@ async def test_a_cancelled_or_departed_request_is_not_run_again(world: World) ->
     assert call.sent == []
 
 
+@pytest.mark.parametrize("canceller", list(Canceller))
+async def test_a_request_that_runs_again_may_be_cancelled_at_any_wait(world: World, canceller: Canceller) -> None:
+    told: list[str] = []
+    attempts = Attempts(1)
+
+    @transactional(retry=1)
+    async def endpoint(scope: Scope, receive: Receive, send: Send) -> None:
+        db = session(scope)
+        await receive()
+        await db.execute(INSERT, ["tea"])
+        db.after_commit(lambda: told.append("committed"))
+        db.after_rollback(lambda: told.append("rolled back"))
+        await JSONResponse(await attempts.next(db), status_code=201)(scope, receive, send)
+
+    async def work() -> None:
+        nonlocal call
+        attempts.count = 0
+        call = Call(endpoint=endpoint, body=b"a body")
+        await call.run(DataSourceMiddleware(endpoint, registry=registry))
+
+    call = Call()
+    async with world.registry(replicas=(), pool={"min_size": 1, "max_size": 1}) as registry:
+        number = 0
+        was_reached = True
+        while was_reached:
+            number += 1
+            told.clear()
+            was_reached = await cancel_at(number, canceller, work)
+            where = f"{canceller} at wait {number}"
+            assert await registry.background.drain(5.0) == 0, where
+            await assert_whole(registry, world)
+            items = await world.items()
+            assert told in ([], ["committed"], ["rolled back"]), where
+            assert (items == ["tea"]) == (told == ["committed"]), where
+            # Whatever happened behind it: a status line that claims success is true.
+            assert items or not call.sent or call.status != 201, where
+            await world.sql("truncate orders")
+    assert call.status == 201
+    assert number > 5
+
+
 # -- a service function
 
 
@@ -483,6 +525,32 @@ async def test_a_function_that_hides_the_conflict_runs_again_all_the_same(world:
 
     async with world.registry(transactions={"default": "annotated"}) as registry:
         assert (await request(registry, lambda db: place())).body == b"2"
+
+
+async def test_a_conflict_that_was_dealt_with_inside_is_no_reason_to_run_again(world: World) -> None:
+    attempts = Attempts(1)
+    count = 0
+
+    @transactional(retry=3)
+    async def outer() -> None:
+        nonlocal count
+        count += 1
+        db = current_session()
+        with pytest.raises(DataError):
+            async with db.transaction():
+                await attempts.next(db)
+        attempts.count = 0
+        with pytest.raises(DataError):
+            await transactional(propagation="requires_new")(attempts.next)(db)
+        raise LookupError
+
+    async def body(db: DataSession) -> None:
+        with pytest.raises(LookupError):
+            await outer()
+
+    async with world.registry(transactions={"default": "annotated"}) as registry:
+        assert (await request(registry, body)).status == 201
+    assert count == 1
 
 
 async def test_a_functions_attempts_are_bounded_and_its_timeout_covers_them_all(world: World) -> None:
