@@ -10,11 +10,11 @@ from pathlib import Path
 from time import perf_counter
 from typing import Final
 
-from benchmarks import boot, in_process, latency, load, round_trips, validate
+from benchmarks import boot, in_process, latency, load, round_trips, tenants, validate
 from benchmarks.report import Report
 from benchmarks.server import benchmark_server
 
-NAMES: Final = (in_process.NAME, round_trips.NAME, latency.NAME, load.NAME, boot.NAME, validate.NAME)
+NAMES: Final = (in_process.NAME, round_trips.NAME, latency.NAME, load.NAME, boot.NAME, validate.NAME, tenants.NAME)
 RESULTS: Final = Path(__file__).parent / "results"
 
 
@@ -49,7 +49,7 @@ async def _run(report: Report, names: Sequence[str], options: argparse.Namespace
     if boot.NAME in names:
         with _progress(boot.NAME):
             await boot.run(report, quick=options.quick)
-    if not {round_trips.NAME, latency.NAME, load.NAME} & set(names):
+    if not {round_trips.NAME, latency.NAME, load.NAME, tenants.NAME} & set(names):
         return
     async with benchmark_server(options.server) as server:
         report.environment["server"] = server.settings
@@ -59,6 +59,9 @@ async def _run(report: Report, names: Sequence[str], options: argparse.Namespace
         if latency.NAME in names:
             with _progress(latency.NAME):
                 await latency.run(report, server, quick=options.quick)
+        if tenants.NAME in names:
+            with _progress(tenants.NAME):
+                await tenants.run(report, server, quick=options.quick)
         if load.NAME in names:
             client = load.generator(options.client)
             with _progress(load.NAME):

@@ -123,8 +123,8 @@ class Catalog:
         self._directory.learn_from(self._learn)
         try:
             await self._load()
-        except DataError as error:
-            logger.error("the tenants cannot be loaded: %s", error)
+        except Exception as error:  # noqa: BLE001 - whatever it was, the application starts, and it is tried again
+            logger.error("the tenants cannot be loaded: %s", error if isinstance(error, DataError) else repr(error))
             self._read_snapshot()
         if self._keeping is None:
             self._keeping = asyncio.get_running_loop().create_task(self._keep())
@@ -226,18 +226,14 @@ class Catalog:
             rows = first.tuples()
             while rows:
                 reader.add(rows)
-                if writer is not None:
-                    writer.add(rows)
+                writer = _add_or_abandon(writer, rows)
                 if len(rows) < ROWS_A_ROUND_TRIP:
                     break
                 [answer] = await self._ask(connection, [fetch], deadline)
                 rows = answer.tuples()
             await self._ask(connection, [_END], deadline)
             if writer is not None:
-                await asyncio.to_thread(writer.commit)
-                writer = None
-        except OSError as error:
-            logger.warning("the snapshot of the tenants cannot be written: %s", error.strerror or type(error).__name__)
+                writer = await asyncio.to_thread(_commit_or_abandon, writer)
         finally:
             if writer is not None:
                 writer.abandon()
@@ -313,8 +309,10 @@ class Catalog:
         condition = "t.name::text = any(%(names)s)"
         if "aliases" in self._columns:
             condition += " or t.aliases::text[] && %(names)s"
+        # With values to bind, a percent sign of the query's own has to be written twice.
+        query = self._query.replace("%", "%%")
         question = Statement(
-            f"select t.* from ({self._query}) t where {condition}",  # noqa: S608 - the query is the document's
+            f"select t.* from ({query}) t where {condition}",  # noqa: S608 - the query is the document's
             {"names": list(names)},
             prepare=False,
         )
@@ -373,7 +371,7 @@ class Catalog:
         try:
             return SnapshotWriter(self._snapshot, columns)
         except OSError as error:
-            logger.warning("the snapshot of the tenants cannot be written: %s", error.strerror or type(error).__name__)
+            _complain(error)
             return None
 
     # -- the connection
@@ -416,6 +414,30 @@ def _digest_query(query: str) -> str:
     """Tells whether anything has changed, without the rows themselves."""
     rows = f"select md5(t::text) as row from ({query}) t"  # noqa: S608 - the query is the document's
     return f"select count(*) as count, md5(coalesce(string_agg(row, '' order by row), '')) as digest from ({rows}) rows"  # noqa: S608
+
+
+def _add_or_abandon(writer: SnapshotWriter | None, rows: Sequence[Sequence[Any]]) -> SnapshotWriter | None:
+    """Write rows into the snapshot; a disk that is full must not keep a tenant from being known."""
+    if writer is not None:
+        try:
+            writer.add(rows)
+        except OSError as error:
+            _complain(error)
+            writer.abandon()
+            return None
+    return writer
+
+
+def _commit_or_abandon(writer: SnapshotWriter) -> None:
+    try:
+        writer.commit()
+    except OSError as error:
+        _complain(error)
+        writer.abandon()
+
+
+def _complain(error: OSError) -> None:
+    logger.warning("the snapshot of the tenants cannot be written: %s", error.strerror or type(error).__name__)
 
 
 def _resolve(futures: Sequence[asyncio.Future[None]], failure: DataError | None) -> None:

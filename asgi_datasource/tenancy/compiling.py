@@ -37,7 +37,7 @@ from .resolvers import (
     ScopeResolver,
     TenantFunction,
 )
-from .tenant import Strategy, Tenant, TenantState
+from .tenant import STATES, Strategy, Tenant, TenantState
 from .tokens import FixedKey, KeySetFile, TokenKeys, TokenResolver, TokenRules
 
 
@@ -61,7 +61,9 @@ class Resolvers:
             resolve = chain(resolvers)
         if self._trusted is None:
             return resolve
-        return TrustedHostResolver(resolve, self._trusted, tuple(self._domains), host=self._host)
+        return TrustedHostResolver(
+            resolve, self._trusted, tuple(self._domains), directory=self._directory, host=self._host
+        )
 
     def _compile(self, config: ResolverConfig) -> TenantResolver:
         resolver = self._way(config)
@@ -188,15 +190,20 @@ class TenantCompiler:
         Raises:
             ValueError: There is no such datasource, or a name is too long for PostgreSQL, which would cut it off.
         """
-        if datasource not in self._shared_schemas:
+        shared_schemas = self._shared_schemas.get(datasource)
+        if shared_schemas is None:
             raise ValueError("it names a datasource that is not there")
+        if schema is not None and PLACEHOLDER in schema:
+            schema = _filled(schema, name)
+        if row_security is not None:
+            for value in row_security.values():
+                if PLACEHOLDER in value:
+                    row_security = {key: text.replace(PLACEHOLDER, name) for key, text in row_security.items()}
+                    break
+        if role is not None:
+            role = _filled(role, name)
         strategy, settings = tenant_settings(
-            schema=_filled(schema, name),
-            shared_schemas=self._shared_schemas[datasource],
-            row_security=None
-            if row_security is None
-            else {key: value.replace(PLACEHOLDER, name) for key, value in row_security.items()},
-            role=_filled(role, name),
+            schema=schema, shared_schemas=shared_schemas, row_security=row_security, role=role
         )
         if datasource in self._has_databases:
             database = name if database is None else _filled(database, name)
@@ -213,7 +220,7 @@ class TenantCompiler:
             schema=config.schema_name,
             row_security=config.row_security,
             role=config.role,
-            state=TenantState(config.state),
+            state=STATES[config.state],
             max_connections=None if config.limits is None else config.limits.max_connections,
             database=config.database,
         )

@@ -6,8 +6,9 @@ from collections.abc import Awaitable, Callable, Mapping
 
 from starlette.types import Scope
 
+from ..errors import DataError
 from ..hostnames import normalize_host
-from .answers import Answer, TenantResolver, bad_request
+from .answers import Answer, Resolution, TenantResolver, bad_request
 from .directory import TenantDirectory
 from .hosts import RequestHost, TrustedHosts
 
@@ -72,11 +73,18 @@ class DomainResolver:
 class TrustedHostResolver:
     """Refuses requests for hosts that are not served here, before any other resolver is asked."""
 
-    __slots__ = ("_domains", "_host", "_resolve", "_trusted")
+    __slots__ = ("_directory", "_domains", "_host", "_resolve", "_trusted")
 
     def __init__(
-        self, resolve: TenantResolver, trusted: TrustedHosts, domains: tuple[DomainResolver, ...], *, host: HostOf
+        self,
+        resolve: TenantResolver,
+        trusted: TrustedHosts,
+        domains: tuple[DomainResolver, ...],
+        *,
+        directory: TenantDirectory,
+        host: HostOf,
     ) -> None:
+        self._directory = directory
         self._resolve = resolve
         self._trusted = trusted
         self._domains = domains
@@ -84,6 +92,23 @@ class TrustedHostResolver:
 
     def __call__(self, scope: Scope, /) -> Answer | Awaitable[Answer]:
         host = self._host(scope)
-        if host is None or not (self._trusted.serves(host) or any(domain.serves(host) for domain in self._domains)):
-            raise bad_request("the request's host is not one that is served here")
-        return self._resolve(scope)
+        if host is not None and self._serves(host):
+            return self._resolve(scope)
+        if host is not None and self._domains and self._directory.can_learn:
+            return self._ask(host, scope)
+        raise _not_served()
+
+    async def _ask(self, host: str, scope: Scope) -> Answer:
+        """It may be the domain of a tenant that is not known yet."""
+        await self._directory.learn(host)
+        if not self._serves(host):
+            raise _not_served()
+        answer = self._resolve(scope)
+        return answer if answer is None or isinstance(answer, str | Resolution) else await answer
+
+    def _serves(self, host: str) -> bool:
+        return self._trusted.serves(host) or any(domain.serves(host) for domain in self._domains)
+
+
+def _not_served() -> DataError:
+    return bad_request("the request's host is not one that is served here")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Final, cast
 from uuid import UUID
@@ -42,6 +43,8 @@ class RowReader:
         if "name" not in columns:
             raise ValueError("the query gives no column `name`")
         self._at = {column: index for index, column in enumerate(columns) if column in COLUMNS}
+        self._slots = [(COLUMNS.index(column), index) for column, index in self._at.items()]
+        self._blank: list[Any] = [None] * len(COLUMNS)
         self._compiler = compiler
         self._defaults = defaults
         self._limit = None if defaults.limits is None else defaults.limits.max_connections
@@ -72,39 +75,37 @@ class RowReader:
         return TenantMap(names, {alias: name for alias, name in self._aliases.items() if name and alias not in names})
 
     def _add(self, row: Sequence[Any]) -> None:
-        at, defaults = self._at, self._defaults
-
-        def told(column: str) -> Any:
-            index = at.get(column)
-            return None if index is None else row[index]
-
-        name: Any = row[at["name"]]
+        values = self._blank.copy()
+        for slot, index in self._slots:
+            values[slot] = row[index]
+        name, datasource, schema, settings, role, state, aliases, limit, database = values
+        defaults = self._defaults
         if isinstance(name, int | UUID) and not isinstance(name, bool):
             name = str(name)
-        if not isinstance(name, str) or not name or len(name) > MAX_NAME_LENGTH or not _is_plain(name):
+        if not isinstance(name, str) or _NAME.fullmatch(name) is None:
             raise ValueError("that is no name")
         if name in self._names:
             # Which of the two is meant cannot be known.
             self._twice.add(name)
             raise ValueError("there is another of that name, and neither is used")
-        datasource = _text(told("datasource")) or defaults.datasource
+        datasource = (None if datasource is None else _text(datasource)) or defaults.datasource
         if datasource is None:
             raise ValueError("it names no datasource, and neither do the defaults")
-        limit = told("max_connections")
         if limit is not None and (not isinstance(limit, int) or limit < 1):
             raise ValueError("max_connections is no positive whole number")
-        tenant = self._compiler.make(
+        self._names[name] = self._compiler.make(
             name,
             self._words.setdefault(datasource, datasource),
-            schema=_identifier(told("schema")) or defaults.schema_name,
-            row_security=_settings(told("row_security")) or defaults.row_security,
-            role=_identifier(told("role")) or defaults.role,
-            state=TenantState(told("state") or TenantState.ACTIVE),
+            schema=(None if schema is None else _identifier(schema)) or defaults.schema_name,
+            row_security=(None if settings is None else _settings(settings)) or defaults.row_security,
+            role=(None if role is None else _identifier(role)) or defaults.role,
+            state=TenantState.ACTIVE if state is None else TenantState(state),
             max_connections=self._limit if limit is None else limit,
-            database=_identifier(told("database")),
+            database=None if database is None else _identifier(database),
         )
-        self._names[name] = tenant
-        for alias in _aliases(told("aliases")):
+        if aliases is None:
+            return
+        for alias in _aliases(aliases):
             for spelled in {alias, normalize_host(alias) or alias}:
                 # One that two tenants claim is nobody's: requests must not reach either of them by chance.
                 if self._aliases.setdefault(spelled, name) != name:
@@ -112,8 +113,8 @@ class RowReader:
                     self._aliases[spelled] = None
 
 
-def _is_plain(text: str) -> bool:
-    return text.isprintable() and not any(character in "*{}" for character in text)
+_NAME: Final = re.compile(rf"[^\x00-\x1f\x7f*{{}}]{{1,{MAX_NAME_LENGTH}}}")
+"""As in the document."""
 
 
 def _text(value: object) -> str | None:
@@ -126,7 +127,7 @@ def _text(value: object) -> str | None:
 
 def _identifier(value: object) -> str | None:
     text = _text(value)
-    if text is not None and ("\x00" in text or len(text.encode("utf-8", "surrogatepass")) > 63):
+    if text is not None and ("\x00" in text or len(text) > 63 or (not text.isascii() and len(text.encode()) > 63)):
         raise ValueError("a name is too long for something in the database")
     return text
 
@@ -139,8 +140,9 @@ def _settings(value: object) -> Mapping[str, str] | None:
     if not isinstance(value, dict):
         raise ValueError("row_security is no mapping of settings")
     settings = cast("dict[object, object]", value)
-    if not all(isinstance(key, str) and "." in key and isinstance(text, str) for key, text in settings.items()):
-        raise ValueError("row_security is no mapping of custom settings to texts")
+    for key, text in settings.items():
+        if not isinstance(key, str) or "." not in key or not isinstance(text, str):
+            raise ValueError("row_security is no mapping of custom settings to texts")
     return cast("dict[str, str]", settings)
 
 

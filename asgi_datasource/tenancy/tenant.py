@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import StrEnum
+from typing import Final
 
 from ..errors import DataError, DataErrorKind
 
@@ -31,6 +32,10 @@ class TenantState(StrEnum):
     """Everything is refused with 403."""
     MOVING = "moving"
     """Reads are served, writes refused with 503 and Retry-After: it will be somewhere else in a moment."""
+
+
+STATES: Final = {state.value: state for state in TenantState}
+"""Every state by its word: there may be 100,000 to look up."""
 
 
 @dataclass(frozen=True, slots=True)

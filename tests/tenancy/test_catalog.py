@@ -17,6 +17,7 @@ from starlette.routing import Route
 
 from asgi_datasource import DataError, DataErrorKind, DataSourceRegistry, Tenant, compile, session
 from asgi_datasource.tenancy import Catalog, CatalogState, Strategy, TenantState
+from asgi_datasource.tenancy.snapshot import SnapshotWriter
 from asgi_datasource.testing import EmbeddedCluster
 from tests.apps import client
 from tests.pools import until
@@ -285,8 +286,9 @@ async def test_a_domain_of_a_new_tenant_is_asked_for_as_well(table: World) -> No
     async def who(request: Request) -> Response:
         return JSONResponse(session(request).tenant.name)
 
-    document = config(table)
-    document["tenancy"] = {"resolve": [{"domain": {}}]}
+    # With a percent sign in the query, which is no placeholder.
+    document = config(table, query="select * from catalog.customers where name like '%'")
+    document["tenancy"] = {"resolve": [{"domain": {}}], "trusted_hosts": ["app.test"]}
     async with client(table, [Route("/", who)], registry=compile(document)) as http:
         assert (await http.get("/", headers={"Host": "shop.acme.test"})).status_code == 400
         await table.sql("update catalog.customers set aliases = '{shop.globex.test}' where name = 'globex'")
@@ -380,6 +382,18 @@ async def test_a_snapshot_is_replaced_whole_and_only_by_a_whole_load(table: Worl
 async def test_a_snapshot_that_cannot_be_written_keeps_nobody_from_being_served(table: World, tmp_path: Path) -> None:
     async with registry(table, snapshot=str(tmp_path / "nowhere" / "tenants.snapshot")) as made:
         assert await names(made) == ["acme", "globex"]
+
+
+async def test_a_disk_that_is_full_keeps_no_tenant_from_being_known(
+    table: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def is_full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(SnapshotWriter, "add", is_full)
+    async with registry(table, snapshot=str(tmp_path / "tenants.snapshot")) as made:
+        assert await names(made) == ["acme", "globex"]
+    assert list(tmp_path.iterdir()) == []
 
 
 async def test_a_query_that_is_wrong_is_told_and_tried_again(table: World, caplog: pytest.LogCaptureFixture) -> None:
