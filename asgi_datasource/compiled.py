@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 from typing import Final
@@ -16,6 +17,7 @@ from .plan import CommitScope, SessionPolicy
 from .prefixes import PathPrefixes
 from .problems import ProblemAnswers
 from .provisioning import ProvisioningPlan
+from .routing import NOTHING_SEEN, Token
 from .tenancy import Admission, CatalogPlan, Home, Resolvers, Tenant, TenantResolver, home_of
 
 _NO_PATHS: Final = PathPrefixes(())
@@ -82,6 +84,11 @@ class Compiled:
     def endpoints(self) -> list[Endpoint]:
         """Every server of every datasource."""
         return [endpoint for datasource in self.datasources.values() for endpoint in datasource.endpoints.values()]
+
+    def seen(self, tokens: Iterable[str]) -> Token:
+        """What tokens say together; nothing where the configuration has none."""
+        policy = self.policy.tokens
+        return NOTHING_SEEN if policy is None else policy.signer.read(tokens, now=time.time())
 
     def datasource_of(self, tenant: Tenant) -> DataSource:
         """Where a tenant's data is.

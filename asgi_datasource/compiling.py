@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from math import ceil
 from typing import Final
 
+from .carrier import Carrier
 from .compiled import Compiled
-from .config import PLACEHOLDER, Config, DataSourceConfig, EndpointConfig, PoolConfig
+from .config import PLACEHOLDER, Config, ConsistencyConfig, DataSourceConfig, EndpointConfig, PoolConfig
 from .config import RouteRule as RouteRuleConfig
 from .datasource import DataSource, PostgresDataSource, ReplicaTraits
 from .drivers.psycopg import ConnectionTemplate, Endpoint, EndpointSettings
 from .fleet import Fleet
+from .past import TokenPolicy
 from .paths import CompiledRule, RouteRules, compile_pattern
 from .plan import CommitScope, RouteRule, SessionPolicy
 from .prefixes import PathPrefixes
@@ -24,6 +27,7 @@ from .routing import (
     NoReplica,
     Role,
     RoutingPolicy,
+    TokenSigner,
     choose_interval,
 )
 from .tenancy import (
@@ -189,6 +193,24 @@ def _compile_policy(config: Config) -> SessionPolicy:
         retry_body_limit=transactions.retry_body_limit,
         max_parallel=transactions.max_parallel,
         allows_multiple_writers=transactions.multiple_writers == "allow",
+        tokens=_compile_tokens(config.consistency),
+    )
+
+
+def _compile_tokens(config: ConsistencyConfig) -> TokenPolicy | None:
+    if config.token == "off" or config.secret is None:  # noqa: S105 - a word of the configuration
+        return None
+    return TokenPolicy(
+        signer=TokenSigner(
+            [secret.get_secret_value() for secret in (config.secret, *config.old_secrets)], ttl_s=config.ttl_s
+        ),
+        carrier=Carrier(
+            cookie=config.cookie if config.token in ("cookie", "both") else None,
+            header=config.header if config.token in ("header", "both") else None,
+            max_age_s=ceil(config.ttl_s),
+        ),
+        wait_s=config.wait_s,
+        is_monotonic=config.monotonic,
     )
 
 

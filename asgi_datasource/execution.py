@@ -13,8 +13,9 @@ from opentelemetry.trace import Span
 
 from . import telemetry
 from .background import BackgroundTasks
-from .drivers.psycopg import Connection, Endpoint, Exchange, Result, Statement
+from .drivers.psycopg import ASK_POSITION, Connection, Endpoint, Exchange, Result, Statement
 from .errors import DataError
+from .proof import Proof
 from .router import Attempt, Router
 from .routing import ANY_FRESHNESS, AccessIntent, Freshness, Route
 from .tenancy import Tenant
@@ -86,14 +87,26 @@ class Executor:
             if statement.may_end_transaction:
                 return await self._read_in_block(statements, deadline=deadline, freshness=freshness)
         attempt = Attempt()
+        proof = self._proof(freshness, attempt)
+        lent: tuple[Endpoint, Connection] | None = None
         while True:
-            endpoint, connection = await self.router.connect(AccessIntent.READ, attempt, deadline, freshness)
-            batch = [self._settings(connection, deadline, _READ_ONLY_SETTINGS), *statements]
+            endpoint, connection = lent or await self.router.connect(AccessIntent.READ, attempt, deadline, freshness)
+            settings = self._settings(connection, deadline, _READ_ONLY_SETTINGS)
+            if proof is None:
+                first, batch = 1, [settings, *statements]
+            else:
+                first, batch = proof.wrap(settings, statements, endpoint, connection)
             exchange = await self._exchange(endpoint, connection, batch, statements, deadline, begins=False)
+            if proof is not None and not proof.is_met(exchange, endpoint, connection):
+                lent = await self._await_proof(proof, attempt, endpoint, connection, deadline)
+                continue
+            lent = None
             if exchange.error is None:
-                results = exchange.answers(1, len(statements))
+                results = exchange.answers(first, len(statements))
                 command = next((r.status_message for r in results if r.ends_transaction), None)
                 if command is None and connection.is_idle:
+                    if proof is not None:
+                        proof.note(exchange, endpoint, connection)
                     await endpoint.release(connection)
                     self.router.note_read(endpoint)
                     return results
@@ -103,6 +116,38 @@ class Executor:
             await self._give_up(endpoint, connection)
             if not attempt.may_go_on(endpoint, exchange, error):
                 raise error from exchange.error
+
+    def _proof(self, freshness: Freshness, attempt: Attempt) -> Proof | None:
+        past = self.router.past
+        return None if past is None else Proof(self.router, past, freshness, attempt)
+
+    async def _is_proved(
+        self, proof: Proof, attempt: Attempt, endpoint: Endpoint, connection: Connection, deadline: float | None
+    ) -> bool:
+        """Whether a server has what a snapshot needs; if not, its connection is given back."""
+        try:
+            if await proof.is_met_before(endpoint, connection, deadline):
+                return True
+        except BaseException:
+            await self._give_up(endpoint, connection)
+            raise
+        attempt.behind |= {endpoint.name}
+        await self._give_up(endpoint, connection)
+        return False
+
+    async def _await_proof(
+        self, proof: Proof, attempt: Attempt, endpoint: Endpoint, connection: Connection, deadline: float | None
+    ) -> tuple[Endpoint, Connection] | None:
+        """The connection to a replica that was behind, once that has caught up; None, and it is given back, if not."""
+        try:
+            if await proof.catches_up(endpoint, connection, deadline):
+                return endpoint, connection
+        except BaseException:
+            await self._give_up(endpoint, connection)
+            raise
+        attempt.behind |= {endpoint.name}
+        await self._give_up(endpoint, connection)
+        return None
 
     async def begin(
         self,
@@ -133,10 +178,20 @@ class Executor:
         attempt = Attempt()
         while True:
             endpoint, connection = await self.router.connect(intent, attempt, deadline, freshness)
+            proof = self._proof(freshness, attempt)
+            if (
+                read_only
+                and proof is not None
+                and not await self._is_proved(proof, attempt, endpoint, connection, deadline)
+            ):
+                continue
             head = [commands.begin(isolation, read_only=read_only, is_deferrable=is_deferrable)]
             if deadline is not None or self._tenant.settings:
                 head.append(self._settings(connection, deadline))
             batch = [*head, *savepoints, *statements]
+            binds = proof is not None and proof.binds
+            if binds:
+                batch.append(ASK_POSITION)
             if not read_only:
                 batch.append(commands.IDENTIFY)
             exchange = await self._exchange(endpoint, connection, batch, statements, deadline, begins=True)
@@ -167,7 +222,10 @@ class Executor:
                 transaction.failure = error
                 return Opened(transaction, [], error)
             transaction.note_answers(exchange)
-            results = exchange.answers(len(head) + len(savepoints), len(statements))
+            first = len(head) + len(savepoints)
+            if proof is not None and binds:
+                proof.note_position(exchange.results[first + len(statements)], endpoint, connection)
+            results = exchange.answers(first, len(statements))
             await transaction.check_still_open(results)
             return Opened(transaction, results)
 

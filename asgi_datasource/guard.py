@@ -25,6 +25,7 @@ from .errors import ClientDisconnected, DataError, DataErrorKind
 from .handlers import find_handler
 from .inbox import Inbox
 from .lookup import SessionHolder
+from .past import Past
 from .prefixes import route_path
 from .registry import DataSourceRegistry
 from .replay import Replay
@@ -217,6 +218,28 @@ class RequestGuard:
                 self.state = _ENDED
             else:
                 await self._end(session, status)
+            if session is not None and session.past is not None:
+                message = self._with_token(message, session.past)
+        await self._raw_send(message)
+
+    def _with_token(self, message: Message, past: Past) -> Message:
+        """The start of a response, with what the client is to carry from now on."""
+        tokens = self._compiled.policy.tokens
+        if tokens is None:
+            return message
+        message = dict(message)
+        tokens.carrier.vary(message)
+        token = past.token()
+        if token is not None:
+            is_secure = self.scope.get("scheme") == "https"
+            tokens.carrier.give(message, tokens.signer.sign(token), is_secure=is_secure)
+        return message
+
+    async def _send_in_place(self, message: Message) -> None:
+        """Send a message of the response that takes the place of the application's."""
+        session = self._session
+        if session is not None and session.past is not None and message["type"] == "http.response.start":
+            message = self._with_token(message, session.past)
         await self._raw_send(message)
 
     async def _end(self, session: DataSession, status: int) -> None:
@@ -416,7 +439,7 @@ class RequestGuard:
         self.state = _REPLACED
         if by_handlers and await self._render(error):
             return
-        await self._compiled.problems.send(error, self.scope, self._raw_send)
+        await self._compiled.problems.send(error, self.scope, self._send_in_place)
 
     async def _render(self, error: Exception) -> bool:
         """Let the application's own exception handlers answer; False when there is none for this error.
@@ -425,7 +448,7 @@ class RequestGuard:
         """
         seen = None if self._session is None else self._session.scope
         handler = find_handler(error, self._compiled.problems, seen, self.scope)
-        return handler is not None and await handler.answer(self.scope, self.receive, self._raw_send)
+        return handler is not None and await handler.answer(self.scope, self.receive, self._send_in_place)
 
     # -- deadline and disconnect
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Final
 
+from .past import TokenPolicy
 from .routing import ANY_FRESHNESS, AccessIntent, Freshness, intent_of_method
 from .transaction import BARE, Frame, OutcomeRule, Terms, TransactionOptions
 
@@ -58,6 +59,7 @@ class SessionPolicy:
         retry_body_limit: Bytes of a request's body that are kept for that.
         max_parallel: Reads of one request that may run side by side.
         allows_multiple_writers: Whether two sessions of one request may both write.
+        tokens: Read your writes across requests; None where clients carry nothing.
     """
 
     commit_scope: CommitScope = CommitScope.SESSION
@@ -72,6 +74,7 @@ class SessionPolicy:
     retry_body_limit: int = 1 << 20
     max_parallel: int = 1
     allows_multiple_writers: bool = False
+    tokens: TokenPolicy | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -23,7 +23,7 @@ from .fleet import Fleet
 from .lookout import Lookout
 from .plan import NO_RULE, CommitScope, RouteRule, SessionPolicy
 from .provisioning import Provisioner
-from .routing import AccessIntent, ReadAfterWritePin
+from .routing import AccessIntent, ReadAfterWritePin, Token
 from .session import DataSession, SessionOwner
 from .tenancy import Catalog, Tenant, current_tenant
 from .transaction import TransactionOptions, current_frame, current_runner
@@ -175,6 +175,7 @@ class DataSourceRegistry:
         pin: ReadAfterWritePin | None = None,
         datasource: DataSource | None = None,
         rule: RouteRule = NO_RULE,
+        token: Token | None = None,
     ) -> DataSession:
         """Make a session; whoever calls this ends it.
 
@@ -189,6 +190,7 @@ class DataSourceRegistry:
             outer: A session that the request has already, of another registry.
             pin: The caller's own.
             datasource: Where the data is; None takes the tenant's.
+            token: What its client has seen; None reads it off the scope.
             rule: What holds where there is no path.
         """
         session = DataSession(
@@ -203,6 +205,7 @@ class DataSourceRegistry:
             started=started,
             owner=owner,
             pin=pin,
+            token=token,
         )
         if outer is not None:
             session.share_writers(outer)
@@ -440,7 +443,12 @@ class DataSourceRegistry:
 
     @asynccontextmanager
     async def session(
-        self, tenant: str | None = None, *, read_only: bool = False, timeout: float | None = None
+        self,
+        tenant: str | None = None,
+        *,
+        read_only: bool = False,
+        timeout: float | None = None,
+        token: str | None = None,
     ) -> AsyncGenerator[DataSession]:
         """A session outside a request: for workers, scripts, background tasks and tests.
 
@@ -450,6 +458,7 @@ class DataSourceRegistry:
             tenant: The tenant's name; None takes that of the `tenant_context` around, or else the default datasource.
             read_only: Nothing may write; all reads see one snapshot, on one replica.
             timeout: Seconds for the whole block, COMMIT included.
+            token: The `token` of the session whose writes its reads must see, of this service or another one.
 
         Raises:
             DataError: TENANT: there is no such tenant. Or what became of the commit.
@@ -465,10 +474,11 @@ class DataSourceRegistry:
             policy=replace(compiled.policy, commit_scope=CommitScope.SESSION, deadline_s=None),
             rule=RouteRule(TransactionOptions(read_only=read_only, timeout_s=timeout), is_transactional=True),
             started=asyncio.get_running_loop().time(),
+            token=compiled.seen([] if token is None else [token]),
         )
         # What surrounds the block, such as an annotated function of a request, says nothing about it.
         frame_token = current_frame.set(None)
-        token = current_runner.set(db)
+        runner_token = current_runner.set(db)
         try:
             try:
                 yield db
@@ -477,7 +487,7 @@ class DataSourceRegistry:
                 raise
             await db.complete()
         finally:
-            current_runner.reset(token)
+            current_runner.reset(runner_token)
             current_frame.reset(frame_token)
             if db.has_due_hooks:
                 await self.background.run(db.run_due_hooks())

@@ -11,14 +11,16 @@ from opentelemetry.trace import Span, SpanContext
 
 from . import telemetry
 from .datasource import DataSource
-from .drivers.psycopg import Connection, Endpoint, Exchange
+from .drivers.psycopg import Connection, Endpoint, Exchange, Result, read_position
 from .errors import DataError, DataErrorKind
 from .fairness import Share
+from .past import Past
 from .routing import (
     AccessIntent,
     Balance,
     Freshness,
     Picture,
+    Position,
     ReadAfterWritePin,
     Reason,
     Role,
@@ -40,6 +42,8 @@ class Attempt:
         behind: Servers that do not have what the client has seen.
         has_met_a_dead_one: From here on connections are looked at before they are used.
         has_replanned: It has been run again because of how it had been prepared.
+        after: What the server has to have, of all that the client has seen; None asks for nothing.
+        patience_s: Seconds for which it may still wait for a replica to catch up.
         error: The last failure, for the caller when no server is left.
     """
 
@@ -47,6 +51,8 @@ class Attempt:
     behind: frozenset[str] = frozenset()
     has_met_a_dead_one: bool = False
     has_replanned: bool = False
+    after: Position | None = None
+    patience_s: float = 0.0
     error: DataError | None = None
 
     def note(self, name: str, error: DataError) -> None:
@@ -84,6 +90,7 @@ class Router:
     Attributes:
         held: Where the session holds connections for transactions that wait for the end of another one of its own.
         pin: The session's.
+        past: What its client has seen before; None where nobody looks at that.
         last_route: Where the last statement went and why; None before the first.
     """
 
@@ -96,11 +103,19 @@ class Router:
         "_tenant",
         "held",
         "last_route",
+        "past",
         "pin",
     )
 
     def __init__(
-        self, datasource: DataSource, tenant: Tenant, pin: ReadAfterWritePin, *, is_traced: bool, shows_tenant: bool
+        self,
+        datasource: DataSource,
+        tenant: Tenant,
+        pin: ReadAfterWritePin,
+        *,
+        past: Past | None,
+        is_traced: bool,
+        shows_tenant: bool,
     ) -> None:
         self._datasource = datasource
         self._tenant = tenant
@@ -110,6 +125,7 @@ class Router:
         self._sticky: str | None = None
         self.held: tuple[Endpoint, ...] = ()
         self.pin = pin
+        self.past = past
         self.last_route: Route | None = None
 
     async def connect(
@@ -129,6 +145,34 @@ class Router:
             connection = await self._borrow(endpoint, route, attempt, deadline)
             if connection is not None:
                 return endpoint, connection
+
+    # -- what a server has to prove
+
+    def must_prove(self, endpoint: Endpoint, connection: Connection, attempt: Attempt) -> bool:
+        """Whether a server has yet to show that it has what is asked for; the primary has everything."""
+        after = attempt.after
+        if after is None or endpoint.role is Role.PRIMARY:
+            return False
+        held = connection.held
+        return held is None or not self._datasource.picture.lineage.covers(held, after)
+
+    def proves(self, endpoint: Endpoint, connection: Connection, attempt: Attempt, answer: Result | None) -> bool:
+        """Whether where a server is, as it has just said, is far enough."""
+        position = self.position(answer, endpoint, connection)
+        after = attempt.after
+        if position is None or after is None:
+            return False
+        if not endpoint.is_pooled:
+            # At the other end of this connection is this server for as long as it lasts, and it only goes on from here.
+            connection.held = position
+        return self._datasource.picture.lineage.covers(position, after)
+
+    def position(self, answer: Result | None, endpoint: Endpoint, connection: Connection) -> Position | None:
+        """Where a server is, by what it has answered, and by what else is known of it."""
+        known = next((node.position for node in self._datasource.picture.replicas if node.name == endpoint.name), None)
+        return read_position(answer, standby_timeline=0 if known is None else known.timeline)
+
+    # -- what becomes of statements
 
     def note_read(self, endpoint: Endpoint) -> None:
         """A read worked: the request's next ones stay with its server."""
@@ -155,6 +199,11 @@ class Router:
         picture = datasource.picture
         policy = picture.policy
         max_lag_s = freshness.max_lag_s
+        past = self.past
+        if past is not None and intent is AccessIntent.READ:
+            if attempt.after is None:
+                attempt.patience_s = past.wait_s
+            attempt.after = past.needed(freshness, picture.lineage)
         route = choose(
             picture,
             intent,
@@ -165,6 +214,8 @@ class Router:
             is_pinned=self.pin.is_set,
             is_strong=freshness.is_strong,
             max_lag_s=policy.max_lag_s if max_lag_s is None else max_lag_s,
+            after=attempt.after,
+            patience_s=attempt.patience_s,
             sticky=self._sticky,
             failed=attempt.failed,
             behind=attempt.behind,

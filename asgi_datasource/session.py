@@ -25,9 +25,10 @@ from .drivers.psycopg import Endpoint, Params, PsycopgConnection, Query, Result,
 from .errors import DataError, DataErrorKind, SessionClosed
 from .execution import Executor
 from .locks import LockKey, take_lock
+from .past import Past
 from .plan import NO_RULE, Plan, RouteRule, SessionPolicy, make_plan, timeout_of
 from .router import Router
-from .routing import AccessIntent, ReadAfterWritePin, Route
+from .routing import AccessIntent, ReadAfterWritePin, Route, Token, scope_of
 from .statements import StatementMethods
 from .tenancy import Tenant
 from .transaction import (
@@ -106,6 +107,7 @@ class DataSession(StatementMethods):
         "_started",
         "_state",
         "_tenant",
+        "_token",
         "_turns",
         "_verdict",
         "_work",
@@ -113,6 +115,7 @@ class DataSession(StatementMethods):
         "committing",
         "due_hooks",
         "is_in_route",
+        "past",
         "registry",
         "stopped_by",
         "writers",
@@ -132,6 +135,7 @@ class DataSession(StatementMethods):
         started: float | None = None,
         owner: SessionOwner | None = None,
         pin: ReadAfterWritePin | None = None,
+        token: Token | None = None,
     ) -> None:
         self.registry = registry
         """Where the session came from; `registry.session(tenant=...)` gives one that may outlive the request."""
@@ -169,6 +173,9 @@ class DataSession(StatementMethods):
         self._conflict: DataError | None = None
         self.is_in_route = False
         """Whether the matched endpoint runs."""
+        self.past: Past | None = None
+        """What its client has seen; None before the first statement, and where nobody looks at that."""
+        self._token = token
         self.commits = 0
         """How often something was committed, or may have been."""
 
@@ -190,6 +197,15 @@ class DataSession(StatementMethods):
         if self._pin is None:
             self._pin = ReadAfterWritePin()
         return self._pin
+
+    @property
+    def token(self) -> str | None:
+        """All that its client has seen, for another service or `registry.session(token=...)` to see no less.
+
+        None where the configuration has no tokens, and before the first statement.
+        """
+        tokens = self._policy.tokens
+        return None if tokens is None or self.past is None else tokens.signer.sign(self.past.whole())
 
     @property
     def last_route(self) -> Route | None:
@@ -885,7 +901,14 @@ class DataSession(StatementMethods):
         policy = self._policy
         is_traced = policy.is_traced and telemetry.is_recording()
         self._executor = Executor(
-            Router(self._datasource, self._tenant, self.pin, is_traced=is_traced, shows_tenant=policy.shows_tenant),
+            Router(
+                self._datasource,
+                self._tenant,
+                self.pin,
+                past=self._make_past(),
+                is_traced=is_traced,
+                shows_tenant=policy.shows_tenant,
+            ),
             self._tenant,
             self._background,
             is_traced=is_traced,
@@ -893,6 +916,18 @@ class DataSession(StatementMethods):
         )
         if self._owner is not None:
             self._owner.first_statement(self)
+
+    def _make_past(self) -> Past | None:
+        """What its client has seen before, where that is looked at."""
+        tokens = self._policy.tokens
+        if tokens is None:
+            return None
+        carried = self._token
+        if carried is None:
+            texts = () if self._scope is None else tokens.carrier.find(self._scope)
+            carried = tokens.signer.read(texts, now=time.time())
+        self.past = Past(tokens, scope_of(self._tenant.name, self._datasource.name), carried)
+        return self.past
 
     # -- the end
 

@@ -8,6 +8,7 @@ from typing import Protocol
 from . import telemetry
 from .background import BackgroundTasks
 from .errors import CommitUnknown, DataError, DataErrorKind
+from .past import NOWHERE, Past
 from .plan import SessionPolicy
 from .routing import ReadAfterWritePin
 from .transaction import (
@@ -38,6 +39,9 @@ class WorkOwner(Protocol):
 
     commits: int
     """How often something was committed, or may have been."""
+
+    past: Past | None
+    """Learns what its client has to see from now on."""
 
     @property
     def pin(self) -> ReadAfterWritePin:
@@ -236,6 +240,9 @@ class Work:
             raise
         finally:
             owner.due_hooks.settle(hooks, committed=committed)
+            if committed is not False and owner.past is not None and transaction.identity is not None:
+                # Also where nobody could tell: it may have been committed, and then the client has to see it.
+                owner.past.note(transaction.position or NOWHERE)
         if transaction.wal_position is not None:
             owner.pin.lsn = transaction.wal_position
 

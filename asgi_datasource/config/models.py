@@ -112,8 +112,8 @@ class Config(Section):
     consistency: ConsistencyConfig = section_field(
         ConsistencyConfig,
         title="Consistency",
-        description="Read your writes across requests; takes no keys yet.",
-        examples=[{}],
+        description="Read your writes across requests.",
+        examples=[{"token": "cookie", "secret": {"file": "/run/secrets/token"}}],
     )
     budget: Annotated[BudgetConfig | None, OMISSIBLE] = Field(
         default=None,

@@ -9,19 +9,22 @@ from pydantic import Field
 from . import values
 from .durations import parse_duration
 from .kinds import (
+    CookieName,
     Duration,
     ErrorKind,
     ErrorStatus,
     Flag,
+    HeaderName,
     IsolationLevel,
     Outcome,
     Parallel,
     Retries,
     RouteMatch,
     RoutePropagation,
+    SecretText,
     Size,
 )
-from .sections import OMISSIBLE, Section, mapping_field
+from .sections import OMISSIBLE, Section, duration_field, mapping_field
 from .sizes import parse_size
 
 
@@ -49,11 +52,16 @@ class RouteRule(Section):
         examples=["read"],
     )
     consistency: Annotated[
-        Literal["strong"] | None, values.word("Consistency", "strong", planned=("token", "session", "eventual"))
+        Literal["strong", "session", "token", "eventual"] | None,
+        values.word("Consistency", "strong", "session", "token", "eventual"),
     ] = Field(
         default=None,
         title="Consistency",
-        description="strong: reads go to the primary as well.",
+        description=(
+            "What reads have to see. strong: all that is committed, so the primary answers. session: the client's own"
+            " writes, and no older state than it has seen. token: the client's own writes. eventual: whatever a replica"
+            " has. Without it, what the section consistency says."
+        ),
         examples=["strong"],
     )
     max_lag_s: Annotated[Duration | None, OMISSIBLE] = Field(
@@ -196,8 +204,69 @@ class TransactionsConfig(Section):
 class ConsistencyConfig(Section):
     """Read your writes across requests; inside a request they always hold."""
 
-    planned: ClassVar[dict[str, str]] = dict.fromkeys(
-        ("token", "secret", "ttl", "wait"), "use consistency: strong in the routes where it matters"
+    token: Annotated[
+        Literal["off", "cookie", "header", "both"], values.word("TokenCarrier", "off", "cookie", "header", "both")
+    ] = Field(
+        default="off",
+        title="Token",
+        description=(
+            "How a client carries what it has seen, so that its next reads see no less, wherever they land. off: not at"
+            " all. cookie: browsers do it by themselves. header: for API clients and other services. both: in either."
+        ),
+        examples=["cookie"],
+    )
+    secret: Annotated[SecretText | None, OMISSIBLE] = Field(
+        default=None,
+        title="Secret",
+        description="Signs the tokens; at least 16 characters, the same in every process and service that shares them.",
+        examples=[{"file": "/run/secrets/token"}, "${TOKEN_SECRET}"],
+    )
+    old_secrets: tuple[SecretText, ...] = Field(
+        default=(),
+        title="Old secrets",
+        description="Tokens that these have signed still count: for changing the secret without anybody noticing.",
+        examples=[["${OLD_TOKEN_SECRET}"]],
+    )
+    ttl_s: Duration = duration_field(
+        "30s",
+        alias="ttl",
+        title="Life of a token",
+        description=(
+            "For how long what a client has seen counts. Replicas that may be further behind than this have to be kept"
+            " out by routing.max_lag."
+        ),
+        examples=["1m"],
+    )
+    wait_s: Duration = duration_field(
+        "50ms",
+        alias="wait",
+        title="Longest wait for a replica",
+        description=(
+            "How long a read waits for a replica that does not have what its client has seen, before it goes to the"
+            " next one, and at last to the primary."
+        ),
+        examples=["20ms"],
+    )
+    monotonic: Flag = Field(
+        default=False,
+        title="Monotonic reads",
+        description=(
+            "true: a client sees no older state than it has seen before, also where it has not written. Its token"
+            " moves on with its reads."
+        ),
+        examples=[True],
+    )
+    cookie: CookieName = Field(
+        default="ads_token",
+        title="Name of the cookie",
+        description="The cookie is HttpOnly, SameSite=Lax and, over TLS, Secure.",
+        examples=["ads_token"],
+    )
+    header: HeaderName = Field(
+        default="X-Datasource-Token",
+        title="Name of the header",
+        description="Clients send it back as they got it; those of several services send all that they have got.",
+        examples=["X-Datasource-Token"],
     )
 
 

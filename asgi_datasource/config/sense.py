@@ -7,6 +7,8 @@ from collections.abc import Callable, Iterator
 from itertools import islice
 from typing import Final
 
+from pydantic import SecretStr
+
 from .coverage import covers
 from .diagnostics import Code, Diagnostic, Edit, Fix, Path, Severity, did_you_mean, show
 from .kinds import EVERY_OTHER
@@ -40,6 +42,7 @@ def check_sense(config: Config, *, needs_resolver: bool = True) -> list[Diagnost
         _tenants_apart,
         _long_names,
         _routes,
+        _tokens,
         check_tenancy,
         check_catalog,
         check_aliases,
@@ -199,6 +202,37 @@ def _routes(config: Config) -> Iterator[Diagnostic]:
                 here, related = (*path, "commit_on"), ((*path, "rollback_on"),)
                 yield Diagnostic(Code.CONTRADICTION, here, message, mend, related=related, fix=Fix(Edit.REMOVE, here))
         yield from _unreachable(config.routes, index, rule)
+
+
+MIN_SECRET_LENGTH: Final = 16
+"""Characters; fewer can be tried out by whoever has got one token."""
+
+
+def _tokens(config: Config) -> Iterator[Diagnostic]:
+    consistency = config.consistency
+    secrets: list[tuple[Path, SecretStr]] = [
+        (("consistency", "old_secrets", index), secret) for index, secret in enumerate(consistency.old_secrets)
+    ]
+    if consistency.secret is not None:
+        secrets.insert(0, (("consistency", "secret"), consistency.secret))
+    elif consistency.token != "off":  # noqa: S105 - a word of the configuration
+        message, mend = "tokens are to be signed, but with what?", "Add secret: {file: path} or secret: ${NAME}."
+        here: Path = ("consistency", "secret")
+        related: tuple[Path, ...] = (("consistency", "token"),)
+        yield Diagnostic(Code.MISSING_KEY, here, message, mend, related=related)
+    for where, secret in secrets:
+        if len(secret.get_secret_value()) < MIN_SECRET_LENGTH:
+            mend = f"Use {MIN_SECRET_LENGTH} characters or more, of a random one."
+            yield Diagnostic(Code.WRONG_VALUE, where, "too short for a secret that signs", mend)
+    if consistency.token != "off":  # noqa: S105 - a word of the configuration
+        return
+    for index, rule in enumerate(config.routes):
+        if rule.consistency in ("session", "token"):
+            where = ("routes", index, "consistency")
+            message = f"consistency: {rule.consistency} takes a token, and clients carry none"
+            mend = "Set consistency: {token: cookie, secret: ...}, or leave this out."
+            related = (("consistency", "token"),)
+            yield Diagnostic(Code.CONTRADICTION, where, message, mend, related=related, fix=Fix(Edit.REMOVE, where))
 
 
 def _without_transaction(path: Path, rule: RouteRule) -> Iterator[Diagnostic]:

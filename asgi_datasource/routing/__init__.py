@@ -8,9 +8,11 @@ from .picture import Node, Picture, Reason, Role, Route
 from .pin import ReadAfterWritePin
 from .policy import ANY_FRESHNESS, Balance, Consistency, Freshness, NoReplica, RoutingPolicy
 from .position import Lineage, Position, format_lsn, parse_lsn
+from .token import NOTHING_SEEN, Mark, Token, TokenSigner, scope_of
 
 __all__ = [
     "ANY_FRESHNESS",
+    "NOTHING_SEEN",
     "AccessIntent",
     "Balance",
     "Breaker",
@@ -19,6 +21,7 @@ __all__ = [
     "Freshness",
     "Health",
     "Lineage",
+    "Mark",
     "NoReplica",
     "Node",
     "Observation",
@@ -31,11 +34,14 @@ __all__ = [
     "Route",
     "RoutingPolicy",
     "Standing",
+    "Token",
+    "TokenSigner",
     "Track",
     "choose",
     "choose_interval",
     "format_lsn",
     "intent_of_method",
     "parse_lsn",
+    "scope_of",
     "smooth",
 ]

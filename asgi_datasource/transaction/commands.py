@@ -58,6 +58,11 @@ class Identity:
     backend_pid: int
     incarnation: str | None
 
+    @property
+    def timeline(self) -> int | None:
+        """The timeline that the server writes; None when it does not say."""
+        return None if self.incarnation is None else int(self.incarnation[:8], 16)
+
 
 def read_identity(result: Result | None) -> Identity | None:
     """The answer of `IDENTIFY`; None while the transaction has not written."""

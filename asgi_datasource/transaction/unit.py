@@ -12,6 +12,7 @@ from .. import telemetry
 from ..background import BackgroundTasks
 from ..drivers.psycopg import Connection, Endpoint, Exchange, Result, Statement
 from ..errors import CommitUnknown, DataError, DataErrorKind, UnexpectedRollback
+from ..routing import Position, parse_lsn
 from . import commands
 from .commands import Identity, Verdict
 from .doubt import Fate, find_fate
@@ -71,6 +72,14 @@ class Transaction:
 
     def __repr__(self) -> str:
         return f"<Transaction {self.state.value} on {self.endpoint.datasource}.{self.endpoint.name}>"
+
+    @property
+    def position(self) -> Position | None:
+        """Where a server has to be to show this commit; None when nothing was written, or nobody could tell."""
+        identity = self.identity
+        if self.wal_position is None or identity is None or identity.timeline is None:
+            return None
+        return Position(identity.timeline, parse_lsn(self.wal_position))
 
     @property
     def is_open(self) -> bool:

@@ -297,7 +297,7 @@ _route = _section(
     },
     {
         "intent": _referable(st.sampled_from(["read", "write"])),
-        "consistency": st.just("strong"),
+        "consistency": st.sampled_from(["strong", "session", "token", "eventual"]),
         "max_lag": _referable(_durations),
         "timeout": _referable(_durations),
         "read_only": _flags,
@@ -329,6 +329,20 @@ _budget = _section(
         "processes": _integers(1, 100_000),
         "reserve": _integers(0, 10_000),
         "max_connections": _integers(1, 262_143),
+    },
+)
+_secrets = st.sampled_from(["0123456789abcdef", "a secret of some length"])
+_consistency = _section(
+    {},
+    {
+        "token": _referable(st.sampled_from(["off", "cookie", "header", "both"])),
+        "secret": _referable(_secrets),
+        "old_secrets": st.lists(_secrets, max_size=2),
+        "ttl": _referable(_durations),
+        "wait": _referable(_durations),
+        "monotonic": _flags,
+        "cookie": st.sampled_from(["ads_token", "a.b-c"]),
+        "header": _referable(st.sampled_from(["X-Token", "token_id"])),
     },
 )
 _telemetry = _section(
@@ -370,7 +384,7 @@ _documents = _section(
         ),
         "routes": st.lists(_route, max_size=2),
         "transactions": _transactions,
-        "consistency": st.just({}),
+        "consistency": _consistency,
         "budget": _budget,
         "telemetry": _telemetry,
         "errors": _errors,

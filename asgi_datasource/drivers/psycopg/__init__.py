@@ -9,7 +9,7 @@ from .admin import Admin, login_of, open_admin, program_arguments
 from .connection import Connection
 from .endpoint import Endpoint, PoolKeeper
 from .limits import SessionLimits
-from .lookout import Lookout
+from .lookout import ASK_POSITION, Lookout, read_position
 from .probe import Probe, open_probe
 from .query import Control, Params, Query, Statement
 from .result import Exchange, Result
@@ -20,6 +20,7 @@ PsycopgConnection = AsyncConnection[Any]
 """What `db.connection()` hands out."""
 
 __all__ = [
+    "ASK_POSITION",
     "Admin",
     "Connection",
     "ConnectionTemplate",
@@ -41,4 +42,5 @@ __all__ = [
     "open_admin",
     "open_probe",
     "program_arguments",
+    "read_position",
 ]

@@ -13,6 +13,7 @@ from psycopg import errors as e
 from psycopg.pq import TransactionStatus
 
 from ...fairness import Share
+from ...routing import Position
 from .limits import SessionLimits
 from .pipeline import COPY_REFUSED, Command, Drain, Flight
 from .query import MAX_CACHED_LENGTH, MAX_PARAMS, Control, Statement, convert
@@ -67,6 +68,8 @@ class Connection(WatchedConnection):
         self.plans = StatementCache()
         self.server_version = self.pgconn.server_version
         """As libpq reports it: 180004."""
+        self.held: Position | None = None
+        """Where the server at the other end has said that it is; it only goes on from there."""
         self.limits = SessionLimits()
         """The server's own; known of a pool's connections."""
 

@@ -11,17 +11,22 @@ from ...errors import DataError, DataErrorKind
 from ...routing import Observation, Position, parse_lsn
 from .connection import Connection
 from .query import Statement
+from .result import Result
 from .watched import WatchedConnection
 
 if TYPE_CHECKING:
     from .endpoint import Endpoint
+
+_POSITION: Final = (
+    "case when pg_is_in_recovery() then pg_last_wal_replay_lsn() else pg_current_wal_insert_lsn() end::text"
+)
 
 
 def _question(timeline: str, system: str) -> Statement:
     standby = "pg_is_in_recovery()"
     return Statement(
         f"select {standby} as is_standby,"
-        f" case when {standby} then pg_last_wal_replay_lsn() else pg_current_wal_insert_lsn() end::text as position,"
+        f" {_POSITION} as position,"
         f" case when {standby} then pg_last_wal_receive_lsn() end::text as received,"
         " date_part('epoch', pg_postmaster_start_time())::text as server,"
         f" {timeline} as timeline, {system} as system"
@@ -38,6 +43,13 @@ restart point; of the furthest point that was made safe; and, to roles with the 
 what it receives (PostgreSQL manual, "Control Data Functions" and "pg_stat_wal_receiver")."""
 TIMELINE: Final = f"case when pg_is_in_recovery() then {STANDBY_TIMELINE} else {PRIMARY_TIMELINE} end"
 SYSTEM: Final = "(select system_identifier from pg_control_system())::text"
+
+ASK_POSITION: Final = Statement(
+    f"select pg_is_in_recovery() as is_standby, {_POSITION} as position,"
+    f" case when pg_is_in_recovery() then 0 else {PRIMARY_TIMELINE} end as timeline"
+)
+"""Where a server is at this moment, beside other statements: in front of one, what that sees is no older; behind it, no
+newer. To ask a standby for its timeline takes more than it may cost here."""
 
 _QUESTION: Final = _question(TIMELINE, SYSTEM)
 _SIMPLE_QUESTION: Final = _question("0", "null::text")
@@ -125,6 +137,20 @@ class Lookout:
     def went_silent(self) -> None:
         """The server does not answer."""
         self._endpoint.went_silent()
+
+
+def read_position(answer: Result | None, *, standby_timeline: int) -> Position | None:
+    """The answer of `ASK_POSITION`; None when the server does not say.
+
+    Args:
+        answer: Its result.
+        standby_timeline: The timeline of the server if it is a standby, as far as that is known.
+    """
+    row = None if answer is None else answer.first()
+    if row is None or row["position"] is None:
+        return None
+    timeline = standby_timeline if row["is_standby"] else row["timeline"]
+    return Position(timeline, parse_lsn(row["position"]))
 
 
 def _read(row: dict[str, Any], asked_at: float, answered_at: float) -> Observation:

@@ -1,0 +1,345 @@
+"""Promise 6 across requests: a client reads what it has written, wherever its next request lands."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+import httpx
+import pytest
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Route
+
+from asgi_datasource import DataSourceRegistry, compile, session
+from asgi_datasource.datasource import PostgresDataSource
+from asgi_datasource.routing import Mark, Position, Token, TokenSigner, scope_of
+from asgi_datasource.testing import EmbeddedCluster, Node
+from tests.apps import client
+from tests.drivers.polling import until
+from tests.faults.servers import breakable_world, cluster_of, proxy_of
+from tests.world import World
+
+SECRET = "a secret that only the service knows"
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[EmbeddedCluster]:
+    with cluster_of(2) as running:
+        yield running
+
+
+@pytest.fixture
+async def world(cluster: EmbeddedCluster) -> AsyncIterator[World]:
+    async with breakable_world(cluster) as made:
+        yield made
+
+
+async def items(request: Request) -> Response:
+    db = session(request)
+    found = [row["item"] for row in await db.fetch_all("select item from orders order by id")]
+    return answer(request, found)
+
+
+async def twice(request: Request) -> Response:
+    db = session(request)
+    await db.fetch_all("select item from orders")
+    return await items(request)
+
+
+async def snapshot(request: Request) -> Response:
+    async with session(request).transaction(read_only=True) as db:
+        found = [row["item"] for row in await db.fetch_all("select item from orders order by id")]
+        return answer(request, found)
+
+
+async def new_table(request: Request) -> Response:
+    return answer(request, await session(request).fetch_value("select count(*) from made_just_now"))
+
+
+async def place(request: Request) -> Response:
+    db = session(request)
+    await db.execute("insert into orders (item) values (%s)", [request.query_params["item"]])
+    return answer(request, [], status=int(request.query_params.get("status", 201)))
+
+
+async def make_table(request: Request) -> Response:
+    await session(request).execute("create table made_just_now (id int)")
+    return answer(request, [], status=201)
+
+
+async def nothing(request: Request) -> Response:
+    return JSONResponse({})
+
+
+def answer(request: Request, found: Any, *, status: int = 200) -> Response:
+    route = session(request).last_route
+    assert route is not None
+    return JSONResponse({"found": found, "node": route.node, "reason": route.reason}, status_code=status)
+
+
+ROUTES = [
+    Route("/items", items),
+    Route("/eventual", items),
+    Route("/strong", items),
+    Route("/twice", twice),
+    Route("/snapshot", snapshot),
+    Route("/new-table", new_table),
+    Route("/place", place, methods=["POST"]),
+    Route("/make-table", make_table, methods=["POST"]),
+    Route("/nothing", nothing),
+]
+
+
+class Shop:
+    """An application with tokens, and a client that keeps its cookies."""
+
+    def __init__(self, world: World, registry: DataSourceRegistry, http: httpx.AsyncClient) -> None:
+        self.world = world
+        self.registry = registry
+        self.http = http
+
+    @property
+    def orders(self) -> PostgresDataSource:
+        found = self.registry.datasources["orders"]
+        assert isinstance(found, PostgresDataSource)
+        return found
+
+    async def place(self, item: str, **query: Any) -> httpx.Response:
+        return await self.http.post("/place", params={"item": item, **query})
+
+    async def read(self, path: str = "/items", **headers: str) -> tuple[Any, str, str]:
+        response = await self.http.get(path, headers=headers)
+        assert response.status_code == 200, response.text
+        said = response.json()
+        return said["found"], said["node"], said["reason"]
+
+    async def knows(self, **nodes: bool) -> None:
+        """Wait until the replicas have been asked how they are, and those told false are known to lag."""
+
+        def is_so() -> bool:
+            return all(
+                node.position is not None and (nodes.get(node.name, True) or bool(node.lag_bytes))
+                for node in self.orders.picture.replicas
+            )
+
+        await until(is_so)
+
+
+@asynccontextmanager
+async def shop_of(world: World, *, urls: dict[str, str] | None = None, **consistency: Any) -> AsyncIterator[Shop]:
+    config = world.config(
+        urls=urls or {},
+        consistency={"token": "cookie", "secret": SECRET, "wait": "200ms", **consistency},
+        routes=[{"match": "/eventual", "consistency": "eventual"}, {"match": "/strong", "consistency": "strong"}],
+    )
+    config["datasources"]["orders"]["routing"] = {"check_interval": "50ms"}
+    registry = compile(config)
+    async with client(world, ROUTES, registry=registry) as http:
+        await http.get("/nothing")
+        shop = Shop(world, registry, http)
+        await shop.knows()
+        yield shop
+
+
+@asynccontextmanager
+async def paused(*nodes: Node) -> AsyncIterator[None]:
+    for node in nodes:
+        await node.pause_replay()
+    try:
+        yield
+    finally:
+        for node in nodes:
+            await node.resume_replay()
+
+
+async def test_while_no_replica_has_it_the_primary_answers_and_nobody_else_is_kept_from_the_replicas(
+    world: World,
+) -> None:
+    async with shop_of(world) as shop, paused(*world.cluster.replicas.values()):
+        assert (await shop.place("tea")).status_code == 201
+        assert await shop.read() == (["tea"], "primary", "behind")
+        assert await shop.read("/twice") == (["tea"], "primary", "behind")
+        shop.http.cookies.clear()
+        found, node, reason = await shop.read()
+        assert (found, reason) == ([], "balanced")
+        assert node in ("r1", "r2")
+
+
+async def test_directly_after_a_write_replicas_that_keep_up_answer_and_prove_that_they_may(world: World) -> None:
+    async with shop_of(world) as shop:
+        for number in range(20):
+            await shop.place(f"item {number}")
+            found, node, reason = await shop.read()
+            assert found[-1] == f"item {number}"
+            assert (node in ("r1", "r2"), reason) == (True, "proved")
+
+
+async def test_a_replica_that_is_behind_is_waited_for_and_then_the_next_one_is_asked(world: World) -> None:
+    async with shop_of(world) as shop, paused(world.cluster.replicas["r1"]):
+        await shop.place("tea")
+        for _ in range(4):
+            assert await shop.read() == (["tea"], "r2", "proved")
+
+
+async def test_a_replica_that_catches_up_in_time_answers(world: World) -> None:
+    r1, r2 = world.cluster.replicas.values()
+    async with shop_of(world, wait="5s") as shop, paused(r2):
+        await shop.place("first")
+        await shop.knows(r2=False)
+        async with paused(r1):
+            await shop.place("second")
+            # As if it had kept up when it was last asked.
+            shop.orders._monitor.stop()
+            reading = asyncio.create_task(shop.read())
+            await asyncio.sleep(0.1)
+            assert not reading.done()
+        assert await asyncio.wait_for(reading, 4.0) == (["first", "second"], "r1", "proved")
+
+
+async def test_a_statement_that_only_a_server_that_is_behind_refuses_is_not_refused(world: World) -> None:
+    async with shop_of(world) as shop, paused(world.cluster.replicas["r1"]):
+        assert (await shop.http.post("/make-table")).status_code == 201
+        for _ in range(4):
+            assert (await shop.read("/new-table"))[:2] == (0, "r2")
+
+
+async def test_a_snapshot_sees_it_as_well(world: World) -> None:
+    async with shop_of(world) as shop:
+        await shop.place("tea")
+        found, node, reason = await shop.read("/snapshot")
+        assert (found, node in ("r1", "r2"), reason) == (["tea"], True, "proved")
+        async with paused(*world.cluster.replicas.values()):
+            await shop.place("milk")
+            assert await shop.read("/snapshot") == (["tea", "milk"], "primary", "behind")
+
+
+async def test_the_proof_takes_no_round_trip_of_its_own(world: World) -> None:
+    r1 = world.cluster.replicas["r1"]
+    async with proxy_of(r1) as proxy, shop_of(world, urls={"r1": proxy.through(world.url("r1"))}) as shop:
+        shop.orders.drain("r2")
+        for number in range(3):
+            await shop.place(f"item {number}")
+            await world.cluster.caught_up()
+            await shop.knows()
+            shop.orders._monitor.stop()
+            await asyncio.sleep(0.05)
+            proxy.reset_counters()
+            assert (await shop.read())[1:] == ("r1", "proved")
+            assert proxy.round_trips == 1
+            shop.orders._monitor.start()
+
+
+async def test_routes_may_do_without_it_or_ask_for_more(world: World) -> None:
+    async with shop_of(world) as shop, paused(*world.cluster.replicas.values()):
+        await shop.place("tea")
+        assert (await shop.read("/eventual"))[::2] == ([], "balanced")
+        assert await shop.read("/strong") == (["tea"], "primary", "strong")
+
+
+@pytest.mark.parametrize("status", [400, 409, 503])
+async def test_only_commits_give_a_token(world: World, status: int) -> None:
+    async with shop_of(world) as shop:
+        for path in ("/items", "/snapshot", "/nothing"):
+            assert "set-cookie" not in (await shop.http.get(path)).headers
+        assert "set-cookie" not in (await shop.place("tea", status=status)).headers
+        given = (await shop.place("tea")).headers["set-cookie"]
+        assert given.startswith("ads_token=")
+        assert given.endswith("; Path=/; Max-Age=30; HttpOnly; SameSite=Lax")
+        assert len(given.partition(";")[0]) < 200
+
+
+async def test_caches_are_told(world: World) -> None:
+    async with shop_of(world) as shop:
+        written, read, without = await shop.place("tea"), await shop.http.get("/items"), await shop.http.get("/nothing")
+        assert (written.headers["cache-control"], written.headers["vary"]) == ("private", "Cookie")
+        assert (read.headers.get("cache-control"), read.headers["vary"]) == (None, "Cookie")
+        assert "vary" not in without.headers
+
+
+def sign(lsn: int, *, secret: str = SECRET, tenant: str = "acme", datasource: str = "orders", age_s: int = 0) -> str:
+    position = Position(1, lsn)
+    mark = Mark(scope_of(tenant, datasource), position, int(time.time()) - age_s)
+    return TokenSigner([secret], ttl_s=30).sign(Token((mark,)))
+
+
+FAR = 2**50
+"""A position that no server has: who asks for it gets the primary."""
+
+
+async def test_a_token_of_ours_counts_and_any_other_one_does_not(world: World) -> None:
+    async with shop_of(world) as shop:
+
+        async def reason(token: str) -> str:
+            return (await shop.read(Cookie=f"ads_token={token}"))[2]
+
+        assert await reason(sign(FAR)) == "behind"
+        assert await reason(sign(1)) == "proved"
+        for token in (
+            sign(FAR, secret="the secret of somebody else"),
+            sign(FAR)[:20] + ("A" if sign(FAR)[20] != "A" else "B") + sign(FAR)[21:],
+            sign(FAR, tenant="globex"),
+            sign(FAR, datasource="billing"),
+            sign(FAR, age_s=31),
+            "junk",
+            "",
+        ):
+            assert await reason(token) == "balanced", token
+
+
+async def test_the_secret_is_changed_while_clients_keep_their_tokens(world: World) -> None:
+    async with shop_of(world) as shop, paused(*world.cluster.replicas.values()):
+        await shop.place("tea")
+        config = world.config(
+            consistency={"token": "cookie", "secret": "a new secret, longer than 16", "old_secrets": [SECRET]}
+        )
+        config["datasources"]["orders"]["routing"] = {"check_interval": "50ms"}
+        await shop.registry.reload(config)
+        assert await shop.read() == (["tea"], "primary", "behind")
+
+
+async def test_api_clients_and_other_services_carry_it_in_a_header_and_workers_by_hand(world: World) -> None:
+    async with shop_of(world, token="header") as shop, paused(*world.cluster.replicas.values()):
+        token = (await shop.place("tea")).headers["x-datasource-token"]
+        assert (await shop.read())[::2] == ([], "balanced")
+        assert await shop.read(**{"X-Datasource-Token": token}) == (["tea"], "primary", "behind")
+        assert (await shop.read(**{"X-Datasource-Token": f"{sign(1)}, {token}"}))[2] == "behind"
+        async with shop.registry.session(tenant="acme", token=token) as db:
+            assert await db.read.fetch_value("select count(*) from orders") == 1
+            await db.execute("insert into orders (item) values ('milk')")
+        async with shop.registry.session(tenant="acme", token=db.token) as later:
+            assert await later.read.fetch_value("select count(*) from orders") == 2
+        async with shop.registry.session(tenant="acme") as other:
+            assert await other.read.fetch_value("select count(*) from orders") == 0
+
+
+async def test_with_monotonic_reads_nobody_sees_an_older_state_than_before(world: World) -> None:
+    r1 = world.cluster.replicas["r1"]
+    async with shop_of(world, monotonic=True, wait="20ms") as shop:
+        await shop.read()
+        async with paused(r1):
+            async with shop.registry.session(tenant="acme") as db:
+                await db.execute("insert into orders (item) values ('of somebody else')")
+            await until(lambda: seen_by(world, "r2", 1))
+            shop.orders.drain("r1")
+            assert (await shop.read())[:2] == (["of somebody else"], "r2")
+            shop.orders.undrain("r1")
+            shop.orders.drain("r2")
+            found, node, reason = await shop.read()
+            assert (found, node, reason) == (["of somebody else"], "primary", "behind")
+            shop.http.cookies.clear()
+            assert (await shop.read())[:2] == ([], "r1")
+
+
+async def seen_by(world: World, node: str, count: int) -> bool:
+    return (await world.sql("select count(*) from acme.orders", node=node))[0][0] == count
+
+
+async def test_without_tokens_nothing_of_this_is_there(world: World) -> None:
+    async with client(world, ROUTES) as http:
+        response = await http.post("/place", params={"item": "tea"})
+        assert "set-cookie" not in response.headers
+        assert "vary" not in response.headers
