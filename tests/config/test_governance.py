@@ -78,7 +78,8 @@ COMPATIBLE = [
     put("properties/new_section", {"type": "object"}),
     put("required", ["version"]),
     put(
-        "$defs/Balance/anyOf", [{"enum": ["round_robin", "weighted", "least_busy", "x"]}, {"$ref": "#/$defs/Reference"}]
+        "$defs/Balance/anyOf",
+        [{"enum": ["round_robin", "weighted", "least_busy", "nearest", "x"]}, {"$ref": "#/$defs/Reference"}],
     ),
     put("$defs/PoolConfig/description", "said better"),
     put("$defs/PoolSize/anyOf", [{"type": "integer", "minimum": 1, "maximum": 10**6}, {"$ref": "#/$defs/Reference"}]),

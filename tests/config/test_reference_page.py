@@ -40,6 +40,7 @@ def test_every_key_is_on_the_page() -> None:
 def test_examples_load(number: int, tmp_path: Path) -> None:
     (tmp_path / "secrets").mkdir()
     (tmp_path / "secrets" / "orders-r2").write_text("host=r2\n")
+    (tmp_path / "secrets" / "token").write_text("0123456789abcdef\n")
     path = tmp_path / "datasource.yaml"
     path.write_text(YAML[number])
     config = load(path, environ=ENVIRON)

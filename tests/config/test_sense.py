@@ -100,6 +100,27 @@ NONSENSE = [
         "a datasource of its own",
     ),
     (
+        small(consistency={"token": "cookie"}),
+        Code.MISSING_KEY,
+        "consistency.secret",
+        "tokens are to be signed",
+        "Add secret:",
+    ),
+    (
+        small(consistency={"token": "header", "secret": "0123456789abcdef", "old_secrets": ["short"]}),
+        Code.WRONG_VALUE,
+        "consistency.old_secrets[0]",
+        "too short for a secret that signs",
+        "16 characters or more",
+    ),
+    (
+        small(routes=[{"match": "GET /basket", "consistency": "session"}]),
+        Code.CONTRADICTION,
+        "routes[0].consistency",
+        "takes a token, and clients carry none",
+        "leave this out",
+    ),
+    (
         small(tenancy={}),
         Code.NO_RESOLVER,
         "tenancy.resolve",
