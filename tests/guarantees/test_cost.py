@@ -160,6 +160,7 @@ async def open_meter(world: World, routes: Sequence[Route] = ROUTES, **config: A
         # The pools connect in the background, and ask each new connection once for the server's own limits.
         await until(lambda: all(proxy.round_trips for proxy in proxies.values()))
         orders = registry.datasources["orders"]
+        await until(lambda: all(endpoint.idle for endpoint in orders.endpoints.values()))
         await until(lambda: all(node.position is not None for node in orders.picture.replicas))
         yield Meter(http, proxies)
 
