@@ -47,7 +47,8 @@ class LanguageServer:
         }
         self._folder = folder
         self._uri = ""
-        threading.Thread(target=self._read, daemon=True).start()
+        self._reader = threading.Thread(target=self._read, daemon=True)
+        self._reader.start()
         abilities = {"workspace": {"configuration": True}}
         self._ask("initialize", {"processId": os.getpid(), "rootUri": folder.as_uri(), "capabilities": abilities})
         self._tell("initialized", {})
@@ -57,6 +58,10 @@ class LanguageServer:
         """End the server."""
         self._process.kill()
         self._process.wait(10)
+        self._reader.join(10)
+        for stream in (self._process.stdin, self._process.stdout):
+            if stream is not None:
+                stream.close()
 
     def open(self, text: str) -> list[dict[str, Any]]:
         """Put a text into the document, and wait for its diagnostics."""

@@ -77,10 +77,7 @@ COMPATIBLE = [
     put("$defs/PoolConfig/properties/new_key", {"type": "string"}),
     put("properties/new_section", {"type": "object"}),
     put("required", ["version"]),
-    put(
-        "$defs/Balance/anyOf",
-        [{"enum": ["round_robin", "weighted", "least_busy", "nearest", "x"]}, {"$ref": "#/$defs/Reference"}],
-    ),
+    lambda schema: schema["$defs"]["Balance"]["anyOf"][0]["enum"].append("another"),
     put("$defs/PoolConfig/description", "said better"),
     put("$defs/PoolSize/anyOf", [{"type": "integer", "minimum": 1, "maximum": 10**6}, {"$ref": "#/$defs/Reference"}]),
     drop("$defs/PoolSize/description"),
