@@ -1,7 +1,7 @@
 """Whose turn it is at a pool that several tenants share: a queue for each tenant, and turns between tenants.
 
-A tenant that wants much waits behind itself: whoever wants a connection of another tenant waits for at most one
-connection of each tenant in front. When the queue is full, it is the tenant with the longest line that is refused.
+A tenant that wants much waits behind itself: whoever has least comes first, and among equals they take turns. When the
+queue is full, it is the tenant with the longest line that is refused.
 
 Pools stay psycopg's. This stands in front of one, lets no more in than it has connections, and so decides who waits.
 """
@@ -124,16 +124,18 @@ class FairQueue:
     def _serve(self) -> None:
         """Let in who can be let in, each tenant one before any gets a second."""
         while self._lines and (self._capacity is None or self._taken < self._capacity):
-            tenant = next((name for name, line in self._lines.items() if self._has_room(line[0].share)), _NOBODY)
-            if tenant is _NOBODY:
+            served = [name for name, line in self._lines.items() if self._has_room(line[0].share)]
+            if not served:
                 return
-            line = self._lines[tenant]  # type: ignore[index]
+            # Who has least comes first; among equals, whose turn it is.
+            tenant = min(served, key=self.held)
+            line = self._lines[tenant]
             waiter = line.popleft()
             self._waiting -= 1
             if line:
-                self._lines.move_to_end(tenant)  # type: ignore[arg-type]
+                self._lines.move_to_end(tenant)
             else:
-                del self._lines[tenant]  # type: ignore[arg-type]
+                del self._lines[tenant]
             if not waiter.admitted.done():
                 self._admit(waiter.share)
                 waiter.admitted.set_result(None)
@@ -169,6 +171,3 @@ class FairQueue:
             f"{self._label}: the tenant has {self.held(share.tenant)}{limit} connections in use, and {because}. Raise"
             " its limits.max_connections or pool.max_size, or shorten its transactions",
         )
-
-
-_NOBODY = object()

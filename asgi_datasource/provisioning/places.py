@@ -14,7 +14,7 @@ from typing import Final, LiteralString
 from ..drivers.psycopg import Admin, ConnectionTemplate, login_of, open_admin, program_arguments
 from ..errors import DataError, DataErrorKind
 from ..tenancy import Tenant, import_callable
-from .plan import ProvisioningPlan, Site
+from .plan import ProvisioningPlan, Site, step_name
 from .records import Placement
 
 FENCE_LIMIT: Final = "30s"
@@ -145,7 +145,7 @@ class Place:
                 )
                 await admin.command("lock table {} in exclusive mode", ledger)
                 marked = "insert into {} (step) values ({step}) on conflict do nothing returning 1"
-                if not await admin.command(marked, ledger, step=step):
+                if not await admin.command(marked, ledger, step=step_name(step)):
                     return
             if step.endswith(".sql"):
                 await admin.script(_read(Path(step)))

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from ..config import PLACEHOLDER, Config
+from ..errors import ConfigError
 from ..tenancy import TenantCompiler
 
 
@@ -57,6 +58,11 @@ class ProvisioningPlan:
     defaults: Mapping[str, object]
 
 
+def step_name(step: str) -> str:
+    """What a set-up step is remembered by: where its file lies may change from one deployment to the next."""
+    return Path(step).name if step.endswith(".sql") else step
+
+
 def compile_provisioning(config: Config) -> ProvisioningPlan:
     """What the document says."""
     sites = {
@@ -70,6 +76,9 @@ def compile_provisioning(config: Config) -> ProvisioningPlan:
     }
     catalog = config.tenants_from
     provisioning = config.provisioning
+    steps = [step_name(step) for step in provisioning.set_up]
+    if len(set(steps)) < len(steps):
+        raise ConfigError("provisioning.set_up: two steps have the same name, by which it is known what has been run")
     defaults = {} if catalog is None else catalog.defaults.model_dump(by_alias=True, exclude_none=True)
     return ProvisioningPlan(
         sites,

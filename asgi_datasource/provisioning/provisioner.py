@@ -17,7 +17,7 @@ from ..drivers.psycopg import login_of, open_admin
 from ..errors import DataError, DataErrorKind
 from ..tenancy import Tenant
 from .places import Place
-from .plan import ProvisioningPlan
+from .plan import ProvisioningPlan, step_name
 from .records import Operation, Placement, Record, Records
 
 logger = logging.getLogger("asgi_datasource.provisioning")
@@ -68,7 +68,7 @@ class Provisioner:
                 await records.close(name, Operation.CREATE)
                 return tenant
             steps: list[Step] = [("place", _plain(place.make)), ("grants", _plain(place.grant))]
-            steps += [(f"set-up {step}", _set_up(place, step, tenant)) for step in self._plan.set_up]
+            steps += [(f"set-up {step_name(step)}", _set_up(place, step, tenant)) for step in self._plan.set_up]
             # What the set-up has made is granted as well.
             steps.append(("grants after set-up", _plain(place.grant)))
             steps.append(("activate", _plain(lambda: records.change(name, is_ready=True))))

@@ -34,7 +34,7 @@ CHANNEL: Final = "asgi_datasource_tenants"
 
 TABLE_QUERY: Final = f"select {', '.join(COLUMNS)} from {TABLE} where is_ready"  # noqa: S608 - constants
 
-ROWS_A_ROUND_TRIP: Final = 500
+ROWS_A_ROUND_TRIP: Final = 1000
 """Rows fetched and compiled at a time; between two times the event loop is free."""
 
 RETRY_FIRST_S: Final = 0.5

@@ -20,6 +20,10 @@ FORMAT: Final = "asgi-datasource tenants 1"
 """The first word of the file; changes with its form."""
 
 
+_encode: Final = json.JSONEncoder(separators=(",", ":"), default=str).encode
+"""Made once: `json.dumps` makes one for each call."""
+
+
 class SnapshotWriter:
     """Writes a snapshot row by row; nothing is to be seen of it before `commit`.
 
@@ -59,7 +63,7 @@ class SnapshotWriter:
 
     def _write(self, values: Sequence[Any]) -> None:
         # A name may be a UUID, and there may be columns that nobody reads back.
-        line = json.dumps(list(values), separators=(",", ":"), default=str).encode() + b"\n"
+        line = _encode(list(values)).encode() + b"\n"
         self._hash.update(line)
         self._stream.write(line)
 

@@ -16,7 +16,8 @@ from typing import Any
 import psycopg
 import pytest
 
-from asgi_datasource import DataError, DataSourceRegistry, compile
+from asgi_datasource import DataError, DataSourceRegistry, compile, load
+from asgi_datasource.provisioning import Provisioner, compile_provisioning
 from asgi_datasource.testing import EmbeddedCluster
 from asgi_datasource.testing.binaries import find_binaries
 from tests.cli.run import Ran, run
@@ -62,6 +63,10 @@ class Site:
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
         )
+
+    def provisioner(self) -> Provisioner:
+        """What the commands run, in this process."""
+        return Provisioner(compile_provisioning(load(self.config)))
 
     def registry(self) -> DataSourceRegistry:
         return compile(self.config)
@@ -298,9 +303,9 @@ KILLED = [("place", "running"), ("set-up more.sql", "running"), *((step, "done")
 
 @pytest.mark.parametrize(("step", "state"), KILLED)
 async def test_making_goes_on_after_a_kill_at_any_step(site: Site, step: str, state: str) -> None:
-    ok(site.command("list"))
+    await site.provisioner().list()
     await kill_at(site, step, state, "create", "acme")
-    ok(site.command("create", "acme"))
+    await site.provisioner().create("acme")
     async with site.registry() as registry:
         # Nothing was left out, and nothing was done twice.
         assert await site.items(registry, "acme") == [f"of t_acme in {site.prefix}_one", "seed of acme"]
@@ -309,12 +314,13 @@ async def test_making_goes_on_after_a_kill_at_any_step(site: Site, step: str, st
 
 @pytest.mark.parametrize("step", ["stop writes", "fence", "copy", "compare", "switch"])
 async def test_moving_goes_on_after_a_kill_at_any_step(site: Site, step: str) -> None:
-    ok(site.command("create", "acme"))
+    await site.provisioner().create("acme")
     await kill_at(site, step, "done", "move", "acme", "--to", "two")
     # Nothing else may come in between.
     if step != "switch":
-        assert site.command("drop", "acme", "--yes", "acme").code == 2
-    ok(site.command("move", "acme", "--to", "two"))
+        with pytest.raises(DataError, match="move of 'acme' is under way"):
+            await site.provisioner().drop("acme")
+    await site.provisioner().move("acme", "two")
     async with site.registry() as registry:
         assert registry.known_tenants["acme"].datasource == "two"
         assert registry.known_tenants["acme"].state.value == "active"
@@ -326,9 +332,9 @@ async def test_moving_goes_on_after_a_kill_at_any_step(site: Site, step: str) ->
 
 @pytest.mark.parametrize("step", ["stop serving", "dump", "take away"])
 async def test_dropping_goes_on_after_a_kill_at_any_step(site: Site, step: str) -> None:
-    ok(site.command("create", "acme"))
+    await site.provisioner().create("acme")
     await kill_at(site, step, "done", "drop", "acme", "--yes", "acme", "--keep-dump")
-    ok(site.command("drop", "acme", "--yes", "acme", "--keep-dump"))
+    await site.provisioner().drop("acme", keep_dump=True)
     assert await site.sql("select * from asgi_datasource.tenants") == []
     assert await site.sql("select 1 from pg_namespace where nspname = 't_acme'", "one") == []
     dumps = list((site.folder / "dumps").glob("*.dump"))
