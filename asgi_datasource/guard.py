@@ -457,12 +457,12 @@ class RequestGuard:
         loop = asyncio.get_running_loop()
         self._task = self._task or asyncio.current_task()
         self._is_armed = True
-        lookout = self.registry.lookout
+        overtime = self.registry.overtime
         now = loop.time()
         self._deadline = deadline = session.deadline()
-        if deadline is not None and deadline < now + lookout.after_s:
+        if deadline is not None and deadline < now + overtime.after_s:
             self._timer = loop.call_at(deadline, self._deadline_passed)
-        lookout.add(self._start_watching, now)
+        overtime.add(self._start_watching, now)
 
     def _deadline_passed(self) -> None:
         if self.state in (_OPEN, _STREAMING, _DOOMED):

@@ -20,7 +20,7 @@ from .datasource import DataSource
 from .drivers.psycopg import Endpoint, PsycopgConnection
 from .errors import ConfigError, DataError, DataErrorKind
 from .fleet import Fleet
-from .lookout import Lookout
+from .overtime import Overtime
 from .plan import NO_RULE, CommitScope, RouteRule, SessionPolicy
 from .provisioning import Provisioner
 from .routing import AccessIntent, ReadAfterWritePin, Token
@@ -94,7 +94,7 @@ class DataSourceRegistry:
         self.compiled = compiled
         """The current one. Read it once for a piece of work, and end with the one that it began with."""
         self.background = BackgroundTasks()
-        self.lookout = Lookout(WATCH_AFTER_S)
+        self.overtime = Overtime(WATCH_AFTER_S)
         """Calls requests back that are still there a while after their first statement."""
         self._origin = origin or Origin()
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -275,7 +275,7 @@ class DataSourceRegistry:
         if self._vetting is not None:
             await self._vetting.stop()
         await self.background.drain(timeout_s / 2)
-        self.lookout.close()
+        self.overtime.close()
         for datasource in (*self, *self._leaving):
             datasource.stop()
         endpoints = {*self.compiled.endpoints, *self._retired}

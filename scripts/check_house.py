@@ -10,7 +10,7 @@ from pathlib import Path
 PACKAGE = Path(__file__).parent.parent / "asgi_datasource"
 
 FLOORS: tuple[tuple[str, ...], ...] = (
-    ("errors", "background", "lookout"),
+    ("errors", "background", "overtime"),
     ("telemetry", "inbox", "turns", "prefixes", "hostnames", "fairness"),
     ("config", "routing", "drivers", "tenancy"),
     ("problems", "carrier", "monitor", "datasource", "fleet", "provisioning", "transaction"),

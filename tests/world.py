@@ -145,10 +145,11 @@ class World:
         """The items that are committed in a schema's `orders`, in the order of their making."""
         return [row[0] for row in await self.sql("select item from orders order by id", schema=schema)]
 
-    async def backends(self) -> list[tuple[int, str]]:
-        """Process id and state of every backend of the role `app` in this database, on the primary."""
+    async def backends(self, node: str = "primary") -> list[tuple[int, str]]:
+        """Process id and state of every backend of a pool, in this database, on a server."""
         rows = await self.sql(
-            "select pid, state from pg_stat_activity"
-            " where usename = 'app' and datname = current_database() order by pid"
+            "select pid, state from pg_stat_activity where usename = 'app' and datname = current_database()"
+            " and application_name <> 'asgi-datasource check' order by pid",
+            node=node,
         )
         return [(row[0], row[1]) for row in rows]

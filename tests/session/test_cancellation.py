@@ -169,9 +169,7 @@ async def backends(world: World) -> dict[str, list[int]]:
     """The backends of the application on each server."""
     found: dict[str, list[int]] = {}
     for node in ("primary", "r1"):
-        rows = await world.sql(
-            "select pid, state from pg_stat_activity where usename = 'app' and datname = current_database()", node=node
-        )
+        rows = await world.backends(node)
         assert {state for _, state in rows} == {"idle"}, rows
         found[node] = sorted(pid for pid, _ in rows)
     return found

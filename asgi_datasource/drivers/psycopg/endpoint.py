@@ -21,7 +21,7 @@ from .connection import Connection
 from .lending import GaveUp, Lender, Pool
 from .limits import ASK_LIMITS, is_behind_pooler, read_limits
 from .result import Exchange
-from .settings import EndpointSettings, connect_failure, is_unknown_database, resolve
+from .settings import APPLICATION_NAME, EndpointSettings, connect_failure, is_unknown_database, resolve
 from .watched import ConnectionObserver, WatchedConnection
 
 logger = logging.getLogger("asgi_datasource.endpoint")
@@ -321,7 +321,7 @@ class Endpoint:
                 give_up_at = asyncio.get_running_loop().time() + timeout_s
 
     async def connect(self, *, observer: ConnectionObserver) -> Connection:
-        """Connect outside the pool.
+        """Connect outside the pool; the server shows the connection as `asgi-datasource check`.
 
         Args:
             observer: Learns how the connection fares.
@@ -329,7 +329,9 @@ class Endpoint:
         Raises:
             psycopg.Error: It failed; the text names host, port and reason only.
         """
-        return await Connection.connect(self._target.conninfo, observer=observer)
+        return await Connection.connect(
+            self._target.conninfo, observer=observer, fallback_application_name=f"{APPLICATION_NAME} check"
+        )
 
     async def connect_apart(self, *, deadline: float) -> Connection:
         """Connect outside the pool, for a question that must not wait in its queue; the caller closes the connection.

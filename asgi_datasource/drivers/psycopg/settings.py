@@ -12,6 +12,8 @@ from psycopg.conninfo import conninfo_to_dict, make_conninfo
 from ...errors import ConfigError
 
 DEFAULT_PORT: Final = 5432
+APPLICATION_NAME: Final = "asgi-datasource"
+"""What connections call themselves where the URL gives them no `application_name`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -90,7 +92,7 @@ def resolve(settings: EndpointSettings, *, where: str) -> Address:
         "keepalives_idle": max(1, round(settings.keepalives_idle_s)),
         "keepalives_interval": max(1, round(settings.keepalives_interval_s)),
         "keepalives_count": settings.keepalives_count,
-        "fallback_application_name": "asgi-datasource",
+        "fallback_application_name": APPLICATION_NAME,
     }
     try:
         parts = conninfo_to_dict(settings.conninfo)

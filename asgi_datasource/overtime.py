@@ -13,7 +13,7 @@ from collections.abc import Callable
 from contextvars import Context
 
 
-class Lookout:
+class Overtime:
     """One line of callbacks, each due the same time after it was added.
 
     Args:

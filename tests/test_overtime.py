@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from contextvars import ContextVar
 
-from asgi_datasource.lookout import Lookout
+from asgi_datasource.overtime import Overtime
 from tests.drivers.polling import until
 
 mine: ContextVar[str] = ContextVar("mine", default="nobody's")
@@ -13,13 +13,13 @@ mine: ContextVar[str] = ContextVar("mine", default="nobody's")
 
 async def test_everybody_is_called_once_in_order_not_before_the_time() -> None:
     loop = asyncio.get_running_loop()
-    lookout = Lookout(0.05)
+    overtime = Overtime(0.05)
     called: list[tuple[int, float]] = []
     added: list[float] = []
 
     for number in range(5):
         added.append(loop.time())
-        lookout.add(lambda number=number: called.append((number, loop.time())), loop.time())  # type: ignore[misc]
+        overtime.add(lambda number=number: called.append((number, loop.time())), loop.time())  # type: ignore[misc]
         await asyncio.sleep(0.01)
     await until(lambda: len(called) == 5)
     assert [number for number, _ in called] == [0, 1, 2, 3, 4]
@@ -28,34 +28,34 @@ async def test_everybody_is_called_once_in_order_not_before_the_time() -> None:
 
 async def test_one_that_is_added_by_a_callback_has_its_turn_as_well() -> None:
     loop = asyncio.get_running_loop()
-    lookout = Lookout(0.01)
+    overtime = Overtime(0.01)
     called: list[str] = []
 
     def first() -> None:
         called.append("first")
-        lookout.add(lambda: called.append("second"), loop.time())
+        overtime.add(lambda: called.append("second"), loop.time())
 
-    lookout.add(first, loop.time())
+    overtime.add(first, loop.time())
     await until(lambda: called == ["first", "second"])
 
 
 async def test_callbacks_do_not_see_the_context_of_whoever_came_first() -> None:
     loop = asyncio.get_running_loop()
-    lookout = Lookout(0.01)
+    overtime = Overtime(0.01)
     seen: list[str] = []
     mine.set("the first one's")
-    lookout.add(lambda: seen.append(mine.get()), loop.time())
+    overtime.add(lambda: seen.append(mine.get()), loop.time())
     await until(lambda: bool(seen))
     assert seen == ["nobody's"]
 
 
 async def test_nobody_is_called_after_closing() -> None:
     loop = asyncio.get_running_loop()
-    lookout = Lookout(0.01)
+    overtime = Overtime(0.01)
     called: list[int] = []
-    lookout.add(lambda: called.append(1), loop.time())
-    lookout.close()
+    overtime.add(lambda: called.append(1), loop.time())
+    overtime.close()
     await asyncio.sleep(0.05)
     assert called == []
-    lookout.add(lambda: called.append(2), loop.time())
+    overtime.add(lambda: called.append(2), loop.time())
     await until(lambda: called == [2])
