@@ -274,11 +274,13 @@ class _Reader:
                     position = Position(part.text.file, 1, 1)
                     self.layers.problems.append(Diagnostic(Code.INCLUDE, (), message, mend, position=position))
                 continue
-            for key, value in part.document.items():
-                self._join(joined, key, value, part)
+            twice = [path for key, value in part.document.items() for path in self._join(joined, key, value, part)]
+            if twice:
+                self._tell_twice(part, twice)
         return joined
 
-    def _join(self, joined: dict[str, Any], key: str, value: Any, part: _Part) -> None:
+    def _join(self, joined: dict[str, Any], key: str, value: Any, part: _Part) -> Iterator[Path]:
+        """Add a section of a part; what the document has already is answered instead."""
         if key == INCLUDE:
             return
         if key not in joined:
@@ -288,27 +290,27 @@ class _Reader:
         if is_mapping(there) and is_mapping(value):
             for name, inner in value.items():
                 if name in there:
-                    self._twice(part, (key, name))
+                    yield key, name
                 else:
                     there[name] = inner
         elif key == "routes" and is_list(there) and is_list(value):
             part.first_route = len(there)
             there += value
         elif key != "version" or there != value:
-            self._twice(part, (key,))
+            yield (key,)
 
-    def _twice(self, part: _Part, path: Path) -> None:
-        mark = find_marks(part.text, [(path, True)])[path, True]
-        message = "another file of this document says this as well"
-        problem = Diagnostic(
-            Code.DEFINED_TWICE,
-            path,
-            message,
-            "Keep it in one of them; an overlay may change it.",
-            is_about_key=True,
-            position=Position(part.text.file, *(mark or ())),
-        )
-        self.layers.problems.append(problem)
+    def _tell_twice(self, part: _Part, paths: list[Path]) -> None:
+        # One search for all of them: a whole file may be there twice.
+        for (path, _), mark in find_marks(part.text, [(path, True) for path in paths]).items():
+            problem = Diagnostic(
+                Code.DEFINED_TWICE,
+                path,
+                "another file of this document says this as well",
+                "Keep it in one of them; an overlay may change it.",
+                is_about_key=True,
+                position=Position(part.text.file, *(mark or ())),
+            )
+            self.layers.problems.append(problem)
 
 
 def _at(part: _Part, index: int) -> Position:

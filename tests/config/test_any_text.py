@@ -81,7 +81,9 @@ def test_any_mapping_has_an_answer(document: dict[str, Any]) -> None:
 
 def test_any_files_together_have_an_answer(tmp_path_factory: pytest.TempPathFactory) -> None:
     """Includes, overlays, suppressions and offline, on damaged texts: nothing but diagnostics."""
-    folder = tmp_path_factory.mktemp("files")
+    # A folder inside one: what lies beside pytest's own folders is other tests'.
+    folder = tmp_path_factory.mktemp("files") / "config"
+    folder.mkdir()
     main, part, overlay = (folder / name for name in ("datasource.yaml", "part.yaml", "overlay.json"))
     comments = st.sampled_from(["", "# ads: ignore[ADS041] x\n", "# ads: ignore[\n", "  # ads:ignore-file[ADS048] y\n"])
     includes = st.sampled_from(

@@ -257,3 +257,15 @@ def test_too_many_files_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     path = tmp_path / "datasource.yaml"
     path.write_text("version: 1\ninclude: ['p*.yaml']\n")
     assert Code.TOO_LARGE in {problem.code for problem in examine(path).errors}
+
+
+@pytest.mark.usefixtures("folder")
+def test_a_whole_file_that_is_there_twice_is_searched_once() -> None:
+    names = [f"tenant-{number}" for number in range(2_000)]
+    tenants = "tenants:\n" + "".join(f"  {name}: {{datasource: orders, schema: {name}}}\n" for name in names)
+    write("tenants/acme.yaml", tenants)
+    write("tenants/globex.yaml", "# again\n" + tenants)
+    twice = [problem for problem in examine("datasource.yaml").diagnostics if problem.code is Code.DEFINED_TWICE]
+    assert [(problem.key, str(problem.position)) for problem in twice] == [
+        (f"tenants.{name}", f"tenants/globex.yaml:{line}:3") for line, name in enumerate(names, 3)
+    ]

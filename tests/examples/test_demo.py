@@ -175,6 +175,8 @@ def test_the_page_is_told_where_a_request_went_and_why(demo: Demo) -> None:
         answer = client.get("/reports/airports", headers={"X-Tenant": "mq"})
         number = int(answer.headers["x-request-number"])
         told = client.get(f"/ui/requests?after={number - 1}&limit=1").json()
+    candidates = " ".join(told["requests"][0]["steps"][0].pop("candidates"))
+    assert re.fullmatch(r"r1 (up|lag \d+ ms) r2 (up|lag \d+ ms) primary up", candidates), candidates
     assert told["requests"][0] | {"at": 0, "ms": 0} == {
         "number": number,
         "method": "GET",
@@ -192,7 +194,6 @@ def test_the_page_is_told_where_a_request_went_and_why(demo: Demo) -> None:
                 "node": answer.headers["x-served-by"].split()[0],
                 "role": "replica",
                 "reason": "balanced",
-                "candidates": ["r1 up", "r2 up", "primary up"],
                 "statements": ["SELECT flights"],
                 "is_failed": False,
             }
