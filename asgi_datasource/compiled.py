@@ -101,11 +101,14 @@ class Compiled:
             return self.fleets[tenant.datasource].member(tenant.database or tenant.name or "")
         return found
 
-    def homes(self, name: str) -> list[Home]:
-        """Where the tenants that are known now live on a datasource."""
+    def residents(self, name: str) -> list[Tenant]:
+        """The tenants that are known now and live on a datasource."""
+        return [tenant for tenant in self.admission.directory.map.names.values() if tenant.datasource == name]
+
+    def homes(self, name: str, residents: Iterable[Tenant]) -> list[Home]:
+        """Where tenants live on a datasource."""
         shared = self.shared_schemas.get(name, ())
-        known = self.admission.directory.map.names.values()
-        return [home_of(tenant, shared) for tenant in known if tenant.datasource == name]
+        return [home_of(tenant, shared) for tenant in residents]
 
     def resolution(self, first: Sequence[TenantResolver] = ()) -> TenantResolver:
         """How requests name their tenant: `first`, then the configured resolvers."""

@@ -85,6 +85,14 @@ class Fleet:
             member.watch()
         return member
 
+    def apart(self, database: str) -> PostgresDataSource:
+        """The datasource of a name for questions alone: what becomes of them is nothing to its sessions.
+
+        Raises:
+            DataError: TENANT: the name cannot be that of a database.
+        """
+        return self._make(database, self)
+
     # What its endpoints ask
 
     async def make_room(self, endpoint: Endpoint, *, timeout_s: float) -> None:

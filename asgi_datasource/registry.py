@@ -237,7 +237,7 @@ class DataSourceRegistry:
         for datasource in self:
             await datasource.open()
         self.catalog = await self._start_catalog(self.compiled)
-        self._vetting = vetting = Vetting(self.compiled, self.background)
+        self._vetting = vetting = Vetting(self.compiled, self.catalog)
         try:
             await vetting.run()
         except ConfigError:
@@ -352,7 +352,7 @@ class DataSourceRegistry:
             for fleet in compiled.fleets.values():
                 fleet.open()
             catalog = await self._start_catalog(compiled)
-            vetting = Vetting(compiled, self.background)
+            vetting = Vetting(compiled, catalog)
             try:
                 await vetting.run()
             except ConfigError:

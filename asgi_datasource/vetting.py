@@ -8,14 +8,15 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any, Final, LiteralString
 
-from .background import BackgroundTasks
 from .compiled import Compiled
+from .datasource import DataSource
 from .drivers.psycopg import Statement
 from .errors import ConfigError, DataError, DataErrorKind
-from .tenancy import Finding, Hole, find_holes
+from .fleet import Fleet
+from .tenancy import Catalog, CatalogState, Finding, Hole, Home, Tenant, by_database, find_holes, sample
 
 logger = logging.getLogger("asgi_datasource.tenancy")
 
@@ -25,15 +26,26 @@ START_LIMIT_S: Final = 1.0
 RETRY_S: Final = 2.0
 """Seconds between two attempts to ask a server that did not answer at the start."""
 
+MOST_DATABASES: Final = 5
+"""How many tenants' databases of one datasource are looked into at the start."""
+
+MOST_TOLD: Final = 20
+"""Holes of one datasource that are logged one by one."""
+
 _NO_ANSWER: Final = frozenset({DataErrorKind.CONNECTION, DataErrorKind.TIMEOUT, DataErrorKind.RESOURCE})
 
 
 class Vetting:
-    """Vets the datasources of one configuration."""
+    """Vets the datasources of one configuration.
 
-    def __init__(self, compiled: Compiled, background: BackgroundTasks) -> None:
+    Args:
+        compiled: What it compiled to.
+        catalog: Where its other tenants come from.
+    """
+
+    def __init__(self, compiled: Compiled, catalog: Catalog | None) -> None:
         self._compiled = compiled
-        self._background = background
+        self._catalog = catalog
         self._tasks: list[asyncio.Task[None]] = []
 
     async def run(self) -> None:
@@ -43,7 +55,6 @@ class Vetting:
             ConfigError: Tenants run as a role that bypasses row security, and the configuration does not allow that.
         """
         names = [name for name, config in self._compiled.audits.items() if config.on_start != "off"]
-        names = [name for name in names if name in self._compiled.datasources]
         outcomes = await asyncio.gather(*(self._ask(name) for name in names))
         refusals = [refusal for refusal in outcomes if refusal is not None]
         if refusals:
@@ -60,8 +71,6 @@ class Vetting:
 
     async def _ask(self, name: str) -> str | None:
         """Why tenants cannot be trusted to this datasource; None when they can, or when nobody answers."""
-        if not any(home.has_row_security or home.schema for home in self._compiled.homes(name)):
-            return None
         try:
             findings = await self._audit(name)
         except DataError as error:
@@ -87,8 +96,47 @@ class Vetting:
             return
 
     async def _audit(self, name: str) -> list[Finding]:
+        """The holes of a datasource.
+
+        Raises:
+            DataError: CONNECTION, TIMEOUT or RESOURCE: nobody answered. Others: the question cannot be put.
+        """
+        if self._catalog is not None and self._catalog.state is CatalogState.UNKNOWN:
+            raise DataError(DataErrorKind.CONNECTION, "those of the catalog are not known yet")
         compiled = self._compiled
-        primary = compiled.datasources[name].endpoints["primary"]
+        residents = compiled.residents(name)
+        fleet = compiled.fleets.get(name)
+        if fleet is not None:
+            return await self._audit_some(name, fleet, residents)
+        homes = compiled.homes(name, residents)
+        if not _are_kept_apart_inside(homes):
+            return []
+        return await self._look_into(name, compiled.datasources[name], homes)
+
+    async def _audit_some(self, name: str, fleet: Fleet, residents: Sequence[Tenant]) -> list[Finding]:
+        """The holes of some of the databases; what is wrong in one of them is mostly wrong in all."""
+        known = [
+            (database, homes)
+            for database, sharing in by_database(residents).items()
+            if _are_kept_apart_inside(homes := self._compiled.homes(name, sharing))
+        ]
+        asked = sample(known, MOST_DATABASES)
+        outcomes = await asyncio.gather(
+            *(self._look_into(name, fleet.apart(database), homes) for database, homes in asked),
+            return_exceptions=True,
+        )
+        failures = [outcome for outcome in outcomes if isinstance(outcome, BaseException)]
+        if failures and (len(failures) == len(asked) or not all(isinstance(each, DataError) for each in failures)):
+            raise failures[0]
+        if len(known) > len(asked) - len(failures):
+            answered = len(asked) - len(failures)
+            logger.info("%s: %d of its %d databases that are known were vetted", name, answered, len(known))
+        # What holds for the login, or comes from a template, is the same in each.
+        return list(dict.fromkeys(hole for each in outcomes if not isinstance(each, BaseException) for hole in each))
+
+    async def _look_into(self, name: str, datasource: DataSource, homes: Sequence[Home]) -> list[Finding]:
+        """The holes of one database."""
+        primary = datasource.endpoints["primary"]
         deadline = asyncio.get_running_loop().time() + START_LIMIT_S
         connection = await primary.connect_apart(deadline=deadline)
 
@@ -98,12 +146,12 @@ class Vetting:
                 raise primary.error_of(exchange, is_write=False) from exchange.error
             return exchange.answers(0, 1)[0].tuples()
 
-        allowed = compiled.audits[name]
+        allowed = self._compiled.audits[name]
         try:
             return await find_holes(
                 ask,
-                compiled.homes(name),
-                shared_schemas=compiled.shared_schemas[name],
+                homes,
+                shared_schemas=self._compiled.shared_schemas[name],
                 allowed_roles=allowed.allow_roles,
                 shared_tables=allowed.shared_tables,
             )
@@ -113,10 +161,21 @@ class Vetting:
     def _judge(self, name: str, findings: Iterable[Finding]) -> str | None:
         refuses = self._compiled.audits[name].on_start == "refuse"
         reasons: list[str] = []
+        others: list[str] = []
         for finding in findings:
             told = f"datasource {name}: {finding.message}. {finding.mend}"
             if finding.hole is Hole.ROLE_BYPASSES and refuses:
                 reasons.append(f"{told} Or name the role in datasources.{name}.audit.allow_roles.")
             else:
-                logger.warning("%s", told)
+                others.append(told)
+        for told in others[:MOST_TOLD]:
+            logger.warning("%s", told)
+        if len(others) > MOST_TOLD:
+            more = len(others) - MOST_TOLD
+            logger.warning("datasource %s: and %d more; `asgi-datasource check` tells them all", name, more)
         return "\n".join(reasons) or None
+
+
+def _are_kept_apart_inside(homes: Iterable[Home]) -> bool:
+    """Whether anything in a database keeps tenants apart there: policies, or schemas."""
+    return any(home.has_row_security or home.schema for home in homes)

@@ -17,7 +17,11 @@ _DRAFT: Final = "https://json-schema.org/draft/2020-12/schema"
 
 
 def describe_diagnostics(
-    tool: str, files: Sequence[str], diagnostics: Iterable[Diagnostic], suppressed: Iterable[Suppressed] = ()
+    tool: str,
+    files: Sequence[str],
+    diagnostics: Iterable[Diagnostic],
+    suppressed: Iterable[Suppressed] = (),
+    notes: Iterable[str] = (),
 ) -> dict[str, Any]:
     """Findings as plain data.
 
@@ -26,6 +30,7 @@ def describe_diagnostics(
         files: The files that were looked at.
         diagnostics: What was found.
         suppressed: What the files ask to leave out.
+        notes: What was not looked at.
     """
     found = [_diagnostic(problem) for problem in diagnostics]
     return {
@@ -35,6 +40,7 @@ def describe_diagnostics(
         "counts": {severity.value: sum(each["severity"] == severity.value for each in found) for severity in Severity},
         "diagnostics": found,
         "suppressed": [{**_diagnostic(ignored.diagnostic), "reason": ignored.reason} for ignored in suppressed],
+        "notes": list(notes),
     }
 
 
@@ -126,6 +132,12 @@ def diagnostics_schema() -> dict[str, Any]:
                 "type": "array",
                 "description": "What the files ask to leave out, with their reasons.",
                 "items": {"$ref": "#/$defs/Diagnostic", "required": ["reason"]},
+            },
+            "notes": {
+                "type": "array",
+                "description": "What was not looked at, of that which there is too much of.",
+                "items": {"type": "string"},
+                "examples": [["10 of the 1,203 databases of own that are known were asked"]],
             },
         },
         {

@@ -135,10 +135,13 @@ def _place(name: str, tenant: TenantConfig, *, has_database: bool) -> tuple[obje
     The usual values are strings that are there already: with 100,000 tenants, tuples would double the peak.
     """
     schema, settings = tenant.schema_name, tenant.row_security
-    if has_database:
-        return "database", tenant.database or name
+    database = (tenant.database or name).replace(PLACEHOLDER, name) if has_database else None
+    if database is not None and schema is None and tenant.role is None and settings is None:
+        return "database", database
     if schema is not None and PLACEHOLDER in schema:
         schema = schema.replace(PLACEHOLDER, name)
+    if database is not None:
+        return "all", (database, schema, tenant.role, *sorted((settings or {}).items()))
     if tenant.role is None:
         if settings is None:
             return "schema", schema

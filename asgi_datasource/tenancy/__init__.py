@@ -2,8 +2,8 @@
 
 from .admission import Admission, Authorize
 from .answers import MAX_NAME_LENGTH, Answer, Resolution, TenantResolver
-from .audit import Ask, Finding, Hole, Home, find_holes
-from .catalog import Catalog, CatalogPlan, CatalogState
+from .audit import Ask, Finding, Hole, Home, find_holes, sample
+from .catalog import TABLE_QUERY, Catalog, CatalogPlan, CatalogState
 from .chain import Agreement, PathRuleResolver, chain
 from .compiling import (
     Resolvers,
@@ -17,7 +17,7 @@ from .context import current_tenant, tenant_context
 from .directory import TenantDirectory, TenantMap
 from .domains import DomainResolver, SubdomainResolver, TrustedHostResolver
 from .hosts import RequestHost, TrustedHosts
-from .isolation import home_of, quote_identifier, tenant_settings
+from .isolation import by_database, home_of, quote_identifier, tenant_settings
 from .policies import PolicyRules, policy_sql
 from .resolvers import (
     CallableResolver,
@@ -29,11 +29,13 @@ from .resolvers import (
     ScopeResolver,
     TenantFunction,
 )
+from .rows import RowReader
 from .tenant import Strategy, Tenant, TenantState
 from .tokens import FixedKey, KeySetFile, TokenResolver, TokenRules
 
 __all__ = [
     "MAX_NAME_LENGTH",
+    "TABLE_QUERY",
     "Admission",
     "Agreement",
     "Answer",
@@ -59,6 +61,7 @@ __all__ = [
     "RequestHost",
     "Resolution",
     "Resolvers",
+    "RowReader",
     "ScopeResolver",
     "Strategy",
     "SubdomainResolver",
@@ -74,6 +77,7 @@ __all__ = [
     "TrustedHostResolver",
     "TrustedHosts",
     "audit",
+    "by_database",
     "chain",
     "compile_admission",
     "compile_tenants",
@@ -83,6 +87,7 @@ __all__ = [
     "import_callable",
     "policy_sql",
     "quote_identifier",
+    "sample",
     "tenant_context",
     "tenant_settings",
     "with_hosts",

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Any, Final, LiteralString, Protocol
+from typing import Any, Final, LiteralString, Protocol, TypeVar
 
 
 class Ask(Protocol):
@@ -74,6 +74,16 @@ class Home:
     schema: str | None = None
     role: str | None = None
     has_row_security: bool = False
+
+
+_T = TypeVar("_T")
+
+
+def sample(whole: Sequence[_T], most: int) -> list[_T]:
+    """As many as can be looked at, spread over the whole, and the same ones each time."""
+    if len(whole) <= most:
+        return list(whole)
+    return [whole[number * len(whole) // most] for number in range(most)]
 
 
 async def find_holes(

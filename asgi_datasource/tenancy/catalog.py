@@ -381,7 +381,7 @@ class Catalog:
         if connection is not None and not connection.closed and connection.is_usable:
             return connection
         self._drop_connection()
-        connection = await self._endpoint.connect_apart(deadline=deadline)
+        connection = await self._endpoint.connect_apart(deadline=deadline, purpose="catalog")
         connection.when_gone = self._connection_lost
         self._connection = connection
         if self._channel is not None:

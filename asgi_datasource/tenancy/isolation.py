@@ -68,4 +68,12 @@ def home_of(tenant: Tenant, shared_schemas: Sequence[str] = ()) -> Home:
     return Home(tenant.name or "", schema, role, bool(settings))
 
 
+def by_database(tenants: Iterable[Tenant]) -> dict[str, list[Tenant]]:
+    """Tenants by the database that they live in, of a datasource that has many."""
+    found: dict[str, list[Tenant]] = {}
+    for tenant in tenants:
+        found.setdefault(tenant.database or tenant.name or "", []).append(tenant)
+    return found
+
+
 _QUOTED: Final = re.compile(r'"((?:[^"]|"")+)"')

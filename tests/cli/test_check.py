@@ -300,6 +300,63 @@ async def test_tenants_without_their_place(world: World, tmp_path: Path) -> None
     assert found[0]["mend"] == "Create it: create schema gone."
 
 
+async def test_tenants_of_a_table_are_looked_at_as_well(
+    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    document = config(world, datasources__orders__replicas={})
+    document["tenants_from"] = {
+        "datasource": "orders",
+        "query": "select name, 'of_' || name as schema from books.customers where name not like '%!%'",
+        "defaults": {"datasource": "orders"},
+    }
+    _, found = check(document, tmp_path)
+    assert ("ADS116", "tenants_from") in codes(found, without=TABLES)
+    await execute(
+        world,
+        "create schema books",
+        "create table books.customers (name text)",
+        "insert into books.customers select 'c' || n from generate_series(1, 1200) n",
+        "insert into books.customers values ('acme')",
+        "do $$ begin for n in 1..1200 loop if n <> 7 then execute 'create schema of_c' || n; end if; end loop; end $$",
+    )
+    done, found = check(document, tmp_path)
+    notes = json.loads(done.out)["notes"]
+    assert notes == ["1,000 of the 1,201 tenants of tenants_from were looked at"]
+    # The one that has no schema is among those that are looked at, as it is each time.
+    [missing] = [each for each in found if each["code"] == "ADS115"]
+    assert missing["key"] == "tenants_from"
+    assert "the schema of_c7 is not there" in missing["message"]
+    told = run("check", tmp_path / "datasource.json").out
+    assert f"note: {notes[0]}" in told
+    assert run("check", tmp_path / "datasource.json", "--format", "concise").out.count("note: ") == 1
+
+
+async def test_the_databases_of_tenants_are_asked_by_their_own_names_and_no_more_than_a_few(
+    world: World, tmp_path: Path
+) -> None:
+    url = world.cluster.primary.url(dbname="PLACE").replace("PLACE", "{tenant}")
+    own = {"primary": {"url": url}, "pool": {"max_open_pools": 5}}
+    document = config(world, tenants={}, datasources={"own": own})
+    document["tenants"] = {
+        "acme": {"datasource": "own", "database": world.dbname, "schema": "acme"},
+        "gone": {"datasource": "own", "database": world.dbname, "schema": "gone"},
+    }
+    done, found = check(document, tmp_path)
+    assert codes(found, without=TABLES) == [("ADS115", "tenants.gone")]
+    assert json.loads(done.out)["notes"] == []
+    for number in range(18):
+        document["tenants"][f"t{number}"] = {"datasource": "own"}
+    document["tenants"]["*"] = {"datasource": "own"}
+    done, found = check(document, tmp_path)
+    assert json.loads(done.out)["notes"] == ["10 of the 19 databases of own that are known were asked"]
+    assert [each["message"].split(" of t")[0] for each in found if each["code"] == "ADS101"] == ["own/primary"] * 9
+    document["tenants"] = {"*": {"datasource": "own"}}
+    done, found = check(document, tmp_path)
+    assert found == []
+    told = "the databases of own are those of whoever comes: only the 0 that are known were asked"
+    assert json.loads(done.out)["notes"] == [told]
+
+
 async def test_names_that_fall_through(world: World, tmp_path: Path) -> None:
     await execute(
         world, "create schema common", "create table common.orders (id int)", "create table common.taxes (i int)"

@@ -100,6 +100,16 @@ NONSENSE = [
         "a datasource of its own",
     ),
     (
+        small(
+            datasources={"own": {"primary": {"url": "host=a dbname={tenant}"}}},
+            tenants={name: {"datasource": "own", "database": "eu", "schema": "shop"} for name in ("acme", "globex")},
+        ),
+        Code.SHARED_PLACE,
+        "tenants.globex.schema",
+        "the same schema as tenant 'acme'",
+        "a datasource of its own",
+    ),
+    (
         small(consistency={"token": "cookie"}),
         Code.MISSING_KEY,
         "consistency.secret",
@@ -264,6 +274,13 @@ SENSIBLE = [
     small(
         datasources={"eu": EU, "us": US},
         tenants={"acme": {"datasource": "eu", "schema": "x"}, "globex": {"datasource": "us", "schema": "x"}},
+    ),
+    small(
+        # A database that several share, and a schema each in it.
+        datasources={"own": {"primary": {"url": "host=a dbname={tenant}"}}},
+        tenants={
+            name: {"datasource": "own", "database": "eu", "schema": name} for name in ("acme", "globex", "initech")
+        },
     ),
     small(routes=[{"match": "GET /a/*"}, {"match": "/a/*"}, {"match": "GET /a/**"}, {"match": "/**"}]),
 ]

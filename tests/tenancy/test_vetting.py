@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from typing import Any
 
 import httpx
@@ -141,3 +143,78 @@ async def test_a_server_that_is_down_at_the_start_is_vetted_when_it_answers(
                     async with made.session("initech"):
                         raise AssertionError("it was let in")
     assert any("served without having been vetted" in text for text in told(caplog))
+
+
+# -- a database for each tenant
+
+
+@asynccontextmanager
+async def databases(world: World, count: int) -> AsyncIterator[dict[str, Any]]:
+    """A copy of the world's database for each of some tenants, who log in as themselves."""
+    names = [f"t{number}" for number in range(count)]
+    made = [f"{world.dbname}_{name}" for name in names]
+    for name in made:
+        await world.cluster.create_database(name)
+        await world.cluster.create_role(name, password="secret")
+    url = world.cluster.nodes["primary"].url(dbname="PLACE", user=made[0])
+    url = url.replace("PLACE", f"{world.dbname}_{{tenant}}").replace(made[0], f"{world.dbname}_{{tenant}}")
+    try:
+        yield {
+            "version": 1,
+            "datasources": {"own": {"primary": {"url": url}}},
+            "tenancy": {"resolve": [{"header": "X-Tenant"}]},
+            "tenants": {name: {"datasource": "own", "row_security": {"app.tenant": name}} for name in names},
+        }
+    finally:
+        for name in made:
+            await world.cluster.drop_database(name)
+            await world.sql(f"drop role {name}")
+
+
+async def test_some_of_the_databases_are_vetted_where_each_tenant_has_one(
+    world: World, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    caplog.set_level(logging.INFO, "asgi_datasource.tenancy")
+    monkeypatch.setattr(vetting_module, "MOST_DATABASES", 2)
+    async with databases(world, 4) as document:
+        await start(document)
+        assert "own: 2 of its 4 databases that are known were vetted" in told(caplog)
+        await world.sql(f"alter role {world.dbname}_t2 bypassrls")
+        with pytest.raises(ConfigError, match=f"the role {world.dbname}_t2 has BYPASSRLS"):
+            await start(document)
+        await world.sql(f"alter role {world.dbname}_t2 nobypassrls")
+        # One that is not there yet keeps nobody from starting, nor from being looked at.
+        document["tenants"]["t3x"] = {"datasource": "own", "row_security": {"app.tenant": "x"}}
+        monkeypatch.setattr(vetting_module, "MOST_DATABASES", 5)
+        made = compile(document)
+        async with made, made.session("t0") as db:
+            assert await db.read.fetch_value("select current_user::text") == f"{world.dbname}_t0"
+        assert "own: 4 of its 5 databases that are known were vetted" in told(caplog)
+        # Where nothing inside keeps tenants apart there is nothing to look for.
+        caplog.clear()
+        for name in document["tenants"]:
+            document["tenants"][name] = {"datasource": "own"}
+        await start(document)
+        assert told(caplog) == []
+
+
+async def test_tenants_of_a_catalog_that_was_down_are_vetted_once_they_are_known(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(vetting_module, "RETRY_S", 0.05)
+    document = config(world, user="postgres")
+    document["tenants"] = {}
+    document["tenants_from"] = {
+        "datasource": "orders",
+        "query": "select * from late.tenants",
+        "defaults": {"datasource": "orders", "schema": "shared", "row_security": {"app.tenant": "{tenant}"}},
+        "refresh": "100ms",
+    }
+    async with compile(document) as made:
+        assert not made.compiled.admission.asks
+        await world.sql("create schema late; create table late.tenants (name text)")
+        await world.sql("insert into late.tenants values ('hooli')")
+        await until(lambda: made.compiled.admission.asks, "the tenants were not vetted")
+        with pytest.raises(DataError, match="is a superuser"):
+            async with made.session("hooli"):
+                raise AssertionError("it was let in")

@@ -30,7 +30,7 @@ def judge(config: Config, servers: Sequence[Facts]) -> Iterator[Diagnostic]:
             continue
         yield from _alone(facts)
         yield from _against(primaries[facts.target.datasource, facts.target.tenant], facts)
-        yield from (_hole(finding, facts) for finding in facts.holes)
+        yield from (_hole(finding, facts, config) for finding in facts.holes)
         for words in facts.unanswered:
             message = f"{facts.target} left a question unanswered: {words}"
             mend = "Give the login the right to ask, or check this by hand."
@@ -109,11 +109,12 @@ _HOLES: Final = {
 }
 
 
-def _hole(finding: Finding, facts: Facts) -> Diagnostic:
+def _hole(finding: Finding, facts: Facts, config: Config) -> Diagnostic:
     code, severity = _HOLES[finding.hole]
     path: DiagnosticPath = facts.target.path
     if finding.tenant is not None:
-        path = ("tenants", finding.tenant)
+        # One that the document does not list is a row of the table.
+        path = ("tenants", finding.tenant) if finding.tenant in config.tenants else ("tenants_from",)
     message = f"{facts.target}: {finding.message}"
     return Diagnostic(code, path, message, finding.mend, finding.tenant is not None, severity=severity)
 

@@ -3,70 +3,90 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Final
 
 from ...compiling import endpoint_settings
 from ...config import EVERY_OTHER, PLACEHOLDER, Config, DataSourceConfig, Diagnostic, DiagnosticPath
 from ...drivers.psycopg import ConnectionTemplate
-from ...tenancy import Home
+from ...tenancy import Home, Tenant, by_database, home_of, sample
 from .ask import ask_server, compare
 from .facts import Facts, Target
 from .judge import judge
+from .tenants import find_tenants
 
 MOST_DATABASES: Final = 10
 """How many tenants' databases of one datasource are asked; what is wrong in one of them is mostly wrong in all."""
 
 
-async def check_servers(config: Config) -> list[Diagnostic]:
-    """Ask every server that a configuration names.
+@dataclass(frozen=True, slots=True)
+class Checked:
+    """What came of asking.
+
+    Attributes:
+        problems: What is wrong, without positions.
+        notes: What was not looked at, of that which there is too much of.
+    """
+
+    problems: tuple[Diagnostic, ...]
+    notes: tuple[str, ...]
+
+
+async def check_servers(config: Config) -> Checked:
+    """Ask every server that a configuration names; it takes some seconds at most for each server that is silent.
 
     Args:
         config: A checked configuration, with its references looked up.
-
-    Returns:
-        What is wrong, without positions. It takes some seconds at most for each server that is silent.
     """
+    population = await find_tenants(config)
+    notes = list(population.notes)
+    databases = {
+        name: _databases(config, name, datasource, population.tenants, notes)
+        for name, datasource in config.datasources.items()
+    }
     async with asyncio.TaskGroup() as group:
         tasks = [
-            group.create_task(_servers(name, datasource, config.datasources[name].search_path, homes, tenant))
-            for name, datasource in config.datasources.items()
-            for tenant, homes in _databases(config, name, datasource)
+            group.create_task(_servers(name, config.datasources[name], homes, tenant))
+            for name, asked in databases.items()
+            for tenant, homes in asked
         ]
-    return list(judge(config, [facts for task in tasks for facts in task.result()]))
+    found = judge(config, [facts for task in tasks for facts in task.result()])
+    return Checked((*population.problems, *found), tuple(notes))
 
 
-def _databases(config: Config, name: str, datasource: DataSourceConfig) -> list[tuple[str | None, list[Home]]]:
-    """The databases of a datasource, each with the tenants that live there; None is one for all of them."""
-    homes = [
-        Home(
-            tenant_name,
-            _filled(tenant.schema_name, tenant_name),
-            _filled(tenant.role, tenant_name),
-            tenant.row_security is not None,
-        )
-        for tenant_name, tenant in config.tenants.items()
-        if tenant.datasource == name and tenant_name != EVERY_OTHER
-    ]
+def _databases(
+    config: Config, name: str, datasource: DataSourceConfig, tenants: Sequence[Tenant], notes: list[str]
+) -> list[tuple[Tenant | None, list[Home]]]:
+    """The databases of a datasource, each with the tenants that live there, and one of them that names it."""
+    shared = datasource.search_path
+    here = [tenant for tenant in tenants if tenant.datasource == name]
     if PLACEHOLDER not in datasource.primary.url.get_secret_value():
-        return [(None, homes)]
-    return [(home.name, [home]) for home in homes[:MOST_DATABASES]]
+        return [(None, [home_of(tenant, shared) for tenant in here])]
+    known = by_database(here)
+    asked = sample(list(known.values()), MOST_DATABASES)
+    others = config.tenants.get(EVERY_OTHER)
+    if len(asked) < len(known):
+        notes.append(f"{len(asked)} of the {len(known):,} databases of {name} that are known were asked")
+    elif others is not None and others.datasource == name:
+        notes.append(
+            f"the databases of {name} are those of whoever comes: only the {len(known)} that are known were asked"
+        )
+    return [(sharing[0], [home_of(tenant, shared) for tenant in sharing]) for sharing in asked]
 
 
-def _filled(text: str | None, tenant: str) -> str | None:
-    return None if text is None else text.replace(PLACEHOLDER, tenant)
-
-
-async def _servers(
-    name: str, datasource: DataSourceConfig, shared: tuple[str, ...], homes: list[Home], tenant: str | None
-) -> list[Facts]:
+async def _servers(name: str, datasource: DataSourceConfig, homes: list[Home], tenant: Tenant | None) -> list[Facts]:
     """Ask the servers of one database, and compare the replicas with the primary."""
     targets: list[Target] = []
     most_pools = 1 if tenant is None else datasource.pool.max_open_pools
     for node, server in {"primary": datasource.primary, **datasource.replicas}.items():
         path: DiagnosticPath = ("datasources", name, *((node,) if node == "primary" else ("replicas", node)), "url")
-        url = server.url.get_secret_value()
-        conninfo = url if tenant is None else ConnectionTemplate(url, where=f"{name}/{node}").fill(tenant)
-        targets.append(Target(name, node, path, endpoint_settings(datasource.pool, conninfo), tenant, most_pools))
+        conninfo = server.url.get_secret_value()
+        if tenant is not None:
+            conninfo = ConnectionTemplate(conninfo, where=f"{name}/{node}").fill(tenant.database or tenant.name or "")
+        whose = None if tenant is None else tenant.name
+        targets.append(Target(name, node, path, endpoint_settings(datasource.pool, conninfo), whose, most_pools))
+    shared = datasource.search_path
     async with asyncio.TaskGroup() as group:
         tasks = [group.create_task(ask_server(target, homes, shared, datasource.audit)) for target in targets]
     primary, *replicas = (task.result() for task in tasks)

@@ -9,7 +9,12 @@ from .report import Report
 
 def render(report: Report, style: Style) -> str:
     """The findings, and how many there are."""
-    return "\n".join([*(str(problem) for problem in report.diagnostics), summary(report, style)])
+    return "\n".join([*(str(problem) for problem in report.diagnostics), *notes(report), summary(report, style)])
+
+
+def notes(report: Report) -> list[str]:
+    """What was not looked at, a line each."""
+    return [f"note: {note}" for note in report.notes]
 
 
 def summary(report: Report, style: Style) -> str:

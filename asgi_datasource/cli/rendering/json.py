@@ -11,5 +11,5 @@ from .report import Report
 
 def render(report: Report, style: Style) -> str:
     """The findings as JSON."""
-    document = describe_diagnostics(report.tool, report.files, report.diagnostics, report.suppressed)
+    document = describe_diagnostics(report.tool, report.files, report.diagnostics, report.suppressed, report.notes)
     return json.dumps(document, indent=2, ensure_ascii=False)

@@ -27,6 +27,7 @@ class Report:
         texts: What was read, for excerpts.
         is_strict: Whether warnings and hints count like errors.
         could_run: Whether everything could be looked at.
+        notes: What was not looked at, of that which there is too much of.
     """
 
     tool: str
@@ -36,10 +37,18 @@ class Report:
     texts: tuple[Text, ...] = ()
     is_strict: bool = False
     could_run: bool = True
+    notes: tuple[str, ...] = ()
 
     @classmethod
     def of(
-        cls, tool: str, files: Iterable[str], findings: Iterable[Findings], *, is_strict: bool, could_run: bool = True
+        cls,
+        tool: str,
+        files: Iterable[str],
+        findings: Iterable[Findings],
+        *,
+        is_strict: bool,
+        could_run: bool = True,
+        notes: Iterable[str] = (),
     ) -> Report:
         """One report of several examinations."""
         found = tuple(findings)
@@ -51,6 +60,7 @@ class Report:
             tuple(text for each in found for text in each.texts),
             is_strict,
             could_run,
+            tuple(notes),
         )
 
     def count(self, severity: Severity) -> int:

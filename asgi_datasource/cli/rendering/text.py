@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 
 from ...config import Diagnostic, Position, Severity, Text, show_path
 from ..console import Style
-from .concise import summary
+from .concise import notes, summary
 from .excerpt import excerpt_of
 from .report import Report
 
@@ -20,7 +20,7 @@ def render(report: Report, style: Style) -> str:
     blocks = ["\n".join(_lines(problem, texts, style)) for problem in report.diagnostics[:_MOST]]
     if len(report.diagnostics) > _MOST:
         blocks.append(f"and {len(report.diagnostics) - _MOST} more; --format concise tells them all")
-    return "\n\n".join([*blocks, summary(report, style)])
+    return "\n\n".join([*blocks, "\n".join([*notes(report), summary(report, style)])])
 
 
 def _paint(severity: Severity, style: Style) -> Callable[[str], str]:

@@ -320,29 +320,36 @@ class Endpoint:
             if give_up_at is None:
                 give_up_at = asyncio.get_running_loop().time() + timeout_s
 
-    async def connect(self, *, observer: ConnectionObserver) -> Connection:
-        """Connect outside the pool; the server shows the connection as `asgi-datasource check`.
+    async def connect(self, *, observer: ConnectionObserver, purpose: str = "check") -> Connection:
+        """Connect outside the pool.
 
         Args:
             observer: Learns how the connection fares.
+            purpose: What the server shows it as, behind `asgi-datasource`.
 
         Raises:
             psycopg.Error: It failed; the text names host, port and reason only.
         """
         return await Connection.connect(
-            self._target.conninfo, observer=observer, fallback_application_name=f"{APPLICATION_NAME} check"
+            self._target.conninfo, observer=observer, fallback_application_name=f"{APPLICATION_NAME} {purpose}"
         )
 
-    async def connect_apart(self, *, deadline: float) -> Connection:
+    async def connect_apart(self, *, deadline: float, purpose: str = "check") -> Connection:
         """Connect outside the pool, for a question that must not wait in its queue; the caller closes the connection.
 
+        Args:
+            deadline: Event-loop time at which it gives up.
+            purpose: What the server shows the connection as, behind `asgi-datasource`.
+
         Raises:
-            DataError: CONNECTION: the server could not be reached by the deadline.
+            DataError: CONNECTION: the server could not be reached by the deadline. TENANT: there is no such database.
         """
         try:
             async with asyncio.timeout_at(deadline):
-                return await self.connect(observer=self)
+                return await self.connect(observer=self, purpose=purpose)
         except (Error, TimeoutError) as error:
+            if self._keeper is not None and is_unknown_database(error, self.dbname):
+                raise self._no_tenant() from error
             reason = str(error) or "the server does not answer"
             raise DataError(DataErrorKind.CONNECTION, f"{self.label}: cannot connect: {reason}") from error
 
@@ -550,7 +557,7 @@ class Endpoint:
         reason = self._connect_error
         if self._keeper is not None and not self.was_reached and is_unknown_database(reason, self.dbname):
             # A database for each tenant, and none for this one.
-            return DataError(DataErrorKind.TENANT, "there is no such tenant", http_status=404)
+            return self._no_tenant()
         if reason is not None and not self._connections:
             return DataError(DataErrorKind.CONNECTION, f"{self.datasource}.{self.name}: cannot connect to {reason}")
         because = "" if reason is None else f"; the last attempt to connect failed: {reason}"
@@ -559,6 +566,10 @@ class Endpoint:
             f"{self.label}: no free connection after {timeout_s:.1f} s ({self.borrowed} of {self.settings.max_size} in"
             f" use, {waiting} waiting){because}. Raise pool.max_size or shorten transactions",
         )
+
+    @staticmethod
+    def _no_tenant() -> DataError:
+        return DataError(DataErrorKind.TENANT, "there is no such tenant", http_status=404)
 
     def _too_late(self) -> DataError:
         return DataError(

@@ -45,10 +45,17 @@ class Probe:
         Raises:
             DataError: The server refused, or did not answer in time; the message holds no value.
         """
+        _, rows = await self.table(sql, *parameters)
+        return rows
+
+    async def table(self, sql: str, *parameters: object) -> tuple[list[str], list[tuple[Any, ...]]]:
+        """The names of the columns, and the rows; for a statement that the configuration holds. Otherwise as `rows`."""
         try:
             async with asyncio.timeout(self._timeout_s):
-                cursor = await self._connection.execute(sql, parameters or None, prepare=False)
-                return await cursor.fetchall() if cursor.description is not None else []
+                cursor = await self._connection.execute(sql.encode(), parameters or None, prepare=False)
+                if cursor.description is None:
+                    return [], []
+                return [column.name for column in cursor.description], await cursor.fetchall()
         except TimeoutError:
             raise DataError(DataErrorKind.TIMEOUT, f"no answer within {self._timeout_s:g} s") from None
         except psycopg.Error as error:
