@@ -30,6 +30,7 @@ from .routing import (
     TokenSigner,
     choose_interval,
 )
+from .shedding import Gate, InFlight, Priority
 from .tenancy import (
     CatalogPlan,
     Resolvers,
@@ -79,7 +80,7 @@ def compile_config(config: Config, *, previous: Compiled | None = None) -> Compi
             else CatalogPlan(config.tenants_from, TenantCompiler(config.datasources), directory.map)
         ),
         policy=_compile_policy(config),
-        rules=RouteRules([_compile_rule(index, rule) for index, rule in enumerate(config.routes)]),
+        rules=_compile_rules(config.routes, None if previous is None else previous.rules),
         exempt=PathPrefixes(config.tenancy.exempt),
         problems=ProblemAnswers(statuses=dict(config.errors.status), shows_details=config.errors.debug),
     )
@@ -104,8 +105,21 @@ def _compile_datasource(
     primary = endpoint("primary", Role.PRIMARY, config.primary)
     replicas = [endpoint(node, Role.REPLICA, server) for node, server in config.replicas.items()]
     policy, traits = _compile_routing(config, route_lags_s)
-    made = PostgresDataSource(name, primary, replicas, policy=policy, traits=traits)
+    before_it = None if previous is None or previous.gate is None else previous.gate.in_flight
+    gate = _compile_gate(name, config, before_it)
+    made = PostgresDataSource(name, primary, replicas, policy=policy, traits=traits, gate=gate)
     return previous if previous is not None and made.is_like(previous) else made
+
+
+def _compile_gate(name: str, config: DataSourceConfig, in_flight: InFlight | None = None) -> Gate | None:
+    """How many requests may use a datasource; those that do already count on after a reload."""
+    if config.max_in_flight is None:
+        return None
+    advice = (
+        "Raise max_in_flight of the datasource where its pools have connections to spare, make its requests shorter, or"
+        " give less to those that matter less with max_in_flight of their routes"
+    )
+    return Gate(f"datasource {name!r}", config.max_in_flight, advice=advice, in_flight=in_flight)
 
 
 def _compile_routing(
@@ -146,7 +160,9 @@ def _compile_fleet(
             return Endpoint(node, name, role, settings, keeper=fleet)
 
         replicas = [endpoint(node, Role.REPLICA) for node in config.replicas]
-        return PostgresDataSource(name, endpoint("primary", Role.PRIMARY), replicas, policy=policy, traits=traits)
+        primary = endpoint("primary", Role.PRIMARY)
+        gate = _compile_gate(name, config)
+        return PostgresDataSource(name, primary, replicas, policy=policy, traits=traits, gate=gate)
 
     pool = config.pool
     return Fleet(
@@ -214,7 +230,12 @@ def _compile_tokens(config: ConsistencyConfig) -> TokenPolicy | None:
     )
 
 
-def _compile_rule(index: int, config: RouteRuleConfig) -> CompiledRule:
+def _compile_rules(routes: Sequence[RouteRuleConfig], previous: RouteRules | None) -> RouteRules:
+    before = {} if previous is None else {compiled.match: compiled.rule.gate for compiled in previous}
+    return RouteRules([_compile_rule(index, rule, before.get(rule.match)) for index, rule in enumerate(routes)])
+
+
+def _compile_rule(index: int, config: RouteRuleConfig, previous: Gate | None) -> CompiledRule:
     where = f"routes[{index}]"
     options = TransactionOptions(
         read_only=bool(config.read_only),
@@ -234,5 +255,14 @@ def _compile_rule(index: int, config: RouteRuleConfig) -> CompiledRule:
         is_transactional=(config.read_only, config.isolation, config.propagation, config.retry) != (None,) * 4,
         intent=None if config.intent is None else AccessIntent(config.intent),
         freshness=Freshness(None if config.consistency is None else Consistency(config.consistency), config.max_lag_s),
+        priority=Priority.NORMAL if config.priority is None else Priority[config.priority.upper()],
+        gate=None
+        if config.max_in_flight is None
+        else Gate(
+            f"{where} ({config.match})",
+            config.max_in_flight,
+            advice="Raise its max_in_flight, or make these requests shorter",
+            in_flight=None if previous is None else previous.in_flight,
+        ),
     )
-    return CompiledRule(method, path, rule)
+    return CompiledRule(config.match, method, path, rule)

@@ -11,6 +11,7 @@ from typing import Final, Protocol, runtime_checkable
 from .drivers.psycopg import Endpoint
 from .monitor import Monitor
 from .routing import Node, Picture, Role, RoutingPolicy, Standing
+from .shedding import Gate, Priority
 
 _UNKNOWN: Final = Standing(None)
 
@@ -49,6 +50,11 @@ class DataSource(Protocol):
         """The round-robin counter: whose turn it is."""
         ...
 
+    @property
+    def gate(self) -> Gate | None:
+        """How many sessions may use it at a time; None sets no bound."""
+        ...
+
     def take_turn(self) -> None:
         """A replica was chosen because it was its turn: the next one is next."""
         ...
@@ -74,8 +80,12 @@ class DataSource(Protocol):
         """Whether it may be used."""
         ...
 
-    def enter(self) -> None:
-        """A session begins to use it."""
+    def enter(self, priority: Priority = Priority.NORMAL) -> None:
+        """A session begins to use it.
+
+        Raises:
+            DataError: RESOURCE: as many use it as may.
+        """
         ...
 
     def leave(self) -> None:
@@ -115,6 +125,7 @@ class PostgresDataSource:
         replicas: The others.
         policy: How to choose from them.
         traits: What else is said of each replica, by name.
+        gate: How many sessions may use it at a time; None sets no bound.
     """
 
     __slots__ = (
@@ -127,6 +138,7 @@ class PostgresDataSource:
         "_users",
         "_watchers",
         "_when_left",
+        "gate",
         "name",
         "picture",
         "policy",
@@ -144,8 +156,10 @@ class PostgresDataSource:
         *,
         policy: RoutingPolicy | None = None,
         traits: Mapping[str, ReplicaTraits] | None = None,
+        gate: Gate | None = None,
     ) -> None:
         self.name = name
+        self.gate = gate
         self.primary = primary
         self.replicas = tuple(replicas)
         """In the order of the configuration."""
@@ -185,6 +199,7 @@ class PostgresDataSource:
             and list(self._endpoints.values()) == list(other._endpoints.values())
             and self.policy == other.policy
             and self._traits == other._traits
+            and (None if self.gate is None else self.gate.limit) == (None if other.gate is None else other.gate.limit)
         )
 
     def take_turn(self) -> None:
@@ -252,13 +267,21 @@ class PostgresDataSource:
 
     # -- who uses it
 
-    def enter(self) -> None:
-        """A session begins to use it."""
+    def enter(self, priority: Priority = Priority.NORMAL) -> None:
+        """A session begins to use it.
+
+        Raises:
+            DataError: RESOURCE: as many use it as may.
+        """
+        if self.gate is not None:
+            self.gate.enter(priority)
         self._users += 1
 
     def leave(self) -> None:
         """A session that has entered uses it no more."""
         self._users -= 1
+        if self.gate is not None:
+            self.gate.leave()
         if not self._users and self._when_left is not None:
             self._end()
 

@@ -1,7 +1,7 @@
 """Whose turn it is at a pool that several tenants share: a queue for each tenant, and turns between tenants.
 
 A tenant that wants much waits behind itself: whoever has least comes first, and among equals they take turns. When the
-queue is full, it is the tenant with the longest line that is refused.
+queue is full, it is the tenant with the longest line that is refused. Priorities go before both.
 
 Pools stay psycopg's. This stands in front of one, lets no more in than it has connections, and so decides who waits.
 """
@@ -9,10 +9,11 @@ Pools stay psycopg's. This stands in front of one, lets no more in than it has c
 from __future__ import annotations
 
 import asyncio
-from collections import OrderedDict, deque
+from collections import OrderedDict
 from dataclasses import dataclass
 
 from .errors import DataError, DataErrorKind
+from .shedding import Line, Priority
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,10 +30,11 @@ class Share:
 
 
 class _Waiter:
-    __slots__ = ("admitted", "share")
+    __slots__ = ("admitted", "priority", "share")
 
-    def __init__(self, share: Share) -> None:
+    def __init__(self, share: Share, priority: Priority) -> None:
         self.share = share
+        self.priority = priority
         self.admitted: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
 
@@ -52,7 +54,7 @@ class FairQueue:
         self._taken = 0
         self._waiting = 0
         self._held: dict[str | None, int] = {}
-        self._lines: OrderedDict[str | None, deque[_Waiter]] = OrderedDict()
+        self._lines: OrderedDict[str | None, Line[_Waiter]] = OrderedDict()
         """The waiting of each tenant; the tenant in front is next, and goes to the end when it had its turn."""
 
     def __repr__(self) -> str:
@@ -75,17 +77,17 @@ class FairQueue:
         self._admit(share)
         return True
 
-    async def enter(self, share: Share, *, timeout_s: float) -> None:
+    async def enter(self, share: Share, *, timeout_s: float, priority: Priority = Priority.NORMAL) -> None:
         """Wait until it is this tenant's turn; whoever is let in calls `leave`.
 
         Raises:
-            DataError: RESOURCE: it was not within `timeout_s`, or the tenant's line is the longest of a full queue.
+            DataError: RESOURCE: it was not within `timeout_s`, or the queue is full and this one's line is the longest.
         """
         if self.enter_at_once(share):
             return
-        self._make_room(share)
-        waiter = _Waiter(share)
-        self._lines.setdefault(share.tenant, deque()).append(waiter)
+        self._make_room(share, priority)
+        waiter = _Waiter(share, priority)
+        self._lines.setdefault(share.tenant, Line()).append(waiter, priority)
         self._waiting += 1
         try:
             async with asyncio.timeout(timeout_s):
@@ -124,13 +126,13 @@ class FairQueue:
     def _serve(self) -> None:
         """Let in who can be let in, each tenant one before any gets a second."""
         while self._lines and (self._capacity is None or self._taken < self._capacity):
-            served = [name for name, line in self._lines.items() if self._has_room(line[0].share)]
+            served = [name for name, line in self._lines.items() if self._has_room(line.first.share)]
             if not served:
                 return
             # Who has least comes first; among equals, whose turn it is.
-            tenant = min(served, key=self.held)
+            tenant = min(served, key=lambda name: (-self._lines[name].highest, self.held(name)))
             line = self._lines[tenant]
-            waiter = line.popleft()
+            waiter = line.pop()
             self._waiting -= 1
             if line:
                 self._lines.move_to_end(tenant)
@@ -140,18 +142,23 @@ class FairQueue:
                 self._admit(waiter.share)
                 waiter.admitted.set_result(None)
 
-    def _make_room(self, share: Share) -> None:
-        """Refuse somebody where the queue is full: the last of the longest line, who may be this one.
+    def _make_room(self, share: Share, priority: Priority) -> None:
+        """Refuse somebody where the queue is full: of the lowest priority, the last of the longest line.
 
         Raises:
-            DataError: RESOURCE: it is.
+            DataError: RESOURCE: it is this one.
         """
         if not 0 < self._max_waiting <= self._waiting:
             return
-        longest = max(self._lines, key=lambda name: len(self._lines[name]))
-        if len(self._lines.get(share.tenant, ())) + 1 >= len(self._lines[longest]):
+        lowest = next(
+            (rank for rank in Priority if any(line.count(rank) for line in self._lines.values())), Priority.HIGH
+        )
+        lines = {name: line for name, line in self._lines.items() if line.count(lowest)}
+        longest = max(lines, key=lambda name: lines[name].count(lowest))
+        own = lines[share.tenant].count(lowest) if share.tenant in lines else 0
+        if priority < lowest or (priority is lowest and own + 1 >= lines[longest].count(lowest)):
             raise self._refusal(share, f"{self._waiting} are waiting already")
-        last = self._lines[longest][-1]
+        last = lines[longest].last(lowest)
         self._strike(last)
         last.admitted.set_exception(self._refusal(last.share, f"{self._waiting} are waiting already"))
 

@@ -22,6 +22,7 @@ from .prefixes import route_path
 from .registry import DataSourceRegistry, compile
 from .replay import Replay
 from .session import DataSession
+from .shedding import Gate, Priority
 from .tenancy import Answer, Resolution, Tenant, TenantResolver, TenantState
 from .transaction import current_runner, retrying
 
@@ -99,6 +100,11 @@ class DataSourceMiddleware:
             tenant = self._directory.map.names.get(answer) if answer.__class__ is str else None
             if tenant is None or self._admission.asks or tenant.state is not _ACTIVE:
                 tenant, scope = await self._resolve_slowly(answer, scope, compiled)
+            gate: Gate | None = None
+            if compiled.rules.have_gates:
+                gate = compiled.rules.match(scope["method"], route_path(scope)).gate
+                if gate is not None:
+                    gate.enter()
         except DataError as error:
             await compiled.problems.send(error, scope, send)
             return
@@ -120,17 +126,22 @@ class DataSourceMiddleware:
             if guard.state is not _ENDED:
                 await guard.returned()
         finally:
+            if gate is not None:
+                gate.leave()
             current_runner.reset(token)
             # The scope knows the guard: without this, every request would be a cycle for the garbage collector.
             guard.scope = {}
             if guard.is_used:
                 await guard.leave()
         if guard.runs_again_after is not None:
-            await self._run_again(guard)
+            await self._run_again(guard, gate)
 
-    async def _run_again(self, guard: RequestGuard) -> None:
+    async def _run_again(self, guard: RequestGuard, gate: Gate | None) -> None:
         """The request has lost against another one: call the application anew, as often as it may be."""
         replay = cast("Replay", guard.replay)
+        if gate is not None:
+            # It was let in already.
+            gate.enter(Priority.HIGH)
         try:
             while guard.runs_again_after is not None:
                 await asyncio.sleep(guard.runs_again_after)
@@ -140,6 +151,8 @@ class DataSourceMiddleware:
                 scope[SCOPE_KEY] = guard
                 await self._call(guard, scope)
         finally:
+            if gate is not None:
+                gate.leave()
             telemetry.note_attempts(replay.attempt, has_lost=guard.has_lost)
 
     async def _call(self, guard: RequestGuard, scope: Scope) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from .plan import NO_RULE, RouteRule
@@ -14,11 +14,13 @@ class CompiledRule:
     """One rule of `routes`, ready to match.
 
     Attributes:
+        match: What it matches, as it is written.
         method: The method; None for any.
         path: Matches the whole path.
         rule: What it says.
     """
 
+    match: str
     method: str | None
     path: re.Pattern[str]
     rule: RouteRule
@@ -43,13 +45,18 @@ def compile_pattern(match: str) -> tuple[str | None, re.Pattern[str]]:
 class RouteRules:
     """The rules of `routes`; the first that matches wins."""
 
-    __slots__ = ("_rules", "may_retry")
+    __slots__ = ("_rules", "have_gates", "may_retry")
 
     def __init__(self, rules: Sequence[CompiledRule] = ()) -> None:
         self._rules = tuple(rules)
         options = [compiled.rule.options for compiled in self._rules]
         self.may_retry = any(one is not None and one.retry for one in options)
         """Whether one of them has requests run again."""
+        self.have_gates = any(compiled.rule.gate is not None for compiled in self._rules)
+        """Whether one of them bounds how many requests are under way."""
+
+    def __iter__(self) -> Iterator[CompiledRule]:
+        return iter(self._rules)
 
     def match(self, method: str, path: str) -> RouteRule:
         """The rule for a request; one that says nothing where none matches."""

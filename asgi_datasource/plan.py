@@ -8,6 +8,7 @@ from typing import Final
 
 from .past import TokenPolicy
 from .routing import ANY_FRESHNESS, AccessIntent, Freshness, intent_of_method
+from .shedding import Gate, Priority
 from .transaction import BARE, Frame, OutcomeRule, Terms, TransactionOptions
 
 
@@ -31,12 +32,16 @@ class RouteRule:
         is_transactional: It asks for a transaction, or for none, as an annotation does.
         intent: The intent of statements that say nothing themselves; None leaves it to the method.
         freshness: How fresh reads have to be.
+        priority: Who goes first when connections are scarce.
+        gate: How many of these requests may be under way; None sets no bound.
     """
 
     options: TransactionOptions | None = None
     is_transactional: bool = False
     intent: AccessIntent | None = None
     freshness: Freshness = ANY_FRESHNESS
+    priority: Priority = Priority.NORMAL
+    gate: Gate | None = None
 
 
 NO_RULE: Final = RouteRule()

@@ -27,6 +27,7 @@ from .routing import (
     Route,
     choose,
 )
+from .shedding import Priority
 from .tenancy import Tenant
 
 _TAKES_A_TURN: Final = frozenset({Reason.BALANCED, Reason.PROVED, Reason.FAILOVER, Reason.STALE_OK})
@@ -98,6 +99,7 @@ class Router:
         "_datasource",
         "_is_traced",
         "_pinned_by",
+        "_priority",
         "_shows_tenant",
         "_sticky",
         "_tenant",
@@ -114,11 +116,13 @@ class Router:
         pin: ReadAfterWritePin,
         *,
         past: Past | None,
+        priority: Priority,
         is_traced: bool,
         shows_tenant: bool,
     ) -> None:
         self._datasource = datasource
         self._tenant = tenant
+        self._priority = priority
         self._is_traced = is_traced
         self._shows_tenant = shows_tenant
         self._pinned_by: SpanContext | None = None
@@ -238,6 +242,7 @@ class Router:
                 deadline=deadline,
                 must_be_alive=attempt.has_met_a_dead_one,
                 share=Share(self._tenant.name, limit) if limit is not None or endpoint.is_fair else None,
+                priority=self._priority,
             )
         except DataError as error:
             if span is not None:

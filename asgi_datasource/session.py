@@ -894,7 +894,7 @@ class DataSession(StatementMethods):
         if self._datasource.state is DataSourceState.LEFT:
             # The configuration was loaded anew since the request began, which had no use for its datasource yet.
             self._datasource = self.registry.successor(self._datasource)
-        self._datasource.enter()
+        self._datasource.enter(self._rule.priority)
         self.make_work()
         self._running, self.committing = set(), set()
         self._turns = Turns(self._policy.max_parallel, self._is_in_use)
@@ -906,6 +906,7 @@ class DataSession(StatementMethods):
                 self._tenant,
                 self.pin,
                 past=self._make_past(),
+                priority=self._rule.priority,
                 is_traced=is_traced,
                 shows_tenant=policy.shows_tenant,
             ),

@@ -15,6 +15,7 @@ from .kinds import (
     ErrorStatus,
     Flag,
     HeaderName,
+    InFlightLimit,
     IsolationLevel,
     Outcome,
     Parallel,
@@ -33,8 +34,6 @@ class RouteRule(Section):
 
     planned: ClassVar[dict[str, str]] = {
         "datasource": "leave it out: the tenant's datasource is used",
-        "max_in_flight": "leave it out: pool.max_waiting is the bound",
-        "priority": "leave it out: requests are served in turn",
     }
 
     match: RouteMatch = Field(
@@ -118,6 +117,27 @@ class RouteRule(Section):
         title="Retries",
         description="How often the request is run again when it has lost against another one (40001, 40P01).",
         examples=[3],
+    )
+    priority: Annotated[Literal["low", "normal", "high"] | None, values.word("Priority", "low", "normal", "high")] = (
+        Field(
+            default=None,
+            title="Priority",
+            description=(
+                "Who goes first when connections are scarce. high: waits in front of the others, and gets in where they"
+                " are refused; for health checks and administration. low: waits behind them, and is refused first; for"
+                " reports. Without it, normal."
+            ),
+            examples=["high"],
+        )
+    )
+    max_in_flight: Annotated[InFlightLimit | None, OMISSIBLE] = Field(
+        default=None,
+        title="Most requests in flight",
+        description=(
+            "How many requests that match may be under way at a time, in each process; the next one is answered with"
+            " 503 at once, before the application sees it. Without it there is no bound."
+        ),
+        examples=[20],
     )
     commit_on: tuple[Outcome, ...] = Field(
         default=(),

@@ -12,6 +12,7 @@ from .kinds import (
     DatabaseIdentifier,
     Duration,
     Flag,
+    InFlightLimit,
     OpenPools,
     PoolMinimum,
     PoolSize,
@@ -345,6 +346,16 @@ class DataSourceConfig(Section):
         title="Routing",
         description="Which of these servers runs a statement.",
         examples=[{"balance": "round_robin"}],
+    )
+    max_in_flight: Annotated[InFlightLimit | None, OMISSIBLE] = Field(
+        default=None,
+        title="Most requests in flight",
+        description=(
+            "How many requests may use this datasource at a time, in each process; the next one is answered with 503 at"
+            " its first statement. Those of high priority get in all the same, those of low priority up to half of it."
+            " Without it, only the pools' queues are bounded. With a database for each tenant: of each of these."
+        ),
+        examples=[200],
     )
     audit: AuditConfig = section_field(
         AuditConfig,

@@ -206,6 +206,7 @@ _datasource = _section(
             },
         ),
         "search_path": st.lists(_referable(_identifiers), max_size=2),
+        "max_in_flight": _integers(1, 1_000_000),
     },
 )
 _hosts = st.sampled_from(["shop.example.com", "acme.example", "b\u00fccher.example", "a_b.example."])
@@ -306,6 +307,8 @@ _route = _section(
         "stream": _flags,
         "propagation": _referable(st.sampled_from(["required", "not_supported"])),
         "retry": _integers(0, 20),
+        "priority": _referable(st.sampled_from(["low", "normal", "high"])),
+        "max_in_flight": _integers(1, 1_000_000),
         "commit_on": st.lists(_outcomes, max_size=2),
         "rollback_on": st.lists(_referable(_outcomes), max_size=2),
     },

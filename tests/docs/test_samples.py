@@ -61,6 +61,14 @@ def test_the_configuration_of_the_readme_is_valid() -> None:
     assert set(load(yaml.safe_load(source), environ=environ).tenants) == {"acme", "globex"}
 
 
+@pytest.mark.parametrize("sample", samples("yaml", "docs/routing.md"), ids=str)
+def test_the_configurations_of_the_routing_page_are_valid(sample: Sample) -> None:
+    import yaml
+
+    urls = {f"ORDERS_{name}_URL": f"postgresql://{name.lower()}.example/orders" for name in ("PRIMARY", "R1", "R2")}
+    assert load(yaml.safe_load(sample.text), environ={**urls, "TOKEN_SECRET": "a secret of 16 or more"}).datasources
+
+
 async def test_the_annotations_of_the_transactions_page(world: World) -> None:
     names = run(samples("python", "docs/transactions.md")[0])
     assert {"place_order", "report", "transfer"} <= set(names)

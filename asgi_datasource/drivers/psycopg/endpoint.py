@@ -15,11 +15,13 @@ from psycopg_pool import PoolClosed, PoolTimeout
 from ...errors import DataError, DataErrorKind
 from ...fairness import FairQueue, Share
 from ...routing import Breaker, Event, Pauses, Role
+from ...shedding import Priority
 from ...telemetry import AttributeValue, server_attributes
 from . import failure
 from .connection import Connection
-from .lending import GaveUp, Lender, Pool
+from .lending import Displaced, GaveUp, Lender, Pool
 from .limits import ASK_LIMITS, is_behind_pooler, read_limits
+from .pressure import Pressure
 from .result import Exchange
 from .settings import APPLICATION_NAME, EndpointSettings, connect_failure, is_unknown_database, resolve
 from .watched import ConnectionObserver, WatchedConnection
@@ -108,6 +110,7 @@ class Endpoint:
         self._check: asyncio.Task[None] | None = None
         self._pauses = Pauses(last_s=settings.reconnect_pause_s)
         self._watchers: list[Callable[[], None]] = []
+        self._pressure = Pressure(self)
 
     @property
     def is_up(self) -> bool:
@@ -131,6 +134,12 @@ class Endpoint:
     def idle(self) -> int:
         """How many of them could be borrowed at once."""
         return 0 if self._pool is None or self._lender is None else self._pool.idle + self._lender.at_hand
+
+    @property
+    def waiting(self) -> int:
+        """How many wait for a connection."""
+        queued = (0 if queue is None else queue.waiting for queue in (self._turns, self._limits))
+        return sum(queued, 0 if self._lender is None else self._lender.waiting)
 
     def __repr__(self) -> str:
         state = "up" if self.is_up else "down"
@@ -193,6 +202,7 @@ class Endpoint:
             self.breaker = Breaker()
         self._tell_watchers()
         lender.close()
+        self._pressure.close()
         if self._probe is not None:
             self._probe.cancel()
         _end_now(self.attempts)
@@ -224,7 +234,12 @@ class Endpoint:
     # Borrowing and giving back
 
     async def acquire(
-        self, *, deadline: float | None, must_be_alive: bool = False, share: Share | None = None
+        self,
+        *,
+        deadline: float | None,
+        must_be_alive: bool = False,
+        share: Share | None = None,
+        priority: Priority = Priority.NORMAL,
     ) -> Connection:
         """Borrow a connection, outside any transaction.
 
@@ -232,17 +247,20 @@ class Endpoint:
             deadline: Event-loop time at which waiting ends, if that is before the pool's own timeout.
             must_be_alive: Ask the server over the connection first, and take another one when it does not answer.
             share: On whose account, where tenants take turns or have limits.
+            priority: Who is served first of those who wait.
 
         Raises:
             DataError: CONNECTION: the server cannot be reached; the message says why. RESOURCE: all connections are
                 in use and stay so, or the queue is full. TIMEOUT: the deadline has passed.
         """
         if self._keeper is not None or share is not None:
-            return await self._acquire_admitted(deadline, share, must_be_alive=must_be_alive)
-        return await self._borrow(deadline, self.settings.acquire_timeout_s, must_be_alive=must_be_alive)
+            return await self._acquire_admitted(deadline, share, priority, must_be_alive=must_be_alive)
+        return await self._borrow(
+            deadline, self.settings.acquire_timeout_s, must_be_alive=must_be_alive, priority=priority
+        )
 
     async def _acquire_admitted(
-        self, deadline: float | None, share: Share | None, *, must_be_alive: bool
+        self, deadline: float | None, share: Share | None, priority: Priority, *, must_be_alive: bool
     ) -> Connection:
         """Borrow where there is somebody to ask first: the keeper of the pool, the other tenants."""
         loop = asyncio.get_running_loop()
@@ -253,9 +271,9 @@ class Endpoint:
             give_up_at = min(give_up_at, deadline)
         queue = None if share is None else self._queue_for(share)
         if queue is not None and share is not None:
-            await queue.enter(share, timeout_s=give_up_at - loop.time())
+            await self._enter(queue, share, give_up_at - loop.time(), priority)
         try:
-            connection = await self._borrow_kept(deadline, give_up_at, must_be_alive=must_be_alive)
+            connection = await self._borrow_kept(deadline, give_up_at, priority, must_be_alive=must_be_alive)
         except BaseException:
             if queue is not None and share is not None:
                 queue.leave(share)
@@ -263,6 +281,21 @@ class Endpoint:
         if queue is not None:
             connection.share = share
         return connection
+
+    async def _enter(self, queue: FairQueue, share: Share, timeout_s: float, priority: Priority) -> None:
+        if queue.enter_at_once(share):
+            return
+        loop = asyncio.get_running_loop()
+        began_at = loop.time()
+        try:
+            await queue.enter(share, timeout_s=timeout_s, priority=priority)
+        except DataError:
+            if queue is self._limits:
+                self._pressure.refused_by_limit()
+            else:
+                self._pressure.refused()
+            raise
+        self._pressure.served(loop.time() - began_at)
 
     def _queue_for(self, share: Share) -> FairQueue | None:
         if self._turns is not None:
@@ -273,19 +306,21 @@ class Endpoint:
             self._limits = FairQueue(self.label, capacity=None, max_waiting=self.settings.max_waiting)
         return self._limits
 
-    async def _borrow_kept(self, deadline: float | None, give_up_at: float, *, must_be_alive: bool) -> Connection:
+    async def _borrow_kept(
+        self, deadline: float | None, give_up_at: float, priority: Priority, *, must_be_alive: bool
+    ) -> Connection:
         loop = asyncio.get_running_loop()
         keeper = self._keeper
         if keeper is None:
             left_s = max(_SHORTEST_WAIT_S, give_up_at - loop.time())
-            return await self._borrow(deadline, left_s, must_be_alive=must_be_alive)
+            return await self._borrow(deadline, left_s, must_be_alive=must_be_alive, priority=priority)
         self._users += 1
         try:
             if self._pool is None:
                 await keeper.make_room(self, timeout_s=give_up_at - loop.time())
             keeper.used(self)
             left_s = max(_SHORTEST_WAIT_S, give_up_at - loop.time())
-            connection = await self._borrow(deadline, left_s, must_be_alive=must_be_alive)
+            connection = await self._borrow(deadline, left_s, must_be_alive=must_be_alive, priority=priority)
         except BaseException:
             self._let_rest(keeper)
             raise
@@ -297,7 +332,9 @@ class Endpoint:
         if not self._users:
             keeper.rested(self)
 
-    async def _borrow(self, deadline: float | None, timeout_s: float, *, must_be_alive: bool) -> Connection:
+    async def _borrow(
+        self, deadline: float | None, timeout_s: float, *, must_be_alive: bool, priority: Priority
+    ) -> Connection:
         lender = self._lender
         if lender is None:
             raise DataError(DataErrorKind.CONNECTION, f"{self.label}: the pool is not open")
@@ -311,7 +348,7 @@ class Endpoint:
                     timeout_s = min(timeout_s, deadline - now)
                 if give_up_at is not None:
                     timeout_s = min(timeout_s, give_up_at - now)
-            connection = await self._take(lender, timeout_s)
+            connection = await self._take(lender, timeout_s, priority)
             if not connection.closed and (
                 (self.is_up and not must_be_alive) or await self._is_alive(connection, deadline)
             ):
@@ -526,23 +563,36 @@ class Endpoint:
         # The question names pg_settings, which could be an UPDATE of them; it is none.
         connection.needs_reset = False
 
-    async def _take(self, lender: Lender, timeout_s: float) -> Connection:
-        if 0 < self.settings.max_waiting <= lender.waiting:
-            raise DataError(
-                DataErrorKind.RESOURCE,
-                f"{self.label}: {lender.waiting} are waiting for a connection already. Raise pool.max_size or"
-                " pool.max_waiting, or shorten transactions",
-            )
+    async def _take(self, lender: Lender, timeout_s: float, priority: Priority) -> Connection:
+        if 0 < self.settings.max_waiting <= lender.waiting and not lender.displace(priority):
+            self._pressure.refused()
+            raise self._queue_is_full()
+        began_at = None if lender.at_hand else asyncio.get_running_loop().time()
         try:
-            connection = await lender.take(timeout_s)
+            connection = await lender.take(timeout_s, priority)
+        except Displaced:
+            self._pressure.refused()
+            raise self._queue_is_full() from None
         except (GaveUp, PoolTimeout, TimeoutError) as error:
-            raise self._no_connection(timeout_s, lender.waiting + 1) from (self._connect_error or error)
+            told = self._no_connection(timeout_s, lender.waiting + 1)
+            if told.kind is DataErrorKind.RESOURCE:
+                self._pressure.refused()
+            raise told from (self._connect_error or error)
         except PoolClosed as error:
             raise DataError(DataErrorKind.CONNECTION, f"{self.label}: the pool is closed") from error
+        if began_at is not None:
+            self._pressure.served(asyncio.get_running_loop().time() - began_at)
         connection.is_lent = True
         self.borrowed += 1
         self.lendings += 1
         return connection
+
+    def _queue_is_full(self) -> DataError:
+        return DataError(
+            DataErrorKind.RESOURCE,
+            f"{self.label}: {self.settings.max_waiting} are waiting for a connection already. Raise pool.max_size or"
+            " pool.max_waiting, or shorten transactions",
+        )
 
     async def _is_alive(self, connection: Connection, deadline: float | None) -> bool:
         limit = asyncio.get_running_loop().time() + self.settings.check_timeout_s

@@ -10,13 +10,13 @@ from __future__ import annotations
 
 import asyncio
 import types
-from collections import deque
 from collections.abc import Callable, Coroutine, Generator
 from math import inf
 from typing import Any, Final
 
 from psycopg_pool import AsyncConnectionPool, PoolClosed, PoolTimeout
 
+from ...shedding import Line, Priority
 from .connection import Connection
 
 SWEEP_S: Final = 1.0
@@ -67,6 +67,10 @@ class GaveUp(Exception):
     """Raised when nobody need wait any longer: no connection can be made."""
 
 
+class Displaced(Exception):
+    """Raised when somebody of a higher priority takes the place in a full queue."""
+
+
 class Lender:
     """Stands between a pool and those who borrow its connections.
 
@@ -86,29 +90,36 @@ class Lender:
         self._at_hand: list[Connection] = []
         self._unused = 0
         """How many of those at hand, from the first, nobody has used since the last sweep."""
-        self._waiters: deque[asyncio.Future[Connection]] = deque()
+        self._waiters: Line[asyncio.Future[Connection]] = Line()
         self._held = 0
         """Connections that are out of the pool: lent, or at hand."""
         self._fetches: set[asyncio.Task[None]] = set()
         self._sweep: asyncio.TimerHandle | None = None
         self._is_closed = False
         self._keeps_none = False
-        self.waiting = 0
+        self._waiting: set[asyncio.Future[Connection]] = set()
+        """Who waits and has been told nothing yet; in the line there may also be some that have left."""
+
+    @property
+    def waiting(self) -> int:
         """How many wait for a connection."""
+        return len(self._waiting)
 
     @property
     def at_hand(self) -> int:
         """How many connections lie at hand."""
         return len(self._at_hand)
 
-    async def take(self, timeout_s: float) -> Connection:
+    async def take(self, timeout_s: float, priority: Priority = Priority.NORMAL) -> Connection:
         """Borrow a connection, which may have been lost meanwhile.
 
         Args:
             timeout_s: Longest wait, in seconds.
+            priority: Who is served first of those who wait.
 
         Raises:
             TimeoutError: None was free within that.
+            Displaced: It has made room in the queue.
             GaveUp: None can be made.
             psycopg_pool.PoolClosed: The pool was closed.
         """
@@ -122,7 +133,25 @@ class Lender:
             connection = await pool.getconn(timeout_s)
             self._note_fetched(connection)
             return connection
-        return await self._wait(timeout_s)
+        return await self._wait(timeout_s, priority)
+
+    def displace(self, priority: Priority) -> bool:
+        """Make room in a full queue for somebody of this priority: who came last of the lowest one loses its place.
+
+        Returns:
+            Whether there is room now.
+        """
+        for rank in Priority:
+            while rank < priority and self._waiters.count(rank):
+                waiter = self._waiters.last(rank)
+                self._waiters.remove(waiter)
+                if waiter in self._waiting:
+                    # It may just have been cancelled: then its place is free as well.
+                    self._waiting.discard(waiter)
+                    if not waiter.done():
+                        waiter.set_exception(Displaced())
+                    return True
+        return False
 
     def give(self, connection: Connection) -> None:
         """Give a connection back, which is idle or closed. Never waits."""
@@ -159,11 +188,11 @@ class Lender:
             fetch.cancel()
         self._return_all()
 
-    async def _wait(self, timeout_s: float) -> Connection:
+    async def _wait(self, timeout_s: float, priority: Priority) -> Connection:
         waiter: asyncio.Future[Connection] = self._loop.create_future()
-        timer = self._loop.call_later(timeout_s, _expire, waiter)
-        self._waiters.append(waiter)
-        self.waiting += 1
+        timer = self._loop.call_later(timeout_s, self._expire, waiter)
+        self._waiters.append(waiter, priority)
+        self._waiting.add(waiter)
         self._fetch_for_those_who_wait()
         try:
             return await waiter
@@ -174,15 +203,15 @@ class Lender:
             raise
         finally:
             timer.cancel()
-            self.waiting -= 1
-            while self._waiters and self._waiters[0].done():
-                self._waiters.popleft()
+            self._waiting.discard(waiter)
+            self._waiters.strip(self._has_left)
 
     def _hand_over(self, connection: Connection) -> None:
         waiters = self._waiters
         while waiters:
-            waiter = waiters.popleft()
+            waiter = waiters.pop()
             if not waiter.done():
+                self._waiting.discard(waiter)
                 waiter.set_result(connection)
                 return
         if self._keeps_none:
@@ -252,14 +281,21 @@ class Lender:
 
     def _end_waits(self, error: Exception) -> None:
         while self._waiters:
-            waiter = self._waiters.popleft()
+            waiter = self._waiters.pop()
             if not waiter.done():
+                self._waiting.discard(waiter)
                 waiter.set_exception(error)
 
+    def _has_left(self, waiter: asyncio.Future[Connection]) -> bool:
+        """Whether it waits no more, also where it does not know of that yet."""
+        if waiter.done():
+            self._waiting.discard(waiter)
+        return waiter.done()
 
-def _expire(waiter: asyncio.Future[Connection]) -> None:
-    if not waiter.done():
-        waiter.set_exception(TimeoutError())
+    def _expire(self, waiter: asyncio.Future[Connection]) -> None:
+        if not waiter.done():
+            self._waiting.discard(waiter)
+            waiter.set_exception(TimeoutError())
 
 
 async def _finish(coroutine: Coroutine[Any, Any, Any], waits_for: Any) -> Any:

@@ -1,0 +1,300 @@
+"""More requests than the servers can serve: those that matter get in, the others are told at once."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+import httpx
+import pytest
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Route
+
+from asgi_datasource import DataError, DataErrorKind, DataSourceRegistry, compile, session, shedding, transactional
+from asgi_datasource.shedding import Gate, Priority
+from tests.apps import client
+from tests.drivers.polling import until
+from tests.world import World
+
+
+class Shop:
+    """An application whose requests hold on until they are let go."""
+
+    def __init__(self, registry: DataSourceRegistry) -> None:
+        self.registry = registry
+        self.http: httpx.AsyncClient
+        self.is_open = asyncio.Event()
+        self.held = 0
+        self.served: list[str] = []
+
+    async def hold(self, request: Request) -> Response:
+        """Hold a connection."""
+        async with session(request).connection():
+            await self._wait()
+        return JSONResponse({})
+
+    async def idle(self, request: Request) -> Response:
+        """Be under way, without a connection."""
+        await session(request).fetch_value("select 1")
+        await self._wait()
+        return JSONResponse({})
+
+    async def bare(self, request: Request) -> Response:
+        """Be under way, without any statement."""
+        await self._wait()
+        return JSONResponse({})
+
+    async def read(self, request: Request) -> Response:
+        await session(request).fetch_value("select 1")
+        self.served.append(request.url.path)
+        return JSONResponse({})
+
+    async def _wait(self) -> None:
+        self.held += 1
+        await self.is_open.wait()
+
+    async def fail(self, request: Request) -> Response:
+        raise RuntimeError("on purpose")
+
+    @transactional(retry=2)
+    async def lose(self, request: Request) -> Response:
+        db = session(request)
+        await db.execute("insert into orders (item) values (gen_random_uuid())")
+        raise DataError(DataErrorKind.CONFLICT, "lost", sqlstate="40001")
+
+    def routes(self) -> list[Route]:
+        return [
+            Route("/hold", self.hold),
+            Route("/hold/low", self.hold),
+            Route("/idle", self.idle),
+            Route("/bare", self.bare),
+            Route("/bare/more", self.bare),
+            Route("/fail", self.fail),
+            Route("/lose", self.lose, methods=["POST"]),
+            Route("/read", self.read),
+            Route("/low", self.read),
+            Route("/admin/jobs", self.read),
+            Route("/healthz", self.read),
+        ]
+
+    def start(self, path: str, count: int = 1) -> list[asyncio.Task[httpx.Response]]:
+        return [asyncio.create_task(self.http.get(path)) for _ in range(count)]
+
+    async def status(self, path: str) -> int:
+        return (await self.http.get(path)).status_code
+
+    def gate(self, path: str) -> Gate:
+        found = self.registry.compiled.rules.match("GET", path).gate
+        assert found is not None
+        return found
+
+
+PRIORITIES = [{"match": "/admin/**", "priority": "high"}, {"match": "/low", "priority": "low"}]
+
+
+@asynccontextmanager
+async def serving(
+    world: World, *routes: dict[str, Any], max_in_flight: int | None = None, **pool: Any
+) -> AsyncIterator[Shop]:
+    config = world.config(replicas=(), pool={"max_size": 1, **pool}, routes=[*routes, *PRIORITIES])
+    if max_in_flight is not None:
+        config["datasources"]["orders"]["max_in_flight"] = max_in_flight
+    shop = Shop(compile(config))
+    async with client(world, shop.routes(), registry=shop.registry) as shop.http:
+        try:
+            yield shop
+        finally:
+            shop.is_open.set()
+
+
+async def test_no_more_requests_of_a_route_are_under_way_than_may_be_and_the_others_are_told_at_once(
+    world: World,
+) -> None:
+    async with serving(world, {"match": "GET /bare", "max_in_flight": 2}) as shop:
+        held = shop.start("/bare", 2)
+        await until(lambda: shop.held == 2)
+        refused = await shop.http.get("/bare")
+        assert (refused.status_code, refused.headers["retry-after"]) == (503, "1")
+        assert refused.json()["kind"] == "resource"
+        assert shop.held == 2, "the application has not seen it"
+        assert await shop.status("/read") == 200
+        shop.is_open.set()
+        assert [response.status_code for response in await asyncio.gather(*held)] == [200, 200]
+        assert await shop.status("/bare") == 200
+
+
+async def test_however_a_request_ends_its_place_is_free_again(world: World) -> None:
+    async with serving(world, {"match": "/**", "max_in_flight": 3}) as shop:
+        gate = shop.gate("/fail")
+        assert await shop.status("/fail") == 500
+        assert (await shop.http.post("/lose")).status_code == 409
+        assert await shop.status("/nowhere") == 404
+        held = shop.start("/bare", 2) + shop.start("/hold")
+        await until(lambda: shop.held == 3)
+        assert gate.in_flight.count == 3
+        for task in held:
+            task.cancel()
+        await asyncio.gather(*held, return_exceptions=True)
+        shop.is_open.set()
+        await until(lambda: gate.in_flight.count == 0)
+
+
+async def test_a_reload_counts_those_that_are_under_way(world: World) -> None:
+    async with serving(world, {"match": "/bare", "max_in_flight": 5}, max_in_flight=5) as shop:
+        held = shop.start("/bare") + shop.start("/idle")
+        await until(lambda: shop.held == 2)
+        config = world.config(replicas=(), pool={"max_size": 1}, routes=[{"match": "/bare", "max_in_flight": 1}])
+        config["datasources"]["orders"]["max_in_flight"] = 1
+        await shop.registry.reload(config)
+        assert await shop.status("/bare") == 503
+        assert await shop.status("/read") == 503
+        shop.is_open.set()
+        await asyncio.gather(*held)
+        assert await shop.status("/bare") == 200
+        assert await shop.status("/read") == 200
+
+
+async def test_no_more_requests_use_a_datasource_than_may_be_but_those_of_high_priority_get_in(world: World) -> None:
+    async with serving(world, max_in_flight=4) as shop:
+        held = shop.start("/idle", 2)
+        await until(lambda: shop.held == 2)
+        assert (await shop.status("/low"), await shop.status("/read")) == (503, 200)
+        held += shop.start("/idle", 2)
+        await until(lambda: shop.held == 4)
+        refused = await shop.http.get("/read")
+        assert (refused.status_code, refused.headers["retry-after"]) == (503, "1")
+        assert await shop.status("/admin/jobs") == 200
+        assert await shop.status("/nowhere") == 404, "who asks for no data is not refused"
+        shop.is_open.set()
+        await asyncio.gather(*held)
+        assert await shop.status("/read") == 200
+        gate = shop.registry.datasources["orders"].gate
+        assert gate is not None
+        await until(lambda: gate.in_flight.count == 0)
+
+
+@pytest.mark.parametrize("fair", [False, True])
+async def test_in_a_full_queue_high_priority_gets_in_and_is_served_first(world: World, fair: bool) -> None:
+    async with serving(world, max_waiting=3, fair=fair, acquire_timeout="20s") as shop:
+        endpoint = shop.registry.datasources["orders"].endpoints["primary"]
+        holding = shop.start("/hold")
+        await until(lambda: shop.held == 1)
+        waiting: dict[str, asyncio.Task[httpx.Response]] = {}
+        for count, (name, path) in enumerate((("low", "/low"), ("first", "/read"), ("second", "/read")), start=1):
+            waiting[name] = shop.start(path)[0]
+            await until(lambda count=count: endpoint.waiting == count)  # type: ignore[misc]
+        # Full. Who is not more urgent is refused at once, the others take the place of who is least urgent.
+        assert await shop.status("/low") == 503
+        assert not waiting["low"].done()
+        high = shop.start("/admin/jobs", 2)
+        assert (await waiting["low"]).status_code == 503
+        refused = await waiting["second"]
+        assert (refused.status_code, refused.headers["retry-after"]) == (503, "1")
+        assert await shop.status("/read") == 503
+        assert endpoint.waiting == 3
+        shop.is_open.set()
+        answers = await asyncio.gather(*holding, *high, waiting["first"])
+        assert {answer.status_code for answer in answers} == {200}
+        assert shop.served == ["/admin/jobs", "/admin/jobs", "/read"]
+        assert (endpoint.waiting, endpoint.borrowed) == (0, 0)
+
+
+async def test_who_is_displaced_while_it_leaves_or_is_served_takes_nothing_along(world: World) -> None:
+    async with serving(world, max_waiting=2, acquire_timeout="20s") as shop:
+        endpoint = shop.registry.datasources["orders"].endpoints["primary"]
+        held = await endpoint.acquire(deadline=None)
+        first, second = [asyncio.create_task(endpoint.acquire(deadline=None)) for _ in range(2)]
+        await until(lambda: endpoint.waiting == 2)
+        # All in one step: one is served, one is displaced, and one of the urgent ones is cancelled.
+        await endpoint.release(held)
+        urgent = [asyncio.create_task(endpoint.acquire(deadline=None, priority=Priority.HIGH)) for _ in range(2)]
+        second.cancel()
+        connection = await first
+        await asyncio.sleep(0)
+        urgent[0].cancel()
+        await endpoint.release(connection)
+        last = await urgent[1]
+        await endpoint.release(last)
+        await asyncio.wait({second, urgent[0]})
+        assert (endpoint.waiting, endpoint.borrowed) == (0, 0)
+
+
+async def test_saturation_is_told_with_what_to_change_and_not_for_each_request(
+    world: World, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(shedding, "INTERVAL_S", 0.4)
+
+    def told() -> list[str]:
+        return [record.getMessage() for record in caplog.records if record.name == "asgi_datasource.saturation"]
+
+    async with serving(world, max_waiting=1, acquire_timeout="20s") as shop:
+        held = shop.start("/hold")
+        await until(lambda: shop.held == 1)
+        waiting = shop.start("/read")
+        endpoint = shop.registry.datasources["orders"].endpoints["primary"]
+        await until(lambda: endpoint.waiting == 1)
+        for _ in range(20):
+            assert await shop.status("/read") == 503
+        assert re.fullmatch(
+            r"orders\.primary \(\S+\) is saturated: 1 refused; 1 of 1 connections are in use, 1 wait\. Raise"
+            r" pool\.max_size where .* or bound the routes that take most with max_in_flight",
+            told()[0],
+        )
+        shop.is_open.set()
+        await asyncio.gather(*held, *waiting)
+        await until(lambda: sum(int(found.group(1)) for text in told() if (found := refused.search(text))) == 20)
+        assert len(told()) < 10
+
+
+refused = re.compile(r"(\d+) refused")
+
+
+async def test_who_waits_long_is_told_of_before_anybody_is_refused(
+    world: World, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with serving(world, acquire_timeout="2s") as shop:
+        held = shop.start("/hold")
+        await until(lambda: shop.held == 1)
+        waiting = shop.start("/read")
+        await asyncio.sleep(1.3)
+        shop.is_open.set()
+        for response in await asyncio.gather(*held, *waiting):
+            assert response.status_code == 200
+    assert "is saturated: 1 served after a long wait; " in caplog.text
+
+
+async def test_a_larger_pool_is_recommended_by_what_was_refused(
+    world: World, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(shedding, "INTERVAL_S", 0.5)
+    async with serving(world, max_waiting=1, max_size=2) as shop:
+
+        async def work() -> None:
+            for _ in range(12):
+                async with shop.registry.session(tenant="acme") as db:
+                    await db.execute("select pg_sleep(0.05)")
+
+        # The very first refusal is told of at once; what follows it, with what was served meanwhile.
+        for _ in range(2):
+            outcomes = await asyncio.gather(*(work() for _ in range(5)), return_exceptions=True)
+            assert any(isinstance(outcome, DataError) for outcome in outcomes)
+        await until(lambda: "were lent" in caplog.text)
+    assert re.search(
+        r"meanwhile \d+ were lent, for \d+ ms on average\. Raise pool\.max_size to about [3-8] where", caplog.text
+    )
+
+
+async def test_a_tenants_own_limit_is_told_of_as_such(world: World, caplog: pytest.LogCaptureFixture) -> None:
+    config = world.config(replicas=(), pool={"acquire_timeout": "200ms"})
+    config["tenants"]["acme"]["limits"] = {"max_connections": 1}
+    async with compile(config) as registry, registry.session(tenant="acme") as db:
+        await db.execute("select 1")
+        async with registry.session(tenant="acme") as other:
+            with pytest.raises(DataError) as caught:
+                await other.execute("select 1")
+            assert caught.value.kind is DataErrorKind.RESOURCE
+    assert "tenants are at their limit: 1 refused. Raise limits.max_connections of those that need more" in caplog.text
