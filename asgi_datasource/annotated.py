@@ -79,7 +79,10 @@ async def _run_until_settled(
                 return await invoke()
         except Exception as error:
             conflict = block.lost_by or (error if is_conflict(error) else None)
-            if conflict is None or block.step is not Step.OWN or attempt > retries:
+            if conflict is None or block.step is not Step.OWN:
+                raise
+            if attempt > retries:
+                session.note_event(telemetry.RETRY_GIVEN_UP, {telemetry.RETRY_ATTEMPT: attempt})
                 raise
             if session.commits != commits:
                 logger.warning("not run again after a conflict: a part of it had been committed already")

@@ -105,7 +105,7 @@ class Block:
         if self._is_exclusive or self.step not in (Step.JOIN, Step.AS_IS):
             turns = session.turns_of(self.parent)
             if not turns.take():
-                await turns.wait()
+                await self._wait_for(turns)
             self._outer_turns = turns
             try:
                 session.check_open()
@@ -130,23 +130,28 @@ class Block:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        late: DataError | None = None
+        # What undoes it whatever became of its body: a hook before the commit, or its time limit.
+        failure: BaseException | None = None
         try:
+            if not self._is_undone_by(error):
+                failure = await self._run_before_commit()
             if self._timeout is not None:
+                kind = kind if failure is None else type(failure)
                 try:
-                    await self._timeout.__aexit__(kind, error, traceback)
+                    await self._timeout.__aexit__(kind, failure or error, traceback)
                 except TimeoutError:
-                    error = late = _too_late()
+                    failure = _too_late()
+            is_undone = failure is not None or self._is_undone_by(error)
             if self._outer_turns is None:
-                self._note_failure(error)
+                self._note_failure(failure or error)
             else:
-                await self._leave(error)
+                await self._leave(failure or error, is_undone=is_undone)
         finally:
             self._close()
         if self._work is not None and self._runs_hooks:
             await self._session.run_due_hooks()
-        if late is not None:
-            raise late
+        if failure is not None:
+            raise failure
 
     # -- in
 
@@ -228,6 +233,18 @@ class Block:
         limits = [limit for limit in (self._deadline, None if outer is None else outer.deadline) if limit is not None]
         return Frame(intent, self._reads_only, is_transactional, min(limits, default=None))
 
+    async def _wait_for(self, turns: Turns) -> None:
+        """Wait until it is its turn, for as long as it has time.
+
+        Raises:
+            DataError: TIMEOUT: that was not long enough.
+        """
+        try:
+            async with asyncio.timeout_at(self._deadline):
+                await turns.wait()
+        except TimeoutError:
+            raise _too_late() from None
+
     async def _set_timeout(self) -> None:
         if self._deadline is not None:
             self._timeout = asyncio.timeout_at(self._deadline + INTERRUPT_AFTER_S)
@@ -303,25 +320,25 @@ class Block:
         ):
             self._session.doom(error)
 
-    async def _leave(self, error: BaseException | None) -> None:
-        if self._work is not None and not self._is_undone_by(error) and self._work.has_hooks_before_commit:
+    async def _run_before_commit(self) -> BaseException | None:
+        """Run the hooks in front of the commit of its own transaction, inside its time limit; what one has raised."""
+        if self._work is not None:
             try:
                 await self._work.run_before_commit()
-            except BaseException as failure:
-                await self._leave_alone(failure)
-                raise
-        await self._leave_alone(error)
+            except BaseException as failure:  # noqa: BLE001 - raised once the block has ended
+                return failure
+        return None
 
-    async def _leave_alone(self, error: BaseException | None) -> None:
+    async def _leave(self, error: BaseException | None, *, is_undone: bool) -> None:
         # Statements of this block's own tasks that still run are waited for; later ones find the block closed.
         is_held = False
         try:
             await self.turns.wait()
             is_held = True
             if self.step is Step.SAVEPOINT:
-                await self._leave_savepoint(error)
+                await self._leave_savepoint(error, is_undone=is_undone)
             elif self._work is not None:
-                await self._leave_work(self._work, error)
+                await self._leave_work(self._work, error, is_undone=is_undone)
             else:
                 self._note_failure(error)
         except BaseException as failure:
@@ -334,10 +351,10 @@ class Block:
             if is_held:
                 self.turns.leave()
 
-    async def _leave_work(self, work: Work, error: BaseException | None) -> None:
+    async def _leave_work(self, work: Work, error: BaseException | None, *, is_undone: bool) -> None:
         if self.step is Step.OWN:
             await work.finish(
-                commit=not self._is_undone_by(error) and work.rollback_reason is None,
+                commit=not is_undone and work.rollback_reason is None,
                 reason="end of the block" if error is None else f"{type(error).__name__} left the block",
                 deadline=self._session.deadline(),
             )
@@ -345,10 +362,10 @@ class Block:
             await work.end_snapshot()
             work.settle(committed=error is None)
 
-    async def _leave_savepoint(self, error: BaseException | None) -> None:
+    async def _leave_savepoint(self, error: BaseException | None, *, is_undone: bool) -> None:
         session = self._session
         transaction = session.current_transaction
-        is_undone = self._is_undone_by(error) or self.doomed_by is not None
+        is_undone = is_undone or self.doomed_by is not None
         name = self.savepoint
         if transaction is None or name is None or transaction.forget_pending_savepoint(name):
             # Nothing was sent inside it.

@@ -144,10 +144,10 @@ class RequestGuard:
                 session.close_unused()
         return session
 
-    @property
-    def has_lost(self) -> bool:
-        """Whether its last transaction has lost against another one."""
-        return self._session is not None and self._session.lost_by is not None
+    def note_attempts(self, attempts: int) -> None:
+        """Tell the current span how often the request had to run, and whether that was enough."""
+        if self._compiled.policy.is_traced:
+            telemetry.note_attempts(attempts, has_lost=self._session is not None and self._session.lost_by is not None)
 
     async def returned(self) -> None:
         """The application has returned and not started a response, or its response has been replaced."""
@@ -204,7 +204,7 @@ class RequestGuard:
                 await session.run_before_commit()
                 self._disarm()
                 self.state = _ENDING
-                await self._end_session(session, commit=True, reason="")
+                await self._end_session(session, commit=session.rollback_reason is None, reason="end of the stream")
                 self.state = _ENDED
             await self._raw_send(message)
             return
@@ -324,6 +324,14 @@ class RequestGuard:
         session = self._session
         if self.state in (_ENDING, _ENDED) or session is None:
             return False
+        if self.state is _OPEN and session.has_hooks_before_commit and session.commits_after(error):
+            try:
+                await self._run_before_commit(session)
+            except BaseException as failure:
+                # A hook has failed, which was answered; or the deadline, or a cancellation, has cut one short.
+                if await self.failed(failure):
+                    return True
+                raise
         self._disarm()
         if self.state is _STREAMING or (self.state is _DOOMED and self._has_started):
             await self._break_off(session, error)
@@ -374,7 +382,7 @@ class RequestGuard:
         retries = session.retries
         if replay.attempt > retries:
             if retries:
-                telemetry.add_event(telemetry.RETRY_GIVEN_UP, {telemetry.RETRY_ATTEMPT: replay.attempt})
+                session.note_event(telemetry.RETRY_GIVEN_UP, {telemetry.RETRY_ATTEMPT: replay.attempt})
             return False
         delay_s = replay.next_delay_s()
         obstacle = self._obstacle_to_replay(session, replay, delay_s)

@@ -11,7 +11,6 @@ from typing import Any, Final, cast
 
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from . import telemetry
 from .compiled import Compiled
 from .config import Config, ConfigFile
 from .errors import ConfigError, DataError
@@ -153,7 +152,7 @@ class DataSourceMiddleware:
         finally:
             if gate is not None:
                 gate.leave()
-            telemetry.note_attempts(replay.attempt, has_lost=guard.has_lost)
+            guard.note_attempts(replay.attempt)
 
     async def _call(self, guard: RequestGuard, scope: Scope) -> None:
         token = current_runner.set(guard)
@@ -236,5 +235,7 @@ class DataSourceMiddleware:
 
 
 async def _end_websocket(session: DataSession) -> None:
-    await session.end(commit=True, reason="websocket closed")
-    await session.run_due_hooks()
+    try:
+        await session.complete()
+    finally:
+        await session.run_due_hooks()

@@ -538,15 +538,12 @@ class DataSession(StatementMethods):
             DataError: Nothing was committed (for CommitUnknown: nobody could tell).
             Exception: What a hook before the commit has raised.
         """
-        commit = self.rollback_reason is None
-        if commit:
-            try:
-                await self.run_before_commit()
-            except BaseException as error:
-                await self._background.run(self.end(commit=False, reason=type(error).__name__))
-                raise
-            commit = self.rollback_reason is None
-        await self.end(commit=commit, reason="end of the block")
+        try:
+            await self.run_before_commit()
+        except BaseException as error:
+            await self._background.run(self.end(commit=False, reason=type(error).__name__))
+            raise
+        await self.end(commit=self.rollback_reason is None, reason="end of the block")
 
     @property
     def has_hooks_before_commit(self) -> bool:
@@ -978,7 +975,8 @@ class DataSession(StatementMethods):
                 ) from None
         raise DataError(
             DataErrorKind.QUERY,
-            "the response was started inside a transaction() or connection() block; leave the block first",
+            "the response was started inside a transaction() or connection() block; leave the block first (in a"
+            ' dependency of FastAPI: `Depends(..., scope="function")`)',
         )
 
     # -- what holds here

@@ -168,7 +168,7 @@ def note_attempts(attempts: int, *, has_lost: bool) -> None:
 
 
 @contextmanager
-def hook_span(event: str, name: str, *, is_traced: bool) -> Generator[Callable[[Exception], None]]:
+def hook_span(event: str, name: str, *, is_traced: bool) -> Generator[Callable[[BaseException], None]]:
     """A span around a hook, current while it runs; gives the function that marks it as failed.
 
     Args:
@@ -180,7 +180,7 @@ def hook_span(event: str, name: str, *, is_traced: bool) -> Generator[Callable[[
         yield _ignore
         return
 
-    def fail(error: Exception) -> None:
+    def fail(error: BaseException) -> None:
         span.add_event(HOOK_FAILED, {ERROR_TYPE: type(error).__name__})
         span.set_attribute(ERROR_TYPE, type(error).__name__)
         span.set_status(Status(StatusCode.ERROR, type(error).__name__))
@@ -192,7 +192,7 @@ def hook_span(event: str, name: str, *, is_traced: bool) -> Generator[Callable[[
         yield fail
 
 
-def _ignore(_: Exception) -> None:
+def _ignore(_: BaseException) -> None:
     """Without a span there is nothing to mark."""
 
 

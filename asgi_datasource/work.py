@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Iterator
 from typing import Protocol
 
 from . import telemetry
@@ -131,8 +132,11 @@ class Work:
         self._owner.about_to_write()
 
     async def run_before_commit(self) -> None:
-        """Run the hooks that come before the commit, and those that they add; what one raises goes to the caller."""
-        while (first := next((hook for hook in self._hooks if hook[0] is HookEvent.BEFORE_COMMIT), None)) is not None:
+        """Run the hooks that come before the commit, and those that they add; what one raises goes to the caller.
+
+        None runs once nothing but a rollback is left.
+        """
+        while self._may_commit and (first := next(self._hooks_before_commit(), None)) is not None:
             self._hooks.remove(first)
             event, function = first
             with telemetry.hook_span(event.value, name_of_hook(function), is_traced=self._policy.is_traced) as fail:
@@ -145,7 +149,15 @@ class Work:
     @property
     def has_hooks_before_commit(self) -> bool:
         """Whether there is something for `run_before_commit`."""
-        return any(event is HookEvent.BEFORE_COMMIT for event, _ in self._hooks)
+        return next(self._hooks_before_commit(), None) is not None
+
+    def _hooks_before_commit(self) -> Iterator[tuple[HookEvent, Hook]]:
+        return (hook for hook in self._hooks if hook[0] is HookEvent.BEFORE_COMMIT)
+
+    @property
+    def _may_commit(self) -> bool:
+        failure = None if self.transaction is None else self.transaction.failure
+        return (self.rollback_reason or self.doomed_by or failure or self._owner.stopped_by) is None
 
     def settle(self, *, committed: bool | None, since: int = 0) -> None:
         """The hooks added after there were `since` have come to their end, without a transaction or before its own."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections.abc import Awaitable, Callable
 from enum import StrEnum
@@ -56,9 +57,17 @@ class DueHooks:
             with telemetry.hook_span(event.value, name, is_traced=is_traced) as fail:
                 try:
                     await call_hook(function)
-                except Exception as error:
+                except (Exception, asyncio.CancelledError) as error:
+                    if isinstance(error, asyncio.CancelledError) and _is_cancelled():
+                        raise
                     fail(error)
                     logger.exception("the hook %s failed; the transaction's outcome stands", name)
+
+
+def _is_cancelled() -> bool:
+    """Whether the running task is cancelled; otherwise a hook has cancelled something of its own and waited for it."""
+    task = asyncio.current_task()
+    return task is not None and task.cancelling() > 0
 
 
 async def call_hook(function: Hook) -> None:

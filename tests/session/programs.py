@@ -537,7 +537,7 @@ class Model:
         try:
             yield
         finally:
-            self._units.remove(unit)
+            self._units.pop()
 
     # -- the end
 
@@ -557,7 +557,7 @@ class Model:
 
     def _tell(self, hooks: list[int], *, committed: bool) -> None:
         for number in hooks:
-            self.seen.told[number].append("committed" if committed else "rolled back")
+            self.seen.told[number] += ["before", "committed"] if committed else ["rolled back"]
 
 
 # -- the machine
@@ -629,6 +629,7 @@ class Machine:
         number = self._number
         if db.around() not in (Around.NOTHING, Around.READ_ONLY):
             told = self.seen.told[number] = []
+            db.before_commit(lambda: told.append("before"))
             db.after_commit(lambda: told.append("committed"))
             db.after_rollback(lambda: told.append("rolled back"))
         await db.write.execute("insert into things (run, number) values (%s, %s)", [self._run, number])

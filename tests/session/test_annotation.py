@@ -14,6 +14,7 @@ import pytest
 import websockets
 from fastapi import Depends, FastAPI, Query
 from starlette.endpoints import HTTPEndpoint, WebSocketEndpoint
+from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route, WebSocketRoute
@@ -32,12 +33,13 @@ from asgi_datasource import (
 )
 from asgi_datasource.testing import serve
 from tests.apps import application, client
-from tests.pools import assert_whole
+from tests.pools import assert_whole, until
 from tests.world import World
 
 from .requests import request
 
 INSERT = "insert into orders (item) values (%s)"
+ACME = {"X-Tenant": "acme"}
 
 
 async def opened(db: Annotated[DataSession, Depends(session)]) -> AsyncIterator[str]:
@@ -108,12 +110,52 @@ async def test_a_fastapi_route_keeps_its_signature_its_docs_and_its_dependencies
     app.add_middleware(DataSourceMiddleware, registry=(registry := world.registry()))
     async with (
         serve(app) as server,
-        httpx.AsyncClient(base_url=server.url, headers={"X-Tenant": "acme"}) as http,
+        httpx.AsyncClient(base_url=server.url, headers=ACME) as http,
     ):
         placed = await http.post("/orders/tea", params={"size": 5})
         assert (placed.status_code, placed.json()) == (201, {"level": "serializable", "size": 5, "times": 1})
         assert (await http.post("/orders/tea", params={"size": 0})).status_code == 422
         assert (await http.post("/sync/never")).json() == 1
+        await assert_whole(registry, world)
+    assert await world.items() == ["from the dependency", "tea"]
+
+
+async def in_a_block(db: Annotated[DataSession, Depends(session)]) -> AsyncIterator[DataSession]:
+    async with transactional(propagation="nested", isolation="serializable") as same:
+        await same.execute(INSERT, ["from the dependency"])
+        yield same
+
+
+@pytest.mark.parametrize("default", ["request", "annotated"])
+async def test_a_dependency_of_fastapi_may_hold_a_block_that_ends_before_the_response(
+    world: World, default: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """FastAPI ends dependencies behind the response, unless they say otherwise: that would be too late to commit."""
+    app = FastAPI()
+
+    @app.post("/function/{item}")
+    async def in_time(item: str, db: Annotated[DataSession, Depends(in_a_block, scope="function")]) -> str:
+        await db.execute(INSERT, [item])
+        if item == "fails":
+            raise HTTPException(400)
+        return str(await db.fetch_value("select current_setting('transaction_isolation')"))
+
+    @app.post("/request/{item}")
+    async def too_late(item: str, db: Annotated[DataSession, Depends(in_a_block)]) -> None:
+        await db.execute(INSERT, [item])
+
+    app.add_middleware(DataSourceMiddleware, registry=(registry := world.registry(transactions={"default": default})))
+    async with (
+        serve(app) as server,
+        httpx.AsyncClient(base_url=server.url, headers=ACME) as http,
+    ):
+        assert (await http.post("/function/fails")).status_code == 400
+        assert await world.items() == []
+        refused = await http.post("/request/tea")
+        assert (refused.status_code, refused.json()["kind"]) == (500, "query")
+        assert 'leave the block first (in a dependency of FastAPI: `Depends(..., scope="function")`)' in caplog.text
+        assert await world.items() == []
+        assert (await http.post("/function/tea")).json() == "serializable"
         await assert_whole(registry, world)
     assert await world.items() == ["from the dependency", "tea"]
 
@@ -347,18 +389,48 @@ async def test_in_a_websocket_each_block_and_each_function_is_a_transaction(worl
     registry = world.registry()
     async with serve(application(registry, routes)) as server:
         url = server.url.replace("http", "ws")
-        headers = {"X-Tenant": "acme"}
-        async with asyncio.timeout(20), websockets.connect(f"{url}/handler", additional_headers=headers) as socket:
+        async with asyncio.timeout(20), websockets.connect(f"{url}/handler", additional_headers=ACME) as socket:
             assert await socket.recv() == '[false,["statement"]]'
             assert await socket.recv() == '"serializable"'
             assert await socket.recv() == '["statement","block","function"]'
             # It holds nothing while it waits for its client.
             assert [endpoint.borrowed for endpoint in registry.for_tenant("acme").endpoints.values()] == [0, 0, 0]
             await socket.send("bye")
-        async with asyncio.timeout(20), websockets.connect(f"{url}/echo", additional_headers=headers) as socket:
+        async with asyncio.timeout(20), websockets.connect(f"{url}/echo", additional_headers=ACME) as socket:
             await socket.send("tea")
             assert await socket.recv() == "true"
     assert await world.items() == ["statement", "block", "function", "tea", "tea again"]
+
+
+async def test_hooks_of_a_websocket_run_with_their_transaction_or_at_its_end(world: World) -> None:
+    ran: list[str] = []
+
+    async def handler(socket: WebSocket) -> None:
+        db = session(socket)
+        await socket.accept()
+        db.before_commit(lambda: ran.append("before the end"))
+        db.after_commit(lambda: ran.append("after the end"))
+        async with db.transaction():
+            await db.execute(INSERT, ["tea"])
+            db.before_commit(lambda: ran.append("before"))
+            db.after_commit(lambda: ran.append("after"))
+        await socket.send_json(ran)
+        if socket.query_params["gives_up"]:
+            db.set_rollback_only("there is nothing to undo")
+        await socket.close()
+
+    async with serve(application(world.registry(), [WebSocketRoute("/", handler)])) as server:
+        url = server.url.replace("http", "ws")
+        for gives_up in ("", "yes"):
+            ran.clear()
+            await world.sql("truncate orders")
+            address = f"{url}/?gives_up={gives_up}"
+            async with asyncio.timeout(20), websockets.connect(address, additional_headers=ACME) as socket:
+                assert await socket.recv() == '["before","after"]'
+            if not gives_up:
+                await until(lambda: len(ran) == 4, "the hooks of the end have not run")
+    assert ran == ["before", "after"]
+    assert await world.items() == ["tea"]
 
 
 # -- deadlines
@@ -418,6 +490,35 @@ async def test_a_routes_timeout_covers_the_wait_for_a_connection_and_is_handed_t
         assert 0 < told["statement_timeout"] <= 20_000
         assert told["statement_timeout"] < told["transaction_timeout"] <= 21_000
         assert told["statement_timeout"] < told["idle_in_transaction_session_timeout"] <= 22_000
+    assert await world.items() == ["held"]
+
+
+async def test_a_functions_timeout_covers_the_wait_for_another_tasks_block(world: World) -> None:
+    inside, may_go = asyncio.Event(), asyncio.Event()
+
+    @transactional(timeout=0.2, propagation="nested")
+    async def place() -> None:
+        await current_session().execute(INSERT, ["too late"])
+
+    async def body(db: DataSession) -> None:
+        async def hold() -> None:
+            async with db.transaction():
+                await db.execute(INSERT, ["held"])
+                inside.set()
+                await may_go.wait()
+
+        holding = asyncio.create_task(hold())
+        await inside.wait()
+        with pytest.raises(DataError) as caught:
+            await place()
+        assert caught.value.kind is DataErrorKind.TIMEOUT
+        may_go.set()
+        await holding
+
+    async with world.registry() as registry:
+        async with asyncio.timeout(20):
+            assert (await request(registry, body)).status == 201
+        await assert_whole(registry, world)
     assert await world.items() == ["held"]
 
 

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import logging
 from collections.abc import AsyncIterator
+from typing import Any
 
 import pytest
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
-from opentelemetry.trace import StatusCode, get_tracer
+from opentelemetry.trace import StatusCode, get_current_span, get_tracer
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
+from starlette.types import Receive, Scope, Send
 
 from asgi_datasource import (
     DataError,
@@ -24,7 +28,7 @@ from asgi_datasource import (
 )
 from tests.apps import client
 from tests.asgi import Call
-from tests.pools import assert_whole
+from tests.pools import assert_whole, until
 from tests.world import World
 
 from .requests import request
@@ -86,6 +90,138 @@ async def test_before_commit_does_not_run_before_a_rollback(world: World) -> Non
             await body(db)
             await db.rollback()
     assert ran == []
+
+
+async def test_before_commit_does_not_run_where_only_a_rollback_is_left(world: World) -> None:
+    @transactional
+    async def fails() -> None:
+        raise LookupError
+
+    async def give_up(db: DataSession) -> None:
+        db.set_rollback_only("a dry run")
+
+    async def be_doomed(db: DataSession) -> None:
+        with pytest.raises(LookupError):
+            await fails()
+
+    async def fail(db: DataSession) -> None:
+        with pytest.raises(DataError):
+            await db.execute("select 1 / 0")
+
+    async with world.registry() as registry:
+        for spoil in (give_up, be_doomed, fail):
+            ran: list[str] = []
+
+            @transactional(propagation="requires_new")
+            async def own(db: DataSession, spoil: Any, ran: list[str]) -> None:
+                await put(db, "tea")
+                db.before_commit(lambda: ran.append("never"))
+                await spoil(db)
+
+            async def body(db: DataSession, spoil: Any = spoil, ran: list[str] = ran, own: Any = own) -> None:
+                with contextlib.suppress(UnexpectedRollback):
+                    await own(db, spoil, ran)
+                # Its own end is not asked for twice.
+                await put(db, "milk")
+                db.before_commit(lambda: ran.append("never"))
+                await spoil(db)
+
+            assert (await request(registry, body)).status == (201 if spoil is give_up else 500)
+            with contextlib.suppress(UnexpectedRollback):
+                async with registry.session("acme") as db:
+                    await body(db)
+            assert ran == []
+        await assert_whole(registry, world)
+    assert await world.items() == []
+
+
+@pytest.mark.parametrize("hook_fails", [False, True])
+async def test_before_commit_runs_too_where_an_exception_of_the_route_is_to_be_committed(
+    world: World, hook_fails: bool
+) -> None:
+    """Otherwise what the hook checks would be committed unchecked."""
+    ran: list[str] = []
+
+    @transactional(commit_on=[LookupError])
+    async def place(request: Request) -> Response:
+        db = session(request)
+        await put(db, "tea")
+
+        async def check() -> None:
+            ran.append("before")
+            await put(db, "from the hook")
+            if hook_fails:
+                raise PermissionError
+
+        db.before_commit(check)
+        db.after_commit(lambda: ran.append("committed"))
+        db.after_rollback(lambda: ran.append("rolled back"))
+        raise LookupError
+
+    registry = world.registry()
+    handlers = {PermissionError: lambda request, error: JSONResponse("checked", status_code=403)}
+    async with client(
+        world, [Route("/", place, methods=["POST"])], registry=registry, exception_handlers=handlers
+    ) as http:
+        response = await http.post("/")
+        await until(lambda: len(ran) == 2, "no hook has run behind the end")
+        await assert_whole(registry, world)
+    assert response.status_code == (403 if hook_fails else 500)
+    assert await world.items() == ([] if hook_fails else ["tea", "from the hook"])
+    assert ran == ["before", "rolled back" if hook_fails else "committed"]
+
+
+@pytest.mark.parametrize("how", ["deadline", "cancelled"])
+async def test_such_a_hook_is_interrupted_like_the_route_itself(world: World, how: str) -> None:
+    waits = asyncio.Event()
+
+    @transactional(commit_on=[LookupError])
+    async def endpoint(scope: Scope, receive: Receive, send: Send) -> None:
+        db = session(scope)
+        await put(db, "tea")
+
+        async def wait() -> None:
+            waits.set()
+            await asyncio.Event().wait()
+
+        db.before_commit(wait)
+        raise LookupError
+
+    async with world.registry(transactions={"deadline": "300ms" if how == "deadline" else "60s"}) as registry:
+        call = Call(endpoint=endpoint)
+        task = asyncio.create_task(call.run(DataSourceMiddleware(endpoint, registry=registry)))
+        async with asyncio.timeout(20):
+            await waits.wait()
+            if how == "deadline":
+                await task
+                assert call.status == 504
+            else:
+                task.cancel()
+                with pytest.raises(asyncio.CancelledError):
+                    await task
+                assert call.sent == []
+        await assert_whole(registry, world)
+    assert await world.items() == []
+
+
+async def test_what_a_hook_before_the_commit_raises_undoes_also_where_commit_on_names_it(world: World) -> None:
+    @transactional(propagation="requires_new", commit_on=[KeyError])
+    async def place() -> None:
+        def check() -> None:
+            raise KeyError
+
+        db = current_session()
+        await put(db, "tea")
+        db.before_commit(check)
+
+    async def body(db: DataSession) -> None:
+        with pytest.raises(KeyError):
+            await place()
+
+    async with world.registry() as registry:
+        assert (await request(registry, body)).status == 201
+        await assert_whole(registry, world)
+    assert await world.items() == []
 
 
 @pytest.mark.parametrize("error", [ValueError("bad"), DataError(DataErrorKind.CONSTRAINT, "bad")])
@@ -165,6 +301,30 @@ async def test_before_commit_is_bound_to_the_deadline(world: World) -> None:
     assert await world.items() == []
 
 
+async def test_before_commit_of_a_function_is_bound_to_its_timeout(world: World) -> None:
+    told: list[str] = []
+
+    @transactional(timeout=0.2, propagation="requires_new")
+    async def place() -> None:
+        db = current_session()
+        await put(db, "tea")
+        db.before_commit(asyncio.Event().wait)
+        db.after_rollback(lambda: told.append("rolled back"))
+
+    async def body(db: DataSession) -> None:
+        with pytest.raises(DataError, match="the timeout of the function") as caught:
+            await place()
+        assert caught.value.kind is DataErrorKind.TIMEOUT
+        await put(db, "milk")
+
+    async with world.registry() as registry:
+        async with asyncio.timeout(20):
+            assert (await request(registry, body)).status == 201
+        await assert_whole(registry, world)
+    assert told == ["rolled back"]
+    assert await world.items() == ["milk"]
+
+
 async def test_each_transaction_runs_its_own(world: World) -> None:
     ran: list[str] = []
 
@@ -229,9 +389,61 @@ async def test_a_hook_of_a_block_may_use_the_session_that_goes_on(world: World) 
     assert await world.items() == ["inner", "from the hook"]
 
 
+async def test_a_hook_that_ends_by_a_cancellation_of_its_own_making_stops_no_other_one(
+    world: World, caplog: pytest.LogCaptureFixture
+) -> None:
+    ran: list[str] = []
+
+    async def cancels_something() -> None:
+        task = asyncio.create_task(asyncio.Event().wait())
+        task.cancel()
+        await task
+
+    async def body(db: DataSession) -> None:
+        await put(db, "tea")
+        db.after_commit(cancels_something)
+        db.after_commit(lambda: ran.append("ran"))
+
+    async with world.registry() as registry:
+        assert (await request(registry, body)).status == 201
+    assert ran == ["ran"]
+    assert "cancels_something failed; the transaction's outcome stands" in caplog.text
+
+
+async def test_hooks_whose_task_is_cancelled_run_at_the_end(world: World) -> None:
+    ran: list[str] = []
+
+    async def wait() -> None:
+        ran.append("waits")
+        await asyncio.Event().wait()
+
+    async def body(db: DataSession) -> None:
+        await put(db, "tea")
+        db.after_commit(wait)
+        db.after_commit(lambda: ran.append("ran"))
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(0.1):
+                await db.commit()
+        assert ran == ["waits"]
+
+    async with world.registry() as registry:
+        assert (await request(registry, body)).status == 201
+    assert ran == ["waits", "ran"]
+    assert await world.items() == ["tea"]
+
+
 async def test_a_failing_hook_is_logged_with_its_span_and_changes_nothing(
     world: World, spans: InMemorySpanExporter, caplog: pytest.LogCaptureFixture
 ) -> None:
+    logged_in: list[int] = []
+
+    class Correlates(logging.Filter):
+        """As OpenTelemetry's logging instrumentation: what is current goes on the record."""
+
+        def filter(self, record: logging.LogRecord) -> bool:
+            logged_in.append(get_current_span().get_span_context().span_id)
+            return True
+
     def fails() -> None:
         raise ZeroDivisionError
 
@@ -240,12 +452,18 @@ async def test_a_failing_hook_is_logged_with_its_span_and_changes_nothing(
         db.after_commit(fails)
         db.after_commit(lambda: None)
 
-    async with world.registry() as registry:
-        with get_tracer("test").start_as_current_span("server"):
-            assert (await request(registry, body)).status == 201
-        await registry.background.drain(5.0)
+    correlates = Correlates()
+    logging.getLogger("asgi_datasource.transaction").addFilter(correlates)
+    try:
+        async with world.registry() as registry:
+            with get_tracer("test").start_as_current_span("server"):
+                assert (await request(registry, body)).status == 201
+            await registry.background.drain(5.0)
+    finally:
+        logging.getLogger("asgi_datasource.transaction").removeFilter(correlates)
     assert "fails failed; the transaction's outcome stands" in caplog.text
     failed, fine = (span for span in spans.get_finished_spans() if span.name == "after_commit")
+    assert logged_in == [failed.get_span_context().span_id]
     [server] = [span for span in spans.get_finished_spans() if span.name == "server"]
     assert failed.parent is not None
     assert failed.parent.span_id == server.get_span_context().span_id
@@ -273,6 +491,7 @@ async def test_an_export_streams_from_one_snapshot_after_the_response_has_starte
             async for row in db.stream("select item from orders order by id", size=2):
                 yield f"{row['item']}\n"
             yield f"{await db.fetch_value('show transaction_isolation')}\n"
+            yield f"{await db.fetch_value('select pg_is_in_recovery()')}\n"
 
         return StreamingResponse(rows())
 
@@ -289,7 +508,11 @@ async def test_an_export_streams_from_one_snapshot_after_the_response_has_starte
             await world.sql("insert into orders (item) values ('too late')")
             await world.cluster.caught_up()
             written.set()
-            assert [line async for line in lines] == [*(f"item {n}" for n in range(1, 6)), "repeatable read"]
+            assert [line async for line in lines] == [
+                *(f"item {n}" for n in range(1, 6)),
+                "repeatable read",
+                "True",
+            ]
         await assert_whole(registry, world)
 
 
@@ -308,6 +531,31 @@ async def test_a_rule_streams_as_well_and_writes_are_refused(world: World) -> No
     async with client(world, [Route("/export", export), Route("/plain", export)], registry=registry) as http:
         assert (await http.get("/export")).text == "read_only 0"
         await assert_whole(registry, world)
+
+
+async def test_an_export_that_gives_up_is_complete_all_the_same(world: World) -> None:
+    """As with any response: it stays, and nothing is committed; here there is nothing that could be."""
+    ran: list[str] = []
+
+    @transactional(read_only=True, stream=True)
+    async def export(request: Request) -> Response:
+        db = session(request)
+
+        async def rows() -> AsyncIterator[str]:
+            yield f"{await db.fetch_value('select 1')}\n"
+            db.before_commit(lambda: ran.append("never"))
+            db.after_rollback(lambda: ran.append("rolled back"))
+            db.set_rollback_only("nobody needs to know")
+            yield "end\n"
+
+        return StreamingResponse(rows())
+
+    registry = world.registry()
+    async with client(world, [Route("/", export)], registry=registry) as http:
+        assert (await http.get("/")).text == "1\nend\n"
+        await until(lambda: ran != [], "no hook has run")
+        await assert_whole(registry, world)
+    assert ran == ["rolled back"]
 
 
 async def test_an_export_that_fails_late_does_not_look_complete(world: World) -> None:
