@@ -16,7 +16,7 @@ from .background import BackgroundTasks
 from .drivers.psycopg import ASK_POSITION, Connection, Endpoint, Exchange, Result, Statement
 from .errors import DataError
 from .proof import Proof
-from .router import Attempt, Router
+from .router import Attempt, Router, is_refusal
 from .routing import ANY_FRESHNESS, AccessIntent, Freshness, Route
 from .tenancy import Tenant
 from .transaction import Isolation, Transaction, commands, refuse_transaction_command
@@ -199,7 +199,9 @@ class Executor:
             if exchange.error is not None:
                 error = endpoint.error_of(exchange, is_write=not read_only)
                 is_open = not exchange.is_lost and exchange.failed_at is not None and exchange.failed_at >= len(head)
-                if not is_open or exchange.is_stale_plan:
+                if is_refusal(error):
+                    endpoint.refused_write(connection)
+                if not is_open or exchange.is_stale_plan or is_refusal(error):
                     await self._give_up(endpoint, connection)
                     if attempt.may_go_on(endpoint, exchange, error):
                         continue

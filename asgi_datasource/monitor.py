@@ -129,9 +129,16 @@ class Monitor:
         self._tell()
 
     async def _ask_primary(self) -> None:
-        seen = await self._ask(self._primary_endpoint, self._primary)
-        if seen is not None and not seen.is_standby:
-            self.track.note_primary(seen)
+        primary = self._primary_endpoint
+        seen = await self._ask(primary, self._primary)
+        if seen is None:
+            return
+        if seen.is_standby or 0 < seen.position.timeline < primary.timeline:
+            # It is the primary no more: ask where new connections lead to.
+            self._primary.close()
+            return
+        primary.hear_of(seen.position.timeline)
+        self.track.note_primary(seen)
 
     async def _ask_replica(self, replica: Endpoint, lookout: Lookout) -> None:
         seen = await self._ask(replica, lookout)
@@ -140,6 +147,9 @@ class Monitor:
             return
         if seen.is_standby:
             self.track.note_standby(seen)
+        if self.track.is_of_this_cluster(seen):
+            # A timeline that the primary does not write has begun at another one.
+            self._primary_endpoint.hear_of(seen.position.timeline)
         before = self.standings.get(replica.name)
         standing = self.track.assess(seen)
         rtt_s = smooth(None if before is None else before.rtt_s, seen.rtt_s)

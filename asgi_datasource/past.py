@@ -53,6 +53,12 @@ class Past:
         """Seconds that a read waits for a replica to catch up."""
         return self._policy.wait_s
 
+    @property
+    def timeline(self) -> int:
+        """The newest timeline that the client has seen; 0 is none."""
+        newest = max(self._noted, default=0)
+        return max(newest, self._positions[0].timeline) if self._positions else newest
+
     def consistency(self, freshness: Freshness) -> Consistency:
         """What a read must see of the past."""
         if freshness.consistency is not None:

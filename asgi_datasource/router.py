@@ -42,6 +42,7 @@ class Attempt:
         failed: Servers that could not be reached, or could not run it for a reason that is their own.
         behind: Servers that do not have what the client has seen.
         has_met_a_dead_one: From here on connections are looked at before they are used.
+        has_met_a_standby: A server that should have been the primary has refused it as one that takes no writes.
         has_replanned: It has been run again because of how it had been prepared.
         after: What the server has to have, of all that the client has seen; None asks for nothing.
         patience_s: Seconds for which it may still wait for a replica to catch up.
@@ -51,6 +52,7 @@ class Attempt:
     failed: frozenset[str] = frozenset()
     behind: frozenset[str] = frozenset()
     has_met_a_dead_one: bool = False
+    has_met_a_standby: bool = False
     has_replanned: bool = False
     after: Position | None = None
     patience_s: float = 0.0
@@ -75,6 +77,11 @@ class Attempt:
                 return True
             self.note(endpoint.name, error)
             return True
+        if is_refusal(error) and not self.has_met_a_standby:
+            # A failover has taken place behind the connection. New ones are asked before they are used.
+            self.has_met_a_standby = True
+            self.error = error
+            return True
         if exchange.is_stale_plan and not self.has_replanned:
             self.has_replanned = True
             return True
@@ -83,6 +90,11 @@ class Attempt:
             self.note(endpoint.name, error)
             return True
         return False
+
+
+def is_refusal(error: DataError) -> bool:
+    """Whether a server that should be the primary has refused a write as one that takes none."""
+    return error.sqlstate == "25006" and error.kind is DataErrorKind.CONNECTION
 
 
 class Router:
@@ -147,8 +159,27 @@ class Router:
             self.last_route = route
             endpoint = self._datasource.endpoints[route.node]
             connection = await self._borrow(endpoint, route, attempt, deadline)
-            if connection is not None:
+            if connection is not None and not await self._is_left_behind(endpoint, connection, deadline):
                 return endpoint, connection
+
+    async def _is_left_behind(self, endpoint: Endpoint, connection: Connection, deadline: float | None) -> bool:
+        """Whether the client has seen a newer timeline than this primary writes, and its primary was found.
+
+        Other processes may know of a failover before this one. Where no primary is found that writes the newer
+        timeline, this one has all that there is.
+        """
+        past = self.past
+        if past is None or not 0 < connection.timeline < past.timeline:
+            return False
+        try:
+            await endpoint.look_for(past.timeline, deadline=deadline)
+        except BaseException:
+            endpoint.release_nowait(connection)
+            raise
+        if connection.timeline >= endpoint.timeline:
+            return False
+        endpoint.discard(connection)
+        return True
 
     # -- what a server has to prove
 

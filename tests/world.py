@@ -72,6 +72,15 @@ class World:
     @asynccontextmanager
     async def create(cls, cluster: EmbeddedCluster) -> AsyncIterator[World]:
         """Make the database and its tables, wait until the replicas have them, and drop it in the end."""
+        world = await cls.make(cluster)
+        try:
+            yield world
+        finally:
+            await cluster.drop_database(world.dbname)
+
+    @classmethod
+    async def make(cls, cluster: EmbeddedCluster) -> World:
+        """The same, for as long as the cluster is there."""
         world = cls(cluster, f"world_{os.getpid()}_{next(_numbers)}")
         await cluster.create_database(world.dbname)
         async with await psycopg.AsyncConnection.connect(world.url(), autocommit=True) as connection:
@@ -79,10 +88,7 @@ class World:
                 await connection.execute(_TABLES.format(schema=schema, slow=SLOW_COMMIT_S))
             await connection.execute(_ROW_SECURITY)
         await cluster.caught_up()
-        try:
-            yield world
-        finally:
-            await cluster.drop_database(world.dbname)
+        return world
 
     def url(self, node: str = "primary") -> str:
         """A connection string of the ordinary role `app` for this database on a node, password included."""

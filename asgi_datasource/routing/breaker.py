@@ -59,7 +59,7 @@ class Pauses:
             dice: A random number from 0 to 1, so that the processes of a service do not all knock at once.
         """
         longest = min(self.last_s, self.first_s * 2.0 ** min(max(0, failures - 1), 30))
-        return longest * (0.75 + dice / 2)
+        return longest * (0.5 + dice / 2)
 
 
 class Breaker:

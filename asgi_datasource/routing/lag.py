@@ -119,6 +119,10 @@ class Track:
         self._until.append(seen.asked_at)
         self._thin(seen.asked_at)
 
+    def is_of_this_cluster(self, seen: Observation) -> bool:
+        """Whether a server is certainly of the same cluster as the primary."""
+        return self.latest is not None and self.latest.system is not None and self.latest.system == seen.system
+
     def forget(self) -> None:
         """Know nothing any more."""
         for column in self._columns:

@@ -61,7 +61,12 @@ class Identity:
     @property
     def timeline(self) -> int | None:
         """The timeline that the server writes; None when it does not say."""
-        return None if self.incarnation is None else int(self.incarnation[:8], 16)
+        return None if self.incarnation is None else timeline_of(self.incarnation)
+
+
+def timeline_of(incarnation: str) -> int:
+    """The timeline that a server writes, by its `INCARNATION`."""
+    return int(incarnation[:8], 16)
 
 
 def read_identity(result: Result | None) -> Identity | None:

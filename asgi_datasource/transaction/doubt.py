@@ -13,7 +13,7 @@ from typing import Final
 
 from ..drivers.psycopg import Connection, Endpoint, Statement
 from ..errors import DataError
-from .commands import INCARNATION, Identity
+from .commands import INCARNATION, Identity, timeline_of
 
 POLL_INTERVAL_S: Final = 0.05
 POOL_WAIT_S: Final = 0.1
@@ -21,10 +21,9 @@ POOL_WAIT_S: Final = 0.1
 GRACE_S: Final = 2.0
 """Seconds that a COMMIT may go on by itself before its backend is ended, so that the question has an answer."""
 
-_ASK: Final = (
-    f"select {INCARNATION} as incarnation,"
-    " case when pg_is_in_recovery() then null else pg_xact_status(%s::text::xid8) end as status"
-)
+_WHO: Final = Statement(f"select {INCARNATION} as incarnation")
+"""In front of the question, whose failure is an answer as well: no standby says it, and a primary its timeline."""
+_ASK: Final = "select case when pg_is_in_recovery() then null else pg_xact_status(%s::text::xid8) end as status"
 _END_ORPHAN: Final = (
     "select pg_terminate_backend(pid, 1000) from pg_stat_activity"
     " where pid = %s and backend_xid = %s::text::xid8::xid and pid <> pg_backend_pid()"
@@ -57,7 +56,8 @@ async def find_fate(endpoint: Endpoint, identity: Identity, *, timeout_s: float)
     while (now := loop.time()) < deadline:
         try:
             async with _line(endpoint, deadline=deadline) as connection:
-                fate = await _ask(connection, identity, end_orphan=now > grace_until, deadline=deadline)
+                newest = max(endpoint.timeline, identity.timeline or 0)
+                fate = await _ask(connection, identity, newest, end_orphan=now > grace_until, deadline=deadline)
         except DataError:
             fate = None
         if fate is not None:
@@ -91,20 +91,25 @@ async def _line(endpoint: Endpoint, *, deadline: float) -> AsyncGenerator[Connec
         await endpoint.reclaim(connection)
 
 
-async def _ask(connection: Connection, identity: Identity, *, end_orphan: bool, deadline: float) -> Fate | None:
+async def _ask(
+    connection: Connection, identity: Identity, timeline: int, *, end_orphan: bool, deadline: float
+) -> Fate | None:
     """One question; None when it is still open."""
     if end_orphan:
         await connection.exchange([Statement(_END_ORPHAN, (identity.backend_pid, identity.xid))], deadline=deadline)
-    exchange = await connection.exchange([Statement(_ASK, (identity.xid,))], deadline=deadline)
+    exchange = await connection.exchange([_WHO, Statement(_ASK, (identity.xid,))], deadline=deadline)
+    who = exchange.results[0]
+    incarnation = None if who is None else who.scalar()
+    if incarnation is None or timeline_of(incarnation) < timeline:
+        # A standby, or a former primary that a failover has left behind: its word counts for nothing.
+        return None
     if exchange.error is not None:
         # 22023: the id lies in the server's future, so the transaction that had it was lost in a crash.
         return Fate.ABORTED if getattr(exchange.error, "sqlstate", None) == "22023" else None
-    answer = exchange.results[0]
-    row = None if answer is None else answer.first()
-    if row is None or row["status"] is None:
-        return None
-    if row["status"] == "aborted":
+    answer = exchange.results[1]
+    status = None if answer is None else answer.scalar()
+    if status == "aborted":
         return Fate.ABORTED
-    if row["status"] == "committed":
-        return Fate.COMMITTED if row["incarnation"] == identity.incarnation else Fate.UNKNOWN
+    if status == "committed":
+        return Fate.COMMITTED if incarnation == identity.incarnation else Fate.UNKNOWN
     return None

@@ -233,6 +233,8 @@ class Transaction:
         """Classify a failed exchange, and give the connection back at once when nothing is left to roll back on it."""
         error = self.endpoint.error_of(exchange, is_write=is_write and not self.read_only)
         self.failure = error
+        if error.sqlstate == "25006" and error.kind is DataErrorKind.CONNECTION:
+            self.endpoint.refused_write(self.connection)
         if exchange.is_lost and self.is_open:
             self._move(TxState.ROLLED_BACK)
             await self._background.run(self.endpoint.reclaim(self.connection))
@@ -265,7 +267,22 @@ class Transaction:
                 self._move(TxState.ROLLED_BACK)
                 await self._give_back_rolled_back("failed before commit")
             raise unexpected_rollback(cause) from cause
+        if self._is_left_behind:
+            self._move(TxState.ROLLED_BACK)
+            await self._give_back_rolled_back("failed over")
+            raise DataError(
+                DataErrorKind.CONNECTION,
+                f"{self.endpoint.label}: a failover took place during the transaction, which was on the former primary:"
+                " it was rolled back; send the request again",
+                is_retryable=True,
+            )
         await self._commit(deadline, doubt_timeout_s)
+
+    @property
+    def _is_left_behind(self) -> bool:
+        """Whether another server has become the primary meanwhile: what is committed here would be lost."""
+        timeline = None if self.identity is None else self.identity.timeline
+        return timeline is not None and timeline < self.endpoint.timeline
 
     async def rollback(self, reason: str) -> None:
         """Undo everything and give the connection back; bounded, and never an error to the caller."""

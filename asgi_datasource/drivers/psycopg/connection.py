@@ -70,6 +70,8 @@ class Connection(WatchedConnection):
         """As libpq reports it: 180004."""
         self.held: Position | None = None
         """Where the server at the other end has said that it is; it only goes on from there."""
+        self.timeline = 0
+        """The timeline that the primary at the other end writes; 0 is not known."""
         self.limits = SessionLimits()
         """The server's own; known of a pool's connections."""
 
@@ -108,6 +110,22 @@ class Connection(WatchedConnection):
             return None
         state = self.pgconn.parameter_status(b"in_hot_standby")
         return None if state is None else state == b"on"
+
+    @property
+    def takes_writes(self) -> bool:
+        """Whether the server has said that it is no standby, and that transactions may write unless told otherwise.
+
+        Servers say so by themselves, with each change (PostgreSQL manual, "Asynchronous Operations" of the protocol);
+        those before version 14, and some poolers, do not.
+        """
+        if self.pgconn.status == BAD:
+            return False
+        status = self.pgconn.parameter_status
+        return status(b"in_hot_standby") == b"off" and status(b"default_transaction_read_only") == b"off"
+
+    def retire(self) -> None:
+        """Let its pool replace it as soon as it comes back."""
+        self.due_at = self._expire_at = -inf
 
     # The hot path
 

@@ -5,8 +5,11 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
-from collections.abc import Callable, Coroutine, Mapping
+from collections.abc import Callable, Coroutine, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import replace
 from functools import lru_cache
+from math import inf
 from typing import Any, Final, Protocol
 
 from psycopg import Error, OperationalError, pq
@@ -14,14 +17,16 @@ from psycopg_pool import PoolClosed, PoolTimeout
 
 from ...errors import DataError, DataErrorKind
 from ...fairness import FairQueue, Share
-from ...routing import Breaker, Event, Pauses, Role
+from ...routing import Breaker, Event, Health, Pauses, Role
 from ...shedding import Priority
 from ...telemetry import AttributeValue, server_attributes
 from . import failure
 from .connection import Connection
+from .hosts import ASK_BEARING, ASK_SIMPLE_BEARING, GRACE_S, Bearing, Hosts, read_bearing, visit
 from .lending import Displaced, GaveUp, Lender, Pool
 from .limits import ASK_LIMITS, is_behind_pooler, read_limits
 from .pressure import Pressure
+from .query import Statement
 from .result import Exchange
 from .settings import APPLICATION_NAME, EndpointSettings, connect_failure, is_unknown_database, resolve
 from .watched import ConnectionObserver, WatchedConnection
@@ -30,6 +35,10 @@ logger = logging.getLogger("asgi_datasource.endpoint")
 
 _CLOSE_GRACE_S: Final = 1.0
 _SHED_INTERVAL_S: Final = 0.5
+_HEARSAY_PAUSE_S: Final = 5.0
+"""Seconds until it is looked for a newer timeline again that was not found."""
+_DRAIN_PAUSE_S: Final = 1.0
+"""Seconds between two times that the pool is emptied because a write was refused."""
 _SHORTEST_WAIT_S: Final = 0.001
 """psycopg's pool fails at once, also with a free connection at hand, when it may not wait at all."""
 
@@ -59,6 +68,10 @@ class Endpoint:
 
     It is down while nothing can be connected to it, or when it has stopped answering. A task of its own then tries
     until it is up again: the breaker's half-open state, in which nothing but this one attempt is sent.
+
+    A primary is wherever its URL leads to a server that takes writes, on the newest timeline that is known: each new
+    connection is asked, one to a standby or to a primary that a failover has left behind is turned away, and once a
+    newer one is known those to the older one are cut.
     """
 
     def __init__(
@@ -74,7 +87,7 @@ class Endpoint:
         self.dbname = self._target.dbname
         self.full_name = f"{datasource}.{name}"
         self.label = f"{self.full_name} ({self.address}:{self.port})"
-        """For messages: names the server, not who connects to it."""
+        """For messages: names the server, not who connects to it; of several hosts the one that is in use."""
         self.attributes: Mapping[str, AttributeValue] = server_attributes(
             host=self.address, port=self.port, namespace=self.dbname
         )
@@ -92,6 +105,18 @@ class Endpoint:
         """Tenants take turns here: whoever borrows says on whose account."""
         self.was_reached = False
         """Whether a connection could ever be made."""
+        self.timeline = 0
+        """The newest timeline that a primary was seen to write; 0 is not known."""
+        self._system: str | None = None
+        self._hosts = Hosts(self._target.conninfo)
+        self._questions: Sequence[Statement] = (ASK_BEARING, ASK_SIMPLE_BEARING)
+        """What a new connection is asked; the first one for as long as the server knows its functions."""
+        self._search: asyncio.Task[None] | None = None
+        self._heard_of = (0, -inf)
+        """The newest timeline that somebody told of, and when it was last looked for."""
+        self._drained_at = -inf
+        self._is_wanted = asyncio.Event()
+        """Set when there is a reason to try again before the pause is over."""
         self._keeper = keeper
         self._users = 0
         self._turns = (
@@ -103,6 +128,8 @@ class Endpoint:
         self._pool: Pool | None = None
         self._lender: Lender | None = None
         self._connections: set[WatchedConnection] = set()
+        self._proven: set[WatchedConnection] = set()
+        """Those of the pool that were asked, and lead to where they should."""
         self._connect_error: Error | None = None
         self.attempts: set[asyncio.Timeout] = set()
         self._tasks: set[asyncio.Task[Any]] = set()
@@ -170,7 +197,7 @@ class Endpoint:
         self._pool = pool = Pool(
             self._target.conninfo,
             connection_class=Connection,
-            kwargs={"observer": self},
+            kwargs={"observer": self, "line_up": self._line_up},
             configure=self._configure,
             min_size=settings.min_size,
             max_size=settings.max_size,
@@ -368,7 +395,7 @@ class Endpoint:
             psycopg.Error: It failed; the text names host, port and reason only.
         """
         return await Connection.connect(
-            self._target.conninfo, observer=observer, fallback_application_name=f"{APPLICATION_NAME} {purpose}"
+            await self._line_up(), observer=observer, fallback_application_name=f"{APPLICATION_NAME} {purpose}"
         )
 
     async def connect_apart(self, *, deadline: float, purpose: str = "check") -> Connection:
@@ -465,31 +492,34 @@ class Endpoint:
     # What connections report
 
     def connected(self, connection: WatchedConnection) -> None:
-        """A connection was made: the server is up."""
+        """A connection was made. Whether the server is what it should be shows once it is asked."""
         self._connections.add(connection)
-        self._connect_error = None
         if not self.was_reached:
             self.was_reached = True
             if self._keeper is not None:
                 self._keeper.reached(self)
-        if self._tell(Event.CONNECTED):
-            logger.info("%s is up again", self.label)
 
     def connect_failed(self, error: Error) -> Error:
         """A connection could not be made."""
-        text = connect_failure(error, self._target)
-        clean = type(error)(text)
-        self._connect_error = clean
-        if not self._connections:
-            self._mark_down(text)
+        clean = type(error)(connect_failure(error, self._target))
+        self._hosts.unsettle()
+        self._note_failure(clean)
+        return clean
+
+    def _note_failure(self, error: Error) -> None:
+        self._connect_error = error
+        if not self._proven:
+            self._mark_down(str(error))
             # Nothing can be connected: whoever waits for a connection need not wait any longer.
             if self._lender is not None:
                 self._lender.give_up()
-        return clean
 
     def disconnected(self, connection: WatchedConnection, *, was_lost: bool) -> None:
         """A connection is gone."""
         self._connections.discard(connection)
+        self._proven.discard(connection)
+        if was_lost:
+            self._hosts.unsettle()
         if was_lost and not connection.is_lent:
             if self._lender is not None and isinstance(connection, Connection):
                 self._lender.forget(connection)
@@ -497,10 +527,14 @@ class Endpoint:
 
     def went_silent(self) -> None:
         """The server does not answer: what lies in the pool is of no use either."""
+        self._hosts.unsettle()
         self._mark_down(f"{self.address}:{self.port}: no answer")
+        self._cut_free("the server does not answer")
+
+    def _cut_free(self, reason: str) -> None:
         for connection in list(self._connections):
             if not connection.is_lent:
-                connection.cut("the server does not answer")
+                connection.cut(reason)
 
     # Health
 
@@ -527,30 +561,200 @@ class Endpoint:
     async def _probe_until_up(self, pool: Pool) -> None:
         while self._pool is pool:
             # Jitter, so that the processes of a service do not all knock at once.
-            await asyncio.sleep(self._pauses.pause_s(self.breaker.failures, random.random()))  # noqa: S311
+            pause_s = self._pauses.pause_s(self.breaker.failures, random.random())  # noqa: S311 - not for security
+            self._is_wanted.clear()
+            with suppress(TimeoutError):
+                async with asyncio.timeout(pause_s):
+                    await self._is_wanted.wait()
             if self.is_up:
                 break
             self._tell(Event.TRIAL)
-            try:
-                connection = await self.connect(observer=self)
-            except Error:
-                if not self.is_up:
-                    self._tell(Event.FAILED)
-                continue
-            await connection.close()
-            break
+            if await self._seek():
+                break
+            if self.breaker.health is Health.HALF_OPEN:
+                self._tell(Event.FAILED)
         # The pool has given up replacing connections, or waits for its next attempt: let it begin now.
         await pool.check()
+
+    # Which server it is
+
+    async def _line_up(self) -> str:
+        """The connection string for a new connection, with the host first that is known to take writes."""
+        if self.role is Role.PRIMARY and not self._hosts.is_settled:
+            await self._seek()
+        return self._hosts.conninfo
+
+    async def _seek(self, *, deadline: float | None = None) -> bool:
+        """Look which host it is; whoever wants to know meanwhile waits for the same answer. True when it is up."""
+        search = self._search
+        if search is None or search.done():
+            search = self._search = self._spawn(self._search_hosts())
+        # The end of the search, by closing the pool, ends nobody else; and the other way round.
+        await asyncio.wait((search,), timeout=None if deadline is None else deadline - search.get_loop().time())
+        return self.is_up
+
+    async def _search_hosts(self) -> None:
+        """Ask all hosts at once what they are; of those that take writes, the newest timeline counts."""
+        hosts = self._hosts
+        indexes = range(hosts.count) if self.role is Role.PRIMARY else (None,)
+        found: list[tuple[Bearing, int | None]] = []
+        failures: list[str] = []
+        visits = {asyncio.create_task(self._visit(index)): index for index in indexes}
+        try:
+            pending = set(visits)
+            while pending:
+                done, pending = await asyncio.wait(
+                    pending, timeout=GRACE_S if found else None, return_when=asyncio.FIRST_COMPLETED
+                )
+                if not done:
+                    break
+                for task in done:
+                    try:
+                        found.append((task.result(), visits[task]))
+                    except Error as error:
+                        failures.append(str(error))
+        finally:
+            for task in visits:
+                if not task.cancel() and not task.cancelled():
+                    task.exception()
+        if not found:
+            hosts.unsettle()
+            self._note_failure(OperationalError("; ".join(dict.fromkeys(failures))))
+            return
+        bearing, index = max(found, key=lambda pair: (not pair[0].is_read_only, pair[0].timeline))
+        if index is not None:
+            hosts.lead_with(index)
+        self._passed(bearing, hosts.address(index or 0))
+
+    async def _visit(self, index: int | None) -> Bearing:
+        """What a host is.
+
+        Raises:
+            psycopg.Error: It cannot be reached, or is none that this endpoint is for.
+        """
+        target = self._target
+        if index is not None:
+            host, port = self._hosts.address(index)
+            target = replace(target, conninfo=self._hosts.alone(index), host=host, port=port)
+        bearing = await visit(self, target, self._questions)
+        reason = self._reason_against(bearing)
+        if reason is not None:
+            raise OperationalError(f"{target.host}:{target.port}: {reason}")
+        return bearing
+
+    def _reason_against(self, bearing: Bearing) -> str | None:
+        """Why a server is none for this endpoint; None when it is one."""
+        if self.role is not Role.PRIMARY:
+            return None
+        if bearing.is_standby:
+            return "it is a standby and takes no writes"
+        if 0 < bearing.timeline < self.timeline and not bearing.is_of_another_cluster(self._system):
+            return (
+                f"a failover has left it behind: it writes timeline {bearing.timeline}, and {self.timeline} has begun"
+                " elsewhere. Take it out of service; where it was restored from a backup, restart the application"
+            )
+        return None
+
+    def _passed(self, bearing: Bearing, address: tuple[str, int]) -> None:
+        """A server was asked, and is what this endpoint is for."""
+        self._connect_error = None
+        if self.role is Role.PRIMARY:
+            is_other = bearing.is_of_another_cluster(self._system)
+            if is_other or bearing.timeline > self.timeline:
+                had_one, self.timeline = self.timeline, bearing.timeline
+                if had_one:
+                    logger.warning(
+                        "%s: writes go to %s:%d from now on, timeline %d", self.full_name, *address, bearing.timeline
+                    )
+                    self._cut_left_behind(is_other=is_other)
+            self._system = bearing.system or self._system
+            if self._hosts.count > 1:
+                self._name_after(*address)
+        if self._tell(Event.CONNECTED):
+            logger.info("%s is up again", self.label)
+
+    def _cut_left_behind(self, *, is_other: bool) -> None:
+        """Another server has taken the place of the one before: nothing may be written there any more."""
+        for connection in list(self._connections):
+            its = connection.timeline if isinstance(connection, Connection) else 0
+            if its and (is_other or its < self.timeline):
+                connection.cut("a failover has put another server in the place of this one")
+
+    def _name_after(self, host: str, port: int) -> None:
+        if (host, port) != (self.address, self.port):
+            self.address, self.port = host, port
+            self.label = f"{self.full_name} ({host}:{port})"
+            self.attributes = server_attributes(host=host, port=port, namespace=self.dbname)
+
+    def hear_of(self, timeline: int) -> None:
+        """Somebody has seen this timeline: look in the background for the primary that writes it."""
+        if self._is_news(timeline):
+            self._is_wanted.set()
+            self._spawn(self._seek())
+
+    async def look_for(self, timeline: int, *, deadline: float | None) -> None:
+        """Somebody has seen this timeline: look for the primary that writes it. Raises nothing.
+
+        Args:
+            timeline: What was seen.
+            deadline: Event-loop time at which waiting for the answer ends.
+        """
+        is_looking = self._search is not None and not self._search.done()
+        if self._is_news(timeline) or (is_looking and timeline > self.timeline):
+            await self._seek(deadline=deadline)
+
+    def _is_news(self, timeline: int) -> bool:
+        """Whether it is worth looking for: it is newer than what is known, and was not looked for just now."""
+        now = asyncio.get_running_loop().time()
+        heard, heard_at = self._heard_of
+        if timeline <= self.timeline or not self.timeline or self._pool is None:
+            return False
+        if timeline <= heard and now - heard_at < _HEARSAY_PAUSE_S:
+            return False
+        self._heard_of = (timeline, now)
+        return True
+
+    def refused_write(self, connection: Connection) -> None:
+        """A server that should be the primary has refused a write as one that is none: look anew which one is.
+
+        Where the server does not say that it takes no writes, the refusal was the statement's own fault.
+        """
+        now = asyncio.get_running_loop().time()
+        is_known = self.prepares and not self.is_pooled
+        if (is_known and connection.takes_writes) or now - self._drained_at < _DRAIN_PAUSE_S:
+            return
+        self._drained_at = now
+        self._hosts.unsettle()
+        logger.warning("%s has refused a write: its connections are replaced", self.label)
+        self._cut_free("the server has refused a write")
+        connection.cut("the server has refused a write")
+        for other in list(self._connections):
+            if isinstance(other, Connection):
+                other.retire()
 
     # The pool
 
     async def _configure(self, connection: Connection) -> None:
-        """Learn what holds for a new connection before it is lent."""
-        limit = asyncio.get_running_loop().time() + self.check_limit_s
-        exchange = await connection.exchange((ASK_LIMITS,), deadline=limit)
+        """Learn what holds for a new connection before it is lent, and whether it leads to the right server."""
+        exchange = await self._ask_all(connection)
         if exchange.error is not None:
             await connection.close()
             raise exchange.error
+        if self.role is Role.PRIMARY:
+            bearing = read_bearing(exchange.results[1])
+            address = self._address_of(connection)
+            reason = self._reason_against(bearing)
+            if reason is not None:
+                await connection.close()
+                self._hosts.unsettle()
+                self._note_failure(OperationalError(f"{address[0]}:{address[1]}: {reason}"))
+                raise OperationalError(f"{address[0]}:{address[1]}: {reason}")
+            connection.timeline = bearing.timeline
+            self._passed(bearing, address)
+        else:
+            self._passed(Bearing(), (self.address, self.port))
+        if not connection.closed:
+            self._proven.add(connection)
         connection.limits = read_limits(exchange)
         if not self.is_pooled and self.prepares and is_behind_pooler(exchange, connection):
             # In transaction mode a statement that is prepared on one server connection is not there on the next.
@@ -562,6 +766,28 @@ class Endpoint:
             )
         # The question names pg_settings, which could be an UPDATE of them; it is none.
         connection.needs_reset = False
+
+    async def _ask_all(self, connection: Connection) -> Exchange:
+        """One round trip for what is asked of a new connection; a second one where a server knows too little."""
+        loop = asyncio.get_running_loop()
+        while True:
+            questions = (ASK_LIMITS, self._questions[0]) if self.role is Role.PRIMARY else (ASK_LIMITS,)
+            exchange = await connection.exchange(questions, deadline=loop.time() + self.check_limit_s)
+            if exchange.error is None or exchange.failed_at != 1 or exchange.is_lost or exchange.timed_out:
+                return exchange
+            if len(self._questions) == 1:
+                return exchange
+            self._questions = self._questions[1:]
+
+    def _address_of(self, connection: Connection) -> tuple[str, int]:
+        """Which of the hosts a connection leads to; that one is tried first from now on."""
+        pgconn = connection.pgconn
+        index = self._hosts.find(pgconn.host.decode(), pgconn.hostaddr.decode(), pgconn.port.decode())
+        if index is None:
+            return self.address, self.port
+        if not self._hosts.is_settled:
+            self._hosts.lead_with(index)
+        return self._hosts.address(index)
 
     async def _take(self, lender: Lender, timeout_s: float, priority: Priority) -> Connection:
         if 0 < self.settings.max_waiting <= lender.waiting and not lender.displace(priority):
@@ -608,7 +834,7 @@ class Endpoint:
         if self._keeper is not None and not self.was_reached and is_unknown_database(reason, self.dbname):
             # A database for each tenant, and none for this one.
             return self._no_tenant()
-        if reason is not None and not self._connections:
+        if reason is not None and not self._proven:
             return DataError(DataErrorKind.CONNECTION, f"{self.datasource}.{self.name}: cannot connect to {reason}")
         because = "" if reason is None else f"; the last attempt to connect failed: {reason}"
         return DataError(

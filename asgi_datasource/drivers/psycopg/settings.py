@@ -124,6 +124,8 @@ def is_unknown_database(error: BaseException | None, dbname: str) -> bool:
 
 
 _REASON: Final = re.compile(r"connection to server .*? failed: (?:[A-Z]+: +)?", re.DOTALL)
+_ATTEMPT: Final = re.compile(r"- host: '(.*?)', port: '(.*?)', hostaddr: .*?: (.*)")
+"""How psycopg tells of one of several attempts (its source, connection_async.py)."""
 _PREFIX: Final = re.compile(r"^(?:connection failed|connection is bad): ")
 
 
@@ -135,8 +137,14 @@ def connect_failure(error: BaseException, address: Address) -> str:
         address: Where to; its secret is taken out of the text, wherever it may stand.
     """
     lines = [line.strip() for line in str(error).strip().splitlines() if line.strip()]
-    text = lines[0] if lines else type(error).__name__
-    text = _REASON.sub("", _PREFIX.sub("", text)) or text
-    if address.secret:
-        text = text.replace(address.secret, "***")
-    return f"{address.host}:{address.port}: {text}"
+    each = [found.groups() for line in lines if (found := _ATTEMPT.match(line))]
+    if not each:
+        each = [(address.host, str(address.port), lines[0] if lines else type(error).__name__)]
+    # A name may stand for several addresses, all of which fail alike.
+    reasons = dict.fromkeys([f"{host}:{port}: {_reason(text)}" for host, port, text in each])
+    text = "; ".join(reasons)
+    return text.replace(address.secret, "***") if address.secret else text
+
+
+def _reason(text: str) -> str:
+    return _REASON.sub("", _PREFIX.sub("", text)) or text

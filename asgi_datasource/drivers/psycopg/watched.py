@@ -10,7 +10,7 @@ import asyncio
 import os
 import select
 import socket
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
@@ -118,9 +118,20 @@ class WatchedConnection(AsyncConnection[Any]):
 
     @classmethod
     async def connect(  # type: ignore[override]
-        cls, conninfo: str = "", *, observer: ConnectionObserver | None = None, **kwargs: Any
+        cls,
+        conninfo: str = "",
+        *,
+        observer: ConnectionObserver | None = None,
+        line_up: Callable[[], Awaitable[str]] | None = None,
+        **kwargs: Any,
     ) -> Self:
         """Connect; the observer learns of the outcome.
+
+        Args:
+            conninfo: Where to.
+            observer: Who wants to know.
+            line_up: Asked for the connection string of this attempt in place of `conninfo`.
+            kwargs: More parameters, as psycopg takes them.
 
         Raises:
             psycopg.Error: It failed; to an observer's connection the text names host, port and reason only.
@@ -133,6 +144,8 @@ class WatchedConnection(AsyncConnection[Any]):
         failure: e.Error = OperationalError("connecting was given up")
         try:
             async with scope:
+                if line_up is not None:
+                    conninfo = await line_up()
                 connection = await cls._connect_watched(conninfo, kwargs)
         except TimeoutError:
             pass

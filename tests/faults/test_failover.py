@@ -1,0 +1,289 @@
+"""Failover: writes go on at the server that took over, and never again at one that was left behind."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator
+from typing import Any
+
+import pytest
+from psycopg.conninfo import make_conninfo
+
+from asgi_datasource import DataError, DataErrorKind, DataSourceRegistry, compile
+from asgi_datasource.datasource import PostgresDataSource
+from asgi_datasource.testing import EmbeddedCluster
+from tests.drivers.polling import until
+from tests.faults.servers import cluster_of
+from tests.patience import now
+from tests.world import World
+
+RECONNECT_PAUSE_S = 1.0
+SECRET = "a secret that only the service knows"
+
+
+@pytest.fixture
+async def world() -> AsyncIterator[World]:
+    """Servers of its own for each test: a failover cannot be undone in less time than they take to start."""
+    with cluster_of(2) as servers:
+        # What tells a standby's timeline as soon as it follows another one (docs/failover.md).
+        await servers.primary.sql("grant pg_read_all_stats to app")
+        yield await World.make(servers)
+
+
+def hosts(world: World, *nodes: str, **parameters: Any) -> str:
+    """One URL for several servers."""
+    ports = ",".join(str(world.cluster.nodes[node].port) for node in nodes)
+    return make_conninfo(world.url(), host=",".join(["127.0.0.1"] * len(nodes)), port=ports, **parameters)
+
+
+def config_of(world: World, url: str, *, replicas: tuple[str, ...] = (), **sections: Any) -> dict[str, Any]:
+    return world.config(
+        replicas=replicas,
+        urls={"primary": url},
+        pool={"reconnect_pause": f"{RECONNECT_PAUSE_S:g}s", "connect_timeout": "2s"},
+        routing={"check_interval": "50ms", "warmup": "1ms"},
+        **sections,
+    )
+
+
+def orders_of(registry: DataSourceRegistry) -> PostgresDataSource:
+    found = registry.datasources["orders"]
+    assert isinstance(found, PostgresDataSource)
+    return found
+
+
+async def write(registry: DataSourceRegistry, item: str) -> None:
+    async with registry.session(tenant="acme", timeout=5.0) as db:
+        await db.execute("insert into orders (item) values (%s)", [item])
+
+
+async def read(registry: DataSourceRegistry, token: str | None = None) -> tuple[list[str], str, str]:
+    async with registry.session(tenant="acme", token=token) as db:
+        items = [row["item"] for row in await db.read.fetch_all("select item from orders order by id")]
+        assert db.last_route is not None
+        return items, db.last_route.node, db.last_route.reason.value
+
+
+class Writes:
+    """A client that writes all the time, and what became of each write."""
+
+    def __init__(self, registry: DataSourceRegistry) -> None:
+        self._registry = registry
+        self.done: list[str] = []
+        self.refused: dict[str, DataError] = {}
+
+    async def run(self) -> None:
+        number = 0
+        while True:
+            item = f"item {number}"
+            try:
+                await write(self._registry, item)
+            except DataError as error:
+                self.refused[item] = error
+                await asyncio.sleep(0.01)
+            else:
+                self.done.append(item)
+            number += 1
+
+    async def go_on(self) -> None:
+        """Wait until one more is done."""
+        before = len(self.done)
+        await until(lambda: len(self.done) > before)
+
+
+async def promote(cluster: EmbeddedCluster, name: str, *, followers: tuple[str, ...] = ()) -> None:
+    await cluster.nodes[name].promote()
+    for follower in followers:
+        await cluster.nodes[follower].follow(cluster.nodes[name])
+
+
+@pytest.mark.parametrize("parameters", [{"target_session_attrs": "read-write"}, {}])
+async def test_writes_resume_at_the_promoted_replica_and_the_former_primary_is_never_written_again(
+    world: World, parameters: dict[str, str]
+) -> None:
+    cluster = world.cluster
+    await cluster.primary.configure(synchronous_standby_names="r1")
+    url = hosts(world, "primary", "r1", **parameters)
+    async with compile(config_of(world, url, replicas=("r1", "r2"))) as registry:
+        orders = orders_of(registry)
+        writes = Writes(registry)
+        running = asyncio.create_task(writes.run())
+        await writes.go_on()
+        await cluster.primary.kill()
+        await until(lambda: not orders.primary.is_up)
+        await promote(cluster, "r1")
+        promoted_at = now()
+        await writes.go_on()
+        assert now() - promoted_at < RECONNECT_PAUSE_S + 1.0
+        assert (orders.primary.port, orders.primary.timeline) == (cluster.nodes["r1"].port, 2)
+        assert str(cluster.nodes["r1"].port) in orders.primary.label
+
+        # It comes back as a standby, still the first host of the URL.
+        await cluster.nodes["r2"].follow(cluster.nodes["r1"])
+        await cluster.primary.follow(cluster.nodes["r1"], rebuild=True)
+        for _ in range(5):
+            await cluster.nodes["r1"].terminate_backends(world.dbname)
+            await writes.go_on()
+        running.cancel()
+        await asyncio.wait((running,))
+        # Replicas are used again, the promoted one by its own name too.
+        seen: set[str] = set()
+
+        async def are_both_used() -> bool:
+            seen.add((await read(registry))[1])
+            return seen >= {"r1", "r2"}
+
+        await until(are_both_used)
+
+    kept = [row[0] for row in await world.sql("select item from acme.orders", node="r1")]
+    assert set(writes.done) <= set(kept), "a write that was acknowledged is lost"
+    for item, error in writes.refused.items():
+        assert error.http_status == 503 or error.kind is DataErrorKind.COMMIT_UNKNOWN, error
+        assert error.kind is DataErrorKind.COMMIT_UNKNOWN or item not in kept, f"{item} is there: {error}"
+
+
+async def test_one_that_was_frozen_and_comes_back_writable_is_left_also_by_who_has_not_noticed(world: World) -> None:
+    cluster = world.cluster
+    url = hosts(world, "primary", "r1")
+    knows = compile(config_of(world, url, consistency={"token": "header", "secret": SECRET}))
+    alone = compile(config_of(world, url, consistency={"token": "header", "secret": SECRET}))
+    asks = compile(config_of(world, url, replicas=("r2",)))
+    async with knows, alone, asks:
+        for registry in (knows, alone, asks):
+            await write(registry, f"before {id(registry)}")
+        await cluster.primary.freeze()
+        await promote(cluster, "r1")
+
+        async def is_written() -> bool:
+            try:
+                await write(knows, "after")
+            except DataError:
+                return False
+            return True
+
+        began_at = now()
+        await until(is_written)
+        # It does not answer, and so costs its deadlines; then all hosts are asked at once.
+        assert now() - began_at < 12.0
+        await cluster.primary.thaw()
+        # Nobody else has noticed: those connections still lead to the former primary, which takes writes.
+        assert "after" not in (await read(alone))[0]
+        async with knows.session(tenant="acme") as db:
+            await db.execute("insert into orders (item) values ('own')")
+        assert db.token is not None
+        assert "own" in (await read(alone, db.token))[0], "the client's token tells of the failover"
+        await write(alone, "of another process")
+        # And who has replicas to ask hears of it from those.
+        await cluster.nodes["r2"].follow(cluster.nodes["r1"])
+        await until(lambda: orders_of(asks).primary.timeline == 2)
+        await write(asks, "of a third process")
+        # A process that starts only now goes by the timelines, whichever host comes first.
+        async with compile(config_of(world, url)) as fresh:
+            await write(fresh, "of a new process")
+    expected = {"after", "own", "of another process", "of a third process", "of a new process"}
+    kept = {row[0] for row in await world.sql("select item from acme.orders", node="r1")}
+    left = {row[0] for row in await world.sql("select item from acme.orders")}
+    assert expected <= kept
+    assert not expected & left
+
+
+async def test_a_transaction_under_way_on_the_former_primary_is_not_committed_there(world: World) -> None:
+    cluster = world.cluster
+    async with compile(config_of(world, hosts(world, "primary", "r1"))) as registry:
+        with pytest.raises(DataError) as raised:
+            async with registry.session(tenant="acme") as db:
+                await db.execute("insert into orders (item) values ('left behind')")
+                await promote(cluster, "r1")
+                orders_of(registry).primary.hear_of(2)
+                await until(lambda: orders_of(registry).primary.timeline == 2)
+        assert (raised.value.http_status, raised.value.is_retryable) == (503, True)
+        await write(registry, "new")
+    assert await world.items() == []
+    assert await world.sql("select item from acme.orders", node="r1") == [("new",)]
+
+
+async def test_a_primary_that_is_fenced_off_refuses_a_write_which_then_runs_where_it_may(world: World) -> None:
+    cluster = world.cluster
+    async with compile(config_of(world, hosts(world, "primary", "r1"))) as registry:
+        await write(registry, "before")
+        await cluster.caught_up()
+        await cluster.nodes["r1"].promote()
+        # As those do who cannot stop a server: its sessions go on, and write no more.
+        await cluster.primary.configure(default_transaction_read_only="on")
+        await write(registry, "after")
+        assert orders_of(registry).primary.port == cluster.nodes["r1"].port
+    assert await world.sql("select item from acme.orders", node="r1") == [("before",), ("after",)]
+
+
+async def test_a_refused_write_of_the_callers_own_making_costs_no_connection(world: World) -> None:
+    async with compile(config_of(world, world.url())) as registry:
+        before = {pid for pid, _ in await world.backends()}
+        for _ in range(3):
+            with pytest.raises(DataError) as raised:
+                async with registry.session(tenant="acme") as db:
+                    await db.execute("set transaction read only")
+                    await db.execute("insert into orders (item) values ('tea')")
+            assert raised.value.sqlstate == "25006"
+        assert before <= {pid for pid, _ in await world.backends()}
+
+
+async def test_a_standby_in_the_primarys_place_is_not_used_until_it_is_promoted(world: World) -> None:
+    r1 = world.cluster.nodes["r1"]
+    config = config_of(world, world.url("r1"))
+    config["datasources"]["orders"]["audit"] = {"on_start": "off"}
+    async with compile(config) as registry:
+        started = time.monotonic()
+        for _ in range(3):
+            with pytest.raises(DataError, match="it is a standby and takes no writes") as raised:
+                await write(registry, "too early")
+            assert (raised.value.kind, raised.value.http_status) == (DataErrorKind.CONNECTION, 503)
+        assert time.monotonic() - started < 10.0
+        assert not orders_of(registry).primary.is_up
+        await r1.promote()
+        await until(lambda: orders_of(registry).primary.is_up)
+        await write(registry, "in time")
+    assert await world.sql("select item from acme.orders", node="r1") == [("in time",)]
+
+
+async def test_positions_of_the_old_timeline_count_up_to_the_branch(world: World) -> None:
+    cluster = world.cluster
+    url = hosts(world, "primary", "r1")
+    config = config_of(world, url, replicas=("r1", "r2"), consistency={"token": "header", "secret": SECRET})
+    async with compile(config) as registry:
+        orders = orders_of(registry)
+
+        async def place(item: str) -> str:
+            async with registry.session(tenant="acme") as db:
+                await db.execute("insert into orders (item) values (%s)", [item])
+            assert db.token is not None
+            return db.token
+
+        shared = await place("shared")
+        await cluster.caught_up()
+        await until(lambda: all(node.lag_bytes == 0 for node in orders.picture.replicas))
+        # What no replica gets.
+        for name in ("r1", "r2"):
+            await cluster.nodes[name].configure(primary_conninfo="")
+        lost = await place("lost")
+        await cluster.primary.kill()
+        await promote(cluster, "r1", followers=("r2",))
+
+        async def is_written() -> bool:
+            try:
+                await write(registry, "new")
+            except DataError:
+                return False
+            return True
+
+        await until(is_written)
+        # As far on as the position of what was lost, and further: the number alone would prove it now.
+        for number in range(50):
+            await write(registry, f"more {number}")
+        await until(lambda: all(node.position and node.position.timeline == 2 for node in orders.picture.replicas))
+        for _ in range(4):
+            items, node, reason = await read(registry, shared)
+            assert (items[0], node in ("r1", "r2"), reason) == ("shared", True, "proved")
+            items, node, reason = await read(registry, lost)
+            assert (node, reason) == ("primary", "behind")
+            assert "lost" not in items
