@@ -13,6 +13,7 @@ from .config import RouteRule as RouteRuleConfig
 from .datasource import DataSource, PostgresDataSource, ReplicaTraits
 from .drivers.psycopg import ConnectionTemplate, Endpoint, EndpointSettings
 from .fleet import Fleet
+from .metrics import Metrics
 from .past import TokenPolicy
 from .paths import CompiledRule, RouteRules, compile_pattern
 from .plan import CommitScope, RouteRule, SessionPolicy
@@ -79,7 +80,7 @@ def compile_config(config: Config, *, previous: Compiled | None = None) -> Compi
             if config.tenants_from is None
             else CatalogPlan(config.tenants_from, TenantCompiler(config.datasources), directory.map)
         ),
-        policy=_compile_policy(config),
+        policy=_compile_policy(config, previous),
         rules=_compile_rules(config.routes, None if previous is None else previous.rules),
         exempt=PathPrefixes(config.tenancy.exempt),
         problems=ProblemAnswers(statuses=dict(config.errors.status), shows_details=config.errors.debug),
@@ -196,7 +197,7 @@ def endpoint_settings(pool: PoolConfig, conninfo: str) -> EndpointSettings:
     )
 
 
-def _compile_policy(config: Config) -> SessionPolicy:
+def _compile_policy(config: Config, previous: Compiled | None) -> SessionPolicy:
     transactions = config.transactions
     return SessionPolicy(
         commit_scope=CommitScope.SESSION if transactions.default == "request" else CommitScope.ANNOTATED,
@@ -205,12 +206,22 @@ def _compile_policy(config: Config) -> SessionPolicy:
         is_traced=config.telemetry.spans,
         traces_statements=config.telemetry.statements != "off",
         shows_tenant=config.telemetry.tenant_attribute,
+        metrics=_compile_metrics(config, previous),
         retry=transactions.retry,
         retry_body_limit=transactions.retry_body_limit,
         max_parallel=transactions.max_parallel,
         allows_multiple_writers=transactions.multiple_writers == "allow",
         tokens=_compile_tokens(config.consistency),
     )
+
+
+def _compile_metrics(config: Config, previous: Compiled | None) -> Metrics | None:
+    """What is measured; tenants keep their labels over a reload, or there would be more of them than said."""
+    if not config.telemetry.metrics:
+        return None
+    before = None if previous is None else previous.policy.metrics
+    most = config.telemetry.metric_tenants
+    return before if before is not None and before.most_tenants == most else Metrics(most)
 
 
 def _compile_tokens(config: ConsistencyConfig) -> TokenPolicy | None:

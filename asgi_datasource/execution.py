@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass
+from time import perf_counter
 
 from opentelemetry.trace import Span
 
@@ -15,6 +16,7 @@ from . import telemetry
 from .background import BackgroundTasks
 from .drivers.psycopg import ASK_POSITION, Connection, Endpoint, Exchange, Result, Statement
 from .errors import DataError
+from .metrics import Measure
 from .proof import Proof
 from .router import Attempt, Router, is_refusal
 from .routing import ANY_FRESHNESS, AccessIntent, Freshness, Route
@@ -42,7 +44,7 @@ class Opened:
 class Executor:
     """Runs the statements of one session on one datasource, inside its tenant."""
 
-    __slots__ = ("_background", "_is_traced", "_tenant", "_traces_statements", "router")
+    __slots__ = ("_background", "_is_traced", "_measure", "_tenant", "_traces_statements", "router")
 
     def __init__(
         self,
@@ -52,7 +54,9 @@ class Executor:
         *,
         is_traced: bool,
         traces_statements: bool,
+        measure: Measure | None = None,
     ) -> None:
+        self._measure = measure
         self.router = router
         self._tenant = tenant
         self._background = background
@@ -214,6 +218,7 @@ class Executor:
                 isolation=isolation,
                 is_traced=self._is_traced,
                 traces_statements=self._traces_statements,
+                measure=self._measure,
             )
             if read_only:
                 self.router.note_read(endpoint)
@@ -261,18 +266,27 @@ class Executor:
                 spans.append(telemetry.start_client_span("BEGIN", endpoint.attributes))
             if statements and self._traces_statements:
                 spans.append(telemetry.start_statement_span(statements[0].text, len(statements), endpoint.attributes))
+        measure = self._measure
+        started = 0.0 if measure is None else perf_counter()
+        failure: BaseException | None = None
         try:
             exchange = await connection.exchange(batch, deadline=deadline)
-            if exchange.error is not None and spans:
-                telemetry.fail_span(spans[-1], endpoint.error_of(exchange, is_write=begins))
+            if exchange.error is not None and (spans or measure is not None):
+                failure = error = endpoint.error_of(exchange, is_write=begins)
+                if spans:
+                    telemetry.fail_span(spans[-1], error)
             return exchange
-        except BaseException:
+        except BaseException as error:
+            failure = error
             # Cancelled, or a mistake of the caller's that was noticed before anything was sent.
             await self._give_up(endpoint, connection)
             raise
         finally:
             for span in spans:
                 span.end()
+            if measure is not None:
+                operation = telemetry.operation_of(statements[0].text) if statements else "BEGIN"
+                measure.ran(endpoint, operation, perf_counter() - started, failure)
 
     async def _give_up(self, endpoint: Endpoint, connection: Connection) -> None:
         await self._background.run(endpoint.reclaim(connection))

@@ -17,6 +17,7 @@ from weakref import WeakValueDictionary
 from .datasource import PostgresDataSource
 from .drivers.psycopg import Endpoint
 from .errors import DataError, DataErrorKind
+from .metrics import Metrics
 
 logger = logging.getLogger("asgi_datasource.fleet")
 
@@ -62,6 +63,8 @@ class Fleet:
         self._waiting: list[asyncio.Future[None]] = []
         self._newcomers = 0
         self._timer: asyncio.TimerHandle | None = None
+        self.metrics: Metrics | None = None
+        """What is told of the connections that are made."""
         self._is_retired = False
         self._is_open = False
 
@@ -73,6 +76,11 @@ class Fleet:
         """How many pools are open."""
         return len(self._open)
 
+    @property
+    def open_endpoints(self) -> tuple[Endpoint, ...]:
+        """The servers whose pools are open, as they are at this moment."""
+        return tuple(self._open)
+
     def member(self, database: str) -> PostgresDataSource:
         """The datasource of a name; its pools open with the first connection that is borrowed.
 
@@ -82,6 +90,8 @@ class Fleet:
         member = self._members.get(database)
         if member is None:
             member = self._members[database] = self._make(database, self)
+            for endpoint in member.endpoints.values():
+                endpoint.metrics = self.metrics
             member.watch()
         return member
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Final
 
+from .metrics import Metrics
 from .past import TokenPolicy
 from .routing import ANY_FRESHNESS, AccessIntent, Freshness, intent_of_method
 from .shedding import Gate, Priority
@@ -60,6 +61,7 @@ class SessionPolicy:
         is_traced: Whether there are spans.
         traces_statements: Whether statements have spans of their own.
         shows_tenant: Whether the tenant's name stands on them.
+        metrics: What is measured; None where nothing is.
         retry: How often a request that has lost against another one is run again.
         retry_body_limit: Bytes of a request's body that are kept for that.
         max_parallel: Reads of one request that may run side by side.
@@ -75,6 +77,7 @@ class SessionPolicy:
     is_traced: bool = True
     traces_statements: bool = True
     shows_tenant: bool = False
+    metrics: Metrics | None = None
     retry: int = 0
     retry_body_limit: int = 1 << 20
     max_parallel: int = 1

@@ -20,6 +20,7 @@ from .datasource import DataSource
 from .drivers.psycopg import Endpoint, PsycopgConnection
 from .errors import ConfigError, DataError, DataErrorKind
 from .fleet import Fleet
+from .metrics import unwatch, watch
 from .overtime import Overtime
 from .plan import NO_RULE, CommitScope, RouteRule, SessionPolicy
 from .provisioning import Provisioner
@@ -109,6 +110,39 @@ class DataSourceRegistry:
         self._vetting: Vetting | None = None
         self.catalog: Catalog | None = None
         """Keeps the tenants that are in a table up to date, while the registry is open."""
+
+    # -- what metrics read; from another thread
+
+    def open_pools(self) -> list[Endpoint]:
+        """Every pool that is open and measured."""
+        compiled = self.compiled
+        kept = [endpoint for fleet in compiled.fleets.values() for endpoint in fleet.open_endpoints]
+        return [*(endpoint for endpoint in compiled.endpoints if endpoint.is_open), *kept]
+
+    def open_databases(self) -> dict[str, int]:
+        """How many pools each datasource has open that has a database for each tenant."""
+        return {name: fleet.open_pools for name, fleet in self.compiled.fleets.items()}
+
+    def lags(self) -> list[tuple[str, str, float]]:
+        """Datasource, replica, and how many seconds it is behind, as far as that is known."""
+        return [
+            (name, node.name, node.lag_s)
+            for name, datasource in self.compiled.datasources.items()
+            for node in datasource.picture.replicas
+            if node.lag_s is not None
+        ]
+
+    def _measure(self, compiled: Compiled) -> None:
+        """Have this registry's pools measured, or not any more."""
+        found = compiled.policy.metrics
+        for endpoint in compiled.endpoints:
+            endpoint.metrics = found
+        for fleet in compiled.fleets.values():
+            fleet.metrics = found
+        if found is None:
+            unwatch(self)
+        else:
+            watch(self)
 
     # -- look-ups
 
@@ -232,6 +266,7 @@ class DataSourceRegistry:
             await asyncio.shield(self._opening)
 
     async def _open_endpoints(self) -> None:
+        self._measure(self.compiled)
         for fleet in self.compiled.fleets.values():
             fleet.open()
         for datasource in self:
@@ -267,6 +302,7 @@ class DataSourceRegistry:
         if not self.is_open:
             return
         self.is_open = False
+        unwatch(self)
         if self._keeper is not None and self._keeper is not asyncio.current_task():
             self._keeper.cancel()
         catalog, self.catalog = self.catalog, None
@@ -367,6 +403,8 @@ class DataSourceRegistry:
                     catalog.take_over(before_it)
                 await before_it.close()
         self.compiled = compiled
+        if self.is_open:
+            self._measure(compiled)
         for name, fleet in previous.fleets.items():
             if compiled.fleets.get(name) is not fleet:
                 self._retired_fleets.add(fleet)

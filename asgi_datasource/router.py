@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from dataclasses import dataclass
 from random import random
+from time import perf_counter
 from typing import Final
 
 from opentelemetry.trace import Span, SpanContext
@@ -14,6 +15,7 @@ from .datasource import DataSource
 from .drivers.psycopg import Connection, Endpoint, Exchange, Result, read_position
 from .errors import DataError, DataErrorKind
 from .fairness import Share
+from .metrics import Measure
 from .past import Past
 from .routing import (
     AccessIntent,
@@ -110,6 +112,7 @@ class Router:
     __slots__ = (
         "_datasource",
         "_is_traced",
+        "_measure",
         "_pinned_by",
         "_priority",
         "_shows_tenant",
@@ -131,7 +134,9 @@ class Router:
         priority: Priority,
         is_traced: bool,
         shows_tenant: bool,
+        measure: Measure | None = None,
     ) -> None:
+        self._measure = measure
         self._datasource = datasource
         self._tenant = tenant
         self._priority = priority
@@ -157,6 +162,8 @@ class Router:
             if route is None:
                 raise attempt.error or _nobody(self._datasource.picture)
             self.last_route = route
+            if self._measure is not None:
+                self._measure.chose(route)
             endpoint = self._datasource.endpoints[route.node]
             connection = await self._borrow(endpoint, route, attempt, deadline)
             if connection is not None and not await self._is_left_behind(endpoint, connection, deadline):
@@ -226,6 +233,8 @@ class Router:
         reason = Reason.PINNED if is_pinned_read else Reason.TRANSACTION
         picture = self._datasource.picture
         self.last_route = Route(picture.datasource, intent, endpoint.role, endpoint.name, reason, picture)
+        if self._measure is not None:
+            self._measure.chose(self.last_route)
         if self._is_traced and is_pinned_read:
             self._start_span(self.last_route).end()
 
@@ -266,16 +275,22 @@ class Router:
         if self.held:
             self._check_second_connection(endpoint)
         span = self._start_span(route) if self._is_traced else None
-        started = asyncio.get_running_loop().time() if span is not None else 0.0
+        measure = self._measure
+        started = perf_counter() if span is not None or measure is not None else 0.0
         try:
             limit = self._tenant.max_connections
-            return await endpoint.acquire(
+            connection = await endpoint.acquire(
                 deadline=deadline,
                 must_be_alive=attempt.has_met_a_dead_one,
                 share=Share(self._tenant.name, limit) if limit is not None or endpoint.is_fair else None,
                 priority=self._priority,
             )
+            if measure is not None:
+                connection.use = measure.lent(endpoint, perf_counter() - started)
+            return connection
         except DataError as error:
+            if measure is not None:
+                measure.refused(endpoint, error)
             if span is not None:
                 telemetry.fail_span(span, error)
             if error.kind is not DataErrorKind.CONNECTION:
@@ -284,8 +299,7 @@ class Router:
             return None
         finally:
             if span is not None:
-                waited = asyncio.get_running_loop().time() - started
-                span.set_attribute(telemetry.POOL_WAIT_MS, round(waited * 1000, 3))
+                span.set_attribute(telemetry.POOL_WAIT_MS, round((perf_counter() - started) * 1000, 3))
                 span.end()
 
     def _check_second_connection(self, endpoint: Endpoint) -> None:

@@ -740,6 +740,8 @@ class DataSession(StatementMethods):
             DataError: The deadline has passed, or the client is gone.
         """
         if self._state is not SessionState.OPEN:
+            if self._policy.metrics is not None:
+                self._policy.metrics.measure(self._tenant.name).used_late(self._datasource.name)
             raise _closed()
         if self.stopped_by is not None:
             raise self.stopped_by
@@ -897,6 +899,7 @@ class DataSession(StatementMethods):
         self._turns = Turns(self._policy.max_parallel, self._is_in_use)
         policy = self._policy
         is_traced = policy.is_traced and telemetry.is_recording()
+        measure = None if policy.metrics is None else policy.metrics.measure(self._tenant.name)
         self._executor = Executor(
             Router(
                 self._datasource,
@@ -906,11 +909,13 @@ class DataSession(StatementMethods):
                 priority=self._rule.priority,
                 is_traced=is_traced,
                 shows_tenant=policy.shows_tenant,
+                measure=measure,
             ),
             self._tenant,
             self._background,
             is_traced=is_traced,
             traces_statements=policy.traces_statements,
+            measure=measure,
         )
         if self._owner is not None:
             self._owner.first_statement(self)

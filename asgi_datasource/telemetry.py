@@ -131,7 +131,7 @@ def start_statement_span(text: str, count: int, server: Mapping[str, AttributeVa
         server: The attributes that name the server; see `server_attributes`.
     """
     summary = summarize(text)
-    attributes = {**server, DB_QUERY_SUMMARY: summary, DB_OPERATION: summary.partition(" ")[0]}
+    attributes = {**server, DB_QUERY_SUMMARY: summary, DB_OPERATION: operation_of(text)}
     if count > 1:
         attributes[DB_BATCH_SIZE] = count
     return _tracer.start_span(summary, kind=SpanKind.CLIENT, attributes=attributes)
@@ -269,6 +269,11 @@ def summarize(sql: str) -> str:
     target = _TARGETS.get(verb)
     found = target.search(text) if target is not None else None
     return verb if found is None else f"{verb} {_AROUND_DOT.sub('.', found[1])}"
+
+
+def operation_of(sql: str) -> str:
+    """What a statement does, in one word: `INSERT`."""
+    return summarize(sql).partition(" ")[0]
 
 
 def _without_arguments(text: str) -> str:

@@ -11,7 +11,7 @@ PACKAGE = Path(__file__).parent.parent / "asgi_datasource"
 
 FLOORS: tuple[tuple[str, ...], ...] = (
     ("errors", "background", "overtime"),
-    ("telemetry", "inbox", "turns", "prefixes", "hostnames", "fairness", "shedding"),
+    ("telemetry", "metrics", "inbox", "turns", "prefixes", "hostnames", "fairness", "shedding"),
     ("config", "routing", "drivers", "tenancy"),
     ("problems", "carrier", "monitor", "datasource", "fleet", "provisioning", "transaction"),
     ("past", "plan", "router", "proof", "execution", "statements"),

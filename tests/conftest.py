@@ -9,7 +9,9 @@ import threading
 from collections.abc import AsyncIterator, Iterator
 
 import pytest
-from opentelemetry import trace
+from opentelemetry import metrics, trace
+from opentelemetry.sdk.metrics import MeterProvider
+from opentelemetry.sdk.metrics.export import InMemoryMetricReader
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
@@ -25,6 +27,7 @@ if threading.current_thread() is threading.main_thread() and signal.getsignal(si
 
 _exporter = InMemorySpanExporter()
 _processor = SimpleSpanProcessor(_exporter)
+_reader = InMemoryMetricReader()
 
 
 def pytest_runtest_logreport(report: pytest.TestReport) -> None:
@@ -58,3 +61,11 @@ def spans() -> Iterator[InMemorySpanExporter]:
     _exporter.clear()
     yield _exporter
     _exporter.clear()
+
+
+@pytest.fixture
+def metric_reader() -> InMemoryMetricReader:
+    """Reads all metrics of the process, which has one meter provider for good: what they were before is to be told."""
+    if not isinstance(metrics.get_meter_provider(), MeterProvider):
+        metrics.set_meter_provider(MeterProvider([_reader]))
+    return _reader

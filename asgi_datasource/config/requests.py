@@ -17,6 +17,7 @@ from .kinds import (
     HeaderName,
     InFlightLimit,
     IsolationLevel,
+    MetricTenants,
     Outcome,
     Parallel,
     Retries,
@@ -304,11 +305,17 @@ class TelemetryConfig(Section):
         description="Spans for routing decisions, statements, COMMIT and ROLLBACK. Without an SDK nothing is built.",
         examples=[True],
     )
-    metrics: Annotated[bool, values.flag("Metrics", only=False)] = Field(
+    metrics: Flag = Field(
         default=False,
         title="Metrics",
-        description="Metrics of pools, routes and transactions.",
-        examples=[False],
+        description="Metrics of pools, statements, routes and transactions.",
+        examples=[True],
+    )
+    metric_tenants: MetricTenants = Field(
+        default=0,
+        title="Tenants on metrics",
+        description="How many tenants metrics name, those that are served first; the others are _OTHER. 0: none.",
+        examples=[100],
     )
     tenant_attribute: Flag = Field(
         default=False,

@@ -137,23 +137,14 @@ def constant(name: str, only: int, *, planned: tuple[str, ...] = (), takes_refer
 _FLAGS: Final = {"true": True, "false": False}
 
 
-def flag(name: str, *, only: bool | None = None) -> Value:
-    """A boolean: `true` or `false` and no other word; with `only`, one of them, while the other is planned."""
+def flag(name: str) -> Value:
+    """A boolean: `true` or `false` and no other word."""
 
     def check(value: object) -> bool:
         found = _FLAGS.get(value) if isinstance(value, Given) else value
-        return found if isinstance(found, bool) and only in (None, found) else _refuse()
+        return found if isinstance(found, bool) else _refuse()
 
-    words = tuple(word for word, meaning in _FLAGS.items() if only in (None, meaning))
-    return Value(
-        name,
-        " or ".join(words),
-        ("boolean",),
-        {"type": "boolean"} if only is None else {"const": only},
-        _plain(check),
-        choices=words,
-        planned=tuple(word for word in _FLAGS if word not in words),
-    )
+    return Value(name, " or ".join(_FLAGS), ("boolean",), {"type": "boolean"}, _plain(check), choices=tuple(_FLAGS))
 
 
 def word(name: str, *choices: str, planned: tuple[str, ...] = (), read: Callable[[str], object] = str) -> Value:

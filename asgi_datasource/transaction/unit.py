@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Coroutine, Sequence
+from time import perf_counter
 from typing import Any, Final
 
 from opentelemetry.trace import Span
@@ -12,6 +13,7 @@ from .. import telemetry
 from ..background import BackgroundTasks
 from ..drivers.psycopg import Connection, Endpoint, Exchange, Result, Statement
 from ..errors import CommitUnknown, DataError, DataErrorKind, UnexpectedRollback
+from ..metrics import Measure
 from ..routing import Position, parse_lsn
 from . import commands
 from .commands import Identity, Verdict
@@ -50,7 +52,9 @@ class Transaction:
         isolation: Isolation | None,
         is_traced: bool,
         traces_statements: bool,
+        measure: Measure | None = None,
     ) -> None:
+        self._measure = measure
         self.connection = connection
         self.endpoint = endpoint
         self.read_only = read_only
@@ -296,15 +300,19 @@ class Transaction:
         batch = [commands.COMMIT] if self.identity is None else [commands.COMMIT, commands.WAL_POSITION]
         self._move(TxState.COMMITTING)
         span = self._start_span("COMMIT")
+        started = 0.0 if self._measure is None else perf_counter()
         try:
             exchange = await connection.exchange(batch, deadline=deadline)
-        except BaseException:
+        except BaseException as reason:
             # Only shutdown cancels this task. The connection is closed, and the server decides by itself.
             self._move(TxState.IN_DOUBT)
             self.endpoint.discard(connection)
             self._end_span(span, "unknown")
+            self._note_run("COMMIT", started, reason)
+            self._note_outcome()
             raise
         verdict = commands.judge_commit(exchange)
+        failure: DataError | None = None
         try:
             if verdict is Verdict.COMMITTED:
                 self._move(TxState.COMMITTED)
@@ -324,11 +332,15 @@ class Transaction:
                 await self.endpoint.reclaim(connection)
                 raise error from exchange.error
         except DataError as error:
+            failure = error
             if span is not None:
                 telemetry.fail_span(span, error)
             raise
         finally:
             self._end_span(span, self._outcome())
+            self._note_run("COMMIT", started, failure)
+            if self.state is TxState.IN_DOUBT:
+                self._note_outcome()
 
     async def _resolve(self, exchange: Exchange, *, within: float) -> None:
         """The connection was lost while COMMIT ran: find out what became of it, then say so."""
@@ -377,12 +389,18 @@ class Transaction:
         span = None
         if self._traces_statements and statements:
             span = telemetry.start_statement_span(statements[0].text, len(statements), self.endpoint.attributes)
+        measure = self._measure if statements else None
+        started = 0.0 if measure is None else perf_counter()
+        failure: BaseException | None = None
         try:
             exchange = await self.connection.exchange(batch, deadline=deadline)
-            if span is not None and exchange.error is not None:
-                telemetry.fail_span(span, self.endpoint.error_of(exchange, is_write=not self.read_only))
+            if exchange.error is not None and (span is not None or measure is not None):
+                failure = error = self.endpoint.error_of(exchange, is_write=not self.read_only)
+                if span is not None:
+                    telemetry.fail_span(span, error)
             return exchange
-        except asyncio.CancelledError:
+        except asyncio.CancelledError as error:
+            failure = error
             # The statement may still run on the server: it is stopped there, and the transaction with it.
             if self.is_open:
                 self._move(TxState.ROLLED_BACK)
@@ -395,19 +413,32 @@ class Transaction:
         finally:
             if span is not None:
                 span.end()
+            if measure is not None:
+                operation = telemetry.operation_of(statements[0].text)
+                measure.ran(self.endpoint, operation, perf_counter() - started, failure)
 
     async def _give_back_rolled_back(self, reason: str) -> None:
         span = self._start_span("ROLLBACK")
         if span is not None:
             span.set_attribute(telemetry.ROLLBACK_REASON, reason)
+        started = 0.0 if self._measure is None else perf_counter()
         try:
             await self._give_back()
         finally:
             self._end_span(span, TxState.ROLLED_BACK.value)
+            self._note_run("ROLLBACK", started, None)
 
     async def _give_back(self) -> None:
         await self._control_done()
         await self.endpoint.reclaim(self.connection)
+
+    def _note_run(self, operation: str, started: float, failure: BaseException | None) -> None:
+        if self._measure is not None:
+            self._measure.ran(self.endpoint, operation, perf_counter() - started, failure)
+
+    def _note_outcome(self) -> None:
+        if self._measure is not None:
+            self._measure.ended(self.endpoint.datasource, self._outcome())
 
     def _start_span(self, name: str) -> Span | None:
         return telemetry.start_client_span(name, self.endpoint.attributes) if self._is_traced else None
@@ -420,6 +451,8 @@ class Transaction:
 
     def _move(self, following: TxState) -> None:
         self.state = check_move(self.state, following)
+        if following is TxState.COMMITTED or following is TxState.ROLLED_BACK:
+            self._note_outcome()
 
 
 async def _after(previous: asyncio.Task[None] | None, work: Coroutine[Any, Any, None]) -> None:

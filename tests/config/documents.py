@@ -352,7 +352,8 @@ _telemetry = _section(
     {},
     {
         "spans": _flags,
-        "metrics": _referable(st.just(False)),
+        "metrics": _flags,
+        "metric_tenants": _integers(0, 10_000),
         "tenant_attribute": _flags,
         "statements": st.sampled_from(["summary", "off"]),
     },

@@ -236,7 +236,7 @@ MISTAKES = [
     (("transactions",), "retry_body_limit", "1MB", Code.WRONG_VALUE, "transactions.retry_body_limit", "64KiB", ""),
     (("transactions",), "retry_body_limit", "1024MiB", Code.WRONG_VALUE, "transactions.retry_body_limit", "1MiB", ""),
     (("transactions",), "max_parallel", 0, Code.WRONG_VALUE, "transactions.max_parallel", "from 1 to 100", ""),
-    (("telemetry",), "metrics", True, Code.NOT_YET_SUPPORTED, "telemetry.metrics", "true is not yet", "Use false"),
+    (("telemetry",), "metric_tenants", -1, Code.WRONG_VALUE, "telemetry.metric_tenants", "from 0 to 10000", ""),
 ]
 
 

@@ -13,6 +13,7 @@ from psycopg import errors as e
 from psycopg.pq import TransactionStatus
 
 from ...fairness import Share
+from ...metrics import Use
 from ...routing import Position
 from .limits import SessionLimits
 from .pipeline import COPY_REFUSED, Command, Drain, Flight
@@ -59,6 +60,8 @@ class Connection(WatchedConnection):
         """Something may have been changed that outlives a transaction; undone before it is lent again."""
         self.share: Share | None = None
         """On whose account it is borrowed, where that is counted."""
+        self.use: Use | None = None
+        """Is told when it is given back, where that is measured."""
         self.is_kept = False
         """The keeper of its pool counts it as in use."""
         self.due_at = inf

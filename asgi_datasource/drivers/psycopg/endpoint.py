@@ -17,9 +17,10 @@ from psycopg_pool import PoolClosed, PoolTimeout
 
 from ...errors import DataError, DataErrorKind
 from ...fairness import FairQueue, Share
+from ...metrics import Metrics
 from ...routing import Breaker, Event, Health, Pauses, Role
 from ...shedding import Priority
-from ...telemetry import AttributeValue, server_attributes
+from ...telemetry import DATASOURCE, DB_SYSTEM, NODE, AttributeValue, server_attributes
 from . import failure
 from .connection import Connection
 from .hosts import ASK_BEARING, ASK_SIMPLE_BEARING, GRACE_S, Bearing, Hosts, read_bearing, visit
@@ -91,6 +92,15 @@ class Endpoint:
         self.attributes: Mapping[str, AttributeValue] = server_attributes(
             host=self.address, port=self.port, namespace=self.dbname
         )
+        # Where each tenant has a database, its name and perhaps its host are one tenant's: they would be a label each.
+        self.dimensions: Mapping[str, AttributeValue] = {
+            **(self.attributes if keeper is None else {DB_SYSTEM: self.attributes[DB_SYSTEM]}),
+            DATASOURCE: datasource,
+            NODE: name,
+        }
+        """What tells it apart on metrics."""
+        self.metrics: Metrics | None = None
+        """What is told of connections that are made."""
         self.breaker = Breaker()
         """Whether it is used; by what happened to its connections, never by errors that it answered with."""
         self.last_error: str | None = None
@@ -452,6 +462,10 @@ class Endpoint:
             return
         connection.is_lent = False
         self.borrowed -= 1
+        use = connection.use
+        if use is not None:
+            connection.use = None
+            use.end()
         if connection.lender is not None:
             connection.lender.give(connection)
         # Behind the lender: whoever is let in now finds it there.
@@ -494,6 +508,8 @@ class Endpoint:
     def connected(self, connection: WatchedConnection) -> None:
         """A connection was made. Whether the server is what it should be shows once it is asked."""
         self._connections.add(connection)
+        if self.metrics is not None:
+            self.metrics.created(self, connection.connect_s)
         if not self.was_reached:
             self.was_reached = True
             if self._keeper is not None:

@@ -110,6 +110,8 @@ class WatchedConnection(AsyncConnection[Any]):
         self._formatting: tuple[bytes | None, ...] = ()
         self.is_lent = False
         """Outside its pool."""
+        self.connect_s = 0.0
+        """Seconds that connecting took."""
         self.when_gone: Callable[[], None] | None = None
         """Called once when it is gone, for whoever waits for what the server sends by itself."""
         self.add_notice_handler(self._note_farewell)
@@ -139,6 +141,7 @@ class WatchedConnection(AsyncConnection[Any]):
         if observer is None:
             return await cls._connect_watched(conninfo, kwargs)
         scope = asyncio.timeout(None)
+        began = asyncio.get_running_loop().time()
         observer.attempts.add(scope)
         connection: Self | None = None
         failure: e.Error = OperationalError("connecting was given up")
@@ -157,6 +160,7 @@ class WatchedConnection(AsyncConnection[Any]):
             # Out here, where it gets no context: that would hold on to the attempt's socket, and to its password.
             raise failure
         connection._observer = observer
+        connection.connect_s = connection._loop.time() - began
         observer.connected(connection)
         return connection
 
