@@ -13,7 +13,7 @@ from .meanings import describe_choice
 from .models import Config
 from .references import PLAIN_TEXT, REFERENCE_TEXT
 from .shapes import is_list, is_mapping
-from .values import DEFINITION, VALUES, Value
+from .values import DEFINITION, MULTILINE, VALUES, Value
 
 ID: Final = "urn:asgi-datasource:schema:config:v1"
 """Names the schema; there is nothing to fetch."""
@@ -132,7 +132,8 @@ def _written(value: Value) -> dict[str, Any]:
         schema["enumDescriptions"] = [describe_choice(value, choice) for choice in value.choices]
     if schema.get("type") == "string":
         reserved = schema.get("not")
-        schema["not"] = _CONTROL if reserved is None else {"anyOf": [reserved, _CONTROL]}
+        if reserved != MULTILINE["not"]:
+            schema["not"] = _CONTROL if reserved is None else {"anyOf": [reserved, _CONTROL]}
         if value.is_free:
             schema["allOf"] = [{"pattern": PLAIN_TEXT}]
     return schema

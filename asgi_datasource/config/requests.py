@@ -126,7 +126,7 @@ class RouteRule(Section):
             description=(
                 "Who goes first when connections are scarce. high: waits in front of the others, and gets in where they"
                 " are refused; for health checks and administration. low: waits behind them, and is refused first; for"
-                " reports. Without it, normal."
+                " reports. normal: like those without it."
             ),
             examples=["high"],
         )

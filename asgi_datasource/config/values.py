@@ -276,6 +276,10 @@ def database_url(name: str) -> Value:
     )
 
 
+MULTILINE: Final[dict[str, Any]] = {"not": {"pattern": r"\x00"}}
+"""For what may hold control characters: a key in PEM has line breaks."""
+
+
 def secret_text(name: str) -> Value:
     """A secret: in the environment or a file; `{file: path}` stands for what the file holds."""
 
@@ -290,7 +294,7 @@ def secret_text(name: str) -> Value:
         name,
         "a secret, by ${NAME} or {file: path}",
         ("string",),
-        {"type": "string", "minLength": 1},
+        {"type": "string", "minLength": 1, **MULTILINE},
         _plain(check),
         is_free=True,
         is_secret=True,

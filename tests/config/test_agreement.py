@@ -89,3 +89,17 @@ def test_a_planned_value_is_refused_by_both(name: str, word: str) -> None:
     _, [problem] = check_structure(document)
     assert problem.code is Code.NOT_YET_SUPPORTED
     assert problem.mend == f"Use {kind.expects}."
+
+
+def test_a_key_may_have_line_breaks_and_no_zeros() -> None:
+    for secret, is_right in (
+        ("-----BEGIN PUBLIC KEY-----\nMIIB\n-----END PUBLIC KEY-----\n", True),
+        ("a\x00b" * 9, False),
+    ):
+        document = {
+            "version": 1,
+            "datasources": {"orders": {"primary": {"url": "host=db"}}},
+            "consistency": {"token": "cookie", "secret": secret},
+        }
+        assert SCHEMA.is_valid(document) is is_right
+        assert (check_structure(document)[1] == []) is is_right
