@@ -120,6 +120,107 @@ async def test_a_fastapi_route_keeps_its_signature_its_docs_and_its_dependencies
     assert await world.items() == ["from the dependency", "tea"]
 
 
+# What a rule of `routes` is asked for as well, without touching the code.
+ASK = (
+    "select current_setting('transaction_isolation') as isolation,"
+    " current_setting('transaction_read_only') as read_only,"
+    " current_setting('transaction_deferrable') as deferrable,"
+    " pg_is_in_recovery() as on_replica"
+)
+
+
+@pytest.mark.parametrize("how", ["rule", "annotation"])
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ({"isolation": "serializable"}, ("serializable", "off", "off", False)),
+        ({"read_only": True}, ("repeatable read", "on", "off", True)),
+        ({"read_only": True, "isolation": "serializable", "deferrable": True}, ("serializable", "on", "on", False)),
+        ({"read_only": True, "stream": True}, ("repeatable read", "on", "off", True)),
+        ({"propagation": "required"}, ("read committed", "off", "off", False)),
+    ],
+)
+async def test_a_rule_makes_the_transaction_that_an_annotation_would_make(
+    world: World, how: str, options: dict[str, Any], expected: tuple[Any, ...]
+) -> None:
+    async def endpoint(request: Request) -> Response:
+        db = session(request)
+        rows = [await db.fetch_one(ASK) if options.get("read_only") else await ask_and_write(db, n) for n in range(2)]
+        assert db.in_transaction()
+        return JSONResponse(rows, status_code=request.path_params["status"])
+
+    async def ask_and_write(db: DataSession, number: int) -> Any:
+        await db.execute(INSERT, [f"{number}"])
+        return await db.write.fetch_one(ASK)
+
+    if how == "annotation":
+        routes, rules = [Route("/{status:int}", transactional(**options)(endpoint), methods=["POST"])], []
+    else:
+        routes, rules = [Route("/{status:int}", endpoint, methods=["POST"])], [{"match": "POST /*", **options}]
+    # Where nothing else asks for a transaction.
+    registry = world.registry(routes=rules, transactions={"default": "annotated"})
+    async with client(world, routes, registry=registry) as http:
+        for status, items in ((409, []), (200, ["0", "1"])):
+            response = await http.post(f"/{status}")
+            assert [tuple(row.values()) for row in response.json()] == [expected] * 2
+            assert await world.items() == ([] if options.get("read_only") else items)
+        await assert_whole(registry, world)
+
+
+async def test_a_rule_leaves_the_transaction_out_or_bounds_it_or_says_what_statements_want(world: World) -> None:
+    async def write(request: Request) -> Response:
+        await session(request).execute(INSERT, [request.url.path])
+        return JSONResponse({}, status_code=409)
+
+    async def sleep(request: Request) -> Response:
+        return JSONResponse(await session(request).fetch_value("select pg_sleep(30)"))
+
+    async def look(request: Request) -> Response:
+        return JSONResponse(await session(request).fetch_value("select pg_is_in_recovery()"))
+
+    rules = [
+        {"match": "POST /by-statement", "propagation": "not_supported"},
+        {"match": "/slow", "timeout": "300ms"},
+        {"match": "POST /search", "intent": "read"},
+        {"match": "GET /basket", "intent": "write"},
+    ]
+    routes = [
+        Route("/by-statement", write, methods=["POST"]),
+        Route("/together", write, methods=["POST"]),
+        Route("/slow", sleep),
+        Route("/search", look, methods=["POST"]),
+        Route("/basket", look),
+    ]
+    registry = world.registry(routes=rules)
+    async with client(world, routes, registry=registry) as http:
+        for path in ("/by-statement", "/together"):
+            assert (await http.post(path)).status_code == 409
+        assert (await http.get("/slow")).status_code == 504
+        assert (await http.post("/search")).json() is True
+        assert (await http.get("/basket")).json() is False
+        await assert_whole(registry, world)
+    assert await world.items() == ["/by-statement"]
+
+
+async def test_an_annotation_goes_before_the_rule_and_takes_from_it_what_it_leaves_open(world: World) -> None:
+    @transactional(isolation="repeatable read")
+    async def strict(request: Request) -> Response:
+        return JSONResponse(await session(request).fetch_value("select current_setting('transaction_isolation')"))
+
+    @transactional(timeout=20)
+    async def patient(request: Request) -> Response:
+        query = "select array[current_setting('transaction_isolation'), current_setting('statement_timeout')]"
+        return JSONResponse(await session(request).write.fetch_value(query))
+
+    routes = [Route("/strict", strict, methods=["POST"]), Route("/patient", patient, methods=["POST"])]
+    registry = world.registry(routes=[{"match": "/**", "isolation": "serializable", "timeout": "1h"}])
+    async with client(world, routes, registry=registry) as http:
+        assert (await http.post("/strict")).json() == "repeatable read"
+        isolation, limit = (await http.post("/patient")).json()
+        assert isolation == "serializable"
+        assert limit in ("20s", *(f"{ms}ms" for ms in range(15_000, 20_000)))
+
+
 async def in_a_block(db: Annotated[DataSession, Depends(session)]) -> AsyncIterator[DataSession]:
     async with transactional(propagation="nested", isolation="serializable") as same:
         await same.execute(INSERT, ["from the dependency"])

@@ -28,6 +28,7 @@ from asgi_datasource import (
     transactional,
 )
 from asgi_datasource.testing import serve
+from asgi_datasource.transaction import retry
 from tests.apps import client
 from tests.asgi import Call
 from tests.pools import assert_whole
@@ -253,6 +254,7 @@ async def test_each_attempt_has_a_fresh_scope_session_and_body(world: World) -> 
 
         async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
             scope["session"] = held = {"user": "anna"}
+            scope["marks"] = []
             await self.app(scope, receive, send)
             seen.append(tuple(sorted(held)))
 
@@ -261,11 +263,12 @@ async def test_each_attempt_has_a_fresh_scope_session_and_body(world: World) -> 
         db = session(request)
         sessions.add(db)
         chunks = [chunk async for chunk in request.stream() if chunk]
-        before = (sorted(request.session), hasattr(request.state, "mark"), "mark" in request.scope, b"".join(chunks))
-        seen.append(before)
+        marks = [hasattr(request.state, "mark"), "mark" in request.scope, *request.scope["marks"]]
+        seen.append((sorted(request.session), marks, b"".join(chunks)))
         request.session[f"attempt {attempts.count + 1}"] = True
         request.state.mark = True
         request.scope["mark"] = True
+        request.scope["marks"].append(True)
         return JSONResponse(await attempts.next(db))
 
     async def upload() -> Any:
@@ -274,7 +277,7 @@ async def test_each_attempt_has_a_fresh_scope_session_and_body(world: World) -> 
 
     async with client(world, [Route("/", place, methods=["POST"])], outside=[Middleware(Outside)]) as http:
         assert (await http.post("/", content=upload())).json() == 3
-    assert seen[:3] == [(["user"], False, False, b"one two three")] * 3
+    assert seen[:3] == [(["user"], [False, False], b"one two three")] * 3
     assert seen[3] == ("attempt 3", "user")
     assert len(sessions) == 3
 
@@ -364,18 +367,77 @@ async def test_other_failures_are_not_run_again(world: World) -> None:
     assert count == 1
 
 
-async def test_the_deadline_bounds_the_attempts(world: World, caplog: pytest.LogCaptureFixture) -> None:
+LEFT = "select extract(epoch from current_setting('statement_timeout')::interval)::float8"
+"""Seconds that the server gives a statement: what was left of the time when its transaction began."""
+
+
+@pytest.fixture
+def long_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Longer than any time limit of these tests, and than any test."""
+    monkeypatch.setattr(retry, "FIRST_DELAY_S", 3600.0)
+    monkeypatch.setattr(retry, "LAST_DELAY_S", 3600.0)
+
+
+@pytest.mark.usefixtures("long_pauses")
+async def test_nobody_waits_for_an_attempt_that_would_begin_behind_the_deadline(
+    world: World, caplog: pytest.LogCaptureFixture
+) -> None:
     attempts = Attempts(100)
 
-    @transactional(retry=20, timeout=0.4)
+    @transactional(retry=20, timeout=60)
     async def place(request: Request) -> Response:
         return JSONResponse(await attempts.next(session(request)))
 
-    async with client(world, [Route("/", place, methods=["POST"])]) as http:
-        response = await http.post("/")
-    assert response.status_code in (409, 504)
-    assert attempts.count < 21
-    assert response.status_code == 504 or "its deadline is too near" in caplog.text
+    @transactional(retry=20, timeout=60, propagation="requires_new")
+    async def function() -> None:
+        await attempts.next(current_session())
+
+    @transactional(retry=20, propagation="requires_new")
+    async def inside() -> None:
+        # What is left of the request's time, where it has no limit of its own.
+        await attempts.next(current_session())
+
+    async def call(request: Request) -> Response:
+        for once_only in (function, inside):
+            with pytest.raises(DataError) as caught:
+                await once_only()
+            assert caught.value.sqlstate == "40001"
+        return JSONResponse({})
+
+    routes = [Route("/", place, methods=["POST"]), Route("/call", call, methods=["POST"])]
+    async with client(world, routes) as http:
+        assert (await http.post("/")).status_code == 409
+        assert "does not run again: its deadline is too near" in caplog.text
+        assert (await http.post("/call")).status_code == 200
+    assert attempts.count == 3
+
+
+async def test_all_attempts_together_have_the_time_of_one(world: World) -> None:
+    attempts = Attempts(1)
+    spent = 0.3
+
+    async def attempt(db: DataSession) -> float:
+        if attempts.count == 0:
+            await asyncio.sleep(spent)
+        await attempts.next(db)
+        return float(await db.write.fetch_value(LEFT))
+
+    @transactional(retry=1, timeout=60)
+    async def place(request: Request) -> Response:
+        return JSONResponse(await attempt(session(request)))
+
+    @transactional(retry=1, timeout=20, propagation="requires_new")
+    async def function() -> float:
+        return await attempt(current_session())
+
+    async def call(request: Request) -> Response:
+        return JSONResponse(await function())
+
+    routes = [Route("/", place, methods=["POST"]), Route("/call", call, methods=["POST"])]
+    async with client(world, routes) as http:
+        assert 0 < (await http.post("/")).json() <= 60 - spent
+        attempts.count = 0
+        assert 0 < (await http.post("/call")).json() <= 20 - spent
 
 
 async def test_a_streaming_response_runs_again_only_while_its_start_is_held(world: World) -> None:
@@ -409,7 +471,51 @@ async def test_a_streaming_response_runs_again_only_while_its_start_is_held(worl
         assert attempts.count == 1
 
 
-async def test_a_cancelled_or_departed_request_is_not_run_again(world: World) -> None:
+async def test_a_request_whose_client_has_left_is_not_run_again(world: World, caplog: pytest.LogCaptureFixture) -> None:
+    attempts = Attempts(100)
+
+    @transactional(retry=20)
+    async def endpoint(scope: Scope, receive: Receive, send: Send) -> None:
+        while (await receive())["type"] != "http.disconnect":
+            pass
+        await attempts.next(session(scope))
+
+    call = Call(endpoint=endpoint)
+    call.leave()
+    async with world.registry() as registry:
+        await call.run(DataSourceMiddleware(endpoint, registry=registry))
+        await assert_whole(registry, world)
+    assert attempts.count == 1
+    assert "does not run again: its client has left" in caplog.text
+
+
+async def test_inside_another_sessions_request_what_that_has_done_stays_done(
+    world: World, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Two middlewares, each with a registry of its own: only the inner one's part could be taken back."""
+    attempts = Attempts(1)
+
+    @transactional(retry=5)
+    async def endpoint(scope: Scope, receive: Receive, send: Send) -> None:
+        await JSONResponse(await attempts.next(session(scope)))(scope, receive, send)
+
+    async with world.registry() as outer, world.registry() as inner:
+        inside = DataSourceMiddleware(endpoint, registry=inner)
+
+        async def application(scope: Scope, receive: Receive, send: Send) -> None:
+            if scope["path"] == "/used":
+                await session(scope).read.fetch_value("select 1")
+            await inside(scope, receive, send)
+
+        for path, status, count in (("/used", 409, 1), ("/unused", 200, 2)):
+            attempts.count = 0
+            call = Call(path=path, endpoint=endpoint)
+            await call.run(DataSourceMiddleware(application, registry=outer))
+            assert (call.status, attempts.count) == (status, count)
+    assert "does not run again: a part of it has been committed already" in caplog.text
+
+
+async def test_a_cancelled_request_is_not_run_again(world: World) -> None:
     attempts = Attempts(100)
     lost = asyncio.Event()
 

@@ -9,7 +9,14 @@ import pytest
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from opentelemetry.trace import get_tracer
 
-from asgi_datasource import DataError, DataSession, DataSourceRegistry, UnexpectedRollback, transactional
+from asgi_datasource import (
+    DataError,
+    DataSession,
+    DataSourceRegistry,
+    UnexpectedRollback,
+    current_session,
+    transactional,
+)
 from tests.session.requests import Body, request
 from tests.world import World
 
@@ -80,6 +87,34 @@ async def test_giving_up_is_an_event_with_its_reason(world: World, spans: InMemo
     assert attributes["ROLLBACK"][reason] == "a dry run"
 
 
+async def test_the_attempts_of_a_function_are_events(world: World, spans: InMemorySpanExporter) -> None:
+    attempts = 0
+
+    @transactional(retry=1, propagation="requires_new")
+    async def lose(times: int) -> None:
+        nonlocal attempts
+        attempts += 1
+        state = "raise exception using errcode = '40P01';" if attempts <= times else ""
+        await current_session().execute(f"do $$ begin {state} end $$")
+
+    async def body(db: DataSession) -> None:
+        nonlocal attempts
+        await lose(1)
+        attempts = 0
+        with pytest.raises(DataError):
+            await lose(2)
+
+    async with world.registry() as registry:
+        events, _ = await traced(registry, spans, body)
+    attempt, delay = "asgi_datasource.retry.attempt", "asgi_datasource.retry.delay_ms"
+    assert [(name, attributes.get(attempt)) for name, attributes in events] == [
+        ("asgi_datasource.transaction.retry", 1),
+        ("asgi_datasource.transaction.retry", 1),
+        ("asgi_datasource.transaction.retry.given_up", 2),
+    ]
+    assert all(attributes[delay] > 0 for name, attributes in events if name.endswith("retry"))
+
+
 async def test_a_hook_that_fails_before_the_commit_is_told_on_its_span(
     world: World, spans: InMemorySpanExporter
 ) -> None:
@@ -105,7 +140,13 @@ async def test_nothing_is_told_where_spans_are_switched_off(world: World, spans:
         db.after_commit(lambda: None)
         db.set_rollback_only("a dry run")
 
-    async with world.registry(telemetry={"spans": False}) as registry:
+    async def lose(db: DataSession) -> None:
+        await db.execute("do $$ begin raise exception using errcode = '40001'; end $$")
+
+    async with world.registry(telemetry={"spans": False}, transactions={"retry": 1}) as registry:
+        events, attributes = await traced(registry, spans, lose)
+        assert (events, attributes) == ([], {"server": {}})
+        spans.clear()
         events, attributes = await traced(registry, spans, body)
         assert events == []
         assert set(attributes) == {"server"}
