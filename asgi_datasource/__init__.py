@@ -25,6 +25,7 @@ __all__ = [
     "DataSource",
     "DataSourceMiddleware",
     "DataSourceRegistry",
+    "Explanation",
     "Isolation",
     "Params",
     "Propagation",

@@ -3,21 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
 from .drivers.psycopg import Result, Statement
 from .errors import DataError, DataErrorKind
 from .execution import Executor
-from .plan import Plan
-from .routing import AccessIntent, Consistency, Freshness
+from .plan import Plan, opening
+from .routing import AccessIntent
 from .transaction import Isolation, Terms
 from .work import Work
 
 if TYPE_CHECKING:
     from .block import Block
-
-
-_STRONG: Final = Freshness(Consistency.STRONG)
 
 
 async def dispatch(
@@ -97,14 +94,14 @@ async def open_transaction(
     isolation = terms.isolation
     if terms.read_only and isolation is None:
         isolation = Isolation.REPEATABLE_READ
+    intent, freshness = opening(terms, plan.freshness)
     opened = await executor.begin(
         statements,
         deadline=plan.deadline,
-        read_only=terms.read_only,
+        intent=intent,
         isolation=isolation,
         is_deferrable=terms.deferrable,
-        # A standby has no serializable transactions (PostgreSQL manual, "Hot Standby").
-        freshness=_STRONG if isolation is Isolation.SERIALIZABLE else plan.freshness,
+        freshness=freshness,
         savepoints=[] if block is None else block.savepoints_to_send(),
     )
     if is_snapshot:

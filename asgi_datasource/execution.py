@@ -158,7 +158,7 @@ class Executor:
         statements: Sequence[Statement],
         *,
         deadline: float | None,
-        read_only: bool,
+        intent: AccessIntent,
         isolation: Isolation | None,
         is_deferrable: bool = False,
         freshness: Freshness = ANY_FRESHNESS,
@@ -169,7 +169,7 @@ class Executor:
         Args:
             statements: The first statements; may be empty.
             deadline: Event-loop time at which the transaction's time is up; handed to the server as well.
-            read_only: A READ ONLY transaction, on a replica where there is one.
+            intent: Read is a READ ONLY transaction, on a replica where there is one.
             isolation: None leaves it to the server.
             is_deferrable: It waits for a snapshot that cannot fail.
             freshness: How fresh a read-only one has to be.
@@ -178,7 +178,7 @@ class Executor:
         Raises:
             DataError: Nothing was opened: no connection, or BEGIN or the tenant's set-up failed.
         """
-        intent = AccessIntent.READ if read_only else AccessIntent.WRITE
+        read_only = intent is AccessIntent.READ
         attempt = Attempt()
         while True:
             endpoint, connection = await self.router.connect(intent, attempt, deadline, freshness)
@@ -244,7 +244,9 @@ class Executor:
         self, statements: Sequence[Statement], *, deadline: float | None, freshness: Freshness
     ) -> list[Result]:
         """Read in an explicit transaction: a COMMIT from inside would end an implicit one, READ ONLY and tenant too."""
-        opened = await self.begin(statements, deadline=deadline, read_only=True, isolation=None, freshness=freshness)
+        opened = await self.begin(
+            statements, deadline=deadline, intent=AccessIntent.READ, isolation=None, freshness=freshness
+        )
         await opened.transaction.rollback("end of the read")
         if opened.error is not None:
             raise opened.error from opened.error.__cause__

@@ -58,9 +58,14 @@ class RouteRules:
     def __iter__(self) -> Iterator[CompiledRule]:
         return iter(self._rules)
 
-    def match(self, method: str, path: str) -> RouteRule:
-        """The rule for a request; one that says nothing where none matches."""
+    def find(self, method: str, path: str) -> CompiledRule | None:
+        """The first rule that matches a request."""
         for compiled in self._rules:
             if compiled.method in (None, method) and compiled.path.fullmatch(path) is not None:
-                return compiled.rule
-        return NO_RULE
+                return compiled
+        return None
+
+    def match(self, method: str, path: str) -> RouteRule:
+        """The rule for a request; one that says nothing where none matches."""
+        found = self.find(method, path)
+        return NO_RULE if found is None else found.rule

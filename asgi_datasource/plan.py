@@ -8,9 +8,9 @@ from typing import Final
 
 from .metrics import Metrics
 from .past import TokenPolicy
-from .routing import ANY_FRESHNESS, AccessIntent, Freshness, intent_of_method
+from .routing import ANY_FRESHNESS, AccessIntent, Consistency, Freshness, intent_of_method
 from .shedding import Gate, Priority
-from .transaction import BARE, Frame, OutcomeRule, Terms, TransactionOptions
+from .transaction import BARE, Frame, Isolation, OutcomeRule, Terms, TransactionOptions
 
 
 class CommitScope(StrEnum):
@@ -144,6 +144,21 @@ def make_plan(
         or intent is AccessIntent.WRITE,
         deadline=min(limits, default=None),
     )
+
+
+def opening(terms: Terms, freshness: Freshness) -> tuple[AccessIntent, Freshness]:
+    """What the first statement of a transaction asks of the servers.
+
+    Args:
+        terms: What the transaction is.
+        freshness: How fresh the request's reads have to be.
+    """
+    intent = AccessIntent.READ if terms.read_only else AccessIntent.WRITE
+    # A standby has no serializable transactions (PostgreSQL manual, "Hot Standby").
+    return intent, _STRONG if terms.isolation is Isolation.SERIALIZABLE else freshness
+
+
+_STRONG: Final = Freshness(Consistency.STRONG)
 
 
 def timeout_of(policy: SessionPolicy, rule: RouteRule, endpoint: TransactionOptions | None) -> float | None:

@@ -21,6 +21,7 @@ from .errors import (
     SessionClosed as SessionClosed,
     UnexpectedRollback as UnexpectedRollback,
 )
+from .explanation import Explanation as Explanation
 from .lookup import (
     current_session as current_session,
     in_transaction as in_transaction,

@@ -15,10 +15,11 @@ from typing import Any, Final
 from .background import BackgroundTasks
 from .compiled import Compiled
 from .compiling import compile_config
-from .config import Config, ConfigFile, load
+from .config import Config, ConfigFile, load, read_state
 from .datasource import DataSource
 from .drivers.psycopg import Endpoint, PsycopgConnection
 from .errors import ConfigError, DataError, DataErrorKind
+from .explanation import Explanation, Question, describe_state, explain
 from .fleet import Fleet
 from .metrics import unwatch, watch
 from .overtime import Overtime
@@ -453,6 +454,57 @@ class DataSourceRegistry:
                 DataErrorKind.CONNECTION, f"the datasource {datasource.name!r} is not in the configuration any more"
             )
         return found
+
+    # -- where requests would go
+
+    async def explain(
+        self,
+        method: str = "GET",
+        path: str = "/",
+        *,
+        tenant: str | None = None,
+        headers: Mapping[str, str] | None = None,
+        intent: AccessIntent | None = None,
+        token: str | None = None,
+        is_pinned: bool = False,
+        sticky: str | None = None,
+        state: Mapping[str, Any] | None = None,
+    ) -> Explanation:
+        """Tell where a request's first statement would go, and why not elsewhere; nothing is sent.
+
+        An annotation of the route is not seen here: what it says of the intent, `intent` can say.
+
+        Args:
+            method, path: The request's.
+            tenant: The tenant's name; None leaves it to the resolvers, which see path and headers.
+            headers: The request's.
+            intent: What the statement wants; None takes what holds for the route.
+            token: What the client has seen: a token, or a position as `timeline:lsn`.
+            is_pinned: The request has written already.
+            sticky: Name of the replica that it has read from already.
+            state: How the servers look, as `state()` tells it; None takes them as this process sees them.
+
+        Raises:
+            ConfigError: The state is none, or is about other servers.
+        """
+        question = Question(
+            method=method,
+            path=path,
+            tenant=tenant,
+            headers=tuple((headers or {}).items()),
+            intent=intent,
+            tokens=() if token is None else (token,),
+            is_pinned=is_pinned,
+            sticky=sticky,
+        )
+        return await explain(self.compiled, question, None if state is None else read_state(state))
+
+    def state(self) -> dict[str, Any]:
+        """How the servers look to this process now, for `explain` at another time and place (`schemas/state/v1.json`).
+
+        Of a datasource with a database for each tenant, nothing is told.
+        """
+        return describe_state(self.compiled)
 
     # -- making tenants
 

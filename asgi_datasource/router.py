@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Mapping
 from dataclasses import dataclass
 from random import random
 from time import perf_counter
-from typing import Final
+from typing import Final, Protocol
 
 from opentelemetry.trace import Span, SpanContext
 
@@ -34,6 +35,54 @@ from .tenancy import Tenant
 
 _TAKES_A_TURN: Final = frozenset({Reason.BALANCED, Reason.PROVED, Reason.FAILOVER, Reason.STALE_OK})
 _NOT_BUSY: Final[dict[str, float]] = {}
+
+
+class Servers(Protocol):
+    """What a choice is made from."""
+
+    @property
+    def picture(self) -> Picture:
+        """How they look."""
+        ...
+
+    @property
+    def turn(self) -> int:
+        """Whose turn it is."""
+        ...
+
+    def take_turn(self) -> None:
+        """One was chosen because it was its turn."""
+        ...
+
+    def load(self) -> Mapping[str, float]:
+        """How busy each is."""
+        ...
+
+
+class Choice(Protocol):
+    """`choose()`, or what stands in front of it."""
+
+    def __call__(
+        self,
+        picture: Picture,
+        intent: AccessIntent,
+        /,
+        *,
+        now: float,
+        turn: int,
+        dice: float,
+        load: Mapping[str, float],
+        is_pinned: bool,
+        is_strong: bool,
+        max_lag_s: float | None,
+        after: Position | None,
+        patience_s: float,
+        sticky: str | None,
+        failed: frozenset[str],
+        behind: frozenset[str],
+    ) -> Route | None:
+        """Choose; the arguments are those of `choose()`."""
+        ...
 
 
 @dataclass(slots=True)
@@ -160,7 +209,7 @@ class Router:
         while True:
             route = self._choose(intent, attempt, freshness)
             if route is None:
-                raise attempt.error or _nobody(self._datasource.picture)
+                raise attempt.error or nobody_may(self._datasource.picture)
             self.last_route = route
             if self._measure is not None:
                 self._measure.chose(route)
@@ -239,34 +288,9 @@ class Router:
             self._start_span(self.last_route).end()
 
     def _choose(self, intent: AccessIntent, attempt: Attempt, freshness: Freshness) -> Route | None:
-        datasource = self._datasource
-        picture = datasource.picture
-        policy = picture.policy
-        max_lag_s = freshness.max_lag_s
-        past = self.past
-        if past is not None and intent is AccessIntent.READ:
-            if attempt.after is None:
-                attempt.patience_s = past.wait_s
-            attempt.after = past.needed(freshness, picture.lineage)
-        route = choose(
-            picture,
-            intent,
-            now=asyncio.get_running_loop().time(),
-            turn=datasource.turn,
-            dice=random(),  # noqa: S311 - not for security
-            load=datasource.load() if policy.balance is Balance.LEAST_BUSY else _NOT_BUSY,
-            is_pinned=self.pin.is_set,
-            is_strong=freshness.is_strong,
-            max_lag_s=policy.max_lag_s if max_lag_s is None else max_lag_s,
-            after=attempt.after,
-            patience_s=attempt.patience_s,
-            sticky=self._sticky,
-            failed=attempt.failed,
-            behind=attempt.behind,
+        return find_route(
+            self._datasource, intent, attempt, freshness, is_pinned=self.pin.is_set, past=self.past, sticky=self._sticky
         )
-        if route is not None and route.reason in _TAKES_A_TURN:
-            datasource.take_turn()
-        return route
 
     async def _borrow(
         self, endpoint: Endpoint, route: Route, attempt: Attempt, deadline: float | None
@@ -328,7 +352,58 @@ class Router:
         )
 
 
-def _nobody(picture: Picture) -> DataError:
+def find_route(
+    servers: Servers,
+    intent: AccessIntent,
+    attempt: Attempt,
+    freshness: Freshness,
+    *,
+    is_pinned: bool,
+    past: Past | None,
+    sticky: str | None,
+    choice: Choice = choose,
+) -> Route | None:
+    """Choose the server for a statement, as they look now.
+
+    Args:
+        servers: Those to choose from.
+        intent: What the statement wants.
+        attempt: What it has met so far; learns what the server has to have.
+        freshness: How fresh a read has to be.
+        is_pinned: The request has written.
+        past: What its client has seen before; None where nobody looks at that.
+        sticky: Name of the replica that the request read from before.
+        choice: Chooses; whoever wants to know what was asked stands in front of it.
+    """
+    picture = servers.picture
+    policy = picture.policy
+    max_lag_s = freshness.max_lag_s
+    if past is not None and intent is AccessIntent.READ:
+        if attempt.after is None:
+            attempt.patience_s = past.wait_s
+        attempt.after = past.needed(freshness, picture.lineage)
+    route = choice(
+        picture,
+        intent,
+        now=asyncio.get_running_loop().time(),
+        turn=servers.turn,
+        dice=random(),  # noqa: S311 - not for security
+        load=servers.load() if policy.balance is Balance.LEAST_BUSY else _NOT_BUSY,
+        is_pinned=is_pinned,
+        is_strong=freshness.is_strong,
+        max_lag_s=policy.max_lag_s if max_lag_s is None else max_lag_s,
+        after=attempt.after,
+        patience_s=attempt.patience_s,
+        sticky=sticky,
+        failed=attempt.failed,
+        behind=attempt.behind,
+    )
+    if route is not None and route.reason in _TAKES_A_TURN:
+        servers.take_turn()
+    return route
+
+
+def nobody_may(picture: Picture) -> DataError:
     """The error of a read that none of the servers may answer as they are."""
     return DataError(
         DataErrorKind.CONNECTION,

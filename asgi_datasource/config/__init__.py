@@ -36,6 +36,7 @@ from .models import (
 from .provenance import Provenance, Resolved, resolve_document
 from .reading import Format, Text, open_text, read_text
 from .sense import MAX_NAME_BYTES
+from .state import DataSourceState, ServerState, StateDocument, read_state
 from .suppressions import Suppressed
 from .upgrading import upgrade_text
 from .url import PLACEHOLDER, DatabaseUrl, mask_url, server_of
@@ -54,6 +55,7 @@ __all__ = [
     "ConfigFile",
     "ConsistencyConfig",
     "DataSourceConfig",
+    "DataSourceState",
     "DatabaseUrl",
     "Diagnostic",
     "DiagnosticPath",
@@ -74,8 +76,10 @@ __all__ = [
     "ResolverConfig",
     "RouteRule",
     "RoutingConfig",
+    "ServerState",
     "Severity",
     "Source",
+    "StateDocument",
     "Suppressed",
     "TelemetryConfig",
     "TenancyConfig",
@@ -96,6 +100,7 @@ __all__ = [
     "mask_url",
     "open_text",
     "part_schema",
+    "read_state",
     "read_text",
     "resolve_document",
     "server_of",

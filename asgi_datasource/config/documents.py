@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Final
 
+from ..routing import AccessIntent, Consistency, Reason, Role, Verdict
 from .changes import Change, Kind, Weight
 from .diagnostics import Code, Diagnostic, Edit, Position, Severity, show_path
 from .suppressions import Suppressed
@@ -192,6 +193,81 @@ def changes_schema() -> dict[str, Any]:
             "new": {"type": "string"},
             "counts": closed({weight.value: {"type": "integer", "minimum": 0} for weight in Weight}),
             "changes": {"type": "array", "items": closed(change)},
+        },
+        {},
+    )
+
+
+def explanation_schema() -> dict[str, Any]:
+    """The schema of what `explain` tells (`explanation.py` makes it)."""
+    text = {"type": "string"}
+    maybe = {"type": ["string", "null"]}
+
+    def or_null(properties: Mapping[str, Any], description: str) -> dict[str, Any]:
+        return {"description": description, "anyOf": [{"type": "null"}, closed(properties)]}
+
+    role = {"enum": [role.value for role in Role]}
+    return document_schema(
+        "explain",
+        "asgi-datasource explain",
+        {
+            "request": closed({"method": text, "path": text}),
+            "outcome": {
+                "enum": ["routed", "refused", "exempt"],
+                "description": "routed: a server was chosen. refused: see refusal. exempt: the path has no session.",
+            },
+            "refusal": or_null(
+                {"kind": text, "status": {"type": "integer"}, "message": text}, "Why it would be refused."
+            ),
+            "tenant": or_null(
+                {
+                    "name": maybe,
+                    "datasource": text,
+                    "strategy": text,
+                    "state": text,
+                    "max_connections": {"type": ["integer", "null"]},
+                },
+                "Whose request it is; a null name is the tenant of requests that name none.",
+            ),
+            "rule": or_null(
+                {"index": {"type": "integer", "minimum": 0}, "match": text}, "The rule of routes that matches."
+            ),
+            "plan": or_null(
+                {
+                    "intent": {"enum": [intent.value for intent in AccessIntent]},
+                    "runs": {"type": "string", "description": "What its first statement runs in."},
+                    "consistency": {
+                        "enum": [None, *(word.value for word in Consistency)],
+                        "description": "What it has to see of the client's past; null where nobody looks at that.",
+                    },
+                    "max_lag_s": {"type": ["number", "null"], "description": "How old its data may be."},
+                    "timeout_s": {"type": ["number", "null"], "description": "Until the end of COMMIT."},
+                    "priority": {"enum": ["low", "normal", "high"]},
+                    "max_in_flight": {"type": ["integer", "null"]},
+                },
+                "What holds for its first statement.",
+            ),
+            "token": or_null(
+                {"position": {**maybe, "description": "What the server has to have, as timeline:lsn."}, "why": text},
+                "What became of the tokens; null where there are none.",
+            ),
+            "route": or_null(
+                {"node": text, "role": role, "reason": {"enum": [reason.value for reason in Reason]}},
+                "The server that was chosen.",
+            ),
+            "servers": {
+                "type": "array",
+                "description": "What became of each server.",
+                "items": closed(
+                    {
+                        "node": text,
+                        "role": role,
+                        "verdict": {"enum": [verdict.value for verdict in Verdict]},
+                        "why": {"type": "string", "description": "The verdict in words, with its figures."},
+                        "seen": {"type": "string", "description": "How it looked."},
+                    }
+                ),
+            },
         },
         {},
     )

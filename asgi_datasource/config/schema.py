@@ -11,9 +11,10 @@ from typing import Any, Final
 
 from .catalogue import render_catalogue
 from .compatibility import find_refusals
-from .documents import changes_schema, diagnostics_schema
+from .documents import changes_schema, diagnostics_schema, explanation_schema
 from .generated import json_schema, part_schema
 from .reference import BEGIN, END, render_reference
+from .state import state_schema
 
 FILES: Final[dict[str, Callable[[], dict[str, Any]]]] = {
     "datasource.schema.json": json_schema,
@@ -21,10 +22,12 @@ FILES: Final[dict[str, Callable[[], dict[str, Any]]]] = {
     "schemas/config-part/v1.json": part_schema,
     "schemas/diagnostics/v1.json": diagnostics_schema,
     "schemas/diff/v1.json": changes_schema,
+    "schemas/explain/v1.json": explanation_schema,
+    "schemas/state/v1.json": state_schema,
 }
 """Where schemas are kept in the repository: that of the configuration for editors, and every published one."""
 
-WRITTEN: Final = frozenset({"diagnostics", "diff"})
+WRITTEN: Final = frozenset({"diagnostics", "diff", "explain"})
 """Published documents that are written here, not read: what is written now has to follow the published schema."""
 
 

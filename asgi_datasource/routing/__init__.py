@@ -9,17 +9,21 @@ from .pin import ReadAfterWritePin
 from .policy import ANY_FRESHNESS, Balance, Consistency, Freshness, NoReplica, RoutingPolicy
 from .position import Lineage, Position, format_lsn, parse_lsn
 from .token import NOTHING_SEEN, Mark, Token, TokenSigner, scope_of
+from .verdict import MEANINGS, Asked, Judgement, Verdict, judge
 
 __all__ = [
     "ANY_FRESHNESS",
+    "MEANINGS",
     "NOTHING_SEEN",
     "AccessIntent",
+    "Asked",
     "Balance",
     "Breaker",
     "Consistency",
     "Event",
     "Freshness",
     "Health",
+    "Judgement",
     "Lineage",
     "Mark",
     "NoReplica",
@@ -37,10 +41,12 @@ __all__ = [
     "Token",
     "TokenSigner",
     "Track",
+    "Verdict",
     "choose",
     "choose_interval",
     "format_lsn",
     "intent_of_method",
+    "judge",
     "parse_lsn",
     "scope_of",
     "smooth",

@@ -103,13 +103,13 @@ def _read(
     fresh = [node for node in usable if node.is_fresh(now, max_lag_s)]
     able = fresh
     if after is not None:
-        able = [node for node in fresh if node.name not in behind and _may_have(picture, node, after, now, patience_s)]
+        able = [node for node in fresh if node.name not in behind and may_have(picture, node, after, now, patience_s)]
     if able:
         if sticky is not None:
             for node in able:
                 if node.name == sticky:
                     return picture.route(node, _READ, Reason.STICKY)
-        node = _balance(picture, best_tier(_warm(picture, able, now, dice)), turn, load)
+        node = _balance(picture, best_tier(warm(picture, able, now, dice)), turn, load)
         reason = Reason.FAILOVER if failed else Reason.BALANCED if after is None else Reason.PROVED
         return picture.route(node, _READ, reason)
     return _stand_in(picture, usable, fresh, now, turn, load, max_lag_s, after, failed, behind)
@@ -149,7 +149,7 @@ def _stand_in(
     return None
 
 
-def _may_have(picture: Picture, node: Node, after: Position, now: float, patience_s: float) -> bool:
+def may_have(picture: Picture, node: Node, after: Position, now: float, patience_s: float) -> bool:
     """Whether it is worth asking this server to prove a position: what it proves counts, not what is believed here."""
     position = node.position
     if position is None or position.timeline < after.timeline:
@@ -162,7 +162,7 @@ def _may_have(picture: Picture, node: Node, after: Position, now: float, patienc
     return node.lag_s is not None and node.lag_s <= patience_s
 
 
-def _warm(picture: Picture, nodes: Sequence[Node], now: float, dice: float) -> Sequence[Node]:
+def warm(picture: Picture, nodes: Sequence[Node], now: float, dice: float) -> Sequence[Node]:
     """Those that take this read: a server that came back takes more of them from moment to moment."""
     warmup_s = picture.policy.warmup_s
     if picture.warm_at <= now or warmup_s <= 0:

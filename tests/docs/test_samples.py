@@ -9,6 +9,7 @@ from typing import Any
 
 import httpx
 import pytest
+from starlette.responses import JSONResponse
 from starlette.routing import Route
 
 import asgi_datasource
@@ -28,6 +29,7 @@ def test_python_sample_compiles(sample: Sample) -> None:
 def run(sample: Sample) -> dict[str, Any]:
     """Run a sample that has no top-level await; the library's names are there without an import."""
     names = {name: getattr(asgi_datasource, name) for name in asgi_datasource.__all__}
+    names["JSONResponse"] = JSONResponse
     exec(compile(sample.text, str(sample), "exec"), names)
     return names
 
@@ -67,6 +69,31 @@ def test_the_configurations_of_the_routing_page_are_valid(sample: Sample) -> Non
 
     urls = {f"ORDERS_{name}_URL": f"postgresql://{name.lower()}.example/orders" for name in ("PRIMARY", "R1", "R2")}
     assert load(yaml.safe_load(sample.text), environ={**urls, "TOKEN_SECRET": "a secret of 16 or more"}).datasources
+
+
+async def test_the_application_and_the_worker_of_the_routing_page(world: World, capsys: Any) -> None:
+    names: dict[str, Any] = {}
+    for sample in samples("python", "docs/routing.md"):
+        names |= run(sample)
+    registry = world.registry(consistency={"token": "cookie", "secret": "a secret of 16 or more"})
+    async with client(world, [Route("/orders", names["list_orders"])], registry=registry) as http:
+        assert (await http.get("/orders")).json() == []
+        assert await names["place_and_read"](registry) == 1
+        assert (await names["why"](registry))["version"] == 1
+    told = capsys.readouterr().out
+    assert "orders → r1 (balanced)" in told
+    assert "primary spared a replica may answer" in told
+
+
+def test_the_explanation_of_the_routing_page(tmp_path: Path) -> None:
+    from tests.cli.run import run as run_program
+
+    (tmp_path / "datasource.yaml").write_text(samples("yaml", "docs/routing.md")[0].text)
+    (tmp_path / "state.json").write_text(samples("json", "docs/routing.md")[0].text)
+    [command] = [sample.text for sample in samples("console", "docs/routing.md") if "explain" in sample.text]
+    done = run_program(*command.split()[2:], cwd=tmp_path)
+    assert (done.code, done.err) == (0, "")
+    assert done.out == samples("text", "docs/routing.md")[0].text
 
 
 async def test_the_annotations_of_the_transactions_page(world: World) -> None:

@@ -30,6 +30,7 @@ class Entry:
 COMMANDS: Final[dict[str, Entry]] = {
     "validate": Entry("check configuration files: every problem, with its place and its mend", "validate"),
     "check": Entry("ask the servers whether a configuration is true", "check"),
+    "explain": Entry("tell which server a request would go to, and why not to another", "explain"),
     "diff": Entry("tell what a change means for the tenants", "diff"),
     "show": Entry("print the document as it counts, with where each value comes from", "show"),
     "upgrade": Entry("bring a file to the present version of the document, comments kept", "upgrade"),

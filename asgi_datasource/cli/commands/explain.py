@@ -1,0 +1,198 @@
+"""`asgi-datasource explain FILE`: which server a request would go to, and why not to another. Asks no server."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from argparse import ArgumentParser, Namespace
+from dataclasses import dataclass
+from secrets import token_hex
+from typing import TYPE_CHECKING, Any
+
+from ..command import CannotRun, ExitCode, offer_formats
+from ..console import Console, Style
+from ..sources import environment, find_file, load_config, offer_environment, offer_overlays
+
+if TYPE_CHECKING:
+    from ...compiled import Compiled
+    from ...explanation import Explanation
+
+
+@dataclass(frozen=True, slots=True)
+class Explained:
+    """Where one request would go.
+
+    Attributes:
+        file: The configuration.
+        explanation: What there is to say about the request.
+        is_assumed: No state was given: every server was taken to be up and current.
+        has_table: There are tenants in a table, who are not known here.
+    """
+
+    file: str
+    explanation: Explanation
+    is_assumed: bool
+    has_table: bool = False
+
+    @property
+    def exit_code(self) -> ExitCode:
+        """1 when the request would be refused."""
+        return ExitCode.FINDINGS if self.explanation.refusal is not None else ExitCode.CLEAN
+
+    def render(self, form: str, style: Style) -> str:
+        """The explanation as text or as JSON."""
+        document = self.explanation.document()
+        if form == "json":
+            return json.dumps({"file": self.file, **document, "assumed": self.is_assumed}, indent=2, ensure_ascii=False)
+        return "\n".join(
+            [_title(document, style), *_facts(document, style), *_servers(document, style), *self._notes()]
+        )
+
+    def _notes(self) -> list[str]:
+        if self.has_table and self.explanation.tenant is None and not self.explanation.is_exempt:
+            return ["", "The tenants of tenants_from are in a table, which nobody asks here."]
+        if self.is_assumed and self.explanation.servers:
+            return ["", "No --state was given: every server is taken to be up and current, at a position not known."]
+        return []
+
+
+def _title(document: dict[str, Any], style: Style) -> str:
+    request, route = document["request"], document["route"]
+    asked = f"{request['method']} {request['path']}"
+    if route is not None:
+        return f"{asked} → {style.green(route['node'])} ({route['reason']})"
+    if document["outcome"] == "exempt":
+        return f"{asked}: {style.green('exempt')}, it has no session"
+    refusal = document["refusal"]
+    refused = style.red(f"refused with {refusal['status']}")
+    return f"{asked}: {refused} ({refusal['kind']}): {refusal['message']}"
+
+
+def _facts(document: dict[str, Any], style: Style) -> list[str]:
+    facts: list[tuple[str, str]] = []
+    tenant, plan, rule, token = document["tenant"], document["plan"], document["rule"], document["token"]
+    if tenant is not None:
+        name = "the default's" if tenant["name"] is None else tenant["name"]
+        facts.append(("tenant", f"{name}, on {tenant['datasource']} ({tenant['strategy']}, {tenant['state']})"))
+        facts.append(("rule", "none" if rule is None else f"routes[{rule['index']}] ({rule['match']})"))
+    if plan is not None:
+        facts.append(("asks for", _wants(plan)))
+        facts.append(("runs", plan["runs"]))
+    if token is not None:
+        facts.append(("token", token["why"]))
+    return [f"  {style.faint(f'{name:9}')} {text}" for name, text in facts]
+
+
+def _wants(plan: dict[str, Any]) -> str:
+    told = [f"{plan['intent']}"]
+    told += [f"consistency {plan['consistency']}"] if plan["consistency"] else []
+    told += [f"max_lag {plan['max_lag_s']:g} s"] if plan["max_lag_s"] is not None else []
+    told += [f"priority {plan['priority']}"] if plan["priority"] != "normal" else []
+    told += [f"at most {plan['max_in_flight']} in flight"] if plan["max_in_flight"] else []
+    return ", ".join(told)
+
+
+def _servers(document: dict[str, Any], style: Style) -> list[str]:
+    servers = document["servers"]
+    width = max((len(server["node"]) for server in servers), default=0)
+    longest = max((len(server["verdict"]) for server in servers), default=0)
+    lines: list[str] = []
+    for server in servers:
+        is_chosen = server["verdict"] == "chosen"
+        verdict = f"{server['verdict']:{longest}}"
+        painted = style.green(verdict) if is_chosen else style.yellow(verdict)
+        node = style.bold(f"{server['node']:{width}}")
+        lines.append(f"  {node}  {painted}  {server['why']}")
+    return ["", *lines] if lines else []
+
+
+def configure(parser: ArgumentParser) -> None:
+    """The file, the request, and how the servers look."""
+    parser.add_argument("file", nargs="?", metavar="FILE", help="YAML, TOML or JSON; datasource.yaml unless told")
+    request = parser.add_argument_group("the request")
+    request.add_argument("--method", default="GET", metavar="METHOD", help="GET unless told")
+    request.add_argument("--path", default="/", metavar="PATH", help="with its query string; / unless told")
+    request.add_argument(
+        "--tenant", metavar="NAME", help="the tenant; without it, the resolvers tell it from the request"
+    )
+    request.add_argument(
+        "--header", action="append", default=[], metavar="NAME:VALUE", help="a header; may be given again"
+    )
+    request.add_argument(
+        "--intent", choices=("read", "write"), help="what its statement wants, where it says so itself"
+    )
+    request.add_argument(
+        "--token",
+        action="append",
+        default=[],
+        metavar="TOKEN",
+        help="what the client has seen: a token, or a position such as 1:0/3000148; may be given again",
+    )
+    request.add_argument("--pinned", action="store_true", help="the request has written already")
+    request.add_argument("--sticky", metavar="REPLICA", help="the replica that it has read from already")
+    parser.add_argument("--state", metavar="FILE", help="how the servers look: JSON, as registry.state() tells it")
+    parser.add_argument(
+        "--environment", action="store_true", help="look references up, in the environment and in files"
+    )
+    offer_overlays(parser)
+    offer_environment(parser)
+    offer_formats(parser, "text", "json")
+
+
+def run(options: Namespace, console: Console) -> Explained:
+    """Compile the configuration, and ask it."""
+    # The drivers are needed from here on; `--help` does without.
+    from pydantic import SecretStr
+
+    from ...compiling import compile_config
+    from ...config import read_state
+    from ...errors import ConfigError
+    from ...explanation import Question, as_position, explain
+    from ...routing import AccessIntent
+
+    file: str = options.file or find_file()
+    wants_environment = options.environment or options.env_file or options.allow_commands
+    config = load_config(file, options, environment(options) if wants_environment else None)
+    consistency = config.consistency
+    if consistency.token != "off" and consistency.secret is None:  # noqa: S105 - a word of the configuration
+        if any(as_position(text) is None for text in options.token):
+            raise CannotRun(
+                "who has signed the token is not known: consistency.secret is not looked up",
+                "Add --environment or --env-file, or give the position itself, as --token 1:0/3000148.",
+            )
+        stand_in = consistency.model_copy(update={"secret": SecretStr(token_hex(16))})
+        config = config.model_copy(update={"consistency": stand_in})
+    question = Question(
+        method=options.method,
+        path=options.path,
+        tenant=options.tenant,
+        headers=[_header(text) for text in options.header],
+        intent=None if options.intent is None else AccessIntent(options.intent),
+        tokens=options.token,
+        is_pinned=options.pinned,
+        sticky=options.sticky,
+    )
+    try:
+        state = None if options.state is None else read_state(options.state)
+        compiled = compile_config(config)
+        explanation = asyncio.run(explain(compiled, question, state or read_state(_all_is_well(compiled))))
+    except ConfigError as error:
+        raise CannotRun(str(error), "Mend that first.") from None
+    return Explained(file, explanation, options.state is None, has_table=compiled.catalog is not None)
+
+
+def _header(text: str) -> tuple[str, str]:
+    name, colon, value = text.partition(":")
+    if not colon or not name.strip().isascii():
+        raise CannotRun(f"{text!r} is no header", "Write it as NAME:VALUE.")
+    return name.strip(), value.strip()
+
+
+def _all_is_well(compiled: Compiled) -> dict[str, Any]:
+    """The state in which every server is up and current."""
+    current = {"age_s": 0.0, "lag_s": 0.0}
+    names = {name: [node.name for node in ds.picture.replicas] for name, ds in compiled.datasources.items()}
+    return {
+        "version": 1,
+        "datasources": {name: {"servers": dict.fromkeys(replicas, current)} for name, replicas in names.items()},
+    }
