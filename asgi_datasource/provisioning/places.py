@@ -6,7 +6,7 @@ import asyncio
 import inspect
 import os
 import shutil
-from collections.abc import AsyncGenerator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Final, LiteralString
@@ -28,13 +28,28 @@ _GRANTS: Final[tuple[LiteralString, ...]] = (
 )
 
 _LEDGER: Final = "asgi_datasource_set_up"
-"""The table in a tenant's place that says which set-up steps have been run there."""
+"""The table in a tenant's place that says which set-up steps have been run there; and that the place is a tenant's."""
+
+_MAKE_LEDGER: Final[LiteralString] = (
+    "create table if not exists {} (step text primary key, run_at timestamptz not null default now())"
+)
 
 
 class Place:
-    """Where a tenant lives, or is to live, on one site."""
+    """Where a tenant lives, or is to live, on one site.
 
-    def __init__(self, plan: ProvisioningPlan, site: Site, placement: Placement, name: str) -> None:
+    Args:
+        plan: What the configuration says.
+        site: The datasource.
+        placement: The place.
+        name: The tenant's.
+        own: What of `schema`, `role` and `database` is this tenant's alone, and goes with it.
+    """
+
+    def __init__(
+        self, plan: ProvisioningPlan, site: Site, placement: Placement, name: str, *, own: frozenset[str]
+    ) -> None:
+        self._own = own
         self._plan = plan
         self.site = site
         self.placement = placement
@@ -64,9 +79,19 @@ class Place:
         return ConnectionTemplate(self.site.url, where=self._where)
 
     @property
+    def owns_database(self) -> bool:
+        """Whether the database is the tenant's alone."""
+        return "database" in self._own
+
+    @property
     def is_shared(self) -> bool:
-        """Whether nothing of it is the tenant's alone: its rows stand among those of others."""
-        return self.database is None and self.placement.schema is None
+        """Whether neither database nor schema is the tenant's alone: its rows may stand among those of others."""
+        return not self._own & {"database", "schema"}
+
+    @property
+    def _has_tables(self) -> bool:
+        """Whether it is known where its tables are: in a schema, or in a database."""
+        return self.database is not None or self.placement.schema is not None
 
     @property
     def app_role(self) -> str:
@@ -96,20 +121,50 @@ class Place:
 
     # -- making it
 
-    async def make(self) -> None:
-        """Make the role, the database and the schema that are not there yet."""
+    async def make(self, note: Callable[[str], Awaitable[None]]) -> None:
+        """Make the role, the database and the schema that are not there yet.
+
+        Args:
+            note: Is told of each of them before it is made.
+        """
         role = self.placement.role
         async with self.outside() as admin:
             if role is not None and not await admin.rows("select 1 from pg_roles where rolname = %s", role):
+                await note("role")
                 await admin.command("create role {} nologin", role)
             if role is not None:
                 await admin.command("grant {} to {}", role, self.app_role)
             if self.database is not None and not await self.exists(admin):
+                await note("database")
                 # It is complete, or it is not there: a server that dies in the middle takes it away again.
                 await admin.command("create database {} template {}", self.database, self._plan.template or "template1")
-        if self.placement.schema is not None:
+        schema = self.placement.schema
+        if schema is not None:
             async with self.inside() as admin:
-                await admin.command("create schema if not exists {}", self.placement.schema)
+                if not await self._has_schema(admin, schema):
+                    await note("schema")
+                    await admin.command("create schema if not exists {}", schema)
+        if self._has_tables:
+            async with self.inside() as admin:
+                await admin.command(_MAKE_LEDGER, self._ledger)
+
+    @property
+    def _ledger(self) -> tuple[str, str]:
+        return (self.placement.schema or "public", _LEDGER)
+
+    @staticmethod
+    async def _has_schema(admin: Admin, schema: str) -> bool:
+        return bool(await admin.rows("select 1 from pg_namespace where nspname = %s", schema))
+
+    async def is_strange(self) -> bool:
+        """Whether there is something already that no tenant has left behind: it has tables, and no ledger."""
+        async with self.outside() as admin:
+            if self.database is not None and not await self.exists(admin):
+                return False
+        async with self.inside() as admin:
+            schema, ledger = self._ledger
+            tables = await self._tables(admin, schema)
+            return bool(tables) and ledger not in tables
 
     async def exists(self, admin: Admin) -> bool:
         """Whether the tenant's own database is there."""
@@ -117,7 +172,7 @@ class Place:
 
     async def grant(self) -> None:
         """Let the application's role, and the tenant's, use what is there and what will be."""
-        if self.is_shared:
+        if not self._has_tables:
             return
         schema = self.placement.schema or "public"
         async with self.inside() as admin:
@@ -136,16 +191,12 @@ class Place:
     async def set_up(self, step: str, tenant: Tenant) -> None:
         """Run a file of SQL or a function there, once: that it was run is written in the same transaction."""
         async with self.inside() as admin, admin.transaction():
-            if not self.is_shared:
-                schema = self.placement.schema or "public"
-                ledger = (schema, _LEDGER)
-                await admin.command(
-                    "create table if not exists {} (step text primary key, run_at timestamptz not null default now())",
-                    ledger,
-                )
-                await admin.command("lock table {} in exclusive mode", ledger)
+            if self._has_tables:
+                await admin.command("lock table {} in exclusive mode", self._ledger)
+                # Where several tenants share the tables, each has been set up or has not.
+                done = f"{self._name}: {step_name(step)}" if self.is_shared else step_name(step)
                 marked = "insert into {} (step) values ({step}) on conflict do nothing returning 1"
-                if not await admin.command(marked, ledger, step=step_name(step)):
+                if not await admin.command(marked, self._ledger, step=done):
                     return
             if step.endswith(".sql"):
                 await admin.script(_read(Path(step)))
@@ -159,18 +210,22 @@ class Place:
 
     async def drop(self) -> None:
         """Take away what is the tenant's alone."""
-        if self.database is not None:
-            async with self.outside() as admin:
-                await admin.command("drop database if exists {} with (force)", self.database)
-        elif self.placement.schema is not None:
-            async with self.inside() as admin:
-                await admin.command("drop schema if exists {} cascade", self.placement.schema)
+        await self._clear()
         role = self.placement.role
-        if role is not None:
-            async with self.inside() if self.database is None else self.outside() as admin:
+        if role is not None and "role" in self._own:
+            async with self.outside() if self.owns_database else self.inside() as admin:
                 if await admin.rows("select 1 from pg_roles where rolname = %s", role):
                     await admin.command("drop owned by {} cascade", role)
                     await admin.command("drop role {}", role)
+
+    async def _clear(self) -> None:
+        """Take away the database, or the schema, that is the tenant's alone."""
+        if self.owns_database and self.database is not None:
+            async with self.outside() as admin:
+                await admin.command("drop database if exists {} with (force)", self.database)
+        elif "schema" in self._own and self.placement.schema is not None:
+            async with self.inside() as admin:
+                await admin.command("drop schema if exists {} cascade", self.placement.schema)
 
     async def dump(self, file: Path) -> None:
         """Keep all that is the tenant's alone in a file, whole or not at all."""
@@ -182,7 +237,7 @@ class Place:
         file.parent.mkdir(parents=True, exist_ok=True)
         partial = file.with_name(f".{file.name}.partial")
         arguments, environ = program_arguments(self.site.admin_url, dbname=self.database)
-        if self.database is None:
+        if not self.owns_database:
             arguments = [*arguments, "--schema", _pattern(self.placement.schema or "")]
         try:
             await self._program("pg_dump", [*arguments, "--format", "custom", "--file", str(partial)], environ)
@@ -192,8 +247,8 @@ class Place:
 
     async def fill(self, file: Path) -> None:
         """Make this place anew out of a dump."""
-        await self.drop()
-        if self.database is not None:
+        await self._clear()
+        if self.owns_database and self.database is not None:
             async with self.outside() as admin:
                 await admin.command("create database {} template template0", self.database)
         role = self.placement.role

@@ -6,9 +6,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from ..config import PLACEHOLDER, Config
+from ..config import EVERY_OTHER, PLACEHOLDER, Config, TenantConfig, server_of
 from ..errors import ConfigError
 from ..tenancy import TenantCompiler
+from .records import Placement
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,6 +27,11 @@ class Site:
     url: str = field(repr=False)
     admin_url: str = field(repr=False)
     shared_schemas: tuple[str, ...] = ()
+
+    @property
+    def place(self) -> str:
+        """Which server and database it leads to; not for messages."""
+        return server_of(self.url)
 
     @property
     def has_databases(self) -> bool:
@@ -46,6 +52,8 @@ class ProvisioningPlan:
         programs: The folder of PostgreSQL's programs.
         compiler: Makes tenants.
         defaults: The catalog's: datasource, schema, row_security, role.
+        listed: Where the tenants of the document live, by name.
+        listed_names: Their names and aliases.
     """
 
     sites: Mapping[str, Site]
@@ -56,6 +64,13 @@ class ProvisioningPlan:
     programs: Path | None
     compiler: TenantCompiler
     defaults: Mapping[str, object]
+    listed: Mapping[str, Placement]
+    listed_names: frozenset[str]
+
+    def twins(self, datasource: str) -> list[str]:
+        """Every datasource that leads to the same place as this one."""
+        place = self.sites[datasource].place
+        return [name for name, site in self.sites.items() if site.place == place]
 
 
 def step_name(step: str) -> str:
@@ -89,4 +104,26 @@ def compile_provisioning(config: Config) -> ProvisioningPlan:
         None if provisioning.programs is None else Path(provisioning.programs),
         TenantCompiler(config.datasources),
         defaults,
+        {
+            name: _placement(name, tenant, has_databases=sites[tenant.datasource].has_databases)
+            for name, tenant in config.tenants.items()
+            if name != EVERY_OTHER
+        },
+        frozenset(alias for name, tenant in config.tenants.items() for alias in (name, *tenant.aliases)),
+    )
+
+
+def _placement(name: str, tenant: TenantConfig, *, has_databases: bool) -> Placement:
+    """Where a tenant of the document lives."""
+
+    def filled(text: str | None) -> str | None:
+        return None if text is None else text.replace(PLACEHOLDER, name)
+
+    settings = tenant.row_security
+    return Placement(
+        tenant.datasource,
+        filled(tenant.schema_name),
+        filled(tenant.role),
+        (filled(tenant.database) or name) if has_databases else None,
+        None if settings is None else {key: value.replace(PLACEHOLDER, name) for key, value in settings.items()},
     )

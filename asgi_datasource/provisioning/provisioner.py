@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -51,23 +51,30 @@ class Provisioner:
                 are not given are taken from `tenants_from.defaults`. `{tenant}` in them is the name.
 
         Raises:
-            DataError: It could not be finished; run it again. CONFLICT: there is one of that name, in another place.
+            DataError: It could not be finished; run it again. CONFLICT: there is one of that name, in another place; or
+                one in that place.
         """
         self._check_name(name)
         placement = self._placement(name, placed)
         async with self._records() as records, records.alone(name):
             await self._check_free(records, name, Operation.CREATE)
-            await records.register(name, placement)
+            async with records.registering():
+                await self._check_apart(records, name, placement)
+                await records.register(name, placement)
             record = await self._known(records, name)
             if record.placement != placement and placed:
                 raise DataError(DataErrorKind.CONFLICT, f"there is a tenant {name!r} already, in another place")
-            place = self._place(record)
+            place = await self._place(records, record)
             tenant = self._tenant(record)
             if record.is_ready:
                 # The last step may have been done and not written down.
                 await records.close(name, Operation.CREATE)
                 return tenant
-            steps: list[Step] = [("place", _plain(place.make)), ("grants", _plain(place.grant))]
+
+            async def make() -> None:
+                await place.make(lambda part: records.note_made(name, part))
+
+            steps: list[Step] = [("place", _plain(make)), ("grants", _plain(place.grant))]
             steps += [(f"set-up {step_name(step)}", _set_up(place, step, tenant)) for step in self._plan.set_up]
             # What the set-up has made is granted as well.
             steps.append(("grants after set-up", _plain(place.grant)))
@@ -76,7 +83,7 @@ class Provisioner:
             return tenant
 
     async def drop(self, name: str, *, keep_dump: bool = False) -> Path | None:
-        """Take a tenant away for good.
+        """Take a tenant away for good, with all that was made for it and that no other tenant has as well.
 
         Args:
             name: Its name.
@@ -91,7 +98,7 @@ class Provisioner:
         async with self._records() as records, records.alone(name):
             record = await self._known(records, name)
             await self._check_free(records, name, Operation.DROP)
-            place = self._place(record)
+            place = await self._place(records, record)
             done = await records.done(name, Operation.DROP)
             file = Path(kept) if (kept := done.get("dump")) else self._dump_file(name) if keep_dump else None
 
@@ -106,6 +113,8 @@ class Provisioner:
                 ("take away", _plain(place.drop)),
                 ("forget", _plain(lambda: records.forget(name))),
             ]
+            if place.is_shared:
+                self._tell(f"drop {name}: it has no database or schema of its own making; its rows stay where they are")
             await self._run(records, name, Operation.DROP, steps)
             return file
 
@@ -128,16 +137,24 @@ class Provisioner:
                     return
                 if not record.is_ready:
                     raise DataError(DataErrorKind.CONFLICT, f"the tenant {name!r} is not ready yet")
-            source = self._place(record)
+            source = await self._place(records, record)
             target_placement = replace(record.placement, datasource=datasource)
             if datasource not in self._plan.sites:
                 raise DataError(DataErrorKind.CONFIG, f"there is no datasource {datasource!r}")
-            target = Place(self._plan, self._plan.sites[datasource], target_placement, name)
+            # Whatever it has is made there; what others have there as well is not.
+            wanted = record.made & {"schema", "database"}
+            shared = await self._shared(records, name, target_placement)
+            target = Place(self._plan, self._plan.sites[datasource], target_placement, name, own=wanted - shared)
             if source.is_shared or source.site.has_databases != target.site.has_databases:
                 raise DataError(
                     DataErrorKind.QUERY,
-                    f"only a schema can be moved to where schemas are, and a database to where databases are: {name!r}"
-                    f" cannot go from {source.site.name!r} to {datasource!r}",
+                    "only a schema or database of the tenant's own can be moved, a schema to where schemas are, and a"
+                    f" database to where databases are: {name!r} cannot go from {source.site.name!r} to {datasource!r}",
+                )
+            if wanted & shared or ("stop writes" not in done and await target.is_strange()):
+                raise DataError(
+                    DataErrorKind.CONFLICT,
+                    f"where {name!r} would live on {datasource!r}, somebody else's tables are: move those first",
                 )
             await self._run(records, name, Operation.MOVE, self._moving(records, record, source, target, done))
 
@@ -188,7 +205,7 @@ class Provisioner:
             record = await self._known(records, name)
             if record.under_way is not None:
                 raise DataError(DataErrorKind.CONFLICT, f"{record.under_way} of {name!r} is under way")
-            if any(new == other.name or new in other.placement.aliases for other in await records.all()):
+            if new in self._plan.listed_names or await records.claimed_by(name, [new]) is not None:
                 raise DataError(DataErrorKind.CONFLICT, f"the name {new!r} is taken")
             await records.rename(name, new)
 
@@ -276,13 +293,57 @@ class Provisioner:
             tuple(cast("Sequence[str]", known.get("aliases", ()))),
         )
 
-    def _place(self, record: Record) -> Place:
+    async def _check_apart(self, records: Records, name: str, placement: Placement) -> None:
+        """Refuse a name that is somebody's, and a place where nothing would keep the tenant and another one apart.
+
+        Raises:
+            DataError: CONFLICT: it is.
+        """
+        names = [name, *placement.aliases]
+        other = await records.claimed_by(name, names)
+        listed = self._plan.listed_names.intersection(names)
+        if other is not None or listed:
+            whose = "the document" if other is None else f"the tenant {other!r}"
+            raise DataError(DataErrorKind.CONFLICT, f"{whose} has the name, or an alias, of {name!r} already")
+        twins = self._plan.twins(placement.datasource)
+        other = await records.same_place(name, placement, twins)
+        if other is None:
+            alike = replace(placement, max_connections=None, aliases=())
+            there = (
+                (known, place, replace(alike, datasource=place.datasource)) for known, place in self._listed(twins)
+            )
+            other = next((known for known, place, wanted in there if place == wanted), None)
+        if other is not None:
+            raise DataError(
+                DataErrorKind.CONFLICT,
+                f"the tenant {other!r} lives in the same place, and nothing would keep the two apart: give {name!r} a"
+                " schema, a database, a role or row_security settings of its own",
+            )
+
+    def _listed(self, datasources: Sequence[str]) -> Iterator[tuple[str, Placement]]:
+        """The tenants of the document that live on these datasources."""
+        return ((name, there) for name, there in self._plan.listed.items() if there.datasource in datasources)
+
+    async def _shared(self, records: Records, name: str, placement: Placement) -> frozenset[str]:
+        """What of `schema`, `role` and `database` other tenants have as well, those of the document included."""
+        twins = self._plan.twins(placement.datasource)
+        shared = set(await records.shared(name, placement, twins))
+        for _, there in self._listed(twins):
+            if there.database == placement.database:
+                shared |= {"database"} if there.database is not None else set()
+                shared |= {"schema"} if there.schema == placement.schema is not None else set()
+        if any(there.role == placement.role is not None for there in self._plan.listed.values()):
+            shared.add("role")
+        return frozenset(shared)
+
+    async def _place(self, records: Records, record: Record) -> Place:
         site = self._plan.sites.get(record.placement.datasource)
         if site is None:
             raise DataError(
                 DataErrorKind.CONFIG, f"the datasource {record.placement.datasource!r} is not in the document any more"
             )
-        return Place(self._plan, site, record.placement, record.name)
+        own = record.made - await self._shared(records, record.name, record.placement)
+        return Place(self._plan, site, record.placement, record.name, own=own)
 
     def _tenant(self, record: Record) -> Tenant:
         placement = record.placement

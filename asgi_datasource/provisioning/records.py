@@ -28,6 +28,7 @@ create table if not exists asgi_datasource.tenants (
     max_connections int check (max_connections > 0),
     database text,
     is_ready boolean not null default false,
+    made text[] not null default '{}',
     created_at timestamptz not null default now(),
     updated_at timestamptz not null default now()
 );
@@ -52,7 +53,7 @@ create or replace trigger tell_tenants
 
 _SELECT: Final[LiteralString] = """
 select t.name, t.datasource, t.schema, t.role, t.database, t.row_security, t.max_connections, t.aliases, t.state,
-    t.is_ready, (select min(s.operation) from asgi_datasource.tenant_steps s where s.tenant = t.name)
+    t.is_ready, t.made, (select min(s.operation) from asgi_datasource.tenant_steps s where s.tenant = t.name)
 from asgi_datasource.tenants t
 """
 
@@ -95,6 +96,7 @@ class Record:
         placement: Where it lives.
         state: As in the catalog.
         is_ready: Whether it has been set up and may be served.
+        made: What of `schema`, `role` and `database` was not there before it was made.
         under_way: The operation that was begun and has not ended.
     """
 
@@ -102,6 +104,7 @@ class Record:
     placement: Placement
     state: str
     is_ready: bool
+    made: frozenset[str] = frozenset()
     under_way: str | None = field(default=None)
 
 
@@ -148,16 +151,90 @@ class Records:
 
     async def _select(self, rest: LiteralString, *parameters: object) -> list[Record]:
         rows = await self._admin.rows(_SELECT + rest, *parameters)
-        return [
-            Record(
-                name,
-                Placement(datasource, schema, role, database, settings, limit, tuple(aliases)),
-                state,
-                is_ready,
-                under_way,
-            )
-            for name, datasource, schema, role, database, settings, limit, aliases, state, is_ready, under_way in rows
-        ]
+        found: list[Record] = []
+        for (
+            name,
+            datasource,
+            schema,
+            role,
+            database,
+            settings,
+            limit,
+            aliases,
+            state,
+            is_ready,
+            made,
+            under_way,
+        ) in rows:
+            placement = Placement(datasource, schema, role, database, settings, limit, tuple(aliases))
+            found.append(Record(name, placement, state, is_ready, frozenset(made), under_way))
+        return found
+
+    @asynccontextmanager
+    async def registering(self) -> AsyncGenerator[None]:
+        """Be the only one that gives a new tenant its name and its place."""
+        async with self._admin.transaction():
+            await self._admin.rows("select pg_advisory_xact_lock(7210460332)")
+            yield
+
+    async def claimed_by(self, name: str, wanted: Sequence[str]) -> str | None:
+        """Another tenant that has one of these names, or has it as an alias."""
+        rows = await self._admin.rows(
+            "select name from asgi_datasource.tenants where name <> %s and (name = any(%s) or aliases && %s) limit 1",
+            name,
+            list(wanted),
+            list(wanted),
+        )
+        return str(rows[0][0]) if rows else None
+
+    async def same_place(self, name: str, placement: Placement, datasources: Sequence[str]) -> str | None:
+        """Another tenant that would see what this one sees.
+
+        Args:
+            name: The tenant's.
+            placement: Where it lives.
+            datasources: All that lead where its own leads.
+        """
+        rows = await self._admin.rows(
+            "select name from asgi_datasource.tenants where name <> %s and datasource = any(%s)"
+            " and database is not distinct from %s::text and schema is not distinct from %s::text"
+            " and role is not distinct from %s::text and row_security is not distinct from %s::jsonb limit 1",
+            name,
+            list(datasources),
+            placement.database,
+            placement.schema,
+            placement.role,
+            None if placement.row_security is None else json.dumps(placement.row_security),
+        )
+        return str(rows[0][0]) if rows else None
+
+    async def shared(self, name: str, placement: Placement, datasources: Sequence[str]) -> frozenset[str]:
+        """What of `schema`, `role` and `database` other tenants have as well; arguments as for `same_place`."""
+        [[schema, role, database]] = await self._admin.rows(
+            "select coalesce(bool_or(datasource = any(%s) and schema = %s::text"
+            " and database is not distinct from %s::text), false),"
+            " coalesce(bool_or(role = %s::text), false),"
+            " coalesce(bool_or(datasource = any(%s) and database = %s::text), false)"
+            " from asgi_datasource.tenants where name <> %s",
+            list(datasources),
+            placement.schema,
+            placement.database,
+            placement.role,
+            list(datasources),
+            placement.database,
+            name,
+        )
+        found = {"schema": schema, "role": role, "database": database}
+        return frozenset(part for part, is_shared in found.items() if is_shared)
+
+    async def note_made(self, name: str, part: str) -> None:
+        """A part of its place is not there, and will be made: then it is the tenant's own."""
+        await self._admin.rows(
+            "update asgi_datasource.tenants set made = array_append(array_remove(made, %s), %s) where name = %s",
+            part,
+            part,
+            name,
+        )
 
     async def register(self, name: str, placement: Placement) -> None:
         """Write the row of a tenant that is to be made; it is not served yet."""

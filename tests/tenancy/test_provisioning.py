@@ -5,10 +5,9 @@ from __future__ import annotations
 import asyncio
 import json
 import os
-import signal
-import subprocess
-import sys
-from collections.abc import AsyncIterator
+import re
+from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,16 +21,13 @@ from asgi_datasource.testing import EmbeddedCluster
 from asgi_datasource.testing.binaries import find_binaries
 from tests.cli.run import Ran, run
 
+from .commands import Command
+
 FILES = {
     "tables.sql": "create table items (id int generated always as identity, name text);"
     " insert into items (name) values ('of ' || current_schema || ' in ' || current_database());",
     "more.sql": "create index items_name on items (name);",
 }
-
-
-async def seed(tenant: Any, connection: psycopg.AsyncConnection[Any]) -> None:
-    """A set-up step as an application writes it."""
-    await connection.execute("insert into items (name) values (%s)", (f"seed of {tenant.name}",))
 
 
 @dataclass
@@ -46,23 +42,16 @@ class Site:
     def config(self) -> Path:
         return self.folder / "datasource.json"
 
+    def start(self, *arguments: str) -> Command:
+        return Command(self.folder, "tenants", *arguments, "--config", str(self.config))
+
     def command(self, *arguments: str) -> Ran:
-        return run(
-            "tenants", arguments[0], *arguments[1:], "--config", self.config, cwd=self.folder, environ=self.environ
-        )
+        return self.start(*arguments).wait()
 
-    @property
-    def environ(self) -> dict[str, str]:
-        return {"PYTHONPATH": str(Path(__file__).parent.parent.parent)}
-
-    def start(self, *arguments: str) -> subprocess.Popen[bytes]:
-        return subprocess.Popen(
-            [sys.executable, "-m", "asgi_datasource", "tenants", *arguments, "--config", str(self.config)],
-            cwd=self.folder,
-            env={**os.environ, **self.environ},
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-        )
+    def set(self, **changes: Any) -> None:
+        """Change sections of the configuration."""
+        document = json.loads(self.config.read_text())
+        self.config.write_text(json.dumps({**document, **changes}))
 
     def provisioner(self) -> Provisioner:
         """What the commands run, in this process."""
@@ -83,23 +72,40 @@ class Site:
             return [row["name"] for row in await db.read.fetch_all("select name from items order by id")]
 
 
-@pytest.fixture
-async def site(cluster: EmbeddedCluster, tmp_path: Path) -> AsyncIterator[Site]:
+@pytest.fixture(scope="module")
+def databases(cluster: EmbeddedCluster) -> Iterator[str]:
+    """The control database and two for schemas, for all tests: each begins with what `site` has swept away."""
     prefix = f"site_{os.getpid()}"
-    made = Site(cluster, tmp_path, prefix)
     for name in ("control", "one", "two"):
-        await cluster.create_database(f"{prefix}_{name}")
+        cluster.make_database(f"{prefix}_{name}")
+    yield prefix
+    for name in ("control", "one", "two"):
+        cluster.remove_database(f"{prefix}_{name}")
+
+
+SWEEP = """
+do $$ declare name text; begin
+    for name in select nspname from pg_namespace where nspname !~ '^(pg_|public$|information_schema$)'
+    loop execute format('drop schema %I cascade', name); end loop;
+    for name in select c.relname from pg_class c where c.relnamespace = 'public'::regnamespace and c.relkind = 'r'
+    loop execute format('drop table %I cascade', name); end loop;
+end $$"""
+
+
+@pytest.fixture
+async def site(cluster: EmbeddedCluster, databases: str, tmp_path: Path) -> AsyncIterator[Site]:
+    made = Site(cluster, tmp_path, databases)
     for name, text in FILES.items():
         (tmp_path / name).write_text(text)
     node = cluster.nodes["primary"]
 
     def server(dbname: str, user: str) -> dict[str, str]:
-        return {"url": node.url(dbname=f"{prefix}_{dbname}", user=user)}
+        return {"url": node.url(dbname=f"{databases}_{dbname}", user=user)}
 
     def place(dbname: str) -> dict[str, Any]:
         return {"primary": server(dbname, "app"), "admin": server(dbname, "postgres")}
 
-    own = node.url(dbname="PLACE").replace("PLACE", f"{prefix}_{{tenant}}")
+    own = node.url(dbname="PLACE").replace("PLACE", f"{databases}_{{tenant}}")
     document = {
         "version": 1,
         "datasources": {
@@ -109,17 +115,19 @@ async def site(cluster: EmbeddedCluster, tmp_path: Path) -> AsyncIterator[Site]:
         "tenancy": {"resolve": [{"header": "X-Tenant"}]},
         "tenants_from": {"datasource": "control", "defaults": {"datasource": "one", "schema": "t_{tenant}"}},
         "provisioning": {
-            "set_up": ["tables.sql", "tests.tenancy.test_provisioning:seed", "more.sql"],
+            "set_up": ["tables.sql", "tests.tenancy.commands:seed", "more.sql"],
             "dump_folder": str(tmp_path / "dumps"),
             "programs": str(find_binaries(18).bin_dir),
         },
     }
     made.config.write_text(json.dumps(document))
     yield made
-    for [dbname] in await made.sql(f"select datname from pg_database where datname like '{prefix}%'", f"{prefix}_one"):
-        if dbname != f"{prefix}_one":
+    for name in ("control", "one", "two"):
+        await made.sql(SWEEP, name)
+    others = f"select datname from pg_database where datname like '{databases}!_%' escape '!'"
+    for [dbname] in await made.sql(others):
+        if dbname.removeprefix(f"{databases}_") not in ("control", "one", "two"):
             await cluster.drop_database(dbname)
-    await cluster.drop_database(f"{prefix}_one")
 
 
 async def refreshed(registry: DataSourceRegistry) -> None:
@@ -248,9 +256,7 @@ async def test_a_schema_moves_to_another_datasource_with_all_its_rows(site: Site
 
 
 async def test_a_database_each_from_its_making_to_its_end(site: Site) -> None:
-    document = json.loads(site.config.read_text())
-    document["tenants_from"]["defaults"] = {"datasource": "own"}
-    site.config.write_text(json.dumps(document))
+    site.set(tenants_from={"datasource": "control", "defaults": {"datasource": "own"}})
     ok(site.command("create", "acme"))
     async with site.registry() as registry:
         assert await site.items(registry, "acme") == [f"of public in {site.prefix}_acme", "seed of acme"]
@@ -262,103 +268,212 @@ async def test_a_database_each_from_its_making_to_its_end(site: Site) -> None:
     assert await site.sql(f"select 1 from pg_database where datname = '{site.prefix}_acme'") == []
 
 
+# -- what is not the tenant's alone
+
+
+async def test_what_others_have_as_well_outlives_a_tenant(site: Site) -> None:
+    """Tenants of shared tables, in a schema that `create` has made for the first of them."""
+    defaults = {
+        "datasource": "one",
+        "schema": "shop",
+        "row_security": {"app.tenant": "{tenant}"},
+        "role": "shop_reader",
+    }
+    site.set(tenants_from={"datasource": "control", "defaults": defaults})
+    (site.folder / "tables.sql").write_text(
+        "create table if not exists items (id int generated always as identity, name text);"
+    )
+    (site.folder / "more.sql").write_text("select 1")
+    provisioner = site.provisioner()
+    try:
+        for name in ("acme", "globex"):
+            await provisioner.create(name)
+        # Each has been set up, although the schema is one.
+        assert await site.sql("select name from shop.items", "one") == [("seed of acme",), ("seed of globex",)]
+        with pytest.raises(DataError, match="nothing to dump"):
+            await provisioner.drop("globex", keep_dump=True)
+        with pytest.raises(DataError, match="can be moved"):
+            await provisioner.move("acme", "two")
+        told = ok(site.command("drop", "globex", "--yes", "globex"))
+        assert "gone" in told
+        async with site.registry() as registry:
+            assert await site.items(registry, "acme") == ["seed of acme", "seed of globex"]
+    finally:
+        await site.sql("drop owned by shop_reader; drop role shop_reader", "one")
+
+
+async def test_what_was_there_before_a_tenant_outlives_it(site: Site) -> None:
+    await site.sql("create schema t_acme; create table t_acme.ours (id int); create role t_acme_role", "one")
+    try:
+        await site.provisioner().create("acme", role="t_acme_role")
+        await site.provisioner().drop("acme")
+        assert await site.sql("select * from t_acme.ours", "one") == []
+        assert await site.sql("select 1 from pg_roles where rolname = 't_acme_role'") == [(1,)]
+    finally:
+        await site.sql("drop owned by t_acme_role; drop role t_acme_role", "one")
+
+
+async def test_a_role_of_a_tenant_goes_with_it(site: Site) -> None:
+    await site.provisioner().create("acme", role=f"{site.prefix}_acme")
+    await site.provisioner().drop("acme")
+    assert await site.sql(f"select 1 from pg_roles where rolname = '{site.prefix}_acme'") == []
+
+
+@pytest.mark.parametrize(
+    ("name", "placed", "told"),
+    [
+        ("other", {"schema": "t_acme"}, "'acme' lives in the same place"),
+        ("other", {"schema": "listed"}, "'listed' lives in the same place"),
+        ("other", {"datasource": "twin", "schema": "t_acme"}, "'acme' lives in the same place"),
+        ("listed", {}, "the document has the name"),
+        ("shop", {}, "the tenant 'acme' has the name"),
+        ("other", {"aliases": ["shop"]}, "the tenant 'acme' has the name"),
+        ("other", {"aliases": ["listed"]}, "the document has the name"),
+    ],
+)
+async def test_nobody_moves_in_with_somebody_else(site: Site, name: str, placed: dict[str, Any], told: str) -> None:
+    document = json.loads(site.config.read_text())
+    site.set(
+        datasources={**document["datasources"], "twin": document["datasources"]["one"]},
+        tenants={"listed": {"datasource": "one", "schema": "listed"}},
+    )
+    provisioner = site.provisioner()
+    await provisioner.create("acme", aliases=["shop"])
+    with pytest.raises(DataError, match=told):
+        await provisioner.create(name, **placed)
+    assert [record.name for record in await provisioner.list()] == ["acme"]
+
+
+async def test_a_renamed_tenant_keeps_its_place_from_whoever_takes_its_old_name(site: Site) -> None:
+    provisioner = site.provisioner()
+    await provisioner.create("acme")
+    await provisioner.rename("acme", "hooli")
+    with pytest.raises(DataError, match="the tenant 'hooli' has the name"):
+        await provisioner.create("acme")
+    await provisioner.rename("hooli", "acme")
+    assert [record.name for record in await provisioner.list()] == ["acme"]
+
+
+async def test_a_move_takes_nobodys_place(site: Site) -> None:
+    await site.provisioner().create("acme")
+    await site.sql("create schema t_acme; create table t_acme.ours (id int)", "two")
+    with pytest.raises(DataError, match="somebody else's tables"):
+        await site.provisioner().move("acme", "two")
+    assert await site.sql("select * from t_acme.ours", "two") == []
+    await site.sql("drop table t_acme.ours", "two")
+    await site.provisioner().move("acme", "two")
+    # What it left behind there is its own.
+    await site.provisioner().move("acme", "one")
+    assert await site.sql("select name from t_acme.items", "one") == [
+        (f"of t_acme in {site.prefix}_one",),
+        ("seed of acme",),
+    ]
+
+
 # -- killed
 
 
 STOP = """
 create function asgi_datasource.stop_there() returns trigger language plpgsql as
-$$begin if new.step = '{step}' and new.state = '{state}' then perform pg_sleep(60); end if; return new; end$$;
-create trigger stop_there before insert or update on asgi_datasource.tenant_steps
+$$begin
+    if tg_op = 'DELETE' then
+        if old.step = '{step}' and '{state}' = 'deleted' then perform pg_sleep(60); end if;
+        return old;
+    end if;
+    if new.step = '{step}' and new.state = '{state}' then perform pg_sleep(60); end if;
+    return new;
+end$$;
+create trigger stop_there before insert or update or delete on asgi_datasource.tenant_steps
     for each row execute function asgi_datasource.stop_there()
 """
-
-
 GO_ON = "drop trigger stop_there on asgi_datasource.tenant_steps; drop function asgi_datasource.stop_there()"
 STOPPED = "select 1 from pg_stat_activity where wait_event = 'PgSleep' and state = 'active'"
+RELEASE = "select pg_terminate_backend(pid, 5000) from pg_stat_activity where wait_event = 'PgSleep'"
 
 
-async def kill_at(site: Site, step: str, state: str, *arguments: str) -> None:
-    """Start a command, and kill it with SIGKILL where it is about to write that a step begins or has ended."""
+@asynccontextmanager
+async def stopped_at(site: Site, step: str, state: str, *arguments: str) -> AsyncIterator[None]:
+    """Start a command, stop it where it is about to write that a step begins or has ended, and kill it in the end."""
     await site.sql(STOP.format(step=step, state=state))
-    process = site.start(*arguments)
+    command = site.start(*arguments)
     try:
         async with asyncio.timeout(60):
-            while not await site.sql(
-                "select 1 from pg_stat_activity where wait_event = 'PgSleep' and state = 'active'"
-            ):
-                assert process.poll() is None, f"it ended with {process.returncode} before {step}"
-                await asyncio.sleep(0.02)
+            while not await site.sql(STOPPED):
+                assert command.is_running, f"it ended before {step} was {state}: {command.wait().err}"
+                await asyncio.sleep(0.01)
+        yield
     finally:
-        process.send_signal(signal.SIGKILL)
-        process.wait(timeout=30)
-    await site.sql("select pg_terminate_backend(pid, 5000) from pg_stat_activity where wait_event = 'PgSleep'")
-    await site.sql(
-        "drop trigger stop_there on asgi_datasource.tenant_steps; drop function asgi_datasource.stop_there()"
-    )
+        command.kill()
+        await site.sql(RELEASE)
+        await site.sql(GO_ON)
 
 
-CREATE_STEPS = ["place", "grants", "set-up tables.sql", "set-up more.sql", "activate"]
-KILLED = [("place", "running"), ("set-up more.sql", "running"), *((step, "done") for step in CREATE_STEPS)]
-
-
-@pytest.mark.parametrize(("step", "state"), KILLED)
-async def test_making_goes_on_after_a_kill_at_any_step(site: Site, step: str, state: str) -> None:
-    await site.provisioner().list()
-    await kill_at(site, step, state, "create", "acme")
-    await site.provisioner().create("acme")
-    async with site.registry() as registry:
-        # Nothing was left out, and nothing was done twice.
-        assert await site.items(registry, "acme") == [f"of t_acme in {site.prefix}_one", "seed of acme"]
+async def kill_at_every_step(site: Site, steps: Sequence[str], *arguments: str, last: str = "done") -> None:
+    """Kill a command before each step, and after it before that is written down; each time it is started anew."""
+    for step in steps:
+        for state in ("running", last if step == steps[-1] else "done"):
+            async with stopped_at(site, step, state, *arguments):
+                pass
+    done = site.command(*arguments)
+    assert done.code == 0, done.err
     assert await site.sql("select * from asgi_datasource.tenant_steps") == []
 
 
-@pytest.mark.parametrize("step", ["stop writes", "fence", "copy", "compare", "switch"])
-async def test_moving_goes_on_after_a_kill_at_any_step(site: Site, step: str) -> None:
-    await site.provisioner().create("acme")
-    await kill_at(site, step, "done", "move", "acme", "--to", "two")
+async def steps_of(site: Site, *arguments: str) -> list[str]:
+    """Every step of a command, by what it tells of them as it runs through."""
+    done = site.command(*arguments)
+    assert done.code == 0, done.err
+    return re.findall(rf"^{arguments[0]} {arguments[1]}: (.+)$", done.err, re.MULTILINE)
+
+
+async def test_making_goes_on_after_a_kill_at_any_step(site: Site) -> None:
+    steps = await steps_of(site, "create", "globex")
+    assert len(steps) == 7
+    await kill_at_every_step(site, steps, "create", "acme")
+    async with site.registry() as registry:
+        # Nothing was left out, and nothing was done twice.
+        assert await site.items(registry, "acme") == [f"of t_acme in {site.prefix}_one", "seed of acme"]
+
+
+async def test_moving_goes_on_after_a_kill_at_any_step(site: Site) -> None:
+    for name in ("acme", "globex"):
+        await site.provisioner().create(name)
+    steps = await steps_of(site, "move", "globex", "--to", "two")
+    assert len(steps) == 5
+    async with stopped_at(site, steps[1], "running", "move", "acme", "--to", "two"):
+        pass
     # Nothing else may come in between.
-    if step != "switch":
-        with pytest.raises(DataError, match="move of 'acme' is under way"):
-            await site.provisioner().drop("acme")
-    await site.provisioner().move("acme", "two")
+    with pytest.raises(DataError, match="move of 'acme' is under way"):
+        await site.provisioner().drop("acme")
+    await kill_at_every_step(site, steps[1:], "move", "acme", "--to", "two")
+    await site.provisioner().move("acme", "one")
+    await kill_at_every_step(site, steps[:1], "move", "acme", "--to", "two")
     async with site.registry() as registry:
         assert registry.known_tenants["acme"].datasource == "two"
         assert registry.known_tenants["acme"].state.value == "active"
         assert len(await site.items(registry, "acme")) == 2
         async with registry.session("acme") as db:
             await db.execute("insert into items (name) values ('new')")
-    assert await site.sql("select * from asgi_datasource.tenant_steps") == []
 
 
-@pytest.mark.parametrize("step", ["stop serving", "dump", "take away"])
-async def test_dropping_goes_on_after_a_kill_at_any_step(site: Site, step: str) -> None:
-    await site.provisioner().create("acme")
-    await kill_at(site, step, "done", "drop", "acme", "--yes", "acme", "--keep-dump")
-    await site.provisioner().drop("acme", keep_dump=True)
+async def test_dropping_goes_on_after_a_kill_at_any_step(site: Site) -> None:
+    for name in ("acme", "globex"):
+        await site.provisioner().create(name)
+    steps = await steps_of(site, "drop", "globex", "--yes", "globex", "--keep-dump")
+    assert len(steps) == 4
+    await kill_at_every_step(site, steps, "drop", "acme", "--yes", "acme", "--keep-dump", last="deleted")
     assert await site.sql("select * from asgi_datasource.tenants") == []
-    assert await site.sql("select 1 from pg_namespace where nspname = 't_acme'", "one") == []
-    dumps = list((site.folder / "dumps").glob("*.dump"))
-    assert dumps
-    assert not list((site.folder / "dumps").glob(".*"))
+    assert await site.sql("select 1 from pg_namespace where nspname like 't!_%' escape '!'", "one") == []
+    dumps = site.folder / "dumps"
+    assert [len(list(dumps.glob(f"{name}-*.dump"))) > 0 for name in ("acme", "globex")] == [True, True]
+    assert not list(dumps.glob(".*"))
 
 
 async def test_two_at_once_do_not_meet(site: Site) -> None:
     ok(site.command("list"))
-    await site.sql(STOP.format(step="place", state="running"))
-    first = site.start("create", "acme")
-    try:
-        async with asyncio.timeout(60):
-            while not await site.sql(STOPPED):
-                await asyncio.sleep(0.02)
+    async with stopped_at(site, "place", "running", "create", "acme"):
         second = site.command("create", "acme")
         assert (second.code, "another process is at work" in second.err) == (2, True)
-    finally:
-        first.kill()
-        first.wait(timeout=30)
-        await site.sql("select pg_terminate_backend(pid, 5000) from pg_stat_activity where wait_event = 'PgSleep'")
-    await site.sql(
-        "drop trigger stop_there on asgi_datasource.tenant_steps; drop function asgi_datasource.stop_there()"
-    )
 
 
 def test_the_sql_of_policies_is_printed_without_a_configuration(tmp_path: Path) -> None:
