@@ -10,7 +10,7 @@ import asyncio
 import logging
 import random
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
@@ -148,7 +148,15 @@ class Catalog:
         if previous._query == self._query and previous._config.datasource == self._config.datasource:
             self._columns = previous._columns
             self.state = CatalogState.SNAPSHOT
-            self._swap(previous._directory.map)
+            # Not what the document before listed beside them, nor who lives where nothing is any more.
+            known, listed = previous._directory.map, previous._plan.fixed
+            names = {
+                name: tenant
+                for name, tenant in known.names.items()
+                if name not in listed.names and self._plan.compiler.knows(tenant.datasource)
+            }
+            aliases = {alias: name for alias, name in known.aliases.items() if alias not in listed.aliases}
+            self._swap(TenantMap(names, {alias: name for alias, name in aliases.items() if name in names}))
 
     async def refresh(self) -> None:
         """Ask now whether anything has changed, and take it over.
@@ -210,17 +218,20 @@ class Catalog:
                     self._drop_connection()
 
     async def _read(self, connection: Connection, deadline: float) -> None:
-        question = Statement(_digest_query(self._query), prepare=False)
-        [_, found] = await self._ask(connection, [_BEGIN, question], deadline)
+        digest_question = Statement(_digest_query(self._query), prepare=False)
+        shape = Statement(f"select * from ({self._query}) t limit 0", prepare=False)  # noqa: S608 - the document's
+        [_, found, empty] = await self._ask(connection, [_BEGIN, digest_question, shape], deadline)
         digest = tuple(found.rows(None)[0].values())
         if digest == self._digest and self.state is CatalogState.LOADED:
             await self._ask(connection, [_END], deadline)
             return
-        declare = Statement(f"declare ads_tenants no scroll cursor for {self._query}", prepare=False)
+        # A column that nobody asks for may hold what Python has no value for.
+        columns = [column for column in empty.columns if column in COLUMNS]
+        reader = self._reader(columns)
+        chosen = _select(columns, self._query)
+        declare = Statement(f"declare ads_tenants no scroll cursor for {chosen}", prepare=False)
         fetch = Statement(f"fetch forward {ROWS_A_ROUND_TRIP} from ads_tenants", prepare=False)
         [_, first] = await self._ask(connection, [declare, fetch], deadline)
-        columns = list(first.columns)
-        reader = self._reader(columns)
         writer = self._write_snapshot(columns)
         try:
             rows = first.tuples()
@@ -268,6 +279,8 @@ class Catalog:
         loop = asyncio.get_running_loop()
         if self.state is CatalogState.UNKNOWN:
             raise DataError(DataErrorKind.CONNECTION, "the tenants are not known yet: the catalog does not answer")
+        if not _is_text(name):
+            return
         known_until = self._absent.get(name)
         if known_until is not None and known_until > loop.time():
             return
@@ -295,9 +308,12 @@ class Catalog:
                     await self._ask_for(list(asked))
                 except DataError as error:
                     logger.warning("unknown tenants cannot be asked for: %s", error)
-                    failure = DataError(
-                        DataErrorKind.CONNECTION, "there may be such a tenant, but the catalog does not answer"
-                    )
+                    failure = _no_answer()
+                except Exception:
+                    # Whatever it was, those who wait must hear, and the next ones be asked for.
+                    logger.exception("unknown tenants cannot be asked for")
+                    self._drop_connection()
+                    failure = _no_answer()
                 finally:
                     for futures in asked.values():
                         _resolve(futures, failure)
@@ -312,7 +328,7 @@ class Catalog:
         # With values to bind, a percent sign of the query's own has to be written twice.
         query = self._query.replace("%", "%%")
         question = Statement(
-            f"select t.* from ({query}) t where {condition}",  # noqa: S608 - the query is the document's
+            f"{_select(self._columns if self.state is CatalogState.LOADED else None, query)} where {condition}",
             {"names": list(names)},
             prepare=False,
         )
@@ -333,7 +349,8 @@ class Catalog:
             found = reader.map()
             if found.names:
                 present = self._directory.map
-                self._swap(TenantMap({**present.names, **found.names}, {**present.aliases, **found.aliases}))
+                # An alias that another one has already stays his until all are read again.
+                self._swap(TenantMap({**present.names, **found.names}, {**found.aliases, **present.aliases}))
                 # The next refresh sees that there is more than at the last load, and reads it all.
         until = loop.time() + ABSENT_FOR * self._config.miss_interval_s
         for name in names:
@@ -408,6 +425,25 @@ class Catalog:
 
 QUESTION_LIMIT_S: Final = 2.0
 """Seconds that a question for unknown names may take: requests wait for it."""
+
+
+def _select(columns: Iterable[str] | None, query: str) -> str:
+    """What is read of the document's query: these columns, or all where they are not known."""
+    chosen = "t.*" if columns is None else ", ".join(f't."{column}"' for column in columns)
+    return f"select {chosen} from ({query}) t"  # noqa: S608 - the query is the document's
+
+
+def _is_text(name: str) -> bool:
+    """Whether a server could hold this name."""
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return False
+    return "\x00" not in name
+
+
+def _no_answer() -> DataError:
+    return DataError(DataErrorKind.CONNECTION, "there may be such a tenant, but the catalog does not answer")
 
 
 def _digest_query(query: str) -> str:

@@ -173,6 +173,10 @@ class TenantCompiler:
             name for name, datasource in datasources.items() if PLACEHOLDER in datasource.primary.url.get_secret_value()
         }
 
+    def knows(self, datasource: str) -> bool:
+        """Whether there is such a datasource."""
+        return datasource in self._shared_schemas
+
     def make(
         self,
         name: str,

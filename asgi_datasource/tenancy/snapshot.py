@@ -21,7 +21,8 @@ FORMAT: Final = "asgi-datasource tenants 1"
 
 
 _encode: Final = json.JSONEncoder(separators=(",", ":"), default=str).encode
-"""Made once: `json.dumps` makes one for each call."""
+_decode: Final = json.JSONDecoder().decode
+"""Made once: `json.dumps` makes one for each call; and `json.loads` looks for the encoding of each line."""
 
 
 class SnapshotWriter:
@@ -38,13 +39,14 @@ class SnapshotWriter:
         self._stream: IO[bytes] = os.fdopen(handle, "wb")
         self._hash = hashlib.sha256()
         self._count = 0
-        self._write([FORMAT, *columns])
+        self._write([_encode([FORMAT, *columns])])
 
     def add(self, rows: Iterable[Sequence[Any]]) -> None:
         """Write some rows; raises OSError."""
-        for row in rows:
-            self._write(row)
-            self._count += 1
+        # A name may be a UUID, and there may be columns that nobody reads back.
+        lines = [_encode(list(row)) for row in rows]
+        self._write(lines)
+        self._count += len(lines)
 
     def commit(self) -> None:
         """Put it in its place; raises OSError."""
@@ -61,11 +63,10 @@ class SnapshotWriter:
         with suppress(OSError):
             self._temporary.unlink()
 
-    def _write(self, values: Sequence[Any]) -> None:
-        # A name may be a UUID, and there may be columns that nobody reads back.
-        line = _encode(list(values)).encode() + b"\n"
-        self._hash.update(line)
-        self._stream.write(line)
+    def _write(self, lines: Sequence[str]) -> None:
+        written = "\n".join([*lines, ""]).encode()
+        self._hash.update(written)
+        self._stream.write(written)
 
 
 def read_snapshot(path: Path) -> tuple[list[str], Iterator[list[Any]]]:
@@ -102,5 +103,5 @@ def _lines(path: Path) -> Iterator[list[Any]]:
     with path.open("rb") as stream:
         before = stream.readline()
         for line in stream:
-            yield json.loads(before)
+            yield _decode(before.decode())
             before = line

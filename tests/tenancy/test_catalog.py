@@ -227,6 +227,15 @@ async def test_one_connection_is_enough_whatever_the_pool_does(table: World) -> 
         assert len(await table.backends()) == 2
 
 
+async def test_columns_that_nobody_asked_for_are_not_read(table: World) -> None:
+    query = "select c.*, date '20000-01-01' as since, 'x'::bytea as \"a \"\"b\" from catalog.customers c"
+    async with registry(table, query=query) as made:
+        assert await names(made) == ["acme", "globex"]
+        await insert(table, "hooli")
+        async with made.session("hooli") as db:
+            assert db.tenant.name == "hooli"
+
+
 # -- names that are not known
 
 
@@ -280,6 +289,39 @@ async def test_names_that_no_tenant_can_have_are_not_asked_for(table: World) -> 
                 await made.compiled.admission.find(name)
             assert caught.value.http_status == 400
         assert catalog_of(made).questions == 0
+
+
+async def test_what_goes_wrong_with_a_question_is_told_to_whoever_waits(
+    table: World, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The conversion of a value fails in the client: no error of the server's."""
+    state = "case when name = 'odd' then date '20000-01-01' end as state"
+    query = f"select name, schema, {state} from catalog.customers"
+    async with registry(table, query=query, miss_interval="50ms", refresh="1h") as made:
+        assert await names(made) == ["acme", "globex"]
+        await insert(table, "odd", "hooli")
+        for _ in range(2):
+            with pytest.raises(DataError, match="the catalog does not answer"):
+                async with made.session("odd"):
+                    raise AssertionError("it was let in")
+        async with made.session("hooli") as db:
+            assert db.tenant.name == "hooli"
+    assert any("unknown tenants cannot be asked for" in record.getMessage() for record in caplog.records)
+
+
+async def test_an_alias_that_a_tenant_has_is_taken_by_no_new_one(table: World) -> None:
+    await table.sql("alter table catalog.customers add column if not exists aliases text[] not null default '{}'")
+    await table.sql("update catalog.customers set aliases = '{shop}' where name = 'acme'")
+    async with registry(table, query="select * from catalog.customers", refresh="1h") as made:
+        assert made.tenant("shop").name == "acme"
+        await table.sql("insert into catalog.customers (name, schema, aliases) values ('hooli', 'hooli', '{shop,new}')")
+        async with made.session("new") as db:
+            assert db.tenant.name == "hooli"
+        assert made.tenant("shop").name == "acme"
+        await catalog_of(made).refresh()
+        # Now that all are read again it is nobody's.
+        with pytest.raises(DataError, match="no such tenant"):
+            made.tenant("shop")
 
 
 async def test_a_domain_of_a_new_tenant_is_asked_for_as_well(table: World) -> None:
@@ -434,6 +476,9 @@ async def test_a_reload_loads_anew_and_keeps_what_was_known_where_it_cannot(tabl
         await made.reload(config(table, defaults={"datasource": "orders", "limits": {"max_connections": 1}}))
         assert made.tenant("acme").max_connections == 1
         await table.sql("alter table catalog.customers rename to gone")
+        await made.reload({**config(table), "tenants": {"solo": {"datasource": "orders"}}})
+        assert await names(made) == ["acme", "globex", "solo"]
+        # One that the document listed is not kept with those of the table.
         await made.reload(config(table))
         assert await names(made) == ["acme", "globex"]
         document = config(table)
