@@ -847,7 +847,8 @@ class DataSession(StatementMethods):
                 raise self.stopped_by from None
             raise
         except DataError as error:
-            if is_conflict(error) and not self._terms().is_shared:
+            if is_conflict(error) and self.current_transaction is None:
+                # No transaction that goes on remembers it.
                 self._conflict = error
             if error.kind is DataErrorKind.READ_ONLY:
                 raise self._explain_read_only(statements, error) from error.__cause__

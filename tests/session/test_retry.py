@@ -137,6 +137,42 @@ async def test_the_rule_and_the_default_of_the_configuration_do_the_same(world: 
     assert attempts.count == 1
 
 
+@pytest.mark.parametrize(
+    "how", ["a write that commits by itself", "a read", "a read where others commit by themselves"]
+)
+async def test_a_statement_outside_of_a_transaction_that_loses_has_the_request_run_again(
+    world: World, how: str
+) -> None:
+    async def read(db: DataSession) -> None:
+        await db.read.execute(LOSE.format("40001"))
+
+    attempts = Attempts(1, lose if how == "a write that commits by itself" else read)
+
+    async def place(request: Request) -> Response:
+        return JSONResponse(await attempts.next(session(request)))
+
+    default = "request" if how == "a read" else "annotated"
+    registry = world.registry(transactions={"retry": 1, "default": default})
+    async with client(world, [Route("/", place, methods=["POST"])], registry=registry) as http:
+        assert (await http.post("/")).json() == 2
+        await assert_whole(registry, world)
+
+
+async def test_a_part_with_a_transaction_of_its_own_that_loses_has_the_whole_request_run_again(world: World) -> None:
+    attempts = Attempts(1)
+    part = transactional(propagation="requires_new")(attempts.next)
+
+    @transactional(retry=1)
+    async def place(request: Request) -> Response:
+        db = session(request)
+        await db.execute(INSERT, ["tea"])
+        return JSONResponse(await part(db))
+
+    async with client(world, [Route("/", place, methods=["POST"])]) as http:
+        assert (await http.post("/")).json() == 2
+    assert await world.items() == ["tea"]
+
+
 async def test_when_the_attempts_are_used_up_the_conflict_is_the_answer(world: World) -> None:
     attempts = Attempts(100)
 
