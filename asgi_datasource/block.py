@@ -83,6 +83,7 @@ class Block:
         self._reads_only = options.read_only
         self._is_outermost = False
         self._work: Work | None = None
+        self._work_around: Work | None = None
         self._hooks_before = 0
         self._outer_turns: Turns | None = None
         self._timeout: asyncio.Timeout | None = None
@@ -101,14 +102,12 @@ class Block:
         session = self._session
         session.check_open()
         self._decide()
-        self.parent = session.innermost_block()
         if self._is_exclusive or self.step not in (Step.JOIN, Step.AS_IS):
-            turns = session.turns_of(self.parent)
-            if not turns.take():
-                await self._wait_for(turns)
+            self.parent, turns = await self._take_turn()
             self._outer_turns = turns
             try:
                 session.check_open()
+                self.check_surroundings()
                 # Second time: another task may have opened or ended a transaction while this one waited for its turn.
                 self._decide()
                 self._open()
@@ -203,6 +202,7 @@ class Block:
 
     def _open(self) -> None:
         session, options = self._session, self._options
+        self._work_around = session.make_work()
         if self.step is Step.OWN:
             terms = Terms(
                 is_shared=True,
@@ -233,15 +233,18 @@ class Block:
         limits = [limit for limit in (self._deadline, None if outer is None else outer.deadline) if limit is not None]
         return Frame(intent, self._reads_only, is_transactional, min(limits, default=None))
 
-    async def _wait_for(self, turns: Turns) -> None:
-        """Wait until it is its turn, for as long as it has time.
+    async def _take_turn(self) -> tuple[Block | None, Turns]:
+        """Wait until the session is its own, for as long as it has time.
+
+        Returns:
+            The block that it is inside of, and what it has to leave in the end.
 
         Raises:
             DataError: TIMEOUT: that was not long enough.
         """
         try:
             async with asyncio.timeout_at(self._deadline):
-                await turns.wait()
+                return await self._session.take_turn()
         except TimeoutError:
             raise _too_late() from None
 
@@ -255,6 +258,23 @@ class Block:
     def belongs_to(self, session: DataSession) -> bool:
         """Whether it is a block of this session: sessions of one request may be nested."""
         return self._session is session
+
+    @property
+    def is_cut_off(self) -> bool:
+        """Whether what it was inside of has ended before it, which takes a cancellation: all of it is rolled back."""
+        block = self.parent
+        while block is not None and block.is_open:
+            block = block.parent
+        return block is not None
+
+    def check_surroundings(self) -> None:
+        """Refuse to go on where there is nothing left to go on in.
+
+        Raises:
+            DataError: QUERY: it was cut off.
+        """
+        if self.is_cut_off:
+            raise _cut_off()
 
     @property
     def lost_by(self) -> DataError | None:
@@ -335,15 +355,19 @@ class Block:
         try:
             await self.turns.wait()
             is_held = True
-            if self.step is Step.SAVEPOINT:
+            if self.is_cut_off:
+                if error is None:
+                    raise unexpected_rollback(_cut_off())
+            elif self.step is Step.SAVEPOINT:
                 await self._leave_savepoint(error, is_undone=is_undone)
             elif self._work is not None:
                 await self._leave_work(self._work, error, is_undone=is_undone)
             else:
                 self._note_failure(error)
         except BaseException as failure:
-            if self._work is None and not isinstance(failure, DataError):
+            if self._work is None and not isinstance(failure, DataError) and not self.is_cut_off:
                 # Cancelled on the way out: what the block did is neither undone nor kept, so all of it must go.
+                self._return()
                 self._session.spoil("a transaction() block was cancelled while it ended")
             raise
         finally:
@@ -391,13 +415,15 @@ class Block:
             _reset(current_block, self._block_token)
         if self._frame_token is not None:
             _reset(current_frame, self._frame_token)
-        if self._work is not None:
-            # Something is left where it was cancelled before it could end anything.
-            self._work.abandon()
-            self._session.pop_work(self._work)
+        self._return()
         if self._outer_turns is not None:
             turns, self._outer_turns = self._outer_turns, None
             turns.leave()
+
+    def _return(self) -> None:
+        """What was around it goes on: nothing of its own, or of blocks inside it, is left in front of that."""
+        if self._work_around is not None and not self.is_cut_off:
+            self._session.return_to(self._work_around)
 
 
 def _agree(wanted: Isolation | None, present: Isolation | None, *, is_open: bool) -> bool:
@@ -419,6 +445,14 @@ def refused(propagation: Propagation, around: Around) -> DataError:
     else:
         what = "was called outside a transaction; annotate the caller, or open `async with db.transaction():` around it"
     return DataError(DataErrorKind.QUERY, f'a function with propagation "{propagation.value}" {what}')
+
+
+def _cut_off() -> DataError:
+    return DataError(
+        DataErrorKind.QUERY,
+        "the block around this one was cancelled, and everything inside of it was rolled back; wait for the tasks of a"
+        " block before it ends",
+    )
 
 
 def _too_late() -> DataError:

@@ -683,6 +683,8 @@ class DataSession(StatementMethods):
             reason = DataError(DataErrorKind.OTHER, what)
             reason.__cause__ = error
         block = self.innermost_block()
+        if block is not None and block.is_cut_off:
+            return
         if block is None or not block.doom(reason):
             work = self.make_work()
             work.doomed_by = work.doomed_by or reason
@@ -695,12 +697,18 @@ class DataSession(StatementMethods):
         self._note_held()
         return work
 
-    def pop_work(self, work: Work) -> None:
-        """It has ended; what was around goes on."""
-        if self._work is work:
-            self._work = work.outer
-            self._conflict = work.lost_by
-            self._note_held()
+    def return_to(self, work: Work) -> None:
+        """What was around a block goes on; what is left in front of that is rolled back."""
+        inner = self._work
+        if inner is work:
+            return
+        while inner is not None and inner is not work:
+            # Something is left where it was cancelled before it could end anything.
+            inner.abandon()
+            self._conflict = inner.lost_by
+            inner = inner.outer
+        self._work = inner
+        self._note_held()
 
     def _note_held(self) -> None:
         held: list[Endpoint] = []
@@ -761,6 +769,26 @@ class DataSession(StatementMethods):
             self._start()
         return cast("Turns", self._turns)
 
+    async def take_turn(self, *, may_share: bool = False) -> tuple[Block | None, Turns]:
+        """Wait until it is the running task's turn.
+
+        Args:
+            may_share: Others who may share can have their turn at the same time.
+
+        Returns:
+            The innermost block around it, and what it has to leave in the end.
+        """
+        while True:
+            block = self.innermost_block()
+            turns = self.turns_of(block)
+            if turns.take(may_share=may_share):
+                return block, turns
+            await turns.wait(may_share=may_share)
+            if block is None or block.is_open:
+                return block, turns
+            # It has ended meanwhile: what goes on is what was around it.
+            turns.leave()
+
     def next_savepoint(self) -> str:
         """A name for a savepoint, new in this session."""
         self._savepoints += 1
@@ -788,10 +816,11 @@ class DataSession(StatementMethods):
             intent = plan.intent if terms.is_shared else AccessIntent.READ
         if self.transaction_in_use is not None or intent is not AccessIntent.READ or terms.opens_with_reads:
             return intent, None
-        turns = self.turns_of(self.innermost_block())
-        await turns.wait()
+        block, turns = await self.take_turn()
         try:
             self.check_open()
+            if block is not None:
+                block.check_surroundings()
             work, executor = self.make_work(), cast("Executor", self._executor)
             await open_transaction(work, executor, (), plan, _SNAPSHOT, None, is_snapshot=True)
             return intent, work.snapshot
@@ -802,11 +831,10 @@ class DataSession(StatementMethods):
         """The iteration has ended, and its snapshot with it."""
         if not snapshot.is_open:
             return
-        turns = self.turns_of(self.innermost_block())
         try:
             # An iterator that was left behind is closed by the event loop, whenever it is found: the session may be in
             # the middle of another statement on the same connection.
-            await turns.wait()
+            _, turns = await self.take_turn()
         except BaseException:
             self._background.spawn(snapshot.rollback("cancelled"))
             raise
@@ -832,11 +860,13 @@ class DataSession(StatementMethods):
         turns = self.turns_of(block)
         may_share = turns.can_be_shared and self._may_share(intent)
         if not turns.take(may_share=may_share):
-            await turns.wait(may_share=may_share)
+            block, turns = await self.take_turn(may_share=may_share)
         task = asyncio.current_task()
         try:
             # Second check: the session may have ended while this task waited for its turn.
             self.check_open()
+            if block is not None:
+                block.check_surroundings()
             plan = self._current_plan()
             self._running.add(task)
             work, executor = cast("Work", self._work), cast("Executor", self._executor)

@@ -157,3 +157,87 @@ async def test_the_deadline_stops_all_of_them(world: World) -> None:
         await until(lambda: len(kinds) == 3, "a read has not ended")
         await assert_whole(registry, world)
     assert kinds == [DataErrorKind.TIMEOUT] * 3
+
+
+# -- tasks that outlive what they were started in
+
+
+@pytest.mark.parametrize("inner", ["requires_new", "nested"])
+@pytest.mark.parametrize(
+    ("outer", "kept"),
+    [("requires_new", ["main", "after"]), ("not_supported", ["main", "parent", "after"]), ("nested", [])],
+)
+async def test_a_task_in_a_block_inside_of_one_that_is_cancelled_has_no_part_in_what_goes_on(
+    world: World, outer: str, kept: list[str], inner: str
+) -> None:
+    told: list[str] = []
+
+    async def body(db: DataSession) -> None:
+        inside, may_go = asyncio.Event(), asyncio.Event()
+        tasks: list[asyncio.Task[None]] = []
+
+        @transactional(propagation=inner)
+        async def child() -> None:
+            await db.write.execute(INSERT, ["child"])
+            db.after_commit(lambda: told.append("committed"))
+            db.after_rollback(lambda: told.append("rolled back"))
+            inside.set()
+            await may_go.wait()
+            await db.write.execute(INSERT, ["child again"])
+
+        @transactional(propagation=outer)
+        async def parent() -> None:
+            await db.write.execute(INSERT, ["parent"])
+            tasks.append(asyncio.create_task(child()))
+            await inside.wait()
+            # It waits for its task, which does not end.
+
+        await db.execute(INSERT, ["main"])
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(0.2):
+                await parent()
+        if kept:
+            await db.execute(INSERT, ["after"])
+        may_go.set()
+        with pytest.raises(DataError, match="the block around this one was cancelled") as caught:
+            await tasks[0]
+        assert caught.value.kind is DataErrorKind.QUERY
+
+    async with world.registry() as registry:
+        async with asyncio.timeout(20):
+            # What a nested block that was cut short has done can only be undone with all the rest.
+            assert (await request(registry, body)).status == (201 if kept else 500)
+        await assert_whole(registry, world)
+    assert await world.items() == kept
+    assert told == ["rolled back"]
+
+
+async def test_a_statement_that_waits_for_the_end_of_its_block_waits_for_what_comes_after_it_too(world: World) -> None:
+    async def body(db: DataSession) -> None:
+        ends = asyncio.Event()
+        tasks: list[asyncio.Task[int]] = []
+
+        async def child() -> int:
+            await ends.wait()
+            return await db.write.execute(INSERT, ["child"])
+
+        @transactional(propagation="requires_new")
+        async def parent() -> None:
+            # Its COMMIT takes its time.
+            await db.execute("insert into slow values (1)")
+            db.before_commit(ends.set)
+            tasks.append(asyncio.create_task(child()))
+
+        await parent()
+        with pytest.raises(ZeroDivisionError):
+            async with db.transaction():
+                await db.execute(INSERT, ["undone"])
+                assert not tasks[0].done()
+                raise ZeroDivisionError
+        await tasks[0]
+
+    async with world.registry() as registry:
+        async with asyncio.timeout(20):
+            assert (await request(registry, body)).status == 201
+        await assert_whole(registry, world)
+    assert await world.items() == ["child"]
