@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 from typing import Final
 
-from .config import AuditConfig
+from .config import AuditConfig, ReloadConfig
 from .datasource import DataSource
 from .drivers.psycopg import Endpoint
 from .fleet import Fleet
@@ -44,6 +44,7 @@ class Compiled:
         problems: How failures are answered.
         statement_policy: The policy of websocket sessions: no transaction is held over a connection that may last for
             hours.
+        reload: When another configuration is taken by itself.
         may_retry: Whether it has requests run again.
     """
 
@@ -59,6 +60,7 @@ class Compiled:
     rules: RouteRules = RouteRules()
     exempt: PathPrefixes = _NO_PATHS
     problems: ProblemAnswers = ProblemAnswers()
+    reload: ReloadConfig = ReloadConfig()
     statement_policy: SessionPolicy = field(init=False, repr=False)
     may_retry: bool = field(init=False, repr=False)
 

@@ -83,6 +83,7 @@ def compile_config(config: Config, *, previous: Compiled | None = None) -> Compi
         policy=_compile_policy(config, previous),
         rules=_compile_rules(config.routes, None if previous is None else previous.rules),
         exempt=PathPrefixes(config.tenancy.exempt),
+        reload=config.reload,
         problems=ProblemAnswers(statuses=dict(config.errors.status), shows_details=config.errors.debug),
     )
 

@@ -6,7 +6,7 @@ import asyncio
 import logging
 from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Mapping, MutableMapping
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from types import MappingProxyType
@@ -15,7 +15,7 @@ from typing import Any, Final
 from .background import BackgroundTasks
 from .compiled import Compiled
 from .compiling import compile_config
-from .config import Config, ConfigFile, load, read_state
+from .config import Config, ConfigFile, Origins, load, read_state
 from .datasource import DataSource
 from .drivers.psycopg import Endpoint, PsycopgConnection
 from .errors import ConfigError, DataError, DataErrorKind
@@ -25,6 +25,7 @@ from .metrics import unwatch, watch
 from .overtime import Overtime
 from .plan import NO_RULE, CommitScope, RouteRule, SessionPolicy
 from .provisioning import Provisioner
+from .reloading import Reloader
 from .routing import AccessIntent, ReadAfterWritePin, Token
 from .session import DataSession, SessionOwner
 from .tenancy import Catalog, Tenant, current_tenant
@@ -51,11 +52,13 @@ class Origin:
         path: The document, with its overlays; None where it did not come from a file.
         environ: Where `${NAME}` is looked up; None takes the process's environment.
         needs_resolver: Whether tenants without a way to tell them from requests are an error.
+        files: What it was read from last, also where that was refused.
     """
 
     path: Path | ConfigFile | None = None
     environ: Mapping[str, str] | None = None
     needs_resolver: bool = False
+    files: Origins = field(default_factory=Origins)
 
     def moved_to(self, source: ConfigSource) -> Origin:
         """The same for another source; one that is not a file leaves the file that there was."""
@@ -99,6 +102,7 @@ class DataSourceRegistry:
         self.overtime = Overtime(WATCH_AFTER_S)
         """Calls requests back that are still there a while after their first statement."""
         self._origin = origin or Origin()
+        self._reloader = Reloader(self.reload, lambda: self._origin.files)
         self._loop: asyncio.AbstractEventLoop | None = None
         self._opening: asyncio.Task[None] | None = None
         self._keeper: asyncio.Task[None] | None = None
@@ -283,6 +287,7 @@ class DataSourceRegistry:
             raise
         self.is_open = True
         self._opening = None
+        self._reloader.adopt(self.compiled.reload)
 
     async def _start_catalog(self, compiled: Compiled) -> Catalog | None:
         """Load the tenants that are in a table, or what there is in their place."""
@@ -304,6 +309,7 @@ class DataSourceRegistry:
             return
         self.is_open = False
         unwatch(self)
+        self._reloader.stop()
         if self._keeper is not None and self._keeper is not asyncio.current_task():
             self._keeper.cancel()
         catalog, self.catalog = self.catalog, None
@@ -371,9 +377,18 @@ class DataSourceRegistry:
                 if origin.path is None:
                     raise ConfigError("reload() needs a configuration: the registry was not compiled from a file")
                 source = origin.path
-            compiled = await asyncio.to_thread(_compile, source, origin, self.compiled)
-            reloaded = await self._swap(compiled)
-            self._origin = origin.moved_to(source)
+            files = Origins()
+            try:
+                compiled = await asyncio.to_thread(_compile, source, origin, self.compiled, files)
+                reloaded = await self._swap(compiled)
+            except BaseException:
+                if files and source is origin.path:
+                    # What was refused once is not read again before it changes.
+                    self._origin = replace(origin, files=files)
+                raise
+            self._origin = replace(origin.moved_to(source), files=files or origin.files)
+            if self.is_open:
+                self._reloader.adopt(compiled.reload)
         logger.info("the configuration was reloaded; %s", reloaded)
         return reloaded
 
@@ -392,7 +407,7 @@ class DataSourceRegistry:
             vetting = Vetting(compiled, catalog)
             try:
                 await vetting.run()
-            except ConfigError:
+            except BaseException:
                 await self._abandon(compiled, opened, catalog)
                 raise
             if self._vetting is not None:
@@ -640,9 +655,9 @@ def compile(
         ConfigError: The configuration is wrong; every problem is listed.
     """
     origin = Origin(environ=environ, needs_resolver=needs_resolver).moved_to(source)
-    return DataSourceRegistry(_compile(source, origin, None), origin=origin)
+    return DataSourceRegistry(_compile(source, origin, None, origin.files), origin=origin)
 
 
-def _compile(source: ConfigSource, origin: Origin, previous: Compiled | None) -> Compiled:
-    config = load(source, environ=origin.environ, needs_resolver=origin.needs_resolver)
+def _compile(source: ConfigSource, origin: Origin, previous: Compiled | None, files: Origins) -> Compiled:
+    config = load(source, environ=origin.environ, needs_resolver=origin.needs_resolver, origins=files)
     return compile_config(config, previous=previous)

@@ -17,7 +17,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
     ("past", "plan", "router", "proof", "execution", "statements"),
     ("paths", "annotated", "block", "dispatch", "loan", "locks", "lookup", "work", "writers"),
     ("session", "compiled", "handlers", "replay"),
-    ("compiling", "vetting", "explanation"),
+    ("compiling", "vetting", "explanation", "reloading"),
     ("registry",),
     ("guard", "lifespan"),
     ("middleware",),

@@ -22,6 +22,7 @@ from .models import (
     ErrorsConfig,
     PoolConfig,
     ProvisioningConfig,
+    ReloadConfig,
     ReplicaConfig,
     ResolverConfig,
     RouteRule,
@@ -33,6 +34,7 @@ from .models import (
     TokenConfig,
     TransactionsConfig,
 )
+from .origins import Origins
 from .provenance import Provenance, Resolved, resolve_document
 from .reading import Format, Text, open_text, read_text
 from .sense import MAX_NAME_BYTES
@@ -67,10 +69,12 @@ __all__ = [
     "Fix",
     "Format",
     "InvalidConfig",
+    "Origins",
     "PoolConfig",
     "Position",
     "Provenance",
     "ProvisioningConfig",
+    "ReloadConfig",
     "ReplicaConfig",
     "Resolved",
     "ResolverConfig",

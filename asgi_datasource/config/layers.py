@@ -22,6 +22,7 @@ from typing import Any, Final
 from .diagnostics import Code, Diagnostic, Path, Position, Severity, show
 from .keys import is_nullable
 from .limits import MAX_BYTES, MAX_DEPTH, MAX_FILES
+from .origins import Origins, matching
 from .places import Compact
 from .reading import Text, find_marks, open_text, read_text
 from .shapes import is_list, is_mapping
@@ -162,14 +163,15 @@ def _has(value: Any, step: str | int) -> bool:
     return is_list(value) and isinstance(step, int) and step < len(value)
 
 
-def read_layers(source: ConfigFile, compact: Compact | None = None) -> Layers:
+def read_layers(source: ConfigFile, compact: Compact | None = None, origins: Origins | None = None) -> Layers:
     """Read a document with all that it includes, and its overlays.
 
     Args:
         source: The files.
         compact: Makes tenants compact as soon as they are read; not used where overlays may change them.
+        origins: Learns which files there are.
     """
-    reader = _Reader(None if source.overlays else compact)
+    reader = _Reader(None if source.overlays else compact, Origins() if origins is None else origins)
     layers = reader.layers
     layers.source = source
     for number, path in enumerate((source.path, *source.overlays)):
@@ -184,14 +186,16 @@ def read_layers(source: ConfigFile, compact: Compact | None = None) -> Layers:
 class _Reader:
     """Reads the files of one document."""
 
-    def __init__(self, compact: Compact | None) -> None:
+    def __init__(self, compact: Compact | None, origins: Origins) -> None:
         self._compact = compact
+        self._origins = origins
         self._bytes = 0
         self._seen: dict[FilePath, str] = {}
         self.layers = Layers()
 
     def layer(self, path: FilePath, number: int) -> Any:
         """One file with all that it includes."""
+        self._origins.note_file(path)
         text = open_text(path)
         if isinstance(text, Diagnostic):
             self.layers.problems.append(text)
@@ -220,7 +224,8 @@ class _Reader:
     def _matching(self, pattern: str, part: _Part, index: int) -> list[FilePath]:
         if "\0" in pattern:
             return []
-        names = sorted(glob.glob(pattern, root_dir=part.folder, recursive=True))  # noqa: PTH207 - sorted, and with a root
+        names = matching(part.folder, pattern)
+        self._origins.note_pattern(part.folder, pattern, names)
         if not names:
             is_exact = not glob.has_magic(pattern)
             message = "there is no such file" if is_exact else "no file matches"
@@ -244,6 +249,7 @@ class _Reader:
                 Diagnostic(Code.TOO_LARGE, (INCLUDE, index), message, "Join some of them.", position=_at(part, index))
             )
         elif not path.is_dir():
+            self._origins.note_file(path)
             text = open_text(path)
             if isinstance(text, Diagnostic):
                 self._note(part, index, f"{show(path.name)}: {text.message}", text.mend)

@@ -12,6 +12,7 @@ from typing import Any, Final
 from .diagnostics import Code, Diagnostic, Fix, InvalidConfig, Severity
 from .layers import INCLUDE, ConfigFile, Layers, read_layers
 from .models import Config
+from .origins import Origins
 from .plain_secrets import find_plain_secrets
 from .reading import Text
 from .references import Outside, Surroundings
@@ -70,7 +71,13 @@ class Findings:
         return tuple(problem for problem in self.diagnostics if problem.severity is Severity.ERROR)
 
 
-def load(source: Source, *, environ: Mapping[str, str] | None = None, needs_resolver: bool = True) -> Config:
+def load(
+    source: Source,
+    *,
+    environ: Mapping[str, str] | None = None,
+    needs_resolver: bool = True,
+    origins: Origins | None = None,
+) -> Config:
     """Load and check a configuration; warnings are logged.
 
     Args:
@@ -78,6 +85,7 @@ def load(source: Source, *, environ: Mapping[str, str] | None = None, needs_reso
             sense.
         environ: Where `${NAME}` is looked up; None takes the process's environment.
         needs_resolver: Whether tenants without `tenancy.resolve` are an error; False where resolvers come from code.
+        origins: Learns which files it is read from, also where it is wrong.
 
     Returns:
         The config, frozen, with its defaults filled in.
@@ -85,7 +93,7 @@ def load(source: Source, *, environ: Mapping[str, str] | None = None, needs_reso
     Raises:
         InvalidConfig: With every error that was found: key path, mend, and file, line and column where known.
     """
-    findings = examine(source, environ=environ, needs_resolver=needs_resolver)
+    findings = examine(source, environ=environ, needs_resolver=needs_resolver, origins=origins)
     if findings.config is None or findings.errors:
         raise InvalidConfig(findings.errors)
     for problem in findings.diagnostics:
@@ -99,6 +107,7 @@ def examine(
     environ: Mapping[str, str] | None = None,
     needs_resolver: bool = True,
     is_offline: bool = False,
+    origins: Origins | None = None,
 ) -> Findings:
     """Check a configuration and tell everything about it; raises nothing on account of the document.
 
@@ -109,14 +118,16 @@ def examine(
         needs_resolver: Whether tenants without `tenancy.resolve` are an error; False where resolvers come from code.
         is_offline: Whether nothing is looked up, neither the environment nor secrets: a reference stands for a valid
             value then, or for its default.
+        origins: Learns which files it is read from.
     """
+    read_from = Origins() if origins is None else origins
     if isinstance(source, Config):
         return Findings(source, tuple(check_sense(source, needs_resolver=needs_resolver)))
     variables = os.environ if environ is None else environ
     may_run = variables.get(ALLOW_COMMANDS) == "1"
     check = _Check(needs_resolver)
     if isinstance(source, Mapping):
-        where = Surroundings(variables, is_offline=is_offline, allow_commands=may_run)
+        where = Surroundings(variables, is_offline=is_offline, allow_commands=may_run, origins=read_from)
         # What stands in a mapping stands in no file: how the program came by it is its own business.
         config, problems = check.document(source, where, is_written=False)
         if INCLUDE in source:
@@ -126,16 +137,16 @@ def examine(
     file = source if isinstance(source, ConfigFile) else ConfigFile(source)
 
     def surroundings(layers: Layers) -> Surroundings:
-        return Surroundings(variables, layers.folder_of, is_offline, file.allow_commands or may_run)
+        return Surroundings(variables, layers.folder_of, is_offline, file.allow_commands or may_run, read_from)
 
-    layers = read_layers(file, TenantCompactor())
+    layers = read_layers(file, TenantCompactor(), read_from)
     if layers.document is not None and not layers.errors:
         is_owned = not file.overlays
         config, problems = check.document(layers.document, surroundings(layers), is_owned=is_owned)
         if config is not None and not any(problem.severity is Severity.ERROR for problem in problems):
             return _finish(config, [*layers.problems, *problems], layers)
     # Something is wrong. Read again, with the tenants as they are written: that is what there are words for.
-    layers = read_layers(file)
+    layers = read_layers(file, origins=read_from)
     if layers.document is None:
         return _finish(None, layers.problems, layers)
     config, problems = check.document(layers.document, surroundings(layers))

@@ -13,7 +13,7 @@ from pydantic import Field, WrapValidator
 from .catalog import CatalogConfig, TenantDefaults
 from .kinds import DatasourceName, IncludePattern, TenantName, Version
 from .provisioning import ProvisioningConfig
-from .requests import ConsistencyConfig, ErrorsConfig, RouteRule, TelemetryConfig, TransactionsConfig
+from .requests import ConsistencyConfig, ErrorsConfig, ReloadConfig, RouteRule, TelemetryConfig, TransactionsConfig
 from .sections import OMISSIBLE, Section, mapping_field, section_field
 from .servers import (
     AuditConfig,
@@ -37,6 +37,7 @@ __all__ = [
     "ErrorsConfig",
     "PoolConfig",
     "ProvisioningConfig",
+    "ReloadConfig",
     "ReplicaConfig",
     "ResolverConfig",
     "RouteRule",
@@ -120,6 +121,12 @@ class Config(Section):
         title="Budget",
         description="How many connections the processes of the application may open on each server.",
         examples=[{"processes": 8, "reserve": 10}],
+    )
+    reload: ReloadConfig = section_field(
+        ReloadConfig,
+        title="Reload",
+        description="When a changed configuration is taken without a restart.",
+        examples=[{"watch": "2s"}],
     )
     telemetry: TelemetryConfig = section_field(
         TelemetryConfig,

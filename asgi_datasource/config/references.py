@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from math import isfinite
 from pathlib import Path as FilePath
 from typing import Any, Final, cast
@@ -18,6 +18,7 @@ from pydantic import SecretStr
 from .diagnostics import Code, Diagnostic, Edit, Fix, Path, did_you_mean
 from .keys import ANY, file_places, secret_places
 from .limits import MAX_DEPTH, MAX_DIAGNOSTICS, MAX_SECRET_BYTES
+from .origins import Origins
 from .programs import ProgramFailed, ask_program
 from .shapes import is_list, is_mapping
 from .tenants import TenantConfig
@@ -59,12 +60,14 @@ class Surroundings:
         folder_of: The folder that the path of a secret starts at, by the secret's place in the document.
         is_offline: Whether nothing is looked up at all: what has no default is unknown, and taken to be right.
         allow_commands: Whether programs may be run for secrets.
+        origins: Learns which files secrets come from.
     """
 
     environ: Mapping[str, str]
     folder_of: Callable[[Path], FilePath] = lambda _: FilePath()
     is_offline: bool = False
     allow_commands: bool = False
+    origins: Origins = field(default_factory=Origins)
 
 
 class Outside:
@@ -212,7 +215,9 @@ class Outside:
 
     def _file(self, file: str, path: Path) -> Given:
         try:
-            with (self._surroundings.folder_of(path) / file).open("rb") as stream:
+            secret = self._surroundings.folder_of(path) / file
+            self._surroundings.origins.note_file(secret)
+            with secret.open("rb") as stream:
                 content = stream.read(MAX_SECRET_BYTES + 1)
             if len(content) > MAX_SECRET_BYTES:
                 reason = f"it is longer than {MAX_SECRET_BYTES // 1024} kB"

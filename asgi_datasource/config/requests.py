@@ -333,6 +333,27 @@ class TelemetryConfig(Section):
     )
 
 
+class ReloadConfig(Section):
+    """When a changed configuration is taken without a restart; one that is wrong is refused, and nothing changes."""
+
+    on_sighup: Flag = Field(
+        default=False,
+        title="On SIGHUP",
+        description="true: the process reads its configuration again when it gets SIGHUP. Unix, in the main thread.",
+        examples=[True],
+    )
+    watch_s: Annotated[Duration | None, OMISSIBLE] = Field(
+        default=None,
+        alias="watch",
+        title="Watch the files",
+        description=(
+            "How often to look whether the files have changed: the document, what it includes, its overlays, and the"
+            " files of secrets. Without it, nobody looks."
+        ),
+        examples=["2s"],
+    )
+
+
 class ErrorsConfig(Section):
     """How failures are answered."""
 

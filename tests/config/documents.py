@@ -56,6 +56,7 @@ def full() -> dict[str, Any]:
         "transactions": {},
         "consistency": {},
         "budget": {},
+        "reload": {},
         "telemetry": {},
         "errors": {},
     }
@@ -390,6 +391,7 @@ _documents = _section(
         "transactions": _transactions,
         "consistency": _consistency,
         "budget": _budget,
+        "reload": _section({}, {"on_sighup": _flags, "watch": _referable(_durations)}),
         "telemetry": _telemetry,
         "errors": _errors,
     },

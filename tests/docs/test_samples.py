@@ -71,18 +71,23 @@ def test_the_configurations_of_the_routing_page_are_valid(sample: Sample) -> Non
     assert load(yaml.safe_load(sample.text), environ={**urls, "TOKEN_SECRET": "a secret of 16 or more"}).datasources
 
 
-async def test_the_application_and_the_worker_of_the_routing_page(world: World, capsys: Any) -> None:
+async def test_the_python_of_the_routing_page(world: World, tmp_path: Path, capsys: Any) -> None:
     names: dict[str, Any] = {}
     for sample in samples("python", "docs/routing.md"):
         names |= run(sample)
-    registry = world.registry(consistency={"token": "cookie", "secret": "a secret of 16 or more"})
+    file = tmp_path / "datasource.json"
+    file.write_text(json.dumps(world.config(consistency={"token": "cookie", "secret": "a secret of 16 or more"})))
+    registry = asgi_datasource.compile(file)
     async with client(world, [Route("/orders", names["list_orders"])], registry=registry) as http:
         assert (await http.get("/orders")).json() == []
         assert await names["place_and_read"](registry) == 1
         assert (await names["why"](registry))["version"] == 1
+        file.write_text(json.dumps(world.config(replicas=("r1",))))
+        await names["change"](registry)
     told = capsys.readouterr().out
     assert "orders → r1 (balanced)" in told
     assert "primary spared a replica may answer" in told
+    assert "pools: 0 opened, 1 retired, 2 kept" in told
 
 
 def test_the_explanation_of_the_routing_page(tmp_path: Path) -> None:

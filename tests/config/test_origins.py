@@ -1,0 +1,106 @@
+"""The files that a document was read from are known, and it is noticed when they are other ones."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from asgi_datasource.config import ConfigFile, InvalidConfig, Origins, load
+
+MAIN = """\
+version: 1
+include: [tenants/*.yaml]
+datasources: {orders: {primary: {url: {file: secrets/primary}}}}
+tenancy: {resolve: [{header: X-Tenant}]}
+"""
+TENANT = "tenants: {%s: {datasource: orders, schema: %s}}\n"
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    for name in ("tenants", "secrets"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "datasource.yaml").write_text(MAIN)
+    (tmp_path / "prod.yaml").write_text("transactions: {deadline: 10s}\n")
+    (tmp_path / "secrets/primary").write_text("postgresql://app@db/orders\n")
+    (tmp_path / "tenants/acme.yaml").write_text(TENANT % ("acme", "acme"))
+    return tmp_path
+
+
+def read(folder: Path) -> Origins:
+    origins = Origins()
+    load(ConfigFile(folder / "datasource.yaml", overlays=(folder / "prod.yaml",)), environ={}, origins=origins)
+    return origins
+
+
+def test_all_files_are_known(folder: Path) -> None:
+    origins = read(folder)
+    names = {"datasource.yaml", "prod.yaml", "secrets/primary", "tenants/acme.yaml"}
+    assert {str(path.relative_to(folder)) for path in origins.files} == names
+    assert origins.patterns == {(folder, "tenants/*.yaml"): ("tenants/acme.yaml",)}
+    assert origins.look() == origins
+    assert (bool(origins), bool(Origins())) == (True, False)
+
+
+CHANGES: list[Callable[[Path], object]] = [
+    lambda folder: (folder / "datasource.yaml").write_text(MAIN + "errors: {debug: true}\n"),
+    lambda folder: (folder / "prod.yaml").unlink(),
+    lambda folder: (folder / "secrets/primary").write_text("postgresql://app@other/orders\n"),
+    lambda folder: (folder / "tenants/acme.yaml").write_text(TENANT % ("acme", "other")),
+    lambda folder: (folder / "tenants/globex.yaml").write_text(TENANT % ("globex", "globex")),
+    lambda folder: (folder / "tenants/acme.yaml").rename(folder / "tenants/acme.txt"),
+]
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_what_changes_is_noticed(folder: Path, change: Callable[[Path], object]) -> None:
+    origins = read(folder)
+    digest = origins.digest()
+    change(folder)
+    assert origins.look() != origins
+    assert origins.look().digest() != digest
+
+
+def test_a_file_that_takes_the_place_of_another_one_is_noticed_and_the_same_content_told_apart(folder: Path) -> None:
+    origins = read(folder)
+    digest = origins.digest()
+    (folder / "new").write_text(MAIN)
+    os.utime(folder / "new", ns=(0, (folder / "datasource.yaml").stat().st_mtime_ns))
+    (folder / "new").replace(folder / "datasource.yaml")
+    assert origins.look() != origins
+    assert origins.look().digest() == digest
+
+
+def test_what_kubernetes_mounts_is_swapped_by_a_link(tmp_path: Path) -> None:
+    """A ConfigMap's files are links into `..data`, which is a link to a folder that is replaced whole."""
+    for version, schema in (("..1", "acme"), ("..2", "other")):
+        (tmp_path / version).mkdir()
+        text = MAIN.replace("include", "# include") + TENANT % ("acme", schema)
+        (tmp_path / version / "datasource.yaml").write_text(text)
+    (tmp_path / "..data").symlink_to("..1")
+    (tmp_path / "datasource.yaml").symlink_to("..data/datasource.yaml")
+    (tmp_path / "secrets").mkdir()
+    (tmp_path / "secrets/primary").write_text("postgresql://app@db/orders\n")
+    origins = Origins()
+    assert load(tmp_path / "datasource.yaml", origins=origins).tenants["acme"].schema_name == "acme"
+    assert origins.look() == origins
+    (tmp_path / "..data_tmp").symlink_to("..2")
+    (tmp_path / "..data_tmp").replace(tmp_path / "..data")
+    assert origins.look() != origins
+    assert load(tmp_path / "datasource.yaml").tenants["acme"].schema_name == "other"
+
+
+def test_the_files_of_a_document_that_is_refused_are_known_as_well(folder: Path) -> None:
+    (folder / "tenants/wrong.yaml").write_text("tenants: {globex: {datasource: order}}\n")
+    (folder / "secrets/primary").unlink()
+    origins = Origins()
+    with pytest.raises(InvalidConfig):
+        load(folder / "datasource.yaml", environ={}, origins=origins)
+    names = {"datasource.yaml", "secrets/primary", "tenants/acme.yaml", "tenants/wrong.yaml"}
+    assert {str(path.relative_to(folder)) for path in origins.files} == names
+    assert origins.files[folder / "secrets/primary"] is None
+    (folder / "secrets/primary").write_text("postgresql://app@db/orders\n")
+    assert origins.look() != origins
