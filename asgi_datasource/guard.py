@@ -301,9 +301,14 @@ class RequestGuard:
             self._is_decided = asyncio.Event()
             if self._inbox is not None:
                 self._inbox.tells_from = self._is_decided
-            self._ending = self.registry.background.spawn(session.end(commit=commit, reason=reason))
+            outcome: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+            self._ending = self.registry.background.spawn(
+                session.end(commit=commit, reason=reason, is_apart=True), waiter=outcome
+            )
+        else:
+            outcome = asyncio.shield(self._ending)
         try:
-            await asyncio.shield(self._ending)
+            await outcome
         except asyncio.CancelledError:
             # Where COMMIT has not been sent yet, it never will be.
             session.stop(DataError(DataErrorKind.TIMEOUT, "the request was cancelled; nothing was committed"))

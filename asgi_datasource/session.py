@@ -512,12 +512,13 @@ class DataSession(StatementMethods):
         """End a session that nothing has been done with."""
         self._state = SessionState.CLOSED
 
-    def end(self, *, commit: bool, reason: str) -> Coroutine[Any, Any, None]:
+    def end(self, *, commit: bool, reason: str, is_apart: bool = False) -> Coroutine[Any, Any, None]:
         """End the session and its transaction; whatever uses it from this call on gets `SessionClosed`.
 
         Args:
             commit: Commit; otherwise roll back.
             reason: Why it is rolled back, for the span.
+            is_apart: It is awaited in a task of the library's own, where no cancellation but shutdown's reaches it.
 
         Returns:
             What has to be awaited, here or in another task.
@@ -529,7 +530,7 @@ class DataSession(StatementMethods):
             return _nothing()
         deadline = self.deadline()
         self._state = SessionState.ENDING
-        return self._end(commit=commit, reason=reason, deadline=deadline)
+        return self._end(commit=commit, reason=reason, deadline=deadline, is_apart=is_apart)
 
     async def complete(self) -> None:
         """End the session after all went well: commit, unless `set_rollback_only` was called.
@@ -555,7 +556,7 @@ class DataSession(StatementMethods):
         if self._work is not None:
             await self._work.run_before_commit()
 
-    async def _end(self, *, commit: bool, reason: str, deadline: float | None) -> None:
+    async def _end(self, *, commit: bool, reason: str, deadline: float | None, is_apart: bool) -> None:
         self._ending = asyncio.current_task()
         try:
             work, turns = self._work, self._turns
@@ -563,7 +564,7 @@ class DataSession(StatementMethods):
                 if commit and self.stopped_by is not None:
                     raise self.stopped_by
                 if work is not None:
-                    await work.finish(commit=commit, reason=reason, deadline=deadline)
+                    await work.finish(commit=commit, reason=reason, deadline=deadline, is_apart=is_apart)
                 return
             if not commit:
                 # Whatever still runs is to be undone: there is no point in waiting for it.
@@ -571,7 +572,7 @@ class DataSession(StatementMethods):
                 self.interrupt()
             await self._take_for_the_end(turns, deadline, commit=commit)
             try:
-                await work.finish(commit=commit, reason=reason, deadline=deadline)
+                await work.finish(commit=commit, reason=reason, deadline=deadline, is_apart=is_apart)
             finally:
                 turns.leave()
         except BaseException:

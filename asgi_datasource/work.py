@@ -170,7 +170,9 @@ class Work:
 
     # -- the end
 
-    async def finish(self, *, commit: bool, reason: str, deadline: float | None, takes_hooks: bool = True) -> None:
+    async def finish(
+        self, *, commit: bool, reason: str, deadline: float | None, takes_hooks: bool = True, is_apart: bool = False
+    ) -> None:
         """End whatever is open; the caller has the session to itself.
 
         Args:
@@ -178,6 +180,7 @@ class Work:
             reason: Why it is rolled back, for the span.
             deadline: Event-loop time at which the time is up.
             takes_hooks: Whether its hooks have waited for this end.
+            is_apart: This runs in a task of the library's own already.
 
         Raises:
             DataError: It was to be committed and was not (for CommitUnknown: nobody could tell).
@@ -210,12 +213,16 @@ class Work:
                 return
             if deadline is None:
                 deadline = asyncio.get_running_loop().time() + self._policy.commit_timeout_s
-            # From here on it is the commit's own task that knows what becomes of the hooks, whoever still waits for it.
-            committing = self._background.spawn(self._commit(transaction, hooks, deadline))
-            hooks = []
+            # From here on it is the commit that knows what becomes of the hooks, whoever still waits for it.
+            commit_, hooks = self._commit(transaction, hooks, deadline), []
+            if is_apart:
+                await commit_
+                return
+            waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+            committing = self._background.spawn(commit_, waiter=waiter)
             self._owner.committing.add(committing)
             committing.add_done_callback(self._owner.committing.discard)
-            await asyncio.shield(committing)
+            await waiter
         finally:
             self._owner.due_hooks.settle(hooks, committed=committed)
 

@@ -163,7 +163,7 @@ class EmbeddedCluster:
 
     # -- what tests need ------------------------------------------------------------------------------------------
 
-    async def caught_up(self, *, timeout_s: float = 10.0) -> None:
+    async def caught_up(self, *, timeout_s: float = 30.0) -> None:
         """Wait until every running replica has replayed what its primary has committed by now.
 
         Raises:
@@ -191,7 +191,7 @@ class EmbeddedCluster:
 
     # -- the same, blocking ---------------------------------------------------------------------------------------
 
-    def wait_caught_up(self, *, timeout_s: float = 10.0) -> None:
+    def wait_caught_up(self, *, timeout_s: float = 30.0) -> None:
         """`caught_up` for code without an event loop."""
         for node in self.nodes.values():
             if node.upstream is None or node.pid is None:

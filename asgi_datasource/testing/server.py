@@ -333,7 +333,7 @@ class Server:
             )
         )
 
-    def wait_replayed(self, position: str, *, timeout_s: float = 10.0) -> None:
+    def wait_replayed(self, position: str, *, timeout_s: float = 30.0) -> None:
         """Wait until this replica has replayed up to here.
 
         Raises:
@@ -350,7 +350,9 @@ class Server:
                 timeout_s,
                 lambda: (
                     f"server {self.name!r} has not replayed {position} after {timeout_s} s: it is at "
-                    f"{self.wal_position()}, its replay {self.value('select pg_get_wal_replay_pause_state()')}."
+                    f"{self.wal_position()}, its replay {self.value('select pg_get_wal_replay_pause_state()')}, has "
+                    f"received {self.value('select pg_last_wal_receive_lsn()')}, and its receiver is "
+                    f"{self.value('select status from pg_stat_wal_receiver')}."
                 ),
             )
 

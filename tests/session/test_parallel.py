@@ -156,7 +156,9 @@ async def test_the_deadline_stops_all_of_them(world: World) -> None:
             assert (await request(registry, body, method="GET")).status == 504
         await until(lambda: len(kinds) == 3, "a read has not ended")
         await assert_whole(registry, world)
-    assert kinds == [DataErrorKind.TIMEOUT] * 3
+    # Where a server's own limit was the first to stop one, the end of the request may have stopped the others.
+    assert kinds[0] is DataErrorKind.TIMEOUT
+    assert set(kinds) <= {DataErrorKind.TIMEOUT, DataErrorKind.CLOSED}
 
 
 # -- tasks that outlive what they were started in

@@ -53,9 +53,11 @@ ENDINGS = {
         cluster = EmbeddedCluster(replicas=1)
         cluster.start()
         cluster.primary.blocking.freeze()
-        cluster.replicas["r1"].blocking.stop("smart", wait=False)
-        report(cluster)
-        sys.stdin.read()
+        with cluster.replicas["r1"].blocking.connect():
+            # For which it waits.
+            cluster.replicas["r1"].blocking.stop("smart", wait=False)
+            report(cluster)
+            sys.stdin.read()
         """,
     "forked": """
         cluster = EmbeddedCluster()
