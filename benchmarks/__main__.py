@@ -10,11 +10,20 @@ from pathlib import Path
 from time import perf_counter
 from typing import Final
 
-from benchmarks import boot, in_process, latency, load, round_trips, tenants, validate
+from benchmarks import boot, choice, in_process, latency, load, round_trips, tenants, validate
 from benchmarks.report import Report
 from benchmarks.server import benchmark_server
 
-NAMES: Final = (in_process.NAME, round_trips.NAME, latency.NAME, load.NAME, boot.NAME, validate.NAME, tenants.NAME)
+NAMES: Final = (
+    in_process.NAME,
+    choice.NAME,
+    round_trips.NAME,
+    latency.NAME,
+    load.NAME,
+    boot.NAME,
+    validate.NAME,
+    tenants.NAME,
+)
 RESULTS: Final = Path(__file__).parent / "results"
 
 
@@ -43,6 +52,9 @@ async def _run(report: Report, names: Sequence[str], options: argparse.Namespace
     if in_process.NAME in names:
         with _progress(in_process.NAME):
             await in_process.run(report, quick=options.quick)
+    if choice.NAME in names:
+        with _progress(choice.NAME):
+            choice.run(report, quick=options.quick)
     if validate.NAME in names:
         with _progress(validate.NAME):
             validate.run(report, quick=options.quick)

@@ -78,11 +78,10 @@ def choose(
     primary = picture.primary
     if intent is _WRITE:
         return None if primary.name in failed else picture.write
-    if is_pinned or is_strong:
-        reason = Reason.PINNED if is_pinned else Reason.STRONG
-        return None if primary.name in failed else picture.route(primary, _READ, reason)
-    if not picture.replicas:
-        return None if primary.name in failed else picture.route(primary, _READ, Reason.NO_REPLICAS)
+    if is_pinned or is_strong or not picture.replicas:
+        if primary.name in failed:
+            return None
+        return picture.pinned if is_pinned else picture.strong if is_strong else picture.no_replicas
     return _read(picture, now, turn, dice, load, max_lag_s, after, patience_s, sticky, failed, behind)
 
 
@@ -99,8 +98,12 @@ def _read(
     failed: frozenset[str],
     behind: frozenset[str],
 ) -> Route | None:
-    usable = [node for node in picture.usable if node.name not in failed]
-    fresh = [node for node in usable if node.is_fresh(now, max_lag_s)]
+    usable: Sequence[Node] = picture.usable
+    if failed:
+        usable = [node for node in usable if node.name not in failed]
+    fresh = usable
+    if max_lag_s is not None:
+        fresh = [node for node in usable if node.fresh_at is not None and now - node.fresh_at <= max_lag_s]
     able = fresh
     if after is not None:
         able = [node for node in fresh if node.name not in behind and may_have(picture, node, after, now, patience_s)]
@@ -109,9 +112,12 @@ def _read(
             for node in able:
                 if node.name == sticky:
                     return picture.route(node, _READ, Reason.STICKY)
-        node = _balance(picture, best_tier(warm(picture, able, now, dice)), turn, load)
-        reason = Reason.FAILOVER if failed else Reason.BALANCED if after is None else Reason.PROVED
-        return picture.route(node, _READ, reason)
+        node = able[0]
+        if len(able) > 1:
+            node = _balance(picture, best_tier(warm(picture, able, now, dice)), turn, load)
+        if failed:
+            return picture.route(node, _READ, Reason.FAILOVER)
+        return (picture.balanced if after is None else picture.proved)[node.name]
     return _stand_in(picture, usable, fresh, now, turn, load, max_lag_s, after, failed, behind)
 
 

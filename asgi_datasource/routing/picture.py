@@ -167,6 +167,8 @@ class Picture:
         fresh_at: The time of which all of those are known to have had everything; minus infinity is not known.
         warm_at: From that time on, all of those get their whole share.
         write: The route of a write.
+        pinned, strong, no_replicas: Those of a read that the primary answers for one of these reasons.
+        balanced, proved: By name, those of a read that a replica answers for one of these reasons.
         held_timeline, held_lsn: What all of those were known to have when they were last asked.
         turns: The routes of reads that ask for nothing more, in turn.
         proofs: The same for reads that ask for a position which all of them should have.
@@ -184,6 +186,11 @@ class Picture:
     held_timeline: int = field(init=False)
     held_lsn: int = field(init=False)
     write: Route = field(init=False, repr=False)
+    pinned: Route = field(init=False, repr=False)
+    strong: Route = field(init=False, repr=False)
+    no_replicas: Route = field(init=False, repr=False)
+    balanced: Mapping[str, Route] = field(init=False, repr=False)
+    proved: Mapping[str, Route] = field(init=False, repr=False)
     turns: tuple[Route, ...] = field(init=False, repr=False)
     proofs: tuple[Route, ...] = field(init=False, repr=False)
     sticky: Mapping[str, Route] = field(init=False, repr=False)
@@ -196,6 +203,11 @@ class Picture:
         positions = [node.position for node in usable if node.position is not None]
         timelines = {position.timeline for position in positions}
         are_alike = len(positions) == len(usable) and len(timelines) == 1
+        read = AccessIntent.READ
+        balanced, proved, sticky = [
+            {node.name: self.route(node, read, reason) for node in usable}
+            for reason in (Reason.BALANCED, Reason.PROVED, Reason.STICKY)
+        ]
         derived = {
             "usable": usable,
             "fresh_at": min(
@@ -207,9 +219,14 @@ class Picture:
             "held_timeline": timelines.pop() if are_alike else 0,
             "held_lsn": min([position.lsn for position in positions]) if are_alike else 0,
             "write": self.route(self.primary, AccessIntent.WRITE, Reason.WRITE),
-            "turns": self._read_routes(turns, Reason.BALANCED),
-            "proofs": self._read_routes(turns, Reason.PROVED),
-            "sticky": {node.name: self.route(node, AccessIntent.READ, Reason.STICKY) for node in usable},
+            "pinned": self.route(self.primary, read, Reason.PINNED),
+            "strong": self.route(self.primary, read, Reason.STRONG),
+            "no_replicas": self.route(self.primary, read, Reason.NO_REPLICAS),
+            "balanced": balanced,
+            "proved": proved,
+            "sticky": sticky,
+            "turns": tuple([balanced[node.name] for node in turns]),
+            "proofs": tuple([proved[node.name] for node in turns]),
         }
         for name, value in derived.items():
             object.__setattr__(self, name, value)
@@ -217,10 +234,6 @@ class Picture:
     def route(self, node: Node, intent: AccessIntent, reason: Reason) -> Route:
         """The way to one of these servers."""
         return Route(self.datasource, intent, node.role, node.name, reason, self)
-
-    def _read_routes(self, turns: Sequence[Node], reason: Reason) -> tuple[Route, ...]:
-        routes = {node.name: self.route(node, AccessIntent.READ, reason) for node in turns}
-        return tuple([routes[node.name] for node in turns])
 
     def describe(self) -> tuple[str, ...]:
         """One short text a candidate, replicas first: `("r1 lag 3 ms", "r2 down", "primary up")`."""

@@ -22,7 +22,7 @@ ROOT = Path(__file__).parent.parent.parent
 
 RATIO = {"benchmark", "case", "metric", "side", "against", "value", "low", "high", "target", "is_met"}
 MEASUREMENT = {"benchmark", "case", "side", "metric", "unit", "median", "rounds"}
-ONLY = ("--only", "in_process", "--only", "boot", "--only", "validate")
+ONLY = ("--only", "in_process", "--only", "choice", "--only", "boot", "--only", "validate")
 UNITS = {"us", "ns", "ms", "s", "1/s", "MB", "count"}
 
 
@@ -45,7 +45,7 @@ def test_a_quick_run_of_the_cheap_parts_writes_the_documented_file(tmp_path: Pat
     document = json.loads(result.read_text(encoding="utf-8"))
     assert_documented_shape(document)
     assert document["quick"] is True
-    assert {ratio["benchmark"] for ratio in document["ratios"]} == {"in_process", "boot", "validate"}
+    assert {ratio["benchmark"] for ratio in document["ratios"]} == {"in_process", "choice", "boot", "validate"}
 
 
 def assert_documented_shape(document: dict[str, Any]) -> None:
