@@ -231,7 +231,7 @@ class Executor:
             transaction.note_answers(exchange)
             first = len(head) + len(savepoints)
             if proof is not None and binds:
-                proof.note_position(exchange.results[first + len(statements)], endpoint, connection)
+                proof.note_position(exchange.results[first + len(statements)], endpoint)
             results = exchange.answers(first, len(statements))
             await transaction.check_still_open(results)
             return Opened(transaction, results)

@@ -342,7 +342,7 @@ class _Told:
             why = "it is of another tenant or datasource, or older than consistency.ttl: it asks for nothing here"
         else:
             why = "none of the secrets has signed it: it is ignored"
-        if found and past.needed(freshness, Lineage()) is None:
+        if found and past.needed(freshness) is None:
             why += f", but consistency: {past.consistency(freshness).value} does not ask for that"
         return past, TokenReading(None, why)
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from .carrier import Carrier
-from .routing import NOTHING_SEEN, Consistency, Freshness, Lineage, Mark, Position, Token, TokenSigner
+from .routing import NOTHING_SEEN, Consistency, Freshness, Mark, Position, Token, TokenSigner
 
 NOWHERE: Final = Position(2**32 - 1, 0)
 """A position that no server has: the primary answers."""
@@ -56,8 +56,8 @@ class Past:
     @property
     def timeline(self) -> int:
         """The newest timeline that the client has seen; 0 is none."""
-        newest = max(self._noted, default=0)
-        return max(newest, self._positions[0].timeline) if self._positions else newest
+        timelines = {*self._noted, *(position.timeline for position in self._positions)}
+        return max(timelines - {NOWHERE.timeline}, default=0)
 
     def consistency(self, freshness: Freshness) -> Consistency:
         """What a read must see of the past."""
@@ -69,23 +69,18 @@ class Past:
         """Whether what a read sees binds the reads that come after it."""
         return self.consistency(freshness) is Consistency.SESSION
 
-    def needed(self, freshness: Freshness, lineage: Lineage) -> Position | None:
+    def needed(self, freshness: Freshness) -> Position | None:
         """The position that a server must have for a read; None when any has it.
 
-        A position of an older timeline is part of a newer one's when it lies in front of the branch. Where that is not
-        known, no replica will do.
+        Who has seen something of a newer timeline needs what is the furthest by number there: whatever was seen of an
+        older one lies either in front of the branch, and then that server has it, or nobody has it any more.
         """
         if self.consistency(freshness) not in (Consistency.TOKEN, Consistency.SESSION):
             return None
         positions = self._needed_positions(freshness)
-        if not positions:
-            return None
-        newest = positions[0]
-        for older in positions[1:]:
-            if not lineage.covers(Position(newest.timeline, max(newest.lsn, older.lsn)), older):
-                return NOWHERE
-            newest = Position(newest.timeline, max(newest.lsn, older.lsn))
-        return newest
+        if len(positions) < 2:
+            return positions[0] if positions else None
+        return Position(positions[0].timeline, max([position.lsn for position in positions]))
 
     def _needed_positions(self, freshness: Freshness) -> tuple[Position, ...]:
         if not self._noted or not self.is_monotonic(freshness):

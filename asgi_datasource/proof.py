@@ -63,11 +63,11 @@ class Proof:
     def note(self, exchange: Exchange, endpoint: Endpoint, connection: Connection) -> None:
         """The read has worked: its client must not see an older state afterwards."""
         if self.binds:
-            self.note_position(exchange.results[-1], endpoint, connection)
+            self.note_position(exchange.results[-1], endpoint)
 
-    def note_position(self, answer: Result | None, endpoint: Endpoint, connection: Connection) -> None:
+    def note_position(self, answer: Result | None, endpoint: Endpoint) -> None:
         """Where the server was after something was read."""
-        position = self._router.position(answer, endpoint, connection)
+        position = self._router.seen_at(answer, endpoint)
         if position is not None:
             self._past.note(position)
 

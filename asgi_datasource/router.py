@@ -249,7 +249,7 @@ class Router:
 
     def proves(self, endpoint: Endpoint, connection: Connection, attempt: Attempt, answer: Result | None) -> bool:
         """Whether where a server is, as it has just said, is far enough."""
-        position = self.position(answer, endpoint, connection)
+        position = self.position(answer, endpoint)
         after = attempt.after
         if position is None or after is None:
             return False
@@ -258,10 +258,21 @@ class Router:
             connection.held = position
         return self._datasource.picture.lineage.covers(position, after)
 
-    def position(self, answer: Result | None, endpoint: Endpoint, connection: Connection) -> Position | None:
-        """Where a server is, by what it has answered, and by what else is known of it."""
+    def position(self, answer: Result | None, endpoint: Endpoint) -> Position | None:
+        """Where a server is, by what it has answered, and by what else is known of it; timeline 0 is not known."""
         known = next((node.position for node in self._datasource.picture.replicas if node.name == endpoint.name), None)
         return read_position(answer, standby_timeline=0 if known is None else known.timeline)
+
+    def seen_at(self, answer: Result | None, endpoint: Endpoint) -> Position | None:
+        """What a client has seen at most who has read from a server that has answered so; None is not known.
+
+        A standby that nobody has asked yet does not say which timeline it follows. The primary's asks for no less.
+        """
+        position = self.position(answer, endpoint)
+        if position is None or position.timeline:
+            return position
+        timeline = self._datasource.endpoints[self._datasource.picture.primary.name].timeline
+        return Position(timeline, position.lsn) if timeline else None
 
     # -- what becomes of statements
 
@@ -381,7 +392,7 @@ def find_route(
     if past is not None and intent is AccessIntent.READ:
         if attempt.after is None:
             attempt.patience_s = past.wait_s
-        attempt.after = past.needed(freshness, picture.lineage)
+        attempt.after = past.needed(freshness)
     route = choice(
         picture,
         intent,

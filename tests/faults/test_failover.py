@@ -37,6 +37,11 @@ def hosts(world: World, *nodes: str, **parameters: Any) -> str:
     return make_conninfo(world.url(), host=",".join(["127.0.0.1"] * len(nodes)), port=ports, **parameters)
 
 
+def through_port(world: World, port: int) -> str:
+    """The same database by way of something that listens there."""
+    return make_conninfo(world.url(), port=port)
+
+
 def config_of(world: World, url: str, *, replicas: tuple[str, ...] = (), **sections: Any) -> dict[str, Any]:
     return world.config(
         replicas=replicas,
@@ -68,15 +73,16 @@ async def read(registry: DataSourceRegistry, token: str | None = None) -> tuple[
 class Writes:
     """A client that writes all the time, and what became of each write."""
 
-    def __init__(self, registry: DataSourceRegistry) -> None:
+    def __init__(self, registry: DataSourceRegistry, prefix: str = "") -> None:
         self._registry = registry
+        self._prefix = prefix
         self.done: list[str] = []
         self.refused: dict[str, DataError] = {}
 
     async def run(self) -> None:
         number = 0
         while True:
-            item = f"item {number}"
+            item = f"{self._prefix}item {number}"
             try:
                 await write(self._registry, item)
             except DataError as error:

@@ -334,6 +334,18 @@ async def test_with_monotonic_reads_nobody_sees_an_older_state_than_before(world
             assert (await shop.read())[:2] == ([], "r1")
 
 
+async def test_what_was_read_before_any_server_was_asked_keeps_nobody_from_the_replicas(world: World) -> None:
+    async with shop_of(world, monotonic=True) as shop:
+        shop.orders._monitor.stop()
+        for name in ("r1", "r2"):
+            shop.orders._monitor.forget(name)
+        shop.orders._redraw()
+        assert (await shop.read())[1] in ("r1", "r2")
+        shop.orders._monitor.start()
+        await shop.knows()
+        assert (await shop.read())[2] == "proved"
+
+
 async def seen_by(world: World, node: str, count: int) -> bool:
     return (await world.sql("select count(*) from acme.orders", node=node))[0][0] == count
 

@@ -1,0 +1,169 @@
+"""What clients did and what they were told; and whether a database that keeps its promises could have said that.
+
+In the manner of Jepsen and Elle: the history is recorded first and judged afterwards. Every write has an id of its own
+and makes the next version of its register, so the versions that a read shows say everything about how old it is.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+Versions = Mapping[int, tuple[int, str]]
+"""Of each register its version, and the id of the write that made it."""
+
+
+class Outcome(StrEnum):
+    """What a client was told."""
+
+    DONE = "done"
+    FAILED = "failed"
+    UNKNOWN = "unknown"
+
+
+@dataclass(frozen=True, slots=True)
+class Write:
+    """A register was to be written.
+
+    Attributes:
+        client: Who did; a client does one thing after the other.
+        key: The register.
+        id: What was written.
+        outcome: What the client was told.
+        version: The version that it was told to have made; None unless it was done.
+    """
+
+    client: int
+    key: int
+    id: str
+    outcome: Outcome
+    version: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Read:
+    """All registers were read.
+
+    Attributes:
+        client: Who did.
+        versions: What was seen.
+        node: The server that answered, by its name in the configuration.
+        phase: What was being done to the servers.
+    """
+
+    client: int
+    versions: Versions
+    node: str
+    phase: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Final:
+    """What there is in the end, at the primary.
+
+    Attributes:
+        writes: Of each write that took effect, register and version by its id.
+    """
+
+    writes: Mapping[str, tuple[int, int]]
+
+
+@dataclass(slots=True)
+class Violations:
+    """Everything that must not be.
+
+    Attributes:
+        stale: A client did not read its own write, or not what had come after it.
+        backward: A client read an older state than before.
+        lost: Done, and not there.
+        undead: Failed, and there all the same.
+        imaginary: Read, and in the end not there.
+        forked: Two writes made the same version of a register.
+    """
+
+    stale: list[str] = field(default_factory=list)
+    backward: list[str] = field(default_factory=list)
+    lost: list[str] = field(default_factory=list)
+    undead: list[str] = field(default_factory=list)
+    imaginary: list[str] = field(default_factory=list)
+    forked: list[str] = field(default_factory=list)
+
+    def counts(self) -> dict[str, int]:
+        """How many of each kind there are."""
+        return {name: len(getattr(self, name)) for name in self.__slots__}
+
+    def __bool__(self) -> bool:
+        return any(self.counts().values())
+
+    def __str__(self) -> str:
+        found = [f"{name}: {text}" for name in self.__slots__ for text in getattr(self, name)[:5]]
+        return "\n".join([str(self.counts()), *found])
+
+
+def check(history: Sequence[Write | Read], final: Final) -> Violations:
+    """Hold a history against what was promised.
+
+    Args:
+        history: In the order in which each client did its things.
+        final: What there is in the end.
+    """
+    found = Violations()
+    _check_writes(history, final, found)
+    _check_versions(history, final, found)
+    own: dict[tuple[int, int], int] = {}
+    seen: dict[tuple[int, int], int] = {}
+    for index, event in enumerate(history):
+        if isinstance(event, Write):
+            if event.version is not None:
+                own[event.client, event.key] = max(event.version, own.get((event.client, event.key), 0))
+            continue
+        for key in {key for client, key in (*own, *seen) if client == event.client}:
+            version = event.versions.get(key, (0, ""))[0]
+            where = f"client {event.client} at {event.node} ({event.phase}), event {index}, register {key}"
+            if version < own.get((event.client, key), 0):
+                found.stale.append(f"{where}: version {version} after its own {own[event.client, key]}")
+            elif version < seen.get((event.client, key), 0):
+                found.backward.append(f"{where}: version {version} after {seen[event.client, key]}")
+        for key, (version, _) in event.versions.items():
+            seen[event.client, key] = max(version, seen.get((event.client, key), 0))
+    return found
+
+
+def _check_writes(history: Iterable[Write | Read], final: Final, found: Violations) -> None:
+    for event in history:
+        if not isinstance(event, Write):
+            continue
+        there = final.writes.get(event.id)
+        if event.outcome is Outcome.DONE and there != (event.key, event.version):
+            found.lost.append(f"{event} became {there}")
+        if event.outcome is Outcome.FAILED and there is not None:
+            found.undead.append(f"{event} became {there}")
+
+
+def _check_versions(history: Iterable[Write | Read], final: Final, found: Violations) -> None:
+    made: dict[tuple[int, int], str] = {}
+
+    def note(key: int, version: int, name: str) -> None:
+        if made.setdefault((key, version), name) != name:
+            found.forked.append(f"register {key}, version {version}: {made[key, version]} and {name}")
+
+    for name, (key, version) in final.writes.items():
+        note(key, version, name)
+    for event in history:
+        if isinstance(event, Write):
+            if event.version is not None:
+                note(event.key, event.version, event.id)
+            continue
+        for key, (version, name) in event.versions.items():
+            if name not in final.writes:
+                found.imaginary.append(f"client {event.client} read {name} at {event.node} ({event.phase})")
+            note(key, version, name)
+
+
+def shares(history: Iterable[Write | Read], *, phase: str | None = None) -> Counter[str]:
+    """How many reads each server answered."""
+    return Counter(
+        event.node for event in history if isinstance(event, Read) and (phase is None or event.phase == phase)
+    )

@@ -1,0 +1,316 @@
+"""A service of four processes on real servers, clients that use it at random, and what is done to its servers."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import random
+import sys
+import time
+from collections import Counter
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final
+
+import httpx
+from psycopg.conninfo import make_conninfo
+
+from asgi_datasource.testing import EmbeddedCluster, FaultProxy, Node
+from tests.faults.servers import proxy_of, repair
+
+from .history import Final as FinalState
+from .history import Outcome, Read, Write, shares
+from .worker import TABLES
+
+DATABASE: Final = "registers"
+WORKERS: Final = 4
+REGISTERS: Final = 12
+TOKEN: Final = "X-Datasource-Token"
+SYNCHRONOUS: Final = "ANY 1 (r1, r2, primary)"
+"""A commit is acknowledged once one replica more has it, so that a failover loses none."""
+
+
+@dataclass
+class History:
+    """What has happened so far, of all clients."""
+
+    events: list[Write | Read] = field(default_factory=list)
+    statuses: Counter[str] = field(default_factory=Counter)
+    phase: str = "quiet"
+
+
+class Client:
+    """Writes and reads at random, one after the other, each at any of the workers; keeps its token."""
+
+    def __init__(self, number: int, http: httpx.AsyncClient, ports: list[int], history: History, seed: int) -> None:
+        self._number = number
+        self._http = http
+        self._ports = ports
+        self._history = history
+        self._random = random.Random(f"{seed} {number}")
+        self._token: str | None = None
+        self._writes = 0
+
+    async def run(self) -> None:
+        """Go on until cancelled."""
+        while True:
+            # Most clients read more than they write; and after a write all at once, when it is most likely too early.
+            if self._random.random() < 0.3:
+                await self._write()
+            await self._read()
+            await asyncio.sleep(self._random.expovariate(1 / 0.02))
+
+    async def _send(self, method: str, path: str) -> httpx.Response | None:
+        port = self._random.choice(self._ports)
+        headers = {} if self._token is None else {TOKEN: self._token}
+        try:
+            response = await self._http.request(method, f"http://127.0.0.1:{port}{path}", headers=headers)
+        except httpx.HTTPError as error:
+            self._history.statuses[f"{method} {type(error).__name__}"] += 1
+            return None
+        self._token = response.headers.get(TOKEN, self._token)
+        kind = response.json().get("kind", "")
+        self._history.statuses[f"{method} {response.status_code} {kind}".strip()] += 1
+        return response
+
+    async def _write(self) -> None:
+        key = self._random.randrange(REGISTERS)
+        name = f"{self._number}-{self._writes}"
+        self._writes += 1
+        response = await self._send("POST", f"/registers/{key}?id={name}")
+        if response is None or response.headers["content-type"] == "text/plain":
+            outcome, version = Outcome.UNKNOWN, None
+        elif response.status_code == 201:
+            outcome, version = Outcome.DONE, response.json()["version"]
+        elif response.json()["kind"] == "commit_unknown":
+            outcome, version = Outcome.UNKNOWN, None
+        else:
+            outcome, version = Outcome.FAILED, None
+        self._history.events.append(Write(self._number, key, name, outcome, version))
+
+    async def _read(self) -> None:
+        phase = self._history.phase
+        response = await self._send("GET", "/registers")
+        if response is None or response.status_code != 200:
+            return
+        said = response.json()
+        versions = {key: (version, name) for key, version, name in said["rows"]}
+        self._history.events.append(Read(self._number, versions, said["node"], phase))
+
+
+class Service:
+    """The servers, and how their service is configured."""
+
+    def __init__(self, cluster: EmbeddedCluster, directory: Path, proxies: Mapping[str, FaultProxy]) -> None:
+        self.cluster = cluster
+        self.proxies = proxies
+        self.writer = cluster.primary
+        self.note: Callable[[str], None] = lambda _: None
+        self._directory = directory
+
+    @classmethod
+    @asynccontextmanager
+    async def create(cls, cluster: EmbeddedCluster, directory: Path) -> AsyncIterator[Service]:
+        """The registers on servers that are the service's own: they come out of it otherwise than they went in."""
+        await cluster.create_database(DATABASE)
+        await cluster.primary.sql(TABLES, dbname=DATABASE, user="app")
+        await cluster.primary.sql("grant pg_read_all_stats to app")
+        await cluster.caught_up()
+        for node in cluster.nodes.values():
+            await node.configure(synchronous_standby_names=SYNCHRONOUS)
+        async with AsyncExitStack() as stack:
+            proxies = {name: await stack.enter_async_context(proxy_of(node)) for name, node in cluster.replicas.items()}
+            yield cls(cluster, directory, proxies)
+
+    def config(self, **consistency: Any) -> dict[str, Any]:
+        """Any of the servers may be the primary; two are replicas, through proxies."""
+        nodes = self.cluster.nodes
+        primary = make_conninfo(
+            self.cluster.primary.url(DATABASE),
+            host=",".join(["127.0.0.1"] * len(nodes)),
+            port=",".join(str(node.port) for node in nodes.values()),
+        )
+        replicas = {name: {"url": proxy.through(nodes[name].url(DATABASE))} for name, proxy in self.proxies.items()}
+        return {
+            "version": 1,
+            "datasources": {
+                "main": {
+                    "primary": {"url": primary},
+                    "replicas": replicas,
+                    "pool": {"min_size": 1, "max_size": 5, "connect_timeout": "2s", "reconnect_pause": "500ms"},
+                    "routing": {"check_interval": "200ms", "warmup": "200ms"},
+                }
+            },
+            "tenancy": {"resolve": [{"fixed": "one"}]},
+            "tenants": {"one": {"datasource": "main"}},
+            "transactions": {"deadline": "4s"},
+            "consistency": {
+                "token": "header",
+                "secret": "a secret of these four workers",
+                "wait": "50ms",
+                "ttl": "10m",
+                "monotonic": True,
+                **consistency,
+            },
+        }
+
+    @asynccontextmanager
+    async def served(self, config: Mapping[str, Any]) -> AsyncIterator[list[int]]:
+        """Worker processes; their ports."""
+        file = self._directory / "config.json"
+        file.write_text(json.dumps(config))
+        command = [sys.executable, "-m", "tests.consistency.worker", str(file)]
+        pipes = {"stdin": asyncio.subprocess.PIPE, "stdout": asyncio.subprocess.PIPE}
+        workers = [await asyncio.create_subprocess_exec(*command, **pipes) for _ in range(WORKERS)]
+        try:
+            ports: list[int] = []
+            for worker in workers:
+                assert worker.stdout is not None
+                ports.append(int(await worker.stdout.readline()))
+            yield ports
+        finally:
+            for worker in workers:
+                assert worker.stdin is not None
+                worker.stdin.close()
+            for worker in workers:
+                try:
+                    await asyncio.wait_for(worker.wait(), 15)
+                except TimeoutError:
+                    worker.kill()
+                    await worker.wait()
+
+    @asynccontextmanager
+    async def used(self, config: Mapping[str, Any], *, clients: int, seed: int) -> AsyncIterator[History]:
+        """Let clients use the service for the length of the block."""
+        history = History()
+        limits = httpx.Limits(max_connections=None, max_keepalive_connections=None)
+        async with self.served(config) as ports, httpx.AsyncClient(timeout=15.0, limits=limits) as http:
+            running = [
+                asyncio.create_task(Client(number, http, ports, history, seed).run()) for number in range(clients)
+            ]
+
+            def note(text: str) -> None:
+                history.phase = text
+
+            self.note = note
+            try:
+                yield history
+            finally:
+                for task in running:
+                    task.cancel()
+                await asyncio.wait(running)
+                for task in running:
+                    if not task.cancelled():
+                        task.result()
+
+    async def final(self) -> FinalState:
+        """What there is in the end."""
+        # Whoever was cut off in the middle of a commit may take a moment to end.
+        await asyncio.sleep(1.0)
+        rows = await self.writer.sql("select id, key, version from writes", dbname=DATABASE)
+        return FinalState({name: (key, version) for name, key, version in rows})
+
+    # -- what is done to the servers
+
+    def standbys(self) -> list[Node]:
+        """Those that stream from the writer now."""
+        return [node for node in self.cluster.nodes.values() if node is not self.writer]
+
+    async def pause(self, seconds: float, *nodes: Node) -> None:
+        """Stop replay: what they answer is old."""
+        for node in nodes:
+            await node.pause_replay()
+        await asyncio.sleep(seconds)
+        for node in nodes:
+            await node.resume_replay()
+
+    async def delay(self, seconds: float, node: Node) -> None:
+        """Replay late."""
+        await node.delay_replay(400)
+        await asyncio.sleep(seconds)
+        await node.delay_replay(0)
+
+    async def kill(self, seconds: float, node: Node) -> None:
+        """End it, and start it again."""
+        await node.kill()
+        await asyncio.sleep(seconds)
+        await node.start()
+
+    async def freeze(self, seconds: float, node: Node) -> None:
+        """It answers nothing any more; then all that it was asked."""
+        await node.freeze()
+        await asyncio.sleep(seconds)
+        await node.thaw()
+
+    async def cut_off(self, seconds: float, name: str) -> None:
+        """It lives, and streams, and nobody reaches it."""
+        proxy = self.proxies[name]
+        proxy.freeze()
+        await asyncio.sleep(seconds)
+        proxy.release()
+        proxy.cut()
+
+    async def fail_over(self, *, freezes: bool = False) -> None:
+        """The primary is gone, or worse: it does not answer, and comes back as if nothing had been.
+
+        The replica takes over that has received most, as a cluster manager sees to. The former primary then becomes a
+        replica.
+        """
+        former = self.writer
+        await (former.freeze() if freezes else former.kill())
+        standbys = self.standbys()
+        received = {node.name: await received_by(node) for node in standbys}
+        standbys.sort(key=lambda node: received[node.name], reverse=True)
+        following, *others = standbys
+        await following.promote()
+        self.writer = following
+        for other in others:
+            await other.follow(following)
+        if freezes:
+            await asyncio.sleep(1.0)
+            await former.thaw()
+            await asyncio.sleep(1.0)
+        await former.follow(following, rebuild=True)
+
+    async def repair(self) -> None:
+        """Whole again."""
+        for proxy in self.proxies.values():
+            proxy.release()
+        await repair(self.cluster)
+
+
+async def received_by(node: Node) -> int:
+    """How far a standby has received the log."""
+    value = await node.value("select pg_wal_lsn_diff(pg_last_wal_receive_lsn(), '0/0')::bigint")
+    return int(value)
+
+
+Fault = Callable[[], Awaitable[None]]
+
+
+async def in_phases(service: Service, history: History, phases: Mapping[str, Fault], *, pause_s: float) -> None:
+    """Do one thing after the other to the servers, with time to recover in between."""
+    for name, fault in phases.items():
+        service.note(name)
+        began_at = time.monotonic()
+        await fault()
+        print(f"  {name}: {time.monotonic() - began_at:.1f} s, {len(history.events)} events so far", flush=True)
+        service.note(f"after {name}")
+        await asyncio.sleep(pause_s)
+
+
+def report(history: History) -> str:
+    """What there was to judge."""
+    writes = Counter(event.outcome.value for event in history.events if isinstance(event, Write))
+    return (
+        f"reads by {dict(shares(history.events))}, {share_of_replicas(history):.1%} of them on replicas; writes"
+        f" {dict(writes)}; answers {dict(history.statuses)}"
+    )
+
+
+def share_of_replicas(history: History, phase: str | None = None) -> float:
+    """The share of the reads that replicas have answered."""
+    counted = shares(history.events, phase=phase)
+    return sum(count for node, count in counted.items() if node != "primary") / max(1, counted.total())
