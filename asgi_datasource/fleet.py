@@ -187,8 +187,10 @@ class Fleet:
             return False
         if len(self._open) + len(self._closing) < self._max_open:
             return True
+        # Those that are being closed already are for those who wait already.
+        is_due = len(self._closing) <= len(self._waiting)
         idle = next((other for other in self._open if not other.is_in_use), None)
-        if idle is not None:
+        if idle is not None and is_due:
             # Its connections count until they are closed; whoever waits is told then.
             self._close(idle)
         return False

@@ -9,6 +9,7 @@ from .places import in_databases, in_schemas, names, on_shared_tables, run
 
 REQUESTS = 250
 TENANTS = 200
+OPEN_POOLS = 20
 
 
 def some(number: int) -> bool:
@@ -28,17 +29,17 @@ async def test_the_same_through_pgbouncer(cluster: EmbeddedCluster) -> None:
 
 
 async def test_the_same_with_a_schema_each(cluster: EmbeddedCluster) -> None:
-    async with in_schemas(cluster, 40) as registry:
-        watch = await run_requests(registry, names(40), seed=3, go_on=some)
+    async with in_schemas(cluster, TENANTS) as registry:
+        watch = await run_requests(registry, names(TENANTS), seed=3, go_on=some)
         await assert_no_leak(watch, registry)
 
 
 async def test_the_same_with_a_database_each_and_few_of_them_open() -> None:
-    with EmbeddedCluster() as single:
-        async with in_databases(single, 10, cap=3) as registry:
-            watch = await run_requests(registry, names(10), seed=4, go_on=lambda number: number < 120, at_once=12)
+    with EmbeddedCluster(settings={"max_connections": 200}) as single:
+        async with in_databases(single, TENANTS, cap=OPEN_POOLS) as registry:
+            watch = await run_requests(registry, names(TENANTS), seed=4, go_on=some)
             await assert_no_leak(watch, registry)
-            assert registry.compiled.fleets["place"].open_pools <= 3
+            assert registry.compiled.fleets["place"].open_pools <= OPEN_POOLS
 
 
 async def test_a_leak_would_be_seen(cluster: EmbeddedCluster) -> None:
