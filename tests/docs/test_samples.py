@@ -179,27 +179,3 @@ async def place_twice(registry: DataSourceRegistry, place: Any) -> None:
     for _ in range(2):
         async with registry.session(tenant="acme") as db:
             await place(db)
-
-
-async def test_the_recipes_for_jobs(world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What a worker runs, without the worker: each recipe's functions on a real server."""
-    await world.sql("alter table orders add receipt_sent bool, add due timestamptz, add reminded bool; reset role")
-    await world.sql("insert into orders (item, due) values ('tea', now() - interval '1 day')")
-    (tmp_path / "datasource.yaml").write_text(json.dumps(world.config(replicas=())))
-    monkeypatch.chdir(tmp_path)
-    blocks = samples("python", "docs/tenancy.md")
-    [jobs] = [block for block in blocks if "remind_all" in block.text]
-    [worker] = [block for block in blocks if "WorkerSettings" in block.text]
-    [celery] = [block for block in blocks if "asyncio.run" in block.text]
-    async with world.registry(replicas=()) as registry:
-        await run(jobs)["remind"](registry, "acme")
-    assert await world.sql("select reminded from orders") == [(True,)]
-    arq = run(worker)
-    context: dict[str, Any] = {}
-    await arq["startup"](context)
-    await arq["send_receipt"](context, "acme", 1)
-    await arq["shutdown"](context)
-    assert await world.sql("select receipt_sent from orders") == [(True,)]
-    await world.sql("update orders set receipt_sent = null")
-    await asyncio.to_thread(run(celery)["send_receipt"], "acme", 1)
-    assert await world.sql("select receipt_sent from orders") == [(True,)]

@@ -1,0 +1,185 @@
+"""The recipes for jobs, with the real thing: workers of arq, Celery and procrastinate, each a process of its own."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import importlib.util
+import json
+import shutil
+import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+from arq import create_pool
+from arq.connections import RedisSettings
+from celery import Celery
+from psycopg.conninfo import conninfo_to_dict
+
+from asgi_datasource.testing.ports import reserve_port
+from tests.world import World
+
+from .samples import samples
+
+LIMIT_S = 60
+
+
+def recipe(mark: str) -> str:
+    """The sample of the tenancy page that has this text in it."""
+    [found] = [sample.text for sample in samples("python", "docs/tenancy.md") if mark in sample.text]
+    return found
+
+
+def load(path: Path) -> ModuleType:
+    """The module in a file, as it is now."""
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture
+async def shop(world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> World:
+    """An order of acme's and one of globex's with the same number; the configuration lies in the present folder."""
+    for schema in ("acme", "globex"):
+        await world.sql(
+            "alter table orders add receipt_sent bool, add due timestamptz, add reminded bool", schema=schema
+        )
+        await world.sql("insert into orders (item, due) values ('tea', now() - interval '1 day')", schema=schema)
+    (tmp_path / "datasource.yaml").write_text(json.dumps(world.config(replicas=())))
+    monkeypatch.chdir(tmp_path)
+    return world
+
+
+async def receipts(world: World) -> dict[str, bool | None]:
+    """Whether each tenant's order has got its receipt."""
+    rows = {schema: await world.sql("select receipt_sent from orders", schema=schema) for schema in ("acme", "globex")}
+    return {schema: sent for schema, [(sent,)] in rows.items()}
+
+
+@asynccontextmanager
+async def redis(folder: Path) -> AsyncIterator[int]:
+    """A real Redis; gives its port."""
+    program = shutil.which("redis-server")
+    assert program is not None, "these tests need Redis: apt-get install redis-server"
+    port, reservation = reserve_port()
+    reservation.close()
+    arguments = ("--port", str(port), "--bind", "127.0.0.1", "--save", "", "--dir", str(folder))
+    process = await asyncio.create_subprocess_exec(program, *arguments, stdout=asyncio.subprocess.DEVNULL)
+    try:
+        async with asyncio.timeout(LIMIT_S):
+            while True:
+                try:
+                    _, writer = await asyncio.open_connection("127.0.0.1", port)
+                    break
+                except OSError:
+                    await asyncio.sleep(0.02)
+        writer.close()
+        yield port
+    finally:
+        process.kill()
+        await process.wait()
+
+
+@asynccontextmanager
+async def worker(folder: Path, *arguments: str) -> AsyncIterator[asyncio.subprocess.Process]:
+    """A worker, as a shell starts it."""
+    with (folder / "worker.log").open("wb") as log:
+        process = await asyncio.create_subprocess_exec(
+            sys.executable, "-m", *arguments, cwd=folder, stdout=log, stderr=log
+        )
+        try:
+            yield process
+        finally:
+            if process.returncode is None:
+                process.terminate()
+                try:
+                    async with asyncio.timeout(LIMIT_S):
+                        await process.wait()
+                finally:
+                    if process.returncode is None:
+                        process.kill()
+
+
+async def test_every_tenant_in_turn(shop: World, tmp_path: Path) -> None:
+    path = tmp_path / "reminders.py"
+    path.write_text(recipe("remind_all"))
+    async with shop.registry(replicas=()) as registry:
+        await load(path).remind(registry, "acme")
+    assert await shop.sql("select reminded from orders") == [(True,)]
+    assert await shop.sql("select reminded from orders", schema="globex") == [(None,)]
+
+
+async def test_arq(shop: World, tmp_path: Path) -> None:
+    async with redis(tmp_path) as port:
+        settings = (
+            f"from arq.connections import RedisSettings\nWorkerSettings.redis_settings = RedisSettings(port={port})"
+        )
+        (tmp_path / "arq_jobs.py").write_text(f"{recipe('WorkerSettings')}\n{settings}\n")
+        queue = await create_pool(RedisSettings(port=port))
+        try:
+            job = await queue.enqueue_job("send_receipt", "acme", 1)
+            assert job is not None
+            async with worker(tmp_path, "arq", "arq_jobs.WorkerSettings", "--burst") as process:
+                await job.result(timeout=LIMIT_S, poll_delay=0.05)
+                assert await asyncio.wait_for(process.wait(), LIMIT_S) == 0
+        finally:
+            await queue.aclose()
+    assert await receipts(shop) == {"acme": True, "globex": None}
+
+
+def send_with_celery(url: str) -> None:
+    """Send a job for each tenant, and wait for both; what it leaves would call its broker when it is collected."""
+    with Celery(broker=url, backend=url) as app:
+        for tenant in ("acme", "globex"):
+            app.send_task("send_receipt", (tenant, 1)).get(timeout=LIMIT_S)
+    gc.collect()
+
+
+async def test_celery(shop: World, tmp_path: Path) -> None:
+    async with redis(tmp_path) as port:
+        url = f"redis://127.0.0.1:{port}/0"
+        settings = f"app.conf.update(broker_url={url!r}, result_backend={url!r})"
+        (tmp_path / "celery_jobs.py").write_text(f"{recipe('Celery')}\n{settings}\n")
+        # Forked processes, as it runs them unless told otherwise.
+        arguments = (
+            "celery",
+            "-A",
+            "celery_jobs",
+            "worker",
+            "--concurrency",
+            "1",
+            "--without-gossip",
+            "--without-mingle",
+        )
+        async with worker(tmp_path, *arguments):
+            await asyncio.to_thread(send_with_celery, url)
+    assert await receipts(shop) == {"acme": True, "globex": True}
+
+
+async def test_procrastinate(shop: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    parts: dict[str, Any] = conninfo_to_dict(shop.cluster.primary.url(dbname=shop.dbname, user="postgres"))
+    for variable, part in (
+        ("HOST", "host"),
+        ("PORT", "port"),
+        ("USER", "user"),
+        ("DATABASE", "dbname"),
+        ("PASSWORD", "password"),
+    ):
+        monkeypatch.setenv(f"PG{variable}", str(parts[part]))
+    path = tmp_path / "procrastinate_jobs.py"
+    path.write_text(recipe("PsycopgConnector"))
+    module = load(path)
+    async with module.jobs.open_async():
+        await module.jobs.schema_manager.apply_schema_async()
+        await module.send_receipt.defer_async(tenant="acme", order=1)
+    await asyncio.wait_for(module.work(wait=False, install_signal_handlers=False), LIMIT_S)
+    assert await receipts(shop) == {"acme": True, "globex": None}
+    statuses = await shop.sql("select status::text from public.procrastinate_jobs")
+    assert statuses == [("succeeded",)]
