@@ -302,6 +302,28 @@ _ENTRIES: Final = (
         "tenancy: {default: orders, resolve: [{path_prefix: /t}], exempt: [/health]}\n",
     ),
     Explained(
+        Code.LAG_TOO_SHORT,
+        "A max_lag that no replica can show to keep",
+        "Servers are asked how they are four times within the shortest `max_lag`, but not more often than every 50 ms."
+        " What is known of a replica's data is always older than a bound below 200 ms now and then, and below 50 ms"
+        " always: the primary answers instead. A read that has to see everything says `consistency: strong`.",
+        "datasources:\n  orders:\n    primary: {url: host=db}\n    replicas: {r1: {url: host=r1}}\n"
+        "    routing: {max_lag: 50ms}\n",
+        "datasources:\n  orders:\n    primary: {url: host=db}\n    replicas: {r1: {url: host=r1}}\n"
+        "    routing: {max_lag: 5s}\n",
+    ),
+    Explained(
+        Code.OUTLIVED_TOKEN,
+        "A replica may be further behind than the client's token counts",
+        "After `consistency.ttl` a client's token is forgotten. A replica that is further behind than that lacks what"
+        " the client wrote before, and nothing keeps its reads from it: `routing.max_lag` would, or a longer `ttl`. A hint.",
+        "datasources:\n  orders:\n    primary: {url: host=db}\n    replicas: {r1: {url: host=r1}}\n"
+        "consistency: {token: cookie, secret: '${TOKEN_SECRET:-0123456789abcdef}', ttl: 30s}\n",
+        "datasources:\n  orders:\n    primary: {url: host=db}\n    replicas: {r1: {url: host=r1}}\n"
+        "    routing: {max_lag: 5s}\n"
+        "consistency: {token: cookie, secret: '${TOKEN_SECRET:-0123456789abcdef}', ttl: 30s}\n",
+    ),
+    Explained(
         Code.UNKNOWN_TENANT,
         "Names a tenant that is not there",
         "A resolver leads requests to a tenant that the document does not list: all of them would be answered with"

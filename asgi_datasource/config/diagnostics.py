@@ -101,6 +101,10 @@ class Code(StrEnum):
     """More connections than the servers allow."""
     NEVER_ANSWERS = "ADS051"
     """A way to tell the tenant that cannot name any."""
+    LAG_TOO_SHORT = "ADS052"
+    """A bound on the lag that no replica can show to keep."""
+    OUTLIVED_TOKEN = "ADS053"  # noqa: S105
+    """Replicas may be further behind than the client's token counts."""
     UNKNOWN_TENANT = "ADS070"
     """Names a tenant that is not there."""
     UNVERIFIABLE = "ADS071"

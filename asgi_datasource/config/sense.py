@@ -15,7 +15,7 @@ from .kinds import EVERY_OTHER
 from .limits import MAX_DIAGNOSTICS
 from .models import Config, RouteRule, TenantConfig
 from .sense_resolvers import check_resolvers
-from .sense_servers import check_budget, check_servers
+from .sense_servers import check_budget, check_lags, check_servers
 from .sense_tenancy import check_aliases, check_catalog, check_tenancy
 from .url import PLACEHOLDER
 
@@ -36,6 +36,7 @@ def check_sense(config: Config, *, needs_resolver: bool = True) -> list[Diagnost
     checks: list[Callable[[Config], Iterator[Diagnostic]]] = [
         check_servers,
         check_budget,
+        check_lags,
         _default,
         _tenant_datasources,
         _tenant_names,
@@ -229,6 +230,12 @@ def _tokens(config: Config) -> Iterator[Diagnostic]:
             yield Diagnostic(Code.WRONG_VALUE, where, "too short for a secret that signs", mend)
     if consistency.token != "off":  # noqa: S105 - a word of the configuration
         return
+    if consistency.monotonic:
+        where = ("consistency", "monotonic")
+        message = "monotonic reads take a token, and clients carry none"
+        mend = "Set token: cookie and a secret, or leave this out."
+        related = (("consistency", "token"),)
+        yield Diagnostic(Code.CONTRADICTION, where, message, mend, related=related, fix=Fix(Edit.REMOVE, where))
     for index, rule in enumerate(config.routes):
         if rule.consistency in ("session", "token"):
             where = ("routes", index, "consistency")

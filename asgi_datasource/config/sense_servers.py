@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Final
 
-from .diagnostics import Code, Diagnostic, Edit, Fix, Path
+from .diagnostics import Code, Diagnostic, Edit, Fix, Path, Severity
+from .durations import format_duration
 from .models import Config, DataSourceConfig
 from .url import PLACEHOLDER, find_fault, server_of
 
@@ -41,6 +43,40 @@ def check_servers(config: Config) -> Iterator[Diagnostic]:
                 fix = Fix(Edit.REMOVE, where[:-1])
                 yield Diagnostic(Code.SAME_SERVER, where, message, mend, related=(other,), fix=fix)
             first.setdefault(server, where)
+
+
+SHORTEST_LAG_S: Final = 0.2
+"""Seconds: servers are asked at most every 50 ms, and a quarter of the bound is what a replica that keeps up needs."""
+
+
+def check_lags(config: Config) -> Iterator[Diagnostic]:
+    """Bounds on the lag that no replica can show to keep, and tokens that replicas outlive."""
+    replicated = {name: datasource for name, datasource in config.datasources.items() if datasource.replicas}
+    bounds: list[tuple[Path, float | None]] = [
+        (("datasources", name, "routing", "max_lag"), datasource.routing.max_lag_s)
+        for name, datasource in replicated.items()
+    ]
+    if replicated:
+        bounds += [(("routes", index, "max_lag"), rule.max_lag_s) for index, rule in enumerate(config.routes)]
+    for path, lag_s in bounds:
+        if lag_s is not None and lag_s < SHORTEST_LAG_S:
+            message = f"no replica can show that its data is younger than {format_duration(lag_s)}"
+            mend = "Raise it to 200ms or more; consistency: strong of a route asks the primary."
+            fix = Fix(Edit.REPLACE, path, "200ms")
+            yield Diagnostic(Code.LAG_TOO_SHORT, path, message, mend, severity=Severity.WARNING, fix=fix)
+    if config.consistency.token == "off":  # noqa: S105 - a word of the configuration
+        return
+    ttl_s = config.consistency.ttl_s
+    related: tuple[Path, ...] = (("consistency", "ttl"),)
+    for name, datasource in replicated.items():
+        lag_s = datasource.routing.max_lag_s
+        if lag_s is None or lag_s > ttl_s:
+            path = ("datasources", name, "routing", "max_lag")
+            counts = format_duration(ttl_s)
+            message = f"a client's token counts for {counts}, and replicas may be further behind than that"
+            mend = f"Set max_lag to {counts} or less, or let tokens live longer."
+            fix = Fix(Edit.ADD if lag_s is None else Edit.REPLACE, path, counts)
+            yield Diagnostic(Code.OUTLIVED_TOKEN, path, message, mend, related=related, severity=Severity.HINT, fix=fix)
 
 
 def check_budget(config: Config) -> Iterator[Diagnostic]:

@@ -41,6 +41,7 @@ def test_every_section_of_the_document_is_known_by_its_path() -> None:
         ("transactions",),
         ("consistency",),
         ("budget",),
+        ("reload",),
         ("telemetry",),
         ("errors",),
     ]

@@ -131,6 +131,13 @@ NONSENSE = [
         "leave this out",
     ),
     (
+        small(consistency={"monotonic": True}),
+        Code.CONTRADICTION,
+        "consistency.monotonic",
+        "monotonic reads take a token",
+        "or leave this out",
+    ),
+    (
         small(tenancy={}),
         Code.NO_RESOLVER,
         "tenancy.resolve",
@@ -237,6 +244,21 @@ WARNINGS = [
         "routes[0] matches all that it matches",
     ),
     (
+        small(datasources=datasource(replicas={"r1": {"url": "host=r1"}}, routing={"max_lag": "199ms"})),
+        Code.LAG_TOO_SHORT,
+        "datasources.orders.routing.max_lag",
+        "no replica can show that its data is younger than 199ms",
+    ),
+    (
+        small(
+            datasources=datasource(replicas={"r1": {"url": "host=r1"}}),
+            routes=[{"match": "/x"}, {"match": "/y", "max_lag": "1ms"}],
+        ),
+        Code.LAG_TOO_SHORT,
+        "routes[1].max_lag",
+        "younger than 1ms",
+    ),
+    (
         small(tenancy={"resolve": [{"header": "X"}, {"header": "X"}]}),
         Code.UNREACHABLE,
         "tenancy.resolve[1]",
@@ -256,7 +278,27 @@ def test_what_is_odd_is_a_warning(document: dict[str, Any], code: Code, path: st
     assert problem.mend
 
 
+TOKENS = {"token": "cookie", "secret": "0123456789abcdef", "ttl": "30s"}
+
+
+@pytest.mark.parametrize("routing", [{}, {"max_lag": "31s"}])
+def test_replicas_that_may_outlive_a_token_are_a_hint(routing: dict[str, Any]) -> None:
+    replicas = {"r1": {"url": "host=r1"}}
+    document = small(datasources=datasource(replicas=replicas, routing=routing), consistency=TOKENS)
+    [problem] = examine(document).diagnostics
+    assert (problem.severity, problem.code) == (Severity.HINT, Code.OUTLIVED_TOKEN)
+    assert problem.key == "datasources.orders.routing.max_lag"
+    assert "counts for 30s, and replicas may be further behind" in problem.message
+    assert problem.fix is not None
+    assert problem.fix.value == "30s"
+
+
 SENSIBLE = [
+    small(
+        datasources=datasource(replicas={"r1": {"url": "host=r1"}}, routing={"max_lag": "200ms"}),
+        consistency={**TOKENS, "monotonic": True},
+    ),
+    small(datasources=datasource(routing={"max_lag": "1ms"}), consistency=TOKENS),
     full(),
     small(tenancy={"default": "orders"}, tenants={}),
     small(
