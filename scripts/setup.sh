@@ -49,7 +49,10 @@ need_node_package() {
     if [ "$(cat "$folder/node_modules/$name/.wanted" 2>/dev/null)" != "$version" ]; then
         echo "==> installing $name $version"
         mkdir -p "$folder"
-        npm install --silent --no-audit --no-fund --prefix "$folder" "$name@$version" >/dev/null &&
+        if npm install --silent --no-audit --no-fund --prefix "$folder" "$name@$version" >/dev/null; then
             printf '%s\n' "$version" >"$folder/node_modules/$name/.wanted"
+        else
+            echo "==> $name could not be installed: the tests that need it will fail" >&2
+        fi
     fi
 }
