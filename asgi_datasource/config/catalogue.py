@@ -316,7 +316,7 @@ _ENTRIES: Final = (
         Code.OUTLIVED_TOKEN,
         "A replica may be further behind than the client's token counts",
         "After `consistency.ttl` a client's token is forgotten. A replica that is further behind than that lacks what"
-        " the client wrote before, and nothing keeps its reads from it: `routing.max_lag` would, or a longer `ttl`. A hint.",
+        " the client wrote before, and nothing keeps its reads from it: `routing.max_lag` would, or a longer `ttl`.",
         "datasources:\n  orders:\n    primary: {url: host=db}\n    replicas: {r1: {url: host=r1}}\n"
         "consistency: {token: cookie, secret: '${TOKEN_SECRET:-0123456789abcdef}', ttl: 30s}\n",
         "datasources:\n  orders:\n    primary: {url: host=db}\n    replicas: {r1: {url: host=r1}}\n"
