@@ -452,7 +452,8 @@ class RequestGuard:
         self.state = _REPLACED
         if by_handlers and await self._render(error):
             return
-        await self._compiled.problems.send(error, self.scope, self._send_in_place)
+        is_partial = self._session is not None and self._session.commits > 0
+        await self._compiled.problems.send(error, self.scope, self._send_in_place, is_partial=is_partial)
 
     async def _render(self, error: Exception) -> bool:
         """Let the application's own exception handlers answer; False when there is none for this error.

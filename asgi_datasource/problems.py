@@ -21,14 +21,16 @@ logger = logging.getLogger("asgi_datasource.problems")
 RETRY_AFTER_S: Final = 1
 """Seconds in `Retry-After` of a 503: failover and a queue that clears are a matter of about that."""
 
+_NOTHING: Final = "nothing was changed"
+
 _TITLES: Final[dict[DataErrorKind, str]] = {
     DataErrorKind.CONFIG: "The service is not configured correctly",
     DataErrorKind.TENANT: "The tenant could not be served",
     DataErrorKind.CONNECTION: "The database cannot be reached",
     DataErrorKind.RESOURCE: "The database is at its limit",
-    DataErrorKind.TIMEOUT: "The request ran out of time; nothing was changed",
-    DataErrorKind.CONFLICT: "The request conflicts with another one; nothing was changed",
-    DataErrorKind.CONSTRAINT: "The data breaks a rule; nothing was changed",
+    DataErrorKind.TIMEOUT: f"The request ran out of time; {_NOTHING}",
+    DataErrorKind.CONFLICT: f"The request conflicts with another one; {_NOTHING}",
+    DataErrorKind.CONSTRAINT: f"The data breaks a rule; {_NOTHING}",
     DataErrorKind.READ_ONLY: "The request tried to write where it may only read",
     DataErrorKind.QUERY: "The request could not be carried out",
     DataErrorKind.CLOSED: "The request could not be carried out",
@@ -53,9 +55,15 @@ class ProblemAnswers:
         """The status that answers this error."""
         return self.statuses.get(error.kind, error.http_status)
 
-    def title_of(self, error: DataError) -> str:
-        """What the error's kind is, in words that anybody may read."""
-        return _TITLES.get(error.kind, _TITLES[DataErrorKind.OTHER])
+    def title_of(self, error: DataError, *, is_partial: bool = False) -> str:
+        """What the error's kind is, in words that anybody may read.
+
+        Args:
+            error: What happened.
+            is_partial: A part of the request's work had been committed before.
+        """
+        title = _TITLES.get(error.kind, _TITLES[DataErrorKind.OTHER])
+        return title.replace(_NOTHING, "what it had committed before stays") if is_partial else title
 
     def answers(self, error: DataError) -> bool:
         """Whether an error that the application let through is answered here.
@@ -64,13 +72,14 @@ class ProblemAnswers:
         """
         return self.status_of(error) != 500 or error.kind is DataErrorKind.COMMIT_UNKNOWN
 
-    async def send(self, error: DataError, scope: Scope, send: Send) -> None:
+    async def send(self, error: DataError, scope: Scope, send: Send, *, is_partial: bool = False) -> None:
         """Answer a request that has had no response yet.
 
         Args:
             error: What happened; its message is logged with the reference that the answer carries.
             scope: The request's scope.
             send: Where the response goes.
+            is_partial: A part of the request's work had been committed before: sent again, it would be done twice.
         """
         status = self.status_of(error)
         reference = secrets.token_hex(8)
@@ -80,10 +89,10 @@ class ProblemAnswers:
         )
         document: dict[str, object] = {
             "type": f"urn:asgi-datasource:problem:{error.kind.value.replace('_', '-')}",
-            "title": self.title_of(error),
+            "title": self.title_of(error, is_partial=is_partial),
             "status": status,
             "kind": error.kind.value,
-            "retryable": error.is_retryable,
+            "retryable": error.is_retryable and not is_partial,
             "reference": reference,
         }
         if error.kind is DataErrorKind.TENANT or self.shows_details:
@@ -99,7 +108,7 @@ class ProblemAnswers:
         if status == 401:
             # RFC 9110, section 15.5.2: it has to say what would be accepted.
             headers.append((b"www-authenticate", b"Bearer"))
-        if status == 503:
+        if status == 503 and not is_partial:
             headers.append((b"retry-after", str(RETRY_AFTER_S).encode()))
         await send({"type": "http.response.start", "status": status, "headers": headers})
         await send({"type": "http.response.body", "body": b"" if scope["method"] == "HEAD" else body})

@@ -398,10 +398,11 @@ class DataSession(StatementMethods):
 
     @property
     def is_at_rest(self) -> bool:
-        """No transaction is open and no statement runs: it can be ended without a server."""
+        """No transaction is open and no statement or commit runs: it can be ended without a server."""
         if self._work is None:
             return True
-        return self._work.transaction_in_use is None and (self._turns is None or not self._turns.is_taken)
+        is_idle = self._work.transaction_in_use is None and not self.committing
+        return is_idle and (self._turns is None or not self._turns.is_taken)
 
     @property
     def scope(self) -> MutableMapping[str, Any] | None:
@@ -572,6 +573,9 @@ class DataSession(StatementMethods):
                 self.interrupt()
             await self._take_for_the_end(turns, deadline, commit=commit)
             try:
+                if self.committing:
+                    # Whoever has asked for these was cancelled; what they have come to is known before anything leaves.
+                    await asyncio.wait(self.committing)
                 await work.finish(commit=commit, reason=reason, deadline=deadline, is_apart=is_apart)
             finally:
                 turns.leave()

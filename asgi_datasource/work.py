@@ -77,6 +77,7 @@ class Work:
         "_hooks",
         "_owner",
         "_policy",
+        "_unheard",
         "doomed_by",
         "lost_by",
         "outer",
@@ -99,6 +100,7 @@ class Work:
         self._policy = policy
         self._background = background
         self._hooks: WaitingHooks = []
+        self._unheard: asyncio.Task[None] | None = None
         self.terms = terms
         self.outer = outer
         self.transaction: Transaction | None = None
@@ -193,11 +195,12 @@ class Work:
         try:
             try:
                 await self.end_snapshot()
+                missed = await self._missed_failure() if commit else None
             except BaseException:
                 if transaction is not None:
                     self._background.spawn(transaction.rollback("cancelled"))
                 raise
-            refusal = self._refusal(None if transaction is None else deadline) if commit else None
+            refusal = (missed or self._refusal(None if transaction is None else deadline)) if commit else None
             if transaction is None:
                 if refusal is not None:
                     raise refusal
@@ -222,9 +225,27 @@ class Work:
             committing = self._background.spawn(commit_, waiter=waiter)
             self._owner.committing.add(committing)
             committing.add_done_callback(self._owner.committing.discard)
-            await waiter
+            try:
+                await waiter
+            except asyncio.CancelledError:
+                if takes_hooks:
+                    self._unheard = committing
+                raise
+            self._owner.committing.discard(committing)
         finally:
             self._owner.due_hooks.settle(hooks, committed=committed)
+
+    async def _missed_failure(self) -> DataError | None:
+        """What an earlier commit has failed with whose caller was cancelled before it could hear of that."""
+        unheard = self._unheard
+        if unheard is None:
+            return None
+        await asyncio.wait({unheard})
+        self._unheard = None
+        if unheard.cancelled():
+            return CommitUnknown("a commit before this one was cut short by the end of the application")
+        error = unheard.exception()
+        return error if isinstance(error, DataError) else None
 
     def _refusal(self, deadline: float | None) -> DataError | None:
         """Why it must not be committed."""
@@ -282,4 +303,6 @@ class Work:
 
 def deadline_passed() -> DataError:
     """The error of a request whose time is up."""
-    return DataError(DataErrorKind.TIMEOUT, "the request's deadline has passed; nothing was committed")
+    return DataError(
+        DataErrorKind.TIMEOUT, "the request's deadline has passed; what it had not committed was rolled back"
+    )

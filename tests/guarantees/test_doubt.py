@@ -55,6 +55,14 @@ async def place_slowly(request: Request) -> Response:
     return await place(request)
 
 
+async def place_midway(request: Request) -> Response:
+    db = session(request)
+    await db.execute("insert into orders (item) values (%s)", [request.path_params["item"]])
+    await db.commit()
+    await asyncio.Event().wait()
+    raise AssertionError("has no deadline")
+
+
 async def place_by_psycopg(request: Request) -> Response:
     """What is sent on a borrowed connection passes the session by: it does not see that something was written."""
     async with session(request).connection() as connection:
@@ -86,6 +94,7 @@ ROUTES = [
     Route("/children/{parent:int}", bear, methods=["POST"]),
     Route("/look", look, methods=["POST"]),
     Route("/orders/{item}", place, methods=["POST"]),
+    Route("/midway/{item}", place_midway, methods=["POST"]),
     Route("/slow/{item}", place_slowly, methods=["POST"]),
     Route("/psycopg/{item}", place_by_psycopg, methods=["POST"]),
     Route("/savepoint/{item}", place_before_an_undone_part, methods=["POST"]),
@@ -408,6 +417,25 @@ async def test_a_deadline_while_commit_is_on_its_way_is_answered_by_what_became_
         proxy.release()
         proxy.hold_back(at=b"commit")
         assert (await shop.http.post("/orders/coffee")).status_code == 201, "late, and true"
+        assert await shop.is_placed("coffee")
+
+
+async def test_a_deadline_inside_a_commit_in_the_middle_of_a_request_is_answered_by_what_became_of_it(
+    world: World, proxy: FaultProxy
+) -> None:
+    """The deadline ends the request, which does not wait for its COMMIT any more; the answer does."""
+    async with open_shop(world, proxy, transactions={"deadline": "500ms"}) as shop:
+        proxy.hold(at=b"commit")
+        lost = await shop.http.post("/midway/tea")
+        assert_not_done(lost, status=504, kind="timeout")
+        assert lost.json()["title"].endswith("nothing was changed")
+        assert not await shop.is_placed("tea")
+        proxy.release()
+        proxy.hold_back(at=b"commit")
+        done = await shop.http.post("/midway/coffee")
+        assert_not_done(done, status=504, kind="timeout")
+        assert done.json()["title"].endswith("what it had committed before stays")
+        assert done.json()["retryable"] is False
         assert await shop.is_placed("coffee")
 
 

@@ -246,6 +246,34 @@ async def test_what_was_rolled_back_midway_is_gone_and_the_rest_is_committed(wor
     assert await outcome(world, endpoint) == (200, COMMITTED)
 
 
+async def test_an_answer_says_when_a_part_was_committed_before(world: World) -> None:
+    """Whoever sent it again because nothing was changed would have that part done twice."""
+
+    async def endpoint(request: Request) -> Response:
+        db = session(request)
+        if request.query_params["first"]:
+            await write(request, "first")
+            await db.commit()
+        await write(request)
+        if request.query_params["fails"] == "in time":
+            await asyncio.Event().wait()
+        await db.execute("insert into children (parent) values (99)")
+        return Response()
+
+    registry = world.registry(transactions={"deadline": "500ms"})
+    async with client(world, [Route("/", endpoint, methods=["POST"])], registry=registry) as http:
+        for fails, status in (("in time", 504), ("at commit", 409)):
+            for first in ("", "yes"):
+                await world.sql("truncate orders")
+                response = await http.post("/", params={"first": first, "fails": fails})
+                problem = response.json()
+                assert response.status_code == status
+                assert problem["retryable"] is (status == 504 and not first)
+                end = "what it had committed before stays" if first else "nothing was changed"
+                assert problem["title"].endswith(f"; {end}")
+                assert await world.items() == (["first"] if first else [])
+
+
 # -- the route turns it round
 
 

@@ -648,8 +648,16 @@ async def test_an_inner_timeout_is_bounded_by_the_outer_one(world: World) -> Non
     async def inner() -> None:
         await current_session().fetch_value("select pg_sleep(30)")
 
+    @transactional(timeout=3600, propagation="requires_new")
+    async def left() -> float:
+        query = "select extract(epoch from current_setting('statement_timeout')::interval)::float8"
+        return float(await current_session().write.fetch_value(query))
+
     async with world.registry() as registry:
         async with registry.session("acme", timeout=60.0):
+            assert 20 < await left() <= 60
+            async with transactional(timeout=20, propagation="requires_new"):
+                assert 0 < await left() <= 20
             with pytest.raises(DataError) as caught:
                 async with transactional(timeout=0.2, propagation="requires_new"):
                     await inner()

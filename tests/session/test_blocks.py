@@ -8,16 +8,21 @@ from contextlib import aclosing
 import psycopg
 import pytest
 from psycopg.rows import class_row, scalar_row
+from starlette.responses import JSONResponse
+from starlette.types import Receive, Scope, Send
 
 from asgi_datasource import (
     AccessIntent,
     DataError,
     DataErrorKind,
     DataSession,
+    DataSourceMiddleware,
     SessionClosed,
     UnexpectedRollback,
+    session,
     transactional,
 )
+from tests.asgi import Call
 from tests.pools import assert_whole
 from tests.world import World
 
@@ -142,6 +147,49 @@ async def test_commit_and_rollback_midway_keep_tenant_and_pin(world: World) -> N
             async with db.transaction():
                 await db.commit()
     assert await world.items() == ["first", "third"]
+
+
+@pytest.mark.parametrize("how", ["db.commit()", "requires_new"])
+@pytest.mark.parametrize("fails", [False, True])
+async def test_nothing_leaves_before_a_commit_is_known_whose_caller_was_cancelled(
+    world: World, how: str, fails: bool
+) -> None:
+    """Its own caller does not wait for it any more, and goes on as if it had taken effect."""
+
+    async def write(db: DataSession) -> None:
+        await db.execute(INSERT, ["tea"])
+        # Its COMMIT takes its time, and may then fail at a foreign key.
+        await db.execute("insert into slow values (1)")
+        if fails:
+            await db.execute("insert into children (parent) values (99)")
+
+    async def endpoint(scope: Scope, receive: Receive, send: Send) -> None:
+        db = session(scope)
+        sessions.append(db)
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(0.2):
+                if how == "requires_new":
+                    await transactional(propagation="requires_new")(write)(db)
+                else:
+                    await write(db)
+                    await db.commit()
+        assert db.committing
+        await db.execute(INSERT, ["more"])
+        await JSONResponse({}, status_code=201)(scope, receive, send)
+
+    sessions: list[DataSession] = []
+    under_way: list[int] = []
+    async with world.registry() as registry:
+        call = Call(on_send=lambda message: under_way.append(len(sessions[0].committing)))
+        await call.run(DataSourceMiddleware(endpoint, registry=registry))
+        items = await world.items()
+        await assert_whole(registry, world)
+    assert set(under_way) == {0}
+    if how == "requires_new":
+        # What had a transaction of its own fails alone, as its caller has been told.
+        assert (call.status, items) == (201, ["more"] if fails else ["tea", "more"])
+    else:
+        assert (call.status, items) == ((409, []) if fails else (201, ["tea", "more"]))
 
 
 async def test_hooks_run_alone_in_order_and_know_the_tenant(world: World, caplog: pytest.LogCaptureFixture) -> None:

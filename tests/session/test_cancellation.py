@@ -143,6 +143,24 @@ async def call_services(db: DataSession, ledger: Ledger) -> None:
     await look()
 
 
+async def use_hooks(db: DataSession, ledger: Ledger) -> None:
+    @transactional(propagation="requires_new")
+    async def place(item: str) -> None:
+        await ledger.put(db, item)
+        db.before_commit(check)
+
+    async def check() -> None:
+        await db.fetch_all("select * from orders")
+
+    await place("milk")
+    await ledger.put(db, "tea")
+    db.before_commit(check)
+    db.after_commit(lambda: asyncio.sleep(0))
+    await db.commit()
+    await ledger.put(db, "cocoa")
+    db.before_commit(check)
+
+
 REQUEST = [
     write,
     read,
@@ -154,6 +172,7 @@ REQUEST = [
     use_children,
     end_midway,
     call_services,
+    use_hooks,
 ]
 
 
@@ -248,6 +267,7 @@ async def use_own_transactions(db: DataSession, ledger: Ledger) -> None:
         ("request", write),
         ("request", use_savepoints),
         ("request", call_services),
+        ("request", use_hooks),
         ("annotated", use_own_transactions),
         ("annotated", call_services),
     ],
