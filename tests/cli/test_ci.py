@@ -60,7 +60,7 @@ def python(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     # pip comes with the rest: installing it takes ten times as long as everything else here.
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(folder)], check=True, timeout=120)
     pip = folder / "bin" / "pip"
-    pip.write_text(f"#!/bin/sh\nexec {folder / 'bin' / 'python'} -m pip \"$@\"\n")
+    pip.write_text(f'#!/bin/sh\nexec {folder / "bin" / "python"} -m pip "$@"\n')
     pip.chmod(0o755)
     site = next((folder / "lib").glob("python*/site-packages"))
     for entry in Path(sysconfig.get_path("purelib")).iterdir():
