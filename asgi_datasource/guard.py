@@ -216,6 +216,10 @@ class RequestGuard:
                 if session is not None:
                     session.close_unused()
                 self.state = _ENDED
+            elif self.state is _OPEN and session.end_idle():
+                self._disarm()
+                self.state = _ENDED
+                self._add_commits(session)
             else:
                 await self._end(session, status)
             if session is not None and session.past is not None:
@@ -276,6 +280,10 @@ class RequestGuard:
             if self._is_decided is not None:
                 self._is_decided.set()
         self.state = _ENDED
+        self._add_commits(session)
+
+    def _add_commits(self, session: DataSession) -> None:
+        """What was committed here cannot run again; that holds for the request around it as well."""
         if self._outer is not None:
             self._outer.session.commits += session.commits
 

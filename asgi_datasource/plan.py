@@ -163,8 +163,11 @@ _STRONG: Final = Freshness(Consistency.STRONG)
 
 def timeout_of(policy: SessionPolicy, rule: RouteRule, endpoint: TransactionOptions | None) -> float | None:
     """Seconds that a request has: its annotation's, its rule's, or the default."""
-    layers = (layer.timeout_s for layer in (endpoint, rule.options) if layer is not None)
-    return next((timeout for timeout in layers if timeout is not None), policy.deadline_s)
+    if endpoint is not None and endpoint.timeout_s is not None:
+        return endpoint.timeout_s
+    if rule.options is not None and rule.options.timeout_s is not None:
+        return rule.options.timeout_s
+    return policy.deadline_s
 
 
 def _intent_of_route(endpoint: TransactionOptions | None, rule: RouteRule, method: str) -> AccessIntent:

@@ -513,6 +513,27 @@ class DataSession(StatementMethods):
         """End a session that nothing has been done with."""
         self._state = SessionState.CLOSED
 
+    def end_idle(self) -> bool:
+        """End a session that has nothing to commit, to roll back or to tell: one that has only read.
+
+        Returns:
+            Whether that was so; otherwise nothing has changed.
+        """
+        work, turns = self._work, self._turns
+        if (
+            work is None
+            or turns is None
+            or turns.is_taken
+            or self._state is not SessionState.OPEN
+            or self.stopped_by is not None
+            or self._conflict is not None
+            or not work.is_idle
+        ):
+            return False
+        self._state = SessionState.CLOSED
+        self._datasource.leave()
+        return True
+
     def end(self, *, commit: bool, reason: str, is_apart: bool = False) -> Coroutine[Any, Any, None]:
         """End the session and its transaction; whatever uses it from this call on gets `SessionClosed`.
 

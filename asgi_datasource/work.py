@@ -118,6 +118,19 @@ class Work:
         """The transaction that statements run in; one that has failed stays until it is ended."""
         return self.transaction or self.snapshot
 
+    @property
+    def is_idle(self) -> bool:
+        """Whether there is nothing to end, and nothing to tell anybody about its end."""
+        return not (
+            self.transaction
+            or self.snapshot
+            or self._hooks
+            or self.outer
+            or self.doomed_by
+            or self.lost_by
+            or self.rollback_reason is not None
+        )
+
     # -- hooks
 
     @property
