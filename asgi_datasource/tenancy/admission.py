@@ -113,25 +113,39 @@ class Admission:
         Raises:
             DataError: TENANT: there is no such tenant, the request may not act for it, or it is suspended.
         """
-        unknown: DataError | None = None
-        tenant: Tenant | None = None
-        try:
+        if self._hides_unknown and self._authorize is not None and name is not None and self.default is None:
+            tenant = await self._admit_hidden(scope, name)
+        else:
             tenant = await self.find(name)
-        except DataError as error:
-            if not self._hides_unknown or self._authorize is None or name is None or error.http_status == 400:
-                raise
-            unknown = error
-        if self._authorize is not None and name is not None and (tenant is None or tenant.name is not None):
-            # Asked for an unknown one too where that is to look the same: then both have taken as long.
-            is_allowed = self._authorize(scope, name if tenant is None or tenant.name is None else tenant.name)
-            if inspect.isawaitable(is_allowed):
-                is_allowed = await is_allowed
-            if not is_allowed and unknown is None:
-                unknown = self._unknown() if self._hides_unknown else _refused()
-        if tenant is None or unknown is not None:
-            raise unknown or self._unknown()
+            if name is not None and tenant.name is not None and not await self._may_act(scope, tenant.name):
+                raise self._unknown() if self._hides_unknown else _refused()
         self.check_served(tenant)
         return tenant
+
+    async def _admit_hidden(self, scope: Scope, name: str) -> Tenant:
+        """Whoever may not act for a tenant does not learn that there is one, nor by how long the answer takes.
+
+        So he is asked about before a name that is not known is looked for elsewhere, which takes a while.
+        """
+        known = self.directory.map.find(name)
+        if known is None:
+            self._check_name(name)
+        asked = name if known is None or known.name is None else known.name
+        if not await self._may_act(scope, asked):
+            raise self._unknown()
+        tenant = await self.find(name)
+        if tenant.name not in (None, asked) and not await self._may_act(scope, str(tenant.name)):
+            # It was an alias that nobody knew here.
+            raise self._unknown()
+        return tenant
+
+    async def _may_act(self, scope: Scope, name: str) -> bool:
+        if self._authorize is None:
+            return True
+        is_allowed = self._authorize(scope, name)
+        if inspect.isawaitable(is_allowed):
+            is_allowed = await is_allowed
+        return bool(is_allowed)
 
     def _check_name(self, name: str) -> None:
         if len(name) > MAX_NAME_LENGTH or self._pattern.fullmatch(name) is None:

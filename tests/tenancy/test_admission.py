@@ -88,6 +88,34 @@ async def test_a_hidden_tenant_is_answered_as_one_that_is_not_there(world: World
         assert (await http.get("/", headers={"X-Tenant": "acme", "X-Member-Of": "acme"})).status_code == 200
 
 
+async def test_whoever_may_not_act_for_a_tenant_does_not_have_it_looked_for(world: World) -> None:
+    """A question to the catalog takes a while: only whoever may act for the tenant waits for it."""
+    await world.sql("create schema catalog; create table catalog.tenants (name text, aliases text[]);")
+    await world.sql("grant usage on schema catalog to app; grant select on catalog.tenants to app")
+    config = world.config(tenancy=tenancy("may_act", hide_unknown=True), replicas=())
+    config["tenants"] = {}
+    query = "select name, name as schema, aliases from catalog.tenants"
+    config["tenants_from"] = {"datasource": "orders", "query": query, "defaults": {"datasource": "orders"}}
+    registry = compile(config)
+    async with client(world, ROUTES, registry=registry) as http:
+
+        async def ask(tenant: str, member_of: str) -> int:
+            return (await http.get("/none", headers={"X-Tenant": tenant, "X-Member-Of": member_of})).status_code
+
+        assert registry.catalog is not None
+        await world.sql("insert into catalog.tenants values ('acme', '{shop,store}')")
+        assert await ask("acme", "globex") == await ask("nobody", "globex") == 404
+        assert registry.catalog.questions == 0
+        assert await ask("acme", "acme") == 200
+        # One that turns out to be an alias is asked about by its name as well.
+        await world.sql("insert into catalog.tenants values ('globex', '{books}')")
+        assert await ask("books", "books") == 404
+        assert await ask("books", "books,globex") == await ask("books", "globex") == 200
+        # A membership of the name of nobody is none.
+        assert await ask("nobody", "nobody") == 404
+    assert registry.compiled.admission.directory.map.find("nobody") is None
+
+
 def looks(answer: httpx.Response) -> tuple[int, dict[str, str], dict[str, Any]]:
     """All of an answer that does not differ from one to the next anyway."""
     headers = {name: value for name, value in answer.headers.items() if name != "date"}
