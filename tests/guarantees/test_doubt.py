@@ -344,8 +344,18 @@ async def test_a_strangers_commit_on_a_promoted_standby_does_not_answer_for_ours
                 assert (await shop.http.post("/orders/coffee")).status_code == 201, "writes go to the new primary"
 
 
-async def test_when_nobody_can_tell_the_answer_says_that(world: World, proxy: FaultProxy) -> None:
-    async with open_shop(world, proxy) as shop:
+async def test_when_nobody_can_tell_the_answer_says_that_and_no_hook_claims_to_know(
+    world: World, proxy: FaultProxy
+) -> None:
+    told: list[str] = []
+
+    async def place_with_hooks(request: Request) -> Response:
+        db = session(request)
+        db.after_commit(lambda: told.append("committed"))
+        db.after_rollback(lambda: told.append("rolled back"))
+        return await place(request)
+
+    async with open_shop(world, proxy, more=[Route("/hooks/{item}", place_with_hooks, methods=["POST"])]) as shop:
 
         async def lose_the_server() -> None:
             proxy.hold_back(at=b"commit")
@@ -353,9 +363,10 @@ async def test_when_nobody_can_tell_the_answer_says_that(world: World, proxy: Fa
             await world.cluster.primary.kill()
             proxy.cut()
 
-        assert_unknown(await shop.post_and("/orders/tea", lose_the_server))
+        assert_unknown(await shop.post_and("/hooks/tea", lose_the_server))
         await world.cluster.primary.start()
         assert await shop.is_placed("tea"), "unknown was the only true answer: it had been committed"
+    assert told == []
 
 
 @pytest.mark.parametrize("path", ["/psycopg/tea", "/savepoint/tea"])

@@ -695,6 +695,32 @@ async def test_a_conflict_that_was_dealt_with_inside_is_no_reason_to_run_again(w
     assert count == 1
 
 
+async def test_a_function_of_which_a_part_was_committed_does_not_run_again(
+    world: World, caplog: pytest.LogCaptureFixture
+) -> None:
+    attempts = Attempts(1)
+
+    @transactional(propagation="requires_new")
+    async def part() -> None:
+        await current_session().execute(INSERT, ["part"])
+
+    @transactional(retry=3)
+    async def place() -> None:
+        await part()
+        await attempts.next(current_session())
+
+    async def body(db: DataSession) -> None:
+        with pytest.raises(DataError) as caught:
+            await place()
+        assert caught.value.sqlstate == "40001"
+
+    async with world.registry(transactions={"default": "annotated"}) as registry:
+        assert (await request(registry, body)).status == 201
+    assert "not run again after a conflict: a part of it had been committed already" in caplog.text
+    assert attempts.count == 1
+    assert await world.items() == ["part"]
+
+
 async def test_a_functions_attempts_are_bounded_and_its_timeout_covers_them_all(world: World) -> None:
     attempts = Attempts(100)
 
@@ -776,6 +802,10 @@ async def test_attempts_delays_and_outcome_are_on_the_span(world: World, spans: 
             for event in events:
                 assert dict(event.attributes or {})["db.response.status_code"] == "40001"
                 assert dict(event.attributes or {})["asgi_datasource.retry.delay_ms"] > 0
+            given_up = [event for event in span.events if event.name.endswith("retry.given_up")]
+            assert [dict(event.attributes or {}) for event in given_up] == (
+                [{"asgi_datasource.retry.attempt": 3}] if outcome == "given_up" else []
+            )
             attributes = dict(span.attributes or {})
             assert attributes["asgi_datasource.retry.attempt"] == 3
             assert attributes["asgi_datasource.retry.outcome"] == outcome
