@@ -162,11 +162,16 @@ class RequestGuard:
         """The call is over: put away what still watches, then run the hooks."""
         self._disarm()
         self._take_back_cancellation()
-        if self._inbox is not None and self.runs_again_after is None:
-            self._inbox.close()
+        if self.runs_again_after is None:
+            self.stop_reading()
         session, ending = self._session, self._ending
         if session is not None and (session.has_due_hooks or (ending is not None and not ending.done())):
             await self.registry.background.run(_run_hooks(session, ending))
+
+    def stop_reading(self) -> None:
+        """Nobody will ask for a message of the request any more."""
+        if self._inbox is not None:
+            self._inbox.close()
 
     # -- what the application sees
 

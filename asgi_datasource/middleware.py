@@ -152,6 +152,8 @@ class DataSourceMiddleware:
         finally:
             if gate is not None:
                 gate.leave()
+            # Where it was cancelled in front of another attempt, nobody has it yet.
+            guard.stop_reading()
             guard.note_attempts(replay.attempt)
 
     async def _call(self, guard: RequestGuard, scope: Scope) -> None:

@@ -167,6 +167,9 @@ def _annotate(function: F, options: TransactionOptions) -> F:
                 " annotate its methods"
             )
         setattr(function, _ATTRIBUTE, options)
+        dispatch = getattr(function, "dispatch", None)
+        if dispatch is not None:
+            cast("Any", function).dispatch = _run_endpoint(dispatch, options)
         return cast("F", function)
     if isinstance(function, staticmethod | classmethod):
         raise TypeError("@transactional: write it below @staticmethod or @classmethod, next to the function")
@@ -200,6 +203,19 @@ def _annotate(function: F, options: TransactionOptions) -> F:
 
     setattr(run_sync, _ATTRIBUTE, options)
     return cast("F", run_sync)
+
+
+def _run_endpoint(dispatch: Callable[..., Any], options: TransactionOptions) -> Callable[..., Any]:
+    """The `dispatch` of an annotated class: for the methods that carry no annotation of their own."""
+
+    @functools.wraps(dispatch)
+    async def run_endpoint(*args: Any) -> Any:
+        runner = current_runner.get()
+        if runner is None or not runner.session.is_route(options):
+            return await dispatch(*args)
+        return await runner.session.run_annotated(options, functools.partial(dispatch, *args))
+
+    return run_endpoint
 
 
 def no_session() -> DataError:

@@ -361,6 +361,26 @@ async def test_a_whole_endpoint_class(world: World) -> None:
     assert await outcome(world, Orders) == (200, ROLLED_BACK)
 
 
+async def test_an_exception_that_a_whole_endpoint_class_names(world: World) -> None:
+    @transactional(commit_on=[OutOfStock])
+    class Orders(HTTPEndpoint):
+        async def post(self, request: Request) -> Response:
+            await write(request)
+            raise OutOfStock
+
+        @transactional
+        async def put(self, request: Request) -> Response:
+            await write(request, "rum")
+            raise OutOfStock
+
+    handlers = {OutOfStock: lambda request, error: Response(status_code=409)}
+    async with client(world, [Route("/", Orders)], exception_handlers=handlers) as http:
+        assert (await http.post("/")).status_code == 409
+        # An annotation of its own stands in place of the class's.
+        assert (await http.put("/")).status_code == 409
+    assert await world.items() == ["tea"]
+
+
 async def test_an_annotation_under_another_decorator(world: World) -> None:
     def audited(function: Endpoint) -> Endpoint:
         @functools.wraps(function)

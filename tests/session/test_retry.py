@@ -31,7 +31,7 @@ from asgi_datasource.testing import serve
 from asgi_datasource.transaction import retry
 from tests.apps import client
 from tests.asgi import Call
-from tests.pools import assert_whole
+from tests.pools import assert_whole, until
 from tests.world import World
 
 from .every_await import Canceller, cancel_at
@@ -549,6 +549,32 @@ async def test_inside_another_sessions_request_what_that_has_done_stays_done(
             await call.run(DataSourceMiddleware(application, registry=outer))
             assert (call.status, attempts.count) == (status, count)
     assert "does not run again: a part of it has been committed already" in caplog.text
+
+
+@pytest.mark.usefixtures("long_pauses")
+async def test_a_request_that_is_cancelled_between_two_attempts_leaves_nothing_behind(world: World) -> None:
+    attempts = Attempts(100)
+
+    @transactional(retry=20)
+    async def endpoint(scope: Scope, receive: Receive, send: Send) -> None:
+        db = session(scope)
+        await db.execute(INSERT, ["tea"])
+        # Long enough for somebody to look for the client's leaving, who reads ahead.
+        await asyncio.sleep(0.2)
+        await attempts.next(db)
+
+    async with world.registry(transactions={"deadline": None}) as registry:
+        before = asyncio.all_tasks()
+        call = Call(endpoint=endpoint)
+        task = asyncio.create_task(call.run(DataSourceMiddleware(endpoint, registry=registry)))
+        await until(lambda: attempts.count == 1, "no attempt was made")
+        await assert_whole(registry, world)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        await until(lambda: asyncio.all_tasks() <= before, "a task is left behind")
+        assert attempts.count == 1
+    assert call.sent == []
 
 
 async def test_a_cancelled_request_is_not_run_again(world: World) -> None:
