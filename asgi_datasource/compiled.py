@@ -36,6 +36,7 @@ class Compiled:
         catalog: The tenants that are in a table; None where there are none.
         resolvers: How requests name their tenant, in order.
         shared_schemas: What is searched after a tenant's own schema, by datasource.
+        homes_to_come: Where tenants will live that are not known yet, by datasource.
         provisioning: How tenants are made.
         audits: What to look for at the start in each datasource, by name.
         policy: What holds for every session.
@@ -53,6 +54,7 @@ class Compiled:
     admission: Admission
     resolvers: Resolvers
     catalog: CatalogPlan | None = None
+    homes_to_come: Mapping[str, Sequence[Home]] = field(default_factory=dict[str, "Sequence[Home]"])
     provisioning: ProvisioningPlan | None = None
     shared_schemas: Mapping[str, Sequence[str]] = field(default_factory=dict[str, "Sequence[str]"])
     audits: Mapping[str, AuditConfig] = field(default_factory=dict[str, AuditConfig])
@@ -108,9 +110,9 @@ class Compiled:
         return [tenant for tenant in self.admission.directory.map.names.values() if tenant.datasource == name]
 
     def homes(self, name: str, residents: Iterable[Tenant]) -> list[Home]:
-        """Where tenants live on a datasource."""
+        """Where tenants live on a datasource, and where those will that are not known yet."""
         shared = self.shared_schemas.get(name, ())
-        return [home_of(tenant, shared) for tenant in residents]
+        return [*(home_of(tenant, shared) for tenant in residents), *self.homes_to_come.get(name, ())]
 
     def resolution(self, first: Sequence[TenantResolver] = ()) -> TenantResolver:
         """How requests name their tenant: `first`, then the configured resolvers."""

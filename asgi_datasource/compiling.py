@@ -39,6 +39,7 @@ from .tenancy import (
     TenantDirectory,
     compile_admission,
     compile_tenants,
+    homes_to_come,
 )
 from .transaction import OutcomeRule, Propagation, TransactionOptions, parse_isolation, parse_propagation
 
@@ -72,6 +73,7 @@ def compile_config(config: Config, *, previous: Compiled | None = None) -> Compi
         },
         admission=compile_admission(config, directory),
         resolvers=Resolvers(config.tenancy, directory),
+        homes_to_come=homes_to_come(config),
         provisioning=compile_provisioning(config),
         shared_schemas={name: datasource.search_path for name, datasource in config.datasources.items()},
         audits={name: datasource.audit for name, datasource in config.datasources.items()},

@@ -10,6 +10,7 @@ from .compiling import (
     TenantCompiler,
     compile_admission,
     compile_tenants,
+    homes_to_come,
     import_callable,
     with_hosts,
 )
@@ -84,6 +85,7 @@ __all__ = [
     "current_tenant",
     "find_holes",
     "home_of",
+    "homes_to_come",
     "import_callable",
     "policy_sql",
     "quote_identifier",

@@ -64,9 +64,9 @@ class Home:
     """Where a tenant lives on the server that is asked.
 
     Attributes:
-        name: The tenant's name.
-        schema: Its own schema.
-        role: The role its transactions run as.
+        name: The tenant's name; that of nobody where it stands for tenants that are yet to come.
+        schema: Its own schema; `""` is one that is not known yet.
+        role: The role its transactions run as; `""` as well.
         has_row_security: Whether policies keep it apart.
     """
 
@@ -110,14 +110,14 @@ async def find_holes(
     Safely".
     """
     found = await _missing(ask, homes)
-    schemas = {home.schema for home in homes if home.schema is not None}
+    schemas = {home.schema for home in homes if home.schema}
     guarded = [home for home in homes if home.has_row_security]
     if guarded:
-        roles = {home.role for home in guarded if home.role is not None}
-        if len(roles) < len(guarded) and any(home.role is None for home in guarded):
+        roles = {home.role for home in guarded if home.role}
+        if any(home.role is None for home in guarded):
             # Whoever has no role of its own runs as the login.
             roles |= {str(name) for [name] in await ask("select current_user::text")}
-        reached = {home.schema for home in guarded if home.schema is not None} | set(shared_schemas)
+        reached = {home.schema for home in guarded if home.schema} | set(shared_schemas)
         if any(home.schema is None for home in guarded) and not shared_schemas:
             reached |= {str(name) for [name] in await ask(_DEFAULT_PATH)}
         found += [hole for hole in await _bypassing(ask, sorted(roles)) if hole.name not in allowed_roles]
@@ -126,7 +126,7 @@ async def find_holes(
             for hole in await _unguarded(ask, sorted(reached), sorted(roles))
             if hole.name not in shared_tables and hole.name.partition(".")[2] not in shared_tables
         ]
-    apart = sorted({home.schema for home in homes if home.schema is not None and not home.has_row_security})
+    apart = sorted({home.schema for home in homes if home.schema and not home.has_row_security})
     if apart and shared_schemas:
         found += await _falling_through(ask, apart, list(shared_schemas))
     found += await _definers(ask, sorted(schemas | set(shared_schemas) | {"public"}))
@@ -145,8 +145,8 @@ where r.oid is null or not pg_has_role(current_user, r.oid, 'member')"""
 
 
 async def _missing(ask: Ask, homes: Sequence[Home]) -> list[Finding]:
-    by_schema = {home.schema: home.name for home in homes if home.schema is not None}
-    by_role = {home.role: home.name for home in homes if home.role is not None}
+    by_schema = {home.schema: home.name for home in homes if home.schema}
+    by_role = {home.role: home.name for home in homes if home.role}
     found: list[Finding] = []
     if by_schema:
         for [name] in await ask(_MISSING_SCHEMAS, list(by_schema)):

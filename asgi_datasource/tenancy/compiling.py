@@ -22,6 +22,7 @@ from ..errors import ConfigError
 from ..hostnames import normalize_host
 from .admission import Admission, Authorize
 from .answers import TenantResolver
+from .audit import Home
 from .chain import Agreement, PathRuleResolver, chain
 from .directory import TenantDirectory, TenantMap
 from .domains import DomainResolver, SubdomainResolver, TrustedHostResolver
@@ -256,6 +257,23 @@ def compile_tenants(config: Config) -> TenantMap:
     return TenantMap(
         names, with_hosts((alias, name) for name, tenant in config.tenants.items() for alias in tenant.aliases)
     )
+
+
+def homes_to_come(config: Config) -> dict[str, list[Home]]:
+    """Where tenants will live that are not known yet: those of `"*"`, and of a catalog's defaults; by datasource."""
+    found: dict[str, list[Home]] = {}
+    others = config.tenants.get(EVERY_OTHER)
+    catalog = config.tenants_from
+    for place in (others, None if catalog is None else catalog.defaults):
+        if place is not None and place.datasource is not None:
+            schema, role = (_unless_filled(text) for text in (place.schema_name, place.role))
+            home = Home(EVERY_OTHER, schema, role, place.row_security is not None)
+            found.setdefault(place.datasource, []).append(home)
+    return found
+
+
+def _unless_filled(text: str | None) -> str | None:
+    return "" if text is not None and PLACEHOLDER in text else text
 
 
 def with_hosts(aliases: Iterable[tuple[str, str]]) -> dict[str, str]:

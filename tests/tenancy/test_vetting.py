@@ -64,6 +64,24 @@ async def test_so_does_a_role_with_bypassrls_also_one_that_tenants_take(world: W
         await world.sql(f"drop role {name}")
 
 
+async def test_tenants_that_are_yet_to_come_are_trusted_to_no_such_role_either(world: World) -> None:
+    to_come = {"datasource": "orders", "row_security": {"app.tenant": "{tenant}"}, "schema": "of_{tenant}"}
+    document = config(world, user="postgres")
+    document["tenants"] = {"*": to_come}
+    with pytest.raises(ConfigError, match="the role postgres is a superuser"):
+        await start(document)
+    document["tenants"] = {}
+    document["tenants_from"] = {
+        "datasource": "orders",
+        "query": "select 'x' as name where false",
+        "defaults": to_come,
+    }
+    with pytest.raises(ConfigError, match="the role postgres is a superuser"):
+        await start(document)
+    document["tenants_from"]["defaults"] = {"datasource": "orders", "schema": "of_{tenant}"}
+    await start(document)
+
+
 @pytest.mark.parametrize("audit", [{"allow_roles": ["postgres"]}, {"on_start": "warn"}, {"on_start": "off"}])
 async def test_it_can_be_allowed_by_name_or_only_be_told(
     world: World, audit: dict[str, Any], caplog: pytest.LogCaptureFixture
@@ -212,8 +230,7 @@ async def test_tenants_of_a_catalog_that_was_down_are_vetted_once_they_are_known
     }
     async with compile(document) as made:
         assert not made.compiled.admission.asks
-        await world.sql("create schema late; create table late.tenants (name text)")
-        await world.sql("insert into late.tenants values ('hooli')")
+        await world.sql("create schema late; create table late.tenants as select 'hooli' as name")
         await until(lambda: made.compiled.admission.asks, "the tenants were not vetted")
         with pytest.raises(DataError, match="is a superuser"):
             async with made.session("hooli"):

@@ -10,7 +10,7 @@ from typing import Final
 from ...compiling import endpoint_settings
 from ...config import EVERY_OTHER, PLACEHOLDER, Config, DataSourceConfig, Diagnostic, DiagnosticPath
 from ...drivers.psycopg import ConnectionTemplate
-from ...tenancy import Home, Tenant, by_database, home_of, sample
+from ...tenancy import Home, Tenant, by_database, home_of, homes_to_come, sample
 from .ask import ask_server, compare
 from .facts import Facts, Target
 from .judge import judge
@@ -61,8 +61,9 @@ def _databases(
     """The databases of a datasource, each with the tenants that live there, and one of them that names it."""
     shared = datasource.search_path
     here = [tenant for tenant in tenants if tenant.datasource == name]
+    to_come = homes_to_come(config).get(name, [])
     if PLACEHOLDER not in datasource.primary.url.get_secret_value():
-        return [(None, [home_of(tenant, shared) for tenant in here])]
+        return [(None, [*(home_of(tenant, shared) for tenant in here), *to_come])]
     known = by_database(here)
     asked = sample(list(known.values()), MOST_DATABASES)
     others = config.tenants.get(EVERY_OTHER)
@@ -72,7 +73,7 @@ def _databases(
         notes.append(
             f"the databases of {name} are those of whoever comes: only the {len(known)} that are known were asked"
         )
-    return [(sharing[0], [home_of(tenant, shared) for tenant in sharing]) for sharing in asked]
+    return [(sharing[0], [*(home_of(tenant, shared) for tenant in sharing), *to_come]) for sharing in asked]
 
 
 async def _servers(name: str, datasource: DataSourceConfig, homes: list[Home], tenant: Tenant | None) -> list[Facts]:
