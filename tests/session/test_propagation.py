@@ -466,6 +466,11 @@ async def test_an_inner_read_only_reads_in_the_transaction_that_is_open_and_cann
         assert await count() == (0, True)
         await put(db, "outer")
         await look()
+        # The server keeps it so, whatever a function behind a harmless query does, and only as long as it lasts.
+        with pytest.raises(DataError) as caught:
+            async with db.transaction(read_only=True):
+                await db.fetch_value("select place('refused')")
+        assert caught.value.kind is DataErrorKind.READ_ONLY
         # A transaction of its own is none of the reader's.
         assert await transactional(read_only=True)(audit)("audited")
         await put(db, "more")
