@@ -322,7 +322,12 @@ class PostgresDataSource:
         self.picture = self._draw()
 
     def _draw(self) -> Picture:
-        primary = Node(self.primary.name, Role.PRIMARY, self.primary.breaker.health)
+        primary = Node(
+            self.primary.name,
+            Role.PRIMARY,
+            self.primary.breaker.health,
+            failures=self.primary.breaker.failures,
+        )
         replicas = tuple([self._node(replica) for replica in self.replicas])
         return Picture(self.name, primary, replicas, self.policy, self._monitor.track.lineage)
 
@@ -343,5 +348,7 @@ class PostgresDataSource:
             lag_bytes=standing.lag_bytes,
             position=standing.position,
             rtt_s=standing.rtt_s,
+            received_lsn=standing.received_lsn,
+            failures=replica.breaker.failures,
             up_since=replica.breaker.closed_at,
         )

@@ -153,7 +153,7 @@ class Monitor:
         before = self.standings.get(replica.name)
         standing = self.track.assess(seen)
         rtt_s = smooth(None if before is None else before.rtt_s, seen.rtt_s)
-        self.standings[replica.name] = replace(standing, rtt_s=rtt_s)
+        self.standings[replica.name] = replace(standing, rtt_s=rtt_s, received_lsn=seen.received_lsn)
 
     async def _ask(self, endpoint: Endpoint, lookout: Lookout) -> Observation | None:
         """What a server says; None when it is down, or does not answer."""

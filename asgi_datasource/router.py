@@ -92,7 +92,8 @@ class Attempt:
     Attributes:
         failed: Servers that could not be reached, or could not run it for a reason that is their own.
         behind: Servers that do not have what the client has seen.
-        has_met_a_dead_one: From here on connections are looked at before they are used.
+        losses: How often the connection was lost while it ran. From the first one on connections are looked at before
+            they are used.
         has_met_a_standby: A server that should have been the primary has refused it as one that takes no writes.
         has_replanned: It has been run again because of how it had been prepared.
         after: What the server has to have, of all that the client has seen; None asks for nothing.
@@ -102,7 +103,7 @@ class Attempt:
 
     failed: frozenset[str] = frozenset()
     behind: frozenset[str] = frozenset()
-    has_met_a_dead_one: bool = False
+    losses: int = 0
     has_met_a_standby: bool = False
     has_replanned: bool = False
     after: Position | None = None
@@ -120,14 +121,14 @@ class Attempt:
             return False
         if exchange.is_lost:
             endpoint.suspect()
-            if not self.has_met_a_dead_one:
-                # Most likely it had died in the pool. From here on connections are looked at before they are used,
-                # so a statement that itself kills its backend does so no more than once again.
-                self.has_met_a_dead_one = True
+            self.losses += 1
+            if self.losses == 1:
+                # Most likely it had died in the pool.
                 self.error = error
                 return True
+            # It was alive. Once more elsewhere; what itself ends its backend, or the server, must not end them all.
             self.note(endpoint.name, error)
-            return True
+            return self.losses == 2
         if is_refusal(error) and not self.has_met_a_standby:
             # A failover has taken place behind the connection. New ones are asked before they are used.
             self.has_met_a_standby = True
@@ -316,7 +317,7 @@ class Router:
             limit = self._tenant.max_connections
             connection = await endpoint.acquire(
                 deadline=deadline,
-                must_be_alive=attempt.has_met_a_dead_one,
+                must_be_alive=attempt.losses > 0,
                 share=Share(self._tenant.name, limit) if limit is not None or endpoint.is_fair else None,
                 priority=self._priority,
             )

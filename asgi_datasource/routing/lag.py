@@ -58,6 +58,7 @@ class Standing:
         lag_s: About how long before it was asked the primary had been where it was.
         lag_bytes: How far it was behind what is known of the primary.
         rtt_s: How long its answer took.
+        received_lsn: What it had received, replayed or not.
     """
 
     position: Position | None
@@ -66,6 +67,7 @@ class Standing:
     lag_s: float | None = None
     lag_bytes: int | None = None
     rtt_s: float | None = None
+    received_lsn: int | None = None
 
 
 class Track:

@@ -80,6 +80,8 @@ class Node:
         lag_bytes: How far behind the primary it was then.
         position: Where it was then.
         rtt_s: How long its answers take.
+        received_lsn: What it had received then, replayed or not.
+        failures: Attempts to connect that have failed since it was last up.
         up_since: Event-loop time at which it came back after it had been down; None for one that never was.
     """
 
@@ -95,6 +97,8 @@ class Node:
     lag_bytes: int | None = None
     position: Position | None = None
     rtt_s: float | None = None
+    received_lsn: int | None = None
+    failures: int = 0
     up_since: float | None = None
 
     @property

@@ -77,8 +77,11 @@ async def _line(endpoint: Endpoint, *, deadline: float) -> AsyncGenerator[Connec
     """
     try:
         brief = asyncio.get_running_loop().time() + POOL_WAIT_S
-        connection = await endpoint.acquire(deadline=min(brief, deadline))
+        connection = await endpoint.acquire(deadline=min(brief, deadline) if endpoint.is_up else deadline)
     except DataError:
+        if not endpoint.is_up:
+            # Whether it is back is found out by one attempt at a time, for all who wait.
+            raise
         connection = await endpoint.connect_apart(deadline=deadline)
         try:
             yield connection

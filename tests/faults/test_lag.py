@@ -9,10 +9,14 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 import pytest
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Route
 
-from asgi_datasource import DataError, DataSourceRegistry, Reason, compile
+from asgi_datasource import DataError, DataSourceRegistry, Reason, compile, session
 from asgi_datasource.datasource import PostgresDataSource
 from asgi_datasource.testing import EmbeddedCluster, FaultProxy
+from tests.apps import client
 from tests.drivers.polling import until
 from tests.faults.servers import breakable_world, cluster_of, proxy_of
 from tests.world import World
@@ -126,6 +130,8 @@ async def test_a_replica_whose_replay_is_paused_is_left_once_the_primary_goes_on
                 await shop.reaches("r2")
                 lagging = next(node for node in shop.orders.picture.replicas if node.name == "r1")
                 assert lagging.lag_bytes
+                assert lagging.position is not None
+                assert (lagging.received_lsn or 0) > lagging.position.lsn, "it receives what it does not replay"
                 assert "r1 lag " in ", ".join(shop.orders.picture.describe())
         finally:
             await r1.resume_replay()
@@ -144,6 +150,38 @@ async def test_when_all_replicas_lag_the_primary_answers_and_says_why(world: Wor
             for replica in replicas:
                 await replica.resume_replay()
         await shop.reaches("r1", "r2")
+
+
+async def test_what_a_route_allows_holds_for_its_requests(world: World) -> None:
+    config = world.config(
+        routing={"max_lag": f"{MAX_LAG_S * 1000:.0f}ms", "check_interval": "50ms", "warmup": "1ms"},
+        routes=[{"match": "GET /reports", "max_lag": "1h"}],
+    )
+    registry = compile(config)
+    routes = [Route("/reports", where), Route("/basket", where)]
+    replicas = world.cluster.replicas.values()
+    async with client(world, routes, registry=registry) as http:
+        shop = Shop(world, registry)
+        await shop.reaches("r1", "r2")
+        for replica in replicas:
+            await replica.pause_replay()
+        try:
+            async with shop.writes():
+                await shop.reaches("primary")
+                for _ in range(4):
+                    assert (await http.get("/basket")).json() == ["primary", "lagging"]
+                    node, reason = (await http.get("/reports")).json()
+                    assert (node in ("r1", "r2"), reason) == (True, "balanced")
+        finally:
+            for replica in replicas:
+                await replica.resume_replay()
+
+
+async def where(request: Request) -> Response:
+    db = session(request)
+    await db.fetch_value("select count(*) from orders")
+    assert db.last_route is not None
+    return JSONResponse([db.last_route.node, db.last_route.reason])
 
 
 async def test_a_route_may_allow_more_or_less_than_its_datasource(world: World) -> None:

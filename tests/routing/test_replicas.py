@@ -10,6 +10,8 @@ import pytest
 
 from asgi_datasource import DataError, DataErrorKind, DataSourceRegistry, compile
 from asgi_datasource.datasource import PostgresDataSource
+from tests.drivers.polling import until
+from tests.faults.servers import proxy_of
 from tests.world import World
 
 
@@ -121,3 +123,88 @@ async def test_where_the_primary_is_spared_reads_without_a_replica_are_refused_a
             503,
             True,
         )
+
+
+async def test_the_nearest_replica_answers_while_it_is_the_nearest(world: World) -> None:
+    r1, r2 = world.cluster.replicas.values()
+    async with proxy_of(r1) as near, proxy_of(r2) as far:
+        far.delay_s = 0.02
+        config = world.config(
+            urls={"r1": near.through(world.url("r1")), "r2": far.through(world.url("r2"))},
+            routing={"balance": "nearest", "check_interval": "50ms"},
+        )
+        async with compile(config) as registry:
+            await until(lambda: is_alone(registry, "r1"))
+            far.delay_s, near.delay_s = 0.0, 0.05
+            await until(lambda: is_alone(registry, "r2"))
+
+
+async def is_alone(registry: DataSourceRegistry, name: str) -> bool:
+    return set(await reads(registry, 4)) == {name}
+
+
+@pytest.mark.parametrize(("warmup", "are_both_used"), [("1h", False), ("1ms", True)])
+async def test_a_replica_that_was_down_gets_back_to_its_share_bit_by_bit(
+    world: World, warmup: str, are_both_used: bool
+) -> None:
+    async with proxy_of(world.cluster.replicas["r1"]) as proxy:
+        config = world.config(urls={"r1": proxy.through(world.url("r1"))}, routing={"warmup": warmup})
+        async with compile(config) as registry:
+            r1 = orders_of(registry).endpoints["r1"]
+            await until(lambda: r1.idle > 0)
+            # Down: whoever knocks is sent away.
+            proxy.freeze()
+            proxy.cut()
+            r1.went_silent()
+            assert not r1.is_up
+            assert await reads(registry) == {"r2": 12}
+            proxy.release()
+            await until(lambda: r1.is_up)
+            seen = await reads(registry, 40)
+            assert (seen["r1"] > 0) is are_both_used, seen
+
+
+async def test_a_replica_is_drained_and_given_back_by_reloads_under_load_without_an_error(world: World) -> None:
+    failures: list[DataError] = []
+    seen: list[str] = []
+    async with compile(config_of(world, replicas={})) as registry:
+
+        async def use() -> None:
+            while True:
+                try:
+                    seen.append(await read(registry))
+                except DataError as error:
+                    failures.append(error)
+                await asyncio.sleep(0)
+
+        async def reaches(*names: str) -> None:
+            async with asyncio.timeout(20.0):
+                while True:
+                    seen.clear()
+                    await asyncio.sleep(0.05)
+                    if set(seen) == set(names):
+                        return
+
+        running = [asyncio.create_task(use()) for _ in range(4)]
+        await reaches("r1", "r2")
+        for _ in range(3):
+            await registry.reload(config_of(world, replicas={"r1": {"drain": True}}))
+            await reaches("r2")
+            await registry.reload(config_of(world, replicas={}))
+            await reaches("r1", "r2")
+        for task in running:
+            task.cancel()
+        await asyncio.wait(running)
+    assert failures == []
+
+
+async def test_the_picture_is_never_changed_but_replaced(world: World) -> None:
+    async with compile(config_of(world, replicas={})) as registry:
+        orders = orders_of(registry)
+        before = orders.picture
+        told = before.describe()
+        orders.drain("r1")
+        assert orders.picture is not before
+        assert before.describe() == told
+        with pytest.raises(AttributeError):
+            before.replicas = ()  # type: ignore[misc]

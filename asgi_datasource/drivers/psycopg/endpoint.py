@@ -38,6 +38,8 @@ _CLOSE_GRACE_S: Final = 1.0
 _SHED_INTERVAL_S: Final = 0.5
 _HEARSAY_PAUSE_S: Final = 5.0
 """Seconds until it is looked for a newer timeline again that was not found."""
+_TRIAL_PAUSE_S: Final = 0.05
+"""Seconds from the end of an attempt to reach a server that is down to the next one for the sake of requests."""
 _DRAIN_PAUSE_S: Final = 1.0
 """Seconds between two times that the pool is emptied because a write was refused."""
 _SHORTEST_WAIT_S: Final = 0.001
@@ -125,6 +127,8 @@ class Endpoint:
         self._heard_of = (0, -inf)
         """The newest timeline that somebody told of, and when it was last looked for."""
         self._drained_at = -inf
+        self._tried_at = -inf
+        """When it was last looked for."""
         self._is_wanted = asyncio.Event()
         """Set when there is a reason to try again before the pause is over."""
         self._keeper = keeper
@@ -385,6 +389,8 @@ class Endpoint:
                     timeout_s = min(timeout_s, deadline - now)
                 if give_up_at is not None:
                     timeout_s = min(timeout_s, give_up_at - now)
+            if not self.is_up and not self.idle:
+                await self._await_trial(timeout_s)
             connection = await self._take(lender, timeout_s, priority)
             if not connection.closed and (
                 (self.is_up and not must_be_alive) or await self._is_alive(connection, deadline)
@@ -546,6 +552,10 @@ class Endpoint:
         self._hosts.unsettle()
         self._mark_down(f"{self.address}:{self.port}: no answer")
         self._cut_free("the server does not answer")
+        if self.role is Role.REPLICA:
+            # Reads alone wait there: each may still be answered by another server in time.
+            for connection in list(self._connections):
+                connection.cut("the server does not answer")
 
     def _cut_free(self, reason: str) -> None:
         for connection in list(self._connections):
@@ -582,15 +592,27 @@ class Endpoint:
             with suppress(TimeoutError):
                 async with asyncio.timeout(pause_s):
                     await self._is_wanted.wait()
-            if self.is_up:
+            if self.is_up or await self._seek():
                 break
-            self._tell(Event.TRIAL)
-            if await self._seek():
-                break
-            if self.breaker.health is Health.HALF_OPEN:
-                self._tell(Event.FAILED)
         # The pool has given up replacing connections, or waits for its next attempt: let it begin now.
         await pool.check()
+
+    async def _await_trial(self, timeout_s: float) -> None:
+        """It is down: nothing is sent there but one attempt at a time, and whoever has come to ask waits for its end.
+
+        Raises:
+            DataError: CONNECTION: it is down still.
+        """
+        now = asyncio.get_running_loop().time()
+        if self._search is None or self._search.done():
+            # After the pause, also where it has just been tried: it may have come up since.
+            await asyncio.sleep(min(timeout_s, self._tried_at + _TRIAL_PAUSE_S - now))
+        if self.is_up or await self._seek(deadline=now + timeout_s):
+            return
+        error = self._connect_error
+        if error is not None and not self._proven:
+            raise self._no_connection(timeout_s, 0) from error
+        raise DataError(DataErrorKind.CONNECTION, f"{self.full_name}: cannot connect to {self.last_error}") from error
 
     # Which server it is
 
@@ -611,6 +633,16 @@ class Endpoint:
 
     async def _search_hosts(self) -> None:
         """Ask all hosts at once what they are; of those that take writes, the newest timeline counts."""
+        if not self.is_up:
+            self._tell(Event.TRIAL)
+        try:
+            await self._ask_hosts()
+        finally:
+            self._tried_at = asyncio.get_running_loop().time()
+            if self.breaker.health is Health.HALF_OPEN:
+                self._tell(Event.FAILED)
+
+    async def _ask_hosts(self) -> None:
         hosts = self._hosts
         indexes = range(hosts.count) if self.role is Role.PRIMARY else (None,)
         found: list[tuple[Bearing, int | None]] = []
