@@ -61,7 +61,9 @@ def _nameless(config: Config, way: ResolverConfig, path: Path) -> Iterator[Diagn
     if way.kind not in _NAMES:
         return
     what, can_name = _NAMES[way.kind]
-    if not config.tenants or EVERY_OTHER in config.tenants or any(map(can_name, config.tenants)):
+    if not config.tenants or EVERY_OTHER in config.tenants or config.tenants_from is not None:
+        return
+    if any(map(can_name, config.tenants)):
         return
     if any(can_name(alias) for tenant in config.tenants.values() for alias in tenant.aliases or ()):
         return

@@ -55,7 +55,18 @@ def check_catalog(config: Config) -> Iterator[Diagnostic]:
 
 
 def check_aliases(config: Config) -> Iterator[Diagnostic]:
-    """Aliases that name two tenants."""
+    """Aliases, and hosts, that name two tenants."""
+    hosts: dict[str, tuple[str, Path]] = {}
+    for number, way in enumerate(config.tenancy.resolve):
+        for host, wanted in (way.domain or {}).items():
+            here: Path = ("tenancy", "resolve", number, "domain", host)
+            named, first = hosts.setdefault(normalize_host(host) or host, (wanted, here))
+            if named != wanted:
+                message = f"{show(host)} is also a host of the tenant {show(named)}"
+                mend = "Take it out of one of them: a host stands for one tenant."
+                yield Diagnostic(
+                    Code.SHARED_NAME, here, message, mend, True, related=(first,), fix=Fix(Edit.REMOVE, here)
+                )
     owner: dict[str, str] = {}
     for name, tenant in config.tenants.items():
         for index, alias in enumerate(tenant.aliases):
@@ -67,6 +78,12 @@ def check_aliases(config: Config) -> Iterator[Diagnostic]:
                 mend = "Take it out of one of them: a name stands for one tenant."
                 related: tuple[Path, ...] = (("tenants", other),)
                 yield Diagnostic(Code.SHARED_NAME, path, message, mend, related=related, fix=Fix(Edit.REMOVE, path))
+            elif spelled in hosts and hosts[spelled][0] not in (name, *tenant.aliases):
+                named, first = hosts[spelled]
+                path = ("tenants", name, "aliases", index)
+                message = f"{show(alias)} is also a host of the tenant {show(named)}"
+                mend = "Take it out of one of them: a host stands for one tenant."
+                yield Diagnostic(Code.SHARED_NAME, path, message, mend, related=(first,), fix=Fix(Edit.REMOVE, path))
 
 
 def _addresses(config: Config) -> Iterator[Diagnostic]:

@@ -110,6 +110,41 @@ NONSENSE = [
         "a datasource of its own",
     ),
     (
+        small(
+            tenants={
+                "acme": {"datasource": "orders", "schema": "acme", "aliases": ["shop.test"]},
+                "globex": {"datasource": "orders", "schema": "globex", "aliases": ["Shop.Test."]},
+            }
+        ),
+        Code.SHARED_NAME,
+        "tenants.globex.aliases[0]",
+        "'Shop.Test.' is also a name of the tenant 'acme'",
+        "a name stands for one tenant",
+    ),
+    (
+        small(
+            tenancy={"resolve": [{"domain": {"shop.test": "acme"}}]},
+            tenants={
+                "acme": {"datasource": "orders", "schema": "acme"},
+                "globex": {"datasource": "orders", "schema": "globex", "aliases": ["SHOP.test"]},
+            },
+        ),
+        Code.SHARED_NAME,
+        "tenants.globex.aliases[0]",
+        "'SHOP.test' is also a host of the tenant 'acme'",
+        "a host stands for one tenant",
+    ),
+    (
+        small(
+            tenancy={"resolve": [{"domain": {"shop.test": "acme"}}, {"domain": {"Shop.test": "globex"}}]},
+            tenants={name: {"datasource": "orders", "schema": name} for name in ("acme", "globex")},
+        ),
+        Code.SHARED_NAME,
+        'tenancy.resolve[1].domain."Shop.test"',
+        "'Shop.test' is also a host of the tenant 'acme'",
+        "a host stands for one tenant",
+    ),
+    (
         small(consistency={"token": "cookie"}),
         Code.MISSING_KEY,
         "consistency.secret",
@@ -264,6 +299,27 @@ WARNINGS = [
         "tenancy.resolve[1]",
         "the same way stands in front of it",
     ),
+    (
+        small(tenancy={"resolve": [{"fixed": "acme"}, {"header": "X"}]}),
+        Code.UNREACHABLE,
+        "tenancy.resolve[1]",
+        "the one in front of it answers every request",
+    ),
+    (
+        small(tenancy={"resolve": [{"path_prefix": "/t/"}], "exempt": ["/t"]}),
+        Code.NEVER_ANSWERS,
+        "tenancy.resolve[0]",
+        "all paths below its prefix are exempt",
+    ),
+    (
+        small(
+            tenancy={"resolve": [{"subdomain_of": "app.test"}], "pattern": "[A-Z ]+"},
+            tenants={"ACME INC": {"datasource": "orders"}},
+        ),
+        Code.NEVER_ANSWERS,
+        "tenancy.resolve[0]",
+        "none of the tenants has a name that is a label of a host name",
+    ),
 ]
 
 
@@ -294,6 +350,16 @@ def test_replicas_that_may_outlive_a_token_are_a_hint(routing: dict[str, Any]) -
 
 
 SENSIBLE = [
+    small(
+        # The table may have a tenant that the host can name.
+        tenancy={"resolve": [{"subdomain_of": "app.test"}], "pattern": "[A-Z ]+"},
+        tenants={"ACME INC": {"datasource": "orders"}},
+        tenants_from={"datasource": "orders", "defaults": {"datasource": "orders", "schema": "{tenant}"}},
+    ),
+    small(
+        tenancy={"resolve": [{"domain": {"shop.test": "acme"}}, {"domain": {"SHOP.test": "acme"}}]},
+        tenants={"acme": {"datasource": "orders", "schema": "acme", "aliases": ["shop.test"]}},
+    ),
     small(
         datasources=datasource(replicas={"r1": {"url": "host=r1"}}, routing={"max_lag": "200ms"}),
         consistency={**TOKENS, "monotonic": True},
