@@ -10,7 +10,7 @@ from typing import Final, Protocol, runtime_checkable
 
 from .drivers.psycopg import Endpoint
 from .monitor import Monitor
-from .routing import Node, Picture, Role, RoutingPolicy, Standing
+from .routing import Node, Picture, Position, Role, RoutingPolicy, Standing
 from .shedding import Gate, Priority
 
 _UNKNOWN: Final = Standing(None)
@@ -53,6 +53,12 @@ class DataSource(Protocol):
     @property
     def gate(self) -> Gate | None:
         """How many sessions may use it at a time; None sets no bound."""
+        ...
+
+    @property
+    def held(self) -> dict[str, Position]:
+        """What replicas have shown to have, by name, since they were last asked how they are: mostly for reads that
+        prove something."""
         ...
 
     def take_turn(self) -> None:
@@ -139,6 +145,7 @@ class PostgresDataSource:
         "_watchers",
         "_when_left",
         "gate",
+        "held",
         "name",
         "picture",
         "policy",
@@ -160,6 +167,7 @@ class PostgresDataSource:
     ) -> None:
         self.name = name
         self.gate = gate
+        self.held: dict[str, Position] = {}
         self.primary = primary
         self.replicas = tuple(replicas)
         """In the order of the configuration."""
@@ -307,6 +315,7 @@ class PostgresDataSource:
         """A server went down or came up, or its pool was opened or closed."""
         if not (endpoint.is_up and endpoint.is_open):
             self._monitor.forget(endpoint.name)
+            self.held.pop(endpoint.name, None)
         self._tend()
         self._redraw()
 

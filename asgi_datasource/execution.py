@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from time import perf_counter
 
 from opentelemetry.trace import Span
@@ -21,7 +22,7 @@ from .proof import Proof
 from .router import Attempt, Router, is_refusal
 from .routing import ANY_FRESHNESS, AccessIntent, Freshness, Route
 from .tenancy import Tenant
-from .transaction import Isolation, Transaction, commands, refuse_transaction_command
+from .transaction import ONE_SNAPSHOT, Isolation, Transaction, commands, refuse_transaction_command
 
 _READ_ONLY_SETTINGS = (commands.READ_ONLY_SETTING,)
 
@@ -232,6 +233,8 @@ class Executor:
             first = len(head) + len(savepoints)
             if proof is not None and binds:
                 proof.note_position(exchange.results[first + len(statements)], endpoint)
+                if isolation not in ONE_SNAPSHOT:
+                    transaction.note_position = partial(proof.note_position, endpoint=endpoint)
             results = exchange.answers(first, len(statements))
             await transaction.check_still_open(results)
             return Opened(transaction, results)

@@ -371,7 +371,9 @@ class _Servers:
         now = asyncio.get_running_loop().time()
         if state is None:
             self.picture, self.turn, self._load = picture, datasource.turn, datasource.load()
+            self.held = datasource.held
             return
+        self.held = {}
         servers = state.servers
         self.turn = state.turn
         self.picture = Picture(
@@ -457,7 +459,9 @@ def _describe_node(node: Node, datasource: DataSource, now: float) -> dict[str, 
     told: dict[str, Any] = {"role": node.role.value, "breaker": node.health.value}
     if node.role is Role.REPLICA:
         told |= {"draining": node.is_draining, "foreign": node.is_foreign}
-    position = node.position
+    position, shown = node.position, datasource.held.get(node.name)
+    if position is not None and shown is not None and datasource.picture.lineage.covers(shown, position):
+        position = shown
     known = {
         "timeline": None if position is None else position.timeline,
         "lsn": None if position is None else format_lsn(position.lsn),

@@ -216,6 +216,7 @@ class RequestGuard:
         status = _status_started_by(message)
         if status is not None:
             if session is not None and session.outlives_start(status):
+                await session.open_for_token()
                 self.state = _STREAMING
             elif session is None or session.is_unused:
                 if session is not None:

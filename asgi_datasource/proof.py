@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from typing import Final
 
 from .drivers.psycopg import ASK_POSITION, Connection, Endpoint, Exchange, Result, Statement
-from .past import Past
+from .past import NOWHERE, Past
 from .router import Attempt, Router
 from .routing import Freshness
 
@@ -67,9 +67,8 @@ class Proof:
 
     def note_position(self, answer: Result | None, endpoint: Endpoint) -> None:
         """Where the server was after something was read."""
-        position = self._router.seen_at(answer, endpoint)
-        if position is not None:
-            self._past.note(position)
+        # What is not known is not fresh: until the client has seen something that is known, the primary answers it.
+        self._past.note(self._router.seen_at(answer, endpoint) or NOWHERE)
 
     async def is_met_before(self, endpoint: Endpoint, connection: Connection, deadline: float | None) -> bool:
         """Ask before a transaction begins, whose snapshot is taken with its first question.

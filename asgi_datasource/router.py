@@ -50,6 +50,11 @@ class Servers(Protocol):
         """Whose turn it is."""
         ...
 
+    @property
+    def held(self) -> Mapping[str, Position]:
+        """What they have shown to have, by name."""
+        ...
+
     def take_turn(self) -> None:
         """One was chosen because it was its turn."""
         ...
@@ -80,6 +85,7 @@ class Choice(Protocol):
         sticky: str | None,
         failed: frozenset[str],
         behind: frozenset[str],
+        held: Mapping[str, Position],
     ) -> Route | None:
         """Choose; the arguments are those of `choose()`."""
         ...
@@ -262,7 +268,10 @@ class Router:
     def position(self, answer: Result | None, endpoint: Endpoint) -> Position | None:
         """Where a server is, by what it has answered, and by what else is known of it; timeline 0 is not known."""
         known = next((node.position for node in self._datasource.picture.replicas if node.name == endpoint.name), None)
-        return read_position(answer, standby_timeline=0 if known is None else known.timeline)
+        position = read_position(answer, standby_timeline=0 if known is None else known.timeline)
+        if position is not None and endpoint.role is Role.REPLICA:
+            self._datasource.held[endpoint.name] = position
+        return position
 
     def seen_at(self, answer: Result | None, endpoint: Endpoint) -> Position | None:
         """What a client has seen at most who has read from a server that has answered so; None is not known.
@@ -409,6 +418,7 @@ def find_route(
         sticky=sticky,
         failed=attempt.failed,
         behind=attempt.behind,
+        held=servers.held,
     )
     if route is not None and route.reason in _TAKES_A_TURN:
         servers.take_turn()

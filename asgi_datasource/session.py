@@ -486,6 +486,18 @@ class DataSession(StatementMethods):
         route = self._endpoint_options() or self._rule.options
         return route is not None and route.stream and self._state is SessionState.OPEN and self.commits_on(status)
 
+    async def open_for_token(self) -> None:
+        """Open the snapshot of a response's body before the response starts, where its token has to tell of it.
+
+        Raises:
+            DataError: It could not be opened.
+        """
+        tokens = self._policy.tokens
+        if tokens is None or self.transaction_in_use is not None:
+            return
+        if Past(tokens, b"").is_monotonic(self._current_plan().freshness):
+            await self.run(())
+
     @property
     def retries(self) -> int:
         """How often the request is run again when it has lost against another one."""

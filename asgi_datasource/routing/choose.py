@@ -16,6 +16,7 @@ from .position import Position
 
 _NOBODY: Final[frozenset[str]] = frozenset()
 _NO_LOAD: Final[Mapping[str, float]] = MappingProxyType({})
+_NOTHING_HELD: Final[Mapping[str, Position]] = MappingProxyType({})
 _WRITE: Final = AccessIntent.WRITE
 _READ: Final = AccessIntent.READ
 
@@ -36,6 +37,7 @@ def choose(
     sticky: str | None = None,
     failed: frozenset[str] = _NOBODY,
     behind: frozenset[str] = _NOBODY,
+    held: Mapping[str, Position] = _NOTHING_HELD,
 ) -> Route | None:
     """Choose the server for a statement that runs outside an open transaction.
 
@@ -54,6 +56,7 @@ def choose(
         sticky: Name of the replica that the request read from before.
         failed: Names of the servers that this very statement could not reach.
         behind: Names of those that could not prove to this very statement what was asked.
+        held: What servers have shown to have since, by name; what the picture says may be older.
 
     Returns:
         The way to a server, with the reason; None when every server that may run the statement has failed, or none may.
@@ -82,7 +85,7 @@ def choose(
         if primary.name in failed:
             return None
         return picture.pinned if is_pinned else picture.strong if is_strong else picture.no_replicas
-    return _read(picture, now, turn, dice, load, max_lag_s, after, patience_s, sticky, failed, behind)
+    return _read(picture, now, turn, dice, load, max_lag_s, after, patience_s, sticky, failed, behind, held)
 
 
 def _read(
@@ -97,6 +100,7 @@ def _read(
     sticky: str | None,
     failed: frozenset[str],
     behind: frozenset[str],
+    held: Mapping[str, Position],
 ) -> Route | None:
     usable: Sequence[Node] = picture.usable
     if failed:
@@ -106,7 +110,7 @@ def _read(
         fresh = [node for node in usable if node.fresh_at is not None and now - node.fresh_at <= max_lag_s]
     able = fresh
     if after is not None:
-        able = [node for node in fresh if node.name not in behind and may_have(picture, node, after, now, patience_s)]
+        able = [node for node in fresh if node.name not in behind and may_have(picture, node, after, patience_s, held)]
     if able:
         if sticky is not None:
             for node in able:
@@ -155,8 +159,11 @@ def _stand_in(
     return None
 
 
-def may_have(picture: Picture, node: Node, after: Position, now: float, patience_s: float) -> bool:
+def may_have(picture: Picture, node: Node, after: Position, patience_s: float, held: Mapping[str, Position]) -> bool:
     """Whether it is worth asking this server to prove a position: what it proves counts, not what is believed here."""
+    shown = held.get(node.name)
+    if shown is not None and picture.lineage.covers(shown, after):
+        return True
     position = node.position
     if position is None or position.timeline < after.timeline:
         return False

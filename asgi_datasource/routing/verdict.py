@@ -19,6 +19,7 @@ from .policy import Balance, NoReplica
 from .position import Position
 
 _NO_LOAD: Final[Mapping[str, float]] = MappingProxyType({})
+_NOTHING_HELD: Final[Mapping[str, Position]] = MappingProxyType({})
 
 
 class Verdict(StrEnum):
@@ -109,6 +110,7 @@ class Asked:
     sticky: str | None = None
     failed: frozenset[str] = frozenset()
     behind: frozenset[str] = frozenset()
+    held: Mapping[str, Position] = field(default_factory=lambda: _NOTHING_HELD)
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,7 +166,7 @@ def _of_replica(picture: Picture, asked: Asked, route: Route | None, node: Node)
     if asked.after is not None:
         if node.name in asked.behind:
             return is_(Verdict.NOT_PROVED, "it could not prove that it has what the client has seen")
-        if not may_have(picture, node, asked.after, asked.now, asked.patience_s):
+        if not may_have(picture, node, asked.after, asked.patience_s, asked.held):
             return is_(Verdict.BEHIND, _behind(node, asked.after, asked.patience_s))
     return _beside(picture, asked, route, node)
 
@@ -214,7 +216,7 @@ def _is_able(picture: Picture, node: Node, asked: Asked) -> bool:
         and node.is_fresh(asked.now, asked.max_lag_s)
         and (
             asked.after is None
-            or (node.name not in asked.behind and may_have(picture, node, asked.after, asked.now, asked.patience_s))
+            or (node.name not in asked.behind and may_have(picture, node, asked.after, asked.patience_s, asked.held))
         )
     )
 

@@ -6,6 +6,7 @@ from .frames import Frame, SessionRunner, current_frame, current_runner
 from .hooks import DueHooks, Hook, HookEvent, WaitingHooks, call_hook, name_of_hook
 from .options import (
     MAX_RETRIES,
+    ONE_SNAPSHOT,
     Isolation,
     OutcomeEntry,
     OutcomeRule,
@@ -24,6 +25,7 @@ __all__ = [
     "LOAN",
     "MAX_RETRIES",
     "MOVES",
+    "ONE_SNAPSHOT",
     "Around",
     "DueHooks",
     "Frame",

@@ -138,11 +138,12 @@ class Terms:
     opens_with_reads: bool = field(init=False)
 
     def __post_init__(self) -> None:
-        opens = self.is_shared and (self.read_only or self.isolation in _ONE_SNAPSHOT)
+        opens = self.is_shared and (self.read_only or self.isolation in ONE_SNAPSHOT)
         object.__setattr__(self, "opens_with_reads", opens)
 
 
-_ONE_SNAPSHOT: Final = frozenset({Isolation.REPEATABLE_READ, Isolation.SERIALIZABLE})
+ONE_SNAPSHOT: Final = frozenset({Isolation.REPEATABLE_READ, Isolation.SERIALIZABLE})
+"""The isolations in which all statements see what the first one sees."""
 
 
 def parse_isolation(value: Isolation | str | None) -> Isolation | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from time import perf_counter
 from typing import Any, Final
 
@@ -11,7 +11,7 @@ from opentelemetry.trace import Span
 
 from .. import telemetry
 from ..background import BackgroundTasks
-from ..drivers.psycopg import Connection, Endpoint, Exchange, Result, Statement
+from ..drivers.psycopg import ASK_POSITION, Connection, Endpoint, Exchange, Result, Statement
 from ..errors import CommitUnknown, DataError, DataErrorKind, UnexpectedRollback
 from ..metrics import Measure
 from ..routing import Position, parse_lsn
@@ -67,6 +67,9 @@ class Transaction:
         self.wal_position: str | None = None
         """Where the server's WAL stood right after COMMIT."""
         self.state = TxState.ACTIVE
+        self.note_position: Callable[[Result | None], None] | None = None
+        """Is told where the server is after each round trip, where what is read binds later reads and there is more
+        than one snapshot."""
         self.pending: list[Statement] = []
         """SAVEPOINT and RELEASE that wait for the next statement's round trip."""
         self._control: asyncio.Task[None] | None = None
@@ -137,12 +140,16 @@ class Transaction:
 
     @property
     def questions(self) -> Sequence[Statement]:
-        """What to send behind everything that may write."""
-        return () if self.read_only or self.identity is not None else (commands.IDENTIFY,)
+        """What to send behind everything that may write, or show more than was seen before."""
+        own = () if self.read_only or self.identity is not None else (commands.IDENTIFY,)
+        return own if self.note_position is None else (ASK_POSITION, *own)
 
     def note_answers(self, exchange: Exchange) -> None:
         """Take the answer to the `questions` that this exchange ended with."""
-        if self.questions:
+        questions = self.questions
+        if self.note_position is not None:
+            self.note_position(exchange.results[-len(questions)])
+        if questions and questions[-1] is commands.IDENTIFY:
             self.identity = commands.read_identity(exchange.results[-1])
 
     def forget_pending_savepoint(self, name: str) -> bool:
@@ -204,6 +211,9 @@ class Transaction:
                 "an operation on the borrowed connection was cut short, and the transaction rolled back",
             )
         elif connection.has_failed_transaction:
+            if self.note_position is not None:
+                # What the borrower has read before that, nobody knows.
+                self.note_position(None)
             self.failure = DataError(DataErrorKind.QUERY, "a statement on the borrowed connection failed")
             return
         elif connection.is_in_transaction:
@@ -212,6 +222,8 @@ class Transaction:
             if exchange.error is None:
                 self.note_answers(exchange)
                 return
+            if self.note_position is not None:
+                self.note_position(None)
             if exchange.is_lost or exchange.timed_out:
                 raise await self.fail(exchange, is_write=False) from exchange.error
         self.failure = error

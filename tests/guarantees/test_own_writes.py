@@ -11,14 +11,14 @@ from typing import Any
 import httpx
 import pytest
 from starlette.requests import Request
-from starlette.responses import JSONResponse, Response
+from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
 from asgi_datasource import DataSourceRegistry, compile, session
 from asgi_datasource.datasource import PostgresDataSource
 from asgi_datasource.routing import Mark, Position, Token, TokenSigner, scope_of
-from asgi_datasource.testing import EmbeddedCluster, Node
-from tests.apps import client
+from asgi_datasource.testing import EmbeddedCluster, Node, serve
+from tests.apps import application, client
 from tests.drivers.polling import until
 from tests.faults.servers import breakable_world, cluster_of, proxy_of
 from tests.world import World
@@ -75,6 +75,55 @@ async def nothing(request: Request) -> Response:
     return JSONResponse({})
 
 
+async def look(request: Request) -> Response:
+    """With write intent, and without writing."""
+    return answer(request, await session(request).write.fetch_value("select count(*) from orders"))
+
+
+class Steps:
+    """A handler that begins, waits for the test, goes on, and waits for nobody any more."""
+
+    def __init__(self) -> None:
+        self.has_begun = asyncio.Event()
+        self.may_go_on = asyncio.Event()
+
+    async def wait(self) -> None:
+        self.has_begun.set()
+        await self.may_go_on.wait()
+
+
+async def peek(request: Request) -> Response:
+    """See what others have committed inside of a transaction that is rolled back."""
+    db, steps = session(request), request.app.state.steps
+    await db.execute("insert into orders (item) values ('not to stay')")
+    await steps.wait()
+    ask = "select item from orders where item <> 'not to stay' order by id"
+    if "lent" in request.query_params:
+        async with db.connection() as connection:
+            rows = await (await connection.execute(ask)).fetchall()
+            return answer(request, [row[0] for row in rows], status=409)
+    return answer(request, [row["item"] for row in await db.fetch_all(ask)], status=409)
+
+
+async def watch(request: Request) -> Response:
+    """Read again in a READ ONLY transaction in which each statement sees what there is by then."""
+    db, steps = session(request), request.app.state.steps
+    await db.fetch_value("select 1")
+    await steps.wait()
+    return await items(request)
+
+
+async def export(request: Request) -> Response:
+    """Read nothing before the response has started."""
+    db = session(request)
+
+    async def rows() -> AsyncIterator[str]:
+        async for row in db.stream("select item from orders order by id"):
+            yield row["item"] + "\n"
+
+    return StreamingResponse(rows())
+
+
 def answer(request: Request, found: Any, *, status: int = 200) -> Response:
     route = session(request).last_route
     assert route is not None
@@ -91,13 +140,18 @@ ROUTES = [
     Route("/place", place, methods=["POST"]),
     Route("/make-table", make_table, methods=["POST"]),
     Route("/nothing", nothing),
+    Route("/look", look, methods=["POST"]),
+    Route("/peek", peek, methods=["POST"]),
+    Route("/watch", watch),
+    Route("/export", export),
 ]
 
 
 class Shop:
     """An application with tokens, and a client that keeps its cookies."""
 
-    def __init__(self, world: World, registry: DataSourceRegistry, http: httpx.AsyncClient) -> None:
+    def __init__(self, world: World, registry: DataSourceRegistry, http: httpx.AsyncClient, steps: Steps) -> None:
+        self.steps = steps
         self.world = world
         self.registry = registry
         self.http = http
@@ -134,13 +188,23 @@ async def shop_of(world: World, *, urls: dict[str, str] | None = None, **consist
     config = world.config(
         urls=urls or {},
         consistency={"token": "cookie", "secret": SECRET, "wait": "200ms", **consistency},
-        routes=[{"match": "/eventual", "consistency": "eventual"}, {"match": "/strong", "consistency": "strong"}],
+        routes=[
+            {"match": "/eventual", "consistency": "eventual"},
+            {"match": "/strong", "consistency": "strong"},
+            {"match": "/watch", "read_only": True, "isolation": "read committed"},
+            {"match": "/export", "read_only": True, "stream": True},
+        ],
     )
     config["datasources"]["orders"]["routing"] = {"check_interval": "50ms"}
     registry = compile(config)
-    async with client(world, ROUTES, registry=registry) as http:
+    app = application(registry, ROUTES)
+    app.state.steps = Steps()
+    async with (
+        serve(app) as server,
+        httpx.AsyncClient(base_url=server.url, headers={"X-Tenant": "acme"}, timeout=20.0) as http,
+    ):
         await http.get("/nothing")
-        shop = Shop(world, registry, http)
+        shop = Shop(world, registry, http, app.state.steps)
         await shop.knows()
         yield shop
 
@@ -170,7 +234,7 @@ async def test_while_no_replica_has_it_the_primary_answers_and_nobody_else_is_ke
 
 
 async def test_directly_after_a_write_replicas_that_keep_up_answer_and_prove_that_they_may(world: World) -> None:
-    async with shop_of(world) as shop:
+    async with shop_of(world, wait="20s") as shop:
         for number in range(20):
             await shop.place(f"item {number}")
             found, node, reason = await shop.read()
@@ -208,13 +272,13 @@ async def test_a_statement_that_only_a_server_that_is_behind_refuses_is_not_refu
 
 
 async def test_a_snapshot_sees_it_as_well(world: World) -> None:
-    async with shop_of(world) as shop:
+    async with shop_of(world, wait="20s") as shop:
         await shop.place("tea")
         found, node, reason = await shop.read("/snapshot")
         assert (found, node in ("r1", "r2"), reason) == (["tea"], True, "proved")
-        async with paused(*world.cluster.replicas.values()):
-            await shop.place("milk")
-            assert await shop.read("/snapshot") == (["tea", "milk"], "primary", "behind")
+    async with shop_of(world) as shop, paused(*world.cluster.replicas.values()):
+        await shop.place("milk")
+        assert await shop.read("/snapshot") == (["tea", "milk"], "primary", "behind")
 
 
 async def test_the_proof_takes_no_round_trip_of_its_own(world: World) -> None:
@@ -245,6 +309,7 @@ async def test_only_commits_give_a_token(world: World, status: int) -> None:
     async with shop_of(world) as shop:
         for path in ("/items", "/snapshot", "/nothing"):
             assert "set-cookie" not in (await shop.http.get(path)).headers
+        assert "set-cookie" not in (await shop.http.post("/look")).headers, "it has committed, and not written"
         assert "set-cookie" not in (await shop.place("tea", status=status)).headers
         given = (await shop.place("tea")).headers["set-cookie"]
         assert given.startswith("ads_token=")
@@ -332,6 +397,111 @@ async def test_with_monotonic_reads_nobody_sees_an_older_state_than_before(world
             assert (found, node, reason) == (["of somebody else"], "primary", "behind")
             shop.http.cookies.clear()
             assert (await shop.read())[:2] == ([], "r1")
+
+
+@asynccontextmanager
+async def stepping(shop: Shop, method: str, path: str) -> AsyncIterator[asyncio.Task[httpx.Response]]:
+    """A request that has begun; it goes on with the end of the block."""
+    running = asyncio.create_task(shop.http.request(method, path))
+    await asyncio.wait_for(shop.steps.has_begun.wait(), 20)
+    yield running
+    shop.steps.may_go_on.set()
+    await running
+
+
+async def somebody_writes(world: World, item: str = "of somebody else") -> None:
+    async with world.registry(replicas=()) as registry, registry.session(tenant="acme") as db:
+        await db.execute("insert into orders (item) values (%s)", [item])
+
+
+@pytest.mark.parametrize("path", ["/peek", "/peek?lent=yes"])
+async def test_with_monotonic_reads_also_what_is_rolled_back_has_seen_what_it_has_seen(world: World, path: str) -> None:
+    async with shop_of(world, monotonic=True, wait="20ms") as shop:
+        async with stepping(shop, "POST", path) as peeking:
+            # The replicas have what was there when the transaction began, and not what it sees later. What is not
+            # committed is sent to them together with something that is.
+            await somebody_writes(world, "before")
+            await world.cluster.caught_up()
+            await shop.knows()
+            for node in world.cluster.replicas.values():
+                await node.pause_replay()
+            await somebody_writes(world)
+        try:
+            seen = ["before", "of somebody else"]
+            assert (peeking.result().status_code, peeking.result().json()["found"]) == (409, seen)
+            assert (await shop.read())[:2] == (seen, "primary")
+        finally:
+            for node in world.cluster.replicas.values():
+                await node.resume_replay()
+
+
+async def test_with_monotonic_reads_each_statement_of_a_read_only_transaction_counts(world: World) -> None:
+    r2 = world.cluster.replicas["r2"]
+    async with shop_of(world, monotonic=True, wait="20ms") as shop:
+        shop.orders.drain("r2")
+        async with paused(r2):
+            async with stepping(shop, "GET", "/watch") as watching:
+                await somebody_writes(world)
+                await until(lambda: seen_by(world, "r1", 1))
+            assert watching.result().json()["found"] == ["of somebody else"]
+            shop.orders.undrain("r2")
+            shop.orders.drain("r1")
+            assert (await shop.read())[:2] == (["of somebody else"], "primary")
+
+
+async def test_with_monotonic_reads_a_body_that_is_read_after_the_start_of_its_response_counts(world: World) -> None:
+    r2 = world.cluster.replicas["r2"]
+    async with shop_of(world, monotonic=True, wait="20ms") as shop, paused(r2):
+        await somebody_writes(world)
+        await until(lambda: seen_by(world, "r1", 1))
+        shop.orders.drain("r2")
+        exported = await shop.http.get("/export")
+        assert (exported.text, "set-cookie" in exported.headers) == ("of somebody else\n", True)
+        shop.orders.undrain("r2")
+        shop.orders.drain("r1")
+        assert (await shop.read())[:2] == (["of somebody else"], "primary")
+
+
+async def test_with_monotonic_reads_a_replica_that_lags_serves_whoever_has_read_from_it(world: World) -> None:
+    r1 = world.cluster.replicas["r1"]
+    async with shop_of(world, monotonic=True, wait="1ms") as shop:
+        shop.orders.drain("r2")
+        async with paused(r1):
+            await somebody_writes(world)
+            await shop.knows(r1=False)
+            # As far as anybody knows from asking, it is behind from now on.
+            shop.orders._monitor.stop()
+        await until(lambda: seen_by(world, "r1", 1))
+        for _ in range(3):
+            assert (await shop.read("/twice"))[:2] == (["of somebody else"], "r1")
+
+
+async def test_both_ways_at_once(world: World) -> None:
+    async with shop_of(world, token="both") as shop, paused(*world.cluster.replicas.values()):
+        written = await shop.place("tea")
+        assert written.headers["set-cookie"].startswith(f"ads_token={written.headers['x-datasource-token']};")
+        assert written.headers["vary"] == "Cookie, X-Datasource-Token"
+        assert (await shop.read())[1] == "primary"
+        shop.http.cookies.clear()
+        assert (await shop.read(**{"X-Datasource-Token": written.headers["x-datasource-token"]}))[1] == "primary"
+
+
+async def test_a_client_of_several_services_keeps_what_it_has_from_each(world: World) -> None:
+    async with shop_of(world) as shop, paused(*world.cluster.replicas.values()):
+        other = world.config(consistency={"token": "cookie", "secret": SECRET})
+        other["datasources"]["billing"] = other["datasources"].pop("orders")
+        for tenant in other["tenants"].values():
+            tenant["datasource"] = "billing"
+        async with client(world, ROUTES, registry=compile(other)) as billing:
+            await shop.place("tea")
+            # The other service leaves alone what is not its own, and adds what is.
+            headers = {"Cookie": f"ads_token={shop.http.cookies['ads_token']}"}
+            given = await billing.post("/place", params={"item": "milk"}, headers=headers)
+        token = given.cookies["ads_token"]
+        assert len(token) < 200
+        marks = TokenSigner([SECRET], ttl_s=30).read([token], now=time.time()).marks
+        assert {mark.scope for mark in marks} == {scope_of("acme", "orders"), scope_of("acme", "billing")}
+        assert (await shop.read(Cookie=f"ads_token={token}"))[::2] == (["tea", "milk"], "behind")
 
 
 async def test_what_was_read_before_any_server_was_asked_keeps_nobody_from_the_replicas(world: World) -> None:

@@ -130,6 +130,8 @@ async def test_another_time_and_place_tell_the_same_by_the_state_of_the_servers(
         assert isinstance(orders, PostgresDataSource)
         await knows(registry)
         orders.drain("r2")
+        # The picture of one moment.
+        orders._monitor.stop()
         state = valid("state", registry.state())
         servers = state["datasources"]["orders"]["servers"]
         assert {name: told["role"] for name, told in servers.items()} == {
