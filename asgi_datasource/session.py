@@ -536,6 +536,7 @@ class DataSession(StatementMethods):
             work is None
             or turns is None
             or turns.is_taken
+            or self.committing
             or self._state is not SessionState.OPEN
             or self.stopped_by is not None
             or self._conflict is not None

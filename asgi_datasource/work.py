@@ -125,6 +125,7 @@ class Work:
             self.transaction
             or self.snapshot
             or self._hooks
+            or self._unheard
             or self.outer
             or self.doomed_by
             or self.lost_by
