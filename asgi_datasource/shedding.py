@@ -37,16 +37,20 @@ class Priority(IntEnum):
 class Line(Generic[T]):
     """Those who wait: the higher priority first, and of equals who came first."""
 
-    __slots__ = ("_ranks",)
+    # Read with every connection that comes back: spelled out, an iteration over the priorities would cost ten times it.
+    __slots__ = ("_high", "_low", "_normal", "_ranks")
 
     def __init__(self) -> None:
-        self._ranks: tuple[deque[T], ...] = tuple([deque[T]() for _ in Priority])
+        self._low: deque[T] = deque()
+        self._normal: deque[T] = deque()
+        self._high: deque[T] = deque()
+        self._ranks = (self._low, self._normal, self._high)
 
     def __len__(self) -> int:
-        return sum(map(len, self._ranks))
+        return len(self._low) + len(self._normal) + len(self._high)
 
     def __bool__(self) -> bool:
-        return any(self._ranks)
+        return bool(self._normal or self._high or self._low)
 
     def __contains__(self, waiter: T) -> bool:
         return any(waiter in rank for rank in self._ranks)
@@ -62,16 +66,16 @@ class Line(Generic[T]):
     @property
     def highest(self) -> Priority:
         """The priority of the first."""
-        return next(priority for priority in reversed(Priority) if self._ranks[priority])
+        return Priority.HIGH if self._high else Priority.NORMAL if self._normal else Priority.LOW
 
     @property
     def first(self) -> T:
         """Who is next."""
-        return self._ranks[self.highest][0]
+        return (self._high or self._normal or self._low)[0]
 
     def pop(self) -> T:
         """Who is next; waits no more."""
-        return self._ranks[self.highest].popleft()
+        return (self._high or self._normal or self._low).popleft()
 
     def last(self, priority: Priority) -> T:
         """Who came last of those with this priority."""

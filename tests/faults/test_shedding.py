@@ -203,6 +203,29 @@ async def test_in_a_full_queue_high_priority_gets_in_and_is_served_first(world: 
         assert (endpoint.waiting, endpoint.borrowed) == (0, 0)
 
 
+async def test_far_too_much_is_answered_at_once_and_piles_up_nowhere(world: World) -> None:
+    async with serving(world, {"match": "/bare/more", "max_in_flight": 5}, max_waiting=10, max_size=2) as shop:
+        endpoint = shop.registry.datasources["orders"].endpoints["primary"]
+        for path in ("/read", "/bare/more"):
+            flood = shop.start("/hold", 2) + shop.start(path, 150)
+            await until(lambda: shop.held >= 2)
+            # All but those that may wait are answered while the others still hold on to everything.
+            async with asyncio.timeout(20):
+                while sum(task.done() for task in flood) < 150 - 15:
+                    await asyncio.sleep(0.02)
+                    assert endpoint.waiting <= 10
+            shop.is_open.set()
+            answers = await asyncio.gather(*flood)
+            assert {answer.status_code for answer in answers} <= {200, 503}
+            refused = [answer for answer in answers if answer.status_code == 503]
+            assert len(refused) >= 150 - 15
+            assert {answer.headers["retry-after"] for answer in refused} == {"1"}
+            assert await shop.status("/read") == 200
+            assert (endpoint.waiting, endpoint.borrowed) == (0, 0)
+            shop.is_open.clear()
+            shop.held = 0
+
+
 async def test_who_is_displaced_while_it_leaves_or_is_served_takes_nothing_along(world: World) -> None:
     async with serving(world, max_waiting=2, acquire_timeout="20s") as shop:
         endpoint = shop.registry.datasources["orders"].endpoints["primary"]
@@ -256,11 +279,13 @@ refused = re.compile(r"(\d+) refused")
 async def test_who_waits_long_is_told_of_before_anybody_is_refused(
     world: World, caplog: pytest.LogCaptureFixture
 ) -> None:
-    async with serving(world, acquire_timeout="2s") as shop:
+    async with serving(world, acquire_timeout="4s") as shop:
         held = shop.start("/hold")
         await until(lambda: shop.held == 1)
         waiting = shop.start("/read")
-        await asyncio.sleep(1.3)
+        endpoint = shop.registry.datasources["orders"].endpoints["primary"]
+        await until(lambda: endpoint.waiting == 1)
+        await asyncio.sleep(2.2)
         shop.is_open.set()
         for response in await asyncio.gather(*held, *waiting):
             assert response.status_code == 200
