@@ -116,6 +116,24 @@ async def test_what_cannot_be_a_name_in_the_scope_is_a_defect_of_the_application
     assert caught.value.kind is DataErrorKind.CONFIG
 
 
+def at_once(request: Any) -> object:
+    """A resolver that need not be waited for; it answers what the header asks it to."""
+    said = dict(request["headers"]).get(b"x-say", b"").decode()
+    return {"number": 7, "nothing": None}.get(said, said)
+
+
+@pytest.mark.parametrize(("said", "wanted"), [("acme", "acme"), ("", None), ("nothing", None)])
+async def test_a_function_of_the_applications_names_the_tenant(said: str, wanted: str | None) -> None:
+    ways = ({"callable": "tests.tenancy.test_resolvers:at_once"},)
+    assert await name(scope("/", ("X-Say", said)), *ways) == wanted
+
+
+async def test_a_function_that_answers_no_name_is_a_defect_of_the_application() -> None:
+    with pytest.raises(DataError, match="answered a int; return a str or None") as caught:
+        await name(scope("/", ("X-Say", "number")), {"callable": "tests.tenancy.test_resolvers:at_once"})
+    assert caught.value.kind is DataErrorKind.CONFIG
+
+
 async def test_a_fixed_tenant_is_the_last_word() -> None:
     ways = ({"header": "X-Tenant"}, {"fixed": "acme"})
     assert await name(scope(), *ways) == "acme"
