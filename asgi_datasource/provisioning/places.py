@@ -157,14 +157,17 @@ class Place:
         return bool(await admin.rows("select 1 from pg_namespace where nspname = %s", schema))
 
     async def is_strange(self) -> bool:
-        """Whether there is something already that no tenant has left behind: it has tables, and no ledger."""
+        """Whether something is there that no tenant has left behind: tables or the like, and no ledger."""
         async with self.outside() as admin:
             if self.database is not None and not await self.exists(admin):
                 return False
         async with self.inside() as admin:
-            schema, ledger = self._ledger
-            tables = await self._tables(admin, schema)
-            return bool(tables) and ledger not in tables
+            [[is_empty, has_ledger]] = await admin.rows(
+                "select count(*) = 0, coalesce(bool_or(c.relname = %s), false)"
+                " from pg_class c join pg_namespace n on n.oid = c.relnamespace where n.nspname = %s",
+                *reversed(self._ledger),
+            )
+            return not is_empty and not has_ledger
 
     async def exists(self, admin: Admin) -> bool:
         """Whether the tenant's own database is there."""

@@ -59,8 +59,9 @@ class Provisioner:
         async with self._records() as records, records.alone(name):
             await self._check_free(records, name, Operation.CREATE)
             async with records.registering():
-                await self._check_apart(records, name, placement)
-                await records.register(name, placement)
+                if await records.find(name) is None:
+                    await self._check_apart(records, name, placement)
+                    await records.register(name, placement)
             record = await self._known(records, name)
             if record.placement != placement and placed:
                 raise DataError(DataErrorKind.CONFLICT, f"there is a tenant {name!r} already, in another place")
@@ -205,9 +206,10 @@ class Provisioner:
             record = await self._known(records, name)
             if record.under_way is not None:
                 raise DataError(DataErrorKind.CONFLICT, f"{record.under_way} of {name!r} is under way")
-            if new in self._plan.listed_names or await records.claimed_by(name, [new]) is not None:
-                raise DataError(DataErrorKind.CONFLICT, f"the name {new!r} is taken")
-            await records.rename(name, new)
+            async with records.registering():
+                if new in self._plan.listed_names or await records.claimed_by(name, [new]) is not None:
+                    raise DataError(DataErrorKind.CONFLICT, f"the name {new!r} is taken")
+                await records.rename(name, new)
 
     async def suspend(self, name: str) -> None:
         """Serve a tenant no more, until `resume`."""
