@@ -87,28 +87,27 @@ class Reloader:
     # -- files
 
     async def _watch(self, known: Origins) -> None:
-        digest = await asyncio.to_thread(known.digest)
-        if await asyncio.to_thread(known.look) != known:
-            # They have changed since they were read: what they hold now says nothing about what was read.
-            digest = b""
+        digest = await self._digest_of(known)
         while (interval_s := self._interval_s) is not None:
             await asyncio.sleep(interval_s * uniform(1 - JITTER, 1 + JITTER))  # noqa: S311 - not for security
-            found = await asyncio.to_thread(known.look)
-            if found == known and self._origins() is not known:
+            if self._origins() is not known:
                 # Somebody else has reloaded meanwhile.
                 known = self._origins()
-                digest = await asyncio.to_thread(known.digest)
-                continue
+                digest = await self._digest_of(known)
+            found = await asyncio.to_thread(known.look)
             if found == known:
                 continue
             found = await self._settled(found)
-            changed = await asyncio.to_thread(found.digest)
-            if changed == digest:
-                known = found
+            if digest is not None and await asyncio.to_thread(found.digest) == digest:
+                known.files, known.patterns = found.files, found.patterns
                 continue
             await self._try("the files have changed")
-            known = self._origins()
-            digest = changed if known == found else await asyncio.to_thread(known.digest)
+
+    @staticmethod
+    async def _digest_of(known: Origins) -> bytes | None:
+        """What was read; None where it has changed since, so that nobody can tell any more."""
+        digest = await asyncio.to_thread(known.digest)
+        return digest if await asyncio.to_thread(known.look) == known else None
 
     @staticmethod
     async def _settled(found: Origins) -> Origins:

@@ -112,7 +112,7 @@ async def serving(
 
 
 async def test_no_more_requests_of_a_route_are_under_way_than_may_be_and_the_others_are_told_at_once(
-    world: World,
+    world: World, caplog: pytest.LogCaptureFixture
 ) -> None:
     async with serving(world, {"match": "GET /bare", "max_in_flight": 2}) as shop:
         held = shop.start("/bare", 2)
@@ -121,6 +121,10 @@ async def test_no_more_requests_of_a_route_are_under_way_than_may_be_and_the_oth
         assert (refused.status_code, refused.headers["retry-after"]) == (503, "1")
         assert refused.json()["kind"] == "resource"
         assert shop.held == 2, "the application has not seen it"
+        assert (
+            "routes[0] (GET /bare) is saturated: 1 refused; 2 requests may be under way. Raise its max_in_flight"
+            in caplog.text
+        )
         assert await shop.status("/read") == 200
         shop.is_open.set()
         assert [response.status_code for response in await asyncio.gather(*held)] == [200, 200]
@@ -158,7 +162,9 @@ async def test_a_reload_counts_those_that_are_under_way(world: World) -> None:
         assert await shop.status("/read") == 200
 
 
-async def test_no_more_requests_use_a_datasource_than_may_be_but_those_of_high_priority_get_in(world: World) -> None:
+async def test_no_more_requests_use_a_datasource_than_may_be_but_those_of_high_priority_get_in(
+    world: World, caplog: pytest.LogCaptureFixture
+) -> None:
     async with serving(world, max_in_flight=4) as shop:
         held = shop.start("/idle", 2)
         await until(lambda: shop.held == 2)
@@ -169,6 +175,10 @@ async def test_no_more_requests_use_a_datasource_than_may_be_but_those_of_high_p
         assert (refused.status_code, refused.headers["retry-after"]) == (503, "1")
         assert await shop.status("/admin/jobs") == 200
         assert await shop.status("/nowhere") == 404, "who asks for no data is not refused"
+        assert (
+            "datasource 'orders' is saturated: 1 refused; 4 requests may be under way. Raise max_in_flight"
+            in caplog.text
+        )
         shop.is_open.set()
         await asyncio.gather(*held)
         assert await shop.status("/read") == 200
