@@ -33,7 +33,7 @@ from .transaction import (
     unexpected_rollback,
 )
 from .turns import Turns
-from .work import Work
+from .work import Place, Work
 
 if TYPE_CHECKING:
     from .session import DataSession
@@ -84,7 +84,6 @@ class Block:
         self._is_outermost = False
         self._work: Work | None = None
         self._work_around: Work | None = None
-        self._hooks_before = 0
         self._outer_turns: Turns | None = None
         self._timeout: asyncio.Timeout | None = None
         self._block_token: Token[Block | None] | None = None
@@ -218,7 +217,6 @@ class Block:
         transaction = session.current_transaction
         if self.step is Step.SAVEPOINT and transaction is not None:
             transaction.pending += self._name_savepoint(is_guarded=not transaction.read_only)
-        self._hooks_before = session.hook_count
 
     def _frame(self) -> Frame:
         outer = current_frame.get()
@@ -258,6 +256,18 @@ class Block:
     def belongs_to(self, session: DataSession) -> bool:
         """Whether it is a block of this session: sessions of one request may be nested."""
         return self._session is session
+
+    def is_inside(self, other: Place) -> bool:
+        """Whether it is that block, or somewhere inside of it."""
+        block: Block | None = self
+        while block is not None and block is not other:
+            block = block.parent
+        return block is not None
+
+    @property
+    def work(self) -> Work | None:
+        """What its statements belong to; None before it is open."""
+        return self._work or self._work_around
 
     @property
     def is_cut_off(self) -> bool:
@@ -384,7 +394,7 @@ class Block:
             )
         else:
             await work.end_snapshot()
-            work.settle(committed=error is None)
+            work.settle(committed=not is_undone)
 
     async def _leave_savepoint(self, error: BaseException | None, *, is_undone: bool) -> None:
         session = self._session
@@ -394,14 +404,14 @@ class Block:
         if transaction is None or name is None or transaction.forget_pending_savepoint(name):
             # Nothing was sent inside it.
             if is_undone:
-                session.undo_hooks(self._hooks_before)
+                session.undo_hooks(self)
             if error is None and self.doomed_by is not None:
                 raise unexpected_rollback(self.doomed_by) from self.doomed_by
             return
         if not is_undone and transaction.failure is None:
             transaction.pending.append(commands.release(name))
             return
-        session.undo_hooks(self._hooks_before)
+        session.undo_hooks(self)
         if transaction.is_open:
             cause = self.doomed_by or transaction.failure
             await transaction.rollback_to(name, deadline=session.deadline())

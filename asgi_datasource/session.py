@@ -219,8 +219,8 @@ class DataSession(StatementMethods):
 
     def in_transaction(self) -> bool:
         """Whether a transaction is open."""
-        work = self._work
-        return work is not None and work.transaction is not None and work.transaction.is_open
+        transaction = self.current_transaction
+        return transaction is not None and transaction.is_open
 
     def __repr__(self) -> str:
         transaction = None if self._work is None else self._work.transaction
@@ -323,7 +323,7 @@ class DataSession(StatementMethods):
             reason: Why; it stands on the ROLLBACK's span.
         """
         self.check_open()
-        self.make_work().rollback_reason = reason
+        self._make_work_here().rollback_reason = reason
         self.note_event(telemetry.DOOMED, {telemetry.ROLLBACK_REASON: reason})
 
     def before_commit(self, function: Hook) -> None:
@@ -334,8 +334,7 @@ class DataSession(StatementMethods):
         Args:
             function: Sync or async, without arguments.
         """
-        self.check_open()
-        self.make_work().add_hook(HookEvent.BEFORE_COMMIT, function)
+        self._add_hook(HookEvent.BEFORE_COMMIT, function)
 
     def after_commit(self, function: Hook) -> None:
         """Run a function once the transaction is known to be committed and the response has been handed over.
@@ -345,8 +344,7 @@ class DataSession(StatementMethods):
         Args:
             function: Sync or async, without arguments. Its failure is logged and changes nothing.
         """
-        self.check_open()
-        self.make_work().add_hook(HookEvent.AFTER_COMMIT, function)
+        self._add_hook(HookEvent.AFTER_COMMIT, function)
 
     def after_rollback(self, function: Hook) -> None:
         """Run a function once the transaction has been rolled back and the response has been handed over.
@@ -356,8 +354,7 @@ class DataSession(StatementMethods):
         Args:
             function: Sync or async, without arguments. Its failure is logged and changes nothing.
         """
-        self.check_open()
-        self.make_work().add_hook(HookEvent.AFTER_ROLLBACK, function)
+        self._add_hook(HookEvent.AFTER_ROLLBACK, function)
 
     # -- annotations
 
@@ -419,7 +416,8 @@ class DataSession(StatementMethods):
     @property
     def rollback_reason(self) -> str | None:
         """What `set_rollback_only` was told; None where only the outcome decides."""
-        return None if self._work is None else self._work.rollback_reason
+        work = self._work_here()
+        return None if work is None else work.rollback_reason
 
     @property
     def lost_by(self) -> DataError | None:
@@ -427,7 +425,8 @@ class DataSession(StatementMethods):
         transaction = self.current_transaction
         if transaction is not None and is_conflict(transaction.failure):
             return transaction.failure
-        return self._conflict if self._work is None else self._work.lost_by or self._conflict
+        work = self._work_here()
+        return self._conflict if work is None else work.lost_by or self._conflict
 
     def observe(self, scope: MutableMapping[str, Any]) -> None:
         """Take note of the innermost scope in which the session was asked for: the matched endpoint stands there."""
@@ -584,12 +583,14 @@ class DataSession(StatementMethods):
     @property
     def has_hooks_before_commit(self) -> bool:
         """Whether there is something for `run_before_commit`."""
-        return self._work is not None and self._work.has_hooks_before_commit
+        work = self._work_here()
+        return work is not None and work.has_hooks_before_commit
 
     async def run_before_commit(self) -> None:
         """Run the hooks that come before the commit; what one raises goes to the caller."""
-        if self._work is not None:
-            await self._work.run_before_commit()
+        work = self._work_here()
+        if work is not None:
+            await work.run_before_commit()
 
     async def _end(self, *, commit: bool, reason: str, deadline: float | None, is_apart: bool) -> None:
         self._ending = asyncio.current_task()
@@ -610,6 +611,8 @@ class DataSession(StatementMethods):
                 if self.committing:
                     # Whoever has asked for these was cancelled; what they have come to is known before anything leaves.
                     await asyncio.wait(self.committing)
+                # Another task's block may have been in front of it until now.
+                work = cast("Work", self._work)
                 await work.finish(commit=commit, reason=reason, deadline=deadline, is_apart=is_apart)
             finally:
                 turns.leave()
@@ -648,8 +651,9 @@ class DataSession(StatementMethods):
 
     @property
     def current_transaction(self) -> Transaction | None:
-        """The transaction that is open, or has failed and waits for its end."""
-        return None if self._work is None else self._work.transaction
+        """The transaction around the running task that is open, or has failed and waits for its end."""
+        work = self._work_here()
+        return None if work is None else work.transaction
 
     @property
     def transaction_in_use(self) -> Transaction | None:
@@ -673,12 +677,12 @@ class DataSession(StatementMethods):
     def adopt_isolation(self, isolation: Isolation) -> None:
         """The transaction around has none of its own: it takes that of who has joined it."""
         if self.current_transaction is None:
-            self.make_work().terms = replace(self._terms(), isolation=isolation)
+            self._make_work_here().terms = replace(self._terms(), isolation=isolation)
 
     def around(self) -> Around:
         """What surrounds a place in the code that asks for a transaction."""
         frame = current_frame.get()
-        work = self._work
+        work = self._work_here()
         plan = self._current_plan()
         terms = self._terms()
         if frame is not None and frame.is_transactional and frame.reads_only:
@@ -725,7 +729,7 @@ class DataSession(StatementMethods):
         if block is not None and block.is_cut_off:
             return
         if block is None or not block.doom(reason):
-            work = self.make_work()
+            work = self._make_work_here()
             work.doomed_by = work.doomed_by or reason
         self.note_event(telemetry.DOOMED, {telemetry.ROLLBACK_REASON: type(error).__name__})
 
@@ -766,18 +770,13 @@ class DataSession(StatementMethods):
     @property
     def is_writing(self) -> bool:
         """Whether a transaction that may write is open."""
-        transaction = None if self._work is None else self._work.transaction
+        transaction = self.current_transaction
         return transaction is not None and not transaction.read_only
 
     @property
     def intent(self) -> AccessIntent:
         """What a statement wants here that says nothing itself."""
         return self._current_plan().intent
-
-    @property
-    def hook_count(self) -> int:
-        """How many hooks wait for the end of the transaction."""
-        return 0 if self._work is None else self._work.hook_count
 
     def check_open(self) -> None:
         """Refuse a handle that has outlived its request.
@@ -833,14 +832,14 @@ class DataSession(StatementMethods):
         self._savepoints += 1
         return f"ads_{self._savepoints}"
 
-    def undo_hooks(self, since: int) -> None:
+    def undo_hooks(self, block: Block) -> None:
         """A block was undone: what it wanted to run after its commit never runs."""
-        if self._work is not None:
-            self._work.settle(committed=False, since=since)
+        if block.work is not None:
+            block.work.settle(committed=False, within=block)
 
     def spoil(self, reason: str) -> None:
         """Leave only rollback for the transaction that is open."""
-        transaction = None if self._work is None else self._work.transaction
+        transaction = self.current_transaction
         if transaction is not None and transaction.is_open:
             transaction.doom(DataError(DataErrorKind.QUERY, reason))
 
@@ -956,7 +955,28 @@ class DataSession(StatementMethods):
         return self._work
 
     def _terms(self) -> Terms:
-        return (None if self._work is None else self._work.terms) or self._current_plan().terms
+        work = self._work_here()
+        return (None if work is None else work.terms) or self._current_plan().terms
+
+    def _work_here(self) -> Work | None:
+        """What the running task's statements belong to: not what another task's block has put in front of that."""
+        work = self._work
+        if work is None or work.outer is None:
+            return work
+        block = self.innermost_block()
+        if block is not None:
+            return block.work
+        root = work
+        while (outer := root.outer) is not None:
+            root = outer
+        return root
+
+    def _make_work_here(self) -> Work:
+        return self._work_here() or self.make_work()
+
+    def _add_hook(self, event: HookEvent, function: Hook) -> None:
+        self.check_open()
+        self._make_work_here().add_hook(event, function, self.innermost_block())
 
     def _start(self) -> None:
         self.check_open()
@@ -1011,7 +1031,7 @@ class DataSession(StatementMethods):
                 DataErrorKind.QUERY,
                 "commit() and rollback() end the whole transaction; leave the transaction() block first",
             )
-        work, turns = self._work, self._turns
+        work, turns = self._work_here(), self._turns
         if work is not None:
             if commit:
                 await work.run_before_commit()

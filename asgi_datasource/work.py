@@ -58,6 +58,14 @@ class WorkOwner(Protocol):
         ...
 
 
+class Place(Protocol):
+    """Where in a program a hook was added: a block."""
+
+    def is_inside(self, other: Place, /) -> bool:
+        """Whether it is that one, or somewhere inside of it."""
+        ...
+
+
 class Work:
     """The statements of a session between two ends, and what they share.
 
@@ -99,7 +107,7 @@ class Work:
         self._owner = owner
         self._policy = policy
         self._background = background
-        self._hooks: WaitingHooks = []
+        self._hooks: list[tuple[HookEvent, Hook, Place | None]] = []
         self._unheard: asyncio.Task[None] | None = None
         self.terms = terms
         self.outer = outer
@@ -134,14 +142,9 @@ class Work:
 
     # -- hooks
 
-    @property
-    def hook_count(self) -> int:
-        """How many hooks wait for its end."""
-        return len(self._hooks)
-
-    def add_hook(self, event: HookEvent, function: Hook) -> None:
-        """Wait with `function` for an end."""
-        self._hooks.append((event, function))
+    def add_hook(self, event: HookEvent, function: Hook, place: Place | None) -> None:
+        """Wait with `function` for an end; it goes with `place`, should that be undone alone."""
+        self._hooks.append((event, function, place))
 
     def about_to_write(self) -> None:
         """A statement with write intent is about to open a transaction."""
@@ -154,7 +157,7 @@ class Work:
         """
         while self._may_commit and (first := next(self._hooks_before_commit(), None)) is not None:
             self._hooks.remove(first)
-            event, function = first
+            event, function, _ = first
             with telemetry.hook_span(event.value, name_of_hook(function), is_traced=self._policy.is_traced) as fail:
                 try:
                     await call_hook(function)
@@ -167,7 +170,7 @@ class Work:
         """Whether there is something for `run_before_commit`."""
         return next(self._hooks_before_commit(), None) is not None
 
-    def _hooks_before_commit(self) -> Iterator[tuple[HookEvent, Hook]]:
+    def _hooks_before_commit(self) -> Iterator[tuple[HookEvent, Hook, Place | None]]:
         return (hook for hook in self._hooks if hook[0] is HookEvent.BEFORE_COMMIT)
 
     @property
@@ -175,13 +178,19 @@ class Work:
         failure = None if self.transaction is None else self.transaction.failure
         return (self.rollback_reason or self.doomed_by or failure or self._owner.stopped_by) is None
 
-    def settle(self, *, committed: bool | None, since: int = 0) -> None:
-        """The hooks added after there were `since` have come to their end, without a transaction or before its own."""
-        self._owner.due_hooks.settle(self._take_hooks(since), committed=committed)
+    def settle(self, *, committed: bool, within: Place | None = None) -> None:
+        """Its hooks, or those of a part of it, have come to their end, without a transaction or before its own."""
+        self._owner.due_hooks.settle(self._take_hooks(within), committed=committed)
 
-    def _take_hooks(self, since: int = 0) -> WaitingHooks:
-        taken = self._hooks[since:]
-        del self._hooks[since:]
+    def _take_hooks(self, within: Place | None = None) -> WaitingHooks:
+        taken: WaitingHooks = []
+        left: list[tuple[HookEvent, Hook, Place | None]] = []
+        for event, function, place in self._hooks:
+            if within is None or (place is not None and place.is_inside(within)):
+                taken.append((event, function))
+            else:
+                left.append((event, function, place))
+        self._hooks = left
         return taken
 
     # -- the end

@@ -243,3 +243,149 @@ async def test_a_statement_that_waits_for_the_end_of_its_block_waits_for_what_co
             assert (await request(registry, body)).status == 201
         await assert_whole(registry, world)
     assert await world.items() == ["child"]
+
+
+# -- what a task is inside of is its own, whatever another one has open meanwhile
+
+
+class Meanwhile:
+    """A block of one task that stays open until another one is done."""
+
+    def __init__(self, db: DataSession, propagation: str) -> None:
+        self._db = db
+        self._propagation = propagation
+        self._is_open = asyncio.Event()
+        self._may_go = asyncio.Event()
+
+    async def __aenter__(self) -> Meanwhile:
+        @transactional(propagation=self._propagation)
+        async def hold() -> None:
+            await self._db.write.execute(INSERT, ["held"])
+            self._is_open.set()
+            await self._may_go.wait()
+            if self._propagation == "nested":
+                raise ZeroDivisionError
+
+        self._holding = asyncio.create_task(hold())
+        await self._is_open.wait()
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        self._may_go.set()
+        if self._propagation == "nested":
+            with pytest.raises(ZeroDivisionError):
+                await self._holding
+        else:
+            await self._holding
+
+
+@pytest.mark.parametrize("held", ["required", "requires_new"])
+async def test_a_function_beside_anothers_transaction_has_one_of_its_own(world: World, held: str) -> None:
+    @transactional
+    async def half(db: DataSession) -> None:
+        await db.execute(INSERT, ["half"])
+        raise LookupError
+
+    @transactional
+    async def whole(db: DataSession) -> None:
+        await db.execute(INSERT, ["whole"])
+
+    async def body(db: DataSession) -> None:
+        async with Meanwhile(db, held):
+            tasks = [asyncio.create_task(half(db)), asyncio.create_task(whole(db))]
+            await asyncio.sleep(0)
+            assert not db.in_transaction()
+        with pytest.raises(LookupError):
+            await tasks[0]
+        await tasks[1]
+
+    async with world.registry(transactions={"default": "annotated"}) as registry:
+        async with asyncio.timeout(20):
+            assert (await request(registry, body)).status == 201
+        await assert_whole(registry, world)
+    assert await world.items() == ["held", "whole"]
+
+
+@pytest.mark.parametrize("held", ["requires_new", "nested", "not_supported"])
+async def test_a_function_that_fails_beside_anothers_block_dooms_what_it_had_joined(world: World, held: str) -> None:
+    @transactional
+    async def half(db: DataSession) -> None:
+        await db.execute(INSERT, ["half"])
+        await fails.wait()
+        raise LookupError
+
+    fails = asyncio.Event()
+
+    async def body(db: DataSession) -> None:
+        failing = asyncio.create_task(half(db))
+        await db.execute(INSERT, ["main"])
+        async with Meanwhile(db, held):
+            fails.set()
+            with pytest.raises(LookupError):
+                await failing
+
+    async with world.registry() as registry:
+        async with asyncio.timeout(20):
+            assert (await request(registry, body)).status == 500
+        await assert_whole(registry, world)
+    assert await world.items() == ([] if held == "nested" else ["held"])
+
+
+@pytest.mark.parametrize("held", ["requires_new", "nested", "not_supported"])
+@pytest.mark.parametrize("gives_up", [False, True])
+async def test_hooks_and_the_wish_to_roll_back_are_those_of_the_task_that_has_them(
+    world: World, held: str, gives_up: bool
+) -> None:
+    told: list[str] = []
+
+    async def body(db: DataSession) -> None:
+        await db.execute(INSERT, ["main"])
+        async with Meanwhile(db, held):
+            db.after_commit(lambda: told.append("committed"))
+            db.after_rollback(lambda: told.append("rolled back"))
+            if gives_up:
+                db.set_rollback_only("on second thoughts")
+        assert told == []
+
+    async with world.registry() as registry:
+        async with asyncio.timeout(20):
+            assert (await request(registry, body)).status == 201
+        await assert_whole(registry, world)
+    assert told == ["rolled back" if gives_up else "committed"]
+    assert await world.items() == [
+        *([] if gives_up else ["main"]),
+        *([] if held == "nested" else ["held"]),
+    ]
+
+
+@pytest.mark.parametrize("held", ["requires_new", "not_supported"])
+@pytest.mark.parametrize("end", ["response", "db.commit()", "db.rollback()"])
+async def test_an_end_that_waits_for_anothers_block_ends_what_it_was_called_for(
+    world: World, held: str, end: str
+) -> None:
+    entered = asyncio.Event()
+    tasks: list[asyncio.Task[None]] = []
+
+    async def body(db: DataSession) -> None:
+        @transactional(propagation=held)
+        async def hold() -> None:
+            await db.write.execute(INSERT, ["held"])
+            entered.set()
+            # Until the other one waits for its turn.
+            await asyncio.sleep(0.2)
+
+        await db.execute(INSERT, ["main"])
+        tasks.append(asyncio.create_task(hold()))
+        await entered.wait()
+        if end == "db.commit()":
+            await db.commit()
+            assert await world.items() == ["main", "held"]
+        elif end == "db.rollback()":
+            await db.rollback()
+
+    async with world.registry() as registry:
+        async with asyncio.timeout(20):
+            assert (await request(registry, body)).status == 201
+            await tasks[0]
+        await assert_whole(registry, world)
+    assert await world.items() == (["held"] if end == "db.rollback()" else ["main", "held"])
