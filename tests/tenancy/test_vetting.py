@@ -15,6 +15,7 @@ from starlette.routing import Route
 
 from asgi_datasource import ConfigError, DataError, DataSourceRegistry, compile, session
 from asgi_datasource import vetting as vetting_module
+from asgi_datasource.tenancy import Home, Tenant, home_of, tenant_settings
 from asgi_datasource.testing import EmbeddedCluster, serve
 from tests.apps import application
 from tests.pools import until
@@ -235,3 +236,12 @@ async def test_tenants_of_a_catalog_that_was_down_are_vetted_once_they_are_known
         with pytest.raises(DataError, match="is a superuser"):
             async with made.session("hooli"):
                 raise AssertionError("it was let in")
+
+
+@pytest.mark.parametrize("shared", [(), ("ext", 'od"d')])
+@pytest.mark.parametrize("schema", [None, "acme", 'we"ird", "public'])
+def test_where_a_tenant_lives_is_read_off_its_settings(schema: str | None, shared: tuple[str, ...]) -> None:
+    for row_security, role in ((None, None), ({"app.tenant": "7"}, "reader")):
+        _, settings = tenant_settings(schema=schema, shared_schemas=shared, row_security=row_security, role=role)
+        home = home_of(Tenant("acme", "orders", settings=settings), shared)
+        assert home == Home("acme", schema, role, row_security is not None)
