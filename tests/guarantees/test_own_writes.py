@@ -249,6 +249,17 @@ async def test_a_replica_that_is_behind_is_waited_for_and_then_the_next_one_is_a
             assert await shop.read() == (["tea"], "r2", "proved")
 
 
+async def test_there_is_a_bound_to_waiting_for_all_of_them_together_and_then_the_primary_answers(world: World) -> None:
+    async with shop_of(world, wait="300ms") as shop:
+        # As if both had kept up when they were last asked.
+        shop.orders._monitor.stop()
+        async with paused(*world.cluster.replicas.values()):
+            await shop.place("tea")
+            began_at = time.monotonic()
+            assert await shop.read() == (["tea"], "primary", "behind")
+            assert time.monotonic() - began_at >= 0.3
+
+
 async def test_a_replica_that_catches_up_in_time_answers(world: World) -> None:
     r1, r2 = world.cluster.replicas.values()
     async with shop_of(world, wait="5s") as shop, paused(r2):
