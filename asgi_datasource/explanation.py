@@ -215,12 +215,13 @@ async def explain(compiled: Compiled, question: Question, state: StateDocument |
 
 
 async def _tenant_of(compiled: Compiled, question: Question, scope: Scope) -> tuple[Tenant, Scope]:
-    answer: Answer
     if question.tenant is not None:
-        answer = question.tenant
-    else:
-        given = compiled.resolution()(scope)
-        answer = given if given is None or isinstance(given, str | Resolution) else await given
+        # Named by whoever asks: there is no request that would have to be allowed to.
+        tenant = await compiled.admission.find(question.tenant)
+        compiled.admission.check_served(tenant)
+        return tenant, scope
+    given = compiled.resolution()(scope)
+    answer: Answer = given if given is None or isinstance(given, str | Resolution) else await given
     if not isinstance(answer, Resolution):
         return await compiled.admission.admit(scope, answer), scope
     return await compiled.admission.admit(scope, answer.name), {**scope, "root_path": answer.prefix}
@@ -278,7 +279,7 @@ class _Told:
         asked: list[Asked] = []
 
         def choice(picture: Picture, wants: AccessIntent, /, **told: Any) -> Route | None:
-            # Nothing is left to chance here: of servers that have just come back, none has its share yet.
+            # Nothing is left to chance here: a server that has just come back is taken to have its whole share.
             told["dice"] = 0.0
             asked.append(Asked(intent=wants, **told))
             return choose(picture, wants, **told)
@@ -294,13 +295,9 @@ class _Told:
             sticky=question.sticky,
             choice=choice,
         )
-        if token is not None and attempt.after is None:
-            token = TokenReading(None, token.why)
-        elif token is not None:
-            token = TokenReading(attempt.after, token.why)
         return replace(
             common,
-            token=token,
+            token=None if token is None else replace(token, position=attempt.after),
             route=route,
             refusal=None if route is not None else nobody_may(servers.picture),
             servers=judge(servers.picture, asked[0], route),
