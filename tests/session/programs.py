@@ -104,7 +104,7 @@ Step = Put | Count | Fail | Lose | Throw | Expire | Doom | End | Catch | Limit |
 Program = tuple[Step, ...]
 Root = Literal["post", "get", "annotated", "worker"]
 
-_leaves: st.SearchStrategy[Step] = st.one_of(
+_shared: list[st.SearchStrategy[Step]] = [
     st.builds(Put, st.integers(1, 3)),
     st.builds(Put),
     st.just(Count()),
@@ -113,8 +113,8 @@ _leaves: st.SearchStrategy[Step] = st.one_of(
     st.just(Throw()),
     st.just(Expire()),
     st.just(Doom()),
-    st.builds(End, st.booleans()),
-)
+]
+_leaves: st.SearchStrategy[Step] = st.one_of(*_shared, st.builds(End, st.booleans()))
 
 
 def _nest(steps: st.SearchStrategy[Step]) -> st.SearchStrategy[Step]:
@@ -139,6 +139,13 @@ def _nest(steps: st.SearchStrategy[Step]) -> st.SearchStrategy[Step]:
 programs: st.SearchStrategy[Program] = st.lists(
     st.recursive(_leaves, _nest, max_leaves=12), min_size=1, max_size=5
 ).map(tuple)
+tasks: st.SearchStrategy[list[Program]] = st.lists(
+    st.lists(st.recursive(st.one_of(*_shared), _nest, max_leaves=6), min_size=1, max_size=3).map(tuple),
+    min_size=2,
+    max_size=3,
+)
+"""Programs of several tasks at once. None of them ends the transaction that it shares with the others: hooks that one
+has added in front of its statement would hear of an end that the statement comes behind."""
 roots: st.SearchStrategy[Root] = st.sampled_from(["post", "get", "annotated", "worker"])
 
 
@@ -572,7 +579,7 @@ class Machine:
 
     def __init__(self, run: int) -> None:
         self.seen = Seen()
-        self._run = run
+        self.run = run
         self._number = 0
         self._losses: dict[int, int] = {}
         self._limits: list[asyncio.Timeout] = []
@@ -593,7 +600,7 @@ class Machine:
                         raise result
             case Count():
                 query = "select count(*) from things where run = %s"
-                self.seen.events.append(await db.read.fetch_value(query, [self._run]))
+                self.seen.events.append(await db.read.fetch_value(query, [self.run]))
             case Fail():
                 await db.write.execute("select 1 / 0")
             case Lose(times):
@@ -632,7 +639,7 @@ class Machine:
             db.before_commit(lambda: told.append("before"))
             db.after_commit(lambda: told.append("committed"))
             db.after_rollback(lambda: told.append("rolled back"))
-        await db.write.execute("insert into things (run, number) values (%s, %s)", [self._run, number])
+        await db.write.execute("insert into things (run, number) values (%s, %s)", [self.run, number])
 
     async def _limit(self, db: DataSession, body: Program) -> None:
         try:

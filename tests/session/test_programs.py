@@ -40,6 +40,7 @@ from .programs import (
     name_of,
     programs,
     roots,
+    tasks,
 )
 from .requests import request
 
@@ -167,6 +168,11 @@ async def check_cancelled(stage: Stage, root: Root, program: Program, canceller:
         await stage.perform(root, lambda db: machine.steps(db, program))
 
     await cancel_at(number, canceller, work)
+    await assert_truth(stage, root, machine, run)
+
+
+async def assert_truth(stage: Stage, root: Root, machine: Machine, run: int) -> None:
+    """What hooks were told is what is in the tables, and the pool is whole."""
     registry = stage.registry(root)
     assert await registry.background.drain(5.0) == 0
     await assert_whole(registry, stage.world)
@@ -186,3 +192,30 @@ def test_a_program_cancelled_at_any_wait_tells_the_truth(
     stage: Stage, root: Root, program: Program, canceller: Canceller, number: int
 ) -> None:
     stage.run(check_cancelled(stage, root, program, canceller, number))
+
+
+async def check_tasks(stage: Stage, root: Root, together: list[Program], canceller: Canceller, number: int) -> None:
+    """Run several programs at once on one session, and cancel them at one of their waits, if they come to it."""
+    machines = [Machine(next(_runs)) for _ in together]
+
+    async def body(db: DataSession) -> None:
+        running = [machine.steps(db, program) for machine, program in zip(machines, together, strict=True)]
+        for result in await asyncio.gather(*running, return_exceptions=True):
+            if isinstance(result, BaseException) and not isinstance(result, Boom | DataError):
+                raise result
+
+    async def work() -> None:
+        await stage.perform(root, body)
+
+    async with asyncio.timeout(60):
+        await cancel_at(number, canceller, work)
+        for machine in machines:
+            await assert_truth(stage, root, machine, machine.run)
+
+
+@_settings
+@given(roots, tasks, st.sampled_from(Canceller), st.integers(1, 60))
+def test_programs_of_several_tasks_tell_the_truth_cancelled_or_not(
+    stage: Stage, root: Root, together: list[Program], canceller: Canceller, number: int
+) -> None:
+    stage.run(check_tasks(stage, root, together, canceller, number))
