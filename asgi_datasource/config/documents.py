@@ -207,7 +207,7 @@ def explanation_schema() -> dict[str, Any]:
         return {"description": description, "anyOf": [{"type": "null"}, closed(properties)]}
 
     role = {"enum": [role.value for role in Role]}
-    return document_schema(
+    schema = document_schema(
         "explain",
         "asgi-datasource explain",
         {
@@ -271,3 +271,8 @@ def explanation_schema() -> dict[str, Any]:
         },
         {},
     )
+    schema["properties"] |= {
+        "file": {"type": "string", "description": "The configuration, where it was asked on the command line."},
+        "assumed": {"type": "boolean", "description": "Whether, there, every server was taken to be up and current."},
+    }
+    return schema
