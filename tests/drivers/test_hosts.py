@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 from psycopg.conninfo import conninfo_to_dict
 
 from asgi_datasource.drivers.psycopg import Endpoint, EndpointSettings
-from asgi_datasource.drivers.psycopg.hosts import Bearing, Hosts
+from asgi_datasource.drivers.psycopg.hosts import Bearing, Hosts, writer_of
 from asgi_datasource.drivers.psycopg.settings import Address, connect_failure
 from asgi_datasource.routing import Role
 
@@ -67,6 +69,17 @@ def test_every_attempt_is_told_of_by_its_own_host() -> None:
     )
     address = Address("a", 1, "orders", THREE, "geheim")
     assert connect_failure(error, address) == "a:1: Connection refused; b:2: password *** is wrong"
+
+
+def test_the_newest_timeline_takes_the_writes_and_of_several_clusters_the_one_that_is_not_fenced_off() -> None:
+    old, new = Bearing(timeline=1, system="one"), Bearing(timeline=2, system="one")
+    assert writer_of([old, new]) is new
+    assert writer_of([replace(old, is_read_only=True), new]) is new
+    fenced = replace(new, is_read_only=True)
+    assert writer_of([old, fenced]) is fenced, "the other one was left behind, whatever this one is fenced off for"
+    other = Bearing(timeline=1, system="two")
+    assert writer_of([fenced, other]) is other
+    assert writer_of([replace(old, is_read_only=True), old]) == old
 
 
 async def test_which_servers_a_primary_takes() -> None:

@@ -6,6 +6,7 @@ import asyncio
 from collections import Counter
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
+from random import uniform
 from typing import Any
 
 import pytest
@@ -292,3 +293,38 @@ async def test_there_is_one_connection_a_server_to_ask_and_none_where_there_is_n
             await until(lambda: all(proxy.round_trips > 10 for proxy in proxies))
             assert [proxy.accepted for proxy in proxies] == [1, 1]
         assert [proxy.connections for proxy in proxies] == [0, 0]
+
+
+async def test_also_while_connections_are_lost_there_is_never_more_than_one_a_server_to_ask(world: World) -> None:
+    async with proxy_of(world.cluster.primary) as primary, proxy_of(world.cluster.replicas["r1"]) as replica:
+        config = world.config(
+            replicas=("r1",),
+            urls={"primary": primary.through(world.url()), "r1": replica.through(world.url("r1"))},
+            pool={"min_size": 0},
+            routing={"check_interval": "20ms"},
+        )
+        config["datasources"]["orders"]["audit"] = {"on_start": "off"}
+        most = 0
+        async with compile(config) as registry:
+            for proxy in (primary, replica) * 5:
+                before = proxy.round_trips
+                await until(lambda proxy=proxy, before=before: proxy.round_trips > before + 2)
+                most = max(most, primary.connections, replica.connections)
+                proxy.cut()
+            found = registry.datasources["orders"]
+            assert isinstance(found, PostgresDataSource)
+            assert [endpoint.size for endpoint in found.endpoints.values()] == [0, 0]
+        assert most == 1
+
+
+async def test_the_processes_of_a_service_do_not_all_ask_at_once(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn: list[tuple[float, float]] = []
+
+    def draw(low: float, high: float) -> float:
+        drawn.append((low, high))
+        return uniform(low, high)
+
+    monkeypatch.setattr("asgi_datasource.monitor.uniform", draw)
+    async with opened(world):
+        await until(lambda: len(drawn) > 3)
+    assert set(drawn) == {(0.8, 1.2)}

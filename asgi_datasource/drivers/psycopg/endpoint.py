@@ -23,7 +23,17 @@ from ...shedding import Priority
 from ...telemetry import DATASOURCE, DB_SYSTEM, NODE, AttributeValue, server_attributes
 from . import failure
 from .connection import Connection
-from .hosts import ASK_BEARING, ASK_SIMPLE_BEARING, GRACE_S, Bearing, Hosts, read_bearing, visit
+from .hosts import (
+    ASK_BEARING,
+    ASK_SIMPLE_BEARING,
+    GRACE_S,
+    Bearing,
+    Hosts,
+    is_unknown_there,
+    read_bearing,
+    visit,
+    writer_of,
+)
 from .lending import Displaced, GaveUp, Lender, Pool
 from .limits import ASK_LIMITS, is_behind_pooler, read_limits
 from .pressure import Pressure
@@ -551,15 +561,12 @@ class Endpoint:
         """The server does not answer: what lies in the pool is of no use either."""
         self._hosts.unsettle()
         self._mark_down(f"{self.address}:{self.port}: no answer")
-        self._cut_free("the server does not answer")
-        if self.role is Role.REPLICA:
-            # Reads alone wait there: each may still be answered by another server in time.
-            for connection in list(self._connections):
-                connection.cut("the server does not answer")
+        # At a replica reads alone wait: each may still be answered by another server in time.
+        self._cut("the server does not answer", with_lent=self.role is Role.REPLICA)
 
-    def _cut_free(self, reason: str) -> None:
+    def _cut(self, reason: str, *, with_lent: bool = False) -> None:
         for connection in list(self._connections):
-            if not connection.is_lent:
+            if with_lent or not connection.is_lent:
                 connection.cut(reason)
 
     # Health
@@ -607,6 +614,8 @@ class Endpoint:
         if self._search is None or self._search.done():
             # After the pause, also where it has just been tried: it may have come up since.
             await asyncio.sleep(min(timeout_s, self._tried_at + _TRIAL_PAUSE_S - now))
+        if self._pool is None:
+            raise DataError(DataErrorKind.CONNECTION, f"{self.label}: the pool is closed")
         if self.is_up or await self._seek(deadline=now + timeout_s):
             return
         error = self._connect_error
@@ -669,7 +678,8 @@ class Endpoint:
             hosts.unsettle()
             self._note_failure(OperationalError("; ".join(dict.fromkeys(failures))))
             return
-        bearing, index = max(found, key=lambda pair: (not pair[0].is_read_only, pair[0].timeline))
+        bearing = writer_of([bearing for bearing, _ in found])
+        index = next(index for its, index in found if its is bearing)
         if index is not None:
             hosts.lead_with(index)
         self._passed(bearing, hosts.address(index or 0))
@@ -774,7 +784,7 @@ class Endpoint:
         self._drained_at = now
         self._hosts.unsettle()
         logger.warning("%s has refused a write: its connections are replaced", self.label)
-        self._cut_free("the server has refused a write")
+        self._cut("the server has refused a write")
         connection.cut("the server has refused a write")
         for other in list(self._connections):
             if isinstance(other, Connection):
@@ -821,9 +831,7 @@ class Endpoint:
         while True:
             questions = (ASK_LIMITS, self._questions[0]) if self.role is Role.PRIMARY else (ASK_LIMITS,)
             exchange = await connection.exchange(questions, deadline=loop.time() + self.check_limit_s)
-            if exchange.error is None or exchange.failed_at != 1 or exchange.is_lost or exchange.timed_out:
-                return exchange
-            if len(self._questions) == 1:
+            if len(self._questions) == 1 or not is_unknown_there(exchange.error):
                 return exchange
             self._questions = self._questions[1:]
 

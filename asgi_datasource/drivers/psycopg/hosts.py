@@ -72,6 +72,23 @@ def read_bearing(answer: Result | None) -> Bearing:
     return Bearing(row["is_standby"], row["read_only"] == "on", row["timeline"], row["system"])
 
 
+def is_unknown_there(error: BaseException | None) -> bool:
+    """Whether a service refused a question because it does without what that asks for."""
+    return isinstance(error, Error) and (error.sqlstate or "")[:2] in ("42", "0A", "55")
+
+
+def writer_of(bearings: Sequence[Bearing]) -> Bearing:
+    """Of servers that are all no standbys, the one that writes go to.
+
+    The newest timeline counts. Where they are of several clusters, as in a move by logical replication, timelines say
+    nothing, and the one that is not fenced off comes first.
+    """
+    systems = {bearing.system for bearing in bearings} - {None}
+    if len(systems) > 1:
+        return max(bearings, key=lambda bearing: (not bearing.is_read_only, bearing.timeline))
+    return max(bearings, key=lambda bearing: (bearing.timeline, not bearing.is_read_only))
+
+
 class Hosts:
     """The hosts of a URL, in the order in which they are tried.
 
@@ -178,7 +195,7 @@ async def visit(endpoint: Endpoint, target: Address, questions: Sequence[Stateme
             if exchange.error is None:
                 return read_bearing(exchange.results[0])
             error = OperationalError(f"{target.host}:{target.port}: it does not say what it is")
-            if exchange.is_lost or exchange.timed_out:
+            if not is_unknown_there(exchange.error):
                 break
         raise error or OperationalError("nothing to ask")
     finally:

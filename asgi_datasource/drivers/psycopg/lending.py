@@ -52,6 +52,11 @@ class Pool(AsyncConnectionPool[Connection]):
         while self._waiting and self._waiting[0].error is not None:
             self._waiting.popleft()
 
+    def _maybe_grow_pool(self) -> None:
+        # psycopg's pool also grows with every `check`, that is, with every connection that was lost.
+        if self._waiting or self._nconns < self._min_size:
+            super()._maybe_grow_pool()
+
     async def shed(self) -> None:
         """Close the connections that are free, and keep none from now on."""
         async with self._lock:
