@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from ..config import EVERY_OTHER, PLACEHOLDER, Config, TenantConfig, server_of
+from ..config import PLACEHOLDER, Config, server_of
 from ..errors import ConfigError
-from ..tenancy import TenantCompiler
+from ..tenancy import TenantCompiler, TenantMap, compile_tenants, home_of
 from .records import Placement
 
 
@@ -52,8 +52,7 @@ class ProvisioningPlan:
         programs: The folder of PostgreSQL's programs.
         compiler: Makes tenants.
         defaults: The catalog's: datasource, schema, row_security, role.
-        listed: Where the tenants of the document live, by name.
-        listed_names: Their names and aliases.
+        listed: The tenants of the document.
     """
 
     sites: Mapping[str, Site]
@@ -64,8 +63,18 @@ class ProvisioningPlan:
     programs: Path | None
     compiler: TenantCompiler
     defaults: Mapping[str, object]
-    listed: Mapping[str, Placement]
-    listed_names: frozenset[str]
+    listed: TenantMap
+
+    def lists(self, name: str) -> bool:
+        """Whether the document has this name, or alias, already."""
+        return self.listed.find(name) is not None
+
+    def listed_places(self) -> Iterator[tuple[str, Placement]]:
+        """Where the tenants of the document live; told anew each time, for there may be many."""
+        for name, tenant in self.listed.names.items():
+            home = home_of(tenant, self.sites[tenant.datasource].shared_schemas)
+            settings = {key: value for key, value in tenant.settings if key not in ("search_path", "role")}
+            yield name, Placement(tenant.datasource, home.schema, home.role, tenant.database, settings or None)
 
     def twins(self, datasource: str) -> list[str]:
         """Every datasource that leads to the same place as this one."""
@@ -78,8 +87,15 @@ def step_name(step: str) -> str:
     return Path(step).name if step.endswith(".sql") else step
 
 
-def compile_provisioning(config: Config) -> ProvisioningPlan:
-    """What the document says."""
+def compile_provisioning(config: Config, listed: TenantMap | None = None) -> ProvisioningPlan:
+    """What the document says.
+
+    Args:
+        config: A checked one.
+        listed: Its tenants, where they are compiled already.
+    """
+    if listed is None:
+        listed = compile_tenants(config)
     sites = {
         name: Site(
             name,
@@ -104,26 +120,5 @@ def compile_provisioning(config: Config) -> ProvisioningPlan:
         None if provisioning.programs is None else Path(provisioning.programs),
         TenantCompiler(config.datasources),
         defaults,
-        {
-            name: _placement(name, tenant, has_databases=sites[tenant.datasource].has_databases)
-            for name, tenant in config.tenants.items()
-            if name != EVERY_OTHER
-        },
-        frozenset(alias for name, tenant in config.tenants.items() for alias in (name, *tenant.aliases)),
-    )
-
-
-def _placement(name: str, tenant: TenantConfig, *, has_databases: bool) -> Placement:
-    """Where a tenant of the document lives."""
-
-    def filled(text: str | None) -> str | None:
-        return None if text is None else text.replace(PLACEHOLDER, name)
-
-    settings = tenant.row_security
-    return Placement(
-        tenant.datasource,
-        filled(tenant.schema_name),
-        filled(tenant.role),
-        (filled(tenant.database) or name) if has_databases else None,
-        None if settings is None else {key: value.replace(PLACEHOLDER, name) for key, value in settings.items()},
+        listed,
     )

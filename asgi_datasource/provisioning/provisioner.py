@@ -207,7 +207,7 @@ class Provisioner:
             if record.under_way is not None:
                 raise DataError(DataErrorKind.CONFLICT, f"{record.under_way} of {name!r} is under way")
             async with records.registering():
-                if new in self._plan.listed_names or await records.claimed_by(name, [new]) is not None:
+                if self._plan.lists(new) or await records.claimed_by(name, [new]) is not None:
                     raise DataError(DataErrorKind.CONFLICT, f"the name {new!r} is taken")
                 await records.rename(name, new)
 
@@ -303,8 +303,8 @@ class Provisioner:
         """
         names = [name, *placement.aliases]
         other = await records.claimed_by(name, names)
-        listed = self._plan.listed_names.intersection(names)
-        if other is not None or listed:
+        is_listed = any(map(self._plan.lists, names))
+        if other is not None or is_listed:
             whose = "the document" if other is None else f"the tenant {other!r}"
             raise DataError(DataErrorKind.CONFLICT, f"{whose} has the name, or an alias, of {name!r} already")
         twins = self._plan.twins(placement.datasource)
@@ -324,7 +324,7 @@ class Provisioner:
 
     def _listed(self, datasources: Sequence[str]) -> Iterator[tuple[str, Placement]]:
         """The tenants of the document that live on these datasources."""
-        return ((name, there) for name, there in self._plan.listed.items() if there.datasource in datasources)
+        return ((name, there) for name, there in self._plan.listed_places() if there.datasource in datasources)
 
     async def _shared(self, records: Records, name: str, placement: Placement) -> frozenset[str]:
         """What of `schema`, `role` and `database` other tenants have as well, those of the document included."""
@@ -334,7 +334,7 @@ class Provisioner:
             if there.database == placement.database:
                 shared |= {"database"} if there.database is not None else set()
                 shared |= {"schema"} if there.schema == placement.schema is not None else set()
-        if any(there.role == placement.role is not None for there in self._plan.listed.values()):
+        if any(there.role == placement.role is not None for _, there in self._plan.listed_places()):
             shared.add("role")
         return frozenset(shared)
 

@@ -344,6 +344,19 @@ async def test_nobody_moves_in_with_somebody_else(site: Site, name: str, placed:
     assert [record.name for record in await provisioner.list()] == ["acme"]
 
 
+def test_the_tenants_of_the_document_are_in_memory_once() -> None:
+    """There may be 100,000 of them."""
+    document = {
+        "version": 1,
+        "datasources": {"one": {"primary": {"url": "postgresql://app@127.0.0.1:1/one"}}},
+        "tenancy": {"resolve": [{"header": "X-Tenant"}]},
+        "tenants": {"acme": {"datasource": "one", "schema": "acme"}},
+    }
+    compiled = compile(document).compiled
+    assert compiled.provisioning is not None
+    assert compiled.provisioning.listed is compiled.admission.directory.map
+
+
 async def test_a_renamed_tenant_keeps_its_place_from_whoever_takes_its_old_name(site: Site) -> None:
     provisioner = site.provisioner()
     await provisioner.create("acme")
