@@ -155,7 +155,7 @@ class World:
         """Process id and state of every backend of a pool, in this database, on a server."""
         rows = await self.sql(
             "select pid, state from pg_stat_activity where usename = 'app' and datname = current_database()"
-            " and application_name <> 'asgi-datasource check' order by pid",
+            " and application_name not like 'asgi-datasource %' order by pid",
             node=node,
         )
         return [(row[0], row[1]) for row in rows]

@@ -263,7 +263,9 @@ class TestReadOnly:
             with pytest.raises(DataError) as caught:
                 async with registry.session(tenant="acme") as db:
                     await db.execute("insert into orders (item) values ('tea')")
-            assert (caught.value.sqlstate, caught.value.kind, caught.value.http_status) == ("25006", K.CONNECTION, 503)
+            # It is not even connected to.
+            assert (caught.value.sqlstate, caught.value.kind, caught.value.http_status) == (None, K.CONNECTION, 503)
+            assert "it is a standby and takes no writes" in caught.value.message
 
     async def test_a_write_on_a_server_that_was_fenced(self, world: World) -> None:
         await world.cluster.primary.configure(default_transaction_read_only=True)

@@ -272,6 +272,14 @@ async def strangers_take_the_id(url: str, xid: int) -> None:
         assert given == xid, "the id was not lost: nothing is tried here"
 
 
+@pytest.fixture
+async def slow_wal_writer(world: World) -> AsyncIterator[None]:
+    """What is not committed stays in memory: a crash loses the transaction ids that were given out."""
+    await world.cluster.primary.configure(wal_writer_delay="10s")
+    yield
+    await world.cluster.primary.configure(wal_writer_delay=None)
+
+
 async def open_xid(world: World) -> int:
     """The id of the one transaction that the application has open."""
     rows = await world.sql("select backend_xid from pg_stat_activity where usename = 'app' and backend_xid is not null")
@@ -279,6 +287,7 @@ async def open_xid(world: World) -> int:
     return int(rows[0][0])
 
 
+@pytest.mark.usefixtures("slow_wal_writer")
 async def test_a_strangers_commit_under_an_id_that_a_crash_lost_does_not_answer_for_ours(
     world: World, proxy: FaultProxy
 ) -> None:
@@ -300,6 +309,7 @@ async def test_a_strangers_commit_under_an_id_that_a_crash_lost_does_not_answer_
         assert not await shop.is_placed("tea")
 
 
+@pytest.mark.usefixtures("slow_wal_writer")
 async def test_an_id_that_a_crash_lost_and_that_nobody_has_again_means_not_done(
     world: World, proxy: FaultProxy
 ) -> None:

@@ -148,9 +148,10 @@ async def test_a_running_server_takes_another_configuration(world: World, tmp_pa
 
 async def test_without_being_asked_to_it_does_neither(world: World, tmp_path: Path) -> None:
     mount = Mount(tmp_path, world)
+    before = signal.getsignal(signal.SIGHUP)
     async with compile(mount.file) as registry:
         compiled = registry.compiled
-        assert signal.getsignal(signal.SIGHUP) is signal.SIG_DFL
+        assert signal.getsignal(signal.SIGHUP) is before
         mount.write("globex")
         await asyncio.sleep(0.3)
         assert registry.compiled is compiled
