@@ -56,7 +56,7 @@ def test_valid_documents_are_accepted_by_both(written: Written, secrets: Path) -
 
 
 @pytest.mark.timeout(600)
-@settings(thorough, max_examples=1_800)
+@settings(thorough, max_examples=1_500)
 @given(written=mutated_documents())
 def test_mutated_documents_are_judged_alike(written: Written, secrets: Path) -> None:
     said = problems(written, secrets)
