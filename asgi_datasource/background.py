@@ -43,7 +43,9 @@ class BackgroundTasks:
             task = asyncio.Task(work, loop=asyncio.get_running_loop(), eager_start=True)
         else:
             task = asyncio.get_running_loop().create_task(work)
-        if not task.done():
+        if task.done():
+            self._forget(task)
+        else:
             self._tasks.add(task)
             task.add_done_callback(self._forget)
         return task
