@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import gc
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -14,7 +13,7 @@ from tests.drivers.polling import until
 
 
 @pytest.fixture
-async def complaints() -> Iterator[list[dict[str, Any]]]:
+async def complaints() -> list[dict[str, Any]]:
     """What the event loop had to complain of."""
     told: list[dict[str, Any]] = []
     asyncio.get_running_loop().set_exception_handler(lambda _, context: told.append(context))
