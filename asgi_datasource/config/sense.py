@@ -47,6 +47,7 @@ def check_sense(config: Config, *, needs_resolver: bool = True) -> list[Diagnost
         check_tenancy,
         check_catalog,
         check_aliases,
+        _metrics,
     ]
     if needs_resolver:
         checks += [_resolvers, check_resolvers]
@@ -206,6 +207,14 @@ def _routes(config: Config) -> Iterator[Diagnostic]:
                 here, related = (*path, "commit_on"), ((*path, "rollback_on"),)
                 yield Diagnostic(Code.CONTRADICTION, here, message, mend, related=related, fix=Fix(Edit.REMOVE, here))
         yield from _unreachable(config.routes, index, rule)
+
+
+def _metrics(config: Config) -> Iterator[Diagnostic]:
+    if config.telemetry.metric_tenants and not config.telemetry.metrics:
+        path: Path = ("telemetry", "metric_tenants")
+        message, mend = "there are no metrics that could name tenants", "Add metrics: true, or leave this out."
+        fix = Fix(Edit.REMOVE, path)
+        yield Diagnostic(Code.CONTRADICTION, path, message, mend, severity=Severity.WARNING, fix=fix)
 
 
 MIN_SECRET_LENGTH: Final = 16

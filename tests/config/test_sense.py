@@ -300,6 +300,12 @@ WARNINGS = [
         "the same way stands in front of it",
     ),
     (
+        small(telemetry={"metric_tenants": 100}),
+        Code.CONTRADICTION,
+        "telemetry.metric_tenants",
+        "there are no metrics that could name tenants",
+    ),
+    (
         small(tenancy={"resolve": [{"fixed": "acme"}, {"header": "X"}]}),
         Code.UNREACHABLE,
         "tenancy.resolve[1]",
