@@ -216,7 +216,7 @@ class RequestGuard:
         status = _status_started_by(message)
         if status is not None:
             if session is not None and session.outlives_start(status):
-                await session.open_for_token()
+                await self._or_fail(session, session.open_for_token())
                 self.state = _STREAMING
             elif session is None or session.is_unused:
                 if session is not None:
@@ -294,8 +294,12 @@ class RequestGuard:
             self._outer.session.commits += session.commits
 
     async def _run_before_commit(self, session: DataSession) -> None:
+        await self._or_fail(session, session.run_before_commit())
+
+    async def _or_fail(self, session: DataSession, work: Awaitable[None]) -> None:
+        """Do what has to be done before the response starts: where that fails, the request fails with it."""
         try:
-            await session.run_before_commit()
+            await work
         except Exception as error:
             self._disarm()
             self.state = _ENDING

@@ -18,6 +18,7 @@ from asgi_datasource import DataSourceRegistry, compile, session
 from asgi_datasource.datasource import PostgresDataSource
 from asgi_datasource.routing import Mark, Position, Token, TokenSigner, scope_of
 from asgi_datasource.testing import EmbeddedCluster, Node, serve
+from asgi_datasource.testing.ports import reserve_port
 from tests.apps import application, client
 from tests.drivers.polling import until
 from tests.faults.servers import breakable_world, cluster_of, proxy_of
@@ -471,6 +472,20 @@ async def test_with_monotonic_reads_a_body_that_is_read_after_the_start_of_its_r
         shop.orders.undrain("r2")
         shop.orders.drain("r1")
         assert (await shop.read())[:2] == (["of somebody else"], "primary")
+
+
+async def test_a_body_that_cannot_be_read_at_all_is_refused_before_its_response_starts(world: World) -> None:
+    port, reservation = reserve_port()
+    with reservation:
+        url = f"postgresql://app@127.0.0.1:{port}/{world.dbname}"
+        config = world.config(
+            urls=dict.fromkeys(("primary", "r1", "r2"), url) | {"r1": url + "1", "r2": url + "2"},
+            consistency={"token": "cookie", "secret": SECRET, "monotonic": True},
+            routes=[{"match": "/export", "read_only": True, "stream": True}],
+        )
+        async with client(world, ROUTES, registry=compile(config)) as http:
+            refused = await http.get("/export")
+    assert (refused.status_code, refused.json()["kind"]) == (503, "connection")
 
 
 async def test_with_monotonic_reads_a_replica_that_lags_serves_whoever_has_read_from_it(world: World) -> None:
