@@ -46,13 +46,8 @@ async def read(request: Request) -> Response:
     rows = await db.fetch_all("select key, version, id from registers")
     route = db.last_route
     assert route is not None
-    return JSONResponse(
-        {
-            "rows": [[row["key"], row["version"], row["id"]] for row in rows],
-            "node": route.node,
-            "why": f"{route.reason} {route.candidates}",
-        }
-    )
+    rows = [[row["key"], row["version"], row["id"]] for row in rows]
+    return JSONResponse({"rows": rows, "node": route.node})
 
 
 async def run(config: Path) -> None:
