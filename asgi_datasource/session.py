@@ -57,6 +57,9 @@ if TYPE_CHECKING:
 
 R = TypeVar("R")
 
+Snapshot = tuple[Work, Transaction]
+"""What a stream reads from, and what that belongs to."""
+
 
 class SessionState(StrEnum):
     """Whether the handle may still be used."""
@@ -843,16 +846,16 @@ class DataSession(StatementMethods):
         if transaction is not None and transaction.is_open:
             transaction.doom(DataError(DataErrorKind.QUERY, reason))
 
-    async def begin_stream(self, intent: AccessIntent | None) -> tuple[AccessIntent, Transaction | None]:
+    async def begin_stream(self, intent: AccessIntent | None) -> tuple[AccessIntent, Snapshot | None]:
         """What a cursor runs in: the transaction around it, or a snapshot of its own.
 
         Returns:
-            The intent of its statements, and the snapshot where it has one.
+            The intent of its statements, and the snapshot where it reads from one, for `end_stream`.
         """
         plan, terms = self._current_plan(), self._terms()
         if intent is None:
             intent = plan.intent if terms.is_shared else AccessIntent.READ
-        if self.transaction_in_use is not None or intent is not AccessIntent.READ or terms.opens_with_reads:
+        if intent is not AccessIntent.READ or terms.opens_with_reads:
             return intent, None
         block, turns = await self.take_turn()
         try:
@@ -860,27 +863,37 @@ class DataSession(StatementMethods):
             if block is not None:
                 block.check_surroundings()
             work, executor = self.make_work(), cast("Executor", self._executor)
-            await open_transaction(work, executor, (), plan, _SNAPSHOT, None, is_snapshot=True)
-            return intent, work.snapshot
+            if work.transaction is not None:
+                return intent, None
+            if work.snapshot is None:
+                await open_transaction(work, executor, (), plan, _SNAPSHOT, None, is_snapshot=True)
+            work.streams += 1
+            return intent, (work, cast("Transaction", work.snapshot))
         finally:
             turns.leave()
 
-    async def end_stream(self, snapshot: Transaction) -> None:
-        """The iteration has ended, and its snapshot with it."""
-        if not snapshot.is_open:
+    async def end_stream(self, snapshot: Snapshot) -> None:
+        """The iteration has ended, and its snapshot with the last one that reads from it."""
+        work, transaction = snapshot
+        if work.snapshot is not transaction:
+            # It has ended before.
+            return
+        work.streams -= 1
+        if work.streams > 0:
             return
         try:
             # An iterator that was left behind is closed by the event loop, whenever it is found: the session may be in
             # the middle of another statement on the same connection.
             _, turns = await self.take_turn()
         except BaseException:
-            self._background.spawn(snapshot.rollback("cancelled"))
+            if work.snapshot is transaction and work.streams == 0:
+                work.snapshot = None
+                self._background.spawn(transaction.rollback("cancelled"))
             raise
         try:
-            work = self._work
-            if work is not None and work.snapshot is snapshot:
-                work.snapshot = None
-            await snapshot.rollback("end of the stream")
+            # Another one may have begun meanwhile.
+            if work.snapshot is transaction and work.streams == 0:
+                await work.end_snapshot()
         finally:
             turns.leave()
 

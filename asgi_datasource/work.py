@@ -91,6 +91,7 @@ class Work:
         "outer",
         "rollback_reason",
         "snapshot",
+        "streams",
         "terms",
         "transaction",
     )
@@ -112,6 +113,8 @@ class Work:
         self.terms = terms
         self.outer = outer
         self.transaction: Transaction | None = None
+        self.streams = 0
+        """How many streams read from the snapshot."""
         self.snapshot: Transaction | None = None
         """The READ ONLY transaction of a stream."""
         self.doomed_by: DataError | None = None
@@ -311,7 +314,7 @@ class Work:
 
     async def end_snapshot(self) -> None:
         """End the READ ONLY transaction of a stream."""
-        snapshot, self.snapshot = self.snapshot, None
+        snapshot, self.snapshot, self.streams = self.snapshot, None, 0
         if snapshot is not None:
             await snapshot.rollback("end of the snapshot")
 
@@ -321,6 +324,7 @@ class Work:
             if transaction is not None and transaction.is_open:
                 self._background.spawn(transaction.rollback("abandoned"))
         self.transaction = self.snapshot = None
+        self.streams = 0
         self.settle(committed=False)
 
 

@@ -306,6 +306,37 @@ async def test_a_function_beside_anothers_transaction_has_one_of_its_own(world: 
     assert await world.items() == ["held", "whole"]
 
 
+async def test_a_stream_beside_anothers_transaction_has_a_snapshot_of_its_own(world: World) -> None:
+    async def numbers(db: DataSession) -> list[int]:
+        return [row["n"] async for row in db.stream("select n from generate_series(1, 5) n", size=2)]
+
+    async def body(db: DataSession) -> None:
+        async with Meanwhile(db, "requires_new"):
+            reading = asyncio.create_task(numbers(db))
+            await asyncio.sleep(0)
+        assert await reading == [1, 2, 3, 4, 5]
+
+    async with world.registry() as registry:
+        async with asyncio.timeout(20):
+            assert (await request(registry, body, method="GET")).status == 201
+        await assert_whole(registry, world)
+
+
+async def test_two_streams_at_once_share_a_snapshot_until_both_have_ended(world: World) -> None:
+    async def numbers(db: DataSession, most: int) -> list[int]:
+        rows = db.stream("select n from generate_series(1, %s) n", [most], size=2)
+        return [row["n"] async for row in rows]
+
+    async def body(db: DataSession) -> None:
+        short, long = await asyncio.gather(numbers(db, 3), numbers(db, 20))
+        assert (short, long) == (list(range(1, 4)), list(range(1, 21)))
+        assert borrowed(db.registry) == 0
+
+    async with world.registry() as registry:
+        assert (await request(registry, body, method="GET")).status == 201
+        await assert_whole(registry, world)
+
+
 @pytest.mark.parametrize("held", ["requires_new", "nested", "not_supported"])
 async def test_a_function_that_fails_beside_anothers_block_dooms_what_it_had_joined(world: World, held: str) -> None:
     @transactional
