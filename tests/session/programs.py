@@ -579,6 +579,8 @@ class Machine:
 
     def __init__(self, run: int) -> None:
         self.seen = Seen()
+        self.written: set[int] = set()
+        """The rows whose statement has worked; what became of them is another matter."""
         self.run = run
         self._number = 0
         self._losses: dict[int, int] = {}
@@ -640,6 +642,7 @@ class Machine:
             db.after_commit(lambda: told.append("committed"))
             db.after_rollback(lambda: told.append("rolled back"))
         await db.write.execute("insert into things (run, number) values (%s, %s)", [self.run, number])
+        self.written.add(number)
 
     async def _limit(self, db: DataSession, body: Program) -> None:
         try:
