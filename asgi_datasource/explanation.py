@@ -198,7 +198,7 @@ async def explain(compiled: Compiled, question: Question, state: StateDocument |
         state: How the servers look; None takes them as this process sees them.
 
     Raises:
-        ConfigError: The state is about other servers than the configuration.
+        ConfigError: The state, or `sticky`, is about other servers than the configuration.
     """
     if state is not None:
         _check_state(compiled, state)
@@ -275,6 +275,10 @@ class _Told:
                 self._tenant.check_writable()
         except DataError as error:
             return replace(common, refusal=error)
+        replicas = [node.name for node in self._datasource.picture.replicas]
+        if question.sticky is not None and question.sticky not in replicas:
+            has = ", ".join(replicas) or "none"
+            raise ConfigError(f"{self._datasource.name!r} has no replica {question.sticky!r}; it has {has}")
         servers = _Servers(self._datasource, None if state is None else state.datasources.get(self._datasource.name))
         asked: list[Asked] = []
 

@@ -153,6 +153,7 @@ def test_tenants_of_a_table_are_not_known_here(folder: Path) -> None:
         (["--state", "datasource.yaml"], "datasource.yaml is not JSON"),
         (["--state", "other.json"], "the state names a server 'r9' of 'orders'"),
         (["--state", "wrong.json"], "wrong.json is no state of servers (schemas/state/v1.json):"),
+        (["--sticky", "r9"], "'orders' has no replica 'r9'; it has r1, r2"),
         (["--header", "X-Tenant"], "'X-Tenant' is no header. Write it as NAME:VALUE."),
     ],
 )
