@@ -377,7 +377,6 @@ class Block:
         except BaseException as failure:
             if self._work is None and not isinstance(failure, DataError) and not self.is_cut_off:
                 # Cancelled on the way out: what the block did is neither undone nor kept, so all of it must go.
-                self._return()
                 self._session.spoil("a transaction() block was cancelled while it ended")
             raise
         finally:
@@ -425,15 +424,12 @@ class Block:
             _reset(current_block, self._block_token)
         if self._frame_token is not None:
             _reset(current_frame, self._frame_token)
-        self._return()
+        if self._work_around is not None and not self.is_cut_off:
+            # Nothing of its own, or of blocks inside it, is left in front of what was around it.
+            self._session.return_to(self._work_around)
         if self._outer_turns is not None:
             turns, self._outer_turns = self._outer_turns, None
             turns.leave()
-
-    def _return(self) -> None:
-        """What was around it goes on: nothing of its own, or of blocks inside it, is left in front of that."""
-        if self._work_around is not None and not self.is_cut_off:
-            self._session.return_to(self._work_around)
 
 
 def _agree(wanted: Isolation | None, present: Isolation | None, *, is_open: bool) -> bool:

@@ -729,8 +729,6 @@ class DataSession(StatementMethods):
             reason = DataError(DataErrorKind.OTHER, what)
             reason.__cause__ = error
         block = self.innermost_block()
-        if block is not None and block.is_cut_off:
-            return
         if block is None or not block.doom(reason):
             work = self._make_work_here()
             work.doomed_by = work.doomed_by or reason
