@@ -109,7 +109,8 @@ class Executor:
             if exchange.error is None:
                 results = exchange.answers(first, len(statements))
                 command = next((r.status_message for r in results if r.ends_transaction), None)
-                if command is None and connection.is_idle:
+                if command is None and (connection.is_idle or connection.closed):
+                    # It may have been cut behind the answer, which is whole.
                     if proof is not None:
                         proof.note(exchange, endpoint, connection)
                     await endpoint.release(connection)

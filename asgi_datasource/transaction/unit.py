@@ -235,13 +235,22 @@ class Transaction:
         """Make sure that no statement has ended or replaced the transaction.
 
         Raises:
-            DataError: QUERY: one has; what is left of the transaction is rolled back.
+            DataError: QUERY: one has; what is left of the transaction is rolled back. CONNECTION: the connection was
+                cut behind the answer.
         """
         command = next((result.status_message for result in results if result.ends_transaction), None)
         if command is None and self.connection.is_in_transaction:
             return
-        error = refuse_transaction_command(command or "COMMIT")
-        await self.rollback("a statement ended the transaction")
+        if command is None and self.connection.closed:
+            error = DataError(
+                DataErrorKind.CONNECTION,
+                f"the connection to {self.endpoint.label} was lost before the transaction had ended; send the request"
+                " again",
+                is_retryable=True,
+            )
+        else:
+            error = refuse_transaction_command(command or "COMMIT")
+        await self.rollback(error.message)
         self.failure = error
         raise error
 

@@ -71,7 +71,8 @@ class Client:
             self._history.statuses[f"{method} {type(error).__name__}"] += 1
             return None
         self._token = response.headers.get(TOKEN, self._token)
-        kind = response.json().get("kind", "")
+        is_told = response.headers["content-type"].endswith("json")
+        kind = response.json().get("kind", "") if is_told else "untold"
         self._history.statuses[f"{method} {response.status_code} {kind}".strip()] += 1
         return response
 
@@ -80,14 +81,13 @@ class Client:
         name = f"{self._number}-{self._writes}"
         self._writes += 1
         response = await self._send("POST", f"/registers/{key}?id={name}")
-        if response is None or response.headers["content-type"] == "text/plain":
-            outcome, version = Outcome.UNKNOWN, None
+        outcome, version = Outcome.FAILED, None
+        if response is None:
+            outcome = Outcome.UNKNOWN
         elif response.status_code == 201:
             outcome, version = Outcome.DONE, response.json()["version"]
-        elif response.json()["kind"] == "commit_unknown":
-            outcome, version = Outcome.UNKNOWN, None
-        else:
-            outcome, version = Outcome.FAILED, None
+        elif b"commit_unknown" in response.content:
+            outcome = Outcome.UNKNOWN
         self._history.events.append(Write(self._number, key, name, outcome, version))
 
     async def _read(self) -> None:

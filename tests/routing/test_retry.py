@@ -13,6 +13,7 @@ import pytest
 from psycopg.conninfo import make_conninfo
 
 from asgi_datasource import DataError, DataErrorKind, DataSourceRegistry, compile
+from asgi_datasource.drivers.psycopg import Connection
 from asgi_datasource.testing import EmbeddedCluster, FaultProxy
 from tests.drivers.polling import until
 from tests.faults.servers import breakable_world, cluster_of, proxy_of
@@ -176,6 +177,41 @@ async def test_a_later_statement_of_a_transaction_is_not_run_again(world: World)
         assert (raised.value.kind, raised.value.http_status) == (DataErrorKind.CONNECTION, 503)
         assert await world.items() == []
         assert await numbers_drawn(world) == 1, "what no rollback takes back was done once"
+
+
+@pytest.fixture
+def cut_behind(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Append to it, and the connection of the next exchange is cut between its answer and whoever waits for that."""
+    orders: list[str] = []
+    land = Connection._land
+
+    def land_and_cut(self: Connection, receiver: Any) -> None:
+        land(self, receiver)
+        if orders and self.is_lent:
+            self.cut(orders.pop())
+
+    monkeypatch.setattr(Connection, "_land", land_and_cut)
+    return orders
+
+
+async def test_a_connection_that_is_cut_behind_an_answer_costs_a_read_nothing_and_a_transaction_its_end(
+    world: World, cut_behind: list[str]
+) -> None:
+    async with compile(world.config(replicas=())) as registry:
+        cut_behind.append("another server has taken its place")
+        async with registry.session(tenant="acme") as db:
+            assert await db.read.fetch_value("select 'whole'") == "whole"
+        assert cut_behind == []
+        for statements in (1, 2):
+            with pytest.raises(DataError) as raised:
+                async with registry.session(tenant="acme") as db:
+                    if statements == 2:
+                        await db.execute("insert into orders (item) values ('tea')")
+                    cut_behind.append("another server has taken its place")
+                    await db.execute("insert into orders (item) values ('milk')")
+            assert (raised.value.kind, raised.value.is_retryable) == (DataErrorKind.CONNECTION, True)
+        assert await world.items() == []
+        assert cut_behind == []
 
 
 # -- when all is down, and when it comes back
