@@ -414,6 +414,21 @@ async def test_closing_while_connects_are_under_way_does_not_wait_for_them(
     assert "couldn't stop task" not in caplog.text
 
 
+async def test_whoever_looks_for_another_connection_while_the_pool_closes_is_told_at_once(
+    proxy: FaultProxy, proxy_url: str, open_endpoint: OpenEndpoint
+) -> None:
+    endpoint = await open_endpoint(proxy_url, min_size=1, acquire_timeout_s=60.0, check_timeout_s=30.0)
+    await ask(endpoint)
+    proxy.freeze()
+    waiting = asyncio.ensure_future(endpoint.acquire(deadline=None, must_be_alive=True))
+    await until(lambda: endpoint.borrowed == 1)
+    await endpoint.close(timeout_s=1.0)
+    async with asyncio.timeout(10.0):
+        with pytest.raises(DataError, match="the pool is closed") as caught:
+            await waiting
+    assert caught.value.kind is DataErrorKind.CONNECTION
+
+
 async def test_an_endpoint_can_be_opened_again_also_by_another_loop(url: str) -> None:
     endpoint = Endpoint("primary", "orders", Role.PRIMARY, EndpointSettings(conninfo=url))
 

@@ -138,6 +138,9 @@ class Lender:
             connection = await pool.getconn(timeout_s)
             self._note_fetched(connection)
             return connection
+        if self._is_closed:
+            # Nobody would end the wait of one who comes only now.
+            raise PoolClosed("the pool is closed")
         return await self._wait(timeout_s, priority)
 
     def displace(self, priority: Priority) -> bool:
