@@ -214,6 +214,44 @@ async def test_a_black_hole_is_given_up_by_its_own_timeout(
     assert now() - started < 8.0
 
 
+async def test_one_lost_attempt_to_connect_does_not_end_the_wait_for_a_primary(
+    proxy: FaultProxy, proxy_url: str, open_endpoint: OpenEndpoint
+) -> None:
+    proxy.hold()
+    endpoint = await open_endpoint(proxy_url, min_size=1, acquire_timeout_s=30.0)
+    waiting = asyncio.ensure_future(ask(endpoint))
+    await proxy.until_held()
+    proxy.cut()
+    proxy.release()
+    async with asyncio.timeout(10.0):
+        assert await waiting
+    assert endpoint.is_up
+
+
+async def test_a_server_that_is_lost_before_it_says_what_it_is_is_down(
+    proxy: FaultProxy, proxy_url: str, open_endpoint: OpenEndpoint
+) -> None:
+    proxy.hold(at=b"pg_settings")
+    endpoint = await open_endpoint(proxy_url, min_size=1, acquire_timeout_s=30.0, connect_timeout_s=60.0)
+    await proxy.until_held()
+    proxy.freeze()
+    proxy.cut()
+    await until(lambda: not endpoint.is_up)
+    assert f"127.0.0.1:{proxy.port}: " in str(endpoint.last_error)
+    proxy.release()
+    assert await ask(endpoint)
+
+
+async def test_who_waits_for_connections_that_cannot_be_set_up_learns_why(
+    cluster: EmbeddedCluster, database: str, open_endpoint: OpenEndpoint
+) -> None:
+    await cluster.primary.sql("revoke select on pg_settings from public", dbname=database)
+    endpoint = await open_endpoint(acquire_timeout_s=1.0)
+    error = await fails(endpoint)
+    assert error.kind is DataErrorKind.CONNECTION
+    assert "permission denied for view pg_settings" in error.message
+
+
 async def test_a_url_that_cannot_be_read_is_refused_without_showing_it() -> None:
     for conninfo in ("postgresql://app:planted-Secret@host:notaport/db", "host=x password='planted-Secret", "secret x"):
         with pytest.raises(ConfigError) as raised:

@@ -401,7 +401,16 @@ class Endpoint:
                     timeout_s = min(timeout_s, give_up_at - now)
             if not self.is_up and not self.idle:
                 await self._await_trial(timeout_s)
-            connection = await self._take(lender, timeout_s, priority)
+            if give_up_at is None and not lender.at_hand:
+                give_up_at = asyncio.get_running_loop().time() + timeout_s
+            try:
+                connection = await self._take(lender, timeout_s, priority)
+            except GaveUp as error:
+                told = self._no_connection(timeout_s, lender.waiting + 1)
+                if self.role is Role.PRIMARY and told.kind is DataErrorKind.CONNECTION:
+                    # Nothing can stand in for it, and it may have been one attempt that was lost: wait for the trial.
+                    continue
+                raise told from (self._connect_error or error)
             if not connection.closed and (
                 (self.is_up and not must_be_alive) or await self._is_alive(connection, deadline)
             ):
@@ -797,7 +806,11 @@ class Endpoint:
         exchange = await self._ask_all(connection)
         if exchange.error is not None:
             await connection.close()
-            raise exchange.error
+            if exchange.is_lost or exchange.timed_out:
+                raise self.connect_failed(exchange.error)
+            # The server is there; who waits in vain learns why.
+            self._connect_error = type(exchange.error)(connect_failure(exchange.error, self._target))
+            raise self._connect_error
         if self.role is Role.PRIMARY:
             bearing = read_bearing(exchange.results[1])
             address = self._address_of(connection)
@@ -855,7 +868,7 @@ class Endpoint:
         except Displaced:
             self._pressure.refused()
             raise self._queue_is_full() from None
-        except (GaveUp, PoolTimeout, TimeoutError) as error:
+        except (PoolTimeout, TimeoutError) as error:
             told = self._no_connection(timeout_s, lender.waiting + 1)
             if told.kind is DataErrorKind.RESOURCE:
                 self._pressure.refused()
