@@ -806,10 +806,11 @@ class Endpoint:
         exchange = await self._ask_all(connection)
         if exchange.error is not None:
             await connection.close()
+            error = OperationalError(str(exchange.error))
             if exchange.is_lost or exchange.timed_out:
-                raise self.connect_failed(exchange.error)
+                raise self.connect_failed(error)
             # The server is there; who waits in vain learns why.
-            self._connect_error = type(exchange.error)(connect_failure(exchange.error, self._target))
+            self._connect_error = OperationalError(connect_failure(error, self._target))
             raise self._connect_error
         if self.role is Role.PRIMARY:
             bearing = read_bearing(exchange.results[1])
