@@ -108,6 +108,11 @@ async def open_transaction(
         work.snapshot = opened.transaction
     else:
         work.transaction = opened.transaction
-    if opened.error is not None:
-        raise opened.error from opened.error.__cause__
+    error = opened.error
+    if error is not None:
+        try:
+            raise error from error.__cause__
+        finally:
+            # Its traceback leads to this frame, which must not lead back.
+            del opened, error
     return opened.results

@@ -121,7 +121,11 @@ class Executor:
             error = endpoint.error_of(exchange, is_write=False)
             await self._give_up(endpoint, connection)
             if not attempt.may_go_on(endpoint, exchange, error):
-                raise error from exchange.error
+                try:
+                    raise error from exchange.error
+                finally:
+                    # Its traceback leads to this frame, which must not lead back.
+                    del error
 
     def _proof(self, freshness: Freshness, attempt: Attempt) -> Proof | None:
         past = self.router.past

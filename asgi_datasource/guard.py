@@ -35,6 +35,9 @@ from .work import deadline_passed
 
 logger = logging.getLogger("asgi_datasource.middleware")
 
+_NO_SCOPE: Final[MutableMapping[str, Any]] = {"method": "GET", "path": "/"}
+"""What stands in for the scope once the call is over."""
+
 DEADLINE_RETRY_S: Final = 1.0
 """Seconds after which a request that ignores its deadline is interrupted again."""
 
@@ -167,6 +170,15 @@ class RequestGuard:
         session, ending = self._session, self._ending
         if session is not None and (session.has_due_hooks or (ending is not None and not ending.done())):
             await self.registry.background.run(_run_hooks(session, ending))
+        if session is not None:
+            session.let_go()
+        # Their tracebacks, and the tasks' contexts, lead back here.
+        self._task = self._ending = self._failure = self._stopped_by = None
+
+    def let_go(self) -> None:
+        """All is over: part from the server, whose scope leads back here, and would make each request a cycle."""
+        self.scope, self._inbox = _NO_SCOPE, None
+        self._raw_receive, self._raw_send = _receive_nothing, _send_nothing
 
     def stop_reading(self) -> None:
         """Nobody will ask for a message of the request any more."""
@@ -449,8 +461,9 @@ class RequestGuard:
         guard.replay = self.replay
         if self._inbox is not None:
             self._inbox.rewind()
-            guard._inbox, self._inbox = self._inbox, None
+            guard._inbox = self._inbox
             guard.is_used = True
+        self.let_go()
         return guard
 
     async def _fail(self, error: Exception) -> None:
@@ -541,6 +554,14 @@ class RequestGuard:
         if self._watch is not None:
             self._watch.cancel()
             self._watch = None
+
+
+async def _receive_nothing() -> Message:
+    return {"type": "http.disconnect"}
+
+
+async def _send_nothing(message: Message) -> None:
+    raise RuntimeError(f"{message['type']!r} was sent after the application had returned")
 
 
 async def _run_hooks(session: DataSession, ending: asyncio.Task[None] | None) -> None:

@@ -128,10 +128,10 @@ class DataSourceMiddleware:
             if gate is not None:
                 gate.leave()
             current_runner.reset(token)
-            # The scope knows the guard: without this, every request would be a cycle for the garbage collector.
-            guard.scope = {}
             if guard.is_used:
                 await guard.leave()
+            if guard.runs_again_after is None:
+                guard.let_go()
         if guard.runs_again_after is not None:
             await self._run_again(guard, gate)
 
@@ -154,6 +154,7 @@ class DataSourceMiddleware:
                 gate.leave()
             # Where it was cancelled in front of another attempt, nobody has it yet.
             guard.stop_reading()
+            guard.let_go()
             guard.note_attempts(replay.attempt)
 
     async def _call(self, guard: RequestGuard, scope: Scope) -> None:
@@ -168,9 +169,10 @@ class DataSourceMiddleware:
                 await guard.returned()
         finally:
             current_runner.reset(token)
-            guard.scope = {}
             if guard.is_used:
                 await guard.leave()
+            if guard.runs_again_after is None:
+                guard.let_go()
 
     @staticmethod
     async def _resolve_slowly(
@@ -241,3 +243,4 @@ async def _end_websocket(session: DataSession) -> None:
         await session.complete()
     finally:
         await session.run_due_hooks()
+        session.let_go()

@@ -596,6 +596,7 @@ class DataSourceRegistry:
             current_frame.reset(frame_token)
             if db.has_due_hooks:
                 await self.background.run(db.run_due_hooks())
+            db.let_go()
 
     @asynccontextmanager
     async def acquire(
@@ -628,12 +629,15 @@ class DataSourceRegistry:
             pin=pin,
         )
         try:
-            async with db.connection(intent) as connection:
-                yield connection
-        except BaseException as error:
-            await self.background.run(db.end(commit=False, reason=type(error).__name__))
-            raise
-        await db.end(commit=True, reason="end of the block")
+            try:
+                async with db.connection(intent) as connection:
+                    yield connection
+            except BaseException as error:
+                await self.background.run(db.end(commit=False, reason=type(error).__name__))
+                raise
+            await db.end(commit=True, reason="end of the block")
+        finally:
+            db.let_go()
 
 
 def compile(

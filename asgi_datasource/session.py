@@ -645,6 +645,16 @@ class DataSession(StatementMethods):
                 finally:
                     current_runner.reset(token)
 
+    def let_go(self) -> None:
+        """All is over: part from whatever knows the session in turn.
+
+        Otherwise each request leaves a cycle behind, and the garbage collector stops every request that runs for as
+        long as it takes to look for them.
+        """
+        if not self._unfinished():
+            self._conflict = self.lost_by
+            self._work = self._turns = self._owner = self._scope = self._ending = self.writers = None
+
     # -- for blocks
 
     @property

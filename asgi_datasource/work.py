@@ -260,6 +260,9 @@ class Work:
             self._owner.committing.discard(committing)
         finally:
             self._owner.due_hooks.settle(hooks, committed=committed)
+            if transaction is not None and not transaction.is_open:
+                # Its traceback leads to the transaction, which nobody asks for it any more.
+                transaction.failure = None
 
     async def _missed_failure(self) -> DataError | None:
         """What an earlier commit has failed with whose caller was cancelled before it could hear of that."""
