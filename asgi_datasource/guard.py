@@ -534,8 +534,6 @@ class RequestGuard:
 
     def _start_watching(self) -> None:
         """It takes its time: watch the clock, and for its client's leaving."""
-        if not self._is_armed:
-            return
         if self._deadline is not None and self._timer is None:
             self._timer = asyncio.get_running_loop().call_at(self._deadline, self._deadline_passed)
         if self.state in (_OPEN, _STREAMING):
@@ -547,7 +545,9 @@ class RequestGuard:
             self._interrupt(ClientDisconnected())
 
     def _disarm(self) -> None:
-        self._is_armed = False
+        if self._is_armed:
+            self._is_armed = False
+            self.registry.overtime.take_back(self._start_watching)
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None

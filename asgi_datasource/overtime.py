@@ -8,7 +8,6 @@ timer.
 from __future__ import annotations
 
 import asyncio
-from collections import deque
 from collections.abc import Callable
 from contextvars import Context
 
@@ -24,19 +23,24 @@ class Overtime:
         self.after_s = after_s
         # Not that of whoever came first: what is called belongs to other requests.
         self._context = Context()
-        self._line: deque[tuple[float, Callable[[], None]]] = deque()
+        self._line: dict[Callable[[], None], float] = {}
+        """When each is due; in that order, for all wait equally long."""
         self._timer: asyncio.TimerHandle | None = None
 
     def add(self, callback: Callable[[], None], now: float) -> None:
-        """Call `callback` once, `after_s` from now. It cannot be taken back; it looks whether it is still wanted.
+        """Call `callback` once, `after_s` from now, unless it is taken back.
 
         Args:
             callback: Called on the event loop, in a context of its own.
             now: The event loop's time.
         """
-        self._line.append((now + self.after_s, callback))
+        self._line[callback] = now + self.after_s
         if self._timer is None:
             self._timer = asyncio.get_running_loop().call_at(now + self.after_s, self._call_due, context=self._context)
+
+    def take_back(self, callback: Callable[[], None]) -> None:
+        """Do not call it, where it has not been called yet: nothing of it is kept."""
+        self._line.pop(callback, None)
 
     def close(self) -> None:
         """Call nobody any more."""
@@ -48,9 +52,9 @@ class Overtime:
     def _call_due(self) -> None:
         loop = asyncio.get_running_loop()
         self._timer = None
-        line = self._line
         now = loop.time()
-        while line and line[0][0] <= now:
-            line.popleft()[1]()
-        if line and self._timer is None:
-            self._timer = loop.call_at(line[0][0], self._call_due, context=self._context)
+        for callback in [callback for callback, due in self._line.items() if due <= now]:
+            if self._line.pop(callback, None) is not None:
+                callback()
+        if self._line and self._timer is None:
+            self._timer = loop.call_at(next(iter(self._line.values())), self._call_due, context=self._context)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import weakref
 from contextvars import ContextVar
 
 from asgi_datasource.overtime import Overtime
@@ -47,6 +48,49 @@ async def test_callbacks_do_not_see_the_context_of_whoever_came_first() -> None:
     overtime.add(lambda: seen.append(mine.get()), loop.time())
     await until(lambda: bool(seen))
     assert seen == ["nobody's"]
+
+
+async def test_what_is_taken_back_is_not_called_nor_kept() -> None:
+    loop = asyncio.get_running_loop()
+    overtime = Overtime(0.01)
+    called: list[str] = []
+
+    class Request:
+        def __init__(self, name: str) -> None:
+            self.name = name
+
+        def call(self) -> None:
+            called.append(self.name)
+
+    done, slow = Request("done"), Request("slow")
+    gone = weakref.ref(done)
+    overtime.add(done.call, loop.time())
+    overtime.add(slow.call, loop.time())
+    overtime.take_back(done.call)
+    del done
+    assert gone() is None
+    await until(lambda: bool(called))
+    assert called == ["slow"]
+    overtime.take_back(slow.call)
+
+
+async def test_one_that_is_taken_back_by_a_callback_before_it_is_not_called() -> None:
+    loop = asyncio.get_running_loop()
+    overtime = Overtime(0.01)
+    called: list[str] = []
+
+    def second() -> None:
+        called.append("second")
+
+    def first() -> None:
+        called.append("first")
+        overtime.take_back(second)
+
+    now = loop.time()
+    overtime.add(first, now)
+    overtime.add(second, now)
+    await asyncio.sleep(0.05)
+    assert called == ["first"]
 
 
 async def test_nobody_is_called_after_closing() -> None:

@@ -10,6 +10,7 @@ from contextlib import asynccontextmanager, suppress
 from typing import Any
 
 import pytest
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from starlette.types import Receive, Scope, Send
 
 from asgi_datasource import (
@@ -22,7 +23,6 @@ from asgi_datasource import (
     session,
     transactional,
 )
-from asgi_datasource.registry import WATCH_AFTER_S
 from tests.asgi import Call
 from tests.drivers.polling import until
 from tests.world import World
@@ -54,8 +54,6 @@ async def cycles_of(work: Callable[[], Awaitable[Any]]) -> dict[str, int]:
     try:
         for _ in range(ROUNDS):
             await asyncio.create_task(_settled(work))
-        # Until then a line of those that have come into use leads to all of them.
-        await asyncio.sleep(2 * WATCH_AFTER_S)
         gc.set_debug(gc.DEBUG_SAVEALL)
         gc.collect()
         found = Counter(type(one).__qualname__ for one in gc.garbage[kept:])
@@ -168,6 +166,28 @@ async def test_a_request_leaves_none(world: World, work: Work, max_parallel: int
             assert (await Call().run(app)).status == 200
 
         assert await cycles_of(once) == {}
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        {"transactions": {"retry": 3}},
+        {"transactions": {"default": "annotated"}},
+        {"consistency": {"token": "cookie", "secret": "a secret that only the service knows", "monotonic": True}},
+    ],
+    ids=["retry", "annotated", "tokens"],
+)
+async def test_a_request_leaves_none_whatever_the_configuration_asks_for(
+    world: World, spans: InMemorySpanExporter, config: dict[str, Any]
+) -> None:
+    async with at_rest(world, **config) as registry:
+        app = request(registry, write)
+
+        async def once() -> None:
+            assert (await Call().run(app)).status == 200
+
+        assert await cycles_of(once) == {}
+        assert spans.get_finished_spans()
 
 
 async def test_a_request_without_sql_leaves_none(world: World) -> None:
