@@ -86,11 +86,11 @@ async def test_which_servers_a_primary_takes() -> None:
     primary = Endpoint("primary", "orders", Role.PRIMARY, EndpointSettings(conninfo=THREE))
 
     def refuses(**bearing: object) -> bool:
-        return primary._reason_against(Bearing(**bearing)) is not None  # type: ignore[arg-type]
+        return primary._whereabouts.reason_against(Bearing(**bearing)) is not None  # type: ignore[arg-type]
 
     assert refuses(is_standby=True)
     assert not refuses(timeline=1, system="one")
-    primary._passed(Bearing(timeline=3, system="one"), ("b", 2))
+    primary._whereabouts.arrived(Bearing(timeline=3, system="one"), ("b", 2))
     assert (primary.timeline, primary.label) == (3, "orders.primary (b:2)")
     assert refuses(timeline=2, system="one")
     assert refuses(timeline=2, system=None), "it does not say that it is another one"
@@ -98,7 +98,7 @@ async def test_which_servers_a_primary_takes() -> None:
     assert not refuses(timeline=3, system="one")
     # A move to another cluster, by logical replication: its timelines begin anew.
     assert not refuses(timeline=1, system="two")
-    primary._passed(Bearing(timeline=1, system="two"), ("c", 3))
+    primary._whereabouts.arrived(Bearing(timeline=1, system="two"), ("c", 3))
     assert primary.timeline == 1
     replica = Endpoint("r1", "orders", Role.REPLICA, EndpointSettings(conninfo=THREE))
-    assert replica._reason_against(Bearing(is_standby=True)) is None
+    assert replica._whereabouts.reason_against(Bearing(is_standby=True)) is None

@@ -5,9 +5,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
-from collections.abc import Callable, Coroutine, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Mapping
 from contextlib import suppress
-from dataclasses import replace
 from functools import lru_cache
 from math import inf
 from typing import Any, Final, Protocol
@@ -23,31 +22,18 @@ from ...shedding import Priority
 from ...telemetry import DATASOURCE, DB_SYSTEM, NODE, AttributeValue, server_attributes
 from . import failure
 from .connection import Connection
-from .hosts import (
-    ASK_BEARING,
-    ASK_SIMPLE_BEARING,
-    GRACE_S,
-    Bearing,
-    Hosts,
-    is_unknown_there,
-    read_bearing,
-    visit,
-    writer_of,
-)
 from .lending import Displaced, GaveUp, Lender, Pool
-from .limits import ASK_LIMITS, is_behind_pooler, read_limits
+from .limits import is_behind_pooler, read_limits
 from .pressure import Pressure
-from .query import Statement
 from .result import Exchange
 from .settings import APPLICATION_NAME, EndpointSettings, connect_failure, is_unknown_database, resolve
 from .watched import ConnectionObserver, WatchedConnection
+from .whereabouts import Whereabouts
 
 logger = logging.getLogger("asgi_datasource.endpoint")
 
 _CLOSE_GRACE_S: Final = 1.0
 _SHED_INTERVAL_S: Final = 0.5
-_HEARSAY_PAUSE_S: Final = 5.0
-"""Seconds until it is looked for a newer timeline again that was not found."""
 _TRIAL_PAUSE_S: Final = 0.05
 """Seconds from the end of an attempt to reach a server that is down to the next one for the sake of requests."""
 _DRAIN_PAUSE_S: Final = 1.0
@@ -82,9 +68,8 @@ class Endpoint:
     It is down while nothing can be connected to it, or when it has stopped answering. A task of its own then tries
     until it is up again: the breaker's half-open state, in which nothing but this one attempt is sent.
 
-    A primary is wherever its URL leads to a server that takes writes, on the newest timeline that is known: each new
-    connection is asked, one to a standby or to a primary that a failover has left behind is turned away, and once a
-    newer one is known those to the older one are cut.
+    Each new connection is asked whether it leads to the right server (`whereabouts.py`). Once a newer primary is known,
+    the connections to the one before are cut.
     """
 
     def __init__(
@@ -127,18 +112,8 @@ class Endpoint:
         """Tenants take turns here: whoever borrows says on whose account."""
         self.was_reached = False
         """Whether a connection could ever be made."""
-        self.timeline = 0
-        """The newest timeline that a primary was seen to write; 0 is not known."""
-        self._system: str | None = None
-        self._hosts = Hosts(self._target.conninfo)
-        self._questions: Sequence[Statement] = (ASK_BEARING, ASK_SIMPLE_BEARING)
-        """What a new connection is asked; the first one for as long as the server knows its functions."""
-        self._search: asyncio.Task[None] | None = None
-        self._heard_of = (0, -inf)
-        """The newest timeline that somebody told of, and when it was last looked for."""
+        self._whereabouts = Whereabouts(self, self._target)
         self._drained_at = -inf
-        self._tried_at = -inf
-        """When it was last looked for."""
         self._is_wanted = asyncio.Event()
         """Set when there is a reason to try again before the pause is over."""
         self._keeper = keeper
@@ -167,6 +142,11 @@ class Endpoint:
     def is_up(self) -> bool:
         """Whether it is used."""
         return self.breaker.is_closed
+
+    @property
+    def timeline(self) -> int:
+        """The newest timeline that a primary was seen to write; 0 is not known."""
+        return self._whereabouts.timeline
 
     def watch(self, watcher: Callable[[], None]) -> None:
         """Call this whenever it goes down or comes up, and when its pool is opened or closed."""
@@ -221,7 +201,7 @@ class Endpoint:
         self._pool = pool = Pool(
             self._target.conninfo,
             connection_class=Connection,
-            kwargs={"observer": self, "line_up": self._line_up},
+            kwargs={"observer": self, "line_up": self._whereabouts.line_up},
             configure=self._configure,
             min_size=settings.min_size,
             max_size=settings.max_size,
@@ -234,7 +214,7 @@ class Endpoint:
             # the server has long come back: it gives up at once, and the next caller, or the probe, connects anew.
             reconnect_timeout=0.0,
         )
-        self._lender = Lender(pool, max_size=settings.max_size, spawn=self._spawn)
+        self._lender = Lender(pool, max_size=settings.max_size, spawn=self.spawn)
         await pool.open(wait=False)
         self._tell_watchers()
 
@@ -274,7 +254,7 @@ class Endpoint:
         """Keep no connection that nobody uses, from now on until `close`; whoever still has to can borrow one."""
         if self._pool is not None and self._lender is not None:
             self._lender.retire()
-            self._spawn(self._keep_none(self._pool))
+            self.spawn(self._keep_none(self._pool))
 
     async def _keep_none(self, pool: Pool) -> None:
         while self._pool is pool:
@@ -430,7 +410,9 @@ class Endpoint:
             psycopg.Error: It failed; the text names host, port and reason only.
         """
         return await Connection.connect(
-            await self._line_up(), observer=observer, fallback_application_name=f"{APPLICATION_NAME} {purpose}"
+            await self._whereabouts.line_up(),
+            observer=observer,
+            fallback_application_name=f"{APPLICATION_NAME} {purpose}",
         )
 
     async def connect_apart(self, *, deadline: float, purpose: str = "check") -> Connection:
@@ -455,7 +437,7 @@ class Endpoint:
     async def release(self, connection: Connection) -> None:
         """Give back a connection that is idle. Never waits, so no cancellation can come in between."""
         if connection.needs_reset:
-            self._spawn(self.reclaim(connection))
+            self.spawn(self.reclaim(connection))
         else:
             self.release_nowait(connection)
 
@@ -509,7 +491,7 @@ class Endpoint:
         """A pooled connection turned out to be dead: look at the others, once, in the background."""
         pool = self._pool
         if pool is not None and (self._check is None or self._check.done()):
-            self._check = self._spawn(pool.check())
+            self._check = self.spawn(pool.check())
 
     # Errors
 
@@ -543,11 +525,12 @@ class Endpoint:
     def connect_failed(self, error: Error) -> Error:
         """A connection could not be made."""
         clean = type(error)(connect_failure(error, self._target))
-        self._hosts.unsettle()
-        self._note_failure(clean)
+        self._whereabouts.unsettle()
+        self.note_failure(clean)
         return clean
 
-    def _note_failure(self, error: Error) -> None:
+    def note_failure(self, error: Error) -> None:
+        """There is no connection to be had at the moment, and no server for it."""
         self._connect_error = error
         if not self._proven:
             self._mark_down(str(error))
@@ -560,7 +543,7 @@ class Endpoint:
         self._connections.discard(connection)
         self._proven.discard(connection)
         if was_lost:
-            self._hosts.unsettle()
+            self._whereabouts.unsettle()
         if was_lost and not connection.is_lent:
             if self._lender is not None and isinstance(connection, Connection):
                 self._lender.forget(connection)
@@ -568,7 +551,7 @@ class Endpoint:
 
     def went_silent(self) -> None:
         """The server does not answer: what lies in the pool is of no use either."""
-        self._hosts.unsettle()
+        self._whereabouts.unsettle()
         self._mark_down(f"{self.address}:{self.port}: no answer")
         # At a replica reads alone wait: each may still be answered by another server in time.
         self._cut("the server does not answer", with_lent=self.role is Role.REPLICA)
@@ -598,7 +581,7 @@ class Endpoint:
         if self._tell(Event.FAILED):
             logger.warning("%s is down: %s", self.label, reason)
         if self._pool is not None and (self._probe is None or self._probe.done()):
-            self._probe = self._spawn(self._probe_until_up(self._pool))
+            self._probe = self.spawn(self._probe_until_up(self._pool))
 
     async def _probe_until_up(self, pool: Pool) -> None:
         while self._pool is pool:
@@ -608,7 +591,7 @@ class Endpoint:
             with suppress(TimeoutError):
                 async with asyncio.timeout(pause_s):
                     await self._is_wanted.wait()
-            if self.is_up or await self._seek():
+            if self.is_up or await self._whereabouts.seek():
                 break
         # The pool has given up replacing connections, or waits for its next attempt: let it begin now.
         await pool.check()
@@ -620,12 +603,12 @@ class Endpoint:
             DataError: CONNECTION: it is down still.
         """
         now = asyncio.get_running_loop().time()
-        if self._search is None or self._search.done():
+        if not self._whereabouts.is_searching:
             # After the pause, also where it has just been tried: it may have come up since.
-            await asyncio.sleep(min(timeout_s, self._tried_at + _TRIAL_PAUSE_S - now))
+            await asyncio.sleep(min(timeout_s, self._whereabouts.searched_at + _TRIAL_PAUSE_S - now))
         if self._pool is None:
             raise DataError(DataErrorKind.CONNECTION, f"{self.label}: the pool is closed")
-        if self.is_up or await self._seek(deadline=now + timeout_s):
+        if self.is_up or await self._whereabouts.seek(deadline=now + timeout_s):
             return
         error = self._connect_error
         if error is not None and not self._proven:
@@ -634,130 +617,37 @@ class Endpoint:
 
     # Which server it is
 
-    async def _line_up(self) -> str:
-        """The connection string for a new connection, with the host first that is known to take writes."""
-        if self.role is Role.PRIMARY and not self._hosts.is_settled:
-            await self._seek()
-        return self._hosts.conninfo
-
-    async def _seek(self, *, deadline: float | None = None) -> bool:
-        """Look which host it is; whoever wants to know meanwhile waits for the same answer. True when it is up."""
-        search = self._search
-        if search is None or search.done():
-            search = self._search = self._spawn(self._search_hosts())
-        # The end of the search, by closing the pool, ends nobody else; and the other way round.
-        await asyncio.wait((search,), timeout=None if deadline is None else deadline - search.get_loop().time())
-        return self.is_up
-
-    async def _search_hosts(self) -> None:
-        """Ask all hosts at once what they are; of those that take writes, the newest timeline counts."""
+    def search_begins(self) -> None:
+        """Its hosts are about to be asked."""
         if not self.is_up:
             self._tell(Event.TRIAL)
-        try:
-            await self._ask_hosts()
-        finally:
-            self._tried_at = asyncio.get_running_loop().time()
-            if self.breaker.health is Health.HALF_OPEN:
-                self._tell(Event.FAILED)
 
-    async def _ask_hosts(self) -> None:
-        hosts = self._hosts
-        indexes = range(hosts.count) if self.role is Role.PRIMARY else (None,)
-        found: list[tuple[Bearing, int | None]] = []
-        failures: list[str] = []
-        visits = {asyncio.create_task(self._visit(index)): index for index in indexes}
-        try:
-            pending = set(visits)
-            while pending:
-                done, pending = await asyncio.wait(
-                    pending, timeout=GRACE_S if found else None, return_when=asyncio.FIRST_COMPLETED
-                )
-                if not done:
-                    break
-                for task in done:
-                    try:
-                        found.append((task.result(), visits[task]))
-                    except Error as error:
-                        failures.append(str(error))
-        finally:
-            for task in visits:
-                if not task.cancel() and not task.cancelled():
-                    task.exception()
-        if not found:
-            hosts.unsettle()
-            self._note_failure(OperationalError("; ".join(dict.fromkeys(failures))))
-            return
-        bearing = writer_of([bearing for bearing, _ in found])
-        index = next(index for its, index in found if its is bearing)
-        if index is not None:
-            hosts.lead_with(index)
-        self._passed(bearing, hosts.address(index or 0))
+    def search_ends(self) -> None:
+        """They have been, or that was cut short."""
+        if self.breaker.health is Health.HALF_OPEN:
+            self._tell(Event.FAILED)
 
-    async def _visit(self, index: int | None) -> Bearing:
-        """What a host is.
-
-        Raises:
-            psycopg.Error: It cannot be reached, or is none that this endpoint is for.
-        """
-        target = self._target
-        if index is not None:
-            host, port = self._hosts.address(index)
-            target = replace(target, conninfo=self._hosts.alone(index), host=host, port=port)
-        bearing = await visit(self, target, self._questions)
-        reason = self._reason_against(bearing)
-        if reason is not None:
-            raise OperationalError(f"{target.host}:{target.port}: {reason}")
-        return bearing
-
-    def _reason_against(self, bearing: Bearing) -> str | None:
-        """Why a server is none for this endpoint; None when it is one."""
-        if self.role is not Role.PRIMARY:
-            return None
-        if bearing.is_standby:
-            return "it is a standby and takes no writes"
-        if 0 < bearing.timeline < self.timeline and not bearing.is_of_another_cluster(self._system):
-            return (
-                f"a failover has left it behind: it writes timeline {bearing.timeline}, and {self.timeline} has begun"
-                " elsewhere. Take it out of service; where it was restored from a backup, restart the application"
-            )
-        return None
-
-    def _passed(self, bearing: Bearing, address: tuple[str, int]) -> None:
+    def arrived(self, address: tuple[str, int]) -> None:
         """A server was asked, and is what this endpoint is for."""
         self._connect_error = None
-        if self.role is Role.PRIMARY:
-            is_other = bearing.is_of_another_cluster(self._system)
-            if is_other or bearing.timeline > self.timeline:
-                had_one, self.timeline = self.timeline, bearing.timeline
-                if had_one:
-                    logger.warning(
-                        "%s: writes go to %s:%d from now on, timeline %d", self.full_name, *address, bearing.timeline
-                    )
-                    self._cut_left_behind(is_other=is_other)
-            self._system = bearing.system or self._system
-            if self._hosts.count > 1:
-                self._name_after(*address)
+        if self._whereabouts.has_several_hosts and address != (self.address, self.port):
+            self.address, self.port = host, port = address
+            self.label = f"{self.full_name} ({host}:{port})"
+            self.attributes = server_attributes(host=host, port=port, namespace=self.dbname)
         if self._tell(Event.CONNECTED):
             logger.info("%s is up again", self.label)
 
-    def _cut_left_behind(self, *, is_other: bool) -> None:
+    def cut_left_behind(self, *, is_other: bool) -> None:
         """Another server has taken the place of the one before: nothing may be written there any more."""
         for connection in list(self._connections):
             its = connection.timeline if isinstance(connection, Connection) else 0
             if its and (is_other or its < self.timeline):
                 connection.cut("a failover has put another server in the place of this one")
 
-    def _name_after(self, host: str, port: int) -> None:
-        if (host, port) != (self.address, self.port):
-            self.address, self.port = host, port
-            self.label = f"{self.full_name} ({host}:{port})"
-            self.attributes = server_attributes(host=host, port=port, namespace=self.dbname)
-
     def hear_of(self, timeline: int) -> None:
         """Somebody has seen this timeline: look in the background for the primary that writes it."""
-        if self._is_news(timeline):
+        if self._whereabouts.hear_of(timeline):
             self._is_wanted.set()
-            self._spawn(self._seek())
 
     async def look_for(self, timeline: int, *, deadline: float | None) -> None:
         """Somebody has seen this timeline: look for the primary that writes it. Raises nothing.
@@ -766,20 +656,7 @@ class Endpoint:
             timeline: What was seen.
             deadline: Event-loop time at which waiting for the answer ends.
         """
-        is_looking = self._search is not None and not self._search.done()
-        if self._is_news(timeline) or (is_looking and timeline > self.timeline):
-            await self._seek(deadline=deadline)
-
-    def _is_news(self, timeline: int) -> bool:
-        """Whether it is worth looking for: it is newer than what is known, and was not looked for just now."""
-        now = asyncio.get_running_loop().time()
-        heard, heard_at = self._heard_of
-        if timeline <= self.timeline or not self.timeline or self._pool is None:
-            return False
-        if timeline <= heard and now - heard_at < _HEARSAY_PAUSE_S:
-            return False
-        self._heard_of = (timeline, now)
-        return True
+        await self._whereabouts.look_for(timeline, deadline=deadline)
 
     def refused_write(self, connection: Connection) -> None:
         """A server that should be the primary has refused a write as one that is none: look anew which one is.
@@ -791,7 +668,7 @@ class Endpoint:
         if (is_known and connection.takes_writes) or now - self._drained_at < _DRAIN_PAUSE_S:
             return
         self._drained_at = now
-        self._hosts.unsettle()
+        self._whereabouts.unsettle()
         logger.warning("%s has refused a write: its connections are replaced", self.label)
         self._cut("the server has refused a write")
         connection.cut("the server has refused a write")
@@ -803,7 +680,7 @@ class Endpoint:
 
     async def _configure(self, connection: Connection) -> None:
         """Learn what holds for a new connection before it is lent, and whether it leads to the right server."""
-        exchange = await self._ask_all(connection)
+        exchange = await self._whereabouts.ask(connection)
         if exchange.error is not None:
             await connection.close()
             error = OperationalError(str(exchange.error))
@@ -812,19 +689,11 @@ class Endpoint:
             # The server is there; who waits in vain learns why.
             self._connect_error = OperationalError(connect_failure(error, self._target))
             raise self._connect_error
-        if self.role is Role.PRIMARY:
-            bearing = read_bearing(exchange.results[1])
-            address = self._address_of(connection)
-            reason = self._reason_against(bearing)
-            if reason is not None:
-                await connection.close()
-                self._hosts.unsettle()
-                self._note_failure(OperationalError(f"{address[0]}:{address[1]}: {reason}"))
-                raise OperationalError(f"{address[0]}:{address[1]}: {reason}")
-            connection.timeline = bearing.timeline
-            self._passed(bearing, address)
-        else:
-            self._passed(Bearing(), (self.address, self.port))
+        reason = self._whereabouts.judge(connection, exchange)
+        if reason is not None:
+            await connection.close()
+            self.note_failure(OperationalError(reason))
+            raise OperationalError(reason)
         if not connection.closed:
             self._proven.add(connection)
         connection.limits = read_limits(exchange)
@@ -838,26 +707,6 @@ class Endpoint:
             )
         # The question names pg_settings, which could be an UPDATE of them; it is none.
         connection.needs_reset = False
-
-    async def _ask_all(self, connection: Connection) -> Exchange:
-        """One round trip for what is asked of a new connection; a second one where a server knows too little."""
-        loop = asyncio.get_running_loop()
-        while True:
-            questions = (ASK_LIMITS, self._questions[0]) if self.role is Role.PRIMARY else (ASK_LIMITS,)
-            exchange = await connection.exchange(questions, deadline=loop.time() + self.check_limit_s)
-            if len(self._questions) == 1 or not is_unknown_there(exchange.error):
-                return exchange
-            self._questions = self._questions[1:]
-
-    def _address_of(self, connection: Connection) -> tuple[str, int]:
-        """Which of the hosts a connection leads to; that one is tried first from now on."""
-        pgconn = connection.pgconn
-        index = self._hosts.find(pgconn.host.decode(), pgconn.hostaddr.decode(), pgconn.port.decode())
-        if index is None:
-            return self.address, self.port
-        if not self._hosts.is_settled:
-            self._hosts.lead_with(index)
-        return self._hosts.address(index)
 
     async def _take(self, lender: Lender, timeout_s: float, priority: Priority) -> Connection:
         if 0 < self.settings.max_waiting <= lender.waiting and not lender.displace(priority):
@@ -925,7 +774,8 @@ class Endpoint:
             is_retryable=False,
         )
 
-    def _spawn(self, work: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:
+    def spawn(self, work: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:
+        """Start a task that ends with the pool."""
         task = asyncio.get_running_loop().create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._ended)

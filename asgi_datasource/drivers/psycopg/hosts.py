@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final
+from typing import Final, Protocol
 
 from psycopg import Error, OperationalError
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
@@ -22,9 +22,6 @@ from .query import Statement
 from .result import Result
 from .settings import DEFAULT_PORT, Address, connect_failure
 from .watched import WatchedConnection
-
-if TYPE_CHECKING:
-    from .endpoint import Endpoint
 
 GRACE_S: Final = 0.25
 """Seconds that the other hosts have to answer once one has that could be it."""
@@ -151,14 +148,25 @@ class Hosts:
         return "" if column is None or index >= len(column) else column[index]
 
 
+class Visitor(Protocol):
+    """On whose behalf a server is visited."""
+
+    check_limit_s: float
+    """Seconds that it has for an answer."""
+    is_pooled: bool
+    """Whether a pooler is in between that gives each transaction another server connection."""
+    attempts: set[asyncio.Timeout]
+    """The attempts to connect that are under way; rescheduling one ends it."""
+
+
 class _Scout:
     """Observes the connection of a visit: what it meets is told by the visit's end alone."""
 
-    def __init__(self, endpoint: Endpoint, target: Address) -> None:
-        self.check_limit_s = endpoint.check_limit_s
+    def __init__(self, visitor: Visitor, target: Address) -> None:
+        self.check_limit_s = visitor.check_limit_s
         self.prepares = False
-        self.is_pooled = endpoint.is_pooled
-        self.attempts = endpoint.attempts
+        self.is_pooled = visitor.is_pooled
+        self.attempts = visitor.attempts
         self._target = target
 
     def connected(self, connection: WatchedConnection) -> None:
@@ -175,11 +183,11 @@ class _Scout:
         """The server does not answer."""
 
 
-async def visit(endpoint: Endpoint, target: Address, questions: Sequence[Statement]) -> Bearing:
+async def visit(visitor: Visitor, target: Address, questions: Sequence[Statement]) -> Bearing:
     """Connect to a server, ask what it is, and leave.
 
     Args:
-        endpoint: On whose behalf; closing it ends the attempt.
+        visitor: On whose behalf.
         target: Where.
         questions: Which one to ask; the next one where a server does not know the functions of the one before.
 
@@ -187,11 +195,11 @@ async def visit(endpoint: Endpoint, target: Address, questions: Sequence[Stateme
         psycopg.Error: It did not work out; the text names host, port and reason only.
     """
     loop = asyncio.get_running_loop()
-    connection = await Connection.connect(target.conninfo, observer=_Scout(endpoint, target))
+    connection = await Connection.connect(target.conninfo, observer=_Scout(visitor, target))
     try:
         error: Error | None = None
         for question in questions:
-            exchange = await connection.exchange((question,), deadline=loop.time() + endpoint.check_limit_s)
+            exchange = await connection.exchange((question,), deadline=loop.time() + visitor.check_limit_s)
             if exchange.error is None:
                 return read_bearing(exchange.results[0])
             error = OperationalError(f"{target.host}:{target.port}: it does not say what it is")
