@@ -80,8 +80,8 @@ class Endpoint:
         self.role = role
         self.settings = settings
         self._target = resolve(settings, where=f"datasource {datasource!r}, server {name!r}")
-        self.address = self._target.host
-        self.port = self._target.port
+        self.address: str = self._target.host
+        self.port: int = self._target.port
         self.dbname = self._target.dbname
         self.full_name = f"{datasource}.{name}"
         self.label = f"{self.full_name} ({self.address}:{self.port})"
@@ -631,7 +631,8 @@ class Endpoint:
         """A server was asked, and is what this endpoint is for."""
         self._connect_error = None
         if self._whereabouts.has_several_hosts and address != (self.address, self.port):
-            self.address, self.port = host, port = address
+            host, port = address
+            self.address, self.port = host, port
             self.label = f"{self.full_name} ({host}:{port})"
             self.attributes = server_attributes(host=host, port=port, namespace=self.dbname)
         if self._tell(Event.CONNECTED):
