@@ -646,12 +646,12 @@ class DataSession(StatementMethods):
                     current_runner.reset(token)
 
     def let_go(self) -> None:
-        """All is over: part from whatever knows the session in turn.
+        """All is over: part from whatever knows the session in turn; what still ends it needs that.
 
         Otherwise each request leaves a cycle behind, and the garbage collector stops every request that runs for as
         long as it takes to look for them.
         """
-        if not self._unfinished():
+        if self._state is SessionState.CLOSED and not self._unfinished():
             self._conflict = self.lost_by
             self._work = self._turns = self._owner = self._scope = self._ending = self.writers = None
 

@@ -37,6 +37,15 @@ async def until(condition: Callable[[], bool], what: str) -> None:
         await asyncio.sleep(0.005)
 
 
+async def until_at_rest(registry: DataSourceRegistry) -> None:
+    """Wait until every pool of the datasource orders has a connection, and it is known where its replicas are."""
+    orders = registry.datasources["orders"]
+    await until(lambda: all(endpoint.idle for endpoint in orders.endpoints.values()), "a pool has no connection")
+    await until(
+        lambda: all(node.position is not None for node in orders.picture.replicas), "nobody knows where a replica is"
+    )
+
+
 async def assert_whole(registry: DataSourceRegistry, world: World) -> None:
     """Every connection is back in its pool, can be had, and is in no transaction.
 

@@ -19,6 +19,7 @@ from asgi_datasource.testing import FaultProxy
 from tests.apps import client
 from tests.drivers.polling import until
 from tests.faults.servers import proxy_of, through
+from tests.pools import until_at_rest
 from tests.world import World
 
 TENANTS = ["acme", "initech"]
@@ -159,9 +160,7 @@ async def open_meter(world: World, routes: Sequence[Route] = ROUTES, **config: A
         http = await stack.enter_async_context(client(world, routes, registry=registry))
         # The pools connect in the background, and ask each new connection once for the server's own limits.
         await until(lambda: all(proxy.round_trips for proxy in proxies.values()))
-        orders = registry.datasources["orders"]
-        await until(lambda: all(endpoint.idle for endpoint in orders.endpoints.values()))
-        await until(lambda: all(node.position is not None for node in orders.picture.replicas))
+        await until_at_rest(registry)
         yield Meter(http, proxies)
 
 

@@ -24,7 +24,7 @@ from asgi_datasource import (
     transactional,
 )
 from tests.asgi import Call
-from tests.drivers.polling import until
+from tests.pools import assert_whole, until_at_rest
 from tests.world import World
 
 
@@ -32,9 +32,7 @@ from tests.world import World
 async def at_rest(world: World, **config: Any) -> AsyncIterator[DataSourceRegistry]:
     """A registry whose pools are open, and which asks its servers nothing for a while: each new picture is garbage."""
     async with world.registry(routing={"check_interval": "1h"}, **config) as registry:
-        orders = registry.datasources["orders"]
-        await until(lambda: all(endpoint.idle for endpoint in orders.endpoints.values()))
-        await until(lambda: all(node.position is not None for node in orders.picture.replicas))
+        await until_at_rest(registry)
         yield registry
 
 
@@ -71,9 +69,7 @@ async def _settled(work: Callable[[], Awaitable[Any]]) -> None:
         await asyncio.sleep(0)
 
 
-def request(
-    registry: DataSourceRegistry, work: Work, *, method: str = "POST", status: int = 200
-) -> DataSourceMiddleware:
+def request(registry: DataSourceRegistry, work: Work, *, status: int = 200) -> DataSourceMiddleware:
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
         await receive()
         await work(session(scope))
@@ -274,6 +270,17 @@ async def test_a_connection_outside_of_requests_leaves_none(world: World) -> Non
                 await connection.execute("select 1")
 
         assert await cycles_of(job) == {}
+
+
+async def test_a_session_that_has_yet_to_end_does_not_let_go(world: World) -> None:
+    async with at_rest(world) as registry:
+        async with registry.session(tenant="acme") as db:
+            await write(db)
+            ending = db.end(commit=False, reason="rolled back")
+            db.let_go()
+            await ending
+        assert await world.items() == []
+        await assert_whole(registry, world)
 
 
 async def test_a_handle_that_has_outlived_its_request_says_so_still(world: World) -> None:

@@ -385,12 +385,8 @@ class Endpoint:
                 give_up_at = asyncio.get_running_loop().time() + timeout_s
             try:
                 connection = await self._take(lender, timeout_s, priority)
-            except GaveUp as error:
-                told = self._no_connection(timeout_s, lender.waiting + 1)
-                if self.role is Role.PRIMARY and told.kind is DataErrorKind.CONNECTION:
-                    # Nothing can stand in for it, and it may have been one attempt that was lost: wait for the trial.
-                    continue
-                raise told from (self._connect_error or error)
+            except GaveUp:
+                continue
             if not connection.closed and (
                 (self.is_up and not must_be_alive) or await self._is_alive(connection, deadline)
             ):
@@ -530,7 +526,7 @@ class Endpoint:
         return clean
 
     def note_failure(self, error: Error) -> None:
-        """There is no connection to be had at the moment, and no server for it."""
+        """An attempt to connect, or to find its server, has failed."""
         self._connect_error = error
         if not self._proven:
             self._mark_down(str(error))
@@ -719,8 +715,11 @@ class Endpoint:
         except Displaced:
             self._pressure.refused()
             raise self._queue_is_full() from None
-        except (PoolTimeout, TimeoutError) as error:
+        except (GaveUp, PoolTimeout, TimeoutError) as error:
             told = self._no_connection(timeout_s, lender.waiting + 1)
+            if isinstance(error, GaveUp) and self.role is Role.PRIMARY and told.kind is not DataErrorKind.TENANT:
+                # Nothing can stand in for it, and it may have been one attempt that was lost: there is another trial.
+                raise
             if told.kind is DataErrorKind.RESOURCE:
                 self._pressure.refused()
             raise told from (self._connect_error or error)

@@ -71,7 +71,7 @@ class Seeker(Visitor, Protocol):
         ...
 
     def note_failure(self, error: Error, /) -> None:
-        """There is no server for it."""
+        """An attempt to find its server has failed."""
         ...
 
     def arrived(self, address: tuple[str, int], /) -> None:
