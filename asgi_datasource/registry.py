@@ -629,12 +629,12 @@ class DataSourceRegistry:
             pin=pin,
         )
         try:
-            try:
-                async with db.connection(intent) as connection:
-                    yield connection
-            except BaseException as error:
-                await self.background.run(db.end(commit=False, reason=type(error).__name__))
-                raise
+            async with db.connection(intent) as connection:
+                yield connection
+        except BaseException as error:
+            await self.background.run(db.end(commit=False, reason=type(error).__name__))
+            raise
+        else:
             await db.end(commit=True, reason="end of the block")
         finally:
             db.let_go()

@@ -89,7 +89,7 @@ async def test_one_that_is_taken_back_by_a_callback_before_it_is_not_called() ->
     now = loop.time()
     overtime.add(first, now)
     overtime.add(second, now)
-    await asyncio.sleep(0.05)
+    await until(lambda: bool(called))
     assert called == ["first"]
 
 
