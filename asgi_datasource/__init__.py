@@ -1,16 +1,75 @@
 """Declarative ASGI middleware for multi-tenant PostgreSQL: tenant, replica and transaction, right together.
 
-Nothing is imported until the first public name is asked for (`public.py` says where each comes from): the command line
-answers `--help` without loading a driver, and validates a file without a web framework.
+A public name is imported when it is first used (PEP 562): the command line answers `--help` without a driver, and
+validates a file without a web framework.
 """
 
-import sys
-from importlib import import_module
-from types import ModuleType
-
-TYPE_CHECKING = False  # as `typing` has it, without importing it
+TYPE_CHECKING = False  # as `typing` defines it, without importing that
 if TYPE_CHECKING:
-    from .public import *
+    from .asgi.current_session import current_session, in_transaction, session
+    from .asgi.middleware import DataSourceMiddleware
+    from .config import Config, ConfigFile, json_schema, load
+    from .datasource.datasource import DataSource
+    from .drivers.psycopg import Params, Query, RowFactory
+    from .errors import (
+        ClientDisconnected,
+        CommitUnknown,
+        ConfigError,
+        DataError,
+        DataErrorKind,
+        SessionClosed,
+        UnexpectedRollback,
+    )
+    from .registry.explain import Explanation
+    from .registry.registry import DataSourceRegistry, compile
+    from .routing import AccessIntent, ReadAfterWritePin, Reason, Role, Route
+    from .sessions.decorator import transactional
+    from .sessions.session import DataSession
+    from .sessions.statement_api import Row
+    from .tenancy import Resolution, Tenant, TenantResolver, TenantState, current_tenant, tenant_context
+    from .transaction import Isolation, Propagation, TxState
+
+_HOMES = {
+    "AccessIntent": "routing",
+    "ClientDisconnected": "errors",
+    "CommitUnknown": "errors",
+    "Config": "config",
+    "ConfigError": "errors",
+    "ConfigFile": "config",
+    "DataError": "errors",
+    "DataErrorKind": "errors",
+    "DataSession": "sessions.session",
+    "DataSource": "datasource.datasource",
+    "DataSourceMiddleware": "asgi.middleware",
+    "DataSourceRegistry": "registry.registry",
+    "Explanation": "registry.explain",
+    "Isolation": "transaction",
+    "Params": "drivers.psycopg",
+    "Propagation": "transaction",
+    "Query": "drivers.psycopg",
+    "ReadAfterWritePin": "routing",
+    "Reason": "routing",
+    "Resolution": "tenancy",
+    "Role": "routing",
+    "Route": "routing",
+    "Row": "sessions.statement_api",
+    "RowFactory": "drivers.psycopg",
+    "SessionClosed": "errors",
+    "Tenant": "tenancy",
+    "TenantResolver": "tenancy",
+    "TenantState": "tenancy",
+    "TxState": "transaction",
+    "UnexpectedRollback": "errors",
+    "compile": "registry.registry",
+    "current_session": "asgi.current_session",
+    "current_tenant": "tenancy",
+    "in_transaction": "asgi.current_session",
+    "json_schema": "config",
+    "load": "config",
+    "session": "asgi.current_session",
+    "tenant_context": "tenancy",
+    "transactional": "sessions.decorator",
+}
 
 __all__ = [
     "AccessIntent",
@@ -54,24 +113,16 @@ __all__ = [
     "transactional",
 ]
 
-if not TYPE_CHECKING:
 
-    class _Package(ModuleType):
-        """The package, with its public names imported on demand."""
+def __getattr__(name: str) -> object:
+    home = _HOMES.get(name)
+    if home is None:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from importlib import import_module
 
-        def __getattr__(self, name):
-            if name not in __all__:
-                raise AttributeError(f"module {self.__name__!r} has no attribute {name!r}")
-            public = import_module(f"{self.__name__}.public")
-            self.__dict__.update((public_name, getattr(public, public_name)) for public_name in __all__)
-            return self.__dict__[name]
+    value = globals()[name] = getattr(import_module(f".{home}", __name__), name)
+    return value
 
-        def __setattr__(self, name, value):
-            # The import system hangs every module on its package; `session` is the function there, not the module.
-            if not (name in __all__ and isinstance(value, ModuleType)):
-                super().__setattr__(name, value)
 
-        def __dir__(self):
-            return sorted({*super().__dir__(), *__all__})
-
-    sys.modules[__name__].__class__ = _Package
+def __dir__() -> list[str]:
+    return sorted(__all__)

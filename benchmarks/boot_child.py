@@ -21,7 +21,7 @@ from time import perf_counter, process_time
 from typing import Any, Final
 
 from asgi_datasource.config import load
-from asgi_datasource.registry import DataSourceRegistry, compile
+from asgi_datasource.registry.registry import DataSourceRegistry, compile
 
 FEW: Final = 10
 LOOK_UPS: Final = 200_000

@@ -11,7 +11,7 @@ from dataclasses import replace
 from time import process_time
 from typing import Final
 
-from asgi_datasource.routing import AccessIntent, Balance, Health, Node, Picture, Position, Role, RoutingPolicy, choose
+from asgi_datasource.routing import AccessIntent, Balance, Health, Node, Position, Role, RoutingPolicy, Topology, choose
 from benchmarks.report import Report, Target
 from benchmarks.rounds import interleaved
 
@@ -22,11 +22,11 @@ HAVE: Final = Position(1, 1000)
 BUSY: Final = {"r1": 2.0, "r2": 3.0}
 
 
-def picture(balance: Balance) -> Picture:
+def picture(balance: Balance) -> Topology:
     """Two replicas that keep up, and their primary."""
     told = {"fresh_at": 100.0, "lag_s": 0.0, "position": Position(1, 2000)}
     replicas = tuple(Node(name, Role.REPLICA, rtt_s=rtt_s, **told) for name, rtt_s in (("r1", 0.001), ("r2", 0.0011)))  # type: ignore[arg-type]
-    return Picture("orders", Node("primary", Role.PRIMARY), replicas, RoutingPolicy(balance=balance))
+    return Topology("orders", Node("primary", Role.PRIMARY), replicas, RoutingPolicy(balance=balance))
 
 
 def cases() -> dict[str, Callable[[int], object]]:

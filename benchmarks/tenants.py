@@ -20,7 +20,7 @@ from time import perf_counter
 from typing import Any, Final
 
 from asgi_datasource import DataError
-from asgi_datasource.registry import DataSourceRegistry, compile
+from asgi_datasource.registry.registry import DataSourceRegistry, compile
 from benchmarks.report import Report, Target
 from benchmarks.server import Server
 

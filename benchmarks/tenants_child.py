@@ -14,7 +14,7 @@ import sys
 from time import perf_counter, process_time
 from typing import Any
 
-from asgi_datasource.registry import DataSourceRegistry, compile
+from asgi_datasource.registry.registry import DataSourceRegistry, compile
 from benchmarks.boot_child import FEW, look_up_ns, memory_mb
 
 _TABLE = (

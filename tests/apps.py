@@ -13,8 +13,7 @@ from starlette.routing import BaseRoute
 
 from asgi_datasource import DataSourceMiddleware, DataSourceRegistry
 from asgi_datasource.testing import serve
-
-from .world import World
+from tests.world import World
 
 
 def application(

@@ -17,8 +17,7 @@ from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
 from asgi_datasource.testing import EmbeddedCluster
-
-from .world import World
+from tests.world import World
 
 # Whoever starts the tests in the background of a shell without job control starts them with SIGINT ignored, and so is
 # every program that a test starts to see it end by Ctrl-C. A handler of ours is not inherited, the default then is.

@@ -7,9 +7,8 @@ from collections.abc import Callable
 from typing import Final
 
 from asgi_datasource import DataSourceRegistry
-from asgi_datasource.drivers.psycopg import Endpoint
-
-from .world import World
+from asgi_datasource.drivers.psycopg import PsycopgServer
+from tests.world import World
 
 WAIT_S: Final = 10.0
 
@@ -59,5 +58,5 @@ async def assert_whole(registry: DataSourceRegistry, world: World) -> None:
     assert set(states) <= {"idle"}, states
 
 
-def _endpoints(registry: DataSourceRegistry) -> list[Endpoint]:
+def _endpoints(registry: DataSourceRegistry) -> list[PsycopgServer]:
     return [endpoint for datasource in registry for endpoint in datasource.endpoints.values()]

@@ -6,8 +6,8 @@ import ipaddress
 from collections.abc import Iterable, Iterator
 from typing import Final
 
-from ..hostnames import normalize_host
 from .diagnostics import Code, Diagnostic, Edit, Fix, Path, did_you_mean, show
+from .hostnames import normalize_host
 from .kinds import EVERY_OTHER
 from .models import Config
 from .tenants import TokenConfig

@@ -10,9 +10,9 @@ from types import MappingProxyType
 from typing import Final
 
 from .intent import AccessIntent
-from .picture import Node, Picture, Reason, Role, Route, best_tier, nearest, take_turns
 from .policy import Balance, NoReplica
 from .position import Position
+from .topology import Node, Reason, Role, Route, Topology, best_tier, nearest, take_turns
 
 _NOBODY: Final[frozenset[str]] = frozenset()
 _NO_LOAD: Final[Mapping[str, float]] = MappingProxyType({})
@@ -22,7 +22,7 @@ _READ: Final = AccessIntent.READ
 
 
 def choose(
-    picture: Picture,
+    picture: Topology,
     intent: AccessIntent,
     *,
     now: float = 0.0,
@@ -89,7 +89,7 @@ def choose(
 
 
 def _read(
-    picture: Picture,
+    picture: Topology,
     now: float,
     turn: int,
     dice: float,
@@ -126,7 +126,7 @@ def _read(
 
 
 def _stand_in(
-    picture: Picture,
+    picture: Topology,
     usable: Sequence[Node],
     fresh: Sequence[Node],
     now: float,
@@ -159,7 +159,7 @@ def _stand_in(
     return None
 
 
-def may_have(picture: Picture, node: Node, after: Position, patience_s: float, held: Mapping[str, Position]) -> bool:
+def may_have(picture: Topology, node: Node, after: Position, patience_s: float, held: Mapping[str, Position]) -> bool:
     """Whether it is worth asking this server to prove a position: what it proves counts, not what is believed here."""
     shown = held.get(node.name)
     if shown is not None and picture.lineage.covers(shown, after):
@@ -175,7 +175,7 @@ def may_have(picture: Picture, node: Node, after: Position, patience_s: float, h
     return node.lag_s is not None and node.lag_s <= patience_s
 
 
-def warm(picture: Picture, nodes: Sequence[Node], now: float, dice: float) -> Sequence[Node]:
+def warm(picture: Topology, nodes: Sequence[Node], now: float, dice: float) -> Sequence[Node]:
     """Those that take this read: a server that came back takes more of them from moment to moment."""
     warmup_s = picture.policy.warmup_s
     if picture.warm_at <= now or warmup_s <= 0:
@@ -184,7 +184,7 @@ def warm(picture: Picture, nodes: Sequence[Node], now: float, dice: float) -> Se
     return warm or nodes
 
 
-def _balance(picture: Picture, nodes: Sequence[Node], turn: int, load: Mapping[str, float]) -> Node:
+def _balance(picture: Topology, nodes: Sequence[Node], turn: int, load: Mapping[str, float]) -> Node:
     balance = picture.policy.balance
     if balance is Balance.NEAREST:
         nodes = nearest(nodes)

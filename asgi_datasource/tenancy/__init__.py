@@ -1,11 +1,9 @@
 """Who is asking, and what keeps that tenant apart from the others."""
 
 from .admission import Admission, Authorize
-from .answers import MAX_NAME_LENGTH, Answer, Resolution, TenantResolver
-from .audit import Ask, Finding, Hole, Home, find_holes, sample
 from .catalog import TABLE_QUERY, Catalog, CatalogPlan, CatalogState
-from .chain import Agreement, PathRuleResolver, chain
-from .compiling import (
+from .catalog_rows import RowReader
+from .compiler import (
     Resolvers,
     TenantCompiler,
     compile_admission,
@@ -14,12 +12,14 @@ from .compiling import (
     import_callable,
     with_hosts,
 )
-from .context import current_tenant, tenant_context
+from .current_tenant import current_tenant, tenant_context
 from .directory import TenantDirectory, TenantMap
 from .domains import DomainResolver, SubdomainResolver, TrustedHostResolver
 from .hosts import RequestHost, TrustedHosts
 from .isolation import by_database, home_of, quote_identifier, tenant_settings
-from .policies import PolicyRules, policy_sql
+from .isolation_audit import Ask, Finding, Hole, Home, find_holes, sample
+from .resolution import MAX_NAME_LENGTH, Answer, Resolution, TenantResolver
+from .resolver_chain import Agreement, PathRuleResolver, chain
 from .resolvers import (
     CallableResolver,
     CookieResolver,
@@ -30,7 +30,7 @@ from .resolvers import (
     ScopeResolver,
     TenantFunction,
 )
-from .rows import RowReader
+from .row_security_ddl import PolicyRules, policy_sql
 from .tenant import Strategy, Tenant, TenantState
 from .tokens import FixedKey, KeySetFile, TokenResolver, TokenRules
 
@@ -77,7 +77,6 @@ __all__ = [
     "TokenRules",
     "TrustedHostResolver",
     "TrustedHosts",
-    "audit",
     "by_database",
     "chain",
     "compile_admission",

@@ -9,8 +9,8 @@ from collections.abc import Awaitable, Callable
 from starlette.types import Scope
 
 from ..errors import DataError, DataErrorKind
-from .answers import MAX_NAME_LENGTH, bad_request
 from .directory import TenantDirectory
+from .resolution import MAX_NAME_LENGTH, bad_request
 from .tenant import Tenant
 
 Authorize = Callable[[Scope, str], bool | Awaitable[bool]]

@@ -17,12 +17,12 @@ from pathlib import Path
 from typing import Any, Final
 
 from ..config import CatalogConfig
-from ..drivers.psycopg import Connection, Endpoint, Result, Statement
+from ..drivers.psycopg import Connection, PsycopgServer, Result, Statement
 from ..errors import DataError, DataErrorKind
-from .compiling import TenantCompiler
+from .catalog_rows import COLUMNS, RowReader
+from .catalog_snapshot import SnapshotWriter, read_snapshot
+from .compiler import TenantCompiler
 from .directory import TenantDirectory, TenantMap
-from .rows import COLUMNS, RowReader
-from .snapshot import SnapshotWriter, read_snapshot
 
 logger = logging.getLogger("asgi_datasource.tenancy")
 
@@ -88,7 +88,7 @@ class Catalog:
         endpoint: The server that is asked.
     """
 
-    def __init__(self, plan: CatalogPlan, directory: TenantDirectory, endpoint: Endpoint) -> None:
+    def __init__(self, plan: CatalogPlan, directory: TenantDirectory, endpoint: PsycopgServer) -> None:
         config = plan.config
         self._plan = plan
         self._config = config

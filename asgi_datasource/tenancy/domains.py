@@ -6,11 +6,11 @@ from collections.abc import Awaitable, Callable, Mapping
 
 from starlette.types import Scope
 
+from ..config.hostnames import normalize_host
 from ..errors import DataError
-from ..hostnames import normalize_host
-from .answers import Answer, Resolution, TenantResolver, bad_request
 from .directory import TenantDirectory
 from .hosts import RequestHost, TrustedHosts
+from .resolution import Answer, Resolution, TenantResolver, bad_request
 
 HostOf = Callable[[Scope], str | None]
 """Tells the host that a request is for, in its one spelling."""

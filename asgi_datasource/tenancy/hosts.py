@@ -14,8 +14,8 @@ from typing import Final
 
 from starlette.types import Scope
 
-from ..hostnames import normalize_host
-from .answers import bad_request, single_header
+from ..config.hostnames import normalize_host
+from .resolution import bad_request, single_header
 
 UNIX: Final = "unix"
 """Under `trusted_proxies`: whoever connects through a Unix socket, which has no address."""

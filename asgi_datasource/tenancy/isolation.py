@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Final
 
-from .audit import Home
+from .isolation_audit import Home
 from .tenant import Strategy, Tenant
 
 

@@ -14,7 +14,7 @@ from uuid import UUID
 from starlette.types import Scope
 
 from ..errors import DataError, DataErrorKind
-from .answers import Answer, Resolution, bad_request, duplicate_header
+from .resolution import Answer, Resolution, bad_request, duplicate_header
 
 MAX_QUERY_FIELDS: Final = 1000
 """Most parameters that a query string is searched for; with more it is refused."""

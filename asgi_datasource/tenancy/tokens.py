@@ -19,7 +19,7 @@ from typing import Any, Final, Protocol, cast
 from starlette.types import Scope
 
 from ..errors import ConfigError, DataError, DataErrorKind
-from .answers import single_header
+from .resolution import single_header
 from .resolvers import as_name, cookie
 
 logger = logging.getLogger("asgi_datasource.tenancy")

@@ -1,8 +1,6 @@
 """The transaction: its options, its states, its end."""
 
-from . import commands
-from .annotation import Transactional, no_session, options_of, retrying, transactional
-from .frames import Frame, SessionRunner, current_frame, current_runner
+from . import control_statements
 from .hooks import DueHooks, Hook, HookEvent, WaitingHooks, call_hook, name_of_hook
 from .options import (
     MAX_RETRIES,
@@ -15,10 +13,10 @@ from .options import (
     parse_isolation,
     parse_propagation,
 )
-from .propagation import BARE, Around, Propagation, Step, decide
+from .propagation import BARE, Propagation, PropagationAction, SurroundingTransaction, decide
 from .retry import backoff_s, is_conflict
 from .state import MOVES, IllegalMove, TxState, check_move
-from .unit import LOAN, Transaction, isolation_refused, refuse_transaction_command, unexpected_rollback
+from .transaction import LOAN, Transaction, isolation_refused, refuse_transaction_command, unexpected_rollback
 
 __all__ = [
     "BARE",
@@ -26,9 +24,7 @@ __all__ = [
     "MAX_RETRIES",
     "MOVES",
     "ONE_SNAPSHOT",
-    "Around",
     "DueHooks",
-    "Frame",
     "Hook",
     "HookEvent",
     "IllegalMove",
@@ -36,30 +32,23 @@ __all__ = [
     "OutcomeEntry",
     "OutcomeRule",
     "Propagation",
-    "SessionRunner",
-    "Step",
+    "PropagationAction",
+    "SurroundingTransaction",
     "Terms",
     "Transaction",
     "TransactionOptions",
-    "Transactional",
     "TxState",
     "WaitingHooks",
     "backoff_s",
     "call_hook",
     "check_move",
-    "commands",
-    "current_frame",
-    "current_runner",
+    "control_statements",
     "decide",
     "is_conflict",
     "isolation_refused",
     "name_of_hook",
-    "no_session",
-    "options_of",
     "parse_isolation",
     "parse_propagation",
     "refuse_transaction_command",
-    "retrying",
-    "transactional",
     "unexpected_rollback",
 ]

@@ -8,7 +8,7 @@ from collections.abc import Awaitable, Callable
 from enum import StrEnum
 from typing import cast
 
-from .. import telemetry
+from ..observability import tracing
 
 Hook = Callable[[], object]
 """Sync or async, without arguments."""
@@ -54,7 +54,7 @@ class DueHooks:
         while self._due:
             event, function = self._due.pop(0)
             name = name_of_hook(function)
-            with telemetry.hook_span(event.value, name, is_traced=is_traced) as fail:
+            with tracing.hook_span(event.value, name, is_traced=is_traced) as fail:
                 try:
                     await call_hook(function)
                 except (Exception, asyncio.CancelledError) as error:

@@ -32,7 +32,7 @@ BARE: Final = frozenset({Propagation.SUPPORTS, Propagation.NOT_SUPPORTED, Propag
 """Those that ask for no transaction where there is none."""
 
 
-class Around(StrEnum):
+class SurroundingTransaction(StrEnum):
     """What surrounds the place where it is asked for."""
 
     NOTHING = "nothing"
@@ -47,7 +47,7 @@ class Around(StrEnum):
     """A READ ONLY transaction."""
 
 
-class Step(StrEnum):
+class PropagationAction(StrEnum):
     """What to do."""
 
     JOIN = "join"
@@ -64,9 +64,21 @@ class Step(StrEnum):
     """An error."""
 
 
-_J, _S, _O, _I, _A, _X = Step.JOIN, Step.SAVEPOINT, Step.OWN, Step.AS_IS, Step.ALONE, Step.REFUSE
+_J, _S, _O, _I, _A, _X = (
+    PropagationAction.JOIN,
+    PropagationAction.SAVEPOINT,
+    PropagationAction.OWN,
+    PropagationAction.AS_IS,
+    PropagationAction.ALONE,
+    PropagationAction.REFUSE,
+)
 
-TABLE: Final[dict[Propagation, tuple[Step, Step, Step, Step, Step]]] = {
+TABLE: Final[
+    dict[
+        Propagation,
+        tuple[PropagationAction, PropagationAction, PropagationAction, PropagationAction, PropagationAction],
+    ]
+] = {
     #                          nothing, offered, pending, open, read_only
     Propagation.REQUIRED: (_O, _J, _J, _J, _J),
     Propagation.REQUIRES_NEW: (_O, _O, _O, _O, _O),
@@ -76,12 +88,12 @@ TABLE: Final[dict[Propagation, tuple[Step, Step, Step, Step, Step]]] = {
     Propagation.NOT_SUPPORTED: (_I, _A, _A, _A, _A),
     Propagation.NEVER: (_I, _A, _X, _X, _X),
 }
-"""The step for each propagation; a row's columns are in the order of `Around`."""
+"""The step for each propagation; a row's columns are in the order of `SurroundingTransaction`."""
 
-_COLUMNS: Final = tuple(Around)
+_COLUMNS: Final = tuple(SurroundingTransaction)
 
 
-def decide(propagation: Propagation, around: Around, *, read_only: bool = False) -> Step:
+def decide(propagation: Propagation, around: SurroundingTransaction, *, read_only: bool = False) -> PropagationAction:
     """What to do where a transaction is asked for.
 
     Args:
@@ -91,6 +103,10 @@ def decide(propagation: Propagation, around: Around, *, read_only: bool = False)
             their own, so that they hold a replica for as long as they last, and the primary not at all.
     """
     step = TABLE[propagation][_COLUMNS.index(around)]
-    if read_only and around in (Around.OFFERED, Around.PENDING) and step in (Step.JOIN, Step.SAVEPOINT):
-        return Step.OWN
+    if (
+        read_only
+        and around in (SurroundingTransaction.OFFERED, SurroundingTransaction.PENDING)
+        and step in (PropagationAction.JOIN, PropagationAction.SAVEPOINT)
+    ):
+        return PropagationAction.OWN
     return step

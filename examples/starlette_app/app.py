@@ -18,10 +18,9 @@ from starlette.staticfiles import StaticFiles
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from asgi_datasource import DataSourceMiddleware
-
-from . import control, desk, live, tracing
-from .dataset import subset
-from .load import places
+from examples.starlette_app import control, desk, live, tracing
+from examples.starlette_app.dataset import subset
+from examples.starlette_app.load import places
 
 HERE: Final = Path(__file__).parent
 

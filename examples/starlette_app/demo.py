@@ -20,9 +20,8 @@ from typing import Final
 import httpx
 
 from asgi_datasource.testing import EmbeddedCluster
-
-from . import control, dataset, load
-from .fleet import Fleet
+from examples.starlette_app import control, dataset, load
+from examples.starlette_app.fleet import Fleet
 
 REPOSITORY: Final = Path(__file__).resolve().parents[2]
 DATABASES: Final = ("airlines", "united")
@@ -270,7 +269,7 @@ async def run(options: Options, console: Console) -> int:
             process = await stack.enter_async_context(desk(listener, variables, address, log))
             told(f"process {process.pid}, {address}")
         if options.is_smoke:
-            from .smoke import check_all
+            from examples.starlette_app.smoke import check_all
 
             status = await check_all(address, cluster, count, console)
             if status and log is not None:

@@ -12,7 +12,7 @@ import psycopg
 import yaml
 from psycopg import sql
 
-from .dataset import Dataset
+from examples.starlette_app.dataset import Dataset
 
 HERE: Final = Path(__file__).parent
 SQL: Final = HERE / "sql"

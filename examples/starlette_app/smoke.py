@@ -17,11 +17,10 @@ from uuid import uuid4
 import httpx
 
 from asgi_datasource.testing import EmbeddedCluster, Node
-
-from .load import Place, places
+from examples.starlette_app.load import Place, places
 
 if TYPE_CHECKING:
-    from .demo import Console
+    from examples.starlette_app.demo import Console
 
 BY_NAME: Final = {place.carrier.lower(): place for place in places()}
 DAY: Final = "2013-08-28"

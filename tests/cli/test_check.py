@@ -15,12 +15,11 @@ from jsonschema import Draft202012Validator
 from asgi_datasource.cli.checking import ask, judge
 from asgi_datasource.cli.checking.facts import Facts, PoolerMode, Target
 from asgi_datasource.config import Code, load
-from asgi_datasource.drivers.psycopg import EndpointSettings
+from asgi_datasource.drivers.psycopg import ServerSettings
 from asgi_datasource.testing import EmbeddedCluster
+from tests.cli.run import Ran, run
 from tests.pgbouncer import pgbouncer
 from tests.world import World
-
-from .run import Ran, run
 
 ROOT = Path(__file__).parent.parent.parent
 PASSWORD = "hunter2-Tr0ub4dor"
@@ -410,7 +409,7 @@ def test_a_standby_with_another_identifier() -> None:
 
 def facts(**known: Any) -> Facts:
     target = Target(
-        "orders", "primary", ("datasources", "orders", "primary", "url"), EndpointSettings(conninfo="host=db")
+        "orders", "primary", ("datasources", "orders", "primary", "url"), ServerSettings(conninfo="host=db")
     )
     made = Facts(target, version=160000, is_standby=False, system_id=1)
     for name, value in known.items():

@@ -9,8 +9,7 @@ from pathlib import Path
 import pytest
 
 from asgi_datasource.cli.commands import COMMANDS
-
-from .run import run
+from tests.cli.run import run
 
 
 def script(shell: str, folder: Path) -> Path:

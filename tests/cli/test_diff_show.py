@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from jsonschema import Draft202012Validator
 
-from .run import run
+from tests.cli.run import run
 
 ROOT = Path(__file__).parent.parent.parent
 PASSWORD = "hunter2-Tr0ub4dor"

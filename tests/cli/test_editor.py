@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from .language_server import LanguageServer
+from tests.cli.language_server import LanguageServer
 
 ROOT = Path(__file__).parent.parent.parent
 

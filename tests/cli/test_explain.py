@@ -11,8 +11,7 @@ from jsonschema import Draft202012Validator
 
 from asgi_datasource import ConfigError
 from asgi_datasource.config import read_state
-
-from .run import run
+from tests.cli.run import run
 
 ROOT = Path(__file__).parent.parent.parent
 PASSWORD = "hunter2-Tr0ub4dor"
@@ -124,7 +123,8 @@ def test_without_a_state_all_is_well(folder: Path) -> None:
 
 
 def test_a_token_is_checked_with_the_secret(folder: Path) -> None:
-    from asgi_datasource.routing import Mark, Position, Token, TokenSigner, scope_of
+    from asgi_datasource.routing import Position
+    from asgi_datasource.routing.consistency.token import Mark, Token, TokenSigner, scope_of
 
     mark = Mark(scope_of("acme", "orders"), Position(1, 0x3000148), 2**32 - 1)
     token = TokenSigner([PASSWORD], ttl_s=30).sign(Token((mark,)))

@@ -8,8 +8,7 @@ from pathlib import Path
 import pytest
 
 from asgi_datasource.config import load
-
-from .run import run
+from tests.cli.run import run
 
 PASSWORD = "hunter2-Tr0ub4dor"
 

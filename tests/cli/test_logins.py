@@ -16,8 +16,7 @@ import pytest
 from asgi_datasource.testing import EmbeddedCluster
 from asgi_datasource.testing.binaries import run_as
 from asgi_datasource.testing.ports import reserve_port
-
-from .run import Ran, run
+from tests.cli.run import Ran, run
 
 HARD = "p@ss/w:rd%20#? 'x\\ü"
 """A password with everything in it that a URL or a keyword string has a meaning for."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ast
 import io
 import json
 import os
@@ -17,8 +16,7 @@ import asgi_datasource
 from asgi_datasource import cli
 from asgi_datasource.cli import CannotRun, ExitCode, Style, console
 from asgi_datasource.cli.commands import COMMANDS
-
-from .run import run
+from tests.cli.run import run
 
 HEAVY = {"pydantic", "psycopg", "psycopg_pool", "starlette", "yaml", "opentelemetry", "asyncio", "dataclasses_json"}
 GOOD = "version: 1\ndatasources: {orders: {primary: {url: host=db}}}\ntenancy: {default: orders}\n"
@@ -173,37 +171,3 @@ def test_plain_text_has_no_escapes() -> None:
     assert Style().red("x") == "x"
     assert Style(True).red("x") == "\x1b[1;31mx\x1b[0m"
     assert Style(True).red("") == ""
-
-
-def test_the_package_hands_on_every_public_name() -> None:
-    tree = ast.parse(Path(asgi_datasource.__file__).with_name("public.py").read_text())
-    names = [
-        alias.asname or alias.name for node in tree.body if isinstance(node, ast.ImportFrom) for alias in node.names
-    ]
-    assert sorted(set(names) - {"annotations"}) == sorted(asgi_datasource.__all__)
-    assert set(asgi_datasource.__all__) <= set(dir(asgi_datasource))
-
-
-@pytest.mark.parametrize(
-    "first",
-    [
-        "import asgi_datasource.session",
-        "import asgi_datasource.middleware",
-        "from asgi_datasource import session",
-        "from asgi_datasource import *",
-        "from asgi_datasource.transaction import unit",
-        "import asgi_datasource.config; from asgi_datasource import load",
-    ],
-)
-def test_public_names_are_the_same_whatever_is_imported_first(first: str) -> None:
-    code = (
-        f"{first}\nfrom asgi_datasource import session, transactional\nimport asgi_datasource\n"
-        "assert callable(session) and asgi_datasource.session is session and callable(transactional)\n"
-        "from asgi_datasource.session import DataSession as same\nassert same is asgi_datasource.DataSession"
-    )
-    subprocess.run([sys.executable, "-c", code], check=True, timeout=60, capture_output=True)
-
-
-def test_an_unknown_name_is_an_attribute_error() -> None:
-    with pytest.raises(AttributeError, match="module 'asgi_datasource' has no attribute 'nothing'"):
-        _ = asgi_datasource.nothing  # type: ignore[attr-defined]

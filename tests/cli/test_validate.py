@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from .run import run
+from tests.cli.run import run
 
 GOOD = """\
 version: 1

@@ -14,8 +14,7 @@ from asgi_datasource.config.keys import sections
 from asgi_datasource.config.references import Outside, Surroundings
 from asgi_datasource.config.structure import check_structure
 from asgi_datasource.config.values import VALUES
-
-from .documents import SECRET_FILES, Written, full, mutated_documents, put, valid_documents
+from tests.config.documents import SECRET_FILES, Written, full, mutated_documents, put, valid_documents
 
 SCHEMA = Draft202012Validator(json_schema())
 FROM_OUTSIDE = {Code.VARIABLE_NOT_SET, Code.SECRET_NOT_READABLE}

@@ -11,9 +11,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from asgi_datasource.config import ConfigFile, Findings, Format, Text, examine, read_text, upgrade_text
-
-from .documents import full
-from .test_loading import TOML, YAML
+from tests.config.documents import full
+from tests.config.test_loading import TOML, YAML
 
 TEXTS = {"yaml": YAML, "toml": TOML, "json": json.dumps(full(), indent=1)}
 WORDS = ["${", "${A}", "$${", "<<", "---", "...", "!!", "{file: ", "\\u", "\\ud800", "[[", "]]", '"""', "'''"]

@@ -12,8 +12,7 @@ import pytest
 
 from asgi_datasource.config import Code, Config, InvalidConfig, Severity, examine, load
 from asgi_datasource.config.limits import MAX_BYTES
-
-from .documents import full, small
+from tests.config.documents import full, small
 
 YAML = """\
 version: 1

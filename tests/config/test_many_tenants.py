@@ -12,8 +12,7 @@ from typing import Any
 import pytest
 
 from asgi_datasource.config import Code, TenantConfig, examine, load
-
-from .documents import small
+from tests.config.documents import small
 
 MANY = 100_000
 

@@ -12,8 +12,7 @@ from asgi_datasource.config.durations import format_duration, parse_duration, su
 from asgi_datasource.config.keys import Place, sections
 from asgi_datasource.config.structure import check_structure
 from asgi_datasource.errors import DataErrorKind
-
-from .documents import full, put, small
+from tests.config.documents import full, put, small
 
 KEYS = [(place, key) for place in sections().values() for key in place.fields]
 

@@ -16,8 +16,7 @@ from asgi_datasource.config import Code, ConfigFile, examine, json_schema, load,
 from asgi_datasource.config.keys import secret_places
 from asgi_datasource.config.limits import MAX_SECRET_BYTES
 from asgi_datasource.config.loading import ALLOW_COMMANDS
-
-from .documents import PASSWORD, full, put, small
+from tests.config.documents import PASSWORD, full, put, small
 
 URLS = """\
 version: 1

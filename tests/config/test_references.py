@@ -11,8 +11,7 @@ from jsonschema import Draft202012Validator
 from asgi_datasource.config import Code, Config, examine, json_schema, load
 from asgi_datasource.config.limits import MAX_SECRET_BYTES
 from asgi_datasource.config.references import Outside, Surroundings
-
-from .documents import PASSWORD, full, put, small
+from tests.config.documents import PASSWORD, full, put, small
 
 ENVIRON = {"NAME": "acme", "EMPTY": "", "SIZE": "20", "_A1": "x", "BRACES": "${NAME}"}
 

@@ -16,8 +16,7 @@ from pydantic import ValidationError
 from asgi_datasource.config import Config, DatabaseUrl, EndpointConfig, InvalidConfig, examine, load
 from asgi_datasource.config.reading import open_text
 from asgi_datasource.config.url import mask_url
-
-from .documents import PASSWORD, full, places, put, small
+from tests.config.documents import PASSWORD, full, places, put, small
 
 URL = f"postgresql://app:{PASSWORD}@db:5432/orders?sslpassword={PASSWORD}"
 KEYWORDS = f"host=db user=app password={PASSWORD} dbname=orders"

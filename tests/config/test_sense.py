@@ -10,8 +10,7 @@ from jsonschema import Draft202012Validator
 from asgi_datasource.config import Code, Severity, examine, json_schema
 from asgi_datasource.config.coverage import covers
 from asgi_datasource.config.url import find_fault
-
-from .documents import PASSWORD, full, small
+from tests.config.documents import PASSWORD, full, small
 
 EU = {"primary": {"url": "postgresql://eu/orders"}}
 US = {"primary": {"url": "postgresql://us/orders"}}

@@ -8,8 +8,7 @@ import pytest
 
 from asgi_datasource.config import Code, InvalidConfig, examine, load
 from asgi_datasource.errors import ConfigError, DataErrorKind
-
-from .documents import full, put, small
+from tests.config.documents import full, put, small
 
 ORDERS = ("datasources", "*")
 POOL = (*ORDERS, "pool")

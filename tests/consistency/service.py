@@ -18,11 +18,10 @@ import httpx
 from psycopg.conninfo import make_conninfo
 
 from asgi_datasource.testing import EmbeddedCluster, FaultProxy, Node
+from tests.consistency.history import Final as FinalState
+from tests.consistency.history import Outcome, Read, Write, shares
+from tests.consistency.worker import TABLES
 from tests.faults.servers import proxy_of, repair
-
-from .history import Final as FinalState
-from .history import Outcome, Read, Write, shares
-from .worker import TABLES
 
 DATABASE: Final = "registers"
 WORKERS: Final = 4

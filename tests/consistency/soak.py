@@ -12,9 +12,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from asgi_datasource.testing import EmbeddedCluster
-
-from .history import check
-from .service import Fault, History, Service, in_phases, report, share_of_replicas
+from tests.consistency.history import check
+from tests.consistency.service import Fault, History, Service, in_phases, report, share_of_replicas
 
 
 def one_fault(service: Service, dice: random.Random) -> tuple[str, Fault]:

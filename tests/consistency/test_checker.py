@@ -6,7 +6,7 @@ import random
 
 import pytest
 
-from .history import Final, Outcome, Read, Violations, Write, check, shares
+from tests.consistency.history import Final, Outcome, Read, Violations, Write, check, shares
 
 DONE, FAILED, UNKNOWN = Outcome.DONE, Outcome.FAILED, Outcome.UNKNOWN
 

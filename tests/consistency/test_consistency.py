@@ -9,9 +9,8 @@ from pathlib import Path
 import pytest
 
 from asgi_datasource.testing import EmbeddedCluster
-
-from .history import Outcome, Read, Write, check
-from .service import Service, in_phases, report, share_of_replicas
+from tests.consistency.history import Outcome, Read, Write, check
+from tests.consistency.service import Service, in_phases, report, share_of_replicas
 
 CLIENTS = 16
 

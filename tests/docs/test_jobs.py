@@ -21,9 +21,8 @@ from celery import Celery
 from psycopg.conninfo import conninfo_to_dict
 
 from asgi_datasource.testing.ports import reserve_port
+from tests.docs.samples import samples
 from tests.world import World
-
-from .samples import samples
 
 LIMIT_S = 60
 

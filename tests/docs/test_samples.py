@@ -16,9 +16,8 @@ import asgi_datasource
 from asgi_datasource import DataSourceRegistry, load
 from asgi_datasource.testing import serve
 from tests.apps import client
+from tests.docs.samples import Sample, samples
 from tests.world import World
-
-from .samples import Sample, samples
 
 
 @pytest.mark.parametrize("sample", samples("python"), ids=str)

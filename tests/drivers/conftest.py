@@ -11,12 +11,12 @@ from typing import Any
 import pytest
 import uvloop
 
-from asgi_datasource.drivers.psycopg import Connection, Endpoint, EndpointSettings
+from asgi_datasource.drivers.psycopg import Connection, PsycopgServer, ServerSettings
 from asgi_datasource.routing import Role
 from asgi_datasource.testing import EmbeddedCluster, FaultProxy
 
 Connect = Callable[..., Awaitable[Connection]]
-OpenEndpoint = Callable[..., Awaitable[Endpoint]]
+OpenEndpoint = Callable[..., Awaitable[PsycopgServer]]
 
 _numbers = itertools.count(1)
 
@@ -63,10 +63,10 @@ async def connection(connect: Connect) -> Connection:
 @pytest.fixture
 async def open_endpoint(url: str) -> AsyncIterator[OpenEndpoint]:
     """Opens endpoints on the fresh database, or on another one; closes them after the test."""
-    opened: list[Endpoint] = []
+    opened: list[PsycopgServer] = []
 
-    async def make(conninfo: str = url, *, role: Role = Role.PRIMARY, **options: Any) -> Endpoint:
-        endpoint = Endpoint("primary", "orders", role, EndpointSettings(conninfo=conninfo, **options))
+    async def make(conninfo: str = url, *, role: Role = Role.PRIMARY, **options: Any) -> PsycopgServer:
+        endpoint = PsycopgServer("primary", "orders", role, ServerSettings(conninfo=conninfo, **options))
         opened.append(endpoint)
         await endpoint.open()
         return endpoint
@@ -77,7 +77,7 @@ async def open_endpoint(url: str) -> AsyncIterator[OpenEndpoint]:
 
 
 @pytest.fixture
-async def endpoint(open_endpoint: OpenEndpoint) -> Endpoint:
+async def endpoint(open_endpoint: OpenEndpoint) -> PsycopgServer:
     return await open_endpoint()
 
 

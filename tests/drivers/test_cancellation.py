@@ -10,21 +10,20 @@ import anyio
 import psycopg
 import pytest
 
-from asgi_datasource.background import BackgroundTasks
-from asgi_datasource.drivers.psycopg import Endpoint, Exchange, Statement
+from asgi_datasource.concurrency.tasks import BackgroundTasks
+from asgi_datasource.drivers.psycopg import Exchange, PsycopgServer, Statement
 from asgi_datasource.errors import DataError
 from asgi_datasource.testing import EmbeddedCluster, FaultProxy
+from tests.drivers.conftest import OpenEndpoint
+from tests.drivers.polling import until
 from tests.patience import now
-
-from .conftest import OpenEndpoint
-from .polling import until
 
 BEGIN = Statement("begin", prepare=False)
 PID = Statement("select pg_backend_pid()")
 SLEEP = Statement("select pg_sleep(30)")
 
 
-async def use(endpoint: Endpoint, background: BackgroundTasks, *statements: Statement) -> Exchange:
+async def use(endpoint: PsycopgServer, background: BackgroundTasks, *statements: Statement) -> Exchange:
     """As the session does it: whatever happens, the connection goes back in a task of the library's own."""
     connection = await endpoint.acquire(deadline=None)
     try:
@@ -39,11 +38,11 @@ def scalar(exchange: Exchange, index: int = -1) -> object:
     return found.scalar()
 
 
-Work = Callable[[], Awaitable[object]]
+UnitOfWork = Callable[[], Awaitable[object]]
 Running = Callable[[], Awaitable[bool]]
 
 
-async def by_timeout(work: Work, is_running: Running) -> None:
+async def by_timeout(work: UnitOfWork, is_running: Running) -> None:
     async def within(scope: asyncio.Timeout) -> None:
         async with scope:
             await work()
@@ -56,7 +55,7 @@ async def by_timeout(work: Work, is_running: Running) -> None:
         await task
 
 
-async def by_cancel(work: Work, is_running: Running) -> None:
+async def by_cancel(work: UnitOfWork, is_running: Running) -> None:
     task = asyncio.ensure_future(work())
     await until(is_running)
     task.cancel()
@@ -64,7 +63,7 @@ async def by_cancel(work: Work, is_running: Running) -> None:
         await task
 
 
-async def by_two_cancels(work: Work, is_running: Running) -> None:
+async def by_two_cancels(work: UnitOfWork, is_running: Running) -> None:
     task = asyncio.ensure_future(work())
     await until(is_running)
     task.cancel()
@@ -74,7 +73,7 @@ async def by_two_cancels(work: Work, is_running: Running) -> None:
         await task
 
 
-async def by_anyio_scope(work: Work, is_running: Running) -> None:
+async def by_anyio_scope(work: UnitOfWork, is_running: Running) -> None:
     async def within(scope: anyio.CancelScope) -> None:
         with scope:
             await work()
@@ -87,7 +86,7 @@ async def by_anyio_scope(work: Work, is_running: Running) -> None:
     assert scope.cancelled_caught
 
 
-async def by_anyio_task_group(work: Work, is_running: Running) -> None:
+async def by_anyio_task_group(work: UnitOfWork, is_running: Running) -> None:
     async with anyio.create_task_group() as group:
         group.start_soon(work)  # type: ignore[arg-type]
         await until(is_running)
@@ -103,7 +102,7 @@ async def test_the_backend_stays_and_nothing_runs_on(
     cluster: EmbeddedCluster,
     database: str,
     open_endpoint: OpenEndpoint,
-    cancel: Callable[[Work, Running], Awaitable[None]],
+    cancel: Callable[[UnitOfWork, Running], Awaitable[None]],
     statements: tuple[Statement, ...],
 ) -> None:
     endpoint = await open_endpoint(max_size=1)

@@ -25,8 +25,7 @@ from psycopg.types.range import Int4Range, Range, TimestamptzRange
 
 from asgi_datasource.drivers.psycopg import Connection, Statement
 from asgi_datasource.testing import EmbeddedCluster
-
-from .conftest import Connect
+from tests.drivers.conftest import Connect
 
 Outcome = tuple[Any, ...]
 

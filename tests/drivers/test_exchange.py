@@ -10,10 +10,9 @@ from psycopg import pq
 
 from asgi_datasource.drivers.psycopg import Connection, Exchange, Result, Statement
 from asgi_datasource.testing import EmbeddedCluster, FaultProxy
+from tests.drivers.conftest import Connect
+from tests.drivers.polling import until
 from tests.patience import now
-
-from .conftest import Connect
-from .polling import until
 
 BEGIN = Statement("begin", prepare=False)
 COMMIT = Statement("commit", prepare=False)

@@ -6,9 +6,8 @@ import asyncio
 
 from asgi_datasource.drivers.psycopg import Connection, Statement
 from asgi_datasource.testing import EmbeddedCluster
+from tests.drivers.conftest import Connect
 from tests.patience import now
-
-from .conftest import Connect
 
 UNREAD = "x" * 2_000_000
 """More than a backend takes from its socket ahead of what it runs."""

@@ -19,8 +19,7 @@ import pytest
 from asgi_datasource.testing import EmbeddedCluster
 from starlette_app.demo import Console
 from starlette_app.smoke import check_all
-
-from .otlp_collector import Collector, ReceivedSpan
+from tests.examples.otlp_collector import Collector, ReceivedSpan
 
 REPOSITORY = Path(__file__).parents[2]
 START_TIMEOUT_S = 60

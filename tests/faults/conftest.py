@@ -7,9 +7,8 @@ from collections.abc import AsyncIterator, Iterator
 import pytest
 
 from asgi_datasource.testing import EmbeddedCluster, FaultProxy
+from tests.faults.servers import breakable_world, cluster_of, proxy_of
 from tests.world import World
-
-from .servers import breakable_world, cluster_of, proxy_of
 
 
 @pytest.fixture(scope="module")

@@ -11,7 +11,7 @@ import pytest
 from psycopg.conninfo import make_conninfo
 
 from asgi_datasource import DataError, DataErrorKind, DataSourceRegistry, compile
-from asgi_datasource.datasource import PostgresDataSource
+from asgi_datasource.datasource.datasource import PostgresDataSource
 from asgi_datasource.testing import EmbeddedCluster
 from tests.drivers.polling import until
 from tests.faults.servers import cluster_of

@@ -6,11 +6,10 @@ import asyncio
 
 from asgi_datasource import compile
 from tests.drivers.polling import until
+from tests.faults.test_failover import RECONNECT_PAUSE_S, Writes, config_of, orders_of, through_port, world
 from tests.haproxy import CHECK_S, agents, haproxy
 from tests.patience import now
 from tests.world import World
-
-from .test_failover import RECONNECT_PAUSE_S, Writes, config_of, orders_of, through_port, world
 
 __all__ = ["world"]
 

@@ -10,7 +10,7 @@ import psycopg
 import pytest
 
 from asgi_datasource.testing import EmbeddedCluster, Node
-from asgi_datasource.transaction.commands import INCARNATION
+from asgi_datasource.transaction.control_statements import INCARNATION
 from tests.drivers.polling import until
 from tests.faults.servers import cluster_of
 

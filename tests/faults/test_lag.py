@@ -15,7 +15,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from asgi_datasource import DataError, DataSourceRegistry, Reason, compile, session
-from asgi_datasource.datasource import PostgresDataSource
+from asgi_datasource.datasource.datasource import PostgresDataSource
 from asgi_datasource.testing import EmbeddedCluster, FaultProxy
 from tests.apps import client
 from tests.drivers.polling import until
@@ -324,7 +324,7 @@ async def test_the_processes_of_a_service_do_not_all_ask_at_once(world: World, m
         drawn.append((low, high))
         return uniform(low, high)
 
-    monkeypatch.setattr("asgi_datasource.monitor.uniform", draw)
+    monkeypatch.setattr("asgi_datasource.datasource.replica_monitor.uniform", draw)
     async with opened(world):
         await until(lambda: len(drawn) > 3)
     assert set(drawn) == {(0.8, 1.2)}

@@ -10,11 +10,10 @@ from psycopg.conninfo import make_conninfo
 
 from asgi_datasource import DataErrorKind, DataSourceRegistry, compile
 from tests.drivers.polling import until
+from tests.faults.test_failover import RECONNECT_PAUSE_S, Writes, orders_of
 from tests.haproxy import haproxy
 from tests.patience import now
 from tests.patroni import PASSWORD, Patroni, patroni
-
-from .test_failover import RECONNECT_PAUSE_S, Writes, orders_of
 
 
 def url_of(port: str, **parameters: str) -> str:

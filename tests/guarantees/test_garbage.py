@@ -23,7 +23,7 @@ from asgi_datasource import (
     session,
     transactional,
 )
-from tests.asgi import Call
+from tests.asgi_call import Call
 from tests.pools import assert_whole, until_at_rest
 from tests.world import World
 
@@ -36,7 +36,7 @@ async def at_rest(world: World, **config: Any) -> AsyncIterator[DataSourceRegist
         yield registry
 
 
-Work = Callable[[DataSession], Awaitable[Any]]
+UnitOfWork = Callable[[DataSession], Awaitable[Any]]
 
 INSERT = "insert into orders (item) values (gen_random_uuid())"
 ROUNDS = 20
@@ -69,7 +69,7 @@ async def _settled(work: Callable[[], Awaitable[Any]]) -> None:
         await asyncio.sleep(0)
 
 
-def request(registry: DataSourceRegistry, work: Work, *, status: int = 200) -> DataSourceMiddleware:
+def request(registry: DataSourceRegistry, work: UnitOfWork, *, status: int = 200) -> DataSourceMiddleware:
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
         await receive()
         await work(session(scope))
@@ -154,7 +154,7 @@ async def borrow(db: DataSession) -> None:
     ],
 )
 @pytest.mark.parametrize("max_parallel", [1, 3])
-async def test_a_request_leaves_none(world: World, work: Work, max_parallel: int) -> None:
+async def test_a_request_leaves_none(world: World, work: UnitOfWork, max_parallel: int) -> None:
     async with at_rest(world, pool={"max_size": 5}, transactions={"max_parallel": max_parallel}) as registry:
         app = request(registry, work)
 
@@ -221,7 +221,7 @@ async def fail_inside(db: DataSession) -> None:
 
 
 @pytest.mark.parametrize("work", [fail_with_the_first, fail_later, fail_to_read, fail_inside])
-async def test_a_request_that_fails_leaves_none(world: World, work: Work) -> None:
+async def test_a_request_that_fails_leaves_none(world: World, work: UnitOfWork) -> None:
     async with at_rest(world) as registry:
 
         async def once() -> None:

@@ -20,12 +20,12 @@ from starlette.types import Receive, Scope, Send
 from asgi_datasource import DataError, DataSession, DataSourceMiddleware, current_session, session, transactional
 from asgi_datasource.testing import serve
 from tests.apps import client
-from tests.asgi import Call
+from tests.asgi_call import Call
 from tests.pools import assert_whole, until
 from tests.wire import Wire
 from tests.world import World
 
-Endpoint = Callable[[Request], Awaitable[Response]]
+PsycopgServer = Callable[[Request], Awaitable[Response]]
 
 
 class OutOfStock(Exception):
@@ -40,7 +40,7 @@ async def write(request: Request, item: str = "tea") -> None:
     await session(request).execute("insert into orders (item) values (%s)", [item])
 
 
-def answers(status: int) -> Endpoint:
+def answers(status: int) -> PsycopgServer:
     """An endpoint that writes and returns a response of this status."""
 
     async def endpoint(request: Request) -> Response:
@@ -50,7 +50,7 @@ def answers(status: int) -> Endpoint:
     return endpoint
 
 
-def raises(error: Exception) -> Endpoint:
+def raises(error: Exception) -> PsycopgServer:
     """An endpoint that writes and raises."""
 
     async def endpoint(request: Request) -> Response:
@@ -279,7 +279,7 @@ async def test_an_answer_says_when_a_part_was_committed_before(world: World) -> 
 
 @pytest.mark.parametrize("entry", [409, "4xx"])
 @pytest.mark.parametrize("endpoint", [answers(409), raises(HTTPException(409))])
-async def test_commit_on_a_status(world: World, entry: Any, endpoint: Endpoint) -> None:
+async def test_commit_on_a_status(world: World, entry: Any, endpoint: PsycopgServer) -> None:
     assert await outcome(world, transactional(commit_on=[entry])(endpoint)) == (409, COMMITTED)
 
 
@@ -382,7 +382,7 @@ async def test_an_exception_that_a_whole_endpoint_class_names(world: World) -> N
 
 
 async def test_an_annotation_under_another_decorator(world: World) -> None:
-    def audited(function: Endpoint) -> Endpoint:
+    def audited(function: PsycopgServer) -> PsycopgServer:
         @functools.wraps(function)
         async def wrapped(request: Request) -> Response:
             return await function(request)
@@ -456,7 +456,7 @@ async def test_an_annotated_service_function_where_each_statement_commits_by_its
         (raises(OutOfStock()), "rolled back"),
     ],
 )
-async def test_hooks_hear_the_outcome(world: World, endpoint: Endpoint, expected: str) -> None:
+async def test_hooks_hear_the_outcome(world: World, endpoint: PsycopgServer, expected: str) -> None:
     heard: list[str] = []
 
     async def with_hooks(request: Request) -> Response:

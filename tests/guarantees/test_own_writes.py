@@ -15,8 +15,9 @@ from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
 from asgi_datasource import DataSourceRegistry, compile, session
-from asgi_datasource.datasource import PostgresDataSource
-from asgi_datasource.routing import Mark, Position, Token, TokenSigner, scope_of
+from asgi_datasource.datasource.datasource import PostgresDataSource
+from asgi_datasource.routing import Position
+from asgi_datasource.routing.consistency.token import Mark, Token, TokenSigner, scope_of
 from asgi_datasource.testing import EmbeddedCluster, Node, serve
 from asgi_datasource.testing.ports import reserve_port
 from tests.apps import application, client

@@ -13,7 +13,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from asgi_datasource import AccessIntent, ConfigError, DataSourceRegistry, Reason, compile, session
-from asgi_datasource.datasource import PostgresDataSource
+from asgi_datasource.datasource.datasource import PostgresDataSource
 from tests.apps import client
 from tests.drivers.polling import until
 from tests.world import World

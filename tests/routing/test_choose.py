@@ -16,12 +16,12 @@ from asgi_datasource.routing import (
     Lineage,
     Node,
     NoReplica,
-    Picture,
     Position,
     Reason,
     Role,
     Route,
     RoutingPolicy,
+    Topology,
     choose,
 )
 
@@ -36,8 +36,8 @@ def replica(name: str, **told: Any) -> Node:
     return Node(name, Role.REPLICA, **told)
 
 
-def seen(*replicas: Node, primary: Health = Health.CLOSED, lineage: Lineage | None = None, **policy: Any) -> Picture:
-    return Picture(
+def seen(*replicas: Node, primary: Health = Health.CLOSED, lineage: Lineage | None = None, **policy: Any) -> Topology:
+    return Topology(
         "orders",
         Node("primary", Role.PRIMARY, primary),
         replicas,
@@ -46,7 +46,7 @@ def seen(*replicas: Node, primary: Health = Health.CLOSED, lineage: Lineage | No
     )
 
 
-def up(count: int, **policy: Any) -> Picture:
+def up(count: int, **policy: Any) -> Topology:
     return seen(*(replica(name) for name in NAMES[:count]), **policy)
 
 
@@ -55,7 +55,7 @@ def answer(route: Route | None) -> tuple[str, Reason]:
     return route.node, route.reason
 
 
-def taken(picture: Picture, turns: int = 60, **asked: Any) -> Counter[tuple[str, Reason]]:
+def taken(picture: Topology, turns: int = 60, **asked: Any) -> Counter[tuple[str, Reason]]:
     return Counter(answer(choose(picture, READ, **{"now": NOW, "turn": turn, **asked})) for turn in range(turns))
 
 
@@ -76,7 +76,7 @@ nodes = st.builds(
     up_since=st.none() | st.sampled_from([NOW - 100, NOW - 1, NOW]),
 )
 pictures = st.builds(
-    lambda nodes, primary, policy, lineage: Picture(
+    lambda nodes, primary, policy, lineage: Topology(
         "orders",
         Node("primary", Role.PRIMARY, primary),
         tuple(dataclasses.replace(node, name=name) for name, node in zip(NAMES, nodes, strict=False)),
@@ -117,24 +117,24 @@ requests = st.fixed_dictionaries(
 
 
 @given(pictures, requests)
-def test_a_write_goes_to_the_primary(picture: Picture, asked: dict[str, Any]) -> None:
+def test_a_write_goes_to_the_primary(picture: Topology, asked: dict[str, Any]) -> None:
     assert answer(choose(picture, WRITE, now=NOW, **asked)) == ("primary", Reason.WRITE)
 
 
 @given(pictures, requests)
-def test_a_read_of_a_request_that_has_written_goes_to_the_primary(picture: Picture, asked: dict[str, Any]) -> None:
+def test_a_read_of_a_request_that_has_written_goes_to_the_primary(picture: Topology, asked: dict[str, Any]) -> None:
     assert answer(choose(picture, READ, now=NOW, **{**asked, "is_pinned": True})) == ("primary", Reason.PINNED)
 
 
 @given(pictures, requests)
-def test_a_strong_read_goes_to_the_primary(picture: Picture, asked: dict[str, Any]) -> None:
+def test_a_strong_read_goes_to_the_primary(picture: Topology, asked: dict[str, Any]) -> None:
     asked = {**asked, "is_pinned": False, "is_strong": True}
     assert answer(choose(picture, READ, now=NOW, **asked)) == ("primary", Reason.STRONG)
 
 
 @given(pictures, some_names, requests, st.sampled_from(AccessIntent))
 def test_a_failed_server_is_never_chosen_again_and_trying_comes_to_an_end(
-    picture: Picture, failed: frozenset[str], asked: dict[str, Any], intent: AccessIntent
+    picture: Topology, failed: frozenset[str], asked: dict[str, Any], intent: AccessIntent
 ) -> None:
     tried = set(failed)
     for _ in range(5):
@@ -149,7 +149,7 @@ def test_a_failed_server_is_never_chosen_again_and_trying_comes_to_an_end(
 @settings(max_examples=200)
 @given(pictures, some_names, requests)
 def test_no_read_gets_data_that_is_or_may_be_older_than_it_allows(
-    picture: Picture, failed: frozenset[str], asked: dict[str, Any]
+    picture: Topology, failed: frozenset[str], asked: dict[str, Any]
 ) -> None:
     route = choose(picture, READ, now=NOW, failed=failed, **asked)
     if route is None or route.role is Role.PRIMARY or route.reason is Reason.STALE_OK:
@@ -161,7 +161,7 @@ def test_no_read_gets_data_that_is_or_may_be_older_than_it_allows(
 
 @settings(max_examples=200)
 @given(pictures, some_names, requests)
-def test_what_must_not_get_reads_gets_none(picture: Picture, failed: frozenset[str], asked: dict[str, Any]) -> None:
+def test_what_must_not_get_reads_gets_none(picture: Topology, failed: frozenset[str], asked: dict[str, Any]) -> None:
     route = choose(picture, READ, now=NOW, failed=failed, **asked)
     if route is None or route.role is Role.PRIMARY:
         return
@@ -176,7 +176,7 @@ def test_what_must_not_get_reads_gets_none(picture: Picture, failed: frozenset[s
 @settings(max_examples=200)
 @given(pictures, some_names, requests)
 def test_old_data_is_read_only_where_that_is_allowed_and_the_primary_is_down(
-    picture: Picture, failed: frozenset[str], asked: dict[str, Any]
+    picture: Topology, failed: frozenset[str], asked: dict[str, Any]
 ) -> None:
     route = choose(picture, READ, now=NOW, failed=failed, **asked)
     if route is not None and route.reason is Reason.STALE_OK:
@@ -187,7 +187,7 @@ def test_old_data_is_read_only_where_that_is_allowed_and_the_primary_is_down(
 
 @settings(max_examples=200)
 @given(pictures, requests)
-def test_a_reason_is_true(picture: Picture, asked: dict[str, Any]) -> None:
+def test_a_reason_is_true(picture: Topology, asked: dict[str, Any]) -> None:
     asked = {**asked, "is_pinned": False, "is_strong": False}
     route = choose(picture, READ, now=NOW, **asked)
     if route is None:
@@ -207,7 +207,7 @@ def test_a_reason_is_true(picture: Picture, asked: dict[str, Any]) -> None:
 
 @settings(max_examples=200)
 @given(pictures, requests)
-def test_the_short_way_chooses_as_the_long_one_does(picture: Picture, asked: dict[str, Any]) -> None:
+def test_the_short_way_chooses_as_the_long_one_does(picture: Topology, asked: dict[str, Any]) -> None:
     # A server that nobody knows takes the short way away, and changes nothing else but the reason.
     asked = {**asked, "is_pinned": False, "is_strong": False, "behind": frozenset[str]()}
     short = choose(picture, READ, now=NOW, **asked)

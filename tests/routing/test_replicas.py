@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from asgi_datasource import DataError, DataErrorKind, DataSourceRegistry, compile
-from asgi_datasource.datasource import PostgresDataSource
+from asgi_datasource.datasource.datasource import PostgresDataSource
 from tests.drivers.polling import until
 from tests.faults.servers import proxy_of
 from tests.world import World

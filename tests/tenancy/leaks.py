@@ -30,7 +30,7 @@ from asgi_datasource import (
     DataSourceRegistry,
     session,
 )
-from tests.asgi import Call
+from tests.asgi_call import Call
 from tests.pools import until
 
 READ = "select owner from rows"

@@ -11,8 +11,7 @@ import psycopg
 from asgi_datasource import DataSourceRegistry, compile
 from asgi_datasource.testing import EmbeddedCluster
 from tests.pgbouncer import pgbouncer
-
-from .leaks import POLICY, TABLES
+from tests.tenancy.leaks import POLICY, TABLES
 
 POOL = {"min_size": 1, "max_size": 4, "max_waiting": 0, "acquire_timeout": "30s"}
 

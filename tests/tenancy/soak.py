@@ -13,9 +13,8 @@ from typing import Final
 
 from asgi_datasource import DataSourceRegistry
 from asgi_datasource.testing import EmbeddedCluster
-
-from .leaks import assert_no_leak, run_requests
-from .places import in_databases, in_schemas, names, on_shared_tables
+from tests.tenancy.leaks import assert_no_leak, run_requests
+from tests.tenancy.places import in_databases, in_schemas, names, on_shared_tables
 
 TENANTS: Final = 200
 OPEN_POOLS: Final = 20

@@ -17,7 +17,7 @@ from starlette.routing import Route
 
 from asgi_datasource import DataError, DataErrorKind, DataSourceRegistry, Tenant, compile, session
 from asgi_datasource.tenancy import Catalog, CatalogState, Strategy, TenantState
-from asgi_datasource.tenancy.snapshot import SnapshotWriter
+from asgi_datasource.tenancy.catalog_snapshot import SnapshotWriter
 from asgi_datasource.testing import EmbeddedCluster
 from tests.apps import client
 from tests.pools import until

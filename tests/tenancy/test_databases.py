@@ -13,8 +13,8 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from asgi_datasource import ConfigError, DataError, DataErrorKind, DataSourceRegistry, Reason, compile, session
+from asgi_datasource.datasource.database_fleet import Fleet
 from asgi_datasource.drivers.psycopg import ConnectionTemplate
-from asgi_datasource.fleet import Fleet
 from asgi_datasource.testing import EmbeddedCluster
 from tests.apps import application
 from tests.pools import until

@@ -10,9 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from asgi_datasource import DataSourceMiddleware, compile, session
-from tests.asgi import Call
-
-from .test_tokens import SECRET, token
+from tests.asgi_call import Call
+from tests.tenancy.test_tokens import SECRET, token
 
 HOSTILE = [
     *("acme", "globex", "ACME", "acme ", "acme\x00", "acme'; drop schema acme; --", 'acme", "public', "{tenant}", "*"),

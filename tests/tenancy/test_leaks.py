@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from asgi_datasource.testing import EmbeddedCluster
-
-from .leaks import assert_no_leak, run_requests
-from .places import in_databases, in_schemas, names, on_shared_tables, run
+from tests.tenancy.leaks import assert_no_leak, run_requests
+from tests.tenancy.places import in_databases, in_schemas, names, on_shared_tables, run
 
 REQUESTS = 250
 TENANTS = 200

@@ -16,12 +16,11 @@ import psycopg
 import pytest
 
 from asgi_datasource import DataError, DataSourceRegistry, compile, load
-from asgi_datasource.provisioning import Provisioner, compile_provisioning
+from asgi_datasource.tenancy.provisioning import Provisioner, compile_provisioning
 from asgi_datasource.testing import EmbeddedCluster
 from asgi_datasource.testing.binaries import find_binaries
 from tests.cli.run import Ran, run
-
-from .commands import Command
+from tests.tenancy.commands import Command
 
 FILES = {
     "tables.sql": "create table items (id int generated always as identity, name text);"

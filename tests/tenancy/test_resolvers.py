@@ -9,8 +9,7 @@ from uuid import UUID
 import pytest
 
 from asgi_datasource import DataError, DataErrorKind, DataSourceRegistry, compile
-
-from .scopes import ask, scope
+from tests.tenancy.scopes import ask, scope
 
 TENANTS: dict[str, Any] = {
     "acme": {

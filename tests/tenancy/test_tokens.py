@@ -17,8 +17,7 @@ from hypothesis import strategies as st
 
 from asgi_datasource import ConfigError, DataError, DataErrorKind, compile
 from asgi_datasource.tenancy import FixedKey, KeySetFile, TokenResolver, TokenRules
-
-from .scopes import scope
+from tests.tenancy.scopes import scope
 
 SECRET = "a shared secret of at least thirty-two bytes, or sixty-four for the longest of the three"
 PRIVATE: dict[str, Any] = {

@@ -14,8 +14,7 @@ import uvloop
 
 from asgi_datasource.testing import FaultProxy
 from asgi_datasource.testing.plugin import Database
-
-from .test_protocol import CANCEL_REQUEST
+from tests.testing.test_protocol import CANCEL_REQUEST
 
 Body = Callable[[FaultProxy, str], Awaitable[None]]
 

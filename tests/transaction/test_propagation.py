@@ -4,21 +4,21 @@ from __future__ import annotations
 
 import pytest
 
-from asgi_datasource.transaction import BARE, Around, Propagation, Step, decide
+from asgi_datasource.transaction import BARE, Propagation, PropagationAction, SurroundingTransaction, decide
 from asgi_datasource.transaction.propagation import TABLE
 
-NOTHING, OFFERED, PENDING, OPEN, READ_ONLY = Around
+NOTHING, OFFERED, PENDING, OPEN, READ_ONLY = SurroundingTransaction
 INSIDE = (PENDING, OPEN, READ_ONLY)
 
 SPRING = {
     # propagation: (without a transaction, inside of one)
-    Propagation.REQUIRED: (Step.OWN, Step.JOIN),
-    Propagation.REQUIRES_NEW: (Step.OWN, Step.OWN),
-    Propagation.NESTED: (Step.OWN, Step.SAVEPOINT),
-    Propagation.MANDATORY: (Step.REFUSE, Step.JOIN),
-    Propagation.SUPPORTS: (Step.AS_IS, Step.JOIN),
-    Propagation.NOT_SUPPORTED: (Step.AS_IS, Step.ALONE),
-    Propagation.NEVER: (Step.AS_IS, Step.REFUSE),
+    Propagation.REQUIRED: (PropagationAction.OWN, PropagationAction.JOIN),
+    Propagation.REQUIRES_NEW: (PropagationAction.OWN, PropagationAction.OWN),
+    Propagation.NESTED: (PropagationAction.OWN, PropagationAction.SAVEPOINT),
+    Propagation.MANDATORY: (PropagationAction.REFUSE, PropagationAction.JOIN),
+    Propagation.SUPPORTS: (PropagationAction.AS_IS, PropagationAction.JOIN),
+    Propagation.NOT_SUPPORTED: (PropagationAction.AS_IS, PropagationAction.ALONE),
+    Propagation.NEVER: (PropagationAction.AS_IS, PropagationAction.REFUSE),
 }
 
 
@@ -29,7 +29,9 @@ def test_without_a_transaction_it_does_what_springs_manual_says(propagation: Pro
 
 @pytest.mark.parametrize("around", INSIDE)
 @pytest.mark.parametrize("propagation", Propagation)
-def test_inside_a_transaction_it_does_what_springs_manual_says(propagation: Propagation, around: Around) -> None:
+def test_inside_a_transaction_it_does_what_springs_manual_says(
+    propagation: Propagation, around: SurroundingTransaction
+) -> None:
     assert decide(propagation, around) is SPRING[propagation][1]
 
 
@@ -37,34 +39,36 @@ def test_inside_a_transaction_it_does_what_springs_manual_says(propagation: Prop
     ("propagation", "step"),
     [
         # The request's transaction is there to be used, and it is one.
-        (Propagation.REQUIRED, Step.JOIN),
-        (Propagation.NESTED, Step.SAVEPOINT),
-        (Propagation.REQUIRES_NEW, Step.OWN),
+        (Propagation.REQUIRED, PropagationAction.JOIN),
+        (Propagation.NESTED, PropagationAction.SAVEPOINT),
+        (Propagation.REQUIRES_NEW, PropagationAction.OWN),
         # Nothing has asked for it, so nobody may rely on it, and nobody may be made to use it.
-        (Propagation.MANDATORY, Step.REFUSE),
-        (Propagation.SUPPORTS, Step.AS_IS),
+        (Propagation.MANDATORY, PropagationAction.REFUSE),
+        (Propagation.SUPPORTS, PropagationAction.AS_IS),
         # Without a unit of work of its own, a write would open it.
-        (Propagation.NOT_SUPPORTED, Step.ALONE),
-        (Propagation.NEVER, Step.ALONE),
+        (Propagation.NOT_SUPPORTED, PropagationAction.ALONE),
+        (Propagation.NEVER, PropagationAction.ALONE),
     ],
 )
-def test_a_transaction_that_is_only_offered(propagation: Propagation, step: Step) -> None:
+def test_a_transaction_that_is_only_offered(propagation: Propagation, step: PropagationAction) -> None:
     assert decide(propagation, OFFERED) is step
 
 
 @pytest.mark.parametrize("propagation", Propagation)
-@pytest.mark.parametrize("around", Around)
-def test_reads_are_a_snapshot_of_their_own_where_nothing_is_open_yet(propagation: Propagation, around: Around) -> None:
+@pytest.mark.parametrize("around", SurroundingTransaction)
+def test_reads_are_a_snapshot_of_their_own_where_nothing_is_open_yet(
+    propagation: Propagation, around: SurroundingTransaction
+) -> None:
     step, reading = decide(propagation, around), decide(propagation, around, read_only=True)
-    if around in (OFFERED, PENDING) and step in (Step.JOIN, Step.SAVEPOINT):
-        assert reading is Step.OWN
+    if around in (OFFERED, PENDING) and step in (PropagationAction.JOIN, PropagationAction.SAVEPOINT):
+        assert reading is PropagationAction.OWN
     else:
         assert reading is step
 
 
 def test_the_table_is_whole() -> None:
     assert set(TABLE) == set(Propagation)
-    assert all(len(row) == len(Around) for row in TABLE.values())
+    assert all(len(row) == len(SurroundingTransaction) for row in TABLE.values())
     # Every step is taken somewhere, and what asks for no transaction opens none.
-    assert {step for row in TABLE.values() for step in row} == set(Step)
-    assert not any(Step.OWN in TABLE[propagation] for propagation in BARE)
+    assert {step for row in TABLE.values() for step in row} == set(PropagationAction)
+    assert not any(PropagationAction.OWN in TABLE[propagation] for propagation in BARE)

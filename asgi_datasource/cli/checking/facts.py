@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 
 from ...config import DiagnosticPath
-from ...drivers.psycopg import EndpointSettings
+from ...drivers.psycopg import ServerSettings
 from ...tenancy import Finding
 
 
@@ -39,7 +39,7 @@ class Target:
     datasource: str
     node: str
     path: DiagnosticPath
-    settings: EndpointSettings
+    settings: ServerSettings
     tenant: str | None = None
     most_pools: int = 1
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from contextlib import AsyncExitStack
 
-from ...drivers.psycopg import EndpointSettings, Probe, open_probe
+from ...drivers.psycopg import Probe, ServerSettings, open_probe
 from ...errors import DataError
 from .facts import PoolerMode
 
@@ -19,7 +19,7 @@ _OTHERS = 3
 """Clients that take what the first one has let go of; whichever connection the pooler prefers, one of them gets it."""
 
 
-async def find_pooler(probe: Probe, settings: EndpointSettings, *, where: str) -> PoolerMode:
+async def find_pooler(probe: Probe, settings: ServerSettings, *, where: str) -> PoolerMode:
     """Find out what stands between this machine and the server.
 
     Args:

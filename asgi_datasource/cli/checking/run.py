@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from ...compiling import endpoint_settings
 from ...config import EVERY_OTHER, PLACEHOLDER, Config, DataSourceConfig, Diagnostic, DiagnosticPath
 from ...drivers.psycopg import ConnectionTemplate
+from ...registry.compiler import endpoint_settings
 from ...tenancy import Home, Tenant, by_database, home_of, homes_to_come, sample
 from .ask import ask_server, compare
 from .facts import Facts, Target

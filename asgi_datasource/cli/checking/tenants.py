@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Final
 
-from ...compiling import endpoint_settings
 from ...config import CatalogConfig, Code, Config, Diagnostic, Severity
 from ...drivers.psycopg import open_probe
 from ...errors import DataError, DataErrorKind
+from ...registry.compiler import endpoint_settings
 from ...tenancy import TABLE_QUERY, RowReader, Tenant, TenantCompiler, TenantMap, compile_tenants
 
 MOST_OF_TABLE: Final = 1000

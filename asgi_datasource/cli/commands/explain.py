@@ -14,8 +14,8 @@ from ..console import Console, Style
 from ..sources import environment, find_file, load_config, offer_environment, offer_overlays
 
 if TYPE_CHECKING:
-    from ...compiled import Compiled
-    from ...explanation import Explanation
+    from ...registry.explain import Explanation
+    from ...registry.runtime_config import RuntimeConfig
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,10 +144,10 @@ def run(options: Namespace, console: Console) -> Explained:
     # The drivers are needed from here on; `--help` does without.
     from pydantic import SecretStr
 
-    from ...compiling import compile_config
     from ...config import read_state
     from ...errors import ConfigError
-    from ...explanation import Question, as_position, explain
+    from ...registry.compiler import compile_config
+    from ...registry.explain import Question, as_position, explain
     from ...routing import AccessIntent
 
     file: str = options.file or find_file()
@@ -188,7 +188,7 @@ def _header(text: str) -> tuple[str, str]:
     return name.strip(), value.strip()
 
 
-def _all_is_well(compiled: Compiled) -> dict[str, Any]:
+def _all_is_well(compiled: RuntimeConfig) -> dict[str, Any]:
     """The state in which every server is up and current."""
     current = {"age_s": 0.0, "lag_s": 0.0}
     names = {name: [node.name for node in ds.picture.replicas] for name, ds in compiled.datasources.items()}

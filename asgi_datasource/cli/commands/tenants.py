@@ -11,8 +11,8 @@ from typing import Any
 
 from ...config import examine
 from ...errors import DataError
-from ...provisioning import Provisioner, Record, compile_provisioning
 from ...tenancy import PolicyRules, policy_sql
+from ...tenancy.provisioning import Provisioner, Record, compile_provisioning
 from ..command import CannotRun, ExitCode, offer_formats
 from ..console import Console, Style
 from ..sources import environment, find_file, load_or_refuse, offer_environment, offer_overlays, source_of

@@ -5,18 +5,18 @@ from typing import Any
 from psycopg import AsyncConnection
 from psycopg.rows import AsyncRowFactory as RowFactory
 
-from .admin import Admin, login_of, open_admin, program_arguments
 from .connection import Connection
-from .endpoint import Endpoint, PoolKeeper
-from .limits import SessionLimits
-from .lookout import ASK_POSITION, Lookout, read_position
+from .conninfo_template import ConnectionTemplate
+from .control_connection import Admin, login_of, open_admin, program_arguments
+from .health_check import ASK_POSITION, HealthCheck, read_position
 from .probe import Probe, open_probe
-from .query import Control, Params, Query, Statement
 from .result import Exchange, Result
-from .settings import EndpointSettings
-from .template import ConnectionTemplate
+from .server import PoolKeeper, PsycopgServer
+from .server_timeouts import ServerTimeouts
+from .settings import ServerSettings
+from .statement import Control, Params, Query, Statement
 
-PsycopgConnection = AsyncConnection[Any]
+RawConnection = AsyncConnection[Any]
 """What `db.connection()` hands out."""
 
 __all__ = [
@@ -25,18 +25,18 @@ __all__ = [
     "Connection",
     "ConnectionTemplate",
     "Control",
-    "Endpoint",
-    "EndpointSettings",
     "Exchange",
-    "Lookout",
+    "HealthCheck",
     "Params",
     "PoolKeeper",
     "Probe",
-    "PsycopgConnection",
+    "PsycopgServer",
     "Query",
+    "RawConnection",
     "Result",
     "RowFactory",
-    "SessionLimits",
+    "ServerSettings",
+    "ServerTimeouts",
     "Statement",
     "login_of",
     "open_admin",

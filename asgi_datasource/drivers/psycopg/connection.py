@@ -12,19 +12,19 @@ from psycopg import DataError, InterfaceError, OperationalError, ProgrammingErro
 from psycopg import errors as e
 from psycopg.pq import TransactionStatus
 
-from ...fairness import Share
-from ...metrics import Use
+from ...concurrency.fair_queue import Share
+from ...observability.metrics import Use
 from ...routing import Position
-from .limits import SessionLimits
-from .pipeline import COPY_REFUSED, Command, Drain, Flight
-from .query import MAX_CACHED_LENGTH, MAX_PARAMS, Control, Statement, convert
+from .pipeline import COPY_REFUSED, Command, Drain, Pipeline
+from .prepared import StatementCache
 from .result import Exchange
-from .statements import StatementCache
-from .watched import BAD, CANCEL_LIMIT_S, IN_USE, Receiver, WatchedConnection, shut_down
+from .server_timeouts import ServerTimeouts
+from .socket import BAD, CANCEL_LIMIT_S, IN_USE, Receiver, WatchedSocket, shut_down
+from .statement import MAX_CACHED_LENGTH, MAX_PARAMS, Control, Statement, convert
 
 if TYPE_CHECKING:
-    from .lending import Lender
-    from .view import ConnectionView
+    from .borrowed_connection import BorrowedConnection
+    from .pool import Lender
 
 _IDLE: Final = int(TransactionStatus.IDLE)
 _INTRANS: Final = int(TransactionStatus.INTRANS)
@@ -45,7 +45,7 @@ OUTLIVES_REFUSED: Final = (
 _DISCARD: Final = Statement("discard all", prepare=False)
 
 
-class Connection(WatchedConnection):
+class Connection(WatchedSocket):
     """One connection of a pool: in autocommit mode, BEGIN and COMMIT are statements like others."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -75,7 +75,7 @@ class Connection(WatchedConnection):
         """Where the server at the other end has said that it is; it only goes on from there."""
         self.timeline = 0
         """The timeline that the primary at the other end writes; 0 is not known."""
-        self.limits = SessionLimits()
+        self.limits = ServerTimeouts()
         """The server's own; known of a pool's connections."""
 
     # What the session layer asks
@@ -150,7 +150,7 @@ class Connection(WatchedConnection):
         Raises:
             psycopg.Error, TypeError, ...: A mistake of the caller's, as psycopg's cursor raises it for the same
                 statement; nothing was sent.
-            asyncio.CancelledError: What was sent is still under way: hand the connection to `Endpoint.reclaim`.
+            asyncio.CancelledError: What was sent is still under way: hand the connection to `PsycopgServer.reclaim`.
         """
         if self._receiver is not None or self._foreign_waits:
             raise InterfaceError(IN_USE)
@@ -159,7 +159,7 @@ class Connection(WatchedConnection):
         # Without messages for it, names are closed by a statement, which could fail the transaction it runs in.
         closes = self.plans.take_closes() if self.plans.closes_by_message or self.is_idle else ()
         try:
-            flight = Flight(self, self._to_commands(statements), closes, resets_mode=self._was_psycopgs)
+            flight = Pipeline(self, self._to_commands(statements), closes, resets_mode=self._was_psycopgs)
         except BaseException:
             self.plans.put_back_closes(closes)
             raise
@@ -255,13 +255,13 @@ class Connection(WatchedConnection):
 
     def _land(self, receiver: Receiver) -> None:
         self._deadline = None
-        if isinstance(receiver, Flight):
+        if isinstance(receiver, Pipeline):
             self.pgconn.exit_pipeline_mode()
         super()._land(receiver)
 
     def _lose(self, cause: BaseException) -> None:
         self._deadline = None
-        if isinstance(self._receiver, Flight):
+        if isinstance(self._receiver, Pipeline):
             self._receiver.lose(self._farewell or cause)
             # Now, while libpq still knows the connection's settings.
             self._receiver.load()
@@ -310,7 +310,7 @@ class Connection(WatchedConnection):
             self._on_readable()
         if self._receiver is receiver:
             self.cut("the server did not stop the statement in time")
-        elif not is_answered and isinstance(receiver, Flight):
+        elif not is_answered and isinstance(receiver, Pipeline):
             # The cancel request may still be on its way, and would stop a stranger's statement.
             self.cut("a cancel request was not answered")
             receiver.lose(OperationalError("the connection was cut: a cancel request was not answered"))
@@ -380,13 +380,13 @@ class Connection(WatchedConnection):
 
     # psycopg's own connection, for the session's user
 
-    def view(self) -> ConnectionView:
+    def view(self) -> BorrowedConnection:
         """This connection as an ordinary psycopg one, for as long as its user may have it."""
-        from .view import ConnectionView
+        from .borrowed_connection import BorrowedConnection
 
         # What its user sends does not pass through here.
         self.needs_reset = True
-        return ConnectionView(self)
+        return BorrowedConnection(self)
 
 
 def _too_late(exchange: Exchange) -> Exchange:

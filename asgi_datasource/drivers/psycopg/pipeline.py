@@ -1,6 +1,6 @@
 """The protocol: send these commands and one Sync, collect the answers up to the first error.
 
-No waiting here: `Flight.send` fills libpq's buffer, and `Flight.receive` takes what has arrived whenever the socket
+No waiting here: `Pipeline.send` fills libpq's buffer, and `Pipeline.receive` takes what has arrived whenever the socket
 was readable. libpq does the rest (PostgreSQL manual, "Pipeline Mode").
 """
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from psycopg.pq.abc import PGconn, PGresult
 
     from .connection import Connection
-    from .statements import Plan
+    from .prepared import Plan
 
 Command = tuple[bytes, "Sequence[Buffer | None] | None", tuple[int, ...], "Sequence[int] | None", "Plan | None", bool]
 """Text; values, types and formats of the parameters; the plan of a statement that is prepared; and whether its rows are
@@ -49,7 +49,7 @@ _END_TAGS: Final = frozenset({b"COM", b"ROL"})
 COPY_REFUSED: Final = "COPY from or to the client cannot be used here; use copy() of a psycopg cursor instead"
 
 
-class Flight:
+class Pipeline:
     """One pipeline on its way: what was sent, and whose answer is next."""
 
     __slots__ = (

@@ -10,7 +10,7 @@ from typing import Any, LiteralString
 import psycopg
 
 from ...errors import DataError, DataErrorKind
-from .settings import EndpointSettings, connect_failure, resolve
+from .settings import ServerSettings, connect_failure, resolve
 
 
 class Probe:
@@ -64,7 +64,7 @@ class Probe:
 
 
 @asynccontextmanager
-async def open_probe(settings: EndpointSettings, *, where: str, timeout_s: float = 5.0) -> AsyncGenerator[Probe, None]:
+async def open_probe(settings: ServerSettings, *, where: str, timeout_s: float = 5.0) -> AsyncGenerator[Probe, None]:
     """Connect for questions, and close the connection in the end.
 
     Args:

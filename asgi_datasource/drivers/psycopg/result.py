@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from psycopg.rows import AsyncRowFactory
 
     from .connection import Connection
-    from .statements import Plan
+    from .prepared import Plan
 
 _TUPLES_OK: Final = int(ExecStatus.TUPLES_OK)
 

@@ -17,7 +17,7 @@ APPLICATION_NAME: Final = "asgi-datasource"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class EndpointSettings:
+class ServerSettings:
     """How to reach one server, and how many connections to it to keep.
 
     Attributes:
@@ -75,7 +75,7 @@ class Address:
     secret: str = field(repr=False)
 
 
-def resolve(settings: EndpointSettings, *, where: str) -> Address:
+def resolve(settings: ServerSettings, *, where: str) -> Address:
     """Complete a connection string with the settings.
 
     Args:

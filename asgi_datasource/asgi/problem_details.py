@@ -1,0 +1,114 @@
+"""Problem documents: how a `DataError` is answered where the application does not answer it itself.
+
+Source: RFC 9457, "Problem Details for HTTP APIs".
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import secrets
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Final
+
+from starlette.types import Scope, Send
+
+from ..errors import DataError, DataErrorKind
+
+logger = logging.getLogger("asgi_datasource.problems")
+
+RETRY_AFTER_S: Final = 1
+"""Seconds in `Retry-After` of a 503: failover and a queue that clears are a matter of about that."""
+
+_NOTHING: Final = "nothing was changed"
+
+_TITLES: Final[dict[DataErrorKind, str]] = {
+    DataErrorKind.CONFIG: "The service is not configured correctly",
+    DataErrorKind.TENANT: "The tenant could not be served",
+    DataErrorKind.CONNECTION: "The database cannot be reached",
+    DataErrorKind.RESOURCE: "The database is at its limit",
+    DataErrorKind.TIMEOUT: f"The request ran out of time; {_NOTHING}",
+    DataErrorKind.CONFLICT: f"The request conflicts with another one; {_NOTHING}",
+    DataErrorKind.CONSTRAINT: f"The data breaks a rule; {_NOTHING}",
+    DataErrorKind.READ_ONLY: "The request tried to write where it may only read",
+    DataErrorKind.QUERY: "The request could not be carried out",
+    DataErrorKind.CLOSED: "The request could not be carried out",
+    DataErrorKind.COMMIT_UNKNOWN: "Nobody could tell whether the change took effect",
+    DataErrorKind.OTHER: "The request could not be carried out",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class ProblemDetails:
+    """How problems are answered, by the configuration.
+
+    Attributes:
+        statuses: HTTP status by kind, where the configuration names one.
+        shows_details: Whether the document carries the error's message (`errors.debug`); never in production.
+    """
+
+    statuses: Mapping[DataErrorKind, int] = field(default_factory=dict[DataErrorKind, int])
+    shows_details: bool = False
+
+    def status_of(self, error: DataError) -> int:
+        """The status that answers this error."""
+        return self.statuses.get(error.kind, error.http_status)
+
+    def title_of(self, error: DataError, *, is_partial: bool = False) -> str:
+        """What the error's kind is, in words that anybody may read.
+
+        Args:
+            error: What happened.
+            is_partial: A part of the request's work had been committed before.
+        """
+        title = _TITLES.get(error.kind, _TITLES[DataErrorKind.OTHER])
+        return title.replace(_NOTHING, "what it had committed before stays") if is_partial else title
+
+    def answers(self, error: DataError) -> bool:
+        """Whether an error that the application let through is answered here.
+
+        The others are defects of the application: its framework's error page and its error reporting get them.
+        """
+        return self.status_of(error) != 500 or error.kind is DataErrorKind.COMMIT_UNKNOWN
+
+    async def send(self, error: DataError, scope: Scope, send: Send, *, is_partial: bool = False) -> None:
+        """Answer a request that has had no response yet.
+
+        Args:
+            error: What happened; its message is logged with the reference that the answer carries.
+            scope: The request's scope.
+            send: Where the response goes.
+            is_partial: A part of the request's work had been committed before: sent again, it would be done twice.
+        """
+        status = self.status_of(error)
+        reference = secrets.token_hex(8)
+        level = logging.ERROR if status >= 500 else logging.INFO
+        logger.log(
+            level, "request answered with %d: %s (%s) [reference %s]", status, error, error.kind.value, reference
+        )
+        document: dict[str, object] = {
+            "type": f"urn:asgi-datasource:problem:{error.kind.value.replace('_', '-')}",
+            "title": self.title_of(error, is_partial=is_partial),
+            "status": status,
+            "kind": error.kind.value,
+            "retryable": error.is_retryable and not is_partial,
+            "reference": reference,
+        }
+        if error.kind is DataErrorKind.TENANT or self.shows_details:
+            document["detail"] = error.message
+        if error.constraint is not None:
+            document["constraint"] = error.constraint
+        body = json.dumps(document).encode()
+        headers = [
+            (b"content-type", b"application/problem+json"),
+            (b"content-length", str(len(body)).encode()),
+            (b"cache-control", b"no-store"),
+        ]
+        if status == 401:
+            # RFC 9110, section 15.5.2: it has to say what would be accepted.
+            headers.append((b"www-authenticate", b"Bearer"))
+        if status == 503 and not is_partial:
+            headers.append((b"retry-after", str(RETRY_AFTER_S).encode()))
+        await send({"type": "http.response.start", "status": status, "headers": headers})
+        await send({"type": "http.response.body", "body": b"" if scope["method"] == "HEAD" else body})

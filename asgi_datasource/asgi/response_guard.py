@@ -1,0 +1,596 @@
+"""One request between the server and the application: the first byte is held until the outcome is known.
+
+A `ResponseGuard` is made for each request and holds its state:
+
+    OPEN ──────────────▶ ENDING ─▶ ENDED        the application's response starts: commit or roll back, then pass it on
+      │                       └──▶ REPLACED     the commit failed: another response is sent in its place, or the request
+      │                                         runs again
+      ├─▶ DOOMED ──────────▶ ENDING             the deadline has passed, or the client is gone: only a rollback is left
+      └─▶ STREAMING ───────▶ ENDED              a snapshot that lasts until the end of the body
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, MutableMapping
+from enum import StrEnum
+from typing import Any, Final, cast
+
+from starlette.types import Message, Receive, Send
+
+from ..errors import ClientDisconnected, DataError, DataErrorKind
+from ..observability import tracing
+from ..registry.registry import DataSourceRegistry
+from ..registry.runtime_config import RuntimeConfig
+from ..routing.consistency.client_history import ClientHistory
+from ..sessions.session import DataSession
+from ..sessions.unit_of_work import deadline_passed
+from ..tenancy import Tenant
+from ..tenancy.path_prefix import route_path
+from .current_session import SessionHolder
+from .exception_handlers import find_handler
+from .receive_buffer import ReceiveBuffer
+from .request_replay import RequestReplay
+
+logger = logging.getLogger("asgi_datasource.middleware")
+
+_NO_SCOPE: Final[MutableMapping[str, Any]] = {"method": "GET", "path": "/"}
+"""What stands in for the scope once the call is over."""
+
+DEADLINE_RETRY_S: Final = 1.0
+"""Seconds after which a request that ignores its deadline is interrupted again."""
+
+
+class GuardState(StrEnum):
+    """Where a request stands."""
+
+    OPEN = "open"
+    STREAMING = "streaming"
+    """The response has started, and its body is read from a snapshot that is still open."""
+    DOOMED = "doomed"
+    ENDING = "ending"
+    ENDED = "ended"
+    REPLACED = "replaced"
+    """Another response has been sent; what the application still sends is swallowed."""
+
+
+# Looking a member up on an enumeration costs as much as a call; these are read for every message.
+_OPEN: Final = GuardState.OPEN
+_STREAMING: Final = GuardState.STREAMING
+_DOOMED: Final = GuardState.DOOMED
+_ENDING: Final = GuardState.ENDING
+_ENDED: Final = GuardState.ENDED
+_REPLACED: Final = GuardState.REPLACED
+
+
+class ResponseReplaced(BaseException):
+    """Raised out of `send` to end the application's call: its response is not the one that the client gets.
+
+    A BaseException, so that no `except Exception` of a framework takes it for an error to render.
+    """
+
+
+class ResponseGuard:
+    """One request between the server and the application: holds the response until the outcome is known.
+
+    The session is made when the application first asks for it.
+    """
+
+    # Defaults on the class: a request that never needs them does not pay for setting them.
+    state = _OPEN
+    is_used = False
+    """Whether anything was made that has to be put away."""
+    _session: DataSession | None = None
+    _inbox: ReceiveBuffer | None = None
+    _ending: asyncio.Task[None] | None = None
+    _is_decided: asyncio.Event | None = None
+    _stopped_by: DataError | None = None
+    _task: asyncio.Task[Any] | None = None
+    _cancellations = 0
+    _is_armed = False
+    _deadline: float | None = None
+    _timer: asyncio.TimerHandle | None = None
+    _watch: asyncio.Task[None] | None = None
+    _has_started = False
+    """Whether a response that is streamed had started when it was interrupted."""
+    _failure: BaseException | None = None
+    """What the middleware raises, in place of what has ended the application's call."""
+    replay: RequestReplay | None = None
+    """The request as it came in, where it may have to run again."""
+    runs_again_after: float | None = None
+    """Seconds after which the request runs again; None where it does not."""
+
+    def __init__(
+        self,
+        registry: DataSourceRegistry,
+        compiled: RuntimeConfig,
+        tenant: Tenant,
+        scope: MutableMapping[str, Any],
+        receive: Receive,
+        send: Send,
+        started: float,
+        outer: SessionHolder | None,
+    ) -> None:
+        self.registry = registry
+        self._compiled = compiled
+        self._tenant = tenant
+        self.scope = scope
+        self._raw_receive = receive
+        self._raw_send = send
+        self._started = started
+        self._outer = outer
+        # Routers that mount an application add to the scope's.
+        self._root: str = scope.get("root_path", "")
+
+    @property
+    def session(self) -> DataSession:
+        """The request's session; dead from the start when the response has started before anybody asked for it."""
+        session = self._session
+        if session is None:
+            scope = self.scope
+            self.is_used = True
+            # FastAPI calls what is not `async` in a thread, which has no task.
+            self._task = None if asyncio._get_running_loop() is None else asyncio.current_task()
+            session = self._session = self.registry.make_session(
+                self._tenant,
+                compiled=self._compiled,
+                scope=scope,
+                method=scope["method"],
+                policy=self._compiled.policy,
+                path=route_path(scope, self._root),
+                started=self._started,
+                owner=self,
+                outer=None if self._outer is None else self._outer.session,
+            )
+            if self.state in (_ENDED, _REPLACED):
+                session.close_unused()
+        return session
+
+    def note_attempts(self, attempts: int) -> None:
+        """Tell the current span how often the request had to run, and whether that was enough."""
+        if self._compiled.policy.is_traced:
+            tracing.note_attempts(attempts, has_lost=self._session is not None and self._session.lost_by is not None)
+
+    async def returned(self) -> None:
+        """The application has returned and not started a response, or its response has been replaced."""
+        if self.state is not _REPLACED:
+            # Nobody has been told that anything was done.
+            self._disarm()
+            if self._session is not None:
+                await self.registry.background.run(self._session.end(commit=False, reason="no response"))
+            self.state = _ENDED
+
+    async def leave(self) -> None:
+        """The call is over: put away what still watches, then run the hooks."""
+        self._disarm()
+        self._take_back_cancellation()
+        if self.runs_again_after is None:
+            self.stop_reading()
+        session, ending = self._session, self._ending
+        if session is not None and (session.has_due_hooks or (ending is not None and not ending.done())):
+            await self.registry.background.run(_run_hooks(session, ending))
+        if session is not None:
+            session.let_go()
+        # Their tracebacks, and the tasks' contexts, lead back here.
+        self._task = self._ending = self._failure = self._stopped_by = None
+
+    def let_go(self) -> None:
+        """All is over: part from the server, whose scope leads back here, and would make each request a cycle."""
+        self.scope, self._inbox = _NO_SCOPE, None
+        self._raw_receive, self._raw_send = _receive_nothing, _send_nothing
+
+    def stop_reading(self) -> None:
+        """Nobody will ask for a message of the request any more."""
+        if self._inbox is not None:
+            self._inbox.close()
+
+    # -- what the application sees
+
+    def receive(self) -> Awaitable[Message]:
+        """The next message of the request."""
+        inbox = self._inbox
+        if inbox is None:
+            inbox = self._make_inbox()
+            self.is_used = True
+        return inbox.receive()
+
+    def _make_inbox(self) -> ReceiveBuffer:
+        recorder = None if self.replay is None else self.replay.recording
+        self._inbox = ReceiveBuffer(self._raw_receive, tells_from=self._is_decided, recorder=recorder)
+        return self._inbox
+
+    def send(self, message: Message) -> Awaitable[None]:
+        """Pass a message on, once the outcome of the transaction is known."""
+        # Not a coroutine itself: one frame less for each message of each response.
+        if self.state is _ENDED:
+            return self._raw_send(message)
+        if self._session is None and self.state is _OPEN and message["type"] == "http.response.start":
+            # Informational responses (1xx) promise nothing, so they end nothing.
+            if message["status"] >= 200:
+                self.state = _ENDED
+            return self._raw_send(message)
+        return self._send_held(message)
+
+    async def _send_held(self, message: Message) -> None:
+        if self.state is _REPLACED:
+            raise ResponseReplaced
+        session = self._session
+        if self.state is _STREAMING:
+            if session is not None and _ends_response(message):
+                await session.run_before_commit()
+                self._disarm()
+                self.state = _ENDING
+                await self._end_session(session, commit=session.rollback_reason is None, reason="end of the stream")
+                self.state = _ENDED
+            await self._raw_send(message)
+            return
+        status = _status_started_by(message)
+        if status is not None:
+            if session is not None and session.outlives_start(status):
+                await self._or_fail(session, session.open_for_token())
+                self.state = _STREAMING
+            elif session is None or session.is_unused:
+                if session is not None:
+                    session.close_unused()
+                self.state = _ENDED
+            elif self.state is _OPEN and session.end_idle():
+                self._disarm()
+                self.state = _ENDED
+                self._add_commits(session)
+            else:
+                await self._end(session, status)
+            if session is not None and session.past is not None:
+                message = self._with_token(message, session.past)
+        await self._raw_send(message)
+
+    def _with_token(self, message: Message, past: ClientHistory) -> Message:
+        """The start of a response, with what the client is to carry from now on."""
+        tokens = self._compiled.policy.tokens
+        if tokens is None:
+            return message
+        message = dict(message)
+        tokens.carrier.vary(message)
+        token = past.token()
+        if token is not None:
+            is_secure = self.scope.get("scheme") == "https"
+            tokens.carrier.give(message, tokens.signer.sign(token), is_secure=is_secure)
+        return message
+
+    async def _send_in_place(self, message: Message) -> None:
+        """Send a message of the response that takes the place of the application's."""
+        session = self._session
+        if session is not None and session.past is not None and message["type"] == "http.response.start":
+            message = self._with_token(message, session.past)
+        await self._raw_send(message)
+
+    async def _end(self, session: DataSession, status: int) -> None:
+        """The response starts: commit or roll back.
+
+        Another response may start meanwhile: whoever has given up waiting for this one answers in its place, and gets
+        the same outcome.
+
+        Raises:
+            ResponseReplaced: It was to be committed and was not, and another response has been sent; or the request
+                runs again.
+        """
+        commit = session.commits_on(status)
+        if commit and session.has_hooks_before_commit:
+            # The request is not at its end yet: its deadline, and the client's leaving, interrupt them.
+            await self._run_before_commit(session)
+            commit = session.commits_on(status)
+        self._disarm()
+        self.state = _ENDING
+        try:
+            await self._end_session(session, commit=commit, reason=f"status {status}")
+        except DataError as error:
+            if self._runs_again(session):
+                raise ResponseReplaced from error
+            # A response that does not claim success is true as it stands.
+            if commit:
+                await self._replace(error)
+                raise ResponseReplaced from error
+        else:
+            # What the application has made of a conflict says no more than that there was one.
+            if not commit and self._runs_again(session):
+                raise ResponseReplaced
+        finally:
+            if self._is_decided is not None:
+                self._is_decided.set()
+        self.state = _ENDED
+        self._add_commits(session)
+
+    def _add_commits(self, session: DataSession) -> None:
+        """What was committed here cannot run again; that holds for the request around it as well."""
+        if self._outer is not None:
+            self._outer.session.commits += session.commits
+
+    async def _run_before_commit(self, session: DataSession) -> None:
+        await self._or_fail(session, session.run_before_commit())
+
+    async def _or_fail(self, session: DataSession, work: Awaitable[None]) -> None:
+        """Do what has to be done before the response starts: where that fails, the request fails with it."""
+        try:
+            await work
+        except Exception as error:
+            self._disarm()
+            self.state = _ENDING
+            await self.registry.background.run(session.end(commit=False, reason=type(error).__name__))
+            if self._runs_again(session):
+                raise ResponseReplaced from error
+            await self._fail(error)
+            raise ResponseReplaced from error
+
+    async def _end_session(self, session: DataSession, *, commit: bool, reason: str) -> None:
+        if self._ending is None:
+            if session.is_at_rest:
+                await session.end(commit=commit, reason=reason)
+                return
+            # Out of reach of the call's cancellation: the outcome is known whatever becomes of the call. Until it is,
+            # the application is not told that its client has left, which many take for their cue to clean up.
+            self._is_decided = asyncio.Event()
+            if self._inbox is not None:
+                self._inbox.tells_from = self._is_decided
+            outcome: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+            self._ending = self.registry.background.spawn(
+                session.end(commit=commit, reason=reason, is_apart=True), waiter=outcome
+            )
+        else:
+            outcome = asyncio.shield(self._ending)
+        try:
+            await outcome
+        except asyncio.CancelledError:
+            # Where COMMIT has not been sent yet, it never will be.
+            session.stop(DataError(DataErrorKind.TIMEOUT, "the request was cancelled; nothing was committed"))
+            raise
+
+    # -- what becomes of the call
+
+    async def failed(self, error: BaseException) -> bool:
+        """An exception came out of the application.
+
+        Returns:
+            Whether it has been dealt with; otherwise it goes on unchanged.
+        """
+        if self.state is _REPLACED:
+            if self._failure is not None and _is_only(error, ResponseReplaced):
+                raise self._failure
+            return _is_only(error, ResponseReplaced)
+        session = self._session
+        if self.state in (_ENDING, _ENDED) or session is None:
+            return False
+        if self.state is _OPEN and session.has_hooks_before_commit and session.commits_after(error):
+            try:
+                await self._run_before_commit(session)
+            except BaseException as failure:
+                # A hook has failed, which was answered; or the deadline, or a cancellation, has cut one short.
+                if await self.failed(failure):
+                    return True
+                raise
+        self._disarm()
+        if self.state is _STREAMING or (self.state is _DOOMED and self._has_started):
+            await self._break_off(session, error)
+            return False
+        if session.commits_after(error):
+            try:
+                await self._end_session(session, commit=True, reason="")
+            except DataError as commit_error:
+                await self._replace(commit_error)
+                return True
+            return False
+        await self.registry.background.run(session.end(commit=False, reason=type(error).__name__))
+        stopped_by = self._stopped_by
+        if stopped_by is None and isinstance(error, Exception) and self._runs_again(session):
+            return True
+        if stopped_by is not None:
+            # What a framework makes of our interruption (no response, a broken stream) is its consequence.
+            is_ours = self._take_back_cancellation() or not isinstance(error, asyncio.CancelledError)
+            if is_ours and isinstance(error, asyncio.CancelledError | Exception):
+                error = stopped_by
+        if isinstance(error, ClientDisconnected):
+            logger.info("the client left; its transaction was rolled back")
+            self.state = _ENDED
+            return True
+        if isinstance(error, DataError) and self._compiled.problems.answers(error):
+            await self._replace(error, by_handlers=error is stopped_by)
+            return True
+        return False
+
+    async def _break_off(self, session: DataSession, error: BaseException) -> None:
+        """The body cannot be finished: the server closes the connection, which tells the client that it is not all.
+
+        Raises:
+            DataError: The deadline has passed, or the client is gone.
+        """
+        await self.registry.background.run(session.end(commit=False, reason=type(error).__name__))
+        self.state = _ENDED
+        if self._stopped_by is not None and (
+            self._take_back_cancellation() or not isinstance(error, asyncio.CancelledError)
+        ):
+            raise self._stopped_by from error
+
+    def _runs_again(self, session: DataSession) -> bool:
+        """Whether the request has lost against another one and runs again; decided once, after it has ended."""
+        replay = self.replay
+        if self.state is _REPLACED or replay is None or session.lost_by is None or self._stopped_by is not None:
+            return self.runs_again_after is not None
+        retries = session.retries
+        if replay.attempt > retries:
+            if retries:
+                session.note_event(tracing.RETRY_GIVEN_UP, {tracing.RETRY_ATTEMPT: replay.attempt})
+            return False
+        delay_s = replay.next_delay_s()
+        obstacle = self._obstacle_to_replay(session, replay, delay_s)
+        if obstacle is not None:
+            logger.warning("a request that has lost against another one does not run again: %s", obstacle)
+            return False
+        session.due_hooks.forget()
+        self.state = _REPLACED
+        self.runs_again_after = delay_s
+        session.note_event(tracing.RETRY, tracing.retry_attributes(replay.attempt, delay_s, session.lost_by))
+        return True
+
+    def _obstacle_to_replay(self, session: DataSession, replay: RequestReplay, delay_s: float) -> str | None:
+        if session.commits or (self._outer is not None and not self._outer.session.is_unused):
+            return "a part of it has been committed already"
+        if replay.recording.is_too_large:
+            return "its body is longer than transactions.retry_body_limit"
+        if self._inbox is not None and self._inbox.is_gone:
+            return "its client has left"
+        deadline = session.deadline()
+        if deadline is not None and asyncio.get_running_loop().time() + delay_s >= deadline:
+            return "its deadline is too near"
+        return None
+
+    def again(self, scope: MutableMapping[str, Any]) -> ResponseGuard:
+        """The guard of another attempt.
+
+        Args:
+            scope: As it was before the application had seen it.
+        """
+        guard = ResponseGuard(
+            self.registry,
+            self._compiled,
+            self._tenant,
+            scope,
+            self._raw_receive,
+            self._raw_send,
+            self._started,
+            self._outer,
+        )
+        guard.replay = self.replay
+        if self._inbox is not None:
+            self._inbox.rewind()
+            guard._inbox = self._inbox
+            guard.is_used = True
+        self.let_go()
+        return guard
+
+    async def _fail(self, error: Exception) -> None:
+        """A hook before the commit has failed: the request fails as if the route had raised this."""
+        if isinstance(error, DataError):
+            await self._replace(error)
+            return
+        self.state = _REPLACED
+        if not await self._render(error):
+            # What stands around the middleware renders it, and reports it.
+            self._failure = error
+
+    async def _replace(self, error: DataError, *, by_handlers: bool = True) -> None:
+        """Send another response in place of the application's; once, however many of its tasks have waited for it."""
+        if self.state is _REPLACED:
+            return
+        self.state = _REPLACED
+        if by_handlers and await self._render(error):
+            return
+        is_partial = self._session is not None and self._session.commits > 0
+        await self._compiled.problems.send(error, self.scope, self._send_in_place, is_partial=is_partial)
+
+    async def _render(self, error: Exception) -> bool:
+        """Let the application's own exception handlers answer; False when there is none for this error.
+
+        An exception out of `send` cannot reach them: to the framework the response has started.
+        """
+        seen = None if self._session is None else self._session.scope
+        handler = find_handler(error, self._compiled.problems, seen, self.scope)
+        return handler is not None and await handler.answer(self.scope, self.receive, self._send_in_place)
+
+    # -- deadline and disconnect
+
+    def first_statement(self, session: DataSession) -> None:
+        """The session comes into use: from here on there is something to protect, so the watches are set."""
+        loop = asyncio.get_running_loop()
+        self._task = self._task or asyncio.current_task()
+        self._is_armed = True
+        overtime = self.registry.overtime
+        now = loop.time()
+        self._deadline = deadline = session.deadline()
+        if deadline is not None and deadline < now + overtime.after_s:
+            self._timer = loop.call_at(deadline, self._deadline_passed)
+        overtime.add(self._start_watching, now)
+
+    def _deadline_passed(self) -> None:
+        if self.state in (_OPEN, _STREAMING, _DOOMED):
+            self._interrupt(deadline_passed())
+            self._timer = asyncio.get_running_loop().call_later(DEADLINE_RETRY_S, self._deadline_passed)
+
+    def _interrupt(self, error: DataError) -> None:
+        """Doom the request; the statement that runs is stopped, or else the application where it waits."""
+        session = cast("DataSession", self._session)
+        self._has_started = self._has_started or self.state is _STREAMING
+        self.state = _DOOMED
+        self._stopped_by = session.stop(error)
+        if not session.interrupt() and self._task is not None and self._stopped_by.kind is DataErrorKind.TIMEOUT:
+            self._cancellations += 1
+            self._task.cancel()
+
+    def _take_back_cancellation(self) -> bool:
+        """Undo our own cancellation of the application's task; False when somebody else's came on top of it."""
+        task = self._task
+        while task is not None and self._cancellations > 0:
+            self._cancellations -= 1
+            task.uncancel()
+        return task is None or task.cancelling() == 0
+
+    def _start_watching(self) -> None:
+        """It takes its time: watch the clock, and for its client's leaving."""
+        if self._deadline is not None and self._timer is None:
+            self._timer = asyncio.get_running_loop().call_at(self._deadline, self._deadline_passed)
+        if self.state in (_OPEN, _STREAMING):
+            inbox = self._inbox or self._make_inbox()
+            self._watch = asyncio.get_running_loop().create_task(self._watch_client(inbox))
+
+    async def _watch_client(self, inbox: ReceiveBuffer) -> None:
+        if await inbox.wait_for_disconnect() and self.state in (_OPEN, _STREAMING):
+            self._interrupt(ClientDisconnected())
+
+    def _disarm(self) -> None:
+        if self._is_armed:
+            self._is_armed = False
+            self.registry.overtime.take_back(self._start_watching)
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        if self._watch is not None:
+            self._watch.cancel()
+            self._watch = None
+
+
+async def _receive_nothing() -> Message:
+    return {"type": "http.disconnect"}
+
+
+async def _send_nothing(message: Message) -> None:
+    raise RuntimeError(f"{message['type']!r} was sent after the application had returned")
+
+
+async def _run_hooks(session: DataSession, ending: asyncio.Task[None] | None) -> None:
+    if ending is not None:
+        await asyncio.wait({ending})
+    await session.run_due_hooks()
+
+
+def _status_started_by(message: Message) -> int | None:
+    """The status of the response that a message starts; None for one that starts none."""
+    kind = message["type"]
+    if kind == "http.response.start":
+        # Informational responses (1xx) promise nothing.
+        status: int = message["status"]
+        return status if status >= 200 else None
+    # To hypercorn, trailers without a start are a whole response: 200, as gRPC's "trailers-only".
+    return 200 if kind == "http.response.trailers" else None
+
+
+def _ends_response(message: Message) -> bool:
+    """Whether nothing of the response comes behind this message, trailers aside."""
+    kind = message["type"]
+    if kind == "http.response.body":
+        return not message.get("more_body", False)
+    return kind in ("http.response.pathsend", "http.response.trailers")
+
+
+def _is_only(error: BaseException, kind: type[BaseException]) -> bool:
+    """Whether an exception is of this kind, or a group of nothing else."""
+    if isinstance(error, BaseExceptionGroup):
+        return all(_is_only(one, kind) for one in cast("BaseExceptionGroup[BaseException]", error).exceptions)
+    return isinstance(error, kind)

@@ -1,0 +1,1 @@
+"""Tasks out of reach of cancellation, locks, queues and limits: nothing here knows PostgreSQL or ASGI."""

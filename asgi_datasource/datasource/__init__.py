@@ -1,0 +1,1 @@
+"""Which server runs a statement: one primary and its replicas, watched, routed to, and asked for proof."""

@@ -1,0 +1,257 @@
+"""A datasource with a database for each tenant: opened on first use, and closed again when others need the room.
+
+A member is an ordinary datasource whose pools open when the first connection is borrowed. The fleet keeps the number
+of open pools below its bound: the pool that was used longest ago is closed, but never one in use; who finds all of them
+in use waits for one to come to rest.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import OrderedDict
+from collections.abc import Callable
+from typing import Final
+from weakref import WeakValueDictionary
+
+from ..drivers.psycopg import PsycopgServer
+from ..errors import DataError, DataErrorKind
+from ..observability.metrics import Metrics
+from .datasource import PostgresDataSource
+
+logger = logging.getLogger("asgi_datasource.fleet")
+
+CLOSE_LIMIT_S: Final = 5.0
+"""Seconds that closing one pool may take."""
+
+NEWCOMERS: Final = 8
+"""Most pools that are being opened at a time and have never had a connection: a flood of names that are no databases
+does not take the place of those that are."""
+
+
+class Fleet:
+    """Databases that differ in the tenant alone.
+
+    Args:
+        name: The datasource's name in the configuration.
+        make: Makes the member for a name; opens nothing.
+        max_open: Most pools that are open at a time.
+        close_idle_after_s: Seconds without use after which a pool is closed.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        make: Callable[[str, Fleet], PostgresDataSource],
+        *,
+        max_open: int,
+        close_idle_after_s: float,
+        settings: object = None,
+    ) -> None:
+        self.name = name
+        self.settings = settings
+        """What it was made by: a reload keeps a fleet about which the configuration says the same."""
+        self._make = make
+        self._max_open = max_open
+        self._close_idle_after_s = close_idle_after_s
+        # A member lives for as long as a session knows it, or one of its servers is among the open ones: they know it,
+        # since it watches them.
+        self._members: WeakValueDictionary[str, PostgresDataSource] = WeakValueDictionary()
+        self._open: OrderedDict[PsycopgServer, float] = OrderedDict()
+        """Every open pool and when it was last used, the one that was used longest ago first."""
+        self._closing: dict[PsycopgServer, asyncio.Task[None]] = {}
+        self._waiting: list[asyncio.Future[None]] = []
+        self._newcomers = 0
+        self._timer: asyncio.TimerHandle | None = None
+        self.metrics: Metrics | None = None
+        """What is told of the connections that are made."""
+        self._is_retired = False
+        self._is_open = False
+
+    def __repr__(self) -> str:
+        return f"<Fleet {self.name}: {len(self._open)} of {self._max_open} pools open, {len(self._waiting)} waiting>"
+
+    @property
+    def open_pools(self) -> int:
+        """How many pools are open."""
+        return len(self._open)
+
+    @property
+    def open_endpoints(self) -> tuple[PsycopgServer, ...]:
+        """The servers whose pools are open, as they are at this moment."""
+        return tuple(self._open)
+
+    def member(self, database: str) -> PostgresDataSource:
+        """The datasource of a name; its pools open with the first connection that is borrowed.
+
+        Raises:
+            DataError: TENANT: the name cannot be that of a database.
+        """
+        member = self._members.get(database)
+        if member is None:
+            member = self._members[database] = self._make(database, self)
+            for endpoint in member.endpoints.values():
+                endpoint.metrics = self.metrics
+            member.watch()
+        return member
+
+    def apart(self, database: str) -> PostgresDataSource:
+        """The datasource of a name for questions alone: what becomes of them is nothing to its sessions.
+
+        Raises:
+            DataError: TENANT: the name cannot be that of a database.
+        """
+        return self._make(database, self)
+
+    # What its endpoints ask
+
+    async def make_room(self, endpoint: PsycopgServer, *, timeout_s: float) -> None:
+        """Open an endpoint's pool; with as many open as there may be, close one first, or wait for one.
+
+        Raises:
+            DataError: RESOURCE: all of them are in use, and stayed so.
+        """
+        loop = asyncio.get_running_loop()
+        give_up_at = loop.time() + timeout_s
+        while not endpoint.is_open:
+            if not self._is_open:
+                raise DataError(DataErrorKind.CONNECTION, f"{self.name}: the pools are not open")
+            closing = self._closing.get(endpoint)
+            if closing is not None:
+                await self._wait(asyncio.shield(closing), give_up_at)
+                continue
+            if not self._has_room(endpoint):
+                await self._wait_for_room(give_up_at)
+                continue
+            self._open[endpoint] = loop.time()
+            if not endpoint.was_reached:
+                self._newcomers += 1
+            try:
+                await endpoint.open()
+            except BaseException:
+                self._forget(endpoint)
+                raise
+            self._tend()
+
+    def used(self, endpoint: PsycopgServer) -> None:
+        """Somebody borrows a connection of it."""
+        if endpoint in self._open:
+            self._open[endpoint] = asyncio.get_running_loop().time()
+            self._open.move_to_end(endpoint)
+
+    def rested(self, endpoint: PsycopgServer) -> None:
+        """Nobody uses it any more."""
+        if not endpoint.was_reached or self._is_retired:
+            # It leads nowhere, as far as anybody knows.
+            self._close(endpoint)
+        elif self._waiting:
+            self._wake()
+
+    def reached(self, endpoint: PsycopgServer) -> None:
+        """A connection was made for the first time."""
+        if endpoint in self._open:
+            self._newcomers -= 1
+            self._wake()
+
+    # Its life
+
+    def open(self) -> None:
+        """Allow pools to be opened, from now until `close`."""
+        self._is_open = True
+
+    async def close(self, *, timeout_s: float) -> None:
+        """Close every pool."""
+        self._is_open = False
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        self._wake()
+        endpoints = list(self._open)
+        self._open.clear()
+        self._newcomers = 0
+        await asyncio.gather(*(endpoint.close(timeout_s=timeout_s) for endpoint in endpoints))
+        if self._closing:
+            await asyncio.wait(list(self._closing.values()), timeout=timeout_s)
+
+    def retire(self) -> None:
+        """It is not in the configuration any more: close each pool as soon as nobody uses it."""
+        self._is_retired = True
+        for endpoint in list(self._open):
+            if not endpoint.is_in_use:
+                self._close(endpoint)
+
+    # Inside
+
+    def _has_room(self, endpoint: PsycopgServer) -> bool:
+        if not endpoint.was_reached and self._newcomers >= NEWCOMERS:
+            return False
+        if len(self._open) + len(self._closing) < self._max_open:
+            return True
+        # Those that are being closed already are for those who wait already.
+        is_due = len(self._closing) <= len(self._waiting)
+        idle = next((other for other in self._open if not other.is_in_use), None)
+        if idle is not None and is_due:
+            # Its connections count until they are closed; whoever waits is told then.
+            self._close(idle)
+        return False
+
+    def _forget(self, endpoint: PsycopgServer) -> None:
+        if self._open.pop(endpoint, None) is not None and not endpoint.was_reached:
+            self._newcomers -= 1
+
+    def _close(self, endpoint: PsycopgServer) -> None:
+        if endpoint not in self._open:
+            return
+        self._forget(endpoint)
+        self._closing[endpoint] = asyncio.get_running_loop().create_task(self._close_pool(endpoint))
+
+    async def _close_pool(self, endpoint: PsycopgServer) -> None:
+        try:
+            await endpoint.close(timeout_s=CLOSE_LIMIT_S)
+        except Exception:
+            logger.warning("%s: its pool could not be closed", endpoint.label, exc_info=True)
+        finally:
+            self._closing.pop(endpoint, None)
+            self._wake()
+
+    def _wake(self) -> None:
+        # All of them: what one still has to wait for may be there for the next.
+        waiting, self._waiting = self._waiting, []
+        for room in waiting:
+            if not room.done():
+                room.set_result(None)
+
+    async def _wait_for_room(self, give_up_at: float) -> None:
+        room: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._waiting.append(room)
+        try:
+            await self._wait(room, give_up_at)
+        finally:
+            if room in self._waiting:
+                self._waiting.remove(room)
+
+    async def _wait(self, what: asyncio.Future[None], give_up_at: float) -> None:
+        try:
+            async with asyncio.timeout_at(give_up_at):
+                await what
+        except TimeoutError:
+            raise DataError(
+                DataErrorKind.RESOURCE,
+                f"{self.name}: no room for another pool ({len(self._open)} of {self._max_open} open, all in use). Raise"
+                " pool.max_open_pools, or shorten transactions",
+            ) from None
+
+    def _tend(self) -> None:
+        """Look again when the pool that was used longest ago has been idle for too long."""
+        if self._timer is None and self._open:
+            loop = asyncio.get_running_loop()
+            due = min(self._open.values()) + self._close_idle_after_s
+            self._timer = loop.call_at(max(due, loop.time() + self._close_idle_after_s / 4), self._close_idle)
+
+    def _close_idle(self) -> None:
+        self._timer = None
+        limit = asyncio.get_running_loop().time() - self._close_idle_after_s
+        for endpoint, used in list(self._open.items()):
+            if used <= limit and not endpoint.is_in_use:
+                self._close(endpoint)
+        self._tend()

@@ -1,0 +1,434 @@
+"""A statement's way to a server: choose, borrow, and on to the next while servers cannot be reached."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping
+from dataclasses import dataclass
+from random import random
+from time import perf_counter
+from typing import Final, Protocol
+
+from opentelemetry.trace import Span, SpanContext
+
+from ..concurrency.fair_queue import Share
+from ..concurrency.limits import Priority
+from ..drivers.psycopg import Connection, Exchange, PsycopgServer, Result, read_position
+from ..errors import DataError, DataErrorKind
+from ..observability import tracing
+from ..observability.metrics import Measure
+from ..routing import (
+    AccessIntent,
+    Balance,
+    Freshness,
+    Position,
+    ReadAfterWritePin,
+    Reason,
+    Role,
+    Route,
+    Topology,
+    choose,
+)
+from ..routing.consistency.client_history import ClientHistory
+from ..tenancy import Tenant
+from .datasource import DataSource
+
+_TAKES_A_TURN: Final = frozenset({Reason.BALANCED, Reason.PROVED, Reason.FAILOVER, Reason.STALE_OK})
+_NOT_BUSY: Final[dict[str, float]] = {}
+
+
+class Servers(Protocol):
+    """What a choice is made from."""
+
+    @property
+    def picture(self) -> Topology:
+        """How they look."""
+        ...
+
+    @property
+    def turn(self) -> int:
+        """Whose turn it is."""
+        ...
+
+    @property
+    def held(self) -> Mapping[str, Position]:
+        """What they have shown to have, by name."""
+        ...
+
+    def take_turn(self) -> None:
+        """One was chosen because it was its turn."""
+        ...
+
+    def load(self) -> Mapping[str, float]:
+        """How busy each is."""
+        ...
+
+
+class Choice(Protocol):
+    """`choose()`, or what stands in front of it."""
+
+    def __call__(
+        self,
+        picture: Topology,
+        intent: AccessIntent,
+        /,
+        *,
+        now: float,
+        turn: int,
+        dice: float,
+        load: Mapping[str, float],
+        is_pinned: bool,
+        is_strong: bool,
+        max_lag_s: float | None,
+        after: Position | None,
+        patience_s: float,
+        sticky: str | None,
+        failed: frozenset[str],
+        behind: frozenset[str],
+        held: Mapping[str, Position],
+    ) -> Route | None:
+        """Choose; the arguments are those of `choose()`."""
+        ...
+
+
+@dataclass(slots=True)
+class Attempt:
+    """What one statement has met so far on its way to a server that runs it.
+
+    Attributes:
+        failed: Servers that could not be reached, or could not run it for a reason that is their own.
+        behind: Servers that do not have what the client has seen.
+        losses: How often the connection was lost while it ran. From the first one on connections are looked at before
+            they are used.
+        has_met_a_standby: A server that should have been the primary has refused it as one that takes no writes.
+        has_replanned: It has been run again because of how it had been prepared.
+        after: What the server has to have, of all that the client has seen; None asks for nothing.
+        patience_s: Seconds for which it may still wait for a replica to catch up.
+        error: The last failure, for the caller when no server is left.
+    """
+
+    failed: frozenset[str] = frozenset()
+    behind: frozenset[str] = frozenset()
+    losses: int = 0
+    has_met_a_standby: bool = False
+    has_replanned: bool = False
+    after: Position | None = None
+    patience_s: float = 0.0
+    error: DataError | None = None
+
+    def note(self, name: str, error: DataError) -> None:
+        """This server could not be reached, or not run the statement for a reason that is its own."""
+        self.failed |= {name}
+        self.error = error
+
+    def may_go_on(self, endpoint: PsycopgServer, exchange: Exchange, error: DataError) -> bool:
+        """Whether the statement can safely run again on another connection: nothing was committed, and it may help."""
+        if exchange.timed_out:
+            return False
+        if exchange.is_lost:
+            endpoint.suspect()
+            self.losses += 1
+            if self.losses == 1:
+                # Most likely it had died in the pool.
+                self.error = error
+                return True
+            # It was alive. Once more elsewhere; what itself ends its backend, or the server, must not end them all.
+            self.note(endpoint.name, error)
+            return self.losses == 2
+        if is_refusal(error) and not self.has_met_a_standby:
+            # A failover has taken place behind the connection. New ones are asked before they are used.
+            self.has_met_a_standby = True
+            self.error = error
+            return True
+        if exchange.is_stale_plan and not self.has_replanned:
+            self.has_replanned = True
+            return True
+        if error.kind is DataErrorKind.CONFLICT and endpoint.role is Role.REPLICA:
+            # Recovery has to go on and cancelled the query (PostgreSQL manual, "Handling Query Conflicts").
+            self.note(endpoint.name, error)
+            return True
+        return False
+
+
+def is_refusal(error: DataError) -> bool:
+    """Whether a server that should be the primary has refused a write as one that takes none."""
+    return error.sqlstate == "25006" and error.kind is DataErrorKind.CONNECTION
+
+
+class Router:
+    """Finds the servers for the statements of one session.
+
+    Attributes:
+        held: Where the session holds connections for transactions that wait for the end of another one of its own.
+        pin: The session's.
+        past: What its client has seen before; None where nobody looks at that.
+        last_route: Where the last statement went and why; None before the first.
+    """
+
+    __slots__ = (
+        "_datasource",
+        "_is_traced",
+        "_measure",
+        "_pinned_by",
+        "_priority",
+        "_shows_tenant",
+        "_sticky",
+        "_tenant",
+        "held",
+        "last_route",
+        "past",
+        "pin",
+    )
+
+    def __init__(
+        self,
+        datasource: DataSource,
+        tenant: Tenant,
+        pin: ReadAfterWritePin,
+        *,
+        past: ClientHistory | None,
+        priority: Priority,
+        is_traced: bool,
+        shows_tenant: bool,
+        measure: Measure | None = None,
+    ) -> None:
+        self._measure = measure
+        self._datasource = datasource
+        self._tenant = tenant
+        self._priority = priority
+        self._is_traced = is_traced
+        self._shows_tenant = shows_tenant
+        self._pinned_by: SpanContext | None = None
+        self._sticky: str | None = None
+        self.held: tuple[PsycopgServer, ...] = ()
+        self.pin = pin
+        self.past = past
+        self.last_route: Route | None = None
+
+    async def connect(
+        self, intent: AccessIntent, attempt: Attempt, deadline: float | None, freshness: Freshness
+    ) -> tuple[PsycopgServer, Connection]:
+        """Choose a server and borrow a connection of it; on to the next while servers cannot be reached.
+
+        Raises:
+            DataError: No server that may run the statement could be reached, or none may.
+        """
+        while True:
+            route = self._choose(intent, attempt, freshness)
+            if route is None:
+                raise attempt.error or nobody_may(self._datasource.picture)
+            self.last_route = route
+            if self._measure is not None:
+                self._measure.chose(route)
+            endpoint = self._datasource.endpoints[route.node]
+            connection = await self._borrow(endpoint, route, attempt, deadline)
+            if connection is not None and not await self._is_left_behind(endpoint, connection, deadline):
+                return endpoint, connection
+
+    async def _is_left_behind(self, endpoint: PsycopgServer, connection: Connection, deadline: float | None) -> bool:
+        """Whether the client has seen a newer timeline than this primary writes, and its primary was found.
+
+        Other processes may know of a failover before this one. Where no primary is found that writes the newer
+        timeline, this one has all that there is.
+        """
+        past = self.past
+        if past is None or not 0 < connection.timeline < past.timeline:
+            return False
+        try:
+            await endpoint.look_for(past.timeline, deadline=deadline)
+        except BaseException:
+            endpoint.release_nowait(connection)
+            raise
+        if connection.timeline >= endpoint.timeline:
+            return False
+        endpoint.discard(connection)
+        return True
+
+    # -- what a server has to prove
+
+    def must_prove(self, endpoint: PsycopgServer, connection: Connection, attempt: Attempt) -> bool:
+        """Whether a server has yet to show that it has what is asked for; the primary has everything."""
+        after = attempt.after
+        if after is None or endpoint.role is Role.PRIMARY:
+            return False
+        held = connection.held
+        return held is None or not self._datasource.picture.lineage.covers(held, after)
+
+    def proves(self, endpoint: PsycopgServer, connection: Connection, attempt: Attempt, answer: Result | None) -> bool:
+        """Whether where a server is, as it has just said, is far enough."""
+        position = self.position(answer, endpoint)
+        after = attempt.after
+        if position is None or after is None:
+            return False
+        if not endpoint.is_pooled:
+            # At the other end of this connection is this server for as long as it lasts, and it only goes on from here.
+            connection.held = position
+        return self._datasource.picture.lineage.covers(position, after)
+
+    def position(self, answer: Result | None, endpoint: PsycopgServer) -> Position | None:
+        """Where a server is, by what it has answered, and by what else is known of it; timeline 0 is not known."""
+        known = next((node.position for node in self._datasource.picture.replicas if node.name == endpoint.name), None)
+        position = read_position(answer, standby_timeline=0 if known is None else known.timeline)
+        if position is not None and endpoint.role is Role.REPLICA:
+            self._datasource.held[endpoint.name] = position
+        return position
+
+    def seen_at(self, answer: Result | None, endpoint: PsycopgServer) -> Position | None:
+        """What a client has seen at most who has read from a server that has answered so; None is not known.
+
+        A standby that nobody has asked yet does not say which timeline it follows. The primary's asks for no less.
+        """
+        position = self.position(answer, endpoint)
+        if position is None or position.timeline:
+            return position
+        timeline = self._datasource.endpoints[self._datasource.picture.primary.name].timeline
+        return Position(timeline, position.lsn) if timeline else None
+
+    # -- what becomes of statements
+
+    def note_read(self, endpoint: PsycopgServer) -> None:
+        """A read worked: the request's next ones stay with its server."""
+        if endpoint.role is Role.REPLICA:
+            self._sticky = endpoint.name
+
+    def note_write(self) -> None:
+        """The request writes: its reads go to the primary from now on."""
+        if self._is_traced and not self.pin.is_set:
+            self._pinned_by = tracing.current_span_context()
+        self.pin.set()
+
+    def note_transaction(self, endpoint: PsycopgServer, intent: AccessIntent, *, is_read_only: bool) -> None:
+        """A statement goes to the transaction that is open already."""
+        is_pinned_read = intent is AccessIntent.READ and not is_read_only
+        reason = Reason.PINNED if is_pinned_read else Reason.TRANSACTION
+        picture = self._datasource.picture
+        self.last_route = Route(picture.datasource, intent, endpoint.role, endpoint.name, reason, picture)
+        if self._measure is not None:
+            self._measure.chose(self.last_route)
+        if self._is_traced and is_pinned_read:
+            self._start_span(self.last_route).end()
+
+    def _choose(self, intent: AccessIntent, attempt: Attempt, freshness: Freshness) -> Route | None:
+        return find_route(
+            self._datasource, intent, attempt, freshness, is_pinned=self.pin.is_set, past=self.past, sticky=self._sticky
+        )
+
+    async def _borrow(
+        self, endpoint: PsycopgServer, route: Route, attempt: Attempt, deadline: float | None
+    ) -> Connection | None:
+        """A connection, or None when the server cannot be reached and another may be."""
+        if self.held:
+            self._check_second_connection(endpoint)
+        span = self._start_span(route) if self._is_traced else None
+        measure = self._measure
+        started = perf_counter() if span is not None or measure is not None else 0.0
+        try:
+            limit = self._tenant.max_connections
+            connection = await endpoint.acquire(
+                deadline=deadline,
+                must_be_alive=attempt.losses > 0,
+                share=Share(self._tenant.name, limit) if limit is not None or endpoint.is_fair else None,
+                priority=self._priority,
+            )
+            if measure is not None:
+                connection.use = measure.lent(endpoint, perf_counter() - started)
+            return connection
+        except DataError as error:
+            if measure is not None:
+                measure.refused(endpoint, error)
+            if span is not None:
+                tracing.fail_span(span, error)
+            if error.kind is not DataErrorKind.CONNECTION:
+                raise
+            attempt.note(endpoint.name, error)
+            return None
+        finally:
+            if span is not None:
+                span.set_attribute(tracing.POOL_WAIT_MS, round((perf_counter() - started) * 1000, 3))
+                span.end()
+
+    def _check_second_connection(self, endpoint: PsycopgServer) -> None:
+        """Refuse to wait for a connection that only this very session could give back.
+
+        Raises:
+            DataError: CONFIG: it holds all that there are.
+        """
+        limit = self._tenant.max_connections
+        most = endpoint.settings.max_size if limit is None else min(limit, endpoint.settings.max_size)
+        if self.held.count(endpoint) >= most:
+            raise DataError(
+                DataErrorKind.CONFIG,
+                f"{endpoint.label}: a transaction that waits for this one holds the last of {most} connection(s), so it"
+                " would wait for ever. Raise pool.max_size, or do without requires_new and not_supported here",
+            )
+
+    def _start_span(self, route: Route) -> Span:
+        return tracing.start_route_span(
+            route,
+            strategy=self._tenant.strategy.value,
+            tenant=self._tenant.name if self._shows_tenant else None,
+            pin_age_ms=self.pin.age_ms,
+            pin_lsn=self.pin.lsn,
+            pinned_by=self._pinned_by,
+        )
+
+
+def find_route(
+    servers: Servers,
+    intent: AccessIntent,
+    attempt: Attempt,
+    freshness: Freshness,
+    *,
+    is_pinned: bool,
+    past: ClientHistory | None,
+    sticky: str | None,
+    choice: Choice = choose,
+) -> Route | None:
+    """Choose the server for a statement, as they look now.
+
+    Args:
+        servers: Those to choose from.
+        intent: What the statement wants.
+        attempt: What it has met so far; learns what the server has to have.
+        freshness: How fresh a read has to be.
+        is_pinned: The request has written.
+        past: What its client has seen before; None where nobody looks at that.
+        sticky: Name of the replica that the request read from before.
+        choice: Chooses; whoever wants to know what was asked stands in front of it.
+    """
+    picture = servers.picture
+    policy = picture.policy
+    max_lag_s = freshness.max_lag_s
+    if past is not None and intent is AccessIntent.READ:
+        if attempt.after is None:
+            attempt.patience_s = past.wait_s
+        attempt.after = past.needed(freshness)
+    route = choice(
+        picture,
+        intent,
+        now=asyncio.get_running_loop().time(),
+        turn=servers.turn,
+        dice=random(),  # noqa: S311 - not for security
+        load=servers.load() if policy.balance is Balance.LEAST_BUSY else _NOT_BUSY,
+        is_pinned=is_pinned,
+        is_strong=freshness.is_strong,
+        max_lag_s=policy.max_lag_s if max_lag_s is None else max_lag_s,
+        after=attempt.after,
+        patience_s=attempt.patience_s,
+        sticky=sticky,
+        failed=attempt.failed,
+        behind=attempt.behind,
+        held=servers.held,
+    )
+    if route is not None and route.reason in _TAKES_A_TURN:
+        servers.take_turn()
+    return route
+
+
+def nobody_may(picture: Topology) -> DataError:
+    """The error of a read that none of the servers may answer as they are."""
+    return DataError(
+        DataErrorKind.CONNECTION,
+        f"datasource {picture.datasource!r}: no server may answer this read ({', '.join(picture.describe())}). Allow"
+        " more with routing.max_lag, or with routing.no_replica",
+    )

@@ -1,0 +1,312 @@
+"""Where an endpoint leads to: which of its hosts, on which timeline, and whether what answers there is what it is for.
+
+A primary is wherever its URL leads to a server that takes writes, on the newest timeline that is known: one that is a
+standby, or a primary that a failover has left behind, is turned away.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Coroutine, Sequence
+from dataclasses import replace
+from math import inf
+from typing import Any, Final, Protocol
+
+from psycopg import Error, OperationalError
+
+from ...routing import Role
+from .connection import Connection
+from .multi_host import (
+    ASK_BEARING,
+    ASK_SIMPLE_BEARING,
+    GRACE_S,
+    Bearing,
+    Hosts,
+    Visitor,
+    is_unknown_there,
+    read_bearing,
+    visit,
+    writer_of,
+)
+from .result import Exchange
+from .server_timeouts import ASK_LIMITS
+from .settings import Address
+from .statement import Statement
+
+logger = logging.getLogger("asgi_datasource.endpoint")
+
+_HEARSAY_PAUSE_S: Final = 5.0
+"""Seconds until it is looked for a newer timeline again that was not found."""
+
+
+class Seeker(Visitor, Protocol):
+    """Who wants to know: the endpoint."""
+
+    role: Role
+    full_name: str
+    address: str
+    port: int
+
+    @property
+    def is_up(self) -> bool:
+        """Whether it is used."""
+        ...
+
+    @property
+    def is_open(self) -> bool:
+        """Whether its pool is open."""
+        ...
+
+    def spawn(self, work: Coroutine[Any, Any, Any], /) -> asyncio.Task[Any]:
+        """Start a task that it puts an end to."""
+        ...
+
+    def search_begins(self) -> None:
+        """Its hosts are about to be asked."""
+        ...
+
+    def search_ends(self) -> None:
+        """They have been, or that was cut short."""
+        ...
+
+    def note_failure(self, error: Error, /) -> None:
+        """An attempt to find its server has failed."""
+        ...
+
+    def arrived(self, address: tuple[str, int], /) -> None:
+        """A server was asked, and is what it is for."""
+        ...
+
+    def cut_left_behind(self, *, is_other: bool) -> None:
+        """Another server has taken the place of the one before: nothing may be written there any more."""
+        ...
+
+
+class PrimaryDiscovery:
+    """Knows, and finds, the server of an endpoint.
+
+    Args:
+        seeker: The endpoint.
+        target: Where its URL leads to.
+
+    Attributes:
+        timeline: The newest timeline that a primary was seen to write; 0 is not known.
+        searched_at: Event-loop time at which it was last looked for.
+    """
+
+    def __init__(self, seeker: Seeker, target: Address) -> None:
+        self.timeline = 0
+        self.searched_at = -inf
+        self._seeker = seeker
+        self._target = target
+        self._hosts = Hosts(target.conninfo)
+        self._system: str | None = None
+        self._questions: Sequence[Statement] = (ASK_BEARING, ASK_SIMPLE_BEARING)
+        """What a new connection is asked; the first one for as long as the server knows its functions."""
+        self._search: asyncio.Task[None] | None = None
+        self._heard_of = (0, -inf)
+        """The newest timeline that somebody told of, and when it was last looked for."""
+
+    @property
+    def is_searching(self) -> bool:
+        """Whether its hosts are being asked."""
+        return self._search is not None and not self._search.done()
+
+    @property
+    def has_several_hosts(self) -> bool:
+        """Whether the URL names more than one."""
+        return self._hosts.count > 1
+
+    def unsettle(self) -> None:
+        """The host that comes first may not be the right one any more."""
+        self._hosts.unsettle()
+
+    # -- looking
+
+    async def line_up(self) -> str:
+        """The connection string for a new connection, with the host first that is known to take writes."""
+        if self._seeker.role is Role.PRIMARY and not self._hosts.is_settled:
+            await self.seek()
+        return self._hosts.conninfo
+
+    async def seek(self, *, deadline: float | None = None) -> bool:
+        """Look which host it is; whoever wants to know meanwhile waits for the same answer.
+
+        Args:
+            deadline: Event-loop time at which waiting for the answer ends.
+
+        Returns:
+            Whether the endpoint is up.
+        """
+        search = self._search
+        if search is None or search.done():
+            search = self._search = self._seeker.spawn(self._search_hosts())
+        # The end of the search, by closing the pool, ends nobody else; and the other way round.
+        await asyncio.wait((search,), timeout=None if deadline is None else deadline - search.get_loop().time())
+        return self._seeker.is_up
+
+    def hear_of(self, timeline: int) -> bool:
+        """Somebody has seen this timeline: look in the background for the primary that writes it.
+
+        Returns:
+            Whether that was news.
+        """
+        is_news = self._is_news(timeline)
+        if is_news:
+            self._seeker.spawn(self.seek())
+        return is_news
+
+    async def look_for(self, timeline: int, *, deadline: float | None) -> None:
+        """Somebody has seen this timeline: look for the primary that writes it. Raises nothing.
+
+        Args:
+            timeline: What was seen.
+            deadline: Event-loop time at which waiting for the answer ends.
+        """
+        if self._is_news(timeline) or (self.is_searching and timeline > self.timeline):
+            await self.seek(deadline=deadline)
+
+    def _is_news(self, timeline: int) -> bool:
+        """Whether it is worth looking for: it is newer than what is known, and was not looked for just now."""
+        now = asyncio.get_running_loop().time()
+        heard, heard_at = self._heard_of
+        if timeline <= self.timeline or not self.timeline or not self._seeker.is_open:
+            return False
+        if timeline <= heard and now - heard_at < _HEARSAY_PAUSE_S:
+            return False
+        self._heard_of = (timeline, now)
+        return True
+
+    async def _search_hosts(self) -> None:
+        """Ask all hosts at once what they are; of those that take writes, the newest timeline counts."""
+        self._seeker.search_begins()
+        try:
+            await self._ask_hosts()
+        finally:
+            self.searched_at = asyncio.get_running_loop().time()
+            self._seeker.search_ends()
+
+    async def _ask_hosts(self) -> None:
+        hosts = self._hosts
+        indexes = range(hosts.count) if self._seeker.role is Role.PRIMARY else (None,)
+        found: list[tuple[Bearing, int | None]] = []
+        failures: list[str] = []
+        visits = {asyncio.create_task(self._visit(index)): index for index in indexes}
+        try:
+            pending = set(visits)
+            while pending:
+                done, pending = await asyncio.wait(
+                    pending, timeout=GRACE_S if found else None, return_when=asyncio.FIRST_COMPLETED
+                )
+                if not done:
+                    break
+                for task in done:
+                    try:
+                        found.append((task.result(), visits[task]))
+                    except Error as error:
+                        failures.append(str(error))
+        finally:
+            for task in visits:
+                if not task.cancel() and not task.cancelled():
+                    task.exception()
+        if not found:
+            hosts.unsettle()
+            self._seeker.note_failure(OperationalError("; ".join(dict.fromkeys(failures))))
+            return
+        bearing = writer_of([bearing for bearing, _ in found])
+        index = next(index for its, index in found if its is bearing)
+        if index is not None:
+            hosts.lead_with(index)
+        self.arrived(bearing, hosts.address(index or 0))
+
+    async def _visit(self, index: int | None) -> Bearing:
+        """What a host is.
+
+        Raises:
+            psycopg.Error: It cannot be reached, or is none that the endpoint is for.
+        """
+        target = self._target
+        if index is not None:
+            host, port = self._hosts.address(index)
+            target = replace(target, conninfo=self._hosts.alone(index), host=host, port=port)
+        bearing = await visit(self._seeker, target, self._questions)
+        reason = self.reason_against(bearing)
+        if reason is not None:
+            raise OperationalError(f"{target.host}:{target.port}: {reason}")
+        return bearing
+
+    # -- judging
+
+    async def ask(self, connection: Connection) -> Exchange:
+        """Ask a new connection for its limits, and a primary's for its bearing.
+
+        One round trip; a second one where a server knows too little.
+        """
+        loop = asyncio.get_running_loop()
+        is_primary = self._seeker.role is Role.PRIMARY
+        while True:
+            questions = (ASK_LIMITS, self._questions[0]) if is_primary else (ASK_LIMITS,)
+            exchange = await connection.exchange(questions, deadline=loop.time() + self._seeker.check_limit_s)
+            if len(self._questions) == 1 or not is_unknown_there(exchange.error):
+                return exchange
+            self._questions = self._questions[1:]
+
+    def judge(self, connection: Connection, exchange: Exchange) -> str | None:
+        """Take what a new connection has answered to `ask`.
+
+        Returns:
+            Why it does not lead to a server that the endpoint is for, with its address; None when it does.
+        """
+        if self._seeker.role is not Role.PRIMARY:
+            self.arrived(Bearing(), (self._seeker.address, self._seeker.port))
+            return None
+        bearing = read_bearing(exchange.results[1])
+        address = self._address_of(connection)
+        reason = self.reason_against(bearing)
+        if reason is not None:
+            self._hosts.unsettle()
+            return f"{address[0]}:{address[1]}: {reason}"
+        connection.timeline = bearing.timeline
+        self.arrived(bearing, address)
+        return None
+
+    def reason_against(self, bearing: Bearing) -> str | None:
+        """Why a server is none for the endpoint; None when it is one."""
+        if self._seeker.role is not Role.PRIMARY:
+            return None
+        if bearing.is_standby:
+            return "it is a standby and takes no writes"
+        if 0 < bearing.timeline < self.timeline and not bearing.is_of_another_cluster(self._system):
+            return (
+                f"a failover has left it behind: it writes timeline {bearing.timeline}, and {self.timeline} has begun"
+                " elsewhere. Take it out of service; where it was restored from a backup, restart the application"
+            )
+        return None
+
+    def arrived(self, bearing: Bearing, address: tuple[str, int]) -> None:
+        """A server was asked, and is what the endpoint is for."""
+        if self._seeker.role is Role.PRIMARY:
+            is_other = bearing.is_of_another_cluster(self._system)
+            if is_other or bearing.timeline > self.timeline:
+                had_one, self.timeline = self.timeline, bearing.timeline
+                if had_one:
+                    logger.warning(
+                        "%s: writes go to %s:%d from now on, timeline %d",
+                        self._seeker.full_name,
+                        *address,
+                        bearing.timeline,
+                    )
+                    self._seeker.cut_left_behind(is_other=is_other)
+            self._system = bearing.system or self._system
+        self._seeker.arrived(address)
+
+    def _address_of(self, connection: Connection) -> tuple[str, int]:
+        """Which of the hosts a connection leads to; that one is tried first from now on."""
+        pgconn = connection.pgconn
+        index = self._hosts.find(pgconn.host.decode(), pgconn.hostaddr.decode(), pgconn.port.decode())
+        if index is None:
+            return self._seeker.address, self._seeker.port
+        if not self._hosts.is_settled:
+            self._hosts.lead_with(index)
+        return self._hosts.address(index)

@@ -1,0 +1,466 @@
+"""A psycopg connection whose socket the event loop watches for as long as it is open.
+
+Watching all the time saves two system calls an exchange, and a connection that dies in the pool is noticed at once.
+While one of psycopg's own operations runs, the socket is psycopg's.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import select
+import socket
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any, Final, Protocol
+
+from psycopg import AsyncConnection, InterfaceError, OperationalError, abc, waiting
+from psycopg import errors as e
+from psycopg.adapt import AdaptersMap, Transformer
+from psycopg.pq import ConnStatus, TransactionStatus
+
+if TYPE_CHECKING:
+    from typing import Self
+
+    from psycopg.abc import RV, PQGen
+
+BAD: Final = int(ConnStatus.BAD)
+_ACTIVE: Final = int(TransactionStatus.ACTIVE)
+
+CANCEL_LIMIT_S: Final = 1.0
+"""Seconds that cancelling a statement may take, up to the end of its answer; then the socket is cut."""
+
+IN_USE: Final = "another task is using this connection; a connection serves one task at a time"
+
+_DEFAULT_CHECK_LIMIT_S: Final = 10.0
+
+
+class ConnectionObserver(Protocol):
+    """Who wants to know how the connections to a server fare: its endpoint."""
+
+    check_limit_s: float
+    """Seconds that a command of the pool's own may take."""
+    prepares: bool
+    """Whether statements are prepared on the server."""
+    is_pooled: bool
+    """Whether a pooler is in between that gives each transaction another server connection."""
+    attempts: set[asyncio.Timeout]
+    """The attempts to connect that are under way; rescheduling one ends it."""
+
+    def connected(self, connection: WatchedSocket) -> None:
+        """It succeeded."""
+
+    def connect_failed(self, error: e.Error) -> e.Error:
+        """It failed; returns the error to raise, without secrets."""
+        ...
+
+    def disconnected(self, connection: WatchedSocket, *, was_lost: bool) -> None:
+        """A connection is gone: closed by us, or lost."""
+
+    def went_silent(self) -> None:
+        """The server did not even answer a cancel request."""
+
+
+class Receiver(Protocol):
+    """Takes what arrives on the socket."""
+
+    def receive(self) -> bool:
+        """Take what has arrived; returns whether that was all."""
+        ...
+
+
+class _CountingAdapters(AdaptersMap):
+    """An adapters map that counts what is registered, so that its connection notices."""
+
+    changes: int = 0
+
+    def register_dumper(self, cls: Any, dumper: Any) -> None:
+        super().register_dumper(cls, dumper)
+        self.changes += 1
+
+    def register_loader(self, oid: Any, loader: Any) -> None:
+        super().register_loader(oid, loader)
+        self.changes += 1
+
+
+class WatchedSocket(AsyncConnection[Any]):
+    """Owns the socket: who reads it, and what happens when it ends."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._loop = asyncio.get_running_loop()
+        # A number of our own for the socket: libpq closes its own wherever it meets the end of the stream, and a loop
+        # that still watches a closed one can neither stop that nor watch the next connection with the same number.
+        self._fd = os.dup(self.pgconn.socket)
+        self._has_fd = True
+        self._observer: ConnectionObserver | None = None
+        self._receiver: Receiver | None = None
+        self._waiter: asyncio.Future[None] | None = None
+        self._is_watched = False
+        self._is_writing = False
+        self._is_gone = False
+        self._farewell: e.Error | None = None
+        """Why the connection is gone, for whoever comes to use it afterwards."""
+        self._loans = 0
+        self._was_psycopgs = False
+        self._foreign_waits = 0
+        self._foreign_end: asyncio.Future[None] | None = None
+        self._cancel_request: asyncio.Task[bool] | None = None
+        self._adapter_changes = 0
+        self._formatting: tuple[bytes | None, ...] = ()
+        self.is_lent = False
+        """Outside its pool."""
+        self.connect_s = 0.0
+        """Seconds that connecting took."""
+        self.when_gone: Callable[[], None] | None = None
+        """Called once when it is gone, for whoever waits for what the server sends by itself."""
+        self.add_notice_handler(self._note_farewell)
+        self.transformer: abc.Transformer
+        """Converts parameters and rows; kept while adapters and settings stay the same, its caches save much."""
+
+    @classmethod
+    async def connect(  # type: ignore[override]
+        cls,
+        conninfo: str = "",
+        *,
+        observer: ConnectionObserver | None = None,
+        line_up: Callable[[], Awaitable[str]] | None = None,
+        **kwargs: Any,
+    ) -> Self:
+        """Connect; the observer learns of the outcome.
+
+        Args:
+            conninfo: Where to.
+            observer: Who wants to know.
+            line_up: Asked for the connection string of this attempt in place of `conninfo`.
+            kwargs: More parameters, as psycopg takes them.
+
+        Raises:
+            psycopg.Error: It failed; to an observer's connection the text names host, port and reason only.
+        """
+        if observer is None:
+            return await cls._connect_watched(conninfo, kwargs)
+        scope = asyncio.timeout(None)
+        began = asyncio.get_running_loop().time()
+        observer.attempts.add(scope)
+        connection: Self | None = None
+        failure: e.Error = OperationalError("connecting was given up")
+        try:
+            async with scope:
+                if line_up is not None:
+                    conninfo = await line_up()
+                connection = await cls._connect_watched(conninfo, kwargs)
+        except TimeoutError:
+            pass
+        except e.Error as error:
+            failure = observer.connect_failed(error)
+        finally:
+            observer.attempts.discard(scope)
+        if connection is None:
+            # Out here, where it gets no context: that would hold on to the attempt's socket, and to its password.
+            raise failure
+        connection._observer = observer
+        connection.connect_s = connection._loop.time() - began
+        observer.connected(connection)
+        return connection
+
+    @classmethod
+    async def _connect_watched(cls, conninfo: str, kwargs: dict[str, Any]) -> Self:
+        try:
+            connection = await super().connect(conninfo, autocommit=True, prepare_threshold=None, **kwargs)
+        except asyncio.CancelledError as error:
+            # The attempt's frames hold its socket, and a task keeps the error that it ended with: the server would
+            # wait for our password, and a standby does not go on replaying DROP DATABASE before it has it.
+            raise error.with_traceback(None) from None
+        connection.refresh_transformer()
+        connection._watch()
+        return connection
+
+    @property
+    def is_usable(self) -> bool:
+        """Whether it is open and nothing is under way on it."""
+        return self.pgconn.status != BAD and self._receiver is None and not self._foreign_waits
+
+    @property
+    def adapters(self) -> _CountingAdapters:
+        """The adapters of this connection; what is registered here counts from the next exchange on."""
+        adapters = self._adapters
+        if not isinstance(adapters, _CountingAdapters):
+            self._adapters = adapters = _CountingAdapters(super().adapters)
+        return adapters
+
+    def refresh_transformer(self) -> None:
+        """Make a new transformer if an adapter was registered, or a setting has changed that adapters read."""
+        status = self.pgconn.parameter_status
+        formatting = (status(b"TimeZone"), status(b"DateStyle"), status(b"IntervalStyle"), status(b"client_encoding"))
+        changes = self.adapters.changes
+        if formatting != self._formatting or changes != self._adapter_changes:
+            self._formatting = formatting
+            self._adapter_changes = changes
+            self.transformer = Transformer(self)
+
+    # The socket
+
+    def _watch(self) -> None:
+        if not self._is_watched and not self._is_gone:
+            self._loop.add_reader(self._fd, self._on_readable)
+            self._is_watched = True
+
+    def _unwatch(self) -> None:
+        self._stop_writing()
+        if self._is_watched:
+            self._is_watched = False
+            if not self._loop.is_closed():
+                self._loop.remove_reader(self._fd)
+
+    def _write_later(self) -> None:
+        self._loop.add_writer(self._fd, self._on_writable)
+        self._is_writing = True
+
+    def _stop_writing(self) -> None:
+        if self._is_writing:
+            self._is_writing = False
+            if not self._loop.is_closed():
+                self._loop.remove_writer(self._fd)
+
+    def _on_readable(self) -> None:
+        pgconn = self.pgconn
+        receiver = self._receiver
+        try:
+            while True:
+                pgconn.consume_input()
+                if receiver is None:
+                    # Idle: a notice, a notification, a changed setting, or the server's farewell.
+                    pgconn.is_busy()
+                    self.refresh_transformer()
+                elif receiver.receive():
+                    self._land(receiver)
+                    break
+                if not self._has_hung_up():
+                    break
+                # uvloop tells of a reset connection once and never again: read on to the end of it now.
+        except Exception as error:  # noqa: BLE001 - whatever it was, nobody may go on waiting for this connection
+            self._lose(error)
+            return
+        notification = pgconn.notifies()
+        while notification is not None:
+            if pgconn.notify_handler:
+                pgconn.notify_handler(notification)
+            notification = pgconn.notifies()
+
+    def _has_hung_up(self) -> bool:
+        """Whether the other side has closed or reset the connection, though there may be more of it to read."""
+        poll = select.poll()
+        poll.register(self._fd, 0)  # errors and the end of the connection are always told
+        return bool(poll.poll(0))
+
+    def _on_writable(self) -> None:
+        try:
+            if self.pgconn.flush():
+                return
+        except e.Error:
+            # libpq has read what the server said before it closed, and may have closed the socket itself: then the
+            # loop will never call the reader again.
+            self._on_readable()
+            return
+        self._stop_writing()
+
+    def _land(self, receiver: Receiver) -> None:
+        """Everything has arrived: an ordinary psycopg connection again."""
+        self._receiver = None
+        self.refresh_transformer()
+        if self._loans:
+            self._unwatch()
+        self._wake()
+
+    def _wake(self) -> None:
+        waiter = self._waiter
+        if waiter is not None and not waiter.done():
+            waiter.set_result(None)
+
+    # The end
+
+    def _note_farewell(self, notice: e.Diagnostic) -> None:
+        """Outside an exchange libpq takes for a notice what the server says before it ends the connection."""
+        if notice.severity_nonlocalized in ("FATAL", "PANIC"):
+            try:
+                cls = e.lookup(notice.sqlstate or "")
+            except KeyError:
+                cls = OperationalError
+            self._farewell = cls(notice.message_primary or "")
+
+    @property
+    def reason_of_end(self) -> e.Error:
+        """What whoever uses the connection after its end is told: the server's own reason where it gave one."""
+        return self._farewell or OperationalError("the connection was lost before it was used again")
+
+    def _lose(self, cause: BaseException) -> None:
+        """The connection is gone, or must go."""
+        if self._farewell is None and isinstance(cause, e.Error):
+            self._farewell = cause
+        self._receiver = None
+        self._drop(was_lost=not self._closed)
+        self._wake()
+
+    def _drop(self, *, was_lost: bool) -> None:
+        """Free what a connection that cannot be used any more still holds."""
+        self._is_gone = True
+        self._unwatch()
+        if not self._foreign_waits:
+            # Otherwise psycopg's wait would find its descriptor closed, and perhaps in other hands: it ends by itself.
+            self.pgconn.finish()
+            if self._has_fd:
+                self._has_fd = False
+                os.close(self._fd)
+        observer, self._observer = self._observer, None
+        if observer is not None:
+            observer.disconnected(self, was_lost=was_lost)
+        when_gone, self.when_gone = self.when_gone, None
+        if when_gone is not None:
+            when_gone()
+
+    def cut(self, reason: str) -> None:
+        """Close the connection at once, without waiting for anybody; whoever waits on it learns `reason`."""
+        if self._has_fd:
+            shut_down(self._fd)
+        self._lose(OperationalError(f"the connection was cut: {reason}"))
+
+    async def close(self) -> None:
+        """Close the connection."""
+        self._closed = True
+        self._lose(OperationalError("the connection is closed"))
+
+    # psycopg's own operations
+
+    async def wait(self, gen: PQGen[RV], interval: float = 0.1, timeout: float | None = None) -> RV:
+        """Run one of psycopg's own operations, those of the pool: bounded, whatever the server does."""
+        limit_s = timeout
+        if limit_s is None:
+            limit_s = _DEFAULT_CHECK_LIMIT_S if self._observer is None else self._observer.check_limit_s
+        observer = self._observer
+        try:
+            async with asyncio.timeout(limit_s):
+                return await self.wait_foreign(gen)
+        except TimeoutError:
+            self.cut(f"no answer within {limit_s:.1f} s")
+            if observer is not None:
+                observer.went_silent()
+            raise OperationalError(f"the server did not answer within {limit_s:.1f} s") from None
+        except asyncio.CancelledError:
+            self.cut("the operation was cancelled")
+            raise
+
+    async def wait_foreign(self, gen: PQGen[RV], *, stop_limit_s: float = 0.0) -> RV:
+        """Run one of psycopg's own operations.
+
+        Args:
+            gen: The operation.
+            stop_limit_s: When cancelled, the seconds to stop it on the server and read its end, as psycopg does. A
+                second cancellation, or a server that does not stop, leaves it under way.
+
+        Raises:
+            psycopg.InterfaceError: Another task is using the connection.
+        """
+        if self._receiver is not None:
+            gen.close()
+            raise InterfaceError(IN_USE)
+        if self._cancel_request is not None:
+            await self._outlast_cancel()
+        self._unwatch()
+        self._foreign_waits += 1
+        try:
+            return await waiting.wait_async(gen, self._fd, interval=0.1)
+        except asyncio.CancelledError:
+            if stop_limit_s and self.pgconn.transaction_status == _ACTIVE:
+                await self._stop_foreign(gen, stop_limit_s)
+            raise
+        finally:
+            self._foreign_waits -= 1
+            if not self._foreign_waits:
+                self._take_socket_back()
+
+    async def _stop_foreign(self, gen: PQGen[Any], limit_s: float) -> None:
+        if not await self.cancel_on_server(limit_s):
+            return
+        # What ends it is as a rule the error that it was cancelled; the caller gets the cancellation itself.
+        with suppress(e.Error, TimeoutError):
+            async with asyncio.timeout(limit_s):
+                await waiting.wait_async(gen, self._fd, interval=0.1)
+
+    def _take_socket_back(self) -> None:
+        self._was_psycopgs = True
+        if self._foreign_end is not None:
+            _resolve(self._foreign_end)
+        if self.pgconn.status == BAD or self._is_gone:
+            self._lose(OperationalError("the connection is closed"))
+        else:
+            self.refresh_transformer()
+            if not self._loans:
+                self._watch()
+
+    def lend_socket(self) -> None:
+        """Leave the socket to psycopg until `end_loan`: it waits for what the loop's watch would have read already."""
+        self._loans += 1
+        if self._receiver is None:
+            self._unwatch()
+
+    def end_loan(self) -> None:
+        """One loan is over."""
+        self._loans = max(0, self._loans - 1)
+        if not self._loans and not self._foreign_waits:
+            self._watch()
+
+    async def foreign_waits_ended(self, limit_s: float) -> bool:
+        """Wait until no task waits in one of psycopg's operations any more.
+
+        Returns:
+            Whether that was so within `limit_s`.
+        """
+        if self._foreign_waits:
+            self._foreign_end = end = self._loop.create_future()
+            await asyncio.wait((end,), timeout=limit_s)
+            self._foreign_end = None
+        return not self._foreign_waits
+
+    async def cancel_on_server(self, limit_s: float) -> bool:
+        """Ask the server to cancel what this connection runs.
+
+        Returns:
+            Whether the server has taken the request within `limit_s`. Only then can it not come late, and stop
+            somebody else's statement.
+        """
+        request = self._cancel_request
+        if request is None:
+            request = self._cancel_request = self._loop.create_task(self._request_cancel(limit_s))
+        # Out of reach of a cancelled caller: an abandoned request could still be on its way.
+        is_answered = await asyncio.shield(request)
+        self._cancel_request = None
+        return is_answered
+
+    async def _outlast_cancel(self) -> None:
+        """Whoever asked for a cancel was cancelled meanwhile: it must not stop what is sent next."""
+        if not await self.cancel_on_server(CANCEL_LIMIT_S):
+            self.cut("a cancel request was not answered")
+
+    async def _request_cancel(self, limit_s: float) -> bool:
+        try:
+            async with asyncio.timeout(limit_s):
+                await self.cancel_safe(timeout=limit_s)
+        except (e.Error, TimeoutError, OSError):
+            return False
+        return True
+
+
+def shut_down(fd: int) -> None:
+    """Shut a socket down under its owner, who finds the stream ended. Closing it would free its number for others."""
+    try:
+        with socket.socket(fileno=os.dup(fd)) as duplicate:
+            duplicate.shutdown(socket.SHUT_RDWR)
+    except OSError:
+        # It was not connected any more.
+        return
+
+
+def _resolve(waiter: asyncio.Future[None]) -> None:
+    if not waiter.done():
+        waiter.set_result(None)

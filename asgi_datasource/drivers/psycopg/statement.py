@@ -1,0 +1,263 @@
+"""Statements, and psycopg's placeholders turned into the server's.
+
+`%s`, `%b`, `%t` and `%(name)s` become `$1`, `$2`, ...; `%%` becomes `%`. The rules, the errors and their texts are
+psycopg's: `tests/drivers/test_contract.py` compares the two.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from functools import lru_cache
+from typing import Final
+
+from psycopg import ProgrammingError, sql
+from psycopg.abc import Transformer
+from psycopg.adapt import PyFormat
+from psycopg.errors import UndefinedParameter
+
+from . import statement_analysis
+from .client_copy import is_client_copy
+
+Query = str | bytes | sql.Composable
+Params = Sequence[object] | Mapping[str, object]
+
+MAX_CACHED_LENGTH: Final = 4096
+"""Longer texts are mostly generated, each a little different: keeping them would fill the caches with single uses."""
+
+MAX_PARAMS: Final = 65535
+"""What the protocol's 16-bit count holds."""
+
+
+class Statement:
+    """One statement to send: text with psycopg's placeholders, and its parameters.
+
+    Args:
+        query: The text, or what `psycopg.sql` composes.
+        params: A sequence for `%s`, a mapping for `%(name)s`. None: the text is sent as it is, `%` included.
+        prepare: True prepares it at once, False never, None leaves it to the cache.
+    """
+
+    __slots__ = ("params", "prepare", "query")
+
+    def __init__(self, query: Query, params: Params | None = None, prepare: bool | None = None) -> None:
+        self.query = query
+        self.params = params
+        self.prepare = prepare
+
+    @classmethod
+    def declare_cursor(cls, name: str, query: Query, params: Params | None) -> Statement:
+        """DECLARE a server-side cursor over a query; its parameters are bound as they are in the query itself.
+
+        Args:
+            name: The cursor's name, ours, so that it needs no quoting.
+            query: The query.
+            params: Its parameters.
+        """
+        head = f"declare {name} no scroll cursor for "
+        if isinstance(query, str):
+            return cls(head + query, params, False)
+        if isinstance(query, bytes):
+            return cls(head.encode() + query, params, False)
+        composed = sql.SQL("declare {} no scroll cursor for {}").format(sql.Identifier(name), query)
+        return cls(composed, params, False)
+
+    @property
+    def text(self) -> str:
+        """The text with its placeholders, for summaries; without parameters."""
+        query = self.query
+        if isinstance(query, str):
+            return query
+        return query.as_string() if isinstance(query, sql.Composable) else query.decode("utf-8", "replace")
+
+    @property
+    def may_end_transaction(self) -> bool:
+        """Whether it may commit from inside, as CALL and DO can where no explicit BEGIN keeps them from it."""
+        query = self.query
+        return _may_end_transaction(query if isinstance(query, str | bytes) else self.text)
+
+    def __repr__(self) -> str:
+        # Parameters stay out: they are data.
+        return f"Statement({self.text!r})"
+
+
+class Control(Statement):
+    """A statement of the library's own, written in the server's terms: nothing of it has to be converted.
+
+    Args:
+        text: With `$1`, `$2`, ... for its values, all of which are of type text.
+        values: The values.
+        loads: Whether anybody reads its rows; otherwise they are left as they came.
+    """
+
+    __slots__ = ("encoded", "loads")
+
+    def __init__(self, text: str, values: Sequence[str] = (), *, loads: bool = False) -> None:
+        super().__init__(text, values)
+        self.encoded = text.encode("ascii")
+        self.loads = loads
+
+    @property
+    def may_end_transaction(self) -> bool:
+        """Never: it is ours."""
+        return False
+
+
+class ConvertedQuery:
+    """A text in the server's terms."""
+
+    __slots__ = ("count", "formats", "is_client_copy", "names", "outlives_transaction", "text")
+
+    def __init__(self, text: bytes, formats: Sequence[PyFormat], names: Sequence[str] | None, count: int) -> None:
+        self.text = text
+        self.count = count
+        """How many placeholders the caller wrote; a name that comes twice counts twice."""
+        self.formats = formats
+        """The format asked for by each placeholder."""
+        self.names = names
+        """The mapping's key for each placeholder; None for positional ones."""
+        self.is_client_copy = is_client_copy(text)
+        """COPY from or to the client, which has a protocol of its own."""
+        self.outlives_transaction = statement_analysis.outlives_transaction(text)
+        """It may change something of the session that the end of the transaction does not undo."""
+
+    def order(self, params: Params) -> Sequence[object]:
+        """The values in the order of the placeholders.
+
+        Raises:
+            ProgrammingError: Too many, too few, none, or a name is missing.
+            TypeError: A mapping for positional placeholders, a sequence for named ones, or neither of both.
+        """
+        kind = type(params)
+        if kind is list or kind is tuple:
+            is_sequence = True
+        elif kind is dict:
+            is_sequence = False
+        elif isinstance(params, Sequence) and not isinstance(params, bytes | str):
+            is_sequence = True
+        elif isinstance(params, Mapping):
+            is_sequence = False
+        else:
+            raise TypeError(f"query parameters should be a sequence or a mapping, got {kind.__qualname__}")
+        names = self.names
+        if is_sequence:
+            if len(params) != self.count:
+                raise ProgrammingError(
+                    f"the query has {self.count} placeholders but {len(params)} parameters were passed"
+                )
+            if names is not None:
+                raise TypeError("named placeholders require a mapping of parameters")
+            return params  # type: ignore[return-value]
+        if names is None:
+            if params and self.count:
+                raise TypeError("positional placeholders (%s) require a sequence of parameters")
+            if self.count:
+                raise UndefinedParameter("there is no parameter $1")
+            return ()
+        try:
+            return [params[name] for name in names]  # type: ignore[call-overload]
+        except KeyError:
+            missing = ", ".join(sorted(name for name in names if name not in params))
+            raise ProgrammingError(f"query parameter missing: {missing}") from None
+
+
+def convert(query: Query, transformer: Transformer, *, has_params: bool) -> ConvertedQuery:
+    """Convert a text, out of the cache where it is there.
+
+    Args:
+        query: The text.
+        transformer: Knows the connection's encoding.
+        has_params: Placeholders are looked for only when there are parameters, also when they are empty.
+
+    Raises:
+        ProgrammingError: A placeholder is malformed, or positional and named ones are mixed.
+        TypeError: It is not a text.
+    """
+    if type(query) is not str:
+        query = _as_text(query, transformer)
+    if len(query) > MAX_CACHED_LENGTH:
+        return _convert(query, transformer.encoding, has_params)
+    return _convert_cached(query, transformer.encoding, has_params)
+
+
+def _as_text(query: Query, transformer: Transformer) -> str | bytes:
+    if isinstance(query, sql.Composable):
+        return query.as_bytes(transformer)
+    if isinstance(query, str | bytes):  # pyright: ignore[reportUnnecessaryIsInstance]  # callers make mistakes
+        return query
+    raise TypeError(f"a query is str, bytes or composed by psycopg.sql, got {type(query).__qualname__}")
+
+
+@lru_cache(maxsize=2048)
+def _may_end_transaction(text: str | bytes) -> bool:
+    return statement_analysis.may_end_transaction(text.encode("utf-8", "replace") if isinstance(text, str) else text)
+
+
+_PLACEHOLDER: Final = re.compile(
+    rb"""
+    %                       # a percent sign
+    (?:
+        \( ([^)]+) \) .     # a name in parentheses and a format
+      | .                   # or any one character
+    )
+    """,
+    re.VERBOSE,
+)
+_FORMATS: Final = {b"s": PyFormat.AUTO, b"t": PyFormat.TEXT, b"b": PyFormat.BINARY}
+
+
+def _convert(query: str | bytes, encoding: str, has_params: bool) -> ConvertedQuery:
+    text = query.encode(encoding) if isinstance(query, str) else query
+    if not has_params:
+        return ConvertedQuery(text, (), None, 0)
+    chunks: list[bytes] = []
+    formats: list[PyFormat] = []
+    numbers: dict[str, int] = {}
+    is_named: bool | None = None
+    conflict: str | None = None
+    count = position = 0
+    for match in _PLACEHOLDER.finditer(text):
+        chunks.append(text[position : match.start()])
+        position = match.end()
+        placeholder = match[0]
+        if placeholder == b"%%":
+            chunks.append(b"%")
+            continue
+        if placeholder == b"%(":
+            word = text[match.start() :].split()[0].decode(encoding)
+            raise ProgrammingError(f"incomplete placeholder: '{word}'")
+        if placeholder == b"% ":
+            raise ProgrammingError(
+                "incomplete placeholder: '%'; if you want to use '%' as an operator you can double it up, i.e. use '%%'"
+            )
+        asked = _FORMATS.get(placeholder[-1:])
+        if asked is None:
+            raise ProgrammingError(
+                f"only '%s', '%b', '%t' are allowed as placeholders, got '{placeholder.decode(encoding)}'"
+            )
+        count += 1
+        key: bytes | None = match[1]
+        if is_named is None:
+            is_named = key is not None
+        elif is_named is not (key is not None):
+            raise ProgrammingError("positional and named placeholders cannot be mixed")
+        if key is None:
+            formats.append(asked)
+            chunks.append(b"$%d" % len(formats))
+            continue
+        name = key.decode(encoding)
+        number = numbers.get(name)
+        if number is None:
+            formats.append(asked)
+            number = numbers[name] = len(formats)
+        elif formats[number - 1] is not asked and conflict is None:
+            conflict = name
+        chunks.append(b"$%d" % number)
+    if conflict is not None:
+        # Only now, as psycopg does: it splits the whole text before it compares formats.
+        raise ProgrammingError(f"placeholder '{conflict}' cannot have different formats")
+    chunks.append(text[position:])
+    return ConvertedQuery(b"".join(chunks), formats, list(numbers) if is_named else None, count)
+
+
+_convert_cached: Final = lru_cache(maxsize=2048)(_convert)

@@ -1,0 +1,1 @@
+"""Spans and metrics: their names, and how they are recorded."""

@@ -1,0 +1,284 @@
+"""Spans, and the one table of their names.
+
+Only `opentelemetry-api` is used. Where no SDK is installed, or the request's trace is not recorded, no span object
+and no attribute is built. Names follow OpenTelemetry's semantic conventions for databases where they have one, and
+start with `asgi_datasource.` where they have none.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Generator, Mapping
+from contextlib import contextmanager
+from functools import lru_cache
+from typing import TYPE_CHECKING, Final
+
+from opentelemetry import trace
+from opentelemetry.trace import Link, Span, SpanContext, SpanKind, Status, StatusCode
+
+from ..errors import DataError
+
+if TYPE_CHECKING:
+    from ..routing import Route
+
+DATASOURCE: Final = "asgi_datasource.datasource"
+INTENT: Final = "asgi_datasource.intent"
+NODE: Final = "asgi_datasource.node"
+ROLE: Final = "asgi_datasource.role"
+REASON: Final = "asgi_datasource.reason"
+CANDIDATES: Final = "asgi_datasource.candidates"
+POOL_WAIT_MS: Final = "asgi_datasource.pool.wait_ms"
+PIN_AGE_MS: Final = "asgi_datasource.pin.age_ms"
+PIN_LSN: Final = "asgi_datasource.pin.lsn"
+TENANT_ID: Final = "asgi_datasource.tenant.id"
+TENANT_STRATEGY: Final = "asgi_datasource.tenant.strategy"
+OUTCOME: Final = "asgi_datasource.transaction.outcome"
+ROLLBACK_REASON: Final = "asgi_datasource.transaction.rollback_reason"
+ERROR_KIND: Final = "asgi_datasource.error.kind"
+SAVEPOINT: Final = "asgi_datasource.savepoint"
+HOOK: Final = "asgi_datasource.hook"
+HOOK_EVENT: Final = "asgi_datasource.hook.event"
+RETRY_ATTEMPT: Final = "asgi_datasource.retry.attempt"
+RETRY_DELAY_MS: Final = "asgi_datasource.retry.delay_ms"
+RETRY_OUTCOME: Final = "asgi_datasource.retry.outcome"
+
+SAVEPOINT_SET: Final = "asgi_datasource.savepoint.set"
+SAVEPOINT_ROLLED_BACK: Final = "asgi_datasource.savepoint.rolled_back"
+DOOMED: Final = "asgi_datasource.transaction.doomed"
+RETRY: Final = "asgi_datasource.transaction.retry"
+RETRY_GIVEN_UP: Final = "asgi_datasource.transaction.retry.given_up"
+HOOK_FAILED: Final = "asgi_datasource.hook.failed"
+"""Events, on the span that is current where they happen."""
+
+DB_SYSTEM: Final = "db.system.name"
+DB_NAMESPACE: Final = "db.namespace"
+DB_QUERY_SUMMARY: Final = "db.query.summary"
+DB_OPERATION: Final = "db.operation.name"
+DB_BATCH_SIZE: Final = "db.operation.batch.size"
+DB_STATUS_CODE: Final = "db.response.status_code"
+SERVER_ADDRESS: Final = "server.address"
+SERVER_PORT: Final = "server.port"
+ERROR_TYPE: Final = "error.type"
+
+AttributeValue = str | bool | int | float | tuple[str, ...]
+
+_tracer: Final = trace.get_tracer("asgi_datasource", schema_url="https://opentelemetry.io/schemas/1.33.0")
+
+
+def is_recording() -> bool:
+    """Whether spans started here and now would be recorded: an SDK is installed and the parent is sampled."""
+    if isinstance(trace.get_tracer_provider(), trace.ProxyTracerProvider | trace.NoOpTracerProvider):
+        return False
+    parent = trace.get_current_span()
+    return parent.is_recording() or not parent.get_span_context().is_valid
+
+
+def start_route_span(
+    route: Route,
+    *,
+    strategy: str,
+    tenant: str | None,
+    pin_age_ms: float | None,
+    pin_lsn: str | None,
+    pinned_by: SpanContext | None,
+) -> Span:
+    """Start the span of a routing decision and of the wait for its pool: `orders → primary (pinned)`.
+
+    Args:
+        route: The decision.
+        strategy: How the tenant is kept apart.
+        tenant: The tenant's name, where the configuration opts in to it; otherwise None.
+        pin_age_ms: Milliseconds since the request's first write; None when it has not written.
+        pin_lsn: WAL position of the request's last commit that wrote, where there was one.
+        pinned_by: The span that set the pin; linked.
+    """
+    attributes: dict[str, AttributeValue] = {
+        DATASOURCE: route.datasource,
+        INTENT: route.intent.value,
+        NODE: route.node,
+        ROLE: route.role.value,
+        REASON: route.reason.value,
+        CANDIDATES: route.candidates,
+        TENANT_STRATEGY: strategy,
+    }
+    if tenant is not None:
+        attributes[TENANT_ID] = tenant
+    if pin_age_ms is not None:
+        attributes[PIN_AGE_MS] = round(pin_age_ms, 3)
+    if pin_lsn is not None:
+        attributes[PIN_LSN] = pin_lsn
+    links = (Link(pinned_by),) if pinned_by is not None else ()
+    return _tracer.start_span(str(route), attributes=attributes, links=links)
+
+
+def start_client_span(name: str, server: Mapping[str, AttributeValue]) -> Span:
+    """Start the span of something that a server is asked to do: BEGIN, COMMIT, ROLLBACK.
+
+    Args:
+        name: The command.
+        server: The attributes that name the server; see `server_attributes`.
+    """
+    attributes = {**server, DB_OPERATION: name}
+    return _tracer.start_span(name, kind=SpanKind.CLIENT, attributes=attributes)
+
+
+def start_statement_span(text: str, count: int, server: Mapping[str, AttributeValue]) -> Span:
+    """Start the span of a statement, or of a batch of them: `INSERT orders`.
+
+    Args:
+        text: The first statement's text with its placeholders; only its summary goes into the span.
+        count: How many statements go in this round trip.
+        server: The attributes that name the server; see `server_attributes`.
+    """
+    summary = summarize(text)
+    attributes = {**server, DB_QUERY_SUMMARY: summary, DB_OPERATION: operation_of(text)}
+    if count > 1:
+        attributes[DB_BATCH_SIZE] = count
+    return _tracer.start_span(summary, kind=SpanKind.CLIENT, attributes=attributes)
+
+
+def add_event(name: str, attributes: Mapping[str, AttributeValue]) -> None:
+    """Add an event to the span that is current here, where it is recorded."""
+    span = trace.get_current_span()
+    if span.is_recording():
+        span.add_event(name, attributes)
+
+
+def retry_attributes(attempt: int, delay_s: float, conflict: DataError) -> dict[str, AttributeValue]:
+    """What to say of another attempt.
+
+    Args:
+        attempt: How many have failed.
+        delay_s: Seconds until the next.
+        conflict: What the last has failed with.
+    """
+    return {
+        RETRY_ATTEMPT: attempt,
+        RETRY_DELAY_MS: round(delay_s * 1000, 3),
+        DB_STATUS_CODE: conflict.sqlstate or "",
+    }
+
+
+def note_attempts(attempts: int, *, has_lost: bool) -> None:
+    """Tell the current span how often a request had to run, and whether that was enough."""
+    span = trace.get_current_span()
+    if span.is_recording():
+        span.set_attribute(RETRY_ATTEMPT, attempts)
+        span.set_attribute(RETRY_OUTCOME, "given_up" if has_lost else "settled")
+
+
+@contextmanager
+def hook_span(event: str, name: str, *, is_traced: bool) -> Generator[Callable[[BaseException], None]]:
+    """A span around a hook, current while it runs; gives the function that marks it as failed.
+
+    Args:
+        event: What it has waited for.
+        name: The hook's.
+        is_traced: Whether there are spans.
+    """
+    if not is_traced or not is_recording():
+        yield _ignore
+        return
+
+    def fail(error: BaseException) -> None:
+        span.add_event(HOOK_FAILED, {ERROR_TYPE: type(error).__name__})
+        span.set_attribute(ERROR_TYPE, type(error).__name__)
+        span.set_status(Status(StatusCode.ERROR, type(error).__name__))
+
+    # What it raises is told by its class alone: texts may quote data.
+    with _tracer.start_as_current_span(
+        event, attributes={HOOK_EVENT: event, HOOK: name}, record_exception=False, set_status_on_exception=False
+    ) as span:
+        yield fail
+
+
+def _ignore(_: BaseException) -> None:
+    """Without a span there is nothing to mark."""
+
+
+def current_span_context() -> SpanContext | None:
+    """The context of the span that is current here, for a link to it; None where there is none."""
+    context = trace.get_current_span().get_span_context()
+    return context if context.is_valid else None
+
+
+def server_attributes(*, host: str, port: int, namespace: str) -> dict[str, AttributeValue]:
+    """The attributes that name a server, by OpenTelemetry's database conventions."""
+    return {DB_SYSTEM: "postgresql", DB_NAMESPACE: namespace, SERVER_ADDRESS: host, SERVER_PORT: port}
+
+
+def fail_span(span: Span, error: DataError) -> None:
+    """Mark a span as failed with what the error is, without its text: texts may quote data."""
+    span.set_attribute(ERROR_KIND, error.kind.value)
+    span.set_attribute(ERROR_TYPE, error.sqlstate or error.kind.value)
+    if error.sqlstate is not None:
+        span.set_attribute(DB_STATUS_CODE, error.sqlstate)
+    span.set_status(Status(StatusCode.ERROR, error.kind.value))
+
+
+_NOISE: Final = re.compile(
+    r"""
+      '(?:[^'\\]|''|\\.)*'                       # a literal; may also be a C-style one
+    | \$(?P<tag>\w*)\$.*?\$(?P=tag)\$            # a dollar-quoted literal
+    | --[^\n]*
+    | /\*.*?\*/
+    """,
+    re.VERBOSE | re.DOTALL,
+)
+_NAME: Final = r'(?:"[^"]+"|[A-Za-z_][\w$]*)(?:\s*\.\s*(?:"[^"]+"|[A-Za-z_][\w$]*))*'
+_VERB: Final = re.compile(r"\s*\(*\s*([A-Za-z]+)")
+_TARGETS: Final = {
+    "SELECT": re.compile(rf"\bfrom\s+(?:only\s+|lateral\s+)?({_NAME})", re.IGNORECASE),
+    "INSERT": re.compile(rf"\binto\s+({_NAME})", re.IGNORECASE),
+    "UPDATE": re.compile(rf"\bupdate\s+(?:only\s+)?({_NAME})", re.IGNORECASE),
+    "DELETE": re.compile(rf"\bfrom\s+(?:only\s+)?({_NAME})", re.IGNORECASE),
+    "MERGE": re.compile(rf"\binto\s+(?:only\s+)?({_NAME})", re.IGNORECASE),
+}
+_ARGUMENTS: Final = re.compile(r"\((?!\s*(?:select|insert|update|delete|merge|with)\b)[^()]*\)", re.IGNORECASE)
+"""Parentheses without a statement inside: `extract(hour from departure)` names no table."""
+_COMPARISON: Final = re.compile(r"\bdistinct\s+from\b", re.IGNORECASE)
+_AROUND_DOT: Final = re.compile(r"\s*\.\s*")
+_AFTER_CTE: Final = re.compile(r"\)\s*(select|insert|update|delete|merge)\b", re.IGNORECASE)
+
+
+@lru_cache(maxsize=2048)
+def summarize(sql: str) -> str:
+    """Summarize a statement without any literal: `INSERT orders`.
+
+    Args:
+        sql: The statement's text with its placeholders.
+
+    Returns:
+        The operation and, for queries and data changes, the first table that it names.
+
+    Source: OpenTelemetry semantic conventions, "db.query.summary".
+    """
+    text = _NOISE.sub(" ", sql)
+    verb_match = _VERB.match(text)
+    if verb_match is None:
+        return "statement"
+    verb = verb_match[1].upper()
+    if verb == "WITH":
+        # The last "...) VERB" is the statement that the common table expressions belong to.
+        ends = list(_AFTER_CTE.finditer(text))
+        if not ends:
+            return verb
+        verb, text = ends[-1][1].upper(), text[ends[-1].start(1) :]
+    if verb in ("SELECT", "DELETE"):
+        text = _COMPARISON.sub("distinct_from", _without_arguments(text))
+    target = _TARGETS.get(verb)
+    found = target.search(text) if target is not None else None
+    return verb if found is None else f"{verb} {_AROUND_DOT.sub('.', found[1])}"
+
+
+def operation_of(sql: str) -> str:
+    """What a statement does, in one word: `INSERT`."""
+    return summarize(sql).partition(" ")[0]
+
+
+def _without_arguments(text: str) -> str:
+    """The text without parentheses that hold no statement, innermost first."""
+    shorter = _ARGUMENTS.sub(" ", text)
+    while shorter != text:
+        text, shorter = shorter, _ARGUMENTS.sub(" ", shorter)
+    return text

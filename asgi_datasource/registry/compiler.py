@@ -1,0 +1,273 @@
+"""From a checked configuration to the frozen value that the registry reads. Opens nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from math import ceil
+from typing import Final
+
+from ..asgi.problem_details import ProblemDetails
+from ..concurrency.limits import Gate, InFlight, Priority
+from ..config import PLACEHOLDER, Config, ConsistencyConfig, DataSourceConfig, EndpointConfig, PoolConfig
+from ..config import RouteRule as RouteRuleConfig
+from ..datasource.database_fleet import Fleet
+from ..datasource.datasource import DataSource, PostgresDataSource, ReplicaTraits
+from ..drivers.psycopg import ConnectionTemplate, PsycopgServer, ServerSettings
+from ..observability.metrics import Metrics
+from ..routing import AccessIntent, Balance, Consistency, Freshness, NoReplica, Role, RoutingPolicy, choose_interval
+from ..routing.consistency.client_history import TokenPolicy
+from ..routing.consistency.token import TokenSigner
+from ..routing.consistency.token_transport import TokenTransport
+from ..sessions.policy import CommitScope, RouteRule, SessionPolicy
+from ..sessions.route_rules import CompiledRule, RouteRules, compile_pattern
+from ..tenancy import (
+    CatalogPlan,
+    Resolvers,
+    TenantCompiler,
+    TenantDirectory,
+    compile_admission,
+    compile_tenants,
+    homes_to_come,
+)
+from ..tenancy.path_prefix import PathPrefixes
+from ..tenancy.provisioning import compile_provisioning
+from ..transaction import OutcomeRule, Propagation, TransactionOptions, parse_isolation, parse_propagation
+from .runtime_config import RuntimeConfig
+
+MIN_REACH_S: Final = 600.0
+"""Seconds for which the primary's positions are remembered at least, so that a lag can be told."""
+
+
+def compile_config(config: Config, *, previous: RuntimeConfig | None = None) -> RuntimeConfig:
+    """Compile a configuration.
+
+    Args:
+        config: A checked one.
+        previous: What it takes the place of: servers whose settings are the same keep their pools.
+
+    Raises:
+        ConfigError: Something in it cannot be used; the message says what.
+    """
+    directory = TenantDirectory(compile_tenants(config))
+    before: Mapping[str, DataSource] = {} if previous is None else previous.datasources
+    lags_s = [rule.max_lag_s for rule in config.routes]
+    return RuntimeConfig(
+        datasources={
+            name: _compile_datasource(name, datasource, before.get(name), lags_s)
+            for name, datasource in config.datasources.items()
+            if not _has_databases(datasource)
+        },
+        fleets={
+            name: _compile_fleet(name, datasource, None if previous is None else previous.fleets.get(name), lags_s)
+            for name, datasource in config.datasources.items()
+            if _has_databases(datasource)
+        },
+        admission=compile_admission(config, directory),
+        resolvers=Resolvers(config.tenancy, directory),
+        homes_to_come=homes_to_come(config),
+        provisioning=compile_provisioning(config, directory.map),
+        shared_schemas={name: datasource.search_path for name, datasource in config.datasources.items()},
+        audits={name: datasource.audit for name, datasource in config.datasources.items()},
+        catalog=(
+            None
+            if config.tenants_from is None
+            else CatalogPlan(config.tenants_from, TenantCompiler(config.datasources), directory.map)
+        ),
+        policy=_compile_policy(config, previous),
+        rules=_compile_rules(config.routes, None if previous is None else previous.rules),
+        exempt=PathPrefixes(config.tenancy.exempt),
+        reload=config.reload,
+        problems=ProblemDetails(statuses=dict(config.errors.status), shows_details=config.errors.debug),
+    )
+
+
+def _has_databases(datasource: DataSourceConfig) -> bool:
+    return PLACEHOLDER in datasource.primary.url.get_secret_value()
+
+
+def _compile_datasource(
+    name: str, config: DataSourceConfig, previous: DataSource | None, route_lags_s: Sequence[float | None]
+) -> DataSource:
+    before: Mapping[str, PsycopgServer] = {} if previous is None else previous.endpoints
+
+    def endpoint(node: str, role: Role, server: EndpointConfig) -> PsycopgServer:
+        settings = endpoint_settings(config.pool, server.url.get_secret_value())
+        present = before.get(node)
+        if present is not None and present.role is role and present.settings == settings:
+            return present
+        return PsycopgServer(node, name, role, settings)
+
+    primary = endpoint("primary", Role.PRIMARY, config.primary)
+    replicas = [endpoint(node, Role.REPLICA, server) for node, server in config.replicas.items()]
+    policy, traits = _compile_routing(config, route_lags_s)
+    before_it = None if previous is None or previous.gate is None else previous.gate.in_flight
+    gate = _compile_gate(name, config, before_it)
+    made = PostgresDataSource(name, primary, replicas, policy=policy, traits=traits, gate=gate)
+    return previous if previous is not None and made.is_like(previous) else made
+
+
+def _compile_gate(name: str, config: DataSourceConfig, in_flight: InFlight | None = None) -> Gate | None:
+    """How many requests may use a datasource; those that do already count on after a reload."""
+    if config.max_in_flight is None:
+        return None
+    advice = (
+        "Raise max_in_flight of the datasource where its pools have connections to spare, make its requests shorter, or"
+        " give less to those that matter less with max_in_flight of their routes"
+    )
+    return Gate(f"datasource {name!r}", config.max_in_flight, advice=advice, in_flight=in_flight)
+
+
+def _compile_routing(
+    config: DataSourceConfig, route_lags_s: Sequence[float | None]
+) -> tuple[RoutingPolicy, dict[str, ReplicaTraits]]:
+    """How reads are spread over the replicas, and what each of these is told apart by."""
+    routing = config.routing
+    lags_s = [lag for lag in (routing.max_lag_s, *route_lags_s) if lag is not None]
+    policy = RoutingPolicy(
+        balance=Balance(routing.balance),
+        max_lag_s=routing.max_lag_s,
+        no_replica=NoReplica(routing.no_replica),
+        zone=routing.zone,
+        warmup_s=routing.warmup_s,
+        check_interval_s=choose_interval(routing.check_interval_s, lags_s),
+        reach_s=max([MIN_REACH_S, *(2 * lag for lag in lags_s)]),
+    )
+    traits = {node: ReplicaTraits(server.weight, server.zone, server.drain) for node, server in config.replicas.items()}
+    return policy, traits
+
+
+def _compile_fleet(
+    name: str, config: DataSourceConfig, previous: Fleet | None, route_lags_s: Sequence[float | None]
+) -> Fleet:
+    """A datasource with a database for each tenant; nothing of it is opened before its first use."""
+    policy, traits = _compile_routing(config, route_lags_s)
+    settings = (config, policy)
+    if previous is not None and previous.settings == settings:
+        return previous
+    templates = {
+        node: ConnectionTemplate(server.url.get_secret_value(), where=f"datasources.{name}, server {node!r}")
+        for node, server in (("primary", config.primary), *config.replicas.items())
+    }
+
+    def make(database: str, fleet: Fleet) -> PostgresDataSource:
+        def endpoint(node: str, role: Role) -> PsycopgServer:
+            settings = endpoint_settings(config.pool, templates[node].fill(database))
+            return PsycopgServer(node, name, role, settings, keeper=fleet)
+
+        replicas = [endpoint(node, Role.REPLICA) for node in config.replicas]
+        primary = endpoint("primary", Role.PRIMARY)
+        gate = _compile_gate(name, config)
+        return PostgresDataSource(name, primary, replicas, policy=policy, traits=traits, gate=gate)
+
+    pool = config.pool
+    return Fleet(
+        name,
+        make,
+        max_open=pool.max_open_pools,
+        close_idle_after_s=pool.close_idle_after_s,
+        settings=settings,
+    )
+
+
+def endpoint_settings(pool: PoolConfig, conninfo: str) -> ServerSettings:
+    """How one server of a datasource is reached."""
+    return ServerSettings(
+        conninfo=conninfo,
+        min_size=pool.min_size,
+        max_size=pool.max_size,
+        acquire_timeout_s=pool.acquire_timeout_s,
+        max_waiting=pool.max_waiting,
+        connect_timeout_s=pool.connect_timeout_s,
+        reconnect_pause_s=pool.reconnect_pause_s,
+        max_lifetime_s=pool.max_lifetime_s,
+        max_idle_s=pool.max_idle_s,
+        tcp_user_timeout_s=pool.tcp_user_timeout_s,
+        keepalives_idle_s=pool.keepalives_idle_s,
+        keepalives_interval_s=pool.keepalives_interval_s,
+        keepalives_count=pool.keepalives_count,
+        is_fair=pool.fair,
+        is_pooled=pool.pooler == "transaction",
+        prepares=pool.pooler == "none",
+    )
+
+
+def _compile_policy(config: Config, previous: RuntimeConfig | None) -> SessionPolicy:
+    transactions = config.transactions
+    return SessionPolicy(
+        commit_scope=CommitScope.SESSION if transactions.default == "request" else CommitScope.ANNOTATED,
+        deadline_s=transactions.deadline_s,
+        rollback_on=OutcomeRule.of(transactions.rollback_on, where="transactions.rollback_on"),
+        is_traced=config.telemetry.spans,
+        traces_statements=config.telemetry.statements != "off",
+        shows_tenant=config.telemetry.tenant_attribute,
+        metrics=_compile_metrics(config, previous),
+        retry=transactions.retry,
+        retry_body_limit=transactions.retry_body_limit,
+        max_parallel=transactions.max_parallel,
+        allows_multiple_writers=transactions.multiple_writers == "allow",
+        tokens=_compile_tokens(config.consistency),
+    )
+
+
+def _compile_metrics(config: Config, previous: RuntimeConfig | None) -> Metrics | None:
+    """What is measured; tenants keep their labels over a reload, or there would be more of them than said."""
+    if not config.telemetry.metrics:
+        return None
+    before = None if previous is None else previous.policy.metrics
+    most = config.telemetry.metric_tenants
+    return before if before is not None and before.most_tenants == most else Metrics(most)
+
+
+def _compile_tokens(config: ConsistencyConfig) -> TokenPolicy | None:
+    if config.token == "off" or config.secret is None:  # noqa: S105 - a word of the configuration
+        return None
+    return TokenPolicy(
+        signer=TokenSigner(
+            [secret.get_secret_value() for secret in (config.secret, *config.old_secrets)], ttl_s=config.ttl_s
+        ),
+        carrier=TokenTransport(
+            cookie=config.cookie if config.token in ("cookie", "both") else None,
+            header=config.header if config.token in ("header", "both") else None,
+            max_age_s=ceil(config.ttl_s),
+        ),
+        wait_s=config.wait_s,
+        is_monotonic=config.monotonic,
+    )
+
+
+def _compile_rules(routes: Sequence[RouteRuleConfig], previous: RouteRules | None) -> RouteRules:
+    before = {} if previous is None else {compiled.match: compiled.rule.gate for compiled in previous}
+    return RouteRules([_compile_rule(index, rule, before.get(rule.match)) for index, rule in enumerate(routes)])
+
+
+def _compile_rule(index: int, config: RouteRuleConfig, previous: Gate | None) -> CompiledRule:
+    where = f"routes[{index}]"
+    options = TransactionOptions(
+        read_only=bool(config.read_only),
+        isolation=parse_isolation(config.isolation),
+        propagation=parse_propagation(config.propagation or Propagation.REQUIRED),
+        retry=config.retry,
+        deferrable=bool(config.deferrable),
+        stream=bool(config.stream),
+        timeout_s=config.timeout_s,
+        commit_on=OutcomeRule.of(config.commit_on, where=f"{where}.commit_on"),
+        rollback_on=OutcomeRule.of(config.rollback_on, where=f"{where}.rollback_on"),
+    )
+    method, path = compile_pattern(config.match)
+    rule = RouteRule(
+        options=options if options != TransactionOptions() else None,
+        # What only bounds a transaction, or says how it ends, does not ask for one.
+        is_transactional=(config.read_only, config.isolation, config.propagation, config.retry) != (None,) * 4,
+        intent=None if config.intent is None else AccessIntent(config.intent),
+        freshness=Freshness(None if config.consistency is None else Consistency(config.consistency), config.max_lag_s),
+        priority=Priority.NORMAL if config.priority is None else Priority[config.priority.upper()],
+        gate=None
+        if config.max_in_flight is None
+        else Gate(
+            f"{where} ({config.match})",
+            config.max_in_flight,
+            advice="Raise its max_in_flight, or make these requests shorter",
+            in_flight=None if previous is None else previous.in_flight,
+        ),
+    )
+    return CompiledRule(config.match, method, path, rule)

@@ -1,0 +1,474 @@
+"""Where a request would go, and why: the request's own way to a server, walked without sending anything.
+
+The tenant is told by the request's resolvers, the rule, the plan and the token are the request's, and the choice is
+`choose()`, asked as a session asks it. What the servers look like is the picture of this moment, or a state.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Final
+
+from starlette.types import Scope
+
+from ..config import DataSourceState, ServerState, StateDocument
+from ..datasource.datasource import DataSource
+from ..datasource.router import Attempt, find_route, nobody_may
+from ..errors import ConfigError, DataError, DataErrorKind
+from ..routing import (
+    AccessIntent,
+    Asked,
+    Consistency,
+    Freshness,
+    Health,
+    Judgement,
+    Lineage,
+    Node,
+    Position,
+    Role,
+    Route,
+    Topology,
+    choose,
+    format_lsn,
+    judge,
+    parse_lsn,
+)
+from ..routing.consistency.client_history import ClientHistory
+from ..routing.consistency.token import Mark, Token, scope_of
+from ..sessions.policy import NO_RULE, Plan, RouteRule, make_plan, opening, timeout_of
+from ..sessions.route_rules import CompiledRule
+from ..tenancy import Answer, Resolution, Tenant
+from ..tenancy.path_prefix import route_path
+from .runtime_config import RuntimeConfig
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Question:
+    """A request that was not sent.
+
+    Attributes:
+        method, path: As in its first line; the path may have a query string.
+        tenant: The tenant's name; None leaves it to the resolvers.
+        headers: Those that the resolvers, and the token's carrier, look at.
+        intent: What its first statement wants; None takes what holds for the route.
+        tokens: What its client has seen, as signed tokens or as positions (`1:0/3000148`).
+        is_pinned: It has written already.
+        sticky: Name of the replica that it has read from already.
+    """
+
+    method: str = "GET"
+    path: str = "/"
+    tenant: str | None = None
+    headers: Sequence[tuple[str, str]] = ()
+    intent: AccessIntent | None = None
+    tokens: Sequence[str] = ()
+    is_pinned: bool = False
+    sticky: str | None = None
+
+    def scope(self) -> dict[str, Any]:
+        """The same as an ASGI scope."""
+        path, _, query = self.path.partition("?")
+        return {
+            "type": "http",
+            "method": self.method.upper(),
+            "scheme": "http",
+            "path": path,
+            "raw_path": path.encode(),
+            "query_string": query.encode(),
+            "root_path": "",
+            "headers": [(name.lower().encode("latin-1"), value.encode()) for name, value in self.headers],
+            "client": None,
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class TokenReading:
+    """What became of the tokens.
+
+    Attributes:
+        position: What the server has to have; None where nothing is asked for.
+        why: What became of them, in words.
+    """
+
+    position: Position | None
+    why: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Explanation:
+    """Where a request's first statement would go, and why.
+
+    Attributes:
+        question: The request.
+        is_exempt: Its path has no session.
+        refusal: Why it would be refused; None where it would not.
+        tenant: Whose it is.
+        rule: The number of the rule of `routes` that matches, and how it is written.
+        timeout_s: From its first byte to the end of COMMIT; None sets no bound.
+        intent: What its first statement wants.
+        consistency: What that has to see of the client's past; None where nobody looks at it.
+        max_lag_s: How old its data may be; None sets no bound.
+        terms: In words, what its first statement runs in.
+        token: What became of its tokens; None where there are none.
+        limits: Its priority, and how many may be under way.
+        route: The server that was chosen; None where none may answer.
+        servers: What became of each server.
+    """
+
+    question: Question
+    is_exempt: bool = False
+    refusal: DataError | None = None
+    tenant: Tenant | None = None
+    rule: tuple[int, str] | None = None
+    timeout_s: float | None = None
+    intent: AccessIntent | None = None
+    consistency: Consistency | None = None
+    max_lag_s: float | None = None
+    terms: str = ""
+    token: TokenReading | None = None
+    limits: RouteRule = NO_RULE
+    route: Route | None = None
+    servers: tuple[Judgement, ...] = ()
+
+    def document(self) -> dict[str, Any]:
+        """The same as plain data (`schemas/explain/v1.json`)."""
+        question, tenant = self.question, self.tenant
+        refusal, route, limits = self.refusal, self.route, self.limits
+        return {
+            "version": 1,
+            "request": {"method": question.method.upper(), "path": question.path},
+            "outcome": "exempt" if self.is_exempt else "routed" if route is not None else "refused",
+            "refusal": None
+            if refusal is None
+            else {"kind": refusal.kind.value, "status": refusal.http_status, "message": refusal.message},
+            "tenant": None
+            if tenant is None
+            else {
+                "name": tenant.name,
+                "datasource": tenant.datasource,
+                "strategy": tenant.strategy.value,
+                "state": tenant.state.value,
+                "max_connections": tenant.max_connections,
+            },
+            "rule": None if self.rule is None else {"index": self.rule[0], "match": self.rule[1]},
+            "plan": None
+            if self.intent is None
+            else {
+                "intent": self.intent.value,
+                "runs": self.terms,
+                "consistency": None if self.consistency is None else self.consistency.value,
+                "max_lag_s": self.max_lag_s,
+                "timeout_s": self.timeout_s,
+                "priority": limits.priority.name.lower(),
+                "max_in_flight": None if limits.gate is None else limits.gate.limit,
+            },
+            "token": None
+            if self.token is None
+            else {
+                "position": None if self.token.position is None else str(self.token.position),
+                "why": self.token.why,
+            },
+            "route": None
+            if route is None
+            else {"node": route.node, "role": route.role.value, "reason": route.reason.value},
+            "servers": [
+                {
+                    "node": judgement.node.name,
+                    "role": judgement.node.role.value,
+                    "verdict": judgement.verdict.value,
+                    "why": judgement.why,
+                    "seen": str(judgement.node),
+                }
+                for judgement in self.servers
+            ],
+        }
+
+
+async def explain(compiled: RuntimeConfig, question: Question, state: StateDocument | None = None) -> Explanation:
+    """Tell where a request would go.
+
+    Args:
+        compiled: The configuration.
+        question: The request.
+        state: How the servers look; None takes them as this process sees them.
+
+    Raises:
+        ConfigError: The state, or `sticky`, is about other servers than the configuration.
+    """
+    if state is not None:
+        _check_state(compiled, state)
+    scope: Scope = question.scope()
+    if compiled.exempt and compiled.exempt.matches(route_path(scope)):
+        return Explanation(question=question, is_exempt=True)
+    try:
+        tenant, scope = await _tenant_of(compiled, question, scope)
+        datasource = compiled.datasource_of(tenant)
+    except DataError as error:
+        return Explanation(question=question, refusal=error)
+    told = _Told(compiled, question, tenant, datasource, scope)
+    return told.explanation(state)
+
+
+async def _tenant_of(compiled: RuntimeConfig, question: Question, scope: Scope) -> tuple[Tenant, Scope]:
+    if question.tenant is not None:
+        # Named by whoever asks: there is no request that would have to be allowed to.
+        tenant = await compiled.admission.find(question.tenant)
+        compiled.admission.check_served(tenant)
+        return tenant, scope
+    given = compiled.resolution()(scope)
+    answer: Answer = given if given is None or isinstance(given, str | Resolution) else await given
+    if not isinstance(answer, Resolution):
+        return await compiled.admission.admit(scope, answer), scope
+    return await compiled.admission.admit(scope, answer.name), {**scope, "root_path": answer.prefix}
+
+
+class _Told:
+    """One request whose tenant is known."""
+
+    def __init__(
+        self, compiled: RuntimeConfig, question: Question, tenant: Tenant, datasource: DataSource, scope: Scope
+    ) -> None:
+        self._compiled = compiled
+        self._question = question
+        self._tenant = tenant
+        self._datasource = datasource
+        self._scope = scope
+
+    def explanation(self, state: StateDocument | None) -> Explanation:
+        question, compiled = self._question, self._compiled
+        method: str = self._scope["method"]
+        path = route_path(self._scope)
+        found = compiled.rules.find(method, path)
+        rule = NO_RULE if found is None else found.rule
+        plan = make_plan(
+            policy=compiled.policy,
+            rule=rule,
+            endpoint=None,
+            frame=None,
+            method=method,
+            started=asyncio.get_running_loop().time(),
+        )
+        wanted = question.intent or plan.intent
+        intent, freshness, terms = self._ask(plan, wanted)
+        past, token = self._past(freshness)
+        common = Explanation(
+            question=question,
+            tenant=self._tenant,
+            rule=self._number_of(found),
+            timeout_s=timeout_of(compiled.policy, rule, None),
+            intent=intent,
+            consistency=freshness.consistency if past is None else past.consistency(freshness),
+            max_lag_s=self._datasource.picture.policy.max_lag_s if freshness.max_lag_s is None else freshness.max_lag_s,
+            terms=terms,
+            token=token,
+            limits=rule,
+        )
+        try:
+            if plan.reads_only and wanted is AccessIntent.WRITE:
+                raise DataError(DataErrorKind.READ_ONLY, "the transaction is read only")
+            if wanted is AccessIntent.WRITE:
+                self._tenant.check_writable()
+        except DataError as error:
+            return replace(common, refusal=error)
+        replicas = [node.name for node in self._datasource.picture.replicas]
+        if question.sticky is not None and question.sticky not in replicas:
+            has = ", ".join(replicas) or "none"
+            raise ConfigError(f"{self._datasource.name!r} has no replica {question.sticky!r}; it has {has}")
+        servers = _Servers(self._datasource, None if state is None else state.datasources.get(self._datasource.name))
+        asked: list[Asked] = []
+
+        def choice(picture: Topology, wants: AccessIntent, /, **told: Any) -> Route | None:
+            # Nothing is left to chance here: a server that has just come back is taken to have its whole share.
+            told["dice"] = 0.0
+            asked.append(Asked(intent=wants, **told))
+            return choose(picture, wants, **told)
+
+        attempt = Attempt()
+        route = find_route(
+            servers,
+            intent,
+            attempt,
+            freshness,
+            is_pinned=question.is_pinned,
+            past=past,
+            sticky=question.sticky,
+            choice=choice,
+        )
+        return replace(
+            common,
+            token=None if token is None else replace(token, position=attempt.after),
+            route=route,
+            refusal=None if route is not None else nobody_may(servers.picture),
+            servers=judge(servers.picture, asked[0], route),
+        )
+
+    def _ask(self, plan: Plan, wanted: AccessIntent) -> tuple[AccessIntent, Freshness, str]:
+        """What the first statement asks of the servers, and what it runs in."""
+        terms = plan.terms
+        if wanted is AccessIntent.READ and not terms.opens_with_reads:
+            return AccessIntent.READ, plan.freshness, "by itself, READ ONLY, in one round trip"
+        intent, freshness = opening(terms, plan.freshness)
+        isolation = "" if terms.isolation is None else f", {terms.isolation.value}"
+        if terms.read_only:
+            return intent, freshness, f"in a READ ONLY transaction of the request{isolation or ', repeatable read'}"
+        if terms.is_shared:
+            return intent, freshness, f"in the transaction of the request{isolation}"
+        return intent, freshness, f"in a transaction of its own{isolation}"
+
+    def _past(self, freshness: Freshness) -> tuple[ClientHistory | None, TokenReading | None]:
+        policy = self._compiled.policy.tokens
+        scope = scope_of(self._tenant.name, self._datasource.name)
+        given = list(self._question.tokens)
+        if policy is None:
+            why = "consistency.token is off: it is not looked at"
+            return None, TokenReading(None, why) if given else None
+        carried = policy.carrier.find(self._scope)
+        positions = [position for text in given if (position := as_position(text)) is not None]
+        texts = [*carried, *(text for text in given if as_position(text) is None)]
+        now = time.time()
+        token = policy.signer.read(texts, now=now)
+        token = token.merged(Token(tuple([Mark(scope, position, int(now)) for position in positions])))
+        past = ClientHistory(policy, scope, token)
+        if not texts and not positions:
+            return past, None
+        found = token.positions(scope)
+        if found:
+            why = f"the client has seen {', '.join(map(str, found))}"
+        elif any(policy.signer.describe(text) is not None for text in texts):
+            why = "it is of another tenant or datasource, or older than consistency.ttl: it asks for nothing here"
+        else:
+            why = "none of the secrets has signed it: it is ignored"
+        if found and past.needed(freshness) is None:
+            why += f", but consistency: {past.consistency(freshness).value} does not ask for that"
+        return past, TokenReading(None, why)
+
+    def _number_of(self, found: CompiledRule | None) -> tuple[int, str] | None:
+        if found is None:
+            return None
+        return list(self._compiled.rules).index(found), found.match
+
+
+def as_position(text: str) -> Position | None:
+    """A position that stands in place of a token, as `timeline:lsn`; None for anything else."""
+    timeline, colon, lsn = text.partition(":")
+    if not colon:
+        return None
+    try:
+        return Position(int(timeline), parse_lsn(lsn))
+    except ValueError:
+        return None
+
+
+class _Servers:
+    """The servers of a datasource, as they are or as a state has them."""
+
+    def __init__(self, datasource: DataSource, state: DataSourceState | None) -> None:
+        picture = datasource.picture
+        now = asyncio.get_running_loop().time()
+        if state is None:
+            self.picture, self.turn, self._load = picture, datasource.turn, datasource.load()
+            self.held = datasource.held
+            return
+        self.held = {}
+        servers = state.servers
+        self.turn = state.turn
+        self.picture = Topology(
+            picture.datasource,
+            _node(picture.primary, servers.get("primary"), now),
+            tuple([_node(node, servers.get(node.name), now) for node in picture.replicas]),
+            picture.policy,
+            Lineage(tuple(sorted((fork.timeline, parse_lsn(fork.lsn)) for fork in state.forks))),
+        )
+        self._load = {
+            node.name: servers[node.name].borrowed / node.weight if node.name in servers else 0.0
+            for node in picture.replicas
+        }
+
+    def take_turn(self) -> None:
+        """Nobody has taken it."""
+
+    def load(self) -> Mapping[str, float]:
+        """How busy each is."""
+        return self._load
+
+
+def _node(node: Node, state: ServerState | None, now: float) -> Node:
+    if state is None:
+        state = _NOTHING_KNOWN
+    has_position = state.timeline is not None and state.lsn is not None
+    return replace(
+        node,
+        health=Health(state.breaker),
+        is_draining=node.is_draining if state.draining is None else state.draining,
+        is_foreign=state.foreign,
+        fresh_at=None if state.age_s is None else now - state.age_s,
+        lag_s=state.lag_s,
+        lag_bytes=state.lag_bytes,
+        position=Position(state.timeline or 0, parse_lsn(state.lsn or "0/0")) if has_position else None,
+        rtt_s=state.rtt_s,
+        up_since=None if state.up_s is None else now - state.up_s,
+    )
+
+
+_NOTHING_KNOWN: Final = ServerState()
+
+
+def _check_state(compiled: RuntimeConfig, state: StateDocument) -> None:
+    known = {**dict.fromkeys(compiled.fleets), **dict.fromkeys(compiled.datasources)}
+    for name, looked in state.datasources.items():
+        if name not in known:
+            raise ConfigError(f"the state names a datasource {name!r}; the configuration has {', '.join(known)}")
+        datasource = compiled.datasources.get(name)
+        if datasource is None:
+            continue
+        for server, told in looked.servers.items():
+            endpoint = datasource.endpoints.get(server)
+            if endpoint is None:
+                has = ", ".join(datasource.endpoints)
+                raise ConfigError(f"the state names a server {server!r} of {name!r}; the configuration has {has}")
+            if told.role is not None and told.role != endpoint.role.value:
+                raise ConfigError(f"{name}.{server} is the {told.role} by the state, and not by the configuration")
+
+
+def describe_state(compiled: RuntimeConfig) -> dict[str, Any]:
+    """How the servers look now, as plain data (`schemas/state/v1.json`)."""
+    now = asyncio.get_running_loop().time()
+    return {
+        "version": 1,
+        "datasources": {
+            name: {
+                "turn": datasource.turn,
+                "forks": [
+                    {"timeline": timeline, "lsn": format_lsn(lsn)} for timeline, lsn in datasource.picture.lineage.forks
+                ],
+                "servers": {
+                    node.name: _describe_node(node, datasource, now)
+                    for node in (datasource.picture.primary, *datasource.picture.replicas)
+                },
+            }
+            for name, datasource in compiled.datasources.items()
+        },
+    }
+
+
+def _describe_node(node: Node, datasource: DataSource, now: float) -> dict[str, Any]:
+    told: dict[str, Any] = {"role": node.role.value, "breaker": node.health.value}
+    if node.role is Role.REPLICA:
+        told |= {"draining": node.is_draining, "foreign": node.is_foreign}
+    position, shown = node.position, datasource.held.get(node.name)
+    if position is not None and shown is not None and datasource.picture.lineage.covers(shown, position):
+        position = shown
+    known = {
+        "timeline": None if position is None else position.timeline,
+        "lsn": None if position is None else format_lsn(position.lsn),
+        "lag_s": node.lag_s,
+        "lag_bytes": node.lag_bytes,
+        "age_s": None if node.fresh_at is None else max(0.0, now - node.fresh_at),
+        "rtt_s": node.rtt_s,
+        "up_s": None if node.up_since is None else max(0.0, now - node.up_since),
+        "borrowed": datasource.endpoints[node.name].borrowed,
+    }
+    return told | {key: value for key, value in known.items() if value is not None}

@@ -1,0 +1,188 @@
+"""The token: what a client has seen, signed, so that its next reads see no less.
+
+    version, key id, marks, MAC        1 + 1 + 22 for each mark + 16 bytes, in base64url without padding: 54 characters
+
+A mark is a position in the write-ahead log of one datasource as one tenant sees it. A client of several services, or of
+several tenants, has one mark for each; a service leaves those alone that are not its own. The MAC is the first half of
+an HMAC-SHA256: 128 bits that nobody guesses.
+
+Source: RFC 2104, section 5 (truncated output); RFC 4648, section 5 (base64url).
+"""
+
+from __future__ import annotations
+
+import hmac
+from base64 import urlsafe_b64decode, urlsafe_b64encode
+from binascii import Error as NotBase64
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from hashlib import sha256
+from struct import Struct
+from typing import Any, Final
+
+from ..position import Position, format_lsn
+
+VERSION: Final = 1
+MAX_MARKS: Final = 8
+MAX_LENGTH: Final = 280
+"""Longest token, in characters; longer ones are not even looked at."""
+FUTURE_S: Final = 60
+"""How far the clocks of the machines that share a secret may be apart."""
+
+_HEAD: Final = Struct(">BB")
+_MARK: Final = Struct(">6sIIQ")
+_MAC_SIZE: Final = 16
+_PURPOSE: Final = b"asgi-datasource token v1"
+
+
+@dataclass(frozen=True, slots=True)
+class Mark:
+    """One thing that the client has seen.
+
+    Attributes:
+        scope: Whose data and where: see `scope_of`.
+        position: Reads must see everything up to there.
+        issued_at: When it was noted, in seconds since 1970.
+    """
+
+    scope: bytes
+    position: Position
+    issued_at: int
+
+
+@dataclass(frozen=True, slots=True)
+class Token:
+    """Everything that the client has seen, one mark for each scope and timeline."""
+
+    marks: tuple[Mark, ...] = ()
+
+    def positions(self, scope: bytes) -> tuple[Position, ...]:
+        """What counts for reads in a scope; of several timelines the newest first."""
+        found = [mark.position for mark in self.marks if mark.scope == scope]
+        return tuple(sorted(found, key=lambda position: position.timeline, reverse=True))
+
+    def merged(self, *others: Token) -> Token:
+        """What the client has seen in all: of each scope and timeline the furthest position.
+
+        Of too many marks those that were noted first are left out: they are the first to expire as well.
+        """
+        best: dict[tuple[bytes, int], Mark] = {}
+        for mark in (*self.marks, *(mark for other in others for mark in other.marks)):
+            position = mark.position
+            known = best.get((mark.scope, position.timeline), mark)
+            # The furthest counts for as long as the latest one would have, which it stands for as well.
+            furthest = position if position.lsn > known.position.lsn else known.position
+            best[mark.scope, position.timeline] = Mark(mark.scope, furthest, max(mark.issued_at, known.issued_at))
+        latest = sorted(best.values(), key=_by_age, reverse=True)
+        return Token(tuple(latest[:MAX_MARKS]))
+
+    def without_expired(self, now: float, ttl_s: float) -> Token:
+        """The marks that still count."""
+        return Token(tuple([mark for mark in self.marks if now - ttl_s <= mark.issued_at <= now + FUTURE_S]))
+
+
+NOTHING_SEEN: Final = Token()
+
+
+def _by_age(mark: Mark) -> tuple[int, int, int, bytes]:
+    return mark.issued_at, mark.position.timeline, mark.position.lsn, mark.scope
+
+
+@lru_cache(maxsize=4096)
+def scope_of(tenant: str | None, datasource: str) -> bytes:
+    """What tells the marks of a tenant's datasource from others: six bytes; the default tenant has no name."""
+    text = f"{'' if tenant is None else tenant}\x00{datasource}"
+    return sha256(text.encode("utf-8", "surrogatepass")).digest()[:6]
+
+
+class TokenSigner:
+    """Writes and reads tokens.
+
+    Args:
+        secrets: The first one signs, all of them verify.
+        ttl_s: Seconds for which a mark counts.
+    """
+
+    __slots__ = ("_keys", "ttl_s")
+
+    def __init__(self, secrets: Sequence[str], *, ttl_s: float) -> None:
+        self._keys = [_key_of(secret) for secret in secrets]
+        self.ttl_s = ttl_s
+
+    def __repr__(self) -> str:
+        return f"<TokenSigner, {len(self._keys)} keys>"
+
+    def sign(self, token: Token) -> str:
+        """The token as it is sent."""
+        key_id, key = self._keys[0]
+        parts = [_HEAD.pack(VERSION, key_id)]
+        parts += [
+            _MARK.pack(mark.scope, mark.issued_at, mark.position.timeline, mark.position.lsn)
+            for mark in token.marks[:MAX_MARKS]
+        ]
+        body = b"".join(parts)
+        return urlsafe_b64encode(body + _mac(key, body)).rstrip(b"=").decode()
+
+    def read(self, texts: Iterable[str], *, now: float) -> Token:
+        """What the tokens that a client sent say together. What is not ours, or not valid any more, says nothing.
+
+        Args:
+            texts: As they came; anything at all.
+            now: Seconds since 1970.
+        """
+        tokens = [token for text in texts if (token := self._verified(text)) is not None]
+        if not tokens:
+            return NOTHING_SEEN
+        first = tokens[0] if len(tokens) == 1 else tokens[0].merged(*tokens[1:])
+        return first.without_expired(now, self.ttl_s)
+
+    def _verified(self, text: str) -> Token | None:
+        if len(text) > MAX_LENGTH:
+            return None
+        try:
+            raw = urlsafe_b64decode(text.encode("ascii") + b"=" * (-len(text) % 4))
+        except (NotBase64, ValueError):
+            return None
+        body, mac = raw[:-_MAC_SIZE], raw[-_MAC_SIZE:]
+        size = len(body) - _HEAD.size
+        if size < 0 or size % _MARK.size or size > MAX_MARKS * _MARK.size or body[0] != VERSION:
+            return None
+        if not any(key_id == body[1] and hmac.compare_digest(_mac(key, body), mac) for key_id, key in self._keys):
+            return None
+        return Token(
+            tuple(
+                [
+                    Mark(scope, Position(timeline, lsn), issued_at)
+                    for scope, issued_at, timeline, lsn in _MARK.iter_unpack(body[_HEAD.size :])
+                ]
+            )
+        )
+
+    def describe(self, text: str) -> Mapping[str, Any] | None:
+        """What a token says, as JSON (`schemas/token/v1.json`); None when it is none of ours."""
+        token = self._verified(text)
+        if token is None:
+            return None
+        return {
+            "version": VERSION,
+            "marks": [
+                {
+                    "scope": mark.scope.hex(),
+                    "timeline": mark.position.timeline,
+                    "lsn": format_lsn(mark.position.lsn),
+                    "issued_at": mark.issued_at,
+                }
+                for mark in token.marks
+            ],
+        }
+
+
+def _key_of(secret: str) -> tuple[int, bytes]:
+    """The number by which a key is found, and the key: one that is used for nothing else."""
+    key = hmac.digest(secret.encode(), _PURPOSE, "sha256")
+    return sha256(key).digest()[0], key
+
+
+def _mac(key: bytes, body: bytes) -> bytes:
+    return hmac.digest(key, body, "sha256")[:_MAC_SIZE]

@@ -1,0 +1,1 @@
+"""What a handler holds: the session, its unit of work, and the blocks and annotations that open transactions."""

@@ -1,0 +1,85 @@
+"""Advisory locks that last as long as the transaction that takes them.
+
+Source: PostgreSQL manual, "Advisory Locks" and "Advisory Lock Functions".
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+from ..drivers.psycopg import Statement
+from ..errors import DataError, DataErrorKind
+from ..routing import AccessIntent
+from ..transaction import SurroundingTransaction
+
+if TYPE_CHECKING:
+    from .session import DataSession
+
+LockKey = str | int | tuple[int, int]
+"""A name of the tenant's own; or one or two numbers, as `pg_advisory_xact_lock` takes them, shared by all tenants."""
+
+LOCK_NOT_AVAILABLE: Final = "55P03"
+
+_NAME: Final = "hashtextextended(%s || chr(31) || %s, 0)"
+"""A name is a lock of the tenant's: tenants may share a database, and PostgreSQL's locks are the database's."""
+
+_KEEP_TIMEOUT: Final = Statement(
+    "select set_config('ads.lock_timeout',before,true) from current_setting('lock_timeout') as before"
+)
+_RESTORE_TIMEOUT: Final = Statement(
+    "select set_config('lock_timeout',before,true) from current_setting('ads.lock_timeout') as before"
+)
+
+
+async def take_lock(session: DataSession, key: LockKey, timeout_s: float | None) -> None:
+    """Take a lock, in one round trip, until the transaction ends."""
+    session.check_open()
+    around = session.around()
+    if around is SurroundingTransaction.NOTHING:
+        raise DataError(
+            DataErrorKind.QUERY,
+            "a lock ends with its transaction, and there is none here: annotate the function with @transactional, or"
+            " open `async with db.transaction():` around it",
+        )
+    if around is SurroundingTransaction.READ_ONLY:
+        raise DataError(DataErrorKind.READ_ONLY, "a lock was asked for in a read-only transaction, which needs none")
+    arguments, params = _arguments(session, key)
+    if timeout_s is None:
+        await session.run((Statement(f"select pg_advisory_xact_lock({arguments})", params),), AccessIntent.WRITE)
+    elif timeout_s > 0:
+        milliseconds = str(max(1, round(timeout_s * 1000)))
+        batch = (
+            _KEEP_TIMEOUT,
+            Statement("select set_config('lock_timeout',%s,true)", [milliseconds]),
+            Statement(f"select pg_advisory_xact_lock({arguments})", params),
+            _RESTORE_TIMEOUT,
+        )
+        try:
+            # A savepoint: the transaction goes on when the time is up. Its release travels with the next statement.
+            async with session.transaction():
+                await session.run(batch, AccessIntent.WRITE)
+        except DataError as error:
+            if error.sqlstate == LOCK_NOT_AVAILABLE:
+                raise _taken(timeout_s) from error
+            raise
+    else:
+        query = Statement(f"select pg_try_advisory_xact_lock({arguments})", params)
+        if not (await session.run((query,), AccessIntent.WRITE))[0].scalar():
+            raise _taken(0)
+
+
+def _arguments(session: DataSession, key: LockKey) -> tuple[str, list[object]]:
+    if isinstance(key, str):
+        return _NAME, [session.tenant.name or "", key]
+    if isinstance(key, int) and not isinstance(key, bool):
+        return "%s::bigint", [key]
+    if isinstance(key, tuple) and len(key) == 2 and all(type(part) is int for part in key):
+        return "%s::int,%s::int", list(key)
+    raise TypeError("db.lock(): the key is a string, an integer, or a pair of integers")
+
+
+def _taken(timeout_s: float) -> DataError:
+    waited = f"within {timeout_s:g} s" if timeout_s else "at once"
+    return DataError(
+        DataErrorKind.CONFLICT, f"a lock was not to be had {waited}; somebody else has it", sqlstate=LOCK_NOT_AVAILABLE
+    )

@@ -1,0 +1,45 @@
+"""What is in force where the code runs, and whose session it is."""
+
+from __future__ import annotations
+
+from contextvars import ContextVar
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
+
+from ..routing import AccessIntent
+
+if TYPE_CHECKING:
+    from .session import DataSession
+
+
+@dataclass(frozen=True, slots=True)
+class Frame:
+    """A running function that carries an annotation, or a block that the code is inside of.
+
+    Attributes:
+        intent: Of statements that say nothing themselves; None leaves that to what is around.
+        reads_only: Nothing may write.
+        is_transactional: It has asked for a transaction, and runs in one.
+        deadline: Event-loop time at which its time is up; None when it has no limit.
+    """
+
+    intent: AccessIntent | None
+    reads_only: bool
+    is_transactional: bool
+    deadline: float | None
+
+
+current_frame: ContextVar[Frame | None] = ContextVar("asgi_datasource_frame", default=None)
+
+
+class SessionRunner(Protocol):
+    """What stands in the context: knows the session, or makes it when it is asked for."""
+
+    @property
+    def session(self) -> DataSession:
+        """The session."""
+        ...
+
+
+current_runner: ContextVar[SessionRunner | None] = ContextVar("asgi_datasource_session", default=None)
+"""The session of the request or block that runs here. Child tasks inherit it; the state itself lives on the session."""

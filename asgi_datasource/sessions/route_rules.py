@@ -1,0 +1,71 @@
+"""Which rule of `routes` a request matches."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from .policy import NO_RULE, RouteRule
+
+
+@dataclass(frozen=True, slots=True)
+class CompiledRule:
+    """One rule of `routes`, ready to match.
+
+    Attributes:
+        match: What it matches, as it is written.
+        method: The method; None for any.
+        path: Matches the whole path.
+        rule: What it says.
+    """
+
+    match: str
+    method: str | None
+    path: re.Pattern[str]
+    rule: RouteRule
+
+
+def compile_pattern(match: str) -> tuple[str | None, re.Pattern[str]]:
+    """Compile a rule's `match`: `GET /reports/**`, `* /health`, `/search`.
+
+    `*` stands for one segment or a part of one, `**` for any number of them.
+
+    Returns:
+        The method (None for any) and the pattern of the path.
+    """
+    method, _, path = match.rpartition(" ")
+    parts = re.split(r"(/\*\*|\*\*|\*)", path.strip())
+    glob = {"/**": "(?:/.*)?", "**": ".*", "*": "[^/]*"}
+    pattern = re.compile("".join(glob.get(part) or re.escape(part) for part in parts))
+    method = method.strip().upper()
+    return None if method in ("", "*") else method, pattern
+
+
+class RouteRules:
+    """The rules of `routes`; the first that matches wins."""
+
+    __slots__ = ("_rules", "have_gates", "may_retry")
+
+    def __init__(self, rules: Sequence[CompiledRule] = ()) -> None:
+        self._rules = tuple(rules)
+        options = [compiled.rule.options for compiled in self._rules]
+        self.may_retry = any(one is not None and one.retry for one in options)
+        """Whether one of them has requests run again."""
+        self.have_gates = any(compiled.rule.gate is not None for compiled in self._rules)
+        """Whether one of them bounds how many requests are under way."""
+
+    def __iter__(self) -> Iterator[CompiledRule]:
+        return iter(self._rules)
+
+    def find(self, method: str, path: str) -> CompiledRule | None:
+        """The first rule that matches a request."""
+        for compiled in self._rules:
+            if compiled.method in (None, method) and compiled.path.fullmatch(path) is not None:
+                return compiled
+        return None
+
+    def match(self, method: str, path: str) -> RouteRule:
+        """The rule for a request; one that says nothing where none matches."""
+        found = self.find(method, path)
+        return NO_RULE if found is None else found.rule

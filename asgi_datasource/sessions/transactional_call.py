@@ -1,0 +1,136 @@
+"""Running an annotated function: a route's own, or a service function's, once or until it no longer loses."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Awaitable, Callable, Generator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, TypeVar
+
+from ..observability import tracing
+from ..routing import AccessIntent
+from ..transaction import (
+    BARE,
+    Propagation,
+    PropagationAction,
+    SurroundingTransaction,
+    TransactionOptions,
+    backoff_s,
+    is_conflict,
+)
+from .context import Frame, current_frame
+from .transaction_block import TransactionBlock, refused
+
+if TYPE_CHECKING:
+    from .session import DataSession
+
+R = TypeVar("R")
+
+logger = logging.getLogger("asgi_datasource.transaction")
+
+
+def block(session: DataSession, options: TransactionOptions) -> TransactionBlock:
+    """A block that asks for a transaction with these options."""
+    deadline = None if options.timeout_s is None else time.monotonic() + options.timeout_s
+    return TransactionBlock(session, options, is_exclusive=False, demotes=True, deadline=deadline)
+
+
+async def run(session: DataSession, options: TransactionOptions, invoke: Callable[[], Awaitable[R]]) -> R:
+    """Run an async function in the transaction that it asks for.
+
+    Args:
+        session: Whose transaction.
+        options: What its annotation says.
+        invoke: Calls it; more than once, where it is to be tried again.
+    """
+    if not session.is_open:
+        # It may not need the session at all; where it does, it is told.
+        return await invoke()
+    if session.is_route(options) and not session.is_in_route:
+        with _route(session, options):
+            return await invoke()
+    if not options.retry:
+        async with block(session, options):
+            return await invoke()
+    try:
+        result = await _run_until_settled(session, options, invoke, options.retry)
+    except Exception:
+        await session.run_due_hooks()
+        raise
+    await session.run_due_hooks()
+    return result
+
+
+async def _run_until_settled(
+    session: DataSession, options: TransactionOptions, invoke: Callable[[], Awaitable[R]], retries: int
+) -> R:
+    """Run a function in a transaction of its own until it does not lose any more, or has lost too often."""
+    deadline = None if options.timeout_s is None else time.monotonic() + options.timeout_s
+    attempt = 0
+    while True:
+        attempt += 1
+        block = TransactionBlock(
+            session, options, is_exclusive=False, demotes=True, deadline=deadline, runs_hooks=False
+        )
+        hooks, commits = len(session.due_hooks), session.commits
+        try:
+            async with block:
+                return await invoke()
+        except Exception as error:
+            conflict = block.lost_by or (error if is_conflict(error) else None)
+            if conflict is None or block.step is not PropagationAction.OWN:
+                raise
+            if attempt > retries:
+                session.note_event(tracing.RETRY_GIVEN_UP, {tracing.RETRY_ATTEMPT: attempt})
+                raise
+            if session.commits != commits:
+                logger.warning("not run again after a conflict: a part of it had been committed already")
+                raise
+            delay_s = backoff_s(attempt)
+            limit = session.deadline() if deadline is None else deadline
+            if limit is not None and time.monotonic() + delay_s >= limit:
+                raise
+            session.due_hooks.forget(hooks)
+            session.note_event(tracing.RETRY, tracing.retry_attributes(attempt, delay_s, conflict))
+            await asyncio.sleep(delay_s)
+
+
+def run_sync(session: DataSession, options: TransactionOptions, invoke: Callable[[], R]) -> R:
+    """Run a function that is not async in the transaction around it.
+
+    Raises:
+        DataError: QUERY: it asks for one that would have to be opened, which takes an async function.
+    """
+    if not session.is_open:
+        return invoke()
+    if session.is_route(options) and not session.is_in_route:
+        with _route(session, options):
+            return invoke()
+    with TransactionBlock(session, options, is_exclusive=False, demotes=True).joined():
+        return invoke()
+
+
+@contextmanager
+def _route(session: DataSession, options: TransactionOptions) -> Generator[None]:
+    """Inside the matched endpoint, whose annotation holds for the request as a whole."""
+    if options.propagation is Propagation.MANDATORY:
+        raise refused(Propagation.MANDATORY, SurroundingTransaction.NOTHING)
+    outer = current_frame.get()
+    token = None
+    if outer is not None:
+        # An annotated function has called the rest of the application: here the route's own annotation is nearer.
+        intent = AccessIntent.READ if options.read_only else None if options.propagation in BARE else AccessIntent.WRITE
+        frame = Frame(intent, options.read_only, options.propagation not in BARE, outer.deadline)
+        token = current_frame.set(frame)
+    session.is_in_route = True
+    try:
+        yield
+    except BaseException as error:
+        session.note_failure(options, error)
+        raise
+    finally:
+        session.is_in_route = False
+        if token is not None:
+            current_frame.reset(token)

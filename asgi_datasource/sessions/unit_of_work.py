@@ -1,0 +1,338 @@
+"""What a session has under way: a transaction or a snapshot, the hooks that wait for its end, and that end."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator
+from typing import Protocol
+
+from ..concurrency.tasks import BackgroundTasks
+from ..errors import CommitUnknown, DataError, DataErrorKind
+from ..observability import tracing
+from ..routing import ReadAfterWritePin
+from ..routing.consistency.client_history import NOWHERE, ClientHistory
+from ..transaction import (
+    DueHooks,
+    Hook,
+    HookEvent,
+    Terms,
+    Transaction,
+    WaitingHooks,
+    call_hook,
+    is_conflict,
+    name_of_hook,
+    unexpected_rollback,
+)
+from .policy import SessionPolicy
+
+
+class WorkOwner(Protocol):
+    """Whose work it is: the session."""
+
+    stopped_by: DataError | None
+    """Why only the rollback is left, where that is so."""
+
+    committing: set[asyncio.Task[None]]
+    """Commits that are still on their way, whoever waits for them."""
+
+    due_hooks: DueHooks
+    """Where hooks go whose transaction has ended."""
+
+    commits: int
+    """How often something was committed, or may have been."""
+
+    past: ClientHistory | None
+    """Learns what its client has to see from now on."""
+
+    @property
+    def pin(self) -> ReadAfterWritePin:
+        """Learns the position of a commit in the write-ahead log."""
+        ...
+
+    def about_to_write(self) -> None:
+        """A statement with write intent is about to open a transaction.
+
+        Raises:
+            DataError: It must not.
+        """
+        ...
+
+
+class Place(Protocol):
+    """Where in a program a hook was added: a block."""
+
+    def is_inside(self, other: Place, /) -> bool:
+        """Whether it is that one, or somewhere inside of it."""
+        ...
+
+
+class UnitOfWork:
+    """The statements of a session between two ends, and what they share.
+
+    A session has one, for the transaction of the request. A block that has its own transaction, or none, puts another
+    in front of it for as long as it lasts.
+
+    Args:
+        owner: The session.
+        policy: What the configuration says.
+        background: Where ends go on when the caller is cancelled.
+        terms: What its transaction is; None leaves that to the plan of the request.
+        outer: The work that waits for the end of this one.
+    """
+
+    __slots__ = (
+        "_background",
+        "_hooks",
+        "_owner",
+        "_policy",
+        "_unheard",
+        "doomed_by",
+        "lost_by",
+        "outer",
+        "rollback_reason",
+        "snapshot",
+        "streams",
+        "terms",
+        "transaction",
+    )
+
+    def __init__(
+        self,
+        owner: WorkOwner,
+        policy: SessionPolicy,
+        background: BackgroundTasks,
+        *,
+        terms: Terms | None = None,
+        outer: UnitOfWork | None = None,
+    ) -> None:
+        self._owner = owner
+        self._policy = policy
+        self._background = background
+        self._hooks: list[tuple[HookEvent, Hook, Place | None]] = []
+        self._unheard: asyncio.Task[None] | None = None
+        self.terms = terms
+        self.outer = outer
+        self.transaction: Transaction | None = None
+        self.streams = 0
+        """How many streams read from the snapshot."""
+        self.snapshot: Transaction | None = None
+        """The READ ONLY transaction of a stream."""
+        self.doomed_by: DataError | None = None
+        """What leaves it nothing but a rollback, although the server would commit: a commit raises it."""
+        self.lost_by: DataError | None = None
+        """What its transaction has lost against another one by, where it has: the same again may succeed."""
+        self.rollback_reason: str | None = None
+        """What `set_rollback_only` was told: nothing is committed, and nobody is surprised."""
+
+    @property
+    def transaction_in_use(self) -> Transaction | None:
+        """The transaction that statements run in; one that has failed stays until it is ended."""
+        return self.transaction or self.snapshot
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether there is nothing to end, and nothing to tell anybody about its end."""
+        return not (
+            self.transaction
+            or self.snapshot
+            or self._hooks
+            or self._unheard
+            or self.outer
+            or self.doomed_by
+            or self.lost_by
+            or self.rollback_reason is not None
+        )
+
+    # -- hooks
+
+    def add_hook(self, event: HookEvent, function: Hook, place: Place | None) -> None:
+        """Wait with `function` for an end; it goes with `place`, should that be undone alone."""
+        self._hooks.append((event, function, place))
+
+    def about_to_write(self) -> None:
+        """A statement with write intent is about to open a transaction."""
+        self._owner.about_to_write()
+
+    async def run_before_commit(self) -> None:
+        """Run the hooks that come before the commit, and those that they add; what one raises goes to the caller.
+
+        None runs once nothing but a rollback is left.
+        """
+        while self._may_commit and (first := next(self._hooks_before_commit(), None)) is not None:
+            self._hooks.remove(first)
+            event, function, _ = first
+            with tracing.hook_span(event.value, name_of_hook(function), is_traced=self._policy.is_traced) as fail:
+                try:
+                    await call_hook(function)
+                except Exception as error:
+                    fail(error)
+                    raise
+
+    @property
+    def has_hooks_before_commit(self) -> bool:
+        """Whether there is something for `run_before_commit`."""
+        return next(self._hooks_before_commit(), None) is not None
+
+    def _hooks_before_commit(self) -> Iterator[tuple[HookEvent, Hook, Place | None]]:
+        return (hook for hook in self._hooks if hook[0] is HookEvent.BEFORE_COMMIT)
+
+    @property
+    def _may_commit(self) -> bool:
+        failure = None if self.transaction is None else self.transaction.failure
+        return (self.rollback_reason or self.doomed_by or failure or self._owner.stopped_by) is None
+
+    def settle(self, *, committed: bool, within: Place | None = None) -> None:
+        """Its hooks, or those of a part of it, have come to their end, without a transaction or before its own."""
+        self._owner.due_hooks.settle(self._take_hooks(within), committed=committed)
+
+    def _take_hooks(self, within: Place | None = None) -> WaitingHooks:
+        taken: WaitingHooks = []
+        left: list[tuple[HookEvent, Hook, Place | None]] = []
+        for event, function, place in self._hooks:
+            if within is None or (place is not None and place.is_inside(within)):
+                taken.append((event, function))
+            else:
+                left.append((event, function, place))
+        self._hooks = left
+        return taken
+
+    # -- the end
+
+    async def finish(
+        self, *, commit: bool, reason: str, deadline: float | None, takes_hooks: bool = True, is_apart: bool = False
+    ) -> None:
+        """End whatever is open; the caller has the session to itself.
+
+        Args:
+            commit: Commit; otherwise roll back.
+            reason: Why it is rolled back, for the span.
+            deadline: Event-loop time at which the time is up.
+            takes_hooks: Whether its hooks have waited for this end.
+            is_apart: This runs in a task of the library's own already.
+
+        Raises:
+            DataError: It was to be committed and was not (for CommitUnknown: nobody could tell).
+        """
+        hooks = self._take_hooks() if takes_hooks else []
+        committed = False
+        transaction, self.transaction = self.transaction, None
+        if self.outer is None:
+            self.terms = None
+        try:
+            try:
+                await self.end_snapshot()
+                missed = await self._missed_failure() if commit else None
+            except BaseException:
+                if transaction is not None:
+                    self._background.spawn(transaction.rollback("cancelled"))
+                raise
+            refusal = (missed or self._refusal(None if transaction is None else deadline)) if commit else None
+            if transaction is None:
+                if refusal is not None:
+                    raise refusal
+                committed = commit
+                return
+            if is_conflict(transaction.failure):
+                self.lost_by = transaction.failure
+            if refusal is not None:
+                await transaction.rollback(self.rollback_reason or self._why_doomed() or refusal.kind.value)
+                raise refusal
+            if not commit:
+                await transaction.rollback(self.rollback_reason or reason)
+                return
+            if deadline is None:
+                deadline = asyncio.get_running_loop().time() + self._policy.commit_timeout_s
+            # From here on it is the commit that knows what becomes of the hooks, whoever still waits for it.
+            commit_, hooks = self._commit(transaction, hooks, deadline), []
+            if is_apart:
+                await commit_
+                return
+            waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+            committing = self._background.spawn(commit_, waiter=waiter)
+            self._owner.committing.add(committing)
+            committing.add_done_callback(self._owner.committing.discard)
+            try:
+                await waiter
+            except asyncio.CancelledError:
+                if takes_hooks:
+                    self._unheard = committing
+                raise
+            self._owner.committing.discard(committing)
+        finally:
+            self._owner.due_hooks.settle(hooks, committed=committed)
+            if transaction is not None and not transaction.is_open:
+                # Its traceback leads to the transaction, which nobody asks for it any more.
+                transaction.failure = None
+
+    async def _missed_failure(self) -> DataError | None:
+        """What an earlier commit has failed with whose caller was cancelled before it could hear of that."""
+        unheard = self._unheard
+        if unheard is None:
+            return None
+        await asyncio.wait({unheard})
+        self._unheard = None
+        if unheard.cancelled():
+            return CommitUnknown("a commit before this one was cut short by the end of the application")
+        error = unheard.exception()
+        return error if isinstance(error, DataError) else None
+
+    def _refusal(self, deadline: float | None) -> DataError | None:
+        """Why it must not be committed."""
+        if self._owner.stopped_by is not None:
+            return self._owner.stopped_by
+        if deadline is not None and asyncio.get_running_loop().time() >= deadline:
+            return deadline_passed()
+        if self.rollback_reason is not None:
+            return unexpected_rollback(DataError(DataErrorKind.OTHER, self.rollback_reason))
+        return None if self.doomed_by is None else unexpected_rollback(self.doomed_by)
+
+    def _why_doomed(self) -> str | None:
+        """What has doomed it, for the span: by its class, because texts may quote data."""
+        doomed_by = self.doomed_by
+        return None if doomed_by is None else f"doomed by {type(doomed_by.__cause__ or doomed_by).__name__}"
+
+    async def _commit(self, transaction: Transaction, hooks: WaitingHooks, deadline: float) -> None:
+        committed: bool | None = None
+        owner = self._owner
+        try:
+            await transaction.commit(deadline=deadline, doubt_timeout_s=self._policy.doubt_timeout_s)
+            committed = True
+            # What only read can be done again.
+            owner.commits += transaction.identity is not None
+        except CommitUnknown:
+            owner.commits += 1
+            raise
+        except DataError as error:
+            committed = False
+            if is_conflict(error):
+                self.lost_by = error
+            raise
+        finally:
+            owner.due_hooks.settle(hooks, committed=committed)
+            if committed is not False and owner.past is not None and transaction.identity is not None:
+                # Also where nobody could tell: it may have been committed, and then the client has to see it.
+                owner.past.note(transaction.position or NOWHERE)
+        if transaction.wal_position is not None:
+            owner.pin.lsn = transaction.wal_position
+
+    async def end_snapshot(self) -> None:
+        """End the READ ONLY transaction of a stream."""
+        snapshot, self.snapshot, self.streams = self.snapshot, None, 0
+        if snapshot is not None:
+            await snapshot.rollback("end of the snapshot")
+
+    def abandon(self) -> None:
+        """Somebody else has the session for too long: take the connections away from under it."""
+        for transaction in (self.transaction, self.snapshot):
+            if transaction is not None and transaction.is_open:
+                self._background.spawn(transaction.rollback("abandoned"))
+        self.transaction = self.snapshot = None
+        self.streams = 0
+        self.settle(committed=False)
+
+
+def deadline_passed() -> DataError:
+    """The error of a request whose time is up."""
+    return DataError(
+        DataErrorKind.TIMEOUT, "the request's deadline has passed; what it had not committed was rolled back"
+    )

@@ -1,0 +1,156 @@
+"""From the rows of a catalog to tenants; a row that says nothing useful is left out, and spoils none of the others."""
+
+from __future__ import annotations
+
+import json
+import logging
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, Final, cast
+from uuid import UUID
+
+from ..config import TenantDefaults
+from ..config.hostnames import normalize_host
+from .compiler import TenantCompiler
+from .directory import TenantMap
+from .resolution import MAX_NAME_LENGTH
+from .tenant import Tenant, TenantState
+
+logger = logging.getLogger("asgi_datasource.tenancy")
+
+COLUMNS: Final = (
+    *("name", "datasource", "schema", "row_security", "role", "state", "aliases", "max_connections", "database"),
+)
+"""What a row may say."""
+
+MOST_COMPLAINTS: Final = 10
+"""Rows that are left out of one load and told of one by one."""
+
+
+class RowReader:
+    """Collects tenants from rows.
+
+    Args:
+        columns: The query's, in order; others than `COLUMNS` are passed over.
+        compiler: Makes the tenants.
+        defaults: What holds where a row says nothing.
+
+    Raises:
+        ValueError: There is no column `name`.
+    """
+
+    def __init__(self, columns: Sequence[str], compiler: TenantCompiler, defaults: TenantDefaults) -> None:
+        if "name" not in columns:
+            raise ValueError("the query gives no column `name`")
+        self._at = {column: index for index, column in enumerate(columns) if column in COLUMNS}
+        self._slots = [(COLUMNS.index(column), index) for column, index in self._at.items()]
+        self._blank: list[Any] = [None] * len(COLUMNS)
+        self._compiler = compiler
+        self._defaults = defaults
+        self._limit = None if defaults.limits is None else defaults.limits.max_connections
+        self._names: dict[str, Tenant] = {}
+        self._aliases: dict[str, str | None] = {}
+        self._twice: set[str] = set()
+        self._left_out = 0
+        # Equal for most tenants: kept once.
+        self._words: dict[str, str] = {}
+
+    def add(self, rows: Iterable[Sequence[Any]]) -> None:
+        """Take some rows."""
+        for row in rows:
+            try:
+                self._add(row)
+            except (ValueError, TypeError) as error:
+                self._left_out += 1
+                if self._left_out <= MOST_COMPLAINTS:
+                    logger.warning("the catalog's row for the tenant %r is left out: %s", row[self._at["name"]], error)
+
+    def map(self) -> TenantMap:
+        """What was collected."""
+        if self._left_out > MOST_COMPLAINTS:
+            logger.warning("%d rows of the catalog are left out", self._left_out)
+        names = self._names
+        for name in self._twice:
+            names.pop(name, None)
+        return TenantMap(names, {alias: name for alias, name in self._aliases.items() if name and alias not in names})
+
+    def _add(self, row: Sequence[Any]) -> None:
+        values = self._blank.copy()
+        for slot, index in self._slots:
+            values[slot] = row[index]
+        name, datasource, schema, settings, role, state, aliases, limit, database = values
+        defaults = self._defaults
+        if isinstance(name, int | UUID) and not isinstance(name, bool):
+            name = str(name)
+        if not isinstance(name, str) or _NAME.fullmatch(name) is None:
+            raise ValueError("that is no name")
+        if name in self._names:
+            # Which of the two is meant cannot be known.
+            self._twice.add(name)
+            raise ValueError("there is another of that name, and neither is used")
+        datasource = (None if datasource is None else _text(datasource)) or defaults.datasource
+        if datasource is None:
+            raise ValueError("it names no datasource, and neither do the defaults")
+        if limit is not None and (not isinstance(limit, int) or limit < 1):
+            raise ValueError("max_connections is no positive whole number")
+        self._names[name] = self._compiler.make(
+            name,
+            self._words.setdefault(datasource, datasource),
+            schema=(None if schema is None else _identifier(schema)) or defaults.schema_name,
+            row_security=(None if settings is None else _settings(settings)) or defaults.row_security,
+            role=(None if role is None else _identifier(role)) or defaults.role,
+            state=TenantState.ACTIVE if state is None else TenantState(state),
+            max_connections=self._limit if limit is None else limit,
+            database=None if database is None else _identifier(database),
+        )
+        if aliases is None:
+            return
+        for alias in _aliases(aliases):
+            for spelled in {alias, normalize_host(alias) or alias}:
+                # One that two tenants claim is nobody's: requests must not reach either of them by chance.
+                if self._aliases.setdefault(spelled, name) != name:
+                    logger.error("the alias %r belongs to two tenants and is used for neither", alias)
+                    self._aliases[spelled] = None
+
+
+_NAME: Final = re.compile(rf"[^\x00-\x1f\x7f*{{}}]{{1,{MAX_NAME_LENGTH}}}")
+"""As in the document."""
+
+
+def _text(value: object) -> str | None:
+    if value is None or value == "":
+        return None
+    if not isinstance(value, str):
+        raise ValueError(f"a {type(value).__name__} stands where a text should")
+    return value
+
+
+def _identifier(value: object) -> str | None:
+    text = _text(value)
+    if text is not None and ("\x00" in text or len(text) > 63 or (not text.isascii() and len(text.encode()) > 63)):
+        raise ValueError("a name is too long for something in the database")
+    return text
+
+
+def _settings(value: object) -> Mapping[str, str] | None:
+    if isinstance(value, str):
+        value = json.loads(value)
+    if value is None or value == {}:
+        return None
+    if not isinstance(value, dict):
+        raise ValueError("row_security is no mapping of settings")
+    settings = cast("dict[object, object]", value)
+    for key, text in settings.items():
+        if not isinstance(key, str) or "." not in key or not isinstance(text, str):
+            raise ValueError("row_security is no mapping of custom settings to texts")
+    return cast("dict[str, str]", settings)
+
+
+def _aliases(value: object) -> Sequence[str]:
+    if isinstance(value, str):
+        value = json.loads(value)
+    if not value:
+        return ()
+    if not isinstance(value, list) or not all(isinstance(name, str) and name for name in cast("list[object]", value)):
+        raise ValueError("aliases is no list of names")
+    return cast("list[str]", value)

@@ -1,0 +1,124 @@
+"""What the configuration says of provisioning, compiled."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from ...config import PLACEHOLDER, Config, server_of
+from ...errors import ConfigError
+from .. import TenantCompiler, TenantMap, compile_tenants, home_of
+from .ledger import Placement
+
+
+@dataclass(frozen=True, slots=True)
+class Site:
+    """One datasource, as whoever provisions sees it.
+
+    Attributes:
+        name: Its name.
+        url: The application's own connection string; with `{tenant}` in it where each tenant has a database.
+        admin_url: Who may create things there.
+        shared_schemas: What is searched after a tenant's own schema.
+    """
+
+    name: str
+    url: str = field(repr=False)
+    admin_url: str = field(repr=False)
+    shared_schemas: tuple[str, ...] = ()
+
+    @property
+    def place(self) -> str:
+        """Which server and database it leads to; not for messages."""
+        return server_of(self.url)
+
+    @property
+    def has_databases(self) -> bool:
+        """Whether each tenant has a database of its own there."""
+        return PLACEHOLDER in self.url
+
+
+@dataclass(frozen=True, slots=True)
+class ProvisioningPlan:
+    """All that a provisioner has to know.
+
+    Attributes:
+        sites: Every datasource by its name.
+        home: Where the table of tenants is; None where the configuration names no catalog.
+        set_up: SQL files and functions, in order.
+        template: What databases are copied from.
+        dump_folder: Where dumps are kept.
+        programs: The folder of PostgreSQL's programs.
+        compiler: Makes tenants.
+        defaults: The catalog's: datasource, schema, row_security, role.
+        listed: The tenants of the document.
+    """
+
+    sites: Mapping[str, Site]
+    home: str | None
+    set_up: tuple[str, ...]
+    template: str | None
+    dump_folder: Path | None
+    programs: Path | None
+    compiler: TenantCompiler
+    defaults: Mapping[str, object]
+    listed: TenantMap
+
+    def lists(self, name: str) -> bool:
+        """Whether the document has this name, or alias, already."""
+        return self.listed.find(name) is not None
+
+    def listed_places(self) -> Iterator[tuple[str, Placement]]:
+        """Where the tenants of the document live; told anew each time, for there may be many."""
+        for name, tenant in self.listed.names.items():
+            home = home_of(tenant, self.sites[tenant.datasource].shared_schemas)
+            settings = {key: value for key, value in tenant.settings if key not in ("search_path", "role")}
+            yield name, Placement(tenant.datasource, home.schema, home.role, tenant.database, settings or None)
+
+    def twins(self, datasource: str) -> list[str]:
+        """Every datasource that leads to the same place as this one."""
+        place = self.sites[datasource].place
+        return [name for name, site in self.sites.items() if site.place == place]
+
+
+def step_name(step: str) -> str:
+    """What a set-up step is remembered by: where its file lies may change from one deployment to the next."""
+    return Path(step).name if step.endswith(".sql") else step
+
+
+def compile_provisioning(config: Config, listed: TenantMap | None = None) -> ProvisioningPlan:
+    """What the document says.
+
+    Args:
+        config: A checked one.
+        listed: Its tenants, where they are compiled already.
+    """
+    if listed is None:
+        listed = compile_tenants(config)
+    sites = {
+        name: Site(
+            name,
+            datasource.primary.url.get_secret_value(),
+            (datasource.admin or datasource.primary).url.get_secret_value(),
+            datasource.search_path,
+        )
+        for name, datasource in config.datasources.items()
+    }
+    catalog = config.tenants_from
+    provisioning = config.provisioning
+    steps = [step_name(step) for step in provisioning.set_up]
+    if len(set(steps)) < len(steps):
+        raise ConfigError("provisioning.set_up: two steps have the same name, by which it is known what has been run")
+    defaults = {} if catalog is None else catalog.defaults.model_dump(by_alias=True, exclude_none=True)
+    return ProvisioningPlan(
+        sites,
+        None if catalog is None or catalog.query is not None else catalog.datasource,
+        provisioning.set_up,
+        provisioning.template,
+        None if provisioning.dump_folder is None else Path(provisioning.dump_folder),
+        None if provisioning.programs is None else Path(provisioning.programs),
+        TenantCompiler(config.datasources),
+        defaults,
+        listed,
+    )

@@ -1,0 +1,400 @@
+"""The operations on tenants. Whoever runs one again after it was cut short goes on where it stopped."""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Mapping, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import replace
+from datetime import UTC, datetime
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any, Final, cast
+
+from ...config import EVERY_OTHER, PLACEHOLDER
+from ...drivers.psycopg import login_of, open_admin
+from ...errors import DataError, DataErrorKind
+from .. import Tenant
+from .ledger import Ledger, Operation, Placement, Record
+from .plan import ProvisioningPlan, step_name
+from .tenant_site import Place
+
+logger = logging.getLogger("asgi_datasource.provisioning")
+
+Step = tuple[str, Callable[[], Awaitable[str | None]]]
+"""A step's name and what it does; what it returns is kept with it."""
+
+_PLAIN_NAME: Final = re.compile(r"[^\x00-\x1f\x7f*{}]{1,255}")
+
+
+class Provisioner:
+    """Makes, moves and takes away tenants whose rows are in the table that it keeps.
+
+    Args:
+        plan: What the configuration says.
+        tell: Is told of each step as it begins.
+    """
+
+    def __init__(self, plan: ProvisioningPlan, *, tell: Callable[[str], None] = logger.info) -> None:
+        self._plan = plan
+        self._tell = tell
+
+    # -- the operations
+
+    async def create(self, name: str, **placed: Any) -> Tenant:
+        """Make a tenant: its schema or database, its role and grants, then the set-up; it is served when all is done.
+
+        Args:
+            name: Its name.
+            placed: `datasource`, `schema`, `role`, `database`, `row_security`, `max_connections`, `aliases`; those that
+                are not given are taken from `tenants_from.defaults`. `{tenant}` in them is the name.
+
+        Raises:
+            DataError: It could not be finished; run it again. CONFLICT: there is one of that name, in another place; or
+                one in that place.
+        """
+        self._check_name(name)
+        placement = self._placement(name, placed)
+        async with self._records() as records, records.alone(name):
+            await self._check_free(records, name, Operation.CREATE)
+            async with records.registering():
+                if await records.find(name) is None:
+                    await self._check_apart(records, name, placement)
+                    await records.register(name, placement)
+            record = await self._known(records, name)
+            if record.placement != placement and placed:
+                raise DataError(DataErrorKind.CONFLICT, f"there is a tenant {name!r} already, in another place")
+            place = await self._place(records, record)
+            tenant = self._tenant(record)
+            if record.is_ready:
+                # The last step may have been done and not written down.
+                await records.close(name, Operation.CREATE)
+                return tenant
+
+            async def make() -> None:
+                await place.make(lambda part: records.note_made(name, part))
+
+            steps: list[Step] = [("place", _plain(make)), ("grants", _plain(place.grant))]
+            steps += [(f"set-up {step_name(step)}", _set_up(place, step, tenant)) for step in self._plan.set_up]
+            # What the set-up has made is granted as well.
+            steps.append(("grants after set-up", _plain(place.grant)))
+            steps.append(("activate", _plain(lambda: records.change(name, is_ready=True))))
+            await self._run(records, name, Operation.CREATE, steps)
+            return tenant
+
+    async def drop(self, name: str, *, keep_dump: bool = False) -> Path | None:
+        """Take a tenant away for good, with all that was made for it and that no other tenant has as well.
+
+        Args:
+            name: Its name.
+            keep_dump: Keep a dump of it in the configured folder first.
+
+        Returns:
+            The dump, where one was kept.
+
+        Raises:
+            DataError: TENANT: there is none. Or it could not be finished; run it again.
+        """
+        async with self._records() as records, records.alone(name):
+            record = await self._known(records, name)
+            await self._check_free(records, name, Operation.DROP)
+            place = await self._place(records, record)
+            done = await records.done(name, Operation.DROP)
+            file = Path(kept) if (kept := done.get("dump")) else self._dump_file(name) if keep_dump else None
+
+            async def dump() -> str | None:
+                if file is not None:
+                    await place.dump(file)
+                return None if file is None else str(file)
+
+            steps: list[Step] = [
+                ("stop serving", _plain(lambda: records.change(name, state="suspended", is_ready=False))),
+                ("dump", dump),
+                ("take away", _plain(place.drop)),
+                ("forget", _plain(lambda: records.forget(name))),
+            ]
+            if place.is_shared:
+                self._tell(f"drop {name}: it has no database or schema of its own making; its rows stay where they are")
+            await self._run(records, name, Operation.DROP, steps)
+            return file
+
+    async def move(self, name: str, datasource: str) -> None:
+        """Move a tenant with a schema or database of its own to another datasource; reads are served all the while.
+
+        What it leaves behind stays where it was, for reading alone, until somebody drops it.
+
+        Raises:
+            DataError: TENANT: there is none. Or it could not be finished; run it again.
+        """
+        async with self._records() as records, records.alone(name):
+            record = await self._known(records, name)
+            await self._check_free(records, name, Operation.MOVE)
+            done = await records.done(name, Operation.MOVE)
+            if "switch" not in done:
+                if record.placement.datasource == datasource:
+                    # It is there, or the last step was done and not written down.
+                    await records.close(name, Operation.MOVE)
+                    return
+                if not record.is_ready:
+                    raise DataError(DataErrorKind.CONFLICT, f"the tenant {name!r} is not ready yet")
+            source = await self._place(records, record)
+            target_placement = replace(record.placement, datasource=datasource)
+            if datasource not in self._plan.sites:
+                raise DataError(DataErrorKind.CONFIG, f"there is no datasource {datasource!r}")
+            # Whatever it has is made there; what others have there as well is not.
+            wanted = record.made & {"schema", "database"}
+            shared = await self._shared(records, name, target_placement)
+            target = Place(self._plan, self._plan.sites[datasource], target_placement, name, own=wanted - shared)
+            if source.is_shared or source.site.has_databases != target.site.has_databases:
+                raise DataError(
+                    DataErrorKind.QUERY,
+                    "only a schema or database of the tenant's own can be moved, a schema to where schemas are, and a"
+                    f" database to where databases are: {name!r} cannot go from {source.site.name!r} to {datasource!r}",
+                )
+            if wanted & shared or ("stop writes" not in done and await target.is_strange()):
+                raise DataError(
+                    DataErrorKind.CONFLICT,
+                    f"where {name!r} would live on {datasource!r}, somebody else's tables are: move those first",
+                )
+            await self._run(records, name, Operation.MOVE, self._moving(records, record, source, target, done))
+
+    def _moving(
+        self, records: Ledger, record: Record, source: Place, target: Place, done: Mapping[str, str | None]
+    ) -> Sequence[Step]:
+        name = record.name
+        # Cut short between the two, the row says "moving" and the step has kept nothing yet.
+        state_before = done.get("stop writes") or (record.state if record.state != "moving" else "active")
+
+        async def stop_writes() -> str:
+            await records.change(name, state="moving")
+            return state_before
+
+        async def copy() -> None:
+            with TemporaryDirectory(prefix="asgi-datasource-") as folder:
+                file = Path(folder) / "tenant.dump"
+                await source.dump(file)
+                await target.fill(file)
+            await target.grant()
+
+        async def compare() -> None:
+            before, after = await source.counts(), await target.counts()
+            if before != after:
+                different = sorted(table for table in {*before, *after} if before.get(table) != after.get(table))
+                told = ", ".join(different[:5])
+                raise DataError(DataErrorKind.QUERY, f"the copy differs from the original in {told}")
+
+        return [
+            ("stop writes", stop_writes),
+            ("fence", _plain(source.fence)),
+            ("copy", _plain(copy)),
+            ("compare", _plain(compare)),
+            ("switch", _plain(lambda: records.place(name, target.site.name, state=state_before))),
+        ]
+
+    async def rename(self, name: str, new: str) -> None:
+        """Give a tenant another name. Nothing of it moves, and the old name stays an alias.
+
+        Raises:
+            DataError: TENANT: there is none. CONFLICT: the new name is taken, or something is under way.
+        """
+        self._check_name(new)
+        async with self._records() as records, records.alone(name), records.alone(new):
+            found = await records.find(new)
+            if found is not None and name in found.placement.aliases and await records.find(name) is None:
+                return
+            record = await self._known(records, name)
+            if record.under_way is not None:
+                raise DataError(DataErrorKind.CONFLICT, f"{record.under_way} of {name!r} is under way")
+            async with records.registering():
+                if self._plan.lists(new) or await records.claimed_by(name, [new]) is not None:
+                    raise DataError(DataErrorKind.CONFLICT, f"the name {new!r} is taken")
+                await records.rename(name, new)
+
+    async def suspend(self, name: str) -> None:
+        """Serve a tenant no more, until `resume`."""
+        await self._set_state(name, "suspended")
+
+    async def resume(self, name: str) -> None:
+        """Serve a tenant again."""
+        await self._set_state(name, "active")
+
+    async def list(self) -> list[Record]:
+        """Every tenant of the table, by name."""
+        async with self._records() as records:
+            return await records.all()
+
+    # -- inside
+
+    async def _set_state(self, name: str, state: str) -> None:
+        async with self._records() as records, records.alone(name):
+            record = await self._known(records, name)
+            if record.under_way is not None:
+                raise DataError(DataErrorKind.CONFLICT, f"{record.under_way} of {name!r} is under way")
+            await records.change(name, state=state)
+
+    async def _run(self, records: Ledger, name: str, operation: Operation, steps: Sequence[Step]) -> None:
+        """Run the steps that are not done yet; each can be run again after it was cut short anywhere."""
+        done = await records.done(name, operation)
+        for step, work in steps:
+            if step in done:
+                continue
+            self._tell(f"{operation.value} {name}: {step}")
+            await records.begin(name, operation, step)
+            try:
+                detail = await work()
+            except DataError as error:
+                await records.end(name, operation, step, failed=True, detail=error.message)
+                raise
+            await records.end(name, operation, step, failed=False, detail=detail)
+        await records.close(name, operation)
+
+    @asynccontextmanager
+    async def _records(self) -> AsyncGenerator[Ledger]:
+        home = self._plan.home
+        if home is None:
+            raise DataError(
+                DataErrorKind.CONFIG,
+                "tenants can be made, moved and dropped where the document reads them from the table that is kept here:"
+                " set tenants_from.datasource, and leave tenants_from.query out",
+            )
+        site = self._plan.sites[home]
+        async with open_admin(site.admin_url, where=f"datasource {home!r}") as admin:
+            records = Ledger(admin)
+            await records.prepare(login_of(site.url))
+            yield records
+
+    async def _known(self, records: Ledger, name: str) -> Record:
+        record = await records.find(name)
+        if record is None:
+            raise DataError(DataErrorKind.TENANT, f"there is no tenant {name!r}", http_status=404)
+        return record
+
+    async def _check_free(self, records: Ledger, name: str, operation: Operation) -> None:
+        other = await records.other_operation(name, operation)
+        # A tenant that could not be made can be dropped all the same.
+        if other is not None and not (other == Operation.CREATE and operation is Operation.DROP):
+            raise DataError(DataErrorKind.CONFLICT, f"{other} of {name!r} is under way: finish that first")
+
+    def _placement(self, name: str, placed: Mapping[str, Any]) -> Placement:
+        known = {**self._plan.defaults, **{key: value for key, value in placed.items() if value is not None}}
+        datasource = known.get("datasource")
+        if not isinstance(datasource, str) or datasource not in self._plan.sites:
+            raise DataError(DataErrorKind.CONFIG, f"the tenant {name!r} needs a datasource of the document")
+        limits = cast("Mapping[str, int]", known.get("limits") or {})
+        limit = cast("int | None", known.get("max_connections", limits.get("max_connections")))
+        settings = cast("Mapping[str, str] | None", known.get("row_security"))
+        has_databases = self._plan.sites[datasource].has_databases
+        return Placement(
+            datasource,
+            _filled(known.get("schema"), name),
+            _filled(known.get("role"), name),
+            (_filled(known.get("database"), name) or name) if has_databases else None,
+            None if settings is None else {key: value.replace(PLACEHOLDER, name) for key, value in settings.items()},
+            limit,
+            tuple(cast("Sequence[str]", known.get("aliases", ()))),
+        )
+
+    async def _check_apart(self, records: Ledger, name: str, placement: Placement) -> None:
+        """Refuse a name that is somebody's, and a place where nothing would keep the tenant and another one apart.
+
+        Raises:
+            DataError: CONFLICT: it is.
+        """
+        names = [name, *placement.aliases]
+        other = await records.claimed_by(name, names)
+        is_listed = any(map(self._plan.lists, names))
+        if other is not None or is_listed:
+            whose = "the document" if other is None else f"the tenant {other!r}"
+            raise DataError(DataErrorKind.CONFLICT, f"{whose} has the name, or an alias, of {name!r} already")
+        twins = self._plan.twins(placement.datasource)
+        other = await records.same_place(name, placement, twins)
+        if other is None:
+            alike = replace(placement, max_connections=None, aliases=())
+            there = (
+                (known, place, replace(alike, datasource=place.datasource)) for known, place in self._listed(twins)
+            )
+            other = next((known for known, place, wanted in there if place == wanted), None)
+        if other is not None:
+            raise DataError(
+                DataErrorKind.CONFLICT,
+                f"the tenant {other!r} lives in the same place, and nothing would keep the two apart: give {name!r} a"
+                " schema, a database, a role or row_security settings of its own",
+            )
+
+    def _listed(self, datasources: Sequence[str]) -> Iterator[tuple[str, Placement]]:
+        """The tenants of the document that live on these datasources."""
+        return ((name, there) for name, there in self._plan.listed_places() if there.datasource in datasources)
+
+    async def _shared(self, records: Ledger, name: str, placement: Placement) -> frozenset[str]:
+        """What of `schema`, `role` and `database` other tenants have as well, those of the document included."""
+        twins = self._plan.twins(placement.datasource)
+        shared = set(await records.shared(name, placement, twins))
+        for _, there in self._listed(twins):
+            if there.database == placement.database:
+                shared |= {"database"} if there.database is not None else set()
+                shared |= {"schema"} if there.schema == placement.schema is not None else set()
+        if any(there.role == placement.role is not None for _, there in self._plan.listed_places()):
+            shared.add("role")
+        return frozenset(shared)
+
+    async def _place(self, records: Ledger, record: Record) -> Place:
+        site = self._plan.sites.get(record.placement.datasource)
+        if site is None:
+            raise DataError(
+                DataErrorKind.CONFIG, f"the datasource {record.placement.datasource!r} is not in the document any more"
+            )
+        own = record.made - await self._shared(records, record.name, record.placement)
+        return Place(self._plan, site, record.placement, record.name, own=own)
+
+    def _tenant(self, record: Record) -> Tenant:
+        placement = record.placement
+        try:
+            return self._plan.compiler.make(
+                record.name,
+                placement.datasource,
+                schema=placement.schema,
+                row_security=placement.row_security,
+                role=placement.role,
+                max_connections=placement.max_connections,
+                database=placement.database,
+            )
+        except ValueError as error:
+            raise DataError(DataErrorKind.CONFIG, f"the tenant {record.name!r}: {error}") from None
+
+    @staticmethod
+    def _check_name(name: str) -> None:
+        if name == EVERY_OTHER or _PLAIN_NAME.fullmatch(name) is None:
+            raise DataError(DataErrorKind.TENANT, f"{name!r} cannot be a tenant's name", http_status=400)
+
+    def _dump_file(self, name: str) -> Path:
+        folder = self._plan.dump_folder
+        if folder is None:
+            raise DataError(DataErrorKind.CONFIG, "a dump needs a folder: set provisioning.dump_folder")
+        plain = re.sub(r"[^A-Za-z0-9_-]", "_", name)
+        return folder / f"{plain}-{datetime.now(UTC):%Y%m%dT%H%M%SZ}.dump"
+
+
+def _filled(text: object, name: str) -> str | None:
+    if not isinstance(text, str):
+        return None
+    filled = text.replace(PLACEHOLDER, name)
+    if len(filled.encode("utf-8", "surrogatepass")) > 63:
+        raise DataError(DataErrorKind.TENANT, f"{filled!r} is too long for a name in the database", http_status=400)
+    return filled
+
+
+def _set_up(place: Place, step: str, tenant: Tenant) -> Callable[[], Awaitable[str | None]]:
+    async def run() -> str | None:
+        await place.set_up(step, tenant)
+        return None
+
+    return run
+
+
+def _plain(work: Callable[[], Awaitable[None]]) -> Callable[[], Awaitable[str | None]]:
+    async def run() -> str | None:
+        await work()
+        return None
+
+    return run

@@ -1,0 +1,105 @@
+"""Several resolvers as one: the first answer wins, or all that answer have to agree."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Sequence
+
+from starlette.types import Scope
+
+from .path_prefix import PathPrefixes, route_path
+from .resolution import Answer, Resolution, TenantResolver, bad_request
+
+
+def chain(resolvers: Sequence[TenantResolver]) -> TenantResolver:
+    """Resolvers asked in order; the first answer wins.
+
+    Returns:
+        One resolver; what it answers is a name as the request gave it, not yet checked.
+    """
+    if len(resolvers) == 1:
+        return resolvers[0]
+    asked = tuple(resolvers)
+
+    def resolve(scope: Scope, /) -> Answer | Awaitable[Answer]:
+        for index, resolver in enumerate(asked):
+            answer = resolver(scope)
+            if answer is None:
+                continue
+            if isinstance(answer, str | Resolution):
+                return answer
+            return resolve_later(answer, index + 1, scope)
+        return None
+
+    async def resolve_later(waiting: Awaitable[Answer], following: int, scope: Scope) -> Answer:
+        answer = await waiting
+        while answer is None and following < len(asked):
+            given = asked[following](scope)
+            answer = given if given is None or isinstance(given, str | Resolution) else await given
+            following += 1
+        return answer
+
+    return resolve
+
+
+class Agreement:
+    """Asks all of them: those that answer have to name the same tenant.
+
+    For requests that name it twice, such as by the domain and by a token: a token of one tenant is then of no use on
+    another's domain.
+
+    Args:
+        resolvers: Whom to ask.
+        canonical: The one name of a tenant that has several.
+    """
+
+    __slots__ = ("_canonical", "_resolvers")
+
+    def __init__(self, resolvers: Sequence[TenantResolver], canonical: Callable[[str], str]) -> None:
+        self._resolvers = tuple(resolvers)
+        self._canonical = canonical
+
+    def __call__(self, scope: Scope, /) -> Answer | Awaitable[Answer]:
+        answers: list[str | Resolution] = []
+        for index, resolver in enumerate(self._resolvers):
+            answer = resolver(scope)
+            if answer is None:
+                continue
+            if not isinstance(answer, str | Resolution):
+                return self._finish(answers, answer, index + 1, scope)
+            answers.append(answer)
+        return self._agreed(answers)
+
+    async def _finish(
+        self, answers: list[str | Resolution], waiting: Awaitable[Answer], following: int, scope: Scope
+    ) -> Answer:
+        answer = await waiting
+        if answer is not None:
+            answers.append(answer)
+        for resolver in self._resolvers[following:]:
+            given = resolver(scope)
+            answer = given if given is None or isinstance(given, str | Resolution) else await given
+            if answer is not None:
+                answers.append(answer)
+        return self._agreed(answers)
+
+    def _agreed(self, answers: Sequence[str | Resolution]) -> Answer:
+        if not answers:
+            return None
+        names = {self._canonical(answer if isinstance(answer, str) else answer.name) for answer in answers}
+        if len(names) > 1:
+            raise bad_request("the request names more than one tenant")
+        # One that moves a part of the path has to have its way.
+        return next((answer for answer in answers if isinstance(answer, Resolution)), answers[0])
+
+
+class PathRuleResolver:
+    """A resolver that is asked for some paths only."""
+
+    __slots__ = ("_paths", "_resolve")
+
+    def __init__(self, resolve: TenantResolver, paths: Sequence[str]) -> None:
+        self._resolve = resolve
+        self._paths = PathPrefixes(paths)
+
+    def __call__(self, scope: Scope, /) -> Answer | Awaitable[Answer]:
+        return self._resolve(scope) if self._paths.matches(route_path(scope)) else None

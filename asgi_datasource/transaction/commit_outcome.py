@@ -1,0 +1,118 @@
+"""What became of a transaction whose connection was lost during COMMIT.
+
+Source: PostgreSQL manual, "Transaction ID and Snapshot Information Functions" (`pg_xact_status`).
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager
+from enum import StrEnum
+from typing import Final
+
+from ..drivers.psycopg import Connection, PsycopgServer, Statement
+from ..errors import DataError
+from .control_statements import INCARNATION, Identity, timeline_of
+
+POLL_INTERVAL_S: Final = 0.05
+POOL_WAIT_S: Final = 0.1
+"""Seconds to wait for a connection of the pool before one more is made."""
+GRACE_S: Final = 2.0
+"""Seconds that a COMMIT may go on by itself before its backend is ended, so that the question has an answer."""
+
+_WHO: Final = Statement(f"select {INCARNATION} as incarnation")
+"""In front of the question, whose failure is an answer as well: no standby says it, and a primary its timeline."""
+_ASK: Final = "select case when pg_is_in_recovery() then null else pg_xact_status(%s::text::xid8) end as status"
+_END_ORPHAN: Final = (
+    "select pg_terminate_backend(pid, 1000) from pg_stat_activity"
+    " where pid = %s and backend_xid = %s::text::xid8::xid and pid <> pg_backend_pid()"
+)
+
+
+class Fate(StrEnum):
+    """What became of it."""
+
+    COMMITTED = "committed"
+    ABORTED = "aborted"
+    UNKNOWN = "unknown"
+
+
+async def find_fate(endpoint: PsycopgServer, identity: Identity, *, timeout_s: float) -> Fate:
+    """Ask the primary until it is decided.
+
+    A transaction still `in progress` can commit yet: after a grace period its backend is ended. `committed` counts
+    only from the very server, in the same incarnation, that gave out the id: after a crash or a failover ids are
+    given out again, and somebody else's commit would answer for ours.
+
+    Args:
+        endpoint: The primary that the connection was lost to.
+        identity: The transaction.
+        timeout_s: Seconds until the answer is UNKNOWN.
+    """
+    loop = asyncio.get_running_loop()
+    deadline = loop.time() + timeout_s
+    grace_until = loop.time() + min(GRACE_S, timeout_s / 2)
+    while (now := loop.time()) < deadline:
+        try:
+            async with _line(endpoint, deadline=deadline) as connection:
+                newest = max(endpoint.timeline, identity.timeline or 0)
+                fate = await _ask(connection, identity, newest, end_orphan=now > grace_until, deadline=deadline)
+        except DataError:
+            fate = None
+        if fate is not None:
+            return fate
+        await asyncio.sleep(POLL_INTERVAL_S)
+    return Fate.UNKNOWN
+
+
+@asynccontextmanager
+async def _line(endpoint: PsycopgServer, *, deadline: float) -> AsyncGenerator[Connection]:
+    """A connection to ask on: one of the pool's where one is free, else one more.
+
+    A request that waits for the truth must not wait behind those that wait for a connection: they may take longer.
+
+    Raises:
+        DataError: The server cannot be reached.
+    """
+    try:
+        brief = asyncio.get_running_loop().time() + POOL_WAIT_S
+        connection = await endpoint.acquire(deadline=min(brief, deadline) if endpoint.is_up else deadline)
+    except DataError:
+        if not endpoint.is_up:
+            # Whether it is back is found out by one attempt at a time, for all who wait.
+            raise
+        connection = await endpoint.connect_apart(deadline=deadline)
+        try:
+            yield connection
+        finally:
+            await connection.close()
+        return
+    try:
+        yield connection
+    finally:
+        await endpoint.reclaim(connection)
+
+
+async def _ask(
+    connection: Connection, identity: Identity, timeline: int, *, end_orphan: bool, deadline: float
+) -> Fate | None:
+    """One question; None when it is still open."""
+    if end_orphan:
+        await connection.exchange([Statement(_END_ORPHAN, (identity.backend_pid, identity.xid))], deadline=deadline)
+    exchange = await connection.exchange([_WHO, Statement(_ASK, (identity.xid,))], deadline=deadline)
+    who = exchange.results[0]
+    incarnation = None if who is None else who.scalar()
+    if incarnation is None or timeline_of(incarnation) < timeline:
+        # A standby, or a former primary that a failover has left behind: its word counts for nothing.
+        return None
+    if exchange.error is not None:
+        # 22023: the id lies in the server's future, so the transaction that had it was lost in a crash.
+        return Fate.ABORTED if getattr(exchange.error, "sqlstate", None) == "22023" else None
+    answer = exchange.results[1]
+    status = None if answer is None else answer.scalar()
+    if status == "aborted":
+        return Fate.ABORTED
+    if status == "committed":
+        return Fate.COMMITTED if incarnation == identity.incarnation else Fate.UNKNOWN
+    return None

@@ -1,0 +1,513 @@
+"""One database transaction on one connection, from BEGIN to a known end."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Coroutine, Sequence
+from time import perf_counter
+from typing import Any, Final
+
+from opentelemetry.trace import Span
+
+from ..concurrency.tasks import BackgroundTasks
+from ..drivers.psycopg import ASK_POSITION, Connection, Exchange, PsycopgServer, Result, Statement
+from ..errors import CommitUnknown, DataError, DataErrorKind, UnexpectedRollback
+from ..observability import tracing
+from ..observability.metrics import Measure
+from ..routing import Position, parse_lsn
+from . import control_statements
+from .commit_outcome import Fate, find_fate
+from .control_statements import Identity, Verdict
+from .options import Isolation
+from .state import TxState, check_move
+
+READ_GUARD: Final = (Statement("savepoint ads_read", prepare=False), *control_statements.READ_ONLY)
+"""In front of a statement with read intent in a transaction that writes: it stays read only there as well.
+
+The subtransaction gives READ ONLY its end: releasing or rolling back to the savepoint restores the mode.
+"""
+READ_GUARD_END: Final = Statement("release savepoint ads_read", prepare=False)
+
+LOAN: Final = Statement("savepoint ads_loan", prepare=False)
+"""In front of what a borrower of the connection sends. Not a part of any other transaction than this one: where
+COMMIT AND CHAIN or ROLLBACK AND CHAIN has put another in its place, without the tenant, it cannot be released."""
+LOAN_END: Final = Statement("release savepoint ads_loan", prepare=False)
+LOAN_END_LIMIT_S: Final = 5.0
+"""Seconds that releasing it may take."""
+
+
+class Transaction:
+    """A transaction that is open on a connection; made by `Executor.begin`.
+
+    It owns its connection: every way out gives the connection back whole, or closed.
+    """
+
+    def __init__(
+        self,
+        connection: Connection,
+        endpoint: PsycopgServer,
+        background: BackgroundTasks,
+        *,
+        read_only: bool,
+        isolation: Isolation | None,
+        is_traced: bool,
+        traces_statements: bool,
+        measure: Measure | None = None,
+    ) -> None:
+        self._measure = measure
+        self.connection = connection
+        self.endpoint = endpoint
+        self.read_only = read_only
+        self.isolation = isolation
+        self.identity: Identity | None = None
+        """What to ask by for its fate; None while it has written nothing. Every round trip that may have written learns
+        it, so that COMMIT is never sent without."""
+        self.failure: DataError | None = None
+        """What made the server refuse everything but a rollback; a rollback to a savepoint clears it."""
+        self.wal_position: str | None = None
+        """Where the server's WAL stood right after COMMIT."""
+        self.state = TxState.ACTIVE
+        self.note_position: Callable[[Result | None], None] | None = None
+        """Is told where the server is after each round trip, where what is read binds later reads and there is more
+        than one snapshot."""
+        self.pending: list[Statement] = []
+        """SAVEPOINT and RELEASE that wait for the next statement's round trip."""
+        self._control: asyncio.Task[None] | None = None
+        self._background = background
+        self._is_traced = is_traced
+        self._traces_statements = traces_statements
+
+    def __repr__(self) -> str:
+        return f"<Transaction {self.state.value} on {self.endpoint.datasource}.{self.endpoint.name}>"
+
+    @property
+    def position(self) -> Position | None:
+        """Where a server has to be to show this commit; None when nothing was written, or nobody could tell."""
+        identity = self.identity
+        if self.wal_position is None or identity is None or identity.timeline is None:
+            return None
+        return Position(identity.timeline, parse_lsn(self.wal_position))
+
+    @property
+    def is_open(self) -> bool:
+        """Whether the connection is still held for it."""
+        return self.state in (TxState.ACTIVE, TxState.DOOMED)
+
+    async def run(
+        self,
+        statements: Sequence[Statement],
+        *,
+        deadline: float | None,
+        as_read: bool = False,
+        is_guarded: bool = False,
+    ) -> list[Result]:
+        """Send statements in one round trip.
+
+        Args:
+            statements: What to send.
+            deadline: Event-loop time at which the server is asked to stop.
+            as_read: They have read intent: refused by the server when they write.
+            is_guarded: They run in a savepoint that is READ ONLY already.
+
+        Returns:
+            A result for each.
+
+        Raises:
+            DataError: The first failure; from then on the server refuses all but a rollback to a savepoint.
+        """
+        await self._control_done()
+        self._check_usable()
+        guard = as_read and not self.read_only and not is_guarded
+        if not statements and not self.pending:
+            return []
+        batch = list(self.pending)
+        if guard:
+            batch += READ_GUARD
+        first = len(batch)
+        batch += statements
+        if guard:
+            batch.append(READ_GUARD_END)
+        batch += self.questions
+        exchange = await self._exchange(batch, statements, deadline)
+        if exchange.failed_at is None or exchange.failed_at >= len(self.pending):
+            self.pending.clear()
+        if exchange.error is not None:
+            raise await self.fail(exchange, is_write=not as_read) from exchange.error
+        self.note_answers(exchange)
+        results = exchange.answers(first, len(statements))
+        await self.check_still_open(results)
+        return results
+
+    @property
+    def questions(self) -> Sequence[Statement]:
+        """What to send behind everything that may write, or show more than was seen before."""
+        own = () if self.read_only or self.identity is not None else (control_statements.IDENTIFY,)
+        return own if self.note_position is None else (ASK_POSITION, *own)
+
+    def note_answers(self, exchange: Exchange) -> None:
+        """Take the answer to the `questions` that this exchange ended with."""
+        questions = self.questions
+        if self.note_position is not None:
+            self.note_position(exchange.results[-len(questions)])
+        if questions and questions[-1] is control_statements.IDENTIFY:
+            self.identity = control_statements.read_identity(exchange.results[-1])
+
+    def forget_pending_savepoint(self, name: str) -> bool:
+        """A block ends before any statement in it was sent: its savepoint need not be. True where that was so."""
+        for index, statement in enumerate(self.pending):
+            if statement.text == f"savepoint {name}":
+                del self.pending[index:]
+                return True
+        return False
+
+    async def rollback_to(self, name: str, *, deadline: float | None) -> None:
+        """Undo everything since a savepoint and forget it; the transaction goes on.
+
+        Raises:
+            DataError: The connection was lost; nothing is left to go on with.
+        """
+        await self._run_control(self._rollback_to(name, deadline))
+
+    async def _run_control(self, work: Coroutine[Any, Any, None]) -> None:
+        # In a task of its own, so that a cancelled caller leaves no half of it; whoever comes next waits for it.
+        self._control = self._background.spawn(_after(self._control, work))
+        await asyncio.shield(self._control)
+
+    async def _control_done(self) -> None:
+        control = self._control
+        if control is not None and not control.done() and control is not asyncio.current_task():
+            await asyncio.wait({control})
+
+    async def _rollback_to(self, name: str, deadline: float | None) -> None:
+        if not self.is_open:
+            return
+        self.pending.clear()
+        batch = [control_statements.rollback_to(name), control_statements.release(name), *self.questions]
+        exchange = await self._exchange(batch, (), deadline)
+        if exchange.error is not None:
+            raise await self.fail(exchange, is_write=False) from exchange.error
+        self.note_answers(exchange)
+        self.failure = None
+
+    async def take_back(self) -> None:
+        """The connection was on loan: see what state it came back in.
+
+        Raises:
+            DataError: QUERY: the borrower ended the transaction.
+        """
+        if self.is_open:
+            await self._run_control(self._take_back())
+
+    async def _take_back(self) -> None:
+        connection = self.connection
+        error = refuse_transaction_command("COMMIT or ROLLBACK")
+        if connection.closed:
+            error = DataError(
+                DataErrorKind.CONNECTION, f"the connection to {self.endpoint.label} was lost while it was borrowed"
+            )
+        elif connection.is_midway:
+            error = DataError(
+                DataErrorKind.QUERY,
+                "an operation on the borrowed connection was cut short, and the transaction rolled back",
+            )
+        elif connection.has_failed_transaction:
+            if self.note_position is not None:
+                # What the borrower has read before that, nobody knows.
+                self.note_position(None)
+            self.failure = DataError(DataErrorKind.QUERY, "a statement on the borrowed connection failed")
+            return
+        elif connection.is_in_transaction:
+            limit = asyncio.get_running_loop().time() + LOAN_END_LIMIT_S
+            exchange = await connection.exchange([LOAN_END, *self.questions], deadline=limit)
+            if exchange.error is None:
+                self.note_answers(exchange)
+                return
+            if self.note_position is not None:
+                self.note_position(None)
+            if exchange.is_lost or exchange.timed_out:
+                raise await self.fail(exchange, is_write=False) from exchange.error
+        self.failure = error
+        self._move(TxState.ROLLED_BACK)
+        await self._give_back_rolled_back(error.message)
+        raise error
+
+    async def check_still_open(self, results: Sequence[Result]) -> None:
+        """Make sure that no statement has ended or replaced the transaction.
+
+        Raises:
+            DataError: QUERY: one has; what is left of the transaction is rolled back. CONNECTION: the connection was
+                cut behind the answer.
+        """
+        command = next((result.status_message for result in results if result.ends_transaction), None)
+        if command is None and self.connection.is_in_transaction:
+            return
+        if command is None and self.connection.closed:
+            error = DataError(
+                DataErrorKind.CONNECTION,
+                f"the connection to {self.endpoint.label} was lost before the transaction had ended; send the request"
+                " again",
+                is_retryable=True,
+            )
+        else:
+            error = refuse_transaction_command(command or "COMMIT")
+        await self.rollback(error.message)
+        self.failure = error
+        raise error
+
+    async def fail(self, exchange: Exchange, *, is_write: bool) -> DataError:
+        """Classify a failed exchange, and give the connection back at once when nothing is left to roll back on it."""
+        error = self.endpoint.error_of(exchange, is_write=is_write and not self.read_only)
+        self.failure = error
+        if error.sqlstate == "25006" and error.kind is DataErrorKind.CONNECTION:
+            self.endpoint.refused_write(self.connection)
+        if exchange.is_lost and self.is_open:
+            self._move(TxState.ROLLED_BACK)
+            await self._background.run(self.endpoint.reclaim(self.connection))
+        return error
+
+    def doom(self, error: DataError) -> None:
+        """Leave only rollback, for a reason that the commit will raise."""
+        if self.state is TxState.ACTIVE:
+            self._move(TxState.DOOMED)
+        self.failure = error
+
+    async def commit(self, *, deadline: float | None, doubt_timeout_s: float) -> None:
+        """End the transaction and learn the truth of it, in one round trip.
+
+        To be run in a task of the library's own, out of reach of the request's cancellation.
+
+        Args:
+            deadline: Event-loop time at which a COMMIT that is still running is cancelled.
+            doubt_timeout_s: Seconds that finding out may take when the connection is lost meanwhile.
+
+        Raises:
+            UnexpectedRollback: The transaction had failed before; it was rolled back.
+            CommitUnknown: The connection was lost and nobody could tell.
+            DataError: COMMIT failed; nothing was committed.
+        """
+        await self._control_done()
+        if self.failure is not None or self.state is TxState.DOOMED or self.connection.has_failed_transaction:
+            cause = self.failure
+            if self.is_open:
+                self._move(TxState.ROLLED_BACK)
+                await self._give_back_rolled_back("failed before commit")
+            raise unexpected_rollback(cause) from cause
+        if self._is_left_behind:
+            self._move(TxState.ROLLED_BACK)
+            await self._give_back_rolled_back("failed over")
+            raise DataError(
+                DataErrorKind.CONNECTION,
+                f"{self.endpoint.label}: a failover took place during the transaction, which was on the former primary:"
+                " it was rolled back; send the request again",
+                is_retryable=True,
+            )
+        await self._commit(deadline, doubt_timeout_s)
+
+    @property
+    def _is_left_behind(self) -> bool:
+        """Whether another server has become the primary meanwhile: what is committed here would be lost."""
+        timeline = None if self.identity is None else self.identity.timeline
+        return timeline is not None and timeline < self.endpoint.timeline
+
+    async def rollback(self, reason: str) -> None:
+        """Undo everything and give the connection back; bounded, and never an error to the caller."""
+        if not self.is_open:
+            return
+        self._move(TxState.ROLLED_BACK)
+        await self._background.run(self._give_back_rolled_back(reason))
+
+    async def _commit(self, deadline: float | None, doubt_timeout_s: float) -> None:
+        connection = self.connection
+        batch = (
+            [control_statements.COMMIT]
+            if self.identity is None
+            else [control_statements.COMMIT, control_statements.WAL_POSITION]
+        )
+        self._move(TxState.COMMITTING)
+        span = self._start_span("COMMIT")
+        started = 0.0 if self._measure is None else perf_counter()
+        try:
+            exchange = await connection.exchange(batch, deadline=deadline)
+        except BaseException as reason:
+            # Only shutdown cancels this task. The connection is closed, and the server decides by itself.
+            self._move(TxState.IN_DOUBT)
+            self.endpoint.discard(connection)
+            self._end_span(span, "unknown")
+            self._note_run("COMMIT", started, reason)
+            self._note_outcome()
+            raise
+        verdict = control_statements.judge_commit(exchange)
+        failure: DataError | None = None
+        try:
+            if verdict is Verdict.COMMITTED:
+                self._move(TxState.COMMITTED)
+                position = exchange.results[-1] if self.identity is not None else None
+                if position is not None:
+                    self.wal_position = position.scalar()
+                await self._give_back()
+            elif verdict is Verdict.LOST:
+                await self._resolve(exchange, within=doubt_timeout_s)
+            else:
+                error: DataError
+                if verdict is Verdict.ROLLED_BACK:
+                    error = unexpected_rollback(None)
+                else:
+                    error = self.endpoint.error_of(exchange, is_write=not self.read_only)
+                self._move(TxState.ROLLED_BACK)
+                await self.endpoint.reclaim(connection)
+                raise error from exchange.error
+        except DataError as error:
+            failure = error
+            if span is not None:
+                tracing.fail_span(span, error)
+            raise
+        finally:
+            self._end_span(span, self._outcome())
+            self._note_run("COMMIT", started, failure)
+            if self.state is TxState.IN_DOUBT:
+                self._note_outcome()
+
+    async def _resolve(self, exchange: Exchange, *, within: float) -> None:
+        """The connection was lost while COMMIT ran: find out what became of it, then say so."""
+        self._move(TxState.IN_DOUBT)
+        await self.endpoint.reclaim(self.connection)
+        # Where nothing was written there is nothing to decide.
+        fate = Fate.COMMITTED
+        if self.identity is not None:
+            fate = await find_fate(self.endpoint, self.identity, timeout_s=within)
+        if fate is Fate.COMMITTED:
+            self._move(TxState.COMMITTED)
+            return
+        if fate is Fate.ABORTED:
+            self._move(TxState.ROLLED_BACK)
+            error = self.endpoint.error_of(exchange, is_write=True)
+            if error.kind is not DataErrorKind.TIMEOUT:
+                error = DataError(
+                    DataErrorKind.CONNECTION,
+                    f"the connection to {self.endpoint.label} was lost during COMMIT, and the server has rolled the"
+                    " transaction back; send the request again",
+                    is_retryable=True,
+                )
+            raise error from exchange.error
+        raise CommitUnknown(
+            f"the connection to {self.endpoint.label} was lost during COMMIT and no server could tell within"
+            f" {within:.0f} s whether it took effect; look before you send the request again"
+        ) from exchange.error
+
+    def _outcome(self) -> str:
+        return "unknown" if self.state is TxState.IN_DOUBT else self.state.value
+
+    def _check_usable(self) -> None:
+        if self.state is not TxState.ACTIVE or self.failure is not None:
+            cause = self.failure
+            because = f" ({cause.message})" if cause is not None else ""
+            raise DataError(
+                DataErrorKind.QUERY,
+                f"an earlier failure has ended this transaction{because}; wrap what may fail in"
+                " `async with db.transaction():`, a savepoint, or call `await db.rollback()` before you go on",
+                sqlstate="25P02",
+            ) from cause
+
+    async def _exchange(
+        self, batch: Sequence[Statement], statements: Sequence[Statement], deadline: float | None
+    ) -> Exchange:
+        span = None
+        if self._traces_statements and statements:
+            span = tracing.start_statement_span(statements[0].text, len(statements), self.endpoint.attributes)
+        measure = self._measure if statements else None
+        started = 0.0 if measure is None else perf_counter()
+        failure: BaseException | None = None
+        try:
+            exchange = await self.connection.exchange(batch, deadline=deadline)
+            if exchange.error is not None and (span is not None or measure is not None):
+                failure = error = self.endpoint.error_of(exchange, is_write=not self.read_only)
+                if span is not None:
+                    tracing.fail_span(span, error)
+            return exchange
+        except asyncio.CancelledError as error:
+            failure = error
+            # The statement may still run on the server: it is stopped there, and the transaction with it.
+            if self.is_open:
+                self._move(TxState.ROLLED_BACK)
+                self.failure = DataError(
+                    DataErrorKind.QUERY,
+                    "a statement of this transaction was cancelled, and the transaction rolled back",
+                )
+                await self._background.run(self.endpoint.reclaim(self.connection))
+            raise
+        finally:
+            if span is not None:
+                span.end()
+            if measure is not None:
+                operation = tracing.operation_of(statements[0].text)
+                measure.ran(self.endpoint, operation, perf_counter() - started, failure)
+
+    async def _give_back_rolled_back(self, reason: str) -> None:
+        span = self._start_span("ROLLBACK")
+        if span is not None:
+            span.set_attribute(tracing.ROLLBACK_REASON, reason)
+        started = 0.0 if self._measure is None else perf_counter()
+        try:
+            await self._give_back()
+        finally:
+            self._end_span(span, TxState.ROLLED_BACK.value)
+            self._note_run("ROLLBACK", started, None)
+
+    async def _give_back(self) -> None:
+        await self._control_done()
+        await self.endpoint.reclaim(self.connection)
+
+    def _note_run(self, operation: str, started: float, failure: BaseException | None) -> None:
+        if self._measure is not None:
+            self._measure.ran(self.endpoint, operation, perf_counter() - started, failure)
+
+    def _note_outcome(self) -> None:
+        if self._measure is not None:
+            self._measure.ended(self.endpoint.datasource, self._outcome())
+
+    def _start_span(self, name: str) -> Span | None:
+        return tracing.start_client_span(name, self.endpoint.attributes) if self._is_traced else None
+
+    @staticmethod
+    def _end_span(span: Span | None, outcome: str) -> None:
+        if span is not None:
+            span.set_attribute(tracing.OUTCOME, outcome)
+            span.end()
+
+    def _move(self, following: TxState) -> None:
+        self.state = check_move(self.state, following)
+        if following is TxState.COMMITTED or following is TxState.ROLLED_BACK:
+            self._note_outcome()
+
+
+async def _after(previous: asyncio.Task[None] | None, work: Coroutine[Any, Any, None]) -> None:
+    if previous is not None and not previous.done():
+        await asyncio.wait({previous})
+    await work
+
+
+def refuse_transaction_command(command: str) -> DataError:
+    """The error for a statement that is itself BEGIN, COMMIT or ROLLBACK."""
+    return DataError(
+        DataErrorKind.QUERY,
+        f"{command} was sent as a statement: it would end the session's transaction, and the tenant with it; use"
+        " `await db.commit()`, `await db.rollback()` or `async with db.transaction():`",
+    )
+
+
+def unexpected_rollback(cause: DataError | None) -> UnexpectedRollback:
+    """The error of a commit that could only roll back."""
+    because = f": {cause.message}" if cause is not None else ""
+    return UnexpectedRollback(
+        f"nothing was committed, because the transaction had failed before{because}",
+        sqlstate=None if cause is None else cause.sqlstate,
+    )
+
+
+def isolation_refused(wanted: Isolation | None, present: Isolation | None) -> DataError:
+    """The error for an isolation that the transaction around it does not have."""
+    return DataError(
+        DataErrorKind.QUERY,
+        f"isolation {wanted.value if wanted else 'default'!r} was asked for inside a transaction that has"
+        f" {present.value if present else 'the default'!r}; isolation is decided where the transaction is opened",
+    )

@@ -1,0 +1,163 @@
+"""Whose turn it is at a pool that several tenants share."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections import Counter
+
+import pytest
+
+from asgi_datasource import DataError, DataErrorKind
+from asgi_datasource.concurrency.fair_queue import FairQueue, Share
+
+LONG = 30.0
+NOISY, QUIET, THIRD = Share("noisy"), Share("quiet"), Share("third")
+
+
+def queue(capacity: int | None = 2, *, max_waiting: int = 100) -> FairQueue:
+    return FairQueue("orders.primary", capacity=capacity, max_waiting=max_waiting)
+
+
+async def line_up(fair: FairQueue, *shares: Share) -> tuple[list[asyncio.Task[None]], list[str | None]]:
+    """Start one task for each share, in this order; the list tells who was let in, in order."""
+    admitted: list[str | None] = []
+
+    async def enter(share: Share) -> None:
+        await fair.enter(share, timeout_s=LONG)
+        admitted.append(share.tenant)
+
+    tasks = [asyncio.ensure_future(enter(share)) for share in shares]
+    await settle()
+    return tasks, admitted
+
+
+async def settle() -> None:
+    for _ in range(5):
+        await asyncio.sleep(0)
+
+
+async def end(tasks: list[asyncio.Task[None]]) -> None:
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
+
+
+async def test_whoever_finds_room_need_not_wait() -> None:
+    fair = queue()
+    assert fair.enter_at_once(NOISY)
+    assert fair.enter_at_once(NOISY)
+    assert not fair.enter_at_once(QUIET)
+    fair.leave(NOISY)
+    assert fair.enter_at_once(QUIET)
+    assert (fair.held("noisy"), fair.held("quiet")) == (1, 1)
+
+
+async def test_tenants_take_turns_however_long_their_lines_are() -> None:
+    fair = queue(1)
+    assert fair.enter_at_once(NOISY)
+    tasks, admitted = await line_up(fair, *[NOISY] * 5, QUIET, THIRD, QUIET)
+    for _ in range(8):
+        fair.leave(Share((["noisy", *admitted])[-1]))
+        await settle()
+    assert admitted == ["noisy", "quiet", "third", "noisy", "quiet", "noisy", "noisy", "noisy"]
+    await end(tasks)
+
+
+async def test_a_tenant_at_its_limit_waits_while_others_pass() -> None:
+    fair = queue(10)
+    limited = Share("noisy", 1)
+    assert fair.enter_at_once(limited)
+    tasks, admitted = await line_up(fair, limited, limited, QUIET)
+    assert admitted == ["quiet"]
+    fair.leave(QUIET)
+    await settle()
+    assert admitted == ["quiet"]
+    fair.leave(limited)
+    await settle()
+    assert admitted == ["quiet", "noisy"]
+    await end(tasks)
+
+
+async def test_a_full_queue_refuses_the_tenant_with_the_longest_line() -> None:
+    fair = queue(1, max_waiting=4)
+    assert fair.enter_at_once(NOISY)
+    tasks, admitted = await line_up(fair, *[NOISY] * 4)
+    with pytest.raises(DataError, match="4 are waiting already") as caught:
+        await fair.enter(NOISY, timeout_s=LONG)
+    assert (caught.value.kind, caught.value.http_status) == (DataErrorKind.RESOURCE, 503)
+    quiet, entered = await line_up(fair, QUIET, THIRD)
+    refused = [task for task in tasks if task.done()]
+    assert [type(task.exception()) for task in refused] == [DataError, DataError]
+    assert tasks[-1] in refused
+    assert fair.waiting == 4
+    for _ in range(3):
+        fair.leave(Share((["noisy", *admitted, *entered])[-1]) if not entered else Share(entered[-1]))
+        await settle()
+    assert entered == ["quiet", "third"]
+    await end([*tasks, *quiet])
+
+
+async def test_waiting_ends_in_time() -> None:
+    fair = queue(1)
+    assert fair.enter_at_once(NOISY)
+    with pytest.raises(DataError, match="none was free for it within") as caught:
+        await fair.enter(QUIET, timeout_s=0.01)
+    assert caught.value.kind is DataErrorKind.RESOURCE
+    assert fair.waiting == 0
+    fair.leave(NOISY)
+    assert fair.enter_at_once(QUIET)
+
+
+async def test_whoever_is_cancelled_leaves_nothing_behind() -> None:
+    fair = queue(1)
+    assert fair.enter_at_once(NOISY)
+    tasks, admitted = await line_up(fair, QUIET, THIRD)
+    tasks[0].cancel()
+    await settle()
+    assert fair.waiting == 1
+    # Let in and cancelled in the same step: the place goes on to the next.
+    fair.leave(NOISY)
+    tasks[1].cancel()
+    await settle()
+    assert admitted == []
+    assert fair.waiting == 0
+    assert fair.enter_at_once(NOISY)
+    await end(tasks)
+
+
+async def test_any_order_of_coming_leaving_and_giving_up_keeps_the_counts() -> None:
+    chance = random.Random(6)
+    fair = queue(3, max_waiting=12)
+    inside: Counter[str | None] = Counter()
+    most = 0
+    limits = {"a": None, "b": 1, "c": 2, "d": None}
+
+    async def one() -> None:
+        nonlocal most
+        name = chance.choice("aaaabcd")
+        share = Share(name, limits[name])
+        try:
+            await fair.enter(share, timeout_s=chance.choice((0.0005, 0.005, 0.05)))
+        except DataError:
+            return
+        inside[name] += 1
+        try:
+            most = max(most, inside.total())
+            assert limits[name] is None or inside[name] <= limits[name]
+            await asyncio.sleep(chance.choice((0, 0.001)))
+        finally:
+            inside[name] -= 1
+            fair.leave(share)
+
+    for _ in range(60):
+        tasks = [asyncio.ensure_future(one()) for _ in range(20)]
+        await asyncio.sleep(chance.choice((0, 0.001)))
+        for task in chance.sample(tasks, 6):
+            task.cancel()
+        for outcome in await asyncio.gather(*tasks, return_exceptions=True):
+            assert outcome is None or isinstance(outcome, asyncio.CancelledError), outcome
+    assert most == 3
+    assert fair.waiting == 0
+    assert all(fair.held(name) == 0 for name in limits)
+    assert all(fair.enter_at_once(QUIET) for _ in range(3))

@@ -1,0 +1,323 @@
+"""The loan of a connection as psycopg's own: everything of psycopg works, nothing of it outlives the loan."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import anyio
+import psycopg
+import pytest
+
+from asgi_datasource.drivers.psycopg import Connection, Exchange, PsycopgServer, Statement
+from asgi_datasource.errors import DataError, SessionClosed
+from asgi_datasource.testing import EmbeddedCluster, FaultProxy
+from tests.drivers.conftest import OpenEndpoint
+from tests.drivers.polling import until
+from tests.patience import now
+
+BEGIN = Statement("begin", prepare=False)
+ROLLBACK = Statement("rollback", prepare=False)
+PID = Statement("select pg_backend_pid()")
+
+
+def scalar(exchange: Exchange, index: int = -1) -> object:
+    found = exchange.results[index]
+    assert found is not None, exchange.error
+    return found.scalar()
+
+
+async def test_cursors_copy_and_server_side_cursors_work_in_the_open_transaction(connection: Connection) -> None:
+    await connection.exchange([Statement("create table t (n int, s text)")])
+    await connection.exchange([BEGIN, Statement("insert into t values (1, 'exchange')")])
+    view = connection.view()
+    async with view.cursor() as cursor:
+        async with cursor.copy("copy t from stdin") as copy:
+            await copy.write_row((2, "copied"))
+        await cursor.execute("select s from t order by n")
+        assert await cursor.fetchall() == [("exchange",), ("copied",)]
+    async with view.cursor(name="big") as cursor:
+        await cursor.execute("select generate_series(1, 1000)")
+        assert len(await cursor.fetchmany(10)) == 10
+    async with view.cursor() as cursor, cursor.copy("copy t to stdout") as copy:
+        assert len([row async for row in copy.rows()]) == 2
+    async with view.pipeline():
+        first, second = await view.execute("select 1"), await view.execute("select 2")
+    assert [await first.fetchone(), await second.fetchone()] == [(1,), (2,)]
+    async with view.cursor() as cursor:
+        await cursor.executemany("insert into t values (%s, 'many')", [(n,) for n in range(10, 20)])
+        assert cursor.rowcount == 10
+        assert [row async for row in cursor.stream("select generate_series(1, 3)")] == [(1,), (2,), (3,)]
+    view.expire("over")
+    assert connection.is_in_transaction
+    assert scalar(await connection.exchange([Statement("select count(*) from t")])) == 12
+    await connection.exchange([ROLLBACK])
+
+
+async def test_a_transaction_block_in_the_view_is_a_savepoint(connection: Connection) -> None:
+    await connection.exchange([Statement("create table t (n int)")])
+    await connection.exchange([BEGIN, Statement("insert into t values (1)")])
+    view = connection.view()
+    with pytest.raises(ZeroDivisionError):
+        await insert_and_fail(view)
+    async with view.transaction():
+        await view.execute("insert into t values (3)")
+    view.expire("over")
+    rows = (await connection.exchange([Statement("select n from t order by n")])).results[0]
+    assert rows is not None
+    assert rows.rows() == [{"n": 1}, {"n": 3}]
+    assert connection.is_in_transaction
+
+
+async def insert_and_fail(view: psycopg.AsyncConnection[Any]) -> None:
+    async with view.transaction():
+        await view.execute("insert into t values (2)")
+        raise ZeroDivisionError
+
+
+@pytest.mark.parametrize(
+    "use",
+    [
+        lambda view: view.execute("select 1"),
+        lambda view: view.cursor().execute("select 1"),
+        lambda view: view.commit(),
+        lambda view: view.rollback(),
+        lambda view: view.close(),
+        lambda view: view.cancel_safe(),
+        lambda view: view.set_autocommit(False),
+        lambda view: view.set_isolation_level(psycopg.IsolationLevel.SERIALIZABLE),
+        lambda view: view.set_read_only(True),
+        lambda view: view.tpc_begin("x"),
+        lambda view: anext(view.notifies()),
+        lambda view: enter(view.transaction()),
+        lambda view: enter(view.pipeline()),
+    ],
+)
+async def test_an_expired_view_refuses_everything(connection: Connection, use: Callable[[Any], Awaitable[Any]]) -> None:
+    view = connection.view()
+    await view.execute("select 1")
+    view.expire("it is over; write it otherwise")
+    with pytest.raises(SessionClosed, match="it is over; write it otherwise"):
+        await use(view)
+    with pytest.raises(SessionClosed):
+        view.cancel()
+    assert scalar(await connection.exchange([PID]))
+
+
+async def enter(manager: Any) -> Any:
+    return await manager.__aenter__()
+
+
+@pytest.mark.filterwarnings("ignore:.*AsyncServerCursor.*was deleted while still open")
+async def test_what_was_made_from_an_expired_view_is_dead_as_well(connection: Connection) -> None:
+    await connection.exchange([Statement("create table t (n int)")])
+    await connection.exchange([BEGIN])
+    view = connection.view()
+    cursor = await view.execute("select generate_series(1, 3)")
+    named = view.cursor(name="named")
+    await named.execute("select generate_series(1, 100)")
+    transaction = view.transaction()
+    await transaction.__aenter__()
+    stream = view.cursor().stream("select generate_series(1, 1000000)")
+    view.expire("over")
+    for use in (
+        lambda: cursor.execute("insert into t values (1)"),
+        lambda: cursor.executemany("insert into t values (%s)", [(1,), (2,)]),
+        lambda: named.fetchone(),
+        lambda: named.close(),
+        lambda: transaction.__aexit__(None, None, None),
+        lambda: anext(stream),
+        lambda: cursor.copy("copy t from stdin").__aenter__(),
+    ):
+        with pytest.raises(SessionClosed):
+            await use()
+    # What had arrived before may still be looked at.
+    assert await cursor.fetchall() == [(1,), (2,), (3,)]
+    await connection.exchange([ROLLBACK])
+    assert scalar(await connection.exchange([Statement("select count(*) from t")])) == 0
+
+
+@pytest.mark.parametrize("name", ["commit", "rollback", "set_autocommit"])
+async def test_the_transaction_cannot_be_ended_by_the_views_own_methods(connection: Connection, name: str) -> None:
+    await connection.exchange([BEGIN])
+    view = connection.view()
+    with pytest.raises(DataError, match=r"use `a"):
+        await (view.set_autocommit(False) if name == "set_autocommit" else getattr(view, name)())
+    assert connection.is_in_transaction
+
+
+async def test_adapters_registered_on_the_view_end_with_it(connection: Connection) -> None:
+    class Upper(psycopg.adapt.Loader):
+        def load(self, data: Any) -> str:
+            return bytes(data).decode().upper()
+
+    view = connection.view()
+    view.adapters.register_loader("text", Upper)
+    assert await (await view.execute("select 'x'::text")).fetchone() == ("X",)
+    view.expire("over")
+    assert scalar(await connection.exchange([Statement("select 'x'::text")])) == "x"
+    assert await (await connection.view().execute("select 'x'::text")).fetchone() == ("x",)
+
+
+async def test_notices_go_to_the_connection_that_stays(connection: Connection) -> None:
+    heard: list[str | None] = []
+    connection.add_notice_handler(lambda diagnostic: heard.append(diagnostic.message_primary))
+    view = connection.view()
+    await view.execute("do $$ begin raise notice 'in the view'; end $$")
+    view.expire("over")
+    del view
+    await connection.exchange([Statement("do $$ begin raise notice 'after it'; end $$")])
+    assert heard == ["in the view", "after it"]
+
+
+async def test_the_view_and_the_exchange_are_not_used_at_the_same_time(connection: Connection) -> None:
+    view = connection.view()
+    running = asyncio.ensure_future(view.execute("select pg_sleep(0.2)"))
+    await until(lambda: connection.is_midway)
+    with pytest.raises(psycopg.InterfaceError, match="another task"):
+        await connection.exchange([PID])
+    await running
+    exchanging = asyncio.ensure_future(connection.exchange([Statement("select pg_sleep(0.2)")]))
+    await until(lambda: not connection.is_usable)
+    with pytest.raises(psycopg.InterfaceError, match="another task"):
+        await view.execute("select 1")
+    await exchanging
+    assert await (await view.execute("select 1")).fetchone() == (1,)
+
+
+async def sleep_in_cursor(view: Any) -> None:
+    await view.execute("select pg_sleep(30)")
+
+
+async def sleep_in_pipeline(view: Any) -> None:
+    async with view.pipeline() as pipeline:
+        await view.execute("select 1")
+        await view.execute("select pg_sleep(30)")
+        await pipeline.sync()
+
+
+async def sleep_in_stream(view: Any) -> None:
+    async for _ in view.cursor().stream("select n, pg_sleep(n) from (values (0), (0), (30)) v (n)"):
+        pass
+
+
+async def sleep_in_copy_out(view: Any) -> None:
+    query = "copy (select repeat('x', 1000), case when n = 2000 then pg_sleep(30) end from generate_series(1, 3000) n)"
+    async with view.cursor().copy(f"{query} to stdout") as copy:
+        async for _ in copy:
+            pass
+
+
+async def sleep_in_copy_in(view: Any) -> None:
+    async with view.cursor().copy("copy slow from stdin") as copy:
+        await copy.write("1\n")
+        await copy.write("30\n")
+
+
+SLEEPERS = [sleep_in_cursor, sleep_in_pipeline, sleep_in_stream, sleep_in_copy_out, sleep_in_copy_in]
+
+
+@pytest.mark.parametrize("way", ["cancel", "cancel twice", "anyio"])
+@pytest.mark.parametrize("sleeper", SLEEPERS)
+async def test_a_cancelled_operation_of_psycopgs_keeps_the_backend(
+    cluster: EmbeddedCluster,
+    database: str,
+    open_endpoint: OpenEndpoint,
+    sleeper: Callable[[Any], Awaitable[None]],
+    way: str,
+) -> None:
+    endpoint = await open_endpoint(max_size=1)
+    connection = await endpoint.acquire(deadline=None)
+    await connection.exchange([Statement("create table slow (n int check (pg_sleep(n) is not null))")])
+    pid = scalar(await connection.exchange([PID]))
+    await connection.exchange([BEGIN])
+    view = connection.view()
+
+    async def sleeps() -> bool:
+        query = "select count(*) from pg_stat_activity where datname = %s and wait_event = 'PgSleep'"
+        return bool(await cluster.primary.value(query, [database]))
+
+    scope = anyio.CancelScope()
+    task = asyncio.ensure_future(within(scope, lambda: sleeper(view)))
+    await until(sleeps)
+    if way == "anyio":
+        scope.cancel()
+    else:
+        task.cancel()
+        if way == "cancel twice":
+            await asyncio.sleep(0)
+            task.cancel()
+    await asyncio.wait([task], timeout=5)
+    assert task.done()
+    assert way == "anyio" or task.cancelled() or task.exception() is not None
+    view.expire("cancelled")
+    await endpoint.reclaim(connection)
+    assert not await sleeps()
+    connection = await endpoint.acquire(deadline=None)
+    assert connection.is_idle
+    assert scalar(await connection.exchange([PID])) == pid
+    await endpoint.release(connection)
+
+
+async def within(scope: anyio.CancelScope, work: Callable[[], Awaitable[None]]) -> None:
+    with scope:
+        await work()
+
+
+async def test_after_one_cancellation_the_view_goes_on(connection: Connection) -> None:
+    await connection.exchange([BEGIN])
+    view = connection.view()
+    with pytest.raises(TimeoutError):
+        await asyncio.wait_for(view.execute("select pg_sleep(30)"), 0.2)
+    with pytest.raises(psycopg.errors.InFailedSqlTransaction):
+        await view.execute("select 1")
+    view.expire("over")
+    await connection.exchange([ROLLBACK])
+    assert scalar(await connection.exchange([PID]))
+
+
+async def test_a_task_that_will_not_let_go_is_made_to(endpoint: PsycopgServer) -> None:
+    connection = await endpoint.acquire(deadline=None)
+    await connection.exchange([BEGIN])
+    view = connection.view()
+    stray = asyncio.ensure_future(view.execute("select pg_sleep(30)"))
+    await until(lambda: connection.is_midway)
+    view.expire("over")
+    started = now()
+    await endpoint.reclaim(connection)
+    assert now() - started < 4.0
+    with pytest.raises(psycopg.errors.QueryCanceled):
+        await stray
+    assert endpoint.borrowed == 0
+
+
+async def test_a_task_that_waits_on_a_silent_server_is_made_to_let_go(
+    proxy: FaultProxy, proxy_url: str, open_endpoint: OpenEndpoint
+) -> None:
+    endpoint = await open_endpoint(proxy_url)
+    connection = await endpoint.acquire(deadline=None)
+    view = connection.view()
+    stray = asyncio.ensure_future(view.execute("select pg_sleep(30)"))
+    await until(lambda: connection.is_midway)
+    proxy.freeze()
+    started = now()
+    await endpoint.reclaim(connection)
+    assert now() - started < 5.0
+    assert connection.closed
+    with pytest.raises(psycopg.OperationalError):
+        await stray
+    assert endpoint.borrowed == 0
+
+
+async def test_closing_the_view_closes_the_connection_and_the_pool_replaces_it(open_endpoint: OpenEndpoint) -> None:
+    endpoint = await open_endpoint(max_size=1)
+    connection = await endpoint.acquire(deadline=None)
+    view = connection.view()
+    await view.close()
+    assert connection.closed
+    assert (await connection.exchange([PID])).is_lost
+    await endpoint.reclaim(connection)
+    connection = await endpoint.acquire(deadline=None)
+    assert scalar(await connection.exchange([PID]))
+    await endpoint.release(connection)

@@ -1,0 +1,151 @@
+"""Errors as the session hands them on: the right kind, a message that helps, no value of anybody's in it."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import psycopg
+import pytest
+
+from asgi_datasource.drivers.psycopg import PsycopgServer, Statement
+from asgi_datasource.errors import DataError, DataErrorKind
+from asgi_datasource.routing import Role
+from asgi_datasource.testing import EmbeddedCluster
+from tests.drivers.conftest import OpenEndpoint
+
+SETUP = [
+    "create table parents (id int primary key check (id >= 0), name text not null unique)",
+    "create table children (parent int references parents)",
+    "create type mood as enum ('good', 'bad')",
+    "insert into parents values (1, 'planted-value')",
+]
+
+
+async def fail(endpoint: PsycopgServer, query: str, params: Any = None, *, is_write: bool = True) -> DataError:
+    connection = await endpoint.acquire(deadline=None)
+    try:
+        for statement in SETUP:
+            await connection.exchange([Statement(statement)])
+        exchange = await connection.exchange([Statement(query, params)])
+        assert exchange.error is not None
+        error = endpoint.error_of(exchange, is_write=is_write)
+        same = endpoint.classify(exchange.error, is_write=is_write)
+        assert (same.kind, same.message) == (error.kind, error.message)
+        return error
+    finally:
+        await endpoint.reclaim(connection)
+
+
+@pytest.mark.parametrize(
+    ("query", "kind", "status", "sqlstate"),
+    [
+        ("selec 1", DataErrorKind.QUERY, 500, "42601"),
+        ("select * from missing", DataErrorKind.QUERY, 500, "42P01"),
+        ("select 1/0", DataErrorKind.QUERY, 500, "22012"),
+        ("insert into parents values (1, 'x')", DataErrorKind.CONSTRAINT, 409, "23505"),
+        ("insert into children values (99)", DataErrorKind.CONSTRAINT, 409, "23503"),
+        ("insert into parents values (-1, 'x')", DataErrorKind.CONSTRAINT, 422, "23514"),
+        ("insert into parents values (2, null)", DataErrorKind.CONSTRAINT, 422, "23502"),
+        ("select $1::int", DataErrorKind.QUERY, 500, "42P02"),
+        ("execute missing", DataErrorKind.QUERY, 500, "26000"),
+        (
+            "do $$ begin raise exception 'own words' using errcode = '40001'; end $$",
+            DataErrorKind.CONFLICT,
+            409,
+            "40001",
+        ),
+        ("do $$ begin raise exception 'x' using errcode = '40P01'; end $$", DataErrorKind.CONFLICT, 409, "40P01"),
+        ("do $$ begin raise exception 'x' using errcode = '53200'; end $$", DataErrorKind.RESOURCE, 503, "53200"),
+        ("do $$ begin raise exception 'x' using errcode = '57014'; end $$", DataErrorKind.TIMEOUT, 504, "57014"),
+        ("do $$ begin raise exception 'x' using errcode = 'XX000'; end $$", DataErrorKind.OTHER, 500, "XX000"),
+    ],
+)
+async def test_the_servers_errors_are_classified(
+    endpoint: PsycopgServer, query: str, kind: DataErrorKind, status: int, sqlstate: str
+) -> None:
+    error = await fail(endpoint, query)
+    assert (error.kind, error.http_status, error.sqlstate) == (kind, status, sqlstate)
+    assert error.message.startswith(f"orders.primary (127.0.0.1:{endpoint.port}): ")
+
+
+async def test_a_constraint_is_named(endpoint: PsycopgServer) -> None:
+    error = await fail(endpoint, "insert into parents values (1, 'x')")
+    assert (error.constraint, error.table, error.column) == ("parents_pkey", "parents", None)
+    error = await fail(endpoint, "insert into parents values (2, null)")
+    assert (error.constraint, error.table, error.column) == (None, "parents", "name")
+
+
+@pytest.mark.parametrize(
+    ("query", "params"),
+    [
+        ("insert into parents values (5, %s)", ["planted-value"]),
+        ("select %s::int", ["planted-value"]),
+        ("select %s::text::int", ["planted-value"]),
+        ("select %s::text::mood", ["planted-value"]),
+        ("select %s::text::date", ["planted-value"]),
+        ("select %s::text::uuid", ["planted-value"]),
+        ("select %s::text::json", ["planted-value"]),
+        ("select %s::text::inet", ["planted-value"]),
+        ("select %s::text::interval", ["planted-value"]),
+        ("select %s::text::bool", ["planted-value"]),
+        ("select %s::text::int[]", ["{planted-value}"]),
+        ("select set_config('timezone', %s, true)", ["planted-value"]),
+        ("insert into parents values (-1, %s)", ["planted-value"]),
+        ("insert into parents values (null, %s)", ["planted-value"]),
+    ],
+)
+async def test_no_value_is_in_the_message(endpoint: PsycopgServer, query: str, params: list[str]) -> None:
+    error = await fail(endpoint, query, params)
+    assert "planted" not in str(error)
+    assert "planted" not in repr(error)
+
+
+async def test_a_write_with_read_intent_names_the_annotation(
+    cluster: EmbeddedCluster, open_endpoint: OpenEndpoint, endpoint: PsycopgServer
+) -> None:
+    read_only = "set transaction read only"
+    connection = await endpoint.acquire(deadline=None)
+    exchange = await connection.exchange([Statement(read_only), Statement("create table t (n int)")])
+    error = endpoint.error_of(exchange, is_write=False)
+    assert (error.kind, error.http_status) == (DataErrorKind.READ_ONLY, 500)
+    assert "give its route @transactional, or use `db.write`" in error.message
+    # With write intent the same answer means that the primary is none.
+    error = endpoint.error_of(exchange, is_write=True)
+    assert (error.kind, error.is_retryable) == (DataErrorKind.CONNECTION, True)
+    await endpoint.reclaim(connection)
+
+    replica = await open_endpoint(cluster.replicas["r1"].url("postgres"), role=Role.REPLICA)
+    connection = await replica.acquire(deadline=None)
+    for query in ("create table t (n int)", "select pg_current_wal_lsn()"):
+        exchange = await connection.exchange([Statement(query)])
+        assert replica.error_of(exchange, is_write=False).kind is DataErrorKind.READ_ONLY
+    await replica.reclaim(connection)
+
+
+async def test_a_lost_connection_and_a_passed_deadline_are_told_apart(endpoint: PsycopgServer) -> None:
+    loop = asyncio.get_running_loop()
+    connection = await endpoint.acquire(deadline=None)
+    exchange = await connection.exchange([Statement("select pg_sleep(30)")], deadline=loop.time() + 0.1)
+    error = endpoint.error_of(exchange, is_write=False)
+    assert (error.kind, error.http_status, error.is_retryable) == (DataErrorKind.TIMEOUT, 504, False)
+    assert "the deadline passed before the statement ended; it was stopped" in error.message
+    exchange = await connection.exchange([Statement("select pg_terminate_backend(pg_backend_pid())")])
+    error = endpoint.error_of(exchange, is_write=False)
+    assert (error.kind, error.http_status, error.is_retryable) == (DataErrorKind.CONNECTION, 503, True)
+    assert error.sqlstate == "57P01"
+    await endpoint.reclaim(connection)
+
+
+async def test_an_exchange_that_worked_has_no_error_to_classify(endpoint: PsycopgServer) -> None:
+    connection = await endpoint.acquire(deadline=None)
+    exchange = await connection.exchange([Statement("select 1")])
+    with pytest.raises(ValueError, match="has not failed"):
+        endpoint.error_of(exchange, is_write=False)
+    await endpoint.release(connection)
+
+
+async def test_a_connection_failure_without_a_sqlstate(endpoint: PsycopgServer) -> None:
+    error = endpoint.classify(psycopg.OperationalError("server closed the connection\nunexpectedly"), is_write=False)
+    assert error.kind is DataErrorKind.CONNECTION
+    assert error.message.endswith(": server closed the connection")

@@ -1,0 +1,255 @@
+"""Prepared statements: what the server has is what the connection believes it has, whatever fails."""
+
+from __future__ import annotations
+
+import psycopg
+import pytest
+from psycopg import sql
+
+from asgi_datasource.drivers.psycopg import Connection, Exchange, PsycopgServer, Statement
+from asgi_datasource.drivers.psycopg.prepared import StatementCache
+from tests.drivers.conftest import Connect, OpenEndpoint
+
+BEGIN = Statement("begin", prepare=False)
+COMMIT = Statement("commit", prepare=False)
+ROLLBACK = Statement("rollback", prepare=False)
+
+
+async def on_server(connection: Connection) -> set[str]:
+    """The names that the server has, asked without preparing the question."""
+    statement = Statement("select name from pg_prepared_statements", prepare=False)
+    exchange = await connection.exchange([statement])
+    assert exchange.error is None
+    assert exchange.results[0] is not None
+    return {row["name"] for row in exchange.results[0].rows()}
+
+
+async def agree(connection: Connection) -> None:
+    """The server has what the connection believes, no more and no less."""
+    await connection.exchange([])  # takes what is to be closed along
+    assert await on_server(connection) == {name.decode() for name in connection.plans.prepared}
+
+
+async def run(connection: Connection, *queries: str | Statement) -> Exchange:
+    return await connection.exchange([q if isinstance(q, Statement) else Statement(q) for q in queries])
+
+
+async def test_a_statement_is_prepared_at_its_second_use(connection: Connection) -> None:
+    await run(connection, "select 1")
+    assert await on_server(connection) == set()
+    await run(connection, "select 1")
+    await run(connection, "select 1")
+    assert await on_server(connection) == {"ads_1"}
+    await agree(connection)
+
+
+async def test_the_second_use_may_be_in_the_same_exchange(connection: Connection) -> None:
+    exchange = await connection.exchange([Statement("select %s::int as n", [n]) for n in range(5)])
+    assert [r.scalar() if r else None for r in exchange.results] == [0, 1, 2, 3, 4]
+    assert await on_server(connection) == {"ads_1"}
+
+
+async def test_other_types_of_parameters_are_another_plan(connection: Connection) -> None:
+    for value in (1, 70000, "x", 1, 70000, "x", None, None):
+        await connection.exchange([Statement("select %s::text as v", [value])])
+    # int2, int4, and unknown, which a string and NULL share
+    assert len(await on_server(connection)) == 3
+    await agree(connection)
+
+
+@pytest.mark.parametrize(("prepare", "expected"), [(True, {"ads_1"}), (False, set())])
+async def test_the_caller_decides(connection: Connection, prepare: bool, expected: set[str]) -> None:
+    for _ in range(3):
+        await connection.exchange([Statement("select 1", prepare=prepare)])
+    assert await on_server(connection) == expected
+
+
+async def test_behind_a_transaction_pooler_nothing_is_prepared(open_endpoint: OpenEndpoint) -> None:
+    endpoint = await open_endpoint(prepares=False)
+    connection = await endpoint.acquire(deadline=None)
+    for _ in range(3):
+        await connection.exchange([Statement("select 1", prepare=True)])
+    assert await on_server(connection) == set()
+    await endpoint.release(connection)
+
+
+async def test_what_a_failed_pipeline_skipped_does_not_count_as_prepared(connection: Connection) -> None:
+    await run(connection, "select 'skipped'")
+    exchange = await run(connection, "select 1/0", "select 'skipped'")
+    assert exchange.failed_at == 0
+    await agree(connection)
+    for _ in range(3):
+        assert (await run(connection, "select 'skipped'")).error is None
+    await agree(connection)
+
+
+async def test_a_statement_that_cannot_be_parsed_is_not_counted(connection: Connection) -> None:
+    for _ in range(3):
+        exchange = await run(connection, "select 1", Statement("select * from later", prepare=True), "select 2")
+        assert isinstance(exchange.error, psycopg.errors.UndefinedTable)
+        assert exchange.failed_at == 1
+    await run(connection, "create table later (n int)")
+    assert (await run(connection, Statement("select * from later", prepare=True))).error is None
+    await agree(connection)
+
+
+async def test_a_good_commit_stays_good_after_a_failed_one(connection: Connection) -> None:
+    """psycopg's own cache is poisoned here: COMMIT raises 26000 though it committed (`faults.md`, section 3)."""
+    await run(connection, "create table p (id int primary key)", "create table t (n int)")
+    await run(connection, "create table c (p int references p deferrable initially deferred)")
+    for round_trip in range(12):
+        await run(connection, BEGIN, "insert into c values (5)" if round_trip == 3 else "insert into t values (1)")
+        exchange = await run(connection, COMMIT, "select pg_current_wal_insert_lsn()::text")
+        assert (exchange.error is None) is (round_trip != 3), exchange.error
+    assert (await run(connection, "select count(*) from t")).results[0].scalar() == 11  # type: ignore[union-attr]
+    await agree(connection)
+
+
+async def test_the_cache_is_bounded_and_closes_what_it_drops(connection: Connection) -> None:
+    connection.plans = StatementCache(max_plans=5)
+    for number in range(40):
+        for _ in range(2):
+            await run(connection, f"select {number}", "select 'always'")
+        assert len(connection.plans) <= 5
+    await agree(connection)
+    assert len(await on_server(connection)) <= 5
+    # Used all the time, so it was never dropped.
+    assert b"ads_2" in connection.plans.prepared
+
+
+async def test_one_exchange_may_use_more_than_the_cache_holds(connection: Connection) -> None:
+    connection.plans = StatementCache(max_plans=3)
+    texts = [f"select {number} as n" for number in range(20)]
+    for _ in range(4):
+        exchange = await connection.exchange([Statement(text, prepare=True) for text in texts * 2])
+        assert exchange.error is None
+        assert [r.scalar() if r else None for r in exchange.results] == [*range(20), *range(20)]
+    await agree(connection)
+
+
+async def test_older_libpqs_close_by_deallocate_in_the_same_round_trip(connection: Connection) -> None:
+    connection.plans = StatementCache(max_plans=2)
+    connection.plans.closes_by_message = False
+    for number in range(12):
+        for _ in range(2):
+            assert (await run(connection, f"select {number}")).error is None
+    await agree(connection)
+    # A DEALLOCATE that fails would fail an open transaction: there it waits until that is over.
+    await run(connection, "deallocate all")
+    assert (await run(connection, BEGIN)).error is None
+    connection.plans.retire()
+    assert (await run(connection, "select 'in it'")).error is None
+    assert (await run(connection, COMMIT)).error is None
+    assert (await run(connection, "select 'after it'")).error is None
+    await agree(connection)
+
+
+@pytest.mark.parametrize("query", ["deallocate all", "discard all", "deallocate ads_1"])
+async def test_what_the_user_deallocates_is_prepared_anew(connection: Connection, query: str) -> None:
+    for _ in range(3):
+        await run(connection, "select 'mine'", "select 'too'")
+    assert (await run(connection, query)).error is None
+    for _ in range(3):
+        assert (await run(connection, "select 'mine'", "select 'too'")).error is None
+    await agree(connection)
+
+
+async def test_a_statement_lost_without_a_tag_fails_once_and_is_told_apart(connection: Connection) -> None:
+    for _ in range(3):
+        await run(connection, "select 'mine'")
+    await run(connection, "do $$ begin execute 'deallocate all'; end $$")
+    exchange = await run(connection, "select 'mine'")
+    assert isinstance(exchange.error, psycopg.errors.InvalidSqlStatementName)
+    assert exchange.is_stale_plan
+    assert (await run(connection, "select 'mine'")).error is None
+    await agree(connection)
+
+
+async def test_other_errors_are_not_taken_for_a_stale_plan(connection: Connection) -> None:
+    for query in ("select 1/0", "selec", "copy (select 1) to program 'x'"):
+        assert not (await run(connection, query)).is_stale_plan
+    # 0A000 for another reason
+    exchange = await run(connection, "begin isolation level serializable", "select 1")
+    exchange = await run(connection, "create table t (n int)", "create index concurrently on t (n)")
+    assert exchange.error is not None
+    assert not exchange.is_stale_plan
+
+
+async def test_a_table_changed_by_another_connection_fails_once_and_is_told_apart(
+    connection: Connection, connect: Connect
+) -> None:
+    await run(connection, "create table t (n int)", "insert into t values (1)")
+    for _ in range(3):
+        await run(connection, "select * from t")
+    other = await connect()
+    await run(other, "alter table t add m int default 2")
+    exchange = await run(connection, "select * from t")
+    assert isinstance(exchange.error, psycopg.errors.FeatureNotSupported)
+    assert exchange.is_stale_plan
+    for _ in range(3):
+        exchange = await run(connection, "select * from t")
+        assert exchange.results[0] is not None
+        assert exchange.results[0].rows() == [{"n": 1, "m": 2}]
+    await agree(connection)
+
+
+async def test_a_statement_whose_columns_depend_on_the_schema_is_not_prepared_for_long(connection: Connection) -> None:
+    for tenant, columns in (("a", "n int"), ("b", "n text, m int")):
+        await run(connection, f"create schema {tenant}", f"create table {tenant}.t ({columns})")
+    failures = 0
+    for turn in range(20):
+        setting = Statement("select set_config('search_path', %s, true)", ["ab"[turn % 2]])
+        exchange = await run(connection, setting, "select * from t")
+        failures += exchange.error is not None
+    assert failures == 1
+    await agree(connection)
+
+
+async def test_ddl_in_the_same_transaction_is_noticed_before_it_fails_a_statement(connection: Connection) -> None:
+    await run(connection, "create table t (n int)", "insert into t values (1)")
+    for _ in range(3):
+        await run(connection, "select * from t")
+    exchange = await run(connection, BEGIN, "alter table t add m int default 2")
+    for _ in range(3):
+        exchange = await run(connection, "select * from t")
+        assert exchange.error is None, exchange.error
+        assert exchange.results[0] is not None
+        assert exchange.results[0].rows() == [{"n": 1, "m": 2}]
+    await run(connection, ROLLBACK)
+    for _ in range(3):
+        exchange = await run(connection, "select * from t")
+        assert exchange.error is None, exchange.error
+        assert exchange.results[0] is not None
+        assert exchange.results[0].rows() == [{"n": 1}]
+    await agree(connection)
+
+
+async def test_psycopgs_own_names_and_ours_do_not_meet(connection: Connection) -> None:
+    for _ in range(3):
+        await run(connection, "select 'ours'")
+    for _ in range(3):
+        view = connection.view()
+        view.prepare_threshold = 0
+        for _ in range(2):
+            await view.execute("select 'theirs'")
+        view.expire("over")
+    assert (await run(connection, "select 'ours'")).error is None
+    names = await on_server(connection)
+    assert {name.split("_")[1] for name in names if name.startswith("_pg3")} == {"pg3"}
+
+
+async def test_composed_queries_are_prepared_like_others(connection: Connection) -> None:
+    for _ in range(3):
+        await connection.exchange([Statement(sql.SQL("select {}").format(sql.Literal("x")))])
+    assert await on_server(connection) == {"ads_1"}
+
+
+async def test_every_pooled_connection_keeps_its_own_names(endpoint: PsycopgServer) -> None:
+    first = await endpoint.acquire(deadline=None)
+    second = await endpoint.acquire(deadline=None)
+    for connection in (first, second, first, second):
+        for _ in range(2):
+            assert (await run(connection, "select 'shared text'")).error is None
+    for connection in (first, second):
+        await agree(connection)
+        await endpoint.release(connection)

@@ -1,0 +1,97 @@
+"""What a statement's text says about what outlives its transaction."""
+
+from __future__ import annotations
+
+import pytest
+
+from asgi_datasource.drivers.psycopg.statement_analysis import may_end_transaction, outlives_transaction
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "set search_path = globex",
+        "SET SESSION search_path TO globex",
+        "set role acme",
+        "set session authorization acme",
+        "set session characteristics as transaction read only",
+        "set time zone 'UTC'",
+        "/* a comment */ set role acme",
+        "-- a comment\nset role acme",
+        "set/**/role acme",
+        "/* a /* nested */ comment */ set role acme",
+        "reset role",
+        "select set_config('role', 'acme', false)",
+        "select set_config('role', $1, $2)",
+        "select pg_catalog.set_config('app.tenant', '42', false), set_config('a.b', 'c', true)",
+        "select set_config('a.b', ', true)', false)",
+        "select \"set_config\"('a.b', 'c', false)",
+        "with x as (select set_config('a.b', 'c', false)) select * from x",
+        "update pg_settings set setting = 'globex' where name = 'search_path'",
+        "listen news",
+        "unlisten *",
+        "prepare p as select 1",
+        "deallocate all",
+        "discard all",
+        "load 'auto_explain'",
+        "do $$ begin set role acme; end $$",
+        "create temp table t (a int)",
+        "create temporary view t as select 1",
+        "create or replace temp view t as select 1",
+        "create local temporary table t (a int)",
+        "create /* */ temp table t (a int)",
+        "create table pg_temp.t (a int)",
+        "create function pg_temp.f() returns int language sql as 'select 1'",
+        "select 1 as a into temp t",
+        "declare c cursor with hold for select 1",
+        "select pg_advisory_lock(1)",
+        "select pg_try_advisory_lock_shared(1)",
+    ],
+)
+def test_counts_as_lasting(text: str) -> None:
+    assert outlives_transaction(text.encode())
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "  ;",
+        "select 1",
+        "(select 1) union (select 2)",
+        " -- a comment\n select 1",
+        "with x as (select 1) select * from x",
+        "insert into orders (item) values ($1)",
+        "select temp, temperature, hold from sensors where temp > 3",
+        "select temporary from contracts",
+        "set local search_path = globex",
+        "set local role acme",
+        "set transaction read only",
+        "set constraints all immediate",
+        "select set_config($1,$2,true),set_config($3,$4,true)",
+        "select set_config('transaction_read_only','on',true)",
+        "select pg_advisory_xact_lock(1)",
+        "declare ads_1 no scroll cursor for select 1",
+        "fetch forward 500 from ads_1",
+        "savepoint ads_1",
+        "begin isolation level serializable",
+        "commit",
+        "call settle_accounts()",
+        "create table t (a int)",
+        "copy orders to '/tmp/x'",
+    ],
+)
+def test_counts_as_over_with_the_transaction(text: str) -> None:
+    assert not outlives_transaction(text.encode())
+
+
+@pytest.mark.parametrize(
+    "text", ["call p()", "CALL p()", "do 'begin commit; end'", "/* x */ call p()", "/* /* */ */ call p()"]
+)
+def test_procedures_and_blocks_may_commit_from_inside(text: str) -> None:
+    assert may_end_transaction(text.encode())
+
+
+@pytest.mark.parametrize("text", ["select 1", "with x as (select 1) table x", "(values (1))", "-- call p()\nselect 1"])
+def test_queries_cannot_commit(text: str) -> None:
+    assert not may_end_transaction(text.encode())

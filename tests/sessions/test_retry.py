@@ -1,0 +1,838 @@
+"""A request, or a function, that has lost against another transaction runs again, and nobody hears of it."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import httpx
+import pytest
+from fastapi import Depends, FastAPI
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+from opentelemetry.trace import get_tracer
+from starlette.background import BackgroundTask
+from starlette.middleware import Middleware
+from starlette.middleware.base import BaseHTTPMiddleware, RequestResponseEndpoint
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response, StreamingResponse
+from starlette.routing import Route
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from asgi_datasource import (
+    DataError,
+    DataSession,
+    DataSourceMiddleware,
+    current_session,
+    session,
+    transactional,
+)
+from asgi_datasource.testing import serve
+from asgi_datasource.transaction import retry
+from tests.apps import client
+from tests.asgi_call import Call
+from tests.pools import assert_whole, until
+from tests.sessions.every_await import Canceller, cancel_at
+from tests.sessions.requests import request
+from tests.world import World
+
+INSERT = "insert into orders (item) values (%s)"
+LOSE = "do $$ begin raise exception using errcode = '{}'; end $$"
+
+
+async def lose(db: DataSession, sqlstate: str = "40001") -> None:
+    """A statement that loses against another transaction, as the server tells it."""
+    await db.write.execute(LOSE.format(sqlstate))
+
+
+def at_commit(sqlstate: str = "40001") -> str:
+    """A trigger that makes the COMMIT of every row in `slow` fail."""
+    return (
+        f"create or replace function acme.wait_at_commit() returns trigger language plpgsql as $$"
+        f" begin if currval('acme.numbers') < 3 then raise exception using errcode = '{sqlstate}'; end if;"
+        f" return null; end $$"
+    )
+
+
+class Attempts:
+    """Counts the attempts of a route, and makes the first ones lose."""
+
+    def __init__(self, losing: int, lose: Callable[[DataSession], Awaitable[Any]] = lose) -> None:
+        self.count = 0
+        self._losing = losing
+        self._lose = lose
+
+    async def next(self, db: DataSession) -> int:
+        """The number of this attempt; raises in those that lose."""
+        self.count += 1
+        if self.count <= self._losing:
+            await self._lose(db)
+        return self.count
+
+
+# -- the whole route
+
+
+@pytest.mark.parametrize("sqlstate", ["40001", "40P01"])
+async def test_a_route_runs_again_after_a_conflict_in_a_statement(world: World, sqlstate: str) -> None:
+    attempts = Attempts(2, lambda db: lose(db, sqlstate))
+    ran: list[str] = []
+
+    @transactional(retry=2)
+    async def place(request: Request) -> Response:
+        db = session(request)
+        body = await request.json()
+        await db.execute(INSERT, [body["item"]])
+        db.after_commit(lambda: ran.append(f"committed {attempts.count}"))
+        db.after_rollback(lambda: ran.append(f"rolled back {attempts.count}"))
+        number = await attempts.next(db)
+        return JSONResponse(number, status_code=201, background=BackgroundTask(ran.append, "background"))
+
+    registry = world.registry()
+    async with client(world, [Route("/", place, methods=["POST"])], registry=registry) as http:
+        response = await http.post("/", json={"item": "tea"})
+        assert (response.status_code, response.json()) == (201, 3)
+        await assert_whole(registry, world)
+    assert await world.items() == ["tea"]
+    assert sorted(ran) == ["background", "committed 3"]
+
+
+@pytest.mark.parametrize("sqlstate", ["40001", "40P01"])
+async def test_a_route_runs_again_after_a_conflict_at_commit(world: World, sqlstate: str) -> None:
+    await world.sql(at_commit(sqlstate))
+
+    @transactional(retry=2)
+    async def place(request: Request) -> Response:
+        db = session(request)
+        number = await db.fetch_value("select nextval('numbers')")
+        await db.execute(INSERT, [(await request.body()).decode()])
+        await db.execute("insert into slow values (1)")
+        return JSONResponse(number, status_code=201)
+
+    async with client(world, [Route("/", place, methods=["POST"])]) as http:
+        response = await http.post("/", content=b"tea")
+        assert (response.status_code, response.json()) == (201, 3)
+    assert await world.items() == ["tea"]
+
+
+async def test_the_rule_and_the_default_of_the_configuration_do_the_same(world: World) -> None:
+    attempts = Attempts(1)
+
+    async def place(request: Request) -> Response:
+        return JSONResponse(await attempts.next(session(request)))
+
+    for config in (
+        {"routes": [{"match": "POST /", "retry": 1}]},
+        {"transactions": {"retry": 1}},
+        {"transactions": {"retry": 1}, "routes": [{"match": "/", "timeout": "5s"}]},
+    ):
+        attempts.count = 0
+        async with client(world, [Route("/", place, methods=["POST"])], registry=world.registry(**config)) as http:
+            assert (await http.post("/")).json() == 2
+    attempts.count = 0
+    off = world.registry(transactions={"retry": 3}, routes=[{"match": "/", "retry": 0}])
+    async with client(world, [Route("/", place, methods=["POST"])], registry=off) as http:
+        assert (await http.post("/")).status_code == 409
+    assert attempts.count == 1
+
+
+@pytest.mark.parametrize(
+    "how", ["a write that commits by itself", "a read", "a read where others commit by themselves"]
+)
+async def test_a_statement_outside_of_a_transaction_that_loses_has_the_request_run_again(
+    world: World, how: str
+) -> None:
+    async def read(db: DataSession) -> None:
+        await db.read.execute(LOSE.format("40001"))
+
+    attempts = Attempts(1, lose if how == "a write that commits by itself" else read)
+
+    async def place(request: Request) -> Response:
+        return JSONResponse(await attempts.next(session(request)))
+
+    default = "request" if how == "a read" else "annotated"
+    registry = world.registry(transactions={"retry": 1, "default": default})
+    async with client(world, [Route("/", place, methods=["POST"])], registry=registry) as http:
+        assert (await http.post("/")).json() == 2
+        await assert_whole(registry, world)
+
+
+async def test_a_part_with_a_transaction_of_its_own_that_loses_has_the_whole_request_run_again(world: World) -> None:
+    attempts = Attempts(1)
+    part = transactional(propagation="requires_new")(attempts.next)
+
+    @transactional(retry=1)
+    async def place(request: Request) -> Response:
+        db = session(request)
+        await db.execute(INSERT, ["tea"])
+        return JSONResponse(await part(db))
+
+    async with client(world, [Route("/", place, methods=["POST"])]) as http:
+        assert (await http.post("/")).json() == 2
+    assert await world.items() == ["tea"]
+
+
+async def test_when_the_attempts_are_used_up_the_conflict_is_the_answer(world: World) -> None:
+    attempts = Attempts(100)
+
+    @transactional(retry=2)
+    async def place(request: Request) -> Response:
+        return JSONResponse(await attempts.next(session(request)))
+
+    async with client(world, [Route("/", place, methods=["POST"])]) as http:
+        response = await http.post("/")
+    assert (response.status_code, response.json()["kind"]) == (409, "conflict")
+    assert attempts.count == 3
+
+
+@pytest.mark.parametrize("kind", ["a handler of the app", "caught by the route", "a middleware of the app", "fastapi"])
+async def test_a_conflict_that_the_application_has_answered_itself_runs_again(world: World, kind: str) -> None:
+    attempts = Attempts(2)
+
+    async def place(request: Request) -> Response:
+        db = session(request)
+        try:
+            await db.execute(INSERT, ["tea"])
+            return JSONResponse(await attempts.next(db), status_code=201)
+        except DataError as error:
+            if kind == "caught by the route":
+                return JSONResponse({"sorry": error.kind}, status_code=503)
+            raise
+
+    async def answer(request: Request, error: Exception) -> Response:
+        return JSONResponse({"sorry": True}, status_code=503)
+
+    class Catches(BaseHTTPMiddleware):
+        async def dispatch(self, request: Request, call_next: RequestResponseEndpoint) -> Response:
+            try:
+                return await call_next(request)
+            except DataError as error:
+                return JSONResponse({"sorry": error.kind}, status_code=503)
+
+    route = transactional(retry=2)(place)
+    if kind == "fastapi":
+        app = FastAPI()
+
+        @app.post("/", status_code=201)
+        @transactional(retry=2)
+        async def in_fastapi(db: DataSession = Depends(session)) -> int:  # noqa: B008
+            await db.execute(INSERT, ["tea"])
+            return await attempts.next(db)
+
+        app.add_exception_handler(DataError, answer)
+        app.add_middleware(DataSourceMiddleware, registry=world.registry())
+        async with (
+            serve(app) as server,
+            httpx.AsyncClient(base_url=server.url, headers={"X-Tenant": "acme"}) as http,
+        ):
+            response = await http.post("/")
+    else:
+        async with client(
+            world,
+            [Route("/", route, methods=["POST"])],
+            exception_handlers={DataError: answer} if kind == "a handler of the app" else {},
+            inside=[Middleware(Catches)] if kind == "a middleware of the app" else [],
+        ) as http:
+            response = await http.post("/")
+    assert (response.status_code, response.json()) == (201, 3)
+    assert await world.items() == ["tea"]
+
+
+async def test_a_conflict_that_is_swallowed_is_not_a_success(world: World) -> None:
+    """The route claims success: its commit would fail, for the transaction has failed before."""
+    attempts = Attempts(1)
+
+    @transactional(retry=1)
+    async def place(request: Request) -> Response:
+        db = session(request)
+        await db.execute(INSERT, ["tea"])
+        try:
+            await attempts.next(db)
+        except DataError:
+            return JSONResponse("all is well", status_code=201)
+        return JSONResponse("this time", status_code=201)
+
+    async with client(world, [Route("/", place, methods=["POST"])]) as http:
+        response = await http.post("/")
+        assert (response.status_code, response.json()) == (201, "this time")
+    assert await world.items() == ["tea"]
+
+
+async def test_a_conflict_that_a_savepoint_has_survived_is_no_reason(world: World) -> None:
+    attempts = Attempts(1, lambda db: lose(db, "40P01"))
+
+    @transactional(retry=3)
+    async def place(request: Request) -> Response:
+        db = session(request)
+        try:
+            async with db.transaction():
+                await attempts.next(db)
+        except DataError:
+            return JSONResponse("no", status_code=422)
+        return JSONResponse("yes")
+
+    async with client(world, [Route("/", place, methods=["POST"])]) as http:
+        assert (await http.post("/")).status_code == 422
+    assert attempts.count == 1
+
+
+async def test_each_attempt_has_a_fresh_scope_session_and_body(world: World) -> None:
+    attempts = Attempts(2)
+    seen: list[tuple[Any, ...]] = []
+    sessions: set[DataSession] = set()
+
+    class Outside:
+        """Like a middleware for sessions: it holds the dictionary, and looks into it in the end."""
+
+        def __init__(self, app: ASGIApp) -> None:
+            self.app = app
+
+        async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+            scope["session"] = held = {"user": "anna"}
+            scope["marks"] = []
+            await self.app(scope, receive, send)
+            seen.append(tuple(sorted(held)))
+
+    @transactional(retry=2)
+    async def place(request: Request) -> Response:
+        db = session(request)
+        sessions.add(db)
+        chunks = [chunk async for chunk in request.stream() if chunk]
+        marks = [hasattr(request.state, "mark"), "mark" in request.scope, *request.scope["marks"]]
+        seen.append((sorted(request.session), marks, b"".join(chunks)))
+        request.session[f"attempt {attempts.count + 1}"] = True
+        request.state.mark = True
+        request.scope["mark"] = True
+        request.scope["marks"].append(True)
+        return JSONResponse(await attempts.next(db))
+
+    async def upload() -> Any:
+        for part in (b"one ", b"two ", b"three"):
+            yield part
+
+    async with client(world, [Route("/", place, methods=["POST"])], outside=[Middleware(Outside)]) as http:
+        assert (await http.post("/", content=upload())).json() == 3
+    assert seen[:3] == [(["user"], [False, False], b"one two three")] * 3
+    assert seen[3] == ("attempt 3", "user")
+    assert len(sessions) == 3
+
+
+async def test_what_an_attempt_has_not_read_of_the_body_the_next_one_gets(world: World) -> None:
+    messages = [
+        {"type": "http.request", "body": b"one ", "more_body": True},
+        {"type": "http.request", "body": b"two", "more_body": False},
+    ]
+    got: list[bytes] = []
+
+    @transactional(retry=1)
+    async def endpoint(scope: Scope, receive: Receive, send: Send) -> None:
+        got.append((await receive())["body"])
+        if len(got) == 1:
+            await lose(session(scope))
+        got.append((await receive())["body"])
+        await JSONResponse({})(scope, receive, send)
+
+    async def receive() -> Any:
+        return messages.pop(0)
+
+    call = Call(endpoint=endpoint)
+    async with world.registry() as registry:
+        await DataSourceMiddleware(endpoint, registry=registry)(call.scope, receive, call.send)
+    assert got == [b"one ", b"one ", b"two"]
+    assert call.status == 200
+
+
+async def test_a_body_that_is_too_long_to_keep_is_not_run_again_and_the_log_says_so(
+    world: World, caplog: pytest.LogCaptureFixture
+) -> None:
+    attempts = Attempts(1)
+
+    @transactional(retry=1)
+    async def place(request: Request) -> Response:
+        await request.body()
+        return JSONResponse(await attempts.next(session(request)))
+
+    registry = world.registry(transactions={"retry_body_limit": "1KiB"})
+    async with client(world, [Route("/", place, methods=["POST"])], registry=registry) as http:
+        assert (await http.post("/", content=b"x" * 1025)).status_code == 409
+        assert "does not run again: its body is longer than transactions.retry_body_limit" in caplog.text
+        attempts.count = 0
+        assert (await http.post("/", content=b"x" * 1024)).json() == 2
+
+
+@pytest.mark.parametrize("how", ["db.commit()", "requires_new", "not_supported"])
+async def test_what_was_committed_in_part_is_not_run_again(
+    world: World, caplog: pytest.LogCaptureFixture, how: str
+) -> None:
+    attempts = Attempts(1)
+
+    @transactional(propagation="required" if how == "db.commit()" else how)
+    async def part() -> None:
+        await current_session().execute(INSERT, ["part"])
+
+    @transactional(retry=1)
+    async def place(request: Request) -> Response:
+        db = session(request)
+        await part()
+        if how == "db.commit()":
+            await db.commit()
+        return JSONResponse(await attempts.next(db))
+
+    async with client(world, [Route("/", place, methods=["POST"])]) as http:
+        assert (await http.post("/")).status_code == 409
+    assert "does not run again: a part of it has been committed already" in caplog.text
+    assert attempts.count == 1
+    assert await world.items() == ["part"]
+
+
+async def test_other_failures_are_not_run_again(world: World) -> None:
+    count = 0
+
+    @transactional(retry=5)
+    async def place(request: Request) -> Response:
+        nonlocal count
+        count += 1
+        db = session(request)
+        await db.execute(INSERT, ["tea"])
+        await db.execute(INSERT, ["tea"])
+        return JSONResponse({})
+
+    async with client(world, [Route("/", place, methods=["POST"])]) as http:
+        assert (await http.post("/")).status_code == 409
+    assert count == 1
+
+
+LEFT = "select extract(epoch from current_setting('statement_timeout')::interval)::float8"
+"""Seconds that the server gives a statement: what was left of the time when its transaction began."""
+
+
+@pytest.fixture
+def long_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Longer than any time limit of these tests, and than any test."""
+    monkeypatch.setattr(retry, "FIRST_DELAY_S", 3600.0)
+    monkeypatch.setattr(retry, "LAST_DELAY_S", 3600.0)
+
+
+@pytest.mark.usefixtures("long_pauses")
+async def test_nobody_waits_for_an_attempt_that_would_begin_behind_the_deadline(
+    world: World, caplog: pytest.LogCaptureFixture
+) -> None:
+    attempts = Attempts(100)
+
+    @transactional(retry=20, timeout=60)
+    async def place(request: Request) -> Response:
+        return JSONResponse(await attempts.next(session(request)))
+
+    @transactional(retry=20, timeout=60, propagation="requires_new")
+    async def function() -> None:
+        await attempts.next(current_session())
+
+    @transactional(retry=20, propagation="requires_new")
+    async def inside() -> None:
+        # What is left of the request's time, where it has no limit of its own.
+        await attempts.next(current_session())
+
+    async def call(request: Request) -> Response:
+        for once_only in (function, inside):
+            with pytest.raises(DataError) as caught:
+                await once_only()
+            assert caught.value.sqlstate == "40001"
+        return JSONResponse({})
+
+    routes = [Route("/", place, methods=["POST"]), Route("/call", call, methods=["POST"])]
+    async with client(world, routes) as http:
+        assert (await http.post("/")).status_code == 409
+        assert "does not run again: its deadline is too near" in caplog.text
+        assert (await http.post("/call")).status_code == 200
+    assert attempts.count == 3
+
+
+async def test_all_attempts_together_have_the_time_of_one(world: World) -> None:
+    attempts = Attempts(1)
+    spent = 0.3
+
+    async def attempt(db: DataSession) -> float:
+        if attempts.count == 0:
+            await asyncio.sleep(spent)
+        await attempts.next(db)
+        return float(await db.write.fetch_value(LEFT))
+
+    @transactional(retry=1, timeout=60)
+    async def place(request: Request) -> Response:
+        return JSONResponse(await attempt(session(request)))
+
+    @transactional(retry=1, timeout=20, propagation="requires_new")
+    async def function() -> float:
+        return await attempt(current_session())
+
+    async def call(request: Request) -> Response:
+        return JSONResponse(await function())
+
+    routes = [Route("/", place, methods=["POST"]), Route("/call", call, methods=["POST"])]
+    async with client(world, routes) as http:
+        assert 0 < (await http.post("/")).json() <= 60 - spent
+        attempts.count = 0
+        assert 0 < (await http.post("/call")).json() <= 20 - spent
+
+
+async def test_a_streaming_response_runs_again_only_while_its_start_is_held(world: World) -> None:
+    attempts = Attempts(1)
+
+    @transactional(retry=1)
+    async def before(request: Request) -> Response:
+        number = await attempts.next(session(request))
+
+        async def body() -> Any:
+            yield f"attempt {number}"
+
+        return StreamingResponse(body())
+
+    @transactional(retry=1, read_only=True, stream=True)
+    async def within(request: Request) -> Response:
+        db = session(request)
+        attempts.count += 1
+
+        async def body() -> Any:
+            yield "begun, "
+            await db.read.execute(LOSE.format("40001"))
+
+        return StreamingResponse(body())
+
+    async with client(world, [Route("/before", before), Route("/within", within)]) as http:
+        assert (await http.get("/before")).text == "attempt 2"
+        attempts.count = 0
+        with pytest.raises(httpx.RemoteProtocolError):
+            await http.get("/within")
+        assert attempts.count == 1
+
+
+async def test_a_request_whose_client_has_left_is_not_run_again(world: World, caplog: pytest.LogCaptureFixture) -> None:
+    attempts = Attempts(100)
+
+    @transactional(retry=20)
+    async def endpoint(scope: Scope, receive: Receive, send: Send) -> None:
+        while (await receive())["type"] != "http.disconnect":
+            pass
+        await attempts.next(session(scope))
+
+    call = Call(endpoint=endpoint)
+    call.leave()
+    async with world.registry() as registry:
+        await call.run(DataSourceMiddleware(endpoint, registry=registry))
+        await assert_whole(registry, world)
+    assert attempts.count == 1
+    assert "does not run again: its client has left" in caplog.text
+
+
+async def test_inside_another_sessions_request_what_that_has_done_stays_done(
+    world: World, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Two middlewares, each with a registry of its own: only the inner one's part could be taken back."""
+    attempts = Attempts(1)
+
+    @transactional(retry=5)
+    async def endpoint(scope: Scope, receive: Receive, send: Send) -> None:
+        await JSONResponse(await attempts.next(session(scope)))(scope, receive, send)
+
+    async with world.registry() as outer, world.registry() as inner:
+        inside = DataSourceMiddleware(endpoint, registry=inner)
+
+        async def application(scope: Scope, receive: Receive, send: Send) -> None:
+            if scope["path"] == "/used":
+                await session(scope).read.fetch_value("select 1")
+            await inside(scope, receive, send)
+
+        for path, status, count in (("/used", 409, 1), ("/unused", 200, 2)):
+            attempts.count = 0
+            call = Call(path=path, endpoint=endpoint)
+            await call.run(DataSourceMiddleware(application, registry=outer))
+            assert (call.status, attempts.count) == (status, count)
+    assert "does not run again: a part of it has been committed already" in caplog.text
+
+
+@pytest.mark.usefixtures("long_pauses")
+async def test_a_request_that_is_cancelled_between_two_attempts_leaves_nothing_behind(world: World) -> None:
+    attempts = Attempts(100)
+
+    @transactional(retry=20)
+    async def endpoint(scope: Scope, receive: Receive, send: Send) -> None:
+        db = session(scope)
+        await db.execute(INSERT, ["tea"])
+        # Long enough for somebody to look for the client's leaving, who reads ahead.
+        await asyncio.sleep(0.2)
+        await attempts.next(db)
+
+    async with world.registry(transactions={"deadline": None}) as registry:
+        before = asyncio.all_tasks()
+        call = Call(endpoint=endpoint)
+        task = asyncio.create_task(call.run(DataSourceMiddleware(endpoint, registry=registry)))
+        await until(lambda: attempts.count == 1, "no attempt was made")
+        await assert_whole(registry, world)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        await until(lambda: asyncio.all_tasks() <= before, "a task is left behind")
+        assert attempts.count == 1
+    assert call.sent == []
+
+
+async def test_a_cancelled_request_is_not_run_again(world: World) -> None:
+    attempts = Attempts(100)
+    lost = asyncio.Event()
+
+    @transactional(retry=20)
+    async def endpoint(scope: Scope, receive: Receive, send: Send) -> None:
+        if attempts.count == 3:
+            lost.set()
+            await asyncio.Event().wait()
+        await attempts.next(session(scope))
+
+    call = Call(endpoint=endpoint)
+    async with world.registry() as registry:
+        task = asyncio.create_task(call.run(DataSourceMiddleware(endpoint, registry=registry)))
+        async with asyncio.timeout(10):
+            await lost.wait()
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        await assert_whole(registry, world)
+    assert call.sent == []
+
+
+@pytest.mark.parametrize("canceller", list(Canceller))
+async def test_a_request_that_runs_again_may_be_cancelled_at_any_wait(world: World, canceller: Canceller) -> None:
+    told: list[str] = []
+    attempts = Attempts(1)
+
+    @transactional(retry=1)
+    async def endpoint(scope: Scope, receive: Receive, send: Send) -> None:
+        db = session(scope)
+        await receive()
+        await db.execute(INSERT, ["tea"])
+        db.after_commit(lambda: told.append("committed"))
+        db.after_rollback(lambda: told.append("rolled back"))
+        await JSONResponse(await attempts.next(db), status_code=201)(scope, receive, send)
+
+    async def work() -> None:
+        nonlocal call
+        attempts.count = 0
+        call = Call(endpoint=endpoint, body=b"a body")
+        await call.run(DataSourceMiddleware(endpoint, registry=registry))
+
+    call = Call()
+    async with world.registry(replicas=(), pool={"min_size": 1, "max_size": 1}) as registry:
+        number = 0
+        was_reached = True
+        while was_reached:
+            number += 1
+            told.clear()
+            was_reached = await cancel_at(number, canceller, work)
+            where = f"{canceller} at wait {number}"
+            assert await registry.background.drain(5.0) == 0, where
+            await assert_whole(registry, world)
+            items = await world.items()
+            assert told in ([], ["committed"], ["rolled back"]), where
+            assert (items == ["tea"]) == (told == ["committed"]), where
+            # Whatever happened behind it: a status line that claims success is true.
+            assert items or not call.sent or call.status != 201, where
+            await world.sql("truncate orders")
+    assert call.status == 201
+    assert number > 5
+
+
+# -- a service function
+
+
+async def test_a_function_with_a_transaction_of_its_own_runs_again_by_itself(world: World) -> None:
+    attempts = Attempts(2)
+    ran: list[str] = []
+
+    @transactional(retry=2)
+    async def place(item: str) -> int:
+        db = current_session()
+        await db.execute(INSERT, [item])
+        db.after_commit(lambda: ran.append("committed"))
+        db.after_rollback(lambda: ran.append("rolled back"))
+        return await attempts.next(db)
+
+    async def outside(db: DataSession) -> int:
+        return await place("tea")
+
+    async def inside(db: DataSession) -> None:
+        # It has joined: whoever began the transaction may begin it anew.
+        attempts.count = 0
+        await place("milk")
+
+    async with world.registry(transactions={"default": "annotated"}) as registry:
+        call = await request(registry, outside)
+        assert (call.status, call.body) == (201, b"3")
+        assert ran == ["committed"]
+        await assert_whole(registry, world)
+        async with registry.session("acme"):
+            attempts.count = 0
+            assert await transactional(propagation="requires_new", retry=2)(place)("cocoa") == 3
+    async with world.registry() as registry:
+        assert (await request(registry, inside)).status == 409
+    assert attempts.count == 1
+    assert await world.items() == ["tea", "cocoa"]
+
+
+async def test_a_function_that_hides_the_conflict_runs_again_all_the_same(world: World) -> None:
+    attempts = Attempts(1)
+
+    class OutOfStock(Exception):
+        pass
+
+    @transactional(retry=1)
+    async def place() -> int:
+        try:
+            return await attempts.next(current_session())
+        except DataError as error:
+            raise OutOfStock from error
+
+    async with world.registry(transactions={"default": "annotated"}) as registry:
+        assert (await request(registry, lambda db: place())).body == b"2"
+
+
+async def test_a_conflict_that_was_dealt_with_inside_is_no_reason_to_run_again(world: World) -> None:
+    attempts = Attempts(1)
+    count = 0
+
+    @transactional(retry=3)
+    async def outer() -> None:
+        nonlocal count
+        count += 1
+        db = current_session()
+        with pytest.raises(DataError):
+            async with db.transaction():
+                await attempts.next(db)
+        attempts.count = 0
+        with pytest.raises(DataError):
+            await transactional(propagation="requires_new")(attempts.next)(db)
+        raise LookupError
+
+    async def body(db: DataSession) -> None:
+        with pytest.raises(LookupError):
+            await outer()
+
+    async with world.registry(transactions={"default": "annotated"}) as registry:
+        assert (await request(registry, body)).status == 201
+    assert count == 1
+
+
+async def test_a_function_of_which_a_part_was_committed_does_not_run_again(
+    world: World, caplog: pytest.LogCaptureFixture
+) -> None:
+    attempts = Attempts(1)
+
+    @transactional(propagation="requires_new")
+    async def part() -> None:
+        await current_session().execute(INSERT, ["part"])
+
+    @transactional(retry=3)
+    async def place() -> None:
+        await part()
+        await attempts.next(current_session())
+
+    async def body(db: DataSession) -> None:
+        with pytest.raises(DataError) as caught:
+            await place()
+        assert caught.value.sqlstate == "40001"
+
+    async with world.registry(transactions={"default": "annotated"}) as registry:
+        assert (await request(registry, body)).status == 201
+    assert "not run again after a conflict: a part of it had been committed already" in caplog.text
+    assert attempts.count == 1
+    assert await world.items() == ["part"]
+
+
+async def test_a_functions_attempts_are_bounded_and_its_timeout_covers_them_all(world: World) -> None:
+    attempts = Attempts(100)
+
+    @transactional(retry=3)
+    async def bounded() -> None:
+        await attempts.next(current_session())
+
+    @transactional(retry=20, timeout=0.3)
+    async def timed() -> None:
+        await attempts.next(current_session())
+
+    async def body(db: DataSession) -> None:
+        with pytest.raises(DataError) as caught:
+            await bounded()
+        assert caught.value.sqlstate == "40001"
+        assert attempts.count == 4
+        attempts.count = 0
+        with pytest.raises(DataError) as caught:
+            await timed()
+        assert attempts.count < 21
+
+    async with world.registry(transactions={"default": "annotated"}) as registry:
+        assert (await request(registry, body)).status == 201
+        await assert_whole(registry, world)
+
+
+# -- what it is for
+
+
+async def test_fifty_serializable_transfers_keep_the_invariant_and_nobody_sees_a_conflict(
+    world: World, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Write skew: each transfer reads both accounts and takes from one, and their sum must not go below zero.
+
+    Snapshots alone do not see it: two that read the same sum write to different rows. Serializable ones do, and lose.
+    """
+    await world.sql("create table accounts (owner text primary key, balance int); alter table accounts owner to app")
+    await world.sql("insert into accounts values ('anna', 100), ('ben', 100)")
+    attempts = 0
+
+    @transactional(isolation="serializable", retry=20)
+    async def withdraw(request: Request) -> Response:
+        nonlocal attempts
+        attempts += 1
+        db = session(request)
+        owner = request.path_params["owner"]
+        total = await db.fetch_value("select sum(balance) from accounts")
+        if total < 10:
+            return JSONResponse("not enough", status_code=422)
+        await db.execute("update accounts set balance = balance - 10 where owner = %s", [owner])
+        return JSONResponse("done")
+
+    registry = world.registry(pool={"min_size": 8, "max_size": 8, "acquire_timeout": "20s"})
+    async with client(world, [Route("/{owner}", withdraw, methods=["POST"])], registry=registry) as http:
+        responses = await asyncio.gather(*(http.post(f"/{'anna' if n % 2 else 'ben'}") for n in range(50)))
+        await assert_whole(registry, world)
+    statuses = [response.status_code for response in responses]
+    assert sorted(statuses) == [200] * 20 + [422] * 30
+    assert await world.sql("select sum(balance) from accounts") == [(0,)]
+    # It was no easy win.
+    assert attempts > 50
+
+
+async def test_attempts_delays_and_outcome_are_on_the_span(world: World, spans: InMemorySpanExporter) -> None:
+    attempts = Attempts(2)
+
+    @transactional(retry=2)
+    async def endpoint(scope: Scope, receive: Receive, send: Send) -> None:
+        await JSONResponse(await attempts.next(session(scope)))(scope, receive, send)
+
+    async with world.registry() as registry:
+        for outcome in ("settled", "given_up"):
+            with get_tracer("test").start_as_current_span("server"):
+                call = await Call(endpoint=endpoint).run(DataSourceMiddleware(endpoint, registry=registry))
+            [span] = [span for span in spans.get_finished_spans() if span.name == "server"]
+            spans.clear()
+            events = [event for event in span.events if event.name == "asgi_datasource.transaction.retry"]
+            assert [dict(event.attributes or {})["asgi_datasource.retry.attempt"] for event in events] == [1, 2]
+            for event in events:
+                assert dict(event.attributes or {})["db.response.status_code"] == "40001"
+                assert dict(event.attributes or {})["asgi_datasource.retry.delay_ms"] > 0
+            given_up = [event for event in span.events if event.name.endswith("retry.given_up")]
+            assert [dict(event.attributes or {}) for event in given_up] == (
+                [{"asgi_datasource.retry.attempt": 3}] if outcome == "given_up" else []
+            )
+            attributes = dict(span.attributes or {})
+            assert attributes["asgi_datasource.retry.attempt"] == 3
+            assert attributes["asgi_datasource.retry.outcome"] == outcome
+            assert call.status == (200 if outcome == "settled" else 409)
+            attempts.count = -3
