@@ -23,6 +23,7 @@ from ..tenancy import Answer, Resolution, Tenant, TenantResolver, TenantState
 from ..tenancy.path_prefix import route_path
 from .current_session import SCOPE_KEY, SessionHolder
 from .lifespan import Lifespan
+from .problem_details import ProblemDetails
 from .request_replay import RequestReplay
 from .response_guard import GuardState, ResponseGuard
 
@@ -106,7 +107,7 @@ class DataSourceMiddleware:
                 if gate is not None:
                     gate.enter()
         except DataError as error:
-            await compiled.problems.send(error, scope, send)
+            await ProblemDetails(compiled.errors).send(error, scope, send)
             return
         if outer is not None:
             scope = dict(scope)

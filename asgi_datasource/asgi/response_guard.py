@@ -30,6 +30,7 @@ from ..tenancy import Tenant
 from ..tenancy.path_prefix import route_path
 from .current_session import SessionHolder
 from .exception_handlers import find_handler
+from .problem_details import ProblemDetails
 from .receive_buffer import ReceiveBuffer
 from .request_replay import RequestReplay
 
@@ -391,7 +392,7 @@ class ResponseGuard:
             logger.info("the client left; its transaction was rolled back")
             self.state = _ENDED
             return True
-        if isinstance(error, DataError) and self._compiled.problems.answers(error):
+        if isinstance(error, DataError) and ProblemDetails(self._compiled.errors).answers(error):
             await self._replace(error, by_handlers=error is stopped_by)
             return True
         return False
@@ -484,7 +485,7 @@ class ResponseGuard:
         if by_handlers and await self._render(error):
             return
         is_partial = self._session is not None and self._session.commits > 0
-        await self._compiled.problems.send(error, self.scope, self._send_in_place, is_partial=is_partial)
+        await ProblemDetails(self._compiled.errors).send(error, self.scope, self._send_in_place, is_partial=is_partial)
 
     async def _render(self, error: Exception) -> bool:
         """Let the application's own exception handlers answer; False when there is none for this error.
@@ -492,7 +493,7 @@ class ResponseGuard:
         An exception out of `send` cannot reach them: to the framework the response has started.
         """
         seen = None if self._session is None else self._session.scope
-        handler = find_handler(error, self._compiled.problems, seen, self.scope)
+        handler = find_handler(error, ProblemDetails(self._compiled.errors), seen, self.scope)
         return handler is not None and await handler.answer(self.scope, self.receive, self._send_in_place)
 
     # -- deadline and disconnect

@@ -42,44 +42,44 @@ class CausalRead:
         """Whether the client must not see an older state afterwards."""
 
     def wrap(
-        self, settings: Statement, statements: Sequence[Statement], endpoint: PsycopgServer, connection: Connection
+        self, settings: Statement, statements: Sequence[Statement], server: PsycopgServer, connection: Connection
     ) -> tuple[int, list[Statement]]:
         """The round trip of a read with the questions that it takes; and the index of its first statement."""
-        self._is_asked = self._router.must_prove(endpoint, connection, self._attempt)
+        self._is_asked = self._router.must_prove(server, connection, self._attempt)
         batch = [settings, ASK_POSITION, *statements] if self._is_asked else [settings, *statements]
         if self.binds:
             batch.append(ASK_POSITION)
         return (2 if self._is_asked else 1), batch
 
-    def is_met(self, exchange: Exchange, endpoint: PsycopgServer, connection: Connection) -> bool:
+    def is_met(self, exchange: Exchange, server: PsycopgServer, connection: Connection) -> bool:
         """Whether the server has shown, in the round trip of the read, that it has what it takes.
 
         Also where the read has failed: what a server that is behind does not know yet may be the reason.
         """
         if self._is_asked and not exchange.is_lost and not exchange.timed_out and exchange.results[0] is not None:
-            return self._router.proves(endpoint, connection, self._attempt, exchange.results[1])
+            return self._router.proves(server, connection, self._attempt, exchange.results[1])
         return True
 
-    def note(self, exchange: Exchange, endpoint: PsycopgServer, connection: Connection) -> None:
+    def note(self, exchange: Exchange, server: PsycopgServer, connection: Connection) -> None:
         """The read has worked: its client must not see an older state afterwards."""
         if self.binds:
-            self.note_position(exchange.results[-1], endpoint)
+            self.note_position(exchange.results[-1], server)
 
-    def note_position(self, answer: Result | None, endpoint: PsycopgServer) -> None:
+    def note_position(self, answer: Result | None, server: PsycopgServer) -> None:
         """Where the server was after something was read."""
         # What is not known is not fresh: until the client has seen something that is known, the primary answers it.
-        self._past.note(self._router.seen_at(answer, endpoint) or NOWHERE)
+        self._past.note(self._router.seen_at(answer, server) or NOWHERE)
 
-    async def is_met_before(self, endpoint: PsycopgServer, connection: Connection, deadline: float | None) -> bool:
+    async def is_met_before(self, server: PsycopgServer, connection: Connection, deadline: float | None) -> bool:
         """Ask before a transaction begins, whose snapshot is taken with its first question.
 
         A server that has told over this connection that it has enough is not asked again.
         """
-        if not self._router.must_prove(endpoint, connection, self._attempt):
+        if not self._router.must_prove(server, connection, self._attempt):
             return True
-        return await self._ask(endpoint, connection, deadline) or await self.catches_up(endpoint, connection, deadline)
+        return await self._ask(server, connection, deadline) or await self.catches_up(server, connection, deadline)
 
-    async def catches_up(self, endpoint: PsycopgServer, connection: Connection, deadline: float | None) -> bool:
+    async def catches_up(self, server: PsycopgServer, connection: Connection, deadline: float | None) -> bool:
         """Ask a replica that is behind until it has caught up; for as long as patience lasts, all servers together."""
         attempt = self._attempt
         loop = asyncio.get_running_loop()
@@ -90,7 +90,7 @@ class CausalRead:
             began_at = loop.time()
             await asyncio.sleep(min(pause_s, attempt.patience_s))
             pause_s = min(LAST_PAUSE_S, pause_s * 2)
-            has_it = await self._ask(endpoint, connection, deadline)
+            has_it = await self._ask(server, connection, deadline)
             attempt.patience_s -= loop.time() - began_at
             if has_it:
                 return True
@@ -98,8 +98,8 @@ class CausalRead:
                 return False
         return False
 
-    async def _ask(self, endpoint: PsycopgServer, connection: Connection, deadline: float | None) -> bool:
+    async def _ask(self, server: PsycopgServer, connection: Connection, deadline: float | None) -> bool:
         exchange = await connection.exchange((ASK_POSITION,), deadline=deadline)
         if exchange.error is not None:
             return False
-        return self._router.proves(endpoint, connection, self._attempt, exchange.results[0])
+        return self._router.proves(server, connection, self._attempt, exchange.results[0])

@@ -36,7 +36,7 @@ class DataSource(Protocol):
         ...
 
     @property
-    def endpoints(self) -> Mapping[str, PsycopgServer]:
+    def servers(self) -> Mapping[str, PsycopgServer]:
         """Every server by its name; the primary is `primary`."""
         ...
 
@@ -137,9 +137,9 @@ class PostgresDataSource:
     __slots__ = (
         "__weakref__",
         "_draining",
-        "_endpoints",
         "_is_watching",
         "_monitor",
+        "_servers",
         "_traits",
         "_users",
         "_watchers",
@@ -173,14 +173,14 @@ class PostgresDataSource:
         """In the order of the configuration."""
         self.policy = policy or RoutingPolicy()
         self.state = DataSourceState.CONFIGURED
-        self._endpoints = {endpoint.name: endpoint for endpoint in (*self.replicas, primary)}
+        self._servers = {server.name: server for server in (*self.replicas, primary)}
         self._traits = {replica.name: (traits or {}).get(replica.name, ReplicaTraits()) for replica in self.replicas}
         self._draining = {name for name, trait in self._traits.items() if trait.is_draining}
         # One counter for all requests. They share an event loop, so nothing comes between reading and counting.
         self.turn = 0
         self._users = 0
         self._when_left: Callable[[], None] | None = None
-        self._watchers = {endpoint: partial(self._changed, endpoint) for endpoint in self._endpoints.values()}
+        self._watchers = {server: partial(self._changed, server) for server in self._servers.values()}
         self._is_watching = False
         self._monitor = ReplicaMonitor(
             name,
@@ -196,15 +196,15 @@ class PostgresDataSource:
         return f"PostgresDataSource({self.name!r}, {', '.join(self.picture.describe())})"
 
     @property
-    def endpoints(self) -> Mapping[str, PsycopgServer]:
+    def servers(self) -> Mapping[str, PsycopgServer]:
         """Every server by its name; the primary is `primary`."""
-        return self._endpoints
+        return self._servers
 
     def is_like(self, other: DataSource) -> bool:
         """Whether the other one is the same in all that the configuration says."""
         return (
             isinstance(other, PostgresDataSource)
-            and list(self._endpoints.values()) == list(other._endpoints.values())
+            and list(self._servers.values()) == list(other._servers.values())
             and self.policy == other.policy
             and self._traits == other._traits
             and (None if self.gate is None else self.gate.limit) == (None if other.gate is None else other.gate.limit)
@@ -253,16 +253,16 @@ class PostgresDataSource:
         if isinstance(predecessor, PostgresDataSource):
             self._monitor.inherit(predecessor._monitor)
         self.watch()
-        for endpoint in self._endpoints.values():
-            await endpoint.open()
+        for server in self._servers.values():
+            await server.open()
         self._tend()
 
     def watch(self) -> None:
         """See to it that the picture stays true, whoever opens the pools. The servers then know of it."""
         if not self._is_watching:
             self._is_watching = True
-            for endpoint, watcher in self._watchers.items():
-                endpoint.watch(watcher)
+            for server, watcher in self._watchers.items():
+                server.watch(watcher)
         self._redraw()
 
     def stop(self) -> None:
@@ -270,8 +270,8 @@ class PostgresDataSource:
         if self._is_watching:
             self._is_watching = False
             self._tend()
-            for endpoint, watcher in self._watchers.items():
-                endpoint.unwatch(watcher)
+            for server, watcher in self._watchers.items():
+                server.unwatch(watcher)
 
     # -- who uses it
 
@@ -311,11 +311,11 @@ class PostgresDataSource:
 
     # -- how it looks
 
-    def _changed(self, endpoint: PsycopgServer) -> None:
+    def _changed(self, server: PsycopgServer) -> None:
         """A server went down or came up, or its pool was opened or closed."""
-        if not (endpoint.is_up and endpoint.is_open):
-            self._monitor.forget(endpoint.name)
-            self.held.pop(endpoint.name, None)
+        if not (server.is_up and server.is_open):
+            self._monitor.forget(server.name)
+            self.held.pop(server.name, None)
         self._tend()
         self._redraw()
 

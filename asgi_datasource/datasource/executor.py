@@ -19,10 +19,9 @@ from ..errors import DataError
 from ..observability import tracing
 from ..observability.metrics import Measure
 from ..routing import ANY_FRESHNESS, AccessIntent, Freshness, Route
-from ..tenancy import Tenant
 from ..transaction import ONE_SNAPSHOT, Isolation, Transaction, control_statements, refuse_transaction_command
 from .causal_reads import CausalRead
-from .router import Attempt, Router, is_refusal
+from .router import Attempt, Router, TenantSettings, is_refusal
 
 _READ_ONLY_SETTINGS = (control_statements.READ_ONLY_SETTING,)
 
@@ -50,7 +49,7 @@ class Executor:
     def __init__(
         self,
         router: Router,
-        tenant: Tenant,
+        tenant: TenantSettings,
         background: BackgroundTasks,
         *,
         is_traced: bool,
@@ -95,15 +94,15 @@ class Executor:
         proof = self._proof(freshness, attempt)
         lent: tuple[PsycopgServer, Connection] | None = None
         while True:
-            endpoint, connection = lent or await self.router.connect(AccessIntent.READ, attempt, deadline, freshness)
+            server, connection = lent or await self.router.connect(AccessIntent.READ, attempt, deadline, freshness)
             settings = self._settings(connection, deadline, _READ_ONLY_SETTINGS)
             if proof is None:
                 first, batch = 1, [settings, *statements]
             else:
-                first, batch = proof.wrap(settings, statements, endpoint, connection)
-            exchange = await self._exchange(endpoint, connection, batch, statements, deadline, begins=False)
-            if proof is not None and not proof.is_met(exchange, endpoint, connection):
-                lent = await self._await_proof(proof, attempt, endpoint, connection, deadline)
+                first, batch = proof.wrap(settings, statements, server, connection)
+            exchange = await self._exchange(server, connection, batch, statements, deadline, begins=False)
+            if proof is not None and not proof.is_met(exchange, server, connection):
+                lent = await self._await_proof(proof, attempt, server, connection, deadline)
                 continue
             lent = None
             if exchange.error is None:
@@ -112,15 +111,15 @@ class Executor:
                 if command is None and (connection.is_idle or connection.closed):
                     # It may have been cut behind the answer, which is whole.
                     if proof is not None:
-                        proof.note(exchange, endpoint, connection)
-                    await endpoint.release(connection)
-                    self.router.note_read(endpoint)
+                        proof.note(exchange, server, connection)
+                    await server.release(connection)
+                    self.router.note_read(server)
                     return results
-                await self._give_up(endpoint, connection)
+                await self._give_up(server, connection)
                 raise refuse_transaction_command(command or "BEGIN")
-            error = endpoint.error_of(exchange, is_write=False)
-            await self._give_up(endpoint, connection)
-            if not attempt.may_go_on(endpoint, exchange, error):
+            error = server.error_of(exchange, is_write=False)
+            await self._give_up(server, connection)
+            if not attempt.may_go_on(server, exchange, error):
                 try:
                     raise error from exchange.error
                 finally:
@@ -135,38 +134,38 @@ class Executor:
         self,
         proof: CausalRead,
         attempt: Attempt,
-        endpoint: PsycopgServer,
+        server: PsycopgServer,
         connection: Connection,
         deadline: float | None,
     ) -> bool:
         """Whether a server has what a snapshot needs; if not, its connection is given back."""
         try:
-            if await proof.is_met_before(endpoint, connection, deadline):
+            if await proof.is_met_before(server, connection, deadline):
                 return True
         except BaseException:
-            await self._give_up(endpoint, connection)
+            await self._give_up(server, connection)
             raise
-        attempt.behind |= {endpoint.name}
-        await self._give_up(endpoint, connection)
+        attempt.behind |= {server.name}
+        await self._give_up(server, connection)
         return False
 
     async def _await_proof(
         self,
         proof: CausalRead,
         attempt: Attempt,
-        endpoint: PsycopgServer,
+        server: PsycopgServer,
         connection: Connection,
         deadline: float | None,
     ) -> tuple[PsycopgServer, Connection] | None:
         """The connection to a replica that was behind, once that has caught up; None, and it is given back, if not."""
         try:
-            if await proof.catches_up(endpoint, connection, deadline):
-                return endpoint, connection
+            if await proof.catches_up(server, connection, deadline):
+                return server, connection
         except BaseException:
-            await self._give_up(endpoint, connection)
+            await self._give_up(server, connection)
             raise
-        attempt.behind |= {endpoint.name}
-        await self._give_up(endpoint, connection)
+        attempt.behind |= {server.name}
+        await self._give_up(server, connection)
         return None
 
     async def begin(
@@ -197,12 +196,12 @@ class Executor:
         read_only = intent is AccessIntent.READ
         attempt = Attempt()
         while True:
-            endpoint, connection = await self.router.connect(intent, attempt, deadline, freshness)
+            server, connection = await self.router.connect(intent, attempt, deadline, freshness)
             proof = self._proof(freshness, attempt)
             if (
                 read_only
                 and proof is not None
-                and not await self._is_proved(proof, attempt, endpoint, connection, deadline)
+                and not await self._is_proved(proof, attempt, server, connection, deadline)
             ):
                 continue
             head = [control_statements.begin(isolation, read_only=read_only, is_deferrable=is_deferrable)]
@@ -214,21 +213,21 @@ class Executor:
                 batch.append(ASK_POSITION)
             if not read_only:
                 batch.append(control_statements.IDENTIFY)
-            exchange = await self._exchange(endpoint, connection, batch, statements, deadline, begins=True)
+            exchange = await self._exchange(server, connection, batch, statements, deadline, begins=True)
             error: DataError | None = None
             if exchange.error is not None:
-                error = endpoint.error_of(exchange, is_write=not read_only)
+                error = server.error_of(exchange, is_write=not read_only)
                 is_open = not exchange.is_lost and exchange.failed_at is not None and exchange.failed_at >= len(head)
                 if is_refusal(error):
-                    endpoint.refused_write(connection)
+                    server.refused_write(connection)
                 if not is_open or exchange.is_stale_plan or is_refusal(error):
-                    await self._give_up(endpoint, connection)
-                    if attempt.may_go_on(endpoint, exchange, error):
+                    await self._give_up(server, connection)
+                    if attempt.may_go_on(server, exchange, error):
                         continue
                     raise error from exchange.error
             transaction = Transaction(
                 connection,
-                endpoint,
+                server,
                 self._background,
                 read_only=read_only,
                 isolation=isolation,
@@ -237,7 +236,7 @@ class Executor:
                 measure=self._measure,
             )
             if read_only:
-                self.router.note_read(endpoint)
+                self.router.note_read(server)
             else:
                 self.router.note_write()
             if error is not None:
@@ -247,16 +246,16 @@ class Executor:
             transaction.note_answers(exchange)
             first = len(head) + len(savepoints)
             if proof is not None and binds:
-                proof.note_position(exchange.results[first + len(statements)], endpoint)
+                proof.note_position(exchange.results[first + len(statements)], server)
                 if isolation not in ONE_SNAPSHOT:
-                    transaction.note_position = partial(proof.note_position, endpoint=endpoint)
+                    transaction.note_position = partial(proof.note_position, server=server)
             results = exchange.answers(first, len(statements))
             await transaction.check_still_open(results)
             return Opened(transaction, results)
 
     def note_transaction(self, transaction: Transaction, intent: AccessIntent) -> None:
         """Record that a statement goes to the transaction that is open already."""
-        self.router.note_transaction(transaction.endpoint, intent, is_read_only=transaction.read_only)
+        self.router.note_transaction(transaction.server, intent, is_read_only=transaction.read_only)
 
     async def _read_in_block(
         self, statements: Sequence[Statement], *, deadline: float | None, freshness: Freshness
@@ -272,7 +271,7 @@ class Executor:
 
     async def _exchange(
         self,
-        endpoint: PsycopgServer,
+        server: PsycopgServer,
         connection: Connection,
         batch: Sequence[Statement],
         statements: Sequence[Statement],
@@ -283,33 +282,33 @@ class Executor:
         spans: list[Span] = []
         if self._is_traced:
             if begins:
-                spans.append(tracing.start_client_span("BEGIN", endpoint.attributes))
+                spans.append(tracing.start_client_span("BEGIN", server.attributes))
             if statements and self._traces_statements:
-                spans.append(tracing.start_statement_span(statements[0].text, len(statements), endpoint.attributes))
+                spans.append(tracing.start_statement_span(statements[0].text, len(statements), server.attributes))
         measure = self._measure
         started = 0.0 if measure is None else perf_counter()
         failure: BaseException | None = None
         try:
             exchange = await connection.exchange(batch, deadline=deadline)
             if exchange.error is not None and (spans or measure is not None):
-                failure = error = endpoint.error_of(exchange, is_write=begins)
+                failure = error = server.error_of(exchange, is_write=begins)
                 if spans:
                     tracing.fail_span(spans[-1], error)
             return exchange
         except BaseException as error:
             failure = error
             # Cancelled, or a mistake of the caller's that was noticed before anything was sent.
-            await self._give_up(endpoint, connection)
+            await self._give_up(server, connection)
             raise
         finally:
             for span in spans:
                 span.end()
             if measure is not None:
                 operation = tracing.operation_of(statements[0].text) if statements else "BEGIN"
-                measure.ran(endpoint, operation, perf_counter() - started, failure)
+                measure.ran(server, operation, perf_counter() - started, failure)
 
-    async def _give_up(self, endpoint: PsycopgServer, connection: Connection) -> None:
-        await self._background.run(endpoint.reclaim(connection))
+    async def _give_up(self, server: PsycopgServer, connection: Connection) -> None:
+        await self._background.run(server.reclaim(connection))
 
     def _settings(
         self, connection: Connection, deadline: float | None, constant: tuple[tuple[str, str], ...] = ()

@@ -136,7 +136,7 @@ class StartupAudit:
 
     async def _look_into(self, name: str, datasource: DataSource, homes: Sequence[Home]) -> list[Finding]:
         """The holes of one database."""
-        primary = datasource.endpoints["primary"]
+        primary = datasource.servers["primary"]
         deadline = asyncio.get_running_loop().time() + START_LIMIT_S
         connection = await primary.connect_apart(deadline=deadline)
 

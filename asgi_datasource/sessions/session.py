@@ -769,7 +769,7 @@ class DataSession(StatementMethods):
         work = None if self._work is None else self._work.outer
         while work is not None:
             if work.transaction_in_use is not None:
-                held.append(work.transaction_in_use.endpoint)
+                held.append(work.transaction_in_use.server)
             work = work.outer
         cast("Executor", self._executor).router.held = tuple(held)
 

@@ -88,12 +88,12 @@ class Catalog:
         endpoint: The server that is asked.
     """
 
-    def __init__(self, plan: CatalogPlan, directory: TenantDirectory, endpoint: PsycopgServer) -> None:
+    def __init__(self, plan: CatalogPlan, directory: TenantDirectory, server: PsycopgServer) -> None:
         config = plan.config
         self._plan = plan
         self._config = config
         self._directory = directory
-        self._endpoint = endpoint
+        self._server = server
         self._query = config.query or TABLE_QUERY
         self._channel = config.notify or (CHANNEL if config.query is None else None)
         self._snapshot = None if config.snapshot is None else Path(config.snapshot)
@@ -398,7 +398,7 @@ class Catalog:
         if connection is not None and not connection.closed and connection.is_usable:
             return connection
         self._drop_connection()
-        connection = await self._endpoint.connect_apart(deadline=deadline, purpose="catalog")
+        connection = await self._server.connect_apart(deadline=deadline, purpose="catalog")
         connection.when_gone = self._connection_lost
         self._connection = connection
         if self._channel is not None:
@@ -419,7 +419,7 @@ class Catalog:
     async def _ask(self, connection: Connection, statements: Sequence[Statement], deadline: float) -> list[Result]:
         exchange = await connection.exchange(statements, deadline=deadline)
         if exchange.error is not None:
-            raise self._endpoint.error_of(exchange, is_write=False) from exchange.error
+            raise self._server.error_of(exchange, is_write=False) from exchange.error
         return exchange.answers(0, len(statements))
 
 

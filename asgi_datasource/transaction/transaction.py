@@ -45,7 +45,7 @@ class Transaction:
     def __init__(
         self,
         connection: Connection,
-        endpoint: PsycopgServer,
+        server: PsycopgServer,
         background: BackgroundTasks,
         *,
         read_only: bool,
@@ -56,7 +56,7 @@ class Transaction:
     ) -> None:
         self._measure = measure
         self.connection = connection
-        self.endpoint = endpoint
+        self.server = server
         self.read_only = read_only
         self.isolation = isolation
         self.identity: Identity | None = None
@@ -78,7 +78,7 @@ class Transaction:
         self._traces_statements = traces_statements
 
     def __repr__(self) -> str:
-        return f"<Transaction {self.state.value} on {self.endpoint.datasource}.{self.endpoint.name}>"
+        return f"<Transaction {self.state.value} on {self.server.datasource}.{self.server.name}>"
 
     @property
     def position(self) -> Position | None:
@@ -203,7 +203,7 @@ class Transaction:
         error = refuse_transaction_command("COMMIT or ROLLBACK")
         if connection.closed:
             error = DataError(
-                DataErrorKind.CONNECTION, f"the connection to {self.endpoint.label} was lost while it was borrowed"
+                DataErrorKind.CONNECTION, f"the connection to {self.server.label} was lost while it was borrowed"
             )
         elif connection.is_midway:
             error = DataError(
@@ -244,7 +244,7 @@ class Transaction:
         if command is None and self.connection.closed:
             error = DataError(
                 DataErrorKind.CONNECTION,
-                f"the connection to {self.endpoint.label} was lost before the transaction had ended; send the request"
+                f"the connection to {self.server.label} was lost before the transaction had ended; send the request"
                 " again",
                 is_retryable=True,
             )
@@ -256,13 +256,13 @@ class Transaction:
 
     async def fail(self, exchange: Exchange, *, is_write: bool) -> DataError:
         """Classify a failed exchange, and give the connection back at once when nothing is left to roll back on it."""
-        error = self.endpoint.error_of(exchange, is_write=is_write and not self.read_only)
+        error = self.server.error_of(exchange, is_write=is_write and not self.read_only)
         self.failure = error
         if error.sqlstate == "25006" and error.kind is DataErrorKind.CONNECTION:
-            self.endpoint.refused_write(self.connection)
+            self.server.refused_write(self.connection)
         if exchange.is_lost and self.is_open:
             self._move(TxState.ROLLED_BACK)
-            await self._background.run(self.endpoint.reclaim(self.connection))
+            await self._background.run(self.server.reclaim(self.connection))
         return error
 
     def doom(self, error: DataError) -> None:
@@ -297,7 +297,7 @@ class Transaction:
             await self._give_back_rolled_back("failed over")
             raise DataError(
                 DataErrorKind.CONNECTION,
-                f"{self.endpoint.label}: a failover took place during the transaction, which was on the former primary:"
+                f"{self.server.label}: a failover took place during the transaction, which was on the former primary:"
                 " it was rolled back; send the request again",
                 is_retryable=True,
             )
@@ -307,7 +307,7 @@ class Transaction:
     def _is_left_behind(self) -> bool:
         """Whether another server has become the primary meanwhile: what is committed here would be lost."""
         timeline = None if self.identity is None else self.identity.timeline
-        return timeline is not None and timeline < self.endpoint.timeline
+        return timeline is not None and timeline < self.server.timeline
 
     async def rollback(self, reason: str) -> None:
         """Undo everything and give the connection back; bounded, and never an error to the caller."""
@@ -331,7 +331,7 @@ class Transaction:
         except BaseException as reason:
             # Only shutdown cancels this task. The connection is closed, and the server decides by itself.
             self._move(TxState.IN_DOUBT)
-            self.endpoint.discard(connection)
+            self.server.discard(connection)
             self._end_span(span, "unknown")
             self._note_run("COMMIT", started, reason)
             self._note_outcome()
@@ -352,9 +352,9 @@ class Transaction:
                 if verdict is Verdict.ROLLED_BACK:
                     error = unexpected_rollback(None)
                 else:
-                    error = self.endpoint.error_of(exchange, is_write=not self.read_only)
+                    error = self.server.error_of(exchange, is_write=not self.read_only)
                 self._move(TxState.ROLLED_BACK)
-                await self.endpoint.reclaim(connection)
+                await self.server.reclaim(connection)
                 raise error from exchange.error
         except DataError as error:
             failure = error
@@ -370,27 +370,27 @@ class Transaction:
     async def _resolve(self, exchange: Exchange, *, within: float) -> None:
         """The connection was lost while COMMIT ran: find out what became of it, then say so."""
         self._move(TxState.IN_DOUBT)
-        await self.endpoint.reclaim(self.connection)
+        await self.server.reclaim(self.connection)
         # Where nothing was written there is nothing to decide.
         fate = Fate.COMMITTED
         if self.identity is not None:
-            fate = await find_fate(self.endpoint, self.identity, timeout_s=within)
+            fate = await find_fate(self.server, self.identity, timeout_s=within)
         if fate is Fate.COMMITTED:
             self._move(TxState.COMMITTED)
             return
         if fate is Fate.ABORTED:
             self._move(TxState.ROLLED_BACK)
-            error = self.endpoint.error_of(exchange, is_write=True)
+            error = self.server.error_of(exchange, is_write=True)
             if error.kind is not DataErrorKind.TIMEOUT:
                 error = DataError(
                     DataErrorKind.CONNECTION,
-                    f"the connection to {self.endpoint.label} was lost during COMMIT, and the server has rolled the"
+                    f"the connection to {self.server.label} was lost during COMMIT, and the server has rolled the"
                     " transaction back; send the request again",
                     is_retryable=True,
                 )
             raise error from exchange.error
         raise CommitUnknown(
-            f"the connection to {self.endpoint.label} was lost during COMMIT and no server could tell within"
+            f"the connection to {self.server.label} was lost during COMMIT and no server could tell within"
             f" {within:.0f} s whether it took effect; look before you send the request again"
         ) from exchange.error
 
@@ -413,14 +413,14 @@ class Transaction:
     ) -> Exchange:
         span = None
         if self._traces_statements and statements:
-            span = tracing.start_statement_span(statements[0].text, len(statements), self.endpoint.attributes)
+            span = tracing.start_statement_span(statements[0].text, len(statements), self.server.attributes)
         measure = self._measure if statements else None
         started = 0.0 if measure is None else perf_counter()
         failure: BaseException | None = None
         try:
             exchange = await self.connection.exchange(batch, deadline=deadline)
             if exchange.error is not None and (span is not None or measure is not None):
-                failure = error = self.endpoint.error_of(exchange, is_write=not self.read_only)
+                failure = error = self.server.error_of(exchange, is_write=not self.read_only)
                 if span is not None:
                     tracing.fail_span(span, error)
             return exchange
@@ -433,14 +433,14 @@ class Transaction:
                     DataErrorKind.QUERY,
                     "a statement of this transaction was cancelled, and the transaction rolled back",
                 )
-                await self._background.run(self.endpoint.reclaim(self.connection))
+                await self._background.run(self.server.reclaim(self.connection))
             raise
         finally:
             if span is not None:
                 span.end()
             if measure is not None:
                 operation = tracing.operation_of(statements[0].text)
-                measure.ran(self.endpoint, operation, perf_counter() - started, failure)
+                measure.ran(self.server, operation, perf_counter() - started, failure)
 
     async def _give_back_rolled_back(self, reason: str) -> None:
         span = self._start_span("ROLLBACK")
@@ -455,18 +455,18 @@ class Transaction:
 
     async def _give_back(self) -> None:
         await self._control_done()
-        await self.endpoint.reclaim(self.connection)
+        await self.server.reclaim(self.connection)
 
     def _note_run(self, operation: str, started: float, failure: BaseException | None) -> None:
         if self._measure is not None:
-            self._measure.ran(self.endpoint, operation, perf_counter() - started, failure)
+            self._measure.ran(self.server, operation, perf_counter() - started, failure)
 
     def _note_outcome(self) -> None:
         if self._measure is not None:
-            self._measure.ended(self.endpoint.datasource, self._outcome())
+            self._measure.ended(self.server.datasource, self._outcome())
 
     def _start_span(self, name: str) -> Span | None:
-        return tracing.start_client_span(name, self.endpoint.attributes) if self._is_traced else None
+        return tracing.start_client_span(name, self.server.attributes) if self._is_traced else None
 
     @staticmethod
     def _end_span(span: Span | None, outcome: str) -> None:

@@ -16,7 +16,7 @@ from asgi_datasource.routing import Role
 from asgi_datasource.testing import EmbeddedCluster, FaultProxy
 
 Connect = Callable[..., Awaitable[Connection]]
-OpenEndpoint = Callable[..., Awaitable[PsycopgServer]]
+OpenServer = Callable[..., Awaitable[PsycopgServer]]
 
 _numbers = itertools.count(1)
 
@@ -61,24 +61,24 @@ async def connection(connect: Connect) -> Connection:
 
 
 @pytest.fixture
-async def open_endpoint(url: str) -> AsyncIterator[OpenEndpoint]:
+async def open_server(url: str) -> AsyncIterator[OpenServer]:
     """Opens endpoints on the fresh database, or on another one; closes them after the test."""
     opened: list[PsycopgServer] = []
 
     async def make(conninfo: str = url, *, role: Role = Role.PRIMARY, **options: Any) -> PsycopgServer:
-        endpoint = PsycopgServer("primary", "orders", role, ServerSettings(conninfo=conninfo, **options))
-        opened.append(endpoint)
-        await endpoint.open()
-        return endpoint
+        server = PsycopgServer("primary", "orders", role, ServerSettings(conninfo=conninfo, **options))
+        opened.append(server)
+        await server.open()
+        return server
 
     yield make
-    for endpoint in opened:
-        await endpoint.close(timeout_s=5.0)
+    for server in opened:
+        await server.close(timeout_s=5.0)
 
 
 @pytest.fixture
-async def endpoint(open_endpoint: OpenEndpoint) -> PsycopgServer:
-    return await open_endpoint()
+async def server(open_server: OpenServer) -> PsycopgServer:
+    return await open_server()
 
 
 @pytest.fixture

@@ -13,7 +13,7 @@ import pytest
 from asgi_datasource.drivers.psycopg import Connection, Exchange, PsycopgServer, Statement
 from asgi_datasource.errors import DataError, SessionClosed
 from asgi_datasource.testing import EmbeddedCluster, FaultProxy
-from tests.drivers.conftest import OpenEndpoint
+from tests.drivers.conftest import OpenServer
 from tests.drivers.polling import until
 from tests.patience import now
 
@@ -223,12 +223,12 @@ SLEEPERS = [sleep_in_cursor, sleep_in_pipeline, sleep_in_stream, sleep_in_copy_o
 async def test_a_cancelled_operation_of_psycopgs_keeps_the_backend(
     cluster: EmbeddedCluster,
     database: str,
-    open_endpoint: OpenEndpoint,
+    open_server: OpenServer,
     sleeper: Callable[[Any], Awaitable[None]],
     way: str,
 ) -> None:
-    endpoint = await open_endpoint(max_size=1)
-    connection = await endpoint.acquire(deadline=None)
+    server = await open_server(max_size=1)
+    connection = await server.acquire(deadline=None)
     await connection.exchange([Statement("create table slow (n int check (pg_sleep(n) is not null))")])
     pid = scalar(await connection.exchange([PID]))
     await connection.exchange([BEGIN])
@@ -252,12 +252,12 @@ async def test_a_cancelled_operation_of_psycopgs_keeps_the_backend(
     assert task.done()
     assert way == "anyio" or task.cancelled() or task.exception() is not None
     view.expire("cancelled")
-    await endpoint.reclaim(connection)
+    await server.reclaim(connection)
     assert not await sleeps()
-    connection = await endpoint.acquire(deadline=None)
+    connection = await server.acquire(deadline=None)
     assert connection.is_idle
     assert scalar(await connection.exchange([PID])) == pid
-    await endpoint.release(connection)
+    await server.release(connection)
 
 
 async def within(scope: anyio.CancelScope, work: Callable[[], Awaitable[None]]) -> None:
@@ -277,47 +277,47 @@ async def test_after_one_cancellation_the_view_goes_on(connection: Connection) -
     assert scalar(await connection.exchange([PID]))
 
 
-async def test_a_task_that_will_not_let_go_is_made_to(endpoint: PsycopgServer) -> None:
-    connection = await endpoint.acquire(deadline=None)
+async def test_a_task_that_will_not_let_go_is_made_to(server: PsycopgServer) -> None:
+    connection = await server.acquire(deadline=None)
     await connection.exchange([BEGIN])
     view = connection.view()
     stray = asyncio.ensure_future(view.execute("select pg_sleep(30)"))
     await until(lambda: connection.is_midway)
     view.expire("over")
     started = now()
-    await endpoint.reclaim(connection)
+    await server.reclaim(connection)
     assert now() - started < 4.0
     with pytest.raises(psycopg.errors.QueryCanceled):
         await stray
-    assert endpoint.borrowed == 0
+    assert server.borrowed == 0
 
 
 async def test_a_task_that_waits_on_a_silent_server_is_made_to_let_go(
-    proxy: FaultProxy, proxy_url: str, open_endpoint: OpenEndpoint
+    proxy: FaultProxy, proxy_url: str, open_server: OpenServer
 ) -> None:
-    endpoint = await open_endpoint(proxy_url)
-    connection = await endpoint.acquire(deadline=None)
+    server = await open_server(proxy_url)
+    connection = await server.acquire(deadline=None)
     view = connection.view()
     stray = asyncio.ensure_future(view.execute("select pg_sleep(30)"))
     await until(lambda: connection.is_midway)
     proxy.freeze()
     started = now()
-    await endpoint.reclaim(connection)
+    await server.reclaim(connection)
     assert now() - started < 5.0
     assert connection.closed
     with pytest.raises(psycopg.OperationalError):
         await stray
-    assert endpoint.borrowed == 0
+    assert server.borrowed == 0
 
 
-async def test_closing_the_view_closes_the_connection_and_the_pool_replaces_it(open_endpoint: OpenEndpoint) -> None:
-    endpoint = await open_endpoint(max_size=1)
-    connection = await endpoint.acquire(deadline=None)
+async def test_closing_the_view_closes_the_connection_and_the_pool_replaces_it(open_server: OpenServer) -> None:
+    server = await open_server(max_size=1)
+    connection = await server.acquire(deadline=None)
     view = connection.view()
     await view.close()
     assert connection.closed
     assert (await connection.exchange([PID])).is_lost
-    await endpoint.reclaim(connection)
-    connection = await endpoint.acquire(deadline=None)
+    await server.reclaim(connection)
+    connection = await server.acquire(deadline=None)
     assert scalar(await connection.exchange([PID]))
-    await endpoint.release(connection)
+    await server.release(connection)

@@ -8,7 +8,7 @@ from psycopg import sql
 
 from asgi_datasource.drivers.psycopg import Connection, Exchange, PsycopgServer, Statement
 from asgi_datasource.drivers.psycopg.prepared import StatementCache
-from tests.drivers.conftest import Connect, OpenEndpoint
+from tests.drivers.conftest import Connect, OpenServer
 
 BEGIN = Statement("begin", prepare=False)
 COMMIT = Statement("commit", prepare=False)
@@ -64,13 +64,13 @@ async def test_the_caller_decides(connection: Connection, prepare: bool, expecte
     assert await on_server(connection) == expected
 
 
-async def test_behind_a_transaction_pooler_nothing_is_prepared(open_endpoint: OpenEndpoint) -> None:
-    endpoint = await open_endpoint(prepares=False)
-    connection = await endpoint.acquire(deadline=None)
+async def test_behind_a_transaction_pooler_nothing_is_prepared(open_server: OpenServer) -> None:
+    server = await open_server(prepares=False)
+    connection = await server.acquire(deadline=None)
     for _ in range(3):
         await connection.exchange([Statement("select 1", prepare=True)])
     assert await on_server(connection) == set()
-    await endpoint.release(connection)
+    await server.release(connection)
 
 
 async def test_what_a_failed_pipeline_skipped_does_not_count_as_prepared(connection: Connection) -> None:
@@ -244,12 +244,12 @@ async def test_composed_queries_are_prepared_like_others(connection: Connection)
     assert await on_server(connection) == {"ads_1"}
 
 
-async def test_every_pooled_connection_keeps_its_own_names(endpoint: PsycopgServer) -> None:
-    first = await endpoint.acquire(deadline=None)
-    second = await endpoint.acquire(deadline=None)
+async def test_every_pooled_connection_keeps_its_own_names(server: PsycopgServer) -> None:
+    first = await server.acquire(deadline=None)
+    second = await server.acquire(deadline=None)
     for connection in (first, second, first, second):
         for _ in range(2):
             assert (await run(connection, "select 'shared text'")).error is None
     for connection in (first, second):
         await agree(connection)
-        await endpoint.release(connection)
+        await server.release(connection)

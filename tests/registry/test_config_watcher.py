@@ -175,9 +175,9 @@ async def watching(
 
 async def test_a_secret_that_is_changed_is_used(world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     async with watching(world, tmp_path, monkeypatch) as (registry, _, _config):
-        before = registry.compiled.endpoints
+        before = registry.compiled.servers
         (tmp_path / "secret").write_text(world.url() + "?application_name=rotated")
-        await until(lambda: registry.compiled.endpoints != before)
+        await until(lambda: registry.compiled.servers != before)
         async with registry.session(tenant="acme") as db:
             assert await db.fetch_value("select current_setting('application_name')") == "rotated"
 

@@ -46,7 +46,7 @@ async def reads(registry: DataSourceRegistry, count: int = 12) -> Counter[str]:
 
 
 def is_up(registry: DataSourceRegistry) -> dict[str, bool]:
-    return {name: endpoint.is_up for name, endpoint in registry.datasources["orders"].endpoints.items()}
+    return {name: endpoint.is_up for name, endpoint in registry.datasources["orders"].servers.items()}
 
 
 # -- what counts against a server

@@ -9,7 +9,7 @@ from typing import Final
 
 from ...config import EVERY_OTHER, PLACEHOLDER, Config, DataSourceConfig, Diagnostic, DiagnosticPath
 from ...drivers.psycopg import ConnectionTemplate
-from ...registry.compiler import endpoint_settings
+from ...registry.compiler import server_settings
 from ...tenancy import Home, Tenant, by_database, home_of, homes_to_come, sample
 from .ask import ask_server, compare
 from .facts import Facts, Target
@@ -86,7 +86,7 @@ async def _servers(name: str, datasource: DataSourceConfig, homes: list[Home], t
         if tenant is not None:
             conninfo = ConnectionTemplate(conninfo, where=f"{name}/{node}").fill(tenant.database or tenant.name or "")
         whose = None if tenant is None else tenant.name
-        targets.append(Target(name, node, path, endpoint_settings(datasource.pool, conninfo), whose, most_pools))
+        targets.append(Target(name, node, path, server_settings(datasource.pool, conninfo), whose, most_pools))
     shared = datasource.search_path
     async with asyncio.TaskGroup() as group:
         tasks = [group.create_task(ask_server(target, homes, shared, datasource.audit)) for target in targets]

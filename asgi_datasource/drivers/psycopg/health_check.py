@@ -62,13 +62,13 @@ class HealthCheck:
     What it meets there is evidence for the endpoint's breaker like everything else.
     """
 
-    def __init__(self, endpoint: PsycopgServer) -> None:
-        self._endpoint = endpoint
+    def __init__(self, server: PsycopgServer) -> None:
+        self._server = server
         self._question = _QUESTION
         self._connection: Connection | None = None
-        self.check_limit_s = endpoint.check_limit_s
-        self.prepares = endpoint.prepares
-        self.is_pooled = endpoint.is_pooled
+        self.check_limit_s = server.check_limit_s
+        self.prepares = server.prepares
+        self.is_pooled = server.is_pooled
         self.attempts: set[asyncio.Timeout] = set()
 
     async def ask(self, *, limit_s: float) -> Observation:
@@ -93,11 +93,11 @@ class HealthCheck:
             if exchange.error is None:
                 row = None if exchange.results[0] is None else exchange.results[0].first()
                 if row is None or row["position"] is None:
-                    raise DataError(DataErrorKind.OTHER, f"{self._endpoint.label}: it does not say where its log is")
+                    raise DataError(DataErrorKind.OTHER, f"{self._server.label}: it does not say where its log is")
                 return _read(row, asked_at, loop.time())
             if exchange.is_lost or exchange.timed_out or self._question is _SIMPLE_QUESTION:
                 self.close()
-                raise self._endpoint.error_of(exchange, is_write=False) from exchange.error
+                raise self._server.error_of(exchange, is_write=False) from exchange.error
             self._question = _SIMPLE_QUESTION
 
     def close(self) -> None:
@@ -111,10 +111,10 @@ class HealthCheck:
         if connection is None or connection.closed:
             try:
                 async with asyncio.timeout_at(deadline):
-                    connection = await self._endpoint.connect(observer=self)
+                    connection = await self._server.connect(observer=self)
             except (Error, TimeoutError) as error:
                 raise DataError(
-                    DataErrorKind.CONNECTION, f"{self._endpoint.label}: cannot connect: {error or 'no answer'}"
+                    DataErrorKind.CONNECTION, f"{self._server.label}: cannot connect: {error or 'no answer'}"
                 ) from error
             self._connection = connection
         return connection
@@ -126,17 +126,17 @@ class HealthCheck:
 
     def connect_failed(self, error: Error) -> Error:
         """A connection could not be made."""
-        return self._endpoint.connect_failed(error)
+        return self._server.connect_failed(error)
 
     def disconnected(self, connection: WatchedSocket, *, was_lost: bool) -> None:
         """The connection is gone."""
         if was_lost and self._connection is connection:
             self._connection = None
-            self._endpoint.suspect()
+            self._server.suspect()
 
     def went_silent(self) -> None:
         """The server does not answer."""
-        self._endpoint.went_silent()
+        self._server.went_silent()
 
 
 def read_position(answer: Result | None, *, standby_timeline: int) -> Position | None:

@@ -34,7 +34,7 @@ from .server_timeouts import ASK_LIMITS
 from .settings import Address
 from .statement import Statement
 
-logger = logging.getLogger("asgi_datasource.endpoint")
+logger = logging.getLogger("asgi_datasource.server")
 
 _HEARSAY_PAUSE_S: Final = 5.0
 """Seconds until it is looked for a newer timeline again that was not found."""

@@ -30,7 +30,7 @@ from .server_timeouts import is_behind_pooler, read_limits
 from .settings import APPLICATION_NAME, ServerSettings, connect_failure, is_unknown_database, resolve
 from .socket import ConnectionObserver, WatchedSocket
 
-logger = logging.getLogger("asgi_datasource.endpoint")
+logger = logging.getLogger("asgi_datasource.server")
 
 _CLOSE_GRACE_S: Final = 1.0
 _SHED_INTERVAL_S: Final = 0.5
@@ -45,19 +45,19 @@ _SHORTEST_WAIT_S: Final = 0.001
 class PoolKeeper(Protocol):
     """Decides when pools are open that open with their first use."""
 
-    async def make_room(self, endpoint: PsycopgServer, /, *, timeout_s: float) -> None:
+    async def make_room(self, server: PsycopgServer, /, *, timeout_s: float) -> None:
         """Open the endpoint's pool, once there is room for it."""
         ...
 
-    def used(self, endpoint: PsycopgServer, /) -> None:
+    def used(self, server: PsycopgServer, /) -> None:
         """Somebody borrows a connection of it."""
         ...
 
-    def rested(self, endpoint: PsycopgServer, /) -> None:
+    def rested(self, server: PsycopgServer, /) -> None:
         """Nobody uses it any more."""
         ...
 
-    def reached(self, endpoint: PsycopgServer, /) -> None:
+    def reached(self, server: PsycopgServer, /) -> None:
         """A connection was made for the first time."""
         ...
 
