@@ -112,7 +112,7 @@ class DataSourceMiddleware:
         if outer is not None:
             scope = dict(scope)
             # What the framework below writes into the copy, its route and its handlers, holds for both.
-            outer.session.observe(scope)
+            outer.session.scope = scope
         guard = ResponseGuard(registry, compiled, tenant, scope, receive, send, started, outer)
         if self._retries or retrying.is_asked_for:
             guard.replay = RequestReplay(scope, compiled.policy.retry_body_limit)

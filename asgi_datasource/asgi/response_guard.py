@@ -24,12 +24,16 @@ from ..observability import tracing
 from ..registry.registry import DataSourceRegistry
 from ..registry.runtime_config import RuntimeConfig
 from ..routing.consistency.client_history import ClientHistory
+from ..sessions.core import SessionCore
 from ..sessions.session import DataSession
 from ..sessions.unit_of_work import deadline_passed
 from ..tenancy import Tenant
 from ..tenancy.path_prefix import route_path
+from ..transaction import TransactionOptions
+from . import outcome
 from .current_session import SessionHolder
 from .exception_handlers import find_handler
+from .outcome import Attempt, Outcome
 from .problem_details import ProblemDetails
 from .receive_buffer import ReceiveBuffer
 from .request_replay import RequestReplay
@@ -83,7 +87,7 @@ class ResponseGuard:
     is_used = False
     """Whether anything was made that has to be put away."""
     _session: DataSession | None = None
-    _inbox: ReceiveBuffer | None = None
+    _received: ReceiveBuffer | None = None
     _ending: asyncio.Task[None] | None = None
     _is_decided: asyncio.Event | None = None
     _stopped_by: DataError | None = None
@@ -95,6 +99,8 @@ class ResponseGuard:
     _watch: asyncio.Task[None] | None = None
     _has_started = False
     """Whether a response that is streamed had started when it was interrupted."""
+    _is_committing = False
+    """COMMIT was sent, and its answer is not read yet."""
     _failure: BaseException | None = None
     """What the middleware raises, in place of what has ended the application's call."""
     replay: RequestReplay | None = None
@@ -105,7 +111,7 @@ class ResponseGuard:
     def __init__(
         self,
         registry: DataSourceRegistry,
-        compiled: RuntimeConfig,
+        config: RuntimeConfig,
         tenant: Tenant,
         scope: MutableMapping[str, Any],
         receive: Receive,
@@ -114,7 +120,7 @@ class ResponseGuard:
         outer: SessionHolder | None,
     ) -> None:
         self.registry = registry
-        self._compiled = compiled
+        self._config = config
         self._tenant = tenant
         self.scope = scope
         self._raw_receive = receive
@@ -135,10 +141,10 @@ class ResponseGuard:
             self._task = None if asyncio._get_running_loop() is None else asyncio.current_task()
             session = self._session = self.registry.make_session(
                 self._tenant,
-                compiled=self._compiled,
+                compiled=self._config,
                 scope=scope,
                 method=scope["method"],
-                policy=self._compiled.policy,
+                policy=self._config.policy,
                 path=route_path(scope, self._root),
                 started=self._started,
                 owner=self,
@@ -148,9 +154,38 @@ class ResponseGuard:
                 session.close_unused()
         return session
 
+    def tolerates(self, error: BaseException, options: TransactionOptions) -> bool:
+        """Whether an exception is only a way to respond, with a status that commits."""
+        session = self._session
+        rollback_on = self._config.policy.rollback_on
+        return session is not None and outcome.tolerates(error, options, session.lane(), rollback_on)
+
+    def _commits(self, session: SessionCore, status: int) -> bool:
+        """Whether a response of this status commits."""
+        if session.rollback_reason is not None:
+            return False
+        if session.verdict is not None:
+            return session.verdict
+        lane = session.lane()
+        commits = lane.outcomes.get(status)
+        if commits is None:
+            decided = outcome.decide(lane, self._config.policy.rollback_on, status=status)
+            commits = lane.outcomes[status] = decided is Outcome.COMMIT
+        return commits
+
+    def _commits_after(self, session: SessionCore, error: BaseException) -> bool:
+        """Whether the transaction is committed although this exception came out of the application."""
+        decided = outcome.decide(
+            session.lane(),
+            self._config.policy.rollback_on,
+            error=error,
+            is_rollback_only=session.rollback_reason is not None,
+        )
+        return decided is Outcome.COMMIT
+
     def note_attempts(self, attempts: int) -> None:
         """Tell the current span how often the request had to run, and whether that was enough."""
-        if self._compiled.policy.is_traced:
+        if self._config.policy.is_traced:
             tracing.note_attempts(attempts, has_lost=self._session is not None and self._session.lost_by is not None)
 
     async def returned(self) -> None:
@@ -178,28 +213,28 @@ class ResponseGuard:
 
     def let_go(self) -> None:
         """All is over: part from the server, whose scope leads back here, and would make each request a cycle."""
-        self.scope, self._inbox = _NO_SCOPE, None
+        self.scope, self._received = _NO_SCOPE, None
         self._raw_receive, self._raw_send = _receive_nothing, _send_nothing
 
     def stop_reading(self) -> None:
         """Nobody will ask for a message of the request any more."""
-        if self._inbox is not None:
-            self._inbox.close()
+        if self._received is not None:
+            self._received.close()
 
     # -- what the application sees
 
     def receive(self) -> Awaitable[Message]:
         """The next message of the request."""
-        inbox = self._inbox
-        if inbox is None:
-            inbox = self._make_inbox()
+        received = self._received
+        if received is None:
+            received = self._make_received()
             self.is_used = True
-        return inbox.receive()
+        return received.receive()
 
-    def _make_inbox(self) -> ReceiveBuffer:
+    def _make_received(self) -> ReceiveBuffer:
         recorder = None if self.replay is None else self.replay.recording
-        self._inbox = ReceiveBuffer(self._raw_receive, tells_from=self._is_decided, recorder=recorder)
-        return self._inbox
+        self._received = ReceiveBuffer(self._raw_receive, tells_from=self._is_decided, recorder=recorder)
+        return self._received
 
     def send(self, message: Message) -> Awaitable[None]:
         """Pass a message on, once the outcome of the transaction is known."""
@@ -228,7 +263,7 @@ class ResponseGuard:
             return
         status = _status_started_by(message)
         if status is not None:
-            if session is not None and session.outlives_start(status):
+            if session is not None and self._streams(session, status):
                 await self._or_fail(session, session.open_for_token())
                 self.state = _STREAMING
             elif session is None or session.is_unused:
@@ -245,9 +280,13 @@ class ResponseGuard:
                 message = self._with_token(message, session.past)
         await self._raw_send(message)
 
+    def _streams(self, session: SessionCore, status: int) -> bool:
+        """Whether the response may start while the snapshot of its route is still open."""
+        return session.lane().streams and session.is_open and self._commits(session, status)
+
     def _with_token(self, message: Message, past: ClientHistory) -> Message:
         """The start of a response, with what the client is to carry from now on."""
-        tokens = self._compiled.policy.tokens
+        tokens = self._config.policy.tokens
         if tokens is None:
             return message
         message = dict(message)
@@ -265,7 +304,7 @@ class ResponseGuard:
             message = self._with_token(message, session.past)
         await self._raw_send(message)
 
-    async def _end(self, session: DataSession, status: int) -> None:
+    async def _end(self, session: SessionCore, status: int) -> None:
         """The response starts: commit or roll back.
 
         Another response may start meanwhile: whoever has given up waiting for this one answers in its place, and gets
@@ -275,11 +314,14 @@ class ResponseGuard:
             ResponseReplaced: It was to be committed and was not, and another response has been sent; or the request
                 runs again.
         """
-        commit = session.commits_on(status)
-        if commit and session.has_hooks_before_commit:
-            # The request is not at its end yet: its deadline, and the client's leaving, interrupt them.
-            await self._run_before_commit(session)
-            commit = session.commits_on(status)
+        commit = self._commits(session, status)
+        if commit and self.state is _OPEN:
+            if session.has_hooks_before_commit:
+                # The request is not at its end yet: its deadline, and the client's leaving, interrupt them.
+                await self._run_before_commit(session)
+                commit = self._commits(session, status)
+            if commit and await self._commit(session):
+                return
         self._disarm()
         self.state = _ENDING
         try:
@@ -301,15 +343,49 @@ class ResponseGuard:
         self.state = _ENDED
         self._add_commits(session)
 
-    def _add_commits(self, session: DataSession) -> None:
+    async def _commit(self, session: SessionCore) -> bool:
+        """Commit where COMMIT can be sent at once and comes back with plain success; otherwise `_end` goes on.
+
+        COMMIT gets a task of its own only where this call is cancelled, or another one asks for the outcome, too.
+        """
+        exchange = session.send_commit()
+        if exchange is None:
+            return False
+        self._disarm()
+        self.state = _ENDING
+        self._is_committing = True
+        if self._received is not None:
+            # Until the outcome is known the application is not told that its client has left, which many take for
+            # their cue to clean up.
+            self._received.tells_from = self._is_decided = asyncio.Event()
+        try:
+            await exchange.waiter
+        except asyncio.CancelledError:
+            self._finish_commit(session)
+            raise
+        if self._ending is not None or not session.take_commit():
+            return False
+        self._is_committing = False
+        if self._is_decided is not None:
+            self._is_decided.set()
+        self.state = _ENDED
+        self._add_commits(session)
+        return True
+
+    def _finish_commit(self, session: SessionCore) -> None:
+        """Learn the outcome of a COMMIT that was sent, out of reach of the call's cancellation."""
+        if self._ending is None:
+            self._ending = self.registry.background.spawn(session.finish_commit())
+
+    def _add_commits(self, session: SessionCore) -> None:
         """What was committed here cannot run again; that holds for the request around it as well."""
         if self._outer is not None:
             self._outer.session.commits += session.commits
 
-    async def _run_before_commit(self, session: DataSession) -> None:
+    async def _run_before_commit(self, session: SessionCore) -> None:
         await self._or_fail(session, session.run_before_commit())
 
-    async def _or_fail(self, session: DataSession, work: Awaitable[None]) -> None:
+    async def _or_fail(self, session: SessionCore, work: Awaitable[None]) -> None:
         """Do what has to be done before the response starts: where that fails, the request fails with it."""
         try:
             await work
@@ -322,7 +398,9 @@ class ResponseGuard:
             await self._fail(error)
             raise ResponseReplaced from error
 
-    async def _end_session(self, session: DataSession, *, commit: bool, reason: str) -> None:
+    async def _end_session(self, session: SessionCore, *, commit: bool, reason: str) -> None:
+        if self._is_committing:
+            self._finish_commit(session)
         if self._ending is None:
             if session.is_at_rest:
                 await session.end(commit=commit, reason=reason)
@@ -330,8 +408,8 @@ class ResponseGuard:
             # Out of reach of the call's cancellation: the outcome is known whatever becomes of the call. Until it is,
             # the application is not told that its client has left, which many take for their cue to clean up.
             self._is_decided = asyncio.Event()
-            if self._inbox is not None:
-                self._inbox.tells_from = self._is_decided
+            if self._received is not None:
+                self._received.tells_from = self._is_decided
             outcome: asyncio.Future[None] = asyncio.get_running_loop().create_future()
             self._ending = self.registry.background.spawn(
                 session.end(commit=commit, reason=reason, is_apart=True), waiter=outcome
@@ -360,7 +438,7 @@ class ResponseGuard:
         session = self._session
         if self.state in (_ENDING, _ENDED) or session is None:
             return False
-        if self.state is _OPEN and session.has_hooks_before_commit and session.commits_after(error):
+        if self.state is _OPEN and session.has_hooks_before_commit and self._commits_after(session, error):
             try:
                 await self._run_before_commit(session)
             except BaseException as failure:
@@ -372,7 +450,7 @@ class ResponseGuard:
         if self.state is _STREAMING or (self.state is _DOOMED and self._has_started):
             await self._break_off(session, error)
             return False
-        if session.commits_after(error):
+        if self._commits_after(session, error):
             try:
                 await self._end_session(session, commit=True, reason="")
             except DataError as commit_error:
@@ -392,12 +470,12 @@ class ResponseGuard:
             logger.info("the client left; its transaction was rolled back")
             self.state = _ENDED
             return True
-        if isinstance(error, DataError) and ProblemDetails(self._compiled.errors).answers(error):
+        if isinstance(error, DataError) and ProblemDetails(self._config.errors).answers(error):
             await self._replace(error, by_handlers=error is stopped_by)
             return True
         return False
 
-    async def _break_off(self, session: DataSession, error: BaseException) -> None:
+    async def _break_off(self, session: SessionCore, error: BaseException) -> None:
         """The body cannot be finished: the server closes the connection, which tells the client that it is not all.
 
         Raises:
@@ -410,38 +488,33 @@ class ResponseGuard:
         ):
             raise self._stopped_by from error
 
-    def _runs_again(self, session: DataSession) -> bool:
+    def _runs_again(self, session: SessionCore) -> bool:
         """Whether the request has lost against another one and runs again; decided once, after it has ended."""
         replay = self.replay
         if self.state is _REPLACED or replay is None or session.lost_by is None or self._stopped_by is not None:
             return self.runs_again_after is not None
-        retries = session.retries
-        if replay.attempt > retries:
-            if retries:
-                session.note_event(tracing.RETRY_GIVEN_UP, {tracing.RETRY_ATTEMPT: replay.attempt})
-            return False
         delay_s = replay.next_delay_s()
-        obstacle = self._obstacle_to_replay(session, replay, delay_s)
-        if obstacle is not None:
-            logger.warning("a request that has lost against another one does not run again: %s", obstacle)
+        deadline = session.deadline()
+        attempt = Attempt(
+            replay.attempt,
+            session.lane().retries,
+            has_committed=bool(session.commits) or (self._outer is not None and not self._outer.session.is_unused),
+            is_body_too_large=replay.recording.is_too_large,
+            is_client_gone=self._received is not None and self._received.is_gone,
+            is_late=deadline is not None and asyncio.get_running_loop().time() + delay_s >= deadline,
+        )
+        if attempt.is_exhausted:
+            if attempt.retries:
+                session.note_event(tracing.RETRY_GIVEN_UP, {tracing.RETRY_ATTEMPT: attempt.number})
             return False
-        session.due_hooks.forget()
+        if attempt.obstacle is not None:
+            logger.warning("a request that has lost against another one does not run again: %s", attempt.obstacle)
+            return False
+        session.forget_due_hooks()
         self.state = _REPLACED
         self.runs_again_after = delay_s
         session.note_event(tracing.RETRY, tracing.retry_attributes(replay.attempt, delay_s, session.lost_by))
         return True
-
-    def _obstacle_to_replay(self, session: DataSession, replay: RequestReplay, delay_s: float) -> str | None:
-        if session.commits or (self._outer is not None and not self._outer.session.is_unused):
-            return "a part of it has been committed already"
-        if replay.recording.is_too_large:
-            return "its body is longer than transactions.retry_body_limit"
-        if self._inbox is not None and self._inbox.is_gone:
-            return "its client has left"
-        deadline = session.deadline()
-        if deadline is not None and asyncio.get_running_loop().time() + delay_s >= deadline:
-            return "its deadline is too near"
-        return None
 
     def again(self, scope: MutableMapping[str, Any]) -> ResponseGuard:
         """The guard of another attempt.
@@ -451,7 +524,7 @@ class ResponseGuard:
         """
         guard = ResponseGuard(
             self.registry,
-            self._compiled,
+            self._config,
             self._tenant,
             scope,
             self._raw_receive,
@@ -460,9 +533,9 @@ class ResponseGuard:
             self._outer,
         )
         guard.replay = self.replay
-        if self._inbox is not None:
-            self._inbox.rewind()
-            guard._inbox = self._inbox
+        if self._received is not None:
+            self._received.rewind()
+            guard._received = self._received
             guard.is_used = True
         self.let_go()
         return guard
@@ -485,7 +558,7 @@ class ResponseGuard:
         if by_handlers and await self._render(error):
             return
         is_partial = self._session is not None and self._session.commits > 0
-        await ProblemDetails(self._compiled.errors).send(error, self.scope, self._send_in_place, is_partial=is_partial)
+        await ProblemDetails(self._config.errors).send(error, self.scope, self._send_in_place, is_partial=is_partial)
 
     async def _render(self, error: Exception) -> bool:
         """Let the application's own exception handlers answer; False when there is none for this error.
@@ -493,19 +566,19 @@ class ResponseGuard:
         An exception out of `send` cannot reach them: to the framework the response has started.
         """
         seen = None if self._session is None else self._session.scope
-        handler = find_handler(error, ProblemDetails(self._compiled.errors), seen, self.scope)
+        handler = find_handler(error, ProblemDetails(self._config.errors), seen, self.scope)
         return handler is not None and await handler.answer(self.scope, self.receive, self._send_in_place)
 
     # -- deadline and disconnect
 
-    def first_statement(self, session: DataSession) -> None:
+    def first_statement(self, session: SessionCore) -> None:
         """The session comes into use: from here on there is something to protect, so the watches are set."""
         loop = asyncio.get_running_loop()
         self._task = self._task or asyncio.current_task()
         self._is_armed = True
         overtime = self.registry.overtime
         now = loop.time()
-        self._deadline = deadline = session.deadline()
+        self._deadline = deadline = session.request_deadline()
         if deadline is not None and deadline < now + overtime.after_s:
             self._timer = loop.call_at(deadline, self._deadline_passed)
         overtime.add(self._start_watching, now)
@@ -517,7 +590,7 @@ class ResponseGuard:
 
     def _interrupt(self, error: DataError) -> None:
         """Doom the request; the statement that runs is stopped, or else the application where it waits."""
-        session = cast("DataSession", self._session)
+        session = cast("SessionCore", self._session)
         self._has_started = self._has_started or self.state is _STREAMING
         self.state = _DOOMED
         self._stopped_by = session.stop(error)
@@ -538,11 +611,11 @@ class ResponseGuard:
         if self._deadline is not None and self._timer is None:
             self._timer = asyncio.get_running_loop().call_at(self._deadline, self._deadline_passed)
         if self.state in (_OPEN, _STREAMING):
-            inbox = self._inbox or self._make_inbox()
-            self._watch = asyncio.get_running_loop().create_task(self._watch_client(inbox))
+            received = self._received or self._make_received()
+            self._watch = asyncio.get_running_loop().create_task(self._watch_client(received))
 
-    async def _watch_client(self, inbox: ReceiveBuffer) -> None:
-        if await inbox.wait_for_disconnect() and self.state in (_OPEN, _STREAMING):
+    async def _watch_client(self, received: ReceiveBuffer) -> None:
+        if await received.wait_for_disconnect() and self.state in (_OPEN, _STREAMING):
             self._interrupt(ClientDisconnected())
 
     def _disarm(self) -> None:
@@ -565,7 +638,7 @@ async def _send_nothing(message: Message) -> None:
     raise RuntimeError(f"{message['type']!r} was sent after the application had returned")
 
 
-async def _run_hooks(session: DataSession, ending: asyncio.Task[None] | None) -> None:
+async def _run_hooks(session: SessionCore, ending: asyncio.Task[None] | None) -> None:
     if ending is not None:
         await asyncio.wait({ending})
     await session.run_due_hooks()

@@ -14,7 +14,7 @@ from collections.abc import Callable
 from typing import Final
 from weakref import WeakValueDictionary
 
-from ..drivers.psycopg import PsycopgServer
+from ..drivers.protocol import Server
 from ..errors import DataError, DataErrorKind
 from ..observability.metrics import Metrics
 from .datasource import PostgresDataSource
@@ -57,9 +57,9 @@ class Fleet:
         # A member lives for as long as a session knows it, or one of its servers is among the open ones: they know it,
         # since it watches them.
         self._members: WeakValueDictionary[str, PostgresDataSource] = WeakValueDictionary()
-        self._open: OrderedDict[PsycopgServer, float] = OrderedDict()
+        self._open: OrderedDict[Server, float] = OrderedDict()
         """Every open pool and when it was last used, the one that was used longest ago first."""
-        self._closing: dict[PsycopgServer, asyncio.Task[None]] = {}
+        self._closing: dict[Server, asyncio.Task[None]] = {}
         self._waiting: list[asyncio.Future[None]] = []
         self._newcomers = 0
         self._timer: asyncio.TimerHandle | None = None
@@ -77,7 +77,7 @@ class Fleet:
         return len(self._open)
 
     @property
-    def open_servers(self) -> tuple[PsycopgServer, ...]:
+    def open_servers(self) -> tuple[Server, ...]:
         """The servers whose pools are open, as they are at this moment."""
         return tuple(self._open)
 
@@ -105,7 +105,7 @@ class Fleet:
 
     # What its endpoints ask
 
-    async def make_room(self, server: PsycopgServer, *, timeout_s: float) -> None:
+    async def make_room(self, server: Server, *, timeout_s: float) -> None:
         """Open an endpoint's pool; with as many open as there may be, close one first, or wait for one.
 
         Raises:
@@ -133,13 +133,13 @@ class Fleet:
                 raise
             self._tend()
 
-    def used(self, server: PsycopgServer) -> None:
+    def used(self, server: Server) -> None:
         """Somebody borrows a connection of it."""
         if server in self._open:
             self._open[server] = asyncio.get_running_loop().time()
             self._open.move_to_end(server)
 
-    def rested(self, server: PsycopgServer) -> None:
+    def rested(self, server: Server) -> None:
         """Nobody uses it any more."""
         if not server.was_reached or self._is_retired:
             # It leads nowhere, as far as anybody knows.
@@ -147,7 +147,7 @@ class Fleet:
         elif self._waiting:
             self._wake()
 
-    def reached(self, server: PsycopgServer) -> None:
+    def reached(self, server: Server) -> None:
         """A connection was made for the first time."""
         if server in self._open:
             self._newcomers -= 1
@@ -182,7 +182,7 @@ class Fleet:
 
     # Inside
 
-    def _has_room(self, server: PsycopgServer) -> bool:
+    def _has_room(self, server: Server) -> bool:
         if not server.was_reached and self._newcomers >= NEWCOMERS:
             return False
         if len(self._open) + len(self._closing) < self._max_open:
@@ -195,17 +195,17 @@ class Fleet:
             self._close(idle)
         return False
 
-    def _forget(self, server: PsycopgServer) -> None:
+    def _forget(self, server: Server) -> None:
         if self._open.pop(server, None) is not None and not server.was_reached:
             self._newcomers -= 1
 
-    def _close(self, server: PsycopgServer) -> None:
+    def _close(self, server: Server) -> None:
         if server not in self._open:
             return
         self._forget(server)
         self._closing[server] = asyncio.get_running_loop().create_task(self._close_pool(server))
 
-    async def _close_pool(self, server: PsycopgServer) -> None:
+    async def _close_pool(self, server: Server) -> None:
         try:
             await server.close(timeout_s=CLOSE_LIMIT_S)
         except Exception:

@@ -9,7 +9,7 @@ from functools import partial
 from typing import Final, Protocol, runtime_checkable
 
 from ..concurrency.limits import Gate, Priority
-from ..drivers.psycopg import PsycopgServer
+from ..drivers.protocol import Server
 from ..routing import Node, Position, Role, RoutingPolicy, Standing, Topology
 from .replica_monitor import ReplicaMonitor
 
@@ -36,7 +36,7 @@ class DataSource(Protocol):
         ...
 
     @property
-    def servers(self) -> Mapping[str, PsycopgServer]:
+    def servers(self) -> Mapping[str, Server]:
         """Every server by its name; the primary is `primary`."""
         ...
 
@@ -158,8 +158,8 @@ class PostgresDataSource:
     def __init__(
         self,
         name: str,
-        primary: PsycopgServer,
-        replicas: Sequence[PsycopgServer] = (),
+        primary: Server,
+        replicas: Sequence[Server] = (),
         *,
         policy: RoutingPolicy | None = None,
         traits: Mapping[str, ReplicaTraits] | None = None,
@@ -196,7 +196,7 @@ class PostgresDataSource:
         return f"PostgresDataSource({self.name!r}, {', '.join(self.picture.describe())})"
 
     @property
-    def servers(self) -> Mapping[str, PsycopgServer]:
+    def servers(self) -> Mapping[str, Server]:
         """Every server by its name; the primary is `primary`."""
         return self._servers
 
@@ -311,7 +311,7 @@ class PostgresDataSource:
 
     # -- how it looks
 
-    def _changed(self, server: PsycopgServer) -> None:
+    def _changed(self, server: Server) -> None:
         """A server went down or came up, or its pool was opened or closed."""
         if not (server.is_up and server.is_open):
             self._monitor.forget(server.name)
@@ -340,7 +340,7 @@ class PostgresDataSource:
         replicas = tuple([self._node(replica) for replica in self.replicas])
         return Topology(self.name, primary, replicas, self.policy, self._monitor.track.lineage)
 
-    def _node(self, replica: PsycopgServer) -> Node:
+    def _node(self, replica: Server) -> Node:
         traits = self._traits[replica.name]
         zone = self.policy.zone
         standing = self._monitor.standings.get(replica.name, _UNKNOWN)

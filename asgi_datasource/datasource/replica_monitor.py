@@ -10,7 +10,7 @@ from functools import partial
 from random import uniform
 from typing import Any, Final
 
-from ..drivers.psycopg import HealthCheck, PsycopgServer
+from ..drivers.protocol import HealthCheck, Server
 from ..errors import DataError
 from ..routing import Observation, Standing, Track, smooth
 
@@ -38,8 +38,8 @@ class ReplicaMonitor:
     def __init__(
         self,
         datasource: str,
-        primary: PsycopgServer,
-        replicas: Sequence[PsycopgServer],
+        primary: Server,
+        replicas: Sequence[Server],
         *,
         interval_s: float,
         reach_s: float,
@@ -48,9 +48,9 @@ class ReplicaMonitor:
         self._datasource = datasource
         self._interval_s = interval_s
         self._limit_s = max(LEAST_S, min(MOST_S, interval_s))
-        self._primary = HealthCheck(primary)
+        self._primary = primary.health_check()
         self._primary_server = primary
-        self._lookouts = {replica.name: (replica, HealthCheck(replica)) for replica in replicas}
+        self._lookouts = {replica.name: (replica, replica.health_check()) for replica in replicas}
         self._tell = tell
         self._task: asyncio.Task[None] | None = None
         self._asking: dict[str, asyncio.Task[None]] = {}
@@ -140,7 +140,7 @@ class ReplicaMonitor:
         primary.hear_of(seen.position.timeline)
         self.track.note_primary(seen)
 
-    async def _ask_replica(self, replica: PsycopgServer, lookout: HealthCheck) -> None:
+    async def _ask_replica(self, replica: Server, lookout: HealthCheck) -> None:
         seen = await self._ask(replica, lookout)
         if seen is None:
             self.forget(replica.name)
@@ -155,7 +155,7 @@ class ReplicaMonitor:
         rtt_s = smooth(None if before is None else before.rtt_s, seen.rtt_s)
         self.standings[replica.name] = replace(standing, rtt_s=rtt_s, received_lsn=seen.received_lsn)
 
-    async def _ask(self, server: PsycopgServer, lookout: HealthCheck) -> Observation | None:
+    async def _ask(self, server: Server, lookout: HealthCheck) -> Observation | None:
         """What a server says; None when it is down, or does not answer."""
         if not server.is_up:
             # Whether it is back is the breaker's to find out.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from random import random
@@ -14,7 +14,7 @@ from opentelemetry.trace import Span, SpanContext
 
 from ..concurrency.fair_queue import Share
 from ..concurrency.limits import Priority
-from ..drivers.psycopg import Connection, Exchange, PsycopgServer, Result, read_position
+from ..drivers.protocol import Connection, Exchange, Server
 from ..errors import DataError, DataErrorKind
 from ..observability import tracing
 from ..observability.metrics import Measure
@@ -31,6 +31,7 @@ from ..routing import (
     choose,
 )
 from ..routing.consistency.client_history import ClientHistory
+from ..transaction.control_statements import read_position
 from .datasource import DataSource
 
 _TAKES_A_TURN: Final = frozenset({Reason.BALANCED, Reason.PROVED, Reason.FAILOVER, Reason.STALE_OK})
@@ -77,10 +78,6 @@ class Servers(Protocol):
     @property
     def held(self) -> Mapping[str, Position]:
         """What they have shown to have, by name."""
-        ...
-
-    def take_turn(self) -> None:
-        """One was chosen because it was its turn."""
         ...
 
     def load(self) -> Mapping[str, float]:
@@ -145,7 +142,7 @@ class Attempt:
         self.failed |= {name}
         self.error = error
 
-    def may_go_on(self, server: PsycopgServer, exchange: Exchange, error: DataError) -> bool:
+    def may_go_on(self, server: Server, exchange: Exchange, error: DataError) -> bool:
         """Whether the statement can safely run again on another connection: nothing was committed, and it may help."""
         if exchange.timed_out:
             return False
@@ -180,35 +177,22 @@ def is_refusal(error: DataError) -> bool:
 
 
 class Router:
-    """Finds the servers for the statements of one session.
+    """Finds the servers for the statements of one session."""
 
-    Attributes:
-        held: Where the session holds connections for transactions that wait for the end of another one of its own.
-        pin: The session's.
-        past: What its client has seen before; None where nobody looks at that.
-        last_route: Where the last statement went and why; None before the first.
-    """
-
-    __slots__ = (
-        "_datasource",
-        "_is_traced",
-        "_measure",
-        "_pinned_by",
-        "_priority",
-        "_shows_tenant",
-        "_sticky",
-        "_tenant",
-        "held",
-        "last_route",
-        "past",
-        "pin",
-    )
+    # Defaults on the class: most sessions never set these.
+    held: tuple[Server, ...] = ()
+    """Where the session holds connections for transactions that wait for the end of another one of its own."""
+    last_route: Route | None = None
+    """Where the last statement went and why; None before the first."""
+    _pin: ReadAfterWritePin | None = None
+    _pinned_by: SpanContext | None = None
+    _sticky: str | None = None
 
     def __init__(
         self,
         datasource: DataSource,
         tenant: TenantSettings,
-        pin: ReadAfterWritePin,
+        pin: ReadAfterWritePin | None,
         *,
         past: ClientHistory | None,
         priority: Priority,
@@ -216,22 +200,42 @@ class Router:
         shows_tenant: bool,
         measure: Measure | None = None,
     ) -> None:
+        """Make it for one session.
+
+        Args:
+            datasource, tenant: The session's.
+            pin: The caller's own; None makes one with the first write.
+            past: What the session's client has seen before; None where tokens are disabled.
+            priority: Who is served first of those who wait for a connection.
+            is_traced: Whether there are spans.
+            shows_tenant: Whether the tenant's name stands on them.
+            measure: What is told of decisions and waits; None where nothing is measured.
+        """
         self._measure = measure
         self._datasource = datasource
         self._tenant = tenant
         self._priority = priority
         self._is_traced = is_traced
         self._shows_tenant = shows_tenant
-        self._pinned_by: SpanContext | None = None
-        self._sticky: str | None = None
-        self.held: tuple[PsycopgServer, ...] = ()
-        self.pin = pin
+        if pin is not None:
+            self._pin = pin
         self.past = past
-        self.last_route: Route | None = None
+
+    @property
+    def pin(self) -> ReadAfterWritePin:
+        """The session's, made when it is first asked for."""
+        if self._pin is None:
+            self._pin = ReadAfterWritePin()
+        return self._pin
+
+    @property
+    def is_pinned(self) -> bool:
+        """Whether the session has written."""
+        return self._pin is not None and self._pin.is_set
 
     async def connect(
         self, intent: AccessIntent, attempt: Attempt, deadline: float | None, freshness: Freshness
-    ) -> tuple[PsycopgServer, Connection]:
+    ) -> tuple[Server, Connection]:
         """Choose a server and borrow a connection of it; on to the next while servers cannot be reached.
 
         Raises:
@@ -241,15 +245,52 @@ class Router:
             route = self._choose(intent, attempt, freshness)
             if route is None:
                 raise attempt.error or nobody_may(self._datasource.picture)
-            self.last_route = route
-            if self._measure is not None:
-                self._measure.chose(decision_of(route))
+            self.note_route(route)
             server = self._datasource.servers[route.node]
             connection = await self._borrow(server, route, attempt, deadline)
             if connection is not None and not await self._is_left_behind(server, connection, deadline):
                 return server, connection
 
-    async def _is_left_behind(self, server: PsycopgServer, connection: Connection, deadline: float | None) -> bool:
+    def borrow_at_hand(
+        self, intent: AccessIntent, attempt: Attempt, freshness: Freshness
+    ) -> tuple[Server, Connection, Route] | None:
+        """Choose a server and borrow a connection that lies at hand; None where the caller would have to wait.
+
+        Until `note_borrowed`, nothing is counted: the choice is made anew where nothing could be sent.
+        """
+        if self.held:
+            return None
+        route = self._choose(intent, attempt, freshness)
+        if route is None:
+            return None
+        server = self._datasource.servers[route.node]
+        limit = self._tenant.max_connections
+        share = None if limit is None and not server.is_fair else Share(self._tenant.name, limit)
+        connection = server.try_acquire(share)
+        if connection is None:
+            return None
+        past = self.past
+        if past is not None and 0 < connection.timeline < past.timeline:
+            server.put_back(connection)
+            return None
+        return server, connection, route
+
+    def note_borrowed(self, server: Server, connection: Connection, route: Route) -> None:
+        """A statement was sent over a connection of `borrow_at_hand`."""
+        self.note_route(route)
+        measure = self._measure
+        if measure is not None:
+            connection.use = measure.lent(server, 0.0)
+
+    def note_route(self, route: Route) -> None:
+        """A server was chosen."""
+        self.last_route = route
+        if route.reason in _TAKES_A_TURN:
+            self._datasource.take_turn()
+        if self._measure is not None:
+            self._measure.chose(decision_of(route))
+
+    async def _is_left_behind(self, server: Server, connection: Connection, deadline: float | None) -> bool:
         """Whether the client has seen a newer timeline than this primary writes, and its primary was found.
 
         Other processes may know of a failover before this one. Where no primary is found that writes the newer
@@ -261,7 +302,7 @@ class Router:
         try:
             await server.look_for(past.timeline, deadline=deadline)
         except BaseException:
-            server.release_nowait(connection)
+            server.release(connection)
             raise
         if connection.timeline >= server.timeline:
             return False
@@ -270,7 +311,7 @@ class Router:
 
     # -- what a server has to prove
 
-    def must_prove(self, server: PsycopgServer, connection: Connection, attempt: Attempt) -> bool:
+    def must_prove(self, server: Server, connection: Connection, attempt: Attempt) -> bool:
         """Whether a server has yet to show that it has what is asked for; the primary has everything."""
         after = attempt.after
         if after is None or server.role is Role.PRIMARY:
@@ -278,7 +319,9 @@ class Router:
         held = connection.held
         return held is None or not self._datasource.picture.lineage.covers(held, after)
 
-    def proves(self, server: PsycopgServer, connection: Connection, attempt: Attempt, answer: Result | None) -> bool:
+    def proves(
+        self, server: Server, connection: Connection, attempt: Attempt, answer: Sequence[str | None] | None
+    ) -> bool:
         """Whether where a server is, as it has just said, is far enough."""
         position = self.position(answer, server)
         after = attempt.after
@@ -289,7 +332,7 @@ class Router:
             connection.held = position
         return self._datasource.picture.lineage.covers(position, after)
 
-    def position(self, answer: Result | None, server: PsycopgServer) -> Position | None:
+    def position(self, answer: Sequence[str | None] | None, server: Server) -> Position | None:
         """Where a server is, by what it has answered, and by what else is known of it; timeline 0 is not known."""
         known = next((node.position for node in self._datasource.picture.replicas if node.name == server.name), None)
         position = read_position(answer, standby_timeline=0 if known is None else known.timeline)
@@ -297,7 +340,7 @@ class Router:
             self._datasource.held[server.name] = position
         return position
 
-    def seen_at(self, answer: Result | None, server: PsycopgServer) -> Position | None:
+    def seen_at(self, answer: Sequence[str | None] | None, server: Server) -> Position | None:
         """What a client has seen at most who has read from a server that has answered so; None is not known.
 
         A standby that nobody has asked yet does not say which timeline it follows. The primary's asks for no less.
@@ -310,18 +353,19 @@ class Router:
 
     # -- what becomes of statements
 
-    def note_read(self, server: PsycopgServer) -> None:
+    def note_read(self, server: Server) -> None:
         """A read worked: the request's next ones stay with its server."""
         if server.role is Role.REPLICA:
             self._sticky = server.name
 
     def note_write(self) -> None:
         """The request writes: its reads go to the primary from now on."""
-        if self._is_traced and not self.pin.is_set:
+        pin = self.pin
+        if self._is_traced and not pin.is_set:
             self._pinned_by = tracing.current_span_context()
-        self.pin.set()
+        pin.set()
 
-    def note_transaction(self, server: PsycopgServer, intent: AccessIntent, *, is_read_only: bool) -> None:
+    def note_transaction(self, server: Server, intent: AccessIntent, *, is_read_only: bool) -> None:
         """A statement goes to the transaction that is open already."""
         is_pinned_read = intent is AccessIntent.READ and not is_read_only
         reason = Reason.PINNED if is_pinned_read else Reason.TRANSACTION
@@ -334,11 +378,11 @@ class Router:
 
     def _choose(self, intent: AccessIntent, attempt: Attempt, freshness: Freshness) -> Route | None:
         return find_route(
-            self._datasource, intent, attempt, freshness, is_pinned=self.pin.is_set, past=self.past, sticky=self._sticky
+            self._datasource, intent, attempt, freshness, is_pinned=self.is_pinned, past=self.past, sticky=self._sticky
         )
 
     async def _borrow(
-        self, server: PsycopgServer, route: Route, attempt: Attempt, deadline: float | None
+        self, server: Server, route: Route, attempt: Attempt, deadline: float | None
     ) -> Connection | None:
         """A connection, or None when the server cannot be reached and another may be."""
         if self.held:
@@ -371,7 +415,7 @@ class Router:
                 span.set_attribute(tracing.POOL_WAIT_MS, round((perf_counter() - started) * 1000, 3))
                 span.end()
 
-    def _check_second_connection(self, server: PsycopgServer) -> None:
+    def _check_second_connection(self, server: Server) -> None:
         """Refuse to wait for a connection that only this very session could give back.
 
         Raises:
@@ -393,7 +437,7 @@ class Router:
             tracing.CANDIDATES: route.candidates,
             tracing.TENANT_STRATEGY: self._tenant.strategy,
         }
-        pin_age_ms, pin_lsn = self.pin.age_ms, self.pin.lsn
+        pin_age_ms, pin_lsn = (None, None) if self._pin is None else (self._pin.age_ms, self._pin.lsn)
         if self._shows_tenant and self._tenant.name is not None:
             attributes[tracing.TENANT_ID] = self._tenant.name
         if pin_age_ms is not None:
@@ -448,7 +492,7 @@ def find_route(
         if attempt.after is None:
             attempt.patience_s = past.wait_s
         attempt.after = past.needed(freshness)
-    route = choice(
+    return choice(
         picture,
         intent,
         now=asyncio.get_running_loop().time(),
@@ -465,9 +509,6 @@ def find_route(
         behind=attempt.behind,
         held=servers.held,
     )
-    if route is not None and route.reason in _TAKES_A_TURN:
-        servers.take_turn()
-    return route
 
 
 def nobody_may(picture: Topology) -> DataError:

@@ -11,7 +11,9 @@ from ..config import PLACEHOLDER, Config, ConsistencyConfig, DataSourceConfig, E
 from ..config import RouteRule as RouteRuleConfig
 from ..datasource.database_fleet import Fleet
 from ..datasource.datasource import DataSource, PostgresDataSource, ReplicaTraits
-from ..drivers.psycopg import ConnectionTemplate, PsycopgServer, ServerSettings
+from ..drivers import load_driver
+from ..drivers.protocol import Server
+from ..drivers.settings import ServerSettings
 from ..observability.metrics import Metrics
 from ..routing import AccessIntent, Balance, Consistency, Freshness, NoReplica, Role, RoutingPolicy, choose_interval
 from ..routing.consistency.client_history import TokenPolicy
@@ -87,14 +89,15 @@ def _has_databases(datasource: DataSourceConfig) -> bool:
 def _compile_datasource(
     name: str, config: DataSourceConfig, previous: DataSource | None, route_lags_s: Sequence[float | None]
 ) -> DataSource:
-    before: Mapping[str, PsycopgServer] = {} if previous is None else previous.servers
+    driver = load_driver()
+    before: Mapping[str, Server] = {} if previous is None else previous.servers
 
-    def make(node: str, role: Role, server: EndpointConfig) -> PsycopgServer:
+    def make(node: str, role: Role, server: EndpointConfig) -> Server:
         settings = server_settings(config.pool, server.url.get_secret_value())
         present = before.get(node)
         if present is not None and present.role is role and present.settings == settings:
             return present
-        return PsycopgServer(node, name, role, settings)
+        return driver.make_server(node, name, role, settings)
 
     primary = make("primary", Role.PRIMARY, config.primary)
     replicas = [make(node, Role.REPLICA, server) for node, server in config.replicas.items()]
@@ -143,15 +146,16 @@ def _compile_fleet(
     settings = (config, policy)
     if previous is not None and previous.settings == settings:
         return previous
+    driver = load_driver()
     templates = {
-        node: ConnectionTemplate(server.url.get_secret_value(), where=f"datasources.{name}, server {node!r}")
+        node: driver.make_template(server.url.get_secret_value(), where=f"datasources.{name}, server {node!r}")
         for node, server in (("primary", config.primary), *config.replicas.items())
     }
 
     def make(database: str, fleet: Fleet) -> PostgresDataSource:
-        def server(node: str, role: Role) -> PsycopgServer:
+        def server(node: str, role: Role) -> Server:
             settings = server_settings(config.pool, templates[node].fill(database))
-            return PsycopgServer(node, name, role, settings, keeper=fleet)
+            return driver.make_server(node, name, role, settings, keeper=fleet)
 
         replicas = [server(node, Role.REPLICA) for node in config.replicas]
         primary = server("primary", Role.PRIMARY)

@@ -38,7 +38,7 @@ from ..routing import (
 )
 from ..routing.consistency.client_history import ClientHistory
 from ..routing.consistency.token import Mark, Token, scope_of
-from ..sessions.policy import NO_RULE, Plan, RouteRule, make_plan, opening, timeout_of
+from ..sessions.policy import NO_RULE, Plan, RouteRule, make_lane, make_plan, opening, timeout_of
 from ..sessions.route_rules import CompiledRule
 from ..tenancy import Answer, Resolution, Tenant
 from ..tenancy.path_prefix import route_path
@@ -243,14 +243,8 @@ class _Told:
         path = route_path(self._scope)
         found = compiled.rules.find(method, path)
         rule = NO_RULE if found is None else found.rule
-        plan = make_plan(
-            policy=compiled.policy,
-            rule=rule,
-            endpoint=None,
-            frame=None,
-            method=method,
-            started=asyncio.get_running_loop().time(),
-        )
+        lane = make_lane(compiled.policy, rule, method, None)
+        plan = make_plan(lane, None, asyncio.get_running_loop().time())
         wanted = question.intent or plan.intent
         intent, freshness, terms = self._ask(plan, wanted)
         past, token = self._past(freshness)

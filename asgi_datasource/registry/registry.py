@@ -7,7 +7,7 @@ import logging
 from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Mapping, MutableMapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
-from functools import partial
+from functools import lru_cache, partial
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Final
@@ -17,14 +17,16 @@ from ..concurrency.tasks import BackgroundTasks
 from ..config import Config, ConfigFile, Origins, load, read_state
 from ..datasource.database_fleet import Fleet
 from ..datasource.datasource import DataSource
-from ..drivers.psycopg import PsycopgServer, RawConnection
+from ..drivers.protocol import Server
+from ..drivers.raw import RawConnection
 from ..errors import ConfigError, DataError, DataErrorKind
 from ..observability.metrics import unwatch, watch
 from ..routing import AccessIntent, ReadAfterWritePin
 from ..routing.consistency.token import Token
 from ..sessions.context import current_frame, current_runner
+from ..sessions.core import SessionCore, SessionOwner
 from ..sessions.policy import NO_RULE, CommitScope, RouteRule, SessionPolicy
-from ..sessions.session import DataSession, SessionOwner
+from ..sessions.session import DataSession
 from ..tenancy import Catalog, Tenant, current_tenant
 from ..tenancy.provisioning import Provisioner
 from ..transaction import TransactionOptions
@@ -110,7 +112,7 @@ class DataSourceRegistry:
         self._keeper: asyncio.Task[None] | None = None
         self._reloading: asyncio.Lock | None = None
         self._leaving: set[DataSource] = set()
-        self._retired: set[PsycopgServer] = set()
+        self._retired: set[Server] = set()
         self._retired_fleets: set[Fleet] = set()
         self.is_open = False
         """Whether its pools are open."""
@@ -120,7 +122,7 @@ class DataSourceRegistry:
 
     # -- what metrics read; from another thread
 
-    def open_pools(self) -> list[PsycopgServer]:
+    def open_pools(self) -> list[Server]:
         """Every pool that is open and measured."""
         compiled = self.compiled
         kept = [server for fleet in compiled.fleets.values() for server in fleet.open_servers]
@@ -212,7 +214,7 @@ class DataSourceRegistry:
         path: str | None = None,
         started: float | None = None,
         owner: SessionOwner | None = None,
-        outer: DataSession | None = None,
+        outer: SessionCore | None = None,
         pin: ReadAfterWritePin | None = None,
         datasource: DataSource | None = None,
         rule: RouteRule = NO_RULE,
@@ -239,7 +241,6 @@ class DataSourceRegistry:
             datasource or compiled.datasource_of(tenant),
             tenant,
             policy=policy,
-            background=self.background,
             scope=scope,
             method=method,
             rule=rule if path is None else compiled.rules.match(method, path),
@@ -441,7 +442,7 @@ class DataSourceRegistry:
             retired=tuple([server.full_name for server in retired]),
         )
 
-    async def _abandon(self, compiled: RuntimeConfig, opened: list[PsycopgServer], catalog: Catalog | None) -> None:
+    async def _abandon(self, compiled: RuntimeConfig, opened: list[Server], catalog: Catalog | None) -> None:
         """The next configuration is not to be used after all."""
         if catalog is not None:
             await catalog.close()
@@ -578,8 +579,8 @@ class DataSourceRegistry:
         db = self.make_session(
             found,
             compiled=compiled,
-            policy=replace(compiled.policy, commit_scope=CommitScope.SESSION, deadline_s=None),
-            rule=RouteRule(TransactionOptions(read_only=read_only, timeout_s=timeout), is_transactional=True),
+            policy=compiled.block_policy,
+            rule=_block_rule(read_only, timeout),
             started=asyncio.get_running_loop().time(),
             token=compiled.seen([] if token is None else [token]),
         )
@@ -640,6 +641,12 @@ class DataSourceRegistry:
             await db.end(commit=True, reason="end of the block")
         finally:
             db.let_go()
+
+
+@lru_cache(maxsize=256)
+def _block_rule(read_only: bool, timeout_s: float | None) -> RouteRule:
+    """What holds in a block of `registry.session()`."""
+    return RouteRule(TransactionOptions(read_only=read_only, timeout_s=timeout_s), is_transactional=True)
 
 
 def compile(

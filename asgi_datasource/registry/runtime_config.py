@@ -11,7 +11,7 @@ from typing import Final
 from ..config import AuditConfig, ReloadConfig
 from ..datasource.database_fleet import Fleet
 from ..datasource.datasource import DataSource
-from ..drivers.psycopg import PsycopgServer
+from ..drivers.protocol import Server
 from ..errors import DataErrorKind
 from ..routing.consistency.token import NOTHING_SEEN, Token
 from ..sessions.policy import CommitScope, SessionPolicy
@@ -58,6 +58,7 @@ class RuntimeConfig:
         errors: How failures are answered.
         statement_policy: The policy of websocket sessions: no transaction is held over a connection that may last for
             hours.
+        block_policy: The policy of `registry.session()`: one transaction, and no deadline but its own.
         reload: When another configuration is taken by itself.
         may_retry: Whether it has requests run again.
     """
@@ -77,12 +78,15 @@ class RuntimeConfig:
     errors: ErrorSettings = ErrorSettings()
     reload: ReloadConfig = ReloadConfig()
     statement_policy: SessionPolicy = field(init=False, repr=False)
+    block_policy: SessionPolicy = field(init=False, repr=False)
     may_retry: bool = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "datasources", MappingProxyType(dict(self.datasources)))
         statement_policy = replace(self.policy, commit_scope=CommitScope.STATEMENT, deadline_s=None)
         object.__setattr__(self, "statement_policy", statement_policy)
+        block_policy = replace(self.policy, commit_scope=CommitScope.SESSION, deadline_s=None)
+        object.__setattr__(self, "block_policy", block_policy)
         object.__setattr__(self, "may_retry", bool(self.policy.retry) or self.rules.may_retry)
 
     def tenant(self, name: str | None) -> Tenant:
@@ -98,7 +102,7 @@ class RuntimeConfig:
         return self.admission.tenant(name)
 
     @property
-    def servers(self) -> list[PsycopgServer]:
+    def servers(self) -> list[Server]:
         """Every server of every datasource."""
         return [server for datasource in self.datasources.values() for server in datasource.servers.values()]
 

@@ -13,7 +13,7 @@ from typing import Any, Final, LiteralString
 
 from ..datasource.database_fleet import Fleet
 from ..datasource.datasource import DataSource
-from ..drivers.psycopg import Statement
+from ..drivers.statements import Statement
 from ..errors import ConfigError, DataError, DataErrorKind
 from ..tenancy import Catalog, CatalogState, Finding, Hole, Home, Tenant, by_database, find_holes, sample
 from .runtime_config import RuntimeConfig

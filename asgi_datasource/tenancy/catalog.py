@@ -17,7 +17,8 @@ from pathlib import Path
 from typing import Any, Final
 
 from ..config import CatalogConfig
-from ..drivers.psycopg import Connection, PsycopgServer, Result, Statement
+from ..drivers.protocol import Connection, Result, Server
+from ..drivers.statements import Statement
 from ..errors import DataError, DataErrorKind
 from .catalog_rows import COLUMNS, RowReader
 from .catalog_snapshot import SnapshotWriter, read_snapshot
@@ -88,7 +89,7 @@ class Catalog:
         endpoint: The server that is asked.
     """
 
-    def __init__(self, plan: CatalogPlan, directory: TenantDirectory, server: PsycopgServer) -> None:
+    def __init__(self, plan: CatalogPlan, directory: TenantDirectory, server: Server) -> None:
         config = plan.config
         self._plan = plan
         self._config = config
@@ -416,7 +417,7 @@ class Catalog:
             connection.when_gone = None
             connection.cut("the catalog has no more questions")
 
-    async def _ask(self, connection: Connection, statements: Sequence[Statement], deadline: float) -> list[Result]:
+    async def _ask(self, connection: Connection, statements: Sequence[Statement], deadline: float) -> Sequence[Result]:
         exchange = await connection.exchange(statements, deadline=deadline)
         if exchange.error is not None:
             raise self._server.error_of(exchange, is_write=False) from exchange.error

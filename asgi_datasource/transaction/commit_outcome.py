@@ -11,9 +11,10 @@ from contextlib import asynccontextmanager
 from enum import StrEnum
 from typing import Final
 
-from ..drivers.psycopg import Connection, PsycopgServer, Statement
+from ..drivers.protocol import Connection, Server
+from ..drivers.statements import INCARNATION, Statement
 from ..errors import DataError
-from .control_statements import INCARNATION, Identity, timeline_of
+from .control_statements import Identity, timeline_of
 
 POLL_INTERVAL_S: Final = 0.05
 POOL_WAIT_S: Final = 0.1
@@ -38,7 +39,7 @@ class Fate(StrEnum):
     UNKNOWN = "unknown"
 
 
-async def find_fate(server: PsycopgServer, identity: Identity, *, timeout_s: float) -> Fate:
+async def find_fate(server: Server, identity: Identity, *, timeout_s: float) -> Fate:
     """Ask the primary until it is decided.
 
     A transaction still `in progress` can commit yet: after a grace period its backend is ended. `committed` counts
@@ -67,7 +68,7 @@ async def find_fate(server: PsycopgServer, identity: Identity, *, timeout_s: flo
 
 
 @asynccontextmanager
-async def _line(server: PsycopgServer, *, deadline: float) -> AsyncGenerator[Connection]:
+async def _line(server: Server, *, deadline: float) -> AsyncGenerator[Connection]:
     """A connection to ask on: one of the pool's where one is free, else one more.
 
     A request that waits for the truth must not wait behind those that wait for a connection: they may take longer.

@@ -5,43 +5,56 @@ No I/O here: these functions build statements and judge what came back.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from functools import lru_cache
 from typing import Final
 
-from ..drivers.psycopg import Control, Exchange, Result, ServerTimeouts, Statement
+from ..drivers.protocol import Connection, Exchange
+from ..drivers.statements import INCARNATION, Begin, Control, ControlKind
+from ..routing import Position, parse_lsn
 from .options import Isolation
 
-COMMIT: Final = Statement("commit", prepare=False)
-ROLLBACK: Final = Statement("rollback", prepare=False)
+COMMIT: Final = Control(ControlKind.COMMIT, "commit")
 
-READ_ONLY: Final = (Statement("select set_config('transaction_read_only','on',true)"),)
+READ_ONLY: Final = (Control(ControlKind.READ_ONLY, "select set_config('transaction_read_only','on',true)"),)
 """Makes the rest of a transaction, or of a subtransaction, READ ONLY."""
 
-WAL_POSITION: Final = Statement("select pg_current_wal_insert_lsn()::text")
+WAL_POSITION: Final = Control(ControlKind.COMMIT_POSITION, "select pg_current_wal_insert_lsn()::text")
 """Behind COMMIT in the same round trip: the position that a replica must have replayed to show this commit."""
 
-INCARNATION: Final = (
-    "case when pg_is_in_recovery() then null"
-    " else left(pg_walfile_name(pg_current_wal_insert_lsn()), 8)"
-    " || ' ' || extract(epoch from pg_stat_get_bgwriter_stat_reset_time()) end"
-)
-"""What is another value after every event in which a server may give out the id of a lost transaction again.
-
-A failover begins a new timeline, and a crash discards the cumulative statistics; a restart in good order changes
-neither. The one without the other proves nothing: a standby may have come by the primary's statistics when it was
-made, and a crash keeps the timeline.
-
-Source: PostgreSQL manual, "Timelines" and "The Cumulative Statistics System" ("Statistics Collection Configuration").
-"""
-
-IDENTIFY: Final = Statement(
-    f"select pg_current_xact_id_if_assigned()::text as xid, pg_backend_pid() as pid, {INCARNATION} as incarnation"
+IDENTIFY: Final = Control(
+    ControlKind.IDENTIFY,
+    f"select pg_current_xact_id_if_assigned()::text, pg_backend_pid()::text, {INCARNATION}",
 )
 """What it takes to ask for this transaction's fate later."""
+
+IDENTIFY_XID: Final = Control(ControlKind.IDENTIFY, "select pg_current_xact_id_if_assigned()::text")
+"""The same on a connection that has told the rest when it was made."""
+
+_PRIMARY_TIMELINE: Final = "('x' || left(pg_walfile_name(pg_current_wal_insert_lsn()), 8))::bit(32)::int"
+
+ASK_POSITION: Final = Control(
+    ControlKind.POSITION,
+    "select case when pg_is_in_recovery() then pg_last_wal_replay_lsn() else pg_current_wal_insert_lsn() end::text,"
+    f" case when pg_is_in_recovery() then null else {_PRIMARY_TIMELINE}::text end",
+)
+"""Where a server is at this moment, beside other statements: in front of one, what that sees is no older; behind it, no
+newer. A standby's timeline would take more than may be asked for here."""
+
+
+def read_position(values: Sequence[str | None] | None, *, standby_timeline: int) -> Position | None:
+    """The answer of `ASK_POSITION`; None when the server does not say.
+
+    Args:
+        values: The answer's row.
+        standby_timeline: The timeline of the server if it is a standby, as far as that is known.
+    """
+    if values is None or values[0] is None:
+        return None
+    timeline = values[1]
+    return Position(standby_timeline if timeline is None else int(timeline), parse_lsn(values[0]))
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,93 +82,39 @@ def timeline_of(incarnation: str) -> int:
     return int(incarnation[:8], 16)
 
 
-def read_identity(result: Result | None) -> Identity | None:
-    """The answer of `IDENTIFY`; None while the transaction has not written."""
-    if result is None:
+def read_identity(values: Sequence[str | None] | None, connection: Connection) -> Identity | None:
+    """The answer of `IDENTIFY` or `IDENTIFY_XID`; None while the transaction has not written.
+
+    Args:
+        values: The answer's row.
+        connection: The transaction's, which may know the rest.
+    """
+    if values is None or values[0] is None:
         return None
-    row = result.rows()[0]
-    return None if row["xid"] is None else Identity(row["xid"], row["pid"], row["incarnation"])
+    if len(values) == 1:
+        return Identity(values[0], connection.backend_pid, connection.incarnation)
+    return Identity(values[0], int(values[1] or 0), values[2])
 
 
 @lru_cache(maxsize=32)
-def begin(isolation: Isolation | None, *, read_only: bool, is_deferrable: bool = False) -> Statement:
-    """BEGIN with its modes. Never READ WRITE: that would defeat a server fenced by `default_transaction_read_only`."""
-    text = "begin"
-    if isolation is not None:
-        text += f" isolation level {isolation.value}"
-    if read_only:
-        text += " read only"
-    if is_deferrable:
-        text += " deferrable"
-    return Statement(text, prepare=False)
+def begin(isolation: Isolation | None, *, read_only: bool, is_deferrable: bool = False) -> Begin:
+    """BEGIN with its modes."""
+    return Begin(None if isolation is None else isolation.value, read_only=read_only, deferrable=is_deferrable)
 
 
-_PLAIN_NAME: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_.]*")
-
-READ_ONLY_SETTING: Final = ("transaction_read_only", "on")
-
-
-@lru_cache(maxsize=1024)
-def _settings_text(constant: tuple[tuple[str, str], ...], names: tuple[str, ...]) -> str | None:
-    """The text for settings of these names; None when one of the names is not so plain that it can stand in it."""
-    if not all(_PLAIN_NAME.fullmatch(name) for name in names):
-        return None
-    fixed = [f"set_config('{name}','{value}',true)" for name, value in constant]
-    bound = [f"set_config('{name}',${number},true)" for number, name in enumerate(names, 1)]
-    return "select " + ",".join(fixed + bound)
+def savepoint(name: str) -> Control:
+    """SAVEPOINT; the name is the library's own and needs no quoting."""
+    return Control(ControlKind.SAVEPOINT, f"savepoint {name}", name=name, prepare=False)
 
 
-def settings_statement(pairs: Sequence[tuple[str, str]], *, constant: tuple[tuple[str, str], ...] = ()) -> Statement:
-    """One statement that applies settings until the end of the transaction.
-
-    Args:
-        pairs: Names and values; the values are bound.
-        constant: Names and values of the library's own, which stand in the text; applied first.
-    """
-    text = _settings_text(constant, tuple([name for name, _ in pairs]))
-    if text is not None:
-        return Control(text, [value for _, value in pairs])
-    every = [*constant, *pairs]
-    return Statement(
-        "select " + ",".join(["set_config(%s,%s,true)"] * len(every)), [text for pair in every for text in pair]
-    )
-
-
-def deadline_settings(
-    remaining_s: float, limits: ServerTimeouts, *, is_single_round_trip: bool = False
-) -> list[tuple[str, str]]:
-    """The server's limits for a transaction that has this long to live, where they are shorter than its own.
-
-    The client's deadline comes first; these end what a client that is gone would leave behind. The server's limit on
-    the whole transaction, which costs the connection, stands a second behind the statement's, which does not.
-
-    Args:
-        remaining_s: Seconds until the deadline.
-        limits: The server's own, for this session.
-        is_single_round_trip: The transaction ends with its round trip, so that it cannot be left idle.
-    """
-    remaining_ms = max(1, int(remaining_s * 1000))
-    wanted = [("statement_timeout", remaining_ms, limits.statement_ms)]
-    if not is_single_round_trip:
-        wanted.append(("idle_in_transaction_session_timeout", remaining_ms + 2000, limits.idle_ms))
-        if limits.transaction_ms is not None:
-            wanted.append(("transaction_timeout", remaining_ms + 1000, limits.transaction_ms))
-    return [(name, str(ours)) for name, ours, theirs in wanted if not 0 < theirs <= ours]
-
-
-def savepoint(name: str) -> Statement:
-    """SAVEPOINT; the name is ours and needs no quoting."""
-    return Statement(f"savepoint {name}", prepare=False)
-
-
-def rollback_to(name: str) -> Statement:
+def rollback_to(name: str) -> Control:
     """ROLLBACK TO SAVEPOINT."""
-    return Statement(f"rollback to savepoint {name}", prepare=False)
+    return Control(ControlKind.ROLLBACK_TO, f"rollback to savepoint {name}", name=name, prepare=False)
 
 
-def release(name: str) -> Statement:
+def release(name: str) -> Control:
     """RELEASE SAVEPOINT."""
-    return Statement(f"release savepoint {name}", prepare=False)
+    return Control(ControlKind.RELEASE, f"release savepoint {name}", name=name, prepare=False)
 
 
 class Verdict(StrEnum):
@@ -175,8 +134,7 @@ def judge_commit(exchange: Exchange) -> Verdict:
 
     Source: PostgreSQL manual, COMMIT: "the command tag is ROLLBACK" for a transaction that had failed.
     """
-    result = exchange.results[0]
-    if result is not None:
-        return Verdict.COMMITTED if result.status_message == "COMMIT" else Verdict.ROLLED_BACK
+    if exchange.was_answered(0):
+        return Verdict.COMMITTED if exchange.tag(0) == "COMMIT" else Verdict.ROLLED_BACK
     # Without an index nothing was sent: the connection had been lost before, and the transaction with it.
     return Verdict.LOST if exchange.is_lost and exchange.failed_at is not None else Verdict.FAILED

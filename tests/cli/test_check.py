@@ -15,7 +15,7 @@ from jsonschema import Draft202012Validator
 from asgi_datasource.cli.checking import ask, judge
 from asgi_datasource.cli.checking.facts import Facts, PoolerMode, Target
 from asgi_datasource.config import Code, load
-from asgi_datasource.drivers.psycopg import ServerSettings
+from asgi_datasource.drivers.settings import ServerSettings
 from asgi_datasource.testing import EmbeddedCluster
 from tests.cli.run import Ran, run
 from tests.pgbouncer import pgbouncer

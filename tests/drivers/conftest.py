@@ -11,11 +11,12 @@ from typing import Any
 import pytest
 import uvloop
 
-from asgi_datasource.drivers.psycopg import Connection, PsycopgServer, ServerSettings
+from asgi_datasource.drivers.psycopg import PsycopgConnection, PsycopgServer
+from asgi_datasource.drivers.settings import ServerSettings
 from asgi_datasource.routing import Role
 from asgi_datasource.testing import EmbeddedCluster, FaultProxy
 
-Connect = Callable[..., Awaitable[Connection]]
+Connect = Callable[..., Awaitable[PsycopgConnection]]
 OpenServer = Callable[..., Awaitable[PsycopgServer]]
 
 _numbers = itertools.count(1)
@@ -43,10 +44,10 @@ async def url(cluster: EmbeddedCluster, database: str) -> str:
 @pytest.fixture
 async def connect(url: str) -> AsyncIterator[Connect]:
     """Makes connections to the fresh database, or to another one."""
-    made: list[Connection] = []
+    made: list[PsycopgConnection] = []
 
-    async def make(target: str = url, **options: Any) -> Connection:
-        connection = await Connection.connect(target, **options)
+    async def make(target: str = url, **options: Any) -> PsycopgConnection:
+        connection = await PsycopgConnection.connect(target, **options)
         made.append(connection)
         return connection
 
@@ -56,7 +57,7 @@ async def connect(url: str) -> AsyncIterator[Connect]:
 
 
 @pytest.fixture
-async def connection(connect: Connect) -> Connection:
+async def connection(connect: Connect) -> PsycopgConnection:
     return await connect()
 
 

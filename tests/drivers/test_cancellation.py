@@ -11,7 +11,8 @@ import psycopg
 import pytest
 
 from asgi_datasource.concurrency.tasks import BackgroundTasks
-from asgi_datasource.drivers.psycopg import Exchange, PsycopgServer, Statement
+from asgi_datasource.drivers.psycopg import Pipeline, PsycopgServer
+from asgi_datasource.drivers.statements import Statement
 from asgi_datasource.errors import DataError
 from asgi_datasource.testing import EmbeddedCluster, FaultProxy
 from tests.drivers.conftest import OpenServer
@@ -23,7 +24,7 @@ PID = Statement("select pg_backend_pid()")
 SLEEP = Statement("select pg_sleep(30)")
 
 
-async def use(server: PsycopgServer, background: BackgroundTasks, *statements: Statement) -> Exchange:
+async def use(server: PsycopgServer, background: BackgroundTasks, *statements: Statement) -> Pipeline:
     """As the session does it: whatever happens, the connection goes back in a task of the library's own."""
     connection = await server.acquire(deadline=None)
     try:
@@ -32,7 +33,7 @@ async def use(server: PsycopgServer, background: BackgroundTasks, *statements: S
         await background.run(server.reclaim(connection))
 
 
-def scalar(exchange: Exchange, index: int = -1) -> object:
+def scalar(exchange: Pipeline, index: int = -1) -> object:
     found = exchange.results[index]
     assert found is not None, exchange.error
     return found.scalar()
@@ -162,10 +163,10 @@ async def test_waiting_for_a_connection_can_be_cancelled(open_server: OpenServer
         with pytest.raises(asyncio.CancelledError):
             await task
     assert server.borrowed == 1
-    await server.release(held)
+    server.release(held)
     again = await server.acquire(deadline=None)
     assert again is held
-    await server.release(again)
+    server.release(again)
 
 
 async def test_hundreds_of_cancellations_at_any_moment_leave_the_pool_whole(open_server: OpenServer) -> None:
@@ -194,7 +195,7 @@ async def test_hundreds_of_cancellations_at_any_moment_leave_the_pool_whole(open
     for connection in connections:
         assert connection.is_idle
         pids.add(scalar(await connection.exchange([PID])))
-        await server.release(connection)
+        server.release(connection)
     # Not one of them had to be replaced.
     assert len(pids) == 3
 
@@ -264,7 +265,7 @@ async def test_reset_discards_what_outlives_a_transaction(open_server: OpenServe
     assert scalar(await connection.exchange([Statement("select to_regclass('left_behind')")])) is None
     locks = Statement("select count(*) from pg_locks where locktype = 'advisory' and pid = pg_backend_pid()")
     assert scalar(await connection.exchange([locks])) == 0
-    await server.release(connection)
+    server.release(connection)
 
 
 async def test_closing_while_a_statement_runs_ends_it(open_server: OpenServer) -> None:

@@ -8,7 +8,8 @@ from typing import Any
 import psycopg
 import pytest
 
-from asgi_datasource.drivers.psycopg import PsycopgServer, Statement
+from asgi_datasource.drivers.psycopg import PsycopgServer
+from asgi_datasource.drivers.statements import Statement
 from asgi_datasource.errors import DataError, DataErrorKind
 from asgi_datasource.routing import Role
 from asgi_datasource.testing import EmbeddedCluster
@@ -142,7 +143,7 @@ async def test_an_exchange_that_worked_has_no_error_to_classify(server: PsycopgS
     exchange = await connection.exchange([Statement("select 1")])
     with pytest.raises(ValueError, match="has not failed"):
         server.error_of(exchange, is_write=False)
-    await server.release(connection)
+    server.release(connection)
 
 
 async def test_a_connection_failure_without_a_sqlstate(server: PsycopgServer) -> None:

@@ -7,9 +7,10 @@ from dataclasses import replace
 import pytest
 from psycopg.conninfo import conninfo_to_dict
 
-from asgi_datasource.drivers.psycopg import PsycopgServer, ServerSettings
+from asgi_datasource.drivers.psycopg import PsycopgServer
 from asgi_datasource.drivers.psycopg.multi_host import Bearing, Hosts, writer_of
 from asgi_datasource.drivers.psycopg.settings import Address, connect_failure
+from asgi_datasource.drivers.settings import ServerSettings
 from asgi_datasource.routing import Role
 
 THREE = "postgresql://app@a:1,b:2,c:3/orders?target_session_attrs=read-write"

@@ -10,8 +10,10 @@ import psycopg
 import pytest
 from psycopg.conninfo import make_conninfo
 
-from asgi_datasource.drivers.psycopg import Connection, Exchange, PsycopgServer, ServerSettings, Statement
+from asgi_datasource.drivers.psycopg import Pipeline, PsycopgConnection, PsycopgServer
 from asgi_datasource.drivers.psycopg.server import warn_if_slow
+from asgi_datasource.drivers.settings import ServerSettings
+from asgi_datasource.drivers.statements import Statement
 from asgi_datasource.errors import ConfigError, DataError, DataErrorKind
 from asgi_datasource.routing import Role
 from asgi_datasource.testing import EmbeddedCluster, FaultProxy
@@ -23,7 +25,7 @@ BEGIN = Statement("begin", prepare=False)
 PID = Statement("select pg_backend_pid()")
 
 
-def scalar(exchange: Exchange, index: int = -1) -> object:
+def scalar(exchange: Pipeline, index: int = -1) -> object:
     found = exchange.results[index]
     assert found is not None, exchange.error
     return found.scalar()
@@ -52,18 +54,18 @@ async def fails(server: PsycopgServer, **options: float) -> DataError:
 
 async def test_a_connection_goes_out_and_comes_back(server: PsycopgServer) -> None:
     connection = await server.acquire(deadline=None)
-    assert isinstance(connection, Connection)
+    assert isinstance(connection, PsycopgConnection)
     assert connection.is_idle
     assert server.borrowed == 1
-    await server.release(connection)
+    server.release(connection)
     assert server.borrowed == 0
     assert "primary up, 0 of 10 borrowed" in repr(server)
 
 
 async def test_giving_back_twice_counts_once(server: PsycopgServer) -> None:
     connection = await server.acquire(deadline=None)
-    await server.release(connection)
-    await server.release(connection)
+    server.release(connection)
+    server.release(connection)
     await server.reclaim(connection)
     assert server.borrowed == 0
     assert await ask(server)
@@ -79,7 +81,7 @@ async def test_reclaim_ends_an_open_or_failed_transaction(open_server: OpenServe
         await server.reclaim(connection)
         connection = await server.acquire(deadline=None)
         assert connection.is_idle
-        await server.release(connection)
+        server.release(connection)
     assert await ask(server) == pid
 
 
@@ -110,7 +112,7 @@ async def test_all_in_use_says_how_many_and_what_to_do(open_server: OpenServer) 
     assert "no free connection after 0.2 s (1 of 1 in use, 1 waiting)" in error.message
     assert "Raise pool.max_size or shorten transactions" in error.message
     assert "orders.primary" in error.message
-    await server.release(held)
+    server.release(held)
 
 
 async def test_the_deadline_ends_waiting_before_the_pools_own_timeout(open_server: OpenServer) -> None:
@@ -122,7 +124,7 @@ async def test_the_deadline_ends_waiting_before_the_pools_own_timeout(open_serve
     assert now() - started < 2.0
     error = await fails(server, within=-1.0)
     assert (error.kind, error.is_retryable) == (DataErrorKind.TIMEOUT, False)
-    await server.release(held)
+    server.release(held)
 
 
 async def test_a_full_queue_refuses_the_next_at_once(open_server: OpenServer) -> None:
@@ -135,7 +137,7 @@ async def test_a_full_queue_refuses_the_next_at_once(open_server: OpenServer) ->
     assert error.kind is DataErrorKind.RESOURCE
     assert "2 are waiting for a connection already" in error.message
     assert now() - started < 0.5
-    await server.release(held)
+    server.release(held)
     assert len(set(await asyncio.gather(*waiting))) == 1
 
 
@@ -182,7 +184,7 @@ async def test_a_server_that_is_full_is_told_apart_from_one_that_is_gone(
     role = f"{database}_few"
     await cluster.create_role(role, options="connection limit 1")
     server = await open_server(cluster.primary.url(database, role), min_size=1, max_size=3, acquire_timeout_s=1.0)
-    held: list[Connection] = []
+    held: list[PsycopgConnection] = []
 
     async def holds_one() -> bool:
         # PostgreSQL may refuse both of two sessions that start at once where there is room for one.
@@ -197,7 +199,7 @@ async def test_a_server_that_is_full_is_told_apart_from_one_that_is_gone(
     assert error.kind is DataErrorKind.RESOURCE
     assert "too many connections for role" in error.message
     assert server.is_up
-    await server.release(held[0])
+    server.release(held[0])
     await server.close(timeout_s=2.0)
     await cluster.primary.sql(f"drop role {role}")
 
@@ -355,7 +357,7 @@ async def test_connections_that_died_in_the_pool_are_replaced_before_they_are_le
     held = [await server.acquire(deadline=None) for _ in range(5)]
     before = {scalar(await connection.exchange([PID])) for connection in held}
     for connection in held:
-        await server.release(connection)
+        server.release(connection)
     await cluster.primary.terminate_backends(database)
     for _ in range(10):
         assert await ask(server) not in before
@@ -369,7 +371,7 @@ async def test_one_dead_connection_met_by_surprise_is_not_followed_by_the_others
     held = [await server.acquire(deadline=None) for _ in range(4)]
     for connection in held:
         await connection.exchange([PID])
-        await server.release(connection)
+        server.release(connection)
     # Blocking: the event loop has no chance to notice before the next statement.
     cluster.primary.blocking.terminate_backends(database)
     first = await server.acquire(deadline=None)
@@ -427,8 +429,8 @@ async def test_closing_is_bounded_though_the_server_is_frozen(
     assert now() - started < 2.5
     assert (await running).is_lost
     for outcome in await asyncio.gather(*waiting, return_exceptions=True):
-        if isinstance(outcome, Connection):
-            await server.release(outcome)
+        if isinstance(outcome, PsycopgConnection):
+            server.release(outcome)
         else:
             assert isinstance(outcome, DataError)
     await server.reclaim(held)
@@ -489,7 +491,7 @@ async def test_nothing_is_left_on_the_server_after_closing(
     server = await open_server(min_size=3)
     held = [await server.acquire(deadline=None) for _ in range(5)]
     await held[0].exchange([BEGIN])
-    await server.release(held[1])
+    server.release(held[1])
     await server.close(timeout_s=2.0)
     count = "select count(*) from pg_stat_activity where datname = %s"
     await until(lambda: is_zero(cluster, count, database))
@@ -512,7 +514,7 @@ async def test_connections_carry_the_timeouts_of_their_settings(open_server: Ope
     assert options["tcp_user_timeout"] == "7500"
     assert options["connect_timeout"] == "2"
     assert scalar(await connection.exchange([Statement("show application_name")])) == "asgi-datasource"
-    await server.release(connection)
+    server.release(connection)
 
 
 async def test_an_expired_connection_is_closed_and_its_rows_can_still_be_read(open_server: OpenServer) -> None:
@@ -521,7 +523,7 @@ async def test_an_expired_connection_is_closed_and_its_rows_can_still_be_read(op
     exchange = await connection.exchange(
         [Statement("select '{2024-07-01 12:00+02}'::timestamptz[] as t from pg_sleep(0.05)")]
     )
-    await server.release(connection)
+    server.release(connection)
     assert connection.closed
     assert str(scalar(exchange)[0]) == "2024-07-01 10:00:00+00:00"  # type: ignore[index]
     assert server.is_up

@@ -244,15 +244,15 @@ async def test_who_is_displaced_while_it_leaves_or_is_served_takes_nothing_along
         first, second = [asyncio.create_task(server.acquire(deadline=None)) for _ in range(2)]
         await until(lambda: server.waiting == 2)
         # All in one step: one is served, one is displaced, and one of the urgent ones is cancelled.
-        await server.release(held)
+        server.release(held)
         urgent = [asyncio.create_task(server.acquire(deadline=None, priority=Priority.HIGH)) for _ in range(2)]
         second.cancel()
         connection = await first
         await asyncio.sleep(0)
         urgent[0].cancel()
-        await server.release(connection)
+        server.release(connection)
         last = await urgent[1]
-        await server.release(last)
+        server.release(last)
         await asyncio.wait({second, urgent[0]})
         assert (server.waiting, server.borrowed) == (0, 0)
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 
 from ...config import DiagnosticPath
-from ...drivers.psycopg import ServerSettings
+from ...drivers.settings import ServerSettings
 from ...tenancy import Finding
 
 

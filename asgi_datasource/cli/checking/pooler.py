@@ -11,7 +11,8 @@ from __future__ import annotations
 
 from contextlib import AsyncExitStack
 
-from ...drivers.psycopg import Probe, ServerSettings, open_probe
+from ...drivers.psycopg import Probe, open_probe
+from ...drivers.settings import ServerSettings
 from ...errors import DataError
 from .facts import PoolerMode
 

@@ -3,44 +3,29 @@
 from typing import Any
 
 from psycopg import AsyncConnection
-from psycopg.rows import AsyncRowFactory as RowFactory
 
-from .connection import Connection
+from .connection import PsycopgConnection
 from .conninfo_template import ConnectionTemplate
 from .control_connection import Admin, login_of, open_admin, program_arguments
-from .health_check import ASK_POSITION, HealthCheck, read_position
+from .driver import DRIVER
+from .pipeline import Pipeline
 from .probe import Probe, open_probe
-from .result import Exchange, Result
-from .server import PoolKeeper, PsycopgServer
-from .server_timeouts import ServerTimeouts
-from .settings import ServerSettings
-from .statement import Control, Params, Query, Statement
+from .server import PsycopgServer
 
 RawConnection = AsyncConnection[Any]
 """What `db.connection()` hands out."""
 
 __all__ = [
-    "ASK_POSITION",
+    "DRIVER",
     "Admin",
-    "Connection",
     "ConnectionTemplate",
-    "Control",
-    "Exchange",
-    "HealthCheck",
-    "Params",
-    "PoolKeeper",
+    "Pipeline",
     "Probe",
+    "PsycopgConnection",
     "PsycopgServer",
-    "Query",
     "RawConnection",
-    "Result",
-    "RowFactory",
-    "ServerSettings",
-    "ServerTimeouts",
-    "Statement",
     "login_of",
     "open_admin",
     "open_probe",
     "program_arguments",
-    "read_position",
 ]

@@ -10,7 +10,8 @@ import psycopg
 from psycopg import sql
 
 from ...errors import DataError, DataErrorKind
-from .settings import ServerSettings, connect_failure, resolve
+from ..settings import ServerSettings
+from .settings import connect_failure, resolve
 
 
 class Admin:

@@ -17,7 +17,7 @@ from typing import Any, Final
 from psycopg_pool import AsyncConnectionPool, PoolClosed, PoolTimeout
 
 from ...concurrency.limits import Line, Priority
-from .connection import Connection
+from .connection import PsycopgConnection
 
 SWEEP_S: Final = 1.0
 """Seconds after which a connection at hand that nobody has used goes back to the pool."""
@@ -26,7 +26,7 @@ FETCH_LIMIT_S: Final = 1.0
 """Seconds after which the pool is asked anew for those who wait: only then does it try again to make a connection."""
 
 
-class Pool(AsyncConnectionPool[Connection]):
+class Pool(AsyncConnectionPool[PsycopgConnection]):
     """psycopg's pool, with a queue that only those are in who wait."""
 
     @property
@@ -92,17 +92,17 @@ class Lender:
         self._max_size = max_size
         self._spawn = spawn
         self._loop = asyncio.get_running_loop()
-        self._at_hand: list[Connection] = []
+        self._at_hand: list[PsycopgConnection] = []
         self._unused = 0
         """How many of those at hand, from the first, nobody has used since the last sweep."""
-        self._waiters: Line[asyncio.Future[Connection]] = Line()
+        self._waiters: Line[asyncio.Future[PsycopgConnection]] = Line()
         self._held = 0
         """Connections that are out of the pool: lent, or at hand."""
         self._fetches: set[asyncio.Task[None]] = set()
         self._sweep: asyncio.TimerHandle | None = None
         self._is_closed = False
         self._keeps_none = False
-        self._waiting: set[asyncio.Future[Connection]] = set()
+        self._waiting: set[asyncio.Future[PsycopgConnection]] = set()
         """Who waits and has been told nothing yet; in the line there may also be some that have left."""
 
     @property
@@ -115,7 +115,7 @@ class Lender:
         """How many connections lie at hand."""
         return len(self._at_hand)
 
-    async def take(self, timeout_s: float, priority: Priority = Priority.NORMAL) -> Connection:
+    async def take(self, timeout_s: float, priority: Priority = Priority.NORMAL) -> PsycopgConnection:
         """Borrow a connection, which may have been lost meanwhile.
 
         Args:
@@ -129,10 +129,7 @@ class Lender:
             psycopg_pool.PoolClosed: The pool was closed.
         """
         if self._at_hand:
-            connection = self._at_hand.pop()
-            if len(self._at_hand) < self._unused:
-                self._unused = len(self._at_hand)
-            return connection
+            return self.take_at_hand()
         pool = self._pool
         if pool.has_idle and not self._waiters:
             connection = await pool.getconn(timeout_s)
@@ -142,6 +139,13 @@ class Lender:
             # Nobody would end the wait of one who comes only now.
             raise PoolClosed("the pool is closed")
         return await self._wait(timeout_s, priority)
+
+    def take_at_hand(self) -> PsycopgConnection:
+        """Borrow one that lies at hand; there is one."""
+        connection = self._at_hand.pop()
+        if len(self._at_hand) < self._unused:
+            self._unused = len(self._at_hand)
+        return connection
 
     def displace(self, priority: Priority) -> bool:
         """Make room in a full queue for somebody of this priority: who came last of the lowest one loses its place.
@@ -161,7 +165,7 @@ class Lender:
                     return True
         return False
 
-    def give(self, connection: Connection) -> None:
+    def give(self, connection: PsycopgConnection) -> None:
         """Give a connection back, which is idle or closed. Never waits."""
         if connection.closed or self._is_closed or self._loop.time() >= connection.due_at:
             self._return(connection)
@@ -174,7 +178,7 @@ class Lender:
         for fetch in self._fetches:
             fetch.cancel()
 
-    def forget(self, connection: Connection) -> None:
+    def forget(self, connection: PsycopgConnection) -> None:
         """A connection was lost: where it lies at hand the pool replaces it."""
         if connection in self._at_hand:
             self._at_hand.remove(connection)
@@ -196,8 +200,8 @@ class Lender:
             fetch.cancel()
         self._return_all()
 
-    async def _wait(self, timeout_s: float, priority: Priority) -> Connection:
-        waiter: asyncio.Future[Connection] = self._loop.create_future()
+    async def _wait(self, timeout_s: float, priority: Priority) -> PsycopgConnection:
+        waiter: asyncio.Future[PsycopgConnection] = self._loop.create_future()
         timer = self._loop.call_later(timeout_s, self._expire, waiter)
         self._waiters.append(waiter, priority)
         self._waiting.add(waiter)
@@ -214,7 +218,7 @@ class Lender:
             self._waiting.discard(waiter)
             self._waiters.strip(self._has_left)
 
-    def _hand_over(self, connection: Connection) -> None:
+    def _hand_over(self, connection: PsycopgConnection) -> None:
         waiters = self._waiters
         while waiters:
             waiter = waiters.pop()
@@ -244,10 +248,10 @@ class Lender:
             self._return(self._at_hand.pop())
         self._unused = 0
 
-    def _return(self, connection: Connection) -> None:
+    def _return(self, connection: PsycopgConnection) -> None:
         """Give a connection to the pool without waiting: `putconn` waits only where the pool's lock is taken."""
         self._held -= 1
-        connection.lender = None
+        connection.home = None
         giving = self._pool.putconn(connection)
         try:
             waits_for = giving.send(None)
@@ -282,9 +286,9 @@ class Lender:
             # For whoever came to wait while it was ending.
             self._fetch_for_those_who_wait()
 
-    def _note_fetched(self, connection: Connection) -> None:
+    def _note_fetched(self, connection: PsycopgConnection) -> None:
         self._held += 1
-        connection.lender = self
+        connection.home = self
         connection.due_at = getattr(connection, "_expire_at", inf)
 
     def _end_waits(self, error: Exception) -> None:
@@ -294,13 +298,13 @@ class Lender:
                 self._waiting.discard(waiter)
                 waiter.set_exception(error)
 
-    def _has_left(self, waiter: asyncio.Future[Connection]) -> bool:
+    def _has_left(self, waiter: asyncio.Future[PsycopgConnection]) -> bool:
         """Whether it waits no more, also where it does not know of that yet."""
         if waiter.done():
             self._waiting.discard(waiter)
         return waiter.done()
 
-    def _expire(self, waiter: asyncio.Future[Connection]) -> None:
+    def _expire(self, waiter: asyncio.Future[PsycopgConnection]) -> None:
         if not waiter.done():
             self._waiting.discard(waiter)
             waiter.set_exception(TimeoutError())

@@ -16,7 +16,8 @@ from typing import Any, Final, Protocol
 from psycopg import Error, OperationalError
 
 from ...routing import Role
-from .connection import Connection
+from ..statements import Statement
+from .connection import PsycopgConnection
 from .multi_host import (
     ASK_BEARING,
     ASK_SIMPLE_BEARING,
@@ -29,10 +30,9 @@ from .multi_host import (
     visit,
     writer_of,
 )
-from .result import Exchange
-from .server_timeouts import ASK_LIMITS
+from .pipeline import Pipeline
 from .settings import Address
-from .statement import Statement
+from .transaction_settings import ASK_TIMEOUTS
 
 logger = logging.getLogger("asgi_datasource.server")
 
@@ -238,7 +238,7 @@ class PrimaryDiscovery:
 
     # -- judging
 
-    async def ask(self, connection: Connection) -> Exchange:
+    async def ask(self, connection: PsycopgConnection) -> Pipeline:
         """Ask a new connection for its limits, and a primary's for its bearing.
 
         One round trip; a second one where a server knows too little.
@@ -246,13 +246,13 @@ class PrimaryDiscovery:
         loop = asyncio.get_running_loop()
         is_primary = self._seeker.role is Role.PRIMARY
         while True:
-            questions = (ASK_LIMITS, self._questions[0]) if is_primary else (ASK_LIMITS,)
+            questions = (ASK_TIMEOUTS, self._questions[0]) if is_primary else (ASK_TIMEOUTS,)
             exchange = await connection.exchange(questions, deadline=loop.time() + self._seeker.check_limit_s)
             if len(self._questions) == 1 or not is_unknown_there(exchange.error):
                 return exchange
             self._questions = self._questions[1:]
 
-    def judge(self, connection: Connection, exchange: Exchange) -> str | None:
+    def judge(self, connection: PsycopgConnection, exchange: Pipeline) -> str | None:
         """Take what a new connection has answered to `ask`.
 
         Returns:
@@ -268,6 +268,7 @@ class PrimaryDiscovery:
             self._hosts.unsettle()
             return f"{address[0]}:{address[1]}: {reason}"
         connection.timeline = bearing.timeline
+        connection.incarnation = bearing.incarnation
         self.arrived(bearing, address)
         return None
 
@@ -301,7 +302,7 @@ class PrimaryDiscovery:
             self._system = bearing.system or self._system
         self._seeker.arrived(address)
 
-    def _address_of(self, connection: Connection) -> tuple[str, int]:
+    def _address_of(self, connection: PsycopgConnection) -> tuple[str, int]:
         """Which of the hosts a connection leads to; that one is tried first from now on."""
         pgconn = connection.pgconn
         index = self._hosts.find(pgconn.host.decode(), pgconn.hostaddr.decode(), pgconn.port.decode())

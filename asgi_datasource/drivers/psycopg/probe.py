@@ -10,7 +10,8 @@ from typing import Any, LiteralString
 import psycopg
 
 from ...errors import DataError, DataErrorKind
-from .settings import ServerSettings, connect_failure, resolve
+from ..settings import ServerSettings
+from .settings import connect_failure, resolve
 
 
 class Probe:

@@ -1,19 +1,18 @@
-"""What a command brought back: one `Result` each, and the `Exchange` that holds those of one round trip."""
+"""What one statement brought back."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Final
 
-from psycopg import AsyncCursor, Error, ProgrammingError
+from psycopg import AsyncConnection, AsyncCursor, ProgrammingError
 from psycopg.pq import ExecStatus
+
+from ..protocol import RowFactory
+from .prepared import Plan
 
 if TYPE_CHECKING:
     from psycopg.abc import Transformer
     from psycopg.pq.abc import PGresult
-    from psycopg.rows import AsyncRowFactory
-
-    from .connection import Connection
-    from .prepared import Plan
 
 _TUPLES_OK: Final = int(ExecStatus.TUPLES_OK)
 
@@ -29,7 +28,7 @@ class Result:
 
     __slots__ = ("_columns", "_connection", "_error", "_values", "encoding", "pgresult")
 
-    def __init__(self, pgresult: PGresult, connection: Connection) -> None:
+    def __init__(self, pgresult: PGresult, connection: AsyncConnection[Any]) -> None:
         self.pgresult = pgresult
         self._connection = connection
         self.encoding = "utf-8"
@@ -64,7 +63,7 @@ class Result:
         """Whether the command itself began or ended a transaction, by its tag."""
         return self._values is None and self.pgresult.command_status in _TRANSACTION_TAGS
 
-    def rows(self, row_factory: AsyncRowFactory[Any] | None = None) -> list[Any]:
+    def rows(self, row_factory: RowFactory[Any] | None = None) -> list[Any]:
         """All rows.
 
         Args:
@@ -94,7 +93,7 @@ class Result:
             raise self._no_rows()
         return self._values
 
-    def first(self, row_factory: AsyncRowFactory[Any] | None = None) -> Any | None:
+    def first(self, row_factory: RowFactory[Any] | None = None) -> Any | None:
         """The first row; None without one.
 
         Raises:
@@ -154,7 +153,7 @@ class Result:
 class ResultCursor(AsyncCursor[Any]):
     """What a row factory is called with: a cursor that has this result. It is not for executing anything."""
 
-    def __init__(self, connection: Connection, result: Result) -> None:
+    def __init__(self, connection: AsyncConnection[Any], result: Result) -> None:
         super().__init__(connection)
         self._result = result
         self.pgresult = result.pgresult
@@ -173,48 +172,3 @@ class ResultCursor(AsyncCursor[Any]):
     def _encoding(self) -> str:
         # psycopg's own asks the connection, which may be closed by now.
         return self._result.encoding
-
-
-class Exchange:
-    """The outcome of one round trip: what arrived before the first error, and that error.
-
-    Attributes:
-        results: One for each statement; None for those that did not run or were not answered.
-        error: The first error as psycopg raises it.
-        failed_at: Index of the statement that failed, or of the first one without an answer when the connection was
-            lost; None when nothing was sent.
-        is_lost: The connection is gone.
-        timed_out: Our own deadline ended it.
-    """
-
-    __slots__ = ("error", "failed_at", "is_lost", "results", "timed_out")
-
-    def __init__(self, results: list[Result | None]) -> None:
-        self.results = results
-        self.error: BaseException | None = None
-        self.failed_at: int | None = None
-        self.is_lost = False
-        self.timed_out = False
-
-    @property
-    def is_stale_plan(self) -> bool:
-        """The server refused a statement only because of how it had been prepared: run anew it may well work."""
-        return is_stale_plan(self.error)
-
-    def answers(self, first: int, count: int) -> list[Result]:
-        """The results of some of the statements, all of which worked."""
-        return [result for result in self.results[first : first + count] if result is not None]
-
-    def __repr__(self) -> str:
-        state = "lost" if self.is_lost else "failed" if self.error is not None else "ok"
-        return f"<Exchange {state}, {sum(1 for r in self.results if r is not None)} of {len(self.results)} answered>"
-
-
-def is_stale_plan(error: BaseException | None) -> bool:
-    """Whether this error says that a prepared statement is gone, or that its result would have other columns."""
-    if not isinstance(error, Error):
-        return False
-    if error.sqlstate == "26000":
-        return True
-    # 0A000 has many causes and its text may be translated; the place in the server's source is not.
-    return error.sqlstate == "0A000" and error.diag.source_function == "RevalidateCachedQuery"

@@ -9,7 +9,7 @@ from collections.abc import Callable, Coroutine, Mapping
 from contextlib import suppress
 from functools import lru_cache
 from math import inf
-from typing import Any, Final, Protocol
+from typing import Any, Final
 
 from psycopg import Error, OperationalError, pq
 from psycopg_pool import PoolClosed, PoolTimeout
@@ -20,15 +20,20 @@ from ...errors import DataError, DataErrorKind
 from ...observability.metrics import Metrics
 from ...observability.tracing import DATASOURCE, DB_SYSTEM, NODE, AttributeValue, server_attributes
 from ...routing import CircuitBreaker, Event, Health, Pauses, Role
+from ..protocol import PoolKeeper
+from ..settings import ServerSettings
 from . import error_mapping
-from .connection import Connection
+from .borrowed_connection import BorrowedConnection
+from .borrowed_connection import lend as lend_connection
+from .connection import PsycopgConnection
+from .health_check import HealthCheck
+from .pipeline import Pipeline
 from .pool import Displaced, GaveUp, Lender, Pool
 from .primary_discovery import PrimaryDiscovery
-from .result import Exchange
 from .saturation import Saturation
-from .server_timeouts import is_behind_pooler, read_limits
-from .settings import APPLICATION_NAME, ServerSettings, connect_failure, is_unknown_database, resolve
+from .settings import APPLICATION_NAME, connect_failure, is_unknown_database, resolve
 from .socket import ConnectionObserver, WatchedSocket
+from .transaction_settings import is_behind_pooler, read_timeouts
 
 logger = logging.getLogger("asgi_datasource.server")
 
@@ -40,26 +45,6 @@ _DRAIN_PAUSE_S: Final = 1.0
 """Seconds between two times that the pool is emptied because a write was refused."""
 _SHORTEST_WAIT_S: Final = 0.001
 """psycopg's pool fails at once, also with a free connection at hand, when it may not wait at all."""
-
-
-class PoolKeeper(Protocol):
-    """Decides when pools are open that open with their first use."""
-
-    async def make_room(self, server: PsycopgServer, /, *, timeout_s: float) -> None:
-        """Open the endpoint's pool, once there is room for it."""
-        ...
-
-    def used(self, server: PsycopgServer, /) -> None:
-        """Somebody borrows a connection of it."""
-        ...
-
-    def rested(self, server: PsycopgServer, /) -> None:
-        """Nobody uses it any more."""
-        ...
-
-    def reached(self, server: PsycopgServer, /) -> None:
-        """A connection was made for the first time."""
-        ...
 
 
 class PsycopgServer:
@@ -200,7 +185,7 @@ class PsycopgServer:
         self._connect_error = None
         self._pool = pool = Pool(
             self._target.conninfo,
-            connection_class=Connection,
+            connection_class=PsycopgConnection,
             kwargs={"observer": self, "line_up": self._whereabouts.line_up},
             configure=self._configure,
             min_size=settings.min_size,
@@ -271,7 +256,7 @@ class PsycopgServer:
         must_be_alive: bool = False,
         share: Share | None = None,
         priority: Priority = Priority.NORMAL,
-    ) -> Connection:
+    ) -> PsycopgConnection:
         """Borrow a connection, outside any transaction.
 
         Args:
@@ -290,9 +275,32 @@ class PsycopgServer:
             deadline, self.settings.acquire_timeout_s, must_be_alive=must_be_alive, priority=priority
         )
 
+    def try_acquire(self, share: Share | None = None) -> PsycopgConnection | None:
+        """Borrow a connection that lies at hand; None where the caller would have to wait, or to queue."""
+        lender = self._lender
+        if lender is None or not lender.at_hand or not self.breaker.is_closed:
+            return None
+        if share is not None:
+            queue = self._queue_for(share)
+            if queue is not None and not queue.enter_at_once(share):
+                return None
+        elif self._turns is not None:
+            return None
+        connection = lender.take_at_hand()
+        connection.share = share
+        keeper = self._keeper
+        if keeper is not None:
+            self._users += 1
+            connection.is_kept = True
+            keeper.used(self)
+        connection.is_lent = True
+        self.borrowed += 1
+        self.lendings += 1
+        return connection
+
     async def _acquire_admitted(
         self, deadline: float | None, share: Share | None, priority: Priority, *, must_be_alive: bool
-    ) -> Connection:
+    ) -> PsycopgConnection:
         """Borrow where there is somebody to ask first: the keeper of the pool, the other tenants."""
         loop = asyncio.get_running_loop()
         give_up_at = loop.time() + self.settings.acquire_timeout_s
@@ -339,7 +347,7 @@ class PsycopgServer:
 
     async def _borrow_kept(
         self, deadline: float | None, give_up_at: float, priority: Priority, *, must_be_alive: bool
-    ) -> Connection:
+    ) -> PsycopgConnection:
         loop = asyncio.get_running_loop()
         keeper = self._keeper
         if keeper is None:
@@ -365,7 +373,7 @@ class PsycopgServer:
 
     async def _borrow(
         self, deadline: float | None, timeout_s: float, *, must_be_alive: bool, priority: Priority
-    ) -> Connection:
+    ) -> PsycopgConnection:
         lender = self._lender
         if lender is None:
             raise DataError(DataErrorKind.CONNECTION, f"{self.label}: the pool is not open")
@@ -395,7 +403,7 @@ class PsycopgServer:
             if give_up_at is None:
                 give_up_at = asyncio.get_running_loop().time() + timeout_s
 
-    async def connect(self, *, observer: ConnectionObserver, purpose: str = "check") -> Connection:
+    async def connect(self, *, observer: ConnectionObserver, purpose: str = "check") -> PsycopgConnection:
         """Connect outside the pool.
 
         Args:
@@ -405,13 +413,13 @@ class PsycopgServer:
         Raises:
             psycopg.Error: It failed; the text names host, port and reason only.
         """
-        return await Connection.connect(
+        return await PsycopgConnection.connect(
             await self._whereabouts.line_up(),
             observer=observer,
             fallback_application_name=f"{APPLICATION_NAME} {purpose}",
         )
 
-    async def connect_apart(self, *, deadline: float, purpose: str = "check") -> Connection:
+    async def connect_apart(self, *, deadline: float, purpose: str = "check") -> PsycopgConnection:
         """Connect outside the pool, for a question that must not wait in its queue; the caller closes the connection.
 
         Args:
@@ -430,14 +438,27 @@ class PsycopgServer:
             reason = str(error) or "the server does not answer"
             raise DataError(DataErrorKind.CONNECTION, f"{self.label}: cannot connect: {reason}") from error
 
-    async def release(self, connection: Connection) -> None:
+    def lend(self, connection: PsycopgConnection) -> BorrowedConnection:
+        """Hand a connection itself to the user, inside the transaction that is open on it."""
+        return lend_connection(connection)
+
+    def health_check(self) -> HealthCheck:
+        """What asks the server how it is, over a connection of its own."""
+        return HealthCheck(self)
+
+    def release(self, connection: PsycopgConnection) -> None:
         """Give back a connection that is idle. Never waits, so no cancellation can come in between."""
         if connection.needs_reset:
             self.spawn(self.reclaim(connection))
         else:
             self.release_nowait(connection)
 
-    async def reclaim(self, connection: Connection) -> None:
+    def put_back(self, connection: PsycopgConnection) -> None:
+        """Give back a connection of `try_acquire` over which nothing was sent: as if it had never been borrowed."""
+        self.lendings -= 1
+        self.release(connection)
+
+    async def reclaim(self, connection: PsycopgConnection) -> None:
         """Give back a connection in any state: what runs on it is cancelled, an open transaction rolled back.
 
         Bounded, whatever the server does: a connection that does not come to rest is cut. Raises nothing of its own.
@@ -454,12 +475,12 @@ class PsycopgServer:
         finally:
             self.release_nowait(connection)
 
-    def discard(self, connection: Connection) -> None:
+    def discard(self, connection: PsycopgConnection) -> None:
         """Close a borrowed connection at once; the pool replaces it."""
         connection.cut("it was given up")
         self.release_nowait(connection)
 
-    def release_nowait(self, connection: Connection) -> None:
+    def release_nowait(self, connection: PsycopgConnection) -> None:
         """Give back a connection that is idle or closed; never waits."""
         if not connection.is_lent:
             return
@@ -469,8 +490,8 @@ class PsycopgServer:
         if use is not None:
             connection.use = None
             use.end()
-        if connection.lender is not None:
-            connection.lender.give(connection)
+        if connection.home is not None:
+            connection.home.give(connection)
         # Behind the lender: whoever is let in now finds it there.
         share = connection.share
         if share is not None:
@@ -491,7 +512,7 @@ class PsycopgServer:
 
     # Errors
 
-    def error_of(self, exchange: Exchange, *, is_write: bool) -> DataError:
+    def error_of(self, exchange: Pipeline, *, is_write: bool) -> DataError:
         """Classify what an exchange failed with."""
         return error_mapping.of_exchange(
             exchange, where=self.label, in_recovery=self.role is Role.REPLICA, is_write=is_write
@@ -543,7 +564,7 @@ class PsycopgServer:
         if was_lost:
             self._whereabouts.unsettle()
         if was_lost and not connection.is_lent:
-            if self._lender is not None and isinstance(connection, Connection):
+            if self._lender is not None and isinstance(connection, PsycopgConnection):
                 self._lender.forget(connection)
             self.suspect()
 
@@ -639,7 +660,7 @@ class PsycopgServer:
     def cut_left_behind(self, *, is_other: bool) -> None:
         """Another server has taken the place of the one before: nothing may be written there any more."""
         for connection in list(self._connections):
-            its = connection.timeline if isinstance(connection, Connection) else 0
+            its = connection.timeline if isinstance(connection, PsycopgConnection) else 0
             if its and (is_other or its < self.timeline):
                 connection.cut("a failover has put another server in the place of this one")
 
@@ -657,7 +678,7 @@ class PsycopgServer:
         """
         await self._whereabouts.look_for(timeline, deadline=deadline)
 
-    def refused_write(self, connection: Connection) -> None:
+    def refused_write(self, connection: PsycopgConnection) -> None:
         """A server that should be the primary has refused a write as one that is none: look anew which one is.
 
         Where the server does not say that it takes no writes, the refusal was the statement's own fault.
@@ -672,12 +693,12 @@ class PsycopgServer:
         self._cut("the server has refused a write")
         connection.cut("the server has refused a write")
         for other in list(self._connections):
-            if isinstance(other, Connection):
+            if isinstance(other, PsycopgConnection):
                 other.retire()
 
     # The pool
 
-    async def _configure(self, connection: Connection) -> None:
+    async def _configure(self, connection: PsycopgConnection) -> None:
         """Learn what holds for a new connection before it is lent, and whether it leads to the right server."""
         exchange = await self._whereabouts.ask(connection)
         if exchange.error is not None:
@@ -695,8 +716,10 @@ class PsycopgServer:
             raise OperationalError(reason)
         if not connection.closed:
             self._proven.add(connection)
-        connection.limits = read_limits(exchange)
-        if not self.is_pooled and self.prepares and is_behind_pooler(exchange, connection):
+        connection.settings.timeouts = read_timeouts(exchange)
+        if is_behind_pooler(exchange, connection.backend_pid):
+            connection.incarnation = None
+        if not self.is_pooled and self.prepares and is_behind_pooler(exchange, connection.backend_pid):
             # In transaction mode a statement that is prepared on one server connection is not there on the next.
             self.prepares = False
             logger.warning(
@@ -707,7 +730,7 @@ class PsycopgServer:
         # The question names pg_settings, which could be an UPDATE of them; it is none.
         connection.needs_reset = False
 
-    async def _take(self, lender: Lender, timeout_s: float, priority: Priority) -> Connection:
+    async def _take(self, lender: Lender, timeout_s: float, priority: Priority) -> PsycopgConnection:
         if 0 < self.settings.max_waiting <= lender.waiting and not lender.displace(priority):
             self._pressure.refused()
             raise self._queue_is_full()
@@ -741,7 +764,7 @@ class PsycopgServer:
             " pool.max_waiting, or shorten transactions",
         )
 
-    async def _is_alive(self, connection: Connection, deadline: float | None) -> bool:
+    async def _is_alive(self, connection: PsycopgConnection, deadline: float | None) -> bool:
         limit = asyncio.get_running_loop().time() + self.settings.check_timeout_s
         try:
             exchange = await connection.exchange((), deadline=limit if deadline is None else min(limit, deadline))
