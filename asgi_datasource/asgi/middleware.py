@@ -132,7 +132,7 @@ class DataSourceMiddleware:
             current_runner.reset(token)
             if guard.is_used:
                 await guard.leave()
-            if guard.runs_again_after is None:
+            else:
                 guard.let_go()
         if guard.runs_again_after is not None:
             await self._run_again(guard, gate)
@@ -173,7 +173,7 @@ class DataSourceMiddleware:
             current_runner.reset(token)
             if guard.is_used:
                 await guard.leave()
-            if guard.runs_again_after is None:
+            else:
                 guard.let_go()
 
     @staticmethod

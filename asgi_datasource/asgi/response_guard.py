@@ -19,6 +19,7 @@ from typing import Any, Final, cast
 
 from starlette.types import Message, Receive, Send
 
+from ..drivers.protocol import Exchange
 from ..errors import ClientDisconnected, DataError, DataErrorKind
 from ..observability import tracing
 from ..registry.registry import DataSourceRegistry
@@ -135,17 +136,17 @@ class ResponseGuard:
         """The request's session; dead from the start when the response has started before anybody asked for it."""
         session = self._session
         if session is None:
-            scope = self.scope
+            scope, config = self.scope, self._config
             self.is_used = True
             # FastAPI calls what is not `async` in a thread, which has no task.
             self._task = None if asyncio._get_running_loop() is None else asyncio.current_task()
             session = self._session = self.registry.make_session(
                 self._tenant,
-                compiled=self._config,
+                compiled=config,
                 scope=scope,
                 method=scope["method"],
-                policy=self._config.policy,
-                path=route_path(scope, self._root),
+                policy=config.policy,
+                path=route_path(scope, self._root) if config.rules.rules else None,
                 started=self._started,
                 owner=self,
                 outer=None if self._outer is None else self._outer.session,
@@ -199,17 +200,22 @@ class ResponseGuard:
 
     async def leave(self) -> None:
         """The call is over: put away what still watches, then run the hooks."""
-        self._disarm()
-        self._take_back_cancellation()
-        if self.runs_again_after is None:
+        if self._is_armed or self._timer is not None or self._watch is not None:
+            self._disarm()
+        if self._cancellations:
+            self._take_back_cancellation()
+        if self._received is not None and self.runs_again_after is None:
             self.stop_reading()
         session, ending = self._session, self._ending
-        if session is not None and (session.has_due_hooks or (ending is not None and not ending.done())):
-            await self.registry.background.run(_run_hooks(session, ending))
         if session is not None:
+            if session.has_due_hooks or (ending is not None and not ending.done()):
+                await self.registry.background.run(_run_hooks(session, ending))
             session.let_go()
         # Their tracebacks, and the tasks' contexts, lead back here.
         self._task = self._ending = self._failure = self._stopped_by = None
+        if self.runs_again_after is None:
+            self.scope, self._received = _NO_SCOPE, None
+            self._raw_receive, self._raw_send = _receive_nothing, _send_nothing
 
     def let_go(self) -> None:
         """All is over: part from the server, whose scope leads back here, and would make each request a cycle."""
@@ -241,11 +247,18 @@ class ResponseGuard:
         # Not a coroutine itself: one frame less for each message of each response.
         if self.state is _ENDED:
             return self._raw_send(message)
-        if self._session is None and self.state is _OPEN and message["type"] == "http.response.start":
-            # Informational responses (1xx) promise nothing, so they end nothing.
-            if message["status"] >= 200:
+        if self.state is _OPEN and message["type"] == "http.response.start":
+            session = self._session
+            if session is None:
+                # Informational responses (1xx) promise nothing, so they end nothing.
+                if message["status"] >= 200:
+                    self.state = _ENDED
+                return self._raw_send(message)
+            if message["status"] >= 200 and session.past is None and self._outer is None and session.end_idle():
+                if self._is_armed:
+                    self._disarm()
                 self.state = _ENDED
-            return self._raw_send(message)
+                return self._raw_send(message)
         return self._send_held(message)
 
     async def _send_held(self, message: Message) -> None:
@@ -254,31 +267,69 @@ class ResponseGuard:
         session = self._session
         if self.state is _STREAMING:
             if session is not None and _ends_response(message):
-                await session.run_before_commit()
-                self._disarm()
-                self.state = _ENDING
-                await self._end_session(session, commit=session.rollback_reason is None, reason="end of the stream")
-                self.state = _ENDED
+                await self._end_stream(session)
             await self._raw_send(message)
             return
-        status = _status_started_by(message)
-        if status is not None:
-            if session is not None and self._streams(session, status):
-                await self._or_fail(session, session.open_for_token())
-                self.state = _STREAMING
-            elif session is None or session.is_unused:
-                if session is not None:
-                    session.close_unused()
-                self.state = _ENDED
-            elif self.state is _OPEN and session.end_idle():
-                self._disarm()
-                self.state = _ENDED
-                self._add_commits(session)
-            else:
+        status = message["status"] if message["type"] == "http.response.start" else _status_started_by(message)
+        if status is not None and status >= 200:
+            exchange = None if session is None or self.state is not _OPEN else self._send_commit(session, status)
+            if exchange is not None and session is not None:
+                try:
+                    await exchange.waiter
+                except asyncio.CancelledError:
+                    self._finish_commit(session)
+                    raise
+            if exchange is None or session is None or not self._take_commit(session):
                 await self._end(session, status)
             if session is not None and session.past is not None:
                 message = self._with_token(message, session.past)
         await self._raw_send(message)
+
+    def _send_commit(self, session: SessionCore, status: int) -> Exchange | None:
+        """Send COMMIT where it can be sent at once; otherwise `_end` does all.
+
+        COMMIT gets a task of its own only where this call is cancelled, or another one asks for the outcome, too.
+        """
+        lane = session.lane()
+        if session.verdict is not None or lane.streams or not lane.outcomes.get(status, False):
+            return None
+        exchange = session.send_commit()
+        if exchange is None:
+            return None
+        if self._is_armed:
+            self._disarm()
+        self.state = _ENDING
+        self._is_committing = True
+        if self._received is not None:
+            # Until the outcome is known the application is not told that its client has left, which many take for
+            # their cue to clean up.
+            self._received.tells_from = self._is_decided = asyncio.Event()
+        return exchange
+
+    def _take_commit(self, session: SessionCore) -> bool:
+        """Whether the COMMIT that was sent has come back with plain success; otherwise `_end` goes on."""
+        if self._ending is not None or not session.take_commit():
+            return False
+        self._is_committing = False
+        if self._is_decided is not None:
+            self._is_decided.set()
+        self.state = _ENDED
+        if self._outer is not None:
+            self._add_commits(session)
+        return True
+
+    def _finish_commit(self, session: SessionCore) -> None:
+        """Learn the outcome of a COMMIT that was sent, out of reach of the call's cancellation."""
+        if self._ending is None:
+            self._ending = self.registry.background.spawn(session.finish_commit())
+
+    async def _end_stream(self, session: SessionCore) -> None:
+        """The body is complete: the snapshot that it was read from ends."""
+        await session.run_before_commit()
+        self._disarm()
+        self.state = _ENDING
+        await self._end_session(session, commit=session.rollback_reason is None, reason="end of the stream")
+        self.state = _ENDED
 
     def _streams(self, session: SessionCore, status: int) -> bool:
         """Whether the response may start while the snapshot of its route is still open."""
@@ -304,24 +355,34 @@ class ResponseGuard:
             message = self._with_token(message, session.past)
         await self._raw_send(message)
 
-    async def _end(self, session: SessionCore, status: int) -> None:
-        """The response starts: commit or roll back.
+    async def _end(self, session: SessionCore | None, status: int) -> None:
+        """The response starts: commit or roll back, whatever that takes.
 
-        Another response may start meanwhile: whoever has given up waiting for this one answers in its place, and gets
-        the same outcome.
+        Another response may start meanwhile: a second task that answers in its place gets the same outcome.
 
         Raises:
             ResponseReplaced: It was to be committed and was not, and another response has been sent; or the request
                 runs again.
         """
+        if session is not None and self._streams(session, status):
+            await self._or_fail(session, session.open_for_token())
+            self.state = _STREAMING
+            return
+        if session is None or session.is_unused:
+            if session is not None:
+                session.close_unused()
+            self.state = _ENDED
+            return
+        if self.state is _OPEN and session.end_idle():
+            self._disarm()
+            self.state = _ENDED
+            self._add_commits(session)
+            return
         commit = self._commits(session, status)
-        if commit and self.state is _OPEN:
-            if session.has_hooks_before_commit:
-                # The request is not at its end yet: its deadline, and the client's leaving, interrupt them.
-                await self._run_before_commit(session)
-                commit = self._commits(session, status)
-            if commit and await self._commit(session):
-                return
+        if commit and self.state is _OPEN and session.has_hooks_before_commit:
+            # The request is not at its end yet: its deadline, and the client's leaving, interrupt them.
+            await self._run_before_commit(session)
+            commit = self._commits(session, status)
         self._disarm()
         self.state = _ENDING
         try:
@@ -342,40 +403,6 @@ class ResponseGuard:
                 self._is_decided.set()
         self.state = _ENDED
         self._add_commits(session)
-
-    async def _commit(self, session: SessionCore) -> bool:
-        """Commit where COMMIT can be sent at once and comes back with plain success; otherwise `_end` goes on.
-
-        COMMIT gets a task of its own only where this call is cancelled, or another one asks for the outcome, too.
-        """
-        exchange = session.send_commit()
-        if exchange is None:
-            return False
-        self._disarm()
-        self.state = _ENDING
-        self._is_committing = True
-        if self._received is not None:
-            # Until the outcome is known the application is not told that its client has left, which many take for
-            # their cue to clean up.
-            self._received.tells_from = self._is_decided = asyncio.Event()
-        try:
-            await exchange.waiter
-        except asyncio.CancelledError:
-            self._finish_commit(session)
-            raise
-        if self._ending is not None or not session.take_commit():
-            return False
-        self._is_committing = False
-        if self._is_decided is not None:
-            self._is_decided.set()
-        self.state = _ENDED
-        self._add_commits(session)
-        return True
-
-    def _finish_commit(self, session: SessionCore) -> None:
-        """Learn the outcome of a COMMIT that was sent, out of reach of the call's cancellation."""
-        if self._ending is None:
-            self._ending = self.registry.background.spawn(session.finish_commit())
 
     def _add_commits(self, session: SessionCore) -> None:
         """What was committed here cannot run again; that holds for the request around it as well."""
@@ -578,7 +605,7 @@ class ResponseGuard:
         self._is_armed = True
         overtime = self.registry.overtime
         now = loop.time()
-        self._deadline = deadline = session.request_deadline()
+        self._deadline = deadline = session.request_deadline
         if deadline is not None and deadline < now + overtime.after_s:
             self._timer = loop.call_at(deadline, self._deadline_passed)
         overtime.add(self._start_watching, now)
@@ -621,7 +648,7 @@ class ResponseGuard:
     def _disarm(self) -> None:
         if self._is_armed:
             self._is_armed = False
-            self.registry.overtime.take_back(self._start_watching)
+            self.registry.overtime.line.pop(self._start_watching, None)
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None

@@ -23,7 +23,7 @@ class DeferredCalls:
         self.after_s = after_s
         # Not that of whoever came first: what is called belongs to other requests.
         self._context = Context()
-        self._line: dict[Callable[[], None], float] = {}
+        self.line: dict[Callable[[], None], float] = {}
         """When each is due; in that order, for all wait equally long."""
         self._timer: asyncio.TimerHandle | None = None
 
@@ -34,17 +34,17 @@ class DeferredCalls:
             callback: Called on the event loop, in a context of its own.
             now: The event loop's time.
         """
-        self._line[callback] = now + self.after_s
+        self.line[callback] = now + self.after_s
         if self._timer is None:
             self._timer = asyncio.get_running_loop().call_at(now + self.after_s, self._call_due, context=self._context)
 
     def take_back(self, callback: Callable[[], None]) -> None:
         """Do not call it, where it has not been called yet: nothing of it is kept."""
-        self._line.pop(callback, None)
+        self.line.pop(callback, None)
 
     def close(self) -> None:
         """Call nobody any more."""
-        self._line.clear()
+        self.line.clear()
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
@@ -53,8 +53,8 @@ class DeferredCalls:
         loop = asyncio.get_running_loop()
         self._timer = None
         now = loop.time()
-        for callback in [callback for callback, due in self._line.items() if due <= now]:
-            if self._line.pop(callback, None) is not None:
+        for callback in [callback for callback, due in self.line.items() if due <= now]:
+            if self.line.pop(callback, None) is not None:
                 callback()
-        if self._line and self._timer is None:
-            self._timer = loop.call_at(next(iter(self._line.values())), self._call_due, context=self._context)
+        if self.line and self._timer is None:
+            self._timer = loop.call_at(next(iter(self.line.values())), self._call_due, context=self._context)

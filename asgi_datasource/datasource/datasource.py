@@ -35,20 +35,16 @@ class DataSource(Protocol):
         """Its name in the configuration."""
         ...
 
-    @property
-    def servers(self) -> Mapping[str, Server]:
-        """Every server by its name; the primary is `primary`."""
-        ...
+    servers: Mapping[str, Server]
+    """Every server by its name; the primary is `primary`."""
 
     @property
     def picture(self) -> Topology:
         """The servers as they look now; immutable, and another one as soon as they look different."""
         ...
 
-    @property
-    def turn(self) -> int:
-        """The round-robin counter: whose turn it is."""
-        ...
+    turn: int
+    """The round-robin counter, raised with each choice that takes a turn."""
 
     @property
     def gate(self) -> Gate | None:
@@ -59,10 +55,6 @@ class DataSource(Protocol):
     def held(self) -> dict[str, Position]:
         """What replicas have shown to have, by name, since they were last asked how they are: mostly for reads that
         prove something."""
-        ...
-
-    def take_turn(self) -> None:
-        """A replica was chosen because it was its turn: the next one is next."""
         ...
 
     def load(self) -> Mapping[str, float]:
@@ -139,7 +131,6 @@ class PostgresDataSource:
         "_draining",
         "_is_watching",
         "_monitor",
-        "_servers",
         "_traits",
         "_users",
         "_watchers",
@@ -151,6 +142,7 @@ class PostgresDataSource:
         "policy",
         "primary",
         "replicas",
+        "servers",
         "state",
         "turn",
     )
@@ -173,14 +165,14 @@ class PostgresDataSource:
         """In the order of the configuration."""
         self.policy = policy or RoutingPolicy()
         self.state = DataSourceState.CONFIGURED
-        self._servers = {server.name: server for server in (*self.replicas, primary)}
+        self.servers: Mapping[str, Server] = {server.name: server for server in (*self.replicas, primary)}
         self._traits = {replica.name: (traits or {}).get(replica.name, ReplicaTraits()) for replica in self.replicas}
         self._draining = {name for name, trait in self._traits.items() if trait.is_draining}
         # One counter for all requests. They share an event loop, so nothing comes between reading and counting.
         self.turn = 0
         self._users = 0
         self._when_left: Callable[[], None] | None = None
-        self._watchers = {server: partial(self._changed, server) for server in self._servers.values()}
+        self._watchers = {server: partial(self._changed, server) for server in self.servers.values()}
         self._is_watching = False
         self._monitor = ReplicaMonitor(
             name,
@@ -195,24 +187,15 @@ class PostgresDataSource:
     def __repr__(self) -> str:
         return f"PostgresDataSource({self.name!r}, {', '.join(self.picture.describe())})"
 
-    @property
-    def servers(self) -> Mapping[str, Server]:
-        """Every server by its name; the primary is `primary`."""
-        return self._servers
-
     def is_like(self, other: DataSource) -> bool:
         """Whether the other one is the same in all that the configuration says."""
         return (
             isinstance(other, PostgresDataSource)
-            and list(self._servers.values()) == list(other._servers.values())
+            and list(self.servers.values()) == list(other.servers.values())
             and self.policy == other.policy
             and self._traits == other._traits
             and (None if self.gate is None else self.gate.limit) == (None if other.gate is None else other.gate.limit)
         )
-
-    def take_turn(self) -> None:
-        """A replica was chosen because it was its turn: the next one is next."""
-        self.turn += 1
 
     def load(self) -> Mapping[str, float]:
         """How busy each replica is, by name: borrowed connections by its weight."""
@@ -253,7 +236,7 @@ class PostgresDataSource:
         if isinstance(predecessor, PostgresDataSource):
             self._monitor.inherit(predecessor._monitor)
         self.watch()
-        for server in self._servers.values():
+        for server in self.servers.values():
             await server.open()
         self._tend()
 

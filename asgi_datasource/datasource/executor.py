@@ -77,24 +77,30 @@ class Executor(Router):
         shows_tenant: bool = False,
         measure: Measure | None = None,
     ) -> None:
-        """Make it for one session; see `Router` for the arguments.
+        """Make it for one session.
 
         Args:
+            datasource, tenant: The session's.
             background: Where connections are given back when the caller is cancelled.
+            pin: The caller's own; None makes one when it is first asked for.
+            past: What the session's client has seen before; None when tokens are disabled.
+            priority: Who is served first of those who wait for a connection.
+            is_traced: Whether there are spans.
             traces_statements: Whether statements have spans of their own.
+            shows_tenant: Whether the tenant's name stands on them.
+            measure: What is told of decisions, waits and statements; None where nothing is measured.
         """
-        super().__init__(
-            datasource,
-            tenant,
-            pin,
-            past=past,
-            priority=priority,
-            is_traced=is_traced,
-            shows_tenant=shows_tenant,
-            measure=measure,
-        )
+        self._datasource = datasource
+        self._tenant = tenant
         self._background = background
+        self._priority = priority
+        self._is_traced = is_traced
         self._traces_statements = is_traced and traces_statements
+        self._shows_tenant = shows_tenant
+        self._measure = measure
+        if pin is not None:
+            self._pin = pin
+        self.past = past
 
     # -- reads outside a transaction
 
@@ -139,8 +145,8 @@ class Executor(Router):
             if not exchange.has_landed or not proof.is_met(exchange, server, connection):
                 return None
             index = proof.asked.index
-        result = exchange.take(index)
-        if result is None or not (connection.is_idle or connection.closed) or result.ends_transaction:
+        result = exchange.take(index, in_transaction=False)
+        if result is None:
             return None
         if proof is not None:
             proof.note(exchange, index + 1, server)
@@ -296,11 +302,15 @@ class Executor(Router):
     def take_begin(self, sent: SentBegin, query: Query) -> tuple[Transaction, Result] | None:
         """The transaction and the result of `send_begin` once it has come back; None where `begin` has to take over."""
         exchange, server, connection = sent
-        result = exchange.take(2)
-        if result is None or not connection.is_in_transaction or result.ends_transaction:
+        result = exchange.take(2, in_transaction=True)
+        if result is None:
             return None
-        transaction = self._made(server, connection, read_only=False, isolation=None)
-        transaction.note_identity(exchange.values(3))
+        transaction = Transaction(
+            connection, server, self._background, read_only=False, isolation=None, measure=self._measure
+        )
+        xid = exchange.value(3)
+        if xid is not None:
+            transaction.identified = (xid,) if connection.incarnation is not None else exchange.values(3)
         self.note_write()
         if self._measure is not None:
             self._measure.ran(server, tracing.operation_of(str(query)), perf_counter() - self._started, None)
@@ -387,7 +397,7 @@ class Executor(Router):
                 if isolation not in ONE_SNAPSHOT:
                     transaction.note_position = partial(proof.note_position, server=server)
             if not read_only:
-                transaction.note_identity(exchange.values(len(batch) - 1))
+                transaction.note_identity(exchange, len(batch) - 1)
             results = exchange.answers(first, len(statements))
             await transaction.check_still_open(results)
             return Opened(transaction, results)

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from random import random
-from time import perf_counter
+from time import monotonic, perf_counter
 from typing import Final, Protocol
 
 from opentelemetry.trace import Span, SpanContext
@@ -185,53 +185,31 @@ class Router:
     last_route: Route | None = None
     """Where the last statement went and why; None before the first."""
     _pin: ReadAfterWritePin | None = None
+    """The caller's own, or made when it was first asked for."""
+    commit_lsn: str | None = None
+    """WAL position of the session's last commit that wrote."""
+    _pinned_at: float | None = None
     _pinned_by: SpanContext | None = None
     _sticky: str | None = None
-
-    def __init__(
-        self,
-        datasource: DataSource,
-        tenant: TenantSettings,
-        pin: ReadAfterWritePin | None,
-        *,
-        past: ClientHistory | None,
-        priority: Priority,
-        is_traced: bool,
-        shows_tenant: bool,
-        measure: Measure | None = None,
-    ) -> None:
-        """Make it for one session.
-
-        Args:
-            datasource, tenant: The session's.
-            pin: The caller's own; None makes one with the first write.
-            past: What the session's client has seen before; None where tokens are disabled.
-            priority: Who is served first of those who wait for a connection.
-            is_traced: Whether there are spans.
-            shows_tenant: Whether the tenant's name stands on them.
-            measure: What is told of decisions and waits; None where nothing is measured.
-        """
-        self._measure = measure
-        self._datasource = datasource
-        self._tenant = tenant
-        self._priority = priority
-        self._is_traced = is_traced
-        self._shows_tenant = shows_tenant
-        if pin is not None:
-            self._pin = pin
-        self.past = past
+    _datasource: DataSource
+    _tenant: TenantSettings
+    _priority: Priority
+    _is_traced: bool
+    _shows_tenant: bool
+    _measure: Measure | None
+    past: ClientHistory | None
+    """Causal-consistency state; None when tokens are disabled."""
 
     @property
     def pin(self) -> ReadAfterWritePin:
-        """The session's, made when it is first asked for."""
-        if self._pin is None:
-            self._pin = ReadAfterWritePin()
-        return self._pin
-
-    @property
-    def is_pinned(self) -> bool:
-        """Whether the session has written."""
-        return self._pin is not None and self._pin.is_set
+        """The session's."""
+        pin = self._pin
+        if pin is None:
+            pin = self._pin = ReadAfterWritePin()
+            pin.pinned_at = self._pinned_at
+        if self.commit_lsn is not None:
+            pin.lsn = self.commit_lsn
+        return pin
 
     async def connect(
         self, intent: AccessIntent, attempt: Attempt, deadline: float | None, freshness: Freshness
@@ -260,10 +238,19 @@ class Router:
         """
         if self.held:
             return None
-        route = self._choose(intent, attempt, freshness)
+        datasource, pin = self._datasource, self._pin
+        route = find_route(
+            datasource,
+            intent,
+            attempt,
+            freshness,
+            is_pinned=self._pinned_at is not None or (pin is not None and pin.pinned_at is not None),
+            past=self.past,
+            sticky=self._sticky,
+        )
         if route is None:
             return None
-        server = self._datasource.servers[route.node]
+        server = datasource.servers[route.node]
         limit = self._tenant.max_connections
         share = None if limit is None and not server.is_fair else Share(self._tenant.name, limit)
         connection = server.try_acquire(share)
@@ -277,16 +264,19 @@ class Router:
 
     def note_borrowed(self, server: Server, connection: Connection, route: Route) -> None:
         """A statement was sent over a connection of `borrow_at_hand`."""
-        self.note_route(route)
+        self.last_route = route
+        if route.reason in _TAKES_A_TURN:
+            self._datasource.turn += 1
         measure = self._measure
         if measure is not None:
+            measure.chose(decision_of(route))
             connection.use = measure.lent(server, 0.0)
 
     def note_route(self, route: Route) -> None:
         """A server was chosen."""
         self.last_route = route
         if route.reason in _TAKES_A_TURN:
-            self._datasource.take_turn()
+            self._datasource.turn += 1
         if self._measure is not None:
             self._measure.chose(decision_of(route))
 
@@ -360,10 +350,12 @@ class Router:
 
     def note_write(self) -> None:
         """The request writes: its reads go to the primary from now on."""
-        pin = self.pin
-        if self._is_traced and not pin.is_set:
-            self._pinned_by = tracing.current_span_context()
-        pin.set()
+        if self._pinned_at is None:
+            self._pinned_at = monotonic()
+            if self._is_traced:
+                self._pinned_by = tracing.current_span_context()
+            if self._pin is not None:
+                self._pin.set()
 
     def note_transaction(self, server: Server, intent: AccessIntent, *, is_read_only: bool) -> None:
         """A statement goes to the transaction that is open already."""
@@ -378,7 +370,13 @@ class Router:
 
     def _choose(self, intent: AccessIntent, attempt: Attempt, freshness: Freshness) -> Route | None:
         return find_route(
-            self._datasource, intent, attempt, freshness, is_pinned=self.is_pinned, past=self.past, sticky=self._sticky
+            self._datasource,
+            intent,
+            attempt,
+            freshness,
+            is_pinned=self._pinned_at is not None or (self._pin is not None and self._pin.is_set),
+            past=self.past,
+            sticky=self._sticky,
         )
 
     async def _borrow(
@@ -437,7 +435,8 @@ class Router:
             tracing.CANDIDATES: route.candidates,
             tracing.TENANT_STRATEGY: self._tenant.strategy,
         }
-        pin_age_ms, pin_lsn = (None, None) if self._pin is None else (self._pin.age_ms, self._pin.lsn)
+        pin = None if self._pin is None and self._pinned_at is None else self.pin
+        pin_age_ms, pin_lsn = (None, None) if pin is None else (pin.age_ms, pin.lsn)
         if self._shows_tenant and self._tenant.name is not None:
             attributes[tracing.TENANT_ID] = self._tenant.name
         if pin_age_ms is not None:

@@ -43,19 +43,14 @@ class Result(Protocol):
         """Rows returned or changed; -1 where that does not apply."""
         ...
 
-    @property
-    def returns_rows(self) -> bool:
-        """Whether the statement answers with rows, even if there were none."""
-        ...
+    returns_rows: bool
+    """Whether the statement answers with rows, even if there were none."""
+    columns: tuple[str, ...]
+    """The names of the columns, in order."""
 
     @property
     def ends_transaction(self) -> bool:
         """Whether the statement itself began or ended a transaction."""
-        ...
-
-    @property
-    def columns(self) -> tuple[str, ...]:
-        """The names of the columns, in order."""
         ...
 
     def rows(self, row_factory: RowFactory[Any] | None = None) -> list[Any]:
@@ -109,12 +104,21 @@ class Exchange(Protocol):
         """The server refused a statement only because of how it had been prepared: run anew it may well work."""
         ...
 
-    def take(self, index: int) -> Result | None:
-        """Read the result of one statement once all has landed; None where anything was not plain success."""
+    def take(self, index: int, *, in_transaction: bool) -> Result | None:
+        """Read the result of one statement where all has come back with plain success; None where it has not.
+
+        Args:
+            index: Where the statement stands.
+            in_transaction: Where the connection has to be afterwards: inside a transaction, or outside of any.
+        """
         ...
 
     def answers(self, first: int, count: int) -> Sequence[Result]:
         """The results of some of the statements, all of which worked."""
+        ...
+
+    def value(self, index: int) -> str | None:
+        """The first value of a control statement's answer, as text; None where there is none."""
         ...
 
     def values(self, index: int) -> Sequence[str | None] | None:
@@ -215,8 +219,13 @@ class Connection(Protocol):
         """
         ...
 
-    def send_controls(self, statements: Sequence[Control], *, deadline: float | None) -> Exchange | None:
-        """Send control statements alone, without waiting; None as for `send_one`."""
+    def send_controls(self, statements: tuple[Control, ...], *, deadline: float | None) -> Exchange | None:
+        """Send control statements alone, without waiting; None as for `send_one`.
+
+        Args:
+            statements: One of a few constants: a connection keeps them ready.
+            deadline: Event-loop time at which the server is asked to cancel.
+        """
         ...
 
     async def arrival(self, exchange: Any, /) -> None:
@@ -309,8 +318,6 @@ class Server(Protocol):
     metrics: Metrics | None
     breaker: CircuitBreaker
     """Whether it is used; by what happened to its connections, never by errors that it answered with."""
-    borrowed: int
-    """Connections that are lent."""
     was_reached: bool
     """Whether a connection could ever be made."""
     is_pooled: bool
@@ -331,6 +338,11 @@ class Server(Protocol):
     @property
     def is_in_use(self) -> bool:
         """Whether a connection is borrowed, or about to be; of pools that have a keeper."""
+        ...
+
+    @property
+    def borrowed(self) -> int:
+        """Connections that are lent."""
         ...
 
     @property

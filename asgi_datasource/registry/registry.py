@@ -238,7 +238,7 @@ class DataSourceRegistry:
         """
         session = DataSession(
             self,
-            datasource or compiled.datasource_of(tenant),
+            datasource or compiled.datasources.get(tenant.datasource) or compiled.datasource_of(tenant),
             tenant,
             policy=policy,
             scope=scope,

@@ -42,7 +42,8 @@ from ..transaction import (
     is_conflict,
 )
 from .context import Frame, current_frame, current_runner
-from .policy import NO_RULE, Lane, Plan, RouteRule, SessionPolicy, lane_of, make_plan
+from .options import options_of
+from .policy import NO_RULE, Lane, Plan, RouteRule, SessionPolicy, add_lane, make_lane, make_plan
 from .scope import Scope, current_scope
 from .unit_of_work import UnitOfWork, open_transaction, run_statements
 
@@ -170,6 +171,8 @@ class SessionCore:
     _lane_endpoint: object = None
     _plan: Plan | None = None
     _plan_frame: Frame | None = None
+    request_deadline: float | None = None
+    """Event-loop time at which the request's time is up, whatever runs; None where there is no limit."""
 
     def __init__(
         self,
@@ -278,7 +281,11 @@ class SessionCore:
         except DataError as error:
             raise self._noted((Statement(query, params),), error) from error.__cause__
         finally:
-            self._leave_turn(task)
+            self._busy = None
+            if self._interrupted:
+                self._interrupted -= {task}
+            if self._lock is not None:
+                self._lock.leave()
         return read(result, row_factory)
 
     def _send_at_once(self, query: Query, params: Params | None, intent: AccessIntent | None) -> Sent | None:
@@ -295,7 +302,7 @@ class SessionCore:
         ):
             return None
         now = time.monotonic()
-        deadline = self.request_deadline()
+        deadline = self.request_deadline
         is_read = (intent or lane.intent) is _READ
         transaction = None if work is None else work.transaction
         if lock is not None and not lock.take():
@@ -365,13 +372,6 @@ class SessionCore:
         else:
             await cast("Executor", self._executor).abandon(way, statement)
 
-    def _leave_turn(self, task: asyncio.Task[Any] | None) -> None:
-        self._busy = None
-        if self._interrupted:
-            self._interrupted -= {task}
-        if self._lock is not None:
-            self._lock.leave()
-
     # -- statements: the longer way
 
     async def run(self, statements: Sequence[Statement], intent: AccessIntent | None = None) -> Sequence[Result]:
@@ -438,7 +438,6 @@ class SessionCore:
             self.writers.claim(self)
 
     def _start(self) -> Executor:
-        self.check_open()
         if self._datasource.state is DataSourceState.LEFT:
             # The configuration was loaded anew since the request began, which had no use for its datasource yet.
             self._datasource = self._registry.successor(self._datasource)
@@ -479,9 +478,16 @@ class SessionCore:
         endpoint = None if self.scope is None else self.scope.get("endpoint")
         lane = self._lane
         if lane is None or endpoint is not self._lane_endpoint:
-            lane = self._lane = lane_of(self._policy, self._rule, self._method, endpoint)
+            try:
+                lane = self._policy.lanes.get((self._rule, self._method, endpoint))
+            except TypeError:
+                # An endpoint that cannot be hashed.
+                lane = make_lane(self._policy, self._rule, self._method, options_of(endpoint, self._method))
+            lane = self._lane = lane or add_lane(self._policy, self._rule, self._method, endpoint)
             self._lane_endpoint = endpoint
             self._plan = None
+            if self._started is not None:
+                self.request_deadline = None if lane.timeout_s is None else self._started + lane.timeout_s
         return lane
 
     def current_plan(self) -> Plan:
@@ -501,11 +507,6 @@ class SessionCore:
     def deadline(self) -> float | None:
         """Event-loop time at which the time of the running function is up; None where there is no limit."""
         return self.current_plan().deadline
-
-    def request_deadline(self) -> float | None:
-        """Event-loop time at which the request's time is up, whatever runs; None where there is no limit."""
-        timeout_s = self.lane().timeout_s
-        return None if self._started is None or timeout_s is None else self._started + timeout_s
 
     def is_route(self, options: TransactionOptions) -> bool:
         """Whether these options are the matched endpoint's own."""
@@ -834,7 +835,9 @@ class SessionCore:
     @property
     def has_due_hooks(self) -> bool:
         """Whether there is something for `run_due_hooks`."""
-        return bool(self._hooks or self.state is SessionState.ENDING or self._unfinished())
+        if self._hooks or self.state is SessionState.ENDING:
+            return True
+        return bool(self.committing) and bool(self._unfinished())
 
     @property
     def has_hooks_before_commit(self) -> bool:
@@ -948,13 +951,17 @@ class SessionCore:
         self.state = SessionState.CLOSED
 
     def end_idle(self) -> bool:
-        """End a session that has nothing to commit, to roll back or to tell: one that has only read.
+        """End a session that has nothing to commit, to roll back or to tell, nor a body to read for.
 
         Returns:
-            Whether that was so; otherwise nothing has changed.
+            Whether that was so: it has only read; otherwise nothing has changed.
         """
+        lane = self._lane
         if (
-            self.state is not _OPEN
+            lane is None
+            or lane.streams
+            or (self.scope is not None and self.scope.get("endpoint") is not self._lane_endpoint)
+            or self.state is not _OPEN
             or self._busy is not None
             or self._executor is None
             or self.stopped_by is not None
@@ -983,7 +990,7 @@ class SessionCore:
             or (self._lock is not None and self._lock.is_taken)
         ):
             return None
-        exchange = work.send_commit(self.deadline())
+        exchange = work.send_commit(self.request_deadline if current_frame.get() is None else self.deadline())
         if exchange is not None:
             self._commit = exchange
             self.state = SessionState.ENDING
@@ -1084,11 +1091,11 @@ class SessionCore:
         Otherwise each request leaves a cycle behind, and the garbage collector stops every request for as long as it
         takes to look for them.
         """
-        if self.state is SessionState.CLOSED and not self._unfinished():
-            self._conflict = self.lost_by
-            self._work = self._lock = self._owner = self.scope = self._ending = self.writers = self._lane_endpoint = (
-                None
-            )
+        if self.state is SessionState.CLOSED and not (self.committing and self._unfinished()):
+            if self._work is not None and (self._work.lost_by is not None or self._work.transaction is not None):
+                self._conflict = self.lost_by
+            self._work = self._lock = self._owner = self._ending = None
+            self.scope = self.writers = self._lane_endpoint = None
 
     async def end_midway(self, *, commit: bool) -> None:
         """Commit, or roll back, in the middle of the session."""
@@ -1115,14 +1122,14 @@ class SessionCore:
 
     def note_committed(self, transaction: Transaction) -> None:
         """A transaction was committed: its position counts for the reads that follow."""
-        if not transaction.has_written:
+        if transaction.identified is None:
             # What only read can be done again.
             return
         self.commits += 1
         if self.past is not None:
             self.past.note(transaction.position or NOWHERE)
-        if transaction.wal_position is not None:
-            self.pin.lsn = transaction.wal_position
+        if transaction.wal_position is not None and self._executor is not None:
+            self._executor.commit_lsn = transaction.wal_position
 
     def note_committing(self, task: asyncio.Task[None]) -> None:
         """A commit goes on in a task of the library's own."""

@@ -110,6 +110,7 @@ class Lane:
         retries: How often the request is run again when it has lost against another one.
         outcomes: By status, what a response of that status does, as far as it was asked for.
         begins_plainly: The first write opens the request's transaction, with nothing but BEGIN.
+        streams: A response may start while the snapshot of its route is still open.
     """
 
     intent: AccessIntent
@@ -123,43 +124,33 @@ class Lane:
     retries: int
     outcomes: dict[int, bool] = field(default_factory=dict[int, bool])
     begins_plainly: bool = field(init=False)
+    streams: bool = field(init=False)
 
     def __post_init__(self) -> None:
+        options = self.endpoint or self.rule.options
+        object.__setattr__(self, "streams", options is not None and options.stream)
         terms = self.terms
         plainly = terms.is_shared and terms.isolation is None and not (terms.read_only or terms.deferrable)
         object.__setattr__(self, "begins_plainly", plainly and not self.reads_only)
-
-    @property
-    def streams(self) -> bool:
-        """Whether a response may start while the snapshot of its route is still open."""
-        options = self.endpoint or self.rule.options
-        return options is not None and options.stream
 
 
 MAX_LANES: Final = 4096
 """Lanes that one policy keeps: an application has some hundred endpoints, and may make some on the fly."""
 
 
-def lane_of(policy: SessionPolicy, rule: RouteRule, method: str, endpoint: object) -> Lane:
-    """The lane of a request.
+def add_lane(policy: SessionPolicy, rule: RouteRule, method: str, endpoint: object) -> Lane:
+    """The lane of a kind of request that has not occurred before.
 
     Args:
-        policy: The configuration's defaults.
+        policy: The configuration's defaults; keeps the lane.
         rule: The first rule of `routes` that matches the request.
         method: The request's method.
         endpoint: The matched endpoint, where one is known; its annotation counts.
     """
-    key = (rule, method, endpoint)
-    try:
-        lane = policy.lanes.get(key)
-    except TypeError:
-        # An endpoint that cannot be hashed.
-        return make_lane(policy, rule, method, options_of(endpoint, method))
-    if lane is None:
-        if len(policy.lanes) >= MAX_LANES:
-            policy.lanes.clear()
-        options = None if endpoint is None else options_of(endpoint, method)
-        lane = policy.lanes[key] = make_lane(policy, rule, method, options)
+    if len(policy.lanes) >= MAX_LANES:
+        policy.lanes.clear()
+    options = None if endpoint is None else options_of(endpoint, method)
+    lane = policy.lanes[rule, method, endpoint] = make_lane(policy, rule, method, options)
     return lane
 
 

@@ -23,7 +23,7 @@ from .transaction_block import TransactionBlock
 R = TypeVar("R")
 
 
-class DataSession(StatementMethods, SessionCore):
+class DataSession(SessionCore, StatementMethods):
     """The request's handle on its tenant's data; get it with `session(request)`.
 
     Reads outside a transaction run READ ONLY on a replica, each in one round trip, and hold no connection in
@@ -80,12 +80,12 @@ class DataSession(StatementMethods, SessionCore):
     @property
     def read(self) -> IntentView:
         """The same methods with read intent: READ ONLY wherever they land."""
-        return IntentView(self, AccessIntent.READ)
+        return ReadView(self)
 
     @property
     def write(self) -> IntentView:
         """The same methods with write intent: in the transaction, on the primary."""
-        return IntentView(self, AccessIntent.WRITE)
+        return WriteView(self)
 
     def connection(self, intent: AccessIntent | None = None) -> AbstractAsyncContextManager[RawConnection]:
         """Borrow the driver's connection (psycopg's), inside the tenant and a transaction.
@@ -206,11 +206,6 @@ class DataSession(StatementMethods, SessionCore):
 
     # -- what the statement methods are made of
 
-    def _run_one(
-        self, query: Query, params: Params | None, read: Callable[[Result, Any], R], row_factory: Any
-    ) -> Coroutine[Any, Any, R]:
-        return self.run_one(query, params, None, read, row_factory)
-
     def _run_all(self, statements: Sequence[Statement]) -> Coroutine[Any, Any, Sequence[Result]]:
         return self.run(statements)
 
@@ -223,16 +218,21 @@ class DataSession(StatementMethods, SessionCore):
 class IntentView(StatementMethods):
     """The statement methods of a session with the intent fixed: `db.read`, `db.write`."""
 
-    __slots__ = ("_intent", "_session")
+    __slots__ = ("_session",)
 
-    def __init__(self, session: SessionCore, intent: AccessIntent) -> None:
+    def __init__(self, session: SessionCore) -> None:
         self._session = session
-        self._intent = intent
 
-    def _run_one(
-        self, query: Query, params: Params | None, read: Callable[[Result, Any], R], row_factory: Any
+    def run_one(
+        self,
+        query: Query,
+        params: Params | None,
+        intent: AccessIntent | None,
+        read: Callable[[Result, Any], R],
+        row_factory: Any,
     ) -> Coroutine[Any, Any, R]:
-        return self._session.run_one(query, params, self._intent, read, row_factory)
+        """Run one statement with this view's intent."""
+        return self._session.run_one(query, params, intent, read, row_factory)
 
     def _run_all(self, statements: Sequence[Statement]) -> Coroutine[Any, Any, Sequence[Result]]:
         return self._session.run(statements, self._intent)
@@ -241,3 +241,17 @@ class IntentView(StatementMethods):
         self, query: Query, params: Params | None, row_factory: RowFactory[Any] | None, size: int
     ) -> AsyncIterator[Any]:
         return cursor_stream.stream(self._session, self._intent, query, params, row_factory, size)
+
+
+class ReadView(IntentView):
+    """`db.read`."""
+
+    __slots__ = ()
+    _intent = AccessIntent.READ
+
+
+class WriteView(IntentView):
+    """`db.write`."""
+
+    __slots__ = ()
+    _intent = AccessIntent.WRITE

@@ -8,6 +8,7 @@ from typing import Any, TypeVar, overload
 from ..drivers.protocol import Result, RowFactory
 from ..drivers.statements import Params, Query, Statement
 from ..errors import DataError, DataErrorKind
+from ..routing import AccessIntent
 
 T = TypeVar("T")
 
@@ -20,8 +21,16 @@ class StatementMethods:
 
     __slots__ = ()
 
-    def _run_one(
-        self, query: Query, params: Params | None, read: Callable[[Result, Any], T], row_factory: Any
+    _intent: AccessIntent | None = None
+    """The intent of every statement; None takes what holds where it runs."""
+
+    def run_one(
+        self,
+        query: Query,
+        params: Params | None,
+        intent: AccessIntent | None,
+        read: Callable[[Result, Any], T],
+        row_factory: Any,
     ) -> Coroutine[Any, Any, T]:
         """Run one statement; `read` makes the answer of its result and the row factory."""
         raise NotImplementedError
@@ -50,7 +59,7 @@ class StatementMethods:
             DataError: It failed; the kind says how.
             SessionClosed: The request's response has started.
         """
-        return self._run_one(query, params, _rowcount, None)
+        return self.run_one(query, params, self._intent, _rowcount, None)
 
     async def executemany(self, query: Query, params_seq: Iterable[Params]) -> int:
         """Run a statement once for each set of parameters, all in one round trip and one transaction.
@@ -87,7 +96,7 @@ class StatementMethods:
             DataError: It failed, or returns no rows.
             SessionClosed: The request's response has started.
         """
-        return self._run_one(query, params, _all_rows, row_factory)
+        return self.run_one(query, params, self._intent, _all_rows, row_factory)
 
     @overload
     def fetch_one(self, query: Query, params: Params | None = None) -> Coroutine[Any, Any, Row | None]: ...
@@ -101,11 +110,11 @@ class StatementMethods:
         self, query: Query, params: Params | None = None, *, row_factory: RowFactory[Any] | None = None
     ) -> Coroutine[Any, Any, Any | None]:
         """Run a statement and return its first row; None when there is none. Arguments and errors: `fetch_all`."""
-        return self._run_one(query, params, _first_row, row_factory)
+        return self.run_one(query, params, self._intent, _first_row, row_factory)
 
     def fetch_value(self, query: Query, params: Params | None = None) -> Coroutine[Any, Any, Any]:
         """Run a statement and return the first column of its first row; None when there is none."""
-        return self._run_one(query, params, _scalar, None)
+        return self.run_one(query, params, self._intent, _scalar, None)
 
     @overload
     def stream(self, query: Query, params: Params | None = None, *, size: int = ...) -> AsyncIterator[Row]: ...

@@ -199,8 +199,9 @@ class UnitOfWork:
             or self.snapshot is not None
             or self.outer is not None
             or self._unheard is not None
+            or self.doomed_by is not None
+            or self.rollback_reason is not None
             or (self._hooks and self.has_hooks_before_commit)
-            or not self._may_commit
         ):
             return None
         if deadline is None:
@@ -340,7 +341,7 @@ class UnitOfWork:
             raise
         finally:
             owner.settle_hooks(hooks, committed=committed)
-            if committed is None and owner.past is not None and transaction.has_written:
+            if committed is None and owner.past is not None and transaction.identified is not None:
                 # It may have been committed, and then the client has to see it.
                 owner.past.note(transaction.position or NOWHERE)
         owner.note_committed(transaction)

@@ -69,7 +69,9 @@ class Transaction:
     note_position: Callable[[Sequence[str | None] | None], None] | None = None
     """Is told where the server is after each round trip, where what is read binds later reads and there is more than
     one snapshot."""
-    _identified: Sequence[str | None] | None = None
+    identified: Sequence[str | None] | None = None
+    """The answer to `IDENTIFY`; None while the transaction has written nothing. Every round trip that may have written
+    learns it, so that COMMIT is never sent without."""
     _control: asyncio.Task[None] | None = None
     _span: Span | None = None
     _started = 0.0
@@ -82,8 +84,8 @@ class Transaction:
         *,
         read_only: bool,
         isolation: Isolation | None,
-        is_traced: bool,
-        traces_statements: bool,
+        is_traced: bool = False,
+        traces_statements: bool = False,
         measure: Measure | None = None,
     ) -> None:
         self._measure = measure
@@ -109,15 +111,9 @@ class Transaction:
         return Position(identity.timeline, parse_lsn(self.wal_position))
 
     @property
-    def has_written(self) -> bool:
-        """Whether the server has given it an id; every round trip that may have written learns that, so that COMMIT is
-        never sent without."""
-        return self._identified is not None
-
-    @property
     def identity(self) -> Identity | None:
         """What to ask by for its fate; None while it has written nothing."""
-        return control_statements.read_identity(self._identified, self.connection)
+        return control_statements.read_identity(self.identified, self.connection)
 
     @property
     def is_open(self) -> bool:
@@ -152,11 +148,11 @@ class Transaction:
     def take(self, exchange: Exchange, query: Query, *, as_read: bool) -> Result | None:
         """The result of `send`, once it has come back; None where anything was not plain success: `run` takes over."""
         envelope = _ENVELOPES[as_read and not self.read_only, self._asks]
-        result = exchange.take(envelope.index)
-        if result is None or not self.connection.is_in_transaction or result.ends_transaction:
+        result = exchange.take(envelope.index, in_transaction=True)
+        if result is None:
             return None
         if self._asks:
-            self.note_identity(exchange.values(envelope.index + len(envelope.closing)))
+            self.note_identity(exchange, envelope.index + len(envelope.closing))
         if self._measure is not None:
             self._measure.ran(self.server, tracing.operation_of(str(query)), perf_counter() - self._started, None)
         return result
@@ -211,7 +207,7 @@ class Transaction:
 
     @property
     def _asks(self) -> tuple[Control, ...]:
-        if self.read_only or self._identified is not None:
+        if self.read_only or self.identified is not None:
             return ()
         return _ASK_XID if self.connection.incarnation is not None else _ASK_ALL
 
@@ -226,12 +222,13 @@ class Transaction:
         if self.note_position is not None:
             self.note_position(exchange.values(count - 1 - len(asks)))
         if asks:
-            self.note_identity(exchange.values(count - 1))
+            self.note_identity(exchange, count - 1)
 
-    def note_identity(self, values: Sequence[str | None] | None) -> None:
-        """Take the answer to `IDENTIFY`."""
-        if values is not None and values[0] is not None:
-            self._identified = values
+    def note_identity(self, exchange: Exchange, index: int) -> None:
+        """Take the answer to `IDENTIFY`, which stands at `index`."""
+        xid = exchange.value(index)
+        if xid is not None:
+            self.identified = (xid,) if self.connection.incarnation is not None else exchange.values(index)
 
     def forget_pending_savepoint(self, name: str) -> bool:
         """A block ends before any statement in it was sent: its savepoint need not be. True where that was so."""
@@ -359,27 +356,35 @@ class Transaction:
         Args:
             deadline: Event-loop time at which a COMMIT that is still running is cancelled.
         """
+        connection = self.connection
         if (
             self.state is not TxState.ACTIVE
             or self.failure is not None
-            or not self.connection.is_in_transaction
-            or self._is_left_behind
+            or (
+                self.identified is not None and (len(self.identified) > 1 or connection.timeline < self.server.timeline)
+            )
             or (self._control is not None and not self._control.done())
         ):
             return None
-        batch = _END if self._identified is None else _END_OF_WRITES
-        exchange = self.connection.send_controls(batch, deadline=deadline)
+        batch = _END if self.identified is None else _END_OF_WRITES
+        exchange = connection.send_controls(batch, deadline=deadline)
         if exchange is not None:
-            self._note_commit_sent()
+            self.state = TxState.COMMITTING
+            if self._is_traced or self._measure is not None:
+                self._time_commit()
         return exchange
 
     def take_commit(self, exchange: Exchange) -> bool:
         """Whether the COMMIT of `send_commit` has come back with plain success; otherwise `commit` takes over."""
         if not exchange.has_landed or exchange.error is not None or exchange.tag(0) != "COMMIT":
             return False
-        self._note_committed(exchange)
+        self.state = TxState.COMMITTED
+        if self.identified is not None:
+            self.wal_position = exchange.value(1)
         self.server.release(self.connection)
-        self._note_commit_ended(None)
+        if self._is_traced or self._measure is not None:
+            self._note_outcome()
+            self._note_commit_ended(None)
         return True
 
     async def commit(self, *, deadline: float | None, doubt_timeout_s: float, begun: Exchange | None = None) -> None:
@@ -399,11 +404,12 @@ class Transaction:
         """
         if begun is None:
             await self._check_committable()
-            self._note_commit_sent()
+            self._move(TxState.COMMITTING)
+            self._time_commit()
         connection = self.connection
         try:
             if begun is None:
-                batch = _END if self._identified is None else _END_OF_WRITES
+                batch = _END if self.identified is None else _END_OF_WRITES
                 exchange = await connection.exchange(batch, deadline=deadline)
             else:
                 exchange = begun
@@ -419,7 +425,9 @@ class Transaction:
         failure: DataError | None = None
         try:
             if verdict is Verdict.COMMITTED:
-                self._note_committed(exchange)
+                self._move(TxState.COMMITTED)
+                if self.identified is not None:
+                    self.wal_position = exchange.value(1)
                 await self._give_back()
             elif verdict is Verdict.LOST:
                 await self._resolve(exchange, within=doubt_timeout_s)
@@ -451,7 +459,7 @@ class Transaction:
                 self._move(TxState.ROLLED_BACK)
                 await self._give_back_rolled_back("failed before commit")
             raise unexpected_rollback(cause) from cause
-        if self._is_left_behind:
+        if self.identified is not None and self._is_left_behind:
             self._move(TxState.ROLLED_BACK)
             await self._give_back_rolled_back("failed over")
             raise DataError(
@@ -464,10 +472,8 @@ class Transaction:
     @property
     def _is_left_behind(self) -> bool:
         """Whether another server has become the primary meanwhile: what is committed here would be lost."""
-        if self._identified is None:
-            return False
         timeline = self.connection.timeline
-        if len(self._identified) > 1:
+        if self.identified is not None and len(self.identified) > 1:
             identity = self.identity
             timeline = (None if identity is None else identity.timeline) or 0
         return 0 < timeline < self.server.timeline
@@ -479,18 +485,11 @@ class Transaction:
         self._move(TxState.ROLLED_BACK)
         await self._background.run(self._give_back_rolled_back(reason))
 
-    def _note_commit_sent(self) -> None:
-        self._move(TxState.COMMITTING)
+    def _time_commit(self) -> None:
         if self._is_traced:
             self._span = self._start_span("COMMIT")
         if self._measure is not None:
             self._started = perf_counter()
-
-    def _note_committed(self, exchange: Exchange) -> None:
-        self._move(TxState.COMMITTED)
-        if self._identified is not None:
-            position = exchange.values(1)
-            self.wal_position = None if position is None else position[0]
 
     def _note_commit_ended(self, failure: BaseException | None) -> None:
         span, self._span = self._span, None

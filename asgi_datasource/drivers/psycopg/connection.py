@@ -104,6 +104,7 @@ class PsycopgConnection(WatchedSocket, PipelineHost):
         self._known_bare: dict[str, KnownQuery] = {}
         """Those that are sent without parameters: placeholders are looked for only when there are some."""
         self._envelopes: dict[Envelope, tuple[int, list[Command], list[Command], list[Command]]] = {}
+        self._batches: dict[tuple[Control, ...], tuple[int, list[Command]]] = {}
         self.server_version = self.pgconn.server_version
         """As libpq reports it: 180004."""
         self.held: Position | None = None
@@ -165,7 +166,7 @@ class PsycopgConnection(WatchedSocket, PipelineHost):
 
     def retire(self) -> None:
         """Let its pool replace it as soon as it comes back."""
-        self.due_at = self._expire_at = -inf
+        self.due_at = -inf
 
     # The hot path
 
@@ -180,7 +181,17 @@ class PsycopgConnection(WatchedSocket, PipelineHost):
         now: float,
     ) -> Pipeline | None:
         """Send one statement inside its envelope, without waiting; see `drivers.protocol.Connection`."""
-        if not self._is_ready or type(query) is not str:
+        if (
+            type(query) is not str
+            or self._receiver is not None
+            or self._is_gone
+            or self._foreign_waits
+            or self._cancel_request is not None
+            or self._was_psycopgs
+            or not self._is_watched
+            or self.plans.to_close
+            or self._counting_adapters.changes != self._adapter_changes
+        ):
             return None
         observer = self._observer
         prepares = observer is None or observer.prepares
@@ -228,18 +239,9 @@ class PsycopgConnection(WatchedSocket, PipelineHost):
             commands = [*opening, *between, command, *closing]
         return self._start(Pipeline(self, commands), deadline, None)
 
-    def send_controls(self, statements: Sequence[Control], *, deadline: float | None) -> Pipeline | None:
+    def send_controls(self, statements: tuple[Control, ...], *, deadline: float | None) -> Pipeline | None:
         """Send control statements alone, without waiting; see `drivers.protocol.Connection`."""
-        if not self._is_ready or (deadline is not None and deadline <= self._loop.time()):
-            return None
-        prepares = self._observer is None or self._observer.prepares
-        commands = [self._control_command(statement, prepares=prepares) for statement in statements]
-        return self._start(Pipeline(self, commands), deadline, None)
-
-    @property
-    def _is_ready(self) -> bool:
-        """Whether something can be sent at once: nothing is under way, nothing has to be put right first."""
-        return not (
+        if (
             self._receiver is not None
             or self._is_gone
             or self._foreign_waits
@@ -247,8 +249,15 @@ class PsycopgConnection(WatchedSocket, PipelineHost):
             or self._was_psycopgs
             or not self._is_watched
             or self.plans.to_close
-            or self._counting_adapters.changes != self._adapter_changes
-        )
+            or (deadline is not None and deadline <= self._loop.time())
+        ):
+            return None
+        batch = self._batches.get(statements)
+        if batch is None or batch[0] != self.plans.generation:
+            prepares = self._observer is None or self._observer.prepares
+            commands = [self._control_command(statement, prepares=prepares) for statement in statements]
+            batch = self._batches[statements] = (self.plans.generation, commands)
+        return self._start(Pipeline(self, batch[1]), deadline, None)
 
     def _learn(self, query: str, params: Params | None) -> KnownQuery:
         """Convert a text that was not sent before; what cannot be sent plainly is remembered as such."""
@@ -417,7 +426,16 @@ class PsycopgConnection(WatchedSocket, PipelineHost):
         self._deadline = None
         if type(self._receiver) is Pipeline:
             self.pgconn.exit_pipeline_mode()
-        super()._land()
+        self._receiver = None
+        told = self.pgconn.parameter_status
+        formatting = (told(b"TimeZone"), told(b"DateStyle"), told(b"IntervalStyle"), told(b"client_encoding"))
+        if self._formatting != formatting:
+            self.refresh_transformer()
+        if self._loans:
+            self._unwatch()
+        waiter = self._waiter
+        if waiter is not None and not waiter.done():
+            waiter.set_result(None)
 
     def _lose(self, cause: BaseException) -> None:
         self._deadline = None

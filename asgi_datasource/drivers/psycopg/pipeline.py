@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING, Any, Final
 
 from psycopg import AsyncConnection, Error, OperationalError, ProgrammingError
 from psycopg import errors as e
-from psycopg.pq import ExecStatus
+from psycopg.pq import ExecStatus, TransactionStatus
 
 from .prepared import Plan, StatementCache
-from .result import Result
+from .result import TRANSACTION_TAGS, Result
 
 if TYPE_CHECKING:
     from psycopg.abc import Buffer, Transformer
@@ -35,6 +35,9 @@ _SYNC: Final = int(ExecStatus.PIPELINE_SYNC)
 _COPY_IN: Final = int(ExecStatus.COPY_IN)
 _COPY_OUT: Final = int(ExecStatus.COPY_OUT)
 
+_IDLE: Final = int(TransactionStatus.IDLE)
+_INTRANS: Final = int(TransactionStatus.INTRANS)
+
 _NO_PLAN: Final = b"ads_0"
 """A name that no plan has."""
 
@@ -44,7 +47,7 @@ _PRELUDE: Final = -1
 _SCHEMA_TAGS: Final = frozenset({b"ALT", b"CRE", b"DRO"})
 _DEALLOCATE_TAGS: Final = frozenset({b"DEA", b"DIS"})
 _END_TAGS: Final = frozenset({b"COM", b"ROL"})
-_NOTED_TAGS: Final = _SCHEMA_TAGS | _DEALLOCATE_TAGS | _END_TAGS
+_NOTED_TAGS: Final = _SCHEMA_TAGS | _DEALLOCATE_TAGS
 
 COPY_REFUSED: Final = "COPY from or to the client cannot be used here; use copy() of a psycopg cursor instead"
 
@@ -105,18 +108,24 @@ class Pipeline:
         """The server refused a statement only because of how it had been prepared: run anew it may well work."""
         return is_stale_plan(self.error)
 
-    def take(self, index: int) -> Result | None:
-        """Read the result of one statement once all has landed; None where anything was not plain success."""
-        if not self.has_landed or self.error is not None:
+    def take(self, index: int, *, in_transaction: bool) -> Result | None:
+        """Read the result of one statement where all has come back with plain success; None where it has not.
+
+        Args:
+            index: Where the statement stands.
+            in_transaction: Where the connection has to be afterwards: inside a transaction, or outside of any.
+        """
+        host = self._host
+        if (
+            not self.has_landed
+            or self.error is not None
+            or host.pgconn.transaction_status != (_INTRANS if in_transaction else _IDLE)
+        ):
             return None
         answer = self._answers[index]
-        if answer is None:
+        if answer is None or (answer.status == _COMMAND_OK and answer.command_status in TRANSACTION_TAGS):
             return None
-        host = self._host
-        result = Result(answer, host)
-        if answer.status == _TUPLES_OK:
-            result.load(host.transformer, self._commands[index][4])
-        return result
+        return Result(answer, host, host.transformer, self._commands[index][4])
 
     @property
     def results(self) -> list[Result | None]:
@@ -135,10 +144,7 @@ class Pipeline:
             if answer is None or not command[5]:
                 results.append(None)
                 continue
-            result = Result(answer, host)
-            if answer.status == _TUPLES_OK:
-                result.load(host.transformer, command[4])
-            results.append(result)
+            results.append(Result(answer, host, host.transformer, command[4]))
 
     def answers(self, first: int, count: int) -> list[Result]:
         """The results of some of the statements, all of which worked."""
@@ -153,6 +159,12 @@ class Pipeline:
         answer = self._answers[index]
         tag = None if answer is None else answer.command_status
         return None if tag is None else tag.decode()
+
+    def value(self, index: int) -> str | None:
+        """The first value of a control statement's answer, as text; None where there is none."""
+        answer = self._answers[index]
+        found = None if answer is None or not answer.ntuples else answer.get_value(0, 0)
+        return None if found is None else found.decode()
 
     def values(self, index: int) -> list[str | None] | None:
         """The first row of a control statement's answer, as text; None where it was not answered."""
@@ -228,7 +240,8 @@ class Pipeline:
         Raises:
             psycopg.Error: The answers make no sense; the connection cannot be used any more.
         """
-        pgconn = self._host.pgconn
+        host = self._host
+        pgconn = host.pgconn
         # Plain success of a plain statement is most of what there is; anything else is `_take`'s.
         is_plain = self._slots is None
         answers = self._answers
@@ -245,9 +258,13 @@ class Pipeline:
                     return True
                 continue
             try:
-                if is_plain and status == _TUPLES_OK:
+                if is_plain and (status == _TUPLES_OK or status == _COMMAND_OK):  # noqa: SIM109 - hot
                     answers[self._position] = answer
                     self._position += 1
+                    if status == _COMMAND_OK:
+                        tag = answer.command_status
+                        if tag is not None and (tag[:3] in _NOTED_TAGS or host.has_changed_schema):
+                            self._note_tag(tag[:3])
                 else:
                     self._take(answer, status)
             except IndexError:
@@ -289,7 +306,7 @@ class Pipeline:
             self._answers[index] = answer
             if status == _COMMAND_OK:
                 tag = answer.command_status
-                if tag is not None and tag[:3] in _NOTED_TAGS:
+                if tag is not None:
                     self._note_tag(tag[:3])
         elif status == _FATAL_ERROR:
             if slots is None or position >= len(slots) or slots[position] != _PRELUDE:
@@ -334,7 +351,7 @@ class Pipeline:
             host.plans.retire()
         elif head in _DEALLOCATE_TAGS:
             host.plans.retire()
-        elif host.has_changed_schema:
+        elif head in _END_TAGS and host.has_changed_schema:
             host.has_changed_schema = False
             host.plans.retire()
 

@@ -47,6 +47,8 @@ class Seeker(Visitor, Protocol):
     full_name: str
     address: str
     port: int
+    timeline: int
+    """The newest timeline that a primary was seen to write; 0 is not known."""
 
     @property
     def is_up(self) -> bool:
@@ -91,12 +93,10 @@ class PrimaryDiscovery:
         target: Where its URL leads to.
 
     Attributes:
-        timeline: The newest timeline that a primary was seen to write; 0 is not known.
         searched_at: Event-loop time at which it was last looked for.
     """
 
     def __init__(self, seeker: Seeker, target: Address) -> None:
-        self.timeline = 0
         self.searched_at = -inf
         self._seeker = seeker
         self._target = target
@@ -164,14 +164,14 @@ class PrimaryDiscovery:
             timeline: What was seen.
             deadline: Event-loop time at which waiting for the answer ends.
         """
-        if self._is_news(timeline) or (self.is_searching and timeline > self.timeline):
+        if self._is_news(timeline) or (self.is_searching and timeline > self._seeker.timeline):
             await self.seek(deadline=deadline)
 
     def _is_news(self, timeline: int) -> bool:
         """Whether it is worth looking for: it is newer than what is known, and was not looked for just now."""
         now = asyncio.get_running_loop().time()
         heard, heard_at = self._heard_of
-        if timeline <= self.timeline or not self.timeline or not self._seeker.is_open:
+        if timeline <= self._seeker.timeline or not self._seeker.timeline or not self._seeker.is_open:
             return False
         if timeline <= heard and now - heard_at < _HEARSAY_PAUSE_S:
             return False
@@ -278,10 +278,10 @@ class PrimaryDiscovery:
             return None
         if bearing.is_standby:
             return "it is a standby and takes no writes"
-        if 0 < bearing.timeline < self.timeline and not bearing.is_of_another_cluster(self._system):
+        if 0 < bearing.timeline < self._seeker.timeline and not bearing.is_of_another_cluster(self._system):
             return (
-                f"a failover has left it behind: it writes timeline {bearing.timeline}, and {self.timeline} has begun"
-                " elsewhere. Take it out of service; where it was restored from a backup, restart the application"
+                f"a failover has left it behind: it writes timeline {bearing.timeline}, and {self._seeker.timeline} has"
+                " begun elsewhere. Take it out of service; where it was restored from a backup, restart the application"
             )
         return None
 
@@ -289,8 +289,8 @@ class PrimaryDiscovery:
         """A server was asked, and is what the endpoint is for."""
         if self._seeker.role is Role.PRIMARY:
             is_other = bearing.is_of_another_cluster(self._system)
-            if is_other or bearing.timeline > self.timeline:
-                had_one, self.timeline = self.timeline, bearing.timeline
+            if is_other or bearing.timeline > self._seeker.timeline:
+                had_one, self._seeker.timeline = self._seeker.timeline, bearing.timeline
                 if had_one:
                     logger.warning(
                         "%s: writes go to %s:%d from now on, timeline %d",

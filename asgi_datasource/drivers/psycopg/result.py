@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 _TUPLES_OK: Final = int(ExecStatus.TUPLES_OK)
 
-_TRANSACTION_TAGS: Final = frozenset({b"BEGIN", b"COMMIT", b"ROLLBACK", b"START TRANSACTION", b"PREPARE TRANSACTION"})
+TRANSACTION_TAGS: Final = frozenset({b"BEGIN", b"COMMIT", b"ROLLBACK", b"START TRANSACTION", b"PREPARE TRANSACTION"})
 """Tags of commands that begin or end a transaction. ROLLBACK TO SAVEPOINT answers ROLLBACK as well."""
 
 
@@ -26,15 +26,48 @@ class Result:
     Values were converted when they arrived, by the adapters and settings of that moment.
     """
 
-    __slots__ = ("_columns", "_connection", "_error", "_values", "encoding", "pgresult")
+    # Defaults on the class, for results without rows.
+    returns_rows = False
+    """Whether the command answers with rows, even if there were none."""
+    encoding = "utf-8"
+    columns: tuple[str, ...] = ()
+    """The names of the columns, in order."""
+    _values: list[tuple[Any, ...]] | None = None
+    _error: Exception | None = None
 
-    def __init__(self, pgresult: PGresult, connection: AsyncConnection[Any]) -> None:
+    def __init__(
+        self, pgresult: PGresult, connection: AsyncConnection[Any], transformer: Transformer, plan: Plan | None
+    ) -> None:
+        """Convert the rows, while the connection is there: some adapters read its settings when they are made.
+
+        Args:
+            pgresult: libpq's.
+            connection: psycopg's, for row factories.
+            transformer: Converts values.
+            plan: Of the statement where it is prepared; remembers the names of the columns.
+        """
         self.pgresult = pgresult
         self._connection = connection
-        self.encoding = "utf-8"
-        self._columns: tuple[str, ...] = ()
-        self._values: list[tuple[Any, ...]] | None = None
-        self._error: Exception | None = None
+        if pgresult.status != _TUPLES_OK:
+            return
+        self.returns_rows = True
+        self.encoding = encoding = transformer.encoding
+        columns = None if plan is None else plan.columns
+        if columns is None:
+            columns = tuple([(pgresult.fname(i) or b"").decode(encoding) for i in range(pgresult.nfields)])
+            if plan is not None and plan.is_ready:
+                plan.columns = columns
+        self.columns = columns
+        count = pgresult.ntuples
+        if not count:
+            self._values = []
+            return
+        try:
+            transformer.set_pgresult(pgresult)
+            # `tuple` is the row maker that psycopg's C code makes without a call for each row.
+            self._values = transformer.load_rows(0, count, tuple)
+        except Exception as error:  # noqa: BLE001 - raised where the rows are read, as psycopg's fetch does
+            self._error = error
 
     def __repr__(self) -> str:
         return f"<Result {self.status_message!r}>"
@@ -54,14 +87,9 @@ class Result:
         return -1 if count is None else count
 
     @property
-    def returns_rows(self) -> bool:
-        """Whether the command answers with rows, even if there were none."""
-        return self.pgresult.status == _TUPLES_OK
-
-    @property
     def ends_transaction(self) -> bool:
         """Whether the command itself began or ended a transaction, by its tag."""
-        return self._values is None and self.pgresult.command_status in _TRANSACTION_TAGS
+        return self._values is None and self.pgresult.command_status in TRANSACTION_TAGS
 
     def rows(self, row_factory: RowFactory[Any] | None = None) -> list[Any]:
         """All rows.
@@ -77,15 +105,10 @@ class Result:
         if values is None:
             raise self._no_rows()
         if row_factory is None:
-            columns = self._columns
+            columns = self.columns
             return [dict(zip(columns, row)) for row in values]  # noqa: B905 - equally long; `strict` costs per row
         make_row = row_factory(ResultCursor(self._connection, self))
         return [make_row(row) for row in values]
-
-    @property
-    def columns(self) -> tuple[str, ...]:
-        """The names of the columns, in order."""
-        return self._columns
 
     def tuples(self) -> list[tuple[Any, ...]]:
         """All rows, each as a tuple; errors: `rows`."""
@@ -106,7 +129,7 @@ class Result:
         if not values:
             return None
         if row_factory is None:
-            return dict(zip(self._columns, values[0]))  # noqa: B905 - equally long
+            return dict(zip(self.columns, values[0]))  # noqa: B905 - equally long
         return row_factory(ResultCursor(self._connection, self))(values[0])
 
     def scalar(self) -> Any | None:
@@ -120,27 +143,6 @@ class Result:
         if values is None:
             raise self._no_rows()
         return values[0][0] if values and values[0] else None
-
-    def load(self, transformer: Transformer, plan: Plan | None) -> None:
-        """Convert the rows, while the connection is there: some adapters read its settings when they are made."""
-        pgresult = self.pgresult
-        self.encoding = encoding = transformer.encoding
-        columns = None if plan is None else plan.columns
-        if columns is None:
-            columns = tuple([(pgresult.fname(i) or b"").decode(encoding) for i in range(pgresult.nfields)])
-            if plan is not None and plan.is_ready:
-                plan.columns = columns
-        self._columns = columns
-        count = pgresult.ntuples
-        if not count:
-            self._values = []
-            return
-        try:
-            transformer.set_pgresult(pgresult)
-            # `tuple` is the row maker that psycopg's C code makes without a call for each row.
-            self._values = transformer.load_rows(0, count, tuple)
-        except Exception as error:  # noqa: BLE001 - raised to whoever reads the rows, as psycopg's fetch does
-            self._error = error
 
     def _no_rows(self) -> Exception:
         if self._error is not None:

@@ -268,20 +268,7 @@ class WatchedSocket(AsyncConnection[Any]):
 
     def _land(self) -> None:
         """Everything has arrived: an ordinary psycopg connection again."""
-        self._receiver = None
-        status = self.pgconn.parameter_status
-        if self._formatting != (
-            status(b"TimeZone"),
-            status(b"DateStyle"),
-            status(b"IntervalStyle"),
-            status(b"client_encoding"),
-        ):
-            self.refresh_transformer()
-        if self._loans:
-            self._unwatch()
-        waiter = self._waiter
-        if waiter is not None and not waiter.done():
-            waiter.set_result(None)
+        raise NotImplementedError
 
     def _wake(self) -> None:
         waiter = self._waiter
