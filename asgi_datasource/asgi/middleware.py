@@ -11,7 +11,7 @@ from typing import Any, Final, cast
 
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from ..concurrency.limits import Gate, Priority
+from ..concurrency.limits import Gate
 from ..config import Config, ConfigFile
 from ..errors import ConfigError, DataError
 from ..registry.registry import DataSourceRegistry, compile
@@ -116,65 +116,41 @@ class DataSourceMiddleware:
         guard = ResponseGuard(registry, compiled, tenant, scope, receive, send, started, outer)
         if self._retries or retrying.is_asked_for:
             guard.replay = RequestReplay(scope, compiled.policy.retry_body_limit)
-        scope[SCOPE_KEY] = guard
-        token = current_runner.set(guard)
         try:
-            await self.app(scope, guard.receive, guard.send)
-        except BaseException as error:
-            if not await guard.failed(error):
-                raise
-        else:
-            if guard.state is not _ENDED:
-                await guard.returned()
-        finally:
-            if gate is not None:
-                gate.leave()
-            current_runner.reset(token)
-            if guard.is_used:
-                await guard.leave()
-            else:
-                guard.let_go()
-        if guard.runs_again_after is not None:
-            await self._run_again(guard, gate)
-
-    async def _run_again(self, guard: ResponseGuard, gate: Gate | None) -> None:
-        """The request has lost against another one: call the application anew, as often as it may be."""
-        replay = cast("RequestReplay", guard.replay)
-        if gate is not None:
-            # It was let in already.
-            gate.enter(Priority.HIGH)
-        try:
-            while guard.runs_again_after is not None:
-                await asyncio.sleep(guard.runs_again_after)
-                replay.attempt += 1
-                scope = replay.fresh_scope()
-                guard = guard.again(scope)
+            while True:
                 scope[SCOPE_KEY] = guard
-                await self._call(guard, scope)
+                token = current_runner.set(guard)
+                try:
+                    await self.app(scope, guard.receive, guard.send)
+                except BaseException as error:
+                    if not await guard.failed(error):
+                        raise
+                else:
+                    if guard.state is not _ENDED:
+                        await guard.returned()
+                finally:
+                    current_runner.reset(token)
+                    if guard.is_used:
+                        await guard.leave()
+                    else:
+                        guard.let_go()
+                if guard.runs_again_after is None:
+                    break
+                guard, scope = await self._again(guard)
         finally:
             if gate is not None:
                 gate.leave()
-            # Where it was cancelled in front of another attempt, nobody has it yet.
-            guard.stop_reading()
-            guard.let_go()
-            guard.note_attempts(replay.attempt)
+            if guard.replay is not None:
+                guard.end_attempts()
 
-    async def _call(self, guard: ResponseGuard, scope: Scope) -> None:
-        token = current_runner.set(guard)
-        try:
-            await self.app(scope, guard.receive, guard.send)
-        except BaseException as error:
-            if not await guard.failed(error):
-                raise
-        else:
-            if guard.state is not _ENDED:
-                await guard.returned()
-        finally:
-            current_runner.reset(token)
-            if guard.is_used:
-                await guard.leave()
-            else:
-                guard.let_go()
+    @staticmethod
+    async def _again(guard: ResponseGuard) -> tuple[ResponseGuard, Scope]:
+        """The request has lost against another one: wait a moment, and make it anew."""
+        replay = cast("RequestReplay", guard.replay)
+        await asyncio.sleep(guard.runs_again_after or 0.0)
+        replay.attempt += 1
+        scope = replay.fresh_scope()
+        return guard.again(scope), scope
 
     @staticmethod
     async def _resolve_slowly(

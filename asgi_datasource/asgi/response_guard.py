@@ -184,9 +184,13 @@ class ResponseGuard:
         )
         return decided is Outcome.COMMIT
 
-    def note_attempts(self, attempts: int) -> None:
-        """Tell the current span how often the request had to run, and whether that was enough."""
-        if self._config.policy.is_traced:
+    def end_attempts(self) -> None:
+        """The request does not run again: tell the current span how often it ran, and whether that was enough."""
+        # Where it was cancelled in front of another attempt, its body is still being read.
+        self.stop_reading()
+        self.let_go()
+        attempts = 1 if self.replay is None else self.replay.attempt
+        if attempts > 1 and self._config.policy.is_traced:
             tracing.note_attempts(attempts, has_lost=self._session is not None and self._session.lost_by is not None)
 
     async def returned(self) -> None:
@@ -254,11 +258,15 @@ class ResponseGuard:
                 if message["status"] >= 200:
                     self.state = _ENDED
                 return self._raw_send(message)
-            if message["status"] >= 200 and session.past is None and self._outer is None and session.end_idle():
-                if self._is_armed:
+            if message["status"] >= 200 and self._outer is None and session.end_idle():
+                if self._timer is not None or self._watch is not None:
                     self._disarm()
+                elif self._is_armed:
+                    self._is_armed = False
+                    self.registry.overtime.due.pop(self._start_watching, None)
                 self.state = _ENDED
-                return self._raw_send(message)
+                past = session.past
+                return self._raw_send(message if past is None else self._with_token(message, past))
         return self._send_held(message)
 
     async def _send_held(self, message: Message) -> None:
@@ -340,13 +348,9 @@ class ResponseGuard:
         tokens = self._config.policy.tokens
         if tokens is None:
             return message
-        message = dict(message)
-        tokens.carrier.vary(message)
         token = past.token()
-        if token is not None:
-            is_secure = self.scope.get("scheme") == "https"
-            tokens.carrier.give(message, tokens.signer.sign(token), is_secure=is_secure)
-        return message
+        text = None if token is None else tokens.signer.sign(token)
+        return tokens.carrier.give(message, text, is_secure=self.scope.get("scheme") == "https")
 
     async def _send_in_place(self, message: Message) -> None:
         """Send a message of the response that takes the place of the application's."""
@@ -648,7 +652,7 @@ class ResponseGuard:
     def _disarm(self) -> None:
         if self._is_armed:
             self._is_armed = False
-            self.registry.overtime.line.pop(self._start_watching, None)
+            self.registry.overtime.due.pop(self._start_watching, None)
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None

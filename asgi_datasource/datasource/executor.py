@@ -118,6 +118,9 @@ class Executor(Router):
         if self._is_traced:
             return None
         past = self.past
+        if past is not None and past.is_blank and not past.is_monotonic(freshness):
+            # Nothing to prove, and nothing that binds.
+            past = None
         attempt = _UNTRIED if past is None else Attempt()
         borrowed = self.borrow_at_hand(AccessIntent.READ, attempt, freshness)
         if borrowed is None:

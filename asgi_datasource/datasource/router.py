@@ -258,6 +258,7 @@ class Router:
             return None
         past = self.past
         if past is not None and 0 < connection.timeline < past.timeline:
+            # A newer timeline: `connect` looks for its primary.
             server.put_back(connection)
             return None
         return server, connection, route
@@ -487,7 +488,7 @@ def find_route(
     picture = servers.picture
     policy = picture.policy
     max_lag_s = freshness.max_lag_s
-    if past is not None and intent is AccessIntent.READ:
+    if past is not None and not past.is_blank and intent is AccessIntent.READ:
         if attempt.after is None:
             attempt.patience_s = past.wait_s
         attempt.after = past.needed(freshness)

@@ -6,30 +6,29 @@ A `Scope` is passive: it knows what it is and what it is inside of. `Transaction
 from __future__ import annotations
 
 from contextvars import ContextVar
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, Protocol
 
 from ..concurrency.shared_lock import SharedLock
 from ..drivers.statements import Control
 from ..errors import DataError, DataErrorKind
 from ..observability import tracing
 from ..transaction import PropagationAction, control_statements
+from .unit_of_work import UnitOfWork
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
-    from typing import Protocol
 
-    from .unit_of_work import UnitOfWork
 
-    class ScopeOwner(Protocol):
-        """The session that a scope belongs to."""
+class ScopeOwner(Protocol):
+    """The session that a scope belongs to."""
 
-        def next_savepoint(self) -> str:
-            """A name for a savepoint, new in this session."""
-            ...
+    def next_savepoint(self) -> str:
+        """A name for a savepoint, new in this session."""
+        ...
 
-        def note_event(self, name: str, attributes: Mapping[str, tracing.AttributeValue]) -> None:
-            """Add an event to the current span."""
-            ...
+    def note_event(self, name: str, attributes: Mapping[str, tracing.AttributeValue]) -> None:
+        """Add an event to the current span."""
+        ...
 
 
 class Scope:

@@ -9,7 +9,7 @@ from typing import Protocol
 from ..concurrency.tasks import BackgroundTasks
 from ..datasource.executor import Executor, SentBegin
 from ..drivers.protocol import Exchange, Result
-from ..drivers.statements import Statement
+from ..drivers.statements import Control, Statement
 from ..errors import CommitUnknown, DataError, DataErrorKind
 from ..observability import tracing
 from ..routing import AccessIntent
@@ -27,7 +27,6 @@ from ..transaction import (
     unexpected_rollback,
 )
 from .policy import Plan, SessionPolicy, opening
-from .scope import Scope
 
 
 class WorkOwner(Protocol):
@@ -67,6 +66,23 @@ class WorkOwner(Protocol):
         ...
 
 
+class Place(Protocol):
+    """Where in a program a statement or a hook stands: a scope of the session."""
+
+    @property
+    def is_guarded(self) -> bool:
+        """Whether what runs there is READ ONLY by a savepoint in a transaction that writes."""
+        ...
+
+    def is_inside(self, other: object, /) -> bool:
+        """Whether it is that scope, or somewhere inside of it."""
+        ...
+
+    def savepoints_to_send(self) -> list[Control]:
+        """What a transaction that is opened there has to begin with."""
+        ...
+
+
 class UnitOfWork:
     """The statements of a session between two ends, and what they share.
 
@@ -93,7 +109,7 @@ class UnitOfWork:
     """The conflict that its transaction has lost, where it has: the same again may succeed."""
     rollback_reason: str | None = None
     """What `set_rollback_only` was told: nothing is committed, and that is no error."""
-    _hooks: Sequence[tuple[HookEvent, Hook, Scope | None]] = ()
+    _hooks: Sequence[tuple[HookEvent, Hook, Place | None]] = ()
     _unheard: asyncio.Task[None] | None = None
 
     def __init__(
@@ -132,7 +148,7 @@ class UnitOfWork:
 
     # -- hooks
 
-    def add_hook(self, event: HookEvent, function: Hook, place: Scope | None) -> None:
+    def add_hook(self, event: HookEvent, function: Hook, place: Place | None) -> None:
         """Wait with `function` for an end; it goes with `place`, should that be undone alone."""
         self._hooks = [*self._hooks, (event, function, place)]
 
@@ -160,7 +176,7 @@ class UnitOfWork:
         """Whether there is something for `run_before_commit`."""
         return next(self._hooks_before_commit(), None) is not None
 
-    def _hooks_before_commit(self) -> Iterator[tuple[HookEvent, Hook, Scope | None]]:
+    def _hooks_before_commit(self) -> Iterator[tuple[HookEvent, Hook, Place | None]]:
         return (hook for hook in self._hooks if hook[0] is HookEvent.BEFORE_COMMIT)
 
     @property
@@ -168,15 +184,15 @@ class UnitOfWork:
         failure = None if self.transaction is None else self.transaction.failure
         return (self.rollback_reason or self.doomed_by or failure or self._owner.stopped_by) is None
 
-    def settle(self, *, committed: bool, within: Scope | None = None) -> None:
+    def settle(self, *, committed: bool, within: Place | None = None) -> None:
         """Its hooks, or those of a part of it, have come to their end, without a transaction or before its own."""
         self._owner.settle_hooks(self._take_hooks(within), committed=committed)
 
-    def _take_hooks(self, within: Scope | None = None) -> WaitingHooks:
+    def _take_hooks(self, within: Place | None = None) -> WaitingHooks:
         if not self._hooks:
             return []
         taken: WaitingHooks = []
-        left: list[tuple[HookEvent, Hook, Scope | None]] = []
+        left: list[tuple[HookEvent, Hook, Place | None]] = []
         for event, function, place in self._hooks:
             if within is None or (place is not None and place.is_inside(within)):
                 taken.append((event, function))
@@ -375,7 +391,7 @@ async def run_statements(
     statements: Sequence[Statement],
     intent: AccessIntent,
     plan: Plan,
-    scope: Scope | None,
+    scope: Place | None,
 ) -> Sequence[Result]:
     """Run statements where they belong: in the open transaction, in one that they open, or by themselves.
 
@@ -435,7 +451,7 @@ async def open_transaction(
     statements: Sequence[Statement],
     plan: Plan,
     terms: Terms,
-    scope: Scope | None,
+    scope: Place | None,
     *,
     is_snapshot: bool = False,
     begun: SentBegin | None = None,

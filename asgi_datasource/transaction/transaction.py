@@ -105,10 +105,13 @@ class Transaction:
     @property
     def position(self) -> Position | None:
         """Where a server has to be to show this commit; None when nothing was written, or nobody could tell."""
-        identity = self.identity
-        if self.wal_position is None or identity is None or identity.timeline is None:
+        if self.wal_position is None or self.identified is None:
             return None
-        return Position(identity.timeline, parse_lsn(self.wal_position))
+        timeline: int | None = self.connection.timeline
+        if len(self.identified) > 1:
+            identity = self.identity
+            timeline = None if identity is None else identity.timeline
+        return Position(timeline, parse_lsn(self.wal_position)) if timeline else None
 
     @property
     def identity(self) -> Identity | None:
