@@ -34,6 +34,11 @@ class DataSession(SessionCore, StatementMethods):
     Several tasks of one request may use it; their statements run one after the other.
     """
 
+    def __dir__(self) -> list[str]:
+        # What a handler uses; what the library itself uses lives on the core.
+        own = {name for cls in (DataSession, StatementMethods) for name in vars(cls) if not name.startswith("_")}
+        return sorted(own - {"run_one"} | {"state"})
+
     # -- what it is
 
     @property
