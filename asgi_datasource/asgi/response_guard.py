@@ -83,8 +83,20 @@ class ResponseGuard:
     The session is made when the application first asks for it.
     """
 
-    # Defaults on the class: a request that never needs them does not pay for setting them.
-    state = _OPEN
+    # What every request sets has slots; the rest has defaults here, and a dictionary only where one of them is set.
+    __slots__ = (
+        "__dict__",
+        "_config",
+        "_raw_receive",
+        "_raw_send",
+        "_started",
+        "_tenant",
+        "registry",
+        "scope",
+        "state",
+    )
+    _outer: SessionHolder | None = None
+    _root = ""
     is_used = False
     """Whether anything was made that has to be put away."""
     _session: DataSession | None = None
@@ -127,9 +139,12 @@ class ResponseGuard:
         self._raw_receive = receive
         self._raw_send = send
         self._started = started
-        self._outer = outer
-        # Routers that mount an application add to the scope's.
-        self._root: str = scope.get("root_path", "")
+        self.state: GuardState = _OPEN
+        if outer is not None:
+            self._outer = outer
+        if config.rules.rules:
+            # Routers that mount an application add to the scope's.
+            self._root = scope.get("root_path", "")
 
     @property
     def session(self) -> DataSession:
