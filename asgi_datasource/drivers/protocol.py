@@ -43,10 +43,15 @@ class Result(Protocol):
         """Rows returned or changed; -1 where that does not apply."""
         ...
 
-    returns_rows: bool
-    """Whether the statement answers with rows, even if there were none."""
-    columns: tuple[str, ...]
-    """The names of the columns, in order."""
+    @property
+    def returns_rows(self) -> bool:
+        """Whether the statement answers with rows, even if there were none."""
+        ...
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """The names of the columns, in order."""
+        ...
 
     @property
     def ends_transaction(self) -> bool:
@@ -77,17 +82,31 @@ class Exchange(Protocol):
     there is something to look at.
     """
 
-    error: BaseException | None
-    """The first error, as the driver raises it."""
-    failed_at: int | None
-    """Index of the statement that failed, or of the first one without an answer when the connection was lost; None
-    when nothing was sent."""
-    is_lost: bool
-    """The connection is gone."""
-    timed_out: bool
-    """The caller's deadline ended it."""
-    waiter: asyncio.Future[None]
-    """Resolved when it has come back, and when its deadline has passed."""
+    @property
+    def error(self) -> BaseException | None:
+        """The first error, as the driver raises it."""
+        ...
+
+    @property
+    def failed_at(self) -> int | None:
+        """Index of the statement that failed, or of the first one without an answer when the connection was lost; None
+        when nothing was sent."""
+        ...
+
+    @property
+    def is_lost(self) -> bool:
+        """The connection is gone."""
+        ...
+
+    @property
+    def timed_out(self) -> bool:
+        """The caller's deadline ended it."""
+        ...
+
+    @property
+    def waiter(self) -> asyncio.Future[None]:
+        """Resolved when it has come back, and when its deadline has passed."""
+        ...
 
     @property
     def results(self) -> Sequence[Result | None]:

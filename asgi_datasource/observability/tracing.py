@@ -173,9 +173,12 @@ def current_span_context() -> SpanContext | None:
     return context if context.is_valid else None
 
 
-def server_attributes(*, host: str, port: int, namespace: str) -> dict[str, AttributeValue]:
-    """The attributes that name a server, by OpenTelemetry's database conventions."""
-    return {DB_SYSTEM: "postgresql", DB_NAMESPACE: namespace, SERVER_ADDRESS: host, SERVER_PORT: port}
+def server_attributes(*, host: str, port: int, namespace: str, system: str = "postgresql") -> dict[str, AttributeValue]:
+    """The attributes that name a server, by OpenTelemetry's database conventions; a port of 0 is left out."""
+    found: dict[str, AttributeValue] = {DB_SYSTEM: system, DB_NAMESPACE: namespace, SERVER_ADDRESS: host}
+    if port:
+        found[SERVER_PORT] = port
+    return found
 
 
 def fail_span(span: Span, error: DataError) -> None:

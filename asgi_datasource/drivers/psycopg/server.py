@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
-from collections.abc import Callable, Coroutine, Mapping
+from collections.abc import Coroutine
 from contextlib import suppress
 from functools import lru_cache
 from math import inf
@@ -16,10 +16,9 @@ from psycopg import Error, OperationalError, pq
 from ...concurrency.fair_queue import Share
 from ...concurrency.limits import Priority
 from ...errors import DataError, DataErrorKind
-from ...observability.metrics import Metrics
-from ...observability.tracing import DATASOURCE, DB_SYSTEM, NODE, AttributeValue, server_attributes
 from ...routing import CircuitBreaker, Event, Health, Pauses, Role
 from ..protocol import PoolKeeper
+from ..server_base import ServerBase
 from ..settings import ServerSettings
 from . import error_mapping
 from .borrowed_connection import BorrowedConnection
@@ -44,60 +43,36 @@ _DRAIN_PAUSE_S: Final = 1.0
 """Seconds between two times that the pool is emptied because a write was refused."""
 
 
-class PsycopgServer:
+class PsycopgServer(ServerBase):
     """One server: connections are borrowed here and come back here.
 
     It is down while nothing can be connected to it, or when it has stopped answering. A task of its own then tries
     until it is up again: the breaker's half-open state, in which nothing but this one attempt is sent.
 
-    Each new connection is asked whether it leads to the right server (`whereabouts.py`). Once a newer primary is known,
-    the connections to the one before are cut.
+    Each new connection is asked whether it leads to the right server (`primary_discovery.py`). Once a newer primary is
+    known, the connections to the one before are cut.
     """
 
     def __init__(
         self, name: str, datasource: str, role: Role, settings: ServerSettings, *, keeper: PoolKeeper | None = None
     ) -> None:
-        self.name = name
-        self.datasource = datasource
-        self.role = role
-        self.settings = settings
-        self._target = resolve(settings, where=f"datasource {datasource!r}, server {name!r}")
-        self.address: str = self._target.host
-        self.port: int = self._target.port
-        self.dbname = self._target.dbname
-        self.full_name = f"{datasource}.{name}"
-        self.label = f"{self.full_name} ({self.address}:{self.port})"
-        """For messages: names the server, not who connects to it; of several hosts the one that is in use."""
-        self.attributes: Mapping[str, AttributeValue] = server_attributes(
-            host=self.address, port=self.port, namespace=self.dbname
+        self._target = target = resolve(settings, where=f"datasource {datasource!r}, server {name!r}")
+        super().__init__(
+            name,
+            datasource,
+            role,
+            settings,
+            address=target.host,
+            port=target.port,
+            dbname=target.dbname,
+            keeper=keeper,
         )
-        # Where each tenant has a database, its name and perhaps its host are one tenant's: they would be a label each.
-        self.dimensions: Mapping[str, AttributeValue] = {
-            **(self.attributes if keeper is None else {DB_SYSTEM: self.attributes[DB_SYSTEM]}),
-            DATASOURCE: datasource,
-            NODE: name,
-        }
-        """What tells it apart on metrics."""
-        self.metrics: Metrics | None = None
-        """What is told of connections that are made."""
-        self.breaker = CircuitBreaker()
-        """Whether it is used; by what happened to its connections, never by errors that it answered with."""
-        self.last_error: str | None = None
-        """Why it is, or last was, down; without secrets."""
         self.check_limit_s = settings.check_timeout_s
         self.prepares = settings.prepares
-        self.is_pooled = settings.is_pooled
-        self.is_fair = settings.is_fair
-        """Tenants take turns here: whoever borrows says on whose account."""
-        self.was_reached = False
-        """Whether a connection could ever be made."""
-        self._discovery = PrimaryDiscovery(self, self._target)
+        self._discovery = PrimaryDiscovery(self, target)
         self._drained_at = -inf
         self._is_wanted = asyncio.Event()
         """Set when there is a reason to try again before the pause is over."""
-        self._keeper = keeper
-        self.timeline = 0
-        """The newest timeline that a primary was seen to write; 0 is not known."""
         self.pool = Pool(self, settings, keeper)
         self.try_acquire = self.pool.try_borrow
         """Borrow a connection that lies at hand; None where the caller would have to wait, or to queue."""
@@ -112,20 +87,6 @@ class PsycopgServer:
         self._probe: asyncio.Task[None] | None = None
         self._check: asyncio.Task[None] | None = None
         self._pauses = Pauses(last_s=settings.reconnect_pause_s)
-        self._watchers: list[Callable[[], None]] = []
-
-    @property
-    def is_up(self) -> bool:
-        """Whether it is used."""
-        return self.breaker.is_closed
-
-    def watch(self, watcher: Callable[[], None]) -> None:
-        """Call this whenever it goes down or comes up, and when its pool is opened or closed."""
-        self._watchers.append(watcher)
-
-    def unwatch(self, watcher: Callable[[], None]) -> None:
-        """Call it no more."""
-        self._watchers.remove(watcher)
 
     @property
     def borrowed(self) -> int:
@@ -155,7 +116,7 @@ class PsycopgServer:
     def __repr__(self) -> str:
         state = "up" if self.is_up else "down"
         use = f"{self.borrowed} of {self.settings.max_size} borrowed"
-        return f"<Endpoint {self.label} {self.role.value} {state}, {use}>"
+        return f"<Server {self.label} {self.role.value} {state}, {use}>"
 
     @property
     def is_open(self) -> bool:
@@ -195,7 +156,7 @@ class PsycopgServer:
             reconnect_timeout=0.0,
         )
         await self.pool.open(owned)
-        self._tell_watchers()
+        self.tell_watchers()
 
     async def close(self, *, timeout_s: float) -> None:
         """Close the pool and every connection, also those that are still borrowed.
@@ -209,7 +170,7 @@ class PsycopgServer:
         if self._keeper is not None and not self.is_up:
             # It opens again with its next use, which must not be kept from it.
             self.breaker = CircuitBreaker()
-        self._tell_watchers()
+        self.tell_watchers()
         if self._probe is not None:
             self._probe.cancel()
         _end_now(self.attempts)
@@ -341,7 +302,7 @@ class PsycopgServer:
                 return await self.connect(observer=self, purpose=purpose)
         except (Error, TimeoutError) as error:
             if self._keeper is not None and is_unknown_database(error, self.dbname):
-                raise self._no_tenant() from error
+                raise self.no_tenant() from error
             reason = str(error) or "the server does not answer"
             raise DataError(DataErrorKind.CONNECTION, f"{self.label}: cannot connect: {reason}") from error
 
@@ -377,10 +338,7 @@ class PsycopgServer:
         self._connections.add(connection)
         if self.metrics is not None:
             self.metrics.created(self, connection.connect_s)
-        if not self.was_reached:
-            self.was_reached = True
-            if self._keeper is not None:
-                self._keeper.reached(self)
+        self.note_reached()
 
     def connect_failed(self, error: Error) -> Error:
         """A connection could not be made."""
@@ -423,23 +381,8 @@ class PsycopgServer:
 
     # Health
 
-    def _tell(self, event: Event) -> bool:
-        """Something happened to its connections; True when it is in use no more, or again."""
-        was_up = self.is_up
-        self.breaker.tell(event, now=asyncio.get_running_loop().time())
-        if self.is_up is was_up:
-            return False
-        self._tell_watchers()
-        return True
-
-    def _tell_watchers(self) -> None:
-        for watcher in tuple(self._watchers):
-            watcher()
-
     def _mark_down(self, reason: str) -> None:
-        self.last_error = reason
-        if self._tell(Event.FAILED):
-            logger.warning("%s is down: %s", self.label, reason)
+        self.note_down(reason)
         if self.pool.owned is not None and (self._probe is None or self._probe.done()):
             self._probe = self.spawn(self._probe_until_up(self.pool.owned))
 
@@ -480,23 +423,19 @@ class PsycopgServer:
     def search_begins(self) -> None:
         """Its hosts are about to be asked."""
         if not self.is_up:
-            self._tell(Event.TRIAL)
+            self.note(Event.TRIAL)
 
     def search_ends(self) -> None:
         """They have been, or that was cut short."""
         if self.breaker.health is Health.HALF_OPEN:
-            self._tell(Event.FAILED)
+            self.note(Event.FAILED)
 
     def arrived(self, address: tuple[str, int]) -> None:
-        """A server was asked, and is what this endpoint is for."""
+        """A server was asked, and is what this one stands for."""
         self._connect_error = None
         if self._discovery.has_several_hosts and address != (self.address, self.port):
-            host, port = address
-            self.address, self.port = host, port
-            self.label = f"{self.full_name} ({host}:{port})"
-            self.attributes = server_attributes(host=host, port=port, namespace=self.dbname)
-        if self._tell(Event.CONNECTED):
-            logger.info("%s is up again", self.label)
+            self.move_to(*address)
+        self.note_up()
 
     def cut_left_behind(self, *, is_other: bool) -> None:
         """Another server has taken the place of the one before: nothing may be written there any more."""
@@ -584,7 +523,7 @@ class PsycopgServer:
         reason = self._connect_error
         if self._keeper is not None and not self.was_reached and is_unknown_database(reason, self.dbname):
             # A database for each tenant, and none for this one.
-            return self._no_tenant()
+            return self.no_tenant()
         if reason is not None and not self._proven:
             return DataError(DataErrorKind.CONNECTION, f"{self.datasource}.{self.name}: cannot connect to {reason}")
         because = "" if reason is None else f"; the last attempt to connect failed: {reason}"
@@ -593,10 +532,6 @@ class PsycopgServer:
             f"{self.label}: no free connection after {timeout_s:.1f} s ({self.borrowed} of {self.settings.max_size} in"
             f" use, {waiting} waiting){because}. Raise pool.max_size or shorten transactions",
         )
-
-    @staticmethod
-    def _no_tenant() -> DataError:
-        return DataError(DataErrorKind.TENANT, "there is no such tenant", http_status=404)
 
     def spawn(self, work: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:
         """Start a task that ends with the pool."""
