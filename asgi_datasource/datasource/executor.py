@@ -9,7 +9,7 @@ from asyncio import CancelledError
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache, partial
-from time import perf_counter
+from time import monotonic, perf_counter
 from typing import Final
 
 from opentelemetry.trace import Span
@@ -33,6 +33,9 @@ SentRead = tuple[Exchange, Server, Connection, CausalRead | None]
 
 SentBegin = tuple[Exchange, Server, Connection]
 """The first statement of a transaction on its way."""
+
+Lent = tuple[Server, Connection]
+"""A connection that was waited for, and over which nothing was sent yet."""
 
 _UNTRIED: Final = Attempt()
 """Stands for the attempt of a read that has met nothing yet; never changed."""
@@ -137,6 +140,35 @@ class Executor(Router):
             self._started = perf_counter()
         return exchange, server, connection, proof
 
+    async def wait_to_send(
+        self, query: Query, params: Params | None, *, intent: AccessIntent, deadline: float | None, freshness: Freshness
+    ) -> tuple[SentRead | SentBegin | None, Lent]:
+        """Do as `send_read` or `send_begin` where a connection has to be waited for.
+
+        Returns:
+            The round trip, or None where the statement needs more than this; and what was borrowed.
+        """
+        is_read = intent is AccessIntent.READ
+        proof = self._proof(freshness) if is_read else None
+        attempt = Attempt() if proof is None else proof.attempt
+        server, connection = await self.connect(intent, attempt, deadline, freshness)
+        past = self.past
+        if self._is_traced or (not is_read and past is not None and past.is_monotonic(freshness)):
+            return None, (server, connection)
+        if is_read:
+            envelope = READ if proof is None else proof.envelope(server, connection)
+        else:
+            envelope = _begin_envelope(connection.incarnation is None)
+        exchange = connection.send_one(
+            envelope, self._tenant.settings, query, params, deadline=deadline, now=monotonic()
+        )
+        if exchange is None:
+            return None, (server, connection)
+        if self._measure is not None:
+            self._started = perf_counter()
+        sent = (exchange, server, connection, proof) if is_read else (exchange, server, connection)
+        return sent, (server, connection)
+
     def take_read(self, sent: SentRead, query: Query) -> Result | None:
         """The result of `send_read` once it has come back; None where anything was not plain success.
 
@@ -166,6 +198,7 @@ class Executor(Router):
         *,
         deadline: float | None,
         freshness: Freshness,
+        lent: Lent | None = None,
         begun: SentRead | None = None,
     ) -> Sequence[Result]:
         """Run statements with read intent in one implicit READ ONLY transaction: one round trip.
@@ -177,6 +210,7 @@ class Executor(Router):
             statements: What to run.
             deadline: Event-loop time at which the server is asked to stop; handed to the server as well.
             freshness: How fresh the data has to be.
+            lent: What `wait_to_send` has borrowed for them.
             begun: The round trip of the one statement where `send_read` has started it.
 
         Returns:
@@ -187,10 +221,9 @@ class Executor(Router):
         """
         for statement in statements:
             if statement.may_end_transaction:
-                return await self._read_in_block(statements, deadline=deadline, freshness=freshness)
+                return await self._read_in_block(statements, deadline=deadline, freshness=freshness, lent=lent)
         proof = self._proof(freshness) if begun is None else begun[3]
         attempt = Attempt() if proof is None else proof.attempt
-        lent: tuple[Server, Connection] | None = None
         while True:
             if begun is None:
                 server, connection = lent or await self.connect(AccessIntent.READ, attempt, deadline, freshness)
@@ -247,7 +280,7 @@ class Executor(Router):
 
     async def _await_proof(
         self, proof: CausalRead, server: Server, connection: Connection, deadline: float | None
-    ) -> tuple[Server, Connection] | None:
+    ) -> Lent | None:
         """The connection to a replica that was behind, once that has caught up; None, and it is given back, if not."""
         try:
             if await proof.catches_up(server, connection, deadline):
@@ -260,11 +293,11 @@ class Executor(Router):
         return None
 
     async def _read_in_block(
-        self, statements: Sequence[Statement], *, deadline: float | None, freshness: Freshness
+        self, statements: Sequence[Statement], *, deadline: float | None, freshness: Freshness, lent: Lent | None
     ) -> Sequence[Result]:
         """Read in an explicit transaction: a COMMIT from inside would end an implicit one, READ ONLY and tenant too."""
         opened = await self.begin(
-            statements, deadline=deadline, intent=AccessIntent.READ, isolation=None, freshness=freshness
+            statements, deadline=deadline, intent=AccessIntent.READ, isolation=None, freshness=freshness, lent=lent
         )
         await opened.transaction.rollback("end of the read")
         if opened.error is not None:
@@ -329,6 +362,7 @@ class Executor(Router):
         is_deferrable: bool = False,
         freshness: Freshness = ANY_FRESHNESS,
         savepoints: Sequence[Control] = (),
+        lent: Lent | None = None,
         begun: SentBegin | None = None,
     ) -> Opened:
         """Open a transaction in the round trip of its first statements: `[BEGIN; tenant; statements]`.
@@ -341,6 +375,7 @@ class Executor(Router):
             is_deferrable: It waits for a snapshot that cannot fail.
             freshness: How fresh a read-only one has to be.
             savepoints: Those of the blocks that are open, in front of the statements.
+            lent: What `wait_to_send` has borrowed for them.
             begun: The round trip of the one statement where `send_begin` has started it.
 
         Raises:
@@ -350,7 +385,8 @@ class Executor(Router):
         attempt = Attempt()
         while True:
             if begun is None:
-                server, connection = await self.connect(intent, attempt, deadline, freshness)
+                server, connection = lent or await self.connect(intent, attempt, deadline, freshness)
+                lent = None
             else:
                 _, server, connection = begun
             proof = self._proof(freshness, attempt)

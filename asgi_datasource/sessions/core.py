@@ -20,7 +20,7 @@ from typing import Any, Final, Protocol, TypeVar, cast
 from ..concurrency.shared_lock import SharedLock
 from ..concurrency.tasks import BackgroundTasks
 from ..datasource.datasource import DataSource, DataSourceState
-from ..datasource.executor import Executor, SentBegin, SentRead
+from ..datasource.executor import Executor, Lent, SentBegin, SentRead
 from ..drivers.protocol import Exchange, Result, Server
 from ..drivers.statements import Params, Query, Statement
 from ..errors import DataError, DataErrorKind, SessionClosed
@@ -261,20 +261,26 @@ class SessionCore:
             read: Makes the answer of the result and the row factory.
             row_factory: Makes rows; None makes dictionaries.
         """
-        sent = self._send_at_once(query, params, intent)
-        if sent is None:
+        lane = self.lane()
+        is_read = (intent or lane.intent) is _READ
+        if not self._take_turn_at_once(is_read=is_read):
             results = await self.run((Statement(query, params),), intent)
             return read(results[0], row_factory)
         task = self._busy
+        result: Result | None = None
         try:
-            try:
-                await sent[0].waiter
-            except asyncio.CancelledError:
-                await self._abandon(sent, Statement(query, params))
-                raise
-            result = self._take_at_once(sent, query)
-            if result is None:
-                result = await self._take_over(sent, Statement(query, params))
+            sent = self._send_at_once(query, params, lane, is_read=is_read)
+            if sent is None:
+                sent, result = await self._wait_to_send(query, params, lane, is_read=is_read)
+            if sent is not None:
+                try:
+                    await sent[0].waiter
+                except asyncio.CancelledError:
+                    await self._abandon(sent, Statement(query, params))
+                    raise
+                result = self._take_at_once(sent, query)
+                if result is None:
+                    result = await self._take_over(sent, Statement(query, params))
         except asyncio.CancelledError:
             self._reraise_interruption(task)
             raise
@@ -286,11 +292,10 @@ class SessionCore:
                 self._interrupted -= {task}
             if self._lock is not None:
                 self._lock.leave()
-        return read(result, row_factory)
+        return read(cast("Result", result), row_factory)
 
-    def _send_at_once(self, query: Query, params: Params | None, intent: AccessIntent | None) -> Sent | None:
-        """Take the turn and send a statement, where neither has to be waited for; None: `run` does all."""
-        lane = self.lane()
+    def _take_turn_at_once(self, *, is_read: bool) -> bool:
+        """Take the turn for a statement outside of any block, where it has not to be waited for."""
         lock, work = self._lock, self._work
         if (
             self.state is not _OPEN
@@ -299,37 +304,57 @@ class SessionCore:
             or current_scope.get() is not None
             or current_frame.get() is not None
             or (work is not None and (work.outer is not None or work.snapshot is not None or work.terms is not None))
+            or (lock is not None and not lock.take())
         ):
-            return None
+            return False
+        self._busy = asyncio.current_task()
+        self._is_reading = is_read and (work is None or work.transaction is None)
+        return True
+
+    def _send_at_once(self, query: Query, params: Params | None, lane: Lane, *, is_read: bool) -> Sent | None:
+        """Send a statement where a connection lies at hand, and it needs no more than that."""
+        executor = self._executor or self._start()
+        work = self._work
+        transaction = None if work is None else work.transaction
         now = time.monotonic()
         deadline = self.request_deadline
-        is_read = (intent or lane.intent) is _READ
-        transaction = None if work is None else work.transaction
-        if lock is not None and not lock.take():
-            return None
-        sent: Sent | None = None
-        try:
-            executor = self._executor or self._start()
-            if transaction is not None:
-                if is_read or not (lane.reads_only or transaction.read_only):
-                    exchange = transaction.send(query, params, deadline=deadline, now=now, as_read=is_read)
-                    if exchange is not None:
-                        executor.note_in_transaction(transaction, _READ if is_read else AccessIntent.WRITE)
-                        sent = exchange, transaction, is_read
-            elif is_read:
-                if not lane.terms.opens_with_reads:
-                    read = executor.send_read(query, params, deadline=deadline, freshness=lane.freshness, now=now)
-                    sent = None if read is None else (read[0], read, True)
-            elif lane.begins_plainly and self.writers is None and self._tenant.state is _ACTIVE:
-                begin = executor.send_begin(query, params, deadline=deadline, freshness=lane.freshness, now=now)
-                sent = None if begin is None else (begin[0], begin, False)
-        finally:
-            if sent is None and lock is not None:
-                lock.leave()
-        if sent is not None:
-            self._busy = asyncio.current_task()
-            self._is_reading = is_read and transaction is None
-        return sent
+        if transaction is not None:
+            if is_read or not (lane.reads_only or transaction.read_only):
+                exchange = transaction.send(query, params, deadline=deadline, now=now, as_read=is_read)
+                if exchange is not None:
+                    executor.note_in_transaction(transaction, _READ if is_read else AccessIntent.WRITE)
+                    return exchange, transaction, is_read
+        elif is_read:
+            if not lane.terms.opens_with_reads:
+                read = executor.send_read(query, params, deadline=deadline, freshness=lane.freshness, now=now)
+                return None if read is None else (read[0], read, True)
+        elif lane.begins_plainly and self.writers is None and self._tenant.state is _ACTIVE:
+            begin = executor.send_begin(query, params, deadline=deadline, freshness=lane.freshness, now=now)
+            return None if begin is None else (begin[0], begin, False)
+        return None
+
+    async def _wait_to_send(
+        self, query: Query, params: Params | None, lane: Lane, *, is_read: bool
+    ) -> tuple[Sent | None, Result | None]:
+        """Wait for a connection where that is all that is missing, and send; the result, where there was more to do."""
+        executor = cast("Executor", self._executor)
+        intent = _READ if is_read else AccessIntent.WRITE
+        lent: Lent | None = None
+        if (self._work is None or self._work.transaction is None) and (
+            not lane.terms.opens_with_reads
+            if is_read
+            else lane.begins_plainly and self.writers is None and self._tenant.state is _ACTIVE
+        ):
+            sent, lent = await executor.wait_to_send(
+                query, params, intent=intent, deadline=self.request_deadline, freshness=lane.freshness
+            )
+            if sent is not None:
+                return (sent[0], sent, is_read), None
+        statements = (Statement(query, params),)
+        results = await run_statements(
+            self.make_work(), executor, statements, intent, self.current_plan(), None, lent=lent
+        )
+        return None, results[0]
 
     def _take_at_once(self, sent: Sent, query: Query) -> Result | None:
         """The result of a statement that came back with plain success; None: `_take_over` has to look at it."""

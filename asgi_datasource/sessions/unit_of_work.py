@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from typing import Protocol
 
 from ..concurrency.tasks import BackgroundTasks
-from ..datasource.executor import Executor, SentBegin
+from ..datasource.executor import Executor, Lent, SentBegin
 from ..drivers.protocol import Exchange, Result
 from ..drivers.statements import Control, Statement
 from ..errors import CommitUnknown, DataError, DataErrorKind
@@ -392,6 +392,8 @@ async def run_statements(
     intent: AccessIntent,
     plan: Plan,
     scope: Place | None,
+    *,
+    lent: Lent | None = None,
 ) -> Sequence[Result]:
     """Run statements where they belong: in the open transaction, in one that they open, or by themselves.
 
@@ -404,6 +406,7 @@ async def run_statements(
         intent: What they want.
         plan: What holds for them.
         scope: The innermost block around them.
+        lent: What was borrowed for them already, where they need a connection of their own.
     """
     is_write = intent is AccessIntent.WRITE
     if plan.reads_only and is_write:
@@ -429,11 +432,11 @@ async def run_statements(
         )
     terms = work.terms or plan.terms
     if not is_write and not terms.opens_with_reads:
-        return await executor.read(statements, deadline=plan.deadline, freshness=plan.freshness)
+        return await executor.read(statements, deadline=plan.deadline, freshness=plan.freshness, lent=lent)
     if is_write:
         work.about_to_write()
     if terms.is_shared:
-        return await open_transaction(work, executor, statements, plan, terms, scope)
+        return await open_transaction(work, executor, statements, plan, terms, scope, lent=lent)
     # Autocommit: the statement is a transaction by itself.
     committed = False
     try:
@@ -454,6 +457,7 @@ async def open_transaction(
     scope: Place | None,
     *,
     is_snapshot: bool = False,
+    lent: Lent | None = None,
     begun: SentBegin | None = None,
 ) -> Sequence[Result]:
     """Open a transaction, and the savepoints of the blocks that are open, in its first statements' round trip.
@@ -461,6 +465,7 @@ async def open_transaction(
     Args:
         terms: What it is.
         is_snapshot: It belongs to a stream.
+        lent: What was borrowed for it already.
         begun: The round trip of the one statement where `Executor.send_begin` has started it.
     """
     isolation = terms.isolation
@@ -475,6 +480,7 @@ async def open_transaction(
         is_deferrable=terms.deferrable,
         freshness=freshness,
         savepoints=[] if scope is None else scope.savepoints_to_send(),
+        lent=lent,
         begun=begun,
     )
     if is_snapshot:

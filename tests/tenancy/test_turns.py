@@ -126,5 +126,5 @@ async def test_a_tenant_without_limits_passes_no_queue(world: World) -> None:
         async with made.session("globex") as db:
             await db.execute("select 1")
         primary = made.datasources["orders"].servers["primary"]
-        assert primary._limits is None
-        assert primary._turns is None
+        assert primary.pool._limits is None
+        assert primary.pool._turns is None

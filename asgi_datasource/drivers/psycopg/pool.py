@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Coroutine
+from contextvars import Context
 from typing import Any, Final, Protocol
 
 from psycopg_pool import PoolClosed, PoolTimeout
@@ -89,8 +90,11 @@ class HandOver:
         self.unused = 0
         """How many of those at hand, from the first, were not used since the last sweep."""
         self._line: Line[asyncio.Future[PsycopgConnection]] = Line()
-        self._waiting: set[asyncio.Future[PsycopgConnection]] = set()
-        """Those who wait; in the line there may also be some that have left."""
+        self._waiting: dict[asyncio.Future[PsycopgConnection], float] = {}
+        """Those who wait, and the event-loop time at which each gives up; in the line there may also be some that have
+        left."""
+        self._alarm: asyncio.TimerHandle | None = None
+        """Rings for the first who gives up: one for all, because hardly anybody ever does."""
         self._held = 0
         """Connections that are out of psycopg's pool: lent, or at hand."""
         self._fetches: set[asyncio.Task[None]] = set()
@@ -112,47 +116,44 @@ class HandOver:
             self.unused = len(self.at_hand)
         return connection
 
-    async def take(self, timeout_s: float, priority: Priority) -> PsycopgConnection:
+    async def take(self, give_up_at: float, priority: Priority) -> PsycopgConnection:
         """Take a connection, which may have been lost meanwhile.
 
         Args:
-            timeout_s: Longest wait, in seconds.
+            give_up_at: Event-loop time at which the wait ends.
             priority: Who is served first of those who wait.
 
         Raises:
-            TimeoutError: None was free within that.
+            TimeoutError: None was free by then.
             Displaced: The place in the queue was given to another caller.
             GaveUp: None can be made.
             psycopg_pool.PoolClosed: The pool was closed.
         """
         if self.at_hand:
             return self.take_at_hand()
-        if self._owned.has_idle and not self._line:
-            connection = await self._owned.getconn(timeout_s)
+        if self._owned.has_idle and not self._waiting:
+            connection = await self._owned.getconn(max(SHORTEST_WAIT_S, give_up_at - self._loop.time()))
             self._note_fetched(connection)
             return connection
         if self._is_closed:
             # The wait of a caller who comes only now would have no end.
             raise PoolClosed("the pool is closed")
-        return await self._wait(timeout_s, priority)
-
-    async def _wait(self, timeout_s: float, priority: Priority) -> PsycopgConnection:
         waiter: asyncio.Future[PsycopgConnection] = self._loop.create_future()
-        timer = self._loop.call_later(timeout_s, self._expire, waiter)
         self._line.append(waiter, priority)
-        self._waiting.add(waiter)
-        self._fetch_for_those_who_wait()
+        self._waiting[waiter] = give_up_at
+        if self._alarm is None or give_up_at < self._alarm.when():
+            self._set_alarm(give_up_at)
+        if len(self._fetches) < self._max_size - self._held:
+            self._fetch_for_those_who_wait()
         try:
             return await waiter
         except asyncio.CancelledError:
             if waiter.done() and not waiter.cancelled() and waiter.exception() is None:
                 # It was handed over while its borrower was being cancelled: to the next one.
                 self.give(waiter.result())
-            raise
-        finally:
-            timer.cancel()
-            self._waiting.discard(waiter)
+            self._waiting.pop(waiter, None)
             self._line.strip(self._has_left)
+            raise
 
     def displace(self, priority: Priority) -> bool:
         """Make room in a full queue for a caller of this priority: the last one of the lowest priority loses its place.
@@ -166,7 +167,7 @@ class HandOver:
                 self._line.remove(waiter)
                 if waiter in self._waiting:
                     # It may just have been cancelled: then its place is free as well.
-                    self._waiting.discard(waiter)
+                    del self._waiting[waiter]
                     if not waiter.done():
                         waiter.set_exception(Displaced())
                     return True
@@ -186,11 +187,10 @@ class HandOver:
             self._owned.expire(connection)
             self._return(connection)
             return
-        line = self._line
-        while line:
-            waiter = line.pop()
+        while self._waiting and self._line:
+            waiter = self._line.pop()
+            self._waiting.pop(waiter, None)
             if not waiter.done():
-                self._waiting.discard(waiter)
                 waiter.set_result(connection)
                 return
         if self._keeps_none:
@@ -216,8 +216,9 @@ class HandOver:
     def close(self) -> None:
         """The pool is being closed: nothing is lent any more."""
         self._is_closed = True
-        if self._sweep is not None:
-            self._sweep.cancel()
+        for timer in (self._sweep, self._alarm):
+            if timer is not None:
+                timer.cancel()
         self._end_waits(PoolClosed("the pool is closed"))
         for fetch in self._fetches:
             fetch.cancel()
@@ -281,20 +282,32 @@ class HandOver:
     def _end_waits(self, error: Exception) -> None:
         while self._line:
             waiter = self._line.pop()
+            self._waiting.pop(waiter, None)
             if not waiter.done():
-                self._waiting.discard(waiter)
                 waiter.set_exception(error)
 
     def _has_left(self, waiter: asyncio.Future[PsycopgConnection]) -> bool:
         """Whether it waits no more, also where its caller has not gone on yet."""
         if waiter.done():
-            self._waiting.discard(waiter)
+            self._waiting.pop(waiter, None)
         return waiter.done()
 
-    def _expire(self, waiter: asyncio.Future[PsycopgConnection]) -> None:
-        if not waiter.done():
-            self._waiting.discard(waiter)
-            waiter.set_exception(TimeoutError())
+    def _set_alarm(self, when: float) -> None:
+        if self._alarm is not None:
+            self._alarm.cancel()
+        # Not the context of the one who waits: it rings for others.
+        self._alarm = self._loop.call_at(when, self._end_late_waits, context=Context())
+
+    def _end_late_waits(self) -> None:
+        self._alarm = None
+        now = self._loop.time()
+        for waiter in [waiter for waiter, give_up_at in self._waiting.items() if give_up_at <= now]:
+            del self._waiting[waiter]
+            if not waiter.done():
+                waiter.set_exception(TimeoutError())
+        self._line.strip(self._has_left)
+        if self._waiting:
+            self._set_alarm(min(self._waiting.values()))
 
 
 class Pool:
@@ -401,7 +414,12 @@ class Pool:
         return connection
 
     async def borrow(
-        self, deadline: float | None, share: Share | None, priority: Priority, *, must_be_alive: bool
+        self,
+        *,
+        deadline: float | None,
+        must_be_alive: bool = False,
+        share: Share | None = None,
+        priority: Priority = Priority.NORMAL,
     ) -> PsycopgConnection:
         """Borrow a connection, outside any transaction; arguments and errors as of `Server.acquire`."""
         give_up_at = self._time_to_give_up(deadline)
@@ -409,7 +427,8 @@ class Pool:
         if queue is not None and share is not None:
             await self._enter(queue, share, give_up_at, priority)
         try:
-            await self._have_opened(give_up_at)
+            if self._keeper is not None:
+                await self._have_opened(self._keeper, give_up_at)
             try:
                 connection = await self._borrow(deadline, give_up_at, priority, must_be_alive=must_be_alive)
             except BaseException:
@@ -433,47 +452,44 @@ class Pool:
         if hand_over is None:
             raise DataError(DataErrorKind.CONNECTION, f"{host.label}: the pool is not open")
         while True:
-            timeout_s = give_up_at - loop.time()
-            if not host.breaker.is_closed and not self.idle:
-                await host.await_trial(timeout_s)
+            began_at = loop.time()
+            if host.breaker.health is not Health.CLOSED and not self.idle:
+                await host.await_trial(give_up_at - began_at)
+            if 0 < self.settings.max_waiting <= hand_over.waiting and not hand_over.displace(priority):
+                self._saturation.refused()
+                raise self._queue_is_full()
             try:
-                connection = await self._take(hand_over, max(SHORTEST_WAIT_S, timeout_s), priority)
-            except GaveUp:
+                connection = await hand_over.take(give_up_at, priority)
+            except (Displaced, GaveUp, PoolTimeout, TimeoutError, PoolClosed) as error:
+                told = self._told(error, give_up_at - began_at, hand_over)
+                if told is not None:
+                    raise told from (told.__cause__ or error)
                 self._time_to_give_up(deadline)
                 continue
+            self._saturation.served(loop.time() - began_at)
+            connection.is_lent = True
+            self.borrowed += 1
+            self.lendings += 1
             if not connection.closed and (
-                (host.breaker.is_closed and not must_be_alive) or await host.is_alive(connection, deadline)
+                (host.breaker.health is Health.CLOSED and not must_be_alive)
+                or await host.is_alive(connection, deadline)
             ):
                 return connection
             # Dead before its borrower had it.
             self.give(connection)
             self._time_to_give_up(deadline)
 
-    async def _take(self, hand_over: HandOver, timeout_s: float, priority: Priority) -> PsycopgConnection:
-        if 0 < self.settings.max_waiting <= hand_over.waiting and not hand_over.displace(priority):
-            self._saturation.refused()
-            raise self._queue_is_full()
-        began_at = None if hand_over.at_hand else asyncio.get_running_loop().time()
-        try:
-            connection = await hand_over.take(timeout_s, priority)
-        except Displaced:
-            self._saturation.refused()
-            raise self._queue_is_full() from None
-        except (GaveUp, PoolTimeout, TimeoutError) as error:
+    def _told(self, error: Exception, timeout_s: float, hand_over: HandOver) -> DataError | None:
+        """What a caller is told who has got no connection; None where another attempt may still reach the server."""
+        if isinstance(error, PoolClosed):
+            return DataError(DataErrorKind.CONNECTION, f"{self._host.label}: the pool is closed")
+        if isinstance(error, Displaced):
+            told: DataError | None = self._queue_is_full()
+        else:
             told = self._host.no_connection(error, timeout_s, hand_over.waiting + 1)
-            if told is None:
-                raise GaveUp from error
-            if told.kind is DataErrorKind.RESOURCE:
-                self._saturation.refused()
-            raise told from (told.__cause__ or error)
-        except PoolClosed as error:
-            raise DataError(DataErrorKind.CONNECTION, f"{self._host.label}: the pool is closed") from error
-        if began_at is not None:
-            self._saturation.served(asyncio.get_running_loop().time() - began_at)
-        connection.is_lent = True
-        self.borrowed += 1
-        self.lendings += 1
-        return connection
+        if told is not None and told.kind is DataErrorKind.RESOURCE:
+            self._saturation.refused()
+        return told
 
     def _time_to_give_up(self, deadline: float | None) -> float:
         """Event-loop time at which waiting ends.
@@ -520,10 +536,7 @@ class Pool:
             self._limits = FairQueue(self._host.label, capacity=None, max_waiting=self.settings.max_waiting)
         return self._limits
 
-    async def _have_opened(self, give_up_at: float) -> None:
-        keeper = self._keeper
-        if keeper is None:
-            return
+    async def _have_opened(self, keeper: PoolKeeper, give_up_at: float) -> None:
         self.users += 1
         try:
             if self._owned is None:

@@ -13,8 +13,6 @@ from typing import Any, Final
 
 from psycopg import Error, OperationalError, pq
 
-from ...concurrency.fair_queue import Share
-from ...concurrency.limits import Priority
 from ...errors import DataError, DataErrorKind
 from ...routing import CircuitBreaker, Event, Health, Pauses, Role
 from ..protocol import PoolKeeper
@@ -76,6 +74,8 @@ class PsycopgServer(ServerBase):
         self.pool = Pool(self, settings, keeper)
         self.try_acquire = self.pool.try_borrow
         """Borrow a connection that lies at hand; None where the caller would have to wait, or to queue."""
+        self.acquire = self.pool.borrow
+        """Borrow a connection, outside any transaction; arguments and errors as of `drivers.protocol.Server`."""
         self.release = self.pool.give
         """Give back a connection that is idle. Never waits, so no cancellation can come in between."""
         self._connections: set[WatchedSocket] = set()
@@ -201,28 +201,6 @@ class PsycopgServer(ServerBase):
             await asyncio.sleep(_SHED_INTERVAL_S)
 
     # Borrowing and giving back
-
-    async def acquire(
-        self,
-        *,
-        deadline: float | None,
-        must_be_alive: bool = False,
-        share: Share | None = None,
-        priority: Priority = Priority.NORMAL,
-    ) -> PsycopgConnection:
-        """Borrow a connection, outside any transaction.
-
-        Args:
-            deadline: Event-loop time at which waiting ends, if that is before the pool's own timeout.
-            must_be_alive: Ask the server over the connection first, and take another one when it does not answer.
-            share: The tenant that it counts for, where tenants take turns or have limits.
-            priority: Who is served first of those who wait.
-
-        Raises:
-            DataError: CONNECTION: the server cannot be reached; the message says why. RESOURCE: all connections are
-                in use and stay so, or the queue is full. TIMEOUT: the deadline has passed.
-        """
-        return await self.pool.borrow(deadline, share, priority, must_be_alive=must_be_alive)
 
     def put_back(self, connection: PsycopgConnection) -> None:
         """Give back a connection of `try_acquire` over which nothing was sent: as if it had never been borrowed."""
