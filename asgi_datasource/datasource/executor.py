@@ -34,8 +34,8 @@ SentRead = tuple[Exchange, Server, Connection, CausalRead | None]
 SentBegin = tuple[Exchange, Server, Connection]
 """The first statement of a transaction on its way."""
 
-Lent = tuple[Server, Connection]
-"""A connection that was waited for, and over which nothing was sent yet."""
+Lent = tuple[Server, Connection, CausalRead | None]
+"""A connection that was waited for, and over which nothing was sent yet; of a read, what has to be proved there."""
 
 _UNTRIED: Final = Attempt()
 """Stands for the attempt of a read that has met nothing yet; never changed."""
@@ -154,7 +154,7 @@ class Executor(Router):
         server, connection = await self.connect(intent, attempt, deadline, freshness)
         past = self.past
         if self._is_traced or (not is_read and past is not None and past.is_monotonic(freshness)):
-            return None, (server, connection)
+            return None, (server, connection, proof)
         if is_read:
             envelope = READ if proof is None else proof.envelope(server, connection)
         else:
@@ -163,11 +163,11 @@ class Executor(Router):
             envelope, self._tenant.settings, query, params, deadline=deadline, now=monotonic()
         )
         if exchange is None:
-            return None, (server, connection)
+            return None, (server, connection, proof)
         if self._measure is not None:
             self._started = perf_counter()
         sent = (exchange, server, connection, proof) if is_read else (exchange, server, connection)
-        return sent, (server, connection)
+        return sent, (server, connection, proof)
 
     def take_read(self, sent: SentRead, query: Query) -> Result | None:
         """The result of `send_read` once it has come back; None where anything was not plain success.
@@ -221,12 +221,17 @@ class Executor(Router):
         """
         for statement in statements:
             if statement.may_end_transaction:
-                return await self._read_in_block(statements, deadline=deadline, freshness=freshness, lent=lent)
-        proof = self._proof(freshness) if begun is None else begun[3]
+                if lent is not None:
+                    lent[0].put_back(lent[1])
+                return await self._read_in_block(statements, deadline=deadline, freshness=freshness)
+        proof = begun[3] if begun is not None else self._proof(freshness) if lent is None else lent[2]
         attempt = Attempt() if proof is None else proof.attempt
         while True:
             if begun is None:
-                server, connection = lent or await self.connect(AccessIntent.READ, attempt, deadline, freshness)
+                if lent is None:
+                    server, connection = await self.connect(AccessIntent.READ, attempt, deadline, freshness)
+                else:
+                    server, connection, _ = lent
                 envelope = READ if proof is None else proof.envelope(server, connection)
                 settings = Settings(self._tenant.settings, is_read=True, deadline=deadline)
                 batch = [settings, *envelope.between, *statements, *envelope.closing]
@@ -284,7 +289,7 @@ class Executor(Router):
         """The connection to a replica that was behind, once that has caught up; None, and it is given back, if not."""
         try:
             if await proof.catches_up(server, connection, deadline):
-                return server, connection
+                return server, connection, proof
         except BaseException:
             await self._give_up(server, connection)
             raise
@@ -293,11 +298,11 @@ class Executor(Router):
         return None
 
     async def _read_in_block(
-        self, statements: Sequence[Statement], *, deadline: float | None, freshness: Freshness, lent: Lent | None
+        self, statements: Sequence[Statement], *, deadline: float | None, freshness: Freshness
     ) -> Sequence[Result]:
         """Read in an explicit transaction: a COMMIT from inside would end an implicit one, READ ONLY and tenant too."""
         opened = await self.begin(
-            statements, deadline=deadline, intent=AccessIntent.READ, isolation=None, freshness=freshness, lent=lent
+            statements, deadline=deadline, intent=AccessIntent.READ, isolation=None, freshness=freshness
         )
         await opened.transaction.rollback("end of the read")
         if opened.error is not None:
@@ -375,7 +380,7 @@ class Executor(Router):
             is_deferrable: It waits for a snapshot that cannot fail.
             freshness: How fresh a read-only one has to be.
             savepoints: Those of the blocks that are open, in front of the statements.
-            lent: What `wait_to_send` has borrowed for them.
+            lent: What `wait_to_send` has borrowed for them; they write.
             begun: The round trip of the one statement where `send_begin` has started it.
 
         Raises:
@@ -385,8 +390,11 @@ class Executor(Router):
         attempt = Attempt()
         while True:
             if begun is None:
-                server, connection = lent or await self.connect(intent, attempt, deadline, freshness)
-                lent = None
+                if lent is None:
+                    server, connection = await self.connect(intent, attempt, deadline, freshness)
+                else:
+                    server, connection, _ = lent
+                    lent = None
             else:
                 _, server, connection = begun
             proof = self._proof(freshness, attempt)

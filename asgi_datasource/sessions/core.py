@@ -20,7 +20,7 @@ from typing import Any, Final, Protocol, TypeVar, cast
 from ..concurrency.shared_lock import SharedLock
 from ..concurrency.tasks import BackgroundTasks
 from ..datasource.datasource import DataSource, DataSourceState
-from ..datasource.executor import Executor, Lent, SentBegin, SentRead
+from ..datasource.executor import Executor, SentBegin, SentRead
 from ..drivers.protocol import Exchange, Result, Server
 from ..drivers.statements import Params, Query, Statement
 from ..errors import DataError, DataErrorKind, SessionClosed
@@ -339,21 +339,24 @@ class SessionCore:
         """Wait for a connection where that is all that is missing, and send; the result, where there was more to do."""
         executor = cast("Executor", self._executor)
         intent = _READ if is_read else AccessIntent.WRITE
-        lent: Lent | None = None
-        if (self._work is None or self._work.transaction is None) and (
+        statements = (Statement(query, params),)
+        plan = self.current_plan()
+        if (self._work is not None and self._work.transaction is not None) or not (
             not lane.terms.opens_with_reads
             if is_read
             else lane.begins_plainly and self.writers is None and self._tenant.state is _ACTIVE
         ):
-            sent, lent = await executor.wait_to_send(
-                query, params, intent=intent, deadline=self.request_deadline, freshness=lane.freshness
-            )
-            if sent is not None:
-                return (sent[0], sent, is_read), None
-        statements = (Statement(query, params),)
-        results = await run_statements(
-            self.make_work(), executor, statements, intent, self.current_plan(), None, lent=lent
+            results = await run_statements(self.make_work(), executor, statements, intent, plan, None)
+            return None, results[0]
+        sent, lent = await executor.wait_to_send(
+            query, params, intent=intent, deadline=self.request_deadline, freshness=lane.freshness
         )
+        if sent is not None:
+            return (sent[0], sent, is_read), None
+        if is_read:
+            results = await executor.read(statements, deadline=plan.deadline, freshness=plan.freshness, lent=lent)
+        else:
+            results = await open_transaction(self.make_work(), executor, statements, plan, plan.terms, None, lent=lent)
         return None, results[0]
 
     def _take_at_once(self, sent: Sent, query: Query) -> Result | None:

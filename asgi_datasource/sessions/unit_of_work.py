@@ -392,8 +392,6 @@ async def run_statements(
     intent: AccessIntent,
     plan: Plan,
     scope: Place | None,
-    *,
-    lent: Lent | None = None,
 ) -> Sequence[Result]:
     """Run statements where they belong: in the open transaction, in one that they open, or by themselves.
 
@@ -406,7 +404,6 @@ async def run_statements(
         intent: What they want.
         plan: What holds for them.
         scope: The innermost block around them.
-        lent: What was borrowed for them already, where they need a connection of their own.
     """
     is_write = intent is AccessIntent.WRITE
     if plan.reads_only and is_write:
@@ -432,11 +429,11 @@ async def run_statements(
         )
     terms = work.terms or plan.terms
     if not is_write and not terms.opens_with_reads:
-        return await executor.read(statements, deadline=plan.deadline, freshness=plan.freshness, lent=lent)
+        return await executor.read(statements, deadline=plan.deadline, freshness=plan.freshness)
     if is_write:
         work.about_to_write()
     if terms.is_shared:
-        return await open_transaction(work, executor, statements, plan, terms, scope, lent=lent)
+        return await open_transaction(work, executor, statements, plan, terms, scope)
     # Autocommit: the statement is a transaction by itself.
     committed = False
     try:

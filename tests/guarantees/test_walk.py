@@ -21,6 +21,7 @@ from starlette.types import Receive, Scope, Send
 import asgi_datasource
 from asgi_datasource import DataSourceMiddleware, DataSourceRegistry, session
 from asgi_datasource.routing import parse_lsn
+from asgi_datasource.sessions.decorator import retrying
 from tests.asgi_call import Call
 from tests.drivers.polling import until
 from tests.pools import until_at_rest
@@ -35,6 +36,12 @@ OBJECTS = {READ: 5, WRITE: 10}
 
 MORE = 15
 """Calls that metrics, an unsampled trace, or tokens may add, each."""
+
+
+@pytest.fixture(autouse=True)
+def nothing_asks_to_run_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Other tests of this process annotate functions with `retry`: then every request is kept for another run."""
+    monkeypatch.setattr(retrying, "is_asked_for", False)
 
 
 class Walk:
