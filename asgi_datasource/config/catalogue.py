@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from typing import Final
 
 from .diagnostics import Code, docs_of
-from .reference import BEGIN, END
 
 
 @dataclass(frozen=True, slots=True)
@@ -455,9 +454,3 @@ _ENTRIES: Final = (
 
 CATALOGUE: Final = {entry.code: entry for entry in _ENTRIES}
 """Every code with its explanation, in the order of the codes."""
-
-
-def render_catalogue() -> str:
-    """Every code as Markdown, between the marks of the documentation's page."""
-    parts = [f"## {code.value}\n\n{CATALOGUE[code].as_markdown()}" for code in Code if code in CATALOGUE]
-    return "\n".join([BEGIN, "", *parts, END])

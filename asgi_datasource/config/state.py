@@ -81,17 +81,6 @@ class StateDocument(_Part):
     datasources: dict[str, DataSourceState] = Field(description="Each datasource by its name in the configuration.")
 
 
-def state_schema() -> dict[str, Any]:
-    """The JSON Schema of a state."""
-    schema = StateDocument.model_json_schema()
-    return {
-        "$schema": "https://json-schema.org/draft/2020-12/schema",
-        "$id": "urn:asgi-datasource:schema:state:v1",
-        **schema,
-        "title": "asgi-datasource state",
-    }
-
-
 def read_state(source: str | Path | Mapping[str, Any]) -> StateDocument:
     """Read a state.
 
