@@ -1,8 +1,8 @@
 """The configuration: one YAML, TOML or JSON document, checked as a whole before anything starts."""
 
-from .catalogue import Explained, explain_code
 from .changes import Change, find_changes
 from .changes import Weight as ChangeWeight
+from .codes import Explained, explain_code
 from .diagnostics import Code, Diagnostic, Edit, Fix, InvalidConfig, Position, Severity, show_path
 from .diagnostics import Path as DiagnosticPath
 from .documents import describe_changes, describe_diagnostics
