@@ -40,7 +40,6 @@ from .reading import Format, Text, open_text, read_text
 from .sense import MAX_NAME_BYTES
 from .state import DataSourceState, ServerState, StateDocument, read_state
 from .suppressions import Suppressed
-from .upgrading import upgrade_text
 from .url import PLACEHOLDER, DatabaseUrl, mask_url, server_of
 
 __all__ = [
@@ -109,5 +108,4 @@ __all__ = [
     "resolve_document",
     "server_of",
     "show_path",
-    "upgrade_text",
 ]

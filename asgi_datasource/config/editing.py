@@ -49,7 +49,7 @@ def _edit(inner: Any, step: Any, fix: Fix) -> Any:
 
 
 def edit_text(text: Text, fixes: Sequence[Fix]) -> tuple[Text, list[Fix]]:
-    """Make fixes in a text: names, scalars, and keys that are missing at the top.
+    """Make fixes in a text: names and scalars.
 
     Args:
         text: A text without syntax errors.
@@ -99,9 +99,6 @@ _PLAIN: Final = {
 def _candidates(text: Text, fix: Fix) -> Iterator[str]:
     """Texts of which one may be the right one, the likeliest first."""
     content = text.content
-    if fix.edit is Edit.ADD and len(fix.path) == 1:
-        yield _with_first_key(text, str(fix.path[0]), fix.value)
-        return
     if fix.edit not in (Edit.RENAME, Edit.REPLACE):
         return
     is_key = fix.edit is Edit.RENAME
@@ -132,25 +129,4 @@ def _write(value: Any, form: Format, *, is_key: bool) -> str:
         return json.dumps(value, ensure_ascii=False)
     if is_key and re.fullmatch(r"[A-Za-z0-9_-]+", str(value)):
         return str(value)
-    if is_mapping(value):
-        pairs = (
-            f"{_write(key, form, is_key=True)} = {_write(child, form, is_key=False)}" for key, child in value.items()
-        )
-        return f"{{{', '.join(pairs)}}}"
     return json.dumps(value, ensure_ascii=False)
-
-
-def _with_first_key(text: Text, key: str, value: Any) -> str:
-    """The text with a key in front of all others, behind the comments that it starts with."""
-    content, written = text.content, _write(value, text.format, is_key=False)
-    if text.format is Format.JSON:
-        brace = content.index("{") + 1
-        space = re.match(r"\s*", content[brace:])
-        indent = space[0] if space is not None and "\n" in space[0] else ""
-        return f'{content[:brace]}{indent}"{key}": {written},{"" if indent else " "}{content[brace:].lstrip(" ")}'
-    lines = content.splitlines(keepends=True)
-    at = 0
-    while at < len(lines) and (lines[at].startswith(("#", "---", "%")) or not lines[at].strip()):
-        at += 1
-    sign = "=" if text.format is Format.TOML else ":"
-    return "".join([*lines[:at], f"{key}{' ' if sign == '=' else ''}{sign} {written}\n", *lines[at:]])

@@ -33,7 +33,6 @@ COMMANDS: Final[dict[str, Entry]] = {
     "explain": Entry("tell which server a request would go to, and why not to another", "explain"),
     "diff": Entry("tell what a change means for the tenants", "diff"),
     "show": Entry("print the document as it counts, with where each value comes from", "show"),
-    "upgrade": Entry("bring a file to the present version of the document, comments kept", "upgrade"),
     "init": Entry("write a commented first configuration", "init"),
     "rule": Entry("explain a code such as ADS041", "rule"),
     "schema": Entry("print the JSON Schema of the configuration", "schema"),

@@ -79,11 +79,6 @@ def excerpt_of(text: Text, line: int, column: int, key: str = "") -> Excerpt | N
     return Excerpt(line, shown, start, max(1, min(length, len(shown) - start)))
 
 
-def redact_line(line: str, form: Format) -> str:
-    """What of a whole line is shown."""
-    return _redact(line, len(line), form, "")[0]
-
-
 def _redact(written: str, column: int, form: Format, key: str) -> tuple[str, int, int]:
     """What of a line is shown, and where in it the token at a column is."""
     parts: list[str] = []
