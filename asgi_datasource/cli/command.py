@@ -63,11 +63,11 @@ class CannotRun(Exception):
 
     Args:
         message: What is wrong, without full stop; nothing in it is secret.
-        mend: What to do, a sentence.
+        fix: What to do, a sentence.
     """
 
-    def __init__(self, message: str, mend: str) -> None:
-        super().__init__(f"{message}. {mend}")
+    def __init__(self, message: str, fix: str) -> None:
+        super().__init__(f"{message}. {fix}")
 
 
 def offer_formats(parser: ArgumentParser, *formats: str) -> None:

@@ -58,7 +58,7 @@ def read_env_file(name: str) -> dict[str, str]:
         if line and not line.startswith("#"):
             key, equals, value = line.removeprefix("export ").partition("=")
             if not equals:
-                raise CannotRun(f"{name}:{number} is not NAME=value", "Mend the line.")
+                raise CannotRun(f"{name}:{number} is not NAME=value", "Fix the line.")
             value = value.strip()
             is_quoted = len(value) > 1 and value[0] == value[-1] and value[0] in "\"'"
             found[key.strip()] = value[1:-1] if is_quoted else value
@@ -92,7 +92,7 @@ def load_or_refuse(findings: Findings) -> Config:
         count = len(findings.errors)
         told = "\n".join(f"  {problem}" for problem in findings.errors[:20])
         raise CannotRun(
-            f"the configuration has {count} error{'s' if count > 1 else ''}:\n{told}\n", "Mend the configuration first."
+            f"the configuration has {count} error{'s' if count > 1 else ''}:\n{told}\n", "Fix the configuration first."
         )
     return findings.config
 

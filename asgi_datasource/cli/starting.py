@@ -114,7 +114,7 @@ def _imported(module: str) -> Any:
     except ImportError as error:
         raise CannotRun(f"{module} cannot be imported: {type(error).__name__}", "Run it where it can.") from None
     except Exception as error:  # noqa: BLE001 - whatever the project's own module raises
-        raise CannotRun(f"{module} fails when it is imported: {type(error).__name__}", "Mend it first.") from None
+        raise CannotRun(f"{module} fails when it is imported: {type(error).__name__}", "Fix it first.") from None
 
 
 def from_django(module: str) -> Origin:

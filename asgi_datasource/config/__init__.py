@@ -3,10 +3,10 @@
 from .changes import Change, find_changes
 from .changes import Weight as ChangeWeight
 from .codes import Explained, explain_code
-from .diagnostics import Code, Diagnostic, Edit, Fix, InvalidConfig, Position, Severity, show_path
+from .diagnostics import Code, Diagnostic, Edit, EditKind, InvalidConfig, Position, Severity, show_path
 from .diagnostics import Path as DiagnosticPath
 from .documents import describe_changes, describe_diagnostics
-from .editing import apply_fix, edit_text
+from .editing import apply_edit, edit_text
 from .generated import json_schema, part_schema
 from .kinds import EVERY_OTHER
 from .layers import ConfigFile
@@ -61,11 +61,11 @@ __all__ = [
     "Diagnostic",
     "DiagnosticPath",
     "Edit",
+    "EditKind",
     "EndpointConfig",
     "ErrorsConfig",
     "Explained",
     "Findings",
-    "Fix",
     "Format",
     "InvalidConfig",
     "Origins",
@@ -91,7 +91,7 @@ __all__ = [
     "Text",
     "TokenConfig",
     "TransactionsConfig",
-    "apply_fix",
+    "apply_edit",
     "describe_changes",
     "describe_diagnostics",
     "edit_text",

@@ -1,4 +1,4 @@
-"""What is wrong with a document: where, what, and the mend; never a secret.
+"""What is wrong with a document: where, what, and the fix; never a secret.
 
 A value from the environment or from a file is never shown, and of what stands in the document only what looks like a
 plain word: whatever else it is, it might be a password in the wrong place.
@@ -162,8 +162,8 @@ def docs_of(code: Code) -> str:
     return f"{DOCS}#{code.value.lower()}"
 
 
-class Edit(StrEnum):
-    """What a fix does to the document."""
+class EditKind(StrEnum):
+    """What an edit does to the document."""
 
     RENAME = "rename"
     """The key at the path gets another name."""
@@ -176,18 +176,18 @@ class Edit(StrEnum):
 
 
 @dataclass(frozen=True, slots=True, repr=False)
-class Fix:
-    """A mend as an edit of the document.
+class Edit:
+    """A fix that a program can make: one change of the document.
 
     Attributes:
-        edit: What is done.
+        kind: What is done.
         path: Where.
         value: The new name or value.
         is_safe: Certainly what was meant, so that it may be done without asking; else a proposal, or an example that
             shows the form.
     """
 
-    edit: Edit
+    kind: EditKind
     path: Path
     value: Any = None
     is_safe: bool = False
@@ -213,25 +213,25 @@ class Diagnostic:
         code: Its kind.
         path: The way to the key; of a missing key, to where it belongs.
         message: What is wrong, without full stop.
-        mend: What to do, a sentence.
+        fix: What to do, a sentence.
         is_about_key: The key is wrong, not its value: the position is the key's.
         position: Where it is, as far as that is known.
         severity: How bad it is.
         related: Other places that have to do with it.
         related_positions: Where those are, as far as that is known.
-        fix: The mend as an edit, where it is one.
+        edit: The fix as an edit of the document, where a program can make it.
     """
 
     code: Code
     path: Path
     message: str
-    mend: str
+    fix: str
     is_about_key: bool = False
     position: Position | None = None
     severity: Severity = Severity.ERROR
     related: tuple[Path, ...] = ()
     related_positions: tuple[Position, ...] = ()
-    fix: Fix | None = None
+    edit: Edit | None = None
 
     def at(self, position: Position | None, related: tuple[Position, ...] = ()) -> Diagnostic:
         """The same problem with its position, and those of what is related to it."""
@@ -254,16 +254,16 @@ class Diagnostic:
     def __str__(self) -> str:
         where = f"{self.position}: " if self.position is not None else ""
         key = f"{self.key}: " if self.path else ""
-        return f"{where}{self.code.value} {key}{self.message}. {self.mend}"
+        return f"{where}{self.code.value} {key}{self.message}. {self.fix}"
 
 
-SYNTAX_MEND: Final = "Look at this place and right before it."
+SYNTAX_FIX: Final = "Look at this place and right before it."
 
 
 def too_deep(position: Position) -> Diagnostic:
     """The problem of a text that is nested deeper than any document is."""
-    message, mend = f"nested deeper than {MAX_DEPTH} levels", "Seven are enough."
-    return Diagnostic(Code.TOO_LARGE, (), message, mend, position=position)
+    message, fix = f"nested deeper than {MAX_DEPTH} levels", "Seven are enough."
+    return Diagnostic(Code.TOO_LARGE, (), message, fix, position=position)
 
 
 def huge_number(position: Position) -> Diagnostic:

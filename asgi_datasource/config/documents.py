@@ -44,20 +44,20 @@ def describe_diagnostics(
 
 def _diagnostic(problem: Diagnostic) -> dict[str, Any]:
     positions: Sequence[Position | None] = problem.related_positions or (None,) * len(problem.related)
-    fix = problem.fix
+    edit = problem.edit
     return {
         "code": problem.code.value,
         "name": problem.code.name.lower().replace("_", "-"),
         "severity": problem.severity.value,
         "message": problem.message,
-        "mend": problem.mend,
+        "fix": problem.fix,
         "key": problem.key,
         "position": _position(problem.position),
         "related": [
             {"key": show_path(path), "position": _position(position)}
             for path, position in zip(problem.related, positions, strict=True)
         ],
-        "fix": None if fix is None else {"edit": fix.edit.value, "key": show_path(fix.path), "safe": fix.is_safe},
+        "edit": None if edit is None else {"kind": edit.kind.value, "key": show_path(edit.path), "safe": edit.is_safe},
         "docs": problem.docs,
     }
 

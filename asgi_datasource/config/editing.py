@@ -1,4 +1,4 @@
-"""Makes fixes: in a document, and in its text, where everything else stays as it is written, comments too.
+"""Applies edits to a document, and to its text, where everything else stays as it is written, comments included.
 
 An edit of a text is proved before it counts: the text is read again, and has to say what the edited document says.
 """
@@ -10,19 +10,19 @@ import re
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Final
 
-from .diagnostics import Edit, Fix, Path
+from .diagnostics import Edit, EditKind, Path
 from .reading import Format, Text, find_marks, read_text
 from .shapes import is_list, is_mapping
 from .structure import write_inline
 
 
-def apply_fix(document: Any, fix: Fix) -> Any:
-    """The document with a fix made; the given one stays as it is.
+def apply_edit(document: Any, edit: Edit) -> Any:
+    """The document with an edit applied; the given document is not changed.
 
     Raises:
         LookupError, TypeError: There is no such place in it.
     """
-    return _changed(document, fix.path, lambda inner: _edit(inner, fix.path[-1], fix))
+    return _changed(document, edit.path, lambda inner: _edit(inner, edit.path[-1], edit))
 
 
 def _changed(document: Any, path: Path, change: Callable[[Any], Any]) -> Any:
@@ -35,44 +35,44 @@ def _changed(document: Any, path: Path, change: Callable[[Any], Any]) -> Any:
     return copy
 
 
-def _edit(inner: Any, step: Any, fix: Fix) -> Any:
-    if fix.edit is Edit.RENAME:
-        return {fix.value if key == step else key: value for key, value in inner.items()}
+def _edit(inner: Any, step: Any, edit: Edit) -> Any:
+    if edit.kind is EditKind.RENAME:
+        return {edit.value if key == step else key: value for key, value in inner.items()}
     copy: Any = inner.copy()
-    if fix.edit is Edit.REMOVE:
+    if edit.kind is EditKind.REMOVE:
         del copy[step]
-    elif is_list(copy) and fix.edit is Edit.ADD:
-        copy.append(fix.value)
+    elif is_list(copy) and edit.kind is EditKind.ADD:
+        copy.append(edit.value)
     else:
-        copy[step] = fix.value
+        copy[step] = edit.value
     return copy
 
 
-def edit_text(text: Text, fixes: Sequence[Fix]) -> tuple[Text, list[Fix]]:
-    """Make fixes in a text: names and scalars.
+def edit_text(text: Text, edits: Sequence[Edit]) -> tuple[Text, list[Edit]]:
+    """Apply edits to a text: renamed keys and replaced scalars.
 
     Args:
         text: A text without syntax errors.
-        fixes: What is to be done; each with its path in this file.
+        edits: What to change, each with its path in this file.
 
     Returns:
-        The new text, and the fixes that it has. A fix that would need more than a word to change is left out.
+        The new text, and the edits that were made. An edit that would need more than one word to change is left out.
     """
-    made: list[Fix] = []
-    for fix in fixes:
+    made: list[Edit] = []
+    for edit in edits:
         document, problems = read_text(text)
         if problems:
             break
         try:
-            wanted = apply_fix(document, fix)
+            wanted = apply_edit(document, edit)
         except (LookupError, TypeError, AttributeError):
             continue
-        for content in _candidates(text, fix):
+        for content in _candidates(text, edit):
             edited = Text(text.file, text.format, content)
             found, problems = read_text(edited)
             if not problems and _same(found, wanted):
                 text = edited
-                made.append(fix)
+                made.append(edit)
                 break
     return text, made
 
@@ -96,17 +96,17 @@ _PLAIN: Final = {
 }
 
 
-def _candidates(text: Text, fix: Fix) -> Iterator[str]:
+def _candidates(text: Text, edit: Edit) -> Iterator[str]:
     """Texts of which one may be the right one, the likeliest first."""
     content = text.content
-    if fix.edit not in (Edit.RENAME, Edit.REPLACE):
+    if edit.kind not in (EditKind.RENAME, EditKind.REPLACE):
         return
-    is_key = fix.edit is Edit.RENAME
-    mark = find_marks(text, [(fix.path, is_key)])[fix.path, is_key]
+    is_key = edit.kind is EditKind.RENAME
+    mark = find_marks(text, [(edit.path, is_key)])[edit.path, is_key]
     if mark is None:
         return
     start = _offset(content, *mark)
-    written = _write(fix.value, text.format, is_key=is_key)
+    written = _write(edit.value, text.format, is_key=is_key)
     quoted = _QUOTED.match(content, start)
     patterns = [_PLAIN["key"]] if is_key else [_PLAIN["flow"], _PLAIN["block"]]
     for match in [quoted] if quoted is not None else [pattern.match(content, start) for pattern in patterns]:

@@ -6,7 +6,7 @@ import json
 import re
 from typing import Any, Final
 
-from .diagnostics import SYNTAX_MEND, Code, Diagnostic, Path, Position, huge_number, too_deep
+from .diagnostics import SYNTAX_FIX, Code, Diagnostic, Path, Position, huge_number, too_deep
 from .places import Compact, Mark, Place
 
 _STRINGS: Final = re.compile(r'"[^"\\]*(?:\\.[^"\\]*)*"[ \t\n\r]*(:?)', re.DOTALL)
@@ -47,7 +47,7 @@ def read_json(text: str, file: str, compact: Compact | None = None) -> tuple[Any
             json.dumps(document, ensure_ascii=False).encode()
     except json.JSONDecodeError as error:
         message = f"not JSON: {error.msg[:1].lower()}{error.msg[1:]}"
-        problem = Diagnostic(Code.SYNTAX, (), message, SYNTAX_MEND, position=Position(file, error.lineno, error.colno))
+        problem = Diagnostic(Code.SYNTAX, (), message, SYNTAX_FIX, position=Position(file, error.lineno, error.colno))
     except _NotPlain as error:
         problem = Diagnostic(Code.NOT_PLAIN, (), f"{error} is not JSON", "Write a number.", position=Position(file))
     except RecursionError:
@@ -123,10 +123,10 @@ def locate_json(text: str, file: str, places: Place) -> list[Diagnostic]:
             frame.key, frame.key_mark, frame.expects_key = json.loads(token[0]), mark, False
             if frame.key in frame.keys:
                 path: Path = tuple(outer.key for outer in frames)
-                message, mend = "the key stands here a second time", "Keep one of them."
+                message, fix = "the key stands here a second time", "Keep one of them."
                 position = Position(file, *mark)
                 diagnostics.append(
-                    Diagnostic(Code.DUPLICATE_KEY, path, message, mend, is_about_key=True, position=position)
+                    Diagnostic(Code.DUPLICATE_KEY, path, message, fix, is_about_key=True, position=position)
                 )
             frame.keys.add(frame.key)
         else:

@@ -252,14 +252,12 @@ class _Reader:
             self._origins.note_file(path)
             text = open_text(path)
             if isinstance(text, Diagnostic):
-                self._note(part, index, f"{show(path.name)}: {text.message}", text.mend)
+                self._note(part, index, f"{show(path.name)}: {text.message}", text.fix)
             else:
                 self._read(text, path, part.layer, parts, above)
 
-    def _note(self, part: _Part, index: int, message: str, mend: str, severity: Severity = Severity.ERROR) -> None:
-        problem = Diagnostic(
-            Code.INCLUDE, (INCLUDE, index), message, mend, position=_at(part, index), severity=severity
-        )
+    def _note(self, part: _Part, index: int, message: str, fix: str, severity: Severity = Severity.ERROR) -> None:
+        problem = Diagnostic(Code.INCLUDE, (INCLUDE, index), message, fix, position=_at(part, index), severity=severity)
         self.layers.problems.append(problem)
 
     def _joined(self, parts: list[_Part]) -> Any:
@@ -276,9 +274,9 @@ class _Reader:
         for part in others:
             if not is_mapping(part.document):
                 if part.document is not None:
-                    message, mend = "a part of a document is a mapping", "Start with a section, such as tenants:."
+                    message, fix = "a part of a document is a mapping", "Start with a section, such as tenants:."
                     position = Position(part.text.file, 1, 1)
-                    self.layers.problems.append(Diagnostic(Code.INCLUDE, (), message, mend, position=position))
+                    self.layers.problems.append(Diagnostic(Code.INCLUDE, (), message, fix, position=position))
                 continue
             twice = [path for key, value in part.document.items() for path in self._join(joined, key, value, part)]
             if twice:

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path as FilePath
 from typing import Any, Final
 
-from .diagnostics import Code, Diagnostic, Fix, InvalidConfig, Severity
+from .diagnostics import Code, Diagnostic, Edit, InvalidConfig, Severity
 from .layers import INCLUDE, ConfigFile, Layers, read_layers
 from .models import Config
 from .origins import Origins
@@ -56,13 +56,13 @@ class Findings:
         kept, suppressed = apply_suppressions(located, self.texts, needs_server=True)
         return replace(self, diagnostics=tuple(kept), suppressed=tuple(suppressed))
 
-    def fixes(self, problems: Iterable[Diagnostic]) -> dict[str, list[Fix]]:
-        """The safe fixes of problems, by the file that they change, each with its path there."""
-        found: dict[str, list[Fix]] = {}
-        for problem in problems:
-            if problem.fix is not None and problem.fix.is_safe and self.layers is not None:
-                text, path = self.layers.origin(problem.fix.path)
-                found.setdefault(text.file, []).append(replace(problem.fix, path=path))
+    def safe_edits(self) -> dict[str, list[Edit]]:
+        """The safe edits of all problems by the file that they change, each with its path there."""
+        found: dict[str, list[Edit]] = {}
+        for problem in self.diagnostics:
+            if problem.edit is not None and problem.edit.is_safe and self.layers is not None:
+                text, path = self.layers.origin(problem.edit.path)
+                found.setdefault(text.file, []).append(replace(problem.edit, path=path))
         return found
 
     @property
@@ -91,7 +91,7 @@ def load(
         The config, frozen, with its defaults filled in.
 
     Raises:
-        InvalidConfig: With every error that was found: key path, mend, and file, line and column where known.
+        InvalidConfig: With every error that was found: key path, fix, and file, line and column where known.
     """
     findings = examine(source, environ=environ, needs_resolver=needs_resolver, origins=origins)
     if findings.config is None or findings.errors:
@@ -131,8 +131,8 @@ def examine(
         # What stands in a mapping stands in no file: how the program came by it is its own business.
         config, problems = check.document(source, where, is_written=False)
         if INCLUDE in source:
-            mend = "Load the file, or put the parts into the mapping."
-            problems.append(Diagnostic(Code.INCLUDE, (INCLUDE,), "only files can include others", mend))
+            fix = "Load the file, or put the parts into the mapping."
+            problems.append(Diagnostic(Code.INCLUDE, (INCLUDE,), "only files can include others", fix))
         return Findings(config, tuple(problems))
     file = source if isinstance(source, ConfigFile) else ConfigFile(source)
 

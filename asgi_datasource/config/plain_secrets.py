@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import Any, Final
 
-from .diagnostics import Code, Diagnostic, Edit, Fix, Path, Severity
+from .diagnostics import Code, Diagnostic, Edit, EditKind, Path, Severity
 from .keys import secret_places
 from .references import at, expand
 
@@ -36,12 +36,12 @@ def _is_plain(value: str, *, is_url: bool) -> bool:
 def _problem(path: Path) -> Diagnostic:
     name = "_".join(str(part) for part in path[1:] if part != "replicas").upper().replace("-", "_")
     message = "a secret stands in the file itself"
-    mend = f"Take it from the environment, ${{{name}}}, or from a file, {{file: path}}."
+    fix = f"Take it from the environment, ${{{name}}}, or from a file, {{file: path}}."
     return Diagnostic(
         Code.PLAIN_SECRET,
         path,
         message,
-        mend,
+        fix,
         severity=Severity.WARNING,
-        fix=Fix(Edit.REPLACE, path, f"${{{name}}}"),
+        edit=Edit(EditKind.REPLACE, path, f"${{{name}}}"),
     )

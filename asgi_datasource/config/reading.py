@@ -56,8 +56,8 @@ def open_text(path: FilePath) -> Text | Diagnostic:
     position = Position(file)
     form = SUFFIXES.get(path.suffix.lower())
     if form is None:
-        mend = f"Use one of the endings {', '.join(SUFFIXES)}."
-        return Diagnostic(Code.NOT_READABLE, (), "the file's name does not tell its format", mend, position=position)
+        fix = f"Use one of the endings {', '.join(SUFFIXES)}."
+        return Diagnostic(Code.NOT_READABLE, (), "the file's name does not tell its format", fix, position=position)
     decoded = _Decoded()
     try:
         with path.open("rb") as stream:

@@ -15,7 +15,7 @@ from typing import Any, Final, cast
 
 from pydantic import SecretStr
 
-from .diagnostics import Code, Diagnostic, Edit, Fix, Path, did_you_mean
+from .diagnostics import Code, Diagnostic, Edit, EditKind, Path, did_you_mean
 from .keys import ANY, file_places, secret_places
 from .limits import MAX_DEPTH, MAX_DIAGNOSTICS, MAX_SECRET_BYTES
 from .origins import Origins
@@ -97,10 +97,10 @@ class Outside:
         resolved = self._resolve(document, ())
         return self._with_secrets(resolved) if is_mapping(resolved) else resolved
 
-    def _note(self, code: Code, path: Path, message: str, mend: str, fix: Fix | None = None) -> None:
+    def _note(self, code: Code, path: Path, message: str, fix: str, edit: Edit | None = None) -> None:
         self.unresolved.add(path)
         if len(self.diagnostics) < MAX_DIAGNOSTICS:
-            self.diagnostics.append(Diagnostic(code, path, message, mend, fix=fix))
+            self.diagnostics.append(Diagnostic(code, path, message, fix, edit=edit))
 
     def _resolve(self, value: object, path: Path) -> object:
         if isinstance(value, str):
@@ -117,8 +117,8 @@ class Outside:
             return value
         kind = type(value).__name__
         is_date = kind in ("date", "datetime", "time")
-        mend = "Quote it." if is_date else "Write a mapping, list, string, number or boolean."
-        self._note(Code.NOT_PLAIN, path, f"a {kind} has no place in a document", mend)
+        fix = "Quote it." if is_date else "Write a mapping, list, string, number or boolean."
+        self._note(Code.NOT_PLAIN, path, f"a {kind} has no place in a document", fix)
         return None
 
     def _child(self, value: object, path: Path) -> object:
@@ -145,9 +145,9 @@ class Outside:
             if token["escape"] is not None:
                 return "${"
             if token["broken"] is not None:
-                mend = "Write ${NAME} or ${NAME:-default}; $${ stands for a plain ${."
-                fix = Fix(Edit.REPLACE, path, "${NAME}")
-                self._note(Code.MALFORMED_REFERENCE, path, "'${' without a name and a closing brace", mend, fix)
+                fix = "Write ${NAME} or ${NAME:-default}; $${ stands for a plain ${."
+                edit = Edit(EditKind.REPLACE, path, "${NAME}")
+                self._note(Code.MALFORMED_REFERENCE, path, "'${' without a name and a closing brace", fix, edit)
                 return ""
             is_given = True
             name: str = token["name"]
@@ -167,12 +167,12 @@ class Outside:
         if name not in self._similar:
             self._similar[name] = did_you_mean(name, self._environ)
         similar = self._similar[name]
-        mend = f"Did you mean {similar}? Else set it" if similar else "Set it"
+        fix = f"Did you mean {similar}? Else set it" if similar else "Set it"
         self._note(
             Code.VARIABLE_NOT_SET,
             path,
             f"the environment variable {name} is not set",
-            f"{mend}, or give a default: ${{{name}:-default}}.",
+            f"{fix}, or give a default: ${{{name}:-default}}.",
         )
 
     def _with_secrets(self, document: dict[str, Any]) -> dict[str, Any]:
@@ -228,21 +228,21 @@ class Outside:
             reason = error.strerror or type(error).__name__
         except ValueError:  # not UTF-8, or a NUL in the path
             reason = "it is not UTF-8 text, or its path is none"
-        mend = "Check the path and its rights; a relative path starts at the configuration file."
-        self._note(Code.SECRET_NOT_READABLE, path, f"the secret's file cannot be read: {reason}", mend)
+        fix = "Check the path and its rights; a relative path starts at the configuration file."
+        self._note(Code.SECRET_NOT_READABLE, path, f"the secret's file cannot be read: {reason}", fix)
         return Given("")
 
     def _command(self, arguments: list[str], path: Path) -> Given:
         if not self._surroundings.allow_commands:
             message = "programs are not run for secrets unless that is allowed"
-            mend = "Load ConfigFile(path, allow_commands=True), or give validate --allow-commands."
-            self._note(Code.COMMAND, path, message, mend)
+            fix = "Load ConfigFile(path, allow_commands=True), or give validate --allow-commands."
+            self._note(Code.COMMAND, path, message, fix)
             return Given("")
         try:
             return Given(ask_program(arguments, self._surroundings.folder_of(path), self._surroundings.environ))
         except ProgramFailed as failure:
-            mend = "Run it by hand in the folder of the configuration file."
-            self._note(Code.COMMAND, path, f"the secret's program told nothing: {failure}", mend)
+            fix = "Run it by hand in the folder of the configuration file."
+            self._note(Code.COMMAND, path, f"the secret's program told nothing: {failure}", fix)
             return Given("")
 
 

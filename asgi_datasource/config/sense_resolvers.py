@@ -6,7 +6,7 @@ import re
 from collections.abc import Callable, Iterator
 from typing import Final
 
-from .diagnostics import Code, Diagnostic, Edit, Fix, Path, Severity
+from .diagnostics import Code, Diagnostic, Edit, EditKind, Path, Severity
 from .kinds import EVERY_OTHER
 from .models import Config, ResolverConfig
 
@@ -71,6 +71,6 @@ def _nameless(config: Config, way: ResolverConfig, path: Path) -> Iterator[Diagn
     yield _warning(Code.NEVER_ANSWERS, path, message, "Rename the tenants, or remove it.", (("tenants",),))
 
 
-def _warning(code: Code, path: Path, message: str, mend: str, related: tuple[Path, ...]) -> Diagnostic:
-    fix = Fix(Edit.REMOVE, path)
-    return Diagnostic(code, path, message, mend, severity=Severity.WARNING, related=related, fix=fix)
+def _warning(code: Code, path: Path, message: str, fix: str, related: tuple[Path, ...]) -> Diagnostic:
+    edit = Edit(EditKind.REMOVE, path)
+    return Diagnostic(code, path, message, fix, severity=Severity.WARNING, related=related, edit=edit)

@@ -6,7 +6,7 @@ import ipaddress
 from collections.abc import Iterable, Iterator
 from typing import Final
 
-from .diagnostics import Code, Diagnostic, Edit, Fix, Path, did_you_mean, show
+from .diagnostics import Code, Diagnostic, Edit, EditKind, Path, did_you_mean, show
 from .hostnames import normalize_host
 from .kinds import EVERY_OTHER
 from .models import Config
@@ -45,9 +45,9 @@ def check_catalog(config: Config) -> Iterator[Diagnostic]:
     ):
         if name is not None and name not in config.datasources:
             meant = did_you_mean(name, config.datasources)
-            mend = f"Did you mean {meant!r}?" if meant else f"There are: {', '.join(list(config.datasources)[:10])}."
-            fix = Fix(Edit.REPLACE, path, meant or next(iter(config.datasources)))
-            yield Diagnostic(Code.UNKNOWN_DATASOURCE, path, "names a datasource that is not there", mend, fix=fix)
+            fix = f"Did you mean {meant!r}?" if meant else f"There are: {', '.join(list(config.datasources)[:10])}."
+            edit = Edit(EditKind.REPLACE, path, meant or next(iter(config.datasources)))
+            yield Diagnostic(Code.UNKNOWN_DATASOURCE, path, "names a datasource that is not there", fix, edit=edit)
     own = config.datasources.get(catalog.datasource)
     if own is not None and PLACEHOLDER in own.primary.url.get_secret_value():
         message = "this datasource has a database for each tenant: which of them would know all tenants?"
@@ -63,9 +63,9 @@ def check_aliases(config: Config) -> Iterator[Diagnostic]:
             named, first = hosts.setdefault(normalize_host(host) or host, (wanted, here))
             if named != wanted:
                 message = f"{show(host)} is also a host of the tenant {show(named)}"
-                mend = "Take it out of one of them: a host stands for one tenant."
+                fix = "Take it out of one of them: a host stands for one tenant."
                 yield Diagnostic(
-                    Code.SHARED_NAME, here, message, mend, True, related=(first,), fix=Fix(Edit.REMOVE, here)
+                    Code.SHARED_NAME, here, message, fix, True, related=(first,), edit=Edit(EditKind.REMOVE, here)
                 )
     owner: dict[str, str] = {}
     for name, tenant in config.tenants.items():
@@ -75,15 +75,19 @@ def check_aliases(config: Config) -> Iterator[Diagnostic]:
             if other != name or owner.get(spelled, name) != name:
                 path: Path = ("tenants", name, "aliases", index)
                 message = f"{show(alias)} is also a name of the tenant {show(other)}"
-                mend = "Take it out of one of them: a name stands for one tenant."
+                fix = "Take it out of one of them: a name stands for one tenant."
                 related: tuple[Path, ...] = (("tenants", other),)
-                yield Diagnostic(Code.SHARED_NAME, path, message, mend, related=related, fix=Fix(Edit.REMOVE, path))
+                yield Diagnostic(
+                    Code.SHARED_NAME, path, message, fix, related=related, edit=Edit(EditKind.REMOVE, path)
+                )
             elif spelled in hosts and hosts[spelled][0] not in (name, *tenant.aliases):
                 named, first = hosts[spelled]
                 path = ("tenants", name, "aliases", index)
                 message = f"{show(alias)} is also a host of the tenant {show(named)}"
-                mend = "Take it out of one of them: a host stands for one tenant."
-                yield Diagnostic(Code.SHARED_NAME, path, message, mend, related=(first,), fix=Fix(Edit.REMOVE, path))
+                fix = "Take it out of one of them: a host stands for one tenant."
+                yield Diagnostic(
+                    Code.SHARED_NAME, path, message, fix, related=(first,), edit=Edit(EditKind.REMOVE, path)
+                )
 
 
 def _addresses(config: Config) -> Iterator[Diagnostic]:
@@ -93,16 +97,16 @@ def _addresses(config: Config) -> Iterator[Diagnostic]:
                 ipaddress.ip_network(entry, strict=False)
             except ValueError:
                 path: Path = ("tenancy", "trusted_proxies", index)
-                mend = "Write 10.0.0.7, 10.0.0.0/8, fd00::/8 or unix."
-                yield Diagnostic(Code.ADDRESS, path, "neither an address nor a network", mend)
+                fix = "Write 10.0.0.7, 10.0.0.0/8, fd00::/8 or unix."
+                yield Diagnostic(Code.ADDRESS, path, "neither an address nor a network", fix)
     for index, host in enumerate(config.tenancy.trusted_hosts):
         if normalize_host(host.removeprefix("*.")) is None:
             yield _no_host(("tenancy", "trusted_hosts", index))
 
 
 def _no_host(path: Path, *, is_about_key: bool = False) -> Diagnostic:
-    mend = "Write it as it stands in an address: shop.example.com."
-    return Diagnostic(Code.ADDRESS, path, "not the name of a host", mend, is_about_key=is_about_key)
+    fix = "Write it as it stands in an address: shop.example.com."
+    return Diagnostic(Code.ADDRESS, path, "not the name of a host", fix, is_about_key=is_about_key)
 
 
 def _token(config: TokenConfig, path: Path) -> Iterator[Diagnostic]:
@@ -115,8 +119,8 @@ def _token(config: TokenConfig, path: Path) -> Iterator[Diagnostic]:
             message = f"one key cannot serve {kinds[0]} and {kinds[1]}: a public key would pass for a shared secret"
             if _HMAC not in kinds:
                 message = f"one key cannot serve {kinds[0]} and {kinds[1]}"
-            mend = "Name algorithms of one kind, or give the keys as jwks."
-            yield Diagnostic(Code.UNVERIFIABLE, (*path, "algorithms"), message, mend)
+            fix = "Name algorithms of one kind, or give the keys as jwks."
+            yield Diagnostic(Code.UNVERIFIABLE, (*path, "algorithms"), message, fix)
 
 
 def _absent(config: Config, tenant: str, path: Path) -> Iterable[Diagnostic]:
@@ -126,6 +130,6 @@ def _absent(config: Config, tenant: str, path: Path) -> Iterable[Diagnostic]:
     if tenant in config.tenants or any(tenant in other.aliases for other in config.tenants.values()):
         return
     meant = did_you_mean(tenant, config.tenants)
-    mend = f"Did you mean {meant!r}?" if meant else "Add it to tenants."
+    fix = f"Did you mean {meant!r}?" if meant else "Add it to tenants."
     message = "names a tenant that is not there"
-    yield Diagnostic(Code.UNKNOWN_TENANT, path, message, mend, related=(("tenants",),))
+    yield Diagnostic(Code.UNKNOWN_TENANT, path, message, fix, related=(("tenants",),))

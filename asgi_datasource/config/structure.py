@@ -12,7 +12,7 @@ from typing import Any, Final, cast
 from pydantic import TypeAdapter, ValidationError
 from pydantic_core import ErrorDetails
 
-from .diagnostics import Code, Diagnostic, Edit, Fix, Path, did_you_mean, show, show_key
+from .diagnostics import Code, Diagnostic, Edit, EditKind, Path, did_you_mean, show, show_key
 from .durations import suggest_duration
 from .keys import section_at
 from .limits import MAX_DIAGNOSTICS
@@ -73,14 +73,14 @@ def _diagnostic(detail: ErrorDetails, document: object) -> Diagnostic:
         return _missing_key(path, document)
     if kind == "too_short":
         needed = path == ("datasources",)
-        mend = "Add an entry." if needed else "Add an entry, or leave the key out."
-        fix = Fix(Edit.REPLACE, path, _example(path)) if needed else Fix(Edit.REMOVE, path)
-        return Diagnostic(Code.WRONG_COUNT, path, "there is nothing in it", mend, fix=fix)
+        fix = "Add an entry." if needed else "Add an entry, or leave the key out."
+        edit = Edit(EditKind.REPLACE, path, _example(path)) if needed else Edit(EditKind.REMOVE, path)
+        return Diagnostic(Code.WRONG_COUNT, path, "there is nothing in it", fix, edit=edit)
     if kind == "one_key":
         written = _written_keys(document, path)
-        fix = Fix(Edit.REMOVE, (*path, written[-1]) if written else path)
+        edit = Edit(EditKind.REMOVE, (*path, written[-1]) if written else path)
         return Diagnostic(
-            Code.WRONG_COUNT, path, detail["msg"], "Each way is an entry of the list of its own.", fix=fix
+            Code.WRONG_COUNT, path, detail["msg"], "Each way is an entry of the list of its own.", edit=edit
         )
     return _wrong_shape(path, kind, detail["input"])
 
@@ -104,10 +104,10 @@ def _written_keys(document: object, path: Path) -> list[str]:
 
 def _wrong_name(path: Path, value: Value) -> Diagnostic:
     meant = did_you_mean(str(path[-1]), value.choices)
-    mend = f"Did you mean {meant!r}?" if meant else "Give it another name."
+    fix = f"Did you mean {meant!r}?" if meant else "Give it another name."
     name = meant or _example_name(path)
-    fix = Fix(Edit.RENAME, path, name, is_safe=meant is not None)
-    return Diagnostic(Code.WRONG_NAME, path, f"expected {value.expects}", mend, is_about_key=True, fix=fix)
+    edit = Edit(EditKind.RENAME, path, name, is_safe=meant is not None)
+    return Diagnostic(Code.WRONG_NAME, path, f"expected {value.expects}", fix, is_about_key=True, edit=edit)
 
 
 def _example_name(path: Path) -> str:
@@ -118,35 +118,35 @@ def _example_name(path: Path) -> str:
 
 def _unknown_key(path: Path, document: object) -> Diagnostic:
     place, key = section_at(path[:-1]), str(path[-1])
-    fix = Fix(Edit.REMOVE, path)
+    edit = Edit(EditKind.REMOVE, path)
     if place is None:
-        return Diagnostic(Code.UNKNOWN_KEY, path, "unknown key", "Remove it.", is_about_key=True, fix=fix)
+        return Diagnostic(Code.UNKNOWN_KEY, path, "unknown key", "Remove it.", is_about_key=True, edit=edit)
     if key in place.planned:
         until_then = place.planned[key]
-        mend = f"{until_then[0].upper()}{until_then[1:]}."
-        return Diagnostic(Code.NOT_YET_SUPPORTED, path, "not yet supported", mend, is_about_key=True, fix=fix)
+        fix = f"{until_then[0].upper()}{until_then[1:]}."
+        return Diagnostic(Code.NOT_YET_SUPPORTED, path, "not yet supported", fix, is_about_key=True, edit=edit)
     written = _written_keys(document, path[:-1])
     meant = did_you_mean(key, [name for name in place.fields if name not in written])
     if key == "<<":
-        mend = "Merge keys are not part of YAML 1.2: write the keys out."
+        fix = "Merge keys are not part of YAML 1.2: write the keys out."
     elif meant is not None:
-        mend = f"Did you mean {meant!r}?"
-        fix = Fix(Edit.RENAME, path, meant, is_safe=True)
+        fix = f"Did you mean {meant!r}?"
+        edit = Edit(EditKind.RENAME, path, meant, is_safe=True)
     else:
-        mend = f"Known here: {', '.join(place.fields)}." if place.fields else "Remove it."
-    return Diagnostic(Code.UNKNOWN_KEY, path, "unknown key", mend, is_about_key=True, fix=fix)
+        fix = f"Known here: {', '.join(place.fields)}." if place.fields else "Remove it."
+    return Diagnostic(Code.UNKNOWN_KEY, path, "unknown key", fix, is_about_key=True, edit=edit)
 
 
 def _missing_key(path: Path, document: object) -> Diagnostic:
     place, key = section_at(path[:-1]), str(path[-1])
-    mend, fix = "Add it.", Fix(Edit.ADD, path)
+    fix, edit = "Add it.", Edit(EditKind.ADD, path)
     if place is not None:
         unknown = [name for name in _written_keys(document, path[:-1]) if name not in place.fields]
         meant = did_you_mean(key, unknown)
         example = (place.fields[key].examples or [None])[0]
-        mend = f"Is {show_key(meant)!r} meant to be it?" if meant else f"Add {key}: {write_inline(example)}."
-        fix = Fix(Edit.RENAME, (*path[:-1], meant), key) if meant else Fix(Edit.ADD, path, example)
-    return Diagnostic(Code.MISSING_KEY, path, "this key is missing", mend, fix=fix)
+        fix = f"Is {show_key(meant)!r} meant to be it?" if meant else f"Add {key}: {write_inline(example)}."
+        edit = Edit(EditKind.RENAME, (*path[:-1], meant), key) if meant else Edit(EditKind.ADD, path, example)
+    return Diagnostic(Code.MISSING_KEY, path, "this key is missing", fix, edit=edit)
 
 
 def write_inline(example: object) -> str:
@@ -165,19 +165,19 @@ _PLAIN_SCALAR: Final = re.compile(r"(?!true|false|null)[A-Za-z/][\w/. -]*|[0-9]+
 
 
 def _wrong_value(path: Path, expected: Value, value: object) -> Diagnostic:
-    example = Fix(Edit.REPLACE, path, _example(path))
+    example = Edit(EditKind.REPLACE, path, _example(path))
     if (planned := _planned(expected, value)) is not None:
-        message, mend = f"{planned} is not yet supported", f"Use {expected.expects}."
-        return Diagnostic(Code.NOT_YET_SUPPORTED, path, message, mend, fix=example)
+        message, fix = f"{planned} is not yet supported", f"Use {expected.expects}."
+        return Diagnostic(Code.NOT_YET_SUPPORTED, path, message, fix, edit=example)
     message = f"expected {expected.expects}; found {show(value)}"
     if isinstance(value, Given):
-        message, mend = f"expected {expected.expects}", "What the environment or the file holds is something else."
-        return Diagnostic(Code.WRONG_VALUE, path, message, mend, fix=example)
+        message, fix = f"expected {expected.expects}", "What the environment or the file holds is something else."
+        return Diagnostic(Code.WRONG_VALUE, path, message, fix, edit=example)
     if expected.is_secret and isinstance(value, str):
         message = f"expected {expected.expects}"
     code = Code.WRONG_VALUE if _json_type(value) in expected.types else Code.WRONG_TYPE
-    told, fix = _mend_value(expected, value, path)
-    return Diagnostic(code, path, message, told or _for_example(path), fix=fix or example)
+    told, edit = _fix_for_value(expected, value, path)
+    return Diagnostic(code, path, message, told or _for_example(path), edit=edit or example)
 
 
 def _planned(expected: Value, value: object) -> str | None:
@@ -202,12 +202,12 @@ def _json_type(value: object) -> str:
 _YES_AND_NO: Final = {"yes": "true", "on": "true", "y": "true", "no": "false", "off": "false", "n": "false"}
 
 
-def _mend_value(expected: Value, value: object, path: Path) -> tuple[str | None, Fix | None]:
+def _fix_for_value(expected: Value, value: object, path: Path) -> tuple[str | None, Edit | None]:
     """What to do about a wrong value, in words and as an edit, where that can be told from the value."""
     if value is None:
-        return "Write a value, or leave the key out.", Fix(Edit.REMOVE, path) if _is_optional(path) else None
+        return "Write a value, or leave the key out.", Edit(EditKind.REMOVE, path) if _is_optional(path) else None
     if isinstance(value, str):
-        return _mend_string(expected, value, path)
+        return _fix_for_string(expected, value, path)
     if not isinstance(value, int | float) or expected.types != ("string",) or expected.choices or expected.is_secret:
         return None, None
     if isinstance(value, bool):
@@ -218,10 +218,10 @@ def _mend_value(expected: Value, value: object, path: Path) -> tuple[str | None,
     return f"Quote it: '{show(value)}'.", _safe(path, str(value))
 
 
-def _mend_string(expected: Value, value: str, path: Path) -> tuple[str | None, Fix | None]:
+def _fix_for_string(expected: Value, value: str, path: Path) -> tuple[str | None, Edit | None]:
     if value != value.rstrip("\r\n"):
-        fix = Fix(Edit.REPLACE, path, value.rstrip("\r\n"))
-        return "It ends in a line break: in YAML, write >- and |- instead of > and |.", fix
+        edit = Edit(EditKind.REPLACE, path, value.rstrip("\r\n"))
+        return "It ends in a line break: in YAML, write >- and |- instead of > and |.", edit
     if expected.types == ("boolean",) and _YES_AND_NO.get(value.lower()) in expected.choices:
         meant = _YES_AND_NO[value.lower()]
         return f"Write {meant}.", _safe(path, meant == "true")
@@ -236,8 +236,8 @@ def _mend_string(expected: Value, value: str, path: Path) -> tuple[str | None, F
     return f"Did you mean {near!r}?", _safe(path, near == "true" if expected.types == ("boolean",) else near)
 
 
-def _safe(path: Path, value: object) -> Fix:
-    return Fix(Edit.REPLACE, path, value, is_safe=value is not None)
+def _safe(path: Path, value: object) -> Edit:
+    return Edit(EditKind.REPLACE, path, value, is_safe=value is not None)
 
 
 def _is_optional(path: Path) -> bool:
@@ -262,7 +262,7 @@ def _example(path: Path) -> Any:
 
 
 def _for_example(path: Path) -> str:
-    """A mend for a wrong value about which nothing better can be said."""
+    """A fix for a wrong value about which nothing better can be said."""
     example = _example(path)
     return f"For example: {write_inline(example)}." if example is not None else "Start with version: 1."
 
@@ -273,13 +273,13 @@ _LISTS: Final = frozenset({"tuple_type", "list_type"})
 
 def _wrong_shape(path: Path, kind: str, value: object) -> Diagnostic:
     expected = "a mapping" if kind in _MAPPINGS else "a list" if kind in _LISTS else "another value"
-    fix = Fix(Edit.REPLACE, path, _example(path))
+    edit = Edit(EditKind.REPLACE, path, _example(path))
     if value is None:
-        mend = "Write a value, or leave the key out."
-        fix = Fix(Edit.REMOVE, path) if path and _is_optional(path) else fix
+        fix = "Write a value, or leave the key out."
+        edit = Edit(EditKind.REMOVE, path) if path and _is_optional(path) else edit
     elif kind in _LISTS and isinstance(value, str | int | float):
-        mend = "Put it in brackets: [ ]."
-        fix = Fix(Edit.REPLACE, path, [value])
+        fix = "Put it in brackets: [ ]."
+        edit = Edit(EditKind.REPLACE, path, [value])
     else:
-        mend = _for_example(path)
-    return Diagnostic(Code.WRONG_TYPE, path, f"expected {expected}; found {show(value)}", mend, fix=fix)
+        fix = _for_example(path)
+    return Diagnostic(Code.WRONG_TYPE, path, f"expected {expected}; found {show(value)}", fix, edit=edit)

@@ -90,7 +90,7 @@ def apply_suppressions(
             comment.used.add(problem.code.value)
         if covering and problem.severity is Severity.ERROR:
             message = f"{problem.code.value} is an error here, and the document is refused for it"
-            kept += [problem, _bad(covering[0].position, message, "Mend the error, and remove the comment.")]
+            kept += [problem, _bad(covering[0].position, message, "Fix the error, and remove the comment.")]
         elif covering:
             suppressed.append(Suppressed(problem, covering[0].reason))
         else:
@@ -101,17 +101,17 @@ def apply_suppressions(
     return kept, suppressed
 
 
-def _bad(position: Position, message: str, mend: str) -> Diagnostic:
-    return Diagnostic(Code.BAD_SUPPRESSION, (), message, mend, position=position, severity=Severity.WARNING)
+def _bad(position: Position, message: str, fix: str) -> Diagnostic:
+    return Diagnostic(Code.BAD_SUPPRESSION, (), message, fix, position=position, severity=Severity.WARNING)
 
 
 def _unused(comment: _Comment, *, needs_server: bool) -> Iterator[Diagnostic]:
     for code in sorted(comment.codes - comment.used):
         if Code(code).needs_server is not needs_server:
             continue
-        message, mend = f"there is no {code} to ignore here", "Remove the comment."
+        message, fix = f"there is no {code} to ignore here", "Remove the comment."
         yield Diagnostic(
-            Code.UNUSED_SUPPRESSION, (), message, mend, position=comment.position, severity=Severity.WARNING
+            Code.UNUSED_SUPPRESSION, (), message, fix, position=comment.position, severity=Severity.WARNING
         )
 
 

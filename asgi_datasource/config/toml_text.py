@@ -7,7 +7,7 @@ import tomllib
 from collections.abc import Iterator
 from typing import Any, Final
 
-from .diagnostics import SYNTAX_MEND, Code, Diagnostic, Path, Position, huge_number, too_deep
+from .diagnostics import SYNTAX_FIX, Code, Diagnostic, Path, Position, huge_number, too_deep
 from .places import Mark, Place
 
 _PLACE: Final = re.compile(r" \(at (?:line (\d+), column (\d+)|end of document)\)$")
@@ -38,9 +38,9 @@ def read_toml(text: str, file: str) -> tuple[Any, list[Diagnostic]]:
     # The parser's words may quote the text, and the text may be a password.
     reason = _QUOTED.sub("…", _PLACE.sub("", words))
     if any(word in reason for word in ("overwrite", "twice", "Duplicate", "immutable")):
-        message, mend = "a key stands here a second time", "Keep one of them."
-        return None, [Diagnostic(Code.DUPLICATE_KEY, (), message, mend, position=position)]
-    return None, [Diagnostic(Code.SYNTAX, (), f"not TOML: {reason.lower()}", SYNTAX_MEND, position=position)]
+        message, fix = "a key stands here a second time", "Keep one of them."
+        return None, [Diagnostic(Code.DUPLICATE_KEY, (), message, fix, position=position)]
+    return None, [Diagnostic(Code.SYNTAX, (), f"not TOML: {reason.lower()}", SYNTAX_FIX, position=position)]
 
 
 _TOKENS: Final = re.compile(

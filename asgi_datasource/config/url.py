@@ -89,7 +89,7 @@ def server_of(url: str, *, with_database: bool = True) -> str:
 
 _PAIR: Final = re.compile(r"([a-z][a-z0-9_]*) *= *('(?:[^'\\]|\\.)*'|[^ ']*)")
 _ESCAPE: Final = re.compile(r"%(?![0-9A-Fa-f]{2})")
-_ESCAPE_MEND: Final = "Write a percent sign as %25."
+_ESCAPE_FIX: Final = "Write a percent sign as %25."
 _AUTHORITY: Final = re.compile(r"postgres(?:ql)?://(?:(?P<user>[^/?#]*)@)?(?P<hosts>[^/?#]*)(?P<rest>.*)", re.DOTALL)
 _HOSTS: Final = re.compile(rf"{_HOST}(?:,{_HOST})*")
 _KEYWORDS: Final = re.compile(r"(?: *[a-z][a-z0-9_]* *= *(?:'(?:[^'\\]|\\.)*'|(?:[^ '\\]|\\.)*)(?: |$))*")
@@ -99,7 +99,7 @@ def find_fault(url: str) -> tuple[str, str] | None:
     """What libpq would not understand in a connection URL, so that it is said before anything starts.
 
     Returns:
-        What is wrong and the mend, with nothing of the URL in them; None when no fault is seen.
+        What is wrong and the fix, with nothing of the URL in them; None when no fault is seen.
 
     Source: PostgreSQL manual, "Connection Strings".
     """
@@ -113,10 +113,10 @@ def find_fault(url: str) -> tuple[str, str] | None:
     if "#" in url:
         return "there is a '#' in the URL", "Write it as %23."
     if "@" in (parts["user"] or "") or "@" in parts["rest"].partition("?")[0]:
-        mend = "Write @ in a user name or password as %40, / as %2F, ? as %3F."
-        return "it is unclear where the password ends and the host begins", mend
+        fix = "Write @ in a user name or password as %40, / as %2F, ? as %3F."
+        return "it is unclear where the password ends and the host begins", fix
     if _ESCAPE.search(url):
-        return "a percent sign that begins no escape", _ESCAPE_MEND
+        return "a percent sign that begins no escape", _ESCAPE_FIX
     if _HOSTS.fullmatch(parts["hosts"]) is None:
         return "host and port cannot be told apart", "Write host:5432, and an IPv6 address in brackets: [::1]:5432."
     ports = re.findall(r":([0-9]+)(?=,|$)", parts["hosts"])

@@ -11,7 +11,7 @@ from typing import Any, Final, cast
 
 import yaml
 
-from .diagnostics import SYNTAX_MEND, Code, Diagnostic, Path, Position, too_deep
+from .diagnostics import SYNTAX_FIX, Code, Diagnostic, Path, Position, too_deep
 from .limits import MAX_ALIASED_NODES, MAX_DEPTH
 from .places import Compact, Mark, Place
 
@@ -123,10 +123,10 @@ class _Reader:
         if event.anchor is not None or (event.tag is not None and event.tag not in ("!", f"{_TAG}str")):
             self._note(Code.NOT_PLAIN, event, "a key with an anchor or a tag", "Write the key as a plain string.")
         if key in frame.container:
-            mend = "Keep one of them."
+            fix = "Keep one of them."
             if key == "<<":
-                mend = "Merge keys are not part of YAML 1.2: write the keys out."
-            self._note(Code.DUPLICATE_KEY, event, "the key stands here a second time", mend)
+                fix = "Merge keys are not part of YAML 1.2: write the keys out."
+            self._note(Code.DUPLICATE_KEY, event, "the key stands here a second time", fix)
 
     def _open(self, container: Any, event: Any) -> None:
         if len(self._frames) >= MAX_DEPTH:
@@ -237,13 +237,13 @@ class _Reader:
     def _position(self, event: Any) -> Position:
         return Position(self._file, *_mark(event))
 
-    def _note(self, code: Code, event: Any, message: str, mend: str) -> None:
+    def _note(self, code: Code, event: Any, message: str, fix: str) -> None:
         self.diagnostics.append(
-            Diagnostic(code, self._path, message, mend, is_about_key=True, position=self._position(event))
+            Diagnostic(code, self._path, message, fix, is_about_key=True, position=self._position(event))
         )
 
-    def _stop(self, code: Code, event: Any, message: str, mend: str) -> _Stop:
-        return _Stop(Diagnostic(code, self._path, message, mend, position=self._position(event)))
+    def _stop(self, code: Code, event: Any, message: str, fix: str) -> _Stop:
+        return _Stop(Diagnostic(code, self._path, message, fix, position=self._position(event)))
 
 
 def _mark(event: Any) -> Mark:
@@ -290,15 +290,15 @@ def _syntax(error: yaml.MarkedYAMLError, text: str, file: str) -> Diagnostic:
     # The parser's words may quote the text, and the text may be a password.
     problem = _QUOTED.sub("…", error.problem or error.context or "it cannot be read")
     if mark is None:
-        return Diagnostic(Code.SYNTAX, (), f"not YAML: {problem}", SYNTAX_MEND, position=Position(file))
+        return Diagnostic(Code.SYNTAX, (), f"not YAML: {problem}", SYNTAX_FIX, position=Position(file))
     position = Position(file, mark.line + 1, mark.column + 1)
     lines = text.splitlines()
     line = lines[mark.line] if mark.line < len(lines) else ""
-    mend = SYNTAX_MEND
+    fix = SYNTAX_FIX
     if "\t" in line[: mark.column + 1]:
-        mend = "Indent with spaces, not with tabs."
+        fix = "Indent with spaces, not with tabs."
     elif "${" in line:
-        mend = 'Quote a reference in braces: "${NAME}".'
+        fix = 'Quote a reference in braces: "${NAME}".'
     elif line[mark.column : mark.column + 1] in tuple("@`%"):
-        mend = "Quote a string that starts with @, ` or %."
-    return Diagnostic(Code.SYNTAX, (), f"not YAML: {problem}", mend, position=position)
+        fix = "Quote a string that starts with @, ` or %."
+    return Diagnostic(Code.SYNTAX, (), f"not YAML: {problem}", fix, position=position)

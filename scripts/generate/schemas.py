@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from typing import Any, Final
 
 from asgi_datasource.config.changes import Kind, Weight
-from asgi_datasource.config.diagnostics import Code, Edit, Severity
+from asgi_datasource.config.diagnostics import Code, EditKind, Severity
 from asgi_datasource.config.state import StateDocument
 from asgi_datasource.routing import AccessIntent, Consistency, Reason, Role, Verdict
 
@@ -41,7 +41,7 @@ def diagnostics_schema() -> dict[str, Any]:
         "name": {"type": "string", "description": "The code in words."},
         "severity": {"enum": [severity.value for severity in Severity]},
         "message": {"type": "string", "description": "What is wrong, without full stop."},
-        "mend": {"type": "string", "description": "What to do, a sentence."},
+        "fix": {"type": "string", "description": "What to do, a sentence."},
         "key": {"type": "string", "description": "The way to the key; empty for the file as a whole."},
         "position": {"$ref": "#/$defs/MaybePosition"},
         "related": {
@@ -49,13 +49,13 @@ def diagnostics_schema() -> dict[str, Any]:
             "description": "Other places that have to do with it.",
             "items": _closed({"key": {"type": "string"}, "position": {"$ref": "#/$defs/MaybePosition"}}),
         },
-        "fix": {
-            "description": "The mend as an edit, where it is one; `validate --fix` makes those that are safe.",
+        "edit": {
+            "description": "The fix as an edit, where a program can make it; `validate --fix` makes the safe ones.",
             "anyOf": [
                 {"type": "null"},
                 _closed(
                     {
-                        "edit": {"enum": [edit.value for edit in Edit]},
+                        "kind": {"enum": [kind.value for kind in EditKind]},
                         "key": {"type": "string"},
                         "safe": {"type": "boolean"},
                     }

@@ -170,7 +170,7 @@ async def test_more_connections_than_the_server_allows(world: World, tmp_path: P
         "datasources.orders.replicas.r2.url",
     ]
     assert "31 processes may open 310 connections to the server of orders/primary" in limits[0]["message"]
-    assert limits[0]["mend"].startswith("Lower pool.max_size to 9,")
+    assert limits[0]["fix"].startswith("Lower pool.max_size to 9,")
     assert codes(check(config(world, budget={"processes": 9, "reserve": 10}), tmp_path)[1], without=TABLES) == []
     # Two datasources on one server share what it allows.
     twice = config(world, budget={"processes": 16, "reserve": 0})
@@ -202,7 +202,7 @@ async def test_pgbouncer_is_found_with_its_mode(mode: str, world: World, tmp_pat
     assert pooler["severity"] == {"session": "hint", "transaction": "error", "statement": "error"}[mode]
     assert done.code == (0 if mode == "session" else 1)
     if mode == "transaction":
-        assert pooler["mend"] == "Say so: pool: {pooler: transaction}."
+        assert pooler["fix"] == "Say so: pool: {pooler: transaction}."
         assert [each["severity"] for each in declared if each["code"] == "ADS105"] == ["hint"]
     assert not {each["code"] for each in found} & {"ADS106", "ADS116"}
 
@@ -256,7 +256,7 @@ async def test_holes_in_row_security(world: World, tmp_path: Path) -> None:
         ),
     }
     assert done.code == 1
-    mends = [each["mend"] for each in found]
+    fixes = [each["fix"] for each in found]
     # What is to be done, done, ends the findings.
     await execute(
         world,
@@ -266,7 +266,7 @@ async def test_holes_in_row_security(world: World, tmp_path: Path) -> None:
         "drop materialized view books.copy",
         "drop table books.open_table, books.locked",
     )
-    assert "Force them: alter table books.unforced force row level security." in mends
+    assert "Force them: alter table books.unforced force row level security." in fixes
     assert check(config(world, tenants={"initech": tenant}, datasources__orders__replicas={}), tmp_path)[1] == []
 
 
@@ -296,7 +296,7 @@ async def test_tenants_without_their_place(world: World, tmp_path: Path) -> None
     }
     _, found = check(config(world, tenants=tenants, datasources__orders__replicas={}), tmp_path)
     assert codes(found) == [("ADS115", "tenants.gone"), ("ADS115", "tenants.nobody")]
-    assert found[0]["mend"] == "Create it: create schema gone."
+    assert found[0]["fix"] == "Create it: create schema gone."
 
 
 async def test_tenants_of_a_table_are_looked_at_as_well(

@@ -138,7 +138,7 @@ def test_ctrl_c_ends_it_quietly(monkeypatch: pytest.MonkeyPatch, capsys: pytest.
     assert capsys.readouterr() == ("", "")
 
 
-def test_what_cannot_be_done_is_said_with_its_mend() -> None:
+def test_what_cannot_be_done_is_said_with_its_fix() -> None:
     assert str(CannotRun("the door is shut", "Open it.")) == "the door is shut. Open it."
 
 

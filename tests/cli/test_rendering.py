@@ -68,7 +68,7 @@ error[ADS020]: unknown key
 8 |     pool: {max_sise: 20, acquire_timeout: 3}
   |            ^^^^^^^^ datasources.orders.pool.max_sise
   |
-  = mend: Did you mean 'max_size'?
+  = fix: Did you mean 'max_size'?
   = docs/diagnostics.md#ads020
 """
 
@@ -79,7 +79,7 @@ def test_text_shows_the_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     assert '10 |       r1: {url: "…", wieght: 1}\n   |                      ^^^^^^ datasources' in text
     assert "   = see: routes[0].match at conf/datasource.yaml:19:6" in text
     assert text.endswith(
-        "conf/datasource.yaml: 7 errors, 3 warnings (1 ignored, with reasons); 6 can be mended with --fix"
+        "conf/datasource.yaml: 7 errors, 3 warnings (1 ignored, with reasons); 6 can be fixed with --fix"
     )
     assert "\x1b" not in text
 

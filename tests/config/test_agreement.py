@@ -73,7 +73,7 @@ def test_a_planned_key_is_refused_by_both(path: tuple[str, ...], key: str) -> No
     [problem] = [problem for problem in found if problem.path[-1:] == (key,)]
     assert problem.code is Code.NOT_YET_SUPPORTED
     assert "not yet supported" in problem.message
-    assert problem.mend
+    assert problem.fix
 
 
 @pytest.mark.parametrize(("name", "word"), [(name, word) for name, value in VALUES.items() for word in value.planned])
@@ -87,7 +87,7 @@ def test_a_planned_value_is_refused_by_both(name: str, word: str) -> None:
     assert not SCHEMA.is_valid(document)
     _, [problem] = check_structure(document)
     assert problem.code is Code.NOT_YET_SUPPORTED
-    assert problem.mend == f"Use {kind.expects}."
+    assert problem.fix == f"Use {kind.expects}."
 
 
 def test_a_key_may_have_line_breaks_and_no_zeros() -> None:

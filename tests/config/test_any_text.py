@@ -52,7 +52,7 @@ def answer(text: str, path: Path) -> Findings:
     findings = examine(path, environ={"A": "x"})
     assert (findings.config is None) <= bool(findings.errors)
     for problem in findings.diagnostics:
-        assert problem.mend
+        assert problem.fix
         assert problem.position is not None
         assert problem.position.file == str(path)
         if problem.position.line is not None:
@@ -76,7 +76,7 @@ anything: st.SearchStrategy[Any] = st.recursive(
 def test_any_mapping_has_an_answer(document: dict[str, Any]) -> None:
     findings = examine(document, environ={})
     assert findings.errors
-    assert all(problem.mend and str(problem) for problem in findings.diagnostics)
+    assert all(problem.fix and str(problem) for problem in findings.diagnostics)
 
 
 def test_any_files_together_have_an_answer(tmp_path_factory: pytest.TempPathFactory) -> None:
@@ -107,21 +107,21 @@ def test_any_files_together_have_an_answer(tmp_path_factory: pytest.TempPathFact
         for source in (main, ConfigFile(main, (overlay,))):
             findings = examine(source, environ={}, is_offline=is_offline)
             assert (findings.config is None) <= bool(findings.errors)
-            assert all(problem.mend and problem.position is not None for problem in findings.diagnostics)
-            findings.fixes(findings.diagnostics)
+            assert all(problem.fix and problem.position is not None for problem in findings.diagnostics)
+            findings.safe_edits()
 
     check()
 
 
 @settings(max_examples=150, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
 @given(notation=st.sampled_from(list(TEXTS)), data=st.data())
-def test_any_text_can_be_mended_or_is_left_alone(notation: str, data: st.DataObject) -> None:
+def test_any_text_can_be_fixed_or_is_left_alone(notation: str, data: st.DataObject) -> None:
     content = data.draw(damaged(notation))
     text = Text("x", Format(notation), content)
     document, problems = read_text(text)
     if problems:
         return
-    fixes = [problem.fix for problem in check_structure(document)[1] if problem.fix is not None]
-    after, made = edit_text(text, fixes)
+    edits = [problem.edit for problem in check_structure(document)[1] if problem.edit is not None]
+    after, made = edit_text(text, edits)
     assert made or after.content == content
     assert not read_text(after)[1]

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from asgi_datasource.config import Edit, Fix, Format, Text, apply_fix, edit_text, load
+from asgi_datasource.config import Edit, EditKind, Format, Text, apply_edit, edit_text, load
 from tests.cli.run import run
 
 YAML = """\
@@ -79,7 +79,7 @@ def test_a_text_is_fixed_and_everything_else_stays(form: Format, before: str, af
     load(path, environ={"ORDERS_URL": "host=db"})
 
 
-def test_validate_fix_mends_what_is_certain(tmp_path: Path) -> None:
+def test_validate_fix_fixes_what_is_certain(tmp_path: Path) -> None:
     path = tmp_path / "datasource.yaml"
     path.write_text(
         "version: 1\ninclude: [part.yaml]\ndatasources: {orders: {primary: {url: host=db}, pol: {max_size: 9}}}\n"
@@ -87,7 +87,7 @@ def test_validate_fix_mends_what_is_certain(tmp_path: Path) -> None:
     )
     (tmp_path / "part.yaml").write_text("tenants: {acme: {datasource: ordes, shema: acme}}\n")
     done = run("validate", "--fix", cwd=tmp_path)
-    assert "datasource.yaml: 3 mended" in done.err
+    assert "datasource.yaml: 3 fixed" in done.err
     assert done.code == 1
     assert "error[ADS020]" in done.out
     assert done.out.count("error[") == 1
@@ -97,29 +97,29 @@ def test_validate_fix_mends_what_is_certain(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("before", "fix", "after"),
+    ("before", "edit", "after"),
     [
-        ("a: {b: 1}", Fix(Edit.RENAME, ("a", "b"), "c"), "a: {c: 1}"),
-        ("a: {'b': 1}", Fix(Edit.RENAME, ("a", "b"), "c d"), "a: {c d: 1}"),
-        ("a: b c  # d", Fix(Edit.REPLACE, ("a",), "x"), "a: x  # d"),
-        ("a: [b c, d]", Fix(Edit.REPLACE, ("a", 0), 5), "a: [5, d]"),
-        ("a: b\n", Fix(Edit.REPLACE, ("a",), True), "a: true\n"),
-        ("a: b\n", Fix(Edit.REPLACE, ("a",), "true"), 'a: "true"\n'),
-        ("a: b\n", Fix(Edit.REMOVE, ("a",)), None),
-        ("a: b\n", Fix(Edit.REPLACE, ("z", "y"), 1), None),
-        ("a: >-\n  b\n  c\n", Fix(Edit.REPLACE, ("a",), 1), None),
-        ("a: &x b\nc: *x\n", Fix(Edit.REPLACE, ("c",), 1), "a: &x b\nc: 1\n"),
+        ("a: {b: 1}", Edit(EditKind.RENAME, ("a", "b"), "c"), "a: {c: 1}"),
+        ("a: {'b': 1}", Edit(EditKind.RENAME, ("a", "b"), "c d"), "a: {c d: 1}"),
+        ("a: b c  # d", Edit(EditKind.REPLACE, ("a",), "x"), "a: x  # d"),
+        ("a: [b c, d]", Edit(EditKind.REPLACE, ("a", 0), 5), "a: [5, d]"),
+        ("a: b\n", Edit(EditKind.REPLACE, ("a",), True), "a: true\n"),
+        ("a: b\n", Edit(EditKind.REPLACE, ("a",), "true"), 'a: "true"\n'),
+        ("a: b\n", Edit(EditKind.REMOVE, ("a",)), None),
+        ("a: b\n", Edit(EditKind.REPLACE, ("z", "y"), 1), None),
+        ("a: >-\n  b\n  c\n", Edit(EditKind.REPLACE, ("a",), 1), None),
+        ("a: &x b\nc: *x\n", Edit(EditKind.REPLACE, ("c",), 1), "a: &x b\nc: 1\n"),
     ],
 )
-def test_one_word_is_changed_or_nothing(before: str, fix: Fix, after: str | None) -> None:
-    text, made = edit_text(Text("x", Format.YAML, before), [fix])
+def test_one_word_is_changed_or_nothing(before: str, edit: Edit, after: str | None) -> None:
+    text, made = edit_text(Text("x", Format.YAML, before), [edit])
     assert text.content == (before if after is None else after)
-    assert made == ([] if after is None else [fix])
+    assert made == ([] if after is None else [edit])
 
 
 def test_fixes_of_documents() -> None:
     document = {"a": {"b": [1, 2]}, "c": 3}
-    assert apply_fix(document, Fix(Edit.REMOVE, ("a", "b", 0))) == {"a": {"b": [2]}, "c": 3}
-    assert apply_fix(document, Fix(Edit.ADD, ("d", "e"), 4)) == {**document, "d": {"e": 4}}
-    assert apply_fix(document, Fix(Edit.RENAME, ("a",), "z")) == {"z": {"b": [1, 2]}, "c": 3}
+    assert apply_edit(document, Edit(EditKind.REMOVE, ("a", "b", 0))) == {"a": {"b": [2]}, "c": 3}
+    assert apply_edit(document, Edit(EditKind.ADD, ("d", "e"), 4)) == {**document, "d": {"e": 4}}
+    assert apply_edit(document, Edit(EditKind.RENAME, ("a",), "z")) == {"z": {"b": [1, 2]}, "c": 3}
     assert document == {"a": {"b": [1, 2]}, "c": 3}

@@ -251,7 +251,7 @@ def test_what_cannot_be_read_is_told_where(
     [problem] = examine(path).errors
     assert problem.code is code
     assert message in problem.message
-    assert problem.mend
+    assert problem.fix
     assert problem.position is not None
     assert problem.position.file == str(path)
     if name != "a.toml":  # the places that tomllib tells differ between Python's versions
@@ -298,11 +298,11 @@ def test_what_json_has_no_word_for(value: object) -> None:
     [problem] = examine(small(telemetry={"spans": value})).errors
     assert problem.code is Code.NOT_PLAIN
     assert problem.key == "telemetry.spans"
-    assert problem.mend
+    assert problem.fix
 
 
 def test_dates_of_toml(tmp_path: Path) -> None:
     content = TOML.replace('header = "X-Tenant"', "header = 2026-01-01")
     [problem] = examine(write(tmp_path, "a.toml", content)).errors
     assert (problem.code, problem.key) == (Code.NOT_PLAIN, "tenancy.resolve[0].header")
-    assert problem.mend == "Quote it."
+    assert problem.fix == "Quote it."

@@ -1,4 +1,4 @@
-"""Three hundred single mistakes in good configurations: each is found, on its line, with a mend that mends it."""
+"""Three hundred single mistakes in good configurations: each is found, on its line, with a fix that fixes it."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from typing import Any
 
 import yaml
 
-from asgi_datasource.config import Diagnostic, Findings, Severity, apply_fix, examine
+from asgi_datasource.config import Diagnostic, Findings, Severity, apply_edit, examine
 from asgi_datasource.config.keys import section_at, sections
 from asgi_datasource.config.values import VALUES, Value
 
@@ -254,13 +254,13 @@ def look(document: Any, notation: str, folder: Path) -> tuple[Findings, str]:
     return examine(path, is_offline=True), text
 
 
-def is_mended(document: Any, found: tuple[Diagnostic, ...], notation: str, folder: Path) -> bool:
-    """Whether the mends of all problems, made one after the other, leave none."""
+def is_fixed(document: Any, found: tuple[Diagnostic, ...], notation: str, folder: Path) -> bool:
+    """Whether the fixes of all problems, made one after the other, leave none."""
     for _ in range(6):
-        problem = next((each for each in found if each.fix is not None), None)
-        if problem is None or problem.fix is None:
+        problem = next((each for each in found if each.edit is not None), None)
+        if problem is None or problem.edit is None:
             return not found
-        document = apply_fix(document, problem.fix)
+        document = apply_edit(document, problem.edit)
         found = look(document, notation, folder)[0].diagnostics
     return not found
 
@@ -295,11 +295,11 @@ def test_three_hundred_mistakes(tmp_path: Path) -> None:
             told.append(f"wrong line: {name}: {[str(problem) for problem in problems]}, changed {sorted(changed)}")
         elif mistake is missing_key and not all(problem.position and problem.position.line for problem in problems):
             failed["wrong line"] += 1
-        elif not all(problem.mend for problem in problems) or not is_mended(document, problems, notation, tmp_path):
-            failed["not mended"] += 1
-            told.append(f"not mended: {name}: {[str(problem) for problem in problems]}")
+        elif not all(problem.fix for problem in problems) or not is_fixed(document, problems, notation, tmp_path):
+            failed["not fixed"] += 1
+            told.append(f"not fixed: {name}: {[str(problem) for problem in problems]}")
     share = 1 - sum(failed.values()) / MANY
-    print(f"{MANY} mistakes: {share:.1%} found on their line and mended; {dict(failed)}")
+    print(f"{MANY} mistakes: {share:.1%} found on their line and fixed; {dict(failed)}")
     assert share >= SHARE, "\n".join(told)
     assert failed["not found"] == 0, "\n".join(told)
 

@@ -202,5 +202,5 @@ def test_a_password_in_the_file_is_a_warning(url: str, is_plain: bool, tmp_path:
     assert examine(document, is_offline=True).diagnostics == ()
     assert [problem.code for problem in findings.diagnostics] == ([Code.PLAIN_SECRET] if is_plain else [])
     for problem in findings.diagnostics:
-        assert problem.mend == ("Take it from the environment, ${ORDERS_PRIMARY_URL}, or from a file, {file: path}.")
+        assert problem.fix == ("Take it from the environment, ${ORDERS_PRIMARY_URL}, or from a file, {file: path}.")
         assert PASSWORD not in f"{problem}{problem!r}"

@@ -1,4 +1,4 @@
-"""What a well-formed document cannot mean: each check, its place, its mend; and no false alarm beside mistakes."""
+"""What a well-formed document cannot mean: each check, its place, its fix; and no false alarm beside mistakes."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def datasource(**changes: Any) -> dict[str, Any]:
 
 
 NONSENSE = [
-    # the document, the code, the key path, part of the message, part of the mend
+    # the document, the code, the key path, part of the message, part of the fix
     (
         small(tenants={"acme": {"datasource": "order"}}),
         Code.UNKNOWN_DATASOURCE,
@@ -251,16 +251,16 @@ NONSENSE = [
 ]
 
 
-@pytest.mark.parametrize(("document", "code", "path", "message", "mend"), NONSENSE)
-def test_nonsense_is_told_with_its_place_and_mend(
-    document: dict[str, Any], code: Code, path: str, message: str, mend: str
+@pytest.mark.parametrize(("document", "code", "path", "message", "fix"), NONSENSE)
+def test_nonsense_is_told_with_its_place_and_fix(
+    document: dict[str, Any], code: Code, path: str, message: str, fix: str
 ) -> None:
     assert Draft202012Validator(json_schema()).is_valid(document), "this is a question of sense, not of form"
     [problem] = examine(document).errors
     assert problem.code is code
     assert problem.key == path
     assert message in problem.message
-    assert mend in problem.mend
+    assert fix in problem.fix
 
 
 WARNINGS = [
@@ -336,7 +336,7 @@ def test_what_is_odd_is_a_warning(document: dict[str, Any], code: Code, path: st
     [problem] = findings.diagnostics
     assert (problem.severity, problem.code, problem.key) == (Severity.WARNING, code, path)
     assert message in problem.message
-    assert problem.mend
+    assert problem.fix
 
 
 TOKENS = {"token": "cookie", "secret": "0123456789abcdef", "ttl": "30s"}
@@ -350,8 +350,8 @@ def test_replicas_that_may_outlive_a_token_are_a_hint(routing: dict[str, Any]) -
     assert (problem.severity, problem.code) == (Severity.HINT, Code.OUTLIVED_TOKEN)
     assert problem.key == "datasources.orders.routing.max_lag"
     assert "counts for 30s, and replicas may be further behind" in problem.message
-    assert problem.fix is not None
-    assert problem.fix.value == "30s"
+    assert problem.edit is not None
+    assert problem.edit.value == "30s"
 
 
 SENSIBLE = [

@@ -107,7 +107,7 @@ def test_what_is_refused(
     assert problem.path == path
     assert problem.position is not None
     assert (problem.position.line, problem.position.column) == place
-    assert problem.mend
+    assert problem.fix
 
 
 def test_an_alias_bomb_is_refused_before_it_grows(read: Read) -> None:

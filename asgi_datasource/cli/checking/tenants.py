@@ -48,8 +48,8 @@ async def find_tenants(config: Config) -> Population:
             # That its server does not answer is told anyway.
             return Population(tuple(fixed.values()), (unknown,))
         message = f"{unknown}: {error.message}"
-        mend = "Make its table or mend its query, and let the login read it."
-        problem = Diagnostic(Code.CANNOT_TELL, ("tenants_from",), message, mend, severity=Severity.WARNING)
+        fix = "Make its table or fix its query, and let the login read it."
+        problem = Diagnostic(Code.CANNOT_TELL, ("tenants_from",), message, fix, severity=Severity.WARNING)
         return Population(tuple(fixed.values()), (), (problem,))
     notes = () if count == total else (f"{count:,} of the {total:,} tenants of tenants_from were looked at",)
     return Population(tuple({**found.names, **fixed}.values()), notes)

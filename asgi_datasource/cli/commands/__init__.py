@@ -28,7 +28,7 @@ class Entry:
 
 
 COMMANDS: Final[dict[str, Entry]] = {
-    "validate": Entry("check configuration files: every problem, with its place and its mend", "validate"),
+    "validate": Entry("check configuration files: every problem, with its place and its fix", "validate"),
     "check": Entry("ask the servers whether a configuration is true", "check"),
     "explain": Entry("tell which server a request would go to, and why not to another", "explain"),
     "diff": Entry("tell what a change means for the tenants", "diff"),

@@ -177,7 +177,7 @@ def run(options: Namespace, console: Console) -> Explained:
         compiled = compile_config(config)
         explanation = asyncio.run(explain(compiled, question, state or read_state(_all_is_well(compiled))))
     except ConfigError as error:
-        raise CannotRun(str(error), "Mend that first.") from None
+        raise CannotRun(str(error), "Fix that first.") from None
     return Explained(file, explanation, options.state is None, has_table=compiled.catalog is not None)
 
 

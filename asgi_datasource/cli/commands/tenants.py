@@ -168,12 +168,12 @@ def run(options: Namespace, console: Console) -> Done | Listing | Script:
     try:
         return asyncio.run(_OPERATIONS[options.operation](provisioner, options))
     except DataError as error:
-        raise CannotRun(error.message, _mend(options)) from None
+        raise CannotRun(error.message, _fix(options)) from None
 
 
-def _mend(options: Namespace) -> str:
+def _fix(options: Namespace) -> str:
     if options.operation in ("create", "move", "drop"):
-        return "Mend that and run it again: it goes on where it stopped."
+        return "Fix that and run it again: it goes on where it stopped."
     return "See asgi-datasource tenants --help."
 
 

@@ -16,7 +16,7 @@ from ..sources import environment, find_file, offer_environment, offer_overlays,
 def configure(parser: ArgumentParser) -> None:
     """The files, and how strictly they are judged."""
     parser.add_argument("files", nargs="*", metavar="FILE", help="YAML, TOML or JSON; datasource.yaml unless told")
-    parser.add_argument("--fix", action="store_true", help="mend in the files what certainly is meant otherwise")
+    parser.add_argument("--fix", action="store_true", help="make the fixes that are certain, in the files")
     parser.add_argument("--strict", action="store_true", help="exit with 1 on warnings and hints as well")
     offer_overlays(parser)
     parser.add_argument(
@@ -42,7 +42,7 @@ def run(options: Namespace, console: Console) -> Report:
             needs_resolver=not options.resolvers_in_code,
         )
 
-    findings = [mend(look, file, console) if options.fix else look(file) for file in files]
+    findings = [fix_file(look, file, console) if options.fix else look(file) for file in files]
     could_run = not any(problem.code is Code.NOT_READABLE for found in findings for problem in found.diagnostics)
     return Report.of("validate", files, findings, is_strict=options.strict, could_run=could_run)
 
@@ -50,15 +50,15 @@ def run(options: Namespace, console: Console) -> Report:
 _MOST_ROUNDS = 20
 
 
-def mend(look: Callable[[str], Findings], file: str, console: Console) -> Findings:
-    """Make the safe fixes of a file, and of those that it includes, until there are none left."""
+def fix_file(look: Callable[[str], Findings], file: str, console: Console) -> Findings:
+    """Make the safe edits of a file and of the files that it includes, until none is left."""
     made = 0
     findings = look(file)
     for _ in range(_MOST_ROUNDS):
         texts = {text.file: text for text in findings.texts}
         done = 0
-        for name, fixes in findings.fixes(findings.diagnostics).items():
-            text, applied = edit_text(texts[name], fixes)
+        for name, edits in findings.safe_edits().items():
+            text, applied = edit_text(texts[name], edits)
             if applied:
                 try:
                     Path(name).write_text(text.content, encoding="utf-8", newline="")
@@ -70,5 +70,5 @@ def mend(look: Callable[[str], Findings], file: str, console: Console) -> Findin
             break
         made += done
         findings = look(file)
-    console.progress(f"{file}: {made} mended")
+    console.progress(f"{file}: {made} fixed")
     return findings

@@ -28,6 +28,6 @@ def summary(report: Report, style: Style) -> str:
     ignored = f" ({len(report.suppressed)} ignored, with reasons)" if report.suppressed else ""
     if not counts:
         return f"{files}: {style.green('nothing found')}{ignored}"
-    fixable = sum(problem.fix is not None and problem.fix.is_safe for problem in report.diagnostics)
-    fixes = f"; {fixable} can be mended with --fix" if fixable and report.tool == "validate" else ""
+    fixable = sum(problem.edit is not None and problem.edit.is_safe for problem in report.diagnostics)
+    fixes = f"; {fixable} can be fixed with --fix" if fixable and report.tool == "validate" else ""
     return f"{files}: {style.bold(', '.join(counts))}{ignored}{fixes}"

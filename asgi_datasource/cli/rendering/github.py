@@ -28,7 +28,7 @@ def _command(problem: Diagnostic) -> str:
             properties["col"] = str(position.column)
     listed = ",".join(f"{name}={_escape_property(value)}" for name, value in properties.items())
     key = f"{problem.key}: " if problem.path else ""
-    return f"::{_COMMANDS[problem.severity]} {listed}::{_escape(f'{key}{problem.message}. {problem.mend}')}"
+    return f"::{_COMMANDS[problem.severity]} {listed}::{_escape(f'{key}{problem.message}. {problem.fix}')}"
 
 
 def _escape(text: str) -> str:

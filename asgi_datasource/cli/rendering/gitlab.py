@@ -30,7 +30,7 @@ def _entry(problem: Diagnostic, report: Report, seen: dict[str, int]) -> dict[st
     number = seen[identity] = seen.get(identity, 0) + 1
     key = f"{problem.key}: " if problem.path else ""
     return {
-        "description": f"{key}{problem.message}. {problem.mend}",
+        "description": f"{key}{problem.message}. {problem.fix}",
         "check_name": problem.code.value,
         "fingerprint": hashlib.sha256(f"{identity}\0{number}".encode()).hexdigest(),
         "severity": _SEVERITIES[problem.severity],

@@ -1,4 +1,4 @@
-"""Findings for people: the place with its line, what is wrong, the mend, and where more is said."""
+"""Findings for people: the place with its line, what is wrong, the fix, and where more is said."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def _lines(problem: Diagnostic, texts: dict[str, Text], style: Style) -> Iterato
         yield f"{gutter} {style.blue('=')} {style.bold('at')}: {problem.key}"
     for path, where in zip(problem.related, problem.related_positions, strict=False):
         yield f"{gutter} {style.blue('=')} {style.bold('see')}: {show_path(path)} at {where}"
-    yield f"{gutter} {style.blue('=')} {style.bold('mend')}: {problem.mend}"
+    yield f"{gutter} {style.blue('=')} {style.bold('fix')}: {problem.fix}"
     yield f"{gutter} {style.blue('=')} {style.faint(problem.docs)}"
 
 
