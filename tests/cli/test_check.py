@@ -17,7 +17,7 @@ from asgi_datasource.cli.checking.facts import Facts, PoolerMode, Target
 from asgi_datasource.config import Code, load
 from asgi_datasource.drivers.psycopg import ServerSettings
 from asgi_datasource.testing import EmbeddedCluster
-from tests.cli.run import Ran, run
+from tests.cli.run import Ran, call
 from tests.pgbouncer import pgbouncer
 from tests.world import World
 
@@ -55,7 +55,7 @@ def check(
 ) -> tuple[Ran, list[dict[str, Any]]]:
     path = tmp_path / "datasource.json"
     path.write_text(json.dumps(document, indent=1))
-    done = run("check", path, "--format", "json", *arguments, environ=environ)
+    done = call("check", path, "--format", "json", *arguments, environ=environ)
     assert done.out, done.err
     found = json.loads(done.out)
     Draft202012Validator(json.loads((ROOT / "schemas" / "diagnostics" / "v1.json").read_text())).validate(found)
@@ -115,7 +115,10 @@ def other_cluster() -> Iterator[EmbeddedCluster]:
         yield running
 
 
-async def test_a_standby_of_another_cluster(world: World, other_cluster: EmbeddedCluster, tmp_path: Path) -> None:
+async def test_a_standby_of_another_cluster(
+    world: World, other_cluster: EmbeddedCluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ask, "CATCH_UP_S", 0.3)
     [stranger] = other_cluster.replicas.values()
     _, found = check(config(world, datasources__orders__replicas={"r1": {"url": stranger.url()}}), tmp_path)
     assert codes(found, without=TABLES) == [("ADS103", "datasources.orders.replicas.r1.url")]
@@ -131,7 +134,9 @@ async def test_a_standby_of_another_cluster(world: World, other_cluster: Embedde
     ]
 
 
-async def test_a_replica_that_is_behind(other_cluster: EmbeddedCluster, tmp_path: Path) -> None:
+async def test_a_replica_that_is_behind(
+    other_cluster: EmbeddedCluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     [replica] = other_cluster.replicas.values()
     document = {
         "version": 1,
@@ -150,6 +155,7 @@ async def test_a_replica_that_is_behind(other_cluster: EmbeddedCluster, tmp_path
         await replica.resume_replay()
     # A standby whose source went away: what the primary writes does not arrive.
     await replica.configure(primary_conninfo="")
+    monkeypatch.setattr(ask, "CATCH_UP_S", 0.3)
     try:
         await other_cluster.primary.sql("create table if not exists more (id int)")
         await other_cluster.primary.sql("insert into more select generate_series(1, 1000)")
@@ -325,9 +331,9 @@ async def test_tenants_of_a_table_are_looked_at_as_well(
     [missing] = [each for each in found if each["code"] == "ADS115"]
     assert missing["key"] == "tenants_from"
     assert "the schema of_c7 is not there" in missing["message"]
-    told = run("check", tmp_path / "datasource.json").out
+    told = call("check", tmp_path / "datasource.json").out
     assert f"note: {notes[0]}" in told
-    assert run("check", tmp_path / "datasource.json", "--format", "concise").out.count("note: ") == 1
+    assert call("check", tmp_path / "datasource.json", "--format", "concise").out.count("note: ") == 1
 
 
 async def test_the_databases_of_tenants_are_asked_by_their_own_names_and_no_more_than_a_few(
@@ -379,17 +385,17 @@ async def test_findings_are_ignored_where_they_stand(world: World, tmp_path: Pat
         "tenancy: {resolve: [{header: X}]}\n"
         'tenants: {initech: {datasource: orders, schema: shared, row_security: {app.tenant: "41"}}}\n'
     )
-    done = run("check", path, environ={"ORDERS_URL": world.url()})
+    done = call("check", path, environ={"ORDERS_URL": world.url()})
     assert "warning[ADS111]" not in done.out
     assert "ignored, with reasons" in done.out
     assert "ADS007" in done.out  # there is no ADS112 here
-    assert run("validate", path).out.endswith("nothing found\n")
+    assert call("validate", path).out.endswith("nothing found\n")
 
 
 def test_a_wrong_configuration_is_not_checked(tmp_path: Path) -> None:
     path = tmp_path / "datasource.yaml"
     path.write_text("version: 1\ndatasources: {}\n")
-    done = run("check", path)
+    done = call("check", path)
     assert (done.code, done.out) == (2, "")
     assert "the configuration has 1 error:" in done.err
     assert "ADS024" in done.err

@@ -47,20 +47,26 @@ def problems(written: Written, folder: Path) -> list[str]:
     return [str(problem) for problem in (*outside.diagnostics, *found)]
 
 
-@settings(thorough, max_examples=500)
-@given(written=valid_documents())
-def test_valid_documents_are_accepted_by_both(written: Written, secrets: Path) -> None:
-    assert problems(written, secrets) == []
-    assert [error.message for error in SCHEMA.iter_errors(written.document)] == []
+def test_valid_documents_are_accepted_by_both(secrets: Path, whole: bool) -> None:
+    @settings(thorough, max_examples=500 if whole else 120)
+    @given(written=valid_documents())
+    def check(written: Written) -> None:
+        assert problems(written, secrets) == []
+        assert [error.message for error in SCHEMA.iter_errors(written.document)] == []
+
+    check()
 
 
 @pytest.mark.timeout(600)
-@settings(thorough, max_examples=1_500)
-@given(written=mutated_documents())
-def test_mutated_documents_are_judged_alike(written: Written, secrets: Path) -> None:
-    said = problems(written, secrets)
-    errors = [f"{error.json_path}: {error.message}" for error in SCHEMA.iter_errors(written.document)]
-    assert bool(said) == bool(errors), f"models: {said}\nschema: {errors}\n{written.document}"
+def test_mutated_documents_are_judged_alike(secrets: Path, whole: bool) -> None:
+    @settings(thorough, max_examples=1_500 if whole else 200)
+    @given(written=mutated_documents())
+    def check(written: Written) -> None:
+        said = problems(written, secrets)
+        errors = [f"{error.json_path}: {error.message}" for error in SCHEMA.iter_errors(written.document)]
+        assert bool(said) == bool(errors), f"models: {said}\nschema: {errors}\n{written.document}"
+
+    check()
 
 
 @pytest.mark.parametrize(
