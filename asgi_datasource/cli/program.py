@@ -59,10 +59,24 @@ def _run(arguments: list[str], console: Console) -> int:
         prog=f"{PROGRAM} {name}", description=f"{entry.summary[:1].upper()}{entry.summary[1:]}.", allow_abbrev=False
     )
     command.configure(parser)
-    options = parser.parse_args(rest)
+    options = parser.parse_args(_end_options(rest) if rest[:1] == ["--hook"] else rest)
     result = command.run(options, console)
     _print(result, options, console)
     return result.exit_code
+
+
+def _end_options(arguments: list[str]) -> list[str]:
+    """The arguments of a hook, with `--` in front of the first file that looks like an option.
+
+    pre-commit appends the names of files to the options without a `--`, and a repository may have a file whose name is
+    `--output=...`.
+    """
+    if "--" in arguments:
+        return arguments
+    for number, argument in enumerate(arguments):
+        if argument.startswith("-") and os.path.lexists(argument):
+            return [*arguments[:number], "--", *arguments[number:]]
+    return arguments
 
 
 def _print(result: Result, options: Namespace, console: Console) -> None:

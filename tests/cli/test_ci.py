@@ -67,8 +67,9 @@ def python(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
         if "asgi_datasource" not in entry.name and not (site / entry.name).exists() and entry.suffix != ".pth":
             (site / entry.name).symlink_to(entry)
     # What builds the package is there too; pip would fetch it for each installation. (`0` is how pip spells this.)
-    pip_settings = {"PIP_DISABLE_PIP_VERSION_CHECK": "1", "PIP_NO_BUILD_ISOLATION": "0"}
-    return {"PATH": f"{folder / 'bin'}:/usr/bin:/bin", **pip_settings}
+    pip_settings = {"PIP_DISABLE_PIP_VERSION_CHECK": "1", "PIP_NO_BUILD_ISOLATION": "0", "PIP_NO_DEPS": "1"}
+    # The package is the installed one, also where the tests run with a PYTHONPATH.
+    return {"PATH": f"{folder / 'bin'}:/usr/bin:/bin", "PYTHONPATH": "", "SITE": str(site), **pip_settings}
 
 
 def run_action(tool: Path, cwd: Path, environ: Mapping[str, str], **inputs: str) -> dict[str, Any]:
@@ -110,6 +111,13 @@ def test_the_github_action(tool: Path, python: dict[str, str], tmp_path: Path) -
     assert done.returncode == 1
     assert done.stdout.startswith("::error title=asgi-datasource ADS040,file=datasource.yaml,line=3,col=20::")
     assert "ADS040" in (tmp_path / "out.sarif").read_text()
+    # The names of files are the pull request's, and no options.
+    (tmp_path / "datasource.yaml").write_text(GOOD.replace('"${ORDERS_URL}"', "{command: [touch, ran]}"))
+    names = "datasource.yaml --environment\n--allow-commands"
+    done = shell(validate, tmp_path, {**python, "FILES": names, "OVERLAY": "", "STRICT": "", "SARIF": ""})
+    assert done.returncode == 2
+    assert "file=--allow-commands::" in done.stdout
+    assert not (tmp_path / "ran").exists()
 
 
 @pytest.mark.timeout(600)
@@ -128,7 +136,7 @@ def test_the_gitlab_snippet(tool: Path, python: dict[str, str], tmp_path: Path) 
 
 
 @pytest.mark.timeout(900)
-def test_the_pre_commit_hook(tool: Path, tmp_path: Path) -> None:
+def test_the_pre_commit_hook(tool: Path, python: dict[str, str], tmp_path: Path) -> None:
     project = tmp_path / "project"
     project.mkdir()
     git("init", "-q", cwd=project)
@@ -140,7 +148,9 @@ def test_the_pre_commit_hook(tool: Path, tmp_path: Path) -> None:
     git("add", "-A", cwd=project)
 
     def pre_commit() -> subprocess.CompletedProcess[str]:
-        environ = {**os.environ, "PRE_COMMIT_HOME": str(tmp_path / "home"), "GIT_CONFIG_GLOBAL": "/dev/null"}
+        # pre-commit makes an environment for the hook; what the package needs comes from the other one.
+        environ = {**os.environ, **python, "PATH": os.environ["PATH"], "PYTHONPATH": python["SITE"]}
+        environ |= {"PRE_COMMIT_HOME": str(tmp_path / "home"), "GIT_CONFIG_GLOBAL": "/dev/null"}
         command = [sys.executable, "-m", "pre_commit", "run", "--all-files", "--color", "never"]
         return subprocess.run(
             command, cwd=project, env=environ, capture_output=True, text=True, timeout=600, check=False
@@ -155,3 +165,14 @@ def test_the_pre_commit_hook(tool: Path, tmp_path: Path) -> None:
     git("add", "-A", cwd=project)
     done = pre_commit()
     assert done.returncode == 0, done.stdout
+    # A file whose name is an option is checked like any other, and is no option.
+    folder = project / "--output=stolen"
+    folder.mkdir()
+    (folder / "datasource.yaml").write_text(BAD)
+    (project / "stolen").mkdir()
+    (project / "stolen" / "datasource.yaml").write_text(GOOD)
+    git("add", "-A", cwd=project)
+    done = pre_commit()
+    assert done.returncode == 1
+    assert "--> --output=stolen/datasource.yaml:3:20" in done.stdout
+    assert (project / "stolen" / "datasource.yaml").read_text() == GOOD

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.cli.run import run
+from tests.cli.run import call, run
 
 GOOD = """\
 version: 1
@@ -66,6 +66,23 @@ def test_bad_usage(arguments: list[str], says: str, folder: Path) -> None:
     done = run("validate", *arguments, cwd=folder)
     assert (done.code, done.out) == (2, "")
     assert says in done.err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "says"),
+    [
+        (["--hook", "--strict", "datasource.yaml", "--environment.yaml"], 1, "--environment.yaml:2:"),
+        (["--hook", "--strict", "--", "--environment.yaml"], 1, "--environment.yaml:2:"),
+        (["--hook", "--overlay", "prod.yaml", "datasource.yaml"], 1, "prod.yaml:1:30"),
+        (["--", "--environment.yaml"], 1, "--environment.yaml:2:"),
+        (["--hook", "--unknown.yaml"], 2, ""),
+    ],
+)
+def test_a_file_may_be_called_like_an_option(arguments: list[str], code: int, says: str, folder: Path) -> None:
+    (folder / "--environment.yaml").write_text(BAD.replace("primary", "prmary"))
+    done = call("validate", *arguments, cwd=folder)
+    assert done.code == code
+    assert says in done.out
 
 
 def test_without_a_file_there_must_be_one_here(tmp_path: Path) -> None:

@@ -17,6 +17,11 @@ def configure(parser: ArgumentParser) -> None:
     """The files, and how strictly they are judged."""
     parser.add_argument("files", nargs="*", metavar="FILE", help="YAML, TOML or JSON; datasource.yaml unless told")
     parser.add_argument("--fix", action="store_true", help="make the fixes that are certain, in the files")
+    parser.add_argument(
+        "--hook",
+        action="store_true",
+        help="in front: an argument that names a file is one, even if it looks like an option",
+    )
     parser.add_argument("--strict", action="store_true", help="exit with 1 on warnings and hints as well")
     offer_overlays(parser)
     parser.add_argument(
