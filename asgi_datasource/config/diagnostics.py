@@ -11,10 +11,11 @@ import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
+from itertools import islice
 from typing import Any, Final
 
 from ..errors import ConfigError
-from .limits import MAX_DEPTH
+from .limits import MAX_COMPARISONS, MAX_DEPTH
 from .values import Given
 
 Path = tuple[str | int, ...]
@@ -340,10 +341,25 @@ def show_path(path: Path) -> str:
     return "".join(parts)
 
 
-def did_you_mean(word: str, candidates: Iterable[str]) -> str | None:
-    """The candidate that was probably meant."""
-    found = difflib.get_close_matches(word, list(candidates), n=1, cutoff=0.6)
-    if found:
-        return found[0]
-    folded = {candidate.casefold().replace("-", "_"): candidate for candidate in candidates}
-    return folded.get(word.casefold().replace("-", "_").replace(" ", "_"))
+class Suggestions:
+    """Did-you-mean for the words of one check, within a bound on the comparisons that all of them take together.
+
+    Without the bound, a document full of mistakes would take time by the square of its size.
+    """
+
+    def __init__(self) -> None:
+        self._left = MAX_COMPARISONS
+
+    def find(self, word: str, candidates: Iterable[str]) -> str | None:
+        """The candidate that was probably meant; None when there is none, or when the bound is reached."""
+        compared = list(islice(candidates, self._left)) if len(word) <= _LONGEST_WORD else []
+        self._left -= len(compared)
+        found = difflib.get_close_matches(word, compared, n=1, cutoff=0.6)
+        if found:
+            return found[0]
+        folded = {candidate.casefold().replace("-", "_"): candidate for candidate in compared}
+        return folded.get(word.casefold().replace("-", "_").replace(" ", "_"))
+
+
+_LONGEST_WORD: Final = 100
+"""Characters; comparing two words takes time by the product of their lengths."""

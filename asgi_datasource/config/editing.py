@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
+from itertools import accumulate
 from typing import Any, Final
 
 from .diagnostics import Edit, EditKind, Path
@@ -48,7 +50,7 @@ def _edit(inner: Any, step: Any, edit: Edit) -> Any:
     return copy
 
 
-def edit_text(text: Text, edits: Sequence[Edit]) -> tuple[Text, list[Edit]]:
+def edit_text(text: Text, edits: Iterable[Edit]) -> tuple[Text, list[Edit]]:
     """Apply edits to a text: renamed keys and replaced scalars.
 
     Args:
@@ -58,23 +60,28 @@ def edit_text(text: Text, edits: Sequence[Edit]) -> tuple[Text, list[Edit]]:
     Returns:
         The new text, and the edits that were made. An edit that would need more than one word to change is left out.
     """
-    made: list[Edit] = []
+    edits = list(edits)
+    document, problems = read_text(text)
+    if problems or not edits:
+        return text, []
+    wanted = document
+    possible: list[Edit] = []
     for edit in edits:
-        document, problems = read_text(text)
-        if problems:
-            break
-        try:
-            wanted = apply_edit(document, edit)
-        except (LookupError, TypeError, AttributeError):
-            continue
-        for content in _candidates(text, edit):
-            edited = Text(text.file, text.format, content)
-            found, problems = read_text(edited)
-            if not problems and _same(found, wanted):
-                text = edited
-                made.append(edit)
-                break
-    return text, made
+        with suppress(LookupError, TypeError, AttributeError):
+            wanted = apply_edit(wanted, edit)
+            possible.append(edit)
+    for content in _candidates(text, possible):
+        edited = Text(text.file, text.format, content)
+        found, problems = read_text(edited)
+        if not problems and _same(found, wanted):
+            return edited, possible
+    if len(possible) < 2:
+        return text, []
+    # One of them stands in the way of the others: it is found by halves, since each try reads the whole text.
+    middle = len(possible) // 2
+    text, first = edit_text(text, possible[:middle])
+    text, second = edit_text(text, possible[middle:])
+    return text, first + second
 
 
 def _same(found: Any, wanted: Any) -> bool:
@@ -96,29 +103,35 @@ _PLAIN: Final = {
 }
 
 
-def _candidates(text: Text, edit: Edit) -> Iterator[str]:
+def _candidates(text: Text, edits: Sequence[Edit]) -> Iterator[str]:
     """Texts of which one may be the right one, the likeliest first."""
-    content = text.content
-    if edit.kind not in (EditKind.RENAME, EditKind.REPLACE):
+    if any(edit.kind not in (EditKind.RENAME, EditKind.REPLACE) for edit in edits):
         return
-    is_key = edit.kind is EditKind.RENAME
-    mark = find_marks(text, [(edit.path, is_key)])[edit.path, is_key]
-    if mark is None:
-        return
-    start = _offset(content, *mark)
-    written = _write(edit.value, text.format, is_key=is_key)
-    quoted = _QUOTED.match(content, start)
-    patterns = [_PLAIN["key"]] if is_key else [_PLAIN["flow"], _PLAIN["block"]]
-    for match in [quoted] if quoted is not None else [pattern.match(content, start) for pattern in patterns]:
-        if match is not None:
-            yield content[:start] + written + content[match.end() :]
+    marks = find_marks(text, [(edit.path, edit.kind is EditKind.RENAME) for edit in edits])
+    starts = list(accumulate((len(line) + 1 for line in text.content.split("\n")), initial=0))
+    for plain in ("flow", "block"):
+        pieces: list[tuple[int, int, str]] = []
+        for edit in edits:
+            is_key = edit.kind is EditKind.RENAME
+            mark = marks[edit.path, is_key]
+            if mark is None:
+                return
+            start = starts[mark[0] - 1] + mark[1] - 1
+            match = _QUOTED.match(text.content, start) or _PLAIN["key" if is_key else plain].match(text.content, start)
+            if match is None:
+                return
+            pieces.append((start, match.end(), _write(edit.value, text.format, is_key=is_key)))
+        yield _spliced(text.content, sorted(pieces))
 
 
-def _offset(content: str, line: int, column: int) -> int:
-    start = 0
-    for _ in range(line - 1):
-        start = content.index("\n", start) + 1
-    return start + column - 1
+def _spliced(content: str, pieces: Sequence[tuple[int, int, str]]) -> str:
+    """The content with each piece, from start to end, written anew."""
+    parts: list[str] = []
+    last = 0
+    for start, end, written in pieces:
+        parts += [content[last:start], written]
+        last = max(last, end)
+    return "".join([*parts, content[last:]])
 
 
 def _write(value: Any, form: Format, *, is_key: bool) -> str:

@@ -7,6 +7,7 @@ import re
 from typing import Any, Final
 
 from .diagnostics import SYNTAX_FIX, Code, Diagnostic, Path, Position, huge_number, too_deep
+from .limits import MAX_DIAGNOSTICS
 from .places import Compact, Mark, Place
 
 _STRINGS: Final = re.compile(r'"[^"\\]*(?:\\.[^"\\]*)*"[ \t\n\r]*(:?)', re.DOTALL)
@@ -121,7 +122,7 @@ def locate_json(text: str, file: str, places: Place) -> list[Diagnostic]:
             continue
         elif frame is not None and frame.expects_key:
             frame.key, frame.key_mark, frame.expects_key = json.loads(token[0]), mark, False
-            if frame.key in frame.keys:
+            if frame.key in frame.keys and len(diagnostics) < MAX_DIAGNOSTICS:
                 path: Path = tuple(outer.key for outer in frames)
                 message, fix = "the key stands here a second time", "Keep one of them."
                 position = Position(file, *mark)

@@ -17,12 +17,13 @@ import glob
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path as FilePath
-from typing import Any, Final
+from typing import Any, Final, cast
 
 from .diagnostics import Code, Diagnostic, Path, Position, Severity, show
+from .files import Search, TooManyEntries
 from .keys import is_nullable
-from .limits import MAX_BYTES, MAX_DEPTH, MAX_FILES
-from .origins import Origins, matching
+from .limits import MAX_BYTES, MAX_DEPTH, MAX_DIAGNOSTICS, MAX_ENTRIES, MAX_FILES
+from .origins import Origins
 from .places import Compact
 from .reading import Text, find_marks, open_text, read_text
 from .shapes import is_list, is_mapping
@@ -57,6 +58,35 @@ class _Part:
     """The index of its first route among those of its layer."""
 
 
+class _Holders:
+    """The files that hold a place of the merged document, and on demand those of the places inside of it."""
+
+    __slots__ = ("_inner", "_values")
+
+    def __init__(self, values: list[tuple[_Part, Any]]) -> None:
+        self._values = values
+        self._inner: dict[Any, list[tuple[_Part, Any]] | _Holders] | None = None
+
+    @property
+    def first(self) -> _Part:
+        """The first file that holds it."""
+        return self._values[0][0]
+
+    def at(self, step: str | int) -> _Holders | None:
+        """The holders of a place inside of this one; None when no file holds it."""
+        if self._inner is None:
+            self._inner = {}
+            for part, value in self._values:
+                for key, child in value.items() if is_mapping(value) else enumerate(value) if is_list(value) else ():
+                    cast("list[tuple[_Part, Any]]", self._inner.setdefault(key, [])).append((part, child))
+        inner = self._inner.get(step)
+        if isinstance(inner, list):
+            # What is no mapping has replaced whatever the files before it say, and is replaced by whatever comes later.
+            last = max((number for number, (_, value) in enumerate(inner) if not is_mapping(value)), default=-1)
+            inner = self._inner[step] = _Holders(inner[last + 1 :] or inner[last:])
+        return inner
+
+
 @dataclass(slots=True)
 class Layers:
     """Files that were read, and the document that they make.
@@ -72,6 +102,7 @@ class Layers:
     problems: list[Diagnostic] = field(default_factory=list[Diagnostic])
     parts: list[_Part] = field(default_factory=list[_Part])
     source: ConfigFile | None = None
+    _holders: _Holders | None = field(default=None, init=False, repr=False)
 
     @property
     def errors(self) -> list[Diagnostic]:
@@ -129,17 +160,17 @@ class Layers:
     def _origin(self, path: Path) -> tuple[_Part, Path]:
         if len(self.parts) == 1:
             return self.parts[0], path
-        candidates = [(part, part.document) for part in self.parts]
         if path[:1] == ("routes",) and len(path) > 1 and isinstance(path[1], int):
             return self._route(path, path[1])
+        if self._holders is None:
+            self._holders = _Holders([(part, part.document) for part in self.parts])
+        holders = self._holders
         for step in path:
-            inner = [(part, value[step]) for part, value in candidates if _has(value, step)]
-            if not inner:
+            inner = holders.at(step)
+            if inner is None:
                 break
-            # What is no mapping has replaced whatever the files before it say, and is replaced by whatever comes later.
-            last = max((number for number, (_, value) in enumerate(inner) if not is_mapping(value)), default=-1)
-            candidates = inner[last + 1 :] or inner[last:]
-        return candidates[0][0], path
+            holders = inner
+        return holders.first, path
 
     def _route(self, path: Path, index: int) -> tuple[_Part, Path]:
         holders = [part for part in self.parts if is_mapping(part.document) and is_list(part.document.get("routes"))]
@@ -155,12 +186,6 @@ def _places_of(problem: Diagnostic) -> Iterator[tuple[Path, bool]]:
     if problem.position is None:
         yield problem.path, problem.is_about_key
     yield from ((path, True) for path in problem.related)
-
-
-def _has(value: Any, step: str | int) -> bool:
-    if is_mapping(value):
-        return step in value
-    return is_list(value) and isinstance(step, int) and step < len(value)
 
 
 def read_layers(source: ConfigFile, compact: Compact | None = None, origins: Origins | None = None) -> Layers:
@@ -180,6 +205,7 @@ def read_layers(source: ConfigFile, compact: Compact | None = None, origins: Ori
             layers.document = document
         elif is_mapping(document) and is_mapping(layers.document):
             layers.document = _patched(layers.document, document, ())
+    layers.problems += reader.located_notes()
     return layers
 
 
@@ -189,8 +215,11 @@ class _Reader:
     def __init__(self, compact: Compact | None, origins: Origins) -> None:
         self._compact = compact
         self._origins = origins
+        self._search = Search()
         self._bytes = 0
+        self._is_full = False
         self._seen: dict[FilePath, str] = {}
+        self._notes: list[tuple[_Part, Diagnostic]] = []
         self.layers = Layers()
 
     def layer(self, path: FilePath, number: int) -> Any:
@@ -203,6 +232,17 @@ class _Reader:
         parts: list[_Part] = []
         self._read(text, path, number, parts, ())
         return self._joined(parts)
+
+    def located_notes(self) -> list[Diagnostic]:
+        """The problems of `include`, each at its entry: one search a file, since there may be many of them."""
+        by_part: dict[int, tuple[_Part, list[Diagnostic]]] = {}
+        for part, problem in self._notes:
+            by_part.setdefault(id(part), (part, []))[1].append(problem)
+        found: list[Diagnostic] = []
+        for part, problems in by_part.values():
+            marks = find_marks(part.text, [(problem.path, False) for problem in problems])
+            found += [problem.at(Position(part.text.file, *(marks[problem.path, False] or ()))) for problem in problems]
+        return found
 
     def _read(self, text: Text, path: FilePath, number: int, parts: list[_Part], above: tuple[FilePath, ...]) -> None:
         document, problems = read_text(text, self._compact)
@@ -217,20 +257,27 @@ class _Reader:
         if not is_list(patterns):
             return
         for index, pattern in enumerate(patterns):
-            if isinstance(pattern, str):
-                for found in self._matching(pattern, part, index):
+            for found in self._matching(pattern, part, index) if isinstance(pattern, str) else ():
+                if not self._is_full:
                     self._include(found, part, index, parts, (*above, real))
 
     def _matching(self, pattern: str, part: _Part, index: int) -> list[FilePath]:
-        if "\0" in pattern:
+        if "\0" in pattern or self._is_full:
             return []
-        names = matching(part.folder, pattern)
+        try:
+            names = self._search.find(part.folder, pattern)
+        except TooManyEntries:
+            self._is_full = True
+            message = f"the patterns look at more than {MAX_ENTRIES:,} files and folders"
+            self._note(part, index, message, "Name the folder that the files are in.", code=Code.TOO_LARGE)
+            return []
         self._origins.note_pattern(part.folder, pattern, names)
         if not names:
             is_exact = not glob.has_magic(pattern)
             message = "there is no such file" if is_exact else "no file matches"
             severity = Severity.ERROR if is_exact else Severity.WARNING
-            self._note(part, index, message, "Paths start at the folder of the including file.", severity)
+            fix = "Paths start at the folder of the including file."
+            self._note(part, index, message, fix, severity=severity)
         return [part.folder / name for name in names]
 
     def _include(
@@ -243,12 +290,10 @@ class _Reader:
             message = f"{show(path.name)} is part of the document already"
             self._note(part, index, message, "Include each file once.")
         elif len(self.layers.parts) >= MAX_FILES or self._bytes > MAX_BYTES or len(above) >= MAX_DEPTH:
-            self._seen[real] = str(path)
+            self._is_full = True
             message = f"more than {MAX_FILES} files, {MAX_BYTES // 1024**2} MB or {MAX_DEPTH} levels of includes"
-            self.layers.problems.append(
-                Diagnostic(Code.TOO_LARGE, (INCLUDE, index), message, "Join some of them.", position=_at(part, index))
-            )
-        elif not path.is_dir():
+            self._note(part, index, message, "Join some of them.", code=Code.TOO_LARGE)
+        else:
             self._origins.note_file(path)
             text = open_text(path)
             if isinstance(text, Diagnostic):
@@ -256,9 +301,18 @@ class _Reader:
             else:
                 self._read(text, path, part.layer, parts, above)
 
-    def _note(self, part: _Part, index: int, message: str, fix: str, severity: Severity = Severity.ERROR) -> None:
-        problem = Diagnostic(Code.INCLUDE, (INCLUDE, index), message, fix, position=_at(part, index), severity=severity)
-        self.layers.problems.append(problem)
+    def _note(
+        self,
+        part: _Part,
+        index: int,
+        message: str,
+        fix: str,
+        *,
+        code: Code = Code.INCLUDE,
+        severity: Severity = Severity.ERROR,
+    ) -> None:
+        if len(self._notes) < MAX_DIAGNOSTICS:
+            self._notes.append((part, Diagnostic(code, (INCLUDE, index), message, fix, severity=severity)))
 
     def _joined(self, parts: list[_Part]) -> Any:
         """The parts of one layer as one document."""
@@ -315,11 +369,6 @@ class _Reader:
                 position=Position(part.text.file, *(mark or ())),
             )
             self.layers.problems.append(problem)
-
-
-def _at(part: _Part, index: int) -> Position:
-    path: Path = (INCLUDE, index)
-    return Position(part.text.file, *(find_marks(part.text, [(path, False)])[path, False] or ()))
 
 
 def _real(path: FilePath) -> FilePath:

@@ -11,6 +11,7 @@ from typing import Any, Final
 
 from .diagnostics import Code, Diagnostic, Edit, InvalidConfig, Severity
 from .layers import INCLUDE, ConfigFile, Layers, read_layers
+from .limits import MAX_DIAGNOSTICS
 from .models import Config
 from .origins import Origins
 from .plain_secrets import find_plain_secrets
@@ -172,6 +173,9 @@ class _Check:
         # About a value whose reference could not be resolved there is nothing more to say.
         known = [problem for problem in found if not _is_in(problem, outside.unresolved)]
         problems = outside.diagnostics + known
+        if len(problems) >= MAX_DIAGNOSTICS:
+            # So many have one cause, and taking them out one by one to check the rest would take long.
+            return None, secrets + problems
         unknown = outside.unresolved.difference(problem.path for problem in problems)
         rest, more = check_remainder(resolved, problems, unknown, needs_resolver=self.needs_resolver)
         return rest if surroundings.is_offline and not problems else None, secrets + problems + more

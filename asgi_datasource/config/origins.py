@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-import glob
 import hashlib
 from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
 from typing import Final
+
+from .files import Search, TooManyEntries, open_file
 
 _CHUNK_BYTES: Final = 64 * 1024
 
@@ -55,7 +57,11 @@ class Origins:
         """The same files and patterns as they are now."""
         now = Origins()
         now.files = {path: _stamp(path) for path in self.files}
-        now.patterns = {(folder, pattern): matching(folder, pattern) for folder, pattern in self.patterns}
+        search = Search()
+        for folder, pattern in self.patterns:
+            # More than the bound is as good as another document: reading it tells why it is refused.
+            with suppress(TooManyEntries):
+                now.patterns[folder, pattern] = search.find(folder, pattern)
         return now
 
     def digest(self) -> bytes:
@@ -66,11 +72,6 @@ class Origins:
         for (folder, pattern), names in sorted(self.patterns.items()):
             whole.update(f"{folder}\x00{pattern}\x00{names}\x00".encode("utf-8", "surrogatepass"))
         return whole.digest()
-
-
-def matching(folder: Path, pattern: str) -> tuple[str, ...]:
-    """The files that a pattern of `include` names, in their order, from a folder."""
-    return tuple(sorted(glob.glob(pattern, root_dir=folder, recursive=True)))  # noqa: PTH207 - with a root
 
 
 def _stamp(path: Path) -> Stamp:
@@ -84,7 +85,7 @@ def _stamp(path: Path) -> Stamp:
 def _digest(path: Path) -> str:
     found = hashlib.sha256()
     try:
-        with path.open("rb") as stream:
+        with open_file(path) as stream:
             while chunk := stream.read(_CHUNK_BYTES):
                 found.update(chunk)
     except (OSError, ValueError) as error:

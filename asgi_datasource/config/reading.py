@@ -10,6 +10,7 @@ from pathlib import Path as FilePath
 from typing import Any, Final
 
 from .diagnostics import Code, Diagnostic, Path, Position
+from .files import open_file
 from .json_text import locate_json, read_json
 from .limits import MAX_BYTES
 from .places import Compact, Mark, Place
@@ -60,7 +61,7 @@ def open_text(path: FilePath) -> Text | Diagnostic:
         return Diagnostic(Code.NOT_READABLE, (), "the file's name does not tell its format", fix, position=position)
     decoded = _Decoded()
     try:
-        with path.open("rb") as stream:
+        with open_file(path) as stream:
             while len(decoded) <= MAX_BYTES and (chunk := stream.read(_CHUNK_BYTES)):
                 decoded.add(chunk)
         decoded.end()

@@ -15,7 +15,8 @@ from typing import Any, Final, cast
 
 from pydantic import SecretStr
 
-from .diagnostics import Code, Diagnostic, Edit, EditKind, Path, did_you_mean
+from .diagnostics import Code, Diagnostic, Edit, EditKind, Path, Suggestions
+from .files import open_file
 from .keys import ANY, file_places, secret_places
 from .limits import MAX_DEPTH, MAX_DIAGNOSTICS, MAX_SECRET_BYTES
 from .origins import Origins
@@ -84,6 +85,7 @@ class Outside:
     def __init__(self, surroundings: Surroundings) -> None:
         self._surroundings = surroundings
         self._environ: Mapping[str, str] = {} if surroundings.is_offline else surroundings.environ
+        self._suggestions = Suggestions()
         self._similar: dict[str, str | None] = {}
         self.diagnostics: list[Diagnostic] = []
         self.unresolved: set[Path] = set()
@@ -161,11 +163,11 @@ class Outside:
         return Given(resolved) if is_given else resolved
 
     def _not_set(self, name: str, path: Path) -> None:
-        if self._surroundings.is_offline:
+        if self._surroundings.is_offline or len(self.diagnostics) >= MAX_DIAGNOSTICS:
             self.unresolved.add(path)
             return
         if name not in self._similar:
-            self._similar[name] = did_you_mean(name, self._environ)
+            self._similar[name] = self._suggestions.find(name, self._environ)
         similar = self._similar[name]
         fix = f"Did you mean {similar}? Else set it" if similar else "Set it"
         self._note(
@@ -177,6 +179,7 @@ class Outside:
 
     def _with_secrets(self, document: dict[str, Any]) -> dict[str, Any]:
         """The document with what stands behind `{file: path}` and `{command: [...]}`, and complete paths of files."""
+        found: dict[Path, object] = {}
         for pattern in secret_places():
             for path in expand(document, pattern):
                 written: object = at(document, path)
@@ -184,18 +187,19 @@ class Outside:
                     [(kind, value)] = written.items()
                     secret = self._secret(kind, value, path)
                     if secret is not None:
-                        document = replace_at(document, path, secret)
+                        found[path] = secret
         for path in expand(document, ("provisioning", "set_up", ANY)):
             step: object = at(document, path)
             if isinstance(step, str) and step.endswith(".sql") and not _CONTROL.search(step):
-                document = replace_at(document, path, str(self._surroundings.folder_of(path) / step))
+                found[path] = str(self._surroundings.folder_of(path) / step)
         for pattern in file_places():
             for path in expand(document, pattern):
                 name: object = at(document, path)
                 if isinstance(name, str) and name and not _CONTROL.search(name):
                     file = str(self._surroundings.folder_of(path) / name)
-                    document = replace_at(document, path, Given(file) if isinstance(name, Given) else file)
-        return document
+                    found[path] = Given(file) if isinstance(name, Given) else file
+        replaced: dict[str, Any] = replace_all(document, found)
+        return replaced
 
     def _secret(self, kind: str, value: object, path: Path) -> Given | None:
         """What stands behind `{kind: value}`; None when that is no reference to a secret."""
@@ -217,7 +221,7 @@ class Outside:
         try:
             secret = self._surroundings.folder_of(path) / file
             self._surroundings.origins.note_file(secret)
-            with secret.open("rb") as stream:
+            with open_file(secret) as stream:
                 content = stream.read(MAX_SECRET_BYTES + 1)
             if len(content) > MAX_SECRET_BYTES:
                 reason = f"it is longer than {MAX_SECRET_BYTES // 1024} kB"
@@ -279,12 +283,18 @@ def expand(document: object, pattern: tuple[str, ...], path: Path = ()) -> Itera
         yield from expand(document, tuple(rest), (*path, key))
 
 
-def replace_at(document: Any, path: Path, value: object) -> Any:
-    """The document with the value at a path replaced; everything beside the path is shared."""
-    if not path:
-        return value
+def replace_all(document: Any, values: Mapping[Path, object]) -> Any:
+    """The document with the values at some paths replaced; everything beside these paths is shared."""
+    by_step: dict[str | int, dict[Path, object]] = {}
+    for path, value in values.items():
+        if not path:
+            return value
+        by_step.setdefault(path[0], {})[path[1:]] = value
+    if not by_step:
+        return document
     copy = document.copy()
-    copy[path[0]] = replace_at(copy[path[0]], path[1:], value)
+    for step, inner in by_step.items():
+        copy[step] = replace_all(copy[step], inner)
     return copy
 
 

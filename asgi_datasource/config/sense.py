@@ -9,14 +9,16 @@ from typing import Final
 
 from pydantic import SecretStr
 
-from .coverage import covers
-from .diagnostics import Code, Diagnostic, Edit, EditKind, Path, Severity, did_you_mean, show
+from .coverage import Coverage
+from .diagnostics import Code, Diagnostic, Edit, EditKind, Path, Severity, Suggestions, show
 from .kinds import EVERY_OTHER
 from .limits import MAX_DIAGNOSTICS
 from .models import Config, RouteRule, TenantConfig
+from .sections import Section
 from .sense_resolvers import check_resolvers
 from .sense_servers import check_budget, check_lags, check_servers
-from .sense_tenancy import check_aliases, check_catalog, check_tenancy
+from .sense_tenancy import absent_datasource, check_aliases, check_catalog, check_tenancy
+from .shapes import is_mapping
 from .url import PLACEHOLDER
 
 MAX_NAME_BYTES: Final = 63
@@ -54,21 +56,13 @@ def check_sense(config: Config, *, needs_resolver: bool = True) -> list[Diagnost
     return [problem for check in checks for problem in islice(check(config), MAX_DIAGNOSTICS)]
 
 
-def _absent(path: Path, name: str, config: Config) -> Diagnostic:
-    meant = did_you_mean(name, config.datasources)
-    fix = f"Did you mean {meant!r}?" if meant else f"There are: {', '.join(islice(config.datasources, 10))}."
-    # The name itself may have come from the environment, where anything may stand.
-    edit = Edit(EditKind.REPLACE, path, meant or next(iter(config.datasources)), is_safe=meant is not None)
-    return Diagnostic(Code.UNKNOWN_DATASOURCE, path, "names a datasource that is not there", fix, edit=edit)
-
-
 def _default(config: Config) -> Iterator[Diagnostic]:
     default = config.tenancy.default
     path: Path = ("tenancy", "default")
     if default is None:
         return
     if default not in config.datasources:
-        yield _absent(path, default, config)
+        yield absent_datasource(path, default, config, Suggestions())
     elif PLACEHOLDER in config.datasources[default].primary.url.get_secret_value():
         message = "this datasource has a database for each tenant, and whoever gets the default has no name"
         edit = Edit(EditKind.REMOVE, path)
@@ -76,10 +70,10 @@ def _default(config: Config) -> Iterator[Diagnostic]:
 
 
 def _tenant_datasources(config: Config) -> Iterator[Diagnostic]:
-    known = config.datasources
+    suggestions = Suggestions()
     for name, tenant in config.tenants.items():
-        if tenant.datasource not in known:
-            yield _absent(("tenants", name, "datasource"), tenant.datasource, config)
+        if tenant.datasource not in config.datasources:
+            yield absent_datasource(("tenants", name, "datasource"), tenant.datasource, config, suggestions)
 
 
 def _tenant_names(config: Config) -> Iterator[Diagnostic]:
@@ -185,6 +179,7 @@ def _too_long(path: Path) -> Diagnostic:
 
 
 def _routes(config: Config) -> Iterator[Diagnostic]:
+    earlier = Coverage()
     for index, rule in enumerate(config.routes):
         path: Path = ("routes", index)
         if rule.read_only and rule.intent == "write":
@@ -203,14 +198,16 @@ def _routes(config: Config) -> Iterator[Diagnostic]:
             yield Diagnostic(Code.CONTRADICTION, here, message, fix, edit=Edit(EditKind.REMOVE, here))
         if rule.propagation == "not_supported":
             yield from _without_transaction(path, rule)
+        rolls_back = frozenset(rule.rollback_on)
         for entry in rule.commit_on:
-            if entry in rule.rollback_on:
+            if entry in rolls_back:
                 message, fix = f"{entry} stands in commit_on and in rollback_on", "Keep it in one of them."
                 here, related = (*path, "commit_on"), ((*path, "rollback_on"),)
                 yield Diagnostic(
                     Code.CONTRADICTION, here, message, fix, related=related, edit=Edit(EditKind.REMOVE, here)
                 )
-        yield from _unreachable(config.routes, index, rule)
+        yield from _unreachable(index, earlier.find(rule.match))
+        earlier.add(rule.match, index)
 
 
 def _metrics(config: Config) -> Iterator[Diagnostic]:
@@ -269,20 +266,18 @@ def _without_transaction(path: Path, rule: RouteRule) -> Iterator[Diagnostic]:
             yield Diagnostic(Code.CONTRADICTION, here, message, "Keep one of them.", related=related, edit=edit)
 
 
-def _unreachable(rules: tuple[RouteRule, ...], index: int, rule: RouteRule) -> Iterator[Diagnostic]:
-    for earlier, other in enumerate(rules[:index]):
-        if covers(other.match, rule.match):
-            message = f"this rule never comes to its turn: routes[{earlier}] matches all that it matches"
-            yield Diagnostic(
-                Code.UNREACHABLE,
-                ("routes", index, "match"),
-                message,
-                "Move it in front of that rule.",
-                related=(("routes", earlier, "match"),),
-                severity=Severity.WARNING,
-                edit=Edit(EditKind.REMOVE, ("routes", index)),
-            )
-            return
+def _unreachable(index: int, earlier: int | None) -> Iterator[Diagnostic]:
+    if earlier is not None:
+        message = f"this rule never comes to its turn: routes[{earlier}] matches all that it matches"
+        yield Diagnostic(
+            Code.UNREACHABLE,
+            ("routes", index, "match"),
+            message,
+            "Move it in front of that rule.",
+            related=(("routes", earlier, "match"),),
+            severity=Severity.WARNING,
+            edit=Edit(EditKind.REMOVE, ("routes", index)),
+        )
 
 
 def _resolvers(config: Config) -> Iterator[Diagnostic]:
@@ -305,8 +300,18 @@ def _resolvers(config: Config) -> Iterator[Diagnostic]:
             severity=Severity.WARNING,
             edit=Edit(EditKind.ADD, ("tenancy", "default"), next(iter(config.datasources))),
         )
+    seen: set[object] = set()
     for index, way in enumerate(resolve):
-        if way in resolve[:index]:
+        content = _content(way)
+        if content in seen:
             message, fix = "the same way stands in front of it", "Remove it."
             here, edit = (*path, index), Edit(EditKind.REMOVE, (*path, index))
             yield Diagnostic(Code.UNREACHABLE, here, message, fix, severity=Severity.WARNING, edit=edit)
+        seen.add(content)
+
+
+def _content(value: object) -> object:
+    """A value as one that can be hashed: sections and mappings cannot."""
+    if isinstance(value, Section):
+        return tuple(map(_content, value.__dict__.values()))
+    return frozenset(value.items()) if is_mapping(value) else value

@@ -31,6 +31,9 @@ _NAMES: Final[dict[str, tuple[str, Callable[[str], bool]]]] = {
 def check_resolvers(config: Config) -> Iterator[Diagnostic]:
     """Ways behind one that always answers, below exempt paths, or with names that no tenant has."""
     settled: int | None = None
+    exempt: dict[str, int] = {}
+    for index, prefix in enumerate(config.tenancy.exempt):
+        exempt.setdefault(prefix.rstrip("/"), index)
     for index, way in enumerate(config.tenancy.resolve):
         path: Path = ("tenancy", "resolve", index)
         if settled is not None:
@@ -40,21 +43,20 @@ def check_resolvers(config: Config) -> Iterator[Diagnostic]:
         elif way.kind == "fixed":
             settled = index
         else:
-            yield from _exempt(config, way, path)
+            yield from _exempt(way, path, exempt)
             yield from _nameless(config, way, path)
 
 
-def _exempt(config: Config, way: ResolverConfig, path: Path) -> Iterator[Diagnostic]:
+def _exempt(way: ResolverConfig, path: Path, exempt: dict[str, int]) -> Iterator[Diagnostic]:
     if way.path_prefix is None or way.path_prefix == "/":
         return
-    prefix = way.path_prefix.rstrip("/")
-    for index, exempt in enumerate(config.tenancy.exempt):
-        front = exempt.rstrip("/")
-        if prefix == front or prefix.startswith(f"{front}/"):
-            message = "this way can never answer: all paths below its prefix are exempt"
-            related: Path = ("tenancy", "exempt", index)
-            yield _warning(Code.NEVER_ANSWERS, path, message, "Take the prefix out of exempt.", (related,))
-            return
+    segments = way.path_prefix.rstrip("/").split("/")
+    above = ["/".join(segments[:length]) for length in range(2, len(segments) + 1)]
+    first = min((exempt[front] for front in above if front in exempt), default=None)
+    if first is not None:
+        message = "this way can never answer: all paths below its prefix are exempt"
+        related: Path = ("tenancy", "exempt", first)
+        yield _warning(Code.NEVER_ANSWERS, path, message, "Take the prefix out of exempt.", (related,))
 
 
 def _nameless(config: Config, way: ResolverConfig, path: Path) -> Iterator[Diagnostic]:

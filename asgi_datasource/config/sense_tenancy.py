@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import ipaddress
 from collections.abc import Iterable, Iterator
+from itertools import chain, islice
 from typing import Final
 
-from .diagnostics import Code, Diagnostic, Edit, EditKind, Path, did_you_mean, show
+from .diagnostics import Code, Diagnostic, Edit, EditKind, Path, Suggestions, show
 from .hostnames import normalize_host
 from .kinds import EVERY_OTHER
 from .models import Config
@@ -17,9 +18,21 @@ _HMAC: Final = "HS"
 _KEY_KINDS: Final = {"HS": "HS", "RS": "RSA", "PS": "RSA", "ES": "EC", "Ed": "EdDSA"}
 
 
+def absent_datasource(path: Path, name: str, config: Config, suggestions: Suggestions) -> Diagnostic:
+    """The problem of a name that is none of the datasources.
+
+    The message does not hold the name: it may come from the environment, where anything may stand.
+    """
+    meant = suggestions.find(name, config.datasources)
+    fix = f"Did you mean {meant!r}?" if meant else f"There are: {', '.join(islice(config.datasources, 10))}."
+    edit = Edit(EditKind.REPLACE, path, meant or next(iter(config.datasources)), is_safe=meant is not None)
+    return Diagnostic(Code.UNKNOWN_DATASOURCE, path, "names a datasource that is not there", fix, edit=edit)
+
+
 def check_tenancy(config: Config) -> Iterator[Diagnostic]:
     """What cannot be meant about telling tenants from requests."""
     yield from _addresses(config)
+    tenants = _NamedTenants(config)
     for index, way in enumerate(config.tenancy.resolve):
         path: Path = ("tenancy", "resolve", index)
         if way.jwt_claim is not None:
@@ -27,11 +40,11 @@ def check_tenancy(config: Config) -> Iterator[Diagnostic]:
         for host, tenant in (way.domain or {}).items():
             if normalize_host(host) is None:
                 yield _no_host((*path, "domain", host), is_about_key=True)
-            yield from _absent(config, tenant, (*path, "domain", host))
+            yield from tenants.check(tenant, (*path, "domain", host))
         if way.subdomain_of is not None and normalize_host(way.subdomain_of) is None:
             yield _no_host((*path, "subdomain_of"))
         if way.fixed is not None:
-            yield from _absent(config, way.fixed, (*path, "fixed"))
+            yield from tenants.check(way.fixed, (*path, "fixed"))
 
 
 def check_catalog(config: Config) -> Iterator[Diagnostic]:
@@ -44,10 +57,7 @@ def check_catalog(config: Config) -> Iterator[Diagnostic]:
         (("tenants_from", "defaults", "datasource"), catalog.defaults.datasource),
     ):
         if name is not None and name not in config.datasources:
-            meant = did_you_mean(name, config.datasources)
-            fix = f"Did you mean {meant!r}?" if meant else f"There are: {', '.join(list(config.datasources)[:10])}."
-            edit = Edit(EditKind.REPLACE, path, meant or next(iter(config.datasources)))
-            yield Diagnostic(Code.UNKNOWN_DATASOURCE, path, "names a datasource that is not there", fix, edit=edit)
+            yield absent_datasource(path, name, config, Suggestions())
     own = config.datasources.get(catalog.datasource)
     if own is not None and PLACEHOLDER in own.primary.url.get_secret_value():
         message = "this datasource has a database for each tenant: which of them would know all tenants?"
@@ -123,13 +133,19 @@ def _token(config: TokenConfig, path: Path) -> Iterator[Diagnostic]:
             yield Diagnostic(Code.UNVERIFIABLE, (*path, "algorithms"), message, fix)
 
 
-def _absent(config: Config, tenant: str, path: Path) -> Iterable[Diagnostic]:
-    """A tenant that is named and not there, where the document lists all of them."""
-    if config.tenants_from is not None or EVERY_OTHER in config.tenants:
-        return
-    if tenant in config.tenants or any(tenant in other.aliases for other in config.tenants.values()):
-        return
-    meant = did_you_mean(tenant, config.tenants)
-    fix = f"Did you mean {meant!r}?" if meant else "Add it to tenants."
-    message = "names a tenant that is not there"
-    yield Diagnostic(Code.UNKNOWN_TENANT, path, message, fix, related=(("tenants",),))
+class _NamedTenants:
+    """The tenants that resolvers may name, where the document lists all of them."""
+
+    def __init__(self, config: Config) -> None:
+        self._tenants = config.tenants
+        self._lists_all = config.tenants_from is None and EVERY_OTHER not in config.tenants
+        self._names = {*config.tenants, *chain.from_iterable(tenant.aliases for tenant in config.tenants.values())}
+        self._suggestions = Suggestions()
+
+    def check(self, name: str, path: Path) -> Iterable[Diagnostic]:
+        """A problem where there is no tenant of this name."""
+        if self._lists_all and name not in self._names:
+            meant = self._suggestions.find(name, self._tenants)
+            fix = f"Did you mean {meant!r}?" if meant else "Add it to tenants."
+            message = "names a tenant that is not there"
+            yield Diagnostic(Code.UNKNOWN_TENANT, path, message, fix, related=(("tenants",),))

@@ -12,11 +12,12 @@ from typing import Any, Final, cast
 from pydantic import TypeAdapter, ValidationError
 from pydantic_core import ErrorDetails
 
-from .diagnostics import Code, Diagnostic, Edit, EditKind, Path, did_you_mean, show, show_key
+from .diagnostics import Code, Diagnostic, Edit, EditKind, Path, Suggestions, show, show_key
 from .durations import suggest_duration
 from .keys import section_at
 from .limits import MAX_DIAGNOSTICS
 from .models import Config, TenantConfig
+from .shapes import is_mapping
 from .tenants import OWNED
 from .values import VALUES, Given, Value
 
@@ -38,7 +39,8 @@ def check_structure(document: object, *, is_owned: bool = False) -> tuple[Config
     except ValidationError as error:
         # The error holds the document with its secrets: it ends here, and is nobody's `__cause__`.
         details = error.errors(include_url=False)[:MAX_DIAGNOSTICS]
-    return None, [_diagnostic(detail, document) for detail in details]
+    suggestions = Suggestions()
+    return None, [_diagnostic(detail, document, suggestions) for detail in details]
 
 
 class TenantCompactor:
@@ -59,18 +61,18 @@ class TenantCompactor:
             return tenant
 
 
-def _diagnostic(detail: ErrorDetails, document: object) -> Diagnostic:
+def _diagnostic(detail: ErrorDetails, document: object, suggestions: Suggestions) -> Diagnostic:
     path: Path = detail["loc"]
     kind = detail["type"]
     value = VALUES.get(detail.get("ctx", {}).get("value", ""))
     if value is not None:
         if path[-1] == "[key]" and not _has(document, path):
-            return _wrong_name(path[:-1], value)
-        return _wrong_value(path, value, detail["input"])
+            return _wrong_name(path[:-1], value, suggestions)
+        return _wrong_value(path, value, detail["input"], suggestions)
     if kind in ("extra_forbidden", "unexpected_keyword_argument"):
-        return _unknown_key(path, document)
+        return _unknown_key(path, document, suggestions)
     if kind == "missing":
-        return _missing_key(path, document)
+        return _missing_key(path, document, suggestions)
     if kind == "too_short":
         needed = path == ("datasources",)
         fix = "Add an entry." if needed else "Add an entry, or leave the key out."
@@ -78,7 +80,7 @@ def _diagnostic(detail: ErrorDetails, document: object) -> Diagnostic:
         return Diagnostic(Code.WRONG_COUNT, path, "there is nothing in it", fix, edit=edit)
     if kind == "one_key":
         written = _written_keys(document, path)
-        edit = Edit(EditKind.REMOVE, (*path, written[-1]) if written else path)
+        edit = Edit(EditKind.REMOVE, (*path, next(reversed(written))) if written else path)
         return Diagnostic(
             Code.WRONG_COUNT, path, detail["msg"], "Each way is an entry of the list of its own.", edit=edit
         )
@@ -97,13 +99,13 @@ def _has(document: object, path: Path) -> bool:
     return isinstance(mapping, Mapping) and path[-1] in mapping
 
 
-def _written_keys(document: object, path: Path) -> list[str]:
+def _written_keys(document: object, path: Path) -> dict[str, object]:
     mapping = _at(document, path)
-    return list(cast("Mapping[str, object]", mapping)) if isinstance(mapping, Mapping) else []
+    return mapping if is_mapping(mapping) else {}
 
 
-def _wrong_name(path: Path, value: Value) -> Diagnostic:
-    meant = did_you_mean(str(path[-1]), value.choices)
+def _wrong_name(path: Path, value: Value, suggestions: Suggestions) -> Diagnostic:
+    meant = suggestions.find(str(path[-1]), value.choices)
     fix = f"Did you mean {meant!r}?" if meant else "Give it another name."
     name = meant or _example_name(path)
     edit = Edit(EditKind.RENAME, path, name, is_safe=meant is not None)
@@ -116,7 +118,7 @@ def _example_name(path: Path) -> str:
     return next(iter(cast("dict[str, object]", example)), "name") if isinstance(example, dict) else "name"
 
 
-def _unknown_key(path: Path, document: object) -> Diagnostic:
+def _unknown_key(path: Path, document: object, suggestions: Suggestions) -> Diagnostic:
     place, key = section_at(path[:-1]), str(path[-1])
     edit = Edit(EditKind.REMOVE, path)
     if place is None:
@@ -126,7 +128,7 @@ def _unknown_key(path: Path, document: object) -> Diagnostic:
         fix = f"{until_then[0].upper()}{until_then[1:]}."
         return Diagnostic(Code.NOT_YET_SUPPORTED, path, "not yet supported", fix, is_about_key=True, edit=edit)
     written = _written_keys(document, path[:-1])
-    meant = did_you_mean(key, [name for name in place.fields if name not in written])
+    meant = suggestions.find(key, (name for name in place.fields if name not in written))
     if key == "<<":
         fix = "Merge keys are not part of YAML 1.2: write the keys out."
     elif meant is not None:
@@ -137,12 +139,11 @@ def _unknown_key(path: Path, document: object) -> Diagnostic:
     return Diagnostic(Code.UNKNOWN_KEY, path, "unknown key", fix, is_about_key=True, edit=edit)
 
 
-def _missing_key(path: Path, document: object) -> Diagnostic:
+def _missing_key(path: Path, document: object, suggestions: Suggestions) -> Diagnostic:
     place, key = section_at(path[:-1]), str(path[-1])
     fix, edit = "Add it.", Edit(EditKind.ADD, path)
     if place is not None:
-        unknown = [name for name in _written_keys(document, path[:-1]) if name not in place.fields]
-        meant = did_you_mean(key, unknown)
+        meant = suggestions.find(key, (name for name in _written_keys(document, path[:-1]) if name not in place.fields))
         example = (place.fields[key].examples or [None])[0]
         fix = f"Is {show_key(meant)!r} meant to be it?" if meant else f"Add {key}: {write_inline(example)}."
         edit = Edit(EditKind.RENAME, (*path[:-1], meant), key) if meant else Edit(EditKind.ADD, path, example)
@@ -164,7 +165,7 @@ def write_inline(example: object) -> str:
 _PLAIN_SCALAR: Final = re.compile(r"(?!true|false|null)[A-Za-z/][\w/. -]*|[0-9]+[a-z]+")
 
 
-def _wrong_value(path: Path, expected: Value, value: object) -> Diagnostic:
+def _wrong_value(path: Path, expected: Value, value: object, suggestions: Suggestions) -> Diagnostic:
     example = Edit(EditKind.REPLACE, path, _example(path))
     if (planned := _planned(expected, value)) is not None:
         message, fix = f"{planned} is not yet supported", f"Use {expected.expects}."
@@ -176,7 +177,7 @@ def _wrong_value(path: Path, expected: Value, value: object) -> Diagnostic:
     if expected.is_secret and isinstance(value, str):
         message = f"expected {expected.expects}"
     code = Code.WRONG_VALUE if _json_type(value) in expected.types else Code.WRONG_TYPE
-    told, edit = _fix_for_value(expected, value, path)
+    told, edit = _fix_for_value(expected, value, path, suggestions)
     return Diagnostic(code, path, message, told or _for_example(path), edit=edit or example)
 
 
@@ -202,12 +203,14 @@ def _json_type(value: object) -> str:
 _YES_AND_NO: Final = {"yes": "true", "on": "true", "y": "true", "no": "false", "off": "false", "n": "false"}
 
 
-def _fix_for_value(expected: Value, value: object, path: Path) -> tuple[str | None, Edit | None]:
+def _fix_for_value(
+    expected: Value, value: object, path: Path, suggestions: Suggestions
+) -> tuple[str | None, Edit | None]:
     """What to do about a wrong value, in words and as an edit, where that can be told from the value."""
     if value is None:
         return "Write a value, or leave the key out.", Edit(EditKind.REMOVE, path) if _is_optional(path) else None
     if isinstance(value, str):
-        return _fix_for_string(expected, value, path)
+        return _fix_for_string(expected, value, path, suggestions)
     if not isinstance(value, int | float) or expected.types != ("string",) or expected.choices or expected.is_secret:
         return None, None
     if isinstance(value, bool):
@@ -218,7 +221,9 @@ def _fix_for_value(expected: Value, value: object, path: Path) -> tuple[str | No
     return f"Quote it: '{show(value)}'.", _safe(path, str(value))
 
 
-def _fix_for_string(expected: Value, value: str, path: Path) -> tuple[str | None, Edit | None]:
+def _fix_for_string(
+    expected: Value, value: str, path: Path, suggestions: Suggestions
+) -> tuple[str | None, Edit | None]:
     if value != value.rstrip("\r\n"):
         edit = Edit(EditKind.REPLACE, path, value.rstrip("\r\n"))
         return "It ends in a line break: in YAML, write >- and |- instead of > and |.", edit
@@ -230,7 +235,7 @@ def _fix_for_string(expected: Value, value: str, path: Path) -> tuple[str | None
     if expected.is_duration:
         near = suggest_duration(value, whole_seconds=expected.name == "WholeSeconds")
     else:
-        near = did_you_mean(value, expected.choices)
+        near = suggestions.find(value, expected.choices)
     if near is None:
         return None, None
     return f"Did you mean {near!r}?", _safe(path, near == "true" if expected.types == ("boolean",) else near)

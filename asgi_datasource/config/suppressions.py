@@ -8,8 +8,10 @@ finding: so they do not outlive what they were written for. JSON has no comments
 from __future__ import annotations
 
 import re
+from bisect import bisect_right
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
+from itertools import accumulate
 from typing import Final
 
 from .diagnostics import Code, Diagnostic, Position, Severity
@@ -33,16 +35,6 @@ class _Comment:
     codes: frozenset[str]
     reason: str
     used: set[str] = field(default_factory=set[str])
-
-    def covers(self, problem: Diagnostic) -> bool:
-        """Whether a problem is what the comment is about."""
-        position = problem.position
-        return (
-            position is not None
-            and position.file == self.position.file
-            and problem.code.value in self.codes
-            and (self.line is None or self.line == position.line)
-        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,11 +73,15 @@ def apply_suppressions(
                     kept += [] if needs_server else [found]
                 else:
                     comments.append(found)
+    index: dict[_Place, list[_Comment]] = {}
+    for comment in comments:
+        for code in comment.codes:
+            index.setdefault((comment.position.file, code, comment.line), []).append(comment)
     suppressed: list[Suppressed] = []
     has_errors = False
     for problem in diagnostics:
         has_errors = has_errors or problem.severity is Severity.ERROR
-        covering = [comment for comment in comments if comment.covers(problem)]
+        covering = _covering(problem, index) if problem.position is not None else []
         for comment in covering:
             comment.used.add(problem.code.value)
         if covering and problem.severity is Severity.ERROR:
@@ -99,6 +95,17 @@ def apply_suppressions(
     if not has_errors:
         kept += [problem for comment in comments for problem in _unused(comment, needs_server=needs_server)]
     return kept, suppressed
+
+
+_Place = tuple[str, str, int | None]
+"""File, code, and line of what a comment is about; no line for the whole file."""
+
+
+def _covering(problem: Diagnostic, index: dict[_Place, list[_Comment]]) -> list[_Comment]:
+    """The comments that are about a problem."""
+    file, line = (problem.position.file, problem.position.line) if problem.position is not None else ("", None)
+    lines = {line, None}
+    return [comment for each in lines for comment in index.get((file, problem.code.value, each), ())]
 
 
 def _bad(position: Position, message: str, fix: str) -> Diagnostic:
@@ -116,10 +123,12 @@ def _unused(comment: _Comment, *, needs_server: bool) -> Iterator[Diagnostic]:
 
 
 def _comments(text: Text) -> Iterator[_Comment | Diagnostic]:
-    lines = text.content.splitlines()
+    lines = text.content.split("\n")
+    starts = list(accumulate((len(line) + 1 for line in lines), initial=0))
+    following = _following(lines)
     for match in _COMMENT.finditer(text.content):
-        line = text.content.count("\n", 0, match.start()) + 1
-        start = text.content.rfind("\n", 0, match.start()) + 1
+        line = bisect_right(starts, match.start())
+        start = starts[line - 1]
         position = Position(text.file, line, match.start() - start + 1)
         codes = frozenset(re.findall(r"[^\s,]+", match["codes"] or ""))
         reason = match["reason"].strip(" \t\r:-")
@@ -133,14 +142,17 @@ def _comments(text: Text) -> Iterator[_Comment | Diagnostic]:
             yield _bad(position, "no reason is given", "Say behind the bracket why this is as it should be.")
         else:
             is_alone = not text.content[start : match.start()].strip()
-            about = _next_line(lines, line) if is_alone else line
+            about = following[line] if is_alone else line
             yield _Comment(position, None if match["word"] == "ignore-file" else about, codes, reason)
 
 
-def _next_line(lines: list[str], line: int) -> int:
-    """The line behind this one that holds more than a comment."""
-    for number in range(line + 1, len(lines) + 1):
+def _following(lines: list[str]) -> list[int]:
+    """For each line, by its number, the next one that holds more than a comment; itself where there is none."""
+    found = [0] * (len(lines) + 1)
+    following = 0
+    for number in range(len(lines), 0, -1):
+        found[number] = following or number
         content = lines[number - 1].strip()
         if content and not content.startswith("#"):
-            return number
-    return line
+            following = number
+    return found

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from typing import Any, Final
 
 from .diagnostics import SYNTAX_FIX, Code, Diagnostic, Path, Position, huge_number, too_deep
+from .limits import MAX_DEPTH
 from .places import Mark, Place
 
 _PLACE: Final = re.compile(r" \(at (?:line (\d+), column (\d+)|end of document)\)$")
@@ -24,6 +25,9 @@ def read_toml(text: str, file: str) -> tuple[Any, list[Diagnostic]]:
     Returns:
         The document and its problems; with any problem the document is None.
     """
+    deep = _deep_key(text)
+    if deep is not None:
+        return None, [too_deep(Position(file, *deep))]
     try:
         return tomllib.loads(text), []
     except tomllib.TOMLDecodeError as error:
@@ -41,6 +45,21 @@ def read_toml(text: str, file: str) -> tuple[Any, list[Diagnostic]]:
         message, fix = "a key stands here a second time", "Keep one of them."
         return None, [Diagnostic(Code.DUPLICATE_KEY, (), message, fix, position=position)]
     return None, [Diagnostic(Code.SYNTAX, (), f"not TOML: {reason.lower()}", SYNTAX_FIX, position=position)]
+
+
+def _deep_key(text: str) -> Mark | None:
+    """A dotted key of more levels than a document has: tomllib takes time by the square of its length."""
+    if not any(line.count(".") >= MAX_DEPTH for line in text.splitlines()):
+        return None
+    levels = 0
+    for token in _tokens(text):
+        if token.text == ".":
+            levels += 1
+        elif token.kind not in ("bare", "string"):
+            levels = 0
+        if levels >= MAX_DEPTH:
+            return token.mark
+    return None
 
 
 _TOKENS: Final = re.compile(

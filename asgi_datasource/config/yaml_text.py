@@ -12,7 +12,7 @@ from typing import Any, Final, cast
 import yaml
 
 from .diagnostics import SYNTAX_FIX, Code, Diagnostic, Path, Position, too_deep
-from .limits import MAX_ALIASED_NODES, MAX_DEPTH
+from .limits import MAX_ALIASED_NODES, MAX_DEPTH, MAX_DIAGNOSTICS
 from .places import Compact, Mark, Place
 
 LOADER: Final[Any] = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
@@ -238,9 +238,10 @@ class _Reader:
         return Position(self._file, *_mark(event))
 
     def _note(self, code: Code, event: Any, message: str, fix: str) -> None:
-        self.diagnostics.append(
-            Diagnostic(code, self._path, message, fix, is_about_key=True, position=self._position(event))
-        )
+        if len(self.diagnostics) < MAX_DIAGNOSTICS:
+            self.diagnostics.append(
+                Diagnostic(code, self._path, message, fix, is_about_key=True, position=self._position(event))
+            )
 
     def _stop(self, code: Code, event: Any, message: str, fix: str) -> _Stop:
         return _Stop(Diagnostic(code, self._path, message, fix, position=self._position(event)))

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import random
 from typing import Any
 
 import pytest
 from jsonschema import Draft202012Validator
 
 from asgi_datasource.config import Code, Severity, examine, json_schema
-from asgi_datasource.config.coverage import covers
+from asgi_datasource.config.coverage import Coverage, split_match
 from asgi_datasource.config.url import find_fault
 from tests.config.documents import PASSWORD, full, small
 
@@ -464,7 +465,45 @@ def test_sense_is_checked_beside_mistakes_of_form() -> None:
     ],
 )
 def test_which_rule_covers_which(match: str, other: str, expected: bool) -> None:
+    rules = Coverage()
+    rules.add(match, 7)
+    assert rules.find(other) == (7 if expected else None)
     assert covers(match, other) is expected
+
+
+def covers(match: str, other: str) -> bool:
+    """The same for two rules, spelled out."""
+    method, segments = split_match(match)
+    other_method, others = split_match(other)
+
+    def covers_each(front: tuple[str, ...], behind: tuple[str, ...]) -> bool:
+        return all(
+            segment == theirs or (segment == "*" and theirs not in ("**", ""))
+            for segment, theirs in zip(front, behind, strict=True)
+        )
+
+    if method not in (None, other_method):
+        return False
+    if segments[-1] == "**":
+        return len(others) >= len(segments) - 1 and covers_each(segments[:-1], others[: len(segments) - 1])
+    return len(segments) == len(others) and others[-1] != "**" and covers_each(segments, others)
+
+
+def test_the_first_rule_that_covers_another_is_found_among_many() -> None:
+    chance = random.Random(7)
+
+    def match() -> str:
+        segments = [chance.choice(["a", "b", "*"]) for _ in range(chance.randrange(4))]
+        segments += chance.choice([[], ["**"], [""]]) if segments else [chance.choice(["", "**"])]
+        return f"{chance.choice(['', 'GET ', 'POST ', '* '])}/{'/'.join(segments)}"
+
+    for _ in range(100):
+        matches = [match() for _ in range(30)]
+        rules = Coverage()
+        for index, each in enumerate(matches):
+            expected = next((number for number in range(index) if covers(matches[number], each)), None)
+            assert rules.find(each) == expected, (matches, index)
+            rules.add(each, index)
 
 
 @pytest.mark.parametrize(
