@@ -8,7 +8,9 @@ from enum import StrEnum
 from typing import Any, Final
 
 from .diagnostics import Path, show, show_path
+from .masking import is_masked, show_at
 from .models import Config, TenantConfig
+from .references import at
 from .shapes import is_list, is_mapping
 
 
@@ -182,22 +184,30 @@ def _settings(old: Config, new: Config) -> Iterator[Change]:
 
 def _values(old: Any, new: Any, path: Path, *, skip: tuple[str, ...], tenants: list[str]) -> Iterator[Change]:
     """Settings that differ, key by key, as they are written."""
-    before = old.model_dump(mode="json", by_alias=True, exclude=set(skip))
-    after = new.model_dump(mode="json", by_alias=True, exclude=set(skip))
-    for inner, was, becomes in _leaves(before, after, path):
-        message = f"{_show(was)} becomes {_show(becomes)}"
-        yield _change(Kind.SETTING, Weight.NOTICE, inner, message, tenants)
+    # The dump as JSON has values as a file writes them, and masks secrets: the other one tells whether those differ.
+    shown = [each.model_dump(mode="json", by_alias=True, exclude=set(skip)) for each in (old, new)]
+    held = [each.model_dump(by_alias=True, exclude=set(skip)) for each in (old, new)]
+    for inner in _differing(held[0], held[1], ()):
+        here = (*path, *inner)
+        message = _becomes(here, *(at(each, inner) for each in shown))
+        yield _change(Kind.SETTING, Weight.NOTICE, here, message, tenants)
 
 
-def _leaves(old: Any, new: Any, path: Path) -> Iterator[tuple[Path, Any, Any]]:
+def _differing(old: Any, new: Any, path: Path) -> Iterator[Path]:
     if is_mapping(old) and is_mapping(new):
         for key in dict.fromkeys([*old, *new]):
-            yield from _leaves(old.get(key), new.get(key), (*path, key))
+            yield from _differing(old.get(key), new.get(key), (*path, key))
     elif old != new:
-        yield path, old, new
+        yield path
 
 
-def _show(value: Any) -> str:
+def _becomes(path: Path, before: Any, after: Any) -> str:
+    if before == after or (is_masked(path) and None not in (before, after)):
+        return "has another value"
+    return f"{_show(path, before)} becomes {_show(path, after)}"
+
+
+def _show(path: Path, value: Any) -> str:
     if is_list(value):
         return f"a list of {len(value)}" if value else "an empty list"
-    return "nothing" if value is None else show(value)
+    return "nothing" if value is None else show_at(path, value)

@@ -51,6 +51,6 @@ def explain_code(code: Code) -> Explained:
 @lru_cache(maxsize=1)
 def _explanations() -> dict[Code, Explained]:
     """The content of `codes.yaml`, read on first use: most processes explain nothing."""
-    content = pkgutil.get_data(__package__, "codes.yaml") or b""
+    content = pkgutil.get_data(__name__, "codes.yaml") or b""
     document, _ = read_yaml(content.decode(), "codes.yaml")
     return {Code(code): Explained(Code(code), **entry) for code, entry in document.items()}

@@ -66,11 +66,11 @@ class Search:
     The patterns are those of `glob.glob(..., recursive=True)`, which has no such bound: `/**` walks the whole machine.
 
     Args:
-        most: How many entries all searches of this object may look at together.
+        most: How many entries all searches of this object may look at together; None sets the usual bound.
     """
 
-    def __init__(self, most: int = MAX_ENTRIES) -> None:
-        self._left = most
+    def __init__(self, most: int | None = None) -> None:
+        self._left = MAX_ENTRIES if most is None else most
 
     def find(self, folder: Path, pattern: str) -> tuple[str, ...]:
         """The files that match a pattern, sorted; a pattern without magic is a name, of a folder as well.

@@ -8,7 +8,7 @@ from typing import Any, Final
 
 from .diagnostics import SYNTAX_FIX, Code, Diagnostic, Path, Position, huge_number, too_deep
 from .limits import MAX_DIAGNOSTICS
-from .places import Compact, Mark, Place
+from .places import Compact, Mark, Place, Spans
 
 _STRINGS: Final = re.compile(r'"[^"\\]*(?:\\.[^"\\]*)*"[ \t\n\r]*(:?)', re.DOTALL)
 _TOKENS: Final = re.compile(r'"[^"\\]*(?:\\.[^"\\]*)*"|[{}\[\],:]|[^\s{}\[\],:"]+', re.DOTALL)
@@ -87,13 +87,14 @@ class _Frame:
         self.place = place
 
 
-def locate_json(text: str, file: str, places: Place) -> list[Diagnostic]:
+def locate_json(text: str, file: str, places: Place, spans: Spans | None = None) -> list[Diagnostic]:
     """Fill in the marks of the wanted paths.
 
     Args:
         text: Text that has been read as JSON without a syntax error.
         file: The name that positions carry.
         places: The wanted paths.
+        spans: Collects keys and scalars.
 
     Returns:
         A problem for each key that stands twice.
@@ -111,6 +112,8 @@ def locate_json(text: str, file: str, places: Place) -> list[Diagnostic]:
         mark = (line, start - line_start + 1)
         first = text[start]
         frame = frames[-1] if frames else None
+        is_key = frame is not None and frame.expects_key
+        wants_span = spans is not None and first not in "{}[],:" and spans.wants(line, line)
         if first in "}]":
             frames.pop()
         elif first == ",":
@@ -120,7 +123,7 @@ def locate_json(text: str, file: str, places: Place) -> list[Diagnostic]:
                 frame.expects_key = True
         elif first == ":":
             continue
-        elif frame is not None and frame.expects_key:
+        elif frame is not None and is_key:
             frame.key, frame.key_mark, frame.expects_key = json.loads(token[0]), mark, False
             if frame.key in frame.keys and len(diagnostics) < MAX_DIAGNOSTICS:
                 path: Path = tuple(outer.key for outer in frames)
@@ -138,4 +141,6 @@ def locate_json(text: str, file: str, places: Place) -> list[Diagnostic]:
                 place.key, place.value = None if frame is None else frame.key_mark, mark
             if first in "{[":
                 frames.append(_Frame(first == "{", place))
+        if spans is not None and wants_span:
+            spans.add(tuple(outer.key for outer in frames), mark, (line, mark[1] + len(token[0])), is_key=is_key)
     return diagnostics

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import types
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Annotated, Any, Final, Union, get_args, get_origin
 
@@ -87,35 +87,88 @@ def is_nullable(path: Path) -> bool:
 
 
 @lru_cache(maxsize=1)
+def value_places() -> dict[tuple[str, ...], Value]:
+    """The kind of every scalar of the document by its place, with `*` for names and entries."""
+    return {
+        (*place.path, key, *steps): value
+        for place in sections().values()
+        for key, info in place.fields.items()
+        for steps, value in _values(info.annotation, info.metadata)
+    }
+
+
+@lru_cache(maxsize=1)
 def secret_places() -> tuple[tuple[str, ...], ...]:
     """Every place that holds a secret, with `*` for names and entries: `{file: path}` may stand there."""
-    return tuple(_places(lambda kind: kind.is_secret))
+    return tuple(place for place, value in value_places().items() if value.is_secret)
 
 
 @lru_cache(maxsize=1)
 def file_places() -> tuple[tuple[str, ...], ...]:
     """Every place that holds the path of a file, which starts at the document's folder."""
-    return tuple(_places(lambda kind: kind.name == "FilePath"))
+    return tuple(place for place, value in value_places().items() if value.name == "FilePath")
 
 
-def _places(is_meant: Callable[[Value], bool]) -> Iterator[tuple[str, ...]]:
-    for place in sections().values():
-        for key, info in place.fields.items():
-            for steps in _steps(info.annotation, info.metadata, is_meant):
-                yield (*place.path, key, *steps)
-
-
-def _steps(annotation: Any, metadata: Sequence[Any], is_meant: Callable[[Value], bool]) -> Iterator[tuple[str, ...]]:
-    """The steps from a field of this type to the values of a kind in it."""
-    if any(isinstance(mark, Value) and is_meant(mark) for mark in metadata):
-        yield ()
-        return
+def _values(annotation: Any, metadata: Sequence[Any]) -> Iterator[tuple[tuple[str, ...], Value]]:
+    """The kinds of scalars in a field of this type, and the steps from the field to them."""
+    for mark in metadata:
+        if isinstance(mark, Value):
+            yield (), mark
+            return
     origin, arguments = get_origin(annotation), get_args(annotation)
     if origin is Annotated:
-        yield from _steps(arguments[0], arguments[1:], is_meant)
+        yield from _values(arguments[0], arguments[1:])
     elif origin is dict or origin is tuple:
-        for steps in _steps(arguments[1 if origin is dict else 0], (), is_meant):
-            yield (ANY, *steps)
+        for steps, value in _values(arguments[1 if origin is dict else 0], ()):
+            yield (ANY, *steps), value
     elif origin in (Union, types.UnionType):
         for part in arguments:
-            yield from _steps(part, (), is_meant)
+            yield from _values(part, ())
+
+
+@dataclass(slots=True)
+class _Branch:
+    """The places below one place."""
+
+    inner: dict[str, _Branch] = field(default_factory=dict[str, "_Branch"])
+    value: Value | None = None
+
+
+@lru_cache(maxsize=1)
+def _tree() -> _Branch:
+    root = _Branch()
+    for place, value in value_places().items():
+        branch = root
+        for step in place:
+            branch = branch.inner.setdefault(step, _Branch())
+        branch.value = value
+    return root
+
+
+def value_at(path: Path) -> Value | None:
+    """The kind of the scalar at a path, or of the one that the path leads into; None where the models have none."""
+    branch = _tree()
+    for step in path:
+        if branch.value is not None:
+            break
+        inner = branch.inner.get(str(step)) or branch.inner.get(ANY)
+        if inner is None:
+            return None
+        branch = inner
+    return branch.value
+
+
+def values_below(path: Path) -> Iterator[Value]:
+    """The kinds of all scalars below a place; none where the models have no such place."""
+    branch = _tree()
+    for step in path:
+        inner = branch.inner.get(str(step)) or branch.inner.get(ANY)
+        if inner is None:
+            return
+        branch = inner
+    branches = [branch]
+    while branches:
+        branch = branches.pop()
+        branches += branch.inner.values()
+        if branch.value is not None:
+            yield branch.value

@@ -84,6 +84,7 @@ SettingValue = Annotated[
         rf"(?:[^\x00-\x1f\x7f{{}}]|{_TENANT})*",
         minimum=0,
         maximum=1000,
+        mask=values.hide,  # it names the customer
     ),
 ]
 ZoneName = Annotated[

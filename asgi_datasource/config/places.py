@@ -6,7 +6,9 @@ nothing is wrong. So a reader takes a `Place` tree of the wanted paths with it a
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from typing import Any
 
 from .diagnostics import Path
@@ -58,3 +60,41 @@ class Place:
             best = child.value if is_wanted_value else child.key or child.value
             node = child
         return best
+
+
+@dataclass(frozen=True, slots=True)
+class Span:
+    """A key or a scalar as it stands in a text.
+
+    Attributes:
+        path: The way to it; inside of a key, to the value that it is the key of.
+        is_key: Whether this is the key.
+        start: Where it starts.
+        end: Behind its last character.
+    """
+
+    path: Path
+    is_key: bool
+    start: Mark
+    end: Mark
+
+
+class Spans:
+    """Collects the keys and scalars on some lines of a text, while it is read.
+
+    Args:
+        lines: The lines, from 1.
+    """
+
+    def __init__(self, lines: Iterable[int]) -> None:
+        self.lines = sorted(set(lines))
+        self.found: list[Span] = []
+
+    def wants(self, first: int, last: int) -> bool:
+        """Whether one of the lines is among these."""
+        number = bisect_left(self.lines, first)
+        return number < len(self.lines) and self.lines[number] <= last
+
+    def add(self, path: Path, start: Mark, end: Mark, *, is_key: bool = False) -> None:
+        """Add what stands on a wanted line."""
+        self.found.append(Span(path, is_key, start, end))

@@ -6,7 +6,7 @@ import re
 from typing import Any, Final
 
 from .diagnostics import Code, Diagnostic, Edit, EditKind, Path, Severity
-from .keys import secret_places
+from .keys import secret_places, value_at
 from .references import at, expand
 
 _REFERENCE: Final = re.compile(r"\$\{[^}]*\}")
@@ -20,7 +20,8 @@ def find_plain_secrets(document: Any) -> list[Diagnostic]:
     for pattern in secret_places():
         for path in expand(document, pattern):
             value: object = at(document, path)
-            if isinstance(value, str) and _is_plain(value, is_url=path[-1] == "url"):
+            kind = value_at(path)
+            if isinstance(value, str) and kind is not None and _is_plain(value, is_url=kind.name == "DatabaseUrl"):
                 found.append(_problem(path))
     return found
 

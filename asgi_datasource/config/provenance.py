@@ -9,14 +9,12 @@ from enum import StrEnum
 from typing import Any, Final
 
 from .diagnostics import Code, Diagnostic, Path, show_path
-from .keys import ANY, secret_places, section_at
+from .keys import section_at
 from .loading import Findings
+from .masking import is_masked, mask
 from .models import Config
 from .references import at
 from .shapes import is_list, is_mapping
-from .url import mask_url
-
-HIDDEN: Final = "**********"
 
 
 class Provenance(StrEnum):
@@ -74,17 +72,17 @@ def resolve_document(config: Config, findings: Findings, *, with_defaults: bool)
     located = layers.locate([Diagnostic(Code.SYNTAX, path, "", "") for path, _ in places]) if layers is not None else []
     values: list[Shown] = []
     for (path, value), problem in zip(places, located, strict=True):
-        shown, reference = _masked(path, value)
-        where = str(problem.position)
+        reference = _reference(path, value)
         provenance = Provenance.FILE if reference is None else Provenance.REFERENCE
-        values.append(Shown(show_path(path), shown, provenance, where if reference is None else f"{where} {reference}"))
+        where = " ".join(filter(None, (str(problem.position), reference)))
+        values.append(Shown(show_path(path), mask(path, value), provenance, where))
     if with_defaults:
         values += _defaults(config, written)
-    return Resolved(_mask_all(written, ()), tuple(values))
+    return Resolved(mask((), written), tuple(values))
 
 
 def _leaves(value: Any, path: Path) -> Iterator[tuple[Path, Any]]:
-    if is_mapping(value) and value and not _is_secret(path):
+    if is_mapping(value) and value and not is_masked(path):
         for key, child in value.items():
             yield from _leaves(child, (*path, key))
     elif is_list(value) and any(is_mapping(entry) for entry in value):
@@ -94,39 +92,16 @@ def _leaves(value: Any, path: Path) -> Iterator[tuple[Path, Any]]:
         yield path, value
 
 
-def _is_secret(path: Path) -> bool:
-    return any(
-        len(pattern) == len(path) and all(step in (ANY, part) for step, part in zip(pattern, path, strict=True))
-        for pattern in secret_places()
-    )
-
-
 _REFERENCE: Final = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)(?::-[^{}]*)?\}")
 
 
-def _masked(path: Path, value: Any) -> tuple[Any, str | None]:
-    """A value as it is shown, and the reference in it."""
-    if _is_secret(path):
-        if is_mapping(value):
-            kind = next(iter(value), "")
-            return HIDDEN, f"{{{kind}}}"
-        names = _REFERENCE.findall(value) if isinstance(value, str) else []
-        shown = value if isinstance(value, str) and _REFERENCE.fullmatch(value) and ":-" not in value else None
-        return shown or mask_url(str(value)), ", ".join(f"${{{name}}}" for name in names) or None
-    if path[:1] == ("tenants",) and "row_security" in path:
-        return HIDDEN, None
-    names = _REFERENCE.findall(value) if isinstance(value, str) else []
-    return value, ", ".join(f"${{{name}}}" for name in names) or None
-
-
-def _mask_all(value: Any, path: Path) -> Any:
-    if _is_secret(path):
-        return _masked(path, value)[0]
+def _reference(path: Path, value: Any) -> str | None:
+    """The references in a value, without their defaults."""
     if is_mapping(value):
-        return {key: _mask_all(child, (*path, key)) for key, child in value.items()}
-    if is_list(value):
-        return [_mask_all(child, (*path, index)) for index, child in enumerate(value)]
-    return _masked(path, value)[0] if path else value
+        return f"{{{next(iter(value), '')}}}" if is_masked(path) else None
+    entries: list[Any] = value if is_list(value) else [value]
+    names = [name for entry in entries if isinstance(entry, str) for name in _REFERENCE.findall(entry)]
+    return ", ".join(f"${{{name}}}" for name in names) or None
 
 
 def _defaults(config: Config, written: Any) -> list[Shown]:
@@ -142,8 +117,8 @@ def _defaults(config: Config, written: Any) -> list[Shown]:
             here = (*path, key)
             if place is None or is_mapping(child):
                 walk(child, here)
-            elif at(written, here) is None and key in place.fields and not _is_secret(here):
-                found.append(Shown(show_path(here), child, Provenance.DEFAULT, "default"))
+            elif at(written, here) is None and key in place.fields:
+                found.append(Shown(show_path(here), mask(here, child), Provenance.DEFAULT, "default"))
 
     walk(dumped, ())
     return found

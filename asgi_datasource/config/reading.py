@@ -13,7 +13,7 @@ from .diagnostics import Code, Diagnostic, Path, Position
 from .files import open_file
 from .json_text import locate_json, read_json
 from .limits import MAX_BYTES
-from .places import Compact, Mark, Place
+from .places import Compact, Mark, Place, Span, Spans
 from .toml_text import locate_toml, read_toml
 from .yaml_text import read_yaml
 
@@ -159,3 +159,19 @@ def find_marks(text: Text, places: Iterable[tuple[Path, bool]]) -> dict[tuple[Pa
     else:
         locate_toml(text.content, tree)
     return {(path, is_about_key): tree.find(path, is_about_key=is_about_key) for path, is_about_key in wanted}
+
+
+def find_spans(text: Text, lines: Iterable[int]) -> list[Span]:
+    """The keys and scalars on some lines of a text, in their order.
+
+    Of a text with a syntax error there are those in front of the error in YAML, and none in TOML and JSON.
+    """
+    spans = Spans(lines)
+    if text.format is Format.YAML:
+        read_yaml(text.content, text.file, spans=spans)
+    elif read_text(text)[0] is not None:
+        if text.format is Format.JSON:
+            locate_json(text.content, text.file, Place(), spans)
+        else:
+            locate_toml(text.content, Place(), spans)
+    return spans.found

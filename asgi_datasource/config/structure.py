@@ -16,6 +16,7 @@ from .diagnostics import Code, Diagnostic, Edit, EditKind, Path, Suggestions, sh
 from .durations import suggest_duration
 from .keys import section_at
 from .limits import MAX_DIAGNOSTICS
+from .masking import is_masked, show_at
 from .models import Config, TenantConfig
 from .shapes import is_mapping
 from .tenants import OWNED
@@ -170,12 +171,12 @@ def _wrong_value(path: Path, expected: Value, value: object, suggestions: Sugges
     if (planned := _planned(expected, value)) is not None:
         message, fix = f"{planned} is not yet supported", f"Use {expected.expects}."
         return Diagnostic(Code.NOT_YET_SUPPORTED, path, message, fix, edit=example)
-    message = f"expected {expected.expects}; found {show(value)}"
+    message = f"expected {expected.expects}"
     if isinstance(value, Given):
-        message, fix = f"expected {expected.expects}", "What the environment or the file holds is something else."
+        fix = "What the environment or the file holds is something else."
         return Diagnostic(Code.WRONG_VALUE, path, message, fix, edit=example)
-    if expected.is_secret and isinstance(value, str):
-        message = f"expected {expected.expects}"
+    if not expected.is_secret or not isinstance(value, str):
+        message += f"; found {show_at(path, value)}"
     code = Code.WRONG_VALUE if _json_type(value) in expected.types else Code.WRONG_TYPE
     told, edit = _fix_for_value(expected, value, path, suggestions)
     return Diagnostic(code, path, message, told or _for_example(path), edit=edit or example)
@@ -218,7 +219,7 @@ def _fix_for_value(
     if expected.is_duration:
         meant = suggest_duration(str(value), whole_seconds=expected.name == "WholeSeconds")
         return (f"Write the unit: {meant}.", _safe(path, meant)) if meant is not None else (None, None)
-    return f"Quote it: '{show(value)}'.", _safe(path, str(value))
+    return "Quote it." if is_masked(path) else f"Quote it: '{show(value)}'.", _safe(path, str(value))
 
 
 def _fix_for_string(
@@ -287,4 +288,4 @@ def _wrong_shape(path: Path, kind: str, value: object) -> Diagnostic:
         edit = Edit(EditKind.REPLACE, path, [value])
     else:
         fix = _for_example(path)
-    return Diagnostic(Code.WRONG_TYPE, path, f"expected {expected}; found {show(value)}", fix, edit=edit)
+    return Diagnostic(Code.WRONG_TYPE, path, f"expected {expected}; found {show_at(path, value)}", fix, edit=edit)

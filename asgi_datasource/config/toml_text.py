@@ -9,7 +9,7 @@ from typing import Any, Final
 
 from .diagnostics import SYNTAX_FIX, Code, Diagnostic, Path, Position, huge_number, too_deep
 from .limits import MAX_DEPTH
-from .places import Mark, Place
+from .places import Mark, Place, Spans
 
 _PLACE: Final = re.compile(r" \(at (?:line (\d+), column (\d+)|end of document)\)$")
 _QUOTED: Final = re.compile(r"(['\"]).{2,}\1|\(.*\)")
@@ -79,6 +79,13 @@ class _Token:
 
     __slots__ = ("kind", "mark", "text")
 
+    @property
+    def end(self) -> Mark:
+        """Behind its last character."""
+        line, column = self.mark
+        lines = self.text.count("\n")
+        return (line + lines, len(self.text) - self.text.rindex("\n")) if lines else (line, column + len(self.text))
+
     def __init__(self, kind: str, text: str, mark: Mark) -> None:
         self.kind = kind
         self.text = text
@@ -101,9 +108,10 @@ def _tokens(text: str) -> Iterator[_Token]:
 class _Locator:
     """Walks over text that is TOML, for certain: it has been read."""
 
-    def __init__(self, text: str, places: Place) -> None:
+    def __init__(self, text: str, places: Place, spans: Spans | None) -> None:
         self._tokens = _tokens(text)
         self._places = places
+        self._spans = spans
         self._tables: dict[Path, int] = {}
         """How many tables an array of tables has so far, by its path."""
         self._token = next(self._tokens)
@@ -134,9 +142,11 @@ class _Locator:
             self._advance()
         table: Path = ()
         keys = list(self._keys())
-        for number, (key, mark) in enumerate(keys, start=1):
+        for number, (key, token) in enumerate(keys, start=1):
             table = (*table, key)
+            mark = token.mark
             self._note_key(table, mark)
+            self._note_span(table, token, token, is_key=True)
             if is_array and number == len(keys):
                 self._tables[table] = self._tables.get(table, 0) + 1
             if table in self._tables:
@@ -149,31 +159,33 @@ class _Locator:
     def _pair(self, table: Path) -> Path:
         """A key and its value, in a table or between braces; the table itself is handed back."""
         path = table
-        for key, mark in self._keys():
+        for key, token in self._keys():
             path = (*path, key)
-            self._note_key(path, mark)
+            self._note_key(path, token.mark)
+            self._note_span(path, token, token, is_key=True)
         self._advance()  # the equals sign
         self._value(path)
         return table
 
-    def _keys(self) -> Iterator[tuple[str, Mark]]:
+    def _keys(self) -> Iterator[tuple[str, _Token]]:
         while True:
             token = self._advance()
-            yield token.text if token.kind == "bare" else _unquoted(token.text), token.mark
+            yield token.text if token.kind == "bare" else _unquoted(token.text), token
             if self._token.text != ".":
                 return
             self._advance()
 
     def _value(self, path: Path) -> None:
-        self._note_value(path, self._token.mark)
-        opening = self._advance().text
-        if opening == "[":
+        first = last = self._advance()
+        self._note_value(path, first.mark)
+        if first.text == "[":
             self._entries(path, "]")
-        elif opening == "{":
+        elif first.text == "{":
             self._entries(path, "}")
         else:
             while self._token.kind in ("bare", "sign", "string") and self._token.text not in (",", "]", "}"):
-                self._advance()  # the rest of a number or a time
+                last = self._advance()  # the rest of a number or a time
+            self._note_span(path, first, last)
 
     def _entries(self, path: Path, closing: str) -> None:
         index = 0
@@ -203,6 +215,10 @@ class _Locator:
             place.key = mark if isinstance(path[-1], str) else None
             place.value = mark
 
+    def _note_span(self, path: Path, first: _Token, last: _Token, *, is_key: bool = False) -> None:
+        if self._spans is not None and self._spans.wants(first.mark[0], last.end[0]):
+            self._spans.add(path, first.mark, last.end, is_key=is_key)
+
     def _note_value(self, path: Path, mark: Mark) -> None:
         place = self._place(path)
         if place is not None:
@@ -215,14 +231,15 @@ def _unquoted(key: str) -> str:
     return next(iter(found))
 
 
-def locate_toml(text: str, places: Place) -> None:
+def locate_toml(text: str, places: Place, spans: Spans | None = None) -> None:
     """Fill in the marks of the wanted paths.
 
     Args:
         text: Text that has been read as TOML.
         places: The wanted paths.
+        spans: Collects keys and scalars.
     """
     try:
-        _Locator(text, places).walk()
+        _Locator(text, places, spans).walk()
     except RecursionError:
         return  # Nested without measure: that is what the message is about, and its place is the file.

@@ -20,7 +20,8 @@ _PARTS: Final = re.compile(
     rf"(?P<scheme>postgres(?:ql)?)://(?:[^@/?#\s]*@)?(?P<hosts>{_HOST}(?:,{_HOST})*)"
     r"(?:/(?P<dbname>[^@/?#\s]*))?(?:\?[^@#\s]*)?"
 )
-_HIDDEN: Final = "**********"
+HIDDEN: Final = "**********"
+"""What is printed in place of a secret."""
 
 
 class DatabaseUrl(SecretStr):
@@ -37,7 +38,7 @@ def mask_url(url: str) -> str:
     """
     parts = _PARTS.fullmatch(url)
     if parts is None or not parts["hosts"]:
-        return _HIDDEN if url else ""
+        return HIDDEN if url else ""
     dbname = f"/{parts['dbname']}" if parts["dbname"] else ""
     return f"{parts['scheme']}://{parts['hosts']}{dbname}"
 

@@ -17,10 +17,15 @@ from pydantic_core import CoreSchema, core_schema
 
 from .durations import DURATION, WHOLE_SECONDS, format_duration, parse_duration
 from .sizes import SIZE, format_size, parse_size
-from .url import URL_PATTERN, DatabaseUrl, read_url
+from .url import HIDDEN, URL_PATTERN, DatabaseUrl, mask_url, read_url
 
 DEFINITION: Final = "x-definition"
 """Marks the place of a value in the schema that pydantic generates; `schema.py` puts a `$ref` there."""
+
+
+def hide(_: str) -> str:
+    """What may be printed of a value that is hidden as a whole."""
+    return HIDDEN
 
 
 class Given(str):
@@ -43,7 +48,8 @@ class Value:
         planned: What a later version accepts, as it is written; `*` is any other number.
         takes_reference: Whether `${NAME}` may stand in its place.
         is_free: Whether it may hold `${` as such, written `$${`.
-        is_secret: Whether messages never show it.
+        is_secret: Whether it may come from a file or a program, as `{file: path}`.
+        mask: What of the value may be printed; None prints it as it is.
         is_duration: Whether it is a length of time.
         serialize: How JSON dumps write it.
     """
@@ -58,6 +64,7 @@ class Value:
     takes_reference: bool = True
     is_free: bool = False
     is_secret: bool = False
+    mask: Callable[[str], str] | None = None
     is_duration: bool = False
     serialize: Callable[[Any], Any] | None = None
 
@@ -174,6 +181,7 @@ def text(
     reserved: str | None = None,
     takes_reference: bool = True,
     is_free: bool = False,
+    mask: Callable[[str], str] | None = None,
 ) -> Value:
     """A string of a certain form, checked without calling Python: there may be 100,000 of them.
 
@@ -186,6 +194,7 @@ def text(
         reserved: The one string of that form that it may not be.
         takes_reference: Whether `${NAME}` may stand in its place.
         is_free: Whether it may hold `${` as such, written `$${`.
+        mask: What of the value may be printed; None prints it as it is.
     """
     anchored = f"^(?:{pattern})$"
     core: CoreSchema = core_schema.str_schema(strict=True, pattern=anchored, min_length=minimum, max_length=maximum)
@@ -199,7 +208,7 @@ def text(
 
         core = core_schema.no_info_after_validator_function(check, core)
         schema["not"] = {"const": reserved}
-    return Value(name, expects, ("string",), schema, core, takes_reference=takes_reference, is_free=is_free)
+    return Value(name, expects, ("string",), schema, core, takes_reference=takes_reference, is_free=is_free, mask=mask)
 
 
 def duration(name: str, *, whole_seconds: bool = False) -> Value:
@@ -272,6 +281,7 @@ def database_url(name: str) -> Value:
         _plain(check),
         is_free=True,
         is_secret=True,
+        mask=mask_url,
         serialize=str,
     )
 
@@ -298,5 +308,6 @@ def secret_text(name: str) -> Value:
         _plain(check),
         is_free=True,
         is_secret=True,
+        mask=hide,
         serialize=str,
     )

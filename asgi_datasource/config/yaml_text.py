@@ -13,7 +13,7 @@ import yaml
 
 from .diagnostics import SYNTAX_FIX, Code, Diagnostic, Path, Position, too_deep
 from .limits import MAX_ALIASED_NODES, MAX_DEPTH, MAX_DIAGNOSTICS
-from .places import Compact, Mark, Place
+from .places import Compact, Mark, Place, Spans
 
 LOADER: Final[Any] = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 """libyaml's parser where PyYAML was built with it: twenty times as fast."""
@@ -66,10 +66,11 @@ class _Anchored:
 class _Reader:
     """Builds the document from the events of one text."""
 
-    def __init__(self, file: str, places: Place | None, compact: Compact | None) -> None:
+    def __init__(self, file: str, places: Place | None, compact: Compact | None, spans: Spans | None) -> None:
         self._file = file
         self._compact = compact
         self._places = places
+        self._spans = spans
         self._frames: list[_Frame] = []
         self._anchors: dict[str, _Anchored | None] = {}
         self._nodes = 0
@@ -120,6 +121,8 @@ class _Reader:
         frame.key_mark = _mark(event)
         frame.key = key
         frame.expects_key = False
+        if self._spans is not None:
+            self._note_span(self._path, event, is_key=True)
         if event.anchor is not None or (event.tag is not None and event.tag not in ("!", f"{_TAG}str")):
             self._note(Code.NOT_PLAIN, event, "a key with an anchor or a tag", "Write the key as a plain string.")
         if key in frame.container:
@@ -180,6 +183,9 @@ class _Reader:
             Its place, when something in it is wanted.
         """
         key_mark: Mark | None = None
+        if self._spans is not None and (type(event) is yaml.ScalarEvent or type(event) is yaml.AliasEvent):
+            last = [] if frame is None or frame.is_mapping else [len(frame.container)]
+            self._note_span((*self._path[: -1 if last else None], *last), event)
         if frame is None:
             self.document = value
             place = self._places
@@ -237,6 +243,11 @@ class _Reader:
     def _position(self, event: Any) -> Position:
         return Position(self._file, *_mark(event))
 
+    def _note_span(self, path: Path, event: Any, *, is_key: bool = False) -> None:
+        end = (event.end_mark.line + 1, event.end_mark.column + 1)
+        if self._spans is not None and self._spans.wants(event.start_mark.line + 1, end[0]):
+            self._spans.add(path, _mark(event), end, is_key=is_key)
+
     def _note(self, code: Code, event: Any, message: str, fix: str) -> None:
         if len(self.diagnostics) < MAX_DIAGNOSTICS:
             self.diagnostics.append(
@@ -252,7 +263,13 @@ def _mark(event: Any) -> Mark:
 
 
 def read_yaml(
-    text: str, file: str, *, places: Place | None = None, compact: Compact | None = None, loader: Any = LOADER
+    text: str,
+    file: str,
+    *,
+    places: Place | None = None,
+    compact: Compact | None = None,
+    spans: Spans | None = None,
+    loader: Any = LOADER,
 ) -> tuple[Any, list[Diagnostic]]:
     """Read one YAML document.
 
@@ -261,12 +278,13 @@ def read_yaml(
         file: The name that positions carry.
         places: Wanted paths, whose marks are filled in.
         compact: Makes mappings with the key `datasource` compact as soon as they are read.
+        spans: Collects keys and scalars, up to what ends the reading.
         loader: The class of PyYAML's whose parser is used.
 
     Returns:
         The document and its problems; after one that ends the reading, the document is None.
     """
-    reader = _Reader(file, places, compact)
+    reader = _Reader(file, places, compact, spans)
     try:
         reader.read(text, loader)
     except _Stop as stop:

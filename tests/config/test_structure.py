@@ -98,8 +98,8 @@ MISTAKES = [
         {"app.tenant": 42},
         Code.WRONG_TYPE,
         'tenants.acme.row_security."app.tenant"',
-        "found 42",
-        "Quote it: '42'",
+        "found a number",
+        "Quote it.",
     ),
     (POOL, "max_size", "20", Code.WRONG_TYPE, "datasources.orders.pool.max_size", "found '20'", "without quotes"),
     (
