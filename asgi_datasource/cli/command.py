@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from argparse import ArgumentParser, Namespace
+from dataclasses import dataclass
 from enum import IntEnum
 from typing import Protocol
 
@@ -36,6 +37,28 @@ class Result(Protocol):
             style: How to emphasise text; other formats have no use for it.
         """
         ...
+
+
+class Clean:
+    """A result in which there is nothing to find."""
+
+    __slots__ = ()
+
+    @property
+    def exit_code(self) -> ExitCode:
+        """0."""
+        return ExitCode.CLEAN
+
+
+@dataclass(frozen=True, slots=True)
+class Printed(Clean):
+    """Text that is printed as it is."""
+
+    text: str
+
+    def render(self, form: str, style: Style) -> str:
+        """The text itself."""
+        return self.text.rstrip("\n")
 
 
 class Command(Protocol):

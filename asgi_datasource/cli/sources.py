@@ -26,8 +26,24 @@ def offer_overlays(parser: ArgumentParser) -> None:
     )
 
 
-def offer_environment(parser: ArgumentParser) -> None:
-    """Add the options for references."""
+def offer_file(parser: ArgumentParser) -> None:
+    """Add the argument that names the configuration."""
+    parser.add_argument("file", nargs="?", metavar="FILE", help="YAML, TOML or JSON; datasource.yaml unless told")
+
+
+def offer_environment(parser: ArgumentParser, *, is_optional: bool = False) -> None:
+    """Add the options for references.
+
+    Args:
+        parser: The command's parser.
+        is_optional: Whether references are looked up only on request.
+    """
+    if is_optional:
+        parser.add_argument(
+            "--environment",
+            action="store_true",
+            help="look references up, in the environment and in files; without it they stand for valid values",
+        )
     group = parser.add_argument_group("what the configuration takes from outside")
     group.add_argument("--env-file", metavar="FILE", help="NAME=value lines, beside the environment's own variables")
     group.add_argument("--allow-commands", action="store_true", help="run the programs of {command: [...]}")
@@ -40,6 +56,16 @@ def environment(options: Namespace) -> dict[str, str]:
         CannotRun: The file of `--env-file` cannot be read.
     """
     return {**os.environ, **(read_env_file(options.env_file) if options.env_file else {})}
+
+
+def environment_on_request(options: Namespace) -> dict[str, str] | None:
+    """The same where they are looked up only on request; None when nobody asks for it.
+
+    Raises:
+        CannotRun: The file of `--env-file` cannot be read.
+    """
+    is_wanted = options.environment or options.env_file or options.allow_commands
+    return environment(options) if is_wanted else None
 
 
 def read_env_file(name: str) -> dict[str, str]:
@@ -77,9 +103,24 @@ def find_file() -> str:
     raise CannotRun(f"there is no {', '.join(NAMES[:-1])} or {NAMES[-1]} here", "Name the file.")
 
 
-def source_of(file: str, options: Namespace) -> ConfigFile:
-    """A file with the overlays that were asked for."""
-    return ConfigFile(file, tuple(options.overlay), allow_commands=bool(getattr(options, "allow_commands", False)))
+def examine_file(
+    file: str, options: Namespace, environ: Mapping[str, str] | None, *, needs_resolver: bool = True
+) -> Findings:
+    """The findings of a file.
+
+    Args:
+        file: The file.
+        options: The options of `offer_overlays` and `offer_environment`.
+        environ: The variables; None looks nothing up, and references stand for valid values.
+        needs_resolver: Whether the command needs `tenancy.resolve`, unless the application brings resolvers.
+    """
+    source = ConfigFile(file, tuple(options.overlay), allow_commands=options.allow_commands)
+    return examine(
+        source,
+        environ=environ,
+        is_offline=environ is None,
+        needs_resolver=needs_resolver and not options.resolvers_in_code,
+    )
 
 
 def load_or_refuse(findings: Findings) -> Config:
@@ -97,21 +138,10 @@ def load_or_refuse(findings: Findings) -> Config:
     return findings.config
 
 
-def load_config(file: str, options: Namespace, environ: Mapping[str, str] | None = None) -> Config:
-    """Load a configuration for a command that needs a right one.
-
-    Args:
-        file: The file.
-        options: The options of `offer_overlays`, and of `offer_environment` where the command has them.
-        environ: The variables; None looks nothing up, and references stand for valid values.
+def load_config(file: str, options: Namespace, environ: Mapping[str, str] | None) -> Config:
+    """The config of a file without errors; the arguments are those of `examine_file`.
 
     Raises:
         CannotRun: It has errors.
     """
-    findings = examine(
-        source_of(file, options),
-        environ=environ,
-        is_offline=environ is None,
-        needs_resolver=not options.resolvers_in_code,
-    )
-    return load_or_refuse(findings)
+    return load_or_refuse(examine_file(file, options, environ))

@@ -3,27 +3,10 @@
 from __future__ import annotations
 
 from argparse import ArgumentParser, Namespace
-from dataclasses import dataclass
 
-from ..command import ExitCode, offer_formats
-from ..console import Console, Style
+from ..command import Printed, offer_formats
+from ..console import Console
 from ..shells import SHELLS, write_script
-
-
-@dataclass(frozen=True, slots=True)
-class Script:
-    """A shell's completion script."""
-
-    content: str
-
-    @property
-    def exit_code(self) -> ExitCode:
-        """There is nothing to find."""
-        return ExitCode.CLEAN
-
-    def render(self, form: str, style: Style) -> str:
-        """The script itself."""
-        return self.content.rstrip("\n")
 
 
 def configure(parser: ArgumentParser) -> None:
@@ -36,6 +19,6 @@ def configure(parser: ArgumentParser) -> None:
     offer_formats(parser, "script")
 
 
-def run(options: Namespace, console: Console) -> Script:
+def run(options: Namespace, console: Console) -> Printed:
     """Write the script from the commands' own parsers."""
-    return Script(write_script(options.shell))
+    return Printed(write_script(options.shell))

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from ...config import Change, ChangeWeight, describe_changes, find_changes
 from ..command import ExitCode, offer_formats
 from ..console import Console, Style
-from ..sources import environment, load_config, offer_environment, offer_overlays
+from ..sources import environment_on_request, load_config, offer_environment, offer_overlays
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,16 +94,13 @@ def configure(parser: ArgumentParser) -> None:
     parser.add_argument("old", metavar="OLD", help="the file before, such as the main branch's")
     parser.add_argument("new", metavar="NEW", help="the file after")
     parser.add_argument("--exit-code", action="store_true", help="exit with 1 when a change is dangerous")
-    parser.add_argument(
-        "--environment", action="store_true", help="look references up, in the environment and in files"
-    )
     offer_overlays(parser)
-    offer_environment(parser)
+    offer_environment(parser, is_optional=True)
     offer_formats(parser, "text", "markdown", "json")
 
 
 def run(options: Namespace, console: Console) -> Difference:
     """Load both, and compare."""
-    variables = environment(options) if options.environment or options.env_file or options.allow_commands else None
+    variables = environment_on_request(options)
     old, new = (load_config(file, options, variables) for file in (options.old, options.new))
     return Difference(options.old, options.new, tuple(find_changes(old, new)), options.exit_code)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..command import CannotRun, ExitCode, offer_formats
 from ..console import Console, Style
-from ..sources import environment, find_file, load_config, offer_environment, offer_overlays
+from ..sources import environment_on_request, find_file, load_config, offer_environment, offer_file, offer_overlays
 
 if TYPE_CHECKING:
     from ...registry.explain import Explanation
@@ -108,7 +108,7 @@ def _servers(document: dict[str, Any], style: Style) -> list[str]:
 
 def configure(parser: ArgumentParser) -> None:
     """The file, the request, and how the servers look."""
-    parser.add_argument("file", nargs="?", metavar="FILE", help="YAML, TOML or JSON; datasource.yaml unless told")
+    offer_file(parser)
     request = parser.add_argument_group("the request")
     request.add_argument("--method", default="GET", metavar="METHOD", help="GET unless told")
     request.add_argument("--path", default="/", metavar="PATH", help="with its query string; / unless told")
@@ -131,11 +131,8 @@ def configure(parser: ArgumentParser) -> None:
     request.add_argument("--pinned", action="store_true", help="the request has written already")
     request.add_argument("--sticky", metavar="REPLICA", help="the replica that it has read from already")
     parser.add_argument("--state", metavar="FILE", help="how the servers look: JSON, as registry.state() tells it")
-    parser.add_argument(
-        "--environment", action="store_true", help="look references up, in the environment and in files"
-    )
     offer_overlays(parser)
-    offer_environment(parser)
+    offer_environment(parser, is_optional=True)
     offer_formats(parser, "text", "json")
 
 
@@ -151,8 +148,7 @@ def run(options: Namespace, console: Console) -> Explained:
     from ...routing import AccessIntent
 
     file: str = options.file or find_file()
-    wants_environment = options.environment or options.env_file or options.allow_commands
-    config = load_config(file, options, environment(options) if wants_environment else None)
+    config = load_config(file, options, environment_on_request(options))
     consistency = config.consistency
     if consistency.token != "off" and consistency.secret is None:  # noqa: S105 - a word of the configuration
         if any(as_position(text) is None for text in options.token):

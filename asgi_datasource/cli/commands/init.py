@@ -9,13 +9,13 @@ from argparse import ArgumentParser, Namespace
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..command import CannotRun, ExitCode, offer_formats
+from ..command import CannotRun, Clean, offer_formats
 from ..console import Console, Style
 from ..starting import Origin, Server, from_django, from_object, from_url, render_config
 
 
 @dataclass(frozen=True, slots=True)
-class Started:
+class Started(Clean):
     """A first configuration.
 
     Attributes:
@@ -27,11 +27,6 @@ class Started:
     file: str | None
     content: str
     origin: Origin
-
-    @property
-    def exit_code(self) -> ExitCode:
-        """There is nothing to find."""
-        return ExitCode.CLEAN
 
     def render(self, form: str, style: Style) -> str:
         """The file itself, or what to do with it."""

@@ -7,20 +7,15 @@ from argparse import ArgumentParser, Namespace
 from dataclasses import dataclass
 
 from ...config import Code, Explained, explain_code
-from ..command import CannotRun, ExitCode, offer_formats
+from ..command import CannotRun, Clean, offer_formats
 from ..console import Console, Style
 
 
 @dataclass(frozen=True, slots=True)
-class Rules:
+class Rules(Clean):
     """Some codes, explained."""
 
     explained: tuple[Explained, ...]
-
-    @property
-    def exit_code(self) -> ExitCode:
-        """There is nothing to find."""
-        return ExitCode.CLEAN
 
     def render(self, form: str, style: Style) -> str:
         """Markdown, or the same as JSON."""

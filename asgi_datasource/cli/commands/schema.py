@@ -4,28 +4,10 @@ from __future__ import annotations
 
 import json
 from argparse import ArgumentParser, Namespace
-from dataclasses import dataclass
-from typing import Any
 
 from ...config import json_schema, part_schema
-from ..command import ExitCode, offer_formats
-from ..console import Console, Style
-
-
-@dataclass(frozen=True, slots=True)
-class Schema:
-    """A JSON Schema."""
-
-    content: dict[str, Any]
-
-    @property
-    def exit_code(self) -> ExitCode:
-        """There is nothing to find."""
-        return ExitCode.CLEAN
-
-    def render(self, form: str, style: Style) -> str:
-        """The schema as JSON."""
-        return json.dumps(self.content, indent=2, ensure_ascii=False)
+from ..command import Printed, offer_formats
+from ..console import Console
 
 
 def configure(parser: ArgumentParser) -> None:
@@ -34,6 +16,7 @@ def configure(parser: ArgumentParser) -> None:
     offer_formats(parser, "json")
 
 
-def run(options: Namespace, console: Console) -> Schema:
+def run(options: Namespace, console: Console) -> Printed:
     """Make the schema from the models."""
-    return Schema(part_schema() if options.part else json_schema())
+    schema = part_schema() if options.part else json_schema()
+    return Printed(json.dumps(schema, indent=2, ensure_ascii=False))

@@ -9,17 +9,16 @@ from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ...config import examine
 from ...errors import DataError
 from ...tenancy import PolicyRules, policy_sql
 from ...tenancy.provisioning import Provisioner, Record, compile_provisioning
-from ..command import CannotRun, ExitCode, offer_formats
+from ..command import CannotRun, Clean, ExitCode, Printed, offer_formats
 from ..console import Console, Style
-from ..sources import environment, find_file, load_or_refuse, offer_environment, offer_overlays, source_of
+from ..sources import environment, examine_file, find_file, load_or_refuse, offer_environment, offer_overlays
 
 
 @dataclass(frozen=True, slots=True)
-class Done:
+class Done(Clean):
     """What was done with a tenant.
 
     Attributes:
@@ -31,11 +30,6 @@ class Done:
     action: str
     tenant: str
     detail: str
-
-    @property
-    def exit_code(self) -> ExitCode:
-        """It was done."""
-        return ExitCode.CLEAN
 
     def render(self, form: str, style: Style) -> str:
         """One line, or JSON."""
@@ -71,22 +65,6 @@ class Listing:
         widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
         lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
         return "\n".join([style.bold(lines[0]), *lines[1:]])
-
-
-@dataclass(frozen=True, slots=True)
-class Script:
-    """SQL to be put into a migration."""
-
-    text: str
-
-    @property
-    def exit_code(self) -> ExitCode:
-        """It was printed."""
-        return ExitCode.CLEAN
-
-    def render(self, form: str, style: Style) -> str:
-        """The SQL."""
-        return self.text.rstrip("\n")
 
 
 def _as_json(record: Record) -> dict[str, Any]:
@@ -150,12 +128,12 @@ def configure(parser: ArgumentParser) -> None:
     offer_formats(sql, "text")
 
 
-def run(options: Namespace, console: Console) -> Done | Listing | Script:
+def run(options: Namespace, console: Console) -> Done | Listing | Printed:
     """Do it."""
     if options.operation == "sql":
         try:
             rules = PolicyRules(setting=options.setting, column=options.column, type=options.type)
-            return Script(policy_sql(options.tables, rules))
+            return Printed(policy_sql(options.tables, rules))
         except ValueError as error:
             raise CannotRun(str(error), "See asgi-datasource tenants sql --help.") from None
     if options.operation == "drop" and options.yes != options.name:
@@ -163,7 +141,7 @@ def run(options: Namespace, console: Console) -> Done | Listing | Script:
             f"dropping {options.name!r} takes away all that it has", f"If that is meant, add --yes {options.name}."
         )
     file: str = options.config or find_file()
-    findings = examine(source_of(file, options), environ=environment(options), needs_resolver=False)
+    findings = examine_file(file, options, environment(options), needs_resolver=False)
     provisioner = Provisioner(compile_provisioning(load_or_refuse(findings)), tell=console.progress)
     try:
         return asyncio.run(_OPERATIONS[options.operation](provisioner, options))

@@ -6,11 +6,11 @@ from argparse import ArgumentParser, Namespace
 from collections.abc import Callable
 from pathlib import Path
 
-from ...config import Code, Findings, edit_text, examine
+from ...config import Code, Findings, edit_text
 from ..command import CannotRun, offer_formats
 from ..console import Console
 from ..rendering import FORMATS, Report
-from ..sources import environment, find_file, offer_environment, offer_overlays, source_of
+from ..sources import environment_on_request, examine_file, find_file, offer_environment, offer_overlays
 
 
 def configure(parser: ArgumentParser) -> None:
@@ -24,28 +24,17 @@ def configure(parser: ArgumentParser) -> None:
     )
     parser.add_argument("--strict", action="store_true", help="exit with 1 on warnings and hints as well")
     offer_overlays(parser)
-    parser.add_argument(
-        "--environment",
-        action="store_true",
-        help="look references up, in the environment and in files; without it they stand for valid values",
-    )
-    offer_environment(parser)
+    offer_environment(parser, is_optional=True)
     offer_formats(parser, *FORMATS)
 
 
 def run(options: Namespace, console: Console) -> Report:
     """Examine each file."""
     files: list[str] = options.files or [find_file()]
-    is_offline = not (options.environment or options.env_file or options.allow_commands)
-    variables = None if is_offline else environment(options)
+    variables = environment_on_request(options)
 
     def look(file: str) -> Findings:
-        return examine(
-            source_of(file, options),
-            environ=variables,
-            is_offline=is_offline,
-            needs_resolver=not options.resolvers_in_code,
-        )
+        return examine_file(file, options, variables)
 
     findings = [fix_file(look, file, console) if options.fix else look(file) for file in files]
     could_run = not any(problem.code is Code.NOT_READABLE for found in findings for problem in found.diagnostics)
