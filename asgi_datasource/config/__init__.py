@@ -1,4 +1,4 @@
-"""The configuration: one YAML, TOML or JSON document, checked as a whole before anything starts."""
+"""The configuration: one YAML, TOML or JSON document, validated as a whole before anything starts."""
 
 from .changes import Change, find_changes
 from .changes import Weight as ChangeWeight

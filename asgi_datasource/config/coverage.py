@@ -1,4 +1,4 @@
-"""Which rule for routes makes another one unreachable."""
+"""Finds route rules that are unreachable because an earlier rule matches the same requests."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ _REST: Final = "**"
 
 
 def split_match(match: str) -> tuple[str | None, tuple[str, ...]]:
-    """The parts of a rule's `match`.
+    """Split a rule's `match`.
 
     Returns:
-        The method, None for any; and the segments of the path, `*` for any one and `**`, at the end, for any rest.
+        The method, None for any; and the path's segments: `*` is any segment, a final `**` any number of them.
     """
     method, space, path = match.partition(" ")
     if not space:
@@ -21,26 +21,26 @@ def split_match(match: str) -> tuple[str | None, tuple[str, ...]]:
 
 
 class _Node:
-    """The rules whose paths start with the same segments."""
+    """A node of the tree: the rules whose paths start with the same segments."""
 
     __slots__ = ("children", "exact", "rest")
 
     def __init__(self) -> None:
         self.children: dict[str, _Node] = {}
         self.exact: dict[str | None, int] = {}
-        """The first rule of each method whose path ends here."""
+        """The first rule of each method that ends at this node."""
         self.rest: dict[str | None, int] = {}
-        """The first rule of each method that matches everything from here on."""
+        """The first rule of each method that matches everything below this node."""
 
 
 class Coverage:
-    """Rules in their order, as a tree of segments: the one that covers another is found without trying them all."""
+    """Rules as a tree of path segments: the lookup of a covering rule does not compare it with every other rule."""
 
     def __init__(self) -> None:
         self._root = _Node()
 
     def add(self, match: str, index: int) -> None:
-        """Add the next rule."""
+        """Add a rule; rules are added in the order of the document."""
         method, segments = split_match(match)
         is_rest = segments[-1] == _REST
         node = self._root
@@ -49,7 +49,7 @@ class Coverage:
         (node.rest if is_rest else node.exact).setdefault(method, index)
 
     def find(self, match: str) -> int | None:
-        """The first rule that matches every request that this one matches."""
+        """The first rule that matches every request that a rule with this `match` would match."""
         method, segments = split_match(match)
         found: list[int] = []
 
@@ -58,7 +58,7 @@ class Coverage:
 
         nodes = [self._root]
         for segment in segments:
-            # `/a/**` also matches `/a`, so the rest counts before each segment and after the last.
+            # `/a/**` also matches `/a`, so `rest` counts before each segment and after the last one.
             for node in nodes:
                 note(node.rest)
             wanted = (segment,) if segment in (_ANY, _REST, "") else (segment, _ANY)

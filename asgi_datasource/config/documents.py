@@ -1,4 +1,4 @@
-"""Findings and changes of a configuration as plain data, ready for JSON.
+"""Findings and changes as plain data, ready for JSON.
 
 `scripts/generate/schemas.py` describes both documents; the schemas are published in `schemas/`, one folder for each
 document. Programs that read them may rely on every key: a version only gains keys.
@@ -25,10 +25,10 @@ def describe_diagnostics(
 
     Args:
         tool: The command that found them.
-        files: The files that were looked at.
-        diagnostics: What was found.
-        suppressed: What the files ask to leave out.
-        notes: What was not looked at.
+        files: The files that were examined.
+        diagnostics: The findings.
+        suppressed: Findings that the files ignore.
+        notes: What was not examined.
     """
     found = [_diagnostic(problem) for problem in diagnostics]
     return {
@@ -74,7 +74,7 @@ def describe_changes(old: str, new: str, changes: Iterable[Change]) -> dict[str,
     Args:
         old: The file before.
         new: The file after.
-        changes: What changes.
+        changes: The changes.
     """
     found = [
         {

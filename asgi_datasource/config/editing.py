@@ -1,6 +1,6 @@
-"""Applies edits to a document, and to its text, where everything else stays as it is written, comments included.
+"""Applies edits to a document and to its text; the rest of the text is preserved, comments included.
 
-An edit of a text is proved before it counts: the text is read again, and has to say what the edited document says.
+Every edit of a text is verified: the new text is read again and must equal the edited document.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ from .structure import write_inline
 
 
 def apply_edit(document: Any, edit: Edit) -> Any:
-    """The document with an edit applied; the given document is not changed.
+    """A copy of the document with an edit applied.
 
     Raises:
-        LookupError, TypeError: There is no such place in it.
+        LookupError, TypeError: The document has no such path.
     """
     return _changed(document, edit.path, lambda inner: _edit(inner, edit.path[-1], edit))
 
@@ -58,7 +58,7 @@ def edit_text(text: Text, edits: Iterable[Edit]) -> tuple[Text, list[Edit]]:
         edits: What to change, each with its path in this file.
 
     Returns:
-        The new text, and the edits that were made. An edit that would need more than one word to change is left out.
+        The new text and the edits that were made. An edit that needs more than one replaced word is left out.
     """
     edits = list(edits)
     document, problems = read_text(text)
@@ -77,7 +77,7 @@ def edit_text(text: Text, edits: Iterable[Edit]) -> tuple[Text, list[Edit]]:
             return edited, possible
     if len(possible) < 2:
         return text, []
-    # One of them stands in the way of the others: it is found by halves, since each try reads the whole text.
+    # At least one edit does not apply. Bisecting finds it in few attempts; each attempt parses the whole text.
     middle = len(possible) // 2
     text, first = edit_text(text, possible[:middle])
     text, second = edit_text(text, possible[middle:])
@@ -85,7 +85,7 @@ def edit_text(text: Text, edits: Iterable[Edit]) -> tuple[Text, list[Edit]]:
 
 
 def _same(found: Any, wanted: Any) -> bool:
-    """Whether two documents are equal, types of numbers included: 1 is not true."""
+    """Whether two documents are equal, types included: 1 is not true."""
     if type(found) is not type(wanted):
         return False
     if is_mapping(found):
@@ -104,7 +104,7 @@ _PLAIN: Final = {
 
 
 def _candidates(text: Text, edits: Sequence[Edit]) -> Iterator[str]:
-    """Texts of which one may be the right one, the likeliest first."""
+    """Possible texts with the edits applied, the likeliest first."""
     if any(edit.kind not in (EditKind.RENAME, EditKind.REPLACE) for edit in edits):
         return
     marks = find_marks(text, [(edit.path, edit.kind is EditKind.RENAME) for edit in edits])
@@ -125,7 +125,7 @@ def _candidates(text: Text, edits: Sequence[Edit]) -> Iterator[str]:
 
 
 def _spliced(content: str, pieces: Sequence[tuple[int, int, str]]) -> str:
-    """The content with each piece, from start to end, written anew."""
+    """The content with some ranges replaced."""
     parts: list[str] = []
     last = 0
     for start, end, written in pieces:
@@ -135,7 +135,7 @@ def _spliced(content: str, pieces: Sequence[tuple[int, int, str]]) -> str:
 
 
 def _write(value: Any, form: Format, *, is_key: bool) -> str:
-    """A value as the notation writes it in one line."""
+    """A value in one line of the notation."""
     if form is Format.YAML:
         return write_inline(value)
     if form is Format.JSON:

@@ -1,4 +1,4 @@
-"""The files of a document: regular ones only, and found by pattern within a bound."""
+"""Opens regular files only, and finds files by pattern within a bound."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _KINDS: Final = (
 def open_file(path: Path) -> IO[bytes]:
     """Open a regular file for reading.
 
-    A pipe would be waited for, and a device read without end, so both are refused.
+    Pipes and devices are refused: opening a pipe blocks, and reading a device may never end.
 
     Raises:
         OSError: The file cannot be opened, or is not a regular file.
@@ -35,8 +35,8 @@ def open_file(path: Path) -> IO[bytes]:
 
 
 def _open(path: str, flags: int) -> int:
-    # Opening a device can already have effects, so the kind is checked before. It may change until the file is open, so
-    # it is checked again after; O_NONBLOCK keeps the opening of a pipe from waiting for its writer.
+    # Opening a device can have side effects, so the type is checked first. It is checked again afterwards, because the
+    # file may have been replaced in between; with O_NONBLOCK the opening of a pipe does not wait for a writer.
     _refuse_others(os.stat(path))  # noqa: PTH116 - an opener gets a string
     descriptor = os.open(path, flags | os.O_NONBLOCK)
     try:
@@ -57,27 +57,27 @@ def _refuse_others(status: os.stat_result) -> None:
 
 
 class TooManyEntries(Exception):
-    """Raised when a search has looked at more entries of folders than it may."""
+    """Raised when a search has visited more directory entries than allowed."""
 
 
 class Search:
-    """Finds files by pattern, within a bound on the entries of folders that are looked at.
+    """Finds files by pattern, with a bound on the number of visited directory entries.
 
-    The patterns are those of `glob.glob(..., recursive=True)`, which has no such bound: `/**` walks the whole machine.
+    The patterns are those of `glob.glob(..., recursive=True)`, which walks the whole file system for `/**`.
 
     Args:
-        most: How many entries all searches of this object may look at together; None sets the usual bound.
+        most: The bound for all searches of this object together; None takes `MAX_ENTRIES`.
     """
 
     def __init__(self, most: int | None = None) -> None:
         self._left = MAX_ENTRIES if most is None else most
 
     def find(self, folder: Path, pattern: str) -> tuple[str, ...]:
-        """The files that match a pattern, sorted; a pattern without magic is a name, of a folder as well.
+        """The files that match a pattern, sorted. A pattern without wildcards is a name, also that of a directory.
 
         Args:
-            folder: Where relative patterns start.
-            pattern: `*` and `?` match within a name, `**` any number of folders.
+            folder: The directory that relative patterns start at.
+            pattern: `*` and `?` match within a name, `**` any number of directories.
 
         Raises:
             TooManyEntries: The bound is reached.
@@ -85,7 +85,7 @@ class Search:
         if not glob.has_magic(pattern):
             return (pattern,) if os.path.lexists(folder / pattern) else ()
         if pattern.endswith("/"):
-            return ()  # only folders match
+            return ()  # matches directories only
         root = "/" if pattern.startswith("/") else ""
         steps: list[str] = []
         for step in filter(None, pattern.split("/")):
@@ -94,13 +94,13 @@ class Search:
         return tuple(sorted(set(self._matches(folder, root, steps, frozenset()))))
 
     def _matches(self, folder: Path, base: str, steps: list[str], above: frozenset[_Identity]) -> Iterator[str]:
-        """The files below a folder that match the steps, as written from the start of the pattern.
+        """The files that match the rest of a pattern, with their names as the pattern writes them.
 
         Args:
-            folder: Where the pattern starts.
-            base: The folder that the steps start in.
+            folder: The directory that the pattern starts at.
+            base: The directory that the steps start at.
             steps: The rest of the pattern.
-            above: The folders that `**` is already in: a link back to one of them has no end.
+            above: The directories that `**` has descended through; a link to one of them would be an endless loop.
         """
         step, *rest = steps
         if not glob.has_magic(step):
@@ -131,7 +131,7 @@ class Search:
                 yield path
 
     def _entries(self, folder: Path) -> list[tuple[str, bool]]:
-        """Each entry's name, and whether it is a folder."""
+        """The entries of a directory, each with whether it is a directory itself."""
         found: list[tuple[str, bool]] = []
         with suppress(OSError), os.scandir(folder) as entries:
             for entry in entries:
@@ -149,7 +149,7 @@ _Identity = tuple[int, int]
 
 
 def _identity(folder: Path) -> _Identity | None:
-    """What tells a folder from every other one; None when there is no such folder."""
+    """Device and inode of a directory; None when there is no such directory."""
     try:
         status = folder.stat()
     except OSError:

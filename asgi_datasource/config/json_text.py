@@ -1,4 +1,4 @@
-"""JSON text: read at full speed; places of keys, and keys that stand twice, are looked for when there is a reason."""
+"""Reads JSON at full speed; positions and duplicate keys are searched only when needed."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _TOKENS: Final = re.compile(r'"[^"\\]*(?:\\.[^"\\]*)*"|[{}\[\],:]|[^\s{}\[\],:"]
 
 
 class _NotPlain(ValueError):
-    """Raised for NaN and infinities, which Python's parser takes and JSON does not have."""
+    """Raised for NaN and infinities, which Python's parser accepts and JSON does not have."""
 
 
 def _refuse_constant(name: str) -> None:
@@ -28,7 +28,7 @@ def read_json(text: str, file: str, compact: Compact | None = None) -> tuple[Any
     Args:
         text: The text.
         file: The name that positions carry.
-        compact: Makes mappings with the key `datasource` compact as soon as they are read.
+        compact: Replaces each mapping with the key `datasource` as soon as it is read.
 
     Returns:
         The document and its problems; after a syntax error the document is None.
@@ -43,7 +43,7 @@ def read_json(text: str, file: str, compact: Compact | None = None) -> tuple[Any
     problem: Diagnostic
     try:
         document = json.loads(text, object_hook=count, parse_constant=_refuse_constant)
-        # Escapes can make halves of characters, which no text may hold.
+        # Escapes can produce lone surrogates, which cannot be encoded.
         if "\\u" in text and compact is None:
             json.dumps(document, ensure_ascii=False).encode()
     except json.JSONDecodeError as error:
@@ -59,22 +59,22 @@ def read_json(text: str, file: str, compact: Compact | None = None) -> tuple[Any
     except ValueError:  # Python refuses to read numbers of more than 4300 digits.
         problem = huge_number(Position(file))
     else:
-        # A key that stands twice is lost in reading. Counting the keys in the text and in what was read tells that
-        # there are such keys, at a tenth of what a hook for pairs costs; only then are they looked for.
+        # The parser keeps only the last of duplicate keys. Comparing the number of keys in the text and in the document
+        # detects them at a tenth of the cost of a pairs hook; only then are they searched.
         return document, [] if _count_keys(text) == keys else locate_json(text, file, Place())
     return None, [problem]
 
 
 def _count_keys(text: str) -> int:
-    """How many keys stand in JSON text without syntax errors."""
+    """The number of keys in JSON text without syntax errors."""
     if '\\":' not in text and not any(f"{space}:" in text for space in " \t\n\r"):
-        # Then every quote with a colon behind it ends a key.
+        # Then every quote followed by a colon ends a key.
         return text.count('":')
     return _STRINGS.findall(text).count(":")
 
 
 class _Frame:
-    """A mapping or list whose tokens pass by."""
+    """An open mapping or list."""
 
     __slots__ = ("expects_key", "is_mapping", "key", "key_mark", "keys", "place")
 
@@ -91,13 +91,13 @@ def locate_json(text: str, file: str, places: Place, spans: Spans | None = None)
     """Fill in the marks of the wanted paths.
 
     Args:
-        text: Text that has been read as JSON without a syntax error.
+        text: JSON without syntax errors.
         file: The name that positions carry.
         places: The wanted paths.
         spans: Collects keys and scalars.
 
     Returns:
-        A problem for each key that stands twice.
+        A problem for each duplicate key.
     """
     diagnostics: list[Diagnostic] = []
     frames: list[_Frame] = []

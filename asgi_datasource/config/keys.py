@@ -1,4 +1,4 @@
-"""Every key of the document, read off the models: for did-you-mean, the reference page and the tests."""
+"""Every key and value of the document, derived from the models."""
 
 from __future__ import annotations
 
@@ -17,19 +17,19 @@ from .sections import Section
 from .values import Value
 
 ANY: Final = "*"
-"""In the path of a section: any name, or any entry of a list."""
+"""In the path of a place: any name, or any entry of a list."""
 
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """A mapping with fixed keys, as it stands in the document.
+    """A mapping with fixed keys.
 
     Attributes:
-        path: The way to it, with `*` for names and entries.
-        title: The class that it becomes.
+        path: Its path, with `*` for names and entries.
+        title: Its class.
         description: What it is for.
-        fields: Its keys as they are written, each with what the model says of it.
-        planned: Keys that a later version brings to life, and what to do until then.
+        fields: The keys as they are written, with their fields.
+        planned: Keys of a later version, and what to do until then.
     """
 
     path: tuple[str, ...]
@@ -41,7 +41,7 @@ class Place:
 
 @lru_cache(maxsize=1)
 def sections() -> dict[tuple[str, ...], Place]:
-    """Every section of the document by its path, in the order of the models."""
+    """All sections by their paths, in the order of the models."""
     return {place.path: place for place in _sections(Config, ())}
 
 
@@ -55,7 +55,7 @@ def _sections(model: type[Section] | type[TenantConfig], path: tuple[str, ...]) 
 
 
 def _models(annotation: Any) -> Iterator[tuple[type[Section] | type[TenantConfig], tuple[str, ...]]]:
-    """The sections that a field of this type holds, and the steps from the field to them."""
+    """The sections in a field of this type, and the steps from the field to them."""
     origin, arguments = get_origin(annotation), get_args(annotation)
     if origin is Annotated:
         yield from _models(arguments[0])
@@ -70,7 +70,7 @@ def _models(annotation: Any) -> Iterator[tuple[type[Section] | type[TenantConfig
 
 
 def section_at(path: Path) -> Place | None:
-    """The section that a path of the document leads to; None when it leads to something else."""
+    """The section at a path; None when something else is there."""
     for candidate, place in sections().items():
         if len(candidate) == len(path) and all(step in (ANY, part) for step, part in zip(candidate, path, strict=True)):
             return place
@@ -78,7 +78,7 @@ def section_at(path: Path) -> Place | None:
 
 
 def is_nullable(path: Path) -> bool:
-    """Whether `null` is a value at a place of the document, not the absence of one."""
+    """Whether `null` is a value at a path, not the absence of one."""
     place = section_at(path[:-1])
     info = place.fields.get(str(path[-1])) if place is not None and path else None
     if info is None or any(isinstance(mark, Omissible) for mark in info.metadata):
@@ -88,7 +88,7 @@ def is_nullable(path: Path) -> bool:
 
 @lru_cache(maxsize=1)
 def value_places() -> dict[tuple[str, ...], Value]:
-    """The kind of every scalar of the document by its place, with `*` for names and entries."""
+    """The kind of every scalar by its path, with `*` for names and entries."""
     return {
         (*place.path, key, *steps): value
         for place in sections().values()
@@ -99,13 +99,13 @@ def value_places() -> dict[tuple[str, ...], Value]:
 
 @lru_cache(maxsize=1)
 def secret_places() -> tuple[tuple[str, ...], ...]:
-    """Every place that holds a secret, with `*` for names and entries: `{file: path}` may stand there."""
+    """The paths of all secrets, with `*` for names and entries; they may be `{file: path}`."""
     return tuple(place for place, value in value_places().items() if value.is_secret)
 
 
 @lru_cache(maxsize=1)
 def file_places() -> tuple[tuple[str, ...], ...]:
-    """Every place that holds the path of a file, which starts at the document's folder."""
+    """The paths of all file names, which are relative to the document's directory."""
     return tuple(place for place, value in value_places().items() if value.name == "FilePath")
 
 
@@ -128,7 +128,7 @@ def _values(annotation: Any, metadata: Sequence[Any]) -> Iterator[tuple[tuple[st
 
 @dataclass(slots=True)
 class _Branch:
-    """The places below one place."""
+    """A node of the tree of all scalars."""
 
     inner: dict[str, _Branch] = field(default_factory=dict[str, "_Branch"])
     value: Value | None = None
@@ -146,7 +146,7 @@ def _tree() -> _Branch:
 
 
 def value_at(path: Path) -> Value | None:
-    """The kind of the scalar at a path, or of the one that the path leads into; None where the models have none."""
+    """The kind of the scalar at a path, or of the scalar that the path leads into; None where the models have none."""
     branch = _tree()
     for step in path:
         if branch.value is not None:
@@ -159,7 +159,7 @@ def value_at(path: Path) -> Value | None:
 
 
 def values_below(path: Path) -> Iterator[Value]:
-    """The kinds of all scalars below a place; none where the models have no such place."""
+    """The kinds of all scalars below a path."""
     branch = _tree()
     for step in path:
         inner = branch.inner.get(str(step)) or branch.inner.get(ANY)

@@ -1,14 +1,14 @@
-"""One document out of several files: what it includes, and the overlays on top of it.
+"""Merges the files of a document: included files and overlays.
 
-How they are merged (docs/config.md, "Several files"):
+The rules (docs/config.md, "Several files"):
 
-- **Includes** are parts of one document. Sections are joined, and the entries of `routes` stand one behind the other,
-  the including file's first. A key of a section stands in one file: in two it is an error, never a silent precedence.
-- **Overlays** change the document, one after the other, as RFC 7396 (JSON Merge Patch) says: mappings are merged key
-  by key, `null` takes a key away, and everything else, lists too, replaces what was there. Where `null` is a value
+- **Includes** are parts of one document. Sections are joined; `routes` are concatenated, the including file's first.
+  A key that two files define is an error; no file silently takes precedence.
+- **Overlays** change the document in order, as JSON Merge Patches (RFC 7396): mappings are merged key by key, `null`
+  removes a key, and any other value, a list included, replaces the old one. Where `null` is a value
   (`transactions.deadline`), it is that value.
 
-Each place of the merged document still knows its file: positions, and the folder that secrets' paths start at.
+The file of each path is kept: for positions, and for the directory that the paths of secrets are relative to.
 """
 
 from __future__ import annotations
@@ -33,12 +33,12 @@ INCLUDE: Final = "include"
 
 @dataclass(frozen=True, slots=True)
 class ConfigFile:
-    """A configuration that is read from files; may stand wherever a path may.
+    """A configuration in files; accepted wherever a path is.
 
     Attributes:
         path: The document.
-        overlays: Files that change it, in order: those of an environment, of a region.
-        allow_commands: Whether secrets may come from programs (`{command: [...]}`), which are run while it is read.
+        overlays: Files that change it, in order, such as those of an environment and a region.
+        allow_commands: Whether programs may be run for secrets (`{command: [...]}`) while it is read.
     """
 
     path: str | FilePath
@@ -55,11 +55,11 @@ class _Part:
     document: Any
     layer: int
     first_route: int = 0
-    """The index of its first route among those of its layer."""
+    """The index of its first route among the routes of its layer."""
 
 
 class _Holders:
-    """The files that hold a place of the merged document, and on demand those of the places inside of it."""
+    """The files that define a path of the merged document, as a tree that is built on demand."""
 
     __slots__ = ("_inner", "_values")
 
@@ -69,11 +69,11 @@ class _Holders:
 
     @property
     def first(self) -> _Part:
-        """The first file that holds it."""
+        """The first file that defines the path."""
         return self._values[0][0]
 
     def at(self, step: str | int) -> _Holders | None:
-        """The holders of a place inside of this one; None when no file holds it."""
+        """The holders of a path inside of this one; None when no file defines it."""
         if self._inner is None:
             self._inner = {}
             for part, value in self._values:
@@ -81,7 +81,7 @@ class _Holders:
                     cast("list[tuple[_Part, Any]]", self._inner.setdefault(key, [])).append((part, child))
         inner = self._inner.get(step)
         if isinstance(inner, list):
-            # What is no mapping has replaced whatever the files before it say, and is replaced by whatever comes later.
+            # A value that is not a mapping replaces those of earlier files, and is replaced by those of later files.
             last = max((number for number, (_, value) in enumerate(inner) if not is_mapping(value)), default=-1)
             inner = self._inner[step] = _Holders(inner[last + 1 :] or inner[last:])
         return inner
@@ -89,13 +89,13 @@ class _Holders:
 
 @dataclass(slots=True)
 class Layers:
-    """Files that were read, and the document that they make.
+    """The files that were read, and the document that they form.
 
     Attributes:
         document: The merged document; None when the main file could not be read.
         problems: What is wrong with the files themselves, with positions.
-        parts: The files, in the order in which they count.
-        source: Where all of it comes from.
+        parts: The files, in the order in which they are merged.
+        source: What was read.
     """
 
     document: Any = None
@@ -106,12 +106,12 @@ class Layers:
 
     @property
     def errors(self) -> list[Diagnostic]:
-        """The problems for which the document is refused."""
+        """The problems that refuse the document."""
         return [problem for problem in self.problems if problem.severity is Severity.ERROR]
 
     @property
     def plain_document(self) -> Any:
-        """The merged document as plain data, tenants too."""
+        """The merged document as plain data, tenants included."""
         again = read_layers(self.source) if self.source is not None else self
         return again.document
 
@@ -121,11 +121,11 @@ class Layers:
         return tuple(part.text for part in self.parts)
 
     def folder_of(self, path: Path) -> FilePath:
-        """The folder of the file that a place of the document stands in."""
+        """The directory of the file that defines a path."""
         return self._origin(path)[0].folder if self.parts else FilePath()
 
     def locate(self, problems: Iterable[Diagnostic]) -> list[Diagnostic]:
-        """Give each problem the position of its place in its file."""
+        """Add to each problem its position in its file."""
         found = list(problems)
         wanted: dict[int, dict[tuple[Path, bool], None]] = {}
         origins: dict[tuple[Path, bool], tuple[_Part, Path]] = {}
@@ -153,7 +153,7 @@ class Layers:
         ]
 
     def origin(self, path: Path) -> tuple[Text, Path]:
-        """The file that a place of the document stands in, and the way to it there."""
+        """The file that defines a path, and the path in that file."""
         part, inner = self._origin(path)
         return part.text, inner
 
@@ -193,8 +193,8 @@ def read_layers(source: ConfigFile, compact: Compact | None = None, origins: Ori
 
     Args:
         source: The files.
-        compact: Makes tenants compact as soon as they are read; not used where overlays may change them.
-        origins: Learns which files there are.
+        compact: Replaces each tenant as soon as it is read; not used where overlays may change tenants.
+        origins: Records the files.
     """
     reader = _Reader(None if source.overlays else compact, Origins() if origins is None else origins)
     layers = reader.layers
@@ -223,7 +223,7 @@ class _Reader:
         self.layers = Layers()
 
     def layer(self, path: FilePath, number: int) -> Any:
-        """One file with all that it includes."""
+        """One file with everything that it includes."""
         self._origins.note_file(path)
         text = open_text(path)
         if isinstance(text, Diagnostic):
@@ -234,7 +234,7 @@ class _Reader:
         return self._joined(parts)
 
     def located_notes(self) -> list[Diagnostic]:
-        """The problems of `include`, each at its entry: one search a file, since there may be many of them."""
+        """The problems of `include` with their positions; each file is searched once for all of its problems."""
         by_part: dict[int, tuple[_Part, list[Diagnostic]]] = {}
         for part, problem in self._notes:
             by_part.setdefault(id(part), (part, []))[1].append(problem)
@@ -338,7 +338,7 @@ class _Reader:
         return joined
 
     def _join(self, joined: dict[str, Any], key: str, value: Any, part: _Part) -> Iterator[Path]:
-        """Add a section of a part; what the document has already is answered instead."""
+        """Add a section of a part, and yield the paths that the document already has."""
         if key == INCLUDE:
             return
         if key not in joined:
@@ -358,7 +358,7 @@ class _Reader:
             yield (key,)
 
     def _tell_twice(self, part: _Part, paths: list[Path]) -> None:
-        # One search for all of them: a whole file may be there twice.
+        # One search for all paths: a whole file may be a duplicate.
         for (path, _), mark in find_marks(part.text, [(path, True) for path in paths]).items():
             problem = Diagnostic(
                 Code.DEFINED_TWICE,
@@ -374,12 +374,12 @@ class _Reader:
 def _real(path: FilePath) -> FilePath:
     try:
         return path.resolve()
-    except (OSError, RuntimeError):  # a link that leads to itself; reading it will tell
+    except (OSError, RuntimeError):  # a symbolic link to itself; opening it reports the error
         return path.absolute()
 
 
 def _patched(document: dict[str, Any], patch: dict[str, Any], path: Path) -> dict[str, Any]:
-    """The document with a merge patch applied; what is not touched is shared.
+    """The document with a merge patch applied; unchanged parts are shared.
 
     Source: RFC 7396, section 2.
     """

@@ -1,4 +1,4 @@
-"""What of the document may be printed: decided by the types of its fields, for every command and every message."""
+"""Masks values of the document, by the types of their fields, for every command and message that prints them."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from .shapes import is_list, is_mapping
 from .url import HIDDEN
 
 REFERENCE: Final = re.compile(r"\$\{[A-Za-z_][A-Za-z0-9_]*\}")
-"""A reference without default, which says nothing about the value."""
+"""A reference without a default; it reveals nothing about the value."""
 
 
 def is_masked(path: Path) -> bool:
-    """Whether the value at a path is hidden, in whole or in part."""
+    """Whether the value at a path is masked, in whole or in part."""
     kind = value_at(path)
     return kind is not None and kind.mask is not None
 
@@ -24,8 +24,8 @@ def mask(path: Path, value: Any) -> Any:
     """A value of the document as it may be printed.
 
     Args:
-        path: Its place in the document.
-        value: The value as it is written, a section or a list included.
+        path: Its path in the document.
+        value: The value as it is written; it may be a section or a list.
     """
     kind = value_at(path)
     if kind is None or kind.mask is None:
@@ -38,9 +38,9 @@ def mask(path: Path, value: Any) -> Any:
 
 
 def show_at(path: Path, value: object) -> str:
-    """A value as messages show it: like `show`, but of what is masked only the type.
+    """A value as messages show it: like `show`, but only the type of masked values.
 
-    A string in the place of a section with secrets may be one of them.
+    A string at the path of a section with secrets is masked too, because it may be one of them.
     """
     is_scalar = isinstance(value, str | int | float) and not isinstance(value, bool)
     if is_scalar and (is_masked(path) or is_masked((*path, ANY))):

@@ -1,7 +1,7 @@
-"""Where keys stand in a text: found on demand, for the keys that a message is about.
+"""Positions of keys and values in a text, searched on demand for the paths of problems.
 
-A document of 100,000 tenants would need more memory for its positions than for itself, and nobody asks for them while
-nothing is wrong. So a reader takes a `Place` tree of the wanted paths with it and fills in what it passes.
+The positions of 100,000 tenants would need more memory than the tenants, and are not needed while there is no problem.
+So the text is read a second time with a `Place` tree of the wanted paths, which the reader fills in.
 """
 
 from __future__ import annotations
@@ -18,24 +18,24 @@ Mark = tuple[int, int]
 
 
 Compact = Callable[[dict[str, Any]], object]
-"""Makes a mapping smaller as soon as it is read, or hands it back as it is."""
+"""Replaces a mapping by a smaller object as soon as it is read, or returns it unchanged."""
 
 
 class Place:
-    """One node of the tree of wanted paths."""
+    """A node of the tree of wanted paths."""
 
     __slots__ = ("children", "key", "value")
 
     def __init__(self) -> None:
         self.children: dict[str | int, Place] = {}
         self.key: Mark | None = None
-        """Where the key stands; None for list entries and for what was not found."""
+        """The position of the key; None for list entries, and when the path was not found."""
         self.value: Mark | None = None
-        """Where the value starts."""
+        """The start of the value."""
 
     @classmethod
     def of(cls, paths: Iterable[Path]) -> Place:
-        """A tree of these paths, still without marks."""
+        """A tree of these paths, without marks."""
         root = cls()
         for path in paths:
             node = root
@@ -44,11 +44,11 @@ class Place:
         return root
 
     def find(self, path: Path, *, is_about_key: bool) -> Mark | None:
-        """The mark of a path; for one that is not in the text, that of the innermost part of it that is.
+        """The mark of a path; when it is not in the text, the mark of the innermost path above it that is.
 
         Args:
             path: One of the wanted paths.
-            is_about_key: Whether the key's place is wanted, not its value's.
+            is_about_key: Whether the position of the key is wanted, not that of its value.
         """
         node = self
         best = self.value
@@ -64,13 +64,13 @@ class Place:
 
 @dataclass(frozen=True, slots=True)
 class Span:
-    """A key or a scalar as it stands in a text.
+    """A key or a scalar in a text.
 
     Attributes:
-        path: The way to it; inside of a key, to the value that it is the key of.
-        is_key: Whether this is the key.
-        start: Where it starts.
-        end: Behind its last character.
+        path: The path of the scalar, or of the value that the key belongs to.
+        is_key: Whether this is a key.
+        start: Its first character.
+        end: The position after its last character.
     """
 
     path: Path
@@ -80,10 +80,10 @@ class Span:
 
 
 class Spans:
-    """Collects the keys and scalars on some lines of a text, while it is read.
+    """Collects the keys and scalars on some lines of a text while it is read.
 
     Args:
-        lines: The lines, from 1.
+        lines: The lines, counted from 1.
     """
 
     def __init__(self, lines: Iterable[int]) -> None:
@@ -91,10 +91,10 @@ class Spans:
         self.found: list[Span] = []
 
     def wants(self, first: int, last: int) -> bool:
-        """Whether one of the lines is among these."""
+        """Whether one of the lines is in this range."""
         number = bisect_left(self.lines, first)
         return number < len(self.lines) and self.lines[number] <= last
 
     def add(self, path: Path, start: Mark, end: Mark, *, is_key: bool = False) -> None:
-        """Add what stands on a wanted line."""
+        """Add a key or a scalar on a wanted line."""
         self.found.append(Span(path, is_key, start, end))

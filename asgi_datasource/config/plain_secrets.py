@@ -1,4 +1,4 @@
-"""Secrets that stand in the document itself, where everybody who may read the repository can read them."""
+"""Finds secrets that are written in the document itself, where every reader of the repository sees them."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _AS_KEYWORD: Final = re.compile(r"(?:^|[?&\s])(?:password|sslpassword)\s*=\s*(?P
 
 
 def find_plain_secrets(document: Any) -> list[Diagnostic]:
-    """A warning for each password that is written out, in a document whose references are not resolved."""
+    """A warning for each secret in plain text; the document's references are not resolved yet."""
     found: list[Diagnostic] = []
     for pattern in secret_places():
         for path in expand(document, pattern):
@@ -29,7 +29,7 @@ def find_plain_secrets(document: Any) -> list[Diagnostic]:
 def _is_plain(value: str, *, is_url: bool) -> bool:
     if not is_url:
         return not _REFERENCE.search(value)
-    # What a reference stands for is nobody's business here; what is left around it is.
+    # Only the text around references is examined.
     written = _REFERENCE.sub("", value)
     return any(pattern.search(written) for pattern in (_IN_URL, _AS_KEYWORD))
 

@@ -1,4 +1,4 @@
-"""Every value of a document with where it comes from: which file and line, which variable, or the default."""
+"""Every value of a document with its origin: file and line, variable, or default."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from .shapes import is_list, is_mapping
 
 
 class Provenance(StrEnum):
-    """Where a value comes from."""
+    """The origin of a value."""
 
     FILE = "file"
-    """It is written there."""
+    """A file contains the value."""
     REFERENCE = "reference"
-    """A reference is written there: to the environment, a file or a program."""
+    """A file contains a reference to the environment, a file or a program."""
     DEFAULT = "default"
-    """Nobody says it."""
+    """No file contains the key."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,10 +33,10 @@ class Shown:
     """One value.
 
     Attributes:
-        key: The way to it.
-        value: The value, masked where it is a secret or comes from outside.
-        provenance: Where it comes from.
-        where: File, line and column, and the reference that stands there.
+        key: Its path.
+        value: The value, masked.
+        provenance: Its origin.
+        where: File, line and column, and the reference.
     """
 
     key: str
@@ -47,11 +47,11 @@ class Shown:
 
 @dataclass(frozen=True, slots=True)
 class Resolved:
-    """A document as it counts.
+    """The effective document.
 
     Attributes:
-        document: With its secrets masked, and its references as they are written.
-        values: Each value.
+        document: The document with masked values and unresolved references.
+        values: Its values.
     """
 
     document: Any
@@ -59,12 +59,12 @@ class Resolved:
 
 
 def resolve_document(config: Config, findings: Findings, *, with_defaults: bool) -> Resolved:
-    """Where every value of a document comes from.
+    """Find the origin of every value of a document.
 
     Args:
-        config: The checked document.
-        findings: Its examination.
-        with_defaults: Whether values that no file says are shown as well.
+        config: The config.
+        findings: The findings that it is from.
+        with_defaults: Whether to include defaults.
     """
     layers = findings.layers
     written: Any = layers.plain_document if layers is not None else None
@@ -105,7 +105,7 @@ def _reference(path: Path, value: Any) -> str | None:
 
 
 def _defaults(config: Config, written: Any) -> list[Shown]:
-    """The values that no file says, of sections that are there."""
+    """The defaults of all sections that the document has."""
     dumped = config.model_dump(mode="json", by_alias=True, exclude={"tenants"})
     found: list[Shown] = []
 

@@ -1,7 +1,7 @@
-"""What a document takes from outside: `${NAME}`, `${NAME:-default}`, and secrets from files and programs.
+"""Resolves references: `${NAME}`, `${NAME:-default}`, and secrets in files and from programs.
 
-`$${` stands for `${`. Everything that came from outside is `Given`: it may be read as a number or a boolean, and no
-message shows it.
+`$${` is a literal `${`. Resolved values are `Given`: they may be parsed as numbers and booleans, and messages never
+show them.
 """
 
 from __future__ import annotations
@@ -26,18 +26,18 @@ from .tenants import TenantConfig
 from .values import Given
 
 VARIABLE: Final = r"\$\{[A-Za-z_][A-Za-z0-9_]*(?::-[^{}\x00-\x1f\x7f]*)?\}"
-"""A reference. The default ends at the first brace; references in defaults are refused, not misread."""
+"""A reference. A default ends at the first brace, so references in defaults are refused."""
 _LITERAL: Final = r"[^$]|\$+[^${]|\$\$+\{"
 PLAIN_TEXT: Final = rf"^(?:{_LITERAL})*\$*$"
-"""Text without a reference, from end to end."""
+"""Text without references."""
 REFERENCE_TEXT: Final = rf"^(?:{_LITERAL})*{VARIABLE}(?:{_LITERAL}|{VARIABLE})*\$*$"
-"""Text with at least one reference, and every `${` of it well-formed."""
+"""Text with at least one reference, and only well-formed ones."""
 
 _WHOLE: Final = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)\}")
 
 
 def _stand_in(text: str) -> Given | None:
-    """What a URL with references is taken for where nothing is looked up: another one for each reference."""
+    """The stand-in for a URL whose references are not resolved; different references have different ones."""
     whole = _WHOLE.fullmatch(text)
     if whole is not None:
         return Given(f"postgresql://{whole[1]}")
@@ -54,14 +54,14 @@ _TOKENS: Final = re.compile(
 
 @dataclass(frozen=True, slots=True)
 class Surroundings:
-    """Where references are looked up.
+    """The sources of referenced values.
 
     Attributes:
-        environ: The environment.
-        folder_of: The folder that the path of a secret starts at, by the secret's place in the document.
-        is_offline: Whether nothing is looked up at all: what has no default is unknown, and taken to be right.
+        environ: The environment variables.
+        folder_of: The directory that a secret's file name is relative to, by the secret's path in the document.
+        is_offline: Whether references are not resolved: without a default, their values are unknown and count as valid.
         allow_commands: Whether programs may be run for secrets.
-        origins: Learns which files secrets come from.
+        origins: Records the files of secrets.
     """
 
     environ: Mapping[str, str]
@@ -72,14 +72,14 @@ class Surroundings:
 
 
 class Outside:
-    """Resolves the references of one document and collects what is wrong with them.
+    """Resolves the references of one document and collects their problems.
 
     Args:
-        surroundings: Where they are looked up.
+        surroundings: The sources of referenced values.
 
     Attributes:
-        diagnostics: What is wrong, up to a bound.
-        unresolved: The places whose value is not known: wrong, or not looked up.
+        diagnostics: The problems, up to a bound.
+        unresolved: The paths whose values are unknown: references that failed or were not resolved.
     """
 
     def __init__(self, surroundings: Surroundings) -> None:
@@ -91,10 +91,9 @@ class Outside:
         self.unresolved: set[Path] = set()
 
     def resolve(self, document: object) -> object:
-        """The document with its references resolved; the given one is left as it is.
+        """A copy of the document with its references resolved; parts without references are shared.
 
-        Parts without references are shared with the given document. Where a reference cannot be resolved, its place is
-        in `unresolved`, and an empty string stands there.
+        The path of a reference that cannot be resolved is added to `unresolved`, and its value is an empty string.
         """
         resolved = self._resolve(document, ())
         return self._with_secrets(resolved) if is_mapping(resolved) else resolved
@@ -153,7 +152,7 @@ class Outside:
                 return ""
             is_given = True
             name: str = token["name"]
-            # As in a shell, the default also stands in for a variable that is set to nothing.
+            # As in a shell, the default also replaces an empty variable.
             value = self._environ.get(name) or token["default"]
             if value is None and name not in self._environ:
                 self._not_set(name, path)
@@ -178,7 +177,7 @@ class Outside:
         )
 
     def _with_secrets(self, document: dict[str, Any]) -> dict[str, Any]:
-        """The document with what stands behind `{file: path}` and `{command: [...]}`, and complete paths of files."""
+        """A copy with `{file: path}` and `{command: [...]}` resolved, and with absolute file names."""
         found: dict[Path, object] = {}
         for pattern in secret_places():
             for path in expand(document, pattern):
@@ -202,7 +201,7 @@ class Outside:
         return replaced
 
     def _secret(self, kind: str, value: object, path: Path) -> Given | None:
-        """What stands behind `{kind: value}`; None when that is no reference to a secret."""
+        """The secret behind `{kind: value}`; None when this does not refer to a secret."""
         if kind == "file" and isinstance(value, str):
             if not self._surroundings.is_offline:
                 return self._file(value, path)
@@ -255,7 +254,7 @@ def _is_argument(value: object) -> bool:
 
 
 def at(document: object, path: Path) -> Any:
-    """What stands at a path; None when nothing does."""
+    """The value at a path; None when there is none."""
     value: Any = document
     for step in path:
         if is_mapping(value):
@@ -268,7 +267,7 @@ def at(document: object, path: Path) -> Any:
 
 
 def expand(document: object, pattern: tuple[str, ...], path: Path = ()) -> Iterator[Path]:
-    """The places of a document that a pattern stands for."""
+    """The paths of a document that match a pattern."""
     if not pattern:
         yield path
         return
@@ -284,7 +283,7 @@ def expand(document: object, pattern: tuple[str, ...], path: Path = ()) -> Itera
 
 
 def replace_all(document: Any, values: Mapping[Path, object]) -> Any:
-    """The document with the values at some paths replaced; everything beside these paths is shared."""
+    """A copy of the document with the values at some paths replaced; other parts are shared."""
     by_step: dict[str | int, dict[Path, object]] = {}
     for path, value in values.items():
         if not path:
@@ -302,7 +301,7 @@ _STRINGS: Final = frozenset({str})
 
 
 def _is_plain(value: object, depth: int) -> bool:
-    """Whether there is nothing to resolve or to refuse in a value. Runs over every value of every document."""
+    """Whether a value contains nothing to resolve or to refuse. This visits every value of every document."""
     kind = type(value)
     children: Iterable[object]
     if kind is dict:
@@ -319,7 +318,7 @@ def _is_plain(value: object, depth: int) -> bool:
     if depth <= 0:
         return False
     for child in children:
-        # What tenants are made of is looked at without a call: there may be 200,000 such values.
+        # The strings of tenants are checked without a call: there may be 200,000 of them.
         if type(child) is str:
             if "${" in child:
                 return False

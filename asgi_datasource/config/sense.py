@@ -1,4 +1,4 @@
-"""The second stage of checking: does the document make sense? What a JSON Schema cannot ask."""
+"""The second stage of the validation: whether the document makes sense. A JSON Schema cannot check this."""
 
 from __future__ import annotations
 
@@ -22,18 +22,18 @@ from .shapes import is_mapping
 from .url import PLACEHOLDER
 
 MAX_NAME_BYTES: Final = 63
-"""PostgreSQL cuts longer names off (PostgreSQL manual, "Lexical Structure", NAMEDATALEN)."""
+"""PostgreSQL truncates longer names (PostgreSQL manual, "Lexical Structure", NAMEDATALEN)."""
 
 
 def check_sense(config: Config, *, needs_resolver: bool = True) -> list[Diagnostic]:
-    """Everything in a well-formed document that cannot be meant.
+    """Find mistakes in a well-formed document.
 
     Args:
         config: The document.
-        needs_resolver: Whether the document alone must be able to tell tenants from requests.
+        needs_resolver: Whether tenants without `tenancy.resolve` are an error.
 
     Returns:
-        Problems, each kind of them up to a bound.
+        The problems, up to a bound for each check.
     """
     checks: list[Callable[[Config], Iterator[Diagnostic]]] = [
         check_servers,
@@ -94,7 +94,7 @@ def _tenant_names(config: Config) -> Iterator[Diagnostic]:
 
 
 def _tenants_apart(config: Config) -> Iterator[Diagnostic]:
-    """Tenants that nothing keeps apart: the same place, the same role, the same settings."""
+    """Tenants that are not isolated: on the same servers, with the same schema, role and settings."""
     servers: dict[str, int] = {}
     home: dict[str, int] = {}
     for name, datasource in config.datasources.items():
@@ -112,7 +112,7 @@ def _tenants_apart(config: Config) -> Iterator[Diagnostic]:
 
 
 def _others(tenant: TenantConfig, config: Config) -> Iterator[Diagnostic]:
-    """What stands for all tenants that are not listed has to tell them apart."""
+    """The tenants that are not listed must be isolated from each other by `{tenant}`."""
     datasource = config.datasources.get(tenant.datasource)
     if datasource is None or PLACEHOLDER in datasource.primary.url.get_secret_value():
         return
@@ -126,9 +126,9 @@ def _others(tenant: TenantConfig, config: Config) -> Iterator[Diagnostic]:
 
 
 def _place(name: str, tenant: TenantConfig, *, has_database: bool) -> tuple[object, object]:
-    """What keeps a tenant apart on its servers, as a kind and a value: both are equal for tenants that nothing does.
+    """What isolates a tenant on its servers, as a kind and a value; both are equal for tenants that are not isolated.
 
-    The usual values are strings that are there already: with 100,000 tenants, tuples would double the peak.
+    The usual values are existing strings: with 100,000 tenants, tuples would double the peak of memory.
     """
     schema, settings = tenant.schema_name, tenant.row_security
     database = (tenant.database or name).replace(PLACEHOLDER, name) if has_database else None
@@ -219,7 +219,7 @@ def _metrics(config: Config) -> Iterator[Diagnostic]:
 
 
 MIN_SECRET_LENGTH: Final = 16
-"""Characters; fewer can be tried out by whoever has got one token."""
+"""Characters; a shorter secret could be found by brute force from one token."""
 
 
 def _tokens(config: Config) -> Iterator[Diagnostic]:
@@ -311,7 +311,7 @@ def _resolvers(config: Config) -> Iterator[Diagnostic]:
 
 
 def _content(value: object) -> object:
-    """A value as one that can be hashed: sections and mappings cannot."""
+    """A hashable form of a value; sections and mappings are not hashable."""
     if isinstance(value, Section):
         return tuple(map(_content, value.__dict__.values()))
     return frozenset(value.items()) if is_mapping(value) else value

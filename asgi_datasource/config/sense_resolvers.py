@@ -1,4 +1,4 @@
-"""Ways to tell a tenant that are never asked, or cannot name any of the tenants."""
+"""Checks of resolvers that are never reached, or cannot yield any of the tenants."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ _NAMES: Final[dict[str, tuple[str, Callable[[str], bool]]]] = {
     "subdomain_of": ("a label of a host name", _is_label),
     "path_prefix": ("a segment of a path", _is_segment),
 }
-"""What a name has to be for a way to tell it."""
+"""The form that a tenant's name needs for some resolvers."""
 
 
 def check_resolvers(config: Config) -> Iterator[Diagnostic]:
-    """Ways behind one that always answers, below exempt paths, or with names that no tenant has."""
+    """Resolvers after one that always answers, below exempt paths, or for names that no tenant has."""
     settled: int | None = None
     exempt: dict[str, int] = {}
     for index, prefix in enumerate(config.tenancy.exempt):

@@ -1,4 +1,4 @@
-"""Servers that cannot be what they are said to be: one server twice, and more connections than there are."""
+"""Checks of servers: duplicates, URLs, pools, lag, and the budget of connections."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from .url import PLACEHOLDER, find_fault, server_of
 
 
 def check_servers(config: Config) -> Iterator[Diagnostic]:
-    """Pools, URLs, and servers that stand twice in a datasource."""
+    """Pool sizes, URLs, and duplicate servers of a datasource."""
     for name, datasource in config.datasources.items():
         path: Path = ("datasources", name)
         pool = datasource.pool
@@ -46,11 +46,11 @@ def check_servers(config: Config) -> Iterator[Diagnostic]:
 
 
 SHORTEST_LAG_S: Final = 0.2
-"""Seconds: servers are asked at most every 50 ms, and a quarter of the bound is what a replica that keeps up needs."""
+"""Seconds. Servers are polled every 50 ms at most, and a replica that keeps up needs a quarter of the bound."""
 
 
 def check_lags(config: Config) -> Iterator[Diagnostic]:
-    """Bounds on the lag that no replica can show to keep, and tokens that replicas outlive."""
+    """Values of `max_lag` that no replica can prove to meet, and tokens that expire before a replica catches up."""
     replicated = {name: datasource for name, datasource in config.datasources.items() if datasource.replicas}
     bounds: list[tuple[Path, float | None]] = [
         (("datasources", name, "routing", "max_lag"), datasource.routing.max_lag_s)
@@ -82,7 +82,7 @@ def check_lags(config: Config) -> Iterator[Diagnostic]:
 
 
 def check_budget(config: Config) -> Iterator[Diagnostic]:
-    """Whether the processes' pools fit into what a server allows, where the document says what that is."""
+    """Whether the pools of all processes fit into `budget.max_connections`."""
     budget = config.budget
     if budget is None or budget.max_connections is None:
         return

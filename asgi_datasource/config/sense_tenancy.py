@@ -1,4 +1,4 @@
-"""Does what the document says of tenants make sense: their names, and how requests name them?"""
+"""Checks of tenants: their names, and how requests name them."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ _KEY_KINDS: Final = {"HS": "HS", "RS": "RSA", "PS": "RSA", "ES": "EC", "Ed": "Ed
 
 
 def absent_datasource(path: Path, name: str, config: Config, suggestions: Suggestions) -> Diagnostic:
-    """The problem of a name that is none of the datasources.
+    """The problem of a name that is not a datasource.
 
-    The message does not hold the name: it may come from the environment, where anything may stand.
+    The message does not contain the name, because it may come from the environment.
     """
     meant = suggestions.find(name, config.datasources)
     fix = f"Did you mean {meant!r}?" if meant else f"There are: {', '.join(islice(config.datasources, 10))}."
@@ -30,7 +30,7 @@ def absent_datasource(path: Path, name: str, config: Config, suggestions: Sugges
 
 
 def check_tenancy(config: Config) -> Iterator[Diagnostic]:
-    """What cannot be meant about telling tenants from requests."""
+    """Mistakes in the section `tenancy`."""
     yield from _addresses(config)
     tenants = _NamedTenants(config)
     for index, way in enumerate(config.tenancy.resolve):
@@ -48,7 +48,7 @@ def check_tenancy(config: Config) -> Iterator[Diagnostic]:
 
 
 def check_catalog(config: Config) -> Iterator[Diagnostic]:
-    """What cannot be meant about tenants from a table."""
+    """Mistakes in the section `tenants_from`."""
     catalog = config.tenants_from
     if catalog is None:
         return
@@ -65,7 +65,7 @@ def check_catalog(config: Config) -> Iterator[Diagnostic]:
 
 
 def check_aliases(config: Config) -> Iterator[Diagnostic]:
-    """Aliases, and hosts, that name two tenants."""
+    """Aliases and hosts that name two tenants."""
     hosts: dict[str, tuple[str, Path]] = {}
     for number, way in enumerate(config.tenancy.resolve):
         for host, wanted in (way.domain or {}).items():
@@ -134,7 +134,7 @@ def _token(config: TokenConfig, path: Path) -> Iterator[Diagnostic]:
 
 
 class _NamedTenants:
-    """The tenants that resolvers may name, where the document lists all of them."""
+    """The names that resolvers may yield, where the document lists all tenants."""
 
     def __init__(self, config: Config) -> None:
         self._tenants = config.tenants
@@ -143,7 +143,7 @@ class _NamedTenants:
         self._suggestions = Suggestions()
 
     def check(self, name: str, path: Path) -> Iterable[Diagnostic]:
-        """A problem where there is no tenant of this name."""
+        """A problem when no tenant has this name."""
         if self._lists_all and name not in self._names:
             meant = self._suggestions.find(name, self._tenants)
             fix = f"Did you mean {meant!r}?" if meant else "Add it to tenants."

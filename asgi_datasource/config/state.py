@@ -1,4 +1,4 @@
-"""The document that says how the servers looked at one moment: what `registry.state()` gives and `explain` takes."""
+"""The document with a snapshot of the servers' state: `registry.state()` returns it and `explain` reads it."""
 
 from __future__ import annotations
 
@@ -85,10 +85,10 @@ def read_state(source: str | Path | Mapping[str, Any]) -> StateDocument:
     """Read a state.
 
     Args:
-        source: A JSON file, or what stands in one.
+        source: A JSON file, or its content.
 
     Raises:
-        ConfigError: It cannot be read, or is none; every problem is listed with its place.
+        ConfigError: It cannot be read or has the wrong form; every problem is listed with its path.
     """
     if isinstance(source, Mapping):
         where, document = "the state", dict(source)
@@ -99,7 +99,7 @@ def read_state(source: str | Path | Mapping[str, Any]) -> StateDocument:
         except OSError as error:
             raise ConfigError(f"{where} cannot be read: {error.strerror}. Check the path and its rights") from None
         except ValueError as error:
-            # JSONDecodeError names line and column; what is no UTF-8 is none either.
+            # JSONDecodeError gives line and column; UnicodeDecodeError is a ValueError, too.
             raise ConfigError(f"{where} is not JSON: {error}") from None
     try:
         return StateDocument.model_validate(document)

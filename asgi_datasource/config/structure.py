@@ -1,6 +1,6 @@
-"""The first stage of checking: key by key, is this a document? The JSON Schema asks the same and answers the same.
+"""The first stage of the validation: the form of the document, key by key. The JSON Schema accepts the same documents.
 
-What a JSON Schema cannot say (is that datasource there?) is asked by the second stage, `sense.py`.
+The second stage, `sense.py`, checks what a JSON Schema cannot, such as references to datasources.
 """
 
 from __future__ import annotations
@@ -29,23 +29,23 @@ def check_structure(document: object, *, is_owned: bool = False) -> tuple[Config
     """Check a document whose references are resolved.
 
     Args:
-        document: Mappings, lists and scalars; tenants may be `TenantConfig`s already.
-        is_owned: Nobody else holds the document: parts of it may become the config's.
+        document: Mappings, lists and scalars; tenants may already be `TenantConfig`s.
+        is_owned: Whether parts of the document may become parts of the config, because nothing else refers to it.
 
     Returns:
-        The config, or None and the problems.
+        The config, or None and its problems.
     """
     try:
         return Config.model_validate(document, context=OWNED if is_owned else None), []
     except ValidationError as error:
-        # The error holds the document with its secrets: it ends here, and is nobody's `__cause__`.
+        # The error contains the document with its secrets, so it does not become the `__cause__` of another one.
         details = error.errors(include_url=False)[:MAX_DIAGNOSTICS]
     suggestions = Suggestions()
     return None, [_diagnostic(detail, document, suggestions) for detail in details]
 
 
 class TenantCompactor:
-    """Makes each tenant compact as soon as it is read, so that 100,000 never stand in memory in two forms at once."""
+    """Validates each tenant as soon as it is read, so that 100,000 tenants are never in memory in two forms."""
 
     __slots__ = ("_names",)
 
@@ -53,7 +53,7 @@ class TenantCompactor:
         self._names: dict[object, Any] = {}
 
     def __call__(self, tenant: dict[str, Any]) -> object:
-        """The tenant, or the mapping itself when it is none or has a reference in it: that is for later."""
+        """The tenant; the mapping itself when it is not a valid tenant or contains a reference."""
         try:
             name = tenant["datasource"]
             tenant["datasource"] = self._names.setdefault(name, name)
@@ -114,7 +114,7 @@ def _wrong_name(path: Path, value: Value, suggestions: Suggestions) -> Diagnosti
 
 
 def _example_name(path: Path) -> str:
-    """A name of the right form for a key."""
+    """An example of a name."""
     example = _example(path[:-1])
     return next(iter(cast("dict[str, object]", example)), "name") if isinstance(example, dict) else "name"
 
@@ -152,7 +152,7 @@ def _missing_key(path: Path, document: object, suggestions: Suggestions) -> Diag
 
 
 def write_inline(example: object) -> str:
-    """A value as YAML writes it in one line."""
+    """A value in one line of YAML."""
     if isinstance(example, dict):
         pairs = cast("dict[str, object]", example)
         return "{" + ", ".join(f"{key}: {write_inline(value)}" for key, value in pairs.items()) + "}"
@@ -183,7 +183,7 @@ def _wrong_value(path: Path, expected: Value, value: object, suggestions: Sugges
 
 
 def _planned(expected: Value, value: object) -> str | None:
-    """How a value is written that a later version accepts here; None when none ever will be."""
+    """The text of a value that a later version accepts; None when it is not planned."""
     if isinstance(value, bool):
         written = show(value)
     elif isinstance(value, int):
@@ -207,7 +207,7 @@ _YES_AND_NO: Final = {"yes": "true", "on": "true", "y": "true", "no": "false", "
 def _fix_for_value(
     expected: Value, value: object, path: Path, suggestions: Suggestions
 ) -> tuple[str | None, Edit | None]:
-    """What to do about a wrong value, in words and as an edit, where that can be told from the value."""
+    """The fix of a wrong value, in words and as an edit, where the value reveals it."""
     if value is None:
         return "Write a value, or leave the key out.", Edit(EditKind.REMOVE, path) if _is_optional(path) else None
     if isinstance(value, str):
@@ -247,13 +247,13 @@ def _safe(path: Path, value: object) -> Edit:
 
 
 def _is_optional(path: Path) -> bool:
-    """Whether the key at a path may be left out."""
+    """Whether the key at a path may be omitted."""
     place = section_at(path[:-1])
     return place is not None and path[-1] in place.fields and not place.fields[str(path[-1])].is_required()
 
 
 def _example(path: Path) -> Any:
-    """A value of the right form for a place; None when the models give none."""
+    """An example of a value for a path; None when the models have none."""
     steps: list[str | int] = []
     while path:
         place = section_at(path[:-1])
@@ -268,7 +268,7 @@ def _example(path: Path) -> Any:
 
 
 def _for_example(path: Path) -> str:
-    """A fix for a wrong value about which nothing better can be said."""
+    """The fallback fix for a wrong value: an example."""
     example = _example(path)
     return f"For example: {write_inline(example)}." if example is not None else "Start with version: 1."
 

@@ -1,8 +1,8 @@
-"""Warnings and hints that a file asks to leave out: `# ads: ignore[ADS041] one schema on purpose`.
+"""Comments that ignore warnings and hints: `# ads: ignore[ADS041] one schema on purpose`.
 
-The comment stands at the end of the line that the message names, or alone on the line above it; `ignore-file` is for
-the whole file. A reason is required, an error cannot be ignored, and a comment that ignores nothing is itself a
-finding: so they do not outlive what they were written for. JSON has no comments.
+The comment is at the end of the line that the message names, or alone on the line above it; `ignore-file` applies to
+the whole file. A reason is required, errors cannot be ignored, and a comment that ignores nothing is a finding, so that
+no comment outlives its purpose. JSON has no comments.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ class _Comment:
 
     position: Position
     line: int | None
-    """The line that it is about; None for the whole file."""
+    """The line that it applies to; None for the whole file."""
     codes: frozenset[str]
     reason: str
     used: set[str] = field(default_factory=set[str])
@@ -39,11 +39,11 @@ class _Comment:
 
 @dataclass(frozen=True, slots=True)
 class Suppressed:
-    """A problem that the file asks to leave out.
+    """An ignored problem.
 
     Attributes:
         diagnostic: The problem.
-        reason: The file's reason.
+        reason: The reason in the comment.
     """
 
     diagnostic: Diagnostic
@@ -53,16 +53,16 @@ class Suppressed:
 def apply_suppressions(
     diagnostics: Iterable[Diagnostic], texts: Iterable[Text], *, needs_server: bool = False
 ) -> tuple[list[Diagnostic], list[Suppressed]]:
-    """Leave out what the files ask to leave out.
+    """Remove the problems that the files ignore.
 
     Args:
-        diagnostics: Every problem, with its position.
+        diagnostics: All problems, with positions.
         texts: The files.
-        needs_server: Whether the problems are those that only the servers could tell: comments about others are left
-            alone.
+        needs_server: Whether the problems are those that only `check` finds; comments about others are then not
+            reported as unused.
 
     Returns:
-        The problems that remain, together with those of the comments themselves; and what was left out.
+        The remaining problems, with those of the comments themselves; and the ignored ones.
     """
     comments: list[_Comment] = []
     kept: list[Diagnostic] = []
@@ -91,18 +91,18 @@ def apply_suppressions(
             suppressed.append(Suppressed(problem, covering[0].reason))
         else:
             kept.append(problem)
-    # After an error not everything is looked at, so that a comment may only seem to ignore nothing.
+    # After an error the validation is incomplete, so a comment may only seem unused.
     if not has_errors:
         kept += [problem for comment in comments for problem in _unused(comment, needs_server=needs_server)]
     return kept, suppressed
 
 
 _Place = tuple[str, str, int | None]
-"""File, code, and line of what a comment is about; no line for the whole file."""
+"""File, code and line that a comment applies to; no line for the whole file."""
 
 
 def _covering(problem: Diagnostic, index: dict[_Place, list[_Comment]]) -> list[_Comment]:
-    """The comments that are about a problem."""
+    """The comments that apply to a problem."""
     file, line = (problem.position.file, problem.position.line) if problem.position is not None else ("", None)
     lines = {line, None}
     return [comment for each in lines for comment in index.get((file, problem.code.value, each), ())]
@@ -147,7 +147,7 @@ def _comments(text: Text) -> Iterator[_Comment | Diagnostic]:
 
 
 def _following(lines: list[str]) -> list[int]:
-    """For each line, by its number, the next one that holds more than a comment; itself where there is none."""
+    """For each line, by its number, the next line that is more than a comment; the line itself where there is none."""
     found = [0] * (len(lines) + 1)
     following = 0
     for number in range(len(lines), 0, -1):

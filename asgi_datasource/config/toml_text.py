@@ -1,4 +1,4 @@
-"""TOML text: read by the standard library, which forgets where keys stood; so they are looked for when asked for."""
+"""Reads TOML with the standard library, which keeps no positions; these are searched on demand."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def read_toml(text: str, file: str) -> tuple[Any, list[Diagnostic]]:
         file: The name that positions carry.
 
     Returns:
-        The document and its problems; with any problem the document is None.
+        The document, None when there is a problem; and the problems.
     """
     deep = _deep_key(text)
     if deep is not None:
@@ -39,7 +39,7 @@ def read_toml(text: str, file: str) -> tuple[Any, list[Diagnostic]]:
     found = _PLACE.search(words)
     line, column = (int(found[1]), int(found[2])) if found is not None and found[1] else (None, None)
     position = Position(file, line, column)
-    # The parser's words may quote the text, and the text may be a password.
+    # The parser's message may quote the text, and the text may be a password.
     reason = _QUOTED.sub("…", _PLACE.sub("", words))
     if any(word in reason for word in ("overwrite", "twice", "Duplicate", "immutable")):
         message, fix = "a key stands here a second time", "Keep one of them."
@@ -48,7 +48,7 @@ def read_toml(text: str, file: str) -> tuple[Any, list[Diagnostic]]:
 
 
 def _deep_key(text: str) -> Mark | None:
-    """A dotted key of more levels than a document has: tomllib takes time by the square of its length."""
+    """The position of a dotted key with too many levels; tomllib takes quadratic time for it."""
     if not any(line.count(".") >= MAX_DEPTH for line in text.splitlines()):
         return None
     levels = 0
@@ -75,13 +75,13 @@ _TOKENS: Final = re.compile(
 
 
 class _Token:
-    """One token that is neither space nor comment."""
+    """A token other than space and comments."""
 
     __slots__ = ("kind", "mark", "text")
 
     @property
     def end(self) -> Mark:
-        """Behind its last character."""
+        """The position after its last character."""
         line, column = self.mark
         lines = self.text.count("\n")
         return (line + lines, len(self.text) - self.text.rindex("\n")) if lines else (line, column + len(self.text))
@@ -106,14 +106,14 @@ def _tokens(text: str) -> Iterator[_Token]:
 
 
 class _Locator:
-    """Walks over text that is TOML, for certain: it has been read."""
+    """Finds positions in text that tomllib has accepted."""
 
     def __init__(self, text: str, places: Place, spans: Spans | None) -> None:
         self._tokens = _tokens(text)
         self._places = places
         self._spans = spans
         self._tables: dict[Path, int] = {}
-        """How many tables an array of tables has so far, by its path."""
+        """The number of tables of each array of tables so far, by its path."""
         self._token = next(self._tokens)
 
     def _advance(self) -> _Token:
@@ -126,7 +126,7 @@ class _Locator:
             self._advance()
 
     def walk(self) -> None:
-        """Fill in the marks of everything that is wanted."""
+        """Fill in the marks of all wanted paths."""
         table: Path = ()
         self._note_value((), (1, 1))
         while True:
@@ -157,7 +157,7 @@ class _Locator:
         return table
 
     def _pair(self, table: Path) -> Path:
-        """A key and its value, in a table or between braces; the table itself is handed back."""
+        """Read a key and its value, in a table or between braces, and return the table's path."""
         path = table
         for key, token in self._keys():
             path = (*path, key)
@@ -209,7 +209,7 @@ class _Locator:
         return place
 
     def _note_key(self, path: Path, mark: Mark) -> None:
-        """Note where a key or a table first stands; until its value is met, the value is there as well."""
+        """Record the first position of a key or table; until its value is reached, it is also the value's position."""
         place = self._place(path)
         if place is not None and place.value is None:
             place.key = mark if isinstance(path[-1], str) else None
@@ -226,7 +226,7 @@ class _Locator:
 
 
 def _unquoted(key: str) -> str:
-    """A quoted key as it is meant."""
+    """The content of a quoted key."""
     found: dict[str, Any] = tomllib.loads(f"{key} = 0")
     return next(iter(found))
 
@@ -235,11 +235,11 @@ def locate_toml(text: str, places: Place, spans: Spans | None = None) -> None:
     """Fill in the marks of the wanted paths.
 
     Args:
-        text: Text that has been read as TOML.
+        text: TOML without syntax errors.
         places: The wanted paths.
         spans: Collects keys and scalars.
     """
     try:
         _Locator(text, places, spans).walk()
     except RecursionError:
-        return  # Nested without measure: that is what the message is about, and its place is the file.
+        return  # The problem is the nesting itself, and its position is the file.

@@ -1,7 +1,7 @@
-"""YAML text, read by the core schema of YAML 1.2 and with bounds.
+"""Reads YAML by the core schema of YAML 1.2, with bounds.
 
-PyYAML's own loaders follow YAML 1.1 (`no` is false there, `1:30` is 90), keep the last of two equal keys, and forget
-where things stood. Only its parser is used here: one loop over its events, without recursion.
+PyYAML's own loaders follow YAML 1.1 (`no` is false, `1:30` is 90), keep the last of duplicate keys, and keep no
+positions. So only its parser is used: one loop over its events, without recursion.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from .limits import MAX_ALIASED_NODES, MAX_DEPTH, MAX_DIAGNOSTICS
 from .places import Compact, Mark, Place, Spans
 
 LOADER: Final[Any] = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
-"""libyaml's parser where PyYAML was built with it: twenty times as fast."""
+"""libyaml's parser where PyYAML has it; it is twenty times as fast."""
 
 _TAG: Final = "tag:yaml.org,2002:"
 _NULL: Final = frozenset({"", "~", "null", "Null", "NULL"})
@@ -29,7 +29,7 @@ _SPECIAL_FLOAT: Final = re.compile(r"[-+]?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN)")
 
 
 class _Stop(Exception):
-    """The text cannot be read any further."""
+    """Raised when the rest of the text cannot be read."""
 
     def __init__(self, diagnostic: Diagnostic) -> None:
         super().__init__(diagnostic.code)
@@ -37,7 +37,7 @@ class _Stop(Exception):
 
 
 class _Frame:
-    """A mapping or list that is being read."""
+    """An open mapping or list."""
 
     __slots__ = ("anchor", "container", "expects_key", "is_mapping", "key", "key_mark", "place", "started_at")
 
@@ -46,7 +46,7 @@ class _Frame:
         self.is_mapping = type(container) is dict
         self.expects_key = self.is_mapping
         self.key: str | int = 0
-        """The key, or the index, of the value that is being read."""
+        """The key or index of the current value."""
         self.key_mark: Mark | None = None
         self.place = place
         self.anchor = anchor
@@ -54,7 +54,7 @@ class _Frame:
 
 
 class _Anchored:
-    """What an anchor stands for, and how many nodes an alias of it adds."""
+    """The value of an anchor, and the number of its nodes."""
 
     __slots__ = ("size", "value")
 
@@ -80,7 +80,7 @@ class _Reader:
         self.diagnostics: list[Diagnostic] = []
 
     def read(self, text: str, loader: Any) -> None:
-        """Read to the end, or to what cannot be read."""
+        """Read the text to its end or to the first syntax error."""
         parser = loader(text)
         try:
             while parser.check_event():
@@ -115,8 +115,8 @@ class _Reader:
         self._put(frame, value, event)
 
     def _key(self, frame: _Frame, event: Any) -> None:
-        # A key is the string that is written there, whatever the same letters would mean as a value: a tenant may be
-        # called `no`, `42` or `null`.
+        # A key is always a string, even where it would be another type as a value: a tenant may be called `no`, `42` or
+        # `null`.
         key: str = event.value
         frame.key_mark = _mark(event)
         frame.key = key
@@ -153,7 +153,7 @@ class _Reader:
             self._replace(self._compact(frame.container))
 
     def _replace(self, value: Any) -> None:
-        """Put another value in the place of the mapping that has just ended."""
+        """Replace the mapping that has just ended."""
         if self._frames:
             outer = self._frames[-1]
             outer.container[outer.key] = value
@@ -177,10 +177,10 @@ class _Reader:
         self._put(frame, anchored.value, event)
 
     def _put(self, frame: _Frame | None, value: Any, event: Any) -> Place | None:
-        """Put a value where it belongs.
+        """Put a value into its mapping or list.
 
         Returns:
-            Its place, when something in it is wanted.
+            Its place, when a path in it is wanted.
         """
         key_mark: Mark | None = None
         if self._spans is not None and (type(event) is yaml.ScalarEvent or type(event) is yaml.AliasEvent):
@@ -234,7 +234,7 @@ class _Reader:
 
     @property
     def _path(self) -> Path:
-        """The way to what is being read."""
+        """The current path."""
         path = [frame.key for frame in self._frames]
         if path and self._frames[-1].expects_key:
             path.pop()
@@ -276,13 +276,13 @@ def read_yaml(
     Args:
         text: The text.
         file: The name that positions carry.
-        places: Wanted paths, whose marks are filled in.
-        compact: Makes mappings with the key `datasource` compact as soon as they are read.
-        spans: Collects keys and scalars, up to what ends the reading.
-        loader: The class of PyYAML's whose parser is used.
+        places: The wanted paths; their marks are filled in.
+        compact: Replaces each mapping with the key `datasource` as soon as it is read.
+        spans: Collects keys and scalars, up to a syntax error.
+        loader: The PyYAML class whose parser is used.
 
     Returns:
-        The document and its problems; after one that ends the reading, the document is None.
+        The document, None after a syntax error; and the problems.
     """
     reader = _Reader(file, places, compact, spans)
     try:
@@ -306,7 +306,7 @@ _QUOTED: Final = re.compile(r"'[^' ]{3,}'|\"[^\" ]{3,}\"")
 
 def _syntax(error: yaml.MarkedYAMLError, text: str, file: str) -> Diagnostic:
     mark = error.problem_mark or error.context_mark
-    # The parser's words may quote the text, and the text may be a password.
+    # The parser's message may quote the text, and the text may be a password.
     problem = _QUOTED.sub("…", error.problem or error.context or "it cannot be read")
     if mark is None:
         return Diagnostic(Code.SYNTAX, (), f"not YAML: {problem}", SYNTAX_FIX, position=Position(file))
