@@ -1,4 +1,4 @@
-"""From arguments to an exit code. Nothing here loads more than argparse: `--help` answers at once."""
+"""Runs a command and returns its exit code. This module imports little more than argparse, so `--help` is fast."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ from .console import PLAIN, Console, Style, wants_colour
 
 PROGRAM: Final = "asgi-datasource"
 _INTERRUPTED: Final = 130
-"""What a shell reports of a program that Ctrl-C ended."""
+"""The exit code of a program that was interrupted by Ctrl-C."""
 _BROKEN_PIPE: Final = 141
-"""What a shell reports of a program whose reader went away."""
+"""The exit code of a program whose output pipe was closed."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command.
 
     Args:
-        arguments: What stands behind the program's name; None takes the process's.
+        arguments: The arguments after the program's name; None takes the process's.
 
     Returns:
-        0 when nothing was found, 1 when something was, 2 when the command could not run.
+        0 without findings, 1 with findings, 2 when the command failed.
     """
     console = Console(sys.stdout, sys.stderr)
     given = list(sys.argv[1:] if arguments is None else arguments)
@@ -40,11 +40,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         return _INTERRUPTED
     except BrokenPipeError:
-        # The reader has gone (`| head`). Python would complain about it once more when it closes the stream.
+        # The reader closed the pipe (`| head`). Without this, Python reports that again when it flushes at exit.
         with suppress(OSError):
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return _BROKEN_PIPE
-    except Exception as error:  # noqa: BLE001 - Python would exit with 1, which means findings here
+    except Exception as error:  # noqa: BLE001 - Python would exit with 1, which means findings
         _confess(error, console)
         return ExitCode.CANNOT_RUN
 
@@ -66,10 +66,9 @@ def _run(arguments: list[str], console: Console) -> int:
 
 
 def _end_options(arguments: list[str]) -> list[str]:
-    """The arguments of a hook, with `--` in front of the first file that looks like an option.
+    """The arguments of a hook, with `--` before the first file name that looks like an option.
 
-    pre-commit appends the names of files to the options without a `--`, and a repository may have a file whose name is
-    `--output=...`.
+    pre-commit appends file names to the options without a `--`, and a repository may have a file named `--output=...`.
     """
     if "--" in arguments:
         return arguments
@@ -95,7 +94,7 @@ def _print(result: Result, options: Namespace, console: Console) -> None:
 
 
 class _Parser(ArgumentParser):
-    """The parser of what stands where a command should."""
+    """The parser for arguments without a command."""
 
     def error(self, message: str) -> NoReturn:
         raise CannotRun(message, f"See {PROGRAM} --help.")
@@ -141,6 +140,6 @@ def _similar(command: str) -> str:
 
 
 def _confess(error: Exception, console: Console) -> None:
-    """Tell of a fault of the program itself, without the error's words: they may quote a secret."""
+    """Report a bug of the program, without the error's message, which may quote a secret."""
     frames = "".join(traceback.format_tb(error.__traceback__))
     console.complain(f"{type(error).__name__} inside {PROGRAM}. This is a fault of it: please report it with\n{frames}")

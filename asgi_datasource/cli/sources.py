@@ -1,4 +1,4 @@
-"""The options that say which configuration a command works on, and where its references are looked up."""
+"""The options for the configuration of a command and for its references."""
 
 from __future__ import annotations
 
@@ -11,24 +11,24 @@ from ..config import Config, ConfigFile, Findings, examine
 from .command import CannotRun
 
 NAMES = ("datasource.yaml", "datasource.yml", "datasource.toml", "datasource.json")
-"""Where a configuration is looked for when none is named."""
+"""The default files, in order."""
 
 
 def offer_overlays(parser: ArgumentParser) -> None:
-    """Add the options for files on top, and for code that tells tenants."""
+    """Add the options for overlays and for resolvers in code."""
     parser.add_argument(
-        "--overlay", action="append", default=[], metavar="FILE", help="a file that changes it; may be given again"
+        "--overlay", action="append", default=[], metavar="FILE", help="a file that changes it; repeatable"
     )
     parser.add_argument(
         "--resolvers-in-code",
         action="store_true",
-        help="do not ask for tenancy.resolve: the application brings resolvers of its own",
+        help="do not require tenancy.resolve: the application adds resolvers in code",
     )
 
 
 def offer_file(parser: ArgumentParser) -> None:
     """Add the argument that names the configuration."""
-    parser.add_argument("file", nargs="?", metavar="FILE", help="YAML, TOML or JSON; datasource.yaml unless told")
+    parser.add_argument("file", nargs="?", metavar="FILE", help="YAML, TOML or JSON; default: datasource.yaml")
 
 
 def offer_environment(parser: ArgumentParser, *, is_optional: bool = False) -> None:
@@ -36,21 +36,21 @@ def offer_environment(parser: ArgumentParser, *, is_optional: bool = False) -> N
 
     Args:
         parser: The command's parser.
-        is_optional: Whether references are looked up only on request.
+        is_optional: Whether references are resolved only on request.
     """
     if is_optional:
         parser.add_argument(
             "--environment",
             action="store_true",
-            help="look references up, in the environment and in files; without it they stand for valid values",
+            help="resolve references, from the environment and files; without it they count as valid values",
         )
-    group = parser.add_argument_group("what the configuration takes from outside")
-    group.add_argument("--env-file", metavar="FILE", help="NAME=value lines, beside the environment's own variables")
+    group = parser.add_argument_group("references")
+    group.add_argument("--env-file", metavar="FILE", help="NAME=value lines, added to the environment")
     group.add_argument("--allow-commands", action="store_true", help="run the programs of {command: [...]}")
 
 
 def environment(options: Namespace) -> dict[str, str]:
-    """The variables that references are looked up in.
+    """The variables for references.
 
     Raises:
         CannotRun: The file of `--env-file` cannot be read.
@@ -59,7 +59,7 @@ def environment(options: Namespace) -> dict[str, str]:
 
 
 def environment_on_request(options: Namespace) -> dict[str, str] | None:
-    """The same where they are looked up only on request; None when nobody asks for it.
+    """The variables for references that are resolved only on request; None without a request.
 
     Raises:
         CannotRun: The file of `--env-file` cannot be read.
@@ -69,10 +69,10 @@ def environment_on_request(options: Namespace) -> dict[str, str] | None:
 
 
 def read_env_file(name: str) -> dict[str, str]:
-    """`NAME=value` lines, as `docker run --env-file` reads them; a pair of quotes around a value is taken off.
+    """Read `NAME=value` lines like `docker run --env-file`; a pair of quotes around a value is removed.
 
     Raises:
-        CannotRun: The file cannot be read, or a line is none.
+        CannotRun: The file cannot be read, or has a line of another form.
     """
     try:
         lines = Path(name).read_text(encoding="utf-8").splitlines()
@@ -92,7 +92,7 @@ def read_env_file(name: str) -> dict[str, str]:
 
 
 def find_file() -> str:
-    """The configuration of the folder that the command runs in.
+    """The default file in the working directory.
 
     Raises:
         CannotRun: There is none.
@@ -111,8 +111,8 @@ def examine_file(
     Args:
         file: The file.
         options: The options of `offer_overlays` and `offer_environment`.
-        environ: The variables; None looks nothing up, and references stand for valid values.
-        needs_resolver: Whether the command needs `tenancy.resolve`, unless the application brings resolvers.
+        environ: The variables; None leaves references unresolved, and they count as valid.
+        needs_resolver: Whether a missing `tenancy.resolve` is an error, unless code adds resolvers.
     """
     source = ConfigFile(file, tuple(options.overlay), allow_commands=options.allow_commands)
     return examine(
@@ -124,7 +124,7 @@ def examine_file(
 
 
 def load_or_refuse(findings: Findings) -> Config:
-    """The config of findings without errors.
+    """The config of findings that have no errors.
 
     Raises:
         CannotRun: There are errors.

@@ -37,7 +37,7 @@ from .models import (
 from .origins import Origins
 from .provenance import Provenance, Resolved, resolve_document
 from .reading import Format, Text, open_text, read_text
-from .sense import MAX_NAME_BYTES
+from .semantics import MAX_NAME_BYTES
 from .state import DataSourceState, ServerState, StateDocument, read_state
 from .suppressions import Suppressed
 from .url import PLACEHOLDER, DatabaseUrl, mask_url, server_of

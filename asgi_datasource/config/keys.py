@@ -21,7 +21,7 @@ ANY: Final = "*"
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
+class SectionInfo:
     """A mapping with fixed keys.
 
     Attributes:
@@ -40,15 +40,15 @@ class Place:
 
 
 @lru_cache(maxsize=1)
-def sections() -> dict[tuple[str, ...], Place]:
+def sections() -> dict[tuple[str, ...], SectionInfo]:
     """All sections by their paths, in the order of the models."""
     return {place.path: place for place in _sections(Config, ())}
 
 
-def _sections(model: type[Section] | type[TenantConfig], path: tuple[str, ...]) -> Iterator[Place]:
+def _sections(model: type[Section] | type[TenantConfig], path: tuple[str, ...]) -> Iterator[SectionInfo]:
     declared: dict[str, FieldInfo] = getattr(model, "__pydantic_fields__")  # noqa: B009 - not declared by dataclasses
     fields = {info.alias or name: info for name, info in declared.items()}
-    yield Place(path, model.__name__, model.__doc__ or "", fields, model.planned)
+    yield SectionInfo(path, model.__name__, model.__doc__ or "", fields, model.planned)
     for key, info in fields.items():
         for inner, steps in _models(info.annotation):
             yield from _sections(inner, (*path, key, *steps))
@@ -69,7 +69,7 @@ def _models(annotation: Any) -> Iterator[tuple[type[Section] | type[TenantConfig
         yield annotation, ()
 
 
-def section_at(path: Path) -> Place | None:
+def section_at(path: Path) -> SectionInfo | None:
     """The section at a path; None when something else is there."""
     for candidate, place in sections().items():
         if len(candidate) == len(path) and all(step in (ANY, part) for step, part in zip(candidate, path, strict=True)):

@@ -18,7 +18,7 @@ from .plain_secrets import find_plain_secrets
 from .reading import Text
 from .references import Outside, Surroundings
 from .remainder import check_remainder
-from .sense import check_sense
+from .semantics import check_semantics
 from .structure import TenantCompactor, check_structure
 from .suppressions import Suppressed, apply_suppressions
 
@@ -82,7 +82,7 @@ def load(
 
     Args:
         source: A path, a `ConfigFile`, a mapping with the document's keys, or a `Config`, of which only the second
-            stage, `check_sense`, is checked.
+            stage, `check_semantics`, is checked.
         environ: The variables for `${NAME}`; None takes the process's environment.
         needs_resolver: Whether tenants without `tenancy.resolve` are an error; False where code adds resolvers.
         origins: Records the files that are read, also when the document is refused.
@@ -113,7 +113,7 @@ def examine(
 
     Args:
         source: A path, a `ConfigFile`, a mapping with the document's keys, or a `Config`, of which only the second
-            stage, `check_sense`, is checked.
+            stage, `check_semantics`, is checked.
         environ: The variables for `${NAME}`; None takes the process's environment.
         needs_resolver: Whether tenants without `tenancy.resolve` are an error; False where code adds resolvers.
         is_offline: Whether references are not resolved: each then has its default, or counts as valid.
@@ -121,7 +121,7 @@ def examine(
     """
     read_from = Origins() if origins is None else origins
     if isinstance(source, Config):
-        return Findings(source, tuple(check_sense(source, needs_resolver=needs_resolver)))
+        return Findings(source, tuple(check_semantics(source, needs_resolver=needs_resolver)))
     variables = os.environ if environ is None else environ
     may_run = variables.get(ALLOW_COMMANDS) == "1"
     check = _Check(needs_resolver)
@@ -167,7 +167,7 @@ class _Check:
         config, found = check_structure(resolved, is_owned=is_owned)
         secrets = find_plain_secrets(document) if is_written else []
         if config is not None and not outside.unresolved:
-            return config, secrets + check_sense(config, needs_resolver=self.needs_resolver)
+            return config, secrets + check_semantics(config, needs_resolver=self.needs_resolver)
         # A value whose reference was not resolved gets no second problem.
         known = [problem for problem in found if not _is_in(problem, outside.unresolved)]
         problems = outside.diagnostics + known

@@ -7,7 +7,7 @@ from typing import Any, Final
 
 from .diagnostics import Code, Diagnostic, Path
 from .models import Config
-from .sense import check_sense
+from .semantics import check_semantics
 from .shapes import is_list, is_mapping
 from .structure import check_structure
 
@@ -37,7 +37,7 @@ def check_remainder(
     wrong = _Places(problem.path for problem in parts)
     return config, [
         problem
-        for problem in check_sense(config, needs_resolver=needs_resolver)
+        for problem in check_semantics(config, needs_resolver=needs_resolver)
         if not any(wrong.touch(path) for path in (problem.path, *problem.related))
         and not (problem.code is Code.UNKNOWN_DATASOURCE and ("datasources",) in wrong)
     ]

@@ -1,6 +1,6 @@
 """The first stage of the validation: the form of the document, key by key. The JSON Schema accepts the same documents.
 
-The second stage, `sense.py`, checks what a JSON Schema cannot, such as references to datasources.
+The second stage, `semantics.py`, checks what a JSON Schema cannot, such as references to datasources.
 """
 
 from __future__ import annotations

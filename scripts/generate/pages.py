@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Annotated, Any, Final, Union, get_args, get_origin
 
 from asgi_datasource.config import Code, explain_code, json_schema
-from asgi_datasource.config.keys import Place, sections
+from asgi_datasource.config.keys import SectionInfo, sections
 from asgi_datasource.config.structure import write_inline
 from asgi_datasource.config.values import Value
 
@@ -55,7 +55,7 @@ def _lines() -> Iterator[str]:
             yield ""
 
 
-def _heading(place: Place) -> str:
+def _heading(place: SectionInfo) -> str:
     if not place.path:
         return "The document"
     lists = {("tenancy", "resolve"), ("routes",)}

@@ -12,7 +12,7 @@ import psycopg
 import pytest
 from jsonschema import Draft202012Validator
 
-from asgi_datasource.cli.checking import ask, judge
+from asgi_datasource.cli.checking import evaluation, queries
 from asgi_datasource.cli.checking.facts import Facts, PoolerMode, Target
 from asgi_datasource.config import Code, load
 from asgi_datasource.drivers.psycopg import ServerSettings
@@ -118,7 +118,7 @@ def other_cluster() -> Iterator[EmbeddedCluster]:
 async def test_a_standby_of_another_cluster(
     world: World, other_cluster: EmbeddedCluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(ask, "CATCH_UP_S", 0.3)
+    monkeypatch.setattr(queries, "CATCH_UP_S", 0.3)
     [stranger] = other_cluster.replicas.values()
     _, found = check(config(world, datasources__orders__replicas={"r1": {"url": stranger.url()}}), tmp_path)
     assert codes(found, without=TABLES) == [("ADS103", "datasources.orders.replicas.r1.url")]
@@ -155,7 +155,7 @@ async def test_a_replica_that_is_behind(
         await replica.resume_replay()
     # A standby whose source went away: what the primary writes does not arrive.
     await replica.configure(primary_conninfo="")
-    monkeypatch.setattr(ask, "CATCH_UP_S", 0.3)
+    monkeypatch.setattr(queries, "CATCH_UP_S", 0.3)
     try:
         await other_cluster.primary.sql("create table if not exists more (id int)")
         await other_cluster.primary.sql("insert into more select generate_series(1, 1000)")
@@ -326,7 +326,7 @@ async def test_tenants_of_a_table_are_looked_at_as_well(
     )
     done, found = check(document, tmp_path)
     notes = json.loads(done.out)["notes"]
-    assert notes == ["1,000 of the 1,201 tenants of tenants_from were looked at"]
+    assert notes == ["1,000 of the 1,201 tenants of tenants_from were checked"]
     # The one that has no schema is among those that are looked at, as it is each time.
     [missing] = [each for each in found if each["code"] == "ADS115"]
     assert missing["key"] == "tenants_from"
@@ -407,10 +407,10 @@ def test_a_standby_with_another_identifier() -> None:
     )
     replica = facts(is_standby=True, system_id=2)
     replica.target = Target("orders", "r1", ("datasources", "orders", "replicas", "r1", "url"), replica.target.settings)
-    found = list(judge.judge(config, [facts(), replica]))
+    found = list(evaluation.evaluate(config, [facts(), replica]))
     assert [each.code for each in found] == [Code.NOT_ITS_REPLICA]
     replica.system_id, replica.version = 1, 150000
-    assert [each.code for each in judge.judge(config, [facts(), replica])] == [Code.SERVER_VERSION]
+    assert [each.code for each in evaluation.evaluate(config, [facts(), replica])] == [Code.SERVER_VERSION]
 
 
 def facts(**known: Any) -> Facts:
@@ -440,6 +440,6 @@ def test_what_cannot_be_brought_about_here_is_judged(known: dict[str, Any], code
     config = load(
         {"version": 1, "datasources": {"orders": {"primary": {"url": "host=db"}}}, "tenancy": {"default": "orders"}}
     )
-    found = list(judge.judge(config, [facts(**known)]))
+    found = list(evaluation.evaluate(config, [facts(**known)]))
     assert [each.code for each in found] == ([code] if code else [])
-    assert ask.CATCH_UP_S < 10
+    assert queries.CATCH_UP_S < 10

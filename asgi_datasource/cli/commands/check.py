@@ -1,4 +1,4 @@
-"""`asgi-datasource check FILE`: asks the servers whether the configuration is true."""
+"""`asgi-datasource check FILE`: compares the configuration with its servers."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from ..sources import (
 
 
 def configure(parser: ArgumentParser) -> None:
-    """The file, and how strictly it is judged."""
+    """Add the file and the strictness."""
     offer_file(parser)
     parser.add_argument("--strict", action="store_true", help="exit with 1 on warnings and hints as well")
     offer_overlays(parser)
@@ -31,7 +31,7 @@ def configure(parser: ArgumentParser) -> None:
 
 
 def run(options: Namespace, console: Console) -> Report:
-    """Ask every server."""
+    """Query every server."""
     file: str = options.file or find_file()
     findings = examine_file(file, options, environment(options))
     config = load_or_refuse(findings)

@@ -10,8 +10,8 @@ from ..shells import SHELLS, write_script
 
 
 def configure(parser: ArgumentParser) -> None:
-    """The shell."""
-    parser.add_argument("shell", choices=SHELLS, help="the shell to complete in")
+    """Add the shell."""
+    parser.add_argument("shell", choices=SHELLS, help="the shell")
     parser.epilog = (
         'bash: eval "$(asgi-datasource completion bash)" in ~/.bashrc; zsh: the same in ~/.zshrc, behind compinit;'
         " fish: asgi-datasource completion fish > ~/.config/fish/completions/asgi-datasource.fish"
@@ -20,5 +20,5 @@ def configure(parser: ArgumentParser) -> None:
 
 
 def run(options: Namespace, console: Console) -> Printed:
-    """Write the script from the commands' own parsers."""
+    """Generate the script from the commands' parsers."""
     return Printed(write_script(options.shell))

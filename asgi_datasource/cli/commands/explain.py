@@ -1,4 +1,4 @@
-"""`asgi-datasource explain FILE`: which server a request would go to, and why not to another. Asks no server."""
+"""`asgi-datasource explain FILE`: which server a request goes to, and why not to another. It connects to no server."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Explained:
-    """Where one request would go.
+    """The explanation of one request.
 
     Attributes:
         file: The configuration.
-        explanation: What there is to say about the request.
-        is_assumed: No state was given: every server was taken to be up and current.
-        has_table: There are tenants in a table, who are not known here.
+        explanation: The routing of the request.
+        is_assumed: Whether every server was assumed to be up and current, because no state was given.
+        has_table: Whether there are further tenants in a table, which are unknown here.
     """
 
     file: str
@@ -107,38 +107,34 @@ def _servers(document: dict[str, Any], style: Style) -> list[str]:
 
 
 def configure(parser: ArgumentParser) -> None:
-    """The file, the request, and how the servers look."""
+    """Add the file, the request and the servers' state."""
     offer_file(parser)
     request = parser.add_argument_group("the request")
-    request.add_argument("--method", default="GET", metavar="METHOD", help="GET unless told")
-    request.add_argument("--path", default="/", metavar="PATH", help="with its query string; / unless told")
+    request.add_argument("--method", default="GET", metavar="METHOD", help="default: GET")
+    request.add_argument("--path", default="/", metavar="PATH", help="with its query string; default: /")
+    request.add_argument("--tenant", metavar="NAME", help="the tenant; without it, the resolvers find it")
+    request.add_argument("--header", action="append", default=[], metavar="NAME:VALUE", help="a header; repeatable")
     request.add_argument(
-        "--tenant", metavar="NAME", help="the tenant; without it, the resolvers tell it from the request"
-    )
-    request.add_argument(
-        "--header", action="append", default=[], metavar="NAME:VALUE", help="a header; may be given again"
-    )
-    request.add_argument(
-        "--intent", choices=("read", "write"), help="what its statement wants, where it says so itself"
+        "--intent", choices=("read", "write"), help="the intent of the statement, when the code sets one"
     )
     request.add_argument(
         "--token",
         action="append",
         default=[],
         metavar="TOKEN",
-        help="what the client has seen: a token, or a position such as 1:0/3000148; may be given again",
+        help="the client's token, or a position such as 1:0/3000148; repeatable",
     )
-    request.add_argument("--pinned", action="store_true", help="the request has written already")
-    request.add_argument("--sticky", metavar="REPLICA", help="the replica that it has read from already")
-    parser.add_argument("--state", metavar="FILE", help="how the servers look: JSON, as registry.state() tells it")
+    request.add_argument("--pinned", action="store_true", help="the request has already written")
+    request.add_argument("--sticky", metavar="REPLICA", help="the replica that the request has already read from")
+    parser.add_argument("--state", metavar="FILE", help="the servers' state: JSON as returned by registry.state()")
     offer_overlays(parser)
     offer_environment(parser, is_optional=True)
     offer_formats(parser, "text", "json")
 
 
 def run(options: Namespace, console: Console) -> Explained:
-    """Compile the configuration, and ask it."""
-    # The drivers are needed from here on; `--help` does without.
+    """Compile the configuration and explain the request."""
+    # Imported here because they import the driver, which `--help` does not need.
     from pydantic import SecretStr
 
     from ...config import read_state

@@ -1,4 +1,4 @@
-"""`asgi-datasource init`: a commented first configuration, from nothing or from what the project has already."""
+"""`asgi-datasource init`: writes a commented first configuration, from scratch or from the project's settings."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pathlib import Path
 
 from ..command import CannotRun, Clean, offer_formats
 from ..console import Console, Style
-from ..starting import Origin, Server, from_django, from_object, from_url, render_config
+from ..scaffold import Origin, Server, from_django, from_object, from_url, render_config
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,8 +19,8 @@ class Started(Clean):
     """A first configuration.
 
     Attributes:
-        file: Where it was written; None when it is only printed.
-        content: The file.
+        file: The written file; None when the configuration is only printed.
+        content: The configuration.
         origin: What it was made from.
     """
 
@@ -29,7 +29,7 @@ class Started(Clean):
     origin: Origin
 
     def render(self, form: str, style: Style) -> str:
-        """The file itself, or what to do with it."""
+        """The configuration, or the next steps."""
         if form == "json":
             document = {
                 "version": 1,
@@ -47,26 +47,26 @@ class Started(Clean):
 
 
 def configure(parser: ArgumentParser) -> None:
-    """Where it is written, and what it is made from."""
-    parser.add_argument(
-        "file", nargs="?", metavar="FILE", default="datasource.yaml", help="datasource.yaml unless told"
-    )
-    parser.add_argument("--stdout", action="store_true", help="print it, and write nothing")
-    parser.add_argument("--force", action="store_true", help="write over a file that is there")
+    """Add the file and the sources."""
+    parser.add_argument("file", nargs="?", metavar="FILE", default="datasource.yaml", help="default: datasource.yaml")
+    parser.add_argument("--stdout", action="store_true", help="print it instead of writing a file")
+    parser.add_argument("--force", action="store_true", help="overwrite an existing file")
     group = parser.add_mutually_exclusive_group()
-    group.add_argument("--url", metavar="URL", help="a PostgreSQL or SQLAlchemy URL; DATABASE_URL when it is set")
-    group.add_argument("--django", metavar="MODULE", help="Django's settings, such as mysite.settings: reads DATABASES")
+    group.add_argument("--url", metavar="URL", help="a PostgreSQL or SQLAlchemy URL; default: DATABASE_URL, if set")
+    group.add_argument(
+        "--django", metavar="MODULE", help="Django's settings, such as mysite.settings, for their DATABASES"
+    )
     group.add_argument(
         "--object",
         metavar="MODULE:NAME",
         help="an object with a connection string: an advanced-alchemy config, a SQLAlchemy engine or URL",
     )
-    parser.add_argument("--name", default="", metavar="NAME", help="the datasource's name; the database's unless told")
+    parser.add_argument("--name", default="", metavar="NAME", help="the datasource's name; default: the database's")
     offer_formats(parser, "text", "json")
 
 
 def run(options: Namespace, console: Console) -> Started:
-    """Make the configuration, and write it unless one is there."""
+    """Make the configuration and write it, unless the file exists."""
     sys.path.insert(0, str(Path.cwd()))
     if options.django:
         origin = from_django(options.django)

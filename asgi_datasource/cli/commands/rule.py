@@ -1,4 +1,4 @@
-"""`asgi-datasource rule ADS041`: what there is to say about a code."""
+"""`asgi-datasource rule ADS041`: explains a code."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from ..console import Console, Style
 
 @dataclass(frozen=True, slots=True)
 class Rules(Clean):
-    """Some codes, explained."""
+    """The explanations of codes."""
 
     explained: tuple[Explained, ...]
 
     def render(self, form: str, style: Style) -> str:
-        """Markdown, or the same as JSON."""
+        """The explanations as Markdown or JSON."""
         if form == "json":
             entries = [
                 {
@@ -37,13 +37,13 @@ class Rules(Clean):
 
 
 def configure(parser: ArgumentParser) -> None:
-    """The code."""
-    parser.add_argument("code", nargs="?", metavar="CODE", help="such as ADS041; all of them in a line each without it")
+    """Add the code."""
+    parser.add_argument("code", nargs="?", metavar="CODE", help="such as ADS041; without it, all codes are listed")
     offer_formats(parser, "text", "json")
 
 
 def run(options: Namespace, console: Console) -> Rules:
-    """Look the code up."""
+    """Look up the code."""
     if options.code is None:
         return Rules(tuple(map(explain_code, Code)))
     try:

@@ -1,4 +1,4 @@
-"""`asgi-datasource schema`: the JSON Schema, for editors and other programs."""
+"""`asgi-datasource schema`: prints the JSON Schema, for editors and other programs."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from ..console import Console
 
 
 def configure(parser: ArgumentParser) -> None:
-    """Which of the two."""
+    """Add the choice of the schema."""
     parser.add_argument("--part", action="store_true", help="the schema of an included file or an overlay")
     offer_formats(parser, "json")
 
 
 def run(options: Namespace, console: Console) -> Printed:
-    """Make the schema from the models."""
+    """Generate the schema from the models."""
     schema = part_schema() if options.part else json_schema()
     return Printed(json.dumps(schema, indent=2, ensure_ascii=False))

@@ -1,4 +1,4 @@
-"""`asgi-datasource show FILE`: the document as it counts, secrets masked, with where each value comes from."""
+"""`asgi-datasource show FILE`: prints the effective document with masked secrets, and the origin of each value."""
 
 from __future__ import annotations
 
@@ -22,18 +22,18 @@ from ..sources import (
 
 @dataclass(frozen=True, slots=True)
 class Shown(Clean):
-    """A resolved document.
+    """An effective document.
 
     Attributes:
         file: The main file.
-        resolved: Its values, each with where it comes from.
+        resolved: Its values with their origins.
     """
 
     file: str
     resolved: Resolved
 
     def render(self, form: str, style: Style) -> str:
-        """YAML with comments, or JSON."""
+        """The values as lines with comments, or JSON."""
         if form == "json":
             values = [
                 {"key": value.key, "value": value.value, "from": value.provenance.value, "where": value.where}
@@ -51,16 +51,16 @@ class Shown(Clean):
 
 
 def configure(parser: ArgumentParser) -> None:
-    """The file, and which values are shown."""
+    """Add the file and the choice of values."""
     offer_file(parser)
-    parser.add_argument("--defaults", action="store_true", help="show the values that no file says as well")
+    parser.add_argument("--defaults", action="store_true", help="include defaults")
     offer_overlays(parser)
     offer_environment(parser, is_optional=True)
     offer_formats(parser, "text", "json")
 
 
 def run(options: Namespace, console: Console) -> Shown:
-    """Resolve the document."""
+    """Find the origin of every value."""
     file: str = options.file or find_file()
     variables = environment_on_request(options)
     findings = examine_file(file, options, variables)

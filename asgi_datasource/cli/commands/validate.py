@@ -1,4 +1,4 @@
-"""`asgi-datasource validate FILES`: every problem of configuration files, without environment, network or database."""
+"""`asgi-datasource validate FILES`: finds problems in configuration files, without environment, network or server."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from ..sources import environment_on_request, examine_file, find_file, offer_env
 
 
 def configure(parser: ArgumentParser) -> None:
-    """The files, and how strictly they are judged."""
-    parser.add_argument("files", nargs="*", metavar="FILE", help="YAML, TOML or JSON; datasource.yaml unless told")
-    parser.add_argument("--fix", action="store_true", help="make the fixes that are certain, in the files")
+    """Add the files and the strictness."""
+    parser.add_argument("files", nargs="*", metavar="FILE", help="YAML, TOML or JSON; default: datasource.yaml")
+    parser.add_argument("--fix", action="store_true", help="apply the safe fixes to the files")
     parser.add_argument(
         "--hook",
         action="store_true",
-        help="in front: an argument that names a file is one, even if it looks like an option",
+        help="as first option: an argument that names an existing file is a file, even if it looks like an option",
     )
     parser.add_argument("--strict", action="store_true", help="exit with 1 on warnings and hints as well")
     offer_overlays(parser)
@@ -45,7 +45,7 @@ _MOST_ROUNDS = 20
 
 
 def fix_file(look: Callable[[str], Findings], file: str, console: Console) -> Findings:
-    """Make the safe edits of a file and of the files that it includes, until none is left."""
+    """Make the safe edits of a file and of its included files, until none is left."""
     made = 0
     findings = look(file)
     for _ in range(_MOST_ROUNDS):

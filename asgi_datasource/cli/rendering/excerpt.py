@@ -1,8 +1,7 @@
-"""A line of a file as messages show it: without what might be a secret, and with the place marked.
+"""Excerpts: a line of a file without anything that might be a secret, and with a position marked.
 
-The place of a value in the document decides whether it is masked, as everywhere (`config/masking.py`). Other values are
-shown when they are plain words, in case a password stands in the wrong place. Comments are hidden, and so is everything
-that could not be read.
+A value is masked by its path in the document, as everywhere (`config/masking.py`). Other values are shown only when
+they are plain words, because a password may be in the wrong place. Comments and unparsed text are hidden.
 """
 
 from __future__ import annotations
@@ -22,7 +21,7 @@ from ...config.places import Span
 from ...config.reading import find_spans
 
 MOST_COLUMNS: Final = 160
-"""A longer line is cut; nobody reads on, and minified JSON has one line."""
+"""Longer lines are cut; minified JSON is a single line."""
 _HIDDEN: Final = "…"
 
 _BETWEEN: Final = re.compile(
@@ -43,13 +42,13 @@ _CALLABLE: Final = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_][\w.]*")
 
 @dataclass(frozen=True, slots=True)
 class Excerpt:
-    """One line, and a place in it.
+    """A line and a position in it.
 
     Attributes:
-        line: Its number, from 1.
-        text: What of it is shown.
-        start: The first column of the place, from 0.
-        length: How many columns it has.
+        line: Its number, counted from 1.
+        text: The line as it is shown.
+        start: The first marked column, counted from 0.
+        length: The number of marked columns.
     """
 
     line: int
@@ -59,11 +58,11 @@ class Excerpt:
 
 
 class Excerpts:
-    """The lines of some places; each file is read once for all of them.
+    """The lines of some positions; each file is parsed once.
 
     Args:
         texts: The files.
-        positions: The places.
+        positions: The positions.
     """
 
     def __init__(self, texts: Iterable[Text], positions: Iterable[Position]) -> None:
@@ -74,7 +73,7 @@ class Excerpts:
         self._files = {text.file: _File(text, lines[text.file]) for text in texts if text.file in lines}
 
     def at(self, position: Position) -> Excerpt | None:
-        """The line of a place; None when its file has no such line."""
+        """The line of a position; None when its file has no such line."""
         file = self._files.get(position.file)
         return file.at(position.line, position.column or 1) if file is not None and position.line is not None else None
 
@@ -112,7 +111,7 @@ class _File:
         return Excerpt(line, text, start, max(1, min(length, len(text) - start)))
 
     def _pieces(self, line: int, written: str, column: int) -> Iterator[tuple[int, int, str]]:
-        """The line piece by piece, from a little in front of a column to a little behind it."""
+        """The pieces of a line around a column."""
         spans = self._spans[line]
         number = max(0, bisect_right(spans, (line, column - MOST_COLUMNS), key=lambda span: span.start) - 1)
         done = spans[number].start[1] - 1 if number and spans[number].start[0] == line else 0
@@ -132,13 +131,13 @@ class _File:
 
 
 class _Word(str):
-    """A key or a value as it is shown: it is marked as a whole."""
+    """A key or a value as it is shown; it is marked as a whole."""
 
     __slots__ = ()
 
 
 def _between(text: str, start: int) -> Iterator[tuple[int, int, str]]:
-    """What stands between keys and values: signs are shown, comments and what could not be read are not."""
+    """The text between keys and values: punctuation is shown, comments and unparsed text are hidden."""
     for token in _BETWEEN.finditer(text):
         kind, shown = token.lastgroup, token[0]
         if kind == "comment":

@@ -1,4 +1,4 @@
-"""Findings as GitHub's workflow commands, which put them beside the lines of a pull request.
+"""Findings as GitHub's workflow commands, which GitHub shows next to the lines of a pull request.
 
 Source: GitHub Actions documentation, "Workflow commands", error, warning and notice.
 """
@@ -13,7 +13,7 @@ _COMMANDS = {Severity.ERROR: "error", Severity.WARNING: "warning", Severity.HINT
 
 
 def render(report: Report, style: Style) -> str:
-    """One command a finding."""
+    """One command for each finding."""
     return "\n".join(map(_command, report.diagnostics))
 
 

@@ -1,4 +1,4 @@
-"""Findings as SARIF 2.1.0, the form of GitHub's code scanning and of most editors.
+"""Findings as SARIF 2.1.0, the format of GitHub's code scanning and most editors.
 
 Source: OASIS, "Static Analysis Results Interchange Format (SARIF) Version 2.1.0".
 """

@@ -1,4 +1,4 @@
-"""Findings for people: the place with its line, what is wrong, the fix, and where more is said."""
+"""Findings for people: the problem, its position with the line, the fix, and the documentation."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from .excerpt import Excerpts
 from .report import Report
 
 _MOST: int = 100
-"""Findings that are told in full; a file with more has one cause."""
+"""Most findings that are printed; more than that usually have a common cause."""
 
 
 def render(report: Report, style: Style) -> str:
-    """Every finding with its excerpt, and how many there are."""
+    """The findings with their excerpts, and their number."""
     told = report.diagnostics[:_MOST]
     excerpts = Excerpts(report.texts, (problem.position for problem in told if problem.position is not None))
     blocks = ["\n".join(_lines(problem, excerpts, style)) for problem in told]

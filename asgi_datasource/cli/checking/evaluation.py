@@ -1,4 +1,4 @@
-"""From what the servers told to findings; nothing is asked here."""
+"""Evaluates the facts about servers; there is no I/O here."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ MOST_CLOCK_OFFSET_S: Final = 1.0
 _MB: Final = 1024 * 1024
 
 
-def judge(config: Config, servers: Sequence[Facts]) -> Iterator[Diagnostic]:
-    """What is wrong, server by server, and with all of them together.
+def evaluate(config: Config, servers: Sequence[Facts]) -> Iterator[Diagnostic]:
+    """Find the problems of each server, and of all servers together.
 
     Args:
         config: The configuration.
-        servers: What each server told, a datasource's primary in front of its replicas.
+        servers: The facts about each server; a datasource's primary comes before its replicas.
     """
     primaries = {(each.target.datasource, each.target.tenant): each for each in servers if each.target.is_primary}
     for facts in servers:
@@ -72,7 +72,7 @@ def _alone(facts: Facts) -> Iterator[Diagnostic]:
 
 
 def _against(primary: Facts, facts: Facts) -> Iterator[Diagnostic]:
-    """A replica against its primary."""
+    """Problems of a replica compared with its primary."""
     path, target = facts.target.path, facts.target
     if facts is primary or primary.failure is not None or not facts.is_standby:
         return
@@ -113,23 +113,23 @@ def _hole(finding: Finding, facts: Facts, config: Config) -> Diagnostic:
     code, severity = _HOLES[finding.hole]
     path: DiagnosticPath = facts.target.path
     if finding.tenant is not None:
-        # One that the document does not list is a row of the table.
+        # A tenant that the document does not list comes from the table.
         path = ("tenants", finding.tenant) if finding.tenant in config.tenants else ("tenants_from",)
     message = f"{facts.target}: {finding.message}"
     return Diagnostic(code, path, message, finding.fix, finding.tenant is not None, severity=severity)
 
 
 def _budget(config: Config, servers: Sequence[Facts]) -> Iterator[Diagnostic]:
-    """What all pools to one server may take of it."""
+    """Whether all pools of one server fit into its limits."""
     processes = config.budget.processes if config.budget is not None else 1
     reserve = config.budget.reserve if config.budget is not None else 0
     by_server: dict[str, list[Facts]] = {}
     for facts in servers:
-        # Behind a pooler the pooler's own limits count, which it tells nobody but its administrator.
+        # Behind a pooler its own limits apply, and only its administrators can read them.
         if facts.pooler is PoolerMode.NONE and facts.most_connections is not None:
             by_server.setdefault(server_of(facts.target.settings.conninfo, with_database=False), []).append(facts)
     for sharing in by_server.values():
-        # The databases of one datasource share its bound of open pools.
+        # All databases of a datasource share its bound on open pools.
         pools = {(each.target.datasource, each.target.node): each.target for each in sharing}
         wanted = processes * sum(target.settings.max_size * target.most_pools for target in pools.values())
         most = min(facts.most_connections or 0 for facts in sharing)

@@ -15,9 +15,9 @@ from .kinds import EVERY_OTHER
 from .limits import MAX_DIAGNOSTICS
 from .models import Config, RouteRule, TenantConfig
 from .sections import Section
-from .sense_resolvers import check_resolvers
-from .sense_servers import check_budget, check_lags, check_servers
-from .sense_tenancy import absent_datasource, check_aliases, check_catalog, check_tenancy
+from .semantics_resolvers import check_resolvers
+from .semantics_servers import check_budget, check_lags, check_servers
+from .semantics_tenancy import absent_datasource, check_aliases, check_catalog, check_tenancy
 from .shapes import is_mapping
 from .url import PLACEHOLDER
 
@@ -25,7 +25,7 @@ MAX_NAME_BYTES: Final = 63
 """PostgreSQL truncates longer names (PostgreSQL manual, "Lexical Structure", NAMEDATALEN)."""
 
 
-def check_sense(config: Config, *, needs_resolver: bool = True) -> list[Diagnostic]:
+def check_semantics(config: Config, *, needs_resolver: bool = True) -> list[Diagnostic]:
     """Find mistakes in a well-formed document.
 
     Args:
