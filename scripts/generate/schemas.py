@@ -17,12 +17,12 @@ _DRAFT: Final = "https://json-schema.org/draft/2020-12/schema"
 
 
 def _closed(properties: Mapping[str, Any], **more: Any) -> dict[str, Any]:
-    """The schema of a mapping in which all of these keys stand; a later version may write others beside them."""
+    """The schema of a mapping with all of these keys; a later version may add others."""
     return {"type": "object", "properties": dict(properties), "required": list(properties), **more}
 
 
 def _document(name: str, title: str, properties: Mapping[str, Any], definitions: Mapping[str, Any]) -> dict[str, Any]:
-    """The schema of a document that is written here."""
+    """The schema of a document."""
     return {
         "$schema": _DRAFT,
         "$id": f"urn:asgi-datasource:schema:{name}:v1",
@@ -33,20 +33,20 @@ def _document(name: str, title: str, properties: Mapping[str, Any], definitions:
 
 
 def diagnostics_schema() -> dict[str, Any]:
-    """The schema of what `describe_diagnostics` makes."""
+    """The schema of the result of `describe_diagnostics`."""
     number = {"type": ["integer", "null"], "minimum": 1}
     position = _closed({"file": {"type": "string"}, "line": number, "column": number})
     diagnostic = {
         "code": {"type": "string", "pattern": "^ADS[0-9]{3}$", "examples": [Code.UNKNOWN_KEY.value]},
         "name": {"type": "string", "description": "The code in words."},
         "severity": {"enum": [severity.value for severity in Severity]},
-        "message": {"type": "string", "description": "What is wrong, without full stop."},
+        "message": {"type": "string", "description": "What is wrong, without a full stop."},
         "fix": {"type": "string", "description": "What to do, a sentence."},
-        "key": {"type": "string", "description": "The way to the key; empty for the file as a whole."},
+        "key": {"type": "string", "description": "The path of the key; empty for the whole file."},
         "position": {"$ref": "#/$defs/MaybePosition"},
         "related": {
             "type": "array",
-            "description": "Other places that have to do with it.",
+            "description": "Other paths that belong to the problem.",
             "items": _closed({"key": {"type": "string"}, "position": {"$ref": "#/$defs/MaybePosition"}}),
         },
         "edit": {
@@ -62,7 +62,7 @@ def diagnostics_schema() -> dict[str, Any]:
                 ),
             ],
         },
-        "docs": {"type": "string", "description": "The page that explains this code."},
+        "docs": {"type": "string", "description": "The documentation of the code."},
     }
     return _document(
         "diagnostics",
@@ -74,12 +74,12 @@ def diagnostics_schema() -> dict[str, Any]:
             "diagnostics": {"type": "array", "items": {"$ref": "#/$defs/Diagnostic"}},
             "suppressed": {
                 "type": "array",
-                "description": "What the files ask to leave out, with their reasons.",
+                "description": "Findings that the files ignore, with their reasons.",
                 "items": {"$ref": "#/$defs/Diagnostic", "required": ["reason"]},
             },
             "notes": {
                 "type": "array",
-                "description": "What was not looked at, of that which there is too much of.",
+                "description": "What was not checked, because there is too much of it.",
                 "items": {"type": "string"},
                 "examples": [["10 of the 1,203 databases of own that are known were asked"]],
             },
@@ -93,17 +93,17 @@ def diagnostics_schema() -> dict[str, Any]:
 
 
 def changes_schema() -> dict[str, Any]:
-    """The schema of what `describe_changes` makes."""
+    """The schema of the result of `describe_changes`."""
     change = {
         "kind": {"enum": [kind.value for kind in Kind]},
         "weight": {
             "enum": [weight.value for weight in Weight],
-            "description": "How much a reviewer has to look at it.",
+            "description": "How closely the change needs review.",
         },
-        "key": {"type": "string", "description": "The way to the key."},
+        "key": {"type": "string", "description": "The path of the key."},
         "message": {"type": "string", "description": "What it means."},
-        "tenants": {"type": "array", "items": {"type": "string"}, "description": "Whose: some of them."},
-        "tenant_count": {"type": "integer", "minimum": 0, "description": "How many tenants it is about."},
+        "tenants": {"type": "array", "items": {"type": "string"}, "description": "Some of the affected tenants."},
+        "tenant_count": {"type": "integer", "minimum": 0, "description": "The number of affected tenants."},
     }
     return _document(
         "diff",
@@ -119,7 +119,7 @@ def changes_schema() -> dict[str, Any]:
 
 
 def explanation_schema() -> dict[str, Any]:
-    """The schema of what `explain` tells (`explanation.py` makes it)."""
+    """The schema of the result of `Explanation.document`."""
     text = {"type": "string"}
     maybe = {"type": ["string", "null"]}
 
@@ -137,7 +137,7 @@ def explanation_schema() -> dict[str, Any]:
                 "description": "routed: a server was chosen. refused: see refusal. exempt: the path has no session.",
             },
             "refusal": or_null(
-                {"kind": text, "status": {"type": "integer"}, "message": text}, "Why it would be refused."
+                {"kind": text, "status": {"type": "integer"}, "message": text}, "Why the request would be refused."
             ),
             "tenant": or_null(
                 {
@@ -147,29 +147,32 @@ def explanation_schema() -> dict[str, Any]:
                     "state": text,
                     "max_connections": {"type": ["integer", "null"]},
                 },
-                "Whose request it is; a null name is the tenant of requests that name none.",
+                "The tenant of the request; the name is null for requests without a tenant.",
             ),
             "rule": or_null(
-                {"index": {"type": "integer", "minimum": 0}, "match": text}, "The rule of routes that matches."
+                {"index": {"type": "integer", "minimum": 0}, "match": text}, "The matching rule of routes."
             ),
             "plan": or_null(
                 {
                     "intent": {"enum": [intent.value for intent in AccessIntent]},
-                    "runs": {"type": "string", "description": "What its first statement runs in."},
+                    "runs": {"type": "string", "description": "How its first statement runs."},
                     "consistency": {
                         "enum": [None, *(word.value for word in Consistency)],
-                        "description": "What it has to see of the client's past; null where nobody looks at that.",
+                        "description": "What the statement must see; null when tokens are disabled.",
                     },
                     "max_lag_s": {"type": ["number", "null"], "description": "How old its data may be."},
                     "timeout_s": {"type": ["number", "null"], "description": "Until the end of COMMIT."},
                     "priority": {"enum": ["low", "normal", "high"]},
                     "max_in_flight": {"type": ["integer", "null"]},
                 },
-                "What holds for its first statement.",
+                "The plan of its first statement.",
             ),
             "token": or_null(
-                {"position": {**maybe, "description": "What the server has to have, as timeline:lsn."}, "why": text},
-                "What became of the tokens; null where there are none.",
+                {
+                    "position": {**maybe, "description": "The position that the server must have, as timeline:lsn."},
+                    "why": text,
+                },
+                "The result of the client's tokens; null when there are none.",
             ),
             "route": or_null(
                 {"node": text, "role": role, "reason": {"enum": [reason.value for reason in Reason]}},
@@ -177,14 +180,14 @@ def explanation_schema() -> dict[str, Any]:
             ),
             "servers": {
                 "type": "array",
-                "description": "What became of each server.",
+                "description": "The verdict on each server.",
                 "items": _closed(
                     {
                         "node": text,
                         "role": role,
                         "verdict": {"enum": [verdict.value for verdict in Verdict]},
                         "why": {"type": "string", "description": "The verdict in words, with its figures."},
-                        "seen": {"type": "string", "description": "How it looked."},
+                        "seen": {"type": "string", "description": "The server's state."},
                     }
                 ),
             },
@@ -192,8 +195,11 @@ def explanation_schema() -> dict[str, Any]:
         {},
     )
     schema["properties"] |= {
-        "file": {"type": "string", "description": "The configuration, where it was asked on the command line."},
-        "assumed": {"type": "boolean", "description": "Whether, there, every server was taken to be up and current."},
+        "file": {"type": "string", "description": "The configuration file; only on the command line."},
+        "assumed": {
+            "type": "boolean",
+            "description": "Whether all servers were assumed to be up and current; only on the command line.",
+        },
     }
     return schema
 

@@ -1,4 +1,4 @@
-"""Runs the command line: as a process of its own, as a shell does, or inside the test's process, which is faster."""
+"""Runs the command line: as a separate process, like a shell, or inside the test's process, which is faster."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ TIMEOUT_S = 60
 
 @dataclass(frozen=True, slots=True)
 class Ran:
-    """How a run ended."""
+    """The result of a run."""
 
     code: int
     out: str
@@ -33,10 +33,10 @@ def run(
     """Run `python -m asgi_datasource` with arguments.
 
     Args:
-        arguments: What stands behind the program's name.
-        cwd: The folder to run in.
-        environ: Variables beside those of this process; an empty string takes one away.
-        stdin: What it may read.
+        arguments: The arguments after the program's name.
+        cwd: The working directory.
+        environ: Variables to add; an empty string removes one.
+        stdin: The standard input.
     """
     variables = _variables(environ)
     done = subprocess.run(
@@ -53,12 +53,12 @@ def run(
 
 
 def call(*arguments: str | Path, cwd: Path | None = None, environ: Mapping[str, str] | None = None) -> Ran:
-    """Run the same inside this process, in a thread: a command may start an event loop of its own.
+    """Run the same inside this process, in a thread, because commands may start an event loop.
 
     Args:
-        arguments: What stands behind the program's name.
-        cwd: The folder to run in.
-        environ: Variables beside those of this process; an empty string takes one away.
+        arguments: The arguments after the program's name.
+        cwd: The working directory.
+        environ: Variables to add; an empty string removes one.
     """
     out, err = io.StringIO(), io.StringIO()
     with (

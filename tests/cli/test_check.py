@@ -1,4 +1,4 @@
-"""`check` on real servers: roles, replication, limits, poolers, and what keeps tenants apart."""
+"""`check` on real servers: roles, replication, limits, poolers, and the isolation of tenants."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ PASSWORD = "hunter2-Tr0ub4dor"
 
 
 def config(world: World, **changes: Any) -> dict[str, Any]:
-    """The world's own configuration, whose schemas and policies are as they should be."""
+    """The world's configuration, whose schemas and policies are correct."""
     document: dict[str, Any] = {
         "version": 1,
         "datasources": {
@@ -67,7 +67,7 @@ def codes(found: list[dict[str, Any]], *, without: set[str] = frozenset()) -> li
 
 
 TABLES = {"ADS111", "ADS112"}
-"""The tables of the world that tenants under row security also reach, without policies: on purpose there."""
+"""Findings of the world's tables without policies, which are intentional."""
 
 
 async def test_what_is_right_is_left_alone(world: World, tmp_path: Path) -> None:
@@ -122,7 +122,7 @@ async def test_a_standby_of_another_cluster(
     [stranger] = other_cluster.replicas.values()
     _, found = check(config(world, datasources__orders__replicas={"r1": {"url": stranger.url()}}), tmp_path)
     assert codes(found, without=TABLES) == [("ADS103", "datasources.orders.replicas.r1.url")]
-    # The clusters of the tests are copies of one, so that their system identifiers are the same: it shows in the WAL.
+    # The clusters of the tests are copies and share a system identifier, so only the WAL tells them apart.
     [told] = [each["message"] for each in found if each["code"] == "ADS103"]
     assert "has not replayed the last" in told
     document = config(world, datasources__orders__primary={"url": other_cluster.primary.url()}, tenants={})
@@ -153,7 +153,7 @@ async def test_a_replica_that_is_behind(
         assert "replay is paused on orders/r1" in found[0]["message"]
     finally:
         await replica.resume_replay()
-    # A standby whose source went away: what the primary writes does not arrive.
+    # A standby without a source: the primary's writes do not arrive.
     await replica.configure(primary_conninfo="")
     monkeypatch.setattr(queries, "CATCH_UP_S", 0.3)
     try:
@@ -178,7 +178,7 @@ async def test_more_connections_than_the_server_allows(world: World, tmp_path: P
     assert "31 processes may open 310 connections to the server of orders/primary" in limits[0]["message"]
     assert limits[0]["fix"].startswith("Lower pool.max_size to 9,")
     assert codes(check(config(world, budget={"processes": 9, "reserve": 10}), tmp_path)[1], without=TABLES) == []
-    # Two datasources on one server share what it allows.
+    # Two datasources on one server share its limit.
     twice = config(world, budget={"processes": 16, "reserve": 0})
     assert codes(check(twice, tmp_path)[1], without=TABLES) == []
     twice["datasources"]["more"] = {"primary": {"url": world.url()}}
@@ -263,7 +263,7 @@ async def test_holes_in_row_security(world: World, tmp_path: Path) -> None:
     }
     assert done.code == 1
     fixes = [each["fix"] for each in found]
-    # What is to be done, done, ends the findings.
+    # Applying the fixes resolves the findings.
     await execute(
         world,
         "alter table books.unforced force row level security",
@@ -327,7 +327,7 @@ async def test_tenants_of_a_table_are_looked_at_as_well(
     done, found = check(document, tmp_path)
     notes = json.loads(done.out)["notes"]
     assert notes == ["1,000 of the 1,201 tenants of tenants_from were checked"]
-    # The one that has no schema is among those that are looked at, as it is each time.
+    # The sample is deterministic and includes the tenant without a schema.
     [missing] = [each for each in found if each["code"] == "ADS115"]
     assert missing["key"] == "tenants_from"
     assert "the schema of_c7 is not there" in missing["message"]

@@ -1,4 +1,4 @@
-"""`diff` tells what a change means for tenants; `show` where every value comes from. Neither shows a secret."""
+"""`diff` explains what a change means for tenants, `show` prints the origin of every value; neither prints a secret."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`explain`: which server a request would go to, and why not to another; from files alone."""
+"""`explain`: which server a request goes to, and why not to another; from files alone."""
 
 from __future__ import annotations
 
@@ -110,7 +110,7 @@ def test_the_request_and_the_servers_decide(folder: Path) -> None:
     assert written["route"] == {"node": "primary", "role": "primary", "reason": "pinned"}
     assert explained(folder, "--tenant", "acme", "--method", "post", *state)["route"]["reason"] == "write"
     assert explained(folder, "--tenant", "acme", "--intent", "write", *state)["route"]["reason"] == "write"
-    # Of a position on the old timeline, what lies behind the branch is something else.
+    # A position on the old timeline after the fork is not on the new one.
     behind = explained(folder, "--tenant", "acme", "--token", "1:0/3150000", *state)
     assert behind["route"]["reason"] == "behind"
     assert verdicts(behind) == {"r1": "lagging", "r2": "behind", "primary": "chosen"}

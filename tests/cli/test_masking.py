@@ -1,6 +1,6 @@
-"""No command prints a secret of the document, whichever field of the models holds it.
+"""No command prints a masked value of the document.
 
-The fields are enumerated from the models, so that a new one is covered.
+The fields are enumerated from the models, so new fields are covered.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from tests.cli.run import call
 from tests.config.documents import full
 
 SECRET = "hunter2hunter2hunter2"
-"""A plain word, as names are: nothing but the type of its field tells that it is a secret."""
+"""A plain word, like a name: only the type of its field reveals that it is a secret."""
 OTHER = "another2another2another2"
 MASKED = [place for place, kind in value_places().items() if kind.mask is not None]
 
@@ -34,12 +34,12 @@ def base() -> dict[str, Any]:
 
 
 def forms_of(secret: str) -> list[str]:
-    """The secret as each kind of field takes it."""
+    """The secret in the forms of all kinds of fields."""
     return [secret, f"postgresql://app:{secret}@elsewhere/orders"]
 
 
 def section_of(document: Any, place: tuple[str, ...]) -> tuple[dict[str, Any], str]:
-    """The section that holds a place, and its key there: the last that is no name or entry."""
+    """The section of a place, and its key there: the last step that is not a name or an entry."""
     *above, key = place if place[-1] != "*" else place[:-1]
     for number, step in enumerate(above, start=1):
         if step == "*":
@@ -51,7 +51,7 @@ def section_of(document: Any, place: tuple[str, ...]) -> tuple[dict[str, Any], s
 
 
 def planted(place: tuple[str, ...], secret: str) -> dict[str, Any]:
-    """A right document with a secret in a place."""
+    """A valid document with a secret at a place."""
     for form in forms_of(secret):
         for value in (form, [form], {"app.tenant": form}):
             document = base()
@@ -63,7 +63,7 @@ def planted(place: tuple[str, ...], secret: str) -> dict[str, Any]:
 
 
 def damaged(document: dict[str, Any], place: tuple[str, ...]) -> Iterator[dict[str, Any]]:
-    """The document with mistakes beside the secret and in its place."""
+    """The document with mistakes next to the secret and in its place."""
     number = 1234567890
     for value in ("unknown", None, [SECRET], {"a": SECRET}, {"file": [SECRET]}, SECRET, number, [number]):
         copied = copy.deepcopy(document)
@@ -78,7 +78,7 @@ def damaged(document: dict[str, Any], place: tuple[str, ...]) -> Iterator[dict[s
 
 
 def toml(value: Any) -> str:
-    """A value in one line."""
+    """A value in one line of TOML."""
     if isinstance(value, dict):
         return "{" + ", ".join(f"{json.dumps(key)} = {toml(child)}" for key, child in value.items()) + "}"
     return f"[{', '.join(map(toml, value))}]" if isinstance(value, list) else json.dumps(value)

@@ -1,4 +1,4 @@
-"""The frame around the commands: help, exit codes, where output goes, and what is loaded."""
+"""The program around the commands: help, exit codes, output, and imports."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ GOOD = "version: 1\ndatasources: {orders: {primary: {url: host=db}}}\ntenancy: {
 
 
 def loaded_by(code: str) -> set[str]:
-    """The top-level packages that a fresh process has after running some code."""
+    """The top-level packages that some code imports in a fresh process."""
     script = f"{code}\nimport sys\nprint(*{{name.partition('.')[0] for name in sys.modules}}, file=sys.stderr)"
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60, check=True)
     return set(done.stderr.split())
@@ -143,7 +143,7 @@ def test_what_cannot_be_done_is_said_with_its_fix() -> None:
 
 
 class Terminal(io.StringIO):
-    """A stream that says it is a terminal."""
+    """A stream that reports to be a terminal."""
 
     def isatty(self) -> bool:
         return True

@@ -1,4 +1,4 @@
-"""The forms of a report: each against what reads it, none with a secret in it."""
+"""The formats of a report: each is valid for its readers, and none contains a secret."""
 
 from __future__ import annotations
 
@@ -215,7 +215,7 @@ def test_strict_makes_warnings_count(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
 
 EXCERPTS = [
-    # a line and the section that it stands in, the notation, what is wanted, and what is shown
+    # a line, the lines above it, the notation, the start of the position, and the shown line
     ("    url: postgresql://a:b@c/d", "datasources:\n  a:\n   primary:\n", Format.YAML, "postgres", "    url: …"),
     ("    url: host=db password=x", "datasources:\n  a:\n   primary:\n", Format.YAML, "host", "    url: …"),
     ("      hunter2", "datasources:\n  a:\n   primary:\n    url:\n", Format.YAML, "hunter2", "      …"),

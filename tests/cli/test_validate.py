@@ -1,4 +1,4 @@
-"""`validate`: what it looks at, what it leaves alone, and what it exits with."""
+"""`validate`: files, options, and exit codes; and that it uses no network."""
 
 from __future__ import annotations
 
@@ -99,7 +99,7 @@ def test_resolvers_may_be_in_code(folder: Path) -> None:
 
 
 def test_the_network_is_left_alone(folder: Path) -> None:
-    """`unshare --net` takes every address away: whoever asks a server or a name, fails."""
+    """`unshare --net` removes all addresses, so that every connection and name lookup fails."""
     import subprocess
     import sys
 

@@ -32,16 +32,16 @@ def secrets(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     for name, content in SECRET_FILES.items():
         (folder / name).write_text(content)
     with pytest.MonkeyPatch.context() as patch:
-        # What generated documents name is not run; test_programs.py runs programs.
+        # The programs of generated documents are not run; test_offline.py runs programs.
         patch.setattr(references, "ask_program", lambda *_: "host=db")
         yield folder
 
 
 def problems(written: Written, folder: Path) -> list[str]:
-    """What the models say of a document, as far as its form is concerned."""
+    """The problems that the models find in the form of a document."""
     outside = Outside(Surroundings(written.environ, lambda _: folder, allow_commands=True))
     resolved = outside.resolve(written.document)
-    # What is missing in the environment is not the document's fault.
+    # A missing variable is not a mistake of the document.
     assume(not any(problem.code in FROM_OUTSIDE for problem in outside.diagnostics))
     _, found = check_structure(resolved)
     return [str(problem) for problem in (*outside.diagnostics, *found)]

@@ -1,4 +1,4 @@
-"""Whatever stands in a file, and whatever a mapping holds: there is an answer, never another exception."""
+"""Any text and any mapping yields diagnostics, never another exception."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ SIGNS = st.sampled_from(
 
 @st.composite
 def damaged(draw: st.DrawFn, notation: str) -> str:
-    """A good text with a few bits taken out, put in, or doubled."""
+    """A valid text with a few pieces removed, inserted or doubled."""
     text = TEXTS[notation]
     for _ in range(draw(st.integers(1, 4))):
         start = draw(st.integers(0, len(text)))
@@ -80,8 +80,8 @@ def test_any_mapping_has_an_answer(document: dict[str, Any]) -> None:
 
 
 def test_any_files_together_have_an_answer(tmp_path_factory: pytest.TempPathFactory) -> None:
-    """Includes, overlays, suppressions and offline, on damaged texts: nothing but diagnostics."""
-    # A folder inside one: what lies beside pytest's own folders is other tests'.
+    """Includes, overlays, suppressions and offline validation of damaged texts yield diagnostics."""
+    # A nested directory, because the patterns reach its parent, and pytest's own directories belong to other tests.
     folder = tmp_path_factory.mktemp("files") / "config"
     folder.mkdir()
     main, part, overlay = (folder / name for name in ("datasource.yaml", "part.yaml", "overlay.json"))

@@ -1,4 +1,4 @@
-"""Every code is explained, and its examples are what they say."""
+"""Every code has an explanation, and its examples have and lack the problem."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ BASE = {
 
 
 def completed(fragment: str) -> str:
-    """A fragment together with the sections that every document needs."""
+    """A fragment with the sections that every document needs."""
     there = {line.partition(":")[0] for line in fragment.splitlines() if line[:1].isalpha()}
     return fragment + "".join(text for key, text in BASE.items() if key not in there)
 

@@ -1,4 +1,4 @@
-"""Fixes in the text itself: what is meant is changed, everything else stays as it is written."""
+"""Edits of texts: what is wrong is changed, and everything else is preserved."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Published schemas keep what they promise: drift and incompatible changes are found, compatible ones pass."""
+"""Published schemas: drift and incompatible changes are found, compatible changes pass."""
 
 from __future__ import annotations
 
@@ -97,7 +97,7 @@ def repository(tmp_path: Path) -> Path:
 
 
 def spoil(repository: Path, document: str, change: Callable[[dict[str, Any]], object]) -> Path:
-    """Let the published schema have promised something else than what there is now."""
+    """Change the published schema, so that it differs from the current one."""
     path = repository / "schemas" / document / "v1.json"
     schema = json.loads(path.read_text())
     change(schema)

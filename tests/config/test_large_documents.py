@@ -1,6 +1,6 @@
-"""Documents that are large, or made to do harm: an answer in a moment, whatever grows in them.
+"""Large and malicious documents are validated quickly, whatever grows in them.
 
-The bounds are far above what is measured: they catch what hangs, or takes time by the square of the size.
+The bounds are far above the measured times: they catch hangs and quadratic time.
 """
 
 from __future__ import annotations
@@ -89,7 +89,7 @@ def test_a_deep_toml_key_is_refused(name: str, tmp_path: Path) -> None:
 
 
 def answer(path: Path) -> Findings:
-    """The findings of a file, within a bound on time and number; they can be printed in as little time."""
+    """Validate a file and render the findings, within a bound on their time and number."""
     started = time.process_time()
     findings = examine(path, environ={"A": "host=db"}, is_offline=False)
     Report.of("validate", [str(path)], [findings], is_strict=False).render("text", Style())

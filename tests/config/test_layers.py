@@ -1,4 +1,4 @@
-"""Documents out of several files: how they are merged, where things stand, and what cannot be."""
+"""Documents of several files: merging, positions, and errors."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def write(name: str, text: str) -> None:
 
 
 def told(findings: Findings) -> list[tuple[str, str, str]]:
-    """Code, place and key of each problem."""
+    """Code, position and key of each problem."""
     return [(problem.code.value, str(problem.position), problem.key) for problem in findings.diagnostics]
 
 
@@ -228,7 +228,7 @@ async def test_a_registry_keeps_its_overlays_when_it_is_reloaded() -> None:
 
 
 async def bare(scope: Any, receive: Any, send: Any) -> None:
-    """An application that answers nothing."""
+    """An application without responses."""
 
 
 def test_many_files_are_merged_as_one(tmp_path: Path) -> None:

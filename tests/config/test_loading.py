@@ -1,4 +1,4 @@
-"""From files and mappings to a config: formats, positions, bounds."""
+"""Loading files and mappings: formats, positions, bounds."""
 
 from __future__ import annotations
 
@@ -90,7 +90,7 @@ def test_the_notations_say_the_same(tmp_path: Path, name: str, content: str) -> 
 
 
 class Lazy(Mapping[str, Any]):
-    """A mapping that is no dict."""
+    """A mapping that is not a dict."""
 
     def __init__(self, inner: dict[str, Any]) -> None:
         self._inner = inner
@@ -118,7 +118,7 @@ def test_a_mapping_is_left_as_it_is() -> None:
     assert json.dumps(document) == before
 
 
-def test_a_config_is_checked_for_sense_once_more() -> None:
+def test_a_config_is_checked_for_semantics_once_more() -> None:
     config = Config.model_validate(small(tenancy={}))
     with pytest.raises(InvalidConfig, match=r"ADS044 tenancy\.resolve"):
         load(config)
@@ -254,7 +254,7 @@ def test_what_cannot_be_read_is_told_where(
     assert problem.fix
     assert problem.position is not None
     assert problem.position.file == str(path)
-    if name != "a.toml":  # the places that tomllib tells differ between Python's versions
+    if name != "a.toml":  # tomllib's positions differ between Python versions
         assert (problem.position.line, problem.position.column) == place
 
 

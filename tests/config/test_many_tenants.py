@@ -1,4 +1,4 @@
-"""Many tenants: little memory and time, and the same config from every notation; 100,000 of them with `--whole`."""
+"""Many tenants take little memory and time, and are equal in every notation; 100,000 of them with `--whole`."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tests.config.documents import small
 
 @pytest.fixture(scope="module")
 def many(whole: bool) -> int:
-    """How many tenants the tests load."""
+    """The number of tenants."""
     return 100_000 if whole else 10_000
 
 
@@ -53,7 +53,7 @@ def test_many_tenants_take_little_memory(notation: str, many: int, tmp_path: Pat
     finally:
         tracemalloc.stop()
     assert len(config.tenants) == many
-    # Measured, bytes a tenant: 190 and 310 held, 240 and 440 at the peak, which with JSON includes the text.
+    # Measured bytes of a tenant: 190 and 310 held, 240 and 440 at the peak, which for JSON includes the text.
     assert held / many < (250 if notation == "mapping" else 400)
     assert peak / many < (350 if notation == "mapping" else 600)
 
@@ -67,7 +67,7 @@ def test_many_tenants_take_little_time(notation: str, many: int, tmp_path: Path)
         source = path
     started = time.process_time()
     load(source)
-    # About 4 and 6 microseconds of processor time a tenant; the bound allows for a machine that others use as well.
+    # Measured: 4 and 6 microseconds of CPU time a tenant; the bound allows for a shared machine.
     assert (time.process_time() - started) / many < 50e-6
 
 
@@ -122,6 +122,6 @@ def test_ten_thousand_tenants_are_examined_in_a_moment(suffix: str, is_wrong: bo
     path.write_text(json.dumps(mapping, indent=1))
     started = time.process_time()
     findings = examine(path, is_offline=True)
-    # About 0.4 s of the processor, twice that with a mistake to place; benchmarks/validate.py measures it.
+    # Measured: 0.4 s of CPU time, twice that with a mistake to locate; benchmarks/validate.py measures it.
     assert time.process_time() - started < 6
     assert len(findings.diagnostics) == is_wrong

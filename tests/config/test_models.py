@@ -1,4 +1,4 @@
-"""The models: what is in a config, that it cannot be changed, and that every key teaches."""
+"""The models: their values, that they are frozen, and that every key is documented."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def test_every_key_has_title_description_and_valid_examples(place: SectionInfo, 
     assert place.description
     for example in info.examples:
         if isinstance(example, str) and "${" in example:
-            continue  # what it stands for is not known here
+            continue  # the value of the reference is unknown
         document = put(full(), place.path, key, example)
         if place.path == ("tenancy", "resolve", "*"):
             document["tenancy"]["resolve"] = [

@@ -77,7 +77,7 @@ def at(document: Any, path: Path_) -> Any:
 
 
 def typo(chance: random.Random, word: str) -> str:
-    """The word with a slip of the finger in it."""
+    """The word with a typo."""
     number = chance.randrange(1, max(2, len(word) - 1))
     return chance.choice([
         word[:number] + word[number + 1 :],
@@ -235,7 +235,7 @@ MISTAKES: list[Mistake] = [
 
 
 def lines_changed(before: str, after: str) -> set[int]:
-    """Lines of the second text that the first one does not have, and the one where something went missing."""
+    """The lines of the second text that differ from the first, and those where lines are missing."""
     import difflib
 
     found: set[int] = set()
@@ -254,7 +254,7 @@ def look(document: Any, notation: str, folder: Path) -> tuple[Findings, str]:
 
 
 def is_fixed(document: Any, found: tuple[Diagnostic, ...], notation: str, folder: Path) -> bool:
-    """Whether the fixes of all problems, made one after the other, leave none."""
+    """Whether no problem is left after the fixes of all problems."""
     for _ in range(6):
         problem = next((each for each in found if each.edit is not None), None)
         if problem is None or problem.edit is None:

@@ -1,4 +1,4 @@
-"""`docs/config.md` says what the code does: every key, every code, its examples, its messages."""
+"""`docs/config.md` matches the code: keys, examples, messages, bounds."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def test_the_complete_example_names_every_key() -> None:
 
 
 def at(document: Any, path: tuple[str, ...]) -> list[Any]:
-    """Every section that a path leads to."""
+    """All sections at a path."""
     found = [document]
     for step in path:
         if step == "*":

@@ -1,4 +1,4 @@
-"""`${NAME}` from the environment and `{file: path}` from files."""
+"""References: `${NAME}` and `{file: path}`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The JSON Schema: valid, self-contained, and the same in the repository as in the code."""
+"""The JSON Schema: valid, self-contained, and up to date in the repository."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a well-formed document cannot mean: each check, its place, its fix; and no false alarm beside mistakes."""
+"""The semantic checks of well-formed documents: code, path and fix of each; and no false alarms next to mistakes."""
 
 from __future__ import annotations
 
@@ -253,10 +253,10 @@ NONSENSE = [
 
 
 @pytest.mark.parametrize(("document", "code", "path", "message", "fix"), NONSENSE)
-def test_nonsense_is_told_with_its_place_and_fix(
+def test_a_mistake_of_semantics_is_reported_with_its_place_and_fix(
     document: dict[str, Any], code: Code, path: str, message: str, fix: str
 ) -> None:
-    assert Draft202012Validator(json_schema()).is_valid(document), "this is a question of sense, not of form"
+    assert Draft202012Validator(json_schema()).is_valid(document), "the form is valid"
     [problem] = examine(document).errors
     assert problem.code is code
     assert problem.key == path
@@ -357,7 +357,7 @@ def test_replicas_that_may_outlive_a_token_are_a_hint(routing: dict[str, Any]) -
 
 SENSIBLE = [
     small(
-        # The table may have a tenant that the host can name.
+        # The table may have a tenant whose name can be in a host.
         tenancy={"resolve": [{"subdomain_of": "app.test"}], "pattern": "[A-Z ]+"},
         tenants={"ACME INC": {"datasource": "orders"}},
         tenants_from={"datasource": "orders", "defaults": {"datasource": "orders", "schema": "{tenant}"}},
@@ -390,7 +390,7 @@ SENSIBLE = [
         tenants={"acme": {"datasource": "eu", "schema": "x"}, "globex": {"datasource": "us", "schema": "x"}},
     ),
     small(
-        # A database that several share, and a schema each in it.
+        # Several tenants share a database and have a schema each.
         datasources={"own": {"primary": {"url": "host=a dbname={tenant}"}}},
         tenants={
             name: {"datasource": "own", "database": "eu", "schema": name} for name in ("acme", "globex", "initech")
@@ -401,12 +401,12 @@ SENSIBLE = [
 
 
 @pytest.mark.parametrize("document", SENSIBLE)
-def test_what_makes_sense_is_left_alone(document: dict[str, Any]) -> None:
+def test_a_sensible_document_has_no_finding(document: dict[str, Any]) -> None:
     assert examine(document).diagnostics == ()
 
 
 def test_a_wrong_part_causes_no_second_problem() -> None:
-    """A datasource whose URL is wrong is still there for the tenants that name it."""
+    """A datasource with a wrong URL still exists for the tenants that refer to it."""
     mistakes: list[tuple[dict[str, Any], list[str]]] = [
         (small(datasources=datasource(primary={"url": "mysql://"})), ["datasources.orders.primary.url"]),
         (small(datasources=datasource(primary={})), ["datasources.orders.primary.url"]),
@@ -426,7 +426,7 @@ def test_a_wrong_part_causes_no_second_problem() -> None:
         assert [problem.key for problem in examine(document).diagnostics] == paths
 
 
-def test_sense_is_checked_beside_mistakes_of_form() -> None:
+def test_semantics_are_checked_beside_mistakes_of_structure() -> None:
     document = small(
         datasources=datasource(pool={"min_size": 20}, replicas={"r1": {"url": "mysql://"}}),
         tenants={"acme": {"datasource": "elsewhere"}, "globex": {}, "initech": {"datasource": "orders", "schema": 3}},
@@ -472,7 +472,7 @@ def test_which_rule_covers_which(match: str, other: str, expected: bool) -> None
 
 
 def covers(match: str, other: str) -> bool:
-    """The same for two rules, spelled out."""
+    """The same for two rules, by definition."""
     method, segments = split_match(match)
     other_method, others = split_match(other)
 

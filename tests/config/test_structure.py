@@ -1,4 +1,4 @@
-"""Each kind of mistake in the form of a document: its code, its place, what is wrong and the fix."""
+"""The kinds of mistakes in the form of a document: code, path, message and fix of each."""
 
 from __future__ import annotations
 
@@ -282,7 +282,7 @@ def test_every_problem_is_told_at_once() -> None:
         (Code.MISSING_KEY, "tenants.globex.datasource"),
         (Code.WRONG_VALUE, "routes[0].match"),
         (Code.NOT_YET_SUPPORTED, "outbox"),
-        # And what makes no sense in the parts that are right:
+        # And the second stage on the valid parts:
         (Code.UNKNOWN_DATASOURCE, "tenants.acme.datasource"),
     ]
     assert isinstance(caught.value, ConfigError)
