@@ -11,7 +11,7 @@ from .console import Console, Style
 
 
 class ExitCode(IntEnum):
-    """What the shell is told."""
+    """The exit status of a command."""
 
     CLEAN = 0
     """Success without findings."""
@@ -26,7 +26,7 @@ class Result(Protocol):
 
     @property
     def exit_code(self) -> ExitCode:
-        """What the shell is told."""
+        """The exit status of the command."""
         ...
 
     def render(self, form: str, style: Style) -> str:

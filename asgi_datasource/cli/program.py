@@ -108,7 +108,7 @@ def _without_command(arguments: list[str], console: Console) -> int:
         usage=f"{PROGRAM} COMMAND [OPTIONS]",
         description=f"Declarative multi-tenant PostgreSQL for ASGI: the tools around its configuration.\n\n{listing}",
         epilog=(
-            f"{PROGRAM} COMMAND --help tells the options of a command.\n"
+            f"{PROGRAM} COMMAND --help prints the options of a command.\n"
             "Exit codes: 0 nothing found, 1 something found, 2 could not run."
         ),
         formatter_class=RawDescriptionHelpFormatter,

@@ -131,9 +131,10 @@ def load_or_refuse(findings: Findings) -> Config:
     """
     if findings.config is None or findings.errors:
         count = len(findings.errors)
-        told = "\n".join(f"  {problem}" for problem in findings.errors[:20])
+        errors = "\n".join(f"  {problem}" for problem in findings.errors[:20])
         raise CannotRun(
-            f"the configuration has {count} error{'s' if count > 1 else ''}:\n{told}\n", "Fix the configuration first."
+            f"the configuration has {count} error{'s' if count > 1 else ''}:\n{errors}\n",
+            "Fix the configuration first.",
         )
     return findings.config
 

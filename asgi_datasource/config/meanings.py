@@ -55,12 +55,12 @@ _KNOWN: Final[dict[str, dict[str, str]]] = {
 
 def describe_choice(value: Value, choice: str) -> str:
     """The meaning of a word; empty where it is not described."""
-    known = _KNOWN.get(value.name, {}).get(choice) or _told().get((value.name, choice))
+    known = _KNOWN.get(value.name, {}).get(choice) or _described().get((value.name, choice))
     return known or ""
 
 
 @lru_cache(maxsize=1)
-def _told() -> dict[tuple[str, str], str]:
+def _described() -> dict[tuple[str, str], str]:
     """The meanings in the keys' descriptions."""
     found: dict[tuple[str, str], str] = {}
     for place in sections().values():

@@ -245,7 +245,7 @@ class Outside:
             return Given(ask_program(arguments, self._surroundings.folder_of(path), self._surroundings.environ))
         except ProgramFailed as failure:
             fix = "Run it by hand in the folder of the configuration file."
-            self._note(Code.COMMAND, path, f"the secret's program told nothing: {failure}", fix)
+            self._note(Code.COMMAND, path, f"the secret's program failed: {failure}", fix)
             return Given("")
 
 

@@ -21,16 +21,16 @@ class Section(BaseModel):
     """Keys of a later version, and what to do until then."""
 
 
-def duration_field(written: str, **told: Any) -> Any:
+def duration_field(written: str, **metadata: Any) -> Any:
     """A field whose default is a duration; the schema shows the default as it is written."""
-    return Field(default=parse_duration(written), json_schema_extra={"default": written}, **told)
+    return Field(default=parse_duration(written), json_schema_extra={"default": written}, **metadata)
 
 
-def section_field(model: type[Section], **told: Any) -> Any:
+def section_field(model: type[Section], **metadata: Any) -> Any:
     """A field whose default is an empty section."""
-    return Field(default_factory=model, json_schema_extra={"default": {}}, **told)
+    return Field(default_factory=model, json_schema_extra={"default": {}}, **metadata)
 
 
-def mapping_field(**told: Any) -> Any:
+def mapping_field(**metadata: Any) -> Any:
     """A field whose default is an empty mapping."""
-    return Field(default_factory=dict, json_schema_extra={"default": {}}, **told)
+    return Field(default_factory=dict, json_schema_extra={"default": {}}, **metadata)

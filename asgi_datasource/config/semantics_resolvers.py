@@ -34,42 +34,42 @@ def check_resolvers(config: Config) -> Iterator[Diagnostic]:
     exempt: dict[str, int] = {}
     for index, prefix in enumerate(config.tenancy.exempt):
         exempt.setdefault(prefix.rstrip("/"), index)
-    for index, way in enumerate(config.tenancy.resolve):
+    for index, resolver in enumerate(config.tenancy.resolve):
         path: Path = ("tenancy", "resolve", index)
         if settled is not None:
             first: Path = ("tenancy", "resolve", settled)
-            message = "this way is never asked: the one in front of it answers every request"
+            message = "this resolver is never used: the one in front of it answers every request"
             yield _warning(Code.UNREACHABLE, path, message, "Move it in front of that one.", (first,))
-        elif way.kind == "fixed":
+        elif resolver.kind == "fixed":
             settled = index
         else:
-            yield from _exempt(way, path, exempt)
-            yield from _nameless(config, way, path)
+            yield from _exempt(resolver, path, exempt)
+            yield from _nameless(config, resolver, path)
 
 
-def _exempt(way: ResolverConfig, path: Path, exempt: dict[str, int]) -> Iterator[Diagnostic]:
-    if way.path_prefix is None or way.path_prefix == "/":
+def _exempt(resolver: ResolverConfig, path: Path, exempt: dict[str, int]) -> Iterator[Diagnostic]:
+    if resolver.path_prefix is None or resolver.path_prefix == "/":
         return
-    segments = way.path_prefix.rstrip("/").split("/")
+    segments = resolver.path_prefix.rstrip("/").split("/")
     above = ["/".join(segments[:length]) for length in range(2, len(segments) + 1)]
     first = min((exempt[front] for front in above if front in exempt), default=None)
     if first is not None:
-        message = "this way can never answer: all paths below its prefix are exempt"
+        message = "this resolver can never answer: all paths below its prefix are exempt"
         related: Path = ("tenancy", "exempt", first)
         yield _warning(Code.NEVER_ANSWERS, path, message, "Take the prefix out of exempt.", (related,))
 
 
-def _nameless(config: Config, way: ResolverConfig, path: Path) -> Iterator[Diagnostic]:
-    if way.kind not in _NAMES:
+def _nameless(config: Config, resolver: ResolverConfig, path: Path) -> Iterator[Diagnostic]:
+    if resolver.kind not in _NAMES:
         return
-    what, can_name = _NAMES[way.kind]
+    what, can_name = _NAMES[resolver.kind]
     if not config.tenants or EVERY_OTHER in config.tenants or config.tenants_from is not None:
         return
     if any(map(can_name, config.tenants)):
         return
     if any(can_name(alias) for tenant in config.tenants.values() for alias in tenant.aliases or ()):
         return
-    message = f"this way can never answer: none of the tenants has a name that is {what}"
+    message = f"this resolver can never answer: none of the tenants has a name that is {what}"
     yield _warning(Code.NEVER_ANSWERS, path, message, "Rename the tenants, or remove it.", (("tenants",),))
 
 

@@ -94,11 +94,11 @@ def check_budget(config: Config) -> Iterator[Diagnostic]:
             server = server_of(url, with_database=False)
             wanted[server] = wanted.get(server, 0) + budget.processes * datasource.pool.max_size
             pools.setdefault(server, []).append(("datasources", name, "pool", "max_size"))
-    told: set[tuple[Path, ...]] = set()
+    reported: set[tuple[Path, ...]] = set()
     for server, connections in wanted.items():
         related = tuple(dict.fromkeys(pools[server]))
-        if connections > allowed and related not in told:
-            told.add(related)
+        if connections > allowed and related not in reported:
+            reported.add(related)
             message = (
                 f"{budget.processes} processes may open {connections} connections to one server, which has {allowed}"
                 f" of {budget.max_connections} for them"

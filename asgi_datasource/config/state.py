@@ -100,8 +100,8 @@ def read_state(source: str | Path | Mapping[str, Any]) -> StateDocument:
     try:
         return StateDocument.model_validate(document)
     except ValidationError as error:
-        told = [
+        problems = [
             f"  {'.'.join(map(str, problem['loc'])) or 'the document'}: {problem['msg']}"
             for problem in error.errors(include_url=False, include_input=False, include_context=False)
         ]
-        raise ConfigError("\n".join([f"{where} is no state of servers (schemas/state/v1.json):", *told])) from None
+        raise ConfigError("\n".join([f"{where} is no state of servers (schemas/state/v1.json):", *problems])) from None

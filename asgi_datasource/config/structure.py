@@ -178,8 +178,8 @@ def _wrong_value(path: Path, expected: Value, value: object, suggestions: Sugges
     if not expected.is_secret or not isinstance(value, str):
         message += f"; found {show_at(path, value)}"
     code = Code.WRONG_VALUE if _json_type(value) in expected.types else Code.WRONG_TYPE
-    told, edit = _fix_for_value(expected, value, path, suggestions)
-    return Diagnostic(code, path, message, told or _for_example(path), edit=edit or example)
+    better, edit = _fix_for_value(expected, value, path, suggestions)
+    return Diagnostic(code, path, message, better or _for_example(path), edit=edit or example)
 
 
 def _planned(expected: Value, value: object) -> str | None:

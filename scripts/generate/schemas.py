@@ -81,7 +81,7 @@ def diagnostics_schema() -> dict[str, Any]:
                 "type": "array",
                 "description": "What was not checked, because there is too much of it.",
                 "items": {"type": "string"},
-                "examples": [["10 of the 1,203 databases of own that are known were asked"]],
+                "examples": [["10 of the 1,203 known databases of own were checked"]],
             },
         },
         {

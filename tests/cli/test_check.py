@@ -102,9 +102,9 @@ async def test_servers_that_cannot_be_reached(world: World, tmp_path: Path) -> N
         ("ADS101", "datasources.orders.replicas.r1.url"),
         ("ADS101", "datasources.orders.replicas.r2.url"),
     ]
-    told = [each["message"] for each in found if each["code"] == "ADS101"]
-    assert "password authentication failed" in told[0]
-    assert 'database "nowhere" does not exist' in told[1]
+    printed = [each["message"] for each in found if each["code"] == "ADS101"]
+    assert "password authentication failed" in printed[0]
+    assert 'database "nowhere" does not exist' in printed[1]
     assert done.code == 2
     assert PASSWORD not in done.out + done.err
 
@@ -123,8 +123,8 @@ async def test_a_standby_of_another_cluster(
     _, found = check(config(world, datasources__orders__replicas={"r1": {"url": stranger.url()}}), tmp_path)
     assert codes(found, without=TABLES) == [("ADS103", "datasources.orders.replicas.r1.url")]
     # The clusters of the tests are copies and share a system identifier, so only the WAL tells them apart.
-    [told] = [each["message"] for each in found if each["code"] == "ADS103"]
-    assert "has not replayed the last" in told
+    [printed] = [each["message"] for each in found if each["code"] == "ADS103"]
+    assert "has not replayed the last" in printed
     document = config(world, datasources__orders__primary={"url": other_cluster.primary.url()}, tenants={})
     document["tenancy"] = {"default": "orders"}
     _, found = check(document, tmp_path)
@@ -249,8 +249,8 @@ async def test_holes_in_row_security(world: World, tmp_path: Path) -> None:
     )
     tenant = {"datasource": "orders", "schema": "books", "row_security": {"app.tenant": "1"}}
     done, found = check(config(world, tenants={"initech": tenant}, datasources__orders__replicas={}), tmp_path)
-    told = {(each["code"], each["message"].removeprefix("orders/primary: ").split(":")[0]) for each in found}
-    assert told == {
+    printed = {(each["code"], each["message"].removeprefix("orders/primary: ").split(":")[0]) for each in found}
+    assert printed == {
         ("ADS111", "the table books.open_table has no row security"),
         ("ADS111", "the table books.locked has row security and no policy"),
         ("ADS112", "the login owns the table books.unforced, and its policies do not hold for the owner"),
@@ -331,8 +331,8 @@ async def test_tenants_of_a_table_are_looked_at_as_well(
     [missing] = [each for each in found if each["code"] == "ADS115"]
     assert missing["key"] == "tenants_from"
     assert "the schema of_c7 is not there" in missing["message"]
-    told = call("check", tmp_path / "datasource.json").out
-    assert f"note: {notes[0]}" in told
+    printed = call("check", tmp_path / "datasource.json").out
+    assert f"note: {notes[0]}" in printed
     assert call("check", tmp_path / "datasource.json", "--format", "concise").out.count("note: ") == 1
 
 
@@ -353,13 +353,13 @@ async def test_the_databases_of_tenants_are_asked_by_their_own_names_and_no_more
         document["tenants"][f"t{number}"] = {"datasource": "own"}
     document["tenants"]["*"] = {"datasource": "own"}
     done, found = check(document, tmp_path)
-    assert json.loads(done.out)["notes"] == ["10 of the 19 databases of own that are known were asked"]
+    assert json.loads(done.out)["notes"] == ["10 of the 19 known databases of own were checked"]
     assert [each["message"].split(" of t")[0] for each in found if each["code"] == "ADS101"] == ["own/primary"] * 9
     document["tenants"] = {"*": {"datasource": "own"}}
     done, found = check(document, tmp_path)
     assert found == []
-    told = "the databases of own are those of whoever comes: only the 0 that are known were asked"
-    assert json.loads(done.out)["notes"] == [told]
+    printed = "any tenant may have a database on own: only the 0 known ones were checked"
+    assert json.loads(done.out)["notes"] == [printed]
 
 
 async def test_names_that_fall_through(world: World, tmp_path: Path) -> None:

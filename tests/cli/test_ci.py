@@ -75,7 +75,7 @@ def python(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
 def run_action(tool: Path, cwd: Path, environ: Mapping[str, str], **inputs: str) -> dict[str, Any]:
     """Run the steps of `action.yml` like GitHub's runner, up to the first failure."""
     action = yaml.safe_load((tool / "action.yml").read_text())
-    values = {name: str(told.get("default", "")) for name, told in action["inputs"].items()} | inputs
+    values = {name: str(given.get("default", "")) for name, given in action["inputs"].items()} | inputs
     summary = cwd / "summary.md"
 
     def filled(text: str) -> str:

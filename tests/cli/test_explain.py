@@ -130,10 +130,10 @@ def test_a_token_is_checked_with_the_secret(folder: Path) -> None:
     token = TokenSigner([PASSWORD], ttl_s=30).sign(Token((mark,)))
     urls = {f"ORDERS_{name}_URL": f"postgresql://{name}/orders" for name in ("PRIMARY", "R1", "R2")}
     (folder / "urls.env").write_text("\n".join(f"{name}={url}" for name, url in urls.items()))
-    told = explained(folder, "--tenant", "acme", "--token", token, "--env-file", "urls.env")["token"]
-    assert told["why"].startswith("it is of another tenant or datasource, or older than")
-    told = explained(folder, "--tenant", "acme", "--token", "x" + token, "--env-file", "urls.env")["token"]
-    assert told["why"] == "none of the secrets has signed it: it is ignored"
+    token_plan = explained(folder, "--tenant", "acme", "--token", token, "--env-file", "urls.env")["token"]
+    assert token_plan["why"].startswith("it is of another tenant or datasource, or older than")
+    token_plan = explained(folder, "--tenant", "acme", "--token", "x" + token, "--env-file", "urls.env")["token"]
+    assert token_plan["why"] == "none of the secrets has signed it: it is ignored"
     done = call("explain", "--tenant", "acme", "--token", token, cwd=folder)
     assert (done.code, done.out) == (2, "")
     assert "consistency.secret is not looked up. Add --environment or --env-file" in done.err
@@ -143,7 +143,7 @@ def test_tenants_of_a_table_are_not_known_here(folder: Path) -> None:
     (folder / "datasource.yaml").write_text(CONFIG + "tenants_from: {datasource: orders, query: select 1 as name}\n")
     done = call("explain", "--tenant", "globex", cwd=folder)
     assert done.code == 1
-    assert "The tenants of tenants_from are in a table, which nobody asks here." in done.out
+    assert "The tenants of tenants_from are in a table, which this command does not read." in done.out
 
 
 @pytest.mark.parametrize(

@@ -123,10 +123,10 @@ def test_a_fault_of_the_program_is_not_taken_for_findings(
 
     monkeypatch.setattr("asgi_datasource.cli.commands.schema.run", fail)
     assert cli.main(["schema"]) == ExitCode.CANNOT_RUN
-    told = capsys.readouterr().err
-    assert "RuntimeError inside asgi-datasource" in told
-    assert "in fail" in told
-    assert "hunter2" not in told.replace('raise RuntimeError("hunter2")', "")
+    printed = capsys.readouterr().err
+    assert "RuntimeError inside asgi-datasource" in printed
+    assert "in fail" in printed
+    assert "hunter2" not in printed.replace('raise RuntimeError("hunter2")', "")
 
 
 def test_ctrl_c_ends_it_quietly(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

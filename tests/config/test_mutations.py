@@ -268,7 +268,7 @@ def test_mistakes_are_found_on_their_line_and_fixed(tmp_path: Path, whole: bool)
     many = 300 if whole else 90
     chance = random.Random(20_261_125)
     failed: Counter[str] = Counter()
-    told: list[str] = []
+    failures: list[str] = []
     done = 0
     for base in (COMPLETE, SMALL):
         assert look(base, "yaml", tmp_path)[0].diagnostics == ()
@@ -285,23 +285,23 @@ def test_mistakes_are_found_on_their_line_and_fixed(tmp_path: Path, whole: bool)
         name = getattr(mistake, "__name__", "replaced")
         if not problems:
             failed["not found"] += 1
-            told.append(f"not found: {name}\n{text}")
+            failures.append(f"not found: {name}\n{text}")
             continue
         changed = lines_changed(dump(base, notation), text)
         where = {problem.position.line for problem in problems if problem.position}
         near = {line + step for line in changed for step in ((-1, 0) if mistake is missing_key else (0,))}
         if not where & near and mistake is not missing_key:
             failed["wrong line"] += 1
-            told.append(f"wrong line: {name}: {[str(problem) for problem in problems]}, changed {sorted(changed)}")
+            failures.append(f"wrong line: {name}: {[str(problem) for problem in problems]}, changed {sorted(changed)}")
         elif mistake is missing_key and not all(problem.position and problem.position.line for problem in problems):
             failed["wrong line"] += 1
         elif not all(problem.fix for problem in problems) or not is_fixed(document, problems, notation, tmp_path):
             failed["not fixed"] += 1
-            told.append(f"not fixed: {name}: {[str(problem) for problem in problems]}")
+            failures.append(f"not fixed: {name}: {[str(problem) for problem in problems]}")
     share = 1 - sum(failed.values()) / many
     print(f"{many} mistakes: {share:.1%} found on their line and fixed; {dict(failed)}")
-    assert share >= SHARE, "\n".join(told)
-    assert failed["not found"] == 0, "\n".join(told)
+    assert share >= SHARE, "\n".join(failures)
+    assert failed["not found"] == 0, "\n".join(failures)
 
 
 def test_every_kind_of_mistake_has_a_severity() -> None:

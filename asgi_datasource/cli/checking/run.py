@@ -48,8 +48,8 @@ async def check_servers(config: Config) -> Checked:
     async with asyncio.TaskGroup() as group:
         tasks = [
             group.create_task(_servers(name, config.datasources[name], homes, tenant))
-            for name, asked in databases.items()
-            for tenant, homes in asked
+            for name, chosen in databases.items()
+            for tenant, homes in chosen
         ]
     found = evaluate(config, [facts for task in tasks for facts in task.result()])
     return Checked((*population.problems, *found), tuple(notes))
@@ -65,15 +65,13 @@ def _databases(
     if PLACEHOLDER not in datasource.primary.url.get_secret_value():
         return [(None, [*(home_of(tenant, shared) for tenant in here), *to_come])]
     known = by_database(here)
-    asked = sample(list(known.values()), MOST_DATABASES)
+    chosen = sample(list(known.values()), MOST_DATABASES)
     others = config.tenants.get(EVERY_OTHER)
-    if len(asked) < len(known):
-        notes.append(f"{len(asked)} of the {len(known):,} databases of {name} that are known were asked")
+    if len(chosen) < len(known):
+        notes.append(f"{len(chosen)} of the {len(known):,} known databases of {name} were checked")
     elif others is not None and others.datasource == name:
-        notes.append(
-            f"the databases of {name} are those of whoever comes: only the {len(known)} that are known were asked"
-        )
-    return [(sharing[0], [*(home_of(tenant, shared) for tenant in sharing), *to_come]) for sharing in asked]
+        notes.append(f"any tenant may have a database on {name}: only the {len(known)} known ones were checked")
+    return [(sharing[0], [*(home_of(tenant, shared) for tenant in sharing), *to_come]) for sharing in chosen]
 
 
 async def _servers(name: str, datasource: DataSourceConfig, homes: list[Home], tenant: Tenant | None) -> list[Facts]:

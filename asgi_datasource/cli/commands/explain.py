@@ -50,7 +50,7 @@ class Explained:
 
     def _notes(self) -> list[str]:
         if self.has_table and self.explanation.tenant is None and not self.explanation.is_exempt:
-            return ["", "The tenants of tenants_from are in a table, which nobody asks here."]
+            return ["", "The tenants of tenants_from are in a table, which this command does not read."]
         if self.is_assumed and self.explanation.servers:
             return ["", "No --state was given: every server is taken to be up and current, at a position not known."]
         return []
@@ -58,14 +58,14 @@ class Explained:
 
 def _title(document: dict[str, Any], style: Style) -> str:
     request, route = document["request"], document["route"]
-    asked = f"{request['method']} {request['path']}"
+    target = f"{request['method']} {request['path']}"
     if route is not None:
-        return f"{asked} → {style.green(route['node'])} ({route['reason']})"
+        return f"{target} → {style.green(route['node'])} ({route['reason']})"
     if document["outcome"] == "exempt":
-        return f"{asked}: {style.green('exempt')}, it has no session"
+        return f"{target}: {style.green('exempt')}, it has no session"
     refusal = document["refusal"]
     refused = style.red(f"refused with {refusal['status']}")
-    return f"{asked}: {refused} ({refusal['kind']}): {refusal['message']}"
+    return f"{target}: {refused} ({refusal['kind']}): {refusal['message']}"
 
 
 def _facts(document: dict[str, Any], style: Style) -> list[str]:
@@ -84,12 +84,12 @@ def _facts(document: dict[str, Any], style: Style) -> list[str]:
 
 
 def _wants(plan: dict[str, Any]) -> str:
-    told = [f"{plan['intent']}"]
-    told += [f"consistency {plan['consistency']}"] if plan["consistency"] else []
-    told += [f"max_lag {plan['max_lag_s']:g} s"] if plan["max_lag_s"] is not None else []
-    told += [f"priority {plan['priority']}"] if plan["priority"] != "normal" else []
-    told += [f"at most {plan['max_in_flight']} in flight"] if plan["max_in_flight"] else []
-    return ", ".join(told)
+    words = [f"{plan['intent']}"]
+    words += [f"consistency {plan['consistency']}"] if plan["consistency"] else []
+    words += [f"max_lag {plan['max_lag_s']:g} s"] if plan["max_lag_s"] is not None else []
+    words += [f"priority {plan['priority']}"] if plan["priority"] != "normal" else []
+    words += [f"at most {plan['max_in_flight']} in flight"] if plan["max_in_flight"] else []
+    return ", ".join(words)
 
 
 def _servers(document: dict[str, Any], style: Style) -> list[str]:

@@ -16,11 +16,11 @@ _MOST: int = 100
 
 def render(report: Report, style: Style) -> str:
     """The findings with their excerpts, and their number."""
-    told = report.diagnostics[:_MOST]
-    excerpts = Excerpts(report.texts, (problem.position for problem in told if problem.position is not None))
-    blocks = ["\n".join(_lines(problem, excerpts, style)) for problem in told]
+    shown = report.diagnostics[:_MOST]
+    excerpts = Excerpts(report.texts, (problem.position for problem in shown if problem.position is not None))
+    blocks = ["\n".join(_lines(problem, excerpts, style)) for problem in shown]
     if len(report.diagnostics) > _MOST:
-        blocks.append(f"and {len(report.diagnostics) - _MOST} more; --format concise tells them all")
+        blocks.append(f"and {len(report.diagnostics) - _MOST} more; --format concise prints them all")
     return "\n\n".join([*blocks, "\n".join([*notes(report), summary(report, style)])])
 
 
