@@ -163,7 +163,7 @@ class StartupAudit:
         reasons: list[str] = []
         others: list[str] = []
         for finding in findings:
-            told = f"datasource {name}: {finding.message}. {finding.mend}"
+            told = f"datasource {name}: {finding.message}. {finding.fix}"
             if finding.hole is Hole.ROLE_BYPASSES and refuses:
                 reasons.append(f"{told} Or name the role in datasources.{name}.audit.allow_roles.")
             else:

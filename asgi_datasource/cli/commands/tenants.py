@@ -1,4 +1,4 @@
-"""`asgi-datasource tenants ...`: makes, lists, changes, moves and drops tenants; prints the SQL of policies."""
+"""`asgi-datasource tenants ...`: creates, lists, changes, moves and drops tenants; prints the SQL of policies."""
 
 from __future__ import annotations
 
@@ -9,36 +9,30 @@ from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ...config import examine
 from ...errors import DataError
 from ...tenancy import PolicyRules, policy_sql
 from ...tenancy.provisioning import Provisioner, Record, compile_provisioning
-from ..command import CannotRun, ExitCode, offer_formats
+from ..command import CannotRun, Clean, ExitCode, Printed, offer_formats
 from ..console import Console, Style
-from ..sources import environment, find_file, load_or_refuse, offer_environment, offer_overlays, source_of
+from ..sources import environment, examine_file, find_file, load_or_refuse, offer_environment, offer_overlays
 
 
 @dataclass(frozen=True, slots=True)
-class Done:
-    """What was done with a tenant.
+class Done(Clean):
+    """A completed operation on a tenant.
 
     Attributes:
-        action: The command.
+        action: The operation.
         tenant: The tenant's name.
-        detail: What else there is to say, in words.
+        detail: The outcome in words.
     """
 
     action: str
     tenant: str
     detail: str
 
-    @property
-    def exit_code(self) -> ExitCode:
-        """It was done."""
-        return ExitCode.CLEAN
-
     def render(self, form: str, style: Style) -> str:
-        """One line, or JSON."""
+        """The outcome as one line or JSON."""
         if form == "json":
             document = {"version": 1, "action": self.action, "tenant": self.tenant, "detail": self.detail}
             return json.dumps(document, ensure_ascii=False)
@@ -47,18 +41,18 @@ class Done:
 
 @dataclass(frozen=True, slots=True)
 class Listing:
-    """Every tenant of the table."""
+    """All tenants of the table."""
 
     records: tuple[Record, ...]
 
     @property
     def exit_code(self) -> ExitCode:
-        """1 when an operation has not ended."""
+        """1 when an operation is unfinished."""
         is_at_rest = all(record.under_way is None for record in self.records)
         return ExitCode.CLEAN if is_at_rest else ExitCode.FINDINGS
 
     def render(self, form: str, style: Style) -> str:
-        """A table, or JSON."""
+        """The tenants as a table or JSON."""
         if form == "json":
             document = {"version": 1, "tenants": [_as_json(record) for record in self.records]}
             return json.dumps(document, indent=2, ensure_ascii=False)
@@ -71,22 +65,6 @@ class Listing:
         widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
         lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
         return "\n".join([style.bold(lines[0]), *lines[1:]])
-
-
-@dataclass(frozen=True, slots=True)
-class Script:
-    """SQL to be put into a migration."""
-
-    text: str
-
-    @property
-    def exit_code(self) -> ExitCode:
-        """It was printed."""
-        return ExitCode.CLEAN
-
-    def render(self, form: str, style: Style) -> str:
-        """The SQL."""
-        return self.text.rstrip("\n")
 
 
 def _as_json(record: Record) -> dict[str, Any]:
@@ -105,35 +83,35 @@ def _as_json(record: Record) -> dict[str, Any]:
 
 
 def configure(parser: ArgumentParser) -> None:
-    """A command for each operation."""
+    """Add a subcommand for each operation."""
     commands = parser.add_subparsers(title="operations", metavar="OPERATION", required=True, dest="operation")
 
     def add(name: str, summary: str, *names: str) -> ArgumentParser:
         made = commands.add_parser(name, help=summary, description=f"{summary[:1].upper()}{summary[1:]}.")
         for given in names:
             made.add_argument(given, metavar=given.upper())
-        made.add_argument("--config", metavar="FILE", help="YAML, TOML or JSON; datasource.yaml unless told")
+        made.add_argument("--config", metavar="FILE", help="YAML, TOML or JSON; default: datasource.yaml")
         offer_overlays(made)
         offer_environment(made)
         return made
 
-    create = add("create", "make a tenant; run it again to go on where it stopped", "name")
+    create = add("create", "create a tenant; run it again to continue where it stopped", "name")
     for option, text in (
-        ("datasource", "where it lives; tenants_from.defaults unless told"),
+        ("datasource", "its datasource; default: tenants_from.defaults"),
         ("schema", "its schema"),
         ("database", "its database"),
-        ("role", "the role that it runs as"),
+        ("role", "the role of its transactions"),
     ):
         create.add_argument(f"--{option}", help=text)
-    create.add_argument("--alias", action="append", default=[], metavar="NAME", help="another name; may be given again")
-    create.add_argument("--max-connections", type=int, metavar="COUNT", help="its limit of each server's pool")
-    rename = add("rename", "give a tenant another name; the old one stays an alias", "name", "new")
-    suspend = add("suspend", "serve a tenant no more", "name")
+    create.add_argument("--alias", action="append", default=[], metavar="NAME", help="another name; repeatable")
+    create.add_argument("--max-connections", type=int, metavar="COUNT", help="most connections of each server's pool")
+    rename = add("rename", "rename a tenant; the old name stays an alias", "name", "new")
+    suspend = add("suspend", "stop serving a tenant", "name")
     resume = add("resume", "serve a tenant again", "name")
     move = add("move", "move a tenant to another datasource", "name")
-    move.add_argument("--to", required=True, metavar="DATASOURCE", help="where it is to live")
-    drop = add("drop", "take a tenant away for good", "name")
-    drop.add_argument("--yes", metavar="NAME", help="the tenant's name once more: there is no way back")
+    move.add_argument("--to", required=True, metavar="DATASOURCE", help="the new datasource")
+    drop = add("drop", "delete a tenant permanently", "name")
+    drop.add_argument("--yes", metavar="NAME", help="the tenant's name again: this cannot be undone")
     drop.add_argument("--keep-dump", action="store_true", help="keep a dump in provisioning.dump_folder")
     listing = add("list", "list the tenants of the table")
     for made in (create, rename, suspend, resume, move, drop, listing):
@@ -142,20 +120,18 @@ def configure(parser: ArgumentParser) -> None:
         "sql", help="print the SQL that puts tables under row security", description="Print DDL for a migration."
     )
     sql.add_argument("tables", nargs="+", metavar="TABLE", help="orders, or shop.orders")
-    sql.add_argument(
-        "--setting", default="app.tenant", help="the custom setting of row_security; app.tenant unless told"
-    )
-    sql.add_argument("--column", default="tenant", help="the column that says whose a row is; tenant unless told")
-    sql.add_argument("--type", default="text", help="of that column: text, uuid, bigint or integer")
+    sql.add_argument("--setting", default="app.tenant", help="the custom setting of row_security; default: app.tenant")
+    sql.add_argument("--column", default="tenant", help="the column with the tenant; default: tenant")
+    sql.add_argument("--type", default="text", help="the column's type: text, uuid, bigint or integer")
     offer_formats(sql, "text")
 
 
-def run(options: Namespace, console: Console) -> Done | Listing | Script:
-    """Do it."""
+def run(options: Namespace, console: Console) -> Done | Listing | Printed:
+    """Run the operation."""
     if options.operation == "sql":
         try:
             rules = PolicyRules(setting=options.setting, column=options.column, type=options.type)
-            return Script(policy_sql(options.tables, rules))
+            return Printed(policy_sql(options.tables, rules))
         except ValueError as error:
             raise CannotRun(str(error), "See asgi-datasource tenants sql --help.") from None
     if options.operation == "drop" and options.yes != options.name:
@@ -163,17 +139,17 @@ def run(options: Namespace, console: Console) -> Done | Listing | Script:
             f"dropping {options.name!r} takes away all that it has", f"If that is meant, add --yes {options.name}."
         )
     file: str = options.config or find_file()
-    findings = examine(source_of(file, options), environ=environment(options), needs_resolver=False)
+    findings = examine_file(file, options, environment(options), needs_resolver=False)
     provisioner = Provisioner(compile_provisioning(load_or_refuse(findings)), tell=console.progress)
     try:
         return asyncio.run(_OPERATIONS[options.operation](provisioner, options))
     except DataError as error:
-        raise CannotRun(error.message, _mend(options)) from None
+        raise CannotRun(error.message, _fix(options)) from None
 
 
-def _mend(options: Namespace) -> str:
+def _fix(options: Namespace) -> str:
     if options.operation in ("create", "move", "drop"):
-        return "Mend that and run it again: it goes on where it stopped."
+        return "Fix that and run it again: it goes on where it stopped."
     return "See asgi-datasource tenants --help."
 
 

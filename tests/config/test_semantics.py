@@ -1,14 +1,15 @@
-"""What a well-formed document cannot mean: each check, its place, its mend; and no false alarm beside mistakes."""
+"""The semantic checks of well-formed documents: code, path and fix of each; and no false alarms next to mistakes."""
 
 from __future__ import annotations
 
+import random
 from typing import Any
 
 import pytest
 from jsonschema import Draft202012Validator
 
 from asgi_datasource.config import Code, Severity, examine, json_schema
-from asgi_datasource.config.coverage import covers
+from asgi_datasource.config.coverage import Coverage, split_match
 from asgi_datasource.config.url import find_fault
 from tests.config.documents import PASSWORD, full, small
 
@@ -21,7 +22,7 @@ def datasource(**changes: Any) -> dict[str, Any]:
 
 
 NONSENSE = [
-    # the document, the code, the key path, part of the message, part of the mend
+    # the document, the code, the key path, part of the message, part of the fix
     (
         small(tenants={"acme": {"datasource": "order"}}),
         Code.UNKNOWN_DATASOURCE,
@@ -251,16 +252,16 @@ NONSENSE = [
 ]
 
 
-@pytest.mark.parametrize(("document", "code", "path", "message", "mend"), NONSENSE)
-def test_nonsense_is_told_with_its_place_and_mend(
-    document: dict[str, Any], code: Code, path: str, message: str, mend: str
+@pytest.mark.parametrize(("document", "code", "path", "message", "fix"), NONSENSE)
+def test_a_mistake_of_semantics_is_reported_with_its_place_and_fix(
+    document: dict[str, Any], code: Code, path: str, message: str, fix: str
 ) -> None:
-    assert Draft202012Validator(json_schema()).is_valid(document), "this is a question of sense, not of form"
+    assert Draft202012Validator(json_schema()).is_valid(document), "the form is valid"
     [problem] = examine(document).errors
     assert problem.code is code
     assert problem.key == path
     assert message in problem.message
-    assert mend in problem.mend
+    assert fix in problem.fix
 
 
 WARNINGS = [
@@ -336,7 +337,7 @@ def test_what_is_odd_is_a_warning(document: dict[str, Any], code: Code, path: st
     [problem] = findings.diagnostics
     assert (problem.severity, problem.code, problem.key) == (Severity.WARNING, code, path)
     assert message in problem.message
-    assert problem.mend
+    assert problem.fix
 
 
 TOKENS = {"token": "cookie", "secret": "0123456789abcdef", "ttl": "30s"}
@@ -350,13 +351,13 @@ def test_replicas_that_may_outlive_a_token_are_a_hint(routing: dict[str, Any]) -
     assert (problem.severity, problem.code) == (Severity.HINT, Code.OUTLIVED_TOKEN)
     assert problem.key == "datasources.orders.routing.max_lag"
     assert "counts for 30s, and replicas may be further behind" in problem.message
-    assert problem.fix is not None
-    assert problem.fix.value == "30s"
+    assert problem.edit is not None
+    assert problem.edit.value == "30s"
 
 
 SENSIBLE = [
     small(
-        # The table may have a tenant that the host can name.
+        # The table may have a tenant whose name can be in a host.
         tenancy={"resolve": [{"subdomain_of": "app.test"}], "pattern": "[A-Z ]+"},
         tenants={"ACME INC": {"datasource": "orders"}},
         tenants_from={"datasource": "orders", "defaults": {"datasource": "orders", "schema": "{tenant}"}},
@@ -389,7 +390,7 @@ SENSIBLE = [
         tenants={"acme": {"datasource": "eu", "schema": "x"}, "globex": {"datasource": "us", "schema": "x"}},
     ),
     small(
-        # A database that several share, and a schema each in it.
+        # Several tenants share a database and have a schema each.
         datasources={"own": {"primary": {"url": "host=a dbname={tenant}"}}},
         tenants={
             name: {"datasource": "own", "database": "eu", "schema": name} for name in ("acme", "globex", "initech")
@@ -400,12 +401,12 @@ SENSIBLE = [
 
 
 @pytest.mark.parametrize("document", SENSIBLE)
-def test_what_makes_sense_is_left_alone(document: dict[str, Any]) -> None:
+def test_a_sensible_document_has_no_finding(document: dict[str, Any]) -> None:
     assert examine(document).diagnostics == ()
 
 
 def test_a_wrong_part_causes_no_second_problem() -> None:
-    """A datasource whose URL is wrong is still there for the tenants that name it."""
+    """A datasource with a wrong URL still exists for the tenants that refer to it."""
     mistakes: list[tuple[dict[str, Any], list[str]]] = [
         (small(datasources=datasource(primary={"url": "mysql://"})), ["datasources.orders.primary.url"]),
         (small(datasources=datasource(primary={})), ["datasources.orders.primary.url"]),
@@ -425,7 +426,7 @@ def test_a_wrong_part_causes_no_second_problem() -> None:
         assert [problem.key for problem in examine(document).diagnostics] == paths
 
 
-def test_sense_is_checked_beside_mistakes_of_form() -> None:
+def test_semantics_are_checked_beside_mistakes_of_structure() -> None:
     document = small(
         datasources=datasource(pool={"min_size": 20}, replicas={"r1": {"url": "mysql://"}}),
         tenants={"acme": {"datasource": "elsewhere"}, "globex": {}, "initech": {"datasource": "orders", "schema": 3}},
@@ -464,7 +465,45 @@ def test_sense_is_checked_beside_mistakes_of_form() -> None:
     ],
 )
 def test_which_rule_covers_which(match: str, other: str, expected: bool) -> None:
+    rules = Coverage()
+    rules.add(match, 7)
+    assert rules.find(other) == (7 if expected else None)
     assert covers(match, other) is expected
+
+
+def covers(match: str, other: str) -> bool:
+    """The same for two rules, by definition."""
+    method, segments = split_match(match)
+    other_method, others = split_match(other)
+
+    def covers_each(front: tuple[str, ...], behind: tuple[str, ...]) -> bool:
+        return all(
+            segment == theirs or (segment == "*" and theirs not in ("**", ""))
+            for segment, theirs in zip(front, behind, strict=True)
+        )
+
+    if method not in (None, other_method):
+        return False
+    if segments[-1] == "**":
+        return len(others) >= len(segments) - 1 and covers_each(segments[:-1], others[: len(segments) - 1])
+    return len(segments) == len(others) and others[-1] != "**" and covers_each(segments, others)
+
+
+def test_the_first_rule_that_covers_another_is_found_among_many() -> None:
+    chance = random.Random(7)
+
+    def match() -> str:
+        segments = [chance.choice(["a", "b", "*"]) for _ in range(chance.randrange(4))]
+        segments += chance.choice([[], ["**"], [""]]) if segments else [chance.choice(["", "**"])]
+        return f"{chance.choice(['', 'GET ', 'POST ', '* '])}/{'/'.join(segments)}"
+
+    for _ in range(100):
+        matches = [match() for _ in range(30)]
+        rules = Coverage()
+        for index, each in enumerate(matches):
+            expected = next((number for number in range(index) if covers(matches[number], each)), None)
+            assert rules.find(each) == expected, (matches, index)
+            rules.add(each, index)
 
 
 @pytest.mark.parametrize(

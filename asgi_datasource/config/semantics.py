@@ -1,4 +1,4 @@
-"""The second stage of checking: does the document make sense? What a JSON Schema cannot ask."""
+"""The second stage of the validation: whether the document makes sense. A JSON Schema cannot check this."""
 
 from __future__ import annotations
 
@@ -9,29 +9,31 @@ from typing import Final
 
 from pydantic import SecretStr
 
-from .coverage import covers
-from .diagnostics import Code, Diagnostic, Edit, Fix, Path, Severity, did_you_mean, show
+from .coverage import Coverage
+from .diagnostics import Code, Diagnostic, Edit, EditKind, Path, Severity, Suggestions, show
 from .kinds import EVERY_OTHER
 from .limits import MAX_DIAGNOSTICS
 from .models import Config, RouteRule, TenantConfig
-from .sense_resolvers import check_resolvers
-from .sense_servers import check_budget, check_lags, check_servers
-from .sense_tenancy import check_aliases, check_catalog, check_tenancy
+from .sections import Section
+from .semantics_resolvers import check_resolvers
+from .semantics_servers import check_budget, check_lags, check_servers
+from .semantics_tenancy import absent_datasource, check_aliases, check_catalog, check_tenancy
+from .shapes import is_mapping
 from .url import PLACEHOLDER
 
 MAX_NAME_BYTES: Final = 63
-"""PostgreSQL cuts longer names off (PostgreSQL manual, "Lexical Structure", NAMEDATALEN)."""
+"""PostgreSQL truncates longer names (PostgreSQL manual, "Lexical Structure", NAMEDATALEN)."""
 
 
-def check_sense(config: Config, *, needs_resolver: bool = True) -> list[Diagnostic]:
-    """Everything in a well-formed document that cannot be meant.
+def check_semantics(config: Config, *, needs_resolver: bool = True) -> list[Diagnostic]:
+    """Find mistakes in a well-formed document.
 
     Args:
         config: The document.
-        needs_resolver: Whether the document alone must be able to tell tenants from requests.
+        needs_resolver: Whether tenants without `tenancy.resolve` are an error.
 
     Returns:
-        Problems, each kind of them up to a bound.
+        The problems, up to a bound for each check.
     """
     checks: list[Callable[[Config], Iterator[Diagnostic]]] = [
         check_servers,
@@ -54,32 +56,24 @@ def check_sense(config: Config, *, needs_resolver: bool = True) -> list[Diagnost
     return [problem for check in checks for problem in islice(check(config), MAX_DIAGNOSTICS)]
 
 
-def _absent(path: Path, name: str, config: Config) -> Diagnostic:
-    meant = did_you_mean(name, config.datasources)
-    mend = f"Did you mean {meant!r}?" if meant else f"There are: {', '.join(islice(config.datasources, 10))}."
-    # The name itself may have come from the environment, where anything may stand.
-    fix = Fix(Edit.REPLACE, path, meant or next(iter(config.datasources)), is_safe=meant is not None)
-    return Diagnostic(Code.UNKNOWN_DATASOURCE, path, "names a datasource that is not there", mend, fix=fix)
-
-
 def _default(config: Config) -> Iterator[Diagnostic]:
     default = config.tenancy.default
     path: Path = ("tenancy", "default")
     if default is None:
         return
     if default not in config.datasources:
-        yield _absent(path, default, config)
+        yield absent_datasource(path, default, config, Suggestions())
     elif PLACEHOLDER in config.datasources[default].primary.url.get_secret_value():
         message = "this datasource has a database for each tenant, and whoever gets the default has no name"
-        fix = Fix(Edit.REMOVE, path)
-        yield Diagnostic(Code.CONTRADICTION, path, message, "Name another datasource, or none.", fix=fix)
+        edit = Edit(EditKind.REMOVE, path)
+        yield Diagnostic(Code.CONTRADICTION, path, message, "Name another datasource, or none.", edit=edit)
 
 
 def _tenant_datasources(config: Config) -> Iterator[Diagnostic]:
-    known = config.datasources
+    suggestions = Suggestions()
     for name, tenant in config.tenants.items():
-        if tenant.datasource not in known:
-            yield _absent(("tenants", name, "datasource"), tenant.datasource, config)
+        if tenant.datasource not in config.datasources:
+            yield absent_datasource(("tenants", name, "datasource"), tenant.datasource, config, suggestions)
 
 
 def _tenant_names(config: Config) -> Iterator[Diagnostic]:
@@ -87,20 +81,20 @@ def _tenant_names(config: Config) -> Iterator[Diagnostic]:
     try:
         matches = re.compile(config.tenancy.pattern).fullmatch
     except re.error as error:
-        message, mend = f"not a regular expression: {error.msg}", "See Python's re module."
-        yield Diagnostic(Code.PATTERN, path, message, mend, fix=Fix(Edit.REMOVE, path))
+        message, fix = f"not a regular expression: {error.msg}", "See Python's re module."
+        yield Diagnostic(Code.PATTERN, path, message, fix, edit=Edit(EditKind.REMOVE, path))
         return
     for name in config.tenants:
         if name != EVERY_OTHER and matches(name) is None:
             message = "no request can name this tenant: the name does not match tenancy.pattern"
-            mend = "Rename the tenant, or widen the pattern."
+            fix = "Rename the tenant, or widen the pattern."
             here = ("tenants", name)
-            fix = Fix(Edit.REMOVE, here)
-            yield Diagnostic(Code.TENANT_NAME, here, message, mend, is_about_key=True, related=(path,), fix=fix)
+            edit = Edit(EditKind.REMOVE, here)
+            yield Diagnostic(Code.TENANT_NAME, here, message, fix, is_about_key=True, related=(path,), edit=edit)
 
 
 def _tenants_apart(config: Config) -> Iterator[Diagnostic]:
-    """Tenants that nothing keeps apart: the same place, the same role, the same settings."""
+    """Tenants that are not isolated: on the same servers, with the same schema, role and settings."""
     servers: dict[str, int] = {}
     home: dict[str, int] = {}
     for name, datasource in config.datasources.items():
@@ -118,7 +112,7 @@ def _tenants_apart(config: Config) -> Iterator[Diagnostic]:
 
 
 def _others(tenant: TenantConfig, config: Config) -> Iterator[Diagnostic]:
-    """What stands for all tenants that are not listed has to tell them apart."""
+    """The tenants that are not listed must be isolated from each other by `{tenant}`."""
     datasource = config.datasources.get(tenant.datasource)
     if datasource is None or PLACEHOLDER in datasource.primary.url.get_secret_value():
         return
@@ -126,15 +120,15 @@ def _others(tenant: TenantConfig, config: Config) -> Iterator[Diagnostic]:
     if not any(PLACEHOLDER in value for value in written if value is not None):
         path: Path = ("tenants", EVERY_OTHER)
         message = f"nothing keeps these tenants apart from each other: {PLACEHOLDER} stands nowhere"
-        mend = f"Write schema: '{PLACEHOLDER}', a row_security setting with it, or put it into the datasource's URL."
-        fix = Fix(Edit.ADD, (*path, "schema"), PLACEHOLDER)
-        yield Diagnostic(Code.SHARED_PLACE, path, message, mend, is_about_key=True, fix=fix)
+        fix = f"Write schema: '{PLACEHOLDER}', a row_security setting with it, or put it into the datasource's URL."
+        edit = Edit(EditKind.ADD, (*path, "schema"), PLACEHOLDER)
+        yield Diagnostic(Code.SHARED_PLACE, path, message, fix, is_about_key=True, edit=edit)
 
 
 def _place(name: str, tenant: TenantConfig, *, has_database: bool) -> tuple[object, object]:
-    """What keeps a tenant apart on its servers, as a kind and a value: both are equal for tenants that nothing does.
+    """What isolates a tenant on its servers, as a kind and a value; both are equal for tenants that are not isolated.
 
-    The usual values are strings that are there already: with 100,000 tenants, tuples would double the peak.
+    The usual values are existing strings: with 100,000 tenants, tuples would double the peak of memory.
     """
     schema, settings = tenant.schema_name, tenant.row_security
     database = (tenant.database or name).replace(PLACEHOLDER, name) if has_database else None
@@ -156,16 +150,16 @@ def _place(name: str, tenant: TenantConfig, *, has_database: bool) -> tuple[obje
 def _together(name: str, other: str, tenant: TenantConfig) -> Diagnostic:
     path: Path = ("tenants", name)
     related: tuple[Path, ...] = (("tenants", other),)
-    mend = "Give each a schema, row_security settings or a datasource of its own."
+    fix = "Give each a schema, row_security settings or a datasource of its own."
     if tenant.schema_name is None and tenant.row_security is None:
         message = f"nothing keeps this tenant apart from {show(other)}"
-        fix = Fix(Edit.ADD, (*path, "schema"), name)
+        edit = Edit(EditKind.ADD, (*path, "schema"), name)
         severity = Severity.WARNING
-        return Diagnostic(Code.SHARED_PLACE, path, message, mend, True, None, severity, related, fix=fix)
+        return Diagnostic(Code.SHARED_PLACE, path, message, fix, True, None, severity, related, edit=edit)
     what = "schema" if tenant.row_security is None else "row_security"
     message = f"the same {what} as tenant {show(other)}, and nothing else keeps the two apart"
-    fix = Fix(Edit.REPLACE, (*path, what), name if what == "schema" else {"app.tenant": name})
-    return Diagnostic(Code.SHARED_PLACE, (*path, what), message, mend, related=related, fix=fix)
+    edit = Edit(EditKind.REPLACE, (*path, what), name if what == "schema" else {"app.tenant": name})
+    return Diagnostic(Code.SHARED_PLACE, (*path, what), message, fix, related=related, edit=edit)
 
 
 def _long_names(config: Config) -> Iterator[Diagnostic]:
@@ -181,44 +175,51 @@ def _long_names(config: Config) -> Iterator[Diagnostic]:
 
 def _too_long(path: Path) -> Diagnostic:
     message = f"the name is longer than {MAX_NAME_BYTES} bytes, and PostgreSQL would cut it off"
-    return Diagnostic(Code.NAME_TOO_LONG, path, message, "Shorten it.", fix=Fix(Edit.REMOVE, path))
+    return Diagnostic(Code.NAME_TOO_LONG, path, message, "Shorten it.", edit=Edit(EditKind.REMOVE, path))
 
 
 def _routes(config: Config) -> Iterator[Diagnostic]:
+    earlier = Coverage()
     for index, rule in enumerate(config.routes):
         path: Path = ("routes", index)
         if rule.read_only and rule.intent == "write":
-            message, mend = "read_only: true contradicts intent: write", "Keep one of them."
+            message, fix = "read_only: true contradicts intent: write", "Keep one of them."
             here, related = (*path, "read_only"), ((*path, "intent"),)
-            yield Diagnostic(Code.CONTRADICTION, here, message, mend, related=related, fix=Fix(Edit.REMOVE, here))
+            yield Diagnostic(Code.CONTRADICTION, here, message, fix, related=related, edit=Edit(EditKind.REMOVE, here))
         if rule.stream and not rule.read_only:
             message = "stream: true is for snapshots: a transaction that writes has to end before the response starts"
             here = (*path, "stream")
-            yield Diagnostic(Code.CONTRADICTION, here, message, "Add read_only: true.", fix=Fix(Edit.REMOVE, here))
+            yield Diagnostic(
+                Code.CONTRADICTION, here, message, "Add read_only: true.", edit=Edit(EditKind.REMOVE, here)
+            )
         if rule.deferrable and not (rule.read_only and rule.isolation == "serializable"):
             message = "deferrable: true is for read-only serializable transactions"
-            mend, here = "Add read_only: true and isolation: serializable.", (*path, "deferrable")
-            yield Diagnostic(Code.CONTRADICTION, here, message, mend, fix=Fix(Edit.REMOVE, here))
+            fix, here = "Add read_only: true and isolation: serializable.", (*path, "deferrable")
+            yield Diagnostic(Code.CONTRADICTION, here, message, fix, edit=Edit(EditKind.REMOVE, here))
         if rule.propagation == "not_supported":
             yield from _without_transaction(path, rule)
+        rolls_back = frozenset(rule.rollback_on)
         for entry in rule.commit_on:
-            if entry in rule.rollback_on:
-                message, mend = f"{entry} stands in commit_on and in rollback_on", "Keep it in one of them."
+            if entry in rolls_back:
+                message, fix = f"{entry} stands in commit_on and in rollback_on", "Keep it in one of them."
                 here, related = (*path, "commit_on"), ((*path, "rollback_on"),)
-                yield Diagnostic(Code.CONTRADICTION, here, message, mend, related=related, fix=Fix(Edit.REMOVE, here))
-        yield from _unreachable(config.routes, index, rule)
+                yield Diagnostic(
+                    Code.CONTRADICTION, here, message, fix, related=related, edit=Edit(EditKind.REMOVE, here)
+                )
+        yield from _unreachable(index, earlier.find(rule.match))
+        earlier.add(rule.match, index)
 
 
 def _metrics(config: Config) -> Iterator[Diagnostic]:
     if config.telemetry.metric_tenants and not config.telemetry.metrics:
         path: Path = ("telemetry", "metric_tenants")
-        message, mend = "there are no metrics that could name tenants", "Add metrics: true, or leave this out."
-        fix = Fix(Edit.REMOVE, path)
-        yield Diagnostic(Code.CONTRADICTION, path, message, mend, severity=Severity.WARNING, fix=fix)
+        message, fix = "there are no metrics that could name tenants", "Add metrics: true, or leave this out."
+        edit = Edit(EditKind.REMOVE, path)
+        yield Diagnostic(Code.CONTRADICTION, path, message, fix, severity=Severity.WARNING, edit=edit)
 
 
 MIN_SECRET_LENGTH: Final = 16
-"""Characters; fewer can be tried out by whoever has got one token."""
+"""Characters; a shorter secret could be found by brute force from one token."""
 
 
 def _tokens(config: Config) -> Iterator[Diagnostic]:
@@ -229,29 +230,31 @@ def _tokens(config: Config) -> Iterator[Diagnostic]:
     if consistency.secret is not None:
         secrets.insert(0, (("consistency", "secret"), consistency.secret))
     elif consistency.token != "off":  # noqa: S105 - a word of the configuration
-        message, mend = "tokens are to be signed, but with what?", "Add secret: {file: path} or secret: ${NAME}."
+        message, fix = "tokens are to be signed, but with what?", "Add secret: {file: path} or secret: ${NAME}."
         here: Path = ("consistency", "secret")
         related: tuple[Path, ...] = (("consistency", "token"),)
-        yield Diagnostic(Code.MISSING_KEY, here, message, mend, related=related)
+        yield Diagnostic(Code.MISSING_KEY, here, message, fix, related=related)
     for where, secret in secrets:
         if len(secret.get_secret_value()) < MIN_SECRET_LENGTH:
-            mend = f"Use {MIN_SECRET_LENGTH} characters or more, of a random one."
-            yield Diagnostic(Code.WRONG_VALUE, where, "too short for a secret that signs", mend)
+            fix = f"Use {MIN_SECRET_LENGTH} characters or more, of a random one."
+            yield Diagnostic(Code.WRONG_VALUE, where, "too short for a secret that signs", fix)
     if consistency.token != "off":  # noqa: S105 - a word of the configuration
         return
     if consistency.monotonic:
         where = ("consistency", "monotonic")
         message = "monotonic reads take a token, and clients carry none"
-        mend = "Set token: cookie and a secret, or leave this out."
+        fix = "Set token: cookie and a secret, or leave this out."
         related = (("consistency", "token"),)
-        yield Diagnostic(Code.CONTRADICTION, where, message, mend, related=related, fix=Fix(Edit.REMOVE, where))
+        yield Diagnostic(Code.CONTRADICTION, where, message, fix, related=related, edit=Edit(EditKind.REMOVE, where))
     for index, rule in enumerate(config.routes):
         if rule.consistency in ("session", "token"):
             where = ("routes", index, "consistency")
             message = f"consistency: {rule.consistency} takes a token, and clients carry none"
-            mend = "Set consistency: {token: cookie, secret: ...}, or leave this out."
+            fix = "Set consistency: {token: cookie, secret: ...}, or leave this out."
             related = (("consistency", "token"),)
-            yield Diagnostic(Code.CONTRADICTION, where, message, mend, related=related, fix=Fix(Edit.REMOVE, where))
+            yield Diagnostic(
+                Code.CONTRADICTION, where, message, fix, related=related, edit=Edit(EditKind.REMOVE, where)
+            )
 
 
 def _without_transaction(path: Path, rule: RouteRule) -> Iterator[Diagnostic]:
@@ -259,24 +262,22 @@ def _without_transaction(path: Path, rule: RouteRule) -> Iterator[Diagnostic]:
         if getattr(rule, key):
             message = f"{key} is about the transaction that propagation: not_supported does without"
             here, related = (*path, key), ((*path, "propagation"),)
-            fix = Fix(Edit.REMOVE, here)
-            yield Diagnostic(Code.CONTRADICTION, here, message, "Keep one of them.", related=related, fix=fix)
+            edit = Edit(EditKind.REMOVE, here)
+            yield Diagnostic(Code.CONTRADICTION, here, message, "Keep one of them.", related=related, edit=edit)
 
 
-def _unreachable(rules: tuple[RouteRule, ...], index: int, rule: RouteRule) -> Iterator[Diagnostic]:
-    for earlier, other in enumerate(rules[:index]):
-        if covers(other.match, rule.match):
-            message = f"this rule never comes to its turn: routes[{earlier}] matches all that it matches"
-            yield Diagnostic(
-                Code.UNREACHABLE,
-                ("routes", index, "match"),
-                message,
-                "Move it in front of that rule.",
-                related=(("routes", earlier, "match"),),
-                severity=Severity.WARNING,
-                fix=Fix(Edit.REMOVE, ("routes", index)),
-            )
-            return
+def _unreachable(index: int, earlier: int | None) -> Iterator[Diagnostic]:
+    if earlier is not None:
+        message = f"this rule never comes to its turn: routes[{earlier}] matches all that it matches"
+        yield Diagnostic(
+            Code.UNREACHABLE,
+            ("routes", index, "match"),
+            message,
+            "Move it in front of that rule.",
+            related=(("routes", earlier, "match"),),
+            severity=Severity.WARNING,
+            edit=Edit(EditKind.REMOVE, ("routes", index)),
+        )
 
 
 def _resolvers(config: Config) -> Iterator[Diagnostic]:
@@ -284,23 +285,33 @@ def _resolvers(config: Config) -> Iterator[Diagnostic]:
     path: Path = ("tenancy", "resolve")
     if (config.tenants or config.tenants_from) and not resolve:
         message = "there are tenants, but no way to tell them from requests"
-        mend = "Add one, such as resolve: [{header: X-Tenant}]."
-        fix = Fix(Edit.ADD, path, [{"header": "X-Tenant"}])
-        yield Diagnostic(Code.NO_RESOLVER, path, message, mend, related=(("tenants",),), fix=fix)
+        fix = "Add one, such as resolve: [{header: X-Tenant}]."
+        edit = Edit(EditKind.ADD, path, [{"header": "X-Tenant"}])
+        yield Diagnostic(Code.NO_RESOLVER, path, message, fix, related=(("tenants",),), edit=edit)
     if not config.tenants and config.tenants_from is None and config.tenancy.default is None:
         message = "no request will be served: there are no tenants and no default datasource"
-        mend = "Add tenants, or name a datasource in tenancy.default."
+        fix = "Add tenants, or name a datasource in tenancy.default."
         yield Diagnostic(
             Code.NO_RESOLVER,
             ("tenants",),
             message,
-            mend,
+            fix,
             related=(("tenancy", "default"),),
             severity=Severity.WARNING,
-            fix=Fix(Edit.ADD, ("tenancy", "default"), next(iter(config.datasources))),
+            edit=Edit(EditKind.ADD, ("tenancy", "default"), next(iter(config.datasources))),
         )
+    seen: set[object] = set()
     for index, way in enumerate(resolve):
-        if way in resolve[:index]:
-            message, mend = "the same way stands in front of it", "Remove it."
-            here, fix = (*path, index), Fix(Edit.REMOVE, (*path, index))
-            yield Diagnostic(Code.UNREACHABLE, here, message, mend, severity=Severity.WARNING, fix=fix)
+        content = _content(way)
+        if content in seen:
+            message, fix = "the same way stands in front of it", "Remove it."
+            here, edit = (*path, index), Edit(EditKind.REMOVE, (*path, index))
+            yield Diagnostic(Code.UNREACHABLE, here, message, fix, severity=Severity.WARNING, edit=edit)
+        seen.add(content)
+
+
+def _content(value: object) -> object:
+    """A hashable form of a value; sections and mappings are not hashable."""
+    if isinstance(value, Section):
+        return tuple(map(_content, value.__dict__.values()))
+    return frozenset(value.items()) if is_mapping(value) else value

@@ -1,4 +1,4 @@
-"""What a project has already, as the beginning of a configuration: its servers, without their passwords."""
+"""Makes a first configuration from a project's settings: its servers, without their passwords."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from .command import CannotRun
 
 @dataclass(frozen=True, slots=True)
 class Server:
-    """One server.
+    """A server.
 
     Attributes:
         datasource: The datasource it belongs to.
         node: `primary`, or the replica's name.
-        variable: The environment variable that is to hold its URL.
-        shown: What of its URL may be seen.
+        variable: The environment variable of its URL.
+        shown: Its masked URL.
     """
 
     datasource: str
@@ -32,17 +32,15 @@ class Server:
 
 @dataclass(frozen=True, slots=True)
 class Origin:
-    """What a configuration is made from.
+    """The source of a configuration.
 
     Attributes:
-        source: In words; empty for nothing.
-        servers: A primary first, then its replicas.
-        max_size: The pool's size, where it is known.
+        source: A description; empty when there is none.
+        servers: The servers; each primary is followed by its replicas.
     """
 
     source: str
     servers: tuple[Server, ...]
-    max_size: int | None = None
 
 
 _SQLALCHEMY: Final = re.compile(r"^(postgres(?:ql)?)\+[a-z0-9_]+://")
@@ -50,10 +48,10 @@ _NAME: Final = re.compile(r"[^A-Za-z0-9_-]+")
 
 
 def plain_url(url: str) -> str:
-    """A SQLAlchemy URL as libpq reads it: without the driver's name.
+    """A SQLAlchemy URL without the driver's name, as libpq reads it.
 
     Raises:
-        CannotRun: It is of another database.
+        CannotRun: It is not a PostgreSQL URL.
     """
     found = _SQLALCHEMY.sub(r"\1://", url)
     if not found.startswith(("postgresql://", "postgres://")):
@@ -63,19 +61,19 @@ def plain_url(url: str) -> str:
 
 
 def from_url(url: str, name: str, variable: str) -> Origin:
-    """One server by its URL.
+    """The server of a URL.
 
     Args:
-        url: PostgreSQL's or SQLAlchemy's.
-        name: The datasource's name; empty takes the database's.
-        variable: The environment variable that holds it.
+        url: A PostgreSQL or SQLAlchemy URL.
+        name: The datasource's name; empty takes the database's name.
+        variable: The environment variable of the URL.
     """
     plain = plain_url(url)
     shown = mask_url(plain)
     database = re.sub(r"\?.*", "", plain).rpartition("/")[2]
     named = name or _clean(unquote(database)) or "orders"
     if plain != url:
-        # libpq reads no URL with a driver's name in it, so that it needs a variable of its own.
+        # libpq cannot read a URL with a driver's name, so the configuration needs another variable.
         variable = f"{named.upper().replace('-', '_')}_PRIMARY_URL"
     return Origin("a connection URL", (Server(named, "primary", variable, shown),))
 
@@ -85,7 +83,7 @@ def _clean(name: str) -> str:
 
 
 def from_object(path: str, name: str) -> Origin:
-    """One server by an object that holds its URL.
+    """The server of an object with a URL.
 
     Args:
         path: `module:name`; an advanced-alchemy config, a SQLAlchemy engine, a URL or a string.
@@ -113,17 +111,17 @@ def _imported(module: str) -> Any:
         return import_module(module)
     except ImportError as error:
         raise CannotRun(f"{module} cannot be imported: {type(error).__name__}", "Run it where it can.") from None
-    except Exception as error:  # noqa: BLE001 - whatever the project's own module raises
-        raise CannotRun(f"{module} fails when it is imported: {type(error).__name__}", "Mend it first.") from None
+    except Exception as error:  # noqa: BLE001 - the project's module may raise anything
+        raise CannotRun(f"{module} fails when it is imported: {type(error).__name__}", "Fix it first.") from None
 
 
 def from_django(module: str) -> Origin:
     """The servers of Django's `DATABASES`.
 
-    A database that is another one's test mirror, or is called like one with a replica's name behind it, is its replica.
+    A database is a replica of another one if it is its test mirror, or has its name with a suffix such as `_replica`.
 
     Args:
-        module: The settings.
+        module: The settings module.
     """
     databases: object = getattr(_imported(module), "DATABASES", None)
     if not isinstance(databases, Mapping) or not databases:
@@ -152,7 +150,7 @@ _REPLICA: Final = re.compile(r"(?:^|_)(?:replica|read|readonly|ro|slave|standby)
 
 
 def _primary_of(alias: str, entries: Mapping[str, Mapping[str, Any]]) -> str | None:
-    """The database that another one is a replica of."""
+    """The primary of a replica; None for a primary."""
     test: object = entries[alias].get("TEST") or {}
     mirror = cast("Mapping[str, Any]", test).get("MIRROR") if isinstance(test, Mapping) else None
     if isinstance(mirror, str) and mirror in entries:
@@ -173,27 +171,27 @@ def _django_server(name: str, node: str, entry: Mapping[str, Any]) -> Server:
 _HEAD: Final = """\
 # yaml-language-server: $schema=./datasource.schema.json
 # The schema completes and checks this file in your editor: asgi-datasource schema --output datasource.schema.json
-# asgi-datasource validate checks it without a database, asgi-datasource check asks the servers.
+# asgi-datasource validate checks it without a database, asgi-datasource check compares it with the servers.
 version: 1
 
-# The databases. Passwords stay outside: ${NAME} is taken from the environment, {file: path} from a file.
+# The databases. Keep passwords out of this file: ${NAME} is an environment variable, {file: path} a file's content.
 datasources:
 """
 _TAIL: Final = """\
 
-# How the tenant is told from a request: tried in order, the first answer wins.
+# How requests name their tenant: resolvers are tried in order, the first answer applies.
 tenancy:
   resolve:
     - {header: X-Tenant}
     # - {subdomain_of: app.example.com}
   exempt: [/healthz]                  # paths without tenant and database
 
-# Where each tenant lives, and what keeps it apart there: a schema, row security, or a datasource of its own.
+# The tenants, each with its datasource and its isolation: a schema, row security, or a datasource of its own.
 tenants:
   example: {datasource: NAME, schema: example}
   # another: {datasource: NAME, row_security: {app.tenant: another}}
 
-# For routes that carry no annotation of their own; the first match counts.
+# For routes without an annotation of their own; the first match applies.
 # routes:
 #   - {match: "POST /search", intent: read}
 
@@ -201,13 +199,13 @@ transactions:
   deadline: 30s                       # from the first byte of a request to the end of COMMIT
   rollback_on: [4xx, 5xx]
 
-# How many connections the processes may open; check compares it with what the servers allow.
+# How many connections the processes may open; check compares it with the servers' limits.
 budget: {processes: 1, reserve: 10}
 """
 
 
 def render_config(origin: Origin) -> str:
-    """The configuration as YAML, with comments."""
+    """The configuration as commented YAML."""
     lines: list[str] = []
     last = ""
     for server in origin.servers:
@@ -223,7 +221,7 @@ def render_config(origin: Origin) -> str:
                 lines.append("    replicas:")
         else:
             lines.append(f'      {server.node}: {{url: "${{{server.variable}}}"}}      # {server.shown}')
-    # Pools stand behind the servers of each datasource.
+    # The pool follows the servers of each datasource.
     text = "\n".join(lines)
     blocks = re.split(r"(?m)^(?=  \S)", text)
     pooled = "".join(

@@ -1,4 +1,4 @@
-"""The questions: each a query or two, each failing by itself."""
+"""The queries on a server; each of them may fail without the others."""
 
 from __future__ import annotations
 
@@ -17,18 +17,20 @@ from .pooler import find_pooler
 Question = Callable[[Probe, Facts], Awaitable[None]]
 
 CATCH_UP_S: Final = 3.0
-"""How long a replica may take to replay what the primary had written when it was asked."""
+"""How long a replica may take to replay what the primary had written at the start."""
 _PAUSE_S: Final = 0.05
 
 
-async def ask_server(target: Target, homes: Sequence[Home], shared_schemas: Sequence[str], audit: AuditConfig) -> Facts:
-    """Ask one server everything that can be asked of it alone.
+async def query_server(
+    target: Target, homes: Sequence[Home], shared_schemas: Sequence[str], audit: AuditConfig
+) -> Facts:
+    """Run all queries that concern one server alone.
 
     Args:
         target: The server.
-        homes: The tenants that live there.
-        shared_schemas: Schemas that are searched after a tenant's own.
-        audit: What is allowed there all the same.
+        homes: The tenants on this server.
+        shared_schemas: Schemas in the search_path after a tenant's own.
+        audit: The exceptions from the isolation checks.
     """
     facts = Facts(target)
     try:
@@ -37,7 +39,7 @@ async def ask_server(target: Target, homes: Sequence[Home], shared_schemas: Sequ
             questions: list[Question] = [_identity, _clock, _limits]
             if target.is_primary:
                 questions.append(_holes(homes, shared_schemas, audit))
-            # The last one: a pooler that refuses a transaction also ends the connection.
+            # The pooler comes last: when it refuses a transaction, it also closes the connection.
             for question in (*questions, _pooler):
                 try:
                     await question(probe, facts)
@@ -113,10 +115,9 @@ def _holes(homes: Sequence[Home], shared_schemas: Sequence[str], audit: AuditCon
 
 
 async def compare(primary: Facts, replica: Facts) -> None:
-    """Find out whether a replica follows its primary, and how far behind it is.
+    """Check whether a replica follows its primary, and how far it lags.
 
-    What the primary had written when it was asked has to arrive within `CATCH_UP_S`; and no standby has replayed what
-    its primary has not written yet.
+    The position of the primary must arrive within `CATCH_UP_S`, and the replica must not be ahead of the primary.
     """
     if primary.position is None or replica.position is None:
         return

@@ -1,7 +1,7 @@
-"""Does a new schema accept every document that the published one accepts?
+"""Compares a new schema with the published one: does it accept every document that the published one accepts?
 
-Reports whatever may refuse a document that was right before: a key that went, a key that is needed now, narrower types,
-bounds, words. A changed pattern is reported as well, since there is no telling which of two is narrower.
+Reports every difference that may refuse a valid document: a removed key, a new required key, narrower types, bounds and
+words. A changed pattern is reported too, because which of two patterns is narrower cannot be decided.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import json
 from collections.abc import Iterator
 from typing import Any, Final
 
-from .shapes import is_list, is_mapping
+from asgi_datasource.config.shapes import is_list, is_mapping
 
 _LOWER: Final = ("minimum", "minLength", "minItems", "minProperties")
 _UPPER: Final = ("maximum", "maxLength", "maxItems", "maxProperties")
@@ -19,13 +19,13 @@ _MOST: Final = 100
 
 
 def find_refusals(published: dict[str, Any], new: dict[str, Any]) -> list[str]:
-    """Why the new schema may refuse what the published one accepts; empty when it does not."""
+    """The reasons why the new schema may refuse a document that the published one accepts."""
     found = list(dict.fromkeys(_Comparison(published, new).compare(published, new, "$")))
     return found[:_MOST]
 
 
 class _Comparison:
-    """Two schemas, and the pairs of their parts that were compared already."""
+    """Two schemas and the pairs of their parts that are already compared."""
 
     def __init__(self, published: dict[str, Any], new: dict[str, Any]) -> None:
         self._published = published
@@ -33,7 +33,7 @@ class _Comparison:
         self._seen: set[tuple[str, str]] = set()
 
     def compare(self, old: Any, new: Any, path: str) -> Iterator[str]:
-        """What the new part may refuse."""
+        """The reasons of one pair of parts."""
         old, new = _resolved(old, self._published), _resolved(new, self._new)
         key = (json.dumps(old, sort_keys=True), json.dumps(new, sort_keys=True))
         if key in self._seen or new is True or old is False:
@@ -54,7 +54,7 @@ class _Comparison:
             yield from self.compare(old.get("items", True), new["items"], f"{path}[]")
 
     def _branches(self, old: dict[str, Any], new: dict[str, Any], path: str) -> Iterator[str]:
-        """Each way to be right before has to be one now."""
+        """Each published alternative must be accepted by one of the new ones."""
         rest = {key: value for key, value in old.items() if key != "anyOf"}
         ways = [{**rest, **_mapping(way, self._published)} for way in old.get("anyOf", [{}])]
         others = new.get("anyOf", [{key: value for key, value in new.items() if key != "anyOf"}])

@@ -1,4 +1,4 @@
-"""Writes what is generated from the models: the JSON Schema, and the reference of keys in the documentation."""
+"""Writes the generated files: the JSON schemas and the generated parts of the documentation."""
 
 from __future__ import annotations
 
@@ -9,12 +9,11 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Final
 
-from .catalogue import render_catalogue
+from asgi_datasource.config import json_schema, part_schema
+
 from .compatibility import find_refusals
-from .documents import changes_schema, diagnostics_schema, explanation_schema
-from .generated import json_schema, part_schema
-from .reference import BEGIN, END, render_reference
-from .state import state_schema
+from .pages import render_codes, render_keys, replace_generated
+from .schemas import changes_schema, diagnostics_schema, explanation_schema, state_schema
 
 FILES: Final[dict[str, Callable[[], dict[str, Any]]]] = {
     "datasource.schema.json": json_schema,
@@ -25,49 +24,36 @@ FILES: Final[dict[str, Callable[[], dict[str, Any]]]] = {
     "schemas/explain/v1.json": explanation_schema,
     "schemas/state/v1.json": state_schema,
 }
-"""Where schemas are kept in the repository: that of the configuration for editors, and every published one."""
+"""The schemas in the repository: the configuration's for editors, and every published one."""
 
 WRITTEN: Final = frozenset({"diagnostics", "diff", "explain"})
-"""Published documents that are written here, not read: what is written now has to follow the published schema."""
+"""Published documents that the library writes: what it writes now must follow the published schema."""
 
-
-PAGES: Final = {"docs/config.md": render_reference, "docs/diagnostics.md": render_catalogue}
-"""The pages of which a part is written here, where they are; both parts stand between the same marks."""
-
-
-def render_schema(make: Callable[[], dict[str, Any]] = json_schema) -> str:
-    """A schema as it is kept in the repository."""
-    return json.dumps(make(), indent=2, ensure_ascii=False) + "\n"
-
-
-def render_page(page: str, render: Callable[[], str] = render_reference) -> str:
-    """A page of the documentation with its generated part written anew."""
-    before, _, rest = page.partition(BEGIN)
-    _, _, after = rest.partition(END)
-    return before + render() + after
+PAGES: Final = {"docs/config.md": render_keys, "docs/diagnostics.md": render_codes}
+"""The pages with a generated part."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Write what is generated from the models, or tell whether it is up to date.
+    """Write the generated files, or compare them with the code.
 
     Returns:
         0; with `--check`, 1 when a file differs.
     """
-    parser = argparse.ArgumentParser(prog="python -m asgi_datasource.config.schema", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m scripts.generate", description=__doc__)
     parser.add_argument("--check", action="store_true", help="write nothing; exit with 1 when a file differs")
     parser.add_argument(
         "--replace",
         action="store_true",
-        help="write published schemas although they refuse documents of before: only for one that no release has",
+        help="write published schemas that refuse documents of before: only for schemas that no release has",
     )
-    parser.add_argument("--root", type=Path, default=Path(), help="the repository; here unless told otherwise")
+    parser.add_argument("--root", type=Path, default=Path(), help="the repository; default: the current folder")
     options = parser.parse_args(arguments)
     root: Path = options.root
-    contents = {root / name: render_schema(make) for name, make in FILES.items()}
+    contents = {root / name: _render(make()) for name, make in FILES.items()}
     for name, render in PAGES.items():
         page = root / name
         if page.is_file():
-            contents[page] = render_page(page.read_text(encoding="utf-8"), render)
+            contents[page] = replace_generated(page.read_text(encoding="utf-8"), render)
     refused = {path: why for path in contents if (why := _refusals(root, path, contents[path])) and not options.replace}
     for path, reasons in refused.items():
         print(f"{path}: the published version has promised more:", *reasons, sep="\n  ", file=sys.stderr)
@@ -80,7 +66,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     stale = [path for path, content in contents.items() if not _holds(path, content)]
     for path in stale:
         if options.check:
-            print(f"{path}: differs from the models; run python -m asgi_datasource.config.schema", file=sys.stderr)
+            print(f"{path}: differs from the code; run python -m scripts.generate", file=sys.stderr)
         else:
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text(contents[path], encoding="utf-8")
@@ -88,8 +74,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 1 if options.check and stale else 0
 
 
+def _render(schema: dict[str, Any]) -> str:
+    return json.dumps(schema, indent=2, ensure_ascii=False) + "\n"
+
+
 def _refusals(root: Path, path: Path, content: str) -> list[str]:
-    """What a published schema promises, and its successor in `content` does not."""
+    """What a published schema promises and its successor in `content` does not."""
     name = path.relative_to(root)
     if name.parts[0] != "schemas" or not path.is_file():
         return []
@@ -103,7 +93,3 @@ def _refusals(root: Path, path: Path, content: str) -> list[str]:
 
 def _holds(path: Path, content: str) -> bool:
     return path.is_file() and path.read_text(encoding="utf-8") == content
-
-
-if __name__ == "__main__":
-    sys.exit(main())

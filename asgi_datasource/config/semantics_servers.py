@@ -1,18 +1,18 @@
-"""Servers that cannot be what they are said to be: one server twice, and more connections than there are."""
+"""Checks of servers: duplicates, URLs, pools, lag, and the budget of connections."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from typing import Final
 
-from .diagnostics import Code, Diagnostic, Edit, Fix, Path, Severity
+from .diagnostics import Code, Diagnostic, Edit, EditKind, Path, Severity
 from .durations import format_duration
 from .models import Config, DataSourceConfig
 from .url import PLACEHOLDER, find_fault, server_of
 
 
 def check_servers(config: Config) -> Iterator[Diagnostic]:
-    """Pools, URLs, and servers that stand twice in a datasource."""
+    """Pool sizes, URLs, and duplicate servers of a datasource."""
     for name, datasource in config.datasources.items():
         path: Path = ("datasources", name)
         pool = datasource.pool
@@ -20,37 +20,37 @@ def check_servers(config: Config) -> Iterator[Diagnostic]:
             message = f"min_size {pool.min_size} is more than max_size {pool.max_size}"
             here = (*path, "pool", "min_size")
             related: tuple[Path, ...] = ((*path, "pool", "max_size"),)
-            fix = Fix(Edit.REPLACE, here, pool.max_size)
-            mend = "Lower min_size or raise max_size."
-            yield Diagnostic(Code.CONTRADICTION, here, message, mend, related=related, fix=fix)
+            edit = Edit(EditKind.REPLACE, here, pool.max_size)
+            fix = "Lower min_size or raise max_size."
+            yield Diagnostic(Code.CONTRADICTION, here, message, fix, related=related, edit=edit)
         first: dict[str, Path] = {}
         for where, url in _urls(path, datasource):
             if (PLACEHOLDER in url) != (PLACEHOLDER in datasource.primary.url.get_secret_value()):
                 message = (
                     f"{PLACEHOLDER} stands in the URL of one server of this datasource, and not in that of another"
                 )
-                mend = "Put it into all of them, or into none."
-                yield Diagnostic(Code.CONTRADICTION, where, message, mend, related=((*path, "primary", "url"),))
+                fix = "Put it into all of them, or into none."
+                yield Diagnostic(Code.CONTRADICTION, where, message, fix, related=((*path, "primary", "url"),))
             fault = find_fault(url)
             if fault is not None:
-                fix = Fix(Edit.REPLACE, where, "postgresql://app@db.internal:5432/orders")
-                yield Diagnostic(Code.URL, where, fault[0], fault[1], fix=fix)
+                edit = Edit(EditKind.REPLACE, where, "postgresql://app@db.internal:5432/orders")
+                yield Diagnostic(Code.URL, where, fault[0], fault[1], edit=edit)
             server = server_of(url)
             if server in first:
                 other = first[server]
                 message = f"the same server as {other[2]}{''.join(f'.{part}' for part in other[3:-1])}"
-                mend = "Give each server once: a replica is another server than its primary."
-                fix = Fix(Edit.REMOVE, where[:-1])
-                yield Diagnostic(Code.SAME_SERVER, where, message, mend, related=(other,), fix=fix)
+                fix = "Give each server once: a replica is another server than its primary."
+                edit = Edit(EditKind.REMOVE, where[:-1])
+                yield Diagnostic(Code.SAME_SERVER, where, message, fix, related=(other,), edit=edit)
             first.setdefault(server, where)
 
 
 SHORTEST_LAG_S: Final = 0.2
-"""Seconds: servers are asked at most every 50 ms, and a quarter of the bound is what a replica that keeps up needs."""
+"""Seconds. Servers are polled every 50 ms at most, and a replica that keeps up needs a quarter of the bound."""
 
 
 def check_lags(config: Config) -> Iterator[Diagnostic]:
-    """Bounds on the lag that no replica can show to keep, and tokens that replicas outlive."""
+    """Values of `max_lag` that no replica can prove to meet, and tokens that expire before a replica catches up."""
     replicated = {name: datasource for name, datasource in config.datasources.items() if datasource.replicas}
     bounds: list[tuple[Path, float | None]] = [
         (("datasources", name, "routing", "max_lag"), datasource.routing.max_lag_s)
@@ -61,9 +61,9 @@ def check_lags(config: Config) -> Iterator[Diagnostic]:
     for path, lag_s in bounds:
         if lag_s is not None and lag_s < SHORTEST_LAG_S:
             message = f"no replica can show that its data is younger than {format_duration(lag_s)}"
-            mend = "Raise it to 200ms or more; consistency: strong of a route asks the primary."
-            fix = Fix(Edit.REPLACE, path, "200ms")
-            yield Diagnostic(Code.LAG_TOO_SHORT, path, message, mend, severity=Severity.WARNING, fix=fix)
+            fix = "Raise it to 200ms or more; consistency: strong of a route asks the primary."
+            edit = Edit(EditKind.REPLACE, path, "200ms")
+            yield Diagnostic(Code.LAG_TOO_SHORT, path, message, fix, severity=Severity.WARNING, edit=edit)
     if config.consistency.token == "off":  # noqa: S105 - a word of the configuration
         return
     ttl_s = config.consistency.ttl_s
@@ -74,13 +74,15 @@ def check_lags(config: Config) -> Iterator[Diagnostic]:
             path = ("datasources", name, "routing", "max_lag")
             counts = format_duration(ttl_s)
             message = f"a client's token counts for {counts}, and replicas may be further behind than that"
-            mend = f"Set max_lag to {counts} or less, or let tokens live longer."
-            fix = Fix(Edit.ADD if lag_s is None else Edit.REPLACE, path, counts)
-            yield Diagnostic(Code.OUTLIVED_TOKEN, path, message, mend, related=related, severity=Severity.HINT, fix=fix)
+            fix = f"Set max_lag to {counts} or less, or let tokens live longer."
+            edit = Edit(EditKind.ADD if lag_s is None else EditKind.REPLACE, path, counts)
+            yield Diagnostic(
+                Code.OUTLIVED_TOKEN, path, message, fix, related=related, severity=Severity.HINT, edit=edit
+            )
 
 
 def check_budget(config: Config) -> Iterator[Diagnostic]:
-    """Whether the processes' pools fit into what a server allows, where the document says what that is."""
+    """Whether the pools of all processes fit into `budget.max_connections`."""
     budget = config.budget
     if budget is None or budget.max_connections is None:
         return
@@ -92,20 +94,20 @@ def check_budget(config: Config) -> Iterator[Diagnostic]:
             server = server_of(url, with_database=False)
             wanted[server] = wanted.get(server, 0) + budget.processes * datasource.pool.max_size
             pools.setdefault(server, []).append(("datasources", name, "pool", "max_size"))
-    told: set[tuple[Path, ...]] = set()
+    reported: set[tuple[Path, ...]] = set()
     for server, connections in wanted.items():
         related = tuple(dict.fromkeys(pools[server]))
-        if connections > allowed and related not in told:
-            told.add(related)
+        if connections > allowed and related not in reported:
+            reported.add(related)
             message = (
                 f"{budget.processes} processes may open {connections} connections to one server, which has {allowed}"
                 f" of {budget.max_connections} for them"
             )
             fits = max(1, allowed // (budget.processes * len(pools[server])))
-            mend = f"Lower max_size to {fits} in each of its pools, or put a pooler in between."
+            fix = f"Lower max_size to {fits} in each of its pools, or put a pooler in between."
             path: Path = ("budget", "max_connections")
-            fix = Fix(Edit.REPLACE, path, connections + budget.reserve)
-            yield Diagnostic(Code.OVER_BUDGET, path, message, mend, related=related, fix=fix)
+            edit = Edit(EditKind.REPLACE, path, connections + budget.reserve)
+            yield Diagnostic(Code.OVER_BUDGET, path, message, fix, related=related, edit=edit)
 
 
 def _urls(path: Path, datasource: DataSourceConfig) -> Iterator[tuple[Path, str]]:

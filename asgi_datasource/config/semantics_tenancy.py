@@ -1,12 +1,13 @@
-"""Does what the document says of tenants make sense: their names, and how requests name them?"""
+"""Checks of tenants: their names, and how requests name them."""
 
 from __future__ import annotations
 
 import ipaddress
 from collections.abc import Iterable, Iterator
+from itertools import chain, islice
 from typing import Final
 
-from .diagnostics import Code, Diagnostic, Edit, Fix, Path, did_you_mean, show
+from .diagnostics import Code, Diagnostic, Edit, EditKind, Path, Suggestions, show
 from .hostnames import normalize_host
 from .kinds import EVERY_OTHER
 from .models import Config
@@ -17,9 +18,21 @@ _HMAC: Final = "HS"
 _KEY_KINDS: Final = {"HS": "HS", "RS": "RSA", "PS": "RSA", "ES": "EC", "Ed": "EdDSA"}
 
 
+def absent_datasource(path: Path, name: str, config: Config, suggestions: Suggestions) -> Diagnostic:
+    """The problem of a name that is not a datasource.
+
+    The message does not contain the name, because it may come from the environment.
+    """
+    meant = suggestions.find(name, config.datasources)
+    fix = f"Did you mean {meant!r}?" if meant else f"There are: {', '.join(islice(config.datasources, 10))}."
+    edit = Edit(EditKind.REPLACE, path, meant or next(iter(config.datasources)), is_safe=meant is not None)
+    return Diagnostic(Code.UNKNOWN_DATASOURCE, path, "names a datasource that is not there", fix, edit=edit)
+
+
 def check_tenancy(config: Config) -> Iterator[Diagnostic]:
-    """What cannot be meant about telling tenants from requests."""
+    """Mistakes in the section `tenancy`."""
     yield from _addresses(config)
+    tenants = _NamedTenants(config)
     for index, way in enumerate(config.tenancy.resolve):
         path: Path = ("tenancy", "resolve", index)
         if way.jwt_claim is not None:
@@ -27,15 +40,15 @@ def check_tenancy(config: Config) -> Iterator[Diagnostic]:
         for host, tenant in (way.domain or {}).items():
             if normalize_host(host) is None:
                 yield _no_host((*path, "domain", host), is_about_key=True)
-            yield from _absent(config, tenant, (*path, "domain", host))
+            yield from tenants.check(tenant, (*path, "domain", host))
         if way.subdomain_of is not None and normalize_host(way.subdomain_of) is None:
             yield _no_host((*path, "subdomain_of"))
         if way.fixed is not None:
-            yield from _absent(config, way.fixed, (*path, "fixed"))
+            yield from tenants.check(way.fixed, (*path, "fixed"))
 
 
 def check_catalog(config: Config) -> Iterator[Diagnostic]:
-    """What cannot be meant about tenants from a table."""
+    """Mistakes in the section `tenants_from`."""
     catalog = config.tenants_from
     if catalog is None:
         return
@@ -44,10 +57,7 @@ def check_catalog(config: Config) -> Iterator[Diagnostic]:
         (("tenants_from", "defaults", "datasource"), catalog.defaults.datasource),
     ):
         if name is not None and name not in config.datasources:
-            meant = did_you_mean(name, config.datasources)
-            mend = f"Did you mean {meant!r}?" if meant else f"There are: {', '.join(list(config.datasources)[:10])}."
-            fix = Fix(Edit.REPLACE, path, meant or next(iter(config.datasources)))
-            yield Diagnostic(Code.UNKNOWN_DATASOURCE, path, "names a datasource that is not there", mend, fix=fix)
+            yield absent_datasource(path, name, config, Suggestions())
     own = config.datasources.get(catalog.datasource)
     if own is not None and PLACEHOLDER in own.primary.url.get_secret_value():
         message = "this datasource has a database for each tenant: which of them would know all tenants?"
@@ -55,7 +65,7 @@ def check_catalog(config: Config) -> Iterator[Diagnostic]:
 
 
 def check_aliases(config: Config) -> Iterator[Diagnostic]:
-    """Aliases, and hosts, that name two tenants."""
+    """Aliases and hosts that name two tenants."""
     hosts: dict[str, tuple[str, Path]] = {}
     for number, way in enumerate(config.tenancy.resolve):
         for host, wanted in (way.domain or {}).items():
@@ -63,9 +73,9 @@ def check_aliases(config: Config) -> Iterator[Diagnostic]:
             named, first = hosts.setdefault(normalize_host(host) or host, (wanted, here))
             if named != wanted:
                 message = f"{show(host)} is also a host of the tenant {show(named)}"
-                mend = "Take it out of one of them: a host stands for one tenant."
+                fix = "Take it out of one of them: a host stands for one tenant."
                 yield Diagnostic(
-                    Code.SHARED_NAME, here, message, mend, True, related=(first,), fix=Fix(Edit.REMOVE, here)
+                    Code.SHARED_NAME, here, message, fix, True, related=(first,), edit=Edit(EditKind.REMOVE, here)
                 )
     owner: dict[str, str] = {}
     for name, tenant in config.tenants.items():
@@ -75,15 +85,19 @@ def check_aliases(config: Config) -> Iterator[Diagnostic]:
             if other != name or owner.get(spelled, name) != name:
                 path: Path = ("tenants", name, "aliases", index)
                 message = f"{show(alias)} is also a name of the tenant {show(other)}"
-                mend = "Take it out of one of them: a name stands for one tenant."
+                fix = "Take it out of one of them: a name stands for one tenant."
                 related: tuple[Path, ...] = (("tenants", other),)
-                yield Diagnostic(Code.SHARED_NAME, path, message, mend, related=related, fix=Fix(Edit.REMOVE, path))
+                yield Diagnostic(
+                    Code.SHARED_NAME, path, message, fix, related=related, edit=Edit(EditKind.REMOVE, path)
+                )
             elif spelled in hosts and hosts[spelled][0] not in (name, *tenant.aliases):
                 named, first = hosts[spelled]
                 path = ("tenants", name, "aliases", index)
                 message = f"{show(alias)} is also a host of the tenant {show(named)}"
-                mend = "Take it out of one of them: a host stands for one tenant."
-                yield Diagnostic(Code.SHARED_NAME, path, message, mend, related=(first,), fix=Fix(Edit.REMOVE, path))
+                fix = "Take it out of one of them: a host stands for one tenant."
+                yield Diagnostic(
+                    Code.SHARED_NAME, path, message, fix, related=(first,), edit=Edit(EditKind.REMOVE, path)
+                )
 
 
 def _addresses(config: Config) -> Iterator[Diagnostic]:
@@ -93,16 +107,16 @@ def _addresses(config: Config) -> Iterator[Diagnostic]:
                 ipaddress.ip_network(entry, strict=False)
             except ValueError:
                 path: Path = ("tenancy", "trusted_proxies", index)
-                mend = "Write 10.0.0.7, 10.0.0.0/8, fd00::/8 or unix."
-                yield Diagnostic(Code.ADDRESS, path, "neither an address nor a network", mend)
+                fix = "Write 10.0.0.7, 10.0.0.0/8, fd00::/8 or unix."
+                yield Diagnostic(Code.ADDRESS, path, "neither an address nor a network", fix)
     for index, host in enumerate(config.tenancy.trusted_hosts):
         if normalize_host(host.removeprefix("*.")) is None:
             yield _no_host(("tenancy", "trusted_hosts", index))
 
 
 def _no_host(path: Path, *, is_about_key: bool = False) -> Diagnostic:
-    mend = "Write it as it stands in an address: shop.example.com."
-    return Diagnostic(Code.ADDRESS, path, "not the name of a host", mend, is_about_key=is_about_key)
+    fix = "Write it as it stands in an address: shop.example.com."
+    return Diagnostic(Code.ADDRESS, path, "not the name of a host", fix, is_about_key=is_about_key)
 
 
 def _token(config: TokenConfig, path: Path) -> Iterator[Diagnostic]:
@@ -115,17 +129,23 @@ def _token(config: TokenConfig, path: Path) -> Iterator[Diagnostic]:
             message = f"one key cannot serve {kinds[0]} and {kinds[1]}: a public key would pass for a shared secret"
             if _HMAC not in kinds:
                 message = f"one key cannot serve {kinds[0]} and {kinds[1]}"
-            mend = "Name algorithms of one kind, or give the keys as jwks."
-            yield Diagnostic(Code.UNVERIFIABLE, (*path, "algorithms"), message, mend)
+            fix = "Name algorithms of one kind, or give the keys as jwks."
+            yield Diagnostic(Code.UNVERIFIABLE, (*path, "algorithms"), message, fix)
 
 
-def _absent(config: Config, tenant: str, path: Path) -> Iterable[Diagnostic]:
-    """A tenant that is named and not there, where the document lists all of them."""
-    if config.tenants_from is not None or EVERY_OTHER in config.tenants:
-        return
-    if tenant in config.tenants or any(tenant in other.aliases for other in config.tenants.values()):
-        return
-    meant = did_you_mean(tenant, config.tenants)
-    mend = f"Did you mean {meant!r}?" if meant else "Add it to tenants."
-    message = "names a tenant that is not there"
-    yield Diagnostic(Code.UNKNOWN_TENANT, path, message, mend, related=(("tenants",),))
+class _NamedTenants:
+    """The names that resolvers may yield, where the document lists all tenants."""
+
+    def __init__(self, config: Config) -> None:
+        self._tenants = config.tenants
+        self._lists_all = config.tenants_from is None and EVERY_OTHER not in config.tenants
+        self._names = {*config.tenants, *chain.from_iterable(tenant.aliases for tenant in config.tenants.values())}
+        self._suggestions = Suggestions()
+
+    def check(self, name: str, path: Path) -> Iterable[Diagnostic]:
+        """A problem when no tenant has this name."""
+        if self._lists_all and name not in self._names:
+            meant = self._suggestions.find(name, self._tenants)
+            fix = f"Did you mean {meant!r}?" if meant else "Add it to tenants."
+            message = "names a tenant that is not there"
+            yield Diagnostic(Code.UNKNOWN_TENANT, path, message, fix, related=(("tenants",),))
