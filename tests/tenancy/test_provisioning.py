@@ -4,139 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import json
-import os
 import re
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import psycopg
 import pytest
 
-from asgi_datasource import DataError, DataSourceRegistry, compile, load
-from asgi_datasource.tenancy.provisioning import Provisioner, compile_provisioning
-from asgi_datasource.testing import EmbeddedCluster
-from asgi_datasource.testing.binaries import find_binaries
-from tests.cli.run import Ran, run
-from tests.tenancy.commands import Command
-
-FILES = {
-    "tables.sql": "create table items (id int generated always as identity, name text);"
-    " insert into items (name) values ('of ' || current_schema || ' in ' || current_database());",
-    "more.sql": "create index items_name on items (name);",
-}
-
-
-@dataclass
-class Site:
-    """A control database, two databases for schemas, and a server for databases; the configuration is a file."""
-
-    cluster: EmbeddedCluster
-    folder: Path
-    prefix: str
-
-    @property
-    def config(self) -> Path:
-        return self.folder / "datasource.json"
-
-    def start(self, *arguments: str) -> Command:
-        return Command(self.folder, "tenants", *arguments, "--config", str(self.config))
-
-    def command(self, *arguments: str) -> Ran:
-        return self.start(*arguments).wait()
-
-    def set(self, **changes: Any) -> None:
-        """Change sections of the configuration."""
-        document = json.loads(self.config.read_text())
-        self.config.write_text(json.dumps({**document, **changes}))
-
-    def provisioner(self) -> Provisioner:
-        """What the commands run, in this process."""
-        return Provisioner(compile_provisioning(load(self.config)))
-
-    def registry(self) -> DataSourceRegistry:
-        return compile(self.config)
-
-    async def sql(self, statement: str, database: str = "control") -> list[Any]:
-        dbname = database if database.startswith(self.prefix) else f"{self.prefix}_{database}"
-        url = self.cluster.nodes["primary"].url(dbname=dbname, user="postgres")
-        async with await psycopg.AsyncConnection.connect(url, autocommit=True) as connection:
-            cursor = await connection.execute(statement.encode())
-            return await cursor.fetchall() if cursor.description else []
-
-    async def items(self, registry: DataSourceRegistry, tenant: str) -> list[str]:
-        async with registry.session(tenant) as db:
-            return [row["name"] for row in await db.read.fetch_all("select name from items order by id")]
-
-
-@pytest.fixture(scope="module")
-def databases(cluster: EmbeddedCluster) -> Iterator[str]:
-    """The control database and two for schemas, for all tests: each begins with what `site` has swept away."""
-    prefix = f"site_{os.getpid()}"
-    for name in ("control", "one", "two"):
-        cluster.make_database(f"{prefix}_{name}")
-    yield prefix
-    for name in ("control", "one", "two"):
-        cluster.remove_database(f"{prefix}_{name}")
-
-
-SWEEP = """
-do $$ declare name text; begin
-    for name in select nspname from pg_namespace where nspname !~ '^(pg_|public$|information_schema$)'
-    loop execute format('drop schema %I cascade', name); end loop;
-    for name in select c.relname from pg_class c where c.relnamespace = 'public'::regnamespace and c.relkind = 'r'
-    loop execute format('drop table %I cascade', name); end loop;
-end $$"""
-
-
-@pytest.fixture
-async def site(cluster: EmbeddedCluster, databases: str, tmp_path: Path) -> AsyncIterator[Site]:
-    made = Site(cluster, tmp_path, databases)
-    for name, text in FILES.items():
-        (tmp_path / name).write_text(text)
-    node = cluster.nodes["primary"]
-
-    def server(dbname: str, user: str) -> dict[str, str]:
-        return {"url": node.url(dbname=f"{databases}_{dbname}", user=user)}
-
-    def place(dbname: str) -> dict[str, Any]:
-        return {"primary": server(dbname, "app"), "admin": server(dbname, "postgres")}
-
-    own = node.url(dbname="PLACE").replace("PLACE", f"{databases}_{{tenant}}")
-    document = {
-        "version": 1,
-        "datasources": {
-            **{name: place(name) for name in ("control", "one", "two")},
-            "own": {"primary": {"url": own}, "admin": {"url": node.url(dbname="postgres", user="postgres")}},
-        },
-        "tenancy": {"resolve": [{"header": "X-Tenant"}]},
-        "tenants_from": {"datasource": "control", "defaults": {"datasource": "one", "schema": "t_{tenant}"}},
-        "provisioning": {
-            "set_up": ["tables.sql", "tests.tenancy.commands:seed", "more.sql"],
-            "dump_folder": str(tmp_path / "dumps"),
-            "programs": str(find_binaries(18).bin_dir),
-        },
-    }
-    made.config.write_text(json.dumps(document))
-    yield made
-    for name in ("control", "one", "two"):
-        await made.sql(SWEEP, name)
-    others = f"select datname from pg_database where datname like '{databases}!_%' escape '!'"
-    for [dbname] in await made.sql(others):
-        if dbname.removeprefix(f"{databases}_") not in ("control", "one", "two"):
-            await cluster.drop_database(dbname)
-
-
-async def refreshed(registry: DataSourceRegistry) -> None:
-    assert registry.catalog is not None
-    await registry.catalog.refresh()
-
-
-def ok(done: Ran) -> str:
-    assert done.code == 0, done.err
-    return done.out
+from asgi_datasource import DataError, compile
+from tests.cli.run import run
+from tests.tenancy.provisioning_site import FILES, Site, ok, refreshed
 
 
 async def test_a_tenant_is_made_listed_suspended_renamed_and_dropped(site: Site) -> None:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from contextlib import AsyncExitStack
 
-from ...drivers.psycopg import Probe, ServerSettings, open_probe
+from ...drivers.psycopg import ControlConnection, ServerSettings, open_control
 from ...errors import DataError
 from .facts import PoolerMode
 
@@ -19,7 +19,7 @@ _OTHERS = 3
 """Clients that take what the first one has let go of; whichever connection the pooler prefers, one of them gets it."""
 
 
-async def find_pooler(probe: Probe, settings: ServerSettings, *, where: str) -> PoolerMode:
+async def find_pooler(probe: ControlConnection, settings: ServerSettings, *, where: str) -> PoolerMode:
     """Find out what stands between this machine and the server.
 
     Args:
@@ -42,7 +42,7 @@ async def find_pooler(probe: Probe, settings: ServerSettings, *, where: str) -> 
     async with AsyncExitStack() as stack:
         for _ in range(_OTHERS):
             try:
-                other = await stack.enter_async_context(open_probe(settings, where=where))
+                other = await stack.enter_async_context(open_control(settings, where=where))
                 await other.rows("begin")
                 [[pid]] = await other.rows("select pg_backend_pid()")
             except DataError:

@@ -7,9 +7,8 @@ from psycopg.rows import AsyncRowFactory as RowFactory
 
 from .connection import Connection
 from .conninfo_template import ConnectionTemplate
-from .control_connection import Admin, login_of, open_admin, program_arguments
+from .control_connection import ControlConnection, login_of, open_control
 from .health_check import ASK_POSITION, HealthCheck, read_position
-from .probe import Probe, open_probe
 from .result import Exchange, Result
 from .server import PoolKeeper, PsycopgServer
 from .server_timeouts import ServerTimeouts
@@ -21,15 +20,14 @@ RawConnection = AsyncConnection[Any]
 
 __all__ = [
     "ASK_POSITION",
-    "Admin",
     "Connection",
     "ConnectionTemplate",
     "Control",
+    "ControlConnection",
     "Exchange",
     "HealthCheck",
     "Params",
     "PoolKeeper",
-    "Probe",
     "PsycopgServer",
     "Query",
     "RawConnection",
@@ -39,8 +37,6 @@ __all__ = [
     "ServerTimeouts",
     "Statement",
     "login_of",
-    "open_admin",
-    "open_probe",
-    "program_arguments",
+    "open_control",
     "read_position",
 ]

@@ -9,8 +9,8 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any, Final, LiteralString
 
-from ...drivers.psycopg import Admin
 from ...errors import DataError, DataErrorKind
+from .trust import ControlConnection
 
 SCHEMA: Final = "asgi_datasource"
 CHANNEL: Final = "asgi_datasource_tenants"
@@ -111,7 +111,7 @@ class Record:
 class Ledger:
     """The two tables, on one connection."""
 
-    def __init__(self, admin: Admin) -> None:
+    def __init__(self, admin: ControlConnection) -> None:
         self._admin = admin
 
     async def prepare(self, reader: str) -> None:
@@ -119,7 +119,7 @@ class Ledger:
         if not await self._admin.rows("select 1 from pg_catalog.pg_tables where schemaname = 'asgi_datasource'"):
             async with self._admin.transaction():
                 await self._admin.rows("select pg_advisory_xact_lock(7210460331)")
-                await self._admin.script(_TABLES)
+                await self._admin.script(_TABLES, name="the table of tenants")
         await self._admin.command("grant usage on schema asgi_datasource to {}", reader)
         await self._admin.command("grant select on asgi_datasource.tenants to {}", reader)
 

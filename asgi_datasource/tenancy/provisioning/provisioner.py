@@ -11,14 +11,16 @@ from datetime import UTC, datetime
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, Final, cast
+from uuid import uuid4
 
 from ...config import EVERY_OTHER, PLACEHOLDER
-from ...drivers.psycopg import login_of, open_admin
 from ...errors import DataError, DataErrorKind
 from .. import Tenant
 from .ledger import Ledger, Operation, Placement, Record
 from .plan import ProvisioningPlan, step_name
+from .programs import check_dump_folder
 from .tenant_site import Place
+from .trust import login_of, open_admin
 
 logger = logging.getLogger("asgi_datasource.provisioning")
 
@@ -101,7 +103,7 @@ class Provisioner:
             await self._check_free(records, name, Operation.DROP)
             place = await self._place(records, record)
             done = await records.done(name, Operation.DROP)
-            file = Path(kept) if (kept := done.get("dump")) else self._dump_file(name) if keep_dump else None
+            file = Path(kept) if (kept := done.get("dump")) else self._dump_file(record) if keep_dump else None
 
             async def dump() -> str | None:
                 if file is not None:
@@ -259,7 +261,7 @@ class Provisioner:
                 " set tenants_from.datasource, and leave tenants_from.query out",
             )
         site = self._plan.sites[home]
-        async with open_admin(site.admin_url, where=f"datasource {home!r}") as admin:
+        async with open_admin(site) as admin:
             records = Ledger(admin)
             await records.prepare(login_of(site.url))
             yield records
@@ -367,12 +369,13 @@ class Provisioner:
         if name == EVERY_OTHER or _PLAIN_NAME.fullmatch(name) is None:
             raise DataError(DataErrorKind.TENANT, f"{name!r} cannot be a tenant's name", http_status=400)
 
-    def _dump_file(self, name: str) -> Path:
+    def _dump_file(self, record: Record) -> Path:
         folder = self._plan.dump_folder
         if folder is None:
             raise DataError(DataErrorKind.CONFIG, "a dump needs a folder: set provisioning.dump_folder")
-        plain = re.sub(r"[^A-Za-z0-9_-]", "_", name)
-        return folder / f"{plain}-{datetime.now(UTC):%Y%m%dT%H%M%SZ}.dump"
+        check_dump_folder(folder)
+        plain = re.sub(r"[^A-Za-z0-9_-]", "_", record.name)
+        return folder / f"{plain}-{datetime.now(UTC):%Y%m%dT%H%M%SZ}-{uuid4().hex[:8]}.dump"
 
 
 def _filled(text: object, name: str) -> str | None:

@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import asyncio
 import inspect
-import os
-import shutil
-from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Final, LiteralString
 
-from ...drivers.psycopg import Admin, ConnectionTemplate, login_of, open_admin, program_arguments
 from ...errors import DataError, DataErrorKind
 from .. import Tenant, import_callable
 from .ledger import Placement
 from .plan import ProvisioningPlan, Site, step_name
+from .programs import Programs, dump_file
+from .trust import ConnectionTemplate, ControlConnection, login_of, open_admin
 
 FENCE_LIMIT: Final = "30s"
 """How long a fence waits for transactions that have written and not ended."""
@@ -55,6 +53,7 @@ class Place:
         self.placement = placement
         self._name = name
         self._where = f"datasource {site.name!r}"
+        self._programs = Programs(plan.programs)
 
     @property
     def database(self) -> str | None:
@@ -102,19 +101,18 @@ class Place:
         return login_of(url)
 
     @asynccontextmanager
-    async def outside(self) -> AsyncGenerator[Admin]:
+    async def outside(self) -> AsyncGenerator[ControlConnection]:
         """A connection to the server, outside the tenant's own database."""
-        async with open_admin(self.site.admin_url, where=self._where) as admin:
+        async with open_admin(self.site) as admin:
             yield admin
 
     @asynccontextmanager
-    async def inside(self) -> AsyncGenerator[Admin]:
+    async def inside(self) -> AsyncGenerator[ControlConnection]:
         """A connection to where the tenant's tables are."""
-        async with open_admin(self.site.admin_url, where=self._where, dbname=self.database) as admin:
+        async with open_admin(self.site, dbname=self.database) as admin:
             path = [name for name in (self.placement.schema, *self.site.shared_schemas) if name is not None]
-            if path:
-                quoted = ", ".join('"' + name.replace('"', '""') + '"' for name in path)
-                await admin.rows("select set_config('search_path', %s, false)", quoted)
+            quoted = ", ".join('"' + name.replace('"', '""') + '"' for name in path or ["public"])
+            await admin.rows("select set_config('search_path', %s, false)", quoted)
             for setting, value in (self.placement.row_security or {}).items():
                 await admin.rows("select set_config(%s, %s, false)", setting, value)
             yield admin
@@ -153,7 +151,7 @@ class Place:
         return (self.placement.schema or "public", _LEDGER)
 
     @staticmethod
-    async def _has_schema(admin: Admin, schema: str) -> bool:
+    async def _has_schema(admin: ControlConnection, schema: str) -> bool:
         return bool(await admin.rows("select 1 from pg_namespace where nspname = %s", schema))
 
     async def is_strange(self) -> bool:
@@ -169,7 +167,7 @@ class Place:
             )
             return not is_empty and not has_ledger
 
-    async def exists(self, admin: Admin) -> bool:
+    async def exists(self, admin: ControlConnection) -> bool:
         """Whether the tenant's own database is there."""
         return bool(await admin.rows("select 1 from pg_database where datname = %s", self.database))
 
@@ -202,12 +200,20 @@ class Place:
                 if not await admin.command(marked, self._ledger, step=done):
                     return
             if step.endswith(".sql"):
-                await admin.script(_read(Path(step)))
+                await admin.script(_read(Path(step)), name=step_name(step))
                 return
             function = import_callable(step, where="provisioning.set_up")
-            outcome = function(tenant, admin.connection)
-            if inspect.isawaitable(outcome):
-                await outcome
+            try:
+                outcome = function(tenant, admin.connection)
+                if inspect.isawaitable(outcome):
+                    await outcome
+            except Exception as error:
+                if isinstance(error, DataError) or admin.is_refusal(error):
+                    raise
+                # Its text may quote rows.
+                raise DataError(
+                    DataErrorKind.OTHER, f"provisioning.set_up: {step} raised {type(error).__name__}{_line_of(error)}"
+                ) from error
 
     # -- taking it away
 
@@ -237,16 +243,11 @@ class Place:
                 DataErrorKind.QUERY,
                 f"the rows of {self._name!r} stand in tables that it shares with others: there is nothing to dump",
             )
-        file.parent.mkdir(parents=True, exist_ok=True)
-        partial = file.with_name(f".{file.name}.partial")
-        arguments, environ = program_arguments(self.site.admin_url, dbname=self.database)
-        if not self.owns_database:
-            arguments = [*arguments, "--schema", _pattern(self.placement.schema or "")]
-        try:
-            await self._program("pg_dump", [*arguments, "--format", "custom", "--file", str(partial)], environ)
-            partial.replace(file)
-        finally:
-            partial.unlink(missing_ok=True)
+        whole = [] if self.owns_database else ["--schema", _pattern(self.placement.schema or "")]
+        async with self.inside() as admin:
+            server = admin.parameters
+        with dump_file(file) as stream:
+            await self._programs.run("pg_dump", [*whole, "--format", "custom"], server=server, out=stream)
 
     async def fill(self, file: Path) -> None:
         """Make this place anew out of a dump."""
@@ -260,10 +261,10 @@ class Place:
                 if not await admin.rows("select 1 from pg_roles where rolname = %s", role):
                     await admin.command("create role {} nologin", role)
                 await admin.command("grant {} to {}", role, self.app_role)
-        arguments, environ = program_arguments(self.site.admin_url, dbname=self.database)
-        await self._program(
-            "pg_restore", [*arguments, "--exit-on-error", "--no-owner", "--no-privileges", str(file)], environ
-        )
+        async with self.inside() as admin:
+            server = admin.parameters
+        arguments = ["--exit-on-error", "--no-owner", "--no-privileges", str(file)]
+        await self._programs.run("pg_restore", arguments, server=server)
 
     async def fence(self) -> None:
         """From now on nobody writes here, and whoever has begun to has ended; reads go on."""
@@ -290,7 +291,7 @@ class Place:
             return counts
 
     @staticmethod
-    async def _tables(admin: Admin, schema: str) -> list[str]:
+    async def _tables(admin: ControlConnection, schema: str) -> list[str]:
         rows = await admin.rows(
             "select c.relname::text from pg_class c join pg_namespace n on n.oid = c.relnamespace"
             " where n.nspname = %s and c.relkind in ('r', 'p') order by 1",
@@ -298,30 +299,13 @@ class Place:
         )
         return [str(name) for [name] in rows]
 
-    async def _program(self, name: str, arguments: Sequence[str], environ: Mapping[str, str]) -> None:
-        folder = self._plan.programs
-        program = shutil.which(name, path=None if folder is None else str(folder))
-        if program is None:
-            raise DataError(
-                DataErrorKind.CONFIG, f"{name} is not here: install it, or name its folder in provisioning.programs"
-            )
-        process = await asyncio.create_subprocess_exec(
-            program,
-            *arguments,
-            env={**os.environ, **environ},
-            stdin=asyncio.subprocess.DEVNULL,
-            stdout=asyncio.subprocess.DEVNULL,
-            stderr=asyncio.subprocess.PIPE,
-        )
-        try:
-            _, complaint = await process.communicate()
-        except BaseException:
-            process.kill()
-            await process.wait()
-            raise
-        if process.returncode:
-            last = complaint.decode(errors="replace").strip().splitlines()[-1:] or ["no reason given"]
-            raise DataError(DataErrorKind.QUERY, f"{name} failed: {last[0]}")
+
+def _line_of(error: BaseException) -> str:
+    """Where a set-up function raised: ` (seeds.py, line 12)`."""
+    here = error.__traceback__
+    while here is not None and here.tb_frame.f_code.co_filename == __file__:
+        here = here.tb_next
+    return "" if here is None else f" ({Path(here.tb_frame.f_code.co_filename).name}, line {here.tb_lineno})"
 
 
 def _pattern(name: str) -> str:
@@ -331,7 +315,7 @@ def _pattern(name: str) -> str:
 
 def _read(path: Path) -> str:
     try:
-        return path.read_text(encoding="utf-8")
+        return path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or "it is not UTF-8"
         raise DataError(DataErrorKind.CONFIG, f"provisioning.set_up: {path} cannot be read: {reason}") from None
