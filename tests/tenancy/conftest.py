@@ -71,3 +71,5 @@ async def site(cluster: EmbeddedCluster, databases: str, tmp_path: Path) -> Asyn
     for [dbname] in await made.sql(others):
         if dbname.removeprefix(f"{databases}_") not in ("control", "one", "two"):
             await cluster.drop_database(dbname)
+    for [role] in await made.sql("select rolname from pg_roles where rolname like 'asgi!_datasource!_%' escape '!'"):
+        await made.drop_role(role)

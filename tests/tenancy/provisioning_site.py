@@ -59,6 +59,23 @@ class Site:
             cursor = await connection.execute(statement.encode())
             return await cursor.fetchall() if cursor.description else []
 
+    async def app_sql(self, statement: str, database: str = "one") -> list[Any]:
+        """The same as the application's role."""
+        url = self.cluster.nodes["primary"].url(dbname=f"{self.prefix}_{database}")
+        async with await psycopg.AsyncConnection.connect(url, autocommit=True) as connection:
+            cursor = await connection.execute(statement.encode())
+            return await cursor.fetchall() if cursor.description else []
+
+    async def drop_role(self, name: str) -> None:
+        for database in ("control", "one", "two"):
+            await self.sql(f'drop owned by "{name}"', database)
+        await self.sql(f'drop role "{name}"')
+
+    async def is_superuser(self) -> bool:
+        """Whether the application's role has become one."""
+        [[is_super]] = await self.sql("select rolsuper from pg_roles where rolname = 'app'")
+        return bool(is_super)
+
     async def items(self, registry: DataSourceRegistry, tenant: str) -> list[str]:
         async with registry.session(tenant) as db:
             return [row["name"] for row in await db.read.fetch_all("select name from items order by id")]

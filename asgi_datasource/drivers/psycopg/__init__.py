@@ -7,7 +7,7 @@ from psycopg.rows import AsyncRowFactory as RowFactory
 
 from .connection import Connection
 from .conninfo_template import ConnectionTemplate
-from .control_connection import ControlConnection, login_of, open_control
+from .control_connection import ControlConnection, login_of, login_parameters, open_control
 from .health_check import ASK_POSITION, HealthCheck, read_position
 from .result import Exchange, Result
 from .server import PoolKeeper, PsycopgServer
@@ -37,6 +37,7 @@ __all__ = [
     "ServerTimeouts",
     "Statement",
     "login_of",
+    "login_parameters",
     "open_control",
     "read_position",
 ]

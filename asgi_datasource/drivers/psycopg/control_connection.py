@@ -124,6 +124,10 @@ class ControlConnection:
         except psycopg.Error as error:
             raise self._refused(error) from error
 
+    def verifier(self, user: str, password: str) -> str:
+        """What the server stores of a password, so that no statement and no log of the server holds the password."""
+        return self.connection.pgconn.encrypt_password(password.encode(), user.encode(), b"scram-sha-256").decode()
+
     @staticmethod
     def is_refusal(error: BaseException) -> bool:
         """Whether the driver raised this error, and `transaction` says what it means."""
@@ -216,6 +220,46 @@ def login_of(conninfo: str) -> str:
         raise ConfigError("the connection URL names no user")
     return str(user)
 
+
+async def login_parameters(
+    admin: ControlConnection, conninfo: str, *, user: str, password: str, where: str
+) -> dict[str, str]:
+    """How another login reaches the database of a connection, without a pooler in between.
+
+    Args:
+        admin: The connection; its address is tried first.
+        conninfo: Another way to the server.
+        user, password: The login.
+        where: Names the server in errors.
+
+    Raises:
+        DataError: CONNECTION: the login is refused at both addresses.
+    """
+    failure: DataError | None = None
+    for parts in (admin.parameters, conninfo_to_dict(conninfo)):
+        candidate = {name: str(value) for name, value in parts.items() if name not in _OF_THE_LOGIN}
+        candidate |= {"user": user, "password": password, "dbname": admin.connection.info.dbname}
+        try:
+            settings = ServerSettings(conninfo=make_conninfo("", **candidate))
+            async with open_control(settings, where=where) as connection:
+                [[pid]] = await connection.rows("select pg_catalog.pg_backend_pid()")
+                if pid == connection.told_pid:
+                    return candidate
+        except DataError as error:
+            failure = failure or error
+    reason = "a pooler is in between" if failure is None else failure.message
+    raise DataError(DataErrorKind.CONNECTION, f"{where}: {user} cannot log in with its password: {reason}")
+
+
+_OF_THE_LOGIN: Final = frozenset(
+    {
+        *("user", "password", "passfile", "sslcert", "sslkey", "sslpassword", "sslcertmode", "require_auth", "options"),
+        *("channel_binding", "gssencmode", "gsslib", "gssdelegation", "krbsrvname", "service"),
+        *("scram_client_key", "scram_server_key"),
+        *("oauth_issuer", "oauth_client_id", "oauth_client_secret", "oauth_scope"),
+    }
+)
+"""Parameters that say who logs in, not where (PostgreSQL manual, "Parameter Key Words")."""
 
 _OF_THE_CLIENT: Final = frozenset({"service", "servicefile", "replication", "fallback_application_name"})
 """Parameters that are not for another program: what a service file says is among the effective ones."""

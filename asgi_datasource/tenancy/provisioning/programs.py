@@ -188,6 +188,11 @@ def dump_file(file: Path) -> Generator[IO[bytes]]:
         partial.unlink(missing_ok=True)
 
 
+def partials_of(file: Path) -> list[Path]:
+    """What is left of `dump_file` for this file when the process died."""
+    return [path for path in file.parent.glob(".*.partial") if path.name.startswith(f".{file.name}.")]
+
+
 def _unwritten(file: Path, error: OSError) -> DataError:
     return DataError(
         DataErrorKind.CONFIG, f"the dump {file} cannot be written: {error.strerror or type(error).__name__}"

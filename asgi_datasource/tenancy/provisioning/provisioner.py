@@ -9,23 +9,21 @@ from contextlib import asynccontextmanager
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any, Final, cast
 from uuid import uuid4
 
 from ...config import EVERY_OTHER, PLACEHOLDER
 from ...errors import DataError, DataErrorKind
 from .. import Tenant
-from .ledger import Ledger, Operation, Placement, Record
+from .ledger import Ledger, Operation, Placement, Record, StepEntry, StepState
+from .operation import Notes, Step, run
 from .plan import ProvisioningPlan, step_name
-from .programs import check_dump_folder
+from .programs import Programs, check_dump_folder, partials_of
 from .tenant_site import Place
+from .transfer import check_dumpable, copy, dump
 from .trust import login_of, open_admin
 
 logger = logging.getLogger("asgi_datasource.provisioning")
-
-Step = tuple[str, Callable[[], Awaitable[str | None]]]
-"""A step's name and what it does; what it returns is kept with it."""
 
 _PLAIN_NAME: Final = re.compile(r"[^\x00-\x1f\x7f*{}]{1,255}")
 
@@ -41,6 +39,7 @@ class Provisioner:
     def __init__(self, plan: ProvisioningPlan, *, tell: Callable[[str], None] = logger.info) -> None:
         self._plan = plan
         self._tell = tell
+        self._programs = Programs(plan.programs)
 
     # -- the operations
 
@@ -70,19 +69,16 @@ class Provisioner:
             place = await self._place(records, record)
             tenant = self._tenant(record)
             if record.is_ready:
-                # The last step may have been done and not written down.
-                await records.close(name, Operation.CREATE)
                 return tenant
-
-            async def make() -> None:
-                await place.make(lambda part: records.note_made(name, part))
-
-            steps: list[Step] = [("place", _plain(make)), ("grants", _plain(place.grant))]
-            steps += [(f"set-up {step_name(step)}", _set_up(place, step, tenant)) for step in self._plan.set_up]
-            # What the set-up has made is granted as well.
-            steps.append(("grants after set-up", _plain(place.grant)))
-            steps.append(("activate", _plain(lambda: records.change(name, is_ready=True))))
-            await self._run(records, name, Operation.CREATE, steps)
+            steps = [
+                Step("place", lambda _: place.make(lambda part: records.note_made(name, part))),
+                Step("grants", lambda _: place.grant()),
+                *(Step(f"set-up {step_name(step)}", _set_up(place, step, tenant)) for step in self._plan.set_up),
+                # What the set-up has created is granted as well.
+                Step("grants after set-up", lambda _: place.grant()),
+                Step("activate", lambda _: records.activate(name), ends=True),
+            ]
+            await run(records, name, Operation.CREATE, steps, tell=self._tell)
             return tenant
 
     async def drop(self, name: str, *, keep_dump: bool = False) -> Path | None:
@@ -102,23 +98,30 @@ class Provisioner:
             record = await self._known(records, name)
             await self._check_free(records, name, Operation.DROP)
             place = await self._place(records, record)
-            done = await records.done(name, Operation.DROP)
-            file = Path(kept) if (kept := done.get("dump")) else self._dump_file(record) if keep_dump else None
+            begun = await records.steps(name, Operation.DROP)
+            file = self._kept_dump(begun.get("dump"), record, wanted=keep_dump)
+            if keep_dump:
+                check_dumpable(place)
+                self._programs.find("pg_dump")
 
-            async def dump() -> str | None:
+            async def keep(notes: Notes) -> None:
                 if file is not None:
-                    await place.dump(file)
-                return None if file is None else str(file)
+                    await notes.keep(file=str(file))
+                    await dump(place, file, self._programs)
 
-            steps: list[Step] = [
-                ("stop serving", _plain(lambda: records.change(name, state="suspended", is_ready=False))),
-                ("dump", dump),
-                ("take away", _plain(place.drop)),
-                ("forget", _plain(lambda: records.forget(name))),
+            async def take_away(_: Notes) -> None:
+                for what in await place.drop():
+                    self._tell(f"drop {name}: stays: {what}")
+
+            steps = [
+                Step("stop serving", lambda _: records.change(name, state="suspended", is_ready=False)),
+                Step("dump", keep),
+                Step("take away", take_away),
+                Step("forget", lambda _: records.forget(record), ends=True),
             ]
             if place.is_shared:
                 self._tell(f"drop {name}: it has no database or schema of its own making; its rows stay where they are")
-            await self._run(records, name, Operation.DROP, steps)
+            await run(records, name, Operation.DROP, steps, tell=self._tell)
             return file
 
     async def move(self, name: str, datasource: str) -> None:
@@ -132,66 +135,71 @@ class Provisioner:
         async with self._records() as records, records.alone(name):
             record = await self._known(records, name)
             await self._check_free(records, name, Operation.MOVE)
-            done = await records.done(name, Operation.MOVE)
-            if "switch" not in done:
-                if record.placement.datasource == datasource:
-                    # It is there, or the last step was done and not written down.
-                    await records.close(name, Operation.MOVE)
-                    return
-                if not record.is_ready:
-                    raise DataError(DataErrorKind.CONFLICT, f"the tenant {name!r} is not ready yet")
-            source = await self._place(records, record)
-            target_placement = replace(record.placement, datasource=datasource)
+            begun = await records.steps(name, Operation.MOVE)
+            if record.placement.datasource == datasource:
+                return
+            if not record.is_ready:
+                raise DataError(DataErrorKind.CONFLICT, f"the tenant {name!r} is not ready yet")
             if datasource not in self._plan.sites:
                 raise DataError(DataErrorKind.CONFIG, f"there is no datasource {datasource!r}")
-            # Whatever it has is made there; what others have there as well is not.
+            source = await self._place(records, record)
+            target_record = replace(record, placement=replace(record.placement, datasource=datasource))
+            # What was created for it is created there; not what others have there as well.
             wanted = record.made & {"schema", "database"}
-            shared = await self._shared(records, name, target_placement)
-            target = Place(self._plan, self._plan.sites[datasource], target_placement, name, own=wanted - shared)
+            shared = await self._shared(records, name, target_record.placement)
+            target = Place(
+                self._plan,
+                self._plan.sites[datasource],
+                target_record.placement,
+                tenant=name,
+                tenant_id=record.id,
+                own=wanted - shared,
+            )
             if source.is_shared or source.site.has_databases != target.site.has_databases:
                 raise DataError(
                     DataErrorKind.QUERY,
                     "only a schema or database of the tenant's own can be moved, a schema to where schemas are, and a"
                     f" database to where databases are: {name!r} cannot go from {source.site.name!r} to {datasource!r}",
                 )
-            if wanted & shared or ("stop writes" not in done and await target.is_strange()):
+            left = await records.left_behind(target_record, self._plan.twins(datasource))
+            if wanted & shared or ("copy" not in begun and not wanted <= left and await target.is_there()):
                 raise DataError(
                     DataErrorKind.CONFLICT,
                     f"where {name!r} would live on {datasource!r}, somebody else's tables are: move those first",
                 )
-            await self._run(records, name, Operation.MOVE, self._moving(records, record, source, target, done))
+            await run(records, name, Operation.MOVE, self._moving(records, record, source, target), tell=self._tell)
 
-    def _moving(
-        self, records: Ledger, record: Record, source: Place, target: Place, done: Mapping[str, str | None]
-    ) -> Sequence[Step]:
+    def _moving(self, records: Ledger, record: Record, source: Place, target: Place) -> Sequence[Step]:
         name = record.name
-        # Cut short between the two, the row says "moving" and the step has kept nothing yet.
-        state_before = done.get("stop writes") or (record.state if record.state != "moving" else "active")
 
-        async def stop_writes() -> str:
+        async def stop_writes(notes: Notes) -> None:
+            if notes["state"] is None:
+                await notes.keep(state=record.state)
             await records.change(name, state="moving")
-            return state_before
 
-        async def copy() -> None:
-            with TemporaryDirectory(prefix="asgi-datasource-") as folder:
-                file = Path(folder) / "tenant.dump"
-                await source.dump(file)
-                await target.fill(file)
+        async def copied(notes: Notes) -> None:
+            await copy(source, target, self._programs)
             await target.grant()
 
-        async def compare() -> None:
+        async def compare(_: Notes) -> None:
             before, after = await source.counts(), await target.counts()
             if before != after:
                 different = sorted(table for table in {*before, *after} if before.get(table) != after.get(table))
                 told = ", ".join(different[:5])
                 raise DataError(DataErrorKind.QUERY, f"the copy differs from the original in {told}")
 
+        async def switch(_: Notes) -> None:
+            begun = await records.steps(name, Operation.MOVE)
+            state = begun["stop writes"].kept["state"]
+            await records.take_back(replace(record, placement=target.placement), self._plan.twins(target.site.name))
+            await records.switch(record, target.site.name, state=state, made=sorted(record.made))
+
         return [
-            ("stop writes", stop_writes),
-            ("fence", _plain(source.fence)),
-            ("copy", _plain(copy)),
-            ("compare", _plain(compare)),
-            ("switch", _plain(lambda: records.place(name, target.site.name, state=state_before))),
+            Step("stop writes", stop_writes),
+            Step("fence", lambda _: source.fence()),
+            Step("copy", copied),
+            Step("compare", compare),
+            Step("switch", switch, ends=True),
         ]
 
     async def rename(self, name: str, new: str) -> None:
@@ -235,22 +243,6 @@ class Provisioner:
                 raise DataError(DataErrorKind.CONFLICT, f"{record.under_way} of {name!r} is under way")
             await records.change(name, state=state)
 
-    async def _run(self, records: Ledger, name: str, operation: Operation, steps: Sequence[Step]) -> None:
-        """Run the steps that are not done yet; each can be run again after it was cut short anywhere."""
-        done = await records.done(name, operation)
-        for step, work in steps:
-            if step in done:
-                continue
-            self._tell(f"{operation.value} {name}: {step}")
-            await records.begin(name, operation, step)
-            try:
-                detail = await work()
-            except DataError as error:
-                await records.end(name, operation, step, failed=True, detail=error.message)
-                raise
-            await records.end(name, operation, step, failed=False, detail=detail)
-        await records.close(name, operation)
-
     @asynccontextmanager
     async def _records(self) -> AsyncGenerator[Ledger]:
         home = self._plan.home
@@ -263,7 +255,7 @@ class Provisioner:
         site = self._plan.sites[home]
         async with open_admin(site) as admin:
             records = Ledger(admin)
-            await records.prepare(login_of(site.url))
+            await records.prepare(login_of(site.url), where=f"datasource {home!r}")
             yield records
 
     async def _known(self, records: Ledger, name: str) -> Record:
@@ -347,7 +339,7 @@ class Provisioner:
                 DataErrorKind.CONFIG, f"the datasource {record.placement.datasource!r} is not in the document any more"
             )
         own = record.made - await self._shared(records, record.name, record.placement)
-        return Place(self._plan, site, record.placement, record.name, own=own)
+        return Place(self._plan, site, record.placement, tenant=record.name, tenant_id=record.id, own=own)
 
     def _tenant(self, record: Record) -> Tenant:
         placement = record.placement
@@ -369,11 +361,23 @@ class Provisioner:
         if name == EVERY_OTHER or _PLAIN_NAME.fullmatch(name) is None:
             raise DataError(DataErrorKind.TENANT, f"{name!r} cannot be a tenant's name", http_status=400)
 
-    def _dump_file(self, record: Record) -> Path:
+    def _kept_dump(self, entry: StepEntry | None, record: Record, *, wanted: bool) -> Path | None:
+        """The file of a dump: the one that is whole, or else the one to be written."""
+        noted = None if entry is None else entry.kept.get("file")
+        if noted is not None and entry is not None and entry.state is StepState.DONE:
+            return Path(noted)
+        if not wanted:
+            return None
         folder = self._plan.dump_folder
         if folder is None:
             raise DataError(DataErrorKind.CONFIG, "a dump needs a folder: set provisioning.dump_folder")
         check_dump_folder(folder)
+        if noted is not None:
+            # The process that wrote it has died.
+            file = Path(noted)
+            for partial in partials_of(file):
+                partial.unlink(missing_ok=True)
+            file.unlink(missing_ok=True)
         plain = re.sub(r"[^A-Za-z0-9_-]", "_", record.name)
         return folder / f"{plain}-{datetime.now(UTC):%Y%m%dT%H%M%SZ}-{uuid4().hex[:8]}.dump"
 
@@ -387,17 +391,5 @@ def _filled(text: object, name: str) -> str | None:
     return filled
 
 
-def _set_up(place: Place, step: str, tenant: Tenant) -> Callable[[], Awaitable[str | None]]:
-    async def run() -> str | None:
-        await place.set_up(step, tenant)
-        return None
-
-    return run
-
-
-def _plain(work: Callable[[], Awaitable[None]]) -> Callable[[], Awaitable[str | None]]:
-    async def run() -> str | None:
-        await work()
-        return None
-
-    return run
+def _set_up(place: Place, step: str, tenant: Tenant) -> Callable[[Notes], Awaitable[None]]:
+    return lambda _: place.set_up(step, tenant)

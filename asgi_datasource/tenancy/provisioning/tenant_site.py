@@ -1,4 +1,4 @@
-"""A tenant's place on a server: made, granted, set up, dumped, fenced, filled, taken away. Each can be done again."""
+"""A tenant's place on a server: created, granted, set up, fenced, dropped. Each step can be repeated."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Final, LiteralString
+from uuid import UUID
 
 from ...errors import DataError, DataErrorKind
 from .. import Tenant, import_callable
 from .ledger import Placement
 from .plan import ProvisioningPlan, Site, step_name
-from .programs import Programs, dump_file
-from .trust import ConnectionTemplate, ControlConnection, login_of, open_admin
+from .trust import SCHEMA, ConnectionTemplate, ControlConnection, check_path, ensure_schema, login_of, open_admin
 
 FENCE_LIMIT: Final = "30s"
 """How long a fence waits for transactions that have written and not ended."""
@@ -25,12 +25,23 @@ _GRANTS: Final[tuple[LiteralString, ...]] = (
     "alter default privileges in schema {} grant usage, select on sequences to {}",
 )
 
-_LEDGER: Final = "asgi_datasource_set_up"
-"""The table in a tenant's place that says which set-up steps have been run there; and that the place is a tenant's."""
+_MARKS: Final = """
+create table if not exists asgi_datasource.set_up_steps (
+    tenant uuid not null,
+    step text not null,
+    run_at timestamptz not null default now(),
+    primary key (tenant, step)
+);
+"""
+"""Which set-up steps have run for which tenant, in the database where they have run: the mark commits with the step."""
 
-_MAKE_LEDGER: Final[LiteralString] = (
-    "create table if not exists {} (step text primary key, run_at timestamptz not null default now())"
-)
+
+_ROLE_ELSEWHERE: Final[LiteralString] = """
+select distinct d.datname::text from pg_shdepend s
+join pg_database d on d.oid = s.dbid join pg_roles r on r.oid = s.refobjid
+where s.refclassid = 'pg_authid'::regclass and r.rolname = %s order by 1
+"""
+"""Databases with objects or rights of a role; once it has none in the present one, the others."""
 
 
 class Place:
@@ -40,20 +51,32 @@ class Place:
         plan: What the configuration says.
         site: The datasource.
         placement: The place.
-        name: The tenant's.
+        tenant: The tenant's name.
+        tenant_id: The tenant's id.
         own: What of `schema`, `role` and `database` is this tenant's alone, and goes with it.
     """
 
     def __init__(
-        self, plan: ProvisioningPlan, site: Site, placement: Placement, name: str, *, own: frozenset[str]
+        self,
+        plan: ProvisioningPlan,
+        site: Site,
+        placement: Placement,
+        *,
+        tenant: str,
+        tenant_id: UUID,
+        own: frozenset[str],
     ) -> None:
-        self._own = own
         self._plan = plan
         self.site = site
         self.placement = placement
-        self._name = name
-        self._where = f"datasource {site.name!r}"
-        self._programs = Programs(plan.programs)
+        self.tenant = tenant
+        self.where = f"datasource {site.name!r}"
+        self.owner = f"{SCHEMA}_owner_{tenant_id.hex}"
+        """Owns what a move has restored: a role without login and without rights beyond this tenant's objects."""
+        self.restorer = f"{SCHEMA}_restore_{tenant_id.hex}"
+        """Logs in for a restore, and is dropped with its end."""
+        self._id = tenant_id
+        self._own = own
 
     @property
     def database(self) -> str | None:
@@ -64,18 +87,18 @@ class Place:
         if dbname is None:
             raise DataError(
                 DataErrorKind.CONFIG,
-                f"{self._where}: the tenant does not stand in the name of the database: there is none to be made",
+                f"{self.where}: the tenant does not stand in the name of the database: there is none to be made",
             )
         return dbname
 
     @property
     def _written(self) -> str:
-        """What stands for the tenant in the URL."""
-        return self.placement.database or self._name
+        """What replaces `{tenant}` in the URL."""
+        return self.placement.database or self.tenant
 
     @property
     def _template(self) -> ConnectionTemplate:
-        return ConnectionTemplate(self.site.url, where=self._where)
+        return ConnectionTemplate(self.site.url, where=self.where)
 
     @property
     def owns_database(self) -> bool:
@@ -88,17 +111,24 @@ class Place:
         return not self._own & {"database", "schema"}
 
     @property
-    def _has_tables(self) -> bool:
+    def has_tables(self) -> bool:
         """Whether it is known where its tables are: in a schema, or in a database."""
         return self.database is not None or self.placement.schema is not None
 
     @property
+    def schema(self) -> str:
+        """The schema of its tables."""
+        return self.placement.schema or "public"
+
+    @property
+    def app_url(self) -> str:
+        """The application's own connection string for this tenant."""
+        return self._template.fill(self._written) if self.site.has_databases else self.site.url
+
+    @property
     def app_role(self) -> str:
-        """As whom the application logs in."""
-        url = self.site.url
-        if self.site.has_databases:
-            url = self._template.fill(self._written)
-        return login_of(url)
+        """The role that the application logs in as."""
+        return login_of(self.app_url)
 
     @asynccontextmanager
     async def outside(self) -> AsyncGenerator[ControlConnection]:
@@ -108,22 +138,17 @@ class Place:
 
     @asynccontextmanager
     async def inside(self) -> AsyncGenerator[ControlConnection]:
-        """A connection to where the tenant's tables are."""
+        """A connection to the database of the tenant's tables."""
         async with open_admin(self.site, dbname=self.database) as admin:
-            path = [name for name in (self.placement.schema, *self.site.shared_schemas) if name is not None]
-            quoted = ", ".join('"' + name.replace('"', '""') + '"' for name in path or ["public"])
-            await admin.rows("select set_config('search_path', %s, false)", quoted)
-            for setting, value in (self.placement.row_security or {}).items():
-                await admin.rows("select set_config(%s, %s, false)", setting, value)
             yield admin
 
-    # -- making it
+    # -- creating it
 
     async def make(self, note: Callable[[str], Awaitable[None]]) -> None:
-        """Make the role, the database and the schema that are not there yet.
+        """Create the role, the database and the schema that are missing.
 
         Args:
-            note: Is told of each of them before it is made.
+            note: Is called with each of them before it is created.
         """
         role = self.placement.role
         async with self.outside() as admin:
@@ -141,31 +166,20 @@ class Place:
             async with self.inside() as admin:
                 if not await self._has_schema(admin, schema):
                     await note("schema")
-                    await admin.command("create schema if not exists {}", schema)
-        if self._has_tables:
-            async with self.inside() as admin:
-                await admin.command(_MAKE_LEDGER, self._ledger)
-
-    @property
-    def _ledger(self) -> tuple[str, str]:
-        return (self.placement.schema or "public", _LEDGER)
+                    await admin.command("create schema {}", schema)
 
     @staticmethod
     async def _has_schema(admin: ControlConnection, schema: str) -> bool:
         return bool(await admin.rows("select 1 from pg_namespace where nspname = %s", schema))
 
-    async def is_strange(self) -> bool:
-        """Whether something is there that no tenant has left behind: tables or the like, and no ledger."""
-        async with self.outside() as admin:
-            if self.database is not None and not await self.exists(admin):
-                return False
+    async def is_there(self) -> bool:
+        """Whether there is something in this place: the database, or the schema."""
+        if self.database is not None:
+            async with self.outside() as admin:
+                if not await self.exists(admin) or self.placement.schema is None:
+                    return await self.exists(admin)
         async with self.inside() as admin:
-            [[is_empty, has_ledger]] = await admin.rows(
-                "select count(*) = 0, coalesce(bool_or(c.relname = %s), false)"
-                " from pg_class c join pg_namespace n on n.oid = c.relnamespace where n.nspname = %s",
-                *reversed(self._ledger),
-            )
-            return not is_empty and not has_ledger
+            return await self._has_schema(admin, self.schema)
 
     async def exists(self, admin: ControlConnection) -> bool:
         """Whether the tenant's own database is there."""
@@ -173,131 +187,186 @@ class Place:
 
     async def grant(self) -> None:
         """Let the application's role, and the tenant's, use what is there and what will be."""
-        if not self._has_tables:
+        if not self.has_tables:
             return
-        schema = self.placement.schema or "public"
         async with self.inside() as admin:
+            await self.let_in(admin)
             for role in self._roles():
-                await admin.command("grant usage on schema {} to {}", schema, role)
+                await admin.command("grant usage on schema {} to {}", self.schema, role)
                 for template in _GRANTS:
-                    await admin.command(template, schema, role)
-            if self.database is not None:
-                await admin.command("revoke connect on database {} from public", self.database)
-                await admin.command("grant connect on database {} to {}", self.database, self.app_role)
+                    await admin.command(template, self.schema, role)
+
+    async def let_in(self, admin: ControlConnection) -> None:
+        """Let the application's role connect to the tenant's own database, and no other role.
+
+        Args:
+            admin: A connection to it.
+        """
+        if self.database is not None:
+            await admin.command("revoke connect on database {} from public", self.database)
+            await admin.command("grant connect on database {} to {}", self.database, self.app_role)
 
     def _roles(self) -> Sequence[str]:
         role = self.placement.role
         return [self.app_role] if role is None else [self.app_role, role]
 
     async def set_up(self, step: str, tenant: Tenant) -> None:
-        """Run a file of SQL or a function there, once: that it was run is written in the same transaction."""
-        async with self.inside() as admin, admin.transaction():
-            if self._has_tables:
-                await admin.command("lock table {} in exclusive mode", self._ledger)
-                # Where several tenants share the tables, each has been set up or has not.
-                done = f"{self._name}: {step_name(step)}" if self.is_shared else step_name(step)
-                marked = "insert into {} (step) values ({step}) on conflict do nothing returning 1"
-                if not await admin.command(marked, self._ledger, step=done):
+        """Run a file of SQL or a function there, once: the mark that it has run commits with it.
+
+        Raises:
+            DataError: The server refused something; or the application's role could put functions in its way.
+        """
+        path = [name for name in (self.placement.schema, *self.site.shared_schemas) if name is not None] or ["public"]
+        async with self.inside() as admin:
+            await ensure_schema(admin, _MARKS, holds=("set_up_steps",), where=self.where)
+            await check_path(admin, self.app_role, path, where=self.where)
+            async with admin.transaction():
+                # Tenants that share a schema share the tables that the steps create where they are missing.
+                await admin.rows(
+                    "select pg_advisory_xact_lock(hashtextextended(%s, 0))", f"{SCHEMA} set-up {self.schema}"
+                )
+                if not await admin.rows(
+                    "insert into asgi_datasource.set_up_steps (tenant, step) values (%s, %s)"
+                    " on conflict do nothing returning 1",
+                    self._id,
+                    step_name(step),
+                ):
                     return
-            if step.endswith(".sql"):
-                await admin.script(_read(Path(step)), name=step_name(step))
-                return
-            function = import_callable(step, where="provisioning.set_up")
-            try:
-                outcome = function(tenant, admin.connection)
-                if inspect.isawaitable(outcome):
-                    await outcome
-            except Exception as error:
-                if isinstance(error, DataError) or admin.is_refusal(error):
-                    raise
-                # Its text may quote rows.
-                raise DataError(
-                    DataErrorKind.OTHER, f"provisioning.set_up: {step} raised {type(error).__name__}{_line_of(error)}"
-                ) from error
+                quoted = ", ".join('"' + name.replace('"', '""') + '"' for name in path)
+                await admin.rows("select set_config('search_path', %s, true)", quoted)
+                for setting, value in (self.placement.row_security or {}).items():
+                    await admin.rows("select set_config(%s, %s, true)", setting, value)
+                await self._run(admin, step, tenant)
 
-    # -- taking it away
+    async def _run(self, admin: ControlConnection, step: str, tenant: Tenant) -> None:
+        if step.endswith(".sql"):
+            await admin.script(_read(Path(step)), name=step_name(step))
+            return
+        function = import_callable(step, where="provisioning.set_up")
+        try:
+            outcome = function(tenant, admin.connection)
+            if inspect.isawaitable(outcome):
+                await outcome
+        except Exception as error:
+            if isinstance(error, DataError) or admin.is_refusal(error):
+                raise
+            # Its text may quote rows.
+            raise DataError(
+                DataErrorKind.OTHER, f"provisioning.set_up: {step} raised {type(error).__name__}{_line_of(error)}"
+            ) from error
 
-    async def drop(self) -> None:
-        """Take away what is the tenant's alone."""
-        await self._clear()
+    # -- dropping it
+
+    async def drop(self) -> Sequence[str]:
+        """Drop what is the tenant's alone.
+
+        Returns:
+            What stays all the same, and why.
+        """
+        await self.clear()
         role = self.placement.role
-        if role is not None and "role" in self._own:
-            async with self.outside() if self.owns_database else self.inside() as admin:
-                if await admin.rows("select 1 from pg_roles where rolname = %s", role):
-                    await admin.command("drop owned by {} cascade", role)
-                    await admin.command("drop role {}", role)
+        stays: list[str] = []
+        async with self.outside() if self.owns_database else self.inside() as admin:
+            await self.drop_restorer(admin)
+            for name in (self.owner, *([role] if role is not None and "role" in self._own else [])):
+                if not await admin.rows("select 1 from pg_roles where rolname = %s", name):
+                    continue
+                await join(admin, name)
+                await admin.command("drop owned by {} cascade", name)
+                elsewhere = [str(dbname) for [dbname] in await admin.rows(_ROLE_ELSEWHERE, name)]
+                if elsewhere:
+                    stays.append(f"the role {name!r}: it has something in the database {', '.join(elsewhere)}")
+                else:
+                    await admin.command("drop role {}", name)
+        return stays
 
-    async def _clear(self) -> None:
-        """Take away the database, or the schema, that is the tenant's alone."""
+    async def drop_restorer(self, admin: ControlConnection) -> None:
+        """Drop the login of a restore, also one that a process left when it died.
+
+        Args:
+            admin: A connection to the database that is restored.
+        """
+        if await admin.rows("select 1 from pg_roles where rolname = %s", self.restorer):
+            await join(admin, self.restorer)
+            await admin.command("drop owned by {}", self.restorer)
+            await admin.command("drop role {}", self.restorer)
+
+    async def clear(self) -> None:
+        """Drop the database, or the schema, that is the tenant's alone."""
         if self.owns_database and self.database is not None:
             async with self.outside() as admin:
                 await admin.command("drop database if exists {} with (force)", self.database)
         elif "schema" in self._own and self.placement.schema is not None:
             async with self.inside() as admin:
                 await admin.command("drop schema if exists {} cascade", self.placement.schema)
+                if await admin.rows(
+                    "select from pg_tables where schemaname = %s and tablename = 'set_up_steps'", SCHEMA
+                ):
+                    await admin.rows("delete from asgi_datasource.set_up_steps where tenant = %s", self._id)
 
-    async def dump(self, file: Path) -> None:
-        """Keep all that is the tenant's alone in a file, whole or not at all."""
-        if self.is_shared:
-            raise DataError(
-                DataErrorKind.QUERY,
-                f"the rows of {self._name!r} stand in tables that it shares with others: there is nothing to dump",
-            )
-        whole = [] if self.owns_database else ["--schema", _pattern(self.placement.schema or "")]
-        async with self.inside() as admin:
-            server = admin.parameters
-        with dump_file(file) as stream:
-            await self._programs.run("pg_dump", [*whole, "--format", "custom"], server=server, out=stream)
-
-    async def fill(self, file: Path) -> None:
-        """Make this place anew out of a dump."""
-        await self._clear()
-        if self.owns_database and self.database is not None:
-            async with self.outside() as admin:
-                await admin.command("create database {} template template0", self.database)
+    async def make_empty(self) -> None:
+        """Create what `clear` has dropped, for a dump to be restored into, and the role where it is missing."""
         role = self.placement.role
-        if role is not None:
-            async with self.outside() as admin:
+        async with self.outside() as admin:
+            if self.owns_database and self.database is not None:
+                await admin.command("create database {} template template0", self.database)
+            if role is not None:
                 if not await admin.rows("select 1 from pg_roles where rolname = %s", role):
                     await admin.command("create role {} nologin", role)
                 await admin.command("grant {} to {}", role, self.app_role)
-        async with self.inside() as admin:
-            server = admin.parameters
-        arguments = ["--exit-on-error", "--no-owner", "--no-privileges", str(file)]
-        await self._programs.run("pg_restore", arguments, server=server)
+        schema = self.placement.schema
+        if schema is not None:
+            async with self.inside() as admin:
+                await admin.command("create schema {}", schema)
+
+    # -- moving it
 
     async def fence(self) -> None:
-        """From now on nobody writes here, and whoever has begun to has ended; reads go on."""
-        schema = self.placement.schema or "public"
+        """Hold back writes from now on, and wait for those that have begun; reads go on."""
         async with self.inside() as admin:
             for role in self._roles():
                 await admin.command(
-                    "revoke insert, update, delete, truncate on all tables in schema {} from {}", schema, role
+                    "revoke insert, update, delete, truncate on all tables in schema {} from {}", self.schema, role
                 )
-                await admin.command("revoke usage, update on all sequences in schema {} from {}", schema, role)
+                await admin.command("revoke usage, update on all sequences in schema {} from {}", self.schema, role)
             async with admin.transaction():
                 await admin.rows("select set_config('lock_timeout', %s, true)", FENCE_LIMIT)
-                for table in await self._tables(admin, schema):
-                    await admin.command("lock table {} in share mode", (schema, table))
+                for table in await self._tables(admin):
+                    await admin.command("lock table {} in share mode", table)
 
     async def counts(self) -> dict[str, int]:
         """How many rows each table has."""
-        schema = self.placement.schema or "public"
-        async with self.inside() as admin:
+        async with self.inside() as admin, admin.transaction():
+            tables = await self._tables(admin)
+            for table in tables:
+                await admin.command("lock table only {} in access share mode", table)
+            if tables != await self._tables(admin):
+                # A view in a table's place would run functions of whoever put it there.
+                raise DataError(
+                    DataErrorKind.CONFLICT, f"{self.where}: the tables of {self.tenant!r} are being changed"
+                )
             counts: dict[str, int] = {}
-            for table in await self._tables(admin, schema):
-                [[count]] = await admin.command("select count(*) from {}", (schema, table))
-                counts[table] = int(count)
+            for table in tables:
+                [[count]] = await admin.command("select count(*) from only {}", table)
+                counts[".".join(table)] = int(count)
             return counts
 
-    @staticmethod
-    async def _tables(admin: ControlConnection, schema: str) -> list[str]:
+    async def _tables(self, admin: ControlConnection) -> list[tuple[str, str]]:
+        """The tables that hold rows, partitions included; of a database of its own in all schemas."""
         rows = await admin.rows(
-            "select c.relname::text from pg_class c join pg_namespace n on n.oid = c.relnamespace"
-            " where n.nspname = %s and c.relkind in ('r', 'p') order by 1",
-            schema,
+            "select n.nspname::text, c.relname::text from pg_class c join pg_namespace n on n.oid = c.relnamespace"
+            " where c.relkind = 'r' and c.relpersistence <> 't' and n.nspname !~ '^pg_'"
+            " and n.nspname not in ('information_schema', 'asgi_datasource') and (%s or n.nspname = %s) order by 1, 2",
+            self.owns_database,
+            self.schema,
         )
-        return [str(name) for [name] in rows]
+        return [(str(schema), str(name)) for schema, name in rows]
+
+
+async def join(admin: ControlConnection, role: str) -> None:
+    """Become a member of a role, for the right to handle what it owns; a superuser has that already."""
+    for [user] in await admin.rows("select rolname::text from pg_roles where rolname = current_user and not rolsuper"):
+        await admin.command("grant {} to {}", role, user)
 
 
 def _line_of(error: BaseException) -> str:
@@ -306,11 +375,6 @@ def _line_of(error: BaseException) -> str:
     while here is not None and here.tb_frame.f_code.co_filename == __file__:
         here = here.tb_next
     return "" if here is None else f" ({Path(here.tb_frame.f_code.co_filename).name}, line {here.tb_lineno})"
-
-
-def _pattern(name: str) -> str:
-    """A schema's name as a pattern of pg_dump's that matches nothing else."""
-    return '"' + name.replace('"', '""') + '"'
 
 
 def _read(path: Path) -> str:
