@@ -57,14 +57,14 @@ class Site:
         url = self.cluster.nodes["primary"].url(dbname=dbname, user="postgres")
         async with await psycopg.AsyncConnection.connect(url, autocommit=True) as connection:
             cursor = await connection.execute(statement.encode())
-            return await cursor.fetchall() if cursor.description else []
+            return await cursor.fetchall() if cursor.description is not None else []
 
     async def app_sql(self, statement: str, database: str = "one") -> list[Any]:
         """The same as the application's role."""
         url = self.cluster.nodes["primary"].url(dbname=f"{self.prefix}_{database}")
         async with await psycopg.AsyncConnection.connect(url, autocommit=True) as connection:
             cursor = await connection.execute(statement.encode())
-            return await cursor.fetchall() if cursor.description else []
+            return await cursor.fetchall() if cursor.description is not None else []
 
     async def drop_role(self, name: str) -> None:
         for database in ("control", "one", "two"):

@@ -127,6 +127,9 @@ def configure(parser: ArgumentParser) -> None:
         create.add_argument(f"--{option}", help=text)
     create.add_argument("--alias", action="append", default=[], metavar="NAME", help="another name; may be given again")
     create.add_argument("--max-connections", type=int, metavar="COUNT", help="its limit of each server's pool")
+    create.add_argument(
+        "--adopt", action="store_true", help="take over a schema, database or role that is there already"
+    )
     rename = add("rename", "give a tenant another name; the old one stays an alias", "name", "new")
     suspend = add("suspend", "serve a tenant no more", "name")
     resume = add("resume", "serve a tenant again", "name")
@@ -181,6 +184,7 @@ async def _create(provisioner: Provisioner, options: Namespace) -> Done:
     aliases: Sequence[str] = options.alias
     await provisioner.create(
         options.name,
+        adopt=options.adopt,
         datasource=options.datasource,
         schema=options.schema,
         database=options.database,

@@ -269,12 +269,12 @@ class Ledger:
         found = {"schema": schema, "role": role, "database": database}
         return frozenset(part for part, is_shared in found.items() if is_shared)
 
-    async def note_made(self, name: str, part: str) -> None:
-        """A part of the tenant's place is missing and is about to be created: then it is the tenant's own."""
+    async def note_made(self, name: str, part: str, is_made: bool) -> None:
+        """Note that a part of a tenant's place is about to be created, and is the tenant's own; or that it is not."""
         await self._admin.rows(
-            "update asgi_datasource.tenants set made = array_append(array_remove(made, %s), %s) where name = %s",
+            "update asgi_datasource.tenants set made = array_remove(made, %s) || %s::text[] where name = %s",
             part,
-            part,
+            [part] if is_made else [],
             name,
         )
 

@@ -53,6 +53,7 @@ class ProvisioningPlan:
         compiler: Makes tenants.
         defaults: The catalog's: datasource, schema, row_security, role.
         listed: The tenants of the document.
+        pattern: What the name of a tenant has to match as a whole.
     """
 
     sites: Mapping[str, Site]
@@ -64,6 +65,11 @@ class ProvisioningPlan:
     compiler: TenantCompiler
     defaults: Mapping[str, object]
     listed: TenantMap
+    pattern: str
+
+    def documents(self, part: str, name: str | None) -> bool:
+        """Whether the document itself gives new tenants this schema, role or database, the same for all of them."""
+        return name is not None and self.defaults.get(part) == name
 
     def lists(self, name: str) -> bool:
         """Whether the document has this name, or alias, already."""
@@ -75,6 +81,12 @@ class ProvisioningPlan:
             home = home_of(tenant, self.sites[tenant.datasource].shared_schemas)
             settings = {key: value for key, value in tenant.settings if key not in ("search_path", "role")}
             yield name, Placement(tenant.datasource, home.schema, home.role, tenant.database, settings or None)
+
+    @property
+    def databases(self) -> frozenset[str]:
+        """The databases that the connection strings of the document name."""
+        urls = [url for site in self.sites.values() for url in (site.url, site.admin_url) if PLACEHOLDER not in url]
+        return frozenset(server_of(url).rpartition("/")[2] for url in urls)
 
     def twins(self, datasource: str) -> list[str]:
         """Every datasource that leads to the same place as this one."""
@@ -121,4 +133,5 @@ def compile_provisioning(config: Config, listed: TenantMap | None = None) -> Pro
         TenantCompiler(config.datasources),
         defaults,
         listed,
+        config.tenancy.pattern,
     )

@@ -10,18 +10,18 @@ from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final, cast
-from uuid import uuid4
+from uuid import UUID, uuid4
 
 from ...config import EVERY_OTHER, PLACEHOLDER
 from ...errors import DataError, DataErrorKind
 from .. import Tenant
 from .ledger import Ledger, Operation, Placement, Record, StepEntry, StepState
 from .operation import Notes, Step, run
-from .plan import ProvisioningPlan, step_name
+from .plan import ProvisioningPlan, Site, step_name
 from .programs import Programs, check_dump_folder, partials_of
 from .tenant_site import Place
 from .transfer import check_dumpable, copy, dump
-from .trust import login_of, open_admin
+from .trust import check_reserved, login_of, open_admin
 
 logger = logging.getLogger("asgi_datasource.provisioning")
 
@@ -43,17 +43,19 @@ class Provisioner:
 
     # -- the operations
 
-    async def create(self, name: str, **placed: Any) -> Tenant:
-        """Make a tenant: its schema or database, its role and grants, then the set-up; it is served when all is done.
+    async def create(self, name: str, *, adopt: bool = False, **placed: Any) -> Tenant:
+        """Create a tenant: its schema or database, its role and grants, then the set-up; it is served when all is done.
 
         Args:
-            name: Its name.
+            name: Its name; has to match `tenancy.pattern`.
+            adopt: Take over a schema, database or role that is there already. It stays when the tenant is dropped.
             placed: `datasource`, `schema`, `role`, `database`, `row_security`, `max_connections`, `aliases`; those that
                 are not given are taken from `tenants_from.defaults`. `{tenant}` in them is the name.
 
         Raises:
             DataError: It could not be finished; run it again. CONFLICT: there is one of that name, in another place; or
-                one in that place.
+                one in that place; or something is there that was not created for it. TENANT: the name, or that of its
+                place, cannot be a tenant's.
         """
         self._check_name(name)
         placement = self._placement(name, placed)
@@ -62,16 +64,17 @@ class Provisioner:
             async with records.registering():
                 if await records.find(name) is None:
                     await self._check_apart(records, name, placement)
+                    await self._check_unused(placement, name, adopt=adopt)
                     await records.register(name, placement)
             record = await self._known(records, name)
             if record.placement != placement and placed:
                 raise DataError(DataErrorKind.CONFLICT, f"there is a tenant {name!r} already, in another place")
-            place = await self._place(records, record)
+            place = await self._place(records, record, adopt=adopt)
             tenant = self._tenant(record)
             if record.is_ready:
                 return tenant
             steps = [
-                Step("place", lambda _: place.make(lambda part: records.note_made(name, part))),
+                Step("place", lambda _: place.make(lambda part, is_made: records.note_made(name, part, is_made))),
                 Step("grants", lambda _: place.grant()),
                 *(Step(f"set-up {step_name(step)}", _set_up(place, step, tenant)) for step in self._plan.set_up),
                 # What the set-up has created is granted as well.
@@ -147,13 +150,8 @@ class Provisioner:
             # What was created for it is created there; not what others have there as well.
             wanted = record.made & {"schema", "database"}
             shared = await self._shared(records, name, target_record.placement)
-            target = Place(
-                self._plan,
-                self._plan.sites[datasource],
-                target_record.placement,
-                tenant=name,
-                tenant_id=record.id,
-                own=wanted - shared,
+            target = self._at(
+                self._plan.sites[datasource], target_record.placement, name, record.id, own=wanted - shared
             )
             if source.is_shared or source.site.has_databases != target.site.has_databases:
                 raise DataError(
@@ -316,6 +314,29 @@ class Provisioner:
                 " schema, a database, a role or row_security settings of its own",
             )
 
+    async def _check_unused(self, placement: Placement, name: str, *, adopt: bool) -> None:
+        """Refuse a place that has a reserved name, or that is there already.
+
+        Raises:
+            DataError: TENANT: a name is reserved. CONFLICT: something is there, and `adopt` is not set.
+        """
+        site = self._plan.sites[placement.datasource]
+        place = self._at(site, placement, name, UUID(int=0), own=frozenset(), adopt=adopt)
+        names = {"schema": placement.schema, "role": placement.role, "database": place.database}
+        for part, given in names.items():
+            # `public`, for tenants that share its tables: the document's choice, not that of whoever names a tenant.
+            if given is not None and not (given == "public" and self._plan.documents(part, given)):
+                taken = {"role": (place.app_role,), "database": self._plan.databases}.get(part, ())
+                check_reserved(part, given, taken)
+        for part, given in await place.found():
+            if part == "role":
+                await place.check_role()
+            if self._plan.documents(part, given):
+                continue
+            if not adopt:
+                raise place.refusal(part, given)
+            self._tell(f"create {name}: takes over the {part} {given!r} as it is; it stays when the tenant is dropped")
+
     def _listed(self, datasources: Sequence[str]) -> Iterator[tuple[str, Placement]]:
         """The tenants of the document that live on these datasources."""
         return ((name, there) for name, there in self._plan.listed_places() if there.datasource in datasources)
@@ -332,14 +353,21 @@ class Provisioner:
             shared.add("role")
         return frozenset(shared)
 
-    async def _place(self, records: Ledger, record: Record) -> Place:
+    async def _place(self, records: Ledger, record: Record, *, adopt: bool = False) -> Place:
         site = self._plan.sites.get(record.placement.datasource)
         if site is None:
             raise DataError(
                 DataErrorKind.CONFIG, f"the datasource {record.placement.datasource!r} is not in the document any more"
             )
         own = record.made - await self._shared(records, record.name, record.placement)
-        return Place(self._plan, site, record.placement, tenant=record.name, tenant_id=record.id, own=own)
+        return self._at(site, record.placement, record.name, record.id, own=own, adopt=adopt)
+
+    def _at(
+        self, site: Site, placement: Placement, name: str, tenant_id: UUID, *, own: frozenset[str], adopt: bool = False
+    ) -> Place:
+        names = {"schema": placement.schema, "role": placement.role, "database": placement.database}
+        may_be_there = frozenset(part for part, given in names.items() if adopt or self._plan.documents(part, given))
+        return Place(self._plan, site, placement, tenant=name, tenant_id=tenant_id, own=own, may_be_there=may_be_there)
 
     def _tenant(self, record: Record) -> Tenant:
         placement = record.placement
@@ -356,10 +384,11 @@ class Provisioner:
         except ValueError as error:
             raise DataError(DataErrorKind.CONFIG, f"the tenant {record.name!r}: {error}") from None
 
-    @staticmethod
-    def _check_name(name: str) -> None:
-        if name == EVERY_OTHER or _PLAIN_NAME.fullmatch(name) is None:
-            raise DataError(DataErrorKind.TENANT, f"{name!r} cannot be a tenant's name", http_status=400)
+    def _check_name(self, name: str) -> None:
+        if name == EVERY_OTHER or _PLAIN_NAME.fullmatch(name) is None or not re.fullmatch(self._plan.pattern, name):
+            raise DataError(
+                DataErrorKind.TENANT, f"{name!r} cannot be a tenant's name: see tenancy.pattern", http_status=400
+            )
 
     def _kept_dump(self, entry: StepEntry | None, record: Record, *, wanted: bool) -> Path | None:
         """The file of a dump: the one that is whole, or else the one to be written."""

@@ -9,11 +9,21 @@ from pathlib import Path
 from typing import Final, LiteralString
 from uuid import UUID
 
+from ...config import MAX_NAME_BYTES
 from ...errors import DataError, DataErrorKind
 from .. import Tenant, import_callable
 from .ledger import Placement
 from .plan import ProvisioningPlan, Site, step_name
-from .trust import SCHEMA, ConnectionTemplate, ControlConnection, check_path, ensure_schema, login_of, open_admin
+from .trust import (
+    SCHEMA,
+    ConnectionTemplate,
+    ControlConnection,
+    check_path,
+    check_role,
+    ensure_schema,
+    login_of,
+    open_admin,
+)
 
 FENCE_LIMIT: Final = "30s"
 """How long a fence waits for transactions that have written and not ended."""
@@ -36,6 +46,9 @@ create table if not exists asgi_datasource.set_up_steps (
 """Which set-up steps have run for which tenant, in the database where they have run: the mark commits with the step."""
 
 
+_IS_THERE: Final = frozenset({"42P04", "42P06", "42710"})
+"""SQLSTATEs of a database, schema or role that is there already."""
+
 _ROLE_ELSEWHERE: Final[LiteralString] = """
 select distinct d.datname::text from pg_shdepend s
 join pg_database d on d.oid = s.dbid join pg_roles r on r.oid = s.refobjid
@@ -54,6 +67,7 @@ class Place:
         tenant: The tenant's name.
         tenant_id: The tenant's id.
         own: What of `schema`, `role` and `database` is this tenant's alone, and goes with it.
+        may_be_there: What of them may be there without having been created for this tenant.
     """
 
     def __init__(
@@ -65,6 +79,7 @@ class Place:
         tenant: str,
         tenant_id: UUID,
         own: frozenset[str],
+        may_be_there: frozenset[str] = frozenset(),
     ) -> None:
         self._plan = plan
         self.site = site
@@ -77,6 +92,7 @@ class Place:
         """Logs in for a restore, and is dropped with its end."""
         self._id = tenant_id
         self._own = own
+        self._may_be_there = may_be_there
 
     @property
     def database(self) -> str | None:
@@ -89,6 +105,8 @@ class Place:
                 DataErrorKind.CONFIG,
                 f"{self.where}: the tenant does not stand in the name of the database: there is none to be made",
             )
+        if len(dbname.encode("utf-8", "surrogatepass")) > MAX_NAME_BYTES:
+            raise DataError(DataErrorKind.TENANT, f"{dbname!r} is too long for a name in the database", http_status=400)
         return dbname
 
     @property
@@ -144,46 +162,124 @@ class Place:
 
     # -- creating it
 
-    async def make(self, note: Callable[[str], Awaitable[None]]) -> None:
+    async def found(self) -> Sequence[tuple[str, str]]:
+        """What of the role, the database and the schema is there although it was not created for this tenant."""
+        found: list[tuple[str, str]] = []
+        async with self.outside() as admin:
+            role = self.placement.role
+            if role is not None and await self._has("role", admin):
+                found.append(("role", role))
+            if self.database is not None:
+                if not await self._has("database", admin):
+                    return [(part, name) for part, name in found if part not in self._own]
+                found.append(("database", self.database))
+        schema = self.placement.schema
+        # A schema in a database of the tenant's own came with the template.
+        if schema is not None and not self.owns_database:
+            async with self.inside() as admin:
+                if await self._has("schema", admin):
+                    found.append(("schema", schema))
+        return [(part, name) for part, name in found if part not in self._own]
+
+    async def check_role(self) -> None:
+        """Refuse a role of the tenant's whose rights the application's role must not get.
+
+        Raises:
+            DataError: CONFIG: it is such a role.
+        """
+        if self.placement.role is not None:
+            async with self.outside() as admin:
+                await check_role(admin, self.placement.role, self.app_role, where=self.where)
+
+    async def make(self, note: Callable[[str, bool], Awaitable[None]]) -> None:
         """Create the role, the database and the schema that are missing.
 
         Args:
-            note: Is called with each of them before it is created.
+            note: Is called with each of them and True before it is created, and with False when it turns out to be
+                another's.
+
+        Raises:
+            DataError: CONFLICT: one of them is there, and was not created for this tenant.
         """
-        role = self.placement.role
+        role, schema = self.placement.role, self.placement.schema
         async with self.outside() as admin:
-            if role is not None and not await admin.rows("select 1 from pg_roles where rolname = %s", role):
-                await note("role")
-                await admin.command("create role {} nologin", role)
             if role is not None:
+                await self._make("role", role, admin, note)
+                await check_role(admin, role, self.app_role, where=self.where)
                 await admin.command("grant {} to {}", role, self.app_role)
-            if self.database is not None and not await self.exists(admin):
-                await note("database")
-                # It is complete, or it is not there: a server that dies in the middle takes it away again.
-                await admin.command("create database {} template {}", self.database, self._plan.template or "template1")
-        schema = self.placement.schema
+            if self.database is not None:
+                await self._make("database", self.database, admin, note)
+                await self.let_in(admin)
         if schema is not None:
             async with self.inside() as admin:
-                if not await self._has_schema(admin, schema):
-                    await note("schema")
-                    await admin.command("create schema {}", schema)
+                await self._make("schema", schema, admin, note)
 
-    @staticmethod
-    async def _has_schema(admin: ControlConnection, schema: str) -> bool:
-        return bool(await admin.rows("select 1 from pg_namespace where nspname = %s", schema))
+    async def _make(
+        self, part: str, name: str, admin: ControlConnection, note: Callable[[str, bool], Awaitable[None]]
+    ) -> None:
+        is_known = part in self._own | self._may_be_there or (part == "schema" and self.owns_database)
+        if await self._has(part, admin):
+            if is_known and (part not in self._own or await self._is_ours(part, admin)):
+                return
+            await note(part, False)
+            raise self.refusal(part, name)
+        await note(part, True)
+        try:
+            match part:
+                case "role":
+                    await admin.command("create role {} nologin", name)
+                case "database":
+                    # Nobody may connect before `let_in`; and it is complete, or not there, after a crash of the server.
+                    template = self._plan.template or "template1"
+                    await admin.command("create database {} template {} allow_connections false", name, template)
+                case _:
+                    await admin.command("create schema {}", name)
+        except DataError as error:
+            if error.sqlstate in _IS_THERE:
+                # Between the look and the command another process has created it.
+                await note(part, False)
+                raise self.refusal(part, name) from error
+            raise
+
+    def refusal(self, part: str, name: str) -> DataError:
+        """The error that something was not created for this tenant."""
+        return DataError(
+            DataErrorKind.CONFLICT,
+            f"{self.where}: the {part} {name!r} is there already, and was not created for {self.tenant!r}: choose"
+            " another name, or take it over as it is (--adopt, adopt=True)",
+        )
+
+    async def _has(self, part: str, admin: ControlConnection) -> bool:
+        match part:
+            case "role":
+                return bool(await admin.rows("select from pg_roles where rolname = %s", self.placement.role))
+            case "database":
+                return bool(await admin.rows("select from pg_database where datname = %s", self.database))
+            case _:
+                return bool(await admin.rows("select from pg_namespace where nspname = %s", self.placement.schema))
+
+    async def _is_ours(self, part: str, admin: ControlConnection) -> bool:
+        """Whether something was created by the role that provisions, or a superuser. A process that died may have noted
+        it and not created it."""
+        trusted = "(select oid from pg_roles where rolsuper or rolname = current_user)"
+        match part:
+            case "role":
+                return True
+            case "database":
+                query = f"select from pg_database where datname = %s and datdba in {trusted}"
+                return bool(await admin.rows(query, self.database))
+            case _:
+                query = f"select from pg_namespace where nspname = %s and nspowner in {trusted}"
+                return bool(await admin.rows(query, self.placement.schema))
 
     async def is_there(self) -> bool:
         """Whether there is something in this place: the database, or the schema."""
         if self.database is not None:
             async with self.outside() as admin:
-                if not await self.exists(admin) or self.placement.schema is None:
-                    return await self.exists(admin)
+                if not await self._has("database", admin) or self.placement.schema is None:
+                    return await self._has("database", admin)
         async with self.inside() as admin:
-            return await self._has_schema(admin, self.schema)
-
-    async def exists(self, admin: ControlConnection) -> bool:
-        """Whether the tenant's own database is there."""
-        return bool(await admin.rows("select 1 from pg_database where datname = %s", self.database))
+            return await self._has("schema", admin)
 
     async def grant(self) -> None:
         """Let the application's role, and the tenant's, use what is there and what will be."""
@@ -200,11 +296,14 @@ class Place:
         """Let the application's role connect to the tenant's own database, and no other role.
 
         Args:
-            admin: A connection to it.
+            admin: A connection to the server.
         """
-        if self.database is not None:
-            await admin.command("revoke connect on database {} from public", self.database)
-            await admin.command("grant connect on database {} to {}", self.database, self.app_role)
+        if self.database is None:
+            return
+        await admin.command("revoke connect on database {} from public", self.database)
+        await admin.command("grant connect on database {} to {}", self.database, self.app_role)
+        if await admin.rows("select from pg_database where datname = %s and not datallowconn", self.database):
+            await admin.command("alter database {} allow_connections true", self.database)
 
     def _roles(self) -> Sequence[str]:
         role = self.placement.role
@@ -309,7 +408,9 @@ class Place:
         role = self.placement.role
         async with self.outside() as admin:
             if self.owns_database and self.database is not None:
-                await admin.command("create database {} template template0", self.database)
+                await admin.command("create database {} template template0 allow_connections false", self.database)
+                await admin.command("revoke connect on database {} from public", self.database)
+                await admin.command("alter database {} allow_connections true", self.database)
             if role is not None:
                 if not await admin.rows("select 1 from pg_roles where rolname = %s", role):
                     await admin.command("create role {} nologin", role)

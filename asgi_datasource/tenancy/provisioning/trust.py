@@ -9,7 +9,7 @@ Source: PostgreSQL manual, "The Rule System and Privileges", "Schemas: Usage Pat
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Collection, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from typing import TYPE_CHECKING, Final, LiteralString
 
@@ -32,6 +32,7 @@ __all__ = [
     "ControlConnection",
     "check_own",
     "check_path",
+    "check_reserved",
     "check_role",
     "ensure_schema",
     "login_of",
@@ -214,6 +215,28 @@ async def check_path(admin: ControlConnection, app: str, schemas: Sequence[str],
             f"{where}: the set-up would run as {user!r}, and {app!r} can put functions in its way:"
             f" {_listed([str(name) for [name] in found])}. Let another role own what is on the search path of the"
             f" set-up, and let {app!r} create nothing there; a step that grants it CREATE has to be the last one",
+        )
+
+
+_RESERVED: Final = frozenset(
+    {"information_schema", "public", SCHEMA, "template0", "template1", "postgres", "none", "current_user"}
+)
+
+
+def check_reserved(part: str, name: str, taken: Collection[str] = ()) -> None:
+    """Refuse a name that is PostgreSQL's, or this library's, or in use for something else than a tenant.
+
+    Args:
+        part: What it is the name of: schema, role or database.
+        name: The name.
+        taken: More names that are in use.
+
+    Raises:
+        DataError: TENANT (400): it is reserved.
+    """
+    if name in _RESERVED or name.startswith(("pg_", f"{SCHEMA}_")) or name in taken:
+        raise DataError(
+            DataErrorKind.TENANT, f"the {part} {name!r} is reserved and cannot be a tenant's", http_status=400
         )
 
 
