@@ -280,17 +280,19 @@ async def test_what_was_restored_belongs_to_a_role_without_rights(site: Site) ->
 async def test_a_moved_schema_keeps_what_it_uses_around_it(site: Site) -> None:
     for name in ("one", "two"):
         await site.sql(
-            "create schema shared; create table shared.countries (id int primary key); grant usage on schema shared to"
-            " app; grant select on shared.countries to app; insert into shared.countries values (1);"
-            " create type shared.colour as enum ('red'); create sequence shared.numbers;"
-            " grant usage on sequence shared.numbers to app",
+            """create schema "Shared X"; create type "Shared X".colour as enum ('red');
+            grant usage on schema "Shared X" to app; create schema shared; grant usage on schema shared to app;
+            create table shared.countries (id int primary key); grant select on shared.countries to app;
+            insert into shared.countries values (1);
+            create sequence shared.numbers; grant usage on sequence shared.numbers to app""",
             name,
         )
     (site.folder / "more.sql").write_text(
-        "create extension vector;"
-        " create table docs (id int primary key default nextval('shared.numbers'), e vector(3), colour shared.colour,"
-        " country int references shared.countries); insert into docs values (1, '[1,2,3]', 'red', 1);"
-        " create view near as select d.id, c.id as country from docs d join shared.countries c on c.id = d.country"
+        """create extension vector;
+        create table docs (id int primary key default nextval('shared.numbers'), e vector(3), colour "Shared X".colour,
+            country int references shared.countries);
+        insert into docs values (1, '[1,2,3]', 'red', 1);
+        create view near as select d.id, c.id as country from docs d join shared.countries c on c.id = d.country"""
     )
     await site.provisioner().create("acme")
     await site.provisioner().move("acme", "two")
@@ -365,19 +367,24 @@ async def test_the_role_that_provisions_need_not_be_a_superuser(site: Site) -> N
 async def test_a_view_in_the_place_of_a_table_is_not_read(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
     """The application's role may own tables of a tenant, and swap one while it is being counted."""
     async with planted(site, f"create table t_acme.notes (item text); {CHECK}"):
-        tables = Place._tables
-        calls = 0
+        tables, counts = Place._tables, Place.counts
+        is_counting = False
 
         async def swapped(place: Place, admin: ControlConnection) -> Any:
-            nonlocal calls
+            nonlocal is_counting
             found = await tables(place, admin)
-            calls += 1
-            if calls == 2:  # the first one is the fence's
-                await site.app_sql(
-                    "drop table t_acme.notes; create view t_acme.notes as select t_acme.evil('x') as item"
-                )
+            if is_counting:
+                is_counting = False
+                view = "create view t_acme.notes as select t_acme.evil('x') as item"
+                await site.app_sql(f"drop table t_acme.notes; {view}")
             return found
 
+        async def counting(place: Place) -> Any:
+            nonlocal is_counting
+            is_counting = True
+            return await counts(place)
+
         monkeypatch.setattr(Place, "_tables", swapped)
+        monkeypatch.setattr(Place, "counts", counting)
         with pytest.raises(DataError, match="the tables of 'acme' are being changed"):
             await site.provisioner().move("acme", "two")

@@ -138,6 +138,7 @@ def configure(parser: ArgumentParser) -> None:
     drop = add("drop", "take a tenant away for good", "name")
     drop.add_argument("--yes", metavar="NAME", help="the tenant's name once more: there is no way back")
     drop.add_argument("--keep-dump", action="store_true", help="keep a dump in provisioning.dump_folder")
+    drop.add_argument("--cascade", action="store_true", help="drop what depends on its objects as well")
     listing = add("list", "list the tenants of the table")
     for made in (create, rename, suspend, resume, move, drop, listing):
         offer_formats(made, "text", "json")
@@ -216,7 +217,7 @@ async def _move(provisioner: Provisioner, options: Namespace) -> Done:
 
 
 async def _drop(provisioner: Provisioner, options: Namespace) -> Done:
-    kept = await provisioner.drop(options.name, keep_dump=options.keep_dump)
+    kept = await provisioner.drop(options.name, keep_dump=options.keep_dump, cascade=options.cascade)
     return Done("drop", options.name, "gone" if kept is None else f"gone; its dump is {kept}")
 
 

@@ -84,23 +84,30 @@ class Provisioner:
             await run(records, name, Operation.CREATE, steps, tell=self._tell)
             return tenant
 
-    async def drop(self, name: str, *, keep_dump: bool = False) -> Path | None:
-        """Take a tenant away for good, with all that was made for it and that no other tenant has as well.
+    async def drop(self, name: str, *, keep_dump: bool = False, cascade: bool = False) -> Path | None:
+        """Drop a tenant, with all that was created for it and that no other tenant has as well.
 
         Args:
             name: Its name.
             keep_dump: Keep a dump of it in the configured folder first.
+            cascade: Drop what depends on its objects as well, such as a view elsewhere that reads its tables.
 
         Returns:
             The dump, where one was kept.
 
         Raises:
-            DataError: TENANT: there is none. Or it could not be finished; run it again.
+            DataError: TENANT: there is none. CONFLICT: something depends on its objects, and `cascade` is not set. Or
+                it could not be finished; run it again.
         """
         async with self._records() as records, records.alone(name):
             record = await self._known(records, name)
             await self._check_free(records, name, Operation.DROP)
             place = await self._place(records, record)
+            taken = await place.dependants()
+            if not cascade:
+                place.refuse(taken)
+            for what in taken:
+                self._tell(f"drop {name}: takes with it: {what}")
             begun = await records.steps(name, Operation.DROP)
             file = self._kept_dump(begun.get("dump"), record, wanted=keep_dump)
             if keep_dump:
@@ -113,7 +120,7 @@ class Provisioner:
                     await dump(place, file, self._programs)
 
             async def take_away(_: Notes) -> None:
-                for what in await place.drop():
+                for what in await place.drop(cascade=cascade):
                     self._tell(f"drop {name}: stays: {what}")
 
             steps = [
@@ -165,6 +172,8 @@ class Provisioner:
                     DataErrorKind.CONFLICT,
                     f"where {name!r} would live on {datasource!r}, somebody else's tables are: move those first",
                 )
+            if "copy" not in begun:
+                target.refuse(await target.dependants())
             await run(records, name, Operation.MOVE, self._moving(records, record, source, target), tell=self._tell)
 
     def _moving(self, records: Ledger, record: Record, source: Place, target: Place) -> Sequence[Step]:

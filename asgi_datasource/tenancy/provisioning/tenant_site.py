@@ -12,6 +12,7 @@ from uuid import UUID
 from ...config import MAX_NAME_BYTES
 from ...errors import DataError, DataErrorKind
 from .. import Tenant, import_callable
+from .dependants import dependants, owned
 from .ledger import Placement
 from .plan import ProvisioningPlan, Site, step_name
 from .trust import (
@@ -21,12 +22,13 @@ from .trust import (
     check_path,
     check_role,
     ensure_schema,
+    listed,
     login_of,
     open_admin,
 )
 
-FENCE_LIMIT: Final = "30s"
-"""How long a fence waits for transactions that have written and not ended."""
+LOCK_LIMIT: Final = "30s"
+"""Longest wait for the transactions that use a tenant's tables."""
 
 _GRANTS: Final[tuple[LiteralString, ...]] = (
     "grant select, insert, update, delete on all tables in schema {} to {}",
@@ -356,13 +358,53 @@ class Place:
 
     # -- dropping it
 
-    async def drop(self) -> Sequence[str]:
+    async def dependants(self) -> Sequence[str]:
+        """What is not the tenant's own and goes with it: what depends on its objects, or belongs to its role."""
+        found: list[str] = []
+        if "schema" in self._own and not self.owns_database and self.placement.schema is not None:
+            async with self.inside() as admin:
+                found += await dependants(admin, self.placement.schema)
+                found += await self._owned(admin)
+        elif "role" in self._own:
+            async with self.outside() if self.owns_database else self.inside() as admin:
+                found += await self._owned(admin)
+        return found
+
+    async def _owned(self, admin: ControlConnection) -> Sequence[str]:
+        role = self.placement.role
+        if role is None or "role" not in self._own:
+            return []
+        return await owned(admin, role, self.placement.schema if "schema" in self._own else None)
+
+    def refuse(self, found: Sequence[str]) -> None:
+        """Refuse to drop what is not the tenant's own.
+
+        Args:
+            found: As `dependants` has it.
+
+        Raises:
+            DataError: CONFLICT: there is something.
+        """
+        if found:
+            raise DataError(
+                DataErrorKind.CONFLICT,
+                f"{self.where}: with what is {self.tenant!r}'s own would go {listed(found)}. Change or drop that first;"
+                " tenants drop --cascade (cascade=True) drops it as well",
+            )
+
+    async def drop(self, *, cascade: bool = False) -> Sequence[str]:
         """Drop what is the tenant's alone.
+
+        Args:
+            cascade: Drop what depends on it as well.
 
         Returns:
             What stays all the same, and why.
+
+        Raises:
+            DataError: CONFLICT: something depends on it that is not the tenant's own.
         """
-        await self.clear()
+        await self.clear(cascade=cascade)
         role = self.placement.role
         stays: list[str] = []
         async with self.outside() if self.owns_database else self.inside() as admin:
@@ -370,8 +412,10 @@ class Place:
             for name in (self.owner, *([role] if role is not None and "role" in self._own else [])):
                 if not await admin.rows("select 1 from pg_roles where rolname = %s", name):
                     continue
+                if not cascade:
+                    self.refuse(await owned(admin, name, None))
                 await join(admin, name)
-                await admin.command("drop owned by {} cascade", name)
+                await admin.command("drop owned by {} cascade" if cascade else "drop owned by {}", name)
                 elsewhere = [str(dbname) for [dbname] in await admin.rows(_ROLE_ELSEWHERE, name)]
                 if elsewhere:
                     stays.append(f"the role {name!r}: it has something in the database {', '.join(elsewhere)}")
@@ -390,14 +434,28 @@ class Place:
             await admin.command("drop owned by {}", self.restorer)
             await admin.command("drop role {}", self.restorer)
 
-    async def clear(self) -> None:
-        """Drop the database, or the schema, that is the tenant's alone."""
+    async def clear(self, *, cascade: bool = False) -> None:
+        """Drop the database, or the schema, that is the tenant's alone.
+
+        Args:
+            cascade: Drop what depends on it as well.
+
+        Raises:
+            DataError: CONFLICT: something depends on it that is not the tenant's own.
+        """
+        schema = self.placement.schema
         if self.owns_database and self.database is not None:
             async with self.outside() as admin:
                 await admin.command("drop database if exists {} with (force)", self.database)
-        elif "schema" in self._own and self.placement.schema is not None:
-            async with self.inside() as admin:
-                await admin.command("drop schema if exists {} cascade", self.placement.schema)
+        elif "schema" in self._own and schema is not None:
+            async with self.inside() as admin, admin.transaction():
+                await admin.rows("select set_config('lock_timeout', %s, true)", LOCK_LIMIT)
+                # From here on nothing new can come to depend on the tables.
+                for table in await self._tables(admin):
+                    await admin.command("lock table only {} in access exclusive mode", table)
+                if not cascade:
+                    self.refuse(await dependants(admin, schema))
+                await admin.command("drop schema if exists {} cascade", schema)
                 if await admin.rows(
                     "select from pg_tables where schemaname = %s and tablename = 'set_up_steps'", SCHEMA
                 ):
@@ -431,7 +489,7 @@ class Place:
                 )
                 await admin.command("revoke usage, update on all sequences in schema {} from {}", self.schema, role)
             async with admin.transaction():
-                await admin.rows("select set_config('lock_timeout', %s, true)", FENCE_LIMIT)
+                await admin.rows("select set_config('lock_timeout', %s, true)", LOCK_LIMIT)
                 for table in await self._tables(admin):
                     await admin.command("lock table {} in share mode", table)
 

@@ -169,12 +169,12 @@ with place as (
     select 'pg_policy'::regclass, p.oid
     from pg_policy p join pg_class c on c.oid = p.polrelid join place on place.oid = c.relnamespace
 )
-select distinct found.schema, case when d.refclassid = 'pg_class'::regclass then c.relname::text end
+select distinct around.nspname::text, case when d.refclassid = 'pg_class'::regclass then c.relname::text end
 from members m join pg_depend d on d.classid = m.classid and d.objid = m.objid
 left join pg_class c on d.refclassid = 'pg_class'::regclass and c.oid = d.refobjid
 cross join lateral pg_identify_object(d.refclassid, d.refobjid, 0) found
-where d.refobjid >= 16384 and found.schema is not null
-and found.schema not in (select nspname from pg_namespace join place using (oid))
+join pg_namespace around on quote_ident(around.nspname) = found.schema
+where d.refobjid >= 16384 and around.oid not in (select oid from place)
 order by 1, 2
 """
 

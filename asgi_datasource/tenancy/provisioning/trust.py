@@ -35,6 +35,7 @@ __all__ = [
     "check_reserved",
     "check_role",
     "ensure_schema",
+    "listed",
     "login_of",
     "login_parameters",
     "open_admin",
@@ -126,7 +127,7 @@ async def check_own(admin: ControlConnection, *, where: str) -> None:
     if not found:
         return
     [[user]] = await admin.rows("select current_user::text")
-    told = _listed([f"{what} (of {owner!r})" for what, owner in found])
+    told = listed([f"{what} (of {owner!r})" for what, owner in found])
     raise DataError(
         DataErrorKind.CONFIG,
         f"{where}: provisioning runs as {user!r} and does not use what another role can change, for that role's code"
@@ -213,7 +214,7 @@ async def check_path(admin: ControlConnection, app: str, schemas: Sequence[str],
         raise DataError(
             DataErrorKind.CONFIG,
             f"{where}: the set-up would run as {user!r}, and {app!r} can put functions in its way:"
-            f" {_listed([str(name) for [name] in found])}. Let another role own what is on the search path of the"
+            f" {listed([str(name) for [name] in found])}. Let another role own what is on the search path of the"
             f" set-up, and let {app!r} create nothing there; a step that grants it CREATE has to be the last one",
         )
 
@@ -266,7 +267,7 @@ async def check_role(admin: ControlConnection, role: str, app: str, *, where: st
     """
     found = [str(name) for [name] in await admin.rows(_RIGHTS, role, app)]
     if found:
-        through = "" if found == [role] else f" through {_listed([repr(name) for name in found])}"
+        through = "" if found == [role] else f" through {listed([repr(name) for name in found])}"
         raise DataError(
             DataErrorKind.CONFIG,
             f"{where}: the role {role!r} has rights of its own{through}, which {app!r} would gain as its member: give"
@@ -274,7 +275,7 @@ async def check_role(admin: ControlConnection, role: str, app: str, *, where: st
         )
 
 
-def _listed(names: Sequence[str]) -> str:
+def listed(names: Sequence[str]) -> str:
     """The first of them, and how many more there are."""
     more = len(names) - _MOST_NAMED
     return "; ".join(names[:_MOST_NAMED]) + (f"; and {more} more" if more > 0 else "")
