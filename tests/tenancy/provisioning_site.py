@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -89,3 +92,41 @@ async def refreshed(registry: DataSourceRegistry) -> None:
 def ok(done: Ran) -> str:
     assert done.code == 0, done.err
     return done.out
+
+
+# -- killed
+
+
+STOP = """
+create function asgi_datasource.stop_there() returns trigger language plpgsql as
+$$begin
+    if tg_op = 'DELETE' then
+        if old.step = '{step}' and '{state}' = 'deleted' then perform pg_sleep(60); end if;
+        return old;
+    end if;
+    if new.step = '{step}' and new.state = '{state}' then perform pg_sleep(60); end if;
+    return new;
+end$$;
+create trigger stop_there before insert or update or delete on asgi_datasource.tenant_steps
+    for each row execute function asgi_datasource.stop_there()
+"""
+GO_ON = "drop trigger stop_there on asgi_datasource.tenant_steps; drop function asgi_datasource.stop_there()"
+STOPPED = "select 1 from pg_stat_activity where wait_event = 'PgSleep' and state = 'active'"
+RELEASE = "select pg_terminate_backend(pid, 5000) from pg_stat_activity where wait_event = 'PgSleep'"
+
+
+@asynccontextmanager
+async def stopped_at(site: Site, step: str, state: str, *arguments: str) -> AsyncIterator[None]:
+    """Start a command, stop it where it is about to write that a step begins or has ended, and kill it in the end."""
+    await site.sql(STOP.format(step=step, state=state))
+    command = site.start(*arguments)
+    try:
+        async with asyncio.timeout(60):
+            while not await site.sql(STOPPED):
+                assert command.is_running, f"it ended before {step} was {state}: {command.wait().err}"
+                await asyncio.sleep(0.01)
+        yield
+    finally:
+        command.kill()
+        await site.sql(RELEASE)
+        await site.sql(GO_ON)

@@ -367,24 +367,15 @@ async def test_the_role_that_provisions_need_not_be_a_superuser(site: Site) -> N
 async def test_a_view_in_the_place_of_a_table_is_not_read(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
     """The application's role may own tables of a tenant, and swap one while it is being counted."""
     async with planted(site, f"create table t_acme.notes (item text); {CHECK}"):
-        tables, counts = Place._tables, Place.counts
-        is_counting = False
+        tables = Place.tables
 
-        async def swapped(place: Place, admin: ControlConnection) -> Any:
-            nonlocal is_counting
-            found = await tables(place, admin)
-            if is_counting:
-                is_counting = False
+        async def swapped(place: Place, admin: ControlConnection, *, kinds: str = "r") -> Any:
+            found = await tables(place, admin, kinds=kinds)
+            if kinds == "r" and ("t_acme", "notes") in found and place.site.name == "one":
                 view = "create view t_acme.notes as select t_acme.evil('x') as item"
                 await site.app_sql(f"drop table t_acme.notes; {view}")
             return found
 
-        async def counting(place: Place) -> Any:
-            nonlocal is_counting
-            is_counting = True
-            return await counts(place)
-
-        monkeypatch.setattr(Place, "_tables", swapped)
-        monkeypatch.setattr(Place, "counts", counting)
+        monkeypatch.setattr(Place, "tables", swapped)
         with pytest.raises(DataError, match="the tables of 'acme' are being changed"):
             await site.provisioner().move("acme", "two")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any, Final, LiteralString
 from uuid import UUID
@@ -13,7 +13,7 @@ from uuid import UUID
 from ...errors import DataError, DataErrorKind
 from .trust import ControlConnection, ensure_schema
 
-_HOLDS: Final = ("tenants", "tenants_left_behind", "tenant_steps")
+_HOLDS: Final = ("tenants", "tenants_left_behind", "tenant_operations", "tenant_steps", "tell_tenants")
 
 _TABLES: Final = """
 create table if not exists asgi_datasource.tenants (
@@ -40,6 +40,13 @@ create table if not exists asgi_datasource.tenants_left_behind (
     made text[] not null,
     left_at timestamptz not null default now()
 );
+create table if not exists asgi_datasource.tenant_operations (
+    tenant text primary key,
+    operation text not null check (operation in ('create', 'move', 'drop')),
+    target text,
+    is_cancelled boolean not null default false,
+    began_at timestamptz not null default now()
+);
 create table if not exists asgi_datasource.tenant_steps (
     tenant text not null,
     operation text not null,
@@ -62,8 +69,11 @@ create or replace trigger tell_tenants
 
 _SELECT: Final[LiteralString] = """
 select t.name, t.id, t.datasource, t.schema, t.role, t.database, t.row_security, t.max_connections, t.aliases, t.state,
-    t.is_ready, t.made, (select min(s.operation) from asgi_datasource.tenant_steps s where s.tenant = t.name)
-from asgi_datasource.tenants t
+    t.is_ready, t.made, o.operation, o.target, o.is_cancelled, (
+        select s.reason from asgi_datasource.tenant_steps s
+        where s.tenant = t.name and s.operation = o.operation and s.state = 'failed' order by s.began_at desc limit 1
+    )
+from asgi_datasource.tenants t left join asgi_datasource.tenant_operations o on o.tenant = t.name
 """
 
 
@@ -105,6 +115,39 @@ class Placement:
 
 
 @dataclass(frozen=True, slots=True)
+class UnderWay:
+    """An operation that has begun and not ended.
+
+    Attributes:
+        operation: What is done.
+        target: The datasource that a tenant moves to.
+        is_cancelled: It is being taken back.
+        failure: Why its last step failed; None where none has.
+    """
+
+    operation: Operation
+    target: str | None
+    is_cancelled: bool
+    failure: str | None
+
+    def describe(self, tenant: str) -> str:
+        """For messages: `move of 'acme' to 'two'`."""
+        to = "" if self.target is None else f" to {self.target!r}"
+        return f"{self.operation.value} of {tenant!r}{to}"
+
+    def refusal(self, tenant: str) -> DataError:
+        """The error of something else that cannot begin meanwhile."""
+        if self.is_cancelled:
+            told = f"the {self.describe(tenant)} is being taken back: finish that with cancel"
+        elif self.operation is Operation.CREATE:
+            told = f"the {self.describe(tenant)} is under way: finish it, or drop the tenant"
+        else:
+            told = f"the {self.describe(tenant)} is under way: finish it, or take it back with cancel"
+        how = "" if self.operation is Operation.CREATE else f" (tenants {self.operation.value} {tenant} --cancel)"
+        return DataError(DataErrorKind.CONFLICT, told + how)
+
+
+@dataclass(frozen=True, slots=True)
 class Record:
     """One row of the table of tenants.
 
@@ -124,7 +167,7 @@ class Record:
     state: str
     is_ready: bool
     made: frozenset[str] = frozenset()
-    under_way: str | None = field(default=None)
+    under_way: UnderWay | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -206,9 +249,13 @@ class Ledger:
             state,
             is_ready,
             made,
-            under_way,
+            operation,
+            target,
+            is_cancelled,
+            failure,
         ) in rows:
             placement = Placement(datasource, schema, role, database, settings, limit, tuple(aliases))
+            under_way = None if operation is None else UnderWay(Operation(operation), target, is_cancelled, failure)
             found.append(Record(name, tenant_id, placement, state, is_ready, frozenset(made), under_way))
         return found
 
@@ -314,7 +361,38 @@ class Ledger:
             name,
         )
 
-    # -- steps
+    # -- operations and steps
+
+    async def open(self, name: str, operation: Operation, target: str | None = None) -> None:
+        """An operation begins, or goes on. A tenant that could not be created can be dropped instead."""
+        await self._admin.rows(
+            "insert into asgi_datasource.tenant_operations (tenant, operation, target) values (%s, %s, %s)"
+            " on conflict (tenant) do update set operation = excluded.operation, began_at = now()"
+            " where tenant_operations.operation = 'create'",
+            name,
+            operation.value,
+            target,
+        )
+
+    async def cancel(self, name: str) -> None:
+        """An operation is being taken back from now on."""
+        await self._admin.rows(
+            "update asgi_datasource.tenant_operations set is_cancelled = true where tenant = %s", name
+        )
+
+    async def close(self, name: str) -> None:
+        """An operation has ended, or has been taken back."""
+        async with self._admin.transaction():
+            await self._close(name)
+
+    async def undone(self, name: str, operation: Operation, step: str) -> None:
+        """A step has been taken back."""
+        await self._admin.rows(
+            "delete from asgi_datasource.tenant_steps where tenant = %s and operation = %s and step = %s",
+            name,
+            operation.value,
+            step,
+        )
 
     async def steps(self, name: str, operation: Operation) -> dict[str, StepEntry]:
         """The steps of an operation that have begun."""
@@ -358,15 +436,6 @@ class Ledger:
             operation.value,
             step,
         )
-
-    async def other_operation(self, name: str, operation: Operation) -> str | None:
-        """Another operation on this tenant that has not ended."""
-        rows: Sequence[Any] = await self._admin.rows(
-            "select operation from asgi_datasource.tenant_steps where tenant = %s and operation <> %s limit 1",
-            name,
-            operation.value,
-        )
-        return str(rows[0][0]) if rows else None
 
     # -- last steps: each ends its operation in the transaction that makes the change
 
@@ -415,6 +484,7 @@ class Ledger:
 
     async def _close(self, name: str) -> None:
         await self._admin.rows("delete from asgi_datasource.tenant_steps where tenant = %s", name)
+        await self._admin.rows("delete from asgi_datasource.tenant_operations where tenant = %s", name)
 
     # -- what moves have left behind
 

@@ -88,6 +88,11 @@ class ProvisioningPlan:
         urls = [url for site in self.sites.values() for url in (site.url, site.admin_url) if PLACEHOLDER not in url]
         return frozenset(server_of(url).rpartition("/")[2] for url in urls)
 
+    def same_server(self, one: str, other: str) -> bool:
+        """Whether two datasources are on one server, and have their roles in common."""
+        urls = [self.sites[name].admin_url for name in (one, other)]
+        return len({server_of(url, with_database=False) for url in urls}) == 1
+
     def twins(self, datasource: str) -> list[str]:
         """Every datasource that leads to the same place as this one."""
         place = self.sites[datasource].place

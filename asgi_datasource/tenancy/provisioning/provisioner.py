@@ -1,39 +1,37 @@
-"""The operations on tenants. Whoever runs one again after it was cut short goes on where it stopped."""
+"""The operations on tenants. One that was cut short goes on where it stopped when it is called again."""
 
 from __future__ import annotations
 
 import logging
 import re
-from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Final, cast
-from uuid import UUID, uuid4
+from typing import Any
+from uuid import uuid4
 
-from ...config import EVERY_OTHER, PLACEHOLDER
 from ...errors import DataError, DataErrorKind
 from .. import Tenant
-from .ledger import Ledger, Operation, Placement, Record, StepEntry, StepState
-from .operation import Notes, Step, run
-from .plan import ProvisioningPlan, Site, step_name
+from .fence import Grants, count_rows, lift_fence, raise_fence
+from .ledger import Ledger, Operation, Record, StepEntry, StepState
+from .operation import Notes, Run, Step
+from .placing import Placing
+from .plan import ProvisioningPlan, step_name
 from .programs import Programs, check_dump_folder, partials_of
 from .tenant_site import Place
 from .transfer import check_dumpable, copy, dump
-from .trust import check_reserved, login_of, open_admin
+from .trust import login_of, open_admin
 
 logger = logging.getLogger("asgi_datasource.provisioning")
 
-_PLAIN_NAME: Final = re.compile(r"[^\x00-\x1f\x7f*{}]{1,255}")
-
 
 class Provisioner:
-    """Makes, moves and takes away tenants whose rows are in the table that it keeps.
+    """Creates, moves and drops tenants whose rows are in the table that it keeps.
 
     Args:
         plan: What the configuration says.
-        tell: Is told of each step as it begins.
+        tell: Is called with each step as it begins.
     """
 
     def __init__(self, plan: ProvisioningPlan, *, tell: Callable[[str], None] = logger.info) -> None:
@@ -57,22 +55,24 @@ class Provisioner:
                 one in that place; or something is there that was not created for it. TENANT: the name, or that of its
                 place, cannot be a tenant's.
         """
-        self._check_name(name)
-        placement = self._placement(name, placed)
         async with self._records() as records, records.alone(name):
-            await self._check_free(records, name, Operation.CREATE)
+            placing = Placing(self._plan, records)
+            placing.check_name(name)
+            placement = placing.wanted(name, placed)
             async with records.registering():
                 if await records.find(name) is None:
-                    await self._check_apart(records, name, placement)
-                    await self._check_unused(placement, name, adopt=adopt)
+                    await placing.check_apart(name, placement)
+                    await placing.check_unused(placement, name, adopt=adopt, tell=self._tell)
                     await records.register(name, placement)
             record = await self._known(records, name)
             if record.placement != placement and placed:
                 raise DataError(DataErrorKind.CONFLICT, f"there is a tenant {name!r} already, in another place")
-            place = await self._place(records, record, adopt=adopt)
-            tenant = self._tenant(record)
+            tenant = placing.tenant(record)
             if record.is_ready:
                 return tenant
+            self._check_free(record, Operation.CREATE)
+            await records.open(name, Operation.CREATE)
+            place = await placing.of(record, adopt=adopt)
             steps = [
                 Step("place", lambda _: place.make(lambda part, is_made: records.note_made(name, part, is_made))),
                 Step("grants", lambda _: place.grant()),
@@ -81,7 +81,7 @@ class Provisioner:
                 Step("grants after set-up", lambda _: place.grant()),
                 Step("activate", lambda _: records.activate(name), ends=True),
             ]
-            await run(records, name, Operation.CREATE, steps, tell=self._tell)
+            await Run(records, name, Operation.CREATE, steps, self._tell).go_on()
             return tenant
 
     async def drop(self, name: str, *, keep_dump: bool = False, cascade: bool = False) -> Path | None:
@@ -100,96 +100,141 @@ class Provisioner:
                 it could not be finished; run it again.
         """
         async with self._records() as records, records.alone(name):
+            placing = Placing(self._plan, records)
             record = await self._known(records, name)
-            await self._check_free(records, name, Operation.DROP)
-            place = await self._place(records, record)
+            self._check_free(record, Operation.DROP)
+            place = await placing.of(record)
             taken = await place.dependants()
             if not cascade:
                 place.refuse(taken)
-            for what in taken:
-                self._tell(f"drop {name}: takes with it: {what}")
             begun = await records.steps(name, Operation.DROP)
             file = self._kept_dump(begun.get("dump"), record, wanted=keep_dump)
             if keep_dump:
                 check_dumpable(place)
                 self._programs.find("pg_dump")
-
-            async def keep(notes: Notes) -> None:
-                if file is not None:
-                    await notes.keep(file=str(file))
-                    await dump(place, file, self._programs)
-
-            async def take_away(_: Notes) -> None:
-                for what in await place.drop(cascade=cascade):
-                    self._tell(f"drop {name}: stays: {what}")
-
-            steps = [
-                Step("stop serving", lambda _: records.change(name, state="suspended", is_ready=False)),
-                Step("dump", keep),
-                Step("take away", take_away),
-                Step("forget", lambda _: records.forget(record), ends=True),
-            ]
+            for what in taken:
+                self._tell(f"drop {name}: takes with it: {what}")
             if place.is_shared:
-                self._tell(f"drop {name}: it has no database or schema of its own making; its rows stay where they are")
-            await run(records, name, Operation.DROP, steps, tell=self._tell)
+                self._tell(f"drop {name}: it has no database or schema of its own; its rows stay where they are")
+            await records.open(name, Operation.DROP)
+            steps = self._dropping(records, record, place, file, cascade=cascade)
+            await Run(records, name, Operation.DROP, steps, self._tell).go_on()
             return file
+
+    def _dropping(
+        self, records: Ledger, record: Record, place: Place, file: Path | None, *, cascade: bool
+    ) -> Sequence[Step]:
+        name = record.name
+
+        async def stop_serving(notes: Notes) -> None:
+            if notes["state"] is None:
+                await notes.keep(state=record.state, is_ready=record.is_ready)
+            await records.change(name, state="suspended", is_ready=False)
+
+        async def serve_again(notes: Notes) -> None:
+            if notes["state"] is not None:
+                await records.change(name, state=notes["state"], is_ready=notes["is_ready"])
+
+        async def keep(notes: Notes) -> None:
+            if file is not None:
+                await notes.keep(file=str(file))
+                await dump(place, file, self._programs)
+
+        async def take_away(_: Notes) -> None:
+            for what in await place.drop(cascade=cascade):
+                self._tell(f"drop {name}: stays: {what}")
+
+        return [
+            Step("stop serving", stop_serving, serve_again),
+            Step("dump", keep),
+            Step("take away", take_away, undo=None),
+            Step("forget", lambda _: records.forget(record), undo=None, ends=True),
+        ]
 
     async def move(self, name: str, datasource: str) -> None:
         """Move a tenant with a schema or database of its own to another datasource; reads are served all the while.
 
-        What it leaves behind stays where it was, for reading alone, until somebody drops it.
+        What it leaves behind stays where it was, for reading alone. A move that failed can be repeated, or taken back
+        with `cancel`.
 
         Raises:
-            DataError: TENANT: there is none. Or it could not be finished; run it again.
+            DataError: TENANT: there is none. CONFLICT: another move is under way. Or it could not be finished.
         """
         async with self._records() as records, records.alone(name):
+            placing = Placing(self._plan, records)
             record = await self._known(records, name)
-            await self._check_free(records, name, Operation.MOVE)
-            begun = await records.steps(name, Operation.MOVE)
+            self._check_free(record, Operation.MOVE, datasource)
             if record.placement.datasource == datasource:
                 return
             if not record.is_ready:
                 raise DataError(DataErrorKind.CONFLICT, f"the tenant {name!r} is not ready yet")
-            if datasource not in self._plan.sites:
-                raise DataError(DataErrorKind.CONFIG, f"there is no datasource {datasource!r}")
-            source = await self._place(records, record)
-            target_record = replace(record, placement=replace(record.placement, datasource=datasource))
-            # What was created for it is created there; not what others have there as well.
-            wanted = record.made & {"schema", "database"}
-            shared = await self._shared(records, name, target_record.placement)
-            target = self._at(
-                self._plan.sites[datasource], target_record.placement, name, record.id, own=wanted - shared
-            )
+            source, target = await placing.of(record), await placing.target(record, datasource)
             if source.is_shared or source.site.has_databases != target.site.has_databases:
                 raise DataError(
                     DataErrorKind.QUERY,
                     "only a schema or database of the tenant's own can be moved, a schema to where schemas are, and a"
                     f" database to where databases are: {name!r} cannot go from {source.site.name!r} to {datasource!r}",
                 )
-            left = await records.left_behind(target_record, self._plan.twins(datasource))
-            if wanted & shared or ("copy" not in begun and not wanted <= left and await target.is_there()):
-                raise DataError(
-                    DataErrorKind.CONFLICT,
-                    f"where {name!r} would live on {datasource!r}, somebody else's tables are: move those first",
-                )
-            if "copy" not in begun:
-                target.refuse(await target.dependants())
-            await run(records, name, Operation.MOVE, self._moving(records, record, source, target), tell=self._tell)
+            if record.under_way is None:
+                await self._check_target(placing, record, target)
+                for program in ("pg_dump", "pg_restore"):
+                    self._programs.find(program)
+            await records.open(name, Operation.MOVE, datasource)
+            steps = self._moving(records, placing, record, source, target)
+            await Run(records, name, Operation.MOVE, steps, self._tell).go_on()
 
-    def _moving(self, records: Ledger, record: Record, source: Place, target: Place) -> Sequence[Step]:
+    async def _check_target(self, placing: Placing, record: Record, target: Place) -> None:
+        """Refuse a place where something is that the tenant has not left behind, or on which something depends."""
+        if not await placing.left_behind(record, target):
+            if await target.is_there():
+                raise placing.taken(record, target.site.name)
+        else:
+            target.refuse(await target.dependants())
+
+    def _moving(
+        self, records: Ledger, placing: Placing, record: Record, source: Place, target: Place
+    ) -> Sequence[Step]:
         name = record.name
 
         async def stop_writes(notes: Notes) -> None:
             if notes["state"] is None:
                 await notes.keep(state=record.state)
-            await records.change(name, state="moving")
+            if notes["state"] != "suspended":
+                await records.change(name, state="moving")
+
+        async def let_write(notes: Notes) -> None:
+            if notes["state"] is not None:
+                await records.change(name, state=notes["state"])
+
+        async def fence(notes: Notes) -> None:
+            async def keep(grants: Grants) -> None:
+                # Cut short after it took the rights, they are no longer there to be seen.
+                known: Grants = notes["grants"] or []
+                await notes.keep(grants=[*known, *(row for row in map(list, grants) if row not in known)])
+
+            await raise_fence(source, keep)
+
+        async def unfence(notes: Notes) -> None:
+            await lift_fence(source, notes["grants"] or [])
 
         async def copied(notes: Notes) -> None:
-            await copy(source, target, self._programs)
+            async def note(part: str, is_made: bool) -> None:
+                await notes.keep(made=[part] if is_made else [])
+
+            if not notes["is_claimed"]:
+                await self._check_target(placing, record, target)
+                await notes.keep(is_claimed=True)
+            await copy(source, target, self._programs, note)
             await target.grant()
 
+        async def uncopied(notes: Notes) -> None:
+            if notes["is_claimed"]:
+                # The role is the source's as well, but for one that was created here.
+                await target.owning({*(target.own - {"role"}), *(notes["made"] or [])}).drop()
+                await placing.take_back(record, target)
+
         async def compare(_: Notes) -> None:
-            before, after = await source.counts(), await target.counts()
+            before, after = await count_rows(source), await count_rows(target)
             if before != after:
                 different = sorted(table for table in {*before, *after} if before.get(table) != after.get(table))
                 told = ", ".join(different[:5])
@@ -197,39 +242,71 @@ class Provisioner:
 
         async def switch(_: Notes) -> None:
             begun = await records.steps(name, Operation.MOVE)
+            created: list[str] = begun["copy"].kept.get("made") or []
+            made = {*target.own, *created}
+            await placing.take_back(record, target)
             state = begun["stop writes"].kept["state"]
-            await records.take_back(replace(record, placement=target.placement), self._plan.twins(target.site.name))
-            await records.switch(record, target.site.name, state=state, made=sorted(record.made))
+            await records.switch(record, target.site.name, state=state, made=sorted(made))
 
         return [
-            Step("stop writes", stop_writes),
-            Step("fence", lambda _: source.fence()),
-            Step("copy", copied),
+            Step("stop writes", stop_writes, let_write),
+            Step("fence", fence, unfence),
+            Step("copy", copied, uncopied),
             Step("compare", compare),
             Step("switch", switch, ends=True),
         ]
+
+    async def cancel(self, name: str, operation: Operation) -> None:
+        """Take back a move or drop that has not ended, step by step: the tenant is as it was before.
+
+        Cut short, it goes on when it is called again. A drop cannot be taken back once it has begun to take away.
+
+        Args:
+            name: The tenant's name.
+            operation: What is to be taken back.
+
+        Raises:
+            DataError: TENANT: there is no such tenant. CONFLICT: there is nothing to take back, or no way back. Or it
+                could not be finished.
+        """
+        async with self._records() as records, records.alone(name):
+            placing = Placing(self._plan, records)
+            record = await self._known(records, name)
+            under_way = record.under_way
+            if under_way is None or under_way.operation is not operation:
+                raise DataError(DataErrorKind.CONFLICT, f"no {operation.value} of {name!r} is under way")
+            if operation is Operation.CREATE:
+                raise under_way.refusal(name)
+            source = await placing.of(record)
+            if operation is Operation.MOVE:
+                target = await placing.target(record, under_way.target or "")
+                steps = self._moving(records, placing, record, source, target)
+            else:
+                steps = self._dropping(records, record, source, None, cascade=False)
+            await Run(records, name, operation, steps, self._tell).take_back()
 
     async def rename(self, name: str, new: str) -> None:
         """Give a tenant another name. Nothing of it moves, and the old name stays an alias.
 
         Raises:
-            DataError: TENANT: there is none. CONFLICT: the new name is taken, or something is under way.
+            DataError: TENANT: there is none. CONFLICT: the new name is taken, or an operation is under way.
         """
-        self._check_name(new)
+        # Both names are locked: a tenant of the new name may be about to be created.
         async with self._records() as records, records.alone(name), records.alone(new):
+            Placing(self._plan, records).check_name(new)
             found = await records.find(new)
             if found is not None and name in found.placement.aliases and await records.find(name) is None:
                 return
             record = await self._known(records, name)
             if record.under_way is not None:
-                raise DataError(DataErrorKind.CONFLICT, f"{record.under_way} of {name!r} is under way")
+                raise record.under_way.refusal(name)
             async with records.registering():
                 if self._plan.lists(new) or await records.claimed_by(name, [new]) is not None:
                     raise DataError(DataErrorKind.CONFLICT, f"the name {new!r} is taken")
                 await records.rename(name, new)
 
     async def suspend(self, name: str) -> None:
-        """Serve a tenant no more, until `resume`."""
+        """Stop serving a tenant, until `resume`."""
         await self._set_state(name, "suspended")
 
     async def resume(self, name: str) -> None:
@@ -247,7 +324,7 @@ class Provisioner:
         async with self._records() as records, records.alone(name):
             record = await self._known(records, name)
             if record.under_way is not None:
-                raise DataError(DataErrorKind.CONFLICT, f"{record.under_way} of {name!r} is under way")
+                raise record.under_way.refusal(name)
             await records.change(name, state=state)
 
     @asynccontextmanager
@@ -271,133 +348,19 @@ class Provisioner:
             raise DataError(DataErrorKind.TENANT, f"there is no tenant {name!r}", http_status=404)
         return record
 
-    async def _check_free(self, records: Ledger, name: str, operation: Operation) -> None:
-        other = await records.other_operation(name, operation)
-        # A tenant that could not be made can be dropped all the same.
-        if other is not None and not (other == Operation.CREATE and operation is Operation.DROP):
-            raise DataError(DataErrorKind.CONFLICT, f"{other} of {name!r} is under way: finish that first")
-
-    def _placement(self, name: str, placed: Mapping[str, Any]) -> Placement:
-        known = {**self._plan.defaults, **{key: value for key, value in placed.items() if value is not None}}
-        datasource = known.get("datasource")
-        if not isinstance(datasource, str) or datasource not in self._plan.sites:
-            raise DataError(DataErrorKind.CONFIG, f"the tenant {name!r} needs a datasource of the document")
-        limits = cast("Mapping[str, int]", known.get("limits") or {})
-        limit = cast("int | None", known.get("max_connections", limits.get("max_connections")))
-        settings = cast("Mapping[str, str] | None", known.get("row_security"))
-        has_databases = self._plan.sites[datasource].has_databases
-        return Placement(
-            datasource,
-            _filled(known.get("schema"), name),
-            _filled(known.get("role"), name),
-            (_filled(known.get("database"), name) or name) if has_databases else None,
-            None if settings is None else {key: value.replace(PLACEHOLDER, name) for key, value in settings.items()},
-            limit,
-            tuple(cast("Sequence[str]", known.get("aliases", ()))),
-        )
-
-    async def _check_apart(self, records: Ledger, name: str, placement: Placement) -> None:
-        """Refuse a name that is somebody's, and a place where nothing would keep the tenant and another one apart.
+    @staticmethod
+    def _check_free(record: Record, operation: Operation, target: str | None = None) -> None:
+        """Refuse to begin an operation while another one is under way, or this one to another target.
 
         Raises:
-            DataError: CONFLICT: it is.
+            DataError: CONFLICT: one is.
         """
-        names = [name, *placement.aliases]
-        other = await records.claimed_by(name, names)
-        is_listed = any(map(self._plan.lists, names))
-        if other is not None or is_listed:
-            whose = "the document" if other is None else f"the tenant {other!r}"
-            raise DataError(DataErrorKind.CONFLICT, f"{whose} has the name, or an alias, of {name!r} already")
-        twins = self._plan.twins(placement.datasource)
-        other = await records.same_place(name, placement, twins)
-        if other is None:
-            alike = replace(placement, max_connections=None, aliases=())
-            there = (
-                (known, place, replace(alike, datasource=place.datasource)) for known, place in self._listed(twins)
-            )
-            other = next((known for known, place, wanted in there if place == wanted), None)
-        if other is not None:
-            raise DataError(
-                DataErrorKind.CONFLICT,
-                f"the tenant {other!r} lives in the same place, and nothing would keep the two apart: give {name!r} a"
-                " schema, a database, a role or row_security settings of its own",
-            )
-
-    async def _check_unused(self, placement: Placement, name: str, *, adopt: bool) -> None:
-        """Refuse a place that has a reserved name, or that is there already.
-
-        Raises:
-            DataError: TENANT: a name is reserved. CONFLICT: something is there, and `adopt` is not set.
-        """
-        site = self._plan.sites[placement.datasource]
-        place = self._at(site, placement, name, UUID(int=0), own=frozenset(), adopt=adopt)
-        names = {"schema": placement.schema, "role": placement.role, "database": place.database}
-        for part, given in names.items():
-            # `public`, for tenants that share its tables: the document's choice, not that of whoever names a tenant.
-            if given is not None and not (given == "public" and self._plan.documents(part, given)):
-                taken = {"role": (place.app_role,), "database": self._plan.databases}.get(part, ())
-                check_reserved(part, given, taken)
-        for part, given in await place.found():
-            if part == "role":
-                await place.check_role()
-            if self._plan.documents(part, given):
-                continue
-            if not adopt:
-                raise place.refusal(part, given)
-            self._tell(f"create {name}: takes over the {part} {given!r} as it is; it stays when the tenant is dropped")
-
-    def _listed(self, datasources: Sequence[str]) -> Iterator[tuple[str, Placement]]:
-        """The tenants of the document that live on these datasources."""
-        return ((name, there) for name, there in self._plan.listed_places() if there.datasource in datasources)
-
-    async def _shared(self, records: Ledger, name: str, placement: Placement) -> frozenset[str]:
-        """What of `schema`, `role` and `database` other tenants have as well, those of the document included."""
-        twins = self._plan.twins(placement.datasource)
-        shared = set(await records.shared(name, placement, twins))
-        for _, there in self._listed(twins):
-            if there.database == placement.database:
-                shared |= {"database"} if there.database is not None else set()
-                shared |= {"schema"} if there.schema == placement.schema is not None else set()
-        if any(there.role == placement.role is not None for _, there in self._plan.listed_places()):
-            shared.add("role")
-        return frozenset(shared)
-
-    async def _place(self, records: Ledger, record: Record, *, adopt: bool = False) -> Place:
-        site = self._plan.sites.get(record.placement.datasource)
-        if site is None:
-            raise DataError(
-                DataErrorKind.CONFIG, f"the datasource {record.placement.datasource!r} is not in the document any more"
-            )
-        own = record.made - await self._shared(records, record.name, record.placement)
-        return self._at(site, record.placement, record.name, record.id, own=own, adopt=adopt)
-
-    def _at(
-        self, site: Site, placement: Placement, name: str, tenant_id: UUID, *, own: frozenset[str], adopt: bool = False
-    ) -> Place:
-        names = {"schema": placement.schema, "role": placement.role, "database": placement.database}
-        may_be_there = frozenset(part for part, given in names.items() if adopt or self._plan.documents(part, given))
-        return Place(self._plan, site, placement, tenant=name, tenant_id=tenant_id, own=own, may_be_there=may_be_there)
-
-    def _tenant(self, record: Record) -> Tenant:
-        placement = record.placement
-        try:
-            return self._plan.compiler.make(
-                record.name,
-                placement.datasource,
-                schema=placement.schema,
-                row_security=placement.row_security,
-                role=placement.role,
-                max_connections=placement.max_connections,
-                database=placement.database,
-            )
-        except ValueError as error:
-            raise DataError(DataErrorKind.CONFIG, f"the tenant {record.name!r}: {error}") from None
-
-    def _check_name(self, name: str) -> None:
-        if name == EVERY_OTHER or _PLAIN_NAME.fullmatch(name) is None or not re.fullmatch(self._plan.pattern, name):
-            raise DataError(
-                DataErrorKind.TENANT, f"{name!r} cannot be a tenant's name: see tenancy.pattern", http_status=400
-            )
+        other = record.under_way
+        if other is None or (other.operation, other.target, other.is_cancelled) == (operation, target, False):
+            return
+        # A tenant that could not be created can be dropped.
+        if other.operation is not Operation.CREATE or operation is not Operation.DROP:
+            raise other.refusal(record.name)
 
     def _kept_dump(self, entry: StepEntry | None, record: Record, *, wanted: bool) -> Path | None:
         """The file of a dump: the one that is whole, or else the one to be written."""
@@ -418,15 +381,6 @@ class Provisioner:
             file.unlink(missing_ok=True)
         plain = re.sub(r"[^A-Za-z0-9_-]", "_", record.name)
         return folder / f"{plain}-{datetime.now(UTC):%Y%m%dT%H%M%SZ}-{uuid4().hex[:8]}.dump"
-
-
-def _filled(text: object, name: str) -> str | None:
-    if not isinstance(text, str):
-        return None
-    filled = text.replace(PLACEHOLDER, name)
-    if len(filled.encode("utf-8", "surrogatepass")) > 63:
-        raise DataError(DataErrorKind.TENANT, f"{filled!r} is too long for a name in the database", http_status=400)
-    return filled
 
 
 def _set_up(place: Place, step: str, tenant: Tenant) -> Callable[[Notes], Awaitable[None]]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Collection, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Final, LiteralString
@@ -37,16 +37,24 @@ _GRANTS: Final[tuple[LiteralString, ...]] = (
     "alter default privileges in schema {} grant usage, select on sequences to {}",
 )
 
-_MARKS: Final = """
+_STORE: Final = """
 create table if not exists asgi_datasource.set_up_steps (
     tenant uuid not null,
     step text not null,
     run_at timestamptz not null default now(),
     primary key (tenant, step)
 );
+create or replace function asgi_datasource.refuse_write() returns trigger
+    language plpgsql set search_path = pg_catalog, pg_temp as $$
+begin
+    raise insufficient_privilege using message = 'the tenant is moving or has moved: nothing is written here any more';
+end
+$$;
 """
-"""Which set-up steps have run for which tenant, in the database where they have run: the mark commits with the step."""
+"""In each database with tenants: which set-up steps have run for which of them, a mark that commits with the step; and
+the fence of a move."""
 
+_STORE_HOLDS: Final = ("set_up_steps", "refuse_write")
 
 _IS_THERE: Final = frozenset({"42P04", "42P06", "42710"})
 """SQLSTATEs of a database, schema or role that is there already."""
@@ -93,7 +101,7 @@ class Place:
         self.restorer = f"{SCHEMA}_restore_{tenant_id.hex}"
         """Logs in for a restore, and is dropped with its end."""
         self._id = tenant_id
-        self._own = own
+        self.own = own
         self._may_be_there = may_be_there
 
     @property
@@ -123,12 +131,12 @@ class Place:
     @property
     def owns_database(self) -> bool:
         """Whether the database is the tenant's alone."""
-        return "database" in self._own
+        return "database" in self.own
 
     @property
     def is_shared(self) -> bool:
         """Whether neither database nor schema is the tenant's alone: its rows may stand among those of others."""
-        return not self._own & {"database", "schema"}
+        return not self.own & {"database", "schema"}
 
     @property
     def has_tables(self) -> bool:
@@ -162,6 +170,18 @@ class Place:
         async with open_admin(self.site, dbname=self.database) as admin:
             yield admin
 
+    def owning(self, own: Collection[str]) -> Place:
+        """The same place, of which this much is the tenant's own."""
+        return Place(
+            self._plan,
+            self.site,
+            self.placement,
+            tenant=self.tenant,
+            tenant_id=self._id,
+            own=frozenset(own),
+            may_be_there=self._may_be_there,
+        )
+
     # -- creating it
 
     async def found(self) -> Sequence[tuple[str, str]]:
@@ -173,7 +193,7 @@ class Place:
                 found.append(("role", role))
             if self.database is not None:
                 if not await self._has("database", admin):
-                    return [(part, name) for part, name in found if part not in self._own]
+                    return [(part, name) for part, name in found if part not in self.own]
                 found.append(("database", self.database))
         schema = self.placement.schema
         # A schema in a database of the tenant's own came with the template.
@@ -181,7 +201,7 @@ class Place:
             async with self.inside() as admin:
                 if await self._has("schema", admin):
                     found.append(("schema", schema))
-        return [(part, name) for part, name in found if part not in self._own]
+        return [(part, name) for part, name in found if part not in self.own]
 
     async def check_role(self) -> None:
         """Refuse a role of the tenant's whose rights the application's role must not get.
@@ -219,9 +239,9 @@ class Place:
     async def _make(
         self, part: str, name: str, admin: ControlConnection, note: Callable[[str, bool], Awaitable[None]]
     ) -> None:
-        is_known = part in self._own | self._may_be_there or (part == "schema" and self.owns_database)
+        is_known = part in self.own | self._may_be_there or (part == "schema" and self.owns_database)
         if await self._has(part, admin):
-            if is_known and (part not in self._own or await self._is_ours(part, admin)):
+            if is_known and (part not in self.own or await self._is_ours(part, admin)):
                 return
             await note(part, False)
             raise self.refusal(part, name)
@@ -319,7 +339,7 @@ class Place:
         """
         path = [name for name in (self.placement.schema, *self.site.shared_schemas) if name is not None] or ["public"]
         async with self.inside() as admin:
-            await ensure_schema(admin, _MARKS, holds=("set_up_steps",), where=self.where)
+            await self.ensure_store(admin)
             await check_path(admin, self.app_role, path, where=self.where)
             async with admin.transaction():
                 # Tenants that share a schema share the tables that the steps create where they are missing.
@@ -338,6 +358,14 @@ class Place:
                 for setting, value in (self.placement.row_security or {}).items():
                     await admin.rows("select set_config(%s, %s, true)", setting, value)
                 await self._run(admin, step, tenant)
+
+    async def ensure_store(self, admin: ControlConnection) -> None:
+        """Create what this library keeps in a database with tenants, where it is missing.
+
+        Args:
+            admin: A connection to it.
+        """
+        await ensure_schema(admin, _STORE, holds=_STORE_HOLDS, where=self.where)
 
     async def _run(self, admin: ControlConnection, step: str, tenant: Tenant) -> None:
         if step.endswith(".sql"):
@@ -361,20 +389,20 @@ class Place:
     async def dependants(self) -> Sequence[str]:
         """What is not the tenant's own and goes with it: what depends on its objects, or belongs to its role."""
         found: list[str] = []
-        if "schema" in self._own and not self.owns_database and self.placement.schema is not None:
+        if "schema" in self.own and not self.owns_database and self.placement.schema is not None:
             async with self.inside() as admin:
                 found += await dependants(admin, self.placement.schema)
                 found += await self._owned(admin)
-        elif "role" in self._own:
+        elif "role" in self.own:
             async with self.outside() if self.owns_database else self.inside() as admin:
                 found += await self._owned(admin)
         return found
 
     async def _owned(self, admin: ControlConnection) -> Sequence[str]:
         role = self.placement.role
-        if role is None or "role" not in self._own:
+        if role is None or "role" not in self.own:
             return []
-        return await owned(admin, role, self.placement.schema if "schema" in self._own else None)
+        return await owned(admin, role, self.placement.schema if "schema" in self.own else None)
 
     def refuse(self, found: Sequence[str]) -> None:
         """Refuse to drop what is not the tenant's own.
@@ -409,7 +437,7 @@ class Place:
         stays: list[str] = []
         async with self.outside() if self.owns_database else self.inside() as admin:
             await self.drop_restorer(admin)
-            for name in (self.owner, *([role] if role is not None and "role" in self._own else [])):
+            for name in (self.owner, *([role] if role is not None and "role" in self.own else [])):
                 if not await admin.rows("select 1 from pg_roles where rolname = %s", name):
                     continue
                 if not cascade:
@@ -447,11 +475,11 @@ class Place:
         if self.owns_database and self.database is not None:
             async with self.outside() as admin:
                 await admin.command("drop database if exists {} with (force)", self.database)
-        elif "schema" in self._own and schema is not None:
+        elif "schema" in self.own and schema is not None:
             async with self.inside() as admin, admin.transaction():
                 await admin.rows("select set_config('lock_timeout', %s, true)", LOCK_LIMIT)
                 # From here on nothing new can come to depend on the tables.
-                for table in await self._tables(admin):
+                for table in await self.tables(admin):
                     await admin.command("lock table only {} in access exclusive mode", table)
                 if not cascade:
                     self.refuse(await dependants(admin, schema))
@@ -461,61 +489,38 @@ class Place:
                 ):
                     await admin.rows("delete from asgi_datasource.set_up_steps where tenant = %s", self._id)
 
-    async def make_empty(self) -> None:
-        """Create what `clear` has dropped, for a dump to be restored into, and the role where it is missing."""
-        role = self.placement.role
+    async def make_empty(self, note: Callable[[str, bool], Awaitable[None]]) -> None:
+        """Create what `clear` has dropped, for a dump to be restored into, and the role where it is missing.
+
+        Args:
+            note: As for `make`.
+        """
+        role, schema = self.placement.role, self.placement.schema
         async with self.outside() as admin:
+            if role is not None:
+                await self._make("role", role, admin, note)
+                await check_role(admin, role, self.app_role, where=self.where)
+                await admin.command("grant {} to {}", role, self.app_role)
             if self.owns_database and self.database is not None:
                 await admin.command("create database {} template template0 allow_connections false", self.database)
                 await admin.command("revoke connect on database {} from public", self.database)
                 await admin.command("alter database {} allow_connections true", self.database)
-            if role is not None:
-                if not await admin.rows("select 1 from pg_roles where rolname = %s", role):
-                    await admin.command("create role {} nologin", role)
-                await admin.command("grant {} to {}", role, self.app_role)
-        schema = self.placement.schema
         if schema is not None:
             async with self.inside() as admin:
                 await admin.command("create schema {}", schema)
 
-    # -- moving it
+    async def tables(self, admin: ControlConnection, *, kinds: str = "r") -> list[tuple[str, str]]:
+        """The tenant's tables, of a database of its own in all schemas.
 
-    async def fence(self) -> None:
-        """Hold back writes from now on, and wait for those that have begun; reads go on."""
-        async with self.inside() as admin:
-            for role in self._roles():
-                await admin.command(
-                    "revoke insert, update, delete, truncate on all tables in schema {} from {}", self.schema, role
-                )
-                await admin.command("revoke usage, update on all sequences in schema {} from {}", self.schema, role)
-            async with admin.transaction():
-                await admin.rows("select set_config('lock_timeout', %s, true)", LOCK_LIMIT)
-                for table in await self._tables(admin):
-                    await admin.command("lock table {} in share mode", table)
-
-    async def counts(self) -> dict[str, int]:
-        """How many rows each table has."""
-        async with self.inside() as admin, admin.transaction():
-            tables = await self._tables(admin)
-            for table in tables:
-                await admin.command("lock table only {} in access share mode", table)
-            if tables != await self._tables(admin):
-                # A view in a table's place would run functions of whoever put it there.
-                raise DataError(
-                    DataErrorKind.CONFLICT, f"{self.where}: the tables of {self.tenant!r} are being changed"
-                )
-            counts: dict[str, int] = {}
-            for table in tables:
-                [[count]] = await admin.command("select count(*) from only {}", table)
-                counts[".".join(table)] = int(count)
-            return counts
-
-    async def _tables(self, admin: ControlConnection) -> list[tuple[str, str]]:
-        """The tables that hold rows, partitions included; of a database of its own in all schemas."""
+        Args:
+            admin: A connection to their database.
+            kinds: As in `pg_class.relkind`: those that hold rows, partitions included, unless told otherwise.
+        """
         rows = await admin.rows(
             "select n.nspname::text, c.relname::text from pg_class c join pg_namespace n on n.oid = c.relnamespace"
-            " where c.relkind = 'r' and c.relpersistence <> 't' and n.nspname !~ '^pg_'"
+            " where c.relkind::text = any(%s) and c.relpersistence <> 't' and n.nspname !~ '^pg_'"
             " and n.nspname not in ('information_schema', 'asgi_datasource') and (%s or n.nspname = %s) order by 1, 2",
+            list(kinds),
             self.owns_database,
             self.schema,
         )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import AsyncGenerator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -13,6 +13,7 @@ from tempfile import TemporaryDirectory
 from typing import Final, LiteralString
 
 from ...errors import DataError, DataErrorKind
+from .fence import FENCE
 from .programs import Programs, create_private, dump_file
 from .tenant_site import Place, join
 from .trust import SCHEMA, ControlConnection, check_role, login_parameters
@@ -46,13 +47,19 @@ async def dump(place: Place, file: Path, programs: Programs) -> None:
         await programs.run("pg_dump", arguments, server=server, out=stream)
 
 
-async def copy(source: Place, target: Place, programs: Programs) -> None:
+async def copy(source: Place, target: Place, programs: Programs, note: Callable[[str, bool], Awaitable[None]]) -> None:
     """Make the target anew, with all that the source holds.
 
     Functions, defaults and constraints of a dump run while it is restored, and what they run as must have no rights.
     So `pg_restore` does not log in as the role that provisions: `SET ROLE` would not hold, since any function may
     `RESET ROLE`. It logs in as a role made for this, whose only right is to create objects in this place. They belong
     to a role that no one logs in as: functions and views that run with their owner's rights gain none by the move.
+
+    Args:
+        source: Where the tenant lives.
+        target: Where it is to live.
+        programs: `pg_dump` and `pg_restore`.
+        note: As for `Place.make`, about the tenant's role.
 
     Raises:
         DataError: `pg_dump` or `pg_restore` failed; or the server does not let the role log in.
@@ -64,7 +71,7 @@ async def copy(source: Place, target: Place, programs: Programs) -> None:
             extensions = await _extensions(admin, source)
             needs = await _needs(admin, source)
         await target.clear()
-        await target.make_empty()
+        await target.make_empty(note)
         async with target.inside() as admin:
             # Before the application may connect: the scripts of extensions run as the role that provisions.
             for name, schema in extensions:
@@ -223,9 +230,11 @@ _ENTRY: Final = re.compile(rb"\d+; \d+ \d+ (?:COMMENT - )?(EXTENSION|SCHEMA) (?:
 
 
 def _restored(lines: Sequence[bytes], schemas: set[str]) -> Sequence[bytes]:
-    """The table of contents of a dump without what is there already: extensions, and schemas."""
+    """The table of contents of a dump without what is there already, extensions and schemas, and without the fence."""
     kept: list[bytes] = []
     for line in lines:
+        if b" TRIGGER " in line and f" {FENCE} ".encode() in line:
+            continue
         found = _ENTRY.match(line)
         if found is not None:
             what = found[2].decode(errors="replace")

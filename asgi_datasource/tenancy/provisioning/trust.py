@@ -136,19 +136,24 @@ async def check_own(admin: ControlConnection, *, where: str) -> None:
     )
 
 
-async def ensure_schema(admin: ControlConnection, tables: str, *, holds: Sequence[str], where: str) -> None:
+async def ensure_schema(admin: ControlConnection, script: str, *, holds: Sequence[str], where: str) -> None:
     """Create the schema `asgi_datasource`, and objects in it, where they are missing.
 
     Args:
         admin: The connection.
-        tables: A script that creates them.
-        holds: The tables that the script creates.
+        script: Creates them.
+        holds: The tables and functions that the script creates.
         where: Names the server in errors.
 
     Raises:
         DataError: CONFIG: another role has created something there meanwhile.
     """
-    found = await admin.rows("select tablename::text from pg_tables where schemaname = 'asgi_datasource'")
+    found = await admin.rows(
+        "select c.relname::text from pg_class c join pg_namespace n on n.oid = c.relnamespace"
+        " where n.nspname = 'asgi_datasource' union all"
+        " select p.proname::text from pg_proc p join pg_namespace n on n.oid = p.pronamespace"
+        " where n.nspname = 'asgi_datasource'"
+    )
     if {name for [name] in found} >= set(holds):
         return
     async with admin.transaction():
@@ -156,7 +161,7 @@ async def ensure_schema(admin: ControlConnection, tables: str, *, holds: Sequenc
         # No IF NOT EXISTS: what another role has put there since the check is refused.
         if not await admin.rows("select from pg_namespace where nspname = 'asgi_datasource'"):
             await admin.command("create schema {}", SCHEMA)
-        await admin.script(tables, name=SCHEMA)
+        await admin.script(script, name=SCHEMA)
         await check_own(admin, where=where)
 
 
