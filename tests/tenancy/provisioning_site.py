@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator
+import random
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -130,3 +131,22 @@ async def stopped_at(site: Site, step: str, state: str, *arguments: str) -> Asyn
         command.kill()
         await site.sql(RELEASE)
         await site.sql(GO_ON)
+
+
+Point = tuple[str, str]
+"""A step, and what is about to be written of it: `running`, `done`, or `deleted` with the last one."""
+
+
+def kill_points(steps: Sequence[str], *, whole: bool, count: int = 3) -> list[Point]:
+    """Where to kill a command: before each step, and after it before that is written down.
+
+    Args:
+        steps: All of an operation.
+        whole: All of them, instead of a fixed sample.
+        count: How many the sample has.
+    """
+    points = [(step, state) for step in steps for state in ("running", "deleted" if step == steps[-1] else "done")]
+    if whole:
+        return points
+    chosen = random.Random(",".join(steps)).sample(points, min(count, len(points)))
+    return sorted(chosen, key=points.index)

@@ -14,7 +14,7 @@ import pytest
 from asgi_datasource import DataError
 from asgi_datasource.tenancy.provisioning import Operation
 from asgi_datasource.testing import EmbeddedCluster
-from tests.tenancy.provisioning_site import Site, ok, stopped_at
+from tests.tenancy.provisioning_site import Site, kill_points, ok, stopped_at
 
 MOVE_STEPS = ("stop writes", "fence", "copy", "compare", "switch")
 
@@ -80,40 +80,37 @@ async def test_a_move_that_failed_is_taken_back(site: Site) -> None:
     assert await is_clean(site)
 
 
-@pytest.mark.parametrize(
-    ("step", "state"),
-    [(step, state) for step in MOVE_STEPS for state in ("running", "deleted" if step == "switch" else "done")],
-)
-async def test_a_move_is_taken_back_after_a_kill_at_any_step(site: Site, step: str, state: str) -> None:
+async def test_a_move_is_taken_back_after_a_kill_at_any_step(site: Site, whole: bool) -> None:
     await site.provisioner().create("acme")
     before = await as_it_was(site)
-    async with stopped_at(site, step, state, "move", "acme", "--to", "two"):
-        pass
-    ok(site.command("move", "acme", "--cancel"))
-    assert await as_it_was(site) == before
-    assert await is_clean(site)
+    for step, state in kill_points(MOVE_STEPS, whole=whole):
+        async with stopped_at(site, step, state, "move", "acme", "--to", "two"):
+            pass
+        ok(site.command("move", "acme", "--cancel"))
+        assert await as_it_was(site) == before, (step, state)
+        assert await is_clean(site), (step, state)
     await write(site)
     ok(site.command("move", "acme", "--to", "two"))
     assert len(await site.sql("select * from t_acme.items", "two")) == 3
 
 
-@pytest.mark.parametrize("step", MOVE_STEPS)
-async def test_taking_a_move_back_goes_on_after_a_kill_at_any_step(site: Site, step: str) -> None:
+async def test_taking_a_move_back_goes_on_after_a_kill_at_any_step(site: Site, whole: bool) -> None:
     await site.provisioner().create("acme")
     before = await as_it_was(site)
-    async with stopped_at(site, "switch", "deleted", "move", "acme", "--to", "two"):
-        pass
-    async with stopped_at(site, step, "deleted", "move", "acme", "--cancel"):
-        # And nothing else comes in between.
-        busy = site.command("move", "acme", "--to", "two")
-        assert (busy.code, "another process is at work" in busy.err) == (2, True)
-    with pytest.raises(DataError, match="is being taken back: finish that with cancel"):
-        await site.provisioner().move("acme", "two")
-    [row] = json.loads(site.command("list", "--format", "json").out)["tenants"]
-    assert (row["under_way"], row["is_cancelled"]) == ("move", True)
-    ok(site.command("move", "acme", "--cancel"))
-    assert await as_it_was(site) == before
-    assert await is_clean(site)
+    for step in {step for step, _ in kill_points(MOVE_STEPS, whole=whole, count=2)}:
+        async with stopped_at(site, "switch", "deleted", "move", "acme", "--to", "two"):
+            pass
+        async with stopped_at(site, step, "deleted", "move", "acme", "--cancel"):
+            # And nothing else comes in between.
+            busy = site.command("move", "acme", "--to", "two")
+            assert (busy.code, "another process is at work" in busy.err) == (2, True)
+        with pytest.raises(DataError, match="is being taken back: finish that with cancel"):
+            await site.provisioner().move("acme", "two")
+        [row] = json.loads(site.command("list", "--format", "json").out)["tenants"]
+        assert (row["under_way"], row["is_cancelled"]) == ("move", True)
+        ok(site.command("move", "acme", "--cancel"))
+        assert await as_it_was(site) == before, step
+        assert await is_clean(site), step
     await write(site)
 
 
