@@ -170,6 +170,15 @@ class Place:
         async with open_admin(self.site, dbname=self.database) as admin:
             yield admin
 
+    @asynccontextmanager
+    async def _further(self, admin: ControlConnection) -> AsyncGenerator[ControlConnection]:
+        """From `outside` to `inside`: the same connection where the tenant has no database of its own."""
+        if self.database is None:
+            yield admin
+        else:
+            async with self.inside() as inner:
+                yield inner
+
     def owning(self, own: Collection[str]) -> Place:
         """The same place, of which this much is the tenant's own."""
         return Place(
@@ -195,12 +204,12 @@ class Place:
                 if not await self._has("database", admin):
                     return [(part, name) for part, name in found if part not in self.own]
                 found.append(("database", self.database))
-        schema = self.placement.schema
-        # A schema in a database of the tenant's own came with the template.
-        if schema is not None and not self.owns_database:
-            async with self.inside() as admin:
-                if await self._has("schema", admin):
-                    found.append(("schema", schema))
+            schema = self.placement.schema
+            # A schema in a database of the tenant's own came with the template.
+            if schema is not None and not self.owns_database:
+                async with self._further(admin) as inner:
+                    if await self._has("schema", inner):
+                        found.append(("schema", schema))
         return [(part, name) for part, name in found if part not in self.own]
 
     async def check_role(self) -> None:
@@ -232,9 +241,9 @@ class Place:
             if self.database is not None:
                 await self._make("database", self.database, admin, note)
                 await self.let_in(admin)
-        if schema is not None:
-            async with self.inside() as admin:
-                await self._make("schema", schema, admin, note)
+            if schema is not None:
+                async with self._further(admin) as inner:
+                    await self._make("schema", schema, inner, note)
 
     async def _make(
         self, part: str, name: str, admin: ControlConnection, note: Callable[[str, bool], Awaitable[None]]
@@ -505,9 +514,9 @@ class Place:
                 await admin.command("create database {} template template0 allow_connections false", self.database)
                 await admin.command("revoke connect on database {} from public", self.database)
                 await admin.command("alter database {} allow_connections true", self.database)
-        if schema is not None:
-            async with self.inside() as admin:
-                await admin.command("create schema {}", schema)
+            if schema is not None:
+                async with self._further(admin) as inner:
+                    await inner.command("create schema {}", schema)
 
     async def tables(self, admin: ControlConnection, *, kinds: str = "r") -> list[tuple[str, str]]:
         """The tenant's tables, of a database of its own in all schemas.
