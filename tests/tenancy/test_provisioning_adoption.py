@@ -8,7 +8,8 @@ from typing import Any
 import psycopg
 import pytest
 
-from asgi_datasource import DataError
+from asgi_datasource import DataError, DataErrorKind
+from asgi_datasource.tenancy.provisioning import tenant_site
 from asgi_datasource.tenancy.provisioning.tenant_site import Place
 from tests.tenancy.provisioning_site import Site, ok
 
@@ -45,6 +46,16 @@ async def test_a_reserved_schema_is_nobodys(site: Site, name: str) -> None:
     refused_by_command = site.command("create", "acme", "--schema", name, "--adopt")
     assert (refused_by_command.code, "is reserved" in refused_by_command.err) == (2, True)
     assert await site.provisioner().list() == []
+
+
+async def test_a_shared_schema_is_no_tenants(site: Site) -> None:
+    """Also one that is yet to be created: it would be searched for all tenants."""
+    document = json.loads(site.config.read_text())
+    document["datasources"]["one"]["search_path"] = ["extensions"]
+    site.set(datasources=document["datasources"])
+    by_name(site)
+    with pytest.raises(DataError, match="the schema 'extensions' is reserved"):
+        await site.provisioner().create("extensions")
 
 
 async def test_the_document_may_share_what_it_names(site: Site) -> None:
@@ -168,6 +179,35 @@ async def test_a_database_of_somebody_else_is_refused(site: Site) -> None:
     await site.provisioner().create(billing, adopt=True)
     await site.provisioner().drop(billing)
     assert await site.sql(f"select from pg_database where datname = '{billing}'") == [()]
+
+
+async def test_a_schema_that_came_with_the_template_is_the_tenants(site: Site) -> None:
+    template = f"{site.prefix}_template"
+    await site.cluster.create_database(template, owner="postgres")
+    await site.sql("create schema shop; create table shop.items (id int, name text)", template)
+    site.set(
+        tenants_from={"datasource": "control", "defaults": {"datasource": "own", "schema": "{tenant}"}},
+        provisioning={"set_up": [], "template": template},
+    )
+    await site.provisioner().create("shop")
+    await site.provisioner().drop("shop")
+    assert await site.sql(f"select from pg_database where datname = '{site.prefix}_shop'") == []
+
+
+async def test_a_tenant_without_a_database_yet_can_be_dropped(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    role = f"{site.prefix}_acme"
+
+    async def refuse(*_: Any, **__: Any) -> None:
+        raise DataError(DataErrorKind.CONFIG, "not today")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(tenant_site, "check_role", refuse)
+        with pytest.raises(DataError, match="not today"):
+            await site.provisioner().create("acme", datasource="own", role=role)
+    [record] = await site.provisioner().list()
+    assert record.made == {"role"}
+    await site.provisioner().drop("acme")
+    assert await site.sql(f"select from pg_roles where rolname = '{role}'") == []
 
 
 async def test_only_the_application_connects_to_a_tenants_database(site: Site) -> None:

@@ -309,13 +309,13 @@ async def test_a_drop_that_failed_is_taken_back(site: Site) -> None:
 
 async def test_there_is_no_way_back_once_a_drop_takes_away(site: Site) -> None:
     await site.provisioner().create("acme")
-    async with stopped_at(site, "take away", "running", "drop", "acme", "--yes", "acme"):
+    async with stopped_at(site, "drop objects", "running", "drop", "acme", "--yes", "acme"):
         pass
     await site.provisioner().cancel("acme", Operation.DROP)
     await write(site)
-    async with stopped_at(site, "take away", "done", "drop", "acme", "--yes", "acme"):
+    async with stopped_at(site, "drop objects", "done", "drop", "acme", "--yes", "acme"):
         pass
-    with pytest.raises(DataError, match="cannot be taken back any more: 'take away' has begun"):
+    with pytest.raises(DataError, match="cannot be taken back any more: 'drop objects' has begun"):
         await site.provisioner().cancel("acme", Operation.DROP)
     await site.provisioner().drop("acme")
 
@@ -325,7 +325,7 @@ async def test_a_tenant_that_could_not_be_created_is_dropped(site: Site) -> None
     assert site.command("create", "acme").code == 2
     refused = site.command("move", "acme", "--to", "two")
     assert (refused.code, "finish it, or drop the tenant" in refused.err) == (2, True)
-    async with stopped_at(site, "take away", "running", "drop", "acme", "--yes", "acme"):
+    async with stopped_at(site, "drop objects", "running", "drop", "acme", "--yes", "acme"):
         pass
     ok(site.command("drop", "acme", "--cancel"))
     (site.folder / "more.sql").write_text("select 1")

@@ -63,6 +63,7 @@ async def test_what_depends_on_a_tenant_goes_when_asked_for(site: Site) -> None:
     refused = site.command("drop", "acme", "--yes", "acme")
     assert (refused.code, "column v of table t_globex.items" in refused.err) == (2, True)
     assert "--cascade" in refused.err
+    assert "Nothing was done." in refused.err
     told = site.command("drop", "acme", "--yes", "acme", "--cascade")
     assert told.code == 0, told.err
     assert "takes with it: column v of table t_globex.items" in told.err
@@ -108,6 +109,7 @@ async def test_a_role_that_is_needed_elsewhere_stays(site: Site) -> None:
     try:
         assert told.code == 0, told.err
         assert f"stays: the role '{role}': it has something in the database {site.prefix}_one" in told.err
+        assert "stays: the schema 't_acme' on 'one', which a move has left behind" in told.err
     finally:
         await site.drop_role(role)
 
@@ -119,7 +121,7 @@ async def test_what_came_to_depend_on_a_tenant_while_it_is_dropped_is_kept(
     provisioner = site.provisioner()
 
     def meanwhile(text: str) -> None:
-        if text == "drop acme: take away":
+        if text == "drop acme: drop objects":
             site.cluster.primary.blocking.sql(
                 "create view public.late as select name from t_acme.items", dbname=f"{site.prefix}_one"
             )

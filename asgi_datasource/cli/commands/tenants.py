@@ -1,4 +1,4 @@
-"""`asgi-datasource tenants ...`: makes, lists, changes, moves and drops tenants; prints the SQL of policies."""
+"""`asgi-datasource tenants ...`: creates, lists, changes, moves and drops tenants; prints the SQL of policies."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ from ..sources import environment, find_file, load_or_refuse, offer_environment,
 
 @dataclass(frozen=True, slots=True)
 class Done:
-    """What was done with a tenant.
+    """The result of an operation on a tenant.
 
     Attributes:
         action: The command.
         tenant: The tenant's name.
-        detail: What else there is to say, in words.
+        detail: The result in words.
     """
 
     action: str
@@ -34,7 +34,7 @@ class Done:
 
     @property
     def exit_code(self) -> ExitCode:
-        """It was done."""
+        """0: an operation that was not done raises."""
         return ExitCode.CLEAN
 
     def render(self, form: str, style: Style) -> str:
@@ -86,7 +86,7 @@ class Script:
 
     @property
     def exit_code(self) -> ExitCode:
-        """It was printed."""
+        """Always 0."""
         return ExitCode.CLEAN
 
     def render(self, form: str, style: Style) -> str:
@@ -120,41 +120,41 @@ def _as_json(record: Record) -> dict[str, Any]:
 
 
 def configure(parser: ArgumentParser) -> None:
-    """A command for each operation."""
+    """Add a command for each operation."""
     commands = parser.add_subparsers(title="operations", metavar="OPERATION", required=True, dest="operation")
 
     def add(name: str, summary: str, *names: str) -> ArgumentParser:
         made = commands.add_parser(name, help=summary, description=f"{summary[:1].upper()}{summary[1:]}.")
         for given in names:
             made.add_argument(given, metavar=given.upper())
-        made.add_argument("--config", metavar="FILE", help="YAML, TOML or JSON; datasource.yaml unless told")
+        made.add_argument("--config", metavar="FILE", help="YAML, TOML or JSON; default: datasource.yaml")
         offer_overlays(made)
         offer_environment(made)
         return made
 
-    create = add("create", "make a tenant; run it again to go on where it stopped", "name")
+    create = add("create", "create a tenant; run it again to go on where it stopped", "name")
     for option, text in (
-        ("datasource", "where it lives; tenants_from.defaults unless told"),
+        ("datasource", "where it lives; default: tenants_from.defaults"),
         ("schema", "its schema"),
         ("database", "its database"),
         ("role", "the role that it runs as"),
     ):
         create.add_argument(f"--{option}", help=text)
-    create.add_argument("--alias", action="append", default=[], metavar="NAME", help="another name; may be given again")
-    create.add_argument("--max-connections", type=int, metavar="COUNT", help="its limit of each server's pool")
+    create.add_argument("--alias", action="append", default=[], metavar="NAME", help="another name; can be repeated")
+    create.add_argument("--max-connections", type=int, metavar="COUNT", help="its limit in the pool of each server")
     create.add_argument(
         "--adopt", action="store_true", help="take over a schema, database or role that is there already"
     )
     rename = add("rename", "give a tenant another name; the old one stays an alias", "name", "new")
-    suspend = add("suspend", "serve a tenant no more", "name")
+    suspend = add("suspend", "stop serving a tenant", "name")
     resume = add("resume", "serve a tenant again", "name")
     move = add("move", "move a tenant to another datasource", "name")
     where = move.add_mutually_exclusive_group(required=True)
     where.add_argument("--to", metavar="DATASOURCE", help="where it is to live")
     where.add_argument("--cancel", action="store_true", help="take back a move that has not ended")
-    drop = add("drop", "take a tenant away for good", "name")
-    drop.add_argument("--cancel", action="store_true", help="take back a drop that has not begun to take away")
-    drop.add_argument("--yes", metavar="NAME", help="the tenant's name once more: there is no way back")
+    drop = add("drop", "drop a tenant for good", "name")
+    drop.add_argument("--cancel", action="store_true", help="take back a drop that has not dropped objects yet")
+    drop.add_argument("--yes", metavar="NAME", help="the tenant's name again, since there is no way back")
     drop.add_argument("--keep-dump", action="store_true", help="keep a dump in provisioning.dump_folder")
     drop.add_argument("--cascade", action="store_true", help="drop what depends on its objects as well")
     listing = add("list", "list the tenants of the table")
@@ -164,16 +164,14 @@ def configure(parser: ArgumentParser) -> None:
         "sql", help="print the SQL that puts tables under row security", description="Print DDL for a migration."
     )
     sql.add_argument("tables", nargs="+", metavar="TABLE", help="orders, or shop.orders")
-    sql.add_argument(
-        "--setting", default="app.tenant", help="the custom setting of row_security; app.tenant unless told"
-    )
-    sql.add_argument("--column", default="tenant", help="the column that says whose a row is; tenant unless told")
-    sql.add_argument("--type", default="text", help="of that column: text, uuid, bigint or integer")
+    sql.add_argument("--setting", default="app.tenant", help="the custom setting of row_security; default: app.tenant")
+    sql.add_argument("--column", default="tenant", help="the column with the tenant of a row; default: tenant")
+    sql.add_argument("--type", default="text", help="type of that column: text, uuid, bigint or integer")
     offer_formats(sql, "text")
 
 
 def run(options: Namespace, console: Console) -> Done | Listing | Script:
-    """Do it."""
+    """Run the operation."""
     if options.operation == "sql":
         try:
             rules = PolicyRules(setting=options.setting, column=options.column, type=options.type)
@@ -182,7 +180,7 @@ def run(options: Namespace, console: Console) -> Done | Listing | Script:
             raise CannotRun(str(error), "See asgi-datasource tenants sql --help.") from None
     if options.operation == "drop" and not options.cancel and options.yes != options.name:
         raise CannotRun(
-            f"dropping {options.name!r} takes away all that it has", f"If that is meant, add --yes {options.name}."
+            f"dropping {options.name!r} drops all that it has", f"If that is meant, add --yes {options.name}."
         )
     file: str = options.config or find_file()
     findings = examine(source_of(file, options), environ=environment(options), needs_resolver=False)
@@ -190,16 +188,16 @@ def run(options: Namespace, console: Console) -> Done | Listing | Script:
     try:
         return asyncio.run(_OPERATIONS[options.operation](provisioner, options))
     except DataError as error:
-        raise CannotRun(error.message, _fix(options)) from None
+        raise CannotRun(error.message, _fix(options, has_begun=provisioner.has_begun)) from None
 
 
-def _fix(options: Namespace) -> str:
-    again = "Fix that and run it again: it goes on where it stopped"
-    if getattr(options, "cancel", False) or options.operation == "create":
-        return f"{again}."
-    if options.operation in ("move", "drop"):
-        return f"{again}. Or take it back: tenants {options.operation} {options.name} --cancel."
-    return "See asgi-datasource tenants --help."
+def _fix(options: Namespace, *, has_begun: bool) -> str:
+    if not has_begun:
+        return "Nothing was done."
+    again = "Fix that and run it again: it goes on where it stopped."
+    if options.operation == "create" or options.cancel:
+        return again
+    return f"{again} Or take it back: tenants {options.operation} {options.name} --cancel."
 
 
 async def _create(provisioner: Provisioner, options: Namespace) -> Done:

@@ -104,7 +104,7 @@ class ControlConnection:
             name: Names the file in errors.
 
         Raises:
-            DataError: The server refused one of them; the message has its line and column where the server told them.
+            DataError: The server refused one of them; the message has line and column where the server reports them.
         """
         try:
             await self.connection.execute(text.encode(), prepare=False)

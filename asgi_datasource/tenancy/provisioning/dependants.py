@@ -35,7 +35,7 @@ where found.schema is distinct from (select quote_ident(nspname) from place)
 and (o.classid, o.objid) <> ('pg_namespace'::regclass, (select oid from place))
 and not (o.classid = 'pg_extension'::regclass
          and o.objid in (select e.oid from pg_extension e join place on place.oid = e.extnamespace))
--- A part of something that goes is not told of by itself; a partition in another schema is.
+-- Parts of an object are not listed beside it; a partition in another schema is.
 and (
     (o.classid = 'pg_class'::regclass and o.objsubid = 0 and o.objid in (select oid from relations))
     or not exists (

@@ -104,6 +104,8 @@ async def count_rows(place: Place) -> dict[str, int]:
         DataError: CONFLICT: tables are being replaced meanwhile.
     """
     async with place.inside() as admin, admin.transaction():
+        # An error instead of policies, whose functions would run as this role, where it does not bypass them.
+        await admin.rows("select set_config('row_security', 'off', true)")
         tables = await place.tables(admin)
         for table in tables:
             await admin.command("lock table only {} in access share mode", table)

@@ -505,6 +505,20 @@ class Ledger:
         )
         return frozenset(str(part) for [part] in rows)
 
+    async def all_left_behind(self, record: Record) -> Sequence[str]:
+        """What moves of a tenant have left behind, for messages."""
+        rows = await self._admin.rows(
+            "select datasource, schema, database, made from asgi_datasource.tenants_left_behind where tenant = %s"
+            " order by left_at",
+            record.id,
+        )
+        return [
+            f"the {part} {schema if part == 'schema' else database!r} on {datasource!r}"
+            for datasource, schema, database, made in rows
+            for part in made
+            if part != "role"
+        ]
+
     async def take_back(self, record: Record, datasources: Sequence[str]) -> None:
         """A tenant has nothing left behind there any more; arguments as for `left_behind`."""
         await self._admin.rows(

@@ -60,10 +60,10 @@ class Placing:
         )
 
     async def check_apart(self, name: str, placement: Placement) -> None:
-        """Refuse a name that is somebody's, and a place where nothing would keep the tenant and another one apart.
+        """Refuse a name that is taken, and a place where nothing would separate the tenant from another one.
 
         Raises:
-            DataError: CONFLICT: it is.
+            DataError: CONFLICT: the name or the place is taken.
         """
         names = [name, *placement.aliases]
         other = await self._records.claimed_by(name, names)
@@ -95,11 +95,15 @@ class Placing:
         site = self._plan.sites[placement.datasource]
         place = self._at(site, placement, name, UUID(int=0), own=frozenset(), adopt=adopt)
         names = {"schema": placement.schema, "role": placement.role, "database": place.database}
+        taken: dict[str, Collection[str]] = {
+            "schema": site.shared_schemas,
+            "role": (place.app_role,),
+            "database": self._plan.databases,
+        }
         for part, given in names.items():
-            # `public`, for tenants that share its tables: the document's choice, not that of whoever names a tenant.
+            # `public` with shared tables may be the document's choice; it is never the choice of a tenant's name.
             if given is not None and not (given == "public" and self._plan.documents(part, given)):
-                taken = {"role": (place.app_role,), "database": self._plan.databases}.get(part, ())
-                check_reserved(part, given, taken)
+                check_reserved(part, given, taken[part])
         for part, given in await place.found():
             if part == "role":
                 await place.check_role()
@@ -114,7 +118,7 @@ class Placing:
 
         Args:
             record: The tenant.
-            adopt: Its place may be there without having been created for it.
+            adopt: Accept a place that was not created for it.
         """
         own = record.made - await self._shared(record.name, record.placement)
         return self._at(self._site(record.placement), record.placement, record.name, record.id, own=own, adopt=adopt)
@@ -180,7 +184,7 @@ class Placing:
         """Refuse a name that no tenant can have.
 
         Raises:
-            DataError: TENANT (400): it is one.
+            DataError: TENANT (400): it does not match the pattern, or holds control characters or a placeholder.
         """
         if name == EVERY_OTHER or _PLAIN_NAME.fullmatch(name) is None or not re.fullmatch(self._plan.pattern, name):
             raise DataError(

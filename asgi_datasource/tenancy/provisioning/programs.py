@@ -1,4 +1,4 @@
-"""Runs `pg_dump` and `pg_restore`: no secret in their arguments, no row in their messages, no dump for other eyes."""
+"""Runs `pg_dump` and `pg_restore`: no secret in arguments, no row in messages, and dumps that only their user reads."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from ...errors import DataError, DataErrorKind
 
 _SERVICE: Final = "asgi_datasource"
 _MOST_TEXT: Final = 2000
-"""Longest message of a program that is told."""
+"""Longest part of a program's output in a message."""
 
 
 class ProgramFailed(Exception):
@@ -116,7 +116,7 @@ def _service(parameters: Mapping[str, str]) -> Generator[Mapping[str, str]]:
             raise DataError(
                 DataErrorKind.CONFIG,
                 f"the admin connection's {name} begins or ends with white space, or has a line break in it, which"
-                " pg_dump cannot be told",
+                " a service file of pg_dump cannot hold",
             )
     with TemporaryDirectory(prefix="asgi-datasource-") as folder:
         file = Path(folder) / "service"

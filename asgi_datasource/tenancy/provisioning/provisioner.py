@@ -27,16 +27,20 @@ logger = logging.getLogger("asgi_datasource.provisioning")
 
 
 class Provisioner:
-    """Creates, moves and drops tenants whose rows are in the table that it keeps.
+    """Creates, moves and drops the tenants in the table `asgi_datasource.tenants`.
 
     Args:
-        plan: What the configuration says.
+        plan: The configuration.
         tell: Is called with each step as it begins.
+
+    Attributes:
+        has_begun: A step has begun: a failure after that leaves an operation under way.
     """
 
     def __init__(self, plan: ProvisioningPlan, *, tell: Callable[[str], None] = logger.info) -> None:
         self._plan = plan
         self._tell = tell
+        self.has_begun = False
         self._programs = Programs(plan.programs)
 
     # -- the operations
@@ -81,7 +85,7 @@ class Provisioner:
                 Step("grants after set-up", lambda _: place.grant()),
                 Step("activate", lambda _: records.activate(name), ends=True),
             ]
-            await Run(records, name, Operation.CREATE, steps, self._tell).go_on()
+            await Run(records, name, Operation.CREATE, steps, self._step).go_on()
             return tenant
 
     async def drop(self, name: str, *, keep_dump: bool = False, cascade: bool = False) -> Path | None:
@@ -114,11 +118,13 @@ class Provisioner:
                 self._programs.find("pg_dump")
             for what in taken:
                 self._tell(f"drop {name}: takes with it: {what}")
+            for what in await records.all_left_behind(record):
+                self._tell(f"drop {name}: stays: {what}, which a move has left behind")
             if place.is_shared:
                 self._tell(f"drop {name}: it has no database or schema of its own; its rows stay where they are")
             await records.open(name, Operation.DROP)
             steps = self._dropping(records, record, place, file, cascade=cascade)
-            await Run(records, name, Operation.DROP, steps, self._tell).go_on()
+            await Run(records, name, Operation.DROP, steps, self._step).go_on()
             return file
 
     def _dropping(
@@ -147,8 +153,8 @@ class Provisioner:
         return [
             Step("stop serving", stop_serving, serve_again),
             Step("dump", keep),
-            Step("take away", take_away, undo=None),
-            Step("forget", lambda _: records.forget(record), undo=None, ends=True),
+            Step("drop objects", take_away, undo=None),
+            Step("delete row", lambda _: records.forget(record), undo=None, ends=True),
         ]
 
     async def move(self, name: str, datasource: str) -> None:
@@ -181,7 +187,7 @@ class Provisioner:
                     self._programs.find(program)
             await records.open(name, Operation.MOVE, datasource)
             steps = self._moving(records, placing, record, source, target)
-            await Run(records, name, Operation.MOVE, steps, self._tell).go_on()
+            await Run(records, name, Operation.MOVE, steps, self._step).go_on()
 
     async def _check_target(self, placing: Placing, record: Record, target: Place) -> None:
         """Refuse a place where something is that the tenant has not left behind, or on which something depends."""
@@ -259,7 +265,7 @@ class Provisioner:
     async def cancel(self, name: str, operation: Operation) -> None:
         """Take back a move or drop that has not ended, step by step: the tenant is as it was before.
 
-        Cut short, it goes on when it is called again. A drop cannot be taken back once it has begun to take away.
+        Cut short, it goes on when it is called again. A drop cannot be taken back once it drops objects.
 
         Args:
             name: The tenant's name.
@@ -283,7 +289,7 @@ class Provisioner:
                 steps = self._moving(records, placing, record, source, target)
             else:
                 steps = self._dropping(records, record, source, None, cascade=False)
-            await Run(records, name, operation, steps, self._tell).take_back()
+            await Run(records, name, operation, steps, self._step).take_back()
 
     async def rename(self, name: str, new: str) -> None:
         """Give a tenant another name. Nothing of it moves, and the old name stays an alias.
@@ -319,6 +325,10 @@ class Provisioner:
             return await records.all()
 
     # -- inside
+
+    def _step(self, text: str) -> None:
+        self.has_begun = True
+        self._tell(text)
 
     async def _set_state(self, name: str, state: str) -> None:
         async with self._records() as records, records.alone(name):

@@ -71,13 +71,13 @@ class Place:
     """Where a tenant lives, or is to live, on one site.
 
     Args:
-        plan: What the configuration says.
+        plan: The configuration.
         site: The datasource.
-        placement: The place.
+        placement: The names of the place.
         tenant: The tenant's name.
         tenant_id: The tenant's id.
-        own: What of `schema`, `role` and `database` is this tenant's alone, and goes with it.
-        may_be_there: What of them may be there without having been created for this tenant.
+        own: Those of `schema`, `role` and `database` that are this tenant's alone, and are dropped with it.
+        may_be_there: Those of them that may exist without having been created for this tenant.
     """
 
     def __init__(
@@ -99,7 +99,7 @@ class Place:
         self.owner = f"{SCHEMA}_owner_{tenant_id.hex}"
         """Owns what a move has restored: a role without login and without rights beyond this tenant's objects."""
         self.restorer = f"{SCHEMA}_restore_{tenant_id.hex}"
-        """Logs in for a restore, and is dropped with its end."""
+        """The login of a restore, dropped at its end."""
         self._id = tenant_id
         self.own = own
         self._may_be_there = may_be_there
@@ -135,12 +135,12 @@ class Place:
 
     @property
     def is_shared(self) -> bool:
-        """Whether neither database nor schema is the tenant's alone: its rows may stand among those of others."""
+        """Whether neither database nor schema is the tenant's alone: its tables may hold rows of others."""
         return not self.own & {"database", "schema"}
 
     @property
     def has_tables(self) -> bool:
-        """Whether it is known where its tables are: in a schema, or in a database."""
+        """Whether its tables have a place of their own: a schema, or a database."""
         return self.database is not None or self.placement.schema is not None
 
     @property
@@ -180,7 +180,7 @@ class Place:
                 yield inner
 
     def owning(self, own: Collection[str]) -> Place:
-        """The same place, of which this much is the tenant's own."""
+        """The same place with another set of parts that are the tenant's own."""
         return Place(
             self._plan,
             self.site,
@@ -194,7 +194,7 @@ class Place:
     # -- creating it
 
     async def found(self) -> Sequence[tuple[str, str]]:
-        """What of the role, the database and the schema is there although it was not created for this tenant."""
+        """The role, database and schema that exist and were not created for this tenant."""
         found: list[tuple[str, str]] = []
         async with self.outside() as admin:
             role = self.placement.role
@@ -226,8 +226,7 @@ class Place:
         """Create the role, the database and the schema that are missing.
 
         Args:
-            note: Is called with each of them and True before it is created, and with False when it turns out to be
-                another's.
+            note: Is called with the part and True before it is created, and with False when it proves to be another's.
 
         Raises:
             DataError: CONFLICT: one of them is there, and was not created for this tenant.
@@ -248,19 +247,23 @@ class Place:
     async def _make(
         self, part: str, name: str, admin: ControlConnection, note: Callable[[str, bool], Awaitable[None]]
     ) -> None:
+        async def noted(is_made: bool) -> None:
+            await note(part, is_made)
+            self.own = self.own | {part} if is_made else self.own - {part}
+
         is_known = part in self.own | self._may_be_there or (part == "schema" and self.owns_database)
         if await self._has(part, admin):
             if is_known and (part not in self.own or await self._is_ours(part, admin)):
                 return
-            await note(part, False)
+            await noted(False)
             raise self.refusal(part, name)
-        await note(part, True)
+        await noted(True)
         try:
             match part:
                 case "role":
                     await admin.command("create role {} nologin", name)
                 case "database":
-                    # Nobody may connect before `let_in`; and it is complete, or not there, after a crash of the server.
+                    # No connection before `let_in`. After a crash of the server it is complete, or not there.
                     template = self._plan.template or "template1"
                     await admin.command("create database {} template {} allow_connections false", name, template)
                 case _:
@@ -268,7 +271,7 @@ class Place:
         except DataError as error:
             if error.sqlstate in _IS_THERE:
                 # Between the look and the command another process has created it.
-                await note(part, False)
+                await noted(False)
                 raise self.refusal(part, name) from error
             raise
 
@@ -290,8 +293,7 @@ class Place:
                 return bool(await admin.rows("select from pg_namespace where nspname = %s", self.placement.schema))
 
     async def _is_ours(self, part: str, admin: ControlConnection) -> bool:
-        """Whether something was created by the role that provisions, or a superuser. A process that died may have noted
-        it and not created it."""
+        """Whether it belongs to the role that provisions, or a superuser: a process may have died after it noted it."""
         trusted = "(select oid from pg_roles where rolsuper or rolname = current_user)"
         match part:
             case "role":
@@ -304,16 +306,17 @@ class Place:
                 return bool(await admin.rows(query, self.placement.schema))
 
     async def is_there(self) -> bool:
-        """Whether there is something in this place: the database, or the schema."""
-        if self.database is not None:
-            async with self.outside() as admin:
-                if not await self._has("database", admin) or self.placement.schema is None:
-                    return await self._has("database", admin)
-        async with self.inside() as admin:
-            return await self._has("schema", admin)
+        """Whether the tenant's own database or schema exists."""
+        async with self.outside() as admin:
+            if self.database is not None and not await self._has("database", admin):
+                return False
+            if self.owns_database or self.placement.schema is None:
+                return self.database is not None
+            async with self._further(admin) as inner:
+                return await self._has("schema", inner)
 
     async def grant(self) -> None:
-        """Let the application's role, and the tenant's, use what is there and what will be."""
+        """Grant the application's role, and the tenant's, the use of all tables and sequences, present and future."""
         if not self.has_tables:
             return
         async with self.inside() as admin:
@@ -324,7 +327,7 @@ class Place:
                     await admin.command(template, self.schema, role)
 
     async def let_in(self, admin: ControlConnection) -> None:
-        """Let the application's role connect to the tenant's own database, and no other role.
+        """Grant the right to connect to the tenant's own database to the application's role only.
 
         Args:
             admin: A connection to the server.
@@ -351,7 +354,7 @@ class Place:
             await self.ensure_store(admin)
             await check_path(admin, self.app_role, path, where=self.where)
             async with admin.transaction():
-                # Tenants that share a schema share the tables that the steps create where they are missing.
+                # Set-ups of tenants that share a schema run one after the other: CREATE IF NOT EXISTS can collide.
                 await admin.rows(
                     "select pg_advisory_xact_lock(hashtextextended(%s, 0))", f"{SCHEMA} set-up {self.schema}"
                 )
@@ -396,16 +399,23 @@ class Place:
     # -- dropping it
 
     async def dependants(self) -> Sequence[str]:
-        """What is not the tenant's own and goes with it: what depends on its objects, or belongs to its role."""
+        """What would be dropped and is not the tenant's own: it depends on its objects, or belongs to its role."""
         found: list[str] = []
-        if "schema" in self.own and not self.owns_database and self.placement.schema is not None:
-            async with self.inside() as admin:
+        async with self._remaining() as admin:
+            if "schema" in self.own and not self.owns_database and self.placement.schema is not None:
                 found += await dependants(admin, self.placement.schema)
-                found += await self._owned(admin)
-        elif "role" in self.own:
-            async with self.outside() if self.owns_database else self.inside() as admin:
-                found += await self._owned(admin)
+            found += await self._owned(admin)
         return found
+
+    @asynccontextmanager
+    async def _remaining(self) -> AsyncGenerator[ControlConnection]:
+        """A connection to where the tenant's objects are, or were: not to a database that goes, or was never made."""
+        async with self.outside() as admin:
+            if self.owns_database or (self.database is not None and not await self._has("database", admin)):
+                yield admin
+            else:
+                async with self._further(admin) as inner:
+                    yield inner
 
     async def _owned(self, admin: ControlConnection) -> Sequence[str]:
         role = self.placement.role
@@ -436,7 +446,7 @@ class Place:
             cascade: Drop what depends on it as well.
 
         Returns:
-            What stays all the same, and why.
+            What could not be dropped, and why.
 
         Raises:
             DataError: CONFLICT: something depends on it that is not the tenant's own.
@@ -444,7 +454,7 @@ class Place:
         await self.clear(cascade=cascade)
         role = self.placement.role
         stays: list[str] = []
-        async with self.outside() if self.owns_database else self.inside() as admin:
+        async with self._remaining() as admin:
             await self.drop_restorer(admin)
             for name in (self.owner, *([role] if role is not None and "role" in self.own else [])):
                 if not await admin.rows("select 1 from pg_roles where rolname = %s", name):
@@ -461,7 +471,7 @@ class Place:
         return stays
 
     async def drop_restorer(self, admin: ControlConnection) -> None:
-        """Drop the login of a restore, also one that a process left when it died.
+        """Drop the login of a restore, also after the process that created it has died.
 
         Args:
             admin: A connection to the database that is restored.
@@ -487,7 +497,7 @@ class Place:
         elif "schema" in self.own and schema is not None:
             async with self.inside() as admin, admin.transaction():
                 await admin.rows("select set_config('lock_timeout', %s, true)", LOCK_LIMIT)
-                # From here on nothing new can come to depend on the tables.
+                # With these locks no new object can come to depend on the tables.
                 for table in await self.tables(admin):
                     await admin.command("lock table only {} in access exclusive mode", table)
                 if not cascade:
@@ -523,7 +533,7 @@ class Place:
 
         Args:
             admin: A connection to their database.
-            kinds: As in `pg_class.relkind`: those that hold rows, partitions included, unless told otherwise.
+            kinds: Values of `pg_class.relkind`; by default those that hold rows, partitions included.
         """
         rows = await admin.rows(
             "select n.nspname::text, c.relname::text from pg_class c join pg_namespace n on n.oid = c.relnamespace"
@@ -537,7 +547,7 @@ class Place:
 
 
 async def join(admin: ControlConnection, role: str) -> None:
-    """Become a member of a role, for the right to handle what it owns; a superuser has that already."""
+    """Become a member of a role, for the right to handle what it owns. A superuser needs no membership."""
     for [user] in await admin.rows("select rolname::text from pg_roles where rolname = current_user and not rolsuper"):
         await admin.command("grant {} to {}", role, user)
 

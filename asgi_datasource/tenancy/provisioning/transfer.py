@@ -94,7 +94,7 @@ async def copy(source: Place, target: Place, programs: Programs, note: Callable[
 async def _restorer(
     admin: ControlConnection, target: Place, needs: _Needs
 ) -> AsyncGenerator[tuple[Mapping[str, str], Sequence[str]]]:
-    """How `pg_restore` logs in, and the arguments that say who owns what it restores."""
+    """The login of `pg_restore`, and the arguments that choose the owner of what it restores."""
     app, owner, restorer = target.app_role, target.owner, target.restorer
     [[user, dbname]] = await admin.rows("select current_user::text, current_database()::text")
     if user == app:

@@ -1,8 +1,8 @@
 """Whose code the role that provisions may run: its own and that of superusers.
 
-Triggers, rules and functions run with the rights of whoever uses them. The role that provisions is often a superuser,
-so an object that another role can change is a way to those rights. `SET ROLE` is no protection: the code it is meant to
-contain can `RESET ROLE`.
+Triggers, rules and functions run with the rights of the role that uses them. The role that provisions is often a
+superuser, so an object that another role can change is a way to those rights. `SET ROLE` is no protection: the code
+that it is meant to contain can `RESET ROLE`.
 
 Source: PostgreSQL manual, "The Rule System and Privileges", "Schemas: Usage Patterns"; CVE-2018-1058.
 """
@@ -40,7 +40,7 @@ __all__ = [
     "login_parameters",
     "open_admin",
 ]
-# The driver's names come from here for the whole folder: one module knows which driver it is.
+# The whole folder imports the driver's names from here, so that one module knows the driver.
 
 SCHEMA: Final = "asgi_datasource"
 """Holds what this library keeps in a database: the table of tenants, and the marks of what was set up."""
@@ -107,7 +107,7 @@ from pg_db_role_setting s join pg_database d on d.oid = s.setdatabase, unnest(s.
 where d.datname = current_database() and s.setrole = 0 and setting ~ '^(role|session_authorization)='
 order by 1
 """
-"""What would run code of a role that is neither a superuser nor this one. Its catalogs only: nothing here runs any."""
+"""What would run code of a role that is neither a superuser nor this one. Reads catalogs only, which runs no code."""
 
 
 async def check_own(admin: ControlConnection, *, where: str) -> None:
@@ -198,7 +198,7 @@ select distinct pg_describe_object(classid, objid, 0) from found
 where owner in (select oid from reached)
 and not exists (select from app where pg_has_role(app.oid, current_user, 'member')) order by 1 limit 6
 """
-"""What the application's role, or everybody, can change in these schemas. None where that role may become this one."""
+"""What the application's role, or PUBLIC, can change in these schemas. Empty where that role may become this one."""
 
 
 async def check_path(admin: ControlConnection, app: str, schemas: Sequence[str], *, where: str) -> None:
