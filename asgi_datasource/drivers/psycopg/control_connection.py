@@ -1,7 +1,7 @@
 """Connections outside any pool: for provisioning, as a role that may create objects, and for the questions of `check`.
 
 What the server says of a failed statement may quote rows, so no message here repeats it: a message is our own text for
-the SQLSTATE and the names of the objects. psycopg's exception stays the `__cause__`.
+the SQLSTATE and the names of the objects. psycopg's exception stays the `__cause__`, with the server's words in `diag`.
 """
 
 from __future__ import annotations
@@ -149,9 +149,12 @@ class ControlConnection:
 
     def _refused(self, error: psycopg.Error, *, where: str = "") -> DataError:
         found = classify(ErrorDetail(sqlstate=error.sqlstate, is_broken=self.connection.closed))
+        text = refusal_text(error)
+        # Every traceback prints the cause. Its `diag` still has all that the server has said.
+        error.args = (text,)
         return DataError(
             found.kind,
-            where + refusal_text(error),
+            where + text,
             sqlstate=error.sqlstate,
             http_status=found.http_status,
             is_retryable=found.is_retryable,

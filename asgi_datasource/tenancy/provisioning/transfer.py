@@ -6,7 +6,6 @@ import re
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from secrets import token_urlsafe
 from tempfile import TemporaryDirectory
@@ -96,7 +95,11 @@ async def _restorer(
 ) -> AsyncGenerator[tuple[Mapping[str, str], Sequence[str]]]:
     """The login of `pg_restore`, and the arguments that choose the owner of what it restores."""
     app, owner, restorer = target.app_role, target.owner, target.restorer
-    [[user, dbname]] = await admin.rows("select current_user::text, current_database()::text")
+    [[user, dbname, until]] = await admin.rows(
+        "select current_user::text, current_database()::text, to_char((now() + %s::interval) at time zone 'UTC',"
+        ' \'YYYY-MM-DD"T"HH24:MI:SS"Z"\')',
+        RESTORED_WITHIN,
+    )
     if user == app:
         # One login for both: there are no rights to be gained.
         yield admin.parameters, ()
@@ -115,7 +118,7 @@ async def _restorer(
             restorer,
             owner,
             verifier=admin.verifier(restorer, password),
-            until=f"{datetime.now(UTC) + _RESTORED_WITHIN:%Y-%m-%dT%H:%M:%SZ}",
+            until=until,
         )
         await admin.command("grant connect on database {} to {}", dbname, restorer)
         for kind, name in inner:
@@ -129,8 +132,8 @@ async def _restorer(
                 await admin.command(_CREATE[kind][1], name, owner)
 
 
-_RESTORED_WITHIN: Final = timedelta(days=1)
-"""Longest restore: when the process that does it dies, its login ends by itself."""
+RESTORED_WITHIN: Final = "1 day"
+"""How long the login of a restore is valid: it ends by itself when the process dies that would drop it."""
 
 _CREATE: Final[Mapping[str, tuple[LiteralString, LiteralString]]] = {
     "schema": ("grant usage, create on schema {} to {}", "revoke create on schema {} from {}"),
