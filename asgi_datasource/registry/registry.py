@@ -534,7 +534,7 @@ class DataSourceRegistry:
         Args:
             name: Its name.
             placed: `datasource`, `schema`, `role`, `database`, `row_security`, `max_connections`, `aliases`; what is
-                not given is taken from `tenants_from.defaults`.
+                not given is taken from `tenants_from.defaults`. `adopt=True` takes over what is there already.
 
         Raises:
             DataError: It could not be finished; call it again. CONFLICT: there is one of that name in another place.

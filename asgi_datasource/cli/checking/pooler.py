@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from contextlib import AsyncExitStack
 
-from ...drivers.psycopg import Probe, open_probe
+from ...drivers.psycopg import ControlConnection, open_control
 from ...drivers.settings import ServerSettings
 from ...errors import DataError
 from .facts import PoolerMode
@@ -20,7 +20,7 @@ _OTHERS = 3
 """Further clients, so that one of them gets the first client's server connection, whichever the pooler prefers."""
 
 
-async def find_pooler(probe: Probe, settings: ServerSettings, *, where: str) -> PoolerMode:
+async def find_pooler(probe: ControlConnection, settings: ServerSettings, *, where: str) -> PoolerMode:
     """Detect the pooler between this machine and the server.
 
     Args:
@@ -43,7 +43,7 @@ async def find_pooler(probe: Probe, settings: ServerSettings, *, where: str) -> 
     async with AsyncExitStack() as stack:
         for _ in range(_OTHERS):
             try:
-                other = await stack.enter_async_context(open_probe(settings, where=where))
+                other = await stack.enter_async_context(open_control(settings, where=where))
                 await other.rows("begin")
                 [[pid]] = await other.rows("select pg_backend_pid()")
             except DataError:

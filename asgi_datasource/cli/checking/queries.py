@@ -8,13 +8,13 @@ from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, Final, LiteralString
 
 from ...config import AuditConfig
-from ...drivers.psycopg import Probe, open_probe
+from ...drivers.psycopg import ControlConnection, open_control
 from ...errors import DataError
 from ...tenancy import Home, find_holes
 from .facts import Facts, Target
 from .pooler import find_pooler
 
-Question = Callable[[Probe, Facts], Awaitable[None]]
+Question = Callable[[ControlConnection, Facts], Awaitable[None]]
 
 CATCH_UP_S: Final = 3.0
 """How long a replica may take to replay what the primary had written at the start."""
@@ -34,7 +34,7 @@ async def query_server(
     """
     facts = Facts(target)
     try:
-        async with open_probe(target.settings, where=str(target)) as probe:
+        async with open_control(target.settings, where=str(target)) as probe:
             facts.is_in_the_clear = not probe.is_encrypted and not probe.is_local
             questions: list[Question] = [_identity, _clock, _limits]
             if target.is_primary:
@@ -50,7 +50,7 @@ async def query_server(
     return facts
 
 
-async def _identity(probe: Probe, facts: Facts) -> None:
+async def _identity(probe: ControlConnection, facts: Facts) -> None:
     [[version, is_standby]] = await probe.rows("select current_setting('server_version_num')::int, pg_is_in_recovery()")
     facts.version, facts.is_standby = version, is_standby
     facts.position = await _position(probe, is_standby=is_standby)
@@ -63,12 +63,12 @@ _WRITTEN: Final = "select pg_wal_lsn_diff(pg_current_wal_lsn(), '0/0')::bigint"
 _REPLAYED: Final = "select pg_wal_lsn_diff(pg_last_wal_replay_lsn(), '0/0')::bigint"
 
 
-async def _position(probe: Probe, *, is_standby: bool) -> int | None:
+async def _position(probe: ControlConnection, *, is_standby: bool) -> int | None:
     [[position]] = await probe.rows(_REPLAYED if is_standby else _WRITTEN)
     return None if position is None else int(position)
 
 
-async def _clock(probe: Probe, facts: Facts) -> None:
+async def _clock(probe: ControlConnection, facts: Facts) -> None:
     before, started = time.time(), time.monotonic()
     [[theirs]] = await probe.rows("select extract(epoch from clock_timestamp())::float8")
     round_trip = time.monotonic() - started
@@ -89,17 +89,17 @@ from (select rolsuper, rolconnlimit,
      pg_database d where d.datname = current_database()"""
 
 
-async def _limits(probe: Probe, facts: Facts) -> None:
+async def _limits(probe: ControlConnection, facts: Facts) -> None:
     [limits] = await probe.rows(_LIMITS)
     facts.most_connections = min(limit for limit in limits if limit is not None)
 
 
-async def _pooler(probe: Probe, facts: Facts) -> None:
+async def _pooler(probe: ControlConnection, facts: Facts) -> None:
     facts.pooler = await find_pooler(probe, facts.target.settings, where=str(facts.target))
 
 
 def _holes(homes: Sequence[Home], shared_schemas: Sequence[str], audit: AuditConfig) -> Question:
-    async def question(probe: Probe, facts: Facts) -> None:
+    async def question(probe: ControlConnection, facts: Facts) -> None:
         async def ask(sql: LiteralString, *parameters: object) -> list[tuple[Any, ...]]:
             return await probe.rows(sql, *parameters)
 
@@ -122,7 +122,7 @@ async def compare(primary: Facts, replica: Facts) -> None:
     if primary.position is None or replica.position is None:
         return
     try:
-        async with open_probe(primary.target.settings, where=str(primary.target)) as probe:
+        async with open_control(primary.target.settings, where=str(primary.target)) as probe:
             written = await _position(probe, is_standby=False)
     except DataError as error:
         primary.unanswered.append(str(error))
@@ -135,7 +135,7 @@ async def compare(primary: Facts, replica: Facts) -> None:
 async def _wait_for(replica: Facts, position: int) -> None:
     deadline = time.monotonic() + CATCH_UP_S
     try:
-        async with open_probe(replica.target.settings, where=str(replica.target)) as probe:
+        async with open_control(replica.target.settings, where=str(replica.target)) as probe:
             while True:
                 reached = await _position(probe, is_standby=True)
                 replica.behind = max(0, position - (reached or 0))

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from ...config import CatalogConfig, Code, Config, Diagnostic, Severity
-from ...drivers.psycopg import open_probe
+from ...drivers.psycopg import open_control
 from ...errors import DataError, DataErrorKind
 from ...registry.compiler import server_settings
 from ...tenancy import TABLE_QUERY, RowReader, Tenant, TenantCompiler, TenantMap, compile_tenants
@@ -59,7 +59,7 @@ async def _ask(config: Config, catalog: CatalogConfig) -> tuple[TenantMap, int, 
     """A sample of the table's tenants, its number of rows, and the number of all rows."""
     datasource = config.datasources[catalog.datasource]
     settings = server_settings(datasource.pool, datasource.primary.url.get_secret_value())
-    async with open_probe(settings, where=f"datasource {catalog.datasource!r}") as probe:
+    async with open_control(settings, where=f"datasource {catalog.datasource!r}") as probe:
         columns, rows = await probe.table(_SAMPLE.format(catalog.query or TABLE_QUERY, MOST_OF_TABLE))
     try:
         reader = RowReader(columns, TenantCompiler(config.datasources), catalog.defaults)

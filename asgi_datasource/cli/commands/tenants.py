@@ -11,7 +11,7 @@ from typing import Any
 
 from ...errors import DataError
 from ...tenancy import PolicyRules, policy_sql
-from ...tenancy.provisioning import Provisioner, Record, compile_provisioning
+from ...tenancy.provisioning import Operation, Provisioner, Record, UnderWay, compile_provisioning
 from ..command import CannotRun, Clean, ExitCode, Printed, offer_formats
 from ..console import Console, Style
 from ..sources import environment, examine_file, find_file, load_or_refuse, offer_environment, offer_overlays
@@ -61,14 +61,26 @@ class Listing:
             place = record.placement
             where = place.database or place.schema or ("row security" if place.row_security else "-")
             state = record.state if record.is_ready else "not ready"
-            rows.append((record.name, place.datasource, where, state, record.under_way or "-"))
+            rows.append((record.name, place.datasource, where, state, _progress(record.under_way)))
         widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
         lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
-        return "\n".join([style.bold(lines[0]), *lines[1:]])
+        failures = [
+            f"{record.name}: {record.under_way.operation.value} failed: {record.under_way.failure}"
+            for record in self.records
+            if record.under_way is not None and record.under_way.failure is not None
+        ]
+        return "\n".join([style.bold(lines[0]), *lines[1:], *failures])
+
+
+def _progress(under_way: UnderWay | None) -> str:
+    if under_way is None:
+        return "-"
+    to = "" if under_way.target is None else f" to {under_way.target}"
+    return f"{'cancel ' if under_way.is_cancelled else ''}{under_way.operation.value}{to}"
 
 
 def _as_json(record: Record) -> dict[str, Any]:
-    place = record.placement
+    place, under_way = record.placement, record.under_way
     return {
         "name": record.name,
         "datasource": place.datasource,
@@ -78,7 +90,10 @@ def _as_json(record: Record) -> dict[str, Any]:
         "state": record.state,
         "is_ready": record.is_ready,
         "aliases": list(place.aliases),
-        "under_way": record.under_way,
+        "under_way": None if under_way is None else under_way.operation.value,
+        "under_way_to": None if under_way is None else under_way.target,
+        "is_cancelled": under_way is not None and under_way.is_cancelled,
+        "failure": None if under_way is None else under_way.failure,
     }
 
 
@@ -105,14 +120,19 @@ def configure(parser: ArgumentParser) -> None:
         create.add_argument(f"--{option}", help=text)
     create.add_argument("--alias", action="append", default=[], metavar="NAME", help="another name; repeatable")
     create.add_argument("--max-connections", type=int, metavar="COUNT", help="most connections of each server's pool")
+    create.add_argument("--adopt", action="store_true", help="take over a schema, database or role that exists already")
     rename = add("rename", "rename a tenant; the old name stays an alias", "name", "new")
     suspend = add("suspend", "stop serving a tenant", "name")
     resume = add("resume", "serve a tenant again", "name")
     move = add("move", "move a tenant to another datasource", "name")
-    move.add_argument("--to", required=True, metavar="DATASOURCE", help="the new datasource")
+    where = move.add_mutually_exclusive_group(required=True)
+    where.add_argument("--to", metavar="DATASOURCE", help="the new datasource")
+    where.add_argument("--cancel", action="store_true", help="take back a move that has not ended")
     drop = add("drop", "delete a tenant permanently", "name")
+    drop.add_argument("--cancel", action="store_true", help="take back a drop that has not dropped objects yet")
     drop.add_argument("--yes", metavar="NAME", help="the tenant's name again: this cannot be undone")
     drop.add_argument("--keep-dump", action="store_true", help="keep a dump in provisioning.dump_folder")
+    drop.add_argument("--cascade", action="store_true", help="drop what depends on its objects as well")
     listing = add("list", "list the tenants of the table")
     for made in (create, rename, suspend, resume, move, drop, listing):
         offer_formats(made, "text", "json")
@@ -134,9 +154,9 @@ def run(options: Namespace, console: Console) -> Done | Listing | Printed:
             return Printed(policy_sql(options.tables, rules))
         except ValueError as error:
             raise CannotRun(str(error), "See asgi-datasource tenants sql --help.") from None
-    if options.operation == "drop" and options.yes != options.name:
+    if options.operation == "drop" and not options.cancel and options.yes != options.name:
         raise CannotRun(
-            f"dropping {options.name!r} takes away all that it has", f"If that is meant, add --yes {options.name}."
+            f"dropping {options.name!r} drops all that it has", f"If that is meant, add --yes {options.name}."
         )
     file: str = options.config or find_file()
     findings = examine_file(file, options, environment(options), needs_resolver=False)
@@ -144,19 +164,23 @@ def run(options: Namespace, console: Console) -> Done | Listing | Printed:
     try:
         return asyncio.run(_OPERATIONS[options.operation](provisioner, options))
     except DataError as error:
-        raise CannotRun(error.message, _fix(options)) from None
+        raise CannotRun(error.message, _fix(options, has_begun=provisioner.has_begun)) from None
 
 
-def _fix(options: Namespace) -> str:
-    if options.operation in ("create", "move", "drop"):
-        return "Fix that and run it again: it goes on where it stopped."
-    return "See asgi-datasource tenants --help."
+def _fix(options: Namespace, *, has_begun: bool) -> str:
+    if not has_begun:
+        return "Nothing was done."
+    again = "Fix that and run it again: it goes on where it stopped."
+    if options.operation == "create" or options.cancel:
+        return again
+    return f"{again} Or take it back: tenants {options.operation} {options.name} --cancel."
 
 
 async def _create(provisioner: Provisioner, options: Namespace) -> Done:
     aliases: Sequence[str] = options.alias
     await provisioner.create(
         options.name,
+        adopt=options.adopt,
         datasource=options.datasource,
         schema=options.schema,
         database=options.database,
@@ -183,12 +207,18 @@ async def _resume(provisioner: Provisioner, options: Namespace) -> Done:
 
 
 async def _move(provisioner: Provisioner, options: Namespace) -> Done:
+    if options.cancel:
+        await provisioner.cancel(options.name, Operation.MOVE)
+        return Done("move", options.name, "lives where it lived; the move has been taken back")
     await provisioner.move(options.name, options.to)
     return Done("move", options.name, f"lives on {options.to} now; what it left behind is still there")
 
 
 async def _drop(provisioner: Provisioner, options: Namespace) -> Done:
-    kept = await provisioner.drop(options.name, keep_dump=options.keep_dump)
+    if options.cancel:
+        await provisioner.cancel(options.name, Operation.DROP)
+        return Done("drop", options.name, "served as before; the drop has been taken back")
+    kept = await provisioner.drop(options.name, keep_dump=options.keep_dump, cascade=options.cascade)
     return Done("drop", options.name, "gone" if kept is None else f"gone; its dump is {kept}")
 
 

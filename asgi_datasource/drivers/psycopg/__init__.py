@@ -6,10 +6,9 @@ from psycopg import AsyncConnection
 
 from .connection import PsycopgConnection
 from .conninfo_template import ConnectionTemplate
-from .control_connection import Admin, login_of, open_admin, program_arguments
+from .control_connection import ControlConnection, login_of, login_parameters, open_control
 from .driver import DRIVER
 from .pipeline import Pipeline
-from .probe import Probe, open_probe
 from .server import PsycopgServer
 
 RawConnection = AsyncConnection[Any]
@@ -17,15 +16,13 @@ RawConnection = AsyncConnection[Any]
 
 __all__ = [
     "DRIVER",
-    "Admin",
     "ConnectionTemplate",
+    "ControlConnection",
     "Pipeline",
-    "Probe",
     "PsycopgConnection",
     "PsycopgServer",
     "RawConnection",
     "login_of",
-    "open_admin",
-    "open_probe",
-    "program_arguments",
+    "login_parameters",
+    "open_control",
 ]
