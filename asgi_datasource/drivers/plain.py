@@ -99,7 +99,7 @@ class RowsExchange:
 
     count: int
     controls: frozenset[int]
-    answered: list[RowsResult] = field(default_factory=list)
+    answered: list[RowsResult] = field(default_factory=list[RowsResult])
     error: BaseException | None = None
     is_lost: bool = False
     timed_out: bool = False

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any, Final
 
@@ -72,7 +72,7 @@ class DriverSite:
     secret: str = "not-to-be-told"
     setting: str = ""
     read_setting: str = ""
-    lacks: frozenset[Part] = field(default_factory=frozenset)
+    lacks: frozenset[Part] = frozenset()
 
 
 Make = Callable[..., Awaitable[Server]]

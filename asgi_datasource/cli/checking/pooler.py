@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from contextlib import AsyncExitStack
 
-from ...drivers.psycopg import ControlConnection, open_control
+from ...drivers.control import ControlConnection, open_control
 from ...drivers.settings import ServerSettings
 from ...errors import DataError
 from .facts import PoolerMode

@@ -8,7 +8,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, Final, LiteralString
 
 from ...config import AuditConfig
-from ...drivers.psycopg import ControlConnection, open_control
+from ...drivers.control import ControlConnection, open_control
 from ...errors import DataError
 from ...tenancy import Home, find_holes
 from .facts import Facts, Target

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from ...config import EVERY_OTHER, PLACEHOLDER, Config, DataSourceConfig, Diagnostic, DiagnosticPath
-from ...drivers.psycopg import ConnectionTemplate
+from ...drivers import load_driver
 from ...registry.compiler import server_settings
 from ...tenancy import Home, Tenant, by_database, home_of, homes_to_come, sample
 from .evaluation import evaluate
@@ -82,7 +82,8 @@ async def _servers(name: str, datasource: DataSourceConfig, homes: list[Home], t
         path: DiagnosticPath = ("datasources", name, *((node,) if node == "primary" else ("replicas", node)), "url")
         conninfo = server.url.get_secret_value()
         if tenant is not None:
-            conninfo = ConnectionTemplate(conninfo, where=f"{name}/{node}").fill(tenant.database or tenant.name or "")
+            template = load_driver().make_template(conninfo, where=f"{name}/{node}")
+            conninfo = template.fill(tenant.database or tenant.name or "")
         whose = None if tenant is None else tenant.name
         targets.append(Target(name, node, path, server_settings(datasource.pool, conninfo), whose, most_pools))
     shared = datasource.search_path

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from ...config import CatalogConfig, Code, Config, Diagnostic, Severity
-from ...drivers.psycopg import open_control
+from ...drivers.control import open_control
 from ...errors import DataError, DataErrorKind
 from ...registry.compiler import server_settings
 from ...tenancy import TABLE_QUERY, RowReader, Tenant, TenantCompiler, TenantMap, compile_tenants

@@ -76,7 +76,7 @@ class KnownQuery:
             self.count = converted.count
 
 
-class PsycopgConnection(WatchedSocket, PipelineHost):
+class PsycopgConnection(WatchedSocket, PipelineHost):  # pyright: ignore[reportIncompatibleMethodOverride] - see WatchedSocket.connect
     """One connection of a pool: in autocommit mode, BEGIN and COMMIT are statements like others."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:

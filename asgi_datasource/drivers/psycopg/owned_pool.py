@@ -54,7 +54,7 @@ class OwnedPool(AsyncConnectionPool[PsycopgConnection]):
 
     def expire(self, connection: PsycopgConnection) -> None:
         """Let a connection be replaced as soon as it comes back."""
-        connection._expire_at = -inf
+        connection._expire_at = -inf  # pyright: ignore[reportPrivateUsage]
 
     def forget_who_left(self) -> None:
         """Strike those from the front of the queue who do not wait any more.

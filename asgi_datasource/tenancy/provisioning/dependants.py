@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import Final, LiteralString
 
-from .trust import ControlConnection
+from ...drivers.control import ControlConnection
 
 _OUTSIDE: Final[LiteralString] = """
 with recursive place as (

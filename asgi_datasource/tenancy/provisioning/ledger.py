@@ -10,8 +10,9 @@ from enum import StrEnum
 from typing import Any, Final, LiteralString
 from uuid import UUID
 
+from ...drivers.control import ControlConnection
 from ...errors import DataError, DataErrorKind
-from .trust import ControlConnection, ensure_schema
+from .trust import ensure_schema
 
 _HOLDS: Final = ("tenants", "tenants_left_behind", "tenant_operations", "tenant_steps", "tell_tenants")
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
+from ...drivers.control import control_driver
 from ...errors import DataError, DataErrorKind
 from .. import Tenant
 from .fence import Grants, count_rows, lift_fence, raise_fence
@@ -21,7 +22,7 @@ from .plan import ProvisioningPlan, step_name
 from .programs import Programs, check_dump_folder, partials_of
 from .tenant_site import Place
 from .transfer import check_dumpable, copy, dump
-from .trust import login_of, open_admin
+from .trust import open_admin
 
 logger = logging.getLogger("asgi_datasource.provisioning")
 
@@ -349,7 +350,7 @@ class Provisioner:
         site = self._plan.sites[home]
         async with open_admin(site) as admin:
             records = Ledger(admin)
-            await records.prepare(login_of(site.url), where=f"datasource {home!r}")
+            await records.prepare(control_driver().login_of(site.url), where=f"datasource {home!r}")
             yield records
 
     async def _known(self, records: Ledger, name: str) -> Record:

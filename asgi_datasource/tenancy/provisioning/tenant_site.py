@@ -10,22 +10,14 @@ from typing import Final, LiteralString
 from uuid import UUID
 
 from ...config import MAX_NAME_BYTES
+from ...drivers.control import ControlConnection, control_driver
+from ...drivers.protocol import ConnectionTemplate
 from ...errors import DataError, DataErrorKind
 from .. import Tenant, import_callable
 from .dependants import dependants, owned
 from .ledger import Placement
 from .plan import ProvisioningPlan, Site, step_name
-from .trust import (
-    SCHEMA,
-    ConnectionTemplate,
-    ControlConnection,
-    check_path,
-    check_role,
-    ensure_schema,
-    listed,
-    login_of,
-    open_admin,
-)
+from .trust import SCHEMA, check_path, check_role, ensure_schema, listed, open_admin
 
 LOCK_LIMIT: Final = "30s"
 """Longest wait for the transactions that use a tenant's tables."""
@@ -126,7 +118,7 @@ class Place:
 
     @property
     def _template(self) -> ConnectionTemplate:
-        return ConnectionTemplate(self.site.url, where=self.where)
+        return control_driver().make_template(self.site.url, where=self.where)
 
     @property
     def owns_database(self) -> bool:
@@ -156,7 +148,7 @@ class Place:
     @property
     def app_role(self) -> str:
         """The role that the application logs in as."""
-        return login_of(self.app_url)
+        return control_driver().login_of(self.app_url)
 
     @asynccontextmanager
     async def outside(self) -> AsyncGenerator[ControlConnection]:

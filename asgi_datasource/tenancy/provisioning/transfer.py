@@ -11,11 +11,12 @@ from secrets import token_urlsafe
 from tempfile import TemporaryDirectory
 from typing import Final, LiteralString
 
+from ...drivers.control import ControlConnection, control_driver
 from ...errors import DataError, DataErrorKind
 from .fence import FENCE
 from .programs import Programs, create_private, dump_file
 from .tenant_site import Place, join
-from .trust import SCHEMA, ControlConnection, check_role, login_parameters
+from .trust import SCHEMA, check_role
 
 
 def check_dumpable(place: Place) -> None:
@@ -123,7 +124,9 @@ async def _restorer(
         await admin.command("grant connect on database {} to {}", dbname, restorer)
         for kind, name in inner:
             await admin.command(_CREATE[kind][0], name, owner)
-        login = await login_parameters(admin, target.app_url, user=restorer, password=password, where=target.where)
+        login = await control_driver().login_parameters(
+            admin, target.app_url, user=restorer, password=password, where=target.where
+        )
         yield login, ("--role", owner)
     finally:
         if not admin.connection.closed:

@@ -11,36 +11,26 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Collection, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
-from typing import TYPE_CHECKING, Final, LiteralString
+from typing import Final, LiteralString, Protocol
 
-from ...drivers.psycopg import (
-    ConnectionTemplate,
-    ControlConnection,
-    login_of,
-    login_parameters,
-    open_control,
-)
+from ...drivers.control import ControlConnection, open_control
 from ...drivers.settings import ServerSettings
 from ...errors import DataError, DataErrorKind
 
-if TYPE_CHECKING:
-    from .plan import Site
 
-__all__ = [
-    "SCHEMA",
-    "ConnectionTemplate",
-    "ControlConnection",
-    "check_own",
-    "check_path",
-    "check_reserved",
-    "check_role",
-    "ensure_schema",
-    "listed",
-    "login_of",
-    "login_parameters",
-    "open_admin",
-]
-# The whole folder imports the driver's names from here, so that one module knows the driver.
+class AdminSite(Protocol):
+    """A datasource that has a role for provisioning."""
+
+    @property
+    def name(self) -> str:
+        """Its name."""
+        ...
+
+    @property
+    def admin_url(self) -> str:
+        """The connection string of the role that provisions."""
+        ...
+
 
 SCHEMA: Final = "asgi_datasource"
 """Holds what this library keeps in a database: the table of tenants, and the marks of what was set up."""
@@ -50,7 +40,7 @@ _MOST_NAMED: Final = 5
 
 
 @asynccontextmanager
-async def open_admin(site: Site, *, dbname: str | None = None) -> AsyncGenerator[ControlConnection]:
+async def open_admin(site: AdminSite, *, dbname: str | None = None) -> AsyncGenerator[ControlConnection]:
     """Connect as the role that provisions, and close the connection at the end of the block.
 
     Args:
