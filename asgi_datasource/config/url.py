@@ -7,8 +7,9 @@ from typing import Final
 
 from pydantic import SecretStr
 
-URL_PATTERN: Final = r"^(?:postgres(?:ql)?://|[a-z][a-z0-9_]* *= *[^= ])"
-"""The start of a URL or keyword string, by which libpq distinguishes them (PostgreSQL manual, "Connection Strings")."""
+URL_PATTERN: Final = r"^(?:[a-z][a-z0-9+.-]*://|[a-z][a-z0-9_]* *= *[^= ])"
+"""The start of a URL or keyword string, by which libpq distinguishes them (PostgreSQL manual, "Connection Strings").
+Other schemes than libpq's are for other drivers."""
 
 PLACEHOLDER: Final = "{tenant}"
 """The tenant's name in the URL of a datasource with a database for each tenant."""
@@ -87,6 +88,7 @@ def server_of(url: str, *, with_database: bool = True) -> str:
     return f"{servers}/{dbname}" if with_database else servers
 
 
+_SCHEME: Final = re.compile(r"[a-z][a-z0-9+.-]*://")
 _PAIR: Final = re.compile(r"([a-z][a-z0-9_]*) *= *('(?:[^'\\]|\\.)*'|[^ ']*)")
 _ESCAPE: Final = re.compile(r"%(?![0-9A-Fa-f]{2})")
 _ESCAPE_FIX: Final = "Write a percent sign as %25."
@@ -104,6 +106,9 @@ def find_fault(url: str) -> tuple[str, str] | None:
     Source: PostgreSQL manual, "Connection Strings".
     """
     parts = _AUTHORITY.fullmatch(url)
+    if parts is None and _SCHEME.match(url):
+        fix = "Write postgresql://user@host/database, or name the driver of that database with driver."
+        return "this is not a URL of PostgreSQL", fix
     if parts is None:
         if _KEYWORDS.fullmatch(url.rstrip()):
             return None

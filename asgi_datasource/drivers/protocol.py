@@ -495,6 +495,11 @@ class ConnectionTemplate(Protocol):
 class Driver(Protocol):
     """What a driver package offers as its entry: `load_driver` finds it."""
 
+    @property
+    def has_settings(self) -> bool:
+        """Whether the settings of a tenant can be applied: its schema, its role, row security."""
+        ...
+
     def make_server(
         self, name: str, datasource: str, role: Role, settings: ServerSettings, *, keeper: PoolKeeper | None = None
     ) -> Server:
