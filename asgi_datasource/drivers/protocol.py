@@ -343,6 +343,8 @@ class Server(Protocol):
     """A pooler in transaction mode is in between: what a session has, the next transaction does not."""
     is_fair: bool
     """Tenants take turns here: each borrower names its tenant."""
+    identifies_writes: bool
+    """`IDENTIFY` is answered in every transaction that has written: one that does not answer has written nothing."""
 
     @property
     def is_up(self) -> bool:

@@ -178,3 +178,16 @@ async def place_twice(registry: DataSourceRegistry, place: Any) -> None:
     for _ in range(2):
         async with registry.session(tenant="acme") as db:
             await place(db)
+
+
+def test_the_driver_of_the_drivers_page_is_the_one_that_is_tested() -> None:
+    driver, contract = samples("python", "docs/drivers.md")
+    assert driver.text.strip() == Path("tests/drivers/sqlite_driver.py").read_text().strip()
+    assert "TestSqlite" in run(contract)
+
+
+def test_the_configuration_of_the_drivers_page_is_valid() -> None:
+    import yaml
+
+    document = yaml.safe_load(samples("yaml", "docs/drivers.md")[0].text)
+    assert load(document).datasources["notes"].driver == "shop.sqlite:DRIVER"

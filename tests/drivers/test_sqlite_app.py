@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sqlite3
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -20,8 +21,11 @@ from asgi_datasource import (
     session,
     transactional,
 )
+from asgi_datasource.drivers.plain import RowsResult
+from asgi_datasource.drivers.statements import Control, ControlKind, Statement
 from asgi_datasource.testing import serve
 from tests.apps import application
+from tests.drivers.sqlite_driver import SqliteConnection
 
 DRIVER = "tests.drivers.sqlite_driver:DRIVER"
 
@@ -156,6 +160,23 @@ async def test_nothing_is_left_lent(registry: DataSourceRegistry, http: httpx.As
         await texts(http)
     servers = [server for datasource in registry for server in datasource.servers.values()]
     assert [server.borrowed for server in servers] == [0, 0]
+
+
+async def test_a_commit_without_an_answer_is_not_taken_for_done(
+    http: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = SqliteConnection.run
+
+    async def lose_commit(self: SqliteConnection, statement: Statement) -> RowsResult:
+        if isinstance(statement, Control) and statement.kind is ControlKind.COMMIT:
+            self.cut("the test cuts it")
+            raise sqlite3.OperationalError("the connection is gone")
+        return await run(self, statement)
+
+    monkeypatch.setattr(SqliteConnection, "run", lose_commit)
+    response = await http.post("/notes", json={"text": "lost"})
+    assert response.status_code == 500
+    assert "commit_unknown" in response.text
 
 
 def test_tenants_that_the_driver_cannot_keep_apart_are_refused(tmp_path: Path) -> None:
