@@ -1,4 +1,4 @@
-"""What the pool takes from psycopg_pool's inside, held against the installed release: a new one fails here, not at a user.
+"""What the pool takes from psycopg_pool's inside, held against the installed release: a new one fails here, first.
 
 Each private name that `drivers/psycopg/owned_pool.py` uses has a test of what is expected of it.
 """
