@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -191,3 +192,14 @@ def test_the_configuration_of_the_drivers_page_is_valid() -> None:
 
     document = yaml.safe_load(samples("yaml", "docs/drivers.md")[0].text)
     assert load(document).datasources["notes"].driver == "shop.sqlite:DRIVER"
+
+
+def test_the_files_that_the_documentation_names_exist() -> None:
+    root = Path(asgi_datasource.__file__).parent.parent
+    missing = [
+        f"{page.name}: {name}"
+        for page in [root / "README.md", *sorted((root / "docs").glob("*.md"))]
+        for name in re.findall(r"(?<![\w./])((?:[a-z_]+/)+[a-z_]+\.py)\b", page.read_text())
+        if not any((root / folder / name).exists() for folder in ("", "asgi_datasource", "tests"))
+    ]
+    assert missing == []
