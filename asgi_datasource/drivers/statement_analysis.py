@@ -13,7 +13,7 @@ from __future__ import annotations
 import re
 from typing import Final
 
-_GAP: Final = rb"(?:\s|--[^\n]*(?:\n|$)|/\*(?:(?!/\*).)*?\*/)"
+_GAP: Final = rb"(?:\s|--[^\r\n]*(?:[\r\n]|$)|/\*(?:(?!/\*).)*?\*/)"
 """Space or a comment; one with another in it is not understood, so that no word of it is taken for a command."""
 
 _HEAD: Final = re.compile(rb"(?:%b|[;(])*([a-z]+)(?:%b+([a-z]+))?" % (_GAP, _GAP), re.IGNORECASE | re.DOTALL)
@@ -70,6 +70,25 @@ def may_end_transaction(text: bytes) -> bool:
     return head is None or head[1].lower() not in _QUERIES
 
 
+_TRANSACTION_VERBS: Final = frozenset({b"begin", b"start", b"commit", b"end", b"rollback", b"abort"})
+
+
+def transaction_command(text: bytes) -> str | None:
+    """The command by which a statement would begin or end a transaction, in capitals; None where it does neither.
+
+    The verb decides, behind any comments: no function, no prepared statement and no DO block can end the explicit
+    transaction that it runs in (PostgreSQL manual, "Transaction Management" of PL/pgSQL). SAVEPOINT and RELEASE stay
+    inside their transaction.
+    """
+    head = _HEAD.match(text) or _HEAD.match(_without_noise(text))
+    if head is None:
+        return None
+    verb = head[1].lower()
+    if verb in _TRANSACTION_VERBS:
+        return verb.decode().upper()
+    return "PREPARE TRANSACTION" if verb == b"prepare" and (head[2] or b"").lower() == b"transaction" else None
+
+
 _COMMENT_EDGE: Final = re.compile(rb"/\*|\*/")
 _NOISE: Final = re.compile(
     rb"""
@@ -77,7 +96,7 @@ _NOISE: Final = re.compile(
     | '(?:[^']|'')*'
     | "(?:[^"]|"")*"
     | \$(?P<tag>\w*)\$.*?\$(?P=tag)\$
-    | --[^\n]*
+    | --[^\r\n]*
     | (?P<comment>/\*)
     """,
     re.VERBOSE | re.DOTALL,

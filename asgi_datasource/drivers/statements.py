@@ -7,7 +7,7 @@ from enum import StrEnum
 from functools import lru_cache
 from typing import Any, Final, Protocol
 
-from .statement_analysis import may_end_transaction
+from .statement_analysis import may_end_transaction, transaction_command
 
 
 class Composable(Protocol):
@@ -62,6 +62,15 @@ class Statement:
         query = self.query
         return _may_end_transaction(query if isinstance(query, str | bytes) else self.text)
 
+    @property
+    def transaction_command(self) -> str | None:
+        """The command by which it would begin or end a transaction, as `COMMIT`; None where it does neither."""
+        query = self.query
+        if isinstance(query, str | bytes):
+            return _transaction_command(query)
+        # What is no text at all is the driver's to refuse.
+        return _transaction_command(self.text) if hasattr(query, "as_string") else None
+
     def __repr__(self) -> str:
         # Parameters stay out: they are data.
         return f"Statement({self.text!r})"
@@ -70,6 +79,11 @@ class Statement:
 @lru_cache(maxsize=2048)
 def _may_end_transaction(text: str | bytes) -> bool:
     return may_end_transaction(text.encode("utf-8", "replace") if isinstance(text, str) else text)
+
+
+@lru_cache(maxsize=2048)
+def _transaction_command(text: str | bytes) -> str | None:
+    return transaction_command(text.encode("utf-8", "replace") if isinstance(text, str) else text)
 
 
 class CursorDeclaration(Statement):
@@ -95,6 +109,11 @@ class CursorDeclaration(Statement):
     def may_end_transaction(self) -> bool:
         """Never: it only declares."""
         return False
+
+    @property
+    def transaction_command(self) -> str | None:
+        """None: what follows DECLARE is a query, or a syntax error."""
+        return None
 
 
 class ControlKind(StrEnum):
@@ -156,6 +175,11 @@ class Control(Statement):
     def may_end_transaction(self) -> bool:
         """Never without the library's intent."""
         return False
+
+    @property
+    def transaction_command(self) -> str | None:
+        """None: those of the library are where they belong."""
+        return None
 
 
 class Begin(Control):

@@ -45,7 +45,7 @@ from .context import Frame, current_frame, current_runner
 from .options import options_of
 from .policy import NO_RULE, Lane, Plan, RouteRule, SessionPolicy, add_lane, make_lane, make_plan
 from .scope import Scope, current_scope
-from .unit_of_work import UnitOfWork, open_transaction, run_statements
+from .unit_of_work import UnitOfWork, check_commands, open_transaction, run_statements
 
 R = TypeVar("R")
 
@@ -340,6 +340,7 @@ class SessionCore:
         executor = cast("Executor", self._executor)
         intent = _READ if is_read else AccessIntent.WRITE
         statements = (Statement(query, params),)
+        check_commands(self._work, statements)
         plan = self.current_plan()
         if (self._work is not None and self._work.transaction is not None) or not (
             not lane.terms.opens_with_reads

@@ -24,6 +24,7 @@ from ..transaction import (
     call_hook,
     is_conflict,
     name_of_hook,
+    refuse_transaction_command,
     unexpected_rollback,
 )
 from .policy import Plan, SessionPolicy, opening
@@ -405,6 +406,7 @@ async def run_statements(
         plan: What holds for them.
         scope: The innermost block around them.
     """
+    check_commands(work, statements)
     is_write = intent is AccessIntent.WRITE
     if plan.reads_only and is_write:
         raise DataError(DataErrorKind.READ_ONLY, "the transaction is read only")
@@ -443,6 +445,28 @@ async def run_statements(
         # The hooks that wait here wait for another end.
         await work.finish(commit=committed, reason="the statement failed", deadline=plan.deadline, takes_hooks=False)
     return results
+
+
+def check_commands(work: UnitOfWork | None, statements: Sequence[Statement]) -> None:
+    """Refuse statements that begin or end a transaction, before anything is sent.
+
+    An open transaction is left nothing but a rollback: a caller that has caught the error may have meant ROLLBACK.
+
+    Args:
+        work: What they belong to; None where nothing has been made yet.
+        statements: What is about to be sent.
+
+    Raises:
+        DataError: QUERY: one of them is BEGIN, COMMIT, ROLLBACK or another name of these.
+    """
+    command = next((command for one in statements if (command := one.transaction_command) is not None), None)
+    if command is None:
+        return
+    error = refuse_transaction_command(command)
+    transaction = None if work is None else work.transaction_in_use
+    if transaction is not None and transaction.failure is None:
+        transaction.failure = error
+    raise error
 
 
 async def open_transaction(

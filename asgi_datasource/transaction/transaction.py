@@ -656,7 +656,7 @@ def refuse_transaction_command(command: str) -> DataError:
     """The error for a statement that is itself BEGIN, COMMIT or ROLLBACK."""
     return DataError(
         DataErrorKind.QUERY,
-        f"{command} was sent as a statement: it would end the session's transaction, and the tenant with it; use"
+        f"{command} as a statement would end the session's transaction, and the tenant with it; use"
         " `await db.commit()`, `await db.rollback()` or `async with db.transaction():`",
     )
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from asgi_datasource.drivers.statement_analysis import may_end_transaction, outlives_transaction
+from asgi_datasource.drivers.statement_analysis import may_end_transaction, outlives_transaction, transaction_command
 
 
 @pytest.mark.parametrize(
@@ -95,3 +95,28 @@ def test_procedures_and_blocks_may_commit_from_inside(text: str) -> None:
 @pytest.mark.parametrize("text", ["select 1", "with x as (select 1) table x", "(values (1))", "-- call p()\nselect 1"])
 def test_queries_cannot_commit(text: str) -> None:
     assert not may_end_transaction(text.encode())
+
+
+@pytest.mark.parametrize(
+    ("text", "command"),
+    [
+        ("commit", "COMMIT"),
+        ("Commit;", "COMMIT"),
+        ("  ; end", "END"),
+        ("rollback to savepoint a", "ROLLBACK"),
+        ("start transaction", "START"),
+        ("/* a /* nested */ one */ begin", "BEGIN"),
+        ("-- ends with a carriage return\rabort", "ABORT"),
+        ("/* 'a literal' */ commit prepared 'x'", "COMMIT"),
+        ("prepare transaction 'x'", "PREPARE TRANSACTION"),
+        ("prepare p as select 1", None),
+        ("savepoint a", None),
+        ("release a", None),
+        ("select 'commit'", None),
+        ("-- commit\nselect 1", None),
+        ("call commit()", None),
+        ("", None),
+    ],
+)
+def test_the_verb_tells_what_begins_or_ends_a_transaction(text: str, command: str | None) -> None:
+    assert transaction_command(text.encode()) == command

@@ -348,6 +348,40 @@ async def test_a_statement_that_ends_the_transaction_is_refused_and_nothing_runs
             assert "stray" not in await world.items(schema)
 
 
+@pytest.mark.parametrize(
+    "statement",
+    [
+        *TRANSACTION_COMMANDS,
+        "/* a /* nested */ one */ commit",
+        "-- a comment\rcommit",
+        ";; commit",
+        "prepare transaction 'x'",
+    ],
+)
+async def test_a_command_that_ends_the_transaction_is_refused_before_it_is_sent(world: World, statement: str) -> None:
+    async with world.registry() as registry:
+        for intent in AccessIntent:
+            with pytest.raises(UnexpectedRollback):
+                async with registry.session("acme") as db:
+                    await db.execute("insert into orders (item) values ('tea')")
+                    view = db.read if intent is AccessIntent.READ else db.write
+                    with pytest.raises(DataError, match=r"would end the session's transaction") as caught:
+                        await view.execute(statement)
+                    assert caught.value.kind is DataErrorKind.QUERY
+                    assert db.in_transaction()
+            assert await world.items() == []
+
+
+async def test_a_refused_command_inside_a_savepoint_leaves_the_rest_of_the_transaction(world: World) -> None:
+    async with world.registry() as registry, registry.session("acme") as db:
+        await db.execute("insert into orders (item) values ('tea')")
+        with pytest.raises(DataError, match="COMMIT as a statement"):
+            async with db.transaction():
+                await db.execute("insert into orders (item) values ('undone')")
+                await db.execute("commit")
+    assert await world.items() == ["tea"]
+
+
 @pytest.mark.parametrize("statement", TRANSACTION_COMMANDS)
 async def test_a_read_that_ends_its_transaction_is_refused(world: World, statement: str) -> None:
     async with one_connection(world) as registry, registry.session("acme") as db:
