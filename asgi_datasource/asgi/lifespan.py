@@ -15,7 +15,9 @@ logger = logging.getLogger("asgi_datasource.middleware")
 class Lifespan:
     """The application's lifespan, with the registry's around it: open before its start-up, close after its shutdown.
 
-    An application that does not speak lifespan gets one spoken for it, so that the pools are closed all the same.
+    An application that returns without a word gets the protocol spoken for it, so that the pools are closed all the
+    same. One that raises before it asks for a message either does not speak lifespan or could not be built: the pools
+    are opened, and the server gets the exception, as it would without the middleware.
     """
 
     def __init__(self, app: ASGIApp, registry: DataSourceRegistry) -> None:
@@ -25,6 +27,8 @@ class Lifespan:
         self._is_answered = False
         self._is_started = False
         self._is_refused = False
+        self._refusal_error: BaseException | None = None
+        """What the server's `send` has raised at `lifespan.startup.failed`: hypercorn ends its start with it."""
         self._opened_here = False
 
     async def run(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -38,8 +42,7 @@ class Lifespan:
                     await self._open()
                 except DataError as error:
                     # An exception alone would be taken for an application that does not speak lifespan, and be served.
-                    self._is_refused = True
-                    await send({"type": "lifespan.startup.failed", "message": str(error)})
+                    await self._refuse(error, send)
                     raise
             return message
 
@@ -56,21 +59,42 @@ class Lifespan:
                 self._is_started = False
             await send(message)
 
+        failure: Exception | None = None
         try:
             await self._app(scope, receive_for_app, send_from_app)
         except BaseException as error:
-            if self._is_refused:
-                return
-            if self._is_asked or not isinstance(error, Exception):
+            if not self._is_refused and (self._is_asked or not isinstance(error, Exception)):
                 await self._close()
                 raise
-            # It has not even looked at the message: it does not speak lifespan (ASGI specification).
-            logger.debug("the application does not support lifespan", exc_info=True)
+            failure = error if isinstance(error, Exception) else None
+        if self._is_refused:
+            if self._refusal_error is not None:
+                raise self._refusal_error
+            return
+        if failure is not None:
+            await self._open_beside(failure, receive, send)
+            return
         if self._is_answered and not self._is_started:
             return
         if self._is_asked and not self._is_answered:
             await send({"type": "lifespan.startup.complete"})
         await self._speak(receive, send)
+
+    async def _open_beside(self, failure: Exception, receive: Receive, send: Send) -> None:
+        """The application has raised before it asked for a message: open the pools, and let the server decide.
+
+        A server that goes on without lifespan says no good-bye: the registry then closes with the event loop.
+        """
+        logger.info("the application has ended the lifespan protocol with %s: %s", type(failure).__name__, failure)
+        await receive()
+        try:
+            await self._open()
+        except DataError as error:
+            await self._refuse(error, send)
+            if self._refusal_error is not None:
+                raise self._refusal_error from None
+            return
+        raise failure
 
     async def _speak(self, receive: Receive, send: Send) -> None:
         """The rest of the protocol, for an application that has left it."""
@@ -89,6 +113,13 @@ class Lifespan:
             await self._close()
         await send({"type": "lifespan.shutdown.complete"})
 
+    async def _refuse(self, error: DataError, send: Send) -> None:
+        self._is_refused = True
+        try:
+            await send({"type": "lifespan.startup.failed", "message": str(error)})
+        except BaseException as refusal:  # noqa: BLE001 - raised by `run`, behind the application's own clean-up
+            self._refusal_error = refusal
+
     async def _open(self) -> None:
         if not self._registry.is_open:
             await self._registry.open()
@@ -98,3 +129,14 @@ class Lifespan:
         if self._opened_here:
             self._opened_here = False
             await self._registry.close()
+
+
+async def refuse_start(error: Exception, receive: Receive, send: Send) -> None:
+    """Answer the lifespan protocol for an application that cannot be served: the server ends.
+
+    Args:
+        error: Why; its text is the server's last message.
+        receive, send: The server's.
+    """
+    await receive()
+    await send({"type": "lifespan.startup.failed", "message": str(error) or type(error).__name__})

@@ -7,7 +7,7 @@ import logging
 from collections.abc import Awaitable, Mapping
 from pathlib import Path
 from time import monotonic
-from typing import Any, Final, cast
+from typing import TYPE_CHECKING, Any, Final, cast
 
 from starlette.types import ASGIApp, Receive, Scope, Send
 
@@ -22,7 +22,7 @@ from ..sessions.session import DataSession
 from ..tenancy import Answer, Resolution, Tenant, TenantResolver, TenantState
 from ..tenancy.path_prefix import route_path
 from .current_session import SCOPE_KEY, SessionHolder
-from .lifespan import Lifespan
+from .lifespan import Lifespan, refuse_start
 from .problem_details import ProblemDetails
 from .request_replay import RequestReplay
 from .response_guard import GuardState, ResponseGuard
@@ -32,6 +32,11 @@ logger = logging.getLogger("asgi_datasource.middleware")
 # Looking a member up on an enumeration costs as much as a call; these are read for every request.
 _ENDED: Final = GuardState.ENDED
 _ACTIVE: Final = TenantState.ACTIVE
+
+_MADE_OF_REGISTRY: Final = frozenset(
+    {"registry", "_compiled", "_resolve", "_directory", "_admission", "_retries", "_exempt"}
+)
+"""Attributes that are missing where the configuration is wrong."""
 
 
 class DataSourceMiddleware:
@@ -44,9 +49,15 @@ class DataSourceMiddleware:
         registry: A registry that is compiled already; its owner opens and closes it, or leaves that to the middleware.
         resolvers: Asked for the tenant before those of the configuration.
 
-    Raises:
-        ConfigError: The configuration is wrong; every problem is listed.
+    A configuration that is wrong raises nothing here: frameworks make their middleware inside the first call, where
+    servers take any exception for an application without lifespan, and serve it. It is kept in `failure` in place of
+    the registry, and refuses the start with `lifespan.startup.failed`, every problem listed; where there is no
+    lifespan, each request raises it.
     """
+
+    registry: DataSourceRegistry
+    failure: Exception | None = None
+    """Why there is no registry: as a rule a `ConfigError`."""
 
     def __init__(
         self,
@@ -56,16 +67,29 @@ class DataSourceMiddleware:
         registry: DataSourceRegistry | None = None,
         resolvers: tuple[TenantResolver, ...] | list[TenantResolver] = (),
     ) -> None:
-        if registry is None:
-            if config is None:
-                raise ConfigError("DataSourceMiddleware takes config= or registry=")
-            registry = compile(config, needs_resolver=not resolvers)
-        elif config is not None:
-            raise ConfigError("DataSourceMiddleware takes config= or registry=, not both")
         self.app = app
-        self.registry = registry
         self._resolvers = tuple(resolvers)
-        self._adopt(registry.compiled)
+        try:
+            if registry is None:
+                if config is None:
+                    raise ConfigError("DataSourceMiddleware takes config= or registry=")
+                registry = compile(config, needs_resolver=not resolvers)
+            elif config is not None:
+                raise ConfigError("DataSourceMiddleware takes config= or registry=, not both")
+            self._adopt(registry.compiled)
+        except Exception as error:  # noqa: BLE001 - whatever it is, nothing but errors could be served
+            self.failure = error
+        else:
+            self.registry = registry
+
+    if not TYPE_CHECKING:
+
+        def __getattr__(self, name: str) -> Any:
+            # Only what is missing comes here, so that requests do not pay for it.
+            failure = self.__dict__.get("failure")
+            if failure is not None and name in _MADE_OF_REGISTRY:
+                raise failure.with_traceback(None)
+            raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
 
     def _adopt(self, compiled: RuntimeConfig) -> None:
         """Look up in this one from now on: a configuration was loaded."""
@@ -174,6 +198,8 @@ class DataSourceMiddleware:
     async def _other(self, kind: str, scope: Scope, receive: Receive, send: Send) -> None:
         if kind == "websocket":
             await self._websocket(scope, receive, send)
+        elif kind == "lifespan" and self.failure is not None:
+            await refuse_start(self.failure, receive, send)
         elif kind == "lifespan":
             await Lifespan(self.app, self.registry).run(scope, receive, send)
         else:

@@ -1,13 +1,14 @@
-"""Every kind of ASGI message passes as it should, and lifespan is spoken for whoever does not."""
+"""Every kind of ASGI message passes as it should, and lifespan is spoken for an application that returns from it."""
 
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from typing import Any
 
 import pytest
 
-from asgi_datasource import DataSourceMiddleware, DataSourceRegistry, session
+from asgi_datasource import DataError, DataSourceMiddleware, DataSourceRegistry, compile, session
 from tests.world import World
 
 INSERT = "insert into orders (item) values ('tea')"
@@ -152,16 +153,56 @@ async def test_the_registry_is_open_for_the_applications_own_start_up_and_shutdo
     assert server.was_open == [True, False]
 
 
-@pytest.mark.parametrize("how", ["raises", "returns"])
-async def test_lifespan_is_spoken_for_an_application_that_does_not(world: World, how: str) -> None:
+async def test_lifespan_is_spoken_for_an_application_that_returns_from_it(world: World) -> None:
     async def app(scope: Any, receive: Any, send: Any) -> None:
-        if how == "raises":
-            raise AssertionError("only http")
+        return
 
     server = Lifespan(world.registry())
     await server.run(app)
     assert server.sent == COMPLETE
     assert server.was_open == [True, False]
+
+
+async def test_the_server_gets_what_an_application_raises_in_front_of_the_first_message(world: World) -> None:
+    """Whether that is an application without lifespan, or one that could not be built, the server decides."""
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        raise AssertionError("only http")
+
+    server = Lifespan(world.registry())
+    with pytest.raises(AssertionError, match="only http"):
+        await server.run(app)
+    assert server.sent == []
+    assert server.registry.is_open
+    await server.registry.close()
+
+
+@pytest.mark.parametrize("app_raises", [False, True])
+async def test_what_the_server_raises_at_a_refused_start_reaches_it_again(app_raises: bool, world: World) -> None:
+    """hypercorn ends its start with an exception out of `send`, which must come out of the application."""
+
+    class Refusal(Exception):
+        pass
+
+    class Hypercorn(Lifespan):
+        async def send(self, message: Message) -> None:
+            await super().send(message)
+            if message["type"] == "lifespan.startup.failed":
+                raise Refusal(message["message"])
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        if app_raises:
+            raise AssertionError("only http")
+        with suppress(DataError):
+            await receive()
+
+    superuser = world.cluster.primary.url(world.dbname, user="postgres")
+    config = world.config(urls={"primary": superuser})
+    server = Hypercorn(compile(config))
+    with pytest.raises(Refusal, match="is a superuser"):
+        await server.run(app)
+    assert server.sent == ["lifespan.startup.failed"]
+    assert not server.registry.is_open
 
 
 async def test_a_failed_start_up_stays_one_and_closes_the_registry(world: World) -> None:

@@ -137,8 +137,9 @@ def test_a_wrong_configuration_names_every_key_and_its_mend(world: World) -> Non
     config["datasources"]["orders"]["pool"] = {"max_size": "many", "min_sise": 1}
     config["tenants"]["acme"]["datasource"] = "ordres"
     config["transactions"] = {"retry": "often"}
+    middleware = DataSourceMiddleware(lambda scope, receive, send: None, config=config)  # type: ignore[arg-type, return-value]
     with pytest.raises(ConfigError) as caught:
-        DataSourceMiddleware(lambda scope, receive, send: None, config=config)  # type: ignore[arg-type, return-value]
+        _ = middleware.registry
     message = str(caught.value)
     for told in (
         "datasources.orders.pool.max_size",
@@ -153,8 +154,9 @@ def test_a_wrong_configuration_names_every_key_and_its_mend(world: World) -> Non
 
 @pytest.mark.parametrize("arguments", [{}, {"config": {}, "registry": object()}])
 def test_the_middleware_takes_a_configuration_or_a_registry(arguments: dict[str, Any]) -> None:
+    middleware = DataSourceMiddleware(lambda scope, receive, send: None, **arguments)  # type: ignore[arg-type, return-value]
     with pytest.raises(ConfigError, match="config= or registry="):
-        DataSourceMiddleware(lambda scope, receive, send: None, **arguments)  # type: ignore[arg-type, return-value]
+        _ = middleware.registry
 
 
 async def test_every_way_to_name_the_tenant(world: World) -> None:
