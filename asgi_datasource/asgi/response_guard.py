@@ -481,9 +481,7 @@ class ResponseGuard:
             Whether it has been dealt with; otherwise it goes on unchanged.
         """
         if self.state is _REPLACED:
-            if self._failure is not None and _is_only(error, ResponseReplaced):
-                raise self._failure
-            return _is_only(error, ResponseReplaced)
+            return self._ends_replaced(error)
         session = self._session
         if self.state in (_ENDING, _ENDED) or session is None:
             return False
@@ -523,6 +521,21 @@ class ResponseGuard:
             await self._replace(error, by_handlers=error is stopped_by)
             return True
         return False
+
+    def _ends_replaced(self, error: BaseException) -> bool:
+        """Whether an exception is what has become of the interruption by which the response was replaced.
+
+        A framework may have put others beside it, in a group. Where the request runs again, whatever this attempt has
+        ended with is dropped with it: its client has been sent nothing.
+        """
+        is_ours = _holds(error, ResponseReplaced)
+        if self.runs_again_after is not None:
+            is_ours = is_ours or isinstance(error, Exception)
+        if is_ours and not isinstance(error, ResponseReplaced):
+            logger.info("beside the end of a response that was replaced, the application raised", exc_info=error)
+        if is_ours and self._failure is not None:
+            raise self._failure
+        return is_ours
 
     async def _break_off(self, session: SessionCore, error: BaseException) -> None:
         """The body cannot be finished: the server closes the connection, which tells the client that it is not all.
@@ -712,8 +725,8 @@ def _ends_response(message: Message) -> bool:
     return kind in ("http.response.pathsend", "http.response.trailers")
 
 
-def _is_only(error: BaseException, kind: type[BaseException]) -> bool:
-    """Whether an exception is of this kind, or a group of nothing else."""
+def _holds(error: BaseException, kind: type[BaseException]) -> bool:
+    """Whether an exception is of this kind, or a group with one of this kind in it."""
     if isinstance(error, BaseExceptionGroup):
-        return all(_is_only(one, kind) for one in cast("BaseExceptionGroup[BaseException]", error).exceptions)
+        return any(_holds(one, kind) for one in cast("BaseExceptionGroup[BaseException]", error).exceptions)
     return isinstance(error, kind)

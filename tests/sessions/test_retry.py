@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import suppress
 from typing import Any
 
 import httpx
 import pytest
 from fastapi import Depends, FastAPI
+from fastapi.sse import EventSourceResponse
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from opentelemetry.trace import get_tracer
 from starlette.background import BackgroundTask
@@ -256,6 +258,74 @@ async def test_a_conflict_that_is_swallowed_is_not_a_success(world: World) -> No
         response = await http.post("/")
         assert (response.status_code, response.json()) == (201, "this time")
     assert await world.items() == ["tea"]
+
+
+async def test_server_sent_events_of_fastapi_run_again(world: World) -> None:
+    """Their two tasks end in an exception group, with more in it than the interruption of the replaced response."""
+    attempts = Attempts(1)
+
+    async def place(request: Request) -> None:
+        db = session(request)
+        await db.write.execute(INSERT, ["tea"])
+        with suppress(DataError):
+            await attempts.next(db)
+
+    app = FastAPI()
+
+    @app.post("/", response_class=EventSourceResponse, dependencies=[Depends(place)])
+    async def events() -> AsyncIterator[dict[str, int]]:
+        for number in range(3):
+            yield {"n": number}
+
+    app.add_middleware(DataSourceMiddleware, registry=world.registry(transactions={"retry": 3}))
+    async with serve(app) as server, httpx.AsyncClient(base_url=server.url, headers={"X-Tenant": "acme"}) as http:
+        response = await http.post("/")
+    assert response.status_code == 200
+    assert [line for line in response.text.splitlines() if line] == [f'data: {{"n":{n}}}' for n in range(3)]
+    assert attempts.count == 2
+    assert await world.items() == ["tea"]
+
+
+class _Beside(Exception):
+    """What an application raises of its own beside, or in place of, the interruption."""
+
+
+@pytest.mark.parametrize("kind", ["a group with ours in it", "in place of ours"])
+@pytest.mark.parametrize("loses", [True, False])
+async def test_what_an_application_makes_of_the_end_of_its_response_changes_nothing(
+    world: World, kind: str, *, loses: bool
+) -> None:
+    attempts = Attempts(1 if loses else 0)
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        db = session(scope)
+        await db.write.execute(INSERT, ["tea"])
+        try:
+            await attempts.next(db)
+        except DataError:
+            pass
+        else:
+            if not loses:
+                # Its COMMIT fails: another response is sent in place of this one.
+                await db.write.execute("insert into children (parent) values (7)")
+        try:
+            await JSONResponse("done", status_code=201)(scope, receive, send)
+        except BaseException as error:
+            if kind == "in place of ours":
+                raise _Beside from error
+            raise BaseExceptionGroup("two tasks", [_Beside(), BaseExceptionGroup("one", [error])]) from None
+
+    async with world.registry(transactions={"retry": 2}) as registry:
+        call = Call()
+        middleware = DataSourceMiddleware(app, registry=registry)
+        if loses or kind != "in place of ours":
+            await call.run(middleware)
+        else:
+            # The client has its answer, and the server is told what the application did then.
+            with pytest.raises(_Beside):
+                await call.run(middleware)
+        assert call.sent[0]["status"] == (201 if loses else 409)
+        assert attempts.count == (2 if loses else 1)
 
 
 async def test_a_conflict_that_a_savepoint_has_survived_is_no_reason(world: World) -> None:
