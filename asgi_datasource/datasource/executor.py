@@ -18,7 +18,7 @@ from ..concurrency.limits import Priority
 from ..concurrency.tasks import BackgroundTasks
 from ..drivers.protocol import Connection, Exchange, Result, Server
 from ..drivers.statements import Control, Envelope, Params, Query, Settings, Statement
-from ..errors import DataError
+from ..errors import DataError, DataErrorKind
 from ..observability import tracing
 from ..observability.metrics import Measure
 from ..routing import ANY_FRESHNESS, AccessIntent, Freshness, ReadAfterWritePin, Role
@@ -424,11 +424,19 @@ class Executor(Router):
                 is_open = not exchange.is_lost and exchange.failed_at is not None and exchange.failed_at >= len(head)
                 if is_refusal(error):
                     server.refused_write(connection)
-                if not is_open or exchange.is_stale_plan or is_refusal(error):
+                # Recovery may cancel the first statements of a snapshot: nothing of it was seen yet, so that another
+                # server's is as good.
+                moves = read_only and error.kind is DataErrorKind.CONFLICT and server.role is Role.REPLICA
+                if not is_open or exchange.is_stale_plan or is_refusal(error) or moves:
                     await self._give_up(server, connection)
                     if attempt.may_go_on(server, exchange, error):
                         continue
                     raise error from exchange.error
+            if read_only and error is None and connection.closed and attempt.losses < 2:
+                # It was cut behind the answer: its snapshot is gone, and nothing of it was seen yet.
+                attempt.losses += 1
+                await self._give_up(server, connection)
+                continue
             transaction = self._made(server, connection, read_only=read_only, isolation=isolation)
             if read_only:
                 self.note_read(server)

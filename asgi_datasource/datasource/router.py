@@ -126,6 +126,8 @@ class Attempt:
         after: What the server has to have, of all that the client has seen; None asks for nothing.
         patience_s: Seconds for which it may still wait for a replica to catch up.
         error: The last failure, for the caller when no server is left.
+        has_waited: It has waited for a connection of a replica in vain: of the others, only one with a connection to
+            spare takes it, so that too much load is refused as soon as before.
     """
 
     failed: frozenset[str] = frozenset()
@@ -136,6 +138,7 @@ class Attempt:
     after: Position | None = None
     patience_s: float = 0.0
     error: DataError | None = None
+    has_waited: bool = False
 
     def note(self, name: str, error: DataError) -> None:
         """This server could not be reached, or not run the statement for a reason that is its own."""
@@ -169,6 +172,11 @@ class Attempt:
             self.note(server.name, error)
             return True
         return False
+
+
+def _has_one_to_spare(server: Server) -> bool:
+    """Whether a connection of a server can be had without waiting for another borrower."""
+    return not server.waiting and (server.idle > 0 or server.borrowed < server.settings.max_size)
 
 
 def is_refusal(error: DataError) -> bool:
@@ -223,8 +231,11 @@ class Router:
             route = self._choose(intent, attempt, freshness)
             if route is None:
                 raise attempt.error or nobody_may(self._datasource.picture)
-            self.note_route(route)
             server = self._datasource.servers[route.node]
+            if attempt.has_waited and not _has_one_to_spare(server):
+                attempt.failed |= {server.name}
+                continue
+            self.note_route(route)
             connection = await self._borrow(server, route, attempt, deadline)
             if connection is not None and not await self._is_left_behind(server, connection, deadline):
                 return server, connection
@@ -389,12 +400,13 @@ class Router:
         span = self._start_span(route) if self._is_traced else None
         measure = self._measure
         started = perf_counter() if span is not None or measure is not None else 0.0
+        limit = self._tenant.max_connections
+        share = Share(self._tenant.name, limit) if limit is not None or server.is_fair else None
         try:
-            limit = self._tenant.max_connections
             connection = await server.acquire(
                 deadline=deadline,
                 must_be_alive=attempt.losses > 0,
-                share=Share(self._tenant.name, limit) if limit is not None or server.is_fair else None,
+                share=share,
                 priority=self._priority,
             )
             if measure is not None:
@@ -405,7 +417,10 @@ class Router:
                 measure.refused(server, error)
             if span is not None:
                 tracing.fail_span(span, error)
-            if error.kind is not DataErrorKind.CONNECTION:
+            if error.kind is DataErrorKind.RESOURCE and server.role is Role.REPLICA and share is None:
+                # Its connections may hang on a server that has fallen silent a moment ago.
+                attempt.has_waited = True
+            elif error.kind is not DataErrorKind.CONNECTION:
                 raise
             attempt.note(server.name, error)
             return None

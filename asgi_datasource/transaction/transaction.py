@@ -432,6 +432,10 @@ class Transaction:
                 if self.identified is not None:
                     self.wal_position = exchange.value(1)
                 await self._give_back()
+            elif exchange.is_lost and self.read_only and self.isolation is not Isolation.SERIALIZABLE:
+                # Whether COMMIT was sent or not: nothing was written, and all that was read belongs together.
+                self._move(TxState.COMMITTED)
+                await self.server.reclaim(connection)
             elif verdict is Verdict.LOST:
                 await self._resolve(exchange, within=doubt_timeout_s)
             else:

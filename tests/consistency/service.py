@@ -37,6 +37,8 @@ class History:
 
     events: list[Write | Read] = field(default_factory=list)
     statuses: Counter[str] = field(default_factory=Counter)
+    refused: Counter[str] = field(default_factory=Counter)
+    """Reads that were answered with 503, by what was being done to the servers."""
     phase: str = "quiet"
 
 
@@ -73,6 +75,8 @@ class Client:
         is_told = response.headers["content-type"].endswith("json")
         kind = response.json().get("kind", "") if is_told else "untold"
         self._history.statuses[f"{method} {response.status_code} {kind}".strip()] += 1
+        if method == "GET" and response.status_code == 503:
+            self._history.refused[self._history.phase] += 1
         return response
 
     async def _write(self) -> None:

@@ -51,6 +51,24 @@ async def test_a_read_that_recovery_cancels_is_answered_by_the_primary(world: Wo
         assert db.last_route.node == "r1"
 
 
+async def test_a_snapshot_whose_first_statement_recovery_cancels_moves_to_another_server(
+    world: World, replica: Node
+) -> None:
+    await world.sql("insert into orders (item) values ('tea')")
+    await world.cluster.caught_up()
+    async with world.registry(replicas=("r1",)) as registry, registry.session(tenant="acme", read_only=True) as db:
+        reading = asyncio.create_task(db.fetch_all("select item, pg_sleep(1) from orders"))
+        await until(lambda: is_reading(world))
+        await change_the_table(world)
+        assert [row["item"] for row in await reading] == ["tea"]
+        assert db.last_route is not None
+        assert db.last_route.node == "primary"
+        # The snapshot goes on there: READ ONLY, and one for all its statements.
+        await world.sql("insert into orders (item) values ('rum')")
+        assert await db.fetch_value("select count(*) from orders") == 1
+        assert await db.fetch_value("show transaction_read_only") == "on"
+
+
 async def test_a_snapshot_that_recovery_ends_is_a_conflict_to_try_again(world: World, replica: Node) -> None:
     await world.sql("insert into orders (item) values ('tea')")
     await world.cluster.caught_up()
@@ -74,3 +92,14 @@ async def test_a_snapshot_that_recovery_ends_is_a_conflict_to_try_again(world: W
         assert (caught.value.is_retryable, caught.value.http_status) == (True, 409)
         async with registry.session(tenant="acme", read_only=True) as db:
             assert [row["item"] for row in await db.fetch_all("select item from orders")] == ["tea"]
+
+
+async def test_a_snapshot_whose_connection_is_lost_behind_its_last_answer_is_no_failure(world: World) -> None:
+    """Nothing was written, and all that was read belongs together: its COMMIT has nothing to say."""
+    await world.sql("insert into orders (item) values ('tea')")
+    await world.cluster.caught_up()
+    async with world.registry(replicas=("r1",)) as registry, registry.session(tenant="acme", read_only=True) as db:
+        assert [row["item"] for row in await db.fetch_all("select item from orders")] == ["tea"]
+        assert db.last_route is not None
+        assert db.last_route.node == "r1"
+        assert await world.cluster.replicas["r1"].terminate_backends(world.dbname)

@@ -200,6 +200,31 @@ async def test_a_silent_replica_costs_a_read_its_deadline_once_then_others_answe
         assert (await shop.http.get("/read")).json() == {"node": "r1"}
 
 
+@pytest.mark.parametrize("snapshot", [False, True])
+async def test_reads_that_wait_for_a_silent_replica_are_answered_by_the_primary(
+    world: World, lines: dict[str, Line], *, snapshot: bool
+) -> None:
+    """All its connections hang, and whoever comes meanwhile waits for one of them until its time to wait is over."""
+    transactions = {"deadline": "20s"}
+    pool = {"acquire_timeout": "300ms"}
+    async with registry_of(world, lines, replicas=("r1",), transactions=transactions, pool=pool) as registry:
+
+        async def read_once() -> str:
+            async with registry.session("acme", read_only=snapshot, timeout=20) as db:
+                await db.read.fetch_all("select item from orders")
+                assert db.last_route is not None
+                return db.last_route.node
+
+        replica = registry.datasources["orders"].servers["r1"]
+        await until(lambda: replica.is_up and replica.idle > 0)
+        assert {await read_once() for _ in range(3)} == {"r1"}
+        await lines["r1"].fall_silent()
+        with ends_within(2 * CANCEL_S + 2 + SLACK_S):
+            answered = await asyncio.gather(*(read_once() for _ in range(12)))
+        assert set(answered) == {"primary"}
+        await lines["r1"].come_back()
+
+
 async def test_a_rollback_does_not_wait_for_a_silent_server(world: World, lines: dict[str, Line]) -> None:
     async with open_shop(world, lines, transactions={"deadline": "30s"}) as shop:
         await shop.is_back()

@@ -65,8 +65,17 @@ class PoolHost(Protocol):
         """Ask the server over a connection that was just borrowed."""
         ...
 
-    def no_connection(self, error: BaseException, timeout_s: float, waiting: int, /) -> DataError | None:
-        """The error of a caller who got no connection; None where another attempt may still reach the server."""
+    def no_connection(
+        self, error: BaseException, timeout_s: float, waiting: int, /, *, is_stuck: bool
+    ) -> DataError | None:
+        """The error of a caller who got no connection; None where another attempt may still reach the server.
+
+        Args:
+            error: What has ended the wait.
+            timeout_s: Seconds that it could have lasted.
+            waiting: How many have waited.
+            is_stuck: No connection was given back meanwhile.
+        """
         ...
 
 
@@ -458,10 +467,11 @@ class Pool:
             if 0 < self.settings.max_waiting <= hand_over.waiting and not hand_over.displace(priority):
                 self._saturation.refused()
                 raise self._queue_is_full()
+            lendings = self.lendings
             try:
                 connection = await hand_over.take(give_up_at, priority)
             except (Displaced, GaveUp, PoolTimeout, TimeoutError, PoolClosed) as error:
-                told = self._told(error, give_up_at - began_at, hand_over)
+                told = self._told(error, give_up_at - began_at, hand_over, is_stuck=self.lendings == lendings)
                 if told is not None:
                     raise told from (told.__cause__ or error)
                 self._time_to_give_up(deadline)
@@ -479,14 +489,14 @@ class Pool:
             self.give(connection)
             self._time_to_give_up(deadline)
 
-    def _told(self, error: Exception, timeout_s: float, hand_over: HandOver) -> DataError | None:
+    def _told(self, error: Exception, timeout_s: float, hand_over: HandOver, *, is_stuck: bool) -> DataError | None:
         """What a caller is told who has got no connection; None where another attempt may still reach the server."""
         if isinstance(error, PoolClosed):
             return DataError(DataErrorKind.CONNECTION, f"{self._host.label}: the pool is closed")
         if isinstance(error, Displaced):
             told: DataError | None = self._queue_is_full()
         else:
-            told = self._host.no_connection(error, timeout_s, hand_over.waiting + 1)
+            told = self._host.no_connection(error, timeout_s, hand_over.waiting + 1, is_stuck=is_stuck)
         if told is not None and told.kind is DataErrorKind.RESOURCE:
             self._saturation.refused()
         return told

@@ -332,9 +332,7 @@ class PsycopgServer(ServerBase):
         self._connect_error = error
         if not self._proven:
             self._mark_down(str(error))
-            # Nothing can be connected: whoever waits for a connection need not wait any longer.
-            if self.pool.hand_over is not None:
-                self.pool.hand_over.give_up()
+            self._end_waits()
 
     def disconnected(self, connection: WatchedSocket, *, was_lost: bool) -> None:
         """A connection is gone."""
@@ -352,7 +350,15 @@ class PsycopgServer(ServerBase):
         self._discovery.unsettle()
         self._mark_down(f"{self.address}:{self.port}: no answer")
         # At a replica reads alone wait: each may still be answered by another server in time.
-        self._cut("the server does not answer", with_lent=self.role is Role.REPLICA)
+        is_replica = self.role is Role.REPLICA
+        self._cut("the server does not answer", with_lent=is_replica)
+        if is_replica:
+            self._end_waits()
+
+    def _end_waits(self) -> None:
+        """Nothing can be connected: callers that wait for a connection go on to another server, or wait for a trial."""
+        if self.pool.hand_over is not None:
+            self.pool.hand_over.give_up()
 
     def _cut(self, reason: str, *, with_lent: bool = False) -> None:
         for connection in list(self._connections):
@@ -490,22 +496,40 @@ class PsycopgServer(ServerBase):
         # The question names pg_settings, which could be an UPDATE of them; it is none.
         connection.needs_reset = False
 
-    def no_connection(self, error: BaseException, timeout_s: float, waiting: int) -> DataError | None:
-        """The error of a caller who got no connection; None where another attempt may still reach the server."""
-        told = self._no_connection_error(timeout_s, waiting)
+    def no_connection(
+        self, error: BaseException, timeout_s: float, waiting: int, *, is_stuck: bool = False
+    ) -> DataError | None:
+        """The error of a caller who got no connection; None where another attempt may still reach the server.
+
+        Args:
+            error: What has ended the wait.
+            timeout_s: Seconds that it could have lasted.
+            waiting: How many have waited.
+            is_stuck: No connection was given back meanwhile.
+        """
+        told = self._no_connection_error(timeout_s, waiting, is_stuck=is_stuck and self.role is Role.REPLICA)
         if isinstance(error, GaveUp) and self.role is Role.PRIMARY and told.kind is not DataErrorKind.TENANT:
             # No other server can stand in for it, and it may have been one attempt that was lost: there is a next one.
             return None
         told.__cause__ = self._connect_error
         return told
 
-    def _no_connection_error(self, timeout_s: float, waiting: int) -> DataError:
+    def _no_connection_error(self, timeout_s: float, waiting: int, *, is_stuck: bool = False) -> DataError:
         reason = self._connect_error
         if self._keeper is not None and not self.was_reached and is_unknown_database(reason, self.dbname):
             # A database for each tenant, and none for this one.
             return self.no_tenant()
         if reason is not None and not self._proven:
             return DataError(DataErrorKind.CONNECTION, f"{self.datasource}.{self.name}: cannot connect to {reason}")
+        if not self.is_up:
+            return DataError(DataErrorKind.CONNECTION, f"{self.full_name}: cannot connect to {self.last_error}")
+        if is_stuck:
+            # The server may have fallen silent a moment ago; what waits for it can be answered elsewhere.
+            return DataError(
+                DataErrorKind.CONNECTION,
+                f"{self.label}: no connection was given back within {timeout_s:.1f} s ({self.borrowed} of"
+                f" {self.settings.max_size} in use, {waiting} waiting)",
+            )
         because = "" if reason is None else f"; the last attempt to connect failed: {reason}"
         return DataError(
             DataErrorKind.RESOURCE,
