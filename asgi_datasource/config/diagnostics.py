@@ -106,6 +106,8 @@ class Code(StrEnum):
     """A `max_lag` that no replica can prove to meet."""
     OUTLIVED_TOKEN = "ADS053"  # noqa: S105
     """Replicas may lag longer than a client's token is valid."""
+    SEVERAL_SERVERS = "ADS054"
+    """A replica's URL that leads to several servers."""
     UNKNOWN_TENANT = "ADS070"
     """A reference to a tenant that does not exist."""
     UNVERIFIABLE = "ADS071"

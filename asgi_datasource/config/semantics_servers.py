@@ -33,6 +33,10 @@ def check_servers(config: Config) -> Iterator[Diagnostic]:
                 yield Diagnostic(Code.CONTRADICTION, where, message, fix, related=((*path, "primary", "url"),))
             yield from _check_url(where, url, datasource)
             server = server_of(url)
+            if where[2] == "replicas" and "," in server_of(url, with_database=False) and find_fault(url) is None:
+                message = "it leads to several servers, and how far behind each of them is cannot be known"
+                fix = "Name each of them as a replica of its own."
+                yield Diagnostic(Code.SEVERAL_SERVERS, where, message, fix, severity=Severity.WARNING)
             if server in first:
                 other = first[server]
                 message = f"the same server as {other[2]}{''.join(f'.{part}' for part in other[3:-1])}"

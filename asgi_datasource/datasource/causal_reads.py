@@ -35,7 +35,7 @@ class CausalRead:
 
     Args:
         router: The session's.
-        past: What its client has seen.
+        past: What its client has seen; None where nobody keeps that: then only its age has to be shown.
         freshness: How fresh the read has to be.
 
     Attributes:
@@ -46,12 +46,12 @@ class CausalRead:
 
     __slots__ = ("_past", "_router", "asked", "attempt", "binds")
 
-    def __init__(self, router: Router, past: ClientHistory, freshness: Freshness, attempt: Attempt) -> None:
+    def __init__(self, router: Router, past: ClientHistory | None, freshness: Freshness, attempt: Attempt) -> None:
         self._router = router
         self._past = past
         self.asked = READ
         self.attempt = attempt
-        self.binds = past.is_monotonic(freshness)
+        self.binds = past is not None and past.is_monotonic(freshness)
 
     def envelope(self, server: Server, connection: Connection) -> Envelope:
         """What goes around the read on this connection."""
@@ -84,7 +84,8 @@ class CausalRead:
     def note_position(self, answer: Sequence[str | None] | None, server: Server) -> None:
         """Where the server was after something was read."""
         # What is not known is not fresh: until the client has seen something that is known, the primary answers it.
-        self._past.note(self._router.seen_at(answer, server) or NOWHERE)
+        if self._past is not None:
+            self._past.note(self._router.seen_at(answer, server) or NOWHERE)
 
     async def is_met_before(self, server: Server, connection: Connection, deadline: float | None) -> bool:
         """Ask before a transaction begins, whose snapshot is taken with its first question.

@@ -61,6 +61,10 @@ class DataSource(Protocol):
         """How busy each replica is, by name: borrowed connections by its weight."""
         ...
 
+    def position_at(self, when: float, /) -> Position | None:
+        """Where a server has to be to have everything that was committed by this event-loop time; None is not known."""
+        ...
+
     async def open(self, predecessor: DataSource | None = None) -> None:
         """Open the pools, and see to it that the picture stays true. Returns at once, also when a server is down.
 
@@ -200,6 +204,10 @@ class PostgresDataSource:
     def load(self) -> Mapping[str, float]:
         """How busy each replica is, by name: borrowed connections by its weight."""
         return {replica.name: replica.borrowed / self._traits[replica.name].weight for replica in self.replicas}
+
+    def position_at(self, when: float) -> Position | None:
+        """Where a server has to be to have everything that was committed by this event-loop time; None is not known."""
+        return self._monitor.track.position_at(when)
 
     def drain(self, name: str) -> None:
         """Give a replica no new work; what has begun there ends there.

@@ -129,6 +129,9 @@ class Executor(Router):
         if borrowed is None:
             return None
         server, connection, route = borrowed
+        if server.leads_to_several:
+            server.put_back(connection)
+            return None
         proof = None if past is None else CausalRead(self, past, freshness, attempt)
         envelope = READ if proof is None else proof.envelope(server, connection)
         exchange = connection.send_one(envelope, self._tenant.settings, query, params, deadline=deadline, now=now)
@@ -153,7 +156,11 @@ class Executor(Router):
         attempt = Attempt() if proof is None else proof.attempt
         server, connection = await self.connect(intent, attempt, deadline, freshness)
         past = self.past
-        if self._is_traced or (not is_read and past is not None and past.is_monotonic(freshness)):
+        if (
+            self._is_traced
+            or (is_read and server.leads_to_several)
+            or (not is_read and past is not None and past.is_monotonic(freshness))
+        ):
             return None, (server, connection, proof)
         if is_read:
             envelope = READ if proof is None else proof.envelope(server, connection)
@@ -232,6 +239,15 @@ class Executor(Router):
                     server, connection = await self.connect(AccessIntent.READ, attempt, deadline, freshness)
                 else:
                     server, connection, _ = lent
+                if server.leads_to_several:
+                    is_needed = self.needs_age(server, attempt, freshness)
+                    if is_needed is None:
+                        lent = None
+                        attempt.behind |= {server.name}
+                        await self._give_up(server, connection)
+                        continue
+                    if is_needed and proof is None:
+                        proof = CausalRead(self, self.past, freshness, attempt)
                 envelope = READ if proof is None else proof.envelope(server, connection)
                 settings = Settings(self._tenant.settings, is_read=True, deadline=deadline)
                 batch = [settings, *envelope.between, *statements, *envelope.closing]
@@ -398,6 +414,14 @@ class Executor(Router):
             else:
                 _, server, connection = begun
             proof = self._proof(freshness, attempt)
+            if read_only and server.leads_to_several:
+                is_needed = self.needs_age(server, attempt, freshness)
+                if is_needed is None:
+                    attempt.behind |= {server.name}
+                    await self._give_up(server, connection)
+                    continue
+                if is_needed and proof is None:
+                    proof = CausalRead(self, None, freshness, attempt)
             if read_only and proof is not None and not await self._is_proved(proof, server, connection, deadline):
                 continue
             head: list[Statement] = [

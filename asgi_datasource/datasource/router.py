@@ -321,6 +321,28 @@ class Router:
         held = connection.held
         return held is None or not self._datasource.picture.lineage.covers(held, after)
 
+    def needs_age(self, server: Server, attempt: Attempt, freshness: Freshness) -> bool | None:
+        """Whether a server has to show that its data is no older than the read allows.
+
+        What the health check knows of a replica holds for the server that it asks, which is another one than that of the
+        connection where the URL leads to several.
+
+        Returns:
+            None where that cannot be shown: it is not known where the primary was then.
+        """
+        max_lag_s = freshness.max_lag_s
+        if max_lag_s is None:
+            max_lag_s = self._datasource.picture.policy.max_lag_s
+        if max_lag_s is None:
+            return False
+        since = self._datasource.position_at(asyncio.get_running_loop().time() - max_lag_s)
+        if since is None:
+            return None
+        after = attempt.after
+        if after is None or (after.timeline, after.lsn) < (since.timeline, since.lsn):
+            attempt.after = since
+        return True
+
     def proves(
         self, server: Server, connection: Connection, attempt: Attempt, answer: Sequence[str | None] | None
     ) -> bool:
@@ -329,7 +351,7 @@ class Router:
         after = attempt.after
         if position is None or after is None:
             return False
-        if not server.is_pooled:
+        if not server.is_pooled and connection.leads_to is not None:
             # At the other end of this connection is this server for as long as it lasts, and it only goes on from here.
             connection.held = position
         return self._datasource.picture.lineage.covers(position, after)

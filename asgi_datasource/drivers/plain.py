@@ -161,6 +161,7 @@ class PlainConnection(ABC):
     backend_pid = 0
     incarnation: str | None = None
     held: Position | None = None
+    leads_to: str | None = ""
     use: Use | None = None
     when_gone: Callable[[], None] | None = None
     errors: tuple[type[Exception], ...] = ()

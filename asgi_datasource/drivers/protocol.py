@@ -175,6 +175,9 @@ class Connection(Protocol):
     """What identifies the server's life, where it holds for as long as the connection does: see `IDENTIFY`."""
     held: Position | None
     """Where the server at the other end has said that it is; it only goes on from there."""
+    leads_to: str | None
+    """What identifies the server at the other end, which stays the same for as long as the connection lasts; None is not
+    known, or not so: behind a pooler."""
     use: Use | None
     """Is told when the connection is given back, where that is measured."""
 
@@ -343,6 +346,9 @@ class Server(Protocol):
     """A pooler in transaction mode is in between: what a session has, the next transaction does not."""
     is_fair: bool
     """Tenants take turns here: each borrower names its tenant."""
+    leads_to_several: bool
+    """Its connections, and that of its health check, lead to more than one server, or it is not known that they do not:
+    what the health check has found out says nothing about the server behind a connection."""
     identifies_writes: bool
     """`IDENTIFY` is answered in every transaction that has written: one that does not answer has written nothing."""
 

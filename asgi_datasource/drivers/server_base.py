@@ -33,6 +33,7 @@ class ServerBase:
     """
 
     identifies_writes = False
+    leads_to_several = False
 
     def __init__(
         self,

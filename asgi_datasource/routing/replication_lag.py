@@ -9,7 +9,7 @@ which anything is known moves into the past by itself).
 
 from __future__ import annotations
 
-from bisect import bisect_right
+from bisect import bisect_left, bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Final
@@ -120,6 +120,17 @@ class Track:
         self._since.append(seen.asked_at)
         self._until.append(seen.asked_at)
         self._thin(seen.asked_at)
+
+    def position_at(self, when: float) -> Position | None:
+        """Where a server has to be to have everything that was committed by then; None is not known.
+
+        Args:
+            when: Event-loop time.
+        """
+        index = bisect_left(self._until, when)
+        if self.latest is None or index == len(self._until):
+            return None
+        return Position(self.latest.position.timeline, self._lsns[index])
 
     def is_of_this_cluster(self, seen: Observation) -> bool:
         """Whether a server is certainly of the same cluster as the primary."""

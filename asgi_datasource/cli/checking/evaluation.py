@@ -11,6 +11,7 @@ from .facts import Facts, PoolerMode
 
 OLDEST_VERSION: Final = 130000
 MOST_CLOCK_OFFSET_S: Final = 1.0
+NAME_EACH: Final = "Name each of them as a replica of its own."
 _MB: Final = 1024 * 1024
 
 
@@ -54,6 +55,9 @@ def _alone(facts: Facts) -> Iterator[Diagnostic]:
         message = f"the clock of {target} is {abs(facts.clock_offset_s):.1f} s {direction} this machine's"
         fix = "Let NTP set both."
         yield Diagnostic(Code.CLOCK, path, message, fix, severity=Severity.WARNING)
+    if len(facts.servers) > 1:
+        message = f"{target} leads to several servers, and how far behind each of them is cannot be known"
+        yield Diagnostic(Code.SEVERAL_SERVERS, path, message, NAME_EACH, severity=Severity.WARNING)
     if facts.is_in_the_clear:
         message, fix = f"the connection to {target} is not encrypted", "Add sslmode=verify-full to the URL."
         yield Diagnostic(Code.NOT_ENCRYPTED, path, message, fix, severity=Severity.WARNING)

@@ -73,6 +73,7 @@ class Facts:
         clock_error_s: The uncertainty of the offset: half of the round trip.
         pooler: The pooler in between.
         is_in_the_clear: Whether the connection crosses a network without TLS.
+        servers: What identifies each server that its connections have led to.
         holes: Holes in the isolation of tenants.
     """
 
@@ -91,4 +92,5 @@ class Facts:
     clock_error_s: float = 0.0
     pooler: PoolerMode = PoolerMode.NONE
     is_in_the_clear: bool = False
+    servers: set[str] = field(default_factory=set[str])
     holes: list[Finding] = field(default_factory=list[Finding])

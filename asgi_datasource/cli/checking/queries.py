@@ -39,6 +39,8 @@ async def query_server(
             questions: list[Question] = [_identity, _clock, _limits]
             if target.is_primary:
                 questions.append(_holes(homes, shared_schemas, audit))
+            else:
+                questions.append(_servers)
             # The pooler comes last: when it refuses a transaction, it also closes the connection.
             for question in (*questions, _pooler):
                 try:
@@ -66,6 +68,26 @@ _REPLAYED: Final = "select pg_wal_lsn_diff(pg_last_wal_replay_lsn(), '0/0')::big
 async def _position(probe: ControlConnection, *, is_standby: bool) -> int | None:
     [[position]] = await probe.rows(_REPLAYED if is_standby else _WRITTEN)
     return None if position is None else int(position)
+
+
+MOST_CONNECTIONS: Final = 4
+"""Connections to a replica that are compared: a balancer sends them to several servers, where there are some."""
+
+
+async def _servers(probe: ControlConnection, facts: Facts) -> None:
+    async def server_of_another_connection() -> None:
+        async with open_control(facts.target.settings, where=str(facts.target)) as other:
+            facts.servers.add(await _server(other))
+
+    facts.servers.add(await _server(probe))
+    for _ in range(MOST_CONNECTIONS - 1):
+        await server_of_another_connection()
+
+
+async def _server(probe: ControlConnection) -> str:
+    """When the server was started, to the microsecond."""
+    [[started]] = await probe.rows("select date_part('epoch', pg_postmaster_start_time())::text")
+    return str(started)
 
 
 async def _clock(probe: ControlConnection, facts: Facts) -> None:

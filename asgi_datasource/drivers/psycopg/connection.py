@@ -109,6 +109,8 @@ class PsycopgConnection(WatchedSocket, PipelineHost):  # pyright: ignore[reportI
         """As libpq reports it: 180004."""
         self.held: Position | None = None
         """Where the server at the other end has said that it is; it only goes on from there."""
+        self.leads_to: str | None = None
+        """What identifies the server at the other end; None is not known, or changes from one transaction to the next."""
         self.timeline = 0
         """The timeline that the primary at the other end writes; 0 is not known."""
         self.incarnation: str | None = None

@@ -20,13 +20,17 @@ _POSITION: Final = (
 )
 
 
+SERVER: Final = "date_part('epoch', pg_postmaster_start_time())::text"
+"""What tells a server, since its start, from others: the microsecond in which it was started."""
+
+
 def _question(timeline: str, system: str) -> Statement:
     standby = "pg_is_in_recovery()"
     return Statement(
         f"select {standby} as is_standby,"
         f" {_POSITION} as position,"
         f" case when {standby} then pg_last_wal_receive_lsn() end::text as received,"
-        " date_part('epoch', pg_postmaster_start_time())::text as server,"
+        f" {SERVER} as server,"
         f" {timeline} as timeline, {system} as system"
     )
 
@@ -75,6 +79,10 @@ class CheckedServer(Protocol):
         """The server does not answer."""
         ...
 
+    def note_checked(self, server: str | None) -> None:
+        """The connection of the check leads to this server."""
+        ...
+
 
 class HealthCheck:
     """Asks one server how it is, over a connection that is kept for that.
@@ -115,6 +123,7 @@ class HealthCheck:
                 row = None if exchange.results[0] is None else exchange.results[0].first()
                 if row is None or row["position"] is None:
                     raise DataError(DataErrorKind.OTHER, f"{self._server.label}: it does not say where its log is")
+                self._server.note_checked(row["server"])
                 return _read(row, asked_at, loop.time())
             if exchange.is_lost or exchange.timed_out or self._question is _SIMPLE_QUESTION:
                 self.close()

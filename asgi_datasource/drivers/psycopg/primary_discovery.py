@@ -18,6 +18,7 @@ from psycopg import Error, OperationalError
 from ...routing import Role
 from ..statements import Statement
 from .connection import PsycopgConnection
+from .health_check import SERVER
 from .multi_host import (
     ASK_BEARING,
     ASK_SIMPLE_BEARING,
@@ -35,6 +36,8 @@ from .settings import Address
 from .transaction_settings import ASK_TIMEOUTS
 
 logger = logging.getLogger("asgi_datasource.server")
+
+ASK_SERVER: Final = Statement(f"select {SERVER} as server", prepare=False)
 
 _HEARSAY_PAUSE_S: Final = 5.0
 """Seconds until it is looked for a newer timeline again that was not found."""
@@ -104,6 +107,8 @@ class PrimaryDiscovery:
         self._system: str | None = None
         self._questions: Sequence[Statement] = (ASK_BEARING, ASK_SIMPLE_BEARING)
         """What a new connection is asked; the first one for as long as the server knows its functions."""
+        self._identity: tuple[Statement, ...] = (ASK_SERVER,)
+        """What a replica's new connection is asked as well; empty once a server does not know the function."""
         self._search: asyncio.Task[None] | None = None
         self._heard_of = (0, -inf)
         """The newest timeline that somebody told of, and when it was last looked for."""
@@ -246,11 +251,15 @@ class PrimaryDiscovery:
         loop = asyncio.get_running_loop()
         is_primary = self._seeker.role is Role.PRIMARY
         while True:
-            questions = (ASK_TIMEOUTS, self._questions[0]) if is_primary else (ASK_TIMEOUTS,)
+            questions = (ASK_TIMEOUTS, self._questions[0]) if is_primary else (ASK_TIMEOUTS, *self._identity)
             exchange = await connection.exchange(questions, deadline=loop.time() + self._seeker.check_limit_s)
-            if len(self._questions) == 1 or not is_unknown_there(exchange.error):
+            is_last = len(self._questions) == 1 if is_primary else not self._identity
+            if is_last or not is_unknown_there(exchange.error):
                 return exchange
-            self._questions = self._questions[1:]
+            if is_primary:
+                self._questions = self._questions[1:]
+            else:
+                self._identity = ()
 
     def judge(self, connection: PsycopgConnection, exchange: Pipeline) -> str | None:
         """Take what a new connection has answered to `ask`.
@@ -259,6 +268,7 @@ class PrimaryDiscovery:
             Why it does not lead to a server that the endpoint is for, with its address; None when it does.
         """
         if self._seeker.role is not Role.PRIMARY:
+            connection.leads_to = exchange.value(1) if self._identity else None
             self.arrived(Bearing(), (self._seeker.address, self._seeker.port))
             return None
         bearing = read_bearing(exchange.results[1])

@@ -83,6 +83,8 @@ class PsycopgServer(ServerBase):
         self._connections: set[WatchedSocket] = set()
         self._proven: set[WatchedSocket] = set()
         """Those of the pool that were asked, and lead to where they should."""
+        self._checked: str | None = None
+        """The server that the health check's last answer came from; None before the first."""
         self._connect_error: Error | None = None
         self.attempts: set[asyncio.Timeout] = set()
         self._tasks: set[asyncio.Task[Any]] = set()
@@ -338,6 +340,7 @@ class PsycopgServer(ServerBase):
         """A connection is gone."""
         self._connections.discard(connection)
         self._proven.discard(connection)
+        self._note_servers()
         if was_lost:
             self._discovery.unsettle()
         if was_lost and not connection.is_lent:
@@ -430,6 +433,20 @@ class PsycopgServer(ServerBase):
             if its and (is_other or its < self.timeline):
                 connection.cut("a failover has put another server in the place of this one")
 
+    def note_checked(self, server: str | None) -> None:
+        """The health check was answered by this server."""
+        if server != self._checked:
+            self._checked = server
+            self._note_servers()
+
+    def _note_servers(self) -> None:
+        """See whether a replica's connections, and its health check, still lead to one server."""
+        if self.role is Role.REPLICA:
+            found = {its.leads_to for its in self._proven if isinstance(its, PsycopgConnection)}
+            if self._checked is not None:
+                found.add(self._checked)
+            self.leads_to_several = self.is_pooled or None in found or len(found) > 1
+
     def hear_of(self, timeline: int) -> None:
         """Somebody has seen this timeline: look in the background for the primary that writes it."""
         if self._discovery.hear_of(timeline):
@@ -484,7 +501,8 @@ class PsycopgServer(ServerBase):
             self._proven.add(connection)
         connection.settings.timeouts = read_timeouts(exchange)
         if is_behind_pooler(exchange, connection.backend_pid):
-            connection.incarnation = None
+            connection.incarnation = connection.leads_to = None
+        self._note_servers()
         if not self.is_pooled and self.prepares and is_behind_pooler(exchange, connection.backend_pid):
             # In transaction mode a statement that is prepared on one server connection is not there on the next.
             self.prepares = False
