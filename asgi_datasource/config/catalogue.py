@@ -346,8 +346,8 @@ _ENTRIES: Final = (
         "Not an address, a network or a host",
         "`trusted_proxies` takes addresses, networks such as 10.0.0.0/8, and `unix`; `trusted_hosts` and `domain` take"
         " the names of hosts.",
-        "tenancy: {default: orders, trusted_proxies: [10.0.0.0/33]}\n",
-        "tenancy: {default: orders, trusted_proxies: [10.0.0.0/8]}\n",
+        "tenancy: {default: orders, trusted_proxies: [10.0.0.0/33], trusted_headers: [forwarded]}\n",
+        "tenancy: {default: orders, trusted_proxies: [10.0.0.0/8], trusted_headers: [forwarded]}\n",
     ),
     Explained(
         Code.SHARED_NAME,

@@ -6,7 +6,7 @@ import ipaddress
 from collections.abc import Iterable, Iterator
 from typing import Final
 
-from .diagnostics import Code, Diagnostic, Edit, Fix, Path, did_you_mean, show
+from .diagnostics import Code, Diagnostic, Edit, Fix, Path, Severity, did_you_mean, show
 from .hostnames import normalize_host
 from .kinds import EVERY_OTHER
 from .models import Config
@@ -20,6 +20,7 @@ _KEY_KINDS: Final = {"HS": "HS", "RS": "RSA", "PS": "RSA", "ES": "EC", "Ed": "Ed
 def check_tenancy(config: Config) -> Iterator[Diagnostic]:
     """What cannot be meant about telling tenants from requests."""
     yield from _addresses(config)
+    yield from _proxies(config)
     for index, way in enumerate(config.tenancy.resolve):
         path: Path = ("tenancy", "resolve", index)
         if way.jwt_claim is not None:
@@ -98,6 +99,28 @@ def _addresses(config: Config) -> Iterator[Diagnostic]:
     for index, host in enumerate(config.tenancy.trusted_hosts):
         if normalize_host(host.removeprefix("*.")) is None:
             yield _no_host(("tenancy", "trusted_hosts", index))
+
+
+def _proxies(config: Config) -> Iterator[Diagnostic]:
+    """Proxies whose headers do not count, and headers that nobody's word makes count."""
+    tenancy = config.tenancy
+    path: Path = ("tenancy", "trusted_headers")
+    is_none = "none" in tenancy.trusted_headers
+    if is_none and len(tenancy.trusted_headers) > 1:
+        here = (*path, tenancy.trusted_headers.index("none"))
+        message, mend = "'none' beside other headers", "Keep none alone, or the others."
+        yield Diagnostic(Code.CONTRADICTION, here, message, mend, fix=Fix(Edit.REMOVE, here))
+    elif tenancy.trusted_proxies and "trusted_headers" not in tenancy.model_fields_set:
+        message = "proxies are trusted, but none of their headers: the host is that of the proxies' own requests"
+        mend = "Name the headers that each of them sets itself: [x-forwarded-host] or [forwarded]; or write [none]."
+        related: tuple[Path, ...] = (("tenancy", "trusted_proxies"),)
+        fix = Fix(Edit.ADD, path, ["none"])
+        yield Diagnostic(Code.CONTRADICTION, path, message, mend, severity=Severity.WARNING, related=related, fix=fix)
+    elif not is_none and not tenancy.trusted_proxies:
+        message = "headers are trusted, but no proxy that may send them"
+        mend = "Add trusted_proxies, or leave this out."
+        fix = Fix(Edit.REMOVE, path)
+        yield Diagnostic(Code.CONTRADICTION, path, message, mend, severity=Severity.WARNING, fix=fix)
 
 
 def _no_host(path: Path, *, is_about_key: bool = False) -> Diagnostic:

@@ -37,6 +37,7 @@ from .kinds import (
     TenantPathPrefix,
     TenantStateWord,
     TokenAlgorithm,
+    TrustedHeader,
     is_tenant_name,
 )
 from .sections import OMISSIBLE, Section
@@ -265,8 +266,21 @@ class TenancyConfig(Section):
     trusted_proxies: tuple[ProxyAddress, ...] = Field(
         default=(),
         title="Trusted proxies",
-        description="From whom Forwarded and X-Forwarded-Host are believed: addresses, networks, or unix.",
+        description=(
+            "The proxies in front: addresses, networks, or unix. What they say of the host that they were asked for is"
+            " believed as far as trusted_headers goes."
+        ),
         examples=[["10.0.0.0/8", "unix"]],
+    )
+    trusted_headers: tuple[TrustedHeader, ...] = Field(
+        default=("none",),
+        min_length=1,
+        title="Trusted headers",
+        description=(
+            "The headers that each of the trusted proxies sets itself, whatever it was sent: forwarded,"
+            " x-forwarded-host, or none. One that a proxy merely passes on is the client's own word: leave it out."
+        ),
+        examples=[["x-forwarded-host"], ["forwarded"]],
     )
     missing: RefusalStatus = Field(
         default=400,

@@ -46,7 +46,7 @@ class Resolvers:
     """How requests name their tenant, by the document; those that come from code are put in front."""
 
     def __init__(self, config: TenancyConfig, directory: TenantDirectory) -> None:
-        self._host = RequestHost(config.trusted_proxies)
+        self._host = RequestHost(config.trusted_proxies, config.trusted_headers)
         self._directory = directory
         self._trusted = TrustedHosts(config.trusted_hosts) if config.trusted_hosts else None
         self._agree = config.agree

@@ -66,3 +66,18 @@ def single_header(scope: Scope, name: bytes) -> str | None:
                 raise duplicate_header(name)
             found = value
     return None if found is None else found.decode("latin-1").strip()
+
+
+def header_values(scope: Scope, name: bytes) -> list[str]:
+    """The values of a header, one for each line of it."""
+    return [value.decode("latin-1") for key, value in scope["headers"] if key == name]
+
+
+def header_text(value: str) -> str:
+    """A header's value as text: bytes beyond ASCII are UTF-8, where they are anything."""
+    if value.isascii():
+        return value
+    try:
+        return value.encode("latin-1").decode("utf-8")
+    except UnicodeError:
+        return "\x00"

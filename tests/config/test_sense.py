@@ -248,6 +248,19 @@ NONSENSE = [
         "where the password ends",
         "%40",
     ),
+    (
+        small(
+            tenancy={
+                "resolve": [{"header": "X"}],
+                "trusted_proxies": ["unix"],
+                "trusted_headers": ["forwarded", "none"],
+            }
+        ),
+        Code.CONTRADICTION,
+        "tenancy.trusted_headers[1]",
+        "'none' beside other headers",
+        "Keep none alone",
+    ),
 ]
 
 
@@ -325,6 +338,18 @@ WARNINGS = [
         "tenancy.resolve[0]",
         "none of the tenants has a name that is a label of a host name",
     ),
+    (
+        small(tenancy={"resolve": [{"header": "X"}], "trusted_proxies": ["10.0.0.0/8"]}),
+        Code.CONTRADICTION,
+        "tenancy.trusted_headers",
+        "proxies are trusted, but none of their headers",
+    ),
+    (
+        small(tenancy={"resolve": [{"header": "X"}], "trusted_headers": ["forwarded"]}),
+        Code.CONTRADICTION,
+        "tenancy.trusted_headers",
+        "headers are trusted, but no proxy",
+    ),
 ]
 
 
@@ -395,6 +420,7 @@ SENSIBLE = [
             name: {"datasource": "own", "database": "eu", "schema": name} for name in ("acme", "globex", "initech")
         },
     ),
+    small(tenancy={"resolve": [{"header": "X"}], "trusted_proxies": ["unix"], "trusted_headers": ["none"]}),
     small(routes=[{"match": "GET /a/*"}, {"match": "/a/*"}, {"match": "GET /a/**"}, {"match": "/**"}]),
 ]
 

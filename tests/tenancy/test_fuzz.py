@@ -54,6 +54,7 @@ def config() -> dict[str, Any]:
                 {"cookie": "tenant"},
             ],
             "trusted_proxies": ["192.0.2.0/24"],
+            "trusted_headers": ["forwarded", "x-forwarded-host"],
         },
         "tenants": {
             "acme": {"datasource": "shop", "schema": "acme", "aliases": ["shop.acme.test"]},

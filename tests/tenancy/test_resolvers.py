@@ -205,6 +205,7 @@ async def test_two_host_headers_are_ambiguous() -> None:
     await refusal(scope("/", ("Host", "globex.app.test"), host="acme.app.test"), {"subdomain_of": "app.test"})
 
 
+BOTH = ["forwarded", "x-forwarded-host"]
 PROXIES = ["10.0.0.0/8", "fd00::/8", "192.0.2.7"]
 
 
@@ -245,13 +246,14 @@ async def test_forwarded_hosts_count_from_trusted_proxies_only(
     client: tuple[str, int] | None, headers: list[tuple[str, str]], wanted: str
 ) -> None:
     request = scope("/", *headers, host="acme.app.test", client=client)
-    assert await name(request, {"subdomain_of": "app.test"}, trusted_proxies=PROXIES) == wanted
+    assert await name(request, {"subdomain_of": "app.test"}, trusted_proxies=PROXIES, trusted_headers=BOTH) == wanted
 
 
 async def test_whoever_connects_through_a_unix_socket_can_be_a_trusted_proxy() -> None:
     for client in (None, ("", 0)):
         request = scope("/", ("X-Forwarded-Host", "globex.app.test"), host="acme.app.test", client=client)
-        assert await name(request, {"subdomain_of": "app.test"}, trusted_proxies=["unix"]) == "globex"
+        tenancy = {"trusted_proxies": ["unix"], "trusted_headers": BOTH}
+        assert await name(request, {"subdomain_of": "app.test"}, **tenancy) == "globex"
 
 
 @pytest.mark.parametrize(
@@ -264,7 +266,96 @@ async def test_whoever_connects_through_a_unix_socket_can_be_a_trusted_proxy() -
 )
 async def test_proxies_that_name_two_hosts_are_ambiguous(headers: list[tuple[str, str]]) -> None:
     request = scope("/", *headers, host="acme.app.test", client=("10.0.0.1", 1))
-    await refusal(request, {"subdomain_of": "app.test"}, trusted_proxies=PROXIES)
+    await refusal(request, {"subdomain_of": "app.test"}, trusted_proxies=PROXIES, trusted_headers=BOTH)
+
+
+ACME = ", for=198.51.100.7;host=acme.app.test"
+"""What the proxy appends to what a client has sent."""
+
+
+@pytest.mark.parametrize(
+    "sent",
+    [
+        # An open quote would swallow what the proxy has appended.
+        'for=9.9.9.9;host=globex.app.test;x="',
+        'host=globex.app.test;x="\\',
+        'host="globex.app.test',
+        "host=globex.app.test;x=a b",
+        "host = globex.app.test",
+        "host=globex.app.test; for=9.9.9.9",
+        "host=globex.app.test;host=acme.app.test",
+        "host=globex.app.test;HOST=globex.app.test",
+        "host",
+        "host=",
+        "=globex.app.test",
+        "host=glo/bex.app.test",
+        'host="globex.app.test/x"',
+        "for=10.0.0.1:80;host=globex.app.test",
+        "for=2001:db8::1",
+        'for="2001:db8::1"',
+        "for=10.0.0.256",
+        "for=10.0.0",
+        'for="[::1"',
+        "for=nobody",
+        'for=""',
+        'by="10.0.0.1:123456"',
+        "proto=1http",
+        "host=globex.app.test\x00",
+        "(comment)",
+    ],
+)
+async def test_a_forwarded_header_is_read_whole_or_not_at_all(sent: str) -> None:
+    for headers in ([("Forwarded", sent + ACME)], [("Forwarded", sent), ("Forwarded", ACME[2:])]):
+        request = scope("/", *headers, host="acme.app.test", client=("10.1.2.3", 1))
+        error = await refusal(
+            request, {"subdomain_of": "app.test"}, trusted_proxies=PROXIES, trusted_headers=["forwarded"]
+        )
+        assert "not what RFC 7239 allows" in error.message
+
+
+@pytest.mark.parametrize(
+    "sent",
+    [
+        "for=9.9.9.9;host=globex.app.test",
+        "",
+        ",,",
+        ";;, ;",
+        "for=unknown",
+        "for=_hidden;by=_proxy.1",
+        'for="_hidden:_port"',
+        'for="[2001:db8::1]:80";proto=https',
+        'x="a, \\" host=globex.app.test"',
+        'x="\xe9\t"',
+        " \tfor=9.9.9.9 \t",
+    ],
+)
+async def test_what_a_client_has_sent_does_not_change_what_the_proxy_appends(sent: str) -> None:
+    for headers in ([("Forwarded", sent + ACME)], [("Forwarded", sent), ("Forwarded", ACME[2:])]):
+        request = scope("/", *headers, host="inner.test", client=("10.1.2.3", 1))
+        tenancy = {"trusted_proxies": PROXIES, "trusted_headers": ["forwarded"]}
+        assert await name(request, {"subdomain_of": "app.test"}, **tenancy) == "acme"
+
+
+async def test_an_element_that_names_nobody_ends_what_is_believed() -> None:
+    for appended in ("", "proto=https", ";"):
+        request = scope(
+            "/", ("Forwarded", f"host=globex.app.test,{appended}"), host="acme.app.test", client=("10.1.2.3", 1)
+        )
+        tenancy = {"trusted_proxies": PROXIES, "trusted_headers": ["forwarded"]}
+        assert await name(request, {"subdomain_of": "app.test"}, **tenancy) == "acme"
+
+
+async def test_a_header_that_a_proxy_passes_on_is_not_believed() -> None:
+    headers = [("Forwarded", "host=globex.app.test"), ("X-Forwarded-Host", "initech.app.test")]
+    request = scope("/", *headers, host="acme.app.test", client=("10.1.2.3", 1))
+    wanted = {"forwarded": "globex", "x-forwarded-host": "initech", "none": "acme"}
+    for header, tenant in wanted.items():
+        tenancy = {"trusted_proxies": PROXIES, "trusted_headers": [header]}
+        assert await name(request, {"subdomain_of": "app.test"}, **tenancy) == tenant
+    assert await name(request, {"subdomain_of": "app.test"}, trusted_proxies=PROXIES) == "acme"
+    # Nor is one that does not count looked at: whatever it holds, it is nobody's word.
+    request = scope("/", ("Forwarded", 'x="'), host="acme.app.test", client=("10.1.2.3", 1))
+    assert await name(request, {"subdomain_of": "app.test"}, trusted_proxies=PROXIES) == "acme"
 
 
 @pytest.mark.parametrize("host", ["app.test", "acme.app.test", "globex.test", "shop.acme.test", "APP.test:80"])
