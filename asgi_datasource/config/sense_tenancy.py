@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator
 from typing import Final
 
 from .diagnostics import Code, Diagnostic, Edit, Fix, Path, Severity, did_you_mean, show
-from .hostnames import normalize_host
+from .hostnames import lies_within, normalize_host
 from .kinds import EVERY_OTHER
 from .models import Config
 from .tenants import TokenConfig
@@ -56,7 +56,7 @@ def check_catalog(config: Config) -> Iterator[Diagnostic]:
 
 
 def check_aliases(config: Config) -> Iterator[Diagnostic]:
-    """Aliases, and hosts, that name two tenants."""
+    """Aliases, domains and hosts that name two tenants."""
     hosts: dict[str, tuple[str, Path]] = {}
     for number, way in enumerate(config.tenancy.resolve):
         for host, wanted in (way.domain or {}).items():
@@ -71,20 +71,43 @@ def check_aliases(config: Config) -> Iterator[Diagnostic]:
     owner: dict[str, str] = {}
     for name, tenant in config.tenants.items():
         for index, alias in enumerate(tenant.aliases):
-            spelled = normalize_host(alias) or alias
-            other = alias if alias in config.tenants else owner.setdefault(spelled, name)
-            if other != name or owner.get(spelled, name) != name:
+            other = alias if alias in config.tenants else owner.setdefault(alias, name)
+            if other != name:
                 path: Path = ("tenants", name, "aliases", index)
                 message = f"{show(alias)} is also a name of the tenant {show(other)}"
                 mend = "Take it out of one of them: a name stands for one tenant."
                 related: tuple[Path, ...] = (("tenants", other),)
                 yield Diagnostic(Code.SHARED_NAME, path, message, mend, related=related, fix=Fix(Edit.REMOVE, path))
-            elif spelled in hosts and hosts[spelled][0] not in (name, *tenant.aliases):
-                named, first = hosts[spelled]
-                path = ("tenants", name, "aliases", index)
-                message = f"{show(alias)} is also a host of the tenant {show(named)}"
+    yield from _domains(config, hosts)
+
+
+def _domains(config: Config, hosts: dict[str, tuple[str, Path]]) -> Iterator[Diagnostic]:
+    """Domains of tenants that are none, somebody else's, or the application's own."""
+    own = config.tenancy.own_hosts
+    owner: dict[str, tuple[str, Path]] = {}
+    for name, tenant in config.tenants.items():
+        for index, domain in enumerate(tenant.domains):
+            path: Path = ("tenants", name, "domains", index)
+            host = normalize_host(domain)
+            if host is None:
+                yield _no_host(path)
+                continue
+            if lies_within(host, own):
+                message = f"{show(domain)} is, or lies below, a domain of the application's own"
+                mend = (
+                    "Remove it; where it is meant, name it in the map of a domain resolver. Customers' domains are"
+                    " served without standing in trusted_hosts."
+                )
+                related: tuple[Path, ...] = (("tenancy",),)
+                yield Diagnostic(Code.CONTRADICTION, path, message, mend, related=related, fix=Fix(Edit.REMOVE, path))
+                continue
+            found = hosts.get(host)
+            if found is None or found[0] in (name, *tenant.aliases):
+                found = owner.setdefault(host, (name, path))
+            if found[0] not in (name, *tenant.aliases):
+                message = f"{show(domain)} is also a host of the tenant {show(found[0])}"
                 mend = "Take it out of one of them: a host stands for one tenant."
-                yield Diagnostic(Code.SHARED_NAME, path, message, mend, related=(first,), fix=Fix(Edit.REMOVE, path))
+                yield Diagnostic(Code.SHARED_NAME, path, message, mend, related=found[1:], fix=Fix(Edit.REMOVE, path))
 
 
 def _addresses(config: Config) -> Iterator[Diagnostic]:

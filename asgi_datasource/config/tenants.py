@@ -9,6 +9,7 @@ from pydantic.dataclasses import dataclass
 from pydantic_core import PydanticCustomError
 
 from .durations import parse_duration
+from .hostnames import normalize_host
 from .kinds import (
     CallablePath,
     ClaimName,
@@ -148,7 +149,7 @@ class ResolverConfig(Section):
         title="Domain",
         description=(
             "The tenant is the one that this map names for the request's host, or that lists the host under its"
-            " aliases; {} leaves it to the aliases alone."
+            " domains; {} leaves it to the domains alone."
         ),
         examples=[{"shop.acme.example": "acme"}],
     )
@@ -258,7 +259,7 @@ class TenancyConfig(Section):
         default=(),
         title="Trusted hosts",
         description=(
-            "Requests for other hosts are answered with 400; hosts of domain resolvers and tenants' aliases are served"
+            "Requests for other hosts are answered with 400; hosts of domain resolvers and tenants' domains are served"
             " as well. Without it, every host is served."
         ),
         examples=[["app.example.com", "*.app.example.com"]],
@@ -315,6 +316,13 @@ class TenancyConfig(Section):
         description="The datasource that an unknown or absent tenant gets; without it such requests are refused.",
         examples=["shared"],
     )
+
+    @property
+    def own_hosts(self) -> frozenset[str]:
+        """The domains that are the application's own: no tenant may have one of them, nor one below it."""
+        below = (way.subdomain_of for way in self.resolve if way.subdomain_of is not None)
+        names = (*below, *(host.removeprefix("*.") for host in self.trusted_hosts))
+        return frozenset(filter(None, map(normalize_host, names)))
 
 
 class LimitsConfig(Section):
@@ -396,7 +404,18 @@ class TenantConfig:
         tuple[FixedTenant, ...],
         Field(
             title="Aliases",
-            description="Other names of the tenant: domains of its own for domain resolvers, names that it had before.",
+            description="Other names of the tenant, such as those that it had before. For hosts, see domains.",
+            examples=[["acme-inc"]],
+        ),
+    ] = ()
+    domains: Annotated[
+        tuple[DomainName, ...],
+        Field(
+            title="Domains",
+            description=(
+                "Hosts of the tenant's own, for domain resolvers and for nothing else. None may be, or lie below, a"
+                " domain of subdomain_of or one of trusted_hosts."
+            ),
             examples=[["shop.acme.example"]],
         ),
     ] = ()

@@ -71,7 +71,9 @@ def compile_config(config: Config, *, previous: RuntimeConfig | None = None) -> 
         catalog=(
             None
             if config.tenants_from is None
-            else CatalogPlan(config.tenants_from, TenantCompiler(config.datasources), directory.map)
+            else CatalogPlan(
+                config.tenants_from, TenantCompiler(config.datasources), directory.map, config.tenancy.own_hosts
+            )
         ),
         policy=_compile_policy(config, previous),
         rules=_compile_rules(config.routes, None if previous is None else previous.rules),

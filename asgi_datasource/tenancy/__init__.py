@@ -10,10 +10,9 @@ from .compiler import (
     compile_tenants,
     homes_to_come,
     import_callable,
-    with_hosts,
 )
 from .current_tenant import current_tenant, tenant_context
-from .directory import TenantDirectory, TenantMap
+from .directory import TenantDirectory, TenantMap, TenantSource
 from .domains import DomainResolver, SubdomainResolver, TrustedHostResolver
 from .hosts import RequestHost, TrustedHosts
 from .isolation import by_database, home_of, quote_identifier, tenant_settings
@@ -72,6 +71,7 @@ __all__ = [
     "TenantFunction",
     "TenantMap",
     "TenantResolver",
+    "TenantSource",
     "TenantState",
     "TokenResolver",
     "TokenRules",
@@ -91,5 +91,4 @@ __all__ = [
     "sample",
     "tenant_context",
     "tenant_settings",
-    "with_hosts",
 ]

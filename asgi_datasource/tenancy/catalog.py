@@ -14,9 +14,10 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 from ..config import CatalogConfig
+from ..config.hostnames import lies_within
 from ..drivers.psycopg import Connection, PsycopgServer, Result, Statement
 from ..errors import DataError, DataErrorKind
 from .catalog_rows import COLUMNS, RowReader
@@ -32,7 +33,8 @@ TABLE: Final = "asgi_datasource.tenants"
 CHANNEL: Final = "asgi_datasource_tenants"
 """What that table's trigger notifies."""
 
-TABLE_QUERY: Final = f"select {', '.join(COLUMNS)} from {TABLE} where is_ready"  # noqa: S608 - constants
+TABLE_QUERY: Final = f"select * from {TABLE} where is_ready"  # noqa: S608 - constants
+"""All columns: a table that was made by an earlier version lacks some of those that are read."""
 
 ROWS_A_ROUND_TRIP: Final = 1000
 """Rows fetched and compiled at a time; between two times the event loop is free."""
@@ -51,6 +53,10 @@ MOST_ASKING: Final = 1_000
 
 _BEGIN: Final = Statement("begin transaction isolation level repeatable read read only", prepare=False)
 _END: Final = Statement("rollback", prepare=False)
+
+
+_Wanted = tuple[Literal["name", "domain"], str]
+"""What is asked for: a name or alias, or a host."""
 
 
 class CatalogState(StrEnum):
@@ -72,11 +78,13 @@ class CatalogPlan:
         config: The document's `tenants_from`.
         compiler: Makes the tenants.
         fixed: The tenants of the document, which go before those of the table.
+        own_hosts: Domains that no tenant of the table may have.
     """
 
     config: CatalogConfig
     compiler: TenantCompiler
     fixed: TenantMap
+    own_hosts: frozenset[str] = frozenset()
 
 
 class Catalog:
@@ -108,8 +116,8 @@ class Catalog:
         self._lock = asyncio.Lock()
         self._is_due = asyncio.Event()
         self._keeping: asyncio.Task[None] | None = None
-        self._absent: OrderedDict[str, float] = OrderedDict()
-        self._asking: dict[str, list[asyncio.Future[None]]] = {}
+        self._absent: OrderedDict[_Wanted, float] = OrderedDict()
+        self._asking: dict[_Wanted, list[asyncio.Future[None]]] = {}
         self._answering: asyncio.Task[None] | None = None
         self._asked_at = float("-inf")
 
@@ -120,7 +128,7 @@ class Catalog:
 
     async def open(self) -> None:
         """Load the tenants, from the table or else from the snapshot; then keep them up to date. Never raises."""
-        self._directory.learn_from(self._learn)
+        self._directory.learn_from(self)
         try:
             await self._load()
         except Exception as error:  # noqa: BLE001 - whatever it was, the application starts, and it is tried again
@@ -155,8 +163,9 @@ class Catalog:
                 for name, tenant in known.names.items()
                 if name not in listed.names and self._plan.compiler.knows(tenant.datasource)
             }
-            aliases = {alias: name for alias, name in known.aliases.items() if alias not in listed.aliases}
-            self._swap(TenantMap(names, {alias: name for alias, name in aliases.items() if name in names}))
+            aliases = {alias: name for alias, name in known.aliases.items() if name in names}
+            domains = {host: name for host, name in known.domains.items() if name in names}
+            self._swap(TenantMap(names, aliases, domains))
 
     async def refresh(self) -> None:
         """Ask now whether anything has changed, and take it over.
@@ -260,35 +269,47 @@ class Catalog:
         fixed = self._plan.fixed
         names = {**found.names, **fixed.names}
         aliases = {alias: name for alias, name in found.aliases.items() if alias not in names}
-        self._directory.map = TenantMap(names, {**aliases, **fixed.aliases})
+        self._directory.map = TenantMap(
+            names, {**aliases, **fixed.aliases}, {**found.domains, **fixed.domains} if found.domains else fixed.domains
+        )
 
     def _reader(self, columns: Sequence[str]) -> RowReader:
+        plan = self._plan
         try:
-            return RowReader(columns, self._plan.compiler, self._config.defaults)
+            return RowReader(columns, plan.compiler, self._config.defaults, own_hosts=plan.own_hosts)
         except ValueError as error:
             raise DataError(DataErrorKind.CONFIG, f"tenants_from.query: {error}") from None
 
     # -- names that are not known
 
-    async def _learn(self, name: str) -> None:
-        """Ask for a name, together with the others that are asked for at this time.
+    async def learn(self, name: str) -> None:
+        """Ask for a name or alias, together with the others that are asked for at this time.
 
         Raises:
             DataError: CONNECTION: whether there is such a tenant cannot be told, for the datasource does not answer.
         """
+        await self._learn(("name", name))
+
+    async def learn_domain(self, host: str) -> None:
+        """Ask for a host, like for a name; not for one that no tenant can have."""
+        has_domains = "domains" in self._columns or self.state is CatalogState.UNKNOWN
+        if has_domains and not lies_within(host, self._plan.own_hosts):
+            await self._learn(("domain", host))
+
+    async def _learn(self, wanted: _Wanted) -> None:
         loop = asyncio.get_running_loop()
         if self.state is CatalogState.UNKNOWN:
             raise DataError(DataErrorKind.CONNECTION, "the tenants are not known yet: the catalog does not answer")
-        if not _is_text(name):
+        if not _is_text(wanted[1]):
             return
-        known_until = self._absent.get(name)
+        known_until = self._absent.get(wanted)
         if known_until is not None and known_until > loop.time():
             return
-        waiting = self._asking.get(name)
+        waiting = self._asking.get(wanted)
         if waiting is None:
             if len(self._asking) >= MOST_ASKING:
                 return
-            waiting = self._asking[name] = []
+            waiting = self._asking[wanted] = []
         answered: asyncio.Future[None] = loop.create_future()
         waiting.append(answered)
         if self._answering is None:
@@ -320,16 +341,20 @@ class Catalog:
         finally:
             self._answering = None
 
-    async def _ask_for(self, names: Sequence[str]) -> None:
+    async def _ask_for(self, wanted: Sequence[_Wanted]) -> None:
         loop = asyncio.get_running_loop()
+        names = [text for kind, text in wanted if kind == "name"]
+        hosts = [text for kind, text in wanted if kind == "domain"]
         condition = "t.name::text = any(%(names)s)"
         if "aliases" in self._columns:
             condition += " or t.aliases::text[] && %(names)s"
+        if "domains" in self._columns:
+            condition += " or t.domains::text[] && %(hosts)s"
         # With values to bind, a percent sign of the query's own has to be written twice.
         query = self._query.replace("%", "%%")
         question = Statement(
             f"{_select(self._columns if self.state is CatalogState.LOADED else None, query)} where {condition}",
-            {"names": list(names)},
+            {"names": names, "hosts": hosts},
             prepare=False,
         )
         async with self._lock:
@@ -349,14 +374,22 @@ class Catalog:
             found = reader.map()
             if found.names:
                 present = self._directory.map
-                # An alias that another one has already stays his until all are read again.
-                self._swap(TenantMap({**present.names, **found.names}, {**found.aliases, **present.aliases}))
+                # An alias or domain that another one has already stays his until all are read again.
+                self._swap(
+                    TenantMap(
+                        {**present.names, **found.names},
+                        {**found.aliases, **present.aliases},
+                        {**found.domains, **present.domains},
+                    )
+                )
                 # The next refresh sees that there is more than at the last load, and reads it all.
         until = loop.time() + ABSENT_FOR * self._config.miss_interval_s
-        for name in names:
-            if self._directory.map.find(name) is None:
-                self._absent[name] = until
-                self._absent.move_to_end(name)
+        present = self._directory.map
+        for one in wanted:
+            kind, text = one
+            if (text not in present.domains) if kind == "domain" else (present.find(text) is None):
+                self._absent[one] = until
+                self._absent.move_to_end(one)
         while len(self._absent) > MOST_ABSENT:
             self._absent.popitem(last=False)
 

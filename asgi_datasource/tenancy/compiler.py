@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -255,7 +255,9 @@ def compile_tenants(config: Config) -> TenantMap:
     except ValueError as error:
         raise ConfigError(f"tenants: {error}") from None
     return TenantMap(
-        names, with_hosts((alias, name) for name, tenant in config.tenants.items() for alias in tenant.aliases)
+        names,
+        {alias: name for name, tenant in config.tenants.items() for alias in tenant.aliases},
+        {normalize_host(host) or host: name for name, tenant in config.tenants.items() for host in tenant.domains},
     )
 
 
@@ -274,17 +276,6 @@ def homes_to_come(config: Config) -> dict[str, list[Home]]:
 
 def _unless_filled(text: str | None) -> str | None:
     return "" if text is not None and PLACEHOLDER in text else text
-
-
-def with_hosts(aliases: Iterable[tuple[str, str]]) -> dict[str, str]:
-    """Aliases to names, each alias as it is written and, where it is a host, in the one spelling of hosts."""
-    found: dict[str, str] = {}
-    for alias, name in aliases:
-        found[alias] = name
-        host = normalize_host(alias)
-        if host is not None:
-            found.setdefault(host, name)
-    return found
 
 
 def compile_others(config: Config) -> Callable[[str], Tenant] | None:

@@ -35,11 +35,11 @@ class SubdomainResolver:
 
 
 class DomainResolver:
-    """The tenant is the one whose domain this is: by a map, or because the tenant lists it among its aliases.
+    """The tenant is the one whose domain this is: by a map, or because the tenant lists it among its domains.
 
     Args:
         hosts: Host to tenant.
-        directory: Knows the tenants' aliases.
+        directory: Knows the tenants' domains.
         host: Tells the request's host.
     """
 
@@ -56,18 +56,18 @@ class DomainResolver:
         host = self._host(scope)
         if host is None:
             return None
-        found = self._hosts.get(host) or self._directory.map.aliases.get(host)
+        found = self._hosts.get(host) or self._directory.map.domains.get(host)
         if found is None and self._directory.can_learn:
             return self._ask(host)
         return found
 
     async def _ask(self, host: str) -> str | None:
-        await self._directory.learn(host)
-        return self._directory.map.aliases.get(host)
+        await self._directory.learn_domain(host)
+        return self._directory.map.domains.get(host)
 
     def serves(self, host: str) -> bool:
         """Whether the host is a tenant's own."""
-        return host in self._hosts or host in self._directory.map.aliases
+        return host in self._hosts or host in self._directory.map.domains
 
 
 class TrustedHostResolver:
@@ -100,7 +100,7 @@ class TrustedHostResolver:
 
     async def _ask(self, host: str, scope: Scope) -> Answer:
         """It may be the domain of a tenant that is not known yet."""
-        await self._directory.learn(host)
+        await self._directory.learn_domain(host)
         if not self._serves(host):
             raise _not_served()
         answer = self._resolve(scope)

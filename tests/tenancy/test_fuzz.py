@@ -57,7 +57,7 @@ def config() -> dict[str, Any]:
             "trusted_headers": ["forwarded", "x-forwarded-host"],
         },
         "tenants": {
-            "acme": {"datasource": "shop", "schema": "acme", "aliases": ["shop.acme.test"]},
+            "acme": {"datasource": "shop", "schema": "acme", "domains": ["shop.acme.test"]},
             "globex": {"datasource": "shop", "schema": "globex"},
             "initech": {"datasource": "shop", "schema": "initech", "state": "suspended"},
         },

@@ -15,7 +15,8 @@ TENANTS: dict[str, Any] = {
     "acme": {
         "datasource": "orders",
         "schema": "acme",
-        "aliases": ["shop.acme.test", "b\u00fccher.example", "acme-inc"],
+        "aliases": ["acme-inc", "old.acme.test"],
+        "domains": ["shop.acme.test", "b\u00fccher.example", "single"],
     },
     "globex": {"datasource": "orders", "schema": "globex"},
 }
@@ -189,6 +190,8 @@ async def test_a_domain_of_another_script_is_known_in_both_spellings() -> None:
         ("xn--bcher-kva.example", "acme"),
         ("www.globex.test", None),
         ("acme", None),
+        # An alias is a name, and no host.
+        ("old.acme.test", None),
     ],
 )
 async def test_a_domain_of_its_own_names_the_tenant(host: str, wanted: str | None) -> None:
@@ -198,6 +201,10 @@ async def test_a_domain_of_its_own_names_the_tenant(host: str, wanted: str | Non
 async def test_an_alias_is_another_name_of_the_tenant() -> None:
     found = registry({"header": "X-Tenant"})
     assert found.tenant("acme-inc") is found.tenant("acme")
+    # A domain is a host, and no name.
+    for host in ("shop.acme.test", "single"):
+        with pytest.raises(DataError):
+            found.tenant(host)
     assert [tenant.name async for tenant in found.tenants()] == ["acme", "globex"]
 
 
