@@ -221,7 +221,8 @@ _ENTRIES: Final = (
         Code.SHARED_PLACE,
         "Nothing keeps two tenants apart",
         "Two tenants on the same servers with the same `schema` or the same `row_security` see each other's rows: an"
-        " error. With neither of them it is a warning, since the application may keep them apart by itself.",
+        " error. With neither of them it is a warning, since the application may keep them apart by itself. An error"
+        ' as well where `"*"` would make a listed tenant\'s place out of a name that is not listed.',
         "tenants:\n  acme: {datasource: orders, schema: shop}\n  globex: {datasource: orders, schema: shop}\n",
         "tenants:\n  acme: {datasource: orders, schema: acme}\n  globex: {datasource: orders, schema: globex}\n",
     ),

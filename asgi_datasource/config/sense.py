@@ -17,6 +17,7 @@ from .models import Config, RouteRule, TenantConfig
 from .sense_resolvers import check_resolvers
 from .sense_servers import check_budget, check_lags, check_servers
 from .sense_tenancy import check_aliases, check_catalog, check_tenancy
+from .tenant_places import Sites, TemplateReach, place_of
 from .url import PLACEHOLDER
 
 MAX_NAME_BYTES: Final = 63
@@ -110,6 +111,7 @@ def _tenants_apart(config: Config) -> Iterator[Diagnostic]:
     for name, tenant in config.tenants.items():
         if name == EVERY_OTHER:
             yield from _others(tenant, config)
+            yield from _reaches(tenant, config)
         elif tenant.datasource in home:
             kind, place = _place(name, tenant, has_database=home[tenant.datasource] in templates)
             other = first.setdefault((home[tenant.datasource], kind), {}).setdefault(place, name)
@@ -129,6 +131,34 @@ def _others(tenant: TenantConfig, config: Config) -> Iterator[Diagnostic]:
         mend = f"Write schema: '{PLACEHOLDER}', a row_security setting with it, or put it into the datasource's URL."
         fix = Fix(Edit.ADD, (*path, "schema"), PLACEHOLDER)
         yield Diagnostic(Code.SHARED_PLACE, path, message, mend, is_about_key=True, fix=fix)
+
+
+def _reaches(others: TenantConfig, config: Config) -> Iterator[Diagnostic]:
+    """A name that is not listed must not lead to where a listed tenant lives."""
+    if others.datasource not in config.datasources:
+        return
+    try:
+        matches = re.compile(config.tenancy.pattern).fullmatch
+    except re.error:
+        return
+    sites = Sites(config)
+    reach = TemplateReach(others.datasource, others, database=others.database, sites=sites)
+    known = {*config.tenants, *(alias for tenant in config.tenants.values() for alias in tenant.aliases)}
+    for name, tenant in config.tenants.items():
+        if name == EVERY_OTHER:
+            continue
+        for led in reach.leads(*place_of(name, tenant, sites)):
+            if led not in known and matches(led) is not None:
+                path: Path = ("tenants", name)
+                message = f"a request for {show(led)}, which is not listed, would be served where this tenant lives"
+                mend = (
+                    f"Give '*' places that no other tenant has, such as 't_{PLACEHOLDER}', or name {show(led)} among"
+                    " the aliases of this one."
+                )
+                related: tuple[Path, ...] = (("tenants", EVERY_OTHER),)
+                fix = Fix(Edit.ADD, (*path, "aliases"), [*tenant.aliases, led])
+                yield Diagnostic(Code.SHARED_PLACE, path, message, mend, True, related=related, fix=fix)
+                break
 
 
 def _place(name: str, tenant: TenantConfig, *, has_database: bool) -> tuple[object, object]:

@@ -322,4 +322,4 @@ class Executor:
                 remaining_s, connection.limits, is_single_round_trip=constant is _READ_ONLY_SETTINGS
             )
         pairs += self._tenant.settings
-        return control_statements.settings_statement(pairs, constant=constant)
+        return control_statements.settings_statement(pairs, constant=constant, schema=self._tenant.schema)

@@ -22,6 +22,8 @@ from ..sessions.policy import CommitScope, RouteRule, SessionPolicy
 from ..sessions.route_rules import CompiledRule, RouteRules, compile_pattern
 from ..tenancy import (
     CatalogPlan,
+    Neighbours,
+    OtherTenants,
     Resolvers,
     TenantCompiler,
     TenantDirectory,
@@ -48,7 +50,8 @@ def compile_config(config: Config, *, previous: RuntimeConfig | None = None) -> 
     Raises:
         ConfigError: Something in it cannot be used; the message says what.
     """
-    directory = TenantDirectory(compile_tenants(config))
+    neighbours = Neighbours(config)
+    directory = TenantDirectory(neighbours.with_owners(compile_tenants(config)))
     before: Mapping[str, DataSource] = {} if previous is None else previous.datasources
     lags_s = [rule.max_lag_s for rule in config.routes]
     return RuntimeConfig(
@@ -62,7 +65,9 @@ def compile_config(config: Config, *, previous: RuntimeConfig | None = None) -> 
             for name, datasource in config.datasources.items()
             if _has_databases(datasource)
         },
-        admission=compile_admission(config, directory),
+        admission=compile_admission(
+            config, directory, OtherTenants(config, neighbours) if neighbours.has_others else None
+        ),
         resolvers=Resolvers(config.tenancy, directory),
         homes_to_come=homes_to_come(config),
         provisioning=compile_provisioning(config, directory.map),
@@ -72,7 +77,11 @@ def compile_config(config: Config, *, previous: RuntimeConfig | None = None) -> 
             None
             if config.tenants_from is None
             else CatalogPlan(
-                config.tenants_from, TenantCompiler(config.datasources), directory.map, config.tenancy.own_hosts
+                config.tenants_from,
+                TenantCompiler(config.datasources),
+                directory.map,
+                own_hosts=config.tenancy.own_hosts,
+                neighbours=neighbours,
             )
         ),
         policy=_compile_policy(config, previous),

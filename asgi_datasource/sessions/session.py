@@ -939,6 +939,8 @@ class DataSession(StatementMethods):
             if is_conflict(error) and self.current_transaction is None:
                 # No transaction that goes on remembers it.
                 self._conflict = error
+            if error.kind is DataErrorKind.TENANT:
+                self._tenant.note_failure(error)
             if error.kind is DataErrorKind.READ_ONLY:
                 raise self._explain_read_only(statements, error) from error.__cause__
             raise

@@ -17,6 +17,7 @@ from .domains import DomainResolver, SubdomainResolver, TrustedHostResolver
 from .hosts import RequestHost, TrustedHosts
 from .isolation import by_database, home_of, quote_identifier, tenant_settings
 from .isolation_audit import Ask, Finding, Hole, Home, find_holes, sample
+from .neighbours import Neighbours, OtherTenants
 from .resolution import MAX_NAME_LENGTH, Answer, Resolution, TenantResolver
 from .resolver_chain import Agreement, PathRuleResolver, chain
 from .resolvers import (
@@ -54,6 +55,8 @@ __all__ = [
     "Hole",
     "Home",
     "KeySetFile",
+    "Neighbours",
+    "OtherTenants",
     "PathPrefixResolver",
     "PathRuleResolver",
     "PolicyRules",

@@ -5,16 +5,25 @@ from __future__ import annotations
 import inspect
 import re
 from collections.abc import Awaitable, Callable
+from typing import Protocol
 
 from starlette.types import Scope
 
 from ..errors import DataError, DataErrorKind
-from .directory import TenantDirectory
+from .directory import TenantDirectory, TenantMap
 from .resolution import MAX_NAME_LENGTH, bad_request
 from .tenant import Tenant
 
 Authorize = Callable[[Scope, str], bool | Awaitable[bool]]
 """A function of the application's: may this request act for the tenant of this name? `async` or not."""
+
+
+class OthersSource(Protocol):
+    """Makes the tenants of names that are not listed."""
+
+    def find(self, name: str, known: TenantMap) -> Tenant | None:
+        """The tenant of a name that has passed the pattern and is not in the map; None where there is none."""
+        ...
 
 
 class Admission:
@@ -23,7 +32,7 @@ class Admission:
     Args:
         directory: The tenants.
         pattern: What a name has to match as a whole before it is used for anything but a look-up.
-        others: Makes the tenant of a name that is not listed; None where there are no others.
+        others: Makes the tenants of names that are not listed; None where there are no others.
         default: The tenant of requests that name none, or an unknown one; None refuses those.
         missing_status, unknown_status: What they are answered with.
         authorize: Says whether a request may act for a tenant; None lets every request.
@@ -35,7 +44,7 @@ class Admission:
         directory: TenantDirectory,
         *,
         pattern: str = r"[a-z0-9][a-z0-9_-]{0,62}",
-        others: Callable[[str], Tenant] | None = None,
+        others: OthersSource | None = None,
         default: Tenant | None = None,
         missing_status: int = 400,
         unknown_status: int = 404,
@@ -85,10 +94,10 @@ class Admission:
                 return tenant
             self._check_name(name)
             if self._others is not None:
-                try:
-                    return self._others(name)
-                except ValueError:
-                    raise self._unknown() from None
+                found = self._others.find(name, self.directory.map)
+                if found is None:
+                    raise self._unknown()
+                return found
         if self.default is not None:
             return self.default
         if name is None:

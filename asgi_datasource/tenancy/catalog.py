@@ -9,13 +9,13 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
-from collections import OrderedDict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 from typing import Any, Final, Literal
 
+from ..concurrency.expiring_set import ExpiringSet
 from ..config import CatalogConfig
 from ..config.hostnames import lies_within
 from ..drivers.psycopg import Connection, PsycopgServer, Result, Statement
@@ -24,6 +24,7 @@ from .catalog_rows import COLUMNS, RowReader
 from .catalog_snapshot import SnapshotWriter, read_snapshot
 from .compiler import TenantCompiler
 from .directory import TenantDirectory, TenantMap
+from .neighbours import Neighbours
 
 logger = logging.getLogger("asgi_datasource.tenancy")
 
@@ -33,8 +34,9 @@ TABLE: Final = "asgi_datasource.tenants"
 CHANNEL: Final = "asgi_datasource_tenants"
 """What that table's trigger notifies."""
 
-TABLE_QUERY: Final = f"select * from {TABLE} where is_ready"  # noqa: S608 - constants
-"""All columns: a table that was made by an earlier version lacks some of those that are read."""
+TABLE_QUERY: Final = f"select * from {TABLE}"  # noqa: S608 - constants
+"""All columns, since a table that was made by an earlier version lacks some of those that are read; and also the rows
+of tenants that are not made yet: their names and places are taken."""
 
 ROWS_A_ROUND_TRIP: Final = 1000
 """Rows fetched and compiled at a time; between two times the event loop is free."""
@@ -79,12 +81,14 @@ class CatalogPlan:
         compiler: Makes the tenants.
         fixed: The tenants of the document, which go before those of the table.
         own_hosts: Domains that no tenant of the table may have.
+        neighbours: Knows which names lead to somebody's place; None looks at none.
     """
 
     config: CatalogConfig
     compiler: TenantCompiler
     fixed: TenantMap
     own_hosts: frozenset[str] = frozenset()
+    neighbours: Neighbours | None = None
 
 
 class Catalog:
@@ -116,7 +120,7 @@ class Catalog:
         self._lock = asyncio.Lock()
         self._is_due = asyncio.Event()
         self._keeping: asyncio.Task[None] | None = None
-        self._absent: OrderedDict[_Wanted, float] = OrderedDict()
+        self._absent: ExpiringSet[_Wanted] = ExpiringSet(most=MOST_ABSENT, keep_s=ABSENT_FOR * config.miss_interval_s)
         self._asking: dict[_Wanted, list[asyncio.Future[None]]] = {}
         self._answering: asyncio.Task[None] | None = None
         self._asked_at = float("-inf")
@@ -165,7 +169,7 @@ class Catalog:
             }
             aliases = {alias: name for alias, name in known.aliases.items() if name in names}
             domains = {host: name for host, name in known.domains.items() if name in names}
-            self._swap(TenantMap(names, aliases, domains))
+            self._swap(TenantMap(names, aliases, domains, known.taken))
 
     async def refresh(self) -> None:
         """Ask now whether anything has changed, and take it over.
@@ -270,13 +274,18 @@ class Catalog:
         names = {**found.names, **fixed.names}
         aliases = {alias: name for alias, name in found.aliases.items() if alias not in names}
         self._directory.map = TenantMap(
-            names, {**aliases, **fixed.aliases}, {**found.domains, **fixed.domains} if found.domains else fixed.domains
+            names,
+            {**aliases, **fixed.aliases},
+            {**found.domains, **fixed.domains},
+            {**found.taken, **fixed.taken},
         )
 
     def _reader(self, columns: Sequence[str]) -> RowReader:
         plan = self._plan
         try:
-            return RowReader(columns, plan.compiler, self._config.defaults, own_hosts=plan.own_hosts)
+            return RowReader(
+                columns, plan.compiler, self._config.defaults, own_hosts=plan.own_hosts, neighbours=plan.neighbours
+            )
         except ValueError as error:
             raise DataError(DataErrorKind.CONFIG, f"tenants_from.query: {error}") from None
 
@@ -302,8 +311,7 @@ class Catalog:
             raise DataError(DataErrorKind.CONNECTION, "the tenants are not known yet: the catalog does not answer")
         if not _is_text(wanted[1]):
             return
-        known_until = self._absent.get(wanted)
-        if known_until is not None and known_until > loop.time():
+        if wanted in self._absent:
             return
         waiting = self._asking.get(wanted)
         if waiting is None:
@@ -372,7 +380,7 @@ class Catalog:
                 if self._channel is None:
                     self._drop_connection()
             found = reader.map()
-            if found.names:
+            if found.names or found.taken:
                 present = self._directory.map
                 # An alias or domain that another one has already stays his until all are read again.
                 self._swap(
@@ -380,18 +388,15 @@ class Catalog:
                         {**present.names, **found.names},
                         {**found.aliases, **present.aliases},
                         {**found.domains, **present.domains},
+                        {**present.taken, **found.taken},
                     )
                 )
                 # The next refresh sees that there is more than at the last load, and reads it all.
-        until = loop.time() + ABSENT_FOR * self._config.miss_interval_s
         present = self._directory.map
         for one in wanted:
             kind, text = one
             if (text not in present.domains) if kind == "domain" else (present.find(text) is None):
-                self._absent[one] = until
-                self._absent.move_to_end(one)
-        while len(self._absent) > MOST_ABSENT:
-            self._absent.popitem(last=False)
+                self._absent.add(one)
 
     def _answer_all(self) -> None:
         asked, self._asking = self._asking, {}

@@ -13,6 +13,7 @@ from ..config import TenantDefaults
 from ..config.hostnames import lies_within, normalize_host
 from .compiler import TenantCompiler
 from .directory import TenantMap
+from .neighbours import Led, Neighbours
 from .resolution import MAX_NAME_LENGTH
 from .tenant import Tenant, TenantState
 
@@ -20,7 +21,7 @@ logger = logging.getLogger("asgi_datasource.tenancy")
 
 COLUMNS: Final = (
     *("name", "datasource", "schema", "row_security", "role", "state", "aliases", "max_connections", "database"),
-    "domains",
+    *("domains", "is_ready"),
 )
 """What a row may say."""
 
@@ -36,6 +37,7 @@ class RowReader:
         compiler: Makes the tenants.
         defaults: What holds where a row says nothing.
         own_hosts: The application's own domains, of which no tenant may have one, nor one below.
+        neighbours: Knows which names lead to somebody's place; None looks at none.
 
     Raises:
         ValueError: There is no column `name`.
@@ -48,6 +50,7 @@ class RowReader:
         defaults: TenantDefaults,
         *,
         own_hosts: Container[str] = (),
+        neighbours: Neighbours | None = None,
     ) -> None:
         if "name" not in columns:
             raise ValueError("the query gives no column `name`")
@@ -61,6 +64,10 @@ class RowReader:
         self._aliases: dict[str, str | None] = {}
         self._domains: dict[str, str | None] = {}
         self._own_hosts = own_hosts
+        self._neighbours = neighbours
+        self._placed: dict[Led, str] = {}
+        """Where the defaults would lead other names, and who lives there because its row says so."""
+        self._taken: dict[str, str] = {}
         self._twice: set[str] = set()
         self._left_out = 0
         # Equal for most tenants: kept once.
@@ -81,11 +88,24 @@ class RowReader:
         names = self._names
         for name in self._twice:
             names.pop(name, None)
+        self._keep_apart(names)
         return TenantMap(
             names,
             {alias: name for alias, name in self._aliases.items() if name in names and alias not in names},
             {host: name for host, name in self._domains.items() if name in names},
+            self._taken,
         )
+
+    def _keep_apart(self, names: dict[str, Tenant]) -> None:
+        """Leave out tenants whose name has led to where another row says that its tenant lives."""
+        neighbours = self._neighbours
+        if neighbours is None:
+            return
+        for (scope, name), owner in self._placed.items():
+            tenant = names.get(name)
+            if tenant is not None and neighbours.led_to(tenant)[0] == scope and neighbours.is_placed_by_name(tenant):
+                logger.error("the tenant %r is left out: its name leads to the place of the tenant %r", name, owner)
+                del names[name]
 
     def _leave_out(self, why: str, *details: object) -> None:
         self._left_out += 1
@@ -96,7 +116,7 @@ class RowReader:
         values = self._blank.copy()
         for slot, index in self._slots:
             values[slot] = row[index]
-        name, datasource, schema, settings, role, state, aliases, limit, database, domains = values
+        name, datasource, schema, settings, role, state, aliases, limit, database, domains, is_ready = values
         defaults = self._defaults
         if isinstance(name, int | UUID) and not isinstance(name, bool):
             name = str(name)
@@ -113,7 +133,7 @@ class RowReader:
             raise ValueError("max_connections is no positive whole number")
         aliases = () if aliases is None else _texts(aliases, of="aliases")
         domains = () if domains is None else _texts(domains, of="domains")
-        self._names[name] = self._compiler.make(
+        tenant = self._compiler.make(
             name,
             self._words.setdefault(datasource, datasource),
             schema=(None if schema is None else _identifier(schema)) or defaults.schema_name,
@@ -123,6 +143,20 @@ class RowReader:
             max_connections=self._limit if limit is None else limit,
             database=None if database is None else _identifier(database),
         )
+        if self._neighbours is not None:
+            neighbours = self._neighbours
+            says_where = schema is not None or settings is not None or role is not None or database is not None
+            if says_where or not neighbours.is_free(datasource, name):
+                for led in neighbours.check_row(tenant):
+                    self._placed[led] = name
+            if neighbours.has_others:
+                for other in neighbours.led_by_others(tenant):
+                    self._taken[other] = name
+        if is_ready is False:
+            # It is being made, or could not be: nobody is served by that name, and nobody else has its place.
+            self._taken[name] = name
+            return
+        self._names[name] = tenant
         for alias in aliases:
             self._claim(self._aliases, alias, name, what="alias")
         for domain in domains:

@@ -18,12 +18,14 @@ class TenantMap:
         aliases: Other names of theirs, to the name.
         domains: Hosts of their own, in their one spelling, to the name. A namespace of its own: customers choose them,
             and no name of another tenant may be had by it.
+        taken: Names that are no tenant's and would lead `"*"` to somebody's place, to whose it is.
     """
 
     # Not `str`: what a resolver has answered is looked up as it is.
     names: dict[Any, Tenant] = field(default_factory=dict[str, Tenant])
     aliases: Mapping[str, str] = field(default_factory=dict[str, str])
     domains: Mapping[str, str] = field(default_factory=dict[str, str])
+    taken: Mapping[str, str] = field(default_factory=dict[str, str])
 
     def find(self, name: str) -> Tenant | None:
         """The tenant of a name or alias."""

@@ -13,6 +13,7 @@ from functools import lru_cache
 from typing import Final
 
 from ..drivers.psycopg import Control, Exchange, Result, ServerTimeouts, Statement
+from ..errors import NO_PLACE
 from .options import Isolation
 
 COMMIT: Final = Statement("commit", prepare=False)
@@ -95,30 +96,54 @@ _PLAIN_NAME: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_.]*")
 READ_ONLY_SETTING: Final = ("transaction_read_only", "on")
 
 
+_SCHEMA_GUARD: Final = (
+    "pg_catalog.has_schema_privilege(case when pg_catalog.has_schema_privilege("
+    "pg_catalog.to_regnamespace(pg_catalog.quote_ident({0}::pg_catalog.text))::pg_catalog.oid,'usage')"
+    f" then {{0}}::pg_catalog.text else '{NO_PLACE}' end,'usage')"
+)
+"""Fails where the schema is not there, or the role that runs here may not use it.
+
+PostgreSQL passes over such an entry of `search_path`, and names would be found in the shared schemas behind it.
+
+Source: PostgreSQL manual, "The Schema Search Path" and "Access Privilege Inquiry Functions".
+"""
+
+
 @lru_cache(maxsize=1024)
-def _settings_text(constant: tuple[tuple[str, str], ...], names: tuple[str, ...]) -> str | None:
+def _settings_text(constant: tuple[tuple[str, str], ...], names: tuple[str, ...], is_guarded: bool) -> str | None:
     """The text for settings of these names; None when one of the names is not so plain that it can stand in it."""
     if not all(_PLAIN_NAME.fullmatch(name) for name in names):
         return None
-    fixed = [f"set_config('{name}','{value}',true)" for name, value in constant]
-    bound = [f"set_config('{name}',${number},true)" for number, name in enumerate(names, 1)]
-    return "select " + ",".join(fixed + bound)
+    fixed = [f"pg_catalog.set_config('{name}','{value}',true)" for name, value in constant]
+    bound = [f"pg_catalog.set_config('{name}',${number},true)" for number, name in enumerate(names, 1)]
+    # Behind the role, by whose rights it is asked: PostgreSQL works out the columns in their order.
+    guard = [_SCHEMA_GUARD.format(f"${len(names) + 1}")] if is_guarded else []
+    return "select " + ",".join(fixed + bound + guard)
 
 
-def settings_statement(pairs: Sequence[tuple[str, str]], *, constant: tuple[tuple[str, str], ...] = ()) -> Statement:
+def settings_statement(
+    pairs: Sequence[tuple[str, str]], *, constant: tuple[tuple[str, str], ...] = (), schema: str | None = None
+) -> Statement:
     """One statement that applies settings until the end of the transaction.
 
     Args:
         pairs: Names and values; the values are bound.
         constant: Names and values of the library's own, which stand in the text; applied first.
+        schema: One that has to be there, and may be used; None asks for none.
     """
-    text = _settings_text(constant, tuple([name for name, _ in pairs]))
+    text = _settings_text(constant, tuple([name for name, _ in pairs]), schema is not None)
     if text is not None:
-        return Control(text, [value for _, value in pairs])
+        values = [value for _, value in pairs]
+        if schema is not None:
+            values.append(schema)
+        return Control(text, values)
     every = [*constant, *pairs]
-    return Statement(
-        "select " + ",".join(["set_config(%s,%s,true)"] * len(every)), [text for pair in every for text in pair]
-    )
+    columns = ["pg_catalog.set_config(%s,%s,true)"] * len(every)
+    texts = [text for pair in every for text in pair]
+    if schema is not None:
+        columns.append(_SCHEMA_GUARD.format("%s"))
+        texts += [schema, schema]
+    return Statement("select " + ",".join(columns), texts)
 
 
 def deadline_settings(
