@@ -19,8 +19,9 @@ from ..registry.runtime_config import RuntimeConfig
 from ..sessions.context import current_runner
 from ..sessions.decorator import retrying
 from ..sessions.session import DataSession
-from ..tenancy import Answer, Resolution, Tenant, TenantResolver, TenantState
+from ..tenancy import ANYTHING, Answer, Resolution, Tenant, TenantResolver, TenantState, reads_of
 from ..tenancy.path_prefix import route_path
+from .cache_headers import NEVER_STORED, CacheHeaders
 from .current_session import SCOPE_KEY, SessionHolder
 from .lifespan import Lifespan
 from .request_replay import RequestReplay
@@ -69,7 +70,10 @@ class DataSourceMiddleware:
     def _adopt(self, compiled: RuntimeConfig) -> None:
         """Look up in this one from now on: a configuration was loaded."""
         self._compiled = compiled
-        self._resolve = compiled.resolution(self._resolvers)
+        self._resolve = resolve = compiled.resolution(self._resolvers)
+        reads = reads_of(resolve)
+        # Whom `authorize` lets in depends on what only the application knows.
+        self._caching = CacheHeaders.of(reads | ANYTHING if compiled.admission.authorizes else reads)
         self._directory = compiled.admission.directory
         self._admission = compiled.admission
         self._retries = compiled.may_retry
@@ -113,6 +117,8 @@ class DataSourceMiddleware:
             # What the framework below writes into the copy, its route and its handlers, holds for both.
             outer.session.observe(scope)
         guard = ResponseGuard(registry, compiled, tenant, scope, receive, send, started, outer)
+        if self._caching is not None and scope["method"] not in NEVER_STORED:
+            guard.caching = self._caching
         if self._retries or retrying.is_asked_for:
             guard.replay = RequestReplay(scope, compiled.policy.retry_body_limit)
         scope[SCOPE_KEY] = guard

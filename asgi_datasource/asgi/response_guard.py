@@ -28,6 +28,7 @@ from ..sessions.session import DataSession
 from ..sessions.unit_of_work import deadline_passed
 from ..tenancy import Tenant
 from ..tenancy.path_prefix import route_path
+from .cache_headers import CacheHeaders
 from .current_session import SessionHolder
 from .exception_handlers import find_handler
 from .receive_buffer import ReceiveBuffer
@@ -96,6 +97,8 @@ class ResponseGuard:
     """Whether a response that is streamed had started when it was interrupted."""
     _failure: BaseException | None = None
     """What the middleware raises, in place of what has ended the application's call."""
+    caching: CacheHeaders | None = None
+    """What caches are told of the response; None where its URL alone tells the tenant."""
     replay: RequestReplay | None = None
     """The request as it came in, where it may have to run again."""
     runs_again_after: float | None = None
@@ -209,6 +212,8 @@ class ResponseGuard:
             # Informational responses (1xx) promise nothing, so they end nothing.
             if message["status"] >= 200:
                 self.state = _ENDED
+                if self.caching is not None:
+                    message = self.caching.told(message)
             return self._raw_send(message)
         return self._send_held(message)
 
@@ -242,6 +247,8 @@ class ResponseGuard:
                 await self._end(session, status)
             if session is not None and session.past is not None:
                 message = self._with_token(message, session.past)
+            if self.caching is not None:
+                message = self.caching.told(message)
         await self._raw_send(message)
 
     def _with_token(self, message: Message, past: ClientHistory) -> Message:
@@ -262,6 +269,8 @@ class ResponseGuard:
         session = self._session
         if session is not None and session.past is not None and message["type"] == "http.response.start":
             message = self._with_token(message, session.past)
+        if self.caching is not None:
+            message = self.caching.told(message)
         await self._raw_send(message)
 
     async def _end(self, session: DataSession, status: int) -> None:
@@ -459,6 +468,7 @@ class ResponseGuard:
             self._outer,
         )
         guard.replay = self.replay
+        guard.caching = self.caching
         if self._inbox is not None:
             self._inbox.rewind()
             guard._inbox = self._inbox

@@ -18,7 +18,7 @@ from .hosts import RequestHost, TrustedHosts
 from .isolation import by_database, home_of, quote_identifier, tenant_settings
 from .isolation_audit import Ask, Finding, Hole, Home, find_holes, sample
 from .neighbours import Neighbours, OtherTenants
-from .resolution import MAX_NAME_LENGTH, Answer, Resolution, TenantResolver
+from .resolution import ANYTHING, MAX_NAME_LENGTH, Answer, Reads, Resolution, TenantResolver, reads_of
 from .resolver_chain import Agreement, PathRuleResolver, chain
 from .resolvers import (
     CallableResolver,
@@ -35,6 +35,7 @@ from .tenant import Strategy, Tenant, TenantState
 from .tokens import FixedKey, KeySetFile, TokenResolver, TokenRules
 
 __all__ = [
+    "ANYTHING",
     "MAX_NAME_LENGTH",
     "TABLE_QUERY",
     "Admission",
@@ -61,6 +62,7 @@ __all__ = [
     "PathRuleResolver",
     "PolicyRules",
     "QueryResolver",
+    "Reads",
     "RequestHost",
     "Resolution",
     "Resolvers",
@@ -91,6 +93,7 @@ __all__ = [
     "import_callable",
     "policy_sql",
     "quote_identifier",
+    "reads_of",
     "sample",
     "tenant_context",
     "tenant_settings",

@@ -60,6 +60,8 @@ class Admission:
         self._authorize = authorize
         self._hides_unknown = hides_unknown
         self._refused: dict[str, str] = {}
+        self.authorizes = authorize is not None
+        """Whether the application is asked who may act for whom."""
         self.asks = authorize is not None
         """Whether a known tenant that is active is not served without further questions."""
 

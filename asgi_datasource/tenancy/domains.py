@@ -10,7 +10,7 @@ from ..config.hostnames import normalize_host
 from ..errors import DataError
 from .directory import TenantDirectory
 from .hosts import RequestHost, TrustedHosts
-from .resolution import Answer, Resolution, TenantResolver, bad_request
+from .resolution import Answer, Resolution, TenantResolver, bad_request, reads_of
 
 HostOf = Callable[[Scope], str | None]
 """Tells the host that a request is for, in its one spelling."""
@@ -19,12 +19,13 @@ HostOf = Callable[[Scope], str | None]
 class SubdomainResolver:
     """The tenant is the label in front of a domain: `acme` in `acme.app.example.com`."""
 
-    __slots__ = ("_host", "_suffix")
+    __slots__ = ("_host", "_suffix", "reads")
 
     def __init__(self, domain: str, *, host: HostOf | None = None) -> None:
         domain = domain.strip(".")
         self._suffix = "." + (normalize_host(domain) or domain)
         self._host = host or RequestHost()
+        self.reads = reads_of(self._host)
 
     def __call__(self, scope: Scope, /) -> str | None:
         host = self._host(scope)
@@ -43,7 +44,7 @@ class DomainResolver:
         host: Tells the request's host.
     """
 
-    __slots__ = ("_directory", "_host", "_hosts")
+    __slots__ = ("_directory", "_host", "_hosts", "reads")
 
     def __init__(
         self, hosts: Mapping[str, str], *, directory: TenantDirectory | None = None, host: HostOf | None = None
@@ -51,6 +52,7 @@ class DomainResolver:
         self._hosts = {normalize_host(name) or name: tenant for name, tenant in hosts.items()}
         self._directory = directory or TenantDirectory()
         self._host = host or RequestHost()
+        self.reads = reads_of(self._host)
 
     def __call__(self, scope: Scope, /) -> str | None | Awaitable[str | None]:
         host = self._host(scope)
@@ -73,7 +75,7 @@ class DomainResolver:
 class TrustedHostResolver:
     """Refuses requests for hosts that are not served here, before any other resolver is asked."""
 
-    __slots__ = ("_directory", "_domains", "_host", "_resolve", "_trusted")
+    __slots__ = ("_directory", "_domains", "_host", "_resolve", "_trusted", "reads")
 
     def __init__(
         self,
@@ -89,6 +91,7 @@ class TrustedHostResolver:
         self._trusted = trusted
         self._domains = domains
         self._host = host
+        self.reads = reads_of(host) | reads_of(resolve)
 
     def __call__(self, scope: Scope, /) -> Answer | Awaitable[Answer]:
         host = self._host(scope)

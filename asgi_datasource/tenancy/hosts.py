@@ -16,7 +16,7 @@ from starlette.types import Scope
 
 from ..config.hostnames import normalize_host
 from .forwarded import Element, parse_forwarded, sender_of
-from .resolution import bad_request, header_text, header_values, single_header
+from .resolution import Reads, bad_request, header_text, header_values, single_header
 
 UNIX: Final = "unix"
 """Under `trusted_proxies`: whoever connects through a Unix socket, which has no address."""
@@ -34,19 +34,15 @@ class RequestHost:
         trusted_headers: Which of `forwarded` and `x-forwarded-host` all of these proxies set themselves.
     """
 
-    __slots__ = ("_known", "_networks", "_reads_common", "_reads_standard", "_trusts_unix", "headers")
+    __slots__ = ("_known", "_networks", "_reads_common", "_reads_standard", "_trusts_unix", "reads")
 
     def __init__(self, trusted_proxies: Iterable[str] = (), trusted_headers: Iterable[str] = ()) -> None:
         entries = list(trusted_proxies)
         names = set(trusted_headers) if entries else set[str]()
         self._reads_standard = FORWARDED in names
         self._reads_common = FORWARDED_HOST in names
-        self.headers: tuple[str, ...] = tuple(
-            name
-            for name, is_read in (("Forwarded", self._reads_standard), ("X-Forwarded-Host", self._reads_common))
-            if is_read
-        )
-        """What the answer depends on beside `Host`."""
+        headers = (("Forwarded", self._reads_standard), ("X-Forwarded-Host", self._reads_common))
+        self.reads = Reads(tuple(name for name, is_read in headers if is_read))
         self._trusts_unix = UNIX in entries
         self._networks = [ipaddress.ip_network(entry, strict=False) for entry in entries if entry != UNIX]
         self._known: dict[str, bool] = {}
@@ -57,7 +53,7 @@ class RequestHost:
         Raises:
             DataError: TENANT (400): the request names more than one, or a proxy's header that counts is malformed.
         """
-        if self.headers and self._is_proxy(scope.get("client")):
+        if self.reads.headers and self._is_proxy(scope.get("client")):
             forwarded = self._forwarded(scope)
             if forwarded is not None:
                 return normalize_host(forwarded)

@@ -6,7 +6,7 @@ checked against the configured pattern before they are used anywhere, and are ne
 
 from __future__ import annotations
 
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Iterable
 from dataclasses import dataclass
 from typing import Final, Protocol
 
@@ -35,8 +35,48 @@ Answer = str | Resolution | None
 """A name, a name that also changes the path, or None: this resolver cannot tell."""
 
 
+@dataclass(frozen=True, slots=True)
+class Reads:
+    """What of a request a resolver's answer depends on, beside the URL and `Host`, which caches look at anyway.
+
+    Attributes:
+        headers: Names of headers.
+        is_known: Whether that is all; what an application's own code looks at, nobody knows.
+    """
+
+    headers: tuple[str, ...] = ()
+    is_known: bool = True
+
+    def __or__(self, other: Reads) -> Reads:
+        """Both together; a header that both read stands in it once."""
+        names = {name.lower(): name for name in (*other.headers, *self.headers)}
+        ordered = dict.fromkeys(name.lower() for name in (*self.headers, *other.headers))
+        return Reads(tuple(names[name] for name in ordered), self.is_known and other.is_known)
+
+
+NOTHING: Final = Reads()
+ANYTHING: Final = Reads(is_known=False)
+
+
+def reads_of(resolver: object) -> Reads:
+    """What a resolver says that it reads (its attribute `reads`); without a word, that may be anything."""
+    found = getattr(resolver, "reads", None)
+    return found if isinstance(found, Reads) else ANYTHING
+
+
+def all_reads(resolvers: Iterable[object]) -> Reads:
+    """What several resolvers read together."""
+    found = NOTHING
+    for resolver in resolvers:
+        found |= reads_of(resolver)
+    return found
+
+
 class TenantResolver(Protocol):
-    """One way to tell the tenant from the request."""
+    """One way to tell the tenant from the request.
+
+    One that has an attribute `reads`, of the class `Reads`, tells caches by it what its answers depend on.
+    """
 
     def __call__(self, scope: Scope, /) -> Answer | Awaitable[Answer]:
         """Answer from the scope alone; None leaves it to the next resolver."""

@@ -7,7 +7,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from starlette.types import Scope
 
 from .path_prefix import PathPrefixes, route_path
-from .resolution import Answer, Resolution, TenantResolver, bad_request
+from .resolution import Answer, Resolution, TenantResolver, all_reads, bad_request, reads_of
 
 
 def chain(resolvers: Sequence[TenantResolver]) -> TenantResolver:
@@ -16,29 +16,36 @@ def chain(resolvers: Sequence[TenantResolver]) -> TenantResolver:
     Returns:
         One resolver; what it answers is a name as the request gave it, not yet checked.
     """
-    if len(resolvers) == 1:
-        return resolvers[0]
-    asked = tuple(resolvers)
+    return resolvers[0] if len(resolvers) == 1 else Chain(resolvers)
 
-    def resolve(scope: Scope, /) -> Answer | Awaitable[Answer]:
-        for index, resolver in enumerate(asked):
+
+class Chain:
+    """Asks resolvers in order; the first answer wins."""
+
+    __slots__ = ("_resolvers", "reads")
+
+    def __init__(self, resolvers: Sequence[TenantResolver]) -> None:
+        self._resolvers = tuple(resolvers)
+        self.reads = all_reads(self._resolvers)
+
+    def __call__(self, scope: Scope, /) -> Answer | Awaitable[Answer]:
+        for index, resolver in enumerate(self._resolvers):
             answer = resolver(scope)
             if answer is None:
                 continue
             if isinstance(answer, str | Resolution):
                 return answer
-            return resolve_later(answer, index + 1, scope)
+            return self._resolve_later(answer, index + 1, scope)
         return None
 
-    async def resolve_later(waiting: Awaitable[Answer], following: int, scope: Scope) -> Answer:
+    async def _resolve_later(self, waiting: Awaitable[Answer], following: int, scope: Scope) -> Answer:
         answer = await waiting
-        while answer is None and following < len(asked):
-            given = asked[following](scope)
+        for resolver in self._resolvers[following:]:
+            if answer is not None:
+                break
+            given = resolver(scope)
             answer = given if given is None or isinstance(given, str | Resolution) else await given
-            following += 1
         return answer
-
-    return resolve
 
 
 class Agreement:
@@ -52,11 +59,12 @@ class Agreement:
         canonical: The one name of a tenant that has several.
     """
 
-    __slots__ = ("_canonical", "_resolvers")
+    __slots__ = ("_canonical", "_resolvers", "reads")
 
     def __init__(self, resolvers: Sequence[TenantResolver], canonical: Callable[[str], str]) -> None:
         self._resolvers = tuple(resolvers)
         self._canonical = canonical
+        self.reads = all_reads(self._resolvers)
 
     def __call__(self, scope: Scope, /) -> Answer | Awaitable[Answer]:
         answers: list[str | Resolution] = []
@@ -95,11 +103,12 @@ class Agreement:
 class PathRuleResolver:
     """A resolver that is asked for some paths only."""
 
-    __slots__ = ("_paths", "_resolve")
+    __slots__ = ("_paths", "_resolve", "reads")
 
     def __init__(self, resolve: TenantResolver, paths: Sequence[str]) -> None:
         self._resolve = resolve
         self._paths = PathPrefixes(paths)
+        self.reads = reads_of(resolve)
 
     def __call__(self, scope: Scope, /) -> Answer | Awaitable[Answer]:
         return self._resolve(scope) if self._paths.matches(route_path(scope)) else None

@@ -19,7 +19,7 @@ from typing import Any, Final, Protocol, cast
 from starlette.types import Scope
 
 from ..errors import ConfigError, DataError, DataErrorKind
-from .resolution import single_header
+from .resolution import Reads, single_header
 from .resolvers import as_name, cookie
 
 logger = logging.getLogger("asgi_datasource.tenancy")
@@ -207,7 +207,7 @@ class TokenRules:
 class TokenResolver:
     """The tenant is a claim of a signed token. Without one it says nothing; one that does not count is answered 401."""
 
-    __slots__ = ("_header", "_is_bearer", "_jwt", "_keys", "_path", "_rules")
+    __slots__ = ("_header", "_is_bearer", "_jwt", "_keys", "_path", "_rules", "reads")
 
     def __init__(self, rules: TokenRules, keys: TokenKeys) -> None:
         self._jwt = import_jwt()
@@ -216,6 +216,7 @@ class TokenResolver:
         self._path = rules.claim.split(".")
         self._header = rules.header.lower().encode("latin-1")
         self._is_bearer = self._header == b"authorization"
+        self.reads = Reads((rules.header if rules.cookie is None else "Cookie",))
 
     def __call__(self, scope: Scope, /) -> str | None:
         token = self._token(scope)
