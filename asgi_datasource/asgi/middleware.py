@@ -16,11 +16,12 @@ from ..config import Config, ConfigFile
 from ..errors import ConfigError, DataError
 from ..registry.registry import DataSourceRegistry, compile
 from ..registry.runtime_config import RuntimeConfig
-from ..sessions.context import current_runner
+from ..sessions.context import current_frame, current_runner
 from ..sessions.decorator import retrying
 from ..sessions.session import DataSession
+from ..sessions.transaction_block import current_block
 from ..tenancy import ANYTHING, Answer, Resolution, Tenant, TenantResolver, TenantState, reads_of
-from ..tenancy.path_prefix import route_path
+from ..tenancy.path_prefix import move_path, route_path
 from .cache_headers import NEVER_STORED, CacheHeaders
 from .current_session import SCOPE_KEY, SessionHolder
 from .lifespan import Lifespan
@@ -91,6 +92,9 @@ class DataSourceMiddleware:
         if compiled is not self._compiled:
             self._adopt(compiled)
         outer: SessionHolder | None = scope.get(SCOPE_KEY)
+        if outer is None and current_runner.get() is not None:
+            await self._call_apart(scope, receive, send)
+            return
         if (outer is not None and outer.registry is registry) or (
             self._exempt is not None and self._exempt.matches(route_path(scope))
         ):
@@ -142,6 +146,20 @@ class DataSourceMiddleware:
         if guard.runs_again_after is not None:
             await self._run_again(guard, gate)
 
+    async def _call_apart(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve a request that has begun inside of another one, as one of its own.
+
+        A server starts a pipelined request in the context of the one whose response was sent before it; an application
+        may call itself.
+        """
+        runner, frame, block = current_runner.set(None), current_frame.set(None), current_block.set(None)
+        try:
+            await self(scope, receive, send)
+        finally:
+            current_block.reset(block)
+            current_frame.reset(frame)
+            current_runner.reset(runner)
+
     async def _run_again(self, guard: ResponseGuard, gate: Gate | None) -> None:
         """The request has lost against another one: call the application anew, as often as it may be."""
         replay = cast("RequestReplay", guard.replay)
@@ -191,12 +209,7 @@ class DataSourceMiddleware:
         if not isinstance(answer, Resolution):
             return await compiled.admission.admit(scope, answer), scope
         tenant = await compiled.admission.admit(scope, answer.name)
-        root: str = scope.get("root_path", "")
-        path: str = scope["path"]
-        if not path.startswith(root):
-            # A server that predates version 2.3 of the ASGI specification leaves it off; with the prefix it is needed.
-            path = root + path
-        return tenant, {**scope, "root_path": root + answer.prefix, "path": path}
+        return tenant, move_path(scope, answer.prefix)
 
     async def _other(self, kind: str, scope: Scope, receive: Receive, send: Send) -> None:
         if kind == "websocket":
@@ -212,6 +225,9 @@ class DataSourceMiddleware:
         if compiled is not self._compiled:
             self._adopt(compiled)
         outer: SessionHolder | None = scope.get(SCOPE_KEY)
+        if outer is None and current_runner.get() is not None:
+            await self._call_apart(scope, receive, send)
+            return
         if (outer is not None and outer.registry is registry) or (
             self._exempt is not None and self._exempt.matches(route_path(scope))
         ):

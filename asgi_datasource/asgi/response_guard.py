@@ -127,6 +127,11 @@ class ResponseGuard:
         self._root: str = scope.get("root_path", "")
 
     @property
+    def tenant(self) -> Tenant:
+        """Whose request it is."""
+        return self._tenant
+
+    @property
     def session(self) -> DataSession:
         """The request's session; dead from the start when the response has started before anybody asked for it."""
         session = self._session
