@@ -41,7 +41,7 @@ class RouteRule(Section):
         title="Match",
         description=(
             "A method and a path: * is one segment, ** at the end is the rest. Without a method, or with * for it,"
-            " every method matches. The first rule that matches counts."
+            " every method matches. The first rule that matches counts; HEAD has the rule of GET unless it has its own."
         ),
         examples=["GET /reports/**", "POST /search", "/basket/*"],
     )
