@@ -36,7 +36,8 @@ class Admission:
         default: The tenant of requests that name none, or an unknown one; None refuses those.
         missing_status, unknown_status: What they are answered with.
         authorize: Says whether a request may act for a tenant; None lets every request.
-        hides_unknown: A tenant that a request may not act for is answered as one that is not there.
+        hides_unknown: A tenant that a request may not act for is answered as one that is not there: refused, or served
+            as the default.
     """
 
     def __init__(
@@ -124,31 +125,37 @@ class Admission:
         Raises:
             DataError: TENANT: there is no such tenant, the request may not act for it, or it is suspended.
         """
-        if self._hides_unknown and self._authorize is not None and name is not None and self.default is None:
+        if self._hides_unknown and self._authorize is not None and name is not None:
             tenant = await self._admit_hidden(scope, name)
         else:
             tenant = await self.find(name)
             if name is not None and tenant.name is not None and not await self._may_act(scope, tenant.name):
-                raise self._unknown() if self._hides_unknown else _refused()
+                raise _refused()
         self.check_served(tenant)
         return tenant
 
     async def _admit_hidden(self, scope: Scope, name: str) -> Tenant:
         """Whoever may not act for a tenant does not learn that there is one, nor by how long the answer takes.
 
-        So he is asked about before a name that is not known is looked for elsewhere, which takes a while.
+        So `authorize` is asked before a name that is not known is looked for elsewhere, which takes a while; and where
+        unknown names are served as the default, so are these.
         """
         known = self.directory.map.find(name)
         if known is None:
             self._check_name(name)
         asked = name if known is None or known.name is None else known.name
         if not await self._may_act(scope, asked):
-            raise self._unknown()
+            return self._hidden()
         tenant = await self.find(name)
         if tenant.name not in (None, asked) and not await self._may_act(scope, str(tenant.name)):
             # It was an alias that nobody knew here.
-            raise self._unknown()
+            return self._hidden()
         return tenant
+
+    def _hidden(self) -> Tenant:
+        if self.default is None:
+            raise self._unknown()
+        return self.default
 
     async def _may_act(self, scope: Scope, name: str) -> bool:
         if self._authorize is None:
