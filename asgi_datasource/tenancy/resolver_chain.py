@@ -6,7 +6,7 @@ from collections.abc import Awaitable, Callable, Sequence
 
 from starlette.types import Scope
 
-from .path_prefix import PathPrefixes, route_path
+from .path_prefix import PathPrefixes, move_path, route_path
 from .resolution import Answer, Resolution, TenantResolver, all_reads, bad_request, reads_of
 
 
@@ -54,6 +54,9 @@ class Agreement:
     For requests that name it twice, such as by the domain and by a token: a token of one tenant is then of no use on
     another's domain.
 
+    One that moves a part of the path is asked first: the others, and the paths that they are for, see the path as the
+    application's routes will.
+
     Args:
         resolvers: Whom to ask.
         canonical: The one name of a tenant that has several.
@@ -62,9 +65,9 @@ class Agreement:
     __slots__ = ("_canonical", "_resolvers", "reads")
 
     def __init__(self, resolvers: Sequence[TenantResolver], canonical: Callable[[str], str]) -> None:
-        self._resolvers = tuple(resolvers)
+        self._resolvers = tuple(sorted(resolvers, key=lambda resolver: not moves_path(resolver)))
         self._canonical = canonical
-        self.reads = all_reads(self._resolvers)
+        self.reads = all_reads(resolvers)
 
     def __call__(self, scope: Scope, /) -> Answer | Awaitable[Answer]:
         answers: list[str | Resolution] = []
@@ -75,6 +78,7 @@ class Agreement:
             if not isinstance(answer, str | Resolution):
                 return self._finish(answers, answer, index + 1, scope)
             answers.append(answer)
+            scope = _moved(scope, answer)
         return self._agreed(answers)
 
     async def _finish(
@@ -83,11 +87,13 @@ class Agreement:
         answer = await waiting
         if answer is not None:
             answers.append(answer)
+            scope = _moved(scope, answer)
         for resolver in self._resolvers[following:]:
             given = resolver(scope)
             answer = given if given is None or isinstance(given, str | Resolution) else await given
             if answer is not None:
                 answers.append(answer)
+                scope = _moved(scope, answer)
         return self._agreed(answers)
 
     def _agreed(self, answers: Sequence[str | Resolution]) -> Answer:
@@ -100,15 +106,26 @@ class Agreement:
         return next((answer for answer in answers if isinstance(answer, Resolution)), answers[0])
 
 
+def moves_path(resolver: TenantResolver) -> bool:
+    """Whether a resolver may move a part of the path to `root_path`."""
+    return bool(getattr(resolver, "moves_path", False))
+
+
+def _moved(scope: Scope, answer: str | Resolution) -> Scope:
+    prefix = "" if isinstance(answer, str) else answer.prefix
+    return move_path(scope, prefix) if prefix else scope
+
+
 class PathRuleResolver:
     """A resolver that is asked for some paths only."""
 
-    __slots__ = ("_paths", "_resolve", "reads")
+    __slots__ = ("_paths", "_resolve", "moves_path", "reads")
 
     def __init__(self, resolve: TenantResolver, paths: Sequence[str]) -> None:
         self._resolve = resolve
         self._paths = PathPrefixes(paths)
         self.reads = reads_of(resolve)
+        self.moves_path = moves_path(resolve)
 
     def __call__(self, scope: Scope, /) -> Answer | Awaitable[Answer]:
         return self._resolve(scope) if self._paths.matches(route_path(scope)) else None

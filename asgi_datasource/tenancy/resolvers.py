@@ -47,6 +47,7 @@ class PathPrefixResolver:
     __slots__ = ("_prefix",)
 
     reads: ClassVar = NOTHING
+    moves_path: ClassVar = True
 
     def __init__(self, prefix: str) -> None:
         self._prefix = "/" + prefix.strip("/") + "/" if prefix.strip("/") else "/"

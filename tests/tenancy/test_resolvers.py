@@ -8,7 +8,7 @@ from uuid import UUID
 
 import pytest
 
-from asgi_datasource import DataError, DataErrorKind, DataSourceRegistry, compile
+from asgi_datasource import DataError, DataErrorKind, DataSourceRegistry, Resolution, compile
 from tests.tenancy.scopes import ask, scope
 
 TENANTS: dict[str, Any] = {
@@ -426,6 +426,42 @@ async def test_ways_that_agree_still_move_the_path() -> None:
     found = registry({"header": "X-Tenant"}, {"path_prefix": "/t"}, agree=True)
     answer = found.compiled.resolution()(scope("/t/acme/x", ("X-Tenant", "acme")))
     assert getattr(answer, "prefix", None) == "/t/acme"
+
+
+@pytest.mark.parametrize("first", [0, 1])
+async def test_ways_that_agree_see_the_path_that_the_routes_see(first: int) -> None:
+    ways = [{"path_prefix": "/t"}, {"header": "X-Tenant", "paths": ["/api"]}]
+    ways = [ways[first], ways[1 - first]]
+    for path, header, wanted in (
+        ("/t/acme/api/x", "acme", "acme"),
+        ("/t/acme/api", "acme", "acme"),
+        # The header is for other paths only.
+        ("/t/acme/other", "globex", "acme"),
+        ("/t/acme/apix", "globex", "acme"),
+        ("/api/x", "globex", "globex"),
+        ("/other", "globex", None),
+    ):
+        assert await name(scope(path, ("X-Tenant", header)), *ways, agree=True) == wanted, path
+    for root in ("", "/mounted"):
+        request = scope("/t/acme/api/x", ("X-Tenant", "globex"), root_path=root)
+        error = await refusal(request, *ways, agree=True)
+        assert "more than one tenant" in error.message
+
+
+async def test_a_way_that_moves_the_path_may_be_for_some_paths_only() -> None:
+    ways = [{"header": "X-Tenant", "paths": ["/api"]}, {"path_prefix": "/t", "paths": ["/t/acme"]}]
+    assert await name(scope("/t/globex/api", ("X-Tenant", "acme")), *ways, agree=True) is None
+    await refusal(scope("/t/acme/api", ("X-Tenant", "globex")), *ways, agree=True)
+
+
+async def test_a_resolver_from_code_that_moves_the_path_moves_it_for_those_behind_it() -> None:
+    async def moves(request: Any) -> Resolution:
+        return Resolution("acme", prefix="/x/acme")
+
+    found = registry({"header": "X-Tenant", "paths": ["/api"]}, agree=True).compiled.resolution([moves])
+    assert await ask(found, scope("/x/acme/api", ("X-Tenant", "acme"))) == "acme"
+    with pytest.raises(DataError, match="more than one tenant"):
+        await ask(found, scope("/x/acme/api", ("X-Tenant", "globex")))
 
 
 async def later(request: Any) -> str | None:
