@@ -260,7 +260,8 @@ _ENTRIES: Final = (
     Explained(
         Code.PATTERN,
         "Not a regular expression",
-        "`tenancy.pattern` follows Python's `re`, and is matched against the whole name.",
+        "`tenancy.pattern` is matched against the whole name, which a request gives, in time that grows with the name"
+        " alone. Look-around and back-references cannot be matched so, and are refused.",
         'tenancy: {default: orders, pattern: "[a-z"}\n',
         'tenancy: {default: orders, pattern: "[a-z]+"}\n',
     ),

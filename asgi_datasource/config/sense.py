@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterator
 from itertools import islice
 from typing import Final
@@ -14,6 +13,7 @@ from .diagnostics import Code, Diagnostic, Edit, Fix, Path, Severity, did_you_me
 from .kinds import EVERY_OTHER
 from .limits import MAX_DIAGNOSTICS
 from .models import Config, RouteRule, TenantConfig
+from .name_pattern import compile_name_pattern
 from .sense_resolvers import check_resolvers
 from .sense_servers import check_budget, check_lags, check_servers
 from .sense_tenancy import check_aliases, check_catalog, check_tenancy
@@ -86,13 +86,14 @@ def _tenant_datasources(config: Config) -> Iterator[Diagnostic]:
 def _tenant_names(config: Config) -> Iterator[Diagnostic]:
     path: Path = ("tenancy", "pattern")
     try:
-        matches = re.compile(config.tenancy.pattern).fullmatch
-    except re.error as error:
-        message, mend = f"not a regular expression: {error.msg}", "See Python's re module."
+        matches = compile_name_pattern(config.tenancy.pattern)
+    except ValueError as error:
+        message = f"not a regular expression that can be matched in bounded time: {error}"
+        mend = "See Python's re module, and write it without look-around and back-references."
         yield Diagnostic(Code.PATTERN, path, message, mend, fix=Fix(Edit.REMOVE, path))
         return
     for name in config.tenants:
-        if name != EVERY_OTHER and matches(name) is None:
+        if name != EVERY_OTHER and not matches(name):
             message = "no request can name this tenant: the name does not match tenancy.pattern"
             mend = "Rename the tenant, or widen the pattern."
             here = ("tenants", name)
@@ -138,8 +139,8 @@ def _reaches(others: TenantConfig, config: Config) -> Iterator[Diagnostic]:
     if others.datasource not in config.datasources:
         return
     try:
-        matches = re.compile(config.tenancy.pattern).fullmatch
-    except re.error:
+        matches = compile_name_pattern(config.tenancy.pattern)
+    except ValueError:
         return
     sites = Sites(config)
     reach = TemplateReach(others.datasource, others, database=others.database, sites=sites)
@@ -148,7 +149,7 @@ def _reaches(others: TenantConfig, config: Config) -> Iterator[Diagnostic]:
         if name == EVERY_OTHER:
             continue
         for led in reach.leads(*place_of(name, tenant, sites)):
-            if led not in known and matches(led) is not None:
+            if led not in known and matches(led):
                 path: Path = ("tenants", name)
                 message = f"a request for {show(led)}, which is not listed, would be served where this tenant lives"
                 mend = (

@@ -307,7 +307,10 @@ class TenancyConfig(Section):
     pattern: NamePattern = Field(
         default="^[a-z0-9][a-z0-9_-]{0,62}$",
         title="Pattern of tenant names",
-        description="Python regular expression that a tenant's name must match as a whole before it is used anywhere.",
+        description=(
+            "Regular expression that a tenant's name must match as a whole before it is used anywhere; without"
+            " look-around and back-references, so that no name takes long to match."
+        ),
         examples=["^[a-z]{2,16}$"],
     )
     default: Annotated[DatasourceName | None, OMISSIBLE] = Field(

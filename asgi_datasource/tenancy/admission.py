@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import inspect
-import re
 from collections.abc import Awaitable, Callable
 from typing import Protocol
 
 from starlette.types import Scope
 
+from ..config.name_pattern import compile_name_pattern
 from ..errors import DataError, DataErrorKind
 from .directory import TenantDirectory, TenantMap
 from .resolution import MAX_NAME_LENGTH, bad_request
@@ -55,7 +55,7 @@ class Admission:
         self.directory = directory
         self.default = default
         self._others = others
-        self._pattern = re.compile(pattern)
+        self._matches = compile_name_pattern(pattern)
         self._missing_status = missing_status
         self._unknown_status = unknown_status
         self._authorize = authorize
@@ -166,7 +166,7 @@ class Admission:
         return bool(is_allowed)
 
     def _check_name(self, name: str) -> None:
-        if len(name) > MAX_NAME_LENGTH or self._pattern.fullmatch(name) is None:
+        if len(name) > MAX_NAME_LENGTH or not self._matches(name):
             raise bad_request("the request's tenant is not a valid tenant name")
 
     def _unknown(self) -> DataError:
