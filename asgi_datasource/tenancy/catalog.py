@@ -41,6 +41,10 @@ of tenants that are not made yet: their names and places are taken."""
 ROWS_A_ROUND_TRIP: Final = 1000
 """Rows fetched and compiled at a time; between two times the event loop is free."""
 
+NOTIFY_INTERVAL_S: Final = 1.0
+"""Seconds between the end of a load and one that a notification asks for. Any role that may connect may send as many as
+it likes, and the digest of many rows is work for the server."""
+
 RETRY_FIRST_S: Final = 0.5
 """Pause after a load that failed; it doubles up to `refresh`."""
 
@@ -119,6 +123,7 @@ class Catalog:
         self._connection: Connection | None = None
         self._lock = asyncio.Lock()
         self._is_due = asyncio.Event()
+        self._loaded_at = float("-inf")
         self._keeping: asyncio.Task[None] | None = None
         self._absent: ExpiringSet[_Wanted] = ExpiringSet(most=MOST_ABSENT, keep_s=ABSENT_FOR * config.miss_interval_s)
         self._asking: dict[_Wanted, list[asyncio.Future[None]]] = {}
@@ -195,6 +200,9 @@ class Catalog:
             try:
                 async with asyncio.timeout_at(loop.time() + wait_s):
                     await self._is_due.wait()
+                # Those that come until then are answered by the same load, and one that comes later by the next.
+                pause = min(NOTIFY_INTERVAL_S, self._config.refresh_s)
+                await asyncio.sleep(max(0.0, self._loaded_at + pause - loop.time()))
             except TimeoutError:
                 pass
             try:
@@ -227,6 +235,7 @@ class Catalog:
                 self._drop_connection()
                 raise
             finally:
+                self._loaded_at = asyncio.get_running_loop().time()
                 if self._channel is None:
                     self._drop_connection()
 

@@ -7,16 +7,18 @@ import json
 import logging
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import psycopg
 import pytest
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from asgi_datasource import DataError, DataErrorKind, DataSourceRegistry, Tenant, compile, session
-from asgi_datasource.tenancy import Catalog, CatalogState, Strategy, TenantState
+from asgi_datasource.tenancy import Catalog, CatalogState, Strategy, TenantState, catalog
 from asgi_datasource.tenancy.catalog_snapshot import SnapshotWriter
 from asgi_datasource.testing import EmbeddedCluster
 from tests.apps import client
@@ -222,6 +224,34 @@ async def test_a_notification_brings_it_at_once_also_after_the_connection_was_lo
             table.sql(f"select pg_terminate_backend({lost.pgconn.backend_pid})"), insert(table, "stark")
         )
         await until(known(made, "stark"), "what was notified meanwhile was missed")
+
+
+async def test_a_flood_of_notifications_costs_one_read_in_a_while_and_the_last_one_is_heard(
+    table: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(catalog, "NOTIFY_INTERVAL_S", 0.3)
+    reads: list[float] = []
+    async with registry(table, notify="customers_changed") as made:
+        read, loop = catalog_of(made)._read, asyncio.get_running_loop()
+
+        async def counted(*arguments: Any) -> None:
+            reads.append(loop.time())
+            await read(*arguments)
+
+        monkeypatch.setattr(catalog_of(made), "_read", counted)
+        async with await psycopg.AsyncConnection.connect(table.url(), autocommit=True) as anybody:
+            until_then = loop.time() + 1.5
+            while loop.time() < until_then:
+                await anybody.execute("notify customers_changed")
+            await insert(table, "hooli")
+            await anybody.execute("notify customers_changed")
+        await until(known(made, "hooli"), "the last notification was not heard")
+        assert 2 <= len(reads) <= 8
+        assert all(later - earlier >= 0.3 for earlier, later in pairwise(reads))
+        # Then there is silence.
+        count = len(reads)
+        await asyncio.sleep(0.5)
+        assert len(reads) <= count + 1
 
 
 async def test_one_connection_is_enough_whatever_the_pool_does(table: World) -> None:
