@@ -154,7 +154,10 @@ def _reason(error: Exception) -> str:
 
 def _read_key_set(path: Path) -> list[_SetKey]:
     jwt = import_jwt()
-    document: Any = json.loads(path.read_bytes())
+    try:
+        document: Any = json.loads(path.read_bytes())
+    except RecursionError:
+        raise ValueError("nested too deep") from None
     entries: object = cast("dict[str, object]", document).get("keys") if isinstance(document, dict) else None
     if not isinstance(entries, list):
         raise ValueError("no keys")
@@ -253,8 +256,12 @@ class TokenResolver:
             algorithm, key_id = header.get("alg"), header.get("kid")
             if algorithm not in rules.algorithms:
                 raise self._refusal("it is signed by an algorithm that is not allowed")
+            if "crit" in header:
+                # No extension is known here, and what it names has to be (RFC 7515, section 4.1.11).
+                raise self._refusal("it names an extension that is not known")
             keys = self._keys.candidates(key_id, algorithm)
-        except (jwt.PyJWTError, ValueError, TypeError):
+        except (jwt.PyJWTError, ValueError, TypeError, RecursionError):
+            # A header of brackets in brackets is as deep as Python's stack, before anything is verified.
             raise self._refusal("it cannot be read") from None
         options: Any = {"require": list(rules.required), "verify_aud": bool(rules.audience)}
         problem = "no key of that name is known"
@@ -269,12 +276,16 @@ class TokenResolver:
                     leeway=rules.leeway_s,
                     options=options,
                 )
-                return claims
             except jwt.InvalidSignatureError:
                 problem = "its signature is wrong"
-            except (jwt.PyJWTError, ValueError, TypeError, OverflowError) as error:
+            except (jwt.PyJWTError, ValueError, TypeError, OverflowError, RecursionError) as error:
                 # A claim of the wrong type makes some of PyJWT's own checks fail in ways of their own.
                 raise self._refusal(_PROBLEMS.get(type(error).__name__, "it does not count here")) from None
+            else:
+                # Second check: releases of PyJWT have taken a part of the issuer for it.
+                if rules.issuer is not None and claims.get("iss") != rules.issuer:
+                    raise self._refusal(_PROBLEMS["InvalidIssuerError"])
+                return claims
         raise self._refusal(problem)
 
     def _refusal(self, problem: str) -> DataError:
