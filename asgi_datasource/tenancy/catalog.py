@@ -362,11 +362,11 @@ class Catalog:
         loop = asyncio.get_running_loop()
         names = [text for kind, text in wanted if kind == "name"]
         hosts = [text for kind, text in wanted if kind == "domain"]
-        condition = "t.name::text = any(%(names)s)"
+        condition = "t.name::pg_catalog.text operator(pg_catalog.=) any(%(names)s)"
         if "aliases" in self._columns:
-            condition += " or t.aliases::text[] && %(names)s"
+            condition += " or t.aliases::pg_catalog.text[] operator(pg_catalog.&&) %(names)s"
         if "domains" in self._columns:
-            condition += " or t.domains::text[] && %(hosts)s"
+            condition += " or t.domains::pg_catalog.text[] operator(pg_catalog.&&) %(hosts)s"
         # With values to bind, a percent sign of the query's own has to be written twice.
         query = self._query.replace("%", "%%")
         question = Statement(
@@ -495,8 +495,9 @@ def _no_answer() -> DataError:
 
 def _digest_query(query: str) -> str:
     """Tells whether anything has changed, without the rows themselves."""
-    rows = f"select md5(t::text) as row from ({query}) t"  # noqa: S608 - the query is the document's
-    return f"select count(*) as count, md5(coalesce(string_agg(row, '' order by row), '')) as digest from ({rows}) rows"  # noqa: S608
+    rows = f"select pg_catalog.md5(t::pg_catalog.text) as row from ({query}) t"  # noqa: S608 - the query is the document's
+    digest = "pg_catalog.md5(coalesce(pg_catalog.string_agg(row, '' order by row), ''))"
+    return f"select pg_catalog.count(*) as count, {digest} as digest from ({rows}) rows"  # noqa: S608
 
 
 def _add_or_abandon(writer: SnapshotWriter | None, rows: Sequence[Sequence[Any]]) -> SnapshotWriter | None:

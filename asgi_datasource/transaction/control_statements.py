@@ -19,16 +19,21 @@ from .options import Isolation
 COMMIT: Final = Statement("commit", prepare=False)
 ROLLBACK: Final = Statement("rollback", prepare=False)
 
-READ_ONLY: Final = (Statement("select set_config('transaction_read_only','on',true)"),)
+# Every name in these statements says its schema: they run with the tenant's search_path, in which the tenant may have a
+# function, an operator or a type of its own that fits better than PostgreSQL's (manual, "Typed Functions" under "Type
+# Conversion", and "Operators"). What the grammar itself resolves, such as `extract` and `int`, is PostgreSQL's.
+
+READ_ONLY: Final = (Statement("select pg_catalog.set_config('transaction_read_only','on',true)"),)
 """Makes the rest of a transaction, or of a subtransaction, READ ONLY."""
 
-WAL_POSITION: Final = Statement("select pg_current_wal_insert_lsn()::text")
+WAL_POSITION: Final = Statement("select pg_catalog.pg_current_wal_insert_lsn()::pg_catalog.text")
 """Behind COMMIT in the same round trip: the position that a replica must have replayed to show this commit."""
 
 INCARNATION: Final = (
-    "case when pg_is_in_recovery() then null"
-    " else left(pg_walfile_name(pg_current_wal_insert_lsn()), 8)"
-    " || ' ' || extract(epoch from pg_stat_get_bgwriter_stat_reset_time()) end"
+    "case when pg_catalog.pg_is_in_recovery() then null"
+    " else pg_catalog.left(pg_catalog.pg_walfile_name(pg_catalog.pg_current_wal_insert_lsn()), 8)"
+    " operator(pg_catalog.||) ' ' operator(pg_catalog.||)"
+    " extract(epoch from pg_catalog.pg_stat_get_bgwriter_stat_reset_time())::pg_catalog.text end"
 )
 """What is another value after every event in which a server may give out the id of a lost transaction again.
 
@@ -40,7 +45,8 @@ Source: PostgreSQL manual, "Timelines" and "The Cumulative Statistics System" ("
 """
 
 IDENTIFY: Final = Statement(
-    f"select pg_current_xact_id_if_assigned()::text as xid, pg_backend_pid() as pid, {INCARNATION} as incarnation"
+    "select pg_catalog.pg_current_xact_id_if_assigned()::pg_catalog.text as xid,"
+    f" pg_catalog.pg_backend_pid() as pid, {INCARNATION} as incarnation"
 )
 """What it takes to ask for this transaction's fate later."""
 

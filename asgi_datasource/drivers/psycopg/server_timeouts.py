@@ -29,7 +29,8 @@ class ServerTimeouts:
 
 ASK_LIMITS: Final = Statement(
     "select name, setting::int as ms, pg_catalog.pg_backend_pid() as pid from pg_catalog.pg_settings"
-    " where name in ('statement_timeout', 'idle_in_transaction_session_timeout', 'transaction_timeout')",
+    " where name operator(pg_catalog.=) any(array["
+    "'statement_timeout', 'idle_in_transaction_session_timeout', 'transaction_timeout'])",
     prepare=False,
 )
 
