@@ -453,6 +453,20 @@ _ENTRIES: Final = (
         "A question without an answer",
         "The login may not see what this part of the check needs, or the server did not answer in time.",
     ),
+    Explained(
+        Code.OPEN_POLICY,
+        "A policy that keeps nobody apart",
+        "Permissive policies are joined by OR: one that says `true`, or lets rows pass where no tenant is set, opens"
+        " the table whatever the others say. A policy that reads a setting which no tenant's `row_security` sets shows"
+        " nobody anything. Where all tenants may see the table, name it in `audit.shared_tables`.",
+    ),
+    Explained(
+        Code.SHARED_ROLE,
+        "A role that may use several tenants' schemas",
+        "Tenants that a schema keeps apart are kept apart by the `search_path` alone where they run as one role: a name"
+        " with a schema in front of it reaches another tenant's tables. A role for each, which may use its own schema"
+        " alone, keeps them apart by rights. Where one is enough, name the role in `audit.allow_roles`.",
+    ),
 )
 
 CATALOGUE: Final = {entry.code: entry for entry in _ENTRIES}

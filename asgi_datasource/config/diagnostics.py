@@ -146,6 +146,10 @@ class Code(StrEnum):
     """A tenant's schema or role is not there."""
     CANNOT_TELL = "ADS116"
     """The login may not see what the check asks for."""
+    OPEN_POLICY = "ADS117"
+    """A policy that keeps no tenants apart."""
+    SHARED_ROLE = "ADS118"
+    """A role that may use the schemas of several tenants."""
 
     @property
     def needs_server(self) -> bool:

@@ -158,7 +158,18 @@ def _reaches(others: TenantConfig, config: Config) -> Iterator[Diagnostic]:
                 )
                 related: tuple[Path, ...] = (("tenants", EVERY_OTHER),)
                 fix = Fix(Edit.ADD, (*path, "aliases"), [*tenant.aliases, led])
-                yield Diagnostic(Code.SHARED_PLACE, path, message, mend, True, related=related, fix=fix)
+                # A database in which something else keeps the tenant apart is its place in part.
+                is_whole = (
+                    not reach.takes_databases or (tenant.schema_name, tenant.role, tenant.row_security) == (None,) * 3
+                )
+                severity = Severity.ERROR if is_whole else Severity.WARNING
+                if not is_whole:
+                    message = (
+                        f"a request for {show(led)}, which is not listed, would be served in this tenant's database"
+                    )
+                yield Diagnostic(
+                    Code.SHARED_PLACE, path, message, mend, True, severity=severity, related=related, fix=fix
+                )
                 break
 
 

@@ -301,13 +301,15 @@ class AuditConfig(Section):
     allow_roles: tuple[DatabaseIdentifier, ...] = Field(
         default=(),
         title="Roles that may bypass",
-        description="Login roles, and roles of tenants, that may bypass row security.",
+        description=(
+            "Login roles, and roles of tenants, that may bypass row security or use the schemas of several tenants."
+        ),
         examples=[["reporting"]],
     )
     shared_tables: tuple[DatabaseIdentifier, ...] = Field(
         default=(),
         title="Shared tables",
-        description="Tables and views that all tenants may see all of, as table or schema.table.",
+        description="Tables, views and functions that all tenants may see all of, as table or schema.table.",
         examples=[["countries", "shop.currencies"]],
     )
 

@@ -187,6 +187,11 @@ class TemplateReach:
         """Whether no name makes a difference."""
         return not (self._place or self._schema or self._settings or self._role or self._login)
 
+    @property
+    def takes_databases(self) -> bool:
+        """Whether a name makes a database."""
+        return self._place is not None
+
     def is_reserved(self, name: str) -> bool:
         """Whether a name leads to what is no tenant's."""
         return name in self.reserved or name.startswith(self.starts)

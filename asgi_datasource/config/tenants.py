@@ -278,8 +278,9 @@ class TenancyConfig(Section):
         min_length=1,
         title="Trusted headers",
         description=(
-            "The headers that each of the trusted proxies sets itself, whatever it was sent: forwarded,"
-            " x-forwarded-host, or none. One that a proxy merely passes on is the client's own word: leave it out."
+            "The headers that each of the trusted proxies sets itself, whatever it was sent; one that a proxy merely"
+            " passes on is its client's own word. forwarded: each appends an element of its own (RFC 7239)."
+            " x-forwarded-host: each overwrites it, or takes it away. none: Host alone counts."
         ),
         examples=[["x-forwarded-host"], ["forwarded"]],
     )

@@ -278,7 +278,7 @@ def homes_to_come(config: Config) -> dict[str, list[Home]]:
     for place in (others, None if catalog is None else catalog.defaults):
         if place is not None and place.datasource is not None:
             schema, role = (_unless_filled(text) for text in (place.schema_name, place.role))
-            home = Home(EVERY_OTHER, schema, role, place.row_security is not None)
+            home = Home(EVERY_OTHER, schema, role, place.row_security is not None, tuple(place.row_security or ()))
             found.setdefault(place.datasource, []).append(home)
     return found
 

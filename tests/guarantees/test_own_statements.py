@@ -18,6 +18,7 @@ PACKAGE: Final = Path(__file__).parent.parent.parent / "asgi_datasource"
 SENT_INSIDE_TENANTS: Final = (
     *("transaction/control_statements.py", "transaction/commit_outcome.py", "transaction/transaction.py"),
     *("sessions/advisory_lock.py", "tenancy/catalog.py"),
+    *("tenancy/isolation_audit.py", "tenancy/audit_roles.py", "tenancy/audit_tables.py"),
     *("drivers/psycopg/health_check.py", "drivers/psycopg/multi_host.py", "drivers/psycopg/server_timeouts.py"),
 )
 """Modules with statements that run with a search_path which is not the library's."""
@@ -26,13 +27,14 @@ GRAMMAR: Final = frozenset(
     (
         *("case", "when", "then", "else", "end", "select", "from", "where", "and", "or", "not", "is", "null", "in"),
         *("any", "array", "coalesce", "greatest", "extract", "exists", "cast", "operator", "as", "order", "by"),
-        *("values", "int", "bit", "for", "cursor"),
+        *("values", "int", "bigint", "bit", "for", "cursor", "recursive", "filter", "with", "union", "all"),
     )
 )
 """Words in front of a parenthesis, or behind `::`, that PostgreSQL's grammar resolves by itself."""
 
 _SQL: Final = re.compile(r"\b(?:select|case when|operator\(|set_config)\b|pg_\w+\(", re.IGNORECASE)
-_CALL: Final = re.compile(r"(?<![\w.])([a-z_]\w*)\(")
+_CALL: Final = re.compile(r"(?<![\w.])([a-z_]\w*)\((?![\w, ]*\)(?: as \(|\n))")
+"""A name in front of a parenthesis; not one that is given to columns."""
 _CAST: Final = re.compile(r"::([a-z_]\w*)(?![\w.])")
 _OPERATOR: Final = re.compile(r"(?<![.(:'])(\|\||<>|&&|<=|>=|(?<![<>!:])=(?!>)|~)")
 
