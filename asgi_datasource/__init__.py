@@ -10,7 +10,8 @@ if TYPE_CHECKING:
     from .asgi.middleware import DataSourceMiddleware
     from .config import Config, ConfigFile, json_schema, load
     from .datasource.datasource import DataSource
-    from .drivers.psycopg import Params, Query, RowFactory
+    from .drivers.protocol import RowFactory
+    from .drivers.statements import Params, Query
     from .errors import (
         ClientDisconnected,
         CommitUnknown,
@@ -44,16 +45,16 @@ _HOMES = {
     "DataSourceRegistry": "registry.registry",
     "Explanation": "registry.explain",
     "Isolation": "transaction",
-    "Params": "drivers.psycopg",
+    "Params": "drivers.statements",
     "Propagation": "transaction",
-    "Query": "drivers.psycopg",
+    "Query": "drivers.statements",
     "ReadAfterWritePin": "routing",
     "Reason": "routing",
     "Resolution": "tenancy",
     "Role": "routing",
     "Route": "routing",
     "Row": "sessions.statement_api",
-    "RowFactory": "drivers.psycopg",
+    "RowFactory": "drivers.protocol",
     "SessionClosed": "errors",
     "Tenant": "tenancy",
     "TenantResolver": "tenancy",

@@ -1,5 +1,5 @@
-# Sourced by the other scripts: `prepare_venv EXTRA` makes the virtual environment and sets PYTHON; `need_program NAME
-# PACKAGE` installs a program of Debian's where it is missing and can be installed.
+# Sourced by the other scripts. `prepare_venv EXTRA` makes the virtual environment and sets PYTHON. `need_program NAME
+# PACKAGE` installs a missing program from a Debian package, where that is possible.
 
 prepare_venv() {
     local extra=$1
@@ -34,13 +34,13 @@ need_program() {
         return 0
     fi
     echo "==> installing $package"
-    # The list of packages may be missing or old.
+    # The package list may be missing or outdated.
     apt-get install -y -q --no-install-recommends "$package" >/dev/null 2>&1 ||
         { apt-get update -q >/dev/null && apt-get install -y -q --no-install-recommends "$package" >/dev/null; } ||
         echo "==> $package could not be installed: the tests that need it will fail" >&2
 }
 
-# `need_node_package NAME VERSION` installs a package of node's into .cache/npm, once.
+# `need_node_package NAME VERSION` installs a Node package into .cache/npm, once.
 need_node_package() {
     local name=$1 version=$2 folder=.cache/npm
     if ! command -v npm >/dev/null; then

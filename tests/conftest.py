@@ -29,6 +29,17 @@ _processor = SimpleSpanProcessor(_exporter)
 _reader = InMemoryMetricReader()
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Add `--whole`."""
+    parser.addoption("--whole", action="store_true", help="run long tests with all their examples, not with a sample")
+
+
+@pytest.fixture(scope="session")
+def whole(pytestconfig: pytest.Config) -> bool:
+    """Whether a long test runs with all its examples; without `--whole` it takes a fixed sample of them."""
+    return bool(pytestconfig.getoption("whole"))
+
+
 def pytest_runtest_logreport(report: pytest.TestReport) -> None:
     """Say at once what fails: a run that is cut short has no summary."""
     if report.failed and "PYTEST_XDIST_WORKER" not in os.environ:

@@ -15,12 +15,12 @@ WAIT_S: Final = 10.0
 
 def lent(registry: DataSourceRegistry) -> int:
     """How many connections have been borrowed of all its pools since they were opened."""
-    return sum(endpoint.lendings for endpoint in _endpoints(registry))
+    return sum(server.lendings for server in _servers(registry))
 
 
 def borrowed(registry: DataSourceRegistry) -> int:
     """How many connections are borrowed at this moment."""
-    return sum(endpoint.borrowed for endpoint in _endpoints(registry))
+    return sum(server.borrowed for server in _servers(registry))
 
 
 async def until(condition: Callable[[], bool], what: str) -> None:
@@ -39,7 +39,7 @@ async def until(condition: Callable[[], bool], what: str) -> None:
 async def until_at_rest(registry: DataSourceRegistry) -> None:
     """Wait until every pool of the datasource orders has a connection, and it is known where its replicas are."""
     orders = registry.datasources["orders"]
-    await until(lambda: all(endpoint.idle for endpoint in orders.endpoints.values()), "a pool has no connection")
+    await until(lambda: all(server.idle for server in orders.servers.values()), "a pool has no connection")
     await until(
         lambda: all(node.position is not None for node in orders.picture.replicas), "nobody knows where a replica is"
     )
@@ -52,11 +52,11 @@ async def assert_whole(registry: DataSourceRegistry, world: World) -> None:
         AssertionError: One is not.
     """
     await until(lambda: borrowed(registry) == 0, "a connection is still borrowed")
-    for endpoint in _endpoints(registry):
-        await until(lambda one=endpoint: one.idle == one.size, f"a connection of {endpoint!r} is missing")  # type: ignore[misc]
+    for server in _servers(registry):
+        await until(lambda one=server: one.idle == one.size, f"a connection of {server!r} is missing")  # type: ignore[misc]
     states = [state for _, state in await world.backends()]
     assert set(states) <= {"idle"}, states
 
 
-def _endpoints(registry: DataSourceRegistry) -> list[PsycopgServer]:
-    return [endpoint for datasource in registry for endpoint in datasource.endpoints.values()]
+def _servers(registry: DataSourceRegistry) -> list[PsycopgServer]:
+    return [server for datasource in registry for server in datasource.servers.values()]

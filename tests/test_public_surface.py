@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import inspect
 import subprocess
 import sys
 from pathlib import Path
@@ -52,6 +53,49 @@ PACKAGE = {
     "tenant_context",
     "transactional",
 }
+
+
+SESSION = {
+    "after_commit",
+    "after_rollback",
+    "before_commit",
+    "commit",
+    "connection",
+    "datasource",
+    "execute",
+    "executemany",
+    "fetch_all",
+    "fetch_one",
+    "fetch_value",
+    "in_transaction",
+    "last_route",
+    "lock",
+    "pin",
+    "read",
+    "registry",
+    "rollback",
+    "set_rollback_only",
+    "state",
+    "stream",
+    "tenant",
+    "token",
+    "transaction",
+    "write",
+}
+
+
+async def test_a_session_shows_what_a_handler_uses() -> None:
+    registry = asgi_datasource.compile(
+        {"version": 1, "datasources": {"orders": {"primary": {"url": "host=db"}}}, **DEFAULT}
+    )
+    made = registry.make_session(registry.tenant(None), compiled=registry.compiled, policy=registry.compiled.policy)
+    assert set(dir(made)) == SESSION
+    for name in SESSION - {"state"}:
+        documented = inspect.getattr_static(type(made), name)
+        assert inspect.getdoc(documented), f"DataSession.{name} has no docstring"
+
+
+DEFAULT = {"tenancy": {"default": "orders"}}
 
 
 def test_the_package_shows_its_public_names_alone() -> None:

@@ -1,63 +1,88 @@
-"""What caches are told of responses whose tenant does not stand in the URL: `Vary`, and `private`.
+"""Response headers for caches if the URL does not name the tenant: `Vary` and `Cache-Control: private`.
 
-A shared cache knows a response by its URL, and by the request headers that `Vary` names (RFC 9111, section 4.1).
-Without them it would hand one tenant's page to the next.
+A shared cache selects a response by the URL and by the request headers that `Vary` names (RFC 9111, section 4.1).
+Without them it would serve one tenant's response to another.
 """
 
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from typing import Final
 
 from starlette.types import Message
 
+from ..routing.consistency.token_transport import TokenTransport
 from ..tenancy import Reads
 
 NEVER_STORED: Final = frozenset({"POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE", "CONNECT"})
-"""Methods whose responses shared caches do not keep. RFC 9110, section 9.3.3, would let one keep that of a POST under
-conditions that none looks for."""
+"""Methods whose responses shared caches do not store. RFC 9110, section 9.3.3, allows it for POST under conditions that
+no cache implements."""
+
+MOST_VALUES: Final = 64
+"""Values of `Vary` for which the merged one is kept."""
 
 _SAID: Final = frozenset({b"public", b"private", b"no-store", b"s-maxage"})
-"""Directives by which the application says itself what shared caches may do (RFC 9111, section 5.2.2)."""
+"""Directives with which the application itself controls shared caches (RFC 9111, section 5.2.2)."""
 
 _DIRECTIVE: Final = re.compile(rb'(?:"(?:[^"\\]|\\.)*"|[^,"])+')
 
 
 class CacheHeaders:
-    """Adds to the start of responses what caches have to know of how the tenant was found; never takes anything away.
+    """Adds to the start of responses what caches must know about the tenant; never removes anything.
 
     Args:
         reads: What the tenant depends on.
+        transport: How tokens travel; None where there are none.
+
+    Attributes:
+        is_private: Whether the application's code decides, so that only `private` is right.
+        transport: The same, naming in `Vary` what the tenant depends on as well: one pass adds both.
     """
 
-    __slots__ = ("_is_private", "_names", "_vary")
+    __slots__ = ("_merged", "_names", "_vary", "is_private", "transport")
 
-    def __init__(self, reads: Reads) -> None:
+    def __init__(self, reads: Reads, transport: TokenTransport | None = None) -> None:
         self._names = tuple(name.encode("latin-1") for name in reads.headers)
         self._vary = (b"vary", ", ".join(reads.headers).encode("latin-1"))
-        self._is_private = not reads.is_known
+        self.is_private = not reads.is_known
+        self.transport = None if transport is None else replace(transport, besides=reads.headers)
+        self._merged: dict[bytes, bytes] = {}
 
     @classmethod
-    def of(cls, reads: Reads) -> CacheHeaders | None:
-        """None where the URL alone tells the tenant."""
-        return cls(reads) if reads.headers or not reads.is_known else None
+    def of(cls, reads: Reads, transport: TokenTransport | None = None) -> CacheHeaders | None:
+        """None where the URL alone names the tenant."""
+        return cls(reads, transport) if reads.headers or not reads.is_known else None
 
     def told(self, message: Message) -> Message:
-        """A message to send in place of this one, which is the start of a response; any other message as it is."""
+        """The message to send in place of the start of a response; any other message unchanged."""
         if message["type"] != "http.response.start":
             return message
         headers = list(message.get("headers", ()))
         if self._names:
-            # Loops of their own: nearly every response passes here.
-            for name, _ in headers:
+            # One loop and no call: nearly every response passes here.
+            found = count = 0
+            for index, (name, _) in enumerate(headers):
                 if len(name) == 4 and name.lower() == b"vary":
-                    _add_vary(headers, self._names)
-                    break
-            else:
+                    found, count = index, count + 1
+            if not count:
                 headers.append(self._vary)
-        if self._is_private:
+            elif count == 1:
+                name, value = headers[found]
+                headers[found] = (name, self._merged.get(value) or self._merge(value))
+            else:
+                _add_vary(headers, self._names)
+        if self.is_private:
             _add_private(headers)
         return {**message, "headers": headers}
+
+    def _merge(self, value: bytes) -> bytes:
+        """The value of `Vary` with the names added; kept, since an application uses few values."""
+        headers = [(b"vary", value)]
+        _add_vary(headers, self._names)
+        if len(self._merged) < MOST_VALUES:
+            self._merged[value] = headers[0][1]
+        return headers[0][1]
 
 
 _Headers = list[tuple[bytes, bytes]]

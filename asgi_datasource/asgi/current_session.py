@@ -36,27 +36,13 @@ def current_session() -> DataSession:
     runner = current_runner.get()
     if runner is None:
         raise no_session()
-    return runner.session
+    return cast("DataSession", runner.session)
 
 
 def in_transaction() -> bool:
     """Whether a transaction is open where this is called; False where there is no session."""
     runner = current_runner.get()
     return runner is not None and runner.session.in_transaction()
-
-
-def _find_session(request: HTTPConnection | MutableMapping[str, Any]) -> DataSession:
-    scope: MutableMapping[str, Any] = getattr(request, "scope", cast("MutableMapping[str, Any]", request))
-    found = scope.get(SCOPE_KEY)
-    if found is None:
-        raise DataError(
-            DataErrorKind.QUERY,
-            "no session in this request: add DataSourceMiddleware to the application, or take the path out of"
-            " `tenancy.exempt`",
-        )
-    db = cast("SessionHolder", found).session
-    db.observe(scope)
-    return db
 
 
 if TYPE_CHECKING:
@@ -76,4 +62,15 @@ else:
         Raises:
             DataError: QUERY: the middleware is missing, or the path is exempt.
         """
-        return _find_session(request)
+        scope = request if type(request) is dict else getattr(request, "scope", request)
+        holder = scope.get(SCOPE_KEY)
+        if holder is None:
+            raise DataError(
+                DataErrorKind.QUERY,
+                "no session in this request: add DataSourceMiddleware to the application, or take the path out of"
+                " `tenancy.exempt`",
+            )
+        db = holder.session
+        # The innermost scope: the matched endpoint stands there.
+        db.scope = scope
+        return db

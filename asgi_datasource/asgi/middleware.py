@@ -11,20 +11,21 @@ from typing import Any, Final, cast
 
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from ..concurrency.limits import Gate, Priority
+from ..concurrency.limits import Gate
 from ..config import Config, ConfigFile
 from ..errors import ConfigError, DataError
 from ..registry.registry import DataSourceRegistry, compile
 from ..registry.runtime_config import RuntimeConfig
 from ..sessions.context import current_frame, current_runner
 from ..sessions.decorator import retrying
+from ..sessions.scope import current_scope
 from ..sessions.session import DataSession
-from ..sessions.transaction_block import current_block
 from ..tenancy import ANYTHING, Answer, Resolution, Tenant, TenantResolver, TenantState, reads_of
 from ..tenancy.path_prefix import move_path, route_path
 from .cache_headers import NEVER_STORED, CacheHeaders
 from .current_session import SCOPE_KEY, SessionHolder
 from .lifespan import Lifespan
+from .problem_details import ProblemDetails
 from .request_replay import RequestReplay
 from .response_guard import GuardState, ResponseGuard
 
@@ -71,10 +72,15 @@ class DataSourceMiddleware:
     def _adopt(self, compiled: RuntimeConfig) -> None:
         """Look up in this one from now on: a configuration was loaded."""
         self._compiled = compiled
-        self._resolve = resolve = compiled.resolution(self._resolvers)
+        resolve = compiled.resolution(self._resolvers)
+        # A bound method: calling it costs less than calling an object that has `__call__`.
+        self._resolve = resolve.__call__
         reads = reads_of(resolve)
-        # Whom `authorize` lets in depends on what only the application knows.
-        self._caching = CacheHeaders.of(reads | ANYTHING if compiled.admission.authorizes else reads)
+        # Only the application knows what the decision of `authorize` depends on.
+        if compiled.admission.authorizes:
+            reads |= ANYTHING
+        tokens = compiled.policy.tokens
+        self._caching = CacheHeaders.of(reads, None if tokens is None else tokens.carrier)
         self._directory = compiled.admission.directory
         self._admission = compiled.admission
         self._retries = compiled.may_retry
@@ -105,7 +111,8 @@ class DataSourceMiddleware:
             await registry.open()
         try:
             answer = self._resolve(scope)
-            tenant = self._directory.map.names.get(answer) if answer.__class__ is str else None
+            # What is no name is no key either: an answer that has to be awaited, or with a path.
+            tenant = self._directory.map.names.get(answer)
             if tenant is None or self._admission.asks or tenant.state is not _ACTIVE:
                 tenant, scope = await self._resolve_slowly(answer, scope, compiled)
             gate: Gate | None = None
@@ -114,90 +121,66 @@ class DataSourceMiddleware:
                 if gate is not None:
                     gate.enter()
         except DataError as error:
-            await compiled.problems.send(error, scope, send)
+            await ProblemDetails(compiled.errors).send(error, scope, send)
             return
         if outer is not None:
             scope = dict(scope)
             # What the framework below writes into the copy, its route and its handlers, holds for both.
-            outer.session.observe(scope)
+            outer.session.scope = scope
         guard = ResponseGuard(registry, compiled, tenant, scope, receive, send, started, outer)
         if self._caching is not None and scope["method"] not in NEVER_STORED:
             guard.caching = self._caching
         if self._retries or retrying.is_asked_for:
             guard.replay = RequestReplay(scope, compiled.policy.retry_body_limit)
-        scope[SCOPE_KEY] = guard
-        token = current_runner.set(guard)
         try:
-            await self.app(scope, guard.receive, guard.send)
-        except BaseException as error:
-            if not await guard.failed(error):
-                raise
-        else:
-            if guard.state is not _ENDED:
-                await guard.returned()
+            while True:
+                scope[SCOPE_KEY] = guard
+                token = current_runner.set(guard)
+                try:
+                    await self.app(scope, guard.receive, guard.send)
+                except BaseException as error:
+                    if not await guard.failed(error):
+                        raise
+                else:
+                    if guard.state is not _ENDED:
+                        await guard.returned()
+                finally:
+                    current_runner.reset(token)
+                    if guard.is_used:
+                        await guard.leave()
+                    else:
+                        guard.let_go()
+                if guard.runs_again_after is None:
+                    break
+                guard, scope = await self._again(guard)
         finally:
             if gate is not None:
                 gate.leave()
-            current_runner.reset(token)
-            if guard.is_used:
-                await guard.leave()
-            if guard.runs_again_after is None:
-                guard.let_go()
-        if guard.runs_again_after is not None:
-            await self._run_again(guard, gate)
+            if guard.replay is not None:
+                guard.end_attempts()
 
     async def _call_apart(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Serve a request that has begun inside of another one, as one of its own.
+        """Serve a request that starts in the context of another request, without anything of that context.
 
-        A server starts a pipelined request in the context of the one whose response was sent before it; an application
-        may call itself.
+        A server starts a pipelined request in the context of the request whose response was sent before it; an
+        application may call itself.
         """
-        runner, frame, block = current_runner.set(None), current_frame.set(None), current_block.set(None)
+        runner, frame, block = current_runner.set(None), current_frame.set(None), current_scope.set(None)
         try:
             await self(scope, receive, send)
         finally:
-            current_block.reset(block)
+            current_scope.reset(block)
             current_frame.reset(frame)
             current_runner.reset(runner)
 
-    async def _run_again(self, guard: ResponseGuard, gate: Gate | None) -> None:
-        """The request has lost against another one: call the application anew, as often as it may be."""
+    @staticmethod
+    async def _again(guard: ResponseGuard) -> tuple[ResponseGuard, Scope]:
+        """The request has lost against another one: wait a moment, and make it anew."""
         replay = cast("RequestReplay", guard.replay)
-        if gate is not None:
-            # It was let in already.
-            gate.enter(Priority.HIGH)
-        try:
-            while guard.runs_again_after is not None:
-                await asyncio.sleep(guard.runs_again_after)
-                replay.attempt += 1
-                scope = replay.fresh_scope()
-                guard = guard.again(scope)
-                scope[SCOPE_KEY] = guard
-                await self._call(guard, scope)
-        finally:
-            if gate is not None:
-                gate.leave()
-            # Where it was cancelled in front of another attempt, nobody has it yet.
-            guard.stop_reading()
-            guard.let_go()
-            guard.note_attempts(replay.attempt)
-
-    async def _call(self, guard: ResponseGuard, scope: Scope) -> None:
-        token = current_runner.set(guard)
-        try:
-            await self.app(scope, guard.receive, guard.send)
-        except BaseException as error:
-            if not await guard.failed(error):
-                raise
-        else:
-            if guard.state is not _ENDED:
-                await guard.returned()
-        finally:
-            current_runner.reset(token)
-            if guard.is_used:
-                await guard.leave()
-            if guard.runs_again_after is None:
-                guard.let_go()
+        await asyncio.sleep(guard.runs_again_after or 0.0)
+        replay.attempt += 1
+        scope = replay.fresh_scope()
+        return guard.again(scope), scope
 
     @staticmethod
     async def _resolve_slowly(

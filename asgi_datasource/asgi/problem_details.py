@@ -8,13 +8,12 @@ from __future__ import annotations
 import json
 import logging
 import secrets
-from collections.abc import Mapping
-from dataclasses import dataclass, field
 from typing import Final
 
 from starlette.types import Scope, Send
 
 from ..errors import DataError, DataErrorKind
+from ..registry.runtime_config import ErrorSettings
 
 logger = logging.getLogger("asgi_datasource.problems")
 
@@ -39,21 +38,17 @@ _TITLES: Final[dict[DataErrorKind, str]] = {
 }
 
 
-@dataclass(frozen=True, slots=True)
 class ProblemDetails:
-    """How problems are answered, by the configuration.
+    """Answers failures as the configuration says."""
 
-    Attributes:
-        statuses: HTTP status by kind, where the configuration names one.
-        shows_details: Whether the document carries the error's message (`errors.debug`); never in production.
-    """
+    __slots__ = ("_settings",)
 
-    statuses: Mapping[DataErrorKind, int] = field(default_factory=dict[DataErrorKind, int])
-    shows_details: bool = False
+    def __init__(self, settings: ErrorSettings) -> None:
+        self._settings = settings
 
     def status_of(self, error: DataError) -> int:
         """The status that answers this error."""
-        return self.statuses.get(error.kind, error.http_status)
+        return self._settings.statuses.get(error.kind, error.http_status)
 
     def title_of(self, error: DataError, *, is_partial: bool = False) -> str:
         """What the error's kind is, in words that anybody may read.
@@ -95,7 +90,7 @@ class ProblemDetails:
             "retryable": error.is_retryable and not is_partial,
             "reference": reference,
         }
-        if error.kind is DataErrorKind.TENANT or self.shows_details:
+        if error.kind is DataErrorKind.TENANT or self._settings.shows_details:
             document["detail"] = error.message
         if error.constraint is not None:
             document["constraint"] = error.constraint

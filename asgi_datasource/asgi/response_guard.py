@@ -19,18 +19,24 @@ from typing import Any, Final, cast
 
 from starlette.types import Message, Receive, Send
 
+from ..drivers.protocol import Exchange
 from ..errors import ClientDisconnected, DataError, DataErrorKind
 from ..observability import tracing
 from ..registry.registry import DataSourceRegistry
 from ..registry.runtime_config import RuntimeConfig
 from ..routing.consistency.client_history import ClientHistory
+from ..sessions.core import SessionCore
 from ..sessions.session import DataSession
 from ..sessions.unit_of_work import deadline_passed
 from ..tenancy import Tenant
 from ..tenancy.path_prefix import route_path
+from ..transaction import TransactionOptions
+from . import outcome
 from .cache_headers import CacheHeaders
 from .current_session import SessionHolder
 from .exception_handlers import find_handler
+from .outcome import Attempt, Outcome
+from .problem_details import ProblemDetails
 from .receive_buffer import ReceiveBuffer
 from .request_replay import RequestReplay
 
@@ -78,12 +84,25 @@ class ResponseGuard:
     The session is made when the application first asks for it.
     """
 
-    # Defaults on the class: a request that never needs them does not pay for setting them.
-    state = _OPEN
+    # What every request sets has slots; the rest has defaults here, and a dictionary only where one of them is set.
+    __slots__ = (
+        "__dict__",
+        "_config",
+        "_raw_receive",
+        "_raw_send",
+        "_started",
+        "_tenant",
+        "caching",
+        "registry",
+        "scope",
+        "state",
+    )
+    _outer: SessionHolder | None = None
+    _root = ""
     is_used = False
     """Whether anything was made that has to be put away."""
     _session: DataSession | None = None
-    _inbox: ReceiveBuffer | None = None
+    _received: ReceiveBuffer | None = None
     _ending: asyncio.Task[None] | None = None
     _is_decided: asyncio.Event | None = None
     _stopped_by: DataError | None = None
@@ -95,10 +114,10 @@ class ResponseGuard:
     _watch: asyncio.Task[None] | None = None
     _has_started = False
     """Whether a response that is streamed had started when it was interrupted."""
+    _is_committing = False
+    """COMMIT was sent, and its answer is not read yet."""
     _failure: BaseException | None = None
     """What the middleware raises, in place of what has ended the application's call."""
-    caching: CacheHeaders | None = None
-    """What caches are told of the response; None where its URL alone tells the tenant."""
     replay: RequestReplay | None = None
     """The request as it came in, where it may have to run again."""
     runs_again_after: float | None = None
@@ -107,7 +126,7 @@ class ResponseGuard:
     def __init__(
         self,
         registry: DataSourceRegistry,
-        compiled: RuntimeConfig,
+        config: RuntimeConfig,
         tenant: Tenant,
         scope: MutableMapping[str, Any],
         receive: Receive,
@@ -116,15 +135,20 @@ class ResponseGuard:
         outer: SessionHolder | None,
     ) -> None:
         self.registry = registry
-        self._compiled = compiled
+        self._config = config
         self._tenant = tenant
         self.scope = scope
         self._raw_receive = receive
         self._raw_send = send
         self._started = started
-        self._outer = outer
-        # Routers that mount an application add to the scope's.
-        self._root: str = scope.get("root_path", "")
+        self.state: GuardState = _OPEN
+        self.caching: CacheHeaders | None = None
+        """What caches are told about the response; None where the URL alone names the tenant."""
+        if outer is not None:
+            self._outer = outer
+        if config.rules.rules:
+            # Routers that mount an application add to the scope's.
+            self._root = scope.get("root_path", "")
 
     @property
     def tenant(self) -> Tenant:
@@ -136,17 +160,17 @@ class ResponseGuard:
         """The request's session; dead from the start when the response has started before anybody asked for it."""
         session = self._session
         if session is None:
-            scope = self.scope
+            scope, config = self.scope, self._config
             self.is_used = True
             # FastAPI calls what is not `async` in a thread, which has no task.
             self._task = None if asyncio._get_running_loop() is None else asyncio.current_task()
             session = self._session = self.registry.make_session(
                 self._tenant,
-                compiled=self._compiled,
+                compiled=config,
                 scope=scope,
                 method=scope["method"],
-                policy=self._compiled.policy,
-                path=route_path(scope, self._root),
+                policy=config.policy,
+                path=route_path(scope, self._root) if config.rules.rules else None,
                 started=self._started,
                 owner=self,
                 outer=None if self._outer is None else self._outer.session,
@@ -155,9 +179,42 @@ class ResponseGuard:
                 session.close_unused()
         return session
 
-    def note_attempts(self, attempts: int) -> None:
-        """Tell the current span how often the request had to run, and whether that was enough."""
-        if self._compiled.policy.is_traced:
+    def tolerates(self, error: BaseException, options: TransactionOptions) -> bool:
+        """Whether an exception is only a way to respond, with a status that commits."""
+        session = self._session
+        rollback_on = self._config.policy.rollback_on
+        return session is not None and outcome.tolerates(error, options, session.lane(), rollback_on)
+
+    def _commits(self, session: SessionCore, status: int) -> bool:
+        """Whether a response of this status commits."""
+        if session.rollback_reason is not None:
+            return False
+        if session.verdict is not None:
+            return session.verdict
+        lane = session.lane()
+        commits = lane.outcomes.get(status)
+        if commits is None:
+            decided = outcome.decide(lane, self._config.policy.rollback_on, status=status)
+            commits = lane.outcomes[status] = decided is Outcome.COMMIT
+        return commits
+
+    def _commits_after(self, session: SessionCore, error: BaseException) -> bool:
+        """Whether the transaction is committed although this exception came out of the application."""
+        decided = outcome.decide(
+            session.lane(),
+            self._config.policy.rollback_on,
+            error=error,
+            is_rollback_only=session.rollback_reason is not None,
+        )
+        return decided is Outcome.COMMIT
+
+    def end_attempts(self) -> None:
+        """The request does not run again: tell the current span how often it ran, and whether that was enough."""
+        # Where it was cancelled in front of another attempt, its body is still being read.
+        self.stop_reading()
+        self.let_go()
+        attempts = 1 if self.replay is None else self.replay.attempt
+        if attempts > 1 and self._config.policy.is_traced:
             tracing.note_attempts(attempts, has_lost=self._session is not None and self._session.lost_by is not None)
 
     async def returned(self) -> None:
@@ -171,55 +228,75 @@ class ResponseGuard:
 
     async def leave(self) -> None:
         """The call is over: put away what still watches, then run the hooks."""
-        self._disarm()
-        self._take_back_cancellation()
-        if self.runs_again_after is None:
+        if self._is_armed or self._timer is not None or self._watch is not None:
+            self._disarm()
+        if self._cancellations:
+            self._take_back_cancellation()
+        if self._received is not None and self.runs_again_after is None:
             self.stop_reading()
         session, ending = self._session, self._ending
-        if session is not None and (session.has_due_hooks or (ending is not None and not ending.done())):
-            await self.registry.background.run(_run_hooks(session, ending))
         if session is not None:
+            if session.has_due_hooks or (ending is not None and not ending.done()):
+                await self.registry.background.run(_run_hooks(session, ending))
             session.let_go()
         # Their tracebacks, and the tasks' contexts, lead back here.
         self._task = self._ending = self._failure = self._stopped_by = None
+        if self.runs_again_after is None:
+            self.scope, self._received = _NO_SCOPE, None
+            self._raw_receive, self._raw_send = _receive_nothing, _send_nothing
 
     def let_go(self) -> None:
         """All is over: part from the server, whose scope leads back here, and would make each request a cycle."""
-        self.scope, self._inbox = _NO_SCOPE, None
+        self.scope, self._received = _NO_SCOPE, None
         self._raw_receive, self._raw_send = _receive_nothing, _send_nothing
 
     def stop_reading(self) -> None:
         """Nobody will ask for a message of the request any more."""
-        if self._inbox is not None:
-            self._inbox.close()
+        if self._received is not None:
+            self._received.close()
 
     # -- what the application sees
 
     def receive(self) -> Awaitable[Message]:
         """The next message of the request."""
-        inbox = self._inbox
-        if inbox is None:
-            inbox = self._make_inbox()
+        received = self._received
+        if received is None:
+            received = self._make_received()
             self.is_used = True
-        return inbox.receive()
+        return received.receive()
 
-    def _make_inbox(self) -> ReceiveBuffer:
+    def _make_received(self) -> ReceiveBuffer:
         recorder = None if self.replay is None else self.replay.recording
-        self._inbox = ReceiveBuffer(self._raw_receive, tells_from=self._is_decided, recorder=recorder)
-        return self._inbox
+        self._received = ReceiveBuffer(self._raw_receive, tells_from=self._is_decided, recorder=recorder)
+        return self._received
 
     def send(self, message: Message) -> Awaitable[None]:
         """Pass a message on, once the outcome of the transaction is known."""
         # Not a coroutine itself: one frame less for each message of each response.
         if self.state is _ENDED:
             return self._raw_send(message)
-        if self._session is None and self.state is _OPEN and message["type"] == "http.response.start":
-            # Informational responses (1xx) promise nothing, so they end nothing.
-            if message["status"] >= 200:
+        if self.state is _OPEN and message["type"] == "http.response.start":
+            session = self._session
+            if session is None:
+                # Informational responses (1xx) promise nothing, so they end nothing.
+                if message["status"] >= 200:
+                    self.state = _ENDED
+                    if self.caching is not None:
+                        message = self.caching.told(message)
+                return self._raw_send(message)
+            if message["status"] >= 200 and self._outer is None and session.end_idle():
+                if self._timer is not None or self._watch is not None:
+                    self._disarm()
+                elif self._is_armed:
+                    self._is_armed = False
+                    self.registry.overtime.due.pop(self._start_watching, None)
                 self.state = _ENDED
-                if self.caching is not None:
+                past = session.past
+                if past is not None:
+                    message = self._with_token(message, past)
+                elif self.caching is not None:
                     message = self.caching.told(message)
-            return self._raw_send(message)
+                return self._raw_send(message)
         return self._send_held(message)
 
     async def _send_held(self, message: Message) -> None:
@@ -228,71 +305,126 @@ class ResponseGuard:
         session = self._session
         if self.state is _STREAMING:
             if session is not None and _ends_response(message):
-                await session.run_before_commit()
-                self._disarm()
-                self.state = _ENDING
-                await self._end_session(session, commit=session.rollback_reason is None, reason="end of the stream")
-                self.state = _ENDED
+                await self._end_stream(session)
             await self._raw_send(message)
             return
-        status = _status_started_by(message)
-        if status is not None:
-            if session is not None and session.outlives_start(status):
-                await self._or_fail(session, session.open_for_token())
-                self.state = _STREAMING
-            elif session is None or session.is_unused:
-                if session is not None:
-                    session.close_unused()
-                self.state = _ENDED
-            elif self.state is _OPEN and session.end_idle():
-                self._disarm()
-                self.state = _ENDED
-                self._add_commits(session)
-            else:
+        status = message["status"] if message["type"] == "http.response.start" else _status_started_by(message)
+        if status is not None and status >= 200:
+            exchange = None if session is None or self.state is not _OPEN else self._send_commit(session, status)
+            if exchange is not None and session is not None:
+                try:
+                    await exchange.waiter
+                except asyncio.CancelledError:
+                    self._finish_commit(session)
+                    raise
+            if exchange is None or session is None or not self._take_commit(session):
                 await self._end(session, status)
             if session is not None and session.past is not None:
                 message = self._with_token(message, session.past)
-            if self.caching is not None:
+            elif self.caching is not None:
                 message = self.caching.told(message)
         await self._raw_send(message)
 
+    def _send_commit(self, session: SessionCore, status: int) -> Exchange | None:
+        """Send COMMIT where it can be sent at once; otherwise `_end` does all.
+
+        COMMIT gets a task of its own only where this call is cancelled, or another one asks for the outcome, too.
+        """
+        lane = session.lane()
+        if session.verdict is not None or lane.streams or not lane.outcomes.get(status, False):
+            return None
+        exchange = session.send_commit()
+        if exchange is None:
+            return None
+        if self._is_armed:
+            self._disarm()
+        self.state = _ENDING
+        self._is_committing = True
+        if self._received is not None:
+            # Until the outcome is known the application is not told that its client has left, which many take for
+            # their cue to clean up.
+            self._received.tells_from = self._is_decided = asyncio.Event()
+        return exchange
+
+    def _take_commit(self, session: SessionCore) -> bool:
+        """Whether the COMMIT that was sent has come back with plain success; otherwise `_end` goes on."""
+        if self._ending is not None or not session.take_commit():
+            return False
+        self._is_committing = False
+        if self._is_decided is not None:
+            self._is_decided.set()
+        self.state = _ENDED
+        if self._outer is not None:
+            self._add_commits(session)
+        return True
+
+    def _finish_commit(self, session: SessionCore) -> None:
+        """Learn the outcome of a COMMIT that was sent, out of reach of the call's cancellation."""
+        if self._ending is None:
+            self._ending = self.registry.background.spawn(session.finish_commit())
+
+    async def _end_stream(self, session: SessionCore) -> None:
+        """The body is complete: the snapshot that it was read from ends."""
+        await session.run_before_commit()
+        self._disarm()
+        self.state = _ENDING
+        await self._end_session(session, commit=session.rollback_reason is None, reason="end of the stream")
+        self.state = _ENDED
+
+    def _streams(self, session: SessionCore, status: int) -> bool:
+        """Whether the response may start while the snapshot of its route is still open."""
+        return session.lane().streams and session.is_open and self._commits(session, status)
+
     def _with_token(self, message: Message, past: ClientHistory) -> Message:
         """The start of a response, with what the client is to carry from now on."""
-        tokens = self._compiled.policy.tokens
+        tokens = self._config.policy.tokens
         if tokens is None:
             return message
-        message = dict(message)
-        tokens.carrier.vary(message)
         token = past.token()
-        if token is not None:
-            is_secure = self.scope.get("scheme") == "https"
-            tokens.carrier.give(message, tokens.signer.sign(token), is_secure=is_secure)
-        return message
+        text = None if token is None else tokens.signer.sign(token)
+        caching, transport = self.caching, tokens.carrier
+        if caching is not None and caching.transport is not None:
+            transport = caching.transport
+        message = transport.give(message, text, is_secure=self.scope.get("scheme") == "https")
+        return caching.told(message) if caching is not None and caching.is_private else message
 
     async def _send_in_place(self, message: Message) -> None:
         """Send a message of the response that takes the place of the application's."""
         session = self._session
         if session is not None and session.past is not None and message["type"] == "http.response.start":
             message = self._with_token(message, session.past)
-        if self.caching is not None:
+        elif self.caching is not None:
             message = self.caching.told(message)
         await self._raw_send(message)
 
-    async def _end(self, session: DataSession, status: int) -> None:
-        """The response starts: commit or roll back.
+    async def _end(self, session: SessionCore | None, status: int) -> None:
+        """The response starts: commit or roll back, whatever that takes.
 
-        Another response may start meanwhile: whoever has given up waiting for this one answers in its place, and gets
-        the same outcome.
+        Another response may start meanwhile: a second task that answers in its place gets the same outcome.
 
         Raises:
             ResponseReplaced: It was to be committed and was not, and another response has been sent; or the request
                 runs again.
         """
-        commit = session.commits_on(status)
-        if commit and session.has_hooks_before_commit:
+        if session is not None and self._streams(session, status):
+            await self._or_fail(session, session.open_for_token())
+            self.state = _STREAMING
+            return
+        if session is None or session.is_unused:
+            if session is not None:
+                session.close_unused()
+            self.state = _ENDED
+            return
+        if self.state is _OPEN and session.end_idle():
+            self._disarm()
+            self.state = _ENDED
+            self._add_commits(session)
+            return
+        commit = self._commits(session, status)
+        if commit and self.state is _OPEN and session.has_hooks_before_commit:
             # The request is not at its end yet: its deadline, and the client's leaving, interrupt them.
             await self._run_before_commit(session)
-            commit = session.commits_on(status)
+            commit = self._commits(session, status)
         self._disarm()
         self.state = _ENDING
         try:
@@ -314,15 +446,15 @@ class ResponseGuard:
         self.state = _ENDED
         self._add_commits(session)
 
-    def _add_commits(self, session: DataSession) -> None:
+    def _add_commits(self, session: SessionCore) -> None:
         """What was committed here cannot run again; that holds for the request around it as well."""
         if self._outer is not None:
             self._outer.session.commits += session.commits
 
-    async def _run_before_commit(self, session: DataSession) -> None:
+    async def _run_before_commit(self, session: SessionCore) -> None:
         await self._or_fail(session, session.run_before_commit())
 
-    async def _or_fail(self, session: DataSession, work: Awaitable[None]) -> None:
+    async def _or_fail(self, session: SessionCore, work: Awaitable[None]) -> None:
         """Do what has to be done before the response starts: where that fails, the request fails with it."""
         try:
             await work
@@ -335,7 +467,9 @@ class ResponseGuard:
             await self._fail(error)
             raise ResponseReplaced from error
 
-    async def _end_session(self, session: DataSession, *, commit: bool, reason: str) -> None:
+    async def _end_session(self, session: SessionCore, *, commit: bool, reason: str) -> None:
+        if self._is_committing:
+            self._finish_commit(session)
         if self._ending is None:
             if session.is_at_rest:
                 await session.end(commit=commit, reason=reason)
@@ -343,8 +477,8 @@ class ResponseGuard:
             # Out of reach of the call's cancellation: the outcome is known whatever becomes of the call. Until it is,
             # the application is not told that its client has left, which many take for their cue to clean up.
             self._is_decided = asyncio.Event()
-            if self._inbox is not None:
-                self._inbox.tells_from = self._is_decided
+            if self._received is not None:
+                self._received.tells_from = self._is_decided
             outcome: asyncio.Future[None] = asyncio.get_running_loop().create_future()
             self._ending = self.registry.background.spawn(
                 session.end(commit=commit, reason=reason, is_apart=True), waiter=outcome
@@ -373,7 +507,7 @@ class ResponseGuard:
         session = self._session
         if self.state in (_ENDING, _ENDED) or session is None:
             return False
-        if self.state is _OPEN and session.has_hooks_before_commit and session.commits_after(error):
+        if self.state is _OPEN and session.has_hooks_before_commit and self._commits_after(session, error):
             try:
                 await self._run_before_commit(session)
             except BaseException as failure:
@@ -385,7 +519,7 @@ class ResponseGuard:
         if self.state is _STREAMING or (self.state is _DOOMED and self._has_started):
             await self._break_off(session, error)
             return False
-        if session.commits_after(error):
+        if self._commits_after(session, error):
             try:
                 await self._end_session(session, commit=True, reason="")
             except DataError as commit_error:
@@ -405,12 +539,12 @@ class ResponseGuard:
             logger.info("the client left; its transaction was rolled back")
             self.state = _ENDED
             return True
-        if isinstance(error, DataError) and self._compiled.problems.answers(error):
+        if isinstance(error, DataError) and ProblemDetails(self._config.errors).answers(error):
             await self._replace(error, by_handlers=error is stopped_by)
             return True
         return False
 
-    async def _break_off(self, session: DataSession, error: BaseException) -> None:
+    async def _break_off(self, session: SessionCore, error: BaseException) -> None:
         """The body cannot be finished: the server closes the connection, which tells the client that it is not all.
 
         Raises:
@@ -423,38 +557,33 @@ class ResponseGuard:
         ):
             raise self._stopped_by from error
 
-    def _runs_again(self, session: DataSession) -> bool:
+    def _runs_again(self, session: SessionCore) -> bool:
         """Whether the request has lost against another one and runs again; decided once, after it has ended."""
         replay = self.replay
         if self.state is _REPLACED or replay is None or session.lost_by is None or self._stopped_by is not None:
             return self.runs_again_after is not None
-        retries = session.retries
-        if replay.attempt > retries:
-            if retries:
-                session.note_event(tracing.RETRY_GIVEN_UP, {tracing.RETRY_ATTEMPT: replay.attempt})
-            return False
         delay_s = replay.next_delay_s()
-        obstacle = self._obstacle_to_replay(session, replay, delay_s)
-        if obstacle is not None:
-            logger.warning("a request that has lost against another one does not run again: %s", obstacle)
+        deadline = session.deadline()
+        attempt = Attempt(
+            replay.attempt,
+            session.lane().retries,
+            has_committed=bool(session.commits) or (self._outer is not None and not self._outer.session.is_unused),
+            is_body_too_large=replay.recording.is_too_large,
+            is_client_gone=self._received is not None and self._received.is_gone,
+            is_late=deadline is not None and asyncio.get_running_loop().time() + delay_s >= deadline,
+        )
+        if attempt.is_exhausted:
+            if attempt.retries:
+                session.note_event(tracing.RETRY_GIVEN_UP, {tracing.RETRY_ATTEMPT: attempt.number})
             return False
-        session.due_hooks.forget()
+        if attempt.obstacle is not None:
+            logger.warning("a request that has lost against another one does not run again: %s", attempt.obstacle)
+            return False
+        session.forget_due_hooks()
         self.state = _REPLACED
         self.runs_again_after = delay_s
         session.note_event(tracing.RETRY, tracing.retry_attributes(replay.attempt, delay_s, session.lost_by))
         return True
-
-    def _obstacle_to_replay(self, session: DataSession, replay: RequestReplay, delay_s: float) -> str | None:
-        if session.commits or (self._outer is not None and not self._outer.session.is_unused):
-            return "a part of it has been committed already"
-        if replay.recording.is_too_large:
-            return "its body is longer than transactions.retry_body_limit"
-        if self._inbox is not None and self._inbox.is_gone:
-            return "its client has left"
-        deadline = session.deadline()
-        if deadline is not None and asyncio.get_running_loop().time() + delay_s >= deadline:
-            return "its deadline is too near"
-        return None
 
     def again(self, scope: MutableMapping[str, Any]) -> ResponseGuard:
         """The guard of another attempt.
@@ -464,7 +593,7 @@ class ResponseGuard:
         """
         guard = ResponseGuard(
             self.registry,
-            self._compiled,
+            self._config,
             self._tenant,
             scope,
             self._raw_receive,
@@ -474,9 +603,9 @@ class ResponseGuard:
         )
         guard.replay = self.replay
         guard.caching = self.caching
-        if self._inbox is not None:
-            self._inbox.rewind()
-            guard._inbox = self._inbox
+        if self._received is not None:
+            self._received.rewind()
+            guard._received = self._received
             guard.is_used = True
         self.let_go()
         return guard
@@ -499,7 +628,7 @@ class ResponseGuard:
         if by_handlers and await self._render(error):
             return
         is_partial = self._session is not None and self._session.commits > 0
-        await self._compiled.problems.send(error, self.scope, self._send_in_place, is_partial=is_partial)
+        await ProblemDetails(self._config.errors).send(error, self.scope, self._send_in_place, is_partial=is_partial)
 
     async def _render(self, error: Exception) -> bool:
         """Let the application's own exception handlers answer; False when there is none for this error.
@@ -507,19 +636,19 @@ class ResponseGuard:
         An exception out of `send` cannot reach them: to the framework the response has started.
         """
         seen = None if self._session is None else self._session.scope
-        handler = find_handler(error, self._compiled.problems, seen, self.scope)
+        handler = find_handler(error, ProblemDetails(self._config.errors), seen, self.scope)
         return handler is not None and await handler.answer(self.scope, self.receive, self._send_in_place)
 
     # -- deadline and disconnect
 
-    def first_statement(self, session: DataSession) -> None:
+    def first_statement(self, session: SessionCore) -> None:
         """The session comes into use: from here on there is something to protect, so the watches are set."""
         loop = asyncio.get_running_loop()
         self._task = self._task or asyncio.current_task()
         self._is_armed = True
         overtime = self.registry.overtime
         now = loop.time()
-        self._deadline = deadline = session.deadline()
+        self._deadline = deadline = session.request_deadline
         if deadline is not None and deadline < now + overtime.after_s:
             self._timer = loop.call_at(deadline, self._deadline_passed)
         overtime.add(self._start_watching, now)
@@ -531,7 +660,7 @@ class ResponseGuard:
 
     def _interrupt(self, error: DataError) -> None:
         """Doom the request; the statement that runs is stopped, or else the application where it waits."""
-        session = cast("DataSession", self._session)
+        session = cast("SessionCore", self._session)
         self._has_started = self._has_started or self.state is _STREAMING
         self.state = _DOOMED
         self._stopped_by = session.stop(error)
@@ -552,17 +681,17 @@ class ResponseGuard:
         if self._deadline is not None and self._timer is None:
             self._timer = asyncio.get_running_loop().call_at(self._deadline, self._deadline_passed)
         if self.state in (_OPEN, _STREAMING):
-            inbox = self._inbox or self._make_inbox()
-            self._watch = asyncio.get_running_loop().create_task(self._watch_client(inbox))
+            received = self._received or self._make_received()
+            self._watch = asyncio.get_running_loop().create_task(self._watch_client(received))
 
-    async def _watch_client(self, inbox: ReceiveBuffer) -> None:
-        if await inbox.wait_for_disconnect() and self.state in (_OPEN, _STREAMING):
+    async def _watch_client(self, received: ReceiveBuffer) -> None:
+        if await received.wait_for_disconnect() and self.state in (_OPEN, _STREAMING):
             self._interrupt(ClientDisconnected())
 
     def _disarm(self) -> None:
         if self._is_armed:
             self._is_armed = False
-            self.registry.overtime.take_back(self._start_watching)
+            self.registry.overtime.due.pop(self._start_watching, None)
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
@@ -579,7 +708,7 @@ async def _send_nothing(message: Message) -> None:
     raise RuntimeError(f"{message['type']!r} was sent after the application had returned")
 
 
-async def _run_hooks(session: DataSession, ending: asyncio.Task[None] | None) -> None:
+async def _run_hooks(session: SessionCore, ending: asyncio.Task[None] | None) -> None:
     if ending is not None:
         await asyncio.wait({ending})
     await session.run_due_hooks()

@@ -1,4 +1,4 @@
-"""The command line, `asgi-datasource`."""
+"""The command line `asgi-datasource`."""
 
 from .command import CannotRun, Command, ExitCode, Result, offer_formats
 from .console import Console, Style

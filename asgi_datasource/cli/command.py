@@ -1,8 +1,9 @@
-"""What a command is: a module of `commands/` that describes its arguments, and runs to a result."""
+"""The interface of commands: modules in `commands/` that define their arguments and return a result."""
 
 from __future__ import annotations
 
 from argparse import ArgumentParser, Namespace
+from dataclasses import dataclass
 from enum import IntEnum
 from typing import Protocol
 
@@ -10,76 +11,98 @@ from .console import Console, Style
 
 
 class ExitCode(IntEnum):
-    """What the shell is told."""
+    """The exit status of a command."""
 
     CLEAN = 0
-    """Done, and nothing was found."""
+    """Success without findings."""
     FINDINGS = 1
-    """Done, and something was found."""
+    """Success with findings."""
     CANNOT_RUN = 2
-    """Not done: bad usage, a file that cannot be read, a configuration that is wrong, a server that does not answer."""
+    """Failure: bad usage, an unreadable file, an invalid configuration, a server that does not answer."""
 
 
 class Result(Protocol):
-    """What a command found or did; a value, so that tests and other programs can use it as well."""
+    """The result of a command: a value that renders itself."""
 
     @property
     def exit_code(self) -> ExitCode:
-        """What the shell is told."""
+        """The exit status of the command."""
         ...
 
     def render(self, form: str, style: Style) -> str:
-        """The result in one of the command's formats, without a line break at its end.
+        """Render the result, without a final line break.
 
         Args:
-            form: The format's name, one of those that the command offers.
-            style: How to emphasise text; other formats have no use for it.
+            form: One of the formats that the command offers.
+            style: The emphasis of text; other formats ignore it.
         """
         ...
 
 
+class Clean:
+    """A result without findings."""
+
+    __slots__ = ()
+
+    @property
+    def exit_code(self) -> ExitCode:
+        """Success."""
+        return ExitCode.CLEAN
+
+
+@dataclass(frozen=True, slots=True)
+class Printed(Clean):
+    """A text as a result."""
+
+    text: str
+
+    def render(self, form: str, style: Style) -> str:
+        """The text."""
+        return self.text.rstrip("\n")
+
+
 class Command(Protocol):
-    """What a module of `commands/` holds."""
+    """The functions of a module in `commands/`."""
 
     def configure(self, parser: ArgumentParser) -> None:
-        """Add the arguments to the command's own parser; ends with `offer_formats`."""
+        """Add the command's arguments; the last call is `offer_formats`."""
         ...
 
     def run(self, options: Namespace, console: Console) -> Result:
-        """Do the work.
+        """Run the command.
 
         Args:
             options: The parsed arguments.
-            console: Takes progress; the result is printed by whoever called.
+            console: Prints progress; the caller prints the result.
 
         Raises:
-            CannotRun: The command could not do its work.
+            CannotRun: The command failed.
         """
         ...
 
 
 class CannotRun(Exception):
-    """Raised when a command cannot do its work.
+    """Raised when a command fails.
 
     Args:
-        message: What is wrong, without full stop; nothing in it is secret.
-        mend: What to do, a sentence.
+        message: What is wrong, without a full stop and without secrets.
+        fix: What to do, a sentence.
     """
 
-    def __init__(self, message: str, mend: str) -> None:
-        super().__init__(f"{message}. {mend}")
+    def __init__(self, message: str, fix: str) -> None:
+        super().__init__(f"{message}. {fix}")
 
 
 def offer_formats(parser: ArgumentParser, *formats: str) -> None:
-    """Add the options that say how the result is printed, and where to.
+    """Add the options for the format and the destination of the result.
 
     Args:
-        parser: The command's parser; a command with commands of its own calls this for each of theirs.
-        formats: The formats' names, the default first; each is one that the command's results can render.
+        parser: The command's parser; a command with subcommands calls this for each of their parsers.
+        formats: The formats that the command's result can render, the default first.
     """
     group = parser.add_argument_group("output")
-    group.add_argument("--format", choices=formats, default=formats[0], help=f"how to print; {formats[0]} unless told")
-    group.add_argument("--output", metavar="FILE", help="write there instead of to standard output")
+    group.add_argument("--format", choices=formats, default=formats[0], help=f"the format; default: {formats[0]}")
+    group.add_argument("--output", metavar="FILE", help="write to this file instead of standard output")
     group.add_argument(
         "--color",
         choices=("auto", "always", "never"),

@@ -1,4 +1,4 @@
-"""Where a command speaks: results to standard output, everything else to standard error; colour on terminals."""
+"""The output of commands: results on standard output, everything else on standard error; colour on terminals."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ _RESET: Final = "\x1b[0m"
 
 @dataclass(frozen=True, slots=True)
 class Style:
-    """How text is emphasised; not at all where nobody could see it.
+    """The emphasis of text.
 
     Attributes:
         is_coloured: Whether escape sequences are written.
@@ -21,11 +21,11 @@ class Style:
     is_coloured: bool = False
 
     def bold(self, text: str) -> str:
-        """What a reader looks for first."""
+        """The most important text."""
         return self._in("1", text)
 
     def faint(self, text: str) -> str:
-        """What stands at the side."""
+        """Secondary text."""
         return self._in("2", text)
 
     def red(self, text: str) -> str:
@@ -37,11 +37,11 @@ class Style:
         return self._in("1;33", text)
 
     def green(self, text: str) -> str:
-        """What is right."""
+        """Success."""
         return self._in("1;32", text)
 
     def blue(self, text: str) -> str:
-        """Hints, and the frame around an excerpt."""
+        """Hints, and the frame of an excerpt."""
         return self._in("1;34", text)
 
     def _in(self, code: str, text: str) -> str:
@@ -55,11 +55,11 @@ def wants_colour(choice: str, stream: TextIO, environ: Mapping[str, str] | None 
     """Whether to write colour.
 
     Args:
-        choice: `auto`, `always` or `never`, as asked for on the command line.
-        stream: Where the text goes.
+        choice: `auto`, `always` or `never`, from the command line.
+        stream: The destination.
         environ: The environment; None takes the process's.
 
-    Source: https://no-color.org; `FORCE_COLOR` is what CI systems set whose logs show colour.
+    Source: https://no-color.org; CI systems whose logs show colour set `FORCE_COLOR`.
     """
     if choice != "auto":
         return choice == "always"
@@ -76,18 +76,18 @@ class Console:
     """The streams of one run.
 
     Attributes:
-        out: Takes the result.
-        err: Takes everything else.
+        out: The result.
+        err: Everything else.
     """
 
     out: TextIO
     err: TextIO
 
     def progress(self, text: str) -> None:
-        """Tell a person what is going on; programs that read the result do not see it."""
+        """Print progress; programs that read the result do not see it."""
         print(text, file=self.err, flush=True)
 
     def complain(self, text: str) -> None:
-        """Tell why the command could not do its work."""
+        """Print why the command failed."""
         style = Style(wants_colour("auto", self.err))
         print(f"{style.red('error')}: {text}", file=self.err, flush=True)

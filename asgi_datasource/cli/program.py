@@ -1,4 +1,4 @@
-"""From arguments to an exit code. Nothing here loads more than argparse: `--help` answers at once."""
+"""Runs a command and returns its exit code. This module imports little more than argparse, so `--help` is fast."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ from .console import PLAIN, Console, Style, wants_colour
 
 PROGRAM: Final = "asgi-datasource"
 _INTERRUPTED: Final = 130
-"""What a shell reports of a program that Ctrl-C ended."""
+"""The exit code of a program that was interrupted by Ctrl-C."""
 _BROKEN_PIPE: Final = 141
-"""What a shell reports of a program whose reader went away."""
+"""The exit code of a program whose output pipe was closed."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command.
 
     Args:
-        arguments: What stands behind the program's name; None takes the process's.
+        arguments: The arguments after the program's name; None takes the process's.
 
     Returns:
-        0 when nothing was found, 1 when something was, 2 when the command could not run.
+        0 without findings, 1 with findings, 2 when the command failed.
     """
     console = Console(sys.stdout, sys.stderr)
     given = list(sys.argv[1:] if arguments is None else arguments)
@@ -40,11 +40,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         return _INTERRUPTED
     except BrokenPipeError:
-        # The reader has gone (`| head`). Python would complain about it once more when it closes the stream.
+        # The reader closed the pipe (`| head`). Without this, Python reports that again when it flushes at exit.
         with suppress(OSError):
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return _BROKEN_PIPE
-    except Exception as error:  # noqa: BLE001 - Python would exit with 1, which means findings here
+    except Exception as error:  # noqa: BLE001 - Python would exit with 1, which means findings
         _confess(error, console)
         return ExitCode.CANNOT_RUN
 
@@ -59,10 +59,23 @@ def _run(arguments: list[str], console: Console) -> int:
         prog=f"{PROGRAM} {name}", description=f"{entry.summary[:1].upper()}{entry.summary[1:]}.", allow_abbrev=False
     )
     command.configure(parser)
-    options = parser.parse_args(rest)
+    options = parser.parse_args(_end_options(rest) if rest[:1] == ["--hook"] else rest)
     result = command.run(options, console)
     _print(result, options, console)
     return result.exit_code
+
+
+def _end_options(arguments: list[str]) -> list[str]:
+    """The arguments of a hook, with `--` before the first file name that looks like an option.
+
+    pre-commit appends file names to the options without a `--`, and a repository may have a file named `--output=...`.
+    """
+    if "--" in arguments:
+        return arguments
+    for number, argument in enumerate(arguments):
+        if argument.startswith("-") and os.path.lexists(argument):
+            return [*arguments[:number], "--", *arguments[number:]]
+    return arguments
 
 
 def _print(result: Result, options: Namespace, console: Console) -> None:
@@ -81,7 +94,7 @@ def _print(result: Result, options: Namespace, console: Console) -> None:
 
 
 class _Parser(ArgumentParser):
-    """The parser of what stands where a command should."""
+    """The parser for arguments without a command."""
 
     def error(self, message: str) -> NoReturn:
         raise CannotRun(message, f"See {PROGRAM} --help.")
@@ -95,7 +108,7 @@ def _without_command(arguments: list[str], console: Console) -> int:
         usage=f"{PROGRAM} COMMAND [OPTIONS]",
         description=f"Declarative multi-tenant PostgreSQL for ASGI: the tools around its configuration.\n\n{listing}",
         epilog=(
-            f"{PROGRAM} COMMAND --help tells the options of a command.\n"
+            f"{PROGRAM} COMMAND --help prints the options of a command.\n"
             "Exit codes: 0 nothing found, 1 something found, 2 could not run."
         ),
         formatter_class=RawDescriptionHelpFormatter,
@@ -127,6 +140,6 @@ def _similar(command: str) -> str:
 
 
 def _confess(error: Exception, console: Console) -> None:
-    """Tell of a fault of the program itself, without the error's words: they may quote a secret."""
+    """Report a bug of the program, without the error's message, which may quote a secret."""
     frames = "".join(traceback.format_tb(error.__traceback__))
     console.complain(f"{type(error).__name__} inside {PROGRAM}. This is a fault of it: please report it with\n{frames}")

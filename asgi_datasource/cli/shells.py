@@ -1,4 +1,4 @@
-"""Completion scripts, written from the parsers of the commands: nothing to keep in step by hand."""
+"""Completion scripts, generated from the parsers of the commands."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _PROGRAM: Final = "asgi-datasource"
 
 @dataclass(frozen=True, slots=True)
 class _Option:
-    """One option, or one of the words that stand for themselves."""
+    """An option, or a word of a positional argument."""
 
     names: tuple[str, ...]
     help: str
@@ -24,7 +24,7 @@ class _Option:
 
 
 def _commands() -> Iterator[tuple[str, str, list[_Option]]]:
-    """Each command with its summary and options; of one with commands of its own, those as well."""
+    """Each command with its summary and options, including those of its subcommands."""
     for name, entry in COMMANDS.items():
         parser = ArgumentParser(prog=name, add_help=True)
         entry.load().configure(parser)
@@ -35,7 +35,7 @@ def _options(parser: ArgumentParser) -> Iterator[_Option]:
     for action in _actions(parser):
         raw: Any = action.choices
         if isinstance(raw, dict):
-            # A command's own commands.
+            # Subcommands.
             for inner, inner_parser in cast("dict[str, ArgumentParser]", raw).items():
                 yield _Option((inner,), "", (), False)
                 yield from (option for option in _options(inner_parser) if option.names[0].startswith("-"))
@@ -66,7 +66,7 @@ def write_script(shell: str) -> str:
 
 
 def _bash(commands: list[tuple[str, str, list[_Option]]]) -> str:
-    """bash's script; zsh runs it with its own bashcompinit."""
+    """The script of bash; zsh runs it with bashcompinit."""
     lines = [
         "_asgi_datasource() {",
         '    local word="${COMP_WORDS[COMP_CWORD]}" before="" name="${COMP_WORDS[1]}"',

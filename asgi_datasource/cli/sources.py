@@ -1,4 +1,4 @@
-"""The options that say which configuration a command works on, and where its references are looked up."""
+"""The options for the configuration of a command and for its references."""
 
 from __future__ import annotations
 
@@ -11,30 +11,46 @@ from ..config import Config, ConfigFile, Findings, examine
 from .command import CannotRun
 
 NAMES = ("datasource.yaml", "datasource.yml", "datasource.toml", "datasource.json")
-"""Where a configuration is looked for when none is named."""
+"""The default files, in order."""
 
 
 def offer_overlays(parser: ArgumentParser) -> None:
-    """Add the options for files on top, and for code that tells tenants."""
+    """Add the options for overlays and for resolvers in code."""
     parser.add_argument(
-        "--overlay", action="append", default=[], metavar="FILE", help="a file that changes it; may be given again"
+        "--overlay", action="append", default=[], metavar="FILE", help="a file that changes it; repeatable"
     )
     parser.add_argument(
         "--resolvers-in-code",
         action="store_true",
-        help="do not ask for tenancy.resolve: the application brings resolvers of its own",
+        help="do not require tenancy.resolve: the application adds resolvers in code",
     )
 
 
-def offer_environment(parser: ArgumentParser) -> None:
-    """Add the options for references."""
-    group = parser.add_argument_group("what the configuration takes from outside")
-    group.add_argument("--env-file", metavar="FILE", help="NAME=value lines, beside the environment's own variables")
+def offer_file(parser: ArgumentParser) -> None:
+    """Add the argument that names the configuration."""
+    parser.add_argument("file", nargs="?", metavar="FILE", help="YAML, TOML or JSON; default: datasource.yaml")
+
+
+def offer_environment(parser: ArgumentParser, *, is_optional: bool = False) -> None:
+    """Add the options for references.
+
+    Args:
+        parser: The command's parser.
+        is_optional: Whether references are resolved only on request.
+    """
+    if is_optional:
+        parser.add_argument(
+            "--environment",
+            action="store_true",
+            help="resolve references, from the environment and files; without it they count as valid values",
+        )
+    group = parser.add_argument_group("references")
+    group.add_argument("--env-file", metavar="FILE", help="NAME=value lines, added to the environment")
     group.add_argument("--allow-commands", action="store_true", help="run the programs of {command: [...]}")
 
 
 def environment(options: Namespace) -> dict[str, str]:
-    """The variables that references are looked up in.
+    """The variables for references.
 
     Raises:
         CannotRun: The file of `--env-file` cannot be read.
@@ -42,11 +58,21 @@ def environment(options: Namespace) -> dict[str, str]:
     return {**os.environ, **(read_env_file(options.env_file) if options.env_file else {})}
 
 
-def read_env_file(name: str) -> dict[str, str]:
-    """`NAME=value` lines, as `docker run --env-file` reads them; a pair of quotes around a value is taken off.
+def environment_on_request(options: Namespace) -> dict[str, str] | None:
+    """The variables for references that are resolved only on request; None without a request.
 
     Raises:
-        CannotRun: The file cannot be read, or a line is none.
+        CannotRun: The file of `--env-file` cannot be read.
+    """
+    is_wanted = options.environment or options.env_file or options.allow_commands
+    return environment(options) if is_wanted else None
+
+
+def read_env_file(name: str) -> dict[str, str]:
+    """Read `NAME=value` lines like `docker run --env-file`; a pair of quotes around a value is removed.
+
+    Raises:
+        CannotRun: The file cannot be read, or has a line of another form.
     """
     try:
         lines = Path(name).read_text(encoding="utf-8").splitlines()
@@ -58,7 +84,7 @@ def read_env_file(name: str) -> dict[str, str]:
         if line and not line.startswith("#"):
             key, equals, value = line.removeprefix("export ").partition("=")
             if not equals:
-                raise CannotRun(f"{name}:{number} is not NAME=value", "Mend the line.")
+                raise CannotRun(f"{name}:{number} is not NAME=value", "Fix the line.")
             value = value.strip()
             is_quoted = len(value) > 1 and value[0] == value[-1] and value[0] in "\"'"
             found[key.strip()] = value[1:-1] if is_quoted else value
@@ -66,7 +92,7 @@ def read_env_file(name: str) -> dict[str, str]:
 
 
 def find_file() -> str:
-    """The configuration of the folder that the command runs in.
+    """The default file in the working directory.
 
     Raises:
         CannotRun: There is none.
@@ -77,41 +103,46 @@ def find_file() -> str:
     raise CannotRun(f"there is no {', '.join(NAMES[:-1])} or {NAMES[-1]} here", "Name the file.")
 
 
-def source_of(file: str, options: Namespace) -> ConfigFile:
-    """A file with the overlays that were asked for."""
-    return ConfigFile(file, tuple(options.overlay), allow_commands=bool(getattr(options, "allow_commands", False)))
+def examine_file(
+    file: str, options: Namespace, environ: Mapping[str, str] | None, *, needs_resolver: bool = True
+) -> Findings:
+    """The findings of a file.
+
+    Args:
+        file: The file.
+        options: The options of `offer_overlays` and `offer_environment`.
+        environ: The variables; None leaves references unresolved, and they count as valid.
+        needs_resolver: Whether a missing `tenancy.resolve` is an error, unless code adds resolvers.
+    """
+    source = ConfigFile(file, tuple(options.overlay), allow_commands=options.allow_commands)
+    return examine(
+        source,
+        environ=environ,
+        is_offline=environ is None,
+        needs_resolver=needs_resolver and not options.resolvers_in_code,
+    )
 
 
 def load_or_refuse(findings: Findings) -> Config:
-    """The config of findings without errors.
+    """The config of findings that have no errors.
 
     Raises:
         CannotRun: There are errors.
     """
     if findings.config is None or findings.errors:
         count = len(findings.errors)
-        told = "\n".join(f"  {problem}" for problem in findings.errors[:20])
+        errors = "\n".join(f"  {problem}" for problem in findings.errors[:20])
         raise CannotRun(
-            f"the configuration has {count} error{'s' if count > 1 else ''}:\n{told}\n", "Mend the configuration first."
+            f"the configuration has {count} error{'s' if count > 1 else ''}:\n{errors}\n",
+            "Fix the configuration first.",
         )
     return findings.config
 
 
-def load_config(file: str, options: Namespace, environ: Mapping[str, str] | None = None) -> Config:
-    """Load a configuration for a command that needs a right one.
-
-    Args:
-        file: The file.
-        options: The options of `offer_overlays`, and of `offer_environment` where the command has them.
-        environ: The variables; None looks nothing up, and references stand for valid values.
+def load_config(file: str, options: Namespace, environ: Mapping[str, str] | None) -> Config:
+    """The config of a file without errors; the arguments are those of `examine_file`.
 
     Raises:
         CannotRun: It has errors.
     """
-    findings = examine(
-        source_of(file, options),
-        environ=environ,
-        is_offline=environ is None,
-        needs_resolver=not options.resolvers_in_code,
-    )
-    return load_or_refuse(findings)
+    return load_or_refuse(examine_file(file, options, environ))

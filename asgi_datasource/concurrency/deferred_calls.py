@@ -17,14 +17,17 @@ class DeferredCalls:
 
     Args:
         after_s: Seconds from `add` to the call.
+
+    Attributes:
+        due: When each callback is due, as event-loop time; in that order, for all wait equally long. To take one back
+            is to remove it from here: nothing of it is kept.
     """
 
     def __init__(self, after_s: float) -> None:
         self.after_s = after_s
-        # Not that of whoever came first: what is called belongs to other requests.
+        self.due: dict[Callable[[], None], float] = {}
+        # Not the context of the first request: what is called belongs to others.
         self._context = Context()
-        self._line: dict[Callable[[], None], float] = {}
-        """When each is due; in that order, for all wait equally long."""
         self._timer: asyncio.TimerHandle | None = None
 
     def add(self, callback: Callable[[], None], now: float) -> None:
@@ -34,17 +37,13 @@ class DeferredCalls:
             callback: Called on the event loop, in a context of its own.
             now: The event loop's time.
         """
-        self._line[callback] = now + self.after_s
+        self.due[callback] = now + self.after_s
         if self._timer is None:
             self._timer = asyncio.get_running_loop().call_at(now + self.after_s, self._call_due, context=self._context)
 
-    def take_back(self, callback: Callable[[], None]) -> None:
-        """Do not call it, where it has not been called yet: nothing of it is kept."""
-        self._line.pop(callback, None)
-
     def close(self) -> None:
-        """Call nobody any more."""
-        self._line.clear()
+        """Call nothing any more."""
+        self.due.clear()
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
@@ -53,8 +52,8 @@ class DeferredCalls:
         loop = asyncio.get_running_loop()
         self._timer = None
         now = loop.time()
-        for callback in [callback for callback, due in self._line.items() if due <= now]:
-            if self._line.pop(callback, None) is not None:
+        for callback in [callback for callback, due in self.due.items() if due <= now]:
+            if self.due.pop(callback, None) is not None:
                 callback()
-        if self._line and self._timer is None:
-            self._timer = loop.call_at(next(iter(self._line.values())), self._call_due, context=self._context)
+        if self.due and self._timer is None:
+            self._timer = loop.call_at(next(iter(self.due.values())), self._call_due, context=self._context)

@@ -1,12 +1,12 @@
-"""The configuration: one YAML, TOML or JSON document, checked as a whole before anything starts."""
+"""The configuration: one YAML, TOML or JSON document, validated as a whole before anything starts."""
 
-from .catalogue import Explained, explain_code
 from .changes import Change, find_changes
 from .changes import Weight as ChangeWeight
-from .diagnostics import Code, Diagnostic, Edit, Fix, InvalidConfig, Position, Severity, show_path
+from .codes import Explained, explain_code
+from .diagnostics import Code, Diagnostic, Edit, EditKind, InvalidConfig, Position, Severity, show_path
 from .diagnostics import Path as DiagnosticPath
 from .documents import describe_changes, describe_diagnostics
-from .editing import apply_fix, edit_text
+from .editing import apply_edit, edit_text
 from .generated import json_schema, part_schema
 from .kinds import EVERY_OTHER
 from .layers import ConfigFile
@@ -37,10 +37,9 @@ from .models import (
 from .origins import Origins
 from .provenance import Provenance, Resolved, resolve_document
 from .reading import Format, Text, open_text, read_text
-from .sense import MAX_NAME_BYTES
+from .semantics import MAX_NAME_BYTES
 from .state import DataSourceState, ServerState, StateDocument, read_state
 from .suppressions import Suppressed
-from .upgrading import upgrade_text
 from .url import PLACEHOLDER, DatabaseUrl, mask_url, server_of
 
 __all__ = [
@@ -62,11 +61,11 @@ __all__ = [
     "Diagnostic",
     "DiagnosticPath",
     "Edit",
+    "EditKind",
     "EndpointConfig",
     "ErrorsConfig",
     "Explained",
     "Findings",
-    "Fix",
     "Format",
     "InvalidConfig",
     "Origins",
@@ -92,7 +91,7 @@ __all__ = [
     "Text",
     "TokenConfig",
     "TransactionsConfig",
-    "apply_fix",
+    "apply_edit",
     "describe_changes",
     "describe_diagnostics",
     "edit_text",
@@ -109,5 +108,4 @@ __all__ = [
     "resolve_document",
     "server_of",
     "show_path",
-    "upgrade_text",
 ]

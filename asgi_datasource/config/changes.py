@@ -1,4 +1,4 @@
-"""What a change of the configuration means for its tenants: compares two documents that are checked."""
+"""Compares two valid configurations: what a change means for the tenants."""
 
 from __future__ import annotations
 
@@ -8,19 +8,21 @@ from enum import StrEnum
 from typing import Any, Final
 
 from .diagnostics import Path, show, show_path
+from .masking import is_masked, show_at
 from .models import Config, TenantConfig
+from .references import at
 from .shapes import is_list, is_mapping
 
 
 class Weight(StrEnum):
-    """How much a reviewer has to look at a change."""
+    """How closely a change needs review."""
 
     DANGER = "danger"
-    """Tenants may see each other's data, or data may be looked for where it is not."""
+    """Tenants may see each other's data, or a tenant's data is not where it is read from."""
     NOTICE = "notice"
-    """Requests are served otherwise than before."""
+    """Requests are served differently."""
     PLAIN = "plain"
-    """Nothing that a tenant notices."""
+    """No tenant notices it."""
 
 
 class Kind(StrEnum):
@@ -29,7 +31,7 @@ class Kind(StrEnum):
     TENANT_ADDED = "tenant-added"
     TENANT_REMOVED = "tenant-removed"
     TENANT_MOVED = "tenant-moved"
-    """It lives on another datasource, or in another schema: its data has to be there."""
+    """The tenant has another datasource or schema: its data must be moved there."""
     ISOLATION_WEAKENED = "isolation-weakened"
     ISOLATION_CHANGED = "isolation-changed"
     DATASOURCE_ADDED = "datasource-added"
@@ -46,12 +48,12 @@ class Change:
     """One change.
 
     Attributes:
-        kind: What was changed.
+        kind: What has changed.
         weight: How much it matters.
-        key: Where.
+        key: The key that has changed.
         message: What it means, without secrets.
-        tenants: Whose; at most some of them, `tenant_count` tells how many there are.
-        tenant_count: How many tenants it is about.
+        tenants: Some of the affected tenants.
+        tenant_count: The number of affected tenants.
     """
 
     kind: Kind
@@ -66,7 +68,7 @@ _SHOWN_TENANTS: Final = 20
 
 
 def find_changes(old: Config, new: Config) -> list[Change]:
-    """What changes, the heaviest first.
+    """The changes, the most dangerous first.
 
     Args:
         old: The configuration before.
@@ -120,7 +122,7 @@ _OTHER_FIELDS: Final = tuple(
 
 
 def _isolation(old: TenantConfig, new: TenantConfig) -> Iterator[tuple[Kind, Weight, str]]:
-    """What keeps a tenant apart, before and after."""
+    """Changes of what isolates a tenant."""
     had = {"a schema": old.schema_name, "row security": old.row_security, "a role": old.role}
     has = {"a schema": new.schema_name, "row security": new.row_security, "a role": new.role}
     for what, before in had.items():
@@ -181,23 +183,31 @@ def _settings(old: Config, new: Config) -> Iterator[Change]:
 
 
 def _values(old: Any, new: Any, path: Path, *, skip: tuple[str, ...], tenants: list[str]) -> Iterator[Change]:
-    """Settings that differ, key by key, as they are written."""
-    before = old.model_dump(mode="json", by_alias=True, exclude=set(skip))
-    after = new.model_dump(mode="json", by_alias=True, exclude=set(skip))
-    for inner, was, becomes in _leaves(before, after, path):
-        message = f"{_show(was)} becomes {_show(becomes)}"
-        yield _change(Kind.SETTING, Weight.NOTICE, inner, message, tenants)
+    """Changed settings, one change per key, with values as a file writes them."""
+    # JSON dumps have values as a file writes them, with secrets masked; only Python dumps show that a secret differs.
+    shown = [each.model_dump(mode="json", by_alias=True, exclude=set(skip)) for each in (old, new)]
+    held = [each.model_dump(by_alias=True, exclude=set(skip)) for each in (old, new)]
+    for inner in _differing(held[0], held[1], ()):
+        here = (*path, *inner)
+        message = _becomes(here, *(at(each, inner) for each in shown))
+        yield _change(Kind.SETTING, Weight.NOTICE, here, message, tenants)
 
 
-def _leaves(old: Any, new: Any, path: Path) -> Iterator[tuple[Path, Any, Any]]:
+def _differing(old: Any, new: Any, path: Path) -> Iterator[Path]:
     if is_mapping(old) and is_mapping(new):
         for key in dict.fromkeys([*old, *new]):
-            yield from _leaves(old.get(key), new.get(key), (*path, key))
+            yield from _differing(old.get(key), new.get(key), (*path, key))
     elif old != new:
-        yield path, old, new
+        yield path
 
 
-def _show(value: Any) -> str:
+def _becomes(path: Path, before: Any, after: Any) -> str:
+    if before == after or (is_masked(path) and None not in (before, after)):
+        return "has another value"
+    return f"{_show(path, before)} becomes {_show(path, after)}"
+
+
+def _show(path: Path, value: Any) -> str:
     if is_list(value):
         return f"a list of {len(value)}" if value else "an empty list"
-    return "nothing" if value is None else show(value)
+    return "nothing" if value is None else show_at(path, value)

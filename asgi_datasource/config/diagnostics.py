@@ -1,7 +1,7 @@
-"""What is wrong with a document: where, what, and the mend; never a secret.
+"""Problems of a document: where, what, and the fix; never a secret.
 
-A value from the environment or from a file is never shown, and of what stands in the document only what looks like a
-plain word: whatever else it is, it might be a password in the wrong place.
+Values from the environment or a file are never shown. Of the document's own values only plain words are shown: anything
+else might be a password in the wrong place.
 """
 
 from __future__ import annotations
@@ -11,48 +11,49 @@ import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
+from itertools import islice
 from typing import Any, Final
 
 from ..errors import ConfigError
-from .limits import MAX_DEPTH
+from .limits import MAX_COMPARISONS, MAX_DEPTH
 from .values import Given
 
 Path = tuple[str | int, ...]
-"""The way to a place in the document: keys, and indexes of list entries."""
+"""A path in the document: keys, and indexes of list entries."""
 
 
 class Severity(StrEnum):
-    """How bad it is."""
+    """The severity of a problem."""
 
     ERROR = "error"
     """The document is refused."""
     WARNING = "warning"
-    """The document is used; something in it is probably not meant."""
+    """The document is accepted, but something in it is probably a mistake."""
     HINT = "hint"
-    """Nothing is wrong; something could be said better."""
+    """Nothing is wrong; something could be improved."""
 
 
 class Code(StrEnum):
-    """The stable code of each kind of problem: it never changes its meaning, and is never used again."""
+    """The stable code of each kind of problem; a code never changes its meaning and is never reused."""
 
     NOT_READABLE = "ADS001"
-    """The file cannot be read, or its name does not tell its format."""
+    """The file cannot be read, or its name does not have the suffix of a known format."""
     SYNTAX = "ADS002"
     """Not YAML, TOML or JSON."""
     DUPLICATE_KEY = "ADS003"
-    """A key stands twice in one place: which one counts is anybody's guess."""
+    """A mapping has the same key twice, and readers disagree on which of them counts."""
     TOO_LARGE = "ADS004"
-    """The file is too long, nested too deep, or grows too much by its aliases."""
+    """The file is too long, is nested too deeply, includes too much, or its aliases expand to too much."""
     NOT_PLAIN = "ADS005"
-    """Something that JSON has no word for: a tag, a date, an infinite number, a key that is no string."""
+    """A value that JSON cannot express: a tag, a date, an infinite number, a key that is not a string."""
     BAD_SUPPRESSION = "ADS006"
-    """An `# ads: ignore[...]` without a reason, of a code that is none, or of an error."""
+    """An `# ads: ignore[...]` without a reason, with an unknown code, or on an error."""
     UNUSED_SUPPRESSION = "ADS007"
-    """An `# ads: ignore[...]` with nothing to ignore."""
+    """An `# ads: ignore[...]` that matches no problem."""
     INCLUDE = "ADS008"
-    """A file that cannot be included: not there, not readable, or part of the document already."""
+    """An included file does not exist, cannot be read, or is already part of the document."""
     DEFINED_TWICE = "ADS009"
-    """Two files of one document say the same thing."""
+    """Two files of one document define the same key."""
     VARIABLE_NOT_SET = "ADS010"
     """An environment variable is not set."""
     MALFORMED_REFERENCE = "ADS011"
@@ -60,138 +61,137 @@ class Code(StrEnum):
     SECRET_NOT_READABLE = "ADS012"  # noqa: S105
     """The file of a `{file: path}` cannot be read."""
     COMMAND = "ADS013"
-    """The program of a `{command: [...]}` may not be run, or failed."""
+    """The program of a `{command: [...]}` is not allowed to run, or failed."""
     PLAIN_SECRET = "ADS014"  # noqa: S105
-    """A secret stands in the file itself."""
+    """A secret is written in the file itself."""
     UNKNOWN_KEY = "ADS020"
-    """A key that nobody knows here."""
+    """An unknown key."""
     MISSING_KEY = "ADS021"
-    """A key that must be there is not."""
+    """A required key is missing."""
     WRONG_TYPE = "ADS022"
     """A list for a mapping, a number for a string, null for a value."""
     WRONG_VALUE = "ADS023"
-    """Of the right type, but out of range or of the wrong form."""
+    """A value of the right type that is out of range or has the wrong form."""
     WRONG_COUNT = "ADS024"
     """Too few or too many keys or entries."""
     WRONG_NAME = "ADS025"
-    """A name, as a key, of the wrong form."""
+    """A name, used as a key, has the wrong form."""
     NOT_YET_SUPPORTED = "ADS026"
-    """Part of the design, but not of this version."""
+    """Planned, but not part of this version."""
     UNKNOWN_DATASOURCE = "ADS040"
-    """Names a datasource that is not there."""
+    """A reference to a datasource that does not exist."""
     SHARED_PLACE = "ADS041"
-    """Nothing keeps two tenants apart."""
+    """Nothing isolates two tenants from each other."""
     CONTRADICTION = "ADS042"
-    """Two values that cannot both hold."""
+    """Two values that contradict each other."""
     SAME_SERVER = "ADS043"
-    """Two servers of a datasource have one URL."""
+    """Two servers of a datasource have the same URL."""
     NO_RESOLVER = "ADS044"
-    """Tenants are configured, and no request can name one."""
+    """Tenants are configured, but no resolver finds them."""
     TENANT_NAME = "ADS045"
-    """A tenant whose name requests cannot have."""
+    """A tenant name that no request can carry."""
     PATTERN = "ADS046"
     """Not a regular expression."""
     URL = "ADS047"
-    """A connection URL that libpq would not understand."""
+    """A connection URL that libpq would reject or misread."""
     UNREACHABLE = "ADS048"
-    """A rule or resolver that never comes to its turn."""
+    """A route rule or resolver that is never reached."""
     NAME_TOO_LONG = "ADS049"
-    """A name that PostgreSQL would cut off."""
+    """A name that PostgreSQL would truncate."""
     OVER_BUDGET = "ADS050"
     """More connections than the servers allow."""
     NEVER_ANSWERS = "ADS051"
-    """A way to tell the tenant that cannot name any."""
+    """A resolver that cannot yield any of the tenants."""
     LAG_TOO_SHORT = "ADS052"
-    """A bound on the lag that no replica can show to keep."""
+    """A `max_lag` that no replica can prove to meet."""
     OUTLIVED_TOKEN = "ADS053"  # noqa: S105
-    """Replicas may be further behind than the client's token counts."""
+    """Replicas may lag longer than a client's token is valid."""
     UNKNOWN_TENANT = "ADS070"
-    """Names a tenant that is not there."""
+    """A reference to a tenant that does not exist."""
     UNVERIFIABLE = "ADS071"
-    """A token could not be verified by these rules, or not safely."""
+    """Tokens could not be verified with these settings, or not safely."""
     ADDRESS = "ADS072"
     """Not an address, a network or a host."""
     SHARED_NAME = "ADS073"
-    """One name or alias for two tenants."""
+    """Two tenants share a name or alias."""
 
     NO_CONNECTION = "ADS101"
     """A server cannot be reached, or refuses the login."""
     WRONG_ROLE = "ADS102"
-    """A primary that is a standby, or a replica that is none."""
+    """The primary is a standby, or a replica is not."""
     NOT_ITS_REPLICA = "ADS103"
-    """A replica that does not replicate from its primary."""
+    """A replica does not replicate from its primary."""
     SERVER_VERSION = "ADS104"
-    """A version of PostgreSQL that is not supported, or not the primary's."""
+    """The server's version is not supported, or differs from the primary's."""
     POOLER = "ADS105"
-    """A pooler stands in between, in a mode that matters."""
+    """A pooler is in between, in a mode that matters."""
     CONNECTION_LIMIT = "ADS106"
     """The server allows fewer connections than the processes may open."""
     LAG = "ADS107"
-    """A replica is behind."""
+    """A replica lags."""
     CLOCK = "ADS108"
     """The clocks of the server and of this machine differ."""
     NOT_ENCRYPTED = "ADS109"
     """The connection crosses a network without TLS."""
     ROLE_BYPASSES = "ADS110"
-    """A login that row security does not hold for."""
+    """The login bypasses row security."""
     UNGUARDED_TABLE = "ADS111"
-    """A table that tenants share has no row security, or no policy."""
+    """A table that tenants share has no row security or no policy."""
     NOT_FORCED = "ADS112"
-    """Row security does not hold for the owner of a table or view."""
+    """The owner of a table or view bypasses its row security."""
     FALLS_THROUGH = "ADS113"
-    """A name that is missing in the tenant's schema is found elsewhere."""
+    """A name that is missing in the tenant's schema resolves to another schema."""
     DEFINER = "ADS114"
-    """A SECURITY DEFINER function without a search_path of its own."""
+    """A SECURITY DEFINER function has no search_path of its own."""
     MISSING_PLACE = "ADS115"
-    """A tenant's schema or role is not there."""
+    """A tenant's schema or role does not exist."""
     CANNOT_TELL = "ADS116"
-    """The login may not see what the check asks for."""
+    """The login lacks the privileges that a check needs."""
     OPEN_POLICY = "ADS117"
-    """A policy that keeps no tenants apart."""
+    """A row security policy does not isolate tenants."""
     SHARED_ROLE = "ADS118"
-    """A role that may use the schemas of several tenants."""
+    """One role may use the schemas of several tenants."""
 
     @property
     def needs_server(self) -> bool:
-        """Whether only `check` can find it, which asks the servers."""
+        """Whether only `check`, which connects to the servers, reports it."""
         return self.value >= "ADS100"
 
 
 DOCS: Final = "docs/diagnostics.md"
-"""The page of all codes; each has a heading of its own."""
+"""The documentation of all codes, a section each."""
 
 
 def docs_of(code: Code) -> str:
-    """Where a kind of problem is explained."""
+    """The section that explains a code."""
     return f"{DOCS}#{code.value.lower()}"
 
 
-class Edit(StrEnum):
-    """What a fix does to the document."""
+class EditKind(StrEnum):
+    """The kind of an edit."""
 
     RENAME = "rename"
-    """The key at the path gets another name."""
+    """Rename the key at the path."""
     REPLACE = "replace"
-    """The value at the path becomes another one."""
+    """Replace the value at the path."""
     REMOVE = "remove"
-    """The key or entry at the path goes."""
+    """Remove the key or entry at the path."""
     ADD = "add"
-    """A key or entry comes to the path."""
+    """Add a key or entry at the path."""
 
 
 @dataclass(frozen=True, slots=True, repr=False)
-class Fix:
-    """A mend as an edit of the document.
+class Edit:
+    """A fix that a program can make: one change of the document.
 
     Attributes:
-        edit: What is done.
-        path: Where.
+        kind: What kind of change it is.
+        path: What is changed.
         value: The new name or value.
-        is_safe: Certainly what was meant, so that it may be done without asking; else a proposal, or an example that
-            shows the form.
+        is_safe: Whether the edit is certainly what the author meant. Other edits are proposals or examples.
     """
 
-    edit: Edit
+    kind: EditKind
     path: Path
     value: Any = None
     is_safe: bool = False
@@ -199,7 +199,7 @@ class Fix:
 
 @dataclass(frozen=True, slots=True)
 class Position:
-    """A place in a file; line and column count from 1."""
+    """A position in a file; line and column are counted from 1."""
 
     file: str
     line: int | None = None
@@ -214,72 +214,72 @@ class Diagnostic:
     """One problem.
 
     Attributes:
-        code: Its kind.
-        path: The way to the key; of a missing key, to where it belongs.
-        message: What is wrong, without full stop.
-        mend: What to do, a sentence.
-        is_about_key: The key is wrong, not its value: the position is the key's.
-        position: Where it is, as far as that is known.
+        code: The kind of problem.
+        path: The path of the key; a missing key's path is where it belongs.
+        message: What is wrong, without a full stop.
+        fix: What to do, a sentence.
+        is_about_key: Whether the key is wrong, not its value; the position is then the key's.
+        position: The position in a file, where it is known.
         severity: How bad it is.
-        related: Other places that have to do with it.
-        related_positions: Where those are, as far as that is known.
-        fix: The mend as an edit, where it is one.
+        related: Paths that belong to the problem.
+        related_positions: The positions of these paths, where they are known.
+        edit: The fix as an edit of the document, where a program can make it.
     """
 
     code: Code
     path: Path
     message: str
-    mend: str
+    fix: str
     is_about_key: bool = False
     position: Position | None = None
     severity: Severity = Severity.ERROR
     related: tuple[Path, ...] = ()
     related_positions: tuple[Position, ...] = ()
-    fix: Fix | None = None
+    edit: Edit | None = None
 
     def at(self, position: Position | None, related: tuple[Position, ...] = ()) -> Diagnostic:
-        """The same problem with its position, and those of what is related to it."""
+        """A copy with its position and those of the related paths."""
         return replace(self, position=position, related_positions=related)
 
     @property
     def docs(self) -> str:
-        """The page that explains this kind of problem."""
+        """The documentation of this kind of problem."""
         return docs_of(self.code)
 
     @property
     def key(self) -> str:
-        """The path as it is shown: `datasources.eu.pool.max_size`, `routes[2].match`."""
+        """The path as text: `datasources.eu.pool.max_size`, `routes[2].match`."""
         return show_path(self.path)
 
     def __repr__(self) -> str:
-        # `path` and `related` may hold keys that are passwords in the wrong place.
+        # `path` and `related` may contain keys that are passwords in the wrong place.
         return f"<{type(self).__name__} {self.severity.value} {self}>"
 
     def __str__(self) -> str:
         where = f"{self.position}: " if self.position is not None else ""
         key = f"{self.key}: " if self.path else ""
-        return f"{where}{self.code.value} {key}{self.message}. {self.mend}"
+        return f"{where}{self.code.value} {key}{self.message}. {self.fix}"
 
 
-SYNTAX_MEND: Final = "Look at this place and right before it."
+SYNTAX_FIX: Final = "Look at this place and right before it."
 
 
 def too_deep(position: Position) -> Diagnostic:
-    """The problem of a text that is nested deeper than any document is."""
-    message, mend = f"nested deeper than {MAX_DEPTH} levels", "Seven are enough."
-    return Diagnostic(Code.TOO_LARGE, (), message, mend, position=position)
+    """The problem of a text that is nested too deeply."""
+    message, fix = f"nested deeper than {MAX_DEPTH} levels", "Seven are enough."
+    return Diagnostic(Code.TOO_LARGE, (), message, fix, position=position)
 
 
 def huge_number(position: Position) -> Diagnostic:
-    """The problem of a number that Python refuses to read."""
+    """The problem of a number that Python refuses to parse."""
     return Diagnostic(Code.TOO_LARGE, (), "a number of thousands of digits", "Write a smaller one.", position=position)
 
 
 class InvalidConfig(ConfigError):
-    """Raised when a document is refused; carries every problem that was found.
+    """Raised when a document has errors; it carries all of them.
 
     Attributes:
-        diagnostics: The problems, in the order of the document where it has one.
+        diagnostics: The errors, in the order of the files.
     """
 
     def __init__(self, diagnostics: Sequence[Diagnostic]) -> None:
@@ -303,9 +303,10 @@ _HIDDEN: Final = "…"
 
 
 def show(value: object) -> str:
-    """A value as messages show it: a plain word or number, else only what it is.
+    """A value as messages show it: plain words and numbers as they are, of other values only the type.
 
-    What might be a secret is not shown: everything from the environment or a file, and every string but a plain word.
+    Values that might be secrets are not shown: values from the environment or a file, and strings that are not a plain
+    word.
     """
     if value is None:
         return "null"
@@ -325,7 +326,7 @@ def show(value: object) -> str:
 
 
 def show_key(key: str | int) -> str:
-    """A key as messages show it; one that does not look like a name is hidden."""
+    """A key as messages show it; a key that does not look like a name is hidden."""
     if isinstance(key, int) or _PLAIN_WORD.fullmatch(key):
         return str(key)
     return _HIDDEN
@@ -344,10 +345,25 @@ def show_path(path: Path) -> str:
     return "".join(parts)
 
 
-def did_you_mean(word: str, candidates: Iterable[str]) -> str | None:
-    """The candidate that was probably meant."""
-    found = difflib.get_close_matches(word, list(candidates), n=1, cutoff=0.6)
-    if found:
-        return found[0]
-    folded = {candidate.casefold().replace("-", "_"): candidate for candidate in candidates}
-    return folded.get(word.casefold().replace("-", "_").replace(" ", "_"))
+class Suggestions:
+    """Did-you-mean suggestions for one check, with a bound on the total number of comparisons.
+
+    Without the bound, a document full of mistakes would take quadratic time.
+    """
+
+    def __init__(self) -> None:
+        self._left = MAX_COMPARISONS
+
+    def find(self, word: str, candidates: Iterable[str]) -> str | None:
+        """The candidate that was probably meant; None when none is similar, or when the bound is reached."""
+        compared = list(islice(candidates, self._left)) if len(word) <= _LONGEST_WORD else []
+        self._left -= len(compared)
+        found = difflib.get_close_matches(word, compared, n=1, cutoff=0.6)
+        if found:
+            return found[0]
+        folded = {candidate.casefold().replace("-", "_"): candidate for candidate in compared}
+        return folded.get(word.casefold().replace("-", "_").replace(" ", "_"))
+
+
+_LONGEST_WORD: Final = 100
+"""Characters. Longer words are not compared: a comparison takes time proportional to the product of both lengths."""

@@ -1,4 +1,4 @@
-"""Lengths of time as the document writes them: a whole number and its unit."""
+"""Durations as the document writes them: a whole number and its unit."""
 
 from __future__ import annotations
 
@@ -6,19 +6,19 @@ import re
 from typing import Final
 
 DURATION: Final = "[1-9][0-9]{0,8}ms|[1-9][0-9]{0,5}s|[1-9][0-9]{0,3}m|[1-9][0-9]?h"
-"""Any duration, end to end; the longest are some eleven days, well within PostgreSQL's own timeouts."""
+"""Pattern of a duration. The longest are about eleven days, well below the maximum of PostgreSQL's timeouts."""
 WHOLE_SECONDS: Final = "[1-9][0-9]{0,5}s|[1-9][0-9]{0,3}m|[1-9][0-9]?h"
-"""One that libpq takes as a number of seconds."""
+"""Pattern of a duration that is a number of seconds for libpq."""
 
 _PARTS: Final = re.compile("([0-9]+)(ms|s|m|h)")
 _MILLISECONDS: Final = {"ms": 1, "s": 1_000, "m": 60_000, "h": 3_600_000}
 
 
 def parse_duration(written: str) -> float:
-    """Seconds of a duration.
+    """The seconds of a duration.
 
     Raises:
-        ValueError: It is none.
+        ValueError: The text is not a duration.
     """
     parts = _PARTS.fullmatch(written) if re.fullmatch(DURATION, written) else None
     if parts is None:
@@ -27,7 +27,7 @@ def parse_duration(written: str) -> float:
 
 
 def format_duration(seconds: float) -> str:
-    """The shortest way to write a duration; `parse_duration` reads it back."""
+    """The shortest form of a duration; `parse_duration` reads it back."""
     milliseconds = round(seconds * 1000)
     for unit in ("h", "m", "s"):
         amount, rest = divmod(milliseconds, _MILLISECONDS[unit])
@@ -48,7 +48,7 @@ _OTHER_UNITS: Final = (
 
 
 def suggest_duration(written: str, *, whole_seconds: bool = False) -> str | None:
-    """The duration that was probably meant; None when there is no telling."""
+    """The duration that was probably meant; None when that is unclear."""
     near = _NEAR.fullmatch(written)
     if near is None:
         return None

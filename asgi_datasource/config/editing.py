@@ -1,28 +1,30 @@
-"""Makes fixes: in a document, and in its text, where everything else stays as it is written, comments too.
+"""Applies edits to a document and to its text; the rest of the text is preserved, comments included.
 
-An edit of a text is proved before it counts: the text is read again, and has to say what the edited document says.
+Every edit of a text is verified: the new text is read again and must equal the edited document.
 """
 
 from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
+from itertools import accumulate
 from typing import Any, Final
 
-from .diagnostics import Edit, Fix, Path
+from .diagnostics import Edit, EditKind, Path
 from .reading import Format, Text, find_marks, read_text
 from .shapes import is_list, is_mapping
 from .structure import write_inline
 
 
-def apply_fix(document: Any, fix: Fix) -> Any:
-    """The document with a fix made; the given one stays as it is.
+def apply_edit(document: Any, edit: Edit) -> Any:
+    """A copy of the document with an edit applied.
 
     Raises:
-        LookupError, TypeError: There is no such place in it.
+        LookupError, TypeError: The document has no such path.
     """
-    return _changed(document, fix.path, lambda inner: _edit(inner, fix.path[-1], fix))
+    return _changed(document, edit.path, lambda inner: _edit(inner, edit.path[-1], edit))
 
 
 def _changed(document: Any, path: Path, change: Callable[[Any], Any]) -> Any:
@@ -35,50 +37,55 @@ def _changed(document: Any, path: Path, change: Callable[[Any], Any]) -> Any:
     return copy
 
 
-def _edit(inner: Any, step: Any, fix: Fix) -> Any:
-    if fix.edit is Edit.RENAME:
-        return {fix.value if key == step else key: value for key, value in inner.items()}
+def _edit(inner: Any, step: Any, edit: Edit) -> Any:
+    if edit.kind is EditKind.RENAME:
+        return {edit.value if key == step else key: value for key, value in inner.items()}
     copy: Any = inner.copy()
-    if fix.edit is Edit.REMOVE:
+    if edit.kind is EditKind.REMOVE:
         del copy[step]
-    elif is_list(copy) and fix.edit is Edit.ADD:
-        copy.append(fix.value)
+    elif is_list(copy) and edit.kind is EditKind.ADD:
+        copy.append(edit.value)
     else:
-        copy[step] = fix.value
+        copy[step] = edit.value
     return copy
 
 
-def edit_text(text: Text, fixes: Sequence[Fix]) -> tuple[Text, list[Fix]]:
-    """Make fixes in a text: names, scalars, and keys that are missing at the top.
+def edit_text(text: Text, edits: Iterable[Edit]) -> tuple[Text, list[Edit]]:
+    """Apply edits to a text: renamed keys and replaced scalars.
 
     Args:
         text: A text without syntax errors.
-        fixes: What is to be done; each with its path in this file.
+        edits: What to change, each with its path in this file.
 
     Returns:
-        The new text, and the fixes that it has. A fix that would need more than a word to change is left out.
+        The new text and the edits that were made. An edit that needs more than one replaced word is left out.
     """
-    made: list[Fix] = []
-    for fix in fixes:
-        document, problems = read_text(text)
-        if problems:
-            break
-        try:
-            wanted = apply_fix(document, fix)
-        except (LookupError, TypeError, AttributeError):
-            continue
-        for content in _candidates(text, fix):
-            edited = Text(text.file, text.format, content)
-            found, problems = read_text(edited)
-            if not problems and _same(found, wanted):
-                text = edited
-                made.append(fix)
-                break
-    return text, made
+    edits = list(edits)
+    document, problems = read_text(text)
+    if problems or not edits:
+        return text, []
+    wanted = document
+    possible: list[Edit] = []
+    for edit in edits:
+        with suppress(LookupError, TypeError, AttributeError):
+            wanted = apply_edit(wanted, edit)
+            possible.append(edit)
+    for content in _candidates(text, possible):
+        edited = Text(text.file, text.format, content)
+        found, problems = read_text(edited)
+        if not problems and _same(found, wanted):
+            return edited, possible
+    if len(possible) < 2:
+        return text, []
+    # At least one edit does not apply. Bisecting finds it in few attempts; each attempt parses the whole text.
+    middle = len(possible) // 2
+    text, first = edit_text(text, possible[:middle])
+    text, second = edit_text(text, possible[middle:])
+    return text, first + second
 
 
 def _same(found: Any, wanted: Any) -> bool:
-    """Whether two documents are equal, types of numbers included: 1 is not true."""
+    """Whether two documents are equal, types included: 1 is not true."""
     if type(found) is not type(wanted):
         return False
     if is_mapping(found):
@@ -96,61 +103,43 @@ _PLAIN: Final = {
 }
 
 
-def _candidates(text: Text, fix: Fix) -> Iterator[str]:
-    """Texts of which one may be the right one, the likeliest first."""
-    content = text.content
-    if fix.edit is Edit.ADD and len(fix.path) == 1:
-        yield _with_first_key(text, str(fix.path[0]), fix.value)
+def _candidates(text: Text, edits: Sequence[Edit]) -> Iterator[str]:
+    """Possible texts with the edits applied, the likeliest first."""
+    if any(edit.kind not in (EditKind.RENAME, EditKind.REPLACE) for edit in edits):
         return
-    if fix.edit not in (Edit.RENAME, Edit.REPLACE):
-        return
-    is_key = fix.edit is Edit.RENAME
-    mark = find_marks(text, [(fix.path, is_key)])[fix.path, is_key]
-    if mark is None:
-        return
-    start = _offset(content, *mark)
-    written = _write(fix.value, text.format, is_key=is_key)
-    quoted = _QUOTED.match(content, start)
-    patterns = [_PLAIN["key"]] if is_key else [_PLAIN["flow"], _PLAIN["block"]]
-    for match in [quoted] if quoted is not None else [pattern.match(content, start) for pattern in patterns]:
-        if match is not None:
-            yield content[:start] + written + content[match.end() :]
+    marks = find_marks(text, [(edit.path, edit.kind is EditKind.RENAME) for edit in edits])
+    starts = list(accumulate((len(line) + 1 for line in text.content.split("\n")), initial=0))
+    for plain in ("flow", "block"):
+        pieces: list[tuple[int, int, str]] = []
+        for edit in edits:
+            is_key = edit.kind is EditKind.RENAME
+            mark = marks[edit.path, is_key]
+            if mark is None:
+                return
+            start = starts[mark[0] - 1] + mark[1] - 1
+            match = _QUOTED.match(text.content, start) or _PLAIN["key" if is_key else plain].match(text.content, start)
+            if match is None:
+                return
+            pieces.append((start, match.end(), _write(edit.value, text.format, is_key=is_key)))
+        yield _spliced(text.content, sorted(pieces))
 
 
-def _offset(content: str, line: int, column: int) -> int:
-    start = 0
-    for _ in range(line - 1):
-        start = content.index("\n", start) + 1
-    return start + column - 1
+def _spliced(content: str, pieces: Sequence[tuple[int, int, str]]) -> str:
+    """The content with some ranges replaced."""
+    parts: list[str] = []
+    last = 0
+    for start, end, written in pieces:
+        parts += [content[last:start], written]
+        last = max(last, end)
+    return "".join([*parts, content[last:]])
 
 
 def _write(value: Any, form: Format, *, is_key: bool) -> str:
-    """A value as the notation writes it in one line."""
+    """A value in one line of the notation."""
     if form is Format.YAML:
         return write_inline(value)
     if form is Format.JSON:
         return json.dumps(value, ensure_ascii=False)
     if is_key and re.fullmatch(r"[A-Za-z0-9_-]+", str(value)):
         return str(value)
-    if is_mapping(value):
-        pairs = (
-            f"{_write(key, form, is_key=True)} = {_write(child, form, is_key=False)}" for key, child in value.items()
-        )
-        return f"{{{', '.join(pairs)}}}"
     return json.dumps(value, ensure_ascii=False)
-
-
-def _with_first_key(text: Text, key: str, value: Any) -> str:
-    """The text with a key in front of all others, behind the comments that it starts with."""
-    content, written = text.content, _write(value, text.format, is_key=False)
-    if text.format is Format.JSON:
-        brace = content.index("{") + 1
-        space = re.match(r"\s*", content[brace:])
-        indent = space[0] if space is not None and "\n" in space[0] else ""
-        return f'{content[:brace]}{indent}"{key}": {written},{"" if indent else " "}{content[brace:].lstrip(" ")}'
-    lines = content.splitlines(keepends=True)
-    at = 0
-    while at < len(lines) and (lines[at].startswith(("#", "---", "%")) or not lines[at].strip()):
-        at += 1
-    sign = "=" if text.format is Format.TOML else ":"
-    return "".join([*lines[:at], f"{key}{' ' if sign == '=' else ''}{sign} {written}\n", *lines[at:]])

@@ -1,7 +1,7 @@
 """The JSON Schema of the document, generated from the models.
 
-Draft 2020-12, self-contained. It accepts what `structure.py` accepts, and nothing else, in an environment where every
-reference stands for a valid value.
+Draft 2020-12, self-contained. It accepts exactly what `structure.py` accepts, given that every reference has a valid
+value.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ from .shapes import is_list, is_mapping
 from .values import DEFINITION, MULTILINE, VALUES, Value
 
 ID: Final = "urn:asgi-datasource:schema:config:v1"
-"""Names the schema; there is nothing to fetch."""
+"""The schema's identifier; it is not an address."""
 
 _CONTROL: Final = {"pattern": r"[\x00-\x1f\x7f]"}
-"""Control characters. They also see to it that `$` means the end: some engines let a line break follow."""
+"""Control characters. Excluding them also makes `$` mean the end: some engines allow a line break after it."""
 
 
 def json_schema() -> dict[str, Any]:
@@ -39,18 +39,18 @@ def json_schema() -> dict[str, Any]:
 
 
 PART_ID: Final = "urn:asgi-datasource:schema:config-part:v1"
-"""Names the schema of a file that another one includes."""
+"""The identifier of the schema of an included file."""
 
 
 def part_schema() -> dict[str, Any]:
-    """The schema of a part of a document, as an included file or an overlay is: no key has to be there."""
+    """The schema of a part of a document, such as an included file or an overlay: no key is required."""
     schema = json_schema()
     del schema["required"]
     return {**schema, "$id": PART_ID, "title": "asgi-datasource configuration, a part of it"}
 
 
 def _names_of_values(node: object) -> set[str]:
-    """The kinds of values that a schema refers to; kinds of names stand where they are used."""
+    """The kinds of values that a schema refers to; kinds of names are inlined."""
     if is_list(node):
         return {name for entry in node for name in _names_of_values(entry)}
     if not is_mapping(node):
@@ -114,7 +114,7 @@ _SECRET_FILE: Final[dict[str, Any]] = {
 
 
 def _definition(value: Value) -> dict[str, Any]:
-    """A kind as it may be written: the value itself, or a reference in its place."""
+    """What may be written for a kind: the value itself or a reference."""
     written = _written(value)
     title = {"title": value.name, "description": f"Takes {value.expects}."}
     if not value.takes_reference:
@@ -128,7 +128,7 @@ def _definition(value: Value) -> dict[str, Any]:
 def _written(value: Value) -> dict[str, Any]:
     schema = dict(value.schema)
     if schema.get("enum") == list(value.choices):
-        # Not of the standard: VS Code and the YAML language server show it beside each word.
+        # Not part of the standard; VS Code and the YAML language server show it next to each word.
         schema["enumDescriptions"] = [describe_choice(value, choice) for choice in value.choices]
     if schema.get("type") == "string":
         reserved = schema.get("not")
@@ -140,30 +140,30 @@ def _written(value: Value) -> dict[str, Any]:
 
 
 _FIRST: Final = ("title", "description", "default", "examples", "$ref", "type", "required")
-"""Keywords in the order in which a reader wants them."""
+"""The order of keywords for readers."""
 
 
 def _finished(node: object, sections: Mapping[str, Any]) -> Any:
-    """A copy with a `$ref` wherever the models marked the place of a value, and keywords in a reader's order."""
+    """A copy with a `$ref` wherever the models mark a value, and keywords in the order for readers."""
     if is_list(node):
         return [_finished(entry, sections) for entry in node]
     if not is_mapping(node):
         return node
     copy = {key: node[key] for key in _FIRST if key in node} | node
     if "default" in copy and copy["default"] is None:
-        # Such a key may be left out, but not be written as `null`, which is what an editor would put there.
+        # The key may be omitted, but not be `null`, which editors would insert as the default.
         del copy["default"]
     name = copy.pop(DEFINITION, None)
     if name is not None:
         copy.pop("type", None)
         copy["$ref"] = f"#/$defs/{name}"
     elif "$ref" in copy:
-        # pydantic leaves a description out that says the same as that of the section.
+        # pydantic omits a description that equals the section's.
         section = sections[copy["$ref"].rpartition("/")[2]]
         copy = {"description": section["description"], **copy}
     names = copy.get("propertyNames")
     if names is not None:
-        # A name is what it is: a reference in its place would be looked up by nobody.
+        # References are not resolved in names.
         copy["propertyNames"] = _written(VALUES[names[DEFINITION]])
     for key, child in copy.items():
         if key == "properties":

@@ -1,7 +1,6 @@
-"""The one spelling of a host's name.
+"""The canonical form of host names.
 
-Host names know no case, may end in a dot, and hold names of other scripts in their ASCII form (RFC 9110, section 7.2;
-RFC 5890).
+Host names are case-insensitive, may end in a dot, and encode other scripts in ASCII (RFC 9110, section 7.2; RFC 5890).
 """
 
 from __future__ import annotations
@@ -11,7 +10,7 @@ from collections.abc import Container
 from typing import Final
 
 MAX_HOST_LENGTH: Final = 262
-"""Longest value looked at, in characters: 253 of a name, a dot, a colon and a port."""
+"""Characters of the longest value that is parsed: a name of 253, a dot, a colon and a port."""
 
 _NAME: Final = re.compile(r"[a-z0-9_-]{1,63}(?:\.[a-z0-9_-]{1,63})*")
 _ADDRESS: Final = re.compile(r"\[[0-9a-f:.]+\]")
@@ -19,23 +18,23 @@ _PORT: Final = re.compile(r"(?::[0-9]{0,5})?")
 
 
 def normalize_host(value: str) -> str | None:
-    """The one spelling of a host: lower case, in ASCII, without port and without the dot at its end.
+    """The canonical form of a host: lower case, in ASCII, without port and final dot.
 
     Args:
-        value: As it was sent or configured; other scripts may stand in it as themselves.
+        value: The host as it was sent or configured, in any script.
 
     Returns:
-        The host; None when this is none.
+        The host; None when the value is not a host.
     """
     if not value or len(value) > MAX_HOST_LENGTH:
         return None
     if not value.isascii():
-        # Its tables take a while to load; most services never see such a name.
+        # Imported here because its tables take long to load and most services never see such a name.
         import idna
 
         name, colon, port = value.partition(":")
         try:
-            # UTS 46, as browsers do it: full-width dots and capital letters included.
+            # UTS 46 as in browsers: it also maps full-width dots and capital letters.
             value = idna.encode(name, uts46=True).decode("ascii") + colon + port
         except (idna.IDNAError, UnicodeError):
             return None

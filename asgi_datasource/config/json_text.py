@@ -1,4 +1,4 @@
-"""JSON text: read at full speed; places of keys, and keys that stand twice, are looked for when there is a reason."""
+"""Reads JSON at full speed; positions and duplicate keys are searched only when needed."""
 
 from __future__ import annotations
 
@@ -6,15 +6,16 @@ import json
 import re
 from typing import Any, Final
 
-from .diagnostics import SYNTAX_MEND, Code, Diagnostic, Path, Position, huge_number, too_deep
-from .places import Compact, Mark, Place
+from .diagnostics import SYNTAX_FIX, Code, Diagnostic, Path, Position, huge_number, too_deep
+from .limits import MAX_DIAGNOSTICS
+from .places import Compact, Mark, Place, Spans
 
 _STRINGS: Final = re.compile(r'"[^"\\]*(?:\\.[^"\\]*)*"[ \t\n\r]*(:?)', re.DOTALL)
 _TOKENS: Final = re.compile(r'"[^"\\]*(?:\\.[^"\\]*)*"|[{}\[\],:]|[^\s{}\[\],:"]+', re.DOTALL)
 
 
 class _NotPlain(ValueError):
-    """Raised for NaN and infinities, which Python's parser takes and JSON does not have."""
+    """Raised for NaN and infinities, which Python's parser accepts and JSON does not have."""
 
 
 def _refuse_constant(name: str) -> None:
@@ -27,7 +28,7 @@ def read_json(text: str, file: str, compact: Compact | None = None) -> tuple[Any
     Args:
         text: The text.
         file: The name that positions carry.
-        compact: Makes mappings with the key `datasource` compact as soon as they are read.
+        compact: Replaces each mapping with the key `datasource` as soon as it is read.
 
     Returns:
         The document and its problems; after a syntax error the document is None.
@@ -42,12 +43,12 @@ def read_json(text: str, file: str, compact: Compact | None = None) -> tuple[Any
     problem: Diagnostic
     try:
         document = json.loads(text, object_hook=count, parse_constant=_refuse_constant)
-        # Escapes can make halves of characters, which no text may hold.
+        # Escapes can produce lone surrogates, which cannot be encoded.
         if "\\u" in text and compact is None:
             json.dumps(document, ensure_ascii=False).encode()
     except json.JSONDecodeError as error:
         message = f"not JSON: {error.msg[:1].lower()}{error.msg[1:]}"
-        problem = Diagnostic(Code.SYNTAX, (), message, SYNTAX_MEND, position=Position(file, error.lineno, error.colno))
+        problem = Diagnostic(Code.SYNTAX, (), message, SYNTAX_FIX, position=Position(file, error.lineno, error.colno))
     except _NotPlain as error:
         problem = Diagnostic(Code.NOT_PLAIN, (), f"{error} is not JSON", "Write a number.", position=Position(file))
     except RecursionError:
@@ -58,22 +59,22 @@ def read_json(text: str, file: str, compact: Compact | None = None) -> tuple[Any
     except ValueError:  # Python refuses to read numbers of more than 4300 digits.
         problem = huge_number(Position(file))
     else:
-        # A key that stands twice is lost in reading. Counting the keys in the text and in what was read tells that
-        # there are such keys, at a tenth of what a hook for pairs costs; only then are they looked for.
+        # The parser keeps only the last of duplicate keys. Comparing the number of keys in the text and in the document
+        # detects them at a tenth of the cost of a pairs hook; only then are they searched.
         return document, [] if _count_keys(text) == keys else locate_json(text, file, Place())
     return None, [problem]
 
 
 def _count_keys(text: str) -> int:
-    """How many keys stand in JSON text without syntax errors."""
+    """The number of keys in JSON text without syntax errors."""
     if '\\":' not in text and not any(f"{space}:" in text for space in " \t\n\r"):
-        # Then every quote with a colon behind it ends a key.
+        # Then every quote followed by a colon ends a key.
         return text.count('":')
     return _STRINGS.findall(text).count(":")
 
 
 class _Frame:
-    """A mapping or list whose tokens pass by."""
+    """An open mapping or list."""
 
     __slots__ = ("expects_key", "is_mapping", "key", "key_mark", "keys", "place")
 
@@ -86,16 +87,17 @@ class _Frame:
         self.place = place
 
 
-def locate_json(text: str, file: str, places: Place) -> list[Diagnostic]:
+def locate_json(text: str, file: str, places: Place, spans: Spans | None = None) -> list[Diagnostic]:
     """Fill in the marks of the wanted paths.
 
     Args:
-        text: Text that has been read as JSON without a syntax error.
+        text: JSON without syntax errors.
         file: The name that positions carry.
         places: The wanted paths.
+        spans: Collects keys and scalars.
 
     Returns:
-        A problem for each key that stands twice.
+        A problem for each duplicate key.
     """
     diagnostics: list[Diagnostic] = []
     frames: list[_Frame] = []
@@ -110,6 +112,8 @@ def locate_json(text: str, file: str, places: Place) -> list[Diagnostic]:
         mark = (line, start - line_start + 1)
         first = text[start]
         frame = frames[-1] if frames else None
+        is_key = frame is not None and frame.expects_key
+        wants_span = spans is not None and first not in "{}[],:" and spans.wants(line, line)
         if first in "}]":
             frames.pop()
         elif first == ",":
@@ -119,14 +123,14 @@ def locate_json(text: str, file: str, places: Place) -> list[Diagnostic]:
                 frame.expects_key = True
         elif first == ":":
             continue
-        elif frame is not None and frame.expects_key:
+        elif frame is not None and is_key:
             frame.key, frame.key_mark, frame.expects_key = json.loads(token[0]), mark, False
-            if frame.key in frame.keys:
+            if frame.key in frame.keys and len(diagnostics) < MAX_DIAGNOSTICS:
                 path: Path = tuple(outer.key for outer in frames)
-                message, mend = "the key stands here a second time", "Keep one of them."
+                message, fix = "the key stands here a second time", "Keep one of them."
                 position = Position(file, *mark)
                 diagnostics.append(
-                    Diagnostic(Code.DUPLICATE_KEY, path, message, mend, is_about_key=True, position=position)
+                    Diagnostic(Code.DUPLICATE_KEY, path, message, fix, is_about_key=True, position=position)
                 )
             frame.keys.add(frame.key)
         else:
@@ -137,4 +141,6 @@ def locate_json(text: str, file: str, places: Place) -> list[Diagnostic]:
                 place.key, place.value = None if frame is None else frame.key_mark, mark
             if first in "{[":
                 frames.append(_Frame(first == "{", place))
+        if spans is not None and wants_span:
+            spans.add(tuple(outer.key for outer in frames), mark, (line, mark[1] + len(token[0])), is_key=is_key)
     return diagnostics

@@ -1,10 +1,10 @@
-"""Every key of the document, read off the models: for did-you-mean, the reference page and the tests."""
+"""Every key and value of the document, derived from the models."""
 
 from __future__ import annotations
 
 import types
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Annotated, Any, Final, Union, get_args, get_origin
 
@@ -17,19 +17,19 @@ from .sections import Section
 from .values import Value
 
 ANY: Final = "*"
-"""In the path of a section: any name, or any entry of a list."""
+"""In the path of a place: any name, or any entry of a list."""
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
-    """A mapping with fixed keys, as it stands in the document.
+class SectionInfo:
+    """A mapping with fixed keys.
 
     Attributes:
-        path: The way to it, with `*` for names and entries.
-        title: The class that it becomes.
+        path: Its path, with `*` for names and entries.
+        title: Its class.
         description: What it is for.
-        fields: Its keys as they are written, each with what the model says of it.
-        planned: Keys that a later version brings to life, and what to do until then.
+        fields: The keys as they are written, with their fields.
+        planned: Keys of a later version, and what to do until then.
     """
 
     path: tuple[str, ...]
@@ -40,22 +40,22 @@ class Place:
 
 
 @lru_cache(maxsize=1)
-def sections() -> dict[tuple[str, ...], Place]:
-    """Every section of the document by its path, in the order of the models."""
+def sections() -> dict[tuple[str, ...], SectionInfo]:
+    """All sections by their paths, in the order of the models."""
     return {place.path: place for place in _sections(Config, ())}
 
 
-def _sections(model: type[Section] | type[TenantConfig], path: tuple[str, ...]) -> Iterator[Place]:
+def _sections(model: type[Section] | type[TenantConfig], path: tuple[str, ...]) -> Iterator[SectionInfo]:
     declared: dict[str, FieldInfo] = getattr(model, "__pydantic_fields__")  # noqa: B009 - not declared by dataclasses
     fields = {info.alias or name: info for name, info in declared.items()}
-    yield Place(path, model.__name__, model.__doc__ or "", fields, model.planned)
+    yield SectionInfo(path, model.__name__, model.__doc__ or "", fields, model.planned)
     for key, info in fields.items():
         for inner, steps in _models(info.annotation):
             yield from _sections(inner, (*path, key, *steps))
 
 
 def _models(annotation: Any) -> Iterator[tuple[type[Section] | type[TenantConfig], tuple[str, ...]]]:
-    """The sections that a field of this type holds, and the steps from the field to them."""
+    """The sections in a field of this type, and the steps from the field to them."""
     origin, arguments = get_origin(annotation), get_args(annotation)
     if origin is Annotated:
         yield from _models(arguments[0])
@@ -69,8 +69,8 @@ def _models(annotation: Any) -> Iterator[tuple[type[Section] | type[TenantConfig
         yield annotation, ()
 
 
-def section_at(path: Path) -> Place | None:
-    """The section that a path of the document leads to; None when it leads to something else."""
+def section_at(path: Path) -> SectionInfo | None:
+    """The section at a path; None when something else is there."""
     for candidate, place in sections().items():
         if len(candidate) == len(path) and all(step in (ANY, part) for step, part in zip(candidate, path, strict=True)):
             return place
@@ -78,7 +78,7 @@ def section_at(path: Path) -> Place | None:
 
 
 def is_nullable(path: Path) -> bool:
-    """Whether `null` is a value at a place of the document, not the absence of one."""
+    """Whether `null` is a value at a path, not the absence of one."""
     place = section_at(path[:-1])
     info = place.fields.get(str(path[-1])) if place is not None and path else None
     if info is None or any(isinstance(mark, Omissible) for mark in info.metadata):
@@ -87,35 +87,88 @@ def is_nullable(path: Path) -> bool:
 
 
 @lru_cache(maxsize=1)
+def value_places() -> dict[tuple[str, ...], Value]:
+    """The kind of every scalar by its path, with `*` for names and entries."""
+    return {
+        (*place.path, key, *steps): value
+        for place in sections().values()
+        for key, info in place.fields.items()
+        for steps, value in _values(info.annotation, info.metadata)
+    }
+
+
+@lru_cache(maxsize=1)
 def secret_places() -> tuple[tuple[str, ...], ...]:
-    """Every place that holds a secret, with `*` for names and entries: `{file: path}` may stand there."""
-    return tuple(_places(lambda kind: kind.is_secret))
+    """The paths of all secrets, with `*` for names and entries; they may be `{file: path}`."""
+    return tuple(place for place, value in value_places().items() if value.is_secret)
 
 
 @lru_cache(maxsize=1)
 def file_places() -> tuple[tuple[str, ...], ...]:
-    """Every place that holds the path of a file, which starts at the document's folder."""
-    return tuple(_places(lambda kind: kind.name == "FilePath"))
+    """The paths of all file names, which are relative to the document's directory."""
+    return tuple(place for place, value in value_places().items() if value.name == "FilePath")
 
 
-def _places(is_meant: Callable[[Value], bool]) -> Iterator[tuple[str, ...]]:
-    for place in sections().values():
-        for key, info in place.fields.items():
-            for steps in _steps(info.annotation, info.metadata, is_meant):
-                yield (*place.path, key, *steps)
-
-
-def _steps(annotation: Any, metadata: Sequence[Any], is_meant: Callable[[Value], bool]) -> Iterator[tuple[str, ...]]:
-    """The steps from a field of this type to the values of a kind in it."""
-    if any(isinstance(mark, Value) and is_meant(mark) for mark in metadata):
-        yield ()
-        return
+def _values(annotation: Any, metadata: Sequence[Any]) -> Iterator[tuple[tuple[str, ...], Value]]:
+    """The kinds of scalars in a field of this type, and the steps from the field to them."""
+    for mark in metadata:
+        if isinstance(mark, Value):
+            yield (), mark
+            return
     origin, arguments = get_origin(annotation), get_args(annotation)
     if origin is Annotated:
-        yield from _steps(arguments[0], arguments[1:], is_meant)
+        yield from _values(arguments[0], arguments[1:])
     elif origin is dict or origin is tuple:
-        for steps in _steps(arguments[1 if origin is dict else 0], (), is_meant):
-            yield (ANY, *steps)
+        for steps, value in _values(arguments[1 if origin is dict else 0], ()):
+            yield (ANY, *steps), value
     elif origin in (Union, types.UnionType):
         for part in arguments:
-            yield from _steps(part, (), is_meant)
+            yield from _values(part, ())
+
+
+@dataclass(slots=True)
+class _Branch:
+    """A node of the tree of all scalars."""
+
+    inner: dict[str, _Branch] = field(default_factory=dict[str, "_Branch"])
+    value: Value | None = None
+
+
+@lru_cache(maxsize=1)
+def _tree() -> _Branch:
+    root = _Branch()
+    for place, value in value_places().items():
+        branch = root
+        for step in place:
+            branch = branch.inner.setdefault(step, _Branch())
+        branch.value = value
+    return root
+
+
+def value_at(path: Path) -> Value | None:
+    """The kind of the scalar at a path, or of the scalar that the path leads into; None where the models have none."""
+    branch = _tree()
+    for step in path:
+        if branch.value is not None:
+            break
+        inner = branch.inner.get(str(step)) or branch.inner.get(ANY)
+        if inner is None:
+            return None
+        branch = inner
+    return branch.value
+
+
+def values_below(path: Path) -> Iterator[Value]:
+    """The kinds of all scalars below a path."""
+    branch = _tree()
+    for step in path:
+        inner = branch.inner.get(str(step)) or branch.inner.get(ANY)
+        if inner is None:
+            return
+        branch = inner
+    branches = [branch]
+    while branches:
+        branch = branches.pop()
+        branches += branch.inner.values()
+        if branch.value is not None:
+            yield branch.value

@@ -1,4 +1,4 @@
-"""The scalars of the document by name, each in its form."""
+"""The kinds of scalars in the document, each with its form."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ ReplicaName = Annotated[
 ]
 _TENANT_NAME: Final = r"[^\x00-\x1f\x7f*{}]+"
 EVERY_OTHER: Final = "*"
-"""In place of a tenant's name: every name that is not listed."""
+"""Used as a tenant's name: all names that are not listed."""
 TenantName = Annotated[
     str,
     values.text(
@@ -46,7 +46,7 @@ TenantName = Annotated[
     ),
 ]
 is_tenant_name: Final = re.compile(rf"(?=.{{1,255}}\Z)(?:\*|{_TENANT_NAME})").fullmatch
-"""The same check, for names whose tenants have been checked already."""
+"""The same check, for names whose tenants are already validated."""
 DatabaseIdentifier = Annotated[
     str,
     values.text(
@@ -84,6 +84,7 @@ SettingValue = Annotated[
         rf"(?:[^\x00-\x1f\x7f{{}}]|{_TENANT})*",
         minimum=0,
         maximum=1000,
+        mask=values.hide,  # identifies the customer
     ),
 ]
 ZoneName = Annotated[
@@ -285,7 +286,7 @@ IsolationLevel = Annotated[
 
 
 class Omissible:
-    """Marks a key that may be left out, but not be written as `null` instead: `None` is only its default."""
+    """Marks a key that may be omitted but not be `null`: `None` is only its default."""
 
     def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
         schema = handler(source)

@@ -1,14 +1,14 @@
-"""One document out of several files: what it includes, and the overlays on top of it.
+"""Merges the files of a document: included files and overlays.
 
-How they are merged (docs/config.md, "Several files"):
+The rules (docs/config.md, "Several files"):
 
-- **Includes** are parts of one document. Sections are joined, and the entries of `routes` stand one behind the other,
-  the including file's first. A key of a section stands in one file: in two it is an error, never a silent precedence.
-- **Overlays** change the document, one after the other, as RFC 7396 (JSON Merge Patch) says: mappings are merged key
-  by key, `null` takes a key away, and everything else, lists too, replaces what was there. Where `null` is a value
+- **Includes** are parts of one document. Sections are joined; `routes` are concatenated, the including file's first.
+  A key that two files define is an error; no file silently takes precedence.
+- **Overlays** change the document in order, as JSON Merge Patches (RFC 7396): mappings are merged key by key, `null`
+  removes a key, and any other value, a list included, replaces the old one. Where `null` is a value
   (`transactions.deadline`), it is that value.
 
-Each place of the merged document still knows its file: positions, and the folder that secrets' paths start at.
+The file of each path is kept: for positions, and for the directory that the paths of secrets are relative to.
 """
 
 from __future__ import annotations
@@ -17,12 +17,13 @@ import glob
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path as FilePath
-from typing import Any, Final
+from typing import Any, Final, cast
 
 from .diagnostics import Code, Diagnostic, Path, Position, Severity, show
+from .files import Search, TooManyEntries
 from .keys import is_nullable
-from .limits import MAX_BYTES, MAX_DEPTH, MAX_FILES
-from .origins import Origins, matching
+from .limits import MAX_BYTES, MAX_DEPTH, MAX_DIAGNOSTICS, MAX_ENTRIES, MAX_FILES
+from .origins import Origins
 from .places import Compact
 from .reading import Text, find_marks, open_text, read_text
 from .shapes import is_list, is_mapping
@@ -32,12 +33,12 @@ INCLUDE: Final = "include"
 
 @dataclass(frozen=True, slots=True)
 class ConfigFile:
-    """A configuration that is read from files; may stand wherever a path may.
+    """A configuration in files; accepted wherever a path is.
 
     Attributes:
         path: The document.
-        overlays: Files that change it, in order: those of an environment, of a region.
-        allow_commands: Whether secrets may come from programs (`{command: [...]}`), which are run while it is read.
+        overlays: Files that change it, in order, such as those of an environment and a region.
+        allow_commands: Whether programs may be run for secrets (`{command: [...]}`) while it is read.
     """
 
     path: str | FilePath
@@ -54,33 +55,63 @@ class _Part:
     document: Any
     layer: int
     first_route: int = 0
-    """The index of its first route among those of its layer."""
+    """The index of its first route among the routes of its layer."""
+
+
+class _Holders:
+    """The files that define a path of the merged document, as a tree that is built on demand."""
+
+    __slots__ = ("_inner", "_values")
+
+    def __init__(self, values: list[tuple[_Part, Any]]) -> None:
+        self._values = values
+        self._inner: dict[Any, list[tuple[_Part, Any]] | _Holders] | None = None
+
+    @property
+    def first(self) -> _Part:
+        """The first file that defines the path."""
+        return self._values[0][0]
+
+    def at(self, step: str | int) -> _Holders | None:
+        """The holders of a path inside of this one; None when no file defines it."""
+        if self._inner is None:
+            self._inner = {}
+            for part, value in self._values:
+                for key, child in value.items() if is_mapping(value) else enumerate(value) if is_list(value) else ():
+                    cast("list[tuple[_Part, Any]]", self._inner.setdefault(key, [])).append((part, child))
+        inner = self._inner.get(step)
+        if isinstance(inner, list):
+            # A value that is not a mapping replaces those of earlier files, and is replaced by those of later files.
+            last = max((number for number, (_, value) in enumerate(inner) if not is_mapping(value)), default=-1)
+            inner = self._inner[step] = _Holders(inner[last + 1 :] or inner[last:])
+        return inner
 
 
 @dataclass(slots=True)
 class Layers:
-    """Files that were read, and the document that they make.
+    """The files that were read, and the document that they form.
 
     Attributes:
         document: The merged document; None when the main file could not be read.
         problems: What is wrong with the files themselves, with positions.
-        parts: The files, in the order in which they count.
-        source: Where all of it comes from.
+        parts: The files, in the order in which they are merged.
+        source: What was read.
     """
 
     document: Any = None
     problems: list[Diagnostic] = field(default_factory=list[Diagnostic])
     parts: list[_Part] = field(default_factory=list[_Part])
     source: ConfigFile | None = None
+    _holders: _Holders | None = field(default=None, init=False, repr=False)
 
     @property
     def errors(self) -> list[Diagnostic]:
-        """The problems for which the document is refused."""
+        """The problems that refuse the document."""
         return [problem for problem in self.problems if problem.severity is Severity.ERROR]
 
     @property
     def plain_document(self) -> Any:
-        """The merged document as plain data, tenants too."""
+        """The merged document as plain data, tenants included."""
         again = read_layers(self.source) if self.source is not None else self
         return again.document
 
@@ -90,11 +121,11 @@ class Layers:
         return tuple(part.text for part in self.parts)
 
     def folder_of(self, path: Path) -> FilePath:
-        """The folder of the file that a place of the document stands in."""
+        """The directory of the file that defines a path."""
         return self._origin(path)[0].folder if self.parts else FilePath()
 
     def locate(self, problems: Iterable[Diagnostic]) -> list[Diagnostic]:
-        """Give each problem the position of its place in its file."""
+        """Add to each problem its position in its file."""
         found = list(problems)
         wanted: dict[int, dict[tuple[Path, bool], None]] = {}
         origins: dict[tuple[Path, bool], tuple[_Part, Path]] = {}
@@ -122,24 +153,24 @@ class Layers:
         ]
 
     def origin(self, path: Path) -> tuple[Text, Path]:
-        """The file that a place of the document stands in, and the way to it there."""
+        """The file that defines a path, and the path in that file."""
         part, inner = self._origin(path)
         return part.text, inner
 
     def _origin(self, path: Path) -> tuple[_Part, Path]:
         if len(self.parts) == 1:
             return self.parts[0], path
-        candidates = [(part, part.document) for part in self.parts]
         if path[:1] == ("routes",) and len(path) > 1 and isinstance(path[1], int):
             return self._route(path, path[1])
+        if self._holders is None:
+            self._holders = _Holders([(part, part.document) for part in self.parts])
+        holders = self._holders
         for step in path:
-            inner = [(part, value[step]) for part, value in candidates if _has(value, step)]
-            if not inner:
+            inner = holders.at(step)
+            if inner is None:
                 break
-            # What is no mapping has replaced whatever the files before it say, and is replaced by whatever comes later.
-            last = max((number for number, (_, value) in enumerate(inner) if not is_mapping(value)), default=-1)
-            candidates = inner[last + 1 :] or inner[last:]
-        return candidates[0][0], path
+            holders = inner
+        return holders.first, path
 
     def _route(self, path: Path, index: int) -> tuple[_Part, Path]:
         holders = [part for part in self.parts if is_mapping(part.document) and is_list(part.document.get("routes"))]
@@ -157,19 +188,13 @@ def _places_of(problem: Diagnostic) -> Iterator[tuple[Path, bool]]:
     yield from ((path, True) for path in problem.related)
 
 
-def _has(value: Any, step: str | int) -> bool:
-    if is_mapping(value):
-        return step in value
-    return is_list(value) and isinstance(step, int) and step < len(value)
-
-
 def read_layers(source: ConfigFile, compact: Compact | None = None, origins: Origins | None = None) -> Layers:
     """Read a document with all that it includes, and its overlays.
 
     Args:
         source: The files.
-        compact: Makes tenants compact as soon as they are read; not used where overlays may change them.
-        origins: Learns which files there are.
+        compact: Replaces each tenant as soon as it is read; not used where overlays may change tenants.
+        origins: Records the files.
     """
     reader = _Reader(None if source.overlays else compact, Origins() if origins is None else origins)
     layers = reader.layers
@@ -180,6 +205,7 @@ def read_layers(source: ConfigFile, compact: Compact | None = None, origins: Ori
             layers.document = document
         elif is_mapping(document) and is_mapping(layers.document):
             layers.document = _patched(layers.document, document, ())
+    layers.problems += reader.located_notes()
     return layers
 
 
@@ -189,12 +215,15 @@ class _Reader:
     def __init__(self, compact: Compact | None, origins: Origins) -> None:
         self._compact = compact
         self._origins = origins
+        self._search = Search()
         self._bytes = 0
+        self._is_full = False
         self._seen: dict[FilePath, str] = {}
+        self._notes: list[tuple[_Part, Diagnostic]] = []
         self.layers = Layers()
 
     def layer(self, path: FilePath, number: int) -> Any:
-        """One file with all that it includes."""
+        """One file with everything that it includes."""
         self._origins.note_file(path)
         text = open_text(path)
         if isinstance(text, Diagnostic):
@@ -203,6 +232,17 @@ class _Reader:
         parts: list[_Part] = []
         self._read(text, path, number, parts, ())
         return self._joined(parts)
+
+    def located_notes(self) -> list[Diagnostic]:
+        """The problems of `include` with their positions; each file is searched once for all of its problems."""
+        by_part: dict[int, tuple[_Part, list[Diagnostic]]] = {}
+        for part, problem in self._notes:
+            by_part.setdefault(id(part), (part, []))[1].append(problem)
+        found: list[Diagnostic] = []
+        for part, problems in by_part.values():
+            marks = find_marks(part.text, [(problem.path, False) for problem in problems])
+            found += [problem.at(Position(part.text.file, *(marks[problem.path, False] or ()))) for problem in problems]
+        return found
 
     def _read(self, text: Text, path: FilePath, number: int, parts: list[_Part], above: tuple[FilePath, ...]) -> None:
         document, problems = read_text(text, self._compact)
@@ -217,20 +257,27 @@ class _Reader:
         if not is_list(patterns):
             return
         for index, pattern in enumerate(patterns):
-            if isinstance(pattern, str):
-                for found in self._matching(pattern, part, index):
+            for found in self._matching(pattern, part, index) if isinstance(pattern, str) else ():
+                if not self._is_full:
                     self._include(found, part, index, parts, (*above, real))
 
     def _matching(self, pattern: str, part: _Part, index: int) -> list[FilePath]:
-        if "\0" in pattern:
+        if "\0" in pattern or self._is_full:
             return []
-        names = matching(part.folder, pattern)
+        try:
+            names = self._search.find(part.folder, pattern)
+        except TooManyEntries:
+            self._is_full = True
+            message = f"the patterns look at more than {MAX_ENTRIES:,} files and folders"
+            self._note(part, index, message, "Name the folder that the files are in.", code=Code.TOO_LARGE)
+            return []
         self._origins.note_pattern(part.folder, pattern, names)
         if not names:
             is_exact = not glob.has_magic(pattern)
             message = "there is no such file" if is_exact else "no file matches"
             severity = Severity.ERROR if is_exact else Severity.WARNING
-            self._note(part, index, message, "Paths start at the folder of the including file.", severity)
+            fix = "Paths start at the folder of the including file."
+            self._note(part, index, message, fix, severity=severity)
         return [part.folder / name for name in names]
 
     def _include(
@@ -243,24 +290,29 @@ class _Reader:
             message = f"{show(path.name)} is part of the document already"
             self._note(part, index, message, "Include each file once.")
         elif len(self.layers.parts) >= MAX_FILES or self._bytes > MAX_BYTES or len(above) >= MAX_DEPTH:
-            self._seen[real] = str(path)
+            self._is_full = True
             message = f"more than {MAX_FILES} files, {MAX_BYTES // 1024**2} MB or {MAX_DEPTH} levels of includes"
-            self.layers.problems.append(
-                Diagnostic(Code.TOO_LARGE, (INCLUDE, index), message, "Join some of them.", position=_at(part, index))
-            )
-        elif not path.is_dir():
+            self._note(part, index, message, "Join some of them.", code=Code.TOO_LARGE)
+        else:
             self._origins.note_file(path)
             text = open_text(path)
             if isinstance(text, Diagnostic):
-                self._note(part, index, f"{show(path.name)}: {text.message}", text.mend)
+                self._note(part, index, f"{show(path.name)}: {text.message}", text.fix)
             else:
                 self._read(text, path, part.layer, parts, above)
 
-    def _note(self, part: _Part, index: int, message: str, mend: str, severity: Severity = Severity.ERROR) -> None:
-        problem = Diagnostic(
-            Code.INCLUDE, (INCLUDE, index), message, mend, position=_at(part, index), severity=severity
-        )
-        self.layers.problems.append(problem)
+    def _note(
+        self,
+        part: _Part,
+        index: int,
+        message: str,
+        fix: str,
+        *,
+        code: Code = Code.INCLUDE,
+        severity: Severity = Severity.ERROR,
+    ) -> None:
+        if len(self._notes) < MAX_DIAGNOSTICS:
+            self._notes.append((part, Diagnostic(code, (INCLUDE, index), message, fix, severity=severity)))
 
     def _joined(self, parts: list[_Part]) -> Any:
         """The parts of one layer as one document."""
@@ -276,9 +328,9 @@ class _Reader:
         for part in others:
             if not is_mapping(part.document):
                 if part.document is not None:
-                    message, mend = "a part of a document is a mapping", "Start with a section, such as tenants:."
+                    message, fix = "a part of a document is a mapping", "Start with a section, such as tenants:."
                     position = Position(part.text.file, 1, 1)
-                    self.layers.problems.append(Diagnostic(Code.INCLUDE, (), message, mend, position=position))
+                    self.layers.problems.append(Diagnostic(Code.INCLUDE, (), message, fix, position=position))
                 continue
             twice = [path for key, value in part.document.items() for path in self._join(joined, key, value, part)]
             if twice:
@@ -286,7 +338,7 @@ class _Reader:
         return joined
 
     def _join(self, joined: dict[str, Any], key: str, value: Any, part: _Part) -> Iterator[Path]:
-        """Add a section of a part; what the document has already is answered instead."""
+        """Add a section of a part, and yield the paths that the document already has."""
         if key == INCLUDE:
             return
         if key not in joined:
@@ -306,7 +358,7 @@ class _Reader:
             yield (key,)
 
     def _tell_twice(self, part: _Part, paths: list[Path]) -> None:
-        # One search for all of them: a whole file may be there twice.
+        # One search for all paths: a whole file may be a duplicate.
         for (path, _), mark in find_marks(part.text, [(path, True) for path in paths]).items():
             problem = Diagnostic(
                 Code.DEFINED_TWICE,
@@ -319,20 +371,15 @@ class _Reader:
             self.layers.problems.append(problem)
 
 
-def _at(part: _Part, index: int) -> Position:
-    path: Path = (INCLUDE, index)
-    return Position(part.text.file, *(find_marks(part.text, [(path, False)])[path, False] or ()))
-
-
 def _real(path: FilePath) -> FilePath:
     try:
         return path.resolve()
-    except (OSError, RuntimeError):  # a link that leads to itself; reading it will tell
+    except (OSError, RuntimeError):  # a symbolic link to itself; opening it reports the error
         return path.absolute()
 
 
 def _patched(document: dict[str, Any], patch: dict[str, Any], path: Path) -> dict[str, Any]:
-    """The document with a merge patch applied; what is not touched is shared.
+    """The document with a merge patch applied; unchanged parts are shared.
 
     Source: RFC 7396, section 2.
     """

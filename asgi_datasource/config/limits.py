@@ -1,4 +1,4 @@
-"""How large a document may be: far above any real one, far below what hurts."""
+"""Bounds on documents: far above any real document, far below what exhausts a machine."""
 
 from __future__ import annotations
 
@@ -9,12 +9,16 @@ MAX_BYTES: Final = 64 * 1024 * 1024
 MAX_DEPTH: Final = 32
 """Deepest nesting; the document needs seven levels."""
 MAX_FILES: Final = 10_000
-"""How many files one document may include."""
+"""Most included files of a document."""
+MAX_ENTRIES: Final = 100_000
+"""Most directory entries that all patterns of `include` visit together."""
 MAX_ALIASED_NODES: Final = 100_000
-"""How many values all aliases of a YAML text together may stand for."""
+"""Most values that all aliases of a YAML text expand to."""
 MAX_SECRET_BYTES: Final = 64 * 1024
 """Longest file behind a `{file: path}`."""
 MAX_DIAGNOSTICS: Final = 1000
-"""How many problems of one stage are told; a document with more has one cause."""
+"""Most problems of one stage that are reported; more than that usually have a common cause."""
+MAX_COMPARISONS: Final = 50_000
+"""Most comparisons of one check for did-you-mean: half a second at worst."""
 COMMAND_TIMEOUT_S: Final = 10.0
-"""How long the program behind a `{command: [...]}` may take."""
+"""Longest run of the program behind a `{command: [...]}`."""

@@ -1,4 +1,4 @@
-"""What each word of a choice means, for editors: read off the descriptions of the keys, `word: what it means.`"""
+"""The meaning of each word of a choice, for editors; most are parsed from the keys' descriptions: `word: meaning.`"""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from .values import Value
 _KNOWN: Final[dict[str, dict[str, str]]] = {
     "ErrorKind": {
         DataErrorKind.TENANT: "The tenant is missing, unknown, suspended or not allowed here.",
-        DataErrorKind.CONNECTION: "No connection to be had, or the one in use was lost.",
+        DataErrorKind.CONNECTION: "No connection was available, or the one in use was lost.",
         DataErrorKind.RESOURCE: "A limit was reached: the pool's queue, the server's connections, memory or disk.",
         DataErrorKind.TIMEOUT: "A statement, a transaction or the request ran out of time.",
         DataErrorKind.CONFLICT: "Serialization failure, deadlock, or a lock that was not available.",
@@ -21,13 +21,13 @@ _KNOWN: Final[dict[str, dict[str, str]]] = {
         DataErrorKind.READ_ONLY: "A write was sent with read intent.",
         DataErrorKind.QUERY: "The statement is wrong, or was sent where it cannot run.",
         DataErrorKind.CLOSED: "The handle outlived its request.",
-        DataErrorKind.COMMIT_UNKNOWN: "Nobody could tell whether the transaction was committed.",
+        DataErrorKind.COMMIT_UNKNOWN: "It is unknown whether the transaction was committed.",
         DataErrorKind.OTHER: "Anything else.",
     },
     "IsolationLevel": {
         "read committed": "Each statement sees what was committed before it began.",
-        "repeatable read": "All statements see what was committed before the first of them.",
-        "serializable": "As if transactions ran one after the other; some are run again.",
+        "repeatable read": "All statements see what was committed before the first one began.",
+        "serializable": "As if transactions ran one after the other; some are retried.",
     },
     "MultipleWriters": {"refuse": "The second one is refused."},
     "OnDisconnect": {"rollback": "It is rolled back."},
@@ -36,7 +36,7 @@ _KNOWN: Final[dict[str, dict[str, str]]] = {
         "required": "One transaction for the request.",
         "not_supported": "Each statement commits by itself.",
     },
-    "TenantState": {"active": "Everything is served."},
+    "TenantState": {"active": "All requests are served."},
     "TokenAlgorithm": {
         **{f"HS{bits}": f"HMAC with SHA-{bits}: a secret that both sides share." for bits in (256, 384, 512)},
         **{f"RS{bits}": f"RSA (PKCS #1) with SHA-{bits}: a public key." for bits in (256, 384, 512)},
@@ -59,14 +59,14 @@ _KNOWN: Final[dict[str, dict[str, str]]] = {
 
 
 def describe_choice(value: Value, choice: str) -> str:
-    """What a word means; empty where nothing is said of it."""
-    known = _KNOWN.get(value.name, {}).get(choice) or _told().get((value.name, choice))
+    """The meaning of a word; empty where it is not described."""
+    known = _KNOWN.get(value.name, {}).get(choice) or _described().get((value.name, choice))
     return known or ""
 
 
 @lru_cache(maxsize=1)
-def _told() -> dict[tuple[str, str], str]:
-    """What the keys' descriptions say of the words that they take."""
+def _described() -> dict[tuple[str, str], str]:
+    """The meanings in the keys' descriptions."""
     found: dict[tuple[str, str], str] = {}
     for place in sections().values():
         for info in place.fields.values():

@@ -1,7 +1,7 @@
-"""The document as models: frozen, strict, and with a description for every key, since editors teach from them.
+"""The models of the document: frozen and strict, with a description of every key that editors show.
 
-A key is called here as in the document, with two exceptions: durations are called `*_s`, because here they are
-seconds, and a tenant's `schema` is `schema_name`.
+Fields have the names of their keys, with two exceptions: durations are `*_s`, because they are seconds here, and a
+tenant's `schema` is `schema_name`.
 """
 
 from __future__ import annotations
@@ -64,8 +64,8 @@ class Config(Section):
         default=(),
         title="Include",
         description=(
-            "Files that are part of this document, from the folder of this file; * and ** match names. A key of a"
-            " section stands in one of the files; the entries of routes are joined."
+            "Files that are part of this document, relative to this file; * and ** match names. Each key of a section"
+            " is defined in one file; the entries of routes are concatenated."
         ),
         examples=[["tenants/*.yaml"]],
     )
@@ -78,36 +78,36 @@ class Config(Section):
     tenancy: TenancyConfig = section_field(
         TenancyConfig,
         title="Tenancy",
-        description="How the tenant is told from a request, and how requests without one are answered.",
+        description="How requests name their tenant, and how requests without a tenant are answered.",
         examples=[{"resolve": [{"header": "X-Tenant"}]}],
     )
     tenants: Annotated[dict[TenantName, TenantConfig], WrapValidator(keep_compact)] = mapping_field(
         title="Tenants",
-        description="The tenants by name: where each lives and what keeps it apart there.",
+        description="The tenants by name, each with its datasource and its isolation there.",
         examples=[{"acme": {"datasource": "orders", "schema": "acme"}}],
     )
     tenants_from: Annotated[CatalogConfig | None, OMISSIBLE] = Field(
         default=None,
         title="Tenants from a table",
-        description="A query that gives tenants as well; those of the document go before them.",
+        description="A query that returns further tenants; tenants of the document take precedence.",
         examples=[{"datasource": "orders", "query": "select slug as name from customers"}],
     )
     provisioning: ProvisioningConfig = section_field(
         ProvisioningConfig,
         title="Provisioning",
-        description="How tenants are made, moved and taken away.",
+        description="How tenants are created, moved and dropped.",
         examples=[{"set_up": ["sql/tenant.sql"]}],
     )
     routes: tuple[RouteRule, ...] = Field(
         default=(),
         title="Routes",
-        description="Rules for routes that carry no annotation of their own; the first match counts.",
+        description="Rules for routes without an annotation of their own; the first match applies.",
         examples=[[{"match": "POST /search", "intent": "read"}]],
     )
     transactions: TransactionsConfig = section_field(
         TransactionsConfig,
         title="Transactions",
-        description="When a transaction begins, and which outcomes end it how.",
+        description="When a transaction begins, and which outcomes commit it or roll it back.",
         examples=[{"deadline": "10s"}],
     )
     consistency: ConsistencyConfig = section_field(
@@ -119,13 +119,13 @@ class Config(Section):
     budget: Annotated[BudgetConfig | None, OMISSIBLE] = Field(
         default=None,
         title="Budget",
-        description="How many connections the processes of the application may open on each server.",
+        description="How many connections the processes of the application may open to each server.",
         examples=[{"processes": 8, "reserve": 10}],
     )
     reload: ReloadConfig = section_field(
         ReloadConfig,
         title="Reload",
-        description="When a changed configuration is taken without a restart.",
+        description="When a changed configuration is applied without a restart.",
         examples=[{"watch": "2s"}],
     )
     telemetry: TelemetryConfig = section_field(

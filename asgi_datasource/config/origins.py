@@ -1,28 +1,30 @@
-"""The files that a document was read from, and whether they are still what they were."""
+"""Records the files that a document was read from, and detects that they have changed."""
 
 from __future__ import annotations
 
-import glob
 import hashlib
 from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
 from typing import Final
+
+from .files import Search, TooManyEntries, open_file
 
 _CHUNK_BYTES: Final = 64 * 1024
 
 Stamp = tuple[int, int, int, int] | None
-"""What tells a file from what was there before: device, inode, time of change, size; None where there is no file."""
+"""What identifies a version of a file: device, inode, modification time, size; None where there is no file."""
 
 
 class Origins:
-    """Every file that a document was read from: the file itself, what it includes, overlays, secrets.
+    """The files that a document was read from: the main file, included files, overlays, secrets.
 
-    Filled while it is read. Links are followed, so that a file whose link leads elsewhere from now on is another one:
-    that is how Kubernetes changes what is mounted.
+    Filled while the document is read. Symbolic links are followed, so a link with a new target is a changed file. This
+    is how Kubernetes updates mounted files.
 
     Attributes:
         files: Each file with its stamp before it was opened.
-        patterns: Each pattern of `include`, as folder and pattern, with the names that matched.
+        patterns: Each pattern of `include`, with its directory, and the names that matched.
     """
 
     __slots__ = ("files", "patterns")
@@ -34,7 +36,7 @@ class Origins:
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Origins) and self.files == other.files and self.patterns == other.patterns
 
-    __hash__ = None  # type: ignore[assignment]  # it changes while a document is read
+    __hash__ = None  # type: ignore[assignment]  # mutable
 
     def __bool__(self) -> bool:
         return bool(self.files)
@@ -43,34 +45,33 @@ class Origins:
         return f"<Origins, {len(self.files)} files>"
 
     def note_file(self, path: Path) -> None:
-        """A file is about to be opened; what it was at first counts when it is opened again."""
+        """Record a file before it is opened; when it is opened twice, the first stamp counts."""
         if path not in self.files:
             self.files[path] = _stamp(path)
 
     def note_pattern(self, folder: Path, pattern: str, names: Iterable[str]) -> None:
-        """Names were looked for."""
+        """Record the names that a pattern matched."""
         self.patterns.setdefault((folder, pattern), tuple(names))
 
     def look(self) -> Origins:
-        """The same files and patterns as they are now."""
+        """The current state of the same files and patterns."""
         now = Origins()
         now.files = {path: _stamp(path) for path in self.files}
-        now.patterns = {(folder, pattern): matching(folder, pattern) for folder, pattern in self.patterns}
+        search = Search()
+        for folder, pattern in self.patterns:
+            # Beyond the bound the pattern counts as changed; reading the document then reports why it is refused.
+            with suppress(TooManyEntries):
+                now.patterns[folder, pattern] = search.find(folder, pattern)
         return now
 
     def digest(self) -> bytes:
-        """What all of them hold together."""
+        """A digest of the content of all files."""
         whole = hashlib.sha256()
         for path in sorted(self.files):
             whole.update(f"{path}\x00{_digest(path)}\x00".encode("utf-8", "surrogatepass"))
         for (folder, pattern), names in sorted(self.patterns.items()):
             whole.update(f"{folder}\x00{pattern}\x00{names}\x00".encode("utf-8", "surrogatepass"))
         return whole.digest()
-
-
-def matching(folder: Path, pattern: str) -> tuple[str, ...]:
-    """The files that a pattern of `include` names, in their order, from a folder."""
-    return tuple(sorted(glob.glob(pattern, root_dir=folder, recursive=True)))  # noqa: PTH207 - with a root
 
 
 def _stamp(path: Path) -> Stamp:
@@ -84,7 +85,7 @@ def _stamp(path: Path) -> Stamp:
 def _digest(path: Path) -> str:
     found = hashlib.sha256()
     try:
-        with path.open("rb") as stream:
+        with open_file(path) as stream:
             while chunk := stream.read(_CHUNK_BYTES):
                 found.update(chunk)
     except (OSError, ValueError) as error:

@@ -1,12 +1,12 @@
-"""Secrets that stand in the document itself, where everybody who may read the repository can read them."""
+"""Finds secrets that are written in the document itself, where every reader of the repository sees them."""
 
 from __future__ import annotations
 
 import re
 from typing import Any, Final
 
-from .diagnostics import Code, Diagnostic, Edit, Fix, Path, Severity
-from .keys import secret_places
+from .diagnostics import Code, Diagnostic, Edit, EditKind, Path, Severity
+from .keys import secret_places, value_at
 from .references import at, expand
 
 _REFERENCE: Final = re.compile(r"\$\{[^}]*\}")
@@ -15,12 +15,13 @@ _AS_KEYWORD: Final = re.compile(r"(?:^|[?&\s])(?:password|sslpassword)\s*=\s*(?P
 
 
 def find_plain_secrets(document: Any) -> list[Diagnostic]:
-    """A warning for each password that is written out, in a document whose references are not resolved."""
+    """A warning for each secret in plain text; the document's references are not resolved yet."""
     found: list[Diagnostic] = []
     for pattern in secret_places():
         for path in expand(document, pattern):
             value: object = at(document, path)
-            if isinstance(value, str) and _is_plain(value, is_url=path[-1] == "url"):
+            kind = value_at(path)
+            if isinstance(value, str) and kind is not None and _is_plain(value, is_url=kind.name == "DatabaseUrl"):
                 found.append(_problem(path))
     return found
 
@@ -28,7 +29,7 @@ def find_plain_secrets(document: Any) -> list[Diagnostic]:
 def _is_plain(value: str, *, is_url: bool) -> bool:
     if not is_url:
         return not _REFERENCE.search(value)
-    # What a reference stands for is nobody's business here; what is left around it is.
+    # Only the text around references is examined.
     written = _REFERENCE.sub("", value)
     return any(pattern.search(written) for pattern in (_IN_URL, _AS_KEYWORD))
 
@@ -36,12 +37,12 @@ def _is_plain(value: str, *, is_url: bool) -> bool:
 def _problem(path: Path) -> Diagnostic:
     name = "_".join(str(part) for part in path[1:] if part != "replicas").upper().replace("-", "_")
     message = "a secret stands in the file itself"
-    mend = f"Take it from the environment, ${{{name}}}, or from a file, {{file: path}}."
+    fix = f"Take it from the environment, ${{{name}}}, or from a file, {{file: path}}."
     return Diagnostic(
         Code.PLAIN_SECRET,
         path,
         message,
-        mend,
+        fix,
         severity=Severity.WARNING,
-        fix=Fix(Edit.REPLACE, path, f"${{{name}}}"),
+        edit=Edit(EditKind.REPLACE, path, f"${{{name}}}"),
     )

@@ -1,4 +1,4 @@
-"""Secrets that a program tells: run without a shell, for a bounded time, with a bounded answer."""
+"""Runs programs that print secrets: without a shell, with bounds on time and output."""
 
 from __future__ import annotations
 
@@ -16,26 +16,26 @@ from .limits import COMMAND_TIMEOUT_S, MAX_SECRET_BYTES
 
 
 class ProgramFailed(Exception):
-    """Raised when a program tells no secret; its words say why, and nothing of what it printed."""
+    """Raised when a program yields no secret; the message gives the reason and none of the output."""
 
 
 def ask_program(arguments: Sequence[str], folder: Path, environ: Mapping[str, str]) -> str:
-    """Run a program and return what it prints, without the line break at its end.
+    """Run a program and return its output without the final line break.
 
-    Its standard error is thrown away: it may hold what the secret is made of. It runs in a process group of its own,
-    all of which is ended when the time is over.
+    Its standard error is discarded, because it may contain parts of the secret. The program runs in its own process
+    group, which is killed at the timeout.
 
     Args:
         arguments: The program and its arguments.
-        folder: Where it runs.
-        environ: Its environment.
+        folder: The working directory.
+        environ: The environment.
 
     Raises:
-        ProgramFailed: It could not be started, failed, printed too much or no text, or took longer than
-            `COMMAND_TIMEOUT_S`.
+        ProgramFailed: The program did not start, failed, printed too much or something other than UTF-8, or took longer
+            than `COMMAND_TIMEOUT_S`.
     """
     try:
-        process = subprocess.Popen(  # noqa: S603 - the file names it, and whoever loads the file has allowed it
+        process = subprocess.Popen(  # noqa: S603 - the file names it, and the caller has allowed it
             list(arguments),
             cwd=folder,
             env=dict(environ),
@@ -64,7 +64,7 @@ def ask_program(arguments: Sequence[str], folder: Path, environ: Mapping[str, st
 
 
 def _read(process: subprocess.Popen[bytes], deadline: float) -> bytes:
-    """What the program prints, to its end."""
+    """The program's whole output."""
     stream = cast("IO[bytes]", process.stdout)
     parts: list[bytes] = []
     length = 0
@@ -83,7 +83,7 @@ def _read(process: subprocess.Popen[bytes], deadline: float) -> bytes:
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:
-    """End the program with all that it has started, should it still run."""
+    """Kill the program's process group."""
     if process.stdout is not None:
         process.stdout.close()
     with suppress(ProcessLookupError, PermissionError):

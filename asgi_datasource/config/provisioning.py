@@ -1,4 +1,4 @@
-"""How tenants are made, in the document."""
+"""The section `provisioning`: how tenants are created, moved and dropped."""
 
 from __future__ import annotations
 
@@ -11,33 +11,33 @@ from .sections import OMISSIBLE, Section
 
 
 class ProvisioningConfig(Section):
-    """How tenants are made, moved and taken away, by `asgi-datasource tenants` and `registry.provision`."""
+    """How `asgi-datasource tenants` and `registry.provision` create, move and drop tenants."""
 
     set_up: tuple[SetUpStep, ...] = Field(
         default=(),
         title="Set-up",
         description=(
-            "What is run in the new tenant's place before it turns active, in this order, each once: files of SQL, and"
-            " functions of the application's as package.module:function, async or not, that are given the tenant and a"
-            " psycopg connection inside a transaction there."
+            "Steps that set up a new tenant before it becomes active, each run once, in this order: SQL files, and"
+            " functions of the application as package.module:function, async or not, that take the tenant and a psycopg"
+            " connection inside a transaction."
         ),
         examples=[["sql/tenant.sql", "shop.tenants:seed"]],
     )
     template: Annotated[DatabaseIdentifier | None, OMISSIBLE] = Field(
         default=None,
         title="Template database",
-        description="What a tenant's own database is copied from; template1 unless told otherwise.",
+        description="The template of a tenant's own database; default: template1.",
         examples=["tenant_template"],
     )
     dump_folder: Annotated[FilePath | None, OMISSIBLE] = Field(
         default=None,
-        title="Folder of dumps",
-        description="Where drop keeps a dump of what it takes away.",
+        title="Directory of dumps",
+        description="The directory for the dumps that drop keeps.",
         examples=["/var/backups/tenants"],
     )
     programs: Annotated[FilePath | None, OMISSIBLE] = Field(
         default=None,
         title="PostgreSQL's programs",
-        description="The folder of pg_dump and pg_restore; those of the PATH unless told otherwise.",
+        description="The directory of pg_dump and pg_restore; default: those on the PATH.",
         examples=["/usr/lib/postgresql/18/bin"],
     )

@@ -1,7 +1,7 @@
-"""What a document takes from outside: `${NAME}`, `${NAME:-default}`, and secrets from files and programs.
+"""Resolves references: `${NAME}`, `${NAME:-default}`, and secrets in files and from programs.
 
-`$${` stands for `${`. Everything that came from outside is `Given`: it may be read as a number or a boolean, and no
-message shows it.
+`$${` is a literal `${`. Resolved values are `Given`: they may be parsed as numbers and booleans, and messages never
+show them.
 """
 
 from __future__ import annotations
@@ -15,7 +15,8 @@ from typing import Any, Final, cast
 
 from pydantic import SecretStr
 
-from .diagnostics import Code, Diagnostic, Edit, Fix, Path, did_you_mean
+from .diagnostics import Code, Diagnostic, Edit, EditKind, Path, Suggestions
+from .files import open_file
 from .keys import ANY, file_places, secret_places
 from .limits import MAX_DEPTH, MAX_DIAGNOSTICS, MAX_SECRET_BYTES
 from .origins import Origins
@@ -25,18 +26,18 @@ from .tenants import TenantConfig
 from .values import Given
 
 VARIABLE: Final = r"\$\{[A-Za-z_][A-Za-z0-9_]*(?::-[^{}\x00-\x1f\x7f]*)?\}"
-"""A reference. The default ends at the first brace; references in defaults are refused, not misread."""
+"""A reference. A default ends at the first brace, so references in defaults are refused."""
 _LITERAL: Final = r"[^$]|\$+[^${]|\$\$+\{"
 PLAIN_TEXT: Final = rf"^(?:{_LITERAL})*\$*$"
-"""Text without a reference, from end to end."""
+"""Text without references."""
 REFERENCE_TEXT: Final = rf"^(?:{_LITERAL})*{VARIABLE}(?:{_LITERAL}|{VARIABLE})*\$*$"
-"""Text with at least one reference, and every `${` of it well-formed."""
+"""Text with at least one reference, and only well-formed ones."""
 
 _WHOLE: Final = re.compile(r"\$\{([A-Za-z_][A-Za-z0-9_]*)\}")
 
 
 def _stand_in(text: str) -> Given | None:
-    """What a URL with references is taken for where nothing is looked up: another one for each reference."""
+    """The stand-in for a URL whose references are not resolved; different references have different ones."""
     whole = _WHOLE.fullmatch(text)
     if whole is not None:
         return Given(f"postgresql://{whole[1]}")
@@ -53,14 +54,14 @@ _TOKENS: Final = re.compile(
 
 @dataclass(frozen=True, slots=True)
 class Surroundings:
-    """Where references are looked up.
+    """The sources of referenced values.
 
     Attributes:
-        environ: The environment.
-        folder_of: The folder that the path of a secret starts at, by the secret's place in the document.
-        is_offline: Whether nothing is looked up at all: what has no default is unknown, and taken to be right.
+        environ: The environment variables.
+        folder_of: The directory that a secret's file name is relative to, by the secret's path in the document.
+        is_offline: Whether references are not resolved: without a default, their values are unknown and count as valid.
         allow_commands: Whether programs may be run for secrets.
-        origins: Learns which files secrets come from.
+        origins: Records the files of secrets.
     """
 
     environ: Mapping[str, str]
@@ -71,36 +72,36 @@ class Surroundings:
 
 
 class Outside:
-    """Resolves the references of one document and collects what is wrong with them.
+    """Resolves the references of one document and collects their problems.
 
     Args:
-        surroundings: Where they are looked up.
+        surroundings: The sources of referenced values.
 
     Attributes:
-        diagnostics: What is wrong, up to a bound.
-        unresolved: The places whose value is not known: wrong, or not looked up.
+        diagnostics: The problems, up to a bound.
+        unresolved: The paths whose values are unknown: references that failed or were not resolved.
     """
 
     def __init__(self, surroundings: Surroundings) -> None:
         self._surroundings = surroundings
         self._environ: Mapping[str, str] = {} if surroundings.is_offline else surroundings.environ
+        self._suggestions = Suggestions()
         self._similar: dict[str, str | None] = {}
         self.diagnostics: list[Diagnostic] = []
         self.unresolved: set[Path] = set()
 
     def resolve(self, document: object) -> object:
-        """The document with its references resolved; the given one is left as it is.
+        """A copy of the document with its references resolved; parts without references are shared.
 
-        Parts without references are shared with the given document. Where a reference cannot be resolved, its place is
-        in `unresolved`, and an empty string stands there.
+        The path of a reference that cannot be resolved is added to `unresolved`, and its value is an empty string.
         """
         resolved = self._resolve(document, ())
         return self._with_secrets(resolved) if is_mapping(resolved) else resolved
 
-    def _note(self, code: Code, path: Path, message: str, mend: str, fix: Fix | None = None) -> None:
+    def _note(self, code: Code, path: Path, message: str, fix: str, edit: Edit | None = None) -> None:
         self.unresolved.add(path)
         if len(self.diagnostics) < MAX_DIAGNOSTICS:
-            self.diagnostics.append(Diagnostic(code, path, message, mend, fix=fix))
+            self.diagnostics.append(Diagnostic(code, path, message, fix, edit=edit))
 
     def _resolve(self, value: object, path: Path) -> object:
         if isinstance(value, str):
@@ -117,8 +118,8 @@ class Outside:
             return value
         kind = type(value).__name__
         is_date = kind in ("date", "datetime", "time")
-        mend = "Quote it." if is_date else "Write a mapping, list, string, number or boolean."
-        self._note(Code.NOT_PLAIN, path, f"a {kind} has no place in a document", mend)
+        fix = "Quote it." if is_date else "Write a mapping, list, string, number or boolean."
+        self._note(Code.NOT_PLAIN, path, f"a {kind} has no place in a document", fix)
         return None
 
     def _child(self, value: object, path: Path) -> object:
@@ -145,13 +146,13 @@ class Outside:
             if token["escape"] is not None:
                 return "${"
             if token["broken"] is not None:
-                mend = "Write ${NAME} or ${NAME:-default}; $${ stands for a plain ${."
-                fix = Fix(Edit.REPLACE, path, "${NAME}")
-                self._note(Code.MALFORMED_REFERENCE, path, "'${' without a name and a closing brace", mend, fix)
+                fix = "Write ${NAME} or ${NAME:-default}; $${ stands for a plain ${."
+                edit = Edit(EditKind.REPLACE, path, "${NAME}")
+                self._note(Code.MALFORMED_REFERENCE, path, "'${' without a name and a closing brace", fix, edit)
                 return ""
             is_given = True
             name: str = token["name"]
-            # As in a shell, the default also stands in for a variable that is set to nothing.
+            # As in a shell, the default also replaces an empty variable.
             value = self._environ.get(name) or token["default"]
             if value is None and name not in self._environ:
                 self._not_set(name, path)
@@ -161,22 +162,23 @@ class Outside:
         return Given(resolved) if is_given else resolved
 
     def _not_set(self, name: str, path: Path) -> None:
-        if self._surroundings.is_offline:
+        if self._surroundings.is_offline or len(self.diagnostics) >= MAX_DIAGNOSTICS:
             self.unresolved.add(path)
             return
         if name not in self._similar:
-            self._similar[name] = did_you_mean(name, self._environ)
+            self._similar[name] = self._suggestions.find(name, self._environ)
         similar = self._similar[name]
-        mend = f"Did you mean {similar}? Else set it" if similar else "Set it"
+        fix = f"Did you mean {similar}? Else set it" if similar else "Set it"
         self._note(
             Code.VARIABLE_NOT_SET,
             path,
             f"the environment variable {name} is not set",
-            f"{mend}, or give a default: ${{{name}:-default}}.",
+            f"{fix}, or give a default: ${{{name}:-default}}.",
         )
 
     def _with_secrets(self, document: dict[str, Any]) -> dict[str, Any]:
-        """The document with what stands behind `{file: path}` and `{command: [...]}`, and complete paths of files."""
+        """A copy with `{file: path}` and `{command: [...]}` resolved, and with absolute file names."""
+        found: dict[Path, object] = {}
         for pattern in secret_places():
             for path in expand(document, pattern):
                 written: object = at(document, path)
@@ -184,21 +186,22 @@ class Outside:
                     [(kind, value)] = written.items()
                     secret = self._secret(kind, value, path)
                     if secret is not None:
-                        document = replace_at(document, path, secret)
+                        found[path] = secret
         for path in expand(document, ("provisioning", "set_up", ANY)):
             step: object = at(document, path)
             if isinstance(step, str) and step.endswith(".sql") and not _CONTROL.search(step):
-                document = replace_at(document, path, str(self._surroundings.folder_of(path) / step))
+                found[path] = str(self._surroundings.folder_of(path) / step)
         for pattern in file_places():
             for path in expand(document, pattern):
                 name: object = at(document, path)
                 if isinstance(name, str) and name and not _CONTROL.search(name):
                     file = str(self._surroundings.folder_of(path) / name)
-                    document = replace_at(document, path, Given(file) if isinstance(name, Given) else file)
-        return document
+                    found[path] = Given(file) if isinstance(name, Given) else file
+        replaced: dict[str, Any] = replace_all(document, found)
+        return replaced
 
     def _secret(self, kind: str, value: object, path: Path) -> Given | None:
-        """What stands behind `{kind: value}`; None when that is no reference to a secret."""
+        """The secret behind `{kind: value}`; None when this does not refer to a secret."""
         if kind == "file" and isinstance(value, str):
             if not self._surroundings.is_offline:
                 return self._file(value, path)
@@ -217,7 +220,7 @@ class Outside:
         try:
             secret = self._surroundings.folder_of(path) / file
             self._surroundings.origins.note_file(secret)
-            with secret.open("rb") as stream:
+            with open_file(secret) as stream:
                 content = stream.read(MAX_SECRET_BYTES + 1)
             if len(content) > MAX_SECRET_BYTES:
                 reason = f"it is longer than {MAX_SECRET_BYTES // 1024} kB"
@@ -228,21 +231,21 @@ class Outside:
             reason = error.strerror or type(error).__name__
         except ValueError:  # not UTF-8, or a NUL in the path
             reason = "it is not UTF-8 text, or its path is none"
-        mend = "Check the path and its rights; a relative path starts at the configuration file."
-        self._note(Code.SECRET_NOT_READABLE, path, f"the secret's file cannot be read: {reason}", mend)
+        fix = "Check the path and its rights; a relative path starts at the configuration file."
+        self._note(Code.SECRET_NOT_READABLE, path, f"the secret's file cannot be read: {reason}", fix)
         return Given("")
 
     def _command(self, arguments: list[str], path: Path) -> Given:
         if not self._surroundings.allow_commands:
             message = "programs are not run for secrets unless that is allowed"
-            mend = "Load ConfigFile(path, allow_commands=True), or give validate --allow-commands."
-            self._note(Code.COMMAND, path, message, mend)
+            fix = "Load ConfigFile(path, allow_commands=True), or give validate --allow-commands."
+            self._note(Code.COMMAND, path, message, fix)
             return Given("")
         try:
             return Given(ask_program(arguments, self._surroundings.folder_of(path), self._surroundings.environ))
         except ProgramFailed as failure:
-            mend = "Run it by hand in the folder of the configuration file."
-            self._note(Code.COMMAND, path, f"the secret's program told nothing: {failure}", mend)
+            fix = "Run it by hand in the folder of the configuration file."
+            self._note(Code.COMMAND, path, f"the secret's program failed: {failure}", fix)
             return Given("")
 
 
@@ -251,7 +254,7 @@ def _is_argument(value: object) -> bool:
 
 
 def at(document: object, path: Path) -> Any:
-    """What stands at a path; None when nothing does."""
+    """The value at a path; None when there is none."""
     value: Any = document
     for step in path:
         if is_mapping(value):
@@ -264,7 +267,7 @@ def at(document: object, path: Path) -> Any:
 
 
 def expand(document: object, pattern: tuple[str, ...], path: Path = ()) -> Iterator[Path]:
-    """The places of a document that a pattern stands for."""
+    """The paths of a document that match a pattern."""
     if not pattern:
         yield path
         return
@@ -279,12 +282,18 @@ def expand(document: object, pattern: tuple[str, ...], path: Path = ()) -> Itera
         yield from expand(document, tuple(rest), (*path, key))
 
 
-def replace_at(document: Any, path: Path, value: object) -> Any:
-    """The document with the value at a path replaced; everything beside the path is shared."""
-    if not path:
-        return value
+def replace_all(document: Any, values: Mapping[Path, object]) -> Any:
+    """A copy of the document with the values at some paths replaced; other parts are shared."""
+    by_step: dict[str | int, dict[Path, object]] = {}
+    for path, value in values.items():
+        if not path:
+            return value
+        by_step.setdefault(path[0], {})[path[1:]] = value
+    if not by_step:
+        return document
     copy = document.copy()
-    copy[path[0]] = replace_at(copy[path[0]], path[1:], value)
+    for step, inner in by_step.items():
+        copy[step] = replace_all(copy[step], inner)
     return copy
 
 
@@ -292,7 +301,7 @@ _STRINGS: Final = frozenset({str})
 
 
 def _is_plain(value: object, depth: int) -> bool:
-    """Whether there is nothing to resolve or to refuse in a value. Runs over every value of every document."""
+    """Whether a value contains nothing to resolve or to refuse. This visits every value of every document."""
     kind = type(value)
     children: Iterable[object]
     if kind is dict:
@@ -309,7 +318,7 @@ def _is_plain(value: object, depth: int) -> bool:
     if depth <= 0:
         return False
     for child in children:
-        # What tenants are made of is looked at without a call: there may be 200,000 such values.
+        # The strings of tenants are checked without a call: there may be 200,000 of them.
         if type(child) is str:
             if "${" in child:
                 return False

@@ -1,4 +1,4 @@
-"""What is left of a document without its wrong parts, so that the rest can be checked for sense in the same run."""
+"""Checks the rest of a document whose form has errors, so that one run reports the problems of both stages."""
 
 from __future__ import annotations
 
@@ -7,28 +7,28 @@ from typing import Any, Final
 
 from .diagnostics import Code, Diagnostic, Path
 from .models import Config
-from .sense import check_sense
+from .semantics import check_semantics
 from .shapes import is_list, is_mapping
 from .structure import check_structure
 
 _MOST_ROUNDS: Final = 8
-"""A part that is taken out may leave its section without a key that it needs, so that the section goes as well."""
+"""Removing a part may leave its section without a required key, so that the section is removed in the next round."""
 
 
 def check_remainder(
     document: object, problems: Iterable[Diagnostic], unknown: Iterable[Path], *, needs_resolver: bool
 ) -> tuple[Config | None, list[Diagnostic]]:
-    """What makes no sense in the parts of a document that are right and known.
+    """Run the second stage on the valid and known parts of a document.
 
     Args:
         document: The document with its references resolved.
-        problems: What is wrong with its form.
-        unknown: Places whose value is not known.
-        needs_resolver: Whether the document alone must be able to tell tenants from requests.
+        problems: The problems of its form.
+        unknown: The paths of unknown values.
+        needs_resolver: Whether tenants without `tenancy.resolve` are an error.
 
     Returns:
-        The config that remains, with stand-ins where others refer to what is missing; and the problems of sense in
-        which no wrong or unknown part has a share.
+        The remaining config, with stand-ins for removed parts that others refer to; and the problems that involve no
+        wrong or unknown part.
     """
     parts = [*problems, *(Diagnostic(Code.VARIABLE_NOT_SET, path, "", "") for path in unknown)]
     config = _remainder(document, parts)
@@ -37,14 +37,14 @@ def check_remainder(
     wrong = _Places(problem.path for problem in parts)
     return config, [
         problem
-        for problem in check_sense(config, needs_resolver=needs_resolver)
+        for problem in check_semantics(config, needs_resolver=needs_resolver)
         if not any(wrong.touch(path) for path in (problem.path, *problem.related))
         and not (problem.code is Code.UNKNOWN_DATASOURCE and ("datasources",) in wrong)
     ]
 
 
 class _Places:
-    """Places of a document, asked whether another one is inside of one of them, or the other way round."""
+    """A set of paths that finds overlaps."""
 
     def __init__(self, paths: Iterable[Path]) -> None:
         self._paths = set(paths)
@@ -54,7 +54,7 @@ class _Places:
         return path in self._paths
 
     def touch(self, path: Path) -> bool:
-        """Whether one of the places is inside this one, or this one inside of it."""
+        """Whether one of the paths contains this one, or is contained in it."""
         return path in self._above or any(path[:length] in self._paths for length in range(len(path) + 1))
 
 
@@ -69,7 +69,7 @@ def _remainder(document: object, problems: Iterable[Diagnostic]) -> Config | Non
 
 
 def _stand_in(path: Path) -> object:
-    """What takes the place of a part that others refer to, by its name or its number; None where it can just go."""
+    """The stand-in for a part that others refer to; None where the part can be removed."""
     name = "-".join(map(str, path))
     match path:
         case ("version",):
@@ -95,7 +95,7 @@ def _stand_in(path: Path) -> object:
 
 
 class _Node:
-    """What is done to one place: something to it, or to places inside of it."""
+    """An edit of one path, or the edits inside of it."""
 
     __slots__ = ("children", "is_edited", "stand_in")
 
@@ -103,11 +103,11 @@ class _Node:
         self.children: dict[str | int, _Node] = {}
         self.is_edited = False
         self.stand_in: object = None
-        """What takes its place; None when it just goes."""
+        """The replacement; None when the part is removed."""
 
 
 def _without(document: object, problems: Iterable[Diagnostic]) -> object:
-    """The document without what is wrong, or with stand-ins there; what is beside it is shared."""
+    """A copy of the document without its wrong parts, or with stand-ins for them; other parts are shared."""
     root = _Node()
     for problem in problems:
         path = problem.path
@@ -126,7 +126,7 @@ def _edited(document: Any, node: _Node) -> Any:
     if not is_mapping(document) and not is_list(document):
         return document
     copy: Any = document.copy()
-    # The last entry of a list first: taking one out moves those behind it.
+    # Later entries of a list are removed first, because a removal shifts the entries after it.
     for step, child in sorted(node.children.items(), key=lambda item: _place_in_list(item[0]), reverse=True):
         try:
             if not child.is_edited:
@@ -136,7 +136,7 @@ def _edited(document: Any, node: _Node) -> Any:
             else:
                 copy[step] = child.stand_in
         except (LookupError, TypeError):
-            continue  # It went together with what it stood in.
+            continue  # It was removed together with an outer part.
     return copy
 
 

@@ -1,4 +1,4 @@
-"""Rules for requests in the document: intents, transactions, telemetry, answers to failures."""
+"""The sections about requests: routes, transactions, consistency, telemetry, reload, errors."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from .sizes import parse_size
 
 
 class RouteRule(Section):
-    """Options for the requests that match; an annotation of the route's own wins over them."""
+    """Options for matching requests; an annotation of the route takes precedence."""
 
     planned: ClassVar[dict[str, str]] = {
         "datasource": "leave it out: the tenant's datasource is used",
@@ -40,15 +40,17 @@ class RouteRule(Section):
     match: RouteMatch = Field(
         title="Match",
         description=(
-            "A method and a path: * is one segment, ** at the end is the rest. Without a method, or with * for it,"
-            " every method matches. The first rule that matches counts; HEAD has the rule of GET unless it has its own."
+            "A method and a path: * is one segment, a final ** any number of segments. Without a method, or with *,"
+            " every method matches. The first matching rule applies; HEAD uses the rule of GET unless it has its own."
         ),
         examples=["GET /reports/**", "POST /search", "/basket/*"],
     )
     intent: Annotated[Literal["read", "write"] | None, values.word("Intent", "read", "write")] = Field(
         default=None,
         title="Intent",
-        description="What the statements want. read: may go to a replica, is READ ONLY. write: goes to the primary.",
+        description=(
+            "The intent of the statements. read: may go to a replica, is READ ONLY. write: goes to the primary."
+        ),
         examples=["read"],
     )
     consistency: Annotated[
@@ -58,9 +60,9 @@ class RouteRule(Section):
         default=None,
         title="Consistency",
         description=(
-            "What reads have to see. strong: all that is committed, so the primary answers. session: the client's own"
-            " writes, and no older state than it has seen. token: the client's own writes. eventual: whatever a replica"
-            " has. Without it, what the section consistency says."
+            "What reads must see. strong: everything committed, so the primary answers. session: the client's own"
+            " writes, and no older state than it has seen. token: the client's own writes. eventual: any state of a"
+            " replica. Default: what the section consistency defines."
         ),
         examples=["strong"],
     )
@@ -68,14 +70,14 @@ class RouteRule(Section):
         default=None,
         alias="max_lag",
         title="Largest lag",
-        description="How old the data of a read may be, in place of the datasource's routing.max_lag.",
+        description="How old the data of a read may be; overrides the datasource's routing.max_lag.",
         examples=["60s"],
     )
     timeout_s: Annotated[Duration | None, OMISSIBLE] = Field(
         default=None,
         alias="timeout",
         title="Timeout",
-        description="From the first byte of the request to the end of COMMIT, in place of transactions.deadline.",
+        description="From the first byte of the request to the end of COMMIT; overrides transactions.deadline.",
         examples=["30s"],
     )
     read_only: Annotated[Flag | None, OMISSIBLE] = Field(
@@ -87,15 +89,13 @@ class RouteRule(Section):
     isolation: Annotated[IsolationLevel | None, OMISSIBLE] = Field(
         default=None,
         title="Isolation",
-        description="Isolation level of the request's transaction; without it the server's own.",
+        description="The isolation level of the request's transaction; default: the server's.",
         examples=["repeatable read"],
     )
     deferrable: Annotated[Flag | None, OMISSIBLE] = Field(
         default=None,
         title="Deferrable",
-        description=(
-            "true, with read_only and serializable: waits for a snapshot that can neither fail nor make others fail."
-        ),
+        description="true, with read_only and serializable: waits for a snapshot that cannot fail or make others fail.",
         examples=[True],
     )
     stream: Annotated[Flag | None, OMISSIBLE] = Field(
@@ -116,7 +116,7 @@ class RouteRule(Section):
     retry: Annotated[Retries | None, OMISSIBLE] = Field(
         default=None,
         title="Retries",
-        description="How often the request is run again when it has lost against another one (40001, 40P01).",
+        description="How often the request is retried after it lost a conflict with another one (40001, 40P01).",
         examples=[3],
     )
     priority: Annotated[Literal["low", "normal", "high"] | None, values.word("Priority", "low", "normal", "high")] = (
@@ -124,9 +124,9 @@ class RouteRule(Section):
             default=None,
             title="Priority",
             description=(
-                "Who goes first when connections are scarce. high: waits in front of the others, and gets in where they"
-                " are refused; for health checks and administration. low: waits behind them, and is refused first; for"
-                " reports. normal: like those without it."
+                "The order when connections are scarce. high: waits before the others, and is admitted where they are"
+                " refused; for health checks and administration. low: waits after the others, and is refused first; for"
+                " reports. normal: the default."
             ),
             examples=["high"],
         )
@@ -135,35 +135,35 @@ class RouteRule(Section):
         default=None,
         title="Most requests in flight",
         description=(
-            "How many requests that match may be under way at a time, in each process; the next one is answered with"
-            " 503 at once, before the application sees it. Without it there is no bound."
+            "How many matching requests each process handles at a time; a further one is answered with 503 at once,"
+            " before the application is called. Without it there is no bound."
         ),
         examples=[20],
     )
     commit_on: tuple[Outcome, ...] = Field(
         default=(),
         title="Commit on",
-        description="Statuses, and classes of them, that commit although they would roll back.",
+        description="Statuses and classes of statuses that commit, although they would roll back by default.",
         examples=[["4xx"], [409]],
     )
     rollback_on: tuple[Outcome, ...] = Field(
         default=(),
         title="Roll back on",
-        description="Statuses, and classes of them, that roll back although they would commit.",
+        description="Statuses and classes of statuses that roll back, although they would commit by default.",
         examples=[["3xx"], [202]],
     )
 
 
 class TransactionsConfig(Section):
-    """When a transaction begins, and which outcomes end it how."""
+    """When a transaction begins, and which outcomes commit it or roll it back."""
 
     default: Annotated[Literal["request", "annotated"], values.word("TransactionDefault", "request", "annotated")] = (
         Field(
             default="request",
             title="Default",
             description=(
-                "request: the first write opens one transaction for the whole request. annotated: only routes have one"
-                " that ask for it, by @transactional or a rule, and everywhere else each statement commits by itself."
+                "request: the first write opens one transaction for the whole request. annotated: only routes with"
+                " @transactional or a rule have a transaction, and elsewhere each statement commits by itself."
             ),
             examples=["request"],
         )
@@ -179,20 +179,21 @@ class TransactionsConfig(Section):
     rollback_on: tuple[Outcome, ...] = Field(
         default=("4xx", "5xx"),
         title="Roll back on",
-        description="Statuses, and classes of them, that roll the request's transaction back.",
+        description="Statuses and classes of statuses that roll back the request's transaction.",
         examples=[["4xx", "5xx"], [409, "5xx"]],
     )
     on_disconnect: Annotated[Literal["rollback"], values.word("OnDisconnect", "rollback", planned=("commit",))] = Field(
         default="rollback",
-        title="Client has left",
-        description="What becomes of the transaction when the client leaves before the response has started.",
+        title="Client disconnects",
+        description="What happens to the transaction when the client disconnects before the response has started.",
         examples=["rollback"],
     )
     retry: Retries = Field(
         default=0,
         title="Retries",
         description=(
-            "How often a request that has lost against another one (40001, 40P01) is run again, with the same body."
+            "How often a request is retried, with the same body, after it lost a conflict with another one (40001,"
+            " 40P01)."
         ),
         examples=[0, 3],
     )
@@ -200,14 +201,14 @@ class TransactionsConfig(Section):
         default=parse_size("1MiB"),
         json_schema_extra={"default": "1MiB"},
         title="Body kept for a retry",
-        description="A request whose body is longer is not run again.",
+        description="A request with a longer body is not retried.",
         examples=["64KiB", "1MiB"],
     )
     max_parallel: Parallel = Field(
         default=1,
         title="Parallel reads",
         description=(
-            "How many reads of one request may run side by side, outside of a transaction; each takes a connection."
+            "How many reads of one request may run in parallel outside of a transaction; each takes a connection."
         ),
         examples=[1, 4],
     )
@@ -215,15 +216,15 @@ class TransactionsConfig(Section):
         default="refuse",
         title="Several writers",
         description=(
-            "Whether one request may write to several datasources. allow: their COMMITs are not atomic, one may"
-            " succeed while the other fails."
+            "Whether one request may write to several datasources. allow: the COMMITs are not atomic, one may succeed"
+            " while another fails."
         ),
         examples=["refuse"],
     )
 
 
 class ConsistencyConfig(Section):
-    """Read your writes across requests; inside a request they always hold."""
+    """Read your writes across requests; within a request this always holds."""
 
     token: Annotated[
         Literal["off", "cookie", "header", "both"], values.word("TokenCarrier", "off", "cookie", "header", "both")
@@ -231,31 +232,31 @@ class ConsistencyConfig(Section):
         default="off",
         title="Token",
         description=(
-            "How a client carries what it has seen, so that its next reads see no less, wherever they land. off: not at"
-            " all. cookie: browsers do it by themselves. header: for API clients and other services. both: in either."
+            "How a client carries the position of what it has seen, so that its next reads see at least that on any"
+            " server. off: not at all. cookie: browsers send it by themselves. header: for API clients and other"
+            " services. both: either of them."
         ),
         examples=["cookie"],
     )
     secret: Annotated[SecretText | None, OMISSIBLE] = Field(
         default=None,
         title="Secret",
-        description="Signs the tokens; at least 16 characters, the same in every process and service that shares them.",
+        description=(
+            "Signs the tokens. At least 16 characters, and the same in all processes and services that share tokens."
+        ),
         examples=[{"file": "/run/secrets/token"}, "${TOKEN_SECRET}"],
     )
     old_secrets: tuple[SecretText, ...] = Field(
         default=(),
         title="Old secrets",
-        description="Tokens that these have signed still count: for changing the secret without anybody noticing.",
+        description="Tokens signed with these are still valid, so that clients do not notice a change of the secret.",
         examples=[["${OLD_TOKEN_SECRET}"]],
     )
     ttl_s: Duration = duration_field(
         "30s",
         alias="ttl",
         title="Life of a token",
-        description=(
-            "For how long what a client has seen counts. Replicas that may be further behind than this have to be kept"
-            " out by routing.max_lag."
-        ),
+        description="How long a token is valid. Exclude replicas that lag longer than this with routing.max_lag.",
         examples=["1m"],
     )
     wait_s: Duration = duration_field(
@@ -263,8 +264,8 @@ class ConsistencyConfig(Section):
         alias="wait",
         title="Longest wait for a replica",
         description=(
-            "How long a read waits for a replica that does not have what its client has seen, before it goes to the"
-            " next one, and at last to the primary."
+            "How long a read waits for a replica that is behind the client's token, before it goes to the next one,"
+            " and finally to the primary."
         ),
         examples=["20ms"],
     )
@@ -272,8 +273,8 @@ class ConsistencyConfig(Section):
         default=False,
         title="Monotonic reads",
         description=(
-            "true: a client sees no older state than it has seen before, also where it has not written. Its token"
-            " moves on with its reads."
+            "true: a client never sees an older state than before, even without writes of its own. Its token advances"
+            " with its reads."
         ),
         examples=[True],
     )
@@ -286,7 +287,7 @@ class ConsistencyConfig(Section):
     header: HeaderName = Field(
         default="X-Datasource-Token",
         title="Name of the header",
-        description="Clients send it back as they got it; those of several services send all that they have got.",
+        description="Clients return the header as they received it; clients of several services return all of them.",
         examples=["X-Datasource-Token"],
     )
 
@@ -302,7 +303,7 @@ class TelemetryConfig(Section):
     spans: Flag = Field(
         default=True,
         title="Spans",
-        description="Spans for routing decisions, statements, COMMIT and ROLLBACK. Without an SDK nothing is built.",
+        description="Spans for routing decisions, statements, COMMIT and ROLLBACK. Without an SDK they cost nothing.",
         examples=[True],
     )
     metrics: Flag = Field(
@@ -314,7 +315,7 @@ class TelemetryConfig(Section):
     metric_tenants: MetricTenants = Field(
         default=0,
         title="Tenants on metrics",
-        description="How many tenants metrics name, those that are served first; the others are _OTHER. 0: none.",
+        description="How many tenants metrics name, the first ones that are served; the others are _OTHER. 0: none.",
         examples=[100],
     )
     tenant_attribute: Flag = Field(
@@ -327,19 +328,21 @@ class TelemetryConfig(Section):
         Field(
             default="summary",
             title="Statements on spans",
-            description="summary: operation and table, INSERT orders, never a literal. off: statements have no spans.",
+            description=(
+                "summary: operation and table, such as INSERT orders, never a literal. off: no spans for statements."
+            ),
             examples=["summary"],
         )
     )
 
 
 class ReloadConfig(Section):
-    """When a changed configuration is taken without a restart; one that is wrong is refused, and nothing changes."""
+    """When a changed configuration is applied without a restart; an invalid one is refused and changes nothing."""
 
     on_sighup: Flag = Field(
         default=False,
         title="On SIGHUP",
-        description="true: the process reads its configuration again when it gets SIGHUP. Unix, in the main thread.",
+        description="true: SIGHUP makes the process read its configuration again. Unix, main thread only.",
         examples=[True],
     )
     watch_s: Annotated[Duration | None, OMISSIBLE] = Field(
@@ -347,8 +350,8 @@ class ReloadConfig(Section):
         alias="watch",
         title="Watch the files",
         description=(
-            "How often to look whether the files have changed: the document, what it includes, its overlays, and the"
-            " files of secrets. Without it, nobody looks."
+            "How often the files are checked for changes: the document, included files, overlays, and the files of"
+            " secrets. Without it they are not watched."
         ),
         examples=["2s"],
     )
@@ -359,12 +362,14 @@ class ErrorsConfig(Section):
 
     status: dict[ErrorKind, ErrorStatus] = mapping_field(
         title="Status by kind",
-        description="The HTTP status that answers an error of a kind, where it is not the kind's own.",
+        description="The HTTP status for a kind of error, instead of its default.",
         examples=[{"conflict": 503}],
     )
     debug: Flag = Field(
         default=False,
-        title="Details in answers",
-        description="Whether problem documents tell details: for development, they show the inside of the database.",
+        title="Details in responses",
+        description=(
+            "Whether problem documents contain details. For development only: they reveal internals of the database."
+        ),
         examples=[False],
     )

@@ -1,4 +1,4 @@
-"""What the sections of the document have in common."""
+"""The base of all sections, and helpers for their fields."""
 
 from __future__ import annotations
 
@@ -18,19 +18,19 @@ class Section(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
 
     planned: ClassVar[dict[str, str]] = {}
-    """Keys that a later version brings to life, and what to do until then."""
+    """Keys of a later version, and what to do until then."""
 
 
-def duration_field(written: str, **told: Any) -> Any:
-    """A field whose default is a duration; the schema shows it as it is written."""
-    return Field(default=parse_duration(written), json_schema_extra={"default": written}, **told)
+def duration_field(written: str, **metadata: Any) -> Any:
+    """A field whose default is a duration; the schema shows the default as it is written."""
+    return Field(default=parse_duration(written), json_schema_extra={"default": written}, **metadata)
 
 
-def section_field(model: type[Section], **told: Any) -> Any:
-    """A field that is a section with nothing in it unless told otherwise."""
-    return Field(default_factory=model, json_schema_extra={"default": {}}, **told)
+def section_field(model: type[Section], **metadata: Any) -> Any:
+    """A field whose default is an empty section."""
+    return Field(default_factory=model, json_schema_extra={"default": {}}, **metadata)
 
 
-def mapping_field(**told: Any) -> Any:
-    """A field that is an empty mapping unless told otherwise."""
-    return Field(default_factory=dict, json_schema_extra={"default": {}}, **told)
+def mapping_field(**metadata: Any) -> Any:
+    """A field whose default is an empty mapping."""
+    return Field(default_factory=dict, json_schema_extra={"default": {}}, **metadata)

@@ -1,4 +1,4 @@
-"""The databases in the document: servers, their pools, and how reads are spread over them."""
+"""The section `datasources`: servers, pools, routing, audit; and the section `budget`."""
 
 from __future__ import annotations
 
@@ -30,14 +30,14 @@ from .sections import OMISSIBLE, Section, duration_field, mapping_field, section
 
 
 class EndpointConfig(Section):
-    """One server: where it is and how to log in."""
+    """One server: its address and login."""
 
     url: Url = Field(
         title="Connection URL",
         description=(
-            "libpq's connection URL or keyword string; {tenant} in the name of the database, the user or the host makes"
-            " it one for each tenant. Keep passwords out of this file: take the URL from the environment with ${NAME},"
-            " or from a file with {file: path}."
+            "libpq's connection URL or keyword string. With {tenant} in the name of the database, the user or the"
+            " host, each tenant has its own. Keep passwords out of this file: take the URL from the environment with"
+            " ${NAME}, or from a file with {file: path}."
         ),
         examples=[
             "${ORDERS_PRIMARY_URL}",
@@ -59,13 +59,13 @@ class ReplicaConfig(EndpointConfig):
     zone: Annotated[ZoneName | None, OMISSIBLE] = Field(
         default=None,
         title="Zone",
-        description="Where the server is. With routing.zone, the replicas of that zone go first.",
+        description="The server's zone. With routing.zone, replicas of that zone are preferred.",
         examples=["eu-west-1a"],
     )
     drain: Flag = Field(
         default=False,
         title="Drain",
-        description="true: it gets no new reads, while what has begun there goes on. For taking it away under load.",
+        description="true: it gets no new reads, and reads in progress continue. For removing it under load.",
         examples=[True],
     )
 
@@ -76,15 +76,15 @@ class PoolConfig(Section):
     min_size: PoolMinimum = Field(
         default=1,
         title="Fewest connections",
-        description="Connections that are kept open also when nobody uses them.",
+        description="Connections that are kept open even when idle.",
         examples=[2],
     )
     max_size: PoolSize = Field(
         default=10,
         title="Most connections",
         description=(
-            "Most connections to one server from one process. Processes times this must fit into the server's"
-            " max_connections."
+            "Most connections to one server from one process. Multiplied by the number of processes it must fit into"
+            " the server's max_connections."
         ),
         examples=[20],
     )
@@ -98,14 +98,17 @@ class PoolConfig(Section):
     max_waiting: QueueLength = Field(
         default=100,
         title="Longest queue",
-        description="How many may wait for a connection; the next one is answered with 503 at once. 0 sets no bound.",
+        description=(
+            "How many statements may wait for a connection; a further one is answered with 503 at once. 0 sets no"
+            " bound."
+        ),
         examples=[200],
     )
     connect_timeout_s: WholeSeconds = duration_field(
         "3s",
         alias="connect_timeout",
         title="Longest connect",
-        description="How long one attempt to connect may take, in whole seconds; libpq waits 2s at least.",
+        description="How long one attempt to connect may take, in whole seconds; libpq waits at least 2s.",
         examples=["2s"],
     )
     reconnect_pause_s: Duration = duration_field(
@@ -113,8 +116,8 @@ class PoolConfig(Section):
         alias="reconnect_pause",
         title="Longest pause between attempts to reconnect",
         description=(
-            "A server that is down is tried again after 200ms, then after pauses that double up to this one: after it"
-            " came back, or a failover, it is in use again within this time."
+            "A server that is down is retried after 200ms, then after pauses that double up to this one: after its"
+            " return, or a failover, it is in use again within this time."
         ),
         examples=["1s"],
     )
@@ -122,50 +125,50 @@ class PoolConfig(Section):
         "1h",
         alias="max_lifetime",
         title="Longest life of a connection",
-        description="A connection older than this is replaced once it is free.",
+        description="A connection older than this is replaced as soon as it is free.",
         examples=["30m"],
     )
     max_idle_s: Duration = duration_field(
         "10m",
         alias="max_idle",
         title="Longest idle time",
-        description="Connections beyond min_size are closed after this long without use.",
+        description="Connections beyond min_size are closed after this idle time.",
         examples=["5m"],
     )
     tcp_user_timeout_s: Duration = duration_field(
         "10s",
         alias="tcp_user_timeout",
         title="Longest silence with data in flight",
-        description="A connection whose data the other side has not acknowledged for this long is given up.",
+        description="A connection is dropped when sent data stays unacknowledged for this long.",
         examples=["5s"],
     )
     keepalives_idle_s: WholeSeconds = duration_field(
         "10s",
         alias="keepalives_idle",
         title="Silence before the first TCP keepalive",
-        description="How long a connection is silent before the system asks whether the other side is still there.",
+        description="How long a connection is silent before the system sends the first keepalive.",
         examples=["30s"],
     )
     keepalives_interval_s: WholeSeconds = duration_field(
         "3s",
         alias="keepalives_interval",
         title="Pause between TCP keepalives",
-        description="How long to wait for the answer to a keepalive before the next one.",
+        description="How long the system waits for the answer to a keepalive before it sends the next one.",
         examples=["5s"],
     )
     keepalives_count: ProbeCount = Field(
         default=3,
         title="Lost TCP keepalives",
-        description="After so many keepalives without an answer the connection is given up.",
+        description="A connection is dropped after this many keepalives without an answer.",
         examples=[5],
     )
     pooler: Annotated[Literal["none", "transaction"], values.word("Pooler", "none", "transaction")] = Field(
         default="none",
         title="Pooler in between",
         description=(
-            "transaction: the URL leads to PgBouncer, or another pooler, in transaction mode. Statements are not"
-            " prepared on the server then, and those that change the session itself are refused: the next transaction"
-            " on that connection may be another tenant's."
+            "transaction: the URL leads to PgBouncer, or another pooler, in transaction mode. Statements are then not"
+            " prepared on the server, and statements that change the session are refused: the next transaction on the"
+            " connection may be another tenant's."
         ),
         examples=["transaction"],
     )
@@ -173,8 +176,8 @@ class PoolConfig(Section):
         default=False,
         title="Tenants take turns",
         description=(
-            "true: each tenant waits in a line of its own, and the lines take turns; in a full queue it is the tenant"
-            " with the longest line that is answered with 503."
+            "true: each tenant has a queue of its own, and the queues take turns; when all are full, the tenant with"
+            " the longest queue is answered with 503."
         ),
         examples=[True],
     )
@@ -182,8 +185,8 @@ class PoolConfig(Section):
         default=100,
         title="Most open pools",
         description=(
-            "With a database for each tenant ({tenant} in the URL): most pools open at a time. The one that was used"
-            " longest ago is closed for the next, never one in use."
+            "With a database for each tenant ({tenant} in the URL): most pools open at a time. For a further one, the"
+            " least recently used pool is closed, never one in use."
         ),
         examples=[200],
     )
@@ -191,7 +194,7 @@ class PoolConfig(Section):
         "10m",
         alias="close_idle_after",
         title="Close idle pools",
-        description="With a database for each tenant: a pool that nobody has used for this long is closed.",
+        description="With a database for each tenant: a pool is closed after this idle time.",
         examples=["5m"],
     )
 
@@ -207,8 +210,8 @@ class RoutingConfig(Section):
         title="Balance",
         description=(
             "How reads are spread over the replicas. round_robin: they take turns. weighted: turns by weight."
-            " least_busy: the one with the fewest borrowed connections for its weight. nearest: those whose answers"
-            " come soonest take turns."
+            " least_busy: the replica with the fewest connections in use for its weight. nearest: the replicas with the"
+            " shortest round trips take turns."
         ),
         examples=["weighted"],
     )
@@ -217,19 +220,19 @@ class RoutingConfig(Section):
         alias="max_lag",
         title="Largest lag",
         description=(
-            "How old the data of a read may be. A replica that cannot show that its data is younger gets no reads: one"
-            " that lags, that is cut off, or of which nothing is known. Without it, every replica that is up is used."
+            "How old the data of a read may be. A replica that cannot prove that its data is younger gets no reads:"
+            " because it lags, is cut off, or its state is unknown. Without it, every replica that is up is used."
         ),
         examples=["5s"],
     )
     no_replica: Annotated[Literal["primary", "fail", "stale"], values.word("NoReplica", "primary", "fail", "stale")] = (
         Field(
             default="primary",
-            title="No replica may answer",
+            title="No eligible replica",
             description=(
-                "Who answers reads while no replica may. primary: it stands in, and they stay read only. fail: nobody,"
-                " they are answered with 503 and the primary is spared. stale: the primary; while that is down, a"
-                " replica although it lags."
+                "Which server answers reads while no replica is eligible. primary: the primary, and the reads stay"
+                " READ ONLY. fail: none, the requests are answered with 503 and the primary is spared. stale: the"
+                " primary, or while it is down a replica that lags."
             ),
             examples=["primary"],
         )
@@ -239,62 +242,64 @@ class RoutingConfig(Section):
         alias="check_interval",
         title="Pause between checks",
         description=(
-            "How often each server is asked how it is, over a connection of its own; more often where a max_lag is"
-            " shorter than four times this. Where there are no replicas nobody is asked."
+            "How often each server's state is polled, over a separate connection; more often when a max_lag is shorter"
+            " than four times this. Without replicas there is no polling."
         ),
         examples=["500ms"],
     )
     zone: Annotated[ZoneName | None, OMISSIBLE] = Field(
         default=None,
         title="Own zone",
-        description="Where this process runs: replicas of the same zone go first, the others when none of them may.",
+        description=(
+            "The zone of this process: replicas of the same zone are preferred, the others are used when none of them"
+            " is eligible."
+        ),
         examples=["${ZONE}"],
     )
     warmup_s: Duration = duration_field(
         "10s",
         alias="warmup",
         title="Warm-up",
-        description="A replica that was down gets back to its whole share of the reads within this time, bit by bit.",
+        description="A replica that was down gradually returns to its full share of the reads within this time.",
         examples=["30s"],
     )
 
 
 class BudgetConfig(Section):
-    """How many connections the processes of the application may open, so that this is checked before it is deployed."""
+    """How many connections the processes of the application may open, for checks before a deployment."""
 
     processes: ProcessCount = Field(
         default=1,
         title="Processes",
-        description="Processes of the application over all machines, those of a deployment's overlap included.",
+        description="Processes of the application on all machines, including the overlap of a deployment.",
         examples=[8],
     )
     reserve: ReservedConnections = Field(
         default=10,
         title="Reserve",
-        description="Connections of each server that are left to others: migrations, jobs, people.",
+        description="Connections of each server that are reserved for others: migrations, jobs, people.",
         examples=[10],
     )
     max_connections: Annotated[ConnectionLimit | None, OMISSIBLE] = Field(
         default=None,
         title="Most connections of a server",
         description=(
-            "What the smallest of the servers allows; validate compares it with processes x max_size, where check"
-            " asks each server."
+            "The max_connections of the smallest server. validate compares it with processes x max_size; check reads"
+            " it from each server."
         ),
         examples=[200],
     )
 
 
 class AuditConfig(Section):
-    """What is looked for in the database before tenants are trusted to it."""
+    """Checks of the database's tenant isolation at start-up."""
 
     on_start: Annotated[Literal["refuse", "warn", "off"], values.word("OnStart", "refuse", "warn", "off")] = Field(
         default="refuse",
-        title="At the start",
+        title="At start-up",
         description=(
             "refuse: the application does not start with a role that bypasses the row security of its tenants; other"
-            " holes are logged. warn: all are logged. off: nobody looks. A server that is down keeps nobody from"
-            " starting."
+            " holes are logged. warn: all are logged. off: no checks. A server that is down does not prevent the start."
         ),
         examples=["refuse"],
     )
@@ -302,14 +307,14 @@ class AuditConfig(Section):
         default=(),
         title="Roles that may bypass",
         description=(
-            "Login roles, and roles of tenants, that may bypass row security or use the schemas of several tenants."
+            "Roles, of logins and of tenants, that may bypass row security or use the schemas of several tenants."
         ),
         examples=[["reporting"]],
     )
     shared_tables: tuple[DatabaseIdentifier, ...] = Field(
         default=(),
         title="Shared tables",
-        description="Tables, views and functions that all tenants may see all of, as table or schema.table.",
+        description="Tables, views and functions whose rows all tenants may see, as table or schema.table.",
         examples=[["countries", "shop.currencies"]],
     )
 
@@ -324,17 +329,16 @@ class DataSourceConfig(Section):
     )
     admin: Annotated[EndpointConfig | None, OMISSIBLE] = Field(
         default=None,
-        title="Who provisions",
+        title="Login for provisioning",
         description=(
-            "How asgi-datasource tenants and registry.provision log in: as a role that may create schemas, databases"
-            " and roles there, which the application's own need not be. Without {tenant}. The primary's unless told"
-            " otherwise."
+            "The login of asgi-datasource tenants and registry.provision: a role that may create schemas, databases"
+            " and roles, which the application's own role does not need. Without {tenant}. Default: the primary's URL."
         ),
         examples=[{"url": "${ORDERS_ADMIN_URL}"}],
     )
     replicas: dict[ReplicaName, ReplicaConfig] = mapping_field(
         title="Replicas",
-        description="Streaming replicas of the primary, by name; reads go to them. The name primary is taken.",
+        description="Streaming replicas of the primary, by name; reads go to them. The name primary is reserved.",
         examples=[{"r1": {"url": "${ORDERS_R1_URL}"}}],
     )
     pool: PoolConfig = section_field(
@@ -353,21 +357,22 @@ class DataSourceConfig(Section):
         default=None,
         title="Most requests in flight",
         description=(
-            "How many requests may use this datasource at a time, in each process; the next one is answered with 503 at"
-            " its first statement. Those of high priority get in all the same, those of low priority up to half of it."
-            " Without it, only the pools' queues are bounded. With a database for each tenant: of each of these."
+            "How many requests of each process may use this datasource at a time; a further one is answered with 503"
+            " at its first statement. Requests of high priority are always admitted, those of low priority up to half"
+            " of the limit. Without it, only the pools' queues are bounded. With a database for each tenant, the limit"
+            " applies to each database."
         ),
         examples=[200],
     )
     audit: AuditConfig = section_field(
         AuditConfig,
         title="Audit",
-        description="What is looked for in the database before tenants are trusted to it.",
+        description="Checks of the database's tenant isolation at start-up.",
         examples=[{"shared_tables": ["countries"]}],
     )
     search_path: tuple[DatabaseIdentifier, ...] = Field(
         default=(),
         title="Shared schemas",
-        description="Schemas that are searched after the tenant's own: extensions, shared tables.",
+        description="Schemas in the search_path after the tenant's own: extensions, shared tables.",
         examples=[["extensions"]],
     )

@@ -1,4 +1,4 @@
-"""The shapes of plain data, told apart for the type checker as well."""
+"""Type guards for plain data."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import Any, TypeGuard
 
 
 def is_mapping(value: object) -> TypeGuard[dict[str, Any]]:
-    """Whether this is a mapping; its keys are strings in every document that was read."""
+    """Whether this is a mapping; the keys of a document that was read are strings."""
     return isinstance(value, dict)
 
 

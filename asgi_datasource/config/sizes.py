@@ -1,4 +1,4 @@
-"""Amounts of bytes as the document writes them: a whole number and its unit."""
+"""Sizes as the document writes them: a whole number and its unit."""
 
 from __future__ import annotations
 
@@ -6,17 +6,17 @@ import re
 from typing import Final
 
 SIZE: Final = "[1-9][0-9]{0,8}B|[1-9][0-9]{0,5}KiB|[1-9][0-9]{0,2}MiB"
-"""Any size, end to end; the largest are just below a gibibyte."""
+"""Pattern of a size; the largest is just below a gibibyte."""
 
 _PARTS: Final = re.compile("([0-9]+)(B|KiB|MiB)")
 _BYTES: Final = {"B": 1, "KiB": 1 << 10, "MiB": 1 << 20}
 
 
 def parse_size(written: str) -> int:
-    """Bytes of a size.
+    """The bytes of a size.
 
     Raises:
-        ValueError: It is none.
+        ValueError: The text is not a size.
     """
     parts = _PARTS.fullmatch(written) if re.fullmatch(SIZE, written) else None
     if parts is None:
@@ -25,7 +25,7 @@ def parse_size(written: str) -> int:
 
 
 def format_size(size: int) -> str:
-    """The shortest way to write a size; `parse_size` reads it back."""
+    """The shortest form of a size; `parse_size` reads it back."""
     for unit in ("MiB", "KiB"):
         amount, rest = divmod(size, _BYTES[unit])
         written = f"{amount}{unit}"

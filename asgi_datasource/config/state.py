@@ -1,4 +1,4 @@
-"""The document that says how the servers looked at one moment: what `registry.state()` gives and `explain` takes."""
+"""The document with a snapshot of the servers' state: `registry.state()` returns it and `explain` reads it."""
 
 from __future__ import annotations
 
@@ -21,85 +21,70 @@ class _Part(BaseModel):
 
 
 class ServerState(_Part):
-    """How one server looked. What is left out is not known; nothing is needed."""
+    """The state of one server. All keys are optional; omitted values are unknown."""
 
     role: Literal["primary", "replica"] | None = Field(
-        default=None, description="What it is in its datasource; has to be what the configuration says."
+        default=None, description="Its role in its datasource; must be its role in the configuration."
     )
     breaker: Literal["closed", "open", "half_open"] = Field(
         default="closed",
-        description="closed: it is in use. open: it is down. half_open: one connection tries whether it is back.",
+        description="closed: it is in use. open: it is down. half_open: one connection tests whether it is back.",
     )
     draining: bool | None = Field(
-        default=None, description="Whether it gets no new reads; without it, what the configuration says."
+        default=None, description="Whether it gets no new reads; default: drain in the configuration."
     )
-    foreign: bool = Field(default=False, description="Whether it answers, but is no replica of this primary.")
+    foreign: bool = Field(default=False, description="Whether it answers, but is not a replica of this primary.")
     timeline: Annotated[int, Field(ge=0, le=2**32 - 1)] | None = Field(
-        default=None, description="The timeline that it is on; of the primary this is of no consequence."
+        default=None, description="Its timeline; ignored for the primary."
     )
-    lsn: Lsn | None = Field(default=None, description="Up to where it has replayed the write-ahead log.")
-    lag_s: Seconds | None = Field(
-        default=None, description="About how long before it was asked the primary had been where it was."
-    )
+    lsn: Lsn | None = Field(default=None, description="The position in the write-ahead log that it has replayed.")
+    lag_s: Seconds | None = Field(default=None, description="Estimated replication lag when it was polled.")
     lag_bytes: Annotated[int, Field(ge=0)] | None = Field(
-        default=None, description="How far it was behind what is known of the primary."
+        default=None, description="Bytes of WAL between the primary's known position and its own."
     )
     age_s: Seconds | None = Field(
         default=None,
-        description="How old its data may be: so long ago it is known to have had everything. max_lag looks at this.",
+        description="Upper bound on the age of its data, which max_lag is compared with.",
     )
-    rtt_s: Seconds | None = Field(default=None, description="How long its answers take; for balance: nearest.")
-    up_s: Seconds | None = Field(
-        default=None, description="How long ago it came back after it was down; for routing.warmup."
-    )
+    rtt_s: Seconds | None = Field(default=None, description="Its round-trip time; for balance: nearest.")
+    up_s: Seconds | None = Field(default=None, description="The time since it came back up; for routing.warmup.")
     borrowed: Annotated[int, Field(ge=0)] = Field(default=0, description="Connections in use; for balance: least_busy.")
 
 
 class ForkState(_Part):
-    """Where a timeline is known to have branched off."""
+    """A known fork of a timeline."""
 
-    timeline: Annotated[int, Field(ge=0, le=2**32 - 1)] = Field(description="The newer one.")
-    lsn: Lsn = Field(description="A position that it shares with those before it.")
+    timeline: Annotated[int, Field(ge=0, le=2**32 - 1)] = Field(description="The newer timeline.")
+    lsn: Lsn = Field(description="A position that it shares with earlier timelines.")
 
 
 class DataSourceState(_Part):
-    """How the servers of one datasource looked."""
+    """The state of one datasource."""
 
     turn: Annotated[int, Field(ge=0)] = Field(
-        default=0, description="How many reads were balanced before: whose turn it is."
+        default=0, description="The number of balanced reads so far, which decides whose turn is next."
     )
-    forks: tuple[ForkState, ...] = Field(default=(), strict=False, description="What is known of its timelines.")
+    forks: tuple[ForkState, ...] = Field(default=(), strict=False, description="The known forks of its timelines.")
     servers: dict[str, ServerState] = Field(
         default_factory=dict, description="Each server by its name in the configuration; primary is the primary."
     )
 
 
 class StateDocument(_Part):
-    """How the servers looked at one moment."""
+    """The state of all servers at one moment."""
 
-    version: Literal[1] = Field(description="Of this format.")
+    version: Literal[1] = Field(description="The version of this format.")
     datasources: dict[str, DataSourceState] = Field(description="Each datasource by its name in the configuration.")
-
-
-def state_schema() -> dict[str, Any]:
-    """The JSON Schema of a state."""
-    schema = StateDocument.model_json_schema()
-    return {
-        "$schema": "https://json-schema.org/draft/2020-12/schema",
-        "$id": "urn:asgi-datasource:schema:state:v1",
-        **schema,
-        "title": "asgi-datasource state",
-    }
 
 
 def read_state(source: str | Path | Mapping[str, Any]) -> StateDocument:
     """Read a state.
 
     Args:
-        source: A JSON file, or what stands in one.
+        source: A JSON file, or its content.
 
     Raises:
-        ConfigError: It cannot be read, or is none; every problem is listed with its place.
+        ConfigError: It cannot be read or has the wrong form; every problem is listed with its path.
     """
     if isinstance(source, Mapping):
         where, document = "the state", dict(source)
@@ -110,13 +95,13 @@ def read_state(source: str | Path | Mapping[str, Any]) -> StateDocument:
         except OSError as error:
             raise ConfigError(f"{where} cannot be read: {error.strerror}. Check the path and its rights") from None
         except ValueError as error:
-            # JSONDecodeError names line and column; what is no UTF-8 is none either.
+            # JSONDecodeError gives line and column; UnicodeDecodeError is a ValueError, too.
             raise ConfigError(f"{where} is not JSON: {error}") from None
     try:
         return StateDocument.model_validate(document)
     except ValidationError as error:
-        told = [
+        problems = [
             f"  {'.'.join(map(str, problem['loc'])) or 'the document'}: {problem['msg']}"
             for problem in error.errors(include_url=False, include_input=False, include_context=False)
         ]
-        raise ConfigError("\n".join([f"{where} is no state of servers (schemas/state/v1.json):", *told])) from None
+        raise ConfigError("\n".join([f"{where} is no state of servers (schemas/state/v1.json):", *problems])) from None

@@ -1,6 +1,6 @@
-"""The first stage of checking: key by key, is this a document? The JSON Schema asks the same and answers the same.
+"""The first stage of the validation: the form of the document, key by key. The JSON Schema accepts the same documents.
 
-What a JSON Schema cannot say (is that datasource there?) is asked by the second stage, `sense.py`.
+The second stage, `semantics.py`, checks what a JSON Schema cannot, such as references to datasources.
 """
 
 from __future__ import annotations
@@ -12,11 +12,13 @@ from typing import Any, Final, cast
 from pydantic import TypeAdapter, ValidationError
 from pydantic_core import ErrorDetails
 
-from .diagnostics import Code, Diagnostic, Edit, Fix, Path, did_you_mean, show, show_key
+from .diagnostics import Code, Diagnostic, Edit, EditKind, Path, Suggestions, show, show_key
 from .durations import suggest_duration
 from .keys import section_at
 from .limits import MAX_DIAGNOSTICS
+from .masking import is_masked, show_at
 from .models import Config, TenantConfig
+from .shapes import is_mapping
 from .tenants import OWNED
 from .values import VALUES, Given, Value
 
@@ -27,22 +29,23 @@ def check_structure(document: object, *, is_owned: bool = False) -> tuple[Config
     """Check a document whose references are resolved.
 
     Args:
-        document: Mappings, lists and scalars; tenants may be `TenantConfig`s already.
-        is_owned: Nobody else holds the document: parts of it may become the config's.
+        document: Mappings, lists and scalars; tenants may already be `TenantConfig`s.
+        is_owned: Whether parts of the document may become parts of the config, because nothing else refers to it.
 
     Returns:
-        The config, or None and the problems.
+        The config, or None and its problems.
     """
     try:
         return Config.model_validate(document, context=OWNED if is_owned else None), []
     except ValidationError as error:
-        # The error holds the document with its secrets: it ends here, and is nobody's `__cause__`.
+        # The error contains the document with its secrets, so it does not become the `__cause__` of another one.
         details = error.errors(include_url=False)[:MAX_DIAGNOSTICS]
-    return None, [_diagnostic(detail, document) for detail in details]
+    suggestions = Suggestions()
+    return None, [_diagnostic(detail, document, suggestions) for detail in details]
 
 
 class TenantCompactor:
-    """Makes each tenant compact as soon as it is read, so that 100,000 never stand in memory in two forms at once."""
+    """Validates each tenant as soon as it is read, so that 100,000 tenants are never in memory in two forms."""
 
     __slots__ = ("_names",)
 
@@ -50,7 +53,7 @@ class TenantCompactor:
         self._names: dict[object, Any] = {}
 
     def __call__(self, tenant: dict[str, Any]) -> object:
-        """The tenant, or the mapping itself when it is none or has a reference in it: that is for later."""
+        """The tenant; the mapping itself when it is not a valid tenant or contains a reference."""
         try:
             name = tenant["datasource"]
             tenant["datasource"] = self._names.setdefault(name, name)
@@ -59,28 +62,28 @@ class TenantCompactor:
             return tenant
 
 
-def _diagnostic(detail: ErrorDetails, document: object) -> Diagnostic:
+def _diagnostic(detail: ErrorDetails, document: object, suggestions: Suggestions) -> Diagnostic:
     path: Path = detail["loc"]
     kind = detail["type"]
     value = VALUES.get(detail.get("ctx", {}).get("value", ""))
     if value is not None:
         if path[-1] == "[key]" and not _has(document, path):
-            return _wrong_name(path[:-1], value)
-        return _wrong_value(path, value, detail["input"])
+            return _wrong_name(path[:-1], value, suggestions)
+        return _wrong_value(path, value, detail["input"], suggestions)
     if kind in ("extra_forbidden", "unexpected_keyword_argument"):
-        return _unknown_key(path, document)
+        return _unknown_key(path, document, suggestions)
     if kind == "missing":
-        return _missing_key(path, document)
+        return _missing_key(path, document, suggestions)
     if kind == "too_short":
         needed = path == ("datasources",)
-        mend = "Add an entry." if needed else "Add an entry, or leave the key out."
-        fix = Fix(Edit.REPLACE, path, _example(path)) if needed else Fix(Edit.REMOVE, path)
-        return Diagnostic(Code.WRONG_COUNT, path, "there is nothing in it", mend, fix=fix)
+        fix = "Add an entry." if needed else "Add an entry, or leave the key out."
+        edit = Edit(EditKind.REPLACE, path, _example(path)) if needed else Edit(EditKind.REMOVE, path)
+        return Diagnostic(Code.WRONG_COUNT, path, "there is nothing in it", fix, edit=edit)
     if kind == "one_key":
         written = _written_keys(document, path)
-        fix = Fix(Edit.REMOVE, (*path, written[-1]) if written else path)
+        edit = Edit(EditKind.REMOVE, (*path, next(reversed(written))) if written else path)
         return Diagnostic(
-            Code.WRONG_COUNT, path, detail["msg"], "Each way is an entry of the list of its own.", fix=fix
+            Code.WRONG_COUNT, path, detail["msg"], "Each way is an entry of the list of its own.", edit=edit
         )
     return _wrong_shape(path, kind, detail["input"])
 
@@ -97,60 +100,59 @@ def _has(document: object, path: Path) -> bool:
     return isinstance(mapping, Mapping) and path[-1] in mapping
 
 
-def _written_keys(document: object, path: Path) -> list[str]:
+def _written_keys(document: object, path: Path) -> dict[str, object]:
     mapping = _at(document, path)
-    return list(cast("Mapping[str, object]", mapping)) if isinstance(mapping, Mapping) else []
+    return mapping if is_mapping(mapping) else {}
 
 
-def _wrong_name(path: Path, value: Value) -> Diagnostic:
-    meant = did_you_mean(str(path[-1]), value.choices)
-    mend = f"Did you mean {meant!r}?" if meant else "Give it another name."
+def _wrong_name(path: Path, value: Value, suggestions: Suggestions) -> Diagnostic:
+    meant = suggestions.find(str(path[-1]), value.choices)
+    fix = f"Did you mean {meant!r}?" if meant else "Give it another name."
     name = meant or _example_name(path)
-    fix = Fix(Edit.RENAME, path, name, is_safe=meant is not None)
-    return Diagnostic(Code.WRONG_NAME, path, f"expected {value.expects}", mend, is_about_key=True, fix=fix)
+    edit = Edit(EditKind.RENAME, path, name, is_safe=meant is not None)
+    return Diagnostic(Code.WRONG_NAME, path, f"expected {value.expects}", fix, is_about_key=True, edit=edit)
 
 
 def _example_name(path: Path) -> str:
-    """A name of the right form for a key."""
+    """An example of a name."""
     example = _example(path[:-1])
     return next(iter(cast("dict[str, object]", example)), "name") if isinstance(example, dict) else "name"
 
 
-def _unknown_key(path: Path, document: object) -> Diagnostic:
+def _unknown_key(path: Path, document: object, suggestions: Suggestions) -> Diagnostic:
     place, key = section_at(path[:-1]), str(path[-1])
-    fix = Fix(Edit.REMOVE, path)
+    edit = Edit(EditKind.REMOVE, path)
     if place is None:
-        return Diagnostic(Code.UNKNOWN_KEY, path, "unknown key", "Remove it.", is_about_key=True, fix=fix)
+        return Diagnostic(Code.UNKNOWN_KEY, path, "unknown key", "Remove it.", is_about_key=True, edit=edit)
     if key in place.planned:
         until_then = place.planned[key]
-        mend = f"{until_then[0].upper()}{until_then[1:]}."
-        return Diagnostic(Code.NOT_YET_SUPPORTED, path, "not yet supported", mend, is_about_key=True, fix=fix)
+        fix = f"{until_then[0].upper()}{until_then[1:]}."
+        return Diagnostic(Code.NOT_YET_SUPPORTED, path, "not yet supported", fix, is_about_key=True, edit=edit)
     written = _written_keys(document, path[:-1])
-    meant = did_you_mean(key, [name for name in place.fields if name not in written])
+    meant = suggestions.find(key, (name for name in place.fields if name not in written))
     if key == "<<":
-        mend = "Merge keys are not part of YAML 1.2: write the keys out."
+        fix = "Merge keys are not part of YAML 1.2: write the keys out."
     elif meant is not None:
-        mend = f"Did you mean {meant!r}?"
-        fix = Fix(Edit.RENAME, path, meant, is_safe=True)
+        fix = f"Did you mean {meant!r}?"
+        edit = Edit(EditKind.RENAME, path, meant, is_safe=True)
     else:
-        mend = f"Known here: {', '.join(place.fields)}." if place.fields else "Remove it."
-    return Diagnostic(Code.UNKNOWN_KEY, path, "unknown key", mend, is_about_key=True, fix=fix)
+        fix = f"Known here: {', '.join(place.fields)}." if place.fields else "Remove it."
+    return Diagnostic(Code.UNKNOWN_KEY, path, "unknown key", fix, is_about_key=True, edit=edit)
 
 
-def _missing_key(path: Path, document: object) -> Diagnostic:
+def _missing_key(path: Path, document: object, suggestions: Suggestions) -> Diagnostic:
     place, key = section_at(path[:-1]), str(path[-1])
-    mend, fix = "Add it.", Fix(Edit.ADD, path)
+    fix, edit = "Add it.", Edit(EditKind.ADD, path)
     if place is not None:
-        unknown = [name for name in _written_keys(document, path[:-1]) if name not in place.fields]
-        meant = did_you_mean(key, unknown)
+        meant = suggestions.find(key, (name for name in _written_keys(document, path[:-1]) if name not in place.fields))
         example = (place.fields[key].examples or [None])[0]
-        mend = f"Is {show_key(meant)!r} meant to be it?" if meant else f"Add {key}: {write_inline(example)}."
-        fix = Fix(Edit.RENAME, (*path[:-1], meant), key) if meant else Fix(Edit.ADD, path, example)
-    return Diagnostic(Code.MISSING_KEY, path, "this key is missing", mend, fix=fix)
+        fix = f"Is {show_key(meant)!r} meant to be it?" if meant else f"Add {key}: {write_inline(example)}."
+        edit = Edit(EditKind.RENAME, (*path[:-1], meant), key) if meant else Edit(EditKind.ADD, path, example)
+    return Diagnostic(Code.MISSING_KEY, path, "this key is missing", fix, edit=edit)
 
 
 def write_inline(example: object) -> str:
-    """A value as YAML writes it in one line."""
+    """A value in one line of YAML."""
     if isinstance(example, dict):
         pairs = cast("dict[str, object]", example)
         return "{" + ", ".join(f"{key}: {write_inline(value)}" for key, value in pairs.items()) + "}"
@@ -164,24 +166,24 @@ def write_inline(example: object) -> str:
 _PLAIN_SCALAR: Final = re.compile(r"(?!true|false|null)[A-Za-z/][\w/. -]*|[0-9]+[a-z]+")
 
 
-def _wrong_value(path: Path, expected: Value, value: object) -> Diagnostic:
-    example = Fix(Edit.REPLACE, path, _example(path))
+def _wrong_value(path: Path, expected: Value, value: object, suggestions: Suggestions) -> Diagnostic:
+    example = Edit(EditKind.REPLACE, path, _example(path))
     if (planned := _planned(expected, value)) is not None:
-        message, mend = f"{planned} is not yet supported", f"Use {expected.expects}."
-        return Diagnostic(Code.NOT_YET_SUPPORTED, path, message, mend, fix=example)
-    message = f"expected {expected.expects}; found {show(value)}"
+        message, fix = f"{planned} is not yet supported", f"Use {expected.expects}."
+        return Diagnostic(Code.NOT_YET_SUPPORTED, path, message, fix, edit=example)
+    message = f"expected {expected.expects}"
     if isinstance(value, Given):
-        message, mend = f"expected {expected.expects}", "What the environment or the file holds is something else."
-        return Diagnostic(Code.WRONG_VALUE, path, message, mend, fix=example)
-    if expected.is_secret and isinstance(value, str):
-        message = f"expected {expected.expects}"
+        fix = "What the environment or the file holds is something else."
+        return Diagnostic(Code.WRONG_VALUE, path, message, fix, edit=example)
+    if not expected.is_secret or not isinstance(value, str):
+        message += f"; found {show_at(path, value)}"
     code = Code.WRONG_VALUE if _json_type(value) in expected.types else Code.WRONG_TYPE
-    told, fix = _mend_value(expected, value, path)
-    return Diagnostic(code, path, message, told or _for_example(path), fix=fix or example)
+    better, edit = _fix_for_value(expected, value, path, suggestions)
+    return Diagnostic(code, path, message, better or _for_example(path), edit=edit or example)
 
 
 def _planned(expected: Value, value: object) -> str | None:
-    """How a value is written that a later version accepts here; None when none ever will be."""
+    """The text of a value that a later version accepts; None when it is not planned."""
     if isinstance(value, bool):
         written = show(value)
     elif isinstance(value, int):
@@ -202,12 +204,14 @@ def _json_type(value: object) -> str:
 _YES_AND_NO: Final = {"yes": "true", "on": "true", "y": "true", "no": "false", "off": "false", "n": "false"}
 
 
-def _mend_value(expected: Value, value: object, path: Path) -> tuple[str | None, Fix | None]:
-    """What to do about a wrong value, in words and as an edit, where that can be told from the value."""
+def _fix_for_value(
+    expected: Value, value: object, path: Path, suggestions: Suggestions
+) -> tuple[str | None, Edit | None]:
+    """The fix of a wrong value, in words and as an edit, where the value reveals it."""
     if value is None:
-        return "Write a value, or leave the key out.", Fix(Edit.REMOVE, path) if _is_optional(path) else None
+        return "Write a value, or leave the key out.", Edit(EditKind.REMOVE, path) if _is_optional(path) else None
     if isinstance(value, str):
-        return _mend_string(expected, value, path)
+        return _fix_for_string(expected, value, path, suggestions)
     if not isinstance(value, int | float) or expected.types != ("string",) or expected.choices or expected.is_secret:
         return None, None
     if isinstance(value, bool):
@@ -215,13 +219,15 @@ def _mend_value(expected: Value, value: object, path: Path) -> tuple[str | None,
     if expected.is_duration:
         meant = suggest_duration(str(value), whole_seconds=expected.name == "WholeSeconds")
         return (f"Write the unit: {meant}.", _safe(path, meant)) if meant is not None else (None, None)
-    return f"Quote it: '{show(value)}'.", _safe(path, str(value))
+    return "Quote it." if is_masked(path) else f"Quote it: '{show(value)}'.", _safe(path, str(value))
 
 
-def _mend_string(expected: Value, value: str, path: Path) -> tuple[str | None, Fix | None]:
+def _fix_for_string(
+    expected: Value, value: str, path: Path, suggestions: Suggestions
+) -> tuple[str | None, Edit | None]:
     if value != value.rstrip("\r\n"):
-        fix = Fix(Edit.REPLACE, path, value.rstrip("\r\n"))
-        return "It ends in a line break: in YAML, write >- and |- instead of > and |.", fix
+        edit = Edit(EditKind.REPLACE, path, value.rstrip("\r\n"))
+        return "It ends in a line break: in YAML, write >- and |- instead of > and |.", edit
     if expected.types == ("boolean",) and _YES_AND_NO.get(value.lower()) in expected.choices:
         meant = _YES_AND_NO[value.lower()]
         return f"Write {meant}.", _safe(path, meant == "true")
@@ -230,24 +236,24 @@ def _mend_string(expected: Value, value: str, path: Path) -> tuple[str | None, F
     if expected.is_duration:
         near = suggest_duration(value, whole_seconds=expected.name == "WholeSeconds")
     else:
-        near = did_you_mean(value, expected.choices)
+        near = suggestions.find(value, expected.choices)
     if near is None:
         return None, None
     return f"Did you mean {near!r}?", _safe(path, near == "true" if expected.types == ("boolean",) else near)
 
 
-def _safe(path: Path, value: object) -> Fix:
-    return Fix(Edit.REPLACE, path, value, is_safe=value is not None)
+def _safe(path: Path, value: object) -> Edit:
+    return Edit(EditKind.REPLACE, path, value, is_safe=value is not None)
 
 
 def _is_optional(path: Path) -> bool:
-    """Whether the key at a path may be left out."""
+    """Whether the key at a path may be omitted."""
     place = section_at(path[:-1])
     return place is not None and path[-1] in place.fields and not place.fields[str(path[-1])].is_required()
 
 
 def _example(path: Path) -> Any:
-    """A value of the right form for a place; None when the models give none."""
+    """An example of a value for a path; None when the models have none."""
     steps: list[str | int] = []
     while path:
         place = section_at(path[:-1])
@@ -262,7 +268,7 @@ def _example(path: Path) -> Any:
 
 
 def _for_example(path: Path) -> str:
-    """A mend for a wrong value about which nothing better can be said."""
+    """The fallback fix for a wrong value: an example."""
     example = _example(path)
     return f"For example: {write_inline(example)}." if example is not None else "Start with version: 1."
 
@@ -273,13 +279,13 @@ _LISTS: Final = frozenset({"tuple_type", "list_type"})
 
 def _wrong_shape(path: Path, kind: str, value: object) -> Diagnostic:
     expected = "a mapping" if kind in _MAPPINGS else "a list" if kind in _LISTS else "another value"
-    fix = Fix(Edit.REPLACE, path, _example(path))
+    edit = Edit(EditKind.REPLACE, path, _example(path))
     if value is None:
-        mend = "Write a value, or leave the key out."
-        fix = Fix(Edit.REMOVE, path) if path and _is_optional(path) else fix
+        fix = "Write a value, or leave the key out."
+        edit = Edit(EditKind.REMOVE, path) if path and _is_optional(path) else edit
     elif kind in _LISTS and isinstance(value, str | int | float):
-        mend = "Put it in brackets: [ ]."
-        fix = Fix(Edit.REPLACE, path, [value])
+        fix = "Put it in brackets: [ ]."
+        edit = Edit(EditKind.REPLACE, path, [value])
     else:
-        mend = _for_example(path)
-    return Diagnostic(Code.WRONG_TYPE, path, f"expected {expected}; found {show(value)}", mend, fix=fix)
+        fix = _for_example(path)
+    return Diagnostic(Code.WRONG_TYPE, path, f"expected {expected}; found {show_at(path, value)}", fix, edit=edit)

@@ -1,4 +1,4 @@
-"""The tenants in the document: how they are told from requests, where they live, what keeps them apart."""
+"""The sections `tenancy` and `tenants`: resolvers, and each tenant's datasource and isolation."""
 
 from __future__ import annotations
 
@@ -46,17 +46,19 @@ from .shapes import is_mapping
 
 
 class TokenConfig(Section):
-    """A signed token (JWT), and the claim of it that names the tenant."""
+    """A signed token (JWT), and the claim that names the tenant."""
 
     claim: ClaimName = Field(
         title="Claim",
-        description="The claim that names the tenant: its name as it is, or else a path of names: org.id.",
+        description=(
+            "The claim that names the tenant: the claim of exactly this name, else a path of names such as org.id."
+        ),
         examples=["tenant_id", "https://example.com/tenant"],
     )
     algorithms: tuple[TokenAlgorithm, ...] = Field(
         min_length=1,
         title="Algorithms",
-        description="What may have signed the token. With key, all of one kind: HS*, RS* and PS*, ES* or EdDSA.",
+        description="The accepted signature algorithms. With key, all of one kind: HS*, RS* and PS*, ES* or EdDSA.",
         examples=[["RS256"]],
     )
     key: Annotated[SecretText | None, OMISSIBLE] = Field(
@@ -68,19 +70,19 @@ class TokenConfig(Section):
     jwks: Annotated[FilePath | None, OMISSIBLE] = Field(
         default=None,
         title="Key set",
-        description="A JWKS file with the keys; it is read again when it has changed. Nothing is fetched.",
+        description="A JWKS file with the keys; it is read again after a change. Nothing is fetched.",
         examples=["/etc/shop/jwks.json"],
     )
     audience: tuple[ClaimValue, ...] = Field(
         default=(),
         title="Audience",
-        description="One of these has to be in the token's aud. Without it, aud is not looked at.",
+        description="The token's aud must contain one of these. Without it, aud is not checked.",
         examples=[["shop"]],
     )
     issuer: Annotated[ClaimValue | None, OMISSIBLE] = Field(
         default=None,
         title="Issuer",
-        description="What the token's iss has to be.",
+        description="The required value of the token's iss.",
         examples=["https://login.example.com/"],
     )
     leeway_s: Duration = Field(
@@ -88,25 +90,25 @@ class TokenConfig(Section):
         alias="leeway",
         json_schema_extra={"default": "30s"},
         title="Leeway",
-        description="By how much the clocks of whoever made the token and of this server may differ.",
+        description="How far the clocks of the token's issuer and of this server may differ.",
         examples=["10s"],
     )
     required: tuple[ClaimName, ...] = Field(
         default=("exp",),
         title="Required claims",
-        description="Claims that have to be there. Tokens that never expire are refused unless exp is taken out.",
+        description="Required claims. Tokens that never expire are refused unless exp is removed from here.",
         examples=[["exp", "iat"]],
     )
     header: HeaderName = Field(
         default="Authorization",
         title="Header",
-        description="The header that carries the token; in Authorization the word Bearer stands in front of it.",
+        description="The header that carries the token; in Authorization it follows the word Bearer.",
         examples=["X-Token"],
     )
     cookie: Annotated[CookieName | None, OMISSIBLE] = Field(
         default=None,
         title="Cookie",
-        description="The cookie that carries the token, in place of a header.",
+        description="The cookie that carries the token, instead of a header.",
         examples=["session"],
     )
 
@@ -124,11 +126,11 @@ ResolverKind = Literal[
     "fixed",
 ]
 WAYS: Final[tuple[ResolverKind, ...]] = get_args(ResolverKind)
-"""The keys of which a resolver has exactly one."""
+"""The keys of resolvers; each resolver has exactly one of them."""
 
 
 class ResolverConfig(Section):
-    """One way to tell the tenant from a request: exactly one of these keys, and paths where it is for some only."""
+    """A resolver finds the tenant of a request: exactly one of these keys, and optionally paths."""
 
     model_config = ConfigDict(json_schema_extra={"oneOf": [{"required": [way]} for way in WAYS]})
 
@@ -141,22 +143,22 @@ class ResolverConfig(Section):
     subdomain_of: Annotated[DomainName | None, OMISSIBLE] = Field(
         default=None,
         title="Subdomain of",
-        description="The tenant is the label in front of this domain: acme in acme.app.example.com.",
+        description="The tenant is the label before this domain: acme in acme.app.example.com.",
         examples=["app.example.com"],
     )
     domain: Annotated[dict[HostName, FixedTenant] | None, OMISSIBLE] = Field(
         default=None,
         title="Domain",
         description=(
-            "The tenant is the one that this map names for the request's host, or that lists the host under its"
-            " domains; {} leaves it to the domains alone."
+            "The tenant is what this map has for the request's host, or the tenant with the host among its domains; {}"
+            " uses the domains alone."
         ),
         examples=[{"shop.acme.example": "acme"}],
     )
     path_prefix: Annotated[TenantPathPrefix | None, OMISSIBLE] = Field(
         default=None,
         title="Path prefix",
-        description="The tenant is the segment of the path behind this prefix; both move to root_path.",
+        description="The tenant is the segment of the path after this prefix; both move to root_path.",
         examples=["/t"],
     )
     query: Annotated[QueryName | None, OMISSIBLE] = Field(
@@ -174,34 +176,37 @@ class ResolverConfig(Section):
     jwt_claim: Annotated[TokenConfig | None, OMISSIBLE] = Field(
         default=None,
         title="Claim of a token",
-        description="The tenant is a claim of a signed token; a token that does not count is answered with 401.",
+        description="The tenant is a claim of a signed token; an invalid token is answered with 401.",
         examples=[{"claim": "tenant_id", "algorithms": ["RS256"], "jwks": "/etc/shop/jwks.json"}],
     )
     scope: Annotated[ScopePath | None, OMISSIBLE] = Field(
         default=None,
         title="Scope",
-        description="The tenant is what another middleware has put there in the ASGI scope, by keys or attributes.",
+        description=(
+            "The tenant is a value in the ASGI scope that another middleware has set; the path consists of keys and"
+            " attributes."
+        ),
         examples=["user.tenant_id"],
     )
     callable: Annotated[CallablePath | None, OMISSIBLE] = Field(
         default=None,
         title="Callable",
         description=(
-            "The tenant is what this function returns for the ASGI scope; it may be async, and None leaves it to the"
-            " next way."
+            "The tenant is what this function returns for the ASGI scope; it may be async, and None means that the"
+            " next resolver is tried."
         ),
         examples=["shop.tenants:resolve"],
     )
     fixed: Annotated[FixedTenant | None, OMISSIBLE] = Field(
         default=None,
         title="Fixed",
-        description="The tenant is always this one: for a deployment that serves one, or as the last way.",
+        description="The tenant is always this one: for a deployment with one tenant, or as the last resolver.",
         examples=["acme"],
     )
     paths: tuple[PathPrefix, ...] = Field(
         default=(),
         title="Paths",
-        description="Ask this way only for these paths and everything below them; without it, for all.",
+        description="The resolver applies only to these paths and everything below them; without it, to all paths.",
         examples=[["/api"]],
     )
 
@@ -213,35 +218,35 @@ class ResolverConfig(Section):
 
     @property
     def kind(self) -> ResolverKind:
-        """Which of the ways this is."""
+        """The resolver's key."""
         return next(way for way in WAYS if way in self.model_fields_set)
 
     @property
     def argument(self) -> object:
-        """What stands behind that key: the header's name, the domain, the prefix, the rules for a token."""
+        """The value of that key: the header's name, the domain, the prefix, the token's settings."""
         return getattr(self, self.kind)
 
 
 class TenancyConfig(Section):
-    """How the tenant is told from a request, and how requests without one are answered."""
+    """How requests name their tenant, and how requests without a tenant are answered."""
 
     resolve: tuple[ResolverConfig, ...] = Field(
         default=(),
         title="Resolvers",
-        description="Ways to tell the tenant from a request, tried in order; the first answer wins.",
+        description="Resolvers find the tenant of a request. They are tried in order; the first answer applies.",
         examples=[[{"header": "X-Tenant"}, {"subdomain_of": "app.example.com"}]],
     )
     agree: Flag = Field(
         default=False,
-        title="All have to agree",
-        description="true: all ways are asked, and a request that names two tenants is answered with 400.",
+        title="Agreement",
+        description="true: all resolvers are tried, and a request that names two tenants is answered with 400.",
         examples=[True],
     )
     authorize: Annotated[CallablePath | None, OMISSIBLE] = Field(
         default=None,
         title="Authorize",
         description=(
-            "A function, async or not, that is given the ASGI scope and the tenant's name, and says whether this"
+            "A function, async or not, that takes the ASGI scope and the tenant's name, and returns whether the"
             " request may act for that tenant; if not, it is answered with 403."
         ),
         examples=["shop.tenants:may_act"],
@@ -250,8 +255,8 @@ class TenancyConfig(Section):
         default=False,
         title="Hide unknown tenants",
         description=(
-            "true: a tenant that the request may not act for is answered as one that does not exist, in the same words"
-            " and after the same question to authorize."
+            "true: requests for a tenant that they may not act for get the same answer as for one that does not exist,"
+            " after the same call of authorize."
         ),
         examples=[True],
     )
@@ -259,8 +264,8 @@ class TenancyConfig(Section):
         default=(),
         title="Trusted hosts",
         description=(
-            "Requests for other hosts are answered with 400; hosts of domain resolvers and tenants' domains are served"
-            " as well. Without it, every host is served."
+            "Requests for other hosts are answered with 400; the hosts of domain resolvers and tenants' domains are"
+            " always served. Without it, every host is served."
         ),
         examples=[["app.example.com", "*.app.example.com"]],
     )
@@ -268,8 +273,8 @@ class TenancyConfig(Section):
         default=(),
         title="Trusted proxies",
         description=(
-            "The proxies in front: addresses, networks, or unix. What they say of the host that they were asked for is"
-            " believed as far as trusted_headers goes."
+            "Peers whose forwarding headers are trusted, as far as trusted_headers names them: addresses, networks, or"
+            " unix."
         ),
         examples=[["10.0.0.0/8", "unix"]],
     )
@@ -278,30 +283,30 @@ class TenancyConfig(Section):
         min_length=1,
         title="Trusted headers",
         description=(
-            "The headers that each of the trusted proxies sets itself, whatever it was sent; one that a proxy merely"
-            " passes on is its client's own word. forwarded: each appends an element of its own (RFC 7239)."
-            " x-forwarded-host: each overwrites it, or takes it away. none: Host alone counts."
+            "Headers that every trusted proxy sets itself. Do not name a header that a proxy passes on: the client"
+            " controls it. forwarded: each proxy appends its own element (RFC 7239). x-forwarded-host: each proxy"
+            " overwrites or removes it. none: only Host counts."
         ),
         examples=[["x-forwarded-host"], ["forwarded"]],
     )
     missing: RefusalStatus = Field(
         default=400,
         title="Status for no tenant",
-        description="The status that answers a request which names no tenant.",
+        description="The status for requests that name no tenant.",
         examples=[400],
     )
     unknown: RefusalStatus = Field(
         default=404,
         title="Status for an unknown tenant",
-        description="The status that answers a request whose tenant is not known here.",
+        description="The status for requests with an unknown tenant.",
         examples=[404],
     )
     exempt: tuple[PathPrefix, ...] = Field(
         default=(),
         title="Exempt paths",
         description=(
-            "Paths that pass straight through, without tenant and session, with everything below them: /docs covers"
-            " /docs and /docs/x, but not /docsx."
+            "Paths without tenant and session, together with everything below them: /docs covers /docs and /docs/x,"
+            " but not /docsx."
         ),
         examples=[["/healthz", "/docs"]],
     )
@@ -309,35 +314,35 @@ class TenancyConfig(Section):
         default="^[a-z0-9][a-z0-9_-]{0,62}$",
         title="Pattern of tenant names",
         description=(
-            "Regular expression that a tenant's name must match as a whole before it is used anywhere; without"
-            " look-around and back-references, so that no name takes long to match."
+            "Regular expression that the whole name of a tenant must match before the name is used. Look-around and"
+            " back-references are not supported, so that matching takes linear time."
         ),
         examples=["^[a-z]{2,16}$"],
     )
     default: Annotated[DatasourceName | None, OMISSIBLE] = Field(
         default=None,
         title="Default datasource",
-        description="The datasource that an unknown or absent tenant gets; without it such requests are refused.",
+        description="The datasource for requests with an unknown tenant or none; without it such requests are refused.",
         examples=["shared"],
     )
 
     @property
     def own_hosts(self) -> frozenset[str]:
-        """The domains that are the application's own: no tenant may have one of them, nor one below it."""
+        """The application's own domains: no tenant may have one of them or one below."""
         below = (way.subdomain_of for way in self.resolve if way.subdomain_of is not None)
         names = (*below, *(host.removeprefix("*.") for host in self.trusted_hosts))
         return frozenset(filter(None, map(normalize_host, names)))
 
 
 class LimitsConfig(Section):
-    """How much of what it shares with others a tenant may have."""
+    """A tenant's limits on shared resources."""
 
     max_connections: Annotated[PoolSize | None, OMISSIBLE] = Field(
         default=None,
         title="Most connections",
         description=(
-            "Most connections of each server's pool that the tenant may have at a time, in each process; more of them"
-            " wait, and are answered with 503 when that takes too long."
+            "Most connections of each server's pool that the tenant may use at a time, in each process; further"
+            " statements wait, and are answered with 503 when that takes too long."
         ),
         examples=[5],
     )
@@ -345,9 +350,9 @@ class LimitsConfig(Section):
 
 @dataclass(frozen=True, slots=True, repr=False, config=ConfigDict(extra="forbid", hide_input_in_errors=True))
 class TenantConfig:
-    """Where a tenant lives and what keeps it apart there."""
+    """A tenant's datasource, and its isolation there."""
 
-    # A dataclass with slots, not a model: there may be 100,000, and a model takes three times the memory.
+    # A dataclass with slots instead of a model: there may be 100,000, and a model takes three times the memory.
     planned: ClassVar[dict[str, str]] = {
         "datasources": "name one datasource",
     }
@@ -356,7 +361,7 @@ class TenantConfig:
         DatasourceName,
         Field(
             title="Datasource",
-            description="Name of the datasource that the tenant lives on.",
+            description="The name of the tenant's datasource.",
             examples=["orders"],
         ),
     ]
@@ -377,8 +382,8 @@ class TenantConfig:
             min_length=1,
             title="Row security settings",
             description=(
-                "Custom settings that the policies read with current_setting(); set in every transaction. {tenant} is"
-                " the tenant's name."
+                "Custom settings that policies read with current_setting(); they are set in every transaction."
+                " {tenant} is the tenant's name."
             ),
             examples=[{"app.tenant": "42"}],
         ),
@@ -388,7 +393,7 @@ class TenantConfig:
         OMISSIBLE,
         Field(
             title="Role",
-            description="Role that the tenant's transactions run as (SET LOCAL ROLE). {tenant} is its name.",
+            description="The role that the tenant's transactions run as (SET LOCAL ROLE). {tenant} is its name.",
             examples=["tenant_reader"],
         ),
     ] = None
@@ -408,7 +413,7 @@ class TenantConfig:
         tuple[FixedTenant, ...],
         Field(
             title="Aliases",
-            description="Other names of the tenant, such as those that it had before. For hosts, see domains.",
+            description="Other names of the tenant, such as former names. Hosts belong to domains.",
             examples=[["acme-inc"]],
         ),
     ] = ()
@@ -417,8 +422,8 @@ class TenantConfig:
         Field(
             title="Domains",
             description=(
-                "Hosts of the tenant's own, for domain resolvers and for nothing else. None may be, or lie below, a"
-                " domain of subdomain_of or one of trusted_hosts."
+                "Hosts of the tenant, for domain resolvers only. A domain must not be, or lie below, a domain of"
+                " subdomain_of or one of trusted_hosts."
             ),
             examples=[["shop.acme.example"]],
         ),
@@ -429,7 +434,7 @@ class TenantConfig:
         OMISSIBLE,
         Field(
             title="Limits",
-            description="How much of what it shares with others the tenant may have.",
+            description="Limits on shared resources.",
             examples=[{"max_connections": 5}],
         ),
     ] = None
@@ -438,24 +443,24 @@ class TenantConfig:
         OMISSIBLE,
         Field(
             title="Database",
-            description="What stands for {tenant} in the datasource's URL, where that is not the tenant's name.",
+            description="The value of {tenant} in the datasource's URL, where it is not the tenant's name.",
             examples=["acme_2019"],
         ),
     ] = None
 
     def __repr__(self) -> str:
-        # The values of the settings identify customers and are nobody else's business.
+        # The values of the settings identify customers.
         settings = None if self.row_security is None else list(self.row_security)
         place = f"datasource={self.datasource!r}, schema={self.schema_name!r}, role={self.role!r}"
         return f"TenantConfig({place}, row_security={settings})"
 
 
 OWNED: Final = "owned"
-"""In the context of a validation: the document belongs to nobody else, so that parts of it may become the config's."""
+"""The context of a validation that may take parts of the document, because nothing else refers to it."""
 
 
 def keep_compact(value: Any, check: ValidatorFunctionWrapHandler, info: ValidationInfo) -> Any:
-    """Take tenants that a reader has made compact as they are: the mapping is not built a second time."""
+    """Keep a mapping of tenants that are already validated; it is not copied."""
     if info.context == OWNED and is_mapping(value) and {TenantConfig}.issuperset(map(type, value.values())):
         return value if all(map(is_tenant_name, value)) else check(value)
     return check(value)

@@ -1,4 +1,4 @@
-"""TOML text: read by the standard library, which forgets where keys stood; so they are looked for when asked for."""
+"""Reads TOML with the standard library, which keeps no positions; these are searched on demand."""
 
 from __future__ import annotations
 
@@ -7,8 +7,9 @@ import tomllib
 from collections.abc import Iterator
 from typing import Any, Final
 
-from .diagnostics import SYNTAX_MEND, Code, Diagnostic, Path, Position, huge_number, too_deep
-from .places import Mark, Place
+from .diagnostics import SYNTAX_FIX, Code, Diagnostic, Path, Position, huge_number, too_deep
+from .limits import MAX_DEPTH
+from .places import Mark, Place, Spans
 
 _PLACE: Final = re.compile(r" \(at (?:line (\d+), column (\d+)|end of document)\)$")
 _QUOTED: Final = re.compile(r"(['\"]).{2,}\1|\(.*\)")
@@ -22,8 +23,11 @@ def read_toml(text: str, file: str) -> tuple[Any, list[Diagnostic]]:
         file: The name that positions carry.
 
     Returns:
-        The document and its problems; with any problem the document is None.
+        The document, None when there is a problem; and the problems.
     """
+    deep = _deep_key(text)
+    if deep is not None:
+        return None, [too_deep(Position(file, *deep))]
     try:
         return tomllib.loads(text), []
     except tomllib.TOMLDecodeError as error:
@@ -35,12 +39,27 @@ def read_toml(text: str, file: str) -> tuple[Any, list[Diagnostic]]:
     found = _PLACE.search(words)
     line, column = (int(found[1]), int(found[2])) if found is not None and found[1] else (None, None)
     position = Position(file, line, column)
-    # The parser's words may quote the text, and the text may be a password.
+    # The parser's message may quote the text, and the text may be a password.
     reason = _QUOTED.sub("…", _PLACE.sub("", words))
     if any(word in reason for word in ("overwrite", "twice", "Duplicate", "immutable")):
-        message, mend = "a key stands here a second time", "Keep one of them."
-        return None, [Diagnostic(Code.DUPLICATE_KEY, (), message, mend, position=position)]
-    return None, [Diagnostic(Code.SYNTAX, (), f"not TOML: {reason.lower()}", SYNTAX_MEND, position=position)]
+        message, fix = "a key stands here a second time", "Keep one of them."
+        return None, [Diagnostic(Code.DUPLICATE_KEY, (), message, fix, position=position)]
+    return None, [Diagnostic(Code.SYNTAX, (), f"not TOML: {reason.lower()}", SYNTAX_FIX, position=position)]
+
+
+def _deep_key(text: str) -> Mark | None:
+    """The position of a dotted key with too many levels; tomllib takes quadratic time for it."""
+    if not any(line.count(".") >= MAX_DEPTH for line in text.splitlines()):
+        return None
+    levels = 0
+    for token in _tokens(text):
+        if token.text == ".":
+            levels += 1
+        elif token.kind not in ("bare", "string"):
+            levels = 0
+        if levels >= MAX_DEPTH:
+            return token.mark
+    return None
 
 
 _TOKENS: Final = re.compile(
@@ -56,9 +75,16 @@ _TOKENS: Final = re.compile(
 
 
 class _Token:
-    """One token that is neither space nor comment."""
+    """A token other than space and comments."""
 
     __slots__ = ("kind", "mark", "text")
+
+    @property
+    def end(self) -> Mark:
+        """The position after its last character."""
+        line, column = self.mark
+        lines = self.text.count("\n")
+        return (line + lines, len(self.text) - self.text.rindex("\n")) if lines else (line, column + len(self.text))
 
     def __init__(self, kind: str, text: str, mark: Mark) -> None:
         self.kind = kind
@@ -80,13 +106,14 @@ def _tokens(text: str) -> Iterator[_Token]:
 
 
 class _Locator:
-    """Walks over text that is TOML, for certain: it has been read."""
+    """Finds positions in text that tomllib has accepted."""
 
-    def __init__(self, text: str, places: Place) -> None:
+    def __init__(self, text: str, places: Place, spans: Spans | None) -> None:
         self._tokens = _tokens(text)
         self._places = places
+        self._spans = spans
         self._tables: dict[Path, int] = {}
-        """How many tables an array of tables has so far, by its path."""
+        """The number of tables of each array of tables so far, by its path."""
         self._token = next(self._tokens)
 
     def _advance(self) -> _Token:
@@ -99,7 +126,7 @@ class _Locator:
             self._advance()
 
     def walk(self) -> None:
-        """Fill in the marks of everything that is wanted."""
+        """Fill in the marks of all wanted paths."""
         table: Path = ()
         self._note_value((), (1, 1))
         while True:
@@ -115,9 +142,11 @@ class _Locator:
             self._advance()
         table: Path = ()
         keys = list(self._keys())
-        for number, (key, mark) in enumerate(keys, start=1):
+        for number, (key, token) in enumerate(keys, start=1):
             table = (*table, key)
+            mark = token.mark
             self._note_key(table, mark)
+            self._note_span(table, token, token, is_key=True)
             if is_array and number == len(keys):
                 self._tables[table] = self._tables.get(table, 0) + 1
             if table in self._tables:
@@ -128,33 +157,35 @@ class _Locator:
         return table
 
     def _pair(self, table: Path) -> Path:
-        """A key and its value, in a table or between braces; the table itself is handed back."""
+        """Read a key and its value, in a table or between braces, and return the table's path."""
         path = table
-        for key, mark in self._keys():
+        for key, token in self._keys():
             path = (*path, key)
-            self._note_key(path, mark)
+            self._note_key(path, token.mark)
+            self._note_span(path, token, token, is_key=True)
         self._advance()  # the equals sign
         self._value(path)
         return table
 
-    def _keys(self) -> Iterator[tuple[str, Mark]]:
+    def _keys(self) -> Iterator[tuple[str, _Token]]:
         while True:
             token = self._advance()
-            yield token.text if token.kind == "bare" else _unquoted(token.text), token.mark
+            yield token.text if token.kind == "bare" else _unquoted(token.text), token
             if self._token.text != ".":
                 return
             self._advance()
 
     def _value(self, path: Path) -> None:
-        self._note_value(path, self._token.mark)
-        opening = self._advance().text
-        if opening == "[":
+        first = last = self._advance()
+        self._note_value(path, first.mark)
+        if first.text == "[":
             self._entries(path, "]")
-        elif opening == "{":
+        elif first.text == "{":
             self._entries(path, "}")
         else:
             while self._token.kind in ("bare", "sign", "string") and self._token.text not in (",", "]", "}"):
-                self._advance()  # the rest of a number or a time
+                last = self._advance()  # the rest of a number or a time
+            self._note_span(path, first, last)
 
     def _entries(self, path: Path, closing: str) -> None:
         index = 0
@@ -178,11 +209,15 @@ class _Locator:
         return place
 
     def _note_key(self, path: Path, mark: Mark) -> None:
-        """Note where a key or a table first stands; until its value is met, the value is there as well."""
+        """Record the first position of a key or table; until its value is reached, it is also the value's position."""
         place = self._place(path)
         if place is not None and place.value is None:
             place.key = mark if isinstance(path[-1], str) else None
             place.value = mark
+
+    def _note_span(self, path: Path, first: _Token, last: _Token, *, is_key: bool = False) -> None:
+        if self._spans is not None and self._spans.wants(first.mark[0], last.end[0]):
+            self._spans.add(path, first.mark, last.end, is_key=is_key)
 
     def _note_value(self, path: Path, mark: Mark) -> None:
         place = self._place(path)
@@ -191,19 +226,20 @@ class _Locator:
 
 
 def _unquoted(key: str) -> str:
-    """A quoted key as it is meant."""
+    """The content of a quoted key."""
     found: dict[str, Any] = tomllib.loads(f"{key} = 0")
     return next(iter(found))
 
 
-def locate_toml(text: str, places: Place) -> None:
+def locate_toml(text: str, places: Place, spans: Spans | None = None) -> None:
     """Fill in the marks of the wanted paths.
 
     Args:
-        text: Text that has been read as TOML.
+        text: TOML without syntax errors.
         places: The wanted paths.
+        spans: Collects keys and scalars.
     """
     try:
-        _Locator(text, places).walk()
+        _Locator(text, places, spans).walk()
     except RecursionError:
-        return  # Nested without measure: that is what the message is about, and its place is the file.
+        return  # The problem is the nesting itself, and its position is the file.

@@ -1,4 +1,4 @@
-"""Connection URLs: what the configuration accepts as one, and what of it may be seen."""
+"""Connection URLs: their form, their masking, and the server that they lead to."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from urllib.parse import unquote
 from pydantic import SecretStr
 
 URL_PATTERN: Final = r"^(?:postgres(?:ql)?://|[a-z][a-z0-9_]* *= *[^= ])"
-"""How libpq tells a URL from a keyword string: by its start (PostgreSQL manual, "Connection Strings")."""
+"""The start of a URL or keyword string, by which libpq distinguishes them (PostgreSQL manual, "Connection Strings")."""
 
 PLACEHOLDER: Final = "{tenant}"
-"""Stands for the tenant in the URL of a datasource with a database for each tenant."""
+"""The tenant's name in the URL of a datasource with a database for each tenant."""
 
 _URL: Final = re.compile(URL_PATTERN)
 _CONTROL: Final = re.compile(r"[\x00-\x1f\x7f]")
@@ -21,24 +21,25 @@ _PARTS: Final = re.compile(
     rf"(?P<scheme>postgres(?:ql)?)://(?:[^@/?#\s]*@)?(?P<hosts>{_HOST}(?:,{_HOST})*)"
     r"(?:/(?P<dbname>[^@/?#\s]*))?(?:\?[^@#\s]*)?"
 )
-_HIDDEN: Final = "**********"
+HIDDEN: Final = "**********"
+"""What is printed in place of a secret."""
 
 
 class DatabaseUrl(SecretStr):
-    """A connection URL. Shows its servers and database; `get_secret_value()` is for the driver call alone."""
+    """A connection URL. It prints its servers and database; only driver calls use `get_secret_value()`."""
 
     def _display(self) -> str:
         return mask_url(self.get_secret_value())
 
 
 def mask_url(url: str) -> str:
-    """What of a connection URL may be seen: servers and database; never user, password or parameters.
+    """The servers and the database of a connection URL, without user, password and parameters.
 
-    What cannot be taken apart without doubt (an unescaped `@` or `/` in a password) is hidden as a whole.
+    An ambiguous URL (with an unescaped `@` or `/` in the password) is masked as a whole.
     """
     parts = _PARTS.fullmatch(url)
     if parts is None or not parts["hosts"]:
-        return _HIDDEN if url else ""
+        return HIDDEN if url else ""
     dbname = f"/{parts['dbname']}" if parts["dbname"] else ""
     return f"{parts['scheme']}://{parts['hosts']}{dbname}"
 
@@ -47,12 +48,12 @@ def read_url(value: object) -> DatabaseUrl:
     """Read a connection URL.
 
     Raises:
-        ValueError: It is none; the message holds nothing of it.
+        ValueError: The value is not a URL; the message contains nothing of it.
     """
     url = value.get_secret_value() if isinstance(value, SecretStr) else value
     if not isinstance(url, str) or _URL.match(url) is None or _CONTROL.search(url):
         raise ValueError("not a connection URL")
-    # `str` takes off what marks it as given from outside. A lone surrogate cannot be sent to libpq.
+    # `str` removes the type `Given`. `encode` refuses lone surrogates, which libpq cannot take.
     url.encode()
     return DatabaseUrl(str(url))
 
@@ -62,10 +63,9 @@ _PLACE_KEYS: Final = ("host", "hostaddr", "port", "dbname", "service")
 
 
 def server_of(url: str, *, with_database: bool = True) -> str:
-    """Which server a connection URL leads to, and which database there: the same for all ways to write it.
+    """The canonical server and database of a connection URL, without users, passwords and other parameters.
 
-    Users, passwords and other parameters make no difference. What cannot be taken apart stands for itself. Not for
-    messages: it may hold a password.
+    A URL that cannot be parsed is returned as it is. The result may contain a password and must not be printed.
     """
     parts = _AUTHORITY.fullmatch(url)
     if parts is None:
@@ -101,17 +101,17 @@ def user_of(url: str) -> str:
 
 _PAIR: Final = re.compile(r"([a-z][a-z0-9_]*) *= *('(?:[^'\\]|\\.)*'|[^ ']*)")
 _ESCAPE: Final = re.compile(r"%(?![0-9A-Fa-f]{2})")
-_ESCAPE_MEND: Final = "Write a percent sign as %25."
+_ESCAPE_FIX: Final = "Write a percent sign as %25."
 _AUTHORITY: Final = re.compile(r"postgres(?:ql)?://(?:(?P<user>[^/?#]*)@)?(?P<hosts>[^/?#]*)(?P<rest>.*)", re.DOTALL)
 _HOSTS: Final = re.compile(rf"{_HOST}(?:,{_HOST})*")
 _KEYWORDS: Final = re.compile(r"(?: *[a-z][a-z0-9_]* *= *(?:'(?:[^'\\]|\\.)*'|(?:[^ '\\]|\\.)*)(?: |$))*")
 
 
 def find_fault(url: str) -> tuple[str, str] | None:
-    """What libpq would not understand in a connection URL, so that it is said before anything starts.
+    """Find what libpq would reject or misread in a connection URL.
 
     Returns:
-        What is wrong and the mend, with nothing of the URL in them; None when no fault is seen.
+        The problem and its fix, without any part of the URL; None when there is none.
 
     Source: PostgreSQL manual, "Connection Strings".
     """
@@ -125,10 +125,10 @@ def find_fault(url: str) -> tuple[str, str] | None:
     if "#" in url:
         return "there is a '#' in the URL", "Write it as %23."
     if "@" in (parts["user"] or "") or "@" in parts["rest"].partition("?")[0]:
-        mend = "Write @ in a user name or password as %40, / as %2F, ? as %3F."
-        return "it is unclear where the password ends and the host begins", mend
+        fix = "Write @ in a user name or password as %40, / as %2F, ? as %3F."
+        return "it is unclear where the password ends and the host begins", fix
     if _ESCAPE.search(url):
-        return "a percent sign that begins no escape", _ESCAPE_MEND
+        return "a percent sign that begins no escape", _ESCAPE_FIX
     if _HOSTS.fullmatch(parts["hosts"]) is None:
         return "host and port cannot be told apart", "Write host:5432, and an IPv6 address in brackets: [::1]:5432."
     ports = re.findall(r":([0-9]+)(?=,|$)", parts["hosts"])

@@ -1,8 +1,7 @@
-"""The kinds of scalars in the document: what each accepts, its JSON Schema, and the words for what was expected.
+"""Kinds of scalars: the check, the JSON Schema, the words for what is expected, and what may be printed.
 
-Check and schema of a kind stand side by side here, so that neither changes without the other in sight. The checks see
-the document after its references (`${NAME}`) are resolved; the schema describes it as it is written, so it also allows
-a reference wherever a value may come from outside.
+Check and schema of a kind are defined side by side, so that they change together. Checks run after references
+(`${NAME}`) are resolved. Schemas describe the document as it is written, so they also accept references.
 """
 
 from __future__ import annotations
@@ -17,14 +16,19 @@ from pydantic_core import CoreSchema, core_schema
 
 from .durations import DURATION, WHOLE_SECONDS, format_duration, parse_duration
 from .sizes import SIZE, format_size, parse_size
-from .url import URL_PATTERN, DatabaseUrl, read_url
+from .url import HIDDEN, URL_PATTERN, DatabaseUrl, mask_url, read_url
 
 DEFINITION: Final = "x-definition"
-"""Marks the place of a value in the schema that pydantic generates; `schema.py` puts a `$ref` there."""
+"""Marks a value in the schema that pydantic generates; `generated.py` replaces it by a `$ref`."""
+
+
+def hide(_: str) -> str:
+    """The mask of a value that is hidden as a whole."""
+    return HIDDEN
 
 
 class Given(str):
-    """Text that came from the environment or a file: may be read as a number or a boolean, and is never shown."""
+    """Text from the environment, a file or a program: it may be parsed as a number or boolean, and is never shown."""
 
     __slots__ = ()
 
@@ -34,18 +38,19 @@ class Value:
     """One kind of scalar; goes into `Annotated[...]`.
 
     Attributes:
-        name: Its name among the `$defs` of the schema.
+        name: Its name in the schema's `$defs`.
         expects: What it accepts, in words that follow "expected".
-        types: The JSON types it may be written in: what is none of them has the wrong type, not the wrong value.
-        schema: JSON Schema of what may be written, references aside.
-        core: The check, as pydantic-core runs it.
+        types: The JSON types that it is written in; other types are the wrong type, not the wrong value.
+        schema: The JSON Schema, without references.
+        core: The check, as a schema of pydantic-core.
         choices: The words to choose from, for did-you-mean.
         planned: What a later version accepts, as it is written; `*` is any other number.
-        takes_reference: Whether `${NAME}` may stand in its place.
-        is_free: Whether it may hold `${` as such, written `$${`.
-        is_secret: Whether messages never show it.
-        is_duration: Whether it is a length of time.
-        serialize: How JSON dumps write it.
+        takes_reference: Whether it may be written as `${NAME}`.
+        is_free: Whether it may contain a literal `${`, written `$${`.
+        is_secret: Whether it may come from a file or a program, as `{file: path}`.
+        mask: Returns the part of the value that may be printed; None prints all of it.
+        is_duration: Whether it is a duration.
+        serialize: Converts it for JSON dumps.
     """
 
     name: str
@@ -58,6 +63,7 @@ class Value:
     takes_reference: bool = True
     is_free: bool = False
     is_secret: bool = False
+    mask: Callable[[str], str] | None = None
     is_duration: bool = False
     serialize: Callable[[Any], Any] | None = None
 
@@ -76,12 +82,12 @@ class Value:
         return schema
 
     def __get_pydantic_json_schema__(self, core: CoreSchema, handler: GetJsonSchemaHandler) -> dict[str, Any]:
-        # pydantic keeps the schema of a mapping's keys only when its type is "string".
+        # pydantic omits the schema of a mapping's keys unless its type is "string".
         return {"type": "string", DEFINITION: self.name}
 
 
 VALUES: Final[dict[str, Value]] = {}
-"""Every kind that a model uses, by name; filled while the models are made."""
+"""All kinds that the models use, by name; filled when the models are defined."""
 
 
 def _plain(check: Callable[[object], object]) -> CoreSchema:
@@ -89,7 +95,7 @@ def _plain(check: Callable[[object], object]) -> CoreSchema:
 
 
 def _refuse() -> NoReturn:
-    # The words are those of the kind: `custom_error_schema` replaces whatever a check says.
+    # `custom_error_schema` replaces the message.
     raise ValueError
 
 
@@ -97,7 +103,7 @@ _WHOLE_NUMBER: Final = re.compile(r"[+-]?[0-9]{1,18}")
 
 
 def _number(value: object) -> int:
-    """A whole number; `3.0` is one, as JSON Schema has it, `true` and `"3"` are none."""
+    """A whole number; as in JSON Schema, `3.0` is one, but `true` and `"3"` are not."""
     if isinstance(value, Given):
         return int(value) if _WHOLE_NUMBER.fullmatch(value) else _refuse()
     if isinstance(value, int) and not isinstance(value, bool):
@@ -122,7 +128,7 @@ def integer(name: str, minimum: int, maximum: int, *, what: str = "a whole numbe
 
 
 def constant(name: str, only: int, *, planned: tuple[str, ...] = (), takes_reference: bool = True) -> Value:
-    """One number and no other."""
+    """Exactly one number."""
 
     def check(value: object) -> int:
         if isinstance(value, Given) and not takes_reference:
@@ -138,7 +144,7 @@ _FLAGS: Final = {"true": True, "false": False}
 
 
 def flag(name: str) -> Value:
-    """A boolean: `true` or `false` and no other word."""
+    """A boolean: `true` or `false`, no other word."""
 
     def check(value: object) -> bool:
         found = _FLAGS.get(value) if isinstance(value, Given) else value
@@ -151,10 +157,10 @@ def word(name: str, *choices: str, planned: tuple[str, ...] = (), read: Callable
     """One of a few words.
 
     Args:
-        name: Its name among the `$defs` of the schema.
+        name: Its name in the schema's `$defs`.
         choices: The words.
         planned: Words that a later version accepts.
-        read: What becomes of a word.
+        read: Converts a word.
     """
 
     def check(value: object) -> object:
@@ -174,18 +180,20 @@ def text(
     reserved: str | None = None,
     takes_reference: bool = True,
     is_free: bool = False,
+    mask: Callable[[str], str] | None = None,
 ) -> Value:
-    """A string of a certain form, checked without calling Python: there may be 100,000 of them.
+    """A string that matches a pattern, checked without calling Python: there may be 100,000 of them.
 
     Args:
-        name: Its name among the `$defs` of the schema.
-        expects: What it is, in words.
-        pattern: What it matches from end to end, in the syntax that ECMAScript, Python and Rust share.
+        name: Its name in the schema's `$defs`.
+        expects: What it accepts, in words.
+        pattern: The pattern of the whole string, in the syntax that ECMAScript, Python and Rust share.
         minimum: Fewest characters.
         maximum: Most characters; None sets no bound.
-        reserved: The one string of that form that it may not be.
-        takes_reference: Whether `${NAME}` may stand in its place.
-        is_free: Whether it may hold `${` as such, written `$${`.
+        reserved: A string that matches and is refused.
+        takes_reference: Whether it may be written as `${NAME}`.
+        is_free: Whether it may contain a literal `${`, written `$${`.
+        mask: Returns the part of the value that may be printed; None prints all of it.
     """
     anchored = f"^(?:{pattern})$"
     core: CoreSchema = core_schema.str_schema(strict=True, pattern=anchored, min_length=minimum, max_length=maximum)
@@ -199,11 +207,11 @@ def text(
 
         core = core_schema.no_info_after_validator_function(check, core)
         schema["not"] = {"const": reserved}
-    return Value(name, expects, ("string",), schema, core, takes_reference=takes_reference, is_free=is_free)
+    return Value(name, expects, ("string",), schema, core, takes_reference=takes_reference, is_free=is_free, mask=mask)
 
 
 def duration(name: str, *, whole_seconds: bool = False) -> Value:
-    """A length of time with its unit; never a bare number, whose unit everybody guesses differently."""
+    """A duration with its unit; never a bare number, whose unit would be a guess."""
     pattern = WHOLE_SECONDS if whole_seconds else DURATION
     compiled = re.compile(pattern)
 
@@ -222,7 +230,7 @@ def duration(name: str, *, whole_seconds: bool = False) -> Value:
 
 
 def size(name: str) -> Value:
-    """An amount of bytes with its unit."""
+    """A size in bytes with its unit."""
     compiled = re.compile(SIZE)
 
     def check(value: object) -> int:
@@ -239,7 +247,7 @@ def size(name: str) -> Value:
 
 
 def outcome(name: str) -> Value:
-    """A status, or a class of them."""
+    """An HTTP status or a class of statuses."""
     classes = ("2xx", "3xx", "4xx", "5xx")
 
     def check(value: object) -> int | str:
@@ -259,7 +267,7 @@ def outcome(name: str) -> Value:
 
 
 def database_url(name: str) -> Value:
-    """Where a server is and how to log in: libpq's URL, its keyword string, or `{file: path}`."""
+    """A connection URL: libpq's URL or keyword string, or `{file: path}`."""
 
     def check(value: object) -> DatabaseUrl:
         return read_url(value)
@@ -272,16 +280,17 @@ def database_url(name: str) -> Value:
         _plain(check),
         is_free=True,
         is_secret=True,
+        mask=mask_url,
         serialize=str,
     )
 
 
 MULTILINE: Final[dict[str, Any]] = {"not": {"pattern": r"\x00"}}
-"""For what may hold control characters: a key in PEM has line breaks."""
+"""For values with control characters: a key in PEM has line breaks."""
 
 
 def secret_text(name: str) -> Value:
-    """A secret: in the environment or a file; `{file: path}` stands for what the file holds."""
+    """A secret: from the environment, or from a file by `{file: path}`."""
 
     def check(value: object) -> SecretStr:
         text = value.get_secret_value() if isinstance(value, SecretStr) else value
@@ -298,5 +307,6 @@ def secret_text(name: str) -> Value:
         _plain(check),
         is_free=True,
         is_secret=True,
+        mask=hide,
         serialize=str,
     )

@@ -1,7 +1,7 @@
-"""YAML text, read by the core schema of YAML 1.2 and with bounds.
+"""Reads YAML by the core schema of YAML 1.2, with bounds.
 
-PyYAML's own loaders follow YAML 1.1 (`no` is false there, `1:30` is 90), keep the last of two equal keys, and forget
-where things stood. Only its parser is used here: one loop over its events, without recursion.
+PyYAML's own loaders follow YAML 1.1 (`no` is false, `1:30` is 90), keep the last of duplicate keys, and keep no
+positions. So only its parser is used: one loop over its events, without recursion.
 """
 
 from __future__ import annotations
@@ -11,12 +11,12 @@ from typing import Any, Final, cast
 
 import yaml
 
-from .diagnostics import SYNTAX_MEND, Code, Diagnostic, Path, Position, too_deep
-from .limits import MAX_ALIASED_NODES, MAX_DEPTH
-from .places import Compact, Mark, Place
+from .diagnostics import SYNTAX_FIX, Code, Diagnostic, Path, Position, too_deep
+from .limits import MAX_ALIASED_NODES, MAX_DEPTH, MAX_DIAGNOSTICS
+from .places import Compact, Mark, Place, Spans
 
 LOADER: Final[Any] = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
-"""libyaml's parser where PyYAML was built with it: twenty times as fast."""
+"""libyaml's parser where PyYAML has it; it is twenty times as fast."""
 
 _TAG: Final = "tag:yaml.org,2002:"
 _NULL: Final = frozenset({"", "~", "null", "Null", "NULL"})
@@ -29,7 +29,7 @@ _SPECIAL_FLOAT: Final = re.compile(r"[-+]?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN)")
 
 
 class _Stop(Exception):
-    """The text cannot be read any further."""
+    """Raised when the rest of the text cannot be read."""
 
     def __init__(self, diagnostic: Diagnostic) -> None:
         super().__init__(diagnostic.code)
@@ -37,7 +37,7 @@ class _Stop(Exception):
 
 
 class _Frame:
-    """A mapping or list that is being read."""
+    """An open mapping or list."""
 
     __slots__ = ("anchor", "container", "expects_key", "is_mapping", "key", "key_mark", "place", "started_at")
 
@@ -46,7 +46,7 @@ class _Frame:
         self.is_mapping = type(container) is dict
         self.expects_key = self.is_mapping
         self.key: str | int = 0
-        """The key, or the index, of the value that is being read."""
+        """The key or index of the current value."""
         self.key_mark: Mark | None = None
         self.place = place
         self.anchor = anchor
@@ -54,7 +54,7 @@ class _Frame:
 
 
 class _Anchored:
-    """What an anchor stands for, and how many nodes an alias of it adds."""
+    """The value of an anchor, and the number of its nodes."""
 
     __slots__ = ("size", "value")
 
@@ -66,10 +66,11 @@ class _Anchored:
 class _Reader:
     """Builds the document from the events of one text."""
 
-    def __init__(self, file: str, places: Place | None, compact: Compact | None) -> None:
+    def __init__(self, file: str, places: Place | None, compact: Compact | None, spans: Spans | None) -> None:
         self._file = file
         self._compact = compact
         self._places = places
+        self._spans = spans
         self._frames: list[_Frame] = []
         self._anchors: dict[str, _Anchored | None] = {}
         self._nodes = 0
@@ -79,7 +80,7 @@ class _Reader:
         self.diagnostics: list[Diagnostic] = []
 
     def read(self, text: str, loader: Any) -> None:
-        """Read to the end, or to what cannot be read."""
+        """Read the text to its end or to the first syntax error."""
         parser = loader(text)
         try:
             while parser.check_event():
@@ -114,19 +115,21 @@ class _Reader:
         self._put(frame, value, event)
 
     def _key(self, frame: _Frame, event: Any) -> None:
-        # A key is the string that is written there, whatever the same letters would mean as a value: a tenant may be
-        # called `no`, `42` or `null`.
+        # A key is always a string, even where it would be another type as a value: a tenant may be called `no`, `42` or
+        # `null`.
         key: str = event.value
         frame.key_mark = _mark(event)
         frame.key = key
         frame.expects_key = False
+        if self._spans is not None:
+            self._note_span(self._path, event, is_key=True)
         if event.anchor is not None or (event.tag is not None and event.tag not in ("!", f"{_TAG}str")):
             self._note(Code.NOT_PLAIN, event, "a key with an anchor or a tag", "Write the key as a plain string.")
         if key in frame.container:
-            mend = "Keep one of them."
+            fix = "Keep one of them."
             if key == "<<":
-                mend = "Merge keys are not part of YAML 1.2: write the keys out."
-            self._note(Code.DUPLICATE_KEY, event, "the key stands here a second time", mend)
+                fix = "Merge keys are not part of YAML 1.2: write the keys out."
+            self._note(Code.DUPLICATE_KEY, event, "the key stands here a second time", fix)
 
     def _open(self, container: Any, event: Any) -> None:
         if len(self._frames) >= MAX_DEPTH:
@@ -150,7 +153,7 @@ class _Reader:
             self._replace(self._compact(frame.container))
 
     def _replace(self, value: Any) -> None:
-        """Put another value in the place of the mapping that has just ended."""
+        """Replace the mapping that has just ended."""
         if self._frames:
             outer = self._frames[-1]
             outer.container[outer.key] = value
@@ -174,12 +177,15 @@ class _Reader:
         self._put(frame, anchored.value, event)
 
     def _put(self, frame: _Frame | None, value: Any, event: Any) -> Place | None:
-        """Put a value where it belongs.
+        """Put a value into its mapping or list.
 
         Returns:
-            Its place, when something in it is wanted.
+            Its place, when a path in it is wanted.
         """
         key_mark: Mark | None = None
+        if self._spans is not None and (type(event) is yaml.ScalarEvent or type(event) is yaml.AliasEvent):
+            last = [] if frame is None or frame.is_mapping else [len(frame.container)]
+            self._note_span((*self._path[: -1 if last else None], *last), event)
         if frame is None:
             self.document = value
             place = self._places
@@ -228,7 +234,7 @@ class _Reader:
 
     @property
     def _path(self) -> Path:
-        """The way to what is being read."""
+        """The current path."""
         path = [frame.key for frame in self._frames]
         if path and self._frames[-1].expects_key:
             path.pop()
@@ -237,13 +243,19 @@ class _Reader:
     def _position(self, event: Any) -> Position:
         return Position(self._file, *_mark(event))
 
-    def _note(self, code: Code, event: Any, message: str, mend: str) -> None:
-        self.diagnostics.append(
-            Diagnostic(code, self._path, message, mend, is_about_key=True, position=self._position(event))
-        )
+    def _note_span(self, path: Path, event: Any, *, is_key: bool = False) -> None:
+        end = (event.end_mark.line + 1, event.end_mark.column + 1)
+        if self._spans is not None and self._spans.wants(event.start_mark.line + 1, end[0]):
+            self._spans.add(path, _mark(event), end, is_key=is_key)
 
-    def _stop(self, code: Code, event: Any, message: str, mend: str) -> _Stop:
-        return _Stop(Diagnostic(code, self._path, message, mend, position=self._position(event)))
+    def _note(self, code: Code, event: Any, message: str, fix: str) -> None:
+        if len(self.diagnostics) < MAX_DIAGNOSTICS:
+            self.diagnostics.append(
+                Diagnostic(code, self._path, message, fix, is_about_key=True, position=self._position(event))
+            )
+
+    def _stop(self, code: Code, event: Any, message: str, fix: str) -> _Stop:
+        return _Stop(Diagnostic(code, self._path, message, fix, position=self._position(event)))
 
 
 def _mark(event: Any) -> Mark:
@@ -251,21 +263,28 @@ def _mark(event: Any) -> Mark:
 
 
 def read_yaml(
-    text: str, file: str, *, places: Place | None = None, compact: Compact | None = None, loader: Any = LOADER
+    text: str,
+    file: str,
+    *,
+    places: Place | None = None,
+    compact: Compact | None = None,
+    spans: Spans | None = None,
+    loader: Any = LOADER,
 ) -> tuple[Any, list[Diagnostic]]:
     """Read one YAML document.
 
     Args:
         text: The text.
         file: The name that positions carry.
-        places: Wanted paths, whose marks are filled in.
-        compact: Makes mappings with the key `datasource` compact as soon as they are read.
-        loader: The class of PyYAML's whose parser is used.
+        places: The wanted paths; their marks are filled in.
+        compact: Replaces each mapping with the key `datasource` as soon as it is read.
+        spans: Collects keys and scalars, up to a syntax error.
+        loader: The PyYAML class whose parser is used.
 
     Returns:
-        The document and its problems; after one that ends the reading, the document is None.
+        The document, None after a syntax error; and the problems.
     """
-    reader = _Reader(file, places, compact)
+    reader = _Reader(file, places, compact, spans)
     try:
         reader.read(text, loader)
     except _Stop as stop:
@@ -287,18 +306,18 @@ _QUOTED: Final = re.compile(r"'[^' ]{3,}'|\"[^\" ]{3,}\"")
 
 def _syntax(error: yaml.MarkedYAMLError, text: str, file: str) -> Diagnostic:
     mark = error.problem_mark or error.context_mark
-    # The parser's words may quote the text, and the text may be a password.
+    # The parser's message may quote the text, and the text may be a password.
     problem = _QUOTED.sub("…", error.problem or error.context or "it cannot be read")
     if mark is None:
-        return Diagnostic(Code.SYNTAX, (), f"not YAML: {problem}", SYNTAX_MEND, position=Position(file))
+        return Diagnostic(Code.SYNTAX, (), f"not YAML: {problem}", SYNTAX_FIX, position=Position(file))
     position = Position(file, mark.line + 1, mark.column + 1)
     lines = text.splitlines()
     line = lines[mark.line] if mark.line < len(lines) else ""
-    mend = SYNTAX_MEND
+    fix = SYNTAX_FIX
     if "\t" in line[: mark.column + 1]:
-        mend = "Indent with spaces, not with tabs."
+        fix = "Indent with spaces, not with tabs."
     elif "${" in line:
-        mend = 'Quote a reference in braces: "${NAME}".'
+        fix = 'Quote a reference in braces: "${NAME}".'
     elif line[mark.column : mark.column + 1] in tuple("@`%"):
-        mend = "Quote a string that starts with @, ` or %."
-    return Diagnostic(Code.SYNTAX, (), f"not YAML: {problem}", mend, position=position)
+        fix = "Quote a string that starts with @, ` or %."
+    return Diagnostic(Code.SYNTAX, (), f"not YAML: {problem}", fix, position=position)

@@ -14,7 +14,7 @@ from collections.abc import Callable
 from typing import Final
 from weakref import WeakValueDictionary
 
-from ..drivers.psycopg import PsycopgServer
+from ..drivers.protocol import Server
 from ..errors import DataError, DataErrorKind
 from ..observability.metrics import Metrics
 from .datasource import PostgresDataSource
@@ -57,9 +57,9 @@ class Fleet:
         # A member lives for as long as a session knows it, or one of its servers is among the open ones: they know it,
         # since it watches them.
         self._members: WeakValueDictionary[str, PostgresDataSource] = WeakValueDictionary()
-        self._open: OrderedDict[PsycopgServer, float] = OrderedDict()
+        self._open: OrderedDict[Server, float] = OrderedDict()
         """Every open pool and when it was last used, the one that was used longest ago first."""
-        self._closing: dict[PsycopgServer, asyncio.Task[None]] = {}
+        self._closing: dict[Server, asyncio.Task[None]] = {}
         self._waiting: list[asyncio.Future[None]] = []
         self._newcomers = 0
         self._timer: asyncio.TimerHandle | None = None
@@ -77,7 +77,7 @@ class Fleet:
         return len(self._open)
 
     @property
-    def open_endpoints(self) -> tuple[PsycopgServer, ...]:
+    def open_servers(self) -> tuple[Server, ...]:
         """The servers whose pools are open, as they are at this moment."""
         return tuple(self._open)
 
@@ -90,8 +90,8 @@ class Fleet:
         member = self._members.get(database)
         if member is None:
             member = self._members[database] = self._make(database, self)
-            for endpoint in member.endpoints.values():
-                endpoint.metrics = self.metrics
+            for server in member.servers.values():
+                server.metrics = self.metrics
             member.watch()
         return member
 
@@ -105,7 +105,7 @@ class Fleet:
 
     # What its endpoints ask
 
-    async def make_room(self, endpoint: PsycopgServer, *, timeout_s: float) -> None:
+    async def make_room(self, server: Server, *, timeout_s: float) -> None:
         """Open an endpoint's pool; with as many open as there may be, close one first, or wait for one.
 
         Raises:
@@ -113,43 +113,43 @@ class Fleet:
         """
         loop = asyncio.get_running_loop()
         give_up_at = loop.time() + timeout_s
-        while not endpoint.is_open:
+        while not server.is_open:
             if not self._is_open:
                 raise DataError(DataErrorKind.CONNECTION, f"{self.name}: the pools are not open")
-            closing = self._closing.get(endpoint)
+            closing = self._closing.get(server)
             if closing is not None:
                 await self._wait(asyncio.shield(closing), give_up_at)
                 continue
-            if not self._has_room(endpoint):
+            if not self._has_room(server):
                 await self._wait_for_room(give_up_at)
                 continue
-            self._open[endpoint] = loop.time()
-            if not endpoint.was_reached:
+            self._open[server] = loop.time()
+            if not server.was_reached:
                 self._newcomers += 1
             try:
-                await endpoint.open()
+                await server.open()
             except BaseException:
-                self._forget(endpoint)
+                self._forget(server)
                 raise
             self._tend()
 
-    def used(self, endpoint: PsycopgServer) -> None:
+    def used(self, server: Server) -> None:
         """Somebody borrows a connection of it."""
-        if endpoint in self._open:
-            self._open[endpoint] = asyncio.get_running_loop().time()
-            self._open.move_to_end(endpoint)
+        if server in self._open:
+            self._open[server] = asyncio.get_running_loop().time()
+            self._open.move_to_end(server)
 
-    def rested(self, endpoint: PsycopgServer) -> None:
+    def rested(self, server: Server) -> None:
         """Nobody uses it any more."""
-        if not endpoint.was_reached or self._is_retired:
+        if not server.was_reached or self._is_retired:
             # It leads nowhere, as far as anybody knows.
-            self._close(endpoint)
+            self._close(server)
         elif self._waiting:
             self._wake()
 
-    def reached(self, endpoint: PsycopgServer) -> None:
+    def reached(self, server: Server) -> None:
         """A connection was made for the first time."""
-        if endpoint in self._open:
+        if server in self._open:
             self._newcomers -= 1
             self._wake()
 
@@ -166,24 +166,24 @@ class Fleet:
             self._timer.cancel()
             self._timer = None
         self._wake()
-        endpoints = list(self._open)
+        servers = list(self._open)
         self._open.clear()
         self._newcomers = 0
-        await asyncio.gather(*(endpoint.close(timeout_s=timeout_s) for endpoint in endpoints))
+        await asyncio.gather(*(server.close(timeout_s=timeout_s) for server in servers))
         if self._closing:
             await asyncio.wait(list(self._closing.values()), timeout=timeout_s)
 
     def retire(self) -> None:
         """It is not in the configuration any more: close each pool as soon as nobody uses it."""
         self._is_retired = True
-        for endpoint in list(self._open):
-            if not endpoint.is_in_use:
-                self._close(endpoint)
+        for server in list(self._open):
+            if not server.is_in_use:
+                self._close(server)
 
     # Inside
 
-    def _has_room(self, endpoint: PsycopgServer) -> bool:
-        if not endpoint.was_reached and self._newcomers >= NEWCOMERS:
+    def _has_room(self, server: Server) -> bool:
+        if not server.was_reached and self._newcomers >= NEWCOMERS:
             return False
         if len(self._open) + len(self._closing) < self._max_open:
             return True
@@ -195,23 +195,23 @@ class Fleet:
             self._close(idle)
         return False
 
-    def _forget(self, endpoint: PsycopgServer) -> None:
-        if self._open.pop(endpoint, None) is not None and not endpoint.was_reached:
+    def _forget(self, server: Server) -> None:
+        if self._open.pop(server, None) is not None and not server.was_reached:
             self._newcomers -= 1
 
-    def _close(self, endpoint: PsycopgServer) -> None:
-        if endpoint not in self._open:
+    def _close(self, server: Server) -> None:
+        if server not in self._open:
             return
-        self._forget(endpoint)
-        self._closing[endpoint] = asyncio.get_running_loop().create_task(self._close_pool(endpoint))
+        self._forget(server)
+        self._closing[server] = asyncio.get_running_loop().create_task(self._close_pool(server))
 
-    async def _close_pool(self, endpoint: PsycopgServer) -> None:
+    async def _close_pool(self, server: Server) -> None:
         try:
-            await endpoint.close(timeout_s=CLOSE_LIMIT_S)
+            await server.close(timeout_s=CLOSE_LIMIT_S)
         except Exception:
-            logger.warning("%s: its pool could not be closed", endpoint.label, exc_info=True)
+            logger.warning("%s: its pool could not be closed", server.label, exc_info=True)
         finally:
-            self._closing.pop(endpoint, None)
+            self._closing.pop(server, None)
             self._wake()
 
     def _wake(self) -> None:
@@ -251,7 +251,7 @@ class Fleet:
     def _close_idle(self) -> None:
         self._timer = None
         limit = asyncio.get_running_loop().time() - self._close_idle_after_s
-        for endpoint, used in list(self._open.items()):
-            if used <= limit and not endpoint.is_in_use:
-                self._close(endpoint)
+        for server, used in list(self._open.items()):
+            if used <= limit and not server.is_in_use:
+                self._close(server)
         self._tend()

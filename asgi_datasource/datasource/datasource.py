@@ -9,7 +9,7 @@ from functools import partial
 from typing import Final, Protocol, runtime_checkable
 
 from ..concurrency.limits import Gate, Priority
-from ..drivers.psycopg import PsycopgServer
+from ..drivers.protocol import Server
 from ..routing import Node, Position, Role, RoutingPolicy, Standing, Topology
 from .replica_monitor import ReplicaMonitor
 
@@ -35,20 +35,16 @@ class DataSource(Protocol):
         """Its name in the configuration."""
         ...
 
-    @property
-    def endpoints(self) -> Mapping[str, PsycopgServer]:
-        """Every server by its name; the primary is `primary`."""
-        ...
+    servers: Mapping[str, Server]
+    """Every server by its name; the primary is `primary`."""
 
     @property
     def picture(self) -> Topology:
         """The servers as they look now; immutable, and another one as soon as they look different."""
         ...
 
-    @property
-    def turn(self) -> int:
-        """The round-robin counter: whose turn it is."""
-        ...
+    turn: int
+    """The round-robin counter, raised with each choice that takes a turn."""
 
     @property
     def gate(self) -> Gate | None:
@@ -59,10 +55,6 @@ class DataSource(Protocol):
     def held(self) -> dict[str, Position]:
         """What replicas have shown to have, by name, since they were last asked how they are: mostly for reads that
         prove something."""
-        ...
-
-    def take_turn(self) -> None:
-        """A replica was chosen because it was its turn: the next one is next."""
         ...
 
     def load(self) -> Mapping[str, float]:
@@ -137,7 +129,6 @@ class PostgresDataSource:
     __slots__ = (
         "__weakref__",
         "_draining",
-        "_endpoints",
         "_is_watching",
         "_monitor",
         "_traits",
@@ -151,6 +142,7 @@ class PostgresDataSource:
         "policy",
         "primary",
         "replicas",
+        "servers",
         "state",
         "turn",
     )
@@ -158,8 +150,8 @@ class PostgresDataSource:
     def __init__(
         self,
         name: str,
-        primary: PsycopgServer,
-        replicas: Sequence[PsycopgServer] = (),
+        primary: Server,
+        replicas: Sequence[Server] = (),
         *,
         policy: RoutingPolicy | None = None,
         traits: Mapping[str, ReplicaTraits] | None = None,
@@ -173,14 +165,14 @@ class PostgresDataSource:
         """In the order of the configuration."""
         self.policy = policy or RoutingPolicy()
         self.state = DataSourceState.CONFIGURED
-        self._endpoints = {endpoint.name: endpoint for endpoint in (*self.replicas, primary)}
+        self.servers: Mapping[str, Server] = {server.name: server for server in (*self.replicas, primary)}
         self._traits = {replica.name: (traits or {}).get(replica.name, ReplicaTraits()) for replica in self.replicas}
         self._draining = {name for name, trait in self._traits.items() if trait.is_draining}
         # One counter for all requests. They share an event loop, so nothing comes between reading and counting.
         self.turn = 0
         self._users = 0
         self._when_left: Callable[[], None] | None = None
-        self._watchers = {endpoint: partial(self._changed, endpoint) for endpoint in self._endpoints.values()}
+        self._watchers = {server: partial(self._changed, server) for server in self.servers.values()}
         self._is_watching = False
         self._monitor = ReplicaMonitor(
             name,
@@ -195,24 +187,15 @@ class PostgresDataSource:
     def __repr__(self) -> str:
         return f"PostgresDataSource({self.name!r}, {', '.join(self.picture.describe())})"
 
-    @property
-    def endpoints(self) -> Mapping[str, PsycopgServer]:
-        """Every server by its name; the primary is `primary`."""
-        return self._endpoints
-
     def is_like(self, other: DataSource) -> bool:
         """Whether the other one is the same in all that the configuration says."""
         return (
             isinstance(other, PostgresDataSource)
-            and list(self._endpoints.values()) == list(other._endpoints.values())
+            and list(self.servers.values()) == list(other.servers.values())
             and self.policy == other.policy
             and self._traits == other._traits
             and (None if self.gate is None else self.gate.limit) == (None if other.gate is None else other.gate.limit)
         )
-
-    def take_turn(self) -> None:
-        """A replica was chosen because it was its turn: the next one is next."""
-        self.turn += 1
 
     def load(self) -> Mapping[str, float]:
         """How busy each replica is, by name: borrowed connections by its weight."""
@@ -253,16 +236,16 @@ class PostgresDataSource:
         if isinstance(predecessor, PostgresDataSource):
             self._monitor.inherit(predecessor._monitor)
         self.watch()
-        for endpoint in self._endpoints.values():
-            await endpoint.open()
+        for server in self.servers.values():
+            await server.open()
         self._tend()
 
     def watch(self) -> None:
         """See to it that the picture stays true, whoever opens the pools. The servers then know of it."""
         if not self._is_watching:
             self._is_watching = True
-            for endpoint, watcher in self._watchers.items():
-                endpoint.watch(watcher)
+            for server, watcher in self._watchers.items():
+                server.watch(watcher)
         self._redraw()
 
     def stop(self) -> None:
@@ -270,8 +253,8 @@ class PostgresDataSource:
         if self._is_watching:
             self._is_watching = False
             self._tend()
-            for endpoint, watcher in self._watchers.items():
-                endpoint.unwatch(watcher)
+            for server, watcher in self._watchers.items():
+                server.unwatch(watcher)
 
     # -- who uses it
 
@@ -311,11 +294,11 @@ class PostgresDataSource:
 
     # -- how it looks
 
-    def _changed(self, endpoint: PsycopgServer) -> None:
+    def _changed(self, server: Server) -> None:
         """A server went down or came up, or its pool was opened or closed."""
-        if not (endpoint.is_up and endpoint.is_open):
-            self._monitor.forget(endpoint.name)
-            self.held.pop(endpoint.name, None)
+        if not (server.is_up and server.is_open):
+            self._monitor.forget(server.name)
+            self.held.pop(server.name, None)
         self._tend()
         self._redraw()
 
@@ -340,7 +323,7 @@ class PostgresDataSource:
         replicas = tuple([self._node(replica) for replica in self.replicas])
         return Topology(self.name, primary, replicas, self.policy, self._monitor.track.lineage)
 
-    def _node(self, replica: PsycopgServer) -> Node:
+    def _node(self, replica: Server) -> Node:
         traits = self._traits[replica.name]
         zone = self.policy.zone
         standing = self._monitor.standings.get(replica.name, _UNKNOWN)

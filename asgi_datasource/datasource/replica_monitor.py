@@ -10,7 +10,7 @@ from functools import partial
 from random import uniform
 from typing import Any, Final
 
-from ..drivers.psycopg import HealthCheck, PsycopgServer
+from ..drivers.protocol import HealthCheck, Server
 from ..errors import DataError
 from ..routing import Observation, Standing, Track, smooth
 
@@ -38,8 +38,8 @@ class ReplicaMonitor:
     def __init__(
         self,
         datasource: str,
-        primary: PsycopgServer,
-        replicas: Sequence[PsycopgServer],
+        primary: Server,
+        replicas: Sequence[Server],
         *,
         interval_s: float,
         reach_s: float,
@@ -48,9 +48,9 @@ class ReplicaMonitor:
         self._datasource = datasource
         self._interval_s = interval_s
         self._limit_s = max(LEAST_S, min(MOST_S, interval_s))
-        self._primary = HealthCheck(primary)
-        self._primary_endpoint = primary
-        self._lookouts = {replica.name: (replica, HealthCheck(replica)) for replica in replicas}
+        self._primary = primary.health_check()
+        self._primary_server = primary
+        self._lookouts = {replica.name: (replica, replica.health_check()) for replica in replicas}
         self._tell = tell
         self._task: asyncio.Task[None] | None = None
         self._asking: dict[str, asyncio.Task[None]] = {}
@@ -73,7 +73,7 @@ class ReplicaMonitor:
 
     def inherit(self, other: ReplicaMonitor) -> None:
         """Know what another one has learnt about these servers."""
-        if other._primary_endpoint is not self._primary_endpoint:
+        if other._primary_server is not self._primary_server:
             return
         self.track = other.track
         for name, (replica, _) in self._lookouts.items():
@@ -97,7 +97,7 @@ class ReplicaMonitor:
                 began_at = asyncio.get_running_loop().time()
                 # The primary first, so that a replica that keeps up is found where that was. One that does not answer
                 # keeps nobody waiting: it is asked again once it has, or its time is up.
-                await self._wait([self._begin(self._primary_endpoint.name, self._ask_primary)], interval_s / 2)
+                await self._wait([self._begin(self._primary_server.name, self._ask_primary)], interval_s / 2)
                 asked = [self._begin(name, partial(self._ask_replica, *pair)) for name, pair in self._lookouts.items()]
                 took_s = asyncio.get_running_loop().time() - began_at
                 await self._wait(asked, interval_s - took_s)
@@ -129,7 +129,7 @@ class ReplicaMonitor:
         self._tell()
 
     async def _ask_primary(self) -> None:
-        primary = self._primary_endpoint
+        primary = self._primary_server
         seen = await self._ask(primary, self._primary)
         if seen is None:
             return
@@ -140,7 +140,7 @@ class ReplicaMonitor:
         primary.hear_of(seen.position.timeline)
         self.track.note_primary(seen)
 
-    async def _ask_replica(self, replica: PsycopgServer, lookout: HealthCheck) -> None:
+    async def _ask_replica(self, replica: Server, lookout: HealthCheck) -> None:
         seen = await self._ask(replica, lookout)
         if seen is None:
             self.forget(replica.name)
@@ -149,15 +149,15 @@ class ReplicaMonitor:
             self.track.note_standby(seen)
         if self.track.is_of_this_cluster(seen):
             # A timeline that the primary does not write has begun at another one.
-            self._primary_endpoint.hear_of(seen.position.timeline)
+            self._primary_server.hear_of(seen.position.timeline)
         before = self.standings.get(replica.name)
         standing = self.track.assess(seen)
         rtt_s = smooth(None if before is None else before.rtt_s, seen.rtt_s)
         self.standings[replica.name] = replace(standing, rtt_s=rtt_s, received_lsn=seen.received_lsn)
 
-    async def _ask(self, endpoint: PsycopgServer, lookout: HealthCheck) -> Observation | None:
+    async def _ask(self, server: Server, lookout: HealthCheck) -> Observation | None:
         """What a server says; None when it is down, or does not answer."""
-        if not endpoint.is_up:
+        if not server.is_up:
             # Whether it is back is the breaker's to find out.
             lookout.close()
             return None

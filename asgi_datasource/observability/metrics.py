@@ -11,7 +11,7 @@ from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from time import perf_counter
-from typing import TYPE_CHECKING, Final, Protocol
+from typing import Final, Protocol
 
 from opentelemetry import metrics
 from opentelemetry.metrics import CallbackOptions, Counter, Histogram, Observation
@@ -24,14 +24,9 @@ from .tracing import (
     ERROR_TYPE,
     NODE,
     OUTCOME,
-    REASON,
-    ROLE,
     TENANT_ID,
     AttributeValue,
 )
-
-if TYPE_CHECKING:
-    from ..routing import Route
 
 OPERATION_DURATION: Final = "db.client.operation.duration"
 CONNECTION_COUNT: Final = "db.client.connection.count"
@@ -191,16 +186,13 @@ class Measure:
         self._tenant = tenant
         self._label = owner.label(tenant)
 
-    def chose(self, route: Route) -> None:
-        """A server was chosen for a statement."""
-        attributes = {
-            DATASOURCE: route.datasource,
-            NODE: route.node,
-            ROLE: route.role.value,
-            REASON: route.reason.value,
-            **self._label,
-        }
-        self._instruments.decisions.add(1, attributes)
+    def chose(self, decision: Attributes) -> None:
+        """A server was chosen for a statement.
+
+        Args:
+            decision: Datasource, node, role and reason, by their names.
+        """
+        self._instruments.decisions.add(1, {**decision, **self._label})
 
     def lent(self, pool: MeasuredPool, waited_s: float) -> Use:
         """A connection was borrowed; tell the answer when it comes back."""

@@ -11,15 +11,12 @@ import re
 from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager
 from functools import lru_cache
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 from opentelemetry import trace
 from opentelemetry.trace import Link, Span, SpanContext, SpanKind, Status, StatusCode
 
 from ..errors import DataError
-
-if TYPE_CHECKING:
-    from ..routing import Route
 
 DATASOURCE: Final = "asgi_datasource.datasource"
 INTENT: Final = "asgi_datasource.intent"
@@ -73,42 +70,16 @@ def is_recording() -> bool:
     return parent.is_recording() or not parent.get_span_context().is_valid
 
 
-def start_route_span(
-    route: Route,
-    *,
-    strategy: str,
-    tenant: str | None,
-    pin_age_ms: float | None,
-    pin_lsn: str | None,
-    pinned_by: SpanContext | None,
-) -> Span:
-    """Start the span of a routing decision and of the wait for its pool: `orders → primary (pinned)`.
+def start_route_span(name: str, attributes: Mapping[str, AttributeValue], *, pinned_by: SpanContext | None) -> Span:
+    """Start the span of a routing decision and of the wait for its pool.
 
     Args:
-        route: The decision.
-        strategy: How the tenant is kept apart.
-        tenant: The tenant's name, where the configuration opts in to it; otherwise None.
-        pin_age_ms: Milliseconds since the request's first write; None when it has not written.
-        pin_lsn: WAL position of the request's last commit that wrote, where there was one.
+        name: The decision in short: `orders → primary (pinned)`.
+        attributes: What was decided, for whom, and from what.
         pinned_by: The span that set the pin; linked.
     """
-    attributes: dict[str, AttributeValue] = {
-        DATASOURCE: route.datasource,
-        INTENT: route.intent.value,
-        NODE: route.node,
-        ROLE: route.role.value,
-        REASON: route.reason.value,
-        CANDIDATES: route.candidates,
-        TENANT_STRATEGY: strategy,
-    }
-    if tenant is not None:
-        attributes[TENANT_ID] = tenant
-    if pin_age_ms is not None:
-        attributes[PIN_AGE_MS] = round(pin_age_ms, 3)
-    if pin_lsn is not None:
-        attributes[PIN_LSN] = pin_lsn
     links = (Link(pinned_by),) if pinned_by is not None else ()
-    return _tracer.start_span(str(route), attributes=attributes, links=links)
+    return _tracer.start_span(name, attributes=attributes, links=links)
 
 
 def start_client_span(name: str, server: Mapping[str, AttributeValue]) -> Span:
@@ -202,9 +173,12 @@ def current_span_context() -> SpanContext | None:
     return context if context.is_valid else None
 
 
-def server_attributes(*, host: str, port: int, namespace: str) -> dict[str, AttributeValue]:
-    """The attributes that name a server, by OpenTelemetry's database conventions."""
-    return {DB_SYSTEM: "postgresql", DB_NAMESPACE: namespace, SERVER_ADDRESS: host, SERVER_PORT: port}
+def server_attributes(*, host: str, port: int, namespace: str, system: str = "postgresql") -> dict[str, AttributeValue]:
+    """The attributes that name a server, by OpenTelemetry's database conventions; a port of 0 is left out."""
+    found: dict[str, AttributeValue] = {DB_SYSTEM: system, DB_NAMESPACE: namespace, SERVER_ADDRESS: host}
+    if port:
+        found[SERVER_PORT] = port
+    return found
 
 
 def fail_span(span: Span, error: DataError) -> None:

@@ -6,13 +6,14 @@ from collections.abc import Mapping, Sequence
 from math import ceil
 from typing import Final
 
-from ..asgi.problem_details import ProblemDetails
 from ..concurrency.limits import Gate, InFlight, Priority
 from ..config import PLACEHOLDER, Config, ConsistencyConfig, DataSourceConfig, EndpointConfig, PoolConfig
 from ..config import RouteRule as RouteRuleConfig
 from ..datasource.database_fleet import Fleet
 from ..datasource.datasource import DataSource, PostgresDataSource, ReplicaTraits
-from ..drivers.psycopg import ConnectionTemplate, PsycopgServer, ServerSettings
+from ..drivers import load_driver
+from ..drivers.protocol import Server
+from ..drivers.settings import ServerSettings
 from ..observability.metrics import Metrics
 from ..routing import AccessIntent, Balance, Consistency, Freshness, NoReplica, Role, RoutingPolicy, choose_interval
 from ..routing.consistency.client_history import TokenPolicy
@@ -34,7 +35,7 @@ from ..tenancy import (
 from ..tenancy.path_prefix import PathPrefixes
 from ..tenancy.provisioning import compile_provisioning
 from ..transaction import OutcomeRule, Propagation, TransactionOptions, parse_isolation, parse_propagation
-from .runtime_config import RuntimeConfig
+from .runtime_config import ErrorSettings, RuntimeConfig
 
 MIN_REACH_S: Final = 600.0
 """Seconds for which the primary's positions are remembered at least, so that a lag can be told."""
@@ -88,7 +89,7 @@ def compile_config(config: Config, *, previous: RuntimeConfig | None = None) -> 
         rules=_compile_rules(config.routes, None if previous is None else previous.rules),
         exempt=PathPrefixes(config.tenancy.exempt),
         reload=config.reload,
-        problems=ProblemDetails(statuses=dict(config.errors.status), shows_details=config.errors.debug),
+        errors=ErrorSettings(statuses=dict(config.errors.status), shows_details=config.errors.debug),
     )
 
 
@@ -99,17 +100,18 @@ def _has_databases(datasource: DataSourceConfig) -> bool:
 def _compile_datasource(
     name: str, config: DataSourceConfig, previous: DataSource | None, route_lags_s: Sequence[float | None]
 ) -> DataSource:
-    before: Mapping[str, PsycopgServer] = {} if previous is None else previous.endpoints
+    driver = load_driver()
+    before: Mapping[str, Server] = {} if previous is None else previous.servers
 
-    def endpoint(node: str, role: Role, server: EndpointConfig) -> PsycopgServer:
-        settings = endpoint_settings(config.pool, server.url.get_secret_value())
+    def make(node: str, role: Role, server: EndpointConfig) -> Server:
+        settings = server_settings(config.pool, server.url.get_secret_value())
         present = before.get(node)
         if present is not None and present.role is role and present.settings == settings:
             return present
-        return PsycopgServer(node, name, role, settings)
+        return driver.make_server(node, name, role, settings)
 
-    primary = endpoint("primary", Role.PRIMARY, config.primary)
-    replicas = [endpoint(node, Role.REPLICA, server) for node, server in config.replicas.items()]
+    primary = make("primary", Role.PRIMARY, config.primary)
+    replicas = [make(node, Role.REPLICA, server) for node, server in config.replicas.items()]
     policy, traits = _compile_routing(config, route_lags_s)
     before_it = None if previous is None or previous.gate is None else previous.gate.in_flight
     gate = _compile_gate(name, config, before_it)
@@ -155,18 +157,19 @@ def _compile_fleet(
     settings = (config, policy)
     if previous is not None and previous.settings == settings:
         return previous
+    driver = load_driver()
     templates = {
-        node: ConnectionTemplate(server.url.get_secret_value(), where=f"datasources.{name}, server {node!r}")
+        node: driver.make_template(server.url.get_secret_value(), where=f"datasources.{name}, server {node!r}")
         for node, server in (("primary", config.primary), *config.replicas.items())
     }
 
     def make(database: str, fleet: Fleet) -> PostgresDataSource:
-        def endpoint(node: str, role: Role) -> PsycopgServer:
-            settings = endpoint_settings(config.pool, templates[node].fill(database))
-            return PsycopgServer(node, name, role, settings, keeper=fleet)
+        def server(node: str, role: Role) -> Server:
+            settings = server_settings(config.pool, templates[node].fill(database))
+            return driver.make_server(node, name, role, settings, keeper=fleet)
 
-        replicas = [endpoint(node, Role.REPLICA) for node in config.replicas]
-        primary = endpoint("primary", Role.PRIMARY)
+        replicas = [server(node, Role.REPLICA) for node in config.replicas]
+        primary = server("primary", Role.PRIMARY)
         gate = _compile_gate(name, config)
         return PostgresDataSource(name, primary, replicas, policy=policy, traits=traits, gate=gate)
 
@@ -180,7 +183,7 @@ def _compile_fleet(
     )
 
 
-def endpoint_settings(pool: PoolConfig, conninfo: str) -> ServerSettings:
+def server_settings(pool: PoolConfig, conninfo: str) -> ServerSettings:
     """How one server of a datasource is reached."""
     return ServerSettings(
         conninfo=conninfo,

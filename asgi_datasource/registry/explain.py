@@ -38,7 +38,7 @@ from ..routing import (
 )
 from ..routing.consistency.client_history import ClientHistory
 from ..routing.consistency.token import Mark, Token, scope_of
-from ..sessions.policy import NO_RULE, Plan, RouteRule, make_plan, opening, timeout_of
+from ..sessions.policy import NO_RULE, Plan, RouteRule, make_lane, make_plan, opening, timeout_of
 from ..sessions.route_rules import CompiledRule
 from ..tenancy import Answer, Resolution, Tenant
 from ..tenancy.path_prefix import route_path
@@ -243,14 +243,8 @@ class _Told:
         path = route_path(self._scope)
         found = compiled.rules.find(method, path)
         rule = NO_RULE if found is None else found.rule
-        plan = make_plan(
-            policy=compiled.policy,
-            rule=rule,
-            endpoint=None,
-            frame=None,
-            method=method,
-            started=asyncio.get_running_loop().time(),
-        )
+        lane = make_lane(compiled.policy, rule, method, None)
+        plan = make_plan(lane, None, asyncio.get_running_loop().time())
         wanted = question.intent or plan.intent
         intent, freshness, terms = self._ask(plan, wanted)
         past, token = self._past(freshness)
@@ -424,13 +418,13 @@ def _check_state(compiled: RuntimeConfig, state: StateDocument) -> None:
         datasource = compiled.datasources.get(name)
         if datasource is None:
             continue
-        for server, told in looked.servers.items():
-            endpoint = datasource.endpoints.get(server)
-            if endpoint is None:
-                has = ", ".join(datasource.endpoints)
-                raise ConfigError(f"the state names a server {server!r} of {name!r}; the configuration has {has}")
-            if told.role is not None and told.role != endpoint.role.value:
-                raise ConfigError(f"{name}.{server} is the {told.role} by the state, and not by the configuration")
+        for node, told in looked.servers.items():
+            server = datasource.servers.get(node)
+            if server is None:
+                has = ", ".join(datasource.servers)
+                raise ConfigError(f"the state names a server {node!r} of {name!r}; the configuration has {has}")
+            if told.role is not None and told.role != server.role.value:
+                raise ConfigError(f"{name}.{node} is the {told.role} by the state, and not by the configuration")
 
 
 def describe_state(compiled: RuntimeConfig) -> dict[str, Any]:
@@ -469,6 +463,6 @@ def _describe_node(node: Node, datasource: DataSource, now: float) -> dict[str, 
         "age_s": None if node.fresh_at is None else max(0.0, now - node.fresh_at),
         "rtt_s": node.rtt_s,
         "up_s": None if node.up_since is None else max(0.0, now - node.up_since),
-        "borrowed": datasource.endpoints[node.name].borrowed,
+        "borrowed": datasource.servers[node.name].borrowed,
     }
     return told | {key: value for key, value in known.items() if value is not None}

@@ -7,7 +7,7 @@ import logging
 from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Mapping, MutableMapping
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field, replace
-from functools import partial
+from functools import lru_cache, partial
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Final
@@ -17,14 +17,16 @@ from ..concurrency.tasks import BackgroundTasks
 from ..config import Config, ConfigFile, Origins, load, read_state
 from ..datasource.database_fleet import Fleet
 from ..datasource.datasource import DataSource
-from ..drivers.psycopg import PsycopgServer, RawConnection
+from ..drivers.protocol import Server
+from ..drivers.raw import RawConnection
 from ..errors import ConfigError, DataError, DataErrorKind
 from ..observability.metrics import unwatch, watch
 from ..routing import AccessIntent, ReadAfterWritePin
 from ..routing.consistency.token import Token
 from ..sessions.context import current_frame, current_runner
+from ..sessions.core import SessionCore, SessionOwner
 from ..sessions.policy import NO_RULE, CommitScope, RouteRule, SessionPolicy
-from ..sessions.session import DataSession, SessionOwner
+from ..sessions.session import DataSession
 from ..tenancy import Catalog, Tenant, current_tenant
 from ..tenancy.provisioning import Provisioner
 from ..transaction import TransactionOptions
@@ -110,7 +112,7 @@ class DataSourceRegistry:
         self._keeper: asyncio.Task[None] | None = None
         self._reloading: asyncio.Lock | None = None
         self._leaving: set[DataSource] = set()
-        self._retired: set[PsycopgServer] = set()
+        self._retired: set[Server] = set()
         self._retired_fleets: set[Fleet] = set()
         self.is_open = False
         """Whether its pools are open."""
@@ -120,11 +122,11 @@ class DataSourceRegistry:
 
     # -- what metrics read; from another thread
 
-    def open_pools(self) -> list[PsycopgServer]:
+    def open_pools(self) -> list[Server]:
         """Every pool that is open and measured."""
         compiled = self.compiled
-        kept = [endpoint for fleet in compiled.fleets.values() for endpoint in fleet.open_endpoints]
-        return [*(endpoint for endpoint in compiled.endpoints if endpoint.is_open), *kept]
+        kept = [server for fleet in compiled.fleets.values() for server in fleet.open_servers]
+        return [*(server for server in compiled.servers if server.is_open), *kept]
 
     def open_databases(self) -> dict[str, int]:
         """How many pools each datasource has open that has a database for each tenant."""
@@ -142,8 +144,8 @@ class DataSourceRegistry:
     def _measure(self, compiled: RuntimeConfig) -> None:
         """Have this registry's pools measured, or not any more."""
         found = compiled.policy.metrics
-        for endpoint in compiled.endpoints:
-            endpoint.metrics = found
+        for server in compiled.servers:
+            server.metrics = found
         for fleet in compiled.fleets.values():
             fleet.metrics = found
         if found is None:
@@ -212,7 +214,7 @@ class DataSourceRegistry:
         path: str | None = None,
         started: float | None = None,
         owner: SessionOwner | None = None,
-        outer: DataSession | None = None,
+        outer: SessionCore | None = None,
         pin: ReadAfterWritePin | None = None,
         datasource: DataSource | None = None,
         rule: RouteRule = NO_RULE,
@@ -236,10 +238,9 @@ class DataSourceRegistry:
         """
         session = DataSession(
             self,
-            datasource or compiled.datasource_of(tenant),
+            datasource or compiled.datasources.get(tenant.datasource) or compiled.datasource_of(tenant),
             tenant,
             policy=policy,
-            background=self.background,
             scope=scope,
             method=method,
             rule=rule if path is None else compiled.rules.match(method, path),
@@ -267,12 +268,12 @@ class DataSourceRegistry:
             self._loop = loop
             self._reloading = None
             self.is_open = False
-            self._opening = loop.create_task(self._open_endpoints())
+            self._opening = loop.create_task(self._open_servers())
             self._keeper = loop.create_task(self._close_with_the_loop())
         if self._opening is not None:
             await asyncio.shield(self._opening)
 
-    async def _open_endpoints(self) -> None:
+    async def _open_servers(self) -> None:
         self._measure(self.compiled)
         for fleet in self.compiled.fleets.values():
             fleet.open()
@@ -296,7 +297,7 @@ class DataSourceRegistry:
         plan = compiled.catalog
         if plan is None:
             return None
-        primary = compiled.datasources[plan.config.datasource].endpoints["primary"]
+        primary = compiled.datasources[plan.config.datasource].servers["primary"]
         catalog = Catalog(plan, compiled.admission.directory, primary)
         await catalog.open()
         return catalog
@@ -323,13 +324,13 @@ class DataSourceRegistry:
         self.overtime.close()
         for datasource in (*self, *self._leaving):
             datasource.stop()
-        endpoints = {*self.compiled.endpoints, *self._retired}
+        servers = {*self.compiled.servers, *self._retired}
         fleets = {*self.compiled.fleets.values(), *self._retired_fleets}
         self._retired.clear()
         self._leaving.clear()
         self._retired_fleets.clear()
         await asyncio.gather(
-            *(endpoint.close(timeout_s=timeout_s / 2) for endpoint in endpoints),
+            *(server.close(timeout_s=timeout_s / 2) for server in servers),
             *(fleet.close(timeout_s=timeout_s / 2) for fleet in fleets),
         )
         self._loop = None
@@ -396,8 +397,8 @@ class DataSourceRegistry:
 
     async def _swap(self, compiled: RuntimeConfig) -> Reloaded:
         previous = self.compiled
-        before, after = previous.endpoints, compiled.endpoints
-        opened = [endpoint for endpoint in after if endpoint not in before]
+        before, after = previous.servers, compiled.servers
+        opened = [server for server in after if server not in before]
         if self.is_open:
             for name, datasource in compiled.datasources.items():
                 predecessor = previous.datasources.get(name)
@@ -427,37 +428,37 @@ class DataSourceRegistry:
             if compiled.fleets.get(name) is not fleet:
                 self._retired_fleets.add(fleet)
                 fleet.retire()
-        retired = [endpoint for endpoint in before if endpoint not in after]
+        retired = [server for server in before if server not in after]
         self._retired.update(retired)
         leaving = [ds for name, ds in previous.datasources.items() if compiled.datasources.get(name) is not ds]
         self._leaving.update(leaving)
         for datasource in leaving:
             datasource.retire(partial(self._left, datasource))
-        for endpoint in retired:
-            endpoint.retire()
+        for server in retired:
+            server.retire()
         return Reloaded(
-            kept=tuple([endpoint.full_name for endpoint in after if endpoint in before]),
-            opened=tuple([endpoint.full_name for endpoint in opened]),
-            retired=tuple([endpoint.full_name for endpoint in retired]),
+            kept=tuple([server.full_name for server in after if server in before]),
+            opened=tuple([server.full_name for server in opened]),
+            retired=tuple([server.full_name for server in retired]),
         )
 
-    async def _abandon(self, compiled: RuntimeConfig, opened: list[PsycopgServer], catalog: Catalog | None) -> None:
+    async def _abandon(self, compiled: RuntimeConfig, opened: list[Server], catalog: Catalog | None) -> None:
         """The next configuration is not to be used after all."""
         if catalog is not None:
             await catalog.close()
         for name, datasource in compiled.datasources.items():
             if self.compiled.datasources.get(name) is not datasource:
                 datasource.stop()
-        for endpoint in opened:
-            await endpoint.close(timeout_s=CLOSE_TIMEOUT_S / 2)
+        for server in opened:
+            await server.close(timeout_s=CLOSE_TIMEOUT_S / 2)
 
     def _left(self, datasource: DataSource) -> None:
         """Nobody uses a retired datasource any more: close the pools that were its alone."""
         self._leaving.discard(datasource)
-        unused = self._retired.difference(*(still.endpoints.values() for still in self._leaving))
+        unused = self._retired.difference(*(still.servers.values() for still in self._leaving))
         self._retired -= unused
-        for endpoint in unused if self.is_open else ():
-            self.background.spawn(endpoint.close(timeout_s=CLOSE_TIMEOUT_S / 2))
+        for server in unused if self.is_open else ():
+            self.background.spawn(server.close(timeout_s=CLOSE_TIMEOUT_S / 2))
 
     def successor(self, datasource: DataSource) -> DataSource:
         """What has taken the place of a datasource that is not configured any more.
@@ -533,7 +534,7 @@ class DataSourceRegistry:
         Args:
             name: Its name.
             placed: `datasource`, `schema`, `role`, `database`, `row_security`, `max_connections`, `aliases`; what is
-                not given is taken from `tenants_from.defaults`.
+                not given is taken from `tenants_from.defaults`. `adopt=True` takes over what is there already.
 
         Raises:
             DataError: It could not be finished; call it again. CONFLICT: there is one of that name in another place.
@@ -579,8 +580,8 @@ class DataSourceRegistry:
         db = self.make_session(
             found,
             compiled=compiled,
-            policy=replace(compiled.policy, commit_scope=CommitScope.SESSION, deadline_s=None),
-            rule=RouteRule(TransactionOptions(read_only=read_only, timeout_s=timeout), is_transactional=True),
+            policy=compiled.block_policy,
+            rule=_block_rule(read_only, timeout),
             started=asyncio.get_running_loop().time(),
             token=compiled.seen([] if token is None else [token]),
         )
@@ -643,6 +644,12 @@ class DataSourceRegistry:
             await db.end(commit=True, reason="end of the block")
         finally:
             db.let_go()
+
+
+@lru_cache(maxsize=256)
+def _block_rule(read_only: bool, timeout_s: float | None) -> RouteRule:
+    """What holds in a block of `registry.session()`."""
+    return RouteRule(TransactionOptions(read_only=read_only, timeout_s=timeout_s), is_transactional=True)
 
 
 def compile(

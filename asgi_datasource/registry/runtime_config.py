@@ -8,11 +8,11 @@ from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 from typing import Final
 
-from ..asgi.problem_details import ProblemDetails
 from ..config import AuditConfig, ReloadConfig
 from ..datasource.database_fleet import Fleet
 from ..datasource.datasource import DataSource
-from ..drivers.psycopg import PsycopgServer
+from ..drivers.protocol import Server
+from ..errors import DataErrorKind
 from ..routing.consistency.token import NOTHING_SEEN, Token
 from ..sessions.policy import CommitScope, SessionPolicy
 from ..sessions.route_rules import RouteRules
@@ -21,6 +21,19 @@ from ..tenancy.path_prefix import PathPrefixes
 from ..tenancy.provisioning import ProvisioningPlan
 
 _NO_PATHS: Final = PathPrefixes(())
+
+
+@dataclass(frozen=True, slots=True)
+class ErrorSettings:
+    """How failures are answered.
+
+    Attributes:
+        statuses: HTTP status by kind, where the configuration names one.
+        shows_details: Whether an answer carries the error's message (`errors.debug`); never in production.
+    """
+
+    statuses: Mapping[DataErrorKind, int] = field(default_factory=dict[DataErrorKind, int])
+    shows_details: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -42,9 +55,10 @@ class RuntimeConfig:
         policy: What holds for every session.
         rules: Those of `routes`.
         exempt: Paths without a session.
-        problems: How failures are answered.
+        errors: How failures are answered.
         statement_policy: The policy of websocket sessions: no transaction is held over a connection that may last for
             hours.
+        block_policy: The policy of `registry.session()`: one transaction, and no deadline but its own.
         reload: When another configuration is taken by itself.
         may_retry: Whether it has requests run again.
     """
@@ -61,15 +75,18 @@ class RuntimeConfig:
     policy: SessionPolicy = SessionPolicy()
     rules: RouteRules = RouteRules()
     exempt: PathPrefixes = _NO_PATHS
-    problems: ProblemDetails = ProblemDetails()
+    errors: ErrorSettings = ErrorSettings()
     reload: ReloadConfig = ReloadConfig()
     statement_policy: SessionPolicy = field(init=False, repr=False)
+    block_policy: SessionPolicy = field(init=False, repr=False)
     may_retry: bool = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "datasources", MappingProxyType(dict(self.datasources)))
         statement_policy = replace(self.policy, commit_scope=CommitScope.STATEMENT, deadline_s=None)
         object.__setattr__(self, "statement_policy", statement_policy)
+        block_policy = replace(self.policy, commit_scope=CommitScope.SESSION, deadline_s=None)
+        object.__setattr__(self, "block_policy", block_policy)
         object.__setattr__(self, "may_retry", bool(self.policy.retry) or self.rules.may_retry)
 
     def tenant(self, name: str | None) -> Tenant:
@@ -85,9 +102,9 @@ class RuntimeConfig:
         return self.admission.tenant(name)
 
     @property
-    def endpoints(self) -> list[PsycopgServer]:
+    def servers(self) -> list[Server]:
         """Every server of every datasource."""
-        return [endpoint for datasource in self.datasources.values() for endpoint in datasource.endpoints.values()]
+        return [server for datasource in self.datasources.values() for server in datasource.servers.values()]
 
     def seen(self, tokens: Iterable[str]) -> Token:
         """What tokens say together; nothing where the configuration has none."""

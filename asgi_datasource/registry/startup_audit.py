@@ -13,7 +13,7 @@ from typing import Any, Final, LiteralString
 
 from ..datasource.database_fleet import Fleet
 from ..datasource.datasource import DataSource
-from ..drivers.psycopg import Statement
+from ..drivers.statements import Statement
 from ..errors import ConfigError, DataError, DataErrorKind
 from ..tenancy import Catalog, CatalogState, Finding, Hole, Home, Tenant, by_database, find_holes, sample
 from .runtime_config import RuntimeConfig
@@ -136,7 +136,7 @@ class StartupAudit:
 
     async def _look_into(self, name: str, datasource: DataSource, homes: Sequence[Home]) -> list[Finding]:
         """The holes of one database."""
-        primary = datasource.endpoints["primary"]
+        primary = datasource.servers["primary"]
         deadline = asyncio.get_running_loop().time() + START_LIMIT_S
         connection = await primary.connect_apart(deadline=deadline)
 
@@ -163,7 +163,7 @@ class StartupAudit:
         reasons: list[str] = []
         others: list[str] = []
         for finding in findings:
-            told = f"datasource {name}: {finding.message}. {finding.mend}"
+            told = f"datasource {name}: {finding.message}. {finding.fix}"
             if finding.hole is Hole.ROLE_BYPASSES and refuses:
                 reasons.append(f"{told} Or name the role in datasources.{name}.audit.allow_roles.")
             else:

@@ -12,27 +12,28 @@ class ReadAfterWritePin:
     never cleared: a commit in the middle of the request does not make a replica any fresher.
     """
 
-    __slots__ = ("_pinned_at", "lsn")
+    __slots__ = ("lsn", "pinned_at")
 
     def __init__(self) -> None:
-        self._pinned_at: float | None = None
+        self.pinned_at: float | None = None
+        """Event-loop time of the first write; None before it."""
         self.lsn: str | None = None
         """WAL position of the request's last commit that wrote, as PostgreSQL prints it (`0/3000148`)."""
 
     @property
     def is_set(self) -> bool:
         """Whether the request has written."""
-        return self._pinned_at is not None
+        return self.pinned_at is not None
 
     @property
     def age_ms(self) -> float | None:
         """Milliseconds since the first write, or None."""
-        return None if self._pinned_at is None else (time.monotonic() - self._pinned_at) * 1000
+        return None if self.pinned_at is None else (time.monotonic() - self.pinned_at) * 1000
 
     def set(self) -> None:
         """Remember that the request writes from now on."""
-        if self._pinned_at is None:
-            self._pinned_at = time.monotonic()
+        if self.pinned_at is None:
+            self.pinned_at = time.monotonic()
 
     def __repr__(self) -> str:
         return f"ReadAfterWritePin(is_set={self.is_set}, lsn={self.lsn!r})"

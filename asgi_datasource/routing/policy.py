@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Final
 
@@ -51,15 +51,15 @@ class Freshness:
     Attributes:
         consistency: What it must see of the client's past; None is what the configuration says of all.
         max_lag_s: How old its data may be, in seconds; None is what the datasource says.
+        is_strong: Whether the primary was asked for.
     """
 
     consistency: Consistency | None = None
     max_lag_s: float | None = None
+    is_strong: bool = field(init=False, compare=False, repr=False)
 
-    @property
-    def is_strong(self) -> bool:
-        """Whether the primary was asked for."""
-        return self.consistency is Consistency.STRONG
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "is_strong", self.consistency is Consistency.STRONG)
 
 
 ANY_FRESHNESS: Final = Freshness()

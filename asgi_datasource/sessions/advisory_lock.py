@@ -5,15 +5,14 @@ Source: PostgreSQL manual, "Advisory Locks" and "Advisory Lock Functions".
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
-from ..drivers.psycopg import Statement
+from ..drivers.statements import Statement
 from ..errors import DataError, DataErrorKind
 from ..routing import AccessIntent
-from ..transaction import SurroundingTransaction
-
-if TYPE_CHECKING:
-    from .session import DataSession
+from ..transaction import Propagation, SurroundingTransaction, TransactionOptions
+from .core import SessionCore
+from .transaction_block import TransactionBlock
 
 LockKey = str | int | tuple[int, int]
 """A name of the tenant's own; or one or two numbers, as `pg_advisory_xact_lock` takes them, shared by all tenants."""
@@ -39,10 +38,10 @@ _RESTORE_TIMEOUT: Final = Statement(
 )
 
 
-async def take_lock(session: DataSession, key: LockKey, timeout_s: float | None) -> None:
+async def take_lock(session: SessionCore, key: LockKey, timeout_s: float | None) -> None:
     """Take a lock, in one round trip, until the transaction ends."""
     session.check_open()
-    around = session.around()
+    around = session.surroundings()
     if around is SurroundingTransaction.NOTHING:
         raise DataError(
             DataErrorKind.QUERY,
@@ -64,7 +63,7 @@ async def take_lock(session: DataSession, key: LockKey, timeout_s: float | None)
         )
         try:
             # A savepoint: the transaction goes on when the time is up. Its release travels with the next statement.
-            async with session.transaction():
+            async with TransactionBlock(session, TransactionOptions(propagation=Propagation.NESTED)):
                 await session.run(batch, AccessIntent.WRITE)
         except DataError as error:
             if error.sqlstate == LOCK_NOT_AVAILABLE:
@@ -76,7 +75,7 @@ async def take_lock(session: DataSession, key: LockKey, timeout_s: float | None)
             raise _taken(0)
 
 
-def _arguments(session: DataSession, key: LockKey) -> tuple[str, list[object]]:
+def _arguments(session: SessionCore, key: LockKey) -> tuple[str, list[object]]:
     if isinstance(key, str):
         return _NAME, [session.tenant.name or "", key]
     if isinstance(key, int) and not isinstance(key, bool):

@@ -1,17 +1,14 @@
-"""What is in force where the code runs, and whose session it is."""
+"""What is in force where the code runs, and the session that runs there."""
 
 from __future__ import annotations
 
 from contextvars import ContextVar
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol, cast
+from typing import Any, Protocol, cast
 
 from ..routing import AccessIntent
 from ..tenancy import Tenant
 from ..tenancy.current_tenant import current_holder
-
-if TYPE_CHECKING:
-    from .session import DataSession
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,11 +32,11 @@ current_frame: ContextVar[Frame | None] = ContextVar("asgi_datasource_frame", de
 
 
 class SessionRunner(Protocol):
-    """What stands in the context: knows the session, or makes it when it is asked for."""
+    """What stands in the context: has the session, or makes it when it is first asked for."""
 
     @property
-    def session(self) -> DataSession:
-        """The session."""
+    def session(self) -> Any:
+        """The session, a `SessionCore`."""
         ...
 
     @property

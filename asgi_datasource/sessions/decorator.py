@@ -7,7 +7,7 @@ import inspect
 from collections.abc import Callable, Iterable
 from contextlib import AbstractAsyncContextManager
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Final, TypeVar, cast, overload
+from typing import Any, Final, TypeVar, cast, overload
 
 from ..errors import DataError, DataErrorKind
 from ..transaction.options import (
@@ -19,10 +19,9 @@ from ..transaction.options import (
     parse_propagation,
 )
 from ..transaction.propagation import Propagation
+from . import transactional_call
 from .context import current_runner
-
-if TYPE_CHECKING:
-    from .session import DataSession
+from .options import ATTRIBUTE
 
 
 class _Retrying:
@@ -35,8 +34,6 @@ retrying: Final = _Retrying()
 
 F = TypeVar("F", bound=Callable[..., Any])
 
-_ATTRIBUTE: Final = "__asgi_datasource_transactional__"
-
 
 class Transactional:
     """What `transactional(...)` gives: a decorator, and a block to enter once."""
@@ -45,7 +42,7 @@ class Transactional:
 
     def __init__(self, options: TransactionOptions) -> None:
         self._options = options
-        self._block: AbstractAsyncContextManager[DataSession] | None = None
+        self._block: AbstractAsyncContextManager[Any] | None = None
 
     def __repr__(self) -> str:
         return f"<transactional {self._options.propagation.value}>"
@@ -54,7 +51,7 @@ class Transactional:
         """Annotate a function, a method, or a class of endpoints."""
         return _annotate(function, self._options)
 
-    async def __aenter__(self) -> DataSession:
+    async def __aenter__(self) -> Any:
         if self._block is not None:
             raise RuntimeError("this block is open already; write `async with transactional(...)` for each")
         if self._options.retry or self._options.stream:
@@ -62,7 +59,7 @@ class Transactional:
         runner = current_runner.get()
         if runner is None:
             raise no_session()
-        block = self._block = runner.session.enter(self._options)
+        block = self._block = transactional_call.block(runner.session, self._options)
         try:
             return await block.__aenter__()
         except BaseException:
@@ -166,7 +163,7 @@ def _annotate(function: F, options: TransactionOptions) -> F:
                 f"@transactional on the class {function.__qualname__}, which is no HTTPEndpoint or WebSocketEndpoint:"
                 " annotate its methods"
             )
-        setattr(function, _ATTRIBUTE, options)
+        setattr(function, ATTRIBUTE, options)
         dispatch = getattr(function, "dispatch", None)
         if dispatch is not None:
             cast("Any", function).dispatch = _run_endpoint(dispatch, options)
@@ -185,9 +182,9 @@ def _annotate(function: F, options: TransactionOptions) -> F:
             runner = current_runner.get()
             if runner is None:
                 return await function(*args, **kwargs)
-            return await runner.session.run_annotated(options, functools.partial(function, *args, **kwargs))
+            return await transactional_call.run(runner.session, options, functools.partial(function, *args, **kwargs))
 
-        setattr(run_async, _ATTRIBUTE, options)
+        setattr(run_async, ATTRIBUTE, options)
         return cast("F", run_async)
 
     @functools.wraps(function)
@@ -195,13 +192,13 @@ def _annotate(function: F, options: TransactionOptions) -> F:
         runner = current_runner.get()
         if runner is None:
             return function(*args, **kwargs)
-        result = runner.session.run_annotated_sync(options, functools.partial(function, *args, **kwargs))
+        result = transactional_call.run_sync(runner.session, options, functools.partial(function, *args, **kwargs))
         if inspect.iscoroutine(result):
             # An async function behind a decorator that hides it: it has not begun yet.
-            return runner.session.run_annotated(options, lambda: result)
+            return transactional_call.run(runner.session, options, lambda: result)
         return result
 
-    setattr(run_sync, _ATTRIBUTE, options)
+    setattr(run_sync, ATTRIBUTE, options)
     return cast("F", run_sync)
 
 
@@ -213,7 +210,7 @@ def _run_endpoint(dispatch: Callable[..., Any], options: TransactionOptions) -> 
         runner = current_runner.get()
         if runner is None or not runner.session.is_route(options):
             return await dispatch(*args)
-        return await runner.session.run_annotated(options, functools.partial(dispatch, *args))
+        return await transactional_call.run(runner.session, options, functools.partial(dispatch, *args))
 
     return run_endpoint
 
@@ -225,17 +222,3 @@ def no_session() -> DataError:
         "no session here: call this inside a request behind DataSourceMiddleware, or inside"
         " `async with registry.session(tenant=...)`",
     )
-
-
-def options_of(endpoint: object, method: str) -> TransactionOptions | None:
-    """The options of a matched endpoint: a function, a partial of one, a class, or a method of a class."""
-    while isinstance(endpoint, functools.partial):
-        endpoint = endpoint.func
-    if isinstance(endpoint, type):
-        name = method.lower()
-        # Where a class has no `head`, Starlette calls its `get`.
-        handler = getattr(endpoint, name, None) or (getattr(endpoint, "get", None) if name == "head" else None)
-        found = getattr(handler, _ATTRIBUTE, None)
-        if found is not None:
-            return cast("TransactionOptions", found)
-    return cast("TransactionOptions | None", getattr(endpoint, _ATTRIBUTE, None))

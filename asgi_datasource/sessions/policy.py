@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Final
 
@@ -12,6 +12,7 @@ from ..routing import ANY_FRESHNESS, AccessIntent, Consistency, Freshness, inten
 from ..routing.consistency.client_history import TokenPolicy
 from ..transaction import BARE, Isolation, OutcomeRule, Terms, TransactionOptions
 from .context import Frame
+from .options import options_of
 
 
 class CommitScope(StrEnum):
@@ -25,7 +26,7 @@ class CommitScope(StrEnum):
     """Each statement commits by itself: a websocket's session would hold its transaction for hours."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class RouteRule:
     """What a rule of the configuration says about the statements of a request; a route's annotation goes before it.
 
@@ -68,6 +69,7 @@ class SessionPolicy:
         max_parallel: Reads of one request that may run side by side.
         allows_multiple_writers: Whether two sessions of one request may both write.
         tokens: Read your writes across requests; None where clients carry nothing.
+        lanes: What holds for each kind of request, as far as it has occurred.
     """
 
     commit_scope: CommitScope = CommitScope.SESSION
@@ -84,6 +86,90 @@ class SessionPolicy:
     max_parallel: int = 1
     allows_multiple_writers: bool = False
     tokens: TokenPolicy | None = None
+    lanes: dict[tuple[RouteRule, str, object], Lane] = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "lanes", {})
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Lane:
+    """What holds for the statements of a request that say nothing themselves.
+
+    One is made for each combination of rule, method and endpoint that occurs, and kept: requests only look it up.
+
+    Attributes:
+        intent: Read or write.
+        reads_only: Nothing may write.
+        freshness: How fresh reads have to be.
+        terms: What the transaction of the request is.
+        is_demanded: The transaction was asked for: by an annotation, a rule, or a method that writes.
+        timeout_s: Seconds that a request has from its start; None sets no limit.
+        endpoint: The annotation of the matched endpoint.
+        rule: The first rule of `routes` that matches the request.
+        retries: How often the request is run again when it has lost against another one.
+        outcomes: By status, what a response of that status does, as far as it was asked for.
+        begins_plainly: The first write opens the request's transaction, with nothing but BEGIN.
+        streams: A response may start while the snapshot of its route is still open.
+    """
+
+    intent: AccessIntent
+    reads_only: bool
+    freshness: Freshness
+    terms: Terms
+    is_demanded: bool
+    timeout_s: float | None
+    endpoint: TransactionOptions | None
+    rule: RouteRule
+    retries: int
+    outcomes: dict[int, bool] = field(default_factory=dict[int, bool])
+    begins_plainly: bool = field(init=False)
+    streams: bool = field(init=False)
+
+    def __post_init__(self) -> None:
+        options = self.endpoint or self.rule.options
+        object.__setattr__(self, "streams", options is not None and options.stream)
+        terms = self.terms
+        plainly = terms.is_shared and terms.isolation is None and not (terms.read_only or terms.deferrable)
+        object.__setattr__(self, "begins_plainly", plainly and not self.reads_only)
+
+
+MAX_LANES: Final = 4096
+"""Lanes that one policy keeps: an application has some hundred endpoints, and may make some on the fly."""
+
+
+def add_lane(policy: SessionPolicy, rule: RouteRule, method: str, endpoint: object) -> Lane:
+    """The lane of a kind of request that has not occurred before.
+
+    Args:
+        policy: The configuration's defaults; keeps the lane.
+        rule: The first rule of `routes` that matches the request.
+        method: The request's method.
+        endpoint: The matched endpoint, where one is known; its annotation counts.
+    """
+    if len(policy.lanes) >= MAX_LANES:
+        policy.lanes.clear()
+    options = None if endpoint is None else options_of(endpoint, method)
+    lane = policy.lanes[rule, method, endpoint] = make_lane(policy, rule, method, options)
+    return lane
+
+
+def make_lane(policy: SessionPolicy, rule: RouteRule, method: str, endpoint: TransactionOptions | None) -> Lane:
+    """Fold what is in force: the endpoint's annotation, the rule, the method."""
+    route = endpoint or rule.options
+    intent = _intent_of_route(endpoint, rule, method)
+    layers = (layer.retry for layer in (endpoint, rule.options) if layer is not None)
+    return Lane(
+        intent=intent,
+        reads_only=route is not None and route.read_only,
+        freshness=rule.freshness,
+        terms=_terms_of_route(policy, rule, endpoint, route),
+        is_demanded=endpoint is not None or rule.is_transactional or intent is AccessIntent.WRITE,
+        timeout_s=timeout_of(policy, rule, endpoint),
+        endpoint=endpoint,
+        rule=rule,
+        retries=next((retry for retry in layers if retry is not None), policy.retry),
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,7 +181,7 @@ class Plan:
         reads_only: Nothing may write.
         freshness: How fresh reads have to be.
         terms: What the transaction of the request is.
-        is_demanded: It was asked for: by an annotation, a rule, or a method that writes.
+        is_demanded: The transaction was asked for: by an annotation, a rule, or a method that writes.
         deadline: Event-loop time at which the time is up; None where there is no limit.
     """
 
@@ -107,43 +193,26 @@ class Plan:
     deadline: float | None
 
 
-def make_plan(
-    *,
-    policy: SessionPolicy,
-    rule: RouteRule,
-    endpoint: TransactionOptions | None,
-    frame: Frame | None,
-    method: str,
-    started: float | None,
-) -> Plan:
-    """Fold what is in force: the running function's annotation, the endpoint's, the rule, the method.
+def make_plan(lane: Lane, frame: Frame | None, started: float | None) -> Plan:
+    """Fold the annotated function or block that runs here into what holds for the request.
 
     Args:
-        policy: The configuration's defaults.
-        rule: The first rule of `routes` that matches the request.
-        endpoint: The annotation of the matched endpoint.
+        lane: What holds for the request.
         frame: The annotated function or block that runs here.
-        method: The request's method.
         started: Event-loop time at which the request began; None outside requests.
     """
-    route = endpoint or rule.options
-    intent = _intent_of_route(endpoint, rule, method)
-    limits = [] if frame is None or frame.deadline is None else [frame.deadline]
-    if started is not None:
-        timeout_s = timeout_of(policy, rule, endpoint)
-        if timeout_s is not None:
-            limits.append(started + timeout_s)
-    terms = _terms_of_route(policy, rule, endpoint, route)
+    deadline = None if started is None or lane.timeout_s is None else started + lane.timeout_s
+    if frame is None:
+        return Plan(lane.intent, lane.reads_only, lane.freshness, lane.terms, lane.is_demanded, deadline)
+    if frame.deadline is not None:
+        deadline = frame.deadline if deadline is None else min(deadline, frame.deadline)
     return Plan(
-        intent=intent if frame is None or frame.intent is None else frame.intent,
-        reads_only=(route is not None and route.read_only) if frame is None else frame.reads_only,
-        freshness=rule.freshness,
-        terms=terms,
-        is_demanded=(frame is not None and frame.is_transactional)
-        or endpoint is not None
-        or rule.is_transactional
-        or intent is AccessIntent.WRITE,
-        deadline=min(limits, default=None),
+        intent=lane.intent if frame.intent is None else frame.intent,
+        reads_only=frame.reads_only,
+        freshness=lane.freshness,
+        terms=lane.terms,
+        is_demanded=frame.is_transactional or lane.is_demanded,
+        deadline=deadline,
     )
 
 

@@ -45,26 +45,26 @@ def compile_pattern(match: str) -> tuple[str | None, re.Pattern[str]]:
 class RouteRules:
     """The rules of `routes`; the first that matches wins."""
 
-    __slots__ = ("_rules", "have_gates", "may_retry")
+    __slots__ = ("have_gates", "may_retry", "rules")
 
     def __init__(self, rules: Sequence[CompiledRule] = ()) -> None:
-        self._rules = tuple(rules)
-        options = [compiled.rule.options for compiled in self._rules]
+        self.rules = tuple(rules)
+        options = [compiled.rule.options for compiled in self.rules]
         self.may_retry = any(one is not None and one.retry for one in options)
         """Whether one of them has requests run again."""
-        self.have_gates = any(compiled.rule.gate is not None for compiled in self._rules)
+        self.have_gates = any(compiled.rule.gate is not None for compiled in self.rules)
         """Whether one of them bounds how many requests are under way."""
 
     def __iter__(self) -> Iterator[CompiledRule]:
-        return iter(self._rules)
+        return iter(self.rules)
 
     def find(self, method: str, path: str) -> CompiledRule | None:
-        """The first rule that matches a request; for HEAD without a rule of its own, the one of GET.
+        """The first rule that matches a request. HEAD without a rule of its own uses the rule of GET.
 
-        The two are one resource (RFC 9110, section 9.3.2): what a rule bounds, it bounds for both.
+        Both are requests for one resource (RFC 9110, section 9.3.2), so a limit of one holds for the other.
         """
         own: CompiledRule | None = None
-        for compiled in self._rules:
+        for compiled in self.rules:
             if compiled.method in (None, method) and compiled.path.fullmatch(path) is not None:
                 own = compiled
                 break

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Coroutine, Iterable, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Sequence
 from typing import Any, TypeVar, overload
 
-from ..drivers.psycopg import Params, Query, Result, RowFactory, Statement
+from ..drivers.protocol import Result, RowFactory
+from ..drivers.statements import Params, Query, Statement
 from ..errors import DataError, DataErrorKind
+from ..routing import AccessIntent
 
 T = TypeVar("T")
 
@@ -19,17 +21,31 @@ class StatementMethods:
 
     __slots__ = ()
 
-    def run(self, statements: Sequence[Statement]) -> Coroutine[Any, Any, list[Result]]:
-        """Run statements in one round trip: what the other methods are made of."""
+    _intent: AccessIntent | None = None
+    """The intent of every statement; None takes what holds where it runs."""
+
+    def run_one(
+        self,
+        query: Query,
+        params: Params | None,
+        intent: AccessIntent | None,
+        read: Callable[[Result, Any], T],
+        row_factory: Any,
+    ) -> Coroutine[Any, Any, T]:
+        """Run one statement; `read` makes the answer of its result and the row factory."""
         raise NotImplementedError
 
-    def iterate(
+    def _run_all(self, statements: Sequence[Statement]) -> Coroutine[Any, Any, Sequence[Result]]:
+        """Run statements in one round trip."""
+        raise NotImplementedError
+
+    def _iterate(
         self, query: Query, params: Params | None, row_factory: RowFactory[Any] | None, size: int
     ) -> AsyncIterator[Any]:
-        """What `stream` is made of."""
+        """Fetch a cursor's rows step by step."""
         raise NotImplementedError
 
-    async def execute(self, query: Query, params: Params | None = None) -> int:
+    def execute(self, query: Query, params: Params | None = None) -> Coroutine[Any, Any, int]:
         """Run a statement.
 
         Args:
@@ -43,7 +59,7 @@ class StatementMethods:
             DataError: It failed; the kind says how.
             SessionClosed: The request's response has started.
         """
-        return (await self.run((Statement(query, params),)))[0].rowcount
+        return self.run_one(query, params, self._intent, _rowcount, None)
 
     async def executemany(self, query: Query, params_seq: Iterable[Params]) -> int:
         """Run a statement once for each set of parameters, all in one round trip and one transaction.
@@ -56,17 +72,19 @@ class StatementMethods:
             SessionClosed: The request's response has started.
         """
         statements = [Statement(query, params) for params in params_seq]
-        return sum(max(0, result.rowcount) for result in await self.run(statements)) if statements else 0
+        return sum(max(0, result.rowcount) for result in await self._run_all(statements)) if statements else 0
 
     @overload
-    async def fetch_all(self, query: Query, params: Params | None = None) -> list[Row]: ...
+    def fetch_all(self, query: Query, params: Params | None = None) -> Coroutine[Any, Any, list[Row]]: ...
 
     @overload
-    async def fetch_all(self, query: Query, params: Params | None = None, *, row_factory: RowFactory[T]) -> list[T]: ...
+    def fetch_all(
+        self, query: Query, params: Params | None = None, *, row_factory: RowFactory[T]
+    ) -> Coroutine[Any, Any, list[T]]: ...
 
-    async def fetch_all(
+    def fetch_all(
         self, query: Query, params: Params | None = None, *, row_factory: RowFactory[Any] | None = None
-    ) -> list[Any]:
+    ) -> Coroutine[Any, Any, list[Any]]:
         """Run a statement and return all its rows.
 
         Args:
@@ -78,25 +96,25 @@ class StatementMethods:
             DataError: It failed, or returns no rows.
             SessionClosed: The request's response has started.
         """
-        return _with_rows(await self.run((Statement(query, params),))).rows(row_factory)
+        return self.run_one(query, params, self._intent, _all_rows, row_factory)
 
     @overload
-    async def fetch_one(self, query: Query, params: Params | None = None) -> Row | None: ...
+    def fetch_one(self, query: Query, params: Params | None = None) -> Coroutine[Any, Any, Row | None]: ...
 
     @overload
-    async def fetch_one(
+    def fetch_one(
         self, query: Query, params: Params | None = None, *, row_factory: RowFactory[T]
-    ) -> T | None: ...
+    ) -> Coroutine[Any, Any, T | None]: ...
 
-    async def fetch_one(
+    def fetch_one(
         self, query: Query, params: Params | None = None, *, row_factory: RowFactory[Any] | None = None
-    ) -> Any | None:
+    ) -> Coroutine[Any, Any, Any | None]:
         """Run a statement and return its first row; None when there is none. Arguments and errors: `fetch_all`."""
-        return _with_rows(await self.run((Statement(query, params),))).first(row_factory)
+        return self.run_one(query, params, self._intent, _first_row, row_factory)
 
-    async def fetch_value(self, query: Query, params: Params | None = None) -> Any:
+    def fetch_value(self, query: Query, params: Params | None = None) -> Coroutine[Any, Any, Any]:
         """Run a statement and return the first column of its first row; None when there is none."""
-        return _with_rows(await self.run((Statement(query, params),))).scalar()
+        return self.run_one(query, params, self._intent, _scalar, None)
 
     @overload
     def stream(self, query: Query, params: Params | None = None, *, size: int = ...) -> AsyncIterator[Row]: ...
@@ -129,15 +147,33 @@ class StatementMethods:
             DataError: It failed.
             SessionClosed: The request's response has started.
         """
-        return self.iterate(query, params, row_factory, size)
+        return self._iterate(query, params, row_factory, size)
 
 
-def _with_rows(results: Sequence[Result]) -> Result:
-    """The one result, which has to be of a command that returns rows."""
-    result = results[0]
+def _rowcount(result: Result, _: Any) -> int:
+    return result.rowcount
+
+
+def _all_rows(result: Result, row_factory: RowFactory[Any] | None) -> list[Any]:
     if not result.returns_rows:
-        raise DataError(
-            DataErrorKind.QUERY,
-            f"{result.status_message or 'the statement'} returns no rows; use execute(), or add RETURNING",
-        )
-    return result
+        raise _no_rows(result)
+    return result.rows(row_factory)
+
+
+def _first_row(result: Result, row_factory: RowFactory[Any] | None) -> Any | None:
+    if not result.returns_rows:
+        raise _no_rows(result)
+    return result.first(row_factory)
+
+
+def _scalar(result: Result, _: Any) -> Any | None:
+    if not result.returns_rows:
+        raise _no_rows(result)
+    return result.scalar()
+
+
+def _no_rows(result: Result) -> DataError:
+    return DataError(
+        DataErrorKind.QUERY,
+        f"{result.status_message or 'the statement'} returns no rows; use execute(), or add RETURNING",
+    )

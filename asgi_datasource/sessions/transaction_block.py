@@ -1,8 +1,8 @@
-"""Blocks inside a session: savepoints, transactions of their own, and none at all.
+"""Entering and leaving a scope: savepoints, transactions of their own, and autocommit.
 
-Whoever is inside a block that holds something has the session to itself: statements of other tasks wait until it ends,
-so that they can never slip between a savepoint and its release. Tasks started inside the block belong to it: they
-inherit the context. A block that only joins the transaction around it holds nothing, and nobody waits for it.
+A block that holds something has the session to itself: statements of other tasks wait until it ends, so that they can
+never slip between a savepoint and its release. Tasks started inside the block belong to it: they inherit the context. A
+block that only joins the transaction around it holds nothing, and no task waits for it.
 """
 
 from __future__ import annotations
@@ -12,10 +12,9 @@ import contextlib
 from collections.abc import Generator
 from contextvars import ContextVar, Token
 from types import TracebackType
-from typing import TYPE_CHECKING, Final, TypeVar
+from typing import Any, Final, TypeVar
 
 from ..concurrency.shared_lock import SharedLock
-from ..drivers.psycopg import Statement
 from ..errors import DataError, DataErrorKind
 from ..observability import tracing
 from ..routing import AccessIntent
@@ -32,23 +31,20 @@ from ..transaction import (
     unexpected_rollback,
 )
 from .context import Frame, current_frame
-from .unit_of_work import Place, UnitOfWork
-
-if TYPE_CHECKING:
-    from .session import DataSession
+from .core import SessionCore
+from .scope import Scope, current_scope, cut_off
+from .unit_of_work import UnitOfWork
 
 T = TypeVar("T")
-
-current_block: ContextVar[TransactionBlock | None] = ContextVar("asgi_datasource_block", default=None)
 
 _ANY: Final = Terms(is_shared=True)
 
 INTERRUPT_AFTER_S: Final = 0.25
 """Seconds behind its deadline at which a block is interrupted: a statement that runs ends by its own until then, and
-leaves the transaction to whoever is around the block."""
+leaves the transaction to what is around the block."""
 
 
-class TransactionBlock:
+class TransactionBlock(Scope):
     """A function or a block that asks for a transaction; made by the session.
 
     Args:
@@ -63,7 +59,7 @@ class TransactionBlock:
 
     def __init__(
         self,
-        session: DataSession,
+        session: SessionCore,
         options: TransactionOptions,
         *,
         is_exclusive: bool = True,
@@ -72,6 +68,7 @@ class TransactionBlock:
         deadline: float | None = None,
         runs_hooks: bool = True,
     ) -> None:
+        super().__init__(session, reads_only=options.read_only)
         self._session = session
         self._options = options
         self._is_exclusive = is_exclusive
@@ -79,30 +76,19 @@ class TransactionBlock:
         self._dooms = dooms
         self._deadline = deadline
         self._runs_hooks = runs_hooks
-        self._reads_only = options.read_only
         self._is_outermost = False
-        self._work: UnitOfWork | None = None
-        self._work_around: UnitOfWork | None = None
-        self._outer_turns: SharedLock | None = None
+        self._outer_lock: SharedLock | None = None
         self._timeout: asyncio.Timeout | None = None
-        self._block_token: Token[TransactionBlock | None] | None = None
+        self._scope_token: Token[Scope | None] | None = None
         self._frame_token: Token[Frame | None] | None = None
-        self.turns = SharedLock()
-        self.parent: TransactionBlock | None = None
-        self.is_open = False
-        self.step = PropagationAction.JOIN
-        self.savepoint: str | None = None
-        """The savepoint's name, once the server has to know it."""
-        self.doomed_by: DataError | None = None
-        """What leaves the savepoint nothing but a rollback, although the server would release it."""
 
-    async def __aenter__(self) -> DataSession:
+    async def __aenter__(self) -> Any:
         session = self._session
         session.check_open()
         self._decide()
-        if self._is_exclusive or self.step not in (PropagationAction.JOIN, PropagationAction.AS_IS):
-            self.parent, turns = await self._take_turn()
-            self._outer_turns = turns
+        if self._is_exclusive or self.action not in (PropagationAction.JOIN, PropagationAction.AS_IS):
+            self.parent, lock = await self._take_turn()
+            self._outer_lock = lock
             try:
                 session.check_open()
                 self.check_surroundings()
@@ -110,11 +96,11 @@ class TransactionBlock:
                 self._decide()
                 self._open()
             except BaseException:
-                turns.leave()
+                lock.leave()
                 raise
             self.is_open = True
-            self._block_token = current_block.set(self)
-        elif self.step is PropagationAction.JOIN and self._options.isolation is not None:
+            self._scope_token = current_scope.set(self)
+        elif self.action is PropagationAction.JOIN and self._options.isolation is not None:
             session.adopt_isolation(self._options.isolation)
         try:
             self._frame_token = current_frame.set(self._frame())
@@ -139,13 +125,13 @@ class TransactionBlock:
                 except TimeoutError:
                     failure = _too_late()
             is_undone = failure is not None or self._is_undone_by(error)
-            if self._outer_turns is None:
+            if self._outer_lock is None:
                 self._note_failure(failure or error)
             else:
                 await self._leave(failure or error, is_undone=is_undone)
         finally:
             self._close()
-        if self._work is not None and self._runs_hooks:
+        if self.own_work is not None and self._runs_hooks:
             await self._session.run_due_hooks()
         if failure is not None:
             raise failure
@@ -160,13 +146,13 @@ class TransactionBlock:
             DataError: QUERY: it would have to open or end something.
         """
         self._decide()
-        if self.step not in (PropagationAction.JOIN, PropagationAction.AS_IS):
+        if self.action not in (PropagationAction.JOIN, PropagationAction.AS_IS):
             raise DataError(
                 DataErrorKind.QUERY,
                 f'@transactional(propagation="{self._options.propagation.value}") needs a transaction of its own here,'
                 " which a function that is not async cannot open: make it async, or call it inside a transaction",
             )
-        if self.step is PropagationAction.JOIN and self._options.isolation is not None:
+        if self.action is PropagationAction.JOIN and self._options.isolation is not None:
             self._session.adopt_isolation(self._options.isolation)
         token = current_frame.set(self._frame())
         try:
@@ -179,13 +165,13 @@ class TransactionBlock:
 
     def _decide(self) -> None:
         options = self._options
-        around = self._session.around()
-        step = decide(options.propagation, around, read_only=options.read_only)
-        if step is PropagationAction.REFUSE:
+        around = self._session.surroundings()
+        action = decide(options.propagation, around, read_only=options.read_only)
+        if action is PropagationAction.REFUSE:
             raise refused(options.propagation, around)
         self._is_outermost = around is SurroundingTransaction.NOTHING
         self._reads_only = options.read_only or (self._is_outermost and self._session.with_route(_ANY).read_only)
-        if step in (PropagationAction.JOIN, PropagationAction.SAVEPOINT):
+        if action in (PropagationAction.JOIN, PropagationAction.SAVEPOINT):
             if around is SurroundingTransaction.READ_ONLY and not options.read_only:
                 if not self._demotes:
                     raise DataError(
@@ -196,30 +182,30 @@ class TransactionBlock:
             present = self._session.isolation
             if not _agree(options.isolation, present, is_open=self._session.is_isolation_settled):
                 raise isolation_refused(options.isolation, present)
-        self.step = step
+        self.action = action
 
     def _open(self) -> None:
         session, options = self._session, self._options
-        self._work_around = session.make_work()
-        if self.step is PropagationAction.OWN:
+        self.outer_work = session.make_work()
+        if self.action is PropagationAction.OWN:
             terms = Terms(
                 is_shared=True,
                 read_only=self._reads_only,
                 isolation=options.isolation,
                 deferrable=options.deferrable,
             )
-            self._work = session.suspend(session.with_route(terms) if self._is_outermost else terms)
-        elif self.step is PropagationAction.ALONE:
-            self._work = session.suspend(Terms(is_shared=False))
-        elif self.step in (PropagationAction.JOIN, PropagationAction.SAVEPOINT) and options.isolation is not None:
+            self.own_work = session.suspend(session.with_route(terms) if self._is_outermost else terms)
+        elif self.action is PropagationAction.ALONE:
+            self.own_work = session.suspend(Terms(is_shared=False))
+        elif self.action in (PropagationAction.JOIN, PropagationAction.SAVEPOINT) and options.isolation is not None:
             session.adopt_isolation(options.isolation)
         transaction = session.current_transaction
-        if self.step is PropagationAction.SAVEPOINT and transaction is not None:
-            transaction.pending += self._name_savepoint(is_guarded=not transaction.read_only)
+        if self.action is PropagationAction.SAVEPOINT and transaction is not None:
+            transaction.pending += self.name_savepoint(is_guarded=not transaction.read_only)
 
     def _frame(self) -> Frame:
         outer = current_frame.get()
-        is_transactional = self.step not in (PropagationAction.AS_IS, PropagationAction.ALONE)
+        is_transactional = self.action not in (PropagationAction.AS_IS, PropagationAction.ALONE)
         intent: AccessIntent | None = None
         if self._reads_only:
             intent = AccessIntent.READ
@@ -230,7 +216,7 @@ class TransactionBlock:
         limits = [limit for limit in (self._deadline, None if outer is None else outer.deadline) if limit is not None]
         return Frame(intent, self._reads_only, is_transactional, min(limits, default=None))
 
-    async def _take_turn(self) -> tuple[TransactionBlock | None, SharedLock]:
+    async def _take_turn(self) -> tuple[Scope | None, SharedLock]:
         """Wait until the session is its own, for as long as it has time.
 
         Returns:
@@ -250,88 +236,6 @@ class TransactionBlock:
             self._timeout = asyncio.timeout_at(self._deadline + INTERRUPT_AFTER_S)
             await self._timeout.__aenter__()
 
-    # -- inside
-
-    def belongs_to(self, session: DataSession) -> bool:
-        """Whether it is a block of this session: sessions of one request may be nested."""
-        return self._session is session
-
-    def is_inside(self, other: Place) -> bool:
-        """Whether it is that block, or somewhere inside of it."""
-        block: TransactionBlock | None = self
-        while block is not None and block is not other:
-            block = block.parent
-        return block is not None
-
-    @property
-    def work(self) -> UnitOfWork | None:
-        """What its statements belong to; None before it is open."""
-        return self._work or self._work_around
-
-    @property
-    def is_cut_off(self) -> bool:
-        """Whether what it was inside of has ended before it, which takes a cancellation: all of it is rolled back."""
-        block = self.parent
-        while block is not None and block.is_open:
-            block = block.parent
-        return block is not None
-
-    def check_surroundings(self) -> None:
-        """Refuse to go on where there is nothing left to go on in.
-
-        Raises:
-            DataError: QUERY: it was cut off.
-        """
-        if self.is_cut_off:
-            raise _cut_off()
-
-    @property
-    def lost_by(self) -> DataError | None:
-        """What its own transaction has lost against another one by, where it has one."""
-        return None if self._work is None else self._work.lost_by
-
-    @property
-    def is_guarded(self) -> bool:
-        """Whether what runs inside is READ ONLY by a savepoint in a transaction that writes."""
-        return any(block._reads_only for block in self._savepoints())
-
-    def _savepoints(self) -> list[TransactionBlock]:
-        """The savepoints that are open in the same transaction, outermost first."""
-        blocks: list[TransactionBlock] = []
-        block: TransactionBlock | None = self
-        while block is not None and block._work is None:
-            if block.step is PropagationAction.SAVEPOINT:
-                blocks.append(block)
-            block = block.parent
-        return blocks[::-1]
-
-    def savepoints_to_send(self) -> list[Statement]:
-        """What a transaction that is opened inside has to begin with."""
-        return [
-            statement
-            for block in self._savepoints()
-            if block.savepoint is None
-            for statement in block._name_savepoint(is_guarded=True)
-        ]
-
-    def _name_savepoint(self, *, is_guarded: bool) -> list[Statement]:
-        self.savepoint = name = self._session.next_savepoint()
-        self._session.note_event(tracing.SAVEPOINT_SET, {tracing.SAVEPOINT: name})
-        # Releasing the savepoint, or rolling back to it, restores the mode.
-        guard = control_statements.READ_ONLY if self._reads_only and is_guarded else ()
-        return [control_statements.savepoint(self.savepoint), *guard]
-
-    def doom(self, error: DataError) -> bool:
-        """Leave the innermost savepoint nothing but a rollback; False where there is none.
-
-        Args:
-            error: What its end will raise.
-        """
-        savepoints = self._savepoints()
-        if savepoints and savepoints[-1].doomed_by is None:
-            savepoints[-1].doomed_by = error
-        return bool(savepoints)
-
     # -- out
 
     def _is_undone_by(self, error: BaseException | None) -> bool:
@@ -340,7 +244,7 @@ class TransactionBlock:
     def _note_failure(self, error: BaseException | None) -> None:
         if (
             error is not None
-            and self.step is PropagationAction.JOIN
+            and self.action is PropagationAction.JOIN
             and self._dooms
             # Nothing that it has done is half done.
             and not self._reads_only
@@ -351,9 +255,9 @@ class TransactionBlock:
 
     async def _run_before_commit(self) -> BaseException | None:
         """Run the hooks in front of the commit of its own transaction, inside its time limit; what one has raised."""
-        if self._work is not None:
+        if self.own_work is not None:
             try:
-                await self._work.run_before_commit()
+                await self.own_work.run_before_commit()
             except BaseException as failure:  # noqa: BLE001 - raised once the block has ended
                 return failure
         return None
@@ -362,29 +266,29 @@ class TransactionBlock:
         # Statements of this block's own tasks that still run are waited for; later ones find the block closed.
         is_held = False
         try:
-            await self.turns.wait()
+            await self.lock.wait()
             is_held = True
             if self.is_cut_off:
                 if error is None:
-                    raise unexpected_rollback(_cut_off())
-            elif self.step is PropagationAction.SAVEPOINT:
+                    raise unexpected_rollback(cut_off())
+            elif self.action is PropagationAction.SAVEPOINT:
                 await self._leave_savepoint(error, is_undone=is_undone)
-            elif self._work is not None:
-                await self._leave_work(self._work, error, is_undone=is_undone)
+            elif self.own_work is not None:
+                await self._leave_work(self.own_work, error, is_undone=is_undone)
             else:
                 self._note_failure(error)
         except BaseException as failure:
-            if self._work is None and not isinstance(failure, DataError) and not self.is_cut_off:
+            if self.own_work is None and not isinstance(failure, DataError) and not self.is_cut_off:
                 # Cancelled on the way out: what the block did is neither undone nor kept, so all of it must go.
                 self._session.spoil("a transaction() block was cancelled while it ended")
             raise
         finally:
             self.is_open = False
             if is_held:
-                self.turns.leave()
+                self.lock.leave()
 
     async def _leave_work(self, work: UnitOfWork, error: BaseException | None, *, is_undone: bool) -> None:
-        if self.step is PropagationAction.OWN:
+        if self.action is PropagationAction.OWN:
             await work.finish(
                 commit=not is_undone and work.rollback_reason is None,
                 reason="end of the block" if error is None else f"{type(error).__name__} left the block",
@@ -419,16 +323,16 @@ class TransactionBlock:
 
     def _close(self) -> None:
         self.is_open = False
-        if self._block_token is not None:
-            _reset(current_block, self._block_token)
+        if self._scope_token is not None:
+            _reset(current_scope, self._scope_token)
         if self._frame_token is not None:
             _reset(current_frame, self._frame_token)
-        if self._work_around is not None and not self.is_cut_off:
+        if self.outer_work is not None and not self.is_cut_off:
             # Nothing of its own, or of blocks inside it, is left in front of what was around it.
-            self._session.resume(self._work_around)
-        if self._outer_turns is not None:
-            turns, self._outer_turns = self._outer_turns, None
-            turns.leave()
+            self._session.resume(self.outer_work)
+        if self._outer_lock is not None:
+            lock, self._outer_lock = self._outer_lock, None
+            lock.leave()
 
 
 def _agree(wanted: Isolation | None, present: Isolation | None, *, is_open: bool) -> bool:
@@ -450,14 +354,6 @@ def refused(propagation: Propagation, around: SurroundingTransaction) -> DataErr
     else:
         what = "was called outside a transaction; annotate the caller, or open `async with db.transaction():` around it"
     return DataError(DataErrorKind.QUERY, f'a function with propagation "{propagation.value}" {what}')
-
-
-def _cut_off() -> DataError:
-    return DataError(
-        DataErrorKind.QUERY,
-        "the block around this one was cancelled, and everything inside of it was rolled back; wait for the tasks of a"
-        " block before it ends",
-    )
 
 
 def _too_late() -> DataError:

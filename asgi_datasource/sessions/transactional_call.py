@@ -7,7 +7,7 @@ import logging
 import time
 from collections.abc import Awaitable, Callable, Generator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, TypeVar
+from typing import TypeVar
 
 from ..observability import tracing
 from ..routing import AccessIntent
@@ -21,23 +21,21 @@ from ..transaction import (
     is_conflict,
 )
 from .context import Frame, current_frame
+from .core import SessionCore
 from .transaction_block import TransactionBlock, refused
-
-if TYPE_CHECKING:
-    from .session import DataSession
 
 R = TypeVar("R")
 
 logger = logging.getLogger("asgi_datasource.transaction")
 
 
-def block(session: DataSession, options: TransactionOptions) -> TransactionBlock:
+def block(session: SessionCore, options: TransactionOptions) -> TransactionBlock:
     """A block that asks for a transaction with these options."""
     deadline = None if options.timeout_s is None else time.monotonic() + options.timeout_s
     return TransactionBlock(session, options, is_exclusive=False, demotes=True, deadline=deadline)
 
 
-async def run(session: DataSession, options: TransactionOptions, invoke: Callable[[], Awaitable[R]]) -> R:
+async def run(session: SessionCore, options: TransactionOptions, invoke: Callable[[], Awaitable[R]]) -> R:
     """Run an async function in the transaction that it asks for.
 
     Args:
@@ -64,7 +62,7 @@ async def run(session: DataSession, options: TransactionOptions, invoke: Callabl
 
 
 async def _run_until_settled(
-    session: DataSession, options: TransactionOptions, invoke: Callable[[], Awaitable[R]], retries: int
+    session: SessionCore, options: TransactionOptions, invoke: Callable[[], Awaitable[R]], retries: int
 ) -> R:
     """Run a function in a transaction of its own until it does not lose any more, or has lost too often."""
     deadline = None if options.timeout_s is None else time.monotonic() + options.timeout_s
@@ -74,13 +72,13 @@ async def _run_until_settled(
         block = TransactionBlock(
             session, options, is_exclusive=False, demotes=True, deadline=deadline, runs_hooks=False
         )
-        hooks, commits = len(session.due_hooks), session.commits
+        hooks, commits = session.due_hooks, session.commits
         try:
             async with block:
                 return await invoke()
         except Exception as error:
             conflict = block.lost_by or (error if is_conflict(error) else None)
-            if conflict is None or block.step is not PropagationAction.OWN:
+            if conflict is None or block.action is not PropagationAction.OWN:
                 raise
             if attempt > retries:
                 session.note_event(tracing.RETRY_GIVEN_UP, {tracing.RETRY_ATTEMPT: attempt})
@@ -92,12 +90,12 @@ async def _run_until_settled(
             limit = session.deadline() if deadline is None else deadline
             if limit is not None and time.monotonic() + delay_s >= limit:
                 raise
-            session.due_hooks.forget(hooks)
+            session.forget_due_hooks(hooks)
             session.note_event(tracing.RETRY, tracing.retry_attributes(attempt, delay_s, conflict))
             await asyncio.sleep(delay_s)
 
 
-def run_sync(session: DataSession, options: TransactionOptions, invoke: Callable[[], R]) -> R:
+def run_sync(session: SessionCore, options: TransactionOptions, invoke: Callable[[], R]) -> R:
     """Run a function that is not async in the transaction around it.
 
     Raises:
@@ -113,7 +111,7 @@ def run_sync(session: DataSession, options: TransactionOptions, invoke: Callable
 
 
 @contextmanager
-def _route(session: DataSession, options: TransactionOptions) -> Generator[None]:
+def _route(session: SessionCore, options: TransactionOptions) -> Generator[None]:
     """Inside the matched endpoint, whose annotation holds for the request as a whole."""
     if options.propagation is Propagation.MANDATORY:
         raise refused(Propagation.MANDATORY, SurroundingTransaction.NOTHING)

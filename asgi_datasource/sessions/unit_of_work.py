@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Protocol
 
 from ..concurrency.tasks import BackgroundTasks
+from ..datasource.executor import Executor, Lent, SentBegin
+from ..drivers.protocol import Exchange, Result
+from ..drivers.statements import Control, Statement
 from ..errors import CommitUnknown, DataError, DataErrorKind
 from ..observability import tracing
-from ..routing import ReadAfterWritePin
+from ..routing import AccessIntent
 from ..routing.consistency.client_history import NOWHERE, ClientHistory
 from ..transaction import (
-    DueHooks,
     Hook,
     HookEvent,
+    Isolation,
     Terms,
     Transaction,
     WaitingHooks,
@@ -23,7 +26,7 @@ from ..transaction import (
     name_of_hook,
     unexpected_rollback,
 )
-from .policy import SessionPolicy
+from .policy import Plan, SessionPolicy, opening
 
 
 class WorkOwner(Protocol):
@@ -32,21 +35,26 @@ class WorkOwner(Protocol):
     stopped_by: DataError | None
     """Why only the rollback is left, where that is so."""
 
-    committing: set[asyncio.Task[None]]
-    """Commits that are still on their way, whoever waits for them."""
-
-    due_hooks: DueHooks
-    """Where hooks go whose transaction has ended."""
-
     commits: int
     """How often something was committed, or may have been."""
 
     past: ClientHistory | None
     """Learns what its client has to see from now on."""
 
-    @property
-    def pin(self) -> ReadAfterWritePin:
-        """Learns the position of a commit in the write-ahead log."""
+    def note_committing(self, task: asyncio.Task[None]) -> None:
+        """A commit goes on in a task of the library's own."""
+        ...
+
+    def forget_committing(self, task: asyncio.Task[None]) -> None:
+        """That commit is done."""
+        ...
+
+    def settle_hooks(self, hooks: WaitingHooks, *, committed: bool | None) -> None:
+        """The outcome that these hooks waited for is known."""
+        ...
+
+    def note_committed(self, transaction: Transaction) -> None:
+        """A transaction was committed: its position counts for the reads that follow."""
         ...
 
     def about_to_write(self) -> None:
@@ -59,10 +67,19 @@ class WorkOwner(Protocol):
 
 
 class Place(Protocol):
-    """Where in a program a hook was added: a block."""
+    """Where in a program a statement or a hook stands: a scope of the session."""
 
-    def is_inside(self, other: Place, /) -> bool:
-        """Whether it is that one, or somewhere inside of it."""
+    @property
+    def is_guarded(self) -> bool:
+        """Whether what runs there is READ ONLY by a savepoint in a transaction that writes."""
+        ...
+
+    def is_inside(self, other: object, /) -> bool:
+        """Whether it is that scope, or somewhere inside of it."""
+        ...
+
+    def savepoints_to_send(self) -> list[Control]:
+        """What a transaction that is opened there has to begin with."""
         ...
 
 
@@ -80,21 +97,20 @@ class UnitOfWork:
         outer: The work that waits for the end of this one.
     """
 
-    __slots__ = (
-        "_background",
-        "_hooks",
-        "_owner",
-        "_policy",
-        "_unheard",
-        "doomed_by",
-        "lost_by",
-        "outer",
-        "rollback_reason",
-        "snapshot",
-        "streams",
-        "terms",
-        "transaction",
-    )
+    # Defaults on the class: most work never sets these.
+    transaction: Transaction | None = None
+    snapshot: Transaction | None = None
+    """The READ ONLY transaction of a stream."""
+    streams = 0
+    """How many streams read from the snapshot."""
+    doomed_by: DataError | None = None
+    """What leaves it nothing but a rollback, although the server would commit: a commit raises it."""
+    lost_by: DataError | None = None
+    """The conflict that its transaction has lost, where it has: the same again may succeed."""
+    rollback_reason: str | None = None
+    """What `set_rollback_only` was told: nothing is committed, and that is no error."""
+    _hooks: Sequence[tuple[HookEvent, Hook, Place | None]] = ()
+    _unheard: asyncio.Task[None] | None = None
 
     def __init__(
         self,
@@ -108,21 +124,8 @@ class UnitOfWork:
         self._owner = owner
         self._policy = policy
         self._background = background
-        self._hooks: list[tuple[HookEvent, Hook, Place | None]] = []
-        self._unheard: asyncio.Task[None] | None = None
         self.terms = terms
         self.outer = outer
-        self.transaction: Transaction | None = None
-        self.streams = 0
-        """How many streams read from the snapshot."""
-        self.snapshot: Transaction | None = None
-        """The READ ONLY transaction of a stream."""
-        self.doomed_by: DataError | None = None
-        """What leaves it nothing but a rollback, although the server would commit: a commit raises it."""
-        self.lost_by: DataError | None = None
-        """What its transaction has lost against another one by, where it has: the same again may succeed."""
-        self.rollback_reason: str | None = None
-        """What `set_rollback_only` was told: nothing is committed, and nobody is surprised."""
 
     @property
     def transaction_in_use(self) -> Transaction | None:
@@ -147,7 +150,7 @@ class UnitOfWork:
 
     def add_hook(self, event: HookEvent, function: Hook, place: Place | None) -> None:
         """Wait with `function` for an end; it goes with `place`, should that be undone alone."""
-        self._hooks.append((event, function, place))
+        self._hooks = [*self._hooks, (event, function, place)]
 
     def about_to_write(self) -> None:
         """A statement with write intent is about to open a transaction."""
@@ -159,7 +162,7 @@ class UnitOfWork:
         None runs once nothing but a rollback is left.
         """
         while self._may_commit and (first := next(self._hooks_before_commit(), None)) is not None:
-            self._hooks.remove(first)
+            self._hooks = [hook for hook in self._hooks if hook is not first]
             event, function, _ = first
             with tracing.hook_span(event.value, name_of_hook(function), is_traced=self._policy.is_traced) as fail:
                 try:
@@ -183,9 +186,11 @@ class UnitOfWork:
 
     def settle(self, *, committed: bool, within: Place | None = None) -> None:
         """Its hooks, or those of a part of it, have come to their end, without a transaction or before its own."""
-        self._owner.due_hooks.settle(self._take_hooks(within), committed=committed)
+        self._owner.settle_hooks(self._take_hooks(within), committed=committed)
 
     def _take_hooks(self, within: Place | None = None) -> WaitingHooks:
+        if not self._hooks:
+            return []
         taken: WaitingHooks = []
         left: list[tuple[HookEvent, Hook, Place | None]] = []
         for event, function, place in self._hooks:
@@ -198,8 +203,47 @@ class UnitOfWork:
 
     # -- the end
 
+    def send_commit(self, deadline: float | None) -> Exchange | None:
+        """Send COMMIT without waiting; None where anything has to be awaited, refused or run before it.
+
+        Args:
+            deadline: Event-loop time at which the time is up; None sets the time that a COMMIT may take.
+        """
+        transaction = self.transaction
+        if (
+            transaction is None
+            or self.snapshot is not None
+            or self.outer is not None
+            or self._unheard is not None
+            or self.doomed_by is not None
+            or self.rollback_reason is not None
+            or (self._hooks and self.has_hooks_before_commit)
+        ):
+            return None
+        if deadline is None:
+            deadline = asyncio.get_running_loop().time() + self._policy.commit_timeout_s
+        return transaction.send_commit(deadline=deadline)
+
+    def take_commit(self, exchange: Exchange) -> bool:
+        """Whether the COMMIT of `send_commit` has come back with plain success; otherwise `finish` takes over."""
+        transaction = self.transaction
+        if transaction is None or not transaction.take_commit(exchange):
+            return False
+        self.transaction = None
+        if self._hooks:
+            self.settle(committed=True)
+        self._owner.note_committed(transaction)
+        return True
+
     async def finish(
-        self, *, commit: bool, reason: str, deadline: float | None, takes_hooks: bool = True, is_apart: bool = False
+        self,
+        *,
+        commit: bool,
+        reason: str,
+        deadline: float | None,
+        takes_hooks: bool = True,
+        is_apart: bool = False,
+        begun: Exchange | None = None,
     ) -> None:
         """End whatever is open; the caller has the session to itself.
 
@@ -209,9 +253,10 @@ class UnitOfWork:
             deadline: Event-loop time at which the time is up.
             takes_hooks: Whether its hooks have waited for this end.
             is_apart: This runs in a task of the library's own already.
+            begun: The round trip of COMMIT where `send_commit` has started it.
 
         Raises:
-            DataError: It was to be committed and was not (for CommitUnknown: nobody could tell).
+            DataError: It was to be committed and was not (for CommitUnknown: that is not known).
         """
         hooks = self._take_hooks() if takes_hooks else []
         committed = False
@@ -219,6 +264,10 @@ class UnitOfWork:
         if self.outer is None:
             self.terms = None
         try:
+            if begun is not None and transaction is not None:
+                commit_, hooks = self._commit(transaction, hooks, deadline, begun), []
+                await commit_
+                return
             try:
                 await self.end_snapshot()
                 missed = await self._missed_failure() if commit else None
@@ -249,17 +298,16 @@ class UnitOfWork:
                 return
             waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
             committing = self._background.spawn(commit_, waiter=waiter)
-            self._owner.committing.add(committing)
-            committing.add_done_callback(self._owner.committing.discard)
+            self._owner.note_committing(committing)
             try:
                 await waiter
             except asyncio.CancelledError:
                 if takes_hooks:
                     self._unheard = committing
                 raise
-            self._owner.committing.discard(committing)
+            self._owner.forget_committing(committing)
         finally:
-            self._owner.due_hooks.settle(hooks, committed=committed)
+            self._owner.settle_hooks(hooks, committed=committed)
             if transaction is not None and not transaction.is_open:
                 # Its traceback leads to the transaction, which nobody asks for it any more.
                 transaction.failure = None
@@ -291,14 +339,14 @@ class UnitOfWork:
         doomed_by = self.doomed_by
         return None if doomed_by is None else f"doomed by {type(doomed_by.__cause__ or doomed_by).__name__}"
 
-    async def _commit(self, transaction: Transaction, hooks: WaitingHooks, deadline: float) -> None:
+    async def _commit(
+        self, transaction: Transaction, hooks: WaitingHooks, deadline: float | None, begun: Exchange | None = None
+    ) -> None:
         committed: bool | None = None
         owner = self._owner
         try:
-            await transaction.commit(deadline=deadline, doubt_timeout_s=self._policy.doubt_timeout_s)
+            await transaction.commit(deadline=deadline, doubt_timeout_s=self._policy.doubt_timeout_s, begun=begun)
             committed = True
-            # What only read can be done again.
-            owner.commits += transaction.identity is not None
         except CommitUnknown:
             owner.commits += 1
             raise
@@ -308,12 +356,11 @@ class UnitOfWork:
                 self.lost_by = error
             raise
         finally:
-            owner.due_hooks.settle(hooks, committed=committed)
-            if committed is not False and owner.past is not None and transaction.identity is not None:
-                # Also where nobody could tell: it may have been committed, and then the client has to see it.
+            owner.settle_hooks(hooks, committed=committed)
+            if committed is None and owner.past is not None and transaction.identified is not None:
+                # It may have been committed, and then the client has to see it.
                 owner.past.note(transaction.position or NOWHERE)
-        if transaction.wal_position is not None:
-            owner.pin.lsn = transaction.wal_position
+        owner.note_committed(transaction)
 
     async def end_snapshot(self) -> None:
         """End the READ ONLY transaction of a stream."""
@@ -336,3 +383,112 @@ def deadline_passed() -> DataError:
     return DataError(
         DataErrorKind.TIMEOUT, "the request's deadline has passed; what it had not committed was rolled back"
     )
+
+
+async def run_statements(
+    work: UnitOfWork,
+    executor: Executor,
+    statements: Sequence[Statement],
+    intent: AccessIntent,
+    plan: Plan,
+    scope: Place | None,
+) -> Sequence[Result]:
+    """Run statements where they belong: in the open transaction, in one that they open, or by themselves.
+
+    The caller has the session to itself, or shares it with other reads.
+
+    Args:
+        work: What they belong to.
+        executor: What runs them.
+        statements: What to run.
+        intent: What they want.
+        plan: What holds for them.
+        scope: The innermost block around them.
+    """
+    is_write = intent is AccessIntent.WRITE
+    if plan.reads_only and is_write:
+        raise DataError(DataErrorKind.READ_ONLY, "the transaction is read only")
+    transaction = work.transaction
+    if transaction is None and work.snapshot is not None:
+        if is_write:
+            raise DataError(
+                DataErrorKind.QUERY,
+                "a write was sent while a stream holds a replica; end that first, or put"
+                " `async with db.transaction():` around both, so that they share one connection",
+            )
+        transaction = work.snapshot
+    if transaction is not None:
+        if transaction.read_only and is_write:
+            raise DataError(DataErrorKind.READ_ONLY, "the transaction is read only")
+        executor.note_in_transaction(transaction, intent)
+        return await transaction.run(
+            statements,
+            deadline=plan.deadline,
+            as_read=not is_write,
+            is_guarded=scope is not None and scope.is_guarded,
+        )
+    terms = work.terms or plan.terms
+    if not is_write and not terms.opens_with_reads:
+        return await executor.read(statements, deadline=plan.deadline, freshness=plan.freshness)
+    if is_write:
+        work.about_to_write()
+    if terms.is_shared:
+        return await open_transaction(work, executor, statements, plan, terms, scope)
+    # Autocommit: the statement is a transaction by itself.
+    committed = False
+    try:
+        results = await open_transaction(work, executor, statements, plan, terms, scope)
+        committed = True
+    finally:
+        # The hooks that wait here wait for another end.
+        await work.finish(commit=committed, reason="the statement failed", deadline=plan.deadline, takes_hooks=False)
+    return results
+
+
+async def open_transaction(
+    work: UnitOfWork,
+    executor: Executor,
+    statements: Sequence[Statement],
+    plan: Plan,
+    terms: Terms,
+    scope: Place | None,
+    *,
+    is_snapshot: bool = False,
+    lent: Lent | None = None,
+    begun: SentBegin | None = None,
+) -> Sequence[Result]:
+    """Open a transaction, and the savepoints of the blocks that are open, in its first statements' round trip.
+
+    Args:
+        terms: What it is.
+        is_snapshot: It belongs to a stream.
+        lent: What was borrowed for it already.
+        begun: The round trip of the one statement where `Executor.send_begin` has started it.
+    """
+    isolation = terms.isolation
+    if terms.read_only and isolation is None:
+        isolation = Isolation.REPEATABLE_READ
+    intent, freshness = opening(terms, plan.freshness)
+    opened = await executor.begin(
+        statements,
+        deadline=plan.deadline,
+        intent=intent,
+        isolation=isolation,
+        is_deferrable=terms.deferrable,
+        freshness=freshness,
+        savepoints=[] if scope is None else scope.savepoints_to_send(),
+        lent=lent,
+        begun=begun,
+    )
+    if is_snapshot:
+        work.snapshot = opened.transaction
+    else:
+        work.transaction = opened.transaction
+    error = opened.error
+    if error is not None:
+        try:
+            raise error from error.__cause__
+        finally:
+            # Its traceback leads to this frame, which must not lead back.
+            del opened, error
+    return opened.results

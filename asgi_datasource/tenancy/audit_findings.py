@@ -49,14 +49,14 @@ class Finding:
         hole: Its kind.
         name: What it is in: a role, or a table, view, function or schema with its schema's name.
         message: What is wrong, without full stop.
-        mend: What to do, a sentence; the statement where there is one.
+        fix: What to do, a sentence; the statement where there is one.
         tenant: The tenant that it is about; None when it is about all of them.
     """
 
     hole: Hole
     name: str
     message: str
-    mend: str
+    fix: str
     tenant: str | None = None
 
 
@@ -102,8 +102,8 @@ class Findings:
     def __init__(self) -> None:
         self._found: dict[tuple[Hole, str], Finding] = {}
 
-    def add(self, hole: Hole, name: str, message: str, mend: str) -> None:
-        self._found.setdefault((hole, name), Finding(hole, name, message, mend))
+    def add(self, hole: Hole, name: str, message: str, fix: str) -> None:
+        self._found.setdefault((hole, name), Finding(hole, name, message, fix))
 
     def all(self) -> list[Finding]:
         return list(self._found.values())

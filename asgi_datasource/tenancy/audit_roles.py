@@ -67,11 +67,11 @@ def find_bypassing(asker: Asker, guarded: Sequence[Home]) -> list[Finding]:
     for name in dict.fromkeys((*asker.supers, *asker.bypassing)):
         is_super = name in asker.supers
         why = "is a superuser" if is_super else "has BYPASSRLS"
-        mend = "Log in as an ordinary role." if is_super else f"Take it away: alter role {quoted(name)} nobypassrls."
+        fix = "Log in as an ordinary role." if is_super else f"Take it away: alter role {quoted(name)} nobypassrls."
         message = f"the role {name} {why}: no policy holds for it, and each tenant sees all rows"
         if name not in runs_as and name in (asker.login, asker.user):
             message = f"the role {name} {why}, and logs in: a statement of any tenant's may become it again (set role)"
-        found.append(Finding(Hole.ROLE_BYPASSES, name, message, mend))
+        found.append(Finding(Hole.ROLE_BYPASSES, name, message, fix))
     return found
 
 
@@ -114,18 +114,18 @@ async def find_missing(ask: Ask, homes: Sequence[Home], asker: Asker) -> list[Fi
         tenant = places[schema, role]
         if schema is not None and no_schema:
             message = f"the schema {schema} is not there: its tenant is answered with 404"
-            mend = f"Create it: create schema {quoted(schema)}."
-            found.setdefault((Hole.MISSING_SCHEMA, schema), Finding(Hole.MISSING_SCHEMA, schema, message, mend, tenant))
+            fix = f"Create it: create schema {quoted(schema)}."
+            found.setdefault((Hole.MISSING_SCHEMA, schema), Finding(Hole.MISSING_SCHEMA, schema, message, fix, tenant))
         if role is not None and (no_role or not_member):
             message = f"the role {role} is not there" if no_role else f"the login may not become the role {role}"
             grant = f"Grant it: grant {quoted(role)} to the login."
-            mend = "Create it, and grant it to the login." if no_role else grant
-            found.setdefault((Hole.MISSING_ROLE, role), Finding(Hole.MISSING_ROLE, role, message, mend, tenant))
+            fix = "Create it, and grant it to the login." if no_role else grant
+            found.setdefault((Hole.MISSING_ROLE, role), Finding(Hole.MISSING_ROLE, role, message, fix, tenant))
         elif schema is not None and not no_schema:
             user = role or asker.user
             message = f"the role {user} may not use the schema {schema}: its tenant is answered with 404"
-            mend = f"Grant it: grant usage on schema {quoted(schema)} to {quoted(user)}."
-            found.setdefault((Hole.MISSING_SCHEMA, schema), Finding(Hole.MISSING_SCHEMA, schema, message, mend, tenant))
+            fix = f"Grant it: grant usage on schema {quoted(schema)} to {quoted(user)}."
+            found.setdefault((Hole.MISSING_SCHEMA, schema), Finding(Hole.MISSING_SCHEMA, schema, message, fix, tenant))
     return list(found.values())
 
 
@@ -157,8 +157,8 @@ async def find_shared_roles(ask: Ask, apart: Sequence[Home], asker: Asker) -> li
         message = (
             f"the role {role} may use the schemas of {len(names)} tenants ({told}): a name with its schema reaches each"
         )
-        mend = "Give each tenant a role that may use its own schema alone, or name this one in audit.allow_roles."
-        found.append(Finding(Hole.SHARED_ROLE, role, message, mend))
+        fix = "Give each tenant a role that may use its own schema alone, or name this one in audit.allow_roles."
+        found.append(Finding(Hole.SHARED_ROLE, role, message, fix))
     return found
 
 
@@ -188,6 +188,6 @@ async def find_shadowed(ask: Ask, apart: Sequence[Home], asker: Asker, shared: l
             f"the table {name} has the name of one in {count} tenants' schemas ({tenant_schema}): where a tenant's is"
             " missing, this one is used"
         )
-        mend = f"Drop it, rename it, or take {schema} out of search_path."
-        found.append(Finding(Hole.SEARCH_PATH, name, message, mend))
+        fix = f"Drop it, rename it, or take {schema} out of search_path."
+        found.append(Finding(Hole.SEARCH_PATH, name, message, fix))
     return found

@@ -185,21 +185,21 @@ def _judge_table(each: _Reach, found: Findings, asker: Asker) -> None:
     name, written = each.table, each.written
     if each.kind == "f":
         message = f"the table {name} has no row security, being a foreign one: each tenant sees all rows of it"
-        mend = f"Take it from tenants: revoke all on {written} from {quoted(each.role)}."
-        found.add(Hole.TABLE_WITHOUT_POLICY, name, message, mend)
+        fix = f"Take it from tenants: revoke all on {written} from {quoted(each.role)}."
+        found.add(Hole.TABLE_WITHOUT_POLICY, name, message, fix)
     elif not each.is_guarded:
         message = f"the table {name} has no row security: each tenant sees all rows of it"
-        mend = f"Write a policy, and alter table {written} enable row level security, force row level security."
-        found.add(Hole.TABLE_WITHOUT_POLICY, name, message, mend)
+        fix = f"Write a policy, and alter table {written} enable row level security, force row level security."
+        found.add(Hole.TABLE_WITHOUT_POLICY, name, message, fix)
     elif not each.is_forced and (each.owns or (each.login_owns and asker.login not in asker.supers)):
         owner = "login" if each.login_owns else f"role {each.role}"
         message = f"the {owner} owns the table {name}, and its policies do not hold for the owner"
-        mend = f"Force them: alter table {written} force row level security."
-        found.add(Hole.POLICY_NOT_FORCED, name, message, mend)
+        fix = f"Force them: alter table {written} force row level security."
+        found.add(Hole.POLICY_NOT_FORCED, name, message, fix)
     elif not each.has_policy:
         message = f"the table {name} has row security and no policy: nobody sees a row of it"
-        mend = f"Write one: create policy ... on {written} using (...)."
-        found.add(Hole.TABLE_WITHOUT_POLICY, name, message, mend)
+        fix = f"Write one: create policy ... on {written} using (...)."
+        found.add(Hole.TABLE_WITHOUT_POLICY, name, message, fix)
 
 
 def _judge_partitions(root: str, parts: Sequence[_Reach], found: Findings) -> None:
@@ -209,8 +209,8 @@ def _judge_partitions(root: str, parts: Sequence[_Reach], found: Findings) -> No
         f"the table {what}, a part of {root}, has no row security of its own: each tenant sees all rows by its name"
     )
     revoke = f"revoke all on {parts[0].written} from {quoted(parts[0].role)}"
-    mend = f"Grant {root} alone: {revoke}; or enable row security there."
-    found.add(Hole.TABLE_WITHOUT_POLICY, names[0] if len(names) == 1 else root, message, mend)
+    fix = f"Grant {root} alone: {revoke}; or enable row security there."
+    found.add(Hole.TABLE_WITHOUT_POLICY, names[0] if len(names) == 1 else root, message, fix)
 
 
 def _judge_view(each: _Reach, found: Findings, *, is_named: bool) -> None:
@@ -227,12 +227,12 @@ def _judge_view(each: _Reach, found: Findings, *, is_named: bool) -> None:
         found.add(Hole.VIEW_OF_OWNER, view, message, "Keep it where tenants cannot read it.")
     elif each.is_guarded and not each.is_held:
         message = f"the view {view} reads with the rights of its owner, for whom the policies do not hold"
-        mend = f"On PostgreSQL 15 or newer: alter view {written} set (security_invoker = on)."
-        found.add(Hole.VIEW_OF_OWNER, view, message, mend)
+        fix = f"On PostgreSQL 15 or newer: alter view {written} set (security_invoker = on)."
+        found.add(Hole.VIEW_OF_OWNER, view, message, fix)
     elif not each.is_guarded and each.store is None and not is_named and not each.filters:
         message = f"the view {view} shows the table {each.table}, which has no row security: each tenant sees all rows"
-        mend = "Let it choose by current_setting(...), or keep it where tenants cannot read it."
-        found.add(Hole.VIEW_OF_OWNER, view, message, mend)
+        fix = "Let it choose by current_setting(...), or keep it where tenants cannot read it."
+        found.add(Hole.VIEW_OF_OWNER, view, message, fix)
 
 
 _POLICIES: Final = """
@@ -297,12 +297,12 @@ def _judge_command(each: _Reach, command: str, policies: Sequence[_Policy], foun
             others = ", whatever the others say" if beside else ""
             what = f"lets each tenant {_VERBS[command]} all rows{when}{others}"
             message = f"the policy {policy.name} of the table {table} {what}"
-            mend = f"Drop it (drop policy {quoted(policy.name)} on {each.written}), or make it restrictive."
+            fix = f"Drop it (drop policy {quoted(policy.name)} on {each.written}), or make it restrictive."
             if when:
-                mend = (
+                fix = (
                     "Compare the tenant's column with nullif(current_setting(..., true), '') and let nothing else pass."
                 )
-            found.add(Hole.OPEN_POLICY, table, message, mend)
+            found.add(Hole.OPEN_POLICY, table, message, fix)
             return True
     return False
 

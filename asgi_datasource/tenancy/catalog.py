@@ -18,7 +18,8 @@ from typing import Any, Final, Literal
 from ..concurrency.expiring_set import ExpiringSet
 from ..config import CatalogConfig
 from ..config.hostnames import lies_within
-from ..drivers.psycopg import Connection, PsycopgServer, Result, Statement
+from ..drivers.protocol import Connection, Result, Server
+from ..drivers.statements import Statement
 from ..errors import DataError, DataErrorKind
 from .catalog_rows import COLUMNS, RowReader
 from .catalog_snapshot import SnapshotWriter, read_snapshot
@@ -104,12 +105,12 @@ class Catalog:
         endpoint: The server that is asked.
     """
 
-    def __init__(self, plan: CatalogPlan, directory: TenantDirectory, endpoint: PsycopgServer) -> None:
+    def __init__(self, plan: CatalogPlan, directory: TenantDirectory, server: Server) -> None:
         config = plan.config
         self._plan = plan
         self._config = config
         self._directory = directory
-        self._endpoint = endpoint
+        self._server = server
         self._query = config.query or TABLE_QUERY
         self._channel = config.notify or (CHANNEL if config.query is None else None)
         self._snapshot = None if config.snapshot is None else Path(config.snapshot)
@@ -445,7 +446,7 @@ class Catalog:
         if connection is not None and not connection.closed and connection.is_usable:
             return connection
         self._drop_connection()
-        connection = await self._endpoint.connect_apart(deadline=deadline, purpose="catalog")
+        connection = await self._server.connect_apart(deadline=deadline, purpose="catalog")
         connection.when_gone = self._connection_lost
         self._connection = connection
         if self._channel is not None:
@@ -463,10 +464,10 @@ class Catalog:
             connection.when_gone = None
             connection.cut("the catalog has no more questions")
 
-    async def _ask(self, connection: Connection, statements: Sequence[Statement], deadline: float) -> list[Result]:
+    async def _ask(self, connection: Connection, statements: Sequence[Statement], deadline: float) -> Sequence[Result]:
         exchange = await connection.exchange(statements, deadline=deadline)
         if exchange.error is not None:
-            raise self._endpoint.error_of(exchange, is_write=False) from exchange.error
+            raise self._server.error_of(exchange, is_write=False) from exchange.error
         return exchange.answers(0, len(statements))
 
 

@@ -97,10 +97,10 @@ async def find_definers(
             message = (
                 f"the function {name} is SECURITY DEFINER and uses its caller's search_path with its owner's rights"
             )
-            mend = f"Fix it: alter function {signature} set search_path = {quoted(schema)}, pg_temp."
-            found.append(Finding(Hole.DEFINER_FUNCTION, name, message, mend))
+            fix = f"Fix it: alter function {signature} set search_path = {quoted(schema)}, pg_temp."
+            found.append(Finding(Hole.DEFINER_FUNCTION, name, message, fix))
         elif has_policies and passes and owner not in allowed_roles:
             message = f"the function {name} is SECURITY DEFINER and runs as {owner}, for whom no policy holds"
-            mend = f"Let an ordinary role own it: alter function {signature} owner to ..."
-            found.append(Finding(Hole.DEFINER_FUNCTION, name, message, mend))
+            fix = f"Let an ordinary role own it: alter function {signature} owner to ..."
+            found.append(Finding(Hole.DEFINER_FUNCTION, name, message, fix))
     return found

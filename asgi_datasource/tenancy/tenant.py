@@ -7,6 +7,7 @@ from enum import StrEnum
 from typing import Final
 
 from ..concurrency.expiring_set import ExpiringSet
+from ..drivers.statements import OWN_SCHEMA
 from ..errors import DataError, DataErrorKind
 
 
@@ -55,6 +56,7 @@ class Tenant:
         schema: Its own schema, first in its `search_path`: every transaction of the tenant's fails where it is not
             there or may not be used, since names would be looked up elsewhere. None where it has none.
         missing: Where its name is kept for a while once its place turns out not to be there; None keeps none.
+        applied: The settings together with the schema, as drivers take them; None until `apply` is called.
     """
 
     name: str | None
@@ -66,6 +68,13 @@ class Tenant:
     database: str | None = None
     schema: str | None = field(default=None, compare=False)
     missing: ExpiringSet[str] | None = field(default=None, compare=False, repr=False)
+    applied: tuple[tuple[str, str], ...] | None = field(default=None, init=False, compare=False, repr=False)
+
+    def apply(self) -> tuple[tuple[str, str], ...]:
+        """Fill `applied` at the first use: most of 100,000 tenants are never used by a process."""
+        applied = self.settings if self.schema is None else (*self.settings, (OWN_SCHEMA, self.schema))
+        object.__setattr__(self, "applied", applied)
+        return applied
 
     def note_failure(self, error: DataError) -> None:
         """A statement of the tenant's has failed, perhaps because its place is not there."""

@@ -11,9 +11,10 @@ from contextlib import asynccontextmanager
 from enum import StrEnum
 from typing import Final
 
-from ..drivers.psycopg import Connection, PsycopgServer, Statement
+from ..drivers.protocol import Connection, Server
+from ..drivers.statements import INCARNATION, Statement
 from ..errors import DataError
-from .control_statements import INCARNATION, Identity, timeline_of
+from .control_statements import Identity, timeline_of
 
 POLL_INTERVAL_S: Final = 0.05
 POOL_WAIT_S: Final = 0.1
@@ -43,7 +44,7 @@ class Fate(StrEnum):
     UNKNOWN = "unknown"
 
 
-async def find_fate(endpoint: PsycopgServer, identity: Identity, *, timeout_s: float) -> Fate:
+async def find_fate(server: Server, identity: Identity, *, timeout_s: float) -> Fate:
     """Ask the primary until it is decided.
 
     A transaction still `in progress` can commit yet: after a grace period its backend is ended. `committed` counts
@@ -60,8 +61,8 @@ async def find_fate(endpoint: PsycopgServer, identity: Identity, *, timeout_s: f
     grace_until = loop.time() + min(GRACE_S, timeout_s / 2)
     while (now := loop.time()) < deadline:
         try:
-            async with _line(endpoint, deadline=deadline) as connection:
-                newest = max(endpoint.timeline, identity.timeline or 0)
+            async with _line(server, deadline=deadline) as connection:
+                newest = max(server.timeline, identity.timeline or 0)
                 fate = await _ask(connection, identity, newest, end_orphan=now > grace_until, deadline=deadline)
         except DataError:
             fate = None
@@ -72,7 +73,7 @@ async def find_fate(endpoint: PsycopgServer, identity: Identity, *, timeout_s: f
 
 
 @asynccontextmanager
-async def _line(endpoint: PsycopgServer, *, deadline: float) -> AsyncGenerator[Connection]:
+async def _line(server: Server, *, deadline: float) -> AsyncGenerator[Connection]:
     """A connection to ask on: one of the pool's where one is free, else one more.
 
     A request that waits for the truth must not wait behind those that wait for a connection: they may take longer.
@@ -82,12 +83,12 @@ async def _line(endpoint: PsycopgServer, *, deadline: float) -> AsyncGenerator[C
     """
     try:
         brief = asyncio.get_running_loop().time() + POOL_WAIT_S
-        connection = await endpoint.acquire(deadline=min(brief, deadline) if endpoint.is_up else deadline)
+        connection = await server.acquire(deadline=min(brief, deadline) if server.is_up else deadline)
     except DataError:
-        if not endpoint.is_up:
+        if not server.is_up:
             # Whether it is back is found out by one attempt at a time, for all who wait.
             raise
-        connection = await endpoint.connect_apart(deadline=deadline)
+        connection = await server.connect_apart(deadline=deadline)
         try:
             yield connection
         finally:
@@ -96,7 +97,7 @@ async def _line(endpoint: PsycopgServer, *, deadline: float) -> AsyncGenerator[C
     try:
         yield connection
     finally:
-        await endpoint.reclaim(connection)
+        await server.reclaim(connection)
 
 
 async def _ask(

@@ -90,7 +90,7 @@ async def test_an_application_that_never_starts_a_response_has_done_nothing(worl
 
     async with world.registry() as registry:
         await call(world, registry, app, seen)
-        assert [endpoint.borrowed for endpoint in registry.for_tenant("acme").endpoints.values()] == [0, 0, 0]
+        assert [endpoint.borrowed for endpoint in registry.for_tenant("acme").servers.values()] == [0, 0, 0]
     assert sent == []
     assert await world.items() == []
 

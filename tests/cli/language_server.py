@@ -1,4 +1,4 @@
-"""Speaks the Language Server Protocol to the YAML language server."""
+"""A client of the YAML language server."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ WAIT_S = 60.0
 
 
 class LanguageServer:
-    """One server, one document.
+    """A running server with one open document.
 
     Args:
         schema: The schema of every YAML file.
@@ -55,7 +55,7 @@ class LanguageServer:
         self._tell("workspace/didChangeConfiguration", {"settings": self._settings})
 
     def close(self) -> None:
-        """End the server."""
+        """Stop the server."""
         self._process.kill()
         self._process.wait(10)
         self._reader.join(10)
@@ -64,8 +64,8 @@ class LanguageServer:
                 stream.close()
 
     def open(self, text: str) -> list[dict[str, Any]]:
-        """Put a text into the document, and wait for its diagnostics."""
-        # A document of its own each time: what is still said of the last one is not taken for this one's.
+        """Open a document with a text and wait for its diagnostics."""
+        # A new document each time, so that late diagnostics of the previous one are not mistaken for this one's.
         self._uri = (self._folder / f"datasource{next(self._numbers)}.yaml").as_uri()
         document = {"uri": self._uri, "languageId": "yaml", "version": 1, "text": text}
         self._tell("textDocument/didOpen", {"textDocument": document})
@@ -76,13 +76,13 @@ class LanguageServer:
                 return found
 
     def complete(self, line: int, column: int) -> dict[str, dict[str, Any]]:
-        """What the server proposes at a place, by its label."""
+        """The completions at a position, by label."""
         answer = self._ask("textDocument/completion", self._at(line, column))
         items = answer["items"] if isinstance(answer, dict) else answer
         return {item["label"]: item for item in items}
 
     def hover(self, line: int, column: int) -> str:
-        """What the server says about a place."""
+        """The hover text at a position."""
         answer = self._ask("textDocument/hover", self._at(line, column))
         return answer["contents"]["value"] if answer else ""
 

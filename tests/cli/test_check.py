@@ -1,4 +1,4 @@
-"""`check` on real servers: roles, replication, limits, poolers, and what keeps tenants apart."""
+"""`check` on real servers: roles, replication, limits, poolers, and the isolation of tenants."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ import psycopg
 import pytest
 from jsonschema import Draft202012Validator
 
-from asgi_datasource.cli.checking import ask, judge
+from asgi_datasource.cli.checking import evaluation, queries
 from asgi_datasource.cli.checking.facts import Facts, PoolerMode, Target
 from asgi_datasource.config import Code, load
-from asgi_datasource.drivers.psycopg import ServerSettings
+from asgi_datasource.drivers.settings import ServerSettings
 from asgi_datasource.testing import EmbeddedCluster
-from tests.cli.run import Ran, run
+from tests.cli.run import Ran, call
 from tests.pgbouncer import pgbouncer
 from tests.world import World
 
@@ -26,7 +26,7 @@ PASSWORD = "hunter2-Tr0ub4dor"
 
 
 def config(world: World, **changes: Any) -> dict[str, Any]:
-    """The world's own configuration, whose schemas and policies are as they should be."""
+    """The world's configuration, whose schemas and policies are correct."""
     document: dict[str, Any] = {
         "version": 1,
         "datasources": {
@@ -55,7 +55,7 @@ def check(
 ) -> tuple[Ran, list[dict[str, Any]]]:
     path = tmp_path / "datasource.json"
     path.write_text(json.dumps(document, indent=1))
-    done = run("check", path, "--format", "json", *arguments, environ=environ)
+    done = call("check", path, "--format", "json", *arguments, environ=environ)
     assert done.out, done.err
     found = json.loads(done.out)
     Draft202012Validator(json.loads((ROOT / "schemas" / "diagnostics" / "v1.json").read_text())).validate(found)
@@ -67,7 +67,7 @@ def codes(found: list[dict[str, Any]], *, without: set[str] = frozenset()) -> li
 
 
 TABLES = {"ADS111", "ADS112"}
-"""The tables of the world that tenants under row security also reach, without policies: on purpose there."""
+"""Findings of the world's tables without policies, which are intentional."""
 
 
 async def test_what_is_right_is_left_alone(world: World, tmp_path: Path) -> None:
@@ -102,9 +102,9 @@ async def test_servers_that_cannot_be_reached(world: World, tmp_path: Path) -> N
         ("ADS101", "datasources.orders.replicas.r1.url"),
         ("ADS101", "datasources.orders.replicas.r2.url"),
     ]
-    told = [each["message"] for each in found if each["code"] == "ADS101"]
-    assert "password authentication failed" in told[0]
-    assert 'database "nowhere" does not exist' in told[1]
+    printed = [each["message"] for each in found if each["code"] == "ADS101"]
+    assert "password authentication failed" in printed[0]
+    assert 'database "nowhere" does not exist' in printed[1]
     assert done.code == 2
     assert PASSWORD not in done.out + done.err
 
@@ -115,13 +115,16 @@ def other_cluster() -> Iterator[EmbeddedCluster]:
         yield running
 
 
-async def test_a_standby_of_another_cluster(world: World, other_cluster: EmbeddedCluster, tmp_path: Path) -> None:
+async def test_a_standby_of_another_cluster(
+    world: World, other_cluster: EmbeddedCluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(queries, "CATCH_UP_S", 0.3)
     [stranger] = other_cluster.replicas.values()
     _, found = check(config(world, datasources__orders__replicas={"r1": {"url": stranger.url()}}), tmp_path)
     assert codes(found, without=TABLES) == [("ADS103", "datasources.orders.replicas.r1.url")]
-    # The clusters of the tests are copies of one, so that their system identifiers are the same: it shows in the WAL.
-    [told] = [each["message"] for each in found if each["code"] == "ADS103"]
-    assert "has not replayed the last" in told
+    # The clusters of the tests are copies and share a system identifier, so only the WAL tells them apart.
+    [printed] = [each["message"] for each in found if each["code"] == "ADS103"]
+    assert "has not replayed the last" in printed
     document = config(world, datasources__orders__primary={"url": other_cluster.primary.url()}, tenants={})
     document["tenancy"] = {"default": "orders"}
     _, found = check(document, tmp_path)
@@ -131,7 +134,9 @@ async def test_a_standby_of_another_cluster(world: World, other_cluster: Embedde
     ]
 
 
-async def test_a_replica_that_is_behind(other_cluster: EmbeddedCluster, tmp_path: Path) -> None:
+async def test_a_replica_that_is_behind(
+    other_cluster: EmbeddedCluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     [replica] = other_cluster.replicas.values()
     document = {
         "version": 1,
@@ -148,8 +153,9 @@ async def test_a_replica_that_is_behind(other_cluster: EmbeddedCluster, tmp_path
         assert "replay is paused on orders/r1" in found[0]["message"]
     finally:
         await replica.resume_replay()
-    # A standby whose source went away: what the primary writes does not arrive.
+    # A standby without a source: the primary's writes do not arrive.
     await replica.configure(primary_conninfo="")
+    monkeypatch.setattr(queries, "CATCH_UP_S", 0.3)
     try:
         await other_cluster.primary.sql("create table if not exists more (id int)")
         await other_cluster.primary.sql("insert into more select generate_series(1, 1000)")
@@ -170,9 +176,9 @@ async def test_more_connections_than_the_server_allows(world: World, tmp_path: P
         "datasources.orders.replicas.r2.url",
     ]
     assert "31 processes may open 310 connections to the server of orders/primary" in limits[0]["message"]
-    assert limits[0]["mend"].startswith("Lower pool.max_size to 9,")
+    assert limits[0]["fix"].startswith("Lower pool.max_size to 9,")
     assert codes(check(config(world, budget={"processes": 9, "reserve": 10}), tmp_path)[1], without=TABLES) == []
-    # Two datasources on one server share what it allows.
+    # Two datasources on one server share its limit.
     twice = config(world, budget={"processes": 16, "reserve": 0})
     assert codes(check(twice, tmp_path)[1], without=TABLES) == []
     twice["datasources"]["more"] = {"primary": {"url": world.url()}}
@@ -202,7 +208,7 @@ async def test_pgbouncer_is_found_with_its_mode(mode: str, world: World, tmp_pat
     assert pooler["severity"] == {"session": "hint", "transaction": "error", "statement": "error"}[mode]
     assert done.code == (0 if mode == "session" else 1)
     if mode == "transaction":
-        assert pooler["mend"] == "Say so: pool: {pooler: transaction}."
+        assert pooler["fix"] == "Say so: pool: {pooler: transaction}."
         assert [each["severity"] for each in declared if each["code"] == "ADS105"] == ["hint"]
     assert not {each["code"] for each in found} & {"ADS106", "ADS116"}
 
@@ -243,8 +249,8 @@ async def test_holes_in_row_security(world: World, tmp_path: Path) -> None:
     )
     tenant = {"datasource": "orders", "schema": "books", "row_security": {"app.tenant": "1"}}
     done, found = check(config(world, tenants={"initech": tenant}, datasources__orders__replicas={}), tmp_path)
-    told = {(each["code"], each["message"].removeprefix("orders/primary: ").split(":")[0]) for each in found}
-    assert told == {
+    printed = {(each["code"], each["message"].removeprefix("orders/primary: ").split(":")[0]) for each in found}
+    assert printed == {
         ("ADS111", "the table books.open_table has no row security"),
         ("ADS111", "the table books.locked has row security and no policy"),
         ("ADS112", "the login owns the table books.unforced, and its policies do not hold for the owner"),
@@ -256,8 +262,8 @@ async def test_holes_in_row_security(world: World, tmp_path: Path) -> None:
         ),
     }
     assert done.code == 1
-    mends = [each["mend"] for each in found]
-    # What is to be done, done, ends the findings.
+    fixes = [each["fix"] for each in found]
+    # Applying the fixes resolves the findings.
     await execute(
         world,
         "alter table books.unforced force row level security",
@@ -266,7 +272,7 @@ async def test_holes_in_row_security(world: World, tmp_path: Path) -> None:
         "drop materialized view books.copy",
         "drop table books.open_table, books.locked",
     )
-    assert "Force them: alter table books.unforced force row level security." in mends
+    assert "Force them: alter table books.unforced force row level security." in fixes
     assert check(config(world, tenants={"initech": tenant}, datasources__orders__replicas={}), tmp_path)[1] == []
 
 
@@ -296,7 +302,7 @@ async def test_tenants_without_their_place(world: World, tmp_path: Path) -> None
     }
     _, found = check(config(world, tenants=tenants, datasources__orders__replicas={}), tmp_path)
     assert codes(found) == [("ADS115", "tenants.gone"), ("ADS115", "tenants.nobody")]
-    assert found[0]["mend"] == "Create it: create schema gone."
+    assert found[0]["fix"] == "Create it: create schema gone."
 
 
 async def test_tenants_of_a_table_are_looked_at_as_well(
@@ -320,14 +326,14 @@ async def test_tenants_of_a_table_are_looked_at_as_well(
     )
     done, found = check(document, tmp_path)
     notes = json.loads(done.out)["notes"]
-    assert notes == ["1,000 of the 1,201 tenants of tenants_from were looked at"]
-    # The one that has no schema is among those that are looked at, as it is each time.
+    assert notes == ["1,000 of the 1,201 tenants of tenants_from were checked"]
+    # The sample is deterministic and includes the tenant without a schema.
     [missing] = [each for each in found if each["code"] == "ADS115"]
     assert missing["key"] == "tenants_from"
     assert "the schema of_c7 is not there" in missing["message"]
-    told = run("check", tmp_path / "datasource.json").out
-    assert f"note: {notes[0]}" in told
-    assert run("check", tmp_path / "datasource.json", "--format", "concise").out.count("note: ") == 1
+    printed = call("check", tmp_path / "datasource.json").out
+    assert f"note: {notes[0]}" in printed
+    assert call("check", tmp_path / "datasource.json", "--format", "concise").out.count("note: ") == 1
 
 
 async def test_the_databases_of_tenants_are_asked_by_their_own_names_and_no_more_than_a_few(
@@ -347,13 +353,13 @@ async def test_the_databases_of_tenants_are_asked_by_their_own_names_and_no_more
         document["tenants"][f"t{number}"] = {"datasource": "own"}
     document["tenants"]["*"] = {"datasource": "own"}
     done, found = check(document, tmp_path)
-    assert json.loads(done.out)["notes"] == ["10 of the 19 databases of own that are known were asked"]
+    assert json.loads(done.out)["notes"] == ["10 of the 19 known databases of own were checked"]
     assert [each["message"].split(" of t")[0] for each in found if each["code"] == "ADS101"] == ["own/primary"] * 9
     document["tenants"] = {"*": {"datasource": "own"}}
     done, found = check(document, tmp_path)
     assert found == []
-    told = "the databases of own are those of whoever comes: only the 0 that are known were asked"
-    assert json.loads(done.out)["notes"] == [told]
+    printed = "any tenant may have a database on own: only the 0 known ones were checked"
+    assert json.loads(done.out)["notes"] == [printed]
 
 
 async def test_names_that_fall_through(world: World, tmp_path: Path) -> None:
@@ -379,17 +385,17 @@ async def test_findings_are_ignored_where_they_stand(world: World, tmp_path: Pat
         "tenancy: {resolve: [{header: X}]}\n"
         'tenants: {initech: {datasource: orders, schema: shared, row_security: {app.tenant: "41"}}}\n'
     )
-    done = run("check", path, environ={"ORDERS_URL": world.url()})
+    done = call("check", path, environ={"ORDERS_URL": world.url()})
     assert "warning[ADS111]" not in done.out
     assert "ignored, with reasons" in done.out
     assert "ADS007" in done.out  # there is no ADS112 here
-    assert run("validate", path).out.endswith("nothing found\n")
+    assert call("validate", path).out.endswith("nothing found\n")
 
 
 def test_a_wrong_configuration_is_not_checked(tmp_path: Path) -> None:
     path = tmp_path / "datasource.yaml"
     path.write_text("version: 1\ndatasources: {}\n")
-    done = run("check", path)
+    done = call("check", path)
     assert (done.code, done.out) == (2, "")
     assert "the configuration has 1 error:" in done.err
     assert "ADS024" in done.err
@@ -401,10 +407,10 @@ def test_a_standby_with_another_identifier() -> None:
     )
     replica = facts(is_standby=True, system_id=2)
     replica.target = Target("orders", "r1", ("datasources", "orders", "replicas", "r1", "url"), replica.target.settings)
-    found = list(judge.judge(config, [facts(), replica]))
+    found = list(evaluation.evaluate(config, [facts(), replica]))
     assert [each.code for each in found] == [Code.NOT_ITS_REPLICA]
     replica.system_id, replica.version = 1, 150000
-    assert [each.code for each in judge.judge(config, [facts(), replica])] == [Code.SERVER_VERSION]
+    assert [each.code for each in evaluation.evaluate(config, [facts(), replica])] == [Code.SERVER_VERSION]
 
 
 def facts(**known: Any) -> Facts:
@@ -434,6 +440,6 @@ def test_what_cannot_be_brought_about_here_is_judged(known: dict[str, Any], code
     config = load(
         {"version": 1, "datasources": {"orders": {"primary": {"url": "host=db"}}}, "tenancy": {"default": "orders"}}
     )
-    found = list(judge.judge(config, [facts(**known)]))
+    found = list(evaluation.evaluate(config, [facts(**known)]))
     assert [each.code for each in found] == ([code] if code else [])
-    assert ask.CATCH_UP_S < 10
+    assert queries.CATCH_UP_S < 10

@@ -1,4 +1,4 @@
-"""The integrations with CI systems, by running what they run."""
+"""The integrations with CI systems, run as these systems run them."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def shell(script: str, cwd: Path, environ: Mapping[str, str]) -> subprocess.Comp
 
 @pytest.fixture(scope="module")
 def tool(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A git repository with what is published of this one."""
+    """A git repository with the published files of this one."""
     folder = tmp_path_factory.mktemp("tool")
     for name in ("asgi_datasource", "schemas"):
         shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
@@ -55,9 +55,9 @@ def git(*arguments: str, cwd: Path) -> None:
 
 @pytest.fixture(scope="module")
 def python(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    """An environment of its own that has what the package needs, but not the package."""
+    """A virtual environment with the dependencies of the package, but without the package."""
     folder = tmp_path_factory.mktemp("venv")
-    # pip comes with the rest: installing it takes ten times as long as everything else here.
+    # pip is among the linked packages; installing it would take ten times as long as everything else here.
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(folder)], check=True, timeout=120)
     pip = folder / "bin" / "pip"
     pip.write_text(f'#!/bin/sh\nexec {folder / "bin" / "python"} -m pip "$@"\n')
@@ -66,15 +66,16 @@ def python(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     for entry in Path(sysconfig.get_path("purelib")).iterdir():
         if "asgi_datasource" not in entry.name and not (site / entry.name).exists() and entry.suffix != ".pth":
             (site / entry.name).symlink_to(entry)
-    # What builds the package is there too; pip would fetch it for each installation. (`0` is how pip spells this.)
-    pip_settings = {"PIP_DISABLE_PIP_VERSION_CHECK": "1", "PIP_NO_BUILD_ISOLATION": "0"}
-    return {"PATH": f"{folder / 'bin'}:/usr/bin:/bin", **pip_settings}
+    # The build backend is among the linked packages, too; pip would fetch it each time. (pip spells this option `0`.)
+    pip_settings = {"PIP_DISABLE_PIP_VERSION_CHECK": "1", "PIP_NO_BUILD_ISOLATION": "0", "PIP_NO_DEPS": "1"}
+    # Without PYTHONPATH, so that the installed package is imported.
+    return {"PATH": f"{folder / 'bin'}:/usr/bin:/bin", "PYTHONPATH": "", "SITE": str(site), **pip_settings}
 
 
 def run_action(tool: Path, cwd: Path, environ: Mapping[str, str], **inputs: str) -> dict[str, Any]:
-    """The steps of `action.yml`, as GitHub's runner runs them; stops at the first that fails."""
+    """Run the steps of `action.yml` like GitHub's runner, up to the first failure."""
     action = yaml.safe_load((tool / "action.yml").read_text())
-    values = {name: str(told.get("default", "")) for name, told in action["inputs"].items()} | inputs
+    values = {name: str(given.get("default", "")) for name, given in action["inputs"].items()} | inputs
     summary = cwd / "summary.md"
 
     def filled(text: str) -> str:
@@ -110,6 +111,13 @@ def test_the_github_action(tool: Path, python: dict[str, str], tmp_path: Path) -
     assert done.returncode == 1
     assert done.stdout.startswith("::error title=asgi-datasource ADS040,file=datasource.yaml,line=3,col=20::")
     assert "ADS040" in (tmp_path / "out.sarif").read_text()
+    # File names come from the pull request and are not options.
+    (tmp_path / "datasource.yaml").write_text(GOOD.replace('"${ORDERS_URL}"', "{command: [touch, ran]}"))
+    names = "datasource.yaml --environment\n--allow-commands"
+    done = shell(validate, tmp_path, {**python, "FILES": names, "OVERLAY": "", "STRICT": "", "SARIF": ""})
+    assert done.returncode == 2
+    assert "file=--allow-commands::" in done.stdout
+    assert not (tmp_path / "ran").exists()
 
 
 @pytest.mark.timeout(600)
@@ -128,7 +136,7 @@ def test_the_gitlab_snippet(tool: Path, python: dict[str, str], tmp_path: Path) 
 
 
 @pytest.mark.timeout(900)
-def test_the_pre_commit_hook(tool: Path, tmp_path: Path) -> None:
+def test_the_pre_commit_hook(tool: Path, python: dict[str, str], tmp_path: Path) -> None:
     project = tmp_path / "project"
     project.mkdir()
     git("init", "-q", cwd=project)
@@ -140,7 +148,9 @@ def test_the_pre_commit_hook(tool: Path, tmp_path: Path) -> None:
     git("add", "-A", cwd=project)
 
     def pre_commit() -> subprocess.CompletedProcess[str]:
-        environ = {**os.environ, "PRE_COMMIT_HOME": str(tmp_path / "home"), "GIT_CONFIG_GLOBAL": "/dev/null"}
+        # pre-commit makes an environment for the hook; the dependencies come from the other environment.
+        environ = {**os.environ, **python, "PATH": os.environ["PATH"], "PYTHONPATH": python["SITE"]}
+        environ |= {"PRE_COMMIT_HOME": str(tmp_path / "home"), "GIT_CONFIG_GLOBAL": "/dev/null"}
         command = [sys.executable, "-m", "pre_commit", "run", "--all-files", "--color", "never"]
         return subprocess.run(
             command, cwd=project, env=environ, capture_output=True, text=True, timeout=600, check=False
@@ -155,3 +165,14 @@ def test_the_pre_commit_hook(tool: Path, tmp_path: Path) -> None:
     git("add", "-A", cwd=project)
     done = pre_commit()
     assert done.returncode == 0, done.stdout
+    # A file whose name looks like an option is validated like any other.
+    folder = project / "--output=stolen"
+    folder.mkdir()
+    (folder / "datasource.yaml").write_text(BAD)
+    (project / "stolen").mkdir()
+    (project / "stolen" / "datasource.yaml").write_text(GOOD)
+    git("add", "-A", cwd=project)
+    done = pre_commit()
+    assert done.returncode == 1
+    assert "--> --output=stolen/datasource.yaml:3:20" in done.stdout
+    assert (project / "stolen" / "datasource.yaml").read_text() == GOOD

@@ -1,4 +1,4 @@
-"""Completion in the shells themselves."""
+"""Completion in the real shells."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def program(shell: str) -> str:
 
 
 def bash(words: list[str], folder: Path) -> set[str]:
-    """What bash completes for the last word."""
+    """The completions of the last word in bash."""
     quoted = " ".join(f"'{word}'" for word in words)
     code = (
         f"source {script('bash', folder)}\nCOMP_WORDS=({quoted})\nCOMP_CWORD={len(words) - 1}\n"

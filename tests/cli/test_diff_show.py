@@ -1,4 +1,4 @@
-"""`diff` tells what a change means for tenants; `show` where every value comes from. Neither shows a secret."""
+"""`diff` explains what a change means for tenants, `show` prints the origin of every value; neither prints a secret."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from jsonschema import Draft202012Validator
 
-from tests.cli.run import run
+from tests.cli.run import call
 
 ROOT = Path(__file__).parent.parent.parent
 PASSWORD = "hunter2-Tr0ub4dor"
@@ -50,7 +50,7 @@ def changed(**changes: Any) -> dict[str, Any]:
 def diff(new: dict[str, Any], folder: Path, *arguments: str) -> Any:
     (folder / "old.json").write_text(json.dumps(OLD))
     (folder / "new.json").write_text(json.dumps(new))
-    done = run("diff", "old.json", "new.json", "--format", "json", *arguments, cwd=folder)
+    done = call("diff", "old.json", "new.json", "--format", "json", *arguments, cwd=folder)
     assert done.code in (0, 1), done.err
     assert PASSWORD not in done.out + done.err
     found = json.loads(done.out)
@@ -95,16 +95,16 @@ def test_what_a_change_means(
 
 def test_nothing_changes(tmp_path: Path) -> None:
     assert diff(OLD, tmp_path) == []
-    assert "nothing changes" in run("diff", "old.json", "new.json", cwd=tmp_path).out
+    assert "nothing changes" in call("diff", "old.json", "new.json", cwd=tmp_path).out
 
 
 def test_markdown_for_a_pull_request(tmp_path: Path) -> None:
     diff(changed(tenants__acme__datasource="other"), tmp_path)
-    done = run("diff", "old.json", "new.json", "--format", "markdown", cwd=tmp_path)
+    done = call("diff", "old.json", "new.json", "--format", "markdown", cwd=tmp_path)
     assert done.out.startswith("### asgi-datasource: `old.json` → `new.json`\n\n1 change: 1 danger.\n")
     assert "| :rotating_light: | `tenants.acme` | moves from datasource orders to other" in done.out
-    assert run("diff", "old.json", "new.json", cwd=tmp_path).code == 0
-    assert run("diff", "old.json", "new.json", "--exit-code", cwd=tmp_path).code == 1
+    assert call("diff", "old.json", "new.json", cwd=tmp_path).code == 0
+    assert call("diff", "old.json", "new.json", "--exit-code", cwd=tmp_path).code == 1
 
 
 def test_many_tenants_are_one_change(tmp_path: Path) -> None:
@@ -113,7 +113,7 @@ def test_many_tenants_are_one_change(tmp_path: Path) -> None:
     (tmp_path / "many.json").write_text(json.dumps(document))
     document["tenants"] = {name: {**tenant, "datasource": "other"} for name, tenant in document["tenants"].items()}
     (tmp_path / "moved.json").write_text(json.dumps(document))
-    done = run("diff", "many.json", "moved.json", cwd=tmp_path)
+    done = call("diff", "many.json", "moved.json", cwd=tmp_path)
     assert "danger tenants: moves from datasource orders to other" in done.out
     assert "and 280 more" in done.out
 
@@ -121,7 +121,7 @@ def test_many_tenants_are_one_change(tmp_path: Path) -> None:
 def test_a_wrong_file_is_not_compared(tmp_path: Path) -> None:
     diff(OLD, tmp_path)
     (tmp_path / "wrong.json").write_text("{}")
-    done = run("diff", "old.json", "wrong.json", cwd=tmp_path)
+    done = call("diff", "old.json", "wrong.json", cwd=tmp_path)
     assert done.code == 2
     assert "the configuration has 2 errors" in done.err
 
@@ -144,7 +144,7 @@ def test_show_tells_where_each_value_comes_from(tmp_path: Path) -> None:
         f"tenants: {{acme: {{datasource: orders, row_security: {{a.b: '{PASSWORD}'}}}}}}\n"
     )
     (tmp_path / "prod.yaml").write_text("datasources: {orders: {pool: {min_size: 2}}}\n")
-    done = run("show", "--overlay", "prod.yaml", "--defaults", "--format", "json", cwd=tmp_path)
+    done = call("show", "--overlay", "prod.yaml", "--defaults", "--format", "json", cwd=tmp_path)
     assert done.code == 0, done.err
     shown = json.loads(done.out)
     values = {value["key"]: value for value in shown["values"]}
@@ -158,7 +158,7 @@ def test_show_tells_where_each_value_comes_from(tmp_path: Path) -> None:
     assert values["transactions.deadline"] == {
         "key": "transactions.deadline", "value": "30s", "from": "default", "where": "default"
     }  # fmt: skip
-    text = run("show", "--overlay", "prod.yaml", cwd=tmp_path).out
+    text = call("show", "--overlay", "prod.yaml", cwd=tmp_path).out
     assert "datasources.orders.pool.min_size: 2" in text
     assert "# prod.yaml:1:" in text
     assert PASSWORD not in done.out + text

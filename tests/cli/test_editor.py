@@ -64,8 +64,8 @@ def test_keys_are_completed_with_what_they_mean(server: LanguageServer) -> None:
     found = server.complete(6, 6)
     assert {"min_size", "acquire_timeout", "max_waiting", "max_lifetime"} <= set(found)
     assert "max_size" not in found
-    told = str(found["acquire_timeout"].get("documentation"))
-    assert "How long a statement waits for a free connection" in told
+    documentation = str(found["acquire_timeout"].get("documentation"))
+    assert "How long a statement waits for a free connection" in documentation
 
 
 def test_words_are_completed(server: LanguageServer) -> None:

@@ -1,4 +1,4 @@
-"""`explain`: which server a request would go to, and why not to another; from files alone."""
+"""`explain`: which server a request goes to, and why not to another; from files alone."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from jsonschema import Draft202012Validator
 
 from asgi_datasource import ConfigError
 from asgi_datasource.config import read_state
-from tests.cli.run import run
+from tests.cli.run import call
 
 ROOT = Path(__file__).parent.parent.parent
 PASSWORD = "hunter2-Tr0ub4dor"
@@ -55,7 +55,7 @@ def folder(tmp_path: Path) -> Path:
 
 
 def explained(folder: Path, *arguments: str) -> Any:
-    done = run("explain", "datasource.yaml", *arguments, "--format", "json", cwd=folder)
+    done = call("explain", "datasource.yaml", *arguments, "--format", "json", cwd=folder)
     assert done.code in (0, 1), done.err
     assert PASSWORD not in done.out + done.err
     found = json.loads(done.out)
@@ -69,7 +69,7 @@ def verdicts(found: Any) -> dict[str, str]:
 
 
 def test_as_text(folder: Path) -> None:
-    done = run(
+    done = call(
         "explain", "--tenant", "acme", "--path", "/orders", "--state", "state.json", "--token", "1:0/3000200",
         cwd=folder,
     )  # fmt: skip
@@ -89,11 +89,11 @@ def test_as_text(folder: Path) -> None:
 
 
 def test_a_refusal_as_text(folder: Path) -> None:
-    done = run("explain", "--path", "/orders", "--header", "X-Tenant: globex", cwd=folder)
+    done = call("explain", "--path", "/orders", "--header", "X-Tenant: globex", cwd=folder)
     assert (done.code, done.out) == (
         1, "GET /orders: refused with 404 (tenant): there is no such tenant\n",
     )  # fmt: skip
-    done = run("explain", "--path", "/healthz", cwd=folder)
+    done = call("explain", "--path", "/healthz", cwd=folder)
     assert (done.code, done.out) == (0, "GET /healthz: exempt, it has no session\n")
 
 
@@ -110,7 +110,7 @@ def test_the_request_and_the_servers_decide(folder: Path) -> None:
     assert written["route"] == {"node": "primary", "role": "primary", "reason": "pinned"}
     assert explained(folder, "--tenant", "acme", "--method", "post", *state)["route"]["reason"] == "write"
     assert explained(folder, "--tenant", "acme", "--intent", "write", *state)["route"]["reason"] == "write"
-    # Of a position on the old timeline, what lies behind the branch is something else.
+    # A position on the old timeline after the fork is not on the new one.
     behind = explained(folder, "--tenant", "acme", "--token", "1:0/3150000", *state)
     assert behind["route"]["reason"] == "behind"
     assert verdicts(behind) == {"r1": "lagging", "r2": "behind", "primary": "chosen"}
@@ -119,7 +119,7 @@ def test_the_request_and_the_servers_decide(folder: Path) -> None:
 def test_without_a_state_all_is_well(folder: Path) -> None:
     found = explained(folder, "--tenant", "acme")
     assert (found["assumed"], found["route"]["reason"]) == (True, "balanced")
-    assert "every server is taken to be up and current" in run("explain", "--tenant", "acme", cwd=folder).out
+    assert "every server is taken to be up and current" in call("explain", "--tenant", "acme", cwd=folder).out
 
 
 def test_a_token_is_checked_with_the_secret(folder: Path) -> None:
@@ -130,20 +130,20 @@ def test_a_token_is_checked_with_the_secret(folder: Path) -> None:
     token = TokenSigner([PASSWORD], ttl_s=30).sign(Token((mark,)))
     urls = {f"ORDERS_{name}_URL": f"postgresql://{name}/orders" for name in ("PRIMARY", "R1", "R2")}
     (folder / "urls.env").write_text("\n".join(f"{name}={url}" for name, url in urls.items()))
-    told = explained(folder, "--tenant", "acme", "--token", token, "--env-file", "urls.env")["token"]
-    assert told["why"].startswith("it is of another tenant or datasource, or older than")
-    told = explained(folder, "--tenant", "acme", "--token", "x" + token, "--env-file", "urls.env")["token"]
-    assert told["why"] == "none of the secrets has signed it: it is ignored"
-    done = run("explain", "--tenant", "acme", "--token", token, cwd=folder)
+    token_plan = explained(folder, "--tenant", "acme", "--token", token, "--env-file", "urls.env")["token"]
+    assert token_plan["why"].startswith("it is of another tenant or datasource, or older than")
+    token_plan = explained(folder, "--tenant", "acme", "--token", "x" + token, "--env-file", "urls.env")["token"]
+    assert token_plan["why"] == "none of the secrets has signed it: it is ignored"
+    done = call("explain", "--tenant", "acme", "--token", token, cwd=folder)
     assert (done.code, done.out) == (2, "")
     assert "consistency.secret is not looked up. Add --environment or --env-file" in done.err
 
 
 def test_tenants_of_a_table_are_not_known_here(folder: Path) -> None:
     (folder / "datasource.yaml").write_text(CONFIG + "tenants_from: {datasource: orders, query: select 1 as name}\n")
-    done = run("explain", "--tenant", "globex", cwd=folder)
+    done = call("explain", "--tenant", "globex", cwd=folder)
     assert done.code == 1
-    assert "The tenants of tenants_from are in a table, which nobody asks here." in done.out
+    assert "The tenants of tenants_from are in a table, which this command does not read." in done.out
 
 
 @pytest.mark.parametrize(
@@ -160,7 +160,7 @@ def test_tenants_of_a_table_are_not_known_here(folder: Path) -> None:
 def test_what_cannot_be_used_is_told(arguments: list[str], says: str, folder: Path) -> None:
     (folder / "other.json").write_text('{"version": 1, "datasources": {"orders": {"servers": {"r9": {}}}}}')
     (folder / "wrong.json").write_text('{"version": 2}')
-    done = run("explain", "--tenant", "acme", *arguments, cwd=folder)
+    done = call("explain", "--tenant", "acme", *arguments, cwd=folder)
     assert (done.code, done.out) == (2, "")
     assert says in done.err
 

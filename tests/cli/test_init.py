@@ -1,4 +1,4 @@
-"""`init` writes a first configuration that is valid, and holds no password."""
+"""`init` writes a first configuration that is valid and contains no password."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Every way to log in that libpq has, through a configuration and on real servers: and no password is ever shown."""
+"""All ways to log in with libpq, through a configuration and on real servers; no password is ever shown."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ from asgi_datasource.testing.ports import reserve_port
 from tests.cli.run import Ran, run
 
 HARD = "p@ss/w:rd%20#? 'x\\ü"
-"""A password with everything in it that a URL or a keyword string has a meaning for."""
+"""A password with all characters that are special in URLs and keyword strings."""
 ROLE = "hard_login"
 
 
 @pytest.fixture(scope="module")
 def login(cluster: EmbeddedCluster) -> Iterator[dict[str, str]]:
-    """Where a role with a hard password can log in."""
+    """The address of a server, with a role that has this password."""
     quoted = HARD.replace("'", "''")
     cluster.primary.blocking.sql(f"create role {ROLE} login password '{quoted}'")
     try:
@@ -121,7 +121,7 @@ def openssl(*arguments: str, cwd: Path) -> None:
 
 
 def certificates(folder: Path) -> None:
-    """An authority, and what it has signed for the server and for the role."""
+    """Create an authority and its certificates for the server and the role."""
     key = ("-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes")
     openssl("req", "-x509", *key, "-keyout", "ca.key", "-out", "ca.crt", "-subj", "/CN=ca", "-days", "2", cwd=folder)
     for name, subject in (("server", "localhost"), ("client", ROLE)):
@@ -132,7 +132,7 @@ def certificates(folder: Path) -> None:
 
 
 def test_client_certificates(login: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> None:
-    """The embedded servers are built without TLS, so that PgBouncer ends it: the login is the certificate alone."""
+    """The embedded servers have no TLS, so PgBouncer terminates it; the certificate alone is the login."""
     import shutil
     import tempfile
 

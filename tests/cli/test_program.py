@@ -1,4 +1,4 @@
-"""The frame around the commands: help, exit codes, where output goes, and what is loaded."""
+"""The program around the commands: help, exit codes, output, and imports."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ GOOD = "version: 1\ndatasources: {orders: {primary: {url: host=db}}}\ntenancy: {
 
 
 def loaded_by(code: str) -> set[str]:
-    """The top-level packages that a fresh process has after running some code."""
+    """The top-level packages that some code imports in a fresh process."""
     script = f"{code}\nimport sys\nprint(*{{name.partition('.')[0] for name in sys.modules}}, file=sys.stderr)"
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60, check=True)
     return set(done.stderr.split())
@@ -123,10 +123,10 @@ def test_a_fault_of_the_program_is_not_taken_for_findings(
 
     monkeypatch.setattr("asgi_datasource.cli.commands.schema.run", fail)
     assert cli.main(["schema"]) == ExitCode.CANNOT_RUN
-    told = capsys.readouterr().err
-    assert "RuntimeError inside asgi-datasource" in told
-    assert "in fail" in told
-    assert "hunter2" not in told.replace('raise RuntimeError("hunter2")', "")
+    printed = capsys.readouterr().err
+    assert "RuntimeError inside asgi-datasource" in printed
+    assert "in fail" in printed
+    assert "hunter2" not in printed.replace('raise RuntimeError("hunter2")', "")
 
 
 def test_ctrl_c_ends_it_quietly(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
@@ -138,12 +138,12 @@ def test_ctrl_c_ends_it_quietly(monkeypatch: pytest.MonkeyPatch, capsys: pytest.
     assert capsys.readouterr() == ("", "")
 
 
-def test_what_cannot_be_done_is_said_with_its_mend() -> None:
+def test_what_cannot_be_done_is_said_with_its_fix() -> None:
     assert str(CannotRun("the door is shut", "Open it.")) == "the door is shut. Open it."
 
 
 class Terminal(io.StringIO):
-    """A stream that says it is a terminal."""
+    """A stream that reports to be a terminal."""
 
     def isatty(self) -> bool:
         return True

@@ -1,4 +1,4 @@
-"""The forms of a report: each against what reads it, none with a secret in it."""
+"""The formats of a report: each is valid for its readers, and none contains a secret."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from jsonschema import Draft4Validator, Draft202012Validator
 
 from asgi_datasource.cli import ExitCode, Style
 from asgi_datasource.cli.rendering import FORMATS, Report
-from asgi_datasource.cli.rendering.excerpt import excerpt_of
-from asgi_datasource.config import Code, Format, Severity, Text, describe_diagnostics, examine
+from asgi_datasource.cli.rendering.excerpt import Excerpt, Excerpts
+from asgi_datasource.config import Code, Format, Position, Severity, Text, describe_diagnostics, examine
 
 HERE = Path(__file__).parent
 ROOT = HERE.parent.parent
@@ -68,7 +68,7 @@ error[ADS020]: unknown key
 8 |     pool: {max_sise: 20, acquire_timeout: 3}
   |            ^^^^^^^^ datasources.orders.pool.max_sise
   |
-  = mend: Did you mean 'max_size'?
+  = fix: Did you mean 'max_size'?
   = docs/diagnostics.md#ads020
 """
 
@@ -79,7 +79,7 @@ def test_text_shows_the_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     assert '10 |       r1: {url: "…", wieght: 1}\n   |                      ^^^^^^ datasources' in text
     assert "   = see: routes[0].match at conf/datasource.yaml:19:6" in text
     assert text.endswith(
-        "conf/datasource.yaml: 7 errors, 3 warnings (1 ignored, with reasons); 6 can be mended with --fix"
+        "conf/datasource.yaml: 7 errors, 3 warnings (1 ignored, with reasons); 6 can be fixed with --fix"
     )
     assert "\x1b" not in text
 
@@ -215,49 +215,58 @@ def test_strict_makes_warnings_count(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
 
 EXCERPTS = [
-    # a line, the text of the wanted column, the notation, the key above, what is shown
-    ("    url: postgresql://a:b@c/d", "postgres", Format.YAML, "", "    url: …"),
-    ("    url: host=db password=x", "host", Format.YAML, "", "    url: … …"),
-    ("      hunter2", "hunter2", Format.YAML, "url", "      …"),
-    ('url = "postgresql://a:b@c/d" # b', '"', Format.TOML, "", 'url = "…" # …'),
-    ('{"url": "postgresql://a:b@c/d", "x": 1}', '"x"', Format.JSON, "", '{"url": "…", "x": 1}'),
-    ("{url: '${X}', b: '${Y:-z}', c: '${Z:-p w}'}", "b", Format.YAML, "", "{url: '${X}', b: '${Y:-z}', c: '…'}"),
-    ("header: a@b", "a@b", Format.YAML, "", "header: …"),
-    ("client_secret: abc", "abc", Format.YAML, "", "client_secret: …"),
-    ("callable: shop.tenants:resolve", "shop", Format.YAML, "", "callable: shop.tenants:resolve"),
-    ('match: "GET /reports/**"', '"', Format.YAML, "", 'match: "GET /reports/**"'),
-    ("urk: hunter2", "hunter2", Format.YAML, "", "urk: …"),
-    (
-        "acme: {datasource: orders, schema: acme}",
-        "acme:",
-        Format.YAML,
-        "url",
-        "acme: {datasource: orders, schema: acme}",
-    ),
-    ("row_security: {app.tenant: acme}", "acme}", Format.YAML, "", "row_security: {app.tenant: …}"),
-    ("spans: no", "no", Format.YAML, "", "spans: no"),
-    ("schema: it's", "it", Format.YAML, "", "schema: …"),
-    ("x: 'unclosed pass@word", "'", Format.YAML, "", "x: '…'"),
+    # a line, the lines above it, the notation, the start of the position, and the shown line
+    ("    url: postgresql://a:b@c/d", "datasources:\n  a:\n   primary:\n", Format.YAML, "postgres", "    url: …"),
+    ("    url: host=db password=x", "datasources:\n  a:\n   primary:\n", Format.YAML, "host", "    url: …"),
+    ("      hunter2", "datasources:\n  a:\n   primary:\n    url:\n", Format.YAML, "hunter2", "      …"),
+    ('url = "postgresql://a:b@c/d" # b', "[datasources.a.primary]\n", Format.TOML, '"', 'url = "…" # …'),
+    ('{"url": "postgresql://a:b@c/d", "x": 1}', "", Format.JSON, '"x"', '{"url": "…", "x": 1}'),
+    ("{url: '${X}', b: '${Y:-z}', c: '${Z:-p w}'}", "", Format.YAML, "b", "{url: '${X}', b: '…', c: '…'}"),
+    ("    - header: '${Y:-z}'", "tenancy:\n  resolve:\n", Format.YAML, "h", "    - header: '${Y:-z}'"),
+    ("    - header: a@b", "tenancy:\n  resolve:\n", Format.YAML, "a@b", "    - header: …"),
+    ("client_secret: abc", "", Format.YAML, "abc", "client_secret: …"),
+    ("    - callable: a.b:c", "tenancy:\n  resolve:\n", Format.YAML, "a.b", "    - callable: a.b:c"),
+    ('  - match: "GET /reports/**"', "routes:\n", Format.YAML, '"', '  - match: "GET /reports/**"'),
+    ("urk: hunter2", "", Format.YAML, "hunter2", "urk: …"),
+    ("  a: {datasource: orders, schema: b}", "tenants:\n", Format.YAML, "a:", "  a: {datasource: orders, schema: b}"),
+    ("  row_security: {app.tenant: x}", "tenants:\n a:\n", Format.YAML, "x}", "  row_security: {app.tenant: …}"),
+    ("  spans: no", "telemetry:\n", Format.YAML, "no", "  spans: no"),
+    ("   schema: it's", "tenants:\n  a:\n", Format.YAML, "it", "   schema: …"),
+    ("x: 'unclosed pass@word", "", Format.YAML, "'", "x: '… …"),
+    ("  secret: hunter2: x", "consistency:\n", Format.YAML, "hunter2", "  secret: …: …"),
+    ("  secret: hunter2", "consistency:\n", Format.YAML, "hunter2", "  secret: …"),
+    ("  secret: '${TOKEN}'", "consistency:\n", Format.YAML, "$", "  secret: '${TOKEN}'"),
+    ("  secret: '${TOKEN:-hunter2}'", "consistency:\n", Format.YAML, "$", "  secret: '…'"),
+    ("  secret: {file: hunter2}", "consistency:\n", Format.YAML, "file", "  secret: {file: …}"),
+    ("  old_secrets: [1234, hunter2, on]", "consistency:\n", Format.YAML, "1", "  old_secrets: […, …, …]"),
+    ("    spans: hunter2", "consistency:\n  secret: |\n", Format.YAML, "spans", "    …"),
+    ("x: &hunter2 !hunter2 {a: 1}", "", Format.YAML, "x", "x: … … {a: 1}"),
+    ('  "consistency": {"secret": "hunter2"},', "{\n", Format.JSON, '"c', '  "consistency": {"secret": "…"},'),
 ]
 
 
-@pytest.mark.parametrize(("line", "at", "form", "key", "shown"), EXCERPTS)
-def test_an_excerpt_shows_plain_words_only(line: str, at: str, form: Format, key: str, shown: str) -> None:
-    text = Text("x", form, f"first\n{line}\nlast\n")
-    found = excerpt_of(text, 2, line.index(at) + 1, key)
+@pytest.mark.parametrize(("line", "above", "form", "at", "shown"), EXCERPTS)
+def test_an_excerpt_shows_plain_words_only(line: str, above: str, form: Format, at: str, shown: str) -> None:
+    text = Text("x", form, f"{above}{line}\n")
+    found = excerpt(text, above.count("\n") + 1, line.index(at) + 1)
     assert found is not None
     assert found.text == shown
     assert found.start + found.length <= len(shown) + 1
 
 
+def excerpt(text: Text, line: int, column: int) -> Excerpt | None:
+    position = Position(text.file, line, column)
+    return Excerpts([text], [position]).at(position)
+
+
 def test_a_long_line_is_cut_around_the_place() -> None:
     line = "{" + ", ".join(f"key{number}: {number}" for number in range(500)) + "}"
     column = line.index("key300") + 1
-    found = excerpt_of(Text("x", Format.YAML, line), 1, column)
+    found = excerpt(Text("x", Format.YAML, line), 1, column)
     assert found is not None
     assert len(found.text) <= 160
     assert found.text[found.start : found.start + found.length] == "key300"
 
 
 def test_an_excerpt_of_nowhere() -> None:
-    assert excerpt_of(Text("x", Format.YAML, "a: 1"), 7, 1) is None
+    assert excerpt(Text("x", Format.YAML, "a: 1"), 7, 1) is None

@@ -1,4 +1,4 @@
-"""`validate`: what it looks at, what it leaves alone, and what it exits with."""
+"""`validate`: files, options, and exit codes; and that it uses no network."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.cli.run import run
+from tests.cli.run import call, run
 
 GOOD = """\
 version: 1
@@ -68,6 +68,23 @@ def test_bad_usage(arguments: list[str], says: str, folder: Path) -> None:
     assert says in done.err
 
 
+@pytest.mark.parametrize(
+    ("arguments", "code", "says"),
+    [
+        (["--hook", "--strict", "datasource.yaml", "--environment.yaml"], 1, "--environment.yaml:2:"),
+        (["--hook", "--strict", "--", "--environment.yaml"], 1, "--environment.yaml:2:"),
+        (["--hook", "--overlay", "prod.yaml", "datasource.yaml"], 1, "prod.yaml:1:30"),
+        (["--", "--environment.yaml"], 1, "--environment.yaml:2:"),
+        (["--hook", "--unknown.yaml"], 2, ""),
+    ],
+)
+def test_a_file_may_be_called_like_an_option(arguments: list[str], code: int, says: str, folder: Path) -> None:
+    (folder / "--environment.yaml").write_text(BAD.replace("primary", "prmary"))
+    done = call("validate", *arguments, cwd=folder)
+    assert done.code == code
+    assert says in done.out
+
+
 def test_without_a_file_there_must_be_one_here(tmp_path: Path) -> None:
     done = run("validate", cwd=tmp_path)
     assert done.code == 2
@@ -82,7 +99,7 @@ def test_resolvers_may_be_in_code(folder: Path) -> None:
 
 
 def test_the_network_is_left_alone(folder: Path) -> None:
-    """`unshare --net` takes every address away: whoever asks a server or a name, fails."""
+    """`unshare --net` removes all addresses, so that every connection and name lookup fails."""
     import subprocess
     import sys
 

@@ -66,12 +66,12 @@ async def test_what_is_taken_back_is_not_called_nor_kept() -> None:
     gone = weakref.ref(done)
     overtime.add(done.call, loop.time())
     overtime.add(slow.call, loop.time())
-    overtime.take_back(done.call)
+    overtime.due.pop(done.call, None)
     del done
     assert gone() is None
     await until(lambda: bool(called))
     assert called == ["slow"]
-    overtime.take_back(slow.call)
+    overtime.due.pop(slow.call, None)
 
 
 async def test_one_that_is_taken_back_by_a_callback_before_it_is_not_called() -> None:
@@ -84,7 +84,7 @@ async def test_one_that_is_taken_back_by_a_callback_before_it_is_not_called() ->
 
     def first() -> None:
         called.append("first")
-        overtime.take_back(second)
+        overtime.due.pop(second, None)
 
     now = loop.time()
     overtime.add(first, now)

@@ -1,4 +1,4 @@
-"""Documents for the tests: a small one, and strategies for valid ones and for what becomes of them by mistake."""
+"""Documents for the tests: small and full ones, and strategies for valid documents and for mistakes in them."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from asgi_datasource.config.keys import sections
 from asgi_datasource.config.values import VALUES
 
 PASSWORD = "hunter2-Tr0ub4dor"
-"""Planted wherever a password may be; no message, repr or dump may hold it."""
+"""Planted wherever a password may be; no message, repr or dump may contain it."""
 
 SECRET_FILES = {"primary.url": f"postgresql://app:{PASSWORD}@db/orders\n", "replica.url": "host=r1 dbname=orders"}
 
@@ -30,7 +30,7 @@ def small(**changes: Any) -> dict[str, Any]:
 
 
 def full() -> dict[str, Any]:
-    """A document in which every section stands once."""
+    """A document with every section."""
     return {
         "version": 1,
         "datasources": {
@@ -79,7 +79,7 @@ def _first(here: Any, following: tuple[str, ...]) -> Any:
 
 @dataclass(frozen=True)
 class Referred:
-    """A value that will stand in the environment, with a reference in its place."""
+    """A value for the environment; the document refers to it."""
 
     value: Any
 
@@ -141,7 +141,7 @@ def _integers(minimum: int, maximum: int) -> st.SearchStrategy[Any]:
 def _section(
     draw: st.DrawFn, required: dict[str, st.SearchStrategy[Any]], optional: dict[str, st.SearchStrategy[Any]]
 ) -> dict[str, Any]:
-    """A mapping with some of its keys: few enough that a document is quickly made."""
+    """A mapping with some of its keys; few, so that documents are generated quickly."""
     keys = draw(st.lists(st.sampled_from(sorted(optional)), unique=True, max_size=4)) if optional else []
     return {name: draw(values) for name, values in (*required.items(), *((key, optional[key]) for key in keys))}
 
@@ -401,7 +401,7 @@ _documents = _section(
 
 @st.composite
 def valid_documents(draw: st.DrawFn) -> Written:
-    """A document in which every key has a valid value, some of them behind references."""
+    """A document with valid values, some of them references."""
     environ = {"EMPTY": ""}
     numbers = itertools.count()
 
@@ -439,7 +439,7 @@ Place = tuple[Any, Any]
 
 
 def places(value: Any) -> list[Place]:
-    """Every place of a document that holds a value."""
+    """Every place of a value in a document."""
     pairs = list(value.items()) if isinstance(value, dict) else list(enumerate(value))
     found: list[Place] = []
     for key, child in pairs:
@@ -491,7 +491,7 @@ _endings = st.sampled_from(["\n", "$${", "*", " ", "$", "$$", "}", "{tenant}", "
 
 @st.composite
 def mutated_documents(draw: st.DrawFn) -> Written:
-    """A valid document with one to three mistakes in it. Some of them are none: both sides must see that as well."""
+    """A valid document with one to three mutations. Some mutations are no mistakes, which both sides must accept."""
     written = draw(valid_documents())
     document = copy.deepcopy(written.document)
     for _ in range(draw(st.sampled_from([1, 1, 1, 2, 3]))):
@@ -513,7 +513,7 @@ def _mutate(draw: st.DrawFn, document: dict[str, Any]) -> None:
         new = st.one_of(st.sampled_from(_known_keys), st.sampled_from(["", "x", "<<", "${A}", "a\n", "*", "Version"]))
         target.setdefault(draw(new), draw(_junk))
     elif kind == "rename" and isinstance(container, dict) and "${" not in repr(value):
-        # What a reference stands for is right in its own place alone, so that a value with one stays there.
+        # The value of a reference is valid at its own path only, so a value with a reference is not renamed.
         container[draw(st.sampled_from([*_known_keys, "*", "primary", "a b", "${A}", "x" * 64, "a{b}"]))] = value
         container.pop(key, None)
     elif kind == "nest":
@@ -525,7 +525,7 @@ def _mutate(draw: st.DrawFn, document: dict[str, Any]) -> None:
 
 
 def _twist(draw: st.DrawFn, value: Any) -> Any:
-    """The same value in another type, or with something on its end."""
+    """The same value in another type or with a suffix."""
     if isinstance(value, bool):
         return draw(st.sampled_from([int(value), str(value).lower(), str(value)]))
     if isinstance(value, int | float):
@@ -533,6 +533,6 @@ def _twist(draw: st.DrawFn, value: Any) -> Any:
             st.sampled_from([str(value), float(value), value + 0.5, -value, bool(value), value * 1000, [value]])
         )
     if isinstance(value, str):
-        # What a reference stands for is no part of the document: a twist of it may only break the reference itself.
+        # The value of a reference is not part of the document, so a twist may only break the reference itself.
         return value + draw(_broken_endings if "${" in value else st.one_of(_broken_endings, _endings))
     return draw(_junk)

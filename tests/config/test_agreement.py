@@ -32,35 +32,41 @@ def secrets(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     for name, content in SECRET_FILES.items():
         (folder / name).write_text(content)
     with pytest.MonkeyPatch.context() as patch:
-        # What generated documents name is not run; test_programs.py runs programs.
+        # The programs of generated documents are not run; test_offline.py runs programs.
         patch.setattr(references, "ask_program", lambda *_: "host=db")
         yield folder
 
 
 def problems(written: Written, folder: Path) -> list[str]:
-    """What the models say of a document, as far as its form is concerned."""
+    """The problems that the models find in the form of a document."""
     outside = Outside(Surroundings(written.environ, lambda _: folder, allow_commands=True))
     resolved = outside.resolve(written.document)
-    # What is missing in the environment is not the document's fault.
+    # A missing variable is not a mistake of the document.
     assume(not any(problem.code in FROM_OUTSIDE for problem in outside.diagnostics))
     _, found = check_structure(resolved)
     return [str(problem) for problem in (*outside.diagnostics, *found)]
 
 
-@settings(thorough, max_examples=500)
-@given(written=valid_documents())
-def test_valid_documents_are_accepted_by_both(written: Written, secrets: Path) -> None:
-    assert problems(written, secrets) == []
-    assert [error.message for error in SCHEMA.iter_errors(written.document)] == []
+def test_valid_documents_are_accepted_by_both(secrets: Path, whole: bool) -> None:
+    @settings(thorough, max_examples=500 if whole else 120)
+    @given(written=valid_documents())
+    def check(written: Written) -> None:
+        assert problems(written, secrets) == []
+        assert [error.message for error in SCHEMA.iter_errors(written.document)] == []
+
+    check()
 
 
 @pytest.mark.timeout(600)
-@settings(thorough, max_examples=1_500)
-@given(written=mutated_documents())
-def test_mutated_documents_are_judged_alike(written: Written, secrets: Path) -> None:
-    said = problems(written, secrets)
-    errors = [f"{error.json_path}: {error.message}" for error in SCHEMA.iter_errors(written.document)]
-    assert bool(said) == bool(errors), f"models: {said}\nschema: {errors}\n{written.document}"
+def test_mutated_documents_are_judged_alike(secrets: Path, whole: bool) -> None:
+    @settings(thorough, max_examples=1_500 if whole else 200)
+    @given(written=mutated_documents())
+    def check(written: Written) -> None:
+        said = problems(written, secrets)
+        errors = [f"{error.json_path}: {error.message}" for error in SCHEMA.iter_errors(written.document)]
+        assert bool(said) == bool(errors), f"models: {said}\nschema: {errors}\n{written.document}"
+
+    check()
 
 
 @pytest.mark.parametrize(
@@ -73,7 +79,7 @@ def test_a_planned_key_is_refused_by_both(path: tuple[str, ...], key: str) -> No
     [problem] = [problem for problem in found if problem.path[-1:] == (key,)]
     assert problem.code is Code.NOT_YET_SUPPORTED
     assert "not yet supported" in problem.message
-    assert problem.mend
+    assert problem.fix
 
 
 @pytest.mark.parametrize(("name", "word"), [(name, word) for name, value in VALUES.items() for word in value.planned])
@@ -87,7 +93,7 @@ def test_a_planned_value_is_refused_by_both(name: str, word: str) -> None:
     assert not SCHEMA.is_valid(document)
     _, [problem] = check_structure(document)
     assert problem.code is Code.NOT_YET_SUPPORTED
-    assert problem.mend == f"Use {kind.expects}."
+    assert problem.fix == f"Use {kind.expects}."
 
 
 def test_a_key_may_have_line_breaks_and_no_zeros() -> None:

@@ -1,4 +1,4 @@
-"""Whatever stands in a file, and whatever a mapping holds: there is an answer, never another exception."""
+"""Any text and any mapping yields diagnostics, never another exception."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from asgi_datasource.config import ConfigFile, Findings, Format, Text, examine, read_text, upgrade_text
+from asgi_datasource.config import ConfigFile, Findings, Format, Text, edit_text, examine, read_text
+from asgi_datasource.config.structure import check_structure
 from tests.config.documents import full
 from tests.config.test_loading import TOML, YAML
 
@@ -24,7 +25,7 @@ SIGNS = st.sampled_from(
 
 @st.composite
 def damaged(draw: st.DrawFn, notation: str) -> str:
-    """A good text with a few bits taken out, put in, or doubled."""
+    """A valid text with a few pieces removed, inserted or doubled."""
     text = TEXTS[notation]
     for _ in range(draw(st.integers(1, 4))):
         start = draw(st.integers(0, len(text)))
@@ -51,7 +52,7 @@ def answer(text: str, path: Path) -> Findings:
     findings = examine(path, environ={"A": "x"})
     assert (findings.config is None) <= bool(findings.errors)
     for problem in findings.diagnostics:
-        assert problem.mend
+        assert problem.fix
         assert problem.position is not None
         assert problem.position.file == str(path)
         if problem.position.line is not None:
@@ -75,12 +76,12 @@ anything: st.SearchStrategy[Any] = st.recursive(
 def test_any_mapping_has_an_answer(document: dict[str, Any]) -> None:
     findings = examine(document, environ={})
     assert findings.errors
-    assert all(problem.mend and str(problem) for problem in findings.diagnostics)
+    assert all(problem.fix and str(problem) for problem in findings.diagnostics)
 
 
 def test_any_files_together_have_an_answer(tmp_path_factory: pytest.TempPathFactory) -> None:
-    """Includes, overlays, suppressions and offline, on damaged texts: nothing but diagnostics."""
-    # A folder inside one: what lies beside pytest's own folders is other tests'.
+    """Includes, overlays, suppressions and offline validation of damaged texts yield diagnostics."""
+    # A nested directory, because the patterns reach its parent, and pytest's own directories belong to other tests.
     folder = tmp_path_factory.mktemp("files") / "config"
     folder.mkdir()
     main, part, overlay = (folder / name for name in ("datasource.yaml", "part.yaml", "overlay.json"))
@@ -106,18 +107,21 @@ def test_any_files_together_have_an_answer(tmp_path_factory: pytest.TempPathFact
         for source in (main, ConfigFile(main, (overlay,))):
             findings = examine(source, environ={}, is_offline=is_offline)
             assert (findings.config is None) <= bool(findings.errors)
-            assert all(problem.mend and problem.position is not None for problem in findings.diagnostics)
-            findings.fixes(findings.diagnostics)
+            assert all(problem.fix and problem.position is not None for problem in findings.diagnostics)
+            findings.safe_edits()
 
     check()
 
 
 @settings(max_examples=150, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
 @given(notation=st.sampled_from(list(TEXTS)), data=st.data())
-def test_any_text_can_be_mended_or_is_left_alone(notation: str, data: st.DataObject) -> None:
+def test_any_text_can_be_fixed_or_is_left_alone(notation: str, data: st.DataObject) -> None:
     content = data.draw(damaged(notation))
     text = Text("x", Format(notation), content)
-    _, problems = read_text(text)
-    after, made = upgrade_text(text) if not problems else (text, [])
+    document, problems = read_text(text)
+    if problems:
+        return
+    edits = [problem.edit for problem in check_structure(document)[1] if problem.edit is not None]
+    after, made = edit_text(text, edits)
     assert made or after.content == content
-    assert not read_text(after)[1] or problems
+    assert not read_text(after)[1]

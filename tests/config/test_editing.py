@@ -1,4 +1,4 @@
-"""Fixes in the text itself: what is meant is changed, everything else stays as it is written."""
+"""Edits of texts: what is wrong is changed, and everything else is preserved."""
 
 from __future__ import annotations
 
@@ -6,16 +6,16 @@ from pathlib import Path
 
 import pytest
 
-from asgi_datasource.config import Edit, Fix, Format, Text, apply_fix, edit_text, load, upgrade_text
+from asgi_datasource.config import Edit, EditKind, Format, Text, apply_edit, edit_text, load
 from tests.cli.run import run
 
 YAML = """\
 # our databases
 ---
+version: 1
 datasources:
   orders:   # the shop
-    primary: ${ORDERS_URL}      # from the vault
-    replicas: {r1: "host=r1"}
+    primary: {url: "${ORDERS_URL}"}      # from the vault
     pool: {max_size: "20", acquire_timeout: 3}
 telemetry: {spans: no}  # not yet
 
@@ -30,7 +30,6 @@ version: 1
 datasources:
   orders:   # the shop
     primary: {url: "${ORDERS_URL}"}      # from the vault
-    replicas: {r1: {url: "host=r1"}}
     pool: {max_size: 20, acquire_timeout: 3s}
 telemetry: {spans: false}  # not yet
 
@@ -40,9 +39,10 @@ transactions:
 """
 TOML = """\
 # our databases
-tenancy = {default = "orders"}
+version = 1
+tenancy = {default = "order"}
 [datasources.orders]
-primary = "host=db"     # the shop
+primary = {url = "host=db"}     # the shop
 [datasources.orders.pool]
 max_sise = 20
 acquire_timeout = 3
@@ -59,60 +59,27 @@ acquire_timeout = "3s"
 """
 JSON = """\
 {
-  "datasources": {"orders": {"primary": "host=db", "pool": {"max_size": "20"}}},
-  "tenancy": {"default": "orders"}
-}
-"""
-JSON_AFTER = """\
-{
   "version": 1,
-  "datasources": {"orders": {"primary": {"url": "host=db"}, "pool": {"max_size": 20}}},
+  "datasources": {"orders": {"primary": {"url": "host=db"}, "pool": {"max_size": "20"}}},
   "tenancy": {"default": "orders"}
 }
 """
+JSON_AFTER = JSON.replace('"20"', "20")
 
 
 @pytest.mark.parametrize(
     ("form", "before", "after"),
     [(Format.YAML, YAML, YAML_AFTER), (Format.TOML, TOML, TOML_AFTER), (Format.JSON, JSON, JSON_AFTER)],
 )
-def test_an_older_document_is_upgraded_in_its_own_text(form: Format, before: str, after: str, tmp_path: Path) -> None:
-    text, made = upgrade_text(Text("x", form, before))
-    assert text.content == after
-    assert made
-    assert upgrade_text(text) == (text, [])
+def test_a_text_is_fixed_and_everything_else_stays(form: Format, before: str, after: str, tmp_path: Path) -> None:
     path = tmp_path / f"datasource.{form.value}"
-    path.write_text(after)
+    path.write_text(before)
+    done = run("validate", "--fix", path)
+    assert (done.code, path.read_text()) == (0, after), done.out
     load(path, environ={"ORDERS_URL": "host=db"})
 
 
-def test_upgrading_on_the_command_line(tmp_path: Path) -> None:
-    path = tmp_path / "datasource.yaml"
-    path.write_text(YAML.replace("host=r1", "host=r1 password=hunter2"))
-    done = run("upgrade", cwd=tmp_path)
-    assert done.code == 1
-    assert '+    primary: {url: "${ORDERS_URL}"}' in done.out
-    assert "+version: 1" in done.out
-    assert "8 changes, not written: give --write" in done.out
-    assert "hunter2" not in done.out
-    assert path.read_text().startswith("# our databases\n---\ndatasources")
-    done = run("upgrade", "--write", "--format", "json", cwd=tmp_path)
-    assert done.code == 0
-    assert path.read_text() == YAML_AFTER.replace("host=r1", "host=r1 password=hunter2")
-    assert "up to date" in run("upgrade", path).out
-
-
-@pytest.mark.parametrize(("text", "says"), [(None, "No such file"), ("a: [", "not YAML")])
-def test_what_cannot_be_upgraded(text: str | None, says: str, tmp_path: Path) -> None:
-    path = tmp_path / "datasource.yaml"
-    if text is not None:
-        path.write_text(text)
-    done = run("upgrade", path)
-    assert (done.code, done.out) == (2, "")
-    assert says in done.err
-
-
-def test_validate_fix_mends_what_is_certain(tmp_path: Path) -> None:
+def test_validate_fix_fixes_what_is_certain(tmp_path: Path) -> None:
     path = tmp_path / "datasource.yaml"
     path.write_text(
         "version: 1\ninclude: [part.yaml]\ndatasources: {orders: {primary: {url: host=db}, pol: {max_size: 9}}}\n"
@@ -120,7 +87,7 @@ def test_validate_fix_mends_what_is_certain(tmp_path: Path) -> None:
     )
     (tmp_path / "part.yaml").write_text("tenants: {acme: {datasource: ordes, shema: acme}}\n")
     done = run("validate", "--fix", cwd=tmp_path)
-    assert "datasource.yaml: 3 mended" in done.err
+    assert "datasource.yaml: 3 fixed" in done.err
     assert done.code == 1
     assert "error[ADS020]" in done.out
     assert done.out.count("error[") == 1
@@ -130,29 +97,29 @@ def test_validate_fix_mends_what_is_certain(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("before", "fix", "after"),
+    ("before", "edit", "after"),
     [
-        ("a: {b: 1}", Fix(Edit.RENAME, ("a", "b"), "c"), "a: {c: 1}"),
-        ("a: {'b': 1}", Fix(Edit.RENAME, ("a", "b"), "c d"), "a: {c d: 1}"),
-        ("a: b c  # d", Fix(Edit.REPLACE, ("a",), "x"), "a: x  # d"),
-        ("a: [b c, d]", Fix(Edit.REPLACE, ("a", 0), 5), "a: [5, d]"),
-        ("a: b\n", Fix(Edit.REPLACE, ("a",), True), "a: true\n"),
-        ("a: b\n", Fix(Edit.REPLACE, ("a",), "true"), 'a: "true"\n'),
-        ("a: b\n", Fix(Edit.REMOVE, ("a",)), None),
-        ("a: b\n", Fix(Edit.REPLACE, ("z", "y"), 1), None),
-        ("a: >-\n  b\n  c\n", Fix(Edit.REPLACE, ("a",), 1), None),
-        ("a: &x b\nc: *x\n", Fix(Edit.REPLACE, ("c",), 1), "a: &x b\nc: 1\n"),
+        ("a: {b: 1}", Edit(EditKind.RENAME, ("a", "b"), "c"), "a: {c: 1}"),
+        ("a: {'b': 1}", Edit(EditKind.RENAME, ("a", "b"), "c d"), "a: {c d: 1}"),
+        ("a: b c  # d", Edit(EditKind.REPLACE, ("a",), "x"), "a: x  # d"),
+        ("a: [b c, d]", Edit(EditKind.REPLACE, ("a", 0), 5), "a: [5, d]"),
+        ("a: b\n", Edit(EditKind.REPLACE, ("a",), True), "a: true\n"),
+        ("a: b\n", Edit(EditKind.REPLACE, ("a",), "true"), 'a: "true"\n'),
+        ("a: b\n", Edit(EditKind.REMOVE, ("a",)), None),
+        ("a: b\n", Edit(EditKind.REPLACE, ("z", "y"), 1), None),
+        ("a: >-\n  b\n  c\n", Edit(EditKind.REPLACE, ("a",), 1), None),
+        ("a: &x b\nc: *x\n", Edit(EditKind.REPLACE, ("c",), 1), "a: &x b\nc: 1\n"),
     ],
 )
-def test_one_word_is_changed_or_nothing(before: str, fix: Fix, after: str | None) -> None:
-    text, made = edit_text(Text("x", Format.YAML, before), [fix])
+def test_one_word_is_changed_or_nothing(before: str, edit: Edit, after: str | None) -> None:
+    text, made = edit_text(Text("x", Format.YAML, before), [edit])
     assert text.content == (before if after is None else after)
-    assert made == ([] if after is None else [fix])
+    assert made == ([] if after is None else [edit])
 
 
 def test_fixes_of_documents() -> None:
     document = {"a": {"b": [1, 2]}, "c": 3}
-    assert apply_fix(document, Fix(Edit.REMOVE, ("a", "b", 0))) == {"a": {"b": [2]}, "c": 3}
-    assert apply_fix(document, Fix(Edit.ADD, ("d", "e"), 4)) == {**document, "d": {"e": 4}}
-    assert apply_fix(document, Fix(Edit.RENAME, ("a",), "z")) == {"z": {"b": [1, 2]}, "c": 3}
+    assert apply_edit(document, Edit(EditKind.REMOVE, ("a", "b", 0))) == {"a": {"b": [2]}, "c": 3}
+    assert apply_edit(document, Edit(EditKind.ADD, ("d", "e"), 4)) == {**document, "d": {"e": 4}}
+    assert apply_edit(document, Edit(EditKind.RENAME, ("a",), "z")) == {"z": {"b": [1, 2]}, "c": 3}
     assert document == {"a": {"b": [1, 2]}, "c": 3}

@@ -1,4 +1,4 @@
-"""Published schemas keep what they promise: drift and incompatible changes are found, compatible ones pass."""
+"""Published schemas: drift and incompatible changes are found, compatible changes pass."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ import pytest
 from jsonschema import Draft202012Validator
 
 from asgi_datasource.config import json_schema, part_schema
-from asgi_datasource.config.compatibility import find_refusals
 from asgi_datasource.config.meanings import describe_choice
-from asgi_datasource.config.schema import main
 from asgi_datasource.config.values import VALUES
+from scripts.generate.compatibility import find_refusals
+from scripts.generate.write import main
 
 ROOT = Path(__file__).parent.parent.parent
 
@@ -97,7 +97,7 @@ def repository(tmp_path: Path) -> Path:
 
 
 def spoil(repository: Path, document: str, change: Callable[[dict[str, Any]], object]) -> Path:
-    """Let the published schema have promised something else than what there is now."""
+    """Change the published schema, so that it differs from the current one."""
     path = repository / "schemas" / document / "v1.json"
     schema = json.loads(path.read_text())
     change(schema)
@@ -132,7 +132,7 @@ def test_a_compatible_change_is_written(repository: Path) -> None:
 
 
 def test_the_checks_run_it() -> None:
-    assert "asgi_datasource.config.schema --check" in (ROOT / "scripts" / "check").read_text()
+    assert "scripts.generate --check" in (ROOT / "scripts" / "check").read_text()
 
 
 def test_a_part_needs_no_key() -> None:

@@ -1,4 +1,4 @@
-"""Documents out of several files: how they are merged, where things stand, and what cannot be."""
+"""Documents of several files: merging, positions, and errors."""
 
 from __future__ import annotations
 
@@ -38,8 +38,8 @@ def write(name: str, text: str) -> None:
     Path(name).write_text(text)
 
 
-def told(findings: Findings) -> list[tuple[str, str, str]]:
-    """Code, place and key of each problem."""
+def listed(findings: Findings) -> list[tuple[str, str, str]]:
+    """Code, position and key of each problem."""
     return [(problem.code.value, str(problem.position), problem.key) for problem in findings.diagnostics]
 
 
@@ -69,7 +69,7 @@ def test_paths_start_at_the_including_file(folder: Path, monkeypatch: pytest.Mon
 def test_a_problem_has_the_place_in_its_own_file() -> None:
     write("tenants/globex.yaml", "tenants:\n  globex: {datasource: order, shema: globex}\n")
     write("rules.toml", '[[routes]]\nmatch = "GET /first"\n\n[[routes]]\nmatch = "GET /x"\nintent = "raed"\n')
-    assert told(examine("datasource.yaml")) == [
+    assert listed(examine("datasource.yaml")) == [
         ("ADS040", "tenants/globex.yaml:2:24", "tenants.globex.datasource"),
         ("ADS020", "tenants/globex.yaml:2:31", "tenants.globex.shema"),
         ("ADS048", "rules.toml:2:9", "routes[1].match"),
@@ -82,7 +82,7 @@ def test_a_problem_has_the_place_in_its_own_file() -> None:
 @pytest.mark.usefixtures("folder")
 def test_what_two_files_say_is_an_error_in_the_second() -> None:
     write("tenants/globex.yaml", "tenants:\n  acme: {datasource: orders}\ntransactions:\n  deadline: 3s\nversion: 1\n")
-    assert told(examine("datasource.yaml")) == [
+    assert listed(examine("datasource.yaml")) == [
         ("ADS009", "tenants/globex.yaml:2:3", "tenants.acme"),
         ("ADS009", "tenants/globex.yaml:4:3", "transactions.deadline"),
     ]
@@ -167,7 +167,7 @@ def test_overlays_come_one_after_the_other_and_may_include() -> None:
 def test_positions_are_those_of_the_file_that_says_it() -> None:
     write("prod.yaml", "datasources:\n  orders:\n    pool: {min_size: 30}\nroutes:\n  - {match: nonsense}\n")
     findings = examine(ConfigFile("datasource.yaml", ("prod.yaml",)))
-    assert told(findings) == [
+    assert listed(findings) == [
         ("ADS042", "prod.yaml:3:22", "datasources.orders.pool.min_size"),
         ("ADS023", "prod.yaml:5:13", "routes[0].match"),
     ]
@@ -228,7 +228,7 @@ async def test_a_registry_keeps_its_overlays_when_it_is_reloaded() -> None:
 
 
 async def bare(scope: Any, receive: Any, send: Any) -> None:
-    """An application that answers nothing."""
+    """An application without responses."""
 
 
 def test_many_files_are_merged_as_one(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""From files and mappings to a config: formats, positions, bounds."""
+"""Loading files and mappings: formats, positions, bounds."""
 
 from __future__ import annotations
 
@@ -90,7 +90,7 @@ def test_the_notations_say_the_same(tmp_path: Path, name: str, content: str) -> 
 
 
 class Lazy(Mapping[str, Any]):
-    """A mapping that is no dict."""
+    """A mapping that is not a dict."""
 
     def __init__(self, inner: dict[str, Any]) -> None:
         self._inner = inner
@@ -118,7 +118,7 @@ def test_a_mapping_is_left_as_it_is() -> None:
     assert json.dumps(document) == before
 
 
-def test_a_config_is_checked_for_sense_once_more() -> None:
+def test_a_config_is_checked_for_semantics_once_more() -> None:
     config = Config.model_validate(small(tenancy={}))
     with pytest.raises(InvalidConfig, match=r"ADS044 tenancy\.resolve"):
         load(config)
@@ -251,10 +251,10 @@ def test_what_cannot_be_read_is_told_where(
     [problem] = examine(path).errors
     assert problem.code is code
     assert message in problem.message
-    assert problem.mend
+    assert problem.fix
     assert problem.position is not None
     assert problem.position.file == str(path)
-    if name != "a.toml":  # the places that tomllib tells differ between Python's versions
+    if name != "a.toml":  # tomllib's positions differ between Python versions
         assert (problem.position.line, problem.position.column) == place
 
 
@@ -298,11 +298,11 @@ def test_what_json_has_no_word_for(value: object) -> None:
     [problem] = examine(small(telemetry={"spans": value})).errors
     assert problem.code is Code.NOT_PLAIN
     assert problem.key == "telemetry.spans"
-    assert problem.mend
+    assert problem.fix
 
 
 def test_dates_of_toml(tmp_path: Path) -> None:
     content = TOML.replace('header = "X-Tenant"', "header = 2026-01-01")
     [problem] = examine(write(tmp_path, "a.toml", content)).errors
     assert (problem.code, problem.key) == (Code.NOT_PLAIN, "tenancy.resolve[0].header")
-    assert problem.mend == "Quote it."
+    assert problem.fix == "Quote it."

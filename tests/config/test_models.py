@@ -1,4 +1,4 @@
-"""The models: what is in a config, that it cannot be changed, and that every key teaches."""
+"""The models: their values, that they are frozen, and that every key is documented."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pydantic import BaseModel, ValidationError
 
 from asgi_datasource.config import Config, DatabaseUrl, ResolverConfig, TenantConfig, load
 from asgi_datasource.config.durations import format_duration, parse_duration, suggest_duration
-from asgi_datasource.config.keys import Place, sections
+from asgi_datasource.config.keys import SectionInfo, sections
 from asgi_datasource.config.structure import check_structure
 from asgi_datasource.errors import DataErrorKind
 from tests.config.documents import full, put, small
@@ -47,7 +47,7 @@ def test_every_section_of_the_document_is_known_by_its_path() -> None:
 
 
 @pytest.mark.parametrize(("place", "key"), KEYS, ids=lambda part: part if isinstance(part, str) else part.title)
-def test_every_key_has_title_description_and_valid_examples(place: Place, key: str) -> None:
+def test_every_key_has_title_description_and_valid_examples(place: SectionInfo, key: str) -> None:
     info = place.fields[key]
     assert info.title
     assert info.description
@@ -56,7 +56,7 @@ def test_every_key_has_title_description_and_valid_examples(place: Place, key: s
     assert place.description
     for example in info.examples:
         if isinstance(example, str) and "${" in example:
-            continue  # what it stands for is not known here
+            continue  # the value of the reference is unknown
         document = put(full(), place.path, key, example)
         if place.path == ("tenancy", "resolve", "*"):
             document["tenancy"]["resolve"] = [
@@ -132,7 +132,7 @@ def test_a_resolver_knows_its_kind(key: str) -> None:
 
 
 @pytest.mark.parametrize("place", sections().values(), ids=lambda place: place.title)
-def test_a_config_cannot_be_changed(place: Place) -> None:
+def test_a_config_cannot_be_changed(place: SectionInfo) -> None:
     found: Any = load(full())
     for index, step in enumerate(place.path):
         if step == "*":

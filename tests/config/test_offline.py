@@ -1,4 +1,4 @@
-"""Checking without environment and secrets, as a pull request is checked; and the secrets themselves."""
+"""Validation without environment and secrets, as for pull requests; and secrets from programs."""
 
 from __future__ import annotations
 
@@ -198,9 +198,9 @@ def test_a_password_in_the_file_is_a_warning(url: str, is_plain: bool, tmp_path:
     path = tmp_path / "datasource.json"
     path.write_text(json.dumps(document))
     findings = examine(path, is_offline=True)
-    # In a mapping it stands in no file.
+    # A secret in a mapping is not in a file.
     assert examine(document, is_offline=True).diagnostics == ()
     assert [problem.code for problem in findings.diagnostics] == ([Code.PLAIN_SECRET] if is_plain else [])
     for problem in findings.diagnostics:
-        assert problem.mend == ("Take it from the environment, ${ORDERS_PRIMARY_URL}, or from a file, {file: path}.")
+        assert problem.fix == ("Take it from the environment, ${ORDERS_PRIMARY_URL}, or from a file, {file: path}.")
         assert PASSWORD not in f"{problem}{problem!r}"

@@ -1,4 +1,4 @@
-"""The files that a document was read from are known, and it is noticed when they are other ones."""
+"""The files of a document are recorded, and changes of them are detected."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ def test_a_file_that_takes_the_place_of_another_one_is_noticed_and_the_same_cont
 
 
 def test_what_kubernetes_mounts_is_swapped_by_a_link(tmp_path: Path) -> None:
-    """A ConfigMap's files are links into `..data`, which is a link to a folder that is replaced whole."""
+    """The files of a ConfigMap are links into `..data`, a link to a directory that Kubernetes replaces."""
     for version, schema in (("..1", "acme"), ("..2", "other")):
         (tmp_path / version).mkdir()
         text = MAIN.replace("include", "# include") + TENANT % ("acme", schema)

@@ -1,4 +1,4 @@
-"""`docs/config.md` says what the code does: every key, every code, its examples, its messages."""
+"""`docs/config.md` matches the code: keys, examples, messages, bounds."""
 
 from __future__ import annotations
 
@@ -12,9 +12,8 @@ from jsonschema import Draft202012Validator
 
 from asgi_datasource.config import InvalidConfig, json_schema, limits, load
 from asgi_datasource.config.keys import sections
-from asgi_datasource.config.reference import BEGIN, END
-from asgi_datasource.config.schema import render_page
 from asgi_datasource.config.yaml_text import read_yaml
+from scripts.generate.pages import BEGIN, END, render_keys, replace_generated
 
 ROOT = Path(__file__).parent.parent.parent
 PAGE = (ROOT / "docs" / "config.md").read_text(encoding="utf-8")
@@ -26,7 +25,7 @@ ENVIRON = {"ORDERS_PRIMARY_URL": "host=primary", "ORDERS_R1_URL": "host=r1", "TO
 
 def test_the_reference_of_keys_is_up_to_date() -> None:
     assert PAGE.count(BEGIN) == PAGE.count(END) == 1
-    assert render_page(PAGE) == PAGE, "run python -m asgi_datasource.config.schema"
+    assert replace_generated(PAGE, render_keys) == PAGE, "run python -m scripts.generate"
 
 
 def test_every_key_is_on_the_page() -> None:
@@ -57,7 +56,7 @@ def test_the_complete_example_names_every_key() -> None:
 
 
 def at(document: Any, path: tuple[str, ...]) -> list[Any]:
-    """Every section that a path leads to."""
+    """All sections at a path."""
     found = [document]
     for step in path:
         if step == "*":

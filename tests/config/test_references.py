@@ -1,4 +1,4 @@
-"""`${NAME}` from the environment and `{file: path}` from files."""
+"""References: `${NAME}` and `{file: path}`."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def test_a_variable_that_is_not_set() -> None:
     assert problem.code is Code.VARIABLE_NOT_SET
     assert problem.key == "tenants.acme.datasource"
     assert problem.message == "the environment variable ORDES is not set"
-    assert problem.mend == "Did you mean ORDERS? Else set it, or give a default: ${ORDES:-default}."
+    assert problem.fix == "Did you mean ORDERS? Else set it, or give a default: ${ORDES:-default}."
 
 
 def test_the_process_environment_is_the_default(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -105,7 +105,7 @@ def test_what_a_reference_stands_for_is_checked_and_not_shown(
     [problem] = examine(put(full(), section, key, "${VALUE}"), environ={"VALUE": f"{PASSWORD} !"}).errors
     assert problem.code is Code.WRONG_VALUE
     assert problem.path[-1] == key
-    assert problem.mend == "What the environment or the file holds is something else."
+    assert problem.fix == "What the environment or the file holds is something else."
     assert PASSWORD not in str(problem)
 
 
@@ -163,7 +163,7 @@ def test_secret_files_that_cannot_be_read(tmp_path: Path) -> None:
         [problem] = examine(with_url({"file": f"{tmp_path}/{name}"})).errors
         assert problem.code is Code.SECRET_NOT_READABLE
         assert problem.key == "datasources.orders.primary.url"
-        assert problem.mend
+        assert problem.fix
 
 
 def test_a_secret_file_with_something_else(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""The JSON Schema: valid, self-contained, and the same in the repository as in the code."""
+"""The JSON Schema: valid, self-contained, and up to date in the repository."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from jsonschema import Draft202012Validator
 
 from asgi_datasource.config import json_schema
 from asgi_datasource.config.keys import sections
-from asgi_datasource.config.schema import FILES, main
 from asgi_datasource.config.values import DEFINITION, VALUES
+from scripts.generate.write import FILES, main
 
 ROOT = Path(__file__).parent.parent.parent
 
@@ -77,16 +77,14 @@ def test_every_kind_of_value_is_described() -> None:
 
 @pytest.mark.parametrize("name", FILES)
 def test_the_files_in_the_repository_are_up_to_date(name: str) -> None:
-    assert json.loads((ROOT / name).read_text(encoding="utf-8")) == FILES[name](), (
-        "run python -m asgi_datasource.config.schema"
-    )
+    assert json.loads((ROOT / name).read_text(encoding="utf-8")) == FILES[name](), "run python -m scripts.generate"
     assert main(["--check", "--root", str(ROOT)]) == 0
 
 
 def test_the_command_writes_and_checks(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     root = ["--root", str(tmp_path)]
     assert main(["--check", *root]) == 1
-    assert "differs from the models" in capsys.readouterr().err
+    assert "differs from the code" in capsys.readouterr().err
     assert main(root) == 0
     assert capsys.readouterr().out.count("written") == len(FILES)
     assert main(["--check", *root]) == 0
@@ -98,7 +96,7 @@ def test_the_command_writes_and_checks(tmp_path: Path, capsys: pytest.CaptureFix
 
 def test_the_command_can_be_typed() -> None:
     done = subprocess.run(
-        [sys.executable, "-W", "error", "-m", "asgi_datasource.config.schema", "--check"],
+        [sys.executable, "-W", "error", "-m", "scripts.generate", "--check"],
         cwd=ROOT,
         capture_output=True,
         text=True,

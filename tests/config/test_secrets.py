@@ -1,4 +1,4 @@
-"""No password is ever shown: not in a problem, an error, a repr, a dump, a log line."""
+"""Passwords are never shown: not in problems, errors, reprs, dumps and log lines."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from tests.config.documents import PASSWORD, full, places, put, small
 
 URL = f"postgresql://app:{PASSWORD}@db:5432/orders?sslpassword={PASSWORD}"
 KEYWORDS = f"host=db user=app password={PASSWORD} dbname=orders"
-WITHOUT_MEANING = [  # none of these is a connection URL
+WITHOUT_MEANING = [  # these are not connection URLs
     PASSWORD,
     f"{PASSWORD} ",
     f"app:{PASSWORD}@db",
@@ -69,7 +69,7 @@ def test_of_a_url_servers_and_database_are_shown(url: str, seen: str) -> None:
 
 
 def planted(value: str) -> list[dict[str, Any]]:
-    """Documents with a value in every place where there is one, and as the value of unknown keys."""
+    """Documents with a value in the place of each value, and as the value of an unknown key."""
     documents = []
     for number in range(len(places(full()))):
         document = full()

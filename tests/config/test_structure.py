@@ -1,4 +1,4 @@
-"""Each kind of mistake in the form of a document: its code, its place, what is wrong and the mend."""
+"""The kinds of mistakes in the form of a document: code, path, message and fix of each."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ ORDERS = ("datasources", "*")
 POOL = (*ORDERS, "pool")
 
 MISTAKES = [
-    # where, key, value, code, key path, part of the message, part of the mend
+    # where, key, value, code, key path, part of the message, part of the fix
     ((), "datasorces", {}, Code.UNKNOWN_KEY, "datasorces", "unknown key", "Known here: version, include, datasources"),
     (
         POOL,
@@ -98,8 +98,8 @@ MISTAKES = [
         {"app.tenant": 42},
         Code.WRONG_TYPE,
         'tenants.acme.row_security."app.tenant"',
-        "found 42",
-        "Quote it: '42'",
+        "found a number",
+        "Quote it.",
     ),
     (POOL, "max_size", "20", Code.WRONG_TYPE, "datasources.orders.pool.max_size", "found '20'", "without quotes"),
     (
@@ -239,23 +239,23 @@ MISTAKES = [
 ]
 
 
-@pytest.mark.parametrize(("section", "key", "value", "code", "path", "message", "mend"), MISTAKES)
-def test_a_mistake_is_told_with_its_place_and_mend(
-    section: tuple[str, ...], key: str, value: Any, code: Code, path: str, message: str, mend: str
+@pytest.mark.parametrize(("section", "key", "value", "code", "path", "message", "fix"), MISTAKES)
+def test_a_mistake_is_told_with_its_place_and_fix(
+    section: tuple[str, ...], key: str, value: Any, code: Code, path: str, message: str, fix: str
 ) -> None:
     [problem] = examine(put(full(), section, key, value)).errors
     assert problem.code is code
     assert problem.key == path
     assert message in problem.message
-    assert mend in problem.mend
-    assert str(problem) == f"{code.value} {path}: {problem.message}. {problem.mend}"
+    assert fix in problem.fix
+    assert str(problem) == f"{code.value} {path}: {problem.message}. {problem.fix}"
 
 
 def test_a_misspelt_key_that_is_needed() -> None:
     document = {"version": 1, "datasorces": {"orders": {"primary": {"url": "host=db"}}}}
     missing, unknown = examine(document).errors
-    assert (missing.code, missing.mend) == (Code.MISSING_KEY, "Is 'datasorces' meant to be it?")
-    assert (unknown.code, unknown.mend) == (Code.UNKNOWN_KEY, "Did you mean 'datasources'?")
+    assert (missing.code, missing.fix) == (Code.MISSING_KEY, "Is 'datasorces' meant to be it?")
+    assert (unknown.code, unknown.fix) == (Code.UNKNOWN_KEY, "Did you mean 'datasources'?")
 
 
 @pytest.mark.parametrize(
@@ -264,7 +264,7 @@ def test_a_misspelt_key_that_is_needed() -> None:
 def test_a_key_that_is_no_string(document: dict[Any, Any]) -> None:
     [problem] = examine(small() | document).errors
     assert problem.code is Code.NOT_PLAIN
-    assert problem.mend == "Quote it."
+    assert problem.fix == "Quote it."
 
 
 def test_every_problem_is_told_at_once() -> None:
@@ -282,7 +282,7 @@ def test_every_problem_is_told_at_once() -> None:
         (Code.MISSING_KEY, "tenants.globex.datasource"),
         (Code.WRONG_VALUE, "routes[0].match"),
         (Code.NOT_YET_SUPPORTED, "outbox"),
-        # And what makes no sense in the parts that are right:
+        # And the second stage on the valid parts:
         (Code.UNKNOWN_DATASOURCE, "tenants.acme.datasource"),
     ]
     assert isinstance(caught.value, ConfigError)

@@ -1,4 +1,4 @@
-"""`# ads: ignore[...]`: what it covers, what it cannot cover, and that it does not outlive its reason."""
+"""`# ads: ignore[...]`: what it applies to, what it cannot ignore, and that unused comments are reported."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""TOML: where every key and value stands, in every way to write them."""
+"""Positions in TOML: every key and value, in every syntax."""
 
 from __future__ import annotations
 

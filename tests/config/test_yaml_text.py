@@ -1,4 +1,4 @@
-"""YAML by the core schema of 1.2: what is a boolean, which keys stand twice, which aliases are too many."""
+"""YAML by the core schema of 1.2: types, duplicate keys, bounds of aliases."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ Read = Callable[[str], tuple[Any, list[Diagnostic]]]
 
 @pytest.fixture(params=[yaml.CSafeLoader, yaml.SafeLoader], ids=["libyaml", "python"])
 def read(request: pytest.FixtureRequest) -> Read:
-    """Reads with each of PyYAML's parsers; which one there is depends on how it was built."""
+    """Reads with each parser of PyYAML; the build decides which one is available."""
     return lambda text: read_yaml(text, "x.yaml", loader=request.param)
 
 
@@ -107,7 +107,7 @@ def test_what_is_refused(
     assert problem.path == path
     assert problem.position is not None
     assert (problem.position.line, problem.position.column) == place
-    assert problem.mend
+    assert problem.fix
 
 
 def test_an_alias_bomb_is_refused_before_it_grows(read: Read) -> None:

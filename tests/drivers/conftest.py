@@ -11,12 +11,13 @@ from typing import Any
 import pytest
 import uvloop
 
-from asgi_datasource.drivers.psycopg import Connection, PsycopgServer, ServerSettings
+from asgi_datasource.drivers.psycopg import PsycopgConnection, PsycopgServer
+from asgi_datasource.drivers.settings import ServerSettings
 from asgi_datasource.routing import Role
 from asgi_datasource.testing import EmbeddedCluster, FaultProxy
 
-Connect = Callable[..., Awaitable[Connection]]
-OpenEndpoint = Callable[..., Awaitable[PsycopgServer]]
+Connect = Callable[..., Awaitable[PsycopgConnection]]
+OpenServer = Callable[..., Awaitable[PsycopgServer]]
 
 _numbers = itertools.count(1)
 
@@ -43,10 +44,10 @@ async def url(cluster: EmbeddedCluster, database: str) -> str:
 @pytest.fixture
 async def connect(url: str) -> AsyncIterator[Connect]:
     """Makes connections to the fresh database, or to another one."""
-    made: list[Connection] = []
+    made: list[PsycopgConnection] = []
 
-    async def make(target: str = url, **options: Any) -> Connection:
-        connection = await Connection.connect(target, **options)
+    async def make(target: str = url, **options: Any) -> PsycopgConnection:
+        connection = await PsycopgConnection.connect(target, **options)
         made.append(connection)
         return connection
 
@@ -56,29 +57,29 @@ async def connect(url: str) -> AsyncIterator[Connect]:
 
 
 @pytest.fixture
-async def connection(connect: Connect) -> Connection:
+async def connection(connect: Connect) -> PsycopgConnection:
     return await connect()
 
 
 @pytest.fixture
-async def open_endpoint(url: str) -> AsyncIterator[OpenEndpoint]:
+async def open_server(url: str) -> AsyncIterator[OpenServer]:
     """Opens endpoints on the fresh database, or on another one; closes them after the test."""
     opened: list[PsycopgServer] = []
 
     async def make(conninfo: str = url, *, role: Role = Role.PRIMARY, **options: Any) -> PsycopgServer:
-        endpoint = PsycopgServer("primary", "orders", role, ServerSettings(conninfo=conninfo, **options))
-        opened.append(endpoint)
-        await endpoint.open()
-        return endpoint
+        server = PsycopgServer("primary", "orders", role, ServerSettings(conninfo=conninfo, **options))
+        opened.append(server)
+        await server.open()
+        return server
 
     yield make
-    for endpoint in opened:
-        await endpoint.close(timeout_s=5.0)
+    for server in opened:
+        await server.close(timeout_s=5.0)
 
 
 @pytest.fixture
-async def endpoint(open_endpoint: OpenEndpoint) -> PsycopgServer:
-    return await open_endpoint()
+async def server(open_server: OpenServer) -> PsycopgServer:
+    return await open_server()
 
 
 @pytest.fixture

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import gc
 
-from asgi_datasource.drivers.psycopg import Connection
+from asgi_datasource.drivers.psycopg import PsycopgConnection
 from asgi_datasource.testing import EmbeddedCluster, FaultProxy
 from tests.drivers.polling import until
 
@@ -14,7 +14,7 @@ async def test_an_attempt_that_is_cancelled_closes_its_socket_whoever_keeps_the_
     primary = cluster.primary
     async with FaultProxy(primary.host, primary.port) as proxy:
         proxy.hold_back()
-        connecting = asyncio.create_task(Connection.connect(proxy.through(primary.url())))
+        connecting = asyncio.create_task(PsycopgConnection.connect(proxy.through(primary.url())))
         await proxy.until_held()
         gc.disable()
         try:

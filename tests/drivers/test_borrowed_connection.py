@@ -10,10 +10,12 @@ import anyio
 import psycopg
 import pytest
 
-from asgi_datasource.drivers.psycopg import Connection, Exchange, PsycopgServer, Statement
+from asgi_datasource.drivers.psycopg import Pipeline, PsycopgConnection, PsycopgServer
+from asgi_datasource.drivers.psycopg.borrowed_connection import lend
+from asgi_datasource.drivers.statements import Statement
 from asgi_datasource.errors import DataError, SessionClosed
 from asgi_datasource.testing import EmbeddedCluster, FaultProxy
-from tests.drivers.conftest import OpenEndpoint
+from tests.drivers.conftest import OpenServer
 from tests.drivers.polling import until
 from tests.patience import now
 
@@ -22,16 +24,16 @@ ROLLBACK = Statement("rollback", prepare=False)
 PID = Statement("select pg_backend_pid()")
 
 
-def scalar(exchange: Exchange, index: int = -1) -> object:
+def scalar(exchange: Pipeline, index: int = -1) -> object:
     found = exchange.results[index]
     assert found is not None, exchange.error
     return found.scalar()
 
 
-async def test_cursors_copy_and_server_side_cursors_work_in_the_open_transaction(connection: Connection) -> None:
+async def test_cursors_copy_and_server_side_cursors_work_in_the_open_transaction(connection: PsycopgConnection) -> None:
     await connection.exchange([Statement("create table t (n int, s text)")])
     await connection.exchange([BEGIN, Statement("insert into t values (1, 'exchange')")])
-    view = connection.view()
+    view = lend(connection)
     async with view.cursor() as cursor:
         async with cursor.copy("copy t from stdin") as copy:
             await copy.write_row((2, "copied"))
@@ -55,10 +57,10 @@ async def test_cursors_copy_and_server_side_cursors_work_in_the_open_transaction
     await connection.exchange([ROLLBACK])
 
 
-async def test_a_transaction_block_in_the_view_is_a_savepoint(connection: Connection) -> None:
+async def test_a_transaction_block_in_the_view_is_a_savepoint(connection: PsycopgConnection) -> None:
     await connection.exchange([Statement("create table t (n int)")])
     await connection.exchange([BEGIN, Statement("insert into t values (1)")])
-    view = connection.view()
+    view = lend(connection)
     with pytest.raises(ZeroDivisionError):
         await insert_and_fail(view)
     async with view.transaction():
@@ -94,8 +96,10 @@ async def insert_and_fail(view: psycopg.AsyncConnection[Any]) -> None:
         lambda view: enter(view.pipeline()),
     ],
 )
-async def test_an_expired_view_refuses_everything(connection: Connection, use: Callable[[Any], Awaitable[Any]]) -> None:
-    view = connection.view()
+async def test_an_expired_view_refuses_everything(
+    connection: PsycopgConnection, use: Callable[[Any], Awaitable[Any]]
+) -> None:
+    view = lend(connection)
     await view.execute("select 1")
     view.expire("it is over; write it otherwise")
     with pytest.raises(SessionClosed, match="it is over; write it otherwise"):
@@ -110,10 +114,10 @@ async def enter(manager: Any) -> Any:
 
 
 @pytest.mark.filterwarnings("ignore:.*AsyncServerCursor.*was deleted while still open")
-async def test_what_was_made_from_an_expired_view_is_dead_as_well(connection: Connection) -> None:
+async def test_what_was_made_from_an_expired_view_is_dead_as_well(connection: PsycopgConnection) -> None:
     await connection.exchange([Statement("create table t (n int)")])
     await connection.exchange([BEGIN])
-    view = connection.view()
+    view = lend(connection)
     cursor = await view.execute("select generate_series(1, 3)")
     named = view.cursor(name="named")
     await named.execute("select generate_series(1, 100)")
@@ -139,31 +143,33 @@ async def test_what_was_made_from_an_expired_view_is_dead_as_well(connection: Co
 
 
 @pytest.mark.parametrize("name", ["commit", "rollback", "set_autocommit"])
-async def test_the_transaction_cannot_be_ended_by_the_views_own_methods(connection: Connection, name: str) -> None:
+async def test_the_transaction_cannot_be_ended_by_the_views_own_methods(
+    connection: PsycopgConnection, name: str
+) -> None:
     await connection.exchange([BEGIN])
-    view = connection.view()
+    view = lend(connection)
     with pytest.raises(DataError, match=r"use `a"):
         await (view.set_autocommit(False) if name == "set_autocommit" else getattr(view, name)())
     assert connection.is_in_transaction
 
 
-async def test_adapters_registered_on_the_view_end_with_it(connection: Connection) -> None:
+async def test_adapters_registered_on_the_view_end_with_it(connection: PsycopgConnection) -> None:
     class Upper(psycopg.adapt.Loader):
         def load(self, data: Any) -> str:
             return bytes(data).decode().upper()
 
-    view = connection.view()
+    view = lend(connection)
     view.adapters.register_loader("text", Upper)
     assert await (await view.execute("select 'x'::text")).fetchone() == ("X",)
     view.expire("over")
     assert scalar(await connection.exchange([Statement("select 'x'::text")])) == "x"
-    assert await (await connection.view().execute("select 'x'::text")).fetchone() == ("x",)
+    assert await (await lend(connection).execute("select 'x'::text")).fetchone() == ("x",)
 
 
-async def test_notices_go_to_the_connection_that_stays(connection: Connection) -> None:
+async def test_notices_go_to_the_connection_that_stays(connection: PsycopgConnection) -> None:
     heard: list[str | None] = []
     connection.add_notice_handler(lambda diagnostic: heard.append(diagnostic.message_primary))
-    view = connection.view()
+    view = lend(connection)
     await view.execute("do $$ begin raise notice 'in the view'; end $$")
     view.expire("over")
     del view
@@ -171,8 +177,8 @@ async def test_notices_go_to_the_connection_that_stays(connection: Connection) -
     assert heard == ["in the view", "after it"]
 
 
-async def test_the_view_and_the_exchange_are_not_used_at_the_same_time(connection: Connection) -> None:
-    view = connection.view()
+async def test_the_view_and_the_exchange_are_not_used_at_the_same_time(connection: PsycopgConnection) -> None:
+    view = lend(connection)
     running = asyncio.ensure_future(view.execute("select pg_sleep(0.2)"))
     await until(lambda: connection.is_midway)
     with pytest.raises(psycopg.InterfaceError, match="another task"):
@@ -223,16 +229,16 @@ SLEEPERS = [sleep_in_cursor, sleep_in_pipeline, sleep_in_stream, sleep_in_copy_o
 async def test_a_cancelled_operation_of_psycopgs_keeps_the_backend(
     cluster: EmbeddedCluster,
     database: str,
-    open_endpoint: OpenEndpoint,
+    open_server: OpenServer,
     sleeper: Callable[[Any], Awaitable[None]],
     way: str,
 ) -> None:
-    endpoint = await open_endpoint(max_size=1)
-    connection = await endpoint.acquire(deadline=None)
+    server = await open_server(max_size=1)
+    connection = await server.acquire(deadline=None)
     await connection.exchange([Statement("create table slow (n int check (pg_sleep(n) is not null))")])
     pid = scalar(await connection.exchange([PID]))
     await connection.exchange([BEGIN])
-    view = connection.view()
+    view = lend(connection)
 
     async def sleeps() -> bool:
         query = "select count(*) from pg_stat_activity where datname = %s and wait_event = 'PgSleep'"
@@ -252,12 +258,12 @@ async def test_a_cancelled_operation_of_psycopgs_keeps_the_backend(
     assert task.done()
     assert way == "anyio" or task.cancelled() or task.exception() is not None
     view.expire("cancelled")
-    await endpoint.reclaim(connection)
+    await server.reclaim(connection)
     assert not await sleeps()
-    connection = await endpoint.acquire(deadline=None)
+    connection = await server.acquire(deadline=None)
     assert connection.is_idle
     assert scalar(await connection.exchange([PID])) == pid
-    await endpoint.release(connection)
+    server.release(connection)
 
 
 async def within(scope: anyio.CancelScope, work: Callable[[], Awaitable[None]]) -> None:
@@ -265,9 +271,9 @@ async def within(scope: anyio.CancelScope, work: Callable[[], Awaitable[None]]) 
         await work()
 
 
-async def test_after_one_cancellation_the_view_goes_on(connection: Connection) -> None:
+async def test_after_one_cancellation_the_view_goes_on(connection: PsycopgConnection) -> None:
     await connection.exchange([BEGIN])
-    view = connection.view()
+    view = lend(connection)
     with pytest.raises(TimeoutError):
         await asyncio.wait_for(view.execute("select pg_sleep(30)"), 0.2)
     with pytest.raises(psycopg.errors.InFailedSqlTransaction):
@@ -277,47 +283,47 @@ async def test_after_one_cancellation_the_view_goes_on(connection: Connection) -
     assert scalar(await connection.exchange([PID]))
 
 
-async def test_a_task_that_will_not_let_go_is_made_to(endpoint: PsycopgServer) -> None:
-    connection = await endpoint.acquire(deadline=None)
+async def test_a_task_that_will_not_let_go_is_made_to(server: PsycopgServer) -> None:
+    connection = await server.acquire(deadline=None)
     await connection.exchange([BEGIN])
-    view = connection.view()
+    view = lend(connection)
     stray = asyncio.ensure_future(view.execute("select pg_sleep(30)"))
     await until(lambda: connection.is_midway)
     view.expire("over")
     started = now()
-    await endpoint.reclaim(connection)
+    await server.reclaim(connection)
     assert now() - started < 4.0
     with pytest.raises(psycopg.errors.QueryCanceled):
         await stray
-    assert endpoint.borrowed == 0
+    assert server.borrowed == 0
 
 
 async def test_a_task_that_waits_on_a_silent_server_is_made_to_let_go(
-    proxy: FaultProxy, proxy_url: str, open_endpoint: OpenEndpoint
+    proxy: FaultProxy, proxy_url: str, open_server: OpenServer
 ) -> None:
-    endpoint = await open_endpoint(proxy_url)
-    connection = await endpoint.acquire(deadline=None)
-    view = connection.view()
+    server = await open_server(proxy_url)
+    connection = await server.acquire(deadline=None)
+    view = lend(connection)
     stray = asyncio.ensure_future(view.execute("select pg_sleep(30)"))
     await until(lambda: connection.is_midway)
     proxy.freeze()
     started = now()
-    await endpoint.reclaim(connection)
+    await server.reclaim(connection)
     assert now() - started < 5.0
     assert connection.closed
     with pytest.raises(psycopg.OperationalError):
         await stray
-    assert endpoint.borrowed == 0
+    assert server.borrowed == 0
 
 
-async def test_closing_the_view_closes_the_connection_and_the_pool_replaces_it(open_endpoint: OpenEndpoint) -> None:
-    endpoint = await open_endpoint(max_size=1)
-    connection = await endpoint.acquire(deadline=None)
-    view = connection.view()
+async def test_closing_the_view_closes_the_connection_and_the_pool_replaces_it(open_server: OpenServer) -> None:
+    server = await open_server(max_size=1)
+    connection = await server.acquire(deadline=None)
+    view = lend(connection)
     await view.close()
     assert connection.closed
     assert (await connection.exchange([PID])).is_lost
-    await endpoint.reclaim(connection)
-    connection = await endpoint.acquire(deadline=None)
+    await server.reclaim(connection)
+    connection = await server.acquire(deadline=None)
     assert scalar(await connection.exchange([PID]))
-    await endpoint.release(connection)
+    server.release(connection)

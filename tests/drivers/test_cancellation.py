@@ -11,10 +11,11 @@ import psycopg
 import pytest
 
 from asgi_datasource.concurrency.tasks import BackgroundTasks
-from asgi_datasource.drivers.psycopg import Exchange, PsycopgServer, Statement
+from asgi_datasource.drivers.psycopg import Pipeline, PsycopgServer
+from asgi_datasource.drivers.statements import Statement
 from asgi_datasource.errors import DataError
 from asgi_datasource.testing import EmbeddedCluster, FaultProxy
-from tests.drivers.conftest import OpenEndpoint
+from tests.drivers.conftest import OpenServer
 from tests.drivers.polling import until
 from tests.patience import now
 
@@ -23,16 +24,16 @@ PID = Statement("select pg_backend_pid()")
 SLEEP = Statement("select pg_sleep(30)")
 
 
-async def use(endpoint: PsycopgServer, background: BackgroundTasks, *statements: Statement) -> Exchange:
+async def use(server: PsycopgServer, background: BackgroundTasks, *statements: Statement) -> Pipeline:
     """As the session does it: whatever happens, the connection goes back in a task of the library's own."""
-    connection = await endpoint.acquire(deadline=None)
+    connection = await server.acquire(deadline=None)
     try:
         return await connection.exchange(statements)
     finally:
-        await background.run(endpoint.reclaim(connection))
+        await background.run(server.reclaim(connection))
 
 
-def scalar(exchange: Exchange, index: int = -1) -> object:
+def scalar(exchange: Pipeline, index: int = -1) -> object:
     found = exchange.results[index]
     assert found is not None, exchange.error
     return found.scalar()
@@ -101,32 +102,32 @@ CANCELLERS = [by_timeout, by_cancel, by_two_cancels, by_anyio_scope, by_anyio_ta
 async def test_the_backend_stays_and_nothing_runs_on(
     cluster: EmbeddedCluster,
     database: str,
-    open_endpoint: OpenEndpoint,
+    open_server: OpenServer,
     cancel: Callable[[UnitOfWork, Running], Awaitable[None]],
     statements: tuple[Statement, ...],
 ) -> None:
-    endpoint = await open_endpoint(max_size=1)
+    server = await open_server(max_size=1)
     background = BackgroundTasks()
-    pid = scalar(await use(endpoint, background, PID))
+    pid = scalar(await use(server, background, PID))
 
     async def sleeps() -> bool:
         query = "select count(*) from pg_stat_activity where datname = %s and wait_event = 'PgSleep'"
         return bool(await cluster.primary.value(query, [database]))
 
-    await cancel(lambda: use(endpoint, background, *statements), sleeps)
+    await cancel(lambda: use(server, background, *statements), sleeps)
     assert await background.drain(5.0) == 0
     assert not await sleeps()
     state = "select state from pg_stat_activity where pid = %s"
     assert await cluster.primary.value(state, [pid]) == "idle"
-    assert endpoint.borrowed == 0
-    assert scalar(await use(endpoint, background, PID)) == pid
+    assert server.borrowed == 0
+    assert scalar(await use(server, background, PID)) == pid
 
 
-async def test_a_cancelled_transaction_is_rolled_back(connection_url_table: str, open_endpoint: OpenEndpoint) -> None:
-    endpoint = await open_endpoint(max_size=1)
+async def test_a_cancelled_transaction_is_rolled_back(connection_url_table: str, open_server: OpenServer) -> None:
+    server = await open_server(max_size=1)
     background = BackgroundTasks()
-    task = asyncio.ensure_future(use(endpoint, background, BEGIN, Statement("insert into t values (1)"), SLEEP))
-    await until(lambda: endpoint.borrowed == 1)
+    task = asyncio.ensure_future(use(server, background, BEGIN, Statement("insert into t values (1)"), SLEEP))
+    await until(lambda: server.borrowed == 1)
     other = await psycopg.AsyncConnection.connect(connection_url_table, autocommit=True)
 
     async def has_written() -> bool:
@@ -152,31 +153,31 @@ async def connection_url_table(url: str) -> str:
     return url
 
 
-async def test_waiting_for_a_connection_can_be_cancelled(open_endpoint: OpenEndpoint) -> None:
-    endpoint = await open_endpoint(max_size=1)
-    held = await endpoint.acquire(deadline=None)
+async def test_waiting_for_a_connection_can_be_cancelled(open_server: OpenServer) -> None:
+    server = await open_server(max_size=1)
+    held = await server.acquire(deadline=None)
     for _ in range(5):
-        task = asyncio.ensure_future(endpoint.acquire(deadline=None))
+        task = asyncio.ensure_future(server.acquire(deadline=None))
         await asyncio.sleep(0)
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
             await task
-    assert endpoint.borrowed == 1
-    await endpoint.release(held)
-    again = await endpoint.acquire(deadline=None)
+    assert server.borrowed == 1
+    server.release(held)
+    again = await server.acquire(deadline=None)
     assert again is held
-    await endpoint.release(again)
+    server.release(again)
 
 
-async def test_hundreds_of_cancellations_at_any_moment_leave_the_pool_whole(open_endpoint: OpenEndpoint) -> None:
-    endpoint = await open_endpoint(max_size=3)
+async def test_hundreds_of_cancellations_at_any_moment_leave_the_pool_whole(open_server: OpenServer) -> None:
+    server = await open_server(max_size=3)
     background = BackgroundTasks()
-    pids = {scalar(await use(endpoint, background, PID)) for _ in range(6)}
+    pids = {scalar(await use(server, background, PID)) for _ in range(6)}
     chance = random.Random(7)
     statements = (BEGIN, Statement("select pg_sleep(0.002)"), Statement("select generate_series(1, 200)"))
 
     async def one() -> None:
-        task = asyncio.ensure_future(use(endpoint, background, *statements[chance.randrange(2) :]))
+        task = asyncio.ensure_future(use(server, background, *statements[chance.randrange(2) :]))
         await asyncio.sleep(chance.uniform(0, 0.008))
         for _ in range(chance.randrange(3)):
             task.cancel()
@@ -189,24 +190,24 @@ async def test_hundreds_of_cancellations_at_any_moment_leave_the_pool_whole(open
     for _ in range(12):
         await asyncio.gather(*(one() for _ in range(20)))
     assert await background.drain(10.0) == 0
-    assert endpoint.borrowed == 0
-    connections = [await endpoint.acquire(deadline=None) for _ in range(3)]
+    assert server.borrowed == 0
+    connections = [await server.acquire(deadline=None) for _ in range(3)]
     for connection in connections:
         assert connection.is_idle
         pids.add(scalar(await connection.exchange([PID])))
-        await endpoint.release(connection)
+        server.release(connection)
     # Not one of them had to be replaced.
     assert len(pids) == 3
 
 
 async def test_giving_back_to_a_silent_server_is_bounded_and_marks_it_down(
-    proxy: FaultProxy, proxy_url: str, open_endpoint: OpenEndpoint
+    proxy: FaultProxy, proxy_url: str, open_server: OpenServer
 ) -> None:
-    endpoint = await open_endpoint(proxy_url, max_size=2)
+    server = await open_server(proxy_url, max_size=2)
     background = BackgroundTasks()
-    await use(endpoint, background, PID)
-    task = asyncio.ensure_future(use(endpoint, background, BEGIN, SLEEP))
-    await until(lambda: endpoint.borrowed == 1)
+    await use(server, background, PID)
+    task = asyncio.ensure_future(use(server, background, BEGIN, SLEEP))
+    await until(lambda: server.borrowed == 1)
     proxy.freeze()
     task.cancel()
     started = now()
@@ -214,66 +215,66 @@ async def test_giving_back_to_a_silent_server_is_bounded_and_marks_it_down(
         await task
     assert await background.drain(4.0) == 0
     assert now() - started < 4.0
-    assert endpoint.borrowed == 0
-    assert not endpoint.is_up
-    assert endpoint.last_error is not None
+    assert server.borrowed == 0
+    assert not server.is_up
+    assert server.last_error is not None
     proxy.release()
-    await until(lambda: endpoint.is_up)
-    assert scalar(await use(endpoint, background, PID)) is not None
+    await until(lambda: server.is_up)
+    assert scalar(await use(server, background, PID)) is not None
 
 
 async def test_an_open_transaction_on_a_silent_server_does_not_hold_up_its_return(
-    proxy: FaultProxy, proxy_url: str, open_endpoint: OpenEndpoint
+    proxy: FaultProxy, proxy_url: str, open_server: OpenServer
 ) -> None:
-    endpoint = await open_endpoint(proxy_url, max_size=1)
-    connection = await endpoint.acquire(deadline=None)
+    server = await open_server(proxy_url, max_size=1)
+    connection = await server.acquire(deadline=None)
     await connection.exchange([BEGIN, PID])
     proxy.freeze()
     started = now()
-    await endpoint.reclaim(connection)
+    await server.reclaim(connection)
     assert now() - started < 4.0
     assert connection.closed
-    assert endpoint.borrowed == 0
+    assert server.borrowed == 0
 
 
-async def test_a_late_cancel_request_never_hits_the_next_statement(open_endpoint: OpenEndpoint) -> None:
-    endpoint = await open_endpoint(max_size=1)
+async def test_a_late_cancel_request_never_hits_the_next_statement(open_server: OpenServer) -> None:
+    server = await open_server(max_size=1)
     background = BackgroundTasks()
     for turn in range(60):
-        task = asyncio.ensure_future(use(endpoint, background, Statement("select pg_sleep(0.003)")))
+        task = asyncio.ensure_future(use(server, background, Statement("select pg_sleep(0.003)")))
         await asyncio.sleep(turn % 7 / 1000)
         task.cancel()
         await asyncio.wait([task])
         # Sent the moment that the connection is free again.
-        exchange = await use(endpoint, background, Statement("select pg_sleep(0.002)"))
+        exchange = await use(server, background, Statement("select pg_sleep(0.002)"))
         assert exchange.error is None, f"turn {turn}: {exchange.error!r}"
 
 
-async def test_reset_discards_what_outlives_a_transaction(open_endpoint: OpenEndpoint) -> None:
-    endpoint = await open_endpoint(max_size=1)
-    connection = await endpoint.acquire(deadline=None)
+async def test_reset_discards_what_outlives_a_transaction(open_server: OpenServer) -> None:
+    server = await open_server(max_size=1)
+    connection = await server.acquire(deadline=None)
     pid = scalar(await connection.exchange([PID]))
     await connection.exchange([Statement("set search_path = 'elsewhere'")])
     await connection.exchange([Statement("create temp table left_behind (n int)")])
     await connection.exchange([Statement("select pg_advisory_lock(7)")])
     await connection.exchange([BEGIN, Statement("select 1")])
-    await endpoint.reclaim(connection)
-    connection = await endpoint.acquire(deadline=None)
+    await server.reclaim(connection)
+    connection = await server.acquire(deadline=None)
     assert scalar(await connection.exchange([PID])) == pid
     assert scalar(await connection.exchange([Statement("show search_path")])) == '"$user", public'
     assert scalar(await connection.exchange([Statement("select to_regclass('left_behind')")])) is None
     locks = Statement("select count(*) from pg_locks where locktype = 'advisory' and pid = pg_backend_pid()")
     assert scalar(await connection.exchange([locks])) == 0
-    await endpoint.release(connection)
+    server.release(connection)
 
 
-async def test_closing_while_a_statement_runs_ends_it(open_endpoint: OpenEndpoint) -> None:
-    endpoint = await open_endpoint(max_size=1)
+async def test_closing_while_a_statement_runs_ends_it(open_server: OpenServer) -> None:
+    server = await open_server(max_size=1)
     background = BackgroundTasks()
-    task = asyncio.ensure_future(use(endpoint, background, SLEEP))
-    await until(lambda: endpoint.borrowed == 1)
-    await endpoint.close(timeout_s=1.0)
+    task = asyncio.ensure_future(use(server, background, SLEEP))
+    await until(lambda: server.borrowed == 1)
+    await server.close(timeout_s=1.0)
     exchange = await task
     assert exchange.is_lost
     with pytest.raises(DataError, match="not open"):
-        await endpoint.acquire(deadline=None)
+        await server.acquire(deadline=None)

@@ -23,7 +23,8 @@ from psycopg.types.multirange import Int4Multirange, Multirange
 from psycopg.types.numeric import Int2, Int8
 from psycopg.types.range import Int4Range, Range, TimestamptzRange
 
-from asgi_datasource.drivers.psycopg import Connection, Statement
+from asgi_datasource.drivers.psycopg import PsycopgConnection
+from asgi_datasource.drivers.statements import Statement
 from asgi_datasource.testing import EmbeddedCluster
 from tests.drivers.conftest import Connect
 
@@ -298,7 +299,7 @@ async def through_psycopg(
         return describe_error(error)
 
 
-async def through_ours(connection: Connection, query: Any, params: Any, row_factory: Any = None) -> Outcome:
+async def through_ours(connection: PsycopgConnection, query: Any, params: Any, row_factory: Any = None) -> Outcome:
     try:
         exchange = await connection.exchange([Statement(query, params)])
         if exchange.error is not None:
@@ -339,11 +340,11 @@ async def theirs(url: str) -> AsyncIterator[psycopg.AsyncConnection[Any]]:
 
 
 @pytest.fixture
-async def ours(connect: Connect, theirs: Any) -> Connection:
+async def ours(connect: Connect, theirs: Any) -> PsycopgConnection:
     return await connect()
 
 
-async def compare(theirs: Any, ours: Connection, query: Any, params: Any) -> None:
+async def compare(theirs: Any, ours: PsycopgConnection, query: Any, params: Any) -> None:
     """The first use, the one that prepares, and one that is prepared."""
     expected = await through_psycopg(theirs, query, params)
     for use in range(3):
@@ -352,14 +353,16 @@ async def compare(theirs: Any, ours: Connection, query: Any, params: Any) -> Non
 
 
 @pytest.mark.parametrize("template", TEMPLATES)
-async def test_values_arrive_as_through_psycopg(theirs: Any, ours: Connection, template: str) -> None:
+async def test_values_arrive_as_through_psycopg(theirs: Any, ours: PsycopgConnection, template: str) -> None:
     for value in VALUES:
         await compare(theirs, ours, template, [value])
 
 
 @pytest.mark.parametrize("zone", ["UTC", "Europe/Berlin", "America/St_Johns"])
 @pytest.mark.parametrize("date_style", ["ISO, DMY", "SQL, MDY", "German"])
-async def test_session_settings_reach_the_adapters(theirs: Any, ours: Connection, zone: str, date_style: str) -> None:
+async def test_session_settings_reach_the_adapters(
+    theirs: Any, ours: PsycopgConnection, zone: str, date_style: str
+) -> None:
     await ours.exchange([Statement("select now(), current_date, '1 day'::interval")])
     for setting, value in (("TimeZone", zone), ("DateStyle", date_style)):
         await compare(theirs, ours, "select set_config(%s, %s, false)", [setting, value])
@@ -377,7 +380,7 @@ async def test_statements_answer_as_through_psycopg(theirs: Any, connect: Connec
         assert ours.is_idle
 
 
-async def test_queries_answer_as_through_psycopg_once_prepared(theirs: Any, ours: Connection) -> None:
+async def test_queries_answer_as_through_psycopg_once_prepared(theirs: Any, ours: PsycopgConnection) -> None:
     for query in QUERIES:
         text = query if isinstance(query, str) else ""
         if text.startswith(("select", "values", "show", "insert into parents", "insert into children", "selec")):
@@ -396,7 +399,7 @@ async def test_parameters_and_mistakes_are_taken_as_by_psycopg(
         await theirs.execute("delete from parents")
 
 
-async def test_no_parameters_for_placeholders_fail_as_in_psycopg(theirs: Any, ours: Connection) -> None:
+async def test_no_parameters_for_placeholders_fail_as_in_psycopg(theirs: Any, ours: PsycopgConnection) -> None:
     expected = await through_psycopg(theirs, "select %s", {})
     assert expected[1:4:2] == (psycopg.errors.UndefinedParameter, "42P02")
     with pytest.raises(psycopg.errors.UndefinedParameter):
@@ -413,14 +416,14 @@ async def test_no_parameters_for_placeholders_fail_as_in_psycopg(theirs: Any, ou
     ],
 )
 async def test_arguments_of_no_use_are_type_errors_as_in_psycopg(
-    theirs: Any, ours: Connection, query: Any, params: Any, message: str
+    theirs: Any, ours: PsycopgConnection, query: Any, params: Any, message: str
 ) -> None:
     assert (await through_psycopg(theirs, query, params))[1] is TypeError
     with pytest.raises(TypeError, match=message):
         await ours.exchange([Statement(query, params)])
 
 
-async def through_ours_prepared(connection: Connection, query: Any, params: Any, prepare: bool) -> Outcome:
+async def through_ours_prepared(connection: PsycopgConnection, query: Any, params: Any, prepare: bool) -> Outcome:
     try:
         exchange = await connection.exchange([Statement(query, params, prepare)])
         if exchange.error is not None:
@@ -471,7 +474,7 @@ FACTORIES = {
     ],
 )
 async def test_row_factories_make_what_they_make_of_psycopgs_cursor(
-    theirs: Any, ours: Connection, name: str, query: str
+    theirs: Any, ours: PsycopgConnection, name: str, query: str
 ) -> None:
     factory: Any = FACTORIES[name]
     expected = await through_psycopg(theirs, query, None, factory)
@@ -479,7 +482,7 @@ async def test_row_factories_make_what_they_make_of_psycopgs_cursor(
         assert await through_ours(ours, query, None, factory) == expected
 
 
-async def test_a_row_factory_works_after_the_connection_has_closed(connection: Connection) -> None:
+async def test_a_row_factory_works_after_the_connection_has_closed(connection: PsycopgConnection) -> None:
     exchange = await connection.exchange([Statement("select '{2024-07-01 12:30+02}'::timestamptz[] as a")])
     await connection.close()
     result = exchange.results[0]
@@ -510,7 +513,9 @@ class MoneyLoader(Loader):
         return Money(int(bytes(data)))
 
 
-async def test_an_adapter_registered_on_the_connection_counts_from_then_on(theirs: Any, ours: Connection) -> None:
+async def test_an_adapter_registered_on_the_connection_counts_from_then_on(
+    theirs: Any, ours: PsycopgConnection
+) -> None:
     await compare(theirs, ours, "select %s::int8 as v", [Money(5)])
     await compare(theirs, ours, "select 7::int8 as v", None)
     for connection in (theirs, ours):
@@ -523,7 +528,7 @@ async def test_an_adapter_registered_on_the_connection_counts_from_then_on(their
     assert isinstance(exchange.results[0].scalar(), Money)
 
 
-async def test_types_registered_on_the_connection_are_known(theirs: Any, ours: Connection) -> None:
+async def test_types_registered_on_the_connection_are_known(theirs: Any, ours: PsycopgConnection) -> None:
     from psycopg.types.composite import CompositeInfo, register_composite
     from psycopg.types.enum import EnumInfo, register_enum
 
@@ -538,7 +543,7 @@ async def test_types_registered_on_the_connection_are_known(theirs: Any, ours: C
     await compare(theirs, ours, "select 'good'::mood as m, %s::mood[] as ms", [[Mood.BAD]])
 
 
-async def test_a_value_that_cannot_be_read_fails_only_its_reader(connection: Connection) -> None:
+async def test_a_value_that_cannot_be_read_fails_only_its_reader(connection: PsycopgConnection) -> None:
     exchange = await connection.exchange([Statement("select 'infinity'::date as d"), Statement("select 1 as a")])
     assert exchange.error is None
     broken, fine = exchange.results
@@ -553,7 +558,7 @@ async def test_a_value_that_cannot_be_read_fails_only_its_reader(connection: Con
 
 
 async def test_more_parameters_than_the_protocol_holds_are_refused_before_anything_is_sent(
-    theirs: Any, ours: Connection
+    theirs: Any, ours: PsycopgConnection
 ) -> None:
     query = "select " + ",".join(["%s"] * 65536)
     with pytest.raises(psycopg.OperationalError, match="number of parameters must be between 0 and 65535"):
@@ -563,7 +568,7 @@ async def test_more_parameters_than_the_protocol_holds_are_refused_before_anythi
     assert (await ours.exchange([Statement("select 1")])).error is None
 
 
-async def test_a_mistake_in_the_second_statement_sends_nothing(connection: Connection) -> None:
+async def test_a_mistake_in_the_second_statement_sends_nothing(connection: PsycopgConnection) -> None:
     with pytest.raises(psycopg.ProgrammingError):
         await connection.exchange([Statement("insert into parents values (100)"), Statement("select %s", [])])
     exchange = await connection.exchange([Statement("select count(*) from parents where id = 100")])

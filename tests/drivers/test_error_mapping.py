@@ -8,11 +8,12 @@ from typing import Any
 import psycopg
 import pytest
 
-from asgi_datasource.drivers.psycopg import PsycopgServer, Statement
+from asgi_datasource.drivers.psycopg import PsycopgServer
+from asgi_datasource.drivers.statements import Statement
 from asgi_datasource.errors import DataError, DataErrorKind
 from asgi_datasource.routing import Role
 from asgi_datasource.testing import EmbeddedCluster
-from tests.drivers.conftest import OpenEndpoint
+from tests.drivers.conftest import OpenServer
 
 SETUP = [
     "create table parents (id int primary key check (id >= 0), name text not null unique)",
@@ -22,19 +23,19 @@ SETUP = [
 ]
 
 
-async def fail(endpoint: PsycopgServer, query: str, params: Any = None, *, is_write: bool = True) -> DataError:
-    connection = await endpoint.acquire(deadline=None)
+async def fail(server: PsycopgServer, query: str, params: Any = None, *, is_write: bool = True) -> DataError:
+    connection = await server.acquire(deadline=None)
     try:
         for statement in SETUP:
             await connection.exchange([Statement(statement)])
         exchange = await connection.exchange([Statement(query, params)])
         assert exchange.error is not None
-        error = endpoint.error_of(exchange, is_write=is_write)
-        same = endpoint.classify(exchange.error, is_write=is_write)
+        error = server.error_of(exchange, is_write=is_write)
+        same = server.classify(exchange.error, is_write=is_write)
         assert (same.kind, same.message) == (error.kind, error.message)
         return error
     finally:
-        await endpoint.reclaim(connection)
+        await server.reclaim(connection)
 
 
 @pytest.mark.parametrize(
@@ -62,17 +63,17 @@ async def fail(endpoint: PsycopgServer, query: str, params: Any = None, *, is_wr
     ],
 )
 async def test_the_servers_errors_are_classified(
-    endpoint: PsycopgServer, query: str, kind: DataErrorKind, status: int, sqlstate: str
+    server: PsycopgServer, query: str, kind: DataErrorKind, status: int, sqlstate: str
 ) -> None:
-    error = await fail(endpoint, query)
+    error = await fail(server, query)
     assert (error.kind, error.http_status, error.sqlstate) == (kind, status, sqlstate)
-    assert error.message.startswith(f"orders.primary (127.0.0.1:{endpoint.port}): ")
+    assert error.message.startswith(f"orders.primary (127.0.0.1:{server.port}): ")
 
 
-async def test_a_constraint_is_named(endpoint: PsycopgServer) -> None:
-    error = await fail(endpoint, "insert into parents values (1, 'x')")
+async def test_a_constraint_is_named(server: PsycopgServer) -> None:
+    error = await fail(server, "insert into parents values (1, 'x')")
     assert (error.constraint, error.table, error.column) == ("parents_pkey", "parents", None)
-    error = await fail(endpoint, "insert into parents values (2, null)")
+    error = await fail(server, "insert into parents values (2, null)")
     assert (error.constraint, error.table, error.column) == (None, "parents", "name")
 
 
@@ -95,27 +96,27 @@ async def test_a_constraint_is_named(endpoint: PsycopgServer) -> None:
         ("insert into parents values (null, %s)", ["planted-value"]),
     ],
 )
-async def test_no_value_is_in_the_message(endpoint: PsycopgServer, query: str, params: list[str]) -> None:
-    error = await fail(endpoint, query, params)
+async def test_no_value_is_in_the_message(server: PsycopgServer, query: str, params: list[str]) -> None:
+    error = await fail(server, query, params)
     assert "planted" not in str(error)
     assert "planted" not in repr(error)
 
 
 async def test_a_write_with_read_intent_names_the_annotation(
-    cluster: EmbeddedCluster, open_endpoint: OpenEndpoint, endpoint: PsycopgServer
+    cluster: EmbeddedCluster, open_server: OpenServer, server: PsycopgServer
 ) -> None:
     read_only = "set transaction read only"
-    connection = await endpoint.acquire(deadline=None)
+    connection = await server.acquire(deadline=None)
     exchange = await connection.exchange([Statement(read_only), Statement("create table t (n int)")])
-    error = endpoint.error_of(exchange, is_write=False)
+    error = server.error_of(exchange, is_write=False)
     assert (error.kind, error.http_status) == (DataErrorKind.READ_ONLY, 500)
     assert "give its route @transactional, or use `db.write`" in error.message
     # With write intent the same answer means that the primary is none.
-    error = endpoint.error_of(exchange, is_write=True)
+    error = server.error_of(exchange, is_write=True)
     assert (error.kind, error.is_retryable) == (DataErrorKind.CONNECTION, True)
-    await endpoint.reclaim(connection)
+    await server.reclaim(connection)
 
-    replica = await open_endpoint(cluster.replicas["r1"].url("postgres"), role=Role.REPLICA)
+    replica = await open_server(cluster.replicas["r1"].url("postgres"), role=Role.REPLICA)
     connection = await replica.acquire(deadline=None)
     for query in ("create table t (n int)", "select pg_current_wal_lsn()"):
         exchange = await connection.exchange([Statement(query)])
@@ -123,29 +124,29 @@ async def test_a_write_with_read_intent_names_the_annotation(
     await replica.reclaim(connection)
 
 
-async def test_a_lost_connection_and_a_passed_deadline_are_told_apart(endpoint: PsycopgServer) -> None:
+async def test_a_lost_connection_and_a_passed_deadline_are_told_apart(server: PsycopgServer) -> None:
     loop = asyncio.get_running_loop()
-    connection = await endpoint.acquire(deadline=None)
+    connection = await server.acquire(deadline=None)
     exchange = await connection.exchange([Statement("select pg_sleep(30)")], deadline=loop.time() + 0.1)
-    error = endpoint.error_of(exchange, is_write=False)
+    error = server.error_of(exchange, is_write=False)
     assert (error.kind, error.http_status, error.is_retryable) == (DataErrorKind.TIMEOUT, 504, False)
     assert "the deadline passed before the statement ended; it was stopped" in error.message
     exchange = await connection.exchange([Statement("select pg_terminate_backend(pg_backend_pid())")])
-    error = endpoint.error_of(exchange, is_write=False)
+    error = server.error_of(exchange, is_write=False)
     assert (error.kind, error.http_status, error.is_retryable) == (DataErrorKind.CONNECTION, 503, True)
     assert error.sqlstate == "57P01"
-    await endpoint.reclaim(connection)
+    await server.reclaim(connection)
 
 
-async def test_an_exchange_that_worked_has_no_error_to_classify(endpoint: PsycopgServer) -> None:
-    connection = await endpoint.acquire(deadline=None)
+async def test_an_exchange_that_worked_has_no_error_to_classify(server: PsycopgServer) -> None:
+    connection = await server.acquire(deadline=None)
     exchange = await connection.exchange([Statement("select 1")])
     with pytest.raises(ValueError, match="has not failed"):
-        endpoint.error_of(exchange, is_write=False)
-    await endpoint.release(connection)
+        server.error_of(exchange, is_write=False)
+    server.release(connection)
 
 
-async def test_a_connection_failure_without_a_sqlstate(endpoint: PsycopgServer) -> None:
-    error = endpoint.classify(psycopg.OperationalError("server closed the connection\nunexpectedly"), is_write=False)
+async def test_a_connection_failure_without_a_sqlstate(server: PsycopgServer) -> None:
+    error = server.classify(psycopg.OperationalError("server closed the connection\nunexpectedly"), is_write=False)
     assert error.kind is DataErrorKind.CONNECTION
     assert error.message.endswith(": server closed the connection")

@@ -8,7 +8,9 @@ import psycopg
 import pytest
 from psycopg import pq
 
-from asgi_datasource.drivers.psycopg import Connection, Exchange, Result, Statement
+from asgi_datasource.drivers.psycopg import Pipeline, PsycopgConnection
+from asgi_datasource.drivers.psycopg.result import Result
+from asgi_datasource.drivers.statements import Statement
 from asgi_datasource.testing import EmbeddedCluster, FaultProxy
 from tests.drivers.conftest import Connect
 from tests.drivers.polling import until
@@ -22,22 +24,22 @@ READ_ONLY = Statement(
 )
 
 
-def result(exchange: Exchange, index: int = -1) -> Result:
+def result(exchange: Pipeline, index: int = -1) -> Result:
     assert exchange.error is None, exchange.error
     found = exchange.results[index]
     assert found is not None
     return found
 
 
-async def scalar(connection: Connection, query: str) -> object:
+async def scalar(connection: PsycopgConnection, query: str) -> object:
     return result(await connection.exchange([Statement(query)])).scalar()
 
 
-def in_s(connection: Connection, seconds: float) -> float:
+def in_s(connection: PsycopgConnection, seconds: float) -> float:
     return asyncio.get_running_loop().time() + seconds
 
 
-async def test_results_come_in_the_order_of_the_statements(connection: Connection) -> None:
+async def test_results_come_in_the_order_of_the_statements(connection: PsycopgConnection) -> None:
     exchange = await connection.exchange(
         [Statement("create table t (n int)"), Statement("insert into t values (1), (2)"), Statement("select * from t")]
     )
@@ -50,12 +52,12 @@ async def test_results_come_in_the_order_of_the_statements(connection: Connectio
     assert (exchange.failed_at, exchange.is_lost, exchange.timed_out) == (None, False, False)
 
 
-async def test_nothing_to_send_asks_whether_the_server_is_there(connection: Connection) -> None:
+async def test_nothing_to_send_asks_whether_the_server_is_there(connection: PsycopgConnection) -> None:
     exchange = await connection.exchange([])
     assert (exchange.results, exchange.error) == ([], None)
 
 
-async def test_reading_rows_of_a_command_without_any_is_an_error(connection: Connection) -> None:
+async def test_reading_rows_of_a_command_without_any_is_an_error(connection: PsycopgConnection) -> None:
     got = result(await connection.exchange([Statement("set application_name = 'x'")]))
     for read in (got.rows, got.first, got.scalar):
         with pytest.raises(psycopg.ProgrammingError, match=r"didn't produce records \(command status: SET\)"):
@@ -66,7 +68,7 @@ async def test_reading_rows_of_a_command_without_any_is_an_error(connection: Con
 
 
 @pytest.mark.parametrize("query", ["select 1", "select 1/0", "insert into missing values (1)"])
-async def test_an_implicit_transaction_leaves_no_setting_behind(connection: Connection, query: str) -> None:
+async def test_an_implicit_transaction_leaves_no_setting_behind(connection: PsycopgConnection, query: str) -> None:
     for _ in range(3):
         exchange = await connection.exchange([READ_ONLY, Statement(query)])
         assert (exchange.error is None) is (query == "select 1")
@@ -75,7 +77,7 @@ async def test_an_implicit_transaction_leaves_no_setting_behind(connection: Conn
         assert await scalar(connection, "show transaction_read_only") == "off"
 
 
-async def test_an_implicit_transaction_is_read_only_from_its_first_command_on(connection: Connection) -> None:
+async def test_an_implicit_transaction_is_read_only_from_its_first_command_on(connection: PsycopgConnection) -> None:
     await connection.exchange([Statement("create table t (n int)")])
     exchange = await connection.exchange([READ_ONLY, Statement("insert into t values (1)")])
     assert isinstance(exchange.error, psycopg.errors.ReadOnlySqlTransaction)
@@ -83,11 +85,11 @@ async def test_an_implicit_transaction_is_read_only_from_its_first_command_on(co
     assert result_is_there(exchange, 0)
 
 
-def result_is_there(exchange: Exchange, index: int) -> bool:
+def result_is_there(exchange: Pipeline, index: int) -> bool:
     return exchange.results[index] is not None
 
 
-async def test_what_follows_an_error_does_not_run(connection: Connection) -> None:
+async def test_what_follows_an_error_does_not_run(connection: PsycopgConnection) -> None:
     await connection.exchange([Statement("create table t (n int)")])
     exchange = await connection.exchange(
         [Statement("insert into t values (1)"), Statement("select 1/0"), Statement("insert into t values (2)")]
@@ -98,7 +100,7 @@ async def test_what_follows_an_error_does_not_run(connection: Connection) -> Non
     assert await scalar(connection, "select count(*) from t") == 0
 
 
-async def test_a_constraint_checked_at_the_sync_fails_the_exchange(connection: Connection) -> None:
+async def test_a_constraint_checked_at_the_sync_fails_the_exchange(connection: PsycopgConnection) -> None:
     await connection.exchange([Statement("create table p (id int primary key)")])
     await connection.exchange([Statement("create table c (p int references p deferrable initially deferred)")])
     for _ in range(3):
@@ -109,7 +111,7 @@ async def test_a_constraint_checked_at_the_sync_fails_the_exchange(connection: C
         assert await scalar(connection, "select count(*) from c") == 0
 
 
-async def test_transaction_status_follows_the_servers_answers(connection: Connection) -> None:
+async def test_transaction_status_follows_the_servers_answers(connection: PsycopgConnection) -> None:
     assert connection.transaction_status is pq.TransactionStatus.IDLE
     await connection.exchange([BEGIN, Statement("select 1")])
     assert connection.is_in_transaction
@@ -143,13 +145,13 @@ async def test_in_recovery_is_said_by_a_replica(cluster: EmbeddedCluster, connec
     ],
 )
 async def test_statements_that_begin_or_end_a_transaction_are_told_by_their_tag(
-    connection: Connection, query: str, ends: bool
+    connection: PsycopgConnection, query: str, ends: bool
 ) -> None:
     await connection.exchange([BEGIN, Statement("savepoint a")])
     assert result(await connection.exchange([Statement(query)])).ends_transaction is ends
 
 
-async def test_copy_with_the_client_is_refused_and_the_connection_stays_whole(connection: Connection) -> None:
+async def test_copy_with_the_client_is_refused_and_the_connection_stays_whole(connection: PsycopgConnection) -> None:
     await connection.exchange([Statement("create table t (n int)")])
     for query in ("copy t from stdin", "copy t to stdout", "/* x */ COPY (select 1) TO STDOUT"):
         with pytest.raises(psycopg.ProgrammingError, match="use copy"):
@@ -157,7 +159,7 @@ async def test_copy_with_the_client_is_refused_and_the_connection_stays_whole(co
         assert await scalar(connection, "select 1") == 1
 
 
-async def test_parameters_and_rows_larger_than_any_buffer_pass_at_the_same_time(connection: Connection) -> None:
+async def test_parameters_and_rows_larger_than_any_buffer_pass_at_the_same_time(connection: PsycopgConnection) -> None:
     # Both sides write more than the sockets hold: whoever only writes waits for ever.
     megabyte = "x" * (1 << 20)
     statements = [Statement("select %s::text as v, repeat('y', 4000000) as w", [megabyte * 4]) for _ in range(6)]
@@ -219,7 +221,7 @@ async def is_sleeping(connect: Connect) -> bool:
     return count == 1
 
 
-async def test_a_deadline_stops_the_statement_and_keeps_the_connection(connection: Connection) -> None:
+async def test_a_deadline_stops_the_statement_and_keeps_the_connection(connection: PsycopgConnection) -> None:
     pid = await scalar(connection, "select pg_backend_pid()")
     await connection.exchange([BEGIN])
     started = now()
@@ -235,7 +237,7 @@ async def test_a_deadline_stops_the_statement_and_keeps_the_connection(connectio
     assert await scalar(connection, "select pg_backend_pid()") == pid
 
 
-async def test_a_deadline_that_is_not_reached_changes_nothing(connection: Connection) -> None:
+async def test_a_deadline_that_is_not_reached_changes_nothing(connection: PsycopgConnection) -> None:
     near, far = in_s(connection, 0.3), in_s(connection, 30)
     assert (await connection.exchange([Statement("select 1")], deadline=near)).error is None
     # The timer of the first is still set; the second has a later deadline, the third none.
@@ -245,7 +247,7 @@ async def test_a_deadline_that_is_not_reached_changes_nothing(connection: Connec
     assert exchange.timed_out
 
 
-async def test_after_the_deadline_nothing_is_sent(connection: Connection) -> None:
+async def test_after_the_deadline_nothing_is_sent(connection: PsycopgConnection) -> None:
     await connection.exchange([Statement("create table t (n int)")])
     exchange = await connection.exchange([Statement("insert into t values (1)")], deadline=in_s(connection, -1))
     assert (exchange.timed_out, exchange.is_lost, exchange.failed_at) == (True, False, None)
@@ -253,7 +255,7 @@ async def test_after_the_deadline_nothing_is_sent(connection: Connection) -> Non
     assert await scalar(connection, "select count(*) from t") == 0
 
 
-async def test_a_second_task_on_the_same_connection_is_refused(connection: Connection) -> None:
+async def test_a_second_task_on_the_same_connection_is_refused(connection: PsycopgConnection) -> None:
     running = asyncio.ensure_future(connection.exchange([Statement("select pg_sleep(0.2)")]))
     await until(lambda: not connection.is_usable)
     with pytest.raises(psycopg.InterfaceError, match="another task is using this connection"):
@@ -262,7 +264,7 @@ async def test_a_second_task_on_the_same_connection_is_refused(connection: Conne
     assert await scalar(connection, "select 1") == 1
 
 
-async def test_notices_reach_their_handlers(connection: Connection) -> None:
+async def test_notices_reach_their_handlers(connection: PsycopgConnection) -> None:
     heard: list[str | None] = []
     connection.add_notice_handler(lambda diagnostic: heard.append(diagnostic.message_primary))
     await connection.exchange([Statement("do $$ begin raise notice 'first'; end $$"), Statement("rollback")])
@@ -270,7 +272,7 @@ async def test_notices_reach_their_handlers(connection: Connection) -> None:
 
 
 async def test_notifications_reach_their_handlers_in_an_exchange_and_while_idle(
-    connection: Connection, connect: Connect
+    connection: PsycopgConnection, connect: Connect
 ) -> None:
     heard: list[str] = []
     connection.add_notify_handler(lambda notification: heard.append(notification.payload))
@@ -282,7 +284,7 @@ async def test_notifications_reach_their_handlers_in_an_exchange_and_while_idle(
     assert await scalar(connection, "select 1") == 1
 
 
-async def test_a_changed_setting_counts_for_the_rows_of_that_exchange(connection: Connection) -> None:
+async def test_a_changed_setting_counts_for_the_rows_of_that_exchange(connection: PsycopgConnection) -> None:
     query = Statement("select '2024-07-01 12:00+00'::timestamptz as t")
     assert str(result(await connection.exchange([query])).scalar()) == "2024-07-01 12:00:00+00:00"
     exchange = await connection.exchange([Statement("set timezone = 'Asia/Tokyo'"), query])

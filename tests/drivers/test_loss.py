@@ -7,7 +7,8 @@ import asyncio
 import psycopg
 import pytest
 
-from asgi_datasource.drivers.psycopg import Connection, Exchange, Statement
+from asgi_datasource.drivers.psycopg import Pipeline, PsycopgConnection
+from asgi_datasource.drivers.statements import Statement
 from asgi_datasource.testing import EmbeddedCluster, FaultProxy
 from tests.drivers.conftest import Connect
 from tests.drivers.polling import until
@@ -19,11 +20,11 @@ XID = Statement("select pg_current_xact_id_if_assigned()::text")
 WAL = Statement("select pg_current_wal_insert_lsn()::text")
 
 
-def scalars(exchange: Exchange) -> list[object]:
+def scalars(exchange: Pipeline) -> list[object]:
     return [None if r is None else r.scalar() if r.returns_rows else r.status_message for r in exchange.results]
 
 
-async def pid_of(connection: Connection) -> int:
+async def pid_of(connection: PsycopgConnection) -> int:
     exchange = await connection.exchange([Statement("select pg_backend_pid()")])
     assert exchange.results[0] is not None
     pid = exchange.results[0].scalar()
@@ -35,7 +36,9 @@ async def kill(cluster: EmbeddedCluster, pid: int) -> None:
     await cluster.primary.sql("select pg_terminate_backend(%s, 5000)", [pid])
 
 
-async def test_killed_while_idle_is_noticed_without_using_it(cluster: EmbeddedCluster, connection: Connection) -> None:
+async def test_killed_while_idle_is_noticed_without_using_it(
+    cluster: EmbeddedCluster, connection: PsycopgConnection
+) -> None:
     await kill(cluster, await pid_of(connection))
     await until(lambda: connection.closed)
     assert connection.broken
@@ -47,7 +50,7 @@ async def test_killed_while_idle_is_noticed_without_using_it(cluster: EmbeddedCl
 
 
 async def test_killed_and_used_before_the_loop_noticed_says_why(
-    cluster: EmbeddedCluster, connection: Connection
+    cluster: EmbeddedCluster, connection: PsycopgConnection
 ) -> None:
     pid = await pid_of(connection)
     # Blocking, so that the event loop cannot notice before the exchange starts.
@@ -58,7 +61,7 @@ async def test_killed_and_used_before_the_loop_noticed_says_why(
     assert connection.closed
 
 
-async def test_killed_during_a_statement(cluster: EmbeddedCluster, connection: Connection) -> None:
+async def test_killed_during_a_statement(cluster: EmbeddedCluster, connection: PsycopgConnection) -> None:
     pid = await pid_of(connection)
     running = asyncio.ensure_future(connection.exchange([Statement("select 'a'"), Statement("select pg_sleep(30)")]))
     await until(lambda: sleeps(cluster, pid))
@@ -75,7 +78,7 @@ async def sleeps(cluster: EmbeddedCluster, pid: int) -> bool:
     )
 
 
-async def test_it_may_kill_itself(connection: Connection) -> None:
+async def test_it_may_kill_itself(connection: PsycopgConnection) -> None:
     exchange = await connection.exchange(
         [Statement("select 1"), Statement("select pg_terminate_backend(pg_backend_pid())")]
     )
@@ -133,13 +136,13 @@ async def test_the_xid_in_front_of_a_commit_arrives_though_its_answer_does_not(
     await other.exchange([Statement("select pg_terminate_backend(%s)", [pid])])
 
 
-async def is_asleep(other: Connection, pid: int) -> bool:
+async def is_asleep(other: PsycopgConnection, pid: int) -> bool:
     statement = Statement("select wait_event = 'PgSleep' from pg_stat_activity where pid = %s", [pid])
     return scalars(await other.exchange([statement])) == [True]
 
 
 async def test_a_commit_whose_answer_came_with_the_end_of_the_stream_counts(
-    cluster: EmbeddedCluster, connection: Connection
+    cluster: EmbeddedCluster, connection: PsycopgConnection
 ) -> None:
     await connection.exchange([Statement("create table t (n int)")])
     await connection.exchange([BEGIN, Statement("insert into t values (1)")])
@@ -149,7 +152,7 @@ async def test_a_commit_whose_answer_came_with_the_end_of_the_stream_counts(
     assert scalars(exchange) == ["COMMIT", None]
 
 
-async def test_a_server_timeout_in_the_transaction_says_which(connection: Connection) -> None:
+async def test_a_server_timeout_in_the_transaction_says_which(connection: PsycopgConnection) -> None:
     await connection.exchange([Statement("set idle_in_transaction_session_timeout = '50ms'")])
     await connection.exchange([BEGIN])
     await until(lambda: connection.closed)
@@ -159,7 +162,7 @@ async def test_a_server_timeout_in_the_transaction_says_which(connection: Connec
 
 
 async def test_a_farewell_that_was_read_before_the_end_of_the_stream_says_why(
-    cluster: EmbeddedCluster, connection: Connection
+    cluster: EmbeddedCluster, connection: PsycopgConnection
 ) -> None:
     pid = await pid_of(connection)
     await connection.exchange([Statement("set idle_in_transaction_session_timeout = '50ms'")])
@@ -223,7 +226,7 @@ async def test_answers_that_are_there_when_the_socket_is_cut_count(
     assert "the test wants it so" in str(exchange.error)
 
 
-async def test_cutting_twice_and_closing_after_it_does_no_harm(connection: Connection) -> None:
+async def test_cutting_twice_and_closing_after_it_does_no_harm(connection: PsycopgConnection) -> None:
     connection.cut("first")
     connection.cut("second")
     await connection.close()
@@ -252,7 +255,7 @@ async def test_a_connection_that_takes_over_the_number_of_a_dead_ones_socket_wor
         await again.close()
 
 
-async def test_writing_much_to_a_server_that_dies(cluster: EmbeddedCluster, connection: Connection) -> None:
+async def test_writing_much_to_a_server_that_dies(cluster: EmbeddedCluster, connection: PsycopgConnection) -> None:
     pid = await pid_of(connection)
     large = Statement("select length(%s)", ["x" * 30_000_000])
     running = asyncio.ensure_future(
@@ -274,7 +277,7 @@ async def test_no_warning_or_descriptor_is_left_behind(
 
     before = len(list(Path("/proc/self/fd").iterdir()))
     for _ in range(10):
-        connection = await Connection.connect(url)
+        connection = await PsycopgConnection.connect(url)
         cluster.primary.blocking.sql("select pg_terminate_backend(%s, 5000)", [connection.pgconn.backend_pid])
         if reason == "exchange":
             await connection.exchange([Statement("select 1")])

@@ -7,9 +7,10 @@ from dataclasses import replace
 import pytest
 from psycopg.conninfo import conninfo_to_dict
 
-from asgi_datasource.drivers.psycopg import PsycopgServer, ServerSettings
+from asgi_datasource.drivers.psycopg import PsycopgServer
 from asgi_datasource.drivers.psycopg.multi_host import Bearing, Hosts, writer_of
 from asgi_datasource.drivers.psycopg.settings import Address, connect_failure
+from asgi_datasource.drivers.settings import ServerSettings
 from asgi_datasource.routing import Role
 
 THREE = "postgresql://app@a:1,b:2,c:3/orders?target_session_attrs=read-write"
@@ -86,11 +87,11 @@ async def test_which_servers_a_primary_takes() -> None:
     primary = PsycopgServer("primary", "orders", Role.PRIMARY, ServerSettings(conninfo=THREE))
 
     def refuses(**bearing: object) -> bool:
-        return primary._whereabouts.reason_against(Bearing(**bearing)) is not None  # type: ignore[arg-type]
+        return primary._discovery.reason_against(Bearing(**bearing)) is not None  # type: ignore[arg-type]
 
     assert refuses(is_standby=True)
     assert not refuses(timeline=1, system="one")
-    primary._whereabouts.arrived(Bearing(timeline=3, system="one"), ("b", 2))
+    primary._discovery.arrived(Bearing(timeline=3, system="one"), ("b", 2))
     assert (primary.timeline, primary.label) == (3, "orders.primary (b:2)")
     assert refuses(timeline=2, system="one")
     assert refuses(timeline=2, system=None), "it does not say that it is another one"
@@ -98,7 +99,7 @@ async def test_which_servers_a_primary_takes() -> None:
     assert not refuses(timeline=3, system="one")
     # A move to another cluster, by logical replication: its timelines begin anew.
     assert not refuses(timeline=1, system="two")
-    primary._whereabouts.arrived(Bearing(timeline=1, system="two"), ("c", 3))
+    primary._discovery.arrived(Bearing(timeline=1, system="two"), ("c", 3))
     assert primary.timeline == 1
     replica = PsycopgServer("r1", "orders", Role.REPLICA, ServerSettings(conninfo=THREE))
-    assert replica._whereabouts.reason_against(Bearing(is_standby=True)) is None
+    assert replica._discovery.reason_against(Bearing(is_standby=True)) is None

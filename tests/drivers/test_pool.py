@@ -6,65 +6,66 @@ import asyncio
 
 import pytest
 
-from asgi_datasource.drivers.psycopg import Connection, PsycopgServer, Statement
+from asgi_datasource.drivers.psycopg import PsycopgConnection, PsycopgServer
 from asgi_datasource.drivers.psycopg.pool import SWEEP_S
+from asgi_datasource.drivers.statements import Statement
 from asgi_datasource.testing import EmbeddedCluster
-from tests.drivers.conftest import OpenEndpoint
+from tests.drivers.conftest import OpenServer
 from tests.drivers.polling import until
 
 PID = Statement("select pg_backend_pid()")
 
 
-async def pid_of(connection: Connection) -> object:
+async def pid_of(connection: PsycopgConnection) -> object:
     result = (await connection.exchange([PID])).results[0]
     assert result is not None
     return result.scalar()
 
 
-async def waiting_for(endpoint: PsycopgServer, count: int) -> list[asyncio.Task[Connection]]:
+async def waiting_for(server: PsycopgServer, count: int) -> list[asyncio.Task[PsycopgConnection]]:
     """So many who wait, in order."""
-    tasks = [asyncio.ensure_future(endpoint.acquire(deadline=None)) for _ in range(count)]
+    tasks = [asyncio.ensure_future(server.acquire(deadline=None)) for _ in range(count)]
     await asyncio.sleep(0)
     assert not any(task.done() for task in tasks)
     return tasks
 
 
-async def test_what_comes_back_is_lent_again_without_the_pool(open_endpoint: OpenEndpoint) -> None:
-    endpoint = await open_endpoint(max_size=3)
-    first = await endpoint.acquire(deadline=None)
-    await endpoint.release(first)
-    asking = endpoint.acquire(deadline=None)
+async def test_what_comes_back_is_lent_again_without_the_pool(open_server: OpenServer) -> None:
+    server = await open_server(max_size=3)
+    first = await server.acquire(deadline=None)
+    server.release(first)
+    asking = server.acquire(deadline=None)
     with pytest.raises(StopIteration) as answer:
         asking.send(None)
     assert answer.value.value is first, "without waiting"
-    await endpoint.release(first)
-    assert endpoint.lendings == 2
+    server.release(first)
+    assert server.lendings == 2
 
 
-async def test_who_waits_is_served_in_order(open_endpoint: OpenEndpoint) -> None:
-    endpoint = await open_endpoint(max_size=1)
-    connection = await endpoint.acquire(deadline=None)
+async def test_who_waits_is_served_in_order(open_server: OpenServer) -> None:
+    server = await open_server(max_size=1)
+    connection = await server.acquire(deadline=None)
     served: list[int] = []
 
     async def borrow(number: int) -> None:
-        borrowed = await endpoint.acquire(deadline=None)
+        borrowed = await server.acquire(deadline=None)
         served.append(number)
-        await endpoint.release(borrowed)
+        server.release(borrowed)
 
     tasks = [asyncio.ensure_future(borrow(number)) for number in range(20)]
     await asyncio.sleep(0)
-    await endpoint.release(connection)
+    server.release(connection)
     await asyncio.gather(*tasks)
     assert served == list(range(20))
-    assert (endpoint.borrowed, endpoint.idle) == (0, 1)
+    assert (server.borrowed, server.idle) == (0, 1)
 
 
-async def test_what_was_handed_to_one_who_is_cancelled_goes_to_the_next(open_endpoint: OpenEndpoint) -> None:
-    endpoint = await open_endpoint(max_size=1)
-    connection = await endpoint.acquire(deadline=None)
-    first, second, third = await waiting_for(endpoint, 3)
+async def test_what_was_handed_to_one_who_is_cancelled_goes_to_the_next(open_server: OpenServer) -> None:
+    server = await open_server(max_size=1)
+    connection = await server.acquire(deadline=None)
+    first, second, third = await waiting_for(server, 3)
     # Handed over, but the one who waited has not run yet when it is cancelled.
-    await endpoint.release(connection)
+    server.release(connection)
     first.cancel()
     # This one has left before anything was handed over.
     third.cancel()
@@ -72,99 +73,99 @@ async def test_what_was_handed_to_one_who_is_cancelled_goes_to_the_next(open_end
     await asyncio.wait({first, third})
     assert first.cancelled()
     assert third.cancelled()
-    await endpoint.release(connection)
-    assert (endpoint.borrowed, endpoint.idle) == (0, 1)
+    server.release(connection)
+    assert (server.borrowed, server.idle) == (0, 1)
 
 
-async def test_the_pool_grows_for_those_who_wait_while_others_are_handed_over(open_endpoint: OpenEndpoint) -> None:
-    endpoint = await open_endpoint(min_size=1, max_size=4)
+async def test_the_pool_grows_for_those_who_wait_while_others_are_handed_over(open_server: OpenServer) -> None:
+    server = await open_server(min_size=1, max_size=4)
     seen: set[object] = set()
 
     async def work() -> None:
         for _ in range(10):
-            connection = await endpoint.acquire(deadline=None)
+            connection = await server.acquire(deadline=None)
             seen.add(await pid_of(connection))
-            await endpoint.release(connection)
+            server.release(connection)
 
     await asyncio.gather(*(work() for _ in range(12)))
     assert 1 <= len(seen) <= 4
-    held = [await endpoint.acquire(deadline=None) for _ in range(4)]
+    held = [await server.acquire(deadline=None) for _ in range(4)]
     assert len({await pid_of(connection) for connection in held}) == 4
     for connection in held:
-        await endpoint.release(connection)
-    await until(lambda: endpoint.idle == endpoint.size == 4)
+        server.release(connection)
+    await until(lambda: server.idle == server.size == 4)
 
 
 async def test_what_nobody_uses_goes_back_to_the_pool_which_closes_it(
-    cluster: EmbeddedCluster, open_endpoint: OpenEndpoint, database: str
+    cluster: EmbeddedCluster, open_server: OpenServer, database: str
 ) -> None:
-    endpoint = await open_endpoint(min_size=1, max_size=3, max_idle_s=SWEEP_S)
-    held = [await endpoint.acquire(deadline=None) for _ in range(3)]
+    server = await open_server(min_size=1, max_size=3, max_idle_s=SWEEP_S)
+    held = [await server.acquire(deadline=None) for _ in range(3)]
     for connection in held:
-        await endpoint.release(connection)
+        server.release(connection)
 
     async def is_one() -> bool:
         count = "select count(*) from pg_stat_activity where datname = %s and usename = 'app'"
         return bool(await cluster.primary.value(count, [database]) == 1)
 
     await until(is_one)
-    assert (endpoint.idle, endpoint.size) == (1, 1)
+    assert (server.idle, server.size) == (1, 1)
 
 
-async def test_one_that_is_past_its_life_is_replaced_also_when_it_is_never_idle(open_endpoint: OpenEndpoint) -> None:
-    endpoint = await open_endpoint(max_size=1, max_lifetime_s=0.5)
-    connection = await endpoint.acquire(deadline=None)
+async def test_one_that_is_past_its_life_is_replaced_also_when_it_is_never_idle(open_server: OpenServer) -> None:
+    server = await open_server(max_size=1, max_lifetime_s=0.5)
+    connection = await server.acquire(deadline=None)
     first = await pid_of(connection)
     loop = asyncio.get_running_loop()
 
     async def is_another() -> bool:
         nonlocal connection
         # Always somebody who waits when it comes back.
-        (following,) = await waiting_for(endpoint, 1)
-        await endpoint.release(connection)
+        (following,) = await waiting_for(server, 1)
+        server.release(connection)
         connection = await following
         return await pid_of(connection) != first
 
     started = loop.time()
     await until(is_another)
     assert loop.time() - started > 0.3
-    await endpoint.release(connection)
+    server.release(connection)
 
 
-async def test_one_that_is_lost_at_hand_is_replaced(cluster: EmbeddedCluster, open_endpoint: OpenEndpoint) -> None:
-    endpoint = await open_endpoint(max_size=1)
-    connection = await endpoint.acquire(deadline=None)
+async def test_one_that_is_lost_at_hand_is_replaced(cluster: EmbeddedCluster, open_server: OpenServer) -> None:
+    server = await open_server(max_size=1)
+    connection = await server.acquire(deadline=None)
     pid = await pid_of(connection)
-    await endpoint.release(connection)
+    server.release(connection)
     await cluster.primary.sql("select pg_terminate_backend(%s, 5000)", [pid])
     await until(lambda: connection.closed)
-    again = await endpoint.acquire(deadline=None)
+    again = await server.acquire(deadline=None)
     assert await pid_of(again) != pid
-    await endpoint.release(again)
-    assert (endpoint.borrowed, endpoint.size) == (0, 1)
+    server.release(again)
+    assert (server.borrowed, server.size) == (0, 1)
 
 
 async def test_one_that_is_lost_while_lent_makes_room_for_who_waits(
-    cluster: EmbeddedCluster, open_endpoint: OpenEndpoint
+    cluster: EmbeddedCluster, open_server: OpenServer
 ) -> None:
-    endpoint = await open_endpoint(max_size=1)
-    connection = await endpoint.acquire(deadline=None)
-    (following,) = await waiting_for(endpoint, 1)
+    server = await open_server(max_size=1)
+    connection = await server.acquire(deadline=None)
+    (following,) = await waiting_for(server, 1)
     await cluster.primary.sql("select pg_terminate_backend(%s, 5000)", [await pid_of(connection)])
     await until(lambda: connection.closed)
-    await endpoint.release(connection)
+    server.release(connection)
     again = await following
     assert not again.closed
-    await endpoint.release(again)
+    server.release(again)
 
 
-async def test_closing_ends_the_wait_of_those_who_wait_and_takes_back_what_is_lent(open_endpoint: OpenEndpoint) -> None:
-    endpoint = await open_endpoint(max_size=1)
-    connection = await endpoint.acquire(deadline=None)
-    tasks = await waiting_for(endpoint, 2)
-    await endpoint.close(timeout_s=5.0)
+async def test_closing_ends_the_wait_of_those_who_wait_and_takes_back_what_is_lent(open_server: OpenServer) -> None:
+    server = await open_server(max_size=1)
+    connection = await server.acquire(deadline=None)
+    tasks = await waiting_for(server, 2)
+    await server.close(timeout_s=5.0)
     errors = await asyncio.gather(*tasks, return_exceptions=True)
     assert ["the pool is closed" in str(error) for error in errors] == [True, True]
     assert connection.closed
-    await endpoint.release(connection)
-    assert endpoint.borrowed == 0
+    server.release(connection)
+    assert server.borrowed == 0

@@ -6,16 +6,18 @@ import psycopg
 import pytest
 from psycopg import sql
 
-from asgi_datasource.drivers.psycopg import Connection, Exchange, PsycopgServer, Statement
+from asgi_datasource.drivers.psycopg import Pipeline, PsycopgConnection, PsycopgServer
+from asgi_datasource.drivers.psycopg.borrowed_connection import lend
 from asgi_datasource.drivers.psycopg.prepared import StatementCache
-from tests.drivers.conftest import Connect, OpenEndpoint
+from asgi_datasource.drivers.statements import Statement
+from tests.drivers.conftest import Connect, OpenServer
 
 BEGIN = Statement("begin", prepare=False)
 COMMIT = Statement("commit", prepare=False)
 ROLLBACK = Statement("rollback", prepare=False)
 
 
-async def on_server(connection: Connection) -> set[str]:
+async def on_server(connection: PsycopgConnection) -> set[str]:
     """The names that the server has, asked without preparing the question."""
     statement = Statement("select name from pg_prepared_statements", prepare=False)
     exchange = await connection.exchange([statement])
@@ -24,17 +26,24 @@ async def on_server(connection: Connection) -> set[str]:
     return {row["name"] for row in exchange.results[0].rows()}
 
 
-async def agree(connection: Connection) -> None:
+def prepared(connection: PsycopgConnection) -> set[bytes]:
+    """The names that the connection believes the server to have."""
+    cache = connection.plans
+    plans = (*cache._plans.values(), *cache._controls.values())
+    return {plan.name for plan in plans if plan.is_ready and plan.name is not None}
+
+
+async def agree(connection: PsycopgConnection) -> None:
     """The server has what the connection believes, no more and no less."""
     await connection.exchange([])  # takes what is to be closed along
-    assert await on_server(connection) == {name.decode() for name in connection.plans.prepared}
+    assert await on_server(connection) == {name.decode() for name in prepared(connection)}
 
 
-async def run(connection: Connection, *queries: str | Statement) -> Exchange:
+async def run(connection: PsycopgConnection, *queries: str | Statement) -> Pipeline:
     return await connection.exchange([q if isinstance(q, Statement) else Statement(q) for q in queries])
 
 
-async def test_a_statement_is_prepared_at_its_second_use(connection: Connection) -> None:
+async def test_a_statement_is_prepared_at_its_second_use(connection: PsycopgConnection) -> None:
     await run(connection, "select 1")
     assert await on_server(connection) == set()
     await run(connection, "select 1")
@@ -43,13 +52,13 @@ async def test_a_statement_is_prepared_at_its_second_use(connection: Connection)
     await agree(connection)
 
 
-async def test_the_second_use_may_be_in_the_same_exchange(connection: Connection) -> None:
+async def test_the_second_use_may_be_in_the_same_exchange(connection: PsycopgConnection) -> None:
     exchange = await connection.exchange([Statement("select %s::int as n", [n]) for n in range(5)])
     assert [r.scalar() if r else None for r in exchange.results] == [0, 1, 2, 3, 4]
     assert await on_server(connection) == {"ads_1"}
 
 
-async def test_other_types_of_parameters_are_another_plan(connection: Connection) -> None:
+async def test_other_types_of_parameters_are_another_plan(connection: PsycopgConnection) -> None:
     for value in (1, 70000, "x", 1, 70000, "x", None, None):
         await connection.exchange([Statement("select %s::text as v", [value])])
     # int2, int4, and unknown, which a string and NULL share
@@ -58,22 +67,22 @@ async def test_other_types_of_parameters_are_another_plan(connection: Connection
 
 
 @pytest.mark.parametrize(("prepare", "expected"), [(True, {"ads_1"}), (False, set())])
-async def test_the_caller_decides(connection: Connection, prepare: bool, expected: set[str]) -> None:
+async def test_the_caller_decides(connection: PsycopgConnection, prepare: bool, expected: set[str]) -> None:
     for _ in range(3):
         await connection.exchange([Statement("select 1", prepare=prepare)])
     assert await on_server(connection) == expected
 
 
-async def test_behind_a_transaction_pooler_nothing_is_prepared(open_endpoint: OpenEndpoint) -> None:
-    endpoint = await open_endpoint(prepares=False)
-    connection = await endpoint.acquire(deadline=None)
+async def test_behind_a_transaction_pooler_nothing_is_prepared(open_server: OpenServer) -> None:
+    server = await open_server(prepares=False)
+    connection = await server.acquire(deadline=None)
     for _ in range(3):
         await connection.exchange([Statement("select 1", prepare=True)])
     assert await on_server(connection) == set()
-    await endpoint.release(connection)
+    server.release(connection)
 
 
-async def test_what_a_failed_pipeline_skipped_does_not_count_as_prepared(connection: Connection) -> None:
+async def test_what_a_failed_pipeline_skipped_does_not_count_as_prepared(connection: PsycopgConnection) -> None:
     await run(connection, "select 'skipped'")
     exchange = await run(connection, "select 1/0", "select 'skipped'")
     assert exchange.failed_at == 0
@@ -83,7 +92,7 @@ async def test_what_a_failed_pipeline_skipped_does_not_count_as_prepared(connect
     await agree(connection)
 
 
-async def test_a_statement_that_cannot_be_parsed_is_not_counted(connection: Connection) -> None:
+async def test_a_statement_that_cannot_be_parsed_is_not_counted(connection: PsycopgConnection) -> None:
     for _ in range(3):
         exchange = await run(connection, "select 1", Statement("select * from later", prepare=True), "select 2")
         assert isinstance(exchange.error, psycopg.errors.UndefinedTable)
@@ -93,7 +102,7 @@ async def test_a_statement_that_cannot_be_parsed_is_not_counted(connection: Conn
     await agree(connection)
 
 
-async def test_a_good_commit_stays_good_after_a_failed_one(connection: Connection) -> None:
+async def test_a_good_commit_stays_good_after_a_failed_one(connection: PsycopgConnection) -> None:
     """psycopg's own cache is poisoned here: COMMIT raises 26000 though it committed (`faults.md`, section 3)."""
     await run(connection, "create table p (id int primary key)", "create table t (n int)")
     await run(connection, "create table c (p int references p deferrable initially deferred)")
@@ -105,7 +114,7 @@ async def test_a_good_commit_stays_good_after_a_failed_one(connection: Connectio
     await agree(connection)
 
 
-async def test_the_cache_is_bounded_and_closes_what_it_drops(connection: Connection) -> None:
+async def test_the_cache_is_bounded_and_closes_what_it_drops(connection: PsycopgConnection) -> None:
     connection.plans = StatementCache(max_plans=5)
     for number in range(40):
         for _ in range(2):
@@ -114,10 +123,10 @@ async def test_the_cache_is_bounded_and_closes_what_it_drops(connection: Connect
     await agree(connection)
     assert len(await on_server(connection)) <= 5
     # Used all the time, so it was never dropped.
-    assert b"ads_2" in connection.plans.prepared
+    assert b"ads_2" in prepared(connection)
 
 
-async def test_one_exchange_may_use_more_than_the_cache_holds(connection: Connection) -> None:
+async def test_one_exchange_may_use_more_than_the_cache_holds(connection: PsycopgConnection) -> None:
     connection.plans = StatementCache(max_plans=3)
     texts = [f"select {number} as n" for number in range(20)]
     for _ in range(4):
@@ -127,7 +136,7 @@ async def test_one_exchange_may_use_more_than_the_cache_holds(connection: Connec
     await agree(connection)
 
 
-async def test_older_libpqs_close_by_deallocate_in_the_same_round_trip(connection: Connection) -> None:
+async def test_older_libpqs_close_by_deallocate_in_the_same_round_trip(connection: PsycopgConnection) -> None:
     connection.plans = StatementCache(max_plans=2)
     connection.plans.closes_by_message = False
     for number in range(12):
@@ -145,7 +154,7 @@ async def test_older_libpqs_close_by_deallocate_in_the_same_round_trip(connectio
 
 
 @pytest.mark.parametrize("query", ["deallocate all", "discard all", "deallocate ads_1"])
-async def test_what_the_user_deallocates_is_prepared_anew(connection: Connection, query: str) -> None:
+async def test_what_the_user_deallocates_is_prepared_anew(connection: PsycopgConnection, query: str) -> None:
     for _ in range(3):
         await run(connection, "select 'mine'", "select 'too'")
     assert (await run(connection, query)).error is None
@@ -154,7 +163,7 @@ async def test_what_the_user_deallocates_is_prepared_anew(connection: Connection
     await agree(connection)
 
 
-async def test_a_statement_lost_without_a_tag_fails_once_and_is_told_apart(connection: Connection) -> None:
+async def test_a_statement_lost_without_a_tag_fails_once_and_is_told_apart(connection: PsycopgConnection) -> None:
     for _ in range(3):
         await run(connection, "select 'mine'")
     await run(connection, "do $$ begin execute 'deallocate all'; end $$")
@@ -165,7 +174,7 @@ async def test_a_statement_lost_without_a_tag_fails_once_and_is_told_apart(conne
     await agree(connection)
 
 
-async def test_other_errors_are_not_taken_for_a_stale_plan(connection: Connection) -> None:
+async def test_other_errors_are_not_taken_for_a_stale_plan(connection: PsycopgConnection) -> None:
     for query in ("select 1/0", "selec", "copy (select 1) to program 'x'"):
         assert not (await run(connection, query)).is_stale_plan
     # 0A000 for another reason
@@ -176,7 +185,7 @@ async def test_other_errors_are_not_taken_for_a_stale_plan(connection: Connectio
 
 
 async def test_a_table_changed_by_another_connection_fails_once_and_is_told_apart(
-    connection: Connection, connect: Connect
+    connection: PsycopgConnection, connect: Connect
 ) -> None:
     await run(connection, "create table t (n int)", "insert into t values (1)")
     for _ in range(3):
@@ -193,7 +202,9 @@ async def test_a_table_changed_by_another_connection_fails_once_and_is_told_apar
     await agree(connection)
 
 
-async def test_a_statement_whose_columns_depend_on_the_schema_is_not_prepared_for_long(connection: Connection) -> None:
+async def test_a_statement_whose_columns_depend_on_the_schema_is_not_prepared_for_long(
+    connection: PsycopgConnection,
+) -> None:
     for tenant, columns in (("a", "n int"), ("b", "n text, m int")):
         await run(connection, f"create schema {tenant}", f"create table {tenant}.t ({columns})")
     failures = 0
@@ -205,7 +216,9 @@ async def test_a_statement_whose_columns_depend_on_the_schema_is_not_prepared_fo
     await agree(connection)
 
 
-async def test_ddl_in_the_same_transaction_is_noticed_before_it_fails_a_statement(connection: Connection) -> None:
+async def test_ddl_in_the_same_transaction_is_noticed_before_it_fails_a_statement(
+    connection: PsycopgConnection,
+) -> None:
     await run(connection, "create table t (n int)", "insert into t values (1)")
     for _ in range(3):
         await run(connection, "select * from t")
@@ -224,11 +237,11 @@ async def test_ddl_in_the_same_transaction_is_noticed_before_it_fails_a_statemen
     await agree(connection)
 
 
-async def test_psycopgs_own_names_and_ours_do_not_meet(connection: Connection) -> None:
+async def test_psycopgs_own_names_and_ours_do_not_meet(connection: PsycopgConnection) -> None:
     for _ in range(3):
         await run(connection, "select 'ours'")
     for _ in range(3):
-        view = connection.view()
+        view = lend(connection)
         view.prepare_threshold = 0
         for _ in range(2):
             await view.execute("select 'theirs'")
@@ -238,18 +251,18 @@ async def test_psycopgs_own_names_and_ours_do_not_meet(connection: Connection) -
     assert {name.split("_")[1] for name in names if name.startswith("_pg3")} == {"pg3"}
 
 
-async def test_composed_queries_are_prepared_like_others(connection: Connection) -> None:
+async def test_composed_queries_are_prepared_like_others(connection: PsycopgConnection) -> None:
     for _ in range(3):
         await connection.exchange([Statement(sql.SQL("select {}").format(sql.Literal("x")))])
     assert await on_server(connection) == {"ads_1"}
 
 
-async def test_every_pooled_connection_keeps_its_own_names(endpoint: PsycopgServer) -> None:
-    first = await endpoint.acquire(deadline=None)
-    second = await endpoint.acquire(deadline=None)
+async def test_every_pooled_connection_keeps_its_own_names(server: PsycopgServer) -> None:
+    first = await server.acquire(deadline=None)
+    second = await server.acquire(deadline=None)
     for connection in (first, second, first, second):
         for _ in range(2):
             assert (await run(connection, "select 'shared text'")).error is None
     for connection in (first, second):
         await agree(connection)
-        await endpoint.release(connection)
+        server.release(connection)

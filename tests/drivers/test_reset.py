@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 
-from asgi_datasource.drivers.psycopg import Connection, Statement
+from asgi_datasource.drivers.psycopg import PsycopgConnection
+from asgi_datasource.drivers.statements import Statement
 from asgi_datasource.testing import EmbeddedCluster
 from tests.drivers.conftest import Connect
 from tests.patience import now
@@ -13,7 +14,7 @@ UNREAD = "x" * 2_000_000
 """More than a backend takes from its socket ahead of what it runs."""
 
 
-async def terminate(cluster: EmbeddedCluster, connection: Connection) -> None:
+async def terminate(cluster: EmbeddedCluster, connection: PsycopgConnection) -> None:
     pid = connection.pgconn.backend_pid
     running = "select count(*) from pg_stat_activity where pid = %s and query like '%%pg_sleep%%' and state = 'active'"
     while not (await cluster.primary.sql(running, [pid]))[0][0]:

@@ -10,12 +10,14 @@ import psycopg
 import pytest
 from psycopg.conninfo import make_conninfo
 
-from asgi_datasource.drivers.psycopg import Connection, Exchange, PsycopgServer, ServerSettings, Statement
+from asgi_datasource.drivers.psycopg import Pipeline, PsycopgConnection, PsycopgServer
 from asgi_datasource.drivers.psycopg.server import warn_if_slow
+from asgi_datasource.drivers.settings import ServerSettings
+from asgi_datasource.drivers.statements import Statement
 from asgi_datasource.errors import ConfigError, DataError, DataErrorKind
 from asgi_datasource.routing import Role
 from asgi_datasource.testing import EmbeddedCluster, FaultProxy
-from tests.drivers.conftest import OpenEndpoint, at_port
+from tests.drivers.conftest import OpenServer, at_port
 from tests.drivers.polling import until
 from tests.patience import now
 
@@ -23,7 +25,7 @@ BEGIN = Statement("begin", prepare=False)
 PID = Statement("select pg_backend_pid()")
 
 
-def scalar(exchange: Exchange, index: int = -1) -> object:
+def scalar(exchange: Pipeline, index: int = -1) -> object:
     found = exchange.results[index]
     assert found is not None, exchange.error
     return found.scalar()
@@ -33,127 +35,127 @@ def in_s(seconds: float) -> float:
     return asyncio.get_running_loop().time() + seconds
 
 
-async def ask(endpoint: PsycopgServer) -> object:
-    connection = await endpoint.acquire(deadline=None)
+async def ask(server: PsycopgServer) -> object:
+    connection = await server.acquire(deadline=None)
     try:
         return scalar(await connection.exchange([PID]))
     finally:
-        await endpoint.reclaim(connection)
+        await server.reclaim(connection)
 
 
-async def fails(endpoint: PsycopgServer, **options: float) -> DataError:
+async def fails(server: PsycopgServer, **options: float) -> DataError:
     with pytest.raises(DataError) as raised:
-        await endpoint.acquire(deadline=in_s(options["within"]) if options else None)
+        await server.acquire(deadline=in_s(options["within"]) if options else None)
     return raised.value
 
 
 # Borrowing and giving back
 
 
-async def test_a_connection_goes_out_and_comes_back(endpoint: PsycopgServer) -> None:
-    connection = await endpoint.acquire(deadline=None)
-    assert isinstance(connection, Connection)
+async def test_a_connection_goes_out_and_comes_back(server: PsycopgServer) -> None:
+    connection = await server.acquire(deadline=None)
+    assert isinstance(connection, PsycopgConnection)
     assert connection.is_idle
-    assert endpoint.borrowed == 1
-    await endpoint.release(connection)
-    assert endpoint.borrowed == 0
-    assert "primary up, 0 of 10 borrowed" in repr(endpoint)
+    assert server.borrowed == 1
+    server.release(connection)
+    assert server.borrowed == 0
+    assert "primary up, 0 of 10 borrowed" in repr(server)
 
 
-async def test_giving_back_twice_counts_once(endpoint: PsycopgServer) -> None:
-    connection = await endpoint.acquire(deadline=None)
-    await endpoint.release(connection)
-    await endpoint.release(connection)
-    await endpoint.reclaim(connection)
-    assert endpoint.borrowed == 0
-    assert await ask(endpoint)
+async def test_giving_back_twice_counts_once(server: PsycopgServer) -> None:
+    connection = await server.acquire(deadline=None)
+    server.release(connection)
+    server.release(connection)
+    await server.reclaim(connection)
+    assert server.borrowed == 0
+    assert await ask(server)
 
 
-async def test_reclaim_ends_an_open_or_failed_transaction(open_endpoint: OpenEndpoint) -> None:
-    endpoint = await open_endpoint(max_size=1)
-    pid = await ask(endpoint)
+async def test_reclaim_ends_an_open_or_failed_transaction(open_server: OpenServer) -> None:
+    server = await open_server(max_size=1)
+    pid = await ask(server)
     for query in ("select 1", "select 1/0"):
-        connection = await endpoint.acquire(deadline=None)
+        connection = await server.acquire(deadline=None)
         await connection.exchange([BEGIN, Statement(query)])
         assert not connection.is_idle
-        await endpoint.reclaim(connection)
-        connection = await endpoint.acquire(deadline=None)
+        await server.reclaim(connection)
+        connection = await server.acquire(deadline=None)
         assert connection.is_idle
-        await endpoint.release(connection)
-    assert await ask(endpoint) == pid
+        server.release(connection)
+    assert await ask(server) == pid
 
 
-async def test_a_discarded_connection_is_replaced(open_endpoint: OpenEndpoint) -> None:
-    endpoint = await open_endpoint(max_size=1)
-    pid = await ask(endpoint)
-    connection = await endpoint.acquire(deadline=None)
-    endpoint.discard(connection)
+async def test_a_discarded_connection_is_replaced(open_server: OpenServer) -> None:
+    server = await open_server(max_size=1)
+    pid = await ask(server)
+    connection = await server.acquire(deadline=None)
+    server.discard(connection)
     assert connection.closed
-    assert endpoint.borrowed == 0
-    assert await ask(endpoint) != pid
+    assert server.borrowed == 0
+    assert await ask(server) != pid
 
 
-async def test_waiters_are_served_when_a_connection_comes_back(open_endpoint: OpenEndpoint) -> None:
-    endpoint = await open_endpoint(max_size=2)
-    pids = await asyncio.gather(*(ask(endpoint) for _ in range(40)))
+async def test_waiters_are_served_when_a_connection_comes_back(open_server: OpenServer) -> None:
+    server = await open_server(max_size=2)
+    pids = await asyncio.gather(*(ask(server) for _ in range(40)))
     assert len(set(pids)) <= 2
-    assert endpoint.borrowed == 0
+    assert server.borrowed == 0
 
 
-async def test_all_in_use_says_how_many_and_what_to_do(open_endpoint: OpenEndpoint) -> None:
-    endpoint = await open_endpoint(max_size=1, acquire_timeout_s=0.2)
-    held = await endpoint.acquire(deadline=None)
+async def test_all_in_use_says_how_many_and_what_to_do(open_server: OpenServer) -> None:
+    server = await open_server(max_size=1, acquire_timeout_s=0.2)
+    held = await server.acquire(deadline=None)
     started = now()
-    error = await fails(endpoint)
+    error = await fails(server)
     assert now() - started < 1.5
     assert (error.kind, error.http_status, error.is_retryable) == (DataErrorKind.RESOURCE, 503, True)
     assert "no free connection after 0.2 s (1 of 1 in use, 1 waiting)" in error.message
     assert "Raise pool.max_size or shorten transactions" in error.message
     assert "orders.primary" in error.message
-    await endpoint.release(held)
+    server.release(held)
 
 
-async def test_the_deadline_ends_waiting_before_the_pools_own_timeout(open_endpoint: OpenEndpoint) -> None:
-    endpoint = await open_endpoint(max_size=1, acquire_timeout_s=30.0)
-    held = await endpoint.acquire(deadline=None)
+async def test_the_deadline_ends_waiting_before_the_pools_own_timeout(open_server: OpenServer) -> None:
+    server = await open_server(max_size=1, acquire_timeout_s=30.0)
+    held = await server.acquire(deadline=None)
     started = now()
-    error = await fails(endpoint, within=0.2)
+    error = await fails(server, within=0.2)
     assert error.kind is DataErrorKind.RESOURCE
     assert now() - started < 2.0
-    error = await fails(endpoint, within=-1.0)
+    error = await fails(server, within=-1.0)
     assert (error.kind, error.is_retryable) == (DataErrorKind.TIMEOUT, False)
-    await endpoint.release(held)
+    server.release(held)
 
 
-async def test_a_full_queue_refuses_the_next_at_once(open_endpoint: OpenEndpoint) -> None:
-    endpoint = await open_endpoint(max_size=1, max_waiting=2)
-    held = await endpoint.acquire(deadline=None)
-    waiting = [asyncio.ensure_future(ask(endpoint)) for _ in range(2)]
+async def test_a_full_queue_refuses_the_next_at_once(open_server: OpenServer) -> None:
+    server = await open_server(max_size=1, max_waiting=2)
+    held = await server.acquire(deadline=None)
+    waiting = [asyncio.ensure_future(ask(server)) for _ in range(2)]
     await asyncio.sleep(0)
     started = now()
-    error = await fails(endpoint)
+    error = await fails(server)
     assert error.kind is DataErrorKind.RESOURCE
     assert "2 are waiting for a connection already" in error.message
     assert now() - started < 0.5
-    await endpoint.release(held)
+    server.release(held)
     assert len(set(await asyncio.gather(*waiting))) == 1
 
 
 # Why there is no connection
 
 
-async def test_nothing_listens(open_endpoint: OpenEndpoint, url: str) -> None:
+async def test_nothing_listens(open_server: OpenServer, url: str) -> None:
     started = now()
-    endpoint = await open_endpoint(at_port(url, 1))
+    server = await open_server(at_port(url, 1))
     assert now() - started < 0.5
-    error = await fails(endpoint)
+    error = await fails(server)
     assert now() - started < 2.0
     assert (error.kind, error.http_status, error.is_retryable) == (DataErrorKind.CONNECTION, 503, True)
     assert error.message == "orders.primary: cannot connect to 127.0.0.1:1: Connection refused"
     assert isinstance(error.__cause__, psycopg.OperationalError)
-    assert not endpoint.is_up
-    assert endpoint.last_error == "127.0.0.1:1: Connection refused"
-    assert endpoint.borrowed == 0
+    assert not server.is_up
+    assert server.last_error == "127.0.0.1:1: Connection refused"
+    assert server.borrowed == 0
 
 
 @pytest.mark.parametrize(
@@ -166,87 +168,87 @@ async def test_nothing_listens(open_endpoint: OpenEndpoint, url: str) -> None:
     ],
 )
 async def test_the_real_cause_is_in_the_message_and_in_time(
-    open_endpoint: OpenEndpoint, url: str, change: dict[str, str], reason: str
+    open_server: OpenServer, url: str, change: dict[str, str], reason: str
 ) -> None:
-    endpoint = await open_endpoint(make_conninfo(url, **change), acquire_timeout_s=20.0)
+    server = await open_server(make_conninfo(url, **change), acquire_timeout_s=20.0)
     started = now()
-    error = await fails(endpoint)
+    error = await fails(server)
     assert error.kind is DataErrorKind.CONNECTION
     assert reason in error.message
     assert now() - started < 10.0
 
 
 async def test_a_server_that_is_full_is_told_apart_from_one_that_is_gone(
-    cluster: EmbeddedCluster, open_endpoint: OpenEndpoint, database: str
+    cluster: EmbeddedCluster, open_server: OpenServer, database: str
 ) -> None:
     role = f"{database}_few"
     await cluster.create_role(role, options="connection limit 1")
-    endpoint = await open_endpoint(cluster.primary.url(database, role), min_size=1, max_size=3, acquire_timeout_s=1.0)
-    held: list[Connection] = []
+    server = await open_server(cluster.primary.url(database, role), min_size=1, max_size=3, acquire_timeout_s=1.0)
+    held: list[PsycopgConnection] = []
 
     async def holds_one() -> bool:
         # PostgreSQL may refuse both of two sessions that start at once where there is room for one.
         try:
-            held.append(await endpoint.acquire(deadline=None))
+            held.append(await server.acquire(deadline=None))
         except DataError:
             return False
         return True
 
     await until(holds_one)
-    error = await fails(endpoint)
+    error = await fails(server)
     assert error.kind is DataErrorKind.RESOURCE
     assert "too many connections for role" in error.message
-    assert endpoint.is_up
-    await endpoint.release(held[0])
-    await endpoint.close(timeout_s=2.0)
+    assert server.is_up
+    server.release(held[0])
+    await server.close(timeout_s=2.0)
     await cluster.primary.sql(f"drop role {role}")
 
 
 async def test_a_black_hole_is_given_up_by_its_own_timeout(
-    proxy: FaultProxy, proxy_url: str, open_endpoint: OpenEndpoint
+    proxy: FaultProxy, proxy_url: str, open_server: OpenServer
 ) -> None:
     proxy.freeze()
-    endpoint = await open_endpoint(proxy_url, connect_timeout_s=2.0, acquire_timeout_s=30.0)
+    server = await open_server(proxy_url, connect_timeout_s=2.0, acquire_timeout_s=30.0)
     started = now()
-    error = await fails(endpoint)
+    error = await fails(server)
     assert (error.kind, "timeout expired" in error.message) == (DataErrorKind.CONNECTION, True)
     assert now() - started < 8.0
 
 
 async def test_one_lost_attempt_to_connect_does_not_end_the_wait_for_a_primary(
-    proxy: FaultProxy, proxy_url: str, open_endpoint: OpenEndpoint
+    proxy: FaultProxy, proxy_url: str, open_server: OpenServer
 ) -> None:
     proxy.hold()
-    endpoint = await open_endpoint(proxy_url, min_size=1, acquire_timeout_s=30.0)
-    waiting = asyncio.ensure_future(ask(endpoint))
+    server = await open_server(proxy_url, min_size=1, acquire_timeout_s=30.0)
+    waiting = asyncio.ensure_future(ask(server))
     await proxy.until_held()
     proxy.cut()
     proxy.release()
     async with asyncio.timeout(10.0):
         assert await waiting
-    assert endpoint.is_up
+    assert server.is_up
 
 
 async def test_a_server_that_is_lost_before_it_says_what_it_is_is_down(
-    proxy: FaultProxy, proxy_url: str, open_endpoint: OpenEndpoint
+    proxy: FaultProxy, proxy_url: str, open_server: OpenServer
 ) -> None:
     proxy.hold(at=b"pg_settings")
-    endpoint = await open_endpoint(proxy_url, min_size=1, acquire_timeout_s=30.0, connect_timeout_s=60.0)
+    server = await open_server(proxy_url, min_size=1, acquire_timeout_s=30.0, connect_timeout_s=60.0)
     await proxy.until_held()
     proxy.freeze()
     proxy.cut()
-    await until(lambda: not endpoint.is_up)
-    assert f"127.0.0.1:{proxy.port}: " in str(endpoint.last_error)
+    await until(lambda: not server.is_up)
+    assert f"127.0.0.1:{proxy.port}: " in str(server.last_error)
     proxy.release()
-    assert await ask(endpoint)
+    assert await ask(server)
 
 
 async def test_who_waits_for_connections_that_cannot_be_set_up_learns_why(
-    cluster: EmbeddedCluster, database: str, open_endpoint: OpenEndpoint
+    cluster: EmbeddedCluster, database: str, open_server: OpenServer
 ) -> None:
     await cluster.primary.sql("revoke select on pg_settings from public", dbname=database)
-    endpoint = await open_endpoint(acquire_timeout_s=1.0)
-    error = await fails(endpoint)
+    server = await open_server(acquire_timeout_s=1.0)
+    error = await fails(server)
     assert error.kind is DataErrorKind.CONNECTION
     assert "permission denied for view pg_settings" in error.message
 
@@ -262,7 +264,7 @@ async def test_a_url_that_cannot_be_read_is_refused_without_showing_it() -> None
 
 
 async def test_a_planted_password_is_nowhere_to_be_found(
-    cluster: EmbeddedCluster, open_endpoint: OpenEndpoint, url: str, caplog: pytest.LogCaptureFixture
+    cluster: EmbeddedCluster, open_server: OpenServer, url: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     planted = "planted-Secret-4711"
     caplog.set_level(logging.DEBUG)
@@ -274,22 +276,22 @@ async def test_a_planted_password_is_nowhere_to_be_found(
         make_conninfo(url, password=planted, host="does-not-exist.invalid"),
         f"postgresql://app:{planted}@127.0.0.1:1/db?application_name={planted}",
     ):
-        endpoint = await open_endpoint(conninfo, acquire_timeout_s=5.0)
-        error = await fails(endpoint)
+        server = await open_server(conninfo, acquire_timeout_s=5.0)
+        error = await fails(server)
         cause = error.__cause__
-        seen += [str(error), repr(error), str(cause), repr(cause), repr(endpoint), repr(endpoint.settings)]
-        seen += [str(endpoint.last_error), str(endpoint.attributes), endpoint.label, repr(vars(endpoint))]
+        seen += [str(error), repr(error), str(cause), repr(cause), repr(server), repr(server.settings)]
+        seen += [str(server.last_error), str(server.attributes), server.label, repr(vars(server))]
         while cause is not None:
             seen.append(repr(cause) + str(cause) + repr(cause.__dict__))
             cause = cause.__cause__ or cause.__context__
-        await endpoint.close(timeout_s=2.0)
+        await server.close(timeout_s=2.0)
     await cluster.create_role("planted", password=planted)
-    endpoint = await open_endpoint(cluster.primary.url("postgres", "planted"))
-    connection = await endpoint.acquire(deadline=None)
+    server = await open_server(cluster.primary.url("postgres", "planted"))
+    connection = await server.acquire(deadline=None)
     exchange = await connection.exchange([Statement("selec")])
-    seen += [repr(connection), repr(exchange), str(endpoint.error_of(exchange, is_write=False)), repr(endpoint)]
-    await endpoint.reclaim(connection)
-    await endpoint.close(timeout_s=2.0)
+    seen += [repr(connection), repr(exchange), str(server.error_of(exchange, is_write=False)), repr(server)]
+    await server.reclaim(connection)
+    await server.close(timeout_s=2.0)
     await cluster.primary.sql("drop role planted")
     seen += [record.getMessage() + str(record.exc_info) for record in caplog.records if record.name != "asyncio"]
     assert caplog.records
@@ -316,135 +318,135 @@ async def mortal(mortal_cluster: EmbeddedCluster) -> AsyncIterator[EmbeddedClust
 
 
 async def test_a_server_that_is_down_at_the_start_is_used_once_it_is_up(
-    mortal: EmbeddedCluster, open_endpoint: OpenEndpoint
+    mortal: EmbeddedCluster, open_server: OpenServer
 ) -> None:
     await mortal.primary.stop()
-    endpoint = await open_endpoint(mortal.primary.url("postgres"))
-    assert (await fails(endpoint)).kind is DataErrorKind.CONNECTION
-    assert not endpoint.is_up
+    server = await open_server(mortal.primary.url("postgres"))
+    assert (await fails(server)).kind is DataErrorKind.CONNECTION
+    assert not server.is_up
     await mortal.primary.start()
     # Nobody asks for a connection meanwhile: the endpoint looks by itself.
-    await until(lambda: endpoint.is_up)
-    assert await ask(endpoint)
+    await until(lambda: server.is_up)
+    assert await ask(server)
 
 
 @pytest.mark.parametrize("way", ["stop", "kill"])
 async def test_a_server_that_dies_is_noticed_without_asking_and_used_again(
-    mortal: EmbeddedCluster, open_endpoint: OpenEndpoint, way: str
+    mortal: EmbeddedCluster, open_server: OpenServer, way: str
 ) -> None:
-    endpoint = await open_endpoint(mortal.primary.url("postgres"), min_size=3, max_size=3)
-    await asyncio.gather(*(ask(endpoint) for _ in range(3)))
-    assert endpoint.is_up
+    server = await open_server(mortal.primary.url("postgres"), min_size=3, max_size=3)
+    await asyncio.gather(*(ask(server) for _ in range(3)))
+    assert server.is_up
     await (mortal.primary.stop() if way == "stop" else mortal.primary.kill())
-    await until(lambda: not endpoint.is_up)
+    await until(lambda: not server.is_up)
     started = now()
-    assert (await fails(endpoint)).kind is DataErrorKind.CONNECTION
+    assert (await fails(server)).kind is DataErrorKind.CONNECTION
     assert now() - started < 3.0
     await mortal.primary.start()
-    await until(lambda: endpoint.is_up)
+    await until(lambda: server.is_up)
     started = now()
-    assert len(set(await asyncio.gather(*(ask(endpoint) for _ in range(6))))) >= 1
+    assert len(set(await asyncio.gather(*(ask(server) for _ in range(6))))) >= 1
     assert now() - started < 2.0
-    assert endpoint.borrowed == 0
+    assert server.borrowed == 0
 
 
 async def test_connections_that_died_in_the_pool_are_replaced_before_they_are_lent(
-    cluster: EmbeddedCluster, database: str, open_endpoint: OpenEndpoint
+    cluster: EmbeddedCluster, database: str, open_server: OpenServer
 ) -> None:
-    endpoint = await open_endpoint(min_size=5, max_size=5)
-    held = [await endpoint.acquire(deadline=None) for _ in range(5)]
+    server = await open_server(min_size=5, max_size=5)
+    held = [await server.acquire(deadline=None) for _ in range(5)]
     before = {scalar(await connection.exchange([PID])) for connection in held}
     for connection in held:
-        await endpoint.release(connection)
+        server.release(connection)
     await cluster.primary.terminate_backends(database)
     for _ in range(10):
-        assert await ask(endpoint) not in before
-    assert endpoint.is_up
+        assert await ask(server) not in before
+    assert server.is_up
 
 
 async def test_one_dead_connection_met_by_surprise_is_not_followed_by_the_others(
-    cluster: EmbeddedCluster, database: str, open_endpoint: OpenEndpoint
+    cluster: EmbeddedCluster, database: str, open_server: OpenServer
 ) -> None:
-    endpoint = await open_endpoint(min_size=4, max_size=4)
-    held = [await endpoint.acquire(deadline=None) for _ in range(4)]
+    server = await open_server(min_size=4, max_size=4)
+    held = [await server.acquire(deadline=None) for _ in range(4)]
     for connection in held:
         await connection.exchange([PID])
-        await endpoint.release(connection)
+        server.release(connection)
     # Blocking: the event loop has no chance to notice before the next statement.
     cluster.primary.blocking.terminate_backends(database)
-    first = await endpoint.acquire(deadline=None)
+    first = await server.acquire(deadline=None)
     exchange = await first.exchange([PID])
     assert exchange.is_lost
-    await endpoint.reclaim(first)
-    endpoint.suspect()
+    await server.reclaim(first)
+    server.suspect()
     for _ in range(4):
-        connection = await endpoint.acquire(deadline=None, must_be_alive=True)
+        connection = await server.acquire(deadline=None, must_be_alive=True)
         assert (await connection.exchange([PID])).error is None
-        await endpoint.reclaim(connection)
+        await server.reclaim(connection)
 
 
 async def test_a_frozen_server_costs_its_deadlines_and_no_more(
-    mortal: EmbeddedCluster, open_endpoint: OpenEndpoint
+    mortal: EmbeddedCluster, open_server: OpenServer
 ) -> None:
-    endpoint = await open_endpoint(
+    server = await open_server(
         mortal.primary.url("postgres"), min_size=2, max_size=2, connect_timeout_s=2.0, acquire_timeout_s=4.0
     )
-    await ask(endpoint)
+    await ask(server)
     await mortal.primary.freeze()
-    connection = await endpoint.acquire(deadline=None)
+    connection = await server.acquire(deadline=None)
     started = now()
     exchange = await connection.exchange([Statement("select 1")], deadline=in_s(0.5))
     assert now() - started < 3.0
     assert (exchange.timed_out, exchange.is_lost) == (True, True)
-    assert endpoint.error_of(exchange, is_write=False).kind is DataErrorKind.TIMEOUT
-    await endpoint.reclaim(connection)
-    assert not endpoint.is_up
+    assert server.error_of(exchange, is_write=False).kind is DataErrorKind.TIMEOUT
+    await server.reclaim(connection)
+    assert not server.is_up
     started = now()
-    error = await fails(endpoint)
+    error = await fails(server)
     assert error.kind in (DataErrorKind.CONNECTION, DataErrorKind.RESOURCE)
     assert now() - started < 7.0
-    assert (await fails(endpoint)).kind is DataErrorKind.CONNECTION
+    assert (await fails(server)).kind is DataErrorKind.CONNECTION
     await mortal.primary.thaw()
-    await until(lambda: endpoint.is_up, timeout_s=8.0)
-    assert await ask(endpoint)
-    assert endpoint.borrowed == 0
+    await until(lambda: server.is_up, timeout_s=8.0)
+    assert await ask(server)
+    assert server.borrowed == 0
 
 
 async def test_closing_is_bounded_though_the_server_is_frozen(
-    mortal: EmbeddedCluster, open_endpoint: OpenEndpoint, caplog: pytest.LogCaptureFixture
+    mortal: EmbeddedCluster, open_server: OpenServer, caplog: pytest.LogCaptureFixture
 ) -> None:
-    endpoint = await open_endpoint(mortal.primary.url("postgres"), min_size=2, max_size=5)
-    await ask(endpoint)
-    held = await endpoint.acquire(deadline=None)
+    server = await open_server(mortal.primary.url("postgres"), min_size=2, max_size=5)
+    await ask(server)
+    held = await server.acquire(deadline=None)
     await held.exchange([BEGIN])
     await mortal.primary.freeze()
     running = asyncio.ensure_future(held.exchange([Statement("select 1")]))
-    waiting = [asyncio.ensure_future(endpoint.acquire(deadline=None)) for _ in range(4)]
-    endpoint.suspect()
+    waiting = [asyncio.ensure_future(server.acquire(deadline=None)) for _ in range(4)]
+    server.suspect()
     await asyncio.sleep(0)
     started = now()
-    await endpoint.close(timeout_s=1.0)
+    await server.close(timeout_s=1.0)
     assert now() - started < 2.5
     assert (await running).is_lost
     for outcome in await asyncio.gather(*waiting, return_exceptions=True):
-        if isinstance(outcome, Connection):
-            await endpoint.release(outcome)
+        if isinstance(outcome, PsycopgConnection):
+            server.release(outcome)
         else:
             assert isinstance(outcome, DataError)
-    await endpoint.reclaim(held)
-    assert endpoint.borrowed == 0
+    await server.reclaim(held)
+    assert server.borrowed == 0
     assert "couldn't stop task" not in caplog.text
 
 
 async def test_closing_while_connects_are_under_way_does_not_wait_for_them(
-    proxy: FaultProxy, proxy_url: str, open_endpoint: OpenEndpoint, caplog: pytest.LogCaptureFixture
+    proxy: FaultProxy, proxy_url: str, open_server: OpenServer, caplog: pytest.LogCaptureFixture
 ) -> None:
     proxy.freeze()
-    endpoint = await open_endpoint(proxy_url, min_size=3, connect_timeout_s=30.0)
-    waiting = asyncio.ensure_future(endpoint.acquire(deadline=None))
-    await until(lambda: bool(endpoint.attempts))
+    server = await open_server(proxy_url, min_size=3, connect_timeout_s=30.0)
+    waiting = asyncio.ensure_future(server.acquire(deadline=None))
+    await until(lambda: bool(server.attempts))
     started = now()
-    await endpoint.close(timeout_s=5.0)
+    await server.close(timeout_s=5.0)
     assert now() - started < 1.5
     with pytest.raises(DataError):
         await waiting
@@ -452,14 +454,14 @@ async def test_closing_while_connects_are_under_way_does_not_wait_for_them(
 
 
 async def test_whoever_looks_for_another_connection_while_the_pool_closes_is_told_at_once(
-    proxy: FaultProxy, proxy_url: str, open_endpoint: OpenEndpoint
+    proxy: FaultProxy, proxy_url: str, open_server: OpenServer
 ) -> None:
-    endpoint = await open_endpoint(proxy_url, min_size=1, acquire_timeout_s=60.0, check_timeout_s=30.0)
-    await ask(endpoint)
+    server = await open_server(proxy_url, min_size=1, acquire_timeout_s=60.0, check_timeout_s=30.0)
+    await ask(server)
     proxy.freeze()
-    waiting = asyncio.ensure_future(endpoint.acquire(deadline=None, must_be_alive=True))
-    await until(lambda: endpoint.borrowed == 1)
-    await endpoint.close(timeout_s=1.0)
+    waiting = asyncio.ensure_future(server.acquire(deadline=None, must_be_alive=True))
+    await until(lambda: server.borrowed == 1)
+    await server.close(timeout_s=1.0)
     async with asyncio.timeout(10.0):
         with pytest.raises(DataError, match="the pool is closed") as caught:
             await waiting
@@ -467,14 +469,14 @@ async def test_whoever_looks_for_another_connection_while_the_pool_closes_is_tol
 
 
 async def test_an_endpoint_can_be_opened_again_also_by_another_loop(url: str) -> None:
-    endpoint = PsycopgServer("primary", "orders", Role.PRIMARY, ServerSettings(conninfo=url))
+    server = PsycopgServer("primary", "orders", Role.PRIMARY, ServerSettings(conninfo=url))
 
     async def once() -> object:
-        await endpoint.open()
-        await endpoint.open()
-        pid = await ask(endpoint)
-        await endpoint.close(timeout_s=2.0)
-        await endpoint.close(timeout_s=2.0)
+        await server.open()
+        await server.open()
+        pid = await ask(server)
+        await server.close(timeout_s=2.0)
+        await server.close(timeout_s=2.0)
         return pid
 
     first = await once()
@@ -484,47 +486,47 @@ async def test_an_endpoint_can_be_opened_again_also_by_another_loop(url: str) ->
 
 
 async def test_nothing_is_left_on_the_server_after_closing(
-    cluster: EmbeddedCluster, database: str, open_endpoint: OpenEndpoint
+    cluster: EmbeddedCluster, database: str, open_server: OpenServer
 ) -> None:
-    endpoint = await open_endpoint(min_size=3)
-    held = [await endpoint.acquire(deadline=None) for _ in range(5)]
+    server = await open_server(min_size=3)
+    held = [await server.acquire(deadline=None) for _ in range(5)]
     await held[0].exchange([BEGIN])
-    await endpoint.release(held[1])
-    await endpoint.close(timeout_s=2.0)
+    server.release(held[1])
+    await server.close(timeout_s=2.0)
     count = "select count(*) from pg_stat_activity where datname = %s"
     await until(lambda: is_zero(cluster, count, database))
     for connection in held:
-        await endpoint.reclaim(connection)
+        await server.reclaim(connection)
 
 
 async def is_zero(cluster: EmbeddedCluster, query: str, database: str) -> bool:
     return await cluster.primary.value(query, [database]) == 0
 
 
-async def test_connections_carry_the_timeouts_of_their_settings(open_endpoint: OpenEndpoint, url: str) -> None:
-    endpoint = await open_endpoint(
+async def test_connections_carry_the_timeouts_of_their_settings(open_server: OpenServer, url: str) -> None:
+    server = await open_server(
         make_conninfo(url, keepalives_idle=77), tcp_user_timeout_s=7.5, keepalives_idle_s=30, connect_timeout_s=1
     )
-    connection = await endpoint.acquire(deadline=None)
+    connection = await server.acquire(deadline=None)
     options = connection.info.get_parameters()
     # What the URL says wins; libpq's shortest connect timeout is two seconds.
     assert options["keepalives_idle"] == "77"
     assert options["tcp_user_timeout"] == "7500"
     assert options["connect_timeout"] == "2"
     assert scalar(await connection.exchange([Statement("show application_name")])) == "asgi-datasource"
-    await endpoint.release(connection)
+    server.release(connection)
 
 
-async def test_an_expired_connection_is_closed_and_its_rows_can_still_be_read(open_endpoint: OpenEndpoint) -> None:
-    endpoint = await open_endpoint(max_size=1, max_lifetime_s=0.001)
-    connection = await endpoint.acquire(deadline=None)
+async def test_an_expired_connection_is_closed_and_its_rows_can_still_be_read(open_server: OpenServer) -> None:
+    server = await open_server(max_size=1, max_lifetime_s=0.001)
+    connection = await server.acquire(deadline=None)
     exchange = await connection.exchange(
         [Statement("select '{2024-07-01 12:00+02}'::timestamptz[] as t from pg_sleep(0.05)")]
     )
-    await endpoint.release(connection)
+    server.release(connection)
     assert connection.closed
     assert str(scalar(exchange)[0]) == "2024-07-01 10:00:00+00:00"  # type: ignore[index]
-    assert endpoint.is_up
+    assert server.is_up
 
 
 def test_a_psycopg_without_c_parts_is_told_of_once(caplog: pytest.LogCaptureFixture) -> None:
@@ -533,11 +535,11 @@ def test_a_psycopg_without_c_parts_is_told_of_once(caplog: pytest.LogCaptureFixt
     assert [record.getMessage().split(",")[0] for record in caplog.records] == ["psycopg runs without its C parts"]
 
 
-async def test_attributes_name_the_server_and_nobody_else(endpoint: PsycopgServer, database: str) -> None:
-    assert endpoint.attributes == {
+async def test_attributes_name_the_server_and_nobody_else(server: PsycopgServer, database: str) -> None:
+    assert server.attributes == {
         "db.system.name": "postgresql",
         "db.namespace": database,
         "server.address": "127.0.0.1",
-        "server.port": endpoint.port,
+        "server.port": server.port,
     }
-    assert endpoint.label == f"orders.primary (127.0.0.1:{endpoint.port})"
+    assert server.label == f"orders.primary (127.0.0.1:{server.port})"

@@ -13,8 +13,8 @@ from psycopg import sql
 from psycopg._queries import PostgresQuery  # the contract is with this very class
 from psycopg.adapt import Transformer
 
-from asgi_datasource.drivers.psycopg import Statement
 from asgi_datasource.drivers.psycopg.statement import ConvertedQuery, convert
+from asgi_datasource.drivers.statements import CursorDeclaration, Statement
 
 FRAGMENTS = st.sampled_from(
     ["%s", "%b", "%t", "%%", "%(a)s", "%(b)s", "%(a)b", "%(c d)t", "%(", "%()s", "% ", "%d", "%", "%\n", "select ", "é"]
@@ -129,7 +129,7 @@ def test_a_statement_shows_its_text_and_not_its_parameters() -> None:
 
 def test_a_cursor_is_declared_over_any_kind_of_query() -> None:
     for query in ("select %s", b"select %s", sql.SQL("select %s")):
-        declared = Statement.declare_cursor("ads_1", query, [1])
+        declared = CursorDeclaration("ads_1", query, [1])
         assert declared.text.replace('"', "") == "declare ads_1 no scroll cursor for select %s"
         assert declared.params == [1]
         assert declared.prepare is False

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from asgi_datasource.drivers.psycopg.statement_analysis import may_end_transaction, outlives_transaction
+from asgi_datasource.drivers.statement_analysis import may_end_transaction, outlives_transaction
 
 
 @pytest.mark.parametrize(

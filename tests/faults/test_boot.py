@@ -148,7 +148,7 @@ async def test_the_application_starts_answers_why_not_and_recovers(
                 async with registry.session() as db:
                     await db.fetch_value("select 1")
             assert isinstance(caught.value.__cause__, psycopg.Error)
-            told = [record.getMessage() for record in caplog.records if record.name == "asgi_datasource.endpoint"]
+            told = [record.getMessage() for record in caplog.records if record.name == "asgi_datasource.server"]
             assert any("is down" in text and wrong.reason in text for text in told)
 
             await wrong.mend()

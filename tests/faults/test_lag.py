@@ -267,7 +267,7 @@ async def test_a_server_that_falls_silent_is_noticed_before_any_request_has_to_w
         urls = {"r1": proxy.through(world.url("r1"))}
         async with opened(world, urls=urls) as shop:
             proxy.freeze()
-            await until(lambda: not shop.orders.endpoints["r1"].is_up, timeout_s=15.0)
+            await until(lambda: not shop.orders.servers["r1"].is_up, timeout_s=15.0)
             assert {node for node, _ in await shop.reads()} == {"r2"}
             proxy.release()
             proxy.cut()
@@ -313,7 +313,7 @@ async def test_also_while_connections_are_lost_there_is_never_more_than_one_a_se
                 proxy.cut()
             found = registry.datasources["orders"]
             assert isinstance(found, PostgresDataSource)
-            assert [endpoint.size for endpoint in found.endpoints.values()] == [0, 0]
+            assert [endpoint.size for endpoint in found.servers.values()] == [0, 0]
         assert most == 1
 
 

@@ -191,13 +191,13 @@ async def test_no_more_requests_use_a_datasource_than_may_be_but_those_of_high_p
 @pytest.mark.parametrize("fair", [False, True])
 async def test_in_a_full_queue_high_priority_gets_in_and_is_served_first(world: World, fair: bool) -> None:
     async with serving(world, max_waiting=3, fair=fair, acquire_timeout="20s") as shop:
-        endpoint = shop.registry.datasources["orders"].endpoints["primary"]
+        server = shop.registry.datasources["orders"].servers["primary"]
         holding = shop.start("/hold")
         await until(lambda: shop.held == 1)
         waiting: dict[str, asyncio.Task[httpx.Response]] = {}
         for count, (name, path) in enumerate((("low", "/low"), ("first", "/read"), ("second", "/read")), start=1):
             waiting[name] = shop.start(path)[0]
-            await until(lambda count=count: endpoint.waiting == count)  # type: ignore[misc]
+            await until(lambda count=count: server.waiting == count)  # type: ignore[misc]
         # Full. Who is not more urgent is refused at once, the others take the place of who is least urgent.
         assert await shop.status("/low") == 503
         assert not waiting["low"].done()
@@ -206,17 +206,17 @@ async def test_in_a_full_queue_high_priority_gets_in_and_is_served_first(world: 
         refused = await waiting["second"]
         assert (refused.status_code, refused.headers["retry-after"]) == (503, "1")
         assert await shop.status("/read") == 503
-        assert endpoint.waiting == 3
+        assert server.waiting == 3
         shop.is_open.set()
         answers = await asyncio.gather(*holding, *high, waiting["first"])
         assert {answer.status_code for answer in answers} == {200}
         assert shop.served == ["/admin/jobs", "/admin/jobs", "/read"]
-        assert (endpoint.waiting, endpoint.borrowed) == (0, 0)
+        assert (server.waiting, server.borrowed) == (0, 0)
 
 
 async def test_far_too_much_is_answered_at_once_and_piles_up_nowhere(world: World) -> None:
     async with serving(world, {"match": "/bare/more", "max_in_flight": 5}, max_waiting=10, max_size=2) as shop:
-        endpoint = shop.registry.datasources["orders"].endpoints["primary"]
+        server = shop.registry.datasources["orders"].servers["primary"]
         for path in ("/read", "/bare/more"):
             flood = shop.start("/hold", 2) + shop.start(path, 150)
             await until(lambda: shop.held >= 2)
@@ -224,7 +224,7 @@ async def test_far_too_much_is_answered_at_once_and_piles_up_nowhere(world: Worl
             async with asyncio.timeout(20):
                 while sum(task.done() for task in flood) < 150 - 15:
                     await asyncio.sleep(0.02)
-                    assert endpoint.waiting <= 10
+                    assert server.waiting <= 10
             shop.is_open.set()
             answers = await asyncio.gather(*flood)
             assert {answer.status_code for answer in answers} <= {200, 503}
@@ -232,29 +232,29 @@ async def test_far_too_much_is_answered_at_once_and_piles_up_nowhere(world: Worl
             assert len(refused) >= 150 - 15
             assert {answer.headers["retry-after"] for answer in refused} == {"1"}
             assert await shop.status("/read") == 200
-            assert (endpoint.waiting, endpoint.borrowed) == (0, 0)
+            assert (server.waiting, server.borrowed) == (0, 0)
             shop.is_open.clear()
             shop.held = 0
 
 
 async def test_who_is_displaced_while_it_leaves_or_is_served_takes_nothing_along(world: World) -> None:
     async with serving(world, max_waiting=2, acquire_timeout="20s") as shop:
-        endpoint = shop.registry.datasources["orders"].endpoints["primary"]
-        held = await endpoint.acquire(deadline=None)
-        first, second = [asyncio.create_task(endpoint.acquire(deadline=None)) for _ in range(2)]
-        await until(lambda: endpoint.waiting == 2)
+        server = shop.registry.datasources["orders"].servers["primary"]
+        held = await server.acquire(deadline=None)
+        first, second = [asyncio.create_task(server.acquire(deadline=None)) for _ in range(2)]
+        await until(lambda: server.waiting == 2)
         # All in one step: one is served, one is displaced, and one of the urgent ones is cancelled.
-        await endpoint.release(held)
-        urgent = [asyncio.create_task(endpoint.acquire(deadline=None, priority=Priority.HIGH)) for _ in range(2)]
+        server.release(held)
+        urgent = [asyncio.create_task(server.acquire(deadline=None, priority=Priority.HIGH)) for _ in range(2)]
         second.cancel()
         connection = await first
         await asyncio.sleep(0)
         urgent[0].cancel()
-        await endpoint.release(connection)
+        server.release(connection)
         last = await urgent[1]
-        await endpoint.release(last)
+        server.release(last)
         await asyncio.wait({second, urgent[0]})
-        assert (endpoint.waiting, endpoint.borrowed) == (0, 0)
+        assert (server.waiting, server.borrowed) == (0, 0)
 
 
 async def test_saturation_is_told_with_what_to_change_and_not_for_each_request(
@@ -269,8 +269,8 @@ async def test_saturation_is_told_with_what_to_change_and_not_for_each_request(
         held = shop.start("/hold")
         await until(lambda: shop.held == 1)
         waiting = shop.start("/read")
-        endpoint = shop.registry.datasources["orders"].endpoints["primary"]
-        await until(lambda: endpoint.waiting == 1)
+        server = shop.registry.datasources["orders"].servers["primary"]
+        await until(lambda: server.waiting == 1)
         for _ in range(20):
             assert await shop.status("/read") == 503
         assert re.fullmatch(
@@ -294,8 +294,8 @@ async def test_who_waits_long_is_told_of_before_anybody_is_refused(
         held = shop.start("/hold")
         await until(lambda: shop.held == 1)
         waiting = shop.start("/read")
-        endpoint = shop.registry.datasources["orders"].endpoints["primary"]
-        await until(lambda: endpoint.waiting == 1)
+        server = shop.registry.datasources["orders"].servers["primary"]
+        await until(lambda: server.waiting == 1)
         await asyncio.sleep(2.2)
         shop.is_open.set()
         for response in await asyncio.gather(*held, *waiting):

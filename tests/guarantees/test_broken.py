@@ -179,7 +179,7 @@ async def test_an_outage_is_logged_once_when_it_begins_and_once_when_it_ends(
         await readers.reaches("r2")
         await world.cluster.replicas["r1"].start()
         await readers.reaches("r1", "r2")
-    told = [record.getMessage() for record in caplog.records if record.name == "asgi_datasource.endpoint"]
+    told = [record.getMessage() for record in caplog.records if record.name == "asgi_datasource.server"]
     assert [text for text in told if " is down" in text][1:] == []
     assert [text for text in told if " is up again" in text][1:] == []
     assert len([text for text in told if "orders.r1" in text and (" is down" in text or " is up" in text)]) == 2

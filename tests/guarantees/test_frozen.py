@@ -57,7 +57,7 @@ def test_the_maps_cannot_be_changed() -> None:
 
 def test_iterating_gives_the_datasources_and_their_servers() -> None:
     registry = registry_of({})
-    assert {ds.name: {name: endpoint.role for name, endpoint in ds.endpoints.items()} for ds in registry} == {
+    assert {ds.name: {name: endpoint.role for name, endpoint in ds.servers.items()} for ds in registry} == {
         "orders": {"r1": Role.REPLICA, "primary": Role.PRIMARY},
         "spare": {"primary": Role.PRIMARY},
     }

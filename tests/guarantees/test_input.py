@@ -36,7 +36,7 @@ async def names(request: Request) -> Response:
 
 
 def borrowed(registry: DataSourceRegistry) -> list[int]:
-    return [endpoint.borrowed for datasource in registry for endpoint in datasource.endpoints.values()]
+    return [endpoint.borrowed for datasource in registry for endpoint in datasource.servers.values()]
 
 
 async def call(registry: DataSourceRegistry, headers: list[tuple[bytes, bytes]], path: str = "/") -> dict[str, Any]:

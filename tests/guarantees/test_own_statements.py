@@ -19,7 +19,8 @@ SENT_INSIDE_TENANTS: Final = (
     *("transaction/control_statements.py", "transaction/commit_outcome.py", "transaction/transaction.py"),
     *("sessions/advisory_lock.py", "tenancy/catalog.py"),
     *("tenancy/isolation_audit.py", "tenancy/audit_roles.py", "tenancy/audit_tables.py"),
-    *("drivers/psycopg/health_check.py", "drivers/psycopg/multi_host.py", "drivers/psycopg/server_timeouts.py"),
+    *("drivers/statements.py", "drivers/psycopg/transaction_settings.py"),
+    *("drivers/psycopg/health_check.py", "drivers/psycopg/multi_host.py"),
 )
 """Modules with statements that run with a search_path which is not the library's."""
 
@@ -153,7 +154,7 @@ async def test_no_function_operator_or_type_of_a_tenants_runs_inside_of_them(
                         await db.execute("insert into orders (item) values ('tea')")
             token = db.token
             assert token
-            primary = registry.datasources["orders"].endpoints["primary"]
+            primary = registry.datasources["orders"].servers["primary"]
             assert await find_fate(primary, identity, timeout_s=5) is Fate.COMMITTED
             async with registry.session("acme", token=token) as db:
                 assert await db.read.fetch_value("select item from orders") == "tea"

@@ -10,6 +10,7 @@ from typing import Any
 
 import httpx
 import pytest
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
@@ -233,6 +234,14 @@ async def test_while_no_replica_has_it_the_primary_answers_and_nobody_else_is_ke
         found, node, reason = await shop.read()
         assert (found, reason) == ([], "balanced")
         assert node in ("r1", "r2")
+
+
+async def test_reads_with_spans_prove_it_too(world: World, spans: InMemorySpanExporter) -> None:
+    async with shop_of(world) as shop, paused(*world.cluster.replicas.values()):
+        assert (await shop.place("tea")).status_code == 201
+        assert await shop.read() == (["tea"], "primary", "behind")
+        assert await shop.read("/twice") == (["tea"], "primary", "behind")
+    assert spans.get_finished_spans()
 
 
 async def test_directly_after_a_write_replicas_that_keep_up_answer_and_prove_that_they_may(world: World) -> None:

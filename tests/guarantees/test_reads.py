@@ -139,12 +139,12 @@ async def test_a_write_in_a_child_task_pins_the_whole_request(world: World) -> N
 async def test_a_read_borrows_a_connection_for_its_round_trip_only(world: World) -> None:
     async with world.registry() as registry, registry.session(tenant="acme") as db:
         await db.read.fetch_all("select 1")
-        assert [endpoint.borrowed for endpoint in db.datasource.endpoints.values()] == [0, 0, 0]
+        assert [endpoint.borrowed for endpoint in db.datasource.servers.values()] == [0, 0, 0]
         await db.execute("insert into orders (item) values ('tea')")
-        borrowed = {name: endpoint.borrowed for name, endpoint in db.datasource.endpoints.items()}
+        borrowed = {name: endpoint.borrowed for name, endpoint in db.datasource.servers.items()}
         assert borrowed == {"r1": 0, "r2": 0, "primary": 1}
         await db.read.fetch_all("select 1")
-        assert {name: endpoint.borrowed for name, endpoint in db.datasource.endpoints.items()} == borrowed
+        assert {name: endpoint.borrowed for name, endpoint in db.datasource.servers.items()} == borrowed
 
 
 async def test_a_strong_route_reads_from_the_primary(world: World) -> None:

@@ -42,7 +42,7 @@ async def drive(world: World, db: DataSession, texts: list[str]) -> None:
                 await db.fetch_all(query, params)
         except Exception as error:
             texts += [repr(error), str(error), repr(error.__cause__) if isinstance(error, DataError) else ""]
-    texts += [repr(endpoint) for endpoint in db.datasource.endpoints.values()]
+    texts += [repr(endpoint) for endpoint in db.datasource.servers.values()]
     texts.append(str(db.last_route))
 
 
@@ -98,7 +98,7 @@ async def test_constraint_details_stay_out_of_the_answer(world: World) -> None:
 
 def test_a_registry_shows_no_connection_string(world: World) -> None:
     registry = world.registry()
-    shown = repr(registry) + repr(list(registry)) + repr([list(ds.endpoints.values()) for ds in registry])
+    shown = repr(registry) + repr(list(registry)) + repr([list(ds.servers.values()) for ds in registry])
     assert "password" not in shown
     assert world.url() not in shown
     with suppress(IndexError):

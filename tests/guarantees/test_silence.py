@@ -124,12 +124,12 @@ class Shop:
             reading = [self.http.get("/read") for _ in range(3)]
             answers = await asyncio.gather(*writing, *reading)
             return all(answer.status_code in (200, 201) for answer in answers) and all(
-                endpoint.is_up for source in self.registry for endpoint in source.endpoints.values()
+                endpoint.is_up for source in self.registry for endpoint in source.servers.values()
             )
 
         await until(works, timeout_s=20.0)
         for source in self.registry:
-            for endpoint in source.endpoints.values():
+            for endpoint in source.servers.values():
                 assert endpoint.borrowed == 0
 
 
@@ -225,7 +225,7 @@ async def test_a_commit_that_falls_silent_is_answered_by_what_became_of_it(
         await gate.has_come.wait()
         await lines["primary"].fall_silent()
         gate.may_go.set()
-        endpoint = shop.registry.datasources["orders"].endpoints["primary"]
+        endpoint = shop.registry.datasources["orders"].servers["primary"]
         await until(lambda: not endpoint.is_up)
         await lines["primary"].come_back()
         answer = await posting
@@ -242,7 +242,7 @@ async def test_a_client_that_leaves_a_silent_server_strands_nothing(world: World
         for _ in range(3):
             with pytest.raises(httpx.ReadTimeout):
                 await shop.http.post("/orders/left", timeout=0.5)
-        endpoint = shop.registry.datasources["orders"].endpoints["primary"]
+        endpoint = shop.registry.datasources["orders"].servers["primary"]
         await until(lambda: endpoint.borrowed == 0, timeout_s=3 * CANCEL_S + SLACK_S)
         await lines["primary"].come_back()
         await shop.is_back()
@@ -275,7 +275,7 @@ async def test_closing_the_registry_is_bounded_and_leaves_no_task_and_no_connect
     async with registry.session(tenant="acme") as db:
         await db.execute("insert into orders (item) values ('tea')")
         waiting = asyncio.create_task(hang(registry))
-        await until(lambda: registry.datasources["orders"].endpoints["primary"].borrowed == 2)
+        await until(lambda: registry.datasources["orders"].servers["primary"].borrowed == 2)
         await lines["primary"].fall_silent()
         with ends_within(2 + 2 + SLACK_S):
             await registry.close(timeout_s=2)
@@ -303,7 +303,7 @@ async def test_uvicorn_shuts_down_in_time_with_a_request_that_hangs_on_a_silent_
         await shop.is_back()
         await lines["primary"].fall_silent()
         posting = asyncio.create_task(shop.http.post("/orders/tea"))
-        await until(lambda: shop.registry.datasources["orders"].endpoints["primary"].borrowed == 1)
+        await until(lambda: shop.registry.datasources["orders"].servers["primary"].borrowed == 1)
         started = now()
     # One second for requests in flight, then the clean-up of the cancelled one, then the pools.
     assert now() - started < 1 + 2 * CANCEL_S + 2 + SLACK_S

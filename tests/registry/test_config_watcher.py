@@ -175,9 +175,9 @@ async def watching(
 
 async def test_a_secret_that_is_changed_is_used(world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     async with watching(world, tmp_path, monkeypatch) as (registry, _, _config):
-        before = registry.compiled.endpoints
+        before = registry.compiled.servers
         (tmp_path / "secret").write_text(world.url() + "?application_name=rotated")
-        await until(lambda: registry.compiled.endpoints != before)
+        await until(lambda: registry.compiled.servers != before)
         async with registry.session(tenant="acme") as db:
             assert await db.fetch_value("select current_setting('application_name')") == "rotated"
 
@@ -203,12 +203,12 @@ async def test_the_same_again_is_nothing_new_and_what_was_refused_is_not_tried_o
         config["errors"] = {"debug": True}
         file.write_text(json.dumps(config))
         await until(lambda: registry.compiled is not compiled)
-        assert registry.compiled.problems.shows_details
+        assert registry.compiled.errors.shows_details
         # By hand in between: what is watched is what was read last.
         config["errors"] = {"debug": False}
         file.write_text(json.dumps(config))
         await registry.reload()
-        assert not registry.compiled.problems.shows_details
+        assert not registry.compiled.errors.shows_details
         config["reload"] = {}
         file.write_text(json.dumps(config))
         await until(lambda: registry.compiled.reload.watch_s is None)
@@ -229,7 +229,7 @@ async def test_a_change_before_the_first_look_is_noticed(
     config["errors"] = {"debug": True}
     file.write_text(json.dumps(config))
     async with registry:
-        await until(lambda: registry.compiled.problems.shows_details)
+        await until(lambda: registry.compiled.errors.shows_details)
 
 
 async def test_a_signal_that_somebody_else_waits_for_reaches_both(
@@ -267,7 +267,7 @@ async def test_a_flood_of_signals_is_one_reload_behind_the_one_that_is_under_way
         config["errors"] = {"debug": True}
         file.write_text(json.dumps(config))
         registry._reloader._hung_up()
-        await until(lambda: registry.compiled.problems.shows_details)
+        await until(lambda: registry.compiled.errors.shows_details)
         await until(lambda: registry._reloader._asked is None or registry._reloader._asked.done())
     assert caplog.text.count("the configuration was reloaded") <= 3
 

@@ -112,7 +112,7 @@ def shop(world: World, tmp_path: Path) -> Shop:
 async def test_tenants_and_rules_change_while_every_pool_stays(shop: Shop) -> None:
     async with shop.serve() as running:
         assert (await running.answer())["schema"] == '"acme"'
-        servers, backends = running.registry.compiled.endpoints, await running.backends()
+        servers, backends = running.registry.compiled.servers, await running.backends()
         config = swapped(shop.world)
         config["tenants"]["hooli"] = {"datasource": "orders", "schema": "shared", "row_security": {"app.tenant": "43"}}
         shop.path.write_text(json.dumps(config), encoding="utf-8")
@@ -121,7 +121,7 @@ async def test_tenants_and_rules_change_while_every_pool_stays(shop: Shop) -> No
         assert (reloaded.opened, reloaded.retired) == ((), ())
         assert (await running.answer())["schema"] == '"globex"'
         assert (await running.answer(**{"X-Tenant": "hooli"}))["schema"] == '"shared"'
-        assert running.registry.compiled.endpoints == servers
+        assert running.registry.compiled.servers == servers
         assert set(backends) <= set(await running.backends())
 
 
@@ -211,7 +211,7 @@ async def test_reloads_at_once_come_one_after_the_other_and_a_cancelled_one_is_m
         results = await asyncio.gather(*reloads, return_exceptions=True)
         assert isinstance(results[0], asyncio.CancelledError)
         assert all(not result.opened for result in results[1:] if not isinstance(result, BaseException))
-        assert {endpoint.settings.max_size for endpoint in running.registry.compiled.endpoints} == {7}
+        assert {endpoint.settings.max_size for endpoint in running.registry.compiled.servers} == {7}
         assert (await running.answer())["schema"] == '"acme"'
 
 
@@ -226,7 +226,7 @@ async def test_closing_also_closes_pools_that_somebody_might_still_have_come_bac
         async with registry.session(tenant="acme") as db:
             await db.execute("select 1")
     assert await world.backends() == []
-    assert all(endpoint._pool is None for endpoint in kept.endpoints.values())
+    assert not any(server.is_open for server in kept.servers.values())
 
 
 async def test_what_a_reload_did_is_logged(shop: Shop, caplog: pytest.LogCaptureFixture) -> None:

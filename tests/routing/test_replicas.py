@@ -88,7 +88,7 @@ async def test_draining_ends_nothing_that_has_begun(world: World) -> None:
             assert await db.fetch_value("select 2") == 2
             assert db.last_route.node == node
         assert node not in await reads(registry)
-        assert orders.endpoints[node].borrowed == 0
+        assert orders.servers[node].borrowed == 0
 
 
 async def test_a_request_that_stays_with_its_replica_leaves_it_when_it_is_drained(world: World) -> None:
@@ -150,7 +150,7 @@ async def test_a_replica_that_was_down_gets_back_to_its_share_bit_by_bit(
     async with proxy_of(world.cluster.replicas["r1"]) as proxy:
         config = world.config(urls={"r1": proxy.through(world.url("r1"))}, routing={"warmup": warmup})
         async with compile(config) as registry:
-            r1 = orders_of(registry).endpoints["r1"]
+            r1 = orders_of(registry).servers["r1"]
             await until(lambda: r1.idle > 0)
             # Down: whoever knocks is sent away.
             proxy.freeze()

@@ -13,7 +13,7 @@ import pytest
 from psycopg.conninfo import make_conninfo
 
 from asgi_datasource import DataError, DataErrorKind, DataSourceRegistry, compile
-from asgi_datasource.drivers.psycopg import Connection
+from asgi_datasource.drivers.psycopg import PsycopgConnection
 from asgi_datasource.testing import EmbeddedCluster, FaultProxy
 from tests.drivers.polling import until
 from tests.faults.servers import breakable_world, cluster_of, proxy_of
@@ -46,7 +46,7 @@ async def reads(registry: DataSourceRegistry, count: int = 12) -> Counter[str]:
 
 
 def is_up(registry: DataSourceRegistry) -> dict[str, bool]:
-    return {name: endpoint.is_up for name, endpoint in registry.datasources["orders"].endpoints.items()}
+    return {name: endpoint.is_up for name, endpoint in registry.datasources["orders"].servers.items()}
 
 
 # -- what counts against a server
@@ -183,14 +183,14 @@ async def test_a_later_statement_of_a_transaction_is_not_run_again(world: World)
 def cut_behind(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Append to it, and the connection of the next exchange is cut between its answer and whoever waits for that."""
     orders: list[str] = []
-    land = Connection._land
+    land = PsycopgConnection._land
 
-    def land_and_cut(self: Connection, receiver: Any) -> None:
-        land(self, receiver)
+    def land_and_cut(self: PsycopgConnection) -> None:
+        land(self)
         if orders and self.is_lent:
             self.cut(orders.pop())
 
-    monkeypatch.setattr(Connection, "_land", land_and_cut)
+    monkeypatch.setattr(PsycopgConnection, "_land", land_and_cut)
     return orders
 
 

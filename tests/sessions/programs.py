@@ -636,7 +636,7 @@ class Machine:
     async def _put(self, db: DataSession) -> None:
         self._number += 1
         number = self._number
-        if db.around() not in (SurroundingTransaction.NOTHING, SurroundingTransaction.READ_ONLY):
+        if db.surroundings() not in (SurroundingTransaction.NOTHING, SurroundingTransaction.READ_ONLY):
             told = self.seen.told[number] = []
             db.before_commit(lambda: told.append("before"))
             db.after_commit(lambda: told.append("committed"))

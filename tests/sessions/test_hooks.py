@@ -503,7 +503,7 @@ async def test_an_export_streams_from_one_snapshot_after_the_response_has_starte
             lines = response.aiter_lines()
             assert await anext(lines) == "5"
             await started.wait()
-            assert sum(endpoint.borrowed for endpoint in registry.for_tenant("acme").endpoints.values()) == 1
+            assert sum(endpoint.borrowed for endpoint in registry.for_tenant("acme").servers.values()) == 1
             await world.sql("insert into orders (item) values ('too late')")
             await world.cluster.caught_up()
             written.set()
@@ -602,7 +602,7 @@ async def test_an_export_whose_client_leaves_gives_its_connection_back(world: Wo
             assert response.status_code == 200
             await begun.wait()
         async with asyncio.timeout(15):
-            while any(endpoint.borrowed for endpoint in registry.for_tenant("acme").endpoints.values()):
+            while any(endpoint.borrowed for endpoint in registry.for_tenant("acme").servers.values()):
                 await asyncio.sleep(0.02)
         await assert_whole(registry, world)
 

@@ -290,7 +290,7 @@ async def test_requires_new_takes_a_second_connection_only_where_one_is_held(wor
     seen: list[Any] = []
 
     async def body(db: DataSession) -> None:
-        primary = db.datasource.endpoints["primary"]
+        primary = db.datasource.servers["primary"]
 
         @transactional(propagation="requires_new")
         async def inner(depth: int) -> None:

@@ -236,7 +236,7 @@ async def test_a_stream_reads_in_bounded_steps_and_gives_its_connection_back(wor
                 assert number == 1
                 assert await db.read.fetch_value("select pg_is_in_recovery()") is True
                 break
-        assert [endpoint.borrowed for endpoint in db.datasource.endpoints.values()] == [0, 0, 0]
+        assert [endpoint.borrowed for endpoint in db.datasource.servers.values()] == [0, 0, 0]
         await db.execute(INSERT, ["tea"])
         assert [row["item"] async for row in db.stream("select item from orders")] == ["tea"]
 
@@ -256,7 +256,7 @@ async def test_a_borrowed_connection_lives_in_the_transaction_and_dies_with_its_
             with pytest.raises((psycopg.Error, DataError)):
                 async with db.connection(AccessIntent.READ) as connection:
                     await connection.execute(INSERT, ["refused"])
-        assert [endpoint.borrowed for endpoint in registry.for_tenant("acme").endpoints.values()] == [0, 0, 0]
+        assert [endpoint.borrowed for endpoint in registry.for_tenant("acme").servers.values()] == [0, 0, 0]
 
 
 async def test_rows_as_the_caller_wants_them(world: World) -> None:

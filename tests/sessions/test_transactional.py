@@ -494,7 +494,7 @@ async def test_in_a_websocket_each_block_and_each_function_is_a_transaction(worl
             assert await socket.recv() == '"serializable"'
             assert await socket.recv() == '["statement","block","function"]'
             # It holds nothing while it waits for its client.
-            assert [endpoint.borrowed for endpoint in registry.for_tenant("acme").endpoints.values()] == [0, 0, 0]
+            assert [endpoint.borrowed for endpoint in registry.for_tenant("acme").servers.values()] == [0, 0, 0]
             await socket.send("bye")
         async with asyncio.timeout(20), websockets.connect(f"{url}/echo", additional_headers=ACME) as socket:
             await socket.send("tea")

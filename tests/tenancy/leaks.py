@@ -272,7 +272,7 @@ async def assert_no_leak(watch: Watch, registry: DataSourceRegistry) -> None:
     assert watch.outcomes["failed"] > 0
 
     def borrowed() -> int:
-        endpoints = [*registry.compiled.endpoints]
+        endpoints = [*registry.compiled.servers]
         for fleet in registry.compiled.fleets.values():
             endpoints += list(fleet._open)
         return sum(endpoint.borrowed for endpoint in endpoints)

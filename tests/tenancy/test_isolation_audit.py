@@ -101,7 +101,7 @@ async def test_nor_is_a_table_reached_in_a_schema_that_its_role_may_not_use(shop
     [finding] = await shop.audit()
     assert (finding.hole, finding.name, finding.tenant) == (Hole.MISSING_SCHEMA, "shop", "acme")
     assert f"the role {shop.role} may not use the schema shop" in finding.message
-    assert finding.mend == f"Grant it: grant usage on schema shop to {shop.role}."
+    assert finding.fix == f"Grant it: grant usage on schema shop to {shop.role}."
 
 
 # -- partitions
@@ -128,7 +128,7 @@ async def test_a_partition_that_may_be_read_by_its_own_name(shop: Shop) -> None:
         [finding] = await shop.audit()
         assert (finding.hole, finding.name) == (Hole.TABLE_WITHOUT_POLICY, full)
         assert f"the table {full}, a part of shop.sales, has no row security of its own" in finding.message
-        assert f"revoke all on {full} from {shop.role}" in finding.mend
+        assert f"revoke all on {full} from {shop.role}" in finding.fix
         await shop.sql(f"revoke select on {name} from {{role}}")
     await shop.sql("grant select on all tables in schema shop, parts to {role}")
     [finding] = await shop.audit()
@@ -233,7 +233,7 @@ async def test_a_policy_that_says_yes_beside_a_strict_one(shop: Shop) -> None:
     [finding] = await shop.audit()
     assert (finding.hole, finding.name) == (Hole.OPEN_POLICY, "shop.orders")
     assert finding.message.endswith("lets each tenant see all rows, whatever the others say")
-    assert "drop policy everything on shop.orders" in finding.mend
+    assert "drop policy everything on shop.orders" in finding.fix
     assert await shop.holes(shared_tables=["orders"]) == []
     # A restrictive one is joined by AND.
     await shop.sql(f"create policy only_own on orders as restrictive using ({STRICT})")

@@ -149,9 +149,9 @@ async def test_a_pooler_that_nobody_told_of_is_noticed(
 async def test_without_one_nothing_is_noticed_and_statements_are_prepared(
     world: World, caplog: pytest.LogCaptureFixture
 ) -> None:
-    caplog.set_level(logging.WARNING, "asgi_datasource.endpoint")
+    caplog.set_level(logging.WARNING, "asgi_datasource.server")
     async with world.registry(replicas=(), pool={"max_size": 1}) as made, made.session("acme") as db:
         for _ in range(3):
             await db.read.fetch_value("select count(*) from orders")
         assert await db.read.fetch_value("select count(*) from pg_prepared_statements") > 0
-    assert not [record for record in caplog.records if record.name == "asgi_datasource.endpoint"]
+    assert not [record for record in caplog.records if record.name == "asgi_datasource.server"]

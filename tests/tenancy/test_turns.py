@@ -125,6 +125,6 @@ async def test_a_tenant_without_limits_passes_no_queue(world: World) -> None:
     async with registry(world, limits={"acme": 1}) as made:
         async with made.session("globex") as db:
             await db.execute("select 1")
-        primary = made.datasources["orders"].endpoints["primary"]
-        assert primary._limits is None
-        assert primary._turns is None
+        primary = made.datasources["orders"].servers["primary"]
+        assert primary.pool._limits is None
+        assert primary.pool._turns is None

@@ -1,4 +1,4 @@
-"""What the servers themselves say about a configuration: small questions, each answer judged for itself."""
+"""The checks of `check`: queries on all servers, and the evaluation of their answers."""
 
 from .run import Checked, check_servers
 

@@ -1,4 +1,4 @@
-"""What is known of one server after it was asked."""
+"""The facts about one server that the queries find."""
 
 from __future__ import annotations
 
@@ -6,34 +6,34 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 
 from ...config import DiagnosticPath
-from ...drivers.psycopg import ServerSettings
+from ...drivers.settings import ServerSettings
 from ...tenancy import Finding
 
 
 class PoolerMode(StrEnum):
-    """How a pooler between this machine and the server hands out the server's connections."""
+    """The mode of a pooler between this machine and the server."""
 
     NONE = "none"
     """There is no pooler."""
     SESSION = "session"
-    """One server connection for one client, as long as it stays."""
+    """A server connection for each client connection."""
     TRANSACTION = "transaction"
-    """One for a transaction."""
+    """A server connection for each transaction."""
     STATEMENT = "statement"
-    """One for a statement: transactions are refused."""
+    """A server connection for each statement; transactions are refused."""
 
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """One server to ask.
+    """A server to query.
 
     Attributes:
         datasource: The datasource's name.
         node: `primary`, or the replica's name.
-        tenant: Whose database is asked, where each has its own.
-        most_pools: How many pools to this server one process may have.
-        path: Its URL's place in the document.
-        settings: How it is reached.
+        tenant: The tenant of the database, where each tenant has its own.
+        most_pools: Most pools of one process to this server.
+        path: The path of its URL in the document.
+        settings: Its connection settings.
     """
 
     datasource: str
@@ -55,26 +55,25 @@ class Target:
 
 @dataclass(slots=True)
 class Facts:
-    """What one server told.
+    """The facts about one server.
 
     Attributes:
-        target: Which one.
-        failure: Why it could not be asked; None when it could.
-        unanswered: Questions it did not answer, with its words.
+        target: The server.
+        failure: Why it could not be queried; None when it could.
+        unanswered: Messages of queries that failed.
         version: `server_version_num`.
         is_standby: Whether it is in recovery.
         system_id: The cluster's identifier, which all of its standbys share.
-        position: How far it has written, or replayed, in bytes of WAL.
-        behind: Bytes of WAL that a replica had not replayed when the wait for it was over; None for a primary.
-        is_ahead: Whether a replica has replayed what its primary has not written: it replays somebody else's WAL.
+        position: The position that it has written or replayed, in bytes of WAL.
+        behind: Bytes of WAL that a replica had not replayed at the end of the wait; None for a primary.
+        is_ahead: Whether a replica has replayed WAL that its primary has not written: it follows another server.
         is_paused: Whether replay is paused.
-        most_connections: How many connections this login may have there.
-        address: The server's own address and port, the same for all ways that lead to it.
+        most_connections: Most connections of this login.
         clock_offset_s: How far its clock is ahead of this machine's.
-        clock_error_s: How far off that may be: half of the round trip.
-        pooler: What stands in between.
+        clock_error_s: The uncertainty of the offset: half of the round trip.
+        pooler: The pooler in between.
         is_in_the_clear: Whether the connection crosses a network without TLS.
-        holes: What is wrong with how tenants are kept apart.
+        holes: Holes in the isolation of tenants.
     """
 
     target: Target

@@ -1,8 +1,8 @@
-"""Is there a pooler in between, and in which mode?
+"""Detects a pooler and its mode.
 
-A pooler tells its clients a process id of its own, so the server's own answer differs. Which mode it is in shows in
-what it does: statement mode refuses a transaction; in transaction mode a client's server connection is another one's as
-soon as it has no transaction open. Nothing is set or left behind on any server connection.
+A pooler reports a process id of its own at login, which differs from the server's `pg_backend_pid()`. The mode shows in
+its behaviour: statement mode refuses transactions; in transaction mode, a client's server connection is given to other
+clients whenever it has no open transaction. The detection leaves no state on any server connection.
 
 Source: PgBouncer's documentation, "Features" and `pool_mode`.
 """
@@ -11,20 +11,21 @@ from __future__ import annotations
 
 from contextlib import AsyncExitStack
 
-from ...drivers.psycopg import Probe, ServerSettings, open_probe
+from ...drivers.control import ControlConnection, open_control
+from ...drivers.settings import ServerSettings
 from ...errors import DataError
 from .facts import PoolerMode
 
 _OTHERS = 3
-"""Clients that take what the first one has let go of; whichever connection the pooler prefers, one of them gets it."""
+"""Further clients, so that one of them gets the first client's server connection, whichever the pooler prefers."""
 
 
-async def find_pooler(probe: Probe, settings: ServerSettings, *, where: str) -> PoolerMode:
-    """Find out what stands between this machine and the server.
+async def find_pooler(probe: ControlConnection, settings: ServerSettings, *, where: str) -> PoolerMode:
+    """Detect the pooler between this machine and the server.
 
     Args:
         probe: A connection.
-        settings: How the server is reached, for further connections.
+        settings: The connection settings, for further connections.
         where: Names the server in errors.
 
     Raises:
@@ -42,12 +43,12 @@ async def find_pooler(probe: Probe, settings: ServerSettings, *, where: str) -> 
     async with AsyncExitStack() as stack:
         for _ in range(_OTHERS):
             try:
-                other = await stack.enter_async_context(open_probe(settings, where=where))
+                other = await stack.enter_async_context(open_control(settings, where=where))
                 await other.rows("begin")
                 [[pid]] = await other.rows("select pg_backend_pid()")
             except DataError:
-                # The pool is exhausted. A client of its own that waits, although the first one has nothing open, is
-                # what session mode does as well: there is no telling, and session mode promises less.
+                # The pool is exhausted: a client waits although the first one has no open transaction. Session mode
+                # behaves like this, too, and it is the mode that is assumed.
                 break
             if pid in seen:
                 return PoolerMode.TRANSACTION

@@ -1,4 +1,4 @@
-"""Asks all servers of a configuration at once, and judges what they tell."""
+"""Queries all servers of a configuration concurrently and evaluates the facts."""
 
 from __future__ import annotations
 
@@ -8,25 +8,25 @@ from dataclasses import dataclass
 from typing import Final
 
 from ...config import EVERY_OTHER, PLACEHOLDER, Config, DataSourceConfig, Diagnostic, DiagnosticPath
-from ...drivers.psycopg import ConnectionTemplate
-from ...registry.compiler import endpoint_settings
+from ...drivers import load_driver
+from ...registry.compiler import server_settings
 from ...tenancy import Home, Tenant, by_database, home_of, homes_to_come, sample
-from .ask import ask_server, compare
+from .evaluation import evaluate
 from .facts import Facts, Target
-from .judge import judge
+from .queries import compare, query_server
 from .tenants import find_tenants
 
 MOST_DATABASES: Final = 10
-"""How many tenants' databases of one datasource are asked; what is wrong in one of them is mostly wrong in all."""
+"""Most databases of tenants that are queried for one datasource; a problem in one of them is usually in all."""
 
 
 @dataclass(frozen=True, slots=True)
 class Checked:
-    """What came of asking.
+    """The result of all queries.
 
     Attributes:
-        problems: What is wrong, without positions.
-        notes: What was not looked at, of that which there is too much of.
+        problems: The problems, without positions.
+        notes: What was left out, because there is too much of it.
     """
 
     problems: tuple[Diagnostic, ...]
@@ -34,10 +34,10 @@ class Checked:
 
 
 async def check_servers(config: Config) -> Checked:
-    """Ask every server that a configuration names; it takes some seconds at most for each server that is silent.
+    """Query every server of a configuration; servers that do not answer take a few seconds.
 
     Args:
-        config: A checked configuration, with its references looked up.
+        config: A valid configuration with resolved references.
     """
     population = await find_tenants(config)
     notes = list(population.notes)
@@ -48,48 +48,47 @@ async def check_servers(config: Config) -> Checked:
     async with asyncio.TaskGroup() as group:
         tasks = [
             group.create_task(_servers(name, config.datasources[name], homes, tenant))
-            for name, asked in databases.items()
-            for tenant, homes in asked
+            for name, chosen in databases.items()
+            for tenant, homes in chosen
         ]
-    found = judge(config, [facts for task in tasks for facts in task.result()])
+    found = evaluate(config, [facts for task in tasks for facts in task.result()])
     return Checked((*population.problems, *found), tuple(notes))
 
 
 def _databases(
     config: Config, name: str, datasource: DataSourceConfig, tenants: Sequence[Tenant], notes: list[str]
 ) -> list[tuple[Tenant | None, list[Home]]]:
-    """The databases of a datasource, each with the tenants that live there, and one of them that names it."""
+    """The databases of a datasource, each with its tenants, and with one of them for the URL."""
     shared = datasource.search_path
     here = [tenant for tenant in tenants if tenant.datasource == name]
     to_come = homes_to_come(config).get(name, [])
     if PLACEHOLDER not in datasource.primary.url.get_secret_value():
         return [(None, [*(home_of(tenant, shared) for tenant in here), *to_come])]
     known = by_database(here)
-    asked = sample(list(known.values()), MOST_DATABASES)
+    chosen = sample(list(known.values()), MOST_DATABASES)
     others = config.tenants.get(EVERY_OTHER)
-    if len(asked) < len(known):
-        notes.append(f"{len(asked)} of the {len(known):,} databases of {name} that are known were asked")
+    if len(chosen) < len(known):
+        notes.append(f"{len(chosen)} of the {len(known):,} known databases of {name} were checked")
     elif others is not None and others.datasource == name:
-        notes.append(
-            f"the databases of {name} are those of whoever comes: only the {len(known)} that are known were asked"
-        )
-    return [(sharing[0], [*(home_of(tenant, shared) for tenant in sharing), *to_come]) for sharing in asked]
+        notes.append(f"any tenant may have a database on {name}: only the {len(known)} known ones were checked")
+    return [(sharing[0], [*(home_of(tenant, shared) for tenant in sharing), *to_come]) for sharing in chosen]
 
 
 async def _servers(name: str, datasource: DataSourceConfig, homes: list[Home], tenant: Tenant | None) -> list[Facts]:
-    """Ask the servers of one database, and compare the replicas with the primary."""
+    """Query the servers of one database and compare the replicas with the primary."""
     targets: list[Target] = []
     most_pools = 1 if tenant is None else datasource.pool.max_open_pools
     for node, server in {"primary": datasource.primary, **datasource.replicas}.items():
         path: DiagnosticPath = ("datasources", name, *((node,) if node == "primary" else ("replicas", node)), "url")
         conninfo = server.url.get_secret_value()
         if tenant is not None:
-            conninfo = ConnectionTemplate(conninfo, where=f"{name}/{node}").fill(tenant.database or tenant.name or "")
+            template = load_driver().make_template(conninfo, where=f"{name}/{node}")
+            conninfo = template.fill(tenant.database or tenant.name or "")
         whose = None if tenant is None else tenant.name
-        targets.append(Target(name, node, path, endpoint_settings(datasource.pool, conninfo), whose, most_pools))
+        targets.append(Target(name, node, path, server_settings(datasource.pool, conninfo), whose, most_pools))
     shared = datasource.search_path
     async with asyncio.TaskGroup() as group:
-        tasks = [group.create_task(ask_server(target, homes, shared, datasource.audit)) for target in targets]
+        tasks = [group.create_task(query_server(target, homes, shared, datasource.audit)) for target in targets]
     primary, *replicas = (task.result() for task in tasks)
     if primary.position is not None and primary.is_standby is False:
         async with asyncio.TaskGroup() as group:

@@ -1,4 +1,4 @@
-"""Who is looked at: the tenants of the document, and of a table as many as can be asked for in a moment."""
+"""Selects the tenants to check: those of the document, and a sample of those in the table."""
 
 from __future__ import annotations
 
@@ -6,27 +6,27 @@ from dataclasses import dataclass
 from typing import Final
 
 from ...config import CatalogConfig, Code, Config, Diagnostic, Severity
-from ...drivers.psycopg import open_probe
+from ...drivers.control import open_control
 from ...errors import DataError, DataErrorKind
-from ...registry.compiler import endpoint_settings
+from ...registry.compiler import server_settings
 from ...tenancy import TABLE_QUERY, RowReader, Tenant, TenantCompiler, TenantMap, compile_tenants
 
 MOST_OF_TABLE: Final = 1000
-"""How many tenants of a table are looked at."""
+"""Most tenants of a table that are checked."""
 
 _SAMPLE: Final = """
 select t.*, count(*) over () as asgi_datasource_count from ({}) t order by md5(t.name::text), t.name limit {}"""
-"""Spread over the table, and the same ones each time."""
+"""A deterministic sample, spread over the table."""
 
 
 @dataclass(frozen=True, slots=True)
 class Population:
-    """The tenants that are looked at.
+    """The tenants to check.
 
     Attributes:
-        tenants: By name; those of the document go before those of the table.
-        notes: What has been left out.
-        problems: Why the table's are not known.
+        tenants: The tenants; those of the document take precedence over those of the table.
+        notes: What was left out.
+        problems: Why the tenants of the table are unknown.
     """
 
     tenants: tuple[Tenant, ...]
@@ -35,7 +35,7 @@ class Population:
 
 
 async def find_tenants(config: Config) -> Population:
-    """The tenants of a configuration; asks its catalog, where it has one."""
+    """The tenants of a configuration, including those of its table."""
     fixed = compile_tenants(config).names
     catalog = config.tenants_from
     if catalog is None:
@@ -43,23 +43,23 @@ async def find_tenants(config: Config) -> Population:
     try:
         found, count, total = await _ask(config, catalog)
     except DataError as error:
-        unknown = "the tenants of tenants_from are not known, and were not looked at"
+        unknown = "the tenants of tenants_from are unknown and were not checked"
         if error.kind is DataErrorKind.CONNECTION:
-            # That its server does not answer is told anyway.
+            # The query of the server itself reports that it does not answer.
             return Population(tuple(fixed.values()), (unknown,))
         message = f"{unknown}: {error.message}"
-        mend = "Make its table or mend its query, and let the login read it."
-        problem = Diagnostic(Code.CANNOT_TELL, ("tenants_from",), message, mend, severity=Severity.WARNING)
+        fix = "Create its table or fix its query, and grant the login access."
+        problem = Diagnostic(Code.CANNOT_TELL, ("tenants_from",), message, fix, severity=Severity.WARNING)
         return Population(tuple(fixed.values()), (), (problem,))
-    notes = () if count == total else (f"{count:,} of the {total:,} tenants of tenants_from were looked at",)
+    notes = () if count == total else (f"{count:,} of the {total:,} tenants of tenants_from were checked",)
     return Population(tuple({**found.names, **fixed}.values()), notes)
 
 
 async def _ask(config: Config, catalog: CatalogConfig) -> tuple[TenantMap, int, int]:
-    """Some tenants of the table, how many rows these were, and how many there are."""
+    """A sample of the table's tenants, its number of rows, and the number of all rows."""
     datasource = config.datasources[catalog.datasource]
-    settings = endpoint_settings(datasource.pool, datasource.primary.url.get_secret_value())
-    async with open_probe(settings, where=f"datasource {catalog.datasource!r}") as probe:
+    settings = server_settings(datasource.pool, datasource.primary.url.get_secret_value())
+    async with open_control(settings, where=f"datasource {catalog.datasource!r}") as probe:
         columns, rows = await probe.table(_SAMPLE.format(catalog.query or TABLE_QUERY, MOST_OF_TABLE))
     try:
         reader = RowReader(columns, TenantCompiler(config.datasources), catalog.defaults)

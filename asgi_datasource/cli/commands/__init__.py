@@ -1,4 +1,4 @@
-"""The commands by name. Only the one that is run is imported, so that none makes the others slow to start."""
+"""The commands by name; only the one that runs is imported, which keeps the start-up fast."""
 
 from __future__ import annotations
 
@@ -12,32 +12,31 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """One command.
+    """A command.
 
     Attributes:
-        summary: What it does, in one line of the help.
-        module: The name of its module here.
+        summary: Its line of the help.
+        module: The name of its module in this package.
     """
 
     summary: str
     module: str
 
     def load(self) -> Command:
-        """The command itself."""
+        """Import the command."""
         return cast("Command", import_module(f".{self.module}", __name__))
 
 
 COMMANDS: Final[dict[str, Entry]] = {
-    "validate": Entry("check configuration files: every problem, with its place and its mend", "validate"),
-    "check": Entry("ask the servers whether a configuration is true", "check"),
-    "explain": Entry("tell which server a request would go to, and why not to another", "explain"),
-    "diff": Entry("tell what a change means for the tenants", "diff"),
-    "show": Entry("print the document as it counts, with where each value comes from", "show"),
-    "upgrade": Entry("bring a file to the present version of the document, comments kept", "upgrade"),
+    "validate": Entry("check configuration files: every problem, with its place and its fix", "validate"),
+    "check": Entry("compare a configuration with its servers", "check"),
+    "explain": Entry("explain which server a request goes to, and why not to another", "explain"),
+    "diff": Entry("explain what a change means for the tenants", "diff"),
+    "show": Entry("print the effective document, with the origin of each value", "show"),
     "init": Entry("write a commented first configuration", "init"),
     "rule": Entry("explain a code such as ADS041", "rule"),
     "schema": Entry("print the JSON Schema of the configuration", "schema"),
     "completion": Entry("print a completion script for bash, zsh or fish", "completion"),
-    "tenants": Entry("make, list, change, move and drop tenants; print the SQL of policies", "tenants"),
+    "tenants": Entry("create, list, change, move and drop tenants; print the SQL of policies", "tenants"),
 }
-"""Every command, in the order of the help."""
+"""All commands, in the order of the help."""

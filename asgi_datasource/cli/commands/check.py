@@ -1,21 +1,29 @@
-"""`asgi-datasource check FILE`: asks the servers whether the configuration is true."""
+"""`asgi-datasource check FILE`: compares the configuration with its servers."""
 
 from __future__ import annotations
 
 import asyncio
 from argparse import ArgumentParser, Namespace
 
-from ...config import Code, examine
+from ...config import Code
 from ..checking import check_servers
 from ..command import offer_formats
 from ..console import Console
 from ..rendering import FORMATS, Report
-from ..sources import environment, find_file, load_or_refuse, offer_environment, offer_overlays, source_of
+from ..sources import (
+    environment,
+    examine_file,
+    find_file,
+    load_or_refuse,
+    offer_environment,
+    offer_file,
+    offer_overlays,
+)
 
 
 def configure(parser: ArgumentParser) -> None:
-    """The file, and how strictly it is judged."""
-    parser.add_argument("file", nargs="?", metavar="FILE", help="YAML, TOML or JSON; datasource.yaml unless told")
+    """Add the file and the strictness."""
+    offer_file(parser)
     parser.add_argument("--strict", action="store_true", help="exit with 1 on warnings and hints as well")
     offer_overlays(parser)
     offer_environment(parser)
@@ -23,11 +31,9 @@ def configure(parser: ArgumentParser) -> None:
 
 
 def run(options: Namespace, console: Console) -> Report:
-    """Ask every server."""
+    """Query every server."""
     file: str = options.file or find_file()
-    findings = examine(
-        source_of(file, options), environ=environment(options), needs_resolver=not options.resolvers_in_code
-    )
+    findings = examine_file(file, options, environment(options))
     config = load_or_refuse(findings)
     servers = sum(1 + len(datasource.replicas) for datasource in config.datasources.values())
     console.progress(f"asking {servers} server{'s' if servers > 1 else ''}")

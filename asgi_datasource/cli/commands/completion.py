@@ -3,32 +3,15 @@
 from __future__ import annotations
 
 from argparse import ArgumentParser, Namespace
-from dataclasses import dataclass
 
-from ..command import ExitCode, offer_formats
-from ..console import Console, Style
+from ..command import Printed, offer_formats
+from ..console import Console
 from ..shells import SHELLS, write_script
 
 
-@dataclass(frozen=True, slots=True)
-class Script:
-    """A shell's completion script."""
-
-    content: str
-
-    @property
-    def exit_code(self) -> ExitCode:
-        """There is nothing to find."""
-        return ExitCode.CLEAN
-
-    def render(self, form: str, style: Style) -> str:
-        """The script itself."""
-        return self.content.rstrip("\n")
-
-
 def configure(parser: ArgumentParser) -> None:
-    """The shell."""
-    parser.add_argument("shell", choices=SHELLS, help="the shell to complete in")
+    """Add the shell."""
+    parser.add_argument("shell", choices=SHELLS, help="the shell")
     parser.epilog = (
         'bash: eval "$(asgi-datasource completion bash)" in ~/.bashrc; zsh: the same in ~/.zshrc, behind compinit;'
         " fish: asgi-datasource completion fish > ~/.config/fish/completions/asgi-datasource.fish"
@@ -36,6 +19,6 @@ def configure(parser: ArgumentParser) -> None:
     offer_formats(parser, "script")
 
 
-def run(options: Namespace, console: Console) -> Script:
-    """Write the script from the commands' own parsers."""
-    return Script(write_script(options.shell))
+def run(options: Namespace, console: Console) -> Printed:
+    """Generate the script from the commands' parsers."""
+    return Printed(write_script(options.shell))

@@ -1,4 +1,4 @@
-"""`asgi-datasource diff OLD NEW`: what a change means for the tenants, for whoever reviews it."""
+"""`asgi-datasource diff OLD NEW`: what a change means for the tenants, for its reviewer."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from ...config import Change, ChangeWeight, describe_changes, find_changes
 from ..command import ExitCode, offer_formats
 from ..console import Console, Style
-from ..sources import environment, load_config, offer_environment, offer_overlays
+from ..sources import environment_on_request, load_config, offer_environment, offer_overlays
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,7 +19,7 @@ class Difference:
     Attributes:
         old: The file before.
         new: The file after.
-        changes: What changes, the heaviest first.
+        changes: The changes, the most dangerous first.
         exits_with_danger: Whether dangerous changes are findings.
     """
 
@@ -30,7 +30,7 @@ class Difference:
 
     @property
     def exit_code(self) -> ExitCode:
-        """1 for dangerous changes, when that was asked for."""
+        """1 for dangerous changes, when that was requested."""
         has_danger = any(change.weight is ChangeWeight.DANGER for change in self.changes)
         return ExitCode.FINDINGS if has_danger and self.exits_with_danger else ExitCode.CLEAN
 
@@ -90,20 +90,17 @@ def _count(changes: tuple[Change, ...]) -> str:
 
 
 def configure(parser: ArgumentParser) -> None:
-    """The two files."""
-    parser.add_argument("old", metavar="OLD", help="the file before, such as the main branch's")
-    parser.add_argument("new", metavar="NEW", help="the file after")
+    """Add the two files."""
+    parser.add_argument("old", metavar="OLD", help="the old file, such as the main branch's")
+    parser.add_argument("new", metavar="NEW", help="the new file")
     parser.add_argument("--exit-code", action="store_true", help="exit with 1 when a change is dangerous")
-    parser.add_argument(
-        "--environment", action="store_true", help="look references up, in the environment and in files"
-    )
     offer_overlays(parser)
-    offer_environment(parser)
+    offer_environment(parser, is_optional=True)
     offer_formats(parser, "text", "markdown", "json")
 
 
 def run(options: Namespace, console: Console) -> Difference:
-    """Load both, and compare."""
-    variables = environment(options) if options.environment or options.env_file or options.allow_commands else None
+    """Load and compare both files."""
+    variables = environment_on_request(options)
     old, new = (load_config(file, options, variables) for file in (options.old, options.new))
     return Difference(options.old, options.new, tuple(find_changes(old, new)), options.exit_code)

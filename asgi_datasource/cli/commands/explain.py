@@ -1,4 +1,4 @@
-"""`asgi-datasource explain FILE`: which server a request would go to, and why not to another. Asks no server."""
+"""`asgi-datasource explain FILE`: which server a request goes to, and why not to another. It connects to no server."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..command import CannotRun, ExitCode, offer_formats
 from ..console import Console, Style
-from ..sources import environment, find_file, load_config, offer_environment, offer_overlays
+from ..sources import environment_on_request, find_file, load_config, offer_environment, offer_file, offer_overlays
 
 if TYPE_CHECKING:
     from ...registry.explain import Explanation
@@ -20,13 +20,13 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Explained:
-    """Where one request would go.
+    """The explanation of one request.
 
     Attributes:
         file: The configuration.
-        explanation: What there is to say about the request.
-        is_assumed: No state was given: every server was taken to be up and current.
-        has_table: There are tenants in a table, who are not known here.
+        explanation: The routing of the request.
+        is_assumed: Whether every server was assumed to be up and current, because no state was given.
+        has_table: Whether there are further tenants in a table, which are unknown here.
     """
 
     file: str
@@ -50,7 +50,7 @@ class Explained:
 
     def _notes(self) -> list[str]:
         if self.has_table and self.explanation.tenant is None and not self.explanation.is_exempt:
-            return ["", "The tenants of tenants_from are in a table, which nobody asks here."]
+            return ["", "The tenants of tenants_from are in a table, which this command does not read."]
         if self.is_assumed and self.explanation.servers:
             return ["", "No --state was given: every server is taken to be up and current, at a position not known."]
         return []
@@ -58,14 +58,14 @@ class Explained:
 
 def _title(document: dict[str, Any], style: Style) -> str:
     request, route = document["request"], document["route"]
-    asked = f"{request['method']} {request['path']}"
+    target = f"{request['method']} {request['path']}"
     if route is not None:
-        return f"{asked} → {style.green(route['node'])} ({route['reason']})"
+        return f"{target} → {style.green(route['node'])} ({route['reason']})"
     if document["outcome"] == "exempt":
-        return f"{asked}: {style.green('exempt')}, it has no session"
+        return f"{target}: {style.green('exempt')}, it has no session"
     refusal = document["refusal"]
     refused = style.red(f"refused with {refusal['status']}")
-    return f"{asked}: {refused} ({refusal['kind']}): {refusal['message']}"
+    return f"{target}: {refused} ({refusal['kind']}): {refusal['message']}"
 
 
 def _facts(document: dict[str, Any], style: Style) -> list[str]:
@@ -84,12 +84,12 @@ def _facts(document: dict[str, Any], style: Style) -> list[str]:
 
 
 def _wants(plan: dict[str, Any]) -> str:
-    told = [f"{plan['intent']}"]
-    told += [f"consistency {plan['consistency']}"] if plan["consistency"] else []
-    told += [f"max_lag {plan['max_lag_s']:g} s"] if plan["max_lag_s"] is not None else []
-    told += [f"priority {plan['priority']}"] if plan["priority"] != "normal" else []
-    told += [f"at most {plan['max_in_flight']} in flight"] if plan["max_in_flight"] else []
-    return ", ".join(told)
+    words = [f"{plan['intent']}"]
+    words += [f"consistency {plan['consistency']}"] if plan["consistency"] else []
+    words += [f"max_lag {plan['max_lag_s']:g} s"] if plan["max_lag_s"] is not None else []
+    words += [f"priority {plan['priority']}"] if plan["priority"] != "normal" else []
+    words += [f"at most {plan['max_in_flight']} in flight"] if plan["max_in_flight"] else []
+    return ", ".join(words)
 
 
 def _servers(document: dict[str, Any], style: Style) -> list[str]:
@@ -107,41 +107,34 @@ def _servers(document: dict[str, Any], style: Style) -> list[str]:
 
 
 def configure(parser: ArgumentParser) -> None:
-    """The file, the request, and how the servers look."""
-    parser.add_argument("file", nargs="?", metavar="FILE", help="YAML, TOML or JSON; datasource.yaml unless told")
+    """Add the file, the request and the servers' state."""
+    offer_file(parser)
     request = parser.add_argument_group("the request")
-    request.add_argument("--method", default="GET", metavar="METHOD", help="GET unless told")
-    request.add_argument("--path", default="/", metavar="PATH", help="with its query string; / unless told")
+    request.add_argument("--method", default="GET", metavar="METHOD", help="default: GET")
+    request.add_argument("--path", default="/", metavar="PATH", help="with its query string; default: /")
+    request.add_argument("--tenant", metavar="NAME", help="the tenant; without it, the resolvers find it")
+    request.add_argument("--header", action="append", default=[], metavar="NAME:VALUE", help="a header; repeatable")
     request.add_argument(
-        "--tenant", metavar="NAME", help="the tenant; without it, the resolvers tell it from the request"
-    )
-    request.add_argument(
-        "--header", action="append", default=[], metavar="NAME:VALUE", help="a header; may be given again"
-    )
-    request.add_argument(
-        "--intent", choices=("read", "write"), help="what its statement wants, where it says so itself"
+        "--intent", choices=("read", "write"), help="the intent of the statement, when the code sets one"
     )
     request.add_argument(
         "--token",
         action="append",
         default=[],
         metavar="TOKEN",
-        help="what the client has seen: a token, or a position such as 1:0/3000148; may be given again",
+        help="the client's token, or a position such as 1:0/3000148; repeatable",
     )
-    request.add_argument("--pinned", action="store_true", help="the request has written already")
-    request.add_argument("--sticky", metavar="REPLICA", help="the replica that it has read from already")
-    parser.add_argument("--state", metavar="FILE", help="how the servers look: JSON, as registry.state() tells it")
-    parser.add_argument(
-        "--environment", action="store_true", help="look references up, in the environment and in files"
-    )
+    request.add_argument("--pinned", action="store_true", help="the request has already written")
+    request.add_argument("--sticky", metavar="REPLICA", help="the replica that the request has already read from")
+    parser.add_argument("--state", metavar="FILE", help="the servers' state: JSON as returned by registry.state()")
     offer_overlays(parser)
-    offer_environment(parser)
+    offer_environment(parser, is_optional=True)
     offer_formats(parser, "text", "json")
 
 
 def run(options: Namespace, console: Console) -> Explained:
-    """Compile the configuration, and ask it."""
-    # The drivers are needed from here on; `--help` does without.
+    """Compile the configuration and explain the request."""
+    # Imported here because they import the driver, which `--help` does not need.
     from pydantic import SecretStr
 
     from ...config import read_state
@@ -151,8 +144,7 @@ def run(options: Namespace, console: Console) -> Explained:
     from ...routing import AccessIntent
 
     file: str = options.file or find_file()
-    wants_environment = options.environment or options.env_file or options.allow_commands
-    config = load_config(file, options, environment(options) if wants_environment else None)
+    config = load_config(file, options, environment_on_request(options))
     consistency = config.consistency
     if consistency.token != "off" and consistency.secret is None:  # noqa: S105 - a word of the configuration
         if any(as_position(text) is None for text in options.token):
@@ -177,7 +169,7 @@ def run(options: Namespace, console: Console) -> Explained:
         compiled = compile_config(config)
         explanation = asyncio.run(explain(compiled, question, state or read_state(_all_is_well(compiled))))
     except ConfigError as error:
-        raise CannotRun(str(error), "Mend that first.") from None
+        raise CannotRun(str(error), "Fix that first.") from None
     return Explained(file, explanation, options.state is None, has_table=compiled.catalog is not None)
 
 

@@ -1,4 +1,4 @@
-"""`asgi-datasource init`: a commented first configuration, from nothing or from what the project has already."""
+"""`asgi-datasource init`: writes a commented first configuration, from scratch or from the project's settings."""
 
 from __future__ import annotations
 
@@ -9,18 +9,18 @@ from argparse import ArgumentParser, Namespace
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..command import CannotRun, ExitCode, offer_formats
+from ..command import CannotRun, Clean, offer_formats
 from ..console import Console, Style
-from ..starting import Origin, Server, from_django, from_object, from_url, render_config
+from ..scaffold import Origin, Server, from_django, from_object, from_url, render_config
 
 
 @dataclass(frozen=True, slots=True)
-class Started:
+class Started(Clean):
     """A first configuration.
 
     Attributes:
-        file: Where it was written; None when it is only printed.
-        content: The file.
+        file: The written file; None when the configuration is only printed.
+        content: The configuration.
         origin: What it was made from.
     """
 
@@ -28,13 +28,8 @@ class Started:
     content: str
     origin: Origin
 
-    @property
-    def exit_code(self) -> ExitCode:
-        """There is nothing to find."""
-        return ExitCode.CLEAN
-
     def render(self, form: str, style: Style) -> str:
-        """The file itself, or what to do with it."""
+        """The configuration, or the next steps."""
         if form == "json":
             document = {
                 "version": 1,
@@ -52,26 +47,26 @@ class Started:
 
 
 def configure(parser: ArgumentParser) -> None:
-    """Where it is written, and what it is made from."""
-    parser.add_argument(
-        "file", nargs="?", metavar="FILE", default="datasource.yaml", help="datasource.yaml unless told"
-    )
-    parser.add_argument("--stdout", action="store_true", help="print it, and write nothing")
-    parser.add_argument("--force", action="store_true", help="write over a file that is there")
+    """Add the file and the sources."""
+    parser.add_argument("file", nargs="?", metavar="FILE", default="datasource.yaml", help="default: datasource.yaml")
+    parser.add_argument("--stdout", action="store_true", help="print it instead of writing a file")
+    parser.add_argument("--force", action="store_true", help="overwrite an existing file")
     group = parser.add_mutually_exclusive_group()
-    group.add_argument("--url", metavar="URL", help="a PostgreSQL or SQLAlchemy URL; DATABASE_URL when it is set")
-    group.add_argument("--django", metavar="MODULE", help="Django's settings, such as mysite.settings: reads DATABASES")
+    group.add_argument("--url", metavar="URL", help="a PostgreSQL or SQLAlchemy URL; default: DATABASE_URL, if set")
+    group.add_argument(
+        "--django", metavar="MODULE", help="Django's settings, such as mysite.settings, for their DATABASES"
+    )
     group.add_argument(
         "--object",
         metavar="MODULE:NAME",
         help="an object with a connection string: an advanced-alchemy config, a SQLAlchemy engine or URL",
     )
-    parser.add_argument("--name", default="", metavar="NAME", help="the datasource's name; the database's unless told")
+    parser.add_argument("--name", default="", metavar="NAME", help="the datasource's name; default: the database's")
     offer_formats(parser, "text", "json")
 
 
 def run(options: Namespace, console: Console) -> Started:
-    """Make the configuration, and write it unless one is there."""
+    """Make the configuration and write it, unless the file exists."""
     sys.path.insert(0, str(Path.cwd()))
     if options.django:
         origin = from_django(options.django)

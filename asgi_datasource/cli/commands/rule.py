@@ -1,4 +1,4 @@
-"""`asgi-datasource rule ADS041`: what there is to say about a code."""
+"""`asgi-datasource rule ADS041`: explains a code."""
 
 from __future__ import annotations
 
@@ -7,23 +7,18 @@ from argparse import ArgumentParser, Namespace
 from dataclasses import dataclass
 
 from ...config import Code, Explained, explain_code
-from ..command import CannotRun, ExitCode, offer_formats
+from ..command import CannotRun, Clean, offer_formats
 from ..console import Console, Style
 
 
 @dataclass(frozen=True, slots=True)
-class Rules:
-    """Some codes, explained."""
+class Rules(Clean):
+    """The explanations of codes."""
 
     explained: tuple[Explained, ...]
 
-    @property
-    def exit_code(self) -> ExitCode:
-        """There is nothing to find."""
-        return ExitCode.CLEAN
-
     def render(self, form: str, style: Style) -> str:
-        """Markdown, or the same as JSON."""
+        """The explanations as Markdown or JSON."""
         if form == "json":
             entries = [
                 {
@@ -42,13 +37,13 @@ class Rules:
 
 
 def configure(parser: ArgumentParser) -> None:
-    """The code."""
-    parser.add_argument("code", nargs="?", metavar="CODE", help="such as ADS041; all of them in a line each without it")
+    """Add the code."""
+    parser.add_argument("code", nargs="?", metavar="CODE", help="such as ADS041; without it, all codes are listed")
     offer_formats(parser, "text", "json")
 
 
 def run(options: Namespace, console: Console) -> Rules:
-    """Look the code up."""
+    """Look up the code."""
     if options.code is None:
         return Rules(tuple(map(explain_code, Code)))
     try:

@@ -1,37 +1,39 @@
-"""`asgi-datasource show FILE`: the document as it counts, secrets masked, with where each value comes from."""
+"""`asgi-datasource show FILE`: prints the effective document with masked secrets, and the origin of each value."""
 
 from __future__ import annotations
 
 import json
 from argparse import ArgumentParser, Namespace
 from dataclasses import dataclass
-from typing import Any
 
-from ...config import Provenance, Resolved, examine, resolve_document
-from ..command import ExitCode, offer_formats
+from ...config import Provenance, Resolved, resolve_document
+from ..command import Clean, offer_formats
 from ..console import Console, Style
-from ..sources import environment, find_file, load_or_refuse, offer_environment, offer_overlays, source_of
+from ..sources import (
+    environment_on_request,
+    examine_file,
+    find_file,
+    load_or_refuse,
+    offer_environment,
+    offer_file,
+    offer_overlays,
+)
 
 
 @dataclass(frozen=True, slots=True)
-class Shown:
-    """A resolved document.
+class Shown(Clean):
+    """An effective document.
 
     Attributes:
         file: The main file.
-        resolved: Its values, each with where it comes from.
+        resolved: Its values with their origins.
     """
 
     file: str
     resolved: Resolved
 
-    @property
-    def exit_code(self) -> ExitCode:
-        """There is nothing to find."""
-        return ExitCode.CLEAN
-
     def render(self, form: str, style: Style) -> str:
-        """YAML with comments, or JSON."""
+        """The values as lines with comments, or JSON."""
         if form == "json":
             values = [
                 {"key": value.key, "value": value.value, "from": value.provenance.value, "where": value.where}
@@ -49,27 +51,18 @@ class Shown:
 
 
 def configure(parser: ArgumentParser) -> None:
-    """The file, and which values are shown."""
-    parser.add_argument("file", nargs="?", metavar="FILE", help="YAML, TOML or JSON; datasource.yaml unless told")
-    parser.add_argument("--defaults", action="store_true", help="show the values that no file says as well")
-    parser.add_argument(
-        "--environment", action="store_true", help="look references up, in the environment and in files"
-    )
+    """Add the file and the choice of values."""
+    offer_file(parser)
+    parser.add_argument("--defaults", action="store_true", help="include defaults")
     offer_overlays(parser)
-    offer_environment(parser)
+    offer_environment(parser, is_optional=True)
     offer_formats(parser, "text", "json")
 
 
 def run(options: Namespace, console: Console) -> Shown:
-    """Resolve the document."""
+    """Find the origin of every value."""
     file: str = options.file or find_file()
-    is_offline = not (options.environment or options.env_file or options.allow_commands)
-    variables: Any = None if is_offline else environment(options)
-    findings = examine(
-        source_of(file, options),
-        environ=variables,
-        is_offline=is_offline,
-        needs_resolver=not options.resolvers_in_code,
-    )
+    variables = environment_on_request(options)
+    findings = examine_file(file, options, variables)
     config = load_or_refuse(findings)
     return Shown(file, resolve_document(config, findings, with_defaults=options.defaults))

@@ -1,4 +1,4 @@
-"""`asgi-datasource tenants ...`: makes, lists, changes, moves and drops tenants; prints the SQL of policies."""
+"""`asgi-datasource tenants ...`: creates, lists, changes, moves and drops tenants; prints the SQL of policies."""
 
 from __future__ import annotations
 
@@ -9,36 +9,30 @@ from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ...config import examine
 from ...errors import DataError
 from ...tenancy import PolicyRules, policy_sql
-from ...tenancy.provisioning import Provisioner, Record, compile_provisioning
-from ..command import CannotRun, ExitCode, offer_formats
+from ...tenancy.provisioning import Operation, Provisioner, Record, UnderWay, compile_provisioning
+from ..command import CannotRun, Clean, ExitCode, Printed, offer_formats
 from ..console import Console, Style
-from ..sources import environment, find_file, load_or_refuse, offer_environment, offer_overlays, source_of
+from ..sources import environment, examine_file, find_file, load_or_refuse, offer_environment, offer_overlays
 
 
 @dataclass(frozen=True, slots=True)
-class Done:
-    """What was done with a tenant.
+class Done(Clean):
+    """A completed operation on a tenant.
 
     Attributes:
-        action: The command.
+        action: The operation.
         tenant: The tenant's name.
-        detail: What else there is to say, in words.
+        detail: The outcome in words.
     """
 
     action: str
     tenant: str
     detail: str
 
-    @property
-    def exit_code(self) -> ExitCode:
-        """It was done."""
-        return ExitCode.CLEAN
-
     def render(self, form: str, style: Style) -> str:
-        """One line, or JSON."""
+        """The outcome as one line or JSON."""
         if form == "json":
             document = {"version": 1, "action": self.action, "tenant": self.tenant, "detail": self.detail}
             return json.dumps(document, ensure_ascii=False)
@@ -47,18 +41,18 @@ class Done:
 
 @dataclass(frozen=True, slots=True)
 class Listing:
-    """Every tenant of the table."""
+    """All tenants of the table."""
 
     records: tuple[Record, ...]
 
     @property
     def exit_code(self) -> ExitCode:
-        """1 when an operation has not ended."""
+        """1 when an operation is unfinished."""
         is_at_rest = all(record.under_way is None for record in self.records)
         return ExitCode.CLEAN if is_at_rest else ExitCode.FINDINGS
 
     def render(self, form: str, style: Style) -> str:
-        """A table, or JSON."""
+        """The tenants as a table or JSON."""
         if form == "json":
             document = {"version": 1, "tenants": [_as_json(record) for record in self.records]}
             return json.dumps(document, indent=2, ensure_ascii=False)
@@ -67,30 +61,26 @@ class Listing:
             place = record.placement
             where = place.database or place.schema or ("row security" if place.row_security else "-")
             state = record.state if record.is_ready else "not ready"
-            rows.append((record.name, place.datasource, where, state, record.under_way or "-"))
+            rows.append((record.name, place.datasource, where, state, _progress(record.under_way)))
         widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
         lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
-        return "\n".join([style.bold(lines[0]), *lines[1:]])
+        failures = [
+            f"{record.name}: {record.under_way.operation.value} failed: {record.under_way.failure}"
+            for record in self.records
+            if record.under_way is not None and record.under_way.failure is not None
+        ]
+        return "\n".join([style.bold(lines[0]), *lines[1:], *failures])
 
 
-@dataclass(frozen=True, slots=True)
-class Script:
-    """SQL to be put into a migration."""
-
-    text: str
-
-    @property
-    def exit_code(self) -> ExitCode:
-        """It was printed."""
-        return ExitCode.CLEAN
-
-    def render(self, form: str, style: Style) -> str:
-        """The SQL."""
-        return self.text.rstrip("\n")
+def _progress(under_way: UnderWay | None) -> str:
+    if under_way is None:
+        return "-"
+    to = "" if under_way.target is None else f" to {under_way.target}"
+    return f"{'cancel ' if under_way.is_cancelled else ''}{under_way.operation.value}{to}"
 
 
 def _as_json(record: Record) -> dict[str, Any]:
-    place = record.placement
+    place, under_way = record.placement, record.under_way
     return {
         "name": record.name,
         "datasource": place.datasource,
@@ -100,41 +90,49 @@ def _as_json(record: Record) -> dict[str, Any]:
         "state": record.state,
         "is_ready": record.is_ready,
         "aliases": list(place.aliases),
-        "under_way": record.under_way,
+        "under_way": None if under_way is None else under_way.operation.value,
+        "under_way_to": None if under_way is None else under_way.target,
+        "is_cancelled": under_way is not None and under_way.is_cancelled,
+        "failure": None if under_way is None else under_way.failure,
     }
 
 
 def configure(parser: ArgumentParser) -> None:
-    """A command for each operation."""
+    """Add a subcommand for each operation."""
     commands = parser.add_subparsers(title="operations", metavar="OPERATION", required=True, dest="operation")
 
     def add(name: str, summary: str, *names: str) -> ArgumentParser:
         made = commands.add_parser(name, help=summary, description=f"{summary[:1].upper()}{summary[1:]}.")
         for given in names:
             made.add_argument(given, metavar=given.upper())
-        made.add_argument("--config", metavar="FILE", help="YAML, TOML or JSON; datasource.yaml unless told")
+        made.add_argument("--config", metavar="FILE", help="YAML, TOML or JSON; default: datasource.yaml")
         offer_overlays(made)
         offer_environment(made)
         return made
 
-    create = add("create", "make a tenant; run it again to go on where it stopped", "name")
+    create = add("create", "create a tenant; run it again to continue where it stopped", "name")
     for option, text in (
-        ("datasource", "where it lives; tenants_from.defaults unless told"),
+        ("datasource", "its datasource; default: tenants_from.defaults"),
         ("schema", "its schema"),
         ("database", "its database"),
-        ("role", "the role that it runs as"),
+        ("role", "the role of its transactions"),
     ):
         create.add_argument(f"--{option}", help=text)
-    create.add_argument("--alias", action="append", default=[], metavar="NAME", help="another name; may be given again")
-    create.add_argument("--max-connections", type=int, metavar="COUNT", help="its limit of each server's pool")
-    rename = add("rename", "give a tenant another name; the old one stays an alias", "name", "new")
-    suspend = add("suspend", "serve a tenant no more", "name")
+    create.add_argument("--alias", action="append", default=[], metavar="NAME", help="another name; repeatable")
+    create.add_argument("--max-connections", type=int, metavar="COUNT", help="most connections of each server's pool")
+    create.add_argument("--adopt", action="store_true", help="take over a schema, database or role that exists already")
+    rename = add("rename", "rename a tenant; the old name stays an alias", "name", "new")
+    suspend = add("suspend", "stop serving a tenant", "name")
     resume = add("resume", "serve a tenant again", "name")
     move = add("move", "move a tenant to another datasource", "name")
-    move.add_argument("--to", required=True, metavar="DATASOURCE", help="where it is to live")
-    drop = add("drop", "take a tenant away for good", "name")
-    drop.add_argument("--yes", metavar="NAME", help="the tenant's name once more: there is no way back")
+    where = move.add_mutually_exclusive_group(required=True)
+    where.add_argument("--to", metavar="DATASOURCE", help="the new datasource")
+    where.add_argument("--cancel", action="store_true", help="take back a move that has not ended")
+    drop = add("drop", "delete a tenant permanently", "name")
+    drop.add_argument("--cancel", action="store_true", help="take back a drop that has not dropped objects yet")
+    drop.add_argument("--yes", metavar="NAME", help="the tenant's name again: this cannot be undone")
     drop.add_argument("--keep-dump", action="store_true", help="keep a dump in provisioning.dump_folder")
+    drop.add_argument("--cascade", action="store_true", help="drop what depends on its objects as well")
     listing = add("list", "list the tenants of the table")
     for made in (create, rename, suspend, resume, move, drop, listing):
         offer_formats(made, "text", "json")
@@ -142,45 +140,47 @@ def configure(parser: ArgumentParser) -> None:
         "sql", help="print the SQL that puts tables under row security", description="Print DDL for a migration."
     )
     sql.add_argument("tables", nargs="+", metavar="TABLE", help="orders, or shop.orders")
-    sql.add_argument(
-        "--setting", default="app.tenant", help="the custom setting of row_security; app.tenant unless told"
-    )
-    sql.add_argument("--column", default="tenant", help="the column that says whose a row is; tenant unless told")
-    sql.add_argument("--type", default="text", help="of that column: text, uuid, bigint or integer")
+    sql.add_argument("--setting", default="app.tenant", help="the custom setting of row_security; default: app.tenant")
+    sql.add_argument("--column", default="tenant", help="the column with the tenant; default: tenant")
+    sql.add_argument("--type", default="text", help="the column's type: text, uuid, bigint or integer")
     offer_formats(sql, "text")
 
 
-def run(options: Namespace, console: Console) -> Done | Listing | Script:
-    """Do it."""
+def run(options: Namespace, console: Console) -> Done | Listing | Printed:
+    """Run the operation."""
     if options.operation == "sql":
         try:
             rules = PolicyRules(setting=options.setting, column=options.column, type=options.type)
-            return Script(policy_sql(options.tables, rules))
+            return Printed(policy_sql(options.tables, rules))
         except ValueError as error:
             raise CannotRun(str(error), "See asgi-datasource tenants sql --help.") from None
-    if options.operation == "drop" and options.yes != options.name:
+    if options.operation == "drop" and not options.cancel and options.yes != options.name:
         raise CannotRun(
-            f"dropping {options.name!r} takes away all that it has", f"If that is meant, add --yes {options.name}."
+            f"dropping {options.name!r} drops all that it has", f"If that is meant, add --yes {options.name}."
         )
     file: str = options.config or find_file()
-    findings = examine(source_of(file, options), environ=environment(options), needs_resolver=False)
+    findings = examine_file(file, options, environment(options), needs_resolver=False)
     provisioner = Provisioner(compile_provisioning(load_or_refuse(findings)), tell=console.progress)
     try:
         return asyncio.run(_OPERATIONS[options.operation](provisioner, options))
     except DataError as error:
-        raise CannotRun(error.message, _mend(options)) from None
+        raise CannotRun(error.message, _fix(options, has_begun=provisioner.has_begun)) from None
 
 
-def _mend(options: Namespace) -> str:
-    if options.operation in ("create", "move", "drop"):
-        return "Mend that and run it again: it goes on where it stopped."
-    return "See asgi-datasource tenants --help."
+def _fix(options: Namespace, *, has_begun: bool) -> str:
+    if not has_begun:
+        return "Nothing was done."
+    again = "Fix that and run it again: it goes on where it stopped."
+    if options.operation == "create" or options.cancel:
+        return again
+    return f"{again} Or take it back: tenants {options.operation} {options.name} --cancel."
 
 
 async def _create(provisioner: Provisioner, options: Namespace) -> Done:
     aliases: Sequence[str] = options.alias
     await provisioner.create(
         options.name,
+        adopt=options.adopt,
         datasource=options.datasource,
         schema=options.schema,
         database=options.database,
@@ -207,12 +207,18 @@ async def _resume(provisioner: Provisioner, options: Namespace) -> Done:
 
 
 async def _move(provisioner: Provisioner, options: Namespace) -> Done:
+    if options.cancel:
+        await provisioner.cancel(options.name, Operation.MOVE)
+        return Done("move", options.name, "lives where it lived; the move has been taken back")
     await provisioner.move(options.name, options.to)
     return Done("move", options.name, f"lives on {options.to} now; what it left behind is still there")
 
 
 async def _drop(provisioner: Provisioner, options: Namespace) -> Done:
-    kept = await provisioner.drop(options.name, keep_dump=options.keep_dump)
+    if options.cancel:
+        await provisioner.cancel(options.name, Operation.DROP)
+        return Done("drop", options.name, "served as before; the drop has been taken back")
+    kept = await provisioner.drop(options.name, keep_dump=options.keep_dump, cascade=options.cascade)
     return Done("drop", options.name, "gone" if kept is None else f"gone; its dump is {kept}")
 
 

@@ -1,4 +1,4 @@
-"""How findings are printed: for people, for programs, for the places where CI systems show them."""
+"""The formats of findings: for people, programs and CI systems."""
 
 from .report import FORMATS, Report
 

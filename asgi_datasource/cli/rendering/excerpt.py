@@ -1,51 +1,54 @@
-"""A line of a file as messages show it: without what might be a secret, and with the place marked.
+"""Excerpts: a line of a file without anything that might be a secret, and with a position marked.
 
-Keys are shown, references, and plain words as the values of known keys that hold no secrets. Of anything else (an
-address with a password in it, a keyword string, the value of a key that may be a misspelt `url`, a comment) only the
-place is.
+A value is masked by its path in the document, as everywhere (`config/masking.py`). Other values are shown only when
+they are plain words, because a password may be in the wrong place. Comments and unparsed text are hidden.
 """
 
 from __future__ import annotations
 
 import re
+from bisect import bisect_left, bisect_right
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cache
+from itertools import islice
 from typing import Final
 
-from ...config import Format, Text
-from ...config.keys import sections
+from ...config import Position, Text
+from ...config.keys import sections, value_at
+from ...config.masking import REFERENCE
+from ...config.places import Span
+from ...config.reading import find_spans
 
 MOST_COLUMNS: Final = 160
-"""A longer line is cut; nobody reads on, and minified JSON has one line."""
+"""Longer lines are cut; minified JSON is a single line."""
 _HIDDEN: Final = "…"
 
-_TOKENS: Final = re.compile(
+_BETWEEN: Final = re.compile(
     r"""
-      (?P<space>[ \t]+)
-    | (?P<suppression>(?:^|(?<=\s))\#[ \t]*ads:.*)
-    | (?P<comment>(?:^|(?<=[\s\[\]{},"']))\#.*)
-    | (?P<string>"(?:[^"\\]|\\.)*"?|'(?:[^']|'')*'?)
-    | (?P<flow>[\[\]{},])
-    | (?P<plain>(?:[^\s\[\]{},\#"':=]|(?<=\S)\#|\$\{[^}]*\}|:(?![\s]|$)|=(?!\s)|(?<=\S)["'])+)
-    | (?P<sign>.)
+      (?P<suppression>(?:^|(?<=\s))\#[ \t]*ads:.*)
+    | (?P<comment>\#.*)
+    | (?P<reference>\$\{[A-Za-z_][A-Za-z0-9_]*\})
+    | (?P<sign>[\s\[\]{}:,=."'|>?-]+)
+    | (?P<word>[^\s\[\]{}:,=."'\#]+)
     """,
     re.VERBOSE,
 )
-_REFERENCE: Final = r"\$\{[A-Za-z_][A-Za-z0-9_]*(?::-[\w.*/-]{0,64})?\}"
-_SHOWN: Final = re.compile(rf"(?:[\w.*/+?^$-]|{_REFERENCE}){{1,64}}")
+_ASSIGNS: Final = re.compile(r"""["']?[ \t]*[:=]""")
+_PLAIN: Final = re.compile(r"(?:[\w.*/+?^$-]|\$\{[A-Za-z_][A-Za-z0-9_]*(?::-[\w.*/-]{0,64})?\}){1,64}")
 _HARMLESS: Final = re.compile(r"-?[0-9]{1,4}(?:ms|s|m|h)?|true|false|null|yes|no|on|off|~")
 _CALLABLE: Final = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_][\w.]*")
 
 
 @dataclass(frozen=True, slots=True)
 class Excerpt:
-    """One line, and a place in it.
+    """A line and a position in it.
 
     Attributes:
-        line: Its number, from 1.
-        text: What of it is shown.
-        start: The first column of the place, from 0.
-        length: How many columns it has.
+        line: Its number, counted from 1.
+        text: The line as it is shown.
+        start: The first marked column, counted from 0.
+        length: The number of marked columns.
     """
 
     line: int
@@ -54,82 +57,112 @@ class Excerpt:
     length: int
 
 
-def excerpt_of(text: Text, line: int, column: int, key: str = "") -> Excerpt | None:
-    """The line of a place.
+class Excerpts:
+    """The lines of some positions; each file is parsed once.
 
     Args:
-        text: The file.
-        line: The line's number, from 1.
-        column: The place's column, from 1.
-        key: The key that the line is the value of, should it hold no key of its own.
-
-    Returns:
-        None when the text has no such line.
+        texts: The files.
+        positions: The positions.
     """
-    lines = text.content.split("\n", line)
-    if not 1 <= line <= len(lines):
-        return None
-    written = lines[line - 1].rstrip("\r")
-    shown, start, length = _redact(written, column - 1, text.format, key)
-    if start > MOST_COLUMNS - 20:
-        cut = start - 40
-        shown, start = _HIDDEN + shown[cut + 1 :], start - cut
-    if len(shown) > MOST_COLUMNS:
-        shown = shown[: MOST_COLUMNS - 1] + _HIDDEN
-    return Excerpt(line, shown, start, max(1, min(length, len(shown) - start)))
+
+    def __init__(self, texts: Iterable[Text], positions: Iterable[Position]) -> None:
+        lines: dict[str, set[int]] = {}
+        for position in positions:
+            if position.line is not None:
+                lines.setdefault(position.file, set()).add(position.line)
+        self._files = {text.file: _File(text, lines[text.file]) for text in texts if text.file in lines}
+
+    def at(self, position: Position) -> Excerpt | None:
+        """The line of a position; None when its file has no such line."""
+        file = self._files.get(position.file)
+        return file.at(position.line, position.column or 1) if file is not None and position.line is not None else None
 
 
-def redact_line(line: str, form: Format) -> str:
-    """What of a whole line is shown."""
-    return _redact(line, len(line), form, "")[0]
+class _File:
+    """The wanted lines of one file."""
+
+    def __init__(self, text: Text, wanted: Iterable[int]) -> None:
+        self._lines = text.content.split("\n")
+        self._spans: dict[int, list[Span]] = {line: [] for line in sorted(wanted)}
+        numbers = list(self._spans)
+        for span in find_spans(text, numbers):
+            for line in numbers[bisect_left(numbers, span.start[0]) : bisect_right(numbers, span.end[0])]:
+                self._spans[line].append(span)
+
+    def at(self, line: int, column: int) -> Excerpt | None:
+        if not 1 <= line <= len(self._lines):
+            return None
+        written = self._lines[line - 1].rstrip("\r")
+        parts: list[str] = []
+        width, start, length = 0, len(written), 1
+        for first, last, shown in self._pieces(line, written, column - 1):
+            if first <= column - 1 < last:
+                is_whole = isinstance(shown, _Word)
+                start = width if is_whole else width + min(column - 1 - first, len(shown) - 1)
+                length = len(shown) if is_whole else 1
+            parts.append(shown)
+            width += len(shown)
+        text, start = "".join(parts), min(start, width)
+        if start > MOST_COLUMNS - 20:
+            cut = start - 40
+            text, start = _HIDDEN + text[cut + 1 :], start - cut
+        if len(text) > MOST_COLUMNS:
+            text = text[: MOST_COLUMNS - 1] + _HIDDEN
+        return Excerpt(line, text, start, max(1, min(length, len(text) - start)))
+
+    def _pieces(self, line: int, written: str, column: int) -> Iterator[tuple[int, int, str]]:
+        """The pieces of a line around a column."""
+        spans = self._spans[line]
+        number = max(0, bisect_right(spans, (line, column - MOST_COLUMNS), key=lambda span: span.start) - 1)
+        done = spans[number].start[1] - 1 if number and spans[number].start[0] == line else 0
+        end = column + MOST_COLUMNS
+        if done:
+            yield done, done, _HIDDEN
+        indent = len(written) - len(written.lstrip())
+        for span in islice(spans, number, None):
+            first = span.start[1] - 1 if span.start[0] == line else indent
+            last = span.end[1] - 1 if span.end[0] == line else len(written)
+            if first > end:
+                break
+            yield from _between(written[done:first], done)
+            yield first, last, _Word(_show(written[first:last], span))
+            done = last
+        yield from _between(written[done : max(done, end)], done)
 
 
-def _redact(written: str, column: int, form: Format, key: str) -> tuple[str, int, int]:
-    """What of a line is shown, and where in it the token at a column is."""
-    parts: list[str] = []
-    width, start, length = 0, len(written), 1
-    for token in _TOKENS.finditer(written):
-        kind, word = token.lastgroup or "", token[0]
+class _Word(str):
+    """A key or a value as it is shown; it is marked as a whole."""
+
+    __slots__ = ()
+
+
+def _between(text: str, start: int) -> Iterator[tuple[int, int, str]]:
+    """The text between keys and values: punctuation is shown, comments and unparsed text are hidden."""
+    for token in _BETWEEN.finditer(text):
+        kind, shown = token.lastgroup, token[0]
         if kind == "comment":
             shown = f"# {_HIDDEN}"
-        elif kind in ("string", "plain"):
-            rest = written[token.end() :].lstrip()
-            is_key = rest.startswith("=") if form is Format.TOML else rest.startswith(":")
-            shown = _show(word, None if is_key else key)
-            key = word.strip("\"'") if is_key else key
-        else:
-            if kind == "flow" and word in ",}]":
-                key = ""
-            shown = word
-        # The token that the place is in; one that only spaces separate from it belongs to another value.
-        if token.start() <= column < token.end():
-            start, length = width + min(column - token.start(), len(shown) - 1), len(shown)
-            if kind in ("string", "plain"):
-                start = width
-        parts.append(shown)
-        width += len(shown)
-    return "".join(parts), min(start, width), length
+        elif kind == "word" and not (shown in _known_keys() and _ASSIGNS.match(text, token.end())):
+            shown = _HIDDEN
+        yield start + token.start(), start + token.end(), shown
 
 
-def _show(word: str, key: str | None) -> str:
-    """A string or plain scalar as it is shown; its key, None for a key itself."""
-    quote = word[0] if word[0] in "\"'" else ""
-    content = word.strip(quote) if quote else word
-    if not content or re.fullmatch(_REFERENCE, content) or _HARMLESS.fullmatch(content):
-        return word
-    if (key is None or key in _known_keys()) and (_CALLABLE.fullmatch(content) or _is_plain(content)):
-        return word
+def _show(written: str, span: Span) -> str:
+    """A key or a value as it is shown."""
+    quote = written[:1] if written[:1] in ('"', "'") else ""
+    content = written.strip(quote) if quote else written
+    kind = None if span.is_key else value_at(span.path)
+    if not content or (not span.is_key and REFERENCE.fullmatch(content)):
+        return written
+    if span.is_key or (kind is not None and kind.mask is None):
+        if _CALLABLE.fullmatch(content) or all(map(_PLAIN.fullmatch, content.split())):
+            return written
+    elif kind is None and _HARMLESS.fullmatch(content):
+        return written
     return f"{quote}{_HIDDEN}{quote}"
-
-
-def _is_plain(content: str) -> bool:
-    return all(_SHOWN.fullmatch(part) for part in content.split())
 
 
 @cache
 def _known_keys() -> frozenset[str]:
-    """Keys whose values are no secrets."""
-    fields = [field for place in sections().values() for field in place.fields.items()]
-    return frozenset(
-        key for key, info in fields if not any(getattr(each, "is_secret", False) for each in info.metadata)
-    )
+    """The keys of all sections."""
+    return frozenset(key for place in sections().values() for key in place.fields)

@@ -1,4 +1,4 @@
-"""Findings as GitHub's workflow commands, which put them beside the lines of a pull request.
+"""Findings as GitHub's workflow commands, which GitHub shows next to the lines of a pull request.
 
 Source: GitHub Actions documentation, "Workflow commands", error, warning and notice.
 """
@@ -13,7 +13,7 @@ _COMMANDS = {Severity.ERROR: "error", Severity.WARNING: "warning", Severity.HINT
 
 
 def render(report: Report, style: Style) -> str:
-    """One command a finding."""
+    """One command for each finding."""
     return "\n".join(map(_command, report.diagnostics))
 
 
@@ -28,7 +28,7 @@ def _command(problem: Diagnostic) -> str:
             properties["col"] = str(position.column)
     listed = ",".join(f"{name}={_escape_property(value)}" for name, value in properties.items())
     key = f"{problem.key}: " if problem.path else ""
-    return f"::{_COMMANDS[problem.severity]} {listed}::{_escape(f'{key}{problem.message}. {problem.mend}')}"
+    return f"::{_COMMANDS[problem.severity]} {listed}::{_escape(f'{key}{problem.message}. {problem.fix}')}"
 
 
 def _escape(text: str) -> str:

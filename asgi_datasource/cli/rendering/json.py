@@ -1,4 +1,4 @@
-"""Findings for programs: the document of `schemas/diagnostics/v1.json`."""
+"""Findings for programs: the document described by `schemas/diagnostics/v1.json`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Findings as JUnit's XML, which every CI system shows: a test case a file, failed by its errors.
+"""Findings as JUnit XML, which every CI system shows: each file is a test case that its errors fail.
 
 Source: the schema that Jenkins' xUnit plugin publishes for JUnit 10.
 """

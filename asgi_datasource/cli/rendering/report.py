@@ -1,4 +1,4 @@
-"""What was found in some files, and every form in which it can be printed."""
+"""The findings of a run, and the formats that render them."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from ..command import ExitCode
 from ..console import Style
 
 FORMATS: Final = ("text", "concise", "json", "sarif", "github", "gitlab", "junit")
-"""The forms, each a module here with a function `render`; the first one is for people."""
+"""The formats, each a module of this package with a function `render`; the first one is for people."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,13 +21,13 @@ class Report:
 
     Attributes:
         tool: The command that found them.
-        files: The files that were looked at.
-        diagnostics: Every problem, file by file.
-        suppressed: What the files ask to leave out.
-        texts: What was read, for excerpts.
+        files: The examined files.
+        diagnostics: The problems, file by file.
+        suppressed: Ignored problems.
+        texts: The files that were read, for excerpts.
         is_strict: Whether warnings and hints count like errors.
-        could_run: Whether everything could be looked at.
-        notes: What was not looked at, of that which there is too much of.
+        could_run: Whether everything could be examined.
+        notes: What was left out, because there is too much of it.
     """
 
     tool: str
@@ -50,7 +50,7 @@ class Report:
         could_run: bool = True,
         notes: Iterable[str] = (),
     ) -> Report:
-        """One report of several examinations."""
+        """One report of the findings of several files."""
         found = tuple(findings)
         return cls(
             tool,
@@ -64,12 +64,12 @@ class Report:
         )
 
     def count(self, severity: Severity) -> int:
-        """How many problems of a severity there are."""
+        """The number of problems of a severity."""
         return sum(problem.severity is severity for problem in self.diagnostics)
 
     @property
     def exit_code(self) -> ExitCode:
-        """2 when something could not be looked at, else 1 when there is an error; with `--strict`, any finding."""
+        """2 when something could not be examined, else 1 for errors, with `--strict` for any finding."""
         if not self.could_run:
             return ExitCode.CANNOT_RUN
         found = len(self.diagnostics) if self.is_strict else self.count(Severity.ERROR)

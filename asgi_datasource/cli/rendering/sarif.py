@@ -1,4 +1,4 @@
-"""Findings as SARIF 2.1.0, the form of GitHub's code scanning and of most editors.
+"""Findings as SARIF 2.1.0, the format of GitHub's code scanning and most editors.
 
 Source: OASIS, "Static Analysis Results Interchange Format (SARIF) Version 2.1.0".
 """
@@ -59,8 +59,8 @@ def _result(problem: Diagnostic, numbers: dict[Code, int]) -> dict[str, Any]:
         "ruleId": problem.code.value,
         "ruleIndex": numbers[problem.code],
         "level": _LEVELS[problem.severity],
-        "message": {"text": f"{key}{problem.message}. {problem.mend}"},
-        "properties": {"mend": problem.mend},
+        "message": {"text": f"{key}{problem.message}. {problem.fix}"},
+        "properties": {"fix": problem.fix},
     }
     if problem.position is not None:
         result["locations"] = [_location(problem.position, problem.key)]

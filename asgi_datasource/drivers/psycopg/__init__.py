@@ -3,44 +3,26 @@
 from typing import Any
 
 from psycopg import AsyncConnection
-from psycopg.rows import AsyncRowFactory as RowFactory
 
-from .connection import Connection
+from .connection import PsycopgConnection
 from .conninfo_template import ConnectionTemplate
-from .control_connection import Admin, login_of, open_admin, program_arguments
-from .health_check import ASK_POSITION, HealthCheck, read_position
-from .probe import Probe, open_probe
-from .result import Exchange, Result
-from .server import PoolKeeper, PsycopgServer
-from .server_timeouts import ServerTimeouts
-from .settings import ServerSettings
-from .statement import Control, Params, Query, Statement
+from .control_connection import ControlConnection, login_of, login_parameters, open_control
+from .driver import DRIVER
+from .pipeline import Pipeline
+from .server import PsycopgServer
 
 RawConnection = AsyncConnection[Any]
 """What `db.connection()` hands out."""
 
 __all__ = [
-    "ASK_POSITION",
-    "Admin",
-    "Connection",
+    "DRIVER",
     "ConnectionTemplate",
-    "Control",
-    "Exchange",
-    "HealthCheck",
-    "Params",
-    "PoolKeeper",
-    "Probe",
+    "ControlConnection",
+    "Pipeline",
+    "PsycopgConnection",
     "PsycopgServer",
-    "Query",
     "RawConnection",
-    "Result",
-    "RowFactory",
-    "ServerSettings",
-    "ServerTimeouts",
-    "Statement",
     "login_of",
-    "open_admin",
-    "open_probe",
-    "program_arguments",
-    "read_position",
+    "login_parameters",
+    "open_control",
 ]

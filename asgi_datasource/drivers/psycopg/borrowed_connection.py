@@ -8,12 +8,11 @@ from psycopg import AsyncConnection
 from psycopg.adapt import AdaptersMap
 
 from ...errors import DataError, DataErrorKind, SessionClosed
+from .connection import PsycopgConnection
 from .socket import CANCEL_LIMIT_S
 
 if TYPE_CHECKING:
     from psycopg.abc import RV, PQGen
-
-    from .connection import Connection
 
 
 class BorrowedConnection(AsyncConnection[Any]):
@@ -23,7 +22,7 @@ class BorrowedConnection(AsyncConnection[Any]):
     goes through `wait`, so that nothing reaches the server once the view has expired, whoever still holds a cursor.
     """
 
-    def __init__(self, owner: Connection) -> None:
+    def __init__(self, owner: PsycopgConnection) -> None:
         pgconn = owner.pgconn
         notice_handler, notify_handler = pgconn.notice_handler, pgconn.notify_handler
         super().__init__(pgconn)
@@ -41,6 +40,11 @@ class BorrowedConnection(AsyncConnection[Any]):
         # psycopg warns of open connections that are dropped, but not of a pool's.
         self._pool = None
         owner.lend_socket()
+
+    @property
+    def connection(self) -> BorrowedConnection:
+        """What the user gets: this."""
+        return self
 
     def expire(self, message: str) -> None:
         """Let every further use of this connection, and of what was made from it, raise `SessionClosed(message)`."""
@@ -99,3 +103,10 @@ def _refused(what: str, instead: str) -> DataError:
     return DataError(
         DataErrorKind.QUERY, f"{what} would end the session's transaction, and the tenant with it; use {instead}"
     )
+
+
+def lend(connection: PsycopgConnection) -> BorrowedConnection:
+    """A pooled connection as an ordinary psycopg one, for as long as its user may have it."""
+    # What its user sends does not pass through the library.
+    connection.needs_reset = True
+    return BorrowedConnection(connection)

@@ -1,4 +1,4 @@
-"""A psycopg connection whose hot path drives libpq's pipeline itself: one `exchange`, one round trip."""
+"""A psycopg connection whose hot path drives libpq's pipeline itself: one exchange, one round trip."""
 
 from __future__ import annotations
 
@@ -6,77 +6,115 @@ import asyncio
 import time
 from collections.abc import Sequence
 from math import inf
-from typing import TYPE_CHECKING, Any, Final, cast
+from typing import Any, Final, Protocol
 
-from psycopg import DataError, InterfaceError, OperationalError, ProgrammingError
+from psycopg import InterfaceError, OperationalError, ProgrammingError
 from psycopg import errors as e
 from psycopg.pq import TransactionStatus
 
 from ...concurrency.fair_queue import Share
 from ...observability.metrics import Use
 from ...routing import Position
-from .pipeline import COPY_REFUSED, Command, Drain, Pipeline
-from .prepared import StatementCache
-from .result import Exchange
-from .server_timeouts import ServerTimeouts
+from ..statements import Control, ControlKind, CursorDeclaration, Envelope, Params, Query, Settings, Statement
+from .pipeline import COPY_REFUSED, Command, Drain, Pipeline, PipelineHost
+from .prepared import Plan, StatementCache
 from .socket import BAD, CANCEL_LIMIT_S, IN_USE, Receiver, WatchedSocket, shut_down
-from .statement import MAX_CACHED_LENGTH, MAX_PARAMS, Control, Statement, convert
-
-if TYPE_CHECKING:
-    from .borrowed_connection import BorrowedConnection
-    from .pool import Lender
+from .statement import MAX_CACHED_LENGTH, MAX_PARAMS, ConvertedQuery, convert
+from .transaction_settings import SettingsCache
 
 _IDLE: Final = int(TransactionStatus.IDLE)
 _INTRANS: Final = int(TransactionStatus.INTRANS)
 _INERROR: Final = int(TransactionStatus.INERROR)
 _ACTIVE: Final = int(TransactionStatus.ACTIVE)
 
-_TEXT_OID: Final = 25
-"""Of the type text (PostgreSQL source, pg_type.dat)."""
-
 _CLOCK_STEP_S: Final = 0.001
 """uvloop's clock has no finer steps: its timers come up to one early."""
 
-_ROLLBACK: Final = Statement("rollback", prepare=False)
+MAX_KNOWN_QUERIES: Final = 500
+"""Texts whose conversion a connection keeps at hand."""
+
+_ROLLBACK: Final = Control(ControlKind.ROLLBACK, "rollback", prepare=False)
+_DISCARD: Final = Statement("discard all", prepare=False)
+
 OUTLIVES_REFUSED: Final = (
     "this statement may change the session itself, and behind a pooler in transaction mode the session is shared with"
     " other tenants; use SET LOCAL, set_config(name, value, true), pg_advisory_xact_lock, a table that is not temporary"
 )
-_DISCARD: Final = Statement("discard all", prepare=False)
 
 
-class Connection(WatchedSocket):
+_NOTHING: Final[Command] = (b"", None, (), None, None, False)
+"""Stands where settings would, when there are none to apply."""
+
+
+class Home(Protocol):
+    """The pool that a connection goes back to."""
+
+    def give(self, connection: PsycopgConnection, /) -> None:
+        """Take it back; it is idle or closed."""
+        ...
+
+
+class KnownQuery:
+    """What a connection knows of a text that it has sent before."""
+
+    __slots__ = ("converted", "count", "formats", "is_plain", "names", "plan", "text", "types")
+
+    def __init__(self, converted: ConvertedQuery | None) -> None:
+        self.converted = converted
+        self.plan: Plan | None = None
+        """How it was last sent, where it is prepared."""
+        self.types: tuple[int, ...] = ()
+        """Of the parameters that this plan is for."""
+        self.is_plain = converted is not None and not (
+            converted.is_client_copy or converted.outlives_transaction or converted.may_end_transaction
+        )
+        """Nothing has to be considered before it is sent."""
+        if converted is not None:
+            self.text = converted.text
+            self.formats = converted.formats
+            self.names = converted.names
+            self.count = converted.count
+
+
+class PsycopgConnection(WatchedSocket, PipelineHost):  # pyright: ignore[reportIncompatibleMethodOverride] - see WatchedSocket.connect
     """One connection of a pool: in autocommit mode, BEGIN and COMMIT are statements like others."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self._flights = 0
+        self.pipelines = 0
         self._deadline: float | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._timer_at = 0.0
         self.has_changed_schema = False
-        """A statement of the open transaction created, changed or dropped something."""
         self.needs_reset = False
         """Something may have been changed that outlives a transaction; undone before it is lent again."""
         self.share: Share | None = None
-        """On whose account it is borrowed, where that is counted."""
+        """The tenant that it is borrowed for, where that is counted."""
         self.use: Use | None = None
         """Is told when it is given back, where that is measured."""
         self.is_kept = False
         """The keeper of its pool counts it as in use."""
         self.due_at = inf
         """Event-loop time from which on it is not lent again: its pool replaces it."""
-        self.lender: Lender | None = None
-        """Where it came from and goes back to; None while it is in its pool."""
+        self.home: Home | None = None
+        """The pool that it goes back to; None while it lies there."""
         self.plans = StatementCache()
+        self.settings = SettingsCache(self.plans)
+        self._known: dict[str, KnownQuery] = {}
+        self._known_bare: dict[str, KnownQuery] = {}
+        """Those that are sent without parameters: placeholders are looked for only when there are some."""
+        self._envelopes: dict[Envelope, tuple[int, list[Command], list[Command], list[Command]]] = {}
+        self._batches: dict[tuple[Control, ...], tuple[int, list[Command]]] = {}
         self.server_version = self.pgconn.server_version
         """As libpq reports it: 180004."""
         self.held: Position | None = None
         """Where the server at the other end has said that it is; it only goes on from there."""
         self.timeline = 0
         """The timeline that the primary at the other end writes; 0 is not known."""
-        self.limits = ServerTimeouts()
-        """The server's own; known of a pool's connections."""
+        self.incarnation: str | None = None
+        """What identifies the server's life; None where it can change while the connection stays: behind a pooler."""
+        self.backend_pid = self.pgconn.backend_pid
+        """Process id of the server process, as the server said when the connection was made."""
 
     # What the session layer asks
 
@@ -128,13 +166,167 @@ class Connection(WatchedSocket):
 
     def retire(self) -> None:
         """Let its pool replace it as soon as it comes back."""
-        self.due_at = self._expire_at = -inf
+        self.due_at = -inf
 
     # The hot path
 
+    def send_one(
+        self,
+        envelope: Envelope,
+        settings: tuple[tuple[str, str], ...],
+        query: Query,
+        params: Params | None,
+        *,
+        deadline: float | None,
+        now: float,
+    ) -> Pipeline | None:
+        """Send one statement inside its envelope, without waiting; see `drivers.protocol.Connection`."""
+        if (
+            type(query) is not str
+            or self._receiver is not None
+            or self._is_gone
+            or self._foreign_waits
+            or self._cancel_request is not None
+            or self._was_psycopgs
+            or not self._is_watched
+            or self.plans.to_close
+            or self._counting_adapters.changes != self._adapter_changes
+        ):
+            return None
+        observer = self._observer
+        prepares = observer is None or observer.prepares
+        plans = self.plans
+        known = (self._known_bare if params is None else self._known).get(query) or self._learn(query, params)
+        if not known.is_plain:
+            return None
+        values = formats = left_s = head = None
+        types: tuple[int, ...] = ()
+        if deadline is not None:
+            left_s = deadline - now
+            if left_s <= 0:
+                return None
+        try:
+            if params:
+                kind = type(params)
+                if known.names is not None or (kind is not list and kind is not tuple) or len(params) != known.count:
+                    params = known.converted.order(params)  # type: ignore[union-attr]  # plain ones have one
+                transformer = self.transformer
+                values = transformer.dump_sequence(params, known.formats)  # type: ignore[arg-type]  # in order now
+                types = transformer.types or ()
+                formats = transformer.formats
+            elif known.count:
+                return None
+            if envelope.settings:
+                head = self.settings.command(
+                    settings, self.transformer.encoding, left_s, is_read=envelope.is_read, prepares=prepares
+                )
+        except Exception:  # noqa: BLE001 - a mistake of the caller's, which `exchange` raises in its place
+            return None
+        plan = known.plan
+        if plan is None or not plan.is_kept or types != known.types:
+            plan = plans.plan(known.text, types, at_once=False) if prepares else None
+            known.plan, known.types = plan, types
+        else:
+            plan.was_used = True
+        wrapped = self._envelopes.get(envelope)
+        if wrapped is None or wrapped[0] != plans.generation:
+            wrapped = self._wrap(envelope, prepares=prepares)
+        _, opening, between, closing = wrapped
+        command = (known.text, values, types, formats, plan, True)
+        if envelope.settings:
+            commands = [*opening, head or _NOTHING, *between, command, *closing]
+        else:
+            commands = [*opening, *between, command, *closing]
+        return self._start(Pipeline(self, commands), deadline, None)
+
+    def send_controls(self, statements: tuple[Control, ...], *, deadline: float | None) -> Pipeline | None:
+        """Send control statements alone, without waiting; see `drivers.protocol.Connection`."""
+        if (
+            self._receiver is not None
+            or self._is_gone
+            or self._foreign_waits
+            or self._cancel_request is not None
+            or self._was_psycopgs
+            or not self._is_watched
+            or self.plans.to_close
+            or (deadline is not None and deadline <= self._loop.time())
+        ):
+            return None
+        batch = self._batches.get(statements)
+        if batch is None or batch[0] != self.plans.generation:
+            prepares = self._observer is None or self._observer.prepares
+            commands = [self._control_command(statement, prepares=prepares) for statement in statements]
+            batch = self._batches[statements] = (self.plans.generation, commands)
+        return self._start(Pipeline(self, batch[1]), deadline, None)
+
+    def _learn(self, query: str, params: Params | None) -> KnownQuery:
+        """Convert a text that was not sent before; what cannot be sent plainly is remembered as such."""
+        converted: ConvertedQuery | None = None
+        if len(query) <= MAX_CACHED_LENGTH:
+            try:
+                converted = convert(query, self.transformer, has_params=params is not None)
+            except Exception:  # noqa: BLE001 - `exchange` raises it in its place
+                converted = None
+        known = KnownQuery(converted)
+        kept = self._known_bare if params is None else self._known
+        if len(kept) >= MAX_KNOWN_QUERIES:
+            kept.clear()
+        kept[query] = known
+        return known
+
+    def _wrap(self, envelope: Envelope, *, prepares: bool) -> tuple[int, list[Command], list[Command], list[Command]]:
+        opening, between, closing = [
+            [self._control_command(statement, prepares=prepares) for statement in statements]
+            for statements in (envelope.opening, envelope.between, envelope.closing)
+        ]
+        wrapped = self._envelopes[envelope] = (self.plans.generation, opening, between, closing)
+        return wrapped
+
+    def _start(self, pipeline: Pipeline, deadline: float | None, flush_after: int | None) -> Pipeline:
+        """Send a pipeline. Where that fails the connection is lost, which stands in the pipeline."""
+        pipeline.waiter = self._waiter = self._loop.create_future()
+        self._receiver = pipeline
+        try:
+            pipeline.send(flush_after)
+            is_pending = self.pgconn.flush()
+        except e.Error as error:
+            self._lose(error)
+            pipeline.failed_at = None
+            return pipeline
+        self._was_psycopgs = False
+        if not self._is_watched:
+            self._watch()
+        if is_pending:
+            self._write_later()
+        if deadline is not None:
+            # A timer that comes too early sets itself anew. So hardly an exchange needs one of its own: the timer of
+            # one long past serves the next, thousands of times.
+            if self._timer is not None and self._timer_at <= deadline:
+                self._deadline = deadline
+            else:
+                self._set_deadline(deadline)
+        return pipeline
+
+    async def arrival(self, exchange: Pipeline) -> None:
+        """Wait until a round trip has come back, or its deadline has passed, also where its waiter was cancelled."""
+        while True:
+            if exchange.waiter.cancelled() and self._receiver is exchange:
+                exchange.waiter = self._waiter = self._loop.create_future()
+            # Not awaited itself: a cancellation of this caller must leave it to the others.
+            await asyncio.wait({exchange.waiter})
+            if not exchange.waiter.cancelled() or self._receiver is not exchange:
+                return
+
+    async def finish(self, exchange: Pipeline) -> None:
+        """Bring a round trip to its end: stop it on the server when its deadline has passed, and read what came."""
+        if self._receiver is exchange:
+            await self._stop(exchange)
+            exchange.timed_out = exchange.error is not None
+        exchange.load()
+
     async def exchange(
         self, statements: Sequence[Statement], *, deadline: float | None = None, flush_after: int | None = None
-    ) -> Exchange:
+    ) -> Pipeline:
         """Send statements and one Sync, and collect their results: one round trip.
 
         Outside a transaction they are one implicit transaction, which ends at the Sync. Errors of the server and of
@@ -159,48 +351,25 @@ class Connection(WatchedSocket):
         # Without messages for it, names are closed by a statement, which could fail the transaction it runs in.
         closes = self.plans.take_closes() if self.plans.closes_by_message or self.is_idle else ()
         try:
-            flight = Pipeline(self, self._to_commands(statements), closes, resets_mode=self._was_psycopgs)
+            pipeline = Pipeline(self, self._to_commands(statements))
         except BaseException:
             self.plans.put_back_closes(closes)
             raise
+        pipeline.closes = closes
+        pipeline.resets_mode = self._was_psycopgs
         if self._is_gone:
-            flight.exchange.error, flight.exchange.is_lost = self.reason_of_end, True
-            return flight.exchange
+            pipeline.error, pipeline.is_lost = self.reason_of_end, True
+            return pipeline
         if deadline is not None and deadline <= self._loop.time():
             self.plans.put_back_closes(closes)
-            return _too_late(flight.exchange)
-        try:
-            flight.send(flush_after)
-            is_pending = self.pgconn.flush()
-        except e.Error as error:
-            self._receiver = flight
-            self._lose(error)
-            flight.exchange.failed_at = None
-            return flight.exchange
-        self._receiver = flight
-        self._was_psycopgs = False
-        if not self._is_watched:
-            self._watch()
-        if is_pending:
-            self._write_later()
-        if deadline is not None:
-            self._set_deadline(deadline)
-        self._waiter = waiter = self._loop.create_future()
-        try:
-            await waiter
-        finally:
-            # When cancelled, what still arrives is collected, for nobody. Somebody else may wait here by now.
-            if self._waiter is waiter:
-                self._waiter = None
-        if self._receiver is flight:
-            await self._stop(flight)
-            flight.exchange.timed_out = flight.exchange.error is not None
-        return flight.load()
-
-    def count_flight(self) -> int:
-        """A number for the pipeline that is about to leave."""
-        self._flights += 1
-        return self._flights
+            pipeline.error = OperationalError("the deadline had passed before the statement was sent")
+            pipeline.timed_out = True
+            return pipeline
+        self._start(pipeline, deadline, flush_after)
+        # When cancelled, what still arrives is collected and dropped.
+        await pipeline.waiter
+        await self.finish(pipeline)
+        return pipeline
 
     def _to_commands(self, statements: Sequence[Statement]) -> list[Command]:
         if self.adapters.changes != self._adapter_changes:
@@ -209,7 +378,7 @@ class Connection(WatchedSocket):
         prepares = self._observer is None or self._observer.prepares
         commands: list[Command] = []
         for statement in statements:
-            if type(statement) is Control:
+            if isinstance(statement, Control):
                 commands.append(self._control_command(statement, prepares=prepares))
                 continue
             params = statement.params
@@ -221,6 +390,8 @@ class Connection(WatchedSocket):
                     raise ProgrammingError(OUTLIVES_REFUSED)
                 self.needs_reset = True
             text = converted.text
+            if isinstance(statement, CursorDeclaration):
+                text = statement.prefix.encode("ascii") + text
             values = formats = None
             types: tuple[int, ...] = ()
             if params is not None:
@@ -241,23 +412,30 @@ class Connection(WatchedSocket):
         return commands
 
     def _control_command(self, statement: Control, *, prepares: bool) -> Command:
-        encoding = self.transformer.encoding
-        values: list[bytes | None] = []
-        for value in cast("Sequence[str]", statement.params):
-            encoded = value.encode(encoding)
-            if b"\0" in encoded:
-                # libpq would take what stands before it for the whole.
-                raise DataError("PostgreSQL text fields cannot contain NUL (0x00) bytes")
-            values.append(encoded)
-        types = (_TEXT_OID,) * len(values)
-        plan = self.plans.plan(statement.encoded, types, at_once=False) if prepares else None
-        return (statement.encoded, values, types, None, plan, statement.loads)
+        if isinstance(statement, Settings):
+            left_s = None if statement.deadline is None else statement.deadline - self._loop.time()
+            command = self.settings.command(
+                statement.pairs, self.transformer.encoding, left_s, is_read=statement.is_read, prepares=prepares
+            )
+            return command or _NOTHING
+        plan = self.plans.control_plan(statement.encoded) if prepares and statement.prepare else None
+        return (statement.encoded, None, (), None, plan, False)
 
-    def _land(self, receiver: Receiver) -> None:
+    def _land(self) -> None:
+        """Everything has arrived: an ordinary psycopg connection again."""
         self._deadline = None
-        if isinstance(receiver, Pipeline):
+        if type(self._receiver) is Pipeline:
             self.pgconn.exit_pipeline_mode()
-        super()._land(receiver)
+        self._receiver = None
+        told = self.pgconn.parameter_status
+        formatting = (told(b"TimeZone"), told(b"DateStyle"), told(b"IntervalStyle"), told(b"client_encoding"))
+        if self._formatting != formatting:
+            self.refresh_transformer()
+        if self._loans:
+            self._unwatch()
+        waiter = self._waiter
+        if waiter is not None and not waiter.done():
+            waiter.set_result(None)
 
     def _lose(self, cause: BaseException) -> None:
         self._deadline = None
@@ -273,8 +451,6 @@ class Connection(WatchedSocket):
     # Deadlines
 
     def _set_deadline(self, deadline: float) -> None:
-        # A timer that comes too early sets itself anew. So hardly an exchange needs one of its own: the timer of one
-        # long past serves the next, thousands of times.
         self._deadline = deadline
         if self._timer is not None:
             if self._timer_at <= deadline:
@@ -377,19 +553,3 @@ class Connection(WatchedSocket):
         shut_down(self._fd)
         if not await self.foreign_waits_ended(CANCEL_LIMIT_S):
             self.cut("a task did not let go of it")
-
-    # psycopg's own connection, for the session's user
-
-    def view(self) -> BorrowedConnection:
-        """This connection as an ordinary psycopg one, for as long as its user may have it."""
-        from .borrowed_connection import BorrowedConnection
-
-        # What its user sends does not pass through here.
-        self.needs_reset = True
-        return BorrowedConnection(self)
-
-
-def _too_late(exchange: Exchange) -> Exchange:
-    exchange.error = OperationalError("the deadline had passed before the statement was sent")
-    exchange.timed_out = True
-    return exchange

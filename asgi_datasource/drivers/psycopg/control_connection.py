@@ -1,130 +1,368 @@
-"""Connections for provisioning: outside any pool, as a role that may create things, one statement after the other."""
+"""Connections outside any pool: for provisioning, as a role that may create objects, and for the questions of `check`.
+
+What the server says of a failed statement may quote rows, so no message here repeats it: a message is our own text for
+the SQLSTATE and the names of the objects. psycopg's exception stays the `__cause__`, with the server's words in `diag`.
+"""
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Mapping, Sequence
+import asyncio
+import re
+from collections.abc import AsyncGenerator, Mapping
 from contextlib import asynccontextmanager
-from typing import Any, LiteralString
+from typing import Any, Final, LiteralString
 
 import psycopg
 from psycopg import sql
+from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
-from ...errors import DataError, DataErrorKind
-from .settings import ServerSettings, connect_failure, resolve
+from ...errors import ConfigError, DataError, DataErrorKind, ErrorDetail, classify
+from ..settings import ServerSettings
+from .settings import connect_failure, resolve
+
+SAFE_PATH: Final = "-c search_path=pg_catalog"
+"""Start-up option of privileged connections. It outranks ALTER DATABASE and ALTER ROLE, and RESET returns to it."""
 
 
-class Admin:
-    """One connection, in autocommit mode.
+class ControlConnection:
+    """One connection in autocommit mode, which prepares nothing.
 
     Attributes:
-        connection: psycopg's own, for set-up code of the application's.
+        connection: psycopg's own, for set-up functions of the application.
+        address: `host:port/database`, for messages.
+        is_encrypted: The connection uses TLS.
+        is_local: The server is on this machine.
     """
 
-    def __init__(self, connection: psycopg.AsyncConnection[tuple[Any, ...]]) -> None:
+    __slots__ = ("_timeout_s", "address", "connection", "is_encrypted", "is_local")
+
+    def __init__(
+        self, connection: psycopg.AsyncConnection[tuple[Any, ...]], address: str, timeout_s: float | None
+    ) -> None:
         self.connection = connection
+        self.address = address
+        self.is_encrypted = bool(connection.pgconn.ssl_in_use)
+        host = connection.info.host
+        self.is_local = host.startswith("/") or host in ("localhost", "127.0.0.1", "::1", "")
+        self._timeout_s = timeout_s
+
+    @property
+    def told_pid(self) -> int:
+        """The process id sent at connect; a pooler in between sends one that is not the server's."""
+        return self.connection.info.backend_pid
+
+    @property
+    def parameters(self) -> dict[str, str]:
+        """The effective connection parameters, secrets included: what the URL, a service file and libpq's own
+        environment variables have set."""
+        found = {
+            option.keyword.decode(): option.val.decode()
+            for option in self.connection.pgconn.info
+            if option.val is not None and option.val != option.compiled
+        }
+        return {name: value for name, value in found.items() if name not in _OF_THE_CLIENT}
 
     async def rows(self, query: LiteralString, *parameters: object) -> list[tuple[Any, ...]]:
-        """Run a statement with values, and return its rows.
+        """Run one statement and return its rows.
+
+        Args:
+            query: The statement.
+            parameters: Values for its placeholders.
 
         Raises:
-            DataError: The server refused it.
+            DataError: The server refused it, or did not answer in time.
         """
-        try:
-            cursor = await self.connection.execute(query, parameters or None, prepare=False)
-            return await cursor.fetchall() if cursor.description is not None else []
-        except psycopg.Error as error:
-            raise _refused(error) from error
+        _, rows = await self.table(query, *parameters)
+        return rows
+
+    async def table(self, query: str, *parameters: object) -> tuple[list[str], list[tuple[Any, ...]]]:
+        """As `rows`, for a statement from the configuration; returns the names of the columns as well."""
+        return await self._run(query.encode(), parameters or None)
 
     async def command(
         self, template: LiteralString, *names: str | tuple[str, ...], **texts: str
     ) -> list[tuple[Any, ...]]:
-        """Run a command in whose `{}` names stand, quoted so that each stays a name, and return its rows.
+        """Run a command that takes names instead of values, and return its rows.
 
         Args:
-            template: `create schema {}`; a tuple is a name with its schema's.
-            names: What stands in the empty braces.
-            texts: Values by name, quoted as literals: `comment on schema {} is {text}`.
+            template: `create schema {}`.
+            names: What replaces the empty braces, quoted as identifiers; a tuple is a name qualified by its schema.
+            texts: What replaces `{key}`, quoted as literals: `comment on schema {} is {text}`.
 
         Raises:
             DataError: The server refused it.
         """
         parts = [sql.Identifier(*((name,) if isinstance(name, str) else name)) for name in names]
         literals = {key: sql.Literal(text) for key, text in texts.items()}
-        try:
-            cursor = await self.connection.execute(sql.SQL(template).format(*parts, **literals), prepare=False)
-            return await cursor.fetchall() if cursor.description is not None else []
-        except psycopg.Error as error:
-            raise _refused(error) from error
+        _, rows = await self._run(sql.SQL(template).format(*parts, **literals), None)
+        return rows
 
-    async def script(self, text: str) -> None:
-        """Run a file of SQL, several statements at once.
+    async def script(self, text: str, *, name: str) -> None:
+        """Run a file of SQL: several statements in one message.
+
+        Args:
+            text: The statements.
+            name: Names the file in errors.
 
         Raises:
-            DataError: One of them was refused.
+            DataError: The server refused one of them; the message has line and column where the server reports them.
         """
         try:
             await self.connection.execute(text.encode(), prepare=False)
         except psycopg.Error as error:
-            raise _refused(error) from error
+            raise self._refused(error, where=f"{name}{_position(error, text)}: ") from error
 
     @asynccontextmanager
     async def transaction(self) -> AsyncGenerator[None]:
-        """A block that takes effect as a whole."""
+        """A block that takes effect as a whole.
+
+        Raises:
+            DataError: A statement in it failed, one of a set-up function's own included.
+        """
         try:
             async with self.connection.transaction():
                 yield
         except psycopg.Error as error:
-            raise _refused(error) from error
+            raise self._refused(error) from error
 
+    def verifier(self, user: str, password: str) -> str:
+        """What the server stores of a password, so that no statement and no log of the server holds the password."""
+        return self.connection.pgconn.encrypt_password(password.encode(), user.encode(), b"scram-sha-256").decode()
 
-def _refused(error: psycopg.Error) -> DataError:
-    diagnostics = error.diag
-    where = f" (line {diagnostics.statement_position})" if diagnostics.statement_position else ""
-    message = diagnostics.message_primary or type(error).__name__
-    return DataError(DataErrorKind.QUERY, f"{message}{where}", sqlstate=error.sqlstate)
+    @staticmethod
+    def is_refusal(error: BaseException) -> bool:
+        """Whether the driver raised this error, and `transaction` says what it means."""
+        return isinstance(error, psycopg.Error)
+
+    async def _run(
+        self, query: bytes | sql.Composed, parameters: tuple[object, ...] | None
+    ) -> tuple[list[str], list[tuple[Any, ...]]]:
+        try:
+            async with asyncio.timeout(self._timeout_s):
+                cursor = await self.connection.execute(query, parameters, prepare=False)
+                if cursor.description is None:
+                    return [], []
+                return [column.name for column in cursor.description], await cursor.fetchall()
+        except TimeoutError:
+            raise DataError(DataErrorKind.TIMEOUT, f"no answer within {self._timeout_s:g} s") from None
+        except psycopg.Error as error:
+            raise self._refused(error) from error
+
+    def _refused(self, error: psycopg.Error, *, where: str = "") -> DataError:
+        found = classify(ErrorDetail(sqlstate=error.sqlstate, is_broken=self.connection.closed))
+        text = refusal_text(error)
+        # Every traceback prints the cause. Its `diag` still has all that the server has said.
+        error.args = (text,)
+        return DataError(
+            found.kind,
+            where + text,
+            sqlstate=error.sqlstate,
+            http_status=found.http_status,
+            is_retryable=found.is_retryable,
+            constraint=error.diag.constraint_name,
+            table=error.diag.table_name,
+            column=error.diag.column_name,
+        )
 
 
 @asynccontextmanager
-async def open_admin(conninfo: str, *, where: str, dbname: str | None = None) -> AsyncGenerator[Admin]:
-    """Connect for provisioning, and close the connection in the end.
+async def open_control(
+    settings: ServerSettings,
+    *,
+    where: str,
+    dbname: str | None = None,
+    timeout_s: float | None = 5.0,
+    is_privileged: bool = False,
+) -> AsyncGenerator[ControlConnection]:
+    """Connect, and close the connection at the end of the block.
 
     Args:
-        conninfo: libpq's URL or keyword string.
-        where: Names the server in errors.
+        settings: How the server is reached.
+        where: Names the server in the error about an unreadable connection string.
         dbname: Another database on the same server.
+        timeout_s: Longest wait for each answer; None sets no bound.
+        is_privileged: The role has rights that others lack: names are then found in `pg_catalog` only, so that no
+            object that another role has created is used by accident. Needs a direct connection: poolers refuse it.
 
     Raises:
-        DataError: CONNECTION: the server cannot be reached.
+        DataError: CONNECTION: the server cannot be reached; the message says why, without user and password.
     """
-    address = resolve(ServerSettings(conninfo=conninfo, connect_timeout_s=10.0), where=where)
-    parameters: Mapping[str, str] = {} if dbname is None else {"dbname": dbname}
+    address = resolve(settings, where=where)
+    parts = {name: str(value) for name, value in conninfo_to_dict(address.conninfo).items()}
+    if dbname is not None:
+        parts["dbname"] = dbname
+    if is_privileged:
+        parts["options"] = f"{parts.get('options', '')} {SAFE_PATH}".strip()
+    limit_s = settings.connect_timeout_s + (5.0 if timeout_s is None else timeout_s)
     try:
-        connection = await psycopg.AsyncConnection.connect(address.conninfo, autocommit=True, **parameters)  # type: ignore[arg-type]
-    except psycopg.Error as error:
-        reason = connect_failure(error, address)
-        raise DataError(DataErrorKind.CONNECTION, f"{where}: cannot connect to {reason}") from None
+        async with asyncio.timeout(limit_s):
+            connection = await psycopg.AsyncConnection.connect(
+                make_conninfo("", **parts), autocommit=True, prepare_threshold=None
+            )
+    except TimeoutError:
+        message = f"{address.host}:{address.port}: no answer within {limit_s:g} s"
+        raise DataError(DataErrorKind.CONNECTION, message) from None
+    except (psycopg.Error, OSError) as error:
+        raise DataError(
+            DataErrorKind.CONNECTION, connect_failure(error, address), sqlstate=getattr(error, "sqlstate", None)
+        ) from None
     try:
-        yield Admin(connection)
+        yield ControlConnection(connection, f"{address.host}:{address.port}/{connection.info.dbname}", timeout_s)
     finally:
-        await connection.close()
+        # Not `await connection.close()`, which may wait for a server that does not answer.
+        connection.pgconn.finish()
 
 
 def login_of(conninfo: str) -> str:
-    """The role that a connection string logs in as; raises ValueError when it names none."""
-    from psycopg.conninfo import conninfo_to_dict
+    """The role that a connection string logs in as.
 
+    Raises:
+        ConfigError: It names none.
+    """
     user = conninfo_to_dict(conninfo).get("user")
     if not user:
-        raise ValueError("the connection URL names no user")
+        raise ConfigError("the connection URL names no user")
     return str(user)
 
 
-def program_arguments(conninfo: str, *, dbname: str | None = None) -> tuple[Sequence[str], Mapping[str, str]]:
-    """How PostgreSQL's own programs are told of a server: arguments without the password, and their environment."""
-    from psycopg.conninfo import conninfo_to_dict, make_conninfo
+async def login_parameters(
+    admin: ControlConnection, conninfo: str, *, user: str, password: str, where: str
+) -> dict[str, str]:
+    """How another login reaches the database of a connection, without a pooler in between.
 
-    parts = {name: str(value) for name, value in conninfo_to_dict(conninfo).items()}
-    password = parts.pop("password", None)
-    if dbname is not None:
-        parts["dbname"] = dbname
-    return ["--dbname", make_conninfo("", **parts)], {} if password is None else {"PGPASSWORD": password}
+    Args:
+        admin: The connection; its address is tried first.
+        conninfo: Another way to the server.
+        user, password: The login.
+        where: Names the server in errors.
+
+    Raises:
+        DataError: CONNECTION: the login is refused at both addresses.
+    """
+    failure: DataError | None = None
+    for parts in (admin.parameters, conninfo_to_dict(conninfo)):
+        candidate = {name: str(value) for name, value in parts.items() if name not in _OF_THE_LOGIN}
+        candidate |= {"user": user, "password": password, "dbname": admin.connection.info.dbname}
+        try:
+            settings = ServerSettings(conninfo=make_conninfo("", **candidate))
+            async with open_control(settings, where=where) as connection:
+                [[pid]] = await connection.rows("select pg_catalog.pg_backend_pid()")
+                if pid == connection.told_pid:
+                    return candidate
+        except DataError as error:
+            failure = failure or error
+    reason = "a pooler is in between" if failure is None else failure.message
+    raise DataError(DataErrorKind.CONNECTION, f"{where}: {user} cannot log in with its password: {reason}")
+
+
+_OF_THE_LOGIN: Final = frozenset(
+    {
+        *("user", "password", "passfile", "sslcert", "sslkey", "sslpassword", "sslcertmode", "require_auth", "options"),
+        *("channel_binding", "gssencmode", "gsslib", "gssdelegation", "krbsrvname", "service"),
+        *("scram_client_key", "scram_server_key"),
+        *("oauth_issuer", "oauth_client_id", "oauth_client_secret", "oauth_scope"),
+    }
+)
+"""Parameters that say who logs in, not where (PostgreSQL manual, "Parameter Key Words")."""
+
+_OF_THE_CLIENT: Final = frozenset({"service", "servicefile", "replication", "fallback_application_name"})
+"""Parameters that are not for another program: what a service file says is among the effective ones."""
+
+
+# -- what a refusal is called ------------------------------------------------------------------------------------------
+
+REFUSALS: Final[Mapping[str, str]] = {
+    "08": "the connection was lost",
+    "0A": "the server does not support this",
+    "22": "a value does not fit its type",
+    "22012": "division by zero",
+    "23": "a row breaks a constraint",
+    "23502": "a column that must have a value has none",
+    "23503": "a row breaks a foreign key",
+    "23505": "a row breaks a unique constraint",
+    "23514": "a row breaks a check constraint",
+    "25": "the transaction does not allow this",
+    "25006": "the server takes no writes: it is a standby, or read only",
+    "25P02": "the transaction had failed before",
+    "28": "the server refused the login",
+    "2BP01": "other objects depend on it",
+    "3D": "there is no such database",
+    "3F": "there is no such schema",
+    "40": "the transaction lost against another one",
+    "42": "the statement is wrong",
+    "42501": "permission denied",
+    "42601": "syntax error",
+    "42701": "the column is there already",
+    "42702": "a column name is ambiguous",
+    "42703": "there is no such column",
+    "42704": "there is no such object",
+    "42710": "an object of that name is there already",
+    "42723": "a function of that name is there already",
+    "42725": "a function name is ambiguous",
+    "42804": "a type does not match",
+    "42809": "the object is of the wrong kind",
+    "42846": "a type cannot be cast",
+    "42883": "there is no such function or operator",
+    "42P01": "there is no such table or view",
+    "42P04": "a database of that name is there already",
+    "42P06": "a schema of that name is there already",
+    "42P07": "a table or view of that name is there already",
+    "42P17": "the definition is invalid",
+    "53": "the server is out of a resource",
+    "53100": "the server's disk is full",
+    "53200": "the server is out of memory",
+    "53300": "the server is out of connections",
+    "53400": "a limit of the server's configuration was reached",
+    "54": "the statement goes beyond a limit of the server",
+    "55": "the object is not in a state that allows this",
+    "55006": "the object is in use",
+    "55P03": "another transaction held a lock for too long",
+    "57": "the server ended the statement",
+    "57014": "the statement was cancelled, or ran out of time",
+    "58": "the server failed to use a file",
+    "P0": "a function of the database raised an error",
+    "XX": "the server has an internal error",
+}
+"""SQLSTATE, or its class, to what a message says of it (PostgreSQL manual, appendix A)."""
+
+_NAMING: Final = frozenset({"0A", "28", "2B", "3D", "3F", "42", "55"})
+"""Classes whose messages quote names of objects, never values."""
+
+_QUOTED: Final = re.compile(r"[\"«„]([^\"«»„“]+)[\"»“]")
+_RAISED: Final = re.compile(r"pl(?!an)")
+"""Source files of procedural languages: `pl_exec.c`, `plpy_elog.c`; not `planner.c`."""
+_WORD: Final = re.compile(r"[^\W\d][\w$]*")
+
+
+def refusal_text(error: psycopg.Error) -> str:
+    """What a message says of a refused statement: `there is no such table or view: "items" (SQLSTATE 42P01)`."""
+    state = error.sqlstate
+    if state is None:
+        return "the connection was lost" if isinstance(error, psycopg.OperationalError) else type(error).__name__
+    text = REFUSALS.get(state) or REFUSALS.get(state[:2]) or "the server refused the statement"
+    names = ", ".join(f'"{name}"' for name in _names(error, state))
+    return f"{text}{': ' if names else ''}{names} (SQLSTATE {state})"
+
+
+def _names(error: psycopg.Error, state: str) -> list[str]:
+    """The objects that an error is about."""
+    found = error.diag
+    if _RAISED.match(found.source_file or "pl_"):
+        # A function of the database chooses SQLSTATE, text and names: they may be values.
+        return []
+    table = ".".join(name for name in (found.schema_name, found.table_name) if name)
+    names = [name for name in (table, found.column_name, found.constraint_name, found.datatype_name) if name]
+    if names or state[:2] not in _NAMING:
+        return names
+    quoted = _QUOTED.findall(found.message_primary or "")
+    # A syntax error quotes the token where it was noticed: a literal, perhaps.
+    return [name for name in quoted if state != "42601" or _WORD.fullmatch(name)][:3]
+
+
+def _position(error: psycopg.Error, text: str) -> str:
+    """Where in a script an error was noticed: `, line 2, column 8`. The server counts characters, from 1."""
+    offset = error.diag.statement_position
+    if offset is None:
+        return ""
+    before = text[: int(offset) - 1]
+    return f", line {before.count(chr(10)) + 1}, column {len(before) - before.rfind(chr(10))}"

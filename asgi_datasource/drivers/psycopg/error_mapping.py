@@ -8,7 +8,7 @@ from typing import Final
 from psycopg import Error
 
 from ...errors import NO_PLACE, DataError, DataErrorKind, ErrorDetail, classify
-from .result import Exchange
+from ..protocol import Exchange
 
 _QUOTED: Final = re.compile(r"\"[^\"]*\"|«[^»]*»|„[^“]*“|'[^']*'")
 

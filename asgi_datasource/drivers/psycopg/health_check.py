@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final, Protocol
 
 from psycopg import Error
 
 from ...errors import DataError, DataErrorKind
 from ...routing import Observation, Position, parse_lsn
-from .connection import Connection
-from .result import Result
-from .socket import WatchedSocket
-from .statement import Statement
-
-if TYPE_CHECKING:
-    from .server import PsycopgServer
+from ..statements import Statement
+from .connection import PsycopgConnection
+from .pipeline import Pipeline
+from .socket import ConnectionObserver, WatchedSocket
 
 _POSITION: Final = (
     "case when pg_catalog.pg_is_in_recovery() then pg_catalog.pg_last_wal_replay_lsn()"
@@ -49,16 +46,38 @@ what it receives (PostgreSQL manual, "Control Data Functions" and "pg_stat_wal_r
 TIMELINE: Final = f"case when pg_catalog.pg_is_in_recovery() then {STANDBY_TIMELINE} else {PRIMARY_TIMELINE} end"
 SYSTEM: Final = "(select system_identifier from pg_catalog.pg_control_system())::pg_catalog.text"
 
-ASK_POSITION: Final = Statement(
-    f"select pg_catalog.pg_is_in_recovery() as is_standby, {_POSITION} as position,"
-    f" case when pg_catalog.pg_is_in_recovery() then 0 else {PRIMARY_TIMELINE} end as timeline"
-)
-"""Where a server is at this moment, beside other statements: in front of one, what that sees is no older; behind it, no
-newer. To ask a standby for its timeline takes more than it may cost here."""
-
 _QUESTION: Final = _question(TIMELINE, SYSTEM)
 _SIMPLE_QUESTION: Final = _question("0", "null::pg_catalog.text")
 """For services that do without those functions: there is one timeline, as far as they say."""
+
+
+class CheckedServer(Protocol):
+    """The server that is asked."""
+
+    label: str
+    check_limit_s: float
+    prepares: bool
+    is_pooled: bool
+
+    async def connect(self, *, observer: ConnectionObserver) -> PsycopgConnection:
+        """Connect outside the pool."""
+        ...
+
+    def error_of(self, exchange: Pipeline, *, is_write: bool) -> DataError:
+        """Classify what an exchange failed with."""
+        ...
+
+    def connect_failed(self, error: Error) -> Error:
+        """A connection could not be made; returns the error without secrets."""
+        ...
+
+    def suspect(self) -> None:
+        """A connection was lost: the idle ones may be dead, too."""
+        ...
+
+    def went_silent(self) -> None:
+        """The server does not answer."""
+        ...
 
 
 class HealthCheck:
@@ -67,13 +86,13 @@ class HealthCheck:
     What it meets there is evidence for the endpoint's breaker like everything else.
     """
 
-    def __init__(self, endpoint: PsycopgServer) -> None:
-        self._endpoint = endpoint
+    def __init__(self, server: CheckedServer) -> None:
+        self._server = server
         self._question = _QUESTION
-        self._connection: Connection | None = None
-        self.check_limit_s = endpoint.check_limit_s
-        self.prepares = endpoint.prepares
-        self.is_pooled = endpoint.is_pooled
+        self._connection: PsycopgConnection | None = None
+        self.check_limit_s = server.check_limit_s
+        self.prepares = server.prepares
+        self.is_pooled = server.is_pooled
         self.attempts: set[asyncio.Timeout] = set()
 
     async def ask(self, *, limit_s: float) -> Observation:
@@ -98,11 +117,11 @@ class HealthCheck:
             if exchange.error is None:
                 row = None if exchange.results[0] is None else exchange.results[0].first()
                 if row is None or row["position"] is None:
-                    raise DataError(DataErrorKind.OTHER, f"{self._endpoint.label}: it does not say where its log is")
+                    raise DataError(DataErrorKind.OTHER, f"{self._server.label}: it does not say where its log is")
                 return _read(row, asked_at, loop.time())
             if exchange.is_lost or exchange.timed_out or self._question is _SIMPLE_QUESTION:
                 self.close()
-                raise self._endpoint.error_of(exchange, is_write=False) from exchange.error
+                raise self._server.error_of(exchange, is_write=False) from exchange.error
             self._question = _SIMPLE_QUESTION
 
     def close(self) -> None:
@@ -111,15 +130,15 @@ class HealthCheck:
         if connection is not None:
             connection.cut("nobody asks any more")
 
-    async def _connect(self, deadline: float) -> Connection:
+    async def _connect(self, deadline: float) -> PsycopgConnection:
         connection = self._connection
         if connection is None or connection.closed:
             try:
                 async with asyncio.timeout_at(deadline):
-                    connection = await self._endpoint.connect(observer=self)
+                    connection = await self._server.connect(observer=self)
             except (Error, TimeoutError) as error:
                 raise DataError(
-                    DataErrorKind.CONNECTION, f"{self._endpoint.label}: cannot connect: {error or 'no answer'}"
+                    DataErrorKind.CONNECTION, f"{self._server.label}: cannot connect: {error or 'no answer'}"
                 ) from error
             self._connection = connection
         return connection
@@ -131,31 +150,17 @@ class HealthCheck:
 
     def connect_failed(self, error: Error) -> Error:
         """A connection could not be made."""
-        return self._endpoint.connect_failed(error)
+        return self._server.connect_failed(error)
 
     def disconnected(self, connection: WatchedSocket, *, was_lost: bool) -> None:
         """The connection is gone."""
         if was_lost and self._connection is connection:
             self._connection = None
-            self._endpoint.suspect()
+            self._server.suspect()
 
     def went_silent(self) -> None:
         """The server does not answer."""
-        self._endpoint.went_silent()
-
-
-def read_position(answer: Result | None, *, standby_timeline: int) -> Position | None:
-    """The answer of `ASK_POSITION`; None when the server does not say.
-
-    Args:
-        answer: Its result.
-        standby_timeline: The timeline of the server if it is a standby, as far as that is known.
-    """
-    row = None if answer is None else answer.first()
-    if row is None or row["position"] is None:
-        return None
-    timeline = standby_timeline if row["is_standby"] else row["timeline"]
-    return Position(timeline, parse_lsn(row["position"]))
+        self._server.went_silent()
 
 
 def _read(row: dict[str, Any], asked_at: float, answered_at: float) -> Observation:

@@ -16,12 +16,12 @@ from typing import Final, Protocol
 from psycopg import Error, OperationalError
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
-from .connection import Connection
+from ..protocol import Result
+from ..statements import INCARNATION, Statement
+from .connection import PsycopgConnection
 from .health_check import PRIMARY_TIMELINE, SYSTEM
-from .result import Result
 from .settings import DEFAULT_PORT, Address, connect_failure
 from .socket import WatchedSocket
-from .statement import Statement
 
 GRACE_S: Final = 0.25
 """Seconds that the other hosts have to answer once one has that could be it."""
@@ -36,29 +36,32 @@ class Bearing:
         is_read_only: Its transactions are READ ONLY unless told otherwise: so a primary is fenced off.
         timeline: The timeline that it writes; 0 is not known.
         system: What tells the database cluster from others; None is not known.
+        incarnation: What identifies the server's life, for as long as a connection to it lasts; None is not known.
     """
 
     is_standby: bool = False
     is_read_only: bool = False
     timeline: int = 0
     system: str | None = None
+    incarnation: str | None = None
 
     def is_of_another_cluster(self, system: str | None) -> bool:
         """Whether its timelines have nothing to do with those of that one."""
         return None not in (system, self.system) and system != self.system
 
 
-def _question(timeline: str, system: str) -> Statement:
+def _question(timeline: str, system: str, incarnation: str) -> Statement:
     return Statement(
         "select pg_catalog.pg_is_in_recovery() as is_standby,"
         " pg_catalog.current_setting('default_transaction_read_only') as read_only,"
-        f" case when pg_catalog.pg_is_in_recovery() then 0 else {timeline} end as timeline, {system} as system",
+        f" case when pg_catalog.pg_is_in_recovery() then 0 else {timeline} end as timeline, {system} as system,"
+        f" {incarnation} as incarnation",
         prepare=False,
     )
 
 
-ASK_BEARING: Final = _question(PRIMARY_TIMELINE, SYSTEM)
-ASK_SIMPLE_BEARING: Final = _question("0", "null::pg_catalog.text")
+ASK_BEARING: Final = _question(PRIMARY_TIMELINE, SYSTEM, INCARNATION)
+ASK_SIMPLE_BEARING: Final = _question("0", "null::pg_catalog.text", "null::pg_catalog.text")
 """For services that do without those functions."""
 
 
@@ -67,7 +70,7 @@ def read_bearing(answer: Result | None) -> Bearing:
     row = None if answer is None else answer.first()
     if row is None:
         return Bearing()
-    return Bearing(row["is_standby"], row["read_only"] == "on", row["timeline"], row["system"])
+    return Bearing(row["is_standby"], row["read_only"] == "on", row["timeline"], row["system"], row["incarnation"])
 
 
 def is_unknown_there(error: BaseException | None) -> bool:
@@ -196,7 +199,7 @@ async def visit(visitor: Visitor, target: Address, questions: Sequence[Statement
         psycopg.Error: It did not work out; the text names host, port and reason only.
     """
     loop = asyncio.get_running_loop()
-    connection = await Connection.connect(target.conninfo, observer=_Scout(visitor, target))
+    connection = await PsycopgConnection.connect(target.conninfo, observer=_Scout(visitor, target))
     try:
         error: Error | None = None
         for question in questions:

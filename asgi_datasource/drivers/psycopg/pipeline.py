@@ -1,4 +1,4 @@
-"""The protocol: send these commands and one Sync, collect the answers up to the first error.
+"""One round trip on libpq's pipeline: send commands and one Sync, collect the answers up to the first error.
 
 No waiting here: `Pipeline.send` fills libpq's buffer, and `Pipeline.receive` takes what has arrived whenever the socket
 was readable. libpq does the rest (PostgreSQL manual, "Pipeline Mode").
@@ -6,26 +6,25 @@ was readable. libpq does the rest (PostgreSQL manual, "Pipeline Mode").
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Sequence
 from contextlib import suppress
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
-from psycopg import OperationalError, ProgrammingError
+from psycopg import AsyncConnection, Error, OperationalError, ProgrammingError
 from psycopg import errors as e
-from psycopg.pq import ExecStatus
+from psycopg.pq import ExecStatus, TransactionStatus
 
-from .result import Exchange, Result, is_stale_plan
+from .prepared import Plan, StatementCache
+from .result import TRANSACTION_TAGS, Result
 
 if TYPE_CHECKING:
-    from psycopg.abc import Buffer
+    from psycopg.abc import Buffer, Transformer
     from psycopg.pq.abc import PGconn, PGresult
 
-    from .connection import Connection
-    from .prepared import Plan
-
-Command = tuple[bytes, "Sequence[Buffer | None] | None", tuple[int, ...], "Sequence[int] | None", "Plan | None", bool]
+Command = tuple[bytes, "Sequence[Buffer | None] | None", tuple[int, ...], "Sequence[int] | None", Plan | None, bool]
 """Text; values, types and formats of the parameters; the plan of a statement that is prepared; and whether its rows are
-converted."""
+a user's, to be converted."""
 
 _TUPLES_OK: Final = int(ExecStatus.TUPLES_OK)
 _COMMAND_OK: Final = int(ExecStatus.COMMAND_OK)
@@ -36,62 +35,149 @@ _SYNC: Final = int(ExecStatus.PIPELINE_SYNC)
 _COPY_IN: Final = int(ExecStatus.COPY_IN)
 _COPY_OUT: Final = int(ExecStatus.COPY_OUT)
 
+_IDLE: Final = int(TransactionStatus.IDLE)
+_INTRANS: Final = int(TransactionStatus.INTRANS)
+
 _NO_PLAN: Final = b"ads_0"
 """A name that no plan has."""
 
 _PRELUDE: Final = -1
-"""Slot of what goes before the statements, whose answer nobody waits for."""
+"""Slot of what goes before the statements, whose answer is not read."""
 
 _SCHEMA_TAGS: Final = frozenset({b"ALT", b"CRE", b"DRO"})
 _DEALLOCATE_TAGS: Final = frozenset({b"DEA", b"DIS"})
 _END_TAGS: Final = frozenset({b"COM", b"ROL"})
+_NOTED_TAGS: Final = _SCHEMA_TAGS | _DEALLOCATE_TAGS
 
 COPY_REFUSED: Final = "COPY from or to the client cannot be used here; use copy() of a psycopg cursor instead"
 
 
+class PipelineHost(AsyncConnection[Any]):
+    """What a pipeline needs of the connection that it is sent on."""
+
+    plans: StatementCache
+    transformer: Transformer
+    has_changed_schema: bool
+    """A statement of the open transaction created, changed or dropped something."""
+    pipelines: int
+    """How many pipelines with a Parse in them have left."""
+
+
 class Pipeline:
-    """One pipeline on its way: what was sent, and whose answer is next."""
+    """What was sent, and what has come back of it: the exchange that `drivers.protocol` speaks of."""
 
-    __slots__ = (
-        "_closes",
-        "_commands",
-        "_connection",
-        "_makes_sense",
-        "_position",
-        "_resets_mode",
-        "_rows",
-        "_slots",
-        "_syncs",
-        "exchange",
-    )
+    # Defaults on the class: a round trip in which nothing unusual happens does not pay for setting them.
+    error: BaseException | None = None
+    failed_at: int | None = None
+    is_lost = False
+    timed_out = False
+    has_landed = False
+    closes: Sequence[bytes] = ()
+    """Names of prepared statements to close on the server in front of all."""
+    resets_mode = False
+    """psycopg has used the connection. After its stream() libpq would return the first command's rows one by one too:
+    it resets that only from one command of a pipeline to the next. So another one goes first, that has no rows."""
+    waiter: asyncio.Future[None]
+    _results: list[Result | None] | None = None
+    _makes_sense = True
+    _position = 0
+    _syncs = 1
+    _slots: list[int | Plan] | None = None
+    """What each answer is for where that is not simply one a statement: a statement's index, or a plan's Parse."""
 
-    def __init__(
-        self, connection: Connection, commands: Sequence[Command], closes: Sequence[bytes], *, resets_mode: bool
-    ) -> None:
+    def __init__(self, host: PipelineHost, commands: Sequence[Command]) -> None:
         """Make it ready to be sent.
 
         Args:
-            connection: The connection.
+            host: The connection.
             commands: What is asked for.
-            closes: Names of prepared statements to close on the server before that.
-            resets_mode: psycopg has used the connection. After its stream() libpq would hand out our first command's
-                rows one by one too: it resets that only from one command of a pipeline to the next. So another one
-                goes first, that has no rows.
         """
-        self.exchange = Exchange([None] * len(commands))
-        self._connection = connection
+        self._host = host
         self._commands = commands
-        self._closes = closes
-        self._resets_mode = resets_mode
-        self._makes_sense = True
-        self._position = 0
-        self._syncs = 1
-        self._rows: list[tuple[Result, Plan | None]] = []
-        self._slots: list[int | Plan] | None = None
-        """What each answer is for where that is not simply one a statement: a statement's index, or a plan's Parse."""
+        self._answers: list[PGresult | None] = [None] * len(commands)
+
+    def __repr__(self) -> str:
+        state = "lost" if self.is_lost else "failed" if self.error is not None else "ok"
+        answered = sum(1 for answer in self._answers if answer is not None)
+        return f"<Pipeline {state}, {answered} of {len(self._answers)} answered>"
+
+    # What came back
+
+    @property
+    def is_stale_plan(self) -> bool:
+        """The server refused a statement only because of how it had been prepared: run anew it may well work."""
+        return is_stale_plan(self.error)
+
+    def take(self, index: int, *, in_transaction: bool) -> Result | None:
+        """Read the result of one statement where all has come back with plain success; None where it has not.
+
+        Args:
+            index: Where the statement stands.
+            in_transaction: Where the connection has to be afterwards: inside a transaction, or outside of any.
+        """
+        host = self._host
+        if (
+            not self.has_landed
+            or self.error is not None
+            or host.pgconn.transaction_status != (_INTRANS if in_transaction else _IDLE)
+        ):
+            return None
+        answer = self._answers[index]
+        if answer is None or (answer.status == _COMMAND_OK and answer.command_status in TRANSACTION_TAGS):
+            return None
+        return Result(answer, host, host.transformer, self._commands[index][4])
+
+    @property
+    def results(self) -> list[Result | None]:
+        """One for each statement; None for control statements, and for those that did not run or were not answered."""
+        if self._results is None:
+            self.load()
+        return self._results or []
+
+    def load(self) -> None:
+        """Read every result that has arrived, once, while the connection is there."""
+        if self._results is not None:
+            return
+        host = self._host
+        self._results = results = list[Result | None]()
+        for answer, command in zip(self._answers, self._commands, strict=True):
+            if answer is None or not command[5]:
+                results.append(None)
+                continue
+            results.append(Result(answer, host, host.transformer, command[4]))
+
+    def answers(self, first: int, count: int) -> list[Result]:
+        """The results of some of the statements, all of which worked."""
+        return [result for result in self.results[first : first + count] if result is not None]
+
+    def was_answered(self, index: int) -> bool:
+        """Whether a statement, control statements included, has run."""
+        return self._answers[index] is not None
+
+    def tag(self, index: int) -> str | None:
+        """The command tag of a statement, control statements included; None where it was not answered."""
+        answer = self._answers[index]
+        tag = None if answer is None else answer.command_status
+        return None if tag is None else tag.decode()
+
+    def value(self, index: int) -> str | None:
+        """The first value of a control statement's answer, as text; None where there is none."""
+        answer = self._answers[index]
+        found = None if answer is None or not answer.ntuples else answer.get_value(0, 0)
+        return None if found is None else found.decode()
+
+    def values(self, index: int) -> list[str | None] | None:
+        """The first row of a control statement's answer, as text; None where it was not answered."""
+        answer = self._answers[index]
+        if answer is None or not answer.ntuples:
+            return None
+        values = [answer.get_value(0, column) for column in range(answer.nfields)]
+        return [None if value is None else value.decode() for value in values]
+
+    # Sending
 
     def send(self, flush_after: int | None) -> None:
-        """Put everything into libpq's buffer, and into the socket's what that takes.
+        """Put everything into libpq's buffer.
 
         Args:
             flush_after: Index of a statement after which the server is asked to send what it has.
@@ -99,20 +185,23 @@ class Pipeline:
         Raises:
             psycopg.Error: libpq refused; the connection cannot be used any more.
         """
-        connection = self._connection
-        pgconn = connection.pgconn
+        pgconn = self._host.pgconn
         pgconn.enter_pipeline_mode()
-        if self._closes or self._resets_mode:
+        if self.closes or self.resets_mode:
             self._send_prelude(pgconn)
         slots = self._slots
-        number = connection.count_flight()
+        number = 0
         for index, (text, values, types, formats, plan, _) in enumerate(self._commands):
             if plan is None:
                 pgconn.send_query_params(text, values, types, formats)
+            elif plan.is_ready:
+                pgconn.send_query_prepared(plan.name, values, formats)  # type: ignore[arg-type]  # ready ones have one
             else:
                 name = plan.name or b""
+                if not number:
+                    number = self._host.pipelines = self._host.pipelines + 1
                 # In this pipeline its Parse may be on the way already; should that fail, so does what follows.
-                if not plan.is_ready and plan.sent_in != number:
+                if plan.sent_in != number:
                     plan.sent_in = number
                     if slots is None:
                         slots = self._slots = list(range(index))
@@ -125,6 +214,23 @@ class Pipeline:
                 pgconn.send_flush_request()
         pgconn.pipeline_sync()
 
+    def _send_prelude(self, pgconn: PGconn) -> None:
+        """What goes before the statements, and whose answers are not read."""
+        names = (_NO_PLAN, *self.closes) if self.resets_mode else self.closes
+        slots: list[int | Plan] = [_PRELUDE for _ in names]
+        self._slots = slots
+        for name in names:
+            if self._host.plans.closes_by_message:
+                pgconn.send_close_prepared(name)
+                continue
+            # It fails where the name is gone already, or the transaction has; with a Sync of its own it takes nothing
+            # else with it.
+            pgconn.send_query_params(b"" if name == _NO_PLAN else b"deallocate " + name, None)
+            pgconn.pipeline_sync()
+            self._syncs += 1
+
+    # Receiving
+
     def receive(self) -> bool:
         """Take the answers that have arrived.
 
@@ -134,20 +240,33 @@ class Pipeline:
         Raises:
             psycopg.Error: The answers make no sense; the connection cannot be used any more.
         """
-        pgconn = self._connection.pgconn
+        host = self._host
+        pgconn = host.pgconn
+        # Plain success of a plain statement is most of what there is; anything else is `_take`'s.
+        is_plain = self._slots is None
+        answers = self._answers
         while not pgconn.is_busy():
-            pgresult = pgconn.get_result()
-            if pgresult is None:
+            answer = pgconn.get_result()
+            if answer is None:
                 self._makes_sense = False
                 raise OperationalError("the connection ended in the middle of a pipeline")
-            status = pgresult.status
+            status = answer.status
             if status == _SYNC:
                 self._syncs -= 1
                 if not self._syncs:
+                    self.has_landed = True
                     return True
                 continue
             try:
-                self._take(pgresult, status)
+                if is_plain and (status == _TUPLES_OK or status == _COMMAND_OK):  # noqa: SIM109 - hot
+                    answers[self._position] = answer
+                    self._position += 1
+                    if status == _COMMAND_OK:
+                        tag = answer.command_status
+                        if tag is not None and (tag[:3] in _NOTED_TAGS or host.has_changed_schema):
+                            self._note_tag(tag[:3])
+                else:
+                    self._take(answer, status)
             except IndexError:
                 self._makes_sense = False
                 raise OperationalError("the server gave more answers than it was asked questions") from None
@@ -155,30 +274,22 @@ class Pipeline:
             pgconn.get_result()
         return False
 
-    def load(self) -> Exchange:
-        """Convert the rows that have arrived, and hand out the outcome."""
-        transformer = self._connection.transformer
-        for result, plan in self._rows:
-            result.load(transformer, plan)
-        self._rows.clear()
-        return self.exchange
-
     def lose(self, cause: BaseException) -> None:
         """The connection is gone: take what had arrived before, and note the loss."""
-        exchange = self.exchange
         if self._makes_sense:
             # An answer such as the xid in front of a COMMIT may have come in with the end of the stream.
-            with suppress(e.Error):
+            with suppress(Error):
                 self.receive()
-        exchange.is_lost = True
-        error = exchange.error
+        self.has_landed = False
+        self.is_lost = True
+        error = self.error
         if error is None or (isinstance(error, OperationalError) and error.sqlstate is None):
             # libpq only finds the stream ended; the server may have said why.
-            exchange.error = cause
-        if exchange.failed_at is None and exchange.results:
-            exchange.failed_at = self._index_at(self._position)
+            self.error = cause
+        if self.failed_at is None and self._commands:
+            self.failed_at = self._index_at(self._position)
 
-    def _take(self, pgresult: PGresult, status: int) -> None:
+    def _take(self, answer: PGresult, status: int) -> None:
         position = self._position
         self._position = position + 1
         slots = self._slots
@@ -187,21 +298,19 @@ class Pipeline:
             if slots is not None:
                 slot = slots[position]
                 if not isinstance(slot, int):
-                    self._connection.plans.note_ready(slot)
+                    self._host.plans.note_ready(slot)
                     return
                 if slot == _PRELUDE:
                     return
                 index = slot
-            result = self.exchange.results[index] = Result(pgresult, self._connection)
-            if status == _TUPLES_OK:
-                command = self._commands[index]
-                if command[5]:
-                    self._rows.append((result, command[4]))
-            elif status == _COMMAND_OK:
-                self._note_tag(pgresult.command_status)
+            self._answers[index] = answer
+            if status == _COMMAND_OK:
+                tag = answer.command_status
+                if tag is not None:
+                    self._note_tag(tag[:3])
         elif status == _FATAL_ERROR:
             if slots is None or position >= len(slots) or slots[position] != _PRELUDE:
-                error = e.error_from_result(pgresult, self._connection.transformer.encoding)
+                error = e.error_from_result(answer, self._host.transformer.encoding)
                 if error.sqlstate is None:
                     # Not the server's word but libpq's: the connection is gone.
                     error = OperationalError(str(error))
@@ -212,16 +321,15 @@ class Pipeline:
             self._fail(ProgrammingError(COPY_REFUSED), position)
             raise OperationalError(COPY_REFUSED)
 
-    def _fail(self, error: e.Error, position: int) -> None:
-        exchange = self.exchange
-        if exchange.error is not None:
+    def _fail(self, error: Error, position: int) -> None:
+        if self.error is not None:
             return
-        exchange.error = error
-        if not exchange.results:
+        self.error = error
+        if not self._commands:
             return
-        exchange.failed_at = index = self._index_at(position)
+        self.failed_at = index = self._index_at(position)
         if is_stale_plan(error):
-            plans = self._connection.plans
+            plans = self._host.plans
             plans.retire()
             if error.sqlstate != "26000":
                 # Its columns depend on where it runs: on the tenant's schema.
@@ -235,35 +343,17 @@ class Pipeline:
             return min(position, last)
         return next((slot for slot in slots[position:] if isinstance(slot, int) and slot >= 0), last)
 
-    def _note_tag(self, tag: bytes | None) -> None:
+    def _note_tag(self, head: bytes) -> None:
         """Some commands take prepared statements away, or change what they refer to."""
-        if not tag:
-            return
-        head = tag[:3]
-        connection = self._connection
+        host = self._host
         if head in _SCHEMA_TAGS:
-            connection.has_changed_schema = True
-            connection.plans.retire()
+            host.has_changed_schema = True
+            host.plans.retire()
         elif head in _DEALLOCATE_TAGS:
-            connection.plans.retire()
-        elif connection.has_changed_schema and head in _END_TAGS:
-            connection.has_changed_schema = False
-            connection.plans.retire()
-
-    def _send_prelude(self, pgconn: PGconn) -> None:
-        """What goes before the statements, and whose answers nobody waits for."""
-        names = (_NO_PLAN, *self._closes) if self._resets_mode else self._closes
-        slots: list[int | Plan] = [_PRELUDE for _ in names]
-        self._slots = slots
-        for name in names:
-            if self._connection.plans.closes_by_message:
-                pgconn.send_close_prepared(name)
-                continue
-            # It fails where the name is gone already, or the transaction has; with a Sync of its own it takes nothing
-            # else with it.
-            pgconn.send_query_params(b"" if name == _NO_PLAN else b"deallocate " + name, None)
-            pgconn.pipeline_sync()
-            self._syncs += 1
+            host.plans.retire()
+        elif head in _END_TAGS and host.has_changed_schema:
+            host.has_changed_schema = False
+            host.plans.retire()
 
 
 class Drain:
@@ -291,8 +381,8 @@ class Drain:
         """
         pgconn = self._pgconn
         while not pgconn.is_busy():
-            pgresult = pgconn.get_result()
-            if pgresult is None:
+            answer = pgconn.get_result()
+            if answer is None:
                 if not pgconn.pipeline_status:
                     return True
                 # In a pipeline a None ends one command; two in a row mean that nothing is left.
@@ -302,10 +392,10 @@ class Drain:
                 self._was_empty = True
                 continue
             self._was_empty = False
-            if pgresult.status == _COPY_IN:
+            if answer.status == _COPY_IN:
                 pgconn.put_copy_end(b"cancelled")
                 pgconn.flush()
-            elif pgresult.status == _COPY_OUT:
+            elif answer.status == _COPY_OUT:
                 while True:
                     size, _ = pgconn.get_copy_data(1)
                     if size == 0:
@@ -313,3 +403,13 @@ class Drain:
                     if size < 0:
                         break
         return False
+
+
+def is_stale_plan(error: BaseException | None) -> bool:
+    """Whether this error says that a prepared statement is gone, or that its result would have other columns."""
+    if not isinstance(error, Error):
+        return False
+    if error.sqlstate == "26000":
+        return True
+    # 0A000 has many causes and its text may be translated; the place in the server's source is not.
+    return error.sqlstate == "0A000" and error.diag.source_function == "RevalidateCachedQuery"

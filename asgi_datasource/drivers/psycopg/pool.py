@@ -1,265 +1,257 @@
-"""Lending a pool's connections: the one at hand at once, and from hand to hand where somebody waits.
+"""The way of a connection out and back: borrow, check, record, return.
 
-psycopg's pool makes, replaces and retires connections, and owns them. But every way out of it and back goes through its
-lock and, where somebody waits, through a condition and a task of its own: most of what a short statement costs under
-load. So connections in use go round here: who gives one back hands it to the first who waits, or leaves it at hand for
-the next. What lies at hand unused goes back to the pool, which then closes what it has too many of.
+psycopg's pool owns the connections (`owned_pool.py`). But every way out of it and back goes through its lock and, where
+a caller waits, through a condition and a task of its own: most of what a short statement costs under load. So
+connections in use go round in front of it: one that comes back is handed to the first caller who waits, or lies at hand
+for the next. What lies at hand unused goes back to psycopg's pool, which then closes what it has too many of.
 """
 
 from __future__ import annotations
 
 import asyncio
-import types
-from collections.abc import Callable, Coroutine, Generator
-from math import inf
-from typing import Any, Final
+from collections.abc import Callable, Coroutine
+from contextvars import Context
+from typing import Any, Final, Protocol
 
-from psycopg_pool import AsyncConnectionPool, PoolClosed, PoolTimeout
+from psycopg_pool import PoolClosed, PoolTimeout
 
+from ...concurrency.fair_queue import FairQueue, Share
 from ...concurrency.limits import Line, Priority
-from .connection import Connection
+from ...errors import DataError, DataErrorKind
+from ...routing import CircuitBreaker, Health
+from ..protocol import PoolKeeper
+from ..settings import ServerSettings
+from .connection import PsycopgConnection
+from .owned_pool import OwnedPool
+from .saturation import Saturation
 
 SWEEP_S: Final = 1.0
-"""Seconds after which a connection at hand that nobody has used goes back to the pool."""
+"""Seconds after which a connection at hand that was not used goes back to psycopg's pool."""
 
 FETCH_LIMIT_S: Final = 1.0
-"""Seconds after which the pool is asked anew for those who wait: only then does it try again to make a connection."""
+"""Seconds after which psycopg's pool is asked anew for those who wait: only then does it try again to make one."""
 
-
-class Pool(AsyncConnectionPool[Connection]):
-    """psycopg's pool, with a queue that only those are in who wait."""
-
-    @property
-    def size(self) -> int:
-        """How many connections it has, is making or has lent."""
-        return self._nconns
-
-    @property
-    def idle(self) -> int:
-        """How many lie in it."""
-        return len(self._pool)
-
-    @property
-    def has_idle(self) -> bool:
-        """Whether a connection could be had without waiting."""
-        return bool(self._pool)
-
-    def forget_who_left(self) -> None:
-        """Strike those from the front of the queue who do not wait any more.
-
-        psycopg's pool does so when a connection comes back. In an outage none does, and its queue would only grow.
-        """
-        while self._waiting and self._waiting[0].error is not None:
-            self._waiting.popleft()
-
-    def _maybe_grow_pool(self) -> None:
-        # psycopg's pool also grows with every `check`, that is, with every connection that was lost.
-        if self._waiting or self._nconns < self._min_size:
-            super()._maybe_grow_pool()
-
-    async def shed(self) -> None:
-        """Close the connections that are free, and keep none from now on."""
-        async with self._lock:
-            free = list(self._pool)
-            self._pool.clear()
-            self._min_size = self._nconns_min = 0
-            self._nconns: int = self._nconns - len(free)
-        for connection in free:
-            await connection.close()
+SHORTEST_WAIT_S: Final = 0.001
+"""psycopg's pool fails at once, also with a free connection at hand, when it may not wait at all."""
 
 
 class GaveUp(Exception):
-    """Raised when nobody need wait any longer: no connection can be made."""
+    """Raised when waiting has become pointless: no connection can be made."""
 
 
 class Displaced(Exception):
-    """Raised when somebody of a higher priority takes the place in a full queue."""
+    """Raised when a caller of a higher priority takes the place in a full queue."""
 
 
-class Lender:
-    """Stands between a pool and those who borrow its connections.
+class PoolHost(Protocol):
+    """The server that the pool belongs to."""
+
+    label: str
+    breaker: CircuitBreaker
+
+    def spawn(self, work: Coroutine[Any, Any, Any], /) -> asyncio.Task[Any]:
+        """Start a task that the server puts an end to."""
+        ...
+
+    async def reclaim(self, connection: PsycopgConnection, /) -> None:
+        """Bring a connection to rest, or cut it, and give it back."""
+        ...
+
+    async def await_trial(self, timeout_s: float, /) -> None:
+        """The server is down: wait for the end of the one attempt to reach it; raises `DataError` where it fails."""
+        ...
+
+    async def is_alive(self, connection: PsycopgConnection, deadline: float | None, /) -> bool:
+        """Ask the server over a connection that was just borrowed."""
+        ...
+
+    def no_connection(self, error: BaseException, timeout_s: float, waiting: int, /) -> DataError | None:
+        """The error of a caller who got no connection; None where another attempt may still reach the server."""
+        ...
+
+
+class HandOver:
+    """Connections on their way from one borrower to the next, in front of psycopg's pool.
 
     Args:
-        pool: The pool; open.
+        owned: psycopg's pool; open.
         max_size: Connections that it makes at most.
         spawn: Starts a task that the pool's owner puts an end to.
     """
 
     def __init__(
-        self, pool: Pool, *, max_size: int, spawn: Callable[[Coroutine[Any, Any, Any]], asyncio.Task[Any]]
+        self, owned: OwnedPool, *, max_size: int, spawn: Callable[[Coroutine[Any, Any, Any]], asyncio.Task[Any]]
     ) -> None:
-        self._pool = pool
+        self._owned = owned
         self._max_size = max_size
         self._spawn = spawn
         self._loop = asyncio.get_running_loop()
-        self._at_hand: list[Connection] = []
-        self._unused = 0
-        """How many of those at hand, from the first, nobody has used since the last sweep."""
-        self._waiters: Line[asyncio.Future[Connection]] = Line()
+        self.at_hand: list[PsycopgConnection] = []
+        self.unused = 0
+        """How many of those at hand, from the first, were not used since the last sweep."""
+        self._line: Line[asyncio.Future[PsycopgConnection]] = Line()
+        self._waiting: dict[asyncio.Future[PsycopgConnection], float] = {}
+        """Those who wait, and the event-loop time at which each gives up; in the line there may also be some that have
+        left."""
+        self._alarm: asyncio.TimerHandle | None = None
+        """Rings for the first who gives up: one for all, because hardly anybody ever does."""
         self._held = 0
-        """Connections that are out of the pool: lent, or at hand."""
+        """Connections that are out of psycopg's pool: lent, or at hand."""
         self._fetches: set[asyncio.Task[None]] = set()
         self._sweep: asyncio.TimerHandle | None = None
         self._is_closed = False
         self._keeps_none = False
-        self._waiting: set[asyncio.Future[Connection]] = set()
-        """Who waits and has been told nothing yet; in the line there may also be some that have left."""
 
     @property
     def waiting(self) -> int:
-        """How many wait for a connection."""
+        """How many callers wait for a connection."""
         return len(self._waiting)
 
-    @property
-    def at_hand(self) -> int:
-        """How many connections lie at hand."""
-        return len(self._at_hand)
+    # Out
 
-    async def take(self, timeout_s: float, priority: Priority = Priority.NORMAL) -> Connection:
-        """Borrow a connection, which may have been lost meanwhile.
+    def take_at_hand(self) -> PsycopgConnection:
+        """Take one that lies at hand; there is one."""
+        connection = self.at_hand.pop()
+        if len(self.at_hand) < self.unused:
+            self.unused = len(self.at_hand)
+        return connection
+
+    async def take(self, give_up_at: float, priority: Priority) -> PsycopgConnection:
+        """Take a connection, which may have been lost meanwhile.
 
         Args:
-            timeout_s: Longest wait, in seconds.
+            give_up_at: Event-loop time at which the wait ends.
             priority: Who is served first of those who wait.
 
         Raises:
-            TimeoutError: None was free within that.
-            Displaced: It has made room in the queue.
+            TimeoutError: None was free by then.
+            Displaced: The place in the queue was given to another caller.
             GaveUp: None can be made.
             psycopg_pool.PoolClosed: The pool was closed.
         """
-        if self._at_hand:
-            connection = self._at_hand.pop()
-            if len(self._at_hand) < self._unused:
-                self._unused = len(self._at_hand)
-            return connection
-        pool = self._pool
-        if pool.has_idle and not self._waiters:
-            connection = await pool.getconn(timeout_s)
+        if self.at_hand:
+            return self.take_at_hand()
+        if self._owned.has_idle and not self._waiting:
+            connection = await self._owned.getconn(max(SHORTEST_WAIT_S, give_up_at - self._loop.time()))
             self._note_fetched(connection)
             return connection
         if self._is_closed:
-            # Nobody would end the wait of one who comes only now.
+            # The wait of a caller who comes only now would have no end.
             raise PoolClosed("the pool is closed")
-        return await self._wait(timeout_s, priority)
-
-    def displace(self, priority: Priority) -> bool:
-        """Make room in a full queue for somebody of this priority: who came last of the lowest one loses its place.
-
-        Returns:
-            Whether there is room now.
-        """
-        for rank in Priority:
-            while rank < priority and self._waiters.count(rank):
-                waiter = self._waiters.last(rank)
-                self._waiters.remove(waiter)
-                if waiter in self._waiting:
-                    # It may just have been cancelled: then its place is free as well.
-                    self._waiting.discard(waiter)
-                    if not waiter.done():
-                        waiter.set_exception(Displaced())
-                    return True
-        return False
-
-    def give(self, connection: Connection) -> None:
-        """Give a connection back, which is idle or closed. Never waits."""
-        if connection.closed or self._is_closed or self._loop.time() >= connection.due_at:
-            self._return(connection)
-            return
-        self._hand_over(connection)
-
-    def give_up(self) -> None:
-        """No connection can be made: let nobody wait for one."""
-        self._end_waits(GaveUp())
-        for fetch in self._fetches:
-            fetch.cancel()
-
-    def forget(self, connection: Connection) -> None:
-        """A connection was lost: where it lies at hand the pool replaces it."""
-        if connection in self._at_hand:
-            self._at_hand.remove(connection)
-            self._unused = min(self._unused, len(self._at_hand))
-            self._return(connection)
-
-    def retire(self) -> None:
-        """Keep none at hand from now on: what nobody waits for goes back to the pool."""
-        self._keeps_none = True
-        self._return_all()
-
-    def close(self) -> None:
-        """The pool is being closed: nobody gets a connection any more."""
-        self._is_closed = True
-        if self._sweep is not None:
-            self._sweep.cancel()
-        self._end_waits(PoolClosed("the pool is closed"))
-        for fetch in self._fetches:
-            fetch.cancel()
-        self._return_all()
-
-    async def _wait(self, timeout_s: float, priority: Priority) -> Connection:
-        waiter: asyncio.Future[Connection] = self._loop.create_future()
-        timer = self._loop.call_later(timeout_s, self._expire, waiter)
-        self._waiters.append(waiter, priority)
-        self._waiting.add(waiter)
-        self._fetch_for_those_who_wait()
+        waiter: asyncio.Future[PsycopgConnection] = self._loop.create_future()
+        self._line.append(waiter, priority)
+        self._waiting[waiter] = give_up_at
+        if self._alarm is None or give_up_at < self._alarm.when():
+            self._set_alarm(give_up_at)
+        if len(self._fetches) < self._max_size - self._held:
+            self._fetch_for_those_who_wait()
         try:
             return await waiter
         except asyncio.CancelledError:
             if waiter.done() and not waiter.cancelled() and waiter.exception() is None:
                 # It was handed over while its borrower was being cancelled: to the next one.
                 self.give(waiter.result())
+            self._waiting.pop(waiter, None)
+            self._line.strip(self._has_left)
             raise
-        finally:
-            timer.cancel()
-            self._waiting.discard(waiter)
-            self._waiters.strip(self._has_left)
 
-    def _hand_over(self, connection: Connection) -> None:
-        waiters = self._waiters
-        while waiters:
-            waiter = waiters.pop()
+    def displace(self, priority: Priority) -> bool:
+        """Make room in a full queue for a caller of this priority: the last one of the lowest priority loses its place.
+
+        Returns:
+            Whether there is room now.
+        """
+        for rank in Priority:
+            while rank < priority and self._line.count(rank):
+                waiter = self._line.last(rank)
+                self._line.remove(waiter)
+                if waiter in self._waiting:
+                    # It may just have been cancelled: then its place is free as well.
+                    del self._waiting[waiter]
+                    if not waiter.done():
+                        waiter.set_exception(Displaced())
+                    return True
+        return False
+
+    def give_up(self) -> None:
+        """No connection can be made: end all waits."""
+        self._end_waits(GaveUp())
+        for fetch in self._fetches:
+            fetch.cancel()
+
+    # Back
+
+    def give(self, connection: PsycopgConnection) -> None:
+        """Take a connection back, which is idle or closed. Never waits."""
+        if connection.closed or self._is_closed or self._loop.time() >= connection.due_at:
+            self._owned.expire(connection)
+            self._return(connection)
+            return
+        while self._waiting and self._line:
+            waiter = self._line.pop()
+            self._waiting.pop(waiter, None)
             if not waiter.done():
-                self._waiting.discard(waiter)
                 waiter.set_result(connection)
                 return
         if self._keeps_none:
             self._return(connection)
             return
-        self._at_hand.append(connection)
+        self.at_hand.append(connection)
         if self._sweep is None:
-            self._unused = 0
+            self.unused = 0
             self._sweep = self._loop.call_later(SWEEP_S, self._return_unused)
+
+    def forget(self, connection: PsycopgConnection) -> None:
+        """A connection was lost: where it lies at hand psycopg's pool replaces it."""
+        if connection in self.at_hand:
+            self.at_hand.remove(connection)
+            self.unused = min(self.unused, len(self.at_hand))
+            self._return(connection)
+
+    def retire(self) -> None:
+        """Keep none at hand from now on: what no caller waits for goes back to psycopg's pool."""
+        self._keeps_none = True
+        self._return_all()
+
+    def close(self) -> None:
+        """The pool is being closed: nothing is lent any more."""
+        self._is_closed = True
+        for timer in (self._sweep, self._alarm):
+            if timer is not None:
+                timer.cancel()
+        self._end_waits(PoolClosed("the pool is closed"))
+        for fetch in self._fetches:
+            fetch.cancel()
+        self._return_all()
 
     def _return_unused(self) -> None:
         self._sweep = None
-        unused, self._at_hand = self._at_hand[: self._unused], self._at_hand[self._unused :]
+        unused, self.at_hand = self.at_hand[: self.unused], self.at_hand[self.unused :]
         for connection in unused:
             self._return(connection)
-        self._unused = len(self._at_hand)
-        if self._at_hand:
+        self.unused = len(self.at_hand)
+        if self.at_hand:
             self._sweep = self._loop.call_later(SWEEP_S, self._return_unused)
 
     def _return_all(self) -> None:
-        while self._at_hand:
-            self._return(self._at_hand.pop())
-        self._unused = 0
+        while self.at_hand:
+            self._return(self.at_hand.pop())
+        self.unused = 0
 
-    def _return(self, connection: Connection) -> None:
-        """Give a connection to the pool without waiting: `putconn` waits only where the pool's lock is taken."""
+    def _return(self, connection: PsycopgConnection) -> None:
+        """Give a connection to psycopg's pool."""
         self._held -= 1
-        connection.lender = None
-        giving = self._pool.putconn(connection)
-        try:
-            waits_for = giving.send(None)
-        except StopIteration:
-            pass
-        else:
-            self._spawn(_finish(giving, waits_for))
+        connection.home = None
+        rest = self._owned.put_at_once(connection)
+        if rest is not None:
+            self._spawn(rest)
         if not self._is_closed:
             self._fetch_for_those_who_wait()
 
+    # From psycopg's pool
+
     def _fetch_for_those_who_wait(self) -> None:
-        """Ask the pool for what it can still give or make; those that are lent come back here by themselves."""
+        """Ask psycopg's pool for what it can still give or make; those that are lent come back here by themselves."""
         while len(self._fetches) < min(self.waiting, self._max_size - self._held):
             fetch = self._spawn(self._fetch())
             self._fetches.add(fetch)
@@ -268,7 +260,7 @@ class Lender:
     async def _fetch(self) -> None:
         while self.waiting:
             try:
-                connection = await self._pool.getconn(FETCH_LIMIT_S)
+                connection = await self._owned.getconn(FETCH_LIMIT_S)
             except PoolTimeout:
                 continue
             self._note_fetched(connection)
@@ -277,49 +269,320 @@ class Lender:
 
     def _fetched(self, fetch: asyncio.Task[None]) -> None:
         self._fetches.discard(fetch)
-        self._pool.forget_who_left()
+        self._owned.forget_who_left()
         if not self._is_closed and not fetch.cancelled() and fetch.exception() is None:
-            # For whoever came to wait while it was ending.
+            # For those who came to wait while it was ending.
             self._fetch_for_those_who_wait()
 
-    def _note_fetched(self, connection: Connection) -> None:
+    def _note_fetched(self, connection: PsycopgConnection) -> None:
         self._held += 1
-        connection.lender = self
-        connection.due_at = getattr(connection, "_expire_at", inf)
+        connection.home = self
+        connection.due_at = self._owned.expires_at(connection)
 
     def _end_waits(self, error: Exception) -> None:
-        while self._waiters:
-            waiter = self._waiters.pop()
+        while self._line:
+            waiter = self._line.pop()
+            self._waiting.pop(waiter, None)
             if not waiter.done():
-                self._waiting.discard(waiter)
                 waiter.set_exception(error)
 
-    def _has_left(self, waiter: asyncio.Future[Connection]) -> bool:
-        """Whether it waits no more, also where it does not know of that yet."""
+    def _has_left(self, waiter: asyncio.Future[PsycopgConnection]) -> bool:
+        """Whether it waits no more, also where its caller has not gone on yet."""
         if waiter.done():
-            self._waiting.discard(waiter)
+            self._waiting.pop(waiter, None)
         return waiter.done()
 
-    def _expire(self, waiter: asyncio.Future[Connection]) -> None:
-        if not waiter.done():
-            self._waiting.discard(waiter)
-            waiter.set_exception(TimeoutError())
+    def _set_alarm(self, when: float) -> None:
+        if self._alarm is not None:
+            self._alarm.cancel()
+        # Not the context of the one who waits: it rings for others.
+        self._alarm = self._loop.call_at(when, self._end_late_waits, context=Context())
+
+    def _end_late_waits(self) -> None:
+        self._alarm = None
+        now = self._loop.time()
+        for waiter in [waiter for waiter, give_up_at in self._waiting.items() if give_up_at <= now]:
+            del self._waiting[waiter]
+            if not waiter.done():
+                waiter.set_exception(TimeoutError())
+        self._line.strip(self._has_left)
+        if self._waiting:
+            self._set_alarm(min(self._waiting.values()))
 
 
-async def _finish(coroutine: Coroutine[Any, Any, Any], waits_for: Any) -> Any:
-    """Run on what was started by hand and had to wait after all."""
-    return await _go_on(coroutine, waits_for)
+class Pool:
+    """Lends the connections of one server.
 
+    Args:
+        host: The server.
+        settings: How many connections there may be, and how long callers wait.
+        keeper: Decides when a pool is open that opens with its first use; None for one that is always open.
 
-@types.coroutine
-def _go_on(coroutine: Coroutine[Any, Any, Any], waits_for: Any) -> Generator[Any, Any, Any]:
-    while True:
+    Attributes:
+        borrowed: Connections that are lent.
+        lendings: How often a connection was lent since the pool was opened.
+        hand_over: What lies in front of psycopg's pool; None while the pool is closed.
+    """
+
+    def __init__(self, host: PoolHost, settings: ServerSettings, keeper: PoolKeeper | None) -> None:
+        self.borrowed = 0
+        self.lendings = 0
+        self.hand_over: HandOver | None = None
+        self.users = 0
+        """Callers that have a connection, or are about to; of pools with a keeper."""
+        self.label = host.label
+        self.settings = settings
+        self._host = host
+        self._keeper = keeper
+        self._owned: OwnedPool | None = None
+        self._turns = (
+            FairQueue(host.label, capacity=settings.max_size, max_waiting=settings.max_waiting)
+            if settings.is_fair
+            else None
+        )
+        self._limits: FairQueue | None = None
+        self._saturation = Saturation(self)
+
+    @property
+    def is_open(self) -> bool:
+        """Whether connections can be borrowed."""
+        return self._owned is not None
+
+    @property
+    def owned(self) -> OwnedPool | None:
+        """psycopg's pool; None while the pool is closed."""
+        return self._owned
+
+    @property
+    def size(self) -> int:
+        """How many connections there are, also those that are being made."""
+        return 0 if self._owned is None else self._owned.size
+
+    @property
+    def idle(self) -> int:
+        """How many of them could be borrowed at once."""
+        return 0 if self._owned is None or self.hand_over is None else self._owned.idle + len(self.hand_over.at_hand)
+
+    @property
+    def waiting(self) -> int:
+        """How many callers wait for a connection."""
+        queued = sum(0 if queue is None else queue.waiting for queue in (self._turns, self._limits))
+        return queued + (0 if self.hand_over is None else self.hand_over.waiting)
+
+    # Its life
+
+    async def open(self, owned: OwnedPool) -> None:
+        """Lend what `owned` has. Returns at once, also when the server cannot be reached."""
+        self.borrowed = self.lendings = 0
+        self._owned = owned
+        self.hand_over = HandOver(owned, max_size=self.settings.max_size, spawn=self._host.spawn)
+        await owned.open(wait=False)
+
+    def close(self) -> OwnedPool | None:
+        """Lend nothing any more; the caller closes what is returned."""
+        owned, self._owned = self._owned, None
+        hand_over, self.hand_over = self.hand_over, None
+        if hand_over is not None:
+            hand_over.close()
+        self._saturation.close()
+        return owned
+
+    # Out
+
+    def try_borrow(self, share: Share | None = None) -> PsycopgConnection | None:
+        """Borrow a connection that lies at hand; None where the caller would have to wait, or to queue."""
+        hand_over = self.hand_over
+        if hand_over is None or not hand_over.at_hand or self._host.breaker.health is not Health.CLOSED:
+            return None
+        if share is not None:
+            queue = self._queue_for(share)
+            if queue is not None and not queue.enter_at_once(share):
+                return None
+        elif self._turns is not None:
+            return None
+        connection = hand_over.at_hand.pop()
+        if len(hand_over.at_hand) < hand_over.unused:
+            hand_over.unused = len(hand_over.at_hand)
+        if self._keeper is not None:
+            self.users += 1
+            connection.is_kept = True
+            self._keeper.used(self._host)
+        connection.share = share
+        connection.is_lent = True
+        self.borrowed += 1
+        self.lendings += 1
+        return connection
+
+    async def borrow(
+        self,
+        *,
+        deadline: float | None,
+        must_be_alive: bool = False,
+        share: Share | None = None,
+        priority: Priority = Priority.NORMAL,
+    ) -> PsycopgConnection:
+        """Borrow a connection, outside any transaction; arguments and errors as of `Server.acquire`."""
+        give_up_at = self._time_to_give_up(deadline)
+        queue = None if share is None else self._queue_for(share)
+        if queue is not None and share is not None:
+            await self._enter(queue, share, give_up_at, priority)
         try:
+            if self._keeper is not None:
+                await self._have_opened(self._keeper, give_up_at)
             try:
-                value = yield waits_for
-            except BaseException as error:  # noqa: BLE001 - handed on to the coroutine
-                waits_for = coroutine.throw(error)
+                connection = await self._borrow(deadline, give_up_at, priority, must_be_alive=must_be_alive)
+            except BaseException:
+                self._rest()
+                raise
+        except BaseException:
+            if queue is not None and share is not None:
+                queue.leave(share)
+            raise
+        if queue is not None:
+            connection.share = share
+        connection.is_kept = self._keeper is not None
+        return connection
+
+    async def _borrow(
+        self, deadline: float | None, give_up_at: float, priority: Priority, *, must_be_alive: bool
+    ) -> PsycopgConnection:
+        host, loop = self._host, asyncio.get_running_loop()
+        # The one that there is now: when the pool is closed meanwhile, and opened again, this wait has ended.
+        hand_over = self.hand_over
+        if hand_over is None:
+            raise DataError(DataErrorKind.CONNECTION, f"{host.label}: the pool is not open")
+        while True:
+            began_at = loop.time()
+            if host.breaker.health is not Health.CLOSED and not self.idle:
+                await host.await_trial(give_up_at - began_at)
+            if 0 < self.settings.max_waiting <= hand_over.waiting and not hand_over.displace(priority):
+                self._saturation.refused()
+                raise self._queue_is_full()
+            try:
+                connection = await hand_over.take(give_up_at, priority)
+            except (Displaced, GaveUp, PoolTimeout, TimeoutError, PoolClosed) as error:
+                told = self._told(error, give_up_at - began_at, hand_over)
+                if told is not None:
+                    raise told from (told.__cause__ or error)
+                self._time_to_give_up(deadline)
+                continue
+            self._saturation.served(loop.time() - began_at)
+            connection.is_lent = True
+            self.borrowed += 1
+            self.lendings += 1
+            if not connection.closed and (
+                (host.breaker.health is Health.CLOSED and not must_be_alive)
+                or await host.is_alive(connection, deadline)
+            ):
+                return connection
+            # Dead before its borrower had it.
+            self.give(connection)
+            self._time_to_give_up(deadline)
+
+    def _told(self, error: Exception, timeout_s: float, hand_over: HandOver) -> DataError | None:
+        """What a caller is told who has got no connection; None where another attempt may still reach the server."""
+        if isinstance(error, PoolClosed):
+            return DataError(DataErrorKind.CONNECTION, f"{self._host.label}: the pool is closed")
+        if isinstance(error, Displaced):
+            told: DataError | None = self._queue_is_full()
+        else:
+            told = self._host.no_connection(error, timeout_s, hand_over.waiting + 1)
+        if told is not None and told.kind is DataErrorKind.RESOURCE:
+            self._saturation.refused()
+        return told
+
+    def _time_to_give_up(self, deadline: float | None) -> float:
+        """Event-loop time at which waiting ends.
+
+        Raises:
+            DataError: TIMEOUT: the deadline has passed.
+        """
+        now = asyncio.get_running_loop().time()
+        give_up_at = now + self.settings.acquire_timeout_s
+        if deadline is None:
+            return give_up_at
+        if deadline <= now:
+            raise DataError(
+                DataErrorKind.TIMEOUT,
+                f"{self._host.label}: the deadline had passed before a connection was asked for. Give the route a"
+                " longer `timeout`",
+                is_retryable=False,
+            )
+        return min(give_up_at, deadline)
+
+    # Admission: tenants that take turns or have limits, and pools that open with their first use
+
+    async def _enter(self, queue: FairQueue, share: Share, give_up_at: float, priority: Priority) -> None:
+        if queue.enter_at_once(share):
+            return
+        loop = asyncio.get_running_loop()
+        began_at = loop.time()
+        try:
+            await queue.enter(share, timeout_s=give_up_at - began_at, priority=priority)
+        except DataError:
+            if queue is self._limits:
+                self._saturation.refused_by_limit()
             else:
-                waits_for = coroutine.send(value)
-        except StopIteration as done:
-            return done.value
+                self._saturation.refused()
+            raise
+        self._saturation.served(loop.time() - began_at)
+
+    def _queue_for(self, share: Share) -> FairQueue | None:
+        if self._turns is not None:
+            return self._turns
+        if share.limit is None:
+            return None
+        if self._limits is None:
+            self._limits = FairQueue(self._host.label, capacity=None, max_waiting=self.settings.max_waiting)
+        return self._limits
+
+    async def _have_opened(self, keeper: PoolKeeper, give_up_at: float) -> None:
+        self.users += 1
+        try:
+            if self._owned is None:
+                await keeper.make_room(self._host, timeout_s=give_up_at - asyncio.get_running_loop().time())
+            keeper.used(self._host)
+        except BaseException:
+            self._rest()
+            raise
+
+    def _rest(self) -> None:
+        if self._keeper is not None:
+            self.users -= 1
+            if not self.users:
+                self._keeper.rested(self._host)
+
+    # Back
+
+    def give(self, connection: PsycopgConnection) -> None:
+        """Take back a connection that is idle or closed. Never waits."""
+        if not connection.is_lent:
+            return
+        if connection.needs_reset and not connection.closed:
+            self._host.spawn(self._host.reclaim(connection))
+            return
+        connection.is_lent = False
+        self.borrowed -= 1
+        use = connection.use
+        if use is not None:
+            connection.use = None
+            use.end()
+        if connection.home is not None:
+            connection.home.give(connection)
+        # Behind the hand-over: a tenant that is let in now finds the connection there.
+        share = connection.share
+        if share is not None:
+            connection.share = None
+            queue = self._turns or self._limits
+            if queue is not None:
+                queue.leave(share)
+        if connection.is_kept:
+            connection.is_kept = False
+            self._rest()
+
+    def _queue_is_full(self) -> DataError:
+        return DataError(
+            DataErrorKind.RESOURCE,
+            f"{self._host.label}: {self.settings.max_waiting} are waiting for a connection already. Raise pool.max_size"
+            " or pool.max_waiting, or shorten transactions",
+        )

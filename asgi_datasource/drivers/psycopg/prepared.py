@@ -22,7 +22,7 @@ MAX_PLANS: Final = 250
 class Plan:
     """One statement with one list of parameter types, as one connection knows it."""
 
-    __slots__ = ("columns", "is_kept", "is_ready", "name", "sent_in", "uses")
+    __slots__ = ("columns", "is_kept", "is_ready", "name", "sent_in", "uses", "was_used")
 
     def __init__(self) -> None:
         self.name: bytes | None = None
@@ -31,6 +31,8 @@ class Plan:
         """The server has it under `name`."""
         self.is_kept = True
         """Still in the cache; an answer may arrive after it was evicted."""
+        self.was_used = False
+        """Set with each use that did not go through the cache: such a plan gets a second chance at eviction."""
         self.sent_in = 0
         """Number of the last pipeline that its Parse was sent in."""
         self.columns: tuple[str, ...] | None = None
@@ -38,26 +40,30 @@ class Plan:
 
 
 class StatementCache:
-    """The plans of one connection; bounded, the least recently used go first."""
+    """The plans of one connection; bounded, the least recently used go first.
 
-    __slots__ = ("_excluded", "_max", "_number", "_plans", "_to_close", "closes_by_message")
+    Attributes:
+        generation: Changes when all plans were dropped.
+        closes_by_message: libpq closes a prepared statement by a message of the protocol since version 17; before that
+            DEALLOCATE does.
+    """
+
+    __slots__ = ("_controls", "_excluded", "_max", "_number", "_plans", "closes_by_message", "generation", "to_close")
 
     def __init__(self, max_plans: int = MAX_PLANS) -> None:
         self.closes_by_message = capabilities.has_send_close_prepared()
-        """libpq closes a prepared statement by a message of the protocol since version 17; before, DEALLOCATE does."""
+        self.generation = 0
         self._plans: OrderedDict[tuple[bytes, tuple[int, ...]], Plan] = OrderedDict()
+        self._controls: dict[bytes, Plan] = {}
+        """The library's own statements: a handful, never evicted."""
         self._excluded: set[bytes] = set()
         self._max = max_plans
         self._number = 0
-        self._to_close: list[bytes] = []
+        self.to_close: list[bytes] = []
+        """Names to close on the server, in front of the next pipeline."""
 
     def __len__(self) -> int:
         return len(self._plans)
-
-    @property
-    def prepared(self) -> Sequence[bytes]:
-        """The names that the server has for plans in use."""
-        return [plan.name for plan in self._plans.values() if plan.is_ready and plan.name is not None]
 
     def plan(self, text: bytes, types: tuple[int, ...], *, at_once: bool) -> Plan | None:
         """The plan to run this statement by, counted as used; None when it is not, or not yet, to be prepared.
@@ -74,31 +80,40 @@ class StatementCache:
                 return None
             plan = self._plans[key] = Plan()
             if len(self._plans) > self._max:
-                self._drop(self._plans.popitem(last=False)[1])
+                self._evict()
         else:
             self._plans.move_to_end(key)
         if plan.name is None:
             plan.uses += 1
             if plan.uses < PREPARE_AT_USE and not at_once:
                 return None
-            self._number += 1
-            plan.name = b"ads_%d" % self._number
+            plan.name = self._next_name()
+        return plan
+
+    def control_plan(self, text: bytes) -> Plan:
+        """The plan of one of the library's own statements, without parameters."""
+        plan = self._controls.get(text)
+        if plan is None:
+            plan = self._controls[text] = Plan()
+            plan.name = self._next_name()
         return plan
 
     def note_ready(self, plan: Plan) -> None:
         """The server has answered the plan's Parse."""
         plan.is_ready = True
         if not plan.is_kept and plan.name is not None:
-            self._to_close.append(plan.name)
+            self.to_close.append(plan.name)
 
     def retire(self) -> None:
         """Have every plan closed on the server and prepared anew: it may be gone, or refer to what has changed.
 
         Closing a name that the server does not have is no error.
         """
-        for plan in self._plans.values():
+        for plan in (*self._plans.values(), *self._controls.values()):
             self._drop(plan)
         self._plans.clear()
+        self._controls.clear()
+        self.generation += 1
 
     def exclude(self, text: bytes) -> None:
         """Do not prepare this statement any more: its columns are not always the same."""
@@ -108,16 +123,31 @@ class StatementCache:
 
     def take_closes(self) -> Sequence[bytes]:
         """The names to close on the server, in front of the next pipeline: nothing in that one uses them."""
-        if not self._to_close:
+        if not self.to_close:
             return ()
-        names, self._to_close = self._to_close, []
+        names, self.to_close = self.to_close, []
         return names
 
     def put_back_closes(self, names: Sequence[bytes]) -> None:
         """These were not sent after all."""
-        self._to_close.extend(names)
+        self.to_close.extend(names)
+
+    def _next_name(self) -> bytes:
+        self._number += 1
+        return b"ads_%d" % self._number
+
+    def _evict(self) -> None:
+        """Drop the least recently used plan (the CLOCK algorithm: one used meanwhile moves to the end once)."""
+        plans = self._plans
+        while True:
+            key, plan = plans.popitem(last=False)
+            if not plan.was_used:
+                break
+            plan.was_used = False
+            plans[key] = plan
+        self._drop(plan)
 
     def _drop(self, plan: Plan) -> None:
         plan.is_kept = False
         if plan.is_ready and plan.name is not None:
-            self._to_close.append(plan.name)
+            self.to_close.append(plan.name)

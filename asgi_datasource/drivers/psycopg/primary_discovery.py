@@ -16,7 +16,8 @@ from typing import Any, Final, Protocol
 from psycopg import Error, OperationalError
 
 from ...routing import Role
-from .connection import Connection
+from ..statements import Statement
+from .connection import PsycopgConnection
 from .multi_host import (
     ASK_BEARING,
     ASK_SIMPLE_BEARING,
@@ -29,12 +30,11 @@ from .multi_host import (
     visit,
     writer_of,
 )
-from .result import Exchange
-from .server_timeouts import ASK_LIMITS
+from .pipeline import Pipeline
 from .settings import Address
-from .statement import Statement
+from .transaction_settings import ASK_TIMEOUTS
 
-logger = logging.getLogger("asgi_datasource.endpoint")
+logger = logging.getLogger("asgi_datasource.server")
 
 _HEARSAY_PAUSE_S: Final = 5.0
 """Seconds until it is looked for a newer timeline again that was not found."""
@@ -47,6 +47,8 @@ class Seeker(Visitor, Protocol):
     full_name: str
     address: str
     port: int
+    timeline: int
+    """The newest timeline that a primary was seen to write; 0 is not known."""
 
     @property
     def is_up(self) -> bool:
@@ -91,12 +93,10 @@ class PrimaryDiscovery:
         target: Where its URL leads to.
 
     Attributes:
-        timeline: The newest timeline that a primary was seen to write; 0 is not known.
         searched_at: Event-loop time at which it was last looked for.
     """
 
     def __init__(self, seeker: Seeker, target: Address) -> None:
-        self.timeline = 0
         self.searched_at = -inf
         self._seeker = seeker
         self._target = target
@@ -164,14 +164,14 @@ class PrimaryDiscovery:
             timeline: What was seen.
             deadline: Event-loop time at which waiting for the answer ends.
         """
-        if self._is_news(timeline) or (self.is_searching and timeline > self.timeline):
+        if self._is_news(timeline) or (self.is_searching and timeline > self._seeker.timeline):
             await self.seek(deadline=deadline)
 
     def _is_news(self, timeline: int) -> bool:
         """Whether it is worth looking for: it is newer than what is known, and was not looked for just now."""
         now = asyncio.get_running_loop().time()
         heard, heard_at = self._heard_of
-        if timeline <= self.timeline or not self.timeline or not self._seeker.is_open:
+        if timeline <= self._seeker.timeline or not self._seeker.timeline or not self._seeker.is_open:
             return False
         if timeline <= heard and now - heard_at < _HEARSAY_PAUSE_S:
             return False
@@ -238,7 +238,7 @@ class PrimaryDiscovery:
 
     # -- judging
 
-    async def ask(self, connection: Connection) -> Exchange:
+    async def ask(self, connection: PsycopgConnection) -> Pipeline:
         """Ask a new connection for its limits, and a primary's for its bearing.
 
         One round trip; a second one where a server knows too little.
@@ -246,13 +246,13 @@ class PrimaryDiscovery:
         loop = asyncio.get_running_loop()
         is_primary = self._seeker.role is Role.PRIMARY
         while True:
-            questions = (ASK_LIMITS, self._questions[0]) if is_primary else (ASK_LIMITS,)
+            questions = (ASK_TIMEOUTS, self._questions[0]) if is_primary else (ASK_TIMEOUTS,)
             exchange = await connection.exchange(questions, deadline=loop.time() + self._seeker.check_limit_s)
             if len(self._questions) == 1 or not is_unknown_there(exchange.error):
                 return exchange
             self._questions = self._questions[1:]
 
-    def judge(self, connection: Connection, exchange: Exchange) -> str | None:
+    def judge(self, connection: PsycopgConnection, exchange: Pipeline) -> str | None:
         """Take what a new connection has answered to `ask`.
 
         Returns:
@@ -268,6 +268,7 @@ class PrimaryDiscovery:
             self._hosts.unsettle()
             return f"{address[0]}:{address[1]}: {reason}"
         connection.timeline = bearing.timeline
+        connection.incarnation = bearing.incarnation
         self.arrived(bearing, address)
         return None
 
@@ -277,10 +278,10 @@ class PrimaryDiscovery:
             return None
         if bearing.is_standby:
             return "it is a standby and takes no writes"
-        if 0 < bearing.timeline < self.timeline and not bearing.is_of_another_cluster(self._system):
+        if 0 < bearing.timeline < self._seeker.timeline and not bearing.is_of_another_cluster(self._system):
             return (
-                f"a failover has left it behind: it writes timeline {bearing.timeline}, and {self.timeline} has begun"
-                " elsewhere. Take it out of service; where it was restored from a backup, restart the application"
+                f"a failover has left it behind: it writes timeline {bearing.timeline}, and {self._seeker.timeline} has"
+                " begun elsewhere. Take it out of service; where it was restored from a backup, restart the application"
             )
         return None
 
@@ -288,8 +289,8 @@ class PrimaryDiscovery:
         """A server was asked, and is what the endpoint is for."""
         if self._seeker.role is Role.PRIMARY:
             is_other = bearing.is_of_another_cluster(self._system)
-            if is_other or bearing.timeline > self.timeline:
-                had_one, self.timeline = self.timeline, bearing.timeline
+            if is_other or bearing.timeline > self._seeker.timeline:
+                had_one, self._seeker.timeline = self._seeker.timeline, bearing.timeline
                 if had_one:
                     logger.warning(
                         "%s: writes go to %s:%d from now on, timeline %d",
@@ -301,7 +302,7 @@ class PrimaryDiscovery:
             self._system = bearing.system or self._system
         self._seeker.arrived(address)
 
-    def _address_of(self, connection: Connection) -> tuple[str, int]:
+    def _address_of(self, connection: PsycopgConnection) -> tuple[str, int]:
         """Which of the hosts a connection leads to; that one is tried first from now on."""
         pgconn = connection.pgconn
         index = self._hosts.find(pgconn.host.decode(), pgconn.hostaddr.decode(), pgconn.port.decode())

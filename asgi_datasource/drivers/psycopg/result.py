@@ -1,23 +1,22 @@
-"""What a command brought back: one `Result` each, and the `Exchange` that holds those of one round trip."""
+"""What one statement brought back."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Final
 
-from psycopg import AsyncCursor, Error, ProgrammingError
+from psycopg import AsyncConnection, AsyncCursor, ProgrammingError
 from psycopg.pq import ExecStatus
+
+from ..protocol import RowFactory
+from .prepared import Plan
 
 if TYPE_CHECKING:
     from psycopg.abc import Transformer
     from psycopg.pq.abc import PGresult
-    from psycopg.rows import AsyncRowFactory
-
-    from .connection import Connection
-    from .prepared import Plan
 
 _TUPLES_OK: Final = int(ExecStatus.TUPLES_OK)
 
-_TRANSACTION_TAGS: Final = frozenset({b"BEGIN", b"COMMIT", b"ROLLBACK", b"START TRANSACTION", b"PREPARE TRANSACTION"})
+TRANSACTION_TAGS: Final = frozenset({b"BEGIN", b"COMMIT", b"ROLLBACK", b"START TRANSACTION", b"PREPARE TRANSACTION"})
 """Tags of commands that begin or end a transaction. ROLLBACK TO SAVEPOINT answers ROLLBACK as well."""
 
 
@@ -27,15 +26,48 @@ class Result:
     Values were converted when they arrived, by the adapters and settings of that moment.
     """
 
-    __slots__ = ("_columns", "_connection", "_error", "_values", "encoding", "pgresult")
+    # Defaults on the class, for results without rows.
+    returns_rows = False
+    """Whether the command answers with rows, even if there were none."""
+    encoding = "utf-8"
+    columns: tuple[str, ...] = ()
+    """The names of the columns, in order."""
+    _values: list[tuple[Any, ...]] | None = None
+    _error: Exception | None = None
 
-    def __init__(self, pgresult: PGresult, connection: Connection) -> None:
+    def __init__(
+        self, pgresult: PGresult, connection: AsyncConnection[Any], transformer: Transformer, plan: Plan | None
+    ) -> None:
+        """Convert the rows, while the connection is there: some adapters read its settings when they are made.
+
+        Args:
+            pgresult: libpq's.
+            connection: psycopg's, for row factories.
+            transformer: Converts values.
+            plan: Of the statement where it is prepared; remembers the names of the columns.
+        """
         self.pgresult = pgresult
         self._connection = connection
-        self.encoding = "utf-8"
-        self._columns: tuple[str, ...] = ()
-        self._values: list[tuple[Any, ...]] | None = None
-        self._error: Exception | None = None
+        if pgresult.status != _TUPLES_OK:
+            return
+        self.returns_rows = True
+        self.encoding = encoding = transformer.encoding
+        columns = None if plan is None else plan.columns
+        if columns is None:
+            columns = tuple([(pgresult.fname(i) or b"").decode(encoding) for i in range(pgresult.nfields)])
+            if plan is not None and plan.is_ready:
+                plan.columns = columns
+        self.columns = columns
+        count = pgresult.ntuples
+        if not count:
+            self._values = []
+            return
+        try:
+            transformer.set_pgresult(pgresult)
+            # `tuple` is the row maker that psycopg's C code makes without a call for each row.
+            self._values = transformer.load_rows(0, count, tuple)
+        except Exception as error:  # noqa: BLE001 - raised where the rows are read, as psycopg's fetch does
+            self._error = error
 
     def __repr__(self) -> str:
         return f"<Result {self.status_message!r}>"
@@ -55,16 +87,11 @@ class Result:
         return -1 if count is None else count
 
     @property
-    def returns_rows(self) -> bool:
-        """Whether the command answers with rows, even if there were none."""
-        return self.pgresult.status == _TUPLES_OK
-
-    @property
     def ends_transaction(self) -> bool:
         """Whether the command itself began or ended a transaction, by its tag."""
-        return self._values is None and self.pgresult.command_status in _TRANSACTION_TAGS
+        return self._values is None and self.pgresult.command_status in TRANSACTION_TAGS
 
-    def rows(self, row_factory: AsyncRowFactory[Any] | None = None) -> list[Any]:
+    def rows(self, row_factory: RowFactory[Any] | None = None) -> list[Any]:
         """All rows.
 
         Args:
@@ -78,15 +105,10 @@ class Result:
         if values is None:
             raise self._no_rows()
         if row_factory is None:
-            columns = self._columns
+            columns = self.columns
             return [dict(zip(columns, row)) for row in values]  # noqa: B905 - equally long; `strict` costs per row
         make_row = row_factory(ResultCursor(self._connection, self))
         return [make_row(row) for row in values]
-
-    @property
-    def columns(self) -> tuple[str, ...]:
-        """The names of the columns, in order."""
-        return self._columns
 
     def tuples(self) -> list[tuple[Any, ...]]:
         """All rows, each as a tuple; errors: `rows`."""
@@ -94,7 +116,7 @@ class Result:
             raise self._no_rows()
         return self._values
 
-    def first(self, row_factory: AsyncRowFactory[Any] | None = None) -> Any | None:
+    def first(self, row_factory: RowFactory[Any] | None = None) -> Any | None:
         """The first row; None without one.
 
         Raises:
@@ -107,7 +129,7 @@ class Result:
         if not values:
             return None
         if row_factory is None:
-            return dict(zip(self._columns, values[0]))  # noqa: B905 - equally long
+            return dict(zip(self.columns, values[0]))  # noqa: B905 - equally long
         return row_factory(ResultCursor(self._connection, self))(values[0])
 
     def scalar(self) -> Any | None:
@@ -122,27 +144,6 @@ class Result:
             raise self._no_rows()
         return values[0][0] if values and values[0] else None
 
-    def load(self, transformer: Transformer, plan: Plan | None) -> None:
-        """Convert the rows, while the connection is there: some adapters read its settings when they are made."""
-        pgresult = self.pgresult
-        self.encoding = encoding = transformer.encoding
-        columns = None if plan is None else plan.columns
-        if columns is None:
-            columns = tuple([(pgresult.fname(i) or b"").decode(encoding) for i in range(pgresult.nfields)])
-            if plan is not None and plan.is_ready:
-                plan.columns = columns
-        self._columns = columns
-        count = pgresult.ntuples
-        if not count:
-            self._values = []
-            return
-        try:
-            transformer.set_pgresult(pgresult)
-            # `tuple` is the row maker that psycopg's C code makes without a call for each row.
-            self._values = transformer.load_rows(0, count, tuple)
-        except Exception as error:  # noqa: BLE001 - raised to whoever reads the rows, as psycopg's fetch does
-            self._error = error
-
     def _no_rows(self) -> Exception:
         if self._error is not None:
             return self._error
@@ -154,7 +155,7 @@ class Result:
 class ResultCursor(AsyncCursor[Any]):
     """What a row factory is called with: a cursor that has this result. It is not for executing anything."""
 
-    def __init__(self, connection: Connection, result: Result) -> None:
+    def __init__(self, connection: AsyncConnection[Any], result: Result) -> None:
         super().__init__(connection)
         self._result = result
         self.pgresult = result.pgresult
@@ -173,48 +174,3 @@ class ResultCursor(AsyncCursor[Any]):
     def _encoding(self) -> str:
         # psycopg's own asks the connection, which may be closed by now.
         return self._result.encoding
-
-
-class Exchange:
-    """The outcome of one round trip: what arrived before the first error, and that error.
-
-    Attributes:
-        results: One for each statement; None for those that did not run or were not answered.
-        error: The first error as psycopg raises it.
-        failed_at: Index of the statement that failed, or of the first one without an answer when the connection was
-            lost; None when nothing was sent.
-        is_lost: The connection is gone.
-        timed_out: Our own deadline ended it.
-    """
-
-    __slots__ = ("error", "failed_at", "is_lost", "results", "timed_out")
-
-    def __init__(self, results: list[Result | None]) -> None:
-        self.results = results
-        self.error: BaseException | None = None
-        self.failed_at: int | None = None
-        self.is_lost = False
-        self.timed_out = False
-
-    @property
-    def is_stale_plan(self) -> bool:
-        """The server refused a statement only because of how it had been prepared: run anew it may well work."""
-        return is_stale_plan(self.error)
-
-    def answers(self, first: int, count: int) -> list[Result]:
-        """The results of some of the statements, all of which worked."""
-        return [result for result in self.results[first : first + count] if result is not None]
-
-    def __repr__(self) -> str:
-        state = "lost" if self.is_lost else "failed" if self.error is not None else "ok"
-        return f"<Exchange {state}, {sum(1 for r in self.results if r is not None)} of {len(self.results)} answered>"
-
-
-def is_stale_plan(error: BaseException | None) -> bool:
-    """Whether this error says that a prepared statement is gone, or that its result would have other columns."""
-    if not isinstance(error, Error):
-        return False
-    if error.sqlstate == "26000":
-        return True
-    # 0A000 has many causes and its text may be translated; the place in the server's source is not.
-    return error.sqlstate == "0A000" and error.diag.source_function == "RevalidateCachedQuery"

@@ -6,7 +6,7 @@ from math import ceil
 from typing import Final, Protocol
 
 from ...concurrency.limits import SaturationLog, Strain
-from .settings import ServerSettings
+from ..settings import ServerSettings
 
 LONG_SHARE: Final = 0.5
 """Whoever waits for more than this share of the longest wait is about to be refused."""

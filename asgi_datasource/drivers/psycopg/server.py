@@ -5,32 +5,33 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
-from collections.abc import Callable, Coroutine, Mapping
+from collections.abc import Coroutine
 from contextlib import suppress
 from functools import lru_cache
 from math import inf
-from typing import Any, Final, Protocol
+from typing import Any, Final
 
 from psycopg import Error, OperationalError, pq
-from psycopg_pool import PoolClosed, PoolTimeout
 
-from ...concurrency.fair_queue import FairQueue, Share
-from ...concurrency.limits import Priority
 from ...errors import DataError, DataErrorKind
-from ...observability.metrics import Metrics
-from ...observability.tracing import DATASOURCE, DB_SYSTEM, NODE, AttributeValue, server_attributes
 from ...routing import CircuitBreaker, Event, Health, Pauses, Role
+from ..protocol import PoolKeeper
+from ..server_base import ServerBase
+from ..settings import ServerSettings
 from . import error_mapping
-from .connection import Connection
-from .pool import Displaced, GaveUp, Lender, Pool
+from .borrowed_connection import BorrowedConnection
+from .borrowed_connection import lend as lend_connection
+from .connection import PsycopgConnection
+from .health_check import HealthCheck
+from .owned_pool import OwnedPool
+from .pipeline import Pipeline
+from .pool import GaveUp, Pool
 from .primary_discovery import PrimaryDiscovery
-from .result import Exchange
-from .saturation import Saturation
-from .server_timeouts import is_behind_pooler, read_limits
-from .settings import APPLICATION_NAME, ServerSettings, connect_failure, is_unknown_database, resolve
+from .settings import APPLICATION_NAME, connect_failure, is_unknown_database, resolve
 from .socket import ConnectionObserver, WatchedSocket
+from .transaction_settings import is_behind_pooler, read_timeouts
 
-logger = logging.getLogger("asgi_datasource.endpoint")
+logger = logging.getLogger("asgi_datasource.server")
 
 _CLOSE_GRACE_S: Final = 1.0
 _SHED_INTERVAL_S: Final = 0.5
@@ -38,94 +39,45 @@ _TRIAL_PAUSE_S: Final = 0.05
 """Seconds from the end of an attempt to reach a server that is down to the next one for the sake of requests."""
 _DRAIN_PAUSE_S: Final = 1.0
 """Seconds between two times that the pool is emptied because a write was refused."""
-_SHORTEST_WAIT_S: Final = 0.001
-"""psycopg's pool fails at once, also with a free connection at hand, when it may not wait at all."""
 
 
-class PoolKeeper(Protocol):
-    """Decides when pools are open that open with their first use."""
-
-    async def make_room(self, endpoint: PsycopgServer, /, *, timeout_s: float) -> None:
-        """Open the endpoint's pool, once there is room for it."""
-        ...
-
-    def used(self, endpoint: PsycopgServer, /) -> None:
-        """Somebody borrows a connection of it."""
-        ...
-
-    def rested(self, endpoint: PsycopgServer, /) -> None:
-        """Nobody uses it any more."""
-        ...
-
-    def reached(self, endpoint: PsycopgServer, /) -> None:
-        """A connection was made for the first time."""
-        ...
-
-
-class PsycopgServer:
+class PsycopgServer(ServerBase):
     """One server: connections are borrowed here and come back here.
 
     It is down while nothing can be connected to it, or when it has stopped answering. A task of its own then tries
     until it is up again: the breaker's half-open state, in which nothing but this one attempt is sent.
 
-    Each new connection is asked whether it leads to the right server (`whereabouts.py`). Once a newer primary is known,
-    the connections to the one before are cut.
+    Each new connection is asked whether it leads to the right server (`primary_discovery.py`). Once a newer primary is
+    known, the connections to the one before are cut.
     """
 
     def __init__(
         self, name: str, datasource: str, role: Role, settings: ServerSettings, *, keeper: PoolKeeper | None = None
     ) -> None:
-        self.name = name
-        self.datasource = datasource
-        self.role = role
-        self.settings = settings
-        self._target = resolve(settings, where=f"datasource {datasource!r}, server {name!r}")
-        self.address: str = self._target.host
-        self.port: int = self._target.port
-        self.dbname = self._target.dbname
-        self.full_name = f"{datasource}.{name}"
-        self.label = f"{self.full_name} ({self.address}:{self.port})"
-        """For messages: names the server, not who connects to it; of several hosts the one that is in use."""
-        self.attributes: Mapping[str, AttributeValue] = server_attributes(
-            host=self.address, port=self.port, namespace=self.dbname
+        self._target = target = resolve(settings, where=f"datasource {datasource!r}, server {name!r}")
+        super().__init__(
+            name,
+            datasource,
+            role,
+            settings,
+            address=target.host,
+            port=target.port,
+            dbname=target.dbname,
+            keeper=keeper,
         )
-        # Where each tenant has a database, its name and perhaps its host are one tenant's: they would be a label each.
-        self.dimensions: Mapping[str, AttributeValue] = {
-            **(self.attributes if keeper is None else {DB_SYSTEM: self.attributes[DB_SYSTEM]}),
-            DATASOURCE: datasource,
-            NODE: name,
-        }
-        """What tells it apart on metrics."""
-        self.metrics: Metrics | None = None
-        """What is told of connections that are made."""
-        self.breaker = CircuitBreaker()
-        """Whether it is used; by what happened to its connections, never by errors that it answered with."""
-        self.last_error: str | None = None
-        """Why it is, or last was, down; without secrets."""
-        self.borrowed = 0
-        self.lendings = 0
-        """How often a connection was borrowed since it was opened."""
         self.check_limit_s = settings.check_timeout_s
         self.prepares = settings.prepares
-        self.is_pooled = settings.is_pooled
-        self.is_fair = settings.is_fair
-        """Tenants take turns here: whoever borrows says on whose account."""
-        self.was_reached = False
-        """Whether a connection could ever be made."""
-        self._whereabouts = PrimaryDiscovery(self, self._target)
+        self._discovery = PrimaryDiscovery(self, target)
         self._drained_at = -inf
         self._is_wanted = asyncio.Event()
         """Set when there is a reason to try again before the pause is over."""
-        self._keeper = keeper
-        self._users = 0
-        self._turns = (
-            FairQueue(self.label, capacity=settings.max_size, max_waiting=settings.max_waiting)
-            if settings.is_fair
-            else None
-        )
-        self._limits: FairQueue | None = None
-        self._pool: Pool | None = None
-        self._lender: Lender | None = None
+        self.pool = Pool(self, settings, keeper)
+        self.try_acquire = self.pool.try_borrow
+        """Borrow a connection that lies at hand; None where the caller would have to wait, or to queue."""
+        self.acquire = self.pool.borrow
+        """Borrow a connection, outside any transaction; arguments and errors as of `drivers.protocol.Server`."""
+        self.release = self.pool.give
+        """Give back a connection that is idle. Never waits, so no cancellation can come in between."""
         self._connections: set[WatchedSocket] = set()
         self._proven: set[WatchedSocket] = set()
         """Those of the pool that were asked, and lead to where they should."""
@@ -135,73 +87,61 @@ class PsycopgServer:
         self._probe: asyncio.Task[None] | None = None
         self._check: asyncio.Task[None] | None = None
         self._pauses = Pauses(last_s=settings.reconnect_pause_s)
-        self._watchers: list[Callable[[], None]] = []
-        self._pressure = Saturation(self)
 
     @property
-    def is_up(self) -> bool:
-        """Whether it is used."""
-        return self.breaker.is_closed
+    def borrowed(self) -> int:
+        """Connections that are lent."""
+        return self.pool.borrowed
 
     @property
-    def timeline(self) -> int:
-        """The newest timeline that a primary was seen to write; 0 is not known."""
-        return self._whereabouts.timeline
-
-    def watch(self, watcher: Callable[[], None]) -> None:
-        """Call this whenever it goes down or comes up, and when its pool is opened or closed."""
-        self._watchers.append(watcher)
-
-    def unwatch(self, watcher: Callable[[], None]) -> None:
-        """Call it no more."""
-        self._watchers.remove(watcher)
+    def lendings(self) -> int:
+        """How often a connection was lent since the pool was opened."""
+        return self.pool.lendings
 
     @property
     def size(self) -> int:
         """How many connections there are, also those that are being made."""
-        return 0 if self._pool is None else self._pool.size
+        return self.pool.size
 
     @property
     def idle(self) -> int:
         """How many of them could be borrowed at once."""
-        return 0 if self._pool is None or self._lender is None else self._pool.idle + self._lender.at_hand
+        return self.pool.idle
 
     @property
     def waiting(self) -> int:
-        """How many wait for a connection."""
-        queued = (0 if queue is None else queue.waiting for queue in (self._turns, self._limits))
-        return sum(queued, 0 if self._lender is None else self._lender.waiting)
+        """How many callers wait for a connection."""
+        return self.pool.waiting
 
     def __repr__(self) -> str:
         state = "up" if self.is_up else "down"
         use = f"{self.borrowed} of {self.settings.max_size} borrowed"
-        return f"<Endpoint {self.label} {self.role.value} {state}, {use}>"
+        return f"<Server {self.label} {self.role.value} {state}, {use}>"
 
     @property
     def is_open(self) -> bool:
         """Whether its pool is open."""
-        return self._pool is not None
+        return self.pool.is_open
 
     @property
     def is_in_use(self) -> bool:
-        """Whether somebody has borrowed a connection, or is about to; told of pools that have a keeper."""
-        return self._users > 0
+        """Whether a connection is borrowed, or about to be; of pools that have a keeper."""
+        return self.pool.users > 0
 
     # Opening and closing
 
     async def open(self) -> None:
         """Open the pool. Returns at once, also when the server cannot be reached."""
-        if self._pool is not None:
+        if self.pool.is_open:
             return
         warn_if_slow(pq.__impl__)
         settings = self.settings
         self.breaker = CircuitBreaker()
-        self.borrowed = self.lendings = 0
         self._connect_error = None
-        self._pool = pool = Pool(
+        owned = OwnedPool(
             self._target.conninfo,
-            connection_class=Connection,
-            kwargs={"observer": self, "line_up": self._whereabouts.line_up},
+            connection_class=PsycopgConnection,
+            kwargs={"observer": self, "line_up": self._discovery.line_up},
             configure=self._configure,
             min_size=settings.min_size,
             max_size=settings.max_size,
@@ -210,13 +150,13 @@ class PsycopgServer:
             timeout=settings.acquire_timeout_s,
             max_lifetime=settings.max_lifetime_s,
             max_idle=settings.max_idle_s,
-            # The pool's own attempts pause for seconds in between, and whoever waits for one waits with it, also when
-            # the server has long come back: it gives up at once, and the next caller, or the probe, connects anew.
+            # The pool's own attempts pause for seconds in between, and each caller who waits for one waits with it,
+            # also when the server has long come back: it gives up at once, and the next caller, or the probe, connects
+            # anew.
             reconnect_timeout=0.0,
         )
-        self._lender = Lender(pool, max_size=settings.max_size, spawn=self.spawn)
-        await pool.open(wait=False)
-        self._tell_watchers()
+        await self.pool.open(owned)
+        self.tell_watchers()
 
     async def close(self, *, timeout_s: float) -> None:
         """Close the pool and every connection, also those that are still borrowed.
@@ -224,16 +164,13 @@ class PsycopgServer:
         Args:
             timeout_s: Seconds that the pool's own tasks may take; it is over within a second more.
         """
-        pool, self._pool = self._pool, None
-        lender, self._lender = self._lender, None
-        if pool is None or lender is None:
+        owned = self.pool.close()
+        if owned is None:
             return
         if self._keeper is not None and not self.is_up:
             # It opens again with its next use, which must not be kept from it.
             self.breaker = CircuitBreaker()
-        self._tell_watchers()
-        lender.close()
-        self._pressure.close()
+        self.tell_watchers()
         if self._probe is not None:
             self._probe.cancel()
         _end_now(self.attempts)
@@ -241,7 +178,7 @@ class PsycopgServer:
             if not connection.is_lent and not connection.is_usable:
                 # The pool configures or checks it, and would wait for the server.
                 connection.cut("the pool was closed")
-        await pool.close(timeout=timeout_s)
+        await owned.close(timeout=timeout_s)
         for connection in list(self._connections):
             connection.cut("the pool was closed")
         tasks = [task for task in self._tasks if not task.done()]
@@ -251,151 +188,68 @@ class PsycopgServer:
                 task.cancel()
 
     def retire(self) -> None:
-        """Keep no connection that nobody uses, from now on until `close`; whoever still has to can borrow one."""
-        if self._pool is not None and self._lender is not None:
-            self._lender.retire()
-            self.spawn(self._keep_none(self._pool))
+        """Keep no idle connection from now on until `close`; what is still asked for is lent."""
+        owned, hand_over = self.pool.owned, self.pool.hand_over
+        if owned is not None and hand_over is not None:
+            hand_over.retire()
+            self.spawn(self._keep_none(owned))
 
-    async def _keep_none(self, pool: Pool) -> None:
-        while self._pool is pool:
-            await pool.shed()
+    async def _keep_none(self, owned: OwnedPool) -> None:
+        while self.pool.owned is owned:
+            await owned.shed()
             # Again, for those that come back, and those that were just being made.
             await asyncio.sleep(_SHED_INTERVAL_S)
 
     # Borrowing and giving back
 
-    async def acquire(
-        self,
-        *,
-        deadline: float | None,
-        must_be_alive: bool = False,
-        share: Share | None = None,
-        priority: Priority = Priority.NORMAL,
-    ) -> Connection:
-        """Borrow a connection, outside any transaction.
+    def put_back(self, connection: PsycopgConnection) -> None:
+        """Give back a connection of `try_acquire` over which nothing was sent: as if it had never been borrowed."""
+        self.pool.lendings -= 1
+        self.release(connection)
 
-        Args:
-            deadline: Event-loop time at which waiting ends, if that is before the pool's own timeout.
-            must_be_alive: Ask the server over the connection first, and take another one when it does not answer.
-            share: On whose account, where tenants take turns or have limits.
-            priority: Who is served first of those who wait.
+    async def reclaim(self, connection: PsycopgConnection) -> None:
+        """Give back a connection in any state: what runs on it is cancelled, an open transaction rolled back.
 
-        Raises:
-            DataError: CONNECTION: the server cannot be reached; the message says why. RESOURCE: all connections are
-                in use and stay so, or the queue is full. TIMEOUT: the deadline has passed.
+        Bounded, whatever the server does: a connection that does not come to rest is cut. Raises nothing of its own.
         """
-        if self._keeper is not None or share is not None:
-            return await self._acquire_admitted(deadline, share, priority, must_be_alive=must_be_alive)
-        return await self._borrow(
-            deadline, self.settings.acquire_timeout_s, must_be_alive=must_be_alive, priority=priority
-        )
-
-    async def _acquire_admitted(
-        self, deadline: float | None, share: Share | None, priority: Priority, *, must_be_alive: bool
-    ) -> Connection:
-        """Borrow where there is somebody to ask first: the keeper of the pool, the other tenants."""
-        loop = asyncio.get_running_loop()
-        give_up_at = loop.time() + self.settings.acquire_timeout_s
-        if deadline is not None:
-            if deadline <= loop.time():
-                raise self._too_late()
-            give_up_at = min(give_up_at, deadline)
-        queue = None if share is None else self._queue_for(share)
-        if queue is not None and share is not None:
-            await self._enter(queue, share, give_up_at - loop.time(), priority)
         try:
-            connection = await self._borrow_kept(deadline, give_up_at, priority, must_be_alive=must_be_alive)
+            await connection.settle()
+        except Exception as error:
+            # There is nothing that the caller could do about it; the connection is replaced.
+            logger.warning("%s: a connection could not be brought to rest", self.label, exc_info=error)
+            connection.cut("it could not be brought to rest")
         except BaseException:
-            if queue is not None and share is not None:
-                queue.leave(share)
+            connection.cut("giving it back was interrupted")
             raise
-        if queue is not None:
-            connection.share = share
-        return connection
+        finally:
+            self.release(connection)
 
-    async def _enter(self, queue: FairQueue, share: Share, timeout_s: float, priority: Priority) -> None:
-        if queue.enter_at_once(share):
-            return
-        loop = asyncio.get_running_loop()
-        began_at = loop.time()
+    def discard(self, connection: PsycopgConnection) -> None:
+        """Close a borrowed connection at once; the pool replaces it."""
+        connection.cut("it was given up")
+        self.release(connection)
+
+    def lend(self, connection: PsycopgConnection) -> BorrowedConnection:
+        """Hand a connection itself to the user, inside the transaction that is open on it."""
+        return lend_connection(connection)
+
+    async def is_alive(self, connection: PsycopgConnection, deadline: float | None) -> bool:
+        """Ask the server over a connection that was just borrowed."""
+        limit = asyncio.get_running_loop().time() + self.settings.check_timeout_s
         try:
-            await queue.enter(share, timeout_s=timeout_s, priority=priority)
-        except DataError:
-            if queue is self._limits:
-                self._pressure.refused_by_limit()
-            else:
-                self._pressure.refused()
-            raise
-        self._pressure.served(loop.time() - began_at)
-
-    def _queue_for(self, share: Share) -> FairQueue | None:
-        if self._turns is not None:
-            return self._turns
-        if share.limit is None:
-            return None
-        if self._limits is None:
-            self._limits = FairQueue(self.label, capacity=None, max_waiting=self.settings.max_waiting)
-        return self._limits
-
-    async def _borrow_kept(
-        self, deadline: float | None, give_up_at: float, priority: Priority, *, must_be_alive: bool
-    ) -> Connection:
-        loop = asyncio.get_running_loop()
-        keeper = self._keeper
-        if keeper is None:
-            left_s = max(_SHORTEST_WAIT_S, give_up_at - loop.time())
-            return await self._borrow(deadline, left_s, must_be_alive=must_be_alive, priority=priority)
-        self._users += 1
-        try:
-            if self._pool is None:
-                await keeper.make_room(self, timeout_s=give_up_at - loop.time())
-            keeper.used(self)
-            left_s = max(_SHORTEST_WAIT_S, give_up_at - loop.time())
-            connection = await self._borrow(deadline, left_s, must_be_alive=must_be_alive, priority=priority)
+            exchange = await connection.exchange((), deadline=limit if deadline is None else min(limit, deadline))
         except BaseException:
-            self._let_rest(keeper)
+            self.discard(connection)
             raise
-        connection.is_kept = True
-        return connection
+        return exchange.error is None
 
-    def _let_rest(self, keeper: PoolKeeper) -> None:
-        self._users -= 1
-        if not self._users:
-            keeper.rested(self)
+    # Connections beside the pool
 
-    async def _borrow(
-        self, deadline: float | None, timeout_s: float, *, must_be_alive: bool, priority: Priority
-    ) -> Connection:
-        lender = self._lender
-        if lender is None:
-            raise DataError(DataErrorKind.CONNECTION, f"{self.label}: the pool is not open")
-        give_up_at: float | None = None
-        while True:
-            if deadline is not None or give_up_at is not None:
-                now = asyncio.get_running_loop().time()
-                if deadline is not None:
-                    if deadline <= now:
-                        raise self._too_late()
-                    timeout_s = min(timeout_s, deadline - now)
-                if give_up_at is not None:
-                    timeout_s = min(timeout_s, give_up_at - now)
-            if not self.is_up and not self.idle:
-                await self._await_trial(timeout_s)
-            if give_up_at is None and not lender.at_hand:
-                give_up_at = asyncio.get_running_loop().time() + timeout_s
-            try:
-                connection = await self._take(lender, timeout_s, priority)
-            except GaveUp:
-                continue
-            if not connection.closed and (
-                (self.is_up and not must_be_alive) or await self._is_alive(connection, deadline)
-            ):
-                return connection
-            self.release_nowait(connection)
-            if give_up_at is None:
-                give_up_at = asyncio.get_running_loop().time() + timeout_s
+    def health_check(self) -> HealthCheck:
+        """What asks the server how it is, over a connection of its own."""
+        return HealthCheck(self)
 
-    async def connect(self, *, observer: ConnectionObserver, purpose: str = "check") -> Connection:
+    async def connect(self, *, observer: ConnectionObserver, purpose: str = "check") -> PsycopgConnection:
         """Connect outside the pool.
 
         Args:
@@ -405,13 +259,13 @@ class PsycopgServer:
         Raises:
             psycopg.Error: It failed; the text names host, port and reason only.
         """
-        return await Connection.connect(
-            await self._whereabouts.line_up(),
+        return await PsycopgConnection.connect(
+            await self._discovery.line_up(),
             observer=observer,
             fallback_application_name=f"{APPLICATION_NAME} {purpose}",
         )
 
-    async def connect_apart(self, *, deadline: float, purpose: str = "check") -> Connection:
+    async def connect_apart(self, *, deadline: float, purpose: str = "check") -> PsycopgConnection:
         """Connect outside the pool, for a question that must not wait in its queue; the caller closes the connection.
 
         Args:
@@ -426,72 +280,19 @@ class PsycopgServer:
                 return await self.connect(observer=self, purpose=purpose)
         except (Error, TimeoutError) as error:
             if self._keeper is not None and is_unknown_database(error, self.dbname):
-                raise self._no_tenant() from error
+                raise self.no_tenant() from error
             reason = str(error) or "the server does not answer"
             raise DataError(DataErrorKind.CONNECTION, f"{self.label}: cannot connect: {reason}") from error
 
-    async def release(self, connection: Connection) -> None:
-        """Give back a connection that is idle. Never waits, so no cancellation can come in between."""
-        if connection.needs_reset:
-            self.spawn(self.reclaim(connection))
-        else:
-            self.release_nowait(connection)
-
-    async def reclaim(self, connection: Connection) -> None:
-        """Give back a connection in any state: what runs on it is cancelled, an open transaction rolled back.
-
-        Bounded, whatever the server does: a connection that does not come to rest is cut. Raises nothing of its own.
-        """
-        try:
-            await connection.settle()
-        except Exception as error:
-            # Nobody could do anything about it; the connection is replaced.
-            logger.warning("%s: a connection could not be brought to rest", self.label, exc_info=error)
-            connection.cut("it could not be brought to rest")
-        except BaseException:
-            connection.cut("giving it back was interrupted")
-            raise
-        finally:
-            self.release_nowait(connection)
-
-    def discard(self, connection: Connection) -> None:
-        """Close a borrowed connection at once; the pool replaces it."""
-        connection.cut("it was given up")
-        self.release_nowait(connection)
-
-    def release_nowait(self, connection: Connection) -> None:
-        """Give back a connection that is idle or closed; never waits."""
-        if not connection.is_lent:
-            return
-        connection.is_lent = False
-        self.borrowed -= 1
-        use = connection.use
-        if use is not None:
-            connection.use = None
-            use.end()
-        if connection.lender is not None:
-            connection.lender.give(connection)
-        # Behind the lender: whoever is let in now finds it there.
-        share = connection.share
-        if share is not None:
-            connection.share = None
-            queue = self._turns or self._limits
-            if queue is not None:
-                queue.leave(share)
-        if connection.is_kept:
-            connection.is_kept = False
-            if self._keeper is not None:
-                self._let_rest(self._keeper)
-
     def suspect(self) -> None:
         """A pooled connection turned out to be dead: look at the others, once, in the background."""
-        pool = self._pool
-        if pool is not None and (self._check is None or self._check.done()):
-            self._check = self.spawn(pool.check())
+        owned = self.pool.owned
+        if owned is not None and (self._check is None or self._check.done()):
+            self._check = self.spawn(owned.check())
 
     # Errors
 
-    def error_of(self, exchange: Exchange, *, is_write: bool) -> DataError:
+    def error_of(self, exchange: Pipeline, *, is_write: bool) -> DataError:
         """Classify what an exchange failed with."""
         return error_mapping.of_exchange(
             exchange, where=self.label, in_recovery=self.role is Role.REPLICA, is_write=is_write
@@ -515,15 +316,12 @@ class PsycopgServer:
         self._connections.add(connection)
         if self.metrics is not None:
             self.metrics.created(self, connection.connect_s)
-        if not self.was_reached:
-            self.was_reached = True
-            if self._keeper is not None:
-                self._keeper.reached(self)
+        self.note_reached()
 
     def connect_failed(self, error: Error) -> Error:
         """A connection could not be made."""
         clean = type(error)(connect_failure(error, self._target))
-        self._whereabouts.unsettle()
+        self._discovery.unsettle()
         self.note_failure(clean)
         return clean
 
@@ -533,23 +331,23 @@ class PsycopgServer:
         if not self._proven:
             self._mark_down(str(error))
             # Nothing can be connected: whoever waits for a connection need not wait any longer.
-            if self._lender is not None:
-                self._lender.give_up()
+            if self.pool.hand_over is not None:
+                self.pool.hand_over.give_up()
 
     def disconnected(self, connection: WatchedSocket, *, was_lost: bool) -> None:
         """A connection is gone."""
         self._connections.discard(connection)
         self._proven.discard(connection)
         if was_lost:
-            self._whereabouts.unsettle()
+            self._discovery.unsettle()
         if was_lost and not connection.is_lent:
-            if self._lender is not None and isinstance(connection, Connection):
-                self._lender.forget(connection)
+            if self.pool.hand_over is not None and isinstance(connection, PsycopgConnection):
+                self.pool.hand_over.forget(connection)
             self.suspect()
 
     def went_silent(self) -> None:
         """The server does not answer: what lies in the pool is of no use either."""
-        self._whereabouts.unsettle()
+        self._discovery.unsettle()
         self._mark_down(f"{self.address}:{self.port}: no answer")
         # At a replica reads alone wait: each may still be answered by another server in time.
         self._cut("the server does not answer", with_lent=self.role is Role.REPLICA)
@@ -561,56 +359,41 @@ class PsycopgServer:
 
     # Health
 
-    def _tell(self, event: Event) -> bool:
-        """Something happened to its connections; True when it is in use no more, or again."""
-        was_up = self.is_up
-        self.breaker.tell(event, now=asyncio.get_running_loop().time())
-        if self.is_up is was_up:
-            return False
-        self._tell_watchers()
-        return True
-
-    def _tell_watchers(self) -> None:
-        for watcher in tuple(self._watchers):
-            watcher()
-
     def _mark_down(self, reason: str) -> None:
-        self.last_error = reason
-        if self._tell(Event.FAILED):
-            logger.warning("%s is down: %s", self.label, reason)
-        if self._pool is not None and (self._probe is None or self._probe.done()):
-            self._probe = self.spawn(self._probe_until_up(self._pool))
+        self.note_down(reason)
+        if self.pool.owned is not None and (self._probe is None or self._probe.done()):
+            self._probe = self.spawn(self._probe_until_up(self.pool.owned))
 
-    async def _probe_until_up(self, pool: Pool) -> None:
-        while self._pool is pool:
+    async def _probe_until_up(self, owned: OwnedPool) -> None:
+        while self.pool.owned is owned:
             # Jitter, so that the processes of a service do not all knock at once.
             pause_s = self._pauses.pause_s(self.breaker.failures, random.random())  # noqa: S311 - not for security
             self._is_wanted.clear()
             with suppress(TimeoutError):
                 async with asyncio.timeout(pause_s):
                     await self._is_wanted.wait()
-            if self.is_up or await self._whereabouts.seek():
+            if self.is_up or await self._discovery.seek():
                 break
         # The pool has given up replacing connections, or waits for its next attempt: let it begin now.
-        await pool.check()
+        await owned.check()
 
-    async def _await_trial(self, timeout_s: float) -> None:
+    async def await_trial(self, timeout_s: float) -> None:
         """It is down: nothing is sent there but one attempt at a time, and whoever has come to ask waits for its end.
 
         Raises:
             DataError: CONNECTION: it is down still.
         """
         now = asyncio.get_running_loop().time()
-        if not self._whereabouts.is_searching:
+        if not self._discovery.is_searching:
             # After the pause, also where it has just been tried: it may have come up since.
-            await asyncio.sleep(min(timeout_s, self._whereabouts.searched_at + _TRIAL_PAUSE_S - now))
-        if self._pool is None:
+            await asyncio.sleep(min(timeout_s, self._discovery.searched_at + _TRIAL_PAUSE_S - now))
+        if not self.pool.is_open:
             raise DataError(DataErrorKind.CONNECTION, f"{self.label}: the pool is closed")
-        if self.is_up or await self._whereabouts.seek(deadline=now + timeout_s):
+        if self.is_up or await self._discovery.seek(deadline=now + timeout_s):
             return
         error = self._connect_error
         if error is not None and not self._proven:
-            raise self._no_connection(timeout_s, 0) from error
+            raise self._no_connection_error(timeout_s, 0) from error
         raise DataError(DataErrorKind.CONNECTION, f"{self.full_name}: cannot connect to {self.last_error}") from error
 
     # Which server it is
@@ -618,34 +401,30 @@ class PsycopgServer:
     def search_begins(self) -> None:
         """Its hosts are about to be asked."""
         if not self.is_up:
-            self._tell(Event.TRIAL)
+            self.note(Event.TRIAL)
 
     def search_ends(self) -> None:
         """They have been, or that was cut short."""
         if self.breaker.health is Health.HALF_OPEN:
-            self._tell(Event.FAILED)
+            self.note(Event.FAILED)
 
     def arrived(self, address: tuple[str, int]) -> None:
-        """A server was asked, and is what this endpoint is for."""
+        """A server was asked, and is what this one stands for."""
         self._connect_error = None
-        if self._whereabouts.has_several_hosts and address != (self.address, self.port):
-            host, port = address
-            self.address, self.port = host, port
-            self.label = f"{self.full_name} ({host}:{port})"
-            self.attributes = server_attributes(host=host, port=port, namespace=self.dbname)
-        if self._tell(Event.CONNECTED):
-            logger.info("%s is up again", self.label)
+        if self._discovery.has_several_hosts and address != (self.address, self.port):
+            self.move_to(*address)
+        self.note_up()
 
     def cut_left_behind(self, *, is_other: bool) -> None:
         """Another server has taken the place of the one before: nothing may be written there any more."""
         for connection in list(self._connections):
-            its = connection.timeline if isinstance(connection, Connection) else 0
+            its = connection.timeline if isinstance(connection, PsycopgConnection) else 0
             if its and (is_other or its < self.timeline):
                 connection.cut("a failover has put another server in the place of this one")
 
     def hear_of(self, timeline: int) -> None:
         """Somebody has seen this timeline: look in the background for the primary that writes it."""
-        if self._whereabouts.hear_of(timeline):
+        if self._discovery.hear_of(timeline):
             self._is_wanted.set()
 
     async def look_for(self, timeline: int, *, deadline: float | None) -> None:
@@ -655,9 +434,9 @@ class PsycopgServer:
             timeline: What was seen.
             deadline: Event-loop time at which waiting for the answer ends.
         """
-        await self._whereabouts.look_for(timeline, deadline=deadline)
+        await self._discovery.look_for(timeline, deadline=deadline)
 
-    def refused_write(self, connection: Connection) -> None:
+    def refused_write(self, connection: PsycopgConnection) -> None:
         """A server that should be the primary has refused a write as one that is none: look anew which one is.
 
         Where the server does not say that it takes no writes, the refusal was the statement's own fault.
@@ -667,19 +446,19 @@ class PsycopgServer:
         if (is_known and connection.takes_writes) or now - self._drained_at < _DRAIN_PAUSE_S:
             return
         self._drained_at = now
-        self._whereabouts.unsettle()
+        self._discovery.unsettle()
         logger.warning("%s has refused a write: its connections are replaced", self.label)
         self._cut("the server has refused a write")
         connection.cut("the server has refused a write")
         for other in list(self._connections):
-            if isinstance(other, Connection):
+            if isinstance(other, PsycopgConnection):
                 other.retire()
 
     # The pool
 
-    async def _configure(self, connection: Connection) -> None:
+    async def _configure(self, connection: PsycopgConnection) -> None:
         """Learn what holds for a new connection before it is lent, and whether it leads to the right server."""
-        exchange = await self._whereabouts.ask(connection)
+        exchange = await self._discovery.ask(connection)
         if exchange.error is not None:
             await connection.close()
             error = OperationalError(str(exchange.error))
@@ -688,15 +467,17 @@ class PsycopgServer:
             # The server is there; who waits in vain learns why.
             self._connect_error = OperationalError(connect_failure(error, self._target))
             raise self._connect_error
-        reason = self._whereabouts.judge(connection, exchange)
+        reason = self._discovery.judge(connection, exchange)
         if reason is not None:
             await connection.close()
             self.note_failure(OperationalError(reason))
             raise OperationalError(reason)
         if not connection.closed:
             self._proven.add(connection)
-        connection.limits = read_limits(exchange)
-        if not self.is_pooled and self.prepares and is_behind_pooler(exchange, connection):
+        connection.settings.timeouts = read_timeouts(exchange)
+        if is_behind_pooler(exchange, connection.backend_pid):
+            connection.incarnation = None
+        if not self.is_pooled and self.prepares and is_behind_pooler(exchange, connection.backend_pid):
             # In transaction mode a statement that is prepared on one server connection is not there on the next.
             self.prepares = False
             logger.warning(
@@ -707,54 +488,20 @@ class PsycopgServer:
         # The question names pg_settings, which could be an UPDATE of them; it is none.
         connection.needs_reset = False
 
-    async def _take(self, lender: Lender, timeout_s: float, priority: Priority) -> Connection:
-        if 0 < self.settings.max_waiting <= lender.waiting and not lender.displace(priority):
-            self._pressure.refused()
-            raise self._queue_is_full()
-        began_at = None if lender.at_hand else asyncio.get_running_loop().time()
-        try:
-            connection = await lender.take(timeout_s, priority)
-        except Displaced:
-            self._pressure.refused()
-            raise self._queue_is_full() from None
-        except (GaveUp, PoolTimeout, TimeoutError) as error:
-            told = self._no_connection(timeout_s, lender.waiting + 1)
-            if isinstance(error, GaveUp) and self.role is Role.PRIMARY and told.kind is not DataErrorKind.TENANT:
-                # Nothing can stand in for it, and it may have been one attempt that was lost: there is another trial.
-                raise
-            if told.kind is DataErrorKind.RESOURCE:
-                self._pressure.refused()
-            raise told from (self._connect_error or error)
-        except PoolClosed as error:
-            raise DataError(DataErrorKind.CONNECTION, f"{self.label}: the pool is closed") from error
-        if began_at is not None:
-            self._pressure.served(asyncio.get_running_loop().time() - began_at)
-        connection.is_lent = True
-        self.borrowed += 1
-        self.lendings += 1
-        return connection
+    def no_connection(self, error: BaseException, timeout_s: float, waiting: int) -> DataError | None:
+        """The error of a caller who got no connection; None where another attempt may still reach the server."""
+        told = self._no_connection_error(timeout_s, waiting)
+        if isinstance(error, GaveUp) and self.role is Role.PRIMARY and told.kind is not DataErrorKind.TENANT:
+            # No other server can stand in for it, and it may have been one attempt that was lost: there is a next one.
+            return None
+        told.__cause__ = self._connect_error
+        return told
 
-    def _queue_is_full(self) -> DataError:
-        return DataError(
-            DataErrorKind.RESOURCE,
-            f"{self.label}: {self.settings.max_waiting} are waiting for a connection already. Raise pool.max_size or"
-            " pool.max_waiting, or shorten transactions",
-        )
-
-    async def _is_alive(self, connection: Connection, deadline: float | None) -> bool:
-        limit = asyncio.get_running_loop().time() + self.settings.check_timeout_s
-        try:
-            exchange = await connection.exchange((), deadline=limit if deadline is None else min(limit, deadline))
-        except BaseException:
-            self.discard(connection)
-            raise
-        return exchange.error is None
-
-    def _no_connection(self, timeout_s: float, waiting: int) -> DataError:
+    def _no_connection_error(self, timeout_s: float, waiting: int) -> DataError:
         reason = self._connect_error
         if self._keeper is not None and not self.was_reached and is_unknown_database(reason, self.dbname):
             # A database for each tenant, and none for this one.
-            return self._no_tenant()
+            return self.no_tenant()
         if reason is not None and not self._proven:
             return DataError(DataErrorKind.CONNECTION, f"{self.datasource}.{self.name}: cannot connect to {reason}")
         because = "" if reason is None else f"; the last attempt to connect failed: {reason}"
@@ -762,18 +509,6 @@ class PsycopgServer:
             DataErrorKind.RESOURCE,
             f"{self.label}: no free connection after {timeout_s:.1f} s ({self.borrowed} of {self.settings.max_size} in"
             f" use, {waiting} waiting){because}. Raise pool.max_size or shorten transactions",
-        )
-
-    @staticmethod
-    def _no_tenant() -> DataError:
-        return DataError(DataErrorKind.TENANT, "there is no such tenant", http_status=404)
-
-    def _too_late(self) -> DataError:
-        return DataError(
-            DataErrorKind.TIMEOUT,
-            f"{self.label}: the deadline had passed before a connection was asked for. Give the route a longer"
-            " `timeout`",
-            is_retryable=False,
         )
 
     def spawn(self, work: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:

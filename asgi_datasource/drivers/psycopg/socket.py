@@ -107,6 +107,7 @@ class WatchedSocket(AsyncConnection[Any]):
         self._foreign_end: asyncio.Future[None] | None = None
         self._cancel_request: asyncio.Task[bool] | None = None
         self._adapter_changes = 0
+        self._counting_adapters: _CountingAdapters
         self._formatting: tuple[bytes | None, ...] = ()
         self.is_lent = False
         """Outside its pool."""
@@ -186,7 +187,7 @@ class WatchedSocket(AsyncConnection[Any]):
         """The adapters of this connection; what is registered here counts from the next exchange on."""
         adapters = self._adapters
         if not isinstance(adapters, _CountingAdapters):
-            self._adapters = adapters = _CountingAdapters(super().adapters)
+            self._adapters = self._counting_adapters = adapters = _CountingAdapters(super().adapters)
         return adapters
 
     def refresh_transformer(self) -> None:
@@ -234,7 +235,7 @@ class WatchedSocket(AsyncConnection[Any]):
                     pgconn.is_busy()
                     self.refresh_transformer()
                 elif receiver.receive():
-                    self._land(receiver)
+                    self._land()
                     break
                 if not self._has_hung_up():
                     break
@@ -265,13 +266,9 @@ class WatchedSocket(AsyncConnection[Any]):
             return
         self._stop_writing()
 
-    def _land(self, receiver: Receiver) -> None:
+    def _land(self) -> None:
         """Everything has arrived: an ordinary psycopg connection again."""
-        self._receiver = None
-        self.refresh_transformer()
-        if self._loans:
-            self._unwatch()
-        self._wake()
+        raise NotImplementedError
 
     def _wake(self) -> None:
         waiter = self._waiter

@@ -1,4 +1,4 @@
-"""Statements, and psycopg's placeholders turned into the server's.
+"""psycopg's placeholders turned into the server's.
 
 `%s`, `%b`, `%t` and `%(name)s` become `$1`, `$2`, ...; `%%` becomes `%`. The rules, the errors and their texts are
 psycopg's: `tests/drivers/test_contract.py` compares the two.
@@ -16,11 +16,8 @@ from psycopg.abc import Transformer
 from psycopg.adapt import PyFormat
 from psycopg.errors import UndefinedParameter
 
-from . import statement_analysis
-from .client_copy import is_client_copy
-
-Query = str | bytes | sql.Composable
-Params = Sequence[object] | Mapping[str, object]
+from ..statement_analysis import is_client_copy, may_end_transaction, outlives_transaction
+from ..statements import Params, Query
 
 MAX_CACHED_LENGTH: Final = 4096
 """Longer texts are mostly generated, each a little different: keeping them would fill the caches with single uses."""
@@ -29,84 +26,18 @@ MAX_PARAMS: Final = 65535
 """What the protocol's 16-bit count holds."""
 
 
-class Statement:
-    """One statement to send: text with psycopg's placeholders, and its parameters.
-
-    Args:
-        query: The text, or what `psycopg.sql` composes.
-        params: A sequence for `%s`, a mapping for `%(name)s`. None: the text is sent as it is, `%` included.
-        prepare: True prepares it at once, False never, None leaves it to the cache.
-    """
-
-    __slots__ = ("params", "prepare", "query")
-
-    def __init__(self, query: Query, params: Params | None = None, prepare: bool | None = None) -> None:
-        self.query = query
-        self.params = params
-        self.prepare = prepare
-
-    @classmethod
-    def declare_cursor(cls, name: str, query: Query, params: Params | None) -> Statement:
-        """DECLARE a server-side cursor over a query; its parameters are bound as they are in the query itself.
-
-        Args:
-            name: The cursor's name, ours, so that it needs no quoting.
-            query: The query.
-            params: Its parameters.
-        """
-        head = f"declare {name} no scroll cursor for "
-        if isinstance(query, str):
-            return cls(head + query, params, False)
-        if isinstance(query, bytes):
-            return cls(head.encode() + query, params, False)
-        composed = sql.SQL("declare {} no scroll cursor for {}").format(sql.Identifier(name), query)
-        return cls(composed, params, False)
-
-    @property
-    def text(self) -> str:
-        """The text with its placeholders, for summaries; without parameters."""
-        query = self.query
-        if isinstance(query, str):
-            return query
-        return query.as_string() if isinstance(query, sql.Composable) else query.decode("utf-8", "replace")
-
-    @property
-    def may_end_transaction(self) -> bool:
-        """Whether it may commit from inside, as CALL and DO can where no explicit BEGIN keeps them from it."""
-        query = self.query
-        return _may_end_transaction(query if isinstance(query, str | bytes) else self.text)
-
-    def __repr__(self) -> str:
-        # Parameters stay out: they are data.
-        return f"Statement({self.text!r})"
-
-
-class Control(Statement):
-    """A statement of the library's own, written in the server's terms: nothing of it has to be converted.
-
-    Args:
-        text: With `$1`, `$2`, ... for its values, all of which are of type text.
-        values: The values.
-        loads: Whether anybody reads its rows; otherwise they are left as they came.
-    """
-
-    __slots__ = ("encoded", "loads")
-
-    def __init__(self, text: str, values: Sequence[str] = (), *, loads: bool = False) -> None:
-        super().__init__(text, values)
-        self.encoded = text.encode("ascii")
-        self.loads = loads
-
-    @property
-    def may_end_transaction(self) -> bool:
-        """Never: it is ours."""
-        return False
-
-
 class ConvertedQuery:
     """A text in the server's terms."""
 
-    __slots__ = ("count", "formats", "is_client_copy", "names", "outlives_transaction", "text")
+    __slots__ = (
+        "count",
+        "formats",
+        "is_client_copy",
+        "may_end_transaction",
+        "names",
+        "outlives_transaction",
+        "text",
+    )
 
     def __init__(self, text: bytes, formats: Sequence[PyFormat], names: Sequence[str] | None, count: int) -> None:
         self.text = text
@@ -118,8 +49,10 @@ class ConvertedQuery:
         """The mapping's key for each placeholder; None for positional ones."""
         self.is_client_copy = is_client_copy(text)
         """COPY from or to the client, which has a protocol of its own."""
-        self.outlives_transaction = statement_analysis.outlives_transaction(text)
+        self.outlives_transaction = outlives_transaction(text)
         """It may change something of the session that the end of the transaction does not undo."""
+        self.may_end_transaction = may_end_transaction(text)
+        """It may commit from inside where no explicit BEGIN keeps it from that."""
 
     def order(self, params: Params) -> Sequence[object]:
         """The values in the order of the placeholders.
@@ -186,11 +119,6 @@ def _as_text(query: Query, transformer: Transformer) -> str | bytes:
     if isinstance(query, str | bytes):  # pyright: ignore[reportUnnecessaryIsInstance]  # callers make mistakes
         return query
     raise TypeError(f"a query is str, bytes or composed by psycopg.sql, got {type(query).__qualname__}")
-
-
-@lru_cache(maxsize=2048)
-def _may_end_transaction(text: str | bytes) -> bool:
-    return statement_analysis.may_end_transaction(text.encode("utf-8", "replace") if isinstance(text, str) else text)
 
 
 _PLACEHOLDER: Final = re.compile(

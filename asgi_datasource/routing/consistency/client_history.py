@@ -40,25 +40,26 @@ class ClientHistory:
         token: What the client has brought.
     """
 
-    __slots__ = ("_carried", "_noted", "_policy", "_positions", "_scope")
+    __slots__ = ("_carried", "_noted", "_policy", "_positions", "_scope", "is_blank", "timeline", "wait_s")
 
     def __init__(self, policy: TokenPolicy, scope: bytes, token: Token = NOTHING_SEEN) -> None:
         self._policy = policy
         self._scope = scope
         self._carried = token
-        self._positions = token.positions(scope)
+        self._positions: tuple[Position, ...] = ()
         self._noted: dict[int, Position] = {}
-
-    @property
-    def wait_s(self) -> float:
-        """Seconds that a read waits for a replica to catch up."""
-        return self._policy.wait_s
-
-    @property
-    def timeline(self) -> int:
+        self.is_blank = True
+        """Whether the client has seen nothing so far."""
+        self.timeline = 0
         """The newest timeline that the client has seen; 0 is none."""
-        timelines = {*self._noted, *(position.timeline for position in self._positions)}
-        return max(timelines - {NOWHERE.timeline}, default=0)
+        self.wait_s = policy.wait_s
+        """Seconds that a read waits for a replica to catch up."""
+        if token.marks:
+            self._positions = token.positions(scope)
+            self.is_blank = not self._positions
+            for position in self._positions:
+                if self.timeline < position.timeline != NOWHERE.timeline:
+                    self.timeline = position.timeline
 
     def consistency(self, freshness: Freshness) -> Consistency:
         """What a read must see of the past."""
@@ -68,7 +69,8 @@ class ClientHistory:
 
     def is_monotonic(self, freshness: Freshness) -> bool:
         """Whether what a read sees binds the reads that come after it."""
-        return self.consistency(freshness) is Consistency.SESSION
+        asked = freshness.consistency
+        return self._policy.is_monotonic if asked is None else asked is Consistency.SESSION
 
     def needed(self, freshness: Freshness) -> Position | None:
         """The position that a server must have for a read; None when any has it.
@@ -76,15 +78,15 @@ class ClientHistory:
         Who has seen something of a newer timeline needs what is the furthest by number there: whatever was seen of an
         older one lies either in front of the branch, and then that server has it, or nobody has it any more.
         """
-        if self.consistency(freshness) not in (Consistency.TOKEN, Consistency.SESSION):
+        if freshness.consistency in (Consistency.STRONG, Consistency.EVENTUAL):
             return None
-        positions = self._needed_positions(freshness)
+        positions = self._positions if not self._noted else self._needed_positions(freshness)
         if len(positions) < 2:
             return positions[0] if positions else None
         return Position(positions[0].timeline, max([position.lsn for position in positions]))
 
     def _needed_positions(self, freshness: Freshness) -> tuple[Position, ...]:
-        if not self._noted or not self.is_monotonic(freshness):
+        if not self.is_monotonic(freshness):
             return self._positions
         by_timeline = {position.timeline: position for position in self._positions}
         for timeline, position in self._noted.items():
@@ -98,16 +100,29 @@ class ClientHistory:
         known = self._noted.get(position.timeline)
         if known is None or known.lsn < position.lsn:
             self._noted[position.timeline] = position
+            self.is_blank = False
+            if self.timeline < position.timeline != NOWHERE.timeline:
+                self.timeline = position.timeline
 
     def token(self) -> Token | None:
         """What the client is to carry from now on; None when it carries that already."""
-        return self.whole() if self._news() else None
+        news = self._news() if self._noted else None
+        return self._with(news) if news else None
 
     def whole(self) -> Token:
         """Everything that the client has seen, here and elsewhere."""
+        return self._with(self._news())
+
+    def _with(self, news: list[Position]) -> Token:
         now = int(time.time())
-        return self._carried.merged(Token(tuple([Mark(self._scope, position, now) for position in self._news()])))
+        marks: list[Mark] = []
+        for position in news:
+            marks.append(Mark(self._scope, position, now))
+        noted = Token(tuple(marks))
+        return self._carried.merged(noted) if self._carried.marks else noted
 
     def _news(self) -> list[Position]:
+        if not self._positions:
+            return list(self._noted.values())
         known = {position.timeline: position.lsn for position in self._positions}
         return [position for timeline, position in self._noted.items() if known.get(timeline, -1) < position.lsn]

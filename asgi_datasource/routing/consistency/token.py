@@ -16,8 +16,9 @@ from base64 import urlsafe_b64decode, urlsafe_b64encode
 from binascii import Error as NotBase64
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from hashlib import sha256
+from operator import attrgetter
 from struct import Struct
 from typing import Any, Final
 
@@ -27,6 +28,8 @@ VERSION: Final = 1
 MAX_MARKS: Final = 8
 MAX_LENGTH: Final = 280
 """Longest token, in characters; longer ones are not even looked at."""
+KNOWN_TOKENS: Final = 1024
+"""Tokens that are not verified again, as long as their secret is the same."""
 FUTURE_S: Final = 60
 """How far the clocks of the machines that share a secret may be apart."""
 
@@ -59,8 +62,13 @@ class Token:
 
     def positions(self, scope: bytes) -> tuple[Position, ...]:
         """What counts for reads in a scope; of several timelines the newest first."""
-        found = [mark.position for mark in self.marks if mark.scope == scope]
-        return tuple(sorted(found, key=lambda position: position.timeline, reverse=True))
+        found: list[Position] = []
+        for mark in self.marks:
+            if mark.scope == scope:
+                found.append(mark.position)
+        if len(found) > 1:
+            found.sort(key=attrgetter("timeline"), reverse=True)
+        return tuple(found)
 
     def merged(self, *others: Token) -> Token:
         """What the client has seen in all: of each scope and timeline the furthest position.
@@ -68,7 +76,10 @@ class Token:
         Of too many marks those that were noted first are left out: they are the first to expire as well.
         """
         best: dict[tuple[bytes, int], Mark] = {}
-        for mark in (*self.marks, *(mark for other in others for mark in other.marks)):
+        marks = list(self.marks)
+        for other in others:
+            marks += other.marks
+        for mark in marks:
             position = mark.position
             known = best.get((mark.scope, position.timeline), mark)
             # The furthest counts for as long as the latest one would have, which it stands for as well.
@@ -79,7 +90,10 @@ class Token:
 
     def without_expired(self, now: float, ttl_s: float) -> Token:
         """The marks that still count."""
-        return Token(tuple([mark for mark in self.marks if now - ttl_s <= mark.issued_at <= now + FUTURE_S]))
+        for mark in self.marks:
+            if not now - ttl_s <= mark.issued_at <= now + FUTURE_S:
+                return Token(tuple([mark for mark in self.marks if now - ttl_s <= mark.issued_at <= now + FUTURE_S]))
+        return self
 
 
 NOTHING_SEEN: Final = Token()
@@ -104,10 +118,12 @@ class TokenSigner:
         ttl_s: Seconds for which a mark counts.
     """
 
-    __slots__ = ("_keys", "ttl_s")
+    __slots__ = ("_keys", "_verify", "ttl_s")
 
     def __init__(self, secrets: Sequence[str], *, ttl_s: float) -> None:
         self._keys = [_key_of(secret) for secret in secrets]
+        # A client sends the same one with each request until it has seen something new.
+        self._verify = lru_cache(maxsize=KNOWN_TOKENS)(partial(_verified, tuple(self._keys)))
         self.ttl_s = ttl_s
 
     def __repr__(self) -> str:
@@ -116,13 +132,11 @@ class TokenSigner:
     def sign(self, token: Token) -> str:
         """The token as it is sent."""
         key_id, key = self._keys[0]
-        parts = [_HEAD.pack(VERSION, key_id)]
-        parts += [
-            _MARK.pack(mark.scope, mark.issued_at, mark.position.timeline, mark.position.lsn)
-            for mark in token.marks[:MAX_MARKS]
-        ]
-        body = b"".join(parts)
-        return urlsafe_b64encode(body + _mac(key, body)).rstrip(b"=").decode()
+        body = _HEAD.pack(VERSION, key_id)
+        for mark in token.marks[:MAX_MARKS]:
+            body += _MARK.pack(mark.scope, mark.issued_at, mark.position.timeline, mark.position.lsn)
+        mac = hmac.digest(key, body, "sha256")[:_MAC_SIZE]
+        return urlsafe_b64encode(body + mac).rstrip(b"=").decode()
 
     def read(self, texts: Iterable[str], *, now: float) -> Token:
         """What the tokens that a client sent say together. What is not ours, or not valid any more, says nothing.
@@ -131,37 +145,19 @@ class TokenSigner:
             texts: As they came; anything at all.
             now: Seconds since 1970.
         """
-        tokens = [token for text in texts if (token := self._verified(text)) is not None]
+        tokens: list[Token] = []
+        for text in texts:
+            token = self._verify(text)
+            if token is not None:
+                tokens.append(token)
         if not tokens:
             return NOTHING_SEEN
         first = tokens[0] if len(tokens) == 1 else tokens[0].merged(*tokens[1:])
         return first.without_expired(now, self.ttl_s)
 
-    def _verified(self, text: str) -> Token | None:
-        if len(text) > MAX_LENGTH:
-            return None
-        try:
-            raw = urlsafe_b64decode(text.encode("ascii") + b"=" * (-len(text) % 4))
-        except (NotBase64, ValueError):
-            return None
-        body, mac = raw[:-_MAC_SIZE], raw[-_MAC_SIZE:]
-        size = len(body) - _HEAD.size
-        if size < 0 or size % _MARK.size or size > MAX_MARKS * _MARK.size or body[0] != VERSION:
-            return None
-        if not any(key_id == body[1] and hmac.compare_digest(_mac(key, body), mac) for key_id, key in self._keys):
-            return None
-        return Token(
-            tuple(
-                [
-                    Mark(scope, Position(timeline, lsn), issued_at)
-                    for scope, issued_at, timeline, lsn in _MARK.iter_unpack(body[_HEAD.size :])
-                ]
-            )
-        )
-
     def describe(self, text: str) -> Mapping[str, Any] | None:
         """What a token says, as JSON (`schemas/token/v1.json`); None when it is none of ours."""
-        token = self._verified(text)
+        token = self._verify(text)
         if token is None:
             return None
         return {
@@ -178,11 +174,34 @@ class TokenSigner:
         }
 
 
+def _verified(keys: Sequence[tuple[int, bytes]], text: str) -> Token | None:
+    """What a token says; None when it is none of ours."""
+    if len(text) > MAX_LENGTH:
+        return None
+    try:
+        raw = urlsafe_b64decode(text.encode("ascii") + b"=" * (-len(text) % 4))
+    except (NotBase64, ValueError):
+        return None
+    body, mac = raw[:-_MAC_SIZE], raw[-_MAC_SIZE:]
+    size = len(body) - _HEAD.size
+    if size < 0 or size % _MARK.size or size > MAX_MARKS * _MARK.size or body[0] != VERSION:
+        return None
+    if not any(
+        key_id == body[1] and hmac.compare_digest(hmac.digest(key, body, "sha256")[:_MAC_SIZE], mac)
+        for key_id, key in keys
+    ):
+        return None
+    return Token(
+        tuple(
+            [
+                Mark(scope, Position(timeline, lsn), issued_at)
+                for scope, issued_at, timeline, lsn in _MARK.iter_unpack(body[_HEAD.size :])
+            ]
+        )
+    )
+
+
 def _key_of(secret: str) -> tuple[int, bytes]:
     """The number by which a key is found, and the key: one that is used for nothing else."""
     key = hmac.digest(secret.encode(), _PURPOSE, "sha256")
     return sha256(key).digest()[0], key
-
-
-def _mac(key: bytes, body: bytes) -> bytes:
-    return hmac.digest(key, body, "sha256")[:_MAC_SIZE]

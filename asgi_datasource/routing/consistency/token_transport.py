@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, MutableMapping
-from dataclasses import dataclass
+from collections.abc import Iterable, MutableMapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, Final
 
 from starlette.types import Message
@@ -23,59 +23,92 @@ class TokenTransport:
         cookie: Name of the cookie; None where there is none.
         header: Name of the header; None where there is none.
         max_age_s: Seconds for which a browser keeps the cookie.
+        besides: Other headers of a request that a response depends on.
+        cookie_key, header_key: Their names as they stand in a request.
+        names: The headers of a request that a response depends on.
+        vary: The header that says so.
     """
 
     cookie: str | None
     header: str | None
     max_age_s: int
+    besides: tuple[str, ...] = ()
+    cookie_key: bytes | None = field(init=False, repr=False)
+    header_key: bytes | None = field(init=False, repr=False)
+    names: tuple[str, ...] = field(init=False, repr=False)
+    vary: tuple[bytes, bytes] = field(init=False, repr=False)
 
-    def find(self, scope: MutableMapping[str, Any]) -> list[str]:
+    def __post_init__(self) -> None:
+        header = None if self.header is None else self.header.lower().encode()
+        names = [name for name in ("Cookie" if self.cookie is not None else None, self.header) if name is not None]
+        known = {name.lower() for name in names}
+        names += [name for name in self.besides if name.lower() not in known]
+        object.__setattr__(self, "header_key", header)
+        object.__setattr__(self, "cookie_key", None if self.cookie is None else self.cookie.encode())
+        object.__setattr__(self, "names", tuple(names))
+        object.__setattr__(self, "vary", (b"vary", ", ".join(names).encode()))
+
+    def find(self, scope: MutableMapping[str, Any]) -> Sequence[str]:
         """The tokens that a request carries, not yet looked at."""
         found: list[str] = []
-        header = None if self.header is None else self.header.lower().encode()
         for name, value in scope["headers"]:
-            if name == b"cookie" and self.cookie is not None:
-                found += _cookies(value, self.cookie.encode())
-            elif name == header:
-                found += [part.strip() for part in value.decode("latin-1").split(",")]
-        return [text for text in found if text]
+            if name == b"cookie" and self.cookie_key is not None:
+                found += _cookies(value, self.cookie_key)
+            elif name == self.header_key:
+                found += value.decode("latin-1").replace(" ", "").split(",")
+        return found
 
-    def give(self, message: Message, text: str, *, is_secure: bool) -> None:
-        """Put a token into the start of a response. Nobody but its client may be handed it from a cache.
+    def give(self, message: Message, text: str | None, *, is_secure: bool) -> Message:
+        """The start of a response that tells caches what it depends on, and hands a token to the client.
+
+        No cache may hand it to another client.
 
         Args:
-            message: The `http.response.start`; changed.
-            text: The token.
+            message: The `http.response.start`; left as it is.
+            text: The token; None where the client carries it already.
             is_secure: The request came over TLS, so the cookie is never to be sent without.
         """
         headers: Headers = list(message.get("headers", ()))
-        if self.cookie is not None:
-            secure = "; Secure" if is_secure else ""
-            cookie = f"{self.cookie}={text}; Path=/; Max-Age={self.max_age_s}; HttpOnly; SameSite=Lax{secure}"
-            headers.append((b"set-cookie", cookie.encode()))
-        if self.header is not None:
-            headers.append((self.header.lower().encode(), text.encode()))
-        message["headers"] = _kept_private(headers)
-
-    def vary(self, message: Message) -> None:
-        """Tell caches that the response depends on what the client has seen before."""
-        names = [name for name in ("Cookie" if self.cookie is not None else None, self.header) if name is not None]
-        headers: Headers = list(message.get("headers", ()))
-        told = {part.strip().lower() for name, value in headers if name == b"vary" for part in _text(value).split(",")}
-        missing = [name for name in names if name.lower() not in told]
-        if missing and "*" not in told:
-            message["headers"] = [*headers, (b"vary", ", ".join(missing).encode())]
+        told: set[str] = set()
+        for name, value in headers:
+            if name == b"vary":
+                told.update(value.decode("latin-1").lower().replace(" ", "").split(","))
+        if not told:
+            headers.append(self.vary)
+        elif "*" not in told:
+            missing = [name for name in self.names if name.lower() not in told]
+            if missing:
+                headers.append((b"vary", ", ".join(missing).encode()))
+        if text is not None:
+            if self.cookie is not None:
+                secure = "; Secure" if is_secure else ""
+                cookie = f"{self.cookie}={text}; Path=/; Max-Age={self.max_age_s}; HttpOnly; SameSite=Lax{secure}"
+                headers.append((b"set-cookie", cookie.encode()))
+            if self.header_key is not None:
+                headers.append((self.header_key, text.encode()))
+            headers = _kept_private(headers)
+        return {**message, "headers": headers}
 
 
 def _kept_private(headers: Headers) -> Headers:
     """The headers, with what they say to caches changed so that only the client's own keeps the response."""
-    directives = [part.strip() for name, value in headers if name == b"cache-control" for part in _split(_text(value))]
+    said: list[bytes] = []
+    for name, value in headers:
+        if name == b"cache-control":
+            said.append(value)
+    if not said:
+        headers.append(_ONLY_PRIVATE)
+        return headers
+    directives = [part.strip() for value in said for part in _split(_text(value))]
     names = {part.partition("=")[0].strip().lower() for part in directives}
     if names & _PRIVATE:
         return headers
     kept = [part for part in directives if part and part.partition("=")[0].strip().lower() not in _SHARED]
     rest = [(name, value) for name, value in headers if name != b"cache-control"]
     return [*rest, (b"cache-control", ", ".join(["private", *kept]).encode("latin-1"))]
+
+
+_ONLY_PRIVATE: Final = (b"cache-control", b"private")
 
 
 _PART: Final = re.compile(r'(?:"(?:[^"\\]|\\.)*"|[^,"])+')
@@ -98,6 +131,7 @@ def _cookies(header: bytes, name: bytes) -> list[str]:
     found: list[str] = []
     for part in header.split(b";"):
         key, equals, value = part.strip().partition(b"=")
-        if equals and key == name:
-            found.append(value.strip(b' "').decode("latin-1"))
+        text = value.strip(b' "').decode("latin-1")
+        if equals and key == name and text:
+            found.append(text)
     return found

@@ -1,6 +1,6 @@
-"""Tenants made, moved and taken away: each operation a row of steps in a table, taken up again where it stopped."""
+"""Tenants created, moved and dropped: each operation is a row of steps in a table, and goes on where it stopped."""
 
-from .ledger import Operation, Placement, Record
+from .ledger import Operation, Placement, Record, UnderWay
 from .plan import ProvisioningPlan, Site, compile_provisioning
 from .provisioner import Provisioner
 
@@ -11,5 +11,6 @@ __all__ = [
     "ProvisioningPlan",
     "Record",
     "Site",
+    "UnderWay",
     "compile_provisioning",
 ]

@@ -1,24 +1,25 @@
-"""The table of tenants, and that of the steps of each operation: what is done is known after any crash."""
+"""The table of tenants, and the table of steps: what has been done is known after any crash."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any, Final, LiteralString
+from uuid import UUID
 
-from ...drivers.psycopg import Admin
+from ...drivers.control import ControlConnection
 from ...errors import DataError, DataErrorKind
+from .trust import ensure_schema
 
-SCHEMA: Final = "asgi_datasource"
-CHANNEL: Final = "asgi_datasource_tenants"
+_HOLDS: Final = ("tenants", "tenants_left_behind", "tenant_operations", "tenant_steps", "tell_tenants")
 
 _TABLES: Final = """
-create schema if not exists asgi_datasource;
 create table if not exists asgi_datasource.tenants (
     name text primary key,
+    id uuid not null unique default gen_random_uuid(),
     datasource text not null,
     schema text,
     row_security jsonb,
@@ -32,12 +33,28 @@ create table if not exists asgi_datasource.tenants (
     created_at timestamptz not null default now(),
     updated_at timestamptz not null default now()
 );
+create table if not exists asgi_datasource.tenants_left_behind (
+    tenant uuid not null,
+    datasource text not null,
+    schema text,
+    database text,
+    made text[] not null,
+    left_at timestamptz not null default now()
+);
+create table if not exists asgi_datasource.tenant_operations (
+    tenant text primary key,
+    operation text not null check (operation in ('create', 'move', 'drop')),
+    target text,
+    is_cancelled boolean not null default false,
+    began_at timestamptz not null default now()
+);
 create table if not exists asgi_datasource.tenant_steps (
     tenant text not null,
     operation text not null,
     step text not null,
     state text not null check (state in ('running', 'done', 'failed')),
-    detail text,
+    kept jsonb not null default '{}',
+    reason text,
     began_at timestamptz not null default now(),
     ended_at timestamptz,
     primary key (tenant, operation, step)
@@ -52,9 +69,12 @@ create or replace trigger tell_tenants
 
 
 _SELECT: Final[LiteralString] = """
-select t.name, t.datasource, t.schema, t.role, t.database, t.row_security, t.max_connections, t.aliases, t.state,
-    t.is_ready, t.made, (select min(s.operation) from asgi_datasource.tenant_steps s where s.tenant = t.name)
-from asgi_datasource.tenants t
+select t.name, t.id, t.datasource, t.schema, t.role, t.database, t.row_security, t.max_connections, t.aliases, t.state,
+    t.is_ready, t.made, o.operation, o.target, o.is_cancelled, (
+        select s.reason from asgi_datasource.tenant_steps s
+        where s.tenant = t.name and s.operation = o.operation and s.state = 'failed' order by s.began_at desc limit 1
+    )
+from asgi_datasource.tenants t left join asgi_datasource.tenant_operations o on o.tenant = t.name
 """
 
 
@@ -64,6 +84,14 @@ class Operation(StrEnum):
     CREATE = "create"
     MOVE = "move"
     DROP = "drop"
+
+
+class StepState(StrEnum):
+    """Where a step is in its life."""
+
+    RUNNING = "running"
+    DONE = "done"
+    FAILED = "failed"
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,47 +116,104 @@ class Placement:
 
 
 @dataclass(frozen=True, slots=True)
+class UnderWay:
+    """An operation that has begun and not ended.
+
+    Attributes:
+        operation: What is done.
+        target: The datasource that a tenant moves to.
+        is_cancelled: It is being taken back.
+        failure: Why its last step failed; None where none has.
+    """
+
+    operation: Operation
+    target: str | None
+    is_cancelled: bool
+    failure: str | None
+
+    def describe(self, tenant: str) -> str:
+        """For messages: `move of 'acme' to 'two'`."""
+        to = "" if self.target is None else f" to {self.target!r}"
+        return f"{self.operation.value} of {tenant!r}{to}"
+
+    def refusal(self, tenant: str) -> DataError:
+        """The error of something else that cannot begin meanwhile."""
+        if self.is_cancelled:
+            told = f"the {self.describe(tenant)} is being taken back: finish that with cancel"
+        elif self.operation is Operation.CREATE:
+            told = f"the {self.describe(tenant)} is under way: finish it, or drop the tenant"
+        else:
+            told = f"the {self.describe(tenant)} is under way: finish it, or take it back with cancel"
+        how = "" if self.operation is Operation.CREATE else f" (tenants {self.operation.value} {tenant} --cancel)"
+        return DataError(DataErrorKind.CONFLICT, told + how)
+
+
+@dataclass(frozen=True, slots=True)
 class Record:
     """One row of the table of tenants.
 
     Attributes:
         name: The tenant's.
+        id: Stays the same when the tenant is renamed; another tenant of that name has another one.
         placement: Where it lives.
         state: As in the catalog.
         is_ready: Whether it has been set up and may be served.
-        made: What of `schema`, `role` and `database` was not there before it was made.
-        under_way: The operation that was begun and has not ended.
+        made: What of `schema`, `role` and `database` was created for it.
+        under_way: The operation that has begun and not ended.
     """
 
     name: str
+    id: UUID
     placement: Placement
     state: str
     is_ready: bool
     made: frozenset[str] = frozenset()
-    under_way: str | None = field(default=None)
+    under_way: UnderWay | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class StepEntry:
+    """One row of the table of steps.
+
+    Attributes:
+        state: Where the step is.
+        kept: What it has noted.
+    """
+
+    state: StepState
+    kept: Mapping[str, Any]
 
 
 class Ledger:
-    """The two tables, on one connection."""
+    """The tables, on one connection."""
 
-    def __init__(self, admin: Admin) -> None:
+    def __init__(self, admin: ControlConnection) -> None:
         self._admin = admin
 
-    async def prepare(self, reader: str) -> None:
-        """Make the tables where they are not there, and let the application's role read the one of tenants."""
-        if not await self._admin.rows("select 1 from pg_catalog.pg_tables where schemaname = 'asgi_datasource'"):
-            async with self._admin.transaction():
-                await self._admin.rows("select pg_advisory_xact_lock(7210460331)")
-                await self._admin.script(_TABLES)
-        await self._admin.command("grant usage on schema asgi_datasource to {}", reader)
-        await self._admin.command("grant select on asgi_datasource.tenants to {}", reader)
+    async def prepare(self, reader: str, *, where: str) -> None:
+        """Create the tables where they are missing, and let the application's role read the table of tenants.
+
+        Args:
+            reader: The application's role.
+            where: Names the server in errors.
+        """
+        await ensure_schema(self._admin, _TABLES, holds=_HOLDS, where=where)
+        [[may_read]] = await self._admin.rows(
+            "select has_schema_privilege(%s, 'asgi_datasource', 'usage')"
+            " and has_table_privilege(%s, 'asgi_datasource.tenants', 'select')",
+            reader,
+            reader,
+        )
+        if not may_read:
+            await self._admin.command("grant usage on schema asgi_datasource to {}", reader)
+            await self._admin.command("grant select on asgi_datasource.tenants to {}", reader)
 
     @asynccontextmanager
     async def alone(self, name: str) -> AsyncGenerator[None]:
-        """Be the only one that works on a tenant; the server takes the lock back when this process dies.
+        """Hold the lock on a tenant; the server releases it when this process dies.
 
         Raises:
-            DataError: CONFLICT: somebody else does.
+            DataError: CONFLICT: another process holds it.
         """
         key = f"asgi_datasource:{name}"
         [[is_held]] = await self._admin.rows("select pg_try_advisory_lock(hashtextextended(%s, 0))", key)
@@ -154,6 +239,7 @@ class Ledger:
         found: list[Record] = []
         for (
             name,
+            tenant_id,
             datasource,
             schema,
             role,
@@ -164,15 +250,19 @@ class Ledger:
             state,
             is_ready,
             made,
-            under_way,
+            operation,
+            target,
+            is_cancelled,
+            failure,
         ) in rows:
             placement = Placement(datasource, schema, role, database, settings, limit, tuple(aliases))
-            found.append(Record(name, placement, state, is_ready, frozenset(made), under_way))
+            under_way = None if operation is None else UnderWay(Operation(operation), target, is_cancelled, failure)
+            found.append(Record(name, tenant_id, placement, state, is_ready, frozenset(made), under_way))
         return found
 
     @asynccontextmanager
     async def registering(self) -> AsyncGenerator[None]:
-        """Be the only one that gives a new tenant its name and its place."""
+        """Hold the lock under which tenants get their names and places."""
         async with self._admin.transaction():
             await self._admin.rows("select pg_advisory_xact_lock(7210460332)")
             yield
@@ -227,17 +317,17 @@ class Ledger:
         found = {"schema": schema, "role": role, "database": database}
         return frozenset(part for part, is_shared in found.items() if is_shared)
 
-    async def note_made(self, name: str, part: str) -> None:
-        """A part of its place is not there, and will be made: then it is the tenant's own."""
+    async def note_made(self, name: str, part: str, is_made: bool) -> None:
+        """Note that a part of a tenant's place is about to be created, and is the tenant's own; or that it is not."""
         await self._admin.rows(
-            "update asgi_datasource.tenants set made = array_append(array_remove(made, %s), %s) where name = %s",
+            "update asgi_datasource.tenants set made = array_remove(made, %s) || %s::text[] where name = %s",
             part,
-            part,
+            [part] if is_made else [],
             name,
         )
 
     async def register(self, name: str, placement: Placement) -> None:
-        """Write the row of a tenant that is to be made; it is not served yet."""
+        """Write the row of a tenant that is to be created; it is not served yet."""
         await self._admin.rows(
             "insert into asgi_datasource.tenants"
             " (name, datasource, schema, role, database, row_security, max_connections, aliases)"
@@ -262,15 +352,6 @@ class Ledger:
             name,
         )
 
-    async def place(self, name: str, datasource: str, *, state: str) -> None:
-        """The tenant lives somewhere else from now on."""
-        await self._admin.rows(
-            "update asgi_datasource.tenants set datasource = %s, state = %s, updated_at = now() where name = %s",
-            datasource,
-            state,
-            name,
-        )
-
     async def rename(self, name: str, new: str) -> None:
         """Give a tenant another name; the old one stays an alias."""
         await self._admin.rows(
@@ -281,57 +362,171 @@ class Ledger:
             name,
         )
 
-    async def forget(self, name: str) -> None:
-        """Take the row of a tenant away, and its steps with it."""
+    # -- operations and steps
+
+    async def open(self, name: str, operation: Operation, target: str | None = None) -> None:
+        """An operation begins, or goes on. A tenant that could not be created can be dropped instead."""
+        await self._admin.rows(
+            "insert into asgi_datasource.tenant_operations (tenant, operation, target) values (%s, %s, %s)"
+            " on conflict (tenant) do update set operation = excluded.operation, began_at = now()"
+            " where tenant_operations.operation = 'create'",
+            name,
+            operation.value,
+            target,
+        )
+
+    async def cancel(self, name: str) -> None:
+        """An operation is being taken back from now on."""
+        await self._admin.rows(
+            "update asgi_datasource.tenant_operations set is_cancelled = true where tenant = %s", name
+        )
+
+    async def close(self, name: str) -> None:
+        """An operation has ended, or has been taken back."""
         async with self._admin.transaction():
-            await self._admin.rows("delete from asgi_datasource.tenants where name = %s", name)
-            await self._admin.rows("delete from asgi_datasource.tenant_steps where tenant = %s", name)
+            await self._close(name)
 
-    # -- steps
+    async def undone(self, name: str, operation: Operation, step: str) -> None:
+        """A step has been taken back."""
+        await self._admin.rows(
+            "delete from asgi_datasource.tenant_steps where tenant = %s and operation = %s and step = %s",
+            name,
+            operation.value,
+            step,
+        )
 
-    async def done(self, name: str, operation: Operation) -> dict[str, str | None]:
-        """The steps of an operation that are done, each with what it has kept."""
+    async def steps(self, name: str, operation: Operation) -> dict[str, StepEntry]:
+        """The steps of an operation that have begun."""
         rows = await self._admin.rows(
-            "select step, detail from asgi_datasource.tenant_steps"
-            " where tenant = %s and operation = %s and state = 'done'",
+            "select step, state, kept from asgi_datasource.tenant_steps where tenant = %s and operation = %s",
             name,
             operation.value,
         )
-        return {str(step): detail for step, detail in rows}
+        return {str(step): StepEntry(StepState(state), kept) for step, state, kept in rows}
 
     async def begin(self, name: str, operation: Operation, step: str) -> None:
-        """A step begins."""
+        """A step begins; what it has noted before stays."""
         await self._admin.rows(
             "insert into asgi_datasource.tenant_steps (tenant, operation, step, state) values (%s, %s, %s, 'running')"
-            " on conflict (tenant, operation, step) do update set state = 'running', began_at = now(), ended_at = null",
+            " on conflict (tenant, operation, step)"
+            " do update set state = 'running', reason = null, began_at = now(), ended_at = null",
             name,
             operation.value,
             step,
         )
 
-    async def end(self, name: str, operation: Operation, step: str, *, failed: bool, detail: str | None) -> None:
+    async def keep(self, name: str, operation: Operation, step: str, noted: Mapping[str, Any]) -> None:
+        """Note something with a step, before it acts."""
+        await self._admin.rows(
+            "update asgi_datasource.tenant_steps set kept = kept || %s::jsonb"
+            " where tenant = %s and operation = %s and step = %s",
+            json.dumps(noted),
+            name,
+            operation.value,
+            step,
+        )
+
+    async def end(self, name: str, operation: Operation, step: str, *, failure: str | None = None) -> None:
         """A step has ended."""
         await self._admin.rows(
-            "update asgi_datasource.tenant_steps set state = %s, detail = %s, ended_at = now()"
+            "update asgi_datasource.tenant_steps set state = %s, reason = %s, ended_at = now()"
             " where tenant = %s and operation = %s and step = %s",
-            "failed" if failed else "done",
-            detail,
+            (StepState.DONE if failure is None else StepState.FAILED).value,
+            failure,
             name,
             operation.value,
             step,
         )
 
-    async def close(self, name: str, operation: Operation) -> None:
-        """The operation has ended: its steps are of no more use."""
-        await self._admin.rows(
-            "delete from asgi_datasource.tenant_steps where tenant = %s and operation = %s", name, operation.value
-        )
+    # -- last steps: each ends its operation in the transaction that makes the change
 
-    async def other_operation(self, name: str, operation: Operation) -> str | None:
-        """Another operation on this tenant that has not ended."""
-        rows: Sequence[Any] = await self._admin.rows(
-            "select operation from asgi_datasource.tenant_steps where tenant = %s and operation <> %s limit 1",
-            name,
-            operation.value,
+    async def activate(self, name: str) -> None:
+        """Let a tenant be served: it has been created."""
+        async with self._admin.transaction():
+            await self.change(name, is_ready=True)
+            await self._close(name)
+
+    async def switch(self, record: Record, datasource: str, *, state: str, made: Sequence[str]) -> None:
+        """Let a tenant live on another datasource: it has been moved. What it leaves behind is noted.
+
+        Args:
+            record: The tenant, as it was.
+            datasource: Where it lives from now on.
+            state: What it may do there.
+            made: What of `schema`, `role` and `database` was created for it there.
+        """
+        place = record.placement
+        async with self._admin.transaction():
+            await self._admin.rows(
+                "update asgi_datasource.tenants set datasource = %s, state = %s, made = %s, updated_at = now()"
+                " where name = %s",
+                datasource,
+                state,
+                list(made),
+                record.name,
+            )
+            await self._admin.rows(
+                "insert into asgi_datasource.tenants_left_behind (tenant, datasource, schema, database, made)"
+                " values (%s, %s, %s, %s, %s)",
+                record.id,
+                place.datasource,
+                place.schema,
+                place.database,
+                sorted(record.made),
+            )
+            await self._close(record.name)
+
+    async def forget(self, record: Record) -> None:
+        """Delete the row of a tenant: it has been dropped."""
+        async with self._admin.transaction():
+            await self._admin.rows("delete from asgi_datasource.tenants where name = %s", record.name)
+            await self._admin.rows("delete from asgi_datasource.tenants_left_behind where tenant = %s", record.id)
+            await self._close(record.name)
+
+    async def _close(self, name: str) -> None:
+        await self._admin.rows("delete from asgi_datasource.tenant_steps where tenant = %s", name)
+        await self._admin.rows("delete from asgi_datasource.tenant_operations where tenant = %s", name)
+
+    # -- what moves have left behind
+
+    async def left_behind(self, record: Record, datasources: Sequence[str]) -> frozenset[str]:
+        """What of `schema` and `database` a tenant has left behind where it lived before.
+
+        Args:
+            record: The tenant.
+            datasources: All that lead to that place.
+        """
+        rows = await self._admin.rows(
+            "select unnest(made) from asgi_datasource.tenants_left_behind where tenant = %s and datasource = any(%s)"
+            " and schema is not distinct from %s::text and database is not distinct from %s::text",
+            record.id,
+            list(datasources),
+            record.placement.schema,
+            record.placement.database,
         )
-        return str(rows[0][0]) if rows else None
+        return frozenset(str(part) for [part] in rows)
+
+    async def all_left_behind(self, record: Record) -> Sequence[str]:
+        """What moves of a tenant have left behind, for messages."""
+        rows = await self._admin.rows(
+            "select datasource, schema, database, made from asgi_datasource.tenants_left_behind where tenant = %s"
+            " order by left_at",
+            record.id,
+        )
+        return [
+            f"the {part} {schema if part == 'schema' else database!r} on {datasource!r}"
+            for datasource, schema, database, made in rows
+            for part in made
+            if part != "role"
+        ]
+
+    async def take_back(self, record: Record, datasources: Sequence[str]) -> None:
+        """A tenant has nothing left behind there any more; arguments as for `left_behind`."""
+        await self._admin.rows(
+            "delete from asgi_datasource.tenants_left_behind where tenant = %s and datasource = any(%s)"
+            " and schema is not distinct from %s::text and database is not distinct from %s::text",
+            record.id,
+            list(datasources),
+            record.placement.schema,
+            record.placement.database,
+        )

@@ -1,4 +1,4 @@
-"""What the configuration says of provisioning, compiled."""
+"""The configuration of provisioning, compiled."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from .ledger import Placement
 
 @dataclass(frozen=True, slots=True)
 class Site:
-    """One datasource, as whoever provisions sees it.
+    """One datasource, as provisioning sees it.
 
     Attributes:
         name: Its name.
-        url: The application's own connection string; with `{tenant}` in it where each tenant has a database.
-        admin_url: Who may create things there.
-        shared_schemas: What is searched after a tenant's own schema.
+        url: The application's connection string; it holds `{tenant}` where each tenant has a database.
+        admin_url: The connection string of the role that provisions.
+        shared_schemas: Schemas that are searched after a tenant's own.
     """
 
     name: str
@@ -30,7 +30,7 @@ class Site:
 
     @property
     def place(self) -> str:
-        """Which server and database it leads to; not for messages."""
+        """The server and database that the URL leads to. Not for messages: it may hold a password."""
         return server_of(self.url)
 
     @property
@@ -41,18 +41,19 @@ class Site:
 
 @dataclass(frozen=True, slots=True)
 class ProvisioningPlan:
-    """All that a provisioner has to know.
+    """The input of a provisioner.
 
     Attributes:
         sites: Every datasource by its name.
-        home: Where the table of tenants is; None where the configuration names no catalog.
+        home: The datasource with the table of tenants; None where the configuration has no such table.
         set_up: SQL files and functions, in order.
-        template: What databases are copied from.
-        dump_folder: Where dumps are kept.
+        template: The database that new databases are copied from.
+        dump_folder: The folder of dumps.
         programs: The folder of PostgreSQL's programs.
         compiler: Makes tenants.
-        defaults: The catalog's: datasource, schema, row_security, role.
+        defaults: `tenants_from.defaults`: datasource, schema, row_security, role.
         listed: The tenants of the document.
+        pattern: `tenancy.pattern`, which a tenant's whole name has to match.
     """
 
     sites: Mapping[str, Site]
@@ -64,35 +65,51 @@ class ProvisioningPlan:
     compiler: TenantCompiler
     defaults: Mapping[str, object]
     listed: TenantMap
+    pattern: str
+
+    def documents(self, part: str, name: str | None) -> bool:
+        """Whether the document itself gives new tenants this schema, role or database, the same for all of them."""
+        return name is not None and self.defaults.get(part) == name
 
     def lists(self, name: str) -> bool:
         """Whether the document has this name, or alias, already."""
         return self.listed.find(name) is not None
 
     def listed_places(self) -> Iterator[tuple[str, Placement]]:
-        """Where the tenants of the document live; told anew each time, for there may be many."""
+        """Where the tenants of the document live. Computed at each call, since there may be many."""
         for name, tenant in self.listed.names.items():
             home = home_of(tenant, self.sites[tenant.datasource].shared_schemas)
             settings = {key: value for key, value in tenant.settings if key not in ("search_path", "role")}
             yield name, Placement(tenant.datasource, home.schema, home.role, tenant.database, settings or None)
 
+    @property
+    def databases(self) -> frozenset[str]:
+        """The databases that the connection strings of the document name."""
+        urls = [url for site in self.sites.values() for url in (site.url, site.admin_url) if PLACEHOLDER not in url]
+        return frozenset(server_of(url).rpartition("/")[2] for url in urls)
+
+    def same_server(self, one: str, other: str) -> bool:
+        """Whether two datasources are on one server, and have their roles in common."""
+        urls = [self.sites[name].admin_url for name in (one, other)]
+        return len({server_of(url, with_database=False) for url in urls}) == 1
+
     def twins(self, datasource: str) -> list[str]:
-        """Every datasource that leads to the same place as this one."""
+        """Every datasource that leads to the same server and database as this one."""
         place = self.sites[datasource].place
         return [name for name, site in self.sites.items() if site.place == place]
 
 
 def step_name(step: str) -> str:
-    """What a set-up step is remembered by: where its file lies may change from one deployment to the next."""
+    """The name of a set-up step in the ledger: without the folder, which may differ between deployments."""
     return Path(step).name if step.endswith(".sql") else step
 
 
 def compile_provisioning(config: Config, listed: TenantMap | None = None) -> ProvisioningPlan:
-    """What the document says.
+    """Compile the configuration of provisioning.
 
     Args:
-        config: A checked one.
-        listed: Its tenants, where they are compiled already.
+        config: A checked configuration.
+        listed: Its tenants; None compiles them.
     """
     if listed is None:
         listed = compile_tenants(config)
@@ -121,4 +138,5 @@ def compile_provisioning(config: Config, listed: TenantMap | None = None) -> Pro
         TenantCompiler(config.datasources),
         defaults,
         listed,
+        config.tenancy.pattern,
     )

@@ -1,218 +1,319 @@
-"""The operations on tenants. Whoever runs one again after it was cut short goes on where it stopped."""
+"""The operations on tenants. One that was cut short goes on where it stopped when it is called again."""
 
 from __future__ import annotations
 
 import logging
 import re
-from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
-from tempfile import TemporaryDirectory
-from typing import Any, Final, cast
+from typing import Any
+from uuid import uuid4
 
-from ...config import EVERY_OTHER, PLACEHOLDER
-from ...drivers.psycopg import login_of, open_admin
+from ...drivers.control import control_driver
 from ...errors import DataError, DataErrorKind
 from .. import Tenant
-from .ledger import Ledger, Operation, Placement, Record
+from .fence import Grants, count_rows, lift_fence, raise_fence
+from .ledger import Ledger, Operation, Record, StepEntry, StepState
+from .operation import Notes, Run, Step
+from .placing import Placing
 from .plan import ProvisioningPlan, step_name
+from .programs import Programs, check_dump_folder, partials_of
 from .tenant_site import Place
+from .transfer import check_dumpable, copy, dump
+from .trust import open_admin
 
 logger = logging.getLogger("asgi_datasource.provisioning")
 
-Step = tuple[str, Callable[[], Awaitable[str | None]]]
-"""A step's name and what it does; what it returns is kept with it."""
-
-_PLAIN_NAME: Final = re.compile(r"[^\x00-\x1f\x7f*{}]{1,255}")
-
 
 class Provisioner:
-    """Makes, moves and takes away tenants whose rows are in the table that it keeps.
+    """Creates, moves and drops the tenants in the table `asgi_datasource.tenants`.
 
     Args:
-        plan: What the configuration says.
-        tell: Is told of each step as it begins.
+        plan: The configuration.
+        tell: Is called with each step as it begins.
+
+    Attributes:
+        has_begun: A step has begun: a failure after that leaves an operation under way.
     """
 
     def __init__(self, plan: ProvisioningPlan, *, tell: Callable[[str], None] = logger.info) -> None:
         self._plan = plan
         self._tell = tell
+        self.has_begun = False
+        self._programs = Programs(plan.programs)
 
     # -- the operations
 
-    async def create(self, name: str, **placed: Any) -> Tenant:
-        """Make a tenant: its schema or database, its role and grants, then the set-up; it is served when all is done.
+    async def create(self, name: str, *, adopt: bool = False, **placed: Any) -> Tenant:
+        """Create a tenant: its schema or database, its role and grants, then the set-up; it is served when all is done.
 
         Args:
-            name: Its name.
+            name: Its name; has to match `tenancy.pattern`.
+            adopt: Take over a schema, database or role that is there already. It stays when the tenant is dropped.
             placed: `datasource`, `schema`, `role`, `database`, `row_security`, `max_connections`, `aliases`; those that
                 are not given are taken from `tenants_from.defaults`. `{tenant}` in them is the name.
 
         Raises:
             DataError: It could not be finished; run it again. CONFLICT: there is one of that name, in another place; or
-                one in that place.
+                one in that place; or something is there that was not created for it. TENANT: the name, or that of its
+                place, cannot be a tenant's.
         """
-        self._check_name(name)
-        placement = self._placement(name, placed)
         async with self._records() as records, records.alone(name):
-            await self._check_free(records, name, Operation.CREATE)
+            placing = Placing(self._plan, records)
+            placing.check_name(name)
+            placement = placing.wanted(name, placed)
             async with records.registering():
                 if await records.find(name) is None:
-                    await self._check_apart(records, name, placement)
+                    await placing.check_apart(name, placement)
+                    await placing.check_unused(placement, name, adopt=adopt, tell=self._tell)
                     await records.register(name, placement)
             record = await self._known(records, name)
             if record.placement != placement and placed:
                 raise DataError(DataErrorKind.CONFLICT, f"there is a tenant {name!r} already, in another place")
-            place = await self._place(records, record)
-            tenant = self._tenant(record)
+            tenant = placing.tenant(record)
             if record.is_ready:
-                # The last step may have been done and not written down.
-                await records.close(name, Operation.CREATE)
                 return tenant
-
-            async def make() -> None:
-                await place.make(lambda part: records.note_made(name, part))
-
-            steps: list[Step] = [("place", _plain(make)), ("grants", _plain(place.grant))]
-            steps += [(f"set-up {step_name(step)}", _set_up(place, step, tenant)) for step in self._plan.set_up]
-            # What the set-up has made is granted as well.
-            steps.append(("grants after set-up", _plain(place.grant)))
-            steps.append(("activate", _plain(lambda: records.change(name, is_ready=True))))
-            await self._run(records, name, Operation.CREATE, steps)
+            self._check_free(record, Operation.CREATE)
+            await records.open(name, Operation.CREATE)
+            place = await placing.of(record, adopt=adopt)
+            steps = [
+                Step("place", lambda _: place.make(lambda part, is_made: records.note_made(name, part, is_made))),
+                Step("grants", lambda _: place.grant()),
+                *(Step(f"set-up {step_name(step)}", _set_up(place, step, tenant)) for step in self._plan.set_up),
+                # What the set-up has created is granted as well.
+                Step("grants after set-up", lambda _: place.grant()),
+                Step("activate", lambda _: records.activate(name), ends=True),
+            ]
+            await Run(records, name, Operation.CREATE, steps, self._step).go_on()
             return tenant
 
-    async def drop(self, name: str, *, keep_dump: bool = False) -> Path | None:
-        """Take a tenant away for good, with all that was made for it and that no other tenant has as well.
+    async def drop(self, name: str, *, keep_dump: bool = False, cascade: bool = False) -> Path | None:
+        """Drop a tenant, with all that was created for it and that no other tenant has as well.
 
         Args:
             name: Its name.
             keep_dump: Keep a dump of it in the configured folder first.
+            cascade: Drop what depends on its objects as well, such as a view elsewhere that reads its tables.
 
         Returns:
             The dump, where one was kept.
 
         Raises:
-            DataError: TENANT: there is none. Or it could not be finished; run it again.
+            DataError: TENANT: there is none. CONFLICT: something depends on its objects, and `cascade` is not set. Or
+                it could not be finished; run it again.
         """
         async with self._records() as records, records.alone(name):
+            placing = Placing(self._plan, records)
             record = await self._known(records, name)
-            await self._check_free(records, name, Operation.DROP)
-            place = await self._place(records, record)
-            done = await records.done(name, Operation.DROP)
-            file = Path(kept) if (kept := done.get("dump")) else self._dump_file(name) if keep_dump else None
-
-            async def dump() -> str | None:
-                if file is not None:
-                    await place.dump(file)
-                return None if file is None else str(file)
-
-            steps: list[Step] = [
-                ("stop serving", _plain(lambda: records.change(name, state="suspended", is_ready=False))),
-                ("dump", dump),
-                ("take away", _plain(place.drop)),
-                ("forget", _plain(lambda: records.forget(name))),
-            ]
+            self._check_free(record, Operation.DROP)
+            place = await placing.of(record)
+            taken = await place.dependants()
+            if not cascade:
+                place.refuse(taken)
+            begun = await records.steps(name, Operation.DROP)
+            file = self._kept_dump(begun.get("dump"), record, wanted=keep_dump)
+            if keep_dump:
+                check_dumpable(place)
+                self._programs.find("pg_dump")
+            for what in taken:
+                self._tell(f"drop {name}: takes with it: {what}")
+            for what in await records.all_left_behind(record):
+                self._tell(f"drop {name}: stays: {what}, which a move has left behind")
             if place.is_shared:
-                self._tell(f"drop {name}: it has no database or schema of its own making; its rows stay where they are")
-            await self._run(records, name, Operation.DROP, steps)
+                self._tell(f"drop {name}: it has no database or schema of its own; its rows stay where they are")
+            await records.open(name, Operation.DROP)
+            steps = self._dropping(records, record, place, file, cascade=cascade)
+            await Run(records, name, Operation.DROP, steps, self._step).go_on()
             return file
+
+    def _dropping(
+        self, records: Ledger, record: Record, place: Place, file: Path | None, *, cascade: bool
+    ) -> Sequence[Step]:
+        name = record.name
+
+        async def stop_serving(notes: Notes) -> None:
+            if notes["state"] is None:
+                await notes.keep(state=record.state, is_ready=record.is_ready)
+            await records.change(name, state="suspended", is_ready=False)
+
+        async def serve_again(notes: Notes) -> None:
+            if notes["state"] is not None:
+                await records.change(name, state=notes["state"], is_ready=notes["is_ready"])
+
+        async def keep(notes: Notes) -> None:
+            if file is not None:
+                await notes.keep(file=str(file))
+                await dump(place, file, self._programs)
+
+        async def take_away(_: Notes) -> None:
+            for what in await place.drop(cascade=cascade):
+                self._tell(f"drop {name}: stays: {what}")
+
+        return [
+            Step("stop serving", stop_serving, serve_again),
+            Step("dump", keep),
+            Step("drop objects", take_away, undo=None),
+            Step("delete row", lambda _: records.forget(record), undo=None, ends=True),
+        ]
 
     async def move(self, name: str, datasource: str) -> None:
         """Move a tenant with a schema or database of its own to another datasource; reads are served all the while.
 
-        What it leaves behind stays where it was, for reading alone, until somebody drops it.
+        What it leaves behind stays where it was, for reading alone. A move that failed can be repeated, or taken back
+        with `cancel`.
 
         Raises:
-            DataError: TENANT: there is none. Or it could not be finished; run it again.
+            DataError: TENANT: there is none. CONFLICT: another move is under way. Or it could not be finished.
         """
         async with self._records() as records, records.alone(name):
+            placing = Placing(self._plan, records)
             record = await self._known(records, name)
-            await self._check_free(records, name, Operation.MOVE)
-            done = await records.done(name, Operation.MOVE)
-            if "switch" not in done:
-                if record.placement.datasource == datasource:
-                    # It is there, or the last step was done and not written down.
-                    await records.close(name, Operation.MOVE)
-                    return
-                if not record.is_ready:
-                    raise DataError(DataErrorKind.CONFLICT, f"the tenant {name!r} is not ready yet")
-            source = await self._place(records, record)
-            target_placement = replace(record.placement, datasource=datasource)
-            if datasource not in self._plan.sites:
-                raise DataError(DataErrorKind.CONFIG, f"there is no datasource {datasource!r}")
-            # Whatever it has is made there; what others have there as well is not.
-            wanted = record.made & {"schema", "database"}
-            shared = await self._shared(records, name, target_placement)
-            target = Place(self._plan, self._plan.sites[datasource], target_placement, name, own=wanted - shared)
+            self._check_free(record, Operation.MOVE, datasource)
+            if record.placement.datasource == datasource:
+                return
+            if not record.is_ready:
+                raise DataError(DataErrorKind.CONFLICT, f"the tenant {name!r} is not ready yet")
+            source, target = await placing.of(record), await placing.target(record, datasource)
             if source.is_shared or source.site.has_databases != target.site.has_databases:
                 raise DataError(
                     DataErrorKind.QUERY,
                     "only a schema or database of the tenant's own can be moved, a schema to where schemas are, and a"
                     f" database to where databases are: {name!r} cannot go from {source.site.name!r} to {datasource!r}",
                 )
-            if wanted & shared or ("stop writes" not in done and await target.is_strange()):
-                raise DataError(
-                    DataErrorKind.CONFLICT,
-                    f"where {name!r} would live on {datasource!r}, somebody else's tables are: move those first",
-                )
-            await self._run(records, name, Operation.MOVE, self._moving(records, record, source, target, done))
+            if record.under_way is None:
+                await self._check_target(placing, record, target)
+                for program in ("pg_dump", "pg_restore"):
+                    self._programs.find(program)
+            await records.open(name, Operation.MOVE, datasource)
+            steps = self._moving(records, placing, record, source, target)
+            await Run(records, name, Operation.MOVE, steps, self._step).go_on()
+
+    async def _check_target(self, placing: Placing, record: Record, target: Place) -> None:
+        """Refuse a place where something is that the tenant has not left behind, or on which something depends."""
+        if not await placing.left_behind(record, target):
+            if await target.is_there():
+                raise placing.taken(record, target.site.name)
+        else:
+            target.refuse(await target.dependants())
 
     def _moving(
-        self, records: Ledger, record: Record, source: Place, target: Place, done: Mapping[str, str | None]
+        self, records: Ledger, placing: Placing, record: Record, source: Place, target: Place
     ) -> Sequence[Step]:
         name = record.name
-        # Cut short between the two, the row says "moving" and the step has kept nothing yet.
-        state_before = done.get("stop writes") or (record.state if record.state != "moving" else "active")
 
-        async def stop_writes() -> str:
-            await records.change(name, state="moving")
-            return state_before
+        async def stop_writes(notes: Notes) -> None:
+            if notes["state"] is None:
+                await notes.keep(state=record.state)
+            if notes["state"] != "suspended":
+                await records.change(name, state="moving")
 
-        async def copy() -> None:
-            with TemporaryDirectory(prefix="asgi-datasource-") as folder:
-                file = Path(folder) / "tenant.dump"
-                await source.dump(file)
-                await target.fill(file)
+        async def let_write(notes: Notes) -> None:
+            if notes["state"] is not None:
+                await records.change(name, state=notes["state"])
+
+        async def fence(notes: Notes) -> None:
+            async def keep(grants: Grants) -> None:
+                # Cut short after it took the rights, they are no longer there to be seen.
+                known: Grants = notes["grants"] or []
+                await notes.keep(grants=[*known, *(row for row in map(list, grants) if row not in known)])
+
+            await raise_fence(source, keep)
+
+        async def unfence(notes: Notes) -> None:
+            await lift_fence(source, notes["grants"] or [])
+
+        async def copied(notes: Notes) -> None:
+            async def note(part: str, is_made: bool) -> None:
+                await notes.keep(made=[part] if is_made else [])
+
+            if not notes["is_claimed"]:
+                await self._check_target(placing, record, target)
+                await notes.keep(is_claimed=True)
+            await copy(source, target, self._programs, note)
             await target.grant()
 
-        async def compare() -> None:
-            before, after = await source.counts(), await target.counts()
+        async def uncopied(notes: Notes) -> None:
+            if notes["is_claimed"]:
+                # The role is the source's as well, but for one that was created here.
+                await target.owning({*(target.own - {"role"}), *(notes["made"] or [])}).drop()
+                await placing.take_back(record, target)
+
+        async def compare(_: Notes) -> None:
+            before, after = await count_rows(source), await count_rows(target)
             if before != after:
                 different = sorted(table for table in {*before, *after} if before.get(table) != after.get(table))
                 told = ", ".join(different[:5])
                 raise DataError(DataErrorKind.QUERY, f"the copy differs from the original in {told}")
 
+        async def switch(_: Notes) -> None:
+            begun = await records.steps(name, Operation.MOVE)
+            created: list[str] = begun["copy"].kept.get("made") or []
+            made = {*target.own, *created}
+            await placing.take_back(record, target)
+            state = begun["stop writes"].kept["state"]
+            await records.switch(record, target.site.name, state=state, made=sorted(made))
+
         return [
-            ("stop writes", stop_writes),
-            ("fence", _plain(source.fence)),
-            ("copy", _plain(copy)),
-            ("compare", _plain(compare)),
-            ("switch", _plain(lambda: records.place(name, target.site.name, state=state_before))),
+            Step("stop writes", stop_writes, let_write),
+            Step("fence", fence, unfence),
+            Step("copy", copied, uncopied),
+            Step("compare", compare),
+            Step("switch", switch, ends=True),
         ]
+
+    async def cancel(self, name: str, operation: Operation) -> None:
+        """Take back a move or drop that has not ended, step by step: the tenant is as it was before.
+
+        Cut short, it goes on when it is called again. A drop cannot be taken back once it drops objects.
+
+        Args:
+            name: The tenant's name.
+            operation: What is to be taken back.
+
+        Raises:
+            DataError: TENANT: there is no such tenant. CONFLICT: there is nothing to take back, or no way back. Or it
+                could not be finished.
+        """
+        async with self._records() as records, records.alone(name):
+            placing = Placing(self._plan, records)
+            record = await self._known(records, name)
+            under_way = record.under_way
+            if under_way is None or under_way.operation is not operation:
+                raise DataError(DataErrorKind.CONFLICT, f"no {operation.value} of {name!r} is under way")
+            if operation is Operation.CREATE:
+                raise under_way.refusal(name)
+            source = await placing.of(record)
+            if operation is Operation.MOVE:
+                target = await placing.target(record, under_way.target or "")
+                steps = self._moving(records, placing, record, source, target)
+            else:
+                steps = self._dropping(records, record, source, None, cascade=False)
+            await Run(records, name, operation, steps, self._step).take_back()
 
     async def rename(self, name: str, new: str) -> None:
         """Give a tenant another name. Nothing of it moves, and the old name stays an alias.
 
         Raises:
-            DataError: TENANT: there is none. CONFLICT: the new name is taken, or something is under way.
+            DataError: TENANT: there is none. CONFLICT: the new name is taken, or an operation is under way.
         """
-        self._check_name(new)
+        # Both names are locked: a tenant of the new name may be about to be created.
         async with self._records() as records, records.alone(name), records.alone(new):
+            Placing(self._plan, records).check_name(new)
             found = await records.find(new)
             if found is not None and name in found.placement.aliases and await records.find(name) is None:
                 return
             record = await self._known(records, name)
             if record.under_way is not None:
-                raise DataError(DataErrorKind.CONFLICT, f"{record.under_way} of {name!r} is under way")
+                raise record.under_way.refusal(name)
             async with records.registering():
                 if self._plan.lists(new) or await records.claimed_by(name, [new]) is not None:
                     raise DataError(DataErrorKind.CONFLICT, f"the name {new!r} is taken")
                 await records.rename(name, new)
 
     async def suspend(self, name: str) -> None:
-        """Serve a tenant no more, until `resume`."""
+        """Stop serving a tenant, until `resume`."""
         await self._set_state(name, "suspended")
 
     async def resume(self, name: str) -> None:
@@ -226,28 +327,16 @@ class Provisioner:
 
     # -- inside
 
+    def _step(self, text: str) -> None:
+        self.has_begun = True
+        self._tell(text)
+
     async def _set_state(self, name: str, state: str) -> None:
         async with self._records() as records, records.alone(name):
             record = await self._known(records, name)
             if record.under_way is not None:
-                raise DataError(DataErrorKind.CONFLICT, f"{record.under_way} of {name!r} is under way")
+                raise record.under_way.refusal(name)
             await records.change(name, state=state)
-
-    async def _run(self, records: Ledger, name: str, operation: Operation, steps: Sequence[Step]) -> None:
-        """Run the steps that are not done yet; each can be run again after it was cut short anywhere."""
-        done = await records.done(name, operation)
-        for step, work in steps:
-            if step in done:
-                continue
-            self._tell(f"{operation.value} {name}: {step}")
-            await records.begin(name, operation, step)
-            try:
-                detail = await work()
-            except DataError as error:
-                await records.end(name, operation, step, failed=True, detail=error.message)
-                raise
-            await records.end(name, operation, step, failed=False, detail=detail)
-        await records.close(name, operation)
 
     @asynccontextmanager
     async def _records(self) -> AsyncGenerator[Ledger]:
@@ -259,9 +348,9 @@ class Provisioner:
                 " set tenants_from.datasource, and leave tenants_from.query out",
             )
         site = self._plan.sites[home]
-        async with open_admin(site.admin_url, where=f"datasource {home!r}") as admin:
+        async with open_admin(site) as admin:
             records = Ledger(admin)
-            await records.prepare(login_of(site.url))
+            await records.prepare(control_driver().login_of(site.url), where=f"datasource {home!r}")
             yield records
 
     async def _known(self, records: Ledger, name: str) -> Record:
@@ -270,131 +359,40 @@ class Provisioner:
             raise DataError(DataErrorKind.TENANT, f"there is no tenant {name!r}", http_status=404)
         return record
 
-    async def _check_free(self, records: Ledger, name: str, operation: Operation) -> None:
-        other = await records.other_operation(name, operation)
-        # A tenant that could not be made can be dropped all the same.
-        if other is not None and not (other == Operation.CREATE and operation is Operation.DROP):
-            raise DataError(DataErrorKind.CONFLICT, f"{other} of {name!r} is under way: finish that first")
-
-    def _placement(self, name: str, placed: Mapping[str, Any]) -> Placement:
-        known = {**self._plan.defaults, **{key: value for key, value in placed.items() if value is not None}}
-        datasource = known.get("datasource")
-        if not isinstance(datasource, str) or datasource not in self._plan.sites:
-            raise DataError(DataErrorKind.CONFIG, f"the tenant {name!r} needs a datasource of the document")
-        limits = cast("Mapping[str, int]", known.get("limits") or {})
-        limit = cast("int | None", known.get("max_connections", limits.get("max_connections")))
-        settings = cast("Mapping[str, str] | None", known.get("row_security"))
-        has_databases = self._plan.sites[datasource].has_databases
-        return Placement(
-            datasource,
-            _filled(known.get("schema"), name),
-            _filled(known.get("role"), name),
-            (_filled(known.get("database"), name) or name) if has_databases else None,
-            None if settings is None else {key: value.replace(PLACEHOLDER, name) for key, value in settings.items()},
-            limit,
-            tuple(cast("Sequence[str]", known.get("aliases", ()))),
-        )
-
-    async def _check_apart(self, records: Ledger, name: str, placement: Placement) -> None:
-        """Refuse a name that is somebody's, and a place where nothing would keep the tenant and another one apart.
+    @staticmethod
+    def _check_free(record: Record, operation: Operation, target: str | None = None) -> None:
+        """Refuse to begin an operation while another one is under way, or this one to another target.
 
         Raises:
-            DataError: CONFLICT: it is.
+            DataError: CONFLICT: one is.
         """
-        names = [name, *placement.aliases]
-        other = await records.claimed_by(name, names)
-        is_listed = any(map(self._plan.lists, names))
-        if other is not None or is_listed:
-            whose = "the document" if other is None else f"the tenant {other!r}"
-            raise DataError(DataErrorKind.CONFLICT, f"{whose} has the name, or an alias, of {name!r} already")
-        twins = self._plan.twins(placement.datasource)
-        other = await records.same_place(name, placement, twins)
-        if other is None:
-            alike = replace(placement, max_connections=None, aliases=())
-            there = (
-                (known, place, replace(alike, datasource=place.datasource)) for known, place in self._listed(twins)
-            )
-            other = next((known for known, place, wanted in there if place == wanted), None)
-        if other is not None:
-            raise DataError(
-                DataErrorKind.CONFLICT,
-                f"the tenant {other!r} lives in the same place, and nothing would keep the two apart: give {name!r} a"
-                " schema, a database, a role or row_security settings of its own",
-            )
+        other = record.under_way
+        if other is None or (other.operation, other.target, other.is_cancelled) == (operation, target, False):
+            return
+        # A tenant that could not be created can be dropped.
+        if other.operation is not Operation.CREATE or operation is not Operation.DROP:
+            raise other.refusal(record.name)
 
-    def _listed(self, datasources: Sequence[str]) -> Iterator[tuple[str, Placement]]:
-        """The tenants of the document that live on these datasources."""
-        return ((name, there) for name, there in self._plan.listed_places() if there.datasource in datasources)
-
-    async def _shared(self, records: Ledger, name: str, placement: Placement) -> frozenset[str]:
-        """What of `schema`, `role` and `database` other tenants have as well, those of the document included."""
-        twins = self._plan.twins(placement.datasource)
-        shared = set(await records.shared(name, placement, twins))
-        for _, there in self._listed(twins):
-            if there.database == placement.database:
-                shared |= {"database"} if there.database is not None else set()
-                shared |= {"schema"} if there.schema == placement.schema is not None else set()
-        if any(there.role == placement.role is not None for _, there in self._plan.listed_places()):
-            shared.add("role")
-        return frozenset(shared)
-
-    async def _place(self, records: Ledger, record: Record) -> Place:
-        site = self._plan.sites.get(record.placement.datasource)
-        if site is None:
-            raise DataError(
-                DataErrorKind.CONFIG, f"the datasource {record.placement.datasource!r} is not in the document any more"
-            )
-        own = record.made - await self._shared(records, record.name, record.placement)
-        return Place(self._plan, site, record.placement, record.name, own=own)
-
-    def _tenant(self, record: Record) -> Tenant:
-        placement = record.placement
-        try:
-            return self._plan.compiler.make(
-                record.name,
-                placement.datasource,
-                schema=placement.schema,
-                row_security=placement.row_security,
-                role=placement.role,
-                max_connections=placement.max_connections,
-                database=placement.database,
-            )
-        except ValueError as error:
-            raise DataError(DataErrorKind.CONFIG, f"the tenant {record.name!r}: {error}") from None
-
-    @staticmethod
-    def _check_name(name: str) -> None:
-        if name == EVERY_OTHER or _PLAIN_NAME.fullmatch(name) is None:
-            raise DataError(DataErrorKind.TENANT, f"{name!r} cannot be a tenant's name", http_status=400)
-
-    def _dump_file(self, name: str) -> Path:
+    def _kept_dump(self, entry: StepEntry | None, record: Record, *, wanted: bool) -> Path | None:
+        """The file of a dump: the one that is whole, or else the one to be written."""
+        noted = None if entry is None else entry.kept.get("file")
+        if noted is not None and entry is not None and entry.state is StepState.DONE:
+            return Path(noted)
+        if not wanted:
+            return None
         folder = self._plan.dump_folder
         if folder is None:
             raise DataError(DataErrorKind.CONFIG, "a dump needs a folder: set provisioning.dump_folder")
-        plain = re.sub(r"[^A-Za-z0-9_-]", "_", name)
-        return folder / f"{plain}-{datetime.now(UTC):%Y%m%dT%H%M%SZ}.dump"
+        check_dump_folder(folder)
+        if noted is not None:
+            # The process that wrote it has died.
+            file = Path(noted)
+            for partial in partials_of(file):
+                partial.unlink(missing_ok=True)
+            file.unlink(missing_ok=True)
+        plain = re.sub(r"[^A-Za-z0-9_-]", "_", record.name)
+        return folder / f"{plain}-{datetime.now(UTC):%Y%m%dT%H%M%SZ}-{uuid4().hex[:8]}.dump"
 
 
-def _filled(text: object, name: str) -> str | None:
-    if not isinstance(text, str):
-        return None
-    filled = text.replace(PLACEHOLDER, name)
-    if len(filled.encode("utf-8", "surrogatepass")) > 63:
-        raise DataError(DataErrorKind.TENANT, f"{filled!r} is too long for a name in the database", http_status=400)
-    return filled
-
-
-def _set_up(place: Place, step: str, tenant: Tenant) -> Callable[[], Awaitable[str | None]]:
-    async def run() -> str | None:
-        await place.set_up(step, tenant)
-        return None
-
-    return run
-
-
-def _plain(work: Callable[[], Awaitable[None]]) -> Callable[[], Awaitable[str | None]]:
-    async def run() -> str | None:
-        await work()
-        return None
-
-    return run
+def _set_up(place: Place, step: str, tenant: Tenant) -> Callable[[Notes], Awaitable[None]]:
+    return lambda _: place.set_up(step, tenant)

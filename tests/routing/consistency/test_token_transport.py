@@ -55,13 +55,13 @@ def test_headers_are_found_also_those_of_several_services() -> None:
 
 def test_the_cookie_is_given_for_the_application_alone() -> None:
     message = start()
-    COOKIE.give(message, "abc", is_secure=False)
+    message = COOKIE.give(message, "abc", is_secure=False)
     assert all_of(message, b"set-cookie") == ["ads_token=abc; Path=/; Max-Age=30; HttpOnly; SameSite=Lax"]
 
 
 def test_over_tls_it_is_never_sent_without() -> None:
     message = start((b"set-cookie", b"mine=1"))
-    COOKIE.give(message, "abc", is_secure=True)
+    message = COOKIE.give(message, "abc", is_secure=True)
     assert all_of(message, b"set-cookie") == [
         "mine=1",
         "ads_token=abc; Path=/; Max-Age=30; HttpOnly; SameSite=Lax; Secure",
@@ -70,7 +70,7 @@ def test_over_tls_it_is_never_sent_without() -> None:
 
 def test_the_header_is_given() -> None:
     message = start()
-    BOTH.give(message, "abc", is_secure=False)
+    message = BOTH.give(message, "abc", is_secure=False)
     assert all_of(message, b"x-token") == ["abc"]
     assert len(all_of(message, b"set-cookie")) == 1
 
@@ -90,7 +90,7 @@ def test_the_header_is_given() -> None:
 )
 def test_no_shared_cache_keeps_a_response_with_a_token(before: list[bytes], after: list[str]) -> None:
     message = start(*((b"cache-control", value) for value in before))
-    COOKIE.give(message, "abc", is_secure=False)
+    message = COOKIE.give(message, "abc", is_secure=False)
     assert all_of(message, b"cache-control") == after
 
 
@@ -106,5 +106,5 @@ def test_no_shared_cache_keeps_a_response_with_a_token(before: list[bytes], afte
 )
 def test_caches_are_told_that_the_response_depends_on_it(before: list[bytes], after: list[str]) -> None:
     message = start(*((b"vary", value) for value in before))
-    BOTH.vary(message)
+    message = BOTH.give(message, None, is_secure=False)
     assert all_of(message, b"vary") == after

@@ -1,0 +1,135 @@
+"""Connections outside any pool, for provisioning and for `check`: what a driver for PostgreSQL offers besides."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from contextlib import AbstractAsyncContextManager
+from typing import Any, LiteralString, Protocol, cast
+
+from . import load_driver
+from .protocol import ConnectionTemplate
+from .settings import ServerSettings
+
+
+class ControlConnection(Protocol):
+    """One connection in autocommit mode. What the server says of rows stands in no error's message."""
+
+    address: str
+    """`host:port/database`, for messages."""
+    is_encrypted: bool
+    """The connection uses TLS."""
+    is_local: bool
+    """The server is on this machine."""
+    connection: Any
+    """The driver's own, for set-up functions of the application."""
+
+    @property
+    def told_pid(self) -> int:
+        """The process id sent at connect; a pooler in between sends one that is not the server's."""
+        ...
+
+    @property
+    def parameters(self) -> Mapping[str, str]:
+        """The effective connection parameters, secrets included."""
+        ...
+
+    async def rows(self, query: LiteralString, *parameters: object) -> list[tuple[Any, ...]]:
+        """Run one statement and return its rows; raises `DataError`."""
+        ...
+
+    async def table(self, query: str, *parameters: object) -> tuple[list[str], list[tuple[Any, ...]]]:
+        """As `rows`, for a statement from the configuration; returns the names of the columns as well."""
+        ...
+
+    async def command(
+        self, template: LiteralString, *names: str | tuple[str, ...], **texts: str
+    ) -> list[tuple[Any, ...]]:
+        """Run a command that takes names (`{}`) and texts (`{key}`) instead of values; raises `DataError`."""
+        ...
+
+    async def script(self, text: str, *, name: str) -> None:
+        """Run a file of SQL in one message; `name` names it in errors."""
+        ...
+
+    def transaction(self) -> AbstractAsyncContextManager[None]:
+        """A block that takes effect as a whole; raises `DataError`."""
+        ...
+
+    def verifier(self, user: str, password: str) -> str:
+        """What the server stores of a password."""
+        ...
+
+    def is_refusal(self, error: BaseException, /) -> bool:
+        """Whether the driver raised this error, and `transaction` says what it means."""
+        ...
+
+
+class ControlDriver(Protocol):
+    """A driver that can provision and check."""
+
+    def open_control(
+        self,
+        settings: ServerSettings,
+        *,
+        where: str,
+        dbname: str | None = None,
+        timeout_s: float | None = 5.0,
+        is_privileged: bool = False,
+    ) -> AbstractAsyncContextManager[ControlConnection]:
+        """See `open_control` below."""
+        ...
+
+    def make_template(self, conninfo: str, *, where: str) -> ConnectionTemplate:
+        """See `drivers.protocol.Driver`."""
+        ...
+
+    def login_of(self, conninfo: str) -> str:
+        """The role that a connection string logs in as; raises `ConfigError` where it names none."""
+        ...
+
+    async def login_parameters(
+        self, admin: Any, conninfo: str, *, user: str, password: str, where: str
+    ) -> dict[str, str]:
+        """How another login reaches the database of a connection, without a pooler in between.
+
+        Args:
+            admin: The control connection; its address is tried first.
+            conninfo: Another way to the server.
+            user, password: The login.
+            where: Names the server in errors.
+
+        Raises:
+            DataError: CONNECTION: the login is refused at both addresses.
+        """
+        ...
+
+
+def control_driver() -> ControlDriver:
+    """The default driver."""
+    return cast("ControlDriver", load_driver())
+
+
+def open_control(
+    settings: ServerSettings,
+    *,
+    where: str,
+    dbname: str | None = None,
+    timeout_s: float | None = 5.0,
+    is_privileged: bool = False,
+) -> AbstractAsyncContextManager[ControlConnection]:
+    """Connect, and close the connection at the end of the block.
+
+    Args:
+        settings: How the server is reached.
+        where: Names the server in the error about an unreadable connection string.
+        dbname: Another database on the same server.
+        timeout_s: Longest wait for each answer; None sets no bound.
+        is_privileged: The role has rights that others lack: names are then found in `pg_catalog` only, so that no
+            object that another role has created is used by accident. Needs a direct connection: poolers refuse it.
+
+    Raises:
+        DataError: CONNECTION: the server cannot be reached; the message says why, without user and password.
+    """
+    return control_driver().open_control(
+        settings, where=where, dbname=dbname, timeout_s=timeout_s, is_privileged=is_privileged
+    )

@@ -1,0 +1,537 @@
+"""A start for drivers of libraries that run one statement at a time: results, connections, and a pool of them.
+
+`docs/drivers.md` shows a whole driver that is made of these.
+"""
+
+# ruff: noqa: B027 - what a driver need not do is empty here
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Final, Generic, TypeVar
+
+from ..concurrency.fair_queue import Share
+from ..concurrency.limits import Priority
+from ..errors import DataError, DataErrorKind, SessionClosed
+from ..observability.metrics import Use
+from ..routing import Observation, Position, Role
+from .protocol import PoolKeeper, RowFactory
+from .server_base import ServerBase
+from .settings import ServerSettings
+from .statements import Begin, Control, Envelope, Params, Query, Statement
+
+logger = logging.getLogger("asgi_datasource.server")
+
+TRANSACTION_TAGS: Final = frozenset({"BEGIN", "START TRANSACTION", "COMMIT", "END", "ROLLBACK"})
+
+
+@dataclass(slots=True)
+class RowsResult:
+    """What one statement answered with.
+
+    Attributes:
+        status_message: The command tag, as PostgreSQL writes it: `INSERT 0 1`, `COMMIT`.
+        rowcount: Rows returned or changed; -1 where that does not apply.
+        columns: The names of the columns.
+        values: The rows; None where the statement answers with none.
+    """
+
+    status_message: str | None
+    rowcount: int = -1
+    columns: tuple[str, ...] = ()
+    values: Sequence[tuple[Any, ...]] | None = None
+
+    @property
+    def returns_rows(self) -> bool:
+        """Whether it answers with rows, even if there were none."""
+        return self.values is not None
+
+    @property
+    def ends_transaction(self) -> bool:
+        """Whether it began or ended a transaction, by its tag."""
+        return self.status_message in TRANSACTION_TAGS
+
+    @property
+    def description(self) -> list[tuple[Any, ...]]:
+        """The columns as a cursor of the DB-API has them (PEP 249): row factories are called with this object."""
+        return [(name, None, None, None, None, None, None) for name in self.columns]
+
+    def rows(self, row_factory: RowFactory[Any] | None = None) -> list[Any]:
+        """All rows; without a factory each is a dictionary. Raises TypeError where there are none to read."""
+        if row_factory is None:
+            return [dict(zip(self.columns, row, strict=True)) for row in self.tuples()]
+        make_row = row_factory(self)
+        return [make_row(row) for row in self.tuples()]
+
+    def tuples(self) -> list[tuple[Any, ...]]:
+        """All rows, each as a tuple."""
+        if self.values is None:
+            raise TypeError(f"{self.status_message} returns no rows")
+        return list(self.values)
+
+    def first(self, row_factory: RowFactory[Any] | None = None) -> Any | None:
+        """The first row; None without one."""
+        rows = self.rows(row_factory)
+        return rows[0] if rows else None
+
+    def scalar(self) -> Any | None:
+        """The first column of the first row; None without a row."""
+        rows = self.tuples()
+        return rows[0][0] if rows else None
+
+
+@dataclass(slots=True)
+class RowsExchange:
+    """A round trip that is over: statements were run one after the other, up to the first error.
+
+    Attributes:
+        answered: A result for each statement that has run, control statements included.
+        count: How many there were to run.
+        controls: The indexes of the control statements.
+        error: The first error, as the driver's library raises it.
+        is_lost: The connection is gone.
+        timed_out: The caller's deadline ended it.
+    """
+
+    count: int
+    controls: frozenset[int]
+    answered: list[RowsResult] = field(default_factory=list[RowsResult])
+    error: BaseException | None = None
+    is_lost: bool = False
+    timed_out: bool = False
+    is_stale_plan: bool = False
+    has_landed: bool = True
+
+    @property
+    def failed_at(self) -> int | None:
+        """The statement that failed."""
+        return None if self.error is None else len(self.answered)
+
+    @property
+    def results(self) -> Sequence[RowsResult | None]:
+        """One for each statement; None for control statements, and for those that did not run."""
+        found = [None if at in self.controls else result for at, result in enumerate(self.answered)]
+        return found + [None] * (self.count - len(found))
+
+    @property
+    def waiter(self) -> asyncio.Future[None]:
+        """Is resolved: nothing is under way."""
+        waiter = asyncio.get_running_loop().create_future()
+        waiter.set_result(None)
+        return waiter
+
+    def take(self, index: int, *, in_transaction: bool) -> RowsResult | None:
+        """None: only round trips that were sent without waiting are read so."""
+        return None
+
+    def answers(self, first: int, count: int) -> Sequence[RowsResult]:
+        """The results of some of the statements, all of which worked."""
+        return self.answered[first : first + count]
+
+    def values(self, index: int) -> Sequence[str | None] | None:
+        """The first row of a control statement's answer, as text; None where it was not answered."""
+        rows = self.answered[index].values if self.was_answered(index) else None
+        return [None if value is None else str(value) for value in rows[0]] if rows else None
+
+    def value(self, index: int) -> str | None:
+        """The first value of a control statement's answer, as text; None where there is none."""
+        values = self.values(index)
+        return values[0] if values else None
+
+    def was_answered(self, index: int) -> bool:
+        """Whether a statement, control statements included, has run."""
+        return index < len(self.answered)
+
+    def tag(self, index: int) -> str | None:
+        """The command tag of a statement; None where it was not answered."""
+        return self.answered[index].status_message if self.was_answered(index) else None
+
+
+class PlainConnection(ABC):
+    """A connection on which statements run one after the other.
+
+    A driver says how one statement runs, and what state the connection is in.
+    """
+
+    timeline = 0
+    backend_pid = 0
+    incarnation: str | None = None
+    held: Position | None = None
+    use: Use | None = None
+    when_gone: Callable[[], None] | None = None
+    errors: tuple[type[Exception], ...] = ()
+    """What the library raises where a statement has failed."""
+    has_failed_transaction = False
+    is_midway = False
+    closed = False
+    closing: asyncio.Task[None] | None = None
+    """Closes it, where it was cut."""
+
+    # What a driver says
+
+    @property
+    @abstractmethod
+    def is_in_transaction(self) -> bool:
+        """Inside a transaction that can go on."""
+
+    @abstractmethod
+    async def run(self, statement: Statement) -> RowsResult:
+        """Run one statement, or do what a control statement means (`ControlKind`)."""
+
+    @abstractmethod
+    async def begin(self) -> None:
+        """Open a transaction for statements that are sent together."""
+
+    @abstractmethod
+    async def commit(self) -> None:
+        """Commit it."""
+
+    @abstractmethod
+    async def rest(self) -> None:
+        """Roll back what is open, and be as new."""
+
+    @abstractmethod
+    def interrupt(self) -> None:
+        """Stop the statement that runs, without waiting; it then fails with one of `errors`."""
+
+    @abstractmethod
+    async def disconnect(self) -> None:
+        """Close the connection."""
+
+    # What follows from it
+
+    @property
+    def is_idle(self) -> bool:
+        """Outside any transaction."""
+        return not self.closed and not self.is_in_transaction
+
+    @property
+    def is_usable(self) -> bool:
+        """Whether it can be lent again."""
+        return self.is_idle
+
+    def send_one(
+        self,
+        envelope: Envelope,
+        settings: tuple[tuple[str, str], ...],
+        query: Query,
+        params: Params | None,
+        *,
+        deadline: float | None,
+        now: float,
+    ) -> None:
+        """None: everything is awaited, in `exchange`."""
+
+    def send_controls(self, statements: tuple[Control, ...], *, deadline: float | None) -> None:
+        """None: likewise."""
+
+    async def arrival(self, exchange: Any, /) -> None:
+        """It is there already."""
+
+    async def finish(self, exchange: Any, /) -> None:
+        """It is over already."""
+
+    async def exchange(
+        self, statements: Sequence[Statement], *, deadline: float | None = None, flush_after: int | None = None
+    ) -> RowsExchange:
+        """Run statements up to the first error; outside a transaction all of them take effect, or none."""
+        done = RowsExchange(
+            len(statements), frozenset(at for at, one in enumerate(statements) if isinstance(one, Control))
+        )
+        is_whole = self.is_idle and not any(isinstance(one, Begin) for one in statements)
+        loop = asyncio.get_running_loop()
+        timer = None if deadline is None else loop.call_at(deadline, self._expire, done)
+        try:
+            if is_whole:
+                await self.begin()
+            for statement in statements:
+                done.answered.append(await self.run(statement))
+            if is_whole:
+                await self.commit()
+        except self.errors as error:
+            done.error, done.is_lost = error, self.closed
+        finally:
+            if timer is not None:
+                timer.cancel()
+        if is_whole and not self.closed:
+            await self.rest()
+        return done
+
+    def _expire(self, done: RowsExchange) -> None:
+        done.timed_out = True
+        self.interrupt()
+
+    def add_notify_handler(self, callback: Callable[[Any], None], /) -> None:
+        """Nobody notifies."""
+
+    def cut(self, reason: str) -> None:
+        """Close the connection without waiting."""
+        if not self.closed:
+            logger.debug("a connection is closed: %s", reason)
+            self.closed = True
+            self.interrupt()
+            self.closing = asyncio.get_running_loop().create_task(self.disconnect())
+            if self.when_gone is not None:
+                self.when_gone()
+
+    async def close(self) -> None:
+        """Close the connection."""
+        if not self.closed:
+            self.closed = True
+            await self.disconnect()
+
+
+ConnectionT = TypeVar("ConnectionT", bound=PlainConnection)
+
+
+class PlainServer(ServerBase, ABC, Generic[ConnectionT]):
+    """A server with a pool that makes connections as they are needed, up to `max_size`, and keeps them.
+
+    A driver says how to connect, and what its library's errors mean. Tenants do not take turns here (`is_fair`).
+    """
+
+    errors: tuple[type[Exception], ...] = (OSError,)
+    """What the library raises where a connection cannot be made."""
+
+    def __init__(
+        self,
+        name: str,
+        datasource: str,
+        role: Role,
+        settings: ServerSettings,
+        *,
+        address: str,
+        port: int,
+        dbname: str,
+        system: str,
+        keeper: PoolKeeper | None = None,
+    ) -> None:
+        super().__init__(
+            name, datasource, role, settings, address=address, port=port, dbname=dbname, system=system, keeper=keeper
+        )
+        self.is_open = False
+        self.borrowed = 0
+        self.waiting = 0
+        self._at_rest: list[ConnectionT] = []
+        self._lent: set[ConnectionT] = set()
+        self._closing: set[asyncio.Task[None]] = set()
+        self._free = asyncio.Semaphore(settings.max_size)
+        self._keeps_none = False
+
+    # What a driver says
+
+    @abstractmethod
+    async def connect(self) -> ConnectionT:
+        """Make a connection; raises one of the library's errors."""
+
+    @abstractmethod
+    def kind_of(self, error: BaseException, *, is_write: bool) -> DataErrorKind:
+        """What an error of the library's means."""
+
+    def tell(self, error: BaseException) -> str:
+        """What a message says of an error: no value, no password."""
+        return str(error)
+
+    def native(self, connection: ConnectionT) -> Any:
+        """What `db.connection()` lends."""
+        raise NotImplementedError
+
+    # What follows from it
+
+    @property
+    def idle(self) -> int:
+        """Connections that could be borrowed at once."""
+        return len(self._at_rest)
+
+    @property
+    def is_in_use(self) -> bool:
+        """Whether a connection is borrowed, or about to be."""
+        return self.borrowed + self.waiting > 0
+
+    async def open(self) -> None:
+        """Open the pool: connections are made as they are needed."""
+        self.is_open, self._keeps_none = True, False
+        self.tell_watchers()
+
+    async def close(self, *, timeout_s: float) -> None:
+        """Close every connection, borrowed ones included."""
+        self.is_open = False
+        self.tell_watchers()
+        for connection in self._lent:
+            self._cut(connection, "the pool was closed")
+        self._close_idle()
+        if self._closing:
+            await asyncio.wait(self._closing, timeout=timeout_s)
+
+    def retire(self) -> None:
+        """Keep no idle connection from now on."""
+        self._keeps_none = True
+        self._close_idle()
+
+    def _close_idle(self) -> None:
+        while self._at_rest:
+            self._cut(self._at_rest.pop(), "it is not needed any more")
+
+    def _cut(self, connection: ConnectionT, reason: str) -> None:
+        connection.cut(reason)
+        closing = connection.closing
+        if closing is not None and not closing.done():
+            self._closing.add(closing)
+            closing.add_done_callback(self._closing.discard)
+
+    def try_acquire(self, share: Share | None = None) -> ConnectionT | None:
+        """None: `acquire` does not wait either where one lies at hand."""
+        return None
+
+    async def acquire(
+        self,
+        *,
+        deadline: float | None,
+        must_be_alive: bool = False,
+        share: Share | None = None,
+        priority: Priority = Priority.NORMAL,
+    ) -> ConnectionT:
+        """Borrow a connection, first come, first served."""
+        now = asyncio.get_running_loop().time()
+        until = now + self.settings.acquire_timeout_s
+        if deadline is not None and deadline <= now:
+            raise DataError(DataErrorKind.TIMEOUT, f"{self.label}: the deadline has passed")
+        if self.waiting >= self.settings.max_waiting > 0:
+            raise DataError(DataErrorKind.RESOURCE, f"{self.label}: {self.waiting} wait for a connection already")
+        self.waiting += 1
+        try:
+            async with asyncio.timeout_at(until if deadline is None else min(until, deadline)):
+                await self._free.acquire()
+        except TimeoutError:
+            raise DataError(DataErrorKind.RESOURCE, f"{self.label}: no connection became free in time") from None
+        finally:
+            self.waiting -= 1
+        try:
+            return self._lend(self._at_rest.pop() if self._at_rest else await self.connect_apart(deadline=until))
+        except BaseException:
+            self._free.release()
+            raise
+
+    def _lend(self, connection: ConnectionT) -> ConnectionT:
+        self.borrowed += 1
+        self._lent.add(connection)
+        return connection
+
+    async def connect_apart(self, *, deadline: float, purpose: str = "check") -> ConnectionT:
+        """Connect outside the pool."""
+        if not self.is_open:
+            raise DataError(DataErrorKind.CONNECTION, f"{self.label}: the pool is closed")
+        try:
+            async with asyncio.timeout_at(deadline):
+                connection = await self.connect()
+        except (TimeoutError, *self.errors) as error:  # type: ignore[misc] # these are classes of exceptions
+            reason = "no answer" if isinstance(error, TimeoutError) else self.tell(error)
+            self.note_down(reason)
+            raise DataError(DataErrorKind.CONNECTION, f"{self.label}: cannot connect: {reason}") from error
+        self.note_reached()
+        self.note_up()
+        return connection
+
+    def release(self, connection: ConnectionT, /) -> None:
+        """Give back a connection that is idle."""
+        self.borrowed -= 1
+        self._lent.discard(connection)
+        use = connection.use
+        if use is not None:
+            connection.use = None
+            use.end()
+        if connection.is_usable and self.is_open and not self._keeps_none:
+            self._at_rest.append(connection)
+        else:
+            self._cut(connection, "it cannot be lent again")
+        self._free.release()
+
+    def put_back(self, connection: ConnectionT, /) -> None:
+        """Give back a connection over which nothing was sent."""
+        self.release(connection)
+
+    async def reclaim(self, connection: ConnectionT, /) -> None:
+        """Give back a connection in any state: stop what runs, and roll back."""
+        try:
+            if not connection.closed:
+                connection.interrupt()
+                async with asyncio.timeout(self.settings.check_timeout_s):
+                    await connection.rest()
+        except (TimeoutError, *connection.errors):  # type: ignore[misc] # these are classes of exceptions
+            connection.cut("it could not be brought to rest")
+        except BaseException:
+            connection.cut("giving it back was interrupted")
+            raise
+        finally:
+            self.release(connection)
+
+    def discard(self, connection: ConnectionT, /) -> None:
+        """Close a borrowed connection."""
+        connection.cut("it was given up")
+        self.release(connection)
+
+    def lend(self, connection: ConnectionT, /) -> PlainLoan:
+        """Hand the library's own connection to the user."""
+        return PlainLoan(self.native(connection))
+
+    def error_of(self, exchange: RowsExchange, /, *, is_write: bool) -> DataError:
+        """Classify what an exchange failed with."""
+        error = exchange.error
+        if error is None:
+            raise ValueError("the exchange has not failed")
+        if exchange.timed_out:
+            return DataError(
+                DataErrorKind.TIMEOUT,
+                f"{self.label}: the deadline passed before the statement ended",
+                is_retryable=False,
+            )
+        kind = DataErrorKind.CONNECTION if exchange.is_lost else self.kind_of(error, is_write=is_write)
+        return DataError(kind, f"{self.label}: {self.tell(error)}")
+
+    def health_check(self) -> PlainHealthCheck:
+        """A connection can be made: that is all that is known."""
+        return PlainHealthCheck(self)
+
+
+class PlainLoan:
+    """The library's own connection, lent for the length of a block."""
+
+    def __init__(self, native: Any) -> None:
+        self._native = native
+        self._message: str | None = None
+
+    @property
+    def connection(self) -> Any:
+        """What the user gets: the native connection, until the block has ended."""
+        return self
+
+    def expire(self, message: str) -> None:
+        """Let every further use raise `SessionClosed(message)`."""
+        self._message = message
+
+    def __getattr__(self, name: str) -> Any:
+        if self._message is not None:
+            raise SessionClosed(self._message)
+        return getattr(self._native, name)
+
+
+class PlainHealthCheck:
+    """Asks a server that has no replicas: it is there where a connection can be made."""
+
+    def __init__(self, server: PlainServer[Any]) -> None:
+        self._server = server
+
+    async def ask(self, *, limit_s: float) -> Observation:
+        """Connect once."""
+        loop = asyncio.get_running_loop()
+        asked_at = loop.time()
+        connection = await self._server.connect_apart(deadline=asked_at + limit_s)
+        await connection.close()
+        return Observation(asked_at=asked_at, answered_at=loop.time(), is_standby=False, position=Position(1, 0))
+
+    def close(self) -> None:
+        """Nothing is kept open."""

@@ -1,0 +1,55 @@
+"""The entry of the psycopg driver."""
+
+from __future__ import annotations
+
+from contextlib import AbstractAsyncContextManager
+from typing import TYPE_CHECKING, Final
+
+from ...routing import Role
+from ..protocol import PoolKeeper
+from ..settings import ServerSettings
+from .conninfo_template import ConnectionTemplate
+from .control_connection import ControlConnection, login_of, login_parameters, open_control
+from .server import PsycopgServer
+
+if TYPE_CHECKING:
+    from ..protocol import Driver
+
+
+class PsycopgDriver:
+    """PostgreSQL through psycopg and psycopg_pool."""
+
+    def make_server(
+        self, name: str, datasource: str, role: Role, settings: ServerSettings, *, keeper: PoolKeeper | None = None
+    ) -> PsycopgServer:
+        """One server, not opened yet; raises ConfigError where its connection string cannot be read."""
+        return PsycopgServer(name, datasource, role, settings, keeper=keeper)
+
+    def make_template(self, conninfo: str, *, where: str) -> ConnectionTemplate:
+        """A connection string with a place for the tenant; raises ConfigError where it cannot be read."""
+        return ConnectionTemplate(conninfo, where=where)
+
+    def open_control(
+        self,
+        settings: ServerSettings,
+        *,
+        where: str,
+        dbname: str | None = None,
+        timeout_s: float | None = 5.0,
+        is_privileged: bool = False,
+    ) -> AbstractAsyncContextManager[ControlConnection]:
+        """A connection outside any pool; see `drivers.control.open_control`."""
+        return open_control(settings, where=where, dbname=dbname, timeout_s=timeout_s, is_privileged=is_privileged)
+
+    def login_of(self, conninfo: str) -> str:
+        """The role that a connection string logs in as; raises ConfigError where it names none."""
+        return login_of(conninfo)
+
+    async def login_parameters(
+        self, admin: ControlConnection, conninfo: str, *, user: str, password: str, where: str
+    ) -> dict[str, str]:
+        """How another login reaches the database of a connection; see `drivers.control.ControlDriver`."""
+        return await login_parameters(admin, conninfo, user=user, password=password, where=where)
+
+
+DRIVER: Final[Driver] = PsycopgDriver()

@@ -1,0 +1,112 @@
+"""What a statement may do beyond its transaction, judged by its text.
+
+The tenant's settings end with the transaction. What a statement changes of the session itself (SET, LISTEN, a temporary
+table, a lock of the session) stays with the connection, and its next borrower may be another tenant: so the connection
+is reset before it goes back. A false alarm costs one round trip then, so whatever is not plainly harmless counts. What
+a function on the server does by itself cannot be seen here.
+
+Source: PostgreSQL manual, "DISCARD", for what belongs to a session.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Final
+
+_GAP: Final = rb"(?:\s|--[^\n]*(?:\n|$)|/\*(?:(?!/\*).)*?\*/)"
+"""Space or a comment; one with another in it is not understood, so that no word of it is taken for a command."""
+
+_HEAD: Final = re.compile(rb"(?:%b|[;(])*([a-z]+)(?:%b+([a-z]+))?" % (_GAP, _GAP), re.IGNORECASE | re.DOTALL)
+
+_QUERIES: Final = frozenset({b"select", b"with", b"values", b"table", b"insert", b"update", b"delete", b"merge"})
+_HARMLESS: Final = _QUERIES | {
+    *(b"begin", b"start", b"commit", b"end", b"rollback", b"abort", b"savepoint", b"release"),
+    *(b"declare", b"fetch", b"move", b"close", b"explain", b"show", b"call", b"copy", b"lock", b"notify"),
+    *(b"create", b"alter", b"drop", b"comment", b"grant", b"revoke", b"truncate", b"refresh"),
+    *(b"analyze", b"vacuum", b"reindex", b"cluster", b"checkpoint"),
+}
+"""Commands that leave nothing in the session, unless one of the words below stands in them."""
+
+_SET_IN_TRANSACTION: Final = frozenset({b"local", b"transaction", b"constraints"})
+"""SET with one of these ends with the transaction."""
+
+_HINTS: Final = (b"set_config", b"pg_settings", b"advisory_lock", b"temp", b"hold")
+_LASTING: Final = re.compile(
+    rb"""
+      pg_settings                                   # UPDATE of this view is SET
+    | advisory_lock                                 # a lock of the session; those of a transaction say xact_lock
+    | pg_temp
+    | \b (?: create | replace | into ) GAP+ (?: (?: local | global ) GAP+ )? temp (?:orary)? \b
+    | \b with GAP+ hold \b
+    """.replace(b"GAP", _GAP),
+    re.IGNORECASE | re.DOTALL | re.VERBOSE,
+)
+_SETTING: Final = re.compile(rb"set_config", re.IGNORECASE)
+_LOCAL_SETTING: Final = re.compile(rb"set_config\s*\((?:'[^']*'|[^()'])*,\s*true\s*\)", re.IGNORECASE)
+
+
+def outlives_transaction(text: bytes) -> bool:
+    """Whether a statement may change something of the session that its transaction's end does not undo."""
+    head = _HEAD.match(text)
+    if head is None:
+        return bool(text.strip(b" \t\r\n;"))
+    verb = head[1].lower()
+    if verb not in _HARMLESS and not (verb == b"set" and (head[2] or b"").lower() in _SET_IN_TRANSACTION):
+        return True
+    lowered = text.lower()
+    if not any(hint in lowered for hint in _HINTS):
+        return False
+    if len(_SETTING.findall(text)) > len(_LOCAL_SETTING.findall(text)):
+        return True
+    return _LASTING.search(text) is not None
+
+
+def may_end_transaction(text: bytes) -> bool:
+    """Whether a statement may commit from inside where no explicit BEGIN keeps it from that: CALL and DO can.
+
+    Source: PostgreSQL manual, "Transaction Management" of PL/pgSQL.
+    """
+    head = _HEAD.match(text)
+    return head is None or head[1].lower() not in _QUERIES
+
+
+_COMMENT_EDGE: Final = re.compile(rb"/\*|\*/")
+_NOISE: Final = re.compile(
+    rb"""
+      [eE]'(?:[^'\\]|''|\\.)*'              # a literal with escapes
+    | '(?:[^']|'')*'
+    | "(?:[^"]|"")*"
+    | \$(?P<tag>\w*)\$.*?\$(?P=tag)\$
+    | --[^\n]*
+    | (?P<comment>/\*)
+    """,
+    re.VERBOSE | re.DOTALL,
+)
+_CLIENT_COPY: Final = re.compile(rb"[\s;]*copy\b.*\b(?:from\s+stdin|to\s+stdout)\b", re.IGNORECASE | re.DOTALL)
+
+
+def is_client_copy(text: bytes) -> bool:
+    """Whether this is COPY from or to the client; false for a COPY of the server's own files."""
+    lowered = text.lower()
+    if b"copy" not in lowered or (b"stdin" not in lowered and b"stdout" not in lowered):
+        return False
+    return _CLIENT_COPY.match(_without_noise(text)) is not None
+
+
+def _without_noise(text: bytes) -> bytes:
+    """Without literals, quoted names and comments, which may be nested."""
+    chunks: list[bytes] = []
+    position = 0
+    while (noise := _NOISE.search(text, position)) is not None:
+        chunks.append(text[position : noise.start()])
+        chunks.append(b" " if noise[0][:1] in b"-/" else b" x ")
+        position = noise.end()
+        depth = 1 if noise["comment"] else 0
+        while depth:
+            edge = _COMMENT_EDGE.search(text, position)
+            if edge is None:
+                return b"".join(chunks)
+            depth += 1 if edge[0] == b"/*" else -1
+            position = edge.end()
+    chunks.append(text[position:])
+    return b"".join(chunks)

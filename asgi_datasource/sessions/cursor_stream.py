@@ -1,0 +1,42 @@
+"""Rows of a server-side cursor, fetched step by step: bounded memory for results of any size."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator
+from typing import Any
+
+from ..drivers.protocol import RowFactory
+from ..drivers.statements import CursorDeclaration, Params, Query, Statement
+from ..routing import AccessIntent
+from .core import SessionCore
+
+
+async def stream(
+    session: SessionCore,
+    intent: AccessIntent | None,
+    query: Query,
+    params: Params | None,
+    row_factory: RowFactory[Any] | None,
+    size: int,
+) -> AsyncGenerator[Any]:
+    """Fetch a cursor's rows step by step; with None, the intent is the one that holds here."""
+    if size < 1:
+        raise ValueError(f"size: {size!r} is not a positive number of rows")
+    session.check_open()
+    name = session.next_savepoint()
+    declare = CursorDeclaration(name, query, params)
+    fetch = Statement(f"fetch forward {size} from {name}", prepare=False)
+    intent, snapshot = await session.begin_stream(intent)
+    try:
+        rows = (await session.run((declare, fetch), intent))[1].rows(row_factory)
+        while True:
+            for row in rows:
+                yield row
+            if len(rows) < size:
+                break
+            rows = (await session.run((fetch,), intent))[0].rows(row_factory)
+        if snapshot is None:
+            await session.run((Statement(f"close {name}", prepare=False),), intent)
+    finally:
+        if snapshot is not None:
+            await session.end_stream(snapshot)

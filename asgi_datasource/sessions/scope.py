@@ -1,0 +1,156 @@
+"""Nested scopes: savepoint, own transaction, or autocommit, each inside another one of the same session.
+
+A `Scope` is passive: it knows what it is and what it is inside of. `TransactionBlock` enters and leaves it.
+"""
+
+from __future__ import annotations
+
+from contextvars import ContextVar
+from typing import TYPE_CHECKING, Final, Protocol
+
+from ..concurrency.shared_lock import SharedLock
+from ..drivers.statements import Control
+from ..errors import DataError, DataErrorKind
+from ..observability import tracing
+from ..transaction import PropagationAction, control_statements
+from .unit_of_work import UnitOfWork
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+
+class ScopeOwner(Protocol):
+    """The session that a scope belongs to."""
+
+    def next_savepoint(self) -> str:
+        """A name for a savepoint, new in this session."""
+        ...
+
+    def note_event(self, name: str, attributes: Mapping[str, tracing.AttributeValue]) -> None:
+        """Add an event to the current span."""
+        ...
+
+
+class Scope:
+    """One scope of a session; its lock serialises the statements inside it.
+
+    Args:
+        owner: The session.
+        reads_only: Nothing inside may write.
+    """
+
+    def __init__(self, owner: ScopeOwner, *, reads_only: bool) -> None:
+        self._owner = owner
+        self._reads_only = reads_only
+        self.lock: Final = SharedLock()
+        self.parent: Scope | None = None
+        self.is_open = False
+        self.action = PropagationAction.JOIN
+        self.own_work: UnitOfWork | None = None
+        """The unit of work that it has opened."""
+        self.outer_work: UnitOfWork | None = None
+        """The unit of work around it."""
+        self.savepoint: str | None = None
+        """The savepoint's name, once the server has to know it."""
+        self.doomed_by: DataError | None = None
+        """What leaves the savepoint nothing but a rollback, although the server would release it."""
+
+    def belongs_to(self, owner: object) -> bool:
+        """Whether it is a scope of this session: sessions of one request may be nested."""
+        return self._owner is owner
+
+    def is_inside(self, other: object) -> bool:
+        """Whether it is that scope, or somewhere inside of it."""
+        scope: Scope | None = self
+        while scope is not None and scope is not other:
+            scope = scope.parent
+        return scope is not None
+
+    @property
+    def work(self) -> UnitOfWork | None:
+        """What its statements belong to; None before it is open."""
+        return self.own_work or self.outer_work
+
+    @property
+    def is_cut_off(self) -> bool:
+        """Whether the scope around it has ended before it, which takes a cancellation: all of it is rolled back."""
+        scope = self.parent
+        while scope is not None and scope.is_open:
+            scope = scope.parent
+        return scope is not None
+
+    def check_surroundings(self) -> None:
+        """Refuse to go on where there is nothing left to go on in.
+
+        Raises:
+            DataError: QUERY: it was cut off.
+        """
+        if self.is_cut_off:
+            raise cut_off()
+
+    @property
+    def lost_by(self) -> DataError | None:
+        """The conflict that its own transaction has lost, where it has one."""
+        return None if self.own_work is None else self.own_work.lost_by
+
+    @property
+    def is_guarded(self) -> bool:
+        """Whether what runs inside is READ ONLY by a savepoint in a transaction that writes."""
+        return any(scope._reads_only for scope in self._savepoints())
+
+    def _savepoints(self) -> list[Scope]:
+        """The savepoints that are open in the same transaction, outermost first."""
+        scopes: list[Scope] = []
+        scope: Scope | None = self
+        while scope is not None and scope.own_work is None:
+            if scope.action is PropagationAction.SAVEPOINT:
+                scopes.append(scope)
+            scope = scope.parent
+        return scopes[::-1]
+
+    def savepoints_to_send(self) -> list[Control]:
+        """What a transaction that is opened inside has to begin with."""
+        return [
+            statement
+            for scope in self._savepoints()
+            if scope.savepoint is None
+            for statement in scope.name_savepoint(is_guarded=True)
+        ]
+
+    def name_savepoint(self, *, is_guarded: bool) -> list[Control]:
+        """Give the savepoint its name.
+
+        Args:
+            is_guarded: Whether READ ONLY has to be set in it where it only reads.
+
+        Returns:
+            What the server has to be sent.
+        """
+        self.savepoint = name = self._owner.next_savepoint()
+        self._owner.note_event(tracing.SAVEPOINT_SET, {tracing.SAVEPOINT: name})
+        # Releasing the savepoint, or rolling back to it, restores the mode.
+        guard = control_statements.READ_ONLY if self._reads_only and is_guarded else ()
+        return [control_statements.savepoint(name), *guard]
+
+    def doom(self, error: DataError) -> bool:
+        """Leave the innermost savepoint nothing but a rollback; False where there is none.
+
+        Args:
+            error: What its end will raise.
+        """
+        savepoints = self._savepoints()
+        if savepoints and savepoints[-1].doomed_by is None:
+            savepoints[-1].doomed_by = error
+        return bool(savepoints)
+
+
+current_scope: ContextVar[Scope | None] = ContextVar("asgi_datasource_scope", default=None)
+
+
+def cut_off() -> DataError:
+    """The error inside a scope whose surroundings were cancelled."""
+    return DataError(
+        DataErrorKind.QUERY,
+        "the block around this one was cancelled, and everything inside of it was rolled back; wait for the tasks of a"
+        " block before it ends",
+    )

@@ -1,0 +1,215 @@
+"""The schemas of the documents that this library writes, and of the state that `explain` reads.
+
+A document's schema only gains keys: programs that read the document rely on every key that a published schema requires.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Final
+
+from asgi_datasource.config.changes import Kind, Weight
+from asgi_datasource.config.diagnostics import Code, EditKind, Severity
+from asgi_datasource.config.state import StateDocument
+from asgi_datasource.routing import AccessIntent, Consistency, Reason, Role, Verdict
+
+_DRAFT: Final = "https://json-schema.org/draft/2020-12/schema"
+
+
+def _closed(properties: Mapping[str, Any], **more: Any) -> dict[str, Any]:
+    """The schema of a mapping with all of these keys; a later version may add others."""
+    return {"type": "object", "properties": dict(properties), "required": list(properties), **more}
+
+
+def _document(name: str, title: str, properties: Mapping[str, Any], definitions: Mapping[str, Any]) -> dict[str, Any]:
+    """The schema of a document."""
+    return {
+        "$schema": _DRAFT,
+        "$id": f"urn:asgi-datasource:schema:{name}:v1",
+        "title": title,
+        **_closed({"version": {"const": 1}, **properties}),
+        "$defs": dict(definitions),
+    }
+
+
+def diagnostics_schema() -> dict[str, Any]:
+    """The schema of the result of `describe_diagnostics`."""
+    number = {"type": ["integer", "null"], "minimum": 1}
+    position = _closed({"file": {"type": "string"}, "line": number, "column": number})
+    diagnostic = {
+        "code": {"type": "string", "pattern": "^ADS[0-9]{3}$", "examples": [Code.UNKNOWN_KEY.value]},
+        "name": {"type": "string", "description": "The code in words."},
+        "severity": {"enum": [severity.value for severity in Severity]},
+        "message": {"type": "string", "description": "What is wrong, without a full stop."},
+        "fix": {"type": "string", "description": "What to do, a sentence."},
+        "key": {"type": "string", "description": "The path of the key; empty for the whole file."},
+        "position": {"$ref": "#/$defs/MaybePosition"},
+        "related": {
+            "type": "array",
+            "description": "Other paths that belong to the problem.",
+            "items": _closed({"key": {"type": "string"}, "position": {"$ref": "#/$defs/MaybePosition"}}),
+        },
+        "edit": {
+            "description": "The fix as an edit, where a program can make it; `validate --fix` makes the safe ones.",
+            "anyOf": [
+                {"type": "null"},
+                _closed(
+                    {
+                        "kind": {"enum": [kind.value for kind in EditKind]},
+                        "key": {"type": "string"},
+                        "safe": {"type": "boolean"},
+                    }
+                ),
+            ],
+        },
+        "docs": {"type": "string", "description": "The documentation of the code."},
+    }
+    return _document(
+        "diagnostics",
+        "asgi-datasource diagnostics",
+        {
+            "tool": {"type": "string", "description": "The command that found them.", "examples": ["validate"]},
+            "files": {"type": "array", "items": {"type": "string"}},
+            "counts": _closed({severity.value: {"type": "integer", "minimum": 0} for severity in Severity}),
+            "diagnostics": {"type": "array", "items": {"$ref": "#/$defs/Diagnostic"}},
+            "suppressed": {
+                "type": "array",
+                "description": "Findings that the files ignore, with their reasons.",
+                "items": {"$ref": "#/$defs/Diagnostic", "required": ["reason"]},
+            },
+            "notes": {
+                "type": "array",
+                "description": "What was not checked, because there is too much of it.",
+                "items": {"type": "string"},
+                "examples": [["10 of the 1,203 known databases of own were checked"]],
+            },
+        },
+        {
+            "Diagnostic": _closed(diagnostic),
+            "MaybePosition": {"anyOf": [{"type": "null"}, {"$ref": "#/$defs/Position"}]},
+            "Position": position,
+        },
+    )
+
+
+def changes_schema() -> dict[str, Any]:
+    """The schema of the result of `describe_changes`."""
+    change = {
+        "kind": {"enum": [kind.value for kind in Kind]},
+        "weight": {
+            "enum": [weight.value for weight in Weight],
+            "description": "How closely the change needs review.",
+        },
+        "key": {"type": "string", "description": "The path of the key."},
+        "message": {"type": "string", "description": "What it means."},
+        "tenants": {"type": "array", "items": {"type": "string"}, "description": "Some of the affected tenants."},
+        "tenant_count": {"type": "integer", "minimum": 0, "description": "The number of affected tenants."},
+    }
+    return _document(
+        "diff",
+        "asgi-datasource diff",
+        {
+            "old": {"type": "string"},
+            "new": {"type": "string"},
+            "counts": _closed({weight.value: {"type": "integer", "minimum": 0} for weight in Weight}),
+            "changes": {"type": "array", "items": _closed(change)},
+        },
+        {},
+    )
+
+
+def explanation_schema() -> dict[str, Any]:
+    """The schema of the result of `Explanation.document`."""
+    text = {"type": "string"}
+    maybe = {"type": ["string", "null"]}
+
+    def or_null(properties: Mapping[str, Any], description: str) -> dict[str, Any]:
+        return {"description": description, "anyOf": [{"type": "null"}, _closed(properties)]}
+
+    role = {"enum": [role.value for role in Role]}
+    schema = _document(
+        "explain",
+        "asgi-datasource explain",
+        {
+            "request": _closed({"method": text, "path": text}),
+            "outcome": {
+                "enum": ["routed", "refused", "exempt"],
+                "description": "routed: a server was chosen. refused: see refusal. exempt: the path has no session.",
+            },
+            "refusal": or_null(
+                {"kind": text, "status": {"type": "integer"}, "message": text}, "Why the request would be refused."
+            ),
+            "tenant": or_null(
+                {
+                    "name": maybe,
+                    "datasource": text,
+                    "strategy": text,
+                    "state": text,
+                    "max_connections": {"type": ["integer", "null"]},
+                },
+                "The tenant of the request; the name is null for requests without a tenant.",
+            ),
+            "rule": or_null(
+                {"index": {"type": "integer", "minimum": 0}, "match": text}, "The matching rule of routes."
+            ),
+            "plan": or_null(
+                {
+                    "intent": {"enum": [intent.value for intent in AccessIntent]},
+                    "runs": {"type": "string", "description": "How its first statement runs."},
+                    "consistency": {
+                        "enum": [None, *(word.value for word in Consistency)],
+                        "description": "What the statement must see; null when tokens are disabled.",
+                    },
+                    "max_lag_s": {"type": ["number", "null"], "description": "How old its data may be."},
+                    "timeout_s": {"type": ["number", "null"], "description": "Until the end of COMMIT."},
+                    "priority": {"enum": ["low", "normal", "high"]},
+                    "max_in_flight": {"type": ["integer", "null"]},
+                },
+                "The plan of its first statement.",
+            ),
+            "token": or_null(
+                {
+                    "position": {**maybe, "description": "The position that the server must have, as timeline:lsn."},
+                    "why": text,
+                },
+                "The result of the client's tokens; null when there are none.",
+            ),
+            "route": or_null(
+                {"node": text, "role": role, "reason": {"enum": [reason.value for reason in Reason]}},
+                "The server that was chosen.",
+            ),
+            "servers": {
+                "type": "array",
+                "description": "The verdict on each server.",
+                "items": _closed(
+                    {
+                        "node": text,
+                        "role": role,
+                        "verdict": {"enum": [verdict.value for verdict in Verdict]},
+                        "why": {"type": "string", "description": "The verdict in words, with its figures."},
+                        "seen": {"type": "string", "description": "The server's state."},
+                    }
+                ),
+            },
+        },
+        {},
+    )
+    schema["properties"] |= {
+        "file": {"type": "string", "description": "The configuration file; only on the command line."},
+        "assumed": {
+            "type": "boolean",
+            "description": "Whether all servers were assumed to be up and current; only on the command line.",
+        },
+    }
+    return schema
+
+
+def state_schema() -> dict[str, Any]:
+    """The JSON Schema of a state."""
+    schema = StateDocument.model_json_schema()
+    return {
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        "$id": "urn:asgi-datasource:schema:state:v1",
+        **schema,
+        "title": "asgi-datasource state",
+    }
