@@ -10,7 +10,7 @@ from pathlib import Path
 from time import perf_counter
 from typing import Final
 
-from benchmarks import boot, choice, in_process, latency, load, round_trips, tenants, validate
+from benchmarks import boot, choice, in_process, latency, load, profile, round_trips, tenants, validate
 from benchmarks.report import Report
 from benchmarks.server import benchmark_server
 
@@ -23,6 +23,7 @@ NAMES: Final = (
     boot.NAME,
     validate.NAME,
     tenants.NAME,
+    profile.NAME,
 )
 RESULTS: Final = Path(__file__).parent / "results"
 
@@ -61,7 +62,7 @@ async def _run(report: Report, names: Sequence[str], options: argparse.Namespace
     if boot.NAME in names:
         with _progress(boot.NAME):
             await boot.run(report, quick=options.quick)
-    if not {round_trips.NAME, latency.NAME, load.NAME, tenants.NAME} & set(names):
+    if not {round_trips.NAME, latency.NAME, load.NAME, tenants.NAME, profile.NAME} & set(names):
         return
     async with benchmark_server(options.server) as server:
         report.environment["server"] = server.settings
@@ -74,10 +75,14 @@ async def _run(report: Report, names: Sequence[str], options: argparse.Namespace
         if tenants.NAME in names:
             with _progress(tenants.NAME):
                 await tenants.run(report, server, quick=options.quick)
+        if profile.NAME in names:
+            with _progress(profile.NAME):
+                print(await profile.run(server, quick=options.quick), end="\n\n")
         if load.NAME in names:
             client = load.generator(options.client)
             with _progress(load.NAME):
-                await load.run(report, server, quick=options.quick, loop=options.loop, client=client)
+                for loop in ("asyncio", "uvloop") if options.loop == "both" else (options.loop,):
+                    await load.run(report, server, quick=options.quick, loop=loop, client=client)
 
 
 class _progress:  # noqa: N801 # reads as a statement: with _progress("load")
@@ -102,7 +107,9 @@ def _parser() -> argparse.ArgumentParser:
         "--json", type=Path, metavar="FILE", help="where the result goes (default: benchmarks/results/)"
     )
     parser.add_argument("--server", metavar="URL", help="a superuser's URL; default: an embedded PostgreSQL")
-    parser.add_argument("--loop", choices=("asyncio", "uvloop"), default="asyncio", help="event loop of the servers")
+    parser.add_argument(
+        "--loop", choices=("both", "asyncio", "uvloop"), default="both", help="event loop of the servers"
+    )
     parser.add_argument("--client", choices=("auto", "wrk", "builtin"), default="auto", help="load generator")
     return parser
 

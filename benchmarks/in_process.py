@@ -25,7 +25,7 @@ BARE: Final = "bare app"
 NO_OP: Final = "no-op middleware"
 FLOOR: Final = "header look-up + send wrapper"
 BASE_HTTP: Final = "BaseHTTPMiddleware"
-TARGET: Final = Target("<=", 2.3)
+TARGET: Final = Target("<=", 2.0)
 
 
 async def bare(scope: Scope, receive: Receive, send: Send) -> None:

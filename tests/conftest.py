@@ -7,6 +7,7 @@ import signal
 import sys
 import threading
 from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
 
 import pytest
 from opentelemetry import metrics, trace
@@ -16,6 +17,7 @@ from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
+from asgi_datasource.drivers.psycopg import PsycopgConnection
 from asgi_datasource.testing import EmbeddedCluster
 from tests.world import World
 
@@ -30,8 +32,36 @@ _reader = InMemoryMetricReader()
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    """Add `--whole`."""
+    """Add `--whole` and `--way`."""
     parser.addoption("--whole", action="store_true", help="run long tests with all their examples, not with a sample")
+    parser.addoption(
+        "--way",
+        choices=("short", "long"),
+        default="short",
+        help="long: nothing is sent without waiting, so that every statement and COMMIT takes the longer way",
+    )
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Close the short way, where that is asked for: as if something had to be awaited before each statement."""
+    if config.getoption("way") == "long":
+
+        def nothing_at_once(*_: object, **__: object) -> None:
+            return None
+
+        for name in ("send_one", "send_controls"):
+            setattr(PsycopgConnection, name, nothing_at_once)
+
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """Leave out what is about the short way, where that is closed."""
+    return True if collection_path.name == "test_walk.py" and config.getoption("way") == "long" else None
+
+
+@pytest.fixture(scope="session")
+def is_short_way(pytestconfig: pytest.Config) -> bool:
+    """Whether statements are sent without waiting where that is possible."""
+    return pytestconfig.getoption("way") == "short"
 
 
 @pytest.fixture(scope="session")

@@ -331,7 +331,10 @@ class ResponseGuard:
         COMMIT gets a task of its own only where this call is cancelled, or another one asks for the outcome, too.
         """
         lane = session.lane()
-        if session.verdict is not None or lane.streams or not lane.outcomes.get(status, False):
+        commits = lane.outcomes.get(status)
+        if commits is None:
+            commits = self._commits(session, status)
+        if not commits or session.verdict is not None or lane.streams:
             return None
         exchange = session.send_commit()
         if exchange is None:

@@ -31,10 +31,7 @@ def check_servers(config: Config) -> Iterator[Diagnostic]:
                 )
                 fix = "Put it into all of them, or into none."
                 yield Diagnostic(Code.CONTRADICTION, where, message, fix, related=((*path, "primary", "url"),))
-            fault = find_fault(url)
-            if fault is not None:
-                edit = Edit(EditKind.REPLACE, where, "postgresql://app@db.internal:5432/orders")
-                yield Diagnostic(Code.URL, where, fault[0], fault[1], edit=edit)
+            yield from _check_url(where, url, datasource)
             server = server_of(url)
             if server in first:
                 other = first[server]
@@ -43,6 +40,15 @@ def check_servers(config: Config) -> Iterator[Diagnostic]:
                 edit = Edit(EditKind.REMOVE, where[:-1])
                 yield Diagnostic(Code.SAME_SERVER, where, message, fix, related=(other,), edit=edit)
             first.setdefault(server, where)
+        if datasource.admin is not None:
+            yield from _check_url((*path, "admin", "url"), datasource.admin.url.get_secret_value(), datasource)
+
+
+def _check_url(where: Path, url: str, datasource: DataSourceConfig) -> Iterator[Diagnostic]:
+    fault = find_fault(url) if datasource.driver is None else None
+    if fault is not None:
+        edit = Edit(EditKind.REPLACE, where, "postgresql://app@db.internal:5432/orders")
+        yield Diagnostic(Code.URL, where, fault[0], fault[1], edit=edit)
 
 
 SHORTEST_LAG_S: Final = 0.2

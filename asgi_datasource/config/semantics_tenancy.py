@@ -63,6 +63,9 @@ def check_catalog(config: Config) -> Iterator[Diagnostic]:
     if own is not None and PLACEHOLDER in own.primary.url.get_secret_value():
         message = "this datasource has a database for each tenant: which of them would know all tenants?"
         yield Diagnostic(Code.CONTRADICTION, ("tenants_from", "datasource"), message, "Name another datasource.")
+    if own is not None and own.driver is not None:
+        message = f"the table of tenants is read from PostgreSQL, and this datasource has the driver {own.driver}"
+        yield Diagnostic(Code.CONTRADICTION, ("tenants_from", "datasource"), message, "Name another datasource.")
 
 
 def check_aliases(config: Config) -> Iterator[Diagnostic]:

@@ -8,6 +8,7 @@ from pydantic import Field
 
 from . import values
 from .kinds import (
+    CallablePath,
     ConnectionLimit,
     DatabaseIdentifier,
     Duration,
@@ -322,6 +323,16 @@ class AuditConfig(Section):
 class DataSourceConfig(Section):
     """One logical database: a primary and its streaming replicas."""
 
+    driver: Annotated[CallablePath | None, OMISSIBLE] = Field(
+        default=None,
+        title="Driver",
+        description=(
+            "Where the driver of another database is found, as package.module:attribute; its servers' URLs are written"
+            " as that driver reads them. Default: psycopg, for PostgreSQL. check, provisioning, the start-up audit and"
+            " tenants_from know PostgreSQL only."
+        ),
+        examples=["shop.sqlite:DRIVER"],
+    )
     primary: EndpointConfig = Field(
         title="Primary",
         description="The server that takes writes.",

@@ -8,8 +8,9 @@ from urllib.parse import unquote
 
 from pydantic import SecretStr
 
-URL_PATTERN: Final = r"^(?:postgres(?:ql)?://|[a-z][a-z0-9_]* *= *[^= ])"
-"""The start of a URL or keyword string, by which libpq distinguishes them (PostgreSQL manual, "Connection Strings")."""
+URL_PATTERN: Final = r"^(?:[a-z][a-z0-9+.-]*://|[a-z][a-z0-9_]* *= *[^= ])"
+"""The start of a URL or keyword string, by which libpq distinguishes them (PostgreSQL manual, "Connection Strings").
+Other schemes than libpq's are for other drivers."""
 
 PLACEHOLDER: Final = "{tenant}"
 """The tenant's name in the URL of a datasource with a database for each tenant."""
@@ -99,6 +100,7 @@ def user_of(url: str) -> str:
     return unquote(given[-1] if given else str(parts["user"] or "").partition(":")[0])
 
 
+_SCHEME: Final = re.compile(r"[a-z][a-z0-9+.-]*://")
 _PAIR: Final = re.compile(r"([a-z][a-z0-9_]*) *= *('(?:[^'\\]|\\.)*'|[^ ']*)")
 _ESCAPE: Final = re.compile(r"%(?![0-9A-Fa-f]{2})")
 _ESCAPE_FIX: Final = "Write a percent sign as %25."
@@ -116,6 +118,9 @@ def find_fault(url: str) -> tuple[str, str] | None:
     Source: PostgreSQL manual, "Connection Strings".
     """
     parts = _AUTHORITY.fullmatch(url)
+    if parts is None and _SCHEME.match(url):
+        fix = "Write postgresql://user@host/database, or name the driver of that database with driver."
+        return "this is not a URL of PostgreSQL", fix
     if parts is None:
         if _KEYWORDS.fullmatch(url.rstrip()):
             return None

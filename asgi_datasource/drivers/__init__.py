@@ -13,17 +13,21 @@ if TYPE_CHECKING:
 DEFAULT_DRIVER = "asgi_datasource.drivers.psycopg:DRIVER"
 
 
-def load_driver(where: str = DEFAULT_DRIVER) -> Driver:
+def load_driver(where: str = DEFAULT_DRIVER, *, key: str = "driver") -> Driver:
     """Import a driver.
 
     Args:
         where: `package.module:attribute`.
+        key: The key of the configuration that names it, for messages.
 
     Raises:
-        ConfigError: There is no such attribute; the message says why.
+        ConfigError: There is no such attribute, or it is no driver; the message says why.
     """
     module, _, attribute = where.partition(":")
     try:
-        return cast("Driver", getattr(import_module(module), attribute))
+        found = getattr(import_module(module), attribute)
     except (ImportError, AttributeError, ValueError) as error:
-        raise ConfigError(f"the driver {where!r} cannot be imported: {error}") from error
+        raise ConfigError(f"{key}: {where!r} cannot be imported: {error}") from error
+    if not callable(getattr(found, "make_server", None)):
+        raise ConfigError(f"{key}: {where!r} is no driver: it has no make_server; see docs/drivers.md")
+    return cast("Driver", found)

@@ -343,6 +343,8 @@ class Server(Protocol):
     """A pooler in transaction mode is in between: what a session has, the next transaction does not."""
     is_fair: bool
     """Tenants take turns here: each borrower names its tenant."""
+    identifies_writes: bool
+    """`IDENTIFY` is answered in every transaction that has written: one that does not answer has written nothing."""
 
     @property
     def is_up(self) -> bool:
@@ -494,6 +496,11 @@ class ConnectionTemplate(Protocol):
 
 class Driver(Protocol):
     """What a driver package offers as its entry: `load_driver` finds it."""
+
+    @property
+    def has_settings(self) -> bool:
+        """Whether the settings of a tenant can be applied: its schema, its role, row security."""
+        ...
 
     def make_server(
         self, name: str, datasource: str, role: Role, settings: ServerSettings, *, keeper: PoolKeeper | None = None

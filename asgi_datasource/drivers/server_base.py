@@ -32,6 +32,8 @@ class ServerBase:
         keeper: Decides when the pool is open; None for one that is always open.
     """
 
+    identifies_writes = False
+
     def __init__(
         self,
         name: str,

@@ -11,6 +11,7 @@ class ServerSettings:
 
     Attributes:
         conninfo: The connection string or URL. What it says of keepalives and timeouts wins.
+        driver: Where the driver is found that reads it; None is the default one.
         min_size: Connections kept open.
         max_size: Most connections; processes times this must fit the server's `max_connections`.
         acquire_timeout_s: Longest wait for a connection.
@@ -28,6 +29,7 @@ class ServerSettings:
     """
 
     conninfo: str = field(repr=False)
+    driver: str | None = None
     min_size: int = 1
     max_size: int = 10
     acquire_timeout_s: float = 5.0

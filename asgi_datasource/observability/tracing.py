@@ -7,6 +7,7 @@ start with `asgi_datasource.` where they have none.
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager
@@ -14,6 +15,7 @@ from functools import lru_cache
 from typing import Final
 
 from opentelemetry import trace
+from opentelemetry.environment_variables import OTEL_PYTHON_TRACER_PROVIDER
 from opentelemetry.trace import Link, Span, SpanContext, SpanKind, Status, StatusCode
 
 from ..errors import DataError
@@ -62,8 +64,14 @@ AttributeValue = str | bool | int | float | tuple[str, ...]
 _tracer: Final = trace.get_tracer("asgi_datasource", schema_url="https://opentelemetry.io/schemas/1.33.0")
 
 
+_IS_SET_BY_ENVIRONMENT: Final = OTEL_PYTHON_TRACER_PROVIDER in os.environ
+
+
 def is_recording() -> bool:
     """Whether spans started here and now would be recorded: an SDK is installed and the parent is sampled."""
+    # `get_tracer_provider` searches the environment with each call for as long as no provider is set.
+    if getattr(trace, "_TRACER_PROVIDER", trace) is None and not _IS_SET_BY_ENVIRONMENT:
+        return False
     if isinstance(trace.get_tracer_provider(), trace.ProxyTracerProvider | trace.NoOpTracerProvider):
         return False
     parent = trace.get_current_span()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from math import ceil
 from typing import Final
 
@@ -11,9 +11,10 @@ from ..config import PLACEHOLDER, Config, ConsistencyConfig, DataSourceConfig, E
 from ..config import RouteRule as RouteRuleConfig
 from ..datasource.database_fleet import Fleet
 from ..datasource.datasource import DataSource, PostgresDataSource, ReplicaTraits
-from ..drivers import load_driver
-from ..drivers.protocol import Server
+from ..drivers import DEFAULT_DRIVER, load_driver
+from ..drivers.protocol import Driver, Server
 from ..drivers.settings import ServerSettings
+from ..errors import ConfigError
 from ..observability.metrics import Metrics
 from ..routing import AccessIntent, Balance, Consistency, Freshness, NoReplica, Role, RoutingPolicy, choose_interval
 from ..routing.consistency.client_history import TokenPolicy
@@ -26,6 +27,7 @@ from ..tenancy import (
     Neighbours,
     OtherTenants,
     Resolvers,
+    Tenant,
     TenantCompiler,
     TenantDirectory,
     compile_admission,
@@ -53,6 +55,7 @@ def compile_config(config: Config, *, previous: RuntimeConfig | None = None) -> 
     """
     neighbours = Neighbours(config)
     directory = TenantDirectory(neighbours.with_owners(compile_tenants(config)))
+    _check_settings(config, directory.map.names.values())
     before: Mapping[str, DataSource] = {} if previous is None else previous.datasources
     lags_s = [rule.max_lag_s for rule in config.routes]
     return RuntimeConfig(
@@ -73,7 +76,7 @@ def compile_config(config: Config, *, previous: RuntimeConfig | None = None) -> 
         homes_to_come=homes_to_come(config),
         provisioning=compile_provisioning(config, directory.map),
         shared_schemas={name: datasource.search_path for name, datasource in config.datasources.items()},
-        audits={name: datasource.audit for name, datasource in config.datasources.items()},
+        audits={name: datasource.audit for name, datasource in config.datasources.items() if datasource.driver is None},
         catalog=(
             None
             if config.tenants_from is None
@@ -100,11 +103,11 @@ def _has_databases(datasource: DataSourceConfig) -> bool:
 def _compile_datasource(
     name: str, config: DataSourceConfig, previous: DataSource | None, route_lags_s: Sequence[float | None]
 ) -> DataSource:
-    driver = load_driver()
+    driver = _driver_of(name, config)
     before: Mapping[str, Server] = {} if previous is None else previous.servers
 
     def make(node: str, role: Role, server: EndpointConfig) -> Server:
-        settings = server_settings(config.pool, server.url.get_secret_value())
+        settings = server_settings(config.pool, server.url.get_secret_value(), driver=config.driver)
         present = before.get(node)
         if present is not None and present.role is role and present.settings == settings:
             return present
@@ -157,7 +160,7 @@ def _compile_fleet(
     settings = (config, policy)
     if previous is not None and previous.settings == settings:
         return previous
-    driver = load_driver()
+    driver = _driver_of(name, config)
     templates = {
         node: driver.make_template(server.url.get_secret_value(), where=f"datasources.{name}, server {node!r}")
         for node, server in (("primary", config.primary), *config.replicas.items())
@@ -165,7 +168,7 @@ def _compile_fleet(
 
     def make(database: str, fleet: Fleet) -> PostgresDataSource:
         def server(node: str, role: Role) -> Server:
-            settings = server_settings(config.pool, templates[node].fill(database))
+            settings = server_settings(config.pool, templates[node].fill(database), driver=config.driver)
             return driver.make_server(node, name, role, settings, keeper=fleet)
 
         replicas = [server(node, Role.REPLICA) for node in config.replicas]
@@ -183,10 +186,32 @@ def _compile_fleet(
     )
 
 
-def server_settings(pool: PoolConfig, conninfo: str) -> ServerSettings:
+def _check_settings(config: Config, tenants: Iterable[Tenant]) -> None:
+    lacking = {
+        name
+        for name, datasource in config.datasources.items()
+        if datasource.driver is not None and not _driver_of(name, datasource).has_settings
+    }
+    if not lacking:
+        return
+    for tenant in tenants:
+        if tenant.datasource in lacking and tenant.settings:
+            raise ConfigError(
+                f"tenants.{tenant.name}: the driver {config.datasources[tenant.datasource].driver} of"
+                f" {tenant.datasource} cannot keep tenants apart by schema, role or row_security; give the tenant a"
+                " datasource of its own"
+            )
+
+
+def _driver_of(name: str, config: DataSourceConfig) -> Driver:
+    return load_driver(config.driver or DEFAULT_DRIVER, key=f"datasources.{name}.driver")
+
+
+def server_settings(pool: PoolConfig, conninfo: str, *, driver: str | None = None) -> ServerSettings:
     """How one server of a datasource is reached."""
     return ServerSettings(
         conninfo=conninfo,
+        driver=driver,
         min_size=pool.min_size,
         max_size=pool.max_size,
         acquire_timeout_s=pool.acquire_timeout_s,

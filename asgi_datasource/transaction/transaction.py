@@ -509,11 +509,14 @@ class Transaction:
         """The connection was lost while COMMIT ran: find out what became of it, then say so."""
         self._move(TxState.IN_DOUBT)
         await self.server.reclaim(self.connection)
-        # Where nothing was written there is nothing to decide.
-        fate = Fate.COMMITTED
         identity = self.identity
         if identity is not None:
             fate = await find_fate(self.server, identity, timeout_s=within)
+        elif self.read_only or self.server.identifies_writes:
+            # Where nothing was written there is nothing to decide.
+            fate = Fate.COMMITTED
+        else:
+            fate = Fate.UNKNOWN
         if fate is Fate.COMMITTED:
             self._move(TxState.COMMITTED)
             return

@@ -137,7 +137,7 @@ POSITIONS = """\
 version: 1
 datasources:
   orders:
-    primary: {url: "mysql://db"}
+    primary: {url: "//db/orders"}
     pool:
       max_sise: 3
       max_size: many
@@ -171,7 +171,7 @@ def test_positions_in_yaml(tmp_path: Path) -> None:
 def test_positions_in_json(tmp_path: Path) -> None:
     text = """\
 {"version": 1, "datasources": {
-  "orders": {"primary": {"url": "mysql:\\/\\/db"},
+  "orders": {"primary": {"url": "\\/\\/db"},
   "pool": {"max_sise": 3,
            "max_size": [1, {"a": "]}\\""}]}}},
  "tenants": {"acme": {}, "globex": {"datasource": "order"}},
@@ -194,7 +194,7 @@ def test_positions_in_json(tmp_path: Path) -> None:
 def test_positions_in_toml(tmp_path: Path) -> None:
     text = """\
 version = 1
-datasources.orders.primary = { url = "mysql://db" }
+datasources.orders.primary = { url = "//db/orders" }
 [datasources.orders.pool]
 max_sise = 3
 max_size = [1,

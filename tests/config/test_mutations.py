@@ -156,7 +156,8 @@ def _reference(kind: Value, value: Any, chance: random.Random) -> Any:
 
 
 def _port(kind: Value, value: Any, chance: random.Random) -> Any:
-    if kind.name != "DatabaseUrl" or not isinstance(value, str):
+    if kind.name != "DatabaseUrl" or not isinstance(value, str) or value.startswith("sqlite:"):
+        # Another driver's URL is not read here.
         return None
     wrong = ["mysql://db/orders", "postgresql://app@db:99999/o", "postgresql://a@b@db/o", "postgresql://app@d b/o"]
     return chance.choice([*wrong, "db.internal"])

@@ -24,7 +24,7 @@ WITHOUT_MEANING = [  # these are not connection URLs
     PASSWORD,
     f"{PASSWORD} ",
     f"app:{PASSWORD}@db",
-    f"mysql://app:{PASSWORD}@db",
+    f"//app:{PASSWORD}@db",
     f"password={PASSWORD}",
     f"{PASSWORD}\n",
 ]
@@ -167,5 +167,5 @@ def test_the_values_of_row_security_stay_out_of_reprs() -> None:
 
 def test_a_model_used_by_itself_does_not_quote_what_it_refuses() -> None:
     with pytest.raises(ValidationError) as caught:
-        EndpointConfig.model_validate({"url": f"mysql://app:{PASSWORD}@db"})
+        EndpointConfig.model_validate({"url": f"//app:{PASSWORD}@db"})
     assert PASSWORD not in shown(caught.value)

@@ -475,7 +475,7 @@ def test_a_sensible_document_has_no_finding(document: dict[str, Any]) -> None:
 def test_a_wrong_part_causes_no_second_problem() -> None:
     """A datasource with a wrong URL still exists for the tenants that refer to it."""
     mistakes: list[tuple[dict[str, Any], list[str]]] = [
-        (small(datasources=datasource(primary={"url": "mysql://"})), ["datasources.orders.primary.url"]),
+        (small(datasources=datasource(primary={"url": "//"})), ["datasources.orders.primary.url"]),
         (small(datasources=datasource(primary={})), ["datasources.orders.primary.url"]),
         (small(datasources={"orders": 3}), ["datasources.orders"]),
         (small(datasources={}), ["datasources"]),
@@ -495,7 +495,7 @@ def test_a_wrong_part_causes_no_second_problem() -> None:
 
 def test_semantics_are_checked_beside_mistakes_of_structure() -> None:
     document = small(
-        datasources=datasource(pool={"min_size": 20}, replicas={"r1": {"url": "mysql://"}}),
+        datasources=datasource(pool={"min_size": 20}, replicas={"r1": {"url": "//"}}),
         tenants={"acme": {"datasource": "elsewhere"}, "globex": {}, "initech": {"datasource": "orders", "schema": 3}},
         routes=[{"match": 3}, {"match": "/x", "read_only": True, "intent": "write"}],
     )
@@ -602,6 +602,7 @@ def test_urls_that_libpq_understands(url: str) -> None:
         ("postgresql://app:a b@db/orders", "a space"),
         ("postgresql://app:100%@db/orders", "percent sign"),
         ("postgresql://db:port/orders", "host and port"),
+        ("mysql://db/orders", "not a URL of PostgreSQL"),
         ("postgresql://::1/orders", "host and port"),
         ("postgresql://db:0/orders", "a port that is not one"),
         ("postgresql://a:5432,b:99999/orders", "a port that is not one"),

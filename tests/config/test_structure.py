@@ -135,7 +135,7 @@ MISTAKES = [
     (
         (*ORDERS, "primary"),
         "url",
-        "mysql://db",
+        "//db/orders",
         Code.WRONG_VALUE,
         "datasources.orders.primary.url",
         "expected postgresql://",
@@ -269,7 +269,7 @@ def test_a_key_that_is_no_string(document: dict[Any, Any]) -> None:
 
 def test_every_problem_is_told_at_once() -> None:
     document = small(
-        datasources={"orders": {"primary": {"url": "mysql://db"}, "pool": {"min_sise": 1}}},
+        datasources={"orders": {"primary": {"url": "//db/orders"}, "pool": {"min_sise": 1}}},
         tenants={"acme": {"datasource": "order"}, "globex": {}},
         routes=[{"match": "nowhere"}],
         outbox={},

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -178,3 +179,27 @@ async def place_twice(registry: DataSourceRegistry, place: Any) -> None:
     for _ in range(2):
         async with registry.session(tenant="acme") as db:
             await place(db)
+
+
+def test_the_driver_of_the_drivers_page_is_the_one_that_is_tested() -> None:
+    driver, contract = samples("python", "docs/drivers.md")
+    assert driver.text.strip() == Path("tests/drivers/sqlite_driver.py").read_text().strip()
+    assert "TestSqlite" in run(contract)
+
+
+def test_the_configuration_of_the_drivers_page_is_valid() -> None:
+    import yaml
+
+    document = yaml.safe_load(samples("yaml", "docs/drivers.md")[0].text)
+    assert load(document).datasources["notes"].driver == "shop.sqlite:DRIVER"
+
+
+def test_the_files_that_the_documentation_names_exist() -> None:
+    root = Path(asgi_datasource.__file__).parent.parent
+    missing = [
+        f"{page.name}: {name}"
+        for page in [root / "README.md", *sorted((root / "docs").glob("*.md"))]
+        for name in re.findall(r"(?<![\w./])((?:[a-z_]+/)+[a-z_]+\.py)\b", page.read_text())
+        if not any((root / folder / name).exists() for folder in ("", "asgi_datasource", "tests"))
+    ]
+    assert missing == []

@@ -141,6 +141,8 @@ class SqliteServer(PlainServer[SqliteConnection]):
 class SqliteDriver:
     """The entry: `driver: tests.drivers.sqlite_driver:DRIVER`."""
 
+    has_settings = False
+
     def make_server(
         self, name: str, datasource: str, role: Role, settings: ServerSettings, *, keeper: PoolKeeper | None = None
     ) -> SqliteServer:

@@ -14,7 +14,7 @@ from tests.drivers import sqlite_driver
 
 class TestPsycopg(DriverContract):
     @pytest.fixture
-    def site(self, url: str) -> DriverSite:
+    def site(self, url: str, is_short_way: bool) -> DriverSite:
         return DriverSite(
             driver=load_driver(),
             conninfo=url,
@@ -22,6 +22,7 @@ class TestPsycopg(DriverContract):
             slow=Statement("select pg_sleep(20)"),
             setting="app.tenant",
             read_setting="select current_setting('app.tenant', true)",
+            lacks=frozenset() if is_short_way else frozenset({Part.SAME_ROUND_TRIP}),
         )
 
 

@@ -21,7 +21,9 @@ from starlette.types import Receive, Scope, Send
 import asgi_datasource
 from asgi_datasource import DataSourceMiddleware, DataSourceRegistry, session
 from asgi_datasource.routing import parse_lsn
+from asgi_datasource.sessions.core import SessionCore
 from asgi_datasource.sessions.decorator import retrying
+from asgi_datasource.sessions.unit_of_work import UnitOfWork
 from tests.asgi_call import Call
 from tests.drivers.polling import until
 from tests.pools import until_at_rest
@@ -156,3 +158,18 @@ async def test_a_token_that_the_client_carries_adds_little(world: World) -> None
         await until(lambda: datasource.picture.held_lsn >= parse_lsn(lsn))
         found = await walk(registry, READ, (TOKEN, token.encode()))
     assert found.calls.total() <= CALLS[READ] + MORE, str(found)
+
+
+@pytest.mark.parametrize("method", [READ, WRITE])
+async def test_the_first_statement_of_a_fresh_pool_takes_the_short_way(
+    world: World, method: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with world.registry(**QUIET, telemetry={"spans": False}) as registry:
+        await until_at_rest(registry)
+        ran: list[str] = []
+        monkeypatch.setattr(SessionCore, "run", lambda *_: ran.append("run"))
+        monkeypatch.setattr(UnitOfWork, "finish", lambda *_, **__: ran.append("finish"))
+        call = Call(method, headers=((b"x-tenant", b"initech"),))
+        await DataSourceMiddleware(app, registry=registry)(call.scope, call.receive, call.send)
+        assert (call.status, ran) == (200, [])
+        monkeypatch.undo()

@@ -44,7 +44,13 @@ async def check_servers(config: Config) -> Checked:
     databases = {
         name: _databases(config, name, datasource, population.tenants, notes)
         for name, datasource in config.datasources.items()
+        if datasource.driver is None
     }
+    notes += [
+        f"{name} was not checked: its driver is {datasource.driver}"
+        for name, datasource in config.datasources.items()
+        if datasource.driver is not None
+    ]
     async with asyncio.TaskGroup() as group:
         tasks = [
             group.create_task(_servers(name, config.datasources[name], homes, tenant))

@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 class PsycopgDriver:
     """PostgreSQL through psycopg and psycopg_pool."""
 
+    has_settings = True
+
     def make_server(
         self, name: str, datasource: str, role: Role, settings: ServerSettings, *, keeper: PoolKeeper | None = None
     ) -> PsycopgServer:

@@ -51,6 +51,8 @@ class PsycopgServer(ServerBase):
     known, the connections to the one before are cut.
     """
 
+    identifies_writes = True
+
     def __init__(
         self, name: str, datasource: str, role: Role, settings: ServerSettings, *, keeper: PoolKeeper | None = None
     ) -> None:

@@ -121,6 +121,7 @@ def compile_provisioning(config: Config, listed: TenantMap | None = None) -> Pro
             datasource.search_path,
         )
         for name, datasource in config.datasources.items()
+        if datasource.driver is None
     }
     catalog = config.tenants_from
     provisioning = config.provisioning
