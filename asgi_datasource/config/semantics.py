@@ -142,26 +142,26 @@ def _reaches(others: TenantConfig, config: Config) -> Iterator[Diagnostic]:
     for name, tenant in config.tenants.items():
         if name == EVERY_OTHER:
             continue
-        for led in reach.leads(*place_of(name, tenant, sites)):
-            if led not in known and matches(led):
-                yield _reached(name, tenant, led, is_whole_database=reach.takes_databases)
+        for other in reach.names_into(*place_of(name, tenant, sites)):
+            if other not in known and matches(other):
+                yield _reached(name, tenant, other, is_whole_database=reach.takes_databases)
                 break
 
 
-def _reached(name: str, tenant: TenantConfig, led: str, *, is_whole_database: bool) -> Diagnostic:
+def _reached(name: str, tenant: TenantConfig, other: str, *, is_whole_database: bool) -> Diagnostic:
     path: Path = ("tenants", name)
     severity = Severity.ERROR
-    message = f"a request for {show(led)}, which is not listed, would be served where this tenant lives"
+    message = f"a request for {show(other)}, which is not listed, would be served where this tenant lives"
     if is_whole_database and (tenant.schema_name, tenant.role, tenant.row_security) != (None, None, None):
         # Something else isolates the tenant inside the database.
         severity = Severity.WARNING
-        message = f"a request for {show(led)}, which is not listed, would be served in this tenant's database"
+        message = f"a request for {show(other)}, which is not listed, would be served in this tenant's database"
     fix = (
-        f"Give '*' places that no other tenant has, such as 't_{PLACEHOLDER}', or add {show(led)} to the aliases of"
+        f"Give '*' places that no other tenant has, such as 't_{PLACEHOLDER}', or add {show(other)} to the aliases of"
         " this tenant."
     )
     related: tuple[Path, ...] = (("tenants", EVERY_OTHER),)
-    edit = Edit(EditKind.ADD, (*path, "aliases"), [*tenant.aliases, led])
+    edit = Edit(EditKind.ADD, (*path, "aliases"), [*tenant.aliases, other])
     return Diagnostic(Code.SHARED_PLACE, path, message, fix, True, severity=severity, related=related, edit=edit)
 
 

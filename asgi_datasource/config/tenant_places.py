@@ -1,8 +1,8 @@
-"""Which names would lead a template into a place that is somebody's.
+"""Finds the names with which a template expands to a place that is already in use.
 
-`{tenant}` in a template (of `"*"`, of a catalog's defaults) is filled with a name that a request or a row gives. The
-outcome must not be the database, schema, role or setting of a tenant that is listed, nor belong to the server, to
-another datasource or to this library.
+A template (of `"*"`, or of a catalog's defaults) contains `{tenant}`, which is replaced by a name from a request or a
+row. The result must not be the database, schema, role or setting of a listed tenant, and must not belong to the server,
+to another datasource or to this library.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ RESERVED_DATABASES: Final = frozenset({"postgres", "template0", "template1"})
 RESERVED_SCHEMAS: Final = frozenset({"public", "information_schema", "asgi_datasource", "$user"})
 RESERVED_ROLES: Final = frozenset({"none", "public", "postgres"})
 SERVERS_OWN: Final = "pg_"
-"""How the names of PostgreSQL's own schemas and roles begin."""
+"""The prefix of PostgreSQL's own schemas and roles."""
 
 
 class Placed(Protocol):
-    """What is written about where tenants live: of one of them, or with `{tenant}` for many."""
+    """The configured place of one tenant, or of many with `{tenant}`."""
 
     @property
     def schema_name(self) -> str | None:
@@ -42,7 +42,7 @@ class Placed(Protocol):
 
 
 Settings = Iterable[tuple[str, str]]
-"""The settings of a tenant's transactions, its role among them as `role`."""
+"""The settings of a tenant's transactions; its role is the setting `role`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +56,7 @@ class _Template:
 
     @classmethod
     def of(cls, text: str | None) -> _Template | None:
-        """None where the placeholder does not stand in the text."""
+        """The template; None if the text has no placeholder."""
         if text is None or PLACEHOLDER not in text:
             return None
         before, _, rest = text.partition(PLACEHOLDER)
@@ -66,7 +66,7 @@ class _Template:
         return self.text.replace(PLACEHOLDER, name)
 
     def name_in(self, filled: str) -> str | None:
-        """The name that makes this out of the template; None where none does."""
+        """The name with which the template expands to this text; None if there is none."""
         if not filled.startswith(self.before) or not filled.endswith(self.behind):
             return None
         spare = len(filled) - len(self.text) + self.count * len(PLACEHOLDER)
@@ -80,7 +80,11 @@ class _Template:
         return (name for name in map(self.name_in, texts) if name is not None)
 
     def starts(self, start: str) -> tuple[list[str], list[str]]:
-        """Which names make a text that begins so: those that begin in one of these ways, and these ones."""
+        """The names with which the expansion has this prefix.
+
+        Returns:
+            Prefixes of names, and whole names.
+        """
         if self.before.startswith(start):
             return [""], []
         if not start.startswith(self.before):
@@ -92,7 +96,7 @@ class _Template:
 
 @dataclass(frozen=True, slots=True)
 class _Site:
-    """Where a datasource leads; both parts hold `{tenant}` where it stands in them."""
+    """The database and the login of a datasource; both may contain `{tenant}`."""
 
     place: str
     login: str
@@ -119,33 +123,33 @@ class _Site:
 
 
 class Sites:
-    """Where the datasources of a document lead, and what there is nobody's to give away."""
+    """The databases and logins of the datasources of a document, and which of them no tenant may have."""
 
     def __init__(self, config: Config) -> None:
         self.by_name = {name: _Site.of(datasource) for name, datasource in config.datasources.items()}
         whole = [site for site in self.by_name.values() if not site.has_databases]
         admins = [each.admin.url.get_secret_value() for each in config.datasources.values() if each.admin is not None]
         self.databases = frozenset({*(site.place for site in whole), *map(_place_of, admins)})
-        """Databases that are a datasource's, or that whoever provisions logs in to."""
+        """Databases of whole datasources, and those of the `admin` logins."""
         self.logins = frozenset(
             {
                 *((site.server, site.login) for site in whole),
                 *((_place_of(url).rpartition("/")[0], user_of(url)) for url in admins),
             }
         )
-        """Who logs in to which server."""
+        """Pairs of server and login."""
         template = config.provisioning.template
         self.copied = RESERVED_DATABASES if template is None else RESERVED_DATABASES | {template}
 
 
 class TemplateReach:
-    """Which names lead a template into somebody's place.
+    """Finds the names with which a template expands to the place of a given tenant, or to a reserved one.
 
     Args:
-        datasource: Where it makes tenants live.
-        placed: What is written about them.
-        database: What stands for `{tenant}` in the datasource's URL; None takes the name.
-        sites: Where the datasources lead.
+        datasource: The datasource of the tenants.
+        placed: Their configured place.
+        database: Replaces `{tenant}` in the datasource's URL; None: the name does.
+        sites: The datasources of the document.
     """
 
     __slots__ = (
@@ -166,11 +170,11 @@ class TemplateReach:
         site = sites.by_name[datasource]
         fill = (PLACEHOLDER if database is None else database) if site.has_databases else None
         self.scope = site.at(fill)
-        """Where it leads, as far as that is written: the same for datasources that lead to the same place."""
+        """Server and database; equal for two datasources on the same database."""
         self._server = site.server_at(fill)
         self._place = _Template.of(self.scope)
         self._login = _Template.of(site.login_at(fill))
-        # In a database of its own, nothing inside of it is anybody else's.
+        # A tenant with a database of its own shares no schema or setting.
         inside = self._place is None
         self._schema = _Template.of(placed.schema_name) if inside else None
         settings = (placed.row_security or {}).items() if inside else ()
@@ -178,32 +182,32 @@ class TemplateReach:
         self._role = _Template.of(placed.role)
         names, starts = self._reserve(sites, site)
         self.reserved = frozenset(names)
-        """Names that lead to what is no tenant's: the server's own, another datasource's, or the library's."""
+        """Names that expand to a place of the server, of another datasource or of this library."""
         self.starts = tuple(starts)
-        """How other such names begin."""
+        """Prefixes of further reserved names."""
 
     @property
     def is_constant(self) -> bool:
-        """Whether no name makes a difference."""
+        """Whether the template has no placeholder."""
         return not (self._place or self._schema or self._settings or self._role or self._login)
 
     @property
     def takes_databases(self) -> bool:
-        """Whether a name makes a database."""
+        """Whether each name has a database of its own."""
         return self._place is not None
 
     def is_reserved(self, name: str) -> bool:
-        """Whether a name leads to what is no tenant's."""
+        """Whether the name expands to a reserved place."""
         return name in self.reserved or name.startswith(self.starts)
 
-    def leads(self, datasource: str, database: str | None, schema: str | None, settings: Settings) -> list[str]:
-        """The names that would lead to where a tenant lives, its own among them.
+    def names_into(self, datasource: str, database: str | None, schema: str | None, settings: Settings) -> list[str]:
+        """The names that expand to the place of a tenant; its own name may be among them.
 
         Args:
-            datasource: The tenant's.
-            database: What stands for `{tenant}` in the datasource's URL; None where that has none.
-            schema: Its own schema.
-            settings: Those of its transactions.
+            datasource: The tenant's datasource.
+            database: Replaces `{tenant}` in the datasource's URL; None if that has no placeholder.
+            schema: The tenant's schema.
+            settings: The settings of its transactions.
         """
         site = self._sites.get(datasource)
         if site is None:
@@ -234,7 +238,7 @@ class TemplateReach:
             names += self._place.names_in(sites.databases)
             dbname = _Template.of(self.scope.rpartition("/")[2])
             names += () if dbname is None else dbname.names_in(sites.copied)
-        # A login's own name is a schema as well: that of `"$user"` in its search_path.
+        # `"$user"` in a search_path is the schema with the name of the login.
         schemas = (*RESERVED_SCHEMAS, *site.shared_schemas, *logins)
         roles = (*RESERVED_ROLES, *logins)
         for template, taken in ((self._schema, schemas), (self._role, roles), (self._login, roles)):
@@ -253,7 +257,7 @@ def _place_of(url: str) -> str:
 def place_of(
     name: str, config: TenantConfig, sites: Sites
 ) -> tuple[str, str | None, str | None, Sequence[tuple[str, str]]]:
-    """Where a tenant of the document lives, as `TemplateReach.leads` takes it."""
+    """The place of a tenant of the document, as arguments of `TemplateReach.names_into`."""
     site = sites.by_name.get(config.datasource)
     database = (config.database or PLACEHOLDER) if site is not None and site.has_databases else None
     settings = [*(config.row_security or {}).items(), *([] if config.role is None else [("role", config.role)])]

@@ -24,8 +24,8 @@ from ..sessions.policy import CommitScope, RouteRule, SessionPolicy
 from ..sessions.route_rules import CompiledRule, RouteRules, compile_pattern
 from ..tenancy import (
     CatalogPlan,
-    Neighbours,
     OtherTenants,
+    PlaceIndex,
     Resolvers,
     Tenant,
     TenantCompiler,
@@ -53,8 +53,8 @@ def compile_config(config: Config, *, previous: RuntimeConfig | None = None) -> 
     Raises:
         ConfigError: Something in it cannot be used; the message says what.
     """
-    neighbours = Neighbours(config)
-    directory = TenantDirectory(neighbours.with_owners(compile_tenants(config)))
+    place_index = PlaceIndex(config)
+    directory = TenantDirectory(place_index.with_owners(compile_tenants(config)))
     _check_settings(config, directory.map.names.values())
     before: Mapping[str, DataSource] = {} if previous is None else previous.datasources
     lags_s = [rule.max_lag_s for rule in config.routes]
@@ -70,7 +70,7 @@ def compile_config(config: Config, *, previous: RuntimeConfig | None = None) -> 
             if _has_databases(datasource)
         },
         admission=compile_admission(
-            config, directory, OtherTenants(config, neighbours) if neighbours.has_others else None
+            config, directory, OtherTenants(config, place_index) if place_index.has_others else None
         ),
         resolvers=Resolvers(config.tenancy, directory),
         homes_to_come=homes_to_come(config),
@@ -85,7 +85,7 @@ def compile_config(config: Config, *, previous: RuntimeConfig | None = None) -> 
                 TenantCompiler(config.datasources),
                 directory.map,
                 own_hosts=config.tenancy.own_hosts,
-                neighbours=neighbours,
+                place_index=place_index,
             )
         ),
         policy=_compile_policy(config, previous),

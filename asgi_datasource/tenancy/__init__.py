@@ -17,7 +17,7 @@ from .domains import DomainResolver, SubdomainResolver, TrustedHostResolver
 from .hosts import RequestHost, TrustedHosts
 from .isolation import by_database, home_of, quote_identifier, tenant_settings
 from .isolation_audit import Ask, Finding, Hole, Home, find_holes, sample
-from .neighbours import Neighbours, OtherTenants
+from .place_index import OtherTenants, PlaceIndex
 from .resolution import ANYTHING, MAX_NAME_LENGTH, Answer, Reads, Resolution, TenantResolver, reads_of
 from .resolver_chain import Agreement, PathRuleResolver, chain
 from .resolvers import (
@@ -56,10 +56,10 @@ __all__ = [
     "Hole",
     "Home",
     "KeySetFile",
-    "Neighbours",
     "OtherTenants",
     "PathPrefixResolver",
     "PathRuleResolver",
+    "PlaceIndex",
     "PolicyRules",
     "QueryResolver",
     "Reads",

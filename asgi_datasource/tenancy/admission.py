@@ -62,7 +62,7 @@ class Admission:
         self._hides_unknown = hides_unknown
         self._refused: dict[str, str] = {}
         self.authorizes = authorize is not None
-        """Whether the application is asked who may act for whom."""
+        """Whether the application has an `authorize` function."""
         self.asks = authorize is not None
         """Whether a known tenant that is active is not served without further questions."""
 
@@ -135,10 +135,10 @@ class Admission:
         return tenant
 
     async def _admit_hidden(self, scope: Scope, name: str) -> Tenant:
-        """Whoever may not act for a tenant does not learn that there is one, nor by how long the answer takes.
+        """Neither the response nor its time depends on whether a tenant exists that the request may not act for.
 
-        So `authorize` is asked before a name that is not known is looked for elsewhere, which takes a while; and where
-        unknown names are served as the default, so are these.
+        `authorize` is called before the catalog is queried for an unknown name, which takes time. Where unknown names
+        are served as the default tenant, so are hidden ones.
         """
         known = self.directory.map.find(name)
         if known is None:

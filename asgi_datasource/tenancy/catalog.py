@@ -25,7 +25,7 @@ from .catalog_rows import COLUMNS, RowReader
 from .catalog_snapshot import SnapshotWriter, read_snapshot
 from .compiler import TenantCompiler
 from .directory import TenantDirectory, TenantMap
-from .neighbours import Neighbours
+from .place_index import PlaceIndex
 
 logger = logging.getLogger("asgi_datasource.tenancy")
 
@@ -36,15 +36,15 @@ CHANNEL: Final = "asgi_datasource_tenants"
 """What that table's trigger notifies."""
 
 TABLE_QUERY: Final = f"select * from {TABLE}"  # noqa: S608 - constants
-"""All columns, since a table that was made by an earlier version lacks some of those that are read; and also the rows
-of tenants that are not made yet: their names and places are taken."""
+"""All columns, because a table of an earlier version lacks some of `COLUMNS`; and all rows, because names and places of
+tenants that are not ready are in use."""
 
 ROWS_A_ROUND_TRIP: Final = 1000
 """Rows fetched and compiled at a time; between two times the event loop is free."""
 
 NOTIFY_INTERVAL_S: Final = 1.0
-"""Seconds between the end of a load and one that a notification asks for. Any role that may connect may send as many as
-it likes, and the digest of many rows is work for the server."""
+"""Minimum pause, in seconds, between a load and one that a notification triggers. Every role that may connect may send
+notifications, and each load computes a digest of all rows on the server."""
 
 RETRY_FIRST_S: Final = 0.5
 """Pause after a load that failed; it doubles up to `refresh`."""
@@ -63,7 +63,7 @@ _END: Final = Statement("rollback", prepare=False)
 
 
 _Wanted = tuple[Literal["name", "domain"], str]
-"""What is asked for: a name or alias, or a host."""
+"""A lookup: of a name or alias, or of a host."""
 
 
 class CatalogState(StrEnum):
@@ -86,14 +86,14 @@ class CatalogPlan:
         compiler: Makes the tenants.
         fixed: The tenants of the document, which go before those of the table.
         own_hosts: Domains that no tenant of the table may have.
-        neighbours: Knows which names lead to somebody's place; None looks at none.
+        place_index: The places in use; None disables the check.
     """
 
     config: CatalogConfig
     compiler: TenantCompiler
     fixed: TenantMap
     own_hosts: frozenset[str] = frozenset()
-    neighbours: Neighbours | None = None
+    place_index: PlaceIndex | None = None
 
 
 class Catalog:
@@ -201,7 +201,7 @@ class Catalog:
             try:
                 async with asyncio.timeout_at(loop.time() + wait_s):
                     await self._is_due.wait()
-                # Those that come until then are answered by the same load, and one that comes later by the next.
+                # One load serves all notifications of the pause; a later one triggers the next load.
                 pause = min(NOTIFY_INTERVAL_S, self._config.refresh_s)
                 await asyncio.sleep(max(0.0, self._loaded_at + pause - loop.time()))
             except TimeoutError:
@@ -294,7 +294,7 @@ class Catalog:
         plan = self._plan
         try:
             return RowReader(
-                columns, plan.compiler, self._config.defaults, own_hosts=plan.own_hosts, neighbours=plan.neighbours
+                columns, plan.compiler, self._config.defaults, own_hosts=plan.own_hosts, place_index=plan.place_index
             )
         except ValueError as error:
             raise DataError(DataErrorKind.CONFIG, f"tenants_from.query: {error}") from None
@@ -302,7 +302,7 @@ class Catalog:
     # -- names that are not known
 
     async def learn(self, name: str) -> None:
-        """Ask for a name or alias, together with the others that are asked for at this time.
+        """Look a name or alias up; lookups at the same time share a query.
 
         Raises:
             DataError: CONNECTION: whether there is such a tenant cannot be told, for the datasource does not answer.
@@ -310,7 +310,7 @@ class Catalog:
         await self._learn(("name", name))
 
     async def learn_domain(self, host: str) -> None:
-        """Ask for a host, like for a name; not for one that no tenant can have."""
+        """Look a host up, unless it is one that no tenant may have."""
         has_domains = "domains" in self._columns or self.state is CatalogState.UNKNOWN
         if has_domains and not lies_within(host, self._plan.own_hosts):
             await self._learn(("domain", host))
@@ -392,7 +392,7 @@ class Catalog:
             found = reader.map()
             if found.names or found.taken:
                 present = self._directory.map
-                # An alias or domain that another one has already stays his until all are read again.
+                # A known alias or domain keeps its tenant until the next full load.
                 self._swap(
                     TenantMap(
                         {**present.names, **found.names},

@@ -1,4 +1,4 @@
-"""From the rows of a catalog to tenants; a row that says nothing useful is left out, and spoils none of the others."""
+"""Makes tenants from the rows of a catalog. An invalid row is left out and does not affect the others."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from ..config import TenantDefaults
 from ..config.hostnames import lies_within, normalize_host
 from .compiler import TenantCompiler
 from .directory import TenantMap
-from .neighbours import Led, Neighbours
+from .place_index import Expansion, PlaceIndex
 from .resolution import MAX_NAME_LENGTH
 from .tenant import Tenant, TenantState
 
@@ -23,7 +23,7 @@ COLUMNS: Final = (
     *("name", "datasource", "schema", "row_security", "role", "state", "aliases", "max_connections", "database"),
     *("domains", "is_ready"),
 )
-"""What a row may say."""
+"""The columns that are read."""
 
 MOST_COMPLAINTS: Final = 10
 """Rows, aliases and domains that are left out of one load and logged one by one."""
@@ -37,7 +37,7 @@ class RowReader:
         compiler: Makes the tenants.
         defaults: What holds where a row says nothing.
         own_hosts: The application's own domains, of which no tenant may have one, nor one below.
-        neighbours: Knows which names lead to somebody's place; None looks at none.
+        place_index: The places in use; None disables the check.
 
     Raises:
         ValueError: There is no column `name`.
@@ -50,7 +50,7 @@ class RowReader:
         defaults: TenantDefaults,
         *,
         own_hosts: Container[str] = (),
-        neighbours: Neighbours | None = None,
+        place_index: PlaceIndex | None = None,
     ) -> None:
         if "name" not in columns:
             raise ValueError("the query gives no column `name`")
@@ -64,9 +64,9 @@ class RowReader:
         self._aliases: dict[str, str | None] = {}
         self._domains: dict[str, str | None] = {}
         self._own_hosts = own_hosts
-        self._neighbours = neighbours
-        self._placed: dict[Led, str] = {}
-        """Where the defaults would lead other names, and who lives there because its row says so."""
+        self._place_index = place_index
+        self._placed: dict[Expansion, str] = {}
+        """Expansions of the defaults with names other than the row's that are the place of the row's tenant."""
         self._taken: dict[str, str] = {}
         self._twice: set[str] = set()
         self._left_out = 0
@@ -97,14 +97,16 @@ class RowReader:
         )
 
     def _keep_apart(self, names: dict[str, Tenant]) -> None:
-        """Leave out tenants whose name has led to where another row says that its tenant lives."""
-        neighbours = self._neighbours
-        if neighbours is None:
+        """Leave out tenants whose name expands to a place that another row gives to its own tenant."""
+        place_index = self._place_index
+        if place_index is None:
             return
         for (scope, name), owner in self._placed.items():
             tenant = names.get(name)
-            if tenant is not None and neighbours.led_to(tenant)[0] == scope and neighbours.is_placed_by_name(tenant):
-                logger.error("the tenant %r is left out: its name leads to the place of the tenant %r", name, owner)
+            if tenant is None or place_index.expansion_of(tenant)[0] != scope:
+                continue
+            if place_index.is_placed_by_name(tenant):
+                logger.error("the tenant %r is left out: the defaults give it the place of the tenant %r", name, owner)
                 del names[name]
 
     def _leave_out(self, why: str, *details: object) -> None:
@@ -143,17 +145,17 @@ class RowReader:
             max_connections=self._limit if limit is None else limit,
             database=None if database is None else _identifier(database),
         )
-        if self._neighbours is not None:
-            neighbours = self._neighbours
-            says_where = schema is not None or settings is not None or role is not None or database is not None
-            if says_where or not neighbours.is_free(datasource, name):
-                for led in neighbours.check_row(tenant):
-                    self._placed[led] = name
-            if neighbours.has_others:
-                for other in neighbours.led_by_others(tenant):
+        if self._place_index is not None:
+            place_index = self._place_index
+            has_place = schema is not None or settings is not None or role is not None or database is not None
+            if has_place or not place_index.is_free(datasource, name):
+                for expansion in place_index.check_row(tenant):
+                    self._placed[expansion] = name
+            if place_index.has_others:
+                for other in place_index.names_from_others(tenant):
                     self._taken[other] = name
         if is_ready is False:
-            # It is being made, or could not be: nobody is served by that name, and nobody else has its place.
+            # Its creation has not ended, or has failed: neither its name nor its place may be served by `"*"`.
             self._taken[name] = name
             return
         self._names[name] = tenant
@@ -172,7 +174,7 @@ class RowReader:
             self._claim(self._domains, host, name, what="domain")
 
     def _claim(self, claims: dict[str, str | None], wanted: str, name: str, *, what: str) -> None:
-        # One that two tenants claim is nobody's: requests must not reach either of them by chance.
+        # Requests must not reach one of two tenants by the order of rows.
         if claims.setdefault(wanted, name) != name:
             self._leave_out("the %s %r belongs to two tenants and is used for neither", what, wanted)
             claims[wanted] = None

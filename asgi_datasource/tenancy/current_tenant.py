@@ -1,4 +1,4 @@
-"""Which tenant the code that runs here works for: a request's, a job's, that of a block."""
+"""The tenant of the running code: of a request, a session or a `tenant_context`."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from .tenant import Tenant
 
 
 class TenantHolder(Protocol):
-    """A request, or a session, and whose it is."""
+    """A request or a session."""
 
     @property
     def tenant(self) -> Tenant:
@@ -21,7 +21,7 @@ class TenantHolder(Protocol):
 
 
 current_holder: ContextVar[TenantHolder | None] = ContextVar("asgi_datasource_session", default=None)
-"""The request, or `registry.session()` block, that runs here; child tasks inherit it."""
+"""The current request or `registry.session()` block; child tasks inherit it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,8 +29,8 @@ class _Entered:
     """A `tenant_context`.
 
     Attributes:
-        name: Of the tenant.
-        inside: What ran where it was entered: a request or session that began inside of it is nearer.
+        name: The tenant's name.
+        inside: The request or session at its start. A different one is nested in this block and takes precedence.
     """
 
     name: str
@@ -42,14 +42,13 @@ _entered: ContextVar[_Entered | None] = ContextVar("asgi_datasource_tenant", def
 
 @contextmanager
 def tenant_context(name: str) -> Generator[None]:
-    """Work for a tenant inside the block: `registry.session()` without a name is that tenant's.
+    """Make a tenant the current one in the block: `registry.session()` without a name opens a session of it.
 
-    It follows the context: tasks that are started inside belong to it, also when they outlive the block; threads do
-    when they are given the context (`asyncio.to_thread` does so). Entered in a context of its own, as in a dependency
-    of FastAPI that is not `async`, it holds there alone.
+    Tasks started in the block inherit it, also if they outlive the block; threads inherit it with the context, as by
+    `asyncio.to_thread`. FastAPI runs a dependency that is not `async` in a copy of the context: it applies only there.
 
     Args:
-        name: The tenant's name. Whether there is such a tenant is asked when a session is opened.
+        name: The tenant's name. It is looked up when a session is opened.
     """
     entered = _Entered(name, current_holder.get())
     token = _entered.set(entered)
@@ -59,16 +58,16 @@ def tenant_context(name: str) -> Generator[None]:
         try:
             _entered.reset(token)
         except ValueError:
-            # It is left in another context than it was entered in; a copy of that one still has it.
+            # Exited in a different context, for example a copy of the one of `__enter__`.
             if _entered.get() is entered:
                 _entered.set(None if token.old_value is Token.MISSING else token.old_value)
 
 
 def current_tenant() -> str | None:
-    """The name of the tenant that the code here works for.
+    """The name of the current tenant: of the innermost `tenant_context`, session or request.
 
-    That is the tenant of the innermost `tenant_context`, request or session around it, hooks and tasks of a request
-    included; None where there is none, or where requests without a tenant are served and this is one.
+    Hooks and tasks of a request have the request's tenant. None outside of these, and in a request that is served
+    without a tenant.
     """
     holder, entered = current_holder.get(), _entered.get()
     if entered is not None and entered.inside is holder:

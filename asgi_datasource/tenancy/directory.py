@@ -16,9 +16,8 @@ class TenantMap:
     Attributes:
         names: Every tenant by its name.
         aliases: Other names of theirs, to the name.
-        domains: Hosts of their own, in their one spelling, to the name. A namespace of its own: customers choose them,
-            and no name of another tenant may be had by it.
-        taken: Names that are no tenant's and would lead `"*"` to somebody's place, to whose it is.
+        domains: Normalized hosts, to the name. Customers choose their domains, so domains are never looked up as names.
+        taken: Unlisted names that `"*"` expands to a tenant's place, to that tenant's name.
     """
 
     # Not `str`: what a resolver has answered is looked up as it is.
@@ -41,14 +40,14 @@ class TenantMap:
 
 
 class TenantSource(Protocol):
-    """Knows more tenants than the map, and swaps the map when it has learned of one."""
+    """Looks up tenants that are not in the map, and replaces the map when it finds one."""
 
     async def learn(self, name: str) -> None:
-        """Look for a name, or alias, that is not known."""
+        """Look up an unknown name or alias."""
         ...
 
     async def learn_domain(self, host: str) -> None:
-        """Look for a host that is not known."""
+        """Look up an unknown host."""
         ...
 
 
@@ -67,15 +66,15 @@ class TenantDirectory:
         return self._source is not None
 
     def learn_from(self, source: TenantSource | None) -> None:
-        """Set whom to ask for unknown names and hosts; None asks nobody."""
+        """Set the source of unknown names and hosts; None disables the look-up."""
         self._source = source
 
     async def learn(self, name: str) -> None:
-        """Ask for a name that is not known."""
+        """Look up an unknown name."""
         if self._source is not None:
             await self._source.learn(name)
 
     async def learn_domain(self, host: str) -> None:
-        """Ask for a host that is not known."""
+        """Look up an unknown host."""
         if self._source is not None:
             await self._source.learn_domain(host)

@@ -1,7 +1,7 @@
-"""The `Forwarded` header, read by its whole grammar or not at all.
+"""Parses the `Forwarded` header by its complete grammar, and rejects everything else.
 
-Every proxy appends to what it was sent, and the client sends first. A reader that stops at what it does not understand
-takes the client's text for a proxy's: an open quote, for one, swallows all that was appended behind it.
+Proxies append to the header that the client sent. With a lenient parser, malformed text of the client hides what was
+appended; for example, an open quote swallows the rest of the line.
 
 Source: RFC 7239, section 4 and 6; RFC 9110, section 5.6 (tokens, quoted strings, lists).
 """
@@ -16,7 +16,7 @@ from ..config.hostnames import normalize_host
 from .resolution import header_text
 
 Element = dict[str, str]
-"""What one proxy says: parameters by their names in lower case, without the quotes."""
+"""The element of one proxy: values without quotes, by parameter names in lower case."""
 
 _WORD: Final = r"[!#$%&'*+.^_`|~0-9A-Za-z-]+"
 _QUOTED: Final = r'"(?:[\t \x21\x23-\x5B\x5D-\x7E\x80-\xFF]|\\[\t \x21-\x7E\x80-\xFF])*"'
@@ -34,7 +34,7 @@ def parse_forwarded(value: str) -> list[Element]:
     """The elements of a header line, in order.
 
     Raises:
-        ValueError: It is not what the grammar allows, as a whole.
+        ValueError: The line does not match the grammar.
     """
     elements: list[Element] = [{}]
     end = len(value.rstrip(" \t"))
@@ -56,7 +56,7 @@ def parse_forwarded(value: str) -> list[Element]:
 
 
 def sender_of(element: Element) -> str | None:
-    """The address that an element was sent from; None where it names none."""
+    """The address in `for`; None if it is absent, `unknown` or obfuscated."""
     node = _NODE.fullmatch(element.get("for", ""))
     return None if node is None else node["v4"] or node["v6"]
 

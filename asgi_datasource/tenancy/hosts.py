@@ -1,9 +1,8 @@
 """Which host a request is for: one spelling for each name, and headers of proxies only from proxies that are known.
 
 `Host` knows no case, may carry a port and a dot at its end, and holds names of other scripts in their ASCII form
-(RFC 9110, section 7.2; RFC 5890). What a proxy says of the host that it was asked for counts only when the connection
-comes from an address under `trusted_proxies`: anybody can send such a header. Nor does a known proxy vouch for every
-header that it passes on: only those under `trusted_headers` are its own.
+(RFC 9110, section 7.2; RFC 5890). Forwarding headers count only on connections from `trusted_proxies`, since clients can
+send them too, and only those under `trusted_headers` count: a proxy passes on the headers that it does not set.
 """
 
 from __future__ import annotations
@@ -19,7 +18,7 @@ from .forwarded import Element, parse_forwarded, sender_of
 from .resolution import Reads, bad_request, header_text, header_values, single_header
 
 UNIX: Final = "unix"
-"""Under `trusted_proxies`: whoever connects through a Unix socket, which has no address."""
+"""In `trusted_proxies`: connections through a Unix socket, which have no address."""
 
 FORWARDED: Final = "forwarded"
 FORWARDED_HOST: Final = "x-forwarded-host"
@@ -29,9 +28,8 @@ class RequestHost:
     """Tells the host that a request is for.
 
     Args:
-        trusted_proxies: Addresses and networks (`10.0.0.0/8`) whose headers count, and `unix` for whoever connects
-            through a Unix socket.
-        trusted_headers: Which of `forwarded` and `x-forwarded-host` all of these proxies set themselves.
+        trusted_proxies: Addresses and networks (`10.0.0.0/8`) whose headers count, and `unix` for Unix sockets.
+        trusted_headers: Those of `forwarded` and `x-forwarded-host` that all of these proxies set themselves.
     """
 
     __slots__ = ("_known", "_networks", "_reads_common", "_reads_standard", "_trusts_unix", "reads")
@@ -76,14 +74,14 @@ class RequestHost:
         return header_text(hosts.pop()) if hosts else None
 
     def _of_forwarded(self, scope: Scope) -> str | None:
-        """The host of the outermost proxy that is known (RFC 7239, section 5.3).
+        """The host that the outermost trusted proxy received (RFC 7239, section 5.3).
 
-        Each proxy adds an element behind those that it was sent: the last is that of whom we talk to, and those in
-        front of one are to be believed while it was sent by a known proxy.
+        Each proxy appends an element. The last one is from the peer; each earlier one counts only if the element behind
+        it says `for` a trusted proxy.
         """
         elements: list[Element] = []
         try:
-            # Several lines are one list (RFC 9110, section 5.3), but no element goes over the end of a line.
+            # Several lines are one list (RFC 9110, section 5.3), but no element spans two lines.
             for line in header_values(scope, b"forwarded"):
                 elements += parse_forwarded(line)
         except ValueError:

@@ -37,18 +37,18 @@ Answer = str | Resolution | None
 
 @dataclass(frozen=True, slots=True)
 class Reads:
-    """What of a request a resolver's answer depends on, beside the URL and `Host`, which caches look at anyway.
+    """The inputs of a resolver besides the URL and `Host`, which are part of a cache's key already.
 
     Attributes:
-        headers: Names of headers.
-        is_known: Whether that is all; what an application's own code looks at, nobody knows.
+        headers: Names of request headers.
+        is_known: Whether the list is complete; it is not where the application's own code decides.
     """
 
     headers: tuple[str, ...] = ()
     is_known: bool = True
 
     def __or__(self, other: Reads) -> Reads:
-        """Both together; a header that both read stands in it once."""
+        """The union, without duplicate headers."""
         names = {name.lower(): name for name in (*other.headers, *self.headers)}
         ordered = dict.fromkeys(name.lower() for name in (*self.headers, *other.headers))
         return Reads(tuple(names[name] for name in ordered), self.is_known and other.is_known)
@@ -59,13 +59,13 @@ ANYTHING: Final = Reads(is_known=False)
 
 
 def reads_of(resolver: object) -> Reads:
-    """What a resolver says that it reads (its attribute `reads`); without a word, that may be anything."""
+    """The inputs of a resolver: its attribute `reads`, or `ANYTHING` where it has none."""
     found = getattr(resolver, "reads", None)
     return found if isinstance(found, Reads) else ANYTHING
 
 
 def all_reads(resolvers: Iterable[object]) -> Reads:
-    """What several resolvers read together."""
+    """The inputs of several resolvers."""
     found = NOTHING
     for resolver in resolvers:
         found |= reads_of(resolver)
@@ -75,7 +75,7 @@ def all_reads(resolvers: Iterable[object]) -> Reads:
 class TenantResolver(Protocol):
     """One way to tell the tenant from the request.
 
-    One that has an attribute `reads`, of the class `Reads`, tells caches by it what its answers depend on.
+    The attribute `reads`, a `Reads`, declares its inputs. The responses of a resolver without it are `private`.
     """
 
     def __call__(self, scope: Scope, /) -> Answer | Awaitable[Answer]:

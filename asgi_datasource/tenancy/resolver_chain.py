@@ -54,12 +54,12 @@ class Agreement:
     For requests that name it twice, such as by the domain and by a token: a token of one tenant is then of no use on
     another's domain.
 
-    One that moves a part of the path is asked first: the others, and the paths that they are for, see the path as the
-    application's routes will.
+    Resolvers that move a part of the path run first, so that the others, and their `paths`, see the path that the
+    application's routes see.
 
     Args:
-        resolvers: Whom to ask.
-        canonical: The one name of a tenant that has several.
+        resolvers: All of them.
+        canonical: Maps aliases to names.
     """
 
     __slots__ = ("_canonical", "_resolvers", "reads")
@@ -102,7 +102,7 @@ class Agreement:
         names = {self._canonical(answer if isinstance(answer, str) else answer.name) for answer in answers}
         if len(names) > 1:
             raise bad_request("the request names more than one tenant")
-        # One that moves a part of the path has to have its way.
+        # A `Resolution` carries the prefix to move.
         return next((answer for answer in answers if isinstance(answer, Resolution)), answers[0])
 
 

@@ -11,7 +11,7 @@ from starlette.routing import Route
 
 from asgi_datasource import ConfigError, DataError, DataErrorKind, DataSourceRegistry, compile, session
 from asgi_datasource.config import Code, examine
-from asgi_datasource.tenancy import neighbours
+from asgi_datasource.tenancy import place_index
 from tests.apps import client
 from tests.world import World
 
@@ -102,18 +102,18 @@ COLLISIONS = [
 ]
 
 
-@pytest.mark.parametrize(("star", "url", "place", "led"), COLLISIONS)
+@pytest.mark.parametrize(("star", "url", "place", "other"), COLLISIONS)
 def test_validate_finds_a_name_that_leads_to_a_listed_tenants_place(
-    star: dict[str, Any], url: str, place: dict[str, Any], led: str
+    star: dict[str, Any], url: str, place: dict[str, Any], other: str
 ) -> None:
     listed = {"globex": {"datasource": "d", **place}}
     [problem] = examine(document(star, url=url, tenants=listed)).errors
     assert (problem.code, problem.key) == (Code.SHARED_PLACE, "tenants.globex")
-    assert f"a request for '{led}', which is not listed" in problem.message
+    assert f"a request for '{other}', which is not listed" in problem.message
     # By another name of its own the tenant is served as itself.
-    listed["globex"]["aliases"] = [led]
+    listed["globex"]["aliases"] = [other]
     made = compile(document(star, url=url, tenants=listed))
-    assert served(made, led, "globex", "hooli") == ["globex", "globex", "hooli"]
+    assert served(made, other, "globex", "hooli") == ["globex", "globex", "hooli"]
     # Nor is there anything wrong where no request can have that name, or where it leads elsewhere.
     del listed["globex"]["aliases"]
     narrow = document(star, url=url, tenants=listed)
@@ -196,7 +196,7 @@ async def test_a_row_whose_name_leads_to_somebodys_place_is_left_out(
     async with compile(config) as made:
         assert [tenant.name async for tenant in made.tenants()] == ["S1", "explicit", "fine", "listed", "s2"]
     told = [record.getMessage() for record in caplog.records if "left out" in record.getMessage()]
-    assert sum("a place that is no tenant's" in text for text in told) == 4
+    assert sum("a place that is reserved" in text for text in told) == 4
     assert any("a place that is that of the tenant 'listed'" in text for text in told)
     assert sum("the place of the tenant" in text for text in told) == 2
 
@@ -219,7 +219,7 @@ ROUTES = [Route("/", read), Route("/", write, methods=["POST"])]
 async def test_a_schema_that_is_not_there_is_no_tenant_and_falls_through_to_no_other(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(neighbours, "MISSING_FOR_S", 60.0)
+    monkeypatch.setattr(place_index, "MISSING_FOR_S", 60.0)
     config = world.config()
     config["tenants"] = {"*": {"datasource": "orders", "schema": "{tenant}"}}
     config["datasources"]["orders"]["search_path"] = ["globex"]
@@ -250,7 +250,7 @@ async def test_a_database_that_is_not_there_is_remembered_too(world: World) -> N
 
 async def test_what_is_not_there_is_forgotten_again(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     now = [0.0]
-    monkeypatch.setattr(neighbours, "MOST_MISSING", 3)
+    monkeypatch.setattr(place_index, "MOST_MISSING", 3)
     config = world.config(replicas=())
     config["tenants"] = {"*": {"datasource": "orders", "schema": "{tenant}"}}
     made = compile(config)
@@ -272,7 +272,7 @@ async def test_what_is_not_there_is_forgotten_again(world: World, monkeypatch: p
         await world.sql("create schema late authorization app")
         with pytest.raises(DataError, match="no such tenant"):
             await ask("late")
-        now[0] += neighbours.MISSING_FOR_S + 0.1
+        now[0] += place_index.MISSING_FOR_S + 0.1
         await ask("late")
 
 
