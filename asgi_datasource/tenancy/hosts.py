@@ -1,8 +1,8 @@
 """Which host a request is for: one spelling for each name, and headers of proxies only from proxies that are known.
 
 `Host` knows no case, may carry a port and a dot at its end, and holds names of other scripts in their ASCII form
-(RFC 9110, section 7.2; RFC 5890). Forwarding headers count only on connections from `trusted_proxies`, since clients can
-send them too, and only those under `trusted_headers` count: a proxy passes on the headers that it does not set.
+(RFC 9110, section 7.2; RFC 5890). Forwarding headers count only on connections from `trusted_proxies`, since clients
+can send them too, and only those under `trusted_headers`: a proxy passes on the headers that it does not set.
 """
 
 from __future__ import annotations
