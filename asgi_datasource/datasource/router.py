@@ -52,8 +52,12 @@ class TenantSettings(Protocol):
         ...
 
     @property
-    def settings(self) -> tuple[tuple[str, str], ...]:
-        """Applied inside every transaction: names and values."""
+    def applied(self) -> tuple[tuple[str, str], ...] | None:
+        """What `apply` has returned; None before its first call."""
+        ...
+
+    def apply(self) -> tuple[tuple[str, str], ...]:
+        """The settings of every transaction: names and values, as `drivers.statements.Settings` takes them."""
         ...
 
     @property

@@ -447,6 +447,8 @@ class SessionCore:
         if is_conflict(error) and self.current_transaction is None:
             # No transaction that goes on remembers it.
             self._conflict = error
+        if error.kind is DataErrorKind.TENANT:
+            self._tenant.note_failure(error)
         if error.kind is DataErrorKind.READ_ONLY:
             return self._explain_read_only(statements, error)
         return error
