@@ -34,7 +34,7 @@ class Priority(IntEnum):
     """Waits in front of all others, and gets in where they are refused: health checks, administration."""
 
 
-class Line(Generic[T]):
+class PriorityQueue(Generic[T]):
     """Those who wait: the higher priority first, and of equals who came first."""
 
     # Read with every connection that comes back: spelled out, an iteration over the priorities would cost ten times it.
@@ -81,10 +81,10 @@ class Line(Generic[T]):
         """Who came last of those with this priority."""
         return self._ranks[priority][-1]
 
-    def strip(self, is_gone: Callable[[T], bool]) -> None:
+    def prune(self, is_done: Callable[[T], bool]) -> None:
         """Strike those from the front who do not wait any more: all of them, sooner or later, and at no cost."""
         for rank in self._ranks:
-            while rank and is_gone(rank[0]):
+            while rank and is_done(rank[0]):
                 rank.popleft()
 
     def remove(self, waiter: T) -> None:
@@ -102,14 +102,14 @@ class SaturationLog:
         describe: Makes the text of a warning.
     """
 
-    def __init__(self, describe: Callable[[Strain], str]) -> None:
+    def __init__(self, describe: Callable[[SaturationCounts], str]) -> None:
         self._describe = describe
         self._refused = 0
         self._delayed = 0
         self._timer: asyncio.TimerHandle | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
 
-    def note(self, *, refused: bool) -> None:
+    def record(self, *, refused: bool) -> None:
         """Somebody was refused, or was served after a long wait only."""
         loop = asyncio.get_running_loop()
         if refused:
@@ -118,7 +118,7 @@ class SaturationLog:
             self._delayed += 1
         if self._timer is None or self._loop is not loop:
             self._loop = loop
-            self._tell(None)
+            self._report(None)
 
     def close(self) -> None:
         """Tell nothing more of what has happened."""
@@ -127,17 +127,17 @@ class SaturationLog:
             self._timer = None
         self._refused = self._delayed = 0
 
-    def _tell(self, seconds: float | None) -> None:
+    def _report(self, seconds: float | None) -> None:
         self._timer = None
         if self._loop is None or not (self._refused or self._delayed):
             return
-        logger.warning("%s", self._describe(Strain(self._refused, self._delayed, seconds)))
+        logger.warning("%s", self._describe(SaturationCounts(self._refused, self._delayed, seconds)))
         self._refused = self._delayed = 0
-        self._timer = self._loop.call_later(INTERVAL_S, self._tell, INTERVAL_S)
+        self._timer = self._loop.call_later(INTERVAL_S, self._report, INTERVAL_S)
 
 
 @dataclass(frozen=True, slots=True)
-class Strain:
+class SaturationCounts:
     """What has happened at a limit.
 
     Attributes:
@@ -167,14 +167,14 @@ class InFlight:
     count: int = 0
 
 
-class Gate:
+class ConcurrencyLimit:
     """Lets no more in than may be under way at a time; nobody waits here.
 
     Args:
         label: What it stands in front of, for messages.
         limit: How many may be in.
         advice: What to change when that is too few.
-        in_flight: Who is in already: a gate that takes the place of another one goes on with its count.
+        in_flight: Who is in already: shared with the limit that this one replaces on a reload.
     """
 
     __slots__ = ("_advice", "_label", "_log", "in_flight", "limit")
@@ -187,7 +187,7 @@ class Gate:
         self._log = SaturationLog(self._describe)
 
     def __repr__(self) -> str:
-        return f"<Gate {self._label}: {self.in_flight.count} of {self.limit} in>"
+        return f"<ConcurrencyLimit {self._label}: {self.in_flight.count} of {self.limit} in>"
 
     def enter(self, priority: Priority = Priority.NORMAL) -> None:
         """Let somebody in, who calls `leave` in the end.
@@ -200,7 +200,7 @@ class Gate:
         """
         limit = max(1, self.limit // 2) if priority is Priority.LOW else self.limit
         if self.in_flight.count >= limit and priority is not Priority.HIGH:
-            self._log.note(refused=True)
+            self._log.record(refused=True)
             raise DataError(
                 DataErrorKind.RESOURCE,
                 f"{self._label}: {self.in_flight.count} requests are under way, of {self.limit} that may be."
@@ -212,5 +212,5 @@ class Gate:
         """Somebody who was let in is done."""
         self.in_flight.count -= 1
 
-    def _describe(self, strain: Strain) -> str:
-        return f"{self._label} is saturated: {strain}; {self.limit} requests may be under way. {self._advice}"
+    def _describe(self, counts: SaturationCounts) -> str:
+        return f"{self._label} is saturated: {counts}; {self.limit} requests may be under way. {self._advice}"

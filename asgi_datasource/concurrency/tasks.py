@@ -37,7 +37,7 @@ class BackgroundTasks:
         """
         task: asyncio.Task[T]
         if waiter is not None:
-            work = _tell(work, waiter)
+            work = _resolve_waiter(work, waiter)
         if sys.version_info >= (3, 12):
             # Starting at once saves a turn of the loop for each COMMIT.
             task = asyncio.Task(work, loop=asyncio.get_running_loop(), eager_start=True)
@@ -86,7 +86,7 @@ class BackgroundTasks:
             task.exception()
 
 
-async def _tell(work: Coroutine[Any, Any, T], waiter: asyncio.Future[T]) -> T:
+async def _resolve_waiter(work: Coroutine[Any, Any, T], waiter: asyncio.Future[T]) -> T:
     try:
         result = await work
     except asyncio.CancelledError:
