@@ -1,9 +1,10 @@
-"""Whose turn it is at a pool that several tenants share: a queue for each tenant, and turns between tenants.
+"""Fair admission to a pool that several tenants share: one queue for each tenant, served round-robin.
 
-A tenant that wants much waits behind itself: whoever has least comes first, and among equals they take turns. When the
-queue is full, it is the tenant with the longest line that is refused. Priorities go before both.
+The tenant with the fewest connections in use is served first; among equals the tenants take turns. When the queue is
+full, the tenant with the most waiters is refused. Priorities take precedence over both rules.
 
-Pools stay psycopg's. This stands in front of one, lets no more in than it has connections, and so decides who waits.
+psycopg_pool owns the connections. This queue stands in front of it and admits at most `capacity` borrowers, so that
+the order of admission is decided here.
 """
 
 from __future__ import annotations
@@ -13,16 +14,16 @@ from collections import OrderedDict
 from dataclasses import dataclass
 
 from ..errors import DataError, DataErrorKind
-from .limits import Priority, PriorityQueue
+from .priority_queue import Priority, PriorityQueue
 
 
 @dataclass(frozen=True, slots=True)
 class TenantQuota:
-    """On whose account a connection is borrowed.
+    """The tenant that a borrowed connection counts for, and its limit.
 
     Attributes:
-        tenant: The tenant's name; None is whoever has none.
-        limit: The most that it may have at a time; None is as many as there are.
+        tenant: The tenant's name; None for sessions without a tenant.
+        limit: Most connections that it may hold at a time; None sets no bound.
     """
 
     tenant: str | None
@@ -39,12 +40,12 @@ class _Waiter:
 
 
 class FairQueue:
-    """Lets tenants in, one by one and in turn.
+    """Admits borrowers of a pool, tenant by tenant.
 
     Args:
-        label: Names the pool, for messages.
-        capacity: How many may be in at a time; None only keeps each tenant to its own limit.
-        max_waiting: How many may wait in all; 0 sets no bound.
+        label: Names the pool in messages.
+        capacity: Most borrowers at a time; None enforces only the tenants' own limits.
+        max_waiting: Most waiters of all tenants together; 0 sets no bound.
     """
 
     def __init__(self, label: str, *, capacity: int | None, max_waiting: int) -> None:
@@ -55,33 +56,33 @@ class FairQueue:
         self._waiting = 0
         self._in_use: dict[str | None, int] = {}
         self._queues: OrderedDict[str | None, PriorityQueue[_Waiter]] = OrderedDict()
-        """The waiting of each tenant; the tenant in front is next, and goes to the end when it had its turn."""
+        """The waiters of each tenant; among equals the first is served, and then moves to the end."""
 
     def __repr__(self) -> str:
         return f"<FairQueue {self._label}: {self._admitted} in, {self._waiting} of {len(self._queues)} tenants waiting>"
 
     @property
     def waiting(self) -> int:
-        """How many wait."""
+        """Number of waiters."""
         return self._waiting
 
     def in_use(self, tenant: str | None) -> int:
-        """How many connections a tenant has at the moment."""
+        """Number of connections that a tenant holds."""
         return self._in_use.get(tenant, 0)
 
     def try_enter(self, quota: TenantQuota) -> bool:
-        """Let a tenant in where it need not wait; whoever is let in calls `leave`."""
+        """Admit a borrower if it need not wait; pair True with `leave`."""
         if quota.tenant in self._queues or not self._has_room(quota):
             return False
-        # Those who wait, wait for their own limit: otherwise there would be no room.
+        # Waiters of other tenants wait for their own limits: if the pool were full, `_has_room` would be false.
         self._admit(quota)
         return True
 
     async def enter(self, quota: TenantQuota, *, timeout_s: float, priority: Priority = Priority.NORMAL) -> None:
-        """Wait until it is this tenant's turn; whoever is let in calls `leave`.
+        """Wait for admission; pair a return with `leave`.
 
         Raises:
-            DataError: RESOURCE: it was not within `timeout_s`, or the queue is full and this one's line is the longest.
+            DataError: RESOURCE: not admitted within `timeout_s`, or the queue is full and this tenant waits the most.
         """
         if self.try_enter(quota):
             return
@@ -96,7 +97,7 @@ class FairQueue:
             if waiter.admitted.done() and not waiter.admitted.cancelled():
                 if waiter.admitted.exception() is not None:
                     raise
-                # It was this one's turn in the very moment in which it gave up.
+                # Admitted at the moment in which the wait was cancelled or timed out.
                 self.leave(quota)
             else:
                 self._remove(waiter)
@@ -105,7 +106,7 @@ class FairQueue:
             raise
 
     def leave(self, quota: TenantQuota) -> None:
-        """A connection is back: it is the next one's turn."""
+        """Return a connection and admit the next waiter."""
         self._admitted -= 1
         left = self._in_use[quota.tenant] - 1
         if left:
@@ -124,12 +125,12 @@ class FairQueue:
         self._in_use[quota.tenant] = self._in_use.get(quota.tenant, 0) + 1
 
     def _admit_next(self) -> None:
-        """Let in who can be let in, each tenant one before any gets a second."""
+        """Admit waiters while there is room, one tenant at a time."""
         while self._queues and (self._capacity is None or self._admitted < self._capacity):
             served = [name for name, queue in self._queues.items() if self._has_room(queue.first.quota)]
             if not served:
                 return
-            # Who has least comes first; among equals, whose turn it is.
+            # The tenant with the fewest connections first; among equals, the one that was served longest ago.
             tenant = min(served, key=lambda name: (-self._queues[name].highest, self.in_use(name)))
             queue = self._queues[tenant]
             waiter = queue.pop()
@@ -143,10 +144,10 @@ class FairQueue:
                 waiter.admitted.set_result(None)
 
     def _refuse_if_full(self, quota: TenantQuota, priority: Priority) -> None:
-        """Refuse somebody where the queue is full: of the lowest priority, the last of the longest line.
+        """If the queue is full, refuse the newest waiter of the tenant with the most waiters of the lowest priority.
 
         Raises:
-            DataError: RESOURCE: it is this one.
+            DataError: RESOURCE: that waiter would be this one.
         """
         if not 0 < self._max_waiting <= self._waiting:
             return

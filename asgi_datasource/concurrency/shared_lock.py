@@ -1,4 +1,4 @@
-"""Whose turn it is: one task at a time, or several reads side by side."""
+"""A lock held by one task, or shared by several reads."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ _EXCLUSIVE: Final = -1
 
 
 class SharedLock:
-    """A lock that is free at no cost, fair, and can be shared up to a number of holders.
+    """A fair lock that costs nothing while it is free, and that a bounded number of holders can share.
 
     Args:
-        max_holders: How many may share it.
-        must_be_exclusive: Asked when somebody would share: whether it has to be held alone after all.
+        max_holders: Most holders that share it.
+        must_be_exclusive: Called when a holder asks to share; True makes the lock exclusive all the same.
     """
 
     __slots__ = ("_holders", "_max_holders", "_must_be_exclusive", "_waiting")
@@ -28,22 +28,22 @@ class SharedLock:
 
     @property
     def is_held(self) -> bool:
-        """Whether somebody has it."""
+        """Whether the lock has a holder."""
         return self._holders != 0
 
     @property
     def is_shareable(self) -> bool:
-        """Whether asking for a shared turn makes any difference."""
+        """Whether `shared=True` makes a difference."""
         return self._max_holders > 1
 
     def try_acquire(self, *, shared: bool = False) -> bool:
-        """Take it if that needs no waiting.
+        """Acquire the lock if that needs no wait.
 
         Args:
-            shared: Others who may share can have it at the same time.
+            shared: Other holders that share may hold it at the same time.
 
         Returns:
-            Whether the caller has it now.
+            Whether it was acquired.
         """
         if self._holders == 0 and not self._waiting:
             self._holders = 1 if shared and self._allows_sharing() else _EXCLUSIVE
@@ -51,7 +51,7 @@ class SharedLock:
         return not self._waiting and self._join(shared)
 
     async def acquire(self, *, shared: bool = False) -> None:
-        """Take it when it is the caller's turn; those who came first go first."""
+        """Acquire the lock, in the order of the calls."""
         if self.try_acquire(shared=shared):
             return
         if self._waiting is None:
@@ -65,12 +65,12 @@ class SharedLock:
                 self.release()
             else:
                 turn.cancel()
-                # Those behind may have waited for this one alone.
+                # Waiters behind this one may have waited for it alone.
                 self._wake_next()
             raise
 
     def release(self) -> None:
-        """The holder is done."""
+        """Give up one holder's place and wake the next waiters."""
         self._holders = 0 if self._holders == _EXCLUSIVE else self._holders - 1
         if self._waiting:
             self._wake_next()
@@ -90,7 +90,7 @@ class SharedLock:
             turn.set_result(None)
 
     def _join(self, shared: bool) -> bool:
-        """Take it beside those who share it already."""
+        """Join the holders that share the lock, if there is room."""
         if not shared or not 0 < self._holders < self._max_holders:
             return False
         self._holders += 1

@@ -8,7 +8,8 @@ from enum import StrEnum
 from functools import partial
 from typing import Final, Protocol, runtime_checkable
 
-from ..concurrency.limits import ConcurrencyLimit, Priority
+from ..concurrency.limits import ConcurrencyLimit
+from ..concurrency.priority_queue import Priority
 from ..drivers.protocol import Server
 from ..routing import Node, Position, Role, RoutingPolicy, Standing, Topology
 from .replica_monitor import ReplicaMonitor

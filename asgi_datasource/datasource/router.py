@@ -13,7 +13,7 @@ from typing import Final, Protocol
 from opentelemetry.trace import Span, SpanContext
 
 from ..concurrency.fair_queue import TenantQuota
-from ..concurrency.limits import Priority
+from ..concurrency.priority_queue import Priority
 from ..drivers.protocol import Connection, Exchange, Server
 from ..errors import DataError, DataErrorKind
 from ..observability import tracing

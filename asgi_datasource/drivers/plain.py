@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from typing import Any, Final, Generic, TypeVar
 
 from ..concurrency.fair_queue import TenantQuota
-from ..concurrency.limits import Priority
+from ..concurrency.priority_queue import Priority
 from ..errors import DataError, DataErrorKind, SessionClosed
 from ..observability.metrics import Use
 from ..routing import Observation, Position, Role

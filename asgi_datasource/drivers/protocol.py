@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, Protocol, TypeVar
 
 from ..concurrency.fair_queue import TenantQuota
-from ..concurrency.limits import Priority
+from ..concurrency.priority_queue import Priority
 from ..errors import DataError
 from ..observability.metrics import Attributes, Metrics, Use
 from ..routing import CircuitBreaker, Observation, Position, Role

@@ -6,7 +6,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from math import ceil
 from typing import Final
 
-from ..concurrency.limits import ConcurrencyLimit, InFlight, Priority
+from ..concurrency.limits import ConcurrencyLimit, InFlight
+from ..concurrency.priority_queue import Priority
 from ..config import PLACEHOLDER, Config, ConsistencyConfig, DataSourceConfig, EndpointConfig, PoolConfig
 from ..config import RouteRule as RouteRuleConfig
 from ..datasource.database_fleet import Fleet

@@ -6,7 +6,8 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Final
 
-from ..concurrency.limits import ConcurrencyLimit, Priority
+from ..concurrency.limits import ConcurrencyLimit
+from ..concurrency.priority_queue import Priority
 from ..observability.metrics import Metrics
 from ..routing import ANY_FRESHNESS, AccessIntent, Consistency, Freshness, intent_of_method
 from ..routing.consistency.client_history import TokenPolicy

@@ -8,15 +8,11 @@ import logging
 import pytest
 
 from asgi_datasource import DataError, DataErrorKind
-from asgi_datasource.concurrency import limits
+from asgi_datasource.concurrency import saturation_log
 from asgi_datasource.concurrency.fair_queue import FairQueue, TenantQuota
-from asgi_datasource.concurrency.limits import (
-    ConcurrencyLimit,
-    Priority,
-    PriorityQueue,
-    SaturationCounts,
-    SaturationLog,
-)
+from asgi_datasource.concurrency.limits import ConcurrencyLimit
+from asgi_datasource.concurrency.priority_queue import Priority, PriorityQueue
+from asgi_datasource.concurrency.saturation_log import SaturationCounts, SaturationLog
 from tests.concurrency.test_fair_queue import NOISY, QUIET, end, settle
 
 LOW, NORMAL, HIGH = Priority
@@ -83,7 +79,7 @@ async def test_a_gate_that_takes_the_place_of_another_one_goes_on_with_its_count
 async def test_the_first_is_told_at_once_and_what_follows_together(
     caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(limits, "INTERVAL_S", 0.05)
+    monkeypatch.setattr(saturation_log, "INTERVAL_S", 0.05)
     log = SaturationLog(lambda counts: f"{counts}")
     for _ in range(100):
         log.record(refused=True)

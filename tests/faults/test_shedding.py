@@ -15,8 +15,9 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from asgi_datasource import DataError, DataErrorKind, DataSourceRegistry, compile, session, transactional
-from asgi_datasource.concurrency import limits
-from asgi_datasource.concurrency.limits import ConcurrencyLimit, Priority
+from asgi_datasource.concurrency import saturation_log
+from asgi_datasource.concurrency.limits import ConcurrencyLimit
+from asgi_datasource.concurrency.priority_queue import Priority
 from tests.apps import client
 from tests.drivers.polling import until
 from tests.world import World
@@ -260,7 +261,7 @@ async def test_who_is_displaced_while_it_leaves_or_is_served_takes_nothing_along
 async def test_saturation_is_told_with_what_to_change_and_not_for_each_request(
     world: World, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(limits, "INTERVAL_S", 0.4)
+    monkeypatch.setattr(saturation_log, "INTERVAL_S", 0.4)
 
     def told() -> list[str]:
         return [record.getMessage() for record in caplog.records if record.name == "asgi_datasource.saturation"]
@@ -306,7 +307,7 @@ async def test_who_waits_long_is_told_of_before_anybody_is_refused(
 async def test_a_larger_pool_is_recommended_by_what_was_refused(
     world: World, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(limits, "INTERVAL_S", 0.5)
+    monkeypatch.setattr(saturation_log, "INTERVAL_S", 0.5)
     async with serving(world, max_waiting=1, max_size=2) as shop:
 
         async def work() -> None:

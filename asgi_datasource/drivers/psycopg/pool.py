@@ -16,7 +16,7 @@ from typing import Any, Final, Protocol
 from psycopg_pool import PoolClosed, PoolTimeout
 
 from ...concurrency.fair_queue import FairQueue, TenantQuota
-from ...concurrency.limits import Priority, PriorityQueue
+from ...concurrency.priority_queue import Priority, PriorityQueue
 from ...errors import DataError, DataErrorKind
 from ...routing import CircuitBreaker, Health
 from ..protocol import PoolKeeper

@@ -5,7 +5,7 @@ from __future__ import annotations
 from math import ceil
 from typing import Final, Protocol
 
-from ...concurrency.limits import SaturationCounts, SaturationLog
+from ...concurrency.saturation_log import SaturationCounts, SaturationLog
 from ..settings import ServerSettings
 
 LONG_SHARE: Final = 0.5
