@@ -11,7 +11,7 @@ from typing import Any, Final, cast
 
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from ..concurrency.limits import Gate
+from ..concurrency.limits import ConcurrencyLimit
 from ..config import Config, ConfigFile
 from ..errors import ConfigError, DataError
 from ..registry.registry import DataSourceRegistry, compile
@@ -115,11 +115,11 @@ class DataSourceMiddleware:
             tenant = self._directory.map.names.get(answer)
             if tenant is None or self._admission.asks or tenant.state is not _ACTIVE:
                 tenant, scope = await self._resolve_slowly(answer, scope, compiled)
-            gate: Gate | None = None
-            if compiled.rules.have_gates:
-                gate = compiled.rules.match(scope["method"], route_path(scope)).gate
-                if gate is not None:
-                    gate.enter()
+            limit: ConcurrencyLimit | None = None
+            if compiled.rules.have_limits:
+                limit = compiled.rules.match(scope["method"], route_path(scope)).concurrency_limit
+                if limit is not None:
+                    limit.enter()
         except DataError as error:
             await ProblemDetails(compiled.errors).send(error, scope, send)
             return
@@ -154,8 +154,8 @@ class DataSourceMiddleware:
                     break
                 guard, scope = await self._again(guard)
         finally:
-            if gate is not None:
-                gate.leave()
+            if limit is not None:
+                limit.leave()
             if guard.replay is not None:
                 guard.end_attempts()
 

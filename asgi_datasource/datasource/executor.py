@@ -14,7 +14,7 @@ from typing import Final
 
 from opentelemetry.trace import Span
 
-from ..concurrency.limits import Priority
+from ..concurrency.priority_queue import Priority
 from ..concurrency.tasks import BackgroundTasks
 from ..drivers.protocol import Connection, Exchange, Result, Server
 from ..drivers.statements import Control, Envelope, Params, Query, Settings, Statement

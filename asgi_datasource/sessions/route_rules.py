@@ -45,14 +45,14 @@ def compile_pattern(match: str) -> tuple[str | None, re.Pattern[str]]:
 class RouteRules:
     """The rules of `routes`; the first that matches wins."""
 
-    __slots__ = ("have_gates", "may_retry", "rules")
+    __slots__ = ("have_limits", "may_retry", "rules")
 
     def __init__(self, rules: Sequence[CompiledRule] = ()) -> None:
         self.rules = tuple(rules)
         options = [compiled.rule.options for compiled in self.rules]
         self.may_retry = any(one is not None and one.retry for one in options)
         """Whether one of them has requests run again."""
-        self.have_gates = any(compiled.rule.gate is not None for compiled in self.rules)
+        self.have_limits = any(compiled.rule.concurrency_limit is not None for compiled in self.rules)
         """Whether one of them bounds how many requests are under way."""
 
     def __iter__(self) -> Iterator[CompiledRule]:
