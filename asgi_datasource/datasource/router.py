@@ -12,8 +12,8 @@ from typing import Final, Protocol
 
 from opentelemetry.trace import Span, SpanContext
 
-from ..concurrency.fair_queue import Share
-from ..concurrency.limits import Priority
+from ..concurrency.fair_queue import TenantQuota
+from ..concurrency.priority_queue import Priority
 from ..drivers.protocol import Connection, Exchange, Server
 from ..errors import DataError, DataErrorKind
 from ..observability import tracing
@@ -52,8 +52,12 @@ class TenantSettings(Protocol):
         ...
 
     @property
-    def settings(self) -> tuple[tuple[str, str], ...]:
-        """Applied inside every transaction: names and values."""
+    def applied(self) -> tuple[tuple[str, str], ...] | None:
+        """What `apply` has returned; None before its first call."""
+        ...
+
+    def apply(self) -> tuple[tuple[str, str], ...]:
+        """The settings of every transaction: names and values, as `drivers.statements.Settings` takes them."""
         ...
 
     @property
@@ -263,8 +267,8 @@ class Router:
             return None
         server = datasource.servers[route.node]
         limit = self._tenant.max_connections
-        share = None if limit is None and not server.is_fair else Share(self._tenant.name, limit)
-        connection = server.try_acquire(share)
+        quota = None if limit is None and not server.is_fair else TenantQuota(self._tenant.name, limit)
+        connection = server.try_acquire(quota)
         if connection is None:
             return None
         past = self.past
@@ -324,8 +328,8 @@ class Router:
     def needs_age(self, server: Server, attempt: Attempt, freshness: Freshness) -> bool | None:
         """Whether a server has to show that its data is no older than the read allows.
 
-        What the health check knows of a replica holds for the server that it asks, which is another one than that of the
-        connection where the URL leads to several.
+        What the health check knows of a replica holds for the server that it asks, which is another one than
+        that of the connection where the URL leads to several.
 
         Returns:
             None where that cannot be shown: it is not known where the primary was then.
@@ -423,12 +427,12 @@ class Router:
         measure = self._measure
         started = perf_counter() if span is not None or measure is not None else 0.0
         limit = self._tenant.max_connections
-        share = Share(self._tenant.name, limit) if limit is not None or server.is_fair else None
+        quota = TenantQuota(self._tenant.name, limit) if limit is not None or server.is_fair else None
         try:
             connection = await server.acquire(
                 deadline=deadline,
                 must_be_alive=attempt.losses > 0,
-                share=share,
+                quota=quota,
                 priority=self._priority,
             )
             if measure is not None:
@@ -439,7 +443,7 @@ class Router:
                 measure.refused(server, error)
             if span is not None:
                 tracing.fail_span(span, error)
-            if error.kind is DataErrorKind.RESOURCE and server.role is Role.REPLICA and share is None:
+            if error.kind is DataErrorKind.RESOURCE and server.role is Role.REPLICA and quota is None:
                 # Its connections may hang on a server that has fallen silent a moment ago.
                 attempt.has_waited = True
             elif error.kind is not DataErrorKind.CONNECTION:

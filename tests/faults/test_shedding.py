@@ -15,8 +15,9 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from asgi_datasource import DataError, DataErrorKind, DataSourceRegistry, compile, session, transactional
-from asgi_datasource.concurrency import limits
-from asgi_datasource.concurrency.limits import Gate, Priority
+from asgi_datasource.concurrency import saturation_log
+from asgi_datasource.concurrency.limits import ConcurrencyLimit
+from asgi_datasource.concurrency.priority_queue import Priority
 from tests.apps import client
 from tests.drivers.polling import until
 from tests.world import World
@@ -88,8 +89,8 @@ class Shop:
     async def status(self, path: str) -> int:
         return (await self.http.get(path)).status_code
 
-    def gate(self, path: str) -> Gate:
-        found = self.registry.compiled.rules.match("GET", path).gate
+    def limit(self, path: str) -> ConcurrencyLimit:
+        found = self.registry.compiled.rules.match("GET", path).concurrency_limit
         assert found is not None
         return found
 
@@ -134,18 +135,18 @@ async def test_no_more_requests_of_a_route_are_under_way_than_may_be_and_the_oth
 
 async def test_however_a_request_ends_its_place_is_free_again(world: World) -> None:
     async with serving(world, {"match": "/**", "max_in_flight": 3}) as shop:
-        gate = shop.gate("/fail")
+        limit = shop.limit("/fail")
         assert await shop.status("/fail") == 500
         assert (await shop.http.post("/lose")).status_code == 409
         assert await shop.status("/nowhere") == 404
         held = shop.start("/bare", 2) + shop.start("/hold")
         await until(lambda: shop.held == 3)
-        assert gate.in_flight.count == 3
+        assert limit.in_flight.count == 3
         for task in held:
             task.cancel()
         await asyncio.gather(*held, return_exceptions=True)
         shop.is_open.set()
-        await until(lambda: gate.in_flight.count == 0)
+        await until(lambda: limit.in_flight.count == 0)
 
 
 async def test_a_reload_counts_those_that_are_under_way(world: World) -> None:
@@ -183,9 +184,9 @@ async def test_no_more_requests_use_a_datasource_than_may_be_but_those_of_high_p
         shop.is_open.set()
         await asyncio.gather(*held)
         assert await shop.status("/read") == 200
-        gate = shop.registry.datasources["orders"].gate
-        assert gate is not None
-        await until(lambda: gate.in_flight.count == 0)
+        limit = shop.registry.datasources["orders"].concurrency_limit
+        assert limit is not None
+        await until(lambda: limit.in_flight.count == 0)
 
 
 @pytest.mark.parametrize("fair", [False, True])
@@ -260,7 +261,7 @@ async def test_who_is_displaced_while_it_leaves_or_is_served_takes_nothing_along
 async def test_saturation_is_told_with_what_to_change_and_not_for_each_request(
     world: World, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(limits, "INTERVAL_S", 0.4)
+    monkeypatch.setattr(saturation_log, "INTERVAL_S", 0.4)
 
     def told() -> list[str]:
         return [record.getMessage() for record in caplog.records if record.name == "asgi_datasource.saturation"]
@@ -306,7 +307,7 @@ async def test_who_waits_long_is_told_of_before_anybody_is_refused(
 async def test_a_larger_pool_is_recommended_by_what_was_refused(
     world: World, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(limits, "INTERVAL_S", 0.5)
+    monkeypatch.setattr(saturation_log, "INTERVAL_S", 0.5)
     async with serving(world, max_waiting=1, max_size=2) as shop:
 
         async def work() -> None:
