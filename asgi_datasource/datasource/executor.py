@@ -526,9 +526,17 @@ class Executor(Router):
                 if spans:
                     tracing.fail_span(spans[-1], error)
             return exchange
+        except Exception as error:  # noqa: BLE001 - whichever class the driver, or an adapter, has raised
+            # A mistake of the caller's that was noticed before anything was sent.
+            failure = mistake = server.mistake_of(error)
+            await self._give_up(server, connection)
+            try:
+                raise mistake from error
+            finally:
+                # Their tracebacks lead to this frame, which must not lead back.
+                del mistake
         except BaseException as error:
             failure = error
-            # Cancelled, or a mistake of the caller's that was noticed before anything was sent.
             await self._give_up(server, connection)
             raise
         finally:

@@ -471,6 +471,10 @@ class Server(Protocol):
         """Classify what an exchange failed with."""
         ...
 
+    def mistake_of(self, error: Exception, /) -> DataError:
+        """What `Connection.exchange` has raised, nothing having been sent, as an error of kind QUERY without values."""
+        ...
+
     def suspect(self) -> None:
         """A connection turned out to be dead: look at the idle ones, in the background."""
         ...

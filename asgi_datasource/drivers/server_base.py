@@ -138,6 +138,13 @@ class ServerBase:
         """A database for each tenant, and none for this one."""
         return DataError(DataErrorKind.TENANT, "there is no such tenant", http_status=404)
 
+    def mistake_of(self, error: Exception) -> DataError:
+        """What `Connection.exchange` has raised, nothing having been sent."""
+        return DataError(
+            DataErrorKind.QUERY,
+            f"{self.label}: the statement or a parameter of it could not be sent ({type(error).__name__})",
+        )
+
     # What only some servers do
 
     def retire(self) -> None:

@@ -52,8 +52,11 @@ class Statement:
         query = self.query
         if isinstance(query, str):
             text = query
+        elif isinstance(query, bytes):
+            text = query.decode("utf-8", "replace")
         else:
-            text = query.decode("utf-8", "replace") if isinstance(query, bytes) else query.as_string()
+            # What is no text at all is the driver's to refuse.
+            text = query.as_string() if hasattr(query, "as_string") else type(query).__name__
         return self.prefix + text
 
     @property
@@ -66,10 +69,7 @@ class Statement:
     def transaction_command(self) -> str | None:
         """The command by which it would begin or end a transaction, as `COMMIT`; None where it does neither."""
         query = self.query
-        if isinstance(query, str | bytes):
-            return _transaction_command(query)
-        # What is no text at all is the driver's to refuse.
-        return _transaction_command(self.text) if hasattr(query, "as_string") else None
+        return _transaction_command(query if isinstance(query, str | bytes) else self.text)
 
     def __repr__(self) -> str:
         # Parameters stay out: they are data.

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import AsyncGenerator
 from typing import Any
 
-from ..drivers.protocol import RowFactory
+from ..drivers.protocol import Result, RowFactory
 from ..drivers.statements import CursorDeclaration, Params, Query, Statement
 from ..routing import AccessIntent
 from .core import SessionCore
+from .statement_api import fail_reading
 
 
 async def stream(
@@ -28,15 +29,22 @@ async def stream(
     fetch = Statement(f"fetch forward {size} from {name}", prepare=False)
     intent, snapshot = await session.begin_stream(intent)
     try:
-        rows = (await session.run((declare, fetch), intent))[1].rows(row_factory)
+        rows = _rows((await session.run((declare, fetch), intent))[1], row_factory)
         while True:
             for row in rows:
                 yield row
             if len(rows) < size:
                 break
-            rows = (await session.run((fetch,), intent))[0].rows(row_factory)
+            rows = _rows((await session.run((fetch,), intent))[0], row_factory)
         if snapshot is None:
             await session.run((Statement(f"close {name}", prepare=False),), intent)
     finally:
         if snapshot is not None:
             await session.end_stream(snapshot)
+
+
+def _rows(result: Result, row_factory: RowFactory[Any] | None) -> list[Any]:
+    try:
+        return result.rows(row_factory)
+    except Exception as error:  # noqa: BLE001 - raised again, some of it as a DataError
+        fail_reading(result, error)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Sequence
-from typing import Any, TypeVar, overload
+from typing import Any, NoReturn, TypeVar, overload
 
 from ..drivers.protocol import Result, RowFactory
 from ..drivers.statements import Params, Query, Statement
@@ -148,6 +148,25 @@ class StatementMethods:
             SessionClosed: The request's response has started.
         """
         return self._iterate(query, params, row_factory, size)
+
+
+def fail_reading(result: Result, error: Exception) -> NoReturn:
+    """Raise why a result could not be read; what a row factory has raised stays as it is.
+
+    Raises:
+        DataError: QUERY: a value does not fit its Python type; the driver's exception is the cause.
+        Exception: `error` itself, where the values are all right.
+    """
+    if isinstance(error, DataError):
+        raise error
+    try:
+        result.tuples()
+    except Exception as cause:
+        text = f"a value of the result does not fit its Python type ({type(cause).__name__})"
+        # It quotes the value, and every traceback prints it.
+        cause.args = (text,)
+        raise DataError(DataErrorKind.QUERY, text) from cause
+    raise error
 
 
 def _rowcount(result: Result, _: Any) -> int:

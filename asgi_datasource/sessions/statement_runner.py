@@ -27,6 +27,7 @@ from .base import SessionBase, SessionState
 from .context import current_frame
 from .policy import Lane
 from .scope import current_scope
+from .statement_api import fail_reading
 from .unit_of_work import UnitOfWork, check_commands, open_transaction, run_statements
 
 R = TypeVar("R")
@@ -70,7 +71,10 @@ class StatementRunner(SessionBase):
         is_read = (intent or lane.intent) is _READ
         if not self._take_turn_at_once(is_read=is_read):
             results = await self.run((Statement(query, params),), intent)
-            return read(results[0], row_factory)
+            try:
+                return read(results[0], row_factory)
+            except Exception as error:  # noqa: BLE001 - raised again, some of it as a DataError
+                fail_reading(results[0], error)
         task = self._busy
         result: Result | None = None
         try:
@@ -97,7 +101,11 @@ class StatementRunner(SessionBase):
                 self._interrupted -= {task}
             if self._lock is not None:
                 self._lock.release()
-        return read(cast("Result", result), row_factory)
+        result = cast("Result", result)
+        try:
+            return read(result, row_factory)
+        except Exception as error:  # noqa: BLE001 - raised again, some of it as a DataError
+            fail_reading(result, error)
 
     def _take_turn_at_once(self, *, is_read: bool) -> bool:
         """Take the turn for a statement outside of any block, where it has not to be waited for."""

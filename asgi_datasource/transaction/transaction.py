@@ -582,6 +582,13 @@ class Transaction:
             failure = error
             await self._cancelled()
             raise
+        except Exception as error:  # noqa: BLE001 - whichever class the driver, or an adapter, has raised
+            # A mistake of the caller's that was noticed before anything was sent: the transaction goes on.
+            failure = mistake = self.server.mistake_of(error)
+            try:
+                raise mistake from error
+            finally:
+                del mistake
         finally:
             if span is not None:
                 span.end()

@@ -5,7 +5,8 @@ from __future__ import annotations
 import re
 from typing import Final
 
-from psycopg import Error
+from psycopg import DataError as ClientDataError
+from psycopg import Error, InterfaceError, OperationalError, ProgrammingError
 
 from ...errors import NO_PLACE, DataError, DataErrorKind, ErrorDetail, classify
 from ..protocol import Exchange
@@ -84,6 +85,29 @@ def of_exchange(exchange: Exchange, *, where: str, in_recovery: bool, is_write: 
         in_recovery=in_recovery,
         is_write=is_write,
     )
+
+
+def of_mistake(error: Exception, *, where: str) -> DataError:
+    """What psycopg, or an adapter, has refused on the client: the server has seen nothing of it.
+
+    psycopg's own refusals name types and placeholders. What others raise, and errors about a single value, may quote
+    the value: their class is told, and the values are taken out of the cause, which every traceback prints.
+    """
+    if isinstance(error, ProgrammingError | InterfaceError | TypeError) or (
+        isinstance(error, OperationalError) and error.sqlstate is None
+    ):
+        text = _first_line(error)
+    elif isinstance(error, UnicodeError):
+        text = "a text cannot be encoded for the server: it holds a lone surrogate, or what its encoding does not have"
+        if isinstance(error, UnicodeEncodeError):
+            error.object = ""
+    else:
+        text = f"a parameter could not be adapted ({type(error).__name__})"
+        if isinstance(error, ClientDataError):
+            if "NUL" in str(error):
+                text = "PostgreSQL text holds no NUL (0x00)"
+            error.args = (text,)
+    return DataError(DataErrorKind.QUERY, f"{where}: {text}")
 
 
 def _first_line(error: BaseException) -> str:

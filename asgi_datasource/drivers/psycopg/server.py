@@ -302,6 +302,10 @@ class PsycopgServer(ServerBase):
             exchange, where=self.label, in_recovery=self.role is Role.REPLICA, is_write=is_write
         )
 
+    def mistake_of(self, error: Exception) -> DataError:
+        """What an exchange has raised, nothing having been sent."""
+        return error_mapping.of_mistake(error, where=self.label)
+
     def classify(self, error: BaseException, *, is_write: bool) -> DataError:
         """Classify an error of psycopg's."""
         return error_mapping.to_data_error(
