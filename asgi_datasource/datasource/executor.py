@@ -17,7 +17,7 @@ from opentelemetry.trace import Span
 from ..concurrency.priority_queue import Priority
 from ..concurrency.tasks import BackgroundTasks
 from ..drivers.protocol import Connection, Exchange, Result, Server
-from ..drivers.statements import Control, Envelope, Params, Query, Settings, Statement
+from ..drivers.statements import Control, ControlKind, Envelope, Params, Query, Settings, Statement
 from ..errors import DataError, DataErrorKind
 from ..observability import tracing
 from ..observability.metrics import Measure
@@ -462,6 +462,9 @@ class Executor(Router):
                 await self._give_up(server, connection)
                 continue
             transaction = self._made(server, connection, read_only=read_only, isolation=isolation)
+            if savepoints:
+                named = [control.name for control in savepoints if control.kind is ControlKind.SAVEPOINT]
+                transaction.savepoints = tuple(named)
             if read_only:
                 self.note_read(server)
             else:

@@ -266,6 +266,10 @@ class PlainConnection(ABC):
         done.timed_out = True
         self.interrupt()
 
+    async def stop_statement(self) -> None:
+        """Close the connection: what its library makes of a statement that was cut short is not known."""
+        self.cut("a statement was cancelled")
+
     def add_notify_handler(self, callback: Callable[[Any], None], /) -> None:
         """Nobody notifies."""
 

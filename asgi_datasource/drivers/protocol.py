@@ -277,6 +277,13 @@ class Connection(Protocol):
         """
         ...
 
+    async def stop_statement(self) -> None:
+        """Stop what is under way, and read its end: a transaction that is open stays open, and has failed, or not.
+
+        A connection that cannot be brought to that is closed.
+        """
+        ...
+
     def add_notify_handler(self, callback: Callable[[Any], None], /) -> None:
         """Call this with each notification of a channel that the connection listens to."""
         ...

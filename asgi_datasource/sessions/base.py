@@ -535,7 +535,7 @@ class SessionBase:
         """The innermost open scope of this session that the running task belongs to."""
         scope = current_scope.get()
         while scope is not None and not (scope.is_open and scope.belongs_to(self)):
-            scope = scope.parent
+            scope = scope.around
         return scope
 
     def lock_of(self, scope: Scope | None) -> SharedLock:

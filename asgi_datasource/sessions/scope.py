@@ -44,6 +44,9 @@ class Scope:
         self._reads_only = reads_only
         self.lock: Final = SharedLock()
         self.parent: Scope | None = None
+        """The scope of the same session that it is inside of."""
+        self.around: Scope | None = None
+        """The scope that was current where it was entered, which may be another session's."""
         self.is_open = False
         self.action = PropagationAction.JOIN
         self.own_work: UnitOfWork | None = None

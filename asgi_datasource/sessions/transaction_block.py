@@ -99,6 +99,7 @@ class TransactionBlock(Scope):
                 lock.release()
                 raise
             self.is_open = True
+            self.around = current_scope.get()
             self._scope_token = current_scope.set(self)
         elif self.action is PropagationAction.JOIN and self._options.isolation is not None:
             session.adopt_isolation(self._options.isolation)

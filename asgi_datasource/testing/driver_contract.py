@@ -456,6 +456,21 @@ class DriverContract:
         async with _Lent(server) as fresh:
             assert await _count(fresh) == 0
 
+    async def test_a_cancelled_statement_is_stopped_and_its_transaction_waits_for_a_rollback(
+        self, site: DriverSite, server: Server
+    ) -> None:
+        async with _Lent(server) as connection:
+            await connection.exchange([BEGIN, Statement("insert into items values (1, 'one')")])
+            runs = asyncio.create_task(connection.exchange([site.slow]))
+            await asyncio.sleep(0.2)
+            runs.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await runs
+            await asyncio.wait_for(connection.stop_statement(), HANG_S)
+            assert connection.closed or connection.has_failed_transaction or connection.is_in_transaction
+        async with _Lent(server) as fresh:
+            assert await _count(fresh) == 0
+
     async def test_a_connection_that_is_cut_says_so(self, server: Server) -> None:
         gone: list[bool] = []
         connection = await server.acquire(deadline=None)

@@ -72,6 +72,8 @@ class Transaction:
     identified: Sequence[str | None] | None = None
     """The answer to `IDENTIFY`; None while the transaction has written nothing. Every round trip that may have written
     learns it, so that COMMIT is never sent without."""
+    savepoints: tuple[str, ...] = ()
+    """Those that the server has, outermost first."""
     _control: asyncio.Task[None] | None = None
     _span: Span | None = None
     _started = 0.0
@@ -199,8 +201,8 @@ class Transaction:
             batch.append(READ_GUARD_END)
         batch += self.questions
         exchange = await self._exchange(batch, statements, deadline, begun)
-        if exchange.failed_at is None or exchange.failed_at >= len(self.pending):
-            self.pending.clear()
+        if self.pending and (exchange.failed_at is None or exchange.failed_at >= len(self.pending)):
+            self._note_pending_sent()
         if exchange.error is not None:
             raise await self.fail(exchange, is_write=not as_read) from exchange.error
         self.note_answers(exchange, len(batch))
@@ -241,6 +243,17 @@ class Transaction:
                 return True
         return False
 
+    def _note_pending_sent(self) -> None:
+        """The server has what was pending."""
+        names = list(self.savepoints)
+        for control in self.pending:
+            if control.kind is ControlKind.SAVEPOINT:
+                names.append(control.name)
+            elif control.name in names:
+                del names[names.index(control.name) :]
+        self.savepoints = tuple(names)
+        self.pending.clear()
+
     async def rollback_to(self, name: str, *, deadline: float | None) -> None:
         """Undo everything since a savepoint and forget it; the transaction goes on.
 
@@ -268,6 +281,8 @@ class Transaction:
         if exchange.error is not None:
             raise await self.fail(exchange, is_write=False) from exchange.error
         self.note_answers(exchange, len(batch))
+        if name in self.savepoints:
+            self.savepoints = self.savepoints[: self.savepoints.index(name)]
         self.failure = None
 
     async def take_back(self) -> None:
@@ -605,13 +620,32 @@ class Transaction:
         await self._cancelled()
 
     async def _cancelled(self) -> None:
-        """A statement may still run on the server: it is stopped there, and the transaction with it."""
-        if self.is_open:
+        """A statement may still run on the server: it is stopped there.
+
+        Inside a savepoint the transaction waits for a rollback to it; otherwise it ends with the statement.
+        """
+        self._note_pending_sent()
+        if self.state is TxState.ACTIVE and self.savepoints and asyncio.current_task() is not self._control:
+            self.failure = DataError(DataErrorKind.QUERY, "a statement inside a savepoint was cancelled")
+            await self._run_control(self._stop_statement())
+        elif self.is_open:
             self._move(TxState.ROLLED_BACK)
             self.failure = DataError(
                 DataErrorKind.QUERY, "a statement of this transaction was cancelled, and the transaction rolled back"
             )
             await self._background.run(self.server.reclaim(self.connection))
+
+    async def _stop_statement(self) -> None:
+        if not self.is_open:
+            return
+        connection = self.connection
+        await connection.stop_statement()
+        if self.is_open and not (connection.has_failed_transaction or connection.is_in_transaction):
+            self.failure = DataError(
+                DataErrorKind.QUERY, "a statement was cancelled, and its connection lost with the transaction"
+            )
+            self._move(TxState.ROLLED_BACK)
+            await self.server.reclaim(connection)
 
     async def _give_back_rolled_back(self, reason: str) -> None:
         span = self._start_span("ROLLBACK")

@@ -474,6 +474,11 @@ class PsycopgConnection(WatchedSocket, PipelineHost):  # pyright: ignore[reportI
 
     # Coming to rest
 
+    async def stop_statement(self) -> None:
+        """Stop what is under way, and read its end; a connection that does not come to that in time is cut."""
+        if self._receiver is not None:
+            await self._stop(self._receiver)
+
     async def _stop(self, receiver: Receiver) -> None:
         """End what is under way: cancel it on the server and wait for the Sync, or cut."""
         observer = self._observer
