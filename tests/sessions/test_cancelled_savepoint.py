@@ -96,14 +96,14 @@ async def test_a_sessions_statement_finds_its_own_block_below_another_sessions(w
         registry.session("acme") as db,
         registry.session("globex") as other,
         asyncio.timeout(20),
+        db.transaction(),
     ):
-        async with db.transaction():
-            await db.execute(INSERT, ["outer"])
-            async with other.transaction():
-                await other.execute(INSERT, ["other"])
-                await db.execute(INSERT, ["from below"])
-                async with db.transaction():
-                    await db.execute(INSERT, ["nested"])
-                    await other.execute(INSERT, ["other again"])
+        await db.execute(INSERT, ["outer"])
+        async with other.transaction():
+            await other.execute(INSERT, ["other"])
+            await db.execute(INSERT, ["from below"])
+            async with db.transaction():
+                await db.execute(INSERT, ["nested"])
+                await other.execute(INSERT, ["other again"])
     assert await world.items() == ["outer", "from below", "nested"]
     assert await world.items("globex") == ["other", "other again"]
