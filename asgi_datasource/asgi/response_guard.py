@@ -280,8 +280,8 @@ class ResponseGuard:
                     self._is_armed = False
                     self.registry.overtime.due.pop(self._start_watching, None)
                 self.state = _ENDED
-                past = session.past
-                return self._raw_send(message if past is None else self._with_token(message, past))
+                client_history = session.client_history
+                return self._raw_send(message if client_history is None else self._with_token(message, client_history))
         return self._send_held(message)
 
     async def _send_held(self, message: Message) -> None:
@@ -304,8 +304,8 @@ class ResponseGuard:
                     raise
             if exchange is None or session is None or not self._take_commit(session):
                 await self._end(session, status)
-            if session is not None and session.past is not None:
-                message = self._with_token(message, session.past)
+            if session is not None and session.client_history is not None:
+                message = self._with_token(message, session.client_history)
         await self._raw_send(message)
 
     def _send_commit(self, session: SessionCore, status: int) -> Exchange | None:
@@ -361,20 +361,20 @@ class ResponseGuard:
         """Whether the response may start while the snapshot of its route is still open."""
         return session.lane().streams and session.is_open and self._commits(session, status)
 
-    def _with_token(self, message: Message, past: ClientHistory) -> Message:
+    def _with_token(self, message: Message, client_history: ClientHistory) -> Message:
         """The start of a response, with what the client is to carry from now on."""
         tokens = self._config.policy.tokens
         if tokens is None:
             return message
-        token = past.token()
+        token = client_history.token()
         text = None if token is None else tokens.signer.sign(token)
-        return tokens.carrier.give(message, text, is_secure=self.scope.get("scheme") == "https")
+        return tokens.transport.give(message, text, is_secure=self.scope.get("scheme") == "https")
 
     async def _send_in_place(self, message: Message) -> None:
         """Send a message of the response that takes the place of the application's."""
         session = self._session
-        if session is not None and session.past is not None and message["type"] == "http.response.start":
-            message = self._with_token(message, session.past)
+        if session is not None and session.client_history is not None and message["type"] == "http.response.start":
+            message = self._with_token(message, session.client_history)
         await self._raw_send(message)
 
     async def _end(self, session: SessionCore | None, status: int) -> None:

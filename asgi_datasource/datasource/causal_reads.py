@@ -44,14 +44,14 @@ class CausalRead:
         asked: What went around the read the last time that it was sent.
     """
 
-    __slots__ = ("_past", "_router", "asked", "attempt", "binds")
+    __slots__ = ("_client_history", "_router", "asked", "attempt", "binds")
 
-    def __init__(self, router: Router, past: ClientHistory, freshness: Freshness, attempt: Attempt) -> None:
+    def __init__(self, router: Router, client_history: ClientHistory, freshness: Freshness, attempt: Attempt) -> None:
         self._router = router
-        self._past = past
+        self._client_history = client_history
         self.asked = READ
         self.attempt = attempt
-        self.binds = past.is_monotonic(freshness)
+        self.binds = client_history.is_monotonic(freshness)
 
     def envelope(self, server: Server, connection: Connection) -> Envelope:
         """What goes around the read on this connection."""
@@ -84,7 +84,7 @@ class CausalRead:
     def note_position(self, answer: Sequence[str | None] | None, server: Server) -> None:
         """Where the server was after something was read."""
         # What is not known is not fresh: until the client has seen something that is known, the primary answers it.
-        self._past.note(self._router.seen_at(answer, server) or NOWHERE)
+        self._client_history.note(self._router.seen_at(answer, server) or NOWHERE)
 
     async def is_met_before(self, server: Server, connection: Connection, deadline: float | None) -> bool:
         """Ask before a transaction begins, whose snapshot is taken with its first question.

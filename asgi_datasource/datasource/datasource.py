@@ -40,7 +40,7 @@ class DataSource(Protocol):
     """Every server by its name; the primary is `primary`."""
 
     @property
-    def picture(self) -> Topology:
+    def topology(self) -> Topology:
         """The servers as they look now; immutable, and another one as soon as they look different."""
         ...
 
@@ -139,12 +139,12 @@ class PostgresDataSource:
         "concurrency_limit",
         "held",
         "name",
-        "picture",
         "policy",
         "primary",
         "replicas",
         "servers",
         "state",
+        "topology",
         "turn",
     )
 
@@ -183,10 +183,10 @@ class PostgresDataSource:
             reach_s=self.policy.reach_s,
             tell=self._redraw,
         )
-        self.picture = self._draw()
+        self.topology = self._draw()
 
     def __repr__(self) -> str:
-        return f"PostgresDataSource({self.name!r}, {', '.join(self.picture.describe())})"
+        return f"PostgresDataSource({self.name!r}, {', '.join(self.topology.describe())})"
 
     def is_like(self, other: DataSource) -> bool:
         """Whether the other one is the same in all that the configuration says."""
@@ -313,7 +313,7 @@ class PostgresDataSource:
             self._monitor.stop()
 
     def _redraw(self) -> None:
-        self.picture = self._draw()
+        self.topology = self._draw()
 
     def _draw(self) -> Topology:
         primary = Node(

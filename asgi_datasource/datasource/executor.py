@@ -73,7 +73,7 @@ class Executor(Router):
         background: BackgroundTasks,
         *,
         pin: ReadAfterWritePin | None = None,
-        past: ClientHistory | None = None,
+        client_history: ClientHistory | None = None,
         priority: Priority = Priority.NORMAL,
         is_traced: bool = False,
         traces_statements: bool = False,
@@ -103,7 +103,7 @@ class Executor(Router):
         self._measure = measure
         if pin is not None:
             self._pin = pin
-        self.past = past
+        self.client_history = client_history
 
     # -- reads outside a transaction
 
@@ -120,16 +120,16 @@ class Executor(Router):
         """
         if self._is_traced:
             return None
-        past = self.past
-        if past is not None and past.is_blank and not past.is_monotonic(freshness):
+        client_history = self.client_history
+        if client_history is not None and client_history.is_blank and not client_history.is_monotonic(freshness):
             # Nothing to prove, and nothing that binds.
-            past = None
-        attempt = _UNTRIED if past is None else Attempt()
+            client_history = None
+        attempt = _UNTRIED if client_history is None else Attempt()
         borrowed = self.borrow_at_hand(AccessIntent.READ, attempt, freshness)
         if borrowed is None:
             return None
         server, connection, route = borrowed
-        proof = None if past is None else CausalRead(self, past, freshness, attempt)
+        proof = None if client_history is None else CausalRead(self, client_history, freshness, attempt)
         envelope = READ if proof is None else proof.envelope(server, connection)
         exchange = connection.send_one(envelope, self._tenant.settings, query, params, deadline=deadline, now=now)
         if exchange is None:
@@ -152,8 +152,8 @@ class Executor(Router):
         proof = self._proof(freshness) if is_read else None
         attempt = Attempt() if proof is None else proof.attempt
         server, connection = await self.connect(intent, attempt, deadline, freshness)
-        past = self.past
-        if self._is_traced or (not is_read and past is not None and past.is_monotonic(freshness)):
+        client_history = self.client_history
+        if self._is_traced or (not is_read and client_history is not None and client_history.is_monotonic(freshness)):
             return None, (server, connection, proof)
         if is_read:
             envelope = READ if proof is None else proof.envelope(server, connection)
@@ -267,7 +267,11 @@ class Executor(Router):
                     del error
 
     def _proof(self, freshness: Freshness, attempt: Attempt | None = None) -> CausalRead | None:
-        return None if self.past is None else CausalRead(self, self.past, freshness, attempt or Attempt())
+        return (
+            None
+            if self.client_history is None
+            else CausalRead(self, self.client_history, freshness, attempt or Attempt())
+        )
 
     async def _is_proved(
         self, proof: CausalRead, server: Server, connection: Connection, deadline: float | None
@@ -317,8 +321,8 @@ class Executor(Router):
         """Send BEGIN and the first statement of a transaction that writes, without waiting; None as for `send_read`."""
         if self._is_traced:
             return None
-        past = self.past
-        if past is not None and past.is_monotonic(freshness):
+        client_history = self.client_history
+        if client_history is not None and client_history.is_monotonic(freshness):
             return None
         borrowed = self.borrow_at_hand(AccessIntent.WRITE, _UNTRIED, freshness)
         if borrowed is None:

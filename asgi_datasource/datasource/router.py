@@ -66,7 +66,7 @@ class Servers(Protocol):
     """What a choice is made from."""
 
     @property
-    def picture(self) -> Topology:
+    def topology(self) -> Topology:
         """How they look."""
         ...
 
@@ -90,7 +90,7 @@ class Choice(Protocol):
 
     def __call__(
         self,
-        picture: Topology,
+        topology: Topology,
         intent: AccessIntent,
         /,
         *,
@@ -197,7 +197,7 @@ class Router:
     _is_traced: bool
     _shows_tenant: bool
     _measure: Measure | None
-    past: ClientHistory | None
+    client_history: ClientHistory | None
     """Causal-consistency state; None when tokens are disabled."""
 
     @property
@@ -222,7 +222,7 @@ class Router:
         while True:
             route = self._choose(intent, attempt, freshness)
             if route is None:
-                raise attempt.error or nobody_may(self._datasource.picture)
+                raise attempt.error or nobody_may(self._datasource.topology)
             self.note_route(route)
             server = self._datasource.servers[route.node]
             connection = await self._borrow(server, route, attempt, deadline)
@@ -245,7 +245,7 @@ class Router:
             attempt,
             freshness,
             is_pinned=self._pinned_at is not None or (pin is not None and pin.pinned_at is not None),
-            past=self.past,
+            client_history=self.client_history,
             sticky=self._sticky,
         )
         if route is None:
@@ -256,8 +256,8 @@ class Router:
         connection = server.try_acquire(quota)
         if connection is None:
             return None
-        past = self.past
-        if past is not None and 0 < connection.timeline < past.timeline:
+        client_history = self.client_history
+        if client_history is not None and 0 < connection.timeline < client_history.timeline:
             # A newer timeline: `connect` looks for its primary.
             server.put_back(connection)
             return None
@@ -287,11 +287,11 @@ class Router:
         Other processes may know of a failover before this one. Where no primary is found that writes the newer
         timeline, this one has all that there is.
         """
-        past = self.past
-        if past is None or not 0 < connection.timeline < past.timeline:
+        client_history = self.client_history
+        if client_history is None or not 0 < connection.timeline < client_history.timeline:
             return False
         try:
-            await server.look_for(past.timeline, deadline=deadline)
+            await server.look_for(client_history.timeline, deadline=deadline)
         except BaseException:
             server.release(connection)
             raise
@@ -308,7 +308,7 @@ class Router:
         if after is None or server.role is Role.PRIMARY:
             return False
         held = connection.held
-        return held is None or not self._datasource.picture.lineage.covers(held, after)
+        return held is None or not self._datasource.topology.lineage.covers(held, after)
 
     def proves(
         self, server: Server, connection: Connection, attempt: Attempt, answer: Sequence[str | None] | None
@@ -321,11 +321,11 @@ class Router:
         if not server.is_pooled:
             # At the other end of this connection is this server for as long as it lasts, and it only goes on from here.
             connection.held = position
-        return self._datasource.picture.lineage.covers(position, after)
+        return self._datasource.topology.lineage.covers(position, after)
 
     def position(self, answer: Sequence[str | None] | None, server: Server) -> Position | None:
         """Where a server is, by what it has answered, and by what else is known of it; timeline 0 is not known."""
-        known = next((node.position for node in self._datasource.picture.replicas if node.name == server.name), None)
+        known = next((node.position for node in self._datasource.topology.replicas if node.name == server.name), None)
         position = read_position(answer, standby_timeline=0 if known is None else known.timeline)
         if position is not None and server.role is Role.REPLICA:
             self._datasource.held[server.name] = position
@@ -339,7 +339,7 @@ class Router:
         position = self.position(answer, server)
         if position is None or position.timeline:
             return position
-        timeline = self._datasource.servers[self._datasource.picture.primary.name].timeline
+        timeline = self._datasource.servers[self._datasource.topology.primary.name].timeline
         return Position(timeline, position.lsn) if timeline else None
 
     # -- what becomes of statements
@@ -362,8 +362,8 @@ class Router:
         """A statement goes to the transaction that is open already."""
         is_pinned_read = intent is AccessIntent.READ and not is_read_only
         reason = Reason.PINNED if is_pinned_read else Reason.TRANSACTION
-        picture = self._datasource.picture
-        self.last_route = Route(picture.datasource, intent, server.role, server.name, reason, picture)
+        topology = self._datasource.topology
+        self.last_route = Route(topology.datasource, intent, server.role, server.name, reason, topology)
         if self._measure is not None:
             self._measure.chose(decision_of(self.last_route))
         if self._is_traced and is_pinned_read:
@@ -376,7 +376,7 @@ class Router:
             attempt,
             freshness,
             is_pinned=self._pinned_at is not None or (self._pin is not None and self._pin.is_set),
-            past=self.past,
+            client_history=self.client_history,
             sticky=self._sticky,
         )
 
@@ -469,7 +469,7 @@ def find_route(
     freshness: Freshness,
     *,
     is_pinned: bool,
-    past: ClientHistory | None,
+    client_history: ClientHistory | None,
     sticky: str | None,
     choice: Choice = choose,
 ) -> Route | None:
@@ -485,15 +485,15 @@ def find_route(
         sticky: Name of the replica that the request read from before.
         choice: Chooses; whoever wants to know what was asked stands in front of it.
     """
-    picture = servers.picture
-    policy = picture.policy
+    topology = servers.topology
+    policy = topology.policy
     max_lag_s = freshness.max_lag_s
-    if past is not None and not past.is_blank and intent is AccessIntent.READ:
+    if client_history is not None and not client_history.is_blank and intent is AccessIntent.READ:
         if attempt.after is None:
-            attempt.patience_s = past.wait_s
-        attempt.after = past.needed(freshness)
+            attempt.patience_s = client_history.wait_s
+        attempt.after = client_history.needed(freshness)
     return choice(
-        picture,
+        topology,
         intent,
         now=asyncio.get_running_loop().time(),
         turn=servers.turn,
@@ -511,10 +511,10 @@ def find_route(
     )
 
 
-def nobody_may(picture: Topology) -> DataError:
+def nobody_may(topology: Topology) -> DataError:
     """The error of a read that none of the servers may answer as they are."""
     return DataError(
         DataErrorKind.CONNECTION,
-        f"datasource {picture.datasource!r}: no server may answer this read ({', '.join(picture.describe())}). Allow"
+        f"datasource {topology.datasource!r}: no server may answer this read ({', '.join(topology.describe())}). Allow"
         " more with routing.max_lag, or with routing.no_replica",
     )

@@ -256,7 +256,7 @@ def _compile_tokens(config: ConsistencyConfig) -> TokenPolicy | None:
         signer=TokenSigner(
             [secret.get_secret_value() for secret in (config.secret, *config.old_secrets)], ttl_s=config.ttl_s
         ),
-        carrier=TokenTransport(
+        transport=TokenTransport(
             cookie=config.cookie if config.token in ("cookie", "both") else None,
             header=config.header if config.token in ("header", "both") else None,
             max_age_s=ceil(config.ttl_s),

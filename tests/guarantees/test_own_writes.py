@@ -180,7 +180,7 @@ class Shop:
         def is_so() -> bool:
             return all(
                 node.position is not None and (nodes.get(node.name, True) or bool(node.lag_bytes))
-                for node in self.orders.picture.replicas
+                for node in self.orders.topology.replicas
             )
 
         await until(is_so)

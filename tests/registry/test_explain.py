@@ -77,7 +77,7 @@ async def knows(registry: DataSourceRegistry) -> None:
     """Wait until it is known where the replicas are; nobody asks any more, so the picture stays what it is."""
     orders = registry.datasources["orders"]
     assert isinstance(orders, PostgresDataSource)
-    await until(lambda: all(None not in (node.position, node.fresh_at) for node in orders.picture.replicas))
+    await until(lambda: all(None not in (node.position, node.fresh_at) for node in orders.topology.replicas))
     orders._monitor.stop()
 
 

@@ -201,10 +201,10 @@ async def test_a_replica_is_drained_and_given_back_by_reloads_under_load_without
 async def test_the_picture_is_never_changed_but_replaced(world: World) -> None:
     async with compile(config_of(world, replicas={})) as registry:
         orders = orders_of(registry)
-        before = orders.picture
+        before = orders.topology
         told = before.describe()
         orders.drain("r1")
-        assert orders.picture is not before
+        assert orders.topology is not before
         assert before.describe() == told
         with pytest.raises(AttributeError):
             before.replicas = ()  # type: ignore[misc]
