@@ -16,7 +16,7 @@ from starlette.types import Scope
 
 from ..config import DataSourceState, ServerState, StateDocument
 from ..datasource.datasource import DataSource
-from ..datasource.router import Attempt, find_route, nobody_may
+from ..datasource.router import Attempt, find_route, no_eligible_server
 from ..errors import ConfigError, DataError, DataErrorKind
 from ..routing import (
     AccessIntent,
@@ -297,7 +297,7 @@ class _Told:
             common,
             token=None if token is None else replace(token, position=attempt.after),
             route=route,
-            refusal=None if route is not None else nobody_may(servers.topology),
+            refusal=None if route is not None else no_eligible_server(servers.topology),
             servers=judge(servers.topology, asked[0], route),
         )
 

@@ -126,9 +126,9 @@ async def find_holes(
             for hole in await _unguarded(ask, sorted(reached), sorted(roles))
             if hole.name not in shared_tables and hole.name.partition(".")[2] not in shared_tables
         ]
-    apart = sorted({home.schema for home in homes if home.schema and not home.has_row_security})
-    if apart and shared_schemas:
-        found += await _falling_through(ask, apart, list(shared_schemas))
+    unregistered = sorted({home.schema for home in homes if home.schema and not home.has_row_security})
+    if unregistered and shared_schemas:
+        found += await _falling_through(ask, unregistered, list(shared_schemas))
     found += await _definers(ask, sorted(schemas | set(shared_schemas) | {"public"}))
     return found
 

@@ -11,7 +11,7 @@ import pytest
 from psycopg.conninfo import make_conninfo
 
 from asgi_datasource import DataError, DataErrorKind, DataSourceRegistry, compile
-from asgi_datasource.datasource.datasource import PostgresDataSource
+from asgi_datasource.datasource.datasource import ReplicatedDataSource
 from asgi_datasource.testing import EmbeddedCluster
 from tests.drivers.polling import until
 from tests.faults.servers import cluster_of
@@ -52,9 +52,9 @@ def config_of(world: World, url: str, *, replicas: tuple[str, ...] = (), **secti
     )
 
 
-def orders_of(registry: DataSourceRegistry) -> PostgresDataSource:
+def orders_of(registry: DataSourceRegistry) -> ReplicatedDataSource:
     found = registry.datasources["orders"]
-    assert isinstance(found, PostgresDataSource)
+    assert isinstance(found, ReplicatedDataSource)
     return found
 
 

@@ -15,7 +15,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from asgi_datasource import DataError, DataSourceRegistry, Reason, compile, session
-from asgi_datasource.datasource.datasource import PostgresDataSource
+from asgi_datasource.datasource.datasource import ReplicatedDataSource
 from asgi_datasource.testing import EmbeddedCluster, FaultProxy
 from tests.apps import client
 from tests.drivers.polling import until
@@ -59,7 +59,7 @@ class Shop:
         self.world = world
         self.registry = registry
         found = registry.datasources["orders"]
-        assert isinstance(found, PostgresDataSource)
+        assert isinstance(found, ReplicatedDataSource)
         self.orders = found
 
     async def read(self) -> tuple[str, Reason]:
@@ -312,7 +312,7 @@ async def test_also_while_connections_are_lost_there_is_never_more_than_one_a_se
                 most = max(most, primary.connections, replica.connections)
                 proxy.cut()
             found = registry.datasources["orders"]
-            assert isinstance(found, PostgresDataSource)
+            assert isinstance(found, ReplicatedDataSource)
             assert [endpoint.size for endpoint in found.servers.values()] == [0, 0]
         assert most == 1
 

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from asgi_datasource import DataError, DataErrorKind, DataSourceRegistry, compile
-from asgi_datasource.datasource.datasource import PostgresDataSource
+from asgi_datasource.datasource.datasource import ReplicatedDataSource
 from tests.drivers.polling import until
 from tests.faults.servers import proxy_of
 from tests.world import World
@@ -25,9 +25,9 @@ def config_of(world: World, *, replicas: dict[str, dict[str, Any]], **routing: A
     return config
 
 
-def orders_of(registry: DataSourceRegistry) -> PostgresDataSource:
+def orders_of(registry: DataSourceRegistry) -> ReplicatedDataSource:
     found = registry.datasources["orders"]
-    assert isinstance(found, PostgresDataSource)
+    assert isinstance(found, ReplicatedDataSource)
     return found
 
 
