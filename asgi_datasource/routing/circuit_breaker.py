@@ -83,7 +83,7 @@ class CircuitBreaker:
         """Whether the server is in use."""
         return self.health is Health.CLOSED
 
-    def tell(self, event: Event, *, now: float) -> bool:
+    def apply(self, event: Event, *, now: float) -> bool:
         """Apply an event; returns whether the state has changed.
 
         Args:

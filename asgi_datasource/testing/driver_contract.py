@@ -471,10 +471,10 @@ class DriverContract:
     async def test_a_loan_ends(self, server: Server) -> None:
         async with _Lent(server) as connection:
             await connection.exchange([BEGIN])
-            loan = server.lend(connection)
-            borrowed = loan.connection
+            borrowed = server.lend(connection)
+            borrowed = borrowed.connection
             assert borrowed.execute is not None
-            loan.expire("the block has ended")
+            borrowed.expire("the block has ended")
             with pytest.raises(SessionClosed, match="the block has ended"):
                 await borrowed.execute("select 1")
             await connection.exchange([ROLLBACK])

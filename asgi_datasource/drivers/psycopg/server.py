@@ -158,7 +158,7 @@ class PsycopgServer(ServerBase):
             reconnect_timeout=0.0,
         )
         await self.pool.open(owned)
-        self.tell_watchers()
+        self.notify_watchers()
 
     async def close(self, *, timeout_s: float) -> None:
         """Close the pool and every connection, also those that are still borrowed.
@@ -172,7 +172,7 @@ class PsycopgServer(ServerBase):
         if self._keeper is not None and not self.is_up:
             # It opens again with its next use, which must not be kept from it.
             self.breaker = CircuitBreaker()
-        self.tell_watchers()
+        self.notify_watchers()
         if self._probe is not None:
             self._probe.cancel()
         _end_now(self.attempts)
