@@ -6,7 +6,7 @@ An `Executor` belongs to one session. It depends on intents, the tenant and the 
 from __future__ import annotations
 
 from asyncio import CancelledError
-from collections.abc import Sequence
+from collections.abc import Awaitable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from time import monotonic, perf_counter
@@ -242,7 +242,9 @@ class Executor(Router):
                 await self._finish(server, connection, exchange, statements)
                 begun = None
             if proof is not None and not proof.is_met(exchange, server, connection):
-                lent = await self._await_proof(proof, server, connection, deadline)
+                catch_up = proof.catches_up(server, connection, deadline)
+                has_caught_up = await self._is_proved(proof, catch_up, server, connection)
+                lent = (server, connection, proof) if has_caught_up else None
                 continue
             lent = None
             if exchange.error is None:
@@ -273,12 +275,16 @@ class Executor(Router):
             else CausalRead(self, self.client_history, freshness, attempt or Attempt())
         )
 
-    async def _is_proved(
-        self, proof: CausalRead, server: Server, connection: Connection, deadline: float | None
-    ) -> bool:
-        """Whether a server has the position that a snapshot requires; if not, its connection is returned."""
+    async def _is_proved(self, proof: CausalRead, met: Awaitable[bool], server: Server, connection: Connection) -> bool:
+        """Whether the server proves the required position; if not, its connection is returned.
+
+        Args:
+            proof: The proof, whose attempt remembers that the server is behind.
+            met: `proof.is_met_before` or `proof.catches_up`, not awaited yet.
+            server, connection: The server, and the connection borrowed from it.
+        """
         try:
-            if await proof.is_met_before(server, connection, deadline):
+            if await met:
                 return True
         except BaseException:
             await self._give_up(server, connection)
@@ -286,20 +292,6 @@ class Executor(Router):
         proof.attempt.behind |= {server.name}
         await self._give_up(server, connection)
         return False
-
-    async def _await_proof(
-        self, proof: CausalRead, server: Server, connection: Connection, deadline: float | None
-    ) -> Lent | None:
-        """The connection to a replica that was behind, once it has caught up; if not, the connection is returned."""
-        try:
-            if await proof.catches_up(server, connection, deadline):
-                return server, connection, proof
-        except BaseException:
-            await self._give_up(server, connection)
-            raise
-        proof.attempt.behind |= {server.name}
-        await self._give_up(server, connection)
-        return None
 
     async def _read_in_block(
         self, statements: Sequence[Statement], *, deadline: float | None, freshness: Freshness
@@ -402,8 +394,10 @@ class Executor(Router):
             else:
                 _, server, connection = begun
             proof = self._proof(freshness, attempt)
-            if read_only and proof is not None and not await self._is_proved(proof, server, connection, deadline):
-                continue
+            if read_only and proof is not None:
+                met = proof.is_met_before(server, connection, deadline)
+                if not await self._is_proved(proof, met, server, connection):
+                    continue
             head: list[Statement] = [
                 control_statements.begin(isolation, read_only=read_only, is_deferrable=is_deferrable)
             ]

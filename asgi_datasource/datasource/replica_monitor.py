@@ -125,7 +125,7 @@ class ReplicaMonitor:
             await ask()
         except Exception:
             # Continue after any error: known states grow older by themselves, and old ones do not count as fresh.
-            logger.exception("datasource %r: asking a server how it is failed", self._datasource)
+            logger.exception("datasource %r: a health check failed unexpectedly", self._datasource)
         self._on_change()
 
     async def _ask_primary(self) -> None:

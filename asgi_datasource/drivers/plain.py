@@ -463,7 +463,7 @@ class PlainServer(ServerBase, ABC, Generic[ConnectionT]):
                 async with asyncio.timeout(self.settings.check_timeout_s):
                     await connection.reset()
         except (TimeoutError, *connection.errors):  # type: ignore[misc] # these are classes of exceptions
-            connection.cut("it could not be brought to rest")
+            connection.cut("it did not become idle")
         except BaseException:
             connection.cut("giving it back was interrupted")
             raise

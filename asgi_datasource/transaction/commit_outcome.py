@@ -22,7 +22,7 @@ POOL_WAIT_S: Final = 0.1
 GRACE_S: Final = 2.0
 """Seconds for which the COMMIT may go on; then its backend is terminated, so that the outcome is final."""
 
-_WHO: Final = Statement(f"select {INCARNATION} as incarnation")
+_INCARNATION_QUERY: Final = Statement(f"select {INCARNATION} as incarnation")
 """Sent in front of the lookup. An error counts as well: a standby gives no incarnation, a primary its timeline."""
 _ASK: Final = "select case when pg_is_in_recovery() then null else pg_xact_status(%s::text::xid8) end as status"
 _END_ORPHAN: Final = (
@@ -102,9 +102,9 @@ async def _ask(
     """Ask once; None while the outcome is not final."""
     if end_orphan:
         await connection.exchange([Statement(_END_ORPHAN, (identity.backend_pid, identity.xid))], deadline=deadline)
-    exchange = await connection.exchange([_WHO, Statement(_ASK, (identity.xid,))], deadline=deadline)
-    who = exchange.results[0]
-    incarnation = None if who is None else who.scalar()
+    exchange = await connection.exchange([_INCARNATION_QUERY, Statement(_ASK, (identity.xid,))], deadline=deadline)
+    identified = exchange.results[0]
+    incarnation = None if identified is None else identified.scalar()
     if incarnation is None or timeline_of(incarnation) < timeline:
         # A standby, or a former primary that a failover has left behind: its answer does not count.
         return None

@@ -174,19 +174,7 @@ async def open_control(
     timeout_s: float | None = 5.0,
     is_privileged: bool = False,
 ) -> AsyncGenerator[ControlConnection]:
-    """Connect, and close the connection at the end of the block.
-
-    Args:
-        settings: The server's settings.
-        where: Names the server in the error about an unreadable connection string.
-        dbname: Another database on the same server.
-        timeout_s: Longest wait for each answer; None sets no bound.
-        is_privileged: The role has more privileges than others: names are then resolved in `pg_catalog` only, so that
-            an object of another role is not used by accident. Needs a direct connection: poolers refuse it.
-
-    Raises:
-        DataError: CONNECTION: the server cannot be reached; the message has the reason, without user and password.
-    """
+    """Connect, and close the connection at the end of the block; see `drivers.control.open_control`."""
     address = resolve(settings, where=where)
     parts = {name: str(value) for name, value in conninfo_to_dict(address.conninfo).items()}
     if dbname is not None:

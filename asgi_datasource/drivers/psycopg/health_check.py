@@ -128,7 +128,7 @@ class HealthCheck:
             attempt.cancel()
         connection, self._connection = self._connection, None
         if connection is not None:
-            connection.cut("nobody asks any more")
+            connection.cut("the health check was stopped")
 
     async def _connect(self, deadline: float) -> PsycopgConnection:
         connection = self._connection

@@ -160,8 +160,8 @@ class PsycopgServer(ServerHealth):
             await connection.settle()
         except Exception as error:
             # The caller cannot do anything about it; the connection is replaced.
-            logger.warning("%s: a connection could not be brought to rest", self.label, exc_info=error)
-            connection.cut("it could not be brought to rest")
+            logger.warning("%s: a connection did not become idle", self.label, exc_info=error)
+            connection.cut("it did not become idle")
         except BaseException:
             connection.cut("giving it back was interrupted")
             raise

@@ -240,7 +240,7 @@ class WatchedSocket(AsyncConnection[Any]):
                 if not self._has_hung_up():
                     break
                 # uvloop reports a reset connection only once: read to its end now.
-        except Exception as error:  # noqa: BLE001 - whatever it was, nobody may go on waiting for this connection
+        except Exception as error:  # noqa: BLE001 - after any error, no task may go on waiting on this connection
             self._lose(error)
             return
         notification = pgconn.notifies()
