@@ -190,6 +190,11 @@ SQLSTATE_TABLE: Final[dict[str, Classification]] = {
 """SQLSTATE, or a prefix of it, to its classification; the longest prefix wins (PostgreSQL manual, appendix A)."""
 
 
+NO_PLACE: Final = "asgi-datasource: the tenant has no schema here"
+"""A name that no schema has. A tenant's set-up asks the server for it where the tenant's own schema is not to be had:
+this text in an error 3F000 tells that from all others."""
+
+
 @dataclass(frozen=True, slots=True)
 class ErrorDetail:
     """The driver's description of a failed statement, in plain values.

@@ -52,8 +52,12 @@ class TenantSettings(Protocol):
         ...
 
     @property
-    def settings(self) -> tuple[tuple[str, str], ...]:
-        """Settings for each transaction: names and values."""
+    def applied(self) -> tuple[tuple[str, str], ...] | None:
+        """The result of `apply`; None before its first call."""
+        ...
+
+    def apply(self) -> tuple[tuple[str, str], ...]:
+        """Settings for each transaction: names and values, as `drivers.statements.Settings` takes them."""
         ...
 
     @property

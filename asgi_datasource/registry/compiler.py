@@ -25,6 +25,8 @@ from ..sessions.policy import CommitScope, RouteRule, SessionPolicy
 from ..sessions.route_rules import CompiledRule, RouteRules, compile_pattern
 from ..tenancy import (
     CatalogPlan,
+    OtherTenants,
+    PlaceIndex,
     Resolvers,
     Tenant,
     TenantCompiler,
@@ -52,7 +54,8 @@ def compile_config(config: Config, *, previous: RuntimeConfig | None = None) -> 
     Raises:
         ConfigError: Something in it cannot be used; the message says what.
     """
-    directory = TenantDirectory(compile_tenants(config))
+    place_index = PlaceIndex(config)
+    directory = TenantDirectory(place_index.with_owners(compile_tenants(config)))
     _check_settings(config, directory.map.names.values())
     before: Mapping[str, DataSource] = {} if previous is None else previous.datasources
     lags_s = [rule.max_lag_s for rule in config.routes]
@@ -67,7 +70,9 @@ def compile_config(config: Config, *, previous: RuntimeConfig | None = None) -> 
             for name, datasource in config.datasources.items()
             if _has_databases(datasource)
         },
-        admission=compile_admission(config, directory),
+        admission=compile_admission(
+            config, directory, OtherTenants(config, place_index) if place_index.has_others else None
+        ),
         resolvers=Resolvers(config.tenancy, directory),
         homes_to_come=homes_to_come(config),
         provisioning=compile_provisioning(config, directory.map),
@@ -76,7 +81,13 @@ def compile_config(config: Config, *, previous: RuntimeConfig | None = None) -> 
         catalog=(
             None
             if config.tenants_from is None
-            else CatalogPlan(config.tenants_from, TenantCompiler(config.datasources), directory.map)
+            else CatalogPlan(
+                config.tenants_from,
+                TenantCompiler(config.datasources),
+                directory.map,
+                own_hosts=config.tenancy.own_hosts,
+                place_index=place_index,
+            )
         ),
         policy=_compile_policy(config, previous),
         rules=_compile_rules(config.routes, None if previous is None else previous.rules),

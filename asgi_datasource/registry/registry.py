@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Mapping, MutableMapping
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field, replace
 from functools import lru_cache, partial
 from pathlib import Path
@@ -23,8 +23,9 @@ from ..errors import ConfigError, DataError, DataErrorKind
 from ..observability.metrics import unwatch, watch
 from ..routing import AccessIntent, ReadAfterWritePin
 from ..routing.consistency.token import Token
+from ..sessions.base import SessionOwner
 from ..sessions.context import current_frame, current_runner
-from ..sessions.core import SessionCore, SessionOwner
+from ..sessions.core import SessionCore
 from ..sessions.policy import NO_RULE, CommitScope, RouteRule, SessionPolicy
 from ..sessions.session import DataSession
 from ..tenancy import Catalog, Tenant, current_tenant
@@ -563,7 +564,8 @@ class DataSourceRegistry:
         Its writes are one transaction, committed at the end of the block, or rolled back when an exception leaves it.
 
         Args:
-            tenant: The tenant's name; None takes that of the `tenant_context` around, or else the default datasource.
+            tenant: The tenant's name; None takes `current_tenant()`, that of the `tenant_context` or request around, or
+                else the default datasource.
             read_only: Nothing may write; all reads see one snapshot, on one replica.
             timeout: Seconds for the whole block, COMMIT included.
             token: The `token` of the session whose writes its reads must see, of this service or another one.
@@ -595,8 +597,10 @@ class DataSourceRegistry:
                 raise
             await db.complete()
         finally:
-            current_runner.reset(runner_token)
-            current_frame.reset(frame_token)
+            # A fixture, or an asynchronous generator that is closed by another task, ends in another context.
+            with suppress(ValueError):
+                current_runner.reset(runner_token)
+                current_frame.reset(frame_token)
             if db.has_due_hooks:
                 await self.background.run(db.run_due_hooks())
             db.let_go()

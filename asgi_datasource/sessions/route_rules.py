@@ -59,11 +59,16 @@ class RouteRules:
         return iter(self.rules)
 
     def find(self, method: str, path: str) -> CompiledRule | None:
-        """The first rule that matches a request."""
+        """The first rule that matches a request. HEAD without a rule of its own uses the rule of GET.
+
+        Both are requests for one resource (RFC 9110, section 9.3.2), so a limit of one holds for the other.
+        """
+        own: CompiledRule | None = None
         for compiled in self.rules:
             if compiled.method in (None, method) and compiled.path.fullmatch(path) is not None:
-                return compiled
-        return None
+                own = compiled
+                break
+        return self.find("GET", path) if method == "HEAD" and (own is None or own.method is None) else own
 
     def match(self, method: str, path: str) -> RouteRule:
         """The rule for a request; one that says nothing where none matches."""
