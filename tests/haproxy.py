@@ -67,7 +67,7 @@ async def haproxy(servers: Mapping[str, tuple[int, int]]) -> AsyncIterator[int]:
 
 
 async def listens(port: int, *, limit_s: float = START_LIMIT_S) -> None:
-    """Wait until somebody listens on a port."""
+    """Wait until a process listens on a port."""
     async with asyncio.timeout(limit_s):
         while True:
             try:

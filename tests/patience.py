@@ -16,7 +16,7 @@ _WEIGHT: Final = 4
 
 
 class _Ticker(threading.Thread):
-    """Notices how late it is woken: so long nobody else here ran either."""
+    """Measures how late it is woken: for that long no other task ran either."""
 
     def __init__(self) -> None:
         super().__init__(name="patience", daemon=True)

@@ -35,7 +35,7 @@ class ControlClient:
         """Send one order and wait for its answer.
 
         Raises:
-            HTTPException: 502, when nobody listens any more.
+            HTTPException: 502: the desk does not listen any more.
         """
         try:
             reader, writer = await asyncio.open_unix_connection(self._path)
@@ -88,7 +88,7 @@ class ControlServer:
             order = json.loads(await reader.readline() or "{}")
             try:
                 answer = await self._obey(order.get("action", ""), order.get("server", ""))
-            except Exception as error:  # noqa: BLE001  # whoever asked is told; the demo goes on
+            except Exception as error:  # noqa: BLE001  # the response reports it; the demo goes on
                 answer = {"error": f"{type(error).__name__}: {error}"}
             writer.write(json.dumps(answer).encode() + b"\n")
             await writer.drain()

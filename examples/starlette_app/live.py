@@ -153,7 +153,7 @@ class Watch:
             try:
                 await self._app(scope, receive, answer)
             except Exception:
-                # The framework's error page is outside of us: it answers what nobody has caught.
+                # The framework's error page is outside of us: it answers uncaught exceptions.
                 record.status = record.status or 500
                 raise
             finally:

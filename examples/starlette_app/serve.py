@@ -16,7 +16,7 @@ GRACE_S: Final = 5
 
 
 async def serve(fd: int) -> None:
-    """Serve until SIGINT, SIGTERM, or the end of standard input: whoever started us is gone then."""
+    """Serve until SIGINT, SIGTERM, or the end of standard input: the parent process is gone then."""
     config = uvicorn.Config(
         "starlette_app.app:app", log_level="warning", access_log=False, timeout_graceful_shutdown=GRACE_S
     )

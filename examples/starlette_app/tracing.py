@@ -21,7 +21,7 @@ def set_up(*processors: SpanProcessor) -> TracerProvider:
     for processor in processors:
         provider.add_span_processor(processor)
     if os.environ.get("OTEL_EXPORTER_OTLP_ENDPOINT"):
-        # Half a second instead of five: whoever clicks wants to see the trace.
+        # Half a second instead of five: a click should show its trace.
         provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter(), schedule_delay_millis=500))
     trace.set_tracer_provider(provider)
     return provider

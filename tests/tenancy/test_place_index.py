@@ -1,4 +1,4 @@
-"""`"*"` and the defaults of a catalog lead no name into a place that is somebody's, nor into one that is not there."""
+"""`"*"` and the defaults of a catalog expand no name to a place in use, nor to one that does not exist."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
--- What every airline shares and nobody writes: airlines, airports, planes. Lives in schema ref of both databases.
+-- What every airline shares and none writes: airlines, airports, planes. Lives in schema ref of both databases.
 
 create schema ref;
 

@@ -1,4 +1,4 @@
--- Several airlines in the same tables. Runs after desk.sql, in the schema that they share. Each row says whose it is; the
+-- Several airlines in the same tables. Runs after desk.sql, in the schema that they share. Each row names its airline; the
 -- policies compare that with app.tenant, which asgi-datasource sets inside every transaction.
 
 -- nullif: a custom setting that was set in an earlier transaction of the connection reads '' afterwards, not NULL.
@@ -22,7 +22,7 @@ alter table rebookings
 
 create index on flights (tenant, flight_date, sched_dep);
 
--- force: for the owner too. `using` also checks new rows, so nobody can write a row that is not theirs.
+-- force: for the owner too. `using` also checks new rows, so no airline can write another one's row.
 alter table flights    enable row level security, force row level security;
 alter table notes      enable row level security, force row level security;
 alter table rebookings enable row level security, force row level security;
