@@ -1,4 +1,4 @@
-"""Many tenants on few connections, with everything that can go wrong between them: does any tenant see another one's row?
+"""Many tenants on few connections, with everything that can go wrong between them: no tenant sees another one's row.
 
 Every row carries its owner. Requests run through the middleware: they read, write, commit in between, fail, are
 cancelled in the middle, lend connections, stream. Whatever a request reads has to belong to its tenant.
