@@ -22,7 +22,7 @@ HAVE: Final = Position(1, 1000)
 BUSY: Final = {"r1": 2.0, "r2": 3.0}
 
 
-def picture(balance: Balance) -> Topology:
+def topology(balance: Balance) -> Topology:
     """Two replicas that keep up, and their primary."""
     told = {"fresh_at": 100.0, "lag_s": 0.0, "position": Position(1, 2000)}
     replicas = tuple(Node(name, Role.REPLICA, rtt_s=rtt_s, **told) for name, rtt_s in (("r1", 0.001), ("r2", 0.0011)))  # type: ignore[arg-type]
@@ -32,7 +32,7 @@ def picture(balance: Balance) -> Topology:
 def cases() -> dict[str, Callable[[int], object]]:
     """What is asked, by name; each is given whose turn it is."""
     read, write = AccessIntent.READ, AccessIntent.WRITE
-    seen = {balance: picture(balance) for balance in Balance}
+    seen = {balance: topology(balance) for balance in Balance}
     turns = seen[Balance.ROUND_ROBIN]
     weighted, busy, near = seen[Balance.WEIGHTED], seen[Balance.LEAST_BUSY], seen[Balance.NEAREST]
     one_down = replace(turns, replicas=(replace(turns.replicas[0], health=Health.OPEN), turns.replicas[1]))

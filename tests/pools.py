@@ -41,7 +41,7 @@ async def until_at_rest(registry: DataSourceRegistry) -> None:
     orders = registry.datasources["orders"]
     await until(lambda: all(server.idle for server in orders.servers.values()), "a pool has no connection")
     await until(
-        lambda: all(node.position is not None for node in orders.picture.replicas), "a replica's position is unknown"
+        lambda: all(node.position is not None for node in orders.topology.replicas), "a replica's position is unknown"
     )
 
 

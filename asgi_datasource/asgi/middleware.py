@@ -80,7 +80,7 @@ class DataSourceMiddleware:
         if compiled.admission.authorizes:
             reads |= ANYTHING
         tokens = compiled.policy.tokens
-        self._caching = CacheHeaders.of(reads, None if tokens is None else tokens.carrier)
+        self._caching = CacheHeaders.of(reads, None if tokens is None else tokens.transport)
         self._directory = compiled.admission.directory
         self._admission = compiled.admission
         self._retries = compiled.may_retry

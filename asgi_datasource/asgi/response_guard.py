@@ -292,9 +292,9 @@ class ResponseGuard:
                     self._is_armed = False
                     self.registry.overtime.due.pop(self._start_watching, None)
                 self.state = _ENDED
-                past = session.past
-                if past is not None:
-                    message = self._with_token(message, past)
+                client_history = session.client_history
+                if client_history is not None:
+                    message = self._with_token(message, client_history)
                 elif self.caching is not None:
                     message = self.caching.told(message)
                 return self._raw_send(message)
@@ -320,8 +320,8 @@ class ResponseGuard:
                     raise
             if exchange is None or session is None or not self._take_commit(session):
                 await self._end(session, status)
-            if session is not None and session.past is not None:
-                message = self._with_token(message, session.past)
+            if session is not None and session.client_history is not None:
+                message = self._with_token(message, session.client_history)
             elif self.caching is not None:
                 message = self.caching.told(message)
         await self._raw_send(message)
@@ -379,14 +379,14 @@ class ResponseGuard:
         """Whether the response may start while the snapshot of its route is still open."""
         return session.lane().streams and session.is_open and self._commits(session, status)
 
-    def _with_token(self, message: Message, past: ClientHistory) -> Message:
+    def _with_token(self, message: Message, client_history: ClientHistory) -> Message:
         """The start of a response, with what the client is to carry from now on."""
         tokens = self._config.policy.tokens
         if tokens is None:
             return message
-        token = past.token()
+        token = client_history.token()
         text = None if token is None else tokens.signer.sign(token)
-        caching, transport = self.caching, tokens.carrier
+        caching, transport = self.caching, tokens.transport
         if caching is not None and caching.transport is not None:
             transport = caching.transport
         message = transport.give(message, text, is_secure=self.scope.get("scheme") == "https")
@@ -395,8 +395,8 @@ class ResponseGuard:
     async def _send_in_place(self, message: Message) -> None:
         """Send a message of the response that takes the place of the application's."""
         session = self._session
-        if session is not None and session.past is not None and message["type"] == "http.response.start":
-            message = self._with_token(message, session.past)
+        if session is not None and session.client_history is not None and message["type"] == "http.response.start":
+            message = self._with_token(message, session.client_history)
         elif self.caching is not None:
             message = self.caching.told(message)
         await self._raw_send(message)

@@ -138,7 +138,7 @@ class DataSourceRegistry:
         return [
             (name, node.name, node.lag_s)
             for name, datasource in self.compiled.datasources.items()
-            for node in datasource.picture.replicas
+            for node in datasource.topology.replicas
             if node.lag_s is not None
         ]
 

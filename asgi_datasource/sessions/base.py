@@ -122,7 +122,7 @@ class SessionBase:
     """Why only the rollback is left, where that is so."""
     commits = 0
     """How often something was committed, or may have been."""
-    past: ClientHistory | None = None
+    client_history: ClientHistory | None = None
     """Causal-consistency state; None before the first statement, and when tokens are disabled."""
     verdict: bool | None = None
     """Whether an exception that has left the route commits, where the route's annotation names it."""
@@ -292,7 +292,7 @@ class SessionBase:
             self._tenant,
             self._registry.background,
             pin=self._pin,
-            past=None if policy.tokens is None else self._make_past(),
+            client_history=None if policy.tokens is None else self._make_client_history(),
             priority=self._rule.priority,
             is_traced=is_traced,
             traces_statements=policy.traces_statements,
@@ -303,16 +303,16 @@ class SessionBase:
             self._owner.first_statement(self)
         return executor
 
-    def _make_past(self) -> ClientHistory | None:
+    def _make_client_history(self) -> ClientHistory | None:
         tokens = self._policy.tokens
         if tokens is None:
             return None
         carried = self._token
         if carried is None:
-            texts = () if self.scope is None else tokens.carrier.find(self.scope)
+            texts = () if self.scope is None else tokens.transport.find(self.scope)
             carried = tokens.signer.read(texts, now=time.time())
-        self.past = ClientHistory(tokens, scope_of(self._tenant.name, self._datasource.name), carried)
-        return self.past
+        self.client_history = ClientHistory(tokens, scope_of(self._tenant.name, self._datasource.name), carried)
+        return self.client_history
 
     def _is_in_use(self) -> bool:
         return self.transaction_in_use is not None
@@ -503,8 +503,8 @@ class SessionBase:
             # What only read can be done again.
             return
         self.commits += 1
-        if self.past is not None:
-            self.past.note(transaction.position or NOWHERE)
+        if self.client_history is not None:
+            self.client_history.note(transaction.position or NOWHERE)
         if transaction.wal_position is not None and self._executor is not None:
             self._executor.commit_lsn = transaction.wal_position
 

@@ -9,7 +9,7 @@ from typing import Any, Final, cast
 
 from ..errors import DataError
 from ..routing import AccessIntent
-from ..transaction import LOAN, Propagation, Transaction, TransactionOptions
+from ..transaction import RAW_SAVEPOINT, Propagation, Transaction, TransactionOptions
 from .core import SessionCore
 from .transaction_block import TransactionBlock
 
@@ -27,7 +27,7 @@ async def lend(session: SessionCore, intent: AccessIntent | None) -> AsyncGenera
     propagation = Propagation.NESTED if is_read and session.is_writing else Propagation.REQUIRED
     options = TransactionOptions(read_only=is_read, propagation=propagation)
     async with TransactionBlock(session, options, dooms=False):
-        await session.run((LOAN,), AccessIntent.READ if is_read else None)
+        await session.run((RAW_SAVEPOINT,), AccessIntent.READ if is_read else None)
         transaction = cast("Transaction", session.transaction_in_use)
         loan = transaction.server.lend(transaction.connection)
         try:

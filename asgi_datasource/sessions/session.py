@@ -69,7 +69,9 @@ class DataSession(SessionCore, StatementMethods):
         None where the configuration has no tokens, and before the first statement.
         """
         tokens = self._policy.tokens
-        return None if tokens is None or self.past is None else tokens.signer.sign(self.past.whole())
+        return (
+            None if tokens is None or self.client_history is None else tokens.signer.sign(self.client_history.whole())
+        )
 
     @property
     def last_route(self) -> Route | None:

@@ -38,7 +38,7 @@ class WorkOwner(Protocol):
     commits: int
     """How often something was committed, or may have been."""
 
-    past: ClientHistory | None
+    client_history: ClientHistory | None
     """Learns what its client has to see from now on."""
 
     def note_committing(self, task: asyncio.Task[None]) -> None:
@@ -357,9 +357,9 @@ class UnitOfWork:
             raise
         finally:
             owner.settle_hooks(hooks, committed=committed)
-            if committed is None and owner.past is not None and transaction.identified is not None:
+            if committed is None and owner.client_history is not None and transaction.identified is not None:
                 # It may have been committed, and then the client has to see it.
-                owner.past.note(transaction.position or NOWHERE)
+                owner.client_history.note(transaction.position or NOWHERE)
         owner.note_committed(transaction)
 
     async def end_snapshot(self) -> None:

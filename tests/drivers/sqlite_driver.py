@@ -52,7 +52,7 @@ class SqliteConnection(PlainConnection):
     async def commit(self) -> None:
         await self.raw.execute("commit")
 
-    async def rest(self) -> None:
+    async def reset(self) -> None:
         if self.raw.in_transaction:
             await self.raw.execute("rollback")
         self._savepoints.clear()
@@ -99,7 +99,7 @@ class SqliteConnection(PlainConnection):
             elif kind is ControlKind.RELEASE:
                 self._savepoints.pop()
             elif kind in _ENDS:
-                await self.rest()
+                await self.reset()
 
     async def _read_only(self) -> None:
         if self._read_only_at is None:

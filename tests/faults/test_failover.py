@@ -11,7 +11,7 @@ import pytest
 from psycopg.conninfo import make_conninfo
 
 from asgi_datasource import DataError, DataErrorKind, DataSourceRegistry, compile
-from asgi_datasource.datasource.datasource import PostgresDataSource
+from asgi_datasource.datasource.datasource import ReplicatedDataSource
 from asgi_datasource.testing import EmbeddedCluster
 from tests.drivers.polling import until
 from tests.faults.servers import cluster_of
@@ -52,9 +52,9 @@ def config_of(world: World, url: str, *, replicas: tuple[str, ...] = (), **secti
     )
 
 
-def orders_of(registry: DataSourceRegistry) -> PostgresDataSource:
+def orders_of(registry: DataSourceRegistry) -> ReplicatedDataSource:
     found = registry.datasources["orders"]
-    assert isinstance(found, PostgresDataSource)
+    assert isinstance(found, ReplicatedDataSource)
     return found
 
 
@@ -267,7 +267,7 @@ async def test_positions_of_the_old_timeline_count_up_to_the_branch(world: World
 
         shared = await place("shared")
         await cluster.caught_up()
-        await until(lambda: all(node.lag_bytes == 0 for node in orders.picture.replicas))
+        await until(lambda: all(node.lag_bytes == 0 for node in orders.topology.replicas))
         # What no replica gets.
         for name in ("r1", "r2"):
             await cluster.nodes[name].configure(primary_conninfo="")
@@ -286,7 +286,7 @@ async def test_positions_of_the_old_timeline_count_up_to_the_branch(world: World
         # As far on as the position of what was lost, and further: the number alone would prove it now.
         for number in range(50):
             await write(registry, f"more {number}")
-        await until(lambda: all(node.position and node.position.timeline == 2 for node in orders.picture.replicas))
+        await until(lambda: all(node.position and node.position.timeline == 2 for node in orders.topology.replicas))
         for _ in range(4):
             items, node, reason = await read(registry, shared)
             assert (items[0], node in ("r1", "r2"), reason) == ("shared", True, "proved")

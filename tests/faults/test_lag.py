@@ -15,7 +15,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from asgi_datasource import DataError, DataSourceRegistry, Reason, compile, session
-from asgi_datasource.datasource.datasource import PostgresDataSource
+from asgi_datasource.datasource.datasource import ReplicatedDataSource
 from asgi_datasource.testing import EmbeddedCluster, FaultProxy
 from tests.apps import client
 from tests.drivers.polling import until
@@ -59,7 +59,7 @@ class Shop:
         self.world = world
         self.registry = registry
         found = registry.datasources["orders"]
-        assert isinstance(found, PostgresDataSource)
+        assert isinstance(found, ReplicatedDataSource)
         self.orders = found
 
     async def read(self) -> tuple[str, Reason]:
@@ -118,7 +118,7 @@ async def test_an_idle_primary_makes_no_replica_lag(world: World) -> None:
         await asyncio.sleep(3 * MAX_LAG_S)
         seen = await shop.reads(20)
         assert {node for node, _ in seen} == {"r1", "r2"}, seen
-        for node in shop.orders.picture.replicas:
+        for node in shop.orders.topology.replicas:
             assert (node.lag_s, node.lag_bytes) == (0.0, 0), str(node)
 
 
@@ -129,11 +129,11 @@ async def test_a_replica_whose_replay_is_paused_is_left_once_the_primary_goes_on
         try:
             async with shop.writes():
                 await shop.reaches("r2")
-                lagging = next(node for node in shop.orders.picture.replicas if node.name == "r1")
+                lagging = next(node for node in shop.orders.topology.replicas if node.name == "r1")
                 assert lagging.lag_bytes
                 assert lagging.position is not None
                 assert (lagging.received_lsn or 0) > lagging.position.lsn, "it receives what it does not replay"
-                assert "r1 lag " in ", ".join(shop.orders.picture.describe())
+                assert "r1 lag " in ", ".join(shop.orders.topology.describe())
         finally:
             await r1.resume_replay()
         await shop.reaches("r1", "r2")
@@ -193,7 +193,7 @@ async def test_a_route_may_allow_more_or_less_than_its_datasource(world: World) 
     registry = compile(config)
     assert registry.compiled.rules.match("GET", "/reports").freshness.max_lag_s == 3600
     assert registry.compiled.rules.match("GET", "/basket").freshness.max_lag_s == 1
-    assert registry.datasources["orders"].picture.policy.reach_s == 7200
+    assert registry.datasources["orders"].topology.policy.reach_s == 7200
 
 
 async def test_replay_that_is_late_by_more_than_allowed_is_noticed(world: World) -> None:
@@ -204,7 +204,7 @@ async def test_replay_that_is_late_by_more_than_allowed_is_noticed(world: World)
             async with shop.writes():
                 await shop.reaches("r2")
                 await asyncio.sleep(0.5)
-                lagging = next(node for node in shop.orders.picture.replicas if node.name == "r1")
+                lagging = next(node for node in shop.orders.topology.replicas if node.name == "r1")
                 assert lagging.lag_s is not None
                 assert lagging.lag_s > MAX_LAG_S
         finally:
@@ -251,7 +251,7 @@ async def test_where_old_data_is_preferred_to_none_a_replica_answers_while_the_p
         assert {node for node, _ in await shop.reads()} == {"r1", "r2"}
         await world.cluster.primary.start()
         await shop.reaches("r1", "r2")
-        await until(lambda: shop.orders.picture.primary.is_up)
+        await until(lambda: shop.orders.topology.primary.is_up)
 
 
 async def test_when_nobody_asks_any_more_nothing_passes_for_fresh(world: World) -> None:
@@ -312,7 +312,7 @@ async def test_also_while_connections_are_lost_there_is_never_more_than_one_a_se
                 most = max(most, primary.connections, replica.connections)
                 proxy.cut()
             found = registry.datasources["orders"]
-            assert isinstance(found, PostgresDataSource)
+            assert isinstance(found, ReplicatedDataSource)
             assert [endpoint.size for endpoint in found.servers.values()] == [0, 0]
         assert most == 1
 

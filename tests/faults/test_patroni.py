@@ -77,7 +77,7 @@ async def _fail_over(cluster: Patroni, *registries: DataSourceRegistry) -> None:
         orders = orders_of(registry)
         assert orders.primary.timeline > before
         # Both are of use: the new primary by its own name as well.
-        await until(lambda orders=orders: all(node.is_usable and node.position for node in orders.picture.replicas))
+        await until(lambda orders=orders: all(node.is_usable and node.position for node in orders.topology.replicas))
     with psycopg.connect(url_of(str(leader.port)), autocommit=True) as connection:
         kept = {row[0] for row in connection.execute("select item from orders").fetchall()}
     for writes in every:

@@ -16,7 +16,7 @@ from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
 from asgi_datasource import DataSourceRegistry, compile, session
-from asgi_datasource.datasource.datasource import PostgresDataSource
+from asgi_datasource.datasource.datasource import ReplicatedDataSource
 from asgi_datasource.routing import Position
 from asgi_datasource.routing.consistency.token import Mark, Token, TokenSigner, scope_of
 from asgi_datasource.testing import EmbeddedCluster, Node, serve
@@ -160,9 +160,9 @@ class Shop:
         self.http = http
 
     @property
-    def orders(self) -> PostgresDataSource:
+    def orders(self) -> ReplicatedDataSource:
         found = self.registry.datasources["orders"]
-        assert isinstance(found, PostgresDataSource)
+        assert isinstance(found, ReplicatedDataSource)
         return found
 
     async def place(self, item: str, **query: Any) -> httpx.Response:
@@ -180,7 +180,7 @@ class Shop:
         def is_so() -> bool:
             return all(
                 node.position is not None and (nodes.get(node.name, True) or bool(node.lag_bytes))
-                for node in self.orders.picture.replicas
+                for node in self.orders.topology.replicas
             )
 
         await until(is_so)
@@ -546,7 +546,7 @@ async def test_what_was_read_before_any_server_was_asked_keeps_nobody_from_the_r
         shop.orders._monitor.stop()
         for name in ("r1", "r2"):
             shop.orders._monitor.forget(name)
-        shop.orders._redraw()
+        shop.orders._refresh_topology()
         assert (await shop.read())[1] in ("r1", "r2")
         shop.orders._monitor.start()
         await shop.knows()

@@ -155,7 +155,7 @@ async def test_a_token_that_the_client_carries_adds_little(world: World) -> None
         assert lsn is not None
         # Its replicas are known to have replayed that position.
         datasource = registry.datasources["orders"]
-        await until(lambda: datasource.picture.held_lsn >= parse_lsn(lsn))
+        await until(lambda: datasource.topology.held_lsn >= parse_lsn(lsn))
         found = await walk(registry, READ, (TOKEN, token.encode()))
     assert found.calls.total() <= CALLS[READ] + MORE, str(found)
 

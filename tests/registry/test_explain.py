@@ -13,7 +13,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from asgi_datasource import AccessIntent, ConfigError, DataSourceRegistry, Reason, compile, session
-from asgi_datasource.datasource.datasource import PostgresDataSource
+from asgi_datasource.datasource.datasource import ReplicatedDataSource
 from tests.apps import client
 from tests.drivers.polling import until
 from tests.world import World
@@ -76,8 +76,8 @@ def config_of(world: World, **routing: Any) -> dict[str, Any]:
 async def knows(registry: DataSourceRegistry) -> None:
     """Wait until it is known where the replicas are; nobody asks any more, so the picture stays what it is."""
     orders = registry.datasources["orders"]
-    assert isinstance(orders, PostgresDataSource)
-    await until(lambda: all(None not in (node.position, node.fresh_at) for node in orders.picture.replicas))
+    assert isinstance(orders, ReplicatedDataSource)
+    await until(lambda: all(None not in (node.position, node.fresh_at) for node in orders.topology.replicas))
     orders._monitor.stop()
 
 
@@ -130,7 +130,7 @@ async def test_another_time_and_place_tell_the_same_by_the_state_of_the_servers(
     config = config_of(world, balance="least_busy")
     async with compile(config) as registry:
         orders = registry.datasources["orders"]
-        assert isinstance(orders, PostgresDataSource)
+        assert isinstance(orders, ReplicatedDataSource)
         await knows(registry)
         orders.drain("r2")
         state = valid("state", registry.state())

@@ -26,7 +26,7 @@ TABLE = {
 def test_every_event_in_every_state(state: Health, event: Event) -> None:
     breaker = CircuitBreaker()
     breaker.health = state
-    assert breaker.tell(event, now=1.0) is (TABLE[state, event] is not state)
+    assert breaker.apply(event, now=1.0) is (TABLE[state, event] is not state)
     assert breaker.health is TABLE[state, event]
     assert breaker.is_closed is (breaker.health is C)
 
@@ -37,15 +37,15 @@ def test_every_pair_has_a_row() -> None:
 
 def test_it_remembers_since_when_it_is_closed_again_and_counts_failures_up_to_then() -> None:
     breaker = CircuitBreaker()
-    breaker.tell(Event.CONNECTED, now=1.0)
+    breaker.apply(Event.CONNECTED, now=1.0)
     assert breaker.closed_at is None
     for now in (2.0, 3.0):
-        breaker.tell(Event.FAILED, now=now)
-        breaker.tell(Event.TRIAL, now=now)
+        breaker.apply(Event.FAILED, now=now)
+        breaker.apply(Event.TRIAL, now=now)
     assert breaker.failures == 2
-    breaker.tell(Event.CONNECTED, now=4.0)
+    breaker.apply(Event.CONNECTED, now=4.0)
     assert (breaker.closed_at, breaker.failures) == (4.0, 0)
-    breaker.tell(Event.CONNECTED, now=5.0)
+    breaker.apply(Event.CONNECTED, now=5.0)
     assert breaker.closed_at == 4.0
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from asgi_datasource import DataError, DataErrorKind, DataSourceRegistry, compile
-from asgi_datasource.datasource.datasource import PostgresDataSource
+from asgi_datasource.datasource.datasource import ReplicatedDataSource
 from tests.drivers.polling import until
 from tests.faults.servers import proxy_of
 from tests.world import World
@@ -25,9 +25,9 @@ def config_of(world: World, *, replicas: dict[str, dict[str, Any]], **routing: A
     return config
 
 
-def orders_of(registry: DataSourceRegistry) -> PostgresDataSource:
+def orders_of(registry: DataSourceRegistry) -> ReplicatedDataSource:
     found = registry.datasources["orders"]
-    assert isinstance(found, PostgresDataSource)
+    assert isinstance(found, ReplicatedDataSource)
     return found
 
 
@@ -201,10 +201,10 @@ async def test_a_replica_is_drained_and_given_back_by_reloads_under_load_without
 async def test_the_picture_is_never_changed_but_replaced(world: World) -> None:
     async with compile(config_of(world, replicas={})) as registry:
         orders = orders_of(registry)
-        before = orders.picture
+        before = orders.topology
         told = before.describe()
         orders.drain("r1")
-        assert orders.picture is not before
+        assert orders.topology is not before
         assert before.describe() == told
         with pytest.raises(AttributeError):
             before.replicas = ()  # type: ignore[misc]

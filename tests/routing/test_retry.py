@@ -13,7 +13,7 @@ import pytest
 from psycopg.conninfo import make_conninfo
 
 from asgi_datasource import DataError, DataErrorKind, DataSourceRegistry, compile
-from asgi_datasource.datasource.datasource import PostgresDataSource
+from asgi_datasource.datasource.datasource import ReplicatedDataSource
 from asgi_datasource.drivers.psycopg import PsycopgConnection
 from asgi_datasource.testing import EmbeddedCluster, FaultProxy
 from tests.drivers.polling import until
@@ -125,8 +125,8 @@ async def test_a_server_that_falls_silent_while_it_is_not_being_asked_is_found_o
             proxy.freeze()
             # There is no open question that could stay unanswered: only attempts to connect.
             orders = registry.datasources["orders"]
-            assert isinstance(orders, PostgresDataSource)
-            orders._monitor._lookouts["r1"][1].close()
+            assert isinstance(orders, ReplicatedDataSource)
+            orders._monitor._checks["r1"][1].close()
             assert await asyncio.wait_for(running, 20.0) in ("r2", "primary")
             proxy.release()
             proxy.cut()
