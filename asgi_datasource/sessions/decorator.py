@@ -22,6 +22,7 @@ from ..transaction.propagation import Propagation
 from . import transactional_call
 from .context import current_runner
 from .options import ATTRIBUTE
+from .session import DataSession
 
 
 class _Retrying:
@@ -42,7 +43,7 @@ class Transactional:
 
     def __init__(self, options: TransactionOptions) -> None:
         self._options = options
-        self._block: AbstractAsyncContextManager[Any] | None = None
+        self._block: AbstractAsyncContextManager[DataSession] | None = None
 
     def __repr__(self) -> str:
         return f"<transactional {self._options.propagation.value}>"
@@ -51,7 +52,7 @@ class Transactional:
         """Annotate a function, a method, or a class of endpoints."""
         return _annotate(function, self._options)
 
-    async def __aenter__(self) -> Any:
+    async def __aenter__(self) -> DataSession:
         if self._block is not None:
             raise RuntimeError("this block is open already; write `async with transactional(...)` for each")
         if self._options.retry or self._options.stream:
@@ -61,7 +62,8 @@ class Transactional:
             raise no_session()
         block = self._block = transactional_call.block(runner.session, self._options)
         try:
-            return await block.__aenter__()
+            db: DataSession = await block.__aenter__()
+            return db
         except BaseException:
             self._block = None
             raise

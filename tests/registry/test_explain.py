@@ -210,7 +210,11 @@ async def test_the_effect_of_a_token_is_explained(world: World) -> None:
     assert await why(token=db.token, tenant="globex") == (
         None, "it is of another tenant or datasource, or older than consistency.ttl: it asks for nothing here",
     )  # fmt: skip
-    assert await why(token=db.token[:-2] + "AA") == (None, "none of the secrets has signed it: it is ignored")
+    # Another character of the signature: of the last one, only some bits count.
+    other = "B" if db.token[-5] == "A" else "A"
+    assert await why(token=db.token[:-5] + other + db.token[-4:]) == (
+        None, "none of the secrets has signed it: it is ignored",
+    )  # fmt: skip
     without = compile(world.config())
     explained = await without.explain("GET", "/x", tenant="acme", token=db.token)
     assert explained.token is not None

@@ -13,6 +13,7 @@ import pytest
 from psycopg.conninfo import make_conninfo
 
 from asgi_datasource import DataError, DataErrorKind, DataSourceRegistry, compile
+from asgi_datasource.datasource.datasource import PostgresDataSource
 from asgi_datasource.drivers.psycopg import PsycopgConnection
 from asgi_datasource.testing import EmbeddedCluster, FaultProxy
 from tests.drivers.polling import until
@@ -107,6 +108,25 @@ async def test_a_read_that_waits_for_a_server_which_falls_silent_is_answered_by_
             running = asyncio.create_task(read(registry, "select 'held'", timeout=30.0))
             await proxy.until_held()
             proxy.freeze()
+            assert await asyncio.wait_for(running, 20.0) in ("r2", "primary")
+            proxy.release()
+            proxy.cut()
+
+
+async def test_a_server_that_falls_silent_while_it_is_not_being_asked_is_found_out(world: World) -> None:
+    async with proxy_of(world.cluster.replicas["r1"]) as proxy:
+        config = world.config(urls={"r1": proxy.through(world.url("r1"))}, routing={"check_interval": "100ms"})
+        async with compile(config) as registry:
+            while await read(registry) != "r2":
+                pass
+            proxy.hold_back(at=b"select 'held'")
+            running = asyncio.create_task(read(registry, "select 'held'", timeout=30.0))
+            await proxy.until_held()
+            proxy.freeze()
+            # There is no open question that could stay unanswered: only attempts to connect.
+            orders = registry.datasources["orders"]
+            assert isinstance(orders, PostgresDataSource)
+            orders._monitor._lookouts["r1"][1].close()
             assert await asyncio.wait_for(running, 20.0) in ("r2", "primary")
             proxy.release()
             proxy.cut()

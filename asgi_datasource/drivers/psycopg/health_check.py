@@ -6,6 +6,7 @@ import asyncio
 from typing import Any, Final, Protocol
 
 from psycopg import Error
+from psycopg.errors import ConnectionTimeout
 
 from ...errors import DataError, DataErrorKind
 from ...routing import Observation, Position, parse_lsn
@@ -85,6 +86,7 @@ class HealthCheck:
         self._server = server
         self._question = _QUESTION
         self._connection: PsycopgConnection | None = None
+        self._attempt: asyncio.Task[PsycopgConnection] | None = None
         self.check_limit_s = server.check_limit_s
         self.prepares = server.prepares
         self.is_pooled = server.is_pooled
@@ -121,21 +123,38 @@ class HealthCheck:
 
     def close(self) -> None:
         """Close the connection at once."""
+        attempt, self._attempt = self._attempt, None
+        if attempt is not None:
+            attempt.cancel()
         connection, self._connection = self._connection, None
         if connection is not None:
             connection.cut("nobody asks any more")
 
     async def _connect(self, deadline: float) -> PsycopgConnection:
         connection = self._connection
-        if connection is None or connection.closed:
-            try:
-                async with asyncio.timeout_at(deadline):
-                    connection = await self._server.connect(observer=self)
-            except (Error, TimeoutError) as error:
-                raise DataError(
-                    DataErrorKind.CONNECTION, f"{self._server.label}: cannot connect: {error or 'no answer'}"
-                ) from error
-            self._connection = connection
+        if connection is not None and not connection.closed:
+            return connection
+        # One attempt outlives several questions: those are short, and a server that does not even answer an attempt to
+        # connect within the time that it has must not pass for one that was only asked too briefly.
+        attempt = self._attempt
+        if attempt is None or attempt.done():
+            attempt = self._attempt = asyncio.get_running_loop().create_task(self._connect_once())
+            # It may fail between two questions.
+            attempt.add_done_callback(lambda done: done.cancelled() or done.exception())
+        try:
+            async with asyncio.timeout_at(deadline):
+                return await asyncio.shield(attempt)
+        except (Error, TimeoutError) as error:
+            raise DataError(
+                DataErrorKind.CONNECTION, f"{self._server.label}: cannot connect: {error or 'no answer'}"
+            ) from error
+
+    async def _connect_once(self) -> PsycopgConnection:
+        try:
+            connection = self._connection = await self._server.connect(observer=self)
+        except ConnectionTimeout:
+            self._server.went_silent()
+            raise
         return connection
 
     # What its connection reports
