@@ -11,16 +11,18 @@ from typing import Any, Final, cast
 
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from ..concurrency.limits import Gate
+from ..concurrency.limits import ConcurrencyLimit
 from ..config import Config, ConfigFile
 from ..errors import ConfigError, DataError
 from ..registry.registry import DataSourceRegistry, compile
 from ..registry.runtime_config import RuntimeConfig
-from ..sessions.context import current_runner
+from ..sessions.context import current_frame, current_runner
 from ..sessions.decorator import retrying
+from ..sessions.scope import current_scope
 from ..sessions.session import DataSession
-from ..tenancy import Answer, Resolution, Tenant, TenantResolver, TenantState
-from ..tenancy.path_prefix import route_path
+from ..tenancy import ANYTHING, Answer, Resolution, Tenant, TenantResolver, TenantState, reads_of
+from ..tenancy.path_prefix import move_path, route_path
+from .cache_headers import NEVER_STORED, CacheHeaders
 from .current_session import SCOPE_KEY, SessionHolder
 from .lifespan import Lifespan
 from .problem_details import ProblemDetails
@@ -70,8 +72,15 @@ class DataSourceMiddleware:
     def _adopt(self, compiled: RuntimeConfig) -> None:
         """Look up in this one from now on: a configuration was loaded."""
         self._compiled = compiled
+        resolve = compiled.resolution(self._resolvers)
         # A bound method: calling it costs less than calling an object that has `__call__`.
-        self._resolve = compiled.resolution(self._resolvers).__call__
+        self._resolve = resolve.__call__
+        reads = reads_of(resolve)
+        # Only the application knows what the decision of `authorize` depends on.
+        if compiled.admission.authorizes:
+            reads |= ANYTHING
+        tokens = compiled.policy.tokens
+        self._caching = CacheHeaders.of(reads, None if tokens is None else tokens.carrier)
         self._directory = compiled.admission.directory
         self._admission = compiled.admission
         self._retries = compiled.may_retry
@@ -89,6 +98,9 @@ class DataSourceMiddleware:
         if compiled is not self._compiled:
             self._adopt(compiled)
         outer: SessionHolder | None = scope.get(SCOPE_KEY)
+        if outer is None and current_runner.get() is not None:
+            await self._call_apart(scope, receive, send)
+            return
         if (outer is not None and outer.registry is registry) or (
             self._exempt is not None and self._exempt.matches(route_path(scope))
         ):
@@ -103,11 +115,11 @@ class DataSourceMiddleware:
             tenant = self._directory.map.names.get(answer)
             if tenant is None or self._admission.asks or tenant.state is not _ACTIVE:
                 tenant, scope = await self._resolve_slowly(answer, scope, compiled)
-            gate: Gate | None = None
-            if compiled.rules.have_gates:
-                gate = compiled.rules.match(scope["method"], route_path(scope)).gate
-                if gate is not None:
-                    gate.enter()
+            limit: ConcurrencyLimit | None = None
+            if compiled.rules.have_limits:
+                limit = compiled.rules.match(scope["method"], route_path(scope)).concurrency_limit
+                if limit is not None:
+                    limit.enter()
         except DataError as error:
             await ProblemDetails(compiled.errors).send(error, scope, send)
             return
@@ -116,6 +128,8 @@ class DataSourceMiddleware:
             # What the framework below writes into the copy, its route and its handlers, holds for both.
             outer.session.scope = scope
         guard = ResponseGuard(registry, compiled, tenant, scope, receive, send, started, outer)
+        if self._caching is not None and scope["method"] not in NEVER_STORED:
+            guard.caching = self._caching
         if self._retries or retrying.is_asked_for:
             guard.replay = RequestReplay(scope, compiled.policy.retry_body_limit)
         try:
@@ -140,10 +154,24 @@ class DataSourceMiddleware:
                     break
                 guard, scope = await self._again(guard)
         finally:
-            if gate is not None:
-                gate.leave()
+            if limit is not None:
+                limit.leave()
             if guard.replay is not None:
                 guard.end_attempts()
+
+    async def _call_apart(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve a request that starts in the context of another request, without anything of that context.
+
+        A server starts a pipelined request in the context of the request whose response was sent before it; an
+        application may call itself.
+        """
+        runner, frame, block = current_runner.set(None), current_frame.set(None), current_scope.set(None)
+        try:
+            await self(scope, receive, send)
+        finally:
+            current_scope.reset(block)
+            current_frame.reset(frame)
+            current_runner.reset(runner)
 
     @staticmethod
     async def _again(guard: ResponseGuard) -> tuple[ResponseGuard, Scope]:
@@ -164,12 +192,7 @@ class DataSourceMiddleware:
         if not isinstance(answer, Resolution):
             return await compiled.admission.admit(scope, answer), scope
         tenant = await compiled.admission.admit(scope, answer.name)
-        root: str = scope.get("root_path", "")
-        path: str = scope["path"]
-        if not path.startswith(root):
-            # A server that predates version 2.3 of the ASGI specification leaves it off; with the prefix it is needed.
-            path = root + path
-        return tenant, {**scope, "root_path": root + answer.prefix, "path": path}
+        return tenant, move_path(scope, answer.prefix)
 
     async def _other(self, kind: str, scope: Scope, receive: Receive, send: Send) -> None:
         if kind == "websocket":
@@ -185,6 +208,9 @@ class DataSourceMiddleware:
         if compiled is not self._compiled:
             self._adopt(compiled)
         outer: SessionHolder | None = scope.get(SCOPE_KEY)
+        if outer is None and current_runner.get() is not None:
+            await self._call_apart(scope, receive, send)
+            return
         if (outer is not None and outer.registry is registry) or (
             self._exempt is not None and self._exempt.matches(route_path(scope))
         ):

@@ -32,6 +32,7 @@ from ..tenancy import Tenant
 from ..tenancy.path_prefix import route_path
 from ..transaction import TransactionOptions
 from . import outcome
+from .cache_headers import CacheHeaders
 from .current_session import SessionHolder
 from .exception_handlers import find_handler
 from .outcome import Attempt, Outcome
@@ -91,6 +92,7 @@ class ResponseGuard:
         "_raw_send",
         "_started",
         "_tenant",
+        "caching",
         "registry",
         "scope",
         "state",
@@ -140,11 +142,18 @@ class ResponseGuard:
         self._raw_send = send
         self._started = started
         self.state: GuardState = _OPEN
+        self.caching: CacheHeaders | None = None
+        """What caches are told about the response; None where the URL alone names the tenant."""
         if outer is not None:
             self._outer = outer
         if config.rules.rules:
             # Routers that mount an application add to the scope's.
             self._root = scope.get("root_path", "")
+
+    @property
+    def tenant(self) -> Tenant:
+        """Whose request it is."""
+        return self._tenant
 
     @property
     def session(self) -> DataSession:
@@ -272,6 +281,8 @@ class ResponseGuard:
                 # Informational responses (1xx) promise nothing, so they end nothing.
                 if message["status"] >= 200:
                     self.state = _ENDED
+                    if self.caching is not None:
+                        message = self.caching.told(message)
                 return self._raw_send(message)
             if message["status"] >= 200 and self._outer is None and session.end_idle():
                 if self._timer is not None or self._watch is not None:
@@ -281,7 +292,11 @@ class ResponseGuard:
                     self.registry.overtime.due.pop(self._start_watching, None)
                 self.state = _ENDED
                 past = session.past
-                return self._raw_send(message if past is None else self._with_token(message, past))
+                if past is not None:
+                    message = self._with_token(message, past)
+                elif self.caching is not None:
+                    message = self.caching.told(message)
+                return self._raw_send(message)
         return self._send_held(message)
 
     async def _send_held(self, message: Message) -> None:
@@ -306,6 +321,8 @@ class ResponseGuard:
                 await self._end(session, status)
             if session is not None and session.past is not None:
                 message = self._with_token(message, session.past)
+            elif self.caching is not None:
+                message = self.caching.told(message)
         await self._raw_send(message)
 
     def _send_commit(self, session: SessionCore, status: int) -> Exchange | None:
@@ -368,13 +385,19 @@ class ResponseGuard:
             return message
         token = past.token()
         text = None if token is None else tokens.signer.sign(token)
-        return tokens.carrier.give(message, text, is_secure=self.scope.get("scheme") == "https")
+        caching, transport = self.caching, tokens.carrier
+        if caching is not None and caching.transport is not None:
+            transport = caching.transport
+        message = transport.give(message, text, is_secure=self.scope.get("scheme") == "https")
+        return caching.told(message) if caching is not None and caching.is_private else message
 
     async def _send_in_place(self, message: Message) -> None:
         """Send a message of the response that takes the place of the application's."""
         session = self._session
         if session is not None and session.past is not None and message["type"] == "http.response.start":
             message = self._with_token(message, session.past)
+        elif self.caching is not None:
+            message = self.caching.told(message)
         await self._raw_send(message)
 
     async def _end(self, session: SessionCore | None, status: int) -> None:
@@ -582,6 +605,7 @@ class ResponseGuard:
             self._outer,
         )
         guard.replay = self.replay
+        guard.caching = self.caching
         if self._received is not None:
             self._received.rewind()
             guard._received = self._received

@@ -8,7 +8,8 @@ from enum import StrEnum
 from functools import partial
 from typing import Final, Protocol, runtime_checkable
 
-from ..concurrency.limits import Gate, Priority
+from ..concurrency.limits import ConcurrencyLimit
+from ..concurrency.priority_queue import Priority
 from ..drivers.protocol import Server
 from ..routing import Node, Position, Role, RoutingPolicy, Standing, Topology
 from .replica_monitor import ReplicaMonitor
@@ -47,7 +48,7 @@ class DataSource(Protocol):
     """The round-robin counter, raised with each choice that takes a turn."""
 
     @property
-    def gate(self) -> Gate | None:
+    def concurrency_limit(self) -> ConcurrencyLimit | None:
         """How many sessions may use it at a time; None sets no bound."""
         ...
 
@@ -123,7 +124,7 @@ class PostgresDataSource:
         replicas: The others.
         policy: How to choose from them.
         traits: What else is said of each replica, by name.
-        gate: How many sessions may use it at a time; None sets no bound.
+        concurrency_limit: How many sessions may use it at a time; None sets no bound.
     """
 
     __slots__ = (
@@ -135,7 +136,7 @@ class PostgresDataSource:
         "_users",
         "_watchers",
         "_when_left",
-        "gate",
+        "concurrency_limit",
         "held",
         "name",
         "picture",
@@ -155,10 +156,10 @@ class PostgresDataSource:
         *,
         policy: RoutingPolicy | None = None,
         traits: Mapping[str, ReplicaTraits] | None = None,
-        gate: Gate | None = None,
+        concurrency_limit: ConcurrencyLimit | None = None,
     ) -> None:
         self.name = name
-        self.gate = gate
+        self.concurrency_limit = concurrency_limit
         self.held: dict[str, Position] = {}
         self.primary = primary
         self.replicas = tuple(replicas)
@@ -194,7 +195,8 @@ class PostgresDataSource:
             and list(self.servers.values()) == list(other.servers.values())
             and self.policy == other.policy
             and self._traits == other._traits
-            and (None if self.gate is None else self.gate.limit) == (None if other.gate is None else other.gate.limit)
+            and (None if self.concurrency_limit is None else self.concurrency_limit.limit)
+            == (None if other.concurrency_limit is None else other.concurrency_limit.limit)
         )
 
     def load(self) -> Mapping[str, float]:
@@ -264,15 +266,15 @@ class PostgresDataSource:
         Raises:
             DataError: RESOURCE: as many use it as may.
         """
-        if self.gate is not None:
-            self.gate.enter(priority)
+        if self.concurrency_limit is not None:
+            self.concurrency_limit.enter(priority)
         self._users += 1
 
     def leave(self) -> None:
         """A session that has entered uses it no more."""
         self._users -= 1
-        if self.gate is not None:
-            self.gate.leave()
+        if self.concurrency_limit is not None:
+            self.concurrency_limit.leave()
         if not self._users and self._when_left is not None:
             self._end()
 

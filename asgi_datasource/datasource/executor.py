@@ -14,7 +14,7 @@ from typing import Final
 
 from opentelemetry.trace import Span
 
-from ..concurrency.limits import Priority
+from ..concurrency.priority_queue import Priority
 from ..concurrency.tasks import BackgroundTasks
 from ..drivers.protocol import Connection, Exchange, Result, Server
 from ..drivers.statements import Control, Envelope, Params, Query, Settings, Statement
@@ -95,6 +95,8 @@ class Executor(Router):
         """
         self._datasource = datasource
         self._tenant = tenant
+        applied = tenant.applied
+        self._settings = tenant.apply() if applied is None else applied
         self._background = background
         self._priority = priority
         self._is_traced = is_traced
@@ -131,7 +133,7 @@ class Executor(Router):
         server, connection, route = borrowed
         proof = None if past is None else CausalRead(self, past, freshness, attempt)
         envelope = READ if proof is None else proof.envelope(server, connection)
-        exchange = connection.send_one(envelope, self._tenant.settings, query, params, deadline=deadline, now=now)
+        exchange = connection.send_one(envelope, self._settings, query, params, deadline=deadline, now=now)
         if exchange is None:
             server.put_back(connection)
             return None
@@ -159,9 +161,7 @@ class Executor(Router):
             envelope = READ if proof is None else proof.envelope(server, connection)
         else:
             envelope = _begin_envelope(connection.incarnation is None)
-        exchange = connection.send_one(
-            envelope, self._tenant.settings, query, params, deadline=deadline, now=monotonic()
-        )
+        exchange = connection.send_one(envelope, self._settings, query, params, deadline=deadline, now=monotonic())
         if exchange is None:
             return None, (server, connection, proof)
         if self._measure is not None:
@@ -233,7 +233,7 @@ class Executor(Router):
                 else:
                     server, connection, _ = lent
                 envelope = READ if proof is None else proof.envelope(server, connection)
-                settings = Settings(self._tenant.settings, is_read=True, deadline=deadline)
+                settings = Settings(self._settings, is_read=True, deadline=deadline)
                 batch = [settings, *envelope.between, *statements, *envelope.closing]
                 exchange = await self._exchange(server, connection, batch, statements, deadline, begins=False)
             else:
@@ -326,7 +326,7 @@ class Executor(Router):
         server, connection, route = borrowed
         exchange = connection.send_one(
             _begin_envelope(connection.incarnation is None),
-            self._tenant.settings,
+            self._settings,
             query,
             params,
             deadline=deadline,
@@ -403,8 +403,8 @@ class Executor(Router):
             head: list[Statement] = [
                 control_statements.begin(isolation, read_only=read_only, is_deferrable=is_deferrable)
             ]
-            if deadline is not None or self._tenant.settings or begun is not None:
-                head.append(Settings(self._tenant.settings, is_read=False, deadline=deadline))
+            if deadline is not None or self._settings or begun is not None:
+                head.append(Settings(self._settings, is_read=False, deadline=deadline))
             batch = [*head, *savepoints, *statements]
             binds = proof is not None and proof.binds
             if binds:

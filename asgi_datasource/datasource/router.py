@@ -12,8 +12,8 @@ from typing import Final, Protocol
 
 from opentelemetry.trace import Span, SpanContext
 
-from ..concurrency.fair_queue import Share
-from ..concurrency.limits import Priority
+from ..concurrency.fair_queue import TenantQuota
+from ..concurrency.priority_queue import Priority
 from ..drivers.protocol import Connection, Exchange, Server
 from ..errors import DataError, DataErrorKind
 from ..observability import tracing
@@ -52,8 +52,12 @@ class TenantSettings(Protocol):
         ...
 
     @property
-    def settings(self) -> tuple[tuple[str, str], ...]:
-        """Applied inside every transaction: names and values."""
+    def applied(self) -> tuple[tuple[str, str], ...] | None:
+        """What `apply` has returned; None before its first call."""
+        ...
+
+    def apply(self) -> tuple[tuple[str, str], ...]:
+        """The settings of every transaction: names and values, as `drivers.statements.Settings` takes them."""
         ...
 
     @property
@@ -252,8 +256,8 @@ class Router:
             return None
         server = datasource.servers[route.node]
         limit = self._tenant.max_connections
-        share = None if limit is None and not server.is_fair else Share(self._tenant.name, limit)
-        connection = server.try_acquire(share)
+        quota = None if limit is None and not server.is_fair else TenantQuota(self._tenant.name, limit)
+        connection = server.try_acquire(quota)
         if connection is None:
             return None
         past = self.past
@@ -394,7 +398,7 @@ class Router:
             connection = await server.acquire(
                 deadline=deadline,
                 must_be_alive=attempt.losses > 0,
-                share=Share(self._tenant.name, limit) if limit is not None or server.is_fair else None,
+                quota=TenantQuota(self._tenant.name, limit) if limit is not None or server.is_fair else None,
                 priority=self._priority,
             )
             if measure is not None:

@@ -14,8 +14,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final, Generic, TypeVar
 
-from ..concurrency.fair_queue import Share
-from ..concurrency.limits import Priority
+from ..concurrency.fair_queue import TenantQuota
+from ..concurrency.priority_queue import Priority
 from ..errors import DataError, DataErrorKind, SessionClosed
 from ..observability.metrics import Use
 from ..routing import Observation, Position, Role
@@ -383,7 +383,7 @@ class PlainServer(ServerBase, ABC, Generic[ConnectionT]):
             self._closing.add(closing)
             closing.add_done_callback(self._closing.discard)
 
-    def try_acquire(self, share: Share | None = None) -> ConnectionT | None:
+    def try_acquire(self, quota: TenantQuota | None = None) -> ConnectionT | None:
         """None: `acquire` does not wait either where one lies at hand."""
         return None
 
@@ -392,7 +392,7 @@ class PlainServer(ServerBase, ABC, Generic[ConnectionT]):
         *,
         deadline: float | None,
         must_be_alive: bool = False,
-        share: Share | None = None,
+        quota: TenantQuota | None = None,
         priority: Priority = Priority.NORMAL,
     ) -> ConnectionT:
         """Borrow a connection, first come, first served."""

@@ -11,8 +11,8 @@ import asyncio
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol, TypeVar
 
-from ..concurrency.fair_queue import Share
-from ..concurrency.limits import Priority
+from ..concurrency.fair_queue import TenantQuota
+from ..concurrency.priority_queue import Priority
 from ..errors import DataError
 from ..observability.metrics import Attributes, Metrics, Use
 from ..routing import CircuitBreaker, Observation, Position, Role
@@ -409,7 +409,7 @@ class Server(Protocol):
 
     # Borrowing and giving back
 
-    def try_acquire(self, share: Share | None = None) -> Connection | None:
+    def try_acquire(self, quota: TenantQuota | None = None) -> Connection | None:
         """Borrow a connection that lies at hand; None where the caller would have to wait, or to queue."""
         ...
 
@@ -418,7 +418,7 @@ class Server(Protocol):
         *,
         deadline: float | None,
         must_be_alive: bool = False,
-        share: Share | None = None,
+        quota: TenantQuota | None = None,
         priority: Priority = Priority.NORMAL,
     ) -> Connection:
         """Borrow a connection, outside any transaction.
@@ -426,7 +426,7 @@ class Server(Protocol):
         Args:
             deadline: Event-loop time at which waiting ends, if that is before the pool's own timeout.
             must_be_alive: Ask the server over the connection first, and take another one when it does not answer.
-            share: The tenant that it counts for, where tenants take turns or have limits.
+            quota: The tenant that it counts for, where tenants take turns or have limits.
             priority: Who is served first of those who wait.
 
         Raises:

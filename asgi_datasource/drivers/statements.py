@@ -117,10 +117,15 @@ class ControlKind(StrEnum):
     """Behind COMMIT: asks where the log ends, which then holds this commit."""
 
 
+# All names in the library's statements are qualified: the statements run with the tenant's search_path, in which the
+# tenant may have a function, an operator or a type that fits better than PostgreSQL's (manual, "Type Conversion"). What
+# the grammar resolves, such as `extract` and `int`, is always PostgreSQL's.
+
 INCARNATION: Final = (
-    "case when pg_is_in_recovery() then null"
-    " else left(pg_walfile_name(pg_current_wal_insert_lsn()), 8)"
-    " || ' ' || extract(epoch from pg_stat_get_bgwriter_stat_reset_time()) end"
+    "case when pg_catalog.pg_is_in_recovery() then null"
+    " else pg_catalog.left(pg_catalog.pg_walfile_name(pg_catalog.pg_current_wal_insert_lsn()), 8)"
+    " operator(pg_catalog.||) ' ' operator(pg_catalog.||)"
+    " extract(epoch from pg_catalog.pg_stat_get_bgwriter_stat_reset_time())::pg_catalog.text end"
 )
 """SQL for what is another value after every event in which a server may give out the id of a lost transaction again.
 
@@ -183,11 +188,19 @@ class Begin(Control):
         self.deferrable = deferrable
 
 
+OWN_SCHEMA: Final = "schema"
+"""In place of a setting's name: the value is the tenant's schema.
+
+A driver for PostgreSQL must fail the transaction with TENANT (404) if the schema does not exist or the role may not use
+it: PostgreSQL skips such an entry of `search_path` and resolves names in the schemas behind it.
+"""
+
+
 class Settings(Control):
     """The settings of a transaction, which end with it: the tenant's, READ ONLY, and the limits of its time.
 
     Args:
-        pairs: The tenant's: names and values.
+        pairs: The tenant's: names and values; `OWN_SCHEMA` is not a setting.
         is_read: The transaction is READ ONLY and ends with this round trip.
         deadline: Event-loop time at which its time is up; None sets no limit.
     """

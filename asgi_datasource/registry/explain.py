@@ -163,7 +163,7 @@ class Explanation:
                 "max_lag_s": self.max_lag_s,
                 "timeout_s": self.timeout_s,
                 "priority": limits.priority.name.lower(),
-                "max_in_flight": None if limits.gate is None else limits.gate.limit,
+                "max_in_flight": None if limits.concurrency_limit is None else limits.concurrency_limit.limit,
             },
             "token": None
             if self.token is None

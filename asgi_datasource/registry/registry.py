@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Mapping, MutableMapping
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field, replace
 from functools import lru_cache, partial
 from pathlib import Path
@@ -563,7 +563,8 @@ class DataSourceRegistry:
         Its writes are one transaction, committed at the end of the block, or rolled back when an exception leaves it.
 
         Args:
-            tenant: The tenant's name; None takes that of the `tenant_context` around, or else the default datasource.
+            tenant: The tenant's name; None takes `current_tenant()`, that of the `tenant_context` or request around, or
+                else the default datasource.
             read_only: Nothing may write; all reads see one snapshot, on one replica.
             timeout: Seconds for the whole block, COMMIT included.
             token: The `token` of the session whose writes its reads must see, of this service or another one.
@@ -595,8 +596,10 @@ class DataSourceRegistry:
                 raise
             await db.complete()
         finally:
-            current_runner.reset(runner_token)
-            current_frame.reset(frame_token)
+            # A fixture, or an asynchronous generator that is closed by another task, ends in another context.
+            with suppress(ValueError):
+                current_runner.reset(runner_token)
+                current_frame.reset(frame_token)
             if db.has_due_hooks:
                 await self.background.run(db.run_due_hooks())
             db.let_go()

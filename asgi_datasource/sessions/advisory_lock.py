@@ -19,14 +19,22 @@ LockKey = str | int | tuple[int, int]
 
 LOCK_NOT_AVAILABLE: Final = "55P03"
 
-_NAME: Final = "hashtextextended(%s || chr(31) || %s, 0)"
+_NAME: Final = (
+    "pg_catalog.hashtextextended(%s::pg_catalog.text operator(pg_catalog.||) pg_catalog.chr(31)"
+    " operator(pg_catalog.||) %s::pg_catalog.text, 0)"
+)
 """A name is a lock of the tenant's: tenants may share a database, and PostgreSQL's locks are the database's."""
 
+_LOCK: Final = "select pg_catalog.pg_advisory_xact_lock"
+_TRY_LOCK: Final = "select pg_catalog.pg_try_advisory_xact_lock"
+
 _KEEP_TIMEOUT: Final = Statement(
-    "select set_config('ads.lock_timeout',before,true) from current_setting('lock_timeout') as before"
+    "select pg_catalog.set_config('ads.lock_timeout',before,true)"
+    " from pg_catalog.current_setting('lock_timeout') as before"
 )
 _RESTORE_TIMEOUT: Final = Statement(
-    "select set_config('lock_timeout',before,true) from current_setting('ads.lock_timeout') as before"
+    "select pg_catalog.set_config('lock_timeout',before,true)"
+    " from pg_catalog.current_setting('ads.lock_timeout') as before"
 )
 
 
@@ -44,13 +52,13 @@ async def take_lock(session: SessionCore, key: LockKey, timeout_s: float | None)
         raise DataError(DataErrorKind.READ_ONLY, "a lock was asked for in a read-only transaction, which needs none")
     arguments, params = _arguments(session, key)
     if timeout_s is None:
-        await session.run((Statement(f"select pg_advisory_xact_lock({arguments})", params),), AccessIntent.WRITE)
+        await session.run((Statement(f"{_LOCK}({arguments})", params),), AccessIntent.WRITE)
     elif timeout_s > 0:
         milliseconds = str(max(1, round(timeout_s * 1000)))
         batch = (
             _KEEP_TIMEOUT,
-            Statement("select set_config('lock_timeout',%s,true)", [milliseconds]),
-            Statement(f"select pg_advisory_xact_lock({arguments})", params),
+            Statement("select pg_catalog.set_config('lock_timeout',%s,true)", [milliseconds]),
+            Statement(f"{_LOCK}({arguments})", params),
             _RESTORE_TIMEOUT,
         )
         try:
@@ -62,7 +70,7 @@ async def take_lock(session: SessionCore, key: LockKey, timeout_s: float | None)
                 raise _taken(timeout_s) from error
             raise
     else:
-        query = Statement(f"select pg_try_advisory_xact_lock({arguments})", params)
+        query = Statement(f"{_TRY_LOCK}({arguments})", params)
         if not (await session.run((query,), AccessIntent.WRITE))[0].scalar():
             raise _taken(0)
 

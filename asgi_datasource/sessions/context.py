@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from contextvars import ContextVar
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 from ..routing import AccessIntent
+from ..tenancy import Tenant
+from ..tenancy.current_tenant import current_holder
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +39,12 @@ class SessionRunner(Protocol):
         """The session, a `SessionCore`."""
         ...
 
+    @property
+    def tenant(self) -> Tenant:
+        """Whose it is; known without making a session."""
+        ...
 
-current_runner: ContextVar[SessionRunner | None] = ContextVar("asgi_datasource_session", default=None)
+
+# The variable that `current_tenant()` looks at, which stands below sessions.
+current_runner = cast("ContextVar[SessionRunner | None]", current_holder)
 """The session of the request or block that runs here. Child tasks inherit it; the state itself lives on the session."""

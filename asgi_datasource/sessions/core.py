@@ -291,7 +291,7 @@ class SessionCore:
             if self._interrupted:
                 self._interrupted -= {task}
             if self._lock is not None:
-                self._lock.leave()
+                self._lock.release()
         return read(cast("Result", result), row_factory)
 
     def _take_turn_at_once(self, *, is_read: bool) -> bool:
@@ -304,7 +304,7 @@ class SessionCore:
             or current_scope.get() is not None
             or current_frame.get() is not None
             or (work is not None and (work.outer is not None or work.snapshot is not None or work.terms is not None))
-            or (lock is not None and not lock.take())
+            or (lock is not None and not lock.try_acquire())
         ):
             return False
         self._busy = asyncio.current_task()
@@ -412,9 +412,9 @@ class SessionCore:
         self.check_open()
         scope = self.innermost_scope()
         lock = self.lock_of(scope)
-        may_share = lock.can_be_shared and self._may_share(intent)
-        if not lock.take(may_share=may_share):
-            scope, lock = await self.take_turn(may_share=may_share)
+        shared = lock.is_shareable and self._may_share(intent)
+        if not lock.try_acquire(shared=shared):
+            scope, lock = await self.take_turn(shared=shared)
         task = asyncio.current_task()
         try:
             # Second check: the session may have ended while this task waited for its turn.
@@ -434,7 +434,7 @@ class SessionCore:
             self._running -= {task}
             if self._interrupted:
                 self._interrupted -= {task}
-            lock.leave()
+            lock.release()
 
     def _reraise_interruption(self, task: asyncio.Task[Any] | None) -> None:
         """Raise why the session was stopped, where the cancellation of this task is the session's own interruption."""
@@ -447,6 +447,8 @@ class SessionCore:
         if is_conflict(error) and self.current_transaction is None:
             # No transaction that goes on remembers it.
             self._conflict = error
+        if error.kind is DataErrorKind.TENANT:
+            self._tenant.note_failure(error)
         if error.kind is DataErrorKind.READ_ONLY:
             return self._explain_read_only(statements, error)
         return error
@@ -760,14 +762,14 @@ class SessionCore:
             self._lock = SharedLock(self._policy.max_parallel, self._is_in_use)
             if self._busy is not None:
                 # On behalf of the task whose statement runs without it.
-                self._lock.take(may_share=self._is_reading)
+                self._lock.try_acquire(shared=self._is_reading)
         return self._lock
 
-    async def take_turn(self, *, may_share: bool = False) -> tuple[Scope | None, SharedLock]:
+    async def take_turn(self, *, shared: bool = False) -> tuple[Scope | None, SharedLock]:
         """Wait until it is the running task's turn.
 
         Args:
-            may_share: Others who may share can have their turn at the same time.
+            shared: Others who may share can have their turn at the same time.
 
         Returns:
             The innermost scope around it, and the lock that it has to leave in the end.
@@ -775,13 +777,13 @@ class SessionCore:
         while True:
             scope = self.innermost_scope()
             lock = self.lock_of(scope)
-            if lock.take(may_share=may_share):
+            if lock.try_acquire(shared=shared):
                 return scope, lock
-            await lock.wait(may_share=may_share)
+            await lock.acquire(shared=shared)
             if scope is None or scope.is_open:
                 return scope, lock
             # It has ended meanwhile: what goes on is what was around it.
-            lock.leave()
+            lock.release()
 
     # -- streams
 
@@ -809,7 +811,7 @@ class SessionCore:
             work.streams += 1
             return intent, (work, cast("Transaction", work.snapshot))
         finally:
-            lock.leave()
+            lock.release()
 
     async def end_stream(self, snapshot: Snapshot) -> None:
         """The iteration has ended, and its snapshot with the last one that reads from it."""
@@ -834,7 +836,7 @@ class SessionCore:
             if work.snapshot is transaction and work.streams == 0:
                 await work.end_snapshot()
         finally:
-            lock.leave()
+            lock.release()
 
     # -- hooks
 
@@ -907,7 +909,7 @@ class SessionCore:
             return False
         if self._work is not None and self._work.transaction_in_use is not None:
             return False
-        return self._lock is None or not self._lock.is_taken
+        return self._lock is None or not self._lock.is_held
 
     @property
     def rollback_reason(self) -> str | None:
@@ -995,7 +997,7 @@ class SessionCore:
             or self.stopped_by is not None
             or self._conflict is not None
             or self.committing
-            or (self._lock is not None and self._lock.is_taken)
+            or (self._lock is not None and self._lock.is_held)
             or (self._work is not None and not self._work.is_idle)
         ):
             return False
@@ -1015,7 +1017,7 @@ class SessionCore:
             or self._busy is not None
             or self.stopped_by is not None
             or self.committing
-            or (self._lock is not None and self._lock.is_taken)
+            or (self._lock is not None and self._lock.is_held)
         ):
             return None
         exchange = work.send_commit(self.request_deadline if current_frame.get() is None else self.deadline())
@@ -1101,7 +1103,7 @@ class SessionCore:
                 elif commit and self.stopped_by is not None:
                     raise self.stopped_by
             finally:
-                lock.leave()
+                lock.release()
         except BaseException:
             work = self._work
             while work is not None:
@@ -1138,12 +1140,12 @@ class SessionCore:
             if commit:
                 await work.run_before_commit()
             lock = self.lock_of(None)
-            await lock.wait()
+            await lock.acquire()
             try:
                 self.check_open()
                 await work.finish(commit=commit, reason="rollback() was called", deadline=self.deadline())
             finally:
-                lock.leave()
+                lock.release()
             if not commit:
                 work.rollback_reason = work.doomed_by = work.lost_by = None
         await self.run_due_hooks()
@@ -1177,14 +1179,14 @@ class SessionCore:
 
     async def _take_for_the_end(self, lock: SharedLock, deadline: float | None, *, commit: bool) -> None:
         """Wait for the statement of another task of the request; bounded, for it may hang."""
-        if lock.take():
+        if lock.try_acquire():
             return
         loop = asyncio.get_running_loop()
         if self.innermost_scope() is None:
             until = loop.time() + (self._policy.commit_timeout_s if commit else _ROLLBACK_WAIT_S)
             try:
                 async with asyncio.timeout_at(until if deadline is None or not commit else deadline):
-                    await lock.wait()
+                    await lock.acquire()
                 return
             except TimeoutError:
                 raise DataError(

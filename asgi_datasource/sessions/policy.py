@@ -6,7 +6,8 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Final
 
-from ..concurrency.limits import Gate, Priority
+from ..concurrency.limits import ConcurrencyLimit
+from ..concurrency.priority_queue import Priority
 from ..observability.metrics import Metrics
 from ..routing import ANY_FRESHNESS, AccessIntent, Consistency, Freshness, intent_of_method
 from ..routing.consistency.client_history import TokenPolicy
@@ -36,7 +37,7 @@ class RouteRule:
         intent: The intent of statements that say nothing themselves; None leaves it to the method.
         freshness: How fresh reads have to be.
         priority: Who goes first when connections are scarce.
-        gate: How many of these requests may be under way; None sets no bound.
+        concurrency_limit: How many of these requests may be under way; None sets no bound.
     """
 
     options: TransactionOptions | None = None
@@ -44,7 +45,7 @@ class RouteRule:
     intent: AccessIntent | None = None
     freshness: Freshness = ANY_FRESHNESS
     priority: Priority = Priority.NORMAL
-    gate: Gate | None = None
+    concurrency_limit: ConcurrencyLimit | None = None
 
 
 NO_RULE: Final = RouteRule()

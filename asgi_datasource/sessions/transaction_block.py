@@ -96,7 +96,7 @@ class TransactionBlock(Scope):
                 self._decide()
                 self._open()
             except BaseException:
-                lock.leave()
+                lock.release()
                 raise
             self.is_open = True
             self._scope_token = current_scope.set(self)
@@ -266,7 +266,7 @@ class TransactionBlock(Scope):
         # Statements of this block's own tasks that still run are waited for; later ones find the block closed.
         is_held = False
         try:
-            await self.lock.wait()
+            await self.lock.acquire()
             is_held = True
             if self.is_cut_off:
                 if error is None:
@@ -285,7 +285,7 @@ class TransactionBlock(Scope):
         finally:
             self.is_open = False
             if is_held:
-                self.lock.leave()
+                self.lock.release()
 
     async def _leave_work(self, work: UnitOfWork, error: BaseException | None, *, is_undone: bool) -> None:
         if self.action is PropagationAction.OWN:
@@ -332,7 +332,7 @@ class TransactionBlock(Scope):
             self._session.resume(self.outer_work)
         if self._outer_lock is not None:
             lock, self._outer_lock = self._outer_lock, None
-            lock.leave()
+            lock.release()
 
 
 def _agree(wanted: Isolation | None, present: Isolation | None, *, is_open: bool) -> bool:

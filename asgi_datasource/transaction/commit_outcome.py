@@ -24,10 +24,15 @@ GRACE_S: Final = 2.0
 
 _WHO: Final = Statement(f"select {INCARNATION} as incarnation")
 """In front of the question, whose failure is an answer as well: no standby says it, and a primary its timeline."""
-_ASK: Final = "select case when pg_is_in_recovery() then null else pg_xact_status(%s::text::xid8) end as status"
+_ASK: Final = (
+    "select case when pg_catalog.pg_is_in_recovery() then null"
+    " else pg_catalog.pg_xact_status(%s::pg_catalog.text::pg_catalog.xid8) end as status"
+)
 _END_ORPHAN: Final = (
-    "select pg_terminate_backend(pid, 1000) from pg_stat_activity"
-    " where pid = %s and backend_xid = %s::text::xid8::xid and pid <> pg_backend_pid()"
+    "select pg_catalog.pg_terminate_backend(pid, 1000) from pg_catalog.pg_stat_activity"
+    " where pid operator(pg_catalog.=) %s"
+    " and backend_xid operator(pg_catalog.=) %s::pg_catalog.text::pg_catalog.xid8::pg_catalog.xid"
+    " and pid operator(pg_catalog.<>) pg_catalog.pg_backend_pid()"
 )
 
 

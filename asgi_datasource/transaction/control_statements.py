@@ -18,27 +18,36 @@ from .options import Isolation
 
 COMMIT: Final = Control(ControlKind.COMMIT, "commit")
 
-READ_ONLY: Final = (Control(ControlKind.READ_ONLY, "select set_config('transaction_read_only','on',true)"),)
+READ_ONLY: Final = (Control(ControlKind.READ_ONLY, "select pg_catalog.set_config('transaction_read_only','on',true)"),)
 """Makes the rest of a transaction, or of a subtransaction, READ ONLY."""
 
-WAL_POSITION: Final = Control(ControlKind.COMMIT_POSITION, "select pg_current_wal_insert_lsn()::text")
+WAL_POSITION: Final = Control(
+    ControlKind.COMMIT_POSITION, "select pg_catalog.pg_current_wal_insert_lsn()::pg_catalog.text"
+)
 """Behind COMMIT in the same round trip: the position that a replica must have replayed to show this commit."""
 
 IDENTIFY: Final = Control(
     ControlKind.IDENTIFY,
-    f"select pg_current_xact_id_if_assigned()::text, pg_backend_pid()::text, {INCARNATION}",
+    "select pg_catalog.pg_current_xact_id_if_assigned()::pg_catalog.text, pg_catalog.pg_backend_pid()::pg_catalog.text,"
+    f" {INCARNATION}",
 )
 """What it takes to ask for this transaction's fate later."""
 
-IDENTIFY_XID: Final = Control(ControlKind.IDENTIFY, "select pg_current_xact_id_if_assigned()::text")
+IDENTIFY_XID: Final = Control(
+    ControlKind.IDENTIFY, "select pg_catalog.pg_current_xact_id_if_assigned()::pg_catalog.text"
+)
 """The same on a connection that has told the rest when it was made."""
 
-_PRIMARY_TIMELINE: Final = "('x' || left(pg_walfile_name(pg_current_wal_insert_lsn()), 8))::bit(32)::int"
+_PRIMARY_TIMELINE: Final = (
+    "('x' operator(pg_catalog.||) pg_catalog.left("
+    "pg_catalog.pg_walfile_name(pg_catalog.pg_current_wal_insert_lsn()), 8))::bit(32)::int"
+)
 
 ASK_POSITION: Final = Control(
     ControlKind.POSITION,
-    "select case when pg_is_in_recovery() then pg_last_wal_replay_lsn() else pg_current_wal_insert_lsn() end::text,"
-    f" case when pg_is_in_recovery() then null else {_PRIMARY_TIMELINE}::text end",
+    "select case when pg_catalog.pg_is_in_recovery() then pg_catalog.pg_last_wal_replay_lsn()"
+    " else pg_catalog.pg_current_wal_insert_lsn() end::pg_catalog.text,"
+    f" case when pg_catalog.pg_is_in_recovery() then null else {_PRIMARY_TIMELINE}::pg_catalog.text end",
 )
 """Where a server is at this moment, beside other statements: in front of one, what that sees is no older; behind it, no
 newer. A standby's timeline would take more than may be asked for here."""

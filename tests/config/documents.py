@@ -254,6 +254,7 @@ _tenancy = _section(
         "authorize": st.just("shop.tenants:may_act"),
         "trusted_hosts": st.lists(_referable(st.one_of(_hosts, st.just("*.example.com"))), max_size=2),
         "trusted_proxies": st.lists(_referable(st.sampled_from(["10.0.0.0/8", "::1", "unix"])), max_size=2),
+        "trusted_headers": st.lists(st.sampled_from(["forwarded", "x-forwarded-host", "none"]), min_size=1, max_size=2),
     },
 )
 _tenant = _section(

@@ -112,25 +112,66 @@ NONSENSE = [
     (
         small(
             tenants={
-                "acme": {"datasource": "orders", "schema": "acme", "aliases": ["shop.test"]},
-                "globex": {"datasource": "orders", "schema": "globex", "aliases": ["Shop.Test."]},
+                "acme": {"datasource": "orders", "schema": "acme", "aliases": ["shop"]},
+                "globex": {"datasource": "orders", "schema": "globex", "aliases": ["Shop", "shop"]},
             }
         ),
         Code.SHARED_NAME,
-        "tenants.globex.aliases[0]",
-        "'Shop.Test.' is also a name of the tenant 'acme'",
+        "tenants.globex.aliases[1]",
+        "'shop' is also a name of the tenant 'acme'",
         "a name stands for one tenant",
+    ),
+    (
+        small(
+            tenants={
+                "acme": {"datasource": "orders", "schema": "acme", "domains": ["shop.test"]},
+                "globex": {"datasource": "orders", "schema": "globex", "domains": ["Shop.Test"]},
+            }
+        ),
+        Code.SHARED_NAME,
+        "tenants.globex.domains[0]",
+        "'Shop.Test' is also a host of the tenant 'acme'",
+        "a host stands for one tenant",
+    ),
+    (
+        small(
+            tenancy={"resolve": [{"domain": {}}, {"subdomain_of": "app.test"}]},
+            tenants={"acme": {"datasource": "orders", "schema": "acme", "domains": ["globex.App.test"]}},
+        ),
+        Code.CONTRADICTION,
+        "tenants.acme.domains[0]",
+        "'globex.App.test' is, or lies below, a domain of the application's own",
+        "in the map of a domain resolver",
+    ),
+    (
+        small(
+            tenancy={"resolve": [{"domain": {}}], "trusted_hosts": ["*.app.test"]},
+            tenants={"acme": {"datasource": "orders", "schema": "acme", "domains": ["app.test"]}},
+        ),
+        Code.CONTRADICTION,
+        "tenants.acme.domains[0]",
+        "a domain of the application's own",
+        "without being listed in trusted_hosts",
+    ),
+    (
+        small(
+            tenants={"acme": {"datasource": "orders", "schema": "acme", "domains": ["a..b".replace("..", ".\u3002")]}}
+        ),
+        Code.ADDRESS,
+        "tenants.acme.domains[0]",
+        "not the name of a host",
+        "as it stands in an address",
     ),
     (
         small(
             tenancy={"resolve": [{"domain": {"shop.test": "acme"}}]},
             tenants={
                 "acme": {"datasource": "orders", "schema": "acme"},
-                "globex": {"datasource": "orders", "schema": "globex", "aliases": ["SHOP.test"]},
+                "globex": {"datasource": "orders", "schema": "globex", "domains": ["SHOP.test"]},
             },
         ),
         Code.SHARED_NAME,
-        "tenants.globex.aliases[0]",
+        "tenants.globex.domains[0]",
         "'SHOP.test' is also a host of the tenant 'acme'",
         "a host stands for one tenant",
     ),
@@ -249,6 +290,19 @@ NONSENSE = [
         "where the password ends",
         "%40",
     ),
+    (
+        small(
+            tenancy={
+                "resolve": [{"header": "X"}],
+                "trusted_proxies": ["unix"],
+                "trusted_headers": ["forwarded", "none"],
+            }
+        ),
+        Code.CONTRADICTION,
+        "tenancy.trusted_headers[1]",
+        "'none' beside other headers",
+        "Keep none alone",
+    ),
 ]
 
 
@@ -326,6 +380,18 @@ WARNINGS = [
         "tenancy.resolve[0]",
         "none of the tenants has a name that is a label of a host name",
     ),
+    (
+        small(tenancy={"resolve": [{"header": "X"}], "trusted_proxies": ["10.0.0.0/8"]}),
+        Code.CONTRADICTION,
+        "tenancy.trusted_headers",
+        "proxies are trusted, but none of their headers",
+    ),
+    (
+        small(tenancy={"resolve": [{"header": "X"}], "trusted_headers": ["forwarded"]}),
+        Code.CONTRADICTION,
+        "tenancy.trusted_headers",
+        "headers are trusted, but no proxy",
+    ),
 ]
 
 
@@ -364,7 +430,7 @@ SENSIBLE = [
     ),
     small(
         tenancy={"resolve": [{"domain": {"shop.test": "acme"}}, {"domain": {"SHOP.test": "acme"}}]},
-        tenants={"acme": {"datasource": "orders", "schema": "acme", "aliases": ["shop.test"]}},
+        tenants={"acme": {"datasource": "orders", "schema": "acme", "domains": ["shop.test"]}},
     ),
     small(
         datasources=datasource(replicas={"r1": {"url": "host=r1"}}, routing={"max_lag": "200ms"}),
@@ -396,6 +462,7 @@ SENSIBLE = [
             name: {"datasource": "own", "database": "eu", "schema": name} for name in ("acme", "globex", "initech")
         },
     ),
+    small(tenancy={"resolve": [{"header": "X"}], "trusted_proxies": ["unix"], "trusted_headers": ["none"]}),
     small(routes=[{"match": "GET /a/*"}, {"match": "/a/*"}, {"match": "GET /a/**"}, {"match": "/**"}]),
 ]
 

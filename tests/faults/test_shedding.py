@@ -15,8 +15,9 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from asgi_datasource import DataError, DataErrorKind, DataSourceRegistry, compile, session, transactional
-from asgi_datasource.concurrency import limits
-from asgi_datasource.concurrency.limits import Gate, Priority
+from asgi_datasource.concurrency import saturation_log
+from asgi_datasource.concurrency.limits import ConcurrencyLimit
+from asgi_datasource.concurrency.priority_queue import Priority
 from tests.apps import client
 from tests.drivers.polling import until
 from tests.world import World
@@ -88,8 +89,8 @@ class Shop:
     async def status(self, path: str) -> int:
         return (await self.http.get(path)).status_code
 
-    def gate(self, path: str) -> Gate:
-        found = self.registry.compiled.rules.match("GET", path).gate
+    def limit(self, path: str) -> ConcurrencyLimit:
+        found = self.registry.compiled.rules.match("GET", path).concurrency_limit
         assert found is not None
         return found
 
@@ -134,18 +135,18 @@ async def test_max_in_flight_of_a_route_refuses_further_requests_at_once(
 
 async def test_a_request_frees_its_slot_however_it_ends(world: World) -> None:
     async with serving(world, {"match": "/**", "max_in_flight": 3}) as shop:
-        gate = shop.gate("/fail")
+        limit = shop.limit("/fail")
         assert await shop.status("/fail") == 500
         assert (await shop.http.post("/lose")).status_code == 409
         assert await shop.status("/nowhere") == 404
         held = shop.start("/bare", 2) + shop.start("/hold")
         await until(lambda: shop.held == 3)
-        assert gate.in_flight.count == 3
+        assert limit.in_flight.count == 3
         for task in held:
             task.cancel()
         await asyncio.gather(*held, return_exceptions=True)
         shop.is_open.set()
-        await until(lambda: gate.in_flight.count == 0)
+        await until(lambda: limit.in_flight.count == 0)
 
 
 async def test_a_reload_counts_requests_in_flight(world: World) -> None:
@@ -183,9 +184,9 @@ async def test_max_in_flight_of_a_datasource_admits_high_priority(
         shop.is_open.set()
         await asyncio.gather(*held)
         assert await shop.status("/read") == 200
-        gate = shop.registry.datasources["orders"].gate
-        assert gate is not None
-        await until(lambda: gate.in_flight.count == 0)
+        limit = shop.registry.datasources["orders"].concurrency_limit
+        assert limit is not None
+        await until(lambda: limit.in_flight.count == 0)
 
 
 @pytest.mark.parametrize("fair", [False, True])
@@ -261,7 +262,7 @@ async def test_a_waiter_displaced_while_it_is_served_or_cancelled_leaks_nothing(
 async def test_saturation_is_logged_with_advice_and_at_a_limited_rate(
     world: World, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(limits, "INTERVAL_S", 0.4)
+    monkeypatch.setattr(saturation_log, "INTERVAL_S", 0.4)
 
     def logged() -> list[str]:
         return [record.getMessage() for record in caplog.records if record.name == "asgi_datasource.saturation"]
@@ -305,7 +306,7 @@ async def test_long_waits_are_logged_before_any_refusal(world: World, caplog: py
 async def test_the_advised_pool_size_follows_from_the_refusals(
     world: World, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(limits, "INTERVAL_S", 0.5)
+    monkeypatch.setattr(saturation_log, "INTERVAL_S", 0.5)
     async with serving(world, max_waiting=1, max_size=2) as shop:
 
         async def work() -> None:

@@ -190,6 +190,52 @@ async def test_settings_that_fail_to_apply_fail_the_request_before_its_statement
         assert await leftovers(registry) == before
 
 
+@pytest.mark.parametrize("replicas", [(), ("r1", "r2")])
+async def test_a_tenant_without_a_usable_schema_gets_404_and_reads_no_other_schema(
+    world: World, role: str, replicas: tuple[str, ...]
+) -> None:
+    """PostgreSQL ignores such an entry of the search_path, and would find names in the entries after it."""
+    await world.sql("create schema closed; create table closed.orders (id int, item text)")
+    tenants = {
+        "missing": {"datasource": "orders", "schema": "lost"},
+        "quoted": {"datasource": "orders", "schema": 'lo"st, shared'},
+        "closed": {"datasource": "orders", "schema": "closed"},
+        # The login may use the schema, the tenant's role may not.
+        "by_role": {"datasource": "orders", "schema": "globex", "role": role},
+        "by_rows": {"datasource": "orders", "schema": "lost", "row_security": {"app.tenant": "7"}},
+    }
+    config = world.config(replicas=replicas, pool=ONE_CONNECTION)
+    config["datasources"]["orders"]["search_path"] = ["acme", "shared"]
+    config["tenants"].update(tenants)
+    await world.cluster.caught_up()
+    insert = "insert into orders (item) values ('tea')"
+    async with compile(config) as registry:
+        for name in tenants:
+            async with registry.session(name) as db:
+                for use in (
+                    db.read.fetch_all("select * from orders"),
+                    db.write.execute(insert),
+                    db.fetch_value("select 1"),
+                ):
+                    with pytest.raises(DataError, match="there is no such tenant") as caught:
+                        await use
+                    assert (caught.value.kind, caught.value.http_status) == (DataErrorKind.TENANT, 404)
+                for intent in AccessIntent:
+                    with pytest.raises(DataError, match="there is no such tenant"):
+                        async with db.connection(intent):
+                            raise AssertionError("a connection was lent")
+                with pytest.raises(DataError, match="there is no such tenant"):
+                    async with db.transaction():
+                        await db.execute(insert)
+                with pytest.raises(DataError, match="there is no such tenant"):
+                    async for _ in db.read.stream("select * from orders"):
+                        raise AssertionError("a row was read")
+        # Other tenants are served, on the same connection.
+        async with registry.session("acme") as db:
+            await db.execute(insert)
+            assert await db.fetch_value("select count(*) from orders") == 1
+
+
 async def test_settings_that_fail_to_apply_are_an_error_response(world: World) -> None:
     async def place(request: Request) -> Response:
         await session(request).execute("insert into acme.orders (item) values ('tea')")

@@ -65,7 +65,10 @@ def config(cluster: EmbeddedCluster, *, replicas: tuple[str, ...] = (), **pool: 
             }
         },
         "tenancy": {"resolve": [{"header": "X-Tenant"}]},
-        "tenants": {"*": {"datasource": "own"}, "renamed": {"datasource": "own", "database": "acme"}},
+        "tenants": {
+            "*": {"datasource": "own"},
+            "renamed": {"datasource": "own", "database": "acme", "aliases": ["acme"]},
+        },
     }
 
 

@@ -54,9 +54,10 @@ def config() -> dict[str, Any]:
                 {"cookie": "tenant"},
             ],
             "trusted_proxies": ["192.0.2.0/24"],
+            "trusted_headers": ["forwarded", "x-forwarded-host"],
         },
         "tenants": {
-            "acme": {"datasource": "shop", "schema": "acme", "aliases": ["shop.acme.test"]},
+            "acme": {"datasource": "shop", "schema": "acme", "domains": ["shop.acme.test"]},
             "globex": {"datasource": "shop", "schema": "globex"},
             "initech": {"datasource": "shop", "schema": "initech", "state": "suspended"},
         },

@@ -12,7 +12,7 @@ from psycopg import InterfaceError, OperationalError, ProgrammingError
 from psycopg import errors as e
 from psycopg.pq import TransactionStatus
 
-from ...concurrency.fair_queue import Share
+from ...concurrency.fair_queue import TenantQuota
 from ...observability.metrics import Use
 from ...routing import Position
 from ..statements import Control, ControlKind, CursorDeclaration, Envelope, Params, Query, Settings, Statement
@@ -88,7 +88,7 @@ class PsycopgConnection(WatchedSocket, PipelineHost):  # pyright: ignore[reportI
         self.has_changed_schema = False
         self.needs_reset = False
         """Something may have been changed that outlives a transaction; undone before it is lent again."""
-        self.share: Share | None = None
+        self.quota: TenantQuota | None = None
         """The tenant that it is borrowed for, where that is counted."""
         self.use: Use | None = None
         """Is told when it is given back, where that is measured."""

@@ -7,7 +7,7 @@ from typing import Final
 
 from psycopg import Error
 
-from ...errors import DataError, DataErrorKind, ErrorDetail, classify
+from ...errors import NO_PLACE, DataError, DataErrorKind, ErrorDetail, classify
 from ..protocol import Exchange
 
 _QUOTED: Final = re.compile(r"\"[^\"]*\"|«[^»]*»|„[^“]*“|'[^']*'")
@@ -48,6 +48,8 @@ def to_data_error(
     found = classify(ErrorDetail(sqlstate=sqlstate, is_broken=is_broken, in_recovery=in_recovery, is_write=is_write))
     diagnostics = error.diag if isinstance(error, Error) else None
     text = (diagnostics.message_primary if diagnostics is not None else None) or _first_line(error)
+    if sqlstate == "3F000" and NO_PLACE in text:
+        return DataError(DataErrorKind.TENANT, "there is no such tenant", sqlstate=sqlstate, http_status=404)
     if sqlstate is not None and sqlstate.startswith("22"):
         # Data exceptions quote the value; names are quoted alike.
         text = _QUOTED.sub('"..."', text)

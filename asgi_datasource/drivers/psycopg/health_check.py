@@ -16,34 +16,39 @@ from .pipeline import Pipeline
 from .socket import ConnectionObserver, WatchedSocket
 
 _POSITION: Final = (
-    "case when pg_is_in_recovery() then pg_last_wal_replay_lsn() else pg_current_wal_insert_lsn() end::text"
+    "case when pg_catalog.pg_is_in_recovery() then pg_catalog.pg_last_wal_replay_lsn()"
+    " else pg_catalog.pg_current_wal_insert_lsn() end::pg_catalog.text"
 )
 
 
 def _question(timeline: str, system: str) -> Statement:
-    standby = "pg_is_in_recovery()"
+    standby = "pg_catalog.pg_is_in_recovery()"
     return Statement(
         f"select {standby} as is_standby,"
         f" {_POSITION} as position,"
-        f" case when {standby} then pg_last_wal_receive_lsn() end::text as received,"
-        " date_part('epoch', pg_postmaster_start_time())::text as server,"
+        f" case when {standby} then pg_catalog.pg_last_wal_receive_lsn() end::pg_catalog.text as received,"
+        " pg_catalog.date_part('epoch', pg_catalog.pg_postmaster_start_time())::pg_catalog.text as server,"
         f" {timeline} as timeline, {system} as system"
     )
 
 
-PRIMARY_TIMELINE: Final = "('x' || left(pg_walfile_name(pg_current_wal_insert_lsn()), 8))::bit(32)::int"
+PRIMARY_TIMELINE: Final = (
+    "('x' operator(pg_catalog.||) pg_catalog.left("
+    "pg_catalog.pg_walfile_name(pg_catalog.pg_current_wal_insert_lsn()), 8))::bit(32)::int"
+)
 STANDBY_TIMELINE: Final = (
-    "greatest((pg_control_checkpoint()).timeline_id, (pg_control_recovery()).min_recovery_end_timeline,"
-    " (select received_tli from pg_stat_wal_receiver))"
+    "greatest((pg_catalog.pg_control_checkpoint()).timeline_id,"
+    " (pg_catalog.pg_control_recovery()).min_recovery_end_timeline,"
+    " (select received_tli from pg_catalog.pg_stat_wal_receiver))"
 )
 """A standby tells its timeline in three ways, each of which may be late, and none of which is early: as of its last
 restart point; of the furthest point that was made safe; and, to roles with the privileges of `pg_read_all_stats`, of
 what it receives (PostgreSQL manual, "Control Data Functions" and "pg_stat_wal_receiver")."""
-TIMELINE: Final = f"case when pg_is_in_recovery() then {STANDBY_TIMELINE} else {PRIMARY_TIMELINE} end"
-SYSTEM: Final = "(select system_identifier from pg_control_system())::text"
+TIMELINE: Final = f"case when pg_catalog.pg_is_in_recovery() then {STANDBY_TIMELINE} else {PRIMARY_TIMELINE} end"
+SYSTEM: Final = "(select system_identifier from pg_catalog.pg_control_system())::pg_catalog.text"
 
 _QUESTION: Final = _question(TIMELINE, SYSTEM)
-_SIMPLE_QUESTION: Final = _question("0", "null::text")
+_SIMPLE_QUESTION: Final = _question("0", "null::pg_catalog.text")
 """For services that do without those functions: there is one timeline, as far as they say."""
 
 

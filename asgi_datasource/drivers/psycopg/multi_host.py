@@ -52,15 +52,16 @@ class Bearing:
 
 def _question(timeline: str, system: str, incarnation: str) -> Statement:
     return Statement(
-        "select pg_is_in_recovery() as is_standby, current_setting('default_transaction_read_only') as read_only,"
-        f" case when pg_is_in_recovery() then 0 else {timeline} end as timeline, {system} as system,"
+        "select pg_catalog.pg_is_in_recovery() as is_standby,"
+        " pg_catalog.current_setting('default_transaction_read_only') as read_only,"
+        f" case when pg_catalog.pg_is_in_recovery() then 0 else {timeline} end as timeline, {system} as system,"
         f" {incarnation} as incarnation",
         prepare=False,
     )
 
 
 ASK_BEARING: Final = _question(PRIMARY_TIMELINE, SYSTEM, INCARNATION)
-ASK_SIMPLE_BEARING: Final = _question("0", "null::text", "null::text")
+ASK_SIMPLE_BEARING: Final = _question("0", "null::pg_catalog.text", "null::pg_catalog.text")
 """For services that do without those functions."""
 
 

@@ -15,8 +15,8 @@ from typing import Any, Final, Protocol
 
 from psycopg_pool import PoolClosed, PoolTimeout
 
-from ...concurrency.fair_queue import FairQueue, Share
-from ...concurrency.limits import Line, Priority
+from ...concurrency.fair_queue import FairQueue, TenantQuota
+from ...concurrency.priority_queue import Priority, PriorityQueue
 from ...errors import DataError, DataErrorKind
 from ...routing import CircuitBreaker, Health
 from ..protocol import PoolKeeper
@@ -89,7 +89,7 @@ class HandOver:
         self.at_hand: list[PsycopgConnection] = []
         self.unused = 0
         """How many of those at hand, from the first, were not used since the last sweep."""
-        self._line: Line[asyncio.Future[PsycopgConnection]] = Line()
+        self._line: PriorityQueue[asyncio.Future[PsycopgConnection]] = PriorityQueue()
         self._waiting: dict[asyncio.Future[PsycopgConnection], float] = {}
         """Those who wait, and the event-loop time at which each gives up; in the line there may also be some that have
         left."""
@@ -152,7 +152,7 @@ class HandOver:
                 # It was handed over while its borrower was being cancelled: to the next one.
                 self.give(waiter.result())
             self._waiting.pop(waiter, None)
-            self._line.strip(self._has_left)
+            self._line.prune(self._has_left)
             raise
 
     def displace(self, priority: Priority) -> bool:
@@ -305,7 +305,7 @@ class HandOver:
             del self._waiting[waiter]
             if not waiter.done():
                 waiter.set_exception(TimeoutError())
-        self._line.strip(self._has_left)
+        self._line.prune(self._has_left)
         if self._waiting:
             self._set_alarm(min(self._waiting.values()))
 
@@ -389,14 +389,14 @@ class Pool:
 
     # Out
 
-    def try_borrow(self, share: Share | None = None) -> PsycopgConnection | None:
+    def try_borrow(self, quota: TenantQuota | None = None) -> PsycopgConnection | None:
         """Borrow a connection that lies at hand; None where the caller would have to wait, or to queue."""
         hand_over = self.hand_over
         if hand_over is None or not hand_over.at_hand or self._host.breaker.health is not Health.CLOSED:
             return None
-        if share is not None:
-            queue = self._queue_for(share)
-            if queue is not None and not queue.enter_at_once(share):
+        if quota is not None:
+            queue = self._queue_for(quota)
+            if queue is not None and not queue.try_enter(quota):
                 return None
         elif self._turns is not None:
             return None
@@ -407,7 +407,7 @@ class Pool:
             self.users += 1
             connection.is_kept = True
             self._keeper.used(self._host)
-        connection.share = share
+        connection.quota = quota
         connection.is_lent = True
         self.borrowed += 1
         self.lendings += 1
@@ -418,14 +418,14 @@ class Pool:
         *,
         deadline: float | None,
         must_be_alive: bool = False,
-        share: Share | None = None,
+        quota: TenantQuota | None = None,
         priority: Priority = Priority.NORMAL,
     ) -> PsycopgConnection:
         """Borrow a connection, outside any transaction; arguments and errors as of `Server.acquire`."""
         give_up_at = self._time_to_give_up(deadline)
-        queue = None if share is None else self._queue_for(share)
-        if queue is not None and share is not None:
-            await self._enter(queue, share, give_up_at, priority)
+        queue = None if quota is None else self._queue_for(quota)
+        if queue is not None and quota is not None:
+            await self._enter(queue, quota, give_up_at, priority)
         try:
             if self._keeper is not None:
                 await self._have_opened(self._keeper, give_up_at)
@@ -435,11 +435,11 @@ class Pool:
                 self._rest()
                 raise
         except BaseException:
-            if queue is not None and share is not None:
-                queue.leave(share)
+            if queue is not None and quota is not None:
+                queue.leave(quota)
             raise
         if queue is not None:
-            connection.share = share
+            connection.quota = quota
         connection.is_kept = self._keeper is not None
         return connection
 
@@ -512,13 +512,13 @@ class Pool:
 
     # Admission: tenants that take turns or have limits, and pools that open with their first use
 
-    async def _enter(self, queue: FairQueue, share: Share, give_up_at: float, priority: Priority) -> None:
-        if queue.enter_at_once(share):
+    async def _enter(self, queue: FairQueue, quota: TenantQuota, give_up_at: float, priority: Priority) -> None:
+        if queue.try_enter(quota):
             return
         loop = asyncio.get_running_loop()
         began_at = loop.time()
         try:
-            await queue.enter(share, timeout_s=give_up_at - began_at, priority=priority)
+            await queue.enter(quota, timeout_s=give_up_at - began_at, priority=priority)
         except DataError:
             if queue is self._limits:
                 self._saturation.refused_by_limit()
@@ -527,10 +527,10 @@ class Pool:
             raise
         self._saturation.served(loop.time() - began_at)
 
-    def _queue_for(self, share: Share) -> FairQueue | None:
+    def _queue_for(self, quota: TenantQuota) -> FairQueue | None:
         if self._turns is not None:
             return self._turns
-        if share.limit is None:
+        if quota.limit is None:
             return None
         if self._limits is None:
             self._limits = FairQueue(self._host.label, capacity=None, max_waiting=self.settings.max_waiting)
@@ -570,12 +570,12 @@ class Pool:
         if connection.home is not None:
             connection.home.give(connection)
         # Behind the hand-over: a tenant that is let in now finds the connection there.
-        share = connection.share
-        if share is not None:
-            connection.share = None
+        quota = connection.quota
+        if quota is not None:
+            connection.quota = None
             queue = self._turns or self._limits
             if queue is not None:
-                queue.leave(share)
+                queue.leave(quota)
         if connection.is_kept:
             connection.is_kept = False
             self._rest()

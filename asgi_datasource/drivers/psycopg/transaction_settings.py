@@ -14,7 +14,8 @@ from typing import Final
 
 from psycopg import DataError
 
-from ..statements import Statement
+from ...errors import NO_PLACE
+from ..statements import OWN_SCHEMA, Statement
 from .pipeline import Command, Pipeline
 from .prepared import StatementCache
 
@@ -36,7 +37,8 @@ class ServerTimeouts:
 
 ASK_TIMEOUTS: Final = Statement(
     "select name, setting::int as ms, pg_catalog.pg_backend_pid() as pid from pg_catalog.pg_settings"
-    " where name in ('statement_timeout', 'idle_in_transaction_session_timeout', 'transaction_timeout')",
+    " where name operator(pg_catalog.=) any(array["
+    "'statement_timeout', 'idle_in_transaction_session_timeout', 'transaction_timeout'])",
     prepare=False,
 )
 
@@ -70,6 +72,17 @@ MAX_TENANTS: Final = 1024
 
 _PLAIN_NAME: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_.]*")
 _READ_ONLY: Final = (("transaction_read_only", "on"),)
+_SCHEMA_GUARD: Final = (
+    "pg_catalog.has_schema_privilege(case when pg_catalog.has_schema_privilege("
+    "pg_catalog.to_regnamespace(pg_catalog.quote_ident({0}))::pg_catalog.oid,'usage')"
+    f" then {{0}} else '{NO_PLACE}' end,'usage')"
+)
+"""Fails with 3F000 if the schema does not exist, or the current role may not use it.
+
+PostgreSQL evaluates the columns of a SELECT in order: behind the role's setting, the privileges of that role count.
+
+Source: PostgreSQL manual, "The Schema Search Path" and "Access Privilege Inquiry Functions".
+"""
 _TEXT_OID: Final = 25
 """Of the type text (PostgreSQL source, pg_type.dat)."""
 
@@ -97,15 +110,18 @@ def limits_of(left_s: float, timeouts: ServerTimeouts, *, is_read: bool) -> list
 @lru_cache(maxsize=1024)
 def _text(names: tuple[str, ...], *, is_read: bool) -> bytes:
     """The statement that applies settings of these names; a name that is not plain is bound like a value."""
-    parts = [f"set_config('{name}','{value}',true)" for name, value in (_READ_ONLY if is_read else ())]
+    parts = [f"pg_catalog.set_config('{name}','{value}',true)" for name, value in (_READ_ONLY if is_read else ())]
     number = 0
     for name in names:
-        if _PLAIN_NAME.fullmatch(name):
+        if name == OWN_SCHEMA:
             number += 1
-            parts.append(f"set_config('{name}',${number},true)")
+            parts.append(_SCHEMA_GUARD.format(f"${number}"))
+        elif _PLAIN_NAME.fullmatch(name):
+            number += 1
+            parts.append(f"pg_catalog.set_config('{name}',${number},true)")
         else:
             number += 2
-            parts.append(f"set_config(${number - 1},${number},true)")
+            parts.append(f"pg_catalog.set_config(${number - 1},${number},true)")
     return ("select " + ",".join(parts)).encode("ascii")
 
 

@@ -23,6 +23,7 @@ class TokenTransport:
         cookie: Name of the cookie; None where there is none.
         header: Name of the header; None where there is none.
         max_age_s: Seconds for which a browser keeps the cookie.
+        besides: Other headers of a request that a response depends on.
         cookie_key, header_key: Their names as they stand in a request.
         names: The headers of a request that a response depends on.
         vary: The header that says so.
@@ -31,6 +32,7 @@ class TokenTransport:
     cookie: str | None
     header: str | None
     max_age_s: int
+    besides: tuple[str, ...] = ()
     cookie_key: bytes | None = field(init=False, repr=False)
     header_key: bytes | None = field(init=False, repr=False)
     names: tuple[str, ...] = field(init=False, repr=False)
@@ -39,6 +41,8 @@ class TokenTransport:
     def __post_init__(self) -> None:
         header = None if self.header is None else self.header.lower().encode()
         names = [name for name in ("Cookie" if self.cookie is not None else None, self.header) if name is not None]
+        known = {name.lower() for name in names}
+        names += [name for name in self.besides if name.lower() not in known]
         object.__setattr__(self, "header_key", header)
         object.__setattr__(self, "cookie_key", None if self.cookie is None else self.cookie.encode())
         object.__setattr__(self, "names", tuple(names))
