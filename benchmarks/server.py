@@ -26,7 +26,7 @@ class Server:
     settings: dict[str, str]
 
     def url(self, port: int | None = None) -> str:
-        """The service's URL, with a role that is subject to row security; `port` is that of a proxy before the server."""
+        """The service's URL, with a role that is subject to row security; `port` is that of a proxy before it."""
         return f"postgresql://{APP_ROLE}:{APP_PASSWORD}@{self.host}:{port or self.port}/{DATABASE}"
 
 
