@@ -1,4 +1,4 @@
-"""`choose()` is pure: every rule of routing is told by its arguments and its answer."""
+"""`choose()` is a pure function: every rule of routing is tested by its arguments and result."""
 
 from __future__ import annotations
 
@@ -113,7 +113,7 @@ requests = st.fixed_dictionaries(
 )
 
 
-# What holds whatever the servers look like.
+# Properties that hold for every state of the servers.
 
 
 @given(pictures, requests)
@@ -133,7 +133,7 @@ def test_a_strong_read_goes_to_the_primary(picture: Topology, asked: dict[str, A
 
 
 @given(pictures, some_names, requests, st.sampled_from(AccessIntent))
-def test_a_failed_server_is_never_chosen_again_and_trying_comes_to_an_end(
+def test_a_failed_server_is_never_chosen_again_so_attempts_end(
     picture: Topology, failed: frozenset[str], asked: dict[str, Any], intent: AccessIntent
 ) -> None:
     tried = set(failed)
@@ -148,7 +148,7 @@ def test_a_failed_server_is_never_chosen_again_and_trying_comes_to_an_end(
 
 @settings(max_examples=200)
 @given(pictures, some_names, requests)
-def test_no_read_gets_data_that_is_or_may_be_older_than_it_allows(
+def test_no_read_gets_data_that_is_or_may_be_older_than_max_lag(
     picture: Topology, failed: frozenset[str], asked: dict[str, Any]
 ) -> None:
     route = choose(picture, READ, now=NOW, failed=failed, **asked)
@@ -161,7 +161,7 @@ def test_no_read_gets_data_that_is_or_may_be_older_than_it_allows(
 
 @settings(max_examples=200)
 @given(pictures, some_names, requests)
-def test_what_must_not_get_reads_gets_none(picture: Topology, failed: frozenset[str], asked: dict[str, Any]) -> None:
+def test_excluded_replicas_get_no_reads(picture: Topology, failed: frozenset[str], asked: dict[str, Any]) -> None:
     route = choose(picture, READ, now=NOW, failed=failed, **asked)
     if route is None or route.role is Role.PRIMARY:
         return
@@ -175,7 +175,7 @@ def test_what_must_not_get_reads_gets_none(picture: Topology, failed: frozenset[
 
 @settings(max_examples=200)
 @given(pictures, some_names, requests)
-def test_old_data_is_read_only_where_that_is_allowed_and_the_primary_is_down(
+def test_stale_data_is_read_only_if_allowed_and_while_the_primary_is_down(
     picture: Topology, failed: frozenset[str], asked: dict[str, Any]
 ) -> None:
     route = choose(picture, READ, now=NOW, failed=failed, **asked)
@@ -187,7 +187,7 @@ def test_old_data_is_read_only_where_that_is_allowed_and_the_primary_is_down(
 
 @settings(max_examples=200)
 @given(pictures, requests)
-def test_a_reason_is_true(picture: Topology, asked: dict[str, Any]) -> None:
+def test_the_reason_is_true(picture: Topology, asked: dict[str, Any]) -> None:
     asked = {**asked, "is_pinned": False, "is_strong": False}
     route = choose(picture, READ, now=NOW, **asked)
     if route is None:
@@ -207,8 +207,8 @@ def test_a_reason_is_true(picture: Topology, asked: dict[str, Any]) -> None:
 
 @settings(max_examples=200)
 @given(pictures, requests)
-def test_the_short_way_chooses_as_the_long_one_does(picture: Topology, asked: dict[str, Any]) -> None:
-    # A server that nobody knows takes the short way away, and changes nothing else but the reason.
+def test_the_short_path_chooses_like_the_general_one(picture: Topology, asked: dict[str, Any]) -> None:
+    # A failed server that does not exist disables the short path, and only changes the reason.
     asked = {**asked, "is_pinned": False, "is_strong": False, "behind": frozenset[str]()}
     short = choose(picture, READ, now=NOW, **asked)
     long = choose(picture, READ, now=NOW, **{**asked, "behind": frozenset({"nobody"})})
@@ -224,39 +224,39 @@ def test_reads_take_the_replicas_in_turn() -> None:
     assert [answer(choose(up(3), READ, turn=turn))[0] for turn in range(6)] == ["r1", "r2", "r3"] * 2
 
 
-def test_a_replica_that_is_down_draining_or_foreign_is_passed_over() -> None:
+def test_a_replica_that_is_down_draining_or_foreign_is_skipped() -> None:
     for flaw in ({"health": DOWN}, {"health": Health.HALF_OPEN}, {"is_draining": True}, {"is_foreign": True}):
         picture = seen(replica("r1"), replica("r2", **flaw), replica("r3"))
         assert set(taken(picture)) == {("r1", Reason.BALANCED), ("r3", Reason.BALANCED)}
 
 
-def test_the_replica_of_before_is_kept_while_it_is_up() -> None:
+def test_the_sticky_replica_is_kept_while_it_is_up() -> None:
     assert set(taken(up(2), sticky="r2")) == {("r2", Reason.STICKY)}
     assert set(taken(seen(replica("r1"), replica("r2", health=DOWN)), sticky="r2")) == {("r1", Reason.BALANCED)}
 
 
-def test_without_replicas_the_primary_reads() -> None:
+def test_without_replicas_the_primary_answers_reads() -> None:
     assert answer(choose(up(0), READ)) == ("primary", Reason.NO_REPLICAS)
 
 
-def test_the_primary_stands_in_when_no_replica_is_up() -> None:
+def test_the_primary_answers_when_no_replica_is_up() -> None:
     picture = seen(replica("r1", health=DOWN), replica("r2", health=DOWN))
     assert answer(choose(picture, READ)) == ("primary", Reason.UNHEALTHY)
 
 
-def test_the_primary_is_spared_where_the_policy_says_so() -> None:
+def test_with_no_replica_fail_the_primary_gets_no_reads() -> None:
     picture = seen(replica("r1", health=DOWN), no_replica=NoReplica.FAIL)
     assert choose(picture, READ) is None
     assert answer(choose(picture, WRITE)) == ("primary", Reason.WRITE)
     assert choose(up(1, no_replica=NoReplica.FAIL), READ, failed=frozenset({"r1"})) is None
 
 
-def test_after_a_failed_connect_the_next_server_is_taken_and_says_so() -> None:
+def test_after_a_failed_connect_the_next_server_is_chosen_with_reason_failover() -> None:
     assert answer(choose(up(2), READ, failed=frozenset({"r1"}))) == ("r2", Reason.FAILOVER)
     assert answer(choose(up(2), READ, failed=frozenset({"r1", "r2"}))) == ("primary", Reason.FAILOVER)
 
 
-def test_when_all_look_down_something_is_tried_all_the_same() -> None:
+def test_when_all_breakers_are_open_a_server_is_tried_anyway() -> None:
     picture = seen(replica("r1", health=DOWN), replica("r2", health=DOWN), primary=DOWN)
     assert answer(choose(picture, READ)) == ("primary", Reason.UNHEALTHY)
     assert answer(choose(picture, READ, failed=frozenset({"primary"}))) == ("r1", Reason.FAILOVER)
@@ -265,7 +265,7 @@ def test_when_all_look_down_something_is_tried_all_the_same() -> None:
 # Shares.
 
 
-def test_by_weight_each_gets_its_share_well_mixed() -> None:
+def test_weighted_shares_are_proportional_and_interleaved() -> None:
     picture = seen(replica("r1", weight=3), replica("r2", weight=1), replica("r3", weight=2), balance=Balance.WEIGHTED)
     order = [answer(choose(picture, READ, turn=turn))[0] for turn in range(12)]
     assert Counter(order) == {"r1": 6, "r2": 2, "r3": 4}
@@ -273,12 +273,12 @@ def test_by_weight_each_gets_its_share_well_mixed() -> None:
     assert not any(first == second == third for first, second, third in zip(order, order[1:], order[2:], strict=False))
 
 
-def test_without_weights_they_count_for_nothing() -> None:
+def test_round_robin_ignores_weights() -> None:
     picture = seen(replica("r1", weight=3), replica("r2", weight=1))
     assert set(taken(picture, 10).values()) == {5}
 
 
-def test_the_least_busy_is_taken_and_equals_take_turns() -> None:
+def test_the_least_busy_replica_is_chosen_and_equals_take_turns() -> None:
     picture = up(3, balance=Balance.LEAST_BUSY)
     assert set(taken(picture, load={"r1": 2.0, "r2": 0.5, "r3": 1.0})) == {("r2", Reason.BALANCED)}
     assert taken(picture, load={"r1": 2.0, "r2": 1.0, "r3": 1.0}) == {
@@ -287,25 +287,25 @@ def test_the_least_busy_is_taken_and_equals_take_turns() -> None:
     }
 
 
-def test_the_nearest_and_those_as_near_take_turns() -> None:
+def test_the_nearest_replicas_take_turns() -> None:
     picture = seen(
         replica("r1", rtt_s=0.0100), replica("r2", rtt_s=0.0010), replica("r3", rtt_s=0.0012), balance=Balance.NEAREST
     )
     assert taken(picture) == {("r2", Reason.BALANCED): 30, ("r3", Reason.BALANCED): 30}
 
 
-def test_before_any_answer_was_timed_all_are_as_near() -> None:
+def test_without_round_trip_times_all_replicas_are_equally_near() -> None:
     assert len(taken(up(3, balance=Balance.NEAREST))) == 3
 
 
-def test_the_own_zone_goes_first_and_the_others_when_it_cannot() -> None:
+def test_replicas_in_the_own_zone_come_first_and_others_replace_them() -> None:
     near, far = replica("r1"), replica("r2", tier=1)
     assert set(taken(seen(near, far))) == {("r1", Reason.BALANCED)}
     assert set(taken(seen(dataclasses.replace(near, health=DOWN), far))) == {("r2", Reason.BALANCED)}
     assert set(taken(seen(near, far), failed=frozenset({"r1"}))) == {("r2", Reason.FAILOVER)}
 
 
-def test_a_server_that_came_back_gets_its_share_bit_by_bit() -> None:
+def test_a_recovered_server_regains_its_share_gradually() -> None:
     def share(age_s: float) -> int:
         picture = seen(replica("r1"), replica("r2", up_since=NOW - age_s), warmup_s=10.0)
         nodes = [
@@ -318,6 +318,6 @@ def test_a_server_that_came_back_gets_its_share_bit_by_bit() -> None:
     assert [share(age) for age in (0.0, 2.0, 5.0, 9.5, 10.0, 60.0)] == [1, 3, 6, 10, 10, 10]
 
 
-def test_when_all_have_just_come_back_they_share_all_the_same() -> None:
+def test_when_all_servers_have_just_recovered_they_share_the_reads() -> None:
     picture = seen(replica("r1", up_since=NOW), replica("r2", up_since=NOW), warmup_s=10.0)
     assert len(taken(picture, dice=0.9)) == 2
