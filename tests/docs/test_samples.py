@@ -1,4 +1,4 @@
-"""What the documentation shows, works: its samples are run."""
+"""The samples of the documentation work."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ from tests.world import World
 
 @pytest.mark.parametrize("sample", samples("python"), ids=str)
 def test_python_sample_compiles(sample: Sample) -> None:
-    compile(sample.text, str(sample), "exec", flags=0x2000)  # top-level await is fine in a sample
+    compile(sample.text, str(sample), "exec", flags=0x2000)  # top-level await is allowed in a sample
 
 
 def run(sample: Sample) -> dict[str, Any]:
-    """Run a sample that has no top-level await; the library's names are there without an import."""
+    """Run a sample without top-level await; the library's names need no import."""
     names = {name: getattr(asgi_datasource, name) for name in asgi_datasource.__all__}
     names["JSONResponse"] = JSONResponse
     exec(compile(sample.text, str(sample), "exec"), names)
@@ -123,7 +123,7 @@ async def test_the_block_and_the_later_session_of_the_transactions_page(world: W
 
 
 def sample_with(text: str) -> Sample:
-    """The sample of the transactions page that has this text in it."""
+    """The sample of the transactions page that contains this text."""
     return next(sample for sample in samples("python", "docs/transactions.md") if text in sample.text)
 
 
