@@ -17,7 +17,7 @@ import asgi_datasource
 from asgi_datasource import DataSourceRegistry, load
 from asgi_datasource.testing import serve
 from tests.apps import client
-from tests.docs.samples import Sample, samples
+from tests.docs.samples import ROOT, Sample, samples
 from tests.world import World
 
 
@@ -203,3 +203,40 @@ def test_the_files_that_the_documentation_names_exist() -> None:
         if not any((root / folder / name).exists() for folder in ("", "asgi_datasource", "tests"))
     ]
     assert missing == []
+
+
+PAGES = [
+    *(ROOT / name for name in ("README.md", "CHANGELOG.md", "benchmarks/README.md")),
+    *sorted((ROOT / "docs").glob("*.md")),
+    *sorted((ROOT / "examples").rglob("*.md")),
+]
+
+
+def anchors(page: Path) -> set[str]:
+    """The anchors of a page's headings, as GitHub makes them."""
+    headings = re.findall(r"^#+ (.+)$", re.sub(r"^```.*?^```", "", page.read_text(), flags=re.DOTALL | re.M), re.M)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_relative_links_lead_to_existing_files_and_headings(page: Path) -> None:
+    broken = []
+    for link in re.findall(r"\]\(([^)\s]+)\)", page.read_text()):
+        if "://" in link:
+            continue
+        name, _, anchor = link.partition("#")
+        target = (page.parent / name).resolve() if name else page
+        if not target.exists() or (anchor and target.suffix == ".md" and anchor not in anchors(target)):
+            broken.append(link)
+    assert broken == []
+
+
+def test_scripts_name_existing_tests() -> None:
+    named = {
+        name
+        for script in (ROOT / "scripts").iterdir()
+        if script.is_file()
+        for name in re.findall(r"\btests(?:/\w+)+(?:\.py)?", script.read_text())
+    }
+    assert "tests/sessions/test_programs.py" in named
+    assert [name for name in sorted(named) if not (ROOT / name).exists()] == []
