@@ -25,8 +25,10 @@ BUSY: Final = {"r1": 2.0, "r2": 3.0}
 
 def picture(balance: Balance) -> Topology:
     """A primary and two replicas without lag."""
-    told = {"fresh_at": 100.0, "lag_s": 0.0, "position": Position(1, 2000)}
-    replicas = tuple(Node(name, Role.REPLICA, rtt_s=rtt_s, **told) for name, rtt_s in (("r1", 0.001), ("r2", 0.0011)))  # type: ignore[arg-type]
+    attributes = {"fresh_at": 100.0, "lag_s": 0.0, "position": Position(1, 2000)}
+    replicas = tuple(
+        Node(name, Role.REPLICA, rtt_s=rtt_s, **attributes) for name, rtt_s in (("r1", 0.001), ("r2", 0.0011))
+    )  # type: ignore[arg-type]
     return Topology("orders", Node("primary", Role.PRIMARY), replicas, RoutingPolicy(balance=balance))
 
 
@@ -56,10 +58,10 @@ def cases() -> dict[str, Callable[[int], object]]:
 def run(report: Report, *, quick: bool) -> None:
     """Measure all calls, in alternating rounds."""
     rounds, calls = (3, 2000) if quick else (40, 20_000)
-    asked = cases()
+    calls_by_name = cases()
     cost_us: defaultdict[str, list[float]] = defaultdict(list)
-    for case in interleaved(list(asked), rounds):
-        cost_us[case].append(_cost_us(asked[case], calls))
+    for case in interleaved(list(calls_by_name), rounds):
+        cost_us[case].append(_cost_us(calls_by_name[case], calls))
     for case, rounds_us in cost_us.items():
         report.measured(NAME, case, SIDE, "cost", "us", rounds_us)
         report.state(NAME, case, "cost", SIDE, TARGET)

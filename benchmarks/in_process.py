@@ -91,7 +91,7 @@ async def run(report: Report, *, quick: bool) -> None:
     sides: dict[str, ASGIApp] = {BARE: bare, NO_OP: NoOp(bare), FLOOR: SendWrapper(bare)}
     async with started(without_server()) as ours:
         sides[OURS] = ours
-        sides[BASE_HTTP] = PassThrough(bare)  # type: ignore[arg-type] # Starlette's own types for the same shapes
+        sides[BASE_HTTP] = PassThrough(bare)  # type: ignore[arg-type] # Starlette has its own types for these messages
         cost_us: defaultdict[str, list[float]] = defaultdict(list)
         # A hundred times slower than the others, so fewer calls are as precise.
         calls_of = {side: calls // 10 if side == BASE_HTTP else calls for side in sides}

@@ -18,7 +18,7 @@ class _Statements:
     @staticmethod
     async def one(connection: psycopg.AsyncConnection[DictRow], scope: Scope, statement: str, item: int) -> Row:
         await connection.execute(SET_TENANT, (tenant_of(scope),))
-        cursor = await connection.execute(statement, (item,))  # type: ignore[arg-type] # a constant of ours
+        cursor = await connection.execute(statement, (item,))  # type: ignore[arg-type] # a constant
         row = await cursor.fetchone()
         if row is None:
             raise LookupError(item)

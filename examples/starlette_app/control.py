@@ -88,7 +88,7 @@ class ControlServer:
             order = json.loads(await reader.readline() or "{}")
             try:
                 answer = await self._obey(order.get("action", ""), order.get("server", ""))
-            except Exception as error:  # noqa: BLE001  # whoever asked is told; the demo goes on
+            except Exception as error:  # noqa: BLE001  # the error is the result of the command; the demo continues
                 answer = {"error": f"{type(error).__name__}: {error}"}
             writer.write(json.dumps(answer).encode() + b"\n")
             await writer.drain()

@@ -175,8 +175,8 @@ async def desk(
     Raises:
         DemoError: It did not start.
     """
-    # The end of standard input signals the exit of this process, even if it is killed. In its own session the application
-    # gets no Ctrl-C of the terminal: this process stops it, before the servers.
+    # The end of standard input signals the exit of this process, even if it is killed. In its own session the
+    # application gets no Ctrl-C of the terminal: this process stops it, before the servers.
     with contextlib.ExitStack() as stack:
         output = None if log is None else stack.enter_context(log.open("wb"))
         process = await asyncio.create_subprocess_exec(

@@ -392,7 +392,7 @@ async def check_all(address: str, cluster: EmbeddedCluster, flights: int, consol
             started = time.monotonic()
             try:
                 told, is_good = await check(smoke), True
-            except Exception as error:  # noqa: BLE001  # whatever went wrong is this check's result; the next one still runs
+            except Exception as error:  # noqa: BLE001  # any error fails this check; the next check runs
                 told = str(error) if isinstance(error, CheckFailed) else f"{type(error).__name__}: {error}"
                 is_good = False
                 failures += 1

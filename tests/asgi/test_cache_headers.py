@@ -22,7 +22,7 @@ from tests.world import World
 Headers = list[tuple[bytes, bytes]]
 
 
-def told(reads: Reads, *headers: tuple[bytes, bytes]) -> Headers:
+def headers_of(reads: Reads, *headers: tuple[bytes, bytes]) -> Headers:
     rules = CacheHeaders.of(reads)
     assert rules is not None
     message = {"type": "http.response.start", "status": 200, "headers": list(headers)}
@@ -52,7 +52,7 @@ TENANT = Reads(("X-Tenant", "Cookie"))
     ],
 )  # fmt: skip
 def test_vary_names_the_headers_that_identify_the_tenant(given: Headers, wanted: Headers) -> None:
-    assert told(TENANT, *given) == wanted
+    assert headers_of(TENANT, *given) == wanted
 
 
 @pytest.mark.parametrize(
@@ -73,7 +73,7 @@ def test_vary_names_the_headers_that_identify_the_tenant(given: Headers, wanted:
     ],
 )
 def test_a_response_is_private_if_its_dependencies_are_unknown(given: list[bytes], wanted: list[bytes]) -> None:
-    found = told(Reads(is_known=False), *((b"cache-control", value) for value in given))
+    found = headers_of(Reads(is_known=False), *((b"cache-control", value) for value in given))
     assert found == [(b"cache-control", value) for value in wanted]
 
 

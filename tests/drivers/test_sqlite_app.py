@@ -186,17 +186,17 @@ def test_tenants_that_the_driver_cannot_isolate_are_refused(tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize(
-    ("driver", "told"),
+    ("driver", "message"),
     [
         ("tests.nowhere:DRIVER", r"datasources\.acme\.driver: .* cannot be imported: No module named"),
         ("tests.drivers.sqlite_driver:NOTHING", "has no attribute 'NOTHING'"),
         ("tests.drivers.sqlite_driver:SqliteConnection", "is no driver: it has no make_server"),
     ],
 )
-def test_an_object_that_is_not_a_driver_is_refused(tmp_path: Path, driver: str, told: str) -> None:
+def test_an_object_that_is_not_a_driver_is_refused(tmp_path: Path, driver: str, message: str) -> None:
     wrong = document(tmp_path)
     wrong["datasources"]["acme"]["driver"] = driver
-    with pytest.raises(ConfigError, match=told):
+    with pytest.raises(ConfigError, match=message):
         compile(wrong)
 
 

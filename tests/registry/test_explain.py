@@ -147,9 +147,9 @@ async def test_explain_offline_matches_by_the_exported_state(world: World) -> No
         assert servers["r2"]["draining"] is True
         assert {"timeline", "lsn", "lag_s", "age_s", "rtt_s"} <= set(servers["r1"])
         elsewhere = compile(config)
-        for asked in ({}, {"token": "1:0/1"}, {"token": "9:0/1"}, {"sticky": "r1"}, {"is_pinned": True}):
-            here = await registry.explain("GET", "/orders", tenant="acme", **asked)
-            there = await elsewhere.explain("GET", "/orders", tenant="acme", state=state, **asked)
+        for request in ({}, {"token": "1:0/1"}, {"token": "9:0/1"}, {"sticky": "r1"}, {"is_pinned": True}):
+            here = await registry.explain("GET", "/orders", tenant="acme", **request)
+            there = await elsewhere.explain("GET", "/orders", tenant="acme", state=state, **request)
             assert there.route is not None
             assert here.document() == there.document()
 
@@ -157,8 +157,8 @@ async def test_explain_offline_matches_by_the_exported_state(world: World) -> No
 async def test_a_refusal_is_explained(world: World) -> None:
     registry = compile(config_of(world))
 
-    async def refused(method: str = "GET", path: str = "/x", **asked: Any) -> tuple[int, str]:
-        explained = await registry.explain(method, path, **asked)
+    async def refused(method: str = "GET", path: str = "/x", **request: Any) -> tuple[int, str]:
+        explained = await registry.explain(method, path, **request)
         assert explained.refusal is not None
         document = valid("explain", explained.document())
         assert document["outcome"] == "refused"
@@ -195,8 +195,8 @@ async def test_the_effect_of_a_token_is_explained(world: World) -> None:
         await db.execute("insert into orders (item) values ('tea')")
     assert db.token is not None
 
-    async def why(path: str = "/x", **asked: Any) -> tuple[str | None, str]:
-        explained = await registry.explain("GET", path, **{"tenant": "acme", **asked})
+    async def why(path: str = "/x", **request: Any) -> tuple[str | None, str]:
+        explained = await registry.explain("GET", path, **{"tenant": "acme", **request})
         assert explained.token is not None
         return None if explained.token.position is None else str(explained.token.position), explained.token.why
 

@@ -32,8 +32,8 @@ READ, WRITE = AccessIntent.READ, AccessIntent.WRITE
 DOWN = Health.OPEN
 
 
-def replica(name: str, **told: Any) -> Node:
-    return Node(name, Role.REPLICA, **told)
+def replica(name: str, **attributes: Any) -> Node:
+    return Node(name, Role.REPLICA, **attributes)
 
 
 def seen(*replicas: Node, primary: Health = Health.CLOSED, lineage: Lineage | None = None, **policy: Any) -> Topology:
@@ -55,8 +55,10 @@ def answer(route: Route | None) -> tuple[str, Reason]:
     return route.node, route.reason
 
 
-def taken(picture: Topology, turns: int = 60, **asked: Any) -> Counter[tuple[str, Reason]]:
-    return Counter(answer(choose(picture, READ, **{"now": NOW, "turn": turn, **asked})) for turn in range(turns))
+def taken(topology: Topology, turns: int = 60, **requirements: Any) -> Counter[tuple[str, Reason]]:
+    return Counter(
+        answer(choose(topology, READ, **{"now": NOW, "turn": turn, **requirements})) for turn in range(turns)
+    )
 
 
 positions = st.builds(Position, st.integers(1, 3), st.integers(0, 5))
@@ -117,28 +119,30 @@ requests = st.fixed_dictionaries(
 
 
 @given(pictures, requests)
-def test_a_write_goes_to_the_primary(picture: Topology, asked: dict[str, Any]) -> None:
-    assert answer(choose(picture, WRITE, now=NOW, **asked)) == ("primary", Reason.WRITE)
+def test_a_write_goes_to_the_primary(topology: Topology, requirements: dict[str, Any]) -> None:
+    assert answer(choose(topology, WRITE, now=NOW, **requirements)) == ("primary", Reason.WRITE)
 
 
 @given(pictures, requests)
-def test_a_read_of_a_request_that_has_written_goes_to_the_primary(picture: Topology, asked: dict[str, Any]) -> None:
-    assert answer(choose(picture, READ, now=NOW, **{**asked, "is_pinned": True})) == ("primary", Reason.PINNED)
+def test_a_read_of_a_request_that_has_written_goes_to_the_primary(
+    topology: Topology, requirements: dict[str, Any]
+) -> None:
+    assert answer(choose(topology, READ, now=NOW, **{**requirements, "is_pinned": True})) == ("primary", Reason.PINNED)
 
 
 @given(pictures, requests)
-def test_a_strong_read_goes_to_the_primary(picture: Topology, asked: dict[str, Any]) -> None:
-    asked = {**asked, "is_pinned": False, "is_strong": True}
-    assert answer(choose(picture, READ, now=NOW, **asked)) == ("primary", Reason.STRONG)
+def test_a_strong_read_goes_to_the_primary(topology: Topology, requirements: dict[str, Any]) -> None:
+    requirements = {**requirements, "is_pinned": False, "is_strong": True}
+    assert answer(choose(topology, READ, now=NOW, **requirements)) == ("primary", Reason.STRONG)
 
 
 @given(pictures, some_names, requests, st.sampled_from(AccessIntent))
 def test_a_failed_server_is_never_chosen_again_so_attempts_end(
-    picture: Topology, failed: frozenset[str], asked: dict[str, Any], intent: AccessIntent
+    topology: Topology, failed: frozenset[str], requirements: dict[str, Any], intent: AccessIntent
 ) -> None:
     tried = set(failed)
     for _ in range(5):
-        route = choose(picture, intent, now=NOW, failed=frozenset(tried), **asked)
+        route = choose(topology, intent, now=NOW, failed=frozenset(tried), **requirements)
         if route is None:
             return
         assert route.node not in tried
@@ -149,25 +153,27 @@ def test_a_failed_server_is_never_chosen_again_so_attempts_end(
 @settings(max_examples=200)
 @given(pictures, some_names, requests)
 def test_no_read_gets_data_that_is_or_may_be_older_than_max_lag(
-    picture: Topology, failed: frozenset[str], asked: dict[str, Any]
+    topology: Topology, failed: frozenset[str], requirements: dict[str, Any]
 ) -> None:
-    route = choose(picture, READ, now=NOW, failed=failed, **asked)
+    route = choose(topology, READ, now=NOW, failed=failed, **requirements)
     if route is None or route.role is Role.PRIMARY or route.reason is Reason.STALE_OK:
         return
-    node = next(node for node in picture.replicas if node.name == route.node)
-    limit = asked["max_lag_s"]
+    node = next(node for node in topology.replicas if node.name == route.node)
+    limit = requirements["max_lag_s"]
     assert limit is None or (node.fresh_at is not None and NOW - node.fresh_at <= limit)
 
 
 @settings(max_examples=200)
 @given(pictures, some_names, requests)
-def test_excluded_replicas_get_no_reads(picture: Topology, failed: frozenset[str], asked: dict[str, Any]) -> None:
-    route = choose(picture, READ, now=NOW, failed=failed, **asked)
+def test_excluded_replicas_get_no_reads(
+    topology: Topology, failed: frozenset[str], requirements: dict[str, Any]
+) -> None:
+    route = choose(topology, READ, now=NOW, failed=failed, **requirements)
     if route is None or route.role is Role.PRIMARY:
         return
-    node = next(node for node in picture.replicas if node.name == route.node)
+    node = next(node for node in topology.replicas if node.name == route.node)
     assert not node.is_foreign
-    assert node.name not in asked["behind"] or asked["after"] is None
+    assert node.name not in requirements["behind"] or requirements["after"] is None
     if route.reason in (Reason.BALANCED, Reason.STICKY, Reason.PROVED, Reason.STALE_OK):
         assert node.is_up
         assert not node.is_draining
@@ -176,42 +182,42 @@ def test_excluded_replicas_get_no_reads(picture: Topology, failed: frozenset[str
 @settings(max_examples=200)
 @given(pictures, some_names, requests)
 def test_stale_data_is_read_only_if_allowed_and_while_the_primary_is_down(
-    picture: Topology, failed: frozenset[str], asked: dict[str, Any]
+    topology: Topology, failed: frozenset[str], requirements: dict[str, Any]
 ) -> None:
-    route = choose(picture, READ, now=NOW, failed=failed, **asked)
+    route = choose(topology, READ, now=NOW, failed=failed, **requirements)
     if route is not None and route.reason is Reason.STALE_OK:
-        assert picture.policy.no_replica is NoReplica.STALE
-        assert asked["after"] is None
-        assert "primary" in failed or not picture.primary.is_up
+        assert topology.policy.no_replica is NoReplica.STALE
+        assert requirements["after"] is None
+        assert "primary" in failed or not topology.primary.is_up
 
 
 @settings(max_examples=200)
 @given(pictures, requests)
-def test_the_reason_is_true(picture: Topology, asked: dict[str, Any]) -> None:
-    asked = {**asked, "is_pinned": False, "is_strong": False}
-    route = choose(picture, READ, now=NOW, **asked)
+def test_the_reason_is_true(topology: Topology, requirements: dict[str, Any]) -> None:
+    requirements = {**requirements, "is_pinned": False, "is_strong": False}
+    route = choose(topology, READ, now=NOW, **requirements)
     if route is None:
         return
     truths = {
-        Reason.NO_REPLICAS: not picture.replicas,
-        Reason.UNHEALTHY: not picture.usable or not picture.primary.is_up,
-        Reason.LAGGING: all(not node.is_fresh(NOW, asked["max_lag_s"]) for node in picture.usable),
-        Reason.BEHIND: asked["after"] is not None,
-        Reason.PROVED: asked["after"] is not None,
-        Reason.STICKY: route.node == asked["sticky"],
-        Reason.BALANCED: asked["after"] is None,
-        Reason.STALE_OK: not picture.primary.is_up,
+        Reason.NO_REPLICAS: not topology.replicas,
+        Reason.UNHEALTHY: not topology.usable or not topology.primary.is_up,
+        Reason.LAGGING: all(not node.is_fresh(NOW, requirements["max_lag_s"]) for node in topology.usable),
+        Reason.BEHIND: requirements["after"] is not None,
+        Reason.PROVED: requirements["after"] is not None,
+        Reason.STICKY: route.node == requirements["sticky"],
+        Reason.BALANCED: requirements["after"] is None,
+        Reason.STALE_OK: not topology.primary.is_up,
     }
     assert truths[route.reason]
 
 
 @settings(max_examples=200)
 @given(pictures, requests)
-def test_the_short_path_chooses_like_the_general_one(picture: Topology, asked: dict[str, Any]) -> None:
+def test_the_short_path_chooses_like_the_general_one(topology: Topology, requirements: dict[str, Any]) -> None:
     # A failed server that does not exist disables the short path, and only changes the reason.
-    asked = {**asked, "is_pinned": False, "is_strong": False, "behind": frozenset[str]()}
-    short = choose(picture, READ, now=NOW, **asked)
-    long = choose(picture, READ, now=NOW, **{**asked, "behind": frozenset({"nobody"})})
+    requirements = {**requirements, "is_pinned": False, "is_strong": False, "behind": frozenset[str]()}
+    short = choose(topology, READ, now=NOW, **requirements)
+    long = choose(topology, READ, now=NOW, **{**requirements, "behind": frozenset({"nobody"})})
     assert (short is None) == (long is None)
     if short is not None and long is not None:
         assert (short.node, short.reason, short.role) == (long.node, long.reason, long.role)
@@ -226,8 +232,8 @@ def test_reads_take_the_replicas_in_turn() -> None:
 
 def test_a_replica_that_is_down_draining_or_foreign_is_skipped() -> None:
     for flaw in ({"health": DOWN}, {"health": Health.HALF_OPEN}, {"is_draining": True}, {"is_foreign": True}):
-        picture = seen(replica("r1"), replica("r2", **flaw), replica("r3"))
-        assert set(taken(picture)) == {("r1", Reason.BALANCED), ("r3", Reason.BALANCED)}
+        topology = seen(replica("r1"), replica("r2", **flaw), replica("r3"))
+        assert set(taken(topology)) == {("r1", Reason.BALANCED), ("r3", Reason.BALANCED)}
 
 
 def test_the_sticky_replica_is_kept_while_it_is_up() -> None:
@@ -240,14 +246,14 @@ def test_without_replicas_the_primary_answers_reads() -> None:
 
 
 def test_the_primary_answers_when_no_replica_is_up() -> None:
-    picture = seen(replica("r1", health=DOWN), replica("r2", health=DOWN))
-    assert answer(choose(picture, READ)) == ("primary", Reason.UNHEALTHY)
+    topology = seen(replica("r1", health=DOWN), replica("r2", health=DOWN))
+    assert answer(choose(topology, READ)) == ("primary", Reason.UNHEALTHY)
 
 
 def test_with_no_replica_fail_the_primary_gets_no_reads() -> None:
-    picture = seen(replica("r1", health=DOWN), no_replica=NoReplica.FAIL)
-    assert choose(picture, READ) is None
-    assert answer(choose(picture, WRITE)) == ("primary", Reason.WRITE)
+    topology = seen(replica("r1", health=DOWN), no_replica=NoReplica.FAIL)
+    assert choose(topology, READ) is None
+    assert answer(choose(topology, WRITE)) == ("primary", Reason.WRITE)
     assert choose(up(1, no_replica=NoReplica.FAIL), READ, failed=frozenset({"r1"})) is None
 
 
@@ -257,41 +263,41 @@ def test_after_a_failed_connect_the_next_server_is_chosen_with_reason_failover()
 
 
 def test_when_all_breakers_are_open_a_server_is_tried_anyway() -> None:
-    picture = seen(replica("r1", health=DOWN), replica("r2", health=DOWN), primary=DOWN)
-    assert answer(choose(picture, READ)) == ("primary", Reason.UNHEALTHY)
-    assert answer(choose(picture, READ, failed=frozenset({"primary"}))) == ("r1", Reason.FAILOVER)
+    topology = seen(replica("r1", health=DOWN), replica("r2", health=DOWN), primary=DOWN)
+    assert answer(choose(topology, READ)) == ("primary", Reason.UNHEALTHY)
+    assert answer(choose(topology, READ, failed=frozenset({"primary"}))) == ("r1", Reason.FAILOVER)
 
 
 # Shares.
 
 
 def test_weighted_shares_are_proportional_and_interleaved() -> None:
-    picture = seen(replica("r1", weight=3), replica("r2", weight=1), replica("r3", weight=2), balance=Balance.WEIGHTED)
-    order = [answer(choose(picture, READ, turn=turn))[0] for turn in range(12)]
+    topology = seen(replica("r1", weight=3), replica("r2", weight=1), replica("r3", weight=2), balance=Balance.WEIGHTED)
+    order = [answer(choose(topology, READ, turn=turn))[0] for turn in range(12)]
     assert Counter(order) == {"r1": 6, "r2": 2, "r3": 4}
     assert order[:6] == order[6:]
     assert not any(first == second == third for first, second, third in zip(order, order[1:], order[2:], strict=False))
 
 
 def test_round_robin_ignores_weights() -> None:
-    picture = seen(replica("r1", weight=3), replica("r2", weight=1))
-    assert set(taken(picture, 10).values()) == {5}
+    topology = seen(replica("r1", weight=3), replica("r2", weight=1))
+    assert set(taken(topology, 10).values()) == {5}
 
 
 def test_the_least_busy_replica_is_chosen_and_equals_take_turns() -> None:
-    picture = up(3, balance=Balance.LEAST_BUSY)
-    assert set(taken(picture, load={"r1": 2.0, "r2": 0.5, "r3": 1.0})) == {("r2", Reason.BALANCED)}
-    assert taken(picture, load={"r1": 2.0, "r2": 1.0, "r3": 1.0}) == {
+    topology = up(3, balance=Balance.LEAST_BUSY)
+    assert set(taken(topology, load={"r1": 2.0, "r2": 0.5, "r3": 1.0})) == {("r2", Reason.BALANCED)}
+    assert taken(topology, load={"r1": 2.0, "r2": 1.0, "r3": 1.0}) == {
         ("r2", Reason.BALANCED): 30,
         ("r3", Reason.BALANCED): 30,
     }
 
 
 def test_the_nearest_replicas_take_turns() -> None:
-    picture = seen(
+    topology = seen(
         replica("r1", rtt_s=0.0100), replica("r2", rtt_s=0.0010), replica("r3", rtt_s=0.0012), balance=Balance.NEAREST
     )
-    assert taken(picture) == {("r2", Reason.BALANCED): 30, ("r3", Reason.BALANCED): 30}
+    assert taken(topology) == {("r2", Reason.BALANCED): 30, ("r3", Reason.BALANCED): 30}
 
 
 def test_without_round_trip_times_all_replicas_are_equally_near() -> None:
@@ -307,9 +313,9 @@ def test_replicas_in_the_own_zone_come_first_and_others_replace_them() -> None:
 
 def test_a_recovered_server_regains_its_share_gradually() -> None:
     def share(age_s: float) -> int:
-        picture = seen(replica("r1"), replica("r2", up_since=NOW - age_s), warmup_s=10.0)
+        topology = seen(replica("r1"), replica("r2", up_since=NOW - age_s), warmup_s=10.0)
         nodes = [
-            answer(choose(picture, READ, now=NOW, turn=turn, dice=dice / 10))[0]
+            answer(choose(topology, READ, now=NOW, turn=turn, dice=dice / 10))[0]
             for turn in (0, 1)
             for dice in range(10)
         ]
@@ -319,5 +325,5 @@ def test_a_recovered_server_regains_its_share_gradually() -> None:
 
 
 def test_when_all_servers_have_just_recovered_they_share_the_reads() -> None:
-    picture = seen(replica("r1", up_since=NOW), replica("r2", up_since=NOW), warmup_s=10.0)
-    assert len(taken(picture, dice=0.9)) == 2
+    topology = seen(replica("r1", up_since=NOW), replica("r2", up_since=NOW), warmup_s=10.0)
+    assert len(taken(topology, dice=0.9)) == 2

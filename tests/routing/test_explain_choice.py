@@ -27,22 +27,22 @@ from asgi_datasource.routing.explain_choice import COULD_ANSWER
 from tests.routing.test_choose import DOWN, NOW, READ, WRITE, pictures, replica, requests, seen, some_names
 
 
-def judged(picture: Topology, **told: Any) -> dict[str, tuple[Verdict, str]]:
-    asked = Asked(**{"intent": READ, "now": NOW, **told})
+def judged(topology: Topology, **requirements: Any) -> dict[str, tuple[Verdict, str]]:
+    asked = Asked(**{"intent": READ, "now": NOW, **requirements})
     arguments = {field.name: getattr(asked, field.name) for field in dataclasses.fields(asked)}
-    route = choose(picture, arguments.pop("intent"), **arguments)
-    return {judgement.node.name: (judgement.verdict, judgement.why) for judgement in judge(picture, asked, route)}
+    route = choose(topology, arguments.pop("intent"), **arguments)
+    return {judgement.node.name: (judgement.verdict, judgement.why) for judgement in judge(topology, asked, route)}
 
 
 @settings(max_examples=400)
 @given(pictures, some_names, requests, st.sampled_from([READ, WRITE]))
 def test_verdicts_agree_with_the_choice(
-    picture: Topology, failed: frozenset[str], told: dict[str, Any], intent: Any
+    topology: Topology, failed: frozenset[str], requirements: dict[str, Any], intent: Any
 ) -> None:
-    asked = Asked(intent=intent, now=NOW, failed=failed, **told)
-    route = choose(picture, intent, now=NOW, failed=failed, **told)
-    verdicts = {judgement.node.name: judgement for judgement in judge(picture, asked, route)}
-    assert list(verdicts) == [*(node.name for node in picture.replicas), "primary"]
+    asked = Asked(intent=intent, now=NOW, failed=failed, **requirements)
+    route = choose(topology, intent, now=NOW, failed=failed, **requirements)
+    verdicts = {judgement.node.name: judgement for judgement in judge(topology, asked, route)}
+    assert list(verdicts) == [*(node.name for node in topology.replicas), "primary"]
     assert [name for name, judgement in verdicts.items() if judgement.verdict is Verdict.CHOSEN] == (
         [] if route is None else [route.node]
     )
@@ -51,9 +51,9 @@ def test_verdicts_agree_with_the_choice(
         if judgement.node.role is Role.PRIMARY or judgement.verdict is Verdict.CHOSEN:
             continue
         # The same server alone with a primary that is up and answers if the server may not.
-        primary = dataclasses.replace(picture.primary, health=Health.CLOSED)
-        alone = dataclasses.replace(picture, primary=primary, replicas=(judgement.node,))
-        answer = choose(alone, intent, now=NOW, failed=failed - {"primary"}, **told)
+        primary = dataclasses.replace(topology.primary, health=Health.CLOSED)
+        alone = dataclasses.replace(topology, primary=primary, replicas=(judgement.node,))
+        answer = choose(alone, intent, now=NOW, failed=failed - {"primary"}, **requirements)
         assert (answer is not None and answer.node == name) == (judgement.verdict in COULD_ANSWER)
 
 
@@ -89,13 +89,13 @@ CASES = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize(("told", "asked", "verdict", "words"), CASES)
+@pytest.mark.parametrize(("attributes", "requirements", "verdict", "words"), CASES)
 def test_the_reason_why_a_replica_was_not_chosen(
-    told: dict[str, Any], asked: dict[str, Any], verdict: Verdict, words: str
+    attributes: dict[str, Any], requirements: dict[str, Any], verdict: Verdict, words: str
 ) -> None:
     current = {"fresh_at": NOW, "position": Position(1, 9000), "lag_s": 0.0}
-    picture = seen(replica("r1", **told), replica("r2", **current), warmup_s=10.0, zone="eu")
-    found, why = judged(picture, **asked)["r1"]
+    topology = seen(replica("r1", **attributes), replica("r2", **current), warmup_s=10.0, zone="eu")
+    found, why = judged(topology, **requirements)["r1"]
     assert (found, words in why) == (verdict, True), why
 
 

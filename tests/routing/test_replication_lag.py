@@ -14,23 +14,23 @@ from asgi_datasource.routing.replication_lag import MAX_SAMPLES
 SYSTEM = "7712237956747655337"
 
 
-def primary(at: float, lsn: int, *, timeline: int = 1, **told: Any) -> Observation:
+def primary(at: float, lsn: int, *, timeline: int = 1, **attributes: Any) -> Observation:
     return Observation(
         asked_at=at,
         answered_at=at + 0.001,
         is_standby=False,
         position=Position(timeline, lsn),
-        **{"system": SYSTEM, "server": "p", **told},
+        **{"system": SYSTEM, "server": "p", **attributes},
     )
 
 
-def standby(at: float, lsn: int, *, timeline: int = 1, **told: Any) -> Observation:
+def standby(at: float, lsn: int, *, timeline: int = 1, **attributes: Any) -> Observation:
     return Observation(
         asked_at=at,
         answered_at=at + 0.001,
         is_standby=True,
         position=Position(timeline, lsn),
-        **{"system": SYSTEM, "server": "s", **told},
+        **{"system": SYSTEM, "server": "s", **attributes},
     )
 
 
