@@ -6,8 +6,7 @@ import asyncio
 
 import pytest
 
-from asgi_datasource.drivers.psycopg import PsycopgConnection, PsycopgServer
-from asgi_datasource.drivers.psycopg.pool import SWEEP_S
+from asgi_datasource.drivers.psycopg import PsycopgConnection, PsycopgServer, pool
 from asgi_datasource.drivers.statements import Statement
 from asgi_datasource.testing import EmbeddedCluster
 from tests.drivers.conftest import OpenServer
@@ -97,9 +96,10 @@ async def test_the_pool_grows_for_waiters_while_connections_are_handed_over(open
 
 
 async def test_unused_connections_go_back_to_the_pool_which_closes_them(
-    cluster: EmbeddedCluster, open_server: OpenServer, database: str
+    cluster: EmbeddedCluster, open_server: OpenServer, database: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    server = await open_server(min_size=1, max_size=3, max_idle_s=SWEEP_S)
+    monkeypatch.setattr(pool, "SWEEP_S", 0.1)
+    server = await open_server(min_size=1, max_size=3, max_idle_s=0.1)
     held = [await server.acquire(deadline=None) for _ in range(3)]
     for connection in held:
         server.release(connection)
