@@ -149,7 +149,7 @@ class DataSourceMiddleware:
                     if guard.is_used:
                         await guard.leave()
                     else:
-                        guard.let_go()
+                        guard.release_references()
                 if guard.runs_again_after is None:
                     break
                 guard, scope = await self._again(guard)
@@ -249,4 +249,4 @@ async def _end_websocket(session: DataSession) -> None:
         await session.complete()
     finally:
         await session.run_due_hooks()
-        session.let_go()
+        session.release_references()

@@ -213,7 +213,7 @@ class ResponseGuard:
         """The request does not run again: tell the current span how often it ran, and whether that was enough."""
         # Where it was cancelled in front of another attempt, its body is still being read.
         self.stop_reading()
-        self.let_go()
+        self.release_references()
         attempts = 1 if self.replay is None else self.replay.attempt
         if attempts > 1 and self._config.policy.is_traced:
             tracing.note_attempts(attempts, has_lost=self._session is not None and self._session.lost_by is not None)
@@ -239,14 +239,14 @@ class ResponseGuard:
         if session is not None:
             if session.has_due_hooks or (ending is not None and not ending.done()):
                 await self.registry.background.run(_run_hooks(session, ending))
-            session.let_go()
+            session.release_references()
         # Their tracebacks, and the tasks' contexts, lead back here.
         self._task = self._ending = self._failure = self._stopped_by = None
         if self.runs_again_after is None:
             self.scope, self._received = _NO_SCOPE, None
             self._raw_receive, self._raw_send = _receive_nothing, _send_nothing
 
-    def let_go(self) -> None:
+    def release_references(self) -> None:
         """All is over: part from the server, whose scope leads back here, and would make each request a cycle."""
         self.scope, self._received = _NO_SCOPE, None
         self._raw_receive, self._raw_send = _receive_nothing, _send_nothing
@@ -290,11 +290,11 @@ class ResponseGuard:
                     self._disarm()
                 elif self._is_armed:
                     self._is_armed = False
-                    self.registry.overtime.due.pop(self._start_watching, None)
+                    self.registry.deferred_calls.due.pop(self._start_watching, None)
                 self.state = _ENDED
-                past = session.past
-                if past is not None:
-                    message = self._with_token(message, past)
+                client_history = session.client_history
+                if client_history is not None:
+                    message = self._with_token(message, client_history)
                 elif self.caching is not None:
                     message = self.caching.told(message)
                 return self._raw_send(message)
@@ -320,8 +320,8 @@ class ResponseGuard:
                     raise
             if exchange is None or session is None or not self._take_commit(session):
                 await self._end(session, status)
-            if session is not None and session.past is not None:
-                message = self._with_token(message, session.past)
+            if session is not None and session.client_history is not None:
+                message = self._with_token(message, session.client_history)
             elif self.caching is not None:
                 message = self.caching.told(message)
         await self._raw_send(message)
@@ -379,12 +379,12 @@ class ResponseGuard:
         """Whether the response may start while the snapshot of its route is still open."""
         return session.lane().streams and session.is_open and self._commits(session, status)
 
-    def _with_token(self, message: Message, past: ClientHistory) -> Message:
+    def _with_token(self, message: Message, client_history: ClientHistory) -> Message:
         """The start of a response, with what the client is to carry from now on."""
         tokens = self._config.policy.tokens
         if tokens is None:
             return message
-        token = past.token()
+        token = client_history.token()
         text = None if token is None else tokens.signer.sign(token)
         caching, transport = self.caching, tokens.carrier
         if caching is not None and caching.transport is not None:
@@ -395,8 +395,8 @@ class ResponseGuard:
     async def _send_in_place(self, message: Message) -> None:
         """Send a message of the response that takes the place of the application's."""
         session = self._session
-        if session is not None and session.past is not None and message["type"] == "http.response.start":
-            message = self._with_token(message, session.past)
+        if session is not None and session.client_history is not None and message["type"] == "http.response.start":
+            message = self._with_token(message, session.client_history)
         elif self.caching is not None:
             message = self.caching.told(message)
         await self._raw_send(message)
@@ -611,7 +611,7 @@ class ResponseGuard:
             self._received.rewind()
             guard._received = self._received
             guard.is_used = True
-        self.let_go()
+        self.release_references()
         return guard
 
     async def _fail(self, error: Exception) -> None:
@@ -650,12 +650,12 @@ class ResponseGuard:
         loop = asyncio.get_running_loop()
         self._task = self._task or asyncio.current_task()
         self._is_armed = True
-        overtime = self.registry.overtime
+        deferred_calls = self.registry.deferred_calls
         now = loop.time()
         self._deadline = deadline = session.request_deadline
-        if deadline is not None and deadline < now + overtime.after_s:
+        if deadline is not None and deadline < now + deferred_calls.after_s:
             self._timer = loop.call_at(deadline, self._deadline_passed)
-        overtime.add(self._start_watching, now)
+        deferred_calls.add(self._start_watching, now)
 
     def _deadline_passed(self) -> None:
         if self.state in (_OPEN, _STREAMING, _DOOMED):
@@ -695,7 +695,7 @@ class ResponseGuard:
     def _disarm(self) -> None:
         if self._is_armed:
             self._is_armed = False
-            self.registry.overtime.due.pop(self._start_watching, None)
+            self.registry.deferred_calls.due.pop(self._start_watching, None)
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None

@@ -277,7 +277,7 @@ async def test_a_session_that_has_yet_to_end_does_not_let_go(world: World) -> No
         async with registry.session(tenant="acme") as db:
             await write(db)
             ending = db.end(commit=False, reason="rolled back")
-            db.let_go()
+            db.release_references()
             await ending
         assert await world.items() == []
         await assert_whole(registry, world)
