@@ -27,7 +27,7 @@ def headers_of(reads: Reads, *headers: tuple[bytes, bytes]) -> Headers:
     assert rules is not None
     message = {"type": "http.response.start", "status": 200, "headers": list(headers)}
     given = list(headers)
-    found: Headers = rules.told(message)["headers"]
+    found: Headers = rules.add_to(message)["headers"]
     assert message["headers"] == given, "the application's own message was changed"
     return found
 
@@ -81,8 +81,8 @@ def test_other_messages_pass_unchanged() -> None:
     rules = CacheHeaders.of(TENANT)
     assert rules is not None
     for message in ({"type": "http.response.body", "body": b"x"}, {"type": "http.response.trailers", "headers": []}):
-        assert rules.told(message) is message
-    assert rules.told({"type": "http.response.start", "status": 204})["headers"] == [(b"vary", b"X-Tenant, Cookie")]
+        assert rules.add_to(message) is message
+    assert rules.add_to({"type": "http.response.start", "status": 204})["headers"] == [(b"vary", b"X-Tenant, Cookie")]
 
 
 # -- for each resolver

@@ -277,7 +277,7 @@ async def test_a_session_keeps_its_references_until_it_has_ended(world: World) -
         async with registry.session(tenant="acme") as db:
             await write(db)
             ending = db.end(commit=False, reason="rolled back")
-            db.let_go()
+            db.release_references()
             await ending
         assert await world.items() == []
         await assert_whole(registry, world)

@@ -738,7 +738,7 @@ async def test_a_function_with_a_partial_commit_is_not_retried(world: World, cap
 
     async with world.registry(transactions={"default": "annotated"}) as registry:
         assert (await request(registry, body)).status == 201
-    assert "not run again after a conflict: a part of it had been committed already" in caplog.text
+    assert "not retried after a conflict: a part of it had been committed already" in caplog.text
     assert attempts.count == 1
     assert await world.items() == ["part"]
 

@@ -21,24 +21,24 @@ def history(*seen: tuple[int, int], scope: bytes = SCOPE) -> ClientHistory:
 
 
 def test_without_history_no_position_is_required() -> None:
-    assert past().needed(ANY_FRESHNESS) is None
-    assert past((1, 100), scope=b"other1").needed(ANY_FRESHNESS) is None
-    assert past((1, 100)).needed(Freshness(Consistency.EVENTUAL)) is None
-    assert (past().timeline, past((3, 1)).timeline) == (0, 3)
+    assert history().needed(ANY_FRESHNESS) is None
+    assert history((1, 100), scope=b"other1").needed(ANY_FRESHNESS) is None
+    assert history((1, 100)).needed(Freshness(Consistency.EVENTUAL)) is None
+    assert (history().timeline, history((3, 1)).timeline) == (0, 3)
 
 
 def test_a_single_position_is_required_unchanged() -> None:
-    assert past((1, 100)).needed(ANY_FRESHNESS) == Position(1, 100)
+    assert history((1, 100)).needed(ANY_FRESHNESS) == Position(1, 100)
 
 
 def test_the_newest_timeline_and_the_furthest_position_are_required() -> None:
     # Before the fork, a position on the old timeline is also on the new one.
-    assert past((1, 500), (2, 400)).needed(ANY_FRESHNESS) == Position(2, 500)
-    assert past((1, 300), (2, 400)).needed(ANY_FRESHNESS) == Position(2, 400)
+    assert history((1, 500), (2, 400)).needed(ANY_FRESHNESS) == Position(2, 500)
+    assert history((1, 300), (2, 400)).needed(ANY_FRESHNESS) == Position(2, 400)
 
 
 def test_positions_read_in_this_session_are_required_too() -> None:
-    client = past((1, 100))
+    client = history((1, 100))
     client.note(Position(2, 50))
     assert client.needed(ANY_FRESHNESS) == Position(2, 100)
     assert client.needed(Freshness(Consistency.TOKEN)) == Position(1, 100)
@@ -46,7 +46,7 @@ def test_positions_read_in_this_session_are_required_too() -> None:
 
 
 def test_a_commit_without_a_known_position_requires_the_primary() -> None:
-    client = past((2, 100))
+    client = history((2, 100))
     client.note(NOWHERE)
     needed = client.needed(ANY_FRESHNESS)
     assert needed is not None
