@@ -422,6 +422,41 @@ async def test_monotonic_reads_never_show_an_older_state(world: World) -> None:
             assert (await shop.read())[:2] == ([], "r1")
 
 
+async def test_monotonic_reads_include_a_commit_that_a_standby_shows_before_it_reports_its_position(
+    world: World,
+) -> None:
+    """A standby advances its replay position after a commit has become visible: the next record may have been seen."""
+    r1, r2 = world.cluster.replicas.values()
+    async with shop_of(world, monotonic=True, wait="20ms") as shop:
+        await world.cluster.caught_up()
+        async with paused(r1), paused(r2):
+            assert await position_of(r1) == await position_of(r2)
+            await write_as_another_client(world)
+            # Both have received the commit and report the same position. Which of them shows it is unknown.
+            await until(lambda: has_received_more(r1) and has_received_more(r2))
+            shop.orders.drain("r2")
+            assert (await shop.read())[1] == "r1"
+            shop.orders.undrain("r2")
+            shop.orders.drain("r1")
+            assert (await shop.read())[:2] == (["of another client"], "primary")
+        # Without anything left to replay, the position is exact: any replica that has it may answer.
+        await world.cluster.caught_up()
+        shop.http.cookies.clear()
+        await until(lambda: not has_received_more(r1) and not has_received_more(r2))
+        assert (await shop.read())[1] == "r2"
+        shop.orders.undrain("r1")
+        shop.orders.drain("r2")
+        assert (await shop.read())[:2] == (["of another client"], "r1")
+
+
+async def position_of(node: Node) -> str:
+    return str(await node.value("select pg_last_wal_replay_lsn()"))
+
+
+def has_received_more(node: Node) -> bool:
+    return bool(node.blocking.value("select pg_last_wal_receive_lsn() > pg_last_wal_replay_lsn()"))
+
+
 @asynccontextmanager
 async def stepping(shop: Shop, method: str, path: str) -> AsyncIterator[asyncio.Task[httpx.Response]]:
     """A started request; it resumes at the end of the block."""
