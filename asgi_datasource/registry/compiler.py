@@ -11,7 +11,7 @@ from ..concurrency.priority_queue import Priority
 from ..config import PLACEHOLDER, Config, ConsistencyConfig, DataSourceConfig, EndpointConfig, PoolConfig
 from ..config import RouteRule as RouteRuleConfig
 from ..datasource.database_fleet import Fleet
-from ..datasource.datasource import DataSource, PostgresDataSource, ReplicaTraits
+from ..datasource.datasource import DataSource, ReplicatedDataSource, ReplicaTraits
 from ..drivers import DEFAULT_DRIVER, load_driver
 from ..drivers.protocol import Driver, Server
 from ..drivers.settings import ServerSettings
@@ -121,7 +121,7 @@ def _compile_datasource(
         None if previous is None or previous.concurrency_limit is None else previous.concurrency_limit.in_flight
     )
     limit = _compile_limit(name, config, previous_count)
-    made = PostgresDataSource(name, primary, replicas, policy=policy, traits=traits, concurrency_limit=limit)
+    made = ReplicatedDataSource(name, primary, replicas, policy=policy, traits=traits, concurrency_limit=limit)
     return previous if previous is not None and made.is_like(previous) else made
 
 
@@ -169,7 +169,7 @@ def _compile_fleet(
         for node, server in (("primary", config.primary), *config.replicas.items())
     }
 
-    def make(database: str, fleet: Fleet) -> PostgresDataSource:
+    def make(database: str, fleet: Fleet) -> ReplicatedDataSource:
         def server(node: str, role: Role) -> Server:
             settings = server_settings(config.pool, templates[node].fill(database), driver=config.driver)
             return driver.make_server(node, name, role, settings, keeper=fleet)
@@ -177,7 +177,7 @@ def _compile_fleet(
         replicas = [server(node, Role.REPLICA) for node in config.replicas]
         primary = server("primary", Role.PRIMARY)
         limit = _compile_limit(name, config)
-        return PostgresDataSource(name, primary, replicas, policy=policy, traits=traits, concurrency_limit=limit)
+        return ReplicatedDataSource(name, primary, replicas, policy=policy, traits=traits, concurrency_limit=limit)
 
     pool = config.pool
     return Fleet(
@@ -267,7 +267,7 @@ def _compile_tokens(config: ConsistencyConfig) -> TokenPolicy | None:
         signer=TokenSigner(
             [secret.get_secret_value() for secret in (config.secret, *config.old_secrets)], ttl_s=config.ttl_s
         ),
-        carrier=TokenTransport(
+        transport=TokenTransport(
             cookie=config.cookie if config.token in ("cookie", "both") else None,
             header=config.header if config.token in ("header", "both") else None,
             max_age_s=ceil(config.ttl_s),
