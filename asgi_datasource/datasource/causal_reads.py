@@ -15,7 +15,7 @@ from ..drivers.protocol import Connection, Exchange, Server
 from ..drivers.statements import Envelope
 from ..routing import Freshness
 from ..routing.consistency.client_history import NOWHERE, ClientHistory
-from ..transaction.control_statements import ASK_POSITION
+from ..transaction.control_statements import ASK_POSITION, ASK_SEEN_POSITION
 from .router import Attempt, Router
 
 FIRST_PAUSE_S: Final = 0.001
@@ -26,8 +26,8 @@ READ: Final = Envelope(is_read=True)
 """The envelope of a read that needs no proof."""
 
 _PROVED: Final = Envelope(is_read=True, between=(ASK_POSITION,))
-_BINDING: Final = Envelope(is_read=True, closing=(ASK_POSITION,))
-_PROVED_BINDING: Final = Envelope(is_read=True, between=(ASK_POSITION,), closing=(ASK_POSITION,))
+_BINDING: Final = Envelope(is_read=True, closing=(ASK_SEEN_POSITION,))
+_PROVED_BINDING: Final = Envelope(is_read=True, between=(ASK_POSITION,), closing=(ASK_SEEN_POSITION,))
 
 
 class CausalRead:

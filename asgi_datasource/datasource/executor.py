@@ -406,7 +406,7 @@ class Executor(Router):
             batch = [*head, *savepoints, *statements]
             binds = proof is not None and proof.binds
             if binds:
-                batch.append(control_statements.ASK_POSITION)
+                batch.append(control_statements.ASK_SEEN_POSITION)
             if not read_only:
                 is_told = connection.incarnation is not None
                 batch.append(control_statements.IDENTIFY_XID if is_told else control_statements.IDENTIFY)

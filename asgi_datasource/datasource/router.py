@@ -31,7 +31,7 @@ from ..routing import (
     choose,
 )
 from ..routing.consistency.client_history import ClientHistory
-from ..transaction.control_statements import read_position
+from ..transaction.control_statements import read_position, read_seen_position
 from .datasource import DataSource
 
 _TAKES_A_TURN: Final = frozenset({Reason.BALANCED, Reason.PROVED, Reason.FAILOVER, Reason.STALE_OK})
@@ -330,8 +330,7 @@ class Router:
 
     def position(self, answer: Sequence[str | None] | None, server: Server) -> Position | None:
         """A server's position, from its answer and its last known timeline; timeline 0 if that is unknown."""
-        known = next((node.position for node in self._datasource.topology.replicas if node.name == server.name), None)
-        position = read_position(answer, standby_timeline=0 if known is None else known.timeline)
+        position = read_position(answer, standby_timeline=self._standby_timeline(server))
         if position is not None and server.role is Role.REPLICA:
             self._datasource.held[server.name] = position
         return position
@@ -341,11 +340,16 @@ class Router:
 
         A standby without a health check has an unknown timeline; the primary's is used, which requires no less.
         """
-        position = self.position(answer, server)
+        self.position(answer, server)
+        position = read_seen_position(answer, standby_timeline=self._standby_timeline(server))
         if position is None or position.timeline:
             return position
         timeline = self._datasource.servers[self._datasource.topology.primary.name].timeline
         return Position(timeline, position.lsn) if timeline else None
+
+    def _standby_timeline(self, server: Server) -> int:
+        known = next((node.position for node in self._datasource.topology.replicas if node.name == server.name), None)
+        return 0 if known is None else known.timeline
 
     # -- results of statements
 

@@ -112,7 +112,9 @@ class ControlKind(StrEnum):
     IDENTIFY = "identify"
     """Returns an identification by which the outcome of the transaction can be looked up."""
     POSITION = "position"
-    """Returns the server's position in the write-ahead log."""
+    """Returns the server's position in the write-ahead log: statements behind it see no older state."""
+    SEEN_POSITION = "seen_position"
+    """Returns a position that includes all that the statements in front of it have seen."""
     COMMIT_POSITION = "commit_position"
     """Sent behind COMMIT: returns the end of the log, which includes this commit."""
 

@@ -104,7 +104,7 @@ class DataSourceRegistry:
         self.compiled = compiled
         """The current one. Read it once for a piece of work, and end with the one that it began with."""
         self.background = BackgroundTasks()
-        self.overtime = DeferredCalls(WATCH_AFTER_S)
+        self.deferred_calls = DeferredCalls(WATCH_AFTER_S)
         """Calls requests back that are still there a while after their first statement."""
         self._origin = origin or Origin()
         self._reloader = ConfigWatcher(self.reload, lambda: self._origin.files)
@@ -322,7 +322,7 @@ class DataSourceRegistry:
         if self._vetting is not None:
             await self._vetting.stop()
         await self.background.drain(timeout_s / 2)
-        self.overtime.close()
+        self.deferred_calls.close()
         for datasource in (*self, *self._leaving):
             datasource.stop()
         servers = {*self.compiled.servers, *self._retired}
@@ -603,7 +603,7 @@ class DataSourceRegistry:
                 current_frame.reset(frame_token)
             if db.has_due_hooks:
                 await self.background.run(db.run_due_hooks())
-            db.let_go()
+            db.release_references()
 
     @asynccontextmanager
     async def acquire(
@@ -644,7 +644,7 @@ class DataSourceRegistry:
         else:
             await db.end(commit=True, reason="end of the block")
         finally:
-            db.let_go()
+            db.release_references()
 
 
 @lru_cache(maxsize=256)

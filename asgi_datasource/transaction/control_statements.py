@@ -49,8 +49,15 @@ ASK_POSITION: Final = Control(
     " else pg_catalog.pg_current_wal_insert_lsn() end::pg_catalog.text,"
     f" case when pg_catalog.pg_is_in_recovery() then null else {_PRIMARY_TIMELINE}::pg_catalog.text end",
 )
-"""The server's position at this moment. In front of a statement, the statement sees no older state; behind it, no
-newer one. The timeline of a standby is not included: that would need more privileges."""
+"""The server's position at this moment: a statement behind it sees no older state. The timeline of a standby is not
+included: that would need more privileges."""
+
+ASK_SEEN_POSITION: Final = Control(
+    ControlKind.SEEN_POSITION,
+    f"{ASK_POSITION.text}, case when pg_catalog.pg_is_in_recovery()"
+    " then coalesce(pg_catalog.pg_last_wal_receive_lsn()::pg_catalog.text, '') end",
+)
+"""The same for `read_seen_position`, sent behind a statement, with the position that a standby has received."""
 
 
 def read_position(values: Sequence[str | None] | None, *, standby_timeline: int) -> Position | None:
@@ -64,6 +71,24 @@ def read_position(values: Sequence[str | None] | None, *, standby_timeline: int)
         return None
     timeline = values[1]
     return Position(standby_timeline if timeline is None else int(timeline), parse_lsn(values[0]))
+
+
+def read_seen_position(values: Sequence[str | None] | None, *, standby_timeline: int) -> Position | None:
+    """Read the answer to `ASK_SEEN_POSITION`: an upper bound of what the statements in front of it have seen.
+
+    A standby makes a commit visible while it replays the commit's record, and advances its replay position only
+    afterwards. If it has received more than it has replayed, such a commit may be the next record: the bound is then a
+    byte further, a position that a server has only after that record. (PostgreSQL source, xlogrecovery.c,
+    `ApplyWalRecord`: `lastReplayedEndRecPtr` is set behind `rm_redo`.)
+
+    Args:
+        values: The answer's row.
+        standby_timeline: The server's timeline if it is a standby; 0 if unknown.
+    """
+    position = read_position(values, standby_timeline=standby_timeline)
+    if position is None or values is None or values[2] is None or values[2] == values[0]:
+        return position
+    return Position(position.timeline, position.lsn + 1)
 
 
 @dataclass(frozen=True, slots=True)

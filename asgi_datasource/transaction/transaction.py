@@ -217,7 +217,7 @@ class Transaction:
     @property
     def questions(self) -> Sequence[Control]:
         """Control statements to send behind everything that may write, or that may see a new snapshot."""
-        return self._asks if self.note_position is None else (control_statements.ASK_POSITION, *self._asks)
+        return self._asks if self.note_position is None else (control_statements.ASK_SEEN_POSITION, *self._asks)
 
     def note_answers(self, exchange: Exchange, count: int) -> None:
         """Read the answers to `questions` at the end of an exchange of `count` statements."""

@@ -117,7 +117,7 @@ async def test_a_schema_moves_to_another_datasource_with_all_its_rows(site: Site
             await db.execute("insert into items (name) select 'row ' || n from generate_series(1, 50) n")
         before = await site.items(registry, "acme")
         ok(site.command("move", "acme", "--to", "two"))
-        # Whoever does not know yet reads the old place, and cannot write there any more.
+        # A process that does not know yet reads the old place, and cannot write there any more.
         with pytest.raises(DataError, match="nothing is written here any more"):
             async with registry.session("acme") as db:
                 await db.execute("insert into items (name) values ('lost')")
