@@ -25,6 +25,7 @@ from ..observability import tracing
 from ..registry.registry import DataSourceRegistry
 from ..registry.runtime_config import RuntimeConfig
 from ..routing.consistency.client_history import ClientHistory
+from ..sessions.base import SessionBase
 from ..sessions.core import SessionCore
 from ..sessions.session import DataSession
 from ..sessions.unit_of_work import deadline_passed
@@ -644,7 +645,7 @@ class ResponseGuard:
 
     # -- deadline and disconnect
 
-    def first_statement(self, session: SessionCore) -> None:
+    def first_statement(self, session: SessionBase) -> None:
         """The session comes into use: from here on there is something to protect, so the watches are set."""
         loop = asyncio.get_running_loop()
         self._task = self._task or asyncio.current_task()

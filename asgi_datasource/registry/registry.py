@@ -23,8 +23,9 @@ from ..errors import ConfigError, DataError, DataErrorKind
 from ..observability.metrics import unwatch, watch
 from ..routing import AccessIntent, ReadAfterWritePin
 from ..routing.consistency.token import Token
+from ..sessions.base import SessionOwner
 from ..sessions.context import current_frame, current_runner
-from ..sessions.core import SessionCore, SessionOwner
+from ..sessions.core import SessionCore
 from ..sessions.policy import NO_RULE, CommitScope, RouteRule, SessionPolicy
 from ..sessions.session import DataSession
 from ..tenancy import Catalog, Tenant, current_tenant

@@ -16,7 +16,8 @@ from ..tenancy import Tenant
 from ..transaction import Hook, HookEvent, Isolation, Propagation, TransactionOptions, parse_isolation
 from . import cursor_stream, raw_connection
 from .advisory_lock import LockKey, take_lock
-from .core import SessionCore, SessionOrigin
+from .base import SessionOrigin
+from .core import SessionCore
 from .statement_api import StatementMethods
 from .transaction_block import TransactionBlock
 
