@@ -42,9 +42,9 @@ class ReceiveBuffer:
         "_stash",
         "_waiting",
         "_wake",
+        "disconnect_after",
         "is_gone",
         "recorder",
-        "disconnect_after",
     )
 
     def __init__(
