@@ -416,13 +416,13 @@ def _check_state(compiled: RuntimeConfig, state: StateDocument) -> None:
         datasource = compiled.datasources.get(name)
         if datasource is None:
             continue
-        for node, told in looked.servers.items():
+        for node, seen in looked.servers.items():
             server = datasource.servers.get(node)
             if server is None:
                 has = ", ".join(datasource.servers)
                 raise ConfigError(f"the state names a server {node!r} of {name!r}; the configuration has {has}")
-            if told.role is not None and told.role != server.role.value:
-                raise ConfigError(f"{name}.{node} is the {told.role} by the state, and not by the configuration")
+            if seen.role is not None and seen.role != server.role.value:
+                raise ConfigError(f"{name}.{node} is the {seen.role} by the state, and not by the configuration")
 
 
 def describe_state(compiled: RuntimeConfig) -> dict[str, Any]:
@@ -447,9 +447,9 @@ def describe_state(compiled: RuntimeConfig) -> dict[str, Any]:
 
 
 def _describe_node(node: Node, datasource: DataSource, now: float) -> dict[str, Any]:
-    told: dict[str, Any] = {"role": node.role.value, "breaker": node.health.value}
+    document: dict[str, Any] = {"role": node.role.value, "breaker": node.health.value}
     if node.role is Role.REPLICA:
-        told |= {"draining": node.is_draining, "foreign": node.is_foreign}
+        document |= {"draining": node.is_draining, "foreign": node.is_foreign}
     position, shown = node.position, datasource.held.get(node.name)
     if position is not None and shown is not None and datasource.picture.lineage.covers(shown, position):
         position = shown
@@ -463,4 +463,4 @@ def _describe_node(node: Node, datasource: DataSource, now: float) -> dict[str, 
         "up_s": None if node.up_since is None else max(0.0, now - node.up_since),
         "borrowed": datasource.servers[node.name].borrowed,
     }
-    return told | {key: value for key, value in known.items() if value is not None}
+    return document | {key: value for key, value in known.items() if value is not None}

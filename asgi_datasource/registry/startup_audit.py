@@ -163,13 +163,13 @@ class StartupAudit:
         reasons: list[str] = []
         others: list[str] = []
         for finding in findings:
-            told = f"datasource {name}: {finding.message}. {finding.fix}"
+            message = f"datasource {name}: {finding.message}. {finding.fix}"
             if finding.hole is Hole.ROLE_BYPASSES and refuses:
-                reasons.append(f"{told} Or name the role in datasources.{name}.audit.allow_roles.")
+                reasons.append(f"{message} Or name the role in datasources.{name}.audit.allow_roles.")
             else:
-                others.append(told)
-        for told in others[:MOST_LOGGED]:
-            logger.warning("%s", told)
+                others.append(message)
+        for message in others[:MOST_LOGGED]:
+            logger.warning("%s", message)
         if len(others) > MOST_LOGGED:
             more = len(others) - MOST_LOGGED
             logger.warning("datasource %s: and %d more; `asgi-datasource check` lists them all", name, more)

@@ -1,4 +1,4 @@
-"""Runs `pg_dump` and `pg_restore`: no secrets in arguments, no rows in messages, and dumps readable by one user only."""
+"""Runs `pg_dump` and `pg_restore`: no secrets in arguments, no rows in messages, dumps readable only by their user."""
 
 from __future__ import annotations
 
