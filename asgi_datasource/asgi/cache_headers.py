@@ -66,9 +66,7 @@ class CacheHeaders:
                 if len(name) == 4 and name.lower() == b"vary":
                     break
             else:
-                message = message.copy()
-                message["headers"] = [*given, self._vary]
-                return message
+                return {**message, "headers": [*given, self._vary]}
         headers = list(given)
         if self._names:
             found = _find(headers, b"vary")
