@@ -552,4 +552,4 @@ class PsycopgConnection(WatchedSocket, PipelineHost):  # pyright: ignore[reportI
             return
         shut_down(self._fd)
         if not await self.foreign_waits_ended(CANCEL_LIMIT_S):
-            self.cut("a task did not let go of it")
+            self.cut("a task did not release it")
