@@ -253,7 +253,7 @@ class Router:
         server = datasource.servers[route.node]
         limit = self._tenant.max_connections
         share = None if limit is None and not server.is_fair else Share(self._tenant.name, limit)
-        connection = server.try_acquire(share)
+        connection = server.try_acquire(share, self._tenant)
         if connection is None:
             return None
         past = self.past
@@ -396,6 +396,7 @@ class Router:
                 must_be_alive=attempt.losses > 0,
                 share=Share(self._tenant.name, limit) if limit is not None or server.is_fair else None,
                 priority=self._priority,
+                tenant=self._tenant,
             )
             if measure is not None:
                 connection.use = measure.lent(server, perf_counter() - started)

@@ -19,7 +19,7 @@ from ..concurrency.limits import Priority
 from ..errors import DataError, DataErrorKind, SessionClosed
 from ..observability.metrics import Use
 from ..routing import Observation, Position, Role
-from .protocol import PoolKeeper, RowFactory
+from .protocol import PoolKeeper, RowFactory, TenantIdentity
 from .server_base import ServerBase
 from .settings import ServerSettings
 from .statements import Begin, Control, Envelope, Params, Query, Statement
@@ -383,7 +383,7 @@ class PlainServer(ServerBase, ABC, Generic[ConnectionT]):
             self._closing.add(closing)
             closing.add_done_callback(self._closing.discard)
 
-    def try_acquire(self, share: Share | None = None) -> ConnectionT | None:
+    def try_acquire(self, share: Share | None = None, tenant: TenantIdentity | None = None) -> ConnectionT | None:
         """None: `acquire` does not wait either where one lies at hand."""
         return None
 
@@ -394,6 +394,7 @@ class PlainServer(ServerBase, ABC, Generic[ConnectionT]):
         must_be_alive: bool = False,
         share: Share | None = None,
         priority: Priority = Priority.NORMAL,
+        tenant: TenantIdentity | None = None,
     ) -> ConnectionT:
         """Borrow a connection, first come, first served."""
         now = asyncio.get_running_loop().time()

@@ -166,6 +166,20 @@ class Loan(Protocol):
         ...
 
 
+class TenantIdentity(Protocol):
+    """Whom a connection is borrowed for. Another name, or other settings, is another tenant."""
+
+    @property
+    def name(self) -> str | None:
+        """The tenant's name; None for requests that name none."""
+        ...
+
+    @property
+    def settings(self) -> tuple[tuple[str, str], ...]:
+        """Applied inside every transaction: names and values."""
+        ...
+
+
 class Connection(Protocol):
     """One connection to one server, outside a transaction when it is lent."""
 
@@ -409,8 +423,12 @@ class Server(Protocol):
 
     # Borrowing and giving back
 
-    def try_acquire(self, share: Share | None = None) -> Connection | None:
-        """Borrow a connection that lies at hand; None where the caller would have to wait, or to queue."""
+    def try_acquire(self, share: Share | None = None, tenant: TenantIdentity | None = None) -> Connection | None:
+        """Borrow a connection that lies at hand; None where the caller would have to wait, or to queue.
+
+        Args:
+            share, tenant: As of `acquire`.
+        """
         ...
 
     async def acquire(
@@ -420,14 +438,19 @@ class Server(Protocol):
         must_be_alive: bool = False,
         share: Share | None = None,
         priority: Priority = Priority.NORMAL,
+        tenant: TenantIdentity | None = None,
     ) -> Connection:
         """Borrow a connection, outside any transaction.
+
+        A driver that applies settings clears what the connection's session has kept of another tenant (settings,
+        temporary objects, locks, cursors, sequence values, channels) before the first statement of this borrower runs.
 
         Args:
             deadline: Event-loop time at which waiting ends, if that is before the pool's own timeout.
             must_be_alive: Ask the server over the connection first, and take another one when it does not answer.
             share: The tenant that it counts for, where tenants take turns or have limits.
             priority: Who is served first of those who wait.
+            tenant: Whom it is borrowed for; None for the library's own questions.
 
         Raises:
             DataError: CONNECTION: the server cannot be reached. RESOURCE: all connections are in use and stay so, or

@@ -19,9 +19,9 @@ from ...concurrency.fair_queue import FairQueue, Share
 from ...concurrency.limits import Line, Priority
 from ...errors import DataError, DataErrorKind
 from ...routing import CircuitBreaker, Health
-from ..protocol import PoolKeeper
-from ..settings import ServerSettings
-from .connection import PsycopgConnection
+from ..protocol import PoolKeeper, TenantIdentity
+from ..settings import Reset, ServerSettings
+from .connection import PsycopgConnection, is_same
 from .owned_pool import OwnedPool
 from .saturation import Saturation
 
@@ -109,19 +109,38 @@ class HandOver:
 
     # Out
 
-    def take_at_hand(self) -> PsycopgConnection:
-        """Take one that lies at hand; there is one."""
-        connection = self.at_hand.pop()
-        if len(self.at_hand) < self.unused:
-            self.unused = len(self.at_hand)
+    def take_at_hand(self, tenant: TenantIdentity | None) -> PsycopgConnection:
+        """Take one that lies at hand; there is one.
+
+        First the last one that has served this tenant, then one that has served none, then the one that was used
+        longest ago: the tenants that come often keep theirs.
+        """
+        at_hand = self.at_hand
+        fresh = 0
+        for index in range(len(at_hand) - 1, -1, -1):
+            served = at_hand[index].tenant
+            if served is tenant or (
+                served is not None and tenant is not None and served.name == tenant.name and is_same(served, tenant)
+            ):
+                break
+            if served is None:
+                fresh = index
+        else:
+            index = fresh
+        connection = at_hand.pop(index)
+        if len(at_hand) < self.unused:
+            self.unused = len(at_hand)
         return connection
 
-    async def take(self, give_up_at: float, priority: Priority) -> PsycopgConnection:
+    async def take(
+        self, give_up_at: float, priority: Priority, tenant: TenantIdentity | None = None
+    ) -> PsycopgConnection:
         """Take a connection, which may have been lost meanwhile.
 
         Args:
             give_up_at: Event-loop time at which the wait ends.
             priority: Who is served first of those who wait.
+            tenant: Gets a connection that it was the last to have, where one lies at hand.
 
         Raises:
             TimeoutError: None was free by then.
@@ -130,7 +149,7 @@ class HandOver:
             psycopg_pool.PoolClosed: The pool was closed.
         """
         if self.at_hand:
-            return self.take_at_hand()
+            return self.take_at_hand(tenant)
         if self._owned.has_idle and not self._waiting:
             connection = await self._owned.getconn(max(SHORTEST_WAIT_S, give_up_at - self._loop.time()))
             self._note_fetched(connection)
@@ -342,6 +361,16 @@ class Pool:
         )
         self._limits: FairQueue | None = None
         self._saturation = Saturation(self)
+        self._follows_tenants = settings.reset is Reset.ON_TENANT_CHANGE
+        """Connections remember their tenant, and are reset when another one comes."""
+        self._resets_always = settings.reset is Reset.ALWAYS
+        if settings.is_pooled:
+            self.share_sessions()
+
+    def share_sessions(self) -> None:
+        """There is a pooler in between: nothing is known of what has used a session of the server last."""
+        self._follows_tenants = False
+        self._resets_always = self.settings.reset is not Reset.NEVER
 
     @property
     def is_open(self) -> bool:
@@ -389,7 +418,7 @@ class Pool:
 
     # Out
 
-    def try_borrow(self, share: Share | None = None) -> PsycopgConnection | None:
+    def try_borrow(self, share: Share | None = None, tenant: TenantIdentity | None = None) -> PsycopgConnection | None:
         """Borrow a connection that lies at hand; None where the caller would have to wait, or to queue."""
         hand_over = self.hand_over
         if hand_over is None or not hand_over.at_hand or self._host.breaker.health is not Health.CLOSED:
@@ -400,9 +429,19 @@ class Pool:
                 return None
         elif self._turns is not None:
             return None
-        connection = hand_over.at_hand.pop()
-        if len(hand_over.at_hand) < hand_over.unused:
-            hand_over.unused = len(hand_over.at_hand)
+        at_hand = hand_over.at_hand
+        if not self._follows_tenants:
+            tenant = None
+        connection = at_hand[-1]
+        if connection.tenant is tenant:
+            at_hand.pop()
+            if len(at_hand) < hand_over.unused:
+                hand_over.unused = len(at_hand)
+        else:
+            connection = hand_over.take_at_hand(tenant)
+            connection.serve(tenant)
+        if self._resets_always:
+            connection.is_unclean = True
         if self._keeper is not None:
             self.users += 1
             connection.is_kept = True
@@ -420,6 +459,7 @@ class Pool:
         must_be_alive: bool = False,
         share: Share | None = None,
         priority: Priority = Priority.NORMAL,
+        tenant: TenantIdentity | None = None,
     ) -> PsycopgConnection:
         """Borrow a connection, outside any transaction; arguments and errors as of `Server.acquire`."""
         give_up_at = self._time_to_give_up(deadline)
@@ -430,7 +470,13 @@ class Pool:
             if self._keeper is not None:
                 await self._have_opened(self._keeper, give_up_at)
             try:
-                connection = await self._borrow(deadline, give_up_at, priority, must_be_alive=must_be_alive)
+                connection = await self._borrow(
+                    deadline,
+                    give_up_at,
+                    priority,
+                    tenant if self._follows_tenants else None,
+                    must_be_alive=must_be_alive,
+                )
             except BaseException:
                 self._rest()
                 raise
@@ -444,7 +490,13 @@ class Pool:
         return connection
 
     async def _borrow(
-        self, deadline: float | None, give_up_at: float, priority: Priority, *, must_be_alive: bool
+        self,
+        deadline: float | None,
+        give_up_at: float,
+        priority: Priority,
+        tenant: TenantIdentity | None,
+        *,
+        must_be_alive: bool,
     ) -> PsycopgConnection:
         host, loop = self._host, asyncio.get_running_loop()
         # The one that there is now: when the pool is closed meanwhile, and opened again, this wait has ended.
@@ -459,7 +511,7 @@ class Pool:
                 self._saturation.refused()
                 raise self._queue_is_full()
             try:
-                connection = await hand_over.take(give_up_at, priority)
+                connection = await hand_over.take(give_up_at, priority, tenant)
             except (Displaced, GaveUp, PoolTimeout, TimeoutError, PoolClosed) as error:
                 told = self._told(error, give_up_at - began_at, hand_over)
                 if told is not None:
@@ -470,6 +522,10 @@ class Pool:
             connection.is_lent = True
             self.borrowed += 1
             self.lendings += 1
+            if connection.tenant is not tenant:
+                connection.serve(tenant)
+            if self._resets_always:
+                connection.is_unclean = True
             if not connection.closed and (
                 (host.breaker.health is Health.CLOSED and not must_be_alive)
                 or await host.is_alive(connection, deadline)

@@ -29,7 +29,7 @@ from .pool import GaveUp, Pool
 from .primary_discovery import PrimaryDiscovery
 from .settings import APPLICATION_NAME, connect_failure, is_unknown_database, resolve
 from .socket import ConnectionObserver, WatchedSocket
-from .transaction_settings import is_behind_pooler, read_timeouts
+from .transaction_settings import is_behind_pooler, read_role, read_timeouts
 
 logger = logging.getLogger("asgi_datasource.server")
 
@@ -69,6 +69,7 @@ class PsycopgServer(ServerBase):
         )
         self.check_limit_s = settings.check_timeout_s
         self.prepares = settings.prepares
+        self.shares_sessions = settings.is_pooled
         self._discovery = PrimaryDiscovery(self, target)
         self._drained_at = -inf
         self._is_wanted = asyncio.Event()
@@ -477,18 +478,19 @@ class PsycopgServer(ServerBase):
         if not connection.closed:
             self._proven.add(connection)
         connection.settings.timeouts = read_timeouts(exchange)
+        connection.reset.role = read_role(exchange).encode(connection.transformer.encoding)
         if is_behind_pooler(exchange, connection.backend_pid):
             connection.incarnation = None
         if not self.is_pooled and self.prepares and is_behind_pooler(exchange, connection.backend_pid):
             # In transaction mode a statement that is prepared on one server connection is not there on the next.
             self.prepares = False
+            self.shares_sessions = True
+            self.pool.share_sessions()
             logger.warning(
                 "%s: there is a pooler in between, which the configuration does not say; statements are not prepared"
                 " from now on. Set pool.pooler: transaction where it gives each transaction another connection",
                 self.label,
             )
-        # The question names pg_settings, which could be an UPDATE of them; it is none.
-        connection.needs_reset = False
 
     def no_connection(self, error: BaseException, timeout_s: float, waiting: int) -> DataError | None:
         """The error of a caller who got no connection; None where another attempt may still reach the server."""

@@ -43,6 +43,8 @@ class ConnectionObserver(Protocol):
     prepares: bool
     """Whether statements are prepared on the server."""
     is_pooled: bool
+    """Whether the configuration names a pooler that gives each transaction another server connection."""
+    shares_sessions: bool
     """Whether a pooler is in between that gives each transaction another server connection."""
     attempts: set[asyncio.Timeout]
     """The attempts to connect that are under way; rescheduling one ends it."""
