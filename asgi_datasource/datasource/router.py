@@ -211,6 +211,10 @@ class Router:
             pin.lsn = self.commit_lsn
         return pin
 
+    def serve(self, tenant: TenantSettings) -> None:
+        """The session's tenant is known anew: what is borrowed from now on is for it."""
+        self._tenant = tenant
+
     async def connect(
         self, intent: AccessIntent, attempt: Attempt, deadline: float | None, freshness: Freshness
     ) -> tuple[Server, Connection]:

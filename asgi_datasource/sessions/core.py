@@ -88,6 +88,14 @@ class SessionOrigin(Protocol):
 
     background: BackgroundTasks
 
+    def known_tenant(self, name: str, /) -> Tenant | None:
+        """The tenant of a name as it is listed now; None where it has to be looked for."""
+        ...
+
+    async def find_tenant(self, name: str, /) -> Tenant:
+        """The tenant of a name as it is now; raises `DataError` (TENANT) where there is none, or it is not served."""
+        ...
+
     def successor(self, datasource: DataSource, /) -> DataSource:
         """What has taken the place of a datasource that is not configured any more."""
         ...
@@ -150,6 +158,10 @@ class SessionCore:
     """Whether the matched endpoint runs."""
     committing: frozenset[asyncio.Task[None]] = frozenset()
     """Commits in tasks of the library's own, whose caller may have been cancelled."""
+    outlives_requests = False
+    """Its tenant may be suspended, changed or dropped meanwhile: it is looked up again at each read and BEGIN."""
+    tenant_error: DataError | None = None
+    """What the last look-up of its tenant has failed with."""
     _executor: Executor | None = None
     _work: UnitOfWork | None = None
     _hooks: DueHooks | None = None
@@ -316,6 +328,8 @@ class SessionCore:
         executor = self._executor or self._start()
         work = self._work
         transaction = None if work is None else work.transaction
+        if self.outlives_requests and transaction is None and not self._has_current_tenant():
+            return None
         now = time.monotonic()
         deadline = self.request_deadline
         if transaction is not None:
@@ -341,6 +355,8 @@ class SessionCore:
         intent = _READ if is_read else AccessIntent.WRITE
         statements = (Statement(query, params),)
         plan = self.current_plan()
+        if self.outlives_requests:
+            await self.renew_tenant()
         if (self._work is not None and self._work.transaction is not None) or not (
             not lane.terms.opens_with_reads
             if is_read
@@ -423,6 +439,8 @@ class SessionCore:
                 scope.check_surroundings()
             plan = self.current_plan()
             self._running |= {task}
+            if self.outlives_requests:
+                await self.renew_tenant()
             executor = self._executor or self._start()
             return await run_statements(self.make_work(), executor, statements, intent or plan.intent, plan, scope)
         except asyncio.CancelledError:
@@ -458,6 +476,45 @@ class SessionCore:
 
     def _is_in_use(self) -> bool:
         return self.transaction_in_use is not None
+
+    def _has_current_tenant(self) -> bool:
+        """Whether the tenant is listed as it was when it was looked up last."""
+        name = self._tenant.name
+        return name is None or (self.tenant_error is None and self._registry.known_tenant(name) is self._tenant)
+
+    async def renew_tenant(self) -> None:
+        """Look the tenant up again, outside of any transaction, in a session that outlives requests.
+
+        Raises:
+            DataError: TENANT: it is suspended, it is not there any more, or it lives elsewhere by now.
+        """
+        name = self._tenant.name
+        if name is None or self.transaction_in_use is not None or self._has_current_tenant():
+            return
+        try:
+            found = await self._registry.find_tenant(name)
+        except DataError as error:
+            if error.kind is not DataErrorKind.TENANT:
+                raise
+            self.tenant_error = DataError(
+                DataErrorKind.TENANT,
+                f"{error.message}: that has changed since the session was opened",
+                http_status=error.http_status,
+            )
+            raise self.tenant_error from error
+        former = self._tenant
+        if (found.datasource, found.database) != (former.datasource, former.database):
+            self.tenant_error = DataError(
+                DataErrorKind.TENANT,
+                "the tenant has moved since the session was opened; open another one",
+                http_status=503,
+                is_retryable=True,
+            )
+            raise self.tenant_error
+        self.tenant_error = None
+        self._tenant = found
+        if self._executor is not None:
+            self._executor.serve(found)
 
     def about_to_write(self) -> None:
         """A statement with write intent is about to open a transaction."""
@@ -801,6 +858,8 @@ class SessionCore:
             self.check_open()
             if scope is not None:
                 scope.check_surroundings()
+            if self.outlives_requests:
+                await self.renew_tenant()
             work, executor = self.make_work(), self._executor or self._start()
             if work.transaction is not None:
                 return intent, None
@@ -1124,6 +1183,8 @@ class SessionCore:
                 self._conflict = self.lost_by
             self._work = self._lock = self._owner = self._ending = None
             self.scope = self.writers = self._lane_endpoint = None
+            if self.tenant_error is not None:
+                self.tenant_error = None
 
     async def end_midway(self, *, commit: bool) -> None:
         """Commit, or roll back, in the middle of the session."""

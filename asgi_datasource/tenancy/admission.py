@@ -11,7 +11,7 @@ from starlette.types import Scope
 from ..errors import DataError, DataErrorKind
 from .directory import TenantDirectory
 from .resolution import MAX_NAME_LENGTH, bad_request
-from .tenant import Tenant
+from .tenant import Tenant, TenantState
 
 Authorize = Callable[[Scope, str], bool | Awaitable[bool]]
 """A function of the application's: may this request act for the tenant of this name? `async` or not."""
@@ -58,6 +58,10 @@ class Admission:
         """Serve no tenant of a datasource from now on: they are not kept apart there."""
         self._refused[datasource] = reason
         self.asks = True
+
+    def serves(self, tenant: Tenant) -> bool:
+        """Whether a tenant is served: it is not suspended, and its datasource keeps tenants apart."""
+        return tenant.state is not TenantState.SUSPENDED and tenant.datasource not in self._refused
 
     def check_served(self, tenant: Tenant) -> None:
         """Refuse a tenant that is not served.

@@ -299,7 +299,7 @@ class Pipeline:
                         tag = answer.command_status
                         if tag is not None and (tag[:3] in _NOTED_TAGS or host.has_changed_schema):
                             self._note_tag(tag[:3])
-                elif slots is not None and slots[self._position] == _RESET and status in _WORKED:
+                elif slots is not None and status in _WORKED and slots[self._position] == _RESET:
                     self._position += 1
                 else:
                     self._take(answer, status)
