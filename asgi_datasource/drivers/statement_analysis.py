@@ -1,10 +1,10 @@
-"""What a statement's text shows that it does beyond its transaction.
+"""Effects of a statement beyond its transaction, as far as its text shows them.
 
-A hint, no more: what a function on the server does by itself, and what a parameter or an unusual spelling hides, cannot
-be seen here. A session is cleared before another tenant's first statement whatever was seen (`drivers/psycopg/
-session_reset.py`). What shows that it changes the session (SET, LISTEN, a temporary table, a lock of the session) is
-undone as soon as the connection is given back, so that the tenant's own next request does not find it either; behind a
-pooler in transaction mode, where it cannot work, it is refused. So nothing counts that is not plainly there.
+This is a hint only: effects of functions on the server, and what a parameter or an unusual spelling hides, cannot be
+seen here. Session state of another tenant is cleared before a tenant's first statement in any case
+(`psycopg/session_reset.py`). A statement that plainly changes the session (SET, LISTEN, a temporary table, a session
+lock) is undone as soon as its connection is returned, so that the same tenant does not find the change either. Behind a
+pooler in transaction mode, where such a statement cannot work, it is refused.
 
 Source: PostgreSQL manual, "DISCARD", for what belongs to a session.
 """
@@ -15,7 +15,7 @@ import re
 from typing import Final
 
 _GAP: Final = rb"(?:\s|--[^\n]*(?:\n|$)|/\*(?:(?!/\*).)*?\*/)"
-"""Space or a comment; one with another in it is not understood, so that no word of it is taken for a command."""
+"""White space or a comment. A nested comment does not match, so that no word of it is taken for a command."""
 
 _HEAD: Final = re.compile(rb"(?:%b|[;(])*([a-z]+)(?:%b+([a-z]+))?" % (_GAP, _GAP), re.IGNORECASE | re.DOTALL)
 
@@ -26,10 +26,10 @@ _HARMLESS: Final = _QUERIES | {
     *(b"create", b"alter", b"drop", b"comment", b"grant", b"revoke", b"truncate", b"refresh"),
     *(b"analyze", b"vacuum", b"reindex", b"cluster", b"checkpoint"),
 }
-"""Commands that leave nothing in the session, unless one of the words below stands in them."""
+"""Commands that leave no session state, unless they contain one of the words below."""
 
 _SET_IN_TRANSACTION: Final = frozenset({b"local", b"transaction", b"constraints"})
-"""SET with one of these ends with the transaction."""
+"""SET followed by one of these ends with the transaction."""
 
 _HINTS: Final = (b"set_config", b"pg_settings", b"advisory_lock", b"temp", b"hold")
 _LASTING: Final = re.compile(
@@ -47,7 +47,7 @@ _LASTING_SETTING: Final = re.compile(rb"[^,()]*,[^,()]*,\s*(?:is_local\s*(?:=>|:
 
 
 def outlives_transaction(text: bytes) -> bool:
-    """Whether a statement's text shows that it changes something of the session that its transaction's end leaves."""
+    """Whether a statement may change session state that lasts beyond its transaction."""
     head = _HEAD.match(text)
     if head is not None and head[1].lower() in _HARMLESS:
         lowered = text.lower()
@@ -66,7 +66,7 @@ def outlives_transaction(text: bytes) -> bool:
 
 
 def may_end_transaction(text: bytes) -> bool:
-    """Whether a statement may commit from inside where no explicit BEGIN keeps it from that: CALL and DO can.
+    """Whether a statement may commit by itself outside an explicit transaction, as CALL and DO can.
 
     Source: PostgreSQL manual, "Transaction Management" of PL/pgSQL.
     """
@@ -90,7 +90,7 @@ _CLIENT_COPY: Final = re.compile(rb"[\s;]*copy\b.*\b(?:from\s+stdin|to\s+stdout)
 
 
 def is_client_copy(text: bytes) -> bool:
-    """Whether this is COPY from or to the client; false for a COPY of the server's own files."""
+    """Whether this is COPY from or to the client; false for COPY with a file on the server."""
     lowered = text.lower()
     if b"copy" not in lowered or (b"stdin" not in lowered and b"stdout" not in lowered):
         return False
@@ -98,7 +98,7 @@ def is_client_copy(text: bytes) -> bool:
 
 
 def _without_noise(text: bytes) -> bytes:
-    """Without literals, quoted names and comments, which may be nested."""
+    """The text without literals, quoted names and comments, which may be nested."""
     chunks: list[bytes] = []
     position = 0
     while (noise := _NOISE.search(text, position)) is not None:

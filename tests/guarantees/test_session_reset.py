@@ -261,6 +261,7 @@ async def test_never_leaves_it_to_the_application(world: World) -> None:
 
 async def test_a_role_that_the_login_takes_by_itself_is_there_behind_a_reset(world: World, role: str) -> None:
     await world.sql(f"alter role app in database {world.dbname} set role = {role}")
+    await world.sql(f"grant usage on schema acme to {role}")
     async with one_connection(world) as registry:
         before = await state(registry, write=False)
         assert f'"role": "{role}"' in before[1]
