@@ -125,7 +125,7 @@ class DataSourceMiddleware:
             return
         if outer is not None:
             scope = dict(scope)
-            # The inner framework writes its route and exception handlers into the copy, for the outer session too.
+            # The inner framework writes its route and exception handlers into the copy; the outer session needs them.
             outer.session.scope = scope
         guard = ResponseGuard(registry, compiled, tenant, scope, receive, send, started, outer)
         if self._caching is not None and scope["method"] not in NEVER_STORED:

@@ -58,11 +58,11 @@ class TenantSettings(Protocol):
 
     @property
     def applied(self) -> tuple[tuple[str, str], ...] | None:
-        """What `apply` has returned; None before its first call."""
+        """The result of `apply`; None before its first call."""
         ...
 
     def apply(self) -> tuple[tuple[str, str], ...]:
-        """The settings of every transaction: names and values, as `drivers.statements.Settings` takes them."""
+        """Settings for each transaction: names and values, as `drivers.statements.Settings` takes them."""
         ...
 
     @property
