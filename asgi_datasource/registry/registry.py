@@ -462,16 +462,16 @@ class DataSourceRegistry:
             self.background.spawn(server.close(timeout_s=CLOSE_TIMEOUT_S / 2))
 
     def known_tenant(self, name: str) -> Tenant | None:
-        """The tenant of a name as it is listed now; None where it has to be looked for, or may not be served."""
+        """The listed and served tenant of a name; None if it has to be searched."""
         admission = self.compiled.admission
         tenant = admission.directory.map.names.get(name)
         return tenant if tenant is not None and admission.serves(tenant) else None
 
     async def find_tenant(self, name: str) -> Tenant:
-        """The tenant of a name as it is now.
+        """The current tenant of a name.
 
         Raises:
-            DataError: TENANT: there is none, or it is suspended. CONFIG: its datasource does not keep tenants apart.
+            DataError: TENANT: there is none, or it is suspended. CONFIG: its datasource does not isolate tenants.
         """
         admission = self.compiled.admission
         found = await admission.find(name)

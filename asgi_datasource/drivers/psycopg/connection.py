@@ -284,7 +284,7 @@ class PsycopgConnection(WatchedSocket, PipelineHost):  # pyright: ignore[reportI
         return self._start(Pipeline(self, batch[1]), deadline, None)
 
     def _put_reset(self, pipeline: Pipeline, *, behind: int, is_read: bool) -> None:
-        """Let a transaction begin with a reset.
+        """Begin a transaction with a reset.
 
         Args:
             pipeline: What opens it.
@@ -313,7 +313,7 @@ class PsycopgConnection(WatchedSocket, PipelineHost):  # pyright: ignore[reportI
             self.reset.encoding = self.pgconn.parameter_status(b"client_encoding")
 
     def _note_reset(self, receiver: Receiver | None) -> None:
-        """A round trip has come back: is what a reset has cleared committed?"""
+        """Clear the mark once the transaction of a reset has committed."""
         if not isinstance(receiver, Pipeline):
             return
         if receiver.reset is not None:
@@ -634,5 +634,5 @@ class PsycopgConnection(WatchedSocket, PipelineHost):  # pyright: ignore[reportI
 
 
 def is_same(served: TenantIdentity, tenant: TenantIdentity) -> bool:
-    """Whether two are the same tenant; where tenants were loaded anew, each is another object."""
+    """Whether two values are the same tenant; a reload creates new objects."""
     return served is tenant or (served.name == tenant.name and served.settings == tenant.settings)

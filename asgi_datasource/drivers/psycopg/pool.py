@@ -368,7 +368,7 @@ class Pool:
             self.share_sessions()
 
     def share_sessions(self) -> None:
-        """There is a pooler in between: nothing is known of what has used a session of the server last."""
+        """Reset in every transaction: behind a pooler, the previous user of a server session is unknown."""
         self._follows_tenants = False
         self._resets_always = self.settings.reset is not Reset.NEVER
 
