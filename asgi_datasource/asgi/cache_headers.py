@@ -20,9 +20,9 @@ NEVER_STORED: Final = frozenset({"POST", "PUT", "PATCH", "DELETE", "OPTIONS", "T
 no cache implements."""
 
 MOST_VALUES: Final = 64
-"""Values of `Vary` for which the merged one is kept."""
+"""Values of `Vary` for which the merged value is cached."""
 
-_SAID: Final = frozenset({b"public", b"private", b"no-store", b"s-maxage"})
+_SHARED_CACHE_DIRECTIVES: Final = frozenset({b"public", b"private", b"no-store", b"s-maxage"})
 """Directives with which the application itself controls shared caches (RFC 9111, section 5.2.2)."""
 
 _DIRECTIVE: Final = re.compile(rb'(?:"(?:[^"\\]|\\.)*"|[^,"])+')
@@ -51,25 +51,30 @@ class CacheHeaders:
 
     @classmethod
     def of(cls, reads: Reads, transport: TokenTransport | None = None) -> CacheHeaders | None:
-        """None where the URL alone names the tenant."""
+        """The headers for what the tenant depends on; None if the URL alone names it."""
         return cls(reads, transport) if reads.headers or not reads.is_known else None
 
-    def told(self, message: Message) -> Message:
-        """The message to send in place of the start of a response; any other message unchanged."""
+    def add_to(self, message: Message) -> Message:
+        """Return a copy of a response's start with the headers added; any other message unchanged."""
         if message["type"] != "http.response.start":
             return message
-        headers = list(message.get("headers", ()))
-        if self._names:
-            # One loop and no call: nearly every response passes here.
-            found = count = 0
-            for index, (name, _) in enumerate(headers):
+        given = message.get("headers", ())
+        if not self.is_private:
+            # Nearly every response has no `Vary` yet: one loop, no call.
+            for header in given:
+                name = header[0]
                 if len(name) == 4 and name.lower() == b"vary":
-                    found, count = index, count + 1
-            if not count:
+                    break
+            else:
+                return {**message, "headers": [*given, self._vary]}
+        headers = list(given)
+        if self._names:
+            found = _find(headers, b"vary")
+            if not found:
                 headers.append(self._vary)
-            elif count == 1:
-                name, value = headers[found]
-                headers[found] = (name, self._merged.get(value) or self._merge(value))
+            elif len(found) == 1:
+                name, value = headers[found[0]]
+                headers[found[0]] = (name, self._merged.get(value) or self._merge(value))
             else:
                 _add_vary(headers, self._names)
         if self.is_private:
@@ -77,7 +82,7 @@ class CacheHeaders:
         return {**message, "headers": headers}
 
     def _merge(self, value: bytes) -> bytes:
-        """The value of `Vary` with the names added; kept, since an application uses few values."""
+        """The value of `Vary` with the names added; cached, since an application uses few values."""
         headers = [(b"vary", value)]
         _add_vary(headers, self._names)
         if len(self._merged) < MOST_VALUES:
@@ -90,9 +95,9 @@ _Headers = list[tuple[bytes, bytes]]
 
 def _add_vary(headers: _Headers, names: tuple[bytes, ...]) -> None:
     at = _find(headers, b"vary")
-    told = {part.strip() for index in at for part in headers[index][1].lower().split(b",")}
-    missing = [name for name in names if name.lower() not in told]
-    if missing and b"*" not in told:
+    present = {part.strip() for index in at for part in headers[index][1].lower().split(b",")}
+    missing = [name for name in names if name.lower() not in present]
+    if missing and b"*" not in present:
         _append(headers, at[-1], missing)
 
 
@@ -101,7 +106,7 @@ def _add_private(headers: _Headers) -> None:
     directives = [part for index in at for part in _DIRECTIVE.findall(headers[index][1])]
     if not at:
         headers.append((b"cache-control", b"private"))
-    elif not any(part.partition(b"=")[0].strip().lower() in _SAID for part in directives):
+    elif not any(part.partition(b"=")[0].strip().lower() in _SHARED_CACHE_DIRECTIVES for part in directives):
         _append(headers, at[-1], [b"private"])
 
 

@@ -1,4 +1,4 @@
-"""The ASGI edge: a scope comes in, its tenant is found, and a guard stands between the server and the application."""
+"""The middleware: resolves the tenant of a request, and puts a `ResponseGuard` between server and application."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 from time import monotonic
 from typing import TYPE_CHECKING, Any, Final, cast
 
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from ..concurrency.limits import ConcurrencyLimit
 from ..config import Config, ConfigFile
@@ -48,8 +48,8 @@ class DataSourceMiddleware:
         app: The ASGI application.
         config: A path to a YAML, TOML or JSON document, a `ConfigFile`, a mapping, or a `Config`. One of `config` and
             `registry`.
-        registry: A registry that is compiled already; its owner opens and closes it, or leaves that to the middleware.
-        resolvers: Asked for the tenant before those of the configuration.
+        registry: A compiled registry; the middleware opens and closes it, unless its owner has opened it before.
+        resolvers: Tenant resolvers that run before those of the configuration.
 
     A configuration that is wrong raises nothing here: frameworks make their middleware inside the first call, where
     servers take any exception for an application without lifespan, and serve it. It is kept in `failure` in place of
@@ -94,17 +94,17 @@ class DataSourceMiddleware:
             raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
 
     def _adopt(self, compiled: RuntimeConfig) -> None:
-        """Look up in this one from now on: a configuration was loaded."""
+        """Switch to a configuration that was loaded."""
         self._compiled = compiled
         resolve = compiled.resolution(self._resolvers)
         # A bound method: calling it costs less than calling an object that has `__call__`.
         self._resolve = resolve.__call__
         reads = reads_of(resolve)
-        # Only the application knows what the decision of `authorize` depends on.
+        # The library cannot know which parts of the request `authorize` reads.
         if compiled.admission.authorizes:
             reads |= ANYTHING
         tokens = compiled.policy.tokens
-        self._caching = CacheHeaders.of(reads, None if tokens is None else tokens.carrier)
+        self._caching = CacheHeaders.of(reads, None if tokens is None else tokens.transport)
         self._directory = compiled.admission.directory
         self._admission = compiled.admission
         self._retries = compiled.may_retry
@@ -115,7 +115,7 @@ class DataSourceMiddleware:
         if kind != "http":
             await self._other(kind, scope, receive, send)
             return
-        # Every request pays for this path, also one that runs no SQL: nothing is made here that it does not need.
+        # Every request takes this path, including those without SQL: create nothing here that is not always needed.
         started = monotonic()
         registry = self.registry
         compiled = registry.compiled
@@ -128,14 +128,14 @@ class DataSourceMiddleware:
         if (outer is not None and outer.registry is registry) or (
             self._exempt is not None and self._exempt.matches(route_path(scope))
         ):
-            # Exempt, or the same middleware a second time: the session that is there already is the right one.
+            # Exempt, or the same middleware nested in itself: the existing session stays in use.
             await self.app(scope, receive, send)
             return
         if not registry.is_open:
             await registry.open()
         try:
             answer = self._resolve(scope)
-            # What is no name is no key either: an answer that has to be awaited, or with a path.
+            # None for an unknown name, and for an answer that is no name: an awaitable, or a `Resolution` with a path.
             tenant = self._directory.map.names.get(answer)
             if tenant is None or self._admission.asks or tenant.state is not _ACTIVE:
                 tenant, scope = await self._resolve_slowly(answer, scope, compiled)
@@ -149,7 +149,7 @@ class DataSourceMiddleware:
             return
         if outer is not None:
             scope = dict(scope)
-            # What the framework below writes into the copy, its route and its handlers, holds for both.
+            # The inner framework writes its route and exception handlers into the copy; the outer session needs them.
             outer.session.scope = scope
         guard = ResponseGuard(registry, compiled, tenant, scope, receive, send, started, outer)
         if self._caching is not None and scope["method"] not in NEVER_STORED:
@@ -173,7 +173,7 @@ class DataSourceMiddleware:
                     if guard.is_used:
                         await guard.leave()
                     else:
-                        guard.let_go()
+                        guard.release_references()
                 if guard.runs_again_after is None:
                     break
                 guard, scope = await self._again(guard)
@@ -184,7 +184,7 @@ class DataSourceMiddleware:
                 guard.end_attempts()
 
     async def _call_apart(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Serve a request that starts in the context of another request, without anything of that context.
+        """Serve a request that starts in the context of another request, with that context's variables reset.
 
         A server starts a pipelined request in the context of the request whose response was sent before it; an
         application may call itself.
@@ -199,7 +199,7 @@ class DataSourceMiddleware:
 
     @staticmethod
     async def _again(guard: ResponseGuard) -> tuple[ResponseGuard, Scope]:
-        """The request has lost against another one: wait a moment, and make it anew."""
+        """Wait for the back-off, and create the guard and scope of the next attempt."""
         replay = cast("RequestReplay", guard.replay)
         await asyncio.sleep(guard.runs_again_after or 0.0)
         replay.attempt += 1
@@ -210,7 +210,7 @@ class DataSourceMiddleware:
     async def _resolve_slowly(
         answer: Answer | Awaitable[Answer], scope: Scope, compiled: RuntimeConfig
     ) -> tuple[Tenant, Scope]:
-        """The tenant where there is more to do than a look-up: the resolver waits, or the path changes."""
+        """Resolve the tenant if that takes more than a look-up: an async resolver, admission, or a path prefix."""
         if answer is not None and not isinstance(answer, str | Resolution):
             answer = await answer
         if not isinstance(answer, Resolution):
@@ -248,7 +248,7 @@ class DataSourceMiddleware:
             tenant, scope = await self._resolve_slowly(self._resolve(scope), scope, compiled)
         except DataError as error:
             logger.info("websocket refused: %s", error)
-            # Before it is accepted, a close is answered with 403 by the server (ASGI specification, "Close").
+            # The server answers a close before acceptance with 403 (ASGI specification, "Close").
             await receive()
             await send({"type": "websocket.close", "code": 1008, "reason": "tenant"})
             return
@@ -261,13 +261,40 @@ class DataSourceMiddleware:
             policy=compiled.statement_policy,
             path=route_path(scope),
         )
+        session.outlives_requests = True
         scope[SCOPE_KEY] = session
         token = current_runner.set(session)
+        is_over = False
+
+        async def receive_and_note() -> Message:
+            nonlocal is_over
+            message = await receive()
+            is_over = is_over or message["type"] == "websocket.disconnect"
+            return message
+
+        async def send_and_note(message: Message) -> None:
+            nonlocal is_over
+            is_over = is_over or message["type"] == "websocket.close"
+            await send(message)
+
         try:
-            await self.app(scope, receive, send)
+            await self.app(scope, receive_and_note, send_and_note)
+        except BaseException as error:
+            if not _is_about(error, session.tenant_error):
+                raise
+            logger.info("websocket closed: %s", session.tenant_error)
+            if not is_over:
+                await send({"type": "websocket.close", "code": 1008, "reason": "tenant"})
         finally:
             current_runner.reset(token)
             await registry.background.run(_end_websocket(session))
+
+
+def _is_about(error: BaseException, reason: DataError | None) -> bool:
+    """Whether an application has ended by this error, alone or in a group of its tasks' errors."""
+    if isinstance(error, BaseExceptionGroup):
+        return any(_is_about(one, reason) for one in error.exceptions)
+    return reason is not None and error is reason
 
 
 async def _end_websocket(session: DataSession) -> None:
@@ -275,4 +302,4 @@ async def _end_websocket(session: DataSession) -> None:
         await session.complete()
     finally:
         await session.run_due_hooks()
-        session.let_go()
+        session.release_references()

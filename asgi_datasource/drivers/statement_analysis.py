@@ -1,9 +1,10 @@
-"""What a statement may do beyond its transaction, judged by its text.
+"""Effects of a statement beyond its transaction, as far as its text shows them.
 
-The tenant's settings end with the transaction. What a statement changes of the session itself (SET, LISTEN, a temporary
-table, a lock of the session) stays with the connection, and its next borrower may be another tenant: so the connection
-is reset before it goes back. A false alarm costs one round trip then, so whatever is not plainly harmless counts. What
-a function on the server does by itself cannot be seen here.
+This is a hint only: effects of functions on the server, and what a parameter or an unusual spelling hides, cannot be
+seen here. Session state of another tenant is cleared before a tenant's first statement in any case
+(`psycopg/session_reset.py`). A statement that plainly changes the session (SET, LISTEN, a temporary table, a session
+lock) is undone as soon as its connection is returned, so that the same tenant does not find the change either. Behind a
+pooler in transaction mode, where such a statement cannot work, it is refused.
 
 Source: PostgreSQL manual, "DISCARD", for what belongs to a session.
 """
@@ -14,7 +15,7 @@ import re
 from typing import Final
 
 _GAP: Final = rb"(?:\s|--[^\r\n]*(?:[\r\n]|$)|/\*(?:(?!/\*).)*?\*/)"
-"""Space or a comment; one with another in it is not understood, so that no word of it is taken for a command."""
+"""White space or a comment. A nested comment does not match, so that no word of it is taken for a command."""
 
 _HEAD: Final = re.compile(rb"(?:%b|[;(])*([a-z]+)(?:%b+([a-z]+))?" % (_GAP, _GAP), re.IGNORECASE | re.DOTALL)
 
@@ -25,44 +26,47 @@ _HARMLESS: Final = _QUERIES | {
     *(b"create", b"alter", b"drop", b"comment", b"grant", b"revoke", b"truncate", b"refresh"),
     *(b"analyze", b"vacuum", b"reindex", b"cluster", b"checkpoint"),
 }
-"""Commands that leave nothing in the session, unless one of the words below stands in them."""
+"""Commands that leave no session state, unless they contain one of the words below."""
 
 _SET_IN_TRANSACTION: Final = frozenset({b"local", b"transaction", b"constraints"})
-"""SET with one of these ends with the transaction."""
+"""SET followed by one of these ends with the transaction."""
 
 _HINTS: Final = (b"set_config", b"pg_settings", b"advisory_lock", b"temp", b"hold")
 _LASTING: Final = re.compile(
     rb"""
-      pg_settings                                   # UPDATE of this view is SET
-    | advisory_lock                                 # a lock of the session; those of a transaction say xact_lock
-    | pg_temp
-    | \b (?: create | replace | into ) GAP+ (?: (?: local | global ) GAP+ )? temp (?:orary)? \b
-    | \b with GAP+ hold \b
-    """.replace(b"GAP", _GAP),
-    re.IGNORECASE | re.DOTALL | re.VERBOSE,
+      \b update \s+ (?: pg_catalog \s* \. \s* )? pg_settings \b             # is SET
+    | \b pg_ (?: try_ )? advisory_lock (?: _shared )? \s* \(                 # those of a transaction say xact_lock
+    | \b (?: create | replace | into ) \s+ (?: (?: local | global ) \s+ )? temp (?:orary)? \b
+    | \b pg_temp \s* \.
+    | \b with \s+ hold \b
+    """,
+    re.IGNORECASE | re.VERBOSE,
 )
-_SETTING: Final = re.compile(rb"set_config", re.IGNORECASE)
-_LOCAL_SETTING: Final = re.compile(rb"set_config\s*\((?:'[^']*'|[^()'])*,\s*true\s*\)", re.IGNORECASE)
+_SETTING: Final = re.compile(rb"\bset_config\s*\(", re.IGNORECASE)
+_LASTING_SETTING: Final = re.compile(rb"[^,()]*,[^,()]*,\s*(?:is_local\s*(?:=>|:=)\s*)?false\s*\)", re.IGNORECASE)
 
 
 def outlives_transaction(text: bytes) -> bool:
-    """Whether a statement may change something of the session that its transaction's end does not undo."""
+    """Whether a statement may change session state that lasts beyond its transaction."""
     head = _HEAD.match(text)
+    if head is not None and head[1].lower() in _HARMLESS:
+        lowered = text.lower()
+        if not any(hint in lowered for hint in _HINTS):
+            return False
+    code = _without_noise(text)
+    head = _HEAD.match(code)
     if head is None:
-        return bool(text.strip(b" \t\r\n;"))
+        return bool(code.strip(b" \t\r\n;"))
     verb = head[1].lower()
     if verb not in _HARMLESS and not (verb == b"set" and (head[2] or b"").lower() in _SET_IN_TRANSACTION):
         return True
-    lowered = text.lower()
-    if not any(hint in lowered for hint in _HINTS):
-        return False
-    if len(_SETTING.findall(text)) > len(_LOCAL_SETTING.findall(text)):
+    if _LASTING.search(code) is not None:
         return True
-    return _LASTING.search(text) is not None
+    return any(_LASTING_SETTING.match(code, call.end()) is not None for call in _SETTING.finditer(code))
 
 
 def may_end_transaction(text: bytes) -> bool:
-    """Whether a statement may commit from inside where no explicit BEGIN keeps it from that: CALL and DO can.
+    """Whether a statement may commit by itself outside an explicit transaction, as CALL and DO can.
 
     Source: PostgreSQL manual, "Transaction Management" of PL/pgSQL.
     """
@@ -105,7 +109,7 @@ _CLIENT_COPY: Final = re.compile(rb"[\s;]*copy\b.*\b(?:from\s+stdin|to\s+stdout)
 
 
 def is_client_copy(text: bytes) -> bool:
-    """Whether this is COPY from or to the client; false for a COPY of the server's own files."""
+    """Whether this is COPY from or to the client; false for COPY with a file on the server."""
     lowered = text.lower()
     if b"copy" not in lowered or (b"stdin" not in lowered and b"stdout" not in lowered):
         return False
@@ -113,7 +117,7 @@ def is_client_copy(text: bytes) -> bool:
 
 
 def _without_noise(text: bytes) -> bytes:
-    """Without literals, quoted names and comments, which may be nested."""
+    """The text without literals, quoted names and comments, which may be nested."""
     chunks: list[bytes] = []
     position = 0
     while (noise := _NOISE.search(text, position)) is not None:

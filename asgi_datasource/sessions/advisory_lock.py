@@ -15,7 +15,7 @@ from .core import SessionCore
 from .transaction_block import TransactionBlock
 
 LockKey = str | int | tuple[int, int]
-"""A name of the tenant's own; or one or two numbers, as `pg_advisory_xact_lock` takes them, shared by all tenants."""
+"""A string, scoped to the tenant; or one or two integers as in `pg_advisory_xact_lock`, shared by all tenants."""
 
 LOCK_NOT_AVAILABLE: Final = "55P03"
 
@@ -23,7 +23,7 @@ _NAME: Final = (
     "pg_catalog.hashtextextended(%s::pg_catalog.text operator(pg_catalog.||) pg_catalog.chr(31)"
     " operator(pg_catalog.||) %s::pg_catalog.text, 0)"
 )
-"""A name is a lock of the tenant's: tenants may share a database, and PostgreSQL's locks are the database's."""
+"""Hashes the tenant together with the key: advisory locks are per database, which several tenants may share."""
 
 _LOCK: Final = "select pg_catalog.pg_advisory_xact_lock"
 _TRY_LOCK: Final = "select pg_catalog.pg_try_advisory_xact_lock"
@@ -39,7 +39,7 @@ _RESTORE_TIMEOUT: Final = Statement(
 
 
 async def take_lock(session: SessionCore, key: LockKey, timeout_s: float | None) -> None:
-    """Take a lock, in one round trip, until the transaction ends."""
+    """Acquire a lock until the transaction ends, in one round trip."""
     session.check_open()
     around = session.surroundings()
     if around is SurroundingTransaction.NOTHING:
@@ -62,17 +62,17 @@ async def take_lock(session: SessionCore, key: LockKey, timeout_s: float | None)
             _RESTORE_TIMEOUT,
         )
         try:
-            # A savepoint: the transaction goes on when the time is up. Its release travels with the next statement.
+            # A savepoint keeps the transaction usable after a lock timeout; RELEASE is sent with the next statement.
             async with TransactionBlock(session, TransactionOptions(propagation=Propagation.NESTED)):
                 await session.run(batch, AccessIntent.WRITE)
         except DataError as error:
             if error.sqlstate == LOCK_NOT_AVAILABLE:
-                raise _taken(timeout_s) from error
+                raise _not_available(timeout_s) from error
             raise
     else:
         query = Statement(f"{_TRY_LOCK}({arguments})", params)
         if not (await session.run((query,), AccessIntent.WRITE))[0].scalar():
-            raise _taken(0)
+            raise _not_available(0)
 
 
 def _arguments(session: SessionCore, key: LockKey) -> tuple[str, list[object]]:
@@ -85,8 +85,10 @@ def _arguments(session: SessionCore, key: LockKey) -> tuple[str, list[object]]:
     raise TypeError("db.lock(): the key is a string, an integer, or a pair of integers")
 
 
-def _taken(timeout_s: float) -> DataError:
+def _not_available(timeout_s: float) -> DataError:
     waited = f"within {timeout_s:g} s" if timeout_s else "at once"
     return DataError(
-        DataErrorKind.CONFLICT, f"a lock was not to be had {waited}; somebody else has it", sqlstate=LOCK_NOT_AVAILABLE
+        DataErrorKind.CONFLICT,
+        f"the lock was not available {waited}; another session holds it",
+        sqlstate=LOCK_NOT_AVAILABLE,
     )

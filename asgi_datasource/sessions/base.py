@@ -1,4 +1,4 @@
-"""The state of a session: its tenant, what holds for a statement, its unit of work, and whose turn it is."""
+"""The state of a session: tenant, options in force, unit of work, and the lock that serialises its statements."""
 
 from __future__ import annotations
 
@@ -37,11 +37,11 @@ from .unit_of_work import UnitOfWork
 
 
 class SessionState(StrEnum):
-    """Whether the handle may still be used."""
+    """Whether the session may still be used."""
 
     OPEN = "open"
     ENDING = "ending"
-    """The outcome is decided; COMMIT or ROLLBACK is on its way."""
+    """The outcome is decided; COMMIT or ROLLBACK is in progress."""
     CLOSED = "closed"
 
 
@@ -59,7 +59,7 @@ class SessionOwner(Protocol):
         ...
 
     def tolerates(self, error: BaseException, options: TransactionOptions, /) -> bool:
-        """Whether an exception is only a way to respond, with a status that commits: a redirect."""
+        """Whether an exception becomes a response whose status commits, such as a redirect."""
         ...
 
 
@@ -68,8 +68,16 @@ class SessionOrigin(Protocol):
 
     background: BackgroundTasks
 
+    def known_tenant(self, name: str, /) -> Tenant | None:
+        """The listed and served tenant of a name; None if it has to be searched."""
+        ...
+
+    async def find_tenant(self, name: str, /) -> Tenant:
+        """The current tenant of a name; raises `DataError` (TENANT) if there is none, or it is not served."""
+        ...
+
     def successor(self, datasource: DataSource, /) -> DataSource:
-        """What has taken the place of a datasource that is not configured any more."""
+        """The datasource of the current configuration with the name of one from before a reload."""
         ...
 
     def session(
@@ -85,7 +93,7 @@ class SessionOrigin(Protocol):
 
 
 class Writers:
-    """The sessions of one request that have written: two COMMITs cannot be atomic, so it should be one."""
+    """Detects a second writing session in one request: two COMMITs cannot be atomic."""
 
     __slots__ = ("_allows_several", "_first")
 
@@ -94,10 +102,10 @@ class Writers:
         self._first: SessionBase | None = None
 
     def claim(self, session: SessionBase) -> None:
-        """Note that `session` is about to write.
+        """Register `session` as a writer of the request.
 
         Raises:
-            DataError: QUERY: another session of this request has, and the configuration does not allow that.
+            DataError: QUERY: another session of the request has written, and `multiple_writers` forbids a second one.
         """
         if self._first is None:
             self._first = session
@@ -111,25 +119,29 @@ class Writers:
 
 
 class SessionBase:
-    """What a session knows. `StatementRunner` runs statements with it, and `SessionCore` ends it."""
+    """The state of a session. `StatementRunner` adds running statements, `SessionCore` adds hooks and the end."""
 
-    # Defaults on the class: most of a request's cost is what it does not build.
+    # Defaults on the class: most requests never set these, so that they cost nothing to create.
     state = _OPEN
-    """Whether the handle may still be used."""
+    """Whether the session may still be used."""
     writers: Writers | None = None
-    """Shared with the other sessions of the request, where there are any."""
+    """Shared by the nested sessions of one request; None with a single session."""
     stopped_by: DataError | None = None
-    """Why only the rollback is left, where that is so."""
+    """The error of `stop`: statements and commits raise it, only a rollback is possible."""
     commits = 0
-    """How often something was committed, or may have been."""
-    past: ClientHistory | None = None
+    """Number of writing transactions whose COMMIT succeeded or has an unknown outcome."""
+    client_history: ClientHistory | None = None
     """Causal-consistency state; None before the first statement, and when tokens are disabled."""
     verdict: bool | None = None
-    """Whether an exception that has left the route commits, where the route's annotation names it."""
+    """Whether the exception that left the route commits; None if the route's annotation does not name it."""
     is_in_route = False
-    """Whether the matched endpoint runs."""
+    """Whether the matched endpoint is running."""
     committing: frozenset[asyncio.Task[None]] = frozenset()
-    """Commits in tasks of the library's own, whose caller may have been cancelled."""
+    """Commits in background tasks; their callers may have been cancelled."""
+    outlives_requests = False
+    """The tenant may be suspended, changed or dropped during the session: it is looked up at each read and BEGIN."""
+    tenant_error: DataError | None = None
+    """The error of the last look-up of the tenant."""
     _executor: Executor | None = None
     _work: UnitOfWork | None = None
     _hooks: DueHooks | None = None
@@ -137,13 +149,13 @@ class SessionBase:
     _conflict: DataError | None = None
     _ending: asyncio.Task[Any] | None = None
     _commit: Exchange | None = None
-    """The COMMIT of `send_commit`, until it was read."""
+    """The round trip of `send_commit`, until its result is read."""
     _lock: SharedLock | None = None
-    """Serialises the session's statements; made for the second task that wants a turn."""
+    """Serialises the session's statements; created by the first statement that does not run through `run_one`."""
     _busy: asyncio.Task[Any] | None = None
-    """The task that has the turn without a lock, or with it on its behalf."""
+    """The task whose statement runs through `run_one`; it holds `_lock`, if there is one."""
     _is_reading = False
-    """Whether its statement is a read outside a transaction, which others may run beside."""
+    """Whether that statement is a read outside a transaction, which may run in parallel with other reads."""
     _running: frozenset[asyncio.Task[Any] | None] = frozenset()
     _interrupted: frozenset[asyncio.Task[Any] | None] = frozenset()
     _savepoints = 0
@@ -152,7 +164,7 @@ class SessionBase:
     _plan: Plan | None = None
     _plan_frame: Frame | None = None
     request_deadline: float | None = None
-    """Event-loop time at which the request's time is up, whatever runs; None where there is no limit."""
+    """Event-loop time of the request's deadline, regardless of annotated functions; None without a limit."""
 
     def __init__(
         self,
@@ -174,7 +186,7 @@ class SessionBase:
         self._tenant = tenant
         self._policy = policy
         self.scope = scope
-        """The innermost scope in which it was asked for; None outside requests."""
+        """The innermost ASGI scope in which the session was requested; None outside requests."""
         self._method = method
         self._rule = rule
         self._started = started
@@ -182,7 +194,7 @@ class SessionBase:
         self._pin = pin
         self._token = token
 
-    # -- what it is
+    # -- identity
 
     @property
     def tenant(self) -> Tenant:
@@ -210,12 +222,12 @@ class SessionBase:
 
     @property
     def session(self) -> SessionBase:
-        """Itself: where there is no request, the session stands in the context as its own holder."""
+        """Itself: outside a request the session is its own `SessionRunner`."""
         return self
 
     @property
     def is_open(self) -> bool:
-        """Whether it may still be used."""
+        """Whether the session may still be used."""
         return self.state is _OPEN
 
     def __repr__(self) -> str:
@@ -223,10 +235,10 @@ class SessionBase:
         doing = "" if transaction is None else f" in {transaction!r}"
         return f"<DataSession {self.state.value} datasource={self._datasource.name!r}{doing}>"
 
-    # -- what holds here
+    # -- options in force
 
     def lane(self) -> Lane:
-        """What holds for the request."""
+        """The options of the request: those of its rule, method and endpoint."""
         endpoint = None if self.scope is None else self.scope.get("endpoint")
         lane = self._lane
         if lane is None or endpoint is not self._lane_endpoint:
@@ -243,7 +255,7 @@ class SessionBase:
         return lane
 
     def current_plan(self) -> Plan:
-        """What holds for a statement of the running function."""
+        """The options of a statement in the running function."""
         lane = self.lane()
         frame = current_frame.get()
         plan = self._plan
@@ -257,7 +269,7 @@ class SessionBase:
         return (None if work is None else work.terms) or self.current_plan().terms
 
     def deadline(self) -> float | None:
-        """Event-loop time at which the time of the running function is up; None where there is no limit."""
+        """Event-loop time of the running function's deadline; None without a limit."""
         return self.current_plan().deadline
 
     def is_route(self, options: TransactionOptions) -> bool:
@@ -265,24 +277,24 @@ class SessionBase:
         return options is self.lane().endpoint
 
     def note_failure(self, options: TransactionOptions, error: BaseException) -> None:
-        """An exception leaves the route: its annotation may name the exception.
+        """Record whether an exception that leaves the route commits by the route's annotation.
 
-        A handler of the application may turn the exception into a response, whose status then says nothing about it.
+        An exception handler of the application may turn it into a response whose status no longer shows the exception.
         """
         self.verdict = options.decides(error)
 
     def tolerates(self, error: BaseException, options: TransactionOptions) -> bool:
-        """Whether an exception is only a way to respond, with a status that commits."""
+        """Whether an exception becomes a response whose status commits, such as a redirect."""
         return self._owner is not None and self._owner.tolerates(error, options)
 
     @property
     def intent(self) -> AccessIntent:
-        """The intent of a statement that says nothing itself."""
+        """The intent of a statement without an explicit one."""
         return self.current_plan().intent
 
     def _start(self) -> Executor:
         if self._datasource.state is DataSourceState.LEFT:
-            # The configuration was loaded anew since the request began, which had no use for its datasource yet.
+            # The configuration was reloaded between the start of the request and its first statement.
             self._datasource = self._registry.successor(self._datasource)
         self._datasource.enter(self._rule.priority)
         policy = self._policy
@@ -292,7 +304,7 @@ class SessionBase:
             self._tenant,
             self._registry.background,
             pin=self._pin,
-            past=None if policy.tokens is None else self._make_past(),
+            client_history=None if policy.tokens is None else self._make_client_history(),
             priority=self._rule.priority,
             is_traced=is_traced,
             traces_statements=policy.traces_statements,
@@ -303,16 +315,16 @@ class SessionBase:
             self._owner.first_statement(self)
         return executor
 
-    def _make_past(self) -> ClientHistory | None:
+    def _make_client_history(self) -> ClientHistory | None:
         tokens = self._policy.tokens
         if tokens is None:
             return None
         carried = self._token
         if carried is None:
-            texts = () if self.scope is None else tokens.carrier.find(self.scope)
+            texts = () if self.scope is None else tokens.transport.find(self.scope)
             carried = tokens.signer.read(texts, now=time.time())
-        self.past = ClientHistory(tokens, scope_of(self._tenant.name, self._datasource.name), carried)
-        return self.past
+        self.client_history = ClientHistory(tokens, scope_of(self._tenant.name, self._datasource.name), carried)
+        return self.client_history
 
     def _is_in_use(self) -> bool:
         return self.transaction_in_use is not None
@@ -320,7 +332,7 @@ class SessionBase:
     # -- the unit of work
 
     def work_here(self) -> UnitOfWork | None:
-        """What the running task's statements belong to: not what another task's block has put in front of that."""
+        """The unit of work of the running task's statements; ignores units that blocks of other tasks have pushed."""
         work = self._work
         if work is None or work.outer is None:
             return work
@@ -333,24 +345,24 @@ class SessionBase:
         return root
 
     def make_work(self) -> UnitOfWork:
-        """The innermost unit of work; made when it is first asked for."""
+        """The innermost unit of work; created on first use."""
         if self._work is None:
             self._work = UnitOfWork(self, self._policy, self._registry.background)
         return self._work
 
     def make_work_here(self) -> UnitOfWork:
-        """What the running task's statements belong to; made when it is first asked for."""
+        """The unit of work of the running task's statements; created on first use."""
         return self.work_here() or self.make_work()
 
     @property
     def current_transaction(self) -> Transaction | None:
-        """The transaction around the running task that is open, or has failed and waits for its end."""
+        """The transaction around the running task: open, or failed and not ended yet."""
         work = self.work_here()
         return None if work is None else work.transaction
 
     @property
     def transaction_in_use(self) -> Transaction | None:
-        """The transaction that statements run in; that of a stream counts."""
+        """The transaction in which statements run, including the snapshot of a stream."""
         return None if self._work is None else self._work.transaction_in_use
 
     @property
@@ -361,7 +373,7 @@ class SessionBase:
 
     @property
     def isolation(self) -> Isolation | None:
-        """The isolation of the transaction around, as far as that is settled."""
+        """The isolation of the surrounding transaction; None if it is the server's default."""
         transaction = self.current_transaction
         if transaction is not None:
             return transaction.isolation
@@ -370,16 +382,16 @@ class SessionBase:
 
     @property
     def is_isolation_settled(self) -> bool:
-        """Whether it is too late for another isolation: the transaction around is open."""
+        """Whether the isolation can no longer be changed: the surrounding transaction is open."""
         return self.current_transaction is not None
 
     def adopt_isolation(self, isolation: Isolation) -> None:
-        """The transaction around has no isolation of its own: it takes that of the block that has joined it."""
+        """Give the surrounding transaction the isolation of a block that joins it, unless it is open already."""
         if self.current_transaction is None:
             self.make_work_here().terms = replace(self._terms(), isolation=isolation)
 
     def surroundings(self) -> SurroundingTransaction:
-        """What surrounds a place in the code that asks for a transaction."""
+        """The kind of transaction around the running code, for the propagation table."""
         frame = current_frame.get()
         work = self.work_here()
         plan = self.current_plan()
@@ -398,7 +410,7 @@ class SessionBase:
         return SurroundingTransaction.PENDING if is_demanded else SurroundingTransaction.OFFERED
 
     def with_route(self, terms: Terms) -> Terms:
-        """The terms of a block with a transaction of its own in a route without one: it inherits the annotation."""
+        """Complete the terms of an outermost block with those of the route's annotation."""
         route = self.lane().terms
         if not route.read_only and (route.isolation is None or terms.isolation is not None):
             return terms
@@ -410,14 +422,14 @@ class SessionBase:
         )
 
     def block_deadline(self) -> float | None:
-        """Event-loop time until which such a block has time, where the request as a whole has no limit."""
+        """Event-loop time of an outermost block's deadline; None without a limit, and where the request has one."""
         if self._started is not None:
             return None
         timeout_s = self.lane().timeout_s
         return None if timeout_s is None else time.monotonic() + timeout_s
 
     def doom(self, error: BaseException) -> None:
-        """Leave the transaction around, or its innermost savepoint, nothing but a rollback; its commit fails."""
+        """Mark the innermost savepoint, or else the surrounding transaction, rollback-only: its commit raises."""
         if isinstance(error, DataError):
             reason = error
         else:
@@ -431,19 +443,19 @@ class SessionBase:
         self.note_event(tracing.DOOMED, {tracing.ROLLBACK_REASON: type(error).__name__})
 
     def suspend(self, terms: Terms) -> UnitOfWork:
-        """Begin something beside the transaction around, which waits; the caller has the session to itself."""
+        """Push a unit of work and suspend the surrounding one; the caller must hold the session's lock."""
         outer = self.make_work()
         work = self._work = UnitOfWork(self, self._policy, self._registry.background, terms=terms, outer=outer)
         self._note_held()
         return work
 
     def resume(self, work: UnitOfWork) -> None:
-        """What was around a block goes on; what is left in front of that is rolled back."""
+        """Make `work` the innermost unit again; units above it that were not ended are rolled back."""
         inner = self._work
         if inner is work:
             return
         while inner is not None and inner is not work:
-            # Something is left where it was cancelled before it could end anything.
+            # The block of this unit was cancelled before it could end it.
             inner.abandon()
             self._conflict = inner.lost_by
             inner = inner.outer
@@ -460,18 +472,18 @@ class SessionBase:
         (self._executor or self._start()).held = tuple(held)
 
     def spoil(self, reason: str) -> None:
-        """Leave only rollback for the transaction that is open."""
+        """Mark the open transaction rollback-only."""
         transaction = self.current_transaction
         if transaction is not None and transaction.is_open:
             transaction.doom(DataError(DataErrorKind.QUERY, reason))
 
     def next_savepoint(self) -> str:
-        """A name for a savepoint, new in this session."""
+        """A name for a savepoint, unique in this session."""
         self._savepoints += 1
         return f"ads_{self._savepoints}"
 
     def undo_hooks(self, scope: Scope) -> None:
-        """A block was undone: what was to run after its commit never runs."""
+        """Settle the hooks of a block that was rolled back: its after-commit hooks are dropped."""
         if scope.work is not None:
             scope.work.settle(committed=False, within=scope)
 
@@ -480,49 +492,88 @@ class SessionBase:
         if self._policy.is_traced:
             tracing.add_event(name, attributes)
 
-    # -- what its unit of work reports
+    # -- called by its unit of work
+
+    def _has_current_tenant(self) -> bool:
+        """Whether the tenant is listed as it was at the last look-up."""
+        name = self._tenant.name
+        return name is None or (self.tenant_error is None and self._registry.known_tenant(name) is self._tenant)
+
+    async def renew_tenant(self) -> None:
+        """Look the tenant up again, outside any transaction, in a session that outlives requests.
+
+        Raises:
+            DataError: TENANT: the tenant is suspended or unknown, or has moved to another datasource.
+        """
+        name = self._tenant.name
+        if name is None or self.transaction_in_use is not None or self._has_current_tenant():
+            return
+        try:
+            found = await self._registry.find_tenant(name)
+        except DataError as error:
+            if error.kind is not DataErrorKind.TENANT:
+                raise
+            self.tenant_error = DataError(
+                DataErrorKind.TENANT,
+                f"{error.message}: that has changed since the session was opened",
+                http_status=error.http_status,
+            )
+            raise self.tenant_error from error
+        former = self._tenant
+        if (found.datasource, found.database) != (former.datasource, former.database):
+            self.tenant_error = DataError(
+                DataErrorKind.TENANT,
+                "the tenant has moved since the session was opened; open another one",
+                http_status=503,
+                is_retryable=True,
+            )
+            raise self.tenant_error
+        self.tenant_error = None
+        self._tenant = found
+        if self._executor is not None:
+            self._executor.serve(found)
 
     def about_to_write(self) -> None:
-        """A statement with write intent is about to open a transaction."""
+        """Check that a statement with write intent may open a transaction."""
         self._tenant.check_writable()
         if self.writers is not None:
             self.writers.claim(self)
 
     def note_committing(self, task: asyncio.Task[None]) -> None:
-        """A commit goes on in a task of the library's own."""
+        """Track a commit that runs in a background task."""
         self.committing |= {task}
         task.add_done_callback(self.forget_committing)
 
     def forget_committing(self, task: asyncio.Task[None]) -> None:
-        """That commit is done."""
+        """Stop tracking a commit that is done."""
         self.committing -= {task}
 
     def note_committed(self, transaction: Transaction) -> None:
-        """A transaction was committed: its position counts for the reads that follow."""
+        """Record a commit: the reads that follow must see its WAL position."""
         if transaction.identified is None:
-            # What only read can be done again.
+            # It has written nothing, so that the request can still be retried.
             return
         self.commits += 1
-        if self.past is not None:
-            self.past.note(transaction.position or NOWHERE)
+        if self.client_history is not None:
+            self.client_history.note(transaction.position or NOWHERE)
         if transaction.wal_position is not None and self._executor is not None:
             self._executor.commit_lsn = transaction.wal_position
 
     def settle_hooks(self, hooks: WaitingHooks, *, committed: bool | None) -> None:
-        """The outcome that these hooks waited for is known: they become due, or are dropped."""
+        """Make hooks due, or drop them, by the outcome of their transaction; None if the outcome is unknown."""
         if hooks:
             if self._hooks is None:
                 self._hooks = DueHooks()
             self._hooks.settle(hooks, committed=committed)
 
-    # -- turns
+    # -- locking
 
     def check_open(self) -> None:
-        """Refuse a handle that has outlived its request.
+        """Raise if the session can no longer be used.
 
         Raises:
-            SessionClosed: It has.
-            DataError: The deadline has passed, or the client is gone.
+            SessionClosed: It is ending, or has ended.
+            DataError: The deadline has passed, or the client has disconnected.
         """
         if self.state is not _OPEN:
             if self._policy.metrics is not None:
@@ -539,24 +590,24 @@ class SessionBase:
         return scope
 
     def lock_of(self, scope: Scope | None) -> SharedLock:
-        """What serialises the statements of a scope; without one, those of the session."""
+        """The lock that serialises the statements of a scope; for None, those of the session."""
         if scope is not None:
             return scope.lock
         if self._lock is None:
             self._lock = SharedLock(self._policy.max_parallel, self._is_in_use)
             if self._busy is not None:
-                # On behalf of the task whose statement runs without it.
+                # Acquired on behalf of the task whose statement runs through `run_one`.
                 self._lock.try_acquire(shared=self._is_reading)
         return self._lock
 
     async def take_turn(self, *, shared: bool = False) -> tuple[Scope | None, SharedLock]:
-        """Wait until it is the running task's turn.
+        """Acquire the lock of the running task's innermost scope.
 
         Args:
-            shared: Others who may share can have their turn at the same time.
+            shared: Acquire it in shared mode.
 
         Returns:
-            The innermost scope around it, and the lock that it has to leave in the end.
+            The innermost scope, and the lock, which the caller must release.
         """
         while True:
             scope = self.innermost_scope()
@@ -566,7 +617,7 @@ class SessionBase:
             await lock.acquire(shared=shared)
             if scope is None or scope.is_open:
                 return scope, lock
-            # It has ended meanwhile: what goes on is what was around it.
+            # The scope ended during the wait: use the one around it.
             lock.release()
 
 

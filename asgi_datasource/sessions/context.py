@@ -1,4 +1,4 @@
-"""What is in force where the code runs, and the session that runs there."""
+"""Context variables: the innermost annotated function or block, and the current session."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from ..tenancy.current_tenant import current_holder
 
 @dataclass(frozen=True, slots=True)
 class Frame:
-    """A running function that carries an annotation, or a block that the code is inside of.
+    """A running annotated function, or an open transaction block.
 
     Attributes:
-        intent: Of statements that say nothing themselves; None leaves that to what is around.
-        reads_only: Nothing may write.
-        is_transactional: It has asked for a transaction, and runs in one.
-        deadline: Event-loop time at which its time is up; None when it has no limit.
+        intent: Intent of statements without an explicit one; None uses the request's.
+        reads_only: Writes are refused.
+        is_transactional: It runs in a transaction.
+        deadline: Event-loop time of its deadline; None without a limit.
     """
 
     intent: AccessIntent | None
@@ -32,7 +32,7 @@ current_frame: ContextVar[Frame | None] = ContextVar("asgi_datasource_frame", de
 
 
 class SessionRunner(Protocol):
-    """What stands in the context: has the session, or makes it when it is first asked for."""
+    """The value of `current_runner`: holds the session, or creates it on first access."""
 
     @property
     def session(self) -> Any:
@@ -41,10 +41,10 @@ class SessionRunner(Protocol):
 
     @property
     def tenant(self) -> Tenant:
-        """Whose it is; known without making a session."""
+        """The tenant of the session; available without creating a session."""
         ...
 
 
-# The variable that `current_tenant()` looks at, which stands below sessions.
+# The variable that `current_tenant()` reads; it is defined there because `tenancy` is on a lower floor.
 current_runner = cast("ContextVar[SessionRunner | None]", current_holder)
-"""The session of the request or block that runs here. Child tasks inherit it; the state itself lives on the session."""
+"""The session of the running request or block. Child tasks inherit it; its state lives on the session."""

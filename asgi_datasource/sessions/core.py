@@ -1,6 +1,6 @@
-"""The core of a session: what the library does with it. `DataSession` adds what a handler uses.
+"""The core of a session: hooks, and its end. `DataSession` adds the public methods.
 
-A session is one object of four classes, each of which inherits from the one before: `SessionBase` (what it knows),
+A session is one object of four classes, each of which inherits from the one before: `SessionBase` (its state),
 `StatementRunner` (running statements), `SessionCore` (hooks and its end), `DataSession` (the methods of a handler).
 Statements reach a server through the executor (`datasource/executor.py`).
 """
@@ -29,44 +29,44 @@ _OPEN: Final = SessionState.OPEN
 _NO_TASKS: Final[frozenset[asyncio.Task[Any]]] = frozenset()
 
 _ROLLBACK_WAIT_S: Final = 5.0
-"""Seconds that a rollback waits for a statement that has been stopped; then its connection is taken away."""
+"""Seconds that a rollback waits for an interrupted statement; after that its connection is discarded."""
 
 
 class SessionCore(StatementRunner):
-    """A session without the methods of its user."""
+    """A session without the public methods of `DataSession`."""
 
     # -- hooks
 
     def add_hook(self, event: HookEvent, function: Hook) -> None:
-        """Wait with `function` for the end of what the running task's statements belong to."""
+        """Register a hook on the running task's unit of work."""
         self.check_open()
         self.make_work_here().add_hook(event, function, self.innermost_scope())
 
     @property
     def due_hooks(self) -> int:
-        """How many hooks wait for `run_due_hooks`."""
+        """Number of hooks that `run_due_hooks` would run."""
         return 0 if self._hooks is None else len(self._hooks)
 
     def forget_due_hooks(self, since: int = 0) -> None:
-        """Run none of those that became due after there were `since`: what they belong to is tried again."""
+        """Drop the due hooks after the first `since`: the attempt that added them is retried."""
         if self._hooks is not None:
             self._hooks.forget(since)
 
     @property
     def has_due_hooks(self) -> bool:
-        """Whether there is something for `run_due_hooks`."""
+        """Whether `run_due_hooks` has hooks to run, or commits to await."""
         if self._hooks or self.state is SessionState.ENDING:
             return True
         return bool(self.committing) and bool(self._unfinished())
 
     @property
     def has_hooks_before_commit(self) -> bool:
-        """Whether there is something for `run_before_commit`."""
+        """Whether `run_before_commit` has hooks to run."""
         work = self.work_here()
         return work is not None and work.has_hooks_before_commit
 
     async def run_before_commit(self) -> None:
-        """Run the hooks that come before the commit; what one raises goes to the caller."""
+        """Run the before-commit hooks; their exceptions propagate."""
         work = self.work_here()
         if work is not None:
             await work.run_before_commit()
@@ -75,17 +75,17 @@ class SessionCore(StatementRunner):
         """Run the hooks whose transaction has ended, each isolated from the others."""
         unfinished = self._unfinished()
         if unfinished:
-            # Their callers were cancelled meanwhile; the hooks hear of the outcome all the same.
+            # Await commits whose callers were cancelled: their outcome makes more hooks due.
             await asyncio.wait(unfinished)
         if self._hooks:
-            # They know whose they are, also where the call that has added them is over.
+            # The hooks see this session and its tenant, even if the function that added them has returned.
             token = current_runner.set(self)
             try:
                 await self._hooks.run(is_traced=self._policy.is_traced)
             finally:
                 current_runner.reset(token)
 
-    # -- for its owner
+    # -- called by its owner
 
     @property
     def is_unused(self) -> bool:
@@ -94,7 +94,7 @@ class SessionCore(StatementRunner):
 
     @property
     def is_at_rest(self) -> bool:
-        """No transaction is open and no statement or commit runs: it can be ended without a server."""
+        """No transaction is open and no statement or commit runs: the end needs no round trip."""
         if self._busy is not None or self.committing or self._commit is not None:
             return False
         if self._work is not None and self._work.transaction_in_use is not None:
@@ -103,13 +103,13 @@ class SessionCore(StatementRunner):
 
     @property
     def rollback_reason(self) -> str | None:
-        """What `set_rollback_only` was told; None where only the outcome decides."""
+        """The reason given to `set_rollback_only`; None if it was not called."""
         work = self.work_here()
         return None if work is None else work.rollback_reason
 
     @property
     def lost_by(self) -> DataError | None:
-        """The conflict that its transaction, or another part of it, has lost; None where nothing has."""
+        """The conflict (40001, 40P01) that its transaction, or a part of it, failed with; None without one."""
         transaction = self.current_transaction
         if transaction is not None and is_conflict(transaction.failure):
             return transaction.failure
@@ -117,17 +117,17 @@ class SessionCore(StatementRunner):
         return self._conflict if work is None else work.lost_by or self._conflict
 
     def stop(self, error: DataError) -> DataError:
-        """From now on refuse everything but the rollback: the deadline has passed, or the client is gone.
+        """Refuse everything but a rollback from now on: the deadline has passed, or the client has disconnected.
 
         Returns:
-            What the session is stopped by: the first call counts.
+            The error of the first call, which later calls do not replace.
         """
         if self.stopped_by is None:
             self.stopped_by = error
         return self.stopped_by
 
     def interrupt(self) -> bool:
-        """Stop the statements that run: their callers get the error that the session was stopped by.
+        """Cancel the running statements; their callers get the error of `stop`.
 
         Returns:
             Whether one was running.
@@ -144,7 +144,7 @@ class SessionCore(StatementRunner):
         return True
 
     async def open_for_token(self) -> None:
-        """Open the snapshot of a response's body before the response starts, where its token has to tell of it.
+        """Open the snapshot of a streaming body before the response starts, if the token must include its position.
 
         Raises:
             DataError: It could not be opened.
@@ -156,7 +156,7 @@ class SessionCore(StatementRunner):
             await self.run(())
 
     def share_writers(self, outer: SessionCore) -> None:
-        """It is nested in a request that has a session already: of the two only one should write."""
+        """Share `writers` with the outer session of the same request, so that a second writer is detected."""
         if outer.writers is None:
             outer.writers = Writers(allows_several=self._policy.allows_multiple_writers)
             transaction = outer.current_transaction
@@ -171,10 +171,10 @@ class SessionCore(StatementRunner):
         self.state = SessionState.CLOSED
 
     def end_idle(self) -> bool:
-        """End a session that has nothing to commit, to roll back or to tell, nor a body to read for.
+        """End a session that has only read, and has no transaction, hook, failure or streaming body left.
 
         Returns:
-            Whether that was so: it has only read; otherwise nothing has changed.
+            Whether it was ended; if not, nothing has changed.
         """
         lane = self._lane
         if (
@@ -196,9 +196,9 @@ class SessionCore(StatementRunner):
         return True
 
     def send_commit(self) -> Exchange | None:
-        """Send COMMIT without waiting; the session is ending then. None where anything has to be awaited before.
+        """Send COMMIT without awaiting anything, and begin to end; None if something has to be awaited first.
 
-        `take_commit` reads the answer; where it says no, or was cancelled, `finish_commit` learns the outcome.
+        `take_commit` reads the result; if it returns False, or its caller was cancelled, use `finish_commit`.
         """
         work = self._work
         if (
@@ -217,7 +217,7 @@ class SessionCore(StatementRunner):
         return exchange
 
     def take_commit(self) -> bool:
-        """Whether the COMMIT of `send_commit` has come back with plain success: the session has ended then."""
+        """Read the result of `send_commit`; True if COMMIT succeeded, which ends the session."""
         work, exchange = self._work, self._commit
         if work is None or exchange is None or not work.take_commit(exchange):
             return False
@@ -227,10 +227,10 @@ class SessionCore(StatementRunner):
         return True
 
     def finish_commit(self) -> Coroutine[Any, Any, None]:
-        """Learn the outcome of the COMMIT of `send_commit`; to be awaited in a task of the library's own.
+        """Determine the outcome of the COMMIT of `send_commit`; to be awaited in a background task.
 
         Raises:
-            DataError: It was not committed (for CommitUnknown: that is not known).
+            DataError: The commit failed (CommitUnknown: its outcome is unknown).
         """
         return self._end(commit=True, reason="", deadline=self.deadline(), is_apart=True)
 
@@ -240,13 +240,13 @@ class SessionCore(StatementRunner):
         Args:
             commit: Commit; otherwise roll back.
             reason: Why it is rolled back, for the span.
-            is_apart: It is awaited in a task of the library's own, where no cancellation but shutdown's reaches it.
+            is_apart: It is awaited in a background task, which only shutdown cancels.
 
         Returns:
-            What has to be awaited, here or in another task.
+            A coroutine to await, here or in another task.
 
         Raises:
-            DataError: It was to be committed and was not (for CommitUnknown: that is not known).
+            DataError: The commit failed (CommitUnknown: its outcome is unknown).
         """
         if self.state is not _OPEN:
             return _nothing()
@@ -255,11 +255,11 @@ class SessionCore(StatementRunner):
         return self._end(commit=commit, reason=reason, deadline=deadline, is_apart=is_apart)
 
     async def complete(self) -> None:
-        """End the session after all went well: commit, unless `set_rollback_only` was called.
+        """End the session after success: commit, unless `set_rollback_only` was called.
 
         Raises:
-            DataError: Nothing was committed (for CommitUnknown: that is not known).
-            Exception: What a hook before the commit has raised.
+            DataError: The commit failed (CommitUnknown: its outcome is unknown).
+            Exception: Raised by a before-commit hook.
         """
         try:
             await self.run_before_commit()
@@ -277,16 +277,16 @@ class SessionCore(StatementRunner):
                     raise self.stopped_by
                 return
             if not commit:
-                # What still runs is to be undone: there is no point in waiting for it.
+                # Running statements would be rolled back anyway: interrupt them.
                 self.stop(closed())
                 self.interrupt()
             lock = self.lock_of(None)
-            await self._take_for_the_end(lock, deadline, commit=commit)
+            await self._acquire_for_end(lock, deadline, commit=commit)
             try:
                 if self.committing:
                     # Await commits whose caller was cancelled before the response starts.
                     await asyncio.wait(self.committing)
-                # Another task's block may have been in front of it until now.
+                # Read only now: a block of another task may have pushed its own unit of work before.
                 work = self._work
                 if work is not None:
                     await work.finish(commit=commit, reason=reason, deadline=deadline, is_apart=is_apart, begun=begun)
@@ -305,20 +305,21 @@ class SessionCore(StatementRunner):
             if self._executor is not None:
                 self._datasource.leave()
 
-    def let_go(self) -> None:
+    def release_references(self) -> None:
         """Break reference cycles so that the session is freed without the cyclic GC.
 
-        Otherwise each request leaves a cycle behind, and the garbage collector stops every request for as long as it
-        takes to look for them.
+        Otherwise each request would leave a cycle behind, and each run of the cyclic GC pauses all requests.
         """
         if self.state is SessionState.CLOSED and not (self.committing and self._unfinished()):
             if self._work is not None and (self._work.lost_by is not None or self._work.transaction is not None):
                 self._conflict = self.lost_by
             self._work = self._lock = self._owner = self._ending = None
             self.scope = self.writers = self._lane_endpoint = None
+            if self.tenant_error is not None:
+                self.tenant_error = None
 
     async def end_midway(self, *, commit: bool) -> None:
-        """Commit, or roll back, in the middle of the session."""
+        """Commit or roll back; the session stays open."""
         self.check_open()
         if self.innermost_scope() is not None:
             raise DataError(
@@ -341,14 +342,14 @@ class SessionCore(StatementRunner):
         await self.run_due_hooks()
 
     def _unfinished(self) -> frozenset[asyncio.Task[Any]]:
-        """The tasks that still end the session, or a transaction of it."""
+        """Running tasks that end the session, or commit a transaction of it."""
         ending = self._ending if self.state is SessionState.ENDING else None
         if ending is None and not self.committing:
             return _NO_TASKS
         return frozenset(task for task in (ending, *self.committing) if task is not None and not task.done())
 
-    async def _take_for_the_end(self, lock: SharedLock, deadline: float | None, *, commit: bool) -> None:
-        """Wait for the statement of another task of the request; bounded, for it may hang."""
+    async def _acquire_for_end(self, lock: SharedLock, deadline: float | None, *, commit: bool) -> None:
+        """Acquire the session's lock for the end; a statement of another task is awaited for a bounded time."""
         if lock.try_acquire():
             return
         loop = asyncio.get_running_loop()
@@ -371,4 +372,4 @@ class SessionCore(StatementRunner):
 
 
 async def _nothing() -> None:
-    """For a session that has ended already."""
+    """The end of a session that has ended already."""

@@ -1,4 +1,4 @@
-"""Which rule of `routes` a request matches."""
+"""Matching of requests against the rules of `routes`."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ class CompiledRule:
     """One rule of `routes`, ready to match.
 
     Attributes:
-        match: What it matches, as it is written.
+        match: The pattern, as it is configured.
         method: The method; None for any.
         path: Matches the whole path.
-        rule: What it says.
+        rule: Its settings.
     """
 
     match: str
@@ -51,9 +51,9 @@ class RouteRules:
         self.rules = tuple(rules)
         options = [compiled.rule.options for compiled in self.rules]
         self.may_retry = any(one is not None and one.retry for one in options)
-        """Whether one of them has requests run again."""
+        """Whether any rule sets `retry`."""
         self.have_limits = any(compiled.rule.concurrency_limit is not None for compiled in self.rules)
-        """Whether one of them bounds how many requests are under way."""
+        """Whether any rule limits the requests in progress."""
 
     def __iter__(self) -> Iterator[CompiledRule]:
         return iter(self.rules)
@@ -71,6 +71,6 @@ class RouteRules:
         return self.find("GET", path) if method == "HEAD" and (own is None or own.method is None) else own
 
     def match(self, method: str, path: str) -> RouteRule:
-        """The rule for a request; one that says nothing where none matches."""
+        """The rule for a request; `NO_RULE` if none matches."""
         found = self.find(method, path)
         return NO_RULE if found is None else found.rule

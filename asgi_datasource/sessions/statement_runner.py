@@ -1,7 +1,8 @@
-"""Running statements: at once where nothing has to be awaited first (`run_one`), otherwise the longer way (`run`).
+"""Running statements: `run_one` takes the short path, `run` the general path.
 
-A statement is sent at once if an idle connection is at hand, and its result is taken at once if it succeeded plainly.
-Everything else, such as a pool without an idle connection, a block, a batch or a failure, is the longer way.
+The short path sends a statement without awaiting if the pool has an idle connection, and reads a plain success without
+further checks. Everything else, such as a pool without an idle connection, a block, a batch or a failure, takes the
+general path.
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ Snapshot = tuple[UnitOfWork, Transaction]
 """The READ ONLY transaction that a stream reads from, and its unit of work."""
 
 Sent = tuple[Exchange, SentRead | SentBegin | Transaction, bool]
-"""A statement on its way: its round trip, what it belongs to, and whether it has read intent."""
+"""A statement that was sent: its round trip, the read, BEGIN or transaction of it, and whether it has read intent."""
 
 _SNAPSHOT: Final = Terms(is_shared=False, read_only=True)
 
@@ -49,7 +50,7 @@ _ACTIVE: Final = TenantState.ACTIVE
 class StatementRunner(SessionBase):
     """A session that runs statements."""
 
-    # -- one statement: the short way
+    # -- the short path: one statement
 
     async def run_one(
         self,
@@ -63,8 +64,8 @@ class StatementRunner(SessionBase):
 
         Args:
             query, params: The statement.
-            intent: None takes what holds here.
-            read: Makes the answer of the result and the row factory.
+            intent: None uses the intent in force.
+            read: Converts the result with the row factory.
             row_factory: Makes rows; None makes dictionaries.
         """
         lane = self.lane()
@@ -108,7 +109,7 @@ class StatementRunner(SessionBase):
             fail_reading(result, error)
 
     def _take_turn_at_once(self, *, is_read: bool) -> bool:
-        """Take the turn for a statement outside of any block, where it has not to be waited for."""
+        """Acquire the session for a statement outside of any block; False if that takes the general path."""
         lock, work = self._lock, self._work
         if (
             self.state is not _OPEN
@@ -125,10 +126,12 @@ class StatementRunner(SessionBase):
         return True
 
     def _send_at_once(self, query: Query, params: Params | None, lane: Lane, *, is_read: bool) -> Sent | None:
-        """Send a statement where a connection lies at hand, and it needs no more than that."""
+        """Send a statement if that needs only an idle connection, and there is one; None otherwise."""
         executor = self._executor or self._start()
         work = self._work
         transaction = None if work is None else work.transaction
+        if self.outlives_requests and transaction is None and not self._has_current_tenant():
+            return None
         now = time.monotonic()
         deadline = self.request_deadline
         if transaction is not None:
@@ -149,12 +152,14 @@ class StatementRunner(SessionBase):
     async def _wait_to_send(
         self, query: Query, params: Params | None, lane: Lane, *, is_read: bool
     ) -> tuple[Sent | None, Result | None]:
-        """Wait for a connection where that is all that is missing, and send; the result, where there was more to do."""
+        """Wait for a connection and send, if nothing else is missing; otherwise run the statement to its result."""
         executor = cast("Executor", self._executor)
         intent = _READ if is_read else AccessIntent.WRITE
         statements = (Statement(query, params),)
         check_commands(self._work, statements)
         plan = self.current_plan()
+        if self.outlives_requests:
+            await self.renew_tenant()
         if (self._work is not None and self._work.transaction is not None) or not (
             not lane.terms.opens_with_reads
             if is_read
@@ -174,7 +179,7 @@ class StatementRunner(SessionBase):
         return None, results[0]
 
     def _take_at_once(self, sent: Sent, query: Query) -> Result | None:
-        """The result of a statement that came back with plain success; None: `_take_over` has to look at it."""
+        """The result of a statement that plainly succeeded; None if `_take_over` has to examine the round trip."""
         exchange, way, is_read = sent
         executor = cast("Executor", self._executor)
         if isinstance(way, Transaction):
@@ -189,7 +194,7 @@ class StatementRunner(SessionBase):
         return result
 
     async def _take_over(self, sent: Sent, statement: Statement) -> Result:
-        """Go the longer way from the middle: the statement was sent, and something unusual came back."""
+        """Continue on the general path with a statement that was sent and did not plainly succeed."""
         exchange, way, is_read = sent
         executor = cast("Executor", self._executor)
         plan = self.current_plan()
@@ -207,21 +212,21 @@ class StatementRunner(SessionBase):
         return results[0]
 
     async def _abandon(self, sent: Sent, statement: Statement) -> None:
-        """The caller of a statement was cancelled while it waited for the answer."""
+        """Abandon a statement whose caller was cancelled while it waited for the result."""
         _, way, _ = sent
         if isinstance(way, Transaction):
             await way.abandon(statement)
         else:
             await cast("Executor", self._executor).abandon(way, statement)
 
-    # -- statements: the longer way
+    # -- the general path
 
     async def run(self, statements: Sequence[Statement], intent: AccessIntent | None = None) -> Sequence[Result]:
         """Run statements in one round trip.
 
         Args:
             statements: What to run.
-            intent: None takes what holds here.
+            intent: None uses the intent in force.
         """
         self.check_open()
         scope = self.innermost_scope()
@@ -237,6 +242,8 @@ class StatementRunner(SessionBase):
                 scope.check_surroundings()
             plan = self.current_plan()
             self._running |= {task}
+            if self.outlives_requests:
+                await self.renew_tenant()
             executor = self._executor or self._start()
             return await run_statements(self.make_work(), executor, statements, intent or plan.intent, plan, scope)
         except asyncio.CancelledError:
@@ -251,15 +258,15 @@ class StatementRunner(SessionBase):
             lock.release()
 
     def _reraise_interruption(self, task: asyncio.Task[Any] | None) -> None:
-        """Raise why the session was stopped, where the cancellation of this task is the session's own interruption."""
+        """Raise the error of `stop` if `interrupt` has cancelled this task; return if another cancellation has."""
         is_ours = task is not None and task in self._interrupted and task.uncancel() == 0
         if is_ours and self.stopped_by is not None:
             raise self.stopped_by from None
 
     def _noted(self, statements: Sequence[Statement], error: DataError) -> DataError:
-        """Take note of what a statement has failed with; the error to raise."""
+        """Record the failure of a statement; returns the error to raise."""
         if is_conflict(error) and self.current_transaction is None:
-            # No transaction that goes on remembers it.
+            # No open transaction records it.
             self._conflict = error
         if error.kind is DataErrorKind.TENANT:
             self._tenant.note_failure(error)
@@ -268,7 +275,7 @@ class StatementRunner(SessionBase):
         return error
 
     def _may_share(self, intent: AccessIntent | None) -> bool:
-        """Whether a statement is a read outside of a transaction, which others may run beside."""
+        """Whether a statement is a read outside a transaction, which may run in parallel with other reads."""
         plan = self.current_plan()
         return (intent or plan.intent) is _READ and not self._terms().opens_with_reads
 
@@ -285,10 +292,10 @@ class StatementRunner(SessionBase):
     # -- streams
 
     async def begin_stream(self, intent: AccessIntent | None) -> tuple[AccessIntent, Snapshot | None]:
-        """What a cursor runs in: the transaction around it, or a snapshot of its own.
+        """Prepare the transaction of a cursor: the surrounding one, or a snapshot of its own.
 
         Returns:
-            The intent of its statements, and the snapshot where it reads from one, for `end_stream`.
+            The intent of its statements, and its snapshot for `end_stream`; None in a surrounding transaction.
         """
         plan, terms = self.current_plan(), self._terms()
         if intent is None:
@@ -300,6 +307,8 @@ class StatementRunner(SessionBase):
             self.check_open()
             if scope is not None:
                 scope.check_surroundings()
+            if self.outlives_requests:
+                await self.renew_tenant()
             work, executor = self.make_work(), self._executor or self._start()
             if work.transaction is not None:
                 return intent, None
@@ -311,17 +320,17 @@ class StatementRunner(SessionBase):
             lock.release()
 
     async def end_stream(self, snapshot: Snapshot) -> None:
-        """The iteration has ended, and its snapshot with the last one that reads from it."""
+        """End an iteration; the last one that reads from the snapshot ends the snapshot."""
         work, transaction = snapshot
         if work.snapshot is not transaction:
-            # It has ended before.
+            # The snapshot was ended before.
             return
         work.streams -= 1
         if work.streams > 0:
             return
         try:
-            # An iterator that was left behind is closed by the event loop, whenever it is found: the session may be in
-            # the middle of another statement on the same connection.
+            # The event loop closes an abandoned iterator at an arbitrary time: another statement of the session may be
+            # running on the same connection.
             _, lock = await self.take_turn()
         except BaseException:
             if work.snapshot is transaction and work.streams == 0:
@@ -329,7 +338,7 @@ class StatementRunner(SessionBase):
                 self._registry.background.spawn(transaction.rollback("cancelled"))
             raise
         try:
-            # Another one may have begun meanwhile.
+            # Another stream may have started during the wait.
             if work.snapshot is transaction and work.streams == 0:
                 await work.end_snapshot()
         finally:

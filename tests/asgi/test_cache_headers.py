@@ -1,4 +1,4 @@
-"""A shared cache never hands one tenant's response to another: `Vary`, and `private` where nobody can tell."""
+"""A shared cache serves no tenant's response to another tenant: `Vary`, or `private` for unknown dependencies."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ from tests.world import World
 Headers = list[tuple[bytes, bytes]]
 
 
-def told(reads: Reads, *headers: tuple[bytes, bytes]) -> Headers:
+def headers_of(reads: Reads, *headers: tuple[bytes, bytes]) -> Headers:
     rules = CacheHeaders.of(reads)
     assert rules is not None
     message = {"type": "http.response.start", "status": 200, "headers": list(headers)}
     given = list(headers)
-    found: Headers = rules.told(message)["headers"]
+    found: Headers = rules.add_to(message)["headers"]
     assert message["headers"] == given, "the application's own message was changed"
     return found
 
@@ -51,8 +51,8 @@ TENANT = Reads(("X-Tenant", "Cookie"))
         (((b"cache-control", b"public"),), [(b"cache-control", b"public"), (b"vary", b"X-Tenant, Cookie")]),
     ],
 )  # fmt: skip
-def test_vary_names_what_tells_the_tenant(given: Headers, wanted: Headers) -> None:
-    assert told(TENANT, *given) == wanted
+def test_vary_names_the_headers_that_identify_the_tenant(given: Headers, wanted: Headers) -> None:
+    assert headers_of(TENANT, *given) == wanted
 
 
 @pytest.mark.parametrize(
@@ -62,7 +62,7 @@ def test_vary_names_what_tells_the_tenant(given: Headers, wanted: Headers) -> No
         ([b"max-age=60"], [b"max-age=60, private"]),
         ([b"no-cache"], [b"no-cache, private"]),
         ([b""], [b"private"]),
-        # What the application says of shared caches stands.
+        # The application's policy for shared caches is kept.
         ([b"public, max-age=60"], [b"public, max-age=60"]),
         ([b"S-MaxAge = 60"], [b"S-MaxAge = 60"]),
         ([b"private"], [b"private"]),
@@ -72,22 +72,20 @@ def test_vary_names_what_tells_the_tenant(given: Headers, wanted: Headers) -> No
         ([b'x="public, y"'], [b'x="public, y", private']),
     ],
 )
-def test_a_response_is_private_where_nobody_can_tell_what_it_depends_on(
-    given: list[bytes], wanted: list[bytes]
-) -> None:
-    found = told(Reads(is_known=False), *((b"cache-control", value) for value in given))
+def test_a_response_is_private_if_its_dependencies_are_unknown(given: list[bytes], wanted: list[bytes]) -> None:
+    found = headers_of(Reads(is_known=False), *((b"cache-control", value) for value in given))
     assert found == [(b"cache-control", value) for value in wanted]
 
 
-def test_other_messages_pass_as_they_are() -> None:
+def test_other_messages_pass_unchanged() -> None:
     rules = CacheHeaders.of(TENANT)
     assert rules is not None
     for message in ({"type": "http.response.body", "body": b"x"}, {"type": "http.response.trailers", "headers": []}):
-        assert rules.told(message) is message
-    assert rules.told({"type": "http.response.start", "status": 204})["headers"] == [(b"vary", b"X-Tenant, Cookie")]
+        assert rules.add_to(message) is message
+    assert rules.add_to({"type": "http.response.start", "status": 204})["headers"] == [(b"vary", b"X-Tenant, Cookie")]
 
 
-# -- by each way
+# -- for each resolver
 
 
 def resolve_by_code(scope: Any) -> str:
@@ -95,7 +93,7 @@ def resolve_by_code(scope: Any) -> str:
 
 
 class Declared:
-    """A resolver from code that says what it reads."""
+    """A resolver in code that declares the headers it reads."""
 
     reads = Reads(("X-Org",))
 
@@ -154,7 +152,7 @@ async def answer(app: DataSourceMiddleware, method: str = "GET", path: str = "/"
 
 
 @pytest.mark.parametrize(("resolve", "tenancy", "vary", "control"), WAYS)
-async def test_each_way_says_what_it_reads(
+async def test_each_resolver_declares_the_headers_it_reads(
     resolve: list[dict[str, Any]], tenancy: dict[str, Any], vary: str | None, control: str | None
 ) -> None:
     app = application(resolve, tenancy)
@@ -163,7 +161,7 @@ async def test_each_way_says_what_it_reads(
             found = await answer(app, method)
             assert found.get(b"vary", b"").decode() == (vary or "")
             assert found.get(b"cache-control", b"").decode() == (control or "")
-        # Shared caches keep none of these; and an exempt path has no tenant.
+        # Shared caches do not store these; and an exempt path has no tenant.
         assert await answer(app, "POST") == {}
         assert await answer(app, path="/healthz") == {}
 
@@ -171,7 +169,7 @@ async def test_each_way_says_what_it_reads(
 @pytest.mark.parametrize(
     ("resolver", "wanted"), [(resolve_by_code, {b"cache-control": b"private"}), (Declared(), {b"vary": b"X-Org"})]
 )
-async def test_a_resolver_from_code_may_say_what_it_reads(
+async def test_a_resolver_in_code_can_declare_the_headers_it_reads(
     resolver: Callable[[Any], str], wanted: dict[bytes, bytes]
 ) -> None:
     app = application([], {}, resolvers=[resolver])
@@ -179,7 +177,7 @@ async def test_a_resolver_from_code_may_say_what_it_reads(
         assert await answer(app) == wanted
 
 
-async def test_a_reload_changes_what_caches_are_told(world: World) -> None:
+async def test_a_reload_changes_the_cache_headers(world: World) -> None:
     app = application([{"header": "X-Tenant"}], {})
     async with app.registry:
         assert await answer(app) == {b"vary": b"X-Tenant"}
@@ -189,7 +187,7 @@ async def test_a_reload_changes_what_caches_are_told(world: World) -> None:
         assert await answer(app) == {}
 
 
-# -- on every way out
+# -- for every kind of response
 
 
 async def read(request: Request) -> Response:
@@ -216,7 +214,7 @@ async def conflict(request: Request, error: Exception) -> Response:
 
 
 @pytest.mark.parametrize("is_handled", [False, True])
-async def test_every_response_tells_it(world: World, is_handled: bool) -> None:
+async def test_every_kind_of_response_has_the_cache_headers(world: World, is_handled: bool) -> None:
     registry = world.registry(transactions={"retry": 1})
     routes = [Route("/", read), Route("/fail", fail), Route("/retried", retried)]
     handlers = {DataError: conflict} if is_handled else {}
@@ -226,7 +224,7 @@ async def test_every_response_tells_it(world: World, is_handled: bool) -> None:
             assert (found.status_code, found.headers["vary"]) == (status, "X-Tenant"), path
 
 
-async def test_a_token_of_what_the_client_has_seen_goes_beside_it(world: World) -> None:
+async def test_vary_has_the_headers_of_tenant_and_token(world: World) -> None:
     consistency = {"token": "both", "secret": "0123456789abcdef"}
     async with client(world, [Route("/", read)], registry=world.registry(consistency=consistency)) as http:
         found = await http.get("/")
@@ -236,7 +234,7 @@ async def test_a_token_of_what_the_client_has_seen_goes_beside_it(world: World) 
 
 
 class SharedCache(httpx.AsyncBaseTransport):
-    """By RFC 9111: knows a response by the URL and by what `Vary` names; keeps what is public."""
+    """A cache by RFC 9111: its key is the URL and the headers in `Vary`; it stores public responses."""
 
     def __init__(self) -> None:
         self._inner = httpx.AsyncHTTPTransport()
@@ -266,7 +264,7 @@ class SharedCache(httpx.AsyncBaseTransport):
         ({"jwt_claim": JWT}, lambda name: {"Authorization": f"Bearer {token(tenant=name)}"}),
     ],
 )
-async def test_a_shared_cache_keeps_tenants_apart(
+async def test_a_shared_cache_separates_tenants(
     world: World, way: dict[str, Any], of: Callable[[str], dict[str, str]]
 ) -> None:
     for name in ("acme", "globex"):

@@ -1,6 +1,6 @@
-"""Requests that a client sends one behind the other: nothing of one is left for the next.
+"""Pipelined requests of a client: a request inherits no state from the previous one.
 
-A server may start the next one in the context of the one whose response it has just sent.
+A server may start a request in the context of the previous one.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from tests.world import World
 
 
 async def pipelined(url: str, *requests: tuple[str, str, str]) -> list[str]:
-    """The bodies that answer requests (method, path, tenant) which are all sent at once."""
+    """The bodies of the responses to requests (method, path, tenant) that are all sent at once."""
     host, port = url.removeprefix("http://").split(":")
     reader, writer = await asyncio.open_connection(host, int(port))
     for number, (method, path, tenant) in enumerate(requests, 1):
@@ -40,7 +40,7 @@ async def pipelined(url: str, *requests: tuple[str, str, str]) -> list[str]:
 
 
 def seen() -> str:
-    """Whose the code is that runs here, by each way to ask."""
+    """The tenant of the running code, from each function that returns it."""
     try:
         of_session = str(current_session().tenant.name)
     except DataError:
@@ -88,7 +88,7 @@ def application(world: World) -> Any:
     return outermost
 
 
-async def test_an_exempt_path_has_no_session_behind_one_that_had(world: World) -> None:
+async def test_an_exempt_path_has_no_session_after_a_request_with_one(world: World) -> None:
     async with serve(application(world)) as server:
         requests = [
             ("GET", "/x", "acme"),
@@ -104,7 +104,7 @@ async def test_an_exempt_path_has_no_session_behind_one_that_had(world: World) -
         ]
 
 
-async def test_what_one_was_inside_of_is_not_around_the_next(world: World) -> None:
+async def test_a_request_inherits_no_scope_from_the_previous_one(world: World) -> None:
     async with serve(application(world)) as server:
         requests = [("GET", "/in-a-frame", "acme"), ("POST", "/write", "globex"), ("GET", "/healthz", "acme")]
         assert await pipelined(server.url, *requests) == [
@@ -115,7 +115,7 @@ async def test_what_one_was_inside_of_is_not_around_the_next(world: World) -> No
     assert await world.items("globex") == ["tea"]
 
 
-async def test_an_application_that_calls_itself_comes_back_to_where_it_was(world: World) -> None:
+async def test_after_an_inner_call_of_the_application_the_outer_context_is_restored(world: World) -> None:
     async with serve(application(world)) as server, httpx.AsyncClient(base_url=server.url) as http:
         found = await http.get("/itself", headers={"X-Tenant": "acme"})
         assert found.json() == ["globex, globex", "acme, acme"]

@@ -13,7 +13,7 @@ from asgi_datasource.config.keys import sections
 from asgi_datasource.config.values import VALUES
 
 PASSWORD = "hunter2-Tr0ub4dor"
-"""Planted wherever a password may be; no message, repr or dump may contain it."""
+"""Planted in all fields that may contain a password; no message, repr or dump may contain it."""
 
 SECRET_FILES = {"primary.url": f"postgresql://app:{PASSWORD}@db/orders\n", "replica.url": "host=r1 dbname=orders"}
 
@@ -86,7 +86,7 @@ class Referred:
 
 @dataclass
 class Written:
-    """A document as it is written, and the environment in which it is valid."""
+    """A document, and the environment in which it is valid."""
 
     document: dict[str, Any]
     environ: dict[str, str]
@@ -173,6 +173,7 @@ _pool = _section(
         "keepalives_count": _integers(1, 127),
         "fair": _flags,
         "pooler": _referable(st.sampled_from(["none", "transaction"])),
+        "reset": _referable(st.sampled_from(["on_tenant_change", "always", "never"])),
         "max_open_pools": _integers(1, 10_000),
         "close_idle_after": _referable(_durations),
     },

@@ -307,7 +307,7 @@ NONSENSE = [
 
 
 @pytest.mark.parametrize(("document", "code", "path", "message", "fix"), NONSENSE)
-def test_a_mistake_of_semantics_is_reported_with_its_place_and_fix(
+def test_a_semantic_mistake_is_reported_with_its_path_and_fix(
     document: dict[str, Any], code: Code, path: str, message: str, fix: str
 ) -> None:
     assert Draft202012Validator(json_schema()).is_valid(document), "the form is valid"
@@ -396,7 +396,7 @@ WARNINGS = [
 
 
 @pytest.mark.parametrize(("document", "code", "path", "message"), WARNINGS)
-def test_what_is_odd_is_a_warning(document: dict[str, Any], code: Code, path: str, message: str) -> None:
+def test_probable_mistakes_are_warnings(document: dict[str, Any], code: Code, path: str, message: str) -> None:
     findings = examine(document)
     assert findings.config is not None
     assert findings.errors == ()
@@ -468,7 +468,7 @@ SENSIBLE = [
 
 
 @pytest.mark.parametrize("document", SENSIBLE)
-def test_a_sensible_document_has_no_finding(document: dict[str, Any]) -> None:
+def test_a_correct_document_has_no_finding(document: dict[str, Any]) -> None:
     assert examine(document).diagnostics == ()
 
 
@@ -493,7 +493,7 @@ def test_a_wrong_part_causes_no_second_problem() -> None:
         assert [problem.key for problem in examine(document).diagnostics] == paths
 
 
-def test_semantics_are_checked_beside_mistakes_of_structure() -> None:
+def test_semantics_are_checked_despite_mistakes_of_structure() -> None:
     document = small(
         datasources=datasource(pool={"min_size": 20}, replicas={"r1": {"url": "//"}}),
         tenants={"acme": {"datasource": "elsewhere"}, "globex": {}, "initech": {"datasource": "orders", "schema": 3}},

@@ -1,4 +1,4 @@
-"""What the paths of the configuration are matched against."""
+"""The path that `match` in `routes` is compared with."""
 
 from __future__ import annotations
 
@@ -23,16 +23,16 @@ from tests.world import World
         ("/t/dl/reports/hours", "/t/dl", "/reports/hours"),
         ("/t/dl", "/t/dl", "/"),
         ("/t/dl/", "/t/dl", "/"),
-        # A server that predates version 2.3 of the ASGI specification leaves root_path off the path.
+        # Servers before version 2.3 of the ASGI specification do not include root_path in path.
         ("/reports/hours", "/api", "/reports/hours"),
         ("/apidocs", "/api", "/apidocs"),
     ],
 )
-def test_rules_see_the_path_behind_the_root_path(path: str, root: str, wanted: str) -> None:
+def test_rules_match_the_path_after_root_path(path: str, root: str, wanted: str) -> None:
     assert route_path({"path": path, "root_path": root}) == wanted
 
 
-def test_a_scope_may_have_no_root_path() -> None:
+def test_a_scope_without_root_path() -> None:
     assert route_path({"path": "/flights"}) == "/flights"
 
 

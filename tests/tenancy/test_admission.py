@@ -116,7 +116,7 @@ async def test_a_hidden_tenant_is_the_default_where_unknown_ones_are(world: Worl
 
 
 async def test_whoever_may_not_act_for_a_tenant_does_not_have_it_looked_for(world: World) -> None:
-    """A question to the catalog takes a while: only whoever may act for the tenant waits for it."""
+    """A look-up in the catalog takes time: only a request that may act for the tenant waits for it."""
     await world.sql("create schema catalog; create table catalog.tenants (name text, aliases text[]);")
     await world.sql("grant usage on schema catalog to app; grant select on catalog.tenants to app")
     config = world.config(tenancy=tenancy("may_act", hide_unknown=True), replicas=())
@@ -138,7 +138,7 @@ async def test_whoever_may_not_act_for_a_tenant_does_not_have_it_looked_for(worl
         await world.sql("insert into catalog.tenants values ('globex', '{books}')")
         assert await ask("books", "books") == 404
         assert await ask("books", "books,globex") == await ask("books", "globex") == 200
-        # A membership of the name of nobody is none.
+        # A membership in an unknown tenant grants nothing.
         assert await ask("nobody", "nobody") == 404
     assert registry.compiled.admission.directory.map.find("nobody") is None
 

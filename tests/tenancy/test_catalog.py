@@ -151,7 +151,7 @@ async def test_a_bad_row_is_left_out_and_spoils_none_of_the_others(
     async with registry(table) as made:
         assert await names(made) == ["acme", "globex"]
         assert made.tenant("acme").settings == (("search_path", '"acme"'),)
-        # An alias or domain that two claim is nobody's.
+        # An alias or domain that two tenants claim belongs to neither.
         with pytest.raises(DataError):
             made.tenant("both")
         assert made.compiled.admission.directory.map.domains == {}
@@ -217,7 +217,7 @@ async def test_a_notification_brings_it_at_once_also_after_the_connection_was_lo
             await until(lambda was=lost: catalog_of(made)._connection not in (None, was), "it does not listen again")
         await insert(table, "umbra")
         await until(known(made, "umbra"), "the notification was not heard after the connection was lost")
-        # What was notified while nobody listened is noticed as well.
+        # Changes during a lost LISTEN connection are loaded as well.
         lost = catalog_of(made)._connection
         assert lost is not None
         await asyncio.gather(
@@ -360,7 +360,7 @@ async def test_an_alias_that_a_tenant_has_is_taken_by_no_new_one(table: World) -
             assert db.tenant.name == "hooli"
         assert made.tenant("shop").name == "acme"
         await catalog_of(made).refresh()
-        # Now that all are read again it is nobody's.
+        # After the full load it belongs to neither.
         with pytest.raises(DataError, match="no such tenant"):
             made.tenant("shop")
 

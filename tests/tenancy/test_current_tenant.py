@@ -115,7 +115,7 @@ async def test_a_request_its_hooks_and_its_tasks_work_for_its_tenant(world: Worl
 
 
 async def test_a_job_that_a_request_starts_is_its_tenants(world: World) -> None:
-    """With a default datasource it ran as nobody, on the rows of nobody."""
+    """With a default datasource it would run without a tenant."""
     config = world.config(replicas=())
     config["tenancy"]["default"] = "orders"
     registry = compile(config)
@@ -222,7 +222,7 @@ def test_a_block_that_is_left_in_a_copy_of_its_context_is_left() -> None:
         copy = copy_context()
         copy.run(lambda: next(generator, None))
         assert copy.run(current_tenant) is None
-        # The context that it was entered in is left to whoever has that.
+        # The context in which it was entered keeps it.
         assert current_tenant() == "globex"
 
     copy_context().run(enter_and_leave)

@@ -24,7 +24,7 @@ NAMES = ("acme", "globex", "initech", "umbrella")
 
 @pytest.fixture(scope="module")
 def databases(cluster: EmbeddedCluster) -> Iterator[EmbeddedCluster]:
-    """A database for each of the names, with a table that says whose it is."""
+    """A database for each of the names, with a table that names its tenant."""
 
     async def make() -> None:
         for name in NAMES:

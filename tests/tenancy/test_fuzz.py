@@ -110,7 +110,7 @@ def test_any_request_is_a_known_tenants_or_is_refused(
     call = asyncio.run(send())
     said = json.loads(call.body)
     if call.status == 200:
-        # It is in the request, in one spelling or the other: never anybody else's.
+        # The name is in the request, in one spelling or another.
         assert said in ("acme", "globex")
         everything = repr((headers, path, query)).lower()
         is_spelled = said in everything or "cme" in everything or "eyj" in everything or "%" in everything

@@ -78,7 +78,7 @@ async def test_what_is_right_is_left_alone(shop: Shop) -> None:
         "create view mine with (security_invoker = on) as select * from orders",
         "create view of_mine with (security_invoker = on) as select * from mine",
         "grant select on mine, of_mine to {role}",
-        # What tenants cannot reach is nobody's affair.
+        # What tenants cannot reach is not reported.
         "create table private (id int)",
         "create view of_private as select * from orders",
         "create function secret() returns int language sql security definer as 'select 1'",
@@ -220,7 +220,7 @@ async def test_a_view_of_a_table_that_nothing_guards(shop: Shop) -> None:
         "grant select on all_of_it, of_tenant to {role}",
     )
     assert await shop.holes() == [(Hole.VIEW_OF_OWNER, "shop.all_of_it")]
-    # One that nobody may read through fails.
+    # A view that no role may read fails.
     await shop.sql("alter view all_of_it set (security_invoker = on)")
     assert await shop.audit() == []
 

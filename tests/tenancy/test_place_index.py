@@ -1,4 +1,4 @@
-"""`"*"` and the defaults of a catalog lead no name into a place that is somebody's, nor into one that is not there."""
+"""`"*"` and the defaults of a catalog expand no name to a place in use, nor to one that does not exist."""
 
 from __future__ import annotations
 
@@ -197,7 +197,7 @@ async def test_a_row_whose_name_leads_to_somebodys_place_is_left_out(
         assert [tenant.name async for tenant in made.tenants()] == ["S1", "explicit", "fine", "listed", "s2"]
     told = [record.getMessage() for record in caplog.records if "left out" in record.getMessage()]
     assert sum("a place that is reserved" in text for text in told) == 4
-    assert any("a place that is that of the tenant 'listed'" in text for text in told)
+    assert any("a place that belongs to the tenant 'listed'" in text for text in told)
     assert sum("the place of the tenant" in text for text in told) == 2
 
 

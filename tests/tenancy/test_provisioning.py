@@ -117,7 +117,7 @@ async def test_a_schema_moves_to_another_datasource_with_all_its_rows(site: Site
             await db.execute("insert into items (name) select 'row ' || n from generate_series(1, 50) n")
         before = await site.items(registry, "acme")
         ok(site.command("move", "acme", "--to", "two"))
-        # Whoever does not know yet reads the old place, and cannot write there any more.
+        # A process that does not know yet reads the old place, and cannot write there any more.
         with pytest.raises(DataError, match="nothing is written here any more"):
             async with registry.session("acme") as db:
                 await db.execute("insert into items (name) values ('lost')")
@@ -237,7 +237,7 @@ async def test_a_renamed_tenant_keeps_its_place_from_whoever_takes_its_old_name(
 async def test_a_move_takes_nobodys_place(site: Site) -> None:
     await site.provisioner().create("acme")
     await site.sql("create schema t_acme; create table t_acme.ours (id int)", "two")
-    with pytest.raises(DataError, match="somebody else's tables"):
+    with pytest.raises(DataError, match="tables of another owner"):
         await site.provisioner().move("acme", "two")
     assert await site.sql("select * from t_acme.ours", "two") == []
     await site.sql("drop schema t_acme cascade", "two")

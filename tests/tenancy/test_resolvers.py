@@ -219,7 +219,7 @@ PROXIES = ["10.0.0.0/8", "fd00::/8", "192.0.2.7"]
 @pytest.mark.parametrize(
     ("client", "headers", "wanted"),
     [
-        # From anybody else the headers say nothing.
+        # Headers from other addresses are ignored.
         (("192.0.2.1", 1), [("X-Forwarded-Host", "globex.app.test")], "acme"),
         (("192.0.2.1", 1), [("Forwarded", "host=globex.app.test")], "acme"),
         (None, [("X-Forwarded-Host", "globex.app.test")], "acme"),
@@ -360,7 +360,7 @@ async def test_a_header_that_a_proxy_passes_on_is_not_believed() -> None:
         tenancy = {"trusted_proxies": PROXIES, "trusted_headers": [header]}
         assert await name(request, {"subdomain_of": "app.test"}, **tenancy) == tenant
     assert await name(request, {"subdomain_of": "app.test"}, trusted_proxies=PROXIES) == "acme"
-    # Nor is one that does not count looked at: whatever it holds, it is nobody's word.
+    # A header that does not count is not parsed either.
     request = scope("/", ("Forwarded", 'x="'), host="acme.app.test", client=("10.1.2.3", 1))
     assert await name(request, {"subdomain_of": "app.test"}, trusted_proxies=PROXIES) == "acme"
 
