@@ -6,7 +6,6 @@ import asyncio
 import json
 from collections import Counter
 from collections.abc import AsyncIterator, Iterator
-from contextlib import AsyncExitStack
 from pathlib import Path
 
 import pytest
@@ -65,15 +64,15 @@ async def fill(registry: DataSourceRegistry) -> None:
     """Have connections to both servers in the pool."""
     replica = replica_of(registry)
     async with asyncio.timeout(20):
-        while not replica.leads_to_several:
-            async with AsyncExitStack() as stack:
-                for _ in range(CONNECTIONS):
-                    connection = await replica.acquire(deadline=None)
-                    stack.callback(replica.discard, connection)
-    # Those that are kept from now on: whichever they lead to.
-    connections = [await replica.acquire(deadline=None) for _ in range(CONNECTIONS)]
-    for connection in connections:
-        replica.release(connection)
+        while True:
+            connections = [await replica.acquire(deadline=None) for _ in range(CONNECTIONS)]
+            is_several = len({connection.leads_to for connection in connections}) > 1
+            for connection in connections:
+                give_back = replica.release if is_several else replica.discard
+                give_back(connection)
+            if is_several:
+                break
+    assert replica.leads_to_several
 
 
 @pytest.mark.parametrize("snapshot", [False, True])
