@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -26,9 +27,8 @@ class Lifespan:
         self._is_asked = False
         self._is_answered = False
         self._is_started = False
-        self._is_refused = False
-        self._refusal_error: BaseException | None = None
-        """What the server's `send` has raised at `lifespan.startup.failed`: hypercorn ends its start with it."""
+        self._refusal: BaseException | None = None
+        """Why the start was refused; or what the server's `send` has raised then: hypercorn ends its start with it."""
         self._opened_here = False
 
     async def run(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -47,7 +47,7 @@ class Lifespan:
             return message
 
         async def send_from_app(message: Message) -> None:
-            if self._is_refused:
+            if self._refusal is not None:
                 return
             if message["type"].startswith("lifespan.startup."):
                 self._is_answered = True
@@ -63,14 +63,13 @@ class Lifespan:
         try:
             await self._app(scope, receive_for_app, send_from_app)
         except BaseException as error:
-            if not self._is_refused and (self._is_asked or not isinstance(error, Exception)):
+            if self._refusal is None and (self._is_asked or not isinstance(error, Exception)):
                 await self._close()
                 raise
             failure = error if isinstance(error, Exception) else None
-        if self._is_refused:
-            if self._refusal_error is not None:
-                raise self._refusal_error
-            return
+        if self._refusal is not None:
+            # Servers that were told already pass over it; Starlette's test client goes on without it.
+            raise self._refusal
         if failure is not None:
             await self._open_beside(failure, receive, send)
             return
@@ -91,9 +90,7 @@ class Lifespan:
             await self._open()
         except DataError as error:
             await self._refuse(error, send)
-            if self._refusal_error is not None:
-                raise self._refusal_error from None
-            return
+            raise (self._refusal or error) from None
         raise failure
 
     async def _speak(self, receive: Receive, send: Send) -> None:
@@ -114,14 +111,14 @@ class Lifespan:
         await send({"type": "lifespan.shutdown.complete"})
 
     async def _refuse(self, error: DataError, send: Send) -> None:
-        self._is_refused = True
+        self._refusal = error
         try:
             await send({"type": "lifespan.startup.failed", "message": str(error)})
         except BaseException as refusal:  # noqa: BLE001 - raised by `run`, behind the application's own clean-up
-            self._refusal_error = refusal
+            self._refusal = refusal
 
     async def _open(self) -> None:
-        if not self._registry.is_open:
+        if self._registry.open_in is not asyncio._get_running_loop():
             await self._registry.open()
             self._opened_here = True
 
@@ -137,6 +134,10 @@ async def refuse_start(error: Exception, receive: Receive, send: Send) -> None:
     Args:
         error: Why; its text is the server's last message.
         receive, send: The server's.
+
+    Raises:
+        Exception: `error` itself, or what `send` raises.
     """
     await receive()
     await send({"type": "lifespan.startup.failed", "message": str(error) or type(error).__name__})
+    raise error.with_traceback(None)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from asyncio import _get_running_loop
 from collections.abc import Awaitable, Mapping
 from pathlib import Path
 from time import monotonic
@@ -131,7 +132,7 @@ class DataSourceMiddleware:
             # Exempt, or the same middleware nested in itself: the existing session stays in use.
             await self.app(scope, receive, send)
             return
-        if not registry.is_open:
+        if registry.open_in is not _get_running_loop():
             await registry.open()
         try:
             answer = self._resolve(scope)
@@ -242,7 +243,7 @@ class DataSourceMiddleware:
         ):
             await self.app(scope, receive, send)
             return
-        if not registry.is_open:
+        if registry.open_in is not _get_running_loop():
             await registry.open()
         try:
             tenant, scope = await self._resolve_slowly(self._resolve(scope), scope, compiled)

@@ -172,6 +172,18 @@ class Fleet:
         if self._closing:
             await asyncio.wait(list(self._closing.values()), timeout=timeout_s)
 
+    def abandon(self) -> None:
+        """The event loop is closed: close every pool without it."""
+        for member in self._members.values():
+            member.abandon()
+            member.watch()
+        self._open.clear()
+        self._closing.clear()
+        self._waiting.clear()
+        self._newcomers = 0
+        self._timer = None
+        self._is_open = False
+
     def retire(self) -> None:
         """A reload has removed the datasource: close each pool as soon as it is not in use."""
         self._is_retired = True

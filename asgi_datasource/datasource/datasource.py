@@ -77,6 +77,10 @@ class DataSource(Protocol):
         """Stop the health checks; the owner of the pools closes them."""
         ...
 
+    def abandon(self) -> None:
+        """The event loop in which it was opened is closed: stop, and close the pools without it."""
+        ...
+
     @property
     def state(self) -> DataSourceState:
         """Life-cycle state."""
@@ -256,6 +260,14 @@ class ReplicatedDataSource:
             for server, watcher in self._watchers.items():
                 server.watch(watcher)
         self._refresh_topology()
+
+    def abandon(self) -> None:
+        """The event loop in which it was opened is closed: stop, and close the pools without it."""
+        for server in self.servers.values():
+            server.abandon()
+        self._monitor.abandon()
+        self._users = 0
+        self.stop()
 
     def stop(self) -> None:
         """Stop the health checks; the owner of the pools closes them."""

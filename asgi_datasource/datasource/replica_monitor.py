@@ -71,6 +71,18 @@ class ReplicaMonitor:
         for check in self._all():
             check.close()
 
+    def abandon(self) -> None:
+        """The event loop of the checks is closed; the servers have closed the connections."""
+        self._task = None
+        self._asking = {}
+        self._primary = self._primary_server.health_check()
+        checks: dict[str, tuple[Server, HealthCheck]] = {}
+        for name, (replica, _) in self._checks.items():
+            checks[name] = (replica, replica.health_check())
+        self._checks = checks
+        self.track.forget()
+        self.standings.clear()
+
     def inherit(self, other: ReplicaMonitor) -> None:
         """Take over what another monitor knows about the same servers."""
         if other._primary_server is not self._primary_server:

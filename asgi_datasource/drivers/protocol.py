@@ -417,6 +417,10 @@ class Server(Protocol):
         """Close the pool and all connections, borrowed ones included."""
         ...
 
+    def abandon(self) -> None:
+        """The event loop in which the pool was opened is closed: close its connections, and the pool, without it."""
+        ...
+
     def retire(self) -> None:
         """Keep no idle connections from now on."""
         ...

@@ -147,6 +147,9 @@ class ServerBase:
 
     # Overridden by some servers
 
+    def abandon(self) -> None:
+        """The event loop in which the pool was opened is closed."""
+
     def retire(self) -> None:
         """Keep no idle connections from now on."""
 

@@ -42,6 +42,9 @@ logger = logging.getLogger("asgi_datasource.registry")
 ConfigSource = str | Path | ConfigFile | Mapping[str, Any] | Config
 """A path to a YAML, TOML or JSON document, a `ConfigFile` with overlays, a mapping, or a loaded `Config`."""
 
+_NO_LOOP: Final = object()
+"""Differs from every event loop, and from None, which stands for none."""
+
 WATCH_AFTER_S: Final = 0.1
 """Seconds from a request's first statement to the start of its disconnect watcher; most requests end before."""
 
@@ -117,6 +120,8 @@ class DataSourceRegistry:
         self._retired_fleets: set[Fleet] = set()
         self.is_open = False
         """Whether its pools are open."""
+        self.open_in: object = _NO_LOOP
+        """The event loop in which its pools are open; a placeholder while they are not."""
         self._startup_audit: StartupAudit | None = None
         self.catalog: Catalog | None = None
         """Refreshes the tenants of `tenants_from` while the registry is open."""
@@ -260,17 +265,29 @@ class DataSourceRegistry:
         """Open the pools. Does not wait for servers that are down: connections are opened in the background.
 
         Raises:
-            DataError: CONFIG: it is open in another event loop.
+            DataError: CONFIG: it is open in another event loop, or there is no event loop of asyncio.
         """
-        loop = asyncio.get_running_loop()
-        if self._loop is not None and self._loop is not loop and not self._loop.is_closed():
-            raise DataError(DataErrorKind.CONFIG, "the registry is open in another event loop; compile one for each")
+        loop = asyncio._get_running_loop()
+        if loop is None:
+            raise ConfigError(
+                "asgi-datasource needs asyncio, and there is no asyncio event loop here: run the application with a"
+                " server, or a worker class, that uses asyncio"
+            )
+        if self._loop is not None and self._loop is not loop:
+            if not self._loop.is_closed():
+                raise ConfigError(
+                    "the registry is open in another event loop, and its connections belong to that one: compile a"
+                    " registry for each event loop, or close it (`await registry.close()`) before it is used in another"
+                )
+            self._abandon_loop()
         if self._loop is not loop:
             self._loop = loop
             self._reloading = None
             self.is_open = False
             self._opening = loop.create_task(self._open_servers())
             self._keeper = loop.create_task(self._close_with_the_loop())
+            # Collected together with the registry, it closes the registry: nothing to warn of (as in asyncio's gather).
+            self._keeper._log_destroy_pending = False  # type: ignore[attr-defined]
         if self._opening is not None:
             await asyncio.shield(self._opening)
 
@@ -290,8 +307,28 @@ class DataSourceRegistry:
             await self.close()
             raise
         self.is_open = True
+        self.open_in = self._loop
         self._opening = None
         self._reloader.adopt(self.compiled.reload)
+
+    def _abandon_loop(self) -> None:
+        """The event loop was closed before `close` was called: close the connections, and start anew."""
+        self.is_open = False
+        self.open_in = _NO_LOOP
+        unwatch(self)
+        for datasource in (*self, *self._leaving):
+            datasource.abandon()
+        for server in self._retired:
+            server.abandon()
+        for fleet in (*self.compiled.fleets.values(), *self._retired_fleets):
+            fleet.abandon()
+        self._leaving.clear()
+        self._retired.clear()
+        self._retired_fleets.clear()
+        self.background = BackgroundTasks()
+        self.deferred_calls = DeferredCalls(WATCH_AFTER_S)
+        self._reloader = ConfigWatcher(self.reload, lambda: self._origin.files)
+        self._loop = self._opening = self._keeper = self._startup_audit = self.catalog = None
 
     async def _start_catalog(self, compiled: RuntimeConfig) -> Catalog | None:
         """Load the tenants of `tenants_from`, or their last snapshot."""
@@ -311,7 +348,11 @@ class DataSourceRegistry:
         """
         if not self.is_open:
             return
+        if self._loop is not None and self._loop.is_closed():
+            self._abandon_loop()
+            return
         self.is_open = False
+        self.open_in = _NO_LOOP
         unwatch(self)
         self._reloader.stop()
         if self._keeper is not None and self._keeper is not asyncio.current_task():
@@ -330,11 +371,16 @@ class DataSourceRegistry:
         self._retired.clear()
         self._leaving.clear()
         self._retired_fleets.clear()
-        await asyncio.gather(
+        outcomes = await asyncio.gather(
             *(server.close(timeout_s=timeout_s / 2) for server in servers),
             *(fleet.close(timeout_s=timeout_s / 2) for fleet in fleets),
+            return_exceptions=True,
         )
         self._loop = None
+        for outcome in outcomes:
+            # A cancellation is that of a task of the pool, at the end of the event loop.
+            if isinstance(outcome, BaseException) and not isinstance(outcome, asyncio.CancelledError):
+                raise outcome
 
     async def _close_with_the_loop(self) -> None:
         """Close when the event loop ends before `close` was called: a server without lifespan sends no shutdown.
@@ -342,11 +388,18 @@ class DataSourceRegistry:
         Otherwise the task of a pool that is connecting would treat the cancellation as a failed attempt and retry, and
         the end of the loop would wait for it forever.
         """
+        loop = asyncio.get_running_loop()
         try:
-            await asyncio.get_running_loop().create_future()
-        finally:
+            await loop.create_future()
+        except GeneratorExit:
+            # Nothing refers to the registry any more, while the event loop goes on: close in a task.
+            if self.is_open and not loop.is_closed():
+                loop.call_soon_threadsafe(_close_in_a_task, self)
+            raise
+        except asyncio.CancelledError:
             if self.is_open:
                 await self.close()
+            raise
 
     async def __aenter__(self) -> DataSourceRegistry:
         await self.open()
@@ -590,7 +643,7 @@ class DataSourceRegistry:
         Raises:
             DataError: TENANT: there is no such tenant; or the commit failed.
         """
-        if not self.is_open:
+        if self.open_in is not asyncio._get_running_loop():
             await self.open()
         compiled = self.compiled
         found = await compiled.admission.find(current_tenant() if tenant is None else tenant)
@@ -643,7 +696,7 @@ class DataSourceRegistry:
         Raises:
             DataError: No connection could be borrowed, or the commit failed.
         """
-        if not self.is_open:
+        if self.open_in is not asyncio._get_running_loop():
             await self.open()
         compiled = self.compiled
         db = self.make_session(
@@ -663,6 +716,16 @@ class DataSourceRegistry:
             await db.end(commit=True, reason="end of the block")
         finally:
             db.release_references()
+
+
+_closing: Final[set[asyncio.Task[None]]] = set()
+"""Keeps the tasks of `_close_in_a_task` alive."""
+
+
+def _close_in_a_task(registry: DataSourceRegistry) -> None:
+    task = asyncio.get_running_loop().create_task(registry.close())
+    _closing.add(task)
+    task.add_done_callback(_closing.discard)
 
 
 @lru_cache(maxsize=256)

@@ -227,7 +227,7 @@ class HandOver:
         self.at_hand.append(connection)
         if self._sweep is None:
             self.unused = 0
-            self._sweep = self._loop.call_later(SWEEP_S, self._return_unused)
+            self._sweep = self._loop.call_later(SWEEP_S, self._return_unused, context=Context())
 
     def forget(self, connection: PsycopgConnection) -> None:
         """A connection was lost: if it is kept here, psycopg_pool replaces it."""
@@ -259,7 +259,7 @@ class HandOver:
             self._return(connection)
         self.unused = len(self.at_hand)
         if self.at_hand:
-            self._sweep = self._loop.call_later(SWEEP_S, self._return_unused)
+            self._sweep = self._loop.call_later(SWEEP_S, self._return_unused, context=Context())
 
     def _return_all(self) -> None:
         while self.at_hand:
@@ -424,6 +424,15 @@ class Pool:
             hand_over.close()
         self._saturation.close()
         return owned
+
+    def abandon(self) -> None:
+        """The event loop is closed: close the pool without it."""
+        self._owned = self.hand_over = self._limits = None
+        self.borrowed = self.users = 0
+        if self._turns is not None:
+            settings = self.settings
+            self._turns = FairQueue(self.label, capacity=settings.max_size, max_waiting=settings.max_waiting)
+        self._saturation = Saturation(self)
 
     # Borrowing
 

@@ -122,14 +122,22 @@ class PsycopgServer(ServerHealth):
             if not connection.is_lent and not connection.is_usable:
                 # The pool configures or checks it, and would wait for the server.
                 connection.cut("the pool was closed")
-        await owned.close(timeout=timeout_s)
-        for connection in list(self._connections):
-            connection.cut("the pool was closed")
+        try:
+            await owned.close(timeout=timeout_s)
+        finally:
+            # At the end of an event loop, the tasks of psycopg_pool are cancelled, and this wait with them.
+            for connection in list(self._connections):
+                connection.cut("the pool was closed")
         tasks = [task for task in self._tasks if not task.done()]
         if tasks:
             await asyncio.wait(tasks, timeout=_CLOSE_GRACE_S)
             for task in tasks:
                 task.cancel()
+
+    def abandon(self) -> None:
+        """The event loop in which the pool was opened is closed: close the connections, and the pool, without it."""
+        self.pool.abandon()
+        self.forget_loop()
 
     def retire(self) -> None:
         """Keep no idle connections until `close`; requests are still served."""
@@ -203,11 +211,13 @@ class PsycopgServer(ServerHealth):
         Raises:
             psycopg.Error: It failed; the text names host, port and reason only.
         """
-        return await PsycopgConnection.connect(
+        connection = await PsycopgConnection.connect(
             await self._discovery.line_up(),
             observer=observer,
             fallback_application_name=f"{APPLICATION_NAME} {purpose}",
         )
+        self._apart.add(connection)
+        return connection
 
     async def connect_apart(self, *, deadline: float, purpose: str = "check") -> PsycopgConnection:
         """Connect outside the pool, for queries that must not wait in its queue; the caller closes the connection.

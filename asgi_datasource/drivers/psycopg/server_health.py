@@ -7,13 +7,15 @@ import logging
 import random
 from collections.abc import Coroutine
 from contextlib import suppress
+from contextvars import Context
 from math import inf
 from typing import Any, Final
+from weakref import WeakSet
 
 from psycopg import Error
 
 from ...errors import DataError, DataErrorKind
-from ...routing import Event, Health, Pauses, Role
+from ...routing import CircuitBreaker, Event, Health, Pauses, Role
 from ..protocol import PoolKeeper
 from ..server_base import ServerBase
 from ..settings import ServerSettings
@@ -71,6 +73,8 @@ class ServerHealth(ServerBase):
         self._target = target
         self._discovery = PrimaryDiscovery(self, target)
         self._connections: set[WatchedSocket] = set()
+        self._apart: WeakSet[WatchedSocket] = WeakSet()
+        """Connections outside the pool."""
         self._proven: set[WatchedSocket] = set()
         """The pool's connections that were checked, and lead to the right server."""
         self._checked: str | None = None
@@ -103,6 +107,20 @@ class ServerHealth(ServerBase):
     def waiting(self) -> int:
         """Number of callers that wait for a connection."""
         return self.pool.waiting
+
+    def forget_loop(self) -> None:
+        """The event loop is closed: close all connections, and forget what was bound to it."""
+        for connection in (*self._connections, *self._apart):
+            connection.abandon()
+        self._connections.clear()
+        self._apart.clear()
+        self._proven.clear()
+        self.attempts.clear()
+        self._tasks = set()
+        self._probe = self._check = None
+        self._is_wanted = asyncio.Event()
+        self._discovery = PrimaryDiscovery(self, self._target)
+        self.breaker = CircuitBreaker()
 
     # Observer of connections
 
@@ -323,7 +341,7 @@ class ServerHealth(ServerBase):
 
     def spawn(self, work: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:
         """Start a task that ends with the pool."""
-        task = asyncio.get_running_loop().create_task(work)
+        task = asyncio.get_running_loop().create_task(work, context=Context())
         self._tasks.add(task)
         task.add_done_callback(self._ended)
         return task

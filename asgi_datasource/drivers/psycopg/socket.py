@@ -12,6 +12,7 @@ import select
 import socket
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
+from contextvars import Context
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from psycopg import AsyncConnection, InterfaceError, OperationalError, abc, waiting
@@ -95,6 +96,7 @@ class WatchedSocket(AsyncConnection[Any]):
         # still watches a closed one can neither stop, nor watch the next connection with the same number.
         self._fd = os.dup(self.pgconn.socket)
         self._has_fd = True
+        self._pid = os.getpid()
         self._observer: ConnectionObserver | None = None
         self._receiver: Receiver | None = None
         self._waiter: asyncio.Future[None] | None = None
@@ -206,7 +208,8 @@ class WatchedSocket(AsyncConnection[Any]):
 
     def _watch(self) -> None:
         if not self._is_watched and not self._is_gone:
-            self._loop.add_reader(self._fd, self._on_readable)
+            # In a context of its own: the request's would be kept, and the request with it, while the socket is idle.
+            Context().run(self._loop.add_reader, self._fd, self._on_readable)
             self._is_watched = True
 
     def _unwatch(self) -> None:
@@ -323,6 +326,18 @@ class WatchedSocket(AsyncConnection[Any]):
         if self._has_fd:
             shut_down(self._fd)
         self._lose(OperationalError(f"the connection was cut: {reason}"))
+
+    def abandon(self) -> None:
+        """Close a connection whose event loop is closed: nothing of it can be awaited or scheduled any more."""
+        self._closed = self._is_gone = True
+        self._is_watched = self._is_writing = False
+        self._receiver = self._observer = self.when_gone = None
+        if self._pid == os.getpid():
+            # In a forked process, this would end the parent's session as well.
+            self.pgconn.finish()
+        if self._has_fd:
+            self._has_fd = False
+            os.close(self._fd)
 
     async def close(self) -> None:
         """Close the connection."""
