@@ -267,7 +267,8 @@ class DataSourceMiddleware:
 def _is_about(error: BaseException, reason: DataError | None) -> bool:
     """Whether an application has ended by this error, alone or in a group of its tasks' errors."""
     if isinstance(error, BaseExceptionGroup):
-        return any(_is_about(one, reason) for one in error.exceptions)
+        group: BaseExceptionGroup[BaseException] = error
+        return any(_is_about(one, reason) for one in group.exceptions)
     return reason is not None and error is reason
 
 

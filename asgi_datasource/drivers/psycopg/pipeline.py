@@ -185,6 +185,10 @@ class Pipeline:
         values = [answer.get_value(0, column) for column in range(answer.nfields)]
         return [None if value is None else value.decode() for value in values]
 
+    def sends(self, index: int) -> bool:
+        """Whether a statement has a text."""
+        return bool(self._commands[index][0])
+
     @property
     def has_committed(self) -> bool:
         """Whether a transaction that has ended with it, or within it, took effect."""
