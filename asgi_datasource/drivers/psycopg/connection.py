@@ -262,7 +262,7 @@ class PsycopgConnection(WatchedSocket, PipelineHost):  # pyright: ignore[reportI
         else:
             commands = [*opening, *between, command, *closing]
         pipeline = Pipeline(self, commands)
-        if self.is_unclean and self.is_idle:
+        if self.is_unclean and self.pgconn.transaction_status == _IDLE:
             self._put_reset(pipeline, behind=len(opening), is_read=envelope.is_read, has_calls=head is not None)
         if not envelope.is_read:
             self.has_written = True
@@ -307,7 +307,7 @@ class PsycopgConnection(WatchedSocket, PipelineHost):  # pyright: ignore[reportI
 
     def _calls_of_reset(self) -> bytes:
         """What the settings of the next transaction begin with; nothing inside a transaction."""
-        if not self.is_unclean or not self.is_idle:
+        if not self.is_unclean or self.pgconn.transaction_status != _IDLE:
             return b""
         return self.reset.calls(is_shared=self._observer is not None and self._observer.shares_sessions)
 
@@ -332,7 +332,7 @@ class PsycopgConnection(WatchedSocket, PipelineHost):  # pyright: ignore[reportI
             return
         if receiver.reset is not None:
             self._has_reset = True
-        if self._has_reset and self.is_idle:
+        if self._has_reset and self.pgconn.transaction_status == _IDLE:
             self._has_reset = False
             if receiver.has_committed:
                 if receiver.is_read:
