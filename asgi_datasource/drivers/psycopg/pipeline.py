@@ -190,11 +190,14 @@ class Pipeline:
         """Whether a transaction that has ended with it, or within it, took effect."""
         if self.error is not None:
             return False
-        tags = {answer.command_status for answer in self._answers if answer is not None}
-        if b"ROLLBACK" in tags:
-            return False
         # Without BEGIN all of it is one transaction, which ends with it.
-        return (self.reset is not None and not self.reset_at) or b"COMMIT" in tags
+        has_committed = self.reset is not None and not self.reset_at
+        for answer in self._answers:
+            tag = None if answer is None else answer.command_status
+            if tag == b"ROLLBACK":
+                return False
+            has_committed = has_committed or tag == b"COMMIT"
+        return has_committed
 
     # Sending
 
