@@ -294,7 +294,8 @@ class DataSourceMiddleware:
 def _is_about(error: BaseException, reason: DataError | None) -> bool:
     """Whether an application has ended by this error, alone or in a group of its tasks' errors."""
     if isinstance(error, BaseExceptionGroup):
-        return any(_is_about(one, reason) for one in error.exceptions)
+        errors = cast("BaseExceptionGroup[BaseException]", error).exceptions
+        return any(_is_about(one, reason) for one in errors)
     return reason is not None and error is reason
 
 
