@@ -9,7 +9,13 @@ from ...routing import Role
 from ..protocol import PoolKeeper
 from ..settings import ServerSettings
 from .conninfo_template import ConnectionTemplate
-from .control_connection import ControlConnection, login_of, login_parameters, open_control
+from .control_connection import (
+    ControlConnection,
+    login_of,
+    login_parameters,
+    open_control,
+    with_application_name,
+)
 from .server import PsycopgServer
 
 if TYPE_CHECKING:
@@ -46,6 +52,10 @@ class PsycopgDriver:
     def login_of(self, conninfo: str) -> str:
         """The role that a connection string logs in as; raises ConfigError where it names none."""
         return login_of(conninfo)
+
+    def with_application_name(self, conninfo: str, name: str) -> str:
+        """See `drivers.control.ControlDriver`."""
+        return with_application_name(conninfo, name)
 
     async def login_parameters(
         self, admin: ControlConnection, conninfo: str, *, user: str, password: str, where: str
