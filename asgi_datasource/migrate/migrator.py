@@ -10,12 +10,11 @@ from typing import Final, LiteralString
 from ..config import Config
 from ..drivers.control import ControlConnection
 from ..errors import DataError, DataErrorKind
-from .directives import Phase
 from .fan_out import Events, FanOut
 from .files import Kind, Migration
 from .fleet import Database, Fleet, find_fleet
 from .ledger import WRITE, EntryState, lock_key, row_values
-from .plan import Trouble
+from .plan import Trouble, first_contract
 from .report import MigrationReport
 from .steps import Run
 from .survey import Folders, Progress, survey, unknown_tenants
@@ -65,7 +64,7 @@ class Migrator:
         Args:
             tenants: These only; None is all, and the shared parts.
             concurrency: Tenants of a datasource at a time; None takes the configuration's.
-            expand_only: Leave out the contract phase.
+            expand_only: Stop before the first migration of the contract phase.
             up_to: Leave out versions above.
 
         Raises:
@@ -76,15 +75,16 @@ class Migrator:
         began = perf_counter()
         skipped: set[int] = set()
 
-        def is_wanted(file: Migration) -> bool:
-            if up_to is not None and file.version > up_to:
-                return False
-            return not (expand_only and file.directives.phase is Phase.CONTRACT)
+        def wanted(pending: list[Migration]) -> list[Migration]:
+            if expand_only and (contract := first_contract(pending)) is not None:
+                # What is behind it runs behind it: a version is never run below one that has run.
+                pending = pending[: pending.index(contract)]
+            return [file for file in pending if up_to is None or file.version <= up_to]
 
         fleet, everything = await self._survey(tenants, prepare=True)
         run = Run(fleet.migrate.lock_timeout_s, self._events.told)
         for _ in range(MOST_ROUNDS):
-            _leave_out(everything, is_wanted, skipped)
+            _leave_out(everything, wanted, skipped)
             self._events.began(sum(1 for one in everything if one.is_selected and one.pending))
             await self._fan_out(run, fleet, everything, concurrency).go()
             if tenants is not None:
@@ -253,12 +253,14 @@ class Migrator:
         return [f"{one.name}: counts as the schema that was migrated ({len(rows)} rows)"] if rows else []
 
 
-def _leave_out(everything: Sequence[Progress], is_wanted: Callable[[Migration], bool], skipped: set[int]) -> None:
+def _leave_out(
+    everything: Sequence[Progress], wanted: Callable[[list[Migration]], list[Migration]], skipped: set[int]
+) -> None:
     """Take out of what is pending what is not to be run in this run."""
     for one in everything:
         if id(one) not in skipped:
             skipped.add(id(one))
-            one.pending = [file for file in one.pending if is_wanted(file)]
+            one.pending = wanted(one.pending)
 
 
 _LOCK: Final[LiteralString] = "select pg_advisory_xact_lock(hashtextextended(%s, 0))"

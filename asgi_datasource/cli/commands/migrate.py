@@ -43,7 +43,7 @@ def configure(parser: ArgumentParser) -> None:
     apply.add_argument("--concurrency", type=int, metavar="COUNT", help="tenants at a time; default: the document's")
     apply.add_argument("--to", type=int, metavar="VERSION", help="leave out versions above")
     apply.add_argument(
-        "--phase", choices=("all", "expand"), default="all", help="expand: leave out the contract phase; default: all"
+        "--phase", choices=("all", "expand"), default="all", help="expand: stop before the contract phase"
     )
     baseline = add("baseline", "have schemas that were never migrated count as being at a version")
     baseline.add_argument("--version", type=int, required=True, metavar="VERSION", help="the version that they are at")
