@@ -4,8 +4,10 @@ from .directives import Directives, Phase
 from .fan_out import Events
 from .files import Folder, Kind, Migration, Problem, Scope, read_folder
 from .migrator import Migrator
+from .new_tenants import NewTenants
 from .plan import Finding, Trouble
 from .report import MigrationReport, Verdict, named
+from .skew import SkewWatch
 from .sql_tokens import SqlError, Statement, checksum, split
 from .survey import Progress, Standing, counts
 
@@ -18,10 +20,12 @@ __all__ = [
     "Migration",
     "MigrationReport",
     "Migrator",
+    "NewTenants",
     "Phase",
     "Problem",
     "Progress",
     "Scope",
+    "SkewWatch",
     "SqlError",
     "Standing",
     "Statement",

@@ -20,6 +20,7 @@ from ..datasource.datasource import DataSource
 from ..drivers.protocol import Server
 from ..drivers.raw import RawConnection
 from ..errors import ConfigError, DataError, DataErrorKind
+from ..migrate import NewTenants, SkewWatch
 from ..observability.metrics import unwatch, watch
 from ..routing import AccessIntent, ReadAfterWritePin
 from ..routing.consistency.token import Token
@@ -117,6 +118,8 @@ class DataSourceRegistry:
         self.is_open = False
         """Whether its pools are open."""
         self._vetting: StartupAudit | None = None
+        self.skew: SkewWatch | None = None
+        """Holds back tenants whose schema is behind, while the registry is open; None without migrations."""
         self.catalog: Catalog | None = None
         """Keeps the tenants that are in a table up to date, while the registry is open."""
 
@@ -283,6 +286,7 @@ class DataSourceRegistry:
         self._vetting = vetting = StartupAudit(self.compiled, self.catalog)
         try:
             await vetting.run()
+            self.skew = await self._start_skew(self.compiled)
         except ConfigError:
             # As if it had never been opened: whoever has put it right may try again.
             self.is_open = True
@@ -302,6 +306,15 @@ class DataSourceRegistry:
         await catalog.open()
         return catalog
 
+    @staticmethod
+    async def _start_skew(compiled: RuntimeConfig) -> SkewWatch | None:
+        """Check the schemas, or migrate them, and watch them."""
+        if compiled.migrating is None:
+            return None
+        skew = SkewWatch(compiled.migrating, compiled.admission)
+        await skew.start()
+        return skew
+
     async def close(self, *, timeout_s: float = CLOSE_TIMEOUT_S) -> None:
         """End what is still under way, then close the pools; bounded, whatever the servers do.
 
@@ -320,6 +333,9 @@ class DataSourceRegistry:
             await catalog.close()
         if self._vetting is not None:
             await self._vetting.stop()
+        skew, self.skew = self.skew, None
+        if skew is not None:
+            await skew.stop()
         await self.background.drain(timeout_s / 2)
         self.overtime.close()
         for datasource in (*self, *self._leaving):
@@ -410,12 +426,16 @@ class DataSourceRegistry:
             vetting = StartupAudit(compiled, catalog)
             try:
                 await vetting.run()
+                skew = await self._start_skew(compiled)
             except BaseException:
                 await self._abandon(compiled, opened, catalog)
                 raise
             if self._vetting is not None:
                 await self._vetting.stop()
             self._vetting = vetting
+            if self.skew is not None:
+                await self.skew.stop()
+            self.skew = skew
             before_it, self.catalog = self.catalog, catalog
             if before_it is not None:
                 if catalog is not None:
@@ -542,7 +562,9 @@ class DataSourceRegistry:
         plan = self.compiled.provisioning
         if plan is None:
             raise ConfigError("this registry was not compiled from a document")
-        tenant = await Provisioner(plan).create(name, **placed)
+        config = self.compiled.migrating
+        migrations = None if config is None else NewTenants(config)
+        tenant = await Provisioner(plan, migrations=migrations).create(name, **placed)
         if self.catalog is not None:
             await self.catalog.refresh()
         return tenant

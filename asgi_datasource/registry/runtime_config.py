@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 from typing import Final
 
-from ..config import AuditConfig, ReloadConfig
+from ..config import AuditConfig, Config, ReloadConfig
 from ..datasource.database_fleet import Fleet
 from ..datasource.datasource import DataSource
 from ..drivers.protocol import Server
@@ -51,6 +51,7 @@ class RuntimeConfig:
         shared_schemas: What is searched after a tenant's own schema, by datasource.
         homes_to_come: Where tenants will live that are not known yet, by datasource.
         provisioning: How tenants are made.
+        migrating: The document, where it has migrations.
         audits: What to look for at the start in each datasource, by name.
         policy: What holds for every session.
         rules: Those of `routes`.
@@ -71,6 +72,7 @@ class RuntimeConfig:
     homes_to_come: Mapping[str, Sequence[Home]] = field(default_factory=dict[str, "Sequence[Home]"])
     provisioning: ProvisioningPlan | None = None
     shared_schemas: Mapping[str, Sequence[str]] = field(default_factory=dict[str, "Sequence[str]"])
+    migrating: Config | None = field(default=None, repr=False)
     audits: Mapping[str, AuditConfig] = field(default_factory=dict[str, AuditConfig])
     policy: SessionPolicy = SessionPolicy()
     rules: RouteRules = RouteRules()

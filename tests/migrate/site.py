@@ -96,6 +96,10 @@ class Site:
         """The same inside this process."""
         return call("migrate", *arguments, "--config", self.config, cwd=self.folder)
 
+    def command_of(self, command: str, *arguments: str) -> Ran:
+        """Another command with the same document."""
+        return call(command, *arguments, "--config", self.config, cwd=self.folder)
+
     @asynccontextmanager
     async def connect(self) -> AsyncIterator[psycopg.AsyncConnection[Any]]:
         url = self.cluster.nodes["primary"].url(dbname=self.dbname, user="postgres")
