@@ -3,6 +3,7 @@
 from .directives import Directives, Phase
 from .fan_out import Events
 from .files import Folder, Kind, Migration, Problem, Scope, read_folder
+from .lint import lint_file
 from .migrator import Migrator
 from .new_tenants import NewTenants
 from .plan import Finding, Trouble
@@ -33,6 +34,7 @@ __all__ = [
     "Verdict",
     "checksum",
     "counts",
+    "lint_file",
     "named",
     "read_folder",
     "split",

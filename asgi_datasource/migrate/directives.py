@@ -118,7 +118,7 @@ def _seconds(name: str, value: str, line: int) -> float:
 def _allowance(value: str, line: int) -> tuple[str, str]:
     found = _ALLOW.fullmatch(value)
     if found is None:
-        raise DirectiveError("write it as `-- lint: allow ADM003 why it is safe here`", line)
+        raise DirectiveError("write it as `-- lint: allow ADS203 why it is safe here`", line)
     code, reason = found[1].upper(), found[2]
     if not reason:
         raise DirectiveError(f"lint: allow {code} needs a reason after the code", line)

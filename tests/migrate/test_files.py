@@ -28,7 +28,7 @@ def test_files_are_found_by_scope_and_sorted_by_version(tmp_path: Path) -> None:
                 "tenant__0010_ten.sql": "select 10",
                 "tenant__9_nine.sql": "-- transaction: off\n-- lock_timeout: 5s\n\nvacuum t",
                 "tenant__9_nine.down.sql": "drop index i",
-                "tenant__20260714120000_drop.sql": "-- phase: contract\n-- lint: allow ADM009 unused\ndrop table t",
+                "tenant__20260714120000_drop.sql": "-- phase: contract\n-- lint: allow ADS209 unused\ndrop table t",
                 "tenant__11_seed.py": "async def up(db):\n    pass\n",
                 "tenant__R_views.sql": "create or replace view v as select 1",
                 "tenant__B0010_start.sql": "create table t (a int)",
@@ -44,7 +44,7 @@ def test_files_are_found_by_scope_and_sorted_by_version(tmp_path: Path) -> None:
     assert (nine.directives.is_transactional, nine.directives.lock_timeout_s) == (False, 5.0)
     assert nine.down is not None
     assert seed.is_python
-    assert (last.directives.phase, last.directives.allowed) == (Phase.CONTRACT, {"ADM009": "unused"})
+    assert (last.directives.phase, last.directives.allowed) == (Phase.CONTRACT, {"ADS209": "unused"})
     assert [found.label for found in folder.repeatable(Scope.TENANT)] == ["R_views"]
     baseline = folder.baseline(Scope.TENANT)
     assert baseline is not None
@@ -67,7 +67,7 @@ def test_files_are_found_by_scope_and_sorted_by_version(tmp_path: Path) -> None:
         ("tenant__0002_a.sql", "select 'a", "0002_a.sql:1: the quote"),
         ("tenant__0002_a.sql", "-- trasaction: off\nselect 1", "did you mean 'transaction'"),
         ("tenant__0002_a.sql", "-- phase: shrink\nselect 1", "expand or contract"),
-        ("tenant__0002_a.sql", "-- lint: allow ADM001\nselect 1", "needs a reason"),
+        ("tenant__0002_a.sql", "-- lint: allow ADS201\nselect 1", "needs a reason"),
         ("tenant__0002_a.sql", "-- lock_timeout: 5\nselect 1", "is not a duration"),
         ("tenant__0002_a.py", "def up(:", "it is not Python"),
     ],

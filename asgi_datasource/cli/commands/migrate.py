@@ -12,7 +12,9 @@ from ...errors import ConfigError, DataError
 from ...migrate import MigrationReport, Migrator, Problem
 from ..command import CannotRun, Result, offer_formats
 from ..console import Console
+from ..rendering import FORMATS
 from ..sources import environment, examine_file, find_file, load_or_refuse, offer_environment, offer_overlays
+from .migrate_lint import lint_folders
 from .migrate_new import write_next
 from .migrate_output import Changed, Planned, Status
 from .migrate_progress import open_progress
@@ -60,6 +62,10 @@ def configure(parser: ArgumentParser) -> None:
     new.add_argument("--timestamp", action="store_true", help="a timestamp as the version, not the next number")
     for made in (plan, check, status, apply, baseline, repair, new):
         offer_formats(made, "text", "json")
+    lint = add("lint", "find unsafe DDL: what stops the site, or breaks the running version", tenants=False)
+    lint.add_argument("--strict", action="store_true", help="exit with 1 on warnings as well")
+    lint.add_argument("--since", type=int, metavar="VERSION", help="only versions above, such as those of a branch")
+    offer_formats(lint, *FORMATS)
 
 
 def run(options: Namespace, console: Console) -> Result:
@@ -123,6 +129,10 @@ def _repair(config: Config, options: Namespace, console: Console) -> Result:
     return Changed("repair", tuple(lines))
 
 
+def _lint(config: Config, options: Namespace, console: Console) -> Result:
+    return lint_folders(config, is_strict=options.strict, since=options.since)
+
+
 def _new(config: Config, options: Namespace, console: Console) -> Result:
     return write_next(config, options, console)
 
@@ -135,4 +145,5 @@ _OPERATIONS: Final[dict[str, Callable[[Config, Namespace, Console], Result]]] = 
     "baseline": _baseline,
     "repair": _repair,
     "new": _new,
+    "lint": _lint,
 }
