@@ -11,12 +11,12 @@ from ..config import Config
 from ..drivers.control import ControlConnection
 from ..errors import DataError, DataErrorKind
 from .fan_out import Events, FanOut
-from .files import Kind, Migration
+from .files import Kind, Migration, Problem, Scope
 from .fleet import Database, Fleet, find_fleet
 from .ledger import WRITE, EntryState, lock_key, row_values
 from .plan import Trouble, first_contract
 from .report import MigrationReport
-from .steps import Run
+from .steps import Outcome, Run, StepFailed, open_worker, take_back
 from .survey import Folders, Progress, survey, unknown_tenants
 
 MOST_ROUNDS: Final = 100
@@ -136,6 +136,57 @@ class Migrator:
         skip = [(one.database, one.target.scope) for one in everything]
         return fleet, await survey(partial, self._folders, prepare=True, skip=skip)
 
+    async def down(
+        self, to: int, *, scope: Scope = Scope.TENANT, tenants: Collection[str] | None = None, plans_only: bool = False
+    ) -> list[Progress]:
+        """Take migrations back, the highest first, each with its row in one transaction.
+
+        Args:
+            to: The version that stays the highest.
+            scope: Which migrations.
+            tenants: These only; None is all.
+            plans_only: Only say what would be taken back, in `applied` of the result.
+
+        Returns:
+            The schemas that have something to take back. The first failure ends it.
+
+        Raises:
+            Problem: A migration has nothing that takes it back.
+            DataError: One of them failed; those before are taken back.
+        """
+        fleet, everything = await self._survey(tenants, prepare=not plans_only)
+        found: list[tuple[Progress, list[Migration]]] = []
+        for one in everything:
+            if one.is_selected and one.target.kind is scope:
+                _refuse_findings(one)
+                files = [file for file in reversed(one.folder.versioned(scope)) if to < file.version <= one.version]
+                back = [file for file in files if file not in one.pending]
+                for file in back:
+                    if file.down is None and not file.is_python:
+                        fix = f"Write {file.path.with_suffix('').name}.down.sql."
+                        raise Problem(file.path, "nothing takes it back", fix=fix)
+                if back:
+                    found.append((one, back))
+        if not plans_only:
+            await self._take_back(Run(fleet.migrate.lock_timeout_s, self._events.told), found)
+        else:
+            for one, back in found:
+                one.applied = [file.label for file in back]
+        return [one for one, _ in found]
+
+    @staticmethod
+    async def _take_back(run: Run, found: Sequence[tuple[Progress, list[Migration]]]) -> None:
+        for one, back in found:
+            async with open_worker(run, one.database) as worker:
+                for file in back:
+                    try:
+                        outcome = await take_back(worker, one.target, file)
+                    except StepFailed as failure:
+                        raise DataError(DataErrorKind.QUERY, f"{one.name}: {failure}") from failure
+                    if outcome is Outcome.BUSY:
+                        raise DataError(DataErrorKind.CONFLICT, f"{one.name}: another process migrates it now")
+                    one.applied.append(file.label)
+
     # -- the ledger by hand
 
     async def baseline(self, version: int, *, tenants: Collection[str] | None = None) -> list[Progress]:
@@ -251,6 +302,12 @@ class Migrator:
                 one.target.scope,
             )
         return [f"{one.name}: counts as the schema that was migrated ({len(rows)} rows)"] if rows else []
+
+
+def _refuse_findings(one: Progress) -> None:
+    for finding in one.findings:
+        if finding.trouble in (Trouble.UNKNOWN, Trouble.ABSENT):
+            raise DataError(DataErrorKind.CONFLICT, f"{one.name}: {finding.message}. {finding.fix}")
 
 
 def _leave_out(

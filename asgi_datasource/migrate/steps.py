@@ -21,11 +21,11 @@ from ..drivers.statement_analysis import outlives_transaction
 from ..errors import DataError, DataErrorKind
 from ..tenancy import quote_identifier
 from .concurrent_index import ConcurrentIndex, concurrent_index
-from .files import Kind, Migration
+from .files import Kind, Migration, check_statements, read_text
 from .fleet import Database, Target
-from .ledger import ROW_OF, WRITE, EntryState, lock_key, row_values
+from .ledger import ERASE, ROW_OF, WRITE, EntryState, lock_key, row_values
 from .python_steps import run_python
-from .sql_tokens import Statement
+from .sql_tokens import Statement, split
 
 ATTEMPTS: Final = 6
 """How often a step is tried that waits too long for a lock, or loses a deadlock."""
@@ -145,6 +145,28 @@ async def apply_step(worker: Worker, target: Target, migration: Migration) -> Ou
     raise AssertionError
 
 
+async def take_back(worker: Worker, target: Target, migration: Migration) -> Outcome:
+    """Take one migration back in one schema, by its `.down.sql` or `down(db)`, together with its row.
+
+    Args:
+        worker: A connection to the database.
+        target: The schema.
+        migration: The highest one that the schema has.
+
+    Raises:
+        StepFailed: The server refused it, there is no row of it, or it cannot be taken back.
+        DataError: CONNECTION: the connection was lost. What became of the step is in the ledger.
+    """
+    step = _Step(worker, target, migration)
+    try:
+        return await step.back()
+    except DataError as error:
+        if error.kind is DataErrorKind.CONNECTION:
+            raise
+        await step.roll_back()
+        raise StepFailed(migration, error.message, sqlstate=error.sqlstate) from error
+
+
 _CLAIM: Final[LiteralString] = "select pg_catalog.pg_try_advisory_xact_lock(pg_catalog.hashtextextended({key}, 0))"
 _OID: Final[LiteralString] = "select oid::int8 from pg_catalog.pg_namespace where nspname = {schema}"
 _SETTINGS: Final[LiteralString] = (
@@ -192,8 +214,11 @@ class _Step:
             await self.admin.batch("discard all")
         return Outcome.APPLIED
 
-    async def _begin(self) -> Outcome | _Row:
+    async def _begin(self, *, is_back: bool = False) -> Outcome | _Row:
         """Begin a transaction, take the lock of the schema and read the row.
+
+        Args:
+            is_back: Whether the migration is to be taken back: a row that says that it has run is no reason to stop.
 
         Returns:
             The row as it is under the lock; or why there is nothing to do.
@@ -218,6 +243,8 @@ class _Step:
             return _Row(oid)
         [[state, checksum, run_id, done, is_stale]] = found
         row = _Row(oid, EntryState(state), run_id, int(done), bool(is_stale))
+        if is_back:
+            return row
         if row.state in (EntryState.APPLIED, EntryState.BASELINED):
             if self.migration.kind is Kind.REPEATABLE and bytes.fromhex(checksum) != self.migration.checksum:
                 return row
@@ -255,6 +282,23 @@ class _Step:
     def _resets(self) -> tuple[str, ...]:
         """Take settings of the session back before COMMIT, so that they are not those of the next schema."""
         return ("reset session authorization", "reset role", "reset all") if self._outlives else ()
+
+    async def back(self) -> Outcome:
+        row = await self._begin(is_back=True)
+        if row is Outcome.BUSY or not isinstance(row, _Row):
+            await self.roll_back()
+            return Outcome.BUSY
+        if row.state is not EntryState.APPLIED:
+            raise DataError(DataErrorKind.CONFLICT, "the ledger does not have it as applied: it cannot be taken back")
+        erase = ("set local search_path = pg_catalog", self.admin.compose(ERASE, **self._key()), "commit")
+        if self.migration.is_python:
+            await run_python(self.migration, "down", self.admin, self.target)
+            await self.admin.batch(*erase)
+        elif self.migration.down is not None:
+            text = read_text(self.migration.down)
+            check_statements(self.migration.down, split(text))
+            await self.admin.batch(text, *erase, name=self.migration.down.name)
+        return Outcome.APPLIED
 
     # -- without a transaction
 

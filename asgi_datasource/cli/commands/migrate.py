@@ -9,7 +9,7 @@ from typing import Final
 
 from ...config import Config
 from ...errors import ConfigError, DataError
-from ...migrate import MigrationReport, Migrator, Problem
+from ...migrate import MigrationReport, Migrator, Problem, Scope
 from ..command import CannotRun, Result, offer_formats
 from ..console import Console
 from ..rendering import FORMATS
@@ -54,13 +54,17 @@ def configure(parser: ArgumentParser) -> None:
     what.add_argument("--accept", action="store_true", help="take the present files for those that have run")
     what.add_argument("--adopt", action="store_true", help="take restored schemas for those that were migrated")
     what.add_argument("--forget", action="store_true", help="forget what has run in schemas that were created again")
+    down = add("down", "take migrations back by their .down.sql; asks first")
+    down.add_argument("--to", type=int, required=True, metavar="VERSION", help="the version that stays the highest")
+    down.add_argument("--scope", choices=("tenant", "shared"), default="tenant", help="default: tenant")
+    down.add_argument("--yes", action="store_true", help="do not ask")
     new = add("new", "write the next file", tenants=False)
     new.add_argument("name", metavar="NAME", help="what it does: add_orders")
     new.add_argument("--scope", choices=("tenant", "shared"), default="tenant", help="default: tenant")
     new.add_argument("--python", action="store_true", help="a Python step")
     new.add_argument("--down", action="store_true", help="with a file that takes it back")
     new.add_argument("--timestamp", action="store_true", help="a timestamp as the version, not the next number")
-    for made in (plan, check, status, apply, baseline, repair, new):
+    for made in (plan, check, status, apply, baseline, repair, down, new):
         offer_formats(made, "text", "json")
     lint = add("lint", "find unsafe DDL: what stops the site, or breaks the running version", tenants=False)
     lint.add_argument("--strict", action="store_true", help="exit with 1 on warnings as well")
@@ -129,6 +133,19 @@ def _repair(config: Config, options: Namespace, console: Console) -> Result:
     return Changed("repair", tuple(lines))
 
 
+def _down(config: Config, options: Namespace, console: Console) -> Result:
+    scope = Scope(options.scope)
+    planned = asyncio.run(Migrator(config).down(options.to, scope=scope, tenants=options.tenant, plans_only=True))
+    lines = tuple(f"{one.name}: {', '.join(one.applied)}" for one in planned)
+    if planned and not options.yes:
+        for line in lines:
+            console.progress(f"would take back {line}")
+        if not console.confirm("What they have added is lost, with its rows. Take them back?"):
+            raise CannotRun("nothing was taken back", "If that is meant, answer yes, or add --yes.")
+    done = asyncio.run(Migrator(config).down(options.to, scope=scope, tenants=options.tenant))
+    return Changed("down", tuple(f"{one.name}: took back {', '.join(one.applied)}" for one in done))
+
+
 def _lint(config: Config, options: Namespace, console: Console) -> Result:
     return lint_folders(config, is_strict=options.strict, since=options.since)
 
@@ -146,4 +163,5 @@ _OPERATIONS: Final[dict[str, Callable[[Config, Namespace, Console], Result]]] = 
     "repair": _repair,
     "new": _new,
     "lint": _lint,
+    "down": _down,
 }
