@@ -99,6 +99,14 @@ class ControlDriver(Protocol):
         """The role that a connection string logs in as; raises `ConfigError` where it names none."""
         ...
 
+    def connect_blocking(self, conninfo: str, *, dbname: str | None = None) -> Any:
+        """A connection of the driver's blocking kind, for tools that know no other."""
+        ...
+
+    def refusal_text(self, error: BaseException | None) -> str:
+        """What a message says of an error that the driver raised; without values."""
+        ...
+
     def with_application_name(self, conninfo: str, name: str) -> str:
         """A connection string whose connections bear another `application_name`."""
         ...

@@ -18,9 +18,10 @@ from typing import Final
 
 from ..config import StageConfig
 from ..errors import DataError, DataErrorKind
+from .alembic_engine import AlembicFolder, AlembicMigration, Upgrades
 from .files import Migration
 from .fleet import Database
-from .steps import Outcome, Run, StepFailed, Worker, apply_step, open_worker
+from .steps import ATTEMPTS, RETRIED, Outcome, Run, StepFailed, Worker, apply_step, open_worker
 from .survey import Progress, Standing, waits_for
 
 RECONNECTS: Final = 3
@@ -77,6 +78,7 @@ class FanOut:
         self._stages = stages
         self._shared = {id(one.database): one for one in everything if not one.target.tenants}
         self._ended: set[int] = set()
+        self._upgrades: Upgrades | None = None
 
     @property
     def is_stopped(self) -> bool:
@@ -85,6 +87,13 @@ class FanOut:
 
     async def go(self) -> None:
         """Apply what is pending."""
+        try:
+            await self._go()
+        finally:
+            if self._upgrades is not None:
+                self._upgrades.close()
+
+    async def _go(self) -> None:
         shared = [one for one in self._selected() if not one.target.tenants]
         await self._advance_all(shared)
         for stage, members in self._by_stage():
@@ -177,7 +186,11 @@ class FanOut:
                 one = queue.popleft()
                 began = perf_counter()
                 try:
-                    outcome = await self._advance(await connection.to(one.database), one, transactional=transactional)
+                    if isinstance(one.folder, AlembicFolder):
+                        outcome = await self._upgrade(one.folder, one)
+                    else:
+                        worker = await connection.to(one.database)
+                        outcome = await self._advance(worker, one, transactional=transactional)
                     if outcome is Outcome.BUSY:
                         queue.append(one)
                         await asyncio.sleep(BUSY_PAUSE_S * random.uniform(0.5, 1.5))  # noqa: S311 - jitter
@@ -204,6 +217,32 @@ class FanOut:
             one.has_run(migration, by_us=outcome is Outcome.APPLIED)
         if not one.pending:
             self._settle(one)
+        return Outcome.APPLIED
+
+    async def _upgrade(self, folder: AlembicFolder, one: Progress) -> Outcome:
+        """Have Alembic run all that a schema lacks, in one transaction."""
+        pending = [file for file in one.pending if isinstance(file, AlembicMigration)]
+        if self._upgrades is None:
+            self._upgrades = Upgrades(self._concurrency)
+        for attempt in range(1, ATTEMPTS + 1):
+            try:
+                # Branches that are not merged yet have several heads.
+                is_all = pending[-1] is folder.versioned(one.target.kind)[-1]
+                revision = "heads" if is_all else pending[-1].revision
+                is_done = await self._upgrades.run(folder, one.database, one.target, revision, self.run.lock_timeout_s)
+            except DataError as error:
+                if error.kind is DataErrorKind.CONNECTION:
+                    raise
+                if error.sqlstate not in RETRIED or attempt == ATTEMPTS:
+                    raise StepFailed(pending[0], error.message, sqlstate=error.sqlstate) from error
+                await asyncio.sleep(self.run.lock_timeout_s * 2 ** (attempt - 1) * random.uniform(0.7, 1.3))  # noqa: S311
+                continue
+            if not is_done:
+                return Outcome.BUSY
+            break
+        for file in pending:
+            one.has_run(file, by_us=True)
+        self._settle(one)
         return Outcome.APPLIED
 
     def _fail(self, one: Progress, migration: Migration, message: str, sqlstate: str | None) -> None:

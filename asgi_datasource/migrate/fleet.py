@@ -147,6 +147,8 @@ class Fleet:
         Raises:
             ConfigError: None is configured for it.
         """
+        if self.migrate.engine == "alembic":
+            return Path(self.migrate.script_location or "")
         found = next((path for name, path in self.migrate.folders.items() if name in database.datasources), None)
         folder = found or self.migrate.folder
         if folder is None:

@@ -34,7 +34,7 @@ class Migrator:
     def __init__(self, config: Config, *, events: Events | None = None) -> None:
         self._config = config
         self._events = events or Events()
-        self._folders = Folders()
+        self._folders = Folders("sql" if config.migrate is None else config.migrate.engine)
 
     async def plan(self, *, tenants: Collection[str] | None = None, command: str = "plan") -> MigrationReport:
         """How far every schema is. Changes nothing.
@@ -154,6 +154,7 @@ class Migrator:
             Problem: A migration has nothing that takes it back.
             DataError: One of them failed; those before are taken back.
         """
+        self._refuse_alembic("alembic downgrade")
         fleet, everything = await self._survey(tenants, prepare=not plans_only)
         found: list[tuple[Progress, list[Migration]]] = []
         for one in everything:
@@ -187,6 +188,10 @@ class Migrator:
                         raise DataError(DataErrorKind.CONFLICT, f"{one.name}: another process migrates it now")
                     one.applied.append(file.label)
 
+    def _refuse_alembic(self, command: str) -> None:
+        if self._config.migrate is not None and self._config.migrate.engine == "alembic":
+            raise DataError(DataErrorKind.CONFIG, f"with engine: alembic, this is what {command} does")
+
     # -- the ledger by hand
 
     async def baseline(self, version: int, *, tenants: Collection[str] | None = None) -> list[Progress]:
@@ -199,6 +204,7 @@ class Migrator:
         Returns:
             The schemas that were written down.
         """
+        self._refuse_alembic("alembic stamp")
         _, everything = await self._survey(tenants, prepare=True)
         found = [one for one in everything if one.is_selected and one.version == 0]
         for one in found:
@@ -255,6 +261,7 @@ class Migrator:
         Returns:
             What was changed, a line each.
         """
+        self._refuse_alembic("alembic stamp")
         _, everything = await self._survey(tenants, prepare=True)
         lines: list[str] = []
         for database, members in _by_database([one for one in everything if one.is_selected and one.findings]):

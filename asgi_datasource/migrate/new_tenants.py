@@ -56,7 +56,7 @@ class NewTenants:
             async with database.open() as admin:
                 await ensure_ledger(admin, where=database.where)
                 await _forget_dropped(admin, target)
-            found = await survey(fleet, Folders(), prepare=True)
+            found = await survey(fleet, Folders(self._migrate.engine), prepare=True)
         except Problem as problem:
             raise DataError(DataErrorKind.CONFIG, str(problem)) from None
         if database.name is None:

@@ -33,7 +33,7 @@ LONGEST_PAUSE_S: Final = 30.0
 BEAT_S: Final = 3.0
 """Pause between two heartbeats; five of them missed make a claim stale (`ROW_OF`)."""
 
-_RETRIED: Final = frozenset({"55P03", "40P01", "40001"})
+RETRIED: Final = frozenset({"55P03", "40P01", "40001"})
 """lock_not_available, deadlock_detected, serialization_failure."""
 
 
@@ -134,7 +134,7 @@ async def apply_step(worker: Worker, target: Target, migration: Migration) -> Ou
             if error.kind is DataErrorKind.CONNECTION:
                 raise
             await step.roll_back()
-            if error.sqlstate not in _RETRIED or attempt == ATTEMPTS:
+            if error.sqlstate not in RETRIED or attempt == ATTEMPTS:
                 raise StepFailed(migration, error.message, sqlstate=error.sqlstate) from error
             pause_s = min(LONGEST_PAUSE_S, step.lock_timeout_s * 2 ** (attempt - 1)) * random.uniform(0.7, 1.3)  # noqa: S311
             worker.run.tell(

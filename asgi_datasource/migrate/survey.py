@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
 from typing import Final
 
+from .alembic_engine import AlembicFolder, read_revisions, read_scripts, serves
 from .directives import Phase
 from .files import Folder, Kind, Migration, read_folder
 from .fleet import Database, Fleet, Target
@@ -111,11 +112,12 @@ class Folders:
     """Reads each folder of migrations once.
 
     Args:
-        fleet: Names the folders.
+        engine: `sql` or `alembic`.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, engine: str = "sql") -> None:
         self._read: dict[Path, Folder] = {}
+        self._engine = engine
 
     def of(self, path: Path) -> Folder:
         """A folder.
@@ -124,13 +126,8 @@ class Folders:
             Problem: It cannot be used.
         """
         if path not in self._read:
-            self._read[path] = read_folder(path)
+            self._read[path] = read_folder(path) if self._engine == "sql" else read_scripts(path)
         return self._read[path]
-
-    @property
-    def all(self) -> Sequence[Folder]:
-        """Those that were read."""
-        return tuple(self._read.values())
 
 
 async def survey(
@@ -155,7 +152,9 @@ async def survey(
         Problem: A folder cannot be used.
         DataError: A database cannot be reached, or refuses.
     """
-    rules = Rules(fleet.migrate.out_of_order == "allow", fleet.migrate.missing == "ignore")
+    # Alembic's graph says what is missing, whatever the order in which revisions were merged.
+    is_graph = fleet.migrate.engine == "alembic"
+    rules = Rules(is_graph or fleet.migrate.out_of_order == "allow", fleet.migrate.missing == "ignore")
     limit = asyncio.Semaphore(DATABASES_AT_A_TIME)
     known = {(database.url, database.dbname, scope) for database, scope in skip}
 
@@ -164,15 +163,19 @@ async def survey(
         wanted = [
             target
             for target in database.everything
-            if folder.has(target.kind) and (database.url, database.dbname, target.scope) not in known
+            if serves(folder, database, target) and (database.url, database.dbname, target.scope) not in known
         ]
         if not wanted:
             return []
         async with limit, database.open() as admin:
             if prepare:
                 await database.check_trust(admin, wanted)
-                await ensure_ledger(admin, where=database.where)
-            states = await read_states(admin, [target.scope for target in wanted])
+                if not isinstance(folder, AlembicFolder):
+                    await ensure_ledger(admin, where=database.where)
+            if isinstance(folder, AlembicFolder):
+                states = await read_revisions(admin, folder, wanted)
+            else:
+                states = await read_states(admin, [target.scope for target in wanted])
         plans = [(target, plan_scope(folder, target.kind, states[target.scope], rules)) for target in wanted]
         return [_progress(database, target, folder, plan, tenants) for target, plan in plans]
 

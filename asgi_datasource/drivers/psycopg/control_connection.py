@@ -277,6 +277,12 @@ def login_of(conninfo: str) -> str:
     return str(user)
 
 
+def connect_blocking(conninfo: str, *, dbname: str | None = None) -> psycopg.Connection[Any]:
+    """A connection of the blocking kind, which prepares nothing, for tools that know no other."""
+    parts = {} if dbname is None else {"dbname": dbname}
+    return psycopg.connect(make_conninfo(conninfo, **parts), prepare_threshold=None)
+
+
 def with_application_name(conninfo: str, name: str) -> str:
     """A connection string whose connections bear another `application_name`."""
     return make_conninfo(conninfo, application_name=name)
