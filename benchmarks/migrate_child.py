@@ -19,9 +19,12 @@ from urllib.parse import urlsplit
 
 def ours(action: str, folder: Path, url: str, schemas: list[str], concurrency: int) -> Callable[[], None]:
     from asgi_datasource import load
+    from asgi_datasource.drivers.control import control_driver
     from asgi_datasource.migrate import Migrator, Verdict
 
-    config = load(folder / "datasource.json")
+    control_driver()
+
+    config = load(folder / "datasource.json", needs_resolver=False)
 
     def run() -> None:
         report = asyncio.run(Migrator(config).apply(concurrency=concurrency))

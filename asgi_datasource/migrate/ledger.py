@@ -166,17 +166,30 @@ def read_entries(text: str) -> tuple[Entry, ...]:
     return tuple(found)
 
 
-async def ensure_ledger(admin: ControlConnection, *, where: str) -> None:
+async def ensure_ledger(admin: ControlConnection, *, where: str, reader: str | None = None) -> None:
     """Create the table where it is missing.
 
     Args:
         admin: A connection to the database.
         where: Names the database in errors.
+        reader: The role of the application, where it is another one: it reads the table at its start.
 
     Raises:
         DataError: CONFIG: another role has put something in its place. Or the role may not create a schema.
     """
     await ensure_schema(admin, _TABLE, holds=_HOLDS, where=where)
+    if reader is not None and not await admin.rows(_MAY_READ, reader, reader):
+        await admin.command("grant usage on schema asgi_datasource to {}", reader)
+        await admin.command("grant select on asgi_datasource.migration to {}", reader)
+
+
+_MAY_READ: Final[LiteralString] = (
+    "select from pg_catalog.pg_roles where rolname = %s"
+    " and pg_catalog.has_schema_privilege(oid, 'asgi_datasource', 'usage')"
+    " and pg_catalog.has_table_privilege(oid, 'asgi_datasource.migration', 'select')"
+    " or not exists (select from pg_catalog.pg_roles where rolname = %s) limit 1"
+)
+"""A row where the role may read the table, or is not there."""
 
 
 # -- statements that are part of a step --------------------------------------------------------------------------------

@@ -54,7 +54,7 @@ class NewTenants:
         fleet = Fleet(self._config, self._migrate, (database,))
         try:
             async with database.open() as admin:
-                await ensure_ledger(admin, where=database.where)
+                await ensure_ledger(admin, where=database.where, reader=database.app)
                 await _forget_dropped(admin, target)
             found = await survey(fleet, Folders(self._migrate.engine), prepare=True)
         except Problem as problem:
@@ -103,7 +103,7 @@ class NewTenants:
                 scopes,
             )
         async with new_database.open() as admin:
-            await ensure_ledger(admin, where=new_database.where)
+            await ensure_ledger(admin, where=new_database.where, reader=new_database.app)
             async with admin.transaction():
                 await admin.rows("select set_config('search_path', 'pg_catalog', true)")
                 await admin.rows("delete from asgi_datasource.migration where scope = any(%s)", scopes)

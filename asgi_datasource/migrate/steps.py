@@ -236,7 +236,7 @@ class _Step:
         )
         if not is_ours:
             return Outcome.BUSY
-        if not oids:
+        if not oids and self.target.scope:
             raise DataError(DataErrorKind.QUERY, f"there is no schema {self.target.schema!r} any more")
         oid = int(oids[0][0]) if self.target.scope else 0
         if not found:

@@ -171,7 +171,7 @@ async def survey(
             if prepare:
                 await database.check_trust(admin, wanted)
                 if not isinstance(folder, AlembicFolder):
-                    await ensure_ledger(admin, where=database.where)
+                    await ensure_ledger(admin, where=database.where, reader=database.app)
             if isinstance(folder, AlembicFolder):
                 states = await read_revisions(admin, folder, wanted)
             else:
