@@ -271,3 +271,31 @@ async def test_eight_processes_at_once_apply_each_version_once(site: Site, proce
     applied = [sum(len(one["applied"]) for one in json.loads(done.out)["schemas"]) for done in ended]
     assert sum(applied) == 1 + 3 * 8
     assert await site.advisory_locks() == 0
+
+
+async def test_the_application_reads_the_ledger_as_a_role_without_rights_and_shared_files_make_their_schema(
+    site: Site,
+) -> None:
+    site.write(
+        **{
+            "shared__0001_ref.sql": "create schema ref; create table airports (code text);",
+            "tenant__0001_orders.sql": ORDERS,
+        }
+    )
+    app = site.cluster.nodes["primary"].url(dbname=site.dbname)
+    await site.add_schemas(["acme"])
+    owner, reader = {"url": site.url}, {"url": app}
+    site.configure(datasources={"orders": {"primary": reader, "admin": owner, "search_path": ["ref"]}})
+    assert (await site.apply()).verdict is Verdict.AT_HEAD
+    site.configure(datasources={"orders": {"primary": reader, "search_path": ["ref"]}})
+    assert (await site.plan()).verdict is Verdict.AT_HEAD
+
+
+async def test_a_role_that_could_put_functions_in_the_way_is_refused(site: Site) -> None:
+    site.write(**FILES)
+    await site.add_schemas(["acme"])
+    await site.sql("grant create on schema acme to app")
+    app = site.cluster.nodes["primary"].url(dbname=site.dbname)
+    site.configure(datasources={"orders": {"primary": {"url": app}, "admin": {"url": site.url}}})
+    refused = site.command("apply")
+    assert (refused.code, "'app' can put functions in its way" in refused.err) == (2, True)
