@@ -185,13 +185,22 @@ async def _memory(report: Report, ours: Side, count: int) -> None:
 
 
 async def _main(options: argparse.Namespace) -> None:
+    report = Report(quick=options.quick)
+    try:
+        await _measure(report, options)
+    finally:
+        # Also what was measured before it was stopped.
+        print(report.table())
+        for found in report.measurements:
+            print(f"{found.case}: {found.side}: {found.metric} {found.median:g} {found.unit}")
+
+
+async def _measure(report: Report, options: argparse.Namespace) -> None:
     from asgi_datasource.testing import EmbeddedCluster
 
-    report = Report(quick=options.quick)
     async with EmbeddedCluster(settings={"max_connections": 100, "max_locks_per_transaction": 256}) as cluster:
         url = cluster.primary.url(user="postgres")
         await run(report, url, quick=options.quick, schemas=options.schemas, with_django=not options.no_django)
-    print(report.table())
 
 
 if __name__ == "__main__":
