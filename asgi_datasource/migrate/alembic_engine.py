@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from multiprocessing import get_all_start_methods, get_context
 from pathlib import Path
-from typing import Any, Final, LiteralString
+from typing import Any, Final, LiteralString, cast
 
 from ..drivers.control import ControlConnection, control_driver
 from ..errors import ConfigError, DataError, DataErrorKind
@@ -117,13 +117,19 @@ def _revisions(home: Path, scope: Scope, ancestors: dict[str, frozenset[str]]) -
     except CommandError as error:
         raise Problem(home, str(error), fix="Fix the revisions: see alembic history.") from None
     for number, script in enumerate(reversed(scripts), start=1):
-        down = script.down_revision
-        before = (down,) if isinstance(down, str) else tuple(down or ())
+        before = [*_names(script.down_revision), *_names(script.dependencies)]
         ancestors[script.revision] = frozenset({script.revision}).union(
-            *(ancestors.get(revision, frozenset()) for revision in (*before, *script._normalized_resolved_dependencies))
+            *(ancestors.get(revision, frozenset()) for revision in before)
         )
         name = (script.doc or "").strip().lower().replace(" ", "_")[:60]
         yield AlembicMigration(Path(script.path), scope, Kind.VERSIONED, number, name, script.revision, Directives())
+
+
+def _names(given: object) -> tuple[str, ...]:
+    """Revisions as Alembic has them: None, one of them, or several."""
+    if given is None:
+        return ()
+    return (given,) if isinstance(given, str) else tuple(map(str, cast("Iterable[object]", given)))
 
 
 # -- what schemas have -------------------------------------------------------------------------------------------------

@@ -12,7 +12,7 @@ import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Final
+from typing import Final, Protocol
 
 
 class SqlError(ValueError):
@@ -292,6 +292,14 @@ _ROUTINE_WORDS: Final = 4
 # -- the checksum ------------------------------------------------------------------------------------------------------
 
 
+class Digest(Protocol):
+    """A checksum that is being computed."""
+
+    def update(self, data: bytes, /) -> None:
+        """Add some bytes."""
+        ...
+
+
 def checksum(text: str) -> bytes:
     """SHA-256 of the tokens of a text: comments, layout, the case of keywords and semicolons at the end do not count.
 
@@ -306,7 +314,7 @@ def checksum(text: str) -> bytes:
     return digest.digest()
 
 
-def add_part(digest: hashlib._Hash, kind: str, text: str) -> None:
+def add_part(digest: Digest, kind: str, text: str) -> None:
     """Add one token to a checksum, with its length, so that no two rows of tokens read alike."""
     data = text.encode("utf-8", "surrogatepass")
     digest.update(f"{kind} {len(data)} ".encode())

@@ -83,7 +83,7 @@ class Admission:
         self.asks = self._authorize is not None or bool(self._refused or tenants or datasources)
 
     def serves(self, tenant: Tenant) -> bool:
-        """Whether a tenant is served: it is not suspended, nothing is behind, and its datasource keeps tenants apart."""
+        """Whether a tenant is served: neither suspended nor behind, on a datasource that keeps tenants apart."""
         is_behind = tenant.datasource in self._datasources_behind or tenant.name in self._behind
         return tenant.state is not TenantState.SUSPENDED and tenant.datasource not in self._refused and not is_behind
 
