@@ -20,6 +20,7 @@ from .ledger import SHARED
 
 _CONNECT_TIMEOUT_S: Final = 10.0
 _NO_SCHEMA: Final = "public"
+_MOVING: Final = TenantState.MOVING
 
 
 @dataclass(frozen=True, slots=True)
@@ -193,10 +194,12 @@ def arrange(config: Config, migrate: MigrateConfig, tenants: Iterable[Tenant]) -
         names.setdefault(sites[name].place, []).append(name)
         if not sites[name].has_databases:
             by_place.setdefault((sites[name].place, None), [])
+    # There may be 100,000 of them: what is the same for all of a datasource is computed once.
+    places = {name: sites[name].place for name in wanted}
     for tenant in tenants:
-        site = sites.get(tenant.datasource)
-        if site is not None and site.place in names and tenant.datasource in wanted:
-            by_place.setdefault((site.place, tenant.database), []).append(tenant)
+        place = places.get(tenant.datasource)
+        if place is not None:
+            by_place.setdefault((place, tenant.database), []).append(tenant)
     found = [
         _database(sites, names[place], database, living)
         for (place, database), living in sorted(
@@ -232,7 +235,7 @@ def _database(
             schema,
             tuple(sorted(tenant.name or "" for tenant in living)),
             (schema, *shared),
-            any(tenant.state is TenantState.MOVING for tenant in living),
+            any(tenant.state is _MOVING for tenant in living),
         )
         for (schema, shared), living in sorted(by_schema.items(), key=lambda item: item[0])
     )

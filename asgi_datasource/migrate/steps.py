@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import AsyncGenerator, Callable
+import re
+from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -71,11 +72,13 @@ class Run:
         lock_timeout_s: Longest wait for a lock, where a migration does not say another one.
         tell: Is called with what is worth knowing while it happens.
         id: Its id, in the ledger.
+        texts: Statements that are the same for every schema but for the places of its names.
     """
 
     lock_timeout_s: float = 3.0
     tell: Callable[[str], None] = field(default=lambda _: None)
     id: UUID = field(default_factory=uuid4)
+    texts: dict[tuple[str, int, str], str] = field(default_factory=dict[tuple[str, int, str], str], repr=False)
 
 
 class Worker:
@@ -176,6 +179,20 @@ _SETTINGS: Final[LiteralString] = (
 _PATH: Final[LiteralString] = "select pg_catalog.set_config('search_path', {path}, true)"
 
 
+_LOCK_MARK: Final = "asgi_datasource mark: lock"
+_SCOPE_MARK: Final = "asgi_datasource mark: scope"
+_SCHEMA_MARK: Final = "asgi_datasource mark: schema"
+_PATH_MARK: Final = "asgi_datasource mark: path"
+_MARK: Final = re.compile(r"'(asgi_datasource mark: [a-z]+)'")
+_OID_MARK: Final = "asgi_datasource mark: oid"
+
+
+def _literal(text: str) -> str:
+    """A text as a literal, whatever `standard_conforming_strings` is."""
+    quoted = "'" + text.replace("'", "''") + "'"
+    return " E" + quoted.replace("\\", "\\\\") if "\\" in text else quoted
+
+
 class _Step:
     """One migration, one schema, one connection."""
 
@@ -223,17 +240,9 @@ class _Step:
         Returns:
             The row as it is under the lock; or why there is nothing to do.
         """
-        directives = self.migration.directives
-        statement_ms = _milliseconds(directives.statement_timeout_s or 0)
-        _, _, _, [[is_ours]], found, oids, _ = await self.admin.batch(
-            "begin",
-            "set local search_path = pg_catalog",
-            self.admin.compose(_SETTINGS, lock=_milliseconds(self.lock_timeout_s), statement=statement_ms),
-            self.admin.compose(_CLAIM, key=lock_key(self.target.scope)),
-            self.admin.compose(ROW_OF, **self._key()),
-            self.admin.compose(_OID, schema=self.target.schema),
-            self.admin.compose(_PATH, path=", ".join(map(quote_identifier, self.target.search_path))),
-        )
+        path = ", ".join(map(quote_identifier, self.target.search_path))
+        text = self._composed("begin", self._begin_texts)
+        _, _, _, [[is_ours]], found, oids, _ = await self.admin.batch(self._filled(text, path=path))
         if not is_ours:
             return Outcome.BUSY
         if not oids and self.target.scope:
@@ -253,26 +262,64 @@ class _Step:
             return Outcome.BUSY
         return row
 
+    def _begin_texts(self) -> Sequence[str]:
+        directives, compose = self.migration.directives, self.admin.compose
+        statement_ms = _milliseconds(directives.statement_timeout_s or 0)
+        return (
+            "begin",
+            "set local search_path = pg_catalog",
+            compose(_SETTINGS, lock=_milliseconds(self.lock_timeout_s), statement=statement_ms),
+            compose(_CLAIM, key=_LOCK_MARK),
+            compose(ROW_OF, **{**self._key(), "scope": _SCOPE_MARK}),
+            compose(_OID, schema=_SCHEMA_MARK),
+            compose(_PATH, path=_PATH_MARK),
+        )
+
+    def _composed(self, purpose: str, make: Callable[[], Sequence[str]]) -> str:
+        """A text that was composed once for all schemas, with marks where their names go."""
+        key = (purpose, id(self.migration), self.target.kind.value)
+        text = self.run.texts.get(key)
+        if text is None:
+            text = self.run.texts[key] = ";\n".join(make())
+        return text
+
+    def _filled(self, text: str, *, path: str = "", oid: int = 0) -> str:
+        """The same with the names of this schema."""
+        marks = {
+            _LOCK_MARK: lock_key(self.target.scope),
+            _SCOPE_MARK: self.target.scope,
+            _SCHEMA_MARK: self.target.schema,
+            _PATH_MARK: path,
+            _OID_MARK: str(oid),
+        }
+        return _MARK.sub(lambda found: _literal(marks[found[1]]), text)
+
     def _key(self) -> dict[str, object]:
         repeatable = self.migration.name if self.migration.kind is Kind.REPEATABLE else ""
         return {"scope": self.target.scope, "version": self.migration.version, "repeatable": repeatable}
 
     def _written(self, oid: int, state: EntryState, done: int = 0) -> tuple[str, str]:
         """What writes the row, whatever the migration has made of the search path."""
+        if state is EntryState.APPLIED:
+            text = self._composed("write", lambda: [self._write_text(state, done)])
+        else:
+            text = self._write_text(state, done)
+        return "set local search_path = pg_catalog", self._filled(text, oid=oid)
+
+    def _write_text(self, state: EntryState, done: int) -> str:
         migration = self.migration
         entry = {
             **self._key(),
             "kind": migration.kind.value,
             "name": migration.name,
-            "oid": oid,
+            "oid": _OID_MARK,
             "state": state.value,
             "checksum": migration.checksum,
             "raw_checksum": migration.raw_checksum,
             "run_id": self.claim if state is EntryState.RUNNING else str(self.run.id),
             "step": done,
         }
-        values = row_values(self.target.scope, entry)
-        return "set local search_path = pg_catalog", self.admin.compose(WRITE, **values)
+        return self.admin.compose(WRITE, **{**row_values("", entry), "scope": _SCOPE_MARK})
 
     @property
     def _outlives(self) -> bool:

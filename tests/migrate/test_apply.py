@@ -299,3 +299,15 @@ async def test_a_role_that_could_put_functions_in_the_way_is_refused(site: Site)
     site.configure(datasources={"orders": {"primary": {"url": app}, "admin": {"url": site.url}}})
     refused = site.command("apply")
     assert (refused.code, "'app' can put functions in its way" in refused.err) == (2, True)
+
+
+async def test_names_of_schemas_may_have_any_letters(site: Site) -> None:
+    site.write(**{"tenant__0001_orders.sql": ORDERS})
+    names = ["it's", "back\\slash", "of asgi_datasource mark: lock", "üñï"]
+    await site.sql(";".join(f'create schema "{name}"' for name in names))
+    site.configure(
+        tenants={f"t{number}": {"datasource": "orders", "schema": name} for number, name in enumerate(names)}
+    )
+    assert (await site.apply()).verdict is Verdict.AT_HEAD
+    assert sorted(row[0] for row in await site.ledger()) == sorted(names)
+    assert (await site.plan()).verdict is Verdict.AT_HEAD
