@@ -120,10 +120,10 @@ class Folder:
     """
 
     path: Path
-    shared: tuple[Migration, ...] = ()
-    tenant: tuple[Migration, ...] = ()
-    repeatables: tuple[Migration, ...] = ()
-    baselines: tuple[Migration, ...] = ()
+    shared: tuple[Migration, ...] = field(default=(), repr=False)
+    tenant: tuple[Migration, ...] = field(default=(), repr=False)
+    repeatables: tuple[Migration, ...] = field(default=(), repr=False)
+    baselines: tuple[Migration, ...] = field(default=(), repr=False)
 
     def __iter__(self) -> Iterator[Migration]:
         return iter((*self.shared, *self.tenant, *self.repeatables, *self.baselines))

@@ -72,7 +72,7 @@ class Database:
     dbname: str | None
     app: str | None
     shared: Target
-    targets: tuple[Target, ...]
+    targets: tuple[Target, ...] = field(repr=False)
 
     @property
     def where(self) -> str:

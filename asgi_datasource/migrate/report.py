@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import IntEnum
 from typing import Any, Final
 from uuid import UUID
@@ -36,7 +36,8 @@ class MigrationReport:
     command: str
     run_id: UUID | None
     seconds: float
-    schemas: tuple[Progress, ...]
+    # asyncio.run calls repr() of the result of its task, of which there may be 100,000 schemas.
+    schemas: tuple[Progress, ...] = field(repr=False)
 
     @property
     def verdict(self) -> Verdict:

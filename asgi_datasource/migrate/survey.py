@@ -36,7 +36,7 @@ class Standing(StrEnum):
     """Its tenant is being moved to another datasource."""
 
 
-@dataclass(slots=True, eq=False)
+@dataclass(slots=True, eq=False, repr=False)
 class Progress:
     """One schema during a run.
 
@@ -70,6 +70,9 @@ class Progress:
     waits_for: str | None = None
     seconds: float = 0.0
     is_selected: bool = True
+
+    def __repr__(self) -> str:
+        return f"<Progress {self.name}: {self.standing.value}, version {self.version}>"
 
     @property
     def name(self) -> str:

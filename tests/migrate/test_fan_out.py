@@ -72,6 +72,9 @@ async def test_a_thousand_schemas_at_their_head_are_planned_in_at_most_five_stat
     report = await site.plan()
     assert (report.verdict, len(report.schemas)) == (Verdict.AT_HEAD, 1001)
     assert len(statements) <= 5
+    # asyncio.run calls repr() of its result.
+    assert len(repr(report)) < 500
+    assert len(repr(report.schemas[1])) < 500
 
 
 async def test_a_stage_begins_when_the_one_before_has_had_no_failure(site: Site) -> None:
