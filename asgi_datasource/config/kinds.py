@@ -207,6 +207,7 @@ FilePath = Annotated[
         is_free=True,
     ),
 ]
+StageName = Annotated[str, values.text("StageName", _NAME, _NAME_PATTERN, maximum=63)]
 SqlQuery = Annotated[
     str,
     values.text("SqlQuery", "a query in one line, without ';'", r"[^\x00-\x1f\x7f;]+", maximum=10_000, is_free=True),

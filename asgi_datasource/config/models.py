@@ -12,6 +12,7 @@ from pydantic import Field, WrapValidator
 
 from .catalog import CatalogConfig, TenantDefaults
 from .kinds import DatasourceName, IncludePattern, TenantName, Version
+from .migrate import MigrateConfig, StageConfig
 from .provisioning import ProvisioningConfig
 from .requests import ConsistencyConfig, ErrorsConfig, ReloadConfig, RouteRule, TelemetryConfig, TransactionsConfig
 from .sections import OMISSIBLE, Section, mapping_field, section_field
@@ -35,6 +36,7 @@ __all__ = [
     "DataSourceConfig",
     "EndpointConfig",
     "ErrorsConfig",
+    "MigrateConfig",
     "PoolConfig",
     "ProvisioningConfig",
     "ReloadConfig",
@@ -42,6 +44,7 @@ __all__ = [
     "ResolverConfig",
     "RouteRule",
     "RoutingConfig",
+    "StageConfig",
     "TelemetryConfig",
     "TenancyConfig",
     "TenantConfig",
@@ -56,7 +59,6 @@ class Config(Section):
 
     planned: ClassVar[dict[str, str]] = {
         "outbox": "leave it out",
-        "migrate": "leave it out",
     }
 
     version: Version = Field(title="Version", description="Version of this document's format: 1.", examples=[1])
@@ -97,6 +99,12 @@ class Config(Section):
         title="Provisioning",
         description="How tenants are created, moved and dropped.",
         examples=[{"set_up": ["sql/tenant.sql"]}],
+    )
+    migrate: Annotated[MigrateConfig | None, OMISSIBLE] = Field(
+        default=None,
+        title="Migrate",
+        description="How schemas are changed: by versioned files, for each datasource and each tenant.",
+        examples=[{"folder": "migrations"}],
     )
     routes: tuple[RouteRule, ...] = Field(
         default=(),

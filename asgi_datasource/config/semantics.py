@@ -15,6 +15,7 @@ from .limits import MAX_DIAGNOSTICS
 from .models import Config, RouteRule, TenantConfig
 from .name_pattern import compile_name_pattern
 from .sections import Section
+from .semantics_migrate import check_migrate
 from .semantics_resolvers import check_resolvers
 from .semantics_servers import check_budget, check_lags, check_servers
 from .semantics_tenancy import absent_datasource, check_aliases, check_catalog, check_tenancy
@@ -50,6 +51,7 @@ def check_semantics(config: Config, *, needs_resolver: bool = True) -> list[Diag
         check_tenancy,
         check_catalog,
         check_aliases,
+        check_migrate,
         _metrics,
     ]
     if needs_resolver:

@@ -20,6 +20,7 @@ from ..datasource.datasource import DataSource
 from ..drivers.protocol import Server
 from ..drivers.raw import RawConnection
 from ..errors import ConfigError, DataError, DataErrorKind
+from ..migrate import NewTenants, SkewWatch
 from ..observability.metrics import unwatch, watch
 from ..routing import AccessIntent, ReadAfterWritePin
 from ..routing.consistency.token import Token
@@ -123,6 +124,8 @@ class DataSourceRegistry:
         self.open_in: object = _NO_LOOP
         """The event loop in which its pools are open; a placeholder while they are not."""
         self._startup_audit: StartupAudit | None = None
+        self.skew: SkewWatch | None = None
+        """Holds back tenants whose schema is behind, while the registry is open; None without migrations."""
         self.catalog: Catalog | None = None
         """Refreshes the tenants of `tenants_from` while the registry is open."""
 
@@ -301,6 +304,7 @@ class DataSourceRegistry:
         self._startup_audit = audit = StartupAudit(self.compiled, self.catalog)
         try:
             await audit.run()
+            self.skew = await self._start_skew(self.compiled)
         except ConfigError:
             # Close again, so that a later call can retry.
             self.is_open = True
@@ -340,6 +344,15 @@ class DataSourceRegistry:
         await catalog.open()
         return catalog
 
+    @staticmethod
+    async def _start_skew(compiled: RuntimeConfig) -> SkewWatch | None:
+        """Check the schemas, or migrate them, and watch them."""
+        if compiled.migrating is None:
+            return None
+        skew = SkewWatch(compiled.migrating, compiled.admission)
+        await skew.start()
+        return skew
+
     async def close(self, *, timeout_s: float = CLOSE_TIMEOUT_S) -> None:
         """Wait for background tasks, then close the pools, in bounded time.
 
@@ -362,6 +375,9 @@ class DataSourceRegistry:
             await catalog.close()
         if self._startup_audit is not None:
             await self._startup_audit.stop()
+        skew, self.skew = self.skew, None
+        if skew is not None:
+            await skew.stop()
         await self.background.drain(timeout_s / 2)
         self.deferred_calls.close()
         for datasource in (*self, *self._leaving):
@@ -464,12 +480,16 @@ class DataSourceRegistry:
             audit = StartupAudit(compiled, catalog)
             try:
                 await audit.run()
+                skew = await self._start_skew(compiled)
             except BaseException:
                 await self._abandon(compiled, opened, catalog)
                 raise
             if self._startup_audit is not None:
                 await self._startup_audit.stop()
             self._startup_audit = audit
+            if self.skew is not None:
+                await self.skew.stop()
+            self.skew = skew
             previous_catalog, self.catalog = self.catalog, catalog
             if previous_catalog is not None:
                 if catalog is not None:
@@ -613,7 +633,9 @@ class DataSourceRegistry:
         plan = self.compiled.provisioning
         if plan is None:
             raise ConfigError("this registry was not compiled from a document")
-        tenant = await Provisioner(plan).create(name, **placed)
+        config = self.compiled.migrating
+        migrations = None if config is None else NewTenants(config)
+        tenant = await Provisioner(plan, migrations=migrations).create(name, **placed)
         if self.catalog is not None:
             await self.catalog.refresh()
         return tenant

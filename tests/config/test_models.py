@@ -36,6 +36,8 @@ def test_every_section_of_the_document_is_known_by_its_path() -> None:
         ("tenants_from", "defaults"),
         ("tenants_from", "defaults", "limits"),
         ("provisioning",),
+        ("migrate",),
+        ("migrate", "stages", "*"),
         ("routes", "*"),
         ("transactions",),
         ("consistency",),
