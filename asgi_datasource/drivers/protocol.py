@@ -54,6 +54,11 @@ class Result(Protocol):
         ...
 
     @property
+    def description(self) -> Sequence[tuple[Any, ...]]:
+        """The columns as DB-API 2.0 describes them: seven values each, the name and the type's code in front."""
+        ...
+
+    @property
     def ends_transaction(self) -> bool:
         """Whether the statement itself began or ended a transaction."""
         ...
@@ -343,6 +348,8 @@ class Server(Protocol):
     """A pooler in transaction mode is in between: what a session has, the next transaction does not."""
     is_fair: bool
     """Tenants take turns here: each borrower names its tenant."""
+    server_version: int
+    """As libpq tells it (180004), once a connection was made; 0 before that, and for servers without such a number."""
     identifies_writes: bool
     """`IDENTIFY` is answered in every transaction that has written: one that does not answer has written nothing."""
 

@@ -60,6 +60,8 @@ class ServerBase:
         self.last_error: str | None = None
         """Why it is, or last was, down; without secrets."""
         self.was_reached = False
+        self.server_version = 0
+        """As libpq tells it (180004), once a connection was made; 0 before that, and for servers without such a number."""
         self.timeline = 0
         self._keeper = keeper
         self._system = system

@@ -17,6 +17,7 @@ from ..concurrency.tasks import BackgroundTasks
 from ..config import Config, ConfigFile, Origins, load, read_state
 from ..datasource.database_fleet import Fleet
 from ..datasource.datasource import DataSource
+from ..db import make_facade
 from ..drivers.protocol import Server
 from ..drivers.raw import RawConnection
 from ..errors import ConfigError, DataError, DataErrorKind
@@ -252,6 +253,15 @@ class DataSourceRegistry:
         if outer is not None:
             session.share_writers(outer)
         return session
+
+    @property
+    def loop(self) -> asyncio.AbstractEventLoop | None:
+        """The event loop that it is open in."""
+        return self._loop
+
+    def make_facade(self, name: str, session: SessionCore) -> Any:
+        """What another ecosystem gets of a session: the library's own use, by `DataSession.sqlalchemy` and others."""
+        return make_facade(name, session)
 
     # -- life
 

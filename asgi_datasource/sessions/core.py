@@ -83,10 +83,36 @@ class SessionOwner(Protocol):
         ...
 
 
+class Participant(Protocol):
+    """A unit of work beside the session's own, which ends with it: an ORM that has objects to flush."""
+
+    @property
+    def has_pending(self) -> bool:
+        """Whether there is something to send before a commit."""
+        ...
+
+    async def flush(self) -> None:
+        """Send it."""
+        ...
+
+    def ended(self, *, committed: bool) -> None:
+        """The transaction was committed, or rolled back, in the middle of the session."""
+        ...
+
+
 class SessionOrigin(Protocol):
     """The registry that a session comes from."""
 
     background: BackgroundTasks
+
+    @property
+    def loop(self) -> asyncio.AbstractEventLoop | None:
+        """The event loop that it is open in."""
+        ...
+
+    def make_facade(self, name: str, session: SessionCore, /) -> Any:
+        """What another ecosystem gets of a session, by the attribute that it is asked for by."""
+        ...
 
     def successor(self, datasource: DataSource, /) -> DataSource:
         """What has taken the place of a datasource that is not configured any more."""
@@ -167,6 +193,10 @@ class SessionCore:
     _running: frozenset[asyncio.Task[Any] | None] = frozenset()
     _interrupted: frozenset[asyncio.Task[Any] | None] = frozenset()
     _savepoints = 0
+    _facades: dict[str, Any] | None = None
+    """What other ecosystems were given of it, by attribute."""
+    participants: tuple[Participant, ...] = ()
+    """What is flushed before a commit."""
     _lane: Lane | None = None
     _lane_endpoint: object = None
     _plan: Plan | None = None
@@ -242,6 +272,31 @@ class SessionCore:
         transaction = None if self._work is None else self._work.transaction
         doing = "" if transaction is None else f" in {transaction!r}"
         return f"<DataSession {self.state.value} datasource={self._datasource.name!r}{doing}>"
+
+    # -- other ecosystems
+
+    def facade(self, name: str) -> Any:
+        """What another ecosystem gets of the session; made when it is first asked for.
+
+        Args:
+            name: The attribute that it is asked for by.
+        """
+        self.check_open()
+        if self._facades is None:
+            self._facades = {}
+        found = self._facades.get(name)
+        if found is None:
+            found = self._facades[name] = self._registry.make_facade(name, self)
+        return found
+
+    @property
+    def registry_loop(self) -> asyncio.AbstractEventLoop | None:
+        """The event loop that its registry is open in."""
+        return self._registry.loop
+
+    @property
+    def _has_pending(self) -> bool:
+        return any(participant.has_pending for participant in self.participants)
 
     # -- one statement: the short way
 
@@ -870,14 +925,32 @@ class SessionCore:
     @property
     def has_hooks_before_commit(self) -> bool:
         """Whether there is something for `run_before_commit`."""
+        if self.participants and self._has_pending:
+            return True
         work = self.work_here()
         return work is not None and work.has_hooks_before_commit
 
-    async def run_before_commit(self) -> None:
-        """Run the hooks that come before the commit; what one raises goes to the caller."""
-        work = self.work_here()
+    async def run_before_commit(self, work: UnitOfWork | None = None) -> None:
+        """Flush what has to be sent, and run the hooks that come before the commit; what one raises goes to the caller.
+
+        Args:
+            work: What is to be committed; None takes what the running task's statements belong to.
+        """
+        await self.flush_participants()
+        work = work or self.work_here()
         if work is not None:
             await work.run_before_commit()
+            # The hooks may have left more to send.
+            await self.flush_participants()
+
+    async def flush_participants(self) -> None:
+        """Send what participants have still to send, unless nothing but a rollback is left."""
+        work = self.work_here() if self.participants else None
+        if work is not None and not work.may_commit:
+            return
+        for participant in self.participants:
+            if participant.has_pending:
+                await participant.flush()
 
     async def run_due_hooks(self) -> None:
         """Run the hooks whose transaction has ended, each isolated from the others."""
@@ -997,6 +1070,7 @@ class SessionCore:
             or self.committing
             or (self._lock is not None and self._lock.is_taken)
             or (self._work is not None and not self._work.is_idle)
+            or (self.participants and self._has_pending)
         ):
             return False
         self.state = SessionState.CLOSED
@@ -1016,6 +1090,7 @@ class SessionCore:
             or self.stopped_by is not None
             or self.committing
             or (self._lock is not None and self._lock.is_taken)
+            or (self.participants and self._has_pending)
         ):
             return None
         exchange = work.send_commit(self.request_deadline if current_frame.get() is None else self.deadline())
@@ -1123,7 +1198,8 @@ class SessionCore:
             if self._work is not None and (self._work.lost_by is not None or self._work.transaction is not None):
                 self._conflict = self.lost_by
             self._work = self._lock = self._owner = self._ending = None
-            self.scope = self.writers = self._lane_endpoint = None
+            self.scope = self.writers = self._lane_endpoint = self._facades = None
+            self.participants = ()
 
     async def end_midway(self, *, commit: bool) -> None:
         """Commit, or roll back, in the middle of the session."""
@@ -1133,10 +1209,12 @@ class SessionCore:
                 DataErrorKind.QUERY,
                 "commit() and rollback() end the whole transaction; leave the transaction() block first",
             )
+        if commit:
+            await self.flush_participants()
         work = self.work_here()
         if work is not None:
             if commit:
-                await work.run_before_commit()
+                await self.run_before_commit(work)
             lock = self.lock_of(None)
             await lock.wait()
             try:
@@ -1146,6 +1224,8 @@ class SessionCore:
                 lock.leave()
             if not commit:
                 work.rollback_reason = work.doomed_by = work.lost_by = None
+        for participant in self.participants:
+            participant.ended(committed=commit)
         await self.run_due_hooks()
 
     def note_committed(self, transaction: Transaction) -> None:

@@ -257,7 +257,7 @@ class TransactionBlock(Scope):
         """Run the hooks in front of the commit of its own transaction, inside its time limit; what one has raised."""
         if self.own_work is not None:
             try:
-                await self.own_work.run_before_commit()
+                await self._session.run_before_commit(self.own_work)
             except BaseException as failure:  # noqa: BLE001 - raised once the block has ended
                 return failure
         return None

@@ -316,6 +316,7 @@ class PsycopgServer(ServerBase):
     def connected(self, connection: WatchedSocket) -> None:
         """A connection was made. Whether the server is what it should be shows once it is asked."""
         self._connections.add(connection)
+        self.server_version = connection.pgconn.server_version
         if self.metrics is not None:
             self.metrics.created(self, connection.connect_s)
         self.note_reached()

@@ -1,0 +1,300 @@
+"""SQLAlchemy's dialect whose cursors run through a session.
+
+Types, compiler and reflection are those of SQLAlchemy's psycopg dialect. What it does with a connection is the
+session's: BEGIN is lazy, COMMIT and ROLLBACK are `DataSession.commit()` and `rollback()`, a savepoint is a block.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Coroutine
+from typing import TYPE_CHECKING, Any, Final, TypeVar, cast
+
+from sqlalchemy import exc
+from sqlalchemy.dialects.postgresql import HSTORE
+from sqlalchemy.dialects.postgresql.psycopg import PGDialectAsync_psycopg, PGExecutionContext_psycopg
+from sqlalchemy.pool import PoolProxiedConnection
+from sqlalchemy.util.concurrency import await_, in_greenlet
+
+from ..errors import DataError, DataErrorKind
+from ..sessions.core import SessionCore
+from .link import SessionCursor, SessionLink, read_intent
+from .waiting import is_on_a_loop, wait_in_thread
+
+if TYPE_CHECKING:
+    from sqlalchemy.engine import Connection, ExceptionContext
+    from sqlalchemy.orm import Session
+
+T = TypeVar("T")
+
+NAME: Final = "asgi_datasource"
+
+OLDEST_SERVER: Final = 130000
+"""What is assumed of a server that has not been reached yet: the oldest version that the library supports."""
+
+ACCESS_INTENT: Final = "access_intent"
+"""The execution option that fixes the intent of a statement."""
+
+
+class DialectLink(SessionLink, PoolProxiedConnection):
+    """A session as the connection of SQLAlchemy's; there is no pool between them.
+
+    Args:
+        session: Runs the statements.
+        dialect: Whose errors are raised.
+    """
+
+    def __init__(self, session: SessionCore, dialect: SessionDialect) -> None:
+        super().__init__(session)
+        self.driver_error = dialect.loaded_dbapi.Error
+        self.orm: Session | None = None
+        """The ORM's unit of work on it."""
+
+    @property
+    def is_flushing(self) -> bool:
+        """Whether the ORM is in the middle of a flush: a rollback now is not one that the user has asked for."""
+        return self.orm is not None and self.orm._flushing
+
+    @property
+    def is_valid(self) -> bool:
+        """Always: the session knows what became of its connection."""
+        return True
+
+    def wait(self, coroutine: Coroutine[Any, Any, T]) -> T:
+        """Wait in the greenlet, or in a thread without an event loop."""
+        if in_greenlet() or is_on_a_loop():
+            # On the loop and outside of a greenlet SQLAlchemy says what is wrong: a lazy load, mostly.
+            return await_(coroutine)
+        return wait_in_thread(self.session, coroutine)
+
+    @property
+    def dbapi_connection(self) -> Any:
+        """Itself."""
+        return self
+
+    @property
+    def driver_connection(self) -> Any:
+        """The session: there is no connection of a driver's that is its alone."""
+        return self.session
+
+    @property
+    def info(self) -> dict[Any, Any]:
+        """What SQLAlchemy keeps with a connection."""
+        return self.__dict__.setdefault("_info", {})  # type: ignore[no-any-return]
+
+    @property
+    def is_detached(self) -> bool:
+        """Never: there is no pool."""
+        return False
+
+    def invalidate(self, e: BaseException | None = None, soft: bool = False) -> None:
+        """Nothing: the session knows what became of its connection."""
+
+    def detach(self) -> None:
+        """Nothing: there is no pool."""
+
+    def _close_special(self, transaction_reset: bool = False) -> None:
+        self.close()
+
+
+class OwnedLink(DialectLink):
+    """A connection of an engine: it has its session to itself, and ends it."""
+
+    def close(self) -> None:
+        """End the session."""
+        self.wait(self._close())
+
+    async def _close(self) -> None:
+        session = self.session
+        await session.end(commit=False, reason="the connection was closed")
+        session.let_go()
+
+
+class SessionExecutionContext(PGExecutionContext_psycopg):
+    """Runs one statement; `execution_options(access_intent="read")` fixes its intent."""
+
+    def create_default_cursor(self) -> Any:
+        """A cursor whose rows arrive with the answer."""
+        return self._with_intent(cast("Any", self)._dbapi_connection.cursor())
+
+    def create_server_side_cursor(self) -> Any:
+        """A cursor that is read in steps; only queries have one."""
+        name = "stream" if self._is_query else None
+        if name is None:
+            self._is_server_side = False
+        return self._with_intent(cast("Any", self)._dbapi_connection.cursor(name))
+
+    @property
+    def _is_query(self) -> bool:
+        return not (self.isinsert or self.isupdate or self.isdelete or self.isddl)
+
+    def _with_intent(self, cursor: SessionCursor) -> SessionCursor:
+        options = self.execution_options
+        if ACCESS_INTENT in options:
+            cursor.intent = read_intent(options[ACCESS_INTENT])
+        return cursor
+
+
+class _Hstore(HSTORE):
+    """An hstore, whether or not psycopg has been told of the type."""
+
+    def result_processor(self, dialect: Any, coltype: object) -> Any:
+        """Text becomes a dictionary; psycopg's own dictionary stays."""
+        parse = super().result_processor(dialect, coltype)
+        return lambda value: parse(value) if isinstance(value, str) else value
+
+
+class SessionDialect(PGDialectAsync_psycopg):
+    """PostgreSQL through a session."""
+
+    driver = NAME
+    supports_statement_cache = True
+    execution_ctx_cls = SessionExecutionContext
+    colspecs = {**PGDialectAsync_psycopg.colspecs, HSTORE: _Hstore}  # noqa: RUF012 - a ClassVar there, without a type
+
+    def __init__(self, server_version: int = 0, **kwargs: Any) -> None:
+        kwargs["use_native_hstore"] = False
+        super().__init__(**kwargs)
+        self._server_version = server_version
+
+    @classmethod
+    def get_async_dialect_cls(cls, url: Any) -> type[SessionDialect]:
+        """The same: it serves greenlets and threads."""
+        return cls
+
+    def assume(self) -> None:
+        """Take for granted what an engine asks its server at its first connection."""
+        version = self._server_version or OLDEST_SERVER
+        self.server_version_info = (version // 10000, version % 10000)
+        self.default_schema_name = "public"
+        self.default_isolation_level = "READ COMMITTED"
+        self._backslash_escapes = False
+        self.supports_smallserial = self.supports_identity_columns = True
+        self._supports_drop_index_concurrently = True
+        self._supports_jsonb_subscripting = self.server_version_info >= (14,)
+        self.supports_virtual_generated_columns = self.server_version_info >= (18,)
+
+    # What happens on a connection
+
+    def on_connect(self) -> None:
+        """Nothing: the session's connections are the pool's."""
+
+    def do_ping(self, dbapi_connection: Any) -> bool:
+        """The session looks after its connections."""
+        return True
+
+    def is_disconnect(self, e: Any, connection: Any, cursor: Any) -> bool:
+        """Never: the session knows, and its next transaction has another connection."""
+        return False
+
+    def do_rollback(self, dbapi_connection: Any) -> None:
+        """Roll back what is the session's transaction as well; a flush that has failed leaves that to the caller."""
+        link = getattr(dbapi_connection, "dbapi_connection", dbapi_connection)
+        if link.is_flushing:
+            # All or nothing: what the request sends afterwards must not be committed without this.
+            link.doom()
+        else:
+            link.rollback()
+
+    def do_savepoint(self, connection: Connection, name: str) -> None:
+        """Open a savepoint of both."""
+        _link_of(connection).open_savepoint()
+
+    def do_rollback_to_savepoint(self, connection: Connection, name: str) -> None:
+        """Undo what was done since."""
+        _link_of(connection).end_savepoint(undone=True)
+
+    def do_release_savepoint(self, connection: Connection, name: str) -> None:
+        """Keep it, as a part of what is around it."""
+        _link_of(connection).end_savepoint(undone=False)
+
+    def do_begin_twophase(self, connection: Connection, xid: Any) -> None:
+        """Refuse it.
+
+        Raises:
+            DataError: QUERY: always.
+        """
+        raise DataError(
+            DataErrorKind.QUERY,
+            "two-phase transactions are not supported: the session commits by COMMIT, and knows its outcome",
+        )
+
+    # Isolation
+
+    def get_isolation_level(self, dbapi_connection: Any) -> str:
+        """The level of the transaction; "AUTOCOMMIT" where each statement commits by itself."""
+        if dbapi_connection.is_autocommit:
+            return "AUTOCOMMIT"
+        settled = dbapi_connection.isolation
+        return settled.upper() if settled is not None else str(self.default_isolation_level or "READ COMMITTED")
+
+    def get_default_isolation_level(self, dbapi_conn: Any) -> str:
+        """What the server takes by itself."""
+        with dbapi_conn.cursor() as cursor:
+            cursor.execute("show default_transaction_isolation")
+            row = cursor.fetchone()
+        return str(row[0]).upper() if row else "READ COMMITTED"
+
+    def set_isolation_level(self, dbapi_connection: Any, level: str) -> None:
+        """Set the level of the transaction that the next statement opens."""
+        dbapi_connection.is_autocommit = level == "AUTOCOMMIT"
+        if level != "AUTOCOMMIT":
+            dbapi_connection.set_isolation(level.lower())
+
+    def reset_isolation_level(self, dbapi_conn: Any) -> None:
+        """Nothing: it has ended with its transaction."""
+        dbapi_conn.is_autocommit = False
+
+    def detect_autocommit_setting(self, dbapi_connection: Any) -> bool:
+        """Whether each statement commits by itself."""
+        return bool(dbapi_connection.is_autocommit)
+
+    def get_driver_connection(self, connection: Any) -> Any:
+        """The session."""
+        return connection.driver_connection
+
+
+def _link_of(connection: Connection) -> SessionLink:
+    return cast("SessionLink", connection.connection.dbapi_connection)
+
+
+# Errors: SQLAlchemy's and the library's in one
+
+
+class FailedStatement(DataError):
+    """Raised when a statement of SQLAlchemy's has failed: it is SQLAlchemy's exception as well.
+
+    Never raised by itself, only together with `sqlalchemy.exc.IntegrityError` and its siblings: either can be caught.
+    """
+
+    def __str__(self) -> str:
+        statement = getattr(self, "statement", None)
+        return self.message if not statement else f"{self.message}\n[SQL: {statement}]"
+
+
+_classes: dict[tuple[type[BaseException], type[DataError]], type[FailedStatement]] = {}
+
+
+def both(failure: DataError, raised: exc.DBAPIError) -> FailedStatement:
+    """One exception that is the library's and SQLAlchemy's."""
+    key = (type(raised), type(failure))
+    cls = _classes.get(key)
+    if cls is None:
+        bases = (FailedStatement, type(raised)) if key[1] is DataError else (FailedStatement, *key[::-1])
+        cls = _classes[key] = cast("type[FailedStatement]", type(type(raised).__name__, bases, {}))
+    error = cls.__new__(cls, *failure.args)
+    error.__dict__.update({**raised.__dict__, **failure.__dict__})
+    return error
+
+
+def translate(context: ExceptionContext) -> BaseException | None:
+    """What a failed statement raises; the session, not SQLAlchemy, decides what became of the connection."""
+    context.is_disconnect = False
+    connection, raised = context.connection, context.sqlalchemy_exception
+    if connection is None or not isinstance(raised, exc.DBAPIError):
+        return None
+    link = cast("DialectLink", connection.connection.dbapi_connection)
+    failure, link.failure = link.failure, None
+    if failure is None or failure.__cause__ is not context.original_exception:
+        return None
+    return both(failure, raised)
+
