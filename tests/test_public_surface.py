@@ -75,6 +75,8 @@ SESSION = {
     "registry",
     "rollback",
     "set_rollback_only",
+    "sqlalchemy",
+    "sqlalchemy_connection",
     "state",
     "stream",
     "tenant",

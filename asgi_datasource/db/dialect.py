@@ -6,13 +6,15 @@ session's: BEGIN is lazy, COMMIT and ROLLBACK are `DataSession.commit()` and `ro
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Coroutine
-from typing import TYPE_CHECKING, Any, Final, TypeVar, cast
+from functools import partial
+from typing import TYPE_CHECKING, Any, Final, Literal, Protocol, TypeVar, cast
 
 from sqlalchemy import exc
 from sqlalchemy.dialects.postgresql import HSTORE
 from sqlalchemy.dialects.postgresql.psycopg import PGDialectAsync_psycopg, PGExecutionContext_psycopg
-from sqlalchemy.pool import PoolProxiedConnection
+from sqlalchemy.util import memoized_property
 from sqlalchemy.util.concurrency import await_, in_greenlet
 
 from ..errors import DataError, DataErrorKind
@@ -22,7 +24,7 @@ from .waiting import is_on_a_loop, wait_in_thread
 
 if TYPE_CHECKING:
     from sqlalchemy.engine import Connection, ExceptionContext
-    from sqlalchemy.orm import Session
+    from sqlalchemy.engine.interfaces import IsolationLevel
 
 T = TypeVar("T")
 
@@ -35,8 +37,17 @@ ACCESS_INTENT: Final = "access_intent"
 """The execution option that fixes the intent of a statement."""
 
 
-class DialectLink(SessionLink, PoolProxiedConnection):
-    """A session as the connection of SQLAlchemy's; there is no pool between them.
+class Flushes(Protocol):
+    """The ORM's unit of work."""
+
+    @property
+    def is_flushing(self) -> bool:
+        """Whether it is in the middle of a flush."""
+        ...
+
+
+class DialectLink(SessionLink):
+    """A session as a connection of SQLAlchemy's, and as what its pools put around one: there is no pool between them.
 
     Args:
         session: Runs the statements.
@@ -46,13 +57,18 @@ class DialectLink(SessionLink, PoolProxiedConnection):
     def __init__(self, session: SessionCore, dialect: SessionDialect) -> None:
         super().__init__(session)
         self.driver_error = dialect.loaded_dbapi.Error
-        self.orm: Session | None = None
+        self.orm: Flushes | None = None
         """The ORM's unit of work on it."""
+
+    @property
+    def _connection_record(self) -> Any:
+        # Where SQLAlchemy registers what a pool has to undo: here nothing goes back to one.
+        return _NoRecord
 
     @property
     def is_flushing(self) -> bool:
         """Whether the ORM is in the middle of a flush: a rollback now is not one that the user has asked for."""
-        return self.orm is not None and self.orm._flushing
+        return self.orm is not None and self.orm.is_flushing
 
     @property
     def is_valid(self) -> bool:
@@ -94,6 +110,12 @@ class DialectLink(SessionLink, PoolProxiedConnection):
 
     def _close_special(self, transaction_reset: bool = False) -> None:
         self.close()
+
+
+class _NoRecord:
+    """Stands where a pool keeps its record of a connection."""
+
+    finalize_callback: Final[deque[Any]] = deque(maxlen=0)
 
 
 class OwnedLink(DialectLink):
@@ -139,8 +161,12 @@ class _Hstore(HSTORE):
 
     def result_processor(self, dialect: Any, coltype: object) -> Any:
         """Text becomes a dictionary; psycopg's own dictionary stays."""
-        parse = super().result_processor(dialect, coltype)
-        return lambda value: parse(value) if isinstance(value, str) else value
+        parse = cast("Any", super()).result_processor(dialect, coltype)
+
+        def read(value: object) -> Any:
+            return parse(value) if isinstance(value, str) else value
+
+        return read
 
 
 class SessionDialect(PGDialectAsync_psycopg):
@@ -153,7 +179,7 @@ class SessionDialect(PGDialectAsync_psycopg):
 
     def __init__(self, server_version: int = 0, **kwargs: Any) -> None:
         kwargs["use_native_hstore"] = False
-        super().__init__(**kwargs)
+        cast("Any", super()).__init__(**kwargs)
         self._server_version = server_version
 
     @classmethod
@@ -175,10 +201,22 @@ class SessionDialect(PGDialectAsync_psycopg):
 
     # What happens on a connection
 
-    def on_connect(self) -> None:
+    def on_connect(self) -> Any:
         """Nothing: the session's connections are the pool's."""
 
-    def do_ping(self, dbapi_connection: Any) -> bool:
+    @memoized_property
+    def _psycopg_Json(self) -> Any:  # noqa: N802 - psycopg's dialect calls it so
+        return self._with_serializer(super()._psycopg_Json)
+
+    @memoized_property
+    def _psycopg_Jsonb(self) -> Any:  # noqa: N802
+        return self._with_serializer(super()._psycopg_Jsonb)
+
+    def _with_serializer(self, wrapper: Any) -> Any:
+        """psycopg's marker for JSON, which writes it by the engine's own function."""
+        return wrapper if self._json_serializer is None else partial(wrapper, dumps=self._json_serializer)
+
+    def do_ping(self, dbapi_connection: Any) -> Literal[True]:
         """The session looks after its connections."""
         return True
 
@@ -193,7 +231,7 @@ class SessionDialect(PGDialectAsync_psycopg):
             # All or nothing: what the request sends afterwards must not be committed without this.
             link.doom()
         else:
-            link.rollback()
+            cast("Any", super()).do_rollback(dbapi_connection)
 
     def do_savepoint(self, connection: Connection, name: str) -> None:
         """Open a savepoint of both."""
@@ -220,29 +258,25 @@ class SessionDialect(PGDialectAsync_psycopg):
 
     # Isolation
 
-    def get_isolation_level(self, dbapi_connection: Any) -> str:
+    def get_isolation_level(self, dbapi_connection: Any) -> IsolationLevel:
         """The level of the transaction; "AUTOCOMMIT" where each statement commits by itself."""
         if dbapi_connection.is_autocommit:
             return "AUTOCOMMIT"
-        settled = dbapi_connection.isolation
-        return settled.upper() if settled is not None else str(self.default_isolation_level or "READ COMMITTED")
+        return _level(dbapi_connection.level or self.default_isolation_level)
 
-    def get_default_isolation_level(self, dbapi_conn: Any) -> str:
-        """What the server takes by itself."""
+    def get_default_isolation_level(self, dbapi_conn: Any) -> IsolationLevel:
+        """What the engine sets for each connection, or else what the server takes by itself."""
+        if dbapi_conn.level is not None:
+            return _level(dbapi_conn.level)
         with dbapi_conn.cursor() as cursor:
             cursor.execute("show default_transaction_isolation")
             row = cursor.fetchone()
-        return str(row[0]).upper() if row else "READ COMMITTED"
+        return _level(row[0] if row else None)
 
     def set_isolation_level(self, dbapi_connection: Any, level: str) -> None:
-        """Set the level of the transaction that the next statement opens."""
+        """Set the level of the transactions that the next statements open."""
         dbapi_connection.is_autocommit = level == "AUTOCOMMIT"
-        if level != "AUTOCOMMIT":
-            dbapi_connection.set_isolation(level.lower())
-
-    def reset_isolation_level(self, dbapi_conn: Any) -> None:
-        """Nothing: it has ended with its transaction."""
-        dbapi_conn.is_autocommit = False
+        dbapi_connection.set_level(None if level == "AUTOCOMMIT" else level.lower())
 
     def detect_autocommit_setting(self, dbapi_connection: Any) -> bool:
         """Whether each statement commits by itself."""
@@ -251,6 +285,10 @@ class SessionDialect(PGDialectAsync_psycopg):
     def get_driver_connection(self, connection: Any) -> Any:
         """The session."""
         return connection.driver_connection
+
+
+def _level(name: object) -> IsolationLevel:
+    return cast("IsolationLevel", str(name or "READ COMMITTED").upper())
 
 
 def _link_of(connection: Connection) -> SessionLink:
@@ -297,4 +335,3 @@ def translate(context: ExceptionContext) -> BaseException | None:
     if failure is None or failure.__cause__ is not context.original_exception:
         return None
     return both(failure, raised)
-

@@ -28,7 +28,7 @@ ROWS_A_ROUND_TRIP: Final = 500
 _SAVEPOINT: Final = TransactionOptions(propagation=Propagation.NESTED)
 
 
-class _Undone(Exception):  # noqa: N818 - what has happened
+class _Undone(Exception):
     """Leaves a block whose savepoint is rolled back."""
 
 
@@ -48,8 +48,11 @@ class SessionLink:
         """`rollback()` and `commit()` do nothing: an object of the ORM's ends, the transaction goes on."""
         self.failure: DataError | None = None
         """What the last statement has failed with."""
+        self.is_doomed = False
+        """A flush has failed, and `rollback()` was not called since."""
         self.is_autocommit = False
         """Each statement commits by itself."""
+        self._level: str | None = None
         self._blocks: list[TransactionBlock] = []
 
     def __repr__(self) -> str:
@@ -95,6 +98,7 @@ class SessionLink:
             # SQLAlchemy ends a transaction without ending its savepoints first.
             await self._leave(None if commit else _Undone())
         session = self.session
+        self.is_doomed = False
         if not commit and session.innermost_scope() is not None:
             session.doom(sys.exc_info()[1] or DataError(DataErrorKind.OTHER, "rollback() was called inside a block"))
             return
@@ -104,7 +108,13 @@ class SessionLink:
     def doom(self) -> None:
         """Half of something was sent: leave the transaction around it nothing but a rollback."""
         if self.session.is_writing:
+            self.is_doomed = True
             self.session.doom(sys.exc_info()[1] or DataError(DataErrorKind.OTHER, "a flush did not come to its end"))
+
+    def prepare(self) -> None:
+        """A statement is about to be sent."""
+        if self._level is not None and not self.session.is_isolation_settled:
+            self._settle_isolation()
 
     # Savepoints
 
@@ -128,22 +138,30 @@ class SessionLink:
     # Isolation
 
     @property
-    def isolation(self) -> str | None:
-        """The isolation of the transaction, as far as that is settled."""
+    def level(self) -> str | None:
+        """The isolation of its transactions; what was set, or else that of the one around, as far as that is known."""
+        if self._level is not None:
+            return self._level
         found = self.session.isolation
         return None if found is None else found.value
 
-    def set_isolation(self, level: str) -> None:
-        """Set the isolation of the transaction that the next statement opens.
+    def set_level(self, level: str | None) -> None:
+        """Set the isolation of the transactions that the next statements open; None leaves it to the session.
 
         Raises:
-            DataError: QUERY: it is open already, with another one.
+            DataError: QUERY: one is open already, with another isolation.
         """
-        wanted = parse_isolation("read committed" if level == "read uncommitted" else level)
-        session = self.session
+        self._level = level
+        self._settle_isolation()
+
+    def _settle_isolation(self) -> None:
+        """The transaction that the next statement opens has the isolation that was asked for."""
+        # PostgreSQL's READ UNCOMMITTED is READ COMMITTED (manual, "Transaction Isolation").
+        wanted = parse_isolation("read committed" if self._level == "read uncommitted" else self._level)
         if wanted is None:
             return
-        if session.is_isolation_settled and session.isolation is not wanted:
+        session = self.session
+        if session.is_isolation_settled and session.isolation not in (wanted, None):
             raise isolation_refused(wanted, session.isolation)
         session.adopt_isolation(wanted)
 
@@ -197,6 +215,11 @@ class SessionCursor:
     def _run(self, coroutine: Coroutine[Any, Any, T]) -> T:
         """Wait for a statement; what the driver has raised is raised here, as of a connection of its own."""
         link = self.connection
+        try:
+            link.prepare()
+        except BaseException:
+            coroutine.close()
+            raise
         try:
             result = link.wait(coroutine)
             if link.is_autocommit:

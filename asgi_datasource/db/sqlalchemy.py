@@ -8,7 +8,7 @@ from typing import Any, Final, cast
 from sqlalchemy import URL, Connection, event
 from sqlalchemy.dialects import registry as dialects
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, AsyncSession, create_async_engine
-from sqlalchemy.orm import Session
+from sqlalchemy.orm import Session, SessionTransaction
 from sqlalchemy.pool import NullPool
 from sqlalchemy.util.concurrency import await_, greenlet_spawn
 
@@ -51,6 +51,18 @@ class OrmSession(Session):
             raise
         wait(block.__aexit__(None, None, None))
 
+    def begin_nested(self) -> SessionTransaction:
+        """A savepoint, at once: what is sent by hand from here on is inside of it."""
+        nested = super().begin_nested()
+        self.connection()
+        return nested
+
+    def rollback(self) -> None:
+        """Roll back the session's transaction, also where a flush has failed in it before."""
+        super().rollback()
+        if self.link.is_doomed:
+            self.link.rollback()
+
     def close(self) -> None:
         """Let the objects go. The transaction stays the request's: it ends with that, or by `rollback()`."""
         with self.link.kept():
@@ -61,7 +73,10 @@ class OrmSession(Session):
         with self.link.kept():
             super().reset()
 
-    # What the session asks of it, as a participant of its transaction
+    @property
+    def is_flushing(self) -> bool:
+        """Whether it is in the middle of a flush."""
+        return self._flushing
 
     @property
     def has_pending(self) -> bool:
@@ -100,25 +115,68 @@ class OrmParticipant:
             else:
                 orm.rollback()
 
+    def close(self) -> None:
+        """Let the objects go."""
+        orm = self._orm
+        orm.close()
+        orm.link.orm = None
+
+
+class CoreParticipant:
+    """What a session knows of a Core connection on it: there is nothing to flush."""
+
+    __slots__ = ("_connection",)
+
+    def __init__(self, connection: SessionConnection) -> None:
+        self._connection = connection
+
+    @property
+    def has_pending(self) -> bool:
+        """Never."""
+        return False
+
+    async def flush(self) -> None:
+        """Nothing."""
+
+    def ended(self, *, committed: bool) -> None:
+        """The transaction has ended by the session's own method: SQLAlchemy begins another one."""
+        if not self._connection.link.is_kept:
+            self._connection.close()
+
+    def close(self) -> None:
+        """Let go of the transaction."""
+        self._connection.close()
+
 
 class SessionConnection(Connection):
     """A Core connection on a session."""
 
     def close(self) -> None:
-        """Close this object; the transaction stays the request's."""
-        with self._link.kept():
-            super().close()
+        """End what SQLAlchemy knows of the transaction, which stays the request's; the connection can be used on."""
+        if self._transaction is not None:
+            with self.link.kept():
+                self._transaction.close()
 
     @property
-    def _link(self) -> DialectLink:
+    def link(self) -> DialectLink:
+        """The session, as SQLAlchemy sees it."""
         return cast("DialectLink", self._dbapi_connection)
+
+
+class SessionAsyncConnection(AsyncConnection):
+    """`AsyncConnection` on a session: open from the start, until the session ends."""
+
+    __slots__ = ()
+
+    async def start(self, is_ctxmanager: bool = False) -> SessionAsyncConnection:
+        """It is open already."""
+        return self
 
 
 class OrmAsyncSession(AsyncSession):
     """`AsyncSession` on a session."""
 
     sync_session_class = OrmSession
-    sync_session: OrmSession
 
 
 def engine_of(session: SessionCore) -> AsyncEngine:
@@ -132,19 +190,26 @@ def engine_of(session: SessionCore) -> AsyncEngine:
     return engine
 
 
-def connection_of(session: SessionCore) -> AsyncConnection:
-    """A Core connection on a session."""
+def _connect(session: SessionCore) -> tuple[SessionAsyncConnection, SessionConnection]:
     engine = engine_of(session)
     link = DialectLink(session, cast("SessionDialect", engine.dialect))
-    return AsyncConnection(engine, SessionConnection(engine.sync_engine, link))
+    connection = SessionConnection(engine.sync_engine, cast("Any", link))
+    return SessionAsyncConnection(engine, connection), connection
 
 
-def orm_of(session: SessionCore) -> OrmAsyncSession:
+def connection_of(session: SessionCore) -> AsyncConnection:
+    """A Core connection on a session."""
+    made, connection = _connect(session)
+    session.participants = (*session.participants, CoreParticipant(connection))
+    return made
+
+
+def orm_of(session: SessionCore) -> AsyncSession:
     """The ORM's unit of work on a session, which flushes it before each commit."""
-    connection = connection_of(session)
-    made = OrmAsyncSession(connection, expire_on_commit=False)
-    orm = made.sync_session
-    orm.link = cast("DialectLink", cast("Connection", connection.sync_connection).connection)
+    bind, connection = _connect(session)
+    made = OrmAsyncSession(bind, expire_on_commit=False)
+    orm = cast("OrmSession", made.sync_session)
+    orm.link = connection.link
     orm.link.orm = orm
     session.participants = (*session.participants, OrmParticipant(orm))
     return made

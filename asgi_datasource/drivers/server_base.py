@@ -61,7 +61,7 @@ class ServerBase:
         """Why it is, or last was, down; without secrets."""
         self.was_reached = False
         self.server_version = 0
-        """As libpq tells it (180004), once a connection was made; 0 before that, and for servers without such a number."""
+        """As libpq tells it (180004), once a connection was made; 0 before that, and where there is no such number."""
         self.timeline = 0
         self._keeper = keeper
         self._system = system

@@ -99,6 +99,10 @@ class Participant(Protocol):
         """The transaction was committed, or rolled back, in the middle of the session."""
         ...
 
+    def close(self) -> None:
+        """The session is over: break reference cycles."""
+        ...
+
 
 class SessionOrigin(Protocol):
     """The registry that a session comes from."""
@@ -970,8 +974,8 @@ class SessionCore:
 
     @property
     def is_unused(self) -> bool:
-        """No statement has run and no hook waits: there is nothing to end."""
-        return self._work is None and self._executor is None
+        """No statement has run, no hook waits, and nothing is to be flushed: there is nothing to end."""
+        return self._work is None and self._executor is None and not (self.participants and self._has_pending)
 
     @property
     def is_at_rest(self) -> bool:
@@ -1199,7 +1203,9 @@ class SessionCore:
                 self._conflict = self.lost_by
             self._work = self._lock = self._owner = self._ending = None
             self.scope = self.writers = self._lane_endpoint = self._facades = None
-            self.participants = ()
+            participants, self.participants = self.participants, ()
+            for participant in participants:
+                participant.close()
 
     async def end_midway(self, *, commit: bool) -> None:
         """Commit, or roll back, in the middle of the session."""
