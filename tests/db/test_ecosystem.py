@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from advanced_alchemy.exceptions import DuplicateKeyError
+from advanced_alchemy.exceptions import IntegrityError
 from advanced_alchemy.filters import LimitOffset
 from advanced_alchemy.repository import SQLAlchemyAsyncRepository
 from advanced_alchemy.service import SQLAlchemyAsyncRepositoryService
@@ -58,14 +58,14 @@ async def test_a_repository_of_advanced_alchemy_is_part_of_the_request(world: Wo
         added = await repository.add_many([Order(item=item) for item in ("tea", "milk", "coffee")])
         await repository.update(Order(id=added[0].id, item="green tea"))
         await repository.delete(added[1].id)
-        with pytest.raises(DuplicateKeyError):
+        with pytest.raises(IntegrityError):
             async with db.sqlalchemy.begin_nested():
                 await repository.add(Order(item="coffee"))
         return Response(status_code=request.path_params["status"])
 
     async def orders(request: Request) -> Response:
         service = OrderService(session=session(request).sqlalchemy)
-        found, total = await service.list_and_count(LimitOffset(10, 0))
+        found, total = await service.get_many_and_count(LimitOffset(10, 0))
         return JSONResponse([total, sorted(order.item for order in found)])
 
     routes = [Route("/{status:int}", place, methods=["POST"]), Route("/", orders)]
