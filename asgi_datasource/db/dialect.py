@@ -128,7 +128,7 @@ class OwnedLink(DialectLink):
     async def _close(self) -> None:
         session = self.session
         await session.end(commit=False, reason="the connection was closed")
-        session.let_go()
+        session.release_references()
 
 
 class SessionExecutionContext(PGExecutionContext_psycopg):

@@ -15,7 +15,8 @@ from ..drivers.protocol import Result
 from ..drivers.statements import CursorDeclaration, Params, Query, Statement
 from ..errors import DataError, DataErrorKind
 from ..routing import AccessIntent
-from ..sessions.core import SessionCore, Snapshot
+from ..sessions.core import SessionCore
+from ..sessions.statement_runner import Snapshot
 from ..sessions.transaction_block import TransactionBlock
 from ..transaction import Propagation, TransactionOptions, isolation_refused, parse_isolation
 from .waiting import wait_in_thread

@@ -16,7 +16,7 @@ from starlette.types import Scope
 
 from ..config import DataSourceState, ServerState, StateDocument
 from ..datasource.datasource import DataSource
-from ..datasource.router import Attempt, find_route, nobody_may
+from ..datasource.router import Attempt, find_route, no_eligible_server
 from ..errors import ConfigError, DataError, DataErrorKind
 from ..routing import (
     AccessIntent,
@@ -163,7 +163,7 @@ class Explanation:
                 "max_lag_s": self.max_lag_s,
                 "timeout_s": self.timeout_s,
                 "priority": limits.priority.name.lower(),
-                "max_in_flight": None if limits.gate is None else limits.gate.limit,
+                "max_in_flight": None if limits.concurrency_limit is None else limits.concurrency_limit.limit,
             },
             "token": None
             if self.token is None
@@ -247,15 +247,17 @@ class _Told:
         plan = make_plan(lane, None, asyncio.get_running_loop().time())
         wanted = question.intent or plan.intent
         intent, freshness, terms = self._ask(plan, wanted)
-        past, token = self._past(freshness)
+        client_history, token = self._client_history(freshness)
         common = Explanation(
             question=question,
             tenant=self._tenant,
             rule=self._number_of(found),
             timeout_s=timeout_of(compiled.policy, rule, None),
             intent=intent,
-            consistency=freshness.consistency if past is None else past.consistency(freshness),
-            max_lag_s=self._datasource.picture.policy.max_lag_s if freshness.max_lag_s is None else freshness.max_lag_s,
+            consistency=freshness.consistency if client_history is None else client_history.consistency(freshness),
+            max_lag_s=self._datasource.topology.policy.max_lag_s
+            if freshness.max_lag_s is None
+            else freshness.max_lag_s,
             terms=terms,
             token=token,
             limits=rule,
@@ -267,18 +269,18 @@ class _Told:
                 self._tenant.check_writable()
         except DataError as error:
             return replace(common, refusal=error)
-        replicas = [node.name for node in self._datasource.picture.replicas]
+        replicas = [node.name for node in self._datasource.topology.replicas]
         if question.sticky is not None and question.sticky not in replicas:
             has = ", ".join(replicas) or "none"
             raise ConfigError(f"{self._datasource.name!r} has no replica {question.sticky!r}; it has {has}")
         servers = _Servers(self._datasource, None if state is None else state.datasources.get(self._datasource.name))
         asked: list[Asked] = []
 
-        def choice(picture: Topology, wants: AccessIntent, /, **told: Any) -> Route | None:
+        def choice(topology: Topology, wants: AccessIntent, /, **told: Any) -> Route | None:
             # Nothing is left to chance here: a server that has just come back is taken to have its whole share.
             told["dice"] = 0.0
             asked.append(Asked(intent=wants, **told))
-            return choose(picture, wants, **told)
+            return choose(topology, wants, **told)
 
         attempt = Attempt()
         route = find_route(
@@ -287,7 +289,7 @@ class _Told:
             attempt,
             freshness,
             is_pinned=question.is_pinned,
-            past=past,
+            client_history=client_history,
             sticky=question.sticky,
             choice=choice,
         )
@@ -295,8 +297,8 @@ class _Told:
             common,
             token=None if token is None else replace(token, position=attempt.after),
             route=route,
-            refusal=None if route is not None else nobody_may(servers.picture),
-            servers=judge(servers.picture, asked[0], route),
+            refusal=None if route is not None else no_eligible_server(servers.topology),
+            servers=judge(servers.topology, asked[0], route),
         )
 
     def _ask(self, plan: Plan, wanted: AccessIntent) -> tuple[AccessIntent, Freshness, str]:
@@ -312,22 +314,22 @@ class _Told:
             return intent, freshness, f"in the transaction of the request{isolation}"
         return intent, freshness, f"in a transaction of its own{isolation}"
 
-    def _past(self, freshness: Freshness) -> tuple[ClientHistory | None, TokenReading | None]:
+    def _client_history(self, freshness: Freshness) -> tuple[ClientHistory | None, TokenReading | None]:
         policy = self._compiled.policy.tokens
         scope = scope_of(self._tenant.name, self._datasource.name)
         given = list(self._question.tokens)
         if policy is None:
             why = "consistency.token is off: it is not looked at"
             return None, TokenReading(None, why) if given else None
-        carried = policy.carrier.find(self._scope)
+        carried = policy.transport.find(self._scope)
         positions = [position for text in given if (position := as_position(text)) is not None]
         texts = [*carried, *(text for text in given if as_position(text) is None)]
         now = time.time()
         token = policy.signer.read(texts, now=now)
         token = token.merged(Token(tuple([Mark(scope, position, int(now)) for position in positions])))
-        past = ClientHistory(policy, scope, token)
+        client_history = ClientHistory(policy, scope, token)
         if not texts and not positions:
-            return past, None
+            return client_history, None
         found = token.positions(scope)
         if found:
             why = f"the client has seen {', '.join(map(str, found))}"
@@ -335,9 +337,9 @@ class _Told:
             why = "it is of another tenant or datasource, or older than consistency.ttl: it asks for nothing here"
         else:
             why = "none of the secrets has signed it: it is ignored"
-        if found and past.needed(freshness) is None:
-            why += f", but consistency: {past.consistency(freshness).value} does not ask for that"
-        return past, TokenReading(None, why)
+        if found and client_history.needed(freshness) is None:
+            why += f", but consistency: {client_history.consistency(freshness).value} does not ask for that"
+        return client_history, TokenReading(None, why)
 
     def _number_of(self, found: CompiledRule | None) -> tuple[int, str] | None:
         if found is None:
@@ -360,25 +362,25 @@ class _Servers:
     """The servers of a datasource, as they are or as a state has them."""
 
     def __init__(self, datasource: DataSource, state: DataSourceState | None) -> None:
-        picture = datasource.picture
+        topology = datasource.topology
         now = asyncio.get_running_loop().time()
         if state is None:
-            self.picture, self.turn, self._load = picture, datasource.turn, datasource.load()
+            self.topology, self.turn, self._load = topology, datasource.turn, datasource.load()
             self.held = datasource.held
             return
         self.held = {}
         servers = state.servers
         self.turn = state.turn
-        self.picture = Topology(
-            picture.datasource,
-            _node(picture.primary, servers.get("primary"), now),
-            tuple([_node(node, servers.get(node.name), now) for node in picture.replicas]),
-            picture.policy,
+        self.topology = Topology(
+            topology.datasource,
+            _node(topology.primary, servers.get("primary"), now),
+            tuple([_node(node, servers.get(node.name), now) for node in topology.replicas]),
+            topology.policy,
             Lineage(tuple(sorted((fork.timeline, parse_lsn(fork.lsn)) for fork in state.forks))),
         )
         self._load = {
             node.name: servers[node.name].borrowed / node.weight if node.name in servers else 0.0
-            for node in picture.replicas
+            for node in topology.replicas
         }
 
     def take_turn(self) -> None:
@@ -436,11 +438,12 @@ def describe_state(compiled: RuntimeConfig) -> dict[str, Any]:
             name: {
                 "turn": datasource.turn,
                 "forks": [
-                    {"timeline": timeline, "lsn": format_lsn(lsn)} for timeline, lsn in datasource.picture.lineage.forks
+                    {"timeline": timeline, "lsn": format_lsn(lsn)}
+                    for timeline, lsn in datasource.topology.lineage.forks
                 ],
                 "servers": {
                     node.name: _describe_node(node, datasource, now)
-                    for node in (datasource.picture.primary, *datasource.picture.replicas)
+                    for node in (datasource.topology.primary, *datasource.topology.replicas)
                 },
             }
             for name, datasource in compiled.datasources.items()
@@ -453,7 +456,7 @@ def _describe_node(node: Node, datasource: DataSource, now: float) -> dict[str, 
     if node.role is Role.REPLICA:
         told |= {"draining": node.is_draining, "foreign": node.is_foreign}
     position, shown = node.position, datasource.held.get(node.name)
-    if position is not None and shown is not None and datasource.picture.lineage.covers(shown, position):
+    if position is not None and shown is not None and datasource.topology.lineage.covers(shown, position):
         position = shown
     known = {
         "timeline": None if position is None else position.timeline,

@@ -5,12 +5,12 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Mapping, MutableMapping
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field, replace
 from functools import lru_cache, partial
 from pathlib import Path
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, cast
 
 from ..concurrency.deferred_calls import DeferredCalls
 from ..concurrency.tasks import BackgroundTasks
@@ -24,8 +24,9 @@ from ..errors import ConfigError, DataError, DataErrorKind
 from ..observability.metrics import unwatch, watch
 from ..routing import AccessIntent, ReadAfterWritePin
 from ..routing.consistency.token import Token
+from ..sessions.base import SessionBase, SessionOwner
 from ..sessions.context import current_frame, current_runner
-from ..sessions.core import SessionCore, SessionOwner
+from ..sessions.core import SessionCore
 from ..sessions.policy import NO_RULE, CommitScope, RouteRule, SessionPolicy
 from ..sessions.session import DataSession
 from ..tenancy import Catalog, Tenant, current_tenant
@@ -107,7 +108,7 @@ class DataSourceRegistry:
         self.compiled = compiled
         """The current one. Read it once for a piece of work, and end with the one that it began with."""
         self.background = BackgroundTasks()
-        self.overtime = DeferredCalls(WATCH_AFTER_S)
+        self.deferred_calls = DeferredCalls(WATCH_AFTER_S)
         """Calls requests back that are still there a while after their first statement."""
         self._origin = origin or Origin()
         self._reloader = ConfigWatcher(self.reload, lambda: self._origin.files)
@@ -141,7 +142,7 @@ class DataSourceRegistry:
         return [
             (name, node.name, node.lag_s)
             for name, datasource in self.compiled.datasources.items()
-            for node in datasource.picture.replicas
+            for node in datasource.topology.replicas
             if node.lag_s is not None
         ]
 
@@ -262,9 +263,9 @@ class DataSourceRegistry:
         """The event loop that it is open in."""
         return self._loop
 
-    def make_facade(self, name: str, session: SessionCore) -> Any:
-        """What another ecosystem gets of a session: the library's own use, by `DataSession.sqlalchemy` and others."""
-        return make_facade(name, session)
+    def make_facade(self, name: str, session: SessionBase) -> Any:
+        """Create the object behind an attribute such as `DataSession.sqlalchemy`; called by the session."""
+        return make_facade(name, cast("SessionCore", session))
 
     # -- life
 
@@ -334,7 +335,7 @@ class DataSourceRegistry:
         if self._vetting is not None:
             await self._vetting.stop()
         await self.background.drain(timeout_s / 2)
-        self.overtime.close()
+        self.deferred_calls.close()
         for datasource in (*self, *self._leaving):
             datasource.stop()
         servers = {*self.compiled.servers, *self._retired}
@@ -576,7 +577,8 @@ class DataSourceRegistry:
         Its writes are one transaction, committed at the end of the block, or rolled back when an exception leaves it.
 
         Args:
-            tenant: The tenant's name; None takes that of the `tenant_context` around, or else the default datasource.
+            tenant: The tenant's name; None takes `current_tenant()`, that of the `tenant_context` or request around, or
+                else the default datasource.
             read_only: Nothing may write; all reads see one snapshot, on one replica.
             timeout: Seconds for the whole block, COMMIT included.
             token: The `token` of the session whose writes its reads must see, of this service or another one.
@@ -601,11 +603,13 @@ class DataSourceRegistry:
                 raise
             await db.complete()
         finally:
-            current_runner.reset(runner_token)
-            current_frame.reset(frame_token)
+            # A fixture, or an asynchronous generator that is closed by another task, ends in another context.
+            with suppress(ValueError):
+                current_runner.reset(runner_token)
+                current_frame.reset(frame_token)
             if db.has_due_hooks:
                 await self.background.run(db.run_due_hooks())
-            db.let_go()
+            db.release_references()
 
     async def _make_block_session(
         self, tenant: str | None, rule: RouteRule, *, started: float | None = None, token: str | None = None
@@ -683,7 +687,7 @@ class DataSourceRegistry:
         else:
             await db.end(commit=True, reason="end of the block")
         finally:
-            db.let_go()
+            db.release_references()
 
 
 @lru_cache(maxsize=256)

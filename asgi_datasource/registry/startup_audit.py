@@ -122,7 +122,7 @@ class StartupAudit:
         ]
         asked = sample(known, MOST_DATABASES)
         outcomes = await asyncio.gather(
-            *(self._look_into(name, fleet.apart(database), homes) for database, homes in asked),
+            *(self._look_into(name, fleet.detached(database), homes) for database, homes in asked),
             return_exceptions=True,
         )
         failures = [outcome for outcome in outcomes if isinstance(outcome, BaseException)]

@@ -9,14 +9,15 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
-from collections import OrderedDict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Literal
 
+from ..concurrency.expiring_set import ExpiringSet
 from ..config import CatalogConfig
+from ..config.hostnames import lies_within
 from ..drivers.protocol import Connection, Result, Server
 from ..drivers.statements import Statement
 from ..errors import DataError, DataErrorKind
@@ -24,6 +25,7 @@ from .catalog_rows import COLUMNS, RowReader
 from .catalog_snapshot import SnapshotWriter, read_snapshot
 from .compiler import TenantCompiler
 from .directory import TenantDirectory, TenantMap
+from .place_index import PlaceIndex
 
 logger = logging.getLogger("asgi_datasource.tenancy")
 
@@ -33,10 +35,16 @@ TABLE: Final = "asgi_datasource.tenants"
 CHANNEL: Final = "asgi_datasource_tenants"
 """What that table's trigger notifies."""
 
-TABLE_QUERY: Final = f"select {', '.join(COLUMNS)} from {TABLE} where is_ready"  # noqa: S608 - constants
+TABLE_QUERY: Final = f"select * from {TABLE}"  # noqa: S608 - constants
+"""All columns, because a table of an earlier version lacks some of `COLUMNS`; and all rows, because names and places of
+tenants that are not ready are in use."""
 
 ROWS_A_ROUND_TRIP: Final = 1000
 """Rows fetched and compiled at a time; between two times the event loop is free."""
+
+NOTIFY_INTERVAL_S: Final = 1.0
+"""Minimum pause, in seconds, between a load and one that a notification triggers. Every role that may connect may send
+notifications, and each load computes a digest of all rows on the server."""
 
 RETRY_FIRST_S: Final = 0.5
 """Pause after a load that failed; it doubles up to `refresh`."""
@@ -52,6 +60,10 @@ MOST_ASKING: Final = 1_000
 
 _BEGIN: Final = Statement("begin transaction isolation level repeatable read read only", prepare=False)
 _END: Final = Statement("rollback", prepare=False)
+
+
+_Wanted = tuple[Literal["name", "domain"], str]
+"""A lookup: of a name or alias, or of a host."""
 
 
 class CatalogState(StrEnum):
@@ -73,11 +85,15 @@ class CatalogPlan:
         config: The document's `tenants_from`.
         compiler: Makes the tenants.
         fixed: The tenants of the document, which go before those of the table.
+        own_hosts: Domains that no tenant of the table may have.
+        place_index: The places in use; None disables the check.
     """
 
     config: CatalogConfig
     compiler: TenantCompiler
     fixed: TenantMap
+    own_hosts: frozenset[str] = frozenset()
+    place_index: PlaceIndex | None = None
 
 
 class Catalog:
@@ -108,9 +124,10 @@ class Catalog:
         self._connection: Connection | None = None
         self._lock = asyncio.Lock()
         self._is_due = asyncio.Event()
+        self._loaded_at = float("-inf")
         self._keeping: asyncio.Task[None] | None = None
-        self._absent: OrderedDict[str, float] = OrderedDict()
-        self._asking: dict[str, list[asyncio.Future[None]]] = {}
+        self._absent: ExpiringSet[_Wanted] = ExpiringSet(most=MOST_ABSENT, keep_s=ABSENT_FOR * config.miss_interval_s)
+        self._asking: dict[_Wanted, list[asyncio.Future[None]]] = {}
         self._answering: asyncio.Task[None] | None = None
         self._asked_at = float("-inf")
 
@@ -121,7 +138,7 @@ class Catalog:
 
     async def open(self) -> None:
         """Load the tenants, from the table or else from the snapshot; then keep them up to date. Never raises."""
-        self._directory.learn_from(self._learn)
+        self._directory.learn_from(self)
         try:
             await self._load()
         except Exception as error:  # noqa: BLE001 - whatever it was, the application starts, and it is tried again
@@ -156,8 +173,9 @@ class Catalog:
                 for name, tenant in known.names.items()
                 if name not in listed.names and self._plan.compiler.knows(tenant.datasource)
             }
-            aliases = {alias: name for alias, name in known.aliases.items() if alias not in listed.aliases}
-            self._swap(TenantMap(names, {alias: name for alias, name in aliases.items() if name in names}))
+            aliases = {alias: name for alias, name in known.aliases.items() if name in names}
+            domains = {host: name for host, name in known.domains.items() if name in names}
+            self._swap(TenantMap(names, aliases, domains, known.taken))
 
     async def refresh(self) -> None:
         """Ask now whether anything has changed, and take it over.
@@ -183,6 +201,9 @@ class Catalog:
             try:
                 async with asyncio.timeout_at(loop.time() + wait_s):
                     await self._is_due.wait()
+                # One load serves all notifications of the pause; a later one triggers the next load.
+                pause = min(NOTIFY_INTERVAL_S, self._config.refresh_s)
+                await asyncio.sleep(max(0.0, self._loaded_at + pause - loop.time()))
             except TimeoutError:
                 pass
             try:
@@ -215,6 +236,7 @@ class Catalog:
                 self._drop_connection()
                 raise
             finally:
+                self._loaded_at = asyncio.get_running_loop().time()
                 if self._channel is None:
                     self._drop_connection()
 
@@ -261,35 +283,51 @@ class Catalog:
         fixed = self._plan.fixed
         names = {**found.names, **fixed.names}
         aliases = {alias: name for alias, name in found.aliases.items() if alias not in names}
-        self._directory.map = TenantMap(names, {**aliases, **fixed.aliases})
+        self._directory.map = TenantMap(
+            names,
+            {**aliases, **fixed.aliases},
+            {**found.domains, **fixed.domains},
+            {**found.taken, **fixed.taken},
+        )
 
     def _reader(self, columns: Sequence[str]) -> RowReader:
+        plan = self._plan
         try:
-            return RowReader(columns, self._plan.compiler, self._config.defaults)
+            return RowReader(
+                columns, plan.compiler, self._config.defaults, own_hosts=plan.own_hosts, place_index=plan.place_index
+            )
         except ValueError as error:
             raise DataError(DataErrorKind.CONFIG, f"tenants_from.query: {error}") from None
 
     # -- names that are not known
 
-    async def _learn(self, name: str) -> None:
-        """Ask for a name, together with the others that are asked for at this time.
+    async def learn(self, name: str) -> None:
+        """Look a name or alias up; lookups at the same time share a query.
 
         Raises:
             DataError: CONNECTION: whether there is such a tenant cannot be told, for the datasource does not answer.
         """
+        await self._learn(("name", name))
+
+    async def learn_domain(self, host: str) -> None:
+        """Look a host up, unless it is one that no tenant may have."""
+        has_domains = "domains" in self._columns or self.state is CatalogState.UNKNOWN
+        if has_domains and not lies_within(host, self._plan.own_hosts):
+            await self._learn(("domain", host))
+
+    async def _learn(self, wanted: _Wanted) -> None:
         loop = asyncio.get_running_loop()
         if self.state is CatalogState.UNKNOWN:
             raise DataError(DataErrorKind.CONNECTION, "the tenants are not known yet: the catalog does not answer")
-        if not _is_text(name):
+        if not _is_text(wanted[1]):
             return
-        known_until = self._absent.get(name)
-        if known_until is not None and known_until > loop.time():
+        if wanted in self._absent:
             return
-        waiting = self._asking.get(name)
+        waiting = self._asking.get(wanted)
         if waiting is None:
             if len(self._asking) >= MOST_ASKING:
                 return
-            waiting = self._asking[name] = []
+            waiting = self._asking[wanted] = []
         answered: asyncio.Future[None] = loop.create_future()
         waiting.append(answered)
         if self._answering is None:
@@ -321,16 +359,20 @@ class Catalog:
         finally:
             self._answering = None
 
-    async def _ask_for(self, names: Sequence[str]) -> None:
+    async def _ask_for(self, wanted: Sequence[_Wanted]) -> None:
         loop = asyncio.get_running_loop()
-        condition = "t.name::text = any(%(names)s)"
+        names = [text for kind, text in wanted if kind == "name"]
+        hosts = [text for kind, text in wanted if kind == "domain"]
+        condition = "t.name::pg_catalog.text operator(pg_catalog.=) any(%(names)s)"
         if "aliases" in self._columns:
-            condition += " or t.aliases::text[] && %(names)s"
+            condition += " or t.aliases::pg_catalog.text[] operator(pg_catalog.&&) %(names)s"
+        if "domains" in self._columns:
+            condition += " or t.domains::pg_catalog.text[] operator(pg_catalog.&&) %(hosts)s"
         # With values to bind, a percent sign of the query's own has to be written twice.
         query = self._query.replace("%", "%%")
         question = Statement(
             f"{_select(self._columns if self.state is CatalogState.LOADED else None, query)} where {condition}",
-            {"names": list(names)},
+            {"names": names, "hosts": hosts},
             prepare=False,
         )
         async with self._lock:
@@ -348,18 +390,23 @@ class Catalog:
                 if self._channel is None:
                     self._drop_connection()
             found = reader.map()
-            if found.names:
+            if found.names or found.taken:
                 present = self._directory.map
-                # An alias that another one has already stays his until all are read again.
-                self._swap(TenantMap({**present.names, **found.names}, {**found.aliases, **present.aliases}))
+                # A known alias or domain keeps its tenant until the next full load.
+                self._swap(
+                    TenantMap(
+                        {**present.names, **found.names},
+                        {**found.aliases, **present.aliases},
+                        {**found.domains, **present.domains},
+                        {**present.taken, **found.taken},
+                    )
+                )
                 # The next refresh sees that there is more than at the last load, and reads it all.
-        until = loop.time() + ABSENT_FOR * self._config.miss_interval_s
-        for name in names:
-            if self._directory.map.find(name) is None:
-                self._absent[name] = until
-                self._absent.move_to_end(name)
-        while len(self._absent) > MOST_ABSENT:
-            self._absent.popitem(last=False)
+        present = self._directory.map
+        for one in wanted:
+            kind, text = one
+            if (text not in present.domains) if kind == "domain" else (present.find(text) is None):
+                self._absent.add(one)
 
     def _answer_all(self) -> None:
         asked, self._asking = self._asking, {}
@@ -449,8 +496,9 @@ def _no_answer() -> DataError:
 
 def _digest_query(query: str) -> str:
     """Tells whether anything has changed, without the rows themselves."""
-    rows = f"select md5(t::text) as row from ({query}) t"  # noqa: S608 - the query is the document's
-    return f"select count(*) as count, md5(coalesce(string_agg(row, '' order by row), '')) as digest from ({rows}) rows"  # noqa: S608
+    rows = f"select pg_catalog.md5(t::pg_catalog.text) as row from ({query}) t"  # noqa: S608 - the query is the document's
+    digest = "pg_catalog.md5(coalesce(pg_catalog.string_agg(row, '' order by row), ''))"
+    return f"select pg_catalog.count(*) as count, {digest} as digest from ({rows}) rows"  # noqa: S608
 
 
 def _add_or_abandon(writer: SnapshotWriter | None, rows: Sequence[Sequence[Any]]) -> SnapshotWriter | None:

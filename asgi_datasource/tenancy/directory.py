@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 from .tenant import Tenant
 
@@ -15,12 +15,16 @@ class TenantMap:
 
     Attributes:
         names: Every tenant by its name.
-        aliases: Other names of theirs, domains of their own among them, to the name.
+        aliases: Other names of theirs, to the name.
+        domains: Normalized hosts, to the name. Customers choose their domains, so domains are never looked up as names.
+        taken: Unlisted names that `"*"` expands to a tenant's place, to that tenant's name.
     """
 
     # Not `str`: what a resolver has answered is looked up as it is.
     names: dict[Any, Tenant] = field(default_factory=dict[str, Tenant])
     aliases: Mapping[str, str] = field(default_factory=dict[str, str])
+    domains: Mapping[str, str] = field(default_factory=dict[str, str])
+    taken: Mapping[str, str] = field(default_factory=dict[str, str])
 
     def find(self, name: str) -> Tenant | None:
         """The tenant of a name or alias."""
@@ -35,25 +39,42 @@ class TenantMap:
         return name if name in self.names else self.aliases.get(name, name)
 
 
+class TenantSource(Protocol):
+    """Looks up tenants that are not in the map, and replaces the map when it finds one."""
+
+    async def learn(self, name: str) -> None:
+        """Look up an unknown name or alias."""
+        ...
+
+    async def learn_domain(self, host: str) -> None:
+        """Look up an unknown host."""
+        ...
+
+
 class TenantDirectory:
     """Holds the map of this moment. Readers take `map` once and keep it for as long as they need one answer."""
 
-    __slots__ = ("_ask", "map")
+    __slots__ = ("_source", "map")
 
     def __init__(self, tenants: TenantMap | None = None) -> None:
         self.map = tenants or TenantMap()
-        self._ask: Callable[[str], Awaitable[None]] | None = None
+        self._source: TenantSource | None = None
 
     @property
     def can_learn(self) -> bool:
         """Whether a name that is not known may be asked for elsewhere."""
-        return self._ask is not None
+        return self._source is not None
 
-    def learn_from(self, ask: Callable[[str], Awaitable[None]] | None) -> None:
-        """Name whom to ask for a name that is not known; he swaps the map when he has learned something."""
-        self._ask = ask
+    def learn_from(self, source: TenantSource | None) -> None:
+        """Set the source of unknown names and hosts; None disables the look-up."""
+        self._source = source
 
     async def learn(self, name: str) -> None:
-        """Ask for a name that is not known."""
-        if self._ask is not None:
-            await self._ask(name)
+        """Look up an unknown name."""
+        if self._source is not None:
+            await self._source.learn(name)
+
+    async def learn_domain(self, host: str) -> None:
+        """Look up an unknown host."""
+        if self._source is not None:
+            await self._source.learn_domain(host)

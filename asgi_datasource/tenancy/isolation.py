@@ -61,7 +61,7 @@ def home_of(tenant: Tenant, shared_schemas: Sequence[str] = ()) -> Home:
         shared_schemas: Those of its datasource, which are searched after its own.
     """
     schema = role = None
-    has_row_security = False
+    custom: tuple[str, ...] = ()
     for setting, value in tenant.settings:
         if setting == "search_path":
             # There may be 100,000 of them: the usual one takes the short way.
@@ -70,8 +70,8 @@ def home_of(tenant: Tenant, shared_schemas: Sequence[str] = ()) -> Home:
         elif setting == "role":
             role = value
         else:
-            has_row_security = True
-    return Home(tenant.name or "", schema, role, has_row_security)
+            custom += (setting,)
+    return Home(tenant.name or "", schema, role, bool(custom), custom)
 
 
 def by_database(tenants: Iterable[Tenant]) -> dict[str, list[Tenant]]:

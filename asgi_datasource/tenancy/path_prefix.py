@@ -23,6 +23,21 @@ def route_path(scope: Scope, root: str | None = None) -> str:
     return path if rest and not rest.startswith("/") else rest or "/"
 
 
+def move_path(scope: Scope, prefix: str) -> Scope:
+    """A copy of the scope in which a part of the path has moved to `root_path`.
+
+    Args:
+        scope: The request's.
+        prefix: What stands in front of the path that the routes are to see.
+    """
+    root: str = scope.get("root_path", "")
+    path: str = scope["path"]
+    if not path.startswith(root):
+        # A server that predates version 2.3 of the ASGI specification leaves it off; with the prefix it is needed.
+        path = root + path
+    return {**scope, "root_path": root + prefix, "path": path}
+
+
 class PathPrefixes:
     """A set of path prefixes, matched on whole segments: `/docs` covers `/docs` and `/docs/x`, but not `/docsx`."""
 

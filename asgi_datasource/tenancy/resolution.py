@@ -6,7 +6,7 @@ checked against the configured pattern before they are used anywhere, and are ne
 
 from __future__ import annotations
 
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Iterable
 from dataclasses import dataclass
 from typing import Final, Protocol
 
@@ -35,8 +35,48 @@ Answer = str | Resolution | None
 """A name, a name that also changes the path, or None: this resolver cannot tell."""
 
 
+@dataclass(frozen=True, slots=True)
+class Reads:
+    """The inputs of a resolver besides the URL and `Host`, which are part of a cache's key already.
+
+    Attributes:
+        headers: Names of request headers.
+        is_known: Whether the list is complete; it is not where the application's own code decides.
+    """
+
+    headers: tuple[str, ...] = ()
+    is_known: bool = True
+
+    def __or__(self, other: Reads) -> Reads:
+        """The union, without duplicate headers."""
+        names = {name.lower(): name for name in (*other.headers, *self.headers)}
+        ordered = dict.fromkeys(name.lower() for name in (*self.headers, *other.headers))
+        return Reads(tuple(names[name] for name in ordered), self.is_known and other.is_known)
+
+
+NOTHING: Final = Reads()
+ANYTHING: Final = Reads(is_known=False)
+
+
+def reads_of(resolver: object) -> Reads:
+    """The inputs of a resolver: its attribute `reads`, or `ANYTHING` where it has none."""
+    found = getattr(resolver, "reads", None)
+    return found if isinstance(found, Reads) else ANYTHING
+
+
+def all_reads(resolvers: Iterable[object]) -> Reads:
+    """The inputs of several resolvers."""
+    found = NOTHING
+    for resolver in resolvers:
+        found |= reads_of(resolver)
+    return found
+
+
 class TenantResolver(Protocol):
-    """One way to tell the tenant from the request."""
+    """One way to tell the tenant from the request.
+
+    The attribute `reads`, a `Reads`, declares its inputs. The responses of a resolver without it are `private`.
+    """
 
     def __call__(self, scope: Scope, /) -> Answer | Awaitable[Answer]:
         """Answer from the scope alone; None leaves it to the next resolver."""
@@ -66,3 +106,18 @@ def single_header(scope: Scope, name: bytes) -> str | None:
                 raise duplicate_header(name)
             found = value
     return None if found is None else found.decode("latin-1").strip()
+
+
+def header_values(scope: Scope, name: bytes) -> list[str]:
+    """The values of a header, one for each line of it."""
+    return [value.decode("latin-1") for key, value in scope["headers"] if key == name]
+
+
+def header_text(value: str) -> str:
+    """A header's value as text: bytes beyond ASCII are UTF-8, where they are anything."""
+    if value.isascii():
+        return value
+    try:
+        return value.encode("latin-1").decode("utf-8")
+    except UnicodeError:
+        return "\x00"

@@ -7,14 +7,14 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Awaitable, Callable, Mapping
-from typing import Any, Final, cast
+from typing import Any, ClassVar, Final, cast
 from urllib.parse import parse_qsl
 from uuid import UUID
 
 from starlette.types import Scope
 
 from ..errors import DataError, DataErrorKind
-from .resolution import Answer, Resolution, bad_request, duplicate_header
+from .resolution import ANYTHING, NOTHING, Answer, Reads, Resolution, bad_request, duplicate_header
 
 MAX_QUERY_FIELDS: Final = 1000
 """Most parameters that a query string is searched for; with more it is refused."""
@@ -23,10 +23,11 @@ MAX_QUERY_FIELDS: Final = 1000
 class HeaderResolver:
     """The tenant is the value of a request header."""
 
-    __slots__ = ("_name",)
+    __slots__ = ("_name", "reads")
 
     def __init__(self, name: str) -> None:
         self._name = name.lower().encode("latin-1")
+        self.reads = Reads((name,))
 
     def __call__(self, scope: Scope, /) -> str | None:
         # Not `single_header`: this is on the way of every request, and saves it a call.
@@ -44,6 +45,9 @@ class PathPrefixResolver:
     """The tenant is the path's segment behind a prefix; prefix and segment move to `root_path`."""
 
     __slots__ = ("_prefix",)
+
+    reads: ClassVar = NOTHING
+    moves_path: ClassVar = True
 
     def __init__(self, prefix: str) -> None:
         self._prefix = "/" + prefix.strip("/") + "/" if prefix.strip("/") else "/"
@@ -68,6 +72,8 @@ class QueryResolver:
 
     __slots__ = ("_name", "_needle")
 
+    reads: ClassVar = NOTHING
+
     def __init__(self, name: str) -> None:
         self._name = name
         self._needle = name.encode()
@@ -91,6 +97,8 @@ class CookieResolver:
     """The tenant is the value of a cookie."""
 
     __slots__ = ("_name",)
+
+    reads: ClassVar = Reads(("Cookie",))
 
     def __init__(self, name: str) -> None:
         self._name = name
@@ -122,6 +130,8 @@ class ScopeResolver:
 
     __slots__ = ("_path", "_steps")
 
+    reads: ClassVar = ANYTHING
+
     def __init__(self, path: str) -> None:
         self._path = path
         self._steps = path.split(".")
@@ -143,6 +153,8 @@ class FixedResolver:
 
     __slots__ = ("_name",)
 
+    reads: ClassVar = NOTHING
+
     def __init__(self, name: str) -> None:
         self._name = name
 
@@ -158,6 +170,8 @@ class CallableResolver:
     """The tenant is what a function of the application's says, `async` or not, given the scope."""
 
     __slots__ = ("_function", "_name")
+
+    reads: ClassVar = ANYTHING
 
     def __init__(self, function: TenantFunction, *, name: str) -> None:
         self._function = function

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Final
 
+from ..concurrency.expiring_set import ExpiringSet
+from ..drivers.statements import OWN_SCHEMA
 from ..errors import DataError, DataErrorKind
 
 
@@ -51,6 +53,10 @@ class Tenant:
         state: What its requests may do at the moment.
         max_connections: The most that it may have of each server's pool at a time; None is as many as there are.
         database: What stands for `{tenant}` in the datasource's URL, where that is one for each tenant.
+        schema: Its own schema, first in its `search_path`: every transaction of the tenant's fails where it is not
+            there or may not be used, since names would be looked up elsewhere. None where it has none.
+        missing: Where its name is kept for a while once its place turns out not to be there; None keeps none.
+        applied: The settings together with the schema, as drivers take them; None until `apply` is called.
     """
 
     name: str | None
@@ -60,6 +66,20 @@ class Tenant:
     state: TenantState = TenantState.ACTIVE
     max_connections: int | None = None
     database: str | None = None
+    schema: str | None = field(default=None, compare=False)
+    missing: ExpiringSet[str] | None = field(default=None, compare=False, repr=False)
+    applied: tuple[tuple[str, str], ...] | None = field(default=None, init=False, compare=False, repr=False)
+
+    def apply(self) -> tuple[tuple[str, str], ...]:
+        """Fill `applied` at the first use: most of 100,000 tenants are never used by a process."""
+        applied = self.settings if self.schema is None else (*self.settings, (OWN_SCHEMA, self.schema))
+        object.__setattr__(self, "applied", applied)
+        return applied
+
+    def note_failure(self, error: DataError) -> None:
+        """A statement of the tenant's has failed, perhaps because its place is not there."""
+        if self.missing is not None and self.name is not None and error.http_status == 404:
+            self.missing.add(self.name)
 
     def check_served(self) -> None:
         """Refuse a tenant that is not served at all.

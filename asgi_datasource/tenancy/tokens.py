@@ -19,7 +19,7 @@ from typing import Any, Final, Protocol, cast
 from starlette.types import Scope
 
 from ..errors import ConfigError, DataError, DataErrorKind
-from .resolution import single_header
+from .resolution import Reads, single_header
 from .resolvers import as_name, cookie
 
 logger = logging.getLogger("asgi_datasource.tenancy")
@@ -154,7 +154,10 @@ def _reason(error: Exception) -> str:
 
 def _read_key_set(path: Path) -> list[_SetKey]:
     jwt = import_jwt()
-    document: Any = json.loads(path.read_bytes())
+    try:
+        document: Any = json.loads(path.read_bytes())
+    except RecursionError:
+        raise ValueError("nested too deep") from None
     entries: object = cast("dict[str, object]", document).get("keys") if isinstance(document, dict) else None
     if not isinstance(entries, list):
         raise ValueError("no keys")
@@ -207,7 +210,7 @@ class TokenRules:
 class TokenResolver:
     """The tenant is a claim of a signed token. Without one it says nothing; one that does not count is answered 401."""
 
-    __slots__ = ("_header", "_is_bearer", "_jwt", "_keys", "_path", "_rules")
+    __slots__ = ("_header", "_is_bearer", "_jwt", "_keys", "_path", "_rules", "reads")
 
     def __init__(self, rules: TokenRules, keys: TokenKeys) -> None:
         self._jwt = import_jwt()
@@ -216,6 +219,7 @@ class TokenResolver:
         self._path = rules.claim.split(".")
         self._header = rules.header.lower().encode("latin-1")
         self._is_bearer = self._header == b"authorization"
+        self.reads = Reads((rules.header if rules.cookie is None else "Cookie",))
 
     def __call__(self, scope: Scope, /) -> str | None:
         token = self._token(scope)
@@ -252,8 +256,12 @@ class TokenResolver:
             algorithm, key_id = header.get("alg"), header.get("kid")
             if algorithm not in rules.algorithms:
                 raise self._refusal("it is signed by an algorithm that is not allowed")
+            if "crit" in header:
+                # No extension is known here, and what it names has to be (RFC 7515, section 4.1.11).
+                raise self._refusal("it names an extension that is not known")
             keys = self._keys.candidates(key_id, algorithm)
-        except (jwt.PyJWTError, ValueError, TypeError):
+        except (jwt.PyJWTError, ValueError, TypeError, RecursionError):
+            # A header of brackets in brackets is as deep as Python's stack, before anything is verified.
             raise self._refusal("it cannot be read") from None
         options: Any = {"require": list(rules.required), "verify_aud": bool(rules.audience)}
         problem = "no key of that name is known"
@@ -268,12 +276,16 @@ class TokenResolver:
                     leeway=rules.leeway_s,
                     options=options,
                 )
-                return claims
             except jwt.InvalidSignatureError:
                 problem = "its signature is wrong"
-            except (jwt.PyJWTError, ValueError, TypeError, OverflowError) as error:
+            except (jwt.PyJWTError, ValueError, TypeError, OverflowError, RecursionError) as error:
                 # A claim of the wrong type makes some of PyJWT's own checks fail in ways of their own.
                 raise self._refusal(_PROBLEMS.get(type(error).__name__, "it does not count here")) from None
+            else:
+                # Second check: releases of PyJWT have taken a part of the issuer for it.
+                if rules.issuer is not None and claims.get("iss") != rules.issuer:
+                    raise self._refusal(_PROBLEMS["InvalidIssuerError"])
+                return claims
         raise self._refusal(problem)
 
     def _refusal(self, problem: str) -> DataError:

@@ -1,4 +1,4 @@
-"""Nobody sees a stranger's row: the short form of `scripts/soak`."""
+"""No tenant sees another one's row: the short form of `scripts/soak`."""
 
 from __future__ import annotations
 

@@ -26,6 +26,7 @@ create table if not exists asgi_datasource.tenants (
     role text,
     state text not null default 'active' check (state in ('active', 'read_only', 'suspended', 'moving')),
     aliases text[] not null default '{}',
+    domains text[] not null default '{}',
     max_connections int check (max_connections > 0),
     database text,
     is_ready boolean not null default false,
@@ -69,8 +70,8 @@ create or replace trigger tell_tenants
 
 
 _SELECT: Final[LiteralString] = """
-select t.name, t.id, t.datasource, t.schema, t.role, t.database, t.row_security, t.max_connections, t.aliases, t.state,
-    t.is_ready, t.made, o.operation, o.target, o.is_cancelled, (
+select t.name, t.id, t.datasource, t.schema, t.role, t.database, t.row_security, t.max_connections, t.aliases,
+    t.domains, t.state, t.is_ready, t.made, o.operation, o.target, o.is_cancelled, (
         select s.reason from asgi_datasource.tenant_steps s
         where s.tenant = t.name and s.operation = o.operation and s.state = 'failed' order by s.began_at desc limit 1
     )
@@ -104,6 +105,7 @@ class Placement:
         row_security: Custom settings that policies read.
         max_connections: Its limit.
         aliases: Its other names.
+        domains: The hosts that are its own.
     """
 
     datasource: str
@@ -113,6 +115,7 @@ class Placement:
     row_security: dict[str, str] | None = None
     max_connections: int | None = None
     aliases: tuple[str, ...] = ()
+    domains: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -247,6 +250,7 @@ class Ledger:
             settings,
             limit,
             aliases,
+            domains,
             state,
             is_ready,
             made,
@@ -255,7 +259,8 @@ class Ledger:
             is_cancelled,
             failure,
         ) in rows:
-            placement = Placement(datasource, schema, role, database, settings, limit, tuple(aliases))
+            own = (tuple(aliases), tuple(domains))
+            placement = Placement(datasource, schema, role, database, settings, limit, *own)
             under_way = None if operation is None else UnderWay(Operation(operation), target, is_cancelled, failure)
             found.append(Record(name, tenant_id, placement, state, is_ready, frozenset(made), under_way))
         return found
@@ -267,13 +272,15 @@ class Ledger:
             await self._admin.rows("select pg_advisory_xact_lock(7210460332)")
             yield
 
-    async def claimed_by(self, name: str, wanted: Sequence[str]) -> str | None:
-        """Another tenant that has one of these names, or has it as an alias."""
+    async def claimed_by(self, name: str, wanted: Sequence[str], domains: Sequence[str] = ()) -> str | None:
+        """Another tenant that has one of these names, as an alias or its own, or one of these domains."""
         rows = await self._admin.rows(
-            "select name from asgi_datasource.tenants where name <> %s and (name = any(%s) or aliases && %s) limit 1",
+            "select name from asgi_datasource.tenants where name <> %s"
+            " and (name = any(%s) or aliases && %s or domains && %s) limit 1",
             name,
             list(wanted),
             list(wanted),
+            list(domains),
         )
         return str(rows[0][0]) if rows else None
 
@@ -330,8 +337,8 @@ class Ledger:
         """Write the row of a tenant that is to be created; it is not served yet."""
         await self._admin.rows(
             "insert into asgi_datasource.tenants"
-            " (name, datasource, schema, role, database, row_security, max_connections, aliases)"
-            " values (%s, %s, %s, %s, %s, %s::jsonb, %s, %s) on conflict (name) do nothing",
+            " (name, datasource, schema, role, database, row_security, max_connections, aliases, domains)"
+            " values (%s, %s, %s, %s, %s, %s::jsonb, %s, %s, %s) on conflict (name) do nothing",
             name,
             placement.datasource,
             placement.schema,
@@ -340,6 +347,7 @@ class Ledger:
             None if placement.row_security is None else json.dumps(placement.row_security),
             placement.max_connections,
             list(placement.aliases),
+            list(placement.domains),
         )
 
     async def change(self, name: str, *, state: str | None = None, is_ready: bool | None = None) -> None:

@@ -9,6 +9,7 @@ from typing import Any, Final, cast
 from uuid import UUID
 
 from ...config import EVERY_OTHER, MAX_NAME_BYTES, PLACEHOLDER
+from ...config.hostnames import lies_within, normalize_host
 from ...errors import DataError, DataErrorKind
 from .. import Tenant
 from .ledger import Ledger, Placement, Record
@@ -39,7 +40,8 @@ class Placing:
             placed: What the caller has said; `tenants_from.defaults` say the rest.
 
         Raises:
-            DataError: CONFIG: there is no such datasource. TENANT: a name is too long.
+            DataError: CONFIG: there is no such datasource. TENANT: a name is too long, or a domain is not one that a
+                tenant may have.
         """
         known = {**self._plan.defaults, **{key: value for key, value in placed.items() if value is not None}}
         datasource = known.get("datasource")
@@ -57,7 +59,19 @@ class Placing:
             None if settings is None else {key: value.replace(PLACEHOLDER, name) for key, value in settings.items()},
             limit,
             tuple(cast("Sequence[str]", known.get("aliases", ()))),
+            tuple(map(self._domain, cast("Sequence[str]", known.get("domains", ())))),
         )
+
+    def _domain(self, given: str) -> str:
+        host = normalize_host(given)
+        if host is None:
+            raise DataError(DataErrorKind.TENANT, f"the domain {given!r} is not a host name")
+        if lies_within(host, self._plan.own_hosts):
+            raise DataError(
+                DataErrorKind.TENANT,
+                f"the domain {given!r} is one of the application's own (subdomain_of, trusted_hosts), or below one",
+            )
+        return host
 
     async def check_apart(self, name: str, placement: Placement) -> None:
         """Refuse a name that is taken, and a place where nothing would separate the tenant from another one.
@@ -66,15 +80,15 @@ class Placing:
             DataError: CONFLICT: the name or the place is taken.
         """
         names = [name, *placement.aliases]
-        other = await self._records.claimed_by(name, names)
-        is_listed = any(map(self._plan.lists, names))
+        other = await self._records.claimed_by(name, names, placement.domains)
+        is_listed = any(map(self._plan.lists, names)) or any(map(self._plan.serves, placement.domains))
         if other is not None or is_listed:
             whose = "the document" if other is None else f"the tenant {other!r}"
-            raise DataError(DataErrorKind.CONFLICT, f"{whose} has the name, or an alias, of {name!r} already")
+            raise DataError(DataErrorKind.CONFLICT, f"{whose} has the name, or an alias or domain, of {name!r} already")
         twins = self._plan.twins(placement.datasource)
         other = await self._records.same_place(name, placement, twins)
         if other is None:
-            alike = replace(placement, max_connections=None, aliases=())
+            alike = replace(placement, max_connections=None, aliases=(), domains=())
             there = (
                 (known, place, replace(alike, datasource=place.datasource)) for known, place in self._listed(twins)
             )

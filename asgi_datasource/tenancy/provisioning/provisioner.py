@@ -52,8 +52,8 @@ class Provisioner:
         Args:
             name: Its name; has to match `tenancy.pattern`.
             adopt: Take over a schema, database or role that is there already. It stays when the tenant is dropped.
-            placed: `datasource`, `schema`, `role`, `database`, `row_security`, `max_connections`, `aliases`; those that
-                are not given are taken from `tenants_from.defaults`. `{tenant}` in them is the name.
+            placed: `datasource`, `schema`, `role`, `database`, `row_security`, `max_connections`, `aliases`, `domains`;
+                those that are not given are taken from `tenants_from.defaults`. `{tenant}` in them is the name.
 
         Raises:
             DataError: It could not be finished; run it again. CONFLICT: there is one of that name, in another place; or
