@@ -59,6 +59,7 @@ SESSION = {
     "after_commit",
     "after_rollback",
     "before_commit",
+    "blocking",
     "commit",
     "connection",
     "datasource",

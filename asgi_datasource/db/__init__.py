@@ -14,6 +14,7 @@ from ..errors import ConfigError
 from ..sessions.core import SessionCore
 
 _HOMES: Final = {
+    "dbapi_connection": "link",
     "sqlalchemy": "sqlalchemy",
     "sqlalchemy_connection": "sqlalchemy",
 }

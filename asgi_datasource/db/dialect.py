@@ -17,10 +17,10 @@ from sqlalchemy.dialects.postgresql.psycopg import PGDialectAsync_psycopg, PGExe
 from sqlalchemy.util import memoized_property
 from sqlalchemy.util.concurrency import await_, in_greenlet
 
+from ..concurrency.threads import is_on_a_loop
 from ..errors import DataError, DataErrorKind
 from ..sessions.core import SessionCore
 from .link import SessionCursor, SessionLink, read_intent
-from .waiting import is_on_a_loop, wait_in_thread
 
 if TYPE_CHECKING:
     from sqlalchemy.engine import Connection, ExceptionContext
@@ -80,7 +80,7 @@ class DialectLink(SessionLink):
         if in_greenlet() or is_on_a_loop():
             # On the loop and outside of a greenlet SQLAlchemy says what is wrong: a lazy load, mostly.
             return await_(coroutine)
-        return wait_in_thread(self.session, coroutine)
+        return super().wait(coroutine)
 
     @property
     def dbapi_connection(self) -> Any:

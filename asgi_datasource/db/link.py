@@ -11,15 +11,17 @@ import sys
 from collections.abc import Coroutine, Generator, Iterator, Sequence
 from typing import Any, Final, TypeVar
 
+from ..concurrency.threads import wait_in_thread
 from ..drivers.protocol import Result
 from ..drivers.statements import CursorDeclaration, Params, Query, Statement
 from ..errors import DataError, DataErrorKind
 from ..routing import AccessIntent
+from ..sessions.context import Frame, current_frame
 from ..sessions.core import SessionCore
+from ..sessions.scope import Scope, current_scope
 from ..sessions.statement_runner import Snapshot
 from ..sessions.transaction_block import TransactionBlock
 from ..transaction import Propagation, TransactionOptions, isolation_refused, parse_isolation
-from .waiting import wait_in_thread
 
 T = TypeVar("T")
 
@@ -55,13 +57,15 @@ class SessionLink:
         """Each statement commits by itself."""
         self._level: str | None = None
         self._blocks: list[TransactionBlock] = []
+        self._around: list[tuple[Scope | None, Frame | None]] = []
+        """What was in force around each."""
 
     def __repr__(self) -> str:
         return f"<SessionLink of {self.session!r}>"
 
     def wait(self, coroutine: Coroutine[Any, Any, T]) -> T:
         """Wait for the event loop in a thread that has none."""
-        return wait_in_thread(self.session, coroutine)
+        return wait_in_thread(self.session.registry_loop, coroutine)
 
     # DB-API 2.0
 
@@ -72,7 +76,7 @@ class SessionLink:
     def commit(self) -> None:
         """Commit what the session has written so far: `DataSession.commit()`."""
         if not self.is_kept:
-            self.wait(self._end(commit=True))
+            self._end_all(commit=True)
 
     def rollback(self) -> None:
         """Undo what the session has written since its last commit: `DataSession.rollback()`.
@@ -80,7 +84,13 @@ class SessionLink:
         Inside a block of the session's it leaves that nothing but its own rollback.
         """
         if not self.is_kept:
-            self.wait(self._end(commit=False))
+            self._end_all(commit=False)
+
+    def _end_all(self, *, commit: bool) -> None:
+        while self._blocks:
+            # SQLAlchemy ends a transaction without ending its savepoints first.
+            self.end_savepoint(undone=not commit)
+        self.wait(self._end(commit=commit))
 
     def close(self) -> None:
         """Nothing is given back: the connection is the session's, and ends with it."""
@@ -95,9 +105,6 @@ class SessionLink:
             self.is_kept = was_kept
 
     async def _end(self, *, commit: bool) -> None:
-        while self._blocks:
-            # SQLAlchemy ends a transaction without ending its savepoints first.
-            await self._leave(None if commit else _Undone())
         session = self.session
         self.is_doomed = False
         if not commit and session.innermost_scope() is not None:
@@ -121,17 +128,32 @@ class SessionLink:
 
     def open_savepoint(self) -> None:
         """Begin a part that can be undone alone, of the session as a whole: `DataSession.transaction()`."""
-        self.wait(self._enter())
+        around = current_scope.get(), current_frame.get()
+        scope, frame = self.wait(self._enter())
+        # A thread waits for a task whose context ends with it.
+        current_scope.set(scope)
+        current_frame.set(frame)
+        self._around.append(around)
 
     def end_savepoint(self, *, undone: bool) -> None:
         """End the innermost one."""
         if self._blocks:
-            self.wait(self._leave(_Undone() if undone else None))
+            try:
+                self.wait(self._leave(_Undone() if undone else None))
+            finally:
+                self._restore()
 
-    async def _enter(self) -> None:
+    def _restore(self) -> None:
+        """What was in force around the innermost savepoint is in force again."""
+        scope, frame = self._around.pop()
+        current_scope.set(scope)
+        current_frame.set(frame)
+
+    async def _enter(self) -> tuple[Scope | None, Frame | None]:
         block = TransactionBlock(self.session, _SAVEPOINT)
         await block.__aenter__()
         self._blocks.append(block)
+        return current_scope.get(), current_frame.get()
 
     async def _leave(self, error: _Undone | None) -> None:
         await self._blocks.pop().__aexit__(None if error is None else _Undone, error, None)
@@ -349,6 +371,9 @@ class ServerCursor(SessionCursor):
 
 def _itself(result: Result, _: Any) -> Result:
     return result
+
+
+FACADES: Final = {"dbapi_connection": SessionLink}
 
 
 def read_intent(value: object) -> AccessIntent | None:

@@ -17,6 +17,7 @@ from ..transaction import Hook, HookEvent, Isolation, Propagation, TransactionOp
 from . import cursor_stream, raw_connection
 from .advisory_lock import LockKey, take_lock
 from .base import SessionOrigin
+from .blocking import BlockingSession
 from .core import SessionCore
 from .statement_api import StatementMethods
 from .transaction_block import TransactionBlock
@@ -133,6 +134,12 @@ class DataSession(SessionCore, StatementMethods):
     def sqlalchemy_connection(self) -> AsyncConnection:
         """SQLAlchemy's `AsyncConnection` on this session, for Core without the ORM; errors: `sqlalchemy`."""
         return cast("AsyncConnection", self.facade("sqlalchemy_connection"))
+
+    @property
+    def blocking(self) -> BlockingSession:
+        """The same methods for code that is not async, in a thread of its own: `db.blocking.fetch_all(...)`."""
+        self.check_open()
+        return BlockingSession(self, self)
 
     # -- transaction
 
