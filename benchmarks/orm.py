@@ -1,7 +1,7 @@
 """Wall-clock time of ORM requests, one at a time, on two networks.
 
-A read loads one object. A write is one ORM UPDATE that returns the object. A flush loads an object, changes it, and flushes
-the change: two statements.
+A read loads one object. A write is one ORM UPDATE that returns the object. A flush loads an object, changes it, and
+flushes the change: two statements.
 """
 
 from __future__ import annotations

@@ -44,6 +44,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 def pytest_configure(config: pytest.Config) -> None:
     """Close the short path with `--way long`, as if each statement had to wait before it is sent."""
+    if config.getoption("whole"):
+        os.environ.setdefault("ADS_PROGRAMS", "150")
     if config.getoption("way") == "long":
 
         def nothing_at_once(*_: object, **__: object) -> None:

@@ -34,7 +34,7 @@ _TITLES: Final[dict[DataErrorKind, str]] = {
     DataErrorKind.QUERY: "The request could not be carried out",
     DataErrorKind.VALUE: f"A value is not acceptable; {_NOTHING}",
     DataErrorKind.CLOSED: "The request could not be carried out",
-    DataErrorKind.COMMIT_UNKNOWN: "Nobody could tell whether the change took effect",
+    DataErrorKind.COMMIT_UNKNOWN: "It is unknown whether the change took effect",
     DataErrorKind.OTHER: "The request could not be carried out",
 }
 

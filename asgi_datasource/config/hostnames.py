@@ -51,7 +51,7 @@ def normalize_host(value: str) -> str | None:
 
 
 def lies_within(host: str, domains: Container[str]) -> bool:
-    """Whether a host is one of some domains, or lies below one; all of them in their one spelling."""
+    """Whether a host is one of some domains, or lies below one; all of them normalized."""
     while host:
         if host in domains:
             return True

@@ -1,8 +1,8 @@
-"""The pattern of tenant names, matched in time that grows with the name and with nothing else.
+"""The pattern of tenant names, matched in time linear in the length of the name.
 
-Python's own engine goes back and tries again: with `^([a-z0-9]+-?)+$` it takes seconds for 30 characters that a request
-gives, and the event loop stands as long. The engine of pydantic-core, Rust's `regex`, never goes back. It has no
-look-around and no back-references, which cannot be matched so.
+Python's `re` backtracks: with `^([a-z0-9]+-?)+$` it takes seconds for 30 characters from a request, and blocks the
+event loop. The engine of pydantic-core, Rust's `regex`, does not backtrack, and so supports neither look-around nor
+back-references.
 
 Source: https://docs.rs/regex, "Untrusted input".
 """
@@ -15,18 +15,18 @@ from pydantic_core import SchemaError, SchemaValidator, core_schema
 
 
 def compile_name_pattern(pattern: str) -> Callable[[str], bool]:
-    """Whether a name matches a pattern as a whole.
+    """Compile a pattern into a function that returns whether it matches a whole name.
 
     Raises:
-        ValueError: It is none that can be matched; the message says why.
+        ValueError: The pattern is not valid or not supported; the message has the reason.
     """
     try:
-        # By itself first: "a)(b" would become one by the parentheses around it.
+        # First without the added parentheses, which would make "a)(b" valid.
         _validator(pattern)
         try:
             found = _validator(rf"\A(?:{pattern})\z")
         except SchemaError:
-            # A comment of the verbose form ends with its line.
+            # A comment of a verbose pattern ends at the line break.
             found = _validator(f"\\A(?:{pattern}\n)\\z")
     except SchemaError as error:
         raise ValueError(_reason(str(error))) from None

@@ -90,7 +90,7 @@ def server_of(url: str, *, with_database: bool = True) -> str:
 
 
 def user_of(url: str) -> str:
-    """Who logs in by a connection URL; empty where that is libpq's own choice. Not for messages."""
+    """The user of a connection URL; empty if libpq chooses it. Not for messages."""
     parts = _AUTHORITY.fullmatch(url)
     if parts is None:
         pairs: dict[str, str] = dict(_PAIR.findall(url))

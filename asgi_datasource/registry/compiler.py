@@ -1,4 +1,4 @@
-"""From a checked configuration to the frozen value that the registry reads. Opens nothing."""
+"""Compiles a validated configuration into a `RuntimeConfig`. Opens nothing."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from ..datasource.database_fleet import Fleet
 from ..datasource.datasource import DataSource, ReplicatedDataSource, ReplicaTraits
 from ..drivers import DEFAULT_DRIVER, load_driver
 from ..drivers.protocol import Driver, Server
-from ..drivers.settings import ServerSettings
+from ..drivers.settings import Reset, ServerSettings
 from ..errors import ConfigError
 from ..observability.metrics import Metrics
 from ..routing import AccessIntent, Balance, Consistency, Freshness, NoReplica, Role, RoutingPolicy, choose_interval
@@ -41,18 +41,18 @@ from ..transaction import OutcomeRule, Propagation, TransactionOptions, parse_is
 from .runtime_config import ErrorSettings, RuntimeConfig
 
 MIN_REACH_S: Final = 600.0
-"""Seconds for which the primary's positions are remembered at least, so that a lag can be told."""
+"""Least seconds for which WAL positions of the primary are kept, to derive replication lag from."""
 
 
 def compile_config(config: Config, *, previous: RuntimeConfig | None = None) -> RuntimeConfig:
     """Compile a configuration.
 
     Args:
-        config: A checked one.
-        previous: What it takes the place of: servers whose settings are the same keep their pools.
+        config: A validated configuration.
+        previous: The configuration that it replaces: servers with unchanged settings keep their pools.
 
     Raises:
-        ConfigError: Something in it cannot be used; the message says what.
+        ConfigError: A setting cannot be used; the message names it.
     """
     place_index = PlaceIndex(config)
     directory = TenantDirectory(place_index.with_owners(compile_tenants(config)))
@@ -126,7 +126,7 @@ def _compile_datasource(
 
 
 def _compile_limit(name: str, config: DataSourceConfig, in_flight: InFlight | None = None) -> ConcurrencyLimit | None:
-    """How many requests may use a datasource; those that do already count on after a reload."""
+    """The concurrency limit of a datasource; after a reload, requests in progress still count."""
     if config.max_in_flight is None:
         return None
     advice = (
@@ -139,7 +139,7 @@ def _compile_limit(name: str, config: DataSourceConfig, in_flight: InFlight | No
 def _compile_routing(
     config: DataSourceConfig, route_lags_s: Sequence[float | None]
 ) -> tuple[RoutingPolicy, dict[str, ReplicaTraits]]:
-    """How reads are spread over the replicas, and what each of these is told apart by."""
+    """The routing policy of a datasource, and the traits of its replicas."""
     routing = config.routing
     lags_s = [lag for lag in (routing.max_lag_s, *route_lags_s) if lag is not None]
     policy = RoutingPolicy(
@@ -158,7 +158,7 @@ def _compile_routing(
 def _compile_fleet(
     name: str, config: DataSourceConfig, previous: Fleet | None, route_lags_s: Sequence[float | None]
 ) -> Fleet:
-    """A datasource with a database for each tenant; nothing of it is opened before its first use."""
+    """A datasource with a database per tenant; pools are opened on first use."""
     policy, traits = _compile_routing(config, route_lags_s)
     settings = (config, policy)
     if previous is not None and previous.settings == settings:
@@ -211,7 +211,7 @@ def _driver_of(name: str, config: DataSourceConfig) -> Driver:
 
 
 def server_settings(pool: PoolConfig, conninfo: str, *, driver: str | None = None) -> ServerSettings:
-    """How one server of a datasource is reached."""
+    """The connection and pool settings of a server."""
     return ServerSettings(
         conninfo=conninfo,
         driver=driver,
@@ -228,6 +228,7 @@ def server_settings(pool: PoolConfig, conninfo: str, *, driver: str | None = Non
         keepalives_interval_s=pool.keepalives_interval_s,
         keepalives_count=pool.keepalives_count,
         is_fair=pool.fair,
+        reset=Reset(pool.reset),
         is_pooled=pool.pooler == "transaction",
         prepares=pool.pooler == "none",
     )
@@ -252,7 +253,7 @@ def _compile_policy(config: Config, previous: RuntimeConfig | None) -> SessionPo
 
 
 def _compile_metrics(config: Config, previous: RuntimeConfig | None) -> Metrics | None:
-    """What is measured; tenants keep their labels over a reload, or there would be more of them than said."""
+    """The metrics; a reload keeps the tenants' labels, so that their number stays within the configured limit."""
     if not config.telemetry.metrics:
         return None
     before = None if previous is None else previous.policy.metrics
@@ -298,7 +299,7 @@ def _compile_rule(index: int, config: RouteRuleConfig, previous: ConcurrencyLimi
     method, path = compile_pattern(config.match)
     rule = RouteRule(
         options=options if options != TransactionOptions() else None,
-        # What only bounds a transaction, or says how it ends, does not ask for one.
+        # Settings that only limit a transaction, or decide its outcome, do not ask for one.
         is_transactional=(config.read_only, config.isolation, config.propagation, config.retry) != (None,) * 4,
         intent=None if config.intent is None else AccessIntent(config.intent),
         freshness=Freshness(None if config.consistency is None else Consistency(config.consistency), config.max_lag_s),

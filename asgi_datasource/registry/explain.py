@@ -1,7 +1,6 @@
-"""Where a request would go, and why: the request's own way to a server, walked without sending anything.
+"""Explains to which server a request would be routed, and why, without sending anything.
 
-The tenant is told by the request's resolvers, the rule, the plan and the token are the request's, and the choice is
-`choose()`, asked as a session asks it. What the servers look like is the picture of this moment, or a state.
+Uses the same resolvers, rules, plans, tokens and `choose()` as a session, on the present topology or on a saved state.
 """
 
 from __future__ import annotations
@@ -47,14 +46,14 @@ from .runtime_config import RuntimeConfig
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Question:
-    """A request that was not sent.
+    """The request to explain.
 
     Attributes:
         method, path: As in its first line; the path may have a query string.
-        tenant: The tenant's name; None leaves it to the resolvers.
-        headers: Those that the resolvers, and the token's carrier, look at.
-        intent: What its first statement wants; None takes what holds for the route.
-        tokens: What its client has seen, as signed tokens or as positions (`1:0/3000148`).
+        tenant: The tenant's name; None uses the resolvers.
+        headers: Headers for the resolvers and for tokens.
+        intent: The intent of its first statement; None uses that of the rule or the method.
+        tokens: Signed tokens, or positions (`1:0/3000148`).
         is_pinned: It has written already.
         sticky: Name of the replica that it has read from already.
     """
@@ -69,7 +68,7 @@ class Question:
     sticky: str | None = None
 
     def scope(self) -> dict[str, Any]:
-        """The same as an ASGI scope."""
+        """The request as an ASGI scope."""
         path, _, query = self.path.partition("?")
         return {
             "type": "http",
@@ -86,11 +85,11 @@ class Question:
 
 @dataclass(frozen=True, slots=True)
 class TokenReading:
-    """What became of the tokens.
+    """The effect of the request's tokens.
 
     Attributes:
-        position: What the server has to have; None where nothing is asked for.
-        why: What became of them, in words.
+        position: The position that the server must have replayed; None requires none.
+        why: An explanation.
     """
 
     position: Position | None
@@ -99,23 +98,23 @@ class TokenReading:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Explanation:
-    """Where a request's first statement would go, and why.
+    """The server of a request's first statement, and the reasons.
 
     Attributes:
         question: The request.
         is_exempt: Its path has no session.
-        refusal: Why it would be refused; None where it would not.
-        tenant: Whose it is.
-        rule: The number of the rule of `routes` that matches, and how it is written.
-        timeout_s: From its first byte to the end of COMMIT; None sets no bound.
-        intent: What its first statement wants.
-        consistency: What that has to see of the client's past; None where nobody looks at it.
-        max_lag_s: How old its data may be; None sets no bound.
-        terms: In words, what its first statement runs in.
-        token: What became of its tokens; None where there are none.
-        limits: Its priority, and how many may be under way.
-        route: The server that was chosen; None where none may answer.
-        servers: What became of each server.
+        refusal: Why it would be refused; None if it would be served.
+        tenant: The tenant.
+        rule: Index and pattern of the rule of `routes` that matches.
+        timeout_s: Seconds from the start of the request to the end of COMMIT; None sets no bound.
+        intent: The intent of its first statement.
+        consistency: The consistency of its reads; None when tokens are disabled and the rule sets none.
+        max_lag_s: Most seconds of replication lag; None sets no bound.
+        terms: A description of the transaction of its first statement.
+        token: The effect of its tokens; None without tokens.
+        limits: Its priority and its bound on requests in progress.
+        route: The chosen server; None if none is eligible.
+        servers: The judgement of each server.
     """
 
     question: Question
@@ -134,7 +133,7 @@ class Explanation:
     servers: tuple[Judgement, ...] = ()
 
     def document(self) -> dict[str, Any]:
-        """The same as plain data (`schemas/explain/v1.json`)."""
+        """The explanation as plain data (`schemas/explain/v1.json`)."""
         question, tenant = self.question, self.tenant
         refusal, route, limits = self.refusal, self.route, self.limits
         return {
@@ -188,12 +187,12 @@ class Explanation:
 
 
 async def explain(compiled: RuntimeConfig, question: Question, state: StateDocument | None = None) -> Explanation:
-    """Tell where a request would go.
+    """Explain to which server a request would be routed.
 
     Args:
         compiled: The configuration.
         question: The request.
-        state: How the servers look; None takes them as this process sees them.
+        state: A state of the servers; None uses the present one of this process.
 
     Raises:
         ConfigError: The state, or `sticky`, is about other servers than the configuration.
@@ -208,13 +207,12 @@ async def explain(compiled: RuntimeConfig, question: Question, state: StateDocum
         datasource = compiled.datasource_of(tenant)
     except DataError as error:
         return Explanation(question=question, refusal=error)
-    told = _Told(compiled, question, tenant, datasource, scope)
-    return told.explanation(state)
+    return _RequestExplainer(compiled, question, tenant, datasource, scope).explanation(state)
 
 
 async def _tenant_of(compiled: RuntimeConfig, question: Question, scope: Scope) -> tuple[Tenant, Scope]:
     if question.tenant is not None:
-        # Named by whoever asks: there is no request that would have to be allowed to.
+        # The caller names the tenant: `authorize` has no request to decide on.
         tenant = await compiled.admission.find(question.tenant)
         compiled.admission.check_served(tenant)
         return tenant, scope
@@ -225,8 +223,8 @@ async def _tenant_of(compiled: RuntimeConfig, question: Question, scope: Scope) 
     return await compiled.admission.admit(scope, answer.name), {**scope, "root_path": answer.prefix}
 
 
-class _Told:
-    """One request whose tenant is known."""
+class _RequestExplainer:
+    """Explains one request whose tenant is known."""
 
     def __init__(
         self, compiled: RuntimeConfig, question: Question, tenant: Tenant, datasource: DataSource, scope: Scope
@@ -277,7 +275,7 @@ class _Told:
         asked: list[Asked] = []
 
         def choice(topology: Topology, wants: AccessIntent, /, **told: Any) -> Route | None:
-            # Nothing is left to chance here: a server that has just come back is taken to have its whole share.
+            # No random choice here: a server in slow start counts with its full weight.
             told["dice"] = 0.0
             asked.append(Asked(intent=wants, **told))
             return choose(topology, wants, **told)
@@ -302,7 +300,7 @@ class _Told:
         )
 
     def _ask(self, plan: Plan, wanted: AccessIntent) -> tuple[AccessIntent, Freshness, str]:
-        """What the first statement asks of the servers, and what it runs in."""
+        """Intent and freshness of the first statement, and a description of its transaction."""
         terms = plan.terms
         if wanted is AccessIntent.READ and not terms.opens_with_reads:
             return AccessIntent.READ, plan.freshness, "by itself, READ ONLY, in one round trip"
@@ -348,7 +346,7 @@ class _Told:
 
 
 def as_position(text: str) -> Position | None:
-    """A position that stands in place of a token, as `timeline:lsn`; None for anything else."""
+    """Parse a position in place of a token, as `timeline:lsn`; None for anything else."""
     timeline, colon, lsn = text.partition(":")
     if not colon:
         return None
@@ -359,7 +357,7 @@ def as_position(text: str) -> Position | None:
 
 
 class _Servers:
-    """The servers of a datasource, as they are or as a state has them."""
+    """The servers of a datasource, as they are now or in a saved state."""
 
     def __init__(self, datasource: DataSource, state: DataSourceState | None) -> None:
         topology = datasource.topology
@@ -384,10 +382,10 @@ class _Servers:
         }
 
     def take_turn(self) -> None:
-        """Nobody has taken it."""
+        """Explaining does not advance the round robin."""
 
     def load(self) -> Mapping[str, float]:
-        """How busy each is."""
+        """Load by server."""
         return self._load
 
 
@@ -420,17 +418,17 @@ def _check_state(compiled: RuntimeConfig, state: StateDocument) -> None:
         datasource = compiled.datasources.get(name)
         if datasource is None:
             continue
-        for node, told in looked.servers.items():
+        for node, seen in looked.servers.items():
             server = datasource.servers.get(node)
             if server is None:
                 has = ", ".join(datasource.servers)
                 raise ConfigError(f"the state names a server {node!r} of {name!r}; the configuration has {has}")
-            if told.role is not None and told.role != server.role.value:
-                raise ConfigError(f"{name}.{node} is the {told.role} by the state, and not by the configuration")
+            if seen.role is not None and seen.role != server.role.value:
+                raise ConfigError(f"{name}.{node} is the {seen.role} by the state, and not by the configuration")
 
 
 def describe_state(compiled: RuntimeConfig) -> dict[str, Any]:
-    """How the servers look now, as plain data (`schemas/state/v1.json`)."""
+    """The present state of the servers as plain data (`schemas/state/v1.json`)."""
     now = asyncio.get_running_loop().time()
     return {
         "version": 1,
@@ -452,9 +450,9 @@ def describe_state(compiled: RuntimeConfig) -> dict[str, Any]:
 
 
 def _describe_node(node: Node, datasource: DataSource, now: float) -> dict[str, Any]:
-    told: dict[str, Any] = {"role": node.role.value, "breaker": node.health.value}
+    document: dict[str, Any] = {"role": node.role.value, "breaker": node.health.value}
     if node.role is Role.REPLICA:
-        told |= {"draining": node.is_draining, "foreign": node.is_foreign}
+        document |= {"draining": node.is_draining, "foreign": node.is_foreign}
     position, shown = node.position, datasource.held.get(node.name)
     if position is not None and shown is not None and datasource.topology.lineage.covers(shown, position):
         position = shown
@@ -468,4 +466,4 @@ def _describe_node(node: Node, datasource: DataSource, now: float) -> dict[str, 
         "up_s": None if node.up_since is None else max(0.0, now - node.up_since),
         "borrowed": datasource.servers[node.name].borrowed,
     }
-    return told | {key: value for key, value in known.items() if value is not None}
+    return document | {key: value for key, value in known.items() if value is not None}

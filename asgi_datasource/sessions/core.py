@@ -336,6 +336,8 @@ class SessionCore(StatementRunner):
                 self._conflict = self.lost_by
             self._work = self._lock = self._owner = self._ending = None
             self.scope = self.writers = self._lane_endpoint = self._facades = None
+            if self.tenant_error is not None:
+                self.tenant_error = None
             participants, self.participants = self.participants, ()
             for participant in participants:
                 participant.close()

@@ -1,4 +1,4 @@
-"""Who is asking, and what keeps that tenant apart from the others."""
+"""Tenants: resolution from requests, admission, isolation, and the catalog."""
 
 from .admission import Admission, Authorize
 from .catalog import TABLE_QUERY, Catalog, CatalogPlan, CatalogState

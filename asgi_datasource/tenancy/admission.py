@@ -1,4 +1,4 @@
-"""From the name that a request gives to the tenant that it may act for."""
+"""Admission: the tenant of a request's name, and whether the request may act for it."""
 
 from __future__ import annotations
 
@@ -12,32 +12,31 @@ from ..config.name_pattern import compile_name_pattern
 from ..errors import DataError, DataErrorKind
 from .directory import TenantDirectory, TenantMap
 from .resolution import MAX_NAME_LENGTH, bad_request
-from .tenant import Tenant
+from .tenant import Tenant, TenantState
 
 Authorize = Callable[[Scope, str], bool | Awaitable[bool]]
-"""A function of the application's: may this request act for the tenant of this name? `async` or not."""
+"""A function of the application, sync or async: whether a request may act for the tenant of a name."""
 
 
 class OthersSource(Protocol):
-    """Makes the tenants of names that are not listed."""
+    """Creates the tenants of names that are not listed."""
 
     def find(self, name: str, known: TenantMap) -> Tenant | None:
-        """The tenant of a name that has passed the pattern and is not in the map; None where there is none."""
+        """The tenant of a name that matches the pattern and is not in the map; None if there is none."""
         ...
 
 
 class Admission:
-    """Finds tenants, and decides who may act for them.
+    """Finds tenants, and decides which requests may act for them.
 
     Args:
         directory: The tenants.
-        pattern: What a name has to match as a whole before it is used for anything but a look-up.
-        others: Makes the tenants of names that are not listed; None where there are no others.
-        default: The tenant of requests that name none, or an unknown one; None refuses those.
-        missing_status, unknown_status: What they are answered with.
-        authorize: Says whether a request may act for a tenant; None lets every request.
-        hides_unknown: A tenant that a request may not act for is answered as one that is not there: refused, or served
-            as the default.
+        pattern: The pattern that a whole name must match before it is used for anything but a look-up.
+        others: Creates the tenants of names that are not listed; None if there are no others.
+        default: The tenant of requests with no name or an unknown one; None refuses those.
+        missing_status, unknown_status: The HTTP statuses of requests without a name, and with an unknown one.
+        authorize: Decides whether a request may act for a tenant; None admits every request.
+        hides_unknown: Treat a tenant that a request may not act for as unknown: refused, or served as the default.
     """
 
     def __init__(
@@ -64,18 +63,22 @@ class Admission:
         self.authorizes = authorize is not None
         """Whether the application has an `authorize` function."""
         self.asks = authorize is not None
-        """Whether a known tenant that is active is not served without further questions."""
+        """Whether even a known and active tenant needs `admit`, because of `authorize` or a refused datasource."""
 
     def refuse(self, datasource: str, reason: str) -> None:
-        """Serve no tenant of a datasource from now on: they are not kept apart there."""
+        """Refuse all tenants of a datasource from now on, because it does not isolate them."""
         self._refused[datasource] = reason
         self.asks = True
+
+    def serves(self, tenant: Tenant) -> bool:
+        """Whether a tenant is served: it is not suspended, and its datasource keeps tenants apart."""
+        return tenant.state is not TenantState.SUSPENDED and tenant.datasource not in self._refused
 
     def check_served(self, tenant: Tenant) -> None:
         """Refuse a tenant that is not served.
 
         Raises:
-            DataError: TENANT (403): it is suspended. CONFIG (503): its datasource does not keep tenants apart.
+            DataError: TENANT (403): it is suspended. CONFIG (503): its datasource does not isolate tenants.
         """
         reason = self._refused.get(tenant.datasource)
         if reason is not None:
@@ -83,10 +86,10 @@ class Admission:
         tenant.check_served()
 
     def tenant(self, name: str | None) -> Tenant:
-        """The tenant of a name, as it is known now.
+        """The tenant of a name, without a look-up of unknown names.
 
         Args:
-            name: As it was given; None for a request that names none.
+            name: The name as it was given; None for a request without a tenant.
 
         Raises:
             DataError: TENANT: the name does not match the pattern; or it is unknown or absent, and there is no default.
@@ -108,7 +111,7 @@ class Admission:
         raise self._unknown()
 
     async def find(self, name: str | None) -> Tenant:
-        """The tenant of a name; where it is not known, whoever may know it is asked. Errors: `tenant`."""
+        """The tenant of a name; unknown names are looked up in the catalog. Errors: `tenant`."""
         directory = self.directory
         if name is not None and directory.can_learn and directory.map.find(name) is None:
             self._check_name(name)
@@ -119,8 +122,8 @@ class Admission:
         """The tenant that a request may act for.
 
         Args:
-            scope: The request's.
-            name: As the request gave it.
+            scope: The request's scope.
+            name: The name as the request gave it.
 
         Raises:
             DataError: TENANT: there is no such tenant, the request may not act for it, or it is suspended.
@@ -135,10 +138,10 @@ class Admission:
         return tenant
 
     async def _admit_hidden(self, scope: Scope, name: str) -> Tenant:
-        """Neither the response nor its time depends on whether a tenant exists that the request may not act for.
+        """`admit`, so that neither the response nor its time reveals whether a hidden tenant exists.
 
-        `authorize` is called before the catalog is queried for an unknown name, which takes time. Where unknown names
-        are served as the default tenant, so are hidden ones.
+        `authorize` is called before the catalog is queried for an unknown name, which takes time. If unknown names are
+        served as the default tenant, so are hidden ones.
         """
         known = self.directory.map.find(name)
         if known is None:
@@ -148,7 +151,7 @@ class Admission:
             return self._hidden()
         tenant = await self.find(name)
         if tenant.name not in (None, asked) and not await self._may_act(scope, str(tenant.name)):
-            # It was an alias that nobody knew here.
+            # The name was an alias that the directory did not contain.
             return self._hidden()
         return tenant
 

@@ -1,4 +1,4 @@
-"""What an audit of a server asks about, and what it finds."""
+"""The inputs and findings of an isolation audit."""
 
 from __future__ import annotations
 
@@ -12,33 +12,33 @@ class Ask(Protocol):
     """Runs a query on a server."""
 
     async def __call__(self, sql: LiteralString, *parameters: object) -> list[tuple[Any, ...]]:
-        """The rows of its answer."""
+        """The rows of the result."""
         ...
 
 
 class Hole(StrEnum):
-    """The kinds of holes."""
+    """The kinds of holes in the isolation of tenants."""
 
     ROLE_BYPASSES = "role_bypasses"
-    """A role that tenants run as, or the login, passes every policy by: it is a superuser, or has BYPASSRLS."""
+    """A tenants' role, or the login, bypasses every policy: it is a superuser, or has BYPASSRLS."""
     TABLE_WITHOUT_POLICY = "table_without_policy"
-    """A table that tenants reach has no row security, so that each sees all rows of it."""
+    """A table that tenants can read has no row security, so that each sees all of its rows."""
     OPEN_POLICY = "open_policy"
-    """A policy lets each tenant see all rows, always or where no tenant is set; or reads a setting that nobody sets."""
+    """A policy shows all rows to each tenant, always or while no tenant is set; or reads a setting that is not set."""
     POLICY_NOT_FORCED = "policy_not_forced"
-    """The role owns the table, and the policies do not hold for the owner."""
+    """The role owns the table, and the policies do not apply to the owner."""
     VIEW_OF_OWNER = "view_of_owner"
-    """A view reads its tables with the rights of its owner, for whom the policies do not hold."""
+    """A view reads its tables with the rights of its owner, to whom the policies do not apply."""
     SEARCH_PATH = "search_path"
-    """A name that is missing in the tenant's schema is found in a shared one."""
+    """A name that is missing in the tenant's schema resolves to a shared schema."""
     MISSING_SCHEMA = "missing_schema"
-    """The tenant's schema is not there, or its role may not use it."""
+    """The tenant's schema does not exist, or its role may not use it."""
     MISSING_ROLE = "missing_role"
-    """The tenant's role is not there, or the login may not become it."""
+    """The tenant's role does not exist, or the login may not SET ROLE to it."""
     DEFINER_FUNCTION = "definer_function"
-    """A SECURITY DEFINER function whose caller's search_path decides which tables it uses, or whose owner sees all."""
+    """A SECURITY DEFINER function uses the caller's search_path, or its owner sees all rows."""
     SHARED_ROLE = "shared_role"
-    """A role may use the schemas of several tenants that nothing but their schema keeps apart."""
+    """A role may use the schemas of several tenants that only their schemas isolate."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,10 +47,10 @@ class Finding:
 
     Attributes:
         hole: Its kind.
-        name: What it is in: a role, or a table, view, function or schema with its schema's name.
-        message: What is wrong, without full stop.
-        fix: What to do, a sentence; the statement where there is one.
-        tenant: The tenant that it is about; None when it is about all of them.
+        name: The role, or the qualified table, view, function or schema.
+        message: What is wrong, without a full stop.
+        fix: What to do, a sentence; with the statement, if there is one.
+        tenant: The affected tenant; None if all are.
     """
 
     hole: Hole
@@ -62,13 +62,13 @@ class Finding:
 
 @dataclass(frozen=True, slots=True)
 class Home:
-    """Where a tenant lives on the server that is asked.
+    """The place of a tenant on the audited server.
 
     Attributes:
-        name: The tenant's name; that of nobody where it stands for tenants that are yet to come.
-        schema: Its own schema; `""` is one that is not known yet.
-        role: The role its transactions run as; `""` as well.
-        has_row_security: Whether policies keep it apart.
+        name: The tenant's name; a placeholder if it represents tenants that are not known yet.
+        schema: Its own schema; `""` if it is not known yet.
+        role: The role of its transactions; `""` if it is not known yet.
+        has_row_security: Whether policies isolate it.
         settings: The custom settings that its transactions set.
     """
 
@@ -83,21 +83,21 @@ _T = TypeVar("_T")
 
 
 def sample(whole: Sequence[_T], most: int) -> list[_T]:
-    """As many as can be looked at, spread over the whole, and the same ones each time."""
+    """At most `most` items, evenly spread and deterministic."""
     if len(whole) <= most:
         return list(whole)
     return [whole[number * len(whole) // most] for number in range(most)]
 
 
 MOST_ROLES: Final = 100
-"""How many roles of tenants are looked at; where each has one, what is wrong with one is mostly wrong with all."""
+"""Most tenants' roles that are audited; if each tenant has one, a hole of one is mostly a hole of all."""
 
 MOST_SCHEMAS: Final = 1000
-"""How many schemas of tenants are looked into."""
+"""Most tenants' schemas that are audited."""
 
 
 class Findings:
-    """Each hole once, however many ways lead to it."""
+    """Collects findings without duplicates."""
 
     def __init__(self) -> None:
         self._found: dict[tuple[Hole, str], Finding] = {}
@@ -110,7 +110,7 @@ class Findings:
 
 
 def quoted(name: str) -> str:
-    """A name as SQL writes it."""
+    """A name, quoted as a SQL identifier if necessary."""
     if name.isascii() and name.islower() and name.replace("_", "a").isalnum() and not name[0].isdigit():
         return name
     return '"' + name.replace('"', '""') + '"'

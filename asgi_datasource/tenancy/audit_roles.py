@@ -1,4 +1,4 @@
-"""Roles: whose tenants' transactions are, what policies do not hold for, and which schemas they may use."""
+"""Audit of roles: which bypass policies, and which schemas they may use."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from typing import Final
 
 from .audit_findings import MOST_ROLES, MOST_SCHEMAS, Ask, Finding, Hole, Home, quoted, sample
 
-# Every name in these statements says its schema: the login may find functions and operators of others in its
-# search_path, and the tenants' role in that of its own.
+# Every name in these statements is qualified: the search_path of the login, or of a tenant's role, may contain
+# functions and operators of other roles.
 
-_WHO: Final = """
+_LOGIN_QUERY: Final = """
 select session_user::pg_catalog.text, current_user::pg_catalog.text,
     pg_catalog.current_schemas(false)::pg_catalog.text[],
     pg_catalog.current_setting('server_version_num')::int,
@@ -28,15 +28,15 @@ select session_user::pg_catalog.text, current_user::pg_catalog.text,
 
 
 @dataclass(frozen=True, slots=True)
-class Asker:
-    """Who asks, and what can be told of roles at once.
+class AuditLogin:
+    """The login of the audit, and its facts about roles.
 
     Attributes:
-        login: Who has logged in.
-        user: What the login runs as by itself.
+        login: `session_user`.
+        user: `current_user`.
         path: Its own search_path.
-        version: The server's.
-        supers, bypassing: Of the login and the tenants' roles, those that pass policies by.
+        version: The server's version number.
+        supers, bypassing: Roles, among the login and the tenants' roles, that bypass policies.
     """
 
     login: str
@@ -47,40 +47,42 @@ class Asker:
     bypassing: list[str]
 
     def role_of(self, home: Home) -> str:
-        """What a tenant's transactions run as; empty where that is not known yet."""
+        """The role of a tenant's transactions; empty if it is not known yet."""
         return self.user if home.role is None else home.role
 
     @property
     def membership(self) -> str:
-        """The privilege that lets one become a role; before PostgreSQL 16 every member could."""
+        """The privilege that allows SET ROLE; before PostgreSQL 16 membership did."""
         return "SET" if self.version >= 160000 else "MEMBER"
 
 
-async def ask_who(ask: Ask, roles: list[str]) -> Asker:
-    [[login, user, path, version, supers, bypassing]] = await ask(_WHO, roles, roles)
-    return Asker(str(login), str(user), list(path), int(version), list(supers), list(bypassing))
+async def query_login(ask: Ask, roles: list[str]) -> AuditLogin:
+    [[login, user, path, version, supers, bypassing]] = await ask(_LOGIN_QUERY, roles, roles)
+    return AuditLogin(str(login), str(user), list(path), int(version), list(supers), list(bypassing))
 
 
-def find_bypassing(asker: Asker, guarded: Sequence[Home]) -> list[Finding]:
+def find_bypassing(audit_login: AuditLogin, guarded: Sequence[Home]) -> list[Finding]:
     found: list[Finding] = []
-    runs_as = {asker.role_of(home) for home in guarded}
-    for name in dict.fromkeys((*asker.supers, *asker.bypassing)):
-        is_super = name in asker.supers
+    runs_as = {audit_login.role_of(home) for home in guarded}
+    for name in dict.fromkeys((*audit_login.supers, *audit_login.bypassing)):
+        is_super = name in audit_login.supers
         why = "is a superuser" if is_super else "has BYPASSRLS"
         fix = "Log in as an ordinary role." if is_super else f"Take it away: alter role {quoted(name)} nobypassrls."
         message = f"the role {name} {why}: no policy holds for it, and each tenant sees all rows"
-        if name not in runs_as and name in (asker.login, asker.user):
+        if name not in runs_as and name in (audit_login.login, audit_login.user):
             message = f"the role {name} {why}, and logs in: a statement of any tenant's may become it again (set role)"
         found.append(Finding(Hole.ROLE_BYPASSES, name, message, fix))
     return found
 
 
-def places_of(homes: Iterable[Home], asker: Asker, shared_schemas: Sequence[str]) -> list[tuple[str, str]]:
-    """Roles, and the schemas in which names without one are looked up for them."""
+def places_of(homes: Iterable[Home], audit_login: AuditLogin, shared_schemas: Sequence[str]) -> list[tuple[str, str]]:
+    """Roles, each with the schemas of its search_path."""
     found: dict[tuple[str, str], None] = {}
     for home in homes:
-        role = asker.role_of(home)
-        path = [*([home.schema] if home.schema else []), *shared_schemas] or ([] if home.schema == "" else asker.path)
+        role = audit_login.role_of(home)
+        path = [*([home.schema] if home.schema else []), *shared_schemas] or (
+            [] if home.schema == "" else audit_login.path
+        )
         for schema in path if role else ():
             found[role, schema] = None
     roles = set(sample(sorted({role for role, _ in found}), MOST_ROLES))
@@ -99,7 +101,7 @@ where (h.schema is not null and n.oid is null)
         and not pg_catalog.has_schema_privilege(coalesce(r.rolname, current_user), n.oid, 'usage'))"""
 
 
-async def find_missing(ask: Ask, homes: Sequence[Home], asker: Asker) -> list[Finding]:
+async def find_missing(ask: Ask, homes: Sequence[Home], audit_login: AuditLogin) -> list[Finding]:
     places: dict[tuple[str | None, str | None], str] = {}
     for home in homes:
         if home.schema or home.role:
@@ -109,7 +111,7 @@ async def find_missing(ask: Ask, homes: Sequence[Home], asker: Asker) -> list[Fi
     schemas, roles = [place[0] for place in places], [place[1] for place in places]
     found: dict[tuple[Hole, str], Finding] = {}
     for schema, role, no_schema, no_role, not_member in await ask(
-        _PLACES, asker.membership, schemas, roles, asker.membership
+        _PLACES, audit_login.membership, schemas, roles, audit_login.membership
     ):
         tenant = places[schema, role]
         if schema is not None and no_schema:
@@ -122,7 +124,7 @@ async def find_missing(ask: Ask, homes: Sequence[Home], asker: Asker) -> list[Fi
             fix = "Create it, and grant it to the login." if no_role else grant
             found.setdefault((Hole.MISSING_ROLE, role), Finding(Hole.MISSING_ROLE, role, message, fix, tenant))
         elif schema is not None and not no_schema:
-            user = role or asker.user
+            user = role or audit_login.user
             message = f"the role {user} may not use the schema {schema}: its tenant is answered with 404"
             fix = f"Grant it: grant usage on schema {quoted(schema)} to {quoted(user)}."
             found.setdefault((Hole.MISSING_SCHEMA, schema), Finding(Hole.MISSING_SCHEMA, schema, message, fix, tenant))
@@ -138,18 +140,18 @@ where r.rolname operator(pg_catalog.=) any(%s::pg_catalog.text[])
 group by 1"""
 
 
-async def find_shared_roles(ask: Ask, apart: Sequence[Home], asker: Asker) -> list[Finding]:
-    """Roles that may use the schemas of tenants that nothing else keeps apart: a name with its schema reaches them."""
+async def find_shared_roles(ask: Ask, apart: Sequence[Home], audit_login: AuditLogin) -> list[Finding]:
+    """Roles that may use the schemas of several tenants that only their schemas isolate: qualified names reach them."""
     own: dict[str, set[str]] = {}
     for home in apart:
         if home.role != "":
-            own.setdefault(asker.role_of(home), set()).add(str(home.schema))
+            own.setdefault(audit_login.role_of(home), set()).add(str(home.schema))
     schemas = sample(sorted({str(home.schema) for home in apart}), MOST_SCHEMAS)
     found: list[Finding] = []
     for role, usable in await ask(_USED, sample(sorted(own), MOST_ROLES), schemas) if len(schemas) > 1 else ():
         shared = sorted(own[role].intersection(usable))
-        # The login may use more than tenants do; a role that tenants have was made for them.
-        others = [] if role == asker.user else sorted(set(usable) - own[role])
+        # The login may have more rights than tenants need; a tenants' role exists only for them.
+        others = [] if role == audit_login.user else sorted(set(usable) - own[role])
         if len(shared) < 2 and not others:
             continue
         names = [*shared, *others]
@@ -178,9 +180,9 @@ where c.relkind operator(pg_catalog.=) any('{r,p,v,m}'::pg_catalog."char"[])
 group by 1, 2 order by 1, 2"""
 
 
-async def find_shadowed(ask: Ask, apart: Sequence[Home], asker: Asker, shared: list[str]) -> list[Finding]:
+async def find_shadowed(ask: Ask, apart: Sequence[Home], audit_login: AuditLogin, shared: list[str]) -> list[Finding]:
     schemas = sorted({str(home.schema) for home in apart})
-    roles = sample(sorted({role for home in apart if (role := asker.role_of(home))}), MOST_ROLES)
+    roles = sample(sorted({role for home in apart if (role := audit_login.role_of(home))}), MOST_ROLES)
     found: list[Finding] = []
     for schema, table, tenant_schema, count in await ask(_SHADOWED, shared, schemas, roles):
         name = f"{schema}.{table}"

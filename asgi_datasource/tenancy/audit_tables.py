@@ -1,4 +1,4 @@
-"""What tenants' roles read: tables, by themselves or through views and partitions; and what policies say of it."""
+"""Audit of tables: those that tenants' roles read, directly or through views and partitions, and their policies."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from .audit_findings import Ask, Finding, Findings, Hole, Home, quoted
-from .audit_roles import Asker, places_of
+from .audit_roles import AuditLogin, places_of
 from .policy_expression import is_open, settings_read
 
 _REACHED: Final = """
@@ -123,39 +123,39 @@ class _Reach:
 
     @property
     def top(self) -> str:
-        """What is named in the statement."""
+        """The relation that the statement names."""
         return f"{self.top_schema}.{self.top_name}"
 
     @property
     def table(self) -> str:
-        """What is read at last."""
+        """The table that is read in the end."""
         return f"{self.schema}.{self.name}"
 
     @property
     def written(self) -> str:
-        """The table, as SQL writes it."""
+        """The table as a quoted SQL identifier."""
         return f"{quoted(self.schema)}.{quoted(self.name)}"
 
     @property
     def root(self) -> str | None:
-        """What the table is a partition of, or inherits from."""
+        """The table that this one is a partition of, or inherits from."""
         return None if self.root_name is None else f"{self.root_schema}.{self.root_name}"
 
     @property
     def is_direct(self) -> bool:
-        """Whether the table itself is named."""
+        """Whether the statement names the table itself."""
         return self.top == self.table
 
     @property
     def is_held(self) -> bool:
-        """Whether its policies hold for who reads it."""
+        """Whether its policies apply to the role that reads it."""
         return self.is_guarded and not self.passes and (self.is_forced or not self.owns)
 
 
 async def find_unguarded(
-    ask: Ask, guarded: Sequence[Home], asker: Asker, shared_schemas: Sequence[str]
+    ask: Ask, guarded: Sequence[Home], audit_login: AuditLogin, shared_schemas: Sequence[str]
 ) -> list[Finding]:
-    places = places_of(guarded, asker, shared_schemas)
+    places = places_of(guarded, audit_login, shared_schemas)
     if not places:
         return []
     rows = await ask(_REACHED, [role for role, _ in places], [schema for _, schema in places])
@@ -167,21 +167,21 @@ async def find_unguarded(
         if not each.is_direct:
             _judge_view(each, found, is_named=(each.role, each.table) in named)
         elif each.root is not None and not each.is_guarded:
-            # Where what it is a part of is open itself, that is what is wrong.
+            # If the parent is unguarded itself, report the parent.
             if each.root_is_guarded or (each.role, each.root) not in named:
                 partitions.setdefault(each.root, []).append(each)
         else:
-            _judge_table(each, found, asker)
+            _judge_table(each, found, audit_login)
     for root, parts in partitions.items():
         _judge_partitions(root, parts, found)
     settings: dict[str, set[str]] = {}
     for home in guarded:
-        settings.setdefault(asker.role_of(home), set()).update(name.lower() for name in home.settings)
+        settings.setdefault(audit_login.role_of(home), set()).update(name.lower() for name in home.settings)
     await _judge_policies(ask, [each for each in reached if each.is_held and each.has_policy], settings, found)
     return found.all()
 
 
-def _judge_table(each: _Reach, found: Findings, asker: Asker) -> None:
+def _judge_table(each: _Reach, found: Findings, audit_login: AuditLogin) -> None:
     name, written = each.table, each.written
     if each.kind == "f":
         message = f"the table {name} has no row security, being a foreign one: each tenant sees all rows of it"
@@ -191,13 +191,13 @@ def _judge_table(each: _Reach, found: Findings, asker: Asker) -> None:
         message = f"the table {name} has no row security: each tenant sees all rows of it"
         fix = f"Write a policy, and alter table {written} enable row level security, force row level security."
         found.add(Hole.TABLE_WITHOUT_POLICY, name, message, fix)
-    elif not each.is_forced and (each.owns or (each.login_owns and asker.login not in asker.supers)):
+    elif not each.is_forced and (each.owns or (each.login_owns and audit_login.login not in audit_login.supers)):
         owner = "login" if each.login_owns else f"role {each.role}"
         message = f"the {owner} owns the table {name}, and its policies do not hold for the owner"
         fix = f"Force them: alter table {written} force row level security."
         found.add(Hole.POLICY_NOT_FORCED, name, message, fix)
     elif not each.has_policy:
-        message = f"the table {name} has row security and no policy: nobody sees a row of it"
+        message = f"the table {name} has row security and no policy: every tenant sees no rows"
         fix = f"Write one: create policy ... on {written} using (...)."
         found.add(Hole.TABLE_WITHOUT_POLICY, name, message, fix)
 
@@ -217,7 +217,7 @@ def _judge_view(each: _Reach, found: Findings, *, is_named: bool) -> None:
     view = each.top
     written = f"{quoted(each.top_schema)}.{quoted(each.top_name)}"
     if "select" not in each.may and each.store is None:
-        # It would fail.
+        # The statement would fail.
         return
     if each.store is not None and each.is_guarded:
         if each.top_kind == "m":
@@ -259,7 +259,7 @@ class _Policy:
     check: str | None
 
     def expression(self, command: str) -> str | None:
-        """What decides about a row for a command; None where it says nothing about that."""
+        """The expression that decides about a row for a command; None if the policy has none."""
         return self.check if command == "insert" and self.check is not None else self.using
 
     def concerns(self, command: str) -> bool:
@@ -269,7 +269,7 @@ class _Policy:
 async def _judge_policies(
     ask: Ask, held: Sequence[_Reach], settings: Mapping[str, Iterable[str]], found: Findings
 ) -> None:
-    """Policies that say yes, always or where no tenant is set: those that permit are joined by OR."""
+    """Policies that pass every row, always or while no tenant is set; permissive policies are joined by OR."""
     asked = list(dict.fromkeys((each.reader, each.oid) for each in held))
     if not asked:
         return
@@ -286,7 +286,7 @@ async def _judge_policies(
 
 
 def _judge_command(each: _Reach, command: str, policies: Sequence[_Policy], found: Findings) -> bool:
-    """Whether the policies of a table let each tenant do this to all rows."""
+    """Whether the policies of a table allow each tenant a command on all rows."""
     for tenant, when in (("somebody", ""), ("", " where no tenant is set"), (None, " where no tenant is set")):
         open_ones = [policy for policy in policies if is_open(policy.expression(command), tenant=tenant)]
         permitting = [policy for policy in open_ones if policy.is_permissive]
@@ -308,7 +308,7 @@ def _judge_command(each: _Reach, command: str, policies: Sequence[_Policy], foun
 
 
 def _judge_settings(each: _Reach, policies: Sequence[_Policy], known: frozenset[str], found: Findings) -> None:
-    """Whether what the policies read is set by anybody."""
+    """Whether the settings that the policies read are set by the configuration."""
     permitting = [policy for policy in policies if policy.is_permissive and policy.using is not None]
     read = [(policy, settings_read(policy.using or "")) for policy in permitting]
     names: frozenset[str] = frozenset(name for _, every in read for name in every)

@@ -1,4 +1,4 @@
-"""Makes tenants from the rows of a catalog. An invalid row is left out and does not affect the others."""
+"""Creates tenants from the rows of a catalog. An invalid row is left out and does not affect the others."""
 
 from __future__ import annotations
 
@@ -33,10 +33,10 @@ class RowReader:
     """Collects tenants from rows.
 
     Args:
-        columns: The query's, in order; others than `COLUMNS` are passed over.
-        compiler: Makes the tenants.
-        defaults: What holds where a row says nothing.
-        own_hosts: The application's own domains, of which no tenant may have one, nor one below.
+        columns: The columns of the query, in order; those that are not in `COLUMNS` are ignored.
+        compiler: Creates the tenants.
+        defaults: Values for columns that a row lacks or has null in.
+        own_hosts: The application's own domains; no tenant may have one of them, or one below.
         place_index: The places in use; None disables the check.
 
     Raises:
@@ -70,11 +70,11 @@ class RowReader:
         self._taken: dict[str, str] = {}
         self._twice: set[str] = set()
         self._left_out = 0
-        # Equal for most tenants: kept once.
+        # Equal for most tenants: stored once.
         self._words: dict[str, str] = {}
 
     def add(self, rows: Iterable[Sequence[Any]]) -> None:
-        """Take some rows."""
+        """Add rows."""
         for row in rows:
             try:
                 self._add(row)
@@ -82,7 +82,7 @@ class RowReader:
                 self._leave_out("the catalog's row for the tenant %r is left out: %s", row[self._at["name"]], error)
 
     def map(self) -> TenantMap:
-        """What was collected."""
+        """The tenants of all rows."""
         if self._left_out > MOST_COMPLAINTS:
             logger.warning("%d rows, aliases and domains of the catalog are left out", self._left_out)
         names = self._names
@@ -125,7 +125,7 @@ class RowReader:
         if not isinstance(name, str) or _NAME.fullmatch(name) is None:
             raise ValueError("that is no name")
         if name in self._names:
-            # Which of the two is meant cannot be known.
+            # Ambiguous: both rows are left out.
             self._twice.add(name)
             raise ValueError("there is another of that name, and neither is used")
         datasource = (None if datasource is None else _text(datasource)) or defaults.datasource
@@ -181,7 +181,7 @@ class RowReader:
 
 
 _NAME: Final = re.compile(rf"[^\x00-\x1f\x7f*{{}}]{{1,{MAX_NAME_LENGTH}}}")
-"""As in the document."""
+"""The same form as in the document."""
 
 
 def _text(value: object) -> str | None:

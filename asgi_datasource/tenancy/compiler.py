@@ -1,4 +1,4 @@
-"""From the document's `tenancy` and `tenants` to what answers requests."""
+"""Compiles the document's `tenancy` and `tenants` into resolvers, admission and tenants."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ from .tokens import FixedKey, KeySetFile, TokenKeys, TokenResolver, TokenRules
 
 
 class Resolvers:
-    """How requests name their tenant, by the document; those that come from code are put in front."""
+    """The tenant resolvers of the document; those from code run before them."""
 
     def __init__(self, config: TenancyConfig, directory: TenantDirectory) -> None:
         self._host = RequestHost(config.trusted_proxies, config.trusted_headers)
@@ -119,11 +119,11 @@ def _token_resolver(config: TokenConfig) -> TokenResolver:
 
 
 def import_callable(path: str, *, where: str) -> Any:
-    """What stands at `package.module:function`.
+    """Import the callable at `package.module:function`.
 
     Args:
-        path: Where it is.
-        where: The key that names it.
+        path: The import path.
+        where: The key of the document, for errors.
 
     Raises:
         ConfigError: It cannot be imported, or cannot be called.
@@ -141,7 +141,7 @@ def import_callable(path: str, *, where: str) -> Any:
 
 
 def compile_admission(config: Config, directory: TenantDirectory, others: OthersSource | None = None) -> Admission:
-    """Who may act for which tenant, by the document."""
+    """The admission of requests, as the document configures it."""
     tenancy = config.tenancy
     default = tenancy.default
     authorize = tenancy.authorize
@@ -161,10 +161,10 @@ def compile_admission(config: Config, directory: TenantDirectory, others: Others
 
 
 class TenantCompiler:
-    """Makes tenants out of what is written about them, in the document or in a catalog.
+    """Compiles tenants of the document or of a catalog.
 
     Args:
-        datasources: Those of the document, by name.
+        datasources: The datasources of the document, by name.
     """
 
     __slots__ = ("_has_databases", "_shared_schemas")
@@ -176,7 +176,7 @@ class TenantCompiler:
         }
 
     def knows(self, datasource: str) -> bool:
-        """Whether there is such a datasource."""
+        """Whether the datasource exists."""
         return datasource in self._shared_schemas
 
     def make(
@@ -192,7 +192,7 @@ class TenantCompiler:
         database: str | None = None,
         missing: ExpiringSet[str] | None = None,
     ) -> Tenant:
-        """One tenant, ready to be served. `{tenant}` in what is written becomes its name.
+        """Compile one tenant. `{tenant}` in its values is replaced by its name.
 
         Raises:
             ValueError: There is no such datasource, or a name is too long for PostgreSQL, which would cut it off.
@@ -236,13 +236,13 @@ class TenantCompiler:
         )
 
     def default(self, datasource: str) -> Tenant:
-        """Who requests without a tenant are."""
+        """The tenant of requests without a name."""
         strategy, settings = tenant_settings(shared_schemas=self._shared_schemas[datasource])
         return Tenant(None, datasource, strategy, settings)
 
 
 NO_ROLE: Final = "none"
-"""What PostgreSQL takes for going back to the login's own role (manual, "SET ROLE")."""
+"""The role name that PostgreSQL treats as RESET ROLE (manual, "SET ROLE")."""
 
 
 def _filled(text: str | None, name: str) -> str | None:
@@ -271,7 +271,7 @@ def compile_tenants(config: Config) -> TenantMap:
 
 
 def homes_to_come(config: Config) -> dict[str, list[Home]]:
-    """Where tenants will live that are not known yet: those of `"*"`, and of a catalog's defaults; by datasource."""
+    """The homes of tenants that are not known yet, by datasource: those of `"*"` and of a catalog's defaults."""
     found: dict[str, list[Home]] = {}
     others = config.tenants.get(EVERY_OTHER)
     catalog = config.tenants_from

@@ -1,4 +1,4 @@
-"""The tenants as they are known now: one frozen map, swapped as a whole when a catalog has changed."""
+"""The known tenants: one frozen map, which is replaced when a catalog has changed."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from .tenant import Tenant
 
 @dataclass(frozen=True, slots=True)
 class TenantMap:
-    """Every tenant at one moment; never changed.
+    """An immutable snapshot of all tenants.
 
     Attributes:
-        names: Every tenant by its name.
-        aliases: Other names of theirs, to the name.
-        domains: Normalized hosts, to the name. Customers choose their domains, so domains are never looked up as names.
+        names: Tenants by name.
+        aliases: Maps aliases to names.
+        domains: Maps normalized hosts to names. Domains are never looked up as names, because customers choose them.
         taken: Unlisted names that `"*"` expands to a tenant's place, to that tenant's name.
     """
 
-    # Not `str`: what a resolver has answered is looked up as it is.
+    # Not `str`: the answer of a resolver is looked up unchanged, whatever its type.
     names: dict[Any, Tenant] = field(default_factory=dict[str, Tenant])
     aliases: Mapping[str, str] = field(default_factory=dict[str, str])
     domains: Mapping[str, str] = field(default_factory=dict[str, str])
@@ -35,7 +35,7 @@ class TenantMap:
         return tenant
 
     def canonical(self, name: str) -> str:
-        """The tenant's name where this is an alias of it; otherwise the name itself."""
+        """The tenant's name for an alias; any other name unchanged."""
         return name if name in self.names else self.aliases.get(name, name)
 
 
@@ -52,7 +52,7 @@ class TenantSource(Protocol):
 
 
 class TenantDirectory:
-    """Holds the map of this moment. Readers take `map` once and keep it for as long as they need one answer."""
+    """Holds the present map. Readers read `map` once and use that one for a whole decision."""
 
     __slots__ = ("_source", "map")
 
@@ -62,7 +62,7 @@ class TenantDirectory:
 
     @property
     def can_learn(self) -> bool:
-        """Whether a name that is not known may be asked for elsewhere."""
+        """Whether there is a source of unknown names."""
         return self._source is not None
 
     def learn_from(self, source: TenantSource | None) -> None:

@@ -1,4 +1,4 @@
-"""Tenants told by the host: the label in front of a domain, or a domain of the tenant's own."""
+"""Resolvers by host: a subdomain of the application's domain, or a domain of the tenant's own."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from .hosts import RequestHost, TrustedHosts
 from .resolution import Answer, Resolution, TenantResolver, bad_request, reads_of
 
 HostOf = Callable[[Scope], str | None]
-"""Tells the host that a request is for, in its one spelling."""
+"""Returns the normalized host of a request."""
 
 
 class SubdomainResolver:
@@ -36,12 +36,12 @@ class SubdomainResolver:
 
 
 class DomainResolver:
-    """The tenant is the one whose domain this is: by a map, or because the tenant lists it among its domains.
+    """The tenant is the owner of the request's host, by a map or by the tenants' own domains.
 
     Args:
-        hosts: Host to tenant.
-        directory: Knows the tenants' domains.
-        host: Tells the request's host.
+        hosts: Maps hosts to tenants.
+        directory: Contains the tenants' domains.
+        host: Returns the request's host.
     """
 
     __slots__ = ("_directory", "_host", "_hosts", "reads")
@@ -68,12 +68,12 @@ class DomainResolver:
         return self._directory.map.domains.get(host)
 
     def serves(self, host: str) -> bool:
-        """Whether the host is a tenant's own."""
+        """Whether the host belongs to a tenant."""
         return host in self._hosts or host in self._directory.map.domains
 
 
 class TrustedHostResolver:
-    """Refuses requests for hosts that are not served here, before any other resolver is asked."""
+    """Refuses requests for hosts that are not served, before any other resolver runs."""
 
     __slots__ = ("_directory", "_domains", "_host", "_resolve", "_trusted", "reads")
 
@@ -102,7 +102,7 @@ class TrustedHostResolver:
         raise _not_served()
 
     async def _ask(self, host: str, scope: Scope) -> Answer:
-        """It may be the domain of a tenant that is not known yet."""
+        """Look up the host, which may be the domain of a tenant that is not known yet."""
         await self._directory.learn_domain(host)
         if not self._serves(host):
             raise _not_served()

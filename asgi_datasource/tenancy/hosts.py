@@ -1,6 +1,6 @@
-"""Which host a request is for: one spelling for each name, and headers of proxies only from proxies that are known.
+"""The normalized host of a request; forwarding headers count only from trusted proxies.
 
-`Host` knows no case, may carry a port and a dot at its end, and holds names of other scripts in their ASCII form
+`Host` is case-insensitive, may contain a port and a trailing dot, and holds names of other scripts in their ASCII form
 (RFC 9110, section 7.2; RFC 5890). Forwarding headers count only on connections from `trusted_proxies`, since clients
 can send them too, and only those under `trusted_headers`: a proxy passes on the headers that it does not set.
 """
@@ -25,11 +25,11 @@ FORWARDED_HOST: Final = "x-forwarded-host"
 
 
 class RequestHost:
-    """Tells the host that a request is for.
+    """Returns the normalized host of a request.
 
     Args:
         trusted_proxies: Addresses and networks (`10.0.0.0/8`) whose headers count, and `unix` for Unix sockets.
-        trusted_headers: Those of `forwarded` and `x-forwarded-host` that all of these proxies set themselves.
+        trusted_headers: Headers, of `forwarded` and `x-forwarded-host`, that all of these proxies set themselves.
     """
 
     __slots__ = ("_known", "_networks", "_reads_common", "_reads_standard", "_trusts_unix", "reads")
@@ -46,10 +46,10 @@ class RequestHost:
         self._known: dict[str, bool] = {}
 
     def __call__(self, scope: Scope, /) -> str | None:
-        """The host, in its one spelling; None when the request names none, or something that is none.
+        """The normalized host; None if the request has none, or one that is not valid.
 
         Raises:
-            DataError: TENANT (400): the request names more than one, or a proxy's header that counts is malformed.
+            DataError: TENANT (400): the request has several hosts, or a trusted proxy's header is malformed.
         """
         if self.reads.headers and self._is_proxy(scope.get("client")):
             forwarded = self._forwarded(scope)
@@ -59,7 +59,7 @@ class RequestHost:
         return None if value is None else normalize_host(header_text(value))
 
     def _forwarded(self, scope: Scope) -> str | None:
-        """The host that the proxy was asked for, where it says so."""
+        """The host that a trusted proxy forwards; None without its header."""
         hosts: set[str] = set()
         if self._reads_standard:
             host = self._of_forwarded(scope)
@@ -67,7 +67,7 @@ class RequestHost:
                 hosts.add(host)
         common = single_header(scope, b"x-forwarded-host") if self._reads_common else None
         if common is not None:
-            # Proxies set it, as a rule; one that appends leaves open which of the values it has checked.
+            # Most proxies replace this header; if one appends, it is unknown which of the values it has checked.
             hosts.update(value.strip() for value in common.split(","))
         if len(hosts) > 1 and len({normalize_host(header_text(host)) for host in hosts}) > 1:
             raise bad_request("the proxies' headers name more than one host")
@@ -116,11 +116,11 @@ class RequestHost:
 
 
 _MAX_KNOWN: Final = 1024
-"""Addresses whose answer is kept; behind a proxy there are few."""
+"""Addresses whose result is cached; behind a proxy there are few."""
 
 
 class TrustedHosts:
-    """The hosts that are served: those named, and with `*.` in front everything below a domain."""
+    """The hosts that are served: single hosts, and with `*.` all hosts below a domain."""
 
     __slots__ = ("_exact", "_suffixes")
 
@@ -130,10 +130,10 @@ class TrustedHosts:
         self._suffixes = tuple("." + name for is_below, name in names if name and is_below)
 
     def serves(self, host: str, besides: Container[str] = ()) -> bool:
-        """Whether requests for this host are answered.
+        """Whether requests for a host are served.
 
         Args:
-            host: In its one spelling.
-            besides: Hosts that are served as well.
+            host: The normalized host.
+            besides: Further hosts that are served.
         """
         return host in self._exact or host.endswith(self._suffixes) or host in besides

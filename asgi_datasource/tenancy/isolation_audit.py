@@ -1,7 +1,7 @@
-"""Holes in what keeps tenants apart on a server: who passes row security by, and what reaches a stranger's rows.
+"""Finds holes in the isolation of tenants on a server: roles that bypass row security, paths to other tenants' rows.
 
-What tenants reach is asked for the roles that they run as, and followed through views, partitions and functions. The
-caller's connection must be the application's own login; a tenant's statement may go back to it.
+Follows the tables that the tenants' roles can read, through views, partitions and functions. The connection must use
+the application's own login, since a tenant's statement can RESET ROLE to it.
 """
 
 from __future__ import annotations
@@ -10,7 +10,15 @@ from collections.abc import Sequence
 from typing import Final
 
 from .audit_findings import Ask, Finding, Hole, Home, quoted, sample
-from .audit_roles import Asker, ask_who, find_bypassing, find_missing, find_shadowed, find_shared_roles, places_of
+from .audit_roles import (
+    AuditLogin,
+    find_bypassing,
+    find_missing,
+    find_shadowed,
+    find_shared_roles,
+    places_of,
+    query_login,
+)
 from .audit_tables import find_unguarded
 
 __all__ = ["Ask", "Finding", "Hole", "Home", "find_holes", "sample"]
@@ -24,37 +32,37 @@ async def find_holes(
     allowed_roles: Sequence[str] = (),
     shared_tables: Sequence[str] = (),
 ) -> list[Finding]:
-    """Look for holes on one server.
+    """Find the holes of one server.
 
     Args:
-        ask: Runs a query there.
-        homes: The tenants that live there.
-        shared_schemas: Schemas that are searched after a tenant's own.
-        allowed_roles: Roles that may pass row security by, or use the schemas of several tenants.
-        shared_tables: Tables, views and functions that every tenant may see all of, as `table` or `schema.table`.
+        ask: Runs a query on the server.
+        homes: The tenants on the server.
+        shared_schemas: Schemas in the search_path after a tenant's own.
+        allowed_roles: Roles that may bypass row security, or use the schemas of several tenants.
+        shared_tables: Tables, views and functions that are shared by all tenants, as `table` or `schema.table`.
 
     Returns:
-        Every hole, tables and functions by name.
+        The holes; those of tables and functions in the order of their names.
 
     Source: PostgreSQL manual, "Row Security Policies", "The Schema Search Path", "Writing SECURITY DEFINER Functions
     Safely".
     """
     guarded = [home for home in homes if home.has_row_security]
-    # A role keeps tenants apart as well: by what it may use.
+    # A role isolates tenants, too, by its privileges.
     vetted = sorted({home.role for home in homes if home.role})
-    asker = await ask_who(ask, vetted)
-    found = await find_missing(ask, homes, asker)
+    audit_login = await query_login(ask, vetted)
+    found = await find_missing(ask, homes, audit_login)
     if guarded or vetted:
-        found += [hole for hole in find_bypassing(asker, guarded) if hole.name not in allowed_roles]
+        found += [hole for hole in find_bypassing(audit_login, guarded) if hole.name not in allowed_roles]
     if guarded:
-        reached = await find_unguarded(ask, guarded, asker, shared_schemas)
+        reached = await find_unguarded(ask, guarded, audit_login, shared_schemas)
         found += [hole for hole in reached if not _is_shared(hole.name, shared_tables)]
     apart = [home for home in homes if home.schema and not home.has_row_security]
     if apart:
-        found += [hole for hole in await find_shared_roles(ask, apart, asker) if hole.name not in allowed_roles]
+        found += [hole for hole in await find_shared_roles(ask, apart, audit_login) if hole.name not in allowed_roles]
     if apart and shared_schemas:
-        found += await find_shadowed(ask, apart, asker, list(shared_schemas))
-    definers = await find_definers(ask, homes, asker, shared_schemas, allowed_roles)
+        found += await find_shadowed(ask, apart, audit_login, list(shared_schemas))
+    definers = await find_definers(ask, homes, audit_login, shared_schemas, allowed_roles)
     return found + [hole for hole in definers if not _is_shared(hole.name.partition("(")[0], shared_tables)]
 
 
@@ -82,9 +90,13 @@ order by 1, 2, 3"""
 
 
 async def find_definers(
-    ask: Ask, homes: Sequence[Home], asker: Asker, shared_schemas: Sequence[str], allowed_roles: Sequence[str]
+    ask: Ask,
+    homes: Sequence[Home],
+    audit_login: AuditLogin,
+    shared_schemas: Sequence[str],
+    allowed_roles: Sequence[str],
 ) -> list[Finding]:
-    places = places_of(homes, asker, [*shared_schemas, "public"])
+    places = places_of(homes, audit_login, [*shared_schemas, "public"])
     if not places:
         return []
     has_policies = any(home.has_row_security for home in homes)

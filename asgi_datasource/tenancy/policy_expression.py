@@ -1,8 +1,8 @@
-"""What a row security policy says of a row while no tenant is set: read off its text, never run.
+"""Static evaluation of a row security policy while no tenant is set: the expression is parsed and never run.
 
-A policy's expression may call functions of whoever wrote it, so that the library must not evaluate it. As the server
-writes it out, it is simple enough to be read: comparisons, `and`, `or`, `not`, `coalesce`, `nullif`, `case`, casts, and
-sub-selects without a table. Whatever else stands in it may be anything, and proves nothing.
+A policy's expression may call functions of other roles, so that the library must not run it. The form in which the
+server prints it is simple enough to parse: comparisons, `and`, `or`, `not`, `coalesce`, `nullif`, `case`, casts, and
+sub-selects without a table. Any other part has an unknown value, and proves nothing.
 
 Source: PostgreSQL manual, "Row Security Policies"; `current_setting` under "System Administration Functions".
 """
@@ -17,24 +17,24 @@ from typing import Final
 
 @dataclass(frozen=True, slots=True)
 class _Text:
-    """A value that is known."""
+    """A known text."""
 
     text: str
 
 
 @dataclass(frozen=True, slots=True)
 class _Column:
-    """A value of the row, of which nothing is known but that it is there."""
+    """A column of the row: not NULL, otherwise unknown."""
 
     name: str
 
 
 class _Failure:
-    """The server would raise an error: no row is seen."""
+    """The server would raise an error: no row is visible."""
 
 
 class _Anything:
-    """It may be this or that."""
+    """An unknown value."""
 
 
 FAILS: Final = _Failure()
@@ -56,20 +56,20 @@ _TOKEN: Final = re.compile(
 _UNREADABLE: Final = "unreadable"
 
 STRICT: Final = frozenset({"lower", "upper", "btrim", "ltrim", "rtrim", "md5", "length"})
-"""Functions that answer NULL to NULL and otherwise something."""
+"""Functions that return NULL for NULL, and otherwise a value."""
 
 
 def settings_read(expression: str) -> frozenset[str]:
-    """The custom settings that an expression reads by their names."""
+    """The names of the custom settings that an expression reads."""
     return frozenset(name.replace("''", "'").lower() for name in _SETTING.findall(expression) if "." in name)
 
 
 def is_open(expression: str | None, *, tenant: str | None) -> bool:
-    """Whether a policy certainly lets any row pass.
+    """Whether a policy certainly passes every row.
 
     Args:
-        expression: As the server writes it out; None is a policy without one.
-        tenant: What every custom setting is: None where it was never set, `""` where it was in an earlier transaction.
+        expression: The expression as the server prints it; None is a policy without one.
+        tenant: The value of every custom setting: None if it was never set, `""` if an earlier transaction has set it.
     """
     if expression is None:
         return True
@@ -84,7 +84,7 @@ class _Unreadable(Exception):
 
 
 class _Reader:
-    """Reads an expression and works out what it comes to, by the rules of three-valued logic."""
+    """Parses an expression and evaluates it in three-valued logic."""
 
     def __init__(self, text: str, setting: _Text | None) -> None:
         self._tokens = _tokens(text)
@@ -97,7 +97,7 @@ class _Reader:
             raise _Unreadable
         return value
 
-    # -- the grammar, from what binds least to what binds most
+    # -- the grammar, in ascending order of precedence
 
     def _or(self) -> _Value:
         found = [self._and()]
@@ -200,7 +200,7 @@ class _Reader:
         return self._named(given, word)
 
     def _named(self, name: str, word: str) -> _Value:
-        """A column, or a function that is called."""
+        """A column, or a function call."""
         while self._take("."):
             _, name = self._next()
             word = name.lower()
@@ -249,7 +249,7 @@ class _Reader:
         return found[0] if all(value is found[0] or value == found[0] for value in found) else ANYTHING
 
     def _sub_select(self) -> _Value:
-        """`(SELECT expression AS name)`; one that reads a table may come to anything."""
+        """`(SELECT expression AS name)`; a sub-select of a table has an unknown value."""
         value = self._or()
         if self._take("as"):
             self._next()
@@ -353,7 +353,7 @@ def _equal(left: _Value, right: _Value) -> _Value:
         return None
     if isinstance(left, _Text | bool) and isinstance(right, _Text | bool):
         return left == right
-    # A column is itself; two columns, or a column and a text, are alike in some rows.
+    # A column equals itself; two columns, or a column and a text, may be equal.
     return True if isinstance(left, _Column) and left == right else ANYTHING
 
 
@@ -366,13 +366,13 @@ def _is_null(value: _Value) -> _Value:
 
 
 def _truth(value: _Value) -> _Value:
-    """A value in the place of a truth."""
+    """A value in a boolean context."""
     return value if isinstance(value, bool | _Failure) or value is None else ANYTHING
 
 
 def _any(values: Sequence[_Value]) -> _Value:
     found = [_truth(value) for value in values]
-    # An error counts only where it is met: in which order they are worked out is the server's choice.
+    # An error is not certain: the server chooses the order of evaluation.
     if FAILS in found:
         return FAILS
     return True if True in found else ANYTHING if ANYTHING in found else None if None in found else False
@@ -393,7 +393,7 @@ def _cast(value: _Value, kind: str) -> _Value:
         if kind == "boolean":
             return value.text.lower() in ("t", "true", "on", "yes", "1") if value.text else FAILS
         if kind in _NUMERIC and not value.text:
-            # '' is no number and no UUID.
+            # '' is neither a number nor a UUID.
             return FAILS
     return value
 

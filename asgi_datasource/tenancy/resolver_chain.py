@@ -1,4 +1,4 @@
-"""Several resolvers as one: the first answer wins, or all that answer have to agree."""
+"""Combines resolvers: the first answer wins, or all answers must agree."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from .resolution import Answer, Resolution, TenantResolver, all_reads, bad_reque
 
 
 def chain(resolvers: Sequence[TenantResolver]) -> TenantResolver:
-    """Resolvers asked in order; the first answer wins.
+    """Combine resolvers in order; the first answer wins.
 
     Returns:
-        One resolver; what it answers is a name as the request gave it, not yet checked.
+        One resolver, whose answers are not checked yet.
     """
     return resolvers[0] if len(resolvers) == 1 else Chain(resolvers)
 
 
 class Chain:
-    """Asks resolvers in order; the first answer wins."""
+    """Runs resolvers in order; the first answer wins."""
 
     __slots__ = ("_resolvers", "reads")
 
@@ -49,16 +49,16 @@ class Chain:
 
 
 class Agreement:
-    """Asks all of them: those that answer have to name the same tenant.
+    """Runs all resolvers: those that answer must name the same tenant.
 
-    For requests that name it twice, such as by the domain and by a token: a token of one tenant is then of no use on
-    another's domain.
+    For requests that name the tenant twice, such as by domain and by token: a token of one tenant is refused on the
+    domain of another.
 
     Resolvers that move a part of the path run first, so that the others, and their `paths`, see the path that the
     application's routes see.
 
     Args:
-        resolvers: All of them.
+        resolvers: The resolvers.
         canonical: Maps aliases to names.
     """
 
@@ -117,7 +117,7 @@ def _moved(scope: Scope, answer: str | Resolution) -> Scope:
 
 
 class PathRuleResolver:
-    """A resolver that is asked for some paths only."""
+    """A resolver that runs for some paths only."""
 
     __slots__ = ("_paths", "_resolve", "moves_path", "reads")
 

@@ -1,4 +1,4 @@
-"""The table of tenants, and the table of steps: what has been done is known after any crash."""
+"""The table of tenants, and the table of steps, which records the progress of operations for after a crash."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ from asgi_datasource.tenants t left join asgi_datasource.tenant_operations o on 
 
 
 class Operation(StrEnum):
-    """What is done with a tenant."""
+    """The operations on a tenant."""
 
     CREATE = "create"
     MOVE = "move"
@@ -88,7 +88,7 @@ class Operation(StrEnum):
 
 
 class StepState(StrEnum):
-    """Where a step is in its life."""
+    """The states of a step."""
 
     RUNNING = "running"
     DONE = "done"
@@ -97,11 +97,11 @@ class StepState(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Placement:
-    """Where a tenant lives, as its row says: names, not templates.
+    """The place of a tenant in its row: names, not templates.
 
     Attributes:
         datasource: The datasource.
-        schema, role, database: Its own, where it has them.
+        schema, role, database: Its own; None without one.
         row_security: Custom settings that policies read.
         max_connections: Its limit.
         aliases: Its other names.
@@ -120,13 +120,13 @@ class Placement:
 
 @dataclass(frozen=True, slots=True)
 class UnderWay:
-    """An operation that has begun and not ended.
+    """An unfinished operation.
 
     Attributes:
-        operation: What is done.
+        operation: The operation.
         target: The datasource that a tenant moves to.
-        is_cancelled: It is being taken back.
-        failure: Why its last step failed; None where none has.
+        is_cancelled: It is being undone.
+        failure: Why its last step failed; None if it has not.
     """
 
     operation: Operation
@@ -140,7 +140,7 @@ class UnderWay:
         return f"{self.operation.value} of {tenant!r}{to}"
 
     def refusal(self, tenant: str) -> DataError:
-        """The error of something else that cannot begin meanwhile."""
+        """The error of another operation that cannot begin meanwhile."""
         if self.is_cancelled:
             told = f"the {self.describe(tenant)} is being taken back: finish that with cancel"
         elif self.operation is Operation.CREATE:
@@ -158,11 +158,11 @@ class Record:
     Attributes:
         name: The tenant's.
         id: Stays the same when the tenant is renamed; another tenant of that name has another one.
-        placement: Where it lives.
+        placement: Its place.
         state: As in the catalog.
         is_ready: Whether it has been set up and may be served.
-        made: What of `schema`, `role` and `database` was created for it.
-        under_way: The operation that has begun and not ended.
+        made: The parts, of `schema`, `role` and `database`, that were created for it.
+        under_way: Its unfinished operation.
     """
 
     name: str
@@ -179,8 +179,8 @@ class StepEntry:
     """One row of the table of steps.
 
     Attributes:
-        state: Where the step is.
-        kept: What it has noted.
+        state: The state of the step.
+        kept: Its notes.
     """
 
     state: StepState
@@ -285,12 +285,12 @@ class Ledger:
         return str(rows[0][0]) if rows else None
 
     async def same_place(self, name: str, placement: Placement, datasources: Sequence[str]) -> str | None:
-        """Another tenant that would see what this one sees.
+        """Another tenant that would see the same rows.
 
         Args:
-            name: The tenant's.
-            placement: Where it lives.
-            datasources: All that lead where its own leads.
+            name: The tenant's name.
+            placement: Its place.
+            datasources: All datasources on the same database as its own.
         """
         rows = await self._admin.rows(
             "select name from asgi_datasource.tenants where name <> %s and datasource = any(%s)"
@@ -306,7 +306,7 @@ class Ledger:
         return str(rows[0][0]) if rows else None
 
     async def shared(self, name: str, placement: Placement, datasources: Sequence[str]) -> frozenset[str]:
-        """What of `schema`, `role` and `database` other tenants have as well; arguments as for `same_place`."""
+        """The parts, of `schema`, `role` and `database`, that other tenants share; arguments as for `same_place`."""
         [[schema, role, database]] = await self._admin.rows(
             "select coalesce(bool_or(datasource = any(%s) and schema = %s::text"
             " and database is not distinct from %s::text), false),"
@@ -325,7 +325,7 @@ class Ledger:
         return frozenset(part for part, is_shared in found.items() if is_shared)
 
     async def note_made(self, name: str, part: str, is_made: bool) -> None:
-        """Note that a part of a tenant's place is about to be created, and is the tenant's own; or that it is not."""
+        """Record that a part of a tenant's place is about to be created for it; or that it belongs to another."""
         await self._admin.rows(
             "update asgi_datasource.tenants set made = array_remove(made, %s) || %s::text[] where name = %s",
             part,
@@ -351,7 +351,7 @@ class Ledger:
         )
 
     async def change(self, name: str, *, state: str | None = None, is_ready: bool | None = None) -> None:
-        """Change what a tenant may do."""
+        """Change the state of a tenant."""
         await self._admin.rows(
             "update asgi_datasource.tenants set state = coalesce(%s, state), is_ready = coalesce(%s, is_ready),"
             " updated_at = now() where name = %s",
@@ -373,7 +373,7 @@ class Ledger:
     # -- operations and steps
 
     async def open(self, name: str, operation: Operation, target: str | None = None) -> None:
-        """An operation begins, or goes on. A tenant that could not be created can be dropped instead."""
+        """Begin or resume an operation. A tenant whose creation has failed can be dropped instead."""
         await self._admin.rows(
             "insert into asgi_datasource.tenant_operations (tenant, operation, target) values (%s, %s, %s)"
             " on conflict (tenant) do update set operation = excluded.operation, began_at = now()"
@@ -384,18 +384,18 @@ class Ledger:
         )
 
     async def cancel(self, name: str) -> None:
-        """An operation is being taken back from now on."""
+        """Record that an operation is being undone."""
         await self._admin.rows(
             "update asgi_datasource.tenant_operations set is_cancelled = true where tenant = %s", name
         )
 
     async def close(self, name: str) -> None:
-        """An operation has ended, or has been taken back."""
+        """Record that an operation has ended, or has been undone."""
         async with self._admin.transaction():
             await self._close(name)
 
     async def undone(self, name: str, operation: Operation, step: str) -> None:
-        """A step has been taken back."""
+        """Record that a step has been undone."""
         await self._admin.rows(
             "delete from asgi_datasource.tenant_steps where tenant = %s and operation = %s and step = %s",
             name,
@@ -413,7 +413,7 @@ class Ledger:
         return {str(step): StepEntry(StepState(state), kept) for step, state, kept in rows}
 
     async def begin(self, name: str, operation: Operation, step: str) -> None:
-        """A step begins; what it has noted before stays."""
+        """Record that a step begins; its earlier notes stay."""
         await self._admin.rows(
             "insert into asgi_datasource.tenant_steps (tenant, operation, step, state) values (%s, %s, %s, 'running')"
             " on conflict (tenant, operation, step)"
@@ -424,7 +424,7 @@ class Ledger:
         )
 
     async def keep(self, name: str, operation: Operation, step: str, noted: Mapping[str, Any]) -> None:
-        """Note something with a step, before it acts."""
+        """Add notes to a step, before it acts."""
         await self._admin.rows(
             "update asgi_datasource.tenant_steps set kept = kept || %s::jsonb"
             " where tenant = %s and operation = %s and step = %s",
@@ -435,7 +435,7 @@ class Ledger:
         )
 
     async def end(self, name: str, operation: Operation, step: str, *, failure: str | None = None) -> None:
-        """A step has ended."""
+        """Record that a step has ended."""
         await self._admin.rows(
             "update asgi_datasource.tenant_steps set state = %s, reason = %s, ended_at = now()"
             " where tenant = %s and operation = %s and step = %s",
@@ -449,19 +449,19 @@ class Ledger:
     # -- last steps: each ends its operation in the transaction that makes the change
 
     async def activate(self, name: str) -> None:
-        """Let a tenant be served: it has been created."""
+        """Serve a tenant that has been created."""
         async with self._admin.transaction():
             await self.change(name, is_ready=True)
             await self._close(name)
 
     async def switch(self, record: Record, datasource: str, *, state: str, made: Sequence[str]) -> None:
-        """Let a tenant live on another datasource: it has been moved. What it leaves behind is noted.
+        """Switch a tenant that has been moved to its new datasource, and record what it leaves behind.
 
         Args:
-            record: The tenant, as it was.
-            datasource: Where it lives from now on.
-            state: What it may do there.
-            made: What of `schema`, `role` and `database` was created for it there.
+            record: The tenant before the move.
+            datasource: Its new datasource.
+            state: Its state there.
+            made: The parts, of `schema`, `role` and `database`, that were created for it there.
         """
         place = record.placement
         async with self._admin.transaction():
@@ -485,7 +485,7 @@ class Ledger:
             await self._close(record.name)
 
     async def forget(self, record: Record) -> None:
-        """Delete the row of a tenant: it has been dropped."""
+        """Delete the row of a tenant that has been dropped."""
         async with self._admin.transaction():
             await self._admin.rows("delete from asgi_datasource.tenants where name = %s", record.name)
             await self._admin.rows("delete from asgi_datasource.tenants_left_behind where tenant = %s", record.id)
@@ -495,14 +495,14 @@ class Ledger:
         await self._admin.rows("delete from asgi_datasource.tenant_steps where tenant = %s", name)
         await self._admin.rows("delete from asgi_datasource.tenant_operations where tenant = %s", name)
 
-    # -- what moves have left behind
+    # -- objects left behind by moves
 
     async def left_behind(self, record: Record, datasources: Sequence[str]) -> frozenset[str]:
-        """What of `schema` and `database` a tenant has left behind where it lived before.
+        """The schema or database that a tenant has left behind at its previous place.
 
         Args:
             record: The tenant.
-            datasources: All that lead to that place.
+            datasources: All datasources on that database.
         """
         rows = await self._admin.rows(
             "select unnest(made) from asgi_datasource.tenants_left_behind where tenant = %s and datasource = any(%s)"
@@ -515,7 +515,7 @@ class Ledger:
         return frozenset(str(part) for [part] in rows)
 
     async def all_left_behind(self, record: Record) -> Sequence[str]:
-        """What moves of a tenant have left behind, for messages."""
+        """The objects that moves of a tenant have left behind, for messages."""
         rows = await self._admin.rows(
             "select datasource, schema, database, made from asgi_datasource.tenants_left_behind where tenant = %s"
             " order by left_at",
@@ -529,7 +529,7 @@ class Ledger:
         ]
 
     async def take_back(self, record: Record, datasources: Sequence[str]) -> None:
-        """A tenant has nothing left behind there any more; arguments as for `left_behind`."""
+        """Record that a tenant has nothing left behind there any more; arguments as for `left_behind`."""
         await self._admin.rows(
             "delete from asgi_datasource.tenants_left_behind where tenant = %s and datasource = any(%s)"
             " and schema is not distinct from %s::text and database is not distinct from %s::text",

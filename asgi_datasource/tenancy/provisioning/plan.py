@@ -14,7 +14,7 @@ from .ledger import Placement
 
 @dataclass(frozen=True, slots=True)
 class Site:
-    """One datasource, as provisioning sees it.
+    """One datasource, with its settings for provisioning.
 
     Attributes:
         name: Its name.
@@ -82,7 +82,7 @@ class ProvisioningPlan:
         return host in self.listed.domains
 
     def listed_places(self) -> Iterator[tuple[str, Placement]]:
-        """Where the tenants of the document live. Computed at each call, since there may be many."""
+        """The places of the tenants of the document. Computed at each call, since there may be many."""
         for name, tenant in self.listed.names.items():
             home = home_of(tenant, self.sites[tenant.datasource].shared_schemas)
             settings = {key: value for key, value in tenant.settings if key not in ("search_path", "role")}
