@@ -8,7 +8,6 @@ from __future__ import annotations
 import os
 from typing import Any
 
-import pytest
 from sqlalchemy import Engine, event
 from sqlalchemy.dialects import registry as dialects
 from sqlalchemy.dialects.postgresql import provision as postgresql_provision
@@ -21,7 +20,6 @@ from asgi_datasource.sessions.policy import RouteRule
 from asgi_datasource.transaction import TransactionOptions
 
 dialects.register(f"postgresql.{NAME}", SessionDialect.__module__, SessionDialect.__name__)
-pytest.register_assert_rewrite("sqlalchemy.testing.assertions")
 
 _registries: list[DataSourceRegistry] = []
 
