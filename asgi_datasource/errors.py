@@ -32,6 +32,8 @@ class DataErrorKind(StrEnum):
     """A write was sent with read intent."""
     QUERY = "query"
     """The statement is wrong, or was sent where it cannot run."""
+    VALUE = "value"
+    """A value is out of range, malformed, or cannot be encoded (SQLSTATE class 22)."""
     CLOSED = "closed"
     """The handle outlived its request."""
     COMMIT_UNKNOWN = "commit_unknown"
@@ -50,6 +52,7 @@ HTTP_STATUS: Final[dict[DataErrorKind, int]] = {
     DataErrorKind.CONSTRAINT: 409,
     DataErrorKind.READ_ONLY: 500,
     DataErrorKind.QUERY: 500,
+    DataErrorKind.VALUE: 422,
     DataErrorKind.CLOSED: 500,
     DataErrorKind.COMMIT_UNKNOWN: 500,
     DataErrorKind.OTHER: 500,
@@ -145,6 +148,7 @@ _CONFLICT: Final = Classification(DataErrorKind.CONFLICT, is_retryable=True)
 _CONSTRAINT: Final = Classification(DataErrorKind.CONSTRAINT)
 _CONSTRAINT_INPUT: Final = Classification(DataErrorKind.CONSTRAINT, http_status=422)
 _QUERY: Final = Classification(DataErrorKind.QUERY)
+_VALUE: Final = Classification(DataErrorKind.VALUE)
 _RESOURCE: Final = Classification(DataErrorKind.RESOURCE)
 _IN_DOUBT: Final = Classification(DataErrorKind.COMMIT_UNKNOWN)
 _OTHER: Final = Classification(DataErrorKind.OTHER)
@@ -154,7 +158,7 @@ SQLSTATE_TABLE: Final[dict[str, Classification]] = {
     "08007": _IN_DOUBT,
     "08P01": _CONNECTION_FINAL,
     "0A000": _QUERY,
-    "22": _QUERY,
+    "22": _VALUE,
     "23": _CONSTRAINT_INPUT,
     "23001": _CONSTRAINT,
     "23503": _CONSTRAINT,
@@ -235,6 +239,26 @@ def classify(detail: ErrorDetail) -> Classification:
             # 40001 can arrive with a lost connection: it stays a conflict.
             return found
     return _CONNECTION if detail.is_broken else _OTHER
+
+
+def refused_before_sending(error: Exception) -> DataError:
+    """The error for a statement that the driver could not send; the caller raises it from the driver's exception.
+
+    Exceptions of drivers are told apart by the names that DB-API 2.0 gives them.
+
+    Args:
+        error: What the driver raised.
+
+    Source: PEP 249, "Exceptions".
+    """
+    names = {cls.__name__ for cls in type(error).__mro__}
+    if isinstance(error, UnicodeError):
+        return DataError(DataErrorKind.VALUE, "a value contains characters that the encoding of the database has not")
+    kind = DataErrorKind.VALUE if "DataError" in names or isinstance(error, OverflowError) else DataErrorKind.QUERY
+    if "Error" in names or isinstance(error, TypeError):
+        # The driver's own words contain no values.
+        return DataError(kind, str(error).partition("\n")[0] or type(error).__name__)
+    return DataError(kind, f"the statement could not be sent: {type(error).__name__}")
 
 
 class ClientDisconnected(DataError):

@@ -10,13 +10,14 @@ from dataclasses import dataclass, field, replace
 from functools import lru_cache, partial
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final, cast
 
 from ..concurrency.deferred_calls import DeferredCalls
 from ..concurrency.tasks import BackgroundTasks
 from ..config import Config, ConfigFile, Origins, load, read_state
 from ..datasource.database_fleet import Fleet
 from ..datasource.datasource import DataSource
+from ..db import make_engine, make_facade
 from ..drivers.protocol import Server
 from ..drivers.raw import RawConnection
 from ..errors import ConfigError, DataError, DataErrorKind
@@ -24,7 +25,7 @@ from ..migrate import NewTenants, SkewWatch
 from ..observability.metrics import unwatch, watch
 from ..routing import AccessIntent, ReadAfterWritePin
 from ..routing.consistency.token import Token
-from ..sessions.base import SessionOwner
+from ..sessions.base import SessionBase, SessionOwner
 from ..sessions.context import current_frame, current_runner
 from ..sessions.core import SessionCore
 from ..sessions.policy import NO_RULE, CommitScope, RouteRule, SessionPolicy
@@ -37,6 +38,9 @@ from .config_watcher import ConfigWatcher
 from .explain import Explanation, Question, describe_state, explain
 from .runtime_config import RuntimeConfig
 from .startup_audit import StartupAudit
+
+if TYPE_CHECKING:
+    from sqlalchemy.ext.asyncio import AsyncEngine
 
 logger = logging.getLogger("asgi_datasource.registry")
 
@@ -261,6 +265,15 @@ class DataSourceRegistry:
         if outer is not None:
             session.share_writers(outer)
         return session
+
+    @property
+    def loop(self) -> asyncio.AbstractEventLoop | None:
+        """The event loop that it is open in."""
+        return self._loop
+
+    def make_facade(self, name: str, session: SessionBase) -> Any:
+        """Create the object behind an attribute such as `DataSession.sqlalchemy`; called by the session."""
+        return make_facade(name, cast("SessionCore", session))
 
     # -- opening and closing
 
@@ -665,18 +678,11 @@ class DataSourceRegistry:
         Raises:
             DataError: TENANT: there is no such tenant; or the commit failed.
         """
-        if self.open_in is not asyncio._get_running_loop():
-            await self.open()
-        compiled = self.compiled
-        found = await compiled.admission.find(current_tenant() if tenant is None else tenant)
-        compiled.admission.check_served(found)
-        db = self.make_session(
-            found,
-            compiled=compiled,
-            policy=compiled.block_policy,
-            rule=_block_rule(read_only, timeout),
+        db = await self._make_block_session(
+            current_tenant() if tenant is None else tenant,
+            _block_rule(read_only, timeout),
             started=asyncio.get_running_loop().time(),
-            token=compiled.seen([] if token is None else [token]),
+            token=token,
         )
         db.outlives_requests = True
         # Surrounding annotated functions, such as those of a request, do not apply to the block.
@@ -697,6 +703,43 @@ class DataSourceRegistry:
             if db.has_due_hooks:
                 await self.background.run(db.run_due_hooks())
             db.release_references()
+
+    async def _make_block_session(
+        self, tenant: str | None, rule: RouteRule, *, started: float | None = None, token: str | None = None
+    ) -> DataSession:
+        """Make a session of a tenant outside a request; the caller ends it."""
+        if self.open_in is not asyncio._get_running_loop():
+            await self.open()
+        compiled = self.compiled
+        found = await compiled.admission.find(tenant)
+        compiled.admission.check_served(found)
+        return self.make_session(
+            found,
+            compiled=compiled,
+            policy=compiled.block_policy,
+            rule=rule,
+            started=started,
+            token=compiled.seen([] if token is None else [token]),
+        )
+
+    def sqlalchemy_engine(self, tenant: str | None = None, *, read_only: bool = False, **options: Any) -> AsyncEngine:
+        """SQLAlchemy's `AsyncEngine` on a tenant's data, for scripts and Alembic; a request has `db.sqlalchemy`.
+
+        Each of its connections is a session of its own, as of `session()`: inside the tenant, with the registry's
+        pools. Its transactions end by SQLAlchemy's rules: what was not committed is rolled back.
+
+        Args:
+            tenant: The tenant's name; None takes the default datasource.
+            read_only: Nothing may write, and a replica may answer.
+            options: More of `create_async_engine`: `echo`, `execution_options`, ...
+
+        Raises:
+            ConfigError: SQLAlchemy is not installed.
+        """
+        engine: AsyncEngine = make_engine(
+            partial(self._make_block_session, tenant, _block_rule(read_only, None)), options
+        )
+        return engine
 
     @asynccontextmanager
     async def acquire(

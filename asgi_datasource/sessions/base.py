@@ -63,10 +63,40 @@ class SessionOwner(Protocol):
         ...
 
 
+class Participant(Protocol):
+    """A unit of work on top of the session, such as an ORM's: flushed before COMMIT, told about its end."""
+
+    @property
+    def has_pending(self) -> bool:
+        """Whether `flush` has statements to send."""
+        ...
+
+    async def flush(self) -> None:
+        """Send the pending statements."""
+        ...
+
+    def ended(self, *, committed: bool) -> None:
+        """The transaction was committed or rolled back, and the session goes on."""
+        ...
+
+    def close(self) -> None:
+        """The session is closed: break reference cycles."""
+        ...
+
+
 class SessionOrigin(Protocol):
     """The registry that a session comes from."""
 
     background: BackgroundTasks
+
+    @property
+    def loop(self) -> asyncio.AbstractEventLoop | None:
+        """The event loop that the registry is open in."""
+        ...
+
+    def make_facade(self, name: str, session: SessionBase, /) -> Any:
+        """Create the object behind an attribute such as `DataSession.sqlalchemy`."""
+        ...
 
     def known_tenant(self, name: str, /) -> Tenant | None:
         """The listed and served tenant of a name; None if it has to be searched."""
@@ -159,6 +189,10 @@ class SessionBase:
     _running: frozenset[asyncio.Task[Any] | None] = frozenset()
     _interrupted: frozenset[asyncio.Task[Any] | None] = frozenset()
     _savepoints = 0
+    _facades: dict[str, Any] | None = None
+    """The facades of the session, by attribute."""
+    participants: tuple[Participant, ...] = ()
+    """Units of work that are flushed before COMMIT."""
     _lane: Lane | None = None
     _lane_endpoint: object = None
     _plan: Plan | None = None
@@ -234,6 +268,31 @@ class SessionBase:
         transaction = None if self._work is None else self._work.transaction
         doing = "" if transaction is None else f" in {transaction!r}"
         return f"<DataSession {self.state.value} datasource={self._datasource.name!r}{doing}>"
+
+    # -- facades
+
+    def facade(self, name: str) -> Any:
+        """The object behind an attribute such as `DataSession.sqlalchemy`; created by the first access.
+
+        Args:
+            name: The attribute.
+        """
+        self.check_open()
+        if self._facades is None:
+            self._facades = {}
+        found = self._facades.get(name)
+        if found is None:
+            found = self._facades[name] = self._registry.make_facade(name, self)
+        return found
+
+    @property
+    def registry_loop(self) -> asyncio.AbstractEventLoop | None:
+        """The event loop that the registry is open in."""
+        return self._registry.loop
+
+    @property
+    def _has_pending(self) -> bool:
+        return any(participant.has_pending for participant in self.participants)
 
     # -- options in force
 

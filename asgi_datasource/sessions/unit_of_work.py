@@ -163,7 +163,7 @@ class UnitOfWork:
 
         No further hook runs once the transaction is rollback-only.
         """
-        while self._may_commit and (first := next(self._hooks_before_commit(), None)) is not None:
+        while self.may_commit and (first := next(self._hooks_before_commit(), None)) is not None:
             self._hooks = [hook for hook in self._hooks if hook is not first]
             event, function, _ = first
             with tracing.hook_span(event.value, name_of_hook(function), is_traced=self._policy.is_traced) as fail:
@@ -182,7 +182,8 @@ class UnitOfWork:
         return (hook for hook in self._hooks if hook[0] is HookEvent.BEFORE_COMMIT)
 
     @property
-    def _may_commit(self) -> bool:
+    def may_commit(self) -> bool:
+        """Whether anything but a rollback is left."""
         failure = None if self.transaction is None else self.transaction.failure
         return (self.rollback_reason or self.doomed_by or failure or self._owner.stopped_by) is None
 
