@@ -12,6 +12,7 @@ from pydantic import Field, WrapValidator
 
 from .catalog import CatalogConfig, TenantDefaults
 from .kinds import DatasourceName, IncludePattern, TenantName, Version
+from .outbox import OutboxConfig, PublisherConfig
 from .provisioning import ProvisioningConfig
 from .requests import ConsistencyConfig, ErrorsConfig, ReloadConfig, RouteRule, TelemetryConfig, TransactionsConfig
 from .sections import OMISSIBLE, Section, mapping_field, section_field
@@ -35,8 +36,10 @@ __all__ = [
     "DataSourceConfig",
     "EndpointConfig",
     "ErrorsConfig",
+    "OutboxConfig",
     "PoolConfig",
     "ProvisioningConfig",
+    "PublisherConfig",
     "ReloadConfig",
     "ReplicaConfig",
     "ResolverConfig",
@@ -55,7 +58,6 @@ class Config(Section):
     """The databases, the tenants on them, and the rules for requests."""
 
     planned: ClassVar[dict[str, str]] = {
-        "outbox": "leave it out",
         "migrate": "leave it out",
     }
 
@@ -121,6 +123,12 @@ class Config(Section):
         title="Budget",
         description="How many connections the processes of the application may open to each server.",
         examples=[{"processes": 8, "reserve": 10}],
+    )
+    outbox: Annotated[OutboxConfig | None, OMISSIBLE] = Field(
+        default=None,
+        title="Outbox",
+        description="Events that transactions publish, and how they are delivered.",
+        examples=[{"relay": "embedded", "publisher": {"nats": {"url": "nats://nats:4222"}}}],
     )
     reload: ReloadConfig = section_field(
         ReloadConfig,

@@ -33,6 +33,7 @@ from ..transaction import TransactionOptions
 from .compiler import compile_config
 from .config_watcher import ConfigWatcher
 from .explain import Explanation, Question, describe_state, explain
+from .outbox import Outboxes
 from .runtime_config import RuntimeConfig
 from .startup_audit import StartupAudit
 
@@ -105,6 +106,7 @@ class DataSourceRegistry:
         self.background = BackgroundTasks()
         self.overtime = DeferredCalls(WATCH_AFTER_S)
         """Calls requests back that are still there a while after their first statement."""
+        self._outboxes = Outboxes(lambda: self.compiled)
         self._origin = origin or Origin()
         self._reloader = ConfigWatcher(self.reload, lambda: self._origin.files)
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -472,6 +474,14 @@ class DataSourceRegistry:
                 DataErrorKind.CONNECTION, f"the datasource {datasource.name!r} is not in the configuration any more"
             )
         return found
+
+    def capability(self, name: str, session: SessionCore) -> Any:
+        """What a room above the sessions adds to one, by its attribute: `outbox`, `inbox`.
+
+        Raises:
+            DataError: CONFIG: the configuration has no section for it.
+        """
+        return self._outboxes.capability(name, session)
 
     # -- where requests would go
 

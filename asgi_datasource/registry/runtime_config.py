@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 from typing import Final
 
-from ..config import AuditConfig, ReloadConfig
+from ..config import AuditConfig, OutboxConfig, ReloadConfig
 from ..datasource.database_fleet import Fleet
 from ..datasource.datasource import DataSource
 from ..drivers.protocol import Server
@@ -59,6 +59,7 @@ class RuntimeConfig:
         statement_policy: The policy of websocket sessions: no transaction is held over a connection that may last for
             hours.
         block_policy: The policy of `registry.session()`: one transaction, and no deadline but its own.
+        outbox: How events are published and delivered; None where there are none.
         reload: When another configuration is taken by itself.
         may_retry: Whether it has requests run again.
     """
@@ -76,6 +77,7 @@ class RuntimeConfig:
     rules: RouteRules = RouteRules()
     exempt: PathPrefixes = _NO_PATHS
     errors: ErrorSettings = ErrorSettings()
+    outbox: OutboxConfig | None = None
     reload: ReloadConfig = ReloadConfig()
     statement_policy: SessionPolicy = field(init=False, repr=False)
     block_policy: SessionPolicy = field(init=False, repr=False)

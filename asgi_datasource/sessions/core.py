@@ -30,6 +30,7 @@ from ..routing.consistency.client_history import NOWHERE, ClientHistory
 from ..routing.consistency.token import Token, scope_of
 from ..tenancy import Tenant, TenantState
 from ..transaction import (
+    DeferredWriter,
     DueHooks,
     Hook,
     HookEvent,
@@ -101,6 +102,14 @@ class SessionOrigin(Protocol):
         token: str | None = None,
     ) -> Any:
         """A session outside the request, as an async context manager: `async with registry.session(...) as db:`."""
+        ...
+
+    def capability(self, name: str, session: Any, /) -> Any:
+        """What a room above the sessions adds to one, by its attribute: `outbox`.
+
+        Raises:
+            DataError: CONFIG: the configuration has no section for it.
+        """
         ...
 
 
@@ -622,6 +631,39 @@ class SessionCore:
         """Whether it is too late for another isolation: the transaction around is open."""
         return self.current_transaction is not None
 
+    def defer(self, writer: DeferredWriter, item: object, *, what: str) -> None:
+        """Write something in the round trip of the COMMIT that ends the transaction around; a rollback drops it.
+
+        Args:
+            writer: Writes it.
+            item: What to write.
+            what: Names it in errors.
+
+        Raises:
+            DataError: QUERY: there is no transaction to wait for the end of. READ_ONLY: it must not write.
+            SessionClosed: The request's response has started.
+        """
+        self.check_open()
+        around = self.surroundings()
+        if around is SurroundingTransaction.NOTHING:
+            raise DataError(
+                DataErrorKind.QUERY,
+                f"{what} belongs to a transaction, and there is none here: annotate the function with @transactional,"
+                " or open `async with db.transaction():` around it",
+            )
+        if around is SurroundingTransaction.READ_ONLY:
+            raise DataError(DataErrorKind.READ_ONLY, f"{what} was asked for in a read-only transaction")
+        if self.current_transaction is None:
+            self.about_to_write()
+        if self._executor is None:
+            self._start()
+        self.make_work_here().defer(writer, item, self.innermost_scope())
+
+    async def open_to_write(self, work: UnitOfWork, statements: Sequence[Statement], terms: Terms | None) -> None:
+        """Open a transaction in `work` with these writes, which have waited for its end."""
+        executor, plan = self._executor or self._start(), self.current_plan()
+        await open_transaction(work, executor, statements, plan, terms or plan.terms, None)
+
     def adopt_isolation(self, isolation: Isolation) -> None:
         """The transaction around has no isolation of its own: it takes that of the block that has joined it."""
         if self.current_transaction is None:
@@ -905,7 +947,7 @@ class SessionCore:
         """No transaction is open and no statement or commit runs: it can be ended without a server."""
         if self._busy is not None or self.committing or self._commit is not None:
             return False
-        if self._work is not None and self._work.transaction_in_use is not None:
+        if self._work is not None and (self._work.transaction_in_use is not None or self._work.deferred):
             return False
         return self._lock is None or not self._lock.is_taken
 

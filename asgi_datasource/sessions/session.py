@@ -16,6 +16,7 @@ from ..tenancy import Tenant
 from ..transaction import Hook, HookEvent, Isolation, Propagation, TransactionOptions, parse_isolation
 from . import cursor_stream, raw_connection
 from .advisory_lock import LockKey, take_lock
+from .capabilities import EventInbox, EventOutbox
 from .core import SessionCore, SessionOrigin
 from .statement_api import StatementMethods
 from .transaction_block import TransactionBlock
@@ -208,6 +209,22 @@ class DataSession(SessionCore, StatementMethods):
             function: Sync or async, without arguments. Its failure is logged and changes nothing.
         """
         self.add_hook(HookEvent.AFTER_ROLLBACK, function)
+
+    # -- what other rooms add
+
+    @property
+    def outbox(self) -> EventOutbox:
+        """Publishes events with the transaction: `await db.outbox.publish("orders.placed", key=..., payload=...)`.
+
+        Raises:
+            DataError: CONFIG: the configuration has no section `outbox`.
+        """
+        return cast("EventOutbox", self._registry.capability("outbox", self))
+
+    @property
+    def inbox(self) -> EventInbox:
+        """Notes which events were processed: `if await db.inbox.once("mailer", event_id): ...`."""
+        return cast("EventInbox", self._registry.capability("inbox", self))
 
     # -- what the statement methods are made of
 

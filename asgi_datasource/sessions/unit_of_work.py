@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterator, Sequence
-from typing import Protocol
+from typing import Protocol, cast
 
 from ..concurrency.tasks import BackgroundTasks
 from ..datasource.executor import Executor, Lent, SentBegin
@@ -15,6 +15,8 @@ from ..observability import tracing
 from ..routing import AccessIntent
 from ..routing.consistency.client_history import NOWHERE, ClientHistory
 from ..transaction import (
+    DeferredWriter,
+    DeferredWrites,
     Hook,
     HookEvent,
     Isolation,
@@ -65,6 +67,14 @@ class WorkOwner(Protocol):
         """
         ...
 
+    async def open_to_write(self, work: UnitOfWork, statements: Sequence[Statement], terms: Terms | None, /) -> None:
+        """Open a transaction in `work` with these writes, which have waited for its end.
+
+        Raises:
+            DataError: It could not be opened, or one of them has failed.
+        """
+        ...
+
 
 class Place(Protocol):
     """Where in a program a statement or a hook stands: a scope of the session."""
@@ -109,6 +119,8 @@ class UnitOfWork:
     """The conflict that its transaction has lost, where it has: the same again may succeed."""
     rollback_reason: str | None = None
     """What `set_rollback_only` was told: nothing is committed, and that is no error."""
+    deferred: DeferredWrites | None = None
+    """Writes that travel with COMMIT; None where there are none."""
     _hooks: Sequence[tuple[HookEvent, Hook, Place | None]] = ()
     _unheard: asyncio.Task[None] | None = None
 
@@ -139,6 +151,7 @@ class UnitOfWork:
             self.transaction
             or self.snapshot
             or self._hooks
+            or self.deferred
             or self._unheard
             or self.outer
             or self.doomed_by
@@ -155,6 +168,12 @@ class UnitOfWork:
     def about_to_write(self) -> None:
         """A statement with write intent is about to open a transaction."""
         self._owner.about_to_write()
+
+    def defer(self, writer: DeferredWriter, item: object, place: Place | None) -> None:
+        """Write `item` in the round trip of the COMMIT; it goes with `place`, should that be undone alone."""
+        if self.deferred is None:
+            self.deferred = DeferredWrites()
+        self.deferred.add(writer, item, place)
 
     async def run_before_commit(self) -> None:
         """Run the hooks that come before the commit, and those that they add; what one raises goes to the caller.
@@ -186,6 +205,11 @@ class UnitOfWork:
 
     def settle(self, *, committed: bool, within: Place | None = None) -> None:
         """Its hooks, or those of a part of it, have come to their end, without a transaction or before its own."""
+        if self.deferred is not None and not committed:
+            if within is None:
+                self.deferred = None
+            else:
+                self.deferred.drop(lambda place: bool(place.is_inside(within)))
         self._owner.settle_hooks(self._take_hooks(within), committed=committed)
 
     def _take_hooks(self, within: Place | None = None) -> WaitingHooks:
@@ -217,6 +241,7 @@ class UnitOfWork:
             or self._unheard is not None
             or self.doomed_by is not None
             or self.rollback_reason is not None
+            or self.deferred
             or (self._hooks and self.has_hooks_before_commit)
         ):
             return None
@@ -259,8 +284,10 @@ class UnitOfWork:
             DataError: It was to be committed and was not (for CommitUnknown: that is not known).
         """
         hooks = self._take_hooks() if takes_hooks else []
+        deferred, self.deferred = self.deferred or None, None
         committed = False
         transaction, self.transaction = self.transaction, None
+        terms = self.terms
         if self.outer is None:
             self.terms = None
         try:
@@ -279,8 +306,10 @@ class UnitOfWork:
             if transaction is None:
                 if refusal is not None:
                     raise refusal
-                committed = commit
-                return
+                if deferred is None or not commit:
+                    committed = commit
+                    return
+                transaction = await self._open_to_write(deferred, terms)
             if is_conflict(transaction.failure):
                 self.lost_by = transaction.failure
             if refusal is not None:
@@ -292,7 +321,7 @@ class UnitOfWork:
             if deadline is None:
                 deadline = asyncio.get_running_loop().time() + self._policy.commit_timeout_s
             # From here on it is the commit that knows what becomes of the hooks, whoever still waits for it.
-            commit_, hooks = self._commit(transaction, hooks, deadline), []
+            commit_, hooks = self._commit(transaction, hooks, deadline, deferred=deferred), []
             if is_apart:
                 await commit_
                 return
@@ -311,6 +340,21 @@ class UnitOfWork:
             if transaction is not None and not transaction.is_open:
                 # Its traceback leads to the transaction, which nobody asks for it any more.
                 transaction.failure = None
+
+    async def _open_to_write(self, deferred: DeferredWrites, terms: Terms | None) -> Transaction:
+        """Open a transaction for what was to travel with its COMMIT, where nothing else has opened one."""
+        try:
+            await self._owner.open_to_write(self, deferred.statements(), terms)
+            deferred.are_sent = True
+            return cast("Transaction", self.transaction)
+        except BaseException as error:
+            if self.transaction is not None:
+                self._background.spawn(self.transaction.rollback("a write at its end failed"))
+            if isinstance(error, DataError):
+                raise deferred.explain(error) from error
+            raise
+        finally:
+            self.transaction = None
 
     async def _missed_failure(self) -> DataError | None:
         """What an earlier commit has failed with whose caller was cancelled before it could hear of that."""
@@ -340,12 +384,21 @@ class UnitOfWork:
         return None if doomed_by is None else f"doomed by {type(doomed_by.__cause__ or doomed_by).__name__}"
 
     async def _commit(
-        self, transaction: Transaction, hooks: WaitingHooks, deadline: float | None, begun: Exchange | None = None
+        self,
+        transaction: Transaction,
+        hooks: WaitingHooks,
+        deadline: float | None,
+        begun: Exchange | None = None,
+        *,
+        deferred: DeferredWrites | None = None,
     ) -> None:
         committed: bool | None = None
         owner = self._owner
         try:
-            await transaction.commit(deadline=deadline, doubt_timeout_s=self._policy.doubt_timeout_s, begun=begun)
+            final = () if deferred is None else await _send_before(transaction, deferred, deadline)
+            await transaction.commit(
+                deadline=deadline, doubt_timeout_s=self._policy.doubt_timeout_s, begun=begun, final=final
+            )
             committed = True
         except CommitUnknown:
             owner.commits += 1
@@ -354,6 +407,8 @@ class UnitOfWork:
             committed = False
             if is_conflict(error):
                 self.lost_by = error
+            if deferred is not None and (explained := deferred.explain(error)) is not error:
+                raise explained from error
             raise
         finally:
             owner.settle_hooks(hooks, committed=committed)
@@ -361,6 +416,8 @@ class UnitOfWork:
                 # It may have been committed, and then the client has to see it.
                 owner.past.note(transaction.position or NOWHERE)
         owner.note_committed(transaction)
+        if deferred is not None:
+            deferred.committed()
 
     async def end_snapshot(self) -> None:
         """End the READ ONLY transaction of a stream."""
@@ -376,6 +433,26 @@ class UnitOfWork:
         self.transaction = self.snapshot = None
         self.streams = 0
         self.settle(committed=False)
+
+
+async def _send_before(
+    transaction: Transaction, deferred: DeferredWrites, deadline: float | None
+) -> Sequence[Statement]:
+    """What COMMIT's round trip begins with; in a transaction without an id, these writes go before it.
+
+    Otherwise a COMMIT whose connection is lost would have no id to ask for its fate by.
+    """
+    if deferred.are_sent or transaction.failure is not None or not transaction.is_open:
+        return ()
+    statements = deferred.statements()
+    if transaction.identified is not None:
+        return statements
+    try:
+        await transaction.run(statements, deadline=deadline)
+    except DataError:
+        await transaction.rollback("a write at its end failed")
+        raise
+    return ()
 
 
 def deadline_passed() -> DataError:

@@ -1,6 +1,7 @@
 """The transaction: its options, its states, its end."""
 
 from . import control_statements
+from .deferred_writes import DeferredWriter, DeferredWrites
 from .hooks import DueHooks, Hook, HookEvent, WaitingHooks, call_hook, name_of_hook
 from .options import (
     MAX_RETRIES,
@@ -24,6 +25,8 @@ __all__ = [
     "MAX_RETRIES",
     "MOVES",
     "ONE_SNAPSHOT",
+    "DeferredWriter",
+    "DeferredWrites",
     "DueHooks",
     "Hook",
     "HookEvent",

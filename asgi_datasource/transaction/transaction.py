@@ -390,12 +390,21 @@ class Transaction:
             self._note_commit_ended(None)
         return True
 
-    async def commit(self, *, deadline: float | None, doubt_timeout_s: float, begun: Exchange | None = None) -> None:
+    async def commit(
+        self,
+        *,
+        deadline: float | None,
+        doubt_timeout_s: float,
+        begun: Exchange | None = None,
+        final: Sequence[Statement] = (),
+    ) -> None:
         """End the transaction and learn the truth of it, in one round trip.
 
         To be run in a task of the library's own, out of reach of the request's cancellation.
 
         Args:
+            final: Writes in front of COMMIT in the same round trip. Their transaction has written before: its id is
+                known, so that its fate can be found out.
             deadline: Event-loop time at which a COMMIT that is still running is cancelled.
             doubt_timeout_s: Seconds that finding out may take when the connection is lost meanwhile.
             begun: The round trip of COMMIT where `send_commit` has started it.
@@ -412,7 +421,9 @@ class Transaction:
         connection = self.connection
         try:
             if begun is None:
-                batch = _END if self.identified is None else _END_OF_WRITES
+                batch: Sequence[Statement] = _END if self.identified is None else _END_OF_WRITES
+                if final:
+                    batch = (*final, *batch)
                 exchange = await connection.exchange(batch, deadline=deadline)
             else:
                 exchange = begun
@@ -424,13 +435,13 @@ class Transaction:
             self.server.discard(connection)
             self._note_commit_ended(reason)
             raise
-        verdict = control_statements.judge_commit(exchange)
+        verdict = control_statements.judge_commit(exchange, len(final))
         failure: DataError | None = None
         try:
             if verdict is Verdict.COMMITTED:
                 self._move(TxState.COMMITTED)
                 if self.identified is not None:
-                    self.wal_position = exchange.value(1)
+                    self.wal_position = exchange.value(len(final) + 1)
                 await self._give_back()
             elif verdict is Verdict.LOST:
                 await self._resolve(exchange, within=doubt_timeout_s)
