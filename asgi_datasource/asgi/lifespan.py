@@ -90,9 +90,13 @@ class Lifespan:
         await send({"type": "lifespan.shutdown.complete"})
 
     async def _open(self) -> None:
-        if not self._registry.is_open:
-            await self._registry.open()
+        registry = self._registry
+        if not registry.is_open:
+            await registry.open()
             self._opened_here = True
+        outbox = registry.compiled.outbox
+        if outbox is not None and outbox.relay == "embedded":
+            await registry.start_relay()
 
     async def _close(self) -> None:
         if self._opened_here:

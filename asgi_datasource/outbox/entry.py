@@ -38,6 +38,7 @@ class OutboxEntry:
         content_type: `application/json` or `application/octet-stream`.
         headers: Those of `publish`, and the trace context (`traceparent`, `tracestate`).
         created_at: When it was written.
+        source: Where it happened, as CloudEvents name it.
         attempts: How often it was refused before.
     """
 
@@ -51,12 +52,18 @@ class OutboxEntry:
     content_type: str
     headers: Mapping[str, str] = field(repr=False)
     created_at: datetime
+    source: str = "urn:asgi-datasource"
     attempts: int = 0
 
     @property
     def idempotency_key(self) -> str:
         """The event's id as text, for brokers and consumers that drop repetitions."""
         return str(self.event_id)
+
+    @property
+    def place(self) -> tuple[int, int]:
+        """Its lane and number: identifies it in its database."""
+        return (self.lane, self.seq)
 
     @property
     def group(self) -> tuple[str | None, str]:

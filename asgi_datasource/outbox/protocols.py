@@ -43,7 +43,16 @@ SKIPPED: Final = Outcome(OutcomeKind.SKIPPED)
 
 
 class Refused(Exception):
-    """Raised by a publisher's function for a message that its destination does not take."""
+    """Raised by a publisher's function for a message that its destination does not take.
+
+    Args:
+        reason: Why; without the payload and without secrets.
+        retry_after_s: Seconds that the destination asked to wait.
+    """
+
+    def __init__(self, reason: str = "", *, retry_after_s: float | None = None) -> None:
+        super().__init__(reason)
+        self.retry_after_s = retry_after_s
 
 
 class Unreachable(Exception):

@@ -3,14 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from typing import Any, Final
 
-from ..config import PLACEHOLDER, Config
+from ..config import PLACEHOLDER, Config, OutboxConfig, PublisherConfig
+from ..datasource.database_fleet import Fleet
 from ..drivers.control import control_driver
-from ..errors import DataError, DataErrorKind
+from ..drivers.protocol import Connection, Exchange, Server
+from ..errors import ConfigError, DataError, DataErrorKind
+from ..outbox.database_relay import RelaySettings
 from ..outbox.inbox import SessionInbox
 from ..outbox.install import InstallSite
-from ..outbox.writer import OutboxSettings, OutboxWriter, SessionOutbox
+from ..outbox.lanes import Site
+from ..outbox.notifier import Notifier
+from ..outbox.protocols import OutboxPublisher
+from ..outbox.publishers.function import load_publisher
+from ..outbox.relay import Relay
+from ..outbox.writer import OutboxSettings, OutboxWriter, SessionOutbox, explain_missing
 from ..sessions.core import SessionCore
 from ..tenancy import Tenant, compile_tenants
 from .runtime_config import RuntimeConfig
@@ -26,7 +35,7 @@ def database_of(tenant: Tenant, compiled: RuntimeConfig) -> DatabaseKey:
 
 
 class Outboxes:
-    """Makes `db.outbox` and `db.inbox` of sessions.
+    """Makes `db.outbox` and `db.inbox` of sessions, and keeps the relay of this process.
 
     Args:
         current: The current configuration.
@@ -35,8 +44,10 @@ class Outboxes:
     def __init__(self, current: Callable[[], RuntimeConfig]) -> None:
         self._current = current
         self._writers: dict[DatabaseKey, OutboxWriter] = {}
-        self.hint: Callable[[DatabaseKey], None] | None = None
-        """Is told of each commit with events; None where this process has no relay."""
+        self._notifiers: dict[DatabaseKey, Notifier] = {}
+        self._relayed: OutboxConfig | None = None
+        self.relay: Relay | None = None
+        """Delivers events; None where this process has no relay."""
 
     def capability(self, name: str, session: SessionCore) -> Any:
         """`outbox` or `inbox` of a session.
@@ -59,7 +70,7 @@ class Outboxes:
         key = database_of(session.tenant, compiled)
         writer = self._writers.get(key)
         if writer is None:
-            writer = self._writers[key] = OutboxWriter(lambda: self._committed(key))
+            writer = self._writers[key] = OutboxWriter(partial(self._committed, key))
         return SessionOutbox(session, writer, OutboxSettings(config.max_payload))
 
     def make_inbox(self, session: SessionCore) -> SessionInbox:
@@ -67,14 +78,129 @@ class Outboxes:
         return SessionInbox(session)
 
     def _committed(self, key: DatabaseKey) -> None:
-        if self.hint is not None:
-            self.hint(key)
+        if self.relay is not None:
+            self.relay.hint(key)
+        compiled = self._current()
+        if compiled.outbox is not None and compiled.outbox.notify == "coalesced":
+            notifier = self._notifiers.get(key)
+            if notifier is None:
+                site = relay_sites(compiled).get(key)
+                if site is None:
+                    return
+                notifier = self._notifiers[key] = Notifier(site)
+            notifier.hint()
+
+    # -- the relay of this process
+
+    async def start_relay(self) -> Relay:
+        """Begin to deliver.
+
+        Raises:
+            ConfigError: The configuration names no publisher, or its extra is not installed.
+        """
+        if self.relay is None:
+            config = self._current().outbox
+            self.relay = make_relay(config, lambda: relay_sites(self._current()))
+            self._relayed = config
+            await self.relay.start()
+        return self.relay
+
+    async def adopt(self) -> None:
+        """Another configuration is current: a relay goes on with what that says."""
+        if self.relay is not None and self._relayed != self._current().outbox:
+            await self.stop_relay()
+            config = self._current().outbox
+            if config is not None and config.publisher is not None:
+                await self.start_relay()
+
+    async def stop_relay(self) -> None:
+        """Deliver what is under way, and end."""
+        relay, self.relay = self.relay, None
+        if relay is not None:
+            await relay.stop()
+
+    async def close(self) -> None:
+        """End what runs."""
+        await self.stop_relay()
+        notifiers = list(self._notifiers.values())
+        self._notifiers.clear()
+        for notifier in notifiers:
+            await notifier.close()
+
+
+def make_relay(config: OutboxConfig | None, sites: Callable[[], Mapping[DatabaseKey, Site]]) -> Relay:
+    """The relay of a configuration, not started yet.
+
+    Raises:
+        ConfigError: It names no publisher, or the publisher's extra is not installed.
+    """
+    if config is None or config.publisher is None:
+        raise ConfigError("a relay needs outbox.publisher: nats, kafka, rabbitmq, redis, webhook or callable")
+    settings = RelaySettings(
+        max_attempts=config.max_attempts,
+        holds_dead=config.on_dead == "hold",
+        keep_days=None if config.keep is None else int(config.keep[:-1]),
+        listens=config.notify == "coalesced",
+        connections=config.connections,
+    )
+    return Relay(sites, make_publisher(config.publisher), settings=settings, warn_age_s=config.warn_age_s)
+
+
+def make_publisher(config: PublisherConfig) -> OutboxPublisher:
+    """The publisher of a configuration; nothing is connected yet.
+
+    Raises:
+        ConfigError: Its extra is not installed, or its function is not there.
+    """
+    if config.callable is not None:
+        return load_publisher(config.callable)
+    raise ConfigError(f"outbox.publisher.{config.kind} is not available")
 
 
 _MAKERS: Final[Mapping[str, Callable[[Outboxes, SessionCore], Any]]] = {
     "outbox": Outboxes.make_outbox,
     "inbox": Outboxes.make_inbox,
 }
+
+
+def relay_sites(compiled: RuntimeConfig) -> dict[DatabaseKey, Site]:
+    """Every database that relays deliver from, of datasources with the default driver."""
+    config = compiled.outbox
+    source = None if config is None else config.source
+
+    def site(key: DatabaseKey, primary: Callable[[], Server]) -> Site:
+        datasource, database = key
+        made: list[Server] = []
+
+        async def connect(deadline: float) -> Connection:
+            if not made:
+                made.append(primary())
+            return await made[0].connect_apart(deadline=deadline, purpose="outbox relay")
+
+        def error_of(exchange: Exchange) -> DataError:
+            return explain_missing(made[0].error_of(exchange, is_write=True))
+
+        return Site(
+            name=datasource if database is None else f"{datasource}/{database}",
+            source=source or f"urn:asgi-datasource:{datasource}",
+            connect=connect,
+            error_of=error_of,
+        )
+
+    found: dict[DatabaseKey, Site] = {}
+    for name, datasource in compiled.datasources.items():
+        if name in compiled.audits:
+            found[name, None] = site((name, None), partial(datasource.servers.__getitem__, "primary"))
+    for tenant in compiled.admission.directory.map.names.values():
+        fleet = compiled.fleets.get(tenant.datasource)
+        if fleet is not None and tenant.datasource in compiled.audits:
+            key = database_of(tenant, compiled)
+            found[key] = site(key, partial(_primary_of, fleet, key[1] or ""))
+    return found
+
+
+def _primary_of(fleet: Fleet, database: str) -> Server:
+    return fleet.apart(database).servers["primary"]
 
 
 def install_sites(config: Config) -> Iterator[InstallSite]:

@@ -21,6 +21,7 @@ from ..drivers.protocol import Server
 from ..drivers.raw import RawConnection
 from ..errors import ConfigError, DataError, DataErrorKind
 from ..observability.metrics import unwatch, watch
+from ..outbox.relay import Relay
 from ..routing import AccessIntent, ReadAfterWritePin
 from ..routing.consistency.token import Token
 from ..sessions.context import current_frame, current_runner
@@ -322,6 +323,7 @@ class DataSourceRegistry:
             await catalog.close()
         if self._vetting is not None:
             await self._vetting.stop()
+        await self._outboxes.close()
         await self.background.drain(timeout_s / 2)
         self.overtime.close()
         for datasource in (*self, *self._leaving):
@@ -394,6 +396,7 @@ class DataSourceRegistry:
             self._origin = replace(origin.moved_to(source), files=files or origin.files)
             if self.is_open:
                 self._reloader.adopt(compiled.reload)
+                await self._outboxes.adopt()
         logger.info("the configuration was reloaded; %s", reloaded)
         return reloaded
 
@@ -482,6 +485,43 @@ class DataSourceRegistry:
             DataError: CONFIG: the configuration has no section for it.
         """
         return self._outboxes.capability(name, session)
+
+    # -- the outbox
+
+    @property
+    def relay(self) -> Relay | None:
+        """The relay of this process, for its health and numbers; None where it has none."""
+        return self._outboxes.relay
+
+    async def start_relay(self) -> Relay:
+        """Deliver the events of all databases in this process, until the registry is closed.
+
+        The lifespan of an application starts it with `outbox: {relay: embedded}`.
+
+        Raises:
+            ConfigError: The configuration names no publisher, or the publisher's extra is not installed.
+        """
+        return await self._outboxes.start_relay()
+
+    @asynccontextmanager
+    async def relaying(self) -> AsyncGenerator[Relay]:
+        """Deliver the events of all databases, without opening a pool: for a process that does nothing else."""
+        async with self.tenants_loaded():
+            try:
+                yield await self._outboxes.start_relay()
+            finally:
+                await self._outboxes.close()
+
+    @asynccontextmanager
+    async def tenants_loaded(self) -> AsyncGenerator[None]:
+        """Know the tenants that are in a table, without opening a pool: for commands."""
+        catalog = self.catalog = await self._start_catalog(self.compiled)
+        try:
+            yield
+        finally:
+            self.catalog = None
+            if catalog is not None:
+                await catalog.close()
 
     # -- where requests would go
 

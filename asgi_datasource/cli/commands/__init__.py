@@ -38,6 +38,6 @@ COMMANDS: Final[dict[str, Entry]] = {
     "schema": Entry("print the JSON Schema of the configuration", "schema"),
     "completion": Entry("print a completion script for bash, zsh or fish", "completion"),
     "tenants": Entry("create, list, change, move and drop tenants; print the SQL of policies", "tenants"),
-    "outbox": Entry("install the tables of the outbox", "outbox"),
+    "outbox": Entry("install the outbox, run a relay, show what waits, handle dead events", "outbox"),
 }
 """All commands, in the order of the help."""
