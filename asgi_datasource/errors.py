@@ -1,7 +1,7 @@
-"""The one tree of errors, and the table that turns a SQLSTATE into a kind.
+"""The one tree of errors, and the table that maps a SQLSTATE to a kind.
 
-Everything that can go wrong below the handler reaches it as a `DataError`: classified once, with the driver's
-exception as `__cause__`. Match on `kind` with a default branch: kinds may be added.
+Every failure of the data layer reaches the handler as a `DataError`: classified once, with the driver's exception as
+`__cause__`. Match on `kind` with a default branch: kinds may be added.
 """
 
 from __future__ import annotations
@@ -12,14 +12,14 @@ from typing import Final
 
 
 class DataErrorKind(StrEnum):
-    """What kind of failure this is: decides the answer's status and whether a new try can help."""
+    """Kind of a failure: decides the response's status and whether a retry can help."""
 
     CONFIG = "config"
     """The configuration is wrong; the application does not start."""
     TENANT = "tenant"
     """The tenant is missing, unknown, suspended or not allowed here."""
     CONNECTION = "connection"
-    """No connection to be had, or the one in use was lost."""
+    """No connection could be made, or the one in use was lost."""
     RESOURCE = "resource"
     """A limit was reached: the pool's queue, the server's connections, memory or disk."""
     TIMEOUT = "timeout"
@@ -35,7 +35,7 @@ class DataErrorKind(StrEnum):
     CLOSED = "closed"
     """The handle outlived its request."""
     COMMIT_UNKNOWN = "commit_unknown"
-    """The connection was lost during COMMIT and nobody could tell whether it took effect."""
+    """The connection was lost during COMMIT, and no server could tell whether the transaction was committed."""
     OTHER = "other"
     """Anything else."""
 
@@ -54,19 +54,19 @@ HTTP_STATUS: Final[dict[DataErrorKind, int]] = {
     DataErrorKind.COMMIT_UNKNOWN: 500,
     DataErrorKind.OTHER: 500,
 }
-"""The status that answers an error of a kind where neither the error nor the configuration says otherwise."""
+"""Status of the response to an error, where neither the error nor the configuration sets another one."""
 
 
 class DataError(Exception):
-    """Raised when the data layer cannot do what was asked; `kind` says why.
+    """Raised when the data layer cannot do what was requested; `kind` says why.
 
     Args:
-        kind: What kind of failure this is.
+        kind: Kind of the failure.
         message: What happened, where, and what to do. Holds no password, token, bind value or connection string.
-        sqlstate: The server's five-character SQLSTATE, where there was one (PostgreSQL manual, appendix A).
-        http_status: The status of the problem answer, where the kind's own does not fit.
+        sqlstate: The server's five-character SQLSTATE, if it sent one (PostgreSQL manual, appendix A).
+        http_status: Status of the problem response, where it differs from the kind's.
         is_retryable: Whether the same work in a new transaction may succeed; by default decided by the kind.
-        constraint, table, column: What the server named as the culprit of a constraint violation.
+        constraint, table, column: The objects that the server named in a constraint violation.
     """
 
     def __init__(
@@ -104,14 +104,14 @@ RETRYABLE_KINDS: Final = frozenset(
 
 
 class SessionClosed(DataError):
-    """Raised when a session, or anything got from it, is used after its request or block has ended."""
+    """Raised when a session, or an object obtained from it, is used after its request or block has ended."""
 
     def __init__(self, message: str) -> None:
         super().__init__(DataErrorKind.CLOSED, message)
 
 
 class UnexpectedRollback(DataError):
-    """Raised when a commit was asked for but the transaction could only be rolled back.
+    """Raised when a commit was requested but the transaction could only be rolled back.
 
     The usual cause is a statement that failed and whose error was caught: PostgreSQL ignores everything in that
     transaction from then on. Wrap what may fail in `async with db.transaction():`, a savepoint.
@@ -135,7 +135,7 @@ class Classification:
     kind: DataErrorKind
     is_retryable: bool = False
     http_status: int | None = None
-    """Where it differs from the kind's own."""
+    """Status, where it differs from the kind's."""
 
 
 _CONNECTION: Final = Classification(DataErrorKind.CONNECTION, is_retryable=True)
@@ -190,15 +190,20 @@ SQLSTATE_TABLE: Final[dict[str, Classification]] = {
 """SQLSTATE, or a prefix of it, to its classification; the longest prefix wins (PostgreSQL manual, appendix A)."""
 
 
+NO_PLACE: Final = "asgi-datasource: the tenant has no schema here"
+"""A name that no schema has. A tenant's set-up asks the server for it where the tenant's own schema is not to be had:
+this text in an error 3F000 tells that from all others."""
+
+
 @dataclass(frozen=True, slots=True)
 class ErrorDetail:
-    """What the driver knows of a failed statement, in plain values.
+    """The driver's description of a failed statement, in plain values.
 
     Attributes:
-        sqlstate: Five characters, or None: connect failures and lost connections have none.
+        sqlstate: Five characters; None for failed connects and lost connections.
         is_broken: The connection is unusable.
-        in_recovery: The server said that it is a hot standby.
-        is_write: It ran with write intent, in a transaction that was not READ ONLY by our doing.
+        in_recovery: The server reported that it is a hot standby.
+        is_write: The statement ran with write intent, in a transaction that the library did not make READ ONLY.
     """
 
     sqlstate: str | None
@@ -208,10 +213,10 @@ class ErrorDetail:
 
 
 def classify(detail: ErrorDetail) -> Classification:
-    """Classify a failure by SQLSTATE and connection state, never by its message: messages are localised.
+    """Classify a failure by SQLSTATE and connection state, never by its message, which is localised.
 
     Args:
-        detail: What the driver knows of the failure.
+        detail: The driver's description of the failure.
 
     Returns:
         The row of the longest matching SQLSTATE prefix; without one, CONNECTION when the connection is gone.
@@ -222,18 +227,18 @@ def classify(detail: ErrorDetail) -> Classification:
     if state is None:
         return _CONNECTION if detail.is_broken else _QUERY
     if state == "25006" or (state == "55000" and detail.in_recovery):
-        # With write intent the server is a standby or fenced, a failover and not the caller's mistake.
+        # With write intent the server is a standby or fenced: a failover, not a mistake of the caller.
         return _CONNECTION if detail.is_write else SQLSTATE_TABLE["25006"]
     for length in range(5, 1, -1):
         found = SQLSTATE_TABLE.get(state[:length])
         if found is not None:
-            # 40001 can arrive with a connection that is gone: the kind stays, only the connection is lost with it.
+            # 40001 can arrive with a lost connection: it stays a conflict.
             return found
     return _CONNECTION if detail.is_broken else _OTHER
 
 
 class ClientDisconnected(DataError):
-    """Raised from a statement whose request's client has gone away; the transaction is rolled back."""
+    """Raised by a statement whose request's client has disconnected; the transaction is rolled back."""
 
     def __init__(self) -> None:
         super().__init__(DataErrorKind.CLOSED, "the client has disconnected; the request's transaction is rolled back")

@@ -29,7 +29,7 @@ RESULTS: Final = Path(__file__).parent / "results"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Exit status 0: measured (targets missed or not: a noisy machine is no failure of a run)."""
+    """Run the benchmarks; the exit status is 0 even if targets are missed, because the machine may be noisy."""
     options = _parser().parse_args(arguments)
     names = options.only or list(NAMES)
     report = Report(quick=options.quick)
@@ -42,7 +42,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     missed = [ratio for ratio in report.ratios if ratio.is_met is False]
     print(f"\n{len(missed)} target(s) missed, {sum(ratio.is_met is True for ratio in report.ratios)} met.")
     if report.quick:
-        print("--quick only shows that everything runs: take no figure of it seriously.")
+        print("--quick only checks that everything runs; its figures are meaningless.")
     path = options.json or RESULTS / f"{report.started_at.replace(':', '').replace('+0000', 'Z')}.json"
     report.write(path)
     print(f"written to {path}", file=sys.stderr)
@@ -86,7 +86,7 @@ async def _run(report: Report, names: Sequence[str], options: argparse.Namespace
 
 
 class _progress:  # noqa: N801 # reads as a statement: with _progress("load")
-    """Says on standard error what runs, and how long it took."""
+    """Prints the running benchmark and its duration to standard error."""
 
     def __init__(self, name: str) -> None:
         self._name = name
@@ -100,12 +100,10 @@ class _progress:  # noqa: N801 # reads as a statement: with _progress("load")
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser("scripts/bench", description="Measure asgi_datasource beside its alternatives.")
-    parser.add_argument("--quick", action="store_true", help="a few calls of everything: does it run?")
+    parser = argparse.ArgumentParser("scripts/bench", description="Measure asgi_datasource next to its alternatives.")
+    parser.add_argument("--quick", action="store_true", help="a few calls of each benchmark, to check that they run")
     parser.add_argument("--only", action="append", choices=NAMES, metavar="NAME", help=f"one of {', '.join(NAMES)}")
-    parser.add_argument(
-        "--json", type=Path, metavar="FILE", help="where the result goes (default: benchmarks/results/)"
-    )
+    parser.add_argument("--json", type=Path, metavar="FILE", help="file for the result (default: benchmarks/results/)")
     parser.add_argument("--server", metavar="URL", help="a superuser's URL; default: an embedded PostgreSQL")
     parser.add_argument(
         "--loop", choices=("both", "asyncio", "uvloop"), default="both", help="event loop of the servers"

@@ -1,10 +1,10 @@
-"""One boot in a fresh process; prints what it took as a JSON object.
+"""One start in a fresh process; prints its costs as a JSON object.
 
     python -m benchmarks.boot_child TENANTS FILE_OF_FEW FILE    from JSON files
     python -m benchmarks.boot_child TENANTS                     from mappings
 
-The small document boots first, so that imports, models and allocator arenas are there before the clock and the memory
-are read: what is measured is what the tenants add.
+The small document is compiled first, so that imports, models and allocator arenas exist before the measurement: the
+result is the additional cost of the tenants.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ LOOK_UPS: Final = 200_000
 
 
 def document(tenants: int) -> dict[str, Any]:
-    """A config of so many tenants; one half in schemas, the other under row security."""
+    """A configuration with `count` tenants; one half in schemas, the other half under row security."""
     return {
         "version": 1,
         "datasources": {
@@ -48,12 +48,12 @@ def document(tenants: int) -> dict[str, Any]:
 
 
 def boot(source: Path | Mapping[str, Any]) -> DataSourceRegistry:
-    """What a start does: read, check, compile."""
+    """The work of a start: read, validate, compile."""
     return compile(load(source))
 
 
 def look_up_ns(registry: DataSourceRegistry, names: Sequence[str]) -> float:
-    """One look-up, the loop's own cost included (it is the same on both sides)."""
+    """The time of one look-up, including the loop's own cost, which is the same on both sides."""
     for_tenant = registry.for_tenant
     times = max(1, LOOK_UPS // len(names))
     before = process_time()
@@ -64,14 +64,14 @@ def look_up_ns(registry: DataSourceRegistry, names: Sequence[str]) -> float:
 
 
 def memory_mb() -> tuple[float, float]:
-    """Memory of this process: now, and at its peak; the peak for both where there is no /proc."""
+    """Memory of this process, current and peak; without /proc, the peak for both."""
     try:
         status = Path("/proc/self/status").read_text(encoding="ascii", errors="replace")
     except OSError:
         unit = 1 if sys.platform == "darwin" else 1024
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e6
         return peak, peak
-    # Not ru_maxrss: on Linux it begins with the peak of the process that started this one.
+    # Not ru_maxrss: on Linux it starts with the peak of the parent process.
     sizes = dict(re.findall(r"^(VmRSS|VmHWM):\s+(\d+) kB$", status, re.MULTILINE))
     return int(sizes["VmRSS"]) * 1024 / 1e6, int(sizes["VmHWM"]) * 1024 / 1e6
 

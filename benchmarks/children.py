@@ -1,4 +1,4 @@
-"""Child processes that say on their first line when they are ready: servers, the proxy."""
+"""Child processes (servers, the proxy) that print a JSON object as their first line when they are ready."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ STOP_TIMEOUT_S: Final = 10.0
 
 @asynccontextmanager
 async def child(module: str, *arguments: str) -> AsyncIterator[tuple[int, dict[str, Any]]]:
-    """Run `python -m module arguments` until the block ends: its process id, and the JSON object of its first line.
+    """Run `python -m module arguments` for the block; yields the process id and the JSON object of the first line.
 
-    The child ends when its standard input does, so it ends with this process, whatever this process dies of.
+    The child exits when its standard input closes, so it also exits when this process is killed.
     """
     process = await asyncio.create_subprocess_exec(
         sys.executable,
@@ -30,7 +30,7 @@ async def child(module: str, *arguments: str) -> AsyncIterator[tuple[int, dict[s
         stdin=asyncio.subprocess.PIPE,
         stdout=asyncio.subprocess.PIPE,
     )
-    assert process.stdin is not None  # asked for above
+    assert process.stdin is not None  # PIPE above
     assert process.stdout is not None
     try:
         line = await asyncio.wait_for(process.stdout.readline(), READY_TIMEOUT_S)
@@ -48,7 +48,7 @@ async def child(module: str, *arguments: str) -> AsyncIterator[tuple[int, dict[s
 
 
 async def until_stdin_ends() -> None:
-    """In the child: return when the parent closes the pipe, or dies."""
+    """In the child: return when the parent closes the pipe or exits."""
     reader = asyncio.StreamReader()
     loop = asyncio.get_running_loop()
     await loop.connect_read_pipe(lambda: asyncio.StreamReaderProtocol(reader), sys.stdin)
@@ -56,5 +56,5 @@ async def until_stdin_ends() -> None:
 
 
 def say_ready(**facts: object) -> None:
-    """In the child: the first line."""
+    """In the child: print the first line."""
     print(json.dumps(facts), flush=True)

@@ -1,6 +1,7 @@
-"""What it costs to choose a server: `choose()` alone, for a datasource with a primary and two replicas.
+"""The cost of choosing a server: `choose()` alone, for a datasource with a primary and two replicas.
 
-Three endpoints, every balance, and what reads ask for: nothing, a bound on the lag, a position, the server of before.
+Covers every balance, and reads without requirements, with a bound on the lag, with a position, and with a sticky
+replica.
 """
 
 from __future__ import annotations
@@ -22,17 +23,19 @@ HAVE: Final = Position(1, 1000)
 BUSY: Final = {"r1": 2.0, "r2": 3.0}
 
 
-def picture(balance: Balance) -> Topology:
-    """Two replicas that keep up, and their primary."""
-    told = {"fresh_at": 100.0, "lag_s": 0.0, "position": Position(1, 2000)}
-    replicas = tuple(Node(name, Role.REPLICA, rtt_s=rtt_s, **told) for name, rtt_s in (("r1", 0.001), ("r2", 0.0011)))  # type: ignore[arg-type]
+def topology(balance: Balance) -> Topology:
+    """A primary and two replicas without lag."""
+    attributes = {"fresh_at": 100.0, "lag_s": 0.0, "position": Position(1, 2000)}
+    replicas = tuple(
+        Node(name, Role.REPLICA, rtt_s=rtt_s, **attributes) for name, rtt_s in (("r1", 0.001), ("r2", 0.0011))
+    )  # type: ignore[arg-type]
     return Topology("orders", Node("primary", Role.PRIMARY), replicas, RoutingPolicy(balance=balance))
 
 
 def cases() -> dict[str, Callable[[int], object]]:
-    """What is asked, by name; each is given whose turn it is."""
+    """The measured calls by name; each takes the counter of turns."""
     read, write = AccessIntent.READ, AccessIntent.WRITE
-    seen = {balance: picture(balance) for balance in Balance}
+    seen = {balance: topology(balance) for balance in Balance}
     turns = seen[Balance.ROUND_ROBIN]
     weighted, busy, near = seen[Balance.WEIGHTED], seen[Balance.LEAST_BUSY], seen[Balance.NEAREST]
     one_down = replace(turns, replicas=(replace(turns.replicas[0], health=Health.OPEN), turns.replicas[1]))
@@ -53,12 +56,12 @@ def cases() -> dict[str, Callable[[int], object]]:
 
 
 def run(report: Report, *, quick: bool) -> None:
-    """Measure each, in rounds that take turns."""
+    """Measure all calls, in alternating rounds."""
     rounds, calls = (3, 2000) if quick else (40, 20_000)
-    asked = cases()
+    calls_by_name = cases()
     cost_us: defaultdict[str, list[float]] = defaultdict(list)
-    for case in interleaved(list(asked), rounds):
-        cost_us[case].append(_cost_us(asked[case], calls))
+    for case in interleaved(list(calls_by_name), rounds):
+        cost_us[case].append(_cost_us(calls_by_name[case], calls))
     for case, rounds_us in cost_us.items():
         report.measured(NAME, case, SIDE, "cost", "us", rounds_us)
         report.state(NAME, case, "cost", SIDE, TARGET)

@@ -1,4 +1,4 @@
-"""Calls an ASGI application without a server: what is measured is the application, not HTTP."""
+"""Calls an ASGI application without a server, to measure the application without HTTP."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Final
 
 from benchmarks.sides.asgi import TENANT, TENANT_HEADER, ASGIApp, Message, Scope
 
-# What a browser or an API client sends, in its order: a header's look-up costs by its place.
+# The headers of a browser or API client, in their order: the cost of a look-up depends on the position.
 HEADERS: Final = [
     (b"host", b"app.example.com"),
     (b"user-agent", b"Mozilla/5.0 (X11; Linux x86_64; rv:142.0) Gecko/20100101 Firefox/142.0"),
@@ -23,7 +23,7 @@ HEADERS: Final = [
 
 
 def request_scope(method: str, path: str) -> Scope:
-    """The scope of a request of the tenant, as uvicorn makes it."""
+    """The scope of a request of the tenant, as created by uvicorn."""
     return {
         "type": "http",
         "asgi": {"version": "3.0", "spec_version": "2.3"},
@@ -43,16 +43,16 @@ def request_scope(method: str, path: str) -> Scope:
 
 
 async def receive_nothing() -> Message:
-    """An empty body; its client stays."""
+    """An empty body, from a client that stays connected."""
     return {"type": "http.request", "body": b"", "more_body": False}
 
 
 async def send_nowhere(message: Message) -> None:
-    """The fastest server there is."""
+    """A `send` that does nothing."""
 
 
 async def call(app: ASGIApp, method: str, path: str) -> bytes:
-    """One request, which has to be answered 200: the body of the answer."""
+    """Send one request, whose status must be 200; returns the body."""
     status = 0
     body = b""
 
@@ -71,7 +71,7 @@ async def call(app: ASGIApp, method: str, path: str) -> bytes:
 
 @asynccontextmanager
 async def started(app: ASGIApp) -> AsyncIterator[ASGIApp]:
-    """The application between its lifespan's start-up and shutdown."""
+    """Run the block between the start-up and the shutdown of the application's lifespan."""
     to_app: asyncio.Queue[Message] = asyncio.Queue()
     from_app: asyncio.Queue[Message] = asyncio.Queue()
     running = asyncio.ensure_future(app({"type": "lifespan", "asgi": {"version": "3.0"}}, to_app.get, from_app.put))

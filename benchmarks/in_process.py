@@ -1,6 +1,6 @@
-"""What the middleware adds to a request that runs no SQL, over the bare app, beside what any middleware costs.
+"""CPU that the middleware adds to a request without SQL, compared with other middlewares.
 
-The floor is the least that a middleware of this kind can do: look a header up, wrap `send`.
+The floor is the minimum for a middleware of this kind: one header look-up and a wrapper of `send`.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ TARGET: Final = Target("<=", 2.0)
 
 
 async def bare(scope: Scope, receive: Receive, send: Send) -> None:
-    """The application: two messages, nothing else."""
+    """The application: it only sends two messages."""
     if scope["type"] != "http":
         raise LookupError("no lifespan here")
     await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"2")]})
@@ -37,7 +37,7 @@ async def bare(scope: Scope, receive: Receive, send: Send) -> None:
 
 
 class NoOp:
-    """A middleware that only passes the call on."""
+    """A middleware that only calls the application."""
 
     def __init__(self, app: ASGIApp) -> None:
         self.app = app
@@ -47,7 +47,7 @@ class NoOp:
 
 
 class SendWrapper:
-    """The floor: the tenant's header into the scope, and a look at each message that leaves."""
+    """The floor: stores the tenant's header in the scope, and checks the type of each sent message."""
 
     def __init__(self, app: ASGIApp) -> None:
         self.app = app
@@ -70,14 +70,14 @@ class SendWrapper:
 
 
 class PassThrough(BaseHTTPMiddleware):
-    """Starlette's convenience class, doing nothing."""
+    """Starlette's `BaseHTTPMiddleware` with a dispatch function that does nothing."""
 
     async def dispatch(self, request: Request, call_next: RequestResponseEndpoint) -> Response:
         return await call_next(request)
 
 
 def without_server() -> ASGIApp:
-    """Ours, with a datasource that no request asks for anything."""
+    """`DataSourceMiddleware`, with a datasource that no request uses."""
     from asgi_datasource import DataSourceMiddleware
     from benchmarks.sides.ours import config
 
@@ -91,9 +91,9 @@ async def run(report: Report, *, quick: bool) -> None:
     sides: dict[str, ASGIApp] = {BARE: bare, NO_OP: NoOp(bare), FLOOR: SendWrapper(bare)}
     async with started(without_server()) as ours:
         sides[OURS] = ours
-        sides[BASE_HTTP] = PassThrough(bare)  # type: ignore[arg-type] # Starlette's own types for the same shapes
+        sides[BASE_HTTP] = PassThrough(bare)  # type: ignore[arg-type] # Starlette has its own types for these messages
         cost_us: defaultdict[str, list[float]] = defaultdict(list)
-        # A hundred times slower than the others: as precise with fewer calls.
+        # A hundred times slower than the others, so fewer calls are as precise.
         calls_of = {side: calls // 10 if side == BASE_HTTP else calls for side in sides}
         for side, app in sides.items():
             await _cost_us(app, calls_of[side])

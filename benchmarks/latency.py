@@ -1,8 +1,8 @@
 """Wall-clock time and client CPU of one tenant read and one tenant write, one request at a time.
 
-Each side is called as an ASGI application in this process, with a pool of one: for ours that includes the middleware,
-for the others the look-up of the header. The proxy that adds the delay runs in another process, so that the CPU of this
-one is the client's alone.
+Each side is called as an ASGI application in this process, with a pool of one connection. This includes the middleware
+of asgi_datasource, and the header look-up of the others. The proxy that adds the delay runs in another process, so that
+the CPU of this process is only the client's.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ TARGETS: Final = {
     ("one read, 2 ms", "wall"): Target("<=", 0.26),
     ("one write, 2 ms", "wall"): Target("<=", 0.53),
 }
-"""Against psycopg by hand. What a request costs in CPU does not depend on the network: judged once, on loopback."""
+"""Targets against psycopg by hand. CPU does not depend on the network, so it has a target on loopback only."""
 
 
 async def run(report: Report, server: Server, *, quick: bool) -> None:

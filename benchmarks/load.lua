@@ -1,5 +1,5 @@
--- wrk's side of the load: the method of the command line, an item of the tenant by turns.
--- The same order in every run, for every side.
+-- wrk's requests: the method from the command line, and the tenant's items in turn.
+-- The order is the same in every run and for every side.
 local items, number = tonumber(os.getenv("BENCH_ITEMS")), 0
 
 function init(arguments)

@@ -1,6 +1,6 @@
 """Requests per second and latency at saturation: a real uvicorn, a pool of 5, 32 clients.
 
-All servers run for the whole phase, each in its own process, and are loaded one at a time, in turns.
+All servers run during the whole phase, each in its own process; the load alternates between them.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ Generator = Literal["wrk", "builtin"]
 
 
 def generator(wanted: str) -> Generator:
-    """`auto` is wrk where it is installed (Debian: `apt-get install wrk`), else `load_client`."""
+    """Choose the load generator; `auto` is wrk if installed (Debian: `apt-get install wrk`), else `load_client`."""
     if wanted == "builtin" or (wanted == "auto" and shutil.which("wrk") is None):
         return "builtin"
     return "wrk"
@@ -97,7 +97,7 @@ def _compare(report: Report, case: str, kind: str) -> None:
     pairs = [(OURS, against) for against in SIDES if against not in (OURS, FASTAPI_OURS, FASTAPI_DEPENDS)]
     for side, against in [*pairs, (FASTAPI_OURS, FASTAPI_DEPENDS)]:
         report.compare(NAME, case, "requests per second", side, against, TARGETS.get((kind, against)))
-    # CPU is counted by the kernel: of the figures here it depends least on what else the machine does.
+    # The kernel counts CPU, so this figure depends least on other processes.
     for metric in ("server CPU per request", "latency p99"):
         for side, against in [*pairs, (FASTAPI_OURS, FASTAPI_DEPENDS)]:
             if (NAME, case, side, metric) in report:
@@ -105,7 +105,7 @@ def _compare(report: Report, case: str, kind: str) -> None:
 
 
 async def _load(client: Generator, port: int, method: str, seconds: int) -> dict[str, float]:
-    """Load one server; `requests`, `seconds`, `p50_ms`, `p99_ms`, `errors`."""
+    """Load one server; returns `requests`, `seconds`, `p50_ms`, `p99_ms` and `errors`."""
     if client == "wrk":
         output = await _output(
             *("wrk", "-t1", f"-c{CLIENTS}", f"-d{seconds}s", "--latency", "-H", f"X-Tenant: {TENANT}"),
@@ -131,7 +131,7 @@ async def _output(*command: str) -> str:
 
 
 def parse_wrk(output: str) -> dict[str, float]:
-    """wrk's report as figures; it writes 950.00us, 2.86ms and 1.01s."""
+    """Parse wrk's report, whose durations look like 950.00us, 2.86ms and 1.01s."""
 
     def milliseconds(percentile: str) -> float:
         found = re.search(rf"^ +{percentile}% +([\d.]+)(us|ms|s|m) *$", output, re.MULTILINE)
@@ -156,7 +156,7 @@ def parse_wrk(output: str) -> dict[str, float]:
 
 
 def _cpu_seconds(pid: int) -> float | None:
-    """What the process has used so far; None where there is no /proc."""
+    """CPU seconds that the process has used; None without /proc."""
     try:
         fields = Path(f"/proc/{pid}/stat").read_text(encoding="ascii", errors="replace").rpartition(")")[2].split()
     except OSError:

@@ -2,9 +2,9 @@
 
     python -m benchmarks.load_client HOST PORT METHOD CLIENTS SECONDS TENANT ITEMS
 
-Each client sends its next request when it has the whole answer to the one before. Prints one JSON object: `requests`,
-`seconds`, `p50_ms`, `p99_ms`, `errors`. Only the standard library, and none of asyncio's layers: what the generator
-costs is taken from the server that it measures.
+Each client sends its next request after the complete response to the previous one. Prints one JSON object: `requests`,
+`seconds`, `p50_ms`, `p99_ms`, `errors`. It uses sockets without asyncio, because its CPU is taken from the server that
+it measures.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _LENGTH = re.compile(rb"\r\ncontent-length: *(\d+)", re.IGNORECASE)
 
 
 class _Client:
-    """One keep-alive connection and the answer that it is waiting for."""
+    """One keep-alive connection and the response it waits for."""
 
     __slots__ = ("received", "sent_at", "socket", "wanted")
 
@@ -38,7 +38,7 @@ class _Client:
         self.socket.sendall(request)  # far smaller than a socket's buffer: cannot block
 
     def has_answer(self) -> bool:
-        """Read what is there; whether the answer is complete."""
+        """Read the available bytes; returns whether the response is complete."""
         data = self.socket.recv(65536)
         if not data:
             raise ConnectionError("the server closed a connection in the middle of the run")
@@ -49,7 +49,7 @@ class _Client:
                 return False
             length = _LENGTH.search(self.received, 0, end)
             if length is None:
-                raise ValueError("an answer without content-length")
+                raise ValueError("a response without content-length")
             self.wanted = end + 4 + int(length[1])
         return len(self.received) >= self.wanted
 
@@ -57,7 +57,7 @@ class _Client:
 def run(
     host: str, port: int, method: str, clients: int, seconds: float, tenant: str, items: int
 ) -> dict[str, float | int]:
-    """Load the server for `seconds`; what came of it."""
+    """Load the server for `seconds`; returns the figures."""
     order = random.Random(1)  # the same requests in every run, for every side
     headers = f"Host: {host}\r\nX-Tenant: {tenant}\r\nAccept: application/json\r\nUser-Agent: bench\r\n"
     if method == "POST":

@@ -1,6 +1,6 @@
-"""Where a request's time goes: the profile of one read and one write, one at a time, by function.
+"""The profile of one read and one write, one request at a time, by function.
 
-cProfile makes short functions look longer than they are; the order, and the calls of a request, are what counts.
+cProfile exaggerates the time of short functions; the order and the numbers of calls are reliable.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ WARM_UP: Final = 100
 
 
 async def run(server: Server, *, quick: bool) -> str:
-    """The text of the profile."""
+    """Return the profile as text."""
     calls = 50 if quick else 3000
     told: list[str] = []
     async with started(build(OURS, server.url(), 1)) as app:

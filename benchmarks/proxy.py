@@ -1,8 +1,8 @@
-"""The delaying proxy in a process of its own, so that its CPU is nobody's.
+"""The delaying proxy, in a process of its own, so that its CPU does not count for the client or the server.
 
     python -m benchmarks.proxy HOST PORT DELAY_S
 
-The delay is of the round trip: a client waits that much longer for each answer.
+DELAY_S is added to each round trip.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """The result of a run: measurements, ratios with their targets, the table, and the JSON file.
 
-`benchmarks/README.md` documents the file's shape; `VERSION` changes with it.
+`benchmarks/README.md` documents the format of the file; `VERSION` changes with it.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ PACKAGES: Final = (
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """What design.md section 13 asks of a ratio (or of a figure)."""
+    """The bound that a ratio or a figure should meet."""
 
     op: Literal["<=", ">=", "=="]
     value: float
@@ -69,7 +69,7 @@ class Measurement:
 
 @dataclass(frozen=True, slots=True)
 class Ratio:
-    """A figure to judge: one side over another, or (`against` None) a count or size as it stands."""
+    """A ratio of two sides or, with `against` None, an absolute figure, with its target."""
 
     benchmark: str
     case: str
@@ -83,12 +83,12 @@ class Ratio:
     """Upper quartile."""
     target: Target | None
     is_met: bool | None
-    """None where there is no target."""
+    """None without a target."""
 
 
 @dataclass(slots=True)
 class Report:
-    """Collects what the benchmarks measure, in the order they measure it."""
+    """Collects measurements and ratios, in the order of the benchmarks."""
 
     quick: bool
     started_at: str = field(default_factory=lambda: datetime.now(UTC).isoformat(timespec="seconds"))
@@ -105,7 +105,7 @@ class Report:
         )
 
     def rounds_of(self, benchmark: str, case: str, side: str, metric: str) -> list[float]:
-        """The rounds recorded under these names; KeyError where there are none."""
+        """The rounds recorded under these names; raises KeyError without any."""
         for found in self.measurements:
             if (found.benchmark, found.case, found.side, found.metric) == (benchmark, case, side, metric):
                 return found.rounds
@@ -118,14 +118,14 @@ class Report:
     def compare(
         self, benchmark: str, case: str, metric: str, side: str, against: str, target: Target | None = None
     ) -> Ratio:
-        """Divide `side` by `against`, round by round, and judge the median."""
+        """Divide `side` by `against`, round by round, and compare the median with the target."""
         value, low, high = paired_ratios(
             self.rounds_of(benchmark, case, side, metric), self.rounds_of(benchmark, case, against, metric)
         )
         return self._judge(benchmark, case, metric, side, against, (value, low, high), target)
 
     def state(self, benchmark: str, case: str, metric: str, side: str, target: Target | None = None) -> Ratio:
-        """Judge a figure by itself: a count of round trips, seconds of boot."""
+        """Compare an absolute figure with its target: a count of round trips, seconds of a start."""
         rounds = self.rounds_of(benchmark, case, side, metric)
         return self._judge(benchmark, case, metric, side, None, (median(rounds), min(rounds), max(rounds)), target)
 
@@ -161,7 +161,7 @@ class Report:
         path.write_text(json.dumps(self.document(), indent=1) + "\n", encoding="utf-8")
 
     def table(self) -> str:
-        """The ratios with their targets, one a line."""
+        """The ratios with their targets, one on each line."""
         rows = [("benchmark", "case", "metric", "side", "against", "value", "quartiles", "target", "")]
         for ratio in self.ratios:
             rows.append(
@@ -184,7 +184,7 @@ class Report:
 
 
 def environment() -> dict[str, object]:
-    """What the figures were measured on; no host names, no paths."""
+    """Describe the machine and its software, without host names and paths."""
     versions: dict[str, str] = {}
     for package in PACKAGES:
         try:
@@ -202,5 +202,5 @@ def environment() -> dict[str, object]:
 
 
 def _short(value: float) -> float:
-    """Six significant digits: more would be noise in the file."""
+    """Round to six significant digits; more would be noise."""
     return float(f"{value:.6g}")

@@ -1,4 +1,4 @@
-"""Round trips of a request, counted by a proxy: figures that no noisy machine can blur."""
+"""Round trips of a request, counted by a proxy; the figures are exact on every machine."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from benchmarks.sides import ASYNCPG, OURS, PSYCOPG, SQLALCHEMY_ASYNCPG, SQLALCH
 NAME: Final = "round_trips"
 SIDES: Final = (OURS, PSYCOPG, ASYNCPG, SQLALCHEMY_ASYNCPG, SQLALCHEMY_PSYCOPG)
 WARM_UP: Final = 12
-"""Requests before the count: past every driver's threshold for preparing a statement (psycopg: the sixth)."""
+"""Requests before the count, above every driver's threshold for preparing a statement (psycopg: the sixth)."""
 
 
 def cases(quick: bool) -> Iterable[tuple[str, str, str, float]]:
-    """Name, method, path, and the round trips that ours may take."""
+    """Name, method, path, and the target for asgi-datasource."""
     yield "request without SQL", "GET", "/plain", 0
     yield "one read", "GET", "/items/1", 1
     yield "one write", "POST", "/items/1", 2

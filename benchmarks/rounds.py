@@ -1,4 +1,4 @@
-"""Rounds in which the sides take turns: the machine is noisy, so only what ran side by side is compared."""
+"""Alternating rounds of all sides: the machine is noisy, so only figures of the same round are compared."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from statistics import median
 
 
 def interleaved(sides: Sequence[str], rounds: int) -> Iterator[str]:
-    """Name the side whose turn it is, `rounds` times each; every round starts with another side.
+    """Yield each side `rounds` times, in turns; every round starts with another side.
 
-    The shifting start keeps a side from always running right after the same neighbour, whose garbage, dirty pages
-    or warmed caches would then count for or against it every time.
+    With a fixed start, a side would always run after the same other side, and its garbage, dirty pages
+    and warm caches would affect the same side in every round.
     """
     for number in range(rounds):
         shift = number % len(sides)

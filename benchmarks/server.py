@@ -1,4 +1,4 @@
-"""The PostgreSQL server of a run: an embedded one, or one that is given, with the benchmarks' own database on it."""
+"""The PostgreSQL server of a run, embedded or external, with a database for the benchmarks."""
 
 from __future__ import annotations
 
@@ -19,20 +19,20 @@ REPORTED_SETTINGS: Final = ("server_version", "fsync", "synchronous_commit", "fu
 
 @dataclass(frozen=True, slots=True)
 class Server:
-    """Where the benchmarks' database is."""
+    """The addresses of the benchmarks' database."""
 
     host: str
     port: int
     settings: dict[str, str]
 
     def url(self, port: int | None = None) -> str:
-        """The service's URL, as a role that row security applies to; `port`: a proxy's, in front of the server."""
+        """The service's URL, with a role that is subject to row security; `port` is that of a proxy before it."""
         return f"postgresql://{APP_ROLE}:{APP_PASSWORD}@{self.host}:{port or self.port}/{DATABASE}"
 
 
 @asynccontextmanager
 async def benchmark_server(admin_url: str | None) -> AsyncIterator[Server]:
-    """A server with a fresh database for the run.
+    """Provide a server with a new database for the run.
 
     Args:
         admin_url: A superuser's URL; None starts an embedded server.
@@ -60,5 +60,5 @@ async def _prepare(admin_url: str) -> Server:
         }
     async with await psycopg.AsyncConnection.connect(admin_url, dbname=DATABASE, autocommit=True) as admin:
         for statement in SET_UP:
-            await admin.execute(sql.SQL(statement))  # constants of ours
+            await admin.execute(sql.SQL(statement))  # constants of this module
     return Server(parts.hostname or "127.0.0.1", parts.port or 5432, settings)

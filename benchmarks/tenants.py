@@ -1,10 +1,9 @@
-"""Many tenants from a table, and one among a few that asks for fifty times as much.
+"""Many tenants from a table, and one tenant with fifty times the load of the others.
 
-`catalog`: what 100,000 tenants add to a start, from the table and from its snapshot, and to a look-up.
-`noisy`: four quiet tenants on a pool of four, by themselves and beside one at fifty times the load of each, in turns
-within one run; with a pool that is fair and leaves one connection to the others, with one that is only fair, and with
-one that is not. In a pool that is only fair, whoever comes waits until one of the four gives a connection back: as long
-as a statement takes at worst.
+`catalog`: the cost of 100,000 tenants at start-up, from the table and from its snapshot, and for a look-up.
+`noisy`: four quiet tenants on a pool of four, alternately alone and with a tenant at fifty times the load of each. The
+pool is fair with a limit for each tenant, or only fair, or neither. In a pool that is only fair, a request of a quiet
+tenant waits until one of the four connections is returned: at worst, for the duration of a statement.
 """
 
 from __future__ import annotations
@@ -30,7 +29,7 @@ TENANTS: Final = 100_000
 
 QUIET: Final = ("q1", "q2", "q3", "q4")
 QUIET_RATE: Final = 2.0
-"""Requests a second of each quiet tenant."""
+"""Requests per second of each quiet tenant."""
 TIMES: Final = 50
 WORK_S: Final = 0.05
 """How long a request holds its connection."""
@@ -123,7 +122,7 @@ async def _noisy(report: Report, server: Server, *, quick: bool) -> None:
 
 
 async def _phase(registry: DataSourceRegistry, seconds: float, *, noise: bool) -> tuple[float, float]:
-    """The quiet tenants' 99th percentile in ms, and how many of their requests were refused."""
+    """Return the 99th percentile latency of the quiet tenants in ms, and the number of their refused requests."""
     latencies: list[float] = []
     refused = 0
 
@@ -139,7 +138,7 @@ async def _phase(registry: DataSourceRegistry, seconds: float, *, noise: bool) -
                 latencies.append((perf_counter() - due) * 1000)
 
     async def tenant(name: str, rate: float) -> None:
-        # Open-loop: who is late does not make the next one later.
+        # Open loop: a late request does not delay the next one.
         began = perf_counter()
         number = 0
         while (due := began + number / rate) < began + seconds:

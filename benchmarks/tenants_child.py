@@ -1,7 +1,7 @@
 """One start with tenants from a table or from its snapshot: `python -m benchmarks.tenants_child COUNT URL SNAPSHOT`.
 
-A start with few tenants comes first, so that imports, models, a first connection and allocator arenas are there before
-the clock and the memory are read: what is measured is what the tenants add.
+A start with few tenants comes first, so that imports, models, a connection and allocator arenas exist before the
+measurement: the result is the additional cost of the tenants.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ NOWHERE = "postgresql://app@127.0.0.1:1/none"
 
 
 def document(url: str, count: int, snapshot: str) -> dict[str, Any]:
-    """Tenants from the table, the first `count` of them; without an answer from there, from the snapshot."""
+    """The configuration for the first `count` tenants of the table, or of the snapshot if the table cannot be read."""
     return {
         "version": 1,
         "datasources": {"shop": {"primary": {"url": url}, "audit": {"on_start": "off"}}},

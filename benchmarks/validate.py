@@ -1,6 +1,6 @@
-"""How long the command line takes: to start, and to check a file of 10,000 tenants.
+"""The duration of the command line: `--help`, and validating a file with 10,000 tenants.
 
-Each run is a process of its own, from its start to its end: what somebody waits for who has typed the command.
+Each run is a process, measured from its start to its end, like the wait of a user.
 """
 
 from __future__ import annotations
@@ -44,12 +44,12 @@ def run(report: Report, *, quick: bool) -> None:
             report.measured(NAME, case, SIDE, "time", "s", list(wall))
             report.measured(NAME, case, SIDE, "CPU time", "s", list(cpu))
             report.state(NAME, case, "time", SIDE, target)
-            # What the target would be met by on a machine that does nothing else.
+            # The figure for the target: CPU time, as on an idle machine.
             report.state(NAME, case, "CPU time", SIDE)
 
 
 def _run(arguments: list[str]) -> tuple[float, float]:
-    """Seconds of one run, and of those the processor's."""
+    """Seconds of one run: elapsed, and CPU."""
     before, started = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter()
     subprocess.run([sys.executable, *arguments], check=True, capture_output=True, timeout=TIMEOUT_S)
     taken, after = time.perf_counter() - started, resource.getrusage(resource.RUSAGE_CHILDREN)

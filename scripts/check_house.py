@@ -1,6 +1,6 @@
-"""Check the house: imports go down the floors only, no circle of modules, psycopg in its rooms alone.
+"""Check the layers of the package: imports go to lower floors only, without cycles, and psycopg stays in its folders.
 
-Every import counts: those for type checkers, and those inside functions.
+All imports count, including those for type checkers and those inside functions.
 """
 
 from __future__ import annotations
@@ -27,16 +27,16 @@ FLOORS: Final[tuple[tuple[str, ...], ...]] = (
     ("cli", "testing"),
     ("__init__", "__main__"),
 )
-"""The floors, lowest first. A room uses rooms on lower floors; rooms of one floor do not know each other."""
+"""The floors, lowest first. A folder imports from lower floors; folders on one floor do not import each other."""
 
 SHARED: Final = frozenset({"errors"})
-"""Stands on the lowest floor, and the rooms beside it may use it."""
+"""Modules on the lowest floor that the other folders of that floor may import."""
 
 PSYCOPG_ROOMS: Final = ("drivers.psycopg", "testing")
-"""Only these import psycopg, and no other room imports what is inside `drivers.psycopg`."""
+"""Only these folders import psycopg, and no other folder imports from `drivers.psycopg`."""
 
 PSYCOPG_TYPES: Final = "drivers.raw"
-"""Names a type of psycopg's, for type checkers alone."""
+"""The module that imports a type of psycopg, for type checkers only."""
 
 
 def floor_of(room: str) -> int:
@@ -44,7 +44,7 @@ def floor_of(room: str) -> int:
     for number, rooms in enumerate(FLOORS):
         if room in rooms:
             return number
-    raise SystemExit(f"{room} stands on no floor: add it to FLOORS in {__file__}")
+    raise SystemExit(f"{room} is on no floor: add it to FLOORS in {__file__}")
 
 
 def modules() -> dict[str, Path]:
@@ -81,7 +81,7 @@ def imports_of(name: str, path: Path, known: Mapping[str, Path]) -> Iterator[tup
 
 
 def circles(graph: Mapping[str, set[str]]) -> list[list[str]]:
-    """The circles of a graph: every strongly connected component of more than one node (Tarjan, 1972)."""
+    """The cycles of a graph: all strongly connected components with more than one node (Tarjan, 1972)."""
     order: dict[str, int] = {}
     low: dict[str, int] = {}
     stack: list[str] = []
@@ -110,12 +110,12 @@ def circles(graph: Mapping[str, set[str]]) -> list[list[str]]:
 
 
 def is_in(name: str, room: str) -> bool:
-    """Whether a module is this room, or inside of it."""
+    """Whether a module is this folder, or inside it."""
     return name == room or name.startswith(f"{room}.")
 
 
 def main() -> int:
-    """Print what breaks a rule; 1 when something does."""
+    """Print all violations; returns 1 if there are any."""
     known = modules()
     found: list[str] = []
     graph: dict[str, set[str]] = {name: set() for name in known}
@@ -134,11 +134,11 @@ def main() -> int:
             if used == room or used in SHARED:
                 continue
             if floor_of(used) >= floor_of(room):
-                how = "above it" if floor_of(used) > floor_of(room) else "beside it"
-                found.append(f"{where}:{line}: {room} uses {used}, which stands {how}")
+                how = "a higher floor" if floor_of(used) > floor_of(room) else "the same floor"
+                found.append(f"{where}:{line}: {room} uses {used}, which is on {how}")
         graph[name].discard(name)
-    found += [f"circle: {' <-> '.join(circle)}" for circle in circles(graph)]
-    print("\n".join(found) if found else f"{len(known)} modules: imports go down the floors, no circle")
+    found += [f"cycle: {' <-> '.join(circle)}" for circle in circles(graph)]
+    print("\n".join(found) if found else f"{len(known)} modules: imports go to lower floors only, without cycles")
     return 1 if found else 0
 
 

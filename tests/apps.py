@@ -24,7 +24,7 @@ def application(
     inside: Sequence[Middleware] = (),
     exception_handlers: Mapping[Any, Any] | None = None,
 ) -> Starlette:
-    """A Starlette application with the middleware, and others outside and inside of it."""
+    """A Starlette application with the middleware, and further middlewares outside and inside it."""
     return Starlette(
         routes=list(routes),
         middleware=[*outside, Middleware(DataSourceMiddleware, registry=registry), *inside],
@@ -41,7 +41,7 @@ async def client(
     registry: DataSourceRegistry | None = None,
     **app: Any,
 ) -> AsyncIterator[httpx.AsyncClient]:
-    """A client of a real uvicorn that serves these routes; requests are the tenant's unless they say otherwise."""
+    """A client of a real uvicorn with these routes; requests have the tenant's header by default."""
     registry = registry or world.registry()
     async with (
         serve(application(registry, routes, **app)) as server,

@@ -1,4 +1,4 @@
-"""One request without a server: for messages that no server at hand can speak, and to see each of them."""
+"""One request without a server: for messages that the tests' servers do not support, and to record each message."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from starlette.types import ASGIApp, Message, Scope
 
 
 class Call:
-    """What a server would hold of one request.
+    """The server's side of one request.
 
     Attributes:
-        sent: Every message that the application has sent, in order.
+        sent: The messages of the application, in order.
     """
 
     def __init__(
@@ -48,17 +48,17 @@ class Call:
         self._messages.put_nowait({"type": "http.request", "body": body, "more_body": False})
 
     async def receive(self) -> Message:
-        """As of a server: waits when there is no message."""
+        """The `receive` of a server: waits until there is a message."""
         return await self._messages.get()
 
     async def send(self, message: Message) -> None:
-        """As of a server."""
+        """The `send` of a server."""
         self.sent.append(message)
         if self._on_send is not None:
             self._on_send(message)
 
     def leave(self) -> None:
-        """The client is gone."""
+        """Disconnect the client."""
         self._messages.put_nowait({"type": "http.disconnect"})
 
     async def run(self, app: ASGIApp) -> Call:
@@ -68,12 +68,12 @@ class Call:
 
     @property
     def types(self) -> list[str]:
-        """The types of what was sent."""
+        """The types of the sent messages."""
         return [message["type"] for message in self.sent]
 
     @property
     def status(self) -> int:
-        """The status of the response; the last one, behind informational ones."""
+        """The status of the final response, after informational ones."""
         return next(message["status"] for message in reversed(self.sent) if message["type"] == "http.response.start")
 
     @property

@@ -1,4 +1,4 @@
-"""What the tests share: one cluster a worker, a fresh database a test, and a small world to work in."""
+"""Common fixtures: one cluster for each worker, and a new database with tenants for each test."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ from asgi_datasource.drivers.psycopg import PsycopgConnection
 from asgi_datasource.testing import EmbeddedCluster
 from tests.world import World
 
-# Whoever starts the tests in the background of a shell without job control starts them with SIGINT ignored, and so is
-# every program that a test starts to see it end by Ctrl-C. A handler of ours is not inherited, the default then is.
+# A shell without job control starts background processes with SIGINT ignored, which child processes inherit, but some
+# tests stop their children with SIGINT. With a handler, children get the default instead.
 if threading.current_thread() is threading.main_thread() and signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
@@ -43,7 +43,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Close the short way, where that is asked for: as if something had to be awaited before each statement."""
+    """Close the short path with `--way long`, as if each statement had to wait before it is sent."""
+    if config.getoption("whole"):
+        os.environ.setdefault("ADS_PROGRAMS", "150")
     if config.getoption("way") == "long":
 
         def nothing_at_once(*_: object, **__: object) -> None:
@@ -54,45 +56,45 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
-    """Leave out what is about the short way, where that is closed."""
+    """Skip the tests of the short path when it is closed."""
     return True if collection_path.name == "test_walk.py" and config.getoption("way") == "long" else None
 
 
 @pytest.fixture(scope="session")
 def is_short_way(pytestconfig: pytest.Config) -> bool:
-    """Whether statements are sent without waiting where that is possible."""
+    """Whether the short path is open: statements are sent without waiting if possible."""
     return pytestconfig.getoption("way") == "short"
 
 
 @pytest.fixture(scope="session")
 def whole(pytestconfig: pytest.Config) -> bool:
-    """Whether a long test runs with all its examples; without `--whole` it takes a fixed sample of them."""
+    """Whether a long test runs all its examples; without `--whole` it runs a fixed sample."""
     return bool(pytestconfig.getoption("whole"))
 
 
 def pytest_runtest_logreport(report: pytest.TestReport) -> None:
-    """Say at once what fails: a run that is cut short has no summary."""
+    """Print failures at once, because an interrupted run has no summary."""
     if report.failed and "PYTEST_XDIST_WORKER" not in os.environ:
         print(f"\n{report.nodeid} failed:\n{report.longreprtext}", file=sys.stderr, flush=True)
 
 
 @pytest.fixture(scope="session")
 def cluster() -> Iterator[EmbeddedCluster]:
-    """A primary and two replicas for tests that leave the servers as they are; faults bring clusters of their own."""
+    """A primary and two replicas for tests that do not change the servers; tests of faults start their own clusters."""
     with EmbeddedCluster(replicas=2, settings={"max_connections": 300}) as running:
         yield running
 
 
 @pytest.fixture
 async def world(cluster: EmbeddedCluster) -> AsyncIterator[World]:
-    """A fresh database with the tenants of `tests/world.py`, on the shared cluster."""
+    """A new database with the tenants of `tests/world.py`, on the shared cluster."""
     async with World.create(cluster) as made:
         yield made
 
 
 @pytest.fixture
 def spans() -> Iterator[InMemorySpanExporter]:
-    """The spans that end during a test. A process has one tracer provider for good: it is set by the first test."""
+    """The spans that end during a test. The tracer provider of a process is permanent: the first test sets it."""
     provider = trace.get_tracer_provider()
     if not isinstance(provider, TracerProvider):
         provider = TracerProvider()
@@ -105,7 +107,7 @@ def spans() -> Iterator[InMemorySpanExporter]:
 
 @pytest.fixture
 def metric_reader() -> InMemoryMetricReader:
-    """Reads all metrics of the process, which has one meter provider for good: what they were before is to be told."""
+    """Reads all metrics of the process. Its meter provider is permanent, so tests compare with earlier values."""
     if not isinstance(metrics.get_meter_provider(), MeterProvider):
         metrics.set_meter_provider(MeterProvider([_reader]))
     return _reader

@@ -1,4 +1,4 @@
-"""A real HAProxy in front of servers, set up as Patroni's documentation does: a port that leads to the primary."""
+"""A real HAProxy with the settings of Patroni's documentation: one port that leads to the primary."""
 
 from __future__ import annotations
 
@@ -39,10 +39,10 @@ listen primary
 
 @asynccontextmanager
 async def haproxy(servers: Mapping[str, tuple[int, int]]) -> AsyncIterator[int]:
-    """Run HAProxy; its port.
+    """Run HAProxy; yields its port.
 
     Args:
-        servers: Of each its port, and the port of who says by HTTP whether it is the primary.
+        servers: The port of each server, and the HTTP port of its health check.
     """
     program = shutil.which("haproxy", path=f"{os.environ.get('PATH', '')}:/usr/sbin")
     assert program is not None, "these tests need HAProxy: apt-get install haproxy"
@@ -67,7 +67,7 @@ async def haproxy(servers: Mapping[str, tuple[int, int]]) -> AsyncIterator[int]:
 
 
 async def listens(port: int, *, limit_s: float = START_LIMIT_S) -> None:
-    """Wait until somebody listens on a port."""
+    """Wait until a port accepts connections."""
     async with asyncio.timeout(limit_s):
         while True:
             try:
@@ -79,7 +79,7 @@ async def listens(port: int, *, limit_s: float = START_LIMIT_S) -> None:
 
 @asynccontextmanager
 async def agents(*nodes: Node) -> AsyncIterator[dict[str, tuple[int, int]]]:
-    """Who says by HTTP which server is the primary, as Patroni's REST interface does; what `haproxy` is told."""
+    """HTTP checks whether a server is the primary, like Patroni's REST API; yields the argument of `haproxy`."""
     async with AsyncExitStack() as stack:
         servers: dict[str, tuple[int, int]] = {}
         for node in nodes:

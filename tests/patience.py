@@ -1,7 +1,7 @@
-"""A clock for bounds: what a busy machine takes from this process does not count.
+"""A clock for bounds that excludes the time in which a busy machine does not run this process.
 
-A bound says that something ends by a deadline of its own and does not hang; how busy the machine is must not decide
-about that.
+A bound tests that an operation ends by its own deadline and does not hang; the load of the machine must not affect
+the result.
 """
 
 from __future__ import annotations
@@ -12,11 +12,11 @@ from typing import Final
 
 _TICK_S: Final = 0.02
 _WEIGHT: Final = 4
-"""Whatever this process waits for (servers, a proxy, another process) is kept waiting as well, one after the other."""
+"""Factor for other processes (servers, proxies), which the load delays as well, one after the other."""
 
 
 class _Ticker(threading.Thread):
-    """Notices how late it is woken: so long nobody else here ran either."""
+    """Measures how late it is woken: the process did not run during this time."""
 
     def __init__(self) -> None:
         super().__init__(name="patience", daemon=True)
@@ -33,7 +33,7 @@ _ticker: _Ticker | None = None
 
 
 def now() -> float:
-    """Seconds that this process could make use of; only differences mean something, and only as an upper bound."""
+    """Seconds that were available to this process; only differences are meaningful, as an upper bound."""
     global _ticker
     if _ticker is None:
         _ticker = _Ticker()

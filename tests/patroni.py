@@ -26,7 +26,7 @@ START_LIMIT_S: Final = 60.0
 
 
 class Member:
-    """One server, and the Patroni that keeps it.
+    """One server with its Patroni.
 
     Attributes:
         name: Its name.
@@ -44,12 +44,12 @@ class Member:
         self.process: asyncio.subprocess.Process | None = None
 
     def release_ports(self) -> None:
-        """Let the programs have them."""
+        """Change the owner of the files to the user of the programs."""
         self._reservation.close()
         self._rest_reservation.close()
 
     async def says(self, path: str) -> int:
-        """The status that its REST interface answers with; 0 when it does not answer."""
+        """The status of its REST API; 0 without a response."""
 
         def ask() -> int:
             try:
@@ -64,11 +64,11 @@ class Member:
 
     @property
     def server_pid(self) -> int:
-        """The pid of its postmaster."""
+        """The process id of its postmaster."""
         return int((self.data_dir / "postmaster.pid").read_text().split()[0])
 
     def kill_server(self) -> None:
-        """SIGKILL to PostgreSQL; Patroni lives on."""
+        """Send SIGKILL to PostgreSQL; Patroni keeps running."""
         signal_tree(self.server_pid, signal.SIGKILL)
 
 
@@ -79,7 +79,7 @@ class Patroni:
         self.members = members
 
     async def leader(self, *, but: Member | None = None, limit_s: float = START_LIMIT_S) -> Member:
-        """Wait for a primary, another one than `but`."""
+        """Wait for a primary other than `but`."""
         async with asyncio.timeout(limit_s):
             while True:
                 for member in self.members:
@@ -88,14 +88,14 @@ class Patroni:
                 await asyncio.sleep(0.1)
 
     async def follows(self, member: Member, *, as_what: str = "/replica", limit_s: float = START_LIMIT_S) -> None:
-        """Wait until this one is a replica that runs; as `/synchronous`, one that takes over without a loss."""
+        """Wait until this server is a running replica; with `/synchronous`, one that can be promoted without loss."""
         async with asyncio.timeout(limit_s):
             while await member.says(as_what) != 200:
                 await asyncio.sleep(0.1)
 
 
 def program_of(name: str, package: str) -> str:
-    """Where a program of Debian's is."""
+    """The path of one of Debian's programs."""
     found = shutil.which(name, path=f"{os.environ.get('PATH', '')}:/usr/bin:/usr/sbin")
     assert found is not None, f"these tests need {name}: apt-get install {package}"
     return found
@@ -103,7 +103,7 @@ def program_of(name: str, package: str) -> str:
 
 @asynccontextmanager
 async def patroni(names: tuple[str, ...] = ("n1", "n2")) -> AsyncIterator[Patroni]:
-    """Run a Patroni cluster for the length of the block; every server ends with it."""
+    """Run a Patroni cluster during the block; all servers stop with it."""
     user = run_as()
     with TemporaryDirectory(prefix="ads-patroni-", dir="/dev/shm" if Path("/dev/shm").is_dir() else None) as name:
         folder = Path(name)
@@ -149,7 +149,7 @@ async def _end(members: list[Member]) -> None:
     for member in members:
         process = member.process
         if process is not None and process.returncode is None:
-            # Its PostgreSQL is a child of its own, or was left by it.
+            # PostgreSQL is Patroni's child, or was left by it.
             signal_tree(process.pid, signal.SIGKILL)
             await process.wait()
         try:
@@ -198,7 +198,7 @@ def _settings(member: Member, etcd_port: int) -> dict[str, Any]:
                 "loop_wait": 1,
                 "retry_timeout": 3,
                 "synchronous_mode": True,
-                # A primary that died is not started again first: another one takes over at once.
+                # A dead primary is not restarted first: a replica is promoted at once.
                 "primary_start_timeout": 0,
                 "master_start_timeout": 0,
                 "postgresql": {

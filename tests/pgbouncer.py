@@ -1,4 +1,4 @@
-"""A real PgBouncer in front of a server, in transaction mode."""
+"""A real PgBouncer before a server, in transaction mode."""
 
 from __future__ import annotations
 
@@ -50,18 +50,18 @@ class Bouncer:
     user: str
 
     def url(self, dbname: str) -> str:
-        """A connection string for a database through it; it asks for no password."""
+        """A connection string for a database through PgBouncer, which requires no password."""
         return f"postgresql://{quote(self.user)}@127.0.0.1:{self.port}/{quote(dbname, safe='{}')}"
 
 
 @asynccontextmanager
 async def pgbouncer(server: str, *, size: int, mode: str = "transaction") -> AsyncIterator[Bouncer]:
-    """Run PgBouncer in front of a server.
+    """Run PgBouncer before a server.
 
     Args:
-        server: A connection string of it, with the password that PgBouncer logs in by.
+        server: A connection string of the server, with the password for PgBouncer.
         size: Server connections for each database.
-        mode: What a client has a server connection for.
+        mode: The pool mode.
     """
     program = shutil.which("pgbouncer", path=f"{os.environ.get('PATH', '')}:/usr/sbin")
     assert program is not None, "these tests need PgBouncer: apt-get install pgbouncer"

@@ -1,4 +1,4 @@
-"""What the pools have lent, and whether they are whole."""
+"""The connections that pools have lent, and whether all were returned."""
 
 from __future__ import annotations
 
@@ -14,20 +14,20 @@ WAIT_S: Final = 10.0
 
 
 def lent(registry: DataSourceRegistry) -> int:
-    """How many connections have been borrowed of all its pools since they were opened."""
+    """The number of connections borrowed from all pools since they were opened."""
     return sum(server.lendings for server in _servers(registry))
 
 
 def borrowed(registry: DataSourceRegistry) -> int:
-    """How many connections are borrowed at this moment."""
+    """The number of connections borrowed at this moment."""
     return sum(server.borrowed for server in _servers(registry))
 
 
 async def until(condition: Callable[[], bool], what: str) -> None:
-    """Wait until something is so.
+    """Wait until a condition holds.
 
     Raises:
-        AssertionError: It has not become so in time.
+        AssertionError: It does not hold in time.
     """
     loop = asyncio.get_running_loop()
     give_up_at = loop.time() + WAIT_S
@@ -37,16 +37,16 @@ async def until(condition: Callable[[], bool], what: str) -> None:
 
 
 async def until_at_rest(registry: DataSourceRegistry) -> None:
-    """Wait until every pool of the datasource orders has a connection, and it is known where its replicas are."""
+    """Wait until every pool of the datasource orders has a connection, and the positions of its replicas are known."""
     orders = registry.datasources["orders"]
     await until(lambda: all(server.idle for server in orders.servers.values()), "a pool has no connection")
     await until(
-        lambda: all(node.position is not None for node in orders.picture.replicas), "nobody knows where a replica is"
+        lambda: all(node.position is not None for node in orders.topology.replicas), "a replica's position is unknown"
     )
 
 
 async def assert_whole(registry: DataSourceRegistry, world: World) -> None:
-    """Every connection is back in its pool, can be had, and is in no transaction.
+    """Check that every connection is in its pool, can be borrowed, and is in no transaction.
 
     Raises:
         AssertionError: One is not.

@@ -66,7 +66,7 @@ def test_sqlstate_has_its_kind_retry_and_status(sqlstate: str, kind: K, is_retry
     assert (found.kind, found.is_retryable, status(found)) == (kind, is_retryable, http)
 
 
-def test_without_sqlstate_the_connection_decides() -> None:
+def test_without_a_sqlstate_the_connection_state_decides() -> None:
     assert classify(ErrorDetail(None, is_broken=True)).kind is K.CONNECTION
     assert classify(ErrorDetail(None, is_broken=False)).kind is K.QUERY
 
@@ -75,7 +75,7 @@ def test_an_unknown_state_on_a_broken_connection_is_a_lost_connection() -> None:
     assert classify(ErrorDetail("ZZZZZ", is_broken=True)).kind is K.CONNECTION
 
 
-def test_a_write_refused_by_a_read_only_server_is_a_failover_and_not_the_callers_mistake() -> None:
+def test_a_write_refused_by_a_read_only_server_is_a_failover() -> None:
     assert classify(ErrorDetail("25006", is_broken=False, is_write=True)).kind is K.CONNECTION
     assert classify(ErrorDetail("25006", is_broken=False)).kind is K.READ_ONLY
     assert classify(ErrorDetail("55000", is_broken=False, in_recovery=True)).kind is K.READ_ONLY

@@ -1,4 +1,4 @@
-"""What a user can see: a change to the public surface is a change to these lists."""
+"""The public names: a change to the public surface is a change to these lists."""
 
 from __future__ import annotations
 
@@ -86,7 +86,7 @@ SESSION = {
 }
 
 
-async def test_a_session_shows_what_a_handler_uses() -> None:
+async def test_dir_of_a_session_lists_its_public_names() -> None:
     registry = asgi_datasource.compile(
         {"version": 1, "datasources": {"orders": {"primary": {"url": "host=db"}}}, **DEFAULT}
     )
@@ -100,7 +100,7 @@ async def test_a_session_shows_what_a_handler_uses() -> None:
 DEFAULT = {"tenancy": {"default": "orders"}}
 
 
-def test_the_package_shows_its_public_names_alone() -> None:
+def test_dir_of_the_package_lists_its_public_names() -> None:
     assert set(asgi_datasource.__all__) == PACKAGE
     assert set(dir(asgi_datasource)) == PACKAGE
 

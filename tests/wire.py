@@ -1,4 +1,4 @@
-"""HTTP/1.1 as it stands on the wire: what a forgiving client would read over, these tests must see."""
+"""HTTP/1.1 on the wire, to test for errors that a tolerant client would ignore."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ WAIT_S: Final = 20.0
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """A response, complete.
+    """A complete response.
 
     Attributes:
         status: Its status.
-        headers: Its headers in the order of the wire, names in lower case.
+        headers: Its headers in order, with names in lower case.
         body: Its body.
     """
 
@@ -28,12 +28,12 @@ class Answer:
     body: bytes
 
     def header(self, name: str) -> str | None:
-        """The value of a header; None when it is not there."""
+        """The value of a header, or None."""
         return next((value for key, value in self.headers if key == name), None)
 
 
 class Wire:
-    """One connection to a server, kept alive: a stray message after a response stands in front of the next one."""
+    """One keep-alive connection to a server: an additional message after a response precedes the next response."""
 
     def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self._reader = reader
@@ -43,7 +43,7 @@ class Wire:
     @classmethod
     @asynccontextmanager
     async def connect(cls, port: int) -> AsyncIterator[Wire]:
-        """Connect to a port of this machine, and leave in the end."""
+        """Connect to a port of this machine, and disconnect at the end."""
         reader, writer = await asyncio.open_connection("127.0.0.1", port)
         try:
             yield cls(reader, writer)
@@ -60,7 +60,7 @@ class Wire:
         """Send a request and read its whole response.
 
         Raises:
-            h11.RemoteProtocolError: What came is no response, or more than one.
+            h11.RemoteProtocolError: The data is not exactly one response.
         """
         await self.send(method, target, headers, body)
         return await self.answer()
@@ -86,12 +86,12 @@ class Wire:
         await self.send_bytes(b"".join(part for part in parts if part))
 
     async def send_bytes(self, data: bytes) -> None:
-        """Send bytes as they are."""
+        """Send bytes unchanged."""
         self._writer.write(data)
         await self._writer.drain()
 
     async def status_line(self) -> bytes:
-        """Wait for the first line of the response, and read no further; no `answer` can be had after that."""
+        """Wait for the first line of the response without reading further; `answer` cannot be called afterwards."""
         return await asyncio.wait_for(self._reader.readline(), WAIT_S)
 
     async def answer(self) -> Answer:
@@ -110,12 +110,12 @@ class Wire:
                 raise h11.RemoteProtocolError("the server closed the connection instead of answering")
 
     async def rest(self) -> bytes:
-        """What the server still sends until it closes the connection, and what came behind the last response."""
+        """The remaining data until the server closes the connection, including data after the last response."""
         left, _ = self._state.trailing_data
         return left + await asyncio.wait_for(self._reader.read(), WAIT_S)
 
     def leave(self) -> None:
-        """Drop the connection without a word, as a client that is gone."""
+        """Reset the connection, like a client that has crashed."""
         self._writer.transport.abort()
 
     async def _event(self) -> object:
@@ -127,7 +127,7 @@ class Wire:
 
 
 async def ask_twice(port: int, method: str, target: str) -> tuple[Answer, Answer]:
-    """Ask, ask `GET /alive` on the same connection, and make sure that nothing else was sent."""
+    """Send a request and then `GET /alive` on the same connection, and check that no other data was sent."""
     async with Wire.connect(port) as wire:
         first = await wire.ask(method, target)
         second = await wire.ask("GET", "/alive", [("X-Tenant", "acme"), ("Connection", "close")])

@@ -1,4 +1,4 @@
-"""The world of the tests: one datasource `orders`, four tenants, a fresh database.
+"""The common setting of the tests: one datasource `orders`, four tenants, a new database.
 
 `acme` and `globex` have a schema each; `initech` and `umbrella` share tables under row security.
 
@@ -71,7 +71,7 @@ class World:
     @classmethod
     @asynccontextmanager
     async def create(cls, cluster: EmbeddedCluster) -> AsyncIterator[World]:
-        """Make the database and its tables, wait until the replicas have them, and drop it in the end."""
+        """Create the database and its tables, wait until the replicas have them, and drop it at the end."""
         world = await cls.make(cluster)
         try:
             yield world
@@ -80,7 +80,7 @@ class World:
 
     @classmethod
     async def make(cls, cluster: EmbeddedCluster) -> World:
-        """The same, for as long as the cluster is there."""
+        """The same, until the cluster stops."""
         world = cls(cluster, f"world_{os.getpid()}_{next(_numbers)}")
         await cluster.create_database(world.dbname)
         async with await psycopg.AsyncConnection.connect(world.url(), autocommit=True) as connection:
@@ -91,7 +91,7 @@ class World:
         return world
 
     def url(self, node: str = "primary") -> str:
-        """A connection string of the ordinary role `app` for this database on a node, password included."""
+        """A connection string with password of the ordinary role `app` for this database on a node."""
         return self.cluster.nodes[node].url(dbname=self.dbname)
 
     def config(
@@ -109,8 +109,8 @@ class World:
             replicas: Names of the replicas to use.
             pool: The datasource's `pool` section.
             routing: The datasource's `routing` section.
-            urls: Connection strings in place of a node's own, by node: for proxies.
-            sections: More of the document, by section: `transactions={"deadline": "1s"}`.
+            urls: Connection strings by node that replace the node's own, for proxies.
+            sections: Further sections of the document: `transactions={"deadline": "1s"}`.
         """
         urls = {**{node: self.url(node) for node in ("primary", *replicas)}, **(urls or {})}
         return {
@@ -135,11 +135,11 @@ class World:
         }
 
     def registry(self, **config: Any) -> DataSourceRegistry:
-        """A registry for this world, not yet open; arguments as for `config`."""
+        """An unopened registry for this world; arguments as for `config`."""
         return compile(self.config(**config))
 
     async def sql(self, statement: str, *, schema: str = "acme", node: str = "primary") -> list[tuple[Any, ...]]:
-        """Run a statement on a connection of its own, as the superuser, and return its rows: what an outsider sees."""
+        """Run a statement on a separate connection as the superuser, and return its rows: the committed state."""
         url = self.cluster.nodes[node].url(dbname=self.dbname, user="postgres")
         async with await psycopg.AsyncConnection.connect(url, autocommit=True) as connection:
             if not (await (await connection.execute("select pg_is_in_recovery()")).fetchone() or (True,))[0]:
@@ -148,7 +148,7 @@ class World:
             return await cursor.fetchall() if cursor.description else []
 
     async def items(self, schema: str = "acme") -> list[str]:
-        """The items that are committed in a schema's `orders`, in the order of their making."""
+        """The committed items in a schema's `orders`, in order of creation."""
         return [row[0] for row in await self.sql("select item from orders order by id", schema=schema)]
 
     async def backends(self, node: str = "primary") -> list[tuple[int, str]]:

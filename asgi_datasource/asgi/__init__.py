@@ -1,1 +1,1 @@
-"""What happens to a request: the middleware, the response that it holds back, and the answers that it gives itself."""
+"""The request path: middleware, response guard, transaction outcome, retries and problem responses."""

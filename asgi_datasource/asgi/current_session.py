@@ -1,4 +1,4 @@
-"""From a request, or from where the code runs, to the session."""
+"""Access to the session of a request or of the current context."""
 
 from __future__ import annotations
 
@@ -19,19 +19,19 @@ SCOPE_KEY: Final = "asgi_datasource.session"
 
 
 class SessionHolder(SessionRunner, Protocol):
-    """What stands in the scope: knows the session, or makes it when it is asked for."""
+    """The value of the scope's `asgi_datasource.session`: holds the session, or creates it on first access."""
 
     @property
     def registry(self) -> DataSourceRegistry:
-        """Where the session comes from."""
+        """The registry that creates the session."""
         ...
 
 
 def current_session() -> DataSession:
-    """The session of the request, or of the `registry.session()` block, that runs here.
+    """The session of the running request or `registry.session()` block.
 
     Raises:
-        DataError: QUERY: there is none.
+        DataError: QUERY: the call is outside of both.
     """
     runner = current_runner.get()
     if runner is None:
@@ -40,7 +40,7 @@ def current_session() -> DataSession:
 
 
 def in_transaction() -> bool:
-    """Whether a transaction is open where this is called; False where there is no session."""
+    """Whether the current session has an open transaction; False without a session."""
     runner = current_runner.get()
     return runner is not None and runner.session.in_transaction()
 
@@ -48,13 +48,13 @@ def in_transaction() -> bool:
 if TYPE_CHECKING:
 
     def session(request: HTTPConnection | MutableMapping[str, Any]) -> DataSession:
-        """The request's handle on its tenant's data; see below."""
+        """The session of the request; see below."""
         ...
 
 else:
-    # FastAPI hands in the request by this annotation: `Annotated[DataSession, Depends(session)]`.
+    # FastAPI injects the request by this annotation: `Annotated[DataSession, Depends(session)]`.
     def session(request: HTTPConnection) -> DataSession:
-        """The request's handle on its tenant's data.
+        """The session of the request.
 
         Args:
             request: A request or websocket of Starlette, FastAPI, Litestar or Quart, or the ASGI scope.
@@ -71,6 +71,6 @@ else:
                 " `tenancy.exempt`",
             )
         db = holder.session
-        # The innermost scope: the matched endpoint stands there.
+        # The innermost scope contains the matched endpoint.
         db.scope = scope
         return db

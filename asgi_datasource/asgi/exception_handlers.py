@@ -1,4 +1,4 @@
-"""The application's own exception handlers, for an error that it cannot see any more.
+"""The application's exception handlers, for errors raised after its response has started.
 
 Starlette and FastAPI publish them in the scope, as `starlette.exception_handlers`.
 """
@@ -25,18 +25,18 @@ logger = logging.getLogger("asgi_datasource.middleware")
 
 @dataclass(frozen=True, slots=True)
 class FoundHandler:
-    """A handler of the application's, and the exception that it is written for.
+    """An exception handler of the application, and the exception to call it with.
 
     Attributes:
         function: Takes a request and the exception, and returns a response; sync or async.
-        error: What to call it with.
+        error: The exception.
     """
 
     function: Any
     error: BaseException
 
     async def answer(self, scope: MutableMapping[str, Any], receive: Receive, send: Send) -> bool:
-        """Send its response; False when it has none, or failed."""
+        """Send the handler's response; False if it returns none, or fails."""
         request = Request(scope, receive)
         try:
             if _is_async(self.function):
@@ -55,12 +55,12 @@ class FoundHandler:
 def find_handler(
     error: BaseException, problems: ProblemDetails, *scopes: MutableMapping[str, Any] | None
 ) -> FoundHandler | None:
-    """The handler for an error, or for what it came from; by class, then by status.
+    """The handler for an error or its cause: by class, then by status.
 
     Args:
         error: The error.
-        problems: The statuses of errors, for handlers of a status.
-        scopes: Where the handlers may stand: the innermost scope that the application was seen with comes first.
+        problems: Maps errors to statuses, for handlers of a status.
+        scopes: Scopes that may contain the handlers, innermost first.
     """
     published = (None if scope is None else scope.get("starlette.exception_handlers") for scope in scopes)
     found = next((handlers for handlers in published if handlers is not None), None)
@@ -80,7 +80,7 @@ def find_handler(
     handler = by_status.get(status)
     if handler is None:
         return None
-    # Handlers of a status are written for this class: they read its `detail`.
+    # Handlers of a status expect this class: they read its `detail`.
     answered = HTTPException(status, problems.title_of(error))
     answered.__cause__ = error
     return FoundHandler(handler, answered)

@@ -13,7 +13,7 @@ logger = logging.getLogger("asgi_datasource.middleware")
 
 
 class Lifespan:
-    """The application's lifespan, with the registry's around it: open before its start-up, close after its shutdown.
+    """Runs the application's lifespan, opens the registry before its start-up and closes it after its shutdown.
 
     An application that does not speak lifespan gets one spoken for it, so that the pools are closed all the same.
     """
@@ -28,7 +28,7 @@ class Lifespan:
         self._opened_here = False
 
     async def run(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Speak the lifespan protocol (ASGI specification, "Lifespan Protocol")."""
+        """Run the lifespan protocol (ASGI specification, "Lifespan Protocol")."""
 
         async def receive_for_app() -> Message:
             message = await receive()
@@ -37,7 +37,7 @@ class Lifespan:
                 try:
                     await self._open()
                 except DataError as error:
-                    # An exception alone would be taken for an application that does not speak lifespan, and be served.
+                    # After an exception alone the server would assume that lifespan is not supported, and would serve.
                     self._is_refused = True
                     await send({"type": "lifespan.startup.failed", "message": str(error)})
                     raise
@@ -73,7 +73,7 @@ class Lifespan:
         await self._speak(receive, send)
 
     async def _speak(self, receive: Receive, send: Send) -> None:
-        """The rest of the protocol, for an application that has left it."""
+        """Run the rest of the protocol for an application that has returned from it."""
         try:
             while True:
                 message = await receive()

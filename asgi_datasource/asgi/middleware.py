@@ -1,4 +1,4 @@
-"""The ASGI edge: a scope comes in, its tenant is found, and a guard stands between the server and the application."""
+"""The middleware: resolves the tenant of a request, and puts a `ResponseGuard` between server and application."""
 
 from __future__ import annotations
 
@@ -11,16 +11,18 @@ from typing import Any, Final, cast
 
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from ..concurrency.limits import Gate
+from ..concurrency.limits import ConcurrencyLimit
 from ..config import Config, ConfigFile
 from ..errors import ConfigError, DataError
 from ..registry.registry import DataSourceRegistry, compile
 from ..registry.runtime_config import RuntimeConfig
-from ..sessions.context import current_runner
+from ..sessions.context import current_frame, current_runner
 from ..sessions.decorator import retrying
+from ..sessions.scope import current_scope
 from ..sessions.session import DataSession
-from ..tenancy import Answer, Resolution, Tenant, TenantResolver, TenantState
-from ..tenancy.path_prefix import route_path
+from ..tenancy import ANYTHING, Answer, Resolution, Tenant, TenantResolver, TenantState, reads_of
+from ..tenancy.path_prefix import move_path, route_path
+from .cache_headers import NEVER_STORED, CacheHeaders
 from .current_session import SCOPE_KEY, SessionHolder
 from .lifespan import Lifespan
 from .problem_details import ProblemDetails
@@ -41,8 +43,8 @@ class DataSourceMiddleware:
         app: The ASGI application.
         config: A path to a YAML, TOML or JSON document, a `ConfigFile`, a mapping, or a `Config`. One of `config` and
             `registry`.
-        registry: A registry that is compiled already; its owner opens and closes it, or leaves that to the middleware.
-        resolvers: Asked for the tenant before those of the configuration.
+        registry: A compiled registry; the middleware opens and closes it, unless its owner has opened it before.
+        resolvers: Tenant resolvers that run before those of the configuration.
 
     Raises:
         ConfigError: The configuration is wrong; every problem is listed.
@@ -68,10 +70,17 @@ class DataSourceMiddleware:
         self._adopt(registry.compiled)
 
     def _adopt(self, compiled: RuntimeConfig) -> None:
-        """Look up in this one from now on: a configuration was loaded."""
+        """Switch to a configuration that was loaded."""
         self._compiled = compiled
+        resolve = compiled.resolution(self._resolvers)
         # A bound method: calling it costs less than calling an object that has `__call__`.
-        self._resolve = compiled.resolution(self._resolvers).__call__
+        self._resolve = resolve.__call__
+        reads = reads_of(resolve)
+        # The library cannot know which parts of the request `authorize` reads.
+        if compiled.admission.authorizes:
+            reads |= ANYTHING
+        tokens = compiled.policy.tokens
+        self._caching = CacheHeaders.of(reads, None if tokens is None else tokens.transport)
         self._directory = compiled.admission.directory
         self._admission = compiled.admission
         self._retries = compiled.may_retry
@@ -82,40 +91,45 @@ class DataSourceMiddleware:
         if kind != "http":
             await self._other(kind, scope, receive, send)
             return
-        # Every request pays for this path, also one that runs no SQL: nothing is made here that it does not need.
+        # Every request takes this path, including those without SQL: create nothing here that is not always needed.
         started = monotonic()
         registry = self.registry
         compiled = registry.compiled
         if compiled is not self._compiled:
             self._adopt(compiled)
         outer: SessionHolder | None = scope.get(SCOPE_KEY)
+        if outer is None and current_runner.get() is not None:
+            await self._call_apart(scope, receive, send)
+            return
         if (outer is not None and outer.registry is registry) or (
             self._exempt is not None and self._exempt.matches(route_path(scope))
         ):
-            # Exempt, or the same middleware a second time: the session that is there already is the right one.
+            # Exempt, or the same middleware nested in itself: the existing session stays in use.
             await self.app(scope, receive, send)
             return
         if not registry.is_open:
             await registry.open()
         try:
             answer = self._resolve(scope)
-            # What is no name is no key either: an answer that has to be awaited, or with a path.
+            # None for an unknown name, and for an answer that is no name: an awaitable, or a `Resolution` with a path.
             tenant = self._directory.map.names.get(answer)
             if tenant is None or self._admission.asks or tenant.state is not _ACTIVE:
                 tenant, scope = await self._resolve_slowly(answer, scope, compiled)
-            gate: Gate | None = None
-            if compiled.rules.have_gates:
-                gate = compiled.rules.match(scope["method"], route_path(scope)).gate
-                if gate is not None:
-                    gate.enter()
+            limit: ConcurrencyLimit | None = None
+            if compiled.rules.have_limits:
+                limit = compiled.rules.match(scope["method"], route_path(scope)).concurrency_limit
+                if limit is not None:
+                    limit.enter()
         except DataError as error:
             await ProblemDetails(compiled.errors).send(error, scope, send)
             return
         if outer is not None:
             scope = dict(scope)
-            # What the framework below writes into the copy, its route and its handlers, holds for both.
+            # The inner framework writes its route and exception handlers into the copy; the outer session needs them.
             outer.session.scope = scope
         guard = ResponseGuard(registry, compiled, tenant, scope, receive, send, started, outer)
+        if self._caching is not None and scope["method"] not in NEVER_STORED:
+            guard.caching = self._caching
         if self._retries or retrying.is_asked_for:
             guard.replay = RequestReplay(scope, compiled.policy.retry_body_limit)
         try:
@@ -135,19 +149,33 @@ class DataSourceMiddleware:
                     if guard.is_used:
                         await guard.leave()
                     else:
-                        guard.let_go()
+                        guard.release_references()
                 if guard.runs_again_after is None:
                     break
                 guard, scope = await self._again(guard)
         finally:
-            if gate is not None:
-                gate.leave()
+            if limit is not None:
+                limit.leave()
             if guard.replay is not None:
                 guard.end_attempts()
 
+    async def _call_apart(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve a request that starts in the context of another request, with that context's variables reset.
+
+        A server starts a pipelined request in the context of the request whose response was sent before it; an
+        application may call itself.
+        """
+        runner, frame, block = current_runner.set(None), current_frame.set(None), current_scope.set(None)
+        try:
+            await self(scope, receive, send)
+        finally:
+            current_scope.reset(block)
+            current_frame.reset(frame)
+            current_runner.reset(runner)
+
     @staticmethod
     async def _again(guard: ResponseGuard) -> tuple[ResponseGuard, Scope]:
-        """The request has lost against another one: wait a moment, and make it anew."""
+        """Wait for the back-off, and create the guard and scope of the next attempt."""
         replay = cast("RequestReplay", guard.replay)
         await asyncio.sleep(guard.runs_again_after or 0.0)
         replay.attempt += 1
@@ -158,18 +186,13 @@ class DataSourceMiddleware:
     async def _resolve_slowly(
         answer: Answer | Awaitable[Answer], scope: Scope, compiled: RuntimeConfig
     ) -> tuple[Tenant, Scope]:
-        """The tenant where there is more to do than a look-up: the resolver waits, or the path changes."""
+        """Resolve the tenant if that takes more than a look-up: an async resolver, admission, or a path prefix."""
         if answer is not None and not isinstance(answer, str | Resolution):
             answer = await answer
         if not isinstance(answer, Resolution):
             return await compiled.admission.admit(scope, answer), scope
         tenant = await compiled.admission.admit(scope, answer.name)
-        root: str = scope.get("root_path", "")
-        path: str = scope["path"]
-        if not path.startswith(root):
-            # A server that predates version 2.3 of the ASGI specification leaves it off; with the prefix it is needed.
-            path = root + path
-        return tenant, {**scope, "root_path": root + answer.prefix, "path": path}
+        return tenant, move_path(scope, answer.prefix)
 
     async def _other(self, kind: str, scope: Scope, receive: Receive, send: Send) -> None:
         if kind == "websocket":
@@ -185,6 +208,9 @@ class DataSourceMiddleware:
         if compiled is not self._compiled:
             self._adopt(compiled)
         outer: SessionHolder | None = scope.get(SCOPE_KEY)
+        if outer is None and current_runner.get() is not None:
+            await self._call_apart(scope, receive, send)
+            return
         if (outer is not None and outer.registry is registry) or (
             self._exempt is not None and self._exempt.matches(route_path(scope))
         ):
@@ -196,7 +222,7 @@ class DataSourceMiddleware:
             tenant, scope = await self._resolve_slowly(self._resolve(scope), scope, compiled)
         except DataError as error:
             logger.info("websocket refused: %s", error)
-            # Before it is accepted, a close is answered with 403 by the server (ASGI specification, "Close").
+            # The server answers a close before acceptance with 403 (ASGI specification, "Close").
             await receive()
             await send({"type": "websocket.close", "code": 1008, "reason": "tenant"})
             return
@@ -223,4 +249,4 @@ async def _end_websocket(session: DataSession) -> None:
         await session.complete()
     finally:
         await session.run_due_hooks()
-        session.let_go()
+        session.release_references()

@@ -1,13 +1,13 @@
-"""What a response, or an exception, does to the request's transaction: decisions without I/O, in one place.
+"""Whether a response or an exception commits the request's transaction; pure functions.
 
-Read from top to bottom, the first line that applies decides:
+The first line that applies decides:
 
     set_rollback_only() was called                                     roll back
-    an exception has left the application, and the route names it      as `commit_on` or `rollback_on` say
+    an exception has left the application, and the annotation names it by its `commit_on` or `rollback_on`
     an exception has left the application                              roll back
-    an exception has left the route, and the route names it            as `commit_on` or `rollback_on` say
-    the response has a status that the route names                     as `commit_on` or `rollback_on` say
-    ... that the rule of `routes` names                                as it says
+    an exception has left the route, and the annotation names it       by its `commit_on` or `rollback_on`
+    the response has a status that the annotation names                by its `commit_on` or `rollback_on`
+    ... that the rule of `routes` names                                by its `commit_on` or `rollback_on`
     ... that `transactions.rollback_on` names (4xx and 5xx)            roll back
     otherwise                                                          commit
 """
@@ -24,7 +24,7 @@ from ..transaction import OutcomeRule, TransactionOptions
 
 
 class Outcome(StrEnum):
-    """What happens to the transaction."""
+    """How the transaction ends."""
 
     COMMIT = "commit"
     ROLLBACK = "rollback"
@@ -39,15 +39,15 @@ def decide(
     route_verdict: bool | None = None,
     is_rollback_only: bool = False,
 ) -> Outcome:
-    """What the end of the application's call does to the transaction.
+    """How the request's transaction ends.
 
     Args:
-        lane: What holds for the request: the annotation of its route, and the rule that it matches.
-        rollback_on: The statuses that roll back where neither says otherwise.
-        status: Of the response that starts; None where an exception has left the application.
+        lane: The options of the request: its route's annotation, and the matching rule.
+        rollback_on: The statuses that roll back, unless the annotation or the rule overrides them.
+        status: The status of the response that starts; None if an exception has left the application.
         error: The exception that has left the application.
-        route_verdict: What the route's annotation says of an exception that has left the route; None where it names
-            none. A handler of the application may have turned that exception into the response.
+        route_verdict: Whether the annotation commits on the exception that has left the route; None if it does not name
+            it. An exception handler of the application may have turned that exception into the response.
         is_rollback_only: `set_rollback_only` was called.
     """
     if is_rollback_only:
@@ -71,13 +71,13 @@ def _of_status(
 
 
 def tolerates(error: BaseException, options: TransactionOptions, lane: Lane, rollback_on: OutcomeRule) -> bool:
-    """Whether an exception is only a way to respond, with a status that commits: a redirect.
+    """Whether an exception becomes a response whose status commits, such as a redirect.
 
     Args:
-        error: It leaves a function that has joined the transaction.
+        error: The exception; it leaves a function that has joined the transaction.
         options: That function's annotation.
-        lane: What holds for the request.
-        rollback_on: The statuses that roll back where nothing says otherwise.
+        lane: The options of the request.
+        rollback_on: The statuses that roll back, unless the annotation or the rule overrides them.
     """
     if not isinstance(error, HTTPException):
         return False
@@ -86,15 +86,15 @@ def tolerates(error: BaseException, options: TransactionOptions, lane: Lane, rol
 
 @dataclass(frozen=True, slots=True)
 class Attempt:
-    """What is known of a request that has lost against another one, and might run again.
+    """An attempt of a request that failed with a conflict (40001, 40P01), and may be retried.
 
     Attributes:
-        number: How often it has run.
-        retries: How often it may run again.
+        number: The number of the attempt, from 1.
+        retries: The most retries.
         has_committed: A part of it has been committed already.
-        is_body_too_large: Its body is longer than what is kept of it.
-        is_client_gone: There is nobody left to answer.
-        is_late: Its deadline would pass before it could run.
+        is_body_too_large: Its body is longer than `retry_body_limit`.
+        is_client_gone: The client has disconnected.
+        is_late: The deadline would pass before the retry could start.
     """
 
     number: int
@@ -106,12 +106,12 @@ class Attempt:
 
     @property
     def is_exhausted(self) -> bool:
-        """Whether it has run as often as it may."""
+        """Whether all retries are used."""
         return self.number > self.retries
 
     @property
     def obstacle(self) -> str | None:
-        """Why it cannot run again although it may; None where it can."""
+        """Why it cannot be retried although retries are left; None if it can."""
         if self.has_committed:
             return "a part of it has been committed already"
         if self.is_body_too_large:

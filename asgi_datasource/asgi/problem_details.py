@@ -1,4 +1,4 @@
-"""Problem documents: how a `DataError` is answered where the application does not answer it itself.
+"""Problem documents: responses to a `DataError` that the application does not handle itself.
 
 Source: RFC 9457, "Problem Details for HTTP APIs".
 """
@@ -18,7 +18,7 @@ from ..registry.runtime_config import ErrorSettings
 logger = logging.getLogger("asgi_datasource.problems")
 
 RETRY_AFTER_S: Final = 1
-"""Seconds in `Retry-After` of a 503: failover and a queue that clears are a matter of about that."""
+"""Seconds in `Retry-After` of a 503: about what a failover or a full queue takes."""
 
 _NOTHING: Final = "nothing was changed"
 
@@ -39,7 +39,7 @@ _TITLES: Final[dict[DataErrorKind, str]] = {
 
 
 class ProblemDetails:
-    """Answers failures as the configuration says."""
+    """Sends problem documents with the configured statuses and details."""
 
     __slots__ = ("_settings",)
 
@@ -47,34 +47,34 @@ class ProblemDetails:
         self._settings = settings
 
     def status_of(self, error: DataError) -> int:
-        """The status that answers this error."""
+        """The status of the response to an error."""
         return self._settings.statuses.get(error.kind, error.http_status)
 
     def title_of(self, error: DataError, *, is_partial: bool = False) -> str:
-        """What the error's kind is, in words that anybody may read.
+        """A title for the error's kind, without internal details.
 
         Args:
-            error: What happened.
+            error: The error.
             is_partial: A part of the request's work had been committed before.
         """
         title = _TITLES.get(error.kind, _TITLES[DataErrorKind.OTHER])
         return title.replace(_NOTHING, "what it had committed before stays") if is_partial else title
 
     def answers(self, error: DataError) -> bool:
-        """Whether an error that the application let through is answered here.
+        """Whether an error that leaves the application gets a problem document.
 
-        The others are defects of the application: its framework's error page and its error reporting get them.
+        The others are defects of the application, and propagate to its framework's error page and error reporting.
         """
         return self.status_of(error) != 500 or error.kind is DataErrorKind.COMMIT_UNKNOWN
 
     async def send(self, error: DataError, scope: Scope, send: Send, *, is_partial: bool = False) -> None:
-        """Answer a request that has had no response yet.
+        """Send the problem document of an error to a request without a response.
 
         Args:
-            error: What happened; its message is logged with the reference that the answer carries.
+            error: The error; its message is logged with the reference that the document carries.
             scope: The request's scope.
-            send: Where the response goes.
-            is_partial: A part of the request's work had been committed before: sent again, it would be done twice.
+            send: Sends the response.
+            is_partial: A part of the request's work had been committed before: a repeated request would do it twice.
         """
         status = self.status_of(error)
         reference = secrets.token_hex(8)
@@ -101,7 +101,7 @@ class ProblemDetails:
             (b"cache-control", b"no-store"),
         ]
         if status == 401:
-            # RFC 9110, section 15.5.2: it has to say what would be accepted.
+            # RFC 9110, section 15.5.2: a 401 must name an accepted scheme.
             headers.append((b"www-authenticate", b"Bearer"))
         if status == 503 and not is_partial:
             headers.append((b"retry-after", str(RETRY_AFTER_S).encode()))

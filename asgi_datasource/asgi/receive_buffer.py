@@ -1,4 +1,4 @@
-"""The request's messages, read ahead so that a client's leaving is noticed while the application waits for SQL."""
+"""The request's messages, read ahead to notice a disconnect while the application waits for SQL."""
 
 from __future__ import annotations
 
@@ -10,28 +10,28 @@ from starlette.types import Message, Receive
 
 
 class Recorder(Protocol):
-    """Keeps what the application gets, so that it can be handed out again."""
+    """Records the messages that the application receives, for a retry."""
 
     def note(self, message: Message, /) -> None:
-        """The application gets this message."""
+        """Record a message that the application receives."""
         ...
 
     def take(self) -> list[Message]:
-        """What was kept, from the first message on."""
+        """Remove and return the recorded messages."""
         ...
 
 
 class ReceiveBuffer:
-    """Stands before the server's `receive`: the application and a watcher share it, and no message is lost.
+    """Wraps the server's `receive` for the application and a disconnect watcher, without losing messages.
 
-    The watcher leaves the messages to the application while a body is under way, so that an upload's backpressure works
-    as before, and while the application itself waits for one, so that the server never has to answer two at a time. It
-    reads only the first message ahead, and what comes after the body's end.
+    The watcher reads ahead only the first message, and messages after the end of the body. In between only the
+    application reads, which preserves the backpressure of an upload; and there is never more than one pending call of
+    the server's `receive`.
 
     Args:
         receive: The server's.
-        tells_from: That the client has left is kept from the application until this has happened; None keeps nothing.
-        recorder: Keeps what the application gets; None keeps nothing.
+        disconnect_after: Event until which `http.disconnect` is withheld from the application; None withholds nothing.
+        recorder: Records the messages that the application receives; None records nothing.
     """
 
     __slots__ = (
@@ -42,15 +42,15 @@ class ReceiveBuffer:
         "_stash",
         "_waiting",
         "_wake",
+        "disconnect_after",
         "is_gone",
         "recorder",
-        "tells_from",
     )
 
     def __init__(
-        self, receive: Receive, *, tells_from: asyncio.Event | None = None, recorder: Recorder | None = None
+        self, receive: Receive, *, disconnect_after: asyncio.Event | None = None, recorder: Recorder | None = None
     ) -> None:
-        self.tells_from = tells_from
+        self.disconnect_after = disconnect_after
         self.recorder = recorder
         self._receive = receive
         self._stash: deque[Message] = deque()
@@ -59,20 +59,20 @@ class ReceiveBuffer:
         self._has_begun = False
         self._has_ended = False
         self.is_gone = False
-        """Whether the client has left."""
+        """Whether the client has disconnected."""
         self._wake = asyncio.Event()
 
     async def receive(self) -> Message:
         """The next message, for the application."""
         while True:
             message = await self._next()
-            tells_from = self.tells_from
-            if tells_from is None or tells_from.is_set() or message["type"] != "http.disconnect":
+            disconnect_after = self.disconnect_after
+            if disconnect_after is None or disconnect_after.is_set() or message["type"] != "http.disconnect":
                 if self.recorder is not None:
                     self.recorder.note(message)
                 return message
             self._stash.appendleft(message)
-            await tells_from.wait()
+            await disconnect_after.wait()
 
     async def _next(self) -> Message:
         while not self._stash:
@@ -85,15 +85,15 @@ class ReceiveBuffer:
                     self._waiting -= 1
                     self._wake.set()
                 return message
-            # The watcher is reading, and what it gets is ours. `wait` leaves its task alone when we are cancelled.
+            # The watcher is reading: take its message. `asyncio.wait` does not pass a cancellation on to its task.
             await asyncio.wait({self._fetching})
         return self._stash.popleft()
 
     async def wait_for_disconnect(self) -> bool:
-        """Wait until the client is gone, for the watcher.
+        """Wait for `http.disconnect`; called by the watcher.
 
         Returns:
-            Whether it is; False when the server's `receive` failed, which the application will hear of itself.
+            True after the disconnect; False if the server's `receive` failed, which the application will see itself.
         """
         while not self.is_gone:
             if self._waiting > 0 or (self._has_begun and not self._has_ended):
@@ -109,13 +109,13 @@ class ReceiveBuffer:
         return True
 
     def rewind(self) -> None:
-        """Another attempt: the application gets from the first message on what the last one has got."""
+        """Replay the recorded messages to the next attempt."""
         if self.recorder is not None:
             self._stash.extendleft(reversed(self.recorder.take()))
-        self.tells_from = None
+        self.disconnect_after = None
 
     def close(self) -> None:
-        """The request is over: stop reading ahead."""
+        """Stop reading ahead."""
         if self._fetching is not None:
             self._fetching.cancel()
 

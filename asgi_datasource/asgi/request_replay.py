@@ -1,6 +1,6 @@
-"""Running a request again: what it was before the application saw it, and whether it may be.
+"""Retrying a request: its scope and body as they were before the application changed them.
 
-Nothing here is made for an application that never asks for it.
+Created only if an annotation, a rule or the configuration sets `retry`.
 """
 
 from __future__ import annotations
@@ -14,10 +14,10 @@ from ..transaction import backoff_s
 
 
 class Recording:
-    """The messages of a request's body, as the application has got them, as long as they are not too many.
+    """Records the messages of a request's body that the application has received.
 
     Args:
-        limit: Bytes of body that are kept; what is longer cannot be sent again.
+        limit: Bytes of body that are kept; a longer body cannot be replayed.
     """
 
     __slots__ = ("_messages", "_room", "is_too_large")
@@ -26,10 +26,10 @@ class Recording:
         self._room = limit
         self._messages: list[Message] = []
         self.is_too_large = False
-        """Whether something of the body is lost."""
+        """Whether the body is longer than the limit; nothing is kept of it then."""
 
     def note(self, message: Message) -> None:
-        """The application gets this message."""
+        """Record a message that the application receives."""
         if message["type"] != "http.request" or self.is_too_large:
             return
         self._room -= len(message.get("body", b""))
@@ -39,14 +39,14 @@ class Recording:
             self._messages.clear()
 
     def take(self) -> list[Message]:
-        """The messages so far, to be handed out again."""
+        """Remove and return the recorded messages."""
         messages, self._messages = self._messages, []
         self._room += sum(len(message.get("body", b"")) for message in messages)
         return messages
 
 
 class RequestReplay:
-    """A request as it came in, kept until nobody can ask for it again.
+    """The original scope of a request and the recording of its body, kept until its last attempt has ended.
 
     Args:
         scope: The ASGI scope, before the application has seen it.
@@ -57,7 +57,7 @@ class RequestReplay:
 
     def __init__(self, scope: MutableMapping[str, Any], body_limit: int) -> None:
         self._scope = dict(scope)
-        # Other middlewares hold these very objects, and look into them when the request is over.
+        # Outer middlewares hold these objects and read them after the request: restore them in place.
         values: list[Any] = list(scope.values())
         self._dicts: list[tuple[dict[Any, Any], dict[Any, Any]]] = [
             (value, value.copy()) for value in values if type(value) is dict
@@ -69,7 +69,7 @@ class RequestReplay:
         self.attempt = 1
 
     def fresh_scope(self) -> dict[str, Any]:
-        """The scope for another attempt: nothing that the last one has put there is left."""
+        """The scope for another attempt, without the changes of the last one."""
         for mapping, content in self._dicts:
             mapping.clear()
             mapping.update(content)

@@ -1,11 +1,10 @@
-"""One request between the server and the application: the first byte is held until the outcome is known.
+"""Holds the first byte of a response until the outcome of the transaction is known.
 
-A `ResponseGuard` is made for each request and holds its state:
+Each request has a `ResponseGuard` between server and application, with these states:
 
     OPEN ──────────────▶ ENDING ─▶ ENDED        the application's response starts: commit or roll back, then pass it on
-      │                       └──▶ REPLACED     the commit failed: another response is sent in its place, or the request
-      │                                         runs again
-      ├─▶ DOOMED ──────────▶ ENDING             the deadline has passed, or the client is gone: only a rollback is left
+      │                       └──▶ REPLACED     the commit failed: send another response, or retry the request
+      ├─▶ DOOMED ──────────▶ ENDING             the deadline has passed, or the client has disconnected: roll back
       └─▶ STREAMING ───────▶ ENDED              a snapshot that lasts until the end of the body
 """
 
@@ -25,6 +24,7 @@ from ..observability import tracing
 from ..registry.registry import DataSourceRegistry
 from ..registry.runtime_config import RuntimeConfig
 from ..routing.consistency.client_history import ClientHistory
+from ..sessions.base import SessionBase
 from ..sessions.core import SessionCore
 from ..sessions.session import DataSession
 from ..sessions.unit_of_work import deadline_passed
@@ -32,6 +32,7 @@ from ..tenancy import Tenant
 from ..tenancy.path_prefix import route_path
 from ..transaction import TransactionOptions
 from . import outcome
+from .cache_headers import CacheHeaders
 from .current_session import SessionHolder
 from .exception_handlers import find_handler
 from .outcome import Attempt, Outcome
@@ -42,14 +43,14 @@ from .request_replay import RequestReplay
 logger = logging.getLogger("asgi_datasource.middleware")
 
 _NO_SCOPE: Final[MutableMapping[str, Any]] = {"method": "GET", "path": "/"}
-"""What stands in for the scope once the call is over."""
+"""Replaces the scope once the call has ended."""
 
 DEADLINE_RETRY_S: Final = 1.0
 """Seconds after which a request that ignores its deadline is interrupted again."""
 
 
 class GuardState(StrEnum):
-    """Where a request stands."""
+    """The states of a request."""
 
     OPEN = "open"
     STREAMING = "streaming"
@@ -58,7 +59,7 @@ class GuardState(StrEnum):
     ENDING = "ending"
     ENDED = "ended"
     REPLACED = "replaced"
-    """Another response has been sent; what the application still sends is swallowed."""
+    """Another response was sent, or the request is retried; further messages of the application are discarded."""
 
 
 # Looking a member up on an enumeration costs as much as a call; these are read for every message.
@@ -71,19 +72,20 @@ _REPLACED: Final = GuardState.REPLACED
 
 
 class ResponseReplaced(BaseException):
-    """Raised out of `send` to end the application's call: its response is not the one that the client gets.
+    """Raised by `send` to end the application's call after its response was replaced.
 
-    A BaseException, so that no `except Exception` of a framework takes it for an error to render.
+    A BaseException, so that no `except Exception` of a framework renders it as an error.
     """
 
 
 class ResponseGuard:
-    """One request between the server and the application: holds the response until the outcome is known.
+    """The guard of one request: holds the response until the outcome of the transaction is known.
 
-    The session is made when the application first asks for it.
+    The session is created on first access.
     """
 
-    # What every request sets has slots; the rest has defaults here, and a dictionary only where one of them is set.
+    # Slots for the attributes that every request sets; class-level defaults for the others, whose first assignment
+    # creates the dictionary.
     __slots__ = (
         "__dict__",
         "_config",
@@ -91,6 +93,7 @@ class ResponseGuard:
         "_raw_send",
         "_started",
         "_tenant",
+        "caching",
         "registry",
         "scope",
         "state",
@@ -98,7 +101,7 @@ class ResponseGuard:
     _outer: SessionHolder | None = None
     _root = ""
     is_used = False
-    """Whether anything was made that has to be put away."""
+    """Whether `leave` has anything to clean up."""
     _session: DataSession | None = None
     _received: ReceiveBuffer | None = None
     _ending: asyncio.Task[None] | None = None
@@ -111,15 +114,15 @@ class ResponseGuard:
     _timer: asyncio.TimerHandle | None = None
     _watch: asyncio.Task[None] | None = None
     _has_started = False
-    """Whether a response that is streamed had started when it was interrupted."""
+    """Whether a streamed response had started when it was interrupted."""
     _is_committing = False
-    """COMMIT was sent, and its answer is not read yet."""
+    """COMMIT was sent, and its result is not read yet."""
     _failure: BaseException | None = None
-    """What the middleware raises, in place of what has ended the application's call."""
+    """Raised by the middleware in place of the exception that ended the application's call."""
     replay: RequestReplay | None = None
-    """The request as it came in, where it may have to run again."""
+    """The original request; None if it is never retried."""
     runs_again_after: float | None = None
-    """Seconds after which the request runs again; None where it does not."""
+    """Seconds until the request is retried; None if it is not."""
 
     def __init__(
         self,
@@ -140,20 +143,27 @@ class ResponseGuard:
         self._raw_send = send
         self._started = started
         self.state: GuardState = _OPEN
+        self.caching: CacheHeaders | None = None
+        """Adds `Vary` and `Cache-Control`; None if the URL alone names the tenant."""
         if outer is not None:
             self._outer = outer
         if config.rules.rules:
-            # Routers that mount an application add to the scope's.
+            # Routers that mount an application extend the scope's `root_path`.
             self._root = scope.get("root_path", "")
 
     @property
+    def tenant(self) -> Tenant:
+        """The tenant of the request."""
+        return self._tenant
+
+    @property
     def session(self) -> DataSession:
-        """The request's session; dead from the start when the response has started before anybody asked for it."""
+        """The request's session; closed if its first access comes after the start of the response."""
         session = self._session
         if session is None:
             scope, config = self.scope, self._config
             self.is_used = True
-            # FastAPI calls what is not `async` in a thread, which has no task.
+            # FastAPI calls sync functions in a thread, which has no task.
             self._task = None if asyncio._get_running_loop() is None else asyncio.current_task()
             session = self._session = self.registry.make_session(
                 self._tenant,
@@ -171,7 +181,7 @@ class ResponseGuard:
         return session
 
     def tolerates(self, error: BaseException, options: TransactionOptions) -> bool:
-        """Whether an exception is only a way to respond, with a status that commits."""
+        """Whether an exception becomes a response whose status commits, such as a redirect."""
         session = self._session
         rollback_on = self._config.policy.rollback_on
         return session is not None and outcome.tolerates(error, options, session.lane(), rollback_on)
@@ -190,7 +200,7 @@ class ResponseGuard:
         return commits
 
     def _commits_after(self, session: SessionCore, error: BaseException) -> bool:
-        """Whether the transaction is committed although this exception came out of the application."""
+        """Whether the transaction is committed although this exception has left the application."""
         decided = outcome.decide(
             session.lane(),
             self._config.policy.rollback_on,
@@ -200,25 +210,25 @@ class ResponseGuard:
         return decided is Outcome.COMMIT
 
     def end_attempts(self) -> None:
-        """The request does not run again: tell the current span how often it ran, and whether that was enough."""
-        # Where it was cancelled in front of another attempt, its body is still being read.
+        """End the last attempt: record on the current span the number of attempts, and whether the last one failed."""
+        # If the request was cancelled during the back-off, the receive buffer is still reading.
         self.stop_reading()
-        self.let_go()
+        self.release_references()
         attempts = 1 if self.replay is None else self.replay.attempt
         if attempts > 1 and self._config.policy.is_traced:
             tracing.note_attempts(attempts, has_lost=self._session is not None and self._session.lost_by is not None)
 
     async def returned(self) -> None:
-        """The application has returned and not started a response, or its response has been replaced."""
+        """Handle the application's return without a response, or after its response was replaced."""
         if self.state is not _REPLACED:
-            # Nobody has been told that anything was done.
+            # No response claims success: roll back.
             self._disarm()
             if self._session is not None:
                 await self.registry.background.run(self._session.end(commit=False, reason="no response"))
             self.state = _ENDED
 
     async def leave(self) -> None:
-        """The call is over: put away what still watches, then run the hooks."""
+        """End the call: cancel the watchers, run the due hooks, and release references."""
         if self._is_armed or self._timer is not None or self._watch is not None:
             self._disarm()
         if self._cancellations:
@@ -229,24 +239,24 @@ class ResponseGuard:
         if session is not None:
             if session.has_due_hooks or (ending is not None and not ending.done()):
                 await self.registry.background.run(_run_hooks(session, ending))
-            session.let_go()
-        # Their tracebacks, and the tasks' contexts, lead back here.
+            session.release_references()
+        # Break reference cycles: tracebacks and the contexts of tasks refer to this guard.
         self._task = self._ending = self._failure = self._stopped_by = None
         if self.runs_again_after is None:
             self.scope, self._received = _NO_SCOPE, None
             self._raw_receive, self._raw_send = _receive_nothing, _send_nothing
 
-    def let_go(self) -> None:
-        """All is over: part from the server, whose scope leads back here, and would make each request a cycle."""
+    def release_references(self) -> None:
+        """Drop the scope and the server's callables: the scope refers to this guard, a cycle for each request."""
         self.scope, self._received = _NO_SCOPE, None
         self._raw_receive, self._raw_send = _receive_nothing, _send_nothing
 
     def stop_reading(self) -> None:
-        """Nobody will ask for a message of the request any more."""
+        """Close the receive buffer."""
         if self._received is not None:
             self._received.close()
 
-    # -- what the application sees
+    # -- receive and send of the application
 
     def receive(self) -> Awaitable[Message]:
         """The next message of the request."""
@@ -258,30 +268,36 @@ class ResponseGuard:
 
     def _make_received(self) -> ReceiveBuffer:
         recorder = None if self.replay is None else self.replay.recording
-        self._received = ReceiveBuffer(self._raw_receive, tells_from=self._is_decided, recorder=recorder)
+        self._received = ReceiveBuffer(self._raw_receive, disconnect_after=self._is_decided, recorder=recorder)
         return self._received
 
     def send(self, message: Message) -> Awaitable[None]:
         """Pass a message on, once the outcome of the transaction is known."""
-        # Not a coroutine itself: one frame less for each message of each response.
+        # Not a coroutine itself, which saves a frame for each message.
         if self.state is _ENDED:
             return self._raw_send(message)
         if self.state is _OPEN and message["type"] == "http.response.start":
             session = self._session
             if session is None:
-                # Informational responses (1xx) promise nothing, so they end nothing.
+                # Informational responses (1xx) do not end the transaction.
                 if message["status"] >= 200:
                     self.state = _ENDED
+                    if self.caching is not None:
+                        message = self.caching.add_to(message)
                 return self._raw_send(message)
             if message["status"] >= 200 and self._outer is None and session.end_idle():
                 if self._timer is not None or self._watch is not None:
                     self._disarm()
                 elif self._is_armed:
                     self._is_armed = False
-                    self.registry.overtime.due.pop(self._start_watching, None)
+                    self.registry.deferred_calls.due.pop(self._start_watching, None)
                 self.state = _ENDED
-                past = session.past
-                return self._raw_send(message if past is None else self._with_token(message, past))
+                client_history = session.client_history
+                if client_history is not None:
+                    message = self._with_token(message, client_history)
+                elif self.caching is not None:
+                    message = self.caching.add_to(message)
+                return self._raw_send(message)
         return self._send_held(message)
 
     async def _send_held(self, message: Message) -> None:
@@ -304,14 +320,16 @@ class ResponseGuard:
                     raise
             if exchange is None or session is None or not self._take_commit(session):
                 await self._end(session, status)
-            if session is not None and session.past is not None:
-                message = self._with_token(message, session.past)
+            if session is not None and session.client_history is not None:
+                message = self._with_token(message, session.client_history)
+            elif self.caching is not None:
+                message = self.caching.add_to(message)
         await self._raw_send(message)
 
     def _send_commit(self, session: SessionCore, status: int) -> Exchange | None:
-        """Send COMMIT where it can be sent at once; otherwise `_end` does all.
+        """Send COMMIT if that needs no waiting; otherwise return None, and `_end` does everything.
 
-        COMMIT gets a task of its own only where this call is cancelled, or another one asks for the outcome, too.
+        COMMIT gets a task of its own only if this call is cancelled, or another task also waits for the outcome.
         """
         lane = session.lane()
         commits = lane.outcomes.get(status)
@@ -327,13 +345,12 @@ class ResponseGuard:
         self.state = _ENDING
         self._is_committing = True
         if self._received is not None:
-            # Until the outcome is known the application is not told that its client has left, which many take for
-            # their cue to clean up.
-            self._received.tells_from = self._is_decided = asyncio.Event()
+            # Withhold `http.disconnect` until the outcome is known: applications cancel their work on it.
+            self._received.disconnect_after = self._is_decided = asyncio.Event()
         return exchange
 
     def _take_commit(self, session: SessionCore) -> bool:
-        """Whether the COMMIT that was sent has come back with plain success; otherwise `_end` goes on."""
+        """Read the result of COMMIT: True if it succeeded; otherwise `_end` continues."""
         if self._ending is not None or not session.take_commit():
             return False
         self._is_committing = False
@@ -345,12 +362,12 @@ class ResponseGuard:
         return True
 
     def _finish_commit(self, session: SessionCore) -> None:
-        """Learn the outcome of a COMMIT that was sent, out of reach of the call's cancellation."""
+        """Determine the outcome of COMMIT in a background task, which a cancellation of the call does not reach."""
         if self._ending is None:
             self._ending = self.registry.background.spawn(session.finish_commit())
 
     async def _end_stream(self, session: SessionCore) -> None:
-        """The body is complete: the snapshot that it was read from ends."""
+        """End the snapshot after the last message of a streamed body."""
         await session.run_before_commit()
         self._disarm()
         self.state = _ENDING
@@ -361,30 +378,35 @@ class ResponseGuard:
         """Whether the response may start while the snapshot of its route is still open."""
         return session.lane().streams and session.is_open and self._commits(session, status)
 
-    def _with_token(self, message: Message, past: ClientHistory) -> Message:
-        """The start of a response, with what the client is to carry from now on."""
+    def _with_token(self, message: Message, client_history: ClientHistory) -> Message:
+        """The start of a response with the causal-consistency token added."""
         tokens = self._config.policy.tokens
         if tokens is None:
             return message
-        token = past.token()
+        token = client_history.token()
         text = None if token is None else tokens.signer.sign(token)
-        return tokens.carrier.give(message, text, is_secure=self.scope.get("scheme") == "https")
+        caching, transport = self.caching, tokens.transport
+        if caching is not None and caching.transport is not None:
+            transport = caching.transport
+        message = transport.give(message, text, is_secure=self.scope.get("scheme") == "https")
+        return caching.add_to(message) if caching is not None and caching.is_private else message
 
     async def _send_in_place(self, message: Message) -> None:
-        """Send a message of the response that takes the place of the application's."""
+        """Send a message of the response that replaces the application's."""
         session = self._session
-        if session is not None and session.past is not None and message["type"] == "http.response.start":
-            message = self._with_token(message, session.past)
+        if session is not None and session.client_history is not None and message["type"] == "http.response.start":
+            message = self._with_token(message, session.client_history)
+        elif self.caching is not None:
+            message = self.caching.add_to(message)
         await self._raw_send(message)
 
     async def _end(self, session: SessionCore | None, status: int) -> None:
-        """The response starts: commit or roll back, whatever that takes.
+        """Commit or roll back at the start of the response.
 
-        Another response may start meanwhile: a second task that answers in its place gets the same outcome.
+        Another task of the application may start a response meanwhile: it gets the same outcome.
 
         Raises:
-            ResponseReplaced: It was to be committed and was not, and another response has been sent; or the request
-                runs again.
+            ResponseReplaced: The commit failed and another response was sent, or the request is retried.
         """
         if session is not None and self._streams(session, status):
             await self._or_fail(session, session.open_for_token())
@@ -402,7 +424,7 @@ class ResponseGuard:
             return
         commit = self._commits(session, status)
         if commit and self.state is _OPEN and session.has_hooks_before_commit:
-            # The request is not at its end yet: its deadline, and the client's leaving, interrupt them.
+            # The watchers stay armed: the deadline or a disconnect interrupts the hooks.
             await self._run_before_commit(session)
             commit = self._commits(session, status)
         self._disarm()
@@ -412,12 +434,12 @@ class ResponseGuard:
         except DataError as error:
             if self._runs_again(session):
                 raise ResponseReplaced from error
-            # A response that does not claim success is true as it stands.
+            # An error response stays correct, even if the rollback failed.
             if commit:
                 await self._replace(error)
                 raise ResponseReplaced from error
         else:
-            # What the application has made of a conflict says no more than that there was one.
+            # The application may have answered a conflict with an error response: retry all the same.
             if not commit and self._runs_again(session):
                 raise ResponseReplaced
         finally:
@@ -427,7 +449,7 @@ class ResponseGuard:
         self._add_commits(session)
 
     def _add_commits(self, session: SessionCore) -> None:
-        """What was committed here cannot run again; that holds for the request around it as well."""
+        """Count the commits for the outer session, too: a request with commits cannot be retried."""
         if self._outer is not None:
             self._outer.session.commits += session.commits
 
@@ -435,7 +457,7 @@ class ResponseGuard:
         await self._or_fail(session, session.run_before_commit())
 
     async def _or_fail(self, session: SessionCore, work: Awaitable[None]) -> None:
-        """Do what has to be done before the response starts: where that fails, the request fails with it."""
+        """Await work that must succeed before the response starts; its failure fails the request."""
         try:
             await work
         except Exception as error:
@@ -454,11 +476,11 @@ class ResponseGuard:
             if session.is_at_rest:
                 await session.end(commit=commit, reason=reason)
                 return
-            # Out of reach of the call's cancellation: the outcome is known whatever becomes of the call. Until it is,
-            # the application is not told that its client has left, which many take for their cue to clean up.
+            # In a background task, so that a cancellation of the call does not leave the outcome unknown. Withhold
+            # `http.disconnect` until the outcome is known: applications cancel their work on it.
             self._is_decided = asyncio.Event()
             if self._received is not None:
-                self._received.tells_from = self._is_decided
+                self._received.disconnect_after = self._is_decided
             outcome: asyncio.Future[None] = asyncio.get_running_loop().create_future()
             self._ending = self.registry.background.spawn(
                 session.end(commit=commit, reason=reason, is_apart=True), waiter=outcome
@@ -468,17 +490,17 @@ class ResponseGuard:
         try:
             await outcome
         except asyncio.CancelledError:
-            # Where COMMIT has not been sent yet, it never will be.
+            # COMMIT is not sent any more, unless it was sent already.
             session.stop(DataError(DataErrorKind.TIMEOUT, "the request was cancelled; nothing was committed"))
             raise
 
-    # -- what becomes of the call
+    # -- exceptions, replaced responses and retries
 
     async def failed(self, error: BaseException) -> bool:
-        """An exception came out of the application.
+        """Handle an exception that has left the application.
 
         Returns:
-            Whether it has been dealt with; otherwise it goes on unchanged.
+            Whether it was handled; otherwise the caller raises it.
         """
         if self.state is _REPLACED:
             if self._failure is not None and _is_only(error, ResponseReplaced):
@@ -491,7 +513,7 @@ class ResponseGuard:
             try:
                 await self._run_before_commit(session)
             except BaseException as failure:
-                # A hook has failed, which was answered; or the deadline, or a cancellation, has cut one short.
+                # A failed hook was answered already; the deadline or a cancellation can interrupt one as well.
                 if await self.failed(failure):
                     return True
                 raise
@@ -511,7 +533,7 @@ class ResponseGuard:
         if stopped_by is None and isinstance(error, Exception) and self._runs_again(session):
             return True
         if stopped_by is not None:
-            # What a framework makes of our interruption (no response, a broken stream) is its consequence.
+            # A framework may turn the interruption into another exception: report the cause of the interruption.
             is_ours = self._take_back_cancellation() or not isinstance(error, asyncio.CancelledError)
             if is_ours and isinstance(error, asyncio.CancelledError | Exception):
                 error = stopped_by
@@ -525,10 +547,10 @@ class ResponseGuard:
         return False
 
     async def _break_off(self, session: SessionCore, error: BaseException) -> None:
-        """The body cannot be finished: the server closes the connection, which tells the client that it is not all.
+        """Roll back in the middle of a body; the server closes the connection, so that the client sees it truncated.
 
         Raises:
-            DataError: The deadline has passed, or the client is gone.
+            DataError: The deadline has passed, or the client has disconnected.
         """
         await self.registry.background.run(session.end(commit=False, reason=type(error).__name__))
         self.state = _ENDED
@@ -538,7 +560,7 @@ class ResponseGuard:
             raise self._stopped_by from error
 
     def _runs_again(self, session: SessionCore) -> bool:
-        """Whether the request has lost against another one and runs again; decided once, after it has ended."""
+        """Whether the request is retried after a conflict; decided once, after its session has ended."""
         replay = self.replay
         if self.state is _REPLACED or replay is None or session.lost_by is None or self._stopped_by is not None:
             return self.runs_again_after is not None
@@ -557,7 +579,7 @@ class ResponseGuard:
                 session.note_event(tracing.RETRY_GIVEN_UP, {tracing.RETRY_ATTEMPT: attempt.number})
             return False
         if attempt.obstacle is not None:
-            logger.warning("a request that has lost against another one does not run again: %s", attempt.obstacle)
+            logger.warning("a request is not retried after a conflict: %s", attempt.obstacle)
             return False
         session.forget_due_hooks()
         self.state = _REPLACED
@@ -566,10 +588,10 @@ class ResponseGuard:
         return True
 
     def again(self, scope: MutableMapping[str, Any]) -> ResponseGuard:
-        """The guard of another attempt.
+        """The guard of the next attempt.
 
         Args:
-            scope: As it was before the application had seen it.
+            scope: The original scope.
         """
         guard = ResponseGuard(
             self.registry,
@@ -582,25 +604,26 @@ class ResponseGuard:
             self._outer,
         )
         guard.replay = self.replay
+        guard.caching = self.caching
         if self._received is not None:
             self._received.rewind()
             guard._received = self._received
             guard.is_used = True
-        self.let_go()
+        self.release_references()
         return guard
 
     async def _fail(self, error: Exception) -> None:
-        """A hook before the commit has failed: the request fails as if the route had raised this."""
+        """Fail the request after a failed before-commit hook, as if the route had raised the error."""
         if isinstance(error, DataError):
             await self._replace(error)
             return
         self.state = _REPLACED
         if not await self._render(error):
-            # What stands around the middleware renders it, and reports it.
+            # The layers around the middleware render and report it.
             self._failure = error
 
     async def _replace(self, error: DataError, *, by_handlers: bool = True) -> None:
-        """Send another response in place of the application's; once, however many of its tasks have waited for it."""
+        """Send another response in place of the application's, once for all of its tasks."""
         if self.state is _REPLACED:
             return
         self.state = _REPLACED
@@ -610,9 +633,9 @@ class ResponseGuard:
         await ProblemDetails(self._config.errors).send(error, self.scope, self._send_in_place, is_partial=is_partial)
 
     async def _render(self, error: Exception) -> bool:
-        """Let the application's own exception handlers answer; False when there is none for this error.
+        """Answer with the application's exception handler for this error; False if there is none.
 
-        An exception out of `send` cannot reach them: to the framework the response has started.
+        Raising from `send` would not reach the handlers: for the framework the response has started.
         """
         seen = None if self._session is None else self._session.scope
         handler = find_handler(error, ProblemDetails(self._config.errors), seen, self.scope)
@@ -620,17 +643,17 @@ class ResponseGuard:
 
     # -- deadline and disconnect
 
-    def first_statement(self, session: SessionCore) -> None:
-        """The session comes into use: from here on there is something to protect, so the watches are set."""
+    def first_statement(self, session: SessionBase) -> None:
+        """Arm the deadline and disconnect watchers at the session's first statement."""
         loop = asyncio.get_running_loop()
         self._task = self._task or asyncio.current_task()
         self._is_armed = True
-        overtime = self.registry.overtime
+        deferred_calls = self.registry.deferred_calls
         now = loop.time()
         self._deadline = deadline = session.request_deadline
-        if deadline is not None and deadline < now + overtime.after_s:
+        if deadline is not None and deadline < now + deferred_calls.after_s:
             self._timer = loop.call_at(deadline, self._deadline_passed)
-        overtime.add(self._start_watching, now)
+        deferred_calls.add(self._start_watching, now)
 
     def _deadline_passed(self) -> None:
         if self.state in (_OPEN, _STREAMING, _DOOMED):
@@ -638,7 +661,7 @@ class ResponseGuard:
             self._timer = asyncio.get_running_loop().call_later(DEADLINE_RETRY_S, self._deadline_passed)
 
     def _interrupt(self, error: DataError) -> None:
-        """Doom the request; the statement that runs is stopped, or else the application where it waits."""
+        """Doom the request: interrupt its statement or, at a timeout without one, cancel the application's task."""
         session = cast("SessionCore", self._session)
         self._has_started = self._has_started or self.state is _STREAMING
         self.state = _DOOMED
@@ -648,7 +671,7 @@ class ResponseGuard:
             self._task.cancel()
 
     def _take_back_cancellation(self) -> bool:
-        """Undo our own cancellation of the application's task; False when somebody else's came on top of it."""
+        """Undo the guard's cancellations of the application's task; False if the task has another one."""
         task = self._task
         while task is not None and self._cancellations > 0:
             self._cancellations -= 1
@@ -656,7 +679,7 @@ class ResponseGuard:
         return task is None or task.cancelling() == 0
 
     def _start_watching(self) -> None:
-        """It takes its time: watch the clock, and for its client's leaving."""
+        """Start the deadline timer and the disconnect watcher of a request that has not ended quickly."""
         if self._deadline is not None and self._timer is None:
             self._timer = asyncio.get_running_loop().call_at(self._deadline, self._deadline_passed)
         if self.state in (_OPEN, _STREAMING):
@@ -670,7 +693,7 @@ class ResponseGuard:
     def _disarm(self) -> None:
         if self._is_armed:
             self._is_armed = False
-            self.registry.overtime.due.pop(self._start_watching, None)
+            self.registry.deferred_calls.due.pop(self._start_watching, None)
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
@@ -694,18 +717,18 @@ async def _run_hooks(session: SessionCore, ending: asyncio.Task[None] | None) ->
 
 
 def _status_started_by(message: Message) -> int | None:
-    """The status of the response that a message starts; None for one that starts none."""
+    """The status of the response that a message starts; None for a message that starts none."""
     kind = message["type"]
     if kind == "http.response.start":
-        # Informational responses (1xx) promise nothing.
+        # Informational responses (1xx) start no final response.
         status: int = message["status"]
         return status if status >= 200 else None
-    # To hypercorn, trailers without a start are a whole response: 200, as gRPC's "trailers-only".
+    # Hypercorn treats trailers without a start as a whole response: 200, as gRPC's "trailers-only".
     return 200 if kind == "http.response.trailers" else None
 
 
 def _ends_response(message: Message) -> bool:
-    """Whether nothing of the response comes behind this message, trailers aside."""
+    """Whether this is the last message of a response, trailers aside."""
     kind = message["type"]
     if kind == "http.response.body":
         return not message.get("more_body", False)

@@ -45,7 +45,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return _BROKEN_PIPE
     except Exception as error:  # noqa: BLE001 - Python would exit with 1, which means findings
-        _confess(error, console)
+        _report_bug(error, console)
         return ExitCode.CANNOT_RUN
 
 
@@ -139,7 +139,7 @@ def _similar(command: str) -> str:
     return f"Did you mean {found[0]!r}?" if found else f"There are: {', '.join(COMMANDS)}."
 
 
-def _confess(error: Exception, console: Console) -> None:
+def _report_bug(error: Exception, console: Console) -> None:
     """Report a bug of the program, without the error's message, which may quote a secret."""
     frames = "".join(traceback.format_tb(error.__traceback__))
     console.complain(f"{type(error).__name__} inside {PROGRAM}. This is a fault of it: please report it with\n{frames}")

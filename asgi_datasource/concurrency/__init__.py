@@ -1,1 +1,1 @@
-"""Tasks out of reach of cancellation, locks, queues and limits: nothing here knows PostgreSQL or ASGI."""
+"""Tasks, locks, queues and limits for asyncio; independent of PostgreSQL and ASGI."""

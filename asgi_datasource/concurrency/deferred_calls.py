@@ -1,8 +1,7 @@
-"""Calls back those requests that are still there after a while, and costs the others next to nothing.
+"""One timer for many delayed callbacks that are mostly cancelled before they are due.
 
-Most requests are done long before anything has to be watched. A timer for each of them would be set and cancelled for
-nothing, thousands of times a second; here they stand in one line, in the order in which their time comes, behind one
-timer.
+Most requests end long before their watchers are due. Instead of a timer for each request, set and cancelled thousands
+of times a second, all callbacks share one ordered dictionary and one event-loop timer.
 """
 
 from __future__ import annotations
@@ -13,25 +12,25 @@ from contextvars import Context
 
 
 class DeferredCalls:
-    """One line of callbacks, each due the same time after it was added.
+    """A queue of callbacks, each due the same delay after it was added.
 
     Args:
         after_s: Seconds from `add` to the call.
 
     Attributes:
-        due: When each callback is due, as event-loop time; in that order, for all wait equally long. To take one back
-            is to remove it from here: nothing of it is kept.
+        due: Due time of each callback, in event-loop time and in that order, since all have the same delay. To cancel a
+            callback, remove it from here.
     """
 
     def __init__(self, after_s: float) -> None:
         self.after_s = after_s
         self.due: dict[Callable[[], None], float] = {}
-        # Not the context of the first request: what is called belongs to others.
+        # A context of its own: the callbacks do not belong to the request that starts the timer.
         self._context = Context()
         self._timer: asyncio.TimerHandle | None = None
 
     def add(self, callback: Callable[[], None], now: float) -> None:
-        """Call `callback` once, `after_s` from now, unless it is taken back.
+        """Call `callback` once, `after_s` seconds from now, unless it is removed from `due`.
 
         Args:
             callback: Called on the event loop, in a context of its own.
@@ -42,7 +41,7 @@ class DeferredCalls:
             self._timer = asyncio.get_running_loop().call_at(now + self.after_s, self._call_due, context=self._context)
 
     def close(self) -> None:
-        """Call nothing any more."""
+        """Drop all callbacks and cancel the timer."""
         self.due.clear()
         if self._timer is not None:
             self._timer.cancel()

@@ -1,9 +1,10 @@
-"""Whose turn it is at a pool that several tenants share: a queue for each tenant, and turns between tenants.
+"""Fair admission to a pool that several tenants share: one queue for each tenant, served round-robin.
 
-A tenant that wants much waits behind itself: whoever has least comes first, and among equals they take turns. When the
-queue is full, it is the tenant with the longest line that is refused. Priorities go before both.
+The tenant with the fewest connections in use is served first; among equals the tenants take turns. When the queue is
+full, the tenant with the most waiters is refused. Priorities take precedence over both rules.
 
-Pools stay psycopg's. This stands in front of one, lets no more in than it has connections, and so decides who waits.
+psycopg_pool owns the connections. This queue stands in front of it and admits at most `capacity` borrowers, so that
+the order of admission is decided here.
 """
 
 from __future__ import annotations
@@ -13,16 +14,16 @@ from collections import OrderedDict
 from dataclasses import dataclass
 
 from ..errors import DataError, DataErrorKind
-from .limits import Line, Priority
+from .priority_queue import Priority, PriorityQueue
 
 
 @dataclass(frozen=True, slots=True)
-class Share:
-    """On whose account a connection is borrowed.
+class TenantQuota:
+    """The tenant that a borrowed connection counts for, and its limit.
 
     Attributes:
-        tenant: The tenant's name; None is whoever has none.
-        limit: The most that it may have at a time; None is as many as there are.
+        tenant: The tenant's name; None for sessions without a tenant.
+        limit: Most connections that it may hold at a time; None sets no bound.
     """
 
     tenant: str | None
@@ -30,64 +31,64 @@ class Share:
 
 
 class _Waiter:
-    __slots__ = ("admitted", "priority", "share")
+    __slots__ = ("admitted", "priority", "quota")
 
-    def __init__(self, share: Share, priority: Priority) -> None:
-        self.share = share
+    def __init__(self, quota: TenantQuota, priority: Priority) -> None:
+        self.quota = quota
         self.priority = priority
         self.admitted: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
 
 class FairQueue:
-    """Lets tenants in, one by one and in turn.
+    """Admits borrowers of a pool, tenant by tenant.
 
     Args:
-        label: Names the pool, for messages.
-        capacity: How many may be in at a time; None only keeps each tenant to its own limit.
-        max_waiting: How many may wait in all; 0 sets no bound.
+        label: Names the pool in messages.
+        capacity: Most borrowers at a time; None enforces only the tenants' own limits.
+        max_waiting: Most waiters of all tenants together; 0 sets no bound.
     """
 
     def __init__(self, label: str, *, capacity: int | None, max_waiting: int) -> None:
         self._label = label
         self._capacity = capacity
         self._max_waiting = max_waiting
-        self._taken = 0
+        self._admitted = 0
         self._waiting = 0
-        self._held: dict[str | None, int] = {}
-        self._lines: OrderedDict[str | None, Line[_Waiter]] = OrderedDict()
-        """The waiting of each tenant; the tenant in front is next, and goes to the end when it had its turn."""
+        self._in_use: dict[str | None, int] = {}
+        self._queues: OrderedDict[str | None, PriorityQueue[_Waiter]] = OrderedDict()
+        """The waiters of each tenant; among equals the first is served, and then moves to the end."""
 
     def __repr__(self) -> str:
-        return f"<FairQueue {self._label}: {self._taken} in, {self._waiting} of {len(self._lines)} tenants waiting>"
+        return f"<FairQueue {self._label}: {self._admitted} in, {self._waiting} of {len(self._queues)} tenants waiting>"
 
     @property
     def waiting(self) -> int:
-        """How many wait."""
+        """Number of waiters."""
         return self._waiting
 
-    def held(self, tenant: str | None) -> int:
-        """How many connections a tenant has at the moment."""
-        return self._held.get(tenant, 0)
+    def in_use(self, tenant: str | None) -> int:
+        """Number of connections that a tenant holds."""
+        return self._in_use.get(tenant, 0)
 
-    def enter_at_once(self, share: Share) -> bool:
-        """Let a tenant in where it need not wait; whoever is let in calls `leave`."""
-        if share.tenant in self._lines or not self._has_room(share):
+    def try_enter(self, quota: TenantQuota) -> bool:
+        """Admit a borrower if it need not wait; pair True with `leave`."""
+        if quota.tenant in self._queues or not self._has_room(quota):
             return False
-        # Those who wait, wait for their own limit: otherwise there would be no room.
-        self._admit(share)
+        # Waiters of other tenants wait for their own limits: if the pool were full, `_has_room` would be false.
+        self._admit(quota)
         return True
 
-    async def enter(self, share: Share, *, timeout_s: float, priority: Priority = Priority.NORMAL) -> None:
-        """Wait until it is this tenant's turn; whoever is let in calls `leave`.
+    async def enter(self, quota: TenantQuota, *, timeout_s: float, priority: Priority = Priority.NORMAL) -> None:
+        """Wait for admission; pair a return with `leave`.
 
         Raises:
-            DataError: RESOURCE: it was not within `timeout_s`, or the queue is full and this one's line is the longest.
+            DataError: RESOURCE: not admitted within `timeout_s`, or the queue is full and this tenant waits the most.
         """
-        if self.enter_at_once(share):
+        if self.try_enter(quota):
             return
-        self._make_room(share, priority)
-        waiter = _Waiter(share, priority)
-        self._lines.setdefault(share.tenant, Line()).append(waiter, priority)
+        self._refuse_if_full(quota, priority)
+        waiter = _Waiter(quota, priority)
+        self._queues.setdefault(quota.tenant, PriorityQueue()).append(waiter, priority)
         self._waiting += 1
         try:
             async with asyncio.timeout(timeout_s):
@@ -96,85 +97,85 @@ class FairQueue:
             if waiter.admitted.done() and not waiter.admitted.cancelled():
                 if waiter.admitted.exception() is not None:
                     raise
-                # It was this one's turn in the very moment in which it gave up.
-                self.leave(share)
+                # Admitted at the moment in which the wait was cancelled or timed out.
+                self.leave(quota)
             else:
-                self._strike(waiter)
+                self._remove(waiter)
             if isinstance(error, TimeoutError):
-                raise self._refusal(share, f"none was free for it within {timeout_s:.1f} s") from None
+                raise self._refused(quota, f"none was free for it within {timeout_s:.1f} s") from None
             raise
 
-    def leave(self, share: Share) -> None:
-        """A connection is back: it is the next one's turn."""
-        self._taken -= 1
-        left = self._held[share.tenant] - 1
+    def leave(self, quota: TenantQuota) -> None:
+        """Return a connection and admit the next waiter."""
+        self._admitted -= 1
+        left = self._in_use[quota.tenant] - 1
         if left:
-            self._held[share.tenant] = left
+            self._in_use[quota.tenant] = left
         else:
-            del self._held[share.tenant]
-        self._serve()
+            del self._in_use[quota.tenant]
+        self._admit_next()
 
-    def _has_room(self, share: Share) -> bool:
-        if self._capacity is not None and self._taken >= self._capacity:
+    def _has_room(self, quota: TenantQuota) -> bool:
+        if self._capacity is not None and self._admitted >= self._capacity:
             return False
-        return share.limit is None or self._held.get(share.tenant, 0) < share.limit
+        return quota.limit is None or self._in_use.get(quota.tenant, 0) < quota.limit
 
-    def _admit(self, share: Share) -> None:
-        self._taken += 1
-        self._held[share.tenant] = self._held.get(share.tenant, 0) + 1
+    def _admit(self, quota: TenantQuota) -> None:
+        self._admitted += 1
+        self._in_use[quota.tenant] = self._in_use.get(quota.tenant, 0) + 1
 
-    def _serve(self) -> None:
-        """Let in who can be let in, each tenant one before any gets a second."""
-        while self._lines and (self._capacity is None or self._taken < self._capacity):
-            served = [name for name, line in self._lines.items() if self._has_room(line.first.share)]
+    def _admit_next(self) -> None:
+        """Admit waiters while there is room, one tenant at a time."""
+        while self._queues and (self._capacity is None or self._admitted < self._capacity):
+            served = [name for name, queue in self._queues.items() if self._has_room(queue.first.quota)]
             if not served:
                 return
-            # Who has least comes first; among equals, whose turn it is.
-            tenant = min(served, key=lambda name: (-self._lines[name].highest, self.held(name)))
-            line = self._lines[tenant]
-            waiter = line.pop()
+            # The tenant with the fewest connections first; among equals, the one that was served longest ago.
+            tenant = min(served, key=lambda name: (-self._queues[name].highest, self.in_use(name)))
+            queue = self._queues[tenant]
+            waiter = queue.pop()
             self._waiting -= 1
-            if line:
-                self._lines.move_to_end(tenant)
+            if queue:
+                self._queues.move_to_end(tenant)
             else:
-                del self._lines[tenant]
+                del self._queues[tenant]
             if not waiter.admitted.done():
-                self._admit(waiter.share)
+                self._admit(waiter.quota)
                 waiter.admitted.set_result(None)
 
-    def _make_room(self, share: Share, priority: Priority) -> None:
-        """Refuse somebody where the queue is full: of the lowest priority, the last of the longest line.
+    def _refuse_if_full(self, quota: TenantQuota, priority: Priority) -> None:
+        """If the queue is full, refuse the newest waiter of the tenant with the most waiters of the lowest priority.
 
         Raises:
-            DataError: RESOURCE: it is this one.
+            DataError: RESOURCE: that waiter would be this one.
         """
         if not 0 < self._max_waiting <= self._waiting:
             return
         lowest = next(
-            (rank for rank in Priority if any(line.count(rank) for line in self._lines.values())), Priority.HIGH
+            (rank for rank in Priority if any(queue.count(rank) for queue in self._queues.values())), Priority.HIGH
         )
-        lines = {name: line for name, line in self._lines.items() if line.count(lowest)}
-        longest = max(lines, key=lambda name: lines[name].count(lowest))
-        own = lines[share.tenant].count(lowest) if share.tenant in lines else 0
-        if priority < lowest or (priority is lowest and own + 1 >= lines[longest].count(lowest)):
-            raise self._refusal(share, f"{self._waiting} are waiting already")
-        last = lines[longest].last(lowest)
-        self._strike(last)
-        last.admitted.set_exception(self._refusal(last.share, f"{self._waiting} are waiting already"))
+        queues = {name: queue for name, queue in self._queues.items() if queue.count(lowest)}
+        longest = max(queues, key=lambda name: queues[name].count(lowest))
+        own = queues[quota.tenant].count(lowest) if quota.tenant in queues else 0
+        if priority < lowest or (priority is lowest and own + 1 >= queues[longest].count(lowest)):
+            raise self._refused(quota, f"{self._waiting} are waiting already")
+        last = queues[longest].last(lowest)
+        self._remove(last)
+        last.admitted.set_exception(self._refused(last.quota, f"{self._waiting} are waiting already"))
 
-    def _strike(self, waiter: _Waiter) -> None:
-        line = self._lines.get(waiter.share.tenant)
-        if line is None or waiter not in line:
+    def _remove(self, waiter: _Waiter) -> None:
+        queue = self._queues.get(waiter.quota.tenant)
+        if queue is None or waiter not in queue:
             return
-        line.remove(waiter)
+        queue.remove(waiter)
         self._waiting -= 1
-        if not line:
-            del self._lines[waiter.share.tenant]
+        if not queue:
+            del self._queues[waiter.quota.tenant]
 
-    def _refusal(self, share: Share, because: str) -> DataError:
-        limit = "" if share.limit is None else f" of {share.limit}"
+    def _refused(self, quota: TenantQuota, reason: str) -> DataError:
+        limit = "" if quota.limit is None else f" of {quota.limit}"
         return DataError(
             DataErrorKind.RESOURCE,
-            f"{self._label}: the tenant has {self.held(share.tenant)}{limit} connections in use, and {because}. Raise"
+            f"{self._label}: the tenant has {self.in_use(quota.tenant)}{limit} connections in use, and {reason}. Raise"
             " its limits.max_connections or pool.max_size, or shorten its transactions",
         )

@@ -1,4 +1,4 @@
-"""Whose turn it is: one task at a time, or several reads side by side."""
+"""A lock held by one task, or shared by several reads."""
 
 from __future__ import annotations
 
@@ -7,94 +7,94 @@ from collections import deque
 from collections.abc import Callable
 from typing import Final
 
-_ALONE: Final = -1
+_EXCLUSIVE: Final = -1
 
 
 class SharedLock:
-    """A lock that is free at no cost, fair, and can be shared up to a number of holders.
+    """A fair lock that costs nothing while it is free, and that a bounded number of holders can share.
 
     Args:
-        shared: How many may share it.
-        is_closed_to_sharing: Asked when somebody would share: whether it has to be held alone after all.
+        max_holders: Most holders that share it.
+        must_be_exclusive: Called when a holder asks to share; True makes the lock exclusive all the same.
     """
 
-    __slots__ = ("_holders", "_is_closed_to_sharing", "_shared", "_waiting")
+    __slots__ = ("_holders", "_max_holders", "_must_be_exclusive", "_waiting")
 
-    def __init__(self, shared: int = 1, is_closed_to_sharing: Callable[[], bool] | None = None) -> None:
-        self._shared = shared
-        self._is_closed_to_sharing = is_closed_to_sharing
+    def __init__(self, max_holders: int = 1, must_be_exclusive: Callable[[], bool] | None = None) -> None:
+        self._max_holders = max_holders
+        self._must_be_exclusive = must_be_exclusive
         self._holders = 0
         self._waiting: deque[tuple[asyncio.Future[None], bool]] | None = None
 
     @property
-    def is_taken(self) -> bool:
-        """Whether somebody has it."""
+    def is_held(self) -> bool:
+        """Whether the lock has a holder."""
         return self._holders != 0
 
     @property
-    def can_be_shared(self) -> bool:
-        """Whether asking for a shared turn makes any difference."""
-        return self._shared > 1
+    def is_shareable(self) -> bool:
+        """Whether `shared=True` makes a difference."""
+        return self._max_holders > 1
 
-    def take(self, *, may_share: bool = False) -> bool:
-        """Take it if that needs no waiting.
+    def try_acquire(self, *, shared: bool = False) -> bool:
+        """Acquire the lock if that needs no wait.
 
         Args:
-            may_share: Others who may share can have it at the same time.
+            shared: Other holders that share may hold it at the same time.
 
         Returns:
-            Whether the caller has it now.
+            Whether it was acquired.
         """
         if self._holders == 0 and not self._waiting:
-            self._holders = 1 if may_share and self._is_open_to_sharing() else _ALONE
+            self._holders = 1 if shared and self._allows_sharing() else _EXCLUSIVE
             return True
-        return not self._waiting and self._take_beside(may_share)
+        return not self._waiting and self._join(shared)
 
-    async def wait(self, *, may_share: bool = False) -> None:
-        """Take it when it is the caller's turn; those who came first go first."""
-        if self.take(may_share=may_share):
+    async def acquire(self, *, shared: bool = False) -> None:
+        """Acquire the lock, in the order of the calls."""
+        if self.try_acquire(shared=shared):
             return
         if self._waiting is None:
             self._waiting = deque()
         turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._waiting.append((turn, may_share))
+        self._waiting.append((turn, shared))
         try:
             await turn
         except BaseException:
             if turn.done() and not turn.cancelled():
-                self.leave()
+                self.release()
             else:
                 turn.cancel()
-                # Those behind may have waited for this one alone.
-                self._call_next()
+                # Waiters behind this one may have waited for it alone.
+                self._wake_next()
             raise
 
-    def leave(self) -> None:
-        """The holder is done."""
-        self._holders = 0 if self._holders == _ALONE else self._holders - 1
+    def release(self) -> None:
+        """Give up one holder's place and wake the next waiters."""
+        self._holders = 0 if self._holders == _EXCLUSIVE else self._holders - 1
         if self._waiting:
-            self._call_next()
+            self._wake_next()
 
-    def _call_next(self) -> None:
+    def _wake_next(self) -> None:
         waiting = self._waiting
         while waiting:
-            turn, may_share = waiting[0]
+            turn, shared = waiting[0]
             if turn.done():
                 waiting.popleft()
                 continue
             if self._holders == 0:
-                self._holders = 1 if may_share and self._is_open_to_sharing() else _ALONE
-            elif not self._take_beside(may_share):
+                self._holders = 1 if shared and self._allows_sharing() else _EXCLUSIVE
+            elif not self._join(shared):
                 return
             waiting.popleft()
             turn.set_result(None)
 
-    def _take_beside(self, may_share: bool) -> bool:
-        """Take it beside those who share it already."""
-        if not may_share or not 0 < self._holders < self._shared:
+    def _join(self, shared: bool) -> bool:
+        """Join the holders that share the lock, if there is room."""
+        if not shared or not 0 < self._holders < self._max_holders:
             return False
         self._holders += 1
         return True
 
-    def _is_open_to_sharing(self) -> bool:
-        return self._shared > 1 and (self._is_closed_to_sharing is None or not self._is_closed_to_sharing())
+    def _allows_sharing(self) -> bool:
+        return self._max_holders > 1 and (self._must_be_exclusive is None or not self._must_be_exclusive())

@@ -1,4 +1,4 @@
-"""Tasks of the library's own: what must end even when the request that started it is gone."""
+"""Background tasks: work that must end even when the request that started it is gone."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ logger = logging.getLogger("asgi_datasource.background")
 
 
 class BackgroundTasks:
-    """Runs coroutines out of reach of their caller's cancellation, and waits for them at shutdown.
+    """Runs coroutines that their caller's cancellation does not reach, and awaits them at shutdown.
 
-    A shield of anyio does not stop a native `Task.cancel()`, and waiting again and again on `asyncio.shield` spins
-    under an anyio scope, which cancels at every wait. So the work gets a task of its own, the caller awaits it once
-    under a shield, and leaves when it is cancelled; the task ends by itself, within its own deadline.
+    An anyio shield does not stop a native `Task.cancel()`, and repeated waits on `asyncio.shield` spin under an anyio
+    scope, which cancels at every wait. So the work runs in a task of its own, and the caller awaits it once under a
+    shield. A cancelled caller leaves; the task ends by itself, within its own deadline.
     """
 
     def __init__(self) -> None:
@@ -28,18 +28,18 @@ class BackgroundTasks:
         return sum(not task.done() for task in self._tasks)
 
     def spawn(self, work: Coroutine[Any, Any, T], *, waiter: asyncio.Future[T] | None = None) -> asyncio.Task[T]:
-        """Start `work` in a task that only `drain` waits for.
+        """Start `work` in a task that only `drain` awaits.
 
         Args:
-            work: What to run.
-            waiter: Gets the outcome too, as soon as it is known: whoever awaits it goes on a turn or two of the loop
-                before a shield around the task would let him. It may be cancelled.
+            work: The coroutine to run.
+            waiter: Receives the outcome as well: a task that awaits it resumes one or two loop iterations earlier than
+                with a shield around the task. It may be cancelled.
         """
         task: asyncio.Task[T]
         if waiter is not None:
-            work = _tell(work, waiter)
+            work = _resolve_waiter(work, waiter)
         if sys.version_info >= (3, 12):
-            # Starting at once saves a turn of the loop for each COMMIT.
+            # An eager start saves a loop iteration for each COMMIT.
             task = asyncio.Task(work, loop=asyncio.get_running_loop(), eager_start=True)
         else:
             task = asyncio.get_running_loop().create_task(work)
@@ -51,7 +51,7 @@ class BackgroundTasks:
         return task
 
     async def run(self, work: Coroutine[Any, Any, T]) -> T:
-        """Start `work` and wait for it; a cancelled caller leaves at once and the work goes on.
+        """Start `work` and await it; a cancelled caller leaves at once and the work goes on.
 
         Raises:
             asyncio.CancelledError: The caller was cancelled.
@@ -62,10 +62,10 @@ class BackgroundTasks:
         return await waiter
 
     async def drain(self, timeout_s: float) -> int:
-        """Wait for what is still running, `timeout_s` seconds at most, then cancel the rest.
+        """Await the running tasks for at most `timeout_s` seconds, then cancel the rest.
 
         Returns:
-            How many had to be cancelled.
+            Number of tasks that were cancelled.
         """
         current = asyncio.current_task()
         waiting = {task for task in self._tasks if task is not current}
@@ -82,11 +82,11 @@ class BackgroundTasks:
     def _forget(self, task: asyncio.Task[Any]) -> None:
         self._tasks.discard(task)
         if not task.cancelled():
-            # Retrieved here because a caller that was cancelled will not, and asyncio would complain at exit.
+            # Retrieve the exception here: a cancelled caller does not, and asyncio would log it at exit.
             task.exception()
 
 
-async def _tell(work: Coroutine[Any, Any, T], waiter: asyncio.Future[T]) -> T:
+async def _resolve_waiter(work: Coroutine[Any, Any, T], waiter: asyncio.Future[T]) -> T:
     try:
         result = await work
     except asyncio.CancelledError:

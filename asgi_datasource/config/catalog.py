@@ -70,8 +70,8 @@ class CatalogConfig(Section):
         title="Query",
         description=(
             "Returns a row for each tenant, with the column name and any of datasource, schema, row_security (json),"
-            " role, state, aliases (an array), max_connections and database. Without it, the table of asgi-datasource"
-            " tenants is read."
+            " role, state, aliases (an array of names), domains (an array of hosts), max_connections, database and"
+            " is_ready (false: not served yet). Without it, the table of asgi-datasource tenants is read."
         ),
         examples=["select slug as name, status as state from customers where plan <> 'none'"],
     )

@@ -147,6 +147,10 @@ class Code(StrEnum):
     """A tenant's schema or role does not exist."""
     CANNOT_TELL = "ADS116"
     """The login lacks the privileges that a check needs."""
+    OPEN_POLICY = "ADS117"
+    """A row security policy does not isolate tenants."""
+    SHARED_ROLE = "ADS118"
+    """One role may use the schemas of several tenants."""
 
     @property
     def needs_server(self) -> bool:

@@ -78,8 +78,8 @@ _OUTSIDE_TEXT: Final[dict[str, Any]] = {
 _SECRET_COMMAND: Final[dict[str, Any]] = {
     "title": "Secret command",
     "description": (
-        "The value is what this program prints, without the line break at its end. It is run without a shell, and only"
-        " where whoever loads the file allows it."
+        "The value is the output of this program, without the line break at its end. It runs without a shell, and only"
+        " if the process that loads the file allows commands."
     ),
     "type": "object",
     "properties": {

@@ -6,6 +6,7 @@ Host names are case-insensitive, may end in a dot, and encode other scripts in A
 from __future__ import annotations
 
 import re
+from collections.abc import Container
 from typing import Final
 
 MAX_HOST_LENGTH: Final = 262
@@ -47,3 +48,12 @@ def normalize_host(value: str) -> str | None:
         return None
     host = host.removesuffix(".")
     return host if len(host) <= 253 and _NAME.fullmatch(host) else None
+
+
+def lies_within(host: str, domains: Container[str]) -> bool:
+    """Whether a host is one of some domains, or lies below one; all of them normalized."""
+    while host:
+        if host in domains:
+            return True
+        _, _, host = host.partition(".")
+    return False

@@ -152,6 +152,10 @@ ProxyAddress = Annotated[
         maximum=64,
     ),
 ]
+TrustedHeader = Annotated[
+    Literal["forwarded", "x-forwarded-host", "none"],
+    values.word("TrustedHeader", "forwarded", "x-forwarded-host", "none"),
+]
 QueryName = Annotated[
     str, values.text("QueryName", "the name of a query parameter, such as tenant", r"[A-Za-z0-9_.-]+", maximum=64)
 ]

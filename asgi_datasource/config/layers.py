@@ -334,7 +334,7 @@ class _Reader:
                 continue
             twice = [path for key, value in part.document.items() for path in self._join(joined, key, value, part)]
             if twice:
-                self._tell_twice(part, twice)
+                self._report_duplicates(part, twice)
         return joined
 
     def _join(self, joined: dict[str, Any], key: str, value: Any, part: _Part) -> Iterator[Path]:
@@ -357,7 +357,7 @@ class _Reader:
         elif key != "version" or there != value:
             yield (key,)
 
-    def _tell_twice(self, part: _Part, paths: list[Path]) -> None:
+    def _report_duplicates(self, part: _Part, paths: list[Path]) -> None:
         # One search for all paths: a whole file may be a duplicate.
         for (path, _), mark in find_marks(part.text, [(path, True) for path in paths]).items():
             problem = Diagnostic(

@@ -44,6 +44,11 @@ _KNOWN: Final[dict[str, dict[str, str]]] = {
         **{f"ES{bits}": f"ECDSA with SHA-{bits}: a public key." for bits in (256, 384, 512)},
         "EdDSA": "Ed25519 or Ed448: a public key.",
     },
+    "TrustedHeader": {
+        "forwarded": "Each proxy appends an element of its own (RFC 7239).",
+        "x-forwarded-host": "Each proxy overwrites it, or takes it away.",
+        "none": "Host alone counts.",
+    },
     "Outcome": {
         "2xx": "All successes.",
         "3xx": "All redirections.",

@@ -41,7 +41,7 @@ class RouteRule(Section):
         title="Match",
         description=(
             "A method and a path: * is one segment, a final ** any number of segments. Without a method, or with *,"
-            " every method matches. The first matching rule applies."
+            " every method matches. The first matching rule applies; HEAD uses the rule of GET unless it has its own."
         ),
         examples=["GET /reports/**", "POST /search", "/basket/*"],
     )

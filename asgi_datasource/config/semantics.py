@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterator
 from itertools import islice
 from typing import Final
@@ -14,11 +13,13 @@ from .diagnostics import Code, Diagnostic, Edit, EditKind, Path, Severity, Sugge
 from .kinds import EVERY_OTHER
 from .limits import MAX_DIAGNOSTICS
 from .models import Config, RouteRule, TenantConfig
+from .name_pattern import compile_name_pattern
 from .sections import Section
 from .semantics_resolvers import check_resolvers
 from .semantics_servers import check_budget, check_lags, check_servers
 from .semantics_tenancy import absent_datasource, check_aliases, check_catalog, check_tenancy
 from .shapes import is_mapping
+from .tenant_places import Sites, TemplateReach, place_of
 from .url import PLACEHOLDER
 
 MAX_NAME_BYTES: Final = 63
@@ -80,13 +81,14 @@ def _tenant_datasources(config: Config) -> Iterator[Diagnostic]:
 def _tenant_names(config: Config) -> Iterator[Diagnostic]:
     path: Path = ("tenancy", "pattern")
     try:
-        matches = re.compile(config.tenancy.pattern).fullmatch
-    except re.error as error:
-        message, fix = f"not a regular expression: {error.msg}", "See Python's re module."
+        matches = compile_name_pattern(config.tenancy.pattern)
+    except ValueError as error:
+        message = f"not a regular expression that can be matched in linear time: {error}"
+        fix = "See Python's re module, and use no look-around and no back-references."
         yield Diagnostic(Code.PATTERN, path, message, fix, edit=Edit(EditKind.REMOVE, path))
         return
     for name in config.tenants:
-        if name != EVERY_OTHER and matches(name) is None:
+        if name != EVERY_OTHER and not matches(name):
             message = "no request can name this tenant: the name does not match tenancy.pattern"
             fix = "Rename the tenant, or widen the pattern."
             here = ("tenants", name)
@@ -105,6 +107,7 @@ def _tenants_apart(config: Config) -> Iterator[Diagnostic]:
     for name, tenant in config.tenants.items():
         if name == EVERY_OTHER:
             yield from _others(tenant, config)
+            yield from _reaches(tenant, config)
         elif tenant.datasource in home:
             kind, place = _place(name, tenant, has_database=home[tenant.datasource] in templates)
             other = first.setdefault((home[tenant.datasource], kind), {}).setdefault(place, name)
@@ -124,6 +127,43 @@ def _others(tenant: TenantConfig, config: Config) -> Iterator[Diagnostic]:
         fix = f"Write schema: '{PLACEHOLDER}', a row_security setting with it, or put it into the datasource's URL."
         edit = Edit(EditKind.ADD, (*path, "schema"), PLACEHOLDER)
         yield Diagnostic(Code.SHARED_PLACE, path, message, fix, is_about_key=True, edit=edit)
+
+
+def _reaches(others: TenantConfig, config: Config) -> Iterator[Diagnostic]:
+    """Listed tenants whose place `"*"` assigns to a name that is not listed."""
+    if others.datasource not in config.datasources:
+        return
+    try:
+        matches = compile_name_pattern(config.tenancy.pattern)
+    except ValueError:
+        return
+    sites = Sites(config)
+    reach = TemplateReach(others.datasource, others, database=others.database, sites=sites)
+    known = {*config.tenants, *(alias for tenant in config.tenants.values() for alias in tenant.aliases)}
+    for name, tenant in config.tenants.items():
+        if name == EVERY_OTHER:
+            continue
+        for other in reach.names_into(*place_of(name, tenant, sites)):
+            if other not in known and matches(other):
+                yield _reached(name, tenant, other, is_whole_database=reach.takes_databases)
+                break
+
+
+def _reached(name: str, tenant: TenantConfig, other: str, *, is_whole_database: bool) -> Diagnostic:
+    path: Path = ("tenants", name)
+    severity = Severity.ERROR
+    message = f"a request for {show(other)}, which is not listed, would be served where this tenant lives"
+    if is_whole_database and (tenant.schema_name, tenant.role, tenant.row_security) != (None, None, None):
+        # Something else isolates the tenant inside the database.
+        severity = Severity.WARNING
+        message = f"a request for {show(other)}, which is not listed, would be served in this tenant's database"
+    fix = (
+        f"Give '*' places that no other tenant has, such as 't_{PLACEHOLDER}', or add {show(other)} to the aliases of"
+        " this tenant."
+    )
+    related: tuple[Path, ...] = (("tenants", EVERY_OTHER),)
+    edit = Edit(EditKind.ADD, (*path, "aliases"), [*tenant.aliases, other])
+    return Diagnostic(Code.SHARED_PLACE, path, message, fix, True, severity=severity, related=related, edit=edit)
 
 
 def _place(name: str, tenant: TenantConfig, *, has_database: bool) -> tuple[object, object]:

@@ -7,8 +7,8 @@ from collections.abc import Iterable, Iterator
 from itertools import chain, islice
 from typing import Final
 
-from .diagnostics import Code, Diagnostic, Edit, EditKind, Path, Suggestions, show
-from .hostnames import normalize_host
+from .diagnostics import Code, Diagnostic, Edit, EditKind, Path, Severity, Suggestions, show
+from .hostnames import lies_within, normalize_host
 from .kinds import EVERY_OTHER
 from .models import Config
 from .tenants import TokenConfig
@@ -32,6 +32,7 @@ def absent_datasource(path: Path, name: str, config: Config, suggestions: Sugges
 def check_tenancy(config: Config) -> Iterator[Diagnostic]:
     """Mistakes in the section `tenancy`."""
     yield from _addresses(config)
+    yield from _proxies(config)
     tenants = _NamedTenants(config)
     for index, way in enumerate(config.tenancy.resolve):
         path: Path = ("tenancy", "resolve", index)
@@ -68,7 +69,7 @@ def check_catalog(config: Config) -> Iterator[Diagnostic]:
 
 
 def check_aliases(config: Config) -> Iterator[Diagnostic]:
-    """Aliases and hosts that name two tenants."""
+    """Aliases, domains and hosts that name two tenants."""
     hosts: dict[str, tuple[str, Path]] = {}
     for number, way in enumerate(config.tenancy.resolve):
         for host, wanted in (way.domain or {}).items():
@@ -83,9 +84,8 @@ def check_aliases(config: Config) -> Iterator[Diagnostic]:
     owner: dict[str, str] = {}
     for name, tenant in config.tenants.items():
         for index, alias in enumerate(tenant.aliases):
-            spelled = normalize_host(alias) or alias
-            other = alias if alias in config.tenants else owner.setdefault(spelled, name)
-            if other != name or owner.get(spelled, name) != name:
+            other = alias if alias in config.tenants else owner.setdefault(alias, name)
+            if other != name:
                 path: Path = ("tenants", name, "aliases", index)
                 message = f"{show(alias)} is also a name of the tenant {show(other)}"
                 fix = "Take it out of one of them: a name stands for one tenant."
@@ -93,14 +93,37 @@ def check_aliases(config: Config) -> Iterator[Diagnostic]:
                 yield Diagnostic(
                     Code.SHARED_NAME, path, message, fix, related=related, edit=Edit(EditKind.REMOVE, path)
                 )
-            elif spelled in hosts and hosts[spelled][0] not in (name, *tenant.aliases):
-                named, first = hosts[spelled]
-                path = ("tenants", name, "aliases", index)
-                message = f"{show(alias)} is also a host of the tenant {show(named)}"
-                fix = "Take it out of one of them: a host stands for one tenant."
-                yield Diagnostic(
-                    Code.SHARED_NAME, path, message, fix, related=(first,), edit=Edit(EditKind.REMOVE, path)
+    yield from _domains(config, hosts)
+
+
+def _domains(config: Config, hosts: dict[str, tuple[str, Path]]) -> Iterator[Diagnostic]:
+    """Tenants' domains that are not hosts, belong to another tenant, or are the application's own."""
+    own = config.tenancy.own_hosts
+    owner: dict[str, tuple[str, Path]] = {}
+    for name, tenant in config.tenants.items():
+        for index, domain in enumerate(tenant.domains):
+            path: Path = ("tenants", name, "domains", index)
+            edit = Edit(EditKind.REMOVE, path)
+            host = normalize_host(domain)
+            if host is None:
+                yield _no_host(path)
+                continue
+            if lies_within(host, own):
+                message = f"{show(domain)} is, or lies below, a domain of the application's own"
+                fix = (
+                    "Remove it, or name it in the map of a domain resolver. Tenants' domains are served without being"
+                    " listed in trusted_hosts."
                 )
+                related: tuple[Path, ...] = (("tenancy",),)
+                yield Diagnostic(Code.CONTRADICTION, path, message, fix, related=related, edit=edit)
+                continue
+            found = hosts.get(host)
+            if found is None or found[0] in (name, *tenant.aliases):
+                found = owner.setdefault(host, (name, path))
+            if found[0] not in (name, *tenant.aliases):
+                message = f"{show(domain)} is also a host of the tenant {show(found[0])}"
+                fix = "Take it out of one of them: a host stands for one tenant."
+                yield Diagnostic(Code.SHARED_NAME, path, message, fix, related=found[1:], edit=edit)
 
 
 def _addresses(config: Config) -> Iterator[Diagnostic]:
@@ -115,6 +138,28 @@ def _addresses(config: Config) -> Iterator[Diagnostic]:
     for index, host in enumerate(config.tenancy.trusted_hosts):
         if normalize_host(host.removeprefix("*.")) is None:
             yield _no_host(("tenancy", "trusted_hosts", index))
+
+
+def _proxies(config: Config) -> Iterator[Diagnostic]:
+    """Trusted proxies without a trusted header, and trusted headers without a proxy."""
+    tenancy = config.tenancy
+    path: Path = ("tenancy", "trusted_headers")
+    is_none = "none" in tenancy.trusted_headers
+    if is_none and len(tenancy.trusted_headers) > 1:
+        here = (*path, tenancy.trusted_headers.index("none"))
+        message, fix = "'none' beside other headers", "Keep none alone, or the others."
+        yield Diagnostic(Code.CONTRADICTION, here, message, fix, edit=Edit(EditKind.REMOVE, here))
+    elif tenancy.trusted_proxies and "trusted_headers" not in tenancy.model_fields_set:
+        message = "proxies are trusted, but none of their headers: the host is that of the proxies' own requests"
+        fix = "Name the headers that every proxy sets itself: [x-forwarded-host] or [forwarded]; or write [none]."
+        related: tuple[Path, ...] = (("tenancy", "trusted_proxies"),)
+        edit = Edit(EditKind.ADD, path, ["none"])
+        yield Diagnostic(Code.CONTRADICTION, path, message, fix, severity=Severity.WARNING, related=related, edit=edit)
+    elif not is_none and not tenancy.trusted_proxies:
+        message = "headers are trusted, but no proxy that may send them"
+        fix = "Add trusted_proxies, or leave this out."
+        edit = Edit(EditKind.REMOVE, path)
+        yield Diagnostic(Code.CONTRADICTION, path, message, fix, severity=Severity.WARNING, edit=edit)
 
 
 def _no_host(path: Path, *, is_about_key: bool = False) -> Diagnostic:

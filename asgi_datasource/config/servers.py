@@ -307,13 +307,15 @@ class AuditConfig(Section):
     allow_roles: tuple[DatabaseIdentifier, ...] = Field(
         default=(),
         title="Roles that may bypass",
-        description="Roles, of logins and of tenants, that may bypass row security.",
+        description=(
+            "Roles, of logins and of tenants, that may bypass row security or use the schemas of several tenants."
+        ),
         examples=[["reporting"]],
     )
     shared_tables: tuple[DatabaseIdentifier, ...] = Field(
         default=(),
         title="Shared tables",
-        description="Tables and views whose rows all tenants may see, as table or schema.table.",
+        description="Tables, views and functions whose rows all tenants may see, as table or schema.table.",
         examples=[["countries", "shop.currencies"]],
     )
 

@@ -9,6 +9,7 @@ from pydantic.dataclasses import dataclass
 from pydantic_core import PydanticCustomError
 
 from .durations import parse_duration
+from .hostnames import normalize_host
 from .kinds import (
     CallablePath,
     ClaimName,
@@ -37,6 +38,7 @@ from .kinds import (
     TenantPathPrefix,
     TenantStateWord,
     TokenAlgorithm,
+    TrustedHeader,
     is_tenant_name,
 )
 from .sections import OMISSIBLE, Section
@@ -148,8 +150,8 @@ class ResolverConfig(Section):
         default=None,
         title="Domain",
         description=(
-            "The tenant is what this map has for the request's host, or the tenant with the host among its aliases; {}"
-            " uses the aliases alone."
+            "The tenant is what this map has for the request's host, or the tenant with the host among its domains; {}"
+            " uses the domains alone."
         ),
         examples=[{"shop.acme.example": "acme"}],
     )
@@ -262,7 +264,7 @@ class TenancyConfig(Section):
         default=(),
         title="Trusted hosts",
         description=(
-            "Requests for other hosts are answered with 400; the hosts of domain resolvers and tenants' aliases are"
+            "Requests for other hosts are answered with 400; the hosts of domain resolvers and tenants' domains are"
             " always served. Without it, every host is served."
         ),
         examples=[["app.example.com", "*.app.example.com"]],
@@ -270,8 +272,22 @@ class TenancyConfig(Section):
     trusted_proxies: tuple[ProxyAddress, ...] = Field(
         default=(),
         title="Trusted proxies",
-        description="Peers whose Forwarded and X-Forwarded-Host headers are trusted: addresses, networks, or unix.",
+        description=(
+            "Peers whose forwarding headers are trusted, as far as trusted_headers names them: addresses, networks, or"
+            " unix."
+        ),
         examples=[["10.0.0.0/8", "unix"]],
+    )
+    trusted_headers: tuple[TrustedHeader, ...] = Field(
+        default=("none",),
+        min_length=1,
+        title="Trusted headers",
+        description=(
+            "Headers that every trusted proxy sets itself. Do not name a header that a proxy passes on: the client"
+            " controls it. forwarded: each proxy appends its own element (RFC 7239). x-forwarded-host: each proxy"
+            " overwrites or removes it. none: only Host counts."
+        ),
+        examples=[["x-forwarded-host"], ["forwarded"]],
     )
     missing: RefusalStatus = Field(
         default=400,
@@ -297,7 +313,10 @@ class TenancyConfig(Section):
     pattern: NamePattern = Field(
         default="^[a-z0-9][a-z0-9_-]{0,62}$",
         title="Pattern of tenant names",
-        description="Python regular expression that the whole name of a tenant must match before the name is used.",
+        description=(
+            "Regular expression that the whole name of a tenant must match before the name is used. Look-around and"
+            " back-references are not supported, so that matching takes linear time."
+        ),
         examples=["^[a-z]{2,16}$"],
     )
     default: Annotated[DatasourceName | None, OMISSIBLE] = Field(
@@ -306,6 +325,13 @@ class TenancyConfig(Section):
         description="The datasource for requests with an unknown tenant or none; without it such requests are refused.",
         examples=["shared"],
     )
+
+    @property
+    def own_hosts(self) -> frozenset[str]:
+        """The application's own domains: no tenant may have one of them or one below."""
+        below = (way.subdomain_of for way in self.resolve if way.subdomain_of is not None)
+        names = (*below, *(host.removeprefix("*.") for host in self.trusted_hosts))
+        return frozenset(filter(None, map(normalize_host, names)))
 
 
 class LimitsConfig(Section):
@@ -387,7 +413,18 @@ class TenantConfig:
         tuple[FixedTenant, ...],
         Field(
             title="Aliases",
-            description="Other names of the tenant: its domains, for domain resolvers, and former names.",
+            description="Other names of the tenant, such as former names. Hosts belong to domains.",
+            examples=[["acme-inc"]],
+        ),
+    ] = ()
+    domains: Annotated[
+        tuple[DomainName, ...],
+        Field(
+            title="Domains",
+            description=(
+                "Hosts of the tenant, for domain resolvers only. A domain must not be, or lie below, a domain of"
+                " subdomain_of or one of trusted_hosts."
+            ),
             examples=[["shop.acme.example"]],
         ),
     ] = ()

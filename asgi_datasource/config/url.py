@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from typing import Final
+from urllib.parse import unquote
 
 from pydantic import SecretStr
 
@@ -86,6 +87,17 @@ def server_of(url: str, *, with_database: bool = True) -> str:
         dbname = path.lstrip("/") or user.partition(":")[0]
     servers = ",".join(f"{host.lower()}:{port or 5432}" for host, port in hosts)
     return f"{servers}/{dbname}" if with_database else servers
+
+
+def user_of(url: str) -> str:
+    """The user of a connection URL; empty if libpq chooses it. Not for messages."""
+    parts = _AUTHORITY.fullmatch(url)
+    if parts is None:
+        pairs: dict[str, str] = dict(_PAIR.findall(url))
+        return pairs.get("user", "").strip("'")
+    query = str(parts["rest"]).partition("?")[2]
+    given = [value for key, _, value in (each.partition("=") for each in query.split("&")) if key == "user"]
+    return unquote(given[-1] if given else str(parts["user"] or "").partition(":")[0])
 
 
 _SCHEME: Final = re.compile(r"[a-z][a-z0-9+.-]*://")

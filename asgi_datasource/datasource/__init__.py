@@ -1,1 +1,1 @@
-"""Which server runs a statement: one primary and its replicas, watched, routed to, and asked for proof."""
+"""Datasources: a primary and its replicas, their health, the routing of statements, and causal reads."""

@@ -1,8 +1,7 @@
-"""A datasource with a database for each tenant: opened on first use, and closed again when others need the room.
+"""A datasource with a database for each tenant: pools are opened on first use, and closed to make room for others.
 
-A member is an ordinary datasource whose pools open when the first connection is borrowed. The fleet keeps the number
-of open pools below its bound: the pool that was used longest ago is closed, but never one in use; who finds all of them
-in use waits for one to come to rest.
+A member is an ordinary datasource whose pools open when the first connection is borrowed. The fleet bounds the number
+of open pools: it closes the least recently used pool that is not in use. If all are in use, the request waits.
 """
 
 from __future__ import annotations
@@ -17,32 +16,32 @@ from weakref import WeakValueDictionary
 from ..drivers.protocol import Server
 from ..errors import DataError, DataErrorKind
 from ..observability.metrics import Metrics
-from .datasource import PostgresDataSource
+from .datasource import ReplicatedDataSource
 
 logger = logging.getLogger("asgi_datasource.fleet")
 
 CLOSE_LIMIT_S: Final = 5.0
-"""Seconds that closing one pool may take."""
+"""Most seconds for closing one pool."""
 
 NEWCOMERS: Final = 8
-"""Most pools that are being opened at a time and have never had a connection: a flood of names that are no databases
-does not take the place of those that are."""
+"""Most pools that may be open without having had a connection: a flood of names without a database does not displace
+the pools of existing databases."""
 
 
 class Fleet:
-    """Databases that differ in the tenant alone.
+    """Databases that differ in the tenant only.
 
     Args:
         name: The datasource's name in the configuration.
-        make: Makes the member for a name; opens nothing.
+        make: Makes the member for a database name; opens nothing.
         max_open: Most pools that are open at a time.
-        close_idle_after_s: Seconds without use after which a pool is closed.
+        close_idle_after_s: Seconds after which an unused pool is closed.
     """
 
     def __init__(
         self,
         name: str,
-        make: Callable[[str, Fleet], PostgresDataSource],
+        make: Callable[[str, Fleet], ReplicatedDataSource],
         *,
         max_open: int,
         close_idle_after_s: float,
@@ -50,21 +49,21 @@ class Fleet:
     ) -> None:
         self.name = name
         self.settings = settings
-        """What it was made by: a reload keeps a fleet about which the configuration says the same."""
+        """The settings that it was made from: a reload keeps a fleet with unchanged settings."""
         self._make = make
         self._max_open = max_open
         self._close_idle_after_s = close_idle_after_s
-        # A member lives for as long as a session knows it, or one of its servers is among the open ones: they know it,
-        # since it watches them.
-        self._members: WeakValueDictionary[str, PostgresDataSource] = WeakValueDictionary()
+        # A member lives as long as a session refers to it, or one of its servers is in `_open`: the server refers to it
+        # through its listeners.
+        self._members: WeakValueDictionary[str, ReplicatedDataSource] = WeakValueDictionary()
         self._open: OrderedDict[Server, float] = OrderedDict()
-        """Every open pool and when it was last used, the one that was used longest ago first."""
+        """Every open pool and the time of its last use, the least recently used first."""
         self._closing: dict[Server, asyncio.Task[None]] = {}
         self._waiting: list[asyncio.Future[None]] = []
         self._newcomers = 0
         self._timer: asyncio.TimerHandle | None = None
         self.metrics: Metrics | None = None
-        """What is told of the connections that are made."""
+        """Records new connections."""
         self._is_retired = False
         self._is_open = False
 
@@ -73,19 +72,19 @@ class Fleet:
 
     @property
     def open_pools(self) -> int:
-        """How many pools are open."""
+        """Number of open pools."""
         return len(self._open)
 
     @property
     def open_servers(self) -> tuple[Server, ...]:
-        """The servers whose pools are open, as they are at this moment."""
+        """The servers whose pools are open at this moment."""
         return tuple(self._open)
 
-    def member(self, database: str) -> PostgresDataSource:
-        """The datasource of a name; its pools open with the first connection that is borrowed.
+    def member(self, database: str) -> ReplicatedDataSource:
+        """The datasource of a database; its pools open when the first connection is borrowed.
 
         Raises:
-            DataError: TENANT: the name cannot be that of a database.
+            DataError: TENANT: this is not a valid name of a database.
         """
         member = self._members.get(database)
         if member is None:
@@ -95,21 +94,21 @@ class Fleet:
             member.watch()
         return member
 
-    def apart(self, database: str) -> PostgresDataSource:
-        """The datasource of a name for questions alone: what becomes of them is nothing to its sessions.
+    def detached(self, database: str) -> ReplicatedDataSource:
+        """A separate datasource of a database, for queries that must not affect the sessions' one.
 
         Raises:
-            DataError: TENANT: the name cannot be that of a database.
+            DataError: TENANT: this is not a valid name of a database.
         """
         return self._make(database, self)
 
-    # What its endpoints ask
+    # Called by servers (`PoolKeeper`)
 
     async def make_room(self, server: Server, *, timeout_s: float) -> None:
-        """Open an endpoint's pool; with as many open as there may be, close one first, or wait for one.
+        """Open a server's pool; at the bound, close an idle one first, or wait for one.
 
         Raises:
-            DataError: RESOURCE: all of them are in use, and stayed so.
+            DataError: RESOURCE: all pools stayed in use for `timeout_s`.
         """
         loop = asyncio.get_running_loop()
         give_up_at = loop.time() + timeout_s
@@ -131,29 +130,29 @@ class Fleet:
             except BaseException:
                 self._forget(server)
                 raise
-            self._tend()
+            self._schedule_closing()
 
     def used(self, server: Server) -> None:
-        """Somebody borrows a connection of it."""
+        """A connection of the server is being borrowed."""
         if server in self._open:
             self._open[server] = asyncio.get_running_loop().time()
             self._open.move_to_end(server)
 
     def rested(self, server: Server) -> None:
-        """Nobody uses it any more."""
+        """The last borrowed connection of the server was returned."""
         if not server.was_reached or self._is_retired:
-            # It leads nowhere, as far as anybody knows.
+            # Never reached: probably there is no such database.
             self._close(server)
         elif self._waiting:
             self._wake()
 
     def reached(self, server: Server) -> None:
-        """A connection was made for the first time."""
+        """The first connection of the server was made."""
         if server in self._open:
             self._newcomers -= 1
             self._wake()
 
-    # Its life
+    # Life cycle
 
     def open(self) -> None:
         """Allow pools to be opened, from now until `close`."""
@@ -174,7 +173,7 @@ class Fleet:
             await asyncio.wait(list(self._closing.values()), timeout=timeout_s)
 
     def retire(self) -> None:
-        """It is not in the configuration any more: close each pool as soon as nobody uses it."""
+        """A reload has removed the datasource: close each pool as soon as it is not in use."""
         self._is_retired = True
         for server in list(self._open):
             if not server.is_in_use:
@@ -187,11 +186,11 @@ class Fleet:
             return False
         if len(self._open) + len(self._closing) < self._max_open:
             return True
-        # Those that are being closed already are for those who wait already.
+        # Pools that are being closed are for the requests that wait already.
         is_due = len(self._closing) <= len(self._waiting)
         idle = next((other for other in self._open if not other.is_in_use), None)
         if idle is not None and is_due:
-            # Its connections count until they are closed; whoever waits is told then.
+            # Its connections count until they are closed; the waiters are woken then.
             self._close(idle)
         return False
 
@@ -215,7 +214,7 @@ class Fleet:
             self._wake()
 
     def _wake(self) -> None:
-        # All of them: what one still has to wait for may be there for the next.
+        # Wake all: the first may have to go on waiting while there is room for the next.
         waiting, self._waiting = self._waiting, []
         for room in waiting:
             if not room.done():
@@ -241,8 +240,8 @@ class Fleet:
                 " pool.max_open_pools, or shorten transactions",
             ) from None
 
-    def _tend(self) -> None:
-        """Look again when the pool that was used longest ago has been idle for too long."""
+    def _schedule_closing(self) -> None:
+        """Schedule closing the least recently used pool once it has been idle for too long."""
         if self._timer is None and self._open:
             loop = asyncio.get_running_loop()
             due = min(self._open.values()) + self._close_idle_after_s
@@ -254,4 +253,4 @@ class Fleet:
         for server, used in list(self._open.items()):
             if used <= limit and not server.is_in_use:
                 self._close(server)
-        self._tend()
+        self._schedule_closing()

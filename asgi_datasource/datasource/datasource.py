@@ -1,4 +1,4 @@
-"""One logical database: a primary, its replicas, and the picture of them that the choice reads."""
+"""One logical database: a primary, its replicas, and the topology that routing reads."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ from enum import StrEnum
 from functools import partial
 from typing import Final, Protocol, runtime_checkable
 
-from ..concurrency.limits import Gate, Priority
+from ..concurrency.limits import ConcurrencyLimit
+from ..concurrency.priority_queue import Priority
 from ..drivers.protocol import Server
 from ..routing import Node, Position, Role, RoutingPolicy, Standing, Topology
 from .replica_monitor import ReplicaMonitor
@@ -17,13 +18,13 @@ _UNKNOWN: Final = Standing(None)
 
 
 class DataSourceState(StrEnum):
-    """Whether a datasource may be used."""
+    """Life cycle of a datasource."""
 
     CONFIGURED = "configured"
     RETIRED = "retired"
-    """A reload has taken it out of the configuration: only those use it who began before."""
+    """Removed by a reload; only requests that began before still use it."""
     LEFT = "left"
-    """Nobody does any more."""
+    """Removed, and not in use any more."""
 
 
 @runtime_checkable
@@ -32,80 +33,79 @@ class DataSource(Protocol):
 
     @property
     def name(self) -> str:
-        """Its name in the configuration."""
+        """Name in the configuration."""
         ...
 
     servers: Mapping[str, Server]
-    """Every server by its name; the primary is `primary`."""
+    """The servers by name; the primary is `primary`."""
 
     @property
-    def picture(self) -> Topology:
-        """The servers as they look now; immutable, and another one as soon as they look different."""
+    def topology(self) -> Topology:
+        """The current state of the servers: an immutable snapshot, replaced at each change."""
         ...
 
     turn: int
-    """The round-robin counter, raised with each choice that takes a turn."""
+    """Round-robin counter, incremented by each choice that takes a turn."""
 
     @property
-    def gate(self) -> Gate | None:
-        """How many sessions may use it at a time; None sets no bound."""
+    def concurrency_limit(self) -> ConcurrencyLimit | None:
+        """Bound on the sessions that use it at a time; None sets no bound."""
         ...
 
     @property
     def held(self) -> dict[str, Position]:
-        """What replicas have shown to have, by name, since they were last asked how they are: mostly for reads that
-        prove something."""
+        """Positions that replicas have proved since their last health check, by name."""
         ...
 
     def load(self) -> Mapping[str, float]:
-        """How busy each replica is, by name: borrowed connections by its weight."""
+        """Load of each replica by name: borrowed connections by its weight."""
         ...
 
     async def open(self, predecessor: DataSource | None = None) -> None:
-        """Open the pools, and see to it that the picture stays true. Returns at once, also when a server is down.
+        """Open the pools and start the health checks. Returns at once, even if a server is down.
 
         Args:
-            predecessor: What it takes the place of: what that has learnt about the same servers is known here, too.
+            predecessor: The datasource that this one replaces; its knowledge about common servers is kept.
         """
         ...
 
     def stop(self) -> None:
-        """Let the picture be; whose the pools are closes them."""
+        """Stop the health checks; the owner of the pools closes them."""
         ...
 
     @property
     def state(self) -> DataSourceState:
-        """Whether it may be used."""
+        """Life-cycle state."""
         ...
 
     def enter(self, priority: Priority = Priority.NORMAL) -> None:
-        """A session begins to use it.
+        """Admit a session; pair this with `leave`.
 
         Raises:
-            DataError: RESOURCE: as many use it as may.
+            DataError: RESOURCE: the concurrency limit is reached.
         """
         ...
 
     def leave(self) -> None:
-        """A session that has entered uses it no more."""
+        """A session that has entered ends."""
         ...
 
     def retire(self, when_left: Callable[[], None]) -> None:
-        """It is not in the configuration any more.
+        """Mark it as removed from the configuration.
 
         Args:
-            when_left: Called once nobody uses it any more; at once when nobody does now.
+            when_left: Called once no session uses it any more; at once if none does.
         """
         ...
 
 
 @dataclass(frozen=True, slots=True)
 class ReplicaTraits:
-    """What the configuration says of a replica besides where it is.
+    """Configured properties of a replica, besides its address.
 
     Attributes:
-        weight: Its share of the reads, relative to the others'.
-        zone: Where it is.
+        weight: Share of the reads, relative to the other replicas.
+        zone: Its zone.
         is_draining: It gets no new work.
     """
 
@@ -114,16 +114,16 @@ class ReplicaTraits:
     is_draining: bool = False
 
 
-class PostgresDataSource:
+class ReplicatedDataSource:
     """A primary and its streaming replicas, each behind a pool of its own.
 
     Args:
-        name: Its name in the configuration.
+        name: Name in the configuration.
         primary: The server that takes writes.
-        replicas: The others.
-        policy: How to choose from them.
-        traits: What else is said of each replica, by name.
-        gate: How many sessions may use it at a time; None sets no bound.
+        replicas: The other servers.
+        policy: Policy of the server choice.
+        traits: Configured properties of the replicas, by name.
+        concurrency_limit: Bound on the sessions that use it at a time; None sets no bound.
     """
 
     __slots__ = (
@@ -135,15 +135,15 @@ class PostgresDataSource:
         "_users",
         "_watchers",
         "_when_left",
-        "gate",
+        "concurrency_limit",
         "held",
         "name",
-        "picture",
         "policy",
         "primary",
         "replicas",
         "servers",
         "state",
+        "topology",
         "turn",
     )
 
@@ -155,10 +155,10 @@ class PostgresDataSource:
         *,
         policy: RoutingPolicy | None = None,
         traits: Mapping[str, ReplicaTraits] | None = None,
-        gate: Gate | None = None,
+        concurrency_limit: ConcurrencyLimit | None = None,
     ) -> None:
         self.name = name
-        self.gate = gate
+        self.concurrency_limit = concurrency_limit
         self.held: dict[str, Position] = {}
         self.primary = primary
         self.replicas = tuple(replicas)
@@ -168,7 +168,7 @@ class PostgresDataSource:
         self.servers: Mapping[str, Server] = {server.name: server for server in (*self.replicas, primary)}
         self._traits = {replica.name: (traits or {}).get(replica.name, ReplicaTraits()) for replica in self.replicas}
         self._draining = {name for name, trait in self._traits.items() if trait.is_draining}
-        # One counter for all requests. They share an event loop, so nothing comes between reading and counting.
+        # One counter for all requests. They share an event loop, so reading and incrementing it is atomic.
         self.turn = 0
         self._users = 0
         self._when_left: Callable[[], None] | None = None
@@ -180,36 +180,37 @@ class PostgresDataSource:
             self.replicas,
             interval_s=self.policy.check_interval_s,
             reach_s=self.policy.reach_s,
-            tell=self._redraw,
+            on_change=self._refresh_topology,
         )
-        self.picture = self._draw()
+        self.topology = self._build_topology()
 
     def __repr__(self) -> str:
-        return f"PostgresDataSource({self.name!r}, {', '.join(self.picture.describe())})"
+        return f"ReplicatedDataSource({self.name!r}, {', '.join(self.topology.describe())})"
 
     def is_like(self, other: DataSource) -> bool:
-        """Whether the other one is the same in all that the configuration says."""
+        """Whether the other datasource has the same configuration."""
         return (
-            isinstance(other, PostgresDataSource)
+            isinstance(other, ReplicatedDataSource)
             and list(self.servers.values()) == list(other.servers.values())
             and self.policy == other.policy
             and self._traits == other._traits
-            and (None if self.gate is None else self.gate.limit) == (None if other.gate is None else other.gate.limit)
+            and (None if self.concurrency_limit is None else self.concurrency_limit.limit)
+            == (None if other.concurrency_limit is None else other.concurrency_limit.limit)
         )
 
     def load(self) -> Mapping[str, float]:
-        """How busy each replica is, by name: borrowed connections by its weight."""
+        """Load of each replica by name: borrowed connections by its weight."""
         return {replica.name: replica.borrowed / self._traits[replica.name].weight for replica in self.replicas}
 
     def drain(self, name: str) -> None:
-        """Give a replica no new work; what has begun there ends there.
+        """Give a replica no new work; requests that use it finish there.
 
         Raises:
             KeyError: There is no replica of this name.
         """
         self._check_replica(name)
         self._draining.add(name)
-        self._redraw()
+        self._refresh_topology()
 
     def undrain(self, name: str) -> None:
         """Give a replica work again.
@@ -219,69 +220,69 @@ class PostgresDataSource:
         """
         self._check_replica(name)
         self._draining.discard(name)
-        self._redraw()
+        self._refresh_topology()
 
     def _check_replica(self, name: str) -> None:
         if name not in self._traits:
             raise KeyError(f"the datasource {self.name!r} has no replica {name!r}")
 
-    # -- life
+    # -- life cycle
 
     async def open(self, predecessor: DataSource | None = None) -> None:
-        """Open the pools, and see to it that the picture stays true. Returns at once, also when a server is down.
+        """Open the pools and start the health checks. Returns at once, even if a server is down.
 
         Args:
-            predecessor: What it takes the place of: what that has learnt about the same servers is known here, too.
+            predecessor: The datasource that this one replaces; its knowledge about common servers is kept.
         """
-        if isinstance(predecessor, PostgresDataSource):
+        if isinstance(predecessor, ReplicatedDataSource):
             self._monitor.inherit(predecessor._monitor)
         self.watch()
         for server in self.servers.values():
             await server.open()
-        self._tend()
+        self._update_monitor()
 
     def watch(self) -> None:
-        """See to it that the picture stays true, whoever opens the pools. The servers then know of it."""
+        """Subscribe to the servers' changes and start the health checks; the pools may be opened elsewhere."""
         if not self._is_watching:
             self._is_watching = True
             for server, watcher in self._watchers.items():
                 server.watch(watcher)
-        self._redraw()
+        self._refresh_topology()
 
     def stop(self) -> None:
-        """Let the picture be; whose the pools are closes them."""
+        """Stop the health checks; the owner of the pools closes them."""
         if self._is_watching:
             self._is_watching = False
-            self._tend()
+            self._update_monitor()
             for server, watcher in self._watchers.items():
                 server.unwatch(watcher)
 
-    # -- who uses it
+    # -- use by sessions
 
     def enter(self, priority: Priority = Priority.NORMAL) -> None:
-        """A session begins to use it.
+        """Admit a session; pair this with `leave`.
 
         Raises:
-            DataError: RESOURCE: as many use it as may.
+            DataError: RESOURCE: the concurrency limit is reached.
         """
-        if self.gate is not None:
-            self.gate.enter(priority)
+        if self.concurrency_limit is not None:
+            self.concurrency_limit.enter(priority)
         self._users += 1
 
     def leave(self) -> None:
-        """A session that has entered uses it no more."""
+        """A session that has entered ends."""
         self._users -= 1
-        if self.gate is not None:
-            self.gate.leave()
+        if self.concurrency_limit is not None:
+            self.concurrency_limit.leave()
         if not self._users and self._when_left is not None:
             self._end()
 
     def retire(self, when_left: Callable[[], None]) -> None:
-        """It is not in the configuration any more; `when_left` is called once nobody uses it."""
+        """Mark it as removed from the configuration; `when_left` is called once no session uses it."""
         self.state = DataSourceState.RETIRED
         self._when_left = when_left
-        # From here on what it knows grows old: its servers are asked for whatever has taken its place.
-        self._tend()
+        # From here on its data grows old: the health checks are done for the datasource that replaces it.
+        self._update_monitor()
         if not self._users:
             self._end()
 
@@ -292,28 +293,28 @@ class PostgresDataSource:
         if when_left is not None:
             when_left()
 
-    # -- how it looks
+    # -- topology
 
     def _changed(self, server: Server) -> None:
         """A server went down or came up, or its pool was opened or closed."""
         if not (server.is_up and server.is_open):
             self._monitor.forget(server.name)
             self.held.pop(server.name, None)
-        self._tend()
-        self._redraw()
+        self._update_monitor()
+        self._refresh_topology()
 
-    def _tend(self) -> None:
-        """Ask the servers how they are while there is something to choose."""
+    def _update_monitor(self) -> None:
+        """Run the health checks while there is a choice between servers."""
         is_asked = self._is_watching and self.state is DataSourceState.CONFIGURED
         if is_asked and any(replica.is_open for replica in self.replicas):
             self._monitor.start()
         else:
             self._monitor.stop()
 
-    def _redraw(self) -> None:
-        self.picture = self._draw()
+    def _refresh_topology(self) -> None:
+        self.topology = self._build_topology()
 
-    def _draw(self) -> Topology:
+    def _build_topology(self) -> Topology:
         primary = Node(
             self.primary.name,
             Role.PRIMARY,

@@ -1,12 +1,12 @@
-"""From a statement to a server and back: borrow a connection, one round trip, give it back.
+"""Runs statements: borrow a connection, make one round trip, return the connection.
 
-An `Executor` belongs to one session. It knows nothing of requests: only of intents, the tenant, and the servers.
+An `Executor` belongs to one session. It depends on intents, the tenant and the servers only, not on requests.
 """
 
 from __future__ import annotations
 
 from asyncio import CancelledError
-from collections.abc import Sequence
+from collections.abc import Awaitable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from time import monotonic, perf_counter
@@ -14,7 +14,7 @@ from typing import Final
 
 from opentelemetry.trace import Span
 
-from ..concurrency.limits import Priority
+from ..concurrency.priority_queue import Priority
 from ..concurrency.tasks import BackgroundTasks
 from ..drivers.protocol import Connection, Exchange, Result, Server
 from ..drivers.statements import Control, Envelope, Params, Query, Settings, Statement
@@ -29,26 +29,26 @@ from .datasource import DataSource
 from .router import Attempt, Router, TenantSettings, is_refusal
 
 SentRead = tuple[Exchange, Server, Connection, CausalRead | None]
-"""A read on its way: its round trip, where it went, and what has to be proved."""
+"""A read in progress: its round trip, server and connection, and its proof if one is required."""
 
 SentBegin = tuple[Exchange, Server, Connection]
-"""The first statement of a transaction on its way."""
+"""The first statement of a transaction in progress."""
 
 Lent = tuple[Server, Connection, CausalRead | None]
-"""A connection that was waited for, and over which nothing was sent yet; of a read, what has to be proved there."""
+"""A borrowed connection on which nothing was sent yet, and the proof that the read requires there."""
 
 _UNTRIED: Final = Attempt()
-"""Stands for the attempt of a read that has met nothing yet; never changed."""
+"""The attempt of a read without failures so far; shared, never changed."""
 
 
 @dataclass(frozen=True, slots=True)
 class Opened:
-    """A transaction that has just been opened, together with its first statements.
+    """A transaction that was just opened, with the results of its first statements.
 
     Attributes:
-        transaction: It is open, whatever became of the statements.
-        results: One for each statement, when all of them worked.
-        error: The first failure among the statements.
+        transaction: The transaction; it is open even if a statement failed.
+        results: A result for each statement, if all of them succeeded.
+        error: The first failure of a statement.
     """
 
     transaction: Transaction
@@ -57,11 +57,11 @@ class Opened:
 
 
 class Executor(Router):
-    """Runs the statements of one session on one datasource, inside its tenant.
+    """Runs the statements of one session on one datasource, as its tenant.
 
-    What begins with `send` starts a round trip without waiting, where nothing has to be awaited first, and what begins
-    with `take` reads it where it came back with plain success. The coroutines `read` and `begin` tell the whole story:
-    they wait for connections, and take over a round trip that has met anything unusual.
+    The `send...` methods start a round trip without waiting, or return None where something must be awaited first; the
+    `take...` methods read it if it succeeded. The coroutines `read` and `begin` handle all cases: they wait for
+    connections, and take over round trips that did not succeed.
     """
 
     _started = 0.0
@@ -73,28 +73,30 @@ class Executor(Router):
         background: BackgroundTasks,
         *,
         pin: ReadAfterWritePin | None = None,
-        past: ClientHistory | None = None,
+        client_history: ClientHistory | None = None,
         priority: Priority = Priority.NORMAL,
         is_traced: bool = False,
         traces_statements: bool = False,
         shows_tenant: bool = False,
         measure: Measure | None = None,
     ) -> None:
-        """Make it for one session.
+        """Create the executor of one session.
 
         Args:
-            datasource, tenant: The session's.
-            background: Where connections are given back when the caller is cancelled.
-            pin: The caller's own; None makes one when it is first asked for.
-            past: What the session's client has seen before; None when tokens are disabled.
-            priority: Who is served first of those who wait for a connection.
-            is_traced: Whether there are spans.
-            traces_statements: Whether statements have spans of their own.
-            shows_tenant: Whether the tenant's name stands on them.
-            measure: What is told of decisions, waits and statements; None where nothing is measured.
+            datasource, tenant: The session's datasource and tenant.
+            background: Returns connections whose borrower was cancelled.
+            pin: An existing pin; None creates one on demand.
+            client_history: The positions that the session's client has seen; None when tokens are disabled.
+            priority: Order of service among requests that wait for a connection.
+            is_traced: Whether spans are created.
+            traces_statements: Whether each statement gets a span.
+            shows_tenant: Whether spans carry the tenant's name.
+            measure: Recorder for decisions, waits and statements; None when metrics are disabled.
         """
         self._datasource = datasource
         self._tenant = tenant
+        applied = tenant.applied
+        self._settings = tenant.apply() if applied is None else applied
         self._background = background
         self._priority = priority
         self._is_traced = is_traced
@@ -103,35 +105,35 @@ class Executor(Router):
         self._measure = measure
         if pin is not None:
             self._pin = pin
-        self.past = past
+        self.client_history = client_history
 
     # -- reads outside a transaction
 
     def send_read(
         self, query: Query, params: Params | None, *, deadline: float | None, freshness: Freshness, now: float
     ) -> SentRead | None:
-        """Send one read without waiting; None where something has to be awaited or done first.
+        """Send one read without waiting; None where something must be awaited or done first.
 
         Args:
             query, params: The statement.
-            deadline: Event-loop time at which the server is asked to stop; handed to the server as well.
-            freshness: How fresh the data has to be.
-            now: The event loop's time.
+            deadline: Event-loop time at which the server is asked to stop; sent to the server as well.
+            freshness: Required freshness of the data.
+            now: Event-loop time.
         """
         if self._is_traced:
             return None
-        past = self.past
-        if past is not None and past.is_blank and not past.is_monotonic(freshness):
-            # Nothing to prove, and nothing that binds.
-            past = None
-        attempt = _UNTRIED if past is None else Attempt()
+        client_history = self.client_history
+        if client_history is not None and client_history.is_blank and not client_history.is_monotonic(freshness):
+            # No proof required, and no lower bound for later reads.
+            client_history = None
+        attempt = _UNTRIED if client_history is None else Attempt()
         borrowed = self.borrow_at_hand(AccessIntent.READ, attempt, freshness)
         if borrowed is None:
             return None
         server, connection, route = borrowed
-        proof = None if past is None else CausalRead(self, past, freshness, attempt)
+        proof = None if client_history is None else CausalRead(self, client_history, freshness, attempt)
         envelope = READ if proof is None else proof.envelope(server, connection)
-        exchange = connection.send_one(envelope, self._tenant.settings, query, params, deadline=deadline, now=now)
+        exchange = connection.send_one(envelope, self._settings, query, params, deadline=deadline, now=now)
         if exchange is None:
             server.put_back(connection)
             return None
@@ -143,25 +145,23 @@ class Executor(Router):
     async def wait_to_send(
         self, query: Query, params: Params | None, *, intent: AccessIntent, deadline: float | None, freshness: Freshness
     ) -> tuple[SentRead | SentBegin | None, Lent]:
-        """Do as `send_read` or `send_begin` where a connection has to be waited for.
+        """Wait for a connection, then do as `send_read` or `send_begin`.
 
         Returns:
-            The round trip, or None where the statement needs more than this; and what was borrowed.
+            The round trip, or None where the statement needs `read` or `begin`; and the borrowed connection.
         """
         is_read = intent is AccessIntent.READ
         proof = self._proof(freshness) if is_read else None
         attempt = Attempt() if proof is None else proof.attempt
         server, connection = await self.connect(intent, attempt, deadline, freshness)
-        past = self.past
-        if self._is_traced or (not is_read and past is not None and past.is_monotonic(freshness)):
+        client_history = self.client_history
+        if self._is_traced or (not is_read and client_history is not None and client_history.is_monotonic(freshness)):
             return None, (server, connection, proof)
         if is_read:
             envelope = READ if proof is None else proof.envelope(server, connection)
         else:
             envelope = _begin_envelope(connection.incarnation is None)
-        exchange = connection.send_one(
-            envelope, self._tenant.settings, query, params, deadline=deadline, now=monotonic()
-        )
+        exchange = connection.send_one(envelope, self._settings, query, params, deadline=deadline, now=monotonic())
         if exchange is None:
             return None, (server, connection, proof)
         if self._measure is not None:
@@ -170,9 +170,9 @@ class Executor(Router):
         return sent, (server, connection, proof)
 
     def take_read(self, sent: SentRead, query: Query) -> Result | None:
-        """The result of `send_read` once it has come back; None where anything was not plain success.
+        """The result of `send_read` once it has arrived; None unless it succeeded.
 
-        With a result the connection has been given back; without one, `read` takes over.
+        With a result, the connection was returned; without one, `read` takes over.
         """
         exchange, server, connection, proof = sent
         index = 1
@@ -203,21 +203,21 @@ class Executor(Router):
     ) -> Sequence[Result]:
         """Run statements with read intent in one implicit READ ONLY transaction: one round trip.
 
-        Commands between two Syncs are one transaction of the server's, so there is no BEGIN to send, and the tenant
+        Statements between two Syncs are one transaction on the server. So no BEGIN is needed, and the tenant's settings
         and READ ONLY end with it (PostgreSQL manual, "Pipelining" in the extended query protocol).
 
         Args:
             statements: What to run.
-            deadline: Event-loop time at which the server is asked to stop; handed to the server as well.
-            freshness: How fresh the data has to be.
-            lent: What `wait_to_send` has borrowed for them.
-            begun: The round trip of the one statement where `send_read` has started it.
+            deadline: Event-loop time at which the server is asked to stop; sent to the server as well.
+            freshness: Required freshness of the data.
+            lent: The connection that `wait_to_send` has borrowed.
+            begun: The round trip, if `send_read` has started it for the one statement.
 
         Returns:
             A result for each statement.
 
         Raises:
-            DataError: They failed, or no server could be reached; what can safely run elsewhere has been tried there.
+            DataError: They failed, or no server could be reached, after retries on other servers where that is safe.
         """
         for statement in statements:
             if statement.may_end_transaction:
@@ -233,7 +233,7 @@ class Executor(Router):
                 else:
                     server, connection, _ = lent
                 envelope = READ if proof is None else proof.envelope(server, connection)
-                settings = Settings(self._tenant.settings, is_read=True, deadline=deadline)
+                settings = Settings(self._settings, is_read=True, deadline=deadline)
                 batch = [settings, *envelope.between, *statements, *envelope.closing]
                 exchange = await self._exchange(server, connection, batch, statements, deadline, begins=False)
             else:
@@ -242,14 +242,16 @@ class Executor(Router):
                 await self._finish(server, connection, exchange, statements)
                 begun = None
             if proof is not None and not proof.is_met(exchange, server, connection):
-                lent = await self._await_proof(proof, server, connection, deadline)
+                catch_up = proof.catches_up(server, connection, deadline)
+                has_caught_up = await self._is_proved(proof, catch_up, server, connection)
+                lent = (server, connection, proof) if has_caught_up else None
                 continue
             lent = None
             if exchange.error is None:
                 results = exchange.answers(envelope.index, len(statements))
                 command = next((result.status_message for result in results if result.ends_transaction), None)
                 if command is None and (connection.is_idle or connection.closed):
-                    # It may have been cut behind the answer, which is whole.
+                    # The connection may be lost after a complete answer.
                     if proof is not None:
                         proof.note(exchange, envelope.index + len(statements), server)
                     server.release(connection)
@@ -263,18 +265,26 @@ class Executor(Router):
                 try:
                     raise error from exchange.error
                 finally:
-                    # Its traceback leads to this frame, which must not lead back.
+                    # Its traceback refers to this frame: break the reference cycle.
                     del error
 
     def _proof(self, freshness: Freshness, attempt: Attempt | None = None) -> CausalRead | None:
-        return None if self.past is None else CausalRead(self, self.past, freshness, attempt or Attempt())
+        return (
+            None
+            if self.client_history is None
+            else CausalRead(self, self.client_history, freshness, attempt or Attempt())
+        )
 
-    async def _is_proved(
-        self, proof: CausalRead, server: Server, connection: Connection, deadline: float | None
-    ) -> bool:
-        """Whether a server has what a snapshot needs; if not, its connection is given back."""
+    async def _is_proved(self, proof: CausalRead, met: Awaitable[bool], server: Server, connection: Connection) -> bool:
+        """Whether the server proves the required position; if not, its connection is returned.
+
+        Args:
+            proof: The proof, whose attempt remembers that the server is behind.
+            met: `proof.is_met_before` or `proof.catches_up`, not awaited yet.
+            server, connection: The server, and the connection borrowed from it.
+        """
         try:
-            if await proof.is_met_before(server, connection, deadline):
+            if await met:
                 return True
         except BaseException:
             await self._give_up(server, connection)
@@ -283,24 +293,10 @@ class Executor(Router):
         await self._give_up(server, connection)
         return False
 
-    async def _await_proof(
-        self, proof: CausalRead, server: Server, connection: Connection, deadline: float | None
-    ) -> Lent | None:
-        """The connection to a replica that was behind, once that has caught up; None, and it is given back, if not."""
-        try:
-            if await proof.catches_up(server, connection, deadline):
-                return server, connection, proof
-        except BaseException:
-            await self._give_up(server, connection)
-            raise
-        proof.attempt.behind |= {server.name}
-        await self._give_up(server, connection)
-        return None
-
     async def _read_in_block(
         self, statements: Sequence[Statement], *, deadline: float | None, freshness: Freshness
     ) -> Sequence[Result]:
-        """Read in an explicit transaction: a COMMIT from inside would end an implicit one, READ ONLY and tenant too."""
+        """Read in an explicit transaction: a procedure's COMMIT would end an implicit one, and its settings with it."""
         opened = await self.begin(
             statements, deadline=deadline, intent=AccessIntent.READ, isolation=None, freshness=freshness
         )
@@ -314,11 +310,11 @@ class Executor(Router):
     def send_begin(
         self, query: Query, params: Params | None, *, deadline: float | None, freshness: Freshness, now: float
     ) -> SentBegin | None:
-        """Send BEGIN and the first statement of a transaction that writes, without waiting; None as for `send_read`."""
+        """Send BEGIN and the first statement of a transaction that writes, without waiting; None as in `send_read`."""
         if self._is_traced:
             return None
-        past = self.past
-        if past is not None and past.is_monotonic(freshness):
+        client_history = self.client_history
+        if client_history is not None and client_history.is_monotonic(freshness):
             return None
         borrowed = self.borrow_at_hand(AccessIntent.WRITE, _UNTRIED, freshness)
         if borrowed is None:
@@ -326,7 +322,7 @@ class Executor(Router):
         server, connection, route = borrowed
         exchange = connection.send_one(
             _begin_envelope(connection.incarnation is None),
-            self._tenant.settings,
+            self._settings,
             query,
             params,
             deadline=deadline,
@@ -341,7 +337,7 @@ class Executor(Router):
         return exchange, server, connection
 
     def take_begin(self, sent: SentBegin, query: Query) -> tuple[Transaction, Result] | None:
-        """The transaction and the result of `send_begin` once it has come back; None where `begin` has to take over."""
+        """The transaction and the result of `send_begin` once it has arrived; None unless it succeeded."""
         exchange, server, connection = sent
         result = exchange.take(2, in_transaction=True)
         if result is None:
@@ -374,17 +370,17 @@ class Executor(Router):
 
         Args:
             statements: The first statements; may be empty.
-            deadline: Event-loop time at which the transaction's time is up; handed to the server as well.
-            intent: Read is a READ ONLY transaction, on a replica where there is one.
-            isolation: None leaves it to the server.
-            is_deferrable: It waits for a snapshot that cannot fail.
-            freshness: How fresh a read-only one has to be.
-            savepoints: Those of the blocks that are open, in front of the statements.
-            lent: What `wait_to_send` has borrowed for them; they write.
-            begun: The round trip of the one statement where `send_begin` has started it.
+            deadline: Event-loop time at which the transaction times out; sent to the server as well.
+            intent: READ opens a READ ONLY transaction, on a replica if there is one.
+            isolation: None uses the server's default.
+            is_deferrable: BEGIN waits for a snapshot that cannot cause a serialization failure.
+            freshness: Required freshness of a read-only transaction.
+            savepoints: Savepoints of the open blocks, sent in front of the statements.
+            lent: The connection that `wait_to_send` has borrowed; the statements write.
+            begun: The round trip, if `send_begin` has started it for the one statement.
 
         Raises:
-            DataError: Nothing was opened: no connection, or BEGIN or the tenant's set-up failed.
+            DataError: Nothing was opened: no connection, or BEGIN or the tenant's settings failed.
         """
         read_only = intent is AccessIntent.READ
         attempt = Attempt()
@@ -398,17 +394,19 @@ class Executor(Router):
             else:
                 _, server, connection = begun
             proof = self._proof(freshness, attempt)
-            if read_only and proof is not None and not await self._is_proved(proof, server, connection, deadline):
-                continue
+            if read_only and proof is not None:
+                met = proof.is_met_before(server, connection, deadline)
+                if not await self._is_proved(proof, met, server, connection):
+                    continue
             head: list[Statement] = [
                 control_statements.begin(isolation, read_only=read_only, is_deferrable=is_deferrable)
             ]
-            if deadline is not None or self._tenant.settings or begun is not None:
-                head.append(Settings(self._tenant.settings, is_read=False, deadline=deadline))
+            if deadline is not None or self._settings or begun is not None:
+                head.append(Settings(self._settings, is_read=False, deadline=deadline))
             batch = [*head, *savepoints, *statements]
             binds = proof is not None and proof.binds
             if binds:
-                batch.append(control_statements.ASK_POSITION)
+                batch.append(control_statements.ASK_SEEN_POSITION)
             if not read_only:
                 is_told = connection.incarnation is not None
                 batch.append(control_statements.IDENTIFY_XID if is_told else control_statements.IDENTIFY)
@@ -464,7 +462,7 @@ class Executor(Router):
         )
 
     def note_in_transaction(self, transaction: Transaction, intent: AccessIntent) -> None:
-        """Record that a statement goes to the transaction that is open already."""
+        """Record that a statement uses the open transaction."""
         self.note_transaction(transaction.server, intent, is_read_only=transaction.read_only)
 
     # -- a round trip
@@ -496,7 +494,7 @@ class Executor(Router):
             return exchange
         except BaseException as error:
             failure = error
-            # Cancelled, or a mistake of the caller's that was noticed before anything was sent.
+            # Cancelled, or a mistake of the caller that was noticed before anything was sent.
             await self._give_up(server, connection)
             raise
         finally:
@@ -507,7 +505,7 @@ class Executor(Router):
     async def _finish(
         self, server: Server, connection: Connection, exchange: Exchange, statements: Sequence[Statement]
     ) -> None:
-        """Bring a round trip that was sent without waiting to its end."""
+        """Complete a round trip that was sent without waiting."""
         failure: BaseException | None = None
         try:
             await connection.finish(exchange)
@@ -528,7 +526,7 @@ class Executor(Router):
             self._measure.ran(server, operation, perf_counter() - started, failure)
 
     async def abandon(self, sent: SentRead | SentBegin, statement: Statement) -> None:
-        """The caller of `send_read` or `send_begin` was cancelled: stop the statement, and give the connection back."""
+        """The caller of `send_read` or `send_begin` was cancelled: stop the statement, and return the connection."""
         _, server, connection = sent[:3]
         if self._measure is not None:
             took_s = perf_counter() - self._started

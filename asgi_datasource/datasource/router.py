@@ -1,4 +1,4 @@
-"""A statement's way to a server: choose, borrow, and on to the next while servers cannot be reached."""
+"""Routing of statements: choose a server and borrow a connection; try the next server if one cannot be reached."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from typing import Final, Protocol
 
 from opentelemetry.trace import Span, SpanContext
 
-from ..concurrency.fair_queue import Share
-from ..concurrency.limits import Priority
+from ..concurrency.fair_queue import TenantQuota
+from ..concurrency.priority_queue import Priority
 from ..drivers.protocol import Connection, Exchange, Server
 from ..errors import DataError, DataErrorKind
 from ..observability import tracing
@@ -31,7 +31,7 @@ from ..routing import (
     choose,
 )
 from ..routing.consistency.client_history import ClientHistory
-from ..transaction.control_statements import read_position
+from ..transaction.control_statements import read_position, read_seen_position
 from .datasource import DataSource
 
 _TAKES_A_TURN: Final = frozenset({Reason.BALANCED, Reason.PROVED, Reason.FAILOVER, Reason.STALE_OK})
@@ -43,54 +43,58 @@ class TenantSettings(Protocol):
 
     @property
     def name(self) -> str | None:
-        """Its name; None for requests that name none."""
+        """Name of the tenant; None for requests without one."""
         ...
 
     @property
     def strategy(self) -> str:
-        """How its rows are kept apart."""
+        """Isolation strategy of its rows."""
         ...
 
     @property
-    def settings(self) -> tuple[tuple[str, str], ...]:
-        """Applied inside every transaction: names and values."""
+    def applied(self) -> tuple[tuple[str, str], ...] | None:
+        """The result of `apply`; None before its first call."""
+        ...
+
+    def apply(self) -> tuple[tuple[str, str], ...]:
+        """Settings for each transaction: names and values, as `drivers.statements.Settings` takes them."""
         ...
 
     @property
     def max_connections(self) -> int | None:
-        """The most connections that it may have of a server's pool at a time; None is as many as there are."""
+        """Most connections of a server's pool that it may hold at a time; None sets no bound."""
         ...
 
 
 class Servers(Protocol):
-    """What a choice is made from."""
+    """The input of a server choice."""
 
     @property
-    def picture(self) -> Topology:
-        """How they look."""
+    def topology(self) -> Topology:
+        """State of the servers."""
         ...
 
     @property
     def turn(self) -> int:
-        """Whose turn it is."""
+        """Round-robin counter."""
         ...
 
     @property
     def held(self) -> Mapping[str, Position]:
-        """What they have shown to have, by name."""
+        """Positions that servers have proved, by name."""
         ...
 
     def load(self) -> Mapping[str, float]:
-        """How busy each is."""
+        """Load of each server by name."""
         ...
 
 
 class Choice(Protocol):
-    """`choose()`, or what stands in front of it."""
+    """`choose()`, or a wrapper around it."""
 
     def __call__(
         self,
-        picture: Topology,
+        topology: Topology,
         intent: AccessIntent,
         /,
         *,
@@ -114,18 +118,18 @@ class Choice(Protocol):
 
 @dataclass(slots=True)
 class Attempt:
-    """What one statement has met so far on its way to a server that runs it.
+    """State of one statement across the servers that it is tried on.
 
     Attributes:
-        failed: Servers that could not be reached, or could not run it for a reason that is their own.
-        behind: Servers that do not have what the client has seen.
-        losses: How often the connection was lost while it ran. From the first one on connections are looked at before
-            they are used.
-        has_met_a_standby: A server that should have been the primary has refused it as one that takes no writes.
-        has_replanned: It has been run again because of how it had been prepared.
-        after: What the server has to have, of all that the client has seen; None asks for nothing.
+        failed: Servers that could not be reached, or could not run it for a reason of their own.
+        behind: Servers that have not replayed what the client has seen.
+        losses: How often the connection was lost while it ran. After the first loss, connections are checked before
+            use.
+        has_met_a_standby: A server that should have been the primary has refused it as a standby.
+        has_replanned: It was retried because of a stale prepared statement.
+        after: The position that the server must have; None for no requirement.
         patience_s: Seconds for which it may still wait for a replica to catch up.
-        error: The last failure, for the caller when no server is left.
+        error: The last failure, raised when no server is left.
     """
 
     failed: frozenset[str] = frozenset()
@@ -138,26 +142,27 @@ class Attempt:
     error: DataError | None = None
 
     def note(self, name: str, error: DataError) -> None:
-        """This server could not be reached, or not run the statement for a reason that is its own."""
+        """This server could not be reached, or could not run the statement for a reason of its own."""
         self.failed |= {name}
         self.error = error
 
     def may_go_on(self, server: Server, exchange: Exchange, error: DataError) -> bool:
-        """Whether the statement can safely run again on another connection: nothing was committed, and it may help."""
+        """Whether a retry on another connection is safe, because nothing was committed, and may succeed."""
         if exchange.timed_out:
             return False
         if exchange.is_lost:
             server.suspect()
             self.losses += 1
             if self.losses == 1:
-                # Most likely it had died in the pool.
+                # Most likely the connection was lost while it was idle in the pool.
                 self.error = error
                 return True
-            # It was alive. Once more elsewhere; what itself ends its backend, or the server, must not end them all.
+            # The connection was alive. Retry once: a statement that crashes its backend, or the server, must not crash
+            # all.
             self.note(server.name, error)
             return self.losses == 2
         if is_refusal(error) and not self.has_met_a_standby:
-            # A failover has taken place behind the connection. New ones are asked before they are used.
+            # A failover behind the connection: new connections are checked before use.
             self.has_met_a_standby = True
             self.error = error
             return True
@@ -165,29 +170,29 @@ class Attempt:
             self.has_replanned = True
             return True
         if error.kind is DataErrorKind.CONFLICT and server.role is Role.REPLICA:
-            # Recovery has to go on and cancelled the query (PostgreSQL manual, "Handling Query Conflicts").
+            # A recovery conflict cancelled the query (PostgreSQL manual, "Handling Query Conflicts").
             self.note(server.name, error)
             return True
         return False
 
 
 def is_refusal(error: DataError) -> bool:
-    """Whether a server that should be the primary has refused a write as one that takes none."""
+    """Whether a server that should be the primary has refused a write because it is a standby."""
     return error.sqlstate == "25006" and error.kind is DataErrorKind.CONNECTION
 
 
 class Router:
-    """Finds the servers for the statements of one session."""
+    """Chooses servers for the statements of one session."""
 
     # Defaults on the class: most sessions never set these.
     held: tuple[Server, ...] = ()
-    """Where the session holds connections for transactions that wait for the end of another one of its own."""
+    """Servers on which the session holds connections for suspended transactions."""
     last_route: Route | None = None
-    """Where the last statement went and why; None before the first."""
+    """Route of the last statement; None before the first."""
     _pin: ReadAfterWritePin | None = None
-    """The caller's own, or made when it was first asked for."""
+    """The caller's pin, or one created on demand."""
     commit_lsn: str | None = None
-    """WAL position of the session's last commit that wrote."""
+    """LSN of the session's last commit that wrote."""
     _pinned_at: float | None = None
     _pinned_by: SpanContext | None = None
     _sticky: str | None = None
@@ -197,12 +202,12 @@ class Router:
     _is_traced: bool
     _shows_tenant: bool
     _measure: Measure | None
-    past: ClientHistory | None
+    client_history: ClientHistory | None
     """Causal-consistency state; None when tokens are disabled."""
 
     @property
     def pin(self) -> ReadAfterWritePin:
-        """The session's."""
+        """The session's pin."""
         pin = self._pin
         if pin is None:
             pin = self._pin = ReadAfterWritePin()
@@ -214,15 +219,15 @@ class Router:
     async def connect(
         self, intent: AccessIntent, attempt: Attempt, deadline: float | None, freshness: Freshness
     ) -> tuple[Server, Connection]:
-        """Choose a server and borrow a connection of it; on to the next while servers cannot be reached.
+        """Choose a server and borrow a connection; try the next server if one cannot be reached.
 
         Raises:
-            DataError: No server that may run the statement could be reached, or none may.
+            DataError: No server that may run the statement could be reached, or no server may run it.
         """
         while True:
             route = self._choose(intent, attempt, freshness)
             if route is None:
-                raise attempt.error or nobody_may(self._datasource.picture)
+                raise attempt.error or no_eligible_server(self._datasource.topology)
             self.note_route(route)
             server = self._datasource.servers[route.node]
             connection = await self._borrow(server, route, attempt, deadline)
@@ -232,9 +237,9 @@ class Router:
     def borrow_at_hand(
         self, intent: AccessIntent, attempt: Attempt, freshness: Freshness
     ) -> tuple[Server, Connection, Route] | None:
-        """Choose a server and borrow a connection that lies at hand; None where the caller would have to wait.
+        """Choose a server and borrow an idle connection; None where the caller would have to wait.
 
-        Until `note_borrowed`, nothing is counted: the choice is made anew where nothing could be sent.
+        Nothing is counted until `note_borrowed`: if nothing could be sent, the choice is repeated.
         """
         if self.held:
             return None
@@ -245,26 +250,26 @@ class Router:
             attempt,
             freshness,
             is_pinned=self._pinned_at is not None or (pin is not None and pin.pinned_at is not None),
-            past=self.past,
+            client_history=self.client_history,
             sticky=self._sticky,
         )
         if route is None:
             return None
         server = datasource.servers[route.node]
         limit = self._tenant.max_connections
-        share = None if limit is None and not server.is_fair else Share(self._tenant.name, limit)
-        connection = server.try_acquire(share)
+        quota = None if limit is None and not server.is_fair else TenantQuota(self._tenant.name, limit)
+        connection = server.try_acquire(quota)
         if connection is None:
             return None
-        past = self.past
-        if past is not None and 0 < connection.timeline < past.timeline:
-            # A newer timeline: `connect` looks for its primary.
+        client_history = self.client_history
+        if client_history is not None and 0 < connection.timeline < client_history.timeline:
+            # The client has seen a newer timeline: `connect` looks for its primary.
             server.put_back(connection)
             return None
         return server, connection, route
 
     def note_borrowed(self, server: Server, connection: Connection, route: Route) -> None:
-        """A statement was sent over a connection of `borrow_at_hand`."""
+        """A statement was sent on a connection of `borrow_at_hand`: count the choice."""
         self.last_route = route
         if route.reason in _TAKES_A_TURN:
             self._datasource.turn += 1
@@ -274,7 +279,7 @@ class Router:
             connection.use = measure.lent(server, 0.0)
 
     def note_route(self, route: Route) -> None:
-        """A server was chosen."""
+        """Count a choice."""
         self.last_route = route
         if route.reason in _TAKES_A_TURN:
             self._datasource.turn += 1
@@ -282,16 +287,16 @@ class Router:
             self._measure.chose(decision_of(route))
 
     async def _is_left_behind(self, server: Server, connection: Connection, deadline: float | None) -> bool:
-        """Whether the client has seen a newer timeline than this primary writes, and its primary was found.
+        """Whether the client has seen a newer timeline than this primary writes, and the new primary was found.
 
-        Other processes may know of a failover before this one. Where no primary is found that writes the newer
-        timeline, this one has all that there is.
+        Other processes may notice a failover before this one. If no primary with the newer timeline is found, this one
+        is used.
         """
-        past = self.past
-        if past is None or not 0 < connection.timeline < past.timeline:
+        client_history = self.client_history
+        if client_history is None or not 0 < connection.timeline < client_history.timeline:
             return False
         try:
-            await server.look_for(past.timeline, deadline=deadline)
+            await server.look_for(client_history.timeline, deadline=deadline)
         except BaseException:
             server.release(connection)
             raise
@@ -300,57 +305,61 @@ class Router:
         server.discard(connection)
         return True
 
-    # -- what a server has to prove
+    # -- proofs
 
     def must_prove(self, server: Server, connection: Connection, attempt: Attempt) -> bool:
-        """Whether a server has yet to show that it has what is asked for; the primary has everything."""
+        """Whether a server must prove the required position; the primary need not."""
         after = attempt.after
         if after is None or server.role is Role.PRIMARY:
             return False
         held = connection.held
-        return held is None or not self._datasource.picture.lineage.covers(held, after)
+        return held is None or not self._datasource.topology.lineage.covers(held, after)
 
     def proves(
         self, server: Server, connection: Connection, attempt: Attempt, answer: Sequence[str | None] | None
     ) -> bool:
-        """Whether where a server is, as it has just said, is far enough."""
+        """Whether the server's answer proves the required position."""
         position = self.position(answer, server)
         after = attempt.after
         if position is None or after is None:
             return False
         if not server.is_pooled:
-            # At the other end of this connection is this server for as long as it lasts, and it only goes on from here.
+            # Without a pooler, the connection always leads to the same server, whose position only increases.
             connection.held = position
-        return self._datasource.picture.lineage.covers(position, after)
+        return self._datasource.topology.lineage.covers(position, after)
 
     def position(self, answer: Sequence[str | None] | None, server: Server) -> Position | None:
-        """Where a server is, by what it has answered, and by what else is known of it; timeline 0 is not known."""
-        known = next((node.position for node in self._datasource.picture.replicas if node.name == server.name), None)
-        position = read_position(answer, standby_timeline=0 if known is None else known.timeline)
+        """A server's position, from its answer and its last known timeline; timeline 0 if that is unknown."""
+        position = read_position(answer, standby_timeline=self._standby_timeline(server))
         if position is not None and server.role is Role.REPLICA:
             self._datasource.held[server.name] = position
         return position
 
     def seen_at(self, answer: Sequence[str | None] | None, server: Server) -> Position | None:
-        """What a client has seen at most who has read from a server that has answered so; None is not known.
+        """Upper bound of what a client has seen in a read with this answer; None if unknown.
 
-        A standby that nobody has asked yet does not say which timeline it follows. The primary's asks for no less.
+        A standby without a health check has an unknown timeline; the primary's is used, which requires no less.
         """
-        position = self.position(answer, server)
+        self.position(answer, server)
+        position = read_seen_position(answer, standby_timeline=self._standby_timeline(server))
         if position is None or position.timeline:
             return position
-        timeline = self._datasource.servers[self._datasource.picture.primary.name].timeline
+        timeline = self._datasource.servers[self._datasource.topology.primary.name].timeline
         return Position(timeline, position.lsn) if timeline else None
 
-    # -- what becomes of statements
+    def _standby_timeline(self, server: Server) -> int:
+        known = next((node.position for node in self._datasource.topology.replicas if node.name == server.name), None)
+        return 0 if known is None else known.timeline
+
+    # -- results of statements
 
     def note_read(self, server: Server) -> None:
-        """A read worked: the request's next ones stay with its server."""
+        """A read succeeded: later reads of the request stay with its server."""
         if server.role is Role.REPLICA:
             self._sticky = server.name
 
     def note_write(self) -> None:
-        """The request writes: its reads go to the primary from now on."""
+        """The request writes: from now on its reads go to the primary."""
         if self._pinned_at is None:
             self._pinned_at = monotonic()
             if self._is_traced:
@@ -359,11 +368,11 @@ class Router:
                 self._pin.set()
 
     def note_transaction(self, server: Server, intent: AccessIntent, *, is_read_only: bool) -> None:
-        """A statement goes to the transaction that is open already."""
+        """Record that a statement uses the open transaction."""
         is_pinned_read = intent is AccessIntent.READ and not is_read_only
         reason = Reason.PINNED if is_pinned_read else Reason.TRANSACTION
-        picture = self._datasource.picture
-        self.last_route = Route(picture.datasource, intent, server.role, server.name, reason, picture)
+        topology = self._datasource.topology
+        self.last_route = Route(topology.datasource, intent, server.role, server.name, reason, topology)
         if self._measure is not None:
             self._measure.chose(decision_of(self.last_route))
         if self._is_traced and is_pinned_read:
@@ -376,14 +385,14 @@ class Router:
             attempt,
             freshness,
             is_pinned=self._pinned_at is not None or (self._pin is not None and self._pin.is_set),
-            past=self.past,
+            client_history=self.client_history,
             sticky=self._sticky,
         )
 
     async def _borrow(
         self, server: Server, route: Route, attempt: Attempt, deadline: float | None
     ) -> Connection | None:
-        """A connection, or None when the server cannot be reached and another may be."""
+        """A connection; None when the server cannot be reached and another one may be."""
         if self.held:
             self._check_second_connection(server)
         span = self._start_span(route) if self._is_traced else None
@@ -394,7 +403,7 @@ class Router:
             connection = await server.acquire(
                 deadline=deadline,
                 must_be_alive=attempt.losses > 0,
-                share=Share(self._tenant.name, limit) if limit is not None or server.is_fair else None,
+                quota=TenantQuota(self._tenant.name, limit) if limit is not None or server.is_fair else None,
                 priority=self._priority,
             )
             if measure is not None:
@@ -415,10 +424,10 @@ class Router:
                 span.end()
 
     def _check_second_connection(self, server: Server) -> None:
-        """Refuse to wait for a connection that only this very session could give back.
+        """Refuse to wait for a connection that only this session itself could return.
 
         Raises:
-            DataError: CONFIG: it holds all that there are.
+            DataError: CONFIG: the session holds all connections.
         """
         limit = self._tenant.max_connections
         most = server.settings.max_size if limit is None else min(limit, server.settings.max_size)
@@ -448,7 +457,7 @@ class Router:
 
 
 def decision_of(route: Route) -> Mapping[str, tracing.AttributeValue]:
-    """A routing decision as spans and metrics name it."""
+    """A routing decision as attributes of spans and metrics."""
     return _decision(route.datasource, route.node, route.role, route.reason)
 
 
@@ -469,31 +478,31 @@ def find_route(
     freshness: Freshness,
     *,
     is_pinned: bool,
-    past: ClientHistory | None,
+    client_history: ClientHistory | None,
     sticky: str | None,
     choice: Choice = choose,
 ) -> Route | None:
-    """Choose the server for a statement, as they look now.
+    """Choose the server for a statement, given the servers' current state.
 
     Args:
-        servers: Those to choose from.
-        intent: What the statement wants.
-        attempt: What it has met so far; learns what the server has to have.
-        freshness: How fresh a read has to be.
+        servers: The servers to choose from.
+        intent: The statement's intent.
+        attempt: The statement's state; receives the position that the server must have.
+        freshness: Required freshness of a read.
         is_pinned: The request has written.
-        past: What its client has seen before; None where nobody looks at that.
-        sticky: Name of the replica that the request read from before.
-        choice: Chooses; whoever wants to know what was asked stands in front of it.
+        client_history: The positions that its client has seen; None when tokens are disabled.
+        sticky: Name of the replica that answered the request's earlier reads.
+        choice: Chooses; `explain` passes a wrapper that records the arguments.
     """
-    picture = servers.picture
-    policy = picture.policy
+    topology = servers.topology
+    policy = topology.policy
     max_lag_s = freshness.max_lag_s
-    if past is not None and not past.is_blank and intent is AccessIntent.READ:
+    if client_history is not None and not client_history.is_blank and intent is AccessIntent.READ:
         if attempt.after is None:
-            attempt.patience_s = past.wait_s
-        attempt.after = past.needed(freshness)
+            attempt.patience_s = client_history.wait_s
+        attempt.after = client_history.needed(freshness)
     return choice(
-        picture,
+        topology,
         intent,
         now=asyncio.get_running_loop().time(),
         turn=servers.turn,
@@ -511,10 +520,10 @@ def find_route(
     )
 
 
-def nobody_may(picture: Topology) -> DataError:
-    """The error of a read that none of the servers may answer as they are."""
+def no_eligible_server(topology: Topology) -> DataError:
+    """The error of a read that no server may answer in its current state."""
     return DataError(
         DataErrorKind.CONNECTION,
-        f"datasource {picture.datasource!r}: no server may answer this read ({', '.join(picture.describe())}). Allow"
+        f"datasource {topology.datasource!r}: no server may answer this read ({', '.join(topology.describe())}). Allow"
         " more with routing.max_lag, or with routing.no_replica",
     )

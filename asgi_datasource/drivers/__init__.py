@@ -1,4 +1,4 @@
-"""Who talks to the database: the seam (`protocol`), what crosses it, and the default driver (`psycopg`)."""
+"""Database drivers: the driver protocol, the types it uses, and the default driver (`psycopg`)."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ def load_driver(where: str = DEFAULT_DRIVER, *, key: str = "driver") -> Driver:
 
     Args:
         where: `package.module:attribute`.
-        key: The key of the configuration that names it, for messages.
+        key: The configuration key that names it, for messages.
 
     Raises:
-        ConfigError: There is no such attribute, or it is no driver; the message says why.
+        ConfigError: The attribute does not exist, or is not a driver; the message gives the reason.
     """
     module, _, attribute = where.partition(":")
     try:

@@ -1,4 +1,4 @@
-"""Connections outside any pool, for provisioning and for `check`: what a driver for PostgreSQL offers besides."""
+"""Connections outside any pool, for provisioning and for `check`: the additional protocol of PostgreSQL drivers."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from .settings import ServerSettings
 
 
 class ControlConnection(Protocol):
-    """One connection in autocommit mode. What the server says of rows stands in no error's message."""
+    """One connection in autocommit mode. Error messages contain no row data from the server."""
 
     address: str
     """`host:port/database`, for messages."""
@@ -21,11 +21,11 @@ class ControlConnection(Protocol):
     is_local: bool
     """The server is on this machine."""
     connection: Any
-    """The driver's own, for set-up functions of the application."""
+    """The driver's own connection, for set-up functions of the application."""
 
     @property
     def told_pid(self) -> int:
-        """The process id sent at connect; a pooler in between sends one that is not the server's."""
+        """The process id reported at connect; through a pooler it is not the server process's."""
         ...
 
     @property
@@ -38,34 +38,34 @@ class ControlConnection(Protocol):
         ...
 
     async def table(self, query: str, *parameters: object) -> tuple[list[str], list[tuple[Any, ...]]]:
-        """As `rows`, for a statement from the configuration; returns the names of the columns as well."""
+        """As `rows`, for a statement from the configuration; also returns the column names."""
         ...
 
     async def command(
         self, template: LiteralString, *names: str | tuple[str, ...], **texts: str
     ) -> list[tuple[Any, ...]]:
-        """Run a command that takes names (`{}`) and texts (`{key}`) instead of values; raises `DataError`."""
+        """Run a command with identifiers (`{}`) and literals (`{key}`) instead of parameters; raises `DataError`."""
         ...
 
     async def script(self, text: str, *, name: str) -> None:
-        """Run a file of SQL in one message; `name` names it in errors."""
+        """Run an SQL script in one message; `name` names it in errors."""
         ...
 
     def transaction(self) -> AbstractAsyncContextManager[None]:
-        """A block that takes effect as a whole; raises `DataError`."""
+        """A transaction block; raises `DataError`."""
         ...
 
     def verifier(self, user: str, password: str) -> str:
-        """What the server stores of a password."""
+        """The password verifier that the server stores, such as SCRAM-SHA-256's."""
         ...
 
     def is_refusal(self, error: BaseException, /) -> bool:
-        """Whether the driver raised this error, and `transaction` says what it means."""
+        """Whether the driver raised this error, so that `transaction` translates it."""
         ...
 
 
 class ControlDriver(Protocol):
-    """A driver that can provision and check."""
+    """A driver that supports provisioning and checks."""
 
     def open_control(
         self,
@@ -76,7 +76,7 @@ class ControlDriver(Protocol):
         timeout_s: float | None = 5.0,
         is_privileged: bool = False,
     ) -> AbstractAsyncContextManager[ControlConnection]:
-        """See `open_control` below."""
+        """See the function `open_control`."""
         ...
 
     def make_template(self, conninfo: str, *, where: str) -> ConnectionTemplate:
@@ -84,18 +84,18 @@ class ControlDriver(Protocol):
         ...
 
     def login_of(self, conninfo: str) -> str:
-        """The role that a connection string logs in as; raises `ConfigError` where it names none."""
+        """The role that a connection string logs in as; raises `ConfigError` if it names none."""
         ...
 
     async def login_parameters(
         self, admin: Any, conninfo: str, *, user: str, password: str, where: str
     ) -> dict[str, str]:
-        """How another login reaches the database of a connection, without a pooler in between.
+        """Connection parameters for another login to the same database, without a pooler in between.
 
         Args:
             admin: The control connection; its address is tried first.
-            conninfo: Another way to the server.
-            user, password: The login.
+            conninfo: A second connection string for the server.
+            user, password: The other login.
             where: Names the server in errors.
 
         Raises:
@@ -120,15 +120,15 @@ def open_control(
     """Connect, and close the connection at the end of the block.
 
     Args:
-        settings: How the server is reached.
+        settings: The server's settings.
         where: Names the server in the error about an unreadable connection string.
         dbname: Another database on the same server.
         timeout_s: Longest wait for each answer; None sets no bound.
-        is_privileged: The role has rights that others lack: names are then found in `pg_catalog` only, so that no
-            object that another role has created is used by accident. Needs a direct connection: poolers refuse it.
+        is_privileged: The role has more privileges than others: names are then resolved in `pg_catalog` only, so that
+            an object of another role is not used by accident. Needs a direct connection: poolers refuse it.
 
     Raises:
-        DataError: CONNECTION: the server cannot be reached; the message says why, without user and password.
+        DataError: CONNECTION: the server cannot be reached; the message has the reason, without user and password.
     """
     return control_driver().open_control(
         settings, where=where, dbname=dbname, timeout_s=timeout_s, is_privileged=is_privileged

@@ -1,6 +1,6 @@
-"""A start for drivers of libraries that run one statement at a time: results, connections, and a pool of them.
+"""Base classes for drivers of libraries that run one statement at a time: results, connections, and a pool.
 
-`docs/drivers.md` shows a whole driver that is made of these.
+`docs/drivers.md` shows a complete driver built on them.
 """
 
 # ruff: noqa: B027 - what a driver need not do is empty here
@@ -14,8 +14,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final, Generic, TypeVar
 
-from ..concurrency.fair_queue import Share
-from ..concurrency.limits import Priority
+from ..concurrency.fair_queue import TenantQuota
+from ..concurrency.priority_queue import Priority
 from ..errors import DataError, DataErrorKind, SessionClosed
 from ..observability.metrics import Use
 from ..routing import Observation, Position, Role
@@ -31,13 +31,13 @@ TRANSACTION_TAGS: Final = frozenset({"BEGIN", "START TRANSACTION", "COMMIT", "EN
 
 @dataclass(slots=True)
 class RowsResult:
-    """What one statement answered with.
+    """The result of one statement.
 
     Attributes:
         status_message: The command tag, as PostgreSQL writes it: `INSERT 0 1`, `COMMIT`.
         rowcount: Rows returned or changed; -1 where that does not apply.
         columns: The names of the columns.
-        values: The rows; None where the statement answers with none.
+        values: The rows; None for a statement that returns no rows.
     """
 
     status_message: str | None
@@ -47,21 +47,21 @@ class RowsResult:
 
     @property
     def returns_rows(self) -> bool:
-        """Whether it answers with rows, even if there were none."""
+        """Whether the statement returns rows, even if there were none."""
         return self.values is not None
 
     @property
     def ends_transaction(self) -> bool:
-        """Whether it began or ended a transaction, by its tag."""
+        """Whether the statement began or ended a transaction, by its tag."""
         return self.status_message in TRANSACTION_TAGS
 
     @property
     def description(self) -> list[tuple[Any, ...]]:
-        """The columns as a cursor of the DB-API has them (PEP 249): row factories are called with this object."""
+        """The columns as in the DB-API (PEP 249): row factories are called with this object as their cursor."""
         return [(name, None, None, None, None, None, None) for name in self.columns]
 
     def rows(self, row_factory: RowFactory[Any] | None = None) -> list[Any]:
-        """All rows; without a factory each is a dictionary. Raises TypeError where there are none to read."""
+        """All rows; without a factory as dictionaries. Raises TypeError if the statement returns no rows."""
         if row_factory is None:
             return [dict(zip(self.columns, row, strict=True)) for row in self.tuples()]
         make_row = row_factory(self)
@@ -86,15 +86,15 @@ class RowsResult:
 
 @dataclass(slots=True)
 class RowsExchange:
-    """A round trip that is over: statements were run one after the other, up to the first error.
+    """A completed round trip: statements were run one after the other, up to the first error.
 
     Attributes:
         answered: A result for each statement that has run, control statements included.
-        count: How many there were to run.
-        controls: The indexes of the control statements.
+        count: Number of statements to run.
+        controls: Indexes of the control statements.
         error: The first error, as the driver's library raises it.
-        is_lost: The connection is gone.
-        timed_out: The caller's deadline ended it.
+        is_lost: The connection is lost.
+        timed_out: The caller's deadline has passed.
     """
 
     count: int
@@ -108,37 +108,37 @@ class RowsExchange:
 
     @property
     def failed_at(self) -> int | None:
-        """The statement that failed."""
+        """Index of the statement that failed."""
         return None if self.error is None else len(self.answered)
 
     @property
     def results(self) -> Sequence[RowsResult | None]:
-        """One for each statement; None for control statements, and for those that did not run."""
+        """A result for each statement; None for control statements, and for those that did not run."""
         found = [None if at in self.controls else result for at, result in enumerate(self.answered)]
         return found + [None] * (self.count - len(found))
 
     @property
     def waiter(self) -> asyncio.Future[None]:
-        """Is resolved: nothing is under way."""
+        """A resolved future: the round trip is complete."""
         waiter = asyncio.get_running_loop().create_future()
         waiter.set_result(None)
         return waiter
 
     def take(self, index: int, *, in_transaction: bool) -> RowsResult | None:
-        """None: only round trips that were sent without waiting are read so."""
+        """Always None: it applies to round trips that were sent without waiting."""
         return None
 
     def answers(self, first: int, count: int) -> Sequence[RowsResult]:
-        """The results of some of the statements, all of which worked."""
+        """The results of a range of statements, all of which succeeded."""
         return self.answered[first : first + count]
 
     def values(self, index: int) -> Sequence[str | None] | None:
-        """The first row of a control statement's answer, as text; None where it was not answered."""
+        """The first row of a control statement's answer, as text; None without an answer."""
         rows = self.answered[index].values if self.was_answered(index) else None
         return [None if value is None else str(value) for value in rows[0]] if rows else None
 
     def value(self, index: int) -> str | None:
-        """The first value of a control statement's answer, as text; None where there is none."""
+        """The first value of a control statement's answer, as text; None without one."""
         values = self.values(index)
         return values[0] if values else None
 
@@ -147,14 +147,14 @@ class RowsExchange:
         return index < len(self.answered)
 
     def tag(self, index: int) -> str | None:
-        """The command tag of a statement; None where it was not answered."""
+        """The command tag of a statement; None without an answer."""
         return self.answered[index].status_message if self.was_answered(index) else None
 
 
 class PlainConnection(ABC):
-    """A connection on which statements run one after the other.
+    """A connection that runs statements one after the other.
 
-    A driver says how one statement runs, and what state the connection is in.
+    A driver implements how one statement runs, and the state of the connection.
     """
 
     timeline = 0
@@ -164,23 +164,23 @@ class PlainConnection(ABC):
     use: Use | None = None
     when_gone: Callable[[], None] | None = None
     errors: tuple[type[Exception], ...] = ()
-    """What the library raises where a statement has failed."""
+    """The exception classes of the library for failed statements."""
     has_failed_transaction = False
     is_midway = False
     closed = False
     closing: asyncio.Task[None] | None = None
-    """Closes it, where it was cut."""
+    """The task that closes the connection after `cut`."""
 
-    # What a driver says
+    # Implemented by a driver
 
     @property
     @abstractmethod
     def is_in_transaction(self) -> bool:
-        """Inside a transaction that can go on."""
+        """Inside a transaction that has not failed."""
 
     @abstractmethod
     async def run(self, statement: Statement) -> RowsResult:
-        """Run one statement, or do what a control statement means (`ControlKind`)."""
+        """Run one statement, or the equivalent of a control statement (`ControlKind`)."""
 
     @abstractmethod
     async def begin(self) -> None:
@@ -188,21 +188,21 @@ class PlainConnection(ABC):
 
     @abstractmethod
     async def commit(self) -> None:
-        """Commit it."""
+        """Commit that transaction."""
 
     @abstractmethod
-    async def rest(self) -> None:
-        """Roll back what is open, and be as new."""
+    async def reset(self) -> None:
+        """Roll back an open transaction, and reset the session's state."""
 
     @abstractmethod
     def interrupt(self) -> None:
-        """Stop the statement that runs, without waiting; it then fails with one of `errors`."""
+        """Stop the running statement, without waiting; it then fails with one of `errors`."""
 
     @abstractmethod
     async def disconnect(self) -> None:
         """Close the connection."""
 
-    # What follows from it
+    # Provided by this class
 
     @property
     def is_idle(self) -> bool:
@@ -211,7 +211,7 @@ class PlainConnection(ABC):
 
     @property
     def is_usable(self) -> bool:
-        """Whether it can be lent again."""
+        """Whether it can be borrowed again."""
         return self.is_idle
 
     def send_one(
@@ -224,21 +224,21 @@ class PlainConnection(ABC):
         deadline: float | None,
         now: float,
     ) -> None:
-        """None: everything is awaited, in `exchange`."""
+        """Always None: `exchange` awaits the whole round trip."""
 
     def send_controls(self, statements: tuple[Control, ...], *, deadline: float | None) -> None:
-        """None: likewise."""
+        """Always None, as `send_one`."""
 
     async def arrival(self, exchange: Any, /) -> None:
-        """It is there already."""
+        """Returns at once: the round trip is complete."""
 
     async def finish(self, exchange: Any, /) -> None:
-        """It is over already."""
+        """Returns at once: the round trip is complete."""
 
     async def exchange(
         self, statements: Sequence[Statement], *, deadline: float | None = None, flush_after: int | None = None
     ) -> RowsExchange:
-        """Run statements up to the first error; outside a transaction all of them take effect, or none."""
+        """Run statements up to the first error; outside a transaction they take effect together or not at all."""
         done = RowsExchange(
             len(statements), frozenset(at for at, one in enumerate(statements) if isinstance(one, Control))
         )
@@ -258,7 +258,7 @@ class PlainConnection(ABC):
             if timer is not None:
                 timer.cancel()
         if is_whole and not self.closed:
-            await self.rest()
+            await self.reset()
         return done
 
     def _expire(self, done: RowsExchange) -> None:
@@ -266,7 +266,7 @@ class PlainConnection(ABC):
         self.interrupt()
 
     def add_notify_handler(self, callback: Callable[[Any], None], /) -> None:
-        """Nobody notifies."""
+        """Does nothing: there are no notifications."""
 
     def cut(self, reason: str) -> None:
         """Close the connection without waiting."""
@@ -289,13 +289,14 @@ ConnectionT = TypeVar("ConnectionT", bound=PlainConnection)
 
 
 class PlainServer(ServerBase, ABC, Generic[ConnectionT]):
-    """A server with a pool that makes connections as they are needed, up to `max_size`, and keeps them.
+    """A server with a pool that makes connections on demand, up to `max_size`, and keeps them.
 
-    A driver says how to connect, and what its library's errors mean. Tenants do not take turns here (`is_fair`).
+    A driver implements how to connect, and classifies its library's errors. There are no turns between tenants
+    (`is_fair`).
     """
 
     errors: tuple[type[Exception], ...] = (OSError,)
-    """What the library raises where a connection cannot be made."""
+    """The exception classes of the library for failed connects."""
 
     def __init__(
         self,
@@ -322,7 +323,7 @@ class PlainServer(ServerBase, ABC, Generic[ConnectionT]):
         self._free = asyncio.Semaphore(settings.max_size)
         self._keeps_none = False
 
-    # What a driver says
+    # Implemented by a driver
 
     @abstractmethod
     async def connect(self) -> ConnectionT:
@@ -330,37 +331,37 @@ class PlainServer(ServerBase, ABC, Generic[ConnectionT]):
 
     @abstractmethod
     def kind_of(self, error: BaseException, *, is_write: bool) -> DataErrorKind:
-        """What an error of the library's means."""
+        """The kind of one of the library's errors."""
 
-    def tell(self, error: BaseException) -> str:
-        """What a message says of an error: no value, no password."""
+    def describe_error(self, error: BaseException) -> str:
+        """Text of an error for messages: without values and passwords."""
         return str(error)
 
     def native(self, connection: ConnectionT) -> Any:
-        """What `db.connection()` lends."""
+        """The connection that `db.connection()` gives to the user."""
         raise NotImplementedError
 
-    # What follows from it
+    # Provided by this class
 
     @property
     def idle(self) -> int:
-        """Connections that could be borrowed at once."""
+        """Number of idle connections."""
         return len(self._at_rest)
 
     @property
     def is_in_use(self) -> bool:
-        """Whether a connection is borrowed, or about to be."""
+        """Whether a connection is borrowed, or about to be borrowed."""
         return self.borrowed + self.waiting > 0
 
     async def open(self) -> None:
-        """Open the pool: connections are made as they are needed."""
+        """Open the pool; connections are made on demand."""
         self.is_open, self._keeps_none = True, False
-        self.tell_watchers()
+        self.notify_watchers()
 
     async def close(self, *, timeout_s: float) -> None:
-        """Close every connection, borrowed ones included."""
+        """Close all connections, borrowed ones included."""
         self.is_open = False
-        self.tell_watchers()
+        self.notify_watchers()
         for connection in self._lent:
             self._cut(connection, "the pool was closed")
         self._close_idle()
@@ -368,7 +369,7 @@ class PlainServer(ServerBase, ABC, Generic[ConnectionT]):
             await asyncio.wait(self._closing, timeout=timeout_s)
 
     def retire(self) -> None:
-        """Keep no idle connection from now on."""
+        """Keep no idle connections from now on."""
         self._keeps_none = True
         self._close_idle()
 
@@ -383,8 +384,8 @@ class PlainServer(ServerBase, ABC, Generic[ConnectionT]):
             self._closing.add(closing)
             closing.add_done_callback(self._closing.discard)
 
-    def try_acquire(self, share: Share | None = None) -> ConnectionT | None:
-        """None: `acquire` does not wait either where one lies at hand."""
+    def try_acquire(self, quota: TenantQuota | None = None) -> ConnectionT | None:
+        """Always None: `acquire` does not wait either if a connection is idle."""
         return None
 
     async def acquire(
@@ -392,10 +393,10 @@ class PlainServer(ServerBase, ABC, Generic[ConnectionT]):
         *,
         deadline: float | None,
         must_be_alive: bool = False,
-        share: Share | None = None,
+        quota: TenantQuota | None = None,
         priority: Priority = Priority.NORMAL,
     ) -> ConnectionT:
-        """Borrow a connection, first come, first served."""
+        """Borrow a connection, in the order of the calls."""
         now = asyncio.get_running_loop().time()
         until = now + self.settings.acquire_timeout_s
         if deadline is not None and deadline <= now:
@@ -429,7 +430,7 @@ class PlainServer(ServerBase, ABC, Generic[ConnectionT]):
             async with asyncio.timeout_at(deadline):
                 connection = await self.connect()
         except (TimeoutError, *self.errors) as error:  # type: ignore[misc] # these are classes of exceptions
-            reason = "no answer" if isinstance(error, TimeoutError) else self.tell(error)
+            reason = "no answer" if isinstance(error, TimeoutError) else self.describe_error(error)
             self.note_down(reason)
             raise DataError(DataErrorKind.CONNECTION, f"{self.label}: cannot connect: {reason}") from error
         self.note_reached()
@@ -437,7 +438,7 @@ class PlainServer(ServerBase, ABC, Generic[ConnectionT]):
         return connection
 
     def release(self, connection: ConnectionT, /) -> None:
-        """Give back a connection that is idle."""
+        """Return an idle connection."""
         self.borrowed -= 1
         self._lent.discard(connection)
         use = connection.use
@@ -451,18 +452,18 @@ class PlainServer(ServerBase, ABC, Generic[ConnectionT]):
         self._free.release()
 
     def put_back(self, connection: ConnectionT, /) -> None:
-        """Give back a connection over which nothing was sent."""
+        """Return a connection on which nothing was sent."""
         self.release(connection)
 
     async def reclaim(self, connection: ConnectionT, /) -> None:
-        """Give back a connection in any state: stop what runs, and roll back."""
+        """Return a connection in any state: stop a running statement, and roll back."""
         try:
             if not connection.closed:
                 connection.interrupt()
                 async with asyncio.timeout(self.settings.check_timeout_s):
-                    await connection.rest()
+                    await connection.reset()
         except (TimeoutError, *connection.errors):  # type: ignore[misc] # these are classes of exceptions
-            connection.cut("it could not be brought to rest")
+            connection.cut("it did not become idle")
         except BaseException:
             connection.cut("giving it back was interrupted")
             raise
@@ -474,12 +475,12 @@ class PlainServer(ServerBase, ABC, Generic[ConnectionT]):
         connection.cut("it was given up")
         self.release(connection)
 
-    def lend(self, connection: ConnectionT, /) -> PlainLoan:
-        """Hand the library's own connection to the user."""
-        return PlainLoan(self.native(connection))
+    def lend(self, connection: ConnectionT, /) -> PlainBorrowedConnection:
+        """Give the library's own connection to the user."""
+        return PlainBorrowedConnection(self.native(connection))
 
     def error_of(self, exchange: RowsExchange, /, *, is_write: bool) -> DataError:
-        """Classify what an exchange failed with."""
+        """Classify the error of an exchange."""
         error = exchange.error
         if error is None:
             raise ValueError("the exchange has not failed")
@@ -490,15 +491,15 @@ class PlainServer(ServerBase, ABC, Generic[ConnectionT]):
                 is_retryable=False,
             )
         kind = DataErrorKind.CONNECTION if exchange.is_lost else self.kind_of(error, is_write=is_write)
-        return DataError(kind, f"{self.label}: {self.tell(error)}")
+        return DataError(kind, f"{self.label}: {self.describe_error(error)}")
 
     def health_check(self) -> PlainHealthCheck:
-        """A connection can be made: that is all that is known."""
+        """A health check that only makes a connection."""
         return PlainHealthCheck(self)
 
 
-class PlainLoan:
-    """The library's own connection, lent for the length of a block."""
+class PlainBorrowedConnection:
+    """The library's own connection, given to the user for the length of a block."""
 
     def __init__(self, native: Any) -> None:
         self._native = native
@@ -506,11 +507,11 @@ class PlainLoan:
 
     @property
     def connection(self) -> Any:
-        """What the user gets: the native connection, until the block has ended."""
+        """The library's connection; raises after the end of the block."""
         return self
 
     def expire(self, message: str) -> None:
-        """Let every further use raise `SessionClosed(message)`."""
+        """Make all further use raise `SessionClosed(message)`."""
         self._message = message
 
     def __getattr__(self, name: str) -> Any:
@@ -526,7 +527,7 @@ class PlainHealthCheck:
         self._server = server
 
     async def ask(self, *, limit_s: float) -> Observation:
-        """Connect once."""
+        """Make one connection."""
         loop = asyncio.get_running_loop()
         asked_at = loop.time()
         connection = await self._server.connect_apart(deadline=asked_at + limit_s)
@@ -534,4 +535,4 @@ class PlainHealthCheck:
         return Observation(asked_at=asked_at, answered_at=loop.time(), is_standby=False, position=Position(1, 0))
 
     def close(self) -> None:
-        """Nothing is kept open."""
+        """Does nothing: no connection is kept."""

@@ -1,8 +1,8 @@
-"""The seam: what a driver is to the rest of the library.
+"""The driver protocol: what a database driver provides.
 
-A driver gives servers; a server lends connections; a connection exchanges statements for results in one round trip.
-`drivers/psycopg/` is the default driver and the reference. `docs/drivers.md` shows how to write another one, and
-`asgi_datasource.testing.driver_contract` holds what it has to fulfil.
+A driver makes servers; a server lends connections; a connection runs statements in one round trip. `drivers/psycopg/`
+is the default driver and the reference. `docs/drivers.md` shows how to write another one, and
+`asgi_datasource.testing.driver_contract` contains the tests that it must pass.
 """
 
 from __future__ import annotations
@@ -11,8 +11,8 @@ import asyncio
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol, TypeVar
 
-from ..concurrency.fair_queue import Share
-from ..concurrency.limits import Priority
+from ..concurrency.fair_queue import TenantQuota
+from ..concurrency.priority_queue import Priority
 from ..errors import DataError
 from ..observability.metrics import Attributes, Metrics, Use
 from ..routing import CircuitBreaker, Observation, Position, Role
@@ -23,7 +23,7 @@ T_co = TypeVar("T_co", covariant=True)
 
 
 class RowFactory(Protocol[T_co]):
-    """Makes rows, as psycopg's do (`psycopg.rows`): called with a cursor, it returns a function of a row's values."""
+    """Makes rows as psycopg's factories do (`psycopg.rows`): called with a cursor, returns a function of the values."""
 
     def __call__(self, cursor: Any, /) -> Callable[[Sequence[Any]], T_co]:
         """The function that makes one row."""
@@ -31,7 +31,7 @@ class RowFactory(Protocol[T_co]):
 
 
 class Result(Protocol):
-    """The outcome of one statement that worked; reading it needs no connection any more."""
+    """Result of one successful statement; independent of the connection."""
 
     @property
     def status_message(self) -> str | None:
@@ -45,12 +45,12 @@ class Result(Protocol):
 
     @property
     def returns_rows(self) -> bool:
-        """Whether the statement answers with rows, even if there were none."""
+        """Whether the statement returns rows, even if there were none."""
         ...
 
     @property
     def columns(self) -> tuple[str, ...]:
-        """The names of the columns, in order."""
+        """Names of the columns, in order."""
         ...
 
     @property
@@ -59,7 +59,7 @@ class Result(Protocol):
         ...
 
     def rows(self, row_factory: RowFactory[Any] | None = None) -> list[Any]:
-        """All rows; without a factory each is a dictionary. Raises the driver's error where there are none to read."""
+        """All rows; without a factory as dictionaries. Raises the driver's error if the statement returns no rows."""
         ...
 
     def tuples(self) -> list[tuple[Any, ...]]:
@@ -76,10 +76,10 @@ class Result(Protocol):
 
 
 class Exchange(Protocol):
-    """One round trip: what came back before the first error, and that error.
+    """One round trip: the answers before the first error, and that error.
 
-    A driver that sends at once (`Connection.send_one`) returns it while it is under way, and resolves `waiter` when
-    there is something to look at.
+    A driver that sends without waiting (`Connection.send_one`) returns it in progress, and resolves `waiter` when there
+    is an answer or an error to read.
     """
 
     @property
@@ -89,59 +89,59 @@ class Exchange(Protocol):
 
     @property
     def failed_at(self) -> int | None:
-        """Index of the statement that failed, or of the first one without an answer when the connection was lost; None
-        when nothing was sent."""
+        """Index of the statement that failed, or, if the connection was lost, of the first one without an answer; None
+        if nothing was sent."""
         ...
 
     @property
     def is_lost(self) -> bool:
-        """The connection is gone."""
+        """The connection is lost."""
         ...
 
     @property
     def timed_out(self) -> bool:
-        """The caller's deadline ended it."""
+        """The caller's deadline has passed."""
         ...
 
     @property
     def waiter(self) -> asyncio.Future[None]:
-        """Resolved when it has come back, and when its deadline has passed."""
+        """Resolved when the answer is complete, and when the deadline has passed."""
         ...
 
     @property
     def results(self) -> Sequence[Result | None]:
-        """One for each statement; None for control statements, and for those that did not run or were not answered."""
+        """A result for each statement; None for control statements, and for those without an answer."""
         ...
 
     @property
     def has_landed(self) -> bool:
-        """Whether everything has come back: the connection is free again."""
+        """Whether the answer is complete, so that the connection is free again."""
         ...
 
     @property
     def is_stale_plan(self) -> bool:
-        """The server refused a statement only because of how it had been prepared: run anew it may well work."""
+        """The server refused a statement only because its prepared form is outdated: a retry is likely to succeed."""
         ...
 
     def take(self, index: int, *, in_transaction: bool) -> Result | None:
-        """Read the result of one statement where all has come back with plain success; None where it has not.
+        """Read the result of one statement if the round trip succeeded; None if not.
 
         Args:
-            index: Where the statement stands.
-            in_transaction: Where the connection has to be afterwards: inside a transaction, or outside of any.
+            index: Index of the statement.
+            in_transaction: Required state of the connection afterwards: inside a transaction, or outside.
         """
         ...
 
     def answers(self, first: int, count: int) -> Sequence[Result]:
-        """The results of some of the statements, all of which worked."""
+        """The results of a range of statements, all of which succeeded."""
         ...
 
     def value(self, index: int) -> str | None:
-        """The first value of a control statement's answer, as text; None where there is none."""
+        """The first value of a control statement's answer, as text; None without one."""
         ...
 
     def values(self, index: int) -> Sequence[str | None] | None:
-        """The first row of a control statement's answer, as text; None where it was not answered."""
+        """The first row of a control statement's answer, as text; None without an answer."""
         ...
 
     def was_answered(self, index: int) -> bool:
@@ -149,48 +149,48 @@ class Exchange(Protocol):
         ...
 
     def tag(self, index: int) -> str | None:
-        """The command tag of a statement, control statements included; None where it was not answered."""
+        """The command tag of a statement, control statements included; None without an answer."""
         ...
 
 
-class Loan(Protocol):
-    """A connection of the driver's own kind, lent to the user for the length of a block."""
+class BorrowedConnection(Protocol):
+    """The driver's own connection, given to the user for the length of a block."""
 
     @property
     def connection(self) -> Any:
-        """What the user gets."""
+        """The connection that the user gets."""
         ...
 
     def expire(self, message: str) -> None:
-        """Let every further use raise `SessionClosed(message)`."""
+        """Make all further use raise `SessionClosed(message)`."""
         ...
 
 
 class Connection(Protocol):
-    """One connection to one server, outside a transaction when it is lent."""
+    """One connection to one server; outside any transaction when it is borrowed."""
 
     timeline: int
-    """The timeline that the primary at the other end writes; 0 is not known."""
+    """Timeline of the primary that it leads to; 0 if unknown."""
     incarnation: str | None
-    """What identifies the server's life, where it holds for as long as the connection does: see `IDENTIFY`."""
+    """The server's incarnation, if it is constant for the life of the connection; see `INCARNATION`."""
     held: Position | None
-    """Where the server at the other end has said that it is; it only goes on from there."""
+    """A position that the server has proved on this connection; its position only increases."""
     use: Use | None
-    """Is told when the connection is given back, where that is measured."""
+    """Records the time of use when metrics are enabled; ended when the connection is returned."""
 
     backend_pid: int
-    """Process id of the server process, as the server said when the connection was made."""
+    """Process id of the server process, as reported at connect."""
     when_gone: Callable[[], None] | None
-    """Called once when the connection is gone."""
+    """Called once when the connection is lost."""
 
     @property
     def is_usable(self) -> bool:
-        """Whether it is open and nothing is under way on it."""
+        """Whether it is open and no round trip is in progress."""
         ...
 
     @property
     def closed(self) -> bool:
-        """Whether it cannot be used any more."""
+        """Whether it is closed or lost."""
         ...
 
     @property
@@ -200,17 +200,17 @@ class Connection(Protocol):
 
     @property
     def is_in_transaction(self) -> bool:
-        """Inside a transaction that can go on."""
+        """Inside a transaction that has not failed."""
         ...
 
     @property
     def has_failed_transaction(self) -> bool:
-        """Inside a transaction that only a rollback can end."""
+        """Inside a failed transaction, which only a rollback can end."""
         ...
 
     @property
     def is_midway(self) -> bool:
-        """Whether a user's own operation on it was cut short."""
+        """Whether a user's own operation on it was interrupted."""
         ...
 
     def send_one(
@@ -227,14 +227,14 @@ class Connection(Protocol):
 
         Args:
             envelope: The control statements around it.
-            settings: The tenant's, applied where the envelope says so.
+            settings: The tenant's settings, applied if the envelope says so.
             query, params: The statement.
             deadline: Event-loop time at which the server is asked to cancel.
-            now: The event loop's time.
+            now: Event-loop time.
 
         Returns:
-            The round trip, under way; None where something has to be awaited first, or the statement needs more than
-            this: nothing was sent, and `exchange` does all.
+            The round trip in progress; None if something must be awaited first, or the statement needs `exchange`:
+            then nothing was sent.
         """
         ...
 
@@ -242,17 +242,17 @@ class Connection(Protocol):
         """Send control statements alone, without waiting; None as for `send_one`.
 
         Args:
-            statements: One of a few constants: a connection keeps them ready.
+            statements: One of a few constant tuples, for which a connection keeps the encoded messages.
             deadline: Event-loop time at which the server is asked to cancel.
         """
         ...
 
     async def arrival(self, exchange: Any, /) -> None:
-        """Wait until a round trip has come back, or its deadline has passed, also where its waiter was cancelled."""
+        """Wait until the answer is complete or the deadline has passed, even if `waiter` was cancelled."""
         ...
 
     async def finish(self, exchange: Any, /) -> None:
-        """Bring a round trip to its end: stop it on the server when its deadline has passed, and read what came."""
+        """Complete a round trip: after the deadline stop it on the server, then read the rest of the answer."""
         ...
 
     async def exchange(
@@ -261,16 +261,16 @@ class Connection(Protocol):
         """Send statements in one round trip and collect their results.
 
         Outside a transaction they are one implicit transaction. Errors of the server and of the connection are not
-        raised: they are in the answer, beside what arrived before them.
+        raised: the exchange has them, beside the answers that arrived before.
 
         Args:
-            statements: What to send; may be empty, to hear whether the server is there.
+            statements: The statements; empty to test whether the server answers.
             deadline: Event-loop time at which the server is asked to cancel.
             flush_after: Index of a statement whose answer the server is asked to send at once.
 
         Raises:
-            Exception: A mistake of the caller's, as the driver raises it; nothing was sent.
-            asyncio.CancelledError: What was sent is still under way: hand the connection to `Server.reclaim`.
+            Exception: A mistake of the caller, as the driver raises it; nothing was sent.
+            asyncio.CancelledError: The round trip is still in progress: pass the connection to `Server.reclaim`.
         """
         ...
 
@@ -288,10 +288,10 @@ class Connection(Protocol):
 
 
 class HealthCheck(Protocol):
-    """Asks one server how it is, beside its pool."""
+    """Queries the state of one server, outside its pool."""
 
     async def ask(self, *, limit_s: float) -> Observation:
-        """Ask; raises `DataError` where the server did not answer within `limit_s` seconds."""
+        """Query the state; raises `DataError` if the server does not answer within `limit_s` seconds."""
         ...
 
     def close(self) -> None:
@@ -300,55 +300,55 @@ class HealthCheck(Protocol):
 
 
 class PoolKeeper(Protocol):
-    """Decides when pools are open that open with their first use."""
+    """Decides which pools are open, for pools that are opened on first use."""
 
     async def make_room(self, server: Any, /, *, timeout_s: float) -> None:
-        """Open the server's pool, once there is room for it."""
+        """Open the server's pool, as soon as the bound on open pools allows it."""
         ...
 
     def used(self, server: Any, /) -> None:
-        """A connection of it is about to be borrowed."""
+        """A connection of the server is about to be borrowed."""
         ...
 
     def rested(self, server: Any, /) -> None:
-        """All of its connections were given back."""
+        """The last borrowed connection of the server was returned."""
         ...
 
     def reached(self, server: Any, /) -> None:
-        """A connection was made for the first time."""
+        """The first connection of the server was made."""
         ...
 
 
 class Server(Protocol):
-    """One server of a datasource: connections are borrowed here and come back here."""
+    """One server of a datasource, with its pool of connections."""
 
     name: str
     datasource: str
     full_name: str
-    """Both: `orders.primary`."""
+    """Datasource and server: `orders.primary`."""
     label: str
-    """For messages: names the server, not who connects to it."""
+    """Names the server in messages, without the login."""
     role: Role
     settings: ServerSettings
     attributes: Attributes
-    """What names it on spans."""
+    """The server's attributes on spans."""
     dimensions: Attributes
-    """What names it on metrics."""
+    """The server's attributes on metrics."""
     metrics: Metrics | None
     breaker: CircuitBreaker
-    """Whether it is used; by what happened to its connections, never by errors that it answered with."""
+    """The circuit breaker, driven by the outcome of connections, never by errors that the server reports."""
     was_reached: bool
-    """Whether a connection could ever be made."""
+    """Whether a connection was ever made."""
     is_pooled: bool
-    """A pooler in transaction mode is in between: what a session has, the next transaction does not."""
+    """A pooler in transaction mode is in between: session state does not last beyond a transaction."""
     is_fair: bool
-    """Tenants take turns here: each borrower names its tenant."""
+    """Tenants take turns: each borrower names its tenant."""
     identifies_writes: bool
-    """`IDENTIFY` is answered in every transaction that has written: one that does not answer has written nothing."""
+    """`IDENTIFY` is answered in every transaction that has written: without an answer nothing was written."""
 
     @property
     def is_up(self) -> bool:
-        """Whether it is used."""
+        """Whether the circuit breaker is closed."""
         ...
 
     @property
@@ -358,59 +358,59 @@ class Server(Protocol):
 
     @property
     def is_in_use(self) -> bool:
-        """Whether a connection is borrowed, or about to be; of pools that have a keeper."""
+        """Whether a connection is borrowed, or about to be borrowed; for pools with a keeper."""
         ...
 
     @property
     def borrowed(self) -> int:
-        """Connections that are lent."""
+        """Number of borrowed connections."""
         ...
 
     @property
     def idle(self) -> int:
-        """Connections that could be borrowed at once."""
+        """Number of idle connections."""
         ...
 
     @property
     def waiting(self) -> int:
-        """How many callers wait for a connection."""
+        """Number of callers that wait for a connection."""
         ...
 
     @property
     def timeline(self) -> int:
-        """The newest timeline that a primary was seen to write; 0 is not known."""
+        """The newest timeline seen on a primary; 0 if unknown."""
         ...
 
-    # Its life
+    # Life cycle
 
     async def open(self) -> None:
-        """Open the pool. Returns at once, also when the server cannot be reached."""
+        """Open the pool. Returns at once, even if the server cannot be reached."""
         ...
 
     async def close(self, *, timeout_s: float) -> None:
-        """Close the pool and every connection, borrowed ones included."""
+        """Close the pool and all connections, borrowed ones included."""
         ...
 
     def retire(self) -> None:
-        """Keep no idle connection from now on."""
+        """Keep no idle connections from now on."""
         ...
 
     def watch(self, watcher: Callable[[], None]) -> None:
-        """Call this whenever the server goes down or comes up, and when its pool is opened or closed."""
+        """Call `watcher` when the server goes down or comes up, and when its pool is opened or closed."""
         ...
 
     def unwatch(self, watcher: Callable[[], None]) -> None:
-        """Call it no more."""
+        """Remove a watcher."""
         ...
 
     def health_check(self) -> HealthCheck:
-        """What asks the server how it is, over a connection of its own."""
+        """A health check of the server, over a connection of its own."""
         ...
 
-    # Borrowing and giving back
+    # Borrowing and returning connections
 
-    def try_acquire(self, share: Share | None = None) -> Connection | None:
-        """Borrow a connection that lies at hand; None where the caller would have to wait, or to queue."""
+    def try_acquire(self, quota: TenantQuota | None = None) -> Connection | None:
+        """Borrow an idle connection; None where the caller would have to wait or to queue."""
         ...
 
     async def acquire(
@@ -418,16 +418,16 @@ class Server(Protocol):
         *,
         deadline: float | None,
         must_be_alive: bool = False,
-        share: Share | None = None,
+        quota: TenantQuota | None = None,
         priority: Priority = Priority.NORMAL,
     ) -> Connection:
         """Borrow a connection, outside any transaction.
 
         Args:
-            deadline: Event-loop time at which waiting ends, if that is before the pool's own timeout.
-            must_be_alive: Ask the server over the connection first, and take another one when it does not answer.
-            share: The tenant that it counts for, where tenants take turns or have limits.
-            priority: Who is served first of those who wait.
+            deadline: Event-loop time at which the wait ends, if that is before the pool's own timeout.
+            must_be_alive: Check the connection first, and take another one if the server does not answer.
+            quota: The tenant that it counts for, if tenants take turns or have limits.
+            priority: Order of service among callers that wait.
 
         Raises:
             DataError: CONNECTION: the server cannot be reached. RESOURCE: all connections are in use and stay so, or
@@ -440,82 +440,82 @@ class Server(Protocol):
         ...
 
     def release(self, connection: Any, /) -> None:
-        """Give back a connection that is idle. Never waits."""
+        """Return an idle connection. Never waits."""
         ...
 
     def put_back(self, connection: Any, /) -> None:
-        """Give back a connection of `try_acquire` over which nothing was sent: as if it had never been borrowed."""
+        """Return a connection of `try_acquire` on which nothing was sent, without counting it as borrowed."""
         ...
 
     async def reclaim(self, connection: Any, /) -> None:
-        """Give back a connection in any state: bring it to rest first, or close it."""
+        """Return a connection in any state: bring it back to idle first, or close it."""
         ...
 
     def discard(self, connection: Any, /) -> None:
         """Close a borrowed connection; the pool replaces it."""
         ...
 
-    def lend(self, connection: Any, /) -> Loan:
-        """Hand a connection itself to the user, inside the transaction that is open on it."""
+    def lend(self, connection: Any, /) -> BorrowedConnection:
+        """Give a connection itself to the user, inside its open transaction."""
         ...
 
-    # What is known of it
+    # State of the server
 
     def error_of(self, exchange: Any, /, *, is_write: bool) -> DataError:
-        """Classify what an exchange failed with."""
+        """Classify the error of an exchange."""
         ...
 
     def suspect(self) -> None:
-        """A connection turned out to be dead: look at the idle ones, in the background."""
+        """A connection was found dead: check the idle ones in the background."""
         ...
 
     def refused_write(self, connection: Any, /) -> None:
-        """A server that should be the primary has refused a write: find out which server is."""
+        """A server that should be the primary has refused a write: find the primary."""
         ...
 
     def hear_of(self, timeline: int) -> None:
-        """A newer timeline was seen: look in the background for the primary that writes it."""
+        """A newer timeline was seen: look for its primary in the background."""
         ...
 
     async def look_for(self, timeline: int, *, deadline: float | None) -> None:
-        """Look for the primary that writes this timeline, until `deadline`. Raises nothing."""
+        """Look for the primary of this timeline until `deadline`. Raises nothing."""
         ...
 
 
 class ConnectionTemplate(Protocol):
-    """A connection string with a place for the tenant."""
+    """A connection string with a placeholder for the tenant."""
 
     def dbname(self, name: str) -> str | None:
-        """The name of a tenant's database; None where the tenant stands elsewhere, and shares its database."""
+        """Name of a tenant's database; None if the placeholder is elsewhere, and tenants share the database."""
         ...
 
     def fill(self, name: str) -> str:
-        """The connection string for a tenant; raises `DataError` (TENANT) where the name cannot stand in it."""
+        """The connection string of a tenant; raises `DataError` (TENANT) if the name is not valid in it."""
         ...
 
 
 class Driver(Protocol):
-    """What a driver package offers as its entry: `load_driver` finds it."""
+    """Entry point of a driver package, found by `load_driver`."""
 
     @property
     def has_settings(self) -> bool:
-        """Whether the settings of a tenant can be applied: its schema, its role, row security."""
+        """Whether it can apply a tenant's settings: schema, role, row security."""
         ...
 
     def make_server(
         self, name: str, datasource: str, role: Role, settings: ServerSettings, *, keeper: PoolKeeper | None = None
     ) -> Server:
-        """One server, not opened yet.
+        """Make a server; its pool is not open yet.
 
         Raises:
-            ConfigError: The connection string cannot be read.
+            ConfigError: The connection string is invalid.
         """
         ...
 
     def make_template(self, conninfo: str, *, where: str) -> ConnectionTemplate:
-        """The connection string of a datasource with a database for each tenant.
+        """Parse the connection string of a datasource with a database for each tenant.
 
         Raises:
-            ConfigError: It cannot be read; `where` names the server in the message.
+            ConfigError: It is invalid; `where` names the server in the message.
         """
         ...

@@ -1,4 +1,4 @@
-"""The type of what `db.connection()` lends, for type checkers alone: at run time it is whatever the driver lends."""
+"""Type of the connection that `db.connection()` gives, for type checkers only: at run time the driver decides it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the servers of every driver have in common: their names, whether they are used, and who is told of it."""
+"""Base class of all drivers' servers: names, circuit breaker, and watchers."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ logger = logging.getLogger("asgi_datasource.server")
 
 
 class ServerBase:
-    """A server without its pool: a driver adds how connections are made, lent and taken back.
+    """A server without its pool: a driver adds how connections are made, lent and returned.
 
     Args:
-        name: Its name in the datasource.
-        datasource: The name of the datasource.
-        role: Whether it is the primary.
-        settings: How it is reached.
+        name: Name in the datasource.
+        datasource: Name of the datasource.
+        role: Primary or replica.
+        settings: The server's settings.
         address: Host name or address, for messages, spans and metrics.
-        port: Its port; 0 where there is none.
-        dbname: The name of the database.
-        system: What OpenTelemetry calls this kind of database (`db.system.name`).
+        port: Port; 0 if there is none.
+        dbname: Name of the database.
+        system: OpenTelemetry's name of the database system (`db.system.name`).
         keeper: Decides when the pool is open; None for one that is always open.
     """
 
@@ -58,14 +58,14 @@ class ServerBase:
         self.metrics: Metrics | None = None
         self.breaker = CircuitBreaker()
         self.last_error: str | None = None
-        """Why it is, or last was, down; without secrets."""
+        """Reason of the last failure, without secrets."""
         self.was_reached = False
         self.timeline = 0
         self._keeper = keeper
         self._system = system
         self._watchers: list[Callable[[], None]] = []
         self.move_to(address, port)
-        # Where each tenant has a database, its name and perhaps its host are one tenant's: they would be a label each.
+        # With a database for each tenant, database and host may identify a tenant: they are no metric labels.
         self.dimensions: Attributes = {
             **(self.attributes if keeper is None else {DB_SYSTEM: system}),
             DATASOURCE: datasource,
@@ -73,7 +73,7 @@ class ServerBase:
         }
 
     def move_to(self, address: str, port: int) -> None:
-        """The server is reached here: its first address, or another one of several."""
+        """Set the address: the server's first one, or another one of several."""
         self.address, self.port = address, port
         self.label = f"{self.full_name} ({address}:{port})" if port else f"{self.full_name} ({address})"
         self.attributes: Attributes = server_attributes(
@@ -82,46 +82,46 @@ class ServerBase:
 
     @property
     def is_up(self) -> bool:
-        """Whether it is used."""
+        """Whether the circuit breaker is closed."""
         return self.breaker.is_closed
 
     @property
     def is_in_use(self) -> bool:
-        """Whether a connection is borrowed, or about to be; of pools that have a keeper."""
+        """Whether a connection is borrowed, or about to be borrowed; for pools with a keeper."""
         return False
 
-    # Who is told
+    # Watchers
 
     def watch(self, watcher: Callable[[], None]) -> None:
-        """Call this whenever it goes down or comes up, and when its pool is opened or closed."""
+        """Call `watcher` when the server goes down or comes up, and when its pool is opened or closed."""
         self._watchers.append(watcher)
 
     def unwatch(self, watcher: Callable[[], None]) -> None:
-        """Call it no more."""
+        """Remove a watcher."""
         self._watchers.remove(watcher)
 
-    def tell_watchers(self) -> None:
-        """Its pool was opened or closed."""
+    def notify_watchers(self) -> None:
+        """Call the watchers: the pool was opened or closed."""
         for watcher in tuple(self._watchers):
             watcher()
 
     def note(self, event: Event) -> bool:
-        """Something happened to its connections; True when it is in use no more, or again."""
+        """Apply an event to the circuit breaker; True if the server went out of use, or came back."""
         was_up = self.is_up
-        self.breaker.tell(event, now=asyncio.get_running_loop().time())
+        self.breaker.apply(event, now=asyncio.get_running_loop().time())
         if self.is_up is was_up:
             return False
-        self.tell_watchers()
+        self.notify_watchers()
         return True
 
     def note_down(self, reason: str) -> None:
-        """It cannot be reached, or has stopped answering."""
+        """The server cannot be reached, or has stopped answering."""
         self.last_error = reason
         if self.note(Event.FAILED):
             logger.warning("%s is down: %s", self.label, reason)
 
     def note_up(self) -> None:
-        """It was reached, and is what it should be."""
+        """The server was reached, and has the expected role."""
         if self.note(Event.CONNECTED):
             logger.info("%s is up again", self.label)
 
@@ -134,22 +134,22 @@ class ServerBase:
 
     @staticmethod
     def no_tenant() -> DataError:
-        """A database for each tenant, and none for this one."""
+        """The error for a session without a tenant on a datasource with a database for each tenant."""
         return DataError(DataErrorKind.TENANT, "there is no such tenant", http_status=404)
 
-    # What only some servers do
+    # Overridden by some servers
 
     def retire(self) -> None:
-        """Keep no idle connection from now on."""
+        """Keep no idle connections from now on."""
 
     def suspect(self) -> None:
-        """A connection turned out to be dead: look at the idle ones, in the background."""
+        """A connection was found dead: check the idle ones in the background."""
 
     def refused_write(self, connection: Any, /) -> None:
-        """A server that should be the primary has refused a write: find out which server is."""
+        """A server that should be the primary has refused a write: find the primary."""
 
     def hear_of(self, timeline: int) -> None:
-        """A newer timeline was seen: look in the background for the primary that writes it."""
+        """A newer timeline was seen: look for its primary in the background."""
 
     async def look_for(self, timeline: int, *, deadline: float | None) -> None:
-        """Look for the primary that writes this timeline, until `deadline`. Raises nothing."""
+        """Look for the primary of this timeline until `deadline`. Raises nothing."""

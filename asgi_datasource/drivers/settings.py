@@ -1,4 +1,4 @@
-"""What the configuration says of one server, as a driver gets it."""
+"""Settings of one server, as passed to a driver."""
 
 from __future__ import annotations
 
@@ -7,24 +7,24 @@ from dataclasses import dataclass, field
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ServerSettings:
-    """How to reach one server, and how many connections to it to keep.
+    """Connection and pool settings of one server.
 
     Attributes:
-        conninfo: The connection string or URL. What it says of keepalives and timeouts wins.
-        driver: Where the driver is found that reads it; None is the default one.
-        min_size: Connections kept open.
-        max_size: Most connections; processes times this must fit the server's `max_connections`.
+        conninfo: Connection string or URL. Its keepalives and timeouts take precedence.
+        driver: Import path of the driver; None for the default driver.
+        min_size: Number of connections that are kept open.
+        max_size: Most connections; times the number of processes it must fit the server's `max_connections`.
         acquire_timeout_s: Longest wait for a connection.
-        max_waiting: Longest queue; the next one is refused at once. 0 sets no bound.
-        connect_timeout_s: Longest attempt to connect, in whole seconds; libpq's shortest is 2.
-        reconnect_pause_s: Longest pause between two attempts to reach a server that is down.
-        max_lifetime_s: Oldest age of a connection.
-        max_idle_s: Connections beyond `min_size` are closed when they were not used for this long.
-        tcp_user_timeout_s: Longest silence of the network with data in flight.
-        keepalives_idle_s, keepalives_interval_s, keepalives_count: When an idle connection is probed by the system.
-        check_timeout_s: Longest answer to a command of the pool's own.
-        prepares: Statements are prepared on the server; not behind a pooler that shares a server connection.
-        is_pooled: A pooler in transaction mode is in between: what a session has, the next transaction does not.
+        max_waiting: Longest queue; further requests are refused at once. 0 sets no bound.
+        connect_timeout_s: Timeout of a connect, in whole seconds; libpq's minimum is 2.
+        reconnect_pause_s: Longest pause between attempts to reach a server that is down.
+        max_lifetime_s: Maximum age of a connection.
+        max_idle_s: Connections beyond `min_size` are closed after this idle time.
+        tcp_user_timeout_s: Longest time for which sent data may stay unacknowledged.
+        keepalives_idle_s, keepalives_interval_s, keepalives_count: TCP keepalives of idle connections.
+        check_timeout_s: Timeout of the pool's own commands.
+        prepares: Statements are prepared on the server; not behind a pooler that shares server connections.
+        is_pooled: A pooler in transaction mode is in between: session state does not last beyond a transaction.
         is_fair: Tenants take turns at the pool, each with a queue of its own.
     """
 

@@ -1,9 +1,10 @@
-"""What a statement may do beyond its transaction, judged by its text.
+"""Effects of a statement beyond its transaction, estimated from its text.
 
-The tenant's settings end with the transaction. What a statement changes of the session itself (SET, LISTEN, a temporary
-table, a lock of the session) stays with the connection, and its next borrower may be another tenant: so the connection
-is reset before it goes back. A false alarm costs one round trip then, so whatever is not plainly harmless counts. What
-a function on the server does by itself cannot be seen here.
+The tenant's settings end with the transaction. Session state (SET, LISTEN, a temporary table, a session lock) stays
+with the connection, and its next borrower may be another tenant: so a connection with such changes is reset before it
+    is
+returned. A false positive costs one round trip, so everything that is not certainly harmless counts. Effects of
+functions on the server cannot be seen here.
 
 Source: PostgreSQL manual, "DISCARD", for what belongs to a session.
 """
@@ -14,7 +15,7 @@ import re
 from typing import Final
 
 _GAP: Final = rb"(?:\s|--[^\n]*(?:\n|$)|/\*(?:(?!/\*).)*?\*/)"
-"""Space or a comment; one with another in it is not understood, so that no word of it is taken for a command."""
+"""White space or a comment. A nested comment does not match, so that no word of it is taken for a command."""
 
 _HEAD: Final = re.compile(rb"(?:%b|[;(])*([a-z]+)(?:%b+([a-z]+))?" % (_GAP, _GAP), re.IGNORECASE | re.DOTALL)
 
@@ -25,10 +26,10 @@ _HARMLESS: Final = _QUERIES | {
     *(b"create", b"alter", b"drop", b"comment", b"grant", b"revoke", b"truncate", b"refresh"),
     *(b"analyze", b"vacuum", b"reindex", b"cluster", b"checkpoint"),
 }
-"""Commands that leave nothing in the session, unless one of the words below stands in them."""
+"""Commands that leave no session state, unless they contain one of the words below."""
 
 _SET_IN_TRANSACTION: Final = frozenset({b"local", b"transaction", b"constraints"})
-"""SET with one of these ends with the transaction."""
+"""SET followed by one of these ends with the transaction."""
 
 _HINTS: Final = (b"set_config", b"pg_settings", b"advisory_lock", b"temp", b"hold")
 _LASTING: Final = re.compile(
@@ -46,7 +47,7 @@ _LOCAL_SETTING: Final = re.compile(rb"set_config\s*\((?:'[^']*'|[^()'])*,\s*true
 
 
 def outlives_transaction(text: bytes) -> bool:
-    """Whether a statement may change something of the session that its transaction's end does not undo."""
+    """Whether a statement may change session state that lasts beyond its transaction."""
     head = _HEAD.match(text)
     if head is None:
         return bool(text.strip(b" \t\r\n;"))
@@ -62,7 +63,7 @@ def outlives_transaction(text: bytes) -> bool:
 
 
 def may_end_transaction(text: bytes) -> bool:
-    """Whether a statement may commit from inside where no explicit BEGIN keeps it from that: CALL and DO can.
+    """Whether a statement may commit by itself outside an explicit transaction, as CALL and DO can.
 
     Source: PostgreSQL manual, "Transaction Management" of PL/pgSQL.
     """
@@ -86,7 +87,7 @@ _CLIENT_COPY: Final = re.compile(rb"[\s;]*copy\b.*\b(?:from\s+stdin|to\s+stdout)
 
 
 def is_client_copy(text: bytes) -> bool:
-    """Whether this is COPY from or to the client; false for a COPY of the server's own files."""
+    """Whether this is COPY from or to the client; false for COPY with a file on the server."""
     lowered = text.lower()
     if b"copy" not in lowered or (b"stdin" not in lowered and b"stdout" not in lowered):
         return False
@@ -94,7 +95,7 @@ def is_client_copy(text: bytes) -> bool:
 
 
 def _without_noise(text: bytes) -> bytes:
-    """Without literals, quoted names and comments, which may be nested."""
+    """The text without literals, quoted names and comments, which may be nested."""
     chunks: list[bytes] = []
     position = 0
     while (noise := _NOISE.search(text, position)) is not None:

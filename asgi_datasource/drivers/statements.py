@@ -1,4 +1,4 @@
-"""What is sent to a server: the user's statements, the library's own, and the envelope around one statement."""
+"""Statements: the user's, the library's control statements, and the envelope around one statement."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from .statement_analysis import may_end_transaction
 
 
 class Composable(Protocol):
-    """A composed text, such as those of `psycopg.sql`."""
+    """A composed query, such as `psycopg.sql`'s."""
 
     def as_string(self, context: Any = ...) -> str:
-        """The text."""
+        """The query's text."""
         ...
 
 
 Query = str | bytes | Composable
-"""The text of a statement, with psycopg's placeholders."""
+"""Text of a statement, with psycopg's placeholders."""
 
 Params = Sequence[object] | Mapping[str, object]
 """Values for the placeholders: a sequence for `%s`, a mapping for `%(name)s`."""
@@ -29,9 +29,9 @@ class Statement:
     """One statement to send.
 
     Args:
-        query: The text, or what a driver's tools compose.
-        params: Values for its placeholders. None: the text is sent as it is, `%` included.
-        prepare: True prepares it on the server at once, False never, None leaves that to the driver.
+        query: The text, or a composed query.
+        params: Values for its placeholders. None: the text is sent unchanged, `%` included.
+        prepare: True prepares it on the server at once, False never; None lets the driver decide.
     """
 
     __slots__ = ("params", "prepare", "query")
@@ -43,12 +43,12 @@ class Statement:
 
     @property
     def prefix(self) -> str:
-        """What goes in front of the text, without placeholders."""
+        """Text in front of the query, without placeholders."""
         return ""
 
     @property
     def text(self) -> str:
-        """The text with its placeholders, for summaries; without parameters."""
+        """The text with its placeholders, without parameters; for summaries."""
         query = self.query
         if isinstance(query, str):
             text = query
@@ -58,12 +58,12 @@ class Statement:
 
     @property
     def may_end_transaction(self) -> bool:
-        """Whether it may commit from inside, as CALL and DO can where no explicit BEGIN keeps them from it."""
+        """Whether it may commit by itself outside an explicit transaction, as CALL and DO can."""
         query = self.query
         return _may_end_transaction(query if isinstance(query, str | bytes) else self.text)
 
     def __repr__(self) -> str:
-        # Parameters stay out: they are data.
+        # Without the parameters: they are data.
         return f"Statement({self.text!r})"
 
 
@@ -73,10 +73,10 @@ def _may_end_transaction(text: str | bytes) -> bool:
 
 
 class CursorDeclaration(Statement):
-    """DECLARE a server-side cursor over a query, whose parameters are bound as they are in the query itself.
+    """DECLARE of a server-side cursor for a query; parameters are bound as in the query itself.
 
     Args:
-        name: The cursor's name: the library's own, so that it needs no quoting.
+        name: The cursor's name; generated, so that it needs no quoting.
         query, params: The query.
     """
 
@@ -93,12 +93,12 @@ class CursorDeclaration(Statement):
 
     @property
     def may_end_transaction(self) -> bool:
-        """Never: it only declares."""
+        """Always false: DECLARE does not run the query."""
         return False
 
 
 class ControlKind(StrEnum):
-    """What a control statement means, for drivers whose server has other words for it."""
+    """Meaning of a control statement, for drivers of other database systems."""
 
     BEGIN = "begin"
     SETTINGS = "settings"
@@ -110,38 +110,45 @@ class ControlKind(StrEnum):
     READ_ONLY = "read_only"
     """Makes the rest of a transaction, or of a savepoint, READ ONLY."""
     IDENTIFY = "identify"
-    """Asks for what the fate of the transaction can be found out by later."""
+    """Returns an identification by which the outcome of the transaction can be looked up."""
     POSITION = "position"
-    """Asks where the server is in the write-ahead log."""
+    """Returns the server's position in the write-ahead log: statements behind it see no older state."""
+    SEEN_POSITION = "seen_position"
+    """Returns a position that includes all that the statements in front of it have seen."""
     COMMIT_POSITION = "commit_position"
-    """Behind COMMIT: asks where the log ends, which then holds this commit."""
+    """Sent behind COMMIT: returns the end of the log, which includes this commit."""
 
+
+# All names in the library's statements are qualified: the statements run with the tenant's search_path, in which the
+# tenant may have a function, an operator or a type that fits better than PostgreSQL's (manual, "Type Conversion"). What
+# the grammar resolves, such as `extract` and `int`, is always PostgreSQL's.
 
 INCARNATION: Final = (
-    "case when pg_is_in_recovery() then null"
-    " else left(pg_walfile_name(pg_current_wal_insert_lsn()), 8)"
-    " || ' ' || extract(epoch from pg_stat_get_bgwriter_stat_reset_time()) end"
+    "case when pg_catalog.pg_is_in_recovery() then null"
+    " else pg_catalog.left(pg_catalog.pg_walfile_name(pg_catalog.pg_current_wal_insert_lsn()), 8)"
+    " operator(pg_catalog.||) ' ' operator(pg_catalog.||)"
+    " extract(epoch from pg_catalog.pg_stat_get_bgwriter_stat_reset_time())::pg_catalog.text end"
 )
-"""SQL for what is another value after every event in which a server may give out the id of a lost transaction again.
+"""SQL for a value that changes with every event after which a server may reuse the id of a lost transaction.
 
-A failover begins a new timeline, and a crash discards the cumulative statistics; a restart in good order changes
-neither. The one without the other proves nothing: a standby may have come by the primary's statistics when it was
-made, and a crash keeps the timeline. A connection to a primary outlives none of these events.
+A failover starts a new timeline, and a crash discards the cumulative statistics; a clean restart changes neither. Both
+parts are needed: a standby may have a copy of the primary's statistics, and a crash keeps the timeline. A connection to
+a primary does not survive any of these events.
 
 Source: PostgreSQL manual, "Timelines" and "The Cumulative Statistics System" ("Statistics Collection Configuration").
 """
 
 
 class Control(Statement):
-    """A statement of the library's own: what it means, and how PostgreSQL spells it.
+    """A statement of the library itself: its meaning, and its PostgreSQL text.
 
-    Its answer is read as text with `Exchange.values`.
+    The answer is read as text with `Exchange.values`.
 
     Args:
-        kind: What it means.
-        text: PostgreSQL's words for it, in ASCII, without placeholders.
-        name: The savepoint's, where it is about one.
-        prepare: False where the text changes from one time to the next.
+        kind: The meaning.
+        text: SQL for PostgreSQL, in ASCII, without placeholders.
+        name: Name of the savepoint, for savepoint commands.
+        prepare: False for texts that change from call to call.
     """
 
     __slots__ = ("encoded", "kind", "name")
@@ -154,7 +161,7 @@ class Control(Statement):
 
     @property
     def may_end_transaction(self) -> bool:
-        """Never without the library's intent."""
+        """Always false: COMMIT is sent on purpose only."""
         return False
 
 
@@ -162,9 +169,9 @@ class Begin(Control):
     """BEGIN with its modes. Never READ WRITE: that would defeat a server fenced by `default_transaction_read_only`.
 
     Args:
-        isolation: PostgreSQL's name of the isolation level; None leaves it to the server.
+        isolation: PostgreSQL's name of the isolation level; None uses the server's default.
         read_only: READ ONLY.
-        deferrable: It waits for a snapshot that cannot fail.
+        deferrable: BEGIN waits for a snapshot that cannot cause a serialization failure.
     """
 
     __slots__ = ("deferrable", "isolation", "read_only")
@@ -183,13 +190,21 @@ class Begin(Control):
         self.deferrable = deferrable
 
 
+OWN_SCHEMA: Final = "schema"
+"""In place of a setting's name: the value is the tenant's schema.
+
+A driver for PostgreSQL must fail the transaction with TENANT (404) if the schema does not exist or the role may not use
+it: PostgreSQL skips such an entry of `search_path` and resolves names in the schemas behind it.
+"""
+
+
 class Settings(Control):
-    """The settings of a transaction, which end with it: the tenant's, READ ONLY, and the limits of its time.
+    """Transaction-scoped settings: the tenant's, READ ONLY, and timeouts.
 
     Args:
-        pairs: The tenant's: names and values.
+        pairs: Names and values of the tenant's settings; `OWN_SCHEMA` is not a setting.
         is_read: The transaction is READ ONLY and ends with this round trip.
-        deadline: Event-loop time at which its time is up; None sets no limit.
+        deadline: Event-loop time at which the transaction times out; None sets no timeout.
     """
 
     __slots__ = ("deadline", "is_read", "pairs")
@@ -202,17 +217,17 @@ class Settings(Control):
 
 
 class Envelope:
-    """The control statements around one statement in its round trip; made once, compared by identity.
+    """The control statements around one statement in its round trip; created once, compared by identity.
 
     Args:
-        opening: In front of the settings: BEGIN.
-        settings: Whether the tenant's settings and the limits of time are applied.
-        is_read: The round trip is READ ONLY, and a transaction by itself.
-        between: Behind the settings, in front of the statement.
-        closing: Behind the statement.
+        opening: Sent in front of the settings: BEGIN.
+        settings: Whether the tenant's settings and timeouts are applied.
+        is_read: The round trip is READ ONLY, and a transaction of its own.
+        between: Sent between the settings and the statement.
+        closing: Sent behind the statement.
 
     Attributes:
-        index: Where the statement stands in the round trip.
+        index: Index of the statement in the round trip.
     """
 
     __slots__ = ("between", "closing", "index", "is_read", "opening", "settings")

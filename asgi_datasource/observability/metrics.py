@@ -1,8 +1,8 @@
-"""Metrics, opt-in: the instruments, who tells them, and the one table of their names.
+"""OpenTelemetry metrics, opt-in: the instruments, their recorders, and the one table of their names.
 
 Only `opentelemetry-api` is used. Names follow OpenTelemetry's semantic conventions for database clients where they have
-one, and start with `asgi_datasource.` where they have none. Where a configuration does not ask for metrics, nothing of
-this is made: sessions have `None` in its place.
+one, and start with `asgi_datasource.` where they have none. Without metrics in the configuration no instrument is
+created, and sessions hold None instead of a recorder.
 """
 
 from __future__ import annotations
@@ -48,20 +48,20 @@ POOL_NAME: Final = "db.client.connection.pool.name"
 CONNECTION_STATE: Final = "db.client.connection.state"
 
 OTHER_TENANTS: Final = "_OTHER"
-"""Stands for every tenant beyond those that have a label, in the manner of the conventions' own `_OTHER`."""
+"""Label of every tenant beyond the labelled ones, in the manner of the conventions' own `_OTHER`."""
 
 _SECONDS: Final = (0.001, 0.005, 0.01, 0.05, 0.1, 0.5, 1.0, 5.0, 10.0)
-"""Bounds of the buckets, as the conventions advise."""
+"""Bucket boundaries in seconds, as the conventions recommend."""
 
 Attributes = Mapping[str, AttributeValue]
 
 
 class MeasuredSettings(Protocol):
-    """What is read of a pool's settings."""
+    """Settings of a pool that are exported."""
 
     @property
     def min_size(self) -> int:
-        """Connections kept open."""
+        """Idle connections that the pool keeps."""
         ...
 
     @property
@@ -71,7 +71,7 @@ class MeasuredSettings(Protocol):
 
 
 class MeasuredPool(Protocol):
-    """What is read of a server's pool. The exporter reads it from a thread of its own."""
+    """A server's pool as the exporter reads it, from a thread of its own."""
 
     @property
     def datasource(self) -> str:
@@ -80,61 +80,62 @@ class MeasuredPool(Protocol):
 
     @property
     def name(self) -> str:
-        """The server's."""
+        """The server's name."""
         ...
 
     @property
     def full_name(self) -> str:
-        """Both: `orders.primary`."""
+        """Datasource and server: `orders.primary`."""
         ...
 
     @property
     def dimensions(self) -> Attributes:
-        """What tells it apart on metrics; the same for every tenant's database of a datasource."""
+        """Attributes that identify it in metrics; the same for all tenants' databases of a datasource."""
         ...
 
     @property
     def settings(self) -> MeasuredSettings:
-        """How large it is."""
+        """Size of the pool."""
         ...
 
     @property
     def idle(self) -> int:
-        """Connections that lie in it."""
+        """Idle connections."""
         ...
 
     @property
     def borrowed(self) -> int:
-        """Connections that are lent."""
+        """Borrowed connections."""
         ...
 
     @property
     def waiting(self) -> int:
-        """How many wait for one."""
+        """Requests that wait for a connection."""
         ...
 
 
 class Source(Protocol):
-    """An open registry, as whoever exports metrics sees it. Read from the exporter's thread."""
+    """An open registry as metrics exporters read it, from a thread of their own."""
 
     def open_pools(self) -> Sequence[MeasuredPool]:
         """Every pool that is open and measured."""
         ...
 
     def open_databases(self) -> Mapping[str, int]:
-        """How many pools each datasource has open that has a database for each tenant."""
+        """Number of open pools of each datasource that has a database for each tenant."""
         ...
 
     def lags(self) -> Sequence[tuple[str, str, float]]:
-        """Datasource, replica, and how many seconds it is behind, as far as that is known."""
+        """Datasource, replica, and the replica's lag in seconds, for replicas whose lag is known."""
         ...
 
 
 class Metrics:
-    """What a registry measures.
+    """The metrics of one registry.
 
     Args:
-        most_tenants: How many tenants have a label of their own, those that are served first; 0: metrics name none.
+        most_tenants: Number of tenants that get a label of their own, in the order in which they are first served; 0
+            for no labels.
     """
 
     def __init__(self, most_tenants: int) -> None:
@@ -143,19 +144,19 @@ class Metrics:
         self._labels: dict[str, Attributes] = {}
 
     def measure(self, tenant: str | None) -> Measure:
-        """What a session of this tenant tells the instruments."""
+        """The recorder for a session of this tenant."""
         return Measure(self, self._instruments, tenant)
 
     def label(self, tenant: str | None) -> Attributes:
-        """How metrics name a tenant that was served before, or has not been yet."""
+        """The tenant's attributes; does not assign a label."""
         if not self.most_tenants or tenant is None:
             return _NOBODY
         return self._labels.get(tenant, _OTHERS)
 
     def admit(self, tenant: str | None) -> Attributes:
-        """How metrics name a tenant that is being served: one of the first gets a label.
+        """The attributes of a tenant that is being served; assigns a label while there are any left.
 
-        A name that leads nowhere is never served, so that a flood of those takes no label from anybody.
+        Unknown names are never served, so that a flood of them uses up no labels.
         """
         if not self.most_tenants or tenant is None:
             return _NOBODY
@@ -167,7 +168,7 @@ class Metrics:
         return known
 
     def created(self, pool: MeasuredPool, took_s: float) -> None:
-        """A connection was made."""
+        """Record a new connection."""
         self._instruments.create_time.record(took_s, {POOL_NAME: pool.full_name})
 
 
@@ -176,7 +177,7 @@ _OTHERS: Final[Attributes] = {TENANT_ID: OTHER_TENANTS}
 
 
 class Measure:
-    """What one session tells the instruments."""
+    """Records what one session does."""
 
     __slots__ = ("_instruments", "_label", "_metrics", "_tenant")
 
@@ -187,33 +188,33 @@ class Measure:
         self._label = owner.label(tenant)
 
     def chose(self, decision: Attributes) -> None:
-        """A server was chosen for a statement.
+        """Record the server chosen for a statement.
 
         Args:
-            decision: Datasource, node, role and reason, by their names.
+            decision: Datasource, node, role and reason, by their attribute names.
         """
         self._instruments.decisions.add(1, {**decision, **self._label})
 
     def lent(self, pool: MeasuredPool, waited_s: float) -> Use:
-        """A connection was borrowed; tell the answer when it comes back."""
+        """Record a borrowed connection; call `end` of the result when the connection returns."""
         self._label = self._metrics.admit(self._tenant)
         attributes = {POOL_NAME: pool.full_name, **self._label}
         self._instruments.wait_time.record(waited_s, attributes)
         return Use(self._instruments.use_time, attributes)
 
     def refused(self, pool: MeasuredPool, error: DataError) -> None:
-        """No connection was to be had."""
+        """Record that no connection could be borrowed."""
         if error.kind is DataErrorKind.RESOURCE:
             self._instruments.timeouts.add(1, {POOL_NAME: pool.full_name, **self._label})
 
     def ran(self, pool: MeasuredPool, operation: str, took_s: float, failure: BaseException | None) -> None:
-        """A server was asked for something.
+        """Record a statement or command that was sent to a server.
 
         Args:
-            pool: The server's.
-            operation: `SELECT`, `COMMIT`; never more of a statement.
-            took_s: Seconds until the answer was there, or nobody waited for it any more.
-            failure: What came of it; None where it worked.
+            pool: The server's pool.
+            operation: `SELECT`, `COMMIT`; never more of the statement.
+            took_s: Seconds until the answer arrived or the wait for it ended.
+            failure: The error; None on success.
         """
         attributes = {**pool.dimensions, DB_OPERATION: operation, **self._label}
         if isinstance(failure, DataError):
@@ -225,16 +226,16 @@ class Measure:
         self._instruments.duration.record(took_s, attributes)
 
     def ended(self, datasource: str, outcome: str) -> None:
-        """A transaction is over: `committed`, `rolled_back` or `unknown`."""
+        """Record the end of a transaction: `committed`, `rolled_back` or `unknown`."""
         self._instruments.outcomes.add(1, {DATASOURCE: datasource, OUTCOME: outcome, **self._label})
 
     def used_late(self, datasource: str) -> None:
-        """Somebody used the session after its end."""
+        """Record that a session was used after its end."""
         self._instruments.closed_use.add(1, {DATASOURCE: datasource, **self._label})
 
 
 class Use:
-    """From the borrowing of a connection to its return."""
+    """The time between borrowing a connection and returning it."""
 
     __slots__ = ("_attributes", "_began", "_use_time")
 
@@ -244,13 +245,13 @@ class Use:
         self._began = perf_counter()
 
     def end(self) -> None:
-        """It is back."""
+        """Record that the connection was returned."""
         self._use_time.record(perf_counter() - self._began, self._attributes)
 
 
 @dataclass(frozen=True, slots=True)
 class Instruments:
-    """What is recorded where it happens; the others are asked by whoever exports them."""
+    """Instruments that are recorded synchronously; the observable ones are read by exporters."""
 
     duration: Histogram
     create_time: Histogram
@@ -263,24 +264,24 @@ class Instruments:
 
 
 _sources: tuple[Source, ...] = ()
-"""The registries that are open and measured; replaced as a whole, for another thread reads it."""
+"""Open registries with metrics; replaced as a whole, because the exporter's thread reads it."""
 
 
 def watch(source: Source) -> None:
-    """Let whoever exports metrics read a registry, until `unwatch`."""
+    """Export a registry's metrics, until `unwatch`."""
     global _sources
     _sources = (*(other for other in _sources if other is not source), source)
 
 
 def unwatch(source: Source) -> None:
-    """It is not open any more."""
+    """Stop exporting a registry's metrics."""
     global _sources
     _sources = tuple(other for other in _sources if other is not source)
 
 
 @lru_cache(maxsize=1)
 def _instruments() -> Instruments:
-    """Make the instruments, once in a process: what is observed can not be taken away again."""
+    """Create the instruments, once in a process: OpenTelemetry cannot unregister an observable instrument."""
     meter = metrics.get_meter("asgi_datasource", schema_url="https://opentelemetry.io/schemas/1.33.0")
 
     def seconds(name: str, description: str) -> Histogram:
@@ -311,7 +312,7 @@ def _instruments() -> Instruments:
 
 
 def _summed(readings: Iterable[tuple[Hashable, Attributes, int]]) -> list[Observation]:
-    """One observation for each key: the databases of a datasource count together."""
+    """Sum the readings by key: the databases of a datasource count together."""
     found: dict[Hashable, tuple[int, Attributes]] = {}
     for key, attributes, value in readings:
         before = found.get(key)

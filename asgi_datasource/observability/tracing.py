@@ -47,7 +47,7 @@ DOOMED: Final = "asgi_datasource.transaction.doomed"
 RETRY: Final = "asgi_datasource.transaction.retry"
 RETRY_GIVEN_UP: Final = "asgi_datasource.transaction.retry.given_up"
 HOOK_FAILED: Final = "asgi_datasource.hook.failed"
-"""Events, on the span that is current where they happen."""
+"""Events, added to the current span."""
 
 DB_SYSTEM: Final = "db.system.name"
 DB_NAMESPACE: Final = "db.namespace"
@@ -68,8 +68,8 @@ _IS_SET_BY_ENVIRONMENT: Final = OTEL_PYTHON_TRACER_PROVIDER in os.environ
 
 
 def is_recording() -> bool:
-    """Whether spans started here and now would be recorded: an SDK is installed and the parent is sampled."""
-    # `get_tracer_provider` searches the environment with each call for as long as no provider is set.
+    """Whether spans started here would be recorded: an SDK is installed and the parent is sampled."""
+    # `get_tracer_provider` searches the environment in each call while no provider is set.
     if getattr(trace, "_TRACER_PROVIDER", trace) is None and not _IS_SET_BY_ENVIRONMENT:
         return False
     if isinstance(trace.get_tracer_provider(), trace.ProxyTracerProvider | trace.NoOpTracerProvider):
@@ -79,11 +79,11 @@ def is_recording() -> bool:
 
 
 def start_route_span(name: str, attributes: Mapping[str, AttributeValue], *, pinned_by: SpanContext | None) -> Span:
-    """Start the span of a routing decision and of the wait for its pool.
+    """Start the span of a routing decision and of the wait for a connection.
 
     Args:
         name: The decision in short: `orders → primary (pinned)`.
-        attributes: What was decided, for whom, and from what.
+        attributes: The decision, its tenant and its candidates.
         pinned_by: The span that set the pin; linked.
     """
     links = (Link(pinned_by),) if pinned_by is not None else ()
@@ -91,11 +91,11 @@ def start_route_span(name: str, attributes: Mapping[str, AttributeValue], *, pin
 
 
 def start_client_span(name: str, server: Mapping[str, AttributeValue]) -> Span:
-    """Start the span of something that a server is asked to do: BEGIN, COMMIT, ROLLBACK.
+    """Start the span of a command sent to a server: BEGIN, COMMIT, ROLLBACK.
 
     Args:
         name: The command.
-        server: The attributes that name the server; see `server_attributes`.
+        server: The server's attributes; see `server_attributes`.
     """
     attributes = {**server, DB_OPERATION: name}
     return _tracer.start_span(name, kind=SpanKind.CLIENT, attributes=attributes)
@@ -106,8 +106,8 @@ def start_statement_span(text: str, count: int, server: Mapping[str, AttributeVa
 
     Args:
         text: The first statement's text with its placeholders; only its summary goes into the span.
-        count: How many statements go in this round trip.
-        server: The attributes that name the server; see `server_attributes`.
+        count: Number of statements in this round trip.
+        server: The server's attributes; see `server_attributes`.
     """
     summary = summarize(text)
     attributes = {**server, DB_QUERY_SUMMARY: summary, DB_OPERATION: operation_of(text)}
@@ -117,19 +117,19 @@ def start_statement_span(text: str, count: int, server: Mapping[str, AttributeVa
 
 
 def add_event(name: str, attributes: Mapping[str, AttributeValue]) -> None:
-    """Add an event to the span that is current here, where it is recorded."""
+    """Add an event to the current span, if it is recorded."""
     span = trace.get_current_span()
     if span.is_recording():
         span.add_event(name, attributes)
 
 
 def retry_attributes(attempt: int, delay_s: float, conflict: DataError) -> dict[str, AttributeValue]:
-    """What to say of another attempt.
+    """The attributes of a retry.
 
     Args:
-        attempt: How many have failed.
-        delay_s: Seconds until the next.
-        conflict: What the last has failed with.
+        attempt: Number of attempts that have failed.
+        delay_s: Seconds until the next attempt.
+        conflict: The error of the last attempt.
     """
     return {
         RETRY_ATTEMPT: attempt,
@@ -139,7 +139,7 @@ def retry_attributes(attempt: int, delay_s: float, conflict: DataError) -> dict[
 
 
 def note_attempts(attempts: int, *, has_lost: bool) -> None:
-    """Tell the current span how often a request had to run, and whether that was enough."""
+    """Record on the current span how many attempts a request took, and whether the last one succeeded."""
     span = trace.get_current_span()
     if span.is_recording():
         span.set_attribute(RETRY_ATTEMPT, attempts)
@@ -148,12 +148,12 @@ def note_attempts(attempts: int, *, has_lost: bool) -> None:
 
 @contextmanager
 def hook_span(event: str, name: str, *, is_traced: bool) -> Generator[Callable[[BaseException], None]]:
-    """A span around a hook, current while it runs; gives the function that marks it as failed.
+    """A span around a hook, current while the hook runs; yields the function that marks it as failed.
 
     Args:
-        event: What it has waited for.
-        name: The hook's.
-        is_traced: Whether there are spans.
+        event: The event that the hook runs on.
+        name: The hook's name.
+        is_traced: Whether tracing is enabled.
     """
     if not is_traced or not is_recording():
         yield _ignore
@@ -164,7 +164,7 @@ def hook_span(event: str, name: str, *, is_traced: bool) -> Generator[Callable[[
         span.set_attribute(ERROR_TYPE, type(error).__name__)
         span.set_status(Status(StatusCode.ERROR, type(error).__name__))
 
-    # What it raises is told by its class alone: texts may quote data.
+    # Of an exception only the class is recorded: its text may quote data.
     with _tracer.start_as_current_span(
         event, attributes={HOOK_EVENT: event, HOOK: name}, record_exception=False, set_status_on_exception=False
     ) as span:
@@ -172,17 +172,17 @@ def hook_span(event: str, name: str, *, is_traced: bool) -> Generator[Callable[[
 
 
 def _ignore(_: BaseException) -> None:
-    """Without a span there is nothing to mark."""
+    """Does nothing: there is no span to mark."""
 
 
 def current_span_context() -> SpanContext | None:
-    """The context of the span that is current here, for a link to it; None where there is none."""
+    """The context of the current span, for a link to it; None without a span."""
     context = trace.get_current_span().get_span_context()
     return context if context.is_valid else None
 
 
 def server_attributes(*, host: str, port: int, namespace: str, system: str = "postgresql") -> dict[str, AttributeValue]:
-    """The attributes that name a server, by OpenTelemetry's database conventions; a port of 0 is left out."""
+    """A server's attributes, by OpenTelemetry's database conventions; a port of 0 is left out."""
     found: dict[str, AttributeValue] = {DB_SYSTEM: system, DB_NAMESPACE: namespace, SERVER_ADDRESS: host}
     if port:
         found[SERVER_PORT] = port
@@ -190,7 +190,7 @@ def server_attributes(*, host: str, port: int, namespace: str, system: str = "po
 
 
 def fail_span(span: Span, error: DataError) -> None:
-    """Mark a span as failed with what the error is, without its text: texts may quote data."""
+    """Mark a span as failed with the error's kind and SQLSTATE, without its text, which may quote data."""
     span.set_attribute(ERROR_KIND, error.kind.value)
     span.set_attribute(ERROR_TYPE, error.sqlstate or error.kind.value)
     if error.sqlstate is not None:
@@ -217,7 +217,7 @@ _TARGETS: Final = {
     "MERGE": re.compile(rf"\binto\s+(?:only\s+)?({_NAME})", re.IGNORECASE),
 }
 _ARGUMENTS: Final = re.compile(r"\((?!\s*(?:select|insert|update|delete|merge|with)\b)[^()]*\)", re.IGNORECASE)
-"""Parentheses without a statement inside: `extract(hour from departure)` names no table."""
+"""Parentheses that contain no statement: `extract(hour from departure)` names no table."""
 _COMPARISON: Final = re.compile(r"\bdistinct\s+from\b", re.IGNORECASE)
 _AROUND_DOT: Final = re.compile(r"\s*\.\s*")
 _AFTER_CTE: Final = re.compile(r"\)\s*(select|insert|update|delete|merge)\b", re.IGNORECASE)
@@ -254,12 +254,12 @@ def summarize(sql: str) -> str:
 
 
 def operation_of(sql: str) -> str:
-    """What a statement does, in one word: `INSERT`."""
+    """The operation of a statement: `INSERT`."""
     return summarize(sql).partition(" ")[0]
 
 
 def _without_arguments(text: str) -> str:
-    """The text without parentheses that hold no statement, innermost first."""
+    """The text without parentheses that contain no statement, innermost first."""
     shorter = _ARGUMENTS.sub(" ", text)
     while shorter != text:
         text, shorter = shorter, _ARGUMENTS.sub(" ", shorter)

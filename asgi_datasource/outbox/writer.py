@@ -18,13 +18,18 @@ from .entry import MAX_KEY, Draft, check_name, encode_payload, new_id
 
 _COLUMNS: Final = "event_id, tenant, topic, key, data, data_bin, headers"
 
+_JSON, _BYTES = "%s::pg_catalog.json", "%s::pg_catalog.bytea"
+
 INSERT_ONE: Final = (
-    f"insert into asgi_datasource.outbox ({_COLUMNS}) values (%s, %s, %s, %s, %s::json, %s::bytea, %s::json)"  # noqa: S608
+    f"insert into asgi_datasource.outbox ({_COLUMNS}) values (%s, %s, %s, %s, {_JSON}, {_BYTES}, {_JSON})"  # noqa: S608
+)
+_ARRAYS: Final = ", ".join(
+    f"pg_catalog.unnest(%s::pg_catalog.{kind}[])" for kind in ("uuid", "text", "text", "text", "text", "bytea", "text")
 )
 INSERT_MANY: Final = (
     f"insert into asgi_datasource.outbox ({_COLUMNS})"  # noqa: S608 - constants
-    " select e, t, o, k, d::json, b, h::json from unnest(%s::uuid[], %s::text[], %s::text[], %s::text[], %s::text[],"
-    " %s::bytea[], %s::text[]) with ordinality as event(e, t, o, k, d, b, h, n) order by n"
+    " select e, t, o, k, d::pg_catalog.json, b, h::pg_catalog.json"
+    f" from rows from ({_ARRAYS}) with ordinality as event(e, t, o, k, d, b, h, n) order by n"
 )
 """One statement for any number of rows, so that it is prepared once; the identity numbers rows in this order."""
 

@@ -1,4 +1,4 @@
-"""From a checked configuration to the frozen value that the registry reads. Opens nothing."""
+"""Compiles a validated configuration into a `RuntimeConfig`. Opens nothing."""
 
 from __future__ import annotations
 
@@ -6,11 +6,12 @@ from collections.abc import Iterable, Mapping, Sequence
 from math import ceil
 from typing import Final
 
-from ..concurrency.limits import Gate, InFlight, Priority
+from ..concurrency.limits import ConcurrencyLimit, InFlight
+from ..concurrency.priority_queue import Priority
 from ..config import PLACEHOLDER, Config, ConsistencyConfig, DataSourceConfig, EndpointConfig, PoolConfig
 from ..config import RouteRule as RouteRuleConfig
 from ..datasource.database_fleet import Fleet
-from ..datasource.datasource import DataSource, PostgresDataSource, ReplicaTraits
+from ..datasource.datasource import DataSource, ReplicatedDataSource, ReplicaTraits
 from ..drivers import DEFAULT_DRIVER, load_driver
 from ..drivers.protocol import Driver, Server
 from ..drivers.settings import ServerSettings
@@ -24,6 +25,8 @@ from ..sessions.policy import CommitScope, RouteRule, SessionPolicy
 from ..sessions.route_rules import CompiledRule, RouteRules, compile_pattern
 from ..tenancy import (
     CatalogPlan,
+    OtherTenants,
+    PlaceIndex,
     Resolvers,
     Tenant,
     TenantCompiler,
@@ -38,20 +41,21 @@ from ..transaction import OutcomeRule, Propagation, TransactionOptions, parse_is
 from .runtime_config import ErrorSettings, RuntimeConfig
 
 MIN_REACH_S: Final = 600.0
-"""Seconds for which the primary's positions are remembered at least, so that a lag can be told."""
+"""Least seconds for which WAL positions of the primary are kept, to derive replication lag from."""
 
 
 def compile_config(config: Config, *, previous: RuntimeConfig | None = None) -> RuntimeConfig:
     """Compile a configuration.
 
     Args:
-        config: A checked one.
-        previous: What it takes the place of: servers whose settings are the same keep their pools.
+        config: A validated configuration.
+        previous: The configuration that it replaces: servers with unchanged settings keep their pools.
 
     Raises:
-        ConfigError: Something in it cannot be used; the message says what.
+        ConfigError: A setting cannot be used; the message names it.
     """
-    directory = TenantDirectory(compile_tenants(config))
+    place_index = PlaceIndex(config)
+    directory = TenantDirectory(place_index.with_owners(compile_tenants(config)))
     _check_settings(config, directory.map.names.values())
     before: Mapping[str, DataSource] = {} if previous is None else previous.datasources
     lags_s = [rule.max_lag_s for rule in config.routes]
@@ -66,7 +70,9 @@ def compile_config(config: Config, *, previous: RuntimeConfig | None = None) -> 
             for name, datasource in config.datasources.items()
             if _has_databases(datasource)
         },
-        admission=compile_admission(config, directory),
+        admission=compile_admission(
+            config, directory, OtherTenants(config, place_index) if place_index.has_others else None
+        ),
         resolvers=Resolvers(config.tenancy, directory),
         homes_to_come=homes_to_come(config),
         provisioning=compile_provisioning(config, directory.map),
@@ -75,7 +81,13 @@ def compile_config(config: Config, *, previous: RuntimeConfig | None = None) -> 
         catalog=(
             None
             if config.tenants_from is None
-            else CatalogPlan(config.tenants_from, TenantCompiler(config.datasources), directory.map)
+            else CatalogPlan(
+                config.tenants_from,
+                TenantCompiler(config.datasources),
+                directory.map,
+                own_hosts=config.tenancy.own_hosts,
+                place_index=place_index,
+            )
         ),
         policy=_compile_policy(config, previous),
         rules=_compile_rules(config.routes, None if previous is None else previous.rules),
@@ -106,27 +118,29 @@ def _compile_datasource(
     primary = make("primary", Role.PRIMARY, config.primary)
     replicas = [make(node, Role.REPLICA, server) for node, server in config.replicas.items()]
     policy, traits = _compile_routing(config, route_lags_s)
-    before_it = None if previous is None or previous.gate is None else previous.gate.in_flight
-    gate = _compile_gate(name, config, before_it)
-    made = PostgresDataSource(name, primary, replicas, policy=policy, traits=traits, gate=gate)
+    previous_count = (
+        None if previous is None or previous.concurrency_limit is None else previous.concurrency_limit.in_flight
+    )
+    limit = _compile_limit(name, config, previous_count)
+    made = ReplicatedDataSource(name, primary, replicas, policy=policy, traits=traits, concurrency_limit=limit)
     return previous if previous is not None and made.is_like(previous) else made
 
 
-def _compile_gate(name: str, config: DataSourceConfig, in_flight: InFlight | None = None) -> Gate | None:
-    """How many requests may use a datasource; those that do already count on after a reload."""
+def _compile_limit(name: str, config: DataSourceConfig, in_flight: InFlight | None = None) -> ConcurrencyLimit | None:
+    """The concurrency limit of a datasource; after a reload, requests in progress still count."""
     if config.max_in_flight is None:
         return None
     advice = (
         "Raise max_in_flight of the datasource where its pools have connections to spare, make its requests shorter, or"
         " give less to those that matter less with max_in_flight of their routes"
     )
-    return Gate(f"datasource {name!r}", config.max_in_flight, advice=advice, in_flight=in_flight)
+    return ConcurrencyLimit(f"datasource {name!r}", config.max_in_flight, advice=advice, in_flight=in_flight)
 
 
 def _compile_routing(
     config: DataSourceConfig, route_lags_s: Sequence[float | None]
 ) -> tuple[RoutingPolicy, dict[str, ReplicaTraits]]:
-    """How reads are spread over the replicas, and what each of these is told apart by."""
+    """The routing policy of a datasource, and the traits of its replicas."""
     routing = config.routing
     lags_s = [lag for lag in (routing.max_lag_s, *route_lags_s) if lag is not None]
     policy = RoutingPolicy(
@@ -145,7 +159,7 @@ def _compile_routing(
 def _compile_fleet(
     name: str, config: DataSourceConfig, previous: Fleet | None, route_lags_s: Sequence[float | None]
 ) -> Fleet:
-    """A datasource with a database for each tenant; nothing of it is opened before its first use."""
+    """A datasource with a database per tenant; pools are opened on first use."""
     policy, traits = _compile_routing(config, route_lags_s)
     settings = (config, policy)
     if previous is not None and previous.settings == settings:
@@ -156,15 +170,15 @@ def _compile_fleet(
         for node, server in (("primary", config.primary), *config.replicas.items())
     }
 
-    def make(database: str, fleet: Fleet) -> PostgresDataSource:
+    def make(database: str, fleet: Fleet) -> ReplicatedDataSource:
         def server(node: str, role: Role) -> Server:
             settings = server_settings(config.pool, templates[node].fill(database), driver=config.driver)
             return driver.make_server(node, name, role, settings, keeper=fleet)
 
         replicas = [server(node, Role.REPLICA) for node in config.replicas]
         primary = server("primary", Role.PRIMARY)
-        gate = _compile_gate(name, config)
-        return PostgresDataSource(name, primary, replicas, policy=policy, traits=traits, gate=gate)
+        limit = _compile_limit(name, config)
+        return ReplicatedDataSource(name, primary, replicas, policy=policy, traits=traits, concurrency_limit=limit)
 
     pool = config.pool
     return Fleet(
@@ -198,7 +212,7 @@ def _driver_of(name: str, config: DataSourceConfig) -> Driver:
 
 
 def server_settings(pool: PoolConfig, conninfo: str, *, driver: str | None = None) -> ServerSettings:
-    """How one server of a datasource is reached."""
+    """The connection and pool settings of a server."""
     return ServerSettings(
         conninfo=conninfo,
         driver=driver,
@@ -239,7 +253,7 @@ def _compile_policy(config: Config, previous: RuntimeConfig | None) -> SessionPo
 
 
 def _compile_metrics(config: Config, previous: RuntimeConfig | None) -> Metrics | None:
-    """What is measured; tenants keep their labels over a reload, or there would be more of them than said."""
+    """The metrics; a reload keeps the tenants' labels, so that their number stays within the configured limit."""
     if not config.telemetry.metrics:
         return None
     before = None if previous is None else previous.policy.metrics
@@ -254,7 +268,7 @@ def _compile_tokens(config: ConsistencyConfig) -> TokenPolicy | None:
         signer=TokenSigner(
             [secret.get_secret_value() for secret in (config.secret, *config.old_secrets)], ttl_s=config.ttl_s
         ),
-        carrier=TokenTransport(
+        transport=TokenTransport(
             cookie=config.cookie if config.token in ("cookie", "both") else None,
             header=config.header if config.token in ("header", "both") else None,
             max_age_s=ceil(config.ttl_s),
@@ -265,11 +279,11 @@ def _compile_tokens(config: ConsistencyConfig) -> TokenPolicy | None:
 
 
 def _compile_rules(routes: Sequence[RouteRuleConfig], previous: RouteRules | None) -> RouteRules:
-    before = {} if previous is None else {compiled.match: compiled.rule.gate for compiled in previous}
+    before = {} if previous is None else {compiled.match: compiled.rule.concurrency_limit for compiled in previous}
     return RouteRules([_compile_rule(index, rule, before.get(rule.match)) for index, rule in enumerate(routes)])
 
 
-def _compile_rule(index: int, config: RouteRuleConfig, previous: Gate | None) -> CompiledRule:
+def _compile_rule(index: int, config: RouteRuleConfig, previous: ConcurrencyLimit | None) -> CompiledRule:
     where = f"routes[{index}]"
     options = TransactionOptions(
         read_only=bool(config.read_only),
@@ -285,14 +299,14 @@ def _compile_rule(index: int, config: RouteRuleConfig, previous: Gate | None) ->
     method, path = compile_pattern(config.match)
     rule = RouteRule(
         options=options if options != TransactionOptions() else None,
-        # What only bounds a transaction, or says how it ends, does not ask for one.
+        # Settings that only limit a transaction, or decide its outcome, do not ask for one.
         is_transactional=(config.read_only, config.isolation, config.propagation, config.retry) != (None,) * 4,
         intent=None if config.intent is None else AccessIntent(config.intent),
         freshness=Freshness(None if config.consistency is None else Consistency(config.consistency), config.max_lag_s),
         priority=Priority.NORMAL if config.priority is None else Priority[config.priority.upper()],
-        gate=None
+        concurrency_limit=None
         if config.max_in_flight is None
-        else Gate(
+        else ConcurrencyLimit(
             f"{where} ({config.match})",
             config.max_in_flight,
             advice="Raise its max_in_flight, or make these requests shorter",

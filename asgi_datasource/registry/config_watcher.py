@@ -1,4 +1,4 @@
-"""Takes a changed configuration by itself: when the process gets SIGHUP, and when the files have changed."""
+"""Automatic reloads: at SIGHUP, and when the files of the configuration change."""
 
 from __future__ import annotations
 
@@ -16,21 +16,21 @@ from ..errors import ConfigError
 logger = logging.getLogger("asgi_datasource.registry")
 
 JITTER: Final = 0.1
-"""The processes of a service should not all read at once."""
+"""Share by which the interval varies, so that the processes of a service do not all read at once."""
 SETTLE_S: Final = 0.2
-"""Seconds for which files have to stay as they are before they are read: whoever writes them may not be done."""
+"""Seconds without a change before the files are read, so that a write in progress is complete."""
 
 Handler = Callable[[int, FrameType | None], Any] | int | None
 
 
 class ConfigWatcher:
-    """Reloads a registry by itself, as its configuration asks for.
+    """Reloads a registry automatically, as its configuration says.
 
-    A configuration that is refused is told of in the log, with all that is wrong with it, and nothing changes.
+    A refused configuration is logged with all its problems, and nothing changes.
 
     Args:
-        reload: Reads the registry's files again.
-        origins: What its configuration was read from last, also where that was refused.
+        reload: Reloads the registry from its files.
+        origins: Returns the files that were read last, even if their content was refused.
     """
 
     def __init__(self, reload: Callable[[], Awaitable[object]], origins: Callable[[], Origins]) -> None:
@@ -43,7 +43,7 @@ class ConfigWatcher:
         self._is_listening = False
 
     def adopt(self, config: ReloadConfig) -> None:
-        """Do from now on as a configuration says."""
+        """Apply the `reload` settings of a configuration."""
         origins = self._origins()
         if (config.watch_s is not None or config.on_sighup) and not origins:
             logger.warning("reload: the configuration did not come from a file, so there is none to read again")
@@ -58,7 +58,7 @@ class ConfigWatcher:
             self._watching = asyncio.get_running_loop().create_task(self._watch(origins))
 
     def stop(self) -> None:
-        """Do nothing any more; a reload that is under way goes on."""
+        """Stop watching; a reload in progress continues."""
         self._interval_s = None
         self._stop_listening()
         for task in (self._watching, self._asked):
@@ -74,7 +74,7 @@ class ConfigWatcher:
     # -- SIGHUP
 
     def _hung_up(self) -> None:
-        """Once more behind the one that is under way: that may have read the files already."""
+        """Schedule a reload; after one in progress, which may have read the files already, another one follows."""
         self._is_asked_again = True
         if self._asked is None or self._asked.done():
             self._asked = asyncio.get_running_loop().create_task(self._reload_when_asked())
@@ -91,7 +91,7 @@ class ConfigWatcher:
         while (interval_s := self._interval_s) is not None:
             await asyncio.sleep(interval_s * uniform(1 - JITTER, 1 + JITTER))  # noqa: S311 - not for security
             if self._origins() is not known:
-                # Somebody else has reloaded meanwhile.
+                # A reload happened meanwhile.
                 known = self._origins()
                 digest = await self._digest_of(known)
             found = await asyncio.to_thread(known.look)
@@ -105,13 +105,13 @@ class ConfigWatcher:
 
     @staticmethod
     async def _digest_of(known: Origins) -> bytes | None:
-        """What was read; None where it has changed since, so that nobody can tell any more."""
+        """The digest of the files; None if they have changed since they were read."""
         digest = await asyncio.to_thread(known.digest)
         return digest if await asyncio.to_thread(known.look) == known else None
 
     @staticmethod
     async def _settled(found: Origins) -> Origins:
-        """The files once they stay as they are."""
+        """Wait until the files no longer change."""
         while True:
             await asyncio.sleep(SETTLE_S)
             again = await asyncio.to_thread(found.look)
@@ -126,12 +126,12 @@ class ConfigWatcher:
         except ConfigError as error:
             logger.error("the configuration was refused (%s), and nothing has changed: %s", why, error)
         except Exception:
-            # It has to go on: the next file may be right.
+            # Keep watching: the next version of the files may be valid.
             logger.exception("the configuration could not be reloaded (%s), and nothing has changed", why)
 
 
 class Hangup:
-    """SIGHUP, for whoever wants to hear of it; a handler that was there before is called as well."""
+    """Calls listeners at SIGHUP, after the handler that was installed before."""
 
     def __init__(self) -> None:
         self._listeners: list[Callable[[], None]] = []
@@ -139,12 +139,12 @@ class Hangup:
         self._before: Handler = None
 
     def listen(self, listener: Callable[[], None]) -> bool:
-        """Call this in the running event loop when the signal comes; False where that cannot be."""
+        """Add a listener, called in the running event loop; False if the loop cannot handle signals."""
         loop = asyncio.get_running_loop()
         if self._loop is not loop:
             before = signal.getsignal(signal.SIGHUP) if hasattr(signal, "SIGHUP") else None
             try:
-                loop.add_signal_handler(signal.SIGHUP, self._tell)
+                loop.add_signal_handler(signal.SIGHUP, self._notify)
             except (AttributeError, NotImplementedError, RuntimeError, ValueError):
                 logger.warning("reload.on_sighup: signals reach only the main thread, on Unix; this is another one")
                 return False
@@ -154,7 +154,7 @@ class Hangup:
         return True
 
     def ignore(self, listener: Callable[[], None]) -> None:
-        """Call it no more; without any listener left, the signal does what it did before."""
+        """Remove a listener; removing the last one restores the previous handler."""
         if listener in self._listeners:
             self._listeners.remove(listener)
         if self._listeners or self._loop is None:
@@ -165,7 +165,7 @@ class Hangup:
         if self._before is not None:
             signal.signal(signal.SIGHUP, self._before)
 
-    def _tell(self) -> None:
+    def _notify(self) -> None:
         if callable(self._before):
             self._before(signal.SIGHUP, None)
         for listener in tuple(self._listeners):

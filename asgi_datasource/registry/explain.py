@@ -1,7 +1,6 @@
-"""Where a request would go, and why: the request's own way to a server, walked without sending anything.
+"""Explains to which server a request would be routed, and why, without sending anything.
 
-The tenant is told by the request's resolvers, the rule, the plan and the token are the request's, and the choice is
-`choose()`, asked as a session asks it. What the servers look like is the picture of this moment, or a state.
+Uses the same resolvers, rules, plans, tokens and `choose()` as a session, on the present topology or on a saved state.
 """
 
 from __future__ import annotations
@@ -16,7 +15,7 @@ from starlette.types import Scope
 
 from ..config import DataSourceState, ServerState, StateDocument
 from ..datasource.datasource import DataSource
-from ..datasource.router import Attempt, find_route, nobody_may
+from ..datasource.router import Attempt, find_route, no_eligible_server
 from ..errors import ConfigError, DataError, DataErrorKind
 from ..routing import (
     AccessIntent,
@@ -47,14 +46,14 @@ from .runtime_config import RuntimeConfig
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Question:
-    """A request that was not sent.
+    """The request to explain.
 
     Attributes:
         method, path: As in its first line; the path may have a query string.
-        tenant: The tenant's name; None leaves it to the resolvers.
-        headers: Those that the resolvers, and the token's carrier, look at.
-        intent: What its first statement wants; None takes what holds for the route.
-        tokens: What its client has seen, as signed tokens or as positions (`1:0/3000148`).
+        tenant: The tenant's name; None uses the resolvers.
+        headers: Headers for the resolvers and for tokens.
+        intent: The intent of its first statement; None uses that of the rule or the method.
+        tokens: Signed tokens, or positions (`1:0/3000148`).
         is_pinned: It has written already.
         sticky: Name of the replica that it has read from already.
     """
@@ -69,7 +68,7 @@ class Question:
     sticky: str | None = None
 
     def scope(self) -> dict[str, Any]:
-        """The same as an ASGI scope."""
+        """The request as an ASGI scope."""
         path, _, query = self.path.partition("?")
         return {
             "type": "http",
@@ -86,11 +85,11 @@ class Question:
 
 @dataclass(frozen=True, slots=True)
 class TokenReading:
-    """What became of the tokens.
+    """The effect of the request's tokens.
 
     Attributes:
-        position: What the server has to have; None where nothing is asked for.
-        why: What became of them, in words.
+        position: The position that the server must have replayed; None requires none.
+        why: An explanation.
     """
 
     position: Position | None
@@ -99,23 +98,23 @@ class TokenReading:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Explanation:
-    """Where a request's first statement would go, and why.
+    """The server of a request's first statement, and the reasons.
 
     Attributes:
         question: The request.
         is_exempt: Its path has no session.
-        refusal: Why it would be refused; None where it would not.
-        tenant: Whose it is.
-        rule: The number of the rule of `routes` that matches, and how it is written.
-        timeout_s: From its first byte to the end of COMMIT; None sets no bound.
-        intent: What its first statement wants.
-        consistency: What that has to see of the client's past; None where nobody looks at it.
-        max_lag_s: How old its data may be; None sets no bound.
-        terms: In words, what its first statement runs in.
-        token: What became of its tokens; None where there are none.
-        limits: Its priority, and how many may be under way.
-        route: The server that was chosen; None where none may answer.
-        servers: What became of each server.
+        refusal: Why it would be refused; None if it would be served.
+        tenant: The tenant.
+        rule: Index and pattern of the rule of `routes` that matches.
+        timeout_s: Seconds from the start of the request to the end of COMMIT; None sets no bound.
+        intent: The intent of its first statement.
+        consistency: The consistency of its reads; None when tokens are disabled and the rule sets none.
+        max_lag_s: Most seconds of replication lag; None sets no bound.
+        terms: A description of the transaction of its first statement.
+        token: The effect of its tokens; None without tokens.
+        limits: Its priority and its bound on requests in progress.
+        route: The chosen server; None if none is eligible.
+        servers: The judgement of each server.
     """
 
     question: Question
@@ -134,7 +133,7 @@ class Explanation:
     servers: tuple[Judgement, ...] = ()
 
     def document(self) -> dict[str, Any]:
-        """The same as plain data (`schemas/explain/v1.json`)."""
+        """The explanation as plain data (`schemas/explain/v1.json`)."""
         question, tenant = self.question, self.tenant
         refusal, route, limits = self.refusal, self.route, self.limits
         return {
@@ -163,7 +162,7 @@ class Explanation:
                 "max_lag_s": self.max_lag_s,
                 "timeout_s": self.timeout_s,
                 "priority": limits.priority.name.lower(),
-                "max_in_flight": None if limits.gate is None else limits.gate.limit,
+                "max_in_flight": None if limits.concurrency_limit is None else limits.concurrency_limit.limit,
             },
             "token": None
             if self.token is None
@@ -188,12 +187,12 @@ class Explanation:
 
 
 async def explain(compiled: RuntimeConfig, question: Question, state: StateDocument | None = None) -> Explanation:
-    """Tell where a request would go.
+    """Explain to which server a request would be routed.
 
     Args:
         compiled: The configuration.
         question: The request.
-        state: How the servers look; None takes them as this process sees them.
+        state: A state of the servers; None uses the present one of this process.
 
     Raises:
         ConfigError: The state, or `sticky`, is about other servers than the configuration.
@@ -208,13 +207,12 @@ async def explain(compiled: RuntimeConfig, question: Question, state: StateDocum
         datasource = compiled.datasource_of(tenant)
     except DataError as error:
         return Explanation(question=question, refusal=error)
-    told = _Told(compiled, question, tenant, datasource, scope)
-    return told.explanation(state)
+    return _RequestExplainer(compiled, question, tenant, datasource, scope).explanation(state)
 
 
 async def _tenant_of(compiled: RuntimeConfig, question: Question, scope: Scope) -> tuple[Tenant, Scope]:
     if question.tenant is not None:
-        # Named by whoever asks: there is no request that would have to be allowed to.
+        # The caller names the tenant: `authorize` has no request to decide on.
         tenant = await compiled.admission.find(question.tenant)
         compiled.admission.check_served(tenant)
         return tenant, scope
@@ -225,8 +223,8 @@ async def _tenant_of(compiled: RuntimeConfig, question: Question, scope: Scope) 
     return await compiled.admission.admit(scope, answer.name), {**scope, "root_path": answer.prefix}
 
 
-class _Told:
-    """One request whose tenant is known."""
+class _RequestExplainer:
+    """Explains one request whose tenant is known."""
 
     def __init__(
         self, compiled: RuntimeConfig, question: Question, tenant: Tenant, datasource: DataSource, scope: Scope
@@ -247,15 +245,17 @@ class _Told:
         plan = make_plan(lane, None, asyncio.get_running_loop().time())
         wanted = question.intent or plan.intent
         intent, freshness, terms = self._ask(plan, wanted)
-        past, token = self._past(freshness)
+        client_history, token = self._client_history(freshness)
         common = Explanation(
             question=question,
             tenant=self._tenant,
             rule=self._number_of(found),
             timeout_s=timeout_of(compiled.policy, rule, None),
             intent=intent,
-            consistency=freshness.consistency if past is None else past.consistency(freshness),
-            max_lag_s=self._datasource.picture.policy.max_lag_s if freshness.max_lag_s is None else freshness.max_lag_s,
+            consistency=freshness.consistency if client_history is None else client_history.consistency(freshness),
+            max_lag_s=self._datasource.topology.policy.max_lag_s
+            if freshness.max_lag_s is None
+            else freshness.max_lag_s,
             terms=terms,
             token=token,
             limits=rule,
@@ -267,18 +267,18 @@ class _Told:
                 self._tenant.check_writable()
         except DataError as error:
             return replace(common, refusal=error)
-        replicas = [node.name for node in self._datasource.picture.replicas]
+        replicas = [node.name for node in self._datasource.topology.replicas]
         if question.sticky is not None and question.sticky not in replicas:
             has = ", ".join(replicas) or "none"
             raise ConfigError(f"{self._datasource.name!r} has no replica {question.sticky!r}; it has {has}")
         servers = _Servers(self._datasource, None if state is None else state.datasources.get(self._datasource.name))
         asked: list[Asked] = []
 
-        def choice(picture: Topology, wants: AccessIntent, /, **told: Any) -> Route | None:
-            # Nothing is left to chance here: a server that has just come back is taken to have its whole share.
+        def choice(topology: Topology, wants: AccessIntent, /, **told: Any) -> Route | None:
+            # No random choice here: a server in slow start counts with its full weight.
             told["dice"] = 0.0
             asked.append(Asked(intent=wants, **told))
-            return choose(picture, wants, **told)
+            return choose(topology, wants, **told)
 
         attempt = Attempt()
         route = find_route(
@@ -287,7 +287,7 @@ class _Told:
             attempt,
             freshness,
             is_pinned=question.is_pinned,
-            past=past,
+            client_history=client_history,
             sticky=question.sticky,
             choice=choice,
         )
@@ -295,12 +295,12 @@ class _Told:
             common,
             token=None if token is None else replace(token, position=attempt.after),
             route=route,
-            refusal=None if route is not None else nobody_may(servers.picture),
-            servers=judge(servers.picture, asked[0], route),
+            refusal=None if route is not None else no_eligible_server(servers.topology),
+            servers=judge(servers.topology, asked[0], route),
         )
 
     def _ask(self, plan: Plan, wanted: AccessIntent) -> tuple[AccessIntent, Freshness, str]:
-        """What the first statement asks of the servers, and what it runs in."""
+        """Intent and freshness of the first statement, and a description of its transaction."""
         terms = plan.terms
         if wanted is AccessIntent.READ and not terms.opens_with_reads:
             return AccessIntent.READ, plan.freshness, "by itself, READ ONLY, in one round trip"
@@ -312,22 +312,22 @@ class _Told:
             return intent, freshness, f"in the transaction of the request{isolation}"
         return intent, freshness, f"in a transaction of its own{isolation}"
 
-    def _past(self, freshness: Freshness) -> tuple[ClientHistory | None, TokenReading | None]:
+    def _client_history(self, freshness: Freshness) -> tuple[ClientHistory | None, TokenReading | None]:
         policy = self._compiled.policy.tokens
         scope = scope_of(self._tenant.name, self._datasource.name)
         given = list(self._question.tokens)
         if policy is None:
             why = "consistency.token is off: it is not looked at"
             return None, TokenReading(None, why) if given else None
-        carried = policy.carrier.find(self._scope)
+        carried = policy.transport.find(self._scope)
         positions = [position for text in given if (position := as_position(text)) is not None]
         texts = [*carried, *(text for text in given if as_position(text) is None)]
         now = time.time()
         token = policy.signer.read(texts, now=now)
         token = token.merged(Token(tuple([Mark(scope, position, int(now)) for position in positions])))
-        past = ClientHistory(policy, scope, token)
+        client_history = ClientHistory(policy, scope, token)
         if not texts and not positions:
-            return past, None
+            return client_history, None
         found = token.positions(scope)
         if found:
             why = f"the client has seen {', '.join(map(str, found))}"
@@ -335,9 +335,9 @@ class _Told:
             why = "it is of another tenant or datasource, or older than consistency.ttl: it asks for nothing here"
         else:
             why = "none of the secrets has signed it: it is ignored"
-        if found and past.needed(freshness) is None:
-            why += f", but consistency: {past.consistency(freshness).value} does not ask for that"
-        return past, TokenReading(None, why)
+        if found and client_history.needed(freshness) is None:
+            why += f", but consistency: {client_history.consistency(freshness).value} does not ask for that"
+        return client_history, TokenReading(None, why)
 
     def _number_of(self, found: CompiledRule | None) -> tuple[int, str] | None:
         if found is None:
@@ -346,7 +346,7 @@ class _Told:
 
 
 def as_position(text: str) -> Position | None:
-    """A position that stands in place of a token, as `timeline:lsn`; None for anything else."""
+    """Parse a position in place of a token, as `timeline:lsn`; None for anything else."""
     timeline, colon, lsn = text.partition(":")
     if not colon:
         return None
@@ -357,35 +357,35 @@ def as_position(text: str) -> Position | None:
 
 
 class _Servers:
-    """The servers of a datasource, as they are or as a state has them."""
+    """The servers of a datasource, as they are now or in a saved state."""
 
     def __init__(self, datasource: DataSource, state: DataSourceState | None) -> None:
-        picture = datasource.picture
+        topology = datasource.topology
         now = asyncio.get_running_loop().time()
         if state is None:
-            self.picture, self.turn, self._load = picture, datasource.turn, datasource.load()
+            self.topology, self.turn, self._load = topology, datasource.turn, datasource.load()
             self.held = datasource.held
             return
         self.held = {}
         servers = state.servers
         self.turn = state.turn
-        self.picture = Topology(
-            picture.datasource,
-            _node(picture.primary, servers.get("primary"), now),
-            tuple([_node(node, servers.get(node.name), now) for node in picture.replicas]),
-            picture.policy,
+        self.topology = Topology(
+            topology.datasource,
+            _node(topology.primary, servers.get("primary"), now),
+            tuple([_node(node, servers.get(node.name), now) for node in topology.replicas]),
+            topology.policy,
             Lineage(tuple(sorted((fork.timeline, parse_lsn(fork.lsn)) for fork in state.forks))),
         )
         self._load = {
             node.name: servers[node.name].borrowed / node.weight if node.name in servers else 0.0
-            for node in picture.replicas
+            for node in topology.replicas
         }
 
     def take_turn(self) -> None:
-        """Nobody has taken it."""
+        """Explaining does not advance the round robin."""
 
     def load(self) -> Mapping[str, float]:
-        """How busy each is."""
+        """Load by server."""
         return self._load
 
 
@@ -418,17 +418,17 @@ def _check_state(compiled: RuntimeConfig, state: StateDocument) -> None:
         datasource = compiled.datasources.get(name)
         if datasource is None:
             continue
-        for node, told in looked.servers.items():
+        for node, seen in looked.servers.items():
             server = datasource.servers.get(node)
             if server is None:
                 has = ", ".join(datasource.servers)
                 raise ConfigError(f"the state names a server {node!r} of {name!r}; the configuration has {has}")
-            if told.role is not None and told.role != server.role.value:
-                raise ConfigError(f"{name}.{node} is the {told.role} by the state, and not by the configuration")
+            if seen.role is not None and seen.role != server.role.value:
+                raise ConfigError(f"{name}.{node} is the {seen.role} by the state, and not by the configuration")
 
 
 def describe_state(compiled: RuntimeConfig) -> dict[str, Any]:
-    """How the servers look now, as plain data (`schemas/state/v1.json`)."""
+    """The present state of the servers as plain data (`schemas/state/v1.json`)."""
     now = asyncio.get_running_loop().time()
     return {
         "version": 1,
@@ -436,11 +436,12 @@ def describe_state(compiled: RuntimeConfig) -> dict[str, Any]:
             name: {
                 "turn": datasource.turn,
                 "forks": [
-                    {"timeline": timeline, "lsn": format_lsn(lsn)} for timeline, lsn in datasource.picture.lineage.forks
+                    {"timeline": timeline, "lsn": format_lsn(lsn)}
+                    for timeline, lsn in datasource.topology.lineage.forks
                 ],
                 "servers": {
                     node.name: _describe_node(node, datasource, now)
-                    for node in (datasource.picture.primary, *datasource.picture.replicas)
+                    for node in (datasource.topology.primary, *datasource.topology.replicas)
                 },
             }
             for name, datasource in compiled.datasources.items()
@@ -449,11 +450,11 @@ def describe_state(compiled: RuntimeConfig) -> dict[str, Any]:
 
 
 def _describe_node(node: Node, datasource: DataSource, now: float) -> dict[str, Any]:
-    told: dict[str, Any] = {"role": node.role.value, "breaker": node.health.value}
+    document: dict[str, Any] = {"role": node.role.value, "breaker": node.health.value}
     if node.role is Role.REPLICA:
-        told |= {"draining": node.is_draining, "foreign": node.is_foreign}
+        document |= {"draining": node.is_draining, "foreign": node.is_foreign}
     position, shown = node.position, datasource.held.get(node.name)
-    if position is not None and shown is not None and datasource.picture.lineage.covers(shown, position):
+    if position is not None and shown is not None and datasource.topology.lineage.covers(shown, position):
         position = shown
     known = {
         "timeline": None if position is None else position.timeline,
@@ -465,4 +466,4 @@ def _describe_node(node: Node, datasource: DataSource, now: float) -> dict[str, 
         "up_s": None if node.up_since is None else max(0.0, now - node.up_since),
         "borrowed": datasource.servers[node.name].borrowed,
     }
-    return told | {key: value for key, value in known.items() if value is not None}
+    return document | {key: value for key, value in known.items() if value is not None}

@@ -200,7 +200,7 @@ def relay_sites(compiled: RuntimeConfig) -> dict[DatabaseKey, Site]:
 
 
 def _primary_of(fleet: Fleet, database: str) -> Server:
-    return fleet.apart(database).servers["primary"]
+    return fleet.detached(database).servers["primary"]
 
 
 def install_sites(config: Config) -> Iterator[InstallSite]:

@@ -1,11 +1,11 @@
-"""The registry: what a configuration compiled to, the pools behind it, and the change to another configuration."""
+"""The registry: the compiled configuration, its pools, and reloads."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
 from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Mapping, MutableMapping
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field, replace
 from functools import lru_cache, partial
 from pathlib import Path
@@ -24,8 +24,9 @@ from ..observability.metrics import unwatch, watch
 from ..outbox.relay import Relay
 from ..routing import AccessIntent, ReadAfterWritePin
 from ..routing.consistency.token import Token
+from ..sessions.base import SessionOwner
 from ..sessions.context import current_frame, current_runner
-from ..sessions.core import SessionCore, SessionOwner
+from ..sessions.core import SessionCore
 from ..sessions.policy import NO_RULE, CommitScope, RouteRule, SessionPolicy
 from ..sessions.session import DataSession
 from ..tenancy import Catalog, Tenant, current_tenant
@@ -41,24 +42,24 @@ from .startup_audit import StartupAudit
 logger = logging.getLogger("asgi_datasource.registry")
 
 ConfigSource = str | Path | ConfigFile | Mapping[str, Any] | Config
-"""A path to a YAML, TOML or JSON document, one with overlays, a mapping, or a `Config` that is loaded already."""
+"""A path to a YAML, TOML or JSON document, a `ConfigFile` with overlays, a mapping, or a loaded `Config`."""
 
 WATCH_AFTER_S: Final = 0.1
-"""Seconds into its first statement after which a request watches for its client's leaving; most are done by then."""
+"""Seconds from a request's first statement to the start of its disconnect watcher; most requests end before."""
 
 CLOSE_TIMEOUT_S: Final = 10.0
-"""Seconds that closing may take in all: clean-up tasks first, then the pools."""
+"""Seconds that closing may take: one half for background tasks, the other for the pools."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Origin:
-    """Where a registry's configuration comes from, and how it is read.
+    """The source of a registry's configuration, and how to read it.
 
     Attributes:
-        path: The document, with its overlays; None where it did not come from a file.
-        environ: Where `${NAME}` is looked up; None takes the process's environment.
-        needs_resolver: Whether tenants without a way to tell them from requests are an error.
-        files: What it was read from last, also where that was refused.
+        path: The document, with its overlays; None if it did not come from a file.
+        environ: Values of `${NAME}`; None uses the environment of the process.
+        needs_resolver: Whether tenants without a resolver are an error.
+        files: The files that were read last, even if their content was refused.
     """
 
     path: Path | ConfigFile | None = None
@@ -67,7 +68,7 @@ class Origin:
     files: Origins = field(default_factory=Origins)
 
     def moved_to(self, source: ConfigSource) -> Origin:
-        """The same for another source; one that is not a file leaves the file that there was."""
+        """The origin with another source; a source that is not a file leaves the path unchanged."""
         if isinstance(source, ConfigFile):
             return replace(self, path=source)
         return replace(self, path=Path(source)) if isinstance(source, str | Path) else self
@@ -75,12 +76,12 @@ class Origin:
 
 @dataclass(frozen=True, slots=True)
 class Reloaded:
-    """What a reload did to the servers, each as `datasource.server`.
+    """The effect of a reload on the servers, each as `datasource.server`.
 
     Attributes:
-        kept: Nothing was changed about them, and their pools are still those of before.
-        opened: They are new, or something about them was changed.
-        retired: Their pools are closed once the last session that began to use them has ended.
+        kept: Servers with unchanged settings, which keep their pools.
+        opened: Servers that are new, or whose settings have changed.
+        retired: Servers whose pools are closed when the last session that uses them has ended.
     """
 
     kept: tuple[str, ...]
@@ -92,21 +93,21 @@ class Reloaded:
 
 
 class DataSourceRegistry:
-    """Every tenant and every datasource of a configuration; made by `compile`.
+    """The tenants and datasources of a configuration, with their pools; created by `compile`.
 
-    What it was compiled to is one frozen value, which a reload replaces whole. Iterating gives the datasources.
+    The compiled configuration is one frozen value, which a reload replaces. Iterating yields the datasources.
 
     Args:
-        compiled: What a configuration compiled to.
-        origin: Where that came from, for `reload`.
+        compiled: The compiled configuration.
+        origin: Its source, for `reload`.
     """
 
     def __init__(self, compiled: RuntimeConfig, *, origin: Origin | None = None) -> None:
         self.compiled = compiled
-        """The current one. Read it once for a piece of work, and end with the one that it began with."""
+        """The current compiled configuration. A request reads it once, and uses the same one until its end."""
         self.background = BackgroundTasks()
-        self.overtime = DeferredCalls(WATCH_AFTER_S)
-        """Calls requests back that are still there a while after their first statement."""
+        self.deferred_calls = DeferredCalls(WATCH_AFTER_S)
+        """Starts the watchers of requests that run longer than `WATCH_AFTER_S`."""
         self._outboxes = Outboxes(lambda: self.compiled)
         self._origin = origin or Origin()
         self._reloader = ConfigWatcher(self.reload, lambda: self._origin.files)
@@ -119,33 +120,33 @@ class DataSourceRegistry:
         self._retired_fleets: set[Fleet] = set()
         self.is_open = False
         """Whether its pools are open."""
-        self._vetting: StartupAudit | None = None
+        self._startup_audit: StartupAudit | None = None
         self.catalog: Catalog | None = None
-        """Keeps the tenants that are in a table up to date, while the registry is open."""
+        """Refreshes the tenants of `tenants_from` while the registry is open."""
 
-    # -- what metrics read; from another thread
+    # -- read by metrics, from another thread
 
     def open_pools(self) -> list[Server]:
-        """Every pool that is open and measured."""
+        """The open pools that are measured."""
         compiled = self.compiled
         kept = [server for fleet in compiled.fleets.values() for server in fleet.open_servers]
         return [*(server for server in compiled.servers if server.is_open), *kept]
 
     def open_databases(self) -> dict[str, int]:
-        """How many pools each datasource has open that has a database for each tenant."""
+        """The number of open pools of each datasource with a database per tenant."""
         return {name: fleet.open_pools for name, fleet in self.compiled.fleets.items()}
 
     def lags(self) -> list[tuple[str, str, float]]:
-        """Datasource, replica, and how many seconds it is behind, as far as that is known."""
+        """Datasource, replica and replication lag in seconds, for the replicas whose lag is known."""
         return [
             (name, node.name, node.lag_s)
             for name, datasource in self.compiled.datasources.items()
-            for node in datasource.picture.replicas
+            for node in datasource.topology.replicas
             if node.lag_s is not None
         ]
 
     def _measure(self, compiled: RuntimeConfig) -> None:
-        """Have this registry's pools measured, or not any more."""
+        """Start or stop measuring the pools, as the configuration says."""
         found = compiled.policy.metrics
         for server in compiled.servers:
             server.metrics = found
@@ -170,13 +171,13 @@ class DataSourceRegistry:
 
     @property
     def known_tenants(self) -> Mapping[str, Tenant]:
-        """Every tenant that is known at this moment, by its name; a mapping that never changes."""
+        """The tenants known now, by name; an immutable snapshot."""
         return MappingProxyType(self.compiled.admission.directory.map.names)
 
     async def tenants(self) -> AsyncIterator[Tenant]:
         """Every tenant, in the order of their names: `async for tenant in registry.tenants()`.
 
-        What is iterated over is the picture of one moment: a tenant that comes or goes meanwhile is not noticed.
+        Iterates over a snapshot: tenants that are added or removed meanwhile have no effect.
         """
         if not self.is_open and self.compiled.catalog is not None:
             await self.open()
@@ -186,11 +187,11 @@ class DataSourceRegistry:
 
     @property
     def datasources(self) -> Mapping[str, DataSource]:
-        """Every datasource by its name."""
+        """The datasources by name."""
         return self.compiled.datasources
 
     def tenant(self, name: str | None) -> Tenant:
-        """The tenant of a name, as a request gave it; None for a request that names none.
+        """The tenant of a name, as given by a request; None is a request without a tenant.
 
         Raises:
             DataError: TENANT: there is no such tenant, and no default.
@@ -198,7 +199,7 @@ class DataSourceRegistry:
         return self.compiled.tenant(name)
 
     def for_tenant(self, name: str | None) -> DataSource:
-        """The datasource of a tenant; an unknown or absent one gets the default where the configuration names one.
+        """The datasource of a tenant; an unknown or absent tenant gets the default, if one is configured.
 
         Raises:
             DataError: TENANT: there is no such tenant, and no default.
@@ -223,21 +224,21 @@ class DataSourceRegistry:
         rule: RouteRule = NO_RULE,
         token: Token | None = None,
     ) -> DataSession:
-        """Make a session; whoever calls this ends it.
+        """Create a session; the caller must end it.
 
         Args:
-            tenant: Whose.
-            compiled: What was current when the work began.
-            policy: What the configuration says about it.
+            tenant: The tenant.
+            compiled: The configuration that was current when the request began.
+            policy: The settings of the session.
             scope: The request's ASGI scope.
-            method, path: What the rules of `routes` are matched against.
+            method, path: Matched against the rules of `routes`.
             started: Event-loop time at which the request began.
-            owner: Is told when the session comes into use.
-            outer: A session that the request has already, of another registry.
-            pin: The caller's own.
-            datasource: Where the data is; None takes the tenant's.
-            token: What its client has seen; None reads it off the scope.
-            rule: What holds where there is no path.
+            owner: Notified at the session's first statement.
+            outer: The session of an outer application in the same request, from another registry.
+            pin: The read-after-write pin of the caller.
+            datasource: The datasource; None uses the tenant's.
+            token: The causal-consistency token of the client; None reads it from the scope.
+            rule: The rule to use without a path.
         """
         session = DataSession(
             self,
@@ -256,10 +257,10 @@ class DataSourceRegistry:
             session.share_writers(outer)
         return session
 
-    # -- life
+    # -- opening and closing
 
     async def open(self) -> None:
-        """Open the pools. Returns at once, also when a server is down: connections are made in the background.
+        """Open the pools. Does not wait for servers that are down: connections are opened in the background.
 
         Raises:
             DataError: CONFIG: it is open in another event loop.
@@ -283,11 +284,11 @@ class DataSourceRegistry:
         for datasource in self:
             await datasource.open()
         self.catalog = await self._start_catalog(self.compiled)
-        self._vetting = vetting = StartupAudit(self.compiled, self.catalog)
+        self._startup_audit = audit = StartupAudit(self.compiled, self.catalog)
         try:
-            await vetting.run()
+            await audit.run()
         except ConfigError:
-            # As if it had never been opened: whoever has put it right may try again.
+            # Close again, so that a later call can retry.
             self.is_open = True
             await self.close()
             raise
@@ -296,7 +297,7 @@ class DataSourceRegistry:
         self._reloader.adopt(self.compiled.reload)
 
     async def _start_catalog(self, compiled: RuntimeConfig) -> Catalog | None:
-        """Load the tenants that are in a table, or what there is in their place."""
+        """Load the tenants of `tenants_from`, or their last snapshot."""
         plan = compiled.catalog
         if plan is None:
             return None
@@ -306,10 +307,10 @@ class DataSourceRegistry:
         return catalog
 
     async def close(self, *, timeout_s: float = CLOSE_TIMEOUT_S) -> None:
-        """End what is still under way, then close the pools; bounded, whatever the servers do.
+        """Wait for background tasks, then close the pools, in bounded time.
 
         Args:
-            timeout_s: Seconds that it may take.
+            timeout_s: Most seconds to wait.
         """
         if not self.is_open:
             return
@@ -321,11 +322,11 @@ class DataSourceRegistry:
         catalog, self.catalog = self.catalog, None
         if catalog is not None:
             await catalog.close()
-        if self._vetting is not None:
-            await self._vetting.stop()
+        if self._startup_audit is not None:
+            await self._startup_audit.stop()
         await self._outboxes.close()
         await self.background.drain(timeout_s / 2)
-        self.overtime.close()
+        self.deferred_calls.close()
         for datasource in (*self, *self._leaving):
             datasource.stop()
         servers = {*self.compiled.servers, *self._retired}
@@ -340,10 +341,10 @@ class DataSourceRegistry:
         self._loop = None
 
     async def _close_with_the_loop(self) -> None:
-        """Close when the event loop ends and nobody has: a server without lifespan never says good-bye.
+        """Close when the event loop ends before `close` was called: a server without lifespan sends no shutdown.
 
-        Left to itself, the scheduler of a pool that just tries to connect takes the cancellation for a failed attempt
-        and goes on, and the loop waits for it for ever.
+        Otherwise the task of a pool that is connecting would treat the cancellation as a failed attempt and retry, and
+        the end of the loop would wait for it forever.
         """
         try:
             await asyncio.get_running_loop().create_future()
@@ -358,13 +359,13 @@ class DataSourceRegistry:
     async def __aexit__(self, *_: object) -> None:
         await self.close()
 
-    # -- another configuration
+    # -- reload
 
     async def reload(self, source: ConfigSource | None = None) -> Reloaded:
-        """Take another configuration from now on; whatever has begun with the present one ends with it.
+        """Switch to another configuration; sessions that began with the present one end with it.
 
-        It is checked as a whole first, in a thread: where something is wrong with it, nothing changes. Servers about
-        which it says the same keep their pools. The others' are closed once nobody can come back to them.
+        The whole configuration is checked first, in a thread; if it is wrong, nothing changes. Servers with unchanged
+        settings keep their pools. The pools of the others are closed when no session can use them any more.
 
         Args:
             source: A path, a `ConfigFile`, a mapping or a `Config`; None reads the registry's own file again.
@@ -372,7 +373,7 @@ class DataSourceRegistry:
         Raises:
             ConfigError: The configuration is wrong, every problem is listed; or there is no file to read again.
         """
-        # Out of reach of the caller's cancellation: half of it would be pools that nobody closes.
+        # In a background task: a cancelled reload would leave pools behind that are never closed.
         return await self.background.run(self._reload(source))
 
     async def _reload(self, source: ConfigSource | None) -> Reloaded:
@@ -390,7 +391,7 @@ class DataSourceRegistry:
                 reloaded = await self._swap(compiled)
             except BaseException:
                 if files and source is origin.path:
-                    # What was refused once is not read again before it changes.
+                    # A refused configuration is not read again until its files change.
                     self._origin = replace(origin, files=files)
                 raise
             self._origin = replace(origin.moved_to(source), files=files or origin.files)
@@ -412,20 +413,20 @@ class DataSourceRegistry:
             for fleet in compiled.fleets.values():
                 fleet.open()
             catalog = await self._start_catalog(compiled)
-            vetting = StartupAudit(compiled, catalog)
+            audit = StartupAudit(compiled, catalog)
             try:
-                await vetting.run()
+                await audit.run()
             except BaseException:
                 await self._abandon(compiled, opened, catalog)
                 raise
-            if self._vetting is not None:
-                await self._vetting.stop()
-            self._vetting = vetting
-            before_it, self.catalog = self.catalog, catalog
-            if before_it is not None:
+            if self._startup_audit is not None:
+                await self._startup_audit.stop()
+            self._startup_audit = audit
+            previous_catalog, self.catalog = self.catalog, catalog
+            if previous_catalog is not None:
                 if catalog is not None:
-                    catalog.take_over(before_it)
-                await before_it.close()
+                    catalog.take_over(previous_catalog)
+                await previous_catalog.close()
         self.compiled = compiled
         if self.is_open:
             self._measure(compiled)
@@ -448,7 +449,7 @@ class DataSourceRegistry:
         )
 
     async def _abandon(self, compiled: RuntimeConfig, opened: list[Server], catalog: Catalog | None) -> None:
-        """The next configuration is not to be used after all."""
+        """Close what was opened for a configuration that is not used after all."""
         if catalog is not None:
             await catalog.close()
         for name, datasource in compiled.datasources.items():
@@ -458,7 +459,7 @@ class DataSourceRegistry:
             await server.close(timeout_s=CLOSE_TIMEOUT_S / 2)
 
     def _left(self, datasource: DataSource) -> None:
-        """Nobody uses a retired datasource any more: close the pools that were its alone."""
+        """Close the pools that only this retired datasource has used; called when its last session has ended."""
         self._leaving.discard(datasource)
         unused = self._retired.difference(*(still.servers.values() for still in self._leaving))
         self._retired -= unused
@@ -466,10 +467,10 @@ class DataSourceRegistry:
             self.background.spawn(server.close(timeout_s=CLOSE_TIMEOUT_S / 2))
 
     def successor(self, datasource: DataSource) -> DataSource:
-        """What has taken the place of a datasource that is not configured any more.
+        """The datasource of the current configuration with the name of one from before a reload.
 
         Raises:
-            DataError: CONNECTION: nothing has.
+            DataError: CONNECTION: there is none.
         """
         found = self.compiled.datasources.get(datasource.name)
         if found is None:
@@ -479,10 +480,10 @@ class DataSourceRegistry:
         return found
 
     def capability(self, name: str, session: SessionCore) -> Any:
-        """What a room above the sessions adds to one, by its attribute: `outbox`, `inbox`.
+        """The object behind `db.outbox` or `db.inbox` of a session.
 
         Raises:
-            DataError: CONFIG: the configuration has no section for it.
+            DataError: CONFIG: the configuration has no section `outbox`.
         """
         return self._outboxes.capability(name, session)
 
@@ -490,7 +491,7 @@ class DataSourceRegistry:
 
     @property
     def relay(self) -> Relay | None:
-        """The relay of this process, for its health and numbers; None where it has none."""
+        """The relay of this process, with its health and statistics; None without one."""
         return self._outboxes.relay
 
     async def start_relay(self) -> Relay:
@@ -505,7 +506,7 @@ class DataSourceRegistry:
 
     @asynccontextmanager
     async def relaying(self) -> AsyncGenerator[Relay]:
-        """Deliver the events of all databases, without opening a pool: for a process that does nothing else."""
+        """Deliver the events of all databases without opening pools: for a process that does nothing else."""
         async with self.tenants_loaded():
             try:
                 yield await self._outboxes.start_relay()
@@ -514,7 +515,7 @@ class DataSourceRegistry:
 
     @asynccontextmanager
     async def tenants_loaded(self) -> AsyncGenerator[None]:
-        """Know the tenants that are in a table, without opening a pool: for commands."""
+        """Load the tenants of `tenants_from` without opening pools: for commands."""
         catalog = self.catalog = await self._start_catalog(self.compiled)
         try:
             yield
@@ -523,7 +524,7 @@ class DataSourceRegistry:
             if catalog is not None:
                 await catalog.close()
 
-    # -- where requests would go
+    # -- explaining routes
 
     async def explain(
         self,
@@ -538,22 +539,22 @@ class DataSourceRegistry:
         sticky: str | None = None,
         state: Mapping[str, Any] | None = None,
     ) -> Explanation:
-        """Tell where a request's first statement would go, and why not elsewhere; nothing is sent.
+        """Explain to which server a request's first statement would be routed, and why; nothing is sent.
 
-        An annotation of the route is not seen here: what it says of the intent, `intent` can say.
+        The annotation of the route is not known here: pass its intent as `intent`.
 
         Args:
-            method, path: The request's.
-            tenant: The tenant's name; None leaves it to the resolvers, which see path and headers.
-            headers: The request's.
-            intent: What the statement wants; None takes what holds for the route.
-            token: What the client has seen: a token, or a position as `timeline:lsn`.
+            method, path: Those of the request.
+            tenant: The tenant's name; None uses the resolvers, with path and headers.
+            headers: Those of the request.
+            intent: The intent of the statement; None uses that of the rule or the method.
+            token: The client's token, or a position as `timeline:lsn`.
             is_pinned: The request has written already.
             sticky: Name of the replica that it has read from already.
-            state: How the servers look, as `state()` tells it; None takes them as this process sees them.
+            state: A state of the servers from `state()`; None uses the present one of this process.
 
         Raises:
-            ConfigError: The state is none, or is about other servers.
+            ConfigError: The state is not valid, or is about other servers.
         """
         question = Question(
             method=method,
@@ -568,26 +569,26 @@ class DataSourceRegistry:
         return await explain(self.compiled, question, None if state is None else read_state(state))
 
     def state(self) -> dict[str, Any]:
-        """How the servers look to this process now, for `explain` at another time and place (`schemas/state/v1.json`).
+        """The state of the servers as this process sees it, for a later `explain` (`schemas/state/v1.json`).
 
-        Of a datasource with a database for each tenant, nothing is told.
+        Datasources with a database per tenant are not included.
         """
         return describe_state(self.compiled)
 
-    # -- making tenants
+    # -- provisioning
 
     async def provision(self, name: str, **placed: Any) -> Tenant:
-        """Make a tenant of the table that `tenants_from` reads: its place, its grants, the set-up; then it is served.
+        """Create a tenant in the table of `tenants_from`, with its database or schema, grants and set-up.
 
-        Cut short, it goes on where it stopped when it is called again.
+        After an interruption, another call continues where it stopped.
 
         Args:
             name: Its name.
-            placed: `datasource`, `schema`, `role`, `database`, `row_security`, `max_connections`, `aliases`; what is
-                not given is taken from `tenants_from.defaults`. `adopt=True` takes over what is there already.
+            placed: `datasource`, `schema`, `role`, `database`, `row_security`, `max_connections`, `aliases`; the
+                defaults are those of `tenants_from.defaults`. `adopt=True` takes over objects that exist already.
 
         Raises:
-            DataError: It could not be finished; call it again. CONFLICT: there is one of that name in another place.
+            DataError: It could not be finished; call it again. CONFLICT: the name exists in another place.
         """
         plan = self.compiled.provisioning
         if plan is None:
@@ -613,13 +614,14 @@ class DataSourceRegistry:
         Its writes are one transaction, committed at the end of the block, or rolled back when an exception leaves it.
 
         Args:
-            tenant: The tenant's name; None takes that of the `tenant_context` around, or else the default datasource.
-            read_only: Nothing may write; all reads see one snapshot, on one replica.
+            tenant: The tenant's name; None uses `current_tenant()` of the surrounding `tenant_context` or request, or
+                else the default datasource.
+            read_only: Writes are refused; all reads see one snapshot, on one replica.
             timeout: Seconds for the whole block, COMMIT included.
-            token: The `token` of the session whose writes its reads must see, of this service or another one.
+            token: The `token` of a session of this or another service, whose writes the reads must see.
 
         Raises:
-            DataError: TENANT: there is no such tenant. Or what became of the commit.
+            DataError: TENANT: there is no such tenant; or the commit failed.
         """
         if not self.is_open:
             await self.open()
@@ -634,7 +636,7 @@ class DataSourceRegistry:
             started=asyncio.get_running_loop().time(),
             token=compiled.seen([] if token is None else [token]),
         )
-        # What surrounds the block, such as an annotated function of a request, says nothing about it.
+        # Surrounding annotated functions, such as those of a request, do not apply to the block.
         frame_token = current_frame.set(None)
         runner_token = current_runner.set(db)
         try:
@@ -645,11 +647,13 @@ class DataSourceRegistry:
                 raise
             await db.complete()
         finally:
-            current_runner.reset(runner_token)
-            current_frame.reset(frame_token)
+            # A fixture, or an async generator that another task closes, ends in another context.
+            with suppress(ValueError):
+                current_runner.reset(runner_token)
+                current_frame.reset(frame_token)
             if db.has_due_hooks:
                 await self.background.run(db.run_due_hooks())
-            db.let_go()
+            db.release_references()
 
     @asynccontextmanager
     async def acquire(
@@ -660,16 +664,16 @@ class DataSourceRegistry:
         *,
         tenant: Tenant | None = None,
     ) -> AsyncGenerator[RawConnection]:
-        """A connection for an intent: routed, inside a transaction that ends with the block.
+        """A routed connection, in a transaction that ends with the block.
 
         Args:
-            datasource: One of this registry's.
-            intent: READ runs READ ONLY, on a replica where there is one; WRITE sets the pin.
-            pin: The caller's; once it is set, reads go to the primary.
+            datasource: A datasource of this registry.
+            intent: READ runs READ ONLY, on a replica if there is one; WRITE sets the pin.
+            pin: The caller's read-after-write pin; once it is set, reads go to the primary.
             tenant: Applied inside the transaction; None applies nothing.
 
         Raises:
-            DataError: No connection could be had, or the commit failed.
+            DataError: No connection could be borrowed, or the commit failed.
         """
         if not self.is_open:
             await self.open()
@@ -690,12 +694,12 @@ class DataSourceRegistry:
         else:
             await db.end(commit=True, reason="end of the block")
         finally:
-            db.let_go()
+            db.release_references()
 
 
 @lru_cache(maxsize=256)
 def _block_rule(read_only: bool, timeout_s: float | None) -> RouteRule:
-    """What holds in a block of `registry.session()`."""
+    """The options of a block of `registry.session()`."""
     return RouteRule(TransactionOptions(read_only=read_only, timeout_s=timeout_s), is_transactional=True)
 
 
@@ -708,11 +712,9 @@ def compile(
     """Compile a configuration into a registry. Opens nothing.
 
     Args:
-        source: A path to a YAML, TOML or JSON document, a `ConfigFile` with overlays, a mapping, or a `Config` that is
-            loaded already.
-        environ: Where `${NAME}` is looked up; None takes the process's environment.
-        needs_resolver: Whether tenants without a way to tell them from requests are an error; workers and scripts name
-            the tenant themselves.
+        source: A path to a YAML, TOML or JSON document, a `ConfigFile` with overlays, a mapping, or a loaded `Config`.
+        environ: Values of `${NAME}`; None uses the environment of the process.
+        needs_resolver: Whether tenants without a resolver are an error; workers and scripts pass the tenant themselves.
 
     Raises:
         ConfigError: The configuration is wrong; every problem is listed.

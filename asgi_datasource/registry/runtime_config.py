@@ -1,4 +1,4 @@
-"""All that a configuration says, compiled: one frozen value that a reload replaces whole."""
+"""The compiled configuration: one frozen value that a reload replaces."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ _NO_PATHS: Final = PathPrefixes(())
 
 @dataclass(frozen=True, slots=True)
 class ErrorSettings:
-    """How failures are answered.
+    """Settings of error responses.
 
     Attributes:
-        statuses: HTTP status by kind, where the configuration names one.
-        shows_details: Whether an answer carries the error's message (`errors.debug`); never in production.
+        statuses: Configured HTTP statuses by kind.
+        shows_details: Whether a response contains the error's message (`errors.debug`); not for production.
     """
 
     statuses: Mapping[DataErrorKind, int] = field(default_factory=dict[DataErrorKind, int])
@@ -38,30 +38,29 @@ class ErrorSettings:
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class RuntimeConfig:
-    """What the middleware and the registry read: look-ups are plain reads of immutable maps.
+    """The compiled configuration of middleware and registry, in immutable maps.
 
-    A request reads the registry's current one once, and ends with the one that it began with.
+    A request reads the registry's current one once, and uses it until its end.
 
     Attributes:
-        datasources: Every datasource by its name.
-        fleets: Every datasource with a database for each tenant, by its name.
-        admission: The tenants, and who may act for them.
-        catalog: The tenants that are in a table; None where there are none.
-        resolvers: How requests name their tenant, in order.
-        shared_schemas: What is searched after a tenant's own schema, by datasource.
-        homes_to_come: Where tenants will live that are not known yet, by datasource.
-        provisioning: How tenants are made.
-        audits: What to look for at the start in each datasource, by name.
-        policy: What holds for every session.
-        rules: Those of `routes`.
+        datasources: Datasources by name.
+        fleets: Datasources with a database per tenant, by name.
+        admission: Admits tenants and requests for them.
+        catalog: Settings of the tenants in a table; None without `tenants_from`.
+        resolvers: The tenant resolvers, in order.
+        shared_schemas: Schemas in the search path after the tenant's own, by datasource.
+        homes_to_come: Homes of tenants that are not known yet, by datasource.
+        provisioning: Settings for creating tenants.
+        audits: Settings of the start-up audit, by datasource.
+        policy: Settings of all sessions.
+        rules: The rules of `routes`.
         exempt: Paths without a session.
-        errors: How failures are answered.
-        statement_policy: The policy of websocket sessions: no transaction is held over a connection that may last for
-            hours.
-        block_policy: The policy of `registry.session()`: one transaction, and no deadline but its own.
-        outbox: How events are published and delivered; None where there are none.
-        reload: When another configuration is taken by itself.
-        may_retry: Whether it has requests run again.
+        errors: Settings of error responses.
+        statement_policy: The policy of websocket sessions: autocommit, since a connection may last for hours.
+        block_policy: The policy of `registry.session()`: one transaction, and only its own deadline.
+        outbox: Settings of the outbox; None without one.
+        reload: Settings of automatic reloads.
+        may_retry: Whether the configuration or a rule sets `retry`.
     """
 
     datasources: Mapping[str, DataSource]
@@ -92,10 +91,10 @@ class RuntimeConfig:
         object.__setattr__(self, "may_retry", bool(self.policy.retry) or self.rules.may_retry)
 
     def tenant(self, name: str | None) -> Tenant:
-        """The tenant of a name, as a request gave it.
+        """The tenant of a name, as given by a request.
 
         Args:
-            name: None for a request that names none.
+            name: The name; None is a request without a tenant.
 
         Raises:
             DataError: TENANT: the name does not match the pattern; or it is unknown or absent, and the configuration
@@ -105,19 +104,19 @@ class RuntimeConfig:
 
     @property
     def servers(self) -> list[Server]:
-        """Every server of every datasource."""
+        """The servers of all datasources."""
         return [server for datasource in self.datasources.values() for server in datasource.servers.values()]
 
     def seen(self, tokens: Iterable[str]) -> Token:
-        """What tokens say together; nothing where the configuration has none."""
+        """Merge causal-consistency tokens; empty when tokens are disabled."""
         policy = self.policy.tokens
         return NOTHING_SEEN if policy is None else policy.signer.read(tokens, now=time.time())
 
     def datasource_of(self, tenant: Tenant) -> DataSource:
-        """Where a tenant's data is.
+        """The datasource of a tenant.
 
         Raises:
-            DataError: TENANT: its name cannot be that of a database.
+            DataError: TENANT: its name is not a valid database name.
         """
         found = self.datasources.get(tenant.datasource)
         if found is None:
@@ -125,14 +124,14 @@ class RuntimeConfig:
         return found
 
     def residents(self, name: str) -> list[Tenant]:
-        """The tenants that are known now and live on a datasource."""
+        """The tenants of a datasource that are known now."""
         return [tenant for tenant in self.admission.directory.map.names.values() if tenant.datasource == name]
 
     def homes(self, name: str, residents: Iterable[Tenant]) -> list[Home]:
-        """Where tenants live on a datasource, and where those will that are not known yet."""
+        """The homes of tenants on a datasource, with those of tenants that are not known yet."""
         shared = self.shared_schemas.get(name, ())
         return [*(home_of(tenant, shared) for tenant in residents), *self.homes_to_come.get(name, ())]
 
     def resolution(self, first: Sequence[TenantResolver] = ()) -> TenantResolver:
-        """How requests name their tenant: `first`, then the configured resolvers."""
+        """The resolver chain: `first`, then the configured resolvers."""
         return self.resolvers.resolution(first)

@@ -1,7 +1,7 @@
-"""Before tenants are trusted to a database: does it keep them apart?
+"""Start-up audit: whether the databases isolate the tenants.
 
-A role that bypasses row security keeps the application from starting. A server that is down does not: it is asked again
-until it answers, and when the role turns out to be such a one then, tenants there are refused.
+A role that bypasses row security prevents the application from starting. A server that is down does not: it is audited
+as soon as it answers, and if its role bypasses row security, its tenants are refused from then on.
 """
 
 from __future__ import annotations
@@ -21,26 +21,26 @@ from .runtime_config import RuntimeConfig
 logger = logging.getLogger("asgi_datasource.tenancy")
 
 START_LIMIT_S: Final = 1.0
-"""Seconds that the start waits for an answer; whoever takes longer is asked again while the application runs."""
+"""Seconds that the start waits for the audit; slower servers are audited while the application runs."""
 
 RETRY_S: Final = 2.0
-"""Seconds between two attempts to ask a server that did not answer at the start."""
+"""Seconds between two attempts to audit a server that did not answer at the start."""
 
 MOST_DATABASES: Final = 5
-"""How many tenants' databases of one datasource are looked into at the start."""
+"""Most tenants' databases of one datasource that are audited at the start."""
 
-MOST_TOLD: Final = 20
-"""Holes of one datasource that are logged one by one."""
+MOST_LOGGED: Final = 20
+"""Most findings of one datasource that are logged one by one."""
 
 _NO_ANSWER: Final = frozenset({DataErrorKind.CONNECTION, DataErrorKind.TIMEOUT, DataErrorKind.RESOURCE})
 
 
 class StartupAudit:
-    """Vets the datasources of one configuration.
+    """Audits the datasources of one configuration.
 
     Args:
-        compiled: What it compiled to.
-        catalog: Where its other tenants come from.
+        compiled: The configuration.
+        catalog: The tenants of `tenants_from`.
     """
 
     def __init__(self, compiled: RuntimeConfig, catalog: Catalog | None) -> None:
@@ -49,28 +49,28 @@ class StartupAudit:
         self._tasks: list[asyncio.Task[None]] = []
 
     async def run(self) -> None:
-        """Ask every server that has tenants under row security or in schemas.
+        """Audit every datasource that has tenants under row security or in schemas.
 
         Raises:
             ConfigError: Tenants run as a role that bypasses row security, and the configuration does not allow that.
         """
         names = [name for name, config in self._compiled.audits.items() if config.on_start != "off"]
-        outcomes = await asyncio.gather(*(self._ask(name) for name in names))
+        outcomes = await asyncio.gather(*(self._audit_at_start(name) for name in names))
         refusals = [refusal for refusal in outcomes if refusal is not None]
         if refusals:
             await self.stop()
             raise ConfigError("\n".join(refusals))
 
     async def stop(self) -> None:
-        """Ask no more."""
+        """Cancel the audits that are not finished."""
         tasks, self._tasks = self._tasks, []
         for task in tasks:
             task.cancel()
         if tasks:
             await asyncio.wait(tasks, timeout=1.0)
 
-    async def _ask(self, name: str) -> str | None:
-        """Why tenants cannot be trusted to this datasource; None when they can, or when nobody answers."""
+    async def _audit_at_start(self, name: str) -> str | None:
+        """Audit a datasource; returns why its tenants must be refused. None: they are served."""
         try:
             findings = await self._audit(name)
         except DataError as error:
@@ -78,11 +78,11 @@ class StartupAudit:
                 logger.warning("%s: tenants could not be vetted: %s", name, error)
                 return None
             logger.warning("%s: tenants are served without having been vetted: %s", name, error)
-            self._tasks.append(asyncio.get_running_loop().create_task(self._ask_later(name)))
+            self._tasks.append(asyncio.get_running_loop().create_task(self._audit_later(name)))
             return None
         return self._judge(name, findings)
 
-    async def _ask_later(self, name: str) -> None:
+    async def _audit_later(self, name: str) -> None:
         while True:
             await asyncio.sleep(RETRY_S)
             try:
@@ -96,10 +96,10 @@ class StartupAudit:
             return
 
     async def _audit(self, name: str) -> list[Finding]:
-        """The holes of a datasource.
+        """The findings of a datasource.
 
         Raises:
-            DataError: CONNECTION, TIMEOUT or RESOURCE: nobody answered. Others: the question cannot be put.
+            DataError: CONNECTION, TIMEOUT or RESOURCE: no server answered. Others: the query failed.
         """
         if self._catalog is not None and self._catalog.state is CatalogState.UNKNOWN:
             raise DataError(DataErrorKind.CONNECTION, "those of the catalog are not known yet")
@@ -114,7 +114,7 @@ class StartupAudit:
         return await self._look_into(name, compiled.datasources[name], homes)
 
     async def _audit_some(self, name: str, fleet: Fleet, residents: Sequence[Tenant]) -> list[Finding]:
-        """The holes of some of the databases; what is wrong in one of them is mostly wrong in all."""
+        """The findings of some of the databases, which mostly hold for all."""
         known = [
             (database, homes)
             for database, sharing in by_database(residents).items()
@@ -122,7 +122,7 @@ class StartupAudit:
         ]
         asked = sample(known, MOST_DATABASES)
         outcomes = await asyncio.gather(
-            *(self._look_into(name, fleet.apart(database), homes) for database, homes in asked),
+            *(self._look_into(name, fleet.detached(database), homes) for database, homes in asked),
             return_exceptions=True,
         )
         failures = [outcome for outcome in outcomes if isinstance(outcome, BaseException)]
@@ -131,11 +131,11 @@ class StartupAudit:
         if len(known) > len(asked) - len(failures):
             answered = len(asked) - len(failures)
             logger.info("%s: %d of its %d databases that are known were vetted", name, answered, len(known))
-        # What holds for the login, or comes from a template, is the same in each.
+        # Findings about the login role, or from a template database, are the same in each.
         return list(dict.fromkeys(hole for each in outcomes if not isinstance(each, BaseException) for hole in each))
 
     async def _look_into(self, name: str, datasource: DataSource, homes: Sequence[Home]) -> list[Finding]:
-        """The holes of one database."""
+        """The findings of one database."""
         primary = datasource.servers["primary"]
         deadline = asyncio.get_running_loop().time() + START_LIMIT_S
         connection = await primary.connect_apart(deadline=deadline)
@@ -163,19 +163,19 @@ class StartupAudit:
         reasons: list[str] = []
         others: list[str] = []
         for finding in findings:
-            told = f"datasource {name}: {finding.message}. {finding.fix}"
+            message = f"datasource {name}: {finding.message}. {finding.fix}"
             if finding.hole is Hole.ROLE_BYPASSES and refuses:
-                reasons.append(f"{told} Or name the role in datasources.{name}.audit.allow_roles.")
+                reasons.append(f"{message} Or name the role in datasources.{name}.audit.allow_roles.")
             else:
-                others.append(told)
-        for told in others[:MOST_TOLD]:
-            logger.warning("%s", told)
-        if len(others) > MOST_TOLD:
-            more = len(others) - MOST_TOLD
-            logger.warning("datasource %s: and %d more; `asgi-datasource check` tells them all", name, more)
+                others.append(message)
+        for message in others[:MOST_LOGGED]:
+            logger.warning("%s", message)
+        if len(others) > MOST_LOGGED:
+            more = len(others) - MOST_LOGGED
+            logger.warning("datasource %s: and %d more; `asgi-datasource check` lists them all", name, more)
         return "\n".join(reasons) or None
 
 
 def _are_kept_apart_inside(homes: Iterable[Home]) -> bool:
-    """Whether anything in a database keeps tenants apart there: policies, or schemas."""
+    """Whether policies or schemas isolate the tenants inside a database."""
     return any(home.has_row_security or home.schema for home in homes)

@@ -1,4 +1,4 @@
-"""Which server: the intent, the pin, the picture of the servers, and the one function that chooses."""
+"""Server choice: intent, pin, policy, the topology, and the one function that chooses."""
 
 from .choose import choose
 from .circuit_breaker import CircuitBreaker, Event, Health, Pauses

@@ -1,6 +1,6 @@
-"""Which server answers: one pure function of a picture of the servers and of what is asked of them.
+"""Server choice: one pure function of the topology and the request.
 
-No I/O and no clock: the same call gives the same answer in a request, in a test and offline.
+It does no I/O and reads no clock, so the same call gives the same answer in a request, in a test and offline.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _READ: Final = AccessIntent.READ
 
 
 def choose(
-    picture: Topology,
+    topology: Topology,
     intent: AccessIntent,
     *,
     now: float = 0.0,
@@ -42,54 +42,54 @@ def choose(
     """Choose the server for a statement that runs outside an open transaction.
 
     Args:
-        picture: The datasource's servers as they look now.
-        intent: Writes go to the primary, always.
+        topology: The datasource's servers in their current state.
+        intent: Writes always go to the primary.
         now: Event-loop time.
-        turn: A counter; any integer from 0.
-        dice: A random number from 0 up to 1, for servers that get back to their share bit by bit.
-        load: Borrowed connections of each replica by its weight, by name; for `least_busy` alone.
+        turn: A counter for round robin; any integer from 0.
+        dice: A random number in [0, 1), for the warm-up of servers that came back.
+        load: Borrowed connections of each replica by its weight, by name; for `least_busy` only.
         is_pinned: The request has written.
-        is_strong: The route asked for the primary.
-        max_lag_s: How old the data may be; None sets no bound.
-        after: A position that the server must have, and will have to prove; None asks for nothing.
-        patience_s: For how long a server that does not have it yet is worth waiting for.
-        sticky: Name of the replica that the request read from before.
-        failed: Names of the servers that this very statement could not reach.
-        behind: Names of those that could not prove to this very statement what was asked.
-        held: What servers have shown to have since, by name; what the picture says may be older.
+        is_strong: The route requires the primary.
+        max_lag_s: Maximum age of the data in seconds; None sets no bound.
+        after: A position that the server has to prove; None for no requirement.
+        patience_s: Seconds that the read may wait for a server to reach `after`.
+        sticky: Name of the replica that answered the request's earlier reads.
+        failed: Names of the servers that this statement could not reach.
+        behind: Names of the servers that did not prove `after` to this statement.
+        held: Positions that servers have proved since, by name; those in the topology may be older.
 
     Returns:
-        The way to a server, with the reason; None when every server that may run the statement has failed, or none may.
+        The route, with its reason; None if every server that may run the statement has failed, or none may run it.
     """
     if (
         intent is _READ
         and not (is_pinned or is_strong or failed or behind)
-        and picture.warm_at <= now
-        and (after is None or (after.lsn <= picture.held_lsn and after.timeline == picture.held_timeline))
-        and (max_lag_s is None or now - picture.fresh_at <= max_lag_s)
+        and topology.warm_at <= now
+        and (after is None or (after.lsn <= topology.held_lsn and after.timeline == topology.held_timeline))
+        and (max_lag_s is None or now - topology.fresh_at <= max_lag_s)
     ):
-        # What most reads ask for; worked out when the picture was drawn.
+        # The common case: its routes were computed with the topology.
         if sticky is not None:
-            route = picture.sticky.get(sticky)
+            route = topology.sticky.get(sticky)
             if route is not None:
                 return route
-        turns = picture.turns if after is None else picture.proofs
+        turns = topology.turns if after is None else topology.proofs
         if turns:
-            if load and picture.policy.balance is Balance.LEAST_BUSY:
+            if load and topology.policy.balance is Balance.LEAST_BUSY:
                 return _least(turns, load, turn)
             return turns[turn % len(turns)]
-    primary = picture.primary
+    primary = topology.primary
     if intent is _WRITE:
-        return None if primary.name in failed else picture.write
-    if is_pinned or is_strong or not picture.replicas:
+        return None if primary.name in failed else topology.write
+    if is_pinned or is_strong or not topology.replicas:
         if primary.name in failed:
             return None
-        return picture.pinned if is_pinned else picture.strong if is_strong else picture.no_replicas
-    return _read(picture, now, turn, dice, load, max_lag_s, after, patience_s, sticky, failed, behind, held)
+        return topology.pinned if is_pinned else topology.strong if is_strong else topology.no_replicas
+    return _read(topology, now, turn, dice, load, max_lag_s, after, patience_s, sticky, failed, behind, held)
 
 
 def _read(
-    picture: Topology,
+    topology: Topology,
     now: float,
     turn: int,
     dice: float,
@@ -102,7 +102,7 @@ def _read(
     behind: frozenset[str],
     held: Mapping[str, Position],
 ) -> Route | None:
-    usable: Sequence[Node] = picture.usable
+    usable: Sequence[Node] = topology.usable
     if failed:
         usable = [node for node in usable if node.name not in failed]
     fresh = usable
@@ -110,23 +110,23 @@ def _read(
         fresh = [node for node in usable if node.fresh_at is not None and now - node.fresh_at <= max_lag_s]
     able = fresh
     if after is not None:
-        able = [node for node in fresh if node.name not in behind and may_have(picture, node, after, patience_s, held)]
+        able = [node for node in fresh if node.name not in behind and may_have(topology, node, after, patience_s, held)]
     if able:
         if sticky is not None:
             for node in able:
                 if node.name == sticky:
-                    return picture.route(node, _READ, Reason.STICKY)
+                    return topology.route(node, _READ, Reason.STICKY)
         node = able[0]
         if len(able) > 1:
-            node = _balance(picture, best_tier(warm(picture, able, now, dice)), turn, load)
+            node = _balance(topology, best_tier(warm(topology, able, now, dice)), turn, load)
         if failed:
-            return picture.route(node, _READ, Reason.FAILOVER)
-        return (picture.balanced if after is None else picture.proved)[node.name]
-    return _stand_in(picture, usable, fresh, now, turn, load, max_lag_s, after, failed, behind)
+            return topology.route(node, _READ, Reason.FAILOVER)
+        return (topology.balanced if after is None else topology.proved)[node.name]
+    return _stand_in(topology, usable, fresh, now, turn, load, max_lag_s, after, failed, behind)
 
 
 def _stand_in(
-    picture: Topology,
+    topology: Topology,
     usable: Sequence[Node],
     fresh: Sequence[Node],
     now: float,
@@ -137,55 +137,55 @@ def _stand_in(
     failed: frozenset[str],
     behind: frozenset[str],
 ) -> Route | None:
-    """No replica may answer: the primary, or what the policy has in its place."""
-    primary = picture.primary
-    policy = picture.policy.no_replica
+    """The route when no replica qualifies: the primary, or what `no_replica` says."""
+    primary = topology.primary
+    policy = topology.policy.no_replica
     reason = Reason.BEHIND if fresh else Reason.LAGGING if usable else Reason.UNHEALTHY
     if failed and reason is not Reason.BEHIND:
         reason = Reason.FAILOVER
     if policy is NoReplica.FAIL and reason is not Reason.BEHIND:
         return None
     if primary.is_up and primary.name not in failed:
-        return picture.route(primary, _READ, reason)
+        return topology.route(primary, _READ, reason)
     if policy is NoReplica.STALE and after is None and usable:
-        return picture.route(_balance(picture, best_tier(usable), turn, load), _READ, Reason.STALE_OK)
-    # Everything looks down. What looks down may be up again: try what this statement has not tried yet.
+        return topology.route(_balance(topology, best_tier(usable), turn, load), _READ, Reason.STALE_OK)
+    # Every server looks down. They may be up again: try the ones that this statement has not tried yet.
     reason = Reason.FAILOVER if failed else Reason.UNHEALTHY
-    for node in (primary, *picture.replicas):
+    for node in (primary, *topology.replicas):
         if node.name in failed or node.name in behind or node.is_foreign:
             continue
         if node.role is Role.PRIMARY or node.is_fresh(now, max_lag_s):
-            return picture.route(node, _READ, reason)
+            return topology.route(node, _READ, reason)
     return None
 
 
-def may_have(picture: Topology, node: Node, after: Position, patience_s: float, held: Mapping[str, Position]) -> bool:
-    """Whether it is worth asking this server to prove a position: what it proves counts, not what is believed here."""
+def may_have(topology: Topology, node: Node, after: Position, patience_s: float, held: Mapping[str, Position]) -> bool:
+    """Whether a server may have reached a position. The proof decides; this is only an estimate."""
     shown = held.get(node.name)
-    if shown is not None and picture.lineage.covers(shown, after):
+    if shown is not None and topology.lineage.covers(shown, after):
         return True
     position = node.position
     if position is None or position.timeline < after.timeline:
         return False
-    if picture.lineage.covers(position, after):
+    if topology.lineage.covers(position, after):
         return True
     if position.timeline != after.timeline:
         return False
-    # It was not there yet when it was last asked. One that keeps up will be; one that is known to lag will not.
+    # It had not reached the position when it was last asked. A replica within `patience_s` probably has by now.
     return node.lag_s is not None and node.lag_s <= patience_s
 
 
-def warm(picture: Topology, nodes: Sequence[Node], now: float, dice: float) -> Sequence[Node]:
-    """Those that take this read: a server that came back takes more of them from moment to moment."""
-    warmup_s = picture.policy.warmup_s
-    if picture.warm_at <= now or warmup_s <= 0:
+def warm(topology: Topology, nodes: Sequence[Node], now: float, dice: float) -> Sequence[Node]:
+    """The servers eligible for this read: one that came back gets a share that grows during its warm-up."""
+    warmup_s = topology.policy.warmup_s
+    if topology.warm_at <= now or warmup_s <= 0:
         return nodes
     warm = [node for node in nodes if node.up_since is None or now - node.up_since >= dice * warmup_s]
     return warm or nodes
 
 
-def _balance(picture: Topology, nodes: Sequence[Node], turn: int, load: Mapping[str, float]) -> Node:
-    balance = picture.policy.balance
+def _balance(topology: Topology, nodes: Sequence[Node], turn: int, load: Mapping[str, float]) -> Node:
+    balance = topology.policy.balance
     if balance is Balance.NEAREST:
         nodes = nearest(nodes)
     elif balance is Balance.LEAST_BUSY and load:

@@ -1,4 +1,4 @@
-"""Whether a server is used: one state, one table of moves, by what really happened to its connections."""
+"""Circuit breaker of a server: one state and one transition table, driven by the outcome of real connections."""
 
 from __future__ import annotations
 
@@ -11,22 +11,22 @@ class Health(StrEnum):
     """The state of a server's breaker."""
 
     CLOSED = "closed"
-    """In use."""
+    """The server is in use."""
     OPEN = "open"
-    """It could not be reached, or has stopped answering: nothing is sent to it."""
+    """The server could not be reached, or has stopped answering: no statement is sent to it."""
     HALF_OPEN = "half_open"
-    """One connection tries whether it is back; nothing else is sent."""
+    """One trial connection is made; no statement is sent."""
 
 
 class Event(StrEnum):
-    """What happened to a server's connections. Errors that the server answers with are none of these."""
+    """An event of a server's connections. Errors that the server reports are not events."""
 
     CONNECTED = "connected"
-    """A connection was made, and the server is what it should be."""
+    """A connection was made, and the server has the expected role."""
     FAILED = "failed"
-    """A connection could not be made while there was no other, or the server fell silent."""
+    """A connection failed while there was no other, or the server fell silent."""
     TRIAL = "trial"
-    """The pause is over: one more attempt begins."""
+    """The pause has ended: a trial connection starts."""
 
 
 _MOVES: Final[dict[tuple[Health, Event], Health]] = {
@@ -42,10 +42,10 @@ _MOVES: Final[dict[tuple[Health, Event], Health]] = {
 
 @dataclass(frozen=True, slots=True)
 class Pauses:
-    """How long a breaker stays open between two attempts: doubling, with jitter, up to a bound.
+    """Pauses between connection attempts of an open breaker: doubling, with jitter, up to a bound.
 
     Attributes:
-        first_s, last_s: The shortest and the longest.
+        first_s, last_s: Shortest and longest pause in seconds.
     """
 
     first_s: float = 0.2
@@ -55,8 +55,8 @@ class Pauses:
         """Seconds until the next attempt.
 
         Args:
-            failures: Attempts that have failed since the server was last up, from 1.
-            dice: A random number from 0 to 1, so that the processes of a service do not all knock at once.
+            failures: Consecutive failed attempts, from 1.
+            dice: A random number from 0 to 1: jitter avoids a thundering herd.
         """
         longest = min(self.last_s, self.first_s * 2.0 ** min(max(0, failures - 1), 30))
         return longest * (0.5 + dice / 2)
@@ -66,9 +66,9 @@ class CircuitBreaker:
     """The breaker of one server.
 
     Attributes:
-        health: Its state.
-        failures: Attempts that have failed since it was last closed.
-        closed_at: Event-loop time at which it was last closed after it had been open; None when it never was.
+        health: The state.
+        failures: Attempts that have failed since the breaker was last closed.
+        closed_at: Event-loop time of the last transition from open to closed; None if it was never open.
     """
 
     __slots__ = ("closed_at", "failures", "health")
@@ -80,14 +80,14 @@ class CircuitBreaker:
 
     @property
     def is_closed(self) -> bool:
-        """Whether the server is used."""
+        """Whether the server is in use."""
         return self.health is Health.CLOSED
 
-    def tell(self, event: Event, *, now: float) -> bool:
-        """Something happened; True when the state is another one now.
+    def apply(self, event: Event, *, now: float) -> bool:
+        """Apply an event; returns whether the state has changed.
 
         Args:
-            event: What happened.
+            event: The event.
             now: Event-loop time.
         """
         following = _MOVES.get((self.health, event))

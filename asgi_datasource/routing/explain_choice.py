@@ -1,6 +1,6 @@
-"""Why a server was chosen, and why each of the others was not: the words for what `choose()` has decided.
+"""Explanations of a server choice: why a server was chosen, and why each of the others was not.
 
-Asked after the choice, with the same picture and the same request; the rules themselves are those of `choose()`.
+Computed after the choice, from the same topology and arguments; `choose()` holds the rules themselves.
 """
 
 from __future__ import annotations
@@ -23,41 +23,41 @@ _NOTHING_HELD: Final[Mapping[str, Position]] = MappingProxyType({})
 
 
 class Verdict(StrEnum):
-    """What became of one server in a choice: the closed set that `explain` speaks."""
+    """Result for one server in a choice; the closed set that `explain` uses."""
 
     CHOSEN = "chosen"
     TAKES_NO_WRITES = "takes_no_writes"
-    """It is a replica, and the statement writes."""
+    """A replica, and the statement writes."""
     PINNED = "pinned"
-    """It is a replica, and the request has written."""
+    """A replica, and the request has written."""
     STRONG = "strong"
-    """It is a replica, and the primary was asked for."""
+    """A replica, and the route requires the primary."""
     UNREACHABLE = "unreachable"
-    """This very statement could not reach it."""
+    """This statement could not reach it."""
     NOT_PROVED = "not_proved"
-    """It could not prove to this very statement what was asked."""
+    """It did not prove the required position to this statement."""
     DOWN = "down"
     FOREIGN = "foreign"
-    """It answers, but it is no replica of this primary."""
+    """It answers, but is not a replica of this primary."""
     DRAINING = "draining"
     LAGGING = "lagging"
     """Its data is, or may be, older than the read allows."""
     BEHIND = "behind"
-    """It does not have what the client has seen."""
+    """It has not replayed what the client has seen."""
     OTHER_REPLICA = "other_replica"
-    """The request has read from another one before."""
+    """The request's earlier reads went to another replica."""
     OTHER_ZONE = "other_zone"
-    """One of the own zone may answer."""
+    """A replica of the local zone qualifies."""
     WARMING_UP = "warming_up"
-    """It came back a moment ago and does not have its whole share yet."""
+    """It came back recently and does not have its full share yet."""
     FARTHER = "farther"
-    """The answers of another one come sooner."""
+    """Another replica has a lower round-trip time."""
     BUSIER = "busier"
-    """Another one has fewer connections borrowed for its weight."""
+    """Another replica has fewer borrowed connections for its weight."""
     NOT_ITS_TURN = "not_its_turn"
-    """It may answer, and another one's turn it is."""
+    """It qualifies, but it is another replica's turn."""
     SPARED = "spared"
-    """The primary: it is for writes while a replica may answer, or where the policy says so."""
+    """The primary, reserved for writes while a replica qualifies, or by the policy."""
 
 
 COULD_ANSWER: Final = frozenset(
@@ -71,7 +71,7 @@ COULD_ANSWER: Final = frozenset(
         Verdict.NOT_ITS_TURN,
     }
 )
-"""What is said of a replica that would answer if those that go before it could not."""
+"""Verdicts of replicas that would answer if the preferred ones could not."""
 
 MEANINGS: Final[Mapping[Reason, str]] = MappingProxyType(
     {
@@ -90,12 +90,12 @@ MEANINGS: Final[Mapping[Reason, str]] = MappingProxyType(
         Reason.STALE_OK: "the primary is down, and old data is better than none here (no_replica: stale)",
     }
 )
-"""What each reason says of the server that was chosen."""
+"""Explanation of each reason, for the chosen server."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Asked:
-    """What was asked of `choose()`; its arguments."""
+    """The arguments of one call of `choose()`."""
 
     intent: AccessIntent
     now: float = 0.0
@@ -115,12 +115,12 @@ class Asked:
 
 @dataclass(frozen=True, slots=True)
 class Judgement:
-    """What became of one server.
+    """The verdict on one server.
 
     Attributes:
         node: The server.
-        verdict: What became of it.
-        why: The same in words, with its figures.
+        verdict: The verdict.
+        why: The verdict in words, with its figures.
     """
 
     node: Node
@@ -128,19 +128,19 @@ class Judgement:
     why: str
 
 
-def judge(picture: Topology, asked: Asked, route: Route | None) -> tuple[Judgement, ...]:
-    """What became of each server, replicas first, in the order of the configuration.
+def judge(topology: Topology, asked: Asked, route: Route | None) -> tuple[Judgement, ...]:
+    """The verdict on each server, replicas first, in the order of the configuration.
 
     Args:
-        picture: The servers as `choose()` saw them.
-        asked: What it was asked.
-        route: What it has answered.
+        topology: The topology passed to `choose()`.
+        asked: The other arguments.
+        route: The result of `choose()`.
     """
-    judges = [_of_replica(picture, asked, route, node) for node in picture.replicas]
-    return (*judges, _of_primary(picture, asked, route))
+    judges = [_of_replica(topology, asked, route, node) for node in topology.replicas]
+    return (*judges, _of_primary(topology, asked, route))
 
 
-def _of_replica(picture: Topology, asked: Asked, route: Route | None, node: Node) -> Judgement:
+def _of_replica(topology: Topology, asked: Asked, route: Route | None, node: Node) -> Judgement:
     def is_(verdict: Verdict, why: str) -> Judgement:
         return Judgement(node, verdict, why)
 
@@ -166,42 +166,42 @@ def _of_replica(picture: Topology, asked: Asked, route: Route | None, node: Node
     if asked.after is not None:
         if node.name in asked.behind:
             return is_(Verdict.NOT_PROVED, "it could not prove that it has what the client has seen")
-        if not may_have(picture, node, asked.after, asked.patience_s, asked.held):
+        if not may_have(topology, node, asked.after, asked.patience_s, asked.held):
             return is_(Verdict.BEHIND, _behind(node, asked.after, asked.patience_s))
-    return _beside(picture, asked, route, node)
+    return _beside(topology, asked, route, node)
 
 
-def _beside(picture: Topology, asked: Asked, route: Route | None, node: Node) -> Judgement:
-    """A replica that could have answered: what put another one in front of it."""
+def _beside(topology: Topology, asked: Asked, route: Route | None, node: Node) -> Judgement:
+    """The verdict on a replica that qualifies: why another one was preferred."""
     if route is not None and route.reason is Reason.STICKY:
         return Judgement(node, Verdict.OTHER_REPLICA, f"the request has read from {route.node} before")
-    able = [other for other in picture.replicas if _is_able(picture, other, asked)]
-    warm_ones = warm(picture, able, asked.now, asked.dice)
+    able = [other for other in topology.replicas if _is_able(topology, other, asked)]
+    warm_ones = warm(topology, able, asked.now, asked.dice)
     if node not in warm_ones:
         age_s = 0.0 if node.up_since is None else asked.now - node.up_since
-        share = f"{age_s:.1f} s of {picture.policy.warmup_s:.1f} s"
+        share = f"{age_s:.1f} s of {topology.policy.warmup_s:.1f} s"
         return Judgement(node, Verdict.WARMING_UP, f"it came back a moment ago ({share}) and gets a part of its share")
     if node not in best_tier(warm_ones):
-        return Judgement(node, Verdict.OTHER_ZONE, f"it is outside of the zone {picture.policy.zone}")
+        return Judgement(node, Verdict.OTHER_ZONE, f"it is outside of the zone {topology.policy.zone}")
     first = best_tier(warm_ones)
-    if picture.policy.balance is Balance.NEAREST and node not in nearest(first):
+    if topology.policy.balance is Balance.NEAREST and node not in nearest(first):
         took = "not timed yet" if node.rtt_s is None else f"{node.rtt_s * 1000:.1f} ms"
         return Judgement(node, Verdict.FARTHER, f"its answers take longer ({took})")
     load = asked.load
-    if picture.policy.balance is Balance.LEAST_BUSY and load and load[node.name] > min(load[n.name] for n in first):
+    if topology.policy.balance is Balance.LEAST_BUSY and load and load[node.name] > min(load[n.name] for n in first):
         return Judgement(node, Verdict.BUSIER, f"it is busier ({load[node.name]:g} borrowed for its weight)")
     return Judgement(node, Verdict.NOT_ITS_TURN, "it may answer, but it is another one's turn")
 
 
-def _of_primary(picture: Topology, asked: Asked, route: Route | None) -> Judgement:
-    node = picture.primary
+def _of_primary(topology: Topology, asked: Asked, route: Route | None) -> Judgement:
+    node = topology.primary
     if route is not None and route.node == node.name:
         tried = "" if node.is_up else "; it looks down as well, and is tried all the same"
         return Judgement(node, Verdict.CHOSEN, MEANINGS[route.reason] + tried)
     if node.name in asked.failed:
         return Judgement(node, Verdict.UNREACHABLE, "this statement could not reach it")
     if route is None:
-        if picture.policy.no_replica is NoReplica.FAIL:
+        if topology.policy.no_replica is NoReplica.FAIL:
             return Judgement(node, Verdict.SPARED, "it is spared, although no replica may answer (no_replica: fail)")
         return Judgement(node, Verdict.DOWN, "it is down")
     if route.reason is Reason.STALE_OK:
@@ -209,14 +209,14 @@ def _of_primary(picture: Topology, asked: Asked, route: Route | None) -> Judgeme
     return Judgement(node, Verdict.SPARED, "a replica may answer, so it is left to the writes")
 
 
-def _is_able(picture: Topology, node: Node, asked: Asked) -> bool:
+def _is_able(topology: Topology, node: Node, asked: Asked) -> bool:
     return (
         node.is_usable
         and node.name not in asked.failed
         and node.is_fresh(asked.now, asked.max_lag_s)
         and (
             asked.after is None
-            or (node.name not in asked.behind and may_have(picture, node, asked.after, asked.patience_s, asked.held))
+            or (node.name not in asked.behind and may_have(topology, node, asked.after, asked.patience_s, asked.held))
         )
     )
 

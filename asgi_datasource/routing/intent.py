@@ -1,4 +1,4 @@
-"""What a statement wants: to read or to write."""
+"""Access intent of a statement: read or write."""
 
 from __future__ import annotations
 
@@ -7,18 +7,18 @@ from typing import Final
 
 
 class AccessIntent(StrEnum):
-    """Does the caller read or mutate? Declared by route, annotation or call, never guessed from the SQL text."""
+    """Whether the caller reads or writes. Declared by route, annotation or call, never guessed from the SQL text."""
 
     READ = "read"
-    """May be served by a replica; is enforced READ ONLY wherever it lands."""
+    """May run on a replica; is enforced READ ONLY on every server."""
     WRITE = "write"
     """Runs on the primary, inside a transaction that is committed or rolled back as a whole."""
 
 
 SAFE_METHODS: Final = frozenset({"GET", "HEAD", "OPTIONS", "TRACE"})
-"""The safe methods of RFC 9110, section 9.2.1: their statements have read intent unless told otherwise."""
+"""The safe methods of RFC 9110, section 9.2.1: their statements have read intent by default."""
 
 
 def intent_of_method(method: str) -> AccessIntent:
-    """The intent of a request's statements where neither the call, an annotation nor a rule says otherwise."""
+    """The default intent of a request's statements, where no call, annotation or rule sets one."""
     return AccessIntent.READ if method in SAFE_METHODS else AccessIntent.WRITE

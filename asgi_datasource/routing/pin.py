@@ -1,4 +1,4 @@
-"""The memory of one request that it has written."""
+"""The read-after-write pin of one request."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ import time
 
 
 class ReadAfterWritePin:
-    """One flag a request: the first write sets it, and every later read of the request goes to the primary.
+    """A flag of one request: the first write sets it, and all later reads of the request go to the primary.
 
-    The flag lives on the request's session object, so a write made in a child task pins the whole request. It is
-    never cleared: a commit in the middle of the request does not make a replica any fresher.
+    It lives on the request's session object, so a write in a child task pins the whole request. It is never cleared: a
+    commit in the middle of the request does not make a replica any fresher.
     """
 
     __slots__ = ("lsn", "pinned_at")
@@ -18,7 +18,7 @@ class ReadAfterWritePin:
         self.pinned_at: float | None = None
         """Event-loop time of the first write; None before it."""
         self.lsn: str | None = None
-        """WAL position of the request's last commit that wrote, as PostgreSQL prints it (`0/3000148`)."""
+        """LSN of the request's last commit that wrote, as PostgreSQL prints it (`0/3000148`)."""
 
     @property
     def is_set(self) -> bool:
@@ -31,7 +31,7 @@ class ReadAfterWritePin:
         return None if self.pinned_at is None else (time.monotonic() - self.pinned_at) * 1000
 
     def set(self) -> None:
-        """Remember that the request writes from now on."""
+        """Set the flag."""
         if self.pinned_at is None:
             self.pinned_at = time.monotonic()
 

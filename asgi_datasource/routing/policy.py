@@ -1,4 +1,4 @@
-"""What the configuration says about the choice of a server."""
+"""Configured policies of server choice and read consistency."""
 
 from __future__ import annotations
 
@@ -8,50 +8,50 @@ from typing import Final
 
 
 class Balance(StrEnum):
-    """How reads are spread over the replicas that may answer."""
+    """How reads are spread over the replicas that qualify."""
 
     ROUND_ROBIN = "round_robin"
-    """They take turns."""
+    """In turn."""
     WEIGHTED = "weighted"
-    """They take turns by weight."""
+    """In turn, by weight."""
     LEAST_BUSY = "least_busy"
-    """The one with the fewest borrowed connections for its weight."""
+    """To the replica with the fewest borrowed connections for its weight."""
     NEAREST = "nearest"
-    """Those whose answers come soonest take turns."""
+    """In turn among those with the lowest round-trip time."""
 
 
 class NoReplica(StrEnum):
-    """Who answers reads when no replica may."""
+    """What answers reads when no replica qualifies."""
 
     PRIMARY = "primary"
-    """The primary stands in."""
+    """The primary."""
     FAIL = "fail"
-    """Nobody: the primary is spared."""
+    """Reads fail: the primary is reserved for writes."""
     STALE = "stale"
-    """The primary; when that is down, a replica although it lags."""
+    """The primary; when it is down, a replica even if it lags."""
 
 
 class Consistency(StrEnum):
-    """What a read must see across requests; inside a request it always sees the request's own writes."""
+    """What a read must see across requests; within a request it always sees the request's own writes."""
 
     STRONG = "strong"
-    """Everything that was committed anywhere: the primary answers."""
+    """Everything committed anywhere: the primary answers."""
     SESSION = "session"
     """The client's own writes, and no older state than it has seen before."""
     TOKEN = "token"  # noqa: S105 - a word of the configuration
     """The client's own writes."""
     EVENTUAL = "eventual"
-    """Whatever the server has; the client's token is not looked at."""
+    """Any state; the client's token is ignored."""
 
 
 @dataclass(frozen=True, slots=True)
 class Freshness:
-    """How fresh a read has to be.
+    """Required freshness of a read.
 
     Attributes:
-        consistency: What it must see of the client's past; None is what the configuration says of all.
-        max_lag_s: How old its data may be, in seconds; None is what the datasource says.
-        is_strong: Whether the primary was asked for.
+        consistency: Consistency across requests; None uses the configured default.
+        max_lag_s: Maximum age of the data in seconds; None uses the datasource's bound.
+        is_strong: Whether the primary is required.
     """
 
     consistency: Consistency | None = None
@@ -67,16 +67,16 @@ ANY_FRESHNESS: Final = Freshness()
 
 @dataclass(frozen=True, slots=True)
 class RoutingPolicy:
-    """How a datasource's servers are chosen from.
+    """Policy of a datasource's server choice.
 
     Attributes:
-        balance: How reads are spread.
-        max_lag_s: How old the data of a read may be, in seconds; None sets no bound.
-        no_replica: Who answers when no replica may.
-        zone: Where this process runs; replicas of the same zone go first.
-        warmup_s: Seconds in which a server that came back gets back to its whole share.
-        check_interval_s: Seconds between two questions to each server how it is.
-        reach_s: Seconds for which the primary's positions are remembered.
+        balance: How reads are spread over replicas.
+        max_lag_s: Maximum age of the data of a read in seconds; None sets no bound.
+        no_replica: What answers when no replica qualifies.
+        zone: Zone of this process; replicas in the same zone are preferred.
+        warmup_s: Seconds in which a server that came back returns to its full share.
+        check_interval_s: Seconds between two health checks of each server.
+        reach_s: Seconds for which the primary's positions are kept.
     """
 
     balance: Balance = Balance.ROUND_ROBIN

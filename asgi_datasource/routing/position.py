@@ -1,4 +1,4 @@
-"""Positions in the write-ahead log, and which server's history holds them."""
+"""Positions in the write-ahead log, and the timelines that contain them."""
 
 from __future__ import annotations
 
@@ -7,17 +7,17 @@ from typing import Final
 
 _PAGE: Final = 8192
 _SHORT_HEADER: Final = 24
-"""Bytes of a page's header in the log (PostgreSQL source, src/include/access/xlog_internal.h)."""
+"""Size in bytes of a WAL page's short header (PostgreSQL source, src/include/access/xlog_internal.h)."""
 
 
 def parse_lsn(text: str) -> int:
-    """The number of a position that PostgreSQL prints as `0/3000148`.
+    """Parse an LSN such as `0/3000148`.
 
-    The insert position of a server that has just filled a page stands behind the next page's header, where no record
-    ends: no replica would ever get there while the primary is idle. It is taken for the end of the full page.
+    The insert position of a server that has just filled a page points behind the next page's header, where no record
+    ends: while the primary is idle, no replica would ever reach it. It is read as the end of the full page.
 
     Raises:
-        ValueError: It is none.
+        ValueError: The text is not an LSN.
 
     Source: PostgreSQL manual, "pg_lsn Type".
     """
@@ -29,17 +29,17 @@ def parse_lsn(text: str) -> int:
 
 
 def format_lsn(lsn: int) -> str:
-    """A position as PostgreSQL prints it."""
+    """Format an LSN as PostgreSQL prints it."""
     return f"{lsn >> 32:X}/{lsn & 0xFFFFFFFF:X}"
 
 
 @dataclass(frozen=True, slots=True)
 class Position:
-    """How far a server's data goes: a point on one timeline.
+    """A point on one timeline of the write-ahead log.
 
     Attributes:
-        timeline: Each promotion begins a new one.
-        lsn: Bytes of write-ahead log up to there, from the beginning of time.
+        timeline: The timeline; each promotion starts a new one.
+        lsn: Byte offset in the write-ahead log.
     """
 
     timeline: int
@@ -51,20 +51,21 @@ class Position:
 
 @dataclass(frozen=True, slots=True)
 class Lineage:
-    """What is known of where timelines branched off: of each, a point that it shares with those before it.
+    """Known fork points of timelines: for each timeline a position that it shares with its predecessors.
 
     Attributes:
-        forks: Timeline to the furthest position that it is known to have in common with its predecessors. The true one
-            may be further: what is not known does not count.
+        forks: Timeline to the furthest position known to be shared with its predecessors. The real fork may be
+            further on; only known positions count.
     """
 
     forks: tuple[tuple[int, int], ...] = ()
 
     def covers(self, held: Position, wanted: Position) -> bool:
-        """Whether a server at `held` certainly has everything up to `wanted`.
+        """Whether a server at `held` certainly contains everything up to `wanted`.
 
-        A position of an older timeline counts up to the branch only: behind it, the same number is something else.
-        One of a newer timeline is not here.
+        A position of an older timeline counts up to the fork only: behind it, the same LSN is different data. A
+            position
+        of a newer timeline is not contained.
         """
         if held.lsn < wanted.lsn or held.timeline < wanted.timeline:
             return False
@@ -77,7 +78,7 @@ class Lineage:
         return all(timeline in known for timeline in range(wanted.timeline + 1, held.timeline + 1))
 
     def with_fork(self, timeline: int, lsn: int) -> Lineage:
-        """The same, where it is also known that `timeline` shares everything up to `lsn`."""
+        """The same lineage, in which `timeline` is also known to share everything up to `lsn`."""
         forks = dict(self.forks)
         forks[timeline] = max(lsn, forks.get(timeline, 0))
         return Lineage(tuple(sorted(forks.items())))

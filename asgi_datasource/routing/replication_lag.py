@@ -1,10 +1,9 @@
-"""How far a replica is behind, by what the servers themselves say: arithmetic alone, no clock and no server.
+"""Replication lag computed from the servers' reported positions: pure arithmetic, no clock, no I/O.
 
-The primary is asked again and again where its log ends. What a replica has replayed is compared with that: it has all
-that was committed when the primary was last seen at or before that position. So the lag is a time without a heartbeat
-table, and it is right when the primary is idle (the replica is where the primary is), when replay is paused (the
-primary goes on), when the replica is cut off from the primary, and when nobody has asked for a while (the last time of
-which anything is known moves into the past by itself).
+The primary's WAL position is sampled periodically. A replica has everything that was committed when the primary was
+last seen at or before the replica's replayed position, so the lag is a time without a heartbeat table. It is correct
+when the primary is idle (the replica is at the primary's position), when replay is paused (the primary moves on), when
+the replica is cut off from the primary, and when the sampling has stopped (the last known time grows older).
 """
 
 from __future__ import annotations
@@ -21,16 +20,16 @@ MAX_SAMPLES: Final = 1024
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Observation:
-    """What a server said of itself.
+    """One sample of a server's state.
 
     Attributes:
-        asked_at: Event-loop time at which it was asked: all that was committed by then is in what it says.
-        answered_at: Event-loop time of its answer.
-        is_standby: Whether it is in recovery.
-        position: Where its log ends; of a standby, what it has replayed.
-        received_lsn: What a standby has received.
-        system: What tells the database cluster from others; None when it does not say.
-        server: What tells this server, since its start, from others.
+        asked_at: Event-loop time of the query: the sample contains all that was committed by then.
+        answered_at: Event-loop time of the answer.
+        is_standby: Whether the server is in recovery.
+        position: End of its log; for a standby, its replay position.
+        received_lsn: Receive position of a standby.
+        system: Identifies the database cluster; None if unknown.
+        server: Identifies this server since its start.
     """
 
     asked_at: float
@@ -43,22 +42,22 @@ class Observation:
 
     @property
     def rtt_s(self) -> float:
-        """How long the answer took."""
+        """Round-trip time of the query in seconds."""
         return self.answered_at - self.asked_at
 
 
 @dataclass(frozen=True, slots=True)
 class Standing:
-    """How a replica stands to its primary.
+    """State of a replica relative to its primary.
 
     Attributes:
-        position: What it has replayed; None when it did not say.
-        is_foreign: It is no replica of this primary: it was promoted by itself, left behind, or is of another cluster.
-        fresh_at: Event-loop time of which it is known to have had everything; None is not known.
-        lag_s: About how long before it was asked the primary had been where it was.
-        lag_bytes: How far it was behind what is known of the primary.
-        rtt_s: How long its answer took.
-        received_lsn: What it had received, replayed or not.
+        position: Replay position; None if unknown.
+        is_foreign: Not a replica of this primary: promoted by itself, left behind, or of another cluster.
+        fresh_at: Event-loop time up to which it is known to have everything; None if unknown.
+        lag_s: Approximate time between the primary's passing of its position and the sample, in seconds.
+        lag_bytes: Distance to the primary's last known position.
+        rtt_s: Round-trip time of the sample.
+        received_lsn: Receive position, replayed or not.
     """
 
     position: Position | None
@@ -71,49 +70,49 @@ class Standing:
 
 
 class Track:
-    """Where the primary was when, as far back as it may matter.
+    """The primary's positions over time.
 
     Args:
-        reach_s: How far back; what a replica had that is further behind is not known.
+        reach_s: Seconds of history to keep; the lag of a replica that is further behind is unknown.
     """
 
     def __init__(self, *, reach_s: float = 600.0) -> None:
         self._reach_s = reach_s
-        # Of each sample the position, and when the primary was first and last seen there.
+        # For each sample: the LSN, and when the primary was first and last seen at it.
         self._lsns: list[int] = []
         self._since: list[float] = []
         self._until: list[float] = []
         self.latest: Observation | None = None
-        """What the primary said last."""
+        """The last sample of the primary."""
         self.lineage = Lineage()
-        """What is known of its timelines."""
+        """The known forks of its timelines."""
         self._standbys: dict[str, Position] = {}
 
     def note_standby(self, seen: Observation) -> None:
-        """A standby's position: should it be promoted, its new timeline has everything up to there from the old one."""
+        """Record a standby's position: if it is promoted, its new timeline shares everything up to there."""
         if seen.server is not None:
             if len(self._standbys) >= MAX_SAMPLES:
                 self._standbys.clear()
             self._standbys[seen.server] = seen.position
 
     def note_primary(self, seen: Observation) -> None:
-        """The primary's position."""
+        """Record the primary's position."""
         before = self.latest
         self.latest = seen
         if before is not None and (before.system, before.position.timeline) != (seen.system, seen.position.timeline):
             if before.system != seen.system or seen.position.timeline < before.position.timeline:
-                # Another cluster in its place: nothing that is known says anything about this one.
+                # Another cluster has taken its place: the recorded positions mean nothing there.
                 self.forget()
                 self.latest = seen
             else:
                 self._branch(before.position.timeline, seen)
         lsn = seen.position.lsn
         while self._lsns and self._lsns[-1] > lsn:
-            # What was there is not in this one's history.
+            # Recorded positions that are not part of this timeline's history.
             for column in self._columns:
                 column.pop()
         if self._lsns and self._lsns[-1] == lsn:
-            # Idle: it is still where it was, so whoever is there as well has everything up to now.
+            # Idle: the primary is at the same position, so a replica there has everything up to now.
             self._until[-1] = seen.asked_at
             return
         self._lsns.append(lsn)
@@ -122,11 +121,11 @@ class Track:
         self._thin(seen.asked_at)
 
     def is_of_this_cluster(self, seen: Observation) -> bool:
-        """Whether a server is certainly of the same cluster as the primary."""
+        """Whether a server is known to belong to the primary's cluster."""
         return self.latest is not None and self.latest.system is not None and self.latest.system == seen.system
 
     def forget(self) -> None:
-        """Know nothing any more."""
+        """Drop all samples."""
         for column in self._columns:
             column.clear()
         self._standbys.clear()
@@ -138,14 +137,14 @@ class Track:
         return self._lsns, self._since, self._until
 
     def _branch(self, before: int, seen: Observation) -> None:
-        """The primary is on a new timeline. What the promoted server had replayed before is on both."""
+        """The primary is on a new timeline, which shares what the promoted server had replayed before."""
         timeline = seen.position.timeline
         replayed = None if seen.server is None else self._standbys.get(seen.server)
         if replayed is not None and timeline == before + 1 and replayed.timeline == before:
             self.lineage = self.lineage.with_fork(timeline, replayed.lsn)
 
     def _thin(self, now: float) -> None:
-        """Forget what is too old, keeping one of it; and every other one of the older half when there are many."""
+        """Drop outdated samples except for the last one; of many samples, drop every other one of the older half."""
         gone = bisect_right(self._until, now - self._reach_s) - 1
         for column in self._columns:
             if gone > 0:
@@ -155,7 +154,7 @@ class Track:
                 column[:half] = column[:half:2]
 
     def assess(self, seen: Observation) -> Standing:
-        """How a replica stands, by what it said and what is known of the primary."""
+        """The state of a replica, by its sample and the primary's history."""
         primary = self.latest
         position = seen.position
         if primary is None:
@@ -163,12 +162,12 @@ class Track:
         if self._is_foreign(seen, primary):
             return Standing(position, is_foreign=True, rtt_s=seen.rtt_s)
         lag_bytes = max(0, primary.position.lsn - position.lsn)
-        # The shared part of two timelines counts for both; behind the branch nothing can be said.
+        # Up to the fork a position counts on both timelines; behind it the lag is unknown.
         if position.timeline != primary.position.timeline and not self._is_before_branch(position, primary.position):
             return Standing(position, rtt_s=seen.rtt_s)
         index = bisect_right(self._lsns, position.lsn) - 1
         if index < 0:
-            # Further behind than anything that is remembered.
+            # Further behind than the kept history.
             lag_s = seen.answered_at - self._since[0]
             return Standing(position, lag_s=lag_s, lag_bytes=lag_bytes, rtt_s=seen.rtt_s)
         return Standing(
@@ -185,7 +184,7 @@ class Track:
         )
 
     def _was_there_at(self, index: int, lsn: int, now: float) -> float:
-        """About when the primary was at this position: in between two samples, as if it had moved evenly."""
+        """Approximate time at which the primary passed this position, interpolated between two samples."""
         if index == len(self._lsns) - 1:
             return now
         begin, end = self._until[index], self._since[index + 1]
@@ -197,27 +196,27 @@ class Track:
         if None not in (seen.system, primary.system) and seen.system != primary.system:
             return True
         if not seen.is_standby:
-            # A primary, too: this one by another name, or one of its own.
+            # A primary as well: the same server by another name, or another server.
             return seen.server is None or seen.server != primary.server
         same_timeline = seen.position.timeline == primary.position.timeline
-        # No replica is ahead of its primary. Where it was so before the primary was asked, it has branched off.
+        # A replica ahead of its primary, although the primary was asked later, is on another branch.
         return same_timeline and primary.asked_at >= seen.answered_at and seen.position.lsn > primary.position.lsn
 
 
 def smooth(before_s: float | None, now_s: float, *, weight: float = 0.2) -> float:
-    """A round-trip time that follows the latest one bit by bit."""
+    """Exponential moving average of a round-trip time."""
     return now_s if before_s is None else before_s + (now_s - before_s) * weight
 
 
 def choose_interval(wanted_s: float, bounds_s: Sequence[float], *, shortest_s: float = 0.05) -> float:
-    """How often to ask: as often as wanted, and often enough that a replica that keeps up passes for fresh.
+    """The interval of health checks: as configured, or shorter where a lag bound requires it.
 
-    What is known is one interval old when it is replaced, and may name the sample before the last one: a quarter of the
-    tightest bound leaves half of it for the lag itself.
+    A sample is one interval old when it is replaced, and may refer to the primary's sample before the last one: a
+    quarter of the tightest bound leaves half of it for the lag itself.
 
     Args:
-        wanted_s: Seconds between two questions, as configured.
-        bounds_s: Every bound on the lag that is asked for.
+        wanted_s: The configured interval in seconds.
+        bounds_s: All configured lag bounds.
         shortest_s: The shortest interval.
     """
     return max(shortest_s, min([wanted_s, *(bound / 4 for bound in bounds_s)]))

@@ -1,7 +1,7 @@
-"""The servers of a datasource at one moment, as the choice sees them; and where a statement went, and why.
+"""Snapshot of a datasource's servers for the server choice, and the route of a statement.
 
-A picture is drawn anew when something about a server changes, many reads apart. So what most reads need is worked out
-when it is drawn: the routes to take in turn are made already.
+A snapshot is replaced when the state of a server changes, which is rare compared to reads. So the routes of common
+reads are computed with the snapshot.
 """
 
 from __future__ import annotations
@@ -20,69 +20,69 @@ from .position import Lineage, Position
 
 
 class Role(StrEnum):
-    """What an endpoint is in its datasource."""
+    """Role of a server in its datasource."""
 
     PRIMARY = "primary"
     REPLICA = "replica"
 
 
 class Reason(StrEnum):
-    """Why a server was chosen: the closed set that spans, `explain` and metrics speak."""
+    """Why a server was chosen; the closed set that spans, `explain` and metrics use."""
 
     WRITE = "write"
-    """Write intent: the primary."""
+    """The statement writes: the primary."""
     PINNED = "pinned"
-    """The request has written before: its reads go to the primary."""
+    """The request has written: its reads go to the primary."""
     TRANSACTION = "transaction"
     """A transaction is open: its connection is used."""
     STRONG = "strong"
-    """The route asked for the primary."""
+    """The route requires the primary."""
     BALANCED = "balanced"
     """The replica whose turn it is."""
     STICKY = "sticky"
-    """The replica that this request read from before."""
+    """The replica that answered the request's earlier reads."""
     PROVED = "proved"
-    """A replica that proves, in the read's own round trip, that it has what the client's token asks for."""
+    """A replica that proves, in the read's own round trip, that it has what the client's token requires."""
     BEHIND = "behind"
-    """No replica has what the client's token asks for yet: the primary."""
+    """No replica has replayed what the client's token requires: the primary."""
     LAGGING = "lagging"
-    """Every replica that is up is, or may be, further behind than the read allows: the primary."""
+    """Every replica that is up lags, or may lag, more than the read allows: the primary."""
     UNHEALTHY = "unhealthy"
-    """No replica is up: the primary stands in. Or none of all is, and this one is tried all the same."""
+    """No replica is up: the primary. Or no server at all is up, and this one is tried anyway."""
     NO_REPLICAS = "no_replicas"
-    """The datasource has none: the primary."""
+    """The datasource has no replicas: the primary."""
     FAILOVER = "failover"
-    """The first choice could not be reached: the next one."""
+    """The preferred server could not be reached: the next one."""
     STALE_OK = "stale_ok"
-    """A replica that lags: the primary is down, and the datasource prefers old data to none."""
+    """A replica that lags: the primary is down, and the datasource prefers old data to an error."""
 
 
 _ANCIENT: Final = -inf
 NEAR_S: Final = 0.0005
 NEAR_SHARE: Final = 0.25
-"""Servers whose answers take at most so much longer than the nearest one's are as near as that one."""
+"""Two servers are equally near if their round-trip times differ by at most `NEAR_S` or this fraction."""
 
 
 @dataclass(frozen=True, slots=True)
 class Node:
-    """One server as the choice sees it.
+    """State of one server.
 
     Attributes:
-        name: Its name in the configuration; `primary` for the primary.
-        role: What it is in its datasource.
+        name: Name in the configuration; `primary` for the primary.
+        role: Role in the datasource.
         health: Whether connections to it can be made.
-        weight: Its share of the reads, relative to the others'.
-        tier: 0 for the servers that go first, those of the own zone.
+        weight: Share of the reads, relative to the other replicas.
+        tier: 0 for preferred servers: those of the local zone.
         is_draining: It gets no new work.
-        is_foreign: It answers, but it is no replica of this primary: it was promoted by itself, or left behind.
-        fresh_at: Event-loop time of which it is known to have had everything; None is not known.
-        lag_s: How long ago the primary was where it was, when it was last asked.
-        lag_bytes: How far behind the primary it was then.
-        position: Where it was then.
-        rtt_s: How long its answers take.
-        received_lsn: What it had received then, replayed or not.
-        failures: Attempts to connect that have failed since it was last up.
-        up_since: Event-loop time at which it came back after it had been down; None for one that never was.
+        is_foreign: It answers, but is not a replica of this primary: promoted by itself, or left behind.
+        fresh_at: Event-loop time up to which it is known to have everything; None if unknown.
+        lag_s: Replication lag in seconds at the last health check.
+        lag_bytes: Replication lag in bytes at the last health check.
+        position: Replay position at the last health check.
+        rtt_s: Round-trip time in seconds.
+        received_lsn: Receive position at the last health check, replayed or not.
+        failures: Failed connection attempts since it was last up.
+        up_since: Event-loop time at which it came back; None if it was never down.
     """
 
     name: str
@@ -108,11 +108,11 @@ class Node:
 
     @property
     def is_usable(self) -> bool:
-        """Whether reads may go to it, as far as it alone is concerned."""
+        """Whether its own state allows reads."""
         return self.health is Health.CLOSED and not self.is_draining and not self.is_foreign
 
     def is_fresh(self, now: float, max_lag_s: float | None) -> bool:
-        """Whether its data is certainly not older than that. What is not known is not fresh."""
+        """Whether its data is certainly not older than the bound; an unknown age counts as older."""
         return max_lag_s is None or (self.fresh_at is not None and now - self.fresh_at <= max_lag_s)
 
     def __str__(self) -> str:
@@ -130,15 +130,15 @@ class Node:
 
 @dataclass(frozen=True, slots=True)
 class Route:
-    """Where a statement went and why; `DataSession.last_route`.
+    """Route of a statement and its reason; `DataSession.last_route`.
 
     Attributes:
         datasource: The datasource's name.
-        intent: What the statement wanted.
+        intent: The statement's intent.
         role: Role of the server that ran it.
         node: Name of that server in the configuration; `primary` for the primary.
-        reason: Why that one.
-        picture: The servers as they looked when the choice was made.
+        reason: Why it was chosen.
+        topology: The servers at the time of the choice.
     """
 
     datasource: str
@@ -146,12 +146,12 @@ class Route:
     role: Role
     node: str
     reason: Reason
-    picture: Topology = field(repr=False)
+    topology: Topology = field(repr=False)
 
     @property
     def candidates(self) -> tuple[str, ...]:
-        """The servers that could have been chosen, and how they looked: `("r1 lag 3 ms", "r2 down", "primary up")`."""
-        return self.picture.describe()
+        """The candidates and their state: `("r1 lag 3 ms", "r2 down", "primary up")`."""
+        return self.topology.describe()
 
     def __str__(self) -> str:
         return f"{self.datasource} → {self.node} ({self.reason.value})"
@@ -159,24 +159,24 @@ class Route:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Topology:
-    """The servers of one datasource at one moment; replaced whole, never changed.
+    """Immutable snapshot of one datasource's servers.
 
     Attributes:
         datasource: The datasource's name.
         primary: The server that takes writes.
-        replicas: The others, in the order of the configuration.
-        policy: How to choose from them.
-        lineage: What is known of the timelines.
-        usable: The replicas that reads may go to, whatever they ask for.
-        fresh_at: The time of which all of those are known to have had everything; minus infinity is not known.
-        warm_at: From that time on, all of those get their whole share.
-        write: The route of a write.
-        pinned, strong, no_replicas: Those of a read that the primary answers for one of these reasons.
-        balanced, proved: By name, those of a read that a replica answers for one of these reasons.
-        held_timeline, held_lsn: What all of those were known to have when they were last asked.
-        turns: The routes of reads that ask for nothing more, in turn.
-        proofs: The same for reads that ask for a position which all of them should have.
-        sticky: By name, the route of a read that stays with the server of the request's reads before.
+        replicas: The other servers, in the order of the configuration.
+        policy: Policy of the choice.
+        lineage: Known forks of timelines.
+        usable: Replicas whose own state allows reads.
+        fresh_at: Event-loop time up to which all of them are known to have everything; minus infinity if unknown.
+        warm_at: Event-loop time from which all of them get their full share.
+        write: The route of writes.
+        pinned, strong, no_replicas: Routes of reads to the primary, one for each of these reasons.
+        balanced, proved: Routes of reads to replicas for these reasons, by server name.
+        held_timeline, held_lsn: Position that all usable replicas had at their last health check.
+        turns: Routes of reads without further requirements, in round-robin order.
+        proofs: The same for reads that require a position which all replicas should have.
+        sticky: Routes of reads that stay with the server of the request's earlier reads, by server name.
     """
 
     datasource: str
@@ -236,16 +236,16 @@ class Topology:
             object.__setattr__(self, name, value)
 
     def route(self, node: Node, intent: AccessIntent, reason: Reason) -> Route:
-        """The way to one of these servers."""
+        """A route to one of these servers."""
         return Route(self.datasource, intent, node.role, node.name, reason, self)
 
     def describe(self) -> tuple[str, ...]:
-        """One short text a candidate, replicas first: `("r1 lag 3 ms", "r2 down", "primary up")`."""
+        """One short text for each candidate, replicas first: `("r1 lag 3 ms", "r2 down", "primary up")`."""
         return tuple(map(str, (*self.replicas, self.primary)))
 
 
 def best_tier(nodes: Sequence[Node]) -> Sequence[Node]:
-    """Those that go first."""
+    """The servers of the lowest tier."""
     if len(nodes) < 2:
         return nodes
     tier = min([node.tier for node in nodes])
@@ -253,7 +253,7 @@ def best_tier(nodes: Sequence[Node]) -> Sequence[Node]:
 
 
 def nearest(nodes: Sequence[Node]) -> Sequence[Node]:
-    """Those whose answers come soonest, and as good as soonest; all, where no answer was timed yet."""
+    """The servers with the lowest round-trip time, and those about as near; all if none was measured yet."""
     times = [node.rtt_s for node in nodes if node.rtt_s is not None]
     if not times:
         return nodes
@@ -262,7 +262,7 @@ def nearest(nodes: Sequence[Node]) -> Sequence[Node]:
 
 
 def take_turns(nodes: Sequence[Node], balance: Balance) -> Sequence[Node]:
-    """The order in which they take turns: each once; by weight, each as often as it weighs, well mixed."""
+    """The round-robin order: each server once, or as often as it weighs, well mixed."""
     if balance is not Balance.WEIGHTED:
         return nodes
     return [nodes[index] for index in _mix(tuple([node.weight for node in nodes]))]
@@ -270,7 +270,7 @@ def take_turns(nodes: Sequence[Node], balance: Balance) -> Sequence[Node]:
 
 @lru_cache(maxsize=256)
 def _mix(weights: tuple[int, ...]) -> tuple[int, ...]:
-    """Smooth weighted round robin: at every point each has had its share, to within one turn.
+    """Smooth weighted round robin: at every point each server has had its share, to within one turn.
 
     Source: nginx, src/http/ngx_http_upstream_round_robin.c (the algorithm's best known use).
     """

@@ -15,23 +15,31 @@ from .core import SessionCore
 from .transaction_block import TransactionBlock
 
 LockKey = str | int | tuple[int, int]
-"""A name of the tenant's own; or one or two numbers, as `pg_advisory_xact_lock` takes them, shared by all tenants."""
+"""A string, scoped to the tenant; or one or two integers as in `pg_advisory_xact_lock`, shared by all tenants."""
 
 LOCK_NOT_AVAILABLE: Final = "55P03"
 
-_NAME: Final = "hashtextextended(%s || chr(31) || %s, 0)"
-"""A name is a lock of the tenant's: tenants may share a database, and PostgreSQL's locks are the database's."""
+_NAME: Final = (
+    "pg_catalog.hashtextextended(%s::pg_catalog.text operator(pg_catalog.||) pg_catalog.chr(31)"
+    " operator(pg_catalog.||) %s::pg_catalog.text, 0)"
+)
+"""Hashes the tenant together with the key: advisory locks are per database, which several tenants may share."""
+
+_LOCK: Final = "select pg_catalog.pg_advisory_xact_lock"
+_TRY_LOCK: Final = "select pg_catalog.pg_try_advisory_xact_lock"
 
 _KEEP_TIMEOUT: Final = Statement(
-    "select set_config('ads.lock_timeout',before,true) from current_setting('lock_timeout') as before"
+    "select pg_catalog.set_config('ads.lock_timeout',before,true)"
+    " from pg_catalog.current_setting('lock_timeout') as before"
 )
 _RESTORE_TIMEOUT: Final = Statement(
-    "select set_config('lock_timeout',before,true) from current_setting('ads.lock_timeout') as before"
+    "select pg_catalog.set_config('lock_timeout',before,true)"
+    " from pg_catalog.current_setting('ads.lock_timeout') as before"
 )
 
 
 async def take_lock(session: SessionCore, key: LockKey, timeout_s: float | None) -> None:
-    """Take a lock, in one round trip, until the transaction ends."""
+    """Acquire a lock until the transaction ends, in one round trip."""
     session.check_open()
     around = session.surroundings()
     if around is SurroundingTransaction.NOTHING:
@@ -44,27 +52,27 @@ async def take_lock(session: SessionCore, key: LockKey, timeout_s: float | None)
         raise DataError(DataErrorKind.READ_ONLY, "a lock was asked for in a read-only transaction, which needs none")
     arguments, params = _arguments(session, key)
     if timeout_s is None:
-        await session.run((Statement(f"select pg_advisory_xact_lock({arguments})", params),), AccessIntent.WRITE)
+        await session.run((Statement(f"{_LOCK}({arguments})", params),), AccessIntent.WRITE)
     elif timeout_s > 0:
         milliseconds = str(max(1, round(timeout_s * 1000)))
         batch = (
             _KEEP_TIMEOUT,
-            Statement("select set_config('lock_timeout',%s,true)", [milliseconds]),
-            Statement(f"select pg_advisory_xact_lock({arguments})", params),
+            Statement("select pg_catalog.set_config('lock_timeout',%s,true)", [milliseconds]),
+            Statement(f"{_LOCK}({arguments})", params),
             _RESTORE_TIMEOUT,
         )
         try:
-            # A savepoint: the transaction goes on when the time is up. Its release travels with the next statement.
+            # A savepoint keeps the transaction usable after a lock timeout; RELEASE is sent with the next statement.
             async with TransactionBlock(session, TransactionOptions(propagation=Propagation.NESTED)):
                 await session.run(batch, AccessIntent.WRITE)
         except DataError as error:
             if error.sqlstate == LOCK_NOT_AVAILABLE:
-                raise _taken(timeout_s) from error
+                raise _not_available(timeout_s) from error
             raise
     else:
-        query = Statement(f"select pg_try_advisory_xact_lock({arguments})", params)
+        query = Statement(f"{_TRY_LOCK}({arguments})", params)
         if not (await session.run((query,), AccessIntent.WRITE))[0].scalar():
-            raise _taken(0)
+            raise _not_available(0)
 
 
 def _arguments(session: SessionCore, key: LockKey) -> tuple[str, list[object]]:
@@ -77,7 +85,7 @@ def _arguments(session: SessionCore, key: LockKey) -> tuple[str, list[object]]:
     raise TypeError("db.lock(): the key is a string, an integer, or a pair of integers")
 
 
-def _taken(timeout_s: float) -> DataError:
+def _not_available(timeout_s: float) -> DataError:
     waited = f"within {timeout_s:g} s" if timeout_s else "at once"
     return DataError(
         DataErrorKind.CONFLICT, f"a lock was not to be had {waited}; somebody else has it", sqlstate=LOCK_NOT_AVAILABLE

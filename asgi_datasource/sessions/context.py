@@ -1,23 +1,25 @@
-"""What is in force where the code runs, and the session that runs there."""
+"""Context variables: the innermost annotated function or block, and the current session."""
 
 from __future__ import annotations
 
 from contextvars import ContextVar
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 from ..routing import AccessIntent
+from ..tenancy import Tenant
+from ..tenancy.current_tenant import current_holder
 
 
 @dataclass(frozen=True, slots=True)
 class Frame:
-    """A running function that carries an annotation, or a block that the code is inside of.
+    """A running annotated function, or an open transaction block.
 
     Attributes:
-        intent: Of statements that say nothing themselves; None leaves that to what is around.
-        reads_only: Nothing may write.
-        is_transactional: It has asked for a transaction, and runs in one.
-        deadline: Event-loop time at which its time is up; None when it has no limit.
+        intent: Intent of statements without an explicit one; None uses the request's.
+        reads_only: Writes are refused.
+        is_transactional: It runs in a transaction.
+        deadline: Event-loop time of its deadline; None without a limit.
     """
 
     intent: AccessIntent | None
@@ -30,13 +32,19 @@ current_frame: ContextVar[Frame | None] = ContextVar("asgi_datasource_frame", de
 
 
 class SessionRunner(Protocol):
-    """What stands in the context: has the session, or makes it when it is first asked for."""
+    """The value of `current_runner`: holds the session, or creates it on first access."""
 
     @property
     def session(self) -> Any:
         """The session, a `SessionCore`."""
         ...
 
+    @property
+    def tenant(self) -> Tenant:
+        """The tenant of the session; available without creating a session."""
+        ...
 
-current_runner: ContextVar[SessionRunner | None] = ContextVar("asgi_datasource_session", default=None)
-"""The session of the request or block that runs here. Child tasks inherit it; the state itself lives on the session."""
+
+# The variable that `current_tenant()` reads; it is defined there because `tenancy` is on a lower floor.
+current_runner = cast("ContextVar[SessionRunner | None]", current_holder)
+"""The session of the running request or block. Child tasks inherit it; its state lives on the session."""

@@ -1,4 +1,4 @@
-"""Rows of a server-side cursor, fetched step by step: bounded memory for results of any size."""
+"""Rows of a server-side cursor, fetched in batches: bounded memory for results of any size."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ async def stream(
     row_factory: RowFactory[Any] | None,
     size: int,
 ) -> AsyncGenerator[Any]:
-    """Fetch a cursor's rows step by step; with None, the intent is the one that holds here."""
+    """Fetch a cursor's rows in batches of `size`; None uses the intent in force."""
     if size < 1:
         raise ValueError(f"size: {size!r} is not a positive number of rows")
     session.check_open()

@@ -1,4 +1,4 @@
-"""`@transactional`: the options of a route, of a service function or of a block, written where it is defined."""
+"""`@transactional`: the transaction options of a route, a service function or a block."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from .session import DataSession
 
 
 class _Retrying:
-    """Whether any annotation asks for a retry: requests of applications without one are not kept for it."""
+    """Whether any annotation sets `retry`; otherwise request bodies are not kept for a retry."""
 
     is_asked_for = False
 
@@ -37,7 +37,7 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 
 class Transactional:
-    """What `transactional(...)` gives: a decorator, and a block to enter once."""
+    """The result of `transactional(...)`: a decorator, and an async context manager for one use at a time."""
 
     __slots__ = ("_block", "_options")
 
@@ -113,11 +113,11 @@ def transactional(
 
     `@transactional` and `@transactional(...)` annotate; `async with transactional(...) as db:` is a block.
 
-    On a route nothing is opened until its first statement, and the transaction ends when its response starts. Anywhere
-    else the transaction around it is used; where there is none (outside a managed request), it gets one of its own that
-    ends when the function returns or raises. An exception that leaves a function or block which has joined the
-    transaction around it leaves that one nothing but a rollback, also where the exception is caught further out: the
-    commit then raises `UnexpectedRollback`. Use "nested" for what may fail alone.
+    On a route the first statement opens the transaction, which ends when the response starts. Elsewhere the surrounding
+    transaction is joined; without one (outside a managed request), the function gets its own, which ends when it
+    returns or raises. An exception that leaves a joined function or block marks the surrounding transaction
+    rollback-only, even if a caller catches the exception: the commit then raises `UnexpectedRollback`. Use "nested" for
+    a part that may fail alone.
 
     Args:
         read_only: One READ ONLY transaction for all its reads, on one replica: a snapshot.
@@ -128,18 +128,21 @@ def transactional(
             "never".
         timeout: Seconds from the request's start (for a function or block: from its call) to the end of COMMIT.
             It can only shorten the time that is left.
-        retry: How often to run it again when it has lost against another transaction (40001, 40P01): a route as a
-            whole, with the same body; a function where the transaction is its own.
-        deferrable: With `read_only` and "serializable": waits for a snapshot that can neither fail nor make fail.
+        retry: Retries after a serialization failure or a deadlock (40001, 40P01): of the whole request, with the same
+            body; of a function if it has its own transaction.
+        deferrable: With `read_only` and "serializable": waits for a snapshot that can neither fail with nor cause a
+            serialization failure.
         stream: With `read_only`, on a route: the transaction lasts until the end of the response's body.
-        commit_on: Statuses (409), classes of statuses ("4xx") or exception classes after which to commit all the same.
-        rollback_on: Statuses, classes of statuses or exception classes after which to roll back all the same.
+        commit_on: Statuses (409), classes of statuses ("4xx") or exception classes that commit although the default is
+            to roll back.
+        rollback_on: Statuses, classes of statuses or exception classes that roll back although the default is to
+            commit.
 
     Returns:
         The function with its signature kept; for a class (an `HTTPEndpoint`), the class itself.
 
     Raises:
-        TypeError: It is a generator, whose end nobody can tell; open a block inside.
+        TypeError: It is a generator, whose end cannot be observed; open a block inside.
         ValueError: An option is none of the values above.
     """
     if retry:
@@ -196,7 +199,7 @@ def _annotate(function: F, options: TransactionOptions) -> F:
             return function(*args, **kwargs)
         result = transactional_call.run_sync(runner.session, options, functools.partial(function, *args, **kwargs))
         if inspect.iscoroutine(result):
-            # An async function behind a decorator that hides it: it has not begun yet.
+            # An async function wrapped by a sync one: its coroutine has not started yet.
             return transactional_call.run(runner.session, options, lambda: result)
         return result
 
@@ -205,7 +208,7 @@ def _annotate(function: F, options: TransactionOptions) -> F:
 
 
 def _run_endpoint(dispatch: Callable[..., Any], options: TransactionOptions) -> Callable[..., Any]:
-    """The `dispatch` of an annotated class: for the methods that carry no annotation of their own."""
+    """Wrap the `dispatch` of an annotated class, for methods without an annotation of their own."""
 
     @functools.wraps(dispatch)
     async def run_endpoint(*args: Any) -> Any:
@@ -218,7 +221,7 @@ def _run_endpoint(dispatch: Callable[..., Any], options: TransactionOptions) -> 
 
 
 def no_session() -> DataError:
-    """The error where code asks for the session and there is none."""
+    """The error of a call that needs a session, outside of any."""
     return DataError(
         DataErrorKind.QUERY,
         "no session here: call this inside a request behind DataSourceMiddleware, or inside"

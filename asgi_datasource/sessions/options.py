@@ -1,4 +1,4 @@
-"""Where the options of an annotated function stand, and how they are found again."""
+"""Storage and lookup of the options of an annotated function."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def options_of(endpoint: object, method: str) -> TransactionOptions | None:
         endpoint = endpoint.func
     if isinstance(endpoint, type):
         name = method.lower()
-        # Where a class has no `head`, Starlette calls its `get`.
+        # For a class without `head`, Starlette calls `get`.
         handler = getattr(endpoint, name, None) or (getattr(endpoint, "get", None) if name == "head" else None)
         found = getattr(handler, ATTRIBUTE, None)
         if found is not None:

@@ -1,4 +1,4 @@
-"""What holds for a statement: the annotations, rules and methods in force, folded into one value. Pure."""
+"""The options of a statement: annotation, route rule and HTTP method combined into one value. Pure."""
 
 from __future__ import annotations
 
@@ -6,7 +6,8 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Final
 
-from ..concurrency.limits import Gate, Priority
+from ..concurrency.limits import ConcurrencyLimit
+from ..concurrency.priority_queue import Priority
 from ..observability.metrics import Metrics
 from ..routing import ANY_FRESHNESS, AccessIntent, Consistency, Freshness, intent_of_method
 from ..routing.consistency.client_history import TokenPolicy
@@ -16,27 +17,27 @@ from .options import options_of
 
 
 class CommitScope(StrEnum):
-    """What ends a write that no annotation and no block surrounds."""
+    """When a write outside of annotations and blocks is committed."""
 
     SESSION = "session"
-    """The end of the session: one transaction for all of it, committed when the response starts."""
+    """At the end of the session: one transaction, committed when the response starts."""
     ANNOTATED = "annotated"
-    """The end of the session where the route is annotated; everywhere else each statement commits by itself."""
+    """At the end of the session on annotated routes; elsewhere each statement commits by itself."""
     STATEMENT = "statement"
     """Each statement commits by itself: a websocket's session would hold its transaction for hours."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class RouteRule:
-    """What a rule of the configuration says about the statements of a request; a route's annotation goes before it.
+    """The settings of one rule of `routes`; a route's annotation takes precedence.
 
     Attributes:
-        options: The transaction's options; None where the rule names none.
-        is_transactional: It asks for a transaction, or for none, as an annotation does.
-        intent: The intent of statements that say nothing themselves; None leaves it to the method.
-        freshness: How fresh reads have to be.
-        priority: Who goes first when connections are scarce.
-        gate: How many of these requests may be under way; None sets no bound.
+        options: The transaction's options; None if the rule sets none.
+        is_transactional: The rule sets `read_only`, `isolation`, `propagation` or `retry`, and acts like an annotation.
+        intent: Intent of statements without an explicit one; None takes it from the method.
+        freshness: Required freshness of reads.
+        priority: Priority when requests wait for connections.
+        concurrency_limit: Bound on the matching requests in progress; None sets no bound.
     """
 
     options: TransactionOptions | None = None
@@ -44,7 +45,7 @@ class RouteRule:
     intent: AccessIntent | None = None
     freshness: Freshness = ANY_FRESHNESS
     priority: Priority = Priority.NORMAL
-    gate: Gate | None = None
+    concurrency_limit: ConcurrencyLimit | None = None
 
 
 NO_RULE: Final = RouteRule()
@@ -52,24 +53,24 @@ NO_RULE: Final = RouteRule()
 
 @dataclass(frozen=True, slots=True)
 class SessionPolicy:
-    """What the configuration says about every session.
+    """The configuration's settings for all sessions.
 
     Attributes:
-        commit_scope: What ends a write that nothing surrounds.
+        commit_scope: When a write outside of annotations and blocks is committed.
         deadline_s: Seconds from a request's start to the end of its COMMIT; None is no limit.
-        rollback_on: The statuses that roll back where neither annotation nor rule says otherwise.
-        commit_timeout_s: Seconds that COMMIT may take where there is no deadline.
-        doubt_timeout_s: Seconds for finding out what became of a COMMIT whose connection was lost.
-        is_traced: Whether there are spans.
+        rollback_on: Statuses that roll back, unless the annotation or the rule overrides them.
+        commit_timeout_s: Seconds that COMMIT may take without a deadline.
+        doubt_timeout_s: Seconds to determine the outcome of a COMMIT whose connection was lost.
+        is_traced: Whether spans are created.
         traces_statements: Whether statements have spans of their own.
-        shows_tenant: Whether the tenant's name stands on them.
-        metrics: What is measured; None where nothing is.
-        retry: How often a request that has lost against another one is run again.
-        retry_body_limit: Bytes of a request's body that are kept for that.
-        max_parallel: Reads of one request that may run side by side.
+        shows_tenant: Whether spans carry the tenant's name.
+        metrics: The instruments; None when metrics are disabled.
+        retry: Retries of a request after a serialization failure or a deadlock.
+        retry_body_limit: Largest request body that is kept for a retry, in bytes.
+        max_parallel: Reads of one request that may run in parallel.
         allows_multiple_writers: Whether two sessions of one request may both write.
-        tokens: Read your writes across requests; None where clients carry nothing.
-        lanes: What holds for each kind of request, as far as it has occurred.
+        tokens: Causal-consistency tokens; None when they are disabled.
+        lanes: Cached lanes by rule, method and endpoint.
     """
 
     commit_scope: CommitScope = CommitScope.SESSION
@@ -94,23 +95,23 @@ class SessionPolicy:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Lane:
-    """What holds for the statements of a request that say nothing themselves.
+    """The default options of a request's statements.
 
-    One is made for each combination of rule, method and endpoint that occurs, and kept: requests only look it up.
+    Cached for each combination of rule, method and endpoint that occurs.
 
     Attributes:
         intent: Read or write.
-        reads_only: Nothing may write.
-        freshness: How fresh reads have to be.
-        terms: What the transaction of the request is.
-        is_demanded: The transaction was asked for: by an annotation, a rule, or a method that writes.
-        timeout_s: Seconds that a request has from its start; None sets no limit.
+        reads_only: Writes are refused.
+        freshness: Required freshness of reads.
+        terms: The terms of the request's transaction.
+        is_demanded: An annotation, a rule or a writing method asks for the transaction.
+        timeout_s: Seconds from the start of the request to its deadline; None sets no limit.
         endpoint: The annotation of the matched endpoint.
         rule: The first rule of `routes` that matches the request.
-        retries: How often the request is run again when it has lost against another one.
-        outcomes: By status, what a response of that status does, as far as it was asked for.
-        begins_plainly: The first write opens the request's transaction, with nothing but BEGIN.
-        streams: A response may start while the snapshot of its route is still open.
+        retries: Retries of the request after a serialization failure or a deadlock.
+        outcomes: Cache: whether a response commits, by status.
+        begins_plainly: The first write opens the request's transaction, with a plain BEGIN.
+        streams: The response may start while the snapshot of its route is still open.
     """
 
     intent: AccessIntent
@@ -135,17 +136,17 @@ class Lane:
 
 
 MAX_LANES: Final = 4096
-"""Lanes that one policy keeps: an application has some hundred endpoints, and may make some on the fly."""
+"""Lanes that one policy caches: an application has some hundred endpoints, and may create some dynamically."""
 
 
 def add_lane(policy: SessionPolicy, rule: RouteRule, method: str, endpoint: object) -> Lane:
-    """The lane of a kind of request that has not occurred before.
+    """Create and cache the lane of a rule, a method and an endpoint.
 
     Args:
-        policy: The configuration's defaults; keeps the lane.
+        policy: The configuration's defaults; holds the cache.
         rule: The first rule of `routes` that matches the request.
         method: The request's method.
-        endpoint: The matched endpoint, where one is known; its annotation counts.
+        endpoint: The matched endpoint, which may be annotated; None if it is unknown.
     """
     if len(policy.lanes) >= MAX_LANES:
         policy.lanes.clear()
@@ -155,7 +156,7 @@ def add_lane(policy: SessionPolicy, rule: RouteRule, method: str, endpoint: obje
 
 
 def make_lane(policy: SessionPolicy, rule: RouteRule, method: str, endpoint: TransactionOptions | None) -> Lane:
-    """Fold what is in force: the endpoint's annotation, the rule, the method."""
+    """Combine the endpoint's annotation, the rule and the method, in that order of precedence."""
     route = endpoint or rule.options
     intent = _intent_of_route(endpoint, rule, method)
     layers = (layer.retry for layer in (endpoint, rule.options) if layer is not None)
@@ -174,15 +175,15 @@ def make_lane(policy: SessionPolicy, rule: RouteRule, method: str, endpoint: Tra
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What holds for a statement that says nothing itself.
+    """The options of a statement without explicit ones.
 
     Attributes:
         intent: Read or write.
-        reads_only: Nothing may write.
-        freshness: How fresh reads have to be.
-        terms: What the transaction of the request is.
-        is_demanded: The transaction was asked for: by an annotation, a rule, or a method that writes.
-        deadline: Event-loop time at which the time is up; None where there is no limit.
+        reads_only: Writes are refused.
+        freshness: Required freshness of reads.
+        terms: The terms of the request's transaction.
+        is_demanded: An annotation, a rule or a writing method asks for the transaction.
+        deadline: Event-loop time of the deadline; None without a limit.
     """
 
     intent: AccessIntent
@@ -194,11 +195,11 @@ class Plan:
 
 
 def make_plan(lane: Lane, frame: Frame | None, started: float | None) -> Plan:
-    """Fold the annotated function or block that runs here into what holds for the request.
+    """Combine the options of the request with those of the innermost annotated function or block.
 
     Args:
-        lane: What holds for the request.
-        frame: The annotated function or block that runs here.
+        lane: The options of the request.
+        frame: The innermost annotated function or block; None outside of any.
         started: Event-loop time at which the request began; None outside requests.
     """
     deadline = None if started is None or lane.timeout_s is None else started + lane.timeout_s
@@ -217,11 +218,11 @@ def make_plan(lane: Lane, frame: Frame | None, started: float | None) -> Plan:
 
 
 def opening(terms: Terms, freshness: Freshness) -> tuple[AccessIntent, Freshness]:
-    """What the first statement of a transaction asks of the servers.
+    """The intent and freshness by which the server of a transaction is chosen.
 
     Args:
-        terms: What the transaction is.
-        freshness: How fresh the request's reads have to be.
+        terms: The terms of the transaction.
+        freshness: Required freshness of the request's reads.
     """
     intent = AccessIntent.READ if terms.read_only else AccessIntent.WRITE
     # A standby has no serializable transactions (PostgreSQL manual, "Hot Standby").
@@ -232,7 +233,7 @@ _STRONG: Final = Freshness(Consistency.STRONG)
 
 
 def timeout_of(policy: SessionPolicy, rule: RouteRule, endpoint: TransactionOptions | None) -> float | None:
-    """Seconds that a request has: its annotation's, its rule's, or the default."""
+    """The timeout of a request, in seconds: its annotation's, else its rule's, else the default."""
     if endpoint is not None and endpoint.timeout_s is not None:
         return endpoint.timeout_s
     if rule.options is not None and rule.options.timeout_s is not None:

@@ -1,4 +1,4 @@
-"""The driver's own connection, lent to the user for the length of a block."""
+"""The driver's own connection, lent to the application for the duration of a block."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any, Final, cast
 
 from ..errors import DataError
 from ..routing import AccessIntent
-from ..transaction import LOAN, Propagation, Transaction, TransactionOptions
+from ..transaction import RAW_SAVEPOINT, Propagation, Transaction, TransactionOptions
 from .core import SessionCore
 from .transaction_block import TransactionBlock
 
@@ -20,23 +20,23 @@ _OUTLIVED: Final = (
 
 @asynccontextmanager
 async def lend(session: SessionCore, intent: AccessIntent | None) -> AsyncGenerator[Any]:
-    """Hand out the driver's own connection, inside the tenant and a transaction, for as long as the block lasts."""
+    """Lend the driver's own connection, with the tenant's settings and in a transaction, until the block ends."""
     session.check_open()
     is_read = (intent or session.intent) is AccessIntent.READ
-    # In a transaction that writes, READ ONLY needs a savepoint to end with.
+    # In a writing transaction READ ONLY is set inside a savepoint, whose release restores the mode.
     propagation = Propagation.NESTED if is_read and session.is_writing else Propagation.REQUIRED
     options = TransactionOptions(read_only=is_read, propagation=propagation)
     async with TransactionBlock(session, options, dooms=False):
-        await session.run((LOAN,), AccessIntent.READ if is_read else None)
+        await session.run((RAW_SAVEPOINT,), AccessIntent.READ if is_read else None)
         transaction = cast("Transaction", session.transaction_in_use)
-        loan = transaction.server.lend(transaction.connection)
+        borrowed = transaction.server.lend(transaction.connection)
         try:
-            yield loan.connection
+            yield borrowed.connection
         except BaseException:
-            loan.expire(_OUTLIVED)
-            # What it has to say is in the way of nothing: the transaction says it to whoever goes on with it.
+            borrowed.expire(_OUTLIVED)
+            # The block's exception takes precedence; the transaction raises this one at its next statement.
             with contextlib.suppress(DataError):
                 await transaction.take_back()
             raise
-        loan.expire(_OUTLIVED)
+        borrowed.expire(_OUTLIVED)
         await transaction.take_back()

@@ -1,4 +1,4 @@
-"""Which rule of `routes` a request matches."""
+"""Matching of requests against the rules of `routes`."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ class CompiledRule:
     """One rule of `routes`, ready to match.
 
     Attributes:
-        match: What it matches, as it is written.
+        match: The pattern, as it is configured.
         method: The method; None for any.
         path: Matches the whole path.
-        rule: What it says.
+        rule: Its settings.
     """
 
     match: str
@@ -45,27 +45,32 @@ def compile_pattern(match: str) -> tuple[str | None, re.Pattern[str]]:
 class RouteRules:
     """The rules of `routes`; the first that matches wins."""
 
-    __slots__ = ("have_gates", "may_retry", "rules")
+    __slots__ = ("have_limits", "may_retry", "rules")
 
     def __init__(self, rules: Sequence[CompiledRule] = ()) -> None:
         self.rules = tuple(rules)
         options = [compiled.rule.options for compiled in self.rules]
         self.may_retry = any(one is not None and one.retry for one in options)
-        """Whether one of them has requests run again."""
-        self.have_gates = any(compiled.rule.gate is not None for compiled in self.rules)
-        """Whether one of them bounds how many requests are under way."""
+        """Whether any rule sets `retry`."""
+        self.have_limits = any(compiled.rule.concurrency_limit is not None for compiled in self.rules)
+        """Whether any rule limits the requests in progress."""
 
     def __iter__(self) -> Iterator[CompiledRule]:
         return iter(self.rules)
 
     def find(self, method: str, path: str) -> CompiledRule | None:
-        """The first rule that matches a request."""
+        """The first rule that matches a request. HEAD without a rule of its own uses the rule of GET.
+
+        Both are requests for one resource (RFC 9110, section 9.3.2), so a limit of one holds for the other.
+        """
+        own: CompiledRule | None = None
         for compiled in self.rules:
             if compiled.method in (None, method) and compiled.path.fullmatch(path) is not None:
-                return compiled
-        return None
+                own = compiled
+                break
+        return self.find("GET", path) if method == "HEAD" and (own is None or own.method is None) else own
 
     def match(self, method: str, path: str) -> RouteRule:
-        """The rule for a request; one that says nothing where none matches."""
+        """The rule for a request; `NO_RULE` if none matches."""
         found = self.find(method, path)
         return NO_RULE if found is None else found.rule

@@ -1,6 +1,6 @@
 """Nested scopes: savepoint, own transaction, or autocommit, each inside another one of the same session.
 
-A `Scope` is passive: it knows what it is and what it is inside of. `TransactionBlock` enters and leaves it.
+A `Scope` only holds state: its parent, savepoint and unit of work. `TransactionBlock` enters and leaves it.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ class ScopeOwner(Protocol):
     """The session that a scope belongs to."""
 
     def next_savepoint(self) -> str:
-        """A name for a savepoint, new in this session."""
+        """A name for a savepoint, unique in this session."""
         ...
 
     def note_event(self, name: str, attributes: Mapping[str, tracing.AttributeValue]) -> None:
@@ -36,7 +36,7 @@ class Scope:
 
     Args:
         owner: The session.
-        reads_only: Nothing inside may write.
+        reads_only: Writes inside are refused.
     """
 
     def __init__(self, owner: ScopeOwner, *, reads_only: bool) -> None:
@@ -47,20 +47,20 @@ class Scope:
         self.is_open = False
         self.action = PropagationAction.JOIN
         self.own_work: UnitOfWork | None = None
-        """The unit of work that it has opened."""
+        """The unit of work that it has pushed."""
         self.outer_work: UnitOfWork | None = None
         """The unit of work around it."""
         self.savepoint: str | None = None
-        """The savepoint's name, once the server has to know it."""
+        """The savepoint's name; None until SAVEPOINT is queued."""
         self.doomed_by: DataError | None = None
-        """What leaves the savepoint nothing but a rollback, although the server would release it."""
+        """The error that made the savepoint rollback-only, although the server would release it."""
 
     def belongs_to(self, owner: object) -> bool:
-        """Whether it is a scope of this session: sessions of one request may be nested."""
+        """Whether it is a scope of this session; sessions of one request may be nested."""
         return self._owner is owner
 
     def is_inside(self, other: object) -> bool:
-        """Whether it is that scope, or somewhere inside of it."""
+        """Whether it is `other`, or nested in it."""
         scope: Scope | None = self
         while scope is not None and scope is not other:
             scope = scope.parent
@@ -68,34 +68,34 @@ class Scope:
 
     @property
     def work(self) -> UnitOfWork | None:
-        """What its statements belong to; None before it is open."""
+        """The unit of work of its statements; None before it is open."""
         return self.own_work or self.outer_work
 
     @property
     def is_cut_off(self) -> bool:
-        """Whether the scope around it has ended before it, which takes a cancellation: all of it is rolled back."""
+        """Whether a surrounding scope was cancelled and ended before it: everything inside is rolled back."""
         scope = self.parent
         while scope is not None and scope.is_open:
             scope = scope.parent
         return scope is not None
 
     def check_surroundings(self) -> None:
-        """Refuse to go on where there is nothing left to go on in.
+        """Raise if a surrounding scope has ended.
 
         Raises:
-            DataError: QUERY: it was cut off.
+            DataError: QUERY: it has.
         """
         if self.is_cut_off:
             raise cut_off()
 
     @property
     def lost_by(self) -> DataError | None:
-        """The conflict that its own transaction has lost, where it has one."""
+        """The conflict (40001, 40P01) that its own transaction failed with; None without one."""
         return None if self.own_work is None else self.own_work.lost_by
 
     @property
     def is_guarded(self) -> bool:
-        """Whether what runs inside is READ ONLY by a savepoint in a transaction that writes."""
+        """Whether a savepoint makes its statements READ ONLY in a writing transaction."""
         return any(scope._reads_only for scope in self._savepoints())
 
     def _savepoints(self) -> list[Scope]:
@@ -109,7 +109,7 @@ class Scope:
         return scopes[::-1]
 
     def savepoints_to_send(self) -> list[Control]:
-        """What a transaction that is opened inside has to begin with."""
+        """The statements that must follow BEGIN in a transaction that is opened inside."""
         return [
             statement
             for scope in self._savepoints()
@@ -121,10 +121,10 @@ class Scope:
         """Give the savepoint its name.
 
         Args:
-            is_guarded: Whether READ ONLY has to be set in it where it only reads.
+            is_guarded: If the scope only reads, set READ ONLY inside the savepoint.
 
         Returns:
-            What the server has to be sent.
+            The statements to send.
         """
         self.savepoint = name = self._owner.next_savepoint()
         self._owner.note_event(tracing.SAVEPOINT_SET, {tracing.SAVEPOINT: name})
@@ -133,10 +133,10 @@ class Scope:
         return [control_statements.savepoint(name), *guard]
 
     def doom(self, error: DataError) -> bool:
-        """Leave the innermost savepoint nothing but a rollback; False where there is none.
+        """Mark the innermost savepoint rollback-only; False without a savepoint.
 
         Args:
-            error: What its end will raise.
+            error: The cause of the exception that its end will raise.
         """
         savepoints = self._savepoints()
         if savepoints and savepoints[-1].doomed_by is None:
@@ -148,7 +148,7 @@ current_scope: ContextVar[Scope | None] = ContextVar("asgi_datasource_scope", de
 
 
 def cut_off() -> DataError:
-    """The error inside a scope whose surroundings were cancelled."""
+    """The error inside a scope whose surrounding scope was cancelled."""
     return DataError(
         DataErrorKind.QUERY,
         "the block around this one was cancelled, and everything inside of it was rolled back; wait for the tasks of a"

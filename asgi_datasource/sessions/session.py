@@ -1,4 +1,4 @@
-"""`DataSession`: what a handler holds."""
+"""`DataSession`: the public API of a session."""
 
 from __future__ import annotations
 
@@ -16,8 +16,9 @@ from ..tenancy import Tenant
 from ..transaction import Hook, HookEvent, Isolation, Propagation, TransactionOptions, parse_isolation
 from . import cursor_stream, raw_connection
 from .advisory_lock import LockKey, take_lock
+from .base import SessionOrigin
 from .capabilities import EventInbox, EventOutbox
-from .core import SessionCore, SessionOrigin
+from .core import SessionCore
 from .statement_api import StatementMethods
 from .transaction_block import TransactionBlock
 
@@ -29,22 +30,22 @@ class DataSession(SessionCore, StatementMethods):
 
     Reads outside a transaction run READ ONLY on a replica, each in one round trip, and hold no connection in
     between. The first write opens the request's transaction on the primary; from then on everything runs in it. It
-    is committed before the first byte of the response leaves, or rolled back. Afterwards the handle is dead:
+    is committed before the first byte of the response leaves, or rolled back. Afterwards every call raises
     `SessionClosed`.
 
     Several tasks of one request may use it; their statements run one after the other.
     """
 
     def __dir__(self) -> list[str]:
-        # What a handler uses; what the library itself uses lives on the core.
+        # The public API only, without the internals of the core.
         own = {name for cls in (DataSession, StatementMethods) for name in vars(cls) if not name.startswith("_")}
         return sorted(own - {"run_one"} | {"state"})
 
-    # -- what it is
+    # -- identity
 
     @property
     def registry(self) -> SessionOrigin:
-        """Where the session came from; `registry.session(tenant=...)` gives one that may outlive the request."""
+        """The registry of the session; `registry.session(tenant=...)` opens a session that may outlive the request."""
         return self._registry
 
     @property
@@ -64,12 +65,14 @@ class DataSession(SessionCore, StatementMethods):
 
     @property
     def token(self) -> str | None:
-        """All that its client has seen, for another service or `registry.session(token=...)` to see no less.
+        """Causal-consistency token: with it, another service or `registry.session(token=...)` reads no older state.
 
-        None where the configuration has no tokens, and before the first statement.
+        None when tokens are disabled, and before the first statement.
         """
         tokens = self._policy.tokens
-        return None if tokens is None or self.past is None else tokens.signer.sign(self.past.whole())
+        return (
+            None if tokens is None or self.client_history is None else tokens.signer.sign(self.client_history.whole())
+        )
 
     @property
     def last_route(self) -> Route | None:
@@ -85,7 +88,7 @@ class DataSession(SessionCore, StatementMethods):
 
     @property
     def read(self) -> IntentView:
-        """The same methods with read intent: READ ONLY wherever they land."""
+        """The same methods with read intent: READ ONLY on any server."""
         return ReadView(self)
 
     @property
@@ -96,12 +99,12 @@ class DataSession(SessionCore, StatementMethods):
     def connection(self, intent: AccessIntent | None = None) -> AbstractAsyncContextManager[RawConnection]:
         """Borrow the driver's connection (psycopg's), inside the tenant and a transaction.
 
-        For what the session has no method for: COPY, a library that takes a connection. With write intent it is the
-        connection of the request's transaction: do not commit on it. With read intent it is one in a READ ONLY
-        transaction that ends with the block. The connection and its cursors die with the block.
+        Use it for COPY, or for a library that takes a connection. With write intent it is the connection of the
+        request's transaction: do not commit on it. With read intent it is one in a READ ONLY transaction that ends with
+        the block. The connection and its cursors cannot be used after the block.
 
         Args:
-            intent: None takes the intent that a statement would have here.
+            intent: None uses the intent in force.
 
         Raises:
             DataError: No transaction could be opened.
@@ -114,14 +117,14 @@ class DataSession(SessionCore, StatementMethods):
     def transaction(
         self, *, read_only: bool = False, isolation: Isolation | str | None = None
     ) -> AbstractAsyncContextManager[DataSession]:
-        """Open a block that takes effect as a whole.
+        """Open an atomic block.
 
-        Inside a transaction it is a savepoint: an exception out of the block undoes the block alone. Where each
-        statement would commit by itself, it is a transaction, committed at its end. With `read_only` and no
-        transaction around it, it is a snapshot on one replica. Other tasks of the request wait until it ends.
+        Inside a transaction it is a savepoint: an exception that leaves the block rolls back the block alone. In
+        autocommit it is a transaction, committed at its end. With `read_only` and outside a transaction it is a
+        snapshot on one replica. Statements of other tasks of the request wait until it ends.
 
         Args:
-            read_only: Nothing in the block may write.
+            read_only: Refuse writes in the block.
             isolation: "read committed", "repeatable read" or "serializable", for a transaction that is not open yet.
 
         Raises:
@@ -138,16 +141,16 @@ class DataSession(SessionCore, StatementMethods):
     async def commit(self) -> None:
         """Commit what the request has written so far; the next write opens a new transaction in the same tenant.
 
-        A failure later in the request no longer undoes it. The pin stays set.
+        A later failure of the request does not roll it back. The pin stays set.
 
         Raises:
-            DataError: Nothing was committed (for CommitUnknown: that is not known).
+            DataError: The commit failed (CommitUnknown: its outcome is unknown).
             SessionClosed: The request's response has started.
         """
         await self.end_midway(commit=True)
 
     async def rollback(self) -> None:
-        """Undo what the request has written since its last commit; the next write opens a new transaction.
+        """Roll back what the request has written since its last commit; the next write opens a new transaction.
 
         Raises:
             SessionClosed: The request's response has started.
@@ -155,33 +158,33 @@ class DataSession(SessionCore, StatementMethods):
         await self.end_midway(commit=False)
 
     async def lock(self, key: LockKey, *, timeout: float | None = None) -> None:
-        """Take an advisory lock until the transaction ends: every other caller for the same key waits that long.
+        """Acquire an advisory lock until the transaction ends; other callers with the same key wait that long.
 
-        In one round trip, and without a row to lock. A savepoint that is rolled back gives back what it has taken.
+        Takes one round trip. Rolling back to a savepoint releases the locks that were acquired after it.
 
         Args:
-            key: A name, which is the tenant's own; or one or two integers as `pg_advisory_xact_lock` takes them, which
-                are the database's.
+            key: A string, scoped to the tenant; or one or two integers as in `pg_advisory_xact_lock`, which are shared
+                by all users of the database.
             timeout: Seconds to wait; 0 fails at once, None waits until the deadline.
 
         Raises:
-            DataError: CONFLICT (55P03): it was not free in time; the transaction goes on as it was.
-                QUERY: there is no transaction that it could last as long as.
+            DataError: CONFLICT (55P03): it was not free in time; the transaction stays usable.
+                QUERY: no transaction surrounds the call.
         """
         await take_lock(self, key, timeout)
 
     def set_rollback_only(self, reason: str) -> None:
-        """Decide that the transaction is rolled back, whatever the response says; the response itself stays.
+        """Roll back the transaction at its end, whatever the status of the response, which stays as it is.
 
         Args:
-            reason: Why; it stands on the ROLLBACK's span.
+            reason: Recorded on the span of ROLLBACK.
         """
         self.check_open()
         self.make_work_here().rollback_reason = reason
         self.note_event(tracing.DOOMED, {tracing.ROLLBACK_REASON: reason})
 
     def before_commit(self, function: Hook) -> None:
-        """Run a function inside the transaction, right before it is committed; what it raises fails the request.
+        """Run a function inside the transaction, right before it is committed; its exception fails the request.
 
         It may run statements and add hooks. When the transaction is rolled back, it does not run.
 
@@ -210,7 +213,9 @@ class DataSession(SessionCore, StatementMethods):
         """
         self.add_hook(HookEvent.AFTER_ROLLBACK, function)
 
-    # -- what other rooms add
+    # -- for `StatementMethods`
+
+    # -- capabilities of other rooms
 
     @property
     def outbox(self) -> EventOutbox:
@@ -223,10 +228,8 @@ class DataSession(SessionCore, StatementMethods):
 
     @property
     def inbox(self) -> EventInbox:
-        """Notes which events were processed: `if await db.inbox.once("mailer", event_id): ...`."""
+        """Records processed events: `if await db.inbox.once("mailer", event_id): ...`."""
         return cast("EventInbox", self._registry.capability("inbox", self))
-
-    # -- what the statement methods are made of
 
     def _run_all(self, statements: Sequence[Statement]) -> Coroutine[Any, Any, Sequence[Result]]:
         return self.run(statements)

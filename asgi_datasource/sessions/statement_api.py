@@ -1,4 +1,4 @@
-"""The methods that run statements, as a session has them and its views with a fixed intent."""
+"""The methods that run statements: of a session, and of its views with a fixed intent."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class StatementMethods:
     __slots__ = ()
 
     _intent: AccessIntent | None = None
-    """The intent of every statement; None takes what holds where it runs."""
+    """The intent of every statement; None uses the intent in force."""
 
     def run_one(
         self,
@@ -32,7 +32,7 @@ class StatementMethods:
         read: Callable[[Result, Any], T],
         row_factory: Any,
     ) -> Coroutine[Any, Any, T]:
-        """Run one statement; `read` makes the answer of its result and the row factory."""
+        """Run one statement; `read` converts its result with the row factory."""
         raise NotImplementedError
 
     def _run_all(self, statements: Sequence[Statement]) -> Coroutine[Any, Any, Sequence[Result]]:
@@ -42,7 +42,7 @@ class StatementMethods:
     def _iterate(
         self, query: Query, params: Params | None, row_factory: RowFactory[Any] | None, size: int
     ) -> AsyncIterator[Any]:
-        """Fetch a cursor's rows step by step."""
+        """Fetch a cursor's rows in batches of `size`."""
         raise NotImplementedError
 
     def execute(self, query: Query, params: Params | None = None) -> Coroutine[Any, Any, int]:
@@ -53,10 +53,10 @@ class StatementMethods:
             params: Values for the placeholders; a sequence or a mapping.
 
         Returns:
-            How many rows it affected or returned; -1 where the command has no such number.
+            The number of rows it affected or returned; -1 for a command without such a number.
 
         Raises:
-            DataError: It failed; the kind says how.
+            DataError: It failed; see `kind`.
             SessionClosed: The request's response has started.
         """
         return self.run_one(query, params, self._intent, _rowcount, None)
@@ -68,7 +68,7 @@ class StatementMethods:
             The sum of the affected rows.
 
         Raises:
-            DataError: One of them failed; none of them counts then.
+            DataError: One of them failed; none of them takes effect.
             SessionClosed: The request's response has started.
         """
         statements = [Statement(query, params) for params in params_seq]
@@ -132,7 +132,7 @@ class StatementMethods:
         row_factory: RowFactory[Any] | None = None,
         size: int = 500,
     ) -> AsyncIterator[Any]:
-        """Run a query through a server-side cursor and give its rows one by one, in bounded memory.
+        """Run a query through a server-side cursor and yield its rows one by one, in bounded memory.
 
         Outside a transaction a connection of a replica is held until the iteration ends. Iterate before the response
         starts, and close the iterator (`contextlib.aclosing`) when you leave it early.

@@ -1,8 +1,8 @@
 """Entering and leaving a scope: savepoints, transactions of their own, and autocommit.
 
-A block that holds something has the session to itself: statements of other tasks wait until it ends, so that they can
-never slip between a savepoint and its release. Tasks started inside the block belong to it: they inherit the context. A
-block that only joins the transaction around it holds nothing, and no task waits for it.
+A block with a savepoint or a transaction of its own holds the session's lock: statements of other tasks wait until it
+ends, so that none runs between a savepoint and its release. Tasks started inside the block belong to it: they inherit
+the context. A block that only joins the surrounding transaction does not hold the lock, unless it is exclusive.
 """
 
 from __future__ import annotations
@@ -40,21 +40,21 @@ T = TypeVar("T")
 _ANY: Final = Terms(is_shared=True)
 
 INTERRUPT_AFTER_S: Final = 0.25
-"""Seconds behind its deadline at which a block is interrupted: a statement that runs ends by its own until then, and
-leaves the transaction to what is around the block."""
+"""Seconds after its deadline at which a block is cancelled: until then a running statement ends by its own timeout,
+which keeps the surrounding transaction usable."""
 
 
 class TransactionBlock(Scope):
-    """A function or a block that asks for a transaction; made by the session.
+    """An annotated function or a transaction block; created by the session.
 
     Args:
-        session: Whose transaction.
-        options: What is asked for.
-        is_exclusive: It has the session to itself, also when it only joins.
-        demotes: In a READ ONLY transaction it reads, although it was written to write; otherwise it is refused there.
-        dooms: An exception that leaves it leaves the transaction that it has joined nothing but a rollback.
-        deadline: Event-loop time at which its own time is up.
-        runs_hooks: Its end runs the hooks that have waited for it; otherwise they wait for its caller.
+        session: The session.
+        options: The requested options.
+        is_exclusive: It holds the session's lock even if it only joins.
+        demotes: In a READ ONLY transaction a writing block becomes read-only; otherwise it is refused there.
+        dooms: An exception that leaves it marks the transaction that it has joined rollback-only.
+        deadline: Event-loop time of its own deadline.
+        runs_hooks: Its end runs the hooks that became due; otherwise its caller does.
     """
 
     def __init__(
@@ -96,7 +96,7 @@ class TransactionBlock(Scope):
                 self._decide()
                 self._open()
             except BaseException:
-                lock.leave()
+                lock.release()
                 raise
             self.is_open = True
             self._scope_token = current_scope.set(self)
@@ -113,7 +113,7 @@ class TransactionBlock(Scope):
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        # What undoes it whatever became of its body: a hook before the commit, or its time limit.
+        # A before-commit hook or the timeout can fail the block, whatever the outcome of its body.
         failure: BaseException | None = None
         try:
             if not self._is_undone_by(error):
@@ -136,14 +136,14 @@ class TransactionBlock(Scope):
         if failure is not None:
             raise failure
 
-    # -- in
+    # -- enter
 
     @contextlib.contextmanager
     def joined(self) -> Generator[None]:
-        """The block of a function that is not async: it uses what is around it.
+        """The block of a sync function, which can only join the surrounding transaction or autocommit.
 
         Raises:
-            DataError: QUERY: it would have to open or end something.
+            DataError: QUERY: it would have to open or end a transaction or a savepoint.
         """
         self._decide()
         if self.action not in (PropagationAction.JOIN, PropagationAction.AS_IS):
@@ -217,13 +217,13 @@ class TransactionBlock(Scope):
         return Frame(intent, self._reads_only, is_transactional, min(limits, default=None))
 
     async def _take_turn(self) -> tuple[Scope | None, SharedLock]:
-        """Wait until the session is its own, for as long as it has time.
+        """Acquire the session's lock before the block's deadline.
 
         Returns:
-            The block that it is inside of, and what it has to leave in the end.
+            The surrounding scope, and the lock to release in the end.
 
         Raises:
-            DataError: TIMEOUT: that was not long enough.
+            DataError: TIMEOUT: the deadline passed first.
         """
         try:
             async with asyncio.timeout_at(self._deadline):
@@ -236,7 +236,7 @@ class TransactionBlock(Scope):
             self._timeout = asyncio.timeout_at(self._deadline + INTERRUPT_AFTER_S)
             await self._timeout.__aenter__()
 
-    # -- out
+    # -- exit
 
     def _is_undone_by(self, error: BaseException | None) -> bool:
         return error is not None and self._options.decides(error) is not True
@@ -246,7 +246,7 @@ class TransactionBlock(Scope):
             error is not None
             and self.action is PropagationAction.JOIN
             and self._dooms
-            # Nothing that it has done is half done.
+            # A block that only reads leaves no partial write behind.
             and not self._reads_only
             and self._is_undone_by(error)
             and not self._session.tolerates(error, self._options)
@@ -254,7 +254,7 @@ class TransactionBlock(Scope):
             self._session.doom(error)
 
     async def _run_before_commit(self) -> BaseException | None:
-        """Run the hooks in front of the commit of its own transaction, inside its time limit; what one has raised."""
+        """Run the before-commit hooks of its own transaction, within its timeout; returns the exception of one."""
         if self.own_work is not None:
             try:
                 await self.own_work.run_before_commit()
@@ -263,10 +263,10 @@ class TransactionBlock(Scope):
         return None
 
     async def _leave(self, error: BaseException | None, *, is_undone: bool) -> None:
-        # Statements of this block's own tasks that still run are waited for; later ones find the block closed.
+        # Wait for running statements of the tasks inside the block; later statements find the block closed.
         is_held = False
         try:
-            await self.lock.wait()
+            await self.lock.acquire()
             is_held = True
             if self.is_cut_off:
                 if error is None:
@@ -279,13 +279,13 @@ class TransactionBlock(Scope):
                 self._note_failure(error)
         except BaseException as failure:
             if self.own_work is None and not isinstance(failure, DataError) and not self.is_cut_off:
-                # Cancelled on the way out: what the block did is neither undone nor kept, so all of it must go.
+                # Cancelled during the exit: the savepoint was neither released nor rolled back, so everything must be.
                 self._session.spoil("a transaction() block was cancelled while it ended")
             raise
         finally:
             self.is_open = False
             if is_held:
-                self.lock.leave()
+                self.lock.release()
 
     async def _leave_work(self, work: UnitOfWork, error: BaseException | None, *, is_undone: bool) -> None:
         if self.action is PropagationAction.OWN:
@@ -328,23 +328,23 @@ class TransactionBlock(Scope):
         if self._frame_token is not None:
             _reset(current_frame, self._frame_token)
         if self.outer_work is not None and not self.is_cut_off:
-            # Nothing of its own, or of blocks inside it, is left in front of what was around it.
+            # Drop the units of work of this block and of blocks inside it, should they not have been ended.
             self._session.resume(self.outer_work)
         if self._outer_lock is not None:
             lock, self._outer_lock = self._outer_lock, None
-            lock.leave()
+            lock.release()
 
 
 def _agree(wanted: Isolation | None, present: Isolation | None, *, is_open: bool) -> bool:
-    """Whether a transaction has, or can still get, the isolation that is wanted."""
+    """Whether a transaction has, or can still get, the requested isolation."""
     if wanted is None or wanted is present:
         return True
-    # What the server takes by itself is at least this.
+    # Every default of the server is at least READ COMMITTED.
     return present is None and (not is_open or wanted is Isolation.READ_COMMITTED)
 
 
 def refused(propagation: Propagation, around: SurroundingTransaction) -> DataError:
-    """The error for a propagation that what is around does not allow."""
+    """The error for a propagation that the surrounding transaction does not allow."""
     if propagation is Propagation.NEVER:
         what = "was called inside a transaction; call it before the transaction begins, or after its end"
     elif around is SurroundingTransaction.OFFERED:

@@ -1,4 +1,4 @@
-"""Running an annotated function: a route's own, or a service function's, once or until it no longer loses."""
+"""Running an annotated route or service function, with retries after conflicts."""
 
 from __future__ import annotations
 
@@ -30,21 +30,21 @@ logger = logging.getLogger("asgi_datasource.transaction")
 
 
 def block(session: SessionCore, options: TransactionOptions) -> TransactionBlock:
-    """A block that asks for a transaction with these options."""
+    """A transaction block with these options."""
     deadline = None if options.timeout_s is None else time.monotonic() + options.timeout_s
     return TransactionBlock(session, options, is_exclusive=False, demotes=True, deadline=deadline)
 
 
 async def run(session: SessionCore, options: TransactionOptions, invoke: Callable[[], Awaitable[R]]) -> R:
-    """Run an async function in the transaction that it asks for.
+    """Run an annotated async function.
 
     Args:
-        session: Whose transaction.
-        options: What its annotation says.
-        invoke: Calls it; more than once, where it is to be tried again.
+        session: The session.
+        options: The options of its annotation.
+        invoke: Calls the function; called again for each retry.
     """
     if not session.is_open:
-        # It may not need the session at all; where it does, it is told.
+        # The function need not use the session; if it does, it gets SessionClosed.
         return await invoke()
     if session.is_route(options) and not session.is_in_route:
         with _route(session, options):
@@ -53,7 +53,7 @@ async def run(session: SessionCore, options: TransactionOptions, invoke: Callabl
         async with block(session, options):
             return await invoke()
     try:
-        result = await _run_until_settled(session, options, invoke, options.retry)
+        result = await _run_with_retries(session, options, invoke, options.retry)
     except Exception:
         await session.run_due_hooks()
         raise
@@ -61,10 +61,10 @@ async def run(session: SessionCore, options: TransactionOptions, invoke: Callabl
     return result
 
 
-async def _run_until_settled(
+async def _run_with_retries(
     session: SessionCore, options: TransactionOptions, invoke: Callable[[], Awaitable[R]], retries: int
 ) -> R:
-    """Run a function in a transaction of its own until it does not lose any more, or has lost too often."""
+    """Run a function in a transaction of its own, and again after each conflict, at most `retries` times."""
     deadline = None if options.timeout_s is None else time.monotonic() + options.timeout_s
     attempt = 0
     while True:
@@ -84,7 +84,7 @@ async def _run_until_settled(
                 session.note_event(tracing.RETRY_GIVEN_UP, {tracing.RETRY_ATTEMPT: attempt})
                 raise
             if session.commits != commits:
-                logger.warning("not run again after a conflict: a part of it had been committed already")
+                logger.warning("not retried after a conflict: a part of it had been committed already")
                 raise
             delay_s = backoff_s(attempt)
             limit = session.deadline() if deadline is None else deadline
@@ -96,10 +96,10 @@ async def _run_until_settled(
 
 
 def run_sync(session: SessionCore, options: TransactionOptions, invoke: Callable[[], R]) -> R:
-    """Run a function that is not async in the transaction around it.
+    """Run an annotated sync function in the surrounding transaction.
 
     Raises:
-        DataError: QUERY: it asks for one that would have to be opened, which takes an async function.
+        DataError: QUERY: its propagation would open a transaction, which only an async function can.
     """
     if not session.is_open:
         return invoke()
@@ -112,13 +112,13 @@ def run_sync(session: SessionCore, options: TransactionOptions, invoke: Callable
 
 @contextmanager
 def _route(session: SessionCore, options: TransactionOptions) -> Generator[None]:
-    """Inside the matched endpoint, whose annotation holds for the request as a whole."""
+    """Mark the matched endpoint as running; its annotation applies to the whole request."""
     if options.propagation is Propagation.MANDATORY:
         raise refused(Propagation.MANDATORY, SurroundingTransaction.NOTHING)
     outer = current_frame.get()
     token = None
     if outer is not None:
-        # An annotated function has called the rest of the application: here the route's own annotation is nearer.
+        # An annotated function has called the application: the route's annotation takes precedence over it.
         intent = AccessIntent.READ if options.read_only else None if options.propagation in BARE else AccessIntent.WRITE
         frame = Frame(intent, options.read_only, options.propagation not in BARE, outer.deadline)
         token = current_frame.set(frame)

@@ -1,4 +1,4 @@
-"""What a session has under way: a transaction or a snapshot, the hooks that wait for its end, and that end."""
+"""A unit of work: an open transaction or snapshot, the hooks that wait for its end, and its end."""
 
 from __future__ import annotations
 
@@ -32,97 +32,98 @@ from .policy import Plan, SessionPolicy, opening
 
 
 class WorkOwner(Protocol):
-    """Whose work it is: the session."""
+    """The session that a unit of work belongs to."""
 
     stopped_by: DataError | None
-    """Why only the rollback is left, where that is so."""
+    """The error of `stop`: commits raise it, only a rollback is possible."""
 
     commits: int
-    """How often something was committed, or may have been."""
+    """Number of writing transactions whose COMMIT succeeded or has an unknown outcome."""
 
-    past: ClientHistory | None
-    """Learns what its client has to see from now on."""
+    client_history: ClientHistory | None
+    """Causal-consistency state; None before the first statement, and when tokens are disabled."""
 
     def note_committing(self, task: asyncio.Task[None]) -> None:
-        """A commit goes on in a task of the library's own."""
+        """Track a commit that runs in a background task."""
         ...
 
     def forget_committing(self, task: asyncio.Task[None]) -> None:
-        """That commit is done."""
+        """Stop tracking a commit that is done."""
         ...
 
     def settle_hooks(self, hooks: WaitingHooks, *, committed: bool | None) -> None:
-        """The outcome that these hooks waited for is known."""
+        """Make hooks due, or drop them, by the outcome of their transaction; None if the outcome is unknown."""
         ...
 
     def note_committed(self, transaction: Transaction) -> None:
-        """A transaction was committed: its position counts for the reads that follow."""
+        """Record a commit: the reads that follow must see its WAL position."""
         ...
 
     def about_to_write(self) -> None:
-        """A statement with write intent is about to open a transaction.
+        """Check that a statement with write intent may open a transaction.
 
         Raises:
-            DataError: It must not.
+            DataError: The tenant is not writable, or another session of the request has written.
         """
         ...
 
     async def open_to_write(self, work: UnitOfWork, statements: Sequence[Statement], terms: Terms | None, /) -> None:
-        """Open a transaction in `work` with these writes, which have waited for its end.
+        """Open a transaction in `work` with deferred writes, when nothing else has opened one.
 
         Raises:
-            DataError: It could not be opened, or one of them has failed.
+            DataError: It could not be opened, or one of the writes failed.
         """
         ...
 
 
 class Place(Protocol):
-    """Where in a program a statement or a hook stands: a scope of the session."""
+    """The scope in which a statement runs or a hook was added."""
 
     @property
     def is_guarded(self) -> bool:
-        """Whether what runs there is READ ONLY by a savepoint in a transaction that writes."""
+        """Whether a savepoint makes its statements READ ONLY in a writing transaction."""
         ...
 
     def is_inside(self, other: object, /) -> bool:
-        """Whether it is that scope, or somewhere inside of it."""
+        """Whether it is `other`, or nested in it."""
         ...
 
     def savepoints_to_send(self) -> list[Control]:
-        """What a transaction that is opened there has to begin with."""
+        """The statements that must follow BEGIN in a transaction that is opened inside."""
         ...
 
 
 class UnitOfWork:
-    """The statements of a session between two ends, and what they share.
+    """The statements of a session up to a COMMIT or ROLLBACK, with their transaction and hooks.
 
-    A session has one, for the transaction of the request. A block that has its own transaction, or none, puts another
-    in front of it for as long as it lasts.
+    A session has one for the transaction of the request. A block with a transaction of its own, or in autocommit,
+    pushes another one for its duration.
 
     Args:
         owner: The session.
-        policy: What the configuration says.
-        background: Where ends go on when the caller is cancelled.
-        terms: What its transaction is; None leaves that to the plan of the request.
-        outer: The work that waits for the end of this one.
+        policy: The configuration's settings.
+        background: Runs the commits and rollbacks that outlive a cancelled caller.
+        terms: The terms of its transaction; None uses those of the request's plan.
+        outer: The unit of work that is suspended until this one ends.
     """
 
-    # Defaults on the class: most work never sets these.
+    # Defaults on the class: most units never set these.
     transaction: Transaction | None = None
     snapshot: Transaction | None = None
     """The READ ONLY transaction of a stream."""
     streams = 0
-    """How many streams read from the snapshot."""
+    """Number of streams that read from the snapshot."""
     doomed_by: DataError | None = None
-    """What leaves it nothing but a rollback, although the server would commit: a commit raises it."""
+    """The error that made it rollback-only, although the server would commit; a commit raises from it."""
     lost_by: DataError | None = None
-    """The conflict that its transaction has lost, where it has: the same again may succeed."""
+    """The conflict (40001, 40P01) that its transaction failed with; a retry may succeed."""
     rollback_reason: str | None = None
-    """What `set_rollback_only` was told: nothing is committed, and that is no error."""
+    """The reason given to `set_rollback_only`: the end of the session rolls back without an error."""
     deferred: DeferredWrites | None = None
-    """Writes that travel with COMMIT; None where there are none."""
+    """Writes that are sent in the round trip of COMMIT; None without any."""
     _hooks: Sequence[tuple[HookEvent, Hook, Place | None]] = ()
-    _unheard: asyncio.Task[None] | None = None
+    _orphaned_commit: asyncio.Task[None] | None = None
+    """A commit whose caller was cancelled before it got the outcome."""
 
     def __init__(
         self,
@@ -146,13 +147,13 @@ class UnitOfWork:
 
     @property
     def is_idle(self) -> bool:
-        """Whether there is nothing to end, and nothing to tell anybody about its end."""
+        """Whether it has no transaction to end, no hook to run and no failure to report."""
         return not (
             self.transaction
             or self.snapshot
             or self._hooks
             or self.deferred
-            or self._unheard
+            or self._orphaned_commit
             or self.outer
             or self.doomed_by
             or self.lost_by
@@ -162,23 +163,23 @@ class UnitOfWork:
     # -- hooks
 
     def add_hook(self, event: HookEvent, function: Hook, place: Place | None) -> None:
-        """Wait with `function` for an end; it goes with `place`, should that be undone alone."""
+        """Register a hook for the end of the transaction, or of `place` if that is rolled back alone."""
         self._hooks = [*self._hooks, (event, function, place)]
 
     def about_to_write(self) -> None:
-        """A statement with write intent is about to open a transaction."""
+        """Check that a statement with write intent may open a transaction."""
         self._owner.about_to_write()
 
     def defer(self, writer: DeferredWriter, item: object, place: Place | None) -> None:
-        """Write `item` in the round trip of the COMMIT; it goes with `place`, should that be undone alone."""
+        """Write `item` in the round trip of COMMIT; a rollback of `place` drops it."""
         if self.deferred is None:
             self.deferred = DeferredWrites()
         self.deferred.add(writer, item, place)
 
     async def run_before_commit(self) -> None:
-        """Run the hooks that come before the commit, and those that they add; what one raises goes to the caller.
+        """Run the before-commit hooks, and those that they add; their exceptions propagate.
 
-        None runs once nothing but a rollback is left.
+        No further hook runs once the transaction is rollback-only.
         """
         while self._may_commit and (first := next(self._hooks_before_commit(), None)) is not None:
             self._hooks = [hook for hook in self._hooks if hook is not first]
@@ -192,7 +193,7 @@ class UnitOfWork:
 
     @property
     def has_hooks_before_commit(self) -> bool:
-        """Whether there is something for `run_before_commit`."""
+        """Whether `run_before_commit` has hooks to run."""
         return next(self._hooks_before_commit(), None) is not None
 
     def _hooks_before_commit(self) -> Iterator[tuple[HookEvent, Hook, Place | None]]:
@@ -204,7 +205,7 @@ class UnitOfWork:
         return (self.rollback_reason or self.doomed_by or failure or self._owner.stopped_by) is None
 
     def settle(self, *, committed: bool, within: Place | None = None) -> None:
-        """Its hooks, or those of a part of it, have come to their end, without a transaction or before its own."""
+        """Settle its hooks, or those added inside `within`, when no transaction ends with them."""
         if self.deferred is not None and not committed:
             if within is None:
                 self.deferred = None
@@ -228,17 +229,17 @@ class UnitOfWork:
     # -- the end
 
     def send_commit(self, deadline: float | None) -> Exchange | None:
-        """Send COMMIT without waiting; None where anything has to be awaited, refused or run before it.
+        """Send COMMIT without awaiting anything; None if something has to be awaited, refused or run first.
 
         Args:
-            deadline: Event-loop time at which the time is up; None sets the time that a COMMIT may take.
+            deadline: Event-loop time of the deadline; None uses `commit_timeout_s`.
         """
         transaction = self.transaction
         if (
             transaction is None
             or self.snapshot is not None
             or self.outer is not None
-            or self._unheard is not None
+            or self._orphaned_commit is not None
             or self.doomed_by is not None
             or self.rollback_reason is not None
             or self.deferred
@@ -250,7 +251,7 @@ class UnitOfWork:
         return transaction.send_commit(deadline=deadline)
 
     def take_commit(self, exchange: Exchange) -> bool:
-        """Whether the COMMIT of `send_commit` has come back with plain success; otherwise `finish` takes over."""
+        """Read the result of `send_commit`: True if COMMIT succeeded; otherwise call `finish`."""
         transaction = self.transaction
         if transaction is None or not transaction.take_commit(exchange):
             return False
@@ -270,18 +271,18 @@ class UnitOfWork:
         is_apart: bool = False,
         begun: Exchange | None = None,
     ) -> None:
-        """End whatever is open; the caller has the session to itself.
+        """End the open transaction and snapshot; the caller must hold the session's lock.
 
         Args:
             commit: Commit; otherwise roll back.
             reason: Why it is rolled back, for the span.
-            deadline: Event-loop time at which the time is up.
-            takes_hooks: Whether its hooks have waited for this end.
-            is_apart: This runs in a task of the library's own already.
-            begun: The round trip of COMMIT where `send_commit` has started it.
+            deadline: Event-loop time of the deadline.
+            takes_hooks: This end settles its hooks.
+            is_apart: It is awaited in a background task already.
+            begun: The round trip of `send_commit`, if that was called.
 
         Raises:
-            DataError: It was to be committed and was not (for CommitUnknown: that is not known).
+            DataError: The commit failed (CommitUnknown: its outcome is unknown).
         """
         hooks = self._take_hooks() if takes_hooks else []
         deferred, self.deferred = self.deferred or None, None
@@ -320,7 +321,7 @@ class UnitOfWork:
                 return
             if deadline is None:
                 deadline = asyncio.get_running_loop().time() + self._policy.commit_timeout_s
-            # From here on it is the commit that knows what becomes of the hooks, whoever still waits for it.
+            # From here on `_commit` settles the hooks, even if this caller is cancelled.
             commit_, hooks = self._commit(transaction, hooks, deadline, deferred=deferred), []
             if is_apart:
                 await commit_
@@ -332,24 +333,24 @@ class UnitOfWork:
                 await waiter
             except asyncio.CancelledError:
                 if takes_hooks:
-                    self._unheard = committing
+                    self._orphaned_commit = committing
                 raise
             self._owner.forget_committing(committing)
         finally:
             self._owner.settle_hooks(hooks, committed=committed)
             if transaction is not None and not transaction.is_open:
-                # Its traceback leads to the transaction, which nobody asks for it any more.
+                # Break the reference cycle: the traceback of the failure refers to the transaction.
                 transaction.failure = None
 
     async def _open_to_write(self, deferred: DeferredWrites, terms: Terms | None) -> Transaction:
-        """Open a transaction for what was to travel with its COMMIT, where nothing else has opened one."""
+        """Open a transaction for deferred writes, when nothing else has opened one."""
         try:
             await self._owner.open_to_write(self, deferred.statements(), terms)
             deferred.are_sent = True
             return cast("Transaction", self.transaction)
         except BaseException as error:
             if self.transaction is not None:
-                self._background.spawn(self.transaction.rollback("a write at its end failed"))
+                self._background.spawn(self.transaction.rollback("a deferred write failed"))
             if isinstance(error, DataError):
                 raise deferred.explain(error) from error
             raise
@@ -357,19 +358,19 @@ class UnitOfWork:
             self.transaction = None
 
     async def _missed_failure(self) -> DataError | None:
-        """What an earlier commit has failed with whose caller was cancelled before it could hear of that."""
-        unheard = self._unheard
-        if unheard is None:
+        """Await an earlier commit whose caller was cancelled; returns its failure."""
+        orphaned = self._orphaned_commit
+        if orphaned is None:
             return None
-        await asyncio.wait({unheard})
-        self._unheard = None
-        if unheard.cancelled():
+        await asyncio.wait({orphaned})
+        self._orphaned_commit = None
+        if orphaned.cancelled():
             return CommitUnknown("a commit before this one was cut short by the end of the application")
-        error = unheard.exception()
+        error = orphaned.exception()
         return error if isinstance(error, DataError) else None
 
     def _refusal(self, deadline: float | None) -> DataError | None:
-        """Why it must not be committed."""
+        """The error that forbids the commit; None allows it."""
         if self._owner.stopped_by is not None:
             return self._owner.stopped_by
         if deadline is not None and asyncio.get_running_loop().time() >= deadline:
@@ -379,7 +380,7 @@ class UnitOfWork:
         return None if self.doomed_by is None else unexpected_rollback(self.doomed_by)
 
     def _why_doomed(self) -> str | None:
-        """What has doomed it, for the span: by its class, because texts may quote data."""
+        """The class of `doomed_by` for the span; its message may quote data."""
         doomed_by = self.doomed_by
         return None if doomed_by is None else f"doomed by {type(doomed_by.__cause__ or doomed_by).__name__}"
 
@@ -412,9 +413,9 @@ class UnitOfWork:
             raise
         finally:
             owner.settle_hooks(hooks, committed=committed)
-            if committed is None and owner.past is not None and transaction.identified is not None:
-                # It may have been committed, and then the client has to see it.
-                owner.past.note(transaction.position or NOWHERE)
+            if committed is None and owner.client_history is not None and transaction.identified is not None:
+                # It may have been committed: the client's later reads must see it then.
+                owner.client_history.note(transaction.position or NOWHERE)
         owner.note_committed(transaction)
         if deferred is not None:
             deferred.committed()
@@ -426,7 +427,7 @@ class UnitOfWork:
             await snapshot.rollback("end of the snapshot")
 
     def abandon(self) -> None:
-        """Somebody else has the session for too long: take the connections away from under it."""
+        """Roll back in the background without the session's lock, even if a statement still runs."""
         for transaction in (self.transaction, self.snapshot):
             if transaction is not None and transaction.is_open:
                 self._background.spawn(transaction.rollback("abandoned"))
@@ -438,9 +439,10 @@ class UnitOfWork:
 async def _send_before(
     transaction: Transaction, deferred: DeferredWrites, deadline: float | None
 ) -> Sequence[Statement]:
-    """What COMMIT's round trip begins with; in a transaction without an id, these writes go before it.
+    """The statements in front of COMMIT in its round trip.
 
-    Otherwise a COMMIT whose connection is lost would have no id to ask for its fate by.
+    A transaction that has no id yet writes them in a round trip before that, which returns the id: the outcome of a
+    COMMIT whose connection is lost can only be looked up by it.
     """
     if deferred.are_sent or transaction.failure is not None or not transaction.is_open:
         return ()
@@ -450,13 +452,13 @@ async def _send_before(
     try:
         await transaction.run(statements, deadline=deadline)
     except DataError:
-        await transaction.rollback("a write at its end failed")
+        await transaction.rollback("a deferred write failed")
         raise
     return ()
 
 
 def deadline_passed() -> DataError:
-    """The error of a request whose time is up."""
+    """The error of a request whose deadline has passed."""
     return DataError(
         DataErrorKind.TIMEOUT, "the request's deadline has passed; what it had not committed was rolled back"
     )
@@ -470,16 +472,16 @@ async def run_statements(
     plan: Plan,
     scope: Place | None,
 ) -> Sequence[Result]:
-    """Run statements where they belong: in the open transaction, in one that they open, or by themselves.
+    """Run statements in the open transaction, in one that they open, or in autocommit.
 
-    The caller has the session to itself, or shares it with other reads.
+    The caller must hold the session's lock, exclusively or shared with other reads.
 
     Args:
-        work: What they belong to.
-        executor: What runs them.
-        statements: What to run.
-        intent: What they want.
-        plan: What holds for them.
+        work: Their unit of work.
+        executor: Routes and sends them.
+        statements: The statements.
+        intent: Their intent.
+        plan: Their options.
         scope: The innermost block around them.
     """
     is_write = intent is AccessIntent.WRITE
@@ -517,7 +519,7 @@ async def run_statements(
         results = await open_transaction(work, executor, statements, plan, terms, scope)
         committed = True
     finally:
-        # The hooks that wait here wait for another end.
+        # The hooks of this unit wait for a later end.
         await work.finish(commit=committed, reason="the statement failed", deadline=plan.deadline, takes_hooks=False)
     return results
 
@@ -537,10 +539,15 @@ async def open_transaction(
     """Open a transaction, and the savepoints of the blocks that are open, in its first statements' round trip.
 
     Args:
-        terms: What it is.
-        is_snapshot: It belongs to a stream.
-        lent: What was borrowed for it already.
-        begun: The round trip of the one statement where `Executor.send_begin` has started it.
+        work: Holds the transaction.
+        executor: Routes and sends the statements.
+        statements: The first statements; may be empty.
+        plan: The options of the statements.
+        terms: The terms of the transaction.
+        scope: The innermost block around the statements.
+        is_snapshot: It is the snapshot of a stream.
+        lent: A connection that was borrowed for it already.
+        begun: The round trip of `Executor.send_begin`, if that was called.
     """
     isolation = terms.isolation
     if terms.read_only and isolation is None:
@@ -566,6 +573,6 @@ async def open_transaction(
         try:
             raise error from error.__cause__
         finally:
-            # Its traceback leads to this frame, which must not lead back.
+            # Break the reference cycle: the traceback of the error refers to this frame.
             del opened, error
     return opened.results

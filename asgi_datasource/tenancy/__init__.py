@@ -1,4 +1,4 @@
-"""Who is asking, and what keeps that tenant apart from the others."""
+"""Tenants: resolution from requests, admission, isolation, and the catalog."""
 
 from .admission import Admission, Authorize
 from .catalog import TABLE_QUERY, Catalog, CatalogPlan, CatalogState
@@ -10,15 +10,15 @@ from .compiler import (
     compile_tenants,
     homes_to_come,
     import_callable,
-    with_hosts,
 )
 from .current_tenant import current_tenant, tenant_context
-from .directory import TenantDirectory, TenantMap
+from .directory import TenantDirectory, TenantMap, TenantSource
 from .domains import DomainResolver, SubdomainResolver, TrustedHostResolver
 from .hosts import RequestHost, TrustedHosts
 from .isolation import by_database, home_of, quote_identifier, tenant_settings
 from .isolation_audit import Ask, Finding, Hole, Home, find_holes, sample
-from .resolution import MAX_NAME_LENGTH, Answer, Resolution, TenantResolver
+from .place_index import OtherTenants, PlaceIndex
+from .resolution import ANYTHING, MAX_NAME_LENGTH, Answer, Reads, Resolution, TenantResolver, reads_of
 from .resolver_chain import Agreement, PathRuleResolver, chain
 from .resolvers import (
     CallableResolver,
@@ -35,6 +35,7 @@ from .tenant import Strategy, Tenant, TenantState
 from .tokens import FixedKey, KeySetFile, TokenResolver, TokenRules
 
 __all__ = [
+    "ANYTHING",
     "MAX_NAME_LENGTH",
     "TABLE_QUERY",
     "Admission",
@@ -55,10 +56,13 @@ __all__ = [
     "Hole",
     "Home",
     "KeySetFile",
+    "OtherTenants",
     "PathPrefixResolver",
     "PathRuleResolver",
+    "PlaceIndex",
     "PolicyRules",
     "QueryResolver",
+    "Reads",
     "RequestHost",
     "Resolution",
     "Resolvers",
@@ -72,6 +76,7 @@ __all__ = [
     "TenantFunction",
     "TenantMap",
     "TenantResolver",
+    "TenantSource",
     "TenantState",
     "TokenResolver",
     "TokenRules",
@@ -88,8 +93,8 @@ __all__ = [
     "import_callable",
     "policy_sql",
     "quote_identifier",
+    "reads_of",
     "sample",
     "tenant_context",
     "tenant_settings",
-    "with_hosts",
 ]

@@ -1,33 +1,42 @@
-"""From the name that a request gives to the tenant that it may act for."""
+"""Admission: the tenant of a request's name, and whether the request may act for it."""
 
 from __future__ import annotations
 
 import inspect
-import re
 from collections.abc import Awaitable, Callable
+from typing import Protocol
 
 from starlette.types import Scope
 
+from ..config.name_pattern import compile_name_pattern
 from ..errors import DataError, DataErrorKind
-from .directory import TenantDirectory
+from .directory import TenantDirectory, TenantMap
 from .resolution import MAX_NAME_LENGTH, bad_request
 from .tenant import Tenant
 
 Authorize = Callable[[Scope, str], bool | Awaitable[bool]]
-"""A function of the application's: may this request act for the tenant of this name? `async` or not."""
+"""A function of the application, sync or async: whether a request may act for the tenant of a name."""
+
+
+class OthersSource(Protocol):
+    """Creates the tenants of names that are not listed."""
+
+    def find(self, name: str, known: TenantMap) -> Tenant | None:
+        """The tenant of a name that matches the pattern and is not in the map; None if there is none."""
+        ...
 
 
 class Admission:
-    """Finds tenants, and decides who may act for them.
+    """Finds tenants, and decides which requests may act for them.
 
     Args:
         directory: The tenants.
-        pattern: What a name has to match as a whole before it is used for anything but a look-up.
-        others: Makes the tenant of a name that is not listed; None where there are no others.
-        default: The tenant of requests that name none, or an unknown one; None refuses those.
-        missing_status, unknown_status: What they are answered with.
-        authorize: Says whether a request may act for a tenant; None lets every request.
-        hides_unknown: A tenant that a request may not act for is answered as one that is not there.
+        pattern: The pattern that a whole name must match before it is used for anything but a look-up.
+        others: Creates the tenants of names that are not listed; None if there are no others.
+        default: The tenant of requests with no name or an unknown one; None refuses those.
+        missing_status, unknown_status: The HTTP statuses of requests without a name, and with an unknown one.
+        authorize: Decides whether a request may act for a tenant; None admits every request.
+        hides_unknown: Treat a tenant that a request may not act for as unknown: refused, or served as the default.
     """
 
     def __init__(
@@ -35,7 +44,7 @@ class Admission:
         directory: TenantDirectory,
         *,
         pattern: str = r"[a-z0-9][a-z0-9_-]{0,62}",
-        others: Callable[[str], Tenant] | None = None,
+        others: OthersSource | None = None,
         default: Tenant | None = None,
         missing_status: int = 400,
         unknown_status: int = 404,
@@ -45,17 +54,19 @@ class Admission:
         self.directory = directory
         self.default = default
         self._others = others
-        self._pattern = re.compile(pattern)
+        self._matches = compile_name_pattern(pattern)
         self._missing_status = missing_status
         self._unknown_status = unknown_status
         self._authorize = authorize
         self._hides_unknown = hides_unknown
         self._refused: dict[str, str] = {}
+        self.authorizes = authorize is not None
+        """Whether the application has an `authorize` function."""
         self.asks = authorize is not None
-        """Whether a known tenant that is active is not served without further questions."""
+        """Whether even a known and active tenant needs `admit`, because of `authorize` or a refused datasource."""
 
     def refuse(self, datasource: str, reason: str) -> None:
-        """Serve no tenant of a datasource from now on: they are not kept apart there."""
+        """Refuse all tenants of a datasource from now on, because it does not isolate them."""
         self._refused[datasource] = reason
         self.asks = True
 
@@ -63,7 +74,7 @@ class Admission:
         """Refuse a tenant that is not served.
 
         Raises:
-            DataError: TENANT (403): it is suspended. CONFIG (503): its datasource does not keep tenants apart.
+            DataError: TENANT (403): it is suspended. CONFIG (503): its datasource does not isolate tenants.
         """
         reason = self._refused.get(tenant.datasource)
         if reason is not None:
@@ -71,10 +82,10 @@ class Admission:
         tenant.check_served()
 
     def tenant(self, name: str | None) -> Tenant:
-        """The tenant of a name, as it is known now.
+        """The tenant of a name, without a look-up of unknown names.
 
         Args:
-            name: As it was given; None for a request that names none.
+            name: The name as it was given; None for a request without a tenant.
 
         Raises:
             DataError: TENANT: the name does not match the pattern; or it is unknown or absent, and there is no default.
@@ -85,10 +96,10 @@ class Admission:
                 return tenant
             self._check_name(name)
             if self._others is not None:
-                try:
-                    return self._others(name)
-                except ValueError:
-                    raise self._unknown() from None
+                found = self._others.find(name, self.directory.map)
+                if found is None:
+                    raise self._unknown()
+                return found
         if self.default is not None:
             return self.default
         if name is None:
@@ -96,7 +107,7 @@ class Admission:
         raise self._unknown()
 
     async def find(self, name: str | None) -> Tenant:
-        """The tenant of a name; where it is not known, whoever may know it is asked. Errors: `tenant`."""
+        """The tenant of a name; unknown names are looked up in the catalog. Errors: `tenant`."""
         directory = self.directory
         if name is not None and directory.can_learn and directory.map.find(name) is None:
             self._check_name(name)
@@ -107,37 +118,43 @@ class Admission:
         """The tenant that a request may act for.
 
         Args:
-            scope: The request's.
-            name: As the request gave it.
+            scope: The request's scope.
+            name: The name as the request gave it.
 
         Raises:
             DataError: TENANT: there is no such tenant, the request may not act for it, or it is suspended.
         """
-        if self._hides_unknown and self._authorize is not None and name is not None and self.default is None:
+        if self._hides_unknown and self._authorize is not None and name is not None:
             tenant = await self._admit_hidden(scope, name)
         else:
             tenant = await self.find(name)
             if name is not None and tenant.name is not None and not await self._may_act(scope, tenant.name):
-                raise self._unknown() if self._hides_unknown else _refused()
+                raise _refused()
         self.check_served(tenant)
         return tenant
 
     async def _admit_hidden(self, scope: Scope, name: str) -> Tenant:
-        """Whoever may not act for a tenant does not learn that there is one, nor by how long the answer takes.
+        """`admit`, so that neither the response nor its time reveals whether a hidden tenant exists.
 
-        So he is asked about before a name that is not known is looked for elsewhere, which takes a while.
+        `authorize` is called before the catalog is queried for an unknown name, which takes time. If unknown names are
+        served as the default tenant, so are hidden ones.
         """
         known = self.directory.map.find(name)
         if known is None:
             self._check_name(name)
         asked = name if known is None or known.name is None else known.name
         if not await self._may_act(scope, asked):
-            raise self._unknown()
+            return self._hidden()
         tenant = await self.find(name)
         if tenant.name not in (None, asked) and not await self._may_act(scope, str(tenant.name)):
-            # It was an alias that nobody knew here.
-            raise self._unknown()
+            # The name was an alias that the directory did not contain.
+            return self._hidden()
         return tenant
+
+    def _hidden(self) -> Tenant:
+        if self.default is None:
+            raise self._unknown()
+        return self.default
 
     async def _may_act(self, scope: Scope, name: str) -> bool:
         if self._authorize is None:
@@ -148,7 +165,7 @@ class Admission:
         return bool(is_allowed)
 
     def _check_name(self, name: str) -> None:
-        if len(name) > MAX_NAME_LENGTH or self._pattern.fullmatch(name) is None:
+        if len(name) > MAX_NAME_LENGTH or not self._matches(name):
             raise bad_request("the request's tenant is not a valid tenant name")
 
     def _unknown(self) -> DataError:

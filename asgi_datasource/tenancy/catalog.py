@@ -1,7 +1,7 @@
-"""Tenants from a table: loaded at the start, kept up to date, and asked for one by one where a name is not known.
+"""Tenants from a table: loaded at the start, refreshed, and looked up one by one for unknown names.
 
-The next map is built beside the present one and put in its place by one assignment; whoever has begun with a map ends
-with it. One connection of the process's own asks all the questions and listens: it waits in no pool's queue.
+A new map replaces the present one by one assignment; a request uses the same map until its end. One dedicated
+connection of the process runs all queries and listens: it waits in no pool's queue.
 """
 
 from __future__ import annotations
@@ -9,14 +9,15 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
-from collections import OrderedDict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Literal
 
+from ..concurrency.expiring_set import ExpiringSet
 from ..config import CatalogConfig
+from ..config.hostnames import lies_within
 from ..drivers.protocol import Connection, Result, Server
 from ..drivers.statements import Statement
 from ..errors import DataError, DataErrorKind
@@ -24,69 +25,84 @@ from .catalog_rows import COLUMNS, RowReader
 from .catalog_snapshot import SnapshotWriter, read_snapshot
 from .compiler import TenantCompiler
 from .directory import TenantDirectory, TenantMap
+from .place_index import PlaceIndex
 
 logger = logging.getLogger("asgi_datasource.tenancy")
 
 TABLE: Final = "asgi_datasource.tenants"
-"""The table that `asgi-datasource tenants` keeps."""
+"""The table that `asgi-datasource tenants` maintains."""
 
 CHANNEL: Final = "asgi_datasource_tenants"
-"""What that table's trigger notifies."""
+"""The channel that the table's trigger notifies."""
 
-TABLE_QUERY: Final = f"select {', '.join(COLUMNS)} from {TABLE} where is_ready"  # noqa: S608 - constants
+TABLE_QUERY: Final = f"select * from {TABLE}"  # noqa: S608 - constants
+"""All columns, because a table of an earlier version lacks some of `COLUMNS`; and all rows, because the names and
+places of tenants that are not ready are taken."""
 
 ROWS_A_ROUND_TRIP: Final = 1000
-"""Rows fetched and compiled at a time; between two times the event loop is free."""
+"""Rows fetched and compiled at a time; other tasks run in between."""
+
+NOTIFY_INTERVAL_S: Final = 1.0
+"""Minimum pause, in seconds, between a load and one that a notification triggers. Every role that may connect may send
+notifications, and each load computes a digest of all rows on the server."""
 
 RETRY_FIRST_S: Final = 0.5
 """Pause after a load that failed; it doubles up to `refresh`."""
 
 ABSENT_FOR: Final = 5
-"""Pauses between questions for which a name that is not there is not asked for again."""
+"""Lifetime of an entry of the negative cache, in `miss_interval`s."""
 
 MOST_ABSENT: Final = 10_000
-"""Names that are known not to be there."""
+"""The size of the negative cache: names without a tenant."""
 
 MOST_ASKING: Final = 1_000
-"""Requests for unknown names that wait for the next question; those beyond it are answered at once."""
+"""Most requests that wait for the next look-up of unknown names; those beyond are refused at once."""
 
 _BEGIN: Final = Statement("begin transaction isolation level repeatable read read only", prepare=False)
 _END: Final = Statement("rollback", prepare=False)
 
 
+_Wanted = tuple[Literal["name", "domain"], str]
+"""A lookup: of a name or alias, or of a host."""
+
+
 class CatalogState(StrEnum):
-    """What is known of the tenants in the table."""
+    """The source of the present map."""
 
     UNKNOWN = "unknown"
-    """Nothing yet."""
+    """Nothing is loaded yet."""
     SNAPSHOT = "snapshot"
-    """What the file says."""
+    """The snapshot file."""
     LOADED = "loaded"
-    """What the table said when it was asked last."""
+    """The last query of the table."""
 
 
 @dataclass(frozen=True, slots=True)
 class CatalogPlan:
-    """What the configuration says of a catalog.
+    """The configuration of a catalog.
 
     Attributes:
         config: The document's `tenants_from`.
-        compiler: Makes the tenants.
-        fixed: The tenants of the document, which go before those of the table.
+        compiler: Creates the tenants.
+        fixed: The tenants of the document, which take precedence over those of the table.
+        own_hosts: Domains that no tenant of the table may have.
+        place_index: The places in use; None disables the check.
     """
 
     config: CatalogConfig
     compiler: TenantCompiler
     fixed: TenantMap
+    own_hosts: frozenset[str] = frozenset()
+    place_index: PlaceIndex | None = None
 
 
 class Catalog:
-    """Keeps a directory in step with a table.
+    """Synchronises a directory with a table.
 
     Args:
-        plan: What the configuration says.
-        directory: Where the tenants are put.
-        endpoint: The server that is asked.
+        plan: The configuration.
+        directory: Receives the tenants.
+        server: The server with the table.
     """
 
     def __init__(self, plan: CatalogPlan, directory: TenantDirectory, server: Server) -> None:
@@ -100,28 +116,29 @@ class Catalog:
         self._snapshot = None if config.snapshot is None else Path(config.snapshot)
         self.state = CatalogState.UNKNOWN
         self.loads = 0
-        """How often all rows were read."""
+        """Number of full loads."""
         self.questions = 0
-        """How often unknown names were asked for."""
+        """Number of queries for unknown names."""
         self._digest: tuple[Any, ...] | None = None
         self._columns: frozenset[str] = frozenset()
         self._connection: Connection | None = None
         self._lock = asyncio.Lock()
         self._is_due = asyncio.Event()
+        self._loaded_at = float("-inf")
         self._keeping: asyncio.Task[None] | None = None
-        self._absent: OrderedDict[str, float] = OrderedDict()
-        self._asking: dict[str, list[asyncio.Future[None]]] = {}
+        self._absent: ExpiringSet[_Wanted] = ExpiringSet(most=MOST_ABSENT, keep_s=ABSENT_FOR * config.miss_interval_s)
+        self._asking: dict[_Wanted, list[asyncio.Future[None]]] = {}
         self._answering: asyncio.Task[None] | None = None
         self._asked_at = float("-inf")
 
     def __repr__(self) -> str:
         return f"<Catalog {self.state.value}, {len(self._directory.map.names)} tenants>"
 
-    # -- life
+    # -- opening and closing
 
     async def open(self) -> None:
-        """Load the tenants, from the table or else from the snapshot; then keep them up to date. Never raises."""
-        self._directory.learn_from(self._learn)
+        """Load the tenants, from the table or else from the snapshot, and start refreshing them. Never raises."""
+        self._directory.learn_from(self)
         try:
             await self._load()
         except Exception as error:  # noqa: BLE001 - whatever it was, the application starts, and it is tried again
@@ -131,7 +148,7 @@ class Catalog:
             self._keeping = asyncio.get_running_loop().create_task(self._keep())
 
     async def close(self) -> None:
-        """Stop. The directory stays as it is."""
+        """Stop refreshing. The directory keeps its content."""
         self._directory.learn_from(None)
         tasks = [task for task in (self._keeping, self._answering) if task is not None]
         self._keeping = self._answering = None
@@ -143,38 +160,39 @@ class Catalog:
         self._drop_connection()
 
     def take_over(self, previous: Catalog) -> None:
-        """Where nothing could be loaded: keep what the catalog before knew, if it asked the same."""
+        """If nothing could be loaded, use the rows of the previous catalog, provided that it had the same query."""
         if self.state is not CatalogState.UNKNOWN or previous.state is CatalogState.UNKNOWN:
             return
         if previous._query == self._query and previous._config.datasource == self._config.datasource:
             self._columns = previous._columns
             self.state = CatalogState.SNAPSHOT
-            # Not what the document before listed beside them, nor who lives where nothing is any more.
+            # Without the tenants of the previous document, and those whose datasource no longer exists.
             known, listed = previous._directory.map, previous._plan.fixed
             names = {
                 name: tenant
                 for name, tenant in known.names.items()
                 if name not in listed.names and self._plan.compiler.knows(tenant.datasource)
             }
-            aliases = {alias: name for alias, name in known.aliases.items() if alias not in listed.aliases}
-            self._swap(TenantMap(names, {alias: name for alias, name in aliases.items() if name in names}))
+            aliases = {alias: name for alias, name in known.aliases.items() if name in names}
+            domains = {host: name for host, name in known.domains.items() if name in names}
+            self._swap(TenantMap(names, aliases, domains, known.taken))
 
     async def refresh(self) -> None:
-        """Ask now whether anything has changed, and take it over.
+        """Reload the tenants now, if the rows have changed.
 
         Raises:
             DataError: The datasource does not answer, or the query is wrong.
         """
         await self._load()
 
-    # -- keeping up to date
+    # -- refreshing
 
     async def _keep(self) -> None:
-        """Ask again by the interval, and as soon as somebody notifies; after a failure sooner."""
+        """Reload by the interval, and at notifications; after a failure sooner."""
         loop = asyncio.get_running_loop()
         pause_s = RETRY_FIRST_S
         while True:
-            # Jitter, so that the processes of a service do not ask all at once.
+            # Jitter avoids simultaneous queries of all processes.
             wait_s = self._config.refresh_s * random.uniform(0.9, 1.1)  # noqa: S311 - not for security
             is_well = self.state is CatalogState.LOADED and (self._channel is None or self._connection is not None)
             if not is_well:
@@ -183,6 +201,9 @@ class Catalog:
             try:
                 async with asyncio.timeout_at(loop.time() + wait_s):
                     await self._is_due.wait()
+                # One load serves all notifications of the pause; a later one triggers the next load.
+                pause = min(NOTIFY_INTERVAL_S, self._config.refresh_s)
+                await asyncio.sleep(max(0.0, self._loaded_at + pause - loop.time()))
             except TimeoutError:
                 pass
             try:
@@ -191,7 +212,7 @@ class Catalog:
             except DataError as error:
                 logger.warning("the tenants cannot be refreshed: %s", error)
             except Exception:
-                # Whatever it was, the next attempt must come.
+                # Keep refreshing after any error.
                 logger.exception("the tenants cannot be refreshed")
                 self._drop_connection()
 
@@ -200,11 +221,11 @@ class Catalog:
         self._is_due.set()
 
     def _connection_lost(self) -> None:
-        # What was notified meanwhile is not known: ask.
+        # Notifications may have been missed: reload.
         self._is_due.set()
 
     async def _load(self) -> None:
-        """Ask whether anything has changed since the last load, and read it when it has."""
+        """Read the rows if their digest has changed since the last load."""
         async with self._lock:
             self._is_due.clear()
             deadline = asyncio.get_running_loop().time() + self._config.timeout_s
@@ -215,6 +236,7 @@ class Catalog:
                 self._drop_connection()
                 raise
             finally:
+                self._loaded_at = asyncio.get_running_loop().time()
                 if self._channel is None:
                     self._drop_connection()
 
@@ -226,7 +248,7 @@ class Catalog:
         if digest == self._digest and self.state is CatalogState.LOADED:
             await self._ask(connection, [_END], deadline)
             return
-        # A column that nobody asks for may hold what Python has no value for.
+        # Other columns may hold values that cannot be converted to Python.
         columns = [column for column in empty.columns if column in COLUMNS]
         reader = self._reader(columns)
         chosen = _select(columns, self._query)
@@ -257,39 +279,55 @@ class Catalog:
         self._swap(reader.map())
 
     def _swap(self, found: TenantMap) -> None:
-        """Put the next map in place of the present one."""
+        """Replace the present map."""
         fixed = self._plan.fixed
         names = {**found.names, **fixed.names}
         aliases = {alias: name for alias, name in found.aliases.items() if alias not in names}
-        self._directory.map = TenantMap(names, {**aliases, **fixed.aliases})
+        self._directory.map = TenantMap(
+            names,
+            {**aliases, **fixed.aliases},
+            {**found.domains, **fixed.domains},
+            {**found.taken, **fixed.taken},
+        )
 
     def _reader(self, columns: Sequence[str]) -> RowReader:
+        plan = self._plan
         try:
-            return RowReader(columns, self._plan.compiler, self._config.defaults)
+            return RowReader(
+                columns, plan.compiler, self._config.defaults, own_hosts=plan.own_hosts, place_index=plan.place_index
+            )
         except ValueError as error:
             raise DataError(DataErrorKind.CONFIG, f"tenants_from.query: {error}") from None
 
-    # -- names that are not known
+    # -- unknown names
 
-    async def _learn(self, name: str) -> None:
-        """Ask for a name, together with the others that are asked for at this time.
+    async def learn(self, name: str) -> None:
+        """Look a name or alias up; lookups at the same time share a query.
 
         Raises:
-            DataError: CONNECTION: whether there is such a tenant cannot be told, for the datasource does not answer.
+            DataError: CONNECTION: the datasource does not answer, so that the tenant is not known.
         """
+        await self._learn(("name", name))
+
+    async def learn_domain(self, host: str) -> None:
+        """Look up a host, unless no tenant may have it."""
+        has_domains = "domains" in self._columns or self.state is CatalogState.UNKNOWN
+        if has_domains and not lies_within(host, self._plan.own_hosts):
+            await self._learn(("domain", host))
+
+    async def _learn(self, wanted: _Wanted) -> None:
         loop = asyncio.get_running_loop()
         if self.state is CatalogState.UNKNOWN:
             raise DataError(DataErrorKind.CONNECTION, "the tenants are not known yet: the catalog does not answer")
-        if not _is_text(name):
+        if not _is_text(wanted[1]):
             return
-        known_until = self._absent.get(name)
-        if known_until is not None and known_until > loop.time():
+        if wanted in self._absent:
             return
-        waiting = self._asking.get(name)
+        waiting = self._asking.get(wanted)
         if waiting is None:
             if len(self._asking) >= MOST_ASKING:
                 return
-            waiting = self._asking[name] = []
+            waiting = self._asking[wanted] = []
         answered: asyncio.Future[None] = loop.create_future()
         waiting.append(answered)
         if self._answering is None:
@@ -297,7 +335,7 @@ class Catalog:
         await answered
 
     async def _answer(self) -> None:
-        """Ask for all names that wait, in one question; and again for those that came meanwhile, an interval later."""
+        """Look up all waiting names in one query, and those that arrive meanwhile in the next, an interval later."""
         loop = asyncio.get_running_loop()
         try:
             while self._asking:
@@ -311,7 +349,7 @@ class Catalog:
                     logger.warning("unknown tenants cannot be asked for: %s", error)
                     failure = _no_answer()
                 except Exception:
-                    # Whatever it was, those who wait must hear, and the next ones be asked for.
+                    # After any error, resolve the waiters and continue with the next names.
                     logger.exception("unknown tenants cannot be asked for")
                     self._drop_connection()
                     failure = _no_answer()
@@ -321,16 +359,20 @@ class Catalog:
         finally:
             self._answering = None
 
-    async def _ask_for(self, names: Sequence[str]) -> None:
+    async def _ask_for(self, wanted: Sequence[_Wanted]) -> None:
         loop = asyncio.get_running_loop()
-        condition = "t.name::text = any(%(names)s)"
+        names = [text for kind, text in wanted if kind == "name"]
+        hosts = [text for kind, text in wanted if kind == "domain"]
+        condition = "t.name::pg_catalog.text operator(pg_catalog.=) any(%(names)s)"
         if "aliases" in self._columns:
-            condition += " or t.aliases::text[] && %(names)s"
-        # With values to bind, a percent sign of the query's own has to be written twice.
+            condition += " or t.aliases::pg_catalog.text[] operator(pg_catalog.&&) %(names)s"
+        if "domains" in self._columns:
+            condition += " or t.domains::pg_catalog.text[] operator(pg_catalog.&&) %(hosts)s"
+        # In a query with parameters, literal percent signs must be doubled.
         query = self._query.replace("%", "%%")
         question = Statement(
             f"{_select(self._columns if self.state is CatalogState.LOADED else None, query)} where {condition}",
-            {"names": list(names)},
+            {"names": names, "hosts": hosts},
             prepare=False,
         )
         async with self._lock:
@@ -348,18 +390,23 @@ class Catalog:
                 if self._channel is None:
                     self._drop_connection()
             found = reader.map()
-            if found.names:
+            if found.names or found.taken:
                 present = self._directory.map
-                # An alias that another one has already stays his until all are read again.
-                self._swap(TenantMap({**present.names, **found.names}, {**found.aliases, **present.aliases}))
-                # The next refresh sees that there is more than at the last load, and reads it all.
-        until = loop.time() + ABSENT_FOR * self._config.miss_interval_s
-        for name in names:
-            if self._directory.map.find(name) is None:
-                self._absent[name] = until
-                self._absent.move_to_end(name)
-        while len(self._absent) > MOST_ABSENT:
-            self._absent.popitem(last=False)
+                # A known alias or domain keeps its tenant until the next full load.
+                self._swap(
+                    TenantMap(
+                        {**present.names, **found.names},
+                        {**found.aliases, **present.aliases},
+                        {**found.domains, **present.domains},
+                        {**present.taken, **found.taken},
+                    )
+                )
+                # The digest of the next refresh differs, so that all rows are read.
+        present = self._directory.map
+        for one in wanted:
+            kind, text = one
+            if (text not in present.domains) if kind == "domain" else (present.find(text) is None):
+                self._absent.add(one)
 
     def _answer_all(self) -> None:
         asked, self._asking = self._asking, {}
@@ -425,17 +472,17 @@ class Catalog:
 
 
 QUESTION_LIMIT_S: Final = 2.0
-"""Seconds that a question for unknown names may take: requests wait for it."""
+"""Most seconds of a query for unknown names; requests wait for it."""
 
 
 def _select(columns: Iterable[str] | None, query: str) -> str:
-    """What is read of the document's query: these columns, or all where they are not known."""
+    """Select columns of the document's query; None selects all."""
     chosen = "t.*" if columns is None else ", ".join(f't."{column}"' for column in columns)
     return f"select {chosen} from ({query}) t"  # noqa: S608 - the query is the document's
 
 
 def _is_text(name: str) -> bool:
-    """Whether a server could hold this name."""
+    """Whether PostgreSQL can store this name."""
     try:
         name.encode()
     except UnicodeEncodeError:
@@ -448,13 +495,14 @@ def _no_answer() -> DataError:
 
 
 def _digest_query(query: str) -> str:
-    """Tells whether anything has changed, without the rows themselves."""
-    rows = f"select md5(t::text) as row from ({query}) t"  # noqa: S608 - the query is the document's
-    return f"select count(*) as count, md5(coalesce(string_agg(row, '' order by row), '')) as digest from ({rows}) rows"  # noqa: S608
+    """The query of the number and a digest of the rows, which detects changes."""
+    rows = f"select pg_catalog.md5(t::pg_catalog.text) as row from ({query}) t"  # noqa: S608 - the query is the document's
+    digest = "pg_catalog.md5(coalesce(pg_catalog.string_agg(row, '' order by row), ''))"
+    return f"select pg_catalog.count(*) as count, {digest} as digest from ({rows}) rows"  # noqa: S608
 
 
 def _add_or_abandon(writer: SnapshotWriter | None, rows: Sequence[Sequence[Any]]) -> SnapshotWriter | None:
-    """Write rows into the snapshot; a disk that is full must not keep a tenant from being known."""
+    """Write rows into the snapshot; after an error of the disk, give up the snapshot and not the load."""
     if writer is not None:
         try:
             writer.add(rows)

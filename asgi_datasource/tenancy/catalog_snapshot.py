@@ -1,8 +1,7 @@
-"""The rows of a catalog in a file: what was loaded last, for a start at which nobody answers.
+"""The rows of the last load of a catalog in a file, for a start while the datasource does not answer.
 
-One JSON document a line: the columns, then each row, then how many there were and their SHA-256. It is written beside
-the file and put in its place whole, so that a reader finds the old one or the new one; one that was cut short or
-changed is not read at all.
+One JSON document a line: the columns, then each row, then the number of rows and their SHA-256. The file is replaced
+atomically; a truncated or changed file is rejected.
 """
 
 from __future__ import annotations
@@ -17,16 +16,16 @@ from pathlib import Path
 from typing import IO, Any, Final
 
 FORMAT: Final = "asgi-datasource tenants 1"
-"""The first word of the file; changes with its form."""
+"""The first word of the file; it changes with the format."""
 
 
 _encode: Final = json.JSONEncoder(separators=(",", ":"), default=str).encode
 _decode: Final = json.JSONDecoder().decode
-"""Made once: `json.dumps` makes one for each call; and `json.loads` looks for the encoding of each line."""
+"""Created once: `json.dumps` creates an encoder for each call, and `json.loads` detects the encoding of each line."""
 
 
 class SnapshotWriter:
-    """Writes a snapshot row by row; nothing is to be seen of it before `commit`.
+    """Writes a snapshot row by row; it becomes visible at `commit`.
 
     Raises:
         OSError: The file cannot be written.
@@ -43,13 +42,13 @@ class SnapshotWriter:
 
     def add(self, rows: Iterable[Sequence[Any]]) -> None:
         """Write some rows; raises OSError."""
-        # A name may be a UUID, and there may be columns that nobody reads back.
+        # A name may be a UUID; other columns may have types that JSON lacks.
         lines = [_encode(list(row)) for row in rows]
         self._write(lines)
         self._count += len(lines)
 
     def commit(self) -> None:
-        """Put it in its place; raises OSError."""
+        """Replace the file; raises OSError."""
         self._stream.write(json.dumps({"rows": self._count, "sha256": self._hash.hexdigest()}).encode() + b"\n")
         self._stream.flush()
         os.fsync(self._stream.fileno())
@@ -57,7 +56,7 @@ class SnapshotWriter:
         self._temporary.replace(self._path)
 
     def abandon(self) -> None:
-        """Leave the file as it is."""
+        """Discard the snapshot; the file stays as it is."""
         with suppress(OSError):
             self._stream.close()
         with suppress(OSError):
@@ -70,11 +69,11 @@ class SnapshotWriter:
 
 
 def read_snapshot(path: Path) -> tuple[list[str], Iterator[list[Any]]]:
-    """The columns and the rows of a snapshot, which is whole.
+    """The columns and the rows of a complete snapshot.
 
     Raises:
         OSError: It cannot be read.
-        ValueError: It is none, or was cut short or changed.
+        ValueError: The file is not a snapshot, or was truncated or changed.
     """
     digest = hashlib.sha256()
     count = -1

@@ -1,12 +1,13 @@
-"""From the document's `tenancy` and `tenants` to what answers requests."""
+"""Compiles the document's `tenancy` and `tenants` into resolvers, admission and tenants."""
 
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Final, cast
 
+from ..concurrency.expiring_set import ExpiringSet
 from ..config import (
     EVERY_OTHER,
     MAX_NAME_BYTES,
@@ -20,7 +21,7 @@ from ..config import (
 )
 from ..config.hostnames import normalize_host
 from ..errors import ConfigError
-from .admission import Admission, Authorize
+from .admission import Admission, Authorize, OthersSource
 from .directory import TenantDirectory, TenantMap
 from .domains import DomainResolver, SubdomainResolver, TrustedHostResolver
 from .hosts import RequestHost, TrustedHosts
@@ -43,10 +44,10 @@ from .tokens import FixedKey, KeySetFile, TokenKeys, TokenResolver, TokenRules
 
 
 class Resolvers:
-    """How requests name their tenant, by the document; those that come from code are put in front."""
+    """The tenant resolvers of the document; those from code run before them."""
 
     def __init__(self, config: TenancyConfig, directory: TenantDirectory) -> None:
-        self._host = RequestHost(config.trusted_proxies)
+        self._host = RequestHost(config.trusted_proxies, config.trusted_headers)
         self._directory = directory
         self._trusted = TrustedHosts(config.trusted_hosts) if config.trusted_hosts else None
         self._agree = config.agree
@@ -118,11 +119,11 @@ def _token_resolver(config: TokenConfig) -> TokenResolver:
 
 
 def import_callable(path: str, *, where: str) -> Any:
-    """What stands at `package.module:function`.
+    """Import the callable at `package.module:function`.
 
     Args:
-        path: Where it is.
-        where: The key that names it.
+        path: The import path.
+        where: The key of the document, for errors.
 
     Raises:
         ConfigError: It cannot be imported, or cannot be called.
@@ -139,8 +140,8 @@ def import_callable(path: str, *, where: str) -> Any:
     return found
 
 
-def compile_admission(config: Config, directory: TenantDirectory) -> Admission:
-    """Who may act for which tenant, by the document."""
+def compile_admission(config: Config, directory: TenantDirectory, others: OthersSource | None = None) -> Admission:
+    """The admission of requests, as the document configures it."""
     tenancy = config.tenancy
     default = tenancy.default
     authorize = tenancy.authorize
@@ -149,7 +150,7 @@ def compile_admission(config: Config, directory: TenantDirectory) -> Admission:
         directory,
         pattern=tenancy.pattern,
         default=None if default is None else compiler.default(default),
-        others=compile_others(config),
+        others=others,
         missing_status=tenancy.missing,
         unknown_status=tenancy.unknown,
         authorize=(
@@ -160,10 +161,10 @@ def compile_admission(config: Config, directory: TenantDirectory) -> Admission:
 
 
 class TenantCompiler:
-    """Makes tenants out of what is written about them, in the document or in a catalog.
+    """Compiles tenants of the document or of a catalog.
 
     Args:
-        datasources: Those of the document, by name.
+        datasources: The datasources of the document, by name.
     """
 
     __slots__ = ("_has_databases", "_shared_schemas")
@@ -175,7 +176,7 @@ class TenantCompiler:
         }
 
     def knows(self, datasource: str) -> bool:
-        """Whether there is such a datasource."""
+        """Whether the datasource exists."""
         return datasource in self._shared_schemas
 
     def make(
@@ -189,8 +190,9 @@ class TenantCompiler:
         state: TenantState = TenantState.ACTIVE,
         max_connections: int | None = None,
         database: str | None = None,
+        missing: ExpiringSet[str] | None = None,
     ) -> Tenant:
-        """One tenant, ready to be served. `{tenant}` in what is written becomes its name.
+        """Compile one tenant. `{tenant}` in its values is replaced by its name.
 
         Raises:
             ValueError: There is no such datasource, or a name is too long for PostgreSQL, which would cut it off.
@@ -207,17 +209,19 @@ class TenantCompiler:
                     break
         if role is not None:
             role = _filled(role, name)
+            if role == NO_ROLE:
+                raise ValueError(f"{NO_ROLE!r} is no role: it stands for the login's own")
         strategy, settings = tenant_settings(
             schema=schema, shared_schemas=shared_schemas, row_security=row_security, role=role
         )
         if datasource in self._has_databases:
-            database = name if database is None else _filled(database, name)
+            database = _filled(PLACEHOLDER if database is None else database, name)
             strategy = Strategy.DATABASE if strategy is Strategy.NONE else strategy
         else:
             database = None
-        return Tenant(name, datasource, strategy, settings, state, max_connections, database)
+        return Tenant(name, datasource, strategy, settings, state, max_connections, database, schema, missing)
 
-    def of_config(self, name: str, config: TenantConfig) -> Tenant:
+    def of_config(self, name: str, config: TenantConfig, *, missing: ExpiringSet[str] | None = None) -> Tenant:
         """A tenant of the document; errors: `make`."""
         return self.make(
             name,
@@ -228,12 +232,17 @@ class TenantCompiler:
             state=STATES[config.state],
             max_connections=None if config.limits is None else config.limits.max_connections,
             database=config.database,
+            missing=missing,
         )
 
     def default(self, datasource: str) -> Tenant:
-        """Who requests without a tenant are."""
+        """The tenant of requests without a name."""
         strategy, settings = tenant_settings(shared_schemas=self._shared_schemas[datasource])
         return Tenant(None, datasource, strategy, settings)
+
+
+NO_ROLE: Final = "none"
+"""The role name that PostgreSQL treats as RESET ROLE (manual, "SET ROLE")."""
 
 
 def _filled(text: str | None, name: str) -> str | None:
@@ -255,42 +264,24 @@ def compile_tenants(config: Config) -> TenantMap:
     except ValueError as error:
         raise ConfigError(f"tenants: {error}") from None
     return TenantMap(
-        names, with_hosts((alias, name) for name, tenant in config.tenants.items() for alias in tenant.aliases)
+        names,
+        {alias: name for name, tenant in config.tenants.items() for alias in tenant.aliases},
+        {normalize_host(host) or host: name for name, tenant in config.tenants.items() for host in tenant.domains},
     )
 
 
 def homes_to_come(config: Config) -> dict[str, list[Home]]:
-    """Where tenants will live that are not known yet: those of `"*"`, and of a catalog's defaults; by datasource."""
+    """The homes of tenants that are not known yet, by datasource: those of `"*"` and of a catalog's defaults."""
     found: dict[str, list[Home]] = {}
     others = config.tenants.get(EVERY_OTHER)
     catalog = config.tenants_from
     for place in (others, None if catalog is None else catalog.defaults):
         if place is not None and place.datasource is not None:
             schema, role = (_unless_filled(text) for text in (place.schema_name, place.role))
-            home = Home(EVERY_OTHER, schema, role, place.row_security is not None)
+            home = Home(EVERY_OTHER, schema, role, place.row_security is not None, tuple(place.row_security or ()))
             found.setdefault(place.datasource, []).append(home)
     return found
 
 
 def _unless_filled(text: str | None) -> str | None:
     return "" if text is not None and PLACEHOLDER in text else text
-
-
-def with_hosts(aliases: Iterable[tuple[str, str]]) -> dict[str, str]:
-    """Aliases to names, each alias as it is written and, where it is a host, in the one spelling of hosts."""
-    found: dict[str, str] = {}
-    for alias, name in aliases:
-        found[alias] = name
-        host = normalize_host(alias)
-        if host is not None:
-            found.setdefault(host, name)
-    return found
-
-
-def compile_others(config: Config) -> Callable[[str], Tenant] | None:
-    """Makes the tenant of a name that is not listed, where the document has something for all of those."""
-    others = config.tenants.get(EVERY_OTHER)
-    if others is None:
-        return None
-    compiler = TenantCompiler(config.datasources)
-    return lambda name: compiler.of_config(name, others)

@@ -1,26 +1,30 @@
-"""The tenants as they are known now: one frozen map, swapped as a whole when a catalog has changed."""
+"""The known tenants: one frozen map, which is replaced when a catalog has changed."""
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 from .tenant import Tenant
 
 
 @dataclass(frozen=True, slots=True)
 class TenantMap:
-    """Every tenant at one moment; never changed.
+    """An immutable snapshot of all tenants.
 
     Attributes:
-        names: Every tenant by its name.
-        aliases: Other names of theirs, domains of their own among them, to the name.
+        names: Tenants by name.
+        aliases: Maps aliases to names.
+        domains: Maps normalized hosts to names. Domains are never looked up as names, because customers choose them.
+        taken: Unlisted names that `"*"` expands to a tenant's place, to that tenant's name.
     """
 
-    # Not `str`: what a resolver has answered is looked up as it is.
+    # Not `str`: the answer of a resolver is looked up unchanged, whatever its type.
     names: dict[Any, Tenant] = field(default_factory=dict[str, Tenant])
     aliases: Mapping[str, str] = field(default_factory=dict[str, str])
+    domains: Mapping[str, str] = field(default_factory=dict[str, str])
+    taken: Mapping[str, str] = field(default_factory=dict[str, str])
 
     def find(self, name: str) -> Tenant | None:
         """The tenant of a name or alias."""
@@ -31,29 +35,46 @@ class TenantMap:
         return tenant
 
     def canonical(self, name: str) -> str:
-        """The tenant's name where this is an alias of it; otherwise the name itself."""
+        """The tenant's name for an alias; any other name unchanged."""
         return name if name in self.names else self.aliases.get(name, name)
 
 
-class TenantDirectory:
-    """Holds the map of this moment. Readers take `map` once and keep it for as long as they need one answer."""
+class TenantSource(Protocol):
+    """Looks up tenants that are not in the map, and replaces the map when it finds one."""
 
-    __slots__ = ("_ask", "map")
+    async def learn(self, name: str) -> None:
+        """Look up an unknown name or alias."""
+        ...
+
+    async def learn_domain(self, host: str) -> None:
+        """Look up an unknown host."""
+        ...
+
+
+class TenantDirectory:
+    """Holds the present map. Readers read `map` once and use that one for a whole decision."""
+
+    __slots__ = ("_source", "map")
 
     def __init__(self, tenants: TenantMap | None = None) -> None:
         self.map = tenants or TenantMap()
-        self._ask: Callable[[str], Awaitable[None]] | None = None
+        self._source: TenantSource | None = None
 
     @property
     def can_learn(self) -> bool:
-        """Whether a name that is not known may be asked for elsewhere."""
-        return self._ask is not None
+        """Whether there is a source of unknown names."""
+        return self._source is not None
 
-    def learn_from(self, ask: Callable[[str], Awaitable[None]] | None) -> None:
-        """Name whom to ask for a name that is not known; he swaps the map when he has learned something."""
-        self._ask = ask
+    def learn_from(self, source: TenantSource | None) -> None:
+        """Set the source of unknown names and hosts; None disables the look-up."""
+        self._source = source
 
     async def learn(self, name: str) -> None:
-        """Ask for a name that is not known."""
-        if self._ask is not None:
-            await self._ask(name)
+        """Look up an unknown name."""
+        if self._source is not None:
+            await self._source.learn(name)
+
+    async def learn_domain(self, host: str) -> None:
+        """Look up an unknown host."""
+        if self._source is not None:
+            await self._source.learn_domain(host)

@@ -1,4 +1,4 @@
-"""Tenants told by the host: the label in front of a domain, or a domain of the tenant's own."""
+"""Resolvers by host: a subdomain of the application's domain, or a domain of the tenant's own."""
 
 from __future__ import annotations
 
@@ -10,21 +10,22 @@ from ..config.hostnames import normalize_host
 from ..errors import DataError
 from .directory import TenantDirectory
 from .hosts import RequestHost, TrustedHosts
-from .resolution import Answer, Resolution, TenantResolver, bad_request
+from .resolution import Answer, Resolution, TenantResolver, bad_request, reads_of
 
 HostOf = Callable[[Scope], str | None]
-"""Tells the host that a request is for, in its one spelling."""
+"""Returns the normalized host of a request."""
 
 
 class SubdomainResolver:
     """The tenant is the label in front of a domain: `acme` in `acme.app.example.com`."""
 
-    __slots__ = ("_host", "_suffix")
+    __slots__ = ("_host", "_suffix", "reads")
 
     def __init__(self, domain: str, *, host: HostOf | None = None) -> None:
         domain = domain.strip(".")
         self._suffix = "." + (normalize_host(domain) or domain)
         self._host = host or RequestHost()
+        self.reads = reads_of(self._host)
 
     def __call__(self, scope: Scope, /) -> str | None:
         host = self._host(scope)
@@ -35,15 +36,15 @@ class SubdomainResolver:
 
 
 class DomainResolver:
-    """The tenant is the one whose domain this is: by a map, or because the tenant lists it among its aliases.
+    """The tenant is the owner of the request's host, by a map or by the tenants' own domains.
 
     Args:
-        hosts: Host to tenant.
-        directory: Knows the tenants' aliases.
-        host: Tells the request's host.
+        hosts: Maps hosts to tenants.
+        directory: Contains the tenants' domains.
+        host: Returns the request's host.
     """
 
-    __slots__ = ("_directory", "_host", "_hosts")
+    __slots__ = ("_directory", "_host", "_hosts", "reads")
 
     def __init__(
         self, hosts: Mapping[str, str], *, directory: TenantDirectory | None = None, host: HostOf | None = None
@@ -51,29 +52,30 @@ class DomainResolver:
         self._hosts = {normalize_host(name) or name: tenant for name, tenant in hosts.items()}
         self._directory = directory or TenantDirectory()
         self._host = host or RequestHost()
+        self.reads = reads_of(self._host)
 
     def __call__(self, scope: Scope, /) -> str | None | Awaitable[str | None]:
         host = self._host(scope)
         if host is None:
             return None
-        found = self._hosts.get(host) or self._directory.map.aliases.get(host)
+        found = self._hosts.get(host) or self._directory.map.domains.get(host)
         if found is None and self._directory.can_learn:
             return self._ask(host)
         return found
 
     async def _ask(self, host: str) -> str | None:
-        await self._directory.learn(host)
-        return self._directory.map.aliases.get(host)
+        await self._directory.learn_domain(host)
+        return self._directory.map.domains.get(host)
 
     def serves(self, host: str) -> bool:
-        """Whether the host is a tenant's own."""
-        return host in self._hosts or host in self._directory.map.aliases
+        """Whether the host belongs to a tenant."""
+        return host in self._hosts or host in self._directory.map.domains
 
 
 class TrustedHostResolver:
-    """Refuses requests for hosts that are not served here, before any other resolver is asked."""
+    """Refuses requests for hosts that are not served, before any other resolver runs."""
 
-    __slots__ = ("_directory", "_domains", "_host", "_resolve", "_trusted")
+    __slots__ = ("_directory", "_domains", "_host", "_resolve", "_trusted", "reads")
 
     def __init__(
         self,
@@ -89,6 +91,7 @@ class TrustedHostResolver:
         self._trusted = trusted
         self._domains = domains
         self._host = host
+        self.reads = reads_of(host) | reads_of(resolve)
 
     def __call__(self, scope: Scope, /) -> Answer | Awaitable[Answer]:
         host = self._host(scope)
@@ -99,8 +102,8 @@ class TrustedHostResolver:
         raise _not_served()
 
     async def _ask(self, host: str, scope: Scope) -> Answer:
-        """It may be the domain of a tenant that is not known yet."""
-        await self._directory.learn(host)
+        """Look up the host, which may be the domain of a tenant that is not known yet."""
+        await self._directory.learn_domain(host)
         if not self._serves(host):
             raise _not_served()
         answer = self._resolve(scope)

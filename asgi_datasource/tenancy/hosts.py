@@ -1,85 +1,97 @@
-"""Which host a request is for: one spelling for each name, and headers of proxies only from proxies that are known.
+"""The normalized host of a request; forwarding headers count only from trusted proxies.
 
-`Host` knows no case, may carry a port and a dot at its end, and holds names of other scripts in their ASCII form
-(RFC 9110, section 7.2; RFC 5890). What a proxy says of the host that it was asked for counts only when the connection
-comes from an address under `trusted_proxies`: anybody can send such a header.
+`Host` is case-insensitive, may contain a port and a trailing dot, and holds names of other scripts in their ASCII form
+(RFC 9110, section 7.2; RFC 5890). Forwarding headers count only on connections from `trusted_proxies`, since clients
+can send them too, and only those under `trusted_headers`: a proxy passes on the headers that it does not set.
 """
 
 from __future__ import annotations
 
 import ipaddress
-import re
 from collections.abc import Container, Iterable, Sequence
 from typing import Final
 
 from starlette.types import Scope
 
 from ..config.hostnames import normalize_host
-from .resolution import bad_request, single_header
+from .forwarded import Element, parse_forwarded, sender_of
+from .resolution import Reads, bad_request, header_text, header_values, single_header
 
 UNIX: Final = "unix"
-"""Under `trusted_proxies`: whoever connects through a Unix socket, which has no address."""
+"""In `trusted_proxies`: connections through a Unix socket, which have no address."""
+
+FORWARDED: Final = "forwarded"
+FORWARDED_HOST: Final = "x-forwarded-host"
 
 
 class RequestHost:
-    """Tells the host that a request is for.
+    """Returns the normalized host of a request.
 
     Args:
-        trusted_proxies: Addresses and networks (`10.0.0.0/8`) whose `Forwarded` and `X-Forwarded-Host` count, and
-            `unix` for whoever connects through a Unix socket.
+        trusted_proxies: Addresses and networks (`10.0.0.0/8`) whose headers count, and `unix` for Unix sockets.
+        trusted_headers: Headers, of `forwarded` and `x-forwarded-host`, that all of these proxies set themselves.
     """
 
-    __slots__ = ("_known", "_networks", "_trusts_unix")
+    __slots__ = ("_known", "_networks", "_reads_common", "_reads_standard", "_trusts_unix", "reads")
 
-    def __init__(self, trusted_proxies: Iterable[str] = ()) -> None:
+    def __init__(self, trusted_proxies: Iterable[str] = (), trusted_headers: Iterable[str] = ()) -> None:
         entries = list(trusted_proxies)
+        names = set(trusted_headers) if entries else set[str]()
+        self._reads_standard = FORWARDED in names
+        self._reads_common = FORWARDED_HOST in names
+        headers = (("Forwarded", self._reads_standard), ("X-Forwarded-Host", self._reads_common))
+        self.reads = Reads(tuple(name for name, is_read in headers if is_read))
         self._trusts_unix = UNIX in entries
         self._networks = [ipaddress.ip_network(entry, strict=False) for entry in entries if entry != UNIX]
         self._known: dict[str, bool] = {}
 
     def __call__(self, scope: Scope, /) -> str | None:
-        """The host, in its one spelling; None when the request names none, or something that is none.
+        """The normalized host; None if the request has none, or one that is not valid.
 
         Raises:
-            DataError: TENANT (400): the request names more than one.
+            DataError: TENANT (400): the request has several hosts, or a trusted proxy's header is malformed.
         """
-        if (self._networks or self._trusts_unix) and self._is_proxy(scope.get("client")):
+        if self.reads.headers and self._is_proxy(scope.get("client")):
             forwarded = self._forwarded(scope)
             if forwarded is not None:
                 return normalize_host(forwarded)
         value = single_header(scope, b"host")
-        return None if value is None else normalize_host(_text(value))
+        return None if value is None else normalize_host(header_text(value))
 
     def _forwarded(self, scope: Scope) -> str | None:
-        """The host that the proxy was asked for, where it says so."""
-        standard = single_header(scope, b"forwarded")
-        common = single_header(scope, b"x-forwarded-host")
+        """The host that a trusted proxy forwards; None without its header."""
         hosts: set[str] = set()
-        if standard is not None:
-            host = self._of_forwarded(standard)
+        if self._reads_standard:
+            host = self._of_forwarded(scope)
             if host is not None:
                 hosts.add(host)
+        common = single_header(scope, b"x-forwarded-host") if self._reads_common else None
         if common is not None:
-            # Proxies set it, as a rule; one that appends leaves open which of the values it has checked.
+            # Most proxies replace this header; if one appends, it is unknown which of the values it has checked.
             hosts.update(value.strip() for value in common.split(","))
-        if len(hosts) > 1 and len({normalize_host(_text(host)) for host in hosts}) > 1:
+        if len(hosts) > 1 and len({normalize_host(header_text(host)) for host in hosts}) > 1:
             raise bad_request("the proxies' headers name more than one host")
-        return _text(hosts.pop()) if hosts else None
+        return header_text(hosts.pop()) if hosts else None
 
-    def _of_forwarded(self, value: str) -> str | None:
-        """The host of the outermost proxy that is known (RFC 7239, section 5.3).
+    def _of_forwarded(self, scope: Scope) -> str | None:
+        """The host that the outermost trusted proxy received (RFC 7239, section 5.3).
 
-        Each proxy adds an element behind those that it was sent: the last is that of whom we talk to, and those in
-        front of one are to be believed while it was sent by a known proxy.
+        Each proxy appends an element. The last one is from the peer; each earlier one counts only if the element behind
+        it says `for` a trusted proxy.
         """
+        elements: list[Element] = []
+        try:
+            # Several lines are one list (RFC 9110, section 5.3), but no element spans two lines.
+            for line in header_values(scope, b"forwarded"):
+                elements += parse_forwarded(line)
+        except ValueError:
+            raise bad_request("the header 'forwarded' is not what RFC 7239 allows") from None
         host: str | None = None
-        for element in reversed(_split(value, ",")):
-            pairs = [part.partition("=") for part in _split(element, ";")]
-            parameters = {name.strip().lower(): _unquote(text.strip()) for name, _, text in pairs}
-            host = parameters.get("host") or host
-            sender = parameters.get("for", "")
-            address = sender.partition("]")[0].removeprefix("[") if sender.startswith("[") else sender.partition(":")[0]
-            if not self._is_known_address(address):
+        for element in reversed(elements):
+            if "host" in element:
+                host = element["host"]
+            sender = sender_of(element)
+            if sender is None or not self._is_known_address(sender):
                 break
         return host
 
@@ -104,11 +116,11 @@ class RequestHost:
 
 
 _MAX_KNOWN: Final = 1024
-"""Addresses whose answer is kept; behind a proxy there are few."""
+"""Addresses whose result is cached; behind a proxy there are few."""
 
 
 class TrustedHosts:
-    """The hosts that are served: those named, and with `*.` in front everything below a domain."""
+    """The hosts that are served: single hosts, and with `*.` all hosts below a domain."""
 
     __slots__ = ("_exact", "_suffixes")
 
@@ -118,45 +130,10 @@ class TrustedHosts:
         self._suffixes = tuple("." + name for is_below, name in names if name and is_below)
 
     def serves(self, host: str, besides: Container[str] = ()) -> bool:
-        """Whether requests for this host are answered.
+        """Whether requests for a host are served.
 
         Args:
-            host: In its one spelling.
-            besides: Hosts that are served as well.
+            host: The normalized host.
+            besides: Further hosts that are served.
         """
         return host in self._exact or host.endswith(self._suffixes) or host in besides
-
-
-def _text(value: str) -> str:
-    """A header's value as text: bytes beyond ASCII are UTF-8, where they are anything."""
-    if value.isascii():
-        return value
-    try:
-        return value.encode("latin-1").decode("utf-8")
-    except UnicodeError:
-        return "\x00"
-
-
-def _split(value: str, separator: str) -> list[str]:
-    """Split where the separator is not inside quotes."""
-    if '"' not in value:
-        return value.split(separator)
-    parts: list[str] = []
-    start, is_quoted, is_escaped = 0, False, False
-    for index, character in enumerate(value):
-        if is_escaped:
-            is_escaped = False
-        elif is_quoted and character == "\\":
-            is_escaped = True
-        elif character == '"':
-            is_quoted = not is_quoted
-        elif character == separator and not is_quoted:
-            parts.append(value[start:index])
-            start = index + 1
-    return [*parts, value[start:]]
-
-
-def _unquote(value: str) -> str:
-    if len(value) >= 2 and value[0] == value[-1] == '"':
-        return re.sub(r"\\(.)", r"\1", value[1:-1])
-    return value

@@ -1,4 +1,4 @@
-"""From a tenant's place in the configuration to the settings of its transactions."""
+"""Compiles a tenant's place in the configuration into the settings of its transactions."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def tenant_settings(
     row_security: Mapping[str, str] | None = None,
     role: str | None = None,
 ) -> tuple[Strategy, tuple[tuple[str, str], ...]]:
-    """Compile how a tenant is kept apart into the settings of its transactions.
+    """Compile the isolation of a tenant into the settings of its transactions.
 
     Args:
         schema: The tenant's own schema; None when it has none.
@@ -34,7 +34,7 @@ def tenant_settings(
         The strategy and the pairs, in the order in which they are applied: the role last, since it may lack the
         right to change the others.
     """
-    # There may be 100,000 of them: the usual ones take the short way.
+    # There may be 100,000 tenants: the usual case is fast.
     path = "" if schema is None else '"' + schema.replace('"', '""') + '"'
     if shared_schemas:
         path = ", ".join([*([path] if path else []), *map(quote_identifier, shared_schemas)])
@@ -54,28 +54,28 @@ _NONE: Final = Strategy.NONE
 
 
 def home_of(tenant: Tenant, shared_schemas: Sequence[str] = ()) -> Home:
-    """Where a tenant lives on its datasource, read off the settings of its transactions.
+    """The home of a tenant on its datasource, derived from the settings of its transactions.
 
     Args:
         tenant: The tenant.
-        shared_schemas: Those of its datasource, which are searched after its own.
+        shared_schemas: The schemas of its datasource that follow its own in the search_path.
     """
     schema = role = None
-    has_row_security = False
+    custom: tuple[str, ...] = ()
     for setting, value in tenant.settings:
         if setting == "search_path":
-            # There may be 100,000 of them: the usual one takes the short way.
+            # There may be 100,000 tenants: the usual case is fast.
             names = _QUOTED.findall(value) if shared_schemas else [value[1:-1]]
             schema = names[0].replace('""', '"') if len(names) > len(shared_schemas) else None
         elif setting == "role":
             role = value
         else:
-            has_row_security = True
-    return Home(tenant.name or "", schema, role, has_row_security)
+            custom += (setting,)
+    return Home(tenant.name or "", schema, role, bool(custom), custom)
 
 
 def by_database(tenants: Iterable[Tenant]) -> dict[str, list[Tenant]]:
-    """Tenants by the database that they live in, of a datasource that has many."""
+    """Tenants by database, for a datasource with a database per tenant."""
     found: dict[str, list[Tenant]] = {}
     for tenant in tenants:
         found.setdefault(tenant.database or tenant.name or "", []).append(tenant)

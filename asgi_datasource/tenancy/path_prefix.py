@@ -8,11 +8,11 @@ from starlette.types import Scope
 
 
 def route_path(scope: Scope, root: str | None = None) -> str:
-    """The path as the application's routes know it: without `root_path`, where it is mounted or its tenant stands.
+    """The path that the application's routes match: without `root_path`, which holds mount points and tenant prefixes.
 
     Args:
         scope: The request's scope.
-        root: The application's `root_path`; None takes the scope's, to which the application's own mounts are added.
+        root: The application's `root_path`; None uses the scope's, which the application's own mounts extend.
     """
     path: str = scope["path"]
     if root is None:
@@ -21,6 +21,21 @@ def route_path(scope: Scope, root: str | None = None) -> str:
         return path
     rest = path[len(root) :]
     return path if rest and not rest.startswith("/") else rest or "/"
+
+
+def move_path(scope: Scope, prefix: str) -> Scope:
+    """A copy of the scope with a prefix of the path moved to `root_path`.
+
+    Args:
+        scope: The request's scope.
+        prefix: The prefix that the routes must not see.
+    """
+    root: str = scope.get("root_path", "")
+    path: str = scope["path"]
+    if not path.startswith(root):
+        # A server that predates version 2.3 of the ASGI specification leaves it off; with the prefix it is needed.
+        path = root + path
+    return {**scope, "root_path": root + prefix, "path": path}
 
 
 class PathPrefixes:

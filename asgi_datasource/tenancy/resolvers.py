@@ -1,35 +1,36 @@
-"""Ways to tell the tenant from a request: a header, the path, a query parameter, a cookie, another middleware's word.
+"""Resolvers by header, path, query parameter, cookie, scope entry, constant and function.
 
-Those that read the host are in `domains.py`, the one that reads a signed token in `tokens.py`.
+Resolvers by host are in `domains.py`, the one by signed token is in `tokens.py`.
 """
 
 from __future__ import annotations
 
 import inspect
 from collections.abc import Awaitable, Callable, Mapping
-from typing import Any, Final, cast
+from typing import Any, ClassVar, Final, cast
 from urllib.parse import parse_qsl
 from uuid import UUID
 
 from starlette.types import Scope
 
 from ..errors import DataError, DataErrorKind
-from .resolution import Answer, Resolution, bad_request, duplicate_header
+from .resolution import ANYTHING, NOTHING, Answer, Reads, Resolution, bad_request, duplicate_header
 
 MAX_QUERY_FIELDS: Final = 1000
-"""Most parameters that a query string is searched for; with more it is refused."""
+"""Most parameters of a query string; with more the request is refused."""
 
 
 class HeaderResolver:
     """The tenant is the value of a request header."""
 
-    __slots__ = ("_name",)
+    __slots__ = ("_name", "reads")
 
     def __init__(self, name: str) -> None:
         self._name = name.lower().encode("latin-1")
+        self.reads = Reads((name,))
 
     def __call__(self, scope: Scope, /) -> str | None:
-        # Not `single_header`: this is on the way of every request, and saves it a call.
+        # Inlined `single_header`: this runs for every request.
         name = self._name
         found: bytes | None = None
         for key, value in scope["headers"]:
@@ -41,9 +42,12 @@ class HeaderResolver:
 
 
 class PathPrefixResolver:
-    """The tenant is the path's segment behind a prefix; prefix and segment move to `root_path`."""
+    """The tenant is the path segment after a prefix; prefix and segment move to `root_path`."""
 
     __slots__ = ("_prefix",)
+
+    reads: ClassVar = NOTHING
+    moves_path: ClassVar = True
 
     def __init__(self, prefix: str) -> None:
         self._prefix = "/" + prefix.strip("/") + "/" if prefix.strip("/") else "/"
@@ -68,6 +72,8 @@ class QueryResolver:
 
     __slots__ = ("_name", "_needle")
 
+    reads: ClassVar = NOTHING
+
     def __init__(self, name: str) -> None:
         self._name = name
         self._needle = name.encode()
@@ -77,7 +83,7 @@ class QueryResolver:
         if not query or (self._needle not in query and b"%" not in query):
             return None
         try:
-            # What is no UTF-8 becomes U+FFFD, which stands in no tenant's name that has passed the pattern.
+            # Bytes that are not UTF-8 become U+FFFD, which no valid tenant name contains.
             pairs = parse_qsl(query.decode("latin-1"), errors="replace", max_num_fields=MAX_QUERY_FIELDS)
         except ValueError:
             raise bad_request("the query string has too many parameters") from None
@@ -92,6 +98,8 @@ class CookieResolver:
 
     __slots__ = ("_name",)
 
+    reads: ClassVar = Reads(("Cookie",))
+
     def __init__(self, name: str) -> None:
         self._name = name
 
@@ -103,7 +111,7 @@ def cookie(scope: Scope, name: str) -> str | None:
     """The value of a cookie; HTTP/2 may send cookies in several header lines (RFC 9113, section 8.2.3).
 
     Raises:
-        DataError: TENANT (400): it is there with several values, of different paths or domains.
+        DataError: TENANT (400): the cookie has several values, of different paths or domains.
     """
     found: set[str] = set()
     for key, value in scope["headers"]:
@@ -118,9 +126,11 @@ def cookie(scope: Scope, name: str) -> str | None:
 
 
 class ScopeResolver:
-    """The tenant is what another middleware has put into the scope: `user.tenant_id`."""
+    """The tenant is a value that another middleware has put into the scope: `user.tenant_id`."""
 
     __slots__ = ("_path", "_steps")
+
+    reads: ClassVar = ANYTHING
 
     def __init__(self, path: str) -> None:
         self._path = path
@@ -143,6 +153,8 @@ class FixedResolver:
 
     __slots__ = ("_name",)
 
+    reads: ClassVar = NOTHING
+
     def __init__(self, name: str) -> None:
         self._name = name
 
@@ -151,13 +163,15 @@ class FixedResolver:
 
 
 TenantFunction = Callable[[Scope], str | None | Awaitable[str | None]]
-"""A function of the application's that tells the tenant from the scope; `async` or not."""
+"""A function of the application, sync or async, that returns the tenant's name for a scope."""
 
 
 class CallableResolver:
-    """The tenant is what a function of the application's says, `async` or not, given the scope."""
+    """The tenant is the result of a function of the application, sync or async, for the scope."""
 
     __slots__ = ("_function", "_name")
+
+    reads: ClassVar = ANYTHING
 
     def __init__(self, function: TenantFunction, *, name: str) -> None:
         self._function = function
@@ -184,10 +198,10 @@ class CallableResolver:
 
 
 def as_name(value: object, *, of: str) -> str | None:
-    """A tenant's name out of a value that the application or a token holds; numbers and UUIDs are names as well.
+    """Convert a value of the application or of a token to a tenant's name; numbers and UUIDs are accepted.
 
     Raises:
-        DataError: CONFIG: it can be none.
+        DataError: CONFIG: the value has another type.
     """
     if isinstance(value, str):
         return value or None

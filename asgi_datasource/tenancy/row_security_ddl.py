@@ -1,4 +1,4 @@
-"""The DDL that puts tables under row security, printed for a migration: never run by the library itself."""
+"""The DDL of row security policies, printed for a migration; the library itself never runs it."""
 
 from __future__ import annotations
 
@@ -10,23 +10,23 @@ from typing import Final
 from .isolation import quote_identifier
 
 TYPES: Final = ("text", "uuid", "bigint", "integer")
-"""What the tenant's column may be of."""
+"""The types of a tenant column."""
 
 _SETTING: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_]*(?:\.[A-Za-z_][A-Za-z0-9_]*)+")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PolicyRules:
-    """How rows say whose they are.
+    """The policy of a table: the tenant's setting and column.
 
     Attributes:
-        setting: The custom setting that says which tenant asks, as in the configuration's `row_security`.
-        column: The column that says whose a row is.
-        type: Of that column, one of `TYPES`.
+        setting: The custom setting with the current tenant, as in the configuration's `row_security`.
+        column: The column with the tenant of a row.
+        type: The type of that column, one of `TYPES`.
         policy: The policy's name.
 
     Raises:
-        ValueError: The setting's name or the type is none.
+        ValueError: The setting's name or the type is not valid.
     """
 
     setting: str = "app.tenant"
@@ -42,7 +42,7 @@ class PolicyRules:
 
     @property
     def asking(self) -> str:
-        """The tenant that asks, in SQL; NULL, and so no row, when nobody was set."""
+        """The current tenant as a SQL expression; NULL, which matches no row, while no tenant is set."""
         # Once set, a custom setting reads '' and not NULL in later transactions.
         text = f"nullif(current_setting('{self.setting}', true), '')"
         return text if self.type == "text" else f"{text}::{self.type}"
@@ -53,10 +53,10 @@ def policy_sql(tables: Sequence[str], rules: PolicyRules) -> str:
 
     Args:
         tables: `orders` or `shop.orders`; a quoted name may hold a dot.
-        rules: How rows say whose they are.
+        rules: The policy.
 
     Raises:
-        ValueError: A table's name is none.
+        ValueError: A table's name is not valid.
     """
     return "\n".join(line for table in tables for line in _of_table(split_name(table), rules))
 
@@ -69,7 +69,7 @@ def _of_table(name: tuple[str, ...], rules: PolicyRules) -> Iterator[str]:
     yield f"alter table {table} enable row level security;"
     yield f"alter table {table} force row level security;"
     yield f"drop policy if exists {policy} on {table};"
-    # In a sub-select it is worked out once for the statement, not for each row.
+    # A sub-select is evaluated once for the statement, not for each row.
     yield f"create policy {policy} on {table}"
     yield f"    using ({column} = (select {rules.asking}))"
     yield f"    with check ({column} = (select {rules.asking}));"
@@ -84,10 +84,10 @@ _NAME_PART: Final = re.compile(r'"((?:[^"]|"")+)"|([^".\s]+)')
 
 
 def split_name(written: str) -> tuple[str, ...]:
-    """A table's name as it is written on a command line, taken apart: `shop.orders`, `"my shop".orders`.
+    """Split a table's name from the command line into its parts: `shop.orders`, `"my shop".orders`.
 
     Raises:
-        ValueError: It is none.
+        ValueError: It is not a name.
     """
     parts: list[str] = []
     position = 0

@@ -1,29 +1,31 @@
-"""A tenant, compiled: where it lives and what every one of its transactions is told."""
+"""A compiled tenant: its datasource, and the settings of its transactions."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Final
 
+from ..concurrency.expiring_set import ExpiringSet
+from ..drivers.statements import OWN_SCHEMA
 from ..errors import DataError, DataErrorKind
 
 
 class Strategy(StrEnum):
-    """How a tenant's rows are kept apart from its neighbours' on the same datasource."""
+    """The isolation of a tenant from others on the same datasource."""
 
     NONE = "none"
-    """Nothing is set: the datasource is the tenant's own."""
+    """No isolation: the datasource is the tenant's own."""
     DATABASE = "database"
-    """A database of its own, on a datasource with one for each tenant."""
+    """A database of its own, on a datasource with a database per tenant."""
     SCHEMA = "schema"
     """A schema of its own: `search_path`."""
     ROW_SECURITY = "row_security"
-    """Row security policies that read custom settings, and a role where one is configured."""
+    """Row security policies that read custom settings; with a role, if one is configured."""
 
 
 class TenantState(StrEnum):
-    """What a tenant's requests may do at the moment."""
+    """Whether a tenant's requests may read and write."""
 
     ACTIVE = "active"
     READ_ONLY = "read_only"
@@ -31,26 +33,30 @@ class TenantState(StrEnum):
     SUSPENDED = "suspended"
     """Everything is refused with 403."""
     MOVING = "moving"
-    """Reads are served, writes refused with 503 and Retry-After: it will be somewhere else in a moment."""
+    """Reads are served, writes refused with 503 and Retry-After, until the move to another datasource has ended."""
 
 
 STATES: Final = {state.value: state for state in TenantState}
-"""Every state by its word: there may be 100,000 to look up."""
+"""States by value; faster than `TenantState(...)` for 100,000 tenants."""
 
 
 @dataclass(frozen=True, slots=True)
 class Tenant:
-    """One tenant as the registry knows it.
+    """One tenant of the registry.
 
     Attributes:
-        name: The tenant's name; None for the tenant of requests that name none, where a default datasource allows that.
-        datasource: Name of the datasource that it lives on.
-        strategy: How it is kept apart there.
+        name: The tenant's name; None for the tenant of requests without a name, which needs a default datasource.
+        datasource: The name of its datasource.
+        strategy: Its isolation there.
         settings: Setting and value pairs, applied inside every transaction with `set_config(name, value, true)`,
-            so that nothing of them outlives it (PostgreSQL manual, "System Administration Functions").
-        state: What its requests may do at the moment.
-        max_connections: The most that it may have of each server's pool at a time; None is as many as there are.
-        database: What stands for `{tenant}` in the datasource's URL, where that is one for each tenant.
+            so that they end with it (PostgreSQL manual, "System Administration Functions").
+        state: Whether its requests may read and write.
+        max_connections: Most connections of each server's pool that it may hold at a time; None sets no bound.
+        database: The value of `{tenant}` in the datasource's URL, if that has a database per tenant.
+        schema: Its own schema, first in its `search_path`; None without one. If it does not exist or may not be used,
+            every transaction of the tenant fails, since names would resolve to another schema.
+        missing: The negative cache for its name, used when its schema or database does not exist; None uses none.
+        applied: The settings together with the schema, in the form for drivers; None until `apply` is called.
     """
 
     name: str | None
@@ -60,6 +66,20 @@ class Tenant:
     state: TenantState = TenantState.ACTIVE
     max_connections: int | None = None
     database: str | None = None
+    schema: str | None = field(default=None, compare=False)
+    missing: ExpiringSet[str] | None = field(default=None, compare=False, repr=False)
+    applied: tuple[tuple[str, str], ...] | None = field(default=None, init=False, compare=False, repr=False)
+
+    def apply(self) -> tuple[tuple[str, str], ...]:
+        """Fill `applied` on first use; most of 100,000 tenants are never used by a process."""
+        applied = self.settings if self.schema is None else (*self.settings, (OWN_SCHEMA, self.schema))
+        object.__setattr__(self, "applied", applied)
+        return applied
+
+    def note_failure(self, error: DataError) -> None:
+        """Record in the negative cache that the tenant's schema or database does not exist, if `error` says so."""
+        if self.missing is not None and self.name is not None and error.http_status == 404:
+            self.missing.add(self.name)
 
     def check_served(self) -> None:
         """Refuse a tenant that is not served at all.
@@ -88,5 +108,5 @@ class Tenant:
         self.check_served()
 
     def __repr__(self) -> str:
-        # The values identify customers and are nobody else's business.
+        # Without the settings: their values identify customers.
         return f"Tenant(name={self.name!r}, datasource={self.datasource!r}, strategy={self.strategy.value!r})"

@@ -1,7 +1,7 @@
-"""Tenants told by a signed token (JWT): a claim of it counts only when signature, times, audience and issuer are right.
+"""Resolver by a signed token (JWT): a claim names the tenant, if signature, times, audience and issuer are valid.
 
-The checks are PyJWT's; here are the keys, and which of them may verify which algorithm. Keys come from the
-configuration, or from a JWKS file that is read again when it has changed. Nothing is fetched.
+PyJWT checks the tokens; this module manages the keys, and which key may verify which algorithm. Keys come from the
+configuration, or from a JWKS file that is read again when it has changed. Nothing is fetched over the network.
 
 Sources: RFC 7519 (JWT), RFC 7517 (JWK), RFC 8725 (best current practices), RFC 6750 (bearer tokens).
 """
@@ -19,7 +19,7 @@ from typing import Any, Final, Protocol, cast
 from starlette.types import Scope
 
 from ..errors import ConfigError, DataError, DataErrorKind
-from .resolution import single_header
+from .resolution import Reads, single_header
 from .resolvers import as_name, cookie
 
 logger = logging.getLogger("asgi_datasource.tenancy")
@@ -30,19 +30,19 @@ ALGORITHMS: Final = (
     *("ES256", "ES384", "ES512"),
     "EdDSA",
 )
-"""What may sign a token; `none` is not among them."""
+"""The signature algorithms; `none` is not among them."""
 
 MAX_TOKEN_LENGTH: Final = 16 * 1024
-"""Longest token looked at, in characters."""
+"""Characters of the longest token that is parsed."""
 
 LOOK_EVERY_S: Final = 1.0
-"""Seconds between two looks at a JWKS file."""
+"""Seconds between two checks of a JWKS file for changes."""
 
 _FAMILIES: Final = {"HS": "oct", "RS": "RSA", "PS": "RSA", "ES": "EC", "Ed": "OKP"}
 
 
 def family(algorithm: str) -> str:
-    """The kind of key that an algorithm takes (RFC 7518, section 6.1)."""
+    """The key type of an algorithm (RFC 7518, section 6.1)."""
     return _FAMILIES[algorithm[:2]]
 
 
@@ -50,16 +50,16 @@ class TokenKeys(Protocol):
     """Finds the keys that may have signed a token."""
 
     def candidates(self, key_id: str | None, algorithm: str) -> Sequence[Any]:
-        """Keys to verify with, by PyJWT; none where there is none of that id and kind."""
+        """The keys of an id and key type, for PyJWT; may be empty."""
         ...
 
 
 class FixedKey:
-    """One key, known from the start.
+    """One configured key.
 
     Args:
         key: A shared secret for HS*, a public key in PEM for the others.
-        algorithms: All of one family: a public key must never be taken for a shared secret.
+        algorithms: Algorithms of one family: a public key must never be used as a shared secret.
 
     Raises:
         ConfigError: It cannot be read as a key of that family.
@@ -91,13 +91,13 @@ class _SetKey:
 
 
 class KeySetFile:
-    """The keys of a JWKS file, read again when the file has changed: keys are rotated by writing it anew.
+    """The keys of a JWKS file, read again when the file has changed: keys are rotated by replacing it.
 
-    A file that cannot be read, or that holds nonsense, leaves the keys as they were.
+    A file that cannot be read or parsed leaves the keys unchanged.
 
     Args:
         path: The file.
-        clock: Seconds; looks at the file are `LOOK_EVERY_S` apart.
+        clock: The clock, in seconds, for `LOOK_EVERY_S`.
 
     Raises:
         ConfigError: It cannot be read at the start.
@@ -118,7 +118,7 @@ class KeySetFile:
             ) from None
 
     def candidates(self, key_id: str | None, algorithm: str) -> Sequence[Any]:
-        """The keys of this id and kind; those of every id where the token names none."""
+        """The keys of an id and key type; without an id, all keys of the type."""
         self._look()
         return [
             key.key
@@ -144,7 +144,7 @@ class KeySetFile:
 
 def _stamp(path: Path) -> tuple[int, int, int]:
     status = path.stat()
-    # A file that is replaced by renaming may be as old and as long as the one before.
+    # A file that was replaced by renaming may have the same time and size as the old one.
     return status.st_mtime_ns, status.st_size, status.st_ino
 
 
@@ -154,13 +154,16 @@ def _reason(error: Exception) -> str:
 
 def _read_key_set(path: Path) -> list[_SetKey]:
     jwt = import_jwt()
-    document: Any = json.loads(path.read_bytes())
+    try:
+        document: Any = json.loads(path.read_bytes())
+    except RecursionError:
+        raise ValueError("nested too deep") from None
     entries: object = cast("dict[str, object]", document).get("keys") if isinstance(document, dict) else None
     if not isinstance(entries, list):
         raise ValueError("no keys")
     keys: list[_SetKey] = []
     for entry in cast("list[object]", entries):
-        # Keys of kinds that are not known here are passed over (RFC 7517, section 5).
+        # Keys of unknown types are ignored (RFC 7517, section 5).
         if not isinstance(entry, dict):
             continue
         described = cast("dict[str, Any]", entry)
@@ -171,7 +174,7 @@ def _read_key_set(path: Path) -> list[_SetKey]:
         except (jwt.PyJWTError, ValueError, TypeError, NotImplementedError):
             continue
         kind: str = described["kty"]
-        # The curve of an EC key goes with one algorithm; an RSA key without `alg` may be used with several.
+        # The curve of an EC key determines the algorithm; an RSA key without `alg` may be used with several.
         algorithm = described.get("alg") or (key.algorithm_name if kind == "EC" else None)
         keys.append(_SetKey(described.get("kid"), kind, algorithm, key.key))
     if not keys:
@@ -181,17 +184,17 @@ def _read_key_set(path: Path) -> list[_SetKey]:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TokenRules:
-    """What makes a token count.
+    """The rules for valid tokens.
 
     Attributes:
-        claim: The claim that names the tenant: its name as it is, or else a path of names with dots in between.
-        algorithms: Those that may have signed it.
-        audience: One of these has to be in `aud`; empty asks nothing, and refuses no token that has one.
-        issuer: What `iss` has to be; None asks nothing.
-        leeway_s: Seconds by which clocks may differ.
-        required: Claims that have to be there.
-        header: The header that carries it, `Authorization` with the scheme Bearer in front.
-        cookie: The cookie that carries it, in place of a header.
+        claim: The claim that names the tenant: its literal name, or else a path of names with dots in between.
+        algorithms: The accepted algorithms.
+        audience: Accepted values of `aud`; empty accepts any, and tokens without one.
+        issuer: The required `iss`; None accepts any.
+        leeway_s: Tolerated clock difference, in seconds.
+        required: Required claims.
+        header: The header with the token; in `Authorization` after the scheme Bearer.
+        cookie: The cookie with the token, instead of a header.
     """
 
     claim: str
@@ -205,9 +208,9 @@ class TokenRules:
 
 
 class TokenResolver:
-    """The tenant is a claim of a signed token. Without one it says nothing; one that does not count is answered 401."""
+    """The tenant is a claim of a signed token. None without a token; an invalid token is refused with 401."""
 
-    __slots__ = ("_header", "_is_bearer", "_jwt", "_keys", "_path", "_rules")
+    __slots__ = ("_header", "_is_bearer", "_jwt", "_keys", "_path", "_rules", "reads")
 
     def __init__(self, rules: TokenRules, keys: TokenKeys) -> None:
         self._jwt = import_jwt()
@@ -216,6 +219,7 @@ class TokenResolver:
         self._path = rules.claim.split(".")
         self._header = rules.header.lower().encode("latin-1")
         self._is_bearer = self._header == b"authorization"
+        self.reads = Reads((rules.header if rules.cookie is None else "Cookie",))
 
     def __call__(self, scope: Scope, /) -> str | None:
         token = self._token(scope)
@@ -252,8 +256,12 @@ class TokenResolver:
             algorithm, key_id = header.get("alg"), header.get("kid")
             if algorithm not in rules.algorithms:
                 raise self._refusal("it is signed by an algorithm that is not allowed")
+            if "crit" in header:
+                # `crit` names extensions that must be understood, and none is supported (RFC 7515, section 4.1.11).
+                raise self._refusal("it names an extension that is not known")
             keys = self._keys.candidates(key_id, algorithm)
-        except (jwt.PyJWTError, ValueError, TypeError):
+        except (jwt.PyJWTError, ValueError, TypeError, RecursionError):
+            # Deeply nested JSON in the unverified header exceeds Python's recursion limit.
             raise self._refusal("it cannot be read") from None
         options: Any = {"require": list(rules.required), "verify_aud": bool(rules.audience)}
         problem = "no key of that name is known"
@@ -268,16 +276,20 @@ class TokenResolver:
                     leeway=rules.leeway_s,
                     options=options,
                 )
-                return claims
             except jwt.InvalidSignatureError:
                 problem = "its signature is wrong"
-            except (jwt.PyJWTError, ValueError, TypeError, OverflowError) as error:
-                # A claim of the wrong type makes some of PyJWT's own checks fail in ways of their own.
+            except (jwt.PyJWTError, ValueError, TypeError, OverflowError, RecursionError) as error:
+                # A claim of the wrong type makes some checks of PyJWT raise other exceptions.
                 raise self._refusal(_PROBLEMS.get(type(error).__name__, "it does not count here")) from None
+            else:
+                # Second check: some releases of PyJWT have accepted a substring of the issuer.
+                if rules.issuer is not None and claims.get("iss") != rules.issuer:
+                    raise self._refusal(_PROBLEMS["InvalidIssuerError"])
+                return claims
         raise self._refusal(problem)
 
     def _refusal(self, problem: str) -> DataError:
-        # Nothing of the token in it: whoever reads the log could use it.
+        # Contains no part of the token, which a reader of the log could use.
         return DataError(DataErrorKind.TENANT, f"the request's token is refused: {problem}", http_status=401)
 
 

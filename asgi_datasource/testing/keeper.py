@@ -1,8 +1,8 @@
-"""Ends the servers of a cluster when the process that started them is gone, and the process tools for it.
+"""Ends the servers of a cluster after the process that started them; and the process functions for that.
 
-Run as a script beside every cluster: it waits until its standard input closes or its parent is another one, which
-happens however the test run ends (exit, Ctrl-C, SIGKILL), then stops what still runs and removes the data. It needs
-only the standard library, so that it starts in a few milliseconds.
+Runs as a script beside every cluster: it waits until its standard input closes or its parent process changes, which
+happens for any end of the test run (exit, Ctrl-C, SIGKILL), then ends the remaining servers and removes the data. It
+uses the standard library only, so that it starts in a few milliseconds.
 
 `prctl(PR_SET_PDEATHSIG)` is not used: the signal comes when the *thread* that started the server ends, and the threads
 of a test's event loop end long before the run does.
@@ -25,11 +25,11 @@ from typing import Final
 
 _HAS_PROC: Final = Path("/proc/self/stat").exists()
 GRACE_S: Final = 5.0
-"""How long a server may take to end after SIGQUIT before its tree is killed; as long as it waits for a child itself."""
+"""Seconds until a server is killed after SIGQUIT; as long as the server waits for its own children."""
 
 
 def is_alive(pid: int) -> bool:
-    """Whether this process exists and is no zombie that only waits for its parent."""
+    """Whether this process exists and is not a zombie."""
     try:
         os.kill(pid, 0)
     except ProcessLookupError:
@@ -40,7 +40,7 @@ def is_alive(pid: int) -> bool:
 
 
 def process_tree(pid: int) -> list[int]:
-    """This process and everything below it, parents first."""
+    """This process and its descendants, parents first."""
     tree = [pid]
     for parent in tree:
         tree += _children(parent)
@@ -48,9 +48,9 @@ def process_tree(pid: int) -> list[int]:
 
 
 def signal_tree(pid: int, number: int) -> None:
-    """Send a signal to this process and everything below it; after SIGSTOP and SIGKILL, wait until it has worked.
+    """Send a signal to this process and its descendants; for SIGSTOP and SIGKILL, wait for the effect.
 
-    The top is stopped first: a postmaster that keeps forking would leave a child out.
+    The top is stopped first: a postmaster that keeps forking would otherwise miss a child.
     """
     if number != signal.SIGCONT:
         _send(pid, signal.SIGSTOP)
@@ -61,7 +61,7 @@ def signal_tree(pid: int, number: int) -> None:
     if number == signal.SIGSTOP:
         _wait(lambda: all(_state(member) in "TZ" for member in tree))
     elif number == signal.SIGKILL:
-        # The next server on the same data would find their shared memory still in use.
+        # The next server on the same data would find their shared memory in use.
         _wait(lambda: not any(is_alive(member) for member in tree))
 
 
@@ -69,8 +69,8 @@ def end_server(data_dir: Path, *, grace_s: float = GRACE_S) -> None:
     """End the server that runs on this data directory, frozen or not, without a checkpoint.
 
     Args:
-        data_dir: Where its `postmaster.pid` is; nothing happens when no server of this directory runs.
-        grace_s: Seconds until what is left is killed.
+        data_dir: Directory of `postmaster.pid`; without a running server nothing happens.
+        grace_s: Seconds until the remaining processes are killed.
     """
     pid = server_pid(data_dir)
     if pid is not None:
@@ -78,7 +78,7 @@ def end_server(data_dir: Path, *, grace_s: float = GRACE_S) -> None:
         quit_server(data_dir)
         _wait(lambda: not is_alive(pid), grace_s)
         for member in tree:
-            # A child that outlived its postmaster; one whose number was handed out again is not ours to end.
+            # A child that outlived its postmaster; a reused pid belongs to another process.
             if is_alive(member) and _runs_in(member, data_dir):
                 _send(member, signal.SIGKILL)
     end_stragglers(data_dir)
@@ -86,7 +86,7 @@ def end_server(data_dir: Path, *, grace_s: float = GRACE_S) -> None:
 
 
 def quit_server(data_dir: Path) -> None:
-    """Tell the server on this data directory to end at once, without waiting for it."""
+    """Make the server on this data directory end at once, without waiting for it."""
     pid = server_pid(data_dir)
     if pid is not None:
         for member in process_tree(pid):
@@ -95,7 +95,7 @@ def quit_server(data_dir: Path) -> None:
 
 
 def server_pid(data_dir: Path) -> int | None:
-    """The pid of the server that runs on this data directory, or None."""
+    """The pid of the server on this data directory; None if none runs."""
     try:
         pid = int((data_dir / "postmaster.pid").read_text(encoding="utf-8").splitlines()[0])
     except (OSError, ValueError, IndexError):
@@ -104,9 +104,9 @@ def server_pid(data_dir: Path) -> int | None:
 
 
 def server_status(data_dir: Path, pid: int) -> str:
-    """What the server that runs as `pid` last said of itself: `starting`, `ready`, `stopping`, or nothing.
+    """The last status of the server with this pid: `starting`, `ready`, `stopping`, or nothing.
 
-    The file may still be the one of a server that was killed before: whose it is and what it says come from one read.
+    The file may be that of an earlier server that was killed: pid and status come from one read.
 
     Source: PostgreSQL source, src/include/utils/pidfile.h (the lines of postmaster.pid; `pg_ctl -w` reads the same).
     """
@@ -118,7 +118,7 @@ def server_status(data_dir: Path, pid: int) -> str:
 
 
 def end_stragglers(data_dir: Path, *, grace_s: float = GRACE_S) -> None:
-    """End what is left of a server whose postmaster is gone: its children leave by themselves unless frozen."""
+    """End the children of a server whose postmaster has ended: only frozen ones do not end by themselves."""
     for pid in _processes_in(data_dir):
         _send(pid, signal.SIGCONT)
     if not _wait(lambda: not _processes_in(data_dir), grace_s):
@@ -127,7 +127,7 @@ def end_stragglers(data_dir: Path, *, grace_s: float = GRACE_S) -> None:
 
 
 def _state(pid: int) -> str:
-    """The kernel's letter for what a process does: T is stopped, Z a zombie, or gone, or unknown without procfs."""
+    """The kernel's letter for a process state: T is stopped, Z is a zombie or gone, or unknown without procfs."""
     try:
         stat = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
     except OSError:
@@ -145,7 +145,7 @@ def _wait(is_done: Callable[[], bool], timeout_s: float = GRACE_S) -> bool:
 
 
 def _processes_in(data_dir: Path) -> list[int]:
-    """Every process that works in this data directory, as all of a server's do."""
+    """Every process that runs in this data directory, as all processes of a server do."""
     numbers = [int(path.name) for path in Path("/proc").iterdir() if path.name.isdigit()] if _HAS_PROC else []
     return [pid for pid in numbers if _state(pid) != "Z" and _runs_in(pid, data_dir)]
 
@@ -161,14 +161,14 @@ def _children(pid: int) -> list[int]:
     except OSError:
         if _HAS_PROC:
             return []
-        # macOS: `ps` knows.
+        # macOS has no procfs.
         table = subprocess.run(["ps", "-axo", "pid=,ppid="], capture_output=True, text=True, check=True).stdout
         return [int(row.split()[0]) for row in table.splitlines() if int(row.split()[1]) == pid]
     return [int(child) for child in listed.split()]
 
 
 def _runs_in(pid: int, data_dir: Path) -> bool:
-    """Whether this process is a server of this directory: pids are handed out again, and we end only our own."""
+    """Whether this process belongs to the server of this directory: pids are reused."""
     try:
         return Path(f"/proc/{pid}/cwd").samefile(data_dir)
     except OSError:
@@ -176,14 +176,14 @@ def _runs_in(pid: int, data_dir: Path) -> bool:
 
 
 def _release_shared_memory(data_dir: Path) -> None:
-    """Remove the System V segment that a killed server leaves behind: the kernel keeps it, and has 4096 in all."""
+    """Remove the System V segment that a killed server leaves behind: the kernel keeps it, and allows 4096 in all."""
     try:
         lines = (data_dir / "postmaster.pid").read_text(encoding="utf-8").splitlines()
         key, segment = (int(number) for number in lines[6].split())
     except (OSError, ValueError, IndexError):
         return
     libc = ctypes.CDLL(None)
-    # Asking by key first: a segment number alone could by now be another program's.
+    # Look it up by key first: the segment number alone may belong to another program by now.
     if libc.shmget(ctypes.c_int(key), ctypes.c_size_t(0), 0) == segment:
         libc.shmctl(segment, 0, None)
 
@@ -191,7 +191,7 @@ def _release_shared_memory(data_dir: Path) -> None:
 def main(root: Path) -> None:
     """Wait for the end of the parent, then end every server below `root` and remove it."""
     parent = os.getppid()
-    # The second question covers a forked child of the parent, which holds our standard input open.
+    # The second condition covers a forked child of the parent, which keeps our standard input open.
     while os.getppid() == parent:
         readable, _, _ = select.select([sys.stdin], [], [], 0.5)
         if readable and not os.read(sys.stdin.fileno(), 64):
@@ -206,7 +206,7 @@ def main(root: Path) -> None:
 
 
 if __name__ == "__main__":
-    # Signals that a terminal or a service manager sends to everybody must not end it before its work is done.
+    # Signals that a terminal or service manager sends to the whole group must not end this process early.
     for _number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(_number, signal.SIG_IGN)
     main(Path(sys.argv[1]))

@@ -14,18 +14,18 @@ from .protocol import RoundTripCounter
 _HIGH_WATER: Final = 1 << 20
 _RESET_ON_CLOSE: Final = struct.pack("ii", 1, 0)
 _END: Final = b""
-"""In a queue: the sender has closed its side."""
+"""Queue item: the sender has closed its side."""
 
 
 class Direction(StrEnum):
-    """Which way bytes go."""
+    """Direction of the bytes."""
 
     TO_SERVER = "to_server"
     TO_CLIENT = "to_client"
 
 
 class Owner(Protocol):
-    """What a connection asks of the proxy that it belongs to."""
+    """The proxy as its connections use it."""
 
     @property
     def target(self) -> tuple[str, int]:
@@ -39,22 +39,22 @@ class Owner(Protocol):
         """Both sides of a connection are closed."""
 
     def is_stopped(self, direction: Direction) -> bool:
-        """Whether nothing may pass this way, on any connection."""
+        """Whether all connections are stopped in this direction."""
         ...
 
     def inspect(self, link: Link, data: bytes) -> None:
-        """Look at what a client sent, before it goes to the server."""
+        """Inspect what a client sent, before it goes to the server."""
 
     def delay(self, pipe: Pipe, data: bytes) -> bool:
-        """Deliver later, when there is a delay; False when it can go at once."""
+        """Schedule a late delivery if there is a delay; False for delivery at once."""
         ...
 
     def note_holding(self) -> None:
-        """Something is kept back."""
+        """Data is held back."""
 
 
 class Link:
-    """One client's connection and the one to the server that belongs to it."""
+    """One client's connection and its connection to the server."""
 
     __slots__ = ("client", "connecting", "counter", "is_cut", "proxy", "server", "to_client", "to_server")
 
@@ -72,7 +72,7 @@ class Link:
 
     @property
     def is_holding(self) -> bool:
-        """Whether something of it is kept back."""
+        """Whether some of its data is held back."""
         return not self.is_cut and (self.to_server.is_holding or self.to_client.is_holding)
 
     def opened(self, side: Side) -> None:
@@ -80,28 +80,28 @@ class Link:
         if side is self.client:
             self.proxy.opened(self)
             if self.is_cut:
-                # At once: the proxy is being stopped.
+                # The proxy is being stopped.
                 return
             self.connecting = asyncio.get_running_loop().create_task(self._connect())
-            # Not behind the task's own end: one that is cancelled before it has begun has none.
+            # A callback, because a task that is cancelled before its first step runs no `finally`.
             self.connecting.add_done_callback(self._connected)
         else:
             self.connecting = None
-            # Also when the client has gone already: one that asks for a cancellation need not wait for the answer.
+            # Even if the client has gone: the sender of a cancel request need not wait for the answer.
             self.to_server.drain()
 
     def lost(self, side: Side) -> None:
-        """One side is closed: pass that on, after what it sent; say so when both are."""
+        """One side is closed: close the other after the remaining data; finish when both are closed."""
         side.outgoing.feed(_END)
         self.settle()
 
     def settle(self) -> None:
-        """Leave the proxy's books once both sides are closed."""
+        """Unregister from the proxy once both sides are closed."""
         if self.client.is_lost and self.connecting is None and (self.server.transport is None or self.server.is_lost):
             self.proxy.closed(self)
 
     def reset(self) -> None:
-        """Close both sides with a TCP reset; nothing more passes."""
+        """Close both sides with a TCP reset; remaining data is dropped."""
         self.is_cut = True
         if self.connecting is not None:
             self.connecting.cancel()
@@ -114,11 +114,11 @@ class Link:
     def _connected(self, task: asyncio.Task[None]) -> None:
         self.connecting = None
         if not task.cancelled() and task.exception() is not None:
-            # What the server would have said to the client itself: refused, and all that is left is to close.
+            # The server has refused the connection: close the client's as well.
             self.client.reset()
         if self.is_cut:
             self.server.reset()
-            # uvloop never tells of the end of a connection whose making was cancelled.
+            # uvloop reports no end of a connection whose connect was cancelled.
             self.server.is_lost = self.server.is_lost or task.cancelled()
         self.settle()
 
@@ -137,7 +137,7 @@ class Side(asyncio.Protocol):
         self._is_reading = True
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        # A cast: uvloop's transports are not of asyncio's classes.
+        # A cast: uvloop's transports do not inherit asyncio's classes.
         self.transport = cast(asyncio.Transport, transport)
         self.transport.set_write_buffer_limits(high=_HIGH_WATER)
         self.link.opened(self)
@@ -157,11 +157,11 @@ class Side(asyncio.Protocol):
 
     @property
     def _incoming(self) -> Pipe:
-        """What brings the bytes that are written here."""
+        """The pipe whose bytes are written here."""
         return self.link.to_server if self is self.link.server else self.link.to_client
 
     def read(self, is_wanted: bool) -> None:
-        """Go on reading, or let the sender wait."""
+        """Resume or pause reading."""
         if self.transport is None or self.is_lost or is_wanted == self._is_reading:
             return
         self._is_reading = is_wanted
@@ -205,11 +205,11 @@ class Pipe:
         self._is_congested = False
         self.is_stopped = False
         self.late = 0
-        """Pieces under way in the proxy's delay; a later one must not overtake them."""
+        """Number of delayed pieces in the proxy; later ones must not overtake them."""
 
     @property
     def is_holding(self) -> bool:
-        """Whether something is kept back, and not only because the server's side is still connecting."""
+        """Whether data is held back, other than because the server's side is still connecting."""
         return bool(self._held) and (self.is_stopped or self._link.proxy.is_stopped(self._direction))
 
     def feed(self, data: bytes) -> None:
@@ -220,7 +220,7 @@ class Pipe:
             self.deliver(data)
 
     def deliver(self, data: bytes) -> None:
-        """Hand over to the sink, unless that is stopped or not there yet."""
+        """Write to the sink, unless the direction is stopped or the sink is not connected yet."""
         proxy = self._link.proxy
         if self._link.is_cut:
             return
@@ -235,7 +235,7 @@ class Pipe:
             self._write(data)
 
     def drain(self) -> None:
-        """Hand over what was kept back."""
+        """Write what was held back."""
         if self.is_stopped or self._link.proxy.is_stopped(self._direction) or self._sink.transport is None:
             return
         while self._held:
@@ -244,7 +244,7 @@ class Pipe:
         self._pace()
 
     def congest(self, is_congested: bool) -> None:
-        """The sink takes no more for now, or takes it again."""
+        """The sink's write buffer is full, or has room again."""
         self._is_congested = is_congested
         self._pace()
 
@@ -264,6 +264,7 @@ class Pipe:
             transport.close()
             return
         if self._direction is Direction.TO_CLIENT:
-            # Counted when the client gets it, not when the server sent it: what it sends meanwhile did not wait.
+            # Counted when the client gets it, not when the server sent it: the client sends before that without
+            # waiting.
             self._link.counter.from_server(data)
         transport.write(data)

@@ -1,4 +1,4 @@
-"""A real uvicorn around an application, for tests: on a free port, in this event loop or in a thread of its own."""
+"""A real uvicorn for an application under test: on a free port, in this event loop or in a thread."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ LoopKind = Literal["asyncio", "uvloop"]
 
 
 class ServeError(RuntimeError):
-    """Raised when an application does not start up; the message says why."""
+    """Raised when an application does not start; the message has the reason."""
 
 
 class _Uvicorn(uvicorn.Server):
-    """A uvicorn that leaves the process's signals alone and stops as soon as it is told to."""
+    """A uvicorn without signal handlers that stops at once on request."""
 
     def __init__(self, config: uvicorn.Config) -> None:
         super().__init__(config)
@@ -41,7 +41,7 @@ class _Uvicorn(uvicorn.Server):
         try:
             await super().startup(sockets)
         except SystemExit:
-            # Its way to say that the application did not start; out of a task, it would end the whole event loop.
+            # uvicorn raises SystemExit if the application did not start; in a task that would end the event loop.
             self.should_exit = True
         self.is_up.set()
 
@@ -60,11 +60,11 @@ class _Uvicorn(uvicorn.Server):
 
 
 class RunningServer:
-    """An application that is being served.
+    """A running server with its application.
 
     Attributes:
         port: The port of 127.0.0.1.
-        uvicorn: The server itself: `uvicorn.server_state.connections` are the open ones.
+        uvicorn: The uvicorn server; `uvicorn.server_state.connections` are its open connections.
     """
 
     def __init__(self, port: int, server: uvicorn.Server) -> None:
@@ -73,7 +73,7 @@ class RunningServer:
 
     @property
     def url(self) -> str:
-        """`http://127.0.0.1:port`, without a slash at the end."""
+        """`http://127.0.0.1:port`, without a trailing slash."""
         return f"http://{HOST}:{self.port}"
 
 
@@ -89,18 +89,18 @@ async def serve(
 
     Args:
         app: The ASGI application.
-        lifespan: As uvicorn's: `on` makes an application without lifespan an error.
-        shutdown_timeout_s: How long requests in flight may take at the end, before their tasks are cancelled.
-        options: More of `uvicorn.Config`'s: `root_path`, `headers`, `ws`, `limit_concurrency`.
+        lifespan: As uvicorn's option: with `on`, an application without lifespan is an error.
+        shutdown_timeout_s: Seconds for requests in progress at the end; then their tasks are cancelled.
+        options: Other options of `uvicorn.Config`: `root_path`, `headers`, `ws`, `limit_concurrency`.
 
     Raises:
-        ServeError: The application did not start; the message says why.
+        ServeError: The application did not start; the message has the reason.
     """
     failures: list[str] = []
     settings: dict[str, Any] = {
         "lifespan": lifespan,
         "timeout_graceful_shutdown": shutdown_timeout_s,
-        # The test run's logging stays as it is.
+        # Keep the test run's logging configuration.
         "log_config": None,
         "access_log": False,
         **options,
@@ -122,7 +122,7 @@ async def serve(
             yield RunningServer(port, server)
         finally:
             server.leave()
-            # Shielded: a second cancellation must not stop uvicorn half-way, with its sockets open.
+            # Shielded: a second cancellation must not interrupt uvicorn's shutdown with open sockets.
             await asyncio.shield(serving)
 
 
@@ -133,7 +133,7 @@ async def _first(serving: asyncio.Task[None], is_up: asyncio.Event) -> None:
 
 
 def _watch_lifespan(app: ASGIApp, failures: list[str]) -> ASGIApp:
-    """The application, unchanged but for a note of what its start-up said when it failed; uvicorn only logs that."""
+    """Wrap the application to record the message of a failed start-up, which uvicorn only logs."""
 
     async def watched(scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "lifespan":
@@ -151,15 +151,15 @@ def _watch_lifespan(app: ASGIApp, failures: list[str]) -> ASGIApp:
 
 
 class LiveServer:
-    """An application served by uvicorn in a thread of its own, for code without an event loop.
+    """An application served by uvicorn in a thread, for code without an event loop.
 
     Args:
         app: The ASGI application.
-        loop: Which event loop the thread runs.
+        loop: Event loop of the thread.
         options: As for `serve`.
 
     Raises:
-        ServeError: The application did not start; the message says why.
+        ServeError: The application did not start; the message has the reason.
     """
 
     def __init__(self, app: ASGIApp, *, loop: LoopKind = "asyncio", **options: Any) -> None:
@@ -174,7 +174,7 @@ class LiveServer:
 
     @property
     def url(self) -> str:
-        """`http://127.0.0.1:port`, without a slash at the end."""
+        """`http://127.0.0.1:port`, without a trailing slash."""
         return f"http://{HOST}:{self.port}"
 
     def start(self) -> None:
@@ -187,7 +187,7 @@ class LiveServer:
             raise self._error
 
     def stop(self) -> None:
-        """Stop, after the requests in flight."""
+        """Stop after the requests in progress."""
         if self._thread is not None:
             self._stop()
             self._thread.join()

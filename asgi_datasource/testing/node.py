@@ -1,4 +1,4 @@
-"""One server of a cluster for async code: every call runs in a worker thread, the event loop goes on."""
+"""One server of a cluster for async code: every call runs in a worker thread."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from .template import ORDINARY_ROLE, SUPERUSER
 class Node:
     """One server of a cluster: the primary or a replica.
 
-    Whatever is done to it is undone when the cluster ends: a frozen server is thawed, a killed one removed.
+    All faults are undone when the cluster ends: a frozen server is thawed, a killed one removed.
 
     Attributes:
-        name: `primary`, `r1`, `r2`: what it was at the start, also after a promotion.
+        name: `primary`, `r1`, `r2`: the role at the start, even after a promotion.
         blocking: The same server for code without an event loop.
-        upstream: The node it streams from; None for a primary.
+        upstream: The node that it streams from; None for a primary.
     """
 
     def __init__(self, server: Server, *, binaries: Binaries, user: RunAs, upstream: Node | None = None) -> None:
@@ -44,22 +44,22 @@ class Node:
 
     @property
     def port(self) -> int:
-        """Its port, the same after every restart."""
+        """Its port; constant across restarts."""
         return self.blocking.port
 
     @property
     def state(self) -> ServerState:
-        """What it is doing; a server that ended by itself is STOPPED."""
+        """Its state; a server that ended by itself is STOPPED."""
         return self.blocking.state
 
     @property
     def pid(self) -> int | None:
-        """The pid of its postmaster; None when it does not run."""
+        """The pid of its postmaster; None if it is not running."""
         return self.blocking.pid
 
     @property
     def log(self) -> str:
-        """All that it has logged so far."""
+        """Its complete log so far."""
         return self.blocking.log
 
     def url(self, dbname: str = "postgres", user: str = ORDINARY_ROLE, **parameters: str | int) -> str:
@@ -81,19 +81,19 @@ class Node:
         await asyncio.to_thread(self.blocking.restart, mode)
 
     async def kill(self) -> None:
-        """SIGKILL to every process of it at once, as when its machine loses power."""
+        """Send SIGKILL to all its processes at once, as in a power failure."""
         await asyncio.to_thread(self.blocking.kill)
 
     async def freeze(self) -> None:
-        """SIGSTOP to every process of it: sockets stay open, the kernel acknowledges, nobody answers."""
+        """Send SIGSTOP to all its processes: sockets stay open, the kernel acknowledges data, no process answers."""
         await asyncio.to_thread(self.blocking.freeze)
 
     async def thaw(self) -> None:
-        """SIGCONT to every process of it; nothing happens when it is not frozen."""
+        """Send SIGCONT to all its processes; does nothing if it is not frozen."""
         await asyncio.to_thread(self.blocking.thaw)
 
     async def terminate_backends(self, dbname: str | None = None) -> int:
-        """End every client's session (57P01), wait until they are gone, and tell how many there were."""
+        """Terminate all client sessions (57P01), wait until they have ended, and return their number."""
         return await asyncio.to_thread(self.blocking.terminate_backends, dbname)
 
     async def configure(self, **settings: Setting | None) -> None:
@@ -103,7 +103,7 @@ class Node:
     # -- replication ----------------------------------------------------------------------------------------------
 
     async def pause_replay(self) -> None:
-        """Stop replaying what is received, and wait until nothing more is replayed: its rows are stale from now on."""
+        """Pause replay, and wait until nothing more is replayed: reads are stale from then on."""
         await self.sql("select pg_wal_replay_pause()")
         await asyncio.to_thread(
             until,
@@ -113,39 +113,39 @@ class Node:
         )
 
     async def resume_replay(self) -> None:
-        """Replay again."""
+        """Resume replay."""
         await self.sql("select pg_wal_replay_resume()")
 
     async def delay_replay(self, milliseconds: int) -> None:
-        """Replay every commit this much later than it was made; 0 ends it (`recovery_min_apply_delay`)."""
+        """Replay every commit this much later than it was made; 0 disables the delay (`recovery_min_apply_delay`)."""
         await self.configure(recovery_min_apply_delay=f"{milliseconds}ms")
 
     async def promote(self) -> None:
-        """Make a primary of this replica, on a new timeline; the others stream on from where they did (`follow`)."""
+        """Promote this replica, on a new timeline; other replicas do not change their upstream (see `follow`)."""
         if not await self.value("select pg_promote(true, 30)"):
             raise ClusterError(f"server {self.name!r} was not promoted:\n{self.log[-2000:]}")
         self.upstream = None
 
     async def follow(self, primary: Node, *, rebuild: bool = False) -> None:
-        """Stream from this primary from now on; a server that does not run is started.
+        """Stream from this primary from now on; a stopped server is started.
 
         Args:
             primary: The new primary, after its `promote`.
-            rebuild: Replace its data by a copy of the primary's (`pg_basebackup`), as is always done with a former
-                primary: it may hold commits that the new one never saw. A replica only needs it when it had received
-                more than the new primary had.
+            rebuild: Replace the data with a copy of the primary's (`pg_basebackup`). A former primary is always
+                rebuilt, because it may have commits that the new one does not have. A replica needs it only if it had
+                received more than the new primary.
         """
         await asyncio.to_thread(self._follow, primary, rebuild=rebuild)
 
     async def wal_position(self) -> str:
-        """How far its WAL is written (a primary) or replayed (a standby), as PostgreSQL prints it: 0/3000148."""
+        """Its WAL position, written (primary) or replayed (standby), as PostgreSQL prints it: 0/3000148."""
         return await asyncio.to_thread(self.blocking.wal_position)
 
     async def is_standby(self) -> bool:
         """Whether it is in recovery."""
         return await asyncio.to_thread(self.blocking.is_standby)
 
-    # -- questions ------------------------------------------------------------------------------------------------
+    # -- queries --------------------------------------------------------------------------------------------------
 
     async def sql(
         self,
@@ -155,25 +155,25 @@ class Node:
         dbname: str = "postgres",
         user: str = SUPERUSER,
     ) -> list[TupleRow]:
-        """Run SQL on a connection of its own, as the superuser unless told otherwise (see `Server.sql`)."""
+        """Run SQL on a new connection, by default as the superuser (see `Server.sql`)."""
         return await asyncio.to_thread(self.blocking.sql, query, parameters, dbname=dbname, user=user)
 
     async def value(self, query: Query, parameters: Parameters | None = None, *, dbname: str = "postgres") -> Any:
-        """The first column of the first row; None when there is no row."""
+        """The first column of the first row; None without a row."""
         return await asyncio.to_thread(self.blocking.value, query, parameters, dbname=dbname)
 
-    # -- inside ---------------------------------------------------------------------------------------------------
+    # -- internals ------------------------------------------------------------------------------------------------
 
     def stream_from(self, primary: Node) -> None:
-        """Write down where to stream from, through a slot that the primary must have by the time it starts."""
+        """Configure its upstream and the replication slot, which the primary must have by the time it starts."""
         self.upstream = primary
         self.blocking.make_standby()
         url = primary.blocking.url("postgres", SUPERUSER, application_name=self.name)
-        # libpq's replication connection ignores the database, and a URL is one of its two spellings.
+        # libpq's replication connection ignores the database; a URL is one of its two notations.
         self.blocking.set_quietly(primary_conninfo=url, primary_slot_name=self.name)
 
     def add_slot(self, name: str) -> None:
-        """Give a replica its replication slot, so that what it needs is kept while it is away."""
+        """Create a replica's replication slot, so that its WAL is kept while it is away."""
         self.blocking.sql(
             "select pg_create_physical_replication_slot(%(name)s, true) "
             "where not exists (select 1 from pg_replication_slots where slot_name = %(name)s)",
@@ -198,6 +198,6 @@ class Node:
         run(
             self._user,
             [program, *where, "--checkpoint=fast", "--no-sync", "--wal-method=stream"],
-            # Not among the arguments: every user of the machine can read those.
+            # Not as an argument: all users of the machine can read those.
             variables={"PGPASSWORD": primary.blocking.password(SUPERUSER)},
         )

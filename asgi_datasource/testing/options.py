@@ -1,4 +1,4 @@
-"""The arguments of `EmbeddedCluster`, for those who pass them on."""
+"""The keyword arguments of `EmbeddedCluster` as a type."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from .settings import Setting
 
 
 class ClusterOptions(TypedDict, total=False):
-    """Keyword arguments of `EmbeddedCluster`; each means what it means there."""
+    """Keyword arguments of `EmbeddedCluster`, with the same meaning."""
 
     replicas: int
     version: int | None

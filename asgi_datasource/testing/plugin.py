@@ -1,7 +1,7 @@
 """The pytest plugin: a PostgreSQL cluster for the test run, a fresh database for each test.
 
-It is registered by its entry point, so it is loaded in every test run of everybody who has the library installed: it
-imports nothing but pytest until a test asks for one of its fixtures, and changes nothing for those that do not.
+Its entry point loads it in every test run in an environment with this library: it imports only pytest until a test
+uses one of its fixtures, and does not affect other tests.
 
 Override a fixture in a `conftest.py` to change what it makes:
 
@@ -26,11 +26,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Database:
-    """A database of its own for one test, dropped after it.
+    """The database of one test, dropped after it.
 
     Attributes:
         name: Its name.
-        cluster: Where it is.
+        cluster: Its cluster.
     """
 
     name: str
@@ -38,23 +38,23 @@ class Database:
 
     @property
     def url(self) -> str:
-        """A connection string for it on the primary, as the role `app`, which owns it."""
+        """Connection string of the database on the primary, as its owner, the role `app`."""
         return self.cluster.primary.url(self.name)
 
     @property
     def admin_url(self) -> str:
-        """The same as the superuser `postgres`."""
+        """Connection string as the superuser `postgres`."""
         return self.cluster.primary.url(self.name, "postgres")
 
     @property
     def replica_urls(self) -> dict[str, str]:
-        """A connection string for it on every replica, by the replica's name."""
+        """Connection strings of the database on the replicas, by the replica's name."""
         return {name: node.url(self.name) for name, node in self.cluster.replicas.items()}
 
 
 @pytest.fixture(scope="session")
 def pg_cluster_options() -> ClusterOptions:
-    """What `pg_cluster` passes to `EmbeddedCluster`: override it to ask for replicas, settings or a version."""
+    """Options of `pg_cluster` for `EmbeddedCluster`: override it for replicas, settings or a version."""
     return {}
 
 
@@ -62,7 +62,7 @@ def pg_cluster_options() -> ClusterOptions:
 def pg_cluster(pg_cluster_options: ClusterOptions) -> Generator[EmbeddedCluster, None, None]:
     """A running `EmbeddedCluster` for the whole test run (under pytest-xdist: one for each worker).
 
-    A test that stops, kills or promotes a server puts it back as it was, or starts a cluster of its own.
+    A test that stops, kills or promotes a server restores it, or starts a cluster of its own.
     """
     from .cluster import EmbeddedCluster
 
@@ -75,7 +75,7 @@ _numbers = itertools.count(1)
 
 @pytest.fixture
 def pg_database(pg_cluster: EmbeddedCluster) -> Generator[Database, None, None]:
-    """A fresh, empty database for one test, owned by the role `app`, there on every replica."""
+    """A fresh, empty database for one test, owned by the role `app`, present on every replica."""
     database = Database(f"test_{next(_numbers)}", pg_cluster)
     pg_cluster.make_database(database.name)
     pg_cluster.wait_caught_up()

@@ -1,4 +1,4 @@
-"""Ports of 127.0.0.1 that stay ours while nobody listens on them."""
+"""Reserved ports of 127.0.0.1."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ HOST: Final = "127.0.0.1"
 
 
 def reserve_port() -> tuple[int, socket.socket]:
-    """Find a free port and keep others away from it for as long as the returned socket is open.
+    """Find a free port and reserve it for as long as the returned socket is open.
 
-    The socket is bound and does not listen: connects are refused, nobody else can bind the port or be given it for an
-    outgoing connection, and PostgreSQL, which sets SO_REUSEADDR as the socket now does, can. Elsewhere than on Linux
-    the second bind would fail, so the socket is closed at once and the port is only probably ours.
+    The socket is bound and does not listen: connects are refused, and no other process can bind the port or get it for
+    an outgoing connection. PostgreSQL can bind it, because it sets SO_REUSEADDR like this socket. On systems other than
+    Linux the second bind would fail, so the socket is closed at once, and the port is only probably free.
     """
     reservation = socket.socket()
     reservation.bind((HOST, 0))

@@ -1,13 +1,14 @@
 """Counts the round trips of one PostgreSQL connection from the bytes that pass. No I/O.
 
-A round trip is what makes a client wait: it sends something and goes on when the answer is there. Several requests sent
-together are one; so is a request that travels in several pieces. The answer is there when
+A client waits once for each round trip: it sends requests and goes on when the answer is complete. Several requests
+    sent
+together are one round trip; so is a request sent in several pieces. The answer is complete when
 
-- `ReadyForQuery` has come for every `Sync` or `Query` sent so far,
+- `ReadyForQuery` has arrived for every `Sync` or `Query` sent so far,
 - the server asks for the client's data (`CopyInResponse`), or
-- the client asked with `Flush` and speaks again after an answer.
+- the client has sent `Flush` and sends again after an answer.
 
-Start-up and authentication are counted apart.
+Start-up and authentication are counted separately.
 
 Source: PostgreSQL manual, "Frontend/Backend Protocol", "Message Formats".
 """
@@ -22,7 +23,7 @@ _SSL_REQUEST: Final = 80877103
 _GSS_REQUEST: Final = 80877104
 _CANCEL_REQUEST: Final = 80877102
 _TLS_RECORD: Final = 0x16
-"""The first byte of a client that speaks TLS at once (`sslnegotiation=direct`)."""
+"""First byte of a client that starts with TLS (`sslnegotiation=direct`)."""
 
 _LENGTH: Final = struct.Struct("!I")
 _STARTUP_HEAD: Final = struct.Struct("!II")
@@ -34,7 +35,7 @@ _INVITATION: Final = frozenset((_COPY_IN, _COPY_BOTH))
 
 
 class Phase(StrEnum):
-    """Where a connection is in its life, as its bytes show."""
+    """Phase of a connection, derived from its bytes."""
 
     STARTUP = "startup"  # before the client's StartupMessage
     ENCRYPTION = "encryption"  # it asked for encryption; one byte decides
@@ -45,12 +46,12 @@ class Phase(StrEnum):
 
 
 class RoundTripCounter:
-    """Feed it both directions of one connection, in the order in which they pass.
+    """Counts one connection; call it for both directions, in the order in which the bytes pass.
 
     Attributes:
         round_trips: Round trips since the connection was ready, or since `reset`.
-        startup_round_trips: Those before: encryption, start-up and authentication.
-        requests: `Query` and `Sync` messages: what is answered by `ReadyForQuery`.
+        startup_round_trips: Round trips before that: encryption, start-up and authentication.
+        requests: `Query` and `Sync` messages, which `ReadyForQuery` answers.
     """
 
     __slots__ = (
@@ -79,7 +80,7 @@ class RoundTripCounter:
         self._answered = False
 
     def reset(self) -> None:
-        """Count from zero; what is under way counts when its answer comes."""
+        """Count from zero; a round trip in progress counts when its answer is complete."""
         self.round_trips = 0
         self.startup_round_trips = 0
         self.requests = 0
@@ -136,7 +137,7 @@ class RoundTripCounter:
             if kind == _TERMINATE:
                 continue
             if self._answered:
-                # It asked with Flush, was answered, and speaks again: it waited in between.
+                # An answer after Flush, and the client sends again: it waited in between.
                 self._finish()
             self._has_asked = True
             if kind in _END_OF_REQUEST:
@@ -163,7 +164,7 @@ class RoundTripCounter:
 
 
 class _Scanner:
-    """Finds where messages begin in a stream that arrives in pieces."""
+    """Finds message boundaries in a stream that arrives in pieces."""
 
     __slots__ = ("_head", "_skip")
 
@@ -172,7 +173,7 @@ class _Scanner:
         self._skip = skip
 
     def scan(self, data: bytes) -> bytes:
-        """The types of the messages that begin in this piece (a type whose length is still to come waits)."""
+        """Types of the messages that begin in this piece; a type without its length yet is kept for the next piece."""
         kinds = bytearray()
         position = self._skip
         if self._head:
@@ -190,6 +191,6 @@ class _Scanner:
         return bytes(kinds)
 
     def head(self, data: bytes, size: int) -> bytes | None:
-        """All that came so far, once there is so much."""
+        """The first `size` bytes, once they have arrived."""
         self._head += data
         return self._head if len(self._head) >= size else None

@@ -19,20 +19,20 @@ T = TypeVar("T")
 
 
 class FaultProxy:
-    """A proxy on a port of 127.0.0.1 that passes everything on, until told otherwise.
+    """A proxy on a port of 127.0.0.1 that forwards everything until a fault is injected.
 
-    Everything happens on the event loop that started it, asyncio's or uvloop's. Point the client at `port`, without TLS
-    if round trips are to be counted exactly (see `protocol`).
+    It runs on the event loop that started it, asyncio's or uvloop's. Connect the client to `port`, without TLS if round
+    trips are to be counted exactly (see `protocol`).
 
     Args:
         host: The server's address.
         port: The server's port.
-        delay_s: Added to every round trip, half on the way there and half on the way back; exact to a tenth of a
-            millisecond on Linux. May be changed at any time through the attribute of this name.
+        delay_s: Added to every round trip, half in each direction; accurate to a tenth of a millisecond on Linux. May
+            be changed at any time through the attribute of this name.
 
     Attributes:
-        port: Where it listens.
-        accepted: Connections since the start or `reset_counters`, those of cancel requests among them.
+        port: Its port.
+        accepted: Connections since the start or `reset_counters`, including those of cancel requests.
     """
 
     def __init__(self, host: str, port: int, *, delay_s: float = 0.0) -> None:
@@ -57,16 +57,16 @@ class FaultProxy:
         host, port = self._target
         return f"<{type(self).__name__} port={self.port} to {host}:{port} connections={self.connections}>"
 
-    # -- life -----------------------------------------------------------------------------------------------------
+    # -- life cycle -----------------------------------------------------------------------------------------------
 
     async def start(self) -> None:
-        """Listen, on a free port."""
+        """Listen on a free port."""
         loop = asyncio.get_running_loop()
         self._timer = PreciseTimer(loop, self._deliver_due)
         self._listener = socket.create_server((HOST, 0), backlog=512)
         self._listener.setblocking(False)
         self.port = int(self._listener.getsockname()[1])
-        # Not by `create_server`: what that has accepted is lost, and never closed, when it is closed just then.
+        # Not `create_server`, which loses accepted connections if it is closed at that moment, and never closes them.
         loop.add_reader(self._listener.fileno(), self._accept, self._listener)
 
     async def stop(self) -> None:
@@ -115,7 +115,7 @@ class FaultProxy:
         await self.stop()
 
     def through(self, url: str) -> str:
-        """The same connection string, by way of this proxy: `proxy.through(node.url())`."""
+        """The connection string through this proxy: `proxy.through(node.url())`."""
         parts = urlsplit(url)
         credentials = parts.netloc.rpartition("@")[0]
         where = f"{HOST}:{self.port}"
@@ -125,22 +125,22 @@ class FaultProxy:
 
     @property
     def connections(self) -> int:
-        """How many connections are open now."""
+        """Number of open connections."""
         return len(self._links)
 
     @property
     def round_trips(self) -> int:
-        """How often clients waited for an answer, start-up and authentication aside (see `protocol`)."""
+        """Round trips of all clients, without start-up and authentication (see `protocol`)."""
         return self._round_trips + sum(link.counter.round_trips for link in self._links)
 
     @property
     def startup_round_trips(self) -> int:
-        """How often clients waited while they connected."""
+        """Round trips of all clients while connecting."""
         return self._startup_round_trips + sum(link.counter.startup_round_trips for link in self._links)
 
     @property
     def requests(self) -> int:
-        """How many `Query` and `Sync` messages clients sent: what the server answers with `ReadyForQuery`."""
+        """`Query` and `Sync` messages of all clients, which `ReadyForQuery` answers."""
         return self._requests + sum(link.counter.requests for link in self._links)
 
     def reset_counters(self) -> None:
@@ -152,30 +152,30 @@ class FaultProxy:
     # -- faults ---------------------------------------------------------------------------------------------------
 
     def hold(self, *, at: bytes | None = None) -> None:
-        """Keep what clients send from the server, until `release`.
+        """Hold back the clients' data until `release`.
 
         Args:
-            at: Only once a client sends something that contains these bytes, in upper or lower case, and then only that
-                connection, from that piece on: `hold(at=b"commit")`.
+            at: Start when a client sends these bytes, in upper or lower case, and affect only that connection, from
+                that piece on: `hold(at=b"commit")`.
         """
         self._close_gate(Direction.TO_SERVER, at)
 
     def hold_back(self, *, at: bytes | None = None) -> None:
-        """Keep the server's answers from the clients, until `release`.
+        """Hold back the server's answers until `release`.
 
         Args:
-            at: Only once a client sends something that contains these bytes, and then only that connection: the server
-                gets it, the client never hears of it.
+            at: Start when a client sends these bytes, and affect only that connection: the server receives them, the
+                client gets no answer.
         """
         self._close_gate(Direction.TO_CLIENT, at)
 
     def freeze(self) -> None:
-        """Pass nothing on in either direction, of connections open or new: a cable that was pulled out."""
+        """Forward nothing in either direction, on existing and new connections: like an unplugged cable."""
         self._close_gate(Direction.TO_SERVER, None)
         self._close_gate(Direction.TO_CLIENT, None)
 
     def release(self) -> None:
-        """End `hold`, `hold_back` and `freeze`; what was kept goes out now, in order."""
+        """End `hold`, `hold_back` and `freeze`; held data is forwarded in order."""
         self._stopped.clear()
         self._armed.clear()
         for link in tuple(self._links):
@@ -184,27 +184,27 @@ class FaultProxy:
                 pipe.drain()
 
     def cut(self, *, only_held: bool = False) -> None:
-        """Reset connections on both sides; what was kept is lost. New connections pass.
+        """Reset connections on both sides; held data is lost. New connections are forwarded.
 
         Args:
-            only_held: Only those of which something is kept back.
+            only_held: Only connections with held data.
         """
         for link in tuple(self._links):
             if not only_held or link.is_holding:
                 link.reset()
 
     async def until_held(self, *, timeout_s: float = 10.0) -> None:
-        """Wait until something is kept back: with `hold(at=b"commit")`, until a COMMIT was sent.
+        """Wait until data is held: with `hold(at=b"commit")`, until a COMMIT was sent.
 
         Raises:
-            TimeoutError: Nothing was, for `timeout_s`.
+            TimeoutError: No data was held within `timeout_s`.
         """
         async with asyncio.timeout(timeout_s):
             while not any(link.is_holding for link in self._links):
                 self._holding.clear()
                 await self._holding.wait()
 
-    # -- inside ---------------------------------------------------------------------------------------------------
+    # -- internals ------------------------------------------------------------------------------------------------
 
     def _close_gate(self, direction: Direction, at: bytes | None) -> None:
         if at is None:
@@ -213,15 +213,15 @@ class FaultProxy:
             self._armed[direction] = at.lower()
 
     def is_stopped(self, direction: Direction) -> bool:
-        """Whether nothing may pass this way."""
+        """Whether this direction is stopped."""
         return direction in self._stopped
 
     def note_holding(self) -> None:
-        """Something is kept back."""
+        """Data is held back."""
         self._holding.set()
 
     def inspect(self, link: Link, data: bytes) -> None:
-        """Look for the armed bytes in what a client sent, and stop its connection where they say so."""
+        """Look for the armed bytes in a client's data, and stop its connection there."""
         if self._armed:
             lowered = data.lower()
             for direction, wanted in tuple(self._armed.items()):
@@ -230,7 +230,7 @@ class FaultProxy:
                     (link.to_server if direction is Direction.TO_SERVER else link.to_client).is_stopped = True
 
     def delay(self, pipe: Pipe, data: bytes) -> bool:
-        """Deliver later, when there is a delay; False when it can go at once."""
+        """Schedule a late delivery if there is a delay; False for delivery at once."""
         late = self._late
         if not self.delay_s and not pipe.late:
             return False

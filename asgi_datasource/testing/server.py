@@ -33,7 +33,7 @@ _STOP_SIGNALS: Final[dict[str, int]] = {"fast": signal.SIGINT, "smart": signal.S
 
 
 class ServerState(StrEnum):
-    """What a server is doing, as far as we had a hand in it."""
+    """State of a server, as far as this process has changed it."""
 
     STOPPED = "stopped"
     RUNNING = "running"
@@ -52,8 +52,8 @@ _MOVES: Final[dict[ServerState, frozenset[ServerState]]] = {
 class Server:
     """One PostgreSQL server of a cluster.
 
-    Its port is reserved for as long as the object is in use, also while the server is stopped: a client that connects
-    meanwhile is refused, and no other program gets the port.
+    Its port is reserved for as long as the object is in use, even while the server is stopped: connects are then
+    refused, and no other program gets the port.
     """
 
     def __init__(
@@ -81,7 +81,7 @@ class Server:
         self._settings = dict(self._defaults)
         self._state = ServerState.STOPPED
         self._process: subprocess.Popen[bytes] | None = None
-        # Async callers come through a thread pool; a cancelled one may still be at work when the next comes.
+        # Async callers use a thread pool; a cancelled call may still be running when the next one starts.
         self._lock = threading.RLock()
 
     def __repr__(self) -> str:
@@ -89,19 +89,19 @@ class Server:
 
     @property
     def state(self) -> ServerState:
-        """What it is doing. A process that has ended is STOPPED, whoever ended it."""
+        """Its state. A process that has ended for any reason is STOPPED."""
         if self._state is not ServerState.STOPPED and self._process is not None and self._process.poll() is not None:
             self._move(ServerState.STOPPED)
         return self._state
 
     @property
     def pid(self) -> int | None:
-        """The pid of its postmaster; None when it does not run."""
+        """The pid of its postmaster; None if it is not running."""
         return None if self._process is None or self.state is ServerState.STOPPED else self._process.pid
 
     @property
     def log(self) -> str:
-        """All that it has logged so far."""
+        """Its complete log so far."""
         return self.log_file.read_text(encoding="utf-8", errors="replace") if self.log_file.exists() else ""
 
     def url(self, dbname: str = "postgres", user: str = ORDINARY_ROLE, **parameters: str | int) -> str:
@@ -109,9 +109,9 @@ class Server:
 
         Args:
             dbname: The database.
-            user: `app`, an ordinary role bound by row security; `postgres`, the superuser; or one that
-                `create_role` made.
-            parameters: More of libpq's, such as `application_name` or `connect_timeout`.
+            user: `app`, an ordinary role subject to row security; `postgres`, the superuser; or one made by
+                `create_role`.
+            parameters: Additional libpq parameters, such as `application_name` or `connect_timeout`.
 
         Raises:
             ClusterError: The cluster does not know this role's password.
@@ -121,7 +121,7 @@ class Server:
         return f"postgresql://{credentials}@{HOST}:{self.port}/{quote(dbname, safe='')}{query}"
 
     def password(self, user: str) -> str:
-        """The password of a role that the cluster made.
+        """The password of a role made by the cluster.
 
         Raises:
             ClusterError: The cluster does not know this role's password.
@@ -130,15 +130,15 @@ class Server:
             raise ClusterError(f"no password known for role {user!r}: make it with `create_role`.")
         return self._passwords[user]
 
-    # -- life -----------------------------------------------------------------------------------------------------
+    # -- life cycle -----------------------------------------------------------------------------------------------
 
     def launch(self) -> None:
-        """Start the process and return at once; `wait_ready` does the rest."""
+        """Start the process and return at once; see `wait_ready`."""
         with self._lock:
             if self.state is not ServerState.STOPPED:
                 raise ClusterError(f"server {self.name!r} is {self.state.value}: it cannot be started.")
             if self._process is not None:
-                # Somebody killed only the postmaster.
+                # Only the postmaster was killed.
                 keeper.end_stragglers(self.data_dir)
             self._write_settings()
             with self.log_file.open("ab") as log:
@@ -149,7 +149,7 @@ class Server:
         """Wait until it accepts connections (a replica: until it can be read).
 
         Raises:
-            ClusterError: It ended, or is not ready in time; the message holds the end of its log.
+            ClusterError: It has ended, or is not ready in time; the message contains the end of its log.
         """
         process = self._process
         if process is None:
@@ -172,13 +172,13 @@ class Server:
         """Stop it as `pg_ctl stop -m mode` does.
 
         Args:
-            mode: `fast` ends the sessions; `immediate` also skips the checkpoint, as a crash does; `smart` waits for
-                the clients to leave, and refuses new ones meanwhile.
-            wait: False returns at once, for a smart stop with a client still there.
+            mode: `fast` ends the sessions; `immediate` also skips the checkpoint, like a crash; `smart` waits for the
+                clients to disconnect, and refuses new ones.
+            wait: False returns at once, for a smart stop with connected clients.
             timeout_s: Seconds to wait.
 
         Raises:
-            ClusterError: It still runs after `timeout_s`.
+            ClusterError: It is still running after `timeout_s`.
         """
         with self._lock:
             process = self._process
@@ -190,7 +190,7 @@ class Server:
                 self._move(ServerState.STOPPING)
         if not wait:
             return
-        # Without the lock: a smart stop may wait for long, and `kill` must not have to.
+        # Without the lock: a smart stop may take long, and must not block `kill`.
         try:
             process.wait(timeout_s)
         except subprocess.TimeoutExpired:
@@ -200,12 +200,12 @@ class Server:
             ) from None
 
     def restart(self, mode: StopMode = "fast", *, timeout_s: float = 30.0) -> None:
-        """Stop and start it; also makes settings take effect that need it."""
+        """Stop and start it; applies settings that need a restart."""
         self.stop(mode, timeout_s=timeout_s)
         self.start(timeout_s=timeout_s)
 
     def kill(self) -> None:
-        """SIGKILL to every process of it at once, as when its machine loses power. `start` recovers it."""
+        """Send SIGKILL to all its processes at once, as in a power failure. `start` recovers it."""
         with self._lock:
             process = self._process
             if process is None or self.state is ServerState.STOPPED:
@@ -214,7 +214,7 @@ class Server:
             process.wait()
 
     def freeze(self) -> None:
-        """SIGSTOP to every process of it: sockets stay open, the kernel acknowledges, nobody answers."""
+        """Send SIGSTOP to all its processes: sockets stay open, the kernel acknowledges data, no process answers."""
         with self._lock:
             if self.state is ServerState.FROZEN:
                 return
@@ -223,14 +223,14 @@ class Server:
             self._move(ServerState.FROZEN)
 
     def thaw(self) -> None:
-        """SIGCONT to every process of it; nothing happens when it is not frozen."""
+        """Send SIGCONT to all its processes; does nothing if it is not frozen."""
         with self._lock:
             if self.state is ServerState.FROZEN and self._process is not None:
                 keeper.signal_tree(self._process.pid, signal.SIGCONT)
                 self._move(ServerState.RUNNING)
 
     def remove(self) -> None:
-        """End it without mercy, give its port back and remove its data."""
+        """Kill it, release its port and remove its data."""
         with self._lock:
             if self._process is not None:
                 keeper.end_server(self.data_dir)
@@ -245,7 +245,7 @@ class Server:
     def configure(self, **settings: Setting | None) -> None:
         """Change settings of `postgresql.conf`, reload, and wait until the running server shows them.
 
-        Settings that need a restart take effect at the next one. `None` takes a setting back to the default.
+        Settings that need a restart take effect at the next one. `None` restores the default.
         """
         with self._lock:
             self.set_quietly(**settings)
@@ -272,12 +272,12 @@ class Server:
             self._write_settings()
 
     def make_standby(self) -> None:
-        """Let it come up as a standby at the next start; the server itself undoes it when it is promoted."""
+        """Make it start as a standby; a promotion undoes this."""
         marker = self.data_dir / "standby.signal"
         marker.touch(mode=0o600)
         self._user.give(marker)
 
-    # -- questions ------------------------------------------------------------------------------------------------
+    # -- queries --------------------------------------------------------------------------------------------------
 
     @contextlib.contextmanager
     def connect(
@@ -295,13 +295,13 @@ class Server:
         dbname: str = "postgres",
         user: str = SUPERUSER,
     ) -> list[TupleRow]:
-        """Run SQL on a connection of its own, each statement committed by itself.
+        """Run SQL on a new connection in autocommit mode.
 
         Args:
             query: One statement, or several when there are no parameters.
             parameters: Values for `%s` or `%(name)s`.
-            dbname: Where.
-            user: As whom; the superuser unless told otherwise.
+            dbname: The database.
+            user: The role; by default the superuser.
 
         Returns:
             The rows of the last statement that returned any.
@@ -317,7 +317,7 @@ class Server:
             return rows
 
     def value(self, query: Query, parameters: Parameters | None = None, *, dbname: str = "postgres") -> Any:
-        """The first column of the first row; None when there is no row."""
+        """The first column of the first row; None without a row."""
         rows = self.sql(query, parameters, dbname=dbname)
         return rows[0][0] if rows else None
 
@@ -326,7 +326,7 @@ class Server:
         return bool(self.value("select pg_is_in_recovery()"))
 
     def wal_position(self) -> str:
-        """How far its WAL is written (a primary) or replayed (a standby), as PostgreSQL prints it: 0/3000148."""
+        """Its WAL position, written (primary) or replayed (standby), as PostgreSQL prints it: 0/3000148."""
         return str(
             self.value(
                 "select case when pg_is_in_recovery() then pg_last_wal_replay_lsn() else pg_current_wal_flush_lsn() end"
@@ -334,10 +334,10 @@ class Server:
         )
 
     def wait_replayed(self, position: str, *, timeout_s: float = 30.0) -> None:
-        """Wait until this replica has replayed up to here.
+        """Wait until this replica has replayed this position.
 
         Raises:
-            ClusterError: It has not, after `timeout_s`: it is paused, delayed or cut off.
+            ClusterError: It has not after `timeout_s`: it is paused, delayed or cut off.
         """
         with self.connect() as connection:
 
@@ -357,13 +357,13 @@ class Server:
             )
 
     def terminate_backends(self, dbname: str | None = None) -> int:
-        """End every client's session, as an administrator would (57P01), and wait until they are gone.
+        """Terminate all client sessions, as an administrator would (57P01), and wait until they have ended.
 
         Args:
-            dbname: Only those of this database.
+            dbname: Only sessions in this database.
 
         Returns:
-            How many there were.
+            Number of terminated sessions.
         """
         ended = self.sql(
             "select pg_terminate_backend(pid, 5000) from pg_stat_activity "
@@ -373,7 +373,7 @@ class Server:
         )
         return len(ended)
 
-    # -- inside ---------------------------------------------------------------------------------------------------
+    # -- internals ------------------------------------------------------------------------------------------------
 
     def _spawn(self, log: IO[bytes]) -> subprocess.Popen[bytes]:
         try:
@@ -405,7 +405,7 @@ class Server:
 
     def _write_settings(self) -> None:
         file = self.data_dir / "postgresql.conf"
-        # Written in full beside it: the server may read it at any time.
+        # Written to a new file and renamed: the server may read it at any time.
         draft = self.data_dir / "postgresql.conf.new"
         draft.touch(mode=0o600)
         draft.write_text(render(self._settings), encoding="utf-8")
@@ -420,10 +420,10 @@ class Server:
 
 
 def until(is_done: Callable[[], bool], timeout_s: float, complaint: Callable[[], str]) -> None:
-    """Ask until the answer is yes.
+    """Poll until the condition holds.
 
     Raises:
-        ClusterError: It was not, for `timeout_s`; with this complaint.
+        ClusterError: It did not within `timeout_s`; the message is the complaint.
     """
     give_up = time.monotonic() + timeout_s
     while not is_done():

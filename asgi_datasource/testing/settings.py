@@ -1,4 +1,4 @@
-"""The `postgresql.conf` of a server that lives for one test run."""
+"""The `postgresql.conf` of a server for one test run."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ _EVERY_VERSION: Final[dict[str, Setting]] = {
     "max_connections": 100,
     "shared_buffers": "64MB",
     "huge_pages": "off",
-    # The files die with the cluster, so nothing ever removes what other places would keep after SIGKILL.
+    # Files end with the cluster; shared memory of other types would remain after SIGKILL.
     "dynamic_shared_memory_type": "mmap",
-    # The data does not outlive the run: a crash of the machine may lose it, a crash of the server does not.
+    # The data does not outlive the run: it may be lost in a crash of the machine, not in one of the server.
     "fsync": False,
     "full_page_writes": False,
     "wal_level": "replica",
     "hot_standby": True,
     "max_wal_senders": 10,
     "max_replication_slots": 10,
-    # A replica that lost its primary looks again this often; the default is 5 s.
+    # A replica that lost its primary tries to reconnect this often; the default is 5 s.
     "wal_retrieve_retry_interval": "50ms",
     "wal_keep_size": "256MB",
     "min_wal_size": "32MB",
@@ -38,8 +38,8 @@ _EVERY_VERSION: Final[dict[str, Setting]] = {
 
 
 def base_settings(major: int) -> dict[str, Setting]:
-    """What every server of this major version is started with, unless told otherwise."""
-    # 18 would start three I/O workers for every server: more processes for data that is all in memory.
+    """Default settings of every server of this major version."""
+    # Version 18 would start three I/O workers per server, which are useless for data in memory.
     return {**_EVERY_VERSION, "io_method": "sync"} if major >= 18 else dict(_EVERY_VERSION)
 
 

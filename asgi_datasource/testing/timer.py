@@ -1,7 +1,7 @@
-"""A timer for the event loop that keeps to microseconds.
+"""An event-loop timer with microsecond precision.
 
-Event loops round their timers up to whole milliseconds, which makes a link with 4 ms of one with 2. On Linux the kernel
-wakes the loop through a timer descriptor instead; elsewhere it is the loop's own timer.
+Event loops round their timers up to whole milliseconds, so a delay of 2 ms can take 4. On Linux the kernel wakes the
+loop through a timer descriptor instead; elsewhere the loop's own timer is used.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ class _TimerSpec(ctypes.Structure):
 
 
 class PreciseTimer:
-    """Calls back once at a point of `time.monotonic()`.
+    """Calls back once at a given `time.monotonic()`.
 
     Args:
-        loop: Where to call back.
-        callback: What to call.
+        loop: The event loop.
+        callback: The callback.
     """
 
     def __init__(self, loop: asyncio.AbstractEventLoop, callback: Callable[[], None]) -> None:
@@ -47,20 +47,20 @@ class PreciseTimer:
                 loop.add_reader(self._fd, self._fire)
 
     def set(self, when: float) -> None:
-        """Call back at this time, or at once when it has passed; an earlier appointment is forgotten."""
+        """Call back at this time, or at once if it has passed; an earlier setting is replaced."""
         if self._fd < 0:
             if self._handle is not None:
                 self._handle.cancel()
             self._handle = self._loop.call_later(max(when - time.monotonic(), 0.0), self._callback)
             return
-        # An absolute time in the past fires at once; a zero would switch the timer off, and is never in the future.
+        # An absolute time in the past fires at once; zero would disable the timer, and is never in the future.
         nanoseconds = max(int(when * 1e9), 1)
         self._spec.value.seconds, self._spec.value.nanoseconds = divmod(nanoseconds, 1_000_000_000)
         if self._libc.timerfd_settime(self._fd, _ABSOLUTE, ctypes.byref(self._spec), None):
             raise OSError(ctypes.get_errno(), "timerfd_settime")
 
     def close(self) -> None:
-        """Never call back again."""
+        """Cancel the timer and close it."""
         if self._handle is not None:
             self._handle.cancel()
         if self._fd >= 0:
@@ -72,6 +72,6 @@ class PreciseTimer:
         try:
             os.read(self._fd, 8)
         except BlockingIOError:
-            # It was set anew between the wake-up and now.
+            # It was set again between the wake-up and now.
             return
         self._callback()

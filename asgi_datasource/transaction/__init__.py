@@ -1,4 +1,4 @@
-"""The transaction: its options, its states, its end."""
+"""Transactions: options, propagation, states, hooks, retry and commit outcome."""
 
 from . import control_statements
 from .deferred_writes import DeferredWriter, DeferredWrites
@@ -17,14 +17,14 @@ from .options import (
 from .propagation import BARE, Propagation, PropagationAction, SurroundingTransaction, decide
 from .retry import backoff_s, is_conflict
 from .state import MOVES, IllegalMove, TxState, check_move
-from .transaction import LOAN, Transaction, isolation_refused, refuse_transaction_command, unexpected_rollback
+from .transaction import RAW_SAVEPOINT, Transaction, isolation_refused, refuse_transaction_command, unexpected_rollback
 
 __all__ = [
     "BARE",
-    "LOAN",
     "MAX_RETRIES",
     "MOVES",
     "ONE_SNAPSHOT",
+    "RAW_SAVEPOINT",
     "DeferredWriter",
     "DeferredWrites",
     "DueHooks",

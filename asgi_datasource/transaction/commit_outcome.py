@@ -1,4 +1,4 @@
-"""What became of a transaction whose connection was lost during COMMIT.
+"""Looks up the outcome of a transaction whose connection was lost during COMMIT.
 
 Source: PostgreSQL manual, "Transaction ID and Snapshot Information Functions" (`pg_xact_status`).
 """
@@ -18,21 +18,26 @@ from .control_statements import Identity, timeline_of
 
 POLL_INTERVAL_S: Final = 0.05
 POOL_WAIT_S: Final = 0.1
-"""Seconds to wait for a connection of the pool before one more is made."""
+"""Seconds to wait for a pooled connection before a new one is made."""
 GRACE_S: Final = 2.0
-"""Seconds that a COMMIT may go on by itself before its backend is ended, so that the question has an answer."""
+"""Seconds for which the COMMIT may go on; then its backend is terminated, so that the outcome is final."""
 
-_WHO: Final = Statement(f"select {INCARNATION} as incarnation")
-"""In front of the question, whose failure is an answer as well: no standby says it, and a primary its timeline."""
-_ASK: Final = "select case when pg_is_in_recovery() then null else pg_xact_status(%s::text::xid8) end as status"
+_INCARNATION_QUERY: Final = Statement(f"select {INCARNATION} as incarnation")
+"""Sent in front of the lookup. An error counts as well: a standby gives no incarnation, a primary its timeline."""
+_ASK: Final = (
+    "select case when pg_catalog.pg_is_in_recovery() then null"
+    " else pg_catalog.pg_xact_status(%s::pg_catalog.text::pg_catalog.xid8) end as status"
+)
 _END_ORPHAN: Final = (
-    "select pg_terminate_backend(pid, 1000) from pg_stat_activity"
-    " where pid = %s and backend_xid = %s::text::xid8::xid and pid <> pg_backend_pid()"
+    "select pg_catalog.pg_terminate_backend(pid, 1000) from pg_catalog.pg_stat_activity"
+    " where pid operator(pg_catalog.=) %s"
+    " and backend_xid operator(pg_catalog.=) %s::pg_catalog.text::pg_catalog.xid8::pg_catalog.xid"
+    " and pid operator(pg_catalog.<>) pg_catalog.pg_backend_pid()"
 )
 
 
 class Fate(StrEnum):
-    """What became of it."""
+    """Outcome of the transaction."""
 
     COMMITTED = "committed"
     ABORTED = "aborted"
@@ -40,16 +45,17 @@ class Fate(StrEnum):
 
 
 async def find_fate(server: Server, identity: Identity, *, timeout_s: float) -> Fate:
-    """Ask the primary until it is decided.
+    """Ask the primary until the outcome is final.
 
-    A transaction still `in progress` can commit yet: after a grace period its backend is ended. `committed` counts
-    only from the very server, in the same incarnation, that gave out the id: after a crash or a failover ids are
-    given out again, and somebody else's commit would answer for ours.
+    A transaction that is `in progress` can still commit: after a grace period its backend is terminated. `committed`
+    counts only from the same server in the same incarnation: after a crash or a failover transaction ids are reused,
+        and
+    the status could be that of another transaction.
 
     Args:
-        endpoint: The primary that the connection was lost to.
+        server: The primary to which the connection was lost.
         identity: The transaction.
-        timeout_s: Seconds until the answer is UNKNOWN.
+        timeout_s: Seconds after which the result is UNKNOWN.
     """
     loop = asyncio.get_running_loop()
     deadline = loop.time() + timeout_s
@@ -69,9 +75,9 @@ async def find_fate(server: Server, identity: Identity, *, timeout_s: float) -> 
 
 @asynccontextmanager
 async def _line(server: Server, *, deadline: float) -> AsyncGenerator[Connection]:
-    """A connection to ask on: one of the pool's where one is free, else one more.
+    """A connection for the lookup: a pooled one if one is free, else a new one.
 
-    A request that waits for the truth must not wait behind those that wait for a connection: they may take longer.
+    The lookup must not queue behind requests that wait for a connection: they may take longer.
 
     Raises:
         DataError: The server cannot be reached.
@@ -81,7 +87,7 @@ async def _line(server: Server, *, deadline: float) -> AsyncGenerator[Connection
         connection = await server.acquire(deadline=min(brief, deadline) if server.is_up else deadline)
     except DataError:
         if not server.is_up:
-            # Whether it is back is found out by one attempt at a time, for all who wait.
+            # One trial connection at a time finds out, for all waiters, whether the server is back.
             raise
         connection = await server.connect_apart(deadline=deadline)
         try:
@@ -98,17 +104,17 @@ async def _line(server: Server, *, deadline: float) -> AsyncGenerator[Connection
 async def _ask(
     connection: Connection, identity: Identity, timeline: int, *, end_orphan: bool, deadline: float
 ) -> Fate | None:
-    """One question; None when it is still open."""
+    """Ask once; None while the outcome is not final."""
     if end_orphan:
         await connection.exchange([Statement(_END_ORPHAN, (identity.backend_pid, identity.xid))], deadline=deadline)
-    exchange = await connection.exchange([_WHO, Statement(_ASK, (identity.xid,))], deadline=deadline)
-    who = exchange.results[0]
-    incarnation = None if who is None else who.scalar()
+    exchange = await connection.exchange([_INCARNATION_QUERY, Statement(_ASK, (identity.xid,))], deadline=deadline)
+    identified = exchange.results[0]
+    incarnation = None if identified is None else identified.scalar()
     if incarnation is None or timeline_of(incarnation) < timeline:
-        # A standby, or a former primary that a failover has left behind: its word counts for nothing.
+        # A standby, or a former primary that a failover has left behind: its answer does not count.
         return None
     if exchange.error is not None:
-        # 22023: the id lies in the server's future, so the transaction that had it was lost in a crash.
+        # 22023: the id is in the server's future, so the transaction was lost in a crash.
         return Fate.ABORTED if getattr(exchange.error, "sqlstate", None) == "22023" else None
     answer = exchange.results[1]
     status = None if answer is None else answer.scalar()

@@ -1,6 +1,6 @@
-"""The control statements of a transaction, and how COMMIT's answer is read.
+"""The control statements of a transaction, and the evaluation of COMMIT's answer.
 
-No I/O here: these functions build statements and judge what came back.
+No I/O: these functions build statements and evaluate answers.
 """
 
 from __future__ import annotations
@@ -18,38 +18,54 @@ from .options import Isolation
 
 COMMIT: Final = Control(ControlKind.COMMIT, "commit")
 
-READ_ONLY: Final = (Control(ControlKind.READ_ONLY, "select set_config('transaction_read_only','on',true)"),)
+READ_ONLY: Final = (Control(ControlKind.READ_ONLY, "select pg_catalog.set_config('transaction_read_only','on',true)"),)
 """Makes the rest of a transaction, or of a subtransaction, READ ONLY."""
 
-WAL_POSITION: Final = Control(ControlKind.COMMIT_POSITION, "select pg_current_wal_insert_lsn()::text")
-"""Behind COMMIT in the same round trip: the position that a replica must have replayed to show this commit."""
+WAL_POSITION: Final = Control(
+    ControlKind.COMMIT_POSITION, "select pg_catalog.pg_current_wal_insert_lsn()::pg_catalog.text"
+)
+"""Sent behind COMMIT in the same round trip: the position that a replica must have replayed to show this commit."""
 
 IDENTIFY: Final = Control(
     ControlKind.IDENTIFY,
-    f"select pg_current_xact_id_if_assigned()::text, pg_backend_pid()::text, {INCARNATION}",
+    "select pg_catalog.pg_current_xact_id_if_assigned()::pg_catalog.text, pg_catalog.pg_backend_pid()::pg_catalog.text,"
+    f" {INCARNATION}",
 )
-"""What it takes to ask for this transaction's fate later."""
+"""Returns what `find_fate` needs to look up this transaction later."""
 
-IDENTIFY_XID: Final = Control(ControlKind.IDENTIFY, "select pg_current_xact_id_if_assigned()::text")
-"""The same on a connection that has told the rest when it was made."""
+IDENTIFY_XID: Final = Control(
+    ControlKind.IDENTIFY, "select pg_catalog.pg_current_xact_id_if_assigned()::pg_catalog.text"
+)
+"""The same on a connection whose backend and incarnation are known since it was made."""
 
-_PRIMARY_TIMELINE: Final = "('x' || left(pg_walfile_name(pg_current_wal_insert_lsn()), 8))::bit(32)::int"
+_PRIMARY_TIMELINE: Final = (
+    "('x' operator(pg_catalog.||) pg_catalog.left("
+    "pg_catalog.pg_walfile_name(pg_catalog.pg_current_wal_insert_lsn()), 8))::bit(32)::int"
+)
 
 ASK_POSITION: Final = Control(
     ControlKind.POSITION,
-    "select case when pg_is_in_recovery() then pg_last_wal_replay_lsn() else pg_current_wal_insert_lsn() end::text,"
-    f" case when pg_is_in_recovery() then null else {_PRIMARY_TIMELINE}::text end",
+    "select case when pg_catalog.pg_is_in_recovery() then pg_catalog.pg_last_wal_replay_lsn()"
+    " else pg_catalog.pg_current_wal_insert_lsn() end::pg_catalog.text,"
+    f" case when pg_catalog.pg_is_in_recovery() then null else {_PRIMARY_TIMELINE}::pg_catalog.text end",
 )
-"""Where a server is at this moment, beside other statements: in front of one, what that sees is no older; behind it, no
-newer. A standby's timeline would take more than may be asked for here."""
+"""The server's position at this moment: a statement behind it sees no older state. The timeline of a standby is not
+included: that would need more privileges."""
+
+ASK_SEEN_POSITION: Final = Control(
+    ControlKind.SEEN_POSITION,
+    f"{ASK_POSITION.text}, case when pg_catalog.pg_is_in_recovery()"
+    " then coalesce(pg_catalog.pg_last_wal_receive_lsn()::pg_catalog.text, '') end",
+)
+"""The same for `read_seen_position`, sent behind a statement, with the position that a standby has received."""
 
 
 def read_position(values: Sequence[str | None] | None, *, standby_timeline: int) -> Position | None:
-    """The answer of `ASK_POSITION`; None when the server does not say.
+    """Read the answer to `ASK_POSITION`; None if it is missing.
 
     Args:
         values: The answer's row.
-        standby_timeline: The timeline of the server if it is a standby, as far as that is known.
+        standby_timeline: The server's timeline if it is a standby; 0 if unknown.
     """
     if values is None or values[0] is None:
         return None
@@ -57,14 +73,32 @@ def read_position(values: Sequence[str | None] | None, *, standby_timeline: int)
     return Position(standby_timeline if timeline is None else int(timeline), parse_lsn(values[0]))
 
 
+def read_seen_position(values: Sequence[str | None] | None, *, standby_timeline: int) -> Position | None:
+    """Read the answer to `ASK_SEEN_POSITION`: an upper bound of what the statements in front of it have seen.
+
+    A standby makes a commit visible while it replays the commit's record, and advances its replay position only
+    afterwards. If it has received more than it has replayed, such a commit may be the next record: the bound is then a
+    byte further, a position that a server has only after that record. (PostgreSQL source, xlogrecovery.c,
+    `ApplyWalRecord`: `lastReplayedEndRecPtr` is set behind `rm_redo`.)
+
+    Args:
+        values: The answer's row.
+        standby_timeline: The server's timeline if it is a standby; 0 if unknown.
+    """
+    position = read_position(values, standby_timeline=standby_timeline)
+    if position is None or values is None or values[2] is None or values[2] == values[0]:
+        return position
+    return Position(position.timeline, position.lsn + 1)
+
+
 @dataclass(frozen=True, slots=True)
 class Identity:
-    """What identifies a transaction that has written.
+    """Identifies a transaction that has written.
 
     Attributes:
-        xid: Its 64-bit id, as text.
-        backend_pid: Process id of its backend on the server.
-        incarnation: The server's `INCARNATION`; another value means that the id may have been given out again.
+        xid: 64-bit transaction id, as text.
+        backend_pid: Process id of its backend.
+        incarnation: The server's `INCARNATION`; a changed value means that the id may have been reused.
     """
 
     xid: str
@@ -73,21 +107,21 @@ class Identity:
 
     @property
     def timeline(self) -> int | None:
-        """The timeline that the server writes; None when it does not say."""
+        """Timeline of the server; None if unknown."""
         return None if self.incarnation is None else timeline_of(self.incarnation)
 
 
 def timeline_of(incarnation: str) -> int:
-    """The timeline that a server writes, by its `INCARNATION`."""
+    """Timeline of a server, from its `INCARNATION`."""
     return int(incarnation[:8], 16)
 
 
 def read_identity(values: Sequence[str | None] | None, connection: Connection) -> Identity | None:
-    """The answer of `IDENTIFY` or `IDENTIFY_XID`; None while the transaction has not written.
+    """Read the answer to `IDENTIFY` or `IDENTIFY_XID`; None while the transaction has not written.
 
     Args:
         values: The answer's row.
-        connection: The transaction's, which may know the rest.
+        connection: The transaction's connection, which may know the backend and incarnation.
     """
     if values is None or values[0] is None:
         return None
@@ -103,7 +137,7 @@ def begin(isolation: Isolation | None, *, read_only: bool, is_deferrable: bool =
 
 
 def savepoint(name: str) -> Control:
-    """SAVEPOINT; the name is the library's own and needs no quoting."""
+    """SAVEPOINT; the name is generated and needs no quoting."""
     return Control(ControlKind.SAVEPOINT, f"savepoint {name}", name=name, prepare=False)
 
 
@@ -118,7 +152,7 @@ def release(name: str) -> Control:
 
 
 class Verdict(StrEnum):
-    """What COMMIT's exchange says."""
+    """Result of COMMIT's exchange."""
 
     COMMITTED = "committed"
     ROLLED_BACK = "rolled_back"
@@ -130,7 +164,7 @@ class Verdict(StrEnum):
 
 
 def judge_commit(exchange: Exchange, index: int = 0) -> Verdict:
-    """Judge the exchange that a COMMIT stands in: by its command tag, never by whether something raised.
+    """Evaluate an exchange with a COMMIT in it: by the command tag, not by whether an error was raised.
 
     Args:
         exchange: The round trip.

@@ -1,4 +1,4 @@
-"""What runs around the end of a transaction."""
+"""Hooks around the end of a transaction."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from typing import cast
 from ..observability import tracing
 
 Hook = Callable[[], object]
-"""Sync or async, without arguments."""
+"""A sync or async callable without arguments."""
 
 logger = logging.getLogger("asgi_datasource.transaction")
 
 
 class HookEvent(StrEnum):
-    """What a hook waits for."""
+    """The event that a hook runs on."""
 
     BEFORE_COMMIT = "before_commit"
     AFTER_COMMIT = "after_commit"
@@ -25,11 +25,11 @@ class HookEvent(StrEnum):
 
 
 WaitingHooks = list[tuple[HookEvent, Hook]]
-"""Hooks, each with what it waits for."""
+"""Hooks, each with its event."""
 
 
 class DueHooks:
-    """The hooks of one session whose transaction has ended."""
+    """Hooks of one session whose transaction has ended."""
 
     __slots__ = ("_due",)
 
@@ -37,7 +37,7 @@ class DueHooks:
         self._due: WaitingHooks = []
 
     def settle(self, waiting: WaitingHooks, *, committed: bool | None) -> None:
-        """The outcome of their transaction is known: those that waited for it become due, none when nobody can tell."""
+        """The outcome of the transaction is known: its hooks become due; with an unknown outcome (None), none do."""
         if committed is not None:
             event = HookEvent.AFTER_COMMIT if committed else HookEvent.AFTER_ROLLBACK
             self._due += [hook for hook in waiting if hook[0] is event]
@@ -46,11 +46,11 @@ class DueHooks:
         return len(self._due)
 
     def forget(self, since: int = 0) -> None:
-        """Run none of those that became due after there were `since`: what they belong to is tried again."""
+        """Drop the hooks that became due after the first `since`: their work is retried."""
         del self._due[since:]
 
     async def run(self, *, is_traced: bool) -> None:
-        """Run them, each isolated from the others: a failure is logged with its span and changes nothing."""
+        """Run the due hooks, isolated from each other: a failure is logged with its span and has no other effect."""
         while self._due:
             event, function = self._due.pop(0)
             name = name_of_hook(function)
@@ -65,19 +65,19 @@ class DueHooks:
 
 
 def _is_cancelled() -> bool:
-    """Whether the running task is cancelled; otherwise a hook has cancelled something of its own and waited for it."""
+    """Whether the running task itself is cancelled; if not, a hook has awaited something that was cancelled."""
     task = asyncio.current_task()
     return task is not None and task.cancelling() > 0
 
 
 async def call_hook(function: Hook) -> None:
-    """Call a hook and await what it returns, where that can be awaited."""
+    """Call a hook, and await its result if that is awaitable."""
     result = function()
     if isinstance(result, Awaitable):
         await cast("Awaitable[object]", result)
 
 
 def name_of_hook(function: Hook) -> str:
-    """A hook's name, for people."""
+    """A hook's name for messages."""
     name: str = getattr(function, "__qualname__", type(function).__name__)
     return name

@@ -1,4 +1,4 @@
-"""What a transaction is asked to be, and which outcomes end it how."""
+"""Options of a transaction, and the rules that map outcomes to commit or rollback."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Final, cast
 from .propagation import Propagation
 
 MAX_RETRIES: Final = 20
-"""More attempts than this are no remedy for a conflict."""
+"""Upper bound of `retry`: more attempts do not resolve a conflict."""
 
 
 class Isolation(StrEnum):
@@ -23,14 +23,14 @@ class Isolation(StrEnum):
 
 
 OutcomeEntry = int | str | type[BaseException]
-"""A status (409), a class of them ("4xx"), or a class of exceptions."""
+"""A status (409), a class of statuses ("4xx"), or an exception class."""
 
 _STATUS_CLASS: Final = re.compile(r"([1-5])xx", re.IGNORECASE)
 
 
 @dataclass(frozen=True, slots=True)
 class OutcomeRule:
-    """A set of outcomes, compiled: which statuses and which exceptions."""
+    """A compiled set of outcomes: statuses and exception classes."""
 
     statuses: frozenset[int] = frozenset()
     exceptions: tuple[type[BaseException], ...] = ()
@@ -40,7 +40,7 @@ class OutcomeRule:
         """Compile entries as users write them.
 
         Args:
-            entries: Statuses, classes of statuses such as "4xx", and classes of exceptions.
+            entries: Statuses, classes of statuses such as "4xx", and exception classes.
             where: The option's name, for the error.
 
         Raises:
@@ -68,15 +68,15 @@ class TransactionOptions:
     """The options of one `@transactional`, of one rule of the configuration, or of one block.
 
     Attributes:
-        read_only: One READ ONLY transaction on one replica for all the reads.
-        isolation: None leaves it to the server; for read-only transactions REPEATABLE READ.
-        propagation: What becomes of the transaction around it.
+        read_only: One READ ONLY transaction on one replica for all reads.
+        isolation: None uses the server's default; REPEATABLE READ for read-only transactions.
+        propagation: How it relates to a surrounding transaction.
         timeout_s: Seconds from the request's first byte (for a function: from its call) to the end of COMMIT.
-        retry: How often it is run again when it has lost against another transaction; None leaves it to what is around.
-        deferrable: The snapshot waits until it can be read without a serialization failure.
+        retry: Most retries after a conflict with another transaction; None inherits the surrounding option.
+        deferrable: BEGIN waits for a snapshot that cannot cause a serialization failure.
         stream: A READ ONLY transaction of a route that lasts until the end of the response's body.
-        commit_on: Outcomes that commit although the rules below would roll back.
-        rollback_on: Outcomes that roll back although the rules below would commit.
+        commit_on: Outcomes that commit although the rules of outer levels would roll back.
+        rollback_on: Outcomes that roll back although the rules of outer levels would commit.
     """
 
     read_only: bool = False
@@ -105,7 +105,7 @@ class TransactionOptions:
             )
 
     def commits(self, status: int) -> bool | None:
-        """Whether a response of this status commits; None when this level does not say."""
+        """Whether a response of this status commits; None if these options do not decide."""
         if status in self.commit_on.statuses:
             return True
         if status in self.rollback_on.statuses:
@@ -113,7 +113,7 @@ class TransactionOptions:
         return None
 
     def decides(self, error: BaseException) -> bool | None:
-        """Whether the transaction is committed after this exception; None when it is not named."""
+        """Whether the transaction commits after this exception; None if these options do not decide."""
         if isinstance(error, self.rollback_on.exceptions):
             return False
         return True if isinstance(error, self.commit_on.exceptions) else None
@@ -121,14 +121,14 @@ class TransactionOptions:
 
 @dataclass(frozen=True, slots=True)
 class Terms:
-    """What a transaction is when it is opened, and what opens it.
+    """Properties of a transaction, and what opens it.
 
     Attributes:
-        is_shared: Writes share one transaction, which ends with what surrounds them; otherwise each statement commits.
-        read_only: It is READ ONLY.
-        isolation: None leaves it to the server.
-        deferrable: It waits for a snapshot that cannot fail.
-        opens_with_reads: Its first read opens it: its reads belong together, or decide what is written.
+        is_shared: Writes share one transaction, which ends with its scope; otherwise each statement autocommits.
+        read_only: READ ONLY.
+        isolation: None uses the server's default.
+        deferrable: BEGIN waits for a snapshot that cannot cause a serialization failure.
+        opens_with_reads: A read opens it too: its reads belong to one snapshot, or decide what is written.
     """
 
     is_shared: bool
@@ -143,14 +143,14 @@ class Terms:
 
 
 ONE_SNAPSHOT: Final = frozenset({Isolation.REPEATABLE_READ, Isolation.SERIALIZABLE})
-"""The isolations in which all statements see what the first one sees."""
+"""Isolation levels in which all statements share one snapshot."""
 
 
 def parse_isolation(value: Isolation | str | None) -> Isolation | None:
-    """Read an isolation level as users write it.
+    """Parse an isolation level as users write it.
 
     Raises:
-        ValueError: It is none of the three.
+        ValueError: It is not one of the three.
     """
     if value is None:
         return None
@@ -162,10 +162,10 @@ def parse_isolation(value: Isolation | str | None) -> Isolation | None:
 
 
 def parse_propagation(value: Propagation | str) -> Propagation:
-    """Read a propagation as users write it.
+    """Parse a propagation as users write it.
 
     Raises:
-        ValueError: It is none of the seven.
+        ValueError: It is not one of the seven.
     """
     try:
         return Propagation(value.lower())

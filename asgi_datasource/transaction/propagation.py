@@ -1,4 +1,4 @@
-"""What becomes of a transaction where one is asked for: a decision without I/O.
+"""Transaction propagation: what to do where a transaction is requested, as a pure function.
 
 Source: Spring Framework reference, "Transaction Propagation"; the names are Spring's.
 """
@@ -10,58 +10,58 @@ from typing import Final
 
 
 class Propagation(StrEnum):
-    """How an annotated function, or a block, relates to the transaction around it."""
+    """How an annotated function, or a block, relates to the surrounding transaction."""
 
     REQUIRED = "required"
-    """The one around it; where there is none, one of its own."""
+    """Join the surrounding transaction; without one, open one."""
     REQUIRES_NEW = "requires_new"
-    """One of its own, always; the one around it waits, and keeps its connection: this takes a second one."""
+    """Always open one; the surrounding transaction is suspended and keeps its connection: this takes a second one."""
     NESTED = "nested"
-    """A savepoint in the one around it; where there is none, one of its own."""
+    """A savepoint in the surrounding transaction; without one, open one."""
     MANDATORY = "mandatory"
-    """The one around it; where there is none, an error."""
+    """Join the surrounding transaction; without one, raise an error."""
     SUPPORTS = "supports"
-    """The one around it; where there is none, each statement by itself."""
+    """Join the surrounding transaction; without one, autocommit."""
     NOT_SUPPORTED = "not_supported"
-    """Each statement by itself; the one around it waits, and keeps its connection."""
+    """Autocommit; the surrounding transaction is suspended and keeps its connection."""
     NEVER = "never"
-    """Each statement by itself; where there is one around it, an error."""
+    """Autocommit; inside a transaction, raise an error."""
 
 
 BARE: Final = frozenset({Propagation.SUPPORTS, Propagation.NOT_SUPPORTED, Propagation.NEVER})
-"""Those that ask for no transaction where there is none."""
+"""Propagations that open no transaction where there is none."""
 
 
 class SurroundingTransaction(StrEnum):
-    """What surrounds the place where it is asked for."""
+    """State of the surrounding transaction."""
 
     NOTHING = "nothing"
-    """Each statement commits by itself."""
+    """None: autocommit."""
     OFFERED = "offered"
-    """Nothing asks for a transaction, but the first write opens the request's: a GET without annotation."""
+    """The first write opens the request's transaction, without an annotation that requests one: a plain GET."""
     PENDING = "pending"
     """A transaction that its first write opens."""
     OPEN = "open"
-    """A transaction that is open, or that its first statement opens, whatever that is."""
+    """A transaction that is open, or that its first statement of any kind opens."""
     READ_ONLY = "read_only"
     """A READ ONLY transaction."""
 
 
 class PropagationAction(StrEnum):
-    """What to do."""
+    """What to do where a transaction is requested."""
 
     JOIN = "join"
-    """Use the transaction around it, which ends where it ends."""
+    """Use the surrounding transaction, which ends where its owner ends."""
     SAVEPOINT = "savepoint"
-    """A part of the transaction around it that can be undone alone."""
+    """Set a savepoint in the surrounding transaction, so that this part can be undone alone."""
     OWN = "own"
-    """A transaction of its own, ended here; what is around it waits."""
+    """Open a transaction that ends here; a surrounding one is suspended."""
     AS_IS = "as_is"
-    """Nothing changes: each statement commits by itself."""
+    """Change nothing: autocommit."""
     ALONE = "alone"
-    """Each statement commits by itself, beside the transaction around it, which waits."""
+    """Autocommit beside the surrounding transaction, which is suspended."""
     REFUSE = "refuse"
-    """An error."""
+    """Raise an error."""
 
 
 _J, _S, _O, _I, _A, _X = (
@@ -88,19 +88,19 @@ TABLE: Final[
     Propagation.NOT_SUPPORTED: (_I, _A, _A, _A, _A),
     Propagation.NEVER: (_I, _A, _X, _X, _X),
 }
-"""The step for each propagation; a row's columns are in the order of `SurroundingTransaction`."""
+"""The action for each propagation; the columns are in the order of `SurroundingTransaction`."""
 
 _COLUMNS: Final = tuple(SurroundingTransaction)
 
 
 def decide(propagation: Propagation, around: SurroundingTransaction, *, read_only: bool = False) -> PropagationAction:
-    """What to do where a transaction is asked for.
+    """The action where a transaction is requested.
 
     Args:
-        propagation: How it is asked for.
-        around: What surrounds the place.
-        read_only: Nothing in it may write. Where the transaction around it is not open yet, its reads are a snapshot of
-            their own, so that they hold a replica for as long as they last, and the primary not at all.
+        propagation: The requested propagation.
+        around: State of the surrounding transaction.
+        read_only: READ ONLY was requested. If the surrounding transaction is not open yet, the reads get a snapshot of
+            their own, so that they occupy a replica instead of the primary.
     """
     step = TABLE[propagation][_COLUMNS.index(around)]
     if (

@@ -1,4 +1,4 @@
-"""When losing against another transaction is worth another attempt, and how long to wait before it."""
+"""Retry after conflicts between transactions: when, and after which delay."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ LAST_DELAY_S: Final = 0.5
 
 
 def is_conflict(error: BaseException | None) -> TypeGuard[DataError]:
-    """Whether a transaction has failed because it lost against another one."""
+    """Whether a transaction has failed because of a conflict with another one."""
     return isinstance(error, DataError) and error.sqlstate in CONFLICTS
 
 
 def backoff_s(attempt: int) -> float:
-    """Seconds to wait before another attempt: doubling, and spread so that the losers do not meet again.
+    """Delay before the next attempt in seconds: exponential, with jitter so that competitors do not collide again.
 
     Args:
-        attempt: How many have failed.
+        attempt: Number of failed attempts.
     """
     ceiling = min(LAST_DELAY_S, FIRST_DELAY_S * 2 ** (attempt - 1))
     return random.uniform(ceiling / 2, ceiling)  # noqa: S311 - not for security

@@ -1,4 +1,4 @@
-"""The life of one transaction: its states and the moves between them."""
+"""States of a transaction, and the transitions between them."""
 
 from __future__ import annotations
 
@@ -7,19 +7,19 @@ from typing import Final
 
 
 class TxState(StrEnum):
-    """Where a transaction stands."""
+    """State of a transaction."""
 
     UNUSED = "unused"
-    """No connection taken yet."""
+    """No connection is borrowed yet."""
     ACTIVE = "active"
     DOOMED = "doomed"
-    """Only rollback is left."""
+    """Only a rollback is possible."""
     COMMITTING = "committing"
-    """COMMIT sent, no answer yet."""
+    """COMMIT was sent and not answered yet."""
     COMMITTED = "committed"
     ROLLED_BACK = "rolled_back"
     IN_DOUBT = "in_doubt"
-    """Connection lost while COMMITTING; being found out, or never to be known."""
+    """The connection was lost in COMMITTING; the outcome is being looked up, or stays unknown."""
 
 
 MOVES: Final[dict[TxState, frozenset[TxState]]] = {
@@ -31,18 +31,18 @@ MOVES: Final[dict[TxState, frozenset[TxState]]] = {
     TxState.COMMITTED: frozenset(),
     TxState.ROLLED_BACK: frozenset(),
 }
-"""Every move that there is; anything else is a defect of ours."""
+"""All valid transitions; any other one is a defect of this library."""
 
 
 class IllegalMove(RuntimeError):
-    """Raised when a transaction is asked for a move that its state does not have: a defect of this library."""
+    """Raised at an invalid transition: a defect of this library."""
 
 
 def check_move(current: TxState, following: TxState) -> TxState:
-    """Return `following` where the table has that move.
+    """Return `following` if the transition is valid.
 
     Raises:
-        IllegalMove: It has not.
+        IllegalMove: It is invalid.
     """
     if following not in MOVES[current]:
         raise IllegalMove(f"a transaction cannot go from {current.value} to {following.value}")

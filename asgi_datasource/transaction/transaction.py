@@ -1,4 +1,4 @@
-"""One database transaction on one connection, from BEGIN to a known end."""
+"""One database transaction on one connection, from BEGIN to a known outcome."""
 
 from __future__ import annotations
 
@@ -26,18 +26,18 @@ READ_GUARD: Final = (
     Control(ControlKind.SAVEPOINT, "savepoint ads_read", name="ads_read"),
     *control_statements.READ_ONLY,
 )
-"""In front of a statement with read intent in a transaction that writes: it stays read only there as well.
+"""Sent in front of a statement with read intent in a transaction that writes: makes that statement READ ONLY.
 
-The subtransaction gives READ ONLY its end: releasing or rolling back to the savepoint restores the mode.
+The subtransaction limits READ ONLY: releasing or rolling back to the savepoint restores the mode.
 """
 READ_GUARD_END: Final = Control(ControlKind.RELEASE, "release savepoint ads_read", name="ads_read")
 
-LOAN: Final = Control(ControlKind.SAVEPOINT, "savepoint ads_loan", name="ads_loan", prepare=False)
-"""In front of what a borrower of the connection sends. Not a part of any other transaction than this one: where
-COMMIT AND CHAIN or ROLLBACK AND CHAIN has put another in its place, without the tenant, it cannot be released."""
-LOAN_END: Final = Control(ControlKind.RELEASE, "release savepoint ads_loan", name="ads_loan", prepare=False)
-LOAN_END_LIMIT_S: Final = 5.0
-"""Seconds that releasing it may take."""
+RAW_SAVEPOINT: Final = Control(ControlKind.SAVEPOINT, "savepoint ads_raw", name="ads_raw", prepare=False)
+"""Sent in front of statements on the raw connection. The savepoint exists in this transaction only: if COMMIT AND CHAIN
+or ROLLBACK AND CHAIN has replaced the transaction, without the tenant's settings, it cannot be released."""
+RELEASE_RAW_SAVEPOINT: Final = Control(ControlKind.RELEASE, "release savepoint ads_raw", name="ads_raw", prepare=False)
+RELEASE_LIMIT_S: Final = 5.0
+"""Seconds that its release may take."""
 
 _ENVELOPES: Final[dict[tuple[bool, tuple[Control, ...]], Envelope]] = {
     (is_guarded_read, asks): Envelope(
@@ -48,30 +48,30 @@ _ENVELOPES: Final[dict[tuple[bool, tuple[Control, ...]], Envelope]] = {
     for is_guarded_read in (False, True)
     for asks in ((), (control_statements.IDENTIFY,), (control_statements.IDENTIFY_XID,))
 }
-"""What goes around one statement in a transaction, by what is to be asked behind it."""
+"""The envelope of a statement in a transaction, by whether it has read intent and the queries behind it."""
 
 
 class Transaction:
-    """A transaction that is open on a connection; made by `Executor`.
+    """An open transaction on a connection; made by `Executor`.
 
-    It owns its connection: every way out gives the connection back whole, or closed.
+    It owns its connection and returns it in every case, intact or closed.
 
-    What begins with `send` starts a round trip without waiting, where nothing has to be awaited first; the coroutines
-    `run` and `commit` tell the whole story, and take over a round trip that did not come back with plain success.
+    The `send...` methods start a round trip without waiting, or return None where something must be awaited first. The
+    coroutines `run` and `commit` handle all cases, and take over a round trip that did not succeed.
     """
 
-    # Defaults on the class: a transaction in which nothing unusual happens does not pay for setting them.
+    # Defaults on the class: only unusual transactions pay for setting them.
     failure: DataError | None = None
-    """What made the server refuse everything but a rollback; a rollback to a savepoint clears it."""
+    """The error after which the server accepts only a rollback; a rollback to a savepoint clears it."""
     wal_position: str | None = None
-    """Where the server's WAL stood right after COMMIT."""
+    """The server's WAL position right after COMMIT."""
     state = TxState.ACTIVE
     note_position: Callable[[Sequence[str | None] | None], None] | None = None
-    """Is told where the server is after each round trip, where what is read binds later reads and there is more than
-    one snapshot."""
+    """Called with the server's position after each round trip, if the reads bind later ones and the transaction has
+    more than one snapshot."""
     identified: Sequence[str | None] | None = None
-    """The answer to `IDENTIFY`; None while the transaction has written nothing. Every round trip that may have written
-    learns it, so that COMMIT is never sent without."""
+    """The answer to `IDENTIFY`; None while the transaction has not written. Each round trip that may have written reads
+    it, so that it is known before COMMIT is sent."""
     _control: asyncio.Task[None] | None = None
     _span: Span | None = None
     _started = 0.0
@@ -94,7 +94,7 @@ class Transaction:
         self.read_only = read_only
         self.isolation = isolation
         self.pending: list[Control] = []
-        """SAVEPOINT and RELEASE that wait for the next statement's round trip."""
+        """SAVEPOINT and RELEASE, sent with the next statement's round trip."""
         self._background = background
         self._is_traced = is_traced
         self._traces_statements = traces_statements
@@ -104,7 +104,7 @@ class Transaction:
 
     @property
     def position(self) -> Position | None:
-        """Where a server has to be to show this commit; None when nothing was written, or nobody could tell."""
+        """The position that a server must have to show this commit; None if nothing was written or it is unknown."""
         if self.wal_position is None or self.identified is None:
             return None
         timeline: int | None = self.connection.timeline
@@ -115,24 +115,24 @@ class Transaction:
 
     @property
     def identity(self) -> Identity | None:
-        """What to ask by for its fate; None while it has written nothing."""
+        """Identifies it for the outcome lookup; None while it has not written."""
         return control_statements.read_identity(self.identified, self.connection)
 
     @property
     def is_open(self) -> bool:
-        """Whether the connection is still held for it."""
+        """Whether it holds its connection."""
         return self.state in (TxState.ACTIVE, TxState.DOOMED)
 
     def send(
         self, query: Query, params: Params | None, *, deadline: float | None, now: float, as_read: bool
     ) -> Exchange | None:
-        """Send one statement without waiting; None where something has to be awaited or done first.
+        """Send one statement without waiting; None where something must be awaited or done first.
 
         Args:
             query, params: The statement.
             deadline: Event-loop time at which the server is asked to stop.
-            now: The event loop's time.
-            as_read: It has read intent: refused by the server when it writes.
+            now: Event-loop time.
+            as_read: It has read intent: the server refuses it if it writes.
         """
         if (
             self.state is not TxState.ACTIVE
@@ -149,7 +149,7 @@ class Transaction:
         return self.connection.send_one(envelope, (), query, params, deadline=deadline, now=now)
 
     def take(self, exchange: Exchange, query: Query, *, as_read: bool) -> Result | None:
-        """The result of `send`, once it has come back; None where anything was not plain success: `run` takes over."""
+        """The result of `send` once it has arrived; None unless it succeeded: then `run` takes over."""
         envelope = _ENVELOPES[as_read and not self.read_only, self._asks]
         result = exchange.take(envelope.index, in_transaction=True)
         if result is None:
@@ -174,15 +174,15 @@ class Transaction:
         Args:
             statements: What to send.
             deadline: Event-loop time at which the server is asked to stop.
-            as_read: They have read intent: refused by the server when they write.
+            as_read: They have read intent: the server refuses them if they write.
             is_guarded: They run in a savepoint that is READ ONLY already.
-            begun: The round trip of the one statement where `send` has started it.
+            begun: The round trip, if `send` has started it for the one statement.
 
         Returns:
-            A result for each.
+            A result for each statement.
 
         Raises:
-            DataError: The first failure; from then on the server refuses all but a rollback to a savepoint.
+            DataError: The first failure; after it the server accepts only a rollback to a savepoint.
         """
         if begun is None:
             await self._control_done()
@@ -216,11 +216,11 @@ class Transaction:
 
     @property
     def questions(self) -> Sequence[Control]:
-        """What to send behind everything that may write, or show more than was seen before."""
-        return self._asks if self.note_position is None else (control_statements.ASK_POSITION, *self._asks)
+        """Control statements to send behind everything that may write, or that may see a new snapshot."""
+        return self._asks if self.note_position is None else (control_statements.ASK_SEEN_POSITION, *self._asks)
 
     def note_answers(self, exchange: Exchange, count: int) -> None:
-        """Take the answers to the `questions` that an exchange of `count` statements ended with."""
+        """Read the answers to `questions` at the end of an exchange of `count` statements."""
         asks = self._asks
         if self.note_position is not None:
             self.note_position(exchange.values(count - 1 - len(asks)))
@@ -228,13 +228,13 @@ class Transaction:
             self.note_identity(exchange, count - 1)
 
     def note_identity(self, exchange: Exchange, index: int) -> None:
-        """Take the answer to `IDENTIFY`, which stands at `index`."""
+        """Read the answer to `IDENTIFY` at `index`."""
         xid = exchange.value(index)
         if xid is not None:
             self.identified = (xid,) if self.connection.incarnation is not None else exchange.values(index)
 
     def forget_pending_savepoint(self, name: str) -> bool:
-        """A block ends before any statement in it was sent: its savepoint need not be. True where that was so."""
+        """Drop a savepoint that was not sent yet, because its block ends without a statement. True if there was one."""
         for index, statement in enumerate(self.pending):
             if statement.kind is ControlKind.SAVEPOINT and statement.name == name:
                 del self.pending[index:]
@@ -242,15 +242,15 @@ class Transaction:
         return False
 
     async def rollback_to(self, name: str, *, deadline: float | None) -> None:
-        """Undo everything since a savepoint and forget it; the transaction goes on.
+        """Undo everything since a savepoint and release it; the transaction goes on.
 
         Raises:
-            DataError: The connection was lost; nothing is left to go on with.
+            DataError: The connection was lost, and the transaction with it.
         """
         await self._run_control(self._rollback_to(name, deadline))
 
     async def _run_control(self, work: Coroutine[Any, Any, None]) -> None:
-        # In a task of its own, so that a cancelled caller leaves no half of it; whoever comes next waits for it.
+        # In a task of its own, so that a cancelled caller does not interrupt it; the next statement awaits it.
         self._control = self._background.spawn(_after(self._control, work))
         await asyncio.shield(self._control)
 
@@ -271,10 +271,10 @@ class Transaction:
         self.failure = None
 
     async def take_back(self) -> None:
-        """The connection was on loan: see what state it came back in.
+        """Check the state of the connection after its use as a raw connection.
 
         Raises:
-            DataError: QUERY: the borrower ended the transaction.
+            DataError: QUERY: the borrower has ended the transaction.
         """
         if self.is_open:
             await self._run_control(self._take_back())
@@ -293,13 +293,13 @@ class Transaction:
             )
         elif connection.has_failed_transaction:
             if self.note_position is not None:
-                # What the borrower has read before that, nobody knows.
+                # The borrower's reads are unknown.
                 self.note_position(None)
             self.failure = DataError(DataErrorKind.QUERY, "a statement on the borrowed connection failed")
             return
         elif connection.is_in_transaction:
-            limit = asyncio.get_running_loop().time() + LOAN_END_LIMIT_S
-            batch = [LOAN_END, *self.questions]
+            limit = asyncio.get_running_loop().time() + RELEASE_LIMIT_S
+            batch = [RELEASE_RAW_SAVEPOINT, *self.questions]
             exchange = await connection.exchange(batch, deadline=limit)
             if exchange.error is None:
                 self.note_answers(exchange, len(batch))
@@ -314,11 +314,11 @@ class Transaction:
         raise error
 
     async def check_still_open(self, results: Sequence[Result]) -> None:
-        """Make sure that no statement has ended or replaced the transaction.
+        """Check that no statement has ended or replaced the transaction.
 
         Raises:
-            DataError: QUERY: one has; what is left of the transaction is rolled back. CONNECTION: the connection was
-                cut behind the answer.
+            DataError: QUERY: a statement has; the rest of the transaction is rolled back. CONNECTION: the connection
+                was lost after the answer.
         """
         command = next((result.status_message for result in results if result.ends_transaction), None)
         if command is None and self.connection.is_in_transaction:
@@ -337,7 +337,7 @@ class Transaction:
         raise error
 
     async def fail(self, exchange: Exchange, *, is_write: bool) -> DataError:
-        """Classify a failed exchange, and give the connection back at once when nothing is left to roll back on it."""
+        """Classify a failed exchange, and return the connection at once if there is nothing to roll back on it."""
         error = self.server.error_of(exchange, is_write=is_write and not self.read_only)
         self.failure = error
         if error.sqlstate == "25006" and error.kind is DataErrorKind.CONNECTION:
@@ -348,13 +348,13 @@ class Transaction:
         return error
 
     def doom(self, error: DataError) -> None:
-        """Leave only rollback, for a reason that the commit will raise."""
+        """Allow only a rollback; commit raises `error`."""
         if self.state is TxState.ACTIVE:
             self._move(TxState.DOOMED)
         self.failure = error
 
     def send_commit(self, *, deadline: float | None) -> Exchange | None:
-        """Send COMMIT without waiting; None where something has to be awaited or done first.
+        """Send COMMIT without waiting; None where something must be awaited or done first.
 
         Args:
             deadline: Event-loop time at which a COMMIT that is still running is cancelled.
@@ -378,7 +378,7 @@ class Transaction:
         return exchange
 
     def take_commit(self, exchange: Exchange) -> bool:
-        """Whether the COMMIT of `send_commit` has come back with plain success; otherwise `commit` takes over."""
+        """Whether the COMMIT of `send_commit` succeeded; if not, `commit` takes over."""
         if not exchange.has_landed or exchange.error is not None or exchange.tag(0) != "COMMIT":
             return False
         self.state = TxState.COMMITTED
@@ -398,20 +398,20 @@ class Transaction:
         begun: Exchange | None = None,
         final: Sequence[Statement] = (),
     ) -> None:
-        """End the transaction and learn the truth of it, in one round trip.
+        """Commit, and look up the outcome if the connection is lost.
 
-        To be run in a task of the library's own, out of reach of the request's cancellation.
+        Runs in a background task that the request's cancellation does not reach.
 
         Args:
-            final: Writes in front of COMMIT in the same round trip. Their transaction has written before: its id is
-                known, so that its fate can be found out.
             deadline: Event-loop time at which a COMMIT that is still running is cancelled.
-            doubt_timeout_s: Seconds that finding out may take when the connection is lost meanwhile.
-            begun: The round trip of COMMIT where `send_commit` has started it.
+            doubt_timeout_s: Seconds that the lookup of the outcome may take.
+            begun: The round trip of COMMIT, if `send_commit` has started it.
+            final: Writes in front of COMMIT in its round trip, in a transaction that has an id already: its outcome can
+                be looked up by that.
 
         Raises:
             UnexpectedRollback: The transaction had failed before; it was rolled back.
-            CommitUnknown: The connection was lost and nobody could tell.
+            CommitUnknown: The connection was lost, and no server could tell the outcome.
             DataError: COMMIT failed; nothing was committed.
         """
         if begun is None:
@@ -430,7 +430,7 @@ class Transaction:
                 await connection.arrival(exchange)
                 await connection.finish(exchange)
         except BaseException as reason:
-            # Only shutdown cancels this task. The connection is closed, and the server decides by itself.
+            # Only shutdown cancels this task. The connection is closed, and the server decides the outcome.
             self._move(TxState.IN_DOUBT)
             self.server.discard(connection)
             self._note_commit_ended(reason)
@@ -461,10 +461,10 @@ class Transaction:
             self._note_commit_ended(failure)
 
     async def _check_committable(self) -> None:
-        """Roll back what cannot be committed.
+        """Roll back a transaction that cannot be committed.
 
         Raises:
-            DataError: It could not.
+            DataError: The reason.
         """
         await self._control_done()
         if self.failure is not None or self.state is TxState.DOOMED or self.connection.has_failed_transaction:
@@ -485,7 +485,7 @@ class Transaction:
 
     @property
     def _is_left_behind(self) -> bool:
-        """Whether another server has become the primary meanwhile: what is committed here would be lost."""
+        """Whether another server has become the primary: a commit here would be lost."""
         timeline = self.connection.timeline
         if self.identified is not None and len(self.identified) > 1:
             identity = self.identity
@@ -493,7 +493,7 @@ class Transaction:
         return 0 < timeline < self.server.timeline
 
     async def rollback(self, reason: str) -> None:
-        """Undo everything and give the connection back; bounded, and never an error to the caller."""
+        """Undo everything and return the connection, within bounded time and without raising an error."""
         if not self.is_open:
             return
         self._move(TxState.ROLLED_BACK)
@@ -517,14 +517,14 @@ class Transaction:
                 self._note_outcome()
 
     async def _resolve(self, exchange: Exchange, *, within: float) -> None:
-        """The connection was lost while COMMIT ran: find out what became of it, then say so."""
+        """The connection was lost during COMMIT: look up the outcome and raise it."""
         self._move(TxState.IN_DOUBT)
         await self.server.reclaim(self.connection)
         identity = self.identity
         if identity is not None:
             fate = await find_fate(self.server, identity, timeout_s=within)
         elif self.read_only or self.server.identifies_writes:
-            # Where nothing was written there is nothing to decide.
+            # A transaction that has not written has nothing to lose.
             fate = Fate.COMMITTED
         else:
             fate = Fate.UNKNOWN
@@ -597,7 +597,7 @@ class Transaction:
                 measure.ran(self.server, operation, perf_counter() - started, failure)
 
     async def abandon(self, statement: Statement) -> None:
-        """The caller of `send` was cancelled while it waited for the answer."""
+        """Clean up after the caller of `send` was cancelled while it awaited the answer."""
         if self._measure is not None:
             operation = tracing.operation_of(statement.text)
             took_s = perf_counter() - self._started
@@ -605,7 +605,7 @@ class Transaction:
         await self._cancelled()
 
     async def _cancelled(self) -> None:
-        """A statement may still run on the server: it is stopped there, and the transaction with it."""
+        """Stop a statement that may still run on the server, and roll the transaction back."""
         if self.is_open:
             self._move(TxState.ROLLED_BACK)
             self.failure = DataError(
@@ -673,7 +673,7 @@ def refuse_transaction_command(command: str) -> DataError:
 
 
 def unexpected_rollback(cause: DataError | None) -> UnexpectedRollback:
-    """The error of a commit that could only roll back."""
+    """The error of a commit that was only able to roll back."""
     because = f": {cause.message}" if cause is not None else ""
     return UnexpectedRollback(
         f"nothing was committed, because the transaction had failed before{because}",
@@ -682,7 +682,7 @@ def unexpected_rollback(cause: DataError | None) -> UnexpectedRollback:
 
 
 def isolation_refused(wanted: Isolation | None, present: Isolation | None) -> DataError:
-    """The error for an isolation that the transaction around it does not have."""
+    """The error for an isolation that differs from the surrounding transaction's."""
     return DataError(
         DataErrorKind.QUERY,
         f"isolation {wanted.value if wanted else 'default'!r} was asked for inside a transaction that has"

@@ -1,9 +1,9 @@
 """The same small web service, written once for each way to reach PostgreSQL from an ASGI app.
 
-Every side does the same work for a request: BEGIN, the tenant as a transaction-local setting (row security reads it),
-the statement, COMMIT; a pool of the same size, its default settings otherwise, the same SQL, the same answer.
+Every side does the same work for a request: BEGIN, the tenant as a transaction-local setting (for row security),
+the statement, COMMIT. Size of the pool, SQL and response are the same; other settings are the defaults.
 
-`build(name, url, pool_size)` imports only the side it is asked for, so that a server process carries no other.
+`build(name, url, pool_size)` imports only the given side, so that a server process contains no other.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ NAMES: Final = tuple(_BUILDERS)
 
 
 def build(name: str, url: str, pool_size: int) -> ASGIApp:
-    """The side's application; it opens its pool in the lifespan start-up."""
+    """Build the side's application, which opens its pool at lifespan start-up."""
     module, _, function = _BUILDERS[name].partition(":")
     app: ASGIApp = getattr(import_module(module), function)(url, pool_size)
     return app

@@ -1,7 +1,7 @@
-"""The web half that all sides share, without a framework: routes, the tenant's header, the JSON answer.
+"""The common web part of all sides, without a framework: routes, the tenant's header, the JSON response.
 
-A framework would add the same cost to every side and so hide the difference that is to be measured; the FastAPI
-sides, whose recipe needs their framework, are compared with each other.
+A framework would add the same cost to every side and hide the difference. The FastAPI sides, whose recipe needs the
+framework, are compared with each other.
 
     GET  /items/{id}    one read
     POST /items/{id}    one write
@@ -25,13 +25,13 @@ TENANT: Final = "acme"
 TENANT_HEADER: Final = b"x-tenant"
 TENANT_SETTING: Final = "app.tenant"
 ITEMS: Final = 1000
-"""Rows of the tenant: enough that 32 clients seldom write the same row at once."""
+"""Rows of the tenant; enough that 32 clients rarely write the same row at the same time."""
 
 Row = Mapping[str, Any]
 
 
 class Side(Protocol):
-    """What a side brings: its pool, and the three handlers."""
+    """The part of a side: its pool, and the three handlers."""
 
     async def open(self) -> None: ...
 
@@ -45,7 +45,7 @@ class Side(Protocol):
 
 
 def tenant_of(scope: Scope) -> str:
-    """The tenant's header, as hand-written code looks it up."""
+    """Look up the tenant's header, as in hand-written code."""
     for name, value in scope["headers"]:
         if name == TENANT_HEADER:
             tenant: str = value.decode("latin-1")
@@ -54,7 +54,7 @@ def tenant_of(scope: Scope) -> str:
 
 
 def service(side: Side) -> ASGIApp:
-    """`side` behind the routes above."""
+    """Build the application: the routes above with the handlers of `side`."""
 
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":

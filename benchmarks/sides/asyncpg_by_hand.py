@@ -1,4 +1,4 @@
-"""What people write with asyncpg: `pool.acquire()` and `connection.transaction()`."""
+"""Hand-written asyncpg: `pool.acquire()` and `connection.transaction()`."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from benchmarks.sides.statements import NUMBERED_READ, NUMBERED_SET_TENANT, NUMB
 
 
 async def _no_reset(connection: asyncpg.Connection) -> None:
-    """Nothing outlives the transaction here, so asyncpg's own reset (one more round trip) would be unequal work."""
+    """No setting outlives the transaction, so asyncpg's reset, a round trip, would be additional work."""
 
 
 class _Pooled:

@@ -1,7 +1,6 @@
-"""FastAPI: the recipe of its documentation (`Depends` on a generator), and the same routes on asgi_datasource.
+"""FastAPI: the recipe from its documentation (`Depends` on a generator), and the same routes with asgi_datasource.
 
-Annotations stay objects here (no `from __future__ import annotations`): FastAPI could not find the local dependency by
-its name.
+This module has no `from __future__ import annotations`: FastAPI cannot resolve the name of a local dependency.
 """
 
 from collections.abc import AsyncIterator
@@ -17,7 +16,7 @@ from benchmarks.sides.statements import WRITE as PLAIN_WRITE
 
 
 def depends_yield(url: str, pool_size: int) -> ASGIApp:
-    """A session per request from a dependency that begins and commits; SQLAlchemy on asyncpg."""
+    """A session for each request, from a dependency that begins and commits; SQLAlchemy with asyncpg."""
     from benchmarks.sides.sqlalchemy_session import READ, SET_TENANT, WRITE, engine_for, run_one
 
     engine = engine_for(url, "asyncpg", pool_size)

@@ -1,4 +1,4 @@
-"""The same service on asgi_datasource: the middleware brings tenant, pool, transaction and COMMIT."""
+"""The same service with asgi_datasource: the middleware provides tenant, pool, transaction and COMMIT."""
 
 from __future__ import annotations
 
@@ -27,10 +27,10 @@ def config(url: str, pool_size: int) -> dict[str, Any]:
 
 class _Session:
     async def open(self) -> None:
-        """The middleware opens the pool."""
+        """Do nothing: the middleware opens the pool."""
 
     async def close(self) -> None:
-        """The middleware closes it."""
+        """Do nothing: the middleware closes the pool."""
 
     async def read(self, scope: Scope, item: int) -> Row:
         return _found(await session(scope).fetch_one(READ, [item]))

@@ -1,4 +1,4 @@
-"""What people write with psycopg 3: `pool.connection()`, whose block is the transaction."""
+"""Hand-written psycopg 3: `pool.connection()`, whose block is the transaction."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from benchmarks.sides.statements import READ, SET_TENANT, WRITE
 
 
 class _Statements:
-    """The handlers' bodies, inside a transaction that psycopg begins with the first statement."""
+    """The bodies of the handlers, inside a transaction that psycopg begins with the first statement."""
 
     @staticmethod
     async def one(connection: psycopg.AsyncConnection[DictRow], scope: Scope, statement: str, item: int) -> Row:
         await connection.execute(SET_TENANT, (tenant_of(scope),))
-        cursor = await connection.execute(statement, (item,))  # type: ignore[arg-type] # a constant of ours
+        cursor = await connection.execute(statement, (item,))  # type: ignore[arg-type] # a constant
         row = await cursor.fetchone()
         if row is None:
             raise LookupError(item)
@@ -60,7 +60,7 @@ class _Pooled(_Statements):
 
 
 class _Single(_Statements):
-    """One connection and no pool: what no server can do, and the hardest to compare with."""
+    """One connection without a pool: the lower bound, which a server with concurrent requests cannot use."""
 
     def __init__(self, url: str) -> None:
         self._url = url

@@ -1,4 +1,4 @@
-"""What people write with SQLAlchemy 2: `AsyncSession` and `session.begin()`, on either driver."""
+"""Hand-written SQLAlchemy 2: `AsyncSession` and `session.begin()`, with asyncpg or psycopg."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ SET_TENANT: Final = text(NAMED_SET_TENANT)
 
 
 def engine_for(url: str, driver: str, pool_size: int) -> AsyncEngine:
-    """An engine with exactly `pool_size` connections; everything else as it comes."""
+    """An engine with exactly `pool_size` connections and default settings otherwise."""
     dialect = url.replace("postgresql://", f"postgresql+{driver}://", 1)
     return create_async_engine(dialect, pool_size=pool_size, max_overflow=0)
 
 
 async def run_one(session: AsyncSession, statement: TextClause, item: int) -> Row:
-    """One statement of an open session, its row as a mapping."""
+    """Run one statement in an open session; returns its row as a mapping."""
     row = (await session.execute(statement, {"id": item})).mappings().one()
     return dict(row)
 

@@ -1,4 +1,4 @@
-"""The SQL of every side, in each driver's spelling of a placeholder, and the table that it runs on."""
+"""The SQL of every side, with each driver's placeholders, and its table."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ NAMED_READ: Final = READ.replace("%s", ":id")
 NAMED_WRITE: Final = WRITE.replace("%s", ":id")
 NAMED_SET_TENANT: Final = SET_TENANT.replace("%s", ":tenant")
 
-# Row security makes the tenant's setting part of the work: without it the statements find no row.
+# With row security, the statements find no row without the tenant's setting.
 SET_UP: Final = (
     f"create role {APP_ROLE} login password '{APP_PASSWORD}'",
     "create table items (id int primary key, tenant text not null, name text not null, qty int not null)"

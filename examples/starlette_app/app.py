@@ -1,4 +1,4 @@
-"""The application: `uvicorn starlette_app.app:app --app-dir examples`, or all of it with `scripts/demo`."""
+"""The application: `uvicorn starlette_app.app:app --app-dir examples`, or with its servers `scripts/demo`."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ servers: Final = control.ControlClient(os.environ[control.SOCKET]) if control.SO
 
 
 async def page(request: Request) -> FileResponse:
-    """The one page."""
+    """The page."""
     return FileResponse(HERE / "static" / "index.html")
 
 
@@ -51,7 +51,7 @@ async def airlines(request: Request) -> JSONResponse:
 
 
 async def requests(request: Request) -> JSONResponse:
-    """The last requests, `?after=` a number; and how the servers are, where that is known."""
+    """The last requests after the number in `?after=`, and the state of the servers, if known."""
     try:
         after, limit = int(request.query_params.get("after", 0)), int(request.query_params.get("limit", live.KEPT))
     except ValueError:
@@ -71,13 +71,13 @@ if servers is not None:
 
 
 class FrontDoor:
-    """ASGI middleware: who comes without a path, and so without a tenant, gets the page."""
+    """ASGI middleware: redirects requests for `/`, which have no tenant, to the page."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Redirect `/`; everything else goes on."""
+        """Redirect `/`; pass other requests on."""
         if scope["type"] == "http" and scope["path"] == "/":
             await RedirectResponse("/ui/")(scope, receive, send)
         else:
@@ -86,7 +86,7 @@ class FrontDoor:
 
 @asynccontextmanager
 async def lifespan(app: Starlette) -> AsyncIterator[None]:
-    """Tracing from start to end; the last spans are sent before the process goes."""
+    """Trace from start to end; the last spans are sent before the process exits."""
     provider = tracing.set_up(feed)
     yield
     provider.shutdown()

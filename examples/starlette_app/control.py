@@ -1,8 +1,8 @@
-"""Stop a replica, pause its replay: what the page asks for reaches the process that owns the servers.
+"""Forward commands of the page (stop a replica, pause its replay) to the process that owns the servers.
 
-`scripts/demo` owns the embedded servers and listens on a Unix socket that only its user can open; the application,
-which scripts/demo starts, forwards to it. One line of JSON each way. Started in any other way the application has no
-such socket and no such routes.
+`scripts/demo` owns the embedded servers and listens on a Unix socket that only its user can open. It starts the
+application, which forwards commands to the socket, as one line of JSON in each direction. Without `scripts/demo` the
+application has neither the socket nor these routes.
 """
 
 from __future__ import annotations
@@ -32,10 +32,10 @@ class ControlClient:
         self._path = path
 
     async def ask(self, order: Order) -> Order:
-        """Send one order and wait for its answer.
+        """Send one command and wait for its result.
 
         Raises:
-            HTTPException: 502, when nobody listens any more.
+            HTTPException: 502, when the socket is closed.
         """
         try:
             reader, writer = await asyncio.open_unix_connection(self._path)
@@ -53,7 +53,7 @@ class ControlClient:
 
     async def handle(self, request: Request) -> JSONResponse:
         """POST {"action": "stop", "server": "r1"}."""
-        # A page of another origin would have to ask for permission to send this header, and never gets it.
+        # A page of another origin needs a CORS permission for this header, and does not get it.
         if "x-desk-page" not in request.headers:
             raise HTTPException(403, "send the header X-Desk-Page")
         try:
@@ -88,7 +88,7 @@ class ControlServer:
             order = json.loads(await reader.readline() or "{}")
             try:
                 answer = await self._obey(order.get("action", ""), order.get("server", ""))
-            except Exception as error:  # noqa: BLE001  # whoever asked is told; the demo goes on
+            except Exception as error:  # noqa: BLE001  # the error is the result of the command; the demo continues
                 answer = {"error": f"{type(error).__name__}: {error}"}
             writer.write(json.dumps(answer).encode() + b"\n")
             await writer.drain()

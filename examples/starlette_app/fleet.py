@@ -1,4 +1,4 @@
-"""The embedded servers as the page sees and commands them."""
+"""The state of the embedded servers, and the commands of the page."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ import psycopg
 from asgi_datasource.testing import ClusterError, EmbeddedCluster, Node
 
 FRESH_S: Final = 0.4
-"""Seconds for which a picture of the servers is good enough for another page."""
+"""Seconds for which the state of the servers is cached."""
 
 
 class Fleet:
-    """A primary and its replicas: how they are, and what may be done to them.
+    """A primary and its replicas: their state, and the allowed commands.
 
     Args:
         cluster: The running servers.
@@ -29,7 +29,7 @@ class Fleet:
         self._lock = asyncio.Lock()
 
     async def obey(self, action: str, server: str) -> dict[str, Any]:
-        """Do what the page asks for; the answer is how the servers are then, or what was wrong with the order."""
+        """Run a command of the page; returns the new state of the servers, or an error."""
         if action != "state":
             node = self._cluster.nodes.get(server)
             if node is None:
@@ -40,10 +40,10 @@ class Fleet:
             async with self._lock:
                 await orders[action]()
                 self._taken = 0.0
-        return await self.picture()
+        return await self.topology()
 
     async def picture(self) -> dict[str, Any]:
-        """Each server: whether it is up, whether its replay is paused, how many bytes of WAL it is behind."""
+        """For each server: whether it is up, whether its replay is paused, and its lag in bytes of WAL."""
         async with self._lock:
             if time.monotonic() - self._taken > FRESH_S:
                 primary, replicas = self._cluster.primary, self._cluster.replicas

@@ -1,7 +1,7 @@
-"""What the page shows live: the last requests, which server each statement went to and why, and how it ended.
+"""The live feed of the page: the last requests, with server and reason of each statement, and the outcome.
 
-All of it comes from the library's spans, the same that a collector gets: `Feed` is a span processor that keeps the
-spans of the last requests in memory.
+The data comes from the library's spans, which a collector also gets: `Feed` is a span processor that keeps the spans
+of the last requests in memory.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from opentelemetry.trace import SpanKind, Status, StatusCode
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 KEPT: Final = 500
-"""Requests that the feed remembers."""
+"""Number of requests in the feed."""
 
 _PREFIX: Final = "asgi_datasource."
 _tracer: Final = trace.get_tracer("flight_desk")
@@ -26,7 +26,7 @@ _tracer: Final = trace.get_tracer("flight_desk")
 
 @dataclass(slots=True)
 class Record:
-    """One request: what was asked, what was answered, and the library's spans in between."""
+    """One request: the request line, the response, and the library's spans."""
 
     number: int
     method: str
@@ -39,7 +39,7 @@ class Record:
     spans: list[ReadableSpan] = field(default_factory=list)
 
     def steps(self) -> list[dict[str, Any]]:
-        """Every visit to a server, in order: where, why, who else could have been asked, what was sent there."""
+        """The use of each server, in order: server, reason, candidates, statements."""
         steps: list[dict[str, Any]] = []
         for span in sorted(self.spans, key=lambda span: span.start_time or 0):
             attributes = span.attributes or {}
@@ -52,7 +52,7 @@ class Record:
         return steps
 
     def outcome(self) -> str | None:
-        """How the request's transaction ended; None when it had none."""
+        """The outcome of the request's transaction; None without a transaction."""
         for span in reversed(self.spans):
             outcome = (span.attributes or {}).get(_PREFIX + "transaction.outcome")
             if outcome is not None:
@@ -60,7 +60,7 @@ class Record:
         return None
 
     def as_json(self) -> dict[str, Any]:
-        """The record as the page gets it."""
+        """The record as JSON for the page."""
         plain = ("number", "method", "path", "tenant", "at", "status", "ms")
         return {name: getattr(self, name) for name in plain} | {
             "page": self.is_from_page,
@@ -73,27 +73,27 @@ _current: ContextVar[Record | None] = ContextVar("flight_desk_record", default=N
 
 
 class Feed(SpanProcessor):
-    """Keeps the last requests, each with the spans that were started while it ran."""
+    """Keeps the last requests, each with the spans that started during it."""
 
     def __init__(self) -> None:
         self._records: deque[Record] = deque(maxlen=KEPT)
         self.number = 0
 
     def on_start(self, span: Span, parent_context: context.Context | None = None) -> None:
-        """Called by the SDK where the span starts, so in the context of its request, child tasks included."""
+        """Called by the SDK at the start of a span, in the context of its request or of a child task."""
         record = _current.get()
         if record is not None and span.kind is not SpanKind.SERVER:
             record.spans.append(span)
 
     def begin(self, scope: Scope) -> Record:
-        """Number a request and start to listen to it."""
+        """Number a request and start its record."""
         self.number += 1
         headers = dict(scope["headers"])
         tenant = headers.get(b"x-tenant", b"").decode("latin-1")[:20] or None
         return Record(self.number, scope["method"], scope["path"][:120], tenant, b"x-desk-page" in headers)
 
     def end(self, record: Record) -> None:
-        """The request is over: show it."""
+        """Add the completed request to the feed."""
         for span in record.spans:
             tenant = (span.attributes or {}).get(_PREFIX + "tenant.id")
             record.tenant = str(tenant) if tenant is not None else record.tenant
@@ -106,9 +106,9 @@ class Feed(SpanProcessor):
 
 
 class Watch:
-    """ASGI middleware: the server's span of a request, its record for the feed, and a header that says who answered.
+    """ASGI middleware: the server span of a request, its record for the feed, and the header `X-Served-By`.
 
-    Outside of `DataSourceMiddleware`, so that it sees the answer as the client does: after COMMIT or instead of it.
+    It is outside of `DataSourceMiddleware`, so it sees the same response as the client: after COMMIT, or instead of it.
     """
 
     def __init__(self, app: ASGIApp, feed: Feed) -> None:
@@ -116,7 +116,7 @@ class Watch:
         self._feed = feed
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Handle one request; what belongs to the page itself is not shown on the page."""
+        """Handle one request; requests of the page itself are not recorded."""
         if scope["type"] != "http" or scope["path"] == "/ui" or scope["path"].startswith("/ui/"):
             await self._app(scope, receive, send)
             return
@@ -153,7 +153,7 @@ class Watch:
             try:
                 await self._app(scope, receive, answer)
             except Exception:
-                # The framework's error page is outside of us: it answers what nobody has caught.
+                # The framework's error page is outside of this middleware: it answers unhandled exceptions.
                 record.status = record.status or 500
                 raise
             finally:
@@ -162,9 +162,9 @@ class Watch:
 
 
 class NameSpan:
-    """ASGI middleware: names the request's span after its route, which is known once the application has been called.
+    """ASGI middleware: names the request's span after its route, which is known after the call of the application.
 
-    Inside of `DataSourceMiddleware`: where the path names the tenant, the application has a scope of its own.
+    It is inside of `DataSourceMiddleware`, because the application has another scope if the path names the tenant.
     """
 
     def __init__(self, app: ASGIApp) -> None:

@@ -1,4 +1,4 @@
-"""Fill the databases: schemas, tables, policies; each airline's flights by COPY to where datasource.yaml puts it."""
+"""Fill the databases: schemas, tables, policies, and the flights of each airline with COPY, as in datasource.yaml."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ from examples.starlette_app.dataset import Dataset
 HERE: Final = Path(__file__).parent
 SQL: Final = HERE / "sql"
 OWN_DATABASE_SCHEMA: Final = "desk"
-"""Schema of the tables in a database of an airline's own; that datasource's search_path in datasource.yaml names it."""
+"""Schema of the tables in an airline's own database; it is in that datasource's search_path in datasource.yaml."""
 
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """Where one airline's flights live.
+    """The database and schema of an airline.
 
     Attributes:
-        carrier: The airline's code as the data set writes it; the tenant's name is the same in lower case.
+        carrier: The airline's code in the data set; the tenant's name is the same in lower case.
         datasource: Name of the datasource; the database on the embedded servers has the same name.
         schema: The schema of its tables.
-        is_shared: Its rows lie among other airlines', apart by row security.
+        is_shared: It shares tables with other airlines, isolated by row security.
     """
 
     carrier: str
@@ -38,7 +38,7 @@ class Place:
 
     @property
     def isolation(self) -> str:
-        """In one word: `database`, `schema` or `rows`."""
+        """The kind of isolation: `database`, `schema` or `rows`."""
         if self.is_shared:
             return "rows"
         return "database" if self.schema == OWN_DATABASE_SCHEMA else "schema"
@@ -59,12 +59,12 @@ def places() -> list[Place]:
 
 
 async def load(dataset: Dataset, urls: Mapping[str, str], progress: Callable[[str], None] = lambda text: None) -> int:
-    """Fill one empty database for each datasource, side by side.
+    """Fill one empty database for each datasource, concurrently.
 
     Args:
-        dataset: What to load.
+        dataset: The flights to load.
         urls: For each datasource the URL of its database on the primary, for a role that may create schemas.
-        progress: Called with what has just been done.
+        progress: Called with a description of each completed step.
 
     Returns:
         The number of flights loaded.
@@ -79,7 +79,7 @@ async def load(dataset: Dataset, urls: Mapping[str, str], progress: Callable[[st
 
 
 def _fill(dataset: Dataset, url: str, homes: list[Place], progress: Callable[[str], None]) -> int:
-    """Fill one database: blocking, since COPY is nothing but a stream."""
+    """Fill one database; blocking, because COPY is a stream."""
     with psycopg.connect(url) as conn:
         conn.execute((SQL / "reference.sql").read_bytes())
         _copy_reference(conn, dataset)
@@ -109,7 +109,7 @@ def _copy_reference(conn: psycopg.Connection[tuple[object, ...]], dataset: Datas
 
 
 def _copy_staging(conn: psycopg.Connection[tuple[object, ...]], dataset: Dataset, carriers: set[str]) -> None:
-    """The lines of these carriers as they are, into a temporary table: those are not replicated."""
+    """Copy the lines of these carriers unchanged into a temporary table, which is not replicated."""
     conn.execute("""
         create temporary table staging (
           id bigint, year int, month int, day int, dep_time int, sched_dep_time int, dep_delay int, arr_time int,
@@ -129,7 +129,7 @@ def _copy_staging(conn: psycopg.Connection[tuple[object, ...]], dataset: Dataset
 
 
 def _make_desk(conn: psycopg.Connection[tuple[object, ...]], schema: str, homes: list[Place]) -> int:
-    """Create one schema with its tables and move its airlines' flights in; the indexes come with the tables."""
+    """Create one schema with its tables and indexes, and insert the flights of its airlines."""
     name = sql.Identifier(schema)
     conn.execute(sql.SQL("create schema {}; grant usage on schema {} to app").format(name, name))
     conn.execute(sql.SQL("set local search_path to {}, ref, pg_temp").format(name))
@@ -140,7 +140,7 @@ def _make_desk(conn: psycopg.Connection[tuple[object, ...]], schema: str, homes:
     total = 0
     for place in homes:
         if place.is_shared:
-            # The default of column tenant takes it from here.
+            # The default of the column tenant reads this setting.
             conn.execute("select set_config('app.tenant', %s, true)", [place.carrier.lower()])
         total += conn.execute(
             """

@@ -1,4 +1,4 @@
-"""The desk's own process: uvicorn on a socket that scripts/demo hands over; it ends when scripts/demo ends."""
+"""The desk's process: uvicorn on a socket from scripts/demo; it exits with scripts/demo."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ import uvicorn
 import uvloop
 
 GRACE_S: Final = 5
-"""Seconds that requests in flight have to end once the server is asked to stop."""
+"""Seconds for running requests to complete on shutdown."""
 
 
 async def serve(fd: int) -> None:
-    """Serve until SIGINT, SIGTERM, or the end of standard input: whoever started us is gone then."""
+    """Serve until SIGINT, SIGTERM, or the end of standard input, which is the exit of the parent process."""
     config = uvicorn.Config(
         "starlette_app.app:app", log_level="warning", access_log=False, timeout_graceful_shutdown=GRACE_S
     )
@@ -33,6 +33,6 @@ async def serve(fd: int) -> None:
 
 if __name__ == "__main__":
     logging.basicConfig(format="  %(asctime)s %(name)s: %(message)s", datefmt="%H:%M:%S")
-    # The library says once that a server is down; the pool would say it again with every attempt.
+    # The library logs once that a server is down; the pool would log every attempt.
     logging.getLogger("psycopg.pool").setLevel(logging.ERROR)
     uvloop.run(serve(int(sys.argv[1])))

@@ -1,7 +1,6 @@
-"""`scripts/demo --smoke`: drives the running desk from outside, breaks its servers, sees whether it keeps its word.
+"""`scripts/demo --smoke`: sends requests to the running desk, stops its servers, and checks every response.
 
-Every check speaks HTTP with the desk, as any client does; what should be in the tables it looks up on the primary,
-past the desk.
+The checks use HTTP like any client, and compare the contents of tables with queries on the primary.
 """
 
 from __future__ import annotations
@@ -28,7 +27,7 @@ DAY: Final = "2013-08-28"
 
 
 class CheckFailed(AssertionError):
-    """Raised when the desk did something else than it promises."""
+    """Raised when a check fails."""
 
 
 def expect(condition: object, text: str) -> None:
@@ -38,10 +37,10 @@ def expect(condition: object, text: str) -> None:
 
 
 async def until(condition: Callable[[], bool | Awaitable[bool]], timeout_s: float, text: str) -> None:
-    """Ask again and again until the answer is true.
+    """Poll until the result is true.
 
     Raises:
-        CheckFailed: It was not within the time.
+        CheckFailed: It is not true in time.
     """
     deadline = time.monotonic() + timeout_s
     while True:
@@ -53,7 +52,7 @@ async def until(condition: Callable[[], bool | Awaitable[bool]], timeout_s: floa
 
 
 class Smoke:
-    """The checks, in an order in which each leaves the servers as it found them."""
+    """The checks; each restores the state of the servers."""
 
     def __init__(self, client: httpx.AsyncClient, cluster: EmbeddedCluster, flights: int) -> None:
         self._client = client
@@ -80,7 +79,7 @@ class Smoke:
         return found
 
     async def stored(self, tenant: str, query: str, *parameters: object, node: Node | None = None) -> Any:
-        """One value from the airline's tables, read on the primary past the desk and past row security."""
+        """One value from the airline's tables, read directly on the primary without row security."""
         place: Place = BY_NAME[tenant]
         server = node or self._cluster.primary
         rows = await server.sql(query.format(place.schema), list(parameters), dbname=place.datasource)
@@ -88,7 +87,7 @@ class Smoke:
 
     @asynccontextmanager
     async def paused(self) -> AsyncIterator[None]:
-        """Both replicas stand still: what is written from now on is on the primary alone."""
+        """Pause the replay of both replicas: later writes are on the primary only."""
         replicas = self._cluster.replicas.values()
         await asyncio.gather(*(node.pause_replay() for node in replicas))
         try:
@@ -99,7 +98,7 @@ class Smoke:
 
     @asynccontextmanager
     async def stopped(self, *nodes: Node) -> AsyncIterator[None]:
-        """These servers are down."""
+        """Stop these servers during the block."""
         await asyncio.gather(*(node.stop() for node in nodes))
         try:
             yield
@@ -107,14 +106,14 @@ class Smoke:
             await asyncio.gather(*(node.start() for node in nodes))
 
     async def served_by(self, tenant: str, requests: int) -> Counter[str]:
-        """Which server answers this airline's reports, over so many requests."""
+        """Count the servers that answer this airline's reports, over a number of requests."""
         answers = [await self.ok(tenant, "GET", "/reports/airports") for _ in range(requests)]
         return Counter(answer.headers["x-served-by"] for answer in answers)
 
     # -- checks
 
     async def page(self) -> str:
-        """The page and what it is made of."""
+        """The page and its files."""
         page = await self._client.get("/ui/")
         expect(page.status_code == 200 and "asgi-datasource" in page.text, f"the page: {page.status_code}")
         for name in ("desk.css", "desk.js"):
@@ -126,14 +125,14 @@ class Smoke:
         return ", ".join(f"{count} by {kind}" for kind, count in kinds.items())
 
     async def reads(self) -> str:
-        """Reads take turns on the replicas; none goes to the primary."""
+        """Reads alternate between the replicas; none goes to the primary."""
         served = await self.served_by("dl", 40) + await self.served_by("ua", 20)
         expect(set(served) == {"r1 (balanced)", "r2 (balanced)"}, f"served by {dict(served)}")
         expect(served["r1 (balanced)"] == served["r2 (balanced)"], f"not balanced: {dict(served)}")
         return ", ".join(f"{server} {count}" for server, count in sorted(served.items()))
 
     async def one_server(self) -> str:
-        """Three reads of one request see one server."""
+        """Three reads of one request go to one server."""
         flight = (await self.flights("b6"))[0]
         for _ in range(4):
             answer = await self.ok("b6", "GET", f"/flights/{flight['id']}")
@@ -142,14 +141,14 @@ class Smoke:
         return str(answer.headers["x-served-by"])
 
     async def search(self) -> str:
-        """A POST that the configuration calls a read."""
+        """A POST with read intent by the configuration."""
         answer = await self.ok("9e", "POST", "/flights/search", {"date": DAY, "limit": 3})
         served = answer.headers["x-served-by"]
         expect(served in ("r1 (balanced)", "r2 (balanced)"), f"served by {served}")
         return f"POST /flights/search: {served}"
 
     async def named(self) -> str:
-        """The airline in the header, the path or the host: the same answer, by the same rules."""
+        """The airline in the header, the path or the host gives the same response."""
         wish = {"date": DAY, "limit": 3}
         by_header = await self.ok("9e", "POST", "/flights/search", wish)
         by_path = await self._client.post("/t/9e/flights/search", json=wish)
@@ -161,7 +160,7 @@ class Smoke:
         return "9e by X-Tenant, /t/9e and 9e.localhost"
 
     async def writes(self) -> str:
-        """Read, write, read: replica, primary, primary; for each way of keeping airlines apart."""
+        """Read, write, read: replica, primary, primary; for each kind of isolation."""
         for tenant in ("ua", "dl", "mq"):
             flight, body = (await self.flights(tenant))[0], f"smoke {uuid4()}"
             answer = await self.ok(tenant, "POST", f"/flights/{flight['id']}/notes", {"body": body})
@@ -173,7 +172,7 @@ class Smoke:
         return str(served)
 
     async def own_writes(self) -> str:
-        """With both replicas standing still, a request still reads what it has written."""
+        """With both replicas paused, a request still reads its own write."""
         flight, body = (await self.flights("aa"))[0], f"smoke {uuid4()}"
         await self._cluster.caught_up()
         async with self.paused():
@@ -187,7 +186,7 @@ class Smoke:
         return "seen at once on the primary, on the replicas after they went on"
 
     async def apart(self) -> str:
-        """All airlines at once, over the same few connections: each sees its own flights, all of them, and no other."""
+        """Requests of all airlines at once, over the same few connections: each sees exactly its own flights."""
 
         async def look(tenant: str) -> int:
             flights = await self.flights(tenant)
@@ -202,7 +201,7 @@ class Smoke:
         return f"16 airlines, {total:,} flights, nobody else's"
 
     async def strangers(self) -> str:
-        """Another airline's flight is not there: not to be seen, not to be written to."""
+        """Another airline's flight can be neither read nor changed."""
         tried = 0
         for owner in ("ua", "dl", "mq", "us"):
             flight = (await self.flights(owner))[0]["id"]
@@ -218,7 +217,7 @@ class Smoke:
         return f"{tried} pairs, 3 ways each: 404, 404, 409"
 
     async def refused(self) -> str:
-        """No tenant, an unknown one, hostile names: a problem document, and no server was asked."""
+        """Without a tenant, and for unknown or malicious names, the response is a problem document, without a query."""
         hostile = [
             'dl"; drop schema dl; --',
             "dl'",
@@ -246,7 +245,7 @@ class Smoke:
         return f"400 without, 404 unknown, {len(hostile) + 1} hostile ones 400"
 
     async def taken_back(self) -> str:
-        """A 409 after two writes: nothing of them stays."""
+        """A 409 after two writes rolls both back."""
         flights = await self.flights("ev")
         other = next(flight for flight in flights if flight["dest"] != flights[0]["dest"])
         text = f"1 passengers rebooked to flight {other['id']}"
@@ -278,7 +277,7 @@ class Smoke:
         return "422 instead of 201, only what fits is stored"
 
     async def replica_stops(self) -> str:
-        """A replica goes away under load and comes back: no client notices."""
+        """A replica stops under load and returns, without an error for clients."""
         r1 = self._cluster.replicas["r1"]
         statuses: Counter[str] = Counter()
         servers: Counter[str] = Counter()
@@ -316,7 +315,7 @@ class Smoke:
         return f"{statuses.total()} reads, all answered 200; r1 serves again"
 
     async def no_replica(self) -> str:
-        """Without any replica the primary stands in, read only."""
+        """Without replicas, the primary answers reads, READ ONLY."""
         async with self.stopped(*self._cluster.replicas.values()):
             await self.ok("dl", "GET", "/reports/airports")
             served = (await self.ok("dl", "GET", "/reports/airports")).headers["x-served-by"]
@@ -329,7 +328,7 @@ class Smoke:
         return f"{served}, then the replicas again"
 
     async def no_primary(self) -> str:
-        """Without the primary reads go on and writes are refused in time; afterwards it recovers by itself."""
+        """Without the primary, reads succeed and writes fail in time; writes recover automatically."""
         flight = (await self.flights("dl"))[0]["id"]
         note = {"body": "smoke: recovery"}
         async with self.stopped(self._cluster.primary):
@@ -351,7 +350,7 @@ class Smoke:
         return f"reads 200, writes 503 after {waited:.2f} s, then 201 again"
 
     async def nothing_held(self) -> str:
-        """Afterwards no session is left in a transaction."""
+        """No backend is left in a transaction."""
         query = "select count(*) from pg_stat_activity where usename = 'app' and xact_start is not null"
         for node in self._cluster.nodes.values():
             count = await node.value(query)
@@ -382,7 +381,7 @@ async def check_all(address: str, cluster: EmbeddedCluster, flights: int, consol
     """Run the checks and print one line for each.
 
     Returns:
-        0 when all hold, else 1.
+        0 when all checks pass, otherwise 1.
     """
     console.say()
     failures = 0
@@ -393,7 +392,7 @@ async def check_all(address: str, cluster: EmbeddedCluster, flights: int, consol
             started = time.monotonic()
             try:
                 told, is_good = await check(smoke), True
-            except Exception as error:  # noqa: BLE001  # whatever went wrong is this check's result; the next one still runs
+            except Exception as error:  # noqa: BLE001  # any error fails this check; the next check runs
                 told = str(error) if isinstance(error, CheckFailed) else f"{type(error).__name__}: {error}"
                 is_good = False
                 failures += 1

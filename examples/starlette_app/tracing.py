@@ -1,4 +1,4 @@
-"""OpenTelemetry for the desk: spans to the page, and to a collector where one is named."""
+"""OpenTelemetry for the desk: spans go to the page, and to a collector if configured."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ def set_up(*processors: SpanProcessor) -> TracerProvider:
     """Install the SDK with these processors; with OTEL_EXPORTER_OTLP_ENDPOINT set, also an exporter to that address.
 
     Returns:
-        The provider; `shutdown()` sends what is still waiting.
+        The provider; `shutdown()` sends the remaining spans.
     """
     provider = TracerProvider(resource=Resource.create({"service.name": "flight-desk"}))
     for processor in processors:
         provider.add_span_processor(processor)
     if os.environ.get("OTEL_EXPORTER_OTLP_ENDPOINT"):
-        # Half a second instead of five: whoever clicks wants to see the trace.
+        # Half a second instead of five, so that a trace appears soon after its request.
         provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter(), schedule_delay_millis=500))
     trace.set_tracer_provider(provider)
     return provider

@@ -29,7 +29,7 @@ Db = Annotated[DataSession, Depends(session)]
 
 
 async def audit(db: Db) -> AsyncIterator[DataSession]:
-    """A dependency of the application's that writes."""
+    """A dependency of the application that writes."""
     await db.execute(INSERT, ["audit"])
     yield db
 
@@ -103,7 +103,7 @@ async def test_class_endpoints_and_mounted_applications(world: World) -> None:
         assert (answer.status_code, answer.text) == (418, "handled below")
 
 
-async def test_a_websocket_commits_by_statement_and_by_block(world: World) -> None:
+async def test_a_websocket_commits_per_statement_and_per_block(world: World) -> None:
     stale: list[DataSession] = []
 
     async def talk(socket: WebSocket) -> None:
@@ -136,7 +136,7 @@ async def test_a_websocket_commits_by_statement_and_by_block(world: World) -> No
                 await talking.recv()
         with pytest.raises(websockets.InvalidStatus) as refused:
             async with websockets.connect(url, additional_headers={"X-Tenant": "nobody"}):
-                raise AssertionError("accepted")
+                raise AssertionError("the websocket was accepted")
         assert refused.value.response.status_code == 403
 
         async def is_closed() -> None:
@@ -149,7 +149,7 @@ async def test_a_websocket_commits_by_statement_and_by_block(world: World) -> No
     assert await world.items() == ["said", "block"]
 
 
-async def test_the_same_middleware_twice_is_once(world: World) -> None:
+async def test_the_same_middleware_installed_twice_has_no_extra_effect(world: World) -> None:
     async def place(request: Request) -> Response:
         await session(request).execute(INSERT, ["tea"])
         return Response(status_code=201)
@@ -162,7 +162,7 @@ async def test_the_same_middleware_twice_is_once(world: World) -> None:
 
 
 @pytest.mark.parametrize(("writers", "status"), [("refuse", 500), ("allow", 201)])
-async def test_two_registries_in_one_request_have_one_writer_unless_more_are_allowed(
+async def test_two_registries_in_one_request_allow_one_writer_unless_configured(
     world: World, writers: str, status: int
 ) -> None:
     transactions = {"multiple_writers": writers}

@@ -1,4 +1,4 @@
-"""Every kind of ASGI message passes as it should, and lifespan is spoken for whoever does not."""
+"""Every kind of ASGI message passes unchanged, and lifespan works with applications that do not implement it."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ BODY: Message = {"type": "http.response.body", "body": b"x", "more_body": False}
 async def call(
     world: World, registry: DataSourceRegistry, app: App, seen: Callable[[Message], Awaitable[None]]
 ) -> None:
-    """Call an application behind the middleware; `seen` gets each message as the server would."""
+    """Call an application through the middleware; `seen` gets each message as the server would."""
 
     async def receive() -> Message:
         return {"type": "http.request", "body": b"", "more_body": False}
@@ -57,7 +57,7 @@ async def call(
     ],
     ids=["plain", "pathsend", "zerocopysend", "trailers", "early hint", "1xx"],
 )
-async def test_messages_pass_unchanged_and_only_a_final_start_waits_for_the_commit(
+async def test_messages_pass_unchanged_and_only_the_final_response_start_waits_for_commit(
     world: World, messages: list[Message]
 ) -> None:
     sent: list[Message] = []
@@ -79,7 +79,7 @@ async def test_messages_pass_unchanged_and_only_a_final_start_waits_for_the_comm
     assert committed_before == [index >= final for index in range(len(messages))]
 
 
-async def test_an_application_that_never_starts_a_response_has_done_nothing(world: World) -> None:
+async def test_a_call_without_a_response_is_rolled_back(world: World) -> None:
     sent: list[Message] = []
 
     async def app(scope: Any, receive: Any, send: Any) -> None:
@@ -95,7 +95,7 @@ async def test_an_application_that_never_starts_a_response_has_done_nothing(worl
     assert await world.items() == []
 
 
-async def test_a_second_start_is_the_servers_to_refuse(world: World) -> None:
+async def test_a_second_response_start_is_passed_to_the_server(world: World) -> None:
     sent: list[Message] = []
 
     async def app(scope: Any, receive: Any, send: Any) -> None:
@@ -113,7 +113,7 @@ async def test_a_second_start_is_the_servers_to_refuse(world: World) -> None:
 
 
 class Lifespan:
-    """A server's side of the lifespan protocol."""
+    """The server side of the lifespan protocol."""
 
     def __init__(self, registry: DataSourceRegistry) -> None:
         self.registry = registry
@@ -135,7 +135,7 @@ class Lifespan:
 COMPLETE = ["lifespan.startup.complete", "lifespan.shutdown.complete"]
 
 
-async def test_the_registry_is_open_for_the_applications_own_start_up_and_shutdown(world: World) -> None:
+async def test_the_registry_is_open_during_the_applications_start_up_and_shutdown(world: World) -> None:
     registry = world.registry()
     inside: list[bool] = []
 
@@ -153,7 +153,7 @@ async def test_the_registry_is_open_for_the_applications_own_start_up_and_shutdo
 
 
 @pytest.mark.parametrize("how", ["raises", "returns"])
-async def test_lifespan_is_spoken_for_an_application_that_does_not(world: World, how: str) -> None:
+async def test_lifespan_is_handled_for_an_application_without_it(world: World, how: str) -> None:
     async def app(scope: Any, receive: Any, send: Any) -> None:
         if how == "raises":
             raise AssertionError("only http")
@@ -164,7 +164,7 @@ async def test_lifespan_is_spoken_for_an_application_that_does_not(world: World,
     assert server.was_open == [True, False]
 
 
-async def test_a_failed_start_up_stays_one_and_closes_the_registry(world: World) -> None:
+async def test_a_failed_start_up_is_passed_on_and_closes_the_registry(world: World) -> None:
     async def app(scope: Any, receive: Any, send: Any) -> None:
         await receive()
         await send({"type": "lifespan.startup.failed", "message": "no"})
@@ -184,7 +184,7 @@ async def test_a_failed_start_up_stays_one_and_closes_the_registry(world: World)
     assert not server.registry.is_open
 
 
-async def test_a_registry_that_was_open_before_is_left_open(world: World) -> None:
+async def test_a_registry_opened_by_the_caller_stays_open(world: World) -> None:
     async def app(scope: Any, receive: Any, send: Any) -> None:
         for answer in COMPLETE:
             await receive()
@@ -197,7 +197,7 @@ async def test_a_registry_that_was_open_before_is_left_open(world: World) -> Non
         assert registry.is_open
 
 
-async def test_a_server_without_lifespan_opens_the_registry_with_the_first_request(world: World) -> None:
+async def test_a_server_without_lifespan_opens_the_registry_at_the_first_request(world: World) -> None:
     registry = world.registry()
     sent: list[Message] = []
 

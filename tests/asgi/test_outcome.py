@@ -1,4 +1,4 @@
-"""What decides about a transaction: every combination, against the order that the module's docstring gives."""
+"""The outcome function in every combination, compared with the order in the module's docstring."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from asgi_datasource.sessions.policy import Lane, RouteRule, SessionPolicy, make
 from asgi_datasource.transaction import OutcomeRule, TransactionOptions
 
 DEFAULT = OutcomeRule(frozenset(range(400, 600)))
-"""`transactions.rollback_on` as it is unless the configuration says otherwise."""
+"""The default of `transactions.rollback_on`."""
 
 SAYS = (None, True, False)
-"""What a level says of the status: nothing, commit, roll back."""
+"""What a level decides for the status: nothing, commit, roll back."""
 
 STATUSES = (200, 303, 409, 500)
 
 
 def options(status: int, says: bool | None, *, error: bool | None = None) -> TransactionOptions:
-    """Options that say this of the status, and of a LookupError."""
+    """Options with this decision for the status, and for a LookupError."""
     on = {True: (frozenset[int](), ()), False: (frozenset[int](), ())}
     for wanted, entry in ((says, (frozenset({status}), ())), (error, (frozenset[int](), (LookupError,)))):
         if wanted is not None:
@@ -37,14 +37,14 @@ def lane(endpoint: TransactionOptions | None, rule: TransactionOptions | None) -
 def expected(
     status: int, endpoint: bool | None, rule: bool | None, verdict: bool | None, *, rollback_only: bool
 ) -> Outcome:
-    """The first that says something decides."""
+    """The first level with a decision wins."""
     says = [False if rollback_only else None, verdict, endpoint, rule, status < 400]
     return Outcome.COMMIT if next(one for one in says if one is not None) else Outcome.ROLLBACK
 
 
 @pytest.mark.parametrize("status", STATUSES)
 @pytest.mark.parametrize("rollback_only", [False, True])
-def test_a_response_decides_by_the_first_level_that_says_something(status: int, rollback_only: bool) -> None:
+def test_the_first_level_with_a_decision_decides_for_a_response(status: int, rollback_only: bool) -> None:
     for endpoint, rule, verdict in itertools.product(SAYS, SAYS, SAYS):
         found = decide(
             lane(options(status, endpoint), options(status, rule)),
@@ -61,7 +61,7 @@ def test_a_response_decides_by_the_first_level_that_says_something(status: int, 
 
 
 @pytest.mark.parametrize("status", STATUSES)
-def test_levels_that_are_not_there_say_nothing(status: int) -> None:
+def test_missing_levels_decide_nothing(status: int) -> None:
     commits = Outcome.COMMIT if status < 400 else Outcome.ROLLBACK
     assert decide(lane(None, None), DEFAULT, status=status) is commits
     assert decide(lane(None, None), OutcomeRule(frozenset({status})), status=status) is Outcome.ROLLBACK
@@ -71,7 +71,7 @@ def test_levels_that_are_not_there_say_nothing(status: int) -> None:
 @pytest.mark.parametrize("rollback_only", [False, True])
 @pytest.mark.parametrize("verdict", SAYS)
 @pytest.mark.parametrize("says", SAYS)
-def test_an_exception_that_leaves_the_application_commits_only_where_its_route_says_so(
+def test_an_unhandled_exception_commits_only_if_its_route_says_so(
     says: bool | None, verdict: bool | None, rollback_only: bool
 ) -> None:
     for named, error in ((says, KeyError("a LookupError")), (None, ValueError("not named"))):
@@ -88,7 +88,7 @@ def test_an_exception_that_leaves_the_application_commits_only_where_its_route_s
 
 
 @pytest.mark.parametrize("status", STATUSES)
-def test_an_exception_is_a_way_to_respond_where_its_status_commits(status: int) -> None:
+def test_an_http_exception_whose_status_commits_is_tolerated(status: int) -> None:
     for function, rule in itertools.product(SAYS, SAYS):
         found = tolerates(HTTPException(status), options(status, function), lane(None, options(status, rule)), DEFAULT)
         says = [function, rule, status < 400]
@@ -98,14 +98,14 @@ def test_an_exception_is_a_way_to_respond_where_its_status_commits(status: int) 
 
 @pytest.mark.parametrize("number", [1, 2, 3])
 @pytest.mark.parametrize("retries", [0, 1, 2])
-def test_a_request_runs_again_as_often_as_it_may(number: int, retries: int) -> None:
+def test_a_request_is_retried_at_most_as_often_as_configured(number: int, retries: int) -> None:
     assert Attempt(number, retries).is_exhausted is (number > retries)
     assert Attempt(number, retries).obstacle is None
 
 
-def test_the_first_obstacle_is_the_one_that_is_told() -> None:
+def test_the_first_obstacle_to_a_retry_is_reported() -> None:
     flags = ("has_committed", "is_body_too_large", "is_client_gone", "is_late")
-    told = {
+    reasons = {
         "has_committed": "a part of it has been committed already",
         "is_body_too_large": "its body is longer than transactions.retry_body_limit",
         "is_client_gone": "its client has left",
@@ -113,5 +113,5 @@ def test_the_first_obstacle_is_the_one_that_is_told() -> None:
     }
     for chosen in itertools.product((False, True), repeat=len(flags)):
         present = dict(zip(flags, chosen, strict=True))
-        first = next((told[flag] for flag in flags if present[flag]), None)
+        first = next((reasons[flag] for flag in flags if present[flag]), None)
         assert Attempt(1, 1, **present).obstacle == first

@@ -1,4 +1,4 @@
-"""That the benchmarks run, and write the file that `benchmarks/README.md` describes; never what they measure."""
+"""The benchmarks run, and write the file that `benchmarks/README.md` describes. Their figures are not tested."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ ONLY = ("--only", "in_process", "--only", "choice", "--only", "boot", "--only", 
 UNITS = {"us", "ns", "ms", "s", "1/s", "MB", "count"}
 
 
-def test_a_quick_run_of_the_cheap_parts_writes_the_documented_file(tmp_path: Path) -> None:
+def test_a_quick_run_of_the_fast_parts_writes_the_documented_file(tmp_path: Path) -> None:
     result = tmp_path / "result.json"
     ran = subprocess.run(
         [
@@ -97,7 +97,7 @@ def test_rounds_too_short_to_measure_are_refused() -> None:
         (Target("==", 1.0), 2.0, False),
     ],
 )
-def test_a_target_is_judged_at_its_edge(target: Target, value: float, is_met: bool) -> None:
+def test_a_target_includes_its_bound(target: Target, value: float, is_met: bool) -> None:
     assert target.is_met_by(value) is is_met
 
 
@@ -112,7 +112,7 @@ def test_a_missed_target_is_shown_in_the_table() -> None:
     assert " ".join(line.split()) == "load one read requests per second ours theirs 3.05x 3..3.1 >= 4 MISSED"
 
 
-def test_the_report_of_wrk_is_read_in_each_of_its_units() -> None:
+def test_the_report_of_wrk_is_parsed_in_each_unit() -> None:
     padding = " "  # wrk pads seconds to the width of milliseconds
     output = f"""Running 3s test @ http://127.0.0.1:8000/
   1 threads and 32 connections
@@ -144,12 +144,12 @@ class _Handler(BaseHTTPRequestHandler):
         self.wfile.write(body)
 
     def log_message(self, *_: object) -> None:
-        """Quiet."""
+        """Do not log."""
 
 
 class _Server(ThreadingHTTPServer):
     def handle_error(self, request: object, client_address: object) -> None:
-        """The generator leaves in the middle of its last answers."""
+        """The generator disconnects during its last responses."""
 
 
 @pytest.fixture
@@ -163,7 +163,7 @@ def http_port() -> Iterator[int]:
 
 
 @pytest.mark.parametrize(("tenant", "answered_200"), [("acme", True), ("nobody", False)])
-def test_the_built_in_load_generator_counts_whole_answers_and_errors(
+def test_the_built_in_load_generator_counts_complete_responses_and_errors(
     http_port: int, tenant: str, answered_200: bool
 ) -> None:
     result = load_client.run("127.0.0.1", http_port, "GET", 2, 0.05, tenant, 10)

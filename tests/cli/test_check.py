@@ -70,14 +70,14 @@ TABLES = {"ADS111", "ADS112"}
 """Findings of the world's tables without policies, which are intentional."""
 
 
-async def test_what_is_right_is_left_alone(world: World, tmp_path: Path) -> None:
+async def test_a_correct_configuration_has_no_findings(world: World, tmp_path: Path) -> None:
     done, found = check(config(world), tmp_path)
     assert codes(found, without=TABLES) == []
     assert "asking 3 servers" in done.err
     assert done.code == 0
 
 
-async def test_swapped_roles_are_told(world: World, tmp_path: Path) -> None:
+async def test_swapped_roles_are_reported(world: World, tmp_path: Path) -> None:
     swapped = config(
         world,
         datasources__orders__primary={"url": world.url("r1")},
@@ -92,7 +92,7 @@ async def test_swapped_roles_are_told(world: World, tmp_path: Path) -> None:
     assert [each["position"]["line"] for each in found if each["code"] == "ADS102"] == [6, 10]
 
 
-async def test_servers_that_cannot_be_reached(world: World, tmp_path: Path) -> None:
+async def test_unreachable_servers_are_reported_with_their_reason(world: World, tmp_path: Path) -> None:
     wrong = psycopg.conninfo.make_conninfo(world.url("r1"), password=PASSWORD)
     nowhere = psycopg.conninfo.make_conninfo(world.url("r2"), dbname="nowhere")
     done, found = check(
@@ -115,7 +115,7 @@ def other_cluster() -> Iterator[EmbeddedCluster]:
         yield running
 
 
-async def test_a_standby_of_another_cluster(
+async def test_a_standby_of_another_cluster_is_reported(
     world: World, other_cluster: EmbeddedCluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(queries, "CATCH_UP_S", 0.3)
@@ -134,7 +134,7 @@ async def test_a_standby_of_another_cluster(
     ]
 
 
-async def test_a_replica_that_is_behind(
+async def test_a_lagging_replica_is_reported(
     other_cluster: EmbeddedCluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     [replica] = other_cluster.replicas.values()
@@ -166,7 +166,7 @@ async def test_a_replica_that_is_behind(
         replica.stream_from(other_cluster.primary)
 
 
-async def test_more_connections_than_the_server_allows(world: World, tmp_path: Path) -> None:
+async def test_more_connections_than_the_server_allows_are_reported(world: World, tmp_path: Path) -> None:
     budget = {"processes": 31, "reserve": 10}
     _, found = check(config(world, budget=budget), tmp_path)
     limits = [each for each in found if each["code"] == "ADS106"]
@@ -185,7 +185,7 @@ async def test_more_connections_than_the_server_allows(world: World, tmp_path: P
     assert codes(check(twice, tmp_path)[1], without=TABLES) == [("ADS106", "datasources.orders.primary.url")]
 
 
-async def test_the_limits_of_login_and_database_count(world: World, cluster: EmbeddedCluster, tmp_path: Path) -> None:
+async def test_limits_of_login_and_database_are_checked(world: World, cluster: EmbeddedCluster, tmp_path: Path) -> None:
     await cluster.primary.sql(f"alter database {world.dbname} connection limit 5")
     try:
         _, found = check(config(world, datasources__orders__replicas={}), tmp_path)
@@ -196,7 +196,7 @@ async def test_the_limits_of_login_and_database_count(world: World, cluster: Emb
 
 
 @pytest.mark.parametrize("mode", ["session", "transaction", "statement"])
-async def test_pgbouncer_is_found_with_its_mode(mode: str, world: World, tmp_path: Path) -> None:
+async def test_pgbouncer_is_detected_with_its_mode(mode: str, world: World, tmp_path: Path) -> None:
     async with pgbouncer(world.url(), size=5, mode=mode) as bouncer:
         url = {"url": bouncer.url(world.dbname)}
         document = config(world, datasources__orders__primary=url, datasources__orders__replicas={})
@@ -213,7 +213,7 @@ async def test_pgbouncer_is_found_with_its_mode(mode: str, world: World, tmp_pat
     assert not {each["code"] for each in found} & {"ADS106", "ADS116"}
 
 
-async def test_pgbouncer_with_a_single_connection(world: World, tmp_path: Path) -> None:
+async def test_pgbouncer_with_a_single_connection_is_checked(world: World, tmp_path: Path) -> None:
     async with pgbouncer(world.url(), size=1) as bouncer:
         url = {"url": bouncer.url(world.dbname)}
         document = config(world, datasources__orders__primary=url, datasources__orders__replicas={})
@@ -228,7 +228,7 @@ async def execute(world: World, *statements: str) -> None:
             await connection.execute(statement.encode())
 
 
-async def test_holes_in_row_security(world: World, tmp_path: Path) -> None:
+async def test_holes_in_row_security_are_reported(world: World, tmp_path: Path) -> None:
     await execute(
         world,
         "create schema books",
@@ -276,7 +276,7 @@ async def test_holes_in_row_security(world: World, tmp_path: Path) -> None:
     assert check(config(world, tenants={"initech": tenant}, datasources__orders__replicas={}), tmp_path)[1] == []
 
 
-async def test_logins_that_row_security_does_not_hold_for(
+async def test_logins_that_bypass_row_security_are_reported(
     world: World, cluster: EmbeddedCluster, tmp_path: Path
 ) -> None:
     name = f"bypassing_{world.dbname}"
@@ -294,7 +294,7 @@ async def test_logins_that_row_security_does_not_hold_for(
         await cluster.primary.sql(f"drop role {name}")
 
 
-async def test_tenants_without_their_place(world: World, tmp_path: Path) -> None:
+async def test_tenants_without_schema_or_role_are_reported(world: World, tmp_path: Path) -> None:
     tenants = {
         "acme": {"datasource": "orders", "schema": "acme"},
         "gone": {"datasource": "orders", "schema": "gone"},
@@ -305,7 +305,7 @@ async def test_tenants_without_their_place(world: World, tmp_path: Path) -> None
     assert found[0]["fix"] == "Create it: create schema gone."
 
 
-async def test_tenants_of_a_table_are_looked_at_as_well(
+async def test_tenants_of_a_table_are_checked_too(
     world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     document = config(world, datasources__orders__replicas={})
@@ -336,9 +336,7 @@ async def test_tenants_of_a_table_are_looked_at_as_well(
     assert call("check", tmp_path / "datasource.json", "--format", "concise").out.count("note: ") == 1
 
 
-async def test_the_databases_of_tenants_are_asked_by_their_own_names_and_no_more_than_a_few(
-    world: World, tmp_path: Path
-) -> None:
+async def test_a_sample_of_the_tenants_databases_is_checked(world: World, tmp_path: Path) -> None:
     url = world.cluster.primary.url(dbname="PLACE").replace("PLACE", "{tenant}")
     own = {"primary": {"url": url}, "pool": {"max_open_pools": 5}}
     document = config(world, tenants={}, datasources={"own": own})
@@ -362,7 +360,7 @@ async def test_the_databases_of_tenants_are_asked_by_their_own_names_and_no_more
     assert json.loads(done.out)["notes"] == [printed]
 
 
-async def test_names_that_fall_through(world: World, tmp_path: Path) -> None:
+async def test_names_found_in_a_shared_schema_are_reported(world: World, tmp_path: Path) -> None:
     await execute(
         world, "create schema common", "create table common.orders (id int)", "create table common.taxes (i int)"
     )
@@ -377,7 +375,7 @@ async def test_names_that_fall_through(world: World, tmp_path: Path) -> None:
     assert "the table common.orders has the name of one in 1 tenants' schemas (acme)" in found[0]["message"]
 
 
-async def test_findings_are_ignored_where_they_stand(world: World, tmp_path: Path) -> None:
+async def test_findings_are_ignored_by_comments_on_their_line(world: World, tmp_path: Path) -> None:
     path = tmp_path / "datasource.yaml"
     path.write_text(
         "version: 1\ndatasources:\n  orders:\n"
@@ -392,7 +390,7 @@ async def test_findings_are_ignored_where_they_stand(world: World, tmp_path: Pat
     assert call("validate", path).out.endswith("nothing found\n")
 
 
-def test_a_wrong_configuration_is_not_checked(tmp_path: Path) -> None:
+def test_an_invalid_configuration_is_not_checked(tmp_path: Path) -> None:
     path = tmp_path / "datasource.yaml"
     path.write_text("version: 1\ndatasources: {}\n")
     done = call("check", path)
@@ -401,7 +399,7 @@ def test_a_wrong_configuration_is_not_checked(tmp_path: Path) -> None:
     assert "ADS024" in done.err
 
 
-def test_a_standby_with_another_identifier() -> None:
+def test_a_standby_with_another_system_identifier_is_reported() -> None:
     config = load(
         {"version": 1, "datasources": {"orders": {"primary": {"url": "host=db"}}}, "tenancy": {"default": "orders"}}
     )
@@ -436,7 +434,7 @@ def facts(**known: Any) -> Facts:
         ({}, None),
     ],
 )
-def test_what_cannot_be_brought_about_here_is_judged(known: dict[str, Any], code: Code | None) -> None:
+def test_findings_for_states_that_the_test_servers_cannot_have(known: dict[str, Any], code: Code | None) -> None:
     config = load(
         {"version": 1, "datasources": {"orders": {"primary": {"url": "host=db"}}}, "tenancy": {"default": "orders"}}
     )

@@ -81,7 +81,7 @@ CHANGES = [
 
 
 @pytest.mark.parametrize(("changes", "kind", "weight", "says", "tenants"), CHANGES, ids=[c[3] for c in CHANGES])
-def test_what_a_change_means(
+def test_each_change_is_explained(
     changes: dict[str, Any], kind: str, weight: str, says: str, tenants: list[str], tmp_path: Path
 ) -> None:
     found = diff(changed(**changes), tmp_path)
@@ -93,7 +93,7 @@ def test_what_a_change_means(
     assert change["tenant_count"] == len(tenants)
 
 
-def test_nothing_changes(tmp_path: Path) -> None:
+def test_equal_documents_have_no_changes(tmp_path: Path) -> None:
     assert diff(OLD, tmp_path) == []
     assert "nothing changes" in call("diff", "old.json", "new.json", cwd=tmp_path).out
 
@@ -118,7 +118,7 @@ def test_many_tenants_are_one_change(tmp_path: Path) -> None:
     assert "and 280 more" in done.out
 
 
-def test_a_wrong_file_is_not_compared(tmp_path: Path) -> None:
+def test_an_invalid_file_is_not_compared(tmp_path: Path) -> None:
     diff(OLD, tmp_path)
     (tmp_path / "wrong.json").write_text("{}")
     done = call("diff", "old.json", "wrong.json", cwd=tmp_path)
@@ -138,7 +138,7 @@ tenancy: {{resolve: [{{header: X-Tenant}}]}}
 """
 
 
-def test_show_tells_where_each_value_comes_from(tmp_path: Path) -> None:
+def test_show_prints_the_origin_of_each_value(tmp_path: Path) -> None:
     (tmp_path / "datasource.yaml").write_text(YAML)
     (tmp_path / "tenants.yaml").write_text(
         f"tenants: {{acme: {{datasource: orders, row_security: {{a.b: '{PASSWORD}'}}}}}}\n"

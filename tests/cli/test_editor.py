@@ -59,7 +59,7 @@ def test_mistakes_are_underlined(server: LanguageServer, wrong: str, line: int, 
     assert any(each["range"]["start"]["line"] in (line, line + 1) and says in each["message"] for each in found), found
 
 
-def test_keys_are_completed_with_what_they_mean(server: LanguageServer) -> None:
+def test_keys_are_completed_with_their_meaning(server: LanguageServer) -> None:
     server.open(TEXT.replace("      max_size: 20\n", "      max_size: 20\n      \n"))
     found = server.complete(6, 6)
     assert {"min_size", "acquire_timeout", "max_waiting", "max_lifetime"} <= set(found)
@@ -89,6 +89,6 @@ def test_sections_of_the_document_are_completed(server: LanguageServer) -> None:
         (14, 5, "The tenant's own schema"),
     ],
 )
-def test_hovering_explains(server: LanguageServer, line: int, column: int, says: str) -> None:
+def test_hovering_shows_the_documentation(server: LanguageServer, line: int, column: int, says: str) -> None:
     server.open(TEXT)
     assert says in server.hover(line, column)

@@ -68,7 +68,7 @@ def verdicts(found: Any) -> dict[str, str]:
     return {server["node"]: server["verdict"] for server in found["servers"]}
 
 
-def test_as_text(folder: Path) -> None:
+def test_the_explanation_as_text(folder: Path) -> None:
     done = call(
         "explain", "--tenant", "acme", "--path", "/orders", "--state", "state.json", "--token", "1:0/3000200",
         cwd=folder,
@@ -116,7 +116,7 @@ def test_the_request_and_the_servers_decide(folder: Path) -> None:
     assert verdicts(behind) == {"r1": "lagging", "r2": "behind", "primary": "chosen"}
 
 
-def test_without_a_state_all_is_well(folder: Path) -> None:
+def test_without_a_state_all_servers_are_assumed_current(folder: Path) -> None:
     found = explained(folder, "--tenant", "acme")
     assert (found["assumed"], found["route"]["reason"]) == (True, "balanced")
     assert "every server is taken to be up and current" in call("explain", "--tenant", "acme", cwd=folder).out
@@ -139,7 +139,7 @@ def test_a_token_is_checked_with_the_secret(folder: Path) -> None:
     assert "consistency.secret is not looked up. Add --environment or --env-file" in done.err
 
 
-def test_tenants_of_a_table_are_not_known_here(folder: Path) -> None:
+def test_tenants_of_a_table_are_unknown_offline(folder: Path) -> None:
     (folder / "datasource.yaml").write_text(CONFIG + "tenants_from: {datasource: orders, query: select 1 as name}\n")
     done = call("explain", "--tenant", "globex", cwd=folder)
     assert done.code == 1
@@ -157,7 +157,7 @@ def test_tenants_of_a_table_are_not_known_here(folder: Path) -> None:
         (["--header", "X-Tenant"], "'X-Tenant' is no header. Write it as NAME:VALUE."),
     ],
 )
-def test_what_cannot_be_used_is_told(arguments: list[str], says: str, folder: Path) -> None:
+def test_unusable_input_is_reported(arguments: list[str], says: str, folder: Path) -> None:
     (folder / "other.json").write_text('{"version": 1, "datasources": {"orders": {"servers": {"r9": {}}}}}')
     (folder / "wrong.json").write_text('{"version": 2}')
     done = call("explain", "--tenant", "acme", *arguments, cwd=folder)
@@ -178,7 +178,7 @@ WRONG = [
 
 
 @pytest.mark.parametrize(("document", "says"), WRONG)
-def test_a_state_is_checked_as_its_schema_says(document: dict[str, Any], says: str) -> None:
+def test_a_state_is_validated_against_its_schema(document: dict[str, Any], says: str) -> None:
     validator = Draft202012Validator(json.loads((ROOT / "schemas" / "state" / "v1.json").read_text()))
     assert not validator.is_valid(document)
     with pytest.raises(ConfigError) as caught:

@@ -13,7 +13,7 @@ from tests.cli.run import run
 PASSWORD = "hunter2-Tr0ub4dor"
 
 
-def test_from_nothing(tmp_path: Path) -> None:
+def test_a_configuration_from_scratch(tmp_path: Path) -> None:
     done = run("init", cwd=tmp_path, environ={"DATABASE_URL": ""})
     assert done.code == 0, done.err
     assert "datasource.yaml is written" in done.out
@@ -33,7 +33,7 @@ def test_from_nothing(tmp_path: Path) -> None:
         (f"postgresql+asyncpg://app:{PASSWORD}@db/shop?ssl=require", "SHOP_PRIMARY_URL"),
     ],
 )
-def test_from_a_url(url: str, variable: str, tmp_path: Path) -> None:
+def test_a_configuration_from_a_url(url: str, variable: str, tmp_path: Path) -> None:
     done = run("init", "--format", "json", cwd=tmp_path, environ={"DATABASE_URL": url})
     assert done.code == 0, done.err
     assert json.loads(done.out)["variables"] == [variable]
@@ -63,7 +63,7 @@ DATABASES = {{
 """
 
 
-def test_from_django(tmp_path: Path) -> None:
+def test_a_configuration_from_django_settings(tmp_path: Path) -> None:
     (tmp_path / "mysite_settings.py").write_text(DJANGO)
     done = run("init", "--django", "mysite_settings", "--format", "json", cwd=tmp_path)
     assert done.code == 0, done.err
@@ -102,7 +102,7 @@ nothing = 5
 
 
 @pytest.mark.parametrize("name", ["URL", "url", "engine", "async_engine", "config"])
-def test_from_an_object(name: str, tmp_path: Path) -> None:
+def test_a_configuration_from_an_object(name: str, tmp_path: Path) -> None:
     (tmp_path / "app_db.py").write_text(OBJECTS)
     done = run("init", "--object", f"app_db:{name}", "--stdout", cwd=tmp_path)
     assert done.code == 0, done.err
@@ -121,7 +121,7 @@ def test_from_an_object(name: str, tmp_path: Path) -> None:
         (["x.toml"], "x.toml is no YAML file"),
     ],
 )
-def test_what_init_cannot_use(arguments: list[str], says: str, tmp_path: Path) -> None:
+def test_unusable_sources_of_init_are_reported(arguments: list[str], says: str, tmp_path: Path) -> None:
     (tmp_path / "app_db.py").write_text(OBJECTS)
     (tmp_path / "broken.py").write_text(f"raise RuntimeError({PASSWORD!r})\n")
     done = run("init", *arguments, cwd=tmp_path)

@@ -78,7 +78,7 @@ def test_secrets_from_files_and_programs(login: dict[str, str], tmp_path: Path) 
     assert_connected(check(tmp_path, {"command": ["cat", "url"]}, "--allow-commands"))
 
 
-def test_a_password_file(login: dict[str, str], tmp_path: Path) -> None:
+def test_a_password_file_logs_in(login: dict[str, str], tmp_path: Path) -> None:
     escaped = HARD.replace("\\", "\\\\").replace(":", "\\:")
     passfile = tmp_path / "pgpass"
     passfile.write_text(f"{login['host']}:{login['port']}:*:{ROLE}:{escaped}\n")
@@ -90,7 +90,7 @@ def test_a_password_file(login: dict[str, str], tmp_path: Path) -> None:
     assert "ADS101" in without.out
 
 
-def test_a_service(login: dict[str, str], tmp_path: Path) -> None:
+def test_a_service_file_logs_in(login: dict[str, str], tmp_path: Path) -> None:
     services = tmp_path / "services.conf"
     services.write_text(
         f"[orders]\nhost={login['host']}\nport={login['port']}\nuser={ROLE}\ndbname=postgres\npassword={HARD}\n"
@@ -131,7 +131,7 @@ def certificates(folder: Path) -> None:
         (folder / f"{name}.key").chmod(0o600)
 
 
-def test_client_certificates(login: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> None:
+def test_a_client_certificate_logs_in(login: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> None:
     """The embedded servers have no TLS, so PgBouncer terminates it; the certificate alone is the login."""
     import shutil
     import tempfile

@@ -92,7 +92,7 @@ def written(document: dict[str, Any]) -> Iterator[tuple[Format, str]]:
     yield Format.TOML, "".join(f"{key} = {toml(value)}\n" for key, value in document.items())
 
 
-def test_there_are_secrets_to_plant() -> None:
+def test_the_fields_with_secrets_are_found() -> None:
     assert ("datasources", "*", "primary", "url") in MASKED
     assert ("consistency", "old_secrets", "*") in MASKED
     assert ("tenancy", "resolve", "*", "jwt_claim", "key") in MASKED
@@ -100,7 +100,7 @@ def test_there_are_secrets_to_plant() -> None:
 
 
 @pytest.mark.parametrize("place", MASKED, ids=".".join)
-def test_no_command_prints_it(place: tuple[str, ...], tmp_path: Path) -> None:
+def test_no_command_prints_a_secret(place: tuple[str, ...], tmp_path: Path) -> None:
     document = planted(place, SECRET)
     for number, (form, text) in enumerate(written(document)):
         path = tmp_path / f"{number}.{form.value}"
@@ -118,7 +118,7 @@ def test_no_command_prints_it(place: tuple[str, ...], tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("place", MASKED, ids=".".join)
-def test_no_message_prints_it(place: tuple[str, ...], tmp_path: Path) -> None:
+def test_no_message_contains_a_secret(place: tuple[str, ...], tmp_path: Path) -> None:
     for wrong in damaged(planted(place, SECRET), place):
         for form, text in written(wrong):
             path = tmp_path / f"datasource.{form.value}"
@@ -131,7 +131,7 @@ def test_no_message_prints_it(place: tuple[str, ...], tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("place", MASKED, ids=".".join)
-def test_a_change_of_it_is_told(place: tuple[str, ...], tmp_path: Path) -> None:
+def test_a_changed_secret_is_reported_without_its_value(place: tuple[str, ...], tmp_path: Path) -> None:
     (tmp_path / "old.json").write_text(json.dumps(planted(place, SECRET)))
     (tmp_path / "new.json").write_text(json.dumps(planted(place, OTHER)))
     assert "nothing changes" not in call("diff", tmp_path / "old.json", tmp_path / "new.json").out

@@ -30,7 +30,7 @@ def loaded_by(code: str) -> set[str]:
 
 
 @pytest.mark.parametrize("arguments", [["--help"], [], ["--nothing"], ["nothing"]], ids=" ".join)
-def test_help_loads_next_to_nothing(arguments: list[str]) -> None:
+def test_help_imports_no_heavy_package(arguments: list[str]) -> None:
     code = (
         "from asgi_datasource.cli import main\nimport io, sys\nerr, sys.stderr = sys.stderr, io.StringIO()\n"
         f"try: main({arguments!r})\nexcept SystemExit: pass\nsys.stderr = err"
@@ -98,7 +98,7 @@ def test_the_result_can_go_to_a_file(tmp_path: Path) -> None:
     assert "nowhere/schema.json cannot be written: No such file or directory" in done.err
 
 
-def test_a_reader_that_goes_away_is_no_fault() -> None:
+def test_a_closed_pipe_is_no_error() -> None:
     reading, writing = os.pipe()
     os.close(reading)
     try:
@@ -115,7 +115,7 @@ def test_a_reader_that_goes_away_is_no_fault() -> None:
     assert (done.returncode, done.stderr) == (141, "")
 
 
-def test_a_fault_of_the_program_is_not_taken_for_findings(
+def test_an_internal_error_exits_with_2_and_not_like_findings(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def fail(*_: object) -> None:
@@ -129,7 +129,7 @@ def test_a_fault_of_the_program_is_not_taken_for_findings(
     assert "hunter2" not in printed.replace('raise RuntimeError("hunter2")', "")
 
 
-def test_ctrl_c_ends_it_quietly(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_ctrl_c_exits_without_a_traceback(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     def interrupt(*_: object) -> None:
         raise KeyboardInterrupt
 
@@ -138,7 +138,7 @@ def test_ctrl_c_ends_it_quietly(monkeypatch: pytest.MonkeyPatch, capsys: pytest.
     assert capsys.readouterr() == ("", "")
 
 
-def test_what_cannot_be_done_is_said_with_its_fix() -> None:
+def test_a_command_that_cannot_run_prints_the_fix() -> None:
     assert str(CannotRun("the door is shut", "Open it.")) == "the door is shut. Open it."
 
 

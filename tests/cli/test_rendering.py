@@ -54,7 +54,7 @@ def report(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str = WRONG, *
 
 
 @pytest.mark.parametrize("form", FORMATS)
-def test_no_form_shows_a_password(form: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_format_shows_a_password(form: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     found = report(tmp_path, monkeypatch)
     assert {problem.position.line for problem in found.diagnostics if problem.position} >= {8, 10, 11}
     for style in (Style(), Style(True)):
@@ -73,7 +73,7 @@ error[ADS020]: unknown key
 """
 
 
-def test_text_shows_the_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_text_shows_the_position(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     text = report(tmp_path, monkeypatch).render("text", Style())
     assert f"\n\n{EXPECTED}" in text
     assert '10 |       r1: {url: "…", wieght: 1}\n   |                      ^^^^^^ datasources' in text
@@ -84,12 +84,12 @@ def test_text_shows_the_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     assert "\x1b" not in text
 
 
-def test_the_documentation_shows_what_is_printed() -> None:
+def test_the_documentation_shows_the_real_output() -> None:
     shown = EXPECTED.replace("conf/datasource.yaml", "datasource.yaml")
     assert f"```\n{shown}```" in (ROOT / "docs" / "cli.md").read_text()
 
 
-def test_colour_changes_no_letter(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_colour_does_not_change_the_text(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     found = report(tmp_path, monkeypatch)
     for form in ("text", "concise"):
         coloured = found.render(form, Style(True))
@@ -97,14 +97,14 @@ def test_colour_changes_no_letter(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         assert re.sub("\x1b\\[[0-9;]*m", "", coloured) == found.render(form, Style())
 
 
-def test_concise_is_a_line_a_finding(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_concise_prints_one_line_for_each_finding(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     found = report(tmp_path, monkeypatch)
     lines = found.render("concise", Style()).splitlines()
     assert len(lines) == len(found.diagnostics) + 1
     assert all(re.match(r"conf/datasource\.yaml:\d+:\d+: ADS\d{3} ", line) for line in lines[:-1])
 
 
-def test_nothing_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_report_without_findings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     found = report(tmp_path, monkeypatch, GOOD)
     assert found.render("text", Style()) == "conf/datasource.yaml: nothing found"
     assert found.render("github", Style()) == ""
@@ -145,14 +145,14 @@ def test_sarif_follows_the_official_schema(tmp_path: Path, monkeypatch: pytest.M
     assert not validator.is_valid({**log, "version": "2.0.0"})
 
 
-def test_sarif_tells_what_was_ignored_and_why(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_sarif_contains_ignored_findings_with_their_reasons(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     [run] = json.loads(report(tmp_path, monkeypatch).render("sarif", Style()))["runs"]
     [ignored] = [result for result in run["results"] if "suppressions" in result]
     assert ignored["ruleId"] == "ADS041"
     assert ignored["suppressions"] == [{"kind": "inSource", "justification": "the application filters"}]
 
 
-def test_github_gets_a_command_a_finding(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_github_gets_one_command_for_each_finding(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     found = report(tmp_path, monkeypatch)
     lines = found.render("github", Style()).splitlines()
     assert len(lines) == len(found.diagnostics)
@@ -189,7 +189,7 @@ def test_gitlab_gets_its_report(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
 
 
 @pytest.mark.parametrize("is_strict", [False, True])
-def test_junit_fails_the_file(is_strict: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_junit_reports_the_file_as_failed(is_strict: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     found = report(tmp_path, monkeypatch, is_strict=is_strict)
     root = ElementTree.fromstring(found.render("junit", Style()))
     assert root.tag == "testsuites"
@@ -204,7 +204,7 @@ def test_junit_fails_the_file(is_strict: bool, tmp_path: Path, monkeypatch: pyte
     assert good.find(".//failure") is None
 
 
-def test_strict_makes_warnings_count(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_strict_exits_with_1_on_warnings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     text = f"{GOOD}tenants: {{acme: {{datasource: orders}}, globex: {{datasource: orders}}}}\n".replace(
         "default: orders", "resolve: [{header: X}]"
     )
@@ -259,7 +259,7 @@ def excerpt(text: Text, line: int, column: int) -> Excerpt | None:
     return Excerpts([text], [position]).at(position)
 
 
-def test_a_long_line_is_cut_around_the_place() -> None:
+def test_a_long_line_is_shortened_around_the_position() -> None:
     line = "{" + ", ".join(f"key{number}: {number}" for number in range(500)) + "}"
     column = line.index("key300") + 1
     found = excerpt(Text("x", Format.YAML, line), 1, column)
@@ -268,5 +268,5 @@ def test_a_long_line_is_cut_around_the_place() -> None:
     assert found.text[found.start : found.start + found.length] == "key300"
 
 
-def test_an_excerpt_of_nowhere() -> None:
+def test_an_excerpt_outside_of_the_file_is_empty() -> None:
     assert excerpt(Text("x", Format.YAML, "a: 1"), 7, 1) is None

@@ -62,7 +62,7 @@ def test_exit_codes(arguments: list[str], code: int, says: str, folder: Path) ->
         (["--format", "xml"], "argument --format: invalid choice"),
     ],
 )
-def test_bad_usage(arguments: list[str], says: str, folder: Path) -> None:
+def test_bad_usage_exits_with_2(arguments: list[str], says: str, folder: Path) -> None:
     done = run("validate", *arguments, cwd=folder)
     assert (done.code, done.out) == (2, "")
     assert says in done.err
@@ -78,27 +78,27 @@ def test_bad_usage(arguments: list[str], says: str, folder: Path) -> None:
         (["--hook", "--unknown.yaml"], 2, ""),
     ],
 )
-def test_a_file_may_be_called_like_an_option(arguments: list[str], code: int, says: str, folder: Path) -> None:
+def test_a_file_name_may_look_like_an_option(arguments: list[str], code: int, says: str, folder: Path) -> None:
     (folder / "--environment.yaml").write_text(BAD.replace("primary", "prmary"))
     done = call("validate", *arguments, cwd=folder)
     assert done.code == code
     assert says in done.out
 
 
-def test_without_a_file_there_must_be_one_here(tmp_path: Path) -> None:
+def test_the_default_file_must_exist(tmp_path: Path) -> None:
     done = run("validate", cwd=tmp_path)
     assert done.code == 2
     assert "there is no datasource.yaml, datasource.yml, datasource.toml or datasource.json here" in done.err
 
 
-def test_resolvers_may_be_in_code(folder: Path) -> None:
+def test_resolvers_in_code_replace_those_of_the_document(folder: Path) -> None:
     path = folder / "code.yaml"
     path.write_text(GOOD.replace("tenancy: {resolve: [{header: X-Tenant}]}\n", ""))
     assert run("validate", path).code == 1
     assert run("validate", path, "--resolvers-in-code").code == 0
 
 
-def test_the_network_is_left_alone(folder: Path) -> None:
+def test_validate_does_not_use_the_network(folder: Path) -> None:
     """`unshare --net` removes all addresses, so that every connection and name lookup fails."""
     import subprocess
     import sys

@@ -14,13 +14,13 @@ mine: ContextVar[str] = ContextVar("mine", default="nobody's")
 
 async def test_everybody_is_called_once_in_order_not_before_the_time() -> None:
     loop = asyncio.get_running_loop()
-    overtime = DeferredCalls(0.05)
+    deferred = DeferredCalls(0.05)
     called: list[tuple[int, float]] = []
     added: list[float] = []
 
     for number in range(5):
         added.append(loop.time())
-        overtime.add(lambda number=number: called.append((number, loop.time())), loop.time())  # type: ignore[misc]
+        deferred.add(lambda number=number: called.append((number, loop.time())), loop.time())  # type: ignore[misc]
         await asyncio.sleep(0.01)
     await until(lambda: len(called) == 5)
     assert [number for number, _ in called] == [0, 1, 2, 3, 4]
@@ -29,30 +29,30 @@ async def test_everybody_is_called_once_in_order_not_before_the_time() -> None:
 
 async def test_one_that_is_added_by_a_callback_has_its_turn_as_well() -> None:
     loop = asyncio.get_running_loop()
-    overtime = DeferredCalls(0.01)
+    deferred = DeferredCalls(0.01)
     called: list[str] = []
 
     def first() -> None:
         called.append("first")
-        overtime.add(lambda: called.append("second"), loop.time())
+        deferred.add(lambda: called.append("second"), loop.time())
 
-    overtime.add(first, loop.time())
+    deferred.add(first, loop.time())
     await until(lambda: called == ["first", "second"])
 
 
 async def test_callbacks_do_not_see_the_context_of_whoever_came_first() -> None:
     loop = asyncio.get_running_loop()
-    overtime = DeferredCalls(0.01)
+    deferred = DeferredCalls(0.01)
     seen: list[str] = []
     mine.set("the first one's")
-    overtime.add(lambda: seen.append(mine.get()), loop.time())
+    deferred.add(lambda: seen.append(mine.get()), loop.time())
     await until(lambda: bool(seen))
     assert seen == ["nobody's"]
 
 
 async def test_what_is_taken_back_is_not_called_nor_kept() -> None:
     loop = asyncio.get_running_loop()
-    overtime = DeferredCalls(0.01)
+    deferred = DeferredCalls(0.01)
     called: list[str] = []
 
     class Request:
@@ -64,19 +64,19 @@ async def test_what_is_taken_back_is_not_called_nor_kept() -> None:
 
     done, slow = Request("done"), Request("slow")
     gone = weakref.ref(done)
-    overtime.add(done.call, loop.time())
-    overtime.add(slow.call, loop.time())
-    overtime.due.pop(done.call, None)
+    deferred.add(done.call, loop.time())
+    deferred.add(slow.call, loop.time())
+    deferred.due.pop(done.call, None)
     del done
     assert gone() is None
     await until(lambda: bool(called))
     assert called == ["slow"]
-    overtime.due.pop(slow.call, None)
+    deferred.due.pop(slow.call, None)
 
 
 async def test_one_that_is_taken_back_by_a_callback_before_it_is_not_called() -> None:
     loop = asyncio.get_running_loop()
-    overtime = DeferredCalls(0.01)
+    deferred = DeferredCalls(0.01)
     called: list[str] = []
 
     def second() -> None:
@@ -84,22 +84,22 @@ async def test_one_that_is_taken_back_by_a_callback_before_it_is_not_called() ->
 
     def first() -> None:
         called.append("first")
-        overtime.due.pop(second, None)
+        deferred.due.pop(second, None)
 
     now = loop.time()
-    overtime.add(first, now)
-    overtime.add(second, now)
+    deferred.add(first, now)
+    deferred.add(second, now)
     await until(lambda: bool(called))
     assert called == ["first"]
 
 
 async def test_nobody_is_called_after_closing() -> None:
     loop = asyncio.get_running_loop()
-    overtime = DeferredCalls(0.01)
+    deferred = DeferredCalls(0.01)
     called: list[int] = []
-    overtime.add(lambda: called.append(1), loop.time())
-    overtime.close()
+    deferred.add(lambda: called.append(1), loop.time())
+    deferred.close()
     await asyncio.sleep(0.05)
     assert called == []
-    overtime.add(lambda: called.append(2), loop.time())
+    deferred.add(lambda: called.append(2), loop.time())
     await until(lambda: called == [2])

@@ -9,25 +9,25 @@ from collections import Counter
 import pytest
 
 from asgi_datasource import DataError, DataErrorKind
-from asgi_datasource.concurrency.fair_queue import FairQueue, Share
+from asgi_datasource.concurrency.fair_queue import FairQueue, TenantQuota
 
 LONG = 30.0
-NOISY, QUIET, THIRD = Share("noisy"), Share("quiet"), Share("third")
+NOISY, QUIET, THIRD = TenantQuota("noisy"), TenantQuota("quiet"), TenantQuota("third")
 
 
 def queue(capacity: int | None = 2, *, max_waiting: int = 100) -> FairQueue:
     return FairQueue("orders.primary", capacity=capacity, max_waiting=max_waiting)
 
 
-async def line_up(fair: FairQueue, *shares: Share) -> tuple[list[asyncio.Task[None]], list[str | None]]:
+async def line_up(fair: FairQueue, *quotas: TenantQuota) -> tuple[list[asyncio.Task[None]], list[str | None]]:
     """Start one task for each share, in this order; the list tells who was let in, in order."""
     admitted: list[str | None] = []
 
-    async def enter(share: Share) -> None:
-        await fair.enter(share, timeout_s=LONG)
-        admitted.append(share.tenant)
+    async def enter(quota: TenantQuota) -> None:
+        await fair.enter(quota, timeout_s=LONG)
+        admitted.append(quota.tenant)
 
-    tasks = [asyncio.ensure_future(enter(share)) for share in shares]
+    tasks = [asyncio.ensure_future(enter(quota)) for quota in quotas]
     await settle()
     return tasks, admitted
 
@@ -45,20 +45,20 @@ async def end(tasks: list[asyncio.Task[None]]) -> None:
 
 async def test_whoever_finds_room_need_not_wait() -> None:
     fair = queue()
-    assert fair.enter_at_once(NOISY)
-    assert fair.enter_at_once(NOISY)
-    assert not fair.enter_at_once(QUIET)
+    assert fair.try_enter(NOISY)
+    assert fair.try_enter(NOISY)
+    assert not fair.try_enter(QUIET)
     fair.leave(NOISY)
-    assert fair.enter_at_once(QUIET)
-    assert (fair.held("noisy"), fair.held("quiet")) == (1, 1)
+    assert fair.try_enter(QUIET)
+    assert (fair.in_use("noisy"), fair.in_use("quiet")) == (1, 1)
 
 
 async def test_tenants_take_turns_however_long_their_lines_are() -> None:
     fair = queue(1)
-    assert fair.enter_at_once(NOISY)
+    assert fair.try_enter(NOISY)
     tasks, admitted = await line_up(fair, *[NOISY] * 5, QUIET, THIRD, QUIET)
     for _ in range(8):
-        fair.leave(Share((["noisy", *admitted])[-1]))
+        fair.leave(TenantQuota((["noisy", *admitted])[-1]))
         await settle()
     assert admitted == ["noisy", "quiet", "third", "noisy", "quiet", "noisy", "noisy", "noisy"]
     await end(tasks)
@@ -66,8 +66,8 @@ async def test_tenants_take_turns_however_long_their_lines_are() -> None:
 
 async def test_a_tenant_at_its_limit_waits_while_others_pass() -> None:
     fair = queue(10)
-    limited = Share("noisy", 1)
-    assert fair.enter_at_once(limited)
+    limited = TenantQuota("noisy", 1)
+    assert fair.try_enter(limited)
     tasks, admitted = await line_up(fair, limited, limited, QUIET)
     assert admitted == ["quiet"]
     fair.leave(QUIET)
@@ -81,7 +81,7 @@ async def test_a_tenant_at_its_limit_waits_while_others_pass() -> None:
 
 async def test_a_full_queue_refuses_the_tenant_with_the_longest_line() -> None:
     fair = queue(1, max_waiting=4)
-    assert fair.enter_at_once(NOISY)
+    assert fair.try_enter(NOISY)
     tasks, admitted = await line_up(fair, *[NOISY] * 4)
     with pytest.raises(DataError, match="4 are waiting already") as caught:
         await fair.enter(NOISY, timeout_s=LONG)
@@ -92,7 +92,7 @@ async def test_a_full_queue_refuses_the_tenant_with_the_longest_line() -> None:
     assert tasks[-1] in refused
     assert fair.waiting == 4
     for _ in range(3):
-        fair.leave(Share((["noisy", *admitted, *entered])[-1]) if not entered else Share(entered[-1]))
+        fair.leave(TenantQuota((["noisy", *admitted, *entered])[-1]) if not entered else TenantQuota(entered[-1]))
         await settle()
     assert entered == ["quiet", "third"]
     await end([*tasks, *quiet])
@@ -100,18 +100,18 @@ async def test_a_full_queue_refuses_the_tenant_with_the_longest_line() -> None:
 
 async def test_waiting_ends_in_time() -> None:
     fair = queue(1)
-    assert fair.enter_at_once(NOISY)
+    assert fair.try_enter(NOISY)
     with pytest.raises(DataError, match="none was free for it within") as caught:
         await fair.enter(QUIET, timeout_s=0.01)
     assert caught.value.kind is DataErrorKind.RESOURCE
     assert fair.waiting == 0
     fair.leave(NOISY)
-    assert fair.enter_at_once(QUIET)
+    assert fair.try_enter(QUIET)
 
 
 async def test_whoever_is_cancelled_leaves_nothing_behind() -> None:
     fair = queue(1)
-    assert fair.enter_at_once(NOISY)
+    assert fair.try_enter(NOISY)
     tasks, admitted = await line_up(fair, QUIET, THIRD)
     tasks[0].cancel()
     await settle()
@@ -122,7 +122,7 @@ async def test_whoever_is_cancelled_leaves_nothing_behind() -> None:
     await settle()
     assert admitted == []
     assert fair.waiting == 0
-    assert fair.enter_at_once(NOISY)
+    assert fair.try_enter(NOISY)
     await end(tasks)
 
 
@@ -136,9 +136,9 @@ async def test_any_order_of_coming_leaving_and_giving_up_keeps_the_counts() -> N
     async def one() -> None:
         nonlocal most
         name = chance.choice("aaaabcd")
-        share = Share(name, limits[name])
+        quota = TenantQuota(name, limits[name])
         try:
-            await fair.enter(share, timeout_s=chance.choice((0.0005, 0.005, 0.05)))
+            await fair.enter(quota, timeout_s=chance.choice((0.0005, 0.005, 0.05)))
         except DataError:
             return
         inside[name] += 1
@@ -148,7 +148,7 @@ async def test_any_order_of_coming_leaving_and_giving_up_keeps_the_counts() -> N
             await asyncio.sleep(chance.choice((0, 0.001)))
         finally:
             inside[name] -= 1
-            fair.leave(share)
+            fair.leave(quota)
 
     for _ in range(60):
         tasks = [asyncio.ensure_future(one()) for _ in range(20)]
@@ -159,5 +159,5 @@ async def test_any_order_of_coming_leaving_and_giving_up_keeps_the_counts() -> N
             assert outcome is None or isinstance(outcome, asyncio.CancelledError), outcome
     assert most == 3
     assert fair.waiting == 0
-    assert all(fair.held(name) == 0 for name in limits)
-    assert all(fair.enter_at_once(QUIET) for _ in range(3))
+    assert all(fair.in_use(name) == 0 for name in limits)
+    assert all(fair.try_enter(QUIET) for _ in range(3))

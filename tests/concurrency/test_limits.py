@@ -8,66 +8,68 @@ import logging
 import pytest
 
 from asgi_datasource import DataError, DataErrorKind
-from asgi_datasource.concurrency import limits
-from asgi_datasource.concurrency.fair_queue import FairQueue, Share
-from asgi_datasource.concurrency.limits import Gate, Line, Priority, SaturationLog, Strain
+from asgi_datasource.concurrency import saturation_log
+from asgi_datasource.concurrency.fair_queue import FairQueue, TenantQuota
+from asgi_datasource.concurrency.limits import ConcurrencyLimit
+from asgi_datasource.concurrency.priority_queue import Priority, PriorityQueue
+from asgi_datasource.concurrency.saturation_log import SaturationCounts, SaturationLog
 from tests.concurrency.test_fair_queue import NOISY, QUIET, end, settle
 
 LOW, NORMAL, HIGH = Priority
 
 
 def test_the_higher_priority_comes_first_and_equals_in_their_order() -> None:
-    line: Line[str] = Line()
+    queue: PriorityQueue[str] = PriorityQueue()
     for name, priority in (("a", NORMAL), ("b", LOW), ("c", HIGH), ("d", NORMAL), ("e", HIGH), ("f", LOW)):
-        line.append(name, priority)
-    assert (len(line), line.highest, line.first) == (6, HIGH, "c")
-    assert (line.count(LOW), line.last(LOW)) == (2, "f")
-    line.remove("d")
-    line.strip("c".__eq__)
-    assert [line.pop() for _ in range(len(line))] == ["e", "a", "b", "f"]
-    assert not line
+        queue.append(name, priority)
+    assert (len(queue), queue.highest, queue.first) == (6, HIGH, "c")
+    assert (queue.count(LOW), queue.last(LOW)) == (2, "f")
+    queue.remove("d")
+    queue.prune("c".__eq__)
+    assert [queue.pop() for _ in range(len(queue))] == ["e", "a", "b", "f"]
+    assert not queue
 
 
 def test_a_gate_lets_in_as_many_as_may_be_and_nobody_waits_there() -> None:
-    gate = Gate("routes[0] (/x)", 4, advice="Raise it")
+    limit = ConcurrencyLimit("routes[0] (/x)", 4, advice="Raise it")
 
     async def refused(priority: Priority) -> DataError:
         with pytest.raises(DataError) as caught:
-            gate.enter(priority)
+            limit.enter(priority)
         return caught.value
 
     async def run() -> None:
-        gate.enter(LOW)
-        gate.enter(LOW)
+        limit.enter(LOW)
+        limit.enter(LOW)
         await refused(LOW)
-        gate.enter()
-        gate.enter()
+        limit.enter()
+        limit.enter()
         error = await refused(NORMAL)
         assert (error.kind, error.http_status, error.is_retryable) == (DataErrorKind.RESOURCE, 503, True)
         assert str(error) == "routes[0] (/x): 4 requests are under way, of 4 that may be. Raise it"
-        gate.enter(HIGH)
-        assert gate.in_flight.count == 5
+        limit.enter(HIGH)
+        assert limit.in_flight.count == 5
         for _ in range(2):
-            gate.leave()
-            gate.leave()
-        gate.enter(LOW)
-        gate.leave()
-        gate.leave()
-        assert gate.in_flight.count == 0
+            limit.leave()
+            limit.leave()
+        limit.enter(LOW)
+        limit.leave()
+        limit.leave()
+        assert limit.in_flight.count == 0
 
     asyncio.run(run())
 
 
 def test_low_priority_gets_in_where_only_one_may_be() -> None:
-    gate = Gate("x", 1, advice="")
-    gate.enter(LOW)
-    assert gate.in_flight.count == 1
+    limit = ConcurrencyLimit("x", 1, advice="")
+    limit.enter(LOW)
+    assert limit.in_flight.count == 1
 
 
 async def test_a_gate_that_takes_the_place_of_another_one_goes_on_with_its_count() -> None:
-    before = Gate("x", 3, advice="")
+    before = ConcurrencyLimit("x", 3, advice="")
     before.enter()
-    after = Gate("x", 1, advice="", in_flight=before.in_flight)
+    after = ConcurrencyLimit("x", 1, advice="", in_flight=before.in_flight)
     with pytest.raises(DataError):
         after.enter()
     before.leave()
@@ -77,11 +79,11 @@ async def test_a_gate_that_takes_the_place_of_another_one_goes_on_with_its_count
 async def test_the_first_is_told_at_once_and_what_follows_together(
     caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(limits, "INTERVAL_S", 0.05)
-    log = SaturationLog(lambda strain: f"{strain}")
+    monkeypatch.setattr(saturation_log, "INTERVAL_S", 0.05)
+    log = SaturationLog(lambda counts: f"{counts}")
     for _ in range(100):
-        log.note(refused=True)
-    log.note(refused=False)
+        log.record(refused=True)
+    log.record(refused=False)
     assert caplog.messages == ["1 refused"]
     async with asyncio.timeout(5):
         while len(caplog.messages) < 2:
@@ -93,20 +95,20 @@ async def test_the_first_is_told_at_once_and_what_follows_together(
     # Then nothing: it is over. The next one is the first again.
     await asyncio.sleep(0.15)
     assert len(caplog.messages) == 2
-    log.note(refused=True)
+    log.record(refused=True)
     assert caplog.messages[2] == "1 refused"
-    log.note(refused=True)
+    log.record(refused=True)
     log.close()
     await asyncio.sleep(0.1)
     assert len(caplog.messages) == 3
 
 
 def test_the_log_of_one_event_loop_serves_the_next(caplog: pytest.LogCaptureFixture) -> None:
-    log = SaturationLog(Strain.__str__)
+    log = SaturationLog(SaturationCounts.__str__)
 
     async def run() -> None:
-        log.note(refused=True)
-        log.note(refused=True)
+        log.record(refused=True)
+        log.record(refused=True)
 
     asyncio.run(run())
     asyncio.run(run())
@@ -115,13 +117,13 @@ def test_the_log_of_one_event_loop_serves_the_next(caplog: pytest.LogCaptureFixt
 
 async def test_in_turns_the_higher_priority_goes_before_the_tenant_with_less() -> None:
     fair = FairQueue("orders.primary", capacity=1, max_waiting=10)
-    assert fair.enter_at_once(QUIET)
+    assert fair.try_enter(QUIET)
     admitted: list[str] = []
 
-    async def enter(name: str, share: Share, priority: Priority) -> None:
-        await fair.enter(share, timeout_s=30, priority=priority)
+    async def enter(name: str, quota: TenantQuota, priority: Priority) -> None:
+        await fair.enter(quota, timeout_s=30, priority=priority)
         admitted.append(name)
-        fair.leave(share)
+        fair.leave(quota)
 
     tasks = [
         asyncio.ensure_future(enter(*who))
@@ -143,10 +145,10 @@ async def test_in_turns_the_higher_priority_goes_before_the_tenant_with_less() -
 
 async def test_a_full_queue_of_tenants_refuses_the_lowest_priority_first() -> None:
     fair = FairQueue("orders.primary", capacity=1, max_waiting=3)
-    assert fair.enter_at_once(QUIET)
+    assert fair.try_enter(QUIET)
 
-    def enter(share: Share, priority: Priority) -> asyncio.Task[None]:
-        return asyncio.ensure_future(fair.enter(share, timeout_s=30, priority=priority))
+    def enter(quota: TenantQuota, priority: Priority) -> asyncio.Task[None]:
+        return asyncio.ensure_future(fair.enter(quota, timeout_s=30, priority=priority))
 
     normal = [enter(NOISY, NORMAL), enter(NOISY, NORMAL)]
     low = enter(QUIET, LOW)

@@ -13,7 +13,7 @@ from asgi_datasource.config.keys import sections
 from asgi_datasource.config.values import VALUES
 
 PASSWORD = "hunter2-Tr0ub4dor"
-"""Planted wherever a password may be; no message, repr or dump may contain it."""
+"""Planted in all fields that may contain a password; no message, repr or dump may contain it."""
 
 SECRET_FILES = {"primary.url": f"postgresql://app:{PASSWORD}@db/orders\n", "replica.url": "host=r1 dbname=orders"}
 
@@ -100,7 +100,7 @@ class Referred:
 
 @dataclass
 class Written:
-    """A document as it is written, and the environment in which it is valid."""
+    """A document, and the environment in which it is valid."""
 
     document: dict[str, Any]
     environ: dict[str, str]
@@ -268,6 +268,7 @@ _tenancy = _section(
         "authorize": st.just("shop.tenants:may_act"),
         "trusted_hosts": st.lists(_referable(st.one_of(_hosts, st.just("*.example.com"))), max_size=2),
         "trusted_proxies": st.lists(_referable(st.sampled_from(["10.0.0.0/8", "::1", "unix"])), max_size=2),
+        "trusted_headers": st.lists(st.sampled_from(["forwarded", "x-forwarded-host", "none"]), min_size=1, max_size=2),
     },
 )
 _tenant = _section(

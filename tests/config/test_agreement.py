@@ -96,7 +96,7 @@ def test_a_planned_value_is_refused_by_both(name: str, word: str) -> None:
     assert problem.fix == f"Use {kind.expects}."
 
 
-def test_a_key_may_have_line_breaks_and_no_zeros() -> None:
+def test_a_key_may_contain_line_breaks_but_no_nul() -> None:
     for secret, is_right in (
         ("-----BEGIN PUBLIC KEY-----\nMIIB\n-----END PUBLIC KEY-----\n", True),
         ("a\x00b" * 9, False),

@@ -36,7 +36,7 @@ def damaged(draw: st.DrawFn, notation: str) -> str:
 
 
 @pytest.mark.parametrize("notation", TEXTS)
-def test_any_text_has_an_answer(notation: str, tmp_path_factory: pytest.TempPathFactory) -> None:
+def test_any_text_yields_diagnostics_or_a_config(notation: str, tmp_path_factory: pytest.TempPathFactory) -> None:
     path = tmp_path_factory.mktemp(notation) / f"datasource.{notation}"
 
     @settings(max_examples=300, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
@@ -73,13 +73,13 @@ anything: st.SearchStrategy[Any] = st.recursive(
 
 @settings(max_examples=300, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
 @given(document=st.dictionaries(st.sampled_from(list(full())), anything, max_size=5))
-def test_any_mapping_has_an_answer(document: dict[str, Any]) -> None:
+def test_any_mapping_yields_diagnostics_or_a_config(document: dict[str, Any]) -> None:
     findings = examine(document, environ={})
     assert findings.errors
     assert all(problem.fix and str(problem) for problem in findings.diagnostics)
 
 
-def test_any_files_together_have_an_answer(tmp_path_factory: pytest.TempPathFactory) -> None:
+def test_any_combination_of_files_yields_diagnostics_or_a_config(tmp_path_factory: pytest.TempPathFactory) -> None:
     """Includes, overlays, suppressions and offline validation of damaged texts yield diagnostics."""
     # A nested directory, because the patterns reach its parent, and pytest's own directories belong to other tests.
     folder = tmp_path_factory.mktemp("files") / "config"
@@ -115,7 +115,7 @@ def test_any_files_together_have_an_answer(tmp_path_factory: pytest.TempPathFact
 
 @settings(max_examples=150, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
 @given(notation=st.sampled_from(list(TEXTS)), data=st.data())
-def test_any_text_can_be_fixed_or_is_left_alone(notation: str, data: st.DataObject) -> None:
+def test_any_text_is_fixed_or_unchanged(notation: str, data: st.DataObject) -> None:
     content = data.draw(damaged(notation))
     text = Text("x", Format(notation), content)
     document, problems = read_text(text)

@@ -41,7 +41,7 @@ def test_the_page_is_up_to_date() -> None:
 
 
 @pytest.mark.parametrize("entry", [entry for entry in EXPLAINED if entry.wrong], ids=lambda entry: entry.code)
-def test_the_wrong_example_is_wrong_for_this_reason(entry: Explained, tmp_path: Path) -> None:
+def test_the_wrong_example_has_the_problem(entry: Explained, tmp_path: Path) -> None:
     path = tmp_path / "datasource.yaml"
     path.write_text(completed(entry.wrong))
     found = examine(path, environ={}).diagnostics

@@ -71,7 +71,7 @@ JSON_AFTER = JSON.replace('"20"', "20")
     ("form", "before", "after"),
     [(Format.YAML, YAML, YAML_AFTER), (Format.TOML, TOML, TOML_AFTER), (Format.JSON, JSON, JSON_AFTER)],
 )
-def test_a_text_is_fixed_and_everything_else_stays(form: Format, before: str, after: str, tmp_path: Path) -> None:
+def test_an_edit_changes_only_the_problem(form: Format, before: str, after: str, tmp_path: Path) -> None:
     path = tmp_path / f"datasource.{form.value}"
     path.write_text(before)
     done = run("validate", "--fix", path)
@@ -111,7 +111,7 @@ def test_validate_fix_fixes_what_is_certain(tmp_path: Path) -> None:
         ("a: &x b\nc: *x\n", Edit(EditKind.REPLACE, ("c",), 1), "a: &x b\nc: 1\n"),
     ],
 )
-def test_one_word_is_changed_or_nothing(before: str, edit: Edit, after: str | None) -> None:
+def test_an_edit_changes_one_word_or_nothing(before: str, edit: Edit, after: str | None) -> None:
     text, made = edit_text(Text("x", Format.YAML, before), [edit])
     assert text.content == (before if after is None else after)
     assert made == ([] if after is None else [edit])

@@ -65,7 +65,7 @@ BREAKING = [
 
 
 @pytest.mark.parametrize(("change", "says"), BREAKING, ids=[says for _, says in BREAKING])
-def test_what_refuses_documents_of_before_is_found(change: Callable[[dict[str, Any]], object], says: str) -> None:
+def test_incompatible_changes_are_found(change: Callable[[dict[str, Any]], object], says: str) -> None:
     try:
         new = changed(change)
     except KeyError:  # the rule for routes is a definition
@@ -86,7 +86,7 @@ COMPATIBLE = [
 
 
 @pytest.mark.parametrize("number", range(len(COMPATIBLE)))
-def test_what_only_adds_passes(number: int) -> None:
+def test_compatible_changes_pass(number: int) -> None:
     assert find_refusals(json_schema(), changed(COMPATIBLE[number])) == []
 
 
@@ -118,7 +118,7 @@ def test_an_incompatible_change_is_neither_written_nor_passed(
     assert main(["--check", "--root", str(repository)]) == 0
 
 
-def test_what_is_written_keeps_its_keys(repository: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_written_documents_keep_their_keys(repository: Path, capsys: pytest.CaptureFixture[str]) -> None:
     spoil(repository, "diagnostics", lambda schema: schema["$defs"]["Diagnostic"]["required"].append("rank"))
     assert main(["--check", "--root", str(repository)]) == 1
     assert "rank: the key is needed now" in capsys.readouterr().err
@@ -131,11 +131,11 @@ def test_a_compatible_change_is_written(repository: Path) -> None:
     assert "max_size" in path.read_text()
 
 
-def test_the_checks_run_it() -> None:
+def test_the_checks_include_the_comparison() -> None:
     assert "scripts.generate --check" in (ROOT / "scripts" / "check").read_text()
 
 
-def test_a_part_needs_no_key() -> None:
+def test_a_part_requires_no_key() -> None:
     part = Draft202012Validator(part_schema())
     assert part.is_valid({"tenants": {"acme": {"datasource": "orders"}}})
     assert part.is_valid({})

@@ -66,7 +66,7 @@ def test_paths_start_at_the_including_file(folder: Path, monkeypatch: pytest.Mon
 
 
 @pytest.mark.usefixtures("folder")
-def test_a_problem_has_the_place_in_its_own_file() -> None:
+def test_a_problem_has_its_position_in_its_own_file() -> None:
     write("tenants/globex.yaml", "tenants:\n  globex: {datasource: order, shema: globex}\n")
     write("rules.toml", '[[routes]]\nmatch = "GET /first"\n\n[[routes]]\nmatch = "GET /x"\nintent = "raed"\n')
     assert listed(examine("datasource.yaml")) == [
@@ -80,7 +80,7 @@ def test_a_problem_has_the_place_in_its_own_file() -> None:
 
 
 @pytest.mark.usefixtures("folder")
-def test_what_two_files_say_is_an_error_in_the_second() -> None:
+def test_a_key_in_two_files_is_an_error_in_the_second() -> None:
     write("tenants/globex.yaml", "tenants:\n  acme: {datasource: orders}\ntransactions:\n  deadline: 3s\nversion: 1\n")
     assert listed(examine("datasource.yaml")) == [
         ("ADS009", "tenants/globex.yaml:2:3", "tenants.acme"),
@@ -106,7 +106,9 @@ def test_what_two_files_say_is_an_error_in_the_second() -> None:
     ],
 )  # fmt: skip
 @pytest.mark.usefixtures("folder")
-def test_what_cannot_be_included(main: str, others: dict[str, str], code: Code, says: str, severity: Severity) -> None:
+def test_includes_that_are_refused(
+    main: str, others: dict[str, str], code: Code, says: str, severity: Severity
+) -> None:
     write(
         "datasource.yaml",
         f"version: 1\ndatasources: {{orders: {{primary: {{url: host=db}}}}}}\n{main}tenancy: {{default: orders}}\n",
@@ -121,7 +123,7 @@ def test_what_cannot_be_included(main: str, others: dict[str, str], code: Code, 
 
 
 @pytest.mark.usefixtures("folder")
-def test_a_link_that_leads_to_itself_is_no_file() -> None:
+def test_a_link_to_itself_is_not_a_file() -> None:
     Path("tenants/loop.yaml").symlink_to("loop.yaml")
     [problem] = examine("datasource.yaml").errors
     assert problem.code is Code.INCLUDE
@@ -146,7 +148,7 @@ def test_an_overlay_is_a_merge_patch() -> None:
 
 
 @pytest.mark.usefixtures("folder")
-def test_null_is_a_value_where_it_is_one() -> None:
+def test_null_is_kept_as_a_value_if_it_is_allowed() -> None:
     write("prod.yaml", "transactions: {deadline: null}\ntenants: {acme: null}\n")
     config = merged("prod.yaml")
     assert config.transactions.deadline_s is None
@@ -154,7 +156,7 @@ def test_null_is_a_value_where_it_is_one() -> None:
 
 
 @pytest.mark.usefixtures("folder")
-def test_overlays_come_one_after_the_other_and_may_include() -> None:
+def test_overlays_apply_in_order_and_may_include() -> None:
     write("prod.yaml", "include: [prod-rules.yaml]\ntransactions: {deadline: 20s}\n")
     write("prod-rules.yaml", "routes: [{match: /prod}]\n")
     write("eu.toml", 'transactions = {deadline = "25s"}\n')
@@ -164,7 +166,7 @@ def test_overlays_come_one_after_the_other_and_may_include() -> None:
 
 
 @pytest.mark.usefixtures("folder")
-def test_positions_are_those_of_the_file_that_says_it() -> None:
+def test_positions_belong_to_the_file_with_the_value() -> None:
     write("prod.yaml", "datasources:\n  orders:\n    pool: {min_size: 30}\nroutes:\n  - {match: nonsense}\n")
     findings = examine(ConfigFile("datasource.yaml", ("prod.yaml",)))
     assert listed(findings) == [
@@ -175,7 +177,7 @@ def test_positions_are_those_of_the_file_that_says_it() -> None:
 
 
 @pytest.mark.usefixtures("folder")
-def test_a_missing_key_stands_where_its_section_does() -> None:
+def test_a_missing_key_has_the_position_of_its_section() -> None:
     write("prod.yaml", "datasources: {orders: {primary: {url: null}}}\n")
     [problem] = examine(ConfigFile("datasource.yaml", ("prod.yaml",))).errors
     assert problem.code is Code.MISSING_KEY
@@ -183,14 +185,14 @@ def test_a_missing_key_stands_where_its_section_does() -> None:
 
 
 @pytest.mark.usefixtures("folder")
-def test_an_overlay_that_is_not_there() -> None:
+def test_a_missing_overlay_is_reported() -> None:
     with pytest.raises(InvalidConfig) as caught:
         merged("prod.yaml")
     assert [problem.code for problem in caught.value.diagnostics] == [Code.NOT_READABLE]
 
 
 @pytest.mark.usefixtures("folder")
-def test_a_secret_starts_at_the_file_that_names_it() -> None:
+def test_a_secret_path_is_relative_to_the_file_with_the_reference() -> None:
     Path("secrets").mkdir()
     write("secrets/prod.yaml", "datasources: {orders: {primary: {url: {file: url}}}}\n")
     write("secrets/url", "host=prod\n")
@@ -198,7 +200,7 @@ def test_a_secret_starts_at_the_file_that_names_it() -> None:
 
 
 @pytest.mark.usefixtures("folder")
-def test_a_variable_that_an_overlay_replaces_is_not_asked_for() -> None:
+def test_a_variable_replaced_by_an_overlay_need_not_be_set() -> None:
     write("datasource.yaml", MAIN.replace("url: host=db", 'url: "${DEV_URL}"'))
     write("prod.yaml", "datasources: {orders: {primary: {url: host=prod}}}\n")
     config = load(ConfigFile("datasource.yaml", ("prod.yaml",)), environ={})
@@ -260,7 +262,7 @@ def test_too_many_files_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
 
 @pytest.mark.usefixtures("folder")
-def test_a_whole_file_that_is_there_twice_is_searched_once() -> None:
+def test_every_definition_of_a_repeated_file_is_reported() -> None:
     names = [f"tenant-{number}" for number in range(2_000)]
     tenants = "tenants:\n" + "".join(f"  {name}: {{datasource: orders, schema: {name}}}\n" for name in names)
     write("tenants/acme.yaml", tenants)

@@ -84,7 +84,7 @@ def write(folder: Path, name: str, content: str | bytes) -> Path:
     ],
     ids=["yaml", "yml", "bom", "crlf", "toml", "json", "json-spaced", "json-as-yaml"],
 )
-def test_the_notations_say_the_same(tmp_path: Path, name: str, content: str) -> None:
+def test_all_notations_are_equivalent(tmp_path: Path, name: str, content: str) -> None:
     path = write(tmp_path, name, content)
     assert load(path) == load(MAPPING) == load(str(path))
 
@@ -105,12 +105,12 @@ class Lazy(Mapping[str, Any]):
         return len(self._inner)
 
 
-def test_any_mapping_will_do() -> None:
+def test_any_mapping_is_accepted() -> None:
     document = MappingProxyType({**MAPPING, "tenants": Lazy(MAPPING["tenants"]), "routes": tuple(MAPPING["routes"])})
     assert load(document) == load(MAPPING)
 
 
-def test_a_mapping_is_left_as_it_is() -> None:
+def test_a_mapping_is_not_modified() -> None:
     document = full()
     document["tenants"]["acme"]["schema"] = "${SCHEMA}"
     before = json.dumps(document)
@@ -118,14 +118,14 @@ def test_a_mapping_is_left_as_it_is() -> None:
     assert json.dumps(document) == before
 
 
-def test_a_config_is_checked_for_semantics_once_more() -> None:
+def test_the_semantics_of_a_config_are_checked_again() -> None:
     config = Config.model_validate(small(tenancy={}))
     with pytest.raises(InvalidConfig, match=r"ADS044 tenancy\.resolve"):
         load(config)
     assert load(config, needs_resolver=False) is config
 
 
-def test_warnings_are_logged_and_do_not_stop_anything(caplog: pytest.LogCaptureFixture) -> None:
+def test_warnings_are_logged_and_do_not_refuse_the_document(caplog: pytest.LogCaptureFixture) -> None:
     document = small(tenants={"acme": {"datasource": "orders"}, "globex": {"datasource": "orders"}})
     [warning] = examine(document).diagnostics
     assert warning.severity is Severity.WARNING
@@ -244,7 +244,7 @@ SYNTAX = [
 
 
 @pytest.mark.parametrize(("name", "content", "code", "place", "message"), SYNTAX)
-def test_what_cannot_be_read_is_told_where(
+def test_syntax_errors_have_a_position(
     tmp_path: Path, name: str, content: str | bytes, code: Code, place: tuple[int | None, int | None], message: str
 ) -> None:
     path = write(tmp_path, name, content)
@@ -269,13 +269,13 @@ def test_deep_nesting_is_refused(tmp_path: Path, opening: str, suffix: str, leve
     assert codes & {Code.TOO_LARGE, Code.SYNTAX}
 
 
-def test_a_mapping_in_itself_is_refused() -> None:
+def test_a_mapping_that_contains_itself_is_refused() -> None:
     document = small()
     document["tenants"]["acme"]["row_security"] = document
     assert Code.TOO_LARGE in {problem.code for problem in examine(document).errors}
 
 
-def test_a_huge_file_is_refused_unread(tmp_path: Path) -> None:
+def test_a_huge_file_is_refused_before_it_is_read(tmp_path: Path) -> None:
     path = tmp_path / "a.yaml"
     with path.open("wb") as stream:
         stream.truncate(MAX_BYTES + 1)
@@ -284,7 +284,7 @@ def test_a_huge_file_is_refused_unread(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["missing.yaml", "folder.yaml"])
-def test_an_unreadable_file(tmp_path: Path, name: str) -> None:
+def test_an_unreadable_file_is_reported(tmp_path: Path, name: str) -> None:
     (tmp_path / "folder.yaml").mkdir()
     [problem] = examine(tmp_path / name).errors
     assert problem.code is Code.NOT_READABLE
@@ -294,14 +294,14 @@ def test_an_unreadable_file(tmp_path: Path, name: str) -> None:
 @pytest.mark.parametrize(
     "value", [{1, 2}, b"x", object(), float("nan"), float("inf"), 1 + 2j], ids=lambda value: type(value).__name__
 )
-def test_what_json_has_no_word_for(value: object) -> None:
+def test_values_that_json_cannot_express_are_refused(value: object) -> None:
     [problem] = examine(small(telemetry={"spans": value})).errors
     assert problem.code is Code.NOT_PLAIN
     assert problem.key == "telemetry.spans"
     assert problem.fix
 
 
-def test_dates_of_toml(tmp_path: Path) -> None:
+def test_dates_of_toml_are_refused(tmp_path: Path) -> None:
     content = TOML.replace('header = "X-Tenant"', "header = 2026-01-01")
     [problem] = examine(write(tmp_path, "a.toml", content)).errors
     assert (problem.code, problem.key) == (Code.NOT_PLAIN, "tenancy.resolve[0].header")

@@ -72,7 +72,7 @@ def test_many_tenants_take_little_time(notation: str, many: int, tmp_path: Path)
 
 
 @pytest.mark.parametrize("suffix", ["json", "yaml"])
-def test_tenants_are_compact_whichever_way_they_come(tmp_path: Path, suffix: str) -> None:
+def test_tenants_are_compact_in_every_notation(tmp_path: Path, suffix: str) -> None:
     mapping = document(50)
     path = tmp_path / f"datasource.{suffix}"
     path.write_text(json.dumps(mapping, indent=1))
@@ -104,7 +104,7 @@ def test_one_wrong_tenant_among_many_is_found(tmp_path: Path, suffix: str) -> No
         assert part in lines[problem.position.line - 1]
 
 
-def test_what_only_looks_like_a_tenant_is_told_as_it_is_written(tmp_path: Path) -> None:
+def test_values_that_only_resemble_a_tenant_are_reported_as_written(tmp_path: Path) -> None:
     path = tmp_path / "datasource.json"
     path.write_text(json.dumps(small(routes=[{"datasource": "orders"}], telemetry={"spans": {"datasource": "orders"}})))
     first, *others = [problem for problem in examine(path).errors if problem.path[0] == "telemetry"]
@@ -114,7 +114,7 @@ def test_what_only_looks_like_a_tenant_is_told_as_it_is_written(tmp_path: Path) 
 
 @pytest.mark.parametrize("suffix", ["json", "yaml"])
 @pytest.mark.parametrize("is_wrong", [False, True])
-def test_ten_thousand_tenants_are_examined_in_a_moment(suffix: str, is_wrong: bool, tmp_path: Path) -> None:
+def test_ten_thousand_tenants_are_examined_quickly(suffix: str, is_wrong: bool, tmp_path: Path) -> None:
     mapping = document(10_000)
     if is_wrong:
         mapping["tenants"]["tenant-9999"]["datasource"] = "sharde"

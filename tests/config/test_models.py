@@ -101,7 +101,7 @@ def test_the_deadline_can_be_turned_off() -> None:
     assert load(small(transactions={"deadline": None})).transactions.deadline_s is None
 
 
-def test_values_arrive_as_what_they_mean() -> None:
+def test_values_are_converted_to_their_types() -> None:
     config = load(
         small(
             datasources={
@@ -177,7 +177,7 @@ def test_durations(written: str, seconds: float) -> None:
 @pytest.mark.parametrize(
     "written", ["", "3", "0s", "03s", "-3s", "1.5s", "3 s", "3S", "3sec", "100h", "1000000s", "3s\n"]
 )
-def test_what_is_no_duration(written: str) -> None:
+def test_invalid_durations_are_refused(written: str) -> None:
     with pytest.raises(ValueError, match="not a duration"):
         parse_duration(written)
 
@@ -201,7 +201,7 @@ def test_what_is_no_duration(written: str) -> None:
         ("100d", None, None),
     ],
 )
-def test_the_duration_that_was_meant(written: str, meant: str | None, in_whole_seconds: str | None) -> None:
+def test_a_similar_duration_is_suggested(written: str, meant: str | None, in_whole_seconds: str | None) -> None:
     assert suggest_duration(written) == meant
     assert suggest_duration(written, whole_seconds=True) == in_whole_seconds
 

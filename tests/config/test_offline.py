@@ -30,7 +30,7 @@ tenants: {acme: {datasource: "${WHERE}", schema: acme}, globex: {datasource: ord
 """
 
 
-def test_offline_nothing_is_looked_up(tmp_path: Path) -> None:
+def test_offline_no_reference_is_resolved(tmp_path: Path) -> None:
     path = tmp_path / "datasource.yaml"
     path.write_text(URLS)
     findings = examine(path, is_offline=True, environ={"PRIMARY": "no url", "SIZE": "many"})
@@ -43,7 +43,7 @@ def test_offline_nothing_is_looked_up(tmp_path: Path) -> None:
     assert list(config.tenants) == ["globex"]
 
 
-def test_offline_everything_else_is_still_found(tmp_path: Path) -> None:
+def test_offline_all_other_problems_are_found(tmp_path: Path) -> None:
     path = tmp_path / "datasource.yaml"
     path.write_text(
         URLS.replace("${LEAST:-2}", "${LEAST:-two}").replace(
@@ -64,7 +64,7 @@ def test_offline_a_malformed_reference_is_an_error() -> None:
     assert problem.code is Code.MALFORMED_REFERENCE
 
 
-def test_ten_thousand_unset_variables_are_told_in_bounded_time(tmp_path: Path) -> None:
+def test_ten_thousand_unset_variables_are_reported_in_bounded_time(tmp_path: Path) -> None:
     tenants = {f"t{number}": {"datasource": f"${{NAME_{number}}}"} for number in range(10_000)}
     environ = {f"VARIABLE_{number}": "" for number in range(50)}
     started = time.process_time()
@@ -92,7 +92,7 @@ def write(tmp_path: Path, arguments: list[str]) -> Path:
     return path
 
 
-def test_a_program_tells_a_secret_when_it_may(tmp_path: Path) -> None:
+def test_a_program_provides_a_secret_if_allowed(tmp_path: Path) -> None:
     code = "import os, sys; print('host=' + os.environ['PLACE'], *sys.argv[1:], 'application_name=' + os.getcwd())"
     path = write(tmp_path, [*program(tmp_path, code), "dbname=${NAME:-x}"])
     environ = {"PLACE": "db", "NAME": "$HOME"}
@@ -102,7 +102,7 @@ def test_a_program_tells_a_secret_when_it_may(tmp_path: Path) -> None:
     assert load(path, environ={**environ, ALLOW_COMMANDS: "1"}) == config
 
 
-def test_a_program_is_not_run_unless_it_may(tmp_path: Path) -> None:
+def test_a_program_is_not_run_unless_allowed(tmp_path: Path) -> None:
     mark = tmp_path / "was run"
     path = write(tmp_path, program(tmp_path, f"open({str(mark)!r}, 'w')"))
     for findings in (
@@ -123,7 +123,7 @@ FAILING = [
 
 
 @pytest.mark.parametrize(("code", "says"), FAILING, ids=[says for _, says in FAILING])
-def test_a_program_that_fails(code: str, says: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_a_failed_program_is_reported(code: str, says: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     path = write(tmp_path, program(tmp_path, code))
     [problem] = examine(ConfigFile(path, allow_commands=True)).errors
     assert problem.code is Code.COMMAND
@@ -132,13 +132,13 @@ def test_a_program_that_fails(code: str, says: str, tmp_path: Path, capfd: pytes
     assert capfd.readouterr() == ("", "")
 
 
-def test_a_program_that_is_not_there(tmp_path: Path) -> None:
+def test_a_missing_program_is_reported(tmp_path: Path) -> None:
     [problem] = examine(ConfigFile(write(tmp_path, ["/nowhere/vault"]), allow_commands=True)).errors
     assert problem.code is Code.COMMAND
     assert "it cannot be started: No such file or directory" in problem.message
 
 
-def test_a_program_that_does_not_end_is_ended_with_its_children(
+def test_a_program_that_does_not_end_is_killed_with_its_children(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(programs, "COMMAND_TIMEOUT_S", 1.0)
@@ -161,7 +161,7 @@ def test_a_program_that_does_not_end_is_ended_with_its_children(
 
 
 @pytest.mark.parametrize("arguments", [[], "vault read", [1], [""], {"a": 1}, None])
-def test_a_command_of_the_wrong_form(arguments: object) -> None:
+def test_an_invalid_command_is_reported(arguments: object) -> None:
     document = with_command(arguments)
     assert not Draft202012Validator(json_schema()).is_valid(document)
     [problem] = examine(document, environ={ALLOW_COMMANDS: "1"}).errors
@@ -169,7 +169,7 @@ def test_a_command_of_the_wrong_form(arguments: object) -> None:
     assert Draft202012Validator(json_schema()).is_valid(with_command(["vault"]))
 
 
-def test_every_secret_has_its_place() -> None:
+def test_the_paths_of_secrets_are_found() -> None:
     assert ("datasources", "*", "primary", "url") in secret_places()
     assert ("datasources", "*", "replicas", "*", "url") in secret_places()
 

@@ -36,7 +36,7 @@ def read(folder: Path) -> Origins:
     return origins
 
 
-def test_all_files_are_known(folder: Path) -> None:
+def test_all_files_are_recorded(folder: Path) -> None:
     origins = read(folder)
     names = {"datasource.yaml", "prod.yaml", "secrets/primary", "tenants/acme.yaml"}
     assert {str(path.relative_to(folder)) for path in origins.files} == names
@@ -56,7 +56,7 @@ CHANGES: list[Callable[[Path], object]] = [
 
 
 @pytest.mark.parametrize("change", CHANGES)
-def test_what_changes_is_noticed(folder: Path, change: Callable[[Path], object]) -> None:
+def test_changes_are_detected(folder: Path, change: Callable[[Path], object]) -> None:
     origins = read(folder)
     digest = origins.digest()
     change(folder)
@@ -64,7 +64,7 @@ def test_what_changes_is_noticed(folder: Path, change: Callable[[Path], object])
     assert origins.look().digest() != digest
 
 
-def test_a_file_that_takes_the_place_of_another_one_is_noticed_and_the_same_content_told_apart(folder: Path) -> None:
+def test_a_replaced_file_is_detected_and_equal_content_is_recognized(folder: Path) -> None:
     origins = read(folder)
     digest = origins.digest()
     (folder / "new").write_text(MAIN)
@@ -74,7 +74,7 @@ def test_a_file_that_takes_the_place_of_another_one_is_noticed_and_the_same_cont
     assert origins.look().digest() == digest
 
 
-def test_what_kubernetes_mounts_is_swapped_by_a_link(tmp_path: Path) -> None:
+def test_a_swapped_link_of_a_kubernetes_mount_is_detected(tmp_path: Path) -> None:
     """The files of a ConfigMap are links into `..data`, a link to a directory that Kubernetes replaces."""
     for version, schema in (("..1", "acme"), ("..2", "other")):
         (tmp_path / version).mkdir()
@@ -93,7 +93,7 @@ def test_what_kubernetes_mounts_is_swapped_by_a_link(tmp_path: Path) -> None:
     assert load(tmp_path / "datasource.yaml").tenants["acme"].schema_name == "other"
 
 
-def test_the_files_of_a_document_that_is_refused_are_known_as_well(folder: Path) -> None:
+def test_the_files_of_a_refused_document_are_recorded_too(folder: Path) -> None:
     (folder / "tenants/wrong.yaml").write_text("tenants: {globex: {datasource: order}}\n")
     (folder / "secrets/primary").unlink()
     origins = Origins()

@@ -86,7 +86,7 @@ telemetry: {sqlcommenter: true}
 """
 
 
-def test_the_messages_are_those_of_the_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_messages_on_the_page_are_the_real_ones(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     Path("datasource.yaml").write_text(WRONG)
     with pytest.raises(InvalidConfig) as caught:
@@ -94,6 +94,6 @@ def test_the_messages_are_those_of_the_page(tmp_path: Path, monkeypatch: pytest.
     assert f"```\n{caught.value}\n```" in PAGE
 
 
-def test_the_bounds_are_those_of_the_page() -> None:
+def test_the_bounds_on_the_page_are_the_real_ones() -> None:
     bounds = f"{limits.MAX_BYTES // 1024**2} MB, {limits.MAX_DEPTH} levels, {limits.MAX_ALIASED_NODES:,} values"
     assert bounds in PAGE

@@ -57,7 +57,7 @@ def test_a_malformed_reference_is_an_error(written: str) -> None:
     assert Code.MALFORMED_REFERENCE in resolve(written)[1]
 
 
-def test_a_variable_that_is_not_set() -> None:
+def test_an_unset_variable_is_reported() -> None:
     [problem] = examine(small(tenants={"acme": {"datasource": "${ORDES}"}}), environ={"ORDERS": "orders"}).errors
     assert problem.code is Code.VARIABLE_NOT_SET
     assert problem.key == "tenants.acme.datasource"
@@ -99,7 +99,7 @@ def test_a_reference_may_stand_for_any_value(section: tuple[str, ...], key: str,
 
 
 @pytest.mark.parametrize(("section", "key", "text", "value"), TYPED)
-def test_what_a_reference_stands_for_is_checked_and_not_shown(
+def test_a_referenced_value_is_checked_and_not_shown(
     section: tuple[str, ...], key: str, text: str, value: object
 ) -> None:
     [problem] = examine(put(full(), section, key, "${VALUE}"), environ={"VALUE": f"{PASSWORD} !"}).errors
@@ -109,20 +109,20 @@ def test_what_a_reference_stands_for_is_checked_and_not_shown(
     assert PASSWORD not in str(problem)
 
 
-def test_text_is_a_number_only_when_it_comes_from_outside() -> None:
+def test_text_is_converted_to_a_number_only_in_a_reference() -> None:
     document = put(full(), ("datasources", "*", "pool"), "max_size", "20")
     [problem] = examine(document).errors
     assert problem.code is Code.WRONG_TYPE
 
 
-def test_the_version_is_no_place_for_a_reference() -> None:
+def test_a_reference_as_version_is_refused() -> None:
     document = small(version="${VERSION}")
     assert not Draft202012Validator(json_schema()).is_valid(document)
     [problem] = examine(document, environ={"VERSION": "1"}).errors
     assert problem.key == "version"
 
 
-def test_names_are_no_place_for_a_reference() -> None:
+def test_references_in_names_are_refused() -> None:
     document = small(tenants={"${NAME}": {"datasource": "orders"}})
     assert not Draft202012Validator(json_schema()).is_valid(document)
     [problem] = examine(document, environ=ENVIRON).errors
@@ -138,7 +138,7 @@ def url_of(config: Config) -> str:
 
 
 @pytest.mark.parametrize("ending", ["", "\n", "\r\n"])
-def test_a_secret_file_beside_the_config(tmp_path: Path, ending: str) -> None:
+def test_a_secret_file_path_is_relative_to_the_config(tmp_path: Path, ending: str) -> None:
     (tmp_path / "url").write_bytes(f"postgresql://app:{PASSWORD}@db/orders{ending}".encode())
     config = tmp_path / "datasource.yaml"
     config.write_text(
@@ -151,12 +151,12 @@ def test_a_secret_file_beside_the_config(tmp_path: Path, ending: str) -> None:
     assert loaded.datasources["orders"].replicas["r1"].url.get_secret_value() == "host=r1"
 
 
-def test_what_a_secret_file_holds_is_taken_as_it_is(tmp_path: Path) -> None:
+def test_the_content_of_a_secret_file_is_used_literally(tmp_path: Path) -> None:
     (tmp_path / "url").write_text("postgresql://app:${NAME}@db/orders")
     assert url_of(load(with_url({"file": str(tmp_path / "url")}))) == "postgresql://app:${NAME}@db/orders"
 
 
-def test_secret_files_that_cannot_be_read(tmp_path: Path) -> None:
+def test_unreadable_secret_files_are_reported(tmp_path: Path) -> None:
     (tmp_path / "long").write_bytes(b"x" * (MAX_SECRET_BYTES + 1))
     (tmp_path / "binary").write_bytes(b"\xff")
     for name in ("missing", "long", "binary", "", "a\0b"):
@@ -166,7 +166,7 @@ def test_secret_files_that_cannot_be_read(tmp_path: Path) -> None:
         assert problem.fix
 
 
-def test_a_secret_file_with_something_else(tmp_path: Path) -> None:
+def test_a_secret_file_with_other_keys_is_refused(tmp_path: Path) -> None:
     (tmp_path / "url").write_text(PASSWORD)
     [problem] = examine(with_url({"file": str(tmp_path / "url")})).errors
     assert problem.code is Code.WRONG_VALUE

@@ -32,14 +32,14 @@ def test_it_is_a_schema_of_draft_2020_12() -> None:
     Draft202012Validator.check_schema(schema)
 
 
-def test_it_stands_by_itself() -> None:
+def test_the_schema_is_self_contained() -> None:
     schema = json_schema()
     references = {node["$ref"] for node in nodes(schema) if "$ref" in node}
     assert references == {f"#/$defs/{name}" for name in schema["$defs"]}
     assert DEFINITION not in json.dumps(schema)
 
 
-def test_every_key_teaches() -> None:
+def test_every_key_has_documentation_and_examples() -> None:
     schema = json_schema()
     for path, place in sections().items():
         section = schema if not path else schema["$defs"][place.title]
@@ -56,7 +56,7 @@ def test_every_key_teaches() -> None:
             assert ("default" in found) == (default is not None)
 
 
-def test_defaults_and_examples_are_valid_themselves() -> None:
+def test_defaults_and_examples_are_valid() -> None:
     schema = json_schema()
     count = 0
     for section in [schema, *schema["$defs"].values()]:
@@ -94,7 +94,7 @@ def test_the_command_writes_and_checks(tmp_path: Path, capsys: pytest.CaptureFix
     assert main(["--check", *root]) == 1
 
 
-def test_the_command_can_be_typed() -> None:
+def test_the_command_runs_as_a_module() -> None:
     done = subprocess.run(
         [sys.executable, "-W", "error", "-m", "scripts.generate", "--check"],
         cwd=ROOT,

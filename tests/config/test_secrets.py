@@ -37,7 +37,7 @@ def shown(thing: object) -> str:
 @pytest.mark.parametrize(
     "url", [URL, KEYWORDS, f"postgresql://app:{PASSWORD}/@db/orders", f"postgresql://{PASSWORD}@db"]
 )
-def test_a_config_shows_no_password(url: str) -> None:
+def test_the_repr_and_dump_of_a_config_show_no_password(url: str) -> None:
     config = Config.model_validate(put(full(), ("datasources", "*", "primary"), "url", url))
     endpoint = config.datasources["orders"].primary
     assert endpoint.url.get_secret_value() == url
@@ -63,7 +63,7 @@ def test_a_config_shows_no_password(url: str) -> None:
         ("", ""),
     ],
 )
-def test_of_a_url_servers_and_database_are_shown(url: str, seen: str) -> None:
+def test_of_a_url_only_servers_and_database_are_shown(url: str, seen: str) -> None:
     assert mask_url(url) == seen
     assert str(DatabaseUrl(url)) == seen
 
@@ -85,7 +85,7 @@ def planted(value: str) -> list[dict[str, Any]]:
 
 
 @pytest.mark.parametrize("value", [URL, *WITHOUT_MEANING[1:]])
-def test_no_problem_shows_a_password_in_the_wrong_place(value: str, caplog: pytest.LogCaptureFixture) -> None:
+def test_no_problem_shows_a_password_in_a_wrong_field(value: str, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.DEBUG)
     count = 0
     for document in planted(value):
@@ -106,7 +106,7 @@ def test_no_problem_shows_a_password_in_the_wrong_place(value: str, caplog: pyte
 
 
 @pytest.mark.parametrize("value", WITHOUT_MEANING)
-def test_no_problem_shows_what_came_from_outside(value: str, tmp_path: Path) -> None:
+def test_no_problem_shows_a_referenced_value(value: str, tmp_path: Path) -> None:
     (tmp_path / "secret").write_text(value)
     sources = ["${SECRET}", "${NOPE:-" + value.replace("\n", "") + "}", "x${SECRET}"]
     documents = [document for source in sources for document in planted(source)]
@@ -149,7 +149,7 @@ def test_no_problem_shows_a_password_as_a_key(key: str) -> None:
         ("a.toml", f"url = '{PASSWORD}"),
     ],
 )
-def test_what_cannot_be_read_is_not_quoted(tmp_path: Path, name: str, content: str) -> None:
+def test_syntax_errors_do_not_quote_the_text(tmp_path: Path, name: str, content: str) -> None:
     path = tmp_path / name
     path.write_text(content)
     text = open_text(path)
@@ -165,7 +165,7 @@ def test_the_values_of_row_security_stay_out_of_reprs() -> None:
     assert PASSWORD not in shown(config)
 
 
-def test_a_model_used_by_itself_does_not_quote_what_it_refuses() -> None:
+def test_the_errors_of_a_single_model_do_not_quote_values() -> None:
     with pytest.raises(ValidationError) as caught:
         EndpointConfig.model_validate({"url": f"//app:{PASSWORD}@db"})
     assert PASSWORD not in shown(caught.value)

@@ -112,25 +112,66 @@ NONSENSE = [
     (
         small(
             tenants={
-                "acme": {"datasource": "orders", "schema": "acme", "aliases": ["shop.test"]},
-                "globex": {"datasource": "orders", "schema": "globex", "aliases": ["Shop.Test."]},
+                "acme": {"datasource": "orders", "schema": "acme", "aliases": ["shop"]},
+                "globex": {"datasource": "orders", "schema": "globex", "aliases": ["Shop", "shop"]},
             }
         ),
         Code.SHARED_NAME,
-        "tenants.globex.aliases[0]",
-        "'Shop.Test.' is also a name of the tenant 'acme'",
+        "tenants.globex.aliases[1]",
+        "'shop' is also a name of the tenant 'acme'",
         "a name stands for one tenant",
+    ),
+    (
+        small(
+            tenants={
+                "acme": {"datasource": "orders", "schema": "acme", "domains": ["shop.test"]},
+                "globex": {"datasource": "orders", "schema": "globex", "domains": ["Shop.Test"]},
+            }
+        ),
+        Code.SHARED_NAME,
+        "tenants.globex.domains[0]",
+        "'Shop.Test' is also a host of the tenant 'acme'",
+        "a host stands for one tenant",
+    ),
+    (
+        small(
+            tenancy={"resolve": [{"domain": {}}, {"subdomain_of": "app.test"}]},
+            tenants={"acme": {"datasource": "orders", "schema": "acme", "domains": ["globex.App.test"]}},
+        ),
+        Code.CONTRADICTION,
+        "tenants.acme.domains[0]",
+        "'globex.App.test' is, or lies below, a domain of the application's own",
+        "in the map of a domain resolver",
+    ),
+    (
+        small(
+            tenancy={"resolve": [{"domain": {}}], "trusted_hosts": ["*.app.test"]},
+            tenants={"acme": {"datasource": "orders", "schema": "acme", "domains": ["app.test"]}},
+        ),
+        Code.CONTRADICTION,
+        "tenants.acme.domains[0]",
+        "a domain of the application's own",
+        "without being listed in trusted_hosts",
+    ),
+    (
+        small(
+            tenants={"acme": {"datasource": "orders", "schema": "acme", "domains": ["a..b".replace("..", ".\u3002")]}}
+        ),
+        Code.ADDRESS,
+        "tenants.acme.domains[0]",
+        "not the name of a host",
+        "as it stands in an address",
     ),
     (
         small(
             tenancy={"resolve": [{"domain": {"shop.test": "acme"}}]},
             tenants={
                 "acme": {"datasource": "orders", "schema": "acme"},
-                "globex": {"datasource": "orders", "schema": "globex", "aliases": ["SHOP.test"]},
+                "globex": {"datasource": "orders", "schema": "globex", "domains": ["SHOP.test"]},
             },
         ),
         Code.SHARED_NAME,
-        "tenants.globex.aliases[0]",
+        "tenants.globex.domains[0]",
         "'SHOP.test' is also a host of the tenant 'acme'",
         "a host stands for one tenant",
     ),
@@ -249,11 +290,24 @@ NONSENSE = [
         "where the password ends",
         "%40",
     ),
+    (
+        small(
+            tenancy={
+                "resolve": [{"header": "X"}],
+                "trusted_proxies": ["unix"],
+                "trusted_headers": ["forwarded", "none"],
+            }
+        ),
+        Code.CONTRADICTION,
+        "tenancy.trusted_headers[1]",
+        "'none' beside other headers",
+        "Keep none alone",
+    ),
 ]
 
 
 @pytest.mark.parametrize(("document", "code", "path", "message", "fix"), NONSENSE)
-def test_a_mistake_of_semantics_is_reported_with_its_place_and_fix(
+def test_a_semantic_mistake_is_reported_with_its_path_and_fix(
     document: dict[str, Any], code: Code, path: str, message: str, fix: str
 ) -> None:
     assert Draft202012Validator(json_schema()).is_valid(document), "the form is valid"
@@ -326,11 +380,23 @@ WARNINGS = [
         "tenancy.resolve[0]",
         "none of the tenants has a name that is a label of a host name",
     ),
+    (
+        small(tenancy={"resolve": [{"header": "X"}], "trusted_proxies": ["10.0.0.0/8"]}),
+        Code.CONTRADICTION,
+        "tenancy.trusted_headers",
+        "proxies are trusted, but none of their headers",
+    ),
+    (
+        small(tenancy={"resolve": [{"header": "X"}], "trusted_headers": ["forwarded"]}),
+        Code.CONTRADICTION,
+        "tenancy.trusted_headers",
+        "headers are trusted, but no proxy",
+    ),
 ]
 
 
 @pytest.mark.parametrize(("document", "code", "path", "message"), WARNINGS)
-def test_what_is_odd_is_a_warning(document: dict[str, Any], code: Code, path: str, message: str) -> None:
+def test_probable_mistakes_are_warnings(document: dict[str, Any], code: Code, path: str, message: str) -> None:
     findings = examine(document)
     assert findings.config is not None
     assert findings.errors == ()
@@ -364,7 +430,7 @@ SENSIBLE = [
     ),
     small(
         tenancy={"resolve": [{"domain": {"shop.test": "acme"}}, {"domain": {"SHOP.test": "acme"}}]},
-        tenants={"acme": {"datasource": "orders", "schema": "acme", "aliases": ["shop.test"]}},
+        tenants={"acme": {"datasource": "orders", "schema": "acme", "domains": ["shop.test"]}},
     ),
     small(
         datasources=datasource(replicas={"r1": {"url": "host=r1"}}, routing={"max_lag": "200ms"}),
@@ -396,12 +462,13 @@ SENSIBLE = [
             name: {"datasource": "own", "database": "eu", "schema": name} for name in ("acme", "globex", "initech")
         },
     ),
+    small(tenancy={"resolve": [{"header": "X"}], "trusted_proxies": ["unix"], "trusted_headers": ["none"]}),
     small(routes=[{"match": "GET /a/*"}, {"match": "/a/*"}, {"match": "GET /a/**"}, {"match": "/**"}]),
 ]
 
 
 @pytest.mark.parametrize("document", SENSIBLE)
-def test_a_sensible_document_has_no_finding(document: dict[str, Any]) -> None:
+def test_a_correct_document_has_no_finding(document: dict[str, Any]) -> None:
     assert examine(document).diagnostics == ()
 
 
@@ -426,7 +493,7 @@ def test_a_wrong_part_causes_no_second_problem() -> None:
         assert [problem.key for problem in examine(document).diagnostics] == paths
 
 
-def test_semantics_are_checked_beside_mistakes_of_structure() -> None:
+def test_semantics_are_checked_despite_mistakes_of_structure() -> None:
     document = small(
         datasources=datasource(pool={"min_size": 20}, replicas={"r1": {"url": "//"}}),
         tenants={"acme": {"datasource": "elsewhere"}, "globex": {}, "initech": {"datasource": "orders", "schema": 3}},

@@ -257,7 +257,7 @@ MISTAKES = [
 
 
 @pytest.mark.parametrize(("section", "key", "value", "code", "path", "message", "fix"), MISTAKES)
-def test_a_mistake_is_told_with_its_place_and_fix(
+def test_a_mistake_of_structure_is_reported_with_its_path_and_fix(
     section: tuple[str, ...], key: str, value: Any, code: Code, path: str, message: str, fix: str
 ) -> None:
     [problem] = examine(put(full(), section, key, value)).errors
@@ -268,7 +268,7 @@ def test_a_mistake_is_told_with_its_place_and_fix(
     assert str(problem) == f"{code.value} {path}: {problem.message}. {problem.fix}"
 
 
-def test_a_misspelt_key_that_is_needed() -> None:
+def test_a_misspelt_required_key_is_reported_with_both_fixes() -> None:
     document = {"version": 1, "datasorces": {"orders": {"primary": {"url": "host=db"}}}}
     missing, unknown = examine(document).errors
     assert (missing.code, missing.fix) == (Code.MISSING_KEY, "Is 'datasorces' meant to be it?")
@@ -278,13 +278,13 @@ def test_a_misspelt_key_that_is_needed() -> None:
 @pytest.mark.parametrize(
     "document", [{1: 2}, {"tenants": {5: {"datasource": "orders"}}}, {"errors": {"status": {5: 409}}}]
 )
-def test_a_key_that_is_no_string(document: dict[Any, Any]) -> None:
+def test_a_key_that_is_not_a_string_is_reported(document: dict[Any, Any]) -> None:
     [problem] = examine(small() | document).errors
     assert problem.code is Code.NOT_PLAIN
     assert problem.fix == "Quote it."
 
 
-def test_every_problem_is_told_at_once() -> None:
+def test_all_problems_are_reported_at_once() -> None:
     document = small(
         datasources={"orders": {"primary": {"url": "//db/orders"}, "pool": {"min_sise": 1}}},
         tenants={"acme": {"datasource": "order"}, "globex": {}},
@@ -309,7 +309,7 @@ def test_every_problem_is_told_at_once() -> None:
     assert lines[1:] == [f"  {problem}" for problem in caught.value.diagnostics]
 
 
-def test_a_document_full_of_mistakes_stays_readable() -> None:
+def test_the_report_of_many_mistakes_is_bounded() -> None:
     document = small(tenants={f"t{number}": {"datasorce": "orders"} for number in range(3_000)})
     findings = examine(document)
     assert 500 <= len(findings.errors) <= 2_000
@@ -319,7 +319,7 @@ def test_a_document_full_of_mistakes_stays_readable() -> None:
 
 
 @pytest.mark.parametrize("document", [None, [], "x", 3])
-def test_what_is_no_mapping_is_refused(document: Any, tmp_path: Any) -> None:
+def test_a_document_that_is_not_a_mapping_is_refused(document: Any, tmp_path: Any) -> None:
     file = tmp_path / "datasource.json"
     file.write_text({"x": '"x"'}.get(str(document), str(document).replace("None", "null")))
     [problem] = examine(file).errors

@@ -33,7 +33,7 @@ def codes(findings: Findings) -> list[tuple[str, int | None]]:
         "  globex: {datasource: orders}\n# ads: ignore-file[ADS041]: the application filters\n",
     ],
 )
-def test_a_warning_is_left_out_with_its_reason(tenant: str, tmp_path: Path) -> None:
+def test_a_warning_is_ignored_with_its_reason(tenant: str, tmp_path: Path) -> None:
     findings = found(f"{HEAD}{APART}{tenant}", tmp_path)
     assert codes(findings) == []
     [ignored] = findings.suppressed
@@ -41,7 +41,7 @@ def test_a_warning_is_left_out_with_its_reason(tenant: str, tmp_path: Path) -> N
     assert ignored.reason == "the application filters"
 
 
-def test_it_works_in_toml(tmp_path: Path) -> None:
+def test_comments_work_in_toml(tmp_path: Path) -> None:
     text = (
         'version = 1\ndatasources.orders.primary.url = "host=db"\n'
         'tenancy.resolve = [{header = "X-Tenant"}]\n[tenants]\n'
@@ -91,12 +91,12 @@ def test_several_codes_and_one_unused(tmp_path: Path) -> None:
     assert findings.diagnostics[0].message == "there is no ADS048 to ignore here"
 
 
-def test_beside_an_error_nothing_seems_unused(tmp_path: Path) -> None:
+def test_with_an_error_no_comment_is_reported_as_unused(tmp_path: Path) -> None:
     text = f"{HEAD}{APART}nonsense: 1\ntelemetry: {{}}  # ads: ignore[ADS041] filtered\n"
     assert codes(found(text, tmp_path)) == [("ADS020", 6)]
 
 
-def test_what_only_looks_like_one_is_none(tmp_path: Path) -> None:
+def test_text_that_resembles_a_comment_is_not_one(tmp_path: Path) -> None:
     findings = found(f"{HEAD}tenants: {{'x#ads: ignore[ADS041] y': {{datasource: orders}}}}\n", tmp_path)
     assert [code for code, _ in codes(findings)] == ["ADS045"]
 

@@ -83,7 +83,7 @@ def test_every_key_and_value_is_found() -> None:
             assert text.startswith("["), path
 
 
-def test_a_table_that_is_opened_again_keeps_its_first_place() -> None:
+def test_a_reopened_table_keeps_its_first_position() -> None:
     places = Place.of([("tenancy", "resolve", 1), ("tenancy",), ("tenancy", "resolve", 1, "sub")])
     locate_toml(TEXT, places)
     lines = TEXT.splitlines()

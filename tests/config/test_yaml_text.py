@@ -23,7 +23,7 @@ def read(request: pytest.FixtureRequest) -> Read:
 @pytest.mark.parametrize(
     "word", ["yes", "no", "on", "off", "y", "n", "Yes", "NO", "tRUE", "1:30", "2026-01-01", "1_000"]
 )
-def test_a_word_is_a_word(read: Read, word: str) -> None:
+def test_words_are_strings(read: Read, word: str) -> None:
     assert read(f"a: {word}") == ({"a": word}, [])
 
 
@@ -68,7 +68,7 @@ def test_scalars(read: Read, word: str, value: object) -> None:
     assert type(document["a"]) is type(value)
 
 
-def test_keys_are_what_is_written(read: Read) -> None:
+def test_keys_are_strings_as_written(read: Read) -> None:
     document, problems = read("{no: 1, 42: 1, null: 1, true: 1, 1.50: 1, 'a b': 1, !!str x: 1}")
     assert problems == []
     assert list(document) == ["no", "42", "null", "true", "1.50", "a b", "x"]
@@ -99,9 +99,7 @@ REFUSED = [
 
 
 @pytest.mark.parametrize(("text", "code", "path", "place"), REFUSED)
-def test_what_is_refused(
-    read: Read, text: str, code: Code, path: tuple[str | int, ...], place: tuple[int, int]
-) -> None:
+def test_refused_yaml(read: Read, text: str, code: Code, path: tuple[str | int, ...], place: tuple[int, int]) -> None:
     _, [problem] = read(text)
     assert problem.code is code
     assert problem.path == path
@@ -110,7 +108,7 @@ def test_what_is_refused(
     assert problem.fix
 
 
-def test_an_alias_bomb_is_refused_before_it_grows(read: Read) -> None:
+def test_an_alias_bomb_is_refused_before_its_expansion(read: Read) -> None:
     lines = ["a0: &a0 [x, x, x, x, x, x, x, x, x, x]"]
     lines += [f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 10)}]" for n in range(1, 30)]
     document, [problem] = read("\n".join(lines))
@@ -118,7 +116,7 @@ def test_an_alias_bomb_is_refused_before_it_grows(read: Read) -> None:
     assert problem.code is Code.TOO_LARGE
 
 
-def test_after_a_duplicate_the_rest_is_still_read(read: Read) -> None:
+def test_after_a_duplicate_key_the_rest_is_read(read: Read) -> None:
     document, problems = read("a: 1\na: 2\nb: {c: 3, c: 4}\nd: 5")
     assert [problem.path for problem in problems] == [("a",), ("b", "c")]
     assert document["d"] == 5

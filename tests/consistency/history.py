@@ -1,7 +1,7 @@
-"""What clients did and what they were told; and whether a database that keeps its promises could have said that.
+"""Recorded histories of clients, and a checker that finds violations of the consistency guarantees.
 
-In the manner of Jepsen and Elle: the history is recorded first and judged afterwards. Every write has an id of its own
-and makes the next version of its register, so the versions that a read shows say everything about how old it is.
+In the manner of Jepsen and Elle: the history is recorded first and checked afterwards. Every write has a unique id and
+makes the next version of its register, so the versions in a read tell exactly how old it is.
 """
 
 from __future__ import annotations
@@ -12,11 +12,11 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 
 Versions = Mapping[int, tuple[int, str]]
-"""Of each register its version, and the id of the write that made it."""
+"""The version of each register, and the id of the write that made it."""
 
 
 class Outcome(StrEnum):
-    """What a client was told."""
+    """The outcome that a client observed."""
 
     DONE = "done"
     FAILED = "failed"
@@ -25,14 +25,14 @@ class Outcome(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Write:
-    """A register was to be written.
+    """A write of one register.
 
     Attributes:
-        client: Who did; a client does one thing after the other.
+        client: The client; it does one operation at a time.
         key: The register.
-        id: What was written.
-        outcome: What the client was told.
-        version: The version that it was told to have made; None unless it was done.
+        id: The written value.
+        outcome: The outcome that the client observed.
+        version: The version in the response; None unless the outcome is DONE.
     """
 
     client: int
@@ -44,13 +44,13 @@ class Write:
 
 @dataclass(frozen=True, slots=True)
 class Read:
-    """All registers were read.
+    """A read of all registers.
 
     Attributes:
-        client: Who did.
-        versions: What was seen.
+        client: The client.
+        versions: The versions in the response.
         node: The server that answered, by its name in the configuration.
-        phase: What was being done to the servers.
+        phase: The fault that was being injected.
     """
 
     client: int
@@ -61,10 +61,10 @@ class Read:
 
 @dataclass(frozen=True, slots=True)
 class Final:
-    """What there is in the end, at the primary.
+    """The final state on the primary.
 
     Attributes:
-        writes: Of each write that took effect, register and version by its id.
+        writes: For each write that took effect, its register and version, by its id.
     """
 
     writes: Mapping[str, tuple[int, int]]
@@ -72,14 +72,14 @@ class Final:
 
 @dataclass(slots=True)
 class Violations:
-    """Everything that must not be.
+    """The violations that were found, by kind.
 
     Attributes:
-        stale: A client did not read its own write, or not what had come after it.
-        backward: A client read an older state than before.
-        lost: Done, and not there.
-        undead: Failed, and there all the same.
-        imaginary: Read, and in the end not there.
+        stale: A client read a version older than its own write.
+        backward: A client read a version older than one it had read before.
+        lost: A write that was acknowledged is missing in the final state.
+        undead: A write that failed is present in the final state.
+        imaginary: A version was read that is missing in the final state.
         forked: Two writes made the same version of a register.
     """
 
@@ -91,7 +91,7 @@ class Violations:
     forked: list[str] = field(default_factory=list)
 
     def counts(self) -> dict[str, int]:
-        """How many of each kind there are."""
+        """The number of violations of each kind."""
         return {name: len(getattr(self, name)) for name in self.__slots__}
 
     def __bool__(self) -> bool:
@@ -103,11 +103,11 @@ class Violations:
 
 
 def check(history: Sequence[Write | Read], final: Final) -> Violations:
-    """Hold a history against what was promised.
+    """Check a history against the guarantees.
 
     Args:
-        history: In the order in which each client did its things.
-        final: What there is in the end.
+        history: The operations, in order for each client.
+        final: The final state.
     """
     found = Violations()
     _check_writes(history, final, found)
@@ -163,7 +163,7 @@ def _check_versions(history: Iterable[Write | Read], final: Final, found: Violat
 
 
 def shares(history: Iterable[Write | Read], *, phase: str | None = None) -> Counter[str]:
-    """How many reads each server answered."""
+    """The number of reads that each server answered."""
     return Counter(
         event.node for event in history if isinstance(event, Read) and (phase is None or event.phase == phase)
     )

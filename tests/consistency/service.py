@@ -1,4 +1,4 @@
-"""A service of four processes on real servers, clients that use it at random, and what is done to its servers."""
+"""A service of four processes on real servers, clients with random requests, and faults of the servers."""
 
 from __future__ import annotations
 
@@ -28,12 +28,12 @@ WORKERS: Final = 4
 REGISTERS: Final = 12
 TOKEN: Final = "X-Datasource-Token"
 SYNCHRONOUS: Final = "ANY 1 (r1, r2, primary)"
-"""A commit is acknowledged once one replica more has it, so that a failover loses none."""
+"""A commit is acknowledged once another server has received it, so that a failover loses none."""
 
 
 @dataclass
 class History:
-    """What has happened so far, of all clients."""
+    """The recorded operations of all clients."""
 
     events: list[Write | Read] = field(default_factory=list)
     statuses: Counter[str] = field(default_factory=Counter)
@@ -41,7 +41,7 @@ class History:
 
 
 class Client:
-    """Writes and reads at random, one after the other, each at any of the workers; keeps its token."""
+    """Writes and reads at random, one request at a time, each at a random worker; keeps its token."""
 
     def __init__(self, number: int, http: httpx.AsyncClient, ports: list[int], history: History, seed: int) -> None:
         self._number = number
@@ -53,9 +53,9 @@ class Client:
         self._writes = 0
 
     async def run(self) -> None:
-        """Go on until cancelled."""
+        """Send requests until cancelled."""
         while True:
-            # Most clients read more than they write; and after a write all at once, when it is most likely too early.
+            # Most clients read more than they write, and read right after a write, when replicas most likely lag.
             if self._random.random() < 0.3:
                 await self._write()
             await self._read()
@@ -70,8 +70,8 @@ class Client:
             self._history.statuses[f"{method} {type(error).__name__}"] += 1
             return None
         self._token = response.headers.get(TOKEN, self._token)
-        is_told = response.headers["content-type"].endswith("json")
-        kind = response.json().get("kind", "") if is_told else "untold"
+        is_json = response.headers["content-type"].endswith("json")
+        kind = response.json().get("kind", "") if is_json else "no document"
         self._history.statuses[f"{method} {response.status_code} {kind}".strip()] += 1
         return response
 
@@ -100,7 +100,7 @@ class Client:
 
 
 class Service:
-    """The servers, and how their service is configured."""
+    """The servers, and the configuration of their service."""
 
     def __init__(self, cluster: EmbeddedCluster, directory: Path, proxies: Mapping[str, FaultProxy]) -> None:
         self.cluster = cluster
@@ -112,7 +112,7 @@ class Service:
     @classmethod
     @asynccontextmanager
     async def create(cls, cluster: EmbeddedCluster, directory: Path) -> AsyncIterator[Service]:
-        """The registers on servers that are the service's own: they come out of it otherwise than they went in."""
+        """Create the registers on a dedicated cluster: faults leave it in a different state."""
         await cluster.create_database(DATABASE)
         await cluster.primary.sql(TABLES, dbname=DATABASE, user="app")
         await cluster.primary.sql("grant pg_read_all_stats to app")
@@ -124,7 +124,7 @@ class Service:
             yield cls(cluster, directory, proxies)
 
     def config(self, **consistency: Any) -> dict[str, Any]:
-        """Any of the servers may be the primary; two are replicas, through proxies."""
+        """Any of the servers may be the primary; two are replicas, behind proxies."""
         nodes = self.cluster.nodes
         primary = make_conninfo(
             self.cluster.primary.url(DATABASE),
@@ -148,7 +148,7 @@ class Service:
             "consistency": {
                 "token": "header",
                 "secret": "a secret of these four workers",
-                # On a busy machine a replica gets its turn late.
+                # On a busy machine a replica replays late.
                 "wait": "300ms",
                 "ttl": "10m",
                 "monotonic": True,
@@ -158,7 +158,7 @@ class Service:
 
     @asynccontextmanager
     async def served(self, config: Mapping[str, Any]) -> AsyncIterator[list[int]]:
-        """Worker processes; their ports."""
+        """Run the worker processes; yield their ports."""
         file = self._directory / "config.json"
         file.write_text(json.dumps(config))
         command = [sys.executable, "-m", "tests.consistency.worker", str(file)]
@@ -183,7 +183,7 @@ class Service:
 
     @asynccontextmanager
     async def used(self, config: Mapping[str, Any], *, clients: int, seed: int) -> AsyncIterator[History]:
-        """Let clients use the service for the length of the block."""
+        """Run clients against the service during the block."""
         history = History()
         limits = httpx.Limits(max_connections=None, max_keepalive_connections=None)
         async with self.served(config) as ports, httpx.AsyncClient(timeout=15.0, limits=limits) as http:
@@ -206,20 +206,20 @@ class Service:
                         task.result()
 
     async def final(self) -> FinalState:
-        """What there is in the end."""
-        # Whoever was cut off in the middle of a commit may take a moment to end.
+        """The final state of all registers."""
+        # A backend interrupted during COMMIT may need a moment to finish.
         await asyncio.sleep(1.0)
         rows = await self.writer.sql("select id, key, version from writes", dbname=DATABASE)
         return FinalState({name: (key, version) for name, key, version in rows})
 
-    # -- what is done to the servers
+    # -- faults
 
     def standbys(self) -> list[Node]:
-        """Those that stream from the writer now."""
+        """The servers that stream from the current writer."""
         return [node for node in self.cluster.nodes.values() if node is not self.writer]
 
     async def pause(self, seconds: float, *nodes: Node) -> None:
-        """Stop replay: what they answer is old."""
+        """Pause replay: reads there are stale."""
         for node in nodes:
             await node.pause_replay()
         await asyncio.sleep(seconds)
@@ -227,25 +227,25 @@ class Service:
             await node.resume_replay()
 
     async def delay(self, seconds: float, node: Node) -> None:
-        """Replay late."""
+        """Delay replay."""
         await node.delay_replay(400)
         await asyncio.sleep(seconds)
         await node.delay_replay(0)
 
     async def kill(self, seconds: float, node: Node) -> None:
-        """End it, and start it again."""
+        """Kill the server, and start it again."""
         await node.kill()
         await asyncio.sleep(seconds)
         await node.start()
 
     async def freeze(self, seconds: float, node: Node) -> None:
-        """It answers nothing any more; then all that it was asked."""
+        """Stop all processes of the server, then resume them."""
         await node.freeze()
         await asyncio.sleep(seconds)
         await node.thaw()
 
     async def cut_off(self, seconds: float, name: str) -> None:
-        """It lives, and streams, and nobody reaches it."""
+        """Cut the server off from the application; it keeps running and streaming."""
         proxy = self.proxies[name]
         proxy.freeze()
         await asyncio.sleep(seconds)
@@ -253,9 +253,10 @@ class Service:
         proxy.cut()
 
     async def fail_over(self, *, freezes: bool = False) -> None:
-        """The primary is gone, or worse: it does not answer, and comes back as if nothing had been.
+        """Fail over from a primary that is killed, or frozen and later resumed as a writable server.
 
-        The replica takes over that has received most, as a cluster manager sees to. The former primary then becomes a
+        Promotes the replica that has received the most WAL, as a cluster manager does. The former primary then becomes
+        a
         replica.
         """
         former = self.writer
@@ -275,14 +276,14 @@ class Service:
         await former.follow(following, rebuild=True)
 
     async def repair(self) -> None:
-        """Whole again."""
+        """Remove all faults."""
         for proxy in self.proxies.values():
             proxy.release()
         await repair(self.cluster)
 
 
 async def received_by(node: Node) -> int:
-    """How far a standby has received the log."""
+    """The WAL position that a standby has received."""
     value = await node.value("select pg_wal_lsn_diff(pg_last_wal_receive_lsn(), '0/0')::bigint")
     return int(value)
 
@@ -291,7 +292,7 @@ Fault = Callable[[], Awaitable[None]]
 
 
 async def in_phases(service: Service, history: History, phases: Mapping[str, Fault], *, pause_s: float) -> None:
-    """Do one thing after the other to the servers, with time to recover in between."""
+    """Inject faults one after the other, with a pause for recovery in between."""
     for name, fault in phases.items():
         service.note(name)
         began_at = time.monotonic()
@@ -302,7 +303,7 @@ async def in_phases(service: Service, history: History, phases: Mapping[str, Fau
 
 
 def report(history: History) -> str:
-    """What there was to judge."""
+    """A summary of the recorded operations."""
     writes = Counter(event.outcome.value for event in history.events if isinstance(event, Write))
     return (
         f"reads by {dict(shares(history.events))}, {share_of_replicas(history):.1%} of them on replicas; writes"
@@ -311,6 +312,6 @@ def report(history: History) -> str:
 
 
 def share_of_replicas(history: History, phase: str | None = None) -> float:
-    """The share of the reads that replicas have answered."""
+    """The share of reads that replicas answered."""
     counted = shares(history.events, phase=phase)
     return sum(count for node, count in counted.items() if node != "primary") / max(1, counted.total())

@@ -1,4 +1,4 @@
-"""`scripts/soak consistency`: random faults one after the other for as long as told; exits 1 on a violation."""
+"""`scripts/soak consistency`: injects random faults for the given time; exits with 1 on a violation."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tests.consistency.service import Fault, History, Service, in_phases, report
 
 
 def one_fault(service: Service, dice: random.Random) -> tuple[str, Fault]:
-    """Something to do to the servers; no two of those that hold a commit up at once."""
+    """A random fault; faults that block commits never overlap."""
     standbys = service.standbys()
     node = dice.choice(standbys)
     behind = dice.choice(list(service.proxies))
@@ -36,12 +36,12 @@ def one_fault(service: Service, dice: random.Random) -> tuple[str, Fault]:
 
 
 async def quiet(service: Service, history: History, seconds: float) -> None:
-    """Do nothing for a while."""
+    """Inject no fault for a while."""
     await in_phases(service, history, {"quiet": lambda: asyncio.sleep(seconds)}, pause_s=0.0)
 
 
 async def soak(seconds: float, clients: int, seed: int) -> bool:
-    """Run it; True when nothing was found."""
+    """Run the soak test; True without violations."""
     dice = random.Random(seed)
     with EmbeddedCluster(replicas=2, settings={"max_connections": 200}) as cluster:
         async with Service.create(cluster, Path(tempfile.mkdtemp())) as service:
@@ -54,18 +54,18 @@ async def soak(seconds: float, clients: int, seed: int) -> bool:
                     await in_phases(service, history, {name: fault}, pause_s=dice.uniform(0.2, 3.0))
             await service.repair()
             found = check(history.events, await service.final())
-    print(f"{report(history)}; while nothing was done to them {share_of_replicas(history, 'quiet'):.1%}")
+    print(f"{report(history)}; without faults {share_of_replicas(history, 'quiet'):.1%}")
     if found:
         print(f"VIOLATIONS (seed {seed}): {found}", file=sys.stderr)
     return not found
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run it once."""
+    """Run the soak test once."""
     parser = argparse.ArgumentParser("scripts/soak consistency", description=__doc__)
-    parser.add_argument("--seconds", type=float, default=300.0, help="300 unless told")
-    parser.add_argument("--clients", type=int, default=24, help="24 unless told")
-    parser.add_argument("--seed", type=int, default=int(time.time()), help="makes the same faults again")
+    parser.add_argument("--seconds", type=float, default=300.0, help="duration; default: %(default)s")
+    parser.add_argument("--clients", type=int, default=24, help="number of clients; default: %(default)s")
+    parser.add_argument("--seed", type=int, default=int(time.time()), help="repeats the same sequence of faults")
     options = parser.parse_args(arguments)
     return 0 if asyncio.run(soak(options.seconds, options.clients, options.seed)) else 1
 

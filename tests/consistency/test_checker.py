@@ -1,4 +1,4 @@
-"""The checker itself: it finds what it is made to find, and nothing in a history that is right."""
+"""The checker finds each kind of violation, and none in a correct history."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def test_each_kind_of_violation(history: list[Write | Read], found: dict[str, in
 
 
 def correct_history(dice: random.Random) -> tuple[list[Write | Read], Final]:
-    """One server, and clients that do one thing after the other."""
+    """A history of one server, with clients that do one operation at a time."""
     state: dict[int, tuple[int, str]] = {}
     writes: dict[str, tuple[int, int]] = {}
     history: list[Write | Read] = []
@@ -68,12 +68,12 @@ def correct_history(dice: random.Random) -> tuple[list[Write | Read], Final]:
 
 
 @pytest.mark.parametrize("seed", range(20))
-def test_a_history_that_is_right_is_found_to_be_and_one_old_read_in_it_is_found(seed: int) -> None:
+def test_a_correct_history_passes_and_one_stale_read_in_it_is_found(seed: int) -> None:
     dice = random.Random(seed)
     history, final = correct_history(dice)
     assert not check(history, final), check(history, final)
     reads = [index for index, event in enumerate(history) if isinstance(event, Read)]
-    # The last read of a client is answered by a replica that is as far as its first one.
+    # The last read of a client is answered by a replica in the state of its first read.
     last = history[reads[-1]]
     assert isinstance(last, Read)
     before = [event for event in history[: reads[-1]] if isinstance(event, Read) and event.client == last.client]
@@ -82,7 +82,7 @@ def test_a_history_that_is_right_is_found_to_be_and_one_old_read_in_it_is_found(
     assert check(history, final)
 
 
-def test_who_answered_is_counted() -> None:
+def test_reads_are_counted_by_server() -> None:
     history = [read(1), Read(1, {}, "primary", "quiet"), Read(2, {}, "r1", "quiet"), wrote(1, 1, "a", 1)]
     assert shares(history) == {"r1": 2, "primary": 1}
     assert shares(history, phase="quiet") == {"r1": 1, "primary": 1}

@@ -1,4 +1,4 @@
-"""Many clients on four worker processes, while everything is done to the servers that can be done to them."""
+"""Many clients on four worker processes, under every fault of the servers."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ async def service(tmp_path: Path) -> AsyncIterator[Service]:
             yield made
 
 
-async def test_nothing_is_stale_lost_or_undead_whatever_happens_to_the_servers(
+async def test_no_stale_lost_or_undead_data_under_any_fault(
     service: Service, capsys: pytest.CaptureFixture[str]
 ) -> None:
     cluster = service.cluster
@@ -58,10 +58,10 @@ async def test_nothing_is_stale_lost_or_undead_whatever_happens_to_the_servers(
     assert len(done) > 100
 
 
-async def test_directly_after_writes_elsewhere_replicas_answer(
+async def test_replicas_answer_right_after_writes_by_other_clients(
     service: Service, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    # They lag by no more than the machine is busy.
+    # They lag only as much as the machine is busy.
     async with service.used(service.config(wait="2s"), clients=8, seed=2) as history:
         await asyncio.sleep(2.0)
         service.note("measured")
@@ -74,7 +74,7 @@ async def test_directly_after_writes_elsewhere_replicas_answer(
     assert not found, str(found)
 
 
-async def test_without_tokens_stale_reads_are_found(service: Service) -> None:
+async def test_stale_reads_are_detected_without_tokens(service: Service) -> None:
     config = service.config()
     del config["consistency"]
     async with service.used(config, clients=8, seed=1) as history:

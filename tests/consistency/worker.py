@@ -1,4 +1,4 @@
-"""One worker process of the service that is examined: `python -m tests.consistency.worker CONFIG` prints its port."""
+"""One worker process of the service under test: `python -m tests.consistency.worker CONFIG` prints its port."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ returning version
 
 
 async def write(request: Request) -> Response:
-    """Make the next version of a register: two statements, one transaction."""
+    """Make the next version of a register: two statements in one transaction."""
     db = session(request)
     asked = {"key": int(request.path_params["key"]), "id": request.query_params["id"]}
     version = await db.fetch_value(_WRITE, asked)
@@ -41,7 +41,7 @@ async def write(request: Request) -> Response:
 
 
 async def read(request: Request) -> Response:
-    """All registers."""
+    """Read all registers."""
     db = session(request)
     rows = await db.fetch_all("select key, version, id from registers")
     route = db.last_route

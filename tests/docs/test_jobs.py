@@ -1,4 +1,4 @@
-"""The recipes for jobs, with the real thing: workers of arq, Celery and procrastinate, each a process of its own."""
+"""The recipes for jobs, with real workers of arq, Celery and procrastinate, each in its own process."""
 
 from __future__ import annotations
 
@@ -28,13 +28,13 @@ LIMIT_S = 60
 
 
 def recipe(mark: str) -> str:
-    """The sample of the tenancy page that has this text in it."""
+    """The sample of the tenancy page that contains this text."""
     [found] = [sample.text for sample in samples("python", "docs/tenancy.md") if mark in sample.text]
     return found
 
 
 def load(path: Path) -> ModuleType:
-    """The module in a file, as it is now."""
+    """The module in a file, imported again."""
     spec = importlib.util.spec_from_file_location(path.stem, path)
     assert spec is not None
     assert spec.loader is not None
@@ -45,7 +45,7 @@ def load(path: Path) -> ModuleType:
 
 @pytest.fixture
 async def shop(world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> World:
-    """An order of acme's and one of globex's with the same number; the configuration lies in the present folder."""
+    """An order of acme and one of globex with the same number; the configuration is in the working directory."""
     for schema in ("acme", "globex"):
         await world.sql(
             "alter table orders add receipt_sent bool, add due timestamptz, add reminded bool", schema=schema
@@ -57,14 +57,14 @@ async def shop(world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
 
 
 async def receipts(world: World) -> dict[str, bool | None]:
-    """Whether each tenant's order has got its receipt."""
+    """Whether the receipt of each tenant's order was sent."""
     rows = {schema: await world.sql("select receipt_sent from orders", schema=schema) for schema in ("acme", "globex")}
     return {schema: sent for schema, [(sent,)] in rows.items()}
 
 
 @asynccontextmanager
 async def redis(folder: Path) -> AsyncIterator[int]:
-    """A real Redis; gives its port."""
+    """A real Redis; yields its port."""
     program = shutil.which("redis-server")
     assert program is not None, "these tests need Redis: apt-get install redis-server"
     port, reservation = reserve_port()
@@ -88,7 +88,7 @@ async def redis(folder: Path) -> AsyncIterator[int]:
 
 @asynccontextmanager
 async def worker(folder: Path, *arguments: str) -> AsyncIterator[asyncio.subprocess.Process]:
-    """A worker, as a shell starts it."""
+    """A worker, started like from a shell."""
     with (folder / "worker.log").open("wb") as log:
         process = await asyncio.create_subprocess_exec(
             sys.executable, "-m", *arguments, cwd=folder, stdout=log, stderr=log
@@ -106,7 +106,7 @@ async def worker(folder: Path, *arguments: str) -> AsyncIterator[asyncio.subproc
                         process.kill()
 
 
-async def test_every_tenant_in_turn(shop: World, tmp_path: Path) -> None:
+async def test_the_loop_over_all_tenants(shop: World, tmp_path: Path) -> None:
     path = tmp_path / "reminders.py"
     path.write_text(recipe("remind_all"))
     async with shop.registry(replicas=()) as registry:
@@ -134,7 +134,7 @@ async def test_arq(shop: World, tmp_path: Path) -> None:
 
 
 def send_with_celery(url: str) -> None:
-    """Send a job for each tenant, and wait for both; what it leaves would call its broker when it is collected."""
+    """Send a job for each tenant, and wait for both; pending results would call the broker on garbage collection."""
     with Celery(broker=url, backend=url) as app:
         for tenant in ("acme", "globex"):
             app.send_task("send_receipt", (tenant, 1)).get(timeout=LIMIT_S)
@@ -146,7 +146,7 @@ async def test_celery(shop: World, tmp_path: Path) -> None:
         url = f"redis://127.0.0.1:{port}/0"
         settings = f"app.conf.update(broker_url={url!r}, result_backend={url!r})"
         (tmp_path / "celery_jobs.py").write_text(f"{recipe('Celery')}\n{settings}\n")
-        # Forked processes, as it runs them unless told otherwise.
+        # Forked processes are the default.
         arguments = (
             "celery",
             "-A",

@@ -1,4 +1,4 @@
-"""What the documentation shows, works: its samples are run."""
+"""The samples of the documentation work."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ import asgi_datasource
 from asgi_datasource import DataSourceRegistry, load
 from asgi_datasource.testing import serve
 from tests.apps import client
-from tests.docs.samples import Sample, samples
+from tests.docs.samples import ROOT, Sample, samples
 from tests.world import World
 
 
 @pytest.mark.parametrize("sample", samples("python"), ids=str)
 def test_python_sample_compiles(sample: Sample) -> None:
-    compile(sample.text, str(sample), "exec", flags=0x2000)  # top-level await is fine in a sample
+    compile(sample.text, str(sample), "exec", flags=0x2000)  # top-level await is allowed in a sample
 
 
 def run(sample: Sample) -> dict[str, Any]:
-    """Run a sample that has no top-level await; the library's names are there without an import."""
+    """Run a sample without top-level await; the library's names need no import."""
     names = {name: getattr(asgi_datasource, name) for name in asgi_datasource.__all__}
     names["JSONResponse"] = JSONResponse
     exec(compile(sample.text, str(sample), "exec"), names)
@@ -123,7 +123,7 @@ async def test_the_block_and_the_later_session_of_the_transactions_page(world: W
 
 
 def sample_with(text: str) -> Sample:
-    """The sample of the transactions page that has this text in it."""
+    """The sample of the transactions page that contains this text."""
     return next(sample for sample in samples("python", "docs/transactions.md") if text in sample.text)
 
 
@@ -203,3 +203,40 @@ def test_the_files_that_the_documentation_names_exist() -> None:
         if not any((root / folder / name).exists() for folder in ("", "asgi_datasource", "tests"))
     ]
     assert missing == []
+
+
+PAGES = [
+    *(ROOT / name for name in ("README.md", "CHANGELOG.md", "benchmarks/README.md")),
+    *sorted((ROOT / "docs").glob("*.md")),
+    *sorted((ROOT / "examples").rglob("*.md")),
+]
+
+
+def anchors(page: Path) -> set[str]:
+    """The anchors of a page's headings, as GitHub makes them."""
+    headings = re.findall(r"^#+ (.+)$", re.sub(r"^```.*?^```", "", page.read_text(), flags=re.DOTALL | re.M), re.M)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_relative_links_lead_to_existing_files_and_headings(page: Path) -> None:
+    broken = []
+    for link in re.findall(r"\]\(([^)\s]+)\)", page.read_text()):
+        if "://" in link:
+            continue
+        name, _, anchor = link.partition("#")
+        target = (page.parent / name).resolve() if name else page
+        if not target.exists() or (anchor and target.suffix == ".md" and anchor not in anchors(target)):
+            broken.append(link)
+    assert broken == []
+
+
+def test_scripts_name_existing_tests() -> None:
+    named = {
+        name
+        for script in (ROOT / "scripts").iterdir()
+        if script.is_file()
+        for name in re.findall(r"\btests(?:/\w+)+(?:\.py)?", script.read_text())
+    }
+    assert "tests/sessions/test_programs.py" in named
+    assert [name for name in sorted(named) if not (ROOT / name).exists()] == []

@@ -1,4 +1,4 @@
-"""Connections and endpoints for the driver's tests: a fresh database each, under asyncio and under uvloop."""
+"""Connections and servers for the driver's tests: each with a new database, on asyncio and uvloop."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ async def connection(connect: Connect) -> PsycopgConnection:
 
 @pytest.fixture
 async def open_server(url: str) -> AsyncIterator[OpenServer]:
-    """Opens endpoints on the fresh database, or on another one; closes them after the test."""
+    """Opens servers on the fresh database, or on another one; closes them after the test."""
     opened: list[PsycopgServer] = []
 
     async def make(conninfo: str = url, *, role: Role = Role.PRIMARY, **options: Any) -> PsycopgServer:

@@ -1,7 +1,7 @@
-"""A driver for SQLite, through `aiosqlite`: the worked example of `docs/drivers.md`.
+"""A driver for SQLite with `aiosqlite`: the example of `docs/drivers.md`.
 
-SQLite has no roles, no schemas and no settings. So there is no tenancy by schema or row security here: the tenants of a
-datasource share one database, or have a datasource each.
+SQLite has no roles, schemas and settings, so it does not support tenancy by schema or row security: each tenant has its
+own datasource, or all tenants share one database.
 """
 
 from __future__ import annotations
@@ -23,16 +23,16 @@ from asgi_datasource.routing import Role
 _PLACEHOLDER: Final = re.compile(r"%(?:s|\((\w+)\)s|(%))")
 _ENDS: Final = frozenset({ControlKind.COMMIT, ControlKind.ROLLBACK})
 _SAME_WORDS: Final = _ENDS | {ControlKind.SAVEPOINT, ControlKind.RELEASE, ControlKind.ROLLBACK_TO}
-"""What SQLite says as PostgreSQL does."""
+"""Statements with the same syntax in SQLite and PostgreSQL."""
 
 
 def _in_sqlite(text: str) -> str:
-    """`%s` is `?` in SQLite, `%(name)s` is `:name`."""
+    """Convert placeholders: `%s` to `?`, and `%(name)s` to `:name`."""
     return _PLACEHOLDER.sub(lambda found: "%" if found[2] else f":{found[1]}" if found[1] else "?", text)
 
 
 class SqliteConnection(PlainConnection):
-    """One connection, in the thread that `aiosqlite` gives it."""
+    """One connection, in a thread of `aiosqlite`."""
 
     errors = (sqlite3.Error,)
 
@@ -40,7 +40,7 @@ class SqliteConnection(PlainConnection):
         self.raw = raw
         self._savepoints: list[str] = []
         self._read_only_at: int | None = None
-        """How many savepoints there were when the transaction became read only; None where it is not."""
+        """The number of open savepoints when the transaction became read only; None if it is not read only."""
 
     @property
     def is_in_transaction(self) -> bool:
@@ -52,14 +52,14 @@ class SqliteConnection(PlainConnection):
     async def commit(self) -> None:
         await self.raw.execute("commit")
 
-    async def rest(self) -> None:
+    async def reset(self) -> None:
         if self.raw.in_transaction:
             await self.raw.execute("rollback")
         self._savepoints.clear()
         await self._read_and_write(since=0)
 
     def interrupt(self) -> None:
-        # Not `aiosqlite`'s own, which waits for the thread that is to be interrupted.
+        # Not `aiosqlite`'s interrupt, which waits for the busy thread.
         self.raw._conn.interrupt()
 
     async def disconnect(self) -> None:
@@ -99,7 +99,7 @@ class SqliteConnection(PlainConnection):
             elif kind is ControlKind.RELEASE:
                 self._savepoints.pop()
             elif kind in _ENDS:
-                await self.rest()
+                await self.reset()
 
     async def _read_only(self) -> None:
         if self._read_only_at is None:
@@ -113,7 +113,7 @@ class SqliteConnection(PlainConnection):
 
 
 class SqliteServer(PlainServer[SqliteConnection]):
-    """One file."""
+    """A database file."""
 
     errors = (sqlite3.Error,)
 
@@ -122,7 +122,7 @@ class SqliteServer(PlainServer[SqliteConnection]):
         try:
             return SqliteConnection(await raw)
         except sqlite3.Error:
-            # `aiosqlite` stops its thread then, and does not wait for it.
+            # `aiosqlite` stops its thread in this case without waiting for it.
             await asyncio.to_thread(raw._thread.join)
             raise
 
@@ -139,7 +139,7 @@ class SqliteServer(PlainServer[SqliteConnection]):
 
 
 class SqliteDriver:
-    """The entry: `driver: tests.drivers.sqlite_driver:DRIVER`."""
+    """The entry point: `driver: tests.drivers.sqlite_driver:DRIVER`."""
 
     has_settings = False
 

@@ -1,4 +1,4 @@
-"""Attempts to connect that are given up leave nothing behind: a server would go on waiting for them."""
+"""Cancelled connection attempts close their sockets, because the server would wait for them."""
 
 from __future__ import annotations
 
@@ -10,7 +10,9 @@ from asgi_datasource.testing import EmbeddedCluster, FaultProxy
 from tests.drivers.polling import until
 
 
-async def test_an_attempt_that_is_cancelled_closes_its_socket_whoever_keeps_the_task(cluster: EmbeddedCluster) -> None:
+async def test_a_cancelled_connection_attempt_closes_its_socket_even_if_its_task_is_referenced(
+    cluster: EmbeddedCluster,
+) -> None:
     primary = cluster.primary
     async with FaultProxy(primary.host, primary.port) as proxy:
         proxy.hold_back()

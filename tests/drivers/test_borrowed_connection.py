@@ -1,4 +1,4 @@
-"""The loan of a connection as psycopg's own: everything of psycopg works, nothing of it outlives the loan."""
+"""The raw psycopg connection: all methods of psycopg work during the loan, and none afterwards."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ async def test_cursors_copy_and_server_side_cursors_work_in_the_open_transaction
     await connection.exchange([ROLLBACK])
 
 
-async def test_a_transaction_block_in_the_view_is_a_savepoint(connection: PsycopgConnection) -> None:
+async def test_a_transaction_block_on_the_raw_connection_is_a_savepoint(connection: PsycopgConnection) -> None:
     await connection.exchange([Statement("create table t (n int)")])
     await connection.exchange([BEGIN, Statement("insert into t values (1)")])
     view = lend(connection)
@@ -96,7 +96,7 @@ async def insert_and_fail(view: psycopg.AsyncConnection[Any]) -> None:
         lambda view: enter(view.pipeline()),
     ],
 )
-async def test_an_expired_view_refuses_everything(
+async def test_an_expired_raw_connection_refuses_every_method(
     connection: PsycopgConnection, use: Callable[[Any], Awaitable[Any]]
 ) -> None:
     view = lend(connection)
@@ -114,7 +114,7 @@ async def enter(manager: Any) -> Any:
 
 
 @pytest.mark.filterwarnings("ignore:.*AsyncServerCursor.*was deleted while still open")
-async def test_what_was_made_from_an_expired_view_is_dead_as_well(connection: PsycopgConnection) -> None:
+async def test_objects_made_by_an_expired_raw_connection_are_expired_too(connection: PsycopgConnection) -> None:
     await connection.exchange([Statement("create table t (n int)")])
     await connection.exchange([BEGIN])
     view = lend(connection)
@@ -136,14 +136,14 @@ async def test_what_was_made_from_an_expired_view_is_dead_as_well(connection: Ps
     ):
         with pytest.raises(SessionClosed):
             await use()
-    # What had arrived before may still be looked at.
+    # Rows that had arrived before are still readable.
     assert await cursor.fetchall() == [(1,), (2,), (3,)]
     await connection.exchange([ROLLBACK])
     assert scalar(await connection.exchange([Statement("select count(*) from t")])) == 0
 
 
 @pytest.mark.parametrize("name", ["commit", "rollback", "set_autocommit"])
-async def test_the_transaction_cannot_be_ended_by_the_views_own_methods(
+async def test_methods_of_the_raw_connection_cannot_end_the_transaction(
     connection: PsycopgConnection, name: str
 ) -> None:
     await connection.exchange([BEGIN])
@@ -153,7 +153,7 @@ async def test_the_transaction_cannot_be_ended_by_the_views_own_methods(
     assert connection.is_in_transaction
 
 
-async def test_adapters_registered_on_the_view_end_with_it(connection: PsycopgConnection) -> None:
+async def test_adapters_registered_on_the_raw_connection_expire_with_it(connection: PsycopgConnection) -> None:
     class Upper(psycopg.adapt.Loader):
         def load(self, data: Any) -> str:
             return bytes(data).decode().upper()
@@ -166,7 +166,7 @@ async def test_adapters_registered_on_the_view_end_with_it(connection: PsycopgCo
     assert await (await lend(connection).execute("select 'x'::text")).fetchone() == ("x",)
 
 
-async def test_notices_go_to_the_connection_that_stays(connection: PsycopgConnection) -> None:
+async def test_notice_handlers_stay_on_the_pooled_connection(connection: PsycopgConnection) -> None:
     heard: list[str | None] = []
     connection.add_notice_handler(lambda diagnostic: heard.append(diagnostic.message_primary))
     view = lend(connection)
@@ -177,7 +177,7 @@ async def test_notices_go_to_the_connection_that_stays(connection: PsycopgConnec
     assert heard == ["in the view", "after it"]
 
 
-async def test_the_view_and_the_exchange_are_not_used_at_the_same_time(connection: PsycopgConnection) -> None:
+async def test_the_raw_connection_and_an_exchange_exclude_each_other(connection: PsycopgConnection) -> None:
     view = lend(connection)
     running = asyncio.ensure_future(view.execute("select pg_sleep(0.2)"))
     await until(lambda: connection.is_midway)
@@ -226,7 +226,7 @@ SLEEPERS = [sleep_in_cursor, sleep_in_pipeline, sleep_in_stream, sleep_in_copy_o
 
 @pytest.mark.parametrize("way", ["cancel", "cancel twice", "anyio"])
 @pytest.mark.parametrize("sleeper", SLEEPERS)
-async def test_a_cancelled_operation_of_psycopgs_keeps_the_backend(
+async def test_a_cancelled_psycopg_operation_keeps_its_backend(
     cluster: EmbeddedCluster,
     database: str,
     open_server: OpenServer,
@@ -271,7 +271,7 @@ async def within(scope: anyio.CancelScope, work: Callable[[], Awaitable[None]]) 
         await work()
 
 
-async def test_after_one_cancellation_the_view_goes_on(connection: PsycopgConnection) -> None:
+async def test_the_raw_connection_is_usable_after_a_cancellation(connection: PsycopgConnection) -> None:
     await connection.exchange([BEGIN])
     view = lend(connection)
     with pytest.raises(TimeoutError):
@@ -283,7 +283,7 @@ async def test_after_one_cancellation_the_view_goes_on(connection: PsycopgConnec
     assert scalar(await connection.exchange([PID]))
 
 
-async def test_a_task_that_will_not_let_go_is_made_to(server: PsycopgServer) -> None:
+async def test_a_task_that_ignores_the_expiry_is_interrupted(server: PsycopgServer) -> None:
     connection = await server.acquire(deadline=None)
     await connection.exchange([BEGIN])
     view = lend(connection)
@@ -298,7 +298,7 @@ async def test_a_task_that_will_not_let_go_is_made_to(server: PsycopgServer) -> 
     assert server.borrowed == 0
 
 
-async def test_a_task_that_waits_on_a_silent_server_is_made_to_let_go(
+async def test_a_task_that_waits_for_a_silent_server_is_interrupted(
     proxy: FaultProxy, proxy_url: str, open_server: OpenServer
 ) -> None:
     server = await open_server(proxy_url)
@@ -316,7 +316,7 @@ async def test_a_task_that_waits_on_a_silent_server_is_made_to_let_go(
     assert server.borrowed == 0
 
 
-async def test_closing_the_view_closes_the_connection_and_the_pool_replaces_it(open_server: OpenServer) -> None:
+async def test_closing_the_raw_connection_closes_the_pooled_one_which_is_replaced(open_server: OpenServer) -> None:
     server = await open_server(max_size=1)
     connection = await server.acquire(deadline=None)
     view = lend(connection)

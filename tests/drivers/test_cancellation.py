@@ -1,4 +1,4 @@
-"""Cancelled tasks: the statement is stopped on the server, its backend serves the next one, the pool stays whole."""
+"""Cancelled tasks: the server cancels the statement, the backend runs the next one, and the pool stays complete."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ SLEEP = Statement("select pg_sleep(30)")
 
 
 async def use(server: PsycopgServer, background: BackgroundTasks, *statements: Statement) -> Pipeline:
-    """As the session does it: whatever happens, the connection goes back in a task of the library's own."""
+    """Like a session: the connection is always returned, in a background task."""
     connection = await server.acquire(deadline=None)
     try:
         return await connection.exchange(statements)
@@ -99,7 +99,7 @@ CANCELLERS = [by_timeout, by_cancel, by_two_cancels, by_anyio_scope, by_anyio_ta
 
 @pytest.mark.parametrize("statements", [(SLEEP,), (BEGIN, SLEEP), (PID, SLEEP, PID)], ids=["alone", "begun", "middle"])
 @pytest.mark.parametrize("cancel", CANCELLERS)
-async def test_the_backend_stays_and_nothing_runs_on(
+async def test_cancellation_stops_the_statement_and_keeps_the_backend(
     cluster: EmbeddedCluster,
     database: str,
     open_server: OpenServer,
@@ -196,11 +196,11 @@ async def test_hundreds_of_cancellations_at_any_moment_leave_the_pool_whole(open
         assert connection.is_idle
         pids.add(scalar(await connection.exchange([PID])))
         server.release(connection)
-    # Not one of them had to be replaced.
+    # No connection had to be replaced.
     assert len(pids) == 3
 
 
-async def test_giving_back_to_a_silent_server_is_bounded_and_marks_it_down(
+async def test_returning_a_connection_to_a_silent_server_is_bounded_and_opens_its_breaker(
     proxy: FaultProxy, proxy_url: str, open_server: OpenServer
 ) -> None:
     server = await open_server(proxy_url, max_size=2)
@@ -223,7 +223,7 @@ async def test_giving_back_to_a_silent_server_is_bounded_and_marks_it_down(
     assert scalar(await use(server, background, PID)) is not None
 
 
-async def test_an_open_transaction_on_a_silent_server_does_not_hold_up_its_return(
+async def test_an_open_transaction_on_a_silent_server_does_not_delay_its_return(
     proxy: FaultProxy, proxy_url: str, open_server: OpenServer
 ) -> None:
     server = await open_server(proxy_url, max_size=1)
@@ -245,12 +245,12 @@ async def test_a_late_cancel_request_never_hits_the_next_statement(open_server: 
         await asyncio.sleep(turn % 7 / 1000)
         task.cancel()
         await asyncio.wait([task])
-        # Sent the moment that the connection is free again.
+        # Sent as soon as the connection is free again.
         exchange = await use(server, background, Statement("select pg_sleep(0.002)"))
         assert exchange.error is None, f"turn {turn}: {exchange.error!r}"
 
 
-async def test_reset_discards_what_outlives_a_transaction(open_server: OpenServer) -> None:
+async def test_reset_discards_session_state(open_server: OpenServer) -> None:
     server = await open_server(max_size=1)
     connection = await server.acquire(deadline=None)
     pid = scalar(await connection.exchange([PID]))
@@ -268,7 +268,7 @@ async def test_reset_discards_what_outlives_a_transaction(open_server: OpenServe
     server.release(connection)
 
 
-async def test_closing_while_a_statement_runs_ends_it(open_server: OpenServer) -> None:
+async def test_closing_the_server_cancels_a_running_statement(open_server: OpenServer) -> None:
     server = await open_server(max_size=1)
     background = BackgroundTasks()
     task = asyncio.ensure_future(use(server, background, SLEEP))

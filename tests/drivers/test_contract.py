@@ -1,4 +1,4 @@
-"""The same statements and values through psycopg's own cursor and through ours: same rows, types, tags and errors."""
+"""The same statements and values through a psycopg cursor and the driver: equal rows, types, tags and errors."""
 
 from __future__ import annotations
 
@@ -161,7 +161,7 @@ QUERIES: list[str | bytes | sql.Composable] = [
     "listen contract",
     "unlisten *",
     "select '100%' as percent, 'a' like '%' as like",
-    # what the server has
+    # queries
     "select 't'::bool, 1::int2, 2::int4, 3::int8, 4::oid, 1.5::float4, 'NaN'::float8, '1.50'::numeric, 'NaN'::numeric",
     "select 'c'::\"char\", 'n'::name, 'b'::bpchar(3), 'v'::varchar(5), 't'::text, '\\x00ff'::bytea, '1.50'::money",
     "select '2024-02-29'::date, '23:59:59.5'::time, '01:02:03+05:30'::timetz, '2024-02-29 12:30'::timestamp",
@@ -178,7 +178,7 @@ QUERIES: list[str | bytes | sql.Composable] = [
     "select '10000-01-01'::date",
     "select 'infinity'::interval",
     "select '24:00'::time",
-    # what changes something
+    # statements with effects
     "create temp table things (id int primary key, name text not null check (name <> 'bad'))",
     "insert into things values (1, 'a'), (2, 'b')",
     "insert into things values (3, 'c') returning id, name",
@@ -193,7 +193,7 @@ QUERIES: list[str | bytes | sql.Composable] = [
     "create temp table copied as select * from things",
     "truncate things",
     "drop table things, counted, copied",
-    # mistakes that the server finds
+    # errors found by the server
     "selec 1",
     "select * from nowhere",
     "select nothing",
@@ -236,7 +236,7 @@ WITH_PARAMS: list[tuple[str | bytes | sql.Composable, Any]] = [
     ("select %s::int", ["not a number"]),
     ("insert into parents values (%s)", [-1]),
     ("values (%s), (%s)", [1, "a"]),
-    # mistakes of the caller
+    # errors of the caller
     ("select %s", []),
     ("select %s", [1, 2]),
     ("select 1", [1]),
@@ -276,7 +276,7 @@ def describe_error(error: BaseException) -> Outcome:
 
 
 def show(value: Any) -> Any:
-    """Values with their types, all the way down: 1 == True == 1.0 == Decimal(1)."""
+    """Values with their types, recursively, because 1 == True == 1.0 == Decimal(1)."""
     if isinstance(value, list | tuple):
         return (type(value), [show(item) for item in value])
     if isinstance(value, dict):
@@ -323,7 +323,7 @@ create table children (parent int references parents deferrable initially deferr
 
 @pytest.fixture(scope="module")
 def database(cluster: EmbeddedCluster) -> Iterator[str]:
-    """One for the whole module: its tests leave the schema as it is."""
+    """One database for the module: its tests do not change the schema."""
     name = f"contract_{os.getpid()}"
     cluster.make_database(name)
     with psycopg.connect(cluster.primary.url(name), autocommit=True) as connection:
@@ -345,7 +345,7 @@ async def ours(connect: Connect, theirs: Any) -> PsycopgConnection:
 
 
 async def compare(theirs: Any, ours: PsycopgConnection, query: Any, params: Any) -> None:
-    """The first use, the one that prepares, and one that is prepared."""
+    """The first execution, the one that prepares, and a prepared one."""
     expected = await through_psycopg(theirs, query, params)
     for use in range(3):
         assert await through_ours(ours, query, params) == expected, f"use {use} of {query!r} with {params!r}"
@@ -353,16 +353,14 @@ async def compare(theirs: Any, ours: PsycopgConnection, query: Any, params: Any)
 
 
 @pytest.mark.parametrize("template", TEMPLATES)
-async def test_values_arrive_as_through_psycopg(theirs: Any, ours: PsycopgConnection, template: str) -> None:
+async def test_values_equal_those_of_psycopg(theirs: Any, ours: PsycopgConnection, template: str) -> None:
     for value in VALUES:
         await compare(theirs, ours, template, [value])
 
 
 @pytest.mark.parametrize("zone", ["UTC", "Europe/Berlin", "America/St_Johns"])
 @pytest.mark.parametrize("date_style", ["ISO, DMY", "SQL, MDY", "German"])
-async def test_session_settings_reach_the_adapters(
-    theirs: Any, ours: PsycopgConnection, zone: str, date_style: str
-) -> None:
+async def test_adapters_see_session_settings(theirs: Any, ours: PsycopgConnection, zone: str, date_style: str) -> None:
     await ours.exchange([Statement("select now(), current_date, '1 day'::interval")])
     for setting, value in (("TimeZone", zone), ("DateStyle", date_style)):
         await compare(theirs, ours, "select set_config(%s, %s, false)", [setting, value])
@@ -371,8 +369,8 @@ async def test_session_settings_reach_the_adapters(
     )
 
 
-async def test_statements_answer_as_through_psycopg(theirs: Any, connect: Connect) -> None:
-    # One use each: most of these change something. The connections do not see each other's temporary tables.
+async def test_results_of_statements_equal_those_of_psycopg(theirs: Any, connect: Connect) -> None:
+    # One execution each, because most have effects. The connections do not see each other's temporary tables.
     ours = await connect()
     for query in QUERIES:
         expected = await through_psycopg(theirs, query, None)
@@ -380,7 +378,7 @@ async def test_statements_answer_as_through_psycopg(theirs: Any, connect: Connec
         assert ours.is_idle
 
 
-async def test_queries_answer_as_through_psycopg_once_prepared(theirs: Any, ours: PsycopgConnection) -> None:
+async def test_results_of_prepared_queries_equal_those_of_psycopg(theirs: Any, ours: PsycopgConnection) -> None:
     for query in QUERIES:
         text = query if isinstance(query, str) else ""
         if text.startswith(("select", "values", "show", "insert into parents", "insert into children", "selec")):
@@ -388,7 +386,7 @@ async def test_queries_answer_as_through_psycopg_once_prepared(theirs: Any, ours
 
 
 @pytest.mark.parametrize(("query", "params"), WITH_PARAMS)
-async def test_parameters_and_mistakes_are_taken_as_by_psycopg(
+async def test_parameters_and_errors_equal_those_of_psycopg(
     theirs: Any, connect: Connect, query: Any, params: Any
 ) -> None:
     expected = await through_psycopg(theirs, query, params)
@@ -415,7 +413,7 @@ async def test_no_parameters_for_placeholders_fail_as_in_psycopg(theirs: Any, ou
         ("select %s", iter([1]), "query parameters should be a sequence or a mapping, got list_iterator"),
     ],
 )
-async def test_arguments_of_no_use_are_type_errors_as_in_psycopg(
+async def test_invalid_arguments_raise_type_errors_as_in_psycopg(
     theirs: Any, ours: PsycopgConnection, query: Any, params: Any, message: str
 ) -> None:
     assert (await through_psycopg(theirs, query, params))[1] is TypeError
@@ -443,7 +441,7 @@ class Thing:
 
 
 def columns_row(cursor: Any) -> Callable[[Any], Any]:
-    """A factory of a user's, that looks at everything it may."""
+    """A user's row factory that uses all documented attributes of the cursor."""
     names = [(c.name, c.type_code, c.type_display, c.precision, c.internal_size) for c in cursor.description]
     seen = (cursor.rowcount, cursor.statusmessage, cursor.pgresult.nfields, cursor.description[0].name)
     return lambda values: (names, seen, tuple(values))
@@ -473,7 +471,7 @@ FACTORIES = {
         "select '2024-07-01 12:30+02'::timestamptz as a, '{1,2}'::int[] as b",
     ],
 )
-async def test_row_factories_make_what_they_make_of_psycopgs_cursor(
+async def test_row_factories_return_the_same_as_with_a_psycopg_cursor(
     theirs: Any, ours: PsycopgConnection, name: str, query: str
 ) -> None:
     factory: Any = FACTORIES[name]
@@ -513,7 +511,7 @@ class MoneyLoader(Loader):
         return Money(int(bytes(data)))
 
 
-async def test_an_adapter_registered_on_the_connection_counts_from_then_on(
+async def test_an_adapter_registered_on_the_connection_applies_from_then_on(
     theirs: Any, ours: PsycopgConnection
 ) -> None:
     await compare(theirs, ours, "select %s::int8 as v", [Money(5)])
@@ -528,7 +526,7 @@ async def test_an_adapter_registered_on_the_connection_counts_from_then_on(
     assert isinstance(exchange.results[0].scalar(), Money)
 
 
-async def test_types_registered_on_the_connection_are_known(theirs: Any, ours: PsycopgConnection) -> None:
+async def test_types_registered_on_the_connection_are_used(theirs: Any, ours: PsycopgConnection) -> None:
     from psycopg.types.composite import CompositeInfo, register_composite
     from psycopg.types.enum import EnumInfo, register_enum
 
@@ -543,7 +541,7 @@ async def test_types_registered_on_the_connection_are_known(theirs: Any, ours: P
     await compare(theirs, ours, "select 'good'::mood as m, %s::mood[] as ms", [[Mood.BAD]])
 
 
-async def test_a_value_that_cannot_be_read_fails_only_its_reader(connection: PsycopgConnection) -> None:
+async def test_an_unreadable_value_fails_only_its_own_statement(connection: PsycopgConnection) -> None:
     exchange = await connection.exchange([Statement("select 'infinity'::date as d"), Statement("select 1 as a")])
     assert exchange.error is None
     broken, fine = exchange.results
@@ -568,7 +566,7 @@ async def test_more_parameters_than_the_protocol_holds_are_refused_before_anythi
     assert (await ours.exchange([Statement("select 1")])).error is None
 
 
-async def test_a_mistake_in_the_second_statement_sends_nothing(connection: PsycopgConnection) -> None:
+async def test_an_invalid_second_statement_prevents_sending_the_first(connection: PsycopgConnection) -> None:
     with pytest.raises(psycopg.ProgrammingError):
         await connection.exchange([Statement("insert into parents values (100)"), Statement("select %s", [])])
     exchange = await connection.exchange([Statement("select count(*) from parents where id = 100")])

@@ -1,4 +1,4 @@
-"""The contract of `drivers/protocol.py`, held to the default driver and to the worked example of another one."""
+"""The contract tests of `drivers/protocol.py`, run on the default driver and on the example driver for SQLite."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Errors as the session hands them on: the right kind, a message that helps, no value of anybody's in it."""
+"""Errors as raised by the session: the right kind, a helpful message, and no values in it."""
 
 from __future__ import annotations
 
@@ -96,7 +96,7 @@ async def test_a_constraint_is_named(server: PsycopgServer) -> None:
         ("insert into parents values (null, %s)", ["planted-value"]),
     ],
 )
-async def test_no_value_is_in_the_message(server: PsycopgServer, query: str, params: list[str]) -> None:
+async def test_the_message_contains_no_value(server: PsycopgServer, query: str, params: list[str]) -> None:
     error = await fail(server, query, params)
     assert "planted" not in str(error)
     assert "planted" not in repr(error)
@@ -111,7 +111,7 @@ async def test_a_write_with_read_intent_names_the_annotation(
     error = server.error_of(exchange, is_write=False)
     assert (error.kind, error.http_status) == (DataErrorKind.READ_ONLY, 500)
     assert "give its route @transactional, or use `db.write`" in error.message
-    # With write intent the same answer means that the primary is none.
+    # With write intent, the same error means that the server is not a primary.
     error = server.error_of(exchange, is_write=True)
     assert (error.kind, error.is_retryable) == (DataErrorKind.CONNECTION, True)
     await server.reclaim(connection)
@@ -124,7 +124,7 @@ async def test_a_write_with_read_intent_names_the_annotation(
     await replica.reclaim(connection)
 
 
-async def test_a_lost_connection_and_a_passed_deadline_are_told_apart(server: PsycopgServer) -> None:
+async def test_a_lost_connection_and_an_expired_deadline_have_different_kinds(server: PsycopgServer) -> None:
     loop = asyncio.get_running_loop()
     connection = await server.acquire(deadline=None)
     exchange = await connection.exchange([Statement("select pg_sleep(30)")], deadline=loop.time() + 0.1)
@@ -138,7 +138,7 @@ async def test_a_lost_connection_and_a_passed_deadline_are_told_apart(server: Ps
     await server.reclaim(connection)
 
 
-async def test_an_exchange_that_worked_has_no_error_to_classify(server: PsycopgServer) -> None:
+async def test_a_successful_exchange_has_no_error(server: PsycopgServer) -> None:
     connection = await server.acquire(deadline=None)
     exchange = await connection.exchange([Statement("select 1")])
     with pytest.raises(ValueError, match="has not failed"):

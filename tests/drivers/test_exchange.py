@@ -1,4 +1,4 @@
-"""One exchange: what it brings back, when it fails, and in what state it leaves the connection."""
+"""One exchange: its results, its failures, and the state of the connection afterwards."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ async def test_results_come_in_the_order_of_the_statements(connection: PsycopgCo
     assert (exchange.failed_at, exchange.is_lost, exchange.timed_out) == (None, False, False)
 
 
-async def test_nothing_to_send_asks_whether_the_server_is_there(connection: PsycopgConnection) -> None:
+async def test_an_empty_exchange_checks_that_the_server_responds(connection: PsycopgConnection) -> None:
     exchange = await connection.exchange([])
     assert (exchange.results, exchange.error) == ([], None)
 
@@ -89,7 +89,7 @@ def result_is_there(exchange: Pipeline, index: int) -> bool:
     return exchange.results[index] is not None
 
 
-async def test_what_follows_an_error_does_not_run(connection: PsycopgConnection) -> None:
+async def test_statements_after_an_error_do_not_run(connection: PsycopgConnection) -> None:
     await connection.exchange([Statement("create table t (n int)")])
     exchange = await connection.exchange(
         [Statement("insert into t values (1)"), Statement("select 1/0"), Statement("insert into t values (2)")]
@@ -124,7 +124,7 @@ async def test_transaction_status_follows_the_servers_answers(connection: Psycop
     assert connection.in_recovery is False
 
 
-async def test_in_recovery_is_said_by_a_replica(cluster: EmbeddedCluster, connect: Connect) -> None:
+async def test_a_replica_reports_in_recovery(cluster: EmbeddedCluster, connect: Connect) -> None:
     replica = await connect(cluster.replicas["r1"].url("postgres"))
     assert replica.in_recovery is True
     await replica.close()
@@ -144,7 +144,7 @@ async def test_in_recovery_is_said_by_a_replica(cluster: EmbeddedCluster, connec
         ("set transaction read only", False),
     ],
 )
-async def test_statements_that_begin_or_end_a_transaction_are_told_by_their_tag(
+async def test_statements_that_begin_or_end_a_transaction_are_detected_by_their_tag(
     connection: PsycopgConnection, query: str, ends: bool
 ) -> None:
     await connection.exchange([BEGIN, Statement("savepoint a")])
@@ -159,8 +159,8 @@ async def test_copy_with_the_client_is_refused_and_the_connection_stays_whole(co
         assert await scalar(connection, "select 1") == 1
 
 
-async def test_parameters_and_rows_larger_than_any_buffer_pass_at_the_same_time(connection: PsycopgConnection) -> None:
-    # Both sides write more than the sockets hold: whoever only writes waits for ever.
+async def test_parameters_and_rows_larger_than_socket_buffers_do_not_deadlock(connection: PsycopgConnection) -> None:
+    # Both sides write more than the sockets can hold, so a client that only writes would wait forever.
     megabyte = "x" * (1 << 20)
     statements = [Statement("select %s::text as v, repeat('y', 4000000) as w", [megabyte * 4]) for _ in range(6)]
     exchange = await connection.exchange(statements, deadline=in_s(connection, 60))
@@ -170,9 +170,7 @@ async def test_parameters_and_rows_larger_than_any_buffer_pass_at_the_same_time(
     assert await scalar(connection, "select 1") == 1
 
 
-async def test_thousands_of_statements_go_in_one_round_trip(
-    proxy: FaultProxy, proxy_url: str, connect: Connect
-) -> None:
+async def test_thousands_of_statements_take_one_round_trip(proxy: FaultProxy, proxy_url: str, connect: Connect) -> None:
     connection = await connect(proxy_url)
     await connection.exchange([Statement("create table t (n int, s text)")])
     proxy.reset_counters()
@@ -196,13 +194,13 @@ async def test_an_exchange_is_one_round_trip_also_when_it_prepares_and_closes(
     assert proxy.round_trips == 1
 
 
-async def test_what_comes_before_a_flush_arrives_while_the_rest_still_runs(
+async def test_results_before_a_flush_arrive_while_the_rest_runs(
     proxy: FaultProxy, proxy_url: str, connect: Connect
 ) -> None:
     connection = await connect(proxy_url)
     statements = [Statement("select 'early' as v"), Statement("select pg_sleep(30)")]
     running = asyncio.ensure_future(connection.exchange(statements, flush_after=0))
-    # The server's backend is busy with the second, so its answer to the first has been flushed.
+    # The backend is running the second statement, so it has flushed the result of the first.
     await until(lambda: is_sleeping(connect))
     proxy.cut()
     exchange = await running
@@ -240,7 +238,7 @@ async def test_a_deadline_stops_the_statement_and_keeps_the_connection(connectio
 async def test_a_deadline_that_is_not_reached_changes_nothing(connection: PsycopgConnection) -> None:
     near, far = in_s(connection, 0.3), in_s(connection, 30)
     assert (await connection.exchange([Statement("select 1")], deadline=near)).error is None
-    # The timer of the first is still set; the second has a later deadline, the third none.
+    # The timer of the first is still armed; the second has a later deadline, the third none.
     assert (await connection.exchange([Statement("select pg_sleep(0.5)")], deadline=far)).error is None
     assert (await connection.exchange([Statement("select pg_sleep(0.1)")])).error is None
     exchange = await connection.exchange([Statement("select pg_sleep(30)")], deadline=in_s(connection, 0.2))
@@ -284,7 +282,7 @@ async def test_notifications_reach_their_handlers_in_an_exchange_and_while_idle(
     assert await scalar(connection, "select 1") == 1
 
 
-async def test_a_changed_setting_counts_for_the_rows_of_that_exchange(connection: PsycopgConnection) -> None:
+async def test_a_changed_setting_applies_to_the_rows_of_its_exchange(connection: PsycopgConnection) -> None:
     query = Statement("select '2024-07-01 12:00+00'::timestamptz as t")
     assert str(result(await connection.exchange([query])).scalar()) == "2024-07-01 12:00:00+00:00"
     exchange = await connection.exchange([Statement("set timezone = 'Asia/Tokyo'"), query])

@@ -1,4 +1,4 @@
-"""Connections that are lost: when it is noticed, what had arrived before counts, and nothing else is harmed."""
+"""Lost connections: when they are detected, and that results received before still count."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ async def kill(cluster: EmbeddedCluster, pid: int) -> None:
     await cluster.primary.sql("select pg_terminate_backend(%s, 5000)", [pid])
 
 
-async def test_killed_while_idle_is_noticed_without_using_it(
+async def test_a_backend_killed_while_idle_is_detected_without_use(
     cluster: EmbeddedCluster, connection: PsycopgConnection
 ) -> None:
     await kill(cluster, await pid_of(connection))
@@ -44,16 +44,16 @@ async def test_killed_while_idle_is_noticed_without_using_it(
     assert connection.broken
     assert not connection.is_usable
     exchange = await connection.exchange([Statement("select 1")])
-    # What the server said then is not forgotten.
+    # The server's final message is kept.
     assert isinstance(exchange.error, psycopg.errors.AdminShutdown)
     assert (exchange.is_lost, exchange.failed_at, exchange.timed_out) == (True, None, False)
 
 
-async def test_killed_and_used_before_the_loop_noticed_says_why(
+async def test_using_a_killed_backend_before_its_detection_reports_the_reason(
     cluster: EmbeddedCluster, connection: PsycopgConnection
 ) -> None:
     pid = await pid_of(connection)
-    # Blocking, so that the event loop cannot notice before the exchange starts.
+    # Blocking, so that the event loop cannot detect it before the exchange starts.
     cluster.primary.blocking.sql("select pg_terminate_backend(%s, 5000)", [pid])
     exchange = await connection.exchange([Statement("select 1"), Statement("select 2")])
     assert isinstance(exchange.error, psycopg.errors.AdminShutdown)
@@ -61,7 +61,9 @@ async def test_killed_and_used_before_the_loop_noticed_says_why(
     assert connection.closed
 
 
-async def test_killed_during_a_statement(cluster: EmbeddedCluster, connection: PsycopgConnection) -> None:
+async def test_a_backend_killed_during_a_statement_is_a_lost_connection(
+    cluster: EmbeddedCluster, connection: PsycopgConnection
+) -> None:
     pid = await pid_of(connection)
     running = asyncio.ensure_future(connection.exchange([Statement("select 'a'"), Statement("select pg_sleep(30)")]))
     await until(lambda: sleeps(cluster, pid))
@@ -78,7 +80,7 @@ async def sleeps(cluster: EmbeddedCluster, pid: int) -> bool:
     )
 
 
-async def test_it_may_kill_itself(connection: PsycopgConnection) -> None:
+async def test_a_statement_that_terminates_its_own_backend_is_a_lost_connection(connection: PsycopgConnection) -> None:
     exchange = await connection.exchange(
         [Statement("select 1"), Statement("select pg_terminate_backend(pg_backend_pid())")]
     )
@@ -86,7 +88,7 @@ async def test_it_may_kill_itself(connection: PsycopgConnection) -> None:
     assert exchange.is_lost
 
 
-async def test_the_network_is_cut_while_idle(proxy: FaultProxy, proxy_url: str, connect: Connect) -> None:
+async def test_a_network_failure_while_idle_is_detected(proxy: FaultProxy, proxy_url: str, connect: Connect) -> None:
     connection = await connect(proxy_url)
     proxy.cut()
     await until(lambda: connection.closed)
@@ -94,7 +96,9 @@ async def test_the_network_is_cut_while_idle(proxy: FaultProxy, proxy_url: str, 
     assert exchange.is_lost
 
 
-async def test_the_network_is_cut_during_a_statement(proxy: FaultProxy, proxy_url: str, connect: Connect) -> None:
+async def test_a_network_failure_during_a_statement_is_a_lost_connection(
+    proxy: FaultProxy, proxy_url: str, connect: Connect
+) -> None:
     connection = await connect(proxy_url)
     proxy.hold()
     running = asyncio.ensure_future(connection.exchange([Statement("select 1"), Statement("select 2")]))
@@ -106,7 +110,7 @@ async def test_the_network_is_cut_during_a_statement(proxy: FaultProxy, proxy_ur
     assert scalars(exchange) == [None, None]
 
 
-async def test_the_xid_in_front_of_a_commit_arrives_though_its_answer_does_not(
+async def test_the_xid_arrives_before_a_commit_whose_response_is_lost(
     proxy: FaultProxy, proxy_url: str, connect: Connect
 ) -> None:
     connection = await connect(proxy_url)
@@ -141,18 +145,18 @@ async def is_asleep(other: PsycopgConnection, pid: int) -> bool:
     return scalars(await other.exchange([statement])) == [True]
 
 
-async def test_a_commit_whose_answer_came_with_the_end_of_the_stream_counts(
+async def test_a_commit_response_that_arrives_with_the_end_of_the_stream_counts(
     cluster: EmbeddedCluster, connection: PsycopgConnection
 ) -> None:
     await connection.exchange([Statement("create table t (n int)")])
     await connection.exchange([BEGIN, Statement("insert into t values (1)")])
-    # The server answers COMMIT and ends the session before it reads on; both lie in the socket when the loop looks.
+    # The server answers COMMIT and ends the session before the loop reads; both are in the socket then.
     exchange = await connection.exchange([COMMIT, Statement("select pg_terminate_backend(pg_backend_pid())")])
     assert exchange.is_lost
     assert scalars(exchange) == ["COMMIT", None]
 
 
-async def test_a_server_timeout_in_the_transaction_says_which(connection: PsycopgConnection) -> None:
+async def test_a_server_timeout_in_the_transaction_is_named(connection: PsycopgConnection) -> None:
     await connection.exchange([Statement("set idle_in_transaction_session_timeout = '50ms'")])
     await connection.exchange([BEGIN])
     await until(lambda: connection.closed)
@@ -161,13 +165,13 @@ async def test_a_server_timeout_in_the_transaction_says_which(connection: Psycop
     assert isinstance(exchange.error, psycopg.errors.IdleInTransactionSessionTimeout)
 
 
-async def test_a_farewell_that_was_read_before_the_end_of_the_stream_says_why(
+async def test_a_final_error_message_read_before_the_end_of_the_stream_is_reported(
     cluster: EmbeddedCluster, connection: PsycopgConnection
 ) -> None:
     pid = await pid_of(connection)
     await connection.exchange([Statement("set idle_in_transaction_session_timeout = '50ms'")])
     await connection.exchange([BEGIN])
-    # Blocking, so that the loop cannot read: then the farewell alone is read, as when the loop is late for the rest.
+    # Blocking, so that the loop cannot read: only the final message is read then, as by a late loop.
     while cluster.primary.blocking.sql("select 1 from pg_stat_activity where pid = %s", [pid]):
         pass
     connection.pgconn.consume_input()
@@ -177,7 +181,7 @@ async def test_a_farewell_that_was_read_before_the_end_of_the_stream_says_why(
     assert isinstance(exchange.error, psycopg.errors.IdleInTransactionSessionTimeout)
 
 
-async def test_a_server_that_is_silent_is_cut_off_a_second_after_the_deadline(
+async def test_the_socket_of_a_silent_server_is_closed_a_second_after_the_deadline(
     proxy: FaultProxy, proxy_url: str, connect: Connect
 ) -> None:
     connection = await connect(proxy_url)
@@ -191,12 +195,12 @@ async def test_a_server_that_is_silent_is_cut_off_a_second_after_the_deadline(
     assert connection.closed
 
 
-async def test_a_cancel_request_that_is_not_answered_costs_the_connection_though_the_statement_ended(
+async def test_an_unanswered_cancel_request_closes_the_connection_even_if_the_statement_ended(
     proxy: FaultProxy, proxy_url: str, connect: Connect
 ) -> None:
-    """It could still arrive, and stop what the next borrower runs."""
+    """It could still arrive, and cancel a statement of the next borrower."""
     connection = await connect(proxy_url)
-    proxy.hold(at=b"\x04\xd2\x16\x2e")  # what every cancel request begins with
+    proxy.hold(at=b"\x04\xd2\x16\x2e")  # the start of every cancel request
     loop = asyncio.get_running_loop()
     exchange = await connection.exchange([Statement("select 'done' from pg_sleep(0.5)")], deadline=loop.time() + 0.1)
     await proxy.until_held()
@@ -205,7 +209,7 @@ async def test_a_cancel_request_that_is_not_answered_costs_the_connection_though
     assert connection.closed
 
 
-async def test_answers_that_are_there_when_the_socket_is_cut_count(
+async def test_responses_received_before_the_socket_closes_count(
     proxy: FaultProxy, proxy_url: str, connect: Connect
 ) -> None:
     connection = await connect(proxy_url)
@@ -226,7 +230,7 @@ async def test_answers_that_are_there_when_the_socket_is_cut_count(
     assert "the test wants it so" in str(exchange.error)
 
 
-async def test_cutting_twice_and_closing_after_it_does_no_harm(connection: PsycopgConnection) -> None:
+async def test_closing_the_socket_twice_and_then_the_connection_is_allowed(connection: PsycopgConnection) -> None:
     connection.cut("first")
     connection.cut("second")
     await connection.close()
@@ -235,10 +239,10 @@ async def test_cutting_twice_and_closing_after_it_does_no_harm(connection: Psyco
     assert "first" in str((await connection.exchange([])).error)
 
 
-async def test_a_connection_that_takes_over_the_number_of_a_dead_ones_socket_works(
+async def test_a_connection_that_reuses_the_descriptor_of_a_dead_one_works(
     cluster: EmbeddedCluster, connect: Connect
 ) -> None:
-    """Descriptors are handed out again at once: a watch left behind would be on a stranger's socket."""
+    """Descriptors are reused at once, so a remaining watcher would watch another socket."""
     survivor = await connect()
     for turn in range(30):
         connection = await connect()
@@ -255,7 +259,9 @@ async def test_a_connection_that_takes_over_the_number_of_a_dead_ones_socket_wor
         await again.close()
 
 
-async def test_writing_much_to_a_server_that_dies(cluster: EmbeddedCluster, connection: PsycopgConnection) -> None:
+async def test_a_large_write_to_a_dying_server_is_a_lost_connection(
+    cluster: EmbeddedCluster, connection: PsycopgConnection
+) -> None:
     pid = await pid_of(connection)
     large = Statement("select length(%s)", ["x" * 30_000_000])
     running = asyncio.ensure_future(
@@ -289,7 +295,7 @@ async def test_no_warning_or_descriptor_is_left_behind(
     assert [str(w.message) for w in recwarn.list] == []
 
 
-async def test_a_connection_that_is_reset_while_it_writes_is_lost_and_keeps_nobody_waiting(
+async def test_a_connection_reset_during_a_write_is_lost_and_ends_all_waits(
     proxy: FaultProxy, proxy_url: str, connect: Connect
 ) -> None:
     failures: list[dict[str, object]] = []
@@ -298,12 +304,12 @@ async def test_a_connection_that_is_reset_while_it_writes_is_lost_and_keeps_nobo
         connection = await connect(proxy_url)
         proxy.freeze()
         running = asyncio.ensure_future(connection.exchange([Statement("select length(%s)", ["x" * 8_000_000])]))
-        # It waits for the socket to take more, and to give something: libpq closes it when either finds it reset.
+        # It waits for the socket to be writable and readable; libpq closes it when either finds the reset.
         await asyncio.sleep(0)
         proxy.cut()
         assert (await running).is_lost
         proxy.release()
-        # The next one gets the same number from the system.
+        # The next socket gets the same descriptor.
         another = await connect(proxy_url)
         assert scalars(await another.exchange([Statement("select 1")])) == [1]
         await another.close()

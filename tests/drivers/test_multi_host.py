@@ -1,4 +1,4 @@
-"""The hosts of a URL: which one is tried first, and which servers an endpoint takes."""
+"""The hosts of a URL: their order, and which servers are accepted as primary."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def first_and_rest(conninfo: str) -> tuple[object, object]:
     return parts["host"], parts.get("port")
 
 
-def test_the_one_that_was_found_is_tried_first_and_the_others_after_it() -> None:
+def test_the_known_primary_is_tried_first_and_then_the_other_hosts() -> None:
     hosts = Hosts(THREE)
     assert (hosts.count, hosts.is_settled, hosts.conninfo) == (3, False, THREE)
     hosts.lead_with(1)
@@ -33,14 +33,14 @@ def test_the_one_that_was_found_is_tried_first_and_the_others_after_it() -> None
     assert first_and_rest(hosts.alone(2)) == ("c", "3")
 
 
-def test_one_port_stands_for_all_hosts() -> None:
+def test_one_port_applies_to_all_hosts() -> None:
     hosts = Hosts("host=a,b port=6000 dbname=orders")
     hosts.lead_with(1)
     assert first_and_rest(hosts.conninfo) == ("b,a", "6000,6000")
     assert [hosts.address(index) for index in range(2)] == [("a", 6000), ("b", 6000)]
 
 
-def test_a_single_host_needs_no_looking_for() -> None:
+def test_a_single_host_needs_no_discovery() -> None:
     hosts = Hosts("host=a dbname=orders")
     hosts.unsettle()
     assert (hosts.count, hosts.is_settled, hosts.address(0)) == (1, True, ("a", 5432))
@@ -56,11 +56,11 @@ def test_a_single_host_needs_no_looking_for() -> None:
         ("host=a,b", ("elsewhere", "", "5432"), None),
     ],
 )
-def test_where_a_connection_leads_to(conninfo: str, where: tuple[str, str, str], found: int | None) -> None:
+def test_the_identity_of_a_connected_server(conninfo: str, where: tuple[str, str, str], found: int | None) -> None:
     assert Hosts(conninfo).find(*where) == found
 
 
-def test_every_attempt_is_told_of_by_its_own_host() -> None:
+def test_every_attempt_is_reported_with_its_host() -> None:
     error = OSError(
         "connection failed: b\nMultiple connection attempts failed. All failures were:\n"
         "- host: 'a', port: '1', hostaddr: '10.0.0.1': connection failed: connection to server at \"10.0.0.1\", port 1"
@@ -72,7 +72,7 @@ def test_every_attempt_is_told_of_by_its_own_host() -> None:
     assert connect_failure(error, address) == "a:1: Connection refused; b:2: password *** is wrong"
 
 
-def test_the_newest_timeline_takes_the_writes_and_of_several_clusters_the_one_that_is_not_fenced_off() -> None:
+def test_the_newest_timeline_is_the_primary_and_fenced_off_clusters_are_not() -> None:
     old, new = Bearing(timeline=1, system="one"), Bearing(timeline=2, system="one")
     assert writer_of([old, new]) is new
     assert writer_of([replace(old, is_read_only=True), new]) is new
@@ -83,7 +83,7 @@ def test_the_newest_timeline_takes_the_writes_and_of_several_clusters_the_one_th
     assert writer_of([replace(old, is_read_only=True), old]) == old
 
 
-async def test_which_servers_a_primary_takes() -> None:
+async def test_the_servers_that_are_accepted_as_primary() -> None:
     primary = PsycopgServer("primary", "orders", Role.PRIMARY, ServerSettings(conninfo=THREE))
 
     def refuses(**bearing: object) -> bool:
@@ -97,7 +97,7 @@ async def test_which_servers_a_primary_takes() -> None:
     assert refuses(timeline=2, system=None), "it does not say that it is another one"
     assert not refuses(timeline=0), "a service that does not tell its timeline"
     assert not refuses(timeline=3, system="one")
-    # A move to another cluster, by logical replication: its timelines begin anew.
+    # A move to another cluster by logical replication: its timelines start again.
     assert not refuses(timeline=1, system="two")
     primary._discovery.arrived(Bearing(timeline=1, system="two"), ("c", 3))
     assert primary.timeline == 1

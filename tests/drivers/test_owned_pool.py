@@ -1,6 +1,6 @@
-"""What the pool takes from psycopg_pool's inside, held against the installed release: a new one fails here, first.
+"""The private names of psycopg_pool in use, tested on the installed release: a new release fails here first.
 
-Each private name that `drivers/psycopg/owned_pool.py` uses has a test of what is expected of it.
+Each private name in `drivers/psycopg/owned_pool.py` has a test of its expected behaviour.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ def test_each_private_name_is_listed_here() -> None:
     assert used == PRIVATE
 
 
-def test_no_other_module_uses_any() -> None:
+def test_no_other_module_uses_a_private_name() -> None:
     folder = Path(owned_pool.__file__).parent
     for path in folder.glob("*.py"):
         if path.name != "owned_pool.py":
@@ -58,11 +58,11 @@ def test_no_other_module_uses_any() -> None:
             assert "owned._" not in text, path.name
 
 
-def test_the_release_is_one_that_was_tested() -> None:
+def test_the_installed_release_is_in_the_tested_range() -> None:
     assert tuple(int(part) for part in psycopg_pool.__version__.split(".")[:2]) == (3, 3)
 
 
-async def test_pool_holds_what_is_idle(pool: OwnedPool) -> None:
+async def test_pool_attribute_holds_the_idle_connections(pool: OwnedPool) -> None:
     assert pool.has_idle
     connection = await pool.getconn(5.0)
     assert not pool.has_idle
@@ -70,7 +70,7 @@ async def test_pool_holds_what_is_idle(pool: OwnedPool) -> None:
     assert list(pool._pool) == [connection]
 
 
-async def test_a_connection_is_given_back_without_waiting_unless_the_lock_is_taken(pool: OwnedPool) -> None:
+async def test_a_connection_is_returned_without_waiting_unless_the_lock_is_taken(pool: OwnedPool) -> None:
     connection = await pool.getconn(5.0)
     async with pool._lock:
         rest = pool.put_at_once(connection)
@@ -80,7 +80,7 @@ async def test_a_connection_is_given_back_without_waiting_unless_the_lock_is_tak
     assert pool.has_idle
 
 
-async def test_expire_at_is_when_it_is_replaced(pool: OwnedPool) -> None:
+async def test_a_connection_is_replaced_at_expire_at(pool: OwnedPool) -> None:
     connection = await pool.getconn(5.0)
     assert monotonic() < pool.expires_at(connection) < inf
     pool.expire(connection)
@@ -89,7 +89,7 @@ async def test_expire_at_is_when_it_is_replaced(pool: OwnedPool) -> None:
     assert connection not in pool._pool
 
 
-async def test_waiting_holds_those_who_wait_and_those_who_left_have_an_error(pool: OwnedPool) -> None:
+async def test_waiting_holds_the_waiters_and_cancelled_ones_have_an_error(pool: OwnedPool) -> None:
     lent = [await pool.getconn(5.0) for _ in range(2)]
     with pytest.raises(PoolTimeout):
         await pool.getconn(0.05)
@@ -107,7 +107,7 @@ async def test_waiting_holds_those_who_wait_and_those_who_left_have_an_error(poo
         pool.put_at_once(connection)
 
 
-async def test_it_grows_for_those_who_wait_and_with_a_lost_connection_only_to_its_least(url: str) -> None:
+async def test_the_pool_grows_for_waiters_and_after_a_lost_connection_only_to_min_size(url: str) -> None:
     async with OwnedPool(url, connection_class=PsycopgConnection, min_size=0, max_size=3, open=False) as pool:
         first, second = await pool.getconn(5.0), await pool.getconn(5.0)
         assert pool._nconns == pool.size == 2
@@ -119,7 +119,7 @@ async def test_it_grows_for_those_who_wait_and_with_a_lost_connection_only_to_it
         pool.put_at_once(second)
 
 
-async def test_shedding_closes_what_is_free_and_keeps_none(url: str) -> None:
+async def test_shedding_closes_all_idle_connections(url: str) -> None:
     async with OwnedPool(url, connection_class=PsycopgConnection, min_size=2, max_size=3, open=False) as pool:
         await pool.wait(10.0)
         lent = await pool.getconn(5.0)

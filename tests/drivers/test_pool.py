@@ -1,4 +1,4 @@
-"""Connections on their way round: from hand to hand, at hand for the next, and back to the pool."""
+"""The circulation of connections: from waiter to waiter, idle for the next, and back to the pool."""
 
 from __future__ import annotations
 
@@ -6,8 +6,7 @@ import asyncio
 
 import pytest
 
-from asgi_datasource.drivers.psycopg import PsycopgConnection, PsycopgServer
-from asgi_datasource.drivers.psycopg.pool import SWEEP_S
+from asgi_datasource.drivers.psycopg import PsycopgConnection, PsycopgServer, pool
 from asgi_datasource.drivers.statements import Statement
 from asgi_datasource.testing import EmbeddedCluster
 from tests.drivers.conftest import OpenServer
@@ -23,14 +22,14 @@ async def pid_of(connection: PsycopgConnection) -> object:
 
 
 async def waiting_for(server: PsycopgServer, count: int) -> list[asyncio.Task[PsycopgConnection]]:
-    """So many who wait, in order."""
+    """The given number of waiters, in order."""
     tasks = [asyncio.ensure_future(server.acquire(deadline=None)) for _ in range(count)]
     await asyncio.sleep(0)
     assert not any(task.done() for task in tasks)
     return tasks
 
 
-async def test_what_comes_back_is_lent_again_without_the_pool(open_server: OpenServer) -> None:
+async def test_a_returned_connection_is_lent_again_without_the_pool(open_server: OpenServer) -> None:
     server = await open_server(max_size=3)
     first = await server.acquire(deadline=None)
     server.release(first)
@@ -42,7 +41,7 @@ async def test_what_comes_back_is_lent_again_without_the_pool(open_server: OpenS
     assert server.lendings == 2
 
 
-async def test_who_waits_is_served_in_order(open_server: OpenServer) -> None:
+async def test_waiters_are_served_in_order(open_server: OpenServer) -> None:
     server = await open_server(max_size=1)
     connection = await server.acquire(deadline=None)
     served: list[int] = []
@@ -60,14 +59,14 @@ async def test_who_waits_is_served_in_order(open_server: OpenServer) -> None:
     assert (server.borrowed, server.idle) == (0, 1)
 
 
-async def test_what_was_handed_to_one_who_is_cancelled_goes_to_the_next(open_server: OpenServer) -> None:
+async def test_a_connection_handed_to_a_cancelled_waiter_goes_to_the_next(open_server: OpenServer) -> None:
     server = await open_server(max_size=1)
     connection = await server.acquire(deadline=None)
     first, second, third = await waiting_for(server, 3)
-    # Handed over, but the one who waited has not run yet when it is cancelled.
+    # The waiter is cancelled after the connection was handed over, but before it runs.
     server.release(connection)
     first.cancel()
-    # This one has left before anything was handed over.
+    # This waiter is cancelled before a connection is handed over.
     third.cancel()
     assert await second is connection
     await asyncio.wait({first, third})
@@ -77,7 +76,7 @@ async def test_what_was_handed_to_one_who_is_cancelled_goes_to_the_next(open_ser
     assert (server.borrowed, server.idle) == (0, 1)
 
 
-async def test_the_pool_grows_for_those_who_wait_while_others_are_handed_over(open_server: OpenServer) -> None:
+async def test_the_pool_grows_for_waiters_while_connections_are_handed_over(open_server: OpenServer) -> None:
     server = await open_server(min_size=1, max_size=4)
     seen: set[object] = set()
 
@@ -96,10 +95,11 @@ async def test_the_pool_grows_for_those_who_wait_while_others_are_handed_over(op
     await until(lambda: server.idle == server.size == 4)
 
 
-async def test_what_nobody_uses_goes_back_to_the_pool_which_closes_it(
-    cluster: EmbeddedCluster, open_server: OpenServer, database: str
+async def test_unused_connections_go_back_to_the_pool_which_closes_them(
+    cluster: EmbeddedCluster, open_server: OpenServer, database: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    server = await open_server(min_size=1, max_size=3, max_idle_s=SWEEP_S)
+    monkeypatch.setattr(pool, "SWEEP_S", 0.1)
+    server = await open_server(min_size=1, max_size=3, max_idle_s=0.1)
     held = [await server.acquire(deadline=None) for _ in range(3)]
     for connection in held:
         server.release(connection)
@@ -112,7 +112,7 @@ async def test_what_nobody_uses_goes_back_to_the_pool_which_closes_it(
     assert (server.idle, server.size) == (1, 1)
 
 
-async def test_one_that_is_past_its_life_is_replaced_also_when_it_is_never_idle(open_server: OpenServer) -> None:
+async def test_a_connection_past_max_lifetime_is_replaced_even_if_never_idle(open_server: OpenServer) -> None:
     server = await open_server(max_size=1, max_lifetime_s=0.5)
     connection = await server.acquire(deadline=None)
     first = await pid_of(connection)
@@ -120,7 +120,7 @@ async def test_one_that_is_past_its_life_is_replaced_also_when_it_is_never_idle(
 
     async def is_another() -> bool:
         nonlocal connection
-        # Always somebody who waits when it comes back.
+        # There is always a waiter when it is returned.
         (following,) = await waiting_for(server, 1)
         server.release(connection)
         connection = await following
@@ -132,7 +132,7 @@ async def test_one_that_is_past_its_life_is_replaced_also_when_it_is_never_idle(
     server.release(connection)
 
 
-async def test_one_that_is_lost_at_hand_is_replaced(cluster: EmbeddedCluster, open_server: OpenServer) -> None:
+async def test_an_idle_connection_that_is_lost_is_replaced(cluster: EmbeddedCluster, open_server: OpenServer) -> None:
     server = await open_server(max_size=1)
     connection = await server.acquire(deadline=None)
     pid = await pid_of(connection)
@@ -145,7 +145,7 @@ async def test_one_that_is_lost_at_hand_is_replaced(cluster: EmbeddedCluster, op
     assert (server.borrowed, server.size) == (0, 1)
 
 
-async def test_one_that_is_lost_while_lent_makes_room_for_who_waits(
+async def test_a_borrowed_connection_that_is_lost_is_replaced_for_a_waiter(
     cluster: EmbeddedCluster, open_server: OpenServer
 ) -> None:
     server = await open_server(max_size=1)
@@ -159,7 +159,7 @@ async def test_one_that_is_lost_while_lent_makes_room_for_who_waits(
     server.release(again)
 
 
-async def test_closing_ends_the_wait_of_those_who_wait_and_takes_back_what_is_lent(open_server: OpenServer) -> None:
+async def test_closing_ends_all_waits_and_takes_borrowed_connections_back(open_server: OpenServer) -> None:
     server = await open_server(max_size=1)
     connection = await server.acquire(deadline=None)
     tasks = await waiting_for(server, 2)

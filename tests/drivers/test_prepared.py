@@ -1,4 +1,4 @@
-"""Prepared statements: what the server has is what the connection believes it has, whatever fails."""
+"""Prepared statements: the server's statements always equal the connection's records, also after failures."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ ROLLBACK = Statement("rollback", prepare=False)
 
 
 async def on_server(connection: PsycopgConnection) -> set[str]:
-    """The names that the server has, asked without preparing the question."""
+    """The names of the statements on the server, queried without preparing this query."""
     statement = Statement("select name from pg_prepared_statements", prepare=False)
     exchange = await connection.exchange([statement])
     assert exchange.error is None
@@ -27,15 +27,15 @@ async def on_server(connection: PsycopgConnection) -> set[str]:
 
 
 def prepared(connection: PsycopgConnection) -> set[bytes]:
-    """The names that the connection believes the server to have."""
+    """The names in the connection's records."""
     cache = connection.plans
     plans = (*cache._plans.values(), *cache._controls.values())
     return {plan.name for plan in plans if plan.is_ready and plan.name is not None}
 
 
 async def agree(connection: PsycopgConnection) -> None:
-    """The server has what the connection believes, no more and no less."""
-    await connection.exchange([])  # takes what is to be closed along
+    """The server's statements equal the connection's records."""
+    await connection.exchange([])  # also sends the pending Close messages
     assert await on_server(connection) == {name.decode() for name in prepared(connection)}
 
 
@@ -67,7 +67,9 @@ async def test_other_types_of_parameters_are_another_plan(connection: PsycopgCon
 
 
 @pytest.mark.parametrize(("prepare", "expected"), [(True, {"ads_1"}), (False, set())])
-async def test_the_caller_decides(connection: PsycopgConnection, prepare: bool, expected: set[str]) -> None:
+async def test_the_caller_can_force_or_prevent_preparing(
+    connection: PsycopgConnection, prepare: bool, expected: set[str]
+) -> None:
     for _ in range(3):
         await connection.exchange([Statement("select 1", prepare=prepare)])
     assert await on_server(connection) == expected
@@ -82,7 +84,7 @@ async def test_behind_a_transaction_pooler_nothing_is_prepared(open_server: Open
     server.release(connection)
 
 
-async def test_what_a_failed_pipeline_skipped_does_not_count_as_prepared(connection: PsycopgConnection) -> None:
+async def test_statements_skipped_by_a_failed_pipeline_are_not_prepared(connection: PsycopgConnection) -> None:
     await run(connection, "select 'skipped'")
     exchange = await run(connection, "select 1/0", "select 'skipped'")
     assert exchange.failed_at == 0
@@ -92,7 +94,7 @@ async def test_what_a_failed_pipeline_skipped_does_not_count_as_prepared(connect
     await agree(connection)
 
 
-async def test_a_statement_that_cannot_be_parsed_is_not_counted(connection: PsycopgConnection) -> None:
+async def test_a_statement_with_a_syntax_error_is_not_counted(connection: PsycopgConnection) -> None:
     for _ in range(3):
         exchange = await run(connection, "select 1", Statement("select * from later", prepare=True), "select 2")
         assert isinstance(exchange.error, psycopg.errors.UndefinedTable)
@@ -102,8 +104,8 @@ async def test_a_statement_that_cannot_be_parsed_is_not_counted(connection: Psyc
     await agree(connection)
 
 
-async def test_a_good_commit_stays_good_after_a_failed_one(connection: PsycopgConnection) -> None:
-    """psycopg's own cache is poisoned here: COMMIT raises 26000 though it committed (`faults.md`, section 3)."""
+async def test_commit_succeeds_after_a_failed_commit(connection: PsycopgConnection) -> None:
+    """psycopg's own cache is corrupted in this case: COMMIT raises 26000 although it succeeded."""
     await run(connection, "create table p (id int primary key)", "create table t (n int)")
     await run(connection, "create table c (p int references p deferrable initially deferred)")
     for round_trip in range(12):
@@ -122,7 +124,7 @@ async def test_the_cache_is_bounded_and_closes_what_it_drops(connection: Psycopg
         assert len(connection.plans) <= 5
     await agree(connection)
     assert len(await on_server(connection)) <= 5
-    # Used all the time, so it was never dropped.
+    # Used continuously, so it was never dropped.
     assert b"ads_2" in prepared(connection)
 
 
@@ -143,7 +145,7 @@ async def test_older_libpqs_close_by_deallocate_in_the_same_round_trip(connectio
         for _ in range(2):
             assert (await run(connection, f"select {number}")).error is None
     await agree(connection)
-    # A DEALLOCATE that fails would fail an open transaction: there it waits until that is over.
+    # A failed DEALLOCATE would abort an open transaction, so it is sent after the end of the transaction.
     await run(connection, "deallocate all")
     assert (await run(connection, BEGIN)).error is None
     connection.plans.retire()
@@ -154,7 +156,7 @@ async def test_older_libpqs_close_by_deallocate_in_the_same_round_trip(connectio
 
 
 @pytest.mark.parametrize("query", ["deallocate all", "discard all", "deallocate ads_1"])
-async def test_what_the_user_deallocates_is_prepared_anew(connection: PsycopgConnection, query: str) -> None:
+async def test_a_statement_deallocated_by_the_user_is_prepared_again(connection: PsycopgConnection, query: str) -> None:
     for _ in range(3):
         await run(connection, "select 'mine'", "select 'too'")
     assert (await run(connection, query)).error is None
@@ -163,7 +165,7 @@ async def test_what_the_user_deallocates_is_prepared_anew(connection: PsycopgCon
     await agree(connection)
 
 
-async def test_a_statement_lost_without_a_tag_fails_once_and_is_told_apart(connection: PsycopgConnection) -> None:
+async def test_a_statement_lost_without_a_tag_fails_once_as_a_stale_plan(connection: PsycopgConnection) -> None:
     for _ in range(3):
         await run(connection, "select 'mine'")
     await run(connection, "do $$ begin execute 'deallocate all'; end $$")
@@ -184,7 +186,7 @@ async def test_other_errors_are_not_taken_for_a_stale_plan(connection: PsycopgCo
     assert not exchange.is_stale_plan
 
 
-async def test_a_table_changed_by_another_connection_fails_once_and_is_told_apart(
+async def test_a_table_changed_by_another_connection_fails_once_as_a_stale_plan(
     connection: PsycopgConnection, connect: Connect
 ) -> None:
     await run(connection, "create table t (n int)", "insert into t values (1)")
@@ -216,7 +218,7 @@ async def test_a_statement_whose_columns_depend_on_the_schema_is_not_prepared_fo
     await agree(connection)
 
 
-async def test_ddl_in_the_same_transaction_is_noticed_before_it_fails_a_statement(
+async def test_ddl_in_the_same_transaction_is_detected_before_a_statement_fails(
     connection: PsycopgConnection,
 ) -> None:
     await run(connection, "create table t (n int)", "insert into t values (1)")
@@ -237,7 +239,7 @@ async def test_ddl_in_the_same_transaction_is_noticed_before_it_fails_a_statemen
     await agree(connection)
 
 
-async def test_psycopgs_own_names_and_ours_do_not_meet(connection: PsycopgConnection) -> None:
+async def test_prepared_names_of_psycopg_and_of_the_library_do_not_collide(connection: PsycopgConnection) -> None:
     for _ in range(3):
         await run(connection, "select 'ours'")
     for _ in range(3):

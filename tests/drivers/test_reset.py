@@ -1,4 +1,4 @@
-"""A server that ends a connection with data unread resets it: libuv tells of that once, and then never again."""
+"""A server that closes a connection with unread data resets it: libuv reports this once only."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from tests.drivers.conftest import Connect
 from tests.patience import now
 
 UNREAD = "x" * 2_000_000
-"""More than a backend takes from its socket ahead of what it runs."""
+"""More than a backend reads from its socket in advance."""
 
 
 async def terminate(cluster: EmbeddedCluster, connection: PsycopgConnection) -> None:
@@ -22,8 +22,8 @@ async def terminate(cluster: EmbeddedCluster, connection: PsycopgConnection) -> 
     await cluster.primary.sql("select pg_terminate_backend(%s, 5000)", [pid])
 
 
-async def test_a_reset_is_noticed_behind_the_servers_last_words(cluster: EmbeddedCluster, connect: Connect) -> None:
-    # The last words arrive together with the reset, so they are read first: what follows has to be looked for.
+async def test_a_reset_after_the_servers_final_message_is_detected(cluster: EmbeddedCluster, connect: Connect) -> None:
+    # The final message arrives together with the reset and is read first, so the reset must be checked for afterwards.
     for _ in range(5):
         connection = await connect()
         statements = [Statement("select pg_sleep(60)"), Statement("select length(%s::text)", [UNREAD])]

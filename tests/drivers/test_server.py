@@ -1,4 +1,4 @@
-"""One server: borrowing and giving back, why there is no connection, down and up again, closing in bounded time."""
+"""One server: borrowing and returning, reasons for a missing connection, outage and recovery, bounded closing."""
 
 from __future__ import annotations
 
@@ -49,10 +49,10 @@ async def fails(server: PsycopgServer, **options: float) -> DataError:
     return raised.value
 
 
-# Borrowing and giving back
+# Borrowing and returning
 
 
-async def test_a_connection_goes_out_and_comes_back(server: PsycopgServer) -> None:
+async def test_a_connection_is_borrowed_and_returned(server: PsycopgServer) -> None:
     connection = await server.acquire(deadline=None)
     assert isinstance(connection, PsycopgConnection)
     assert connection.is_idle
@@ -62,7 +62,7 @@ async def test_a_connection_goes_out_and_comes_back(server: PsycopgServer) -> No
     assert "primary up, 0 of 10 borrowed" in repr(server)
 
 
-async def test_giving_back_twice_counts_once(server: PsycopgServer) -> None:
+async def test_returning_a_connection_twice_counts_once(server: PsycopgServer) -> None:
     connection = await server.acquire(deadline=None)
     server.release(connection)
     server.release(connection)
@@ -95,14 +95,14 @@ async def test_a_discarded_connection_is_replaced(open_server: OpenServer) -> No
     assert await ask(server) != pid
 
 
-async def test_waiters_are_served_when_a_connection_comes_back(open_server: OpenServer) -> None:
+async def test_waiters_are_served_when_a_connection_is_returned(open_server: OpenServer) -> None:
     server = await open_server(max_size=2)
     pids = await asyncio.gather(*(ask(server) for _ in range(40)))
     assert len(set(pids)) <= 2
     assert server.borrowed == 0
 
 
-async def test_all_in_use_says_how_many_and_what_to_do(open_server: OpenServer) -> None:
+async def test_an_exhausted_pool_reports_its_numbers_and_the_fix(open_server: OpenServer) -> None:
     server = await open_server(max_size=1, acquire_timeout_s=0.2)
     held = await server.acquire(deadline=None)
     started = now()
@@ -141,10 +141,10 @@ async def test_a_full_queue_refuses_the_next_at_once(open_server: OpenServer) ->
     assert len(set(await asyncio.gather(*waiting))) == 1
 
 
-# Why there is no connection
+# Reasons for a missing connection
 
 
-async def test_nothing_listens(open_server: OpenServer, url: str) -> None:
+async def test_a_port_without_a_listener_is_reported_at_once(open_server: OpenServer, url: str) -> None:
     started = now()
     server = await open_server(at_port(url, 1))
     assert now() - started < 0.5
@@ -167,7 +167,7 @@ async def test_nothing_listens(open_server: OpenServer, url: str) -> None:
         ({"host": "does-not-exist.invalid"}, "failed to resolve host"),
     ],
 )
-async def test_the_real_cause_is_in_the_message_and_in_time(
+async def test_the_cause_of_a_failed_connect_is_reported_at_once(
     open_server: OpenServer, url: str, change: dict[str, str], reason: str
 ) -> None:
     server = await open_server(make_conninfo(url, **change), acquire_timeout_s=20.0)
@@ -178,7 +178,7 @@ async def test_the_real_cause_is_in_the_message_and_in_time(
     assert now() - started < 10.0
 
 
-async def test_a_server_that_is_full_is_told_apart_from_one_that_is_gone(
+async def test_a_server_without_free_connections_is_not_reported_as_down(
     cluster: EmbeddedCluster, open_server: OpenServer, database: str
 ) -> None:
     role = f"{database}_few"
@@ -187,7 +187,7 @@ async def test_a_server_that_is_full_is_told_apart_from_one_that_is_gone(
     held: list[PsycopgConnection] = []
 
     async def holds_one() -> bool:
-        # PostgreSQL may refuse both of two sessions that start at once where there is room for one.
+        # PostgreSQL may refuse both of two sessions that start at the same time with one free slot.
         try:
             held.append(await server.acquire(deadline=None))
         except DataError:
@@ -204,7 +204,7 @@ async def test_a_server_that_is_full_is_told_apart_from_one_that_is_gone(
     await cluster.primary.sql(f"drop role {role}")
 
 
-async def test_a_black_hole_is_given_up_by_its_own_timeout(
+async def test_an_unresponsive_address_is_given_up_after_the_connect_timeout(
     proxy: FaultProxy, proxy_url: str, open_server: OpenServer
 ) -> None:
     proxy.freeze()
@@ -229,7 +229,7 @@ async def test_one_lost_attempt_to_connect_does_not_end_the_wait_for_a_primary(
     assert server.is_up
 
 
-async def test_a_server_that_is_lost_before_it_says_what_it_is_is_down(
+async def test_a_server_lost_before_its_identification_is_down(
     proxy: FaultProxy, proxy_url: str, open_server: OpenServer
 ) -> None:
     proxy.hold(at=b"pg_settings")
@@ -243,7 +243,7 @@ async def test_a_server_that_is_lost_before_it_says_what_it_is_is_down(
     assert await ask(server)
 
 
-async def test_who_waits_for_connections_that_cannot_be_set_up_learns_why(
+async def test_waiters_get_the_reason_why_connections_cannot_be_set_up(
     cluster: EmbeddedCluster, database: str, open_server: OpenServer
 ) -> None:
     await cluster.primary.sql("revoke select on pg_settings from public", dbname=database)
@@ -253,7 +253,7 @@ async def test_who_waits_for_connections_that_cannot_be_set_up_learns_why(
     assert "permission denied for view pg_settings" in error.message
 
 
-async def test_a_url_that_cannot_be_read_is_refused_without_showing_it() -> None:
+async def test_an_invalid_url_is_refused_without_being_shown() -> None:
     for conninfo in ("postgresql://app:planted-Secret@host:notaport/db", "host=x password='planted-Secret", "secret x"):
         with pytest.raises(ConfigError) as raised:
             PsycopgServer("primary", "orders", Role.PRIMARY, ServerSettings(conninfo=conninfo))
@@ -263,7 +263,7 @@ async def test_a_url_that_cannot_be_read_is_refused_without_showing_it() -> None
         assert raised.value.__cause__ is None
 
 
-async def test_a_planted_password_is_nowhere_to_be_found(
+async def test_a_planted_password_is_never_shown(
     cluster: EmbeddedCluster, open_server: OpenServer, url: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     planted = "planted-Secret-4711"
@@ -298,12 +298,12 @@ async def test_a_planted_password_is_nowhere_to_be_found(
     assert [text for text in seen if planted in text] == []
 
 
-# Down and up again
+# Outage and recovery
 
 
 @pytest.fixture(scope="module")
 def mortal_cluster() -> object:
-    """A server of this module's own, to stop and freeze."""
+    """A separate server for this module, to stop and freeze."""
     with EmbeddedCluster() as running:
         yield running
 
@@ -325,13 +325,13 @@ async def test_a_server_that_is_down_at_the_start_is_used_once_it_is_up(
     assert (await fails(server)).kind is DataErrorKind.CONNECTION
     assert not server.is_up
     await mortal.primary.start()
-    # Nobody asks for a connection meanwhile: the endpoint looks by itself.
+    # No connection is borrowed meanwhile: the server is checked in the background.
     await until(lambda: server.is_up)
     assert await ask(server)
 
 
 @pytest.mark.parametrize("way", ["stop", "kill"])
-async def test_a_server_that_dies_is_noticed_without_asking_and_used_again(
+async def test_a_server_that_dies_is_detected_without_requests_and_used_again(
     mortal: EmbeddedCluster, open_server: OpenServer, way: str
 ) -> None:
     server = await open_server(mortal.primary.url("postgres"), min_size=3, max_size=3)
@@ -364,7 +364,7 @@ async def test_connections_that_died_in_the_pool_are_replaced_before_they_are_le
     assert server.is_up
 
 
-async def test_one_dead_connection_met_by_surprise_is_not_followed_by_the_others(
+async def test_after_one_dead_connection_the_other_dead_ones_are_not_lent(
     cluster: EmbeddedCluster, database: str, open_server: OpenServer
 ) -> None:
     server = await open_server(min_size=4, max_size=4)
@@ -372,7 +372,7 @@ async def test_one_dead_connection_met_by_surprise_is_not_followed_by_the_others
     for connection in held:
         await connection.exchange([PID])
         server.release(connection)
-    # Blocking: the event loop has no chance to notice before the next statement.
+    # Blocking, so that the event loop cannot detect it before the next statement.
     cluster.primary.blocking.terminate_backends(database)
     first = await server.acquire(deadline=None)
     exchange = await first.exchange([PID])
@@ -385,7 +385,7 @@ async def test_one_dead_connection_met_by_surprise_is_not_followed_by_the_others
         await server.reclaim(connection)
 
 
-async def test_a_frozen_server_costs_its_deadlines_and_no_more(
+async def test_waits_for_a_frozen_server_end_at_their_deadlines(
     mortal: EmbeddedCluster, open_server: OpenServer
 ) -> None:
     server = await open_server(
@@ -438,7 +438,7 @@ async def test_closing_is_bounded_though_the_server_is_frozen(
     assert "couldn't stop task" not in caplog.text
 
 
-async def test_closing_while_connects_are_under_way_does_not_wait_for_them(
+async def test_closing_does_not_wait_for_running_connection_attempts(
     proxy: FaultProxy, proxy_url: str, open_server: OpenServer, caplog: pytest.LogCaptureFixture
 ) -> None:
     proxy.freeze()
@@ -453,7 +453,7 @@ async def test_closing_while_connects_are_under_way_does_not_wait_for_them(
     assert "couldn't stop task" not in caplog.text
 
 
-async def test_whoever_looks_for_another_connection_while_the_pool_closes_is_told_at_once(
+async def test_borrowing_while_the_pool_closes_fails_at_once(
     proxy: FaultProxy, proxy_url: str, open_server: OpenServer
 ) -> None:
     server = await open_server(proxy_url, min_size=1, acquire_timeout_s=60.0, check_timeout_s=30.0)
@@ -468,7 +468,7 @@ async def test_whoever_looks_for_another_connection_while_the_pool_closes_is_tol
     assert caught.value.kind is DataErrorKind.CONNECTION
 
 
-async def test_an_endpoint_can_be_opened_again_also_by_another_loop(url: str) -> None:
+async def test_a_closed_server_can_be_opened_again_by_another_loop(url: str) -> None:
     server = PsycopgServer("primary", "orders", Role.PRIMARY, ServerSettings(conninfo=url))
 
     async def once() -> object:
@@ -485,7 +485,7 @@ async def test_an_endpoint_can_be_opened_again_also_by_another_loop(url: str) ->
     assert len({first, second, third}) == 3
 
 
-async def test_nothing_is_left_on_the_server_after_closing(
+async def test_closing_leaves_no_backend_on_the_server(
     cluster: EmbeddedCluster, database: str, open_server: OpenServer
 ) -> None:
     server = await open_server(min_size=3)
@@ -509,7 +509,7 @@ async def test_connections_carry_the_timeouts_of_their_settings(open_server: Ope
     )
     connection = await server.acquire(deadline=None)
     options = connection.info.get_parameters()
-    # What the URL says wins; libpq's shortest connect timeout is two seconds.
+    # The URL takes precedence; libpq's shortest connect timeout is two seconds.
     assert options["keepalives_idle"] == "77"
     assert options["tcp_user_timeout"] == "7500"
     assert options["connect_timeout"] == "2"
@@ -529,13 +529,13 @@ async def test_an_expired_connection_is_closed_and_its_rows_can_still_be_read(op
     assert server.is_up
 
 
-def test_a_psycopg_without_c_parts_is_told_of_once(caplog: pytest.LogCaptureFixture) -> None:
+def test_psycopg_without_its_c_extension_is_logged_once(caplog: pytest.LogCaptureFixture) -> None:
     for implementation in ("binary", "python", "python"):
         warn_if_slow(implementation)
     assert [record.getMessage().split(",")[0] for record in caplog.records] == ["psycopg runs without its C parts"]
 
 
-async def test_attributes_name_the_server_and_nobody_else(server: PsycopgServer, database: str) -> None:
+async def test_attributes_name_the_server_without_user_and_password(server: PsycopgServer, database: str) -> None:
     assert server.attributes == {
         "db.system.name": "postgresql",
         "db.namespace": database,

@@ -1,4 +1,4 @@
-"""A small application on another driver than the default one: the worked example, through the middleware."""
+"""A small application with another driver: the SQLite example, through the middleware."""
 
 from __future__ import annotations
 
@@ -59,13 +59,13 @@ async def listed(request: Request) -> Response:
 
 
 async def sneak(request: Request) -> Response:
-    """Writes behind a GET."""
+    """Writes in a GET."""
     await session(request).execute("insert into notes (text) values ('sneaked')")
     return Response()
 
 
 async def partly(request: Request) -> Response:
-    """What fails in a savepoint is undone alone."""
+    """A failure in a savepoint only rolls back the savepoint."""
     db = session(request)
     await db.execute("insert into notes (text) values ('kept')")
     try:
@@ -147,14 +147,14 @@ async def test_a_borrowed_connection_is_in_the_transaction(http: httpx.AsyncClie
     assert await texts(http) == ["by hand"]
 
 
-async def test_errors_answer_as_with_any_driver(http: httpx.AsyncClient) -> None:
+async def test_errors_have_the_same_responses_as_with_the_default_driver(http: httpx.AsyncClient) -> None:
     await http.post("/notes", json={"text": "one"})
     again = await http.post("/notes", json={"text": "one"})
     assert again.status_code == 409
     assert "constraint" in again.json()["type"]
 
 
-async def test_nothing_is_left_lent(registry: DataSourceRegistry, http: httpx.AsyncClient) -> None:
+async def test_all_connections_are_returned(registry: DataSourceRegistry, http: httpx.AsyncClient) -> None:
     for _ in range(10):
         await http.post("/notes", json={"text": "same"})
         await texts(http)
@@ -162,7 +162,7 @@ async def test_nothing_is_left_lent(registry: DataSourceRegistry, http: httpx.As
     assert [server.borrowed for server in servers] == [0, 0]
 
 
-async def test_a_commit_without_an_answer_is_not_taken_for_done(
+async def test_a_commit_without_a_response_raises_commit_unknown(
     http: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run = SqliteConnection.run
@@ -179,24 +179,24 @@ async def test_a_commit_without_an_answer_is_not_taken_for_done(
     assert "commit_unknown" in response.text
 
 
-def test_tenants_that_the_driver_cannot_keep_apart_are_refused(tmp_path: Path) -> None:
+def test_tenants_that_the_driver_cannot_isolate_are_refused(tmp_path: Path) -> None:
     tenants = {"acme": {"datasource": "acme", "row_security": {"app.tenant": "acme"}}}
     with pytest.raises(ConfigError, match=r"tenants\.acme: the driver .* cannot keep tenants apart by schema"):
         compile(document(tmp_path, tenants=tenants))
 
 
 @pytest.mark.parametrize(
-    ("driver", "told"),
+    ("driver", "message"),
     [
         ("tests.nowhere:DRIVER", r"datasources\.acme\.driver: .* cannot be imported: No module named"),
         ("tests.drivers.sqlite_driver:NOTHING", "has no attribute 'NOTHING'"),
         ("tests.drivers.sqlite_driver:SqliteConnection", "is no driver: it has no make_server"),
     ],
 )
-def test_a_driver_that_is_none_is_refused(tmp_path: Path, driver: str, told: str) -> None:
+def test_an_object_that_is_not_a_driver_is_refused(tmp_path: Path, driver: str, message: str) -> None:
     wrong = document(tmp_path)
     wrong["datasources"]["acme"]["driver"] = driver
-    with pytest.raises(ConfigError, match=told):
+    with pytest.raises(ConfigError, match=message):
         compile(wrong)
 
 

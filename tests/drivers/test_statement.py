@@ -1,4 +1,4 @@
-"""Placeholders, against psycopg's own conversion; and what is recognised in a text."""
+"""Placeholders, compared with psycopg's conversion, and the analysis of statement texts."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 from psycopg import sql
-from psycopg._queries import PostgresQuery  # the contract is with this very class
+from psycopg._queries import PostgresQuery  # compared with exactly this class
 from psycopg.adapt import Transformer
 
 from asgi_datasource.drivers.psycopg.statement import ConvertedQuery, convert
@@ -59,7 +59,7 @@ def test_placeholders_are_converted_as_by_psycopg(text: str, params: Any) -> Non
         assert outcome(through_ours, text, params) == expected
         return
     if params == {} and expected[1] == [] and b"$1" in expected[0]:
-        # psycopg leaves this one to the server, whose error in a pipeline would be another.
+        # psycopg leaves this error to the server, which would report another one in a pipeline.
         with pytest.raises(psycopg.errors.UndefinedParameter):
             through_ours(text, params)
         return
@@ -115,7 +115,7 @@ def test_other_statements_are_not_taken_for_a_copy(text: str) -> None:
     assert not converted(text).is_client_copy
 
 
-def test_long_texts_are_not_kept() -> None:
+def test_long_texts_are_not_cached() -> None:
     short, long = "select 'kept'", "select '" + "x" * 5000 + "'"
     assert converted(short) is converted(short)
     assert converted(long) is not converted(long)

@@ -1,4 +1,4 @@
-"""What a statement's text says about what outlives its transaction."""
+"""Detecting from a statement's text whether its effects outlive the transaction."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ from asgi_datasource.drivers.statement_analysis import may_end_transaction, outl
         "select pg_try_advisory_lock_shared(1)",
     ],
 )
-def test_counts_as_lasting(text: str) -> None:
+def test_a_statement_that_may_change_the_session(text: str) -> None:
     assert outlives_transaction(text.encode())
 
 
@@ -81,7 +81,7 @@ def test_counts_as_lasting(text: str) -> None:
         "copy orders to '/tmp/x'",
     ],
 )
-def test_counts_as_over_with_the_transaction(text: str) -> None:
+def test_a_statement_whose_effects_end_with_the_transaction(text: str) -> None:
     assert not outlives_transaction(text.encode())
 
 

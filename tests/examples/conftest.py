@@ -1,4 +1,4 @@
-"""The examples are programs, not part of the package: put them where they can be imported."""
+"""Make the examples importable: they are programs, not part of the package."""
 
 from __future__ import annotations
 

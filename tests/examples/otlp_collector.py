@@ -1,4 +1,4 @@
-"""A small OTLP/HTTP collector: takes what an exporter sends to /v1/traces and keeps the spans."""
+"""A small OTLP/HTTP collector: receives exports on /v1/traces and keeps the spans."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import (
 
 @dataclass(frozen=True)
 class ReceivedSpan:
-    """A span as it came over the wire."""
+    """A received span."""
 
     service: str
     scope: str
@@ -31,7 +31,7 @@ class ReceivedSpan:
 
 
 class Collector:
-    """Listens on a free port while its block runs."""
+    """Listens on a free port during its block."""
 
     def __init__(self) -> None:
         self._spans: list[ReceivedSpan] = []
@@ -61,7 +61,7 @@ class Collector:
 
     @property
     def endpoint(self) -> str:
-        """What belongs into OTEL_EXPORTER_OTLP_ENDPOINT."""
+        """The value for OTEL_EXPORTER_OTLP_ENDPOINT."""
         return f"http://127.0.0.1:{self._server.server_address[1]}"
 
     def __enter__(self) -> Collector:

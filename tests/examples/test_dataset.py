@@ -1,4 +1,4 @@
-"""The flights in the repository, and what happens when the others cannot be had."""
+"""The flights in the repository, and failures to download the full data set."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def test_the_week_has_every_airline() -> None:
     assert len(flights) == 6262
     assert carriers.keys() == {place.carrier for place in places()}
     assert {place.isolation for place in places()} == {"database", "schema", "rows"}
-    # The largest of the year has the database of its own.
+    # The largest airline of the year has its own database.
     assert [place.carrier for place in places() if place.isolation == "database"] == ["UA"]
 
 
@@ -32,7 +32,7 @@ async def test_another_archive_is_refused(tmp_path: Path) -> None:
         await dataset.full(tmp_path)
 
 
-async def test_a_failed_download_says_why(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_failed_download_reports_the_reason(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     # An index that does not exist, as on a machine without a network.
     monkeypatch.setenv("PIP_INDEX_URL", "http://127.0.0.1:9/simple")
     monkeypatch.setenv("PIP_NO_CACHE_DIR", "1")

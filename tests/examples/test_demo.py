@@ -1,4 +1,4 @@
-"""`scripts/demo` as a stranger runs it: a process of its own, real servers, a real collector."""
+"""`scripts/demo` as a separate process, with real servers and a real collector."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class Demo:
         return found[1]
 
     def end(self, number: signal.Signals) -> int:
-        """Send a signal, and read on until the process has ended."""
+        """Send a signal, and read the output until the process has ended."""
         self.process.send_signal(number)
         assert self.process.stdout
         self.output += self.process.stdout.readlines()
@@ -61,7 +61,7 @@ def start(*arguments: str, **variables: str) -> subprocess.Popen[str]:
 
 @contextmanager
 def running(*arguments: str, **variables: str) -> Iterator[Demo]:
-    """A demo, from when it says that it is open."""
+    """A demo that has printed that it is open."""
     process = start("--port", "0", *arguments, **variables)
     demo = Demo(process, [])
     assert process.stdout
@@ -166,7 +166,7 @@ def test_a_failed_commit_is_on_the_trace(demo: Demo, collector: Collector) -> No
     assert commit.attributes["db.response.status_code"] == "23514"
 
 
-def test_the_page_is_told_where_a_request_went_and_why(demo: Demo) -> None:
+def test_the_feed_has_server_and_reason_of_each_request(demo: Demo) -> None:
     with httpx.Client(base_url=demo.address) as client:
         page = client.get("/")
         assert page.status_code == 307
@@ -201,9 +201,9 @@ def test_the_page_is_told_where_a_request_went_and_why(demo: Demo) -> None:
     assert {name: server["up"] for name, server in told["servers"].items()} == {"primary": True, "r1": True, "r2": True}
 
 
-async def test_smoke_says_what_does_not_hold(demo: Demo, capsys: pytest.CaptureFixture[str]) -> None:
-    # Before a replica is stopped: one that comes back gets its share of the reads bit by bit.
-    # Another cluster than the one that the desk uses, not even started, and another number of flights.
+async def test_smoke_reports_failed_checks(demo: Demo, capsys: pytest.CaptureFixture[str]) -> None:
+    # Before a replica is stopped, because a recovered one regains its share of reads gradually.
+    # A cluster that the desk does not use and that is not started, and a wrong number of flights.
     status = await check_all(demo.address, EmbeddedCluster(replicas=2), 1, Console())
     output = capsys.readouterr().out
     assert status == 1
@@ -228,7 +228,7 @@ def test_the_page_stops_and_starts_a_replica(demo: Demo) -> None:
         assert wait_until(r1_serves)
 
 
-def test_other_pages_cannot_command_the_servers(demo: Demo) -> None:
+def test_pages_of_other_origins_cannot_control_the_servers(demo: Demo) -> None:
     order = {"action": "stop", "server": "r1"}
     assert httpx.post(f"{demo.address}/ui/control", json=order).status_code == 403
     own = {"X-Desk-Page": "1"}
@@ -238,18 +238,18 @@ def test_other_pages_cannot_command_the_servers(demo: Demo) -> None:
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_it_ends_cleanly(number: signal.Signals) -> None:
+def test_ctrl_c_stops_the_demo_cleanly(number: signal.Signals) -> None:
     with running() as demo:
         processes = family(demo.process.pid)
         assert len(processes) > 10  # the desk, three servers and their workers
         with socket.create_connection(("127.0.0.1", httpx.URL(demo.address).port or 0)):
-            # An idle connection must not hold it up.
+            # An idle connection must not delay the shutdown.
             assert demo.end(number) == 0
     assert "Nothing is left running" in demo.output[-1]
     assert wait_until(lambda: not any(map(is_running, processes)), 5)
 
 
-def test_it_ends_cleanly_while_it_sets_up() -> None:
+def test_ctrl_c_during_set_up_stops_the_demo_cleanly() -> None:
     process = start("--port", "0")
     assert process.stdout
     assert "a primary and two replicas" in process.stdout.readline()
@@ -263,7 +263,7 @@ def test_it_ends_cleanly_while_it_sets_up() -> None:
     process.stdout.close()
 
 
-def test_nothing_is_left_when_it_is_killed() -> None:
+def test_no_process_is_left_when_the_demo_is_killed() -> None:
     with running() as demo:
         processes = family(demo.process.pid)
         demo.process.kill()
@@ -271,7 +271,7 @@ def test_nothing_is_left_when_it_is_killed() -> None:
         assert wait_until(lambda: not any(map(is_running, processes)), 15)
 
 
-def test_a_taken_port_is_named() -> None:
+def test_a_port_in_use_is_reported() -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         process = start("--port", str(taken.getsockname()[1]))
         output, _ = process.communicate(timeout=START_TIMEOUT_S)
@@ -280,7 +280,7 @@ def test_a_taken_port_is_named() -> None:
     assert "--port 0" in output
 
 
-def test_smoke() -> None:
+def test_smoke_passes() -> None:
     process = start("--smoke")
     output, _ = process.communicate(timeout=300)
     assert process.returncode == 0, output

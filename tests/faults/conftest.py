@@ -1,4 +1,4 @@
-"""Servers of their own for every module of faults: the shared ones must stay as they are."""
+"""Dedicated clusters for each module of faults: shared servers must stay intact."""
 
 from __future__ import annotations
 
@@ -25,6 +25,6 @@ async def world(cluster: EmbeddedCluster) -> AsyncIterator[World]:
 
 @pytest.fixture
 async def proxy(world: World) -> AsyncIterator[FaultProxy]:
-    """In front of the primary."""
+    """A proxy in front of the primary."""
     async with proxy_of(world.cluster.primary) as running:
         yield running

@@ -1,4 +1,4 @@
-"""Servers that a test may break: whole again after it, for the next one."""
+"""Servers that a test may break; they are repaired for the next test."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tests.world import World
 
 @contextmanager
 def cluster_of(replicas: int, *, version: int | None = None) -> Iterator[EmbeddedCluster]:
-    """A cluster whose servers may be broken; for a fixture of module scope."""
+    """A cluster whose servers may be broken, for a fixture of module scope."""
     with EmbeddedCluster(replicas=replicas, version=version, settings={"max_connections": 60}) as running:
         yield running
 
@@ -29,7 +29,7 @@ async def breakable_world(cluster: EmbeddedCluster) -> AsyncIterator[World]:
 
 
 async def repair(cluster: EmbeddedCluster) -> None:
-    """Thaw and start what a test has frozen or stopped, and wait until the replicas have caught up."""
+    """Thaw and start servers that a test has frozen or stopped, and wait until the replicas have caught up."""
     for node in cluster.nodes.values():
         await node.thaw()
         if node.state is ServerState.STOPPING:
@@ -40,10 +40,10 @@ async def repair(cluster: EmbeddedCluster) -> None:
 
 
 def through(proxy: FaultProxy, url: str) -> str:
-    """The same database through a proxy."""
+    """The URL of the same database through a proxy."""
     return make_conninfo(url, host="127.0.0.1", port=proxy.port)
 
 
 def proxy_of(node: Node) -> FaultProxy:
-    """A proxy in front of a server; to be entered."""
+    """A proxy in front of a server, as a context manager."""
     return FaultProxy(node.host, node.port)

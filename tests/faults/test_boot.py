@@ -1,4 +1,4 @@
-"""A database that cannot be used at boot keeps no application from starting, and every answer knows why."""
+"""An unusable database does not prevent the start, and every response gives the reason."""
 
 from __future__ import annotations
 
@@ -32,11 +32,11 @@ async def write(request: Request) -> Response:
 
 @dataclass
 class Obstacle:
-    """Something that is wrong with the database, and its mend."""
+    """A fault of the database, and its fix."""
 
     url: str
     reason: str
-    mend: Callable[[], Awaitable[None]]
+    fix: Callable[[], Awaitable[None]]
 
 
 @asynccontextmanager
@@ -120,7 +120,7 @@ OBSTACLES = [refused, shutting_down, wrong_password, unknown_database, role_at_i
 
 
 @pytest.mark.parametrize("obstacle", OBSTACLES, ids=lambda obstacle: obstacle.__name__)
-async def test_the_application_starts_answers_why_not_and_recovers(
+async def test_the_application_starts_reports_the_fault_and_recovers(
     world: World, obstacle: Callable[[World], AbstractAsyncContextManager[Obstacle]], caplog: pytest.LogCaptureFixture
 ) -> None:
     async with obstacle(world) as wrong:
@@ -129,7 +129,7 @@ async def test_the_application_starts_answers_why_not_and_recovers(
             urls={"primary": wrong.url},
             pool={"min_size": 1, "max_size": 1, "acquire_timeout": f"{ACQUIRE_TIMEOUT_S}s"},
             errors={"debug": True},
-            tenancy={"resolve": [{"header": "X-Nobody"}], "default": "orders"},
+            tenancy={"resolve": [{"header": "X-Absent"}], "default": "orders"},
         )
         started = now()
         routes = [Route("/", read), Route("/", write, methods=["POST"])]
@@ -148,10 +148,10 @@ async def test_the_application_starts_answers_why_not_and_recovers(
                 async with registry.session() as db:
                     await db.fetch_value("select 1")
             assert isinstance(caught.value.__cause__, psycopg.Error)
-            told = [record.getMessage() for record in caplog.records if record.name == "asgi_datasource.server"]
-            assert any("is down" in text and wrong.reason in text for text in told)
+            logged = [record.getMessage() for record in caplog.records if record.name == "asgi_datasource.server"]
+            assert any("is down" in text and wrong.reason in text for text in logged)
 
-            await wrong.mend()
+            await wrong.fix()
 
             async def works() -> bool:
                 return {(await http.request(method, "/")).status_code for method in ("GET", "POST")} == {200}

@@ -1,4 +1,4 @@
-"""Every kind of failure that a real server can be brought to, and how it is classified (`errors.SQLSTATE_TABLE`)."""
+"""Every kind of failure that a real server can produce, and its classification (`errors.SQLSTATE_TABLE`)."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ async def opened(world: World, **config: Any) -> AsyncIterator[DataSourceRegistr
 
 
 async def failure_of(db: DataSession, *statements: str, intent: str = "write") -> DataError:
-    """What the last of these statements fails with; those before it work."""
+    """The error of the last statement; those before it succeed."""
     *before, last = statements
     view = db.write if intent == "write" else db.read
     for statement in before:
@@ -45,7 +45,7 @@ def verdict(error: DataError) -> tuple[str | None, DataErrorKind, bool, int]:
 
 
 PROVOKED = [
-    # unique, foreign key, exclusion, restrict, check, not null, check option
+    # constraints: unique, foreign key, exclusion, restrict, check, not null, check option
     (
         ["insert into orders (item) values ('tea')", "insert into orders (item) values ('tea')"],
         "23505",
@@ -87,7 +87,7 @@ PROVOKED = [
         K.CONSTRAINT,
         422,
     ),
-    # what the statement says
+    # errors in the statement
     (["select 1/0"], "22012", K.QUERY, 500),
     (["select 'x'::int"], "22P02", K.QUERY, 500),
     (["select 99999999999::int"], "22003", K.QUERY, 500),
@@ -115,7 +115,7 @@ PROVOKED = [
 @pytest.mark.parametrize(
     ("statements", "sqlstate", "kind", "status"), PROVOKED, ids=lambda value: value if isinstance(value, str) else ""
 )
-async def test_a_statement_that_fails(
+async def test_a_failing_statement(
     world: World, statements: list[str], sqlstate: str, kind: DataErrorKind, status: int
 ) -> None:
     async with opened(world) as registry:
@@ -124,7 +124,7 @@ async def test_a_statement_that_fails(
                 error = await failure_of(db, *statements)
                 assert verdict(error) == (sqlstate, kind, False, status)
                 assert isinstance(error.__cause__, lookup(sqlstate))
-                # The transaction is at its end; what comes now says why.
+                # The transaction has failed; the next statement reports 25P02.
                 assert (await failure_of(db, "select 1")).sqlstate == "25P02"
         assert caught.value.sqlstate == sqlstate
         async with registry.session(tenant="acme") as db:
@@ -132,7 +132,7 @@ async def test_a_statement_that_fails(
 
 
 EXPECTED: list[tuple[str, DataErrorKind, bool, int]] = [
-    # The first one that fits.
+    # The first matching rule.
     ("08007", K.COMMIT_UNKNOWN, False, 500),
     ("40003", K.COMMIT_UNKNOWN, False, 500),
     ("57P04", K.CONNECTION, False, 503),
@@ -172,13 +172,13 @@ EXPECTED: list[tuple[str, DataErrorKind, bool, int]] = [
 ]
 
 
-async def test_every_sqlstate_that_psycopg_knows_as_it_comes_from_a_server(world: World) -> None:
+async def test_every_sqlstate_known_to_psycopg_raised_by_a_server(world: World) -> None:
     await world.sql(
         "create function public.fail(state text) returns int language plpgsql"
-        " as $$ begin raise exception 'as told' using errcode = state; end $$"
+        " as $$ begin raise exception 'raised by the application' using errcode = state; end $$"
     )
-    # PL/pgSQL cannot raise success, warnings and the end of data, which are no errors.
-    # 08P01 on a connection that lives is the server's answer to a parameter that is missing.
+    # PL/pgSQL cannot raise success, warnings and no-data conditions, which are not errors. 08P01 on a live connection
+    # is the server's response to a missing parameter.
     states = [code for code in psycopg.errors._sqlcodes if re.fullmatch(r"(?!00|01|02|08P01)[0-9A-Z]{5}", code)]
     assert len(states) > 200
     async with opened(world) as registry, registry.session(tenant="acme") as db:
@@ -189,16 +189,16 @@ async def test_every_sqlstate_that_psycopg_knows_as_it_comes_from_a_server(world
             assert isinstance(error.__cause__, lookup(state))
 
 
-async def test_one_that_the_server_made_up(world: World) -> None:
+async def test_an_sqlstate_defined_by_the_application(world: World) -> None:
     async with opened(world) as registry, registry.session(tenant="acme") as db:
         error = await failure_of(
-            db, "do $$ begin raise exception 'as told' using errcode = 'ZZ999'; end $$", intent="read"
+            db, "do $$ begin raise exception 'raised by the application' using errcode = 'ZZ999'; end $$", intent="read"
         )
         assert verdict(error) == ("ZZ999", K.OTHER, False, 500)
 
 
 class TestConflicts:
-    """Transactions that get in each other's way: 409, and worth another try."""
+    """Conflicts between transactions: 409, retryable."""
 
     async def test_serialization_failure(self, world: World) -> None:
         await world.sql("insert into orders (item) values ('tea')")
@@ -258,16 +258,16 @@ class TestReadOnly:
             error = await failure_of(db, "insert into orders (item) values ('tea')", intent="read")
             assert verdict(error) == ("25006", K.READ_ONLY, False, 500)
 
-    async def test_a_write_on_a_server_that_should_be_the_primary_and_is_a_standby(self, world: World) -> None:
+    async def test_a_write_on_a_standby_in_place_of_the_primary(self, world: World) -> None:
         async with opened(world, urls={"primary": world.url("r1")}) as registry:
             with pytest.raises(DataError) as caught:
                 async with registry.session(tenant="acme") as db:
                     await db.execute("insert into orders (item) values ('tea')")
-            # It is not even connected to.
+            # The standby is refused when the connection is set up.
             assert (caught.value.sqlstate, caught.value.kind, caught.value.http_status) == (None, K.CONNECTION, 503)
             assert "it is a standby and takes no writes" in caught.value.message
 
-    async def test_a_write_on_a_server_that_was_fenced(self, world: World) -> None:
+    async def test_a_write_on_a_fenced_server(self, world: World) -> None:
         await world.cluster.primary.configure(default_transaction_read_only=True)
         try:
             async with opened(world) as registry:
@@ -278,14 +278,14 @@ class TestReadOnly:
         finally:
             await world.cluster.primary.configure(default_transaction_read_only=None)
 
-    async def test_what_a_standby_cannot_do(self, world: World) -> None:
+    async def test_a_function_that_is_unavailable_on_a_standby(self, world: World) -> None:
         async with opened(world, replicas=("r1",)) as registry, registry.session(tenant="acme") as db:
             error = await failure_of(db, "select pg_current_wal_lsn()", intent="read")
             assert verdict(error) == ("55000", K.READ_ONLY, False, 500)
 
 
 class TestLosses:
-    """The connection ends in the middle of a transaction: nothing is repeated, and the next one works."""
+    """The connection is lost in the middle of a transaction: nothing is repeated, and the next transaction succeeds."""
 
     async def lose(self, registry: DataSourceRegistry, pid: list[int], is_lost: Any) -> DataError:
         with pytest.raises(DataError):
@@ -341,7 +341,7 @@ class TestLosses:
             await until(works)
 
             async def nothing_was_committed() -> bool:
-                # After a SIGKILL the server may only now go into recovery.
+                # After SIGKILL the server may still be in recovery.
                 try:
                     return await world.items() == []
                 except psycopg.OperationalError:

@@ -1,4 +1,4 @@
-"""Failover: writes go on at the server that took over, and never again at one that was left behind."""
+"""Failover: writes resume on the promoted server, and never reach the former primary again."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pytest
 from psycopg.conninfo import make_conninfo
 
 from asgi_datasource import DataError, DataErrorKind, DataSourceRegistry, compile
-from asgi_datasource.datasource.datasource import PostgresDataSource
+from asgi_datasource.datasource.datasource import ReplicatedDataSource
 from asgi_datasource.testing import EmbeddedCluster
 from tests.drivers.polling import until
 from tests.faults.servers import cluster_of
@@ -24,21 +24,21 @@ SECRET = "a secret that only the service knows"
 
 @pytest.fixture
 async def world() -> AsyncIterator[World]:
-    """Servers of its own for each test: a failover cannot be undone in less time than they take to start."""
+    """A cluster per test: undoing a failover takes longer than starting servers."""
     with cluster_of(2) as servers:
-        # What tells a standby's timeline as soon as it follows another one (docs/failover.md).
+        # With it, a standby reports the timeline that it follows at once (docs/failover.md).
         await servers.primary.sql("grant pg_read_all_stats to app")
         yield await World.make(servers)
 
 
 def hosts(world: World, *nodes: str, **parameters: Any) -> str:
-    """One URL for several servers."""
+    """One URL with several hosts."""
     ports = ",".join(str(world.cluster.nodes[node].port) for node in nodes)
     return make_conninfo(world.url(), host=",".join(["127.0.0.1"] * len(nodes)), port=ports, **parameters)
 
 
 def through_port(world: World, port: int) -> str:
-    """The same database by way of something that listens there."""
+    """The URL of the same database through another port."""
     return make_conninfo(world.url(), port=port)
 
 
@@ -52,9 +52,9 @@ def config_of(world: World, url: str, *, replicas: tuple[str, ...] = (), **secti
     )
 
 
-def orders_of(registry: DataSourceRegistry) -> PostgresDataSource:
+def orders_of(registry: DataSourceRegistry) -> ReplicatedDataSource:
     found = registry.datasources["orders"]
-    assert isinstance(found, PostgresDataSource)
+    assert isinstance(found, ReplicatedDataSource)
     return found
 
 
@@ -71,7 +71,7 @@ async def read(registry: DataSourceRegistry, token: str | None = None) -> tuple[
 
 
 class Writes:
-    """A client that writes all the time, and what became of each write."""
+    """A client that writes continuously, and the outcome of each write."""
 
     def __init__(self, registry: DataSourceRegistry, prefix: str = "") -> None:
         self._registry = registry
@@ -93,7 +93,7 @@ class Writes:
             number += 1
 
     async def go_on(self) -> None:
-        """Wait until one more is done."""
+        """Wait for one more successful write."""
         before = len(self.done)
         await until(lambda: len(self.done) > before)
 
@@ -105,7 +105,7 @@ async def promote(cluster: EmbeddedCluster, name: str, *, followers: tuple[str, 
 
 
 @pytest.mark.parametrize("parameters", [{"target_session_attrs": "read-write"}, {}])
-async def test_writes_resume_at_the_promoted_replica_and_the_former_primary_is_never_written_again(
+async def test_writes_resume_on_the_promoted_replica_and_never_reach_the_former_primary(
     world: World, parameters: dict[str, str]
 ) -> None:
     cluster = world.cluster
@@ -125,7 +125,7 @@ async def test_writes_resume_at_the_promoted_replica_and_the_former_primary_is_n
         assert (orders.primary.port, orders.primary.timeline) == (cluster.nodes["r1"].port, 2)
         assert str(cluster.nodes["r1"].port) in orders.primary.label
 
-        # It comes back as a standby, still the first host of the URL.
+        # The former primary returns as a standby, still the first host of the URL.
         await cluster.nodes["r2"].follow(cluster.nodes["r1"])
         await cluster.primary.follow(cluster.nodes["r1"], rebuild=True)
         for _ in range(5):
@@ -133,7 +133,7 @@ async def test_writes_resume_at_the_promoted_replica_and_the_former_primary_is_n
             await writes.go_on()
         running.cancel()
         await asyncio.wait((running,))
-        # Replicas are used again, the promoted one by its own name too.
+        # Replicas are used again, including the promoted server by its replica name.
         seen: set[str] = set()
 
         async def are_both_used() -> bool:
@@ -143,13 +143,13 @@ async def test_writes_resume_at_the_promoted_replica_and_the_former_primary_is_n
         await until(are_both_used)
 
     kept = [row[0] for row in await world.sql("select item from acme.orders", node="r1")]
-    assert set(writes.done) <= set(kept), "a write that was acknowledged is lost"
+    assert set(writes.done) <= set(kept), "an acknowledged write is lost"
     for item, error in writes.refused.items():
         assert error.http_status == 503 or error.kind is DataErrorKind.COMMIT_UNKNOWN, error
-        assert error.kind is DataErrorKind.COMMIT_UNKNOWN or item not in kept, f"{item} is there: {error}"
+        assert error.kind is DataErrorKind.COMMIT_UNKNOWN or item not in kept, f"{item} exists: {error}"
 
 
-async def test_one_that_was_frozen_and_comes_back_writable_is_left_also_by_who_has_not_noticed(world: World) -> None:
+async def test_a_frozen_primary_that_returns_writable_is_left_by_all_processes(world: World) -> None:
     cluster = world.cluster
     url = hosts(world, "primary", "r1")
     knows = compile(config_of(world, url, consistency={"token": "header", "secret": SECRET}))
@@ -170,21 +170,21 @@ async def test_one_that_was_frozen_and_comes_back_writable_is_left_also_by_who_h
 
         began_at = now()
         await until(is_written)
-        # It does not answer, and so costs its deadlines; then all hosts are asked at once.
+        # The frozen server costs its timeouts; then all hosts are probed at once.
         assert now() - began_at < 12.0
         await cluster.primary.thaw()
-        # Nobody else has noticed: those connections still lead to the former primary, which takes writes.
+        # The other processes have not noticed: their connections still lead to the writable former primary.
         assert "after" not in (await read(alone))[0]
         async with knows.session(tenant="acme") as db:
             await db.execute("insert into orders (item) values ('own')")
         assert db.token is not None
-        assert "own" in (await read(alone, db.token))[0], "the client's token tells of the failover"
+        assert "own" in (await read(alone, db.token))[0], "the client's token reveals the failover"
         await write(alone, "of another process")
-        # And who has replicas to ask hears of it from those.
+        # A process with replicas learns of it from them.
         await cluster.nodes["r2"].follow(cluster.nodes["r1"])
         await until(lambda: orders_of(asks).primary.timeline == 2)
         await write(asks, "of a third process")
-        # A process that starts only now goes by the timelines, whichever host comes first.
+        # A process that starts now compares timelines, whichever host comes first.
         async with compile(config_of(world, url)) as fresh:
             await write(fresh, "of a new process")
     expected = {"after", "own", "of another process", "of a third process", "of a new process"}
@@ -194,7 +194,7 @@ async def test_one_that_was_frozen_and_comes_back_writable_is_left_also_by_who_h
     assert not expected & left
 
 
-async def test_a_transaction_under_way_on_the_former_primary_is_not_committed_there(world: World) -> None:
+async def test_an_open_transaction_on_the_former_primary_is_not_committed(world: World) -> None:
     cluster = world.cluster
     async with compile(config_of(world, hosts(world, "primary", "r1"))) as registry:
         with pytest.raises(DataError) as raised:
@@ -209,20 +209,20 @@ async def test_a_transaction_under_way_on_the_former_primary_is_not_committed_th
     assert await world.sql("select item from acme.orders", node="r1") == [("new",)]
 
 
-async def test_a_primary_that_is_fenced_off_refuses_a_write_which_then_runs_where_it_may(world: World) -> None:
+async def test_a_write_refused_by_a_fenced_primary_is_retried_on_the_new_one(world: World) -> None:
     cluster = world.cluster
     async with compile(config_of(world, hosts(world, "primary", "r1"))) as registry:
         await write(registry, "before")
         await cluster.caught_up()
         await cluster.nodes["r1"].promote()
-        # As those do who cannot stop a server: its sessions go on, and write no more.
+        # Fencing without stopping the server: sessions continue, but cannot write.
         await cluster.primary.configure(default_transaction_read_only="on")
         await write(registry, "after")
         assert orders_of(registry).primary.port == cluster.nodes["r1"].port
     assert await world.sql("select item from acme.orders", node="r1") == [("before",), ("after",)]
 
 
-async def test_a_refused_write_of_the_callers_own_making_costs_no_connection(world: World) -> None:
+async def test_a_read_only_error_caused_by_the_application_costs_no_connection(world: World) -> None:
     async with compile(config_of(world, world.url())) as registry:
         before = {pid for pid, _ in await world.backends()}
         for _ in range(3):
@@ -234,7 +234,7 @@ async def test_a_refused_write_of_the_callers_own_making_costs_no_connection(wor
         assert before <= {pid for pid, _ in await world.backends()}
 
 
-async def test_a_standby_in_the_primarys_place_is_not_used_until_it_is_promoted(world: World) -> None:
+async def test_a_standby_configured_as_primary_is_unused_until_it_is_promoted(world: World) -> None:
     r1 = world.cluster.nodes["r1"]
     config = config_of(world, world.url("r1"))
     config["datasources"]["orders"]["audit"] = {"on_start": "off"}
@@ -252,7 +252,7 @@ async def test_a_standby_in_the_primarys_place_is_not_used_until_it_is_promoted(
     assert await world.sql("select item from acme.orders", node="r1") == [("in time",)]
 
 
-async def test_positions_of_the_old_timeline_count_up_to_the_branch(world: World) -> None:
+async def test_positions_of_the_old_timeline_are_proved_up_to_the_fork(world: World) -> None:
     cluster = world.cluster
     url = hosts(world, "primary", "r1")
     config = config_of(world, url, replicas=("r1", "r2"), consistency={"token": "header", "secret": SECRET})
@@ -267,8 +267,8 @@ async def test_positions_of_the_old_timeline_count_up_to_the_branch(world: World
 
         shared = await place("shared")
         await cluster.caught_up()
-        await until(lambda: all(node.lag_bytes == 0 for node in orders.picture.replicas))
-        # What no replica gets.
+        await until(lambda: all(node.lag_bytes == 0 for node in orders.topology.replicas))
+        # A commit that no replica receives.
         for name in ("r1", "r2"):
             await cluster.nodes[name].configure(primary_conninfo="")
         lost = await place("lost")
@@ -283,10 +283,10 @@ async def test_positions_of_the_old_timeline_count_up_to_the_branch(world: World
             return True
 
         await until(is_written)
-        # As far on as the position of what was lost, and further: the number alone would prove it now.
+        # Advance the new timeline beyond the lost position: its LSN alone would count as proof now.
         for number in range(50):
             await write(registry, f"more {number}")
-        await until(lambda: all(node.position and node.position.timeline == 2 for node in orders.picture.replicas))
+        await until(lambda: all(node.position and node.position.timeline == 2 for node in orders.topology.replicas))
         for _ in range(4):
             items, node, reason = await read(registry, shared)
             assert (items[0], node in ("r1", "r2"), reason) == ("shared", True, "proved")

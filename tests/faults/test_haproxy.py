@@ -1,4 +1,4 @@
-"""Failover behind HAProxy: one host in the URL, and something in front that leads to whoever is the primary."""
+"""Failover behind HAProxy: one host in the URL, and HAProxy routes to the current primary."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tests.world import World
 __all__ = ["world"]
 
 
-async def test_writes_resume_behind_haproxy_and_nothing_is_written_to_the_former_primary(world: World) -> None:
+async def test_writes_resume_behind_haproxy_and_never_reach_the_former_primary(world: World) -> None:
     cluster = world.cluster
     primary, r1 = cluster.primary, cluster.nodes["r1"]
     await primary.configure(synchronous_standby_names="r1")
@@ -32,7 +32,8 @@ async def test_writes_resume_behind_haproxy_and_nothing_is_written_to_the_former
             await writes.go_on()
             assert now() - promoted_at < RECONNECT_PAUSE_S + 5 * CHECK_S + 1.0
             assert orders.primary.timeline == 2
-            # Back, and writable: what stands in front may lead to it for a moment, as with two that say they are it.
+            # The former primary returns writable: HAProxy may route to it for a moment, as with two servers that report
+            # to be primary.
             await primary.start()
             for _ in range(5):
                 await r1.terminate_backends(world.dbname)

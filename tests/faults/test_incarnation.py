@@ -1,4 +1,4 @@
-"""What proves that a server has not given out a transaction's id again: tried on every version that we have."""
+"""The proof that a server has not reassigned a transaction id, on every available version."""
 
 from __future__ import annotations
 
@@ -23,16 +23,17 @@ def servers(request: pytest.FixtureRequest) -> Iterator[EmbeddedCluster]:
 
 async def incarnation(node: Node) -> str:
     value = await node.value(f"select {INCARNATION}")
-    assert isinstance(value, str), "a primary always knows"
+    assert isinstance(value, str), "a primary always has an incarnation"
     return value
 
 
 async def crash_one_backend(node: Node) -> None:
-    """SIGKILL to a backend: the postmaster ends all the others, and the server recovers by itself."""
+    """SIGKILL one backend: the postmaster terminates the others, and the server recovers."""
     connection = await psycopg.AsyncConnection.connect(node.url(user="postgres"), autocommit=True)
     witness = await psycopg.AsyncConnection.connect(node.url(user="postgres"), autocommit=True)
     os.kill(connection.info.backend_pid, signal.SIGKILL)
-    # The others end when the postmaster has noticed; until then it lets new connections in, and ends them as well.
+    # The other backends end once the postmaster has noticed; until then it accepts connections and terminates them,
+    # too.
     for ended in (connection, witness):
         with pytest.raises(psycopg.OperationalError):
             await ended.execute("select pg_sleep(60)")
@@ -47,7 +48,7 @@ async def crash_one_backend(node: Node) -> None:
     await until(is_back)
 
 
-async def test_the_incarnation_changes_with_each_crash_and_failover_and_not_with_a_restart_in_good_order(
+async def test_the_incarnation_changes_with_each_crash_and_failover_but_not_with_a_clean_restart(
     servers: EmbeddedCluster,
 ) -> None:
     primary, replica = servers.primary, servers.replicas["r1"]
@@ -73,7 +74,7 @@ async def test_the_incarnation_changes_with_each_crash_and_failover_and_not_with
     assert len(set(seen)) == len(seen)
 
 
-async def test_a_standby_shares_its_primarys_statistics_so_a_failover_is_told_by_the_timeline(
+async def test_the_timeline_reveals_a_failover_to_a_standby_with_the_same_statistics(
     servers: EmbeddedCluster,
 ) -> None:
     primary, replica = servers.primary, servers.replicas["r1"]
@@ -81,6 +82,6 @@ async def test_a_standby_shares_its_primarys_statistics_so_a_failover_is_told_by
     await primary.stop("immediate")
     await replica.promote()
     after = await incarnation(replica)
-    # Both came from one cold copy: the time at which the statistics were last reset is the same to the microsecond.
+    # Both came from one cold copy: their statistics were last reset at exactly the same time.
     assert before.split(" ")[1] == after.split(" ")[1]
     assert before != after

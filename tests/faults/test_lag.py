@@ -1,4 +1,4 @@
-"""Replicas that lag, in every way in which they do: a read that says how old its data may be never gets older data."""
+"""Replica lag of every kind: a read with `max_lag` never gets older data."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from asgi_datasource import DataError, DataSourceRegistry, Reason, compile, session
-from asgi_datasource.datasource.datasource import PostgresDataSource
+from asgi_datasource.datasource.datasource import ReplicatedDataSource
 from asgi_datasource.testing import EmbeddedCluster, FaultProxy
 from tests.apps import client
 from tests.drivers.polling import until
@@ -53,13 +53,13 @@ async def opened(world: World, *, urls: dict[str, str] | None = None, **routing:
 
 
 class Shop:
-    """A registry, and what its reads come to."""
+    """A registry, and the servers and reasons of its reads."""
 
     def __init__(self, world: World, registry: DataSourceRegistry) -> None:
         self.world = world
         self.registry = registry
         found = registry.datasources["orders"]
-        assert isinstance(found, PostgresDataSource)
+        assert isinstance(found, ReplicatedDataSource)
         self.orders = found
 
     async def read(self) -> tuple[str, Reason]:
@@ -72,7 +72,7 @@ class Shop:
         return Counter([await self.read() for _ in range(count)])
 
     async def reaches(self, *nodes: str) -> set[Reason]:
-        """Wait until reads go to these servers and to no other; the reasons."""
+        """Wait until reads go to exactly these servers; return the reasons."""
         seen: set[tuple[str, Reason]] = set()
 
         async def is_so() -> bool:
@@ -89,7 +89,7 @@ class Shop:
 
     @asynccontextmanager
     async def writes(self) -> AsyncIterator[None]:
-        """Write all the time."""
+        """Write continuously during the block."""
         is_over = asyncio.Event()
 
         async def work() -> None:
@@ -105,7 +105,7 @@ class Shop:
                 is_over.set()
 
 
-async def test_replicas_that_keep_up_with_a_primary_under_load_are_used(world: World) -> None:
+async def test_replicas_that_keep_up_under_load_are_used(world: World) -> None:
     async with opened(world) as shop, shop.writes():
         for _ in range(5):
             seen = await shop.reads(20)
@@ -113,33 +113,35 @@ async def test_replicas_that_keep_up_with_a_primary_under_load_are_used(world: W
             await asyncio.sleep(0.1)
 
 
-async def test_an_idle_primary_makes_no_replica_lag(world: World) -> None:
+async def test_replicas_of_an_idle_primary_do_not_lag(world: World) -> None:
     async with opened(world) as shop:
         await asyncio.sleep(3 * MAX_LAG_S)
         seen = await shop.reads(20)
         assert {node for node, _ in seen} == {"r1", "r2"}, seen
-        for node in shop.orders.picture.replicas:
+        for node in shop.orders.topology.replicas:
             assert (node.lag_s, node.lag_bytes) == (0.0, 0), str(node)
 
 
-async def test_a_replica_whose_replay_is_paused_is_left_once_the_primary_goes_on_and_used_again(world: World) -> None:
+async def test_a_replica_with_paused_replay_is_excluded_and_later_used_again(world: World) -> None:
     r1 = world.cluster.replicas["r1"]
     async with opened(world) as shop:
         await r1.pause_replay()
         try:
             async with shop.writes():
                 await shop.reaches("r2")
-                lagging = next(node for node in shop.orders.picture.replicas if node.name == "r1")
+                lagging = next(node for node in shop.orders.topology.replicas if node.name == "r1")
                 assert lagging.lag_bytes
                 assert lagging.position is not None
-                assert (lagging.received_lsn or 0) > lagging.position.lsn, "it receives what it does not replay"
-                assert "r1 lag " in ", ".join(shop.orders.picture.describe())
+                assert (lagging.received_lsn or 0) > lagging.position.lsn, (
+                    "the replica receives WAL without replaying it"
+                )
+                assert "r1 lag " in ", ".join(shop.orders.topology.describe())
         finally:
             await r1.resume_replay()
         await shop.reaches("r1", "r2")
 
 
-async def test_when_all_replicas_lag_the_primary_answers_and_says_why(world: World) -> None:
+async def test_the_primary_answers_with_reason_lagging_when_all_replicas_lag(world: World) -> None:
     replicas = world.cluster.replicas.values()
     async with opened(world) as shop:
         for replica in replicas:
@@ -153,7 +155,7 @@ async def test_when_all_replicas_lag_the_primary_answers_and_says_why(world: Wor
         await shop.reaches("r1", "r2")
 
 
-async def test_what_a_route_allows_holds_for_its_requests(world: World) -> None:
+async def test_the_max_lag_of_a_route_applies_to_its_requests(world: World) -> None:
     config = world.config(
         routing={"max_lag": f"{MAX_LAG_S * 1000:.0f}ms", "check_interval": "50ms", "warmup": "1ms"},
         routes=[{"match": "GET /reports", "max_lag": "1h"}],
@@ -185,7 +187,7 @@ async def where(request: Request) -> Response:
     return JSONResponse([db.last_route.node, db.last_route.reason])
 
 
-async def test_a_route_may_allow_more_or_less_than_its_datasource(world: World) -> None:
+async def test_a_route_may_have_a_longer_or_shorter_max_lag(world: World) -> None:
     config = world.config(
         routes=[{"match": "GET /reports", "max_lag": "1h"}, {"match": "GET /basket", "max_lag": "1s"}]
     )
@@ -193,10 +195,10 @@ async def test_a_route_may_allow_more_or_less_than_its_datasource(world: World) 
     registry = compile(config)
     assert registry.compiled.rules.match("GET", "/reports").freshness.max_lag_s == 3600
     assert registry.compiled.rules.match("GET", "/basket").freshness.max_lag_s == 1
-    assert registry.datasources["orders"].picture.policy.reach_s == 7200
+    assert registry.datasources["orders"].topology.policy.reach_s == 7200
 
 
-async def test_replay_that_is_late_by_more_than_allowed_is_noticed(world: World) -> None:
+async def test_delayed_replay_beyond_max_lag_excludes_the_replica(world: World) -> None:
     r1 = world.cluster.replicas["r1"]
     async with opened(world) as shop:
         await r1.delay_replay(1500)
@@ -204,7 +206,7 @@ async def test_replay_that_is_late_by_more_than_allowed_is_noticed(world: World)
             async with shop.writes():
                 await shop.reaches("r2")
                 await asyncio.sleep(0.5)
-                lagging = next(node for node in shop.orders.picture.replicas if node.name == "r1")
+                lagging = next(node for node in shop.orders.topology.replicas if node.name == "r1")
                 assert lagging.lag_s is not None
                 assert lagging.lag_s > MAX_LAG_S
         finally:
@@ -212,7 +214,7 @@ async def test_replay_that_is_late_by_more_than_allowed_is_noticed(world: World)
         await shop.reaches("r1", "r2")
 
 
-async def test_a_replica_that_is_cut_off_from_the_primary_but_answers_is_left(world: World) -> None:
+async def test_a_replica_disconnected_from_the_primary_is_excluded(world: World) -> None:
     r1 = world.cluster.replicas["r1"]
     async with opened(world) as shop:
         conninfo = await r1.value("show primary_conninfo")
@@ -225,7 +227,7 @@ async def test_a_replica_that_is_cut_off_from_the_primary_but_answers_is_left(wo
         await shop.reaches("r1", "r2")
 
 
-async def test_while_the_primary_is_down_no_replica_can_be_shown_to_be_fresh(world: World) -> None:
+async def test_no_replica_is_fresh_while_the_primary_is_down(world: World) -> None:
     async with opened(world) as shop:
         await world.cluster.primary.kill()
 
@@ -240,7 +242,7 @@ async def test_while_the_primary_is_down_no_replica_can_be_shown_to_be_fresh(wor
         await shop.reaches("r1", "r2")
 
 
-async def test_where_old_data_is_preferred_to_none_a_replica_answers_while_the_primary_is_down(world: World) -> None:
+async def test_no_replica_stale_serves_lagging_replicas_while_the_primary_is_down(world: World) -> None:
     async with opened(world, no_replica="stale") as shop:
         await world.cluster.primary.kill()
 
@@ -251,10 +253,10 @@ async def test_where_old_data_is_preferred_to_none_a_replica_answers_while_the_p
         assert {node for node, _ in await shop.reads()} == {"r1", "r2"}
         await world.cluster.primary.start()
         await shop.reaches("r1", "r2")
-        await until(lambda: shop.orders.picture.primary.is_up)
+        await until(lambda: shop.orders.topology.primary.is_up)
 
 
-async def test_when_nobody_asks_any_more_nothing_passes_for_fresh(world: World) -> None:
+async def test_no_replica_is_fresh_without_polling(world: World) -> None:
     async with opened(world) as shop:
         shop.orders._monitor.stop()
         assert await shop.reaches("primary") == {Reason.LAGGING}
@@ -262,7 +264,7 @@ async def test_when_nobody_asks_any_more_nothing_passes_for_fresh(world: World) 
         await shop.reaches("r1", "r2")
 
 
-async def test_a_server_that_falls_silent_is_noticed_before_any_request_has_to_wait_for_it(world: World) -> None:
+async def test_the_monitor_detects_an_unresponsive_server_before_a_request_waits(world: World) -> None:
     async with proxy_of(world.cluster.replicas["r1"]) as proxy:
         urls = {"r1": proxy.through(world.url("r1"))}
         async with opened(world, urls=urls) as shop:
@@ -274,7 +276,7 @@ async def test_a_server_that_falls_silent_is_noticed_before_any_request_has_to_w
             await shop.reaches("r1", "r2")
 
 
-async def test_there_is_one_connection_a_server_to_ask_and_none_where_there_is_nothing_to_choose(world: World) -> None:
+async def test_the_monitor_uses_one_connection_per_server_and_none_without_replicas(world: World) -> None:
     async with proxy_of(world.cluster.primary) as alone:
         config = world.config(replicas=(), urls={"primary": alone.through(world.url())}, pool={"min_size": 0})
         config["datasources"]["orders"]["audit"] = {"on_start": "off"}
@@ -295,7 +297,7 @@ async def test_there_is_one_connection_a_server_to_ask_and_none_where_there_is_n
         assert [proxy.connections for proxy in proxies] == [0, 0]
 
 
-async def test_also_while_connections_are_lost_there_is_never_more_than_one_a_server_to_ask(world: World) -> None:
+async def test_the_monitor_never_has_more_than_one_connection_per_server(world: World) -> None:
     async with proxy_of(world.cluster.primary) as primary, proxy_of(world.cluster.replicas["r1"]) as replica:
         config = world.config(
             replicas=("r1",),
@@ -312,12 +314,12 @@ async def test_also_while_connections_are_lost_there_is_never_more_than_one_a_se
                 most = max(most, primary.connections, replica.connections)
                 proxy.cut()
             found = registry.datasources["orders"]
-            assert isinstance(found, PostgresDataSource)
+            assert isinstance(found, ReplicatedDataSource)
             assert [endpoint.size for endpoint in found.servers.values()] == [0, 0]
         assert most == 1
 
 
-async def test_the_processes_of_a_service_do_not_all_ask_at_once(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_polling_has_jitter(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     drawn: list[tuple[float, float]] = []
 
     def draw(low: float, high: float) -> float:

@@ -1,4 +1,4 @@
-"""Time limits of two makers, the request's deadline and the server's own configuration: the shorter one counts."""
+"""The request's deadline and the server's own timeouts: the shorter one applies."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ async def sleep(request: Request) -> Response:
 
 
 async def dawdle(request: Request) -> Response:
-    """Do nothing inside a transaction, until the server has had enough of it."""
+    """Stay idle inside a transaction until the server terminates it."""
     db = session(request)
     pid = await db.fetch_value("insert into orders (item) values ('dawdled') returning pg_backend_pid()")
     await request.app.state.until_gone(pid)
@@ -78,7 +78,7 @@ async def serving(world: World, *, deadline: str | None, **config: Any) -> Async
 
 
 async def until_gone(world: World, pid: int) -> None:
-    """Wait until the server has ended this backend."""
+    """Wait until the server has terminated this backend."""
 
     async def is_gone() -> bool:
         return not await world.sql(f"select 1 from pg_stat_activity where pid = {pid}")
@@ -87,7 +87,7 @@ async def until_gone(world: World, pid: int) -> None:
 
 
 async def configure(world: World, **limits: str) -> None:
-    """What an administrator sets for the application's role; the database's end takes it along."""
+    """Settings that an administrator makes for the application's role in this database."""
     for name, value in limits.items():
         await world.sql(f"alter role app in database {world.dbname} set {name} = '{value}'")
 
@@ -97,26 +97,26 @@ async def limits_of(http: httpx.AsyncClient, method: str) -> tuple[float, ...]:
     return tuple(answer[name] for name in LIMITS)
 
 
-async def test_the_deadline_reaches_the_server_and_ends_with_the_request(world: World) -> None:
+async def test_the_deadline_is_sent_to_the_server_and_ends_with_the_request(world: World) -> None:
     async with serving(world, deadline="10s") as http:
         statement, _, _ = await limits_of(http, "GET")
         assert 5 < statement <= 10
         statement, idle, transaction = await limits_of(http, "POST")
-        # In the order in which they are to take effect: the connection is only lost when nothing else has helped.
+        # In the order in which they take effect: the connection is lost only as a last resort.
         assert 5 < statement <= 10 < transaction < 5 + idle
     async with serving(world, deadline=None) as http:
         assert await limits_of(http, "GET") == (0, 0, 0)
         assert await limits_of(http, "POST") == (0, 0, 0)
 
 
-async def test_the_servers_own_limits_stay_where_they_are_shorter(world: World) -> None:
+async def test_shorter_timeouts_of_the_server_are_kept(world: World) -> None:
     await configure(world, statement_timeout="2s", idle_in_transaction_session_timeout="3s", transaction_timeout="4s")
     async with serving(world, deadline="10s") as http:
         assert (await limits_of(http, "GET"))[0] == 2
         assert await limits_of(http, "POST") == (2, 3, 4)
 
 
-async def test_the_servers_own_limits_are_shortened_where_they_are_longer(world: World) -> None:
+async def test_longer_timeouts_of_the_server_are_shortened(world: World) -> None:
     await configure(world, statement_timeout="1h", idle_in_transaction_session_timeout="1d", transaction_timeout="2h")
     async with serving(world, deadline="10s") as http:
         statement, idle, transaction = await limits_of(http, "POST")
@@ -124,7 +124,7 @@ async def test_the_servers_own_limits_are_shortened_where_they_are_longer(world:
         assert max(idle, transaction) < 15
 
 
-async def test_a_statement_that_the_server_stops_is_a_504_and_undone(world: World) -> None:
+async def test_a_statement_timeout_of_the_server_is_a_504_and_rolls_back(world: World) -> None:
     await configure(world, statement_timeout="200ms")
     async with serving(world, deadline="20s") as http:
         started = now()
@@ -144,20 +144,22 @@ async def test_a_statement_that_the_server_stops_is_a_504_and_undone(world: Worl
         ("/commit-slowly", "transaction_timeout"),
     ],
 )
-async def test_a_transaction_that_the_server_ends_is_a_504_and_undone(world: World, path: str, limit: str) -> None:
+async def test_a_transaction_terminated_by_the_server_is_a_504_and_rolls_back(
+    world: World, path: str, limit: str
+) -> None:
     await configure(world, **{limit: "300ms"})
     async with serving(world, deadline="20s") as http:
         started = now()
         response = await http.post(path)
         assert now() - started < 0.3 + SLACK_S
         assert (response.status_code, response.json()["kind"]) == (504, "timeout")
-        # The connection was lost with it, the only one of the pool.
+        # The only connection of the pool was lost with it.
         assert (await http.post("/sleep/0")).status_code == 201
     assert await world.items() == ["slept 0"]
     assert await world.sql("select id from slow") == []
 
 
-async def test_a_statement_that_a_client_leaves_behind_ends_by_its_deadline(world: World, proxy: FaultProxy) -> None:
+async def test_an_abandoned_statement_ends_by_its_deadline(world: World, proxy: FaultProxy) -> None:
     async with serving(world, deadline="1s", urls={"primary": through(proxy, world.url())}) as http:
         sleeping = asyncio.create_task(http.post("/sleep/60"))
 
@@ -175,7 +177,7 @@ async def test_a_statement_that_a_client_leaves_behind_ends_by_its_deadline(worl
             return await state() == [("ClientRead", "idle in transaction (aborted)", False, False)]
 
         await until(is_asleep)
-        # The cable is pulled out: the server never hears that its client is gone, nor of any cancel request.
+        # Unplugged cable: the server notices neither the disconnect nor a cancel request.
         proxy.freeze()
         started = now()
         await until(is_over)
@@ -185,7 +187,7 @@ async def test_a_statement_that_a_client_leaves_behind_ends_by_its_deadline(worl
         proxy.release()
 
 
-async def test_a_transaction_that_a_client_leaves_behind_ends_by_its_deadline(world: World, proxy: FaultProxy) -> None:
+async def test_an_abandoned_transaction_ends_by_its_deadline(world: World, proxy: FaultProxy) -> None:
     async with serving(world, deadline="1s", urls={"primary": through(proxy, world.url())}) as http:
         dawdling = asyncio.create_task(http.post("/dawdle"))
 

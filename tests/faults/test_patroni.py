@@ -1,4 +1,4 @@
-"""Failover by Patroni: its real package decides, promotes and rewinds; by a list of hosts, and through HAProxy."""
+"""Failover by Patroni (the Debian package): through a list of hosts, and through HAProxy."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def config_of(url: str, replicas: dict[str, str]) -> dict[str, Any]:
     }
 
 
-async def test_writes_resume_by_themselves_when_patroni_fails_over() -> None:
+async def test_writes_resume_after_a_failover_by_patroni() -> None:
     async with patroni() as cluster:
         former = await cluster.leader()
         ports = ",".join(str(member.port) for member in cluster.members)
@@ -66,7 +66,7 @@ async def _fail_over(cluster: Patroni, *registries: DataSourceRegistry) -> None:
     for writes in every:
         await writes.go_on()
     assert now() - began_at < RECONNECT_PAUSE_S + 3.0
-    # Patroni makes a replica of the former primary, which may hold what nobody else has.
+    # Patroni makes the former primary a replica; it may have commits that no other server received.
     await cluster.follows(former)
     for writes in every:
         await writes.go_on()
@@ -76,12 +76,12 @@ async def _fail_over(cluster: Patroni, *registries: DataSourceRegistry) -> None:
     for registry, before in zip(registries, timelines, strict=True):
         orders = orders_of(registry)
         assert orders.primary.timeline > before
-        # Both are of use: the new primary by its own name as well.
-        await until(lambda orders=orders: all(node.is_usable and node.position for node in orders.picture.replicas))
+        # Both servers are used: the new primary also by its replica name.
+        await until(lambda orders=orders: all(node.is_usable and node.position for node in orders.topology.replicas))
     with psycopg.connect(url_of(str(leader.port)), autocommit=True) as connection:
         kept = {row[0] for row in connection.execute("select item from orders").fetchall()}
     for writes in every:
-        assert set(writes.done) <= kept, "a write that was acknowledged is lost"
+        assert set(writes.done) <= kept, "an acknowledged write is lost"
         for item, error in writes.refused.items():
             assert error.http_status == 503 or error.kind is DataErrorKind.COMMIT_UNKNOWN, error
-            assert error.kind is DataErrorKind.COMMIT_UNKNOWN or item not in kept, f"{item} is there: {error}"
+            assert error.kind is DataErrorKind.COMMIT_UNKNOWN or item not in kept, f"{item} exists: {error}"

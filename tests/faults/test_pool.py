@@ -1,4 +1,4 @@
-"""Connections that die in the pool, and servers that allow fewer than the pool wants: no client notices."""
+"""Connections that die in the pool, and servers that allow fewer connections than the pool: requests do not fail."""
 
 from __future__ import annotations
 
@@ -61,11 +61,11 @@ ends = pytest.mark.parametrize("end", [terminate, restart, crash], ids=lambda en
 
 
 @ends
-async def test_dead_connections_fail_no_request_also_before_anybody_has_noticed(
+async def test_dead_connections_fail_no_request_before_the_loop_has_noticed(
     world: World, end: Callable[[World], None]
 ) -> None:
     async with full_pool(world) as registry:
-        # Blocking, on purpose: the event loop has seen nothing of it when the requests take the connections.
+        # Blocking on purpose: the event loop has seen no event when the requests take the connections.
         end(world)
         await use_all(registry)
         assert len(await world.items()) == SIZE
@@ -73,7 +73,7 @@ async def test_dead_connections_fail_no_request_also_before_anybody_has_noticed(
 
 
 async def use_all_again(registry: DataSourceRegistry) -> None:
-    """The pool is whole: as many at once as it is large, each holding its connection."""
+    """Assert that the pool is complete: `SIZE` requests hold a connection at the same time."""
     barrier = asyncio.Barrier(SIZE)
 
     async def hold() -> None:
@@ -86,7 +86,7 @@ async def use_all_again(registry: DataSourceRegistry) -> None:
 
 
 @ends
-async def test_dead_connections_fail_no_request_one_after_the_other(world: World, end: Callable[[World], None]) -> None:
+async def test_dead_connections_fail_no_sequential_request(world: World, end: Callable[[World], None]) -> None:
     async with full_pool(world) as registry:
         await asyncio.to_thread(end, world)
         for number in range(2 * SIZE):
@@ -94,14 +94,14 @@ async def test_dead_connections_fail_no_request_one_after_the_other(world: World
         await use_all_again(registry)
 
 
-async def test_connections_that_the_network_has_forgotten_fail_no_request(world: World, proxy: FaultProxy) -> None:
+async def test_connections_dropped_by_the_network_fail_no_request(world: World, proxy: FaultProxy) -> None:
     async with full_pool(world, urls={"primary": through(proxy, world.url())}) as registry:
         proxy.cut()
         await use_all(registry)
         await use_all_again(registry)
 
 
-async def test_connections_that_were_idle_for_too_long_for_the_server_fail_no_request(world: World) -> None:
+async def test_connections_terminated_by_idle_session_timeout_fail_no_request(world: World) -> None:
     async with full_pool(world) as registry:
         await world.sql(f"alter role app in database {world.dbname} set idle_session_timeout = '200ms'")
         terminate(world)
@@ -116,7 +116,7 @@ async def test_connections_that_were_idle_for_too_long_for_the_server_fail_no_re
         await world.sql(f"alter role app in database {world.dbname} reset idle_session_timeout")
 
 
-async def test_a_server_that_allows_fewer_connections_than_the_pool_wants_serves_everybody(world: World) -> None:
+async def test_a_server_that_allows_fewer_connections_than_the_pool_serves_all_requests(world: World) -> None:
     await world.cluster.create_role("few", options="connection limit 2")
     try:
         await world.sql("grant app to few; alter role few set role app")
@@ -129,14 +129,14 @@ async def test_a_server_that_allows_fewer_connections_than_the_pool_wants_serves
                     await db.execute("select pg_sleep(0.02)")
 
             await asyncio.gather(*(work() for _ in range(4 * SIZE)))
-            # And when there is room, the pool grows.
+            # The pool grows once the server allows more.
             await world.sql(f"alter role few connection limit {SIZE}")
             await use_all_again(registry)
     finally:
         await world.sql("drop owned by few; drop role few")
 
 
-async def test_a_smart_shutdown_lets_those_inside_finish_and_the_rest_waits_for_nothing(world: World) -> None:
+async def test_sessions_finish_during_a_smart_shutdown_and_closing_waits_for_nothing(world: World) -> None:
     primary = world.cluster.primary
     async with world.registry(replicas=(), pool={"max_size": 2}) as registry:
         async with registry.session(tenant="acme") as db:

@@ -1,4 +1,4 @@
-"""Queries that a replica cancels because recovery has to go on: they go to the primary, unless that mixes servers."""
+"""Reads cancelled by recovery on a replica move to the primary, except inside a snapshot."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tests.world import World
 
 @pytest.fixture
 async def replica(world: World) -> AsyncIterator[Node]:
-    """A replica that lets no query hold up its recovery for longer than a moment."""
+    """A replica that cancels queries in conflict with replay after a moment."""
     node = world.cluster.replicas["r1"]
     await node.configure(max_standby_streaming_delay="50ms")
     yield node
@@ -30,11 +30,11 @@ async def is_reading(world: World) -> bool:
 
 
 async def change_the_table(world: World) -> None:
-    """Replaying this needs a lock that every reader of the table stands in the way of."""
+    """Replay of this DDL needs a lock that conflicts with every reader of the table."""
     await world.sql("alter table orders add column note text")
 
 
-async def test_a_read_that_recovery_cancels_is_answered_by_the_primary(world: World, replica: Node) -> None:
+async def test_a_read_cancelled_by_recovery_is_answered_by_the_primary(world: World, replica: Node) -> None:
     await world.sql("insert into orders (item) values ('tea')")
     await world.cluster.caught_up()
     async with world.registry(replicas=("r1",)) as registry, registry.session(tenant="acme") as db:
@@ -45,13 +45,13 @@ async def test_a_read_that_recovery_cancels_is_answered_by_the_primary(world: Wo
         assert [row["item"] for row in rows] == ["tea"]
         assert db.last_route is not None
         assert (db.last_route.node, db.last_route.reason) == ("primary", "failover")
-        # The conflict is that query's: the replica is as good as before.
+        # The conflict concerned one query: the replica stays in use.
         await world.cluster.caught_up()
         await db.read.fetch_all("select item from orders")
         assert db.last_route.node == "r1"
 
 
-async def test_a_snapshot_that_recovery_ends_is_a_conflict_to_try_again(world: World, replica: Node) -> None:
+async def test_a_snapshot_cancelled_by_recovery_is_a_retryable_conflict(world: World, replica: Node) -> None:
     await world.sql("insert into orders (item) values ('tea')")
     await world.cluster.caught_up()
     async with world.registry(replicas=("r1",)) as registry:
@@ -68,7 +68,7 @@ async def test_a_snapshot_that_recovery_ends_is_a_conflict_to_try_again(world: W
                     )
 
                 await until(is_ended)
-                # What was read before came from a snapshot that is gone: nothing may be mixed with it.
+                # Earlier reads came from a snapshot that is gone: reads from another one must not be mixed with them.
                 await db.fetch_all("select item from orders")
         assert caught.value.kind is DataErrorKind.CONFLICT
         assert (caught.value.is_retryable, caught.value.http_status) == (True, 409)

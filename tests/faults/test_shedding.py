@@ -1,4 +1,4 @@
-"""More requests than the servers can serve: those that matter get in, the others are told at once."""
+"""Overload: high priority is admitted, and excess requests are refused at once."""
 
 from __future__ import annotations
 
@@ -15,15 +15,16 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from asgi_datasource import DataError, DataErrorKind, DataSourceRegistry, compile, session, transactional
-from asgi_datasource.concurrency import limits
-from asgi_datasource.concurrency.limits import Gate, Priority
+from asgi_datasource.concurrency import saturation_log
+from asgi_datasource.concurrency.limits import ConcurrencyLimit
+from asgi_datasource.concurrency.priority_queue import Priority
 from tests.apps import client
 from tests.drivers.polling import until
 from tests.world import World
 
 
 class Shop:
-    """An application whose requests hold on until they are let go."""
+    """An application whose requests wait until the test releases them."""
 
     def __init__(self, registry: DataSourceRegistry) -> None:
         self.registry = registry
@@ -33,19 +34,19 @@ class Shop:
         self.served: list[str] = []
 
     async def hold(self, request: Request) -> Response:
-        """Hold a connection."""
+        """Wait with a borrowed connection."""
         async with session(request).connection():
             await self._wait()
         return JSONResponse({})
 
     async def idle(self, request: Request) -> Response:
-        """Be under way, without a connection."""
+        """Wait after a statement, without a connection."""
         await session(request).fetch_value("select 1")
         await self._wait()
         return JSONResponse({})
 
     async def bare(self, request: Request) -> Response:
-        """Be under way, without any statement."""
+        """Wait without any statement."""
         await self._wait()
         return JSONResponse({})
 
@@ -88,8 +89,8 @@ class Shop:
     async def status(self, path: str) -> int:
         return (await self.http.get(path)).status_code
 
-    def gate(self, path: str) -> Gate:
-        found = self.registry.compiled.rules.match("GET", path).gate
+    def limit(self, path: str) -> ConcurrencyLimit:
+        found = self.registry.compiled.rules.match("GET", path).concurrency_limit
         assert found is not None
         return found
 
@@ -112,7 +113,7 @@ async def serving(
             shop.is_open.set()
 
 
-async def test_no_more_requests_of_a_route_are_under_way_than_may_be_and_the_others_are_told_at_once(
+async def test_max_in_flight_of_a_route_refuses_further_requests_at_once(
     world: World, caplog: pytest.LogCaptureFixture
 ) -> None:
     async with serving(world, {"match": "GET /bare", "max_in_flight": 2}) as shop:
@@ -121,7 +122,7 @@ async def test_no_more_requests_of_a_route_are_under_way_than_may_be_and_the_oth
         refused = await shop.http.get("/bare")
         assert (refused.status_code, refused.headers["retry-after"]) == (503, "1")
         assert refused.json()["kind"] == "resource"
-        assert shop.held == 2, "the application has not seen it"
+        assert shop.held == 2, "the application was not called"
         assert (
             "routes[0] (GET /bare) is saturated: 1 refused; 2 requests may be under way. Raise its max_in_flight"
             in caplog.text
@@ -132,23 +133,23 @@ async def test_no_more_requests_of_a_route_are_under_way_than_may_be_and_the_oth
         assert await shop.status("/bare") == 200
 
 
-async def test_however_a_request_ends_its_place_is_free_again(world: World) -> None:
+async def test_a_request_frees_its_slot_however_it_ends(world: World) -> None:
     async with serving(world, {"match": "/**", "max_in_flight": 3}) as shop:
-        gate = shop.gate("/fail")
+        limit = shop.limit("/fail")
         assert await shop.status("/fail") == 500
         assert (await shop.http.post("/lose")).status_code == 409
         assert await shop.status("/nowhere") == 404
         held = shop.start("/bare", 2) + shop.start("/hold")
         await until(lambda: shop.held == 3)
-        assert gate.in_flight.count == 3
+        assert limit.in_flight.count == 3
         for task in held:
             task.cancel()
         await asyncio.gather(*held, return_exceptions=True)
         shop.is_open.set()
-        await until(lambda: gate.in_flight.count == 0)
+        await until(lambda: limit.in_flight.count == 0)
 
 
-async def test_a_reload_counts_those_that_are_under_way(world: World) -> None:
+async def test_a_reload_counts_requests_in_flight(world: World) -> None:
     async with serving(world, {"match": "/bare", "max_in_flight": 5}, max_in_flight=5) as shop:
         held = shop.start("/bare") + shop.start("/idle")
         await until(lambda: shop.held == 2)
@@ -163,7 +164,7 @@ async def test_a_reload_counts_those_that_are_under_way(world: World) -> None:
         assert await shop.status("/read") == 200
 
 
-async def test_no_more_requests_use_a_datasource_than_may_be_but_those_of_high_priority_get_in(
+async def test_max_in_flight_of_a_datasource_admits_high_priority(
     world: World, caplog: pytest.LogCaptureFixture
 ) -> None:
     async with serving(world, max_in_flight=4) as shop:
@@ -175,7 +176,7 @@ async def test_no_more_requests_use_a_datasource_than_may_be_but_those_of_high_p
         refused = await shop.http.get("/read")
         assert (refused.status_code, refused.headers["retry-after"]) == (503, "1")
         assert await shop.status("/admin/jobs") == 200
-        assert await shop.status("/nowhere") == 404, "who asks for no data is not refused"
+        assert await shop.status("/nowhere") == 404, "a request without SQL is not refused"
         assert (
             "datasource 'orders' is saturated: 1 refused; 4 requests may be under way. Raise max_in_flight"
             in caplog.text
@@ -183,13 +184,13 @@ async def test_no_more_requests_use_a_datasource_than_may_be_but_those_of_high_p
         shop.is_open.set()
         await asyncio.gather(*held)
         assert await shop.status("/read") == 200
-        gate = shop.registry.datasources["orders"].gate
-        assert gate is not None
-        await until(lambda: gate.in_flight.count == 0)
+        limit = shop.registry.datasources["orders"].concurrency_limit
+        assert limit is not None
+        await until(lambda: limit.in_flight.count == 0)
 
 
 @pytest.mark.parametrize("fair", [False, True])
-async def test_in_a_full_queue_high_priority_gets_in_and_is_served_first(world: World, fair: bool) -> None:
+async def test_in_a_full_queue_high_priority_is_admitted_and_served_first(world: World, fair: bool) -> None:
     async with serving(world, max_waiting=3, fair=fair, acquire_timeout="20s") as shop:
         server = shop.registry.datasources["orders"].servers["primary"]
         holding = shop.start("/hold")
@@ -198,7 +199,8 @@ async def test_in_a_full_queue_high_priority_gets_in_and_is_served_first(world: 
         for count, (name, path) in enumerate((("low", "/low"), ("first", "/read"), ("second", "/read")), start=1):
             waiting[name] = shop.start(path)[0]
             await until(lambda count=count: server.waiting == count)  # type: ignore[misc]
-        # Full. Who is not more urgent is refused at once, the others take the place of who is least urgent.
+        # The queue is full. A request of equal or lower priority is refused; one of higher priority displaces the last
+        # of the lowest.
         assert await shop.status("/low") == 503
         assert not waiting["low"].done()
         high = shop.start("/admin/jobs", 2)
@@ -214,13 +216,13 @@ async def test_in_a_full_queue_high_priority_gets_in_and_is_served_first(world: 
         assert (server.waiting, server.borrowed) == (0, 0)
 
 
-async def test_far_too_much_is_answered_at_once_and_piles_up_nowhere(world: World) -> None:
+async def test_excess_requests_are_refused_at_once_and_queues_stay_bounded(world: World) -> None:
     async with serving(world, {"match": "/bare/more", "max_in_flight": 5}, max_waiting=10, max_size=2) as shop:
         server = shop.registry.datasources["orders"].servers["primary"]
         for path in ("/read", "/bare/more"):
             flood = shop.start("/hold", 2) + shop.start(path, 150)
             await until(lambda: shop.held >= 2)
-            # All but those that may wait are answered while the others still hold on to everything.
+            # All requests beyond the bounds are answered while the others still hold every connection.
             async with asyncio.timeout(20):
                 while sum(task.done() for task in flood) < 150 - 15:
                     await asyncio.sleep(0.02)
@@ -237,13 +239,13 @@ async def test_far_too_much_is_answered_at_once_and_piles_up_nowhere(world: Worl
             shop.held = 0
 
 
-async def test_who_is_displaced_while_it_leaves_or_is_served_takes_nothing_along(world: World) -> None:
+async def test_a_waiter_displaced_while_it_is_served_or_cancelled_leaks_nothing(world: World) -> None:
     async with serving(world, max_waiting=2, acquire_timeout="20s") as shop:
         server = shop.registry.datasources["orders"].servers["primary"]
         held = await server.acquire(deadline=None)
         first, second = [asyncio.create_task(server.acquire(deadline=None)) for _ in range(2)]
         await until(lambda: server.waiting == 2)
-        # All in one step: one is served, one is displaced, and one of the urgent ones is cancelled.
+        # In one step: one waiter is served, one displaced, and one with high priority cancelled.
         server.release(held)
         urgent = [asyncio.create_task(server.acquire(deadline=None, priority=Priority.HIGH)) for _ in range(2)]
         second.cancel()
@@ -257,12 +259,12 @@ async def test_who_is_displaced_while_it_leaves_or_is_served_takes_nothing_along
         assert (server.waiting, server.borrowed) == (0, 0)
 
 
-async def test_saturation_is_told_with_what_to_change_and_not_for_each_request(
+async def test_saturation_is_logged_with_advice_and_at_a_limited_rate(
     world: World, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(limits, "INTERVAL_S", 0.4)
+    monkeypatch.setattr(saturation_log, "INTERVAL_S", 0.4)
 
-    def told() -> list[str]:
+    def logged() -> list[str]:
         return [record.getMessage() for record in caplog.records if record.name == "asgi_datasource.saturation"]
 
     async with serving(world, max_waiting=1, acquire_timeout="20s") as shop:
@@ -276,20 +278,18 @@ async def test_saturation_is_told_with_what_to_change_and_not_for_each_request(
         assert re.fullmatch(
             r"orders\.primary \(\S+\) is saturated: 1 refused; 1 of 1 connections are in use, 1 wait\. Raise"
             r" pool\.max_size where .* or bound the routes that take most with max_in_flight",
-            told()[0],
+            logged()[0],
         )
         shop.is_open.set()
         await asyncio.gather(*held, *waiting)
-        await until(lambda: sum(int(found.group(1)) for text in told() if (found := refused.search(text))) == 20)
-        assert len(told()) < 10
+        await until(lambda: sum(int(found.group(1)) for text in logged() if (found := refused.search(text))) == 20)
+        assert len(logged()) < 10
 
 
 refused = re.compile(r"(\d+) refused")
 
 
-async def test_who_waits_long_is_told_of_before_anybody_is_refused(
-    world: World, caplog: pytest.LogCaptureFixture
-) -> None:
+async def test_long_waits_are_logged_before_any_refusal(world: World, caplog: pytest.LogCaptureFixture) -> None:
     async with serving(world, acquire_timeout="4s") as shop:
         held = shop.start("/hold")
         await until(lambda: shop.held == 1)
@@ -303,10 +303,10 @@ async def test_who_waits_long_is_told_of_before_anybody_is_refused(
     assert "is saturated: 1 served after a long wait; " in caplog.text
 
 
-async def test_a_larger_pool_is_recommended_by_what_was_refused(
+async def test_the_advised_pool_size_follows_from_the_refusals(
     world: World, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(limits, "INTERVAL_S", 0.5)
+    monkeypatch.setattr(saturation_log, "INTERVAL_S", 0.5)
     async with serving(world, max_waiting=1, max_size=2) as shop:
 
         async def work() -> None:
@@ -314,7 +314,7 @@ async def test_a_larger_pool_is_recommended_by_what_was_refused(
                 async with shop.registry.session(tenant="acme") as db:
                     await db.execute("select pg_sleep(0.05)")
 
-        # The very first refusal is told of at once; what follows it, with what was served meanwhile.
+        # The first refusal is logged at once; later ones together with the number served meanwhile.
         for _ in range(2):
             outcomes = await asyncio.gather(*(work() for _ in range(5)), return_exceptions=True)
             assert any(isinstance(outcome, DataError) for outcome in outcomes)
@@ -324,7 +324,7 @@ async def test_a_larger_pool_is_recommended_by_what_was_refused(
     )
 
 
-async def test_a_tenants_own_limit_is_told_of_as_such(world: World, caplog: pytest.LogCaptureFixture) -> None:
+async def test_saturation_of_a_tenants_limit_is_logged_as_such(world: World, caplog: pytest.LogCaptureFixture) -> None:
     config = world.config(replicas=(), pool={"acquire_timeout": "200ms"})
     config["tenants"]["acme"]["limits"] = {"max_connections": 1}
     async with compile(config) as registry, registry.session(tenant="acme") as db:

@@ -1,4 +1,4 @@
-"""Prepared statements that are gone, or whose columns have changed: run anew where that is safe, and never wrong."""
+"""Prepared statements that are gone, or whose result columns have changed: retried if that is safe."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from asgi_datasource import DataError, DataSourceRegistry
 from tests.world import World
 
 TIMES = 8
-"""More often than it takes to have a statement prepared."""
+"""More executions than it takes until a statement is prepared."""
 
 
 @pytest.fixture
 async def registry(world: World) -> AsyncIterator[DataSourceRegistry]:
-    """One connection: every statement meets what the one before has left."""
+    """A pool of one: every statement runs on the same connection."""
     async with world.registry(replicas=(), pool={"max_size": 1}) as made:
         yield made
 
@@ -40,7 +40,7 @@ async def prepare(registry: DataSourceRegistry) -> None:
     "change",
     ["alter table orders add column note text", "alter table orders alter column item type varchar(80)"],
 )
-async def test_a_read_goes_on_after_its_table_has_got_other_columns(
+async def test_a_read_succeeds_after_its_table_changed_columns(
     world: World, registry: DataSourceRegistry, change: str
 ) -> None:
     await world.sql("insert into orders (item) values ('tea')")
@@ -52,7 +52,7 @@ async def test_a_read_goes_on_after_its_table_has_got_other_columns(
         assert ("note" in rows[0]) is ("note" in change)
 
 
-async def test_a_read_goes_on_after_its_table_was_made_anew(world: World, registry: DataSourceRegistry) -> None:
+async def test_a_read_succeeds_after_its_table_was_recreated(world: World, registry: DataSourceRegistry) -> None:
     await prepare(registry)
     await world.sql("alter table orders rename to old_orders")
     await world.sql("create table orders (id int, item int, price int)")
@@ -62,7 +62,7 @@ async def test_a_read_goes_on_after_its_table_was_made_anew(world: World, regist
         assert await read(registry) == [{"id": 1, "item": 2, "price": 3}]
 
 
-async def test_tenants_whose_tables_differ_share_a_connection(world: World, registry: DataSourceRegistry) -> None:
+async def test_tenants_with_different_tables_share_a_connection(world: World, registry: DataSourceRegistry) -> None:
     await world.sql("alter table orders add column note text", schema="globex")
     for schema in ("acme", "globex"):
         await world.sql(f"insert into orders (item) values ('{schema}')", schema=schema)
@@ -73,9 +73,7 @@ async def test_tenants_whose_tables_differ_share_a_connection(world: World, regi
             assert ("note" in row) is (tenant == "globex")
 
 
-async def test_the_first_statement_of_a_transaction_is_run_anew_once(
-    world: World, registry: DataSourceRegistry
-) -> None:
+async def test_the_first_statement_of_a_transaction_is_retried_once(world: World, registry: DataSourceRegistry) -> None:
     statement = "insert into orders (item) values (gen_random_uuid()) returning *"
     for _ in range(TIMES):
         async with registry.session(tenant="acme") as db:
@@ -88,7 +86,7 @@ async def test_the_first_statement_of_a_transaction_is_run_anew_once(
     assert len(await world.items()) == TIMES + 1
 
 
-async def test_a_later_statement_fails_and_nothing_of_its_transaction_is_left(
+async def test_a_later_statement_fails_and_its_transaction_is_rolled_back(
     world: World, registry: DataSourceRegistry
 ) -> None:
     for _ in range(TIMES):
@@ -110,7 +108,7 @@ async def test_a_later_statement_fails_and_nothing_of_its_transaction_is_left(
 
 
 @pytest.mark.parametrize("command", ["deallocate all", "discard all"])
-async def test_prepared_statements_that_were_taken_away_are_made_anew(
+async def test_deallocated_statements_are_prepared_again(
     world: World, registry: DataSourceRegistry, command: str
 ) -> None:
     await prepare(registry)
@@ -124,10 +122,8 @@ async def test_prepared_statements_that_were_taken_away_are_made_anew(
         assert await read(registry) == []
 
 
-async def test_a_statement_that_was_skipped_does_not_count_as_prepared(
-    world: World, registry: DataSourceRegistry
-) -> None:
-    """The cache is not poisoned, whichever of its uses is the one that an error before it skips."""
+async def test_a_skipped_statement_does_not_count_as_prepared(world: World, registry: DataSourceRegistry) -> None:
+    """The cache stays correct, whichever execution was skipped because of an earlier error in the pipeline."""
     await world.sql("insert into orders (item) values ('there')")
     for failing_use in range(1, TIMES):
         statement = f"insert into orders (item) values (%s) /* {failing_use} */"
@@ -141,7 +137,7 @@ async def test_a_statement_that_was_skipped_does_not_count_as_prepared(
     assert len(await world.items()) == 1 + (TIMES - 1) * (TIMES - 1)
 
 
-async def test_many_at_once_meet_the_change_and_none_fails(world: World) -> None:
+async def test_concurrent_reads_survive_changes_of_their_table(world: World) -> None:
     async with world.registry(replicas=(), pool={"max_size": 4}) as registry:
         await prepare(registry)
         is_over = asyncio.Event()

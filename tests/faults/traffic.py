@@ -1,4 +1,4 @@
-"""Clients that send requests all the time, and remember every answer."""
+"""Clients that send requests continuously, and record every response."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tests.drivers.polling import until
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What a client got."""
+    """The response to one request."""
 
     status: int
     node: str
@@ -24,18 +24,18 @@ class Answer:
 
 @dataclass
 class Traffic:
-    """Every answer so far, in order."""
+    """All responses so far, in order."""
 
     answers: list[Answer] = field(default_factory=list)
 
     async def goes_on(self, count: int = 30, *, timeout_s: float = 60.0) -> list[Answer]:
-        """Wait until so many requests more are answered; these answers."""
+        """Wait for this many more responses, and return them."""
         start = len(self.answers)
         await until(lambda: len(self.answers) >= start + count, timeout_s=timeout_s)
         return self.answers[start:]
 
     async def reaches(self, *nodes: str, timeout_s: float = 60.0) -> None:
-        """Wait until these servers answer, and no other one does."""
+        """Wait until exactly these servers answer."""
 
         async with asyncio.timeout(timeout_s):
             while {answer.node for answer in await self.goes_on()} != set(nodes):
@@ -54,7 +54,7 @@ class Traffic:
 async def traffic(
     http: httpx.AsyncClient, path: str, *, method: str = "GET", clients: int = 6
 ) -> AsyncIterator[Traffic]:
-    """Clients that send this request again and again until the block ends; an answer names its server in `X-Node`."""
+    """Clients that repeat this request until the block ends; the response names its server in `X-Node`."""
     seen = Traffic()
     is_over = asyncio.Event()
 

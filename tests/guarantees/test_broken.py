@@ -1,4 +1,4 @@
-"""Servers that end and come back: reads go on, writes say so at once, and nobody restarts anything."""
+"""Servers that stop and restart: reads continue, writes fail fast, and no restart of the application is needed."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from tests.world import World
 
 ACQUIRE_TIMEOUT_S = 1
 SLACK_S = 1.0
-"""What a busy machine may add."""
+"""Allowance for a busy machine."""
 
 
 @pytest.fixture(scope="module")
@@ -89,7 +89,7 @@ endings = pytest.mark.parametrize("how", ["stopped", "stopped at once", "killed"
 
 @endings
 @pytest.mark.parametrize("path", ["/read", "/read-twice"])
-async def test_a_replica_that_ends_under_load_costs_no_client_an_error_and_is_used_again_later(
+async def test_replica_outage_under_load_costs_no_errors_and_replica_is_used_again(
     world: World, how: str, path: str
 ) -> None:
     async with application(world) as http, traffic(http, path) as readers:
@@ -102,7 +102,7 @@ async def test_a_replica_that_ends_under_load_costs_no_client_an_error_and_is_us
 
 
 @endings
-async def test_when_every_replica_has_ended_the_primary_answers_reads(world: World, how: str) -> None:
+async def test_primary_answers_reads_when_all_replicas_are_down(world: World, how: str) -> None:
     async with application(world) as http, traffic(http, "/read") as readers:
         await readers.reaches("r1", "r2")
         for replica in world.cluster.replicas.values():
@@ -115,7 +115,7 @@ async def test_when_every_replica_has_ended_the_primary_answers_reads(world: Wor
 
 
 @endings
-async def test_while_the_primary_is_down_reads_go_on_and_writes_are_refused_in_time_until_it_is_back(
+async def test_reads_continue_and_writes_fail_fast_while_the_primary_is_down(
     world: World, how: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     primary = world.cluster.primary
@@ -141,19 +141,19 @@ async def test_while_the_primary_is_down_reads_go_on_and_writes_are_refused_in_t
     assert any("onnection refused" in text for text in refused), refused
 
 
-async def test_writes_under_load_are_refused_in_time_while_the_primary_is_down(world: World) -> None:
+async def test_writes_under_load_fail_fast_while_the_primary_is_down(world: World) -> None:
     async with application(world) as http, traffic(http, "/write", method="POST", clients=12) as writers:
         await writers.goes_on()
         await world.cluster.primary.kill()
         started = now()
         refused = await writers.goes_on(240)
-        # Twelve clients, twenty times each: nobody waits for longer than a connection may take.
+        # Twelve clients, twenty requests each: no request waits longer than acquire_timeout.
         assert now() - started < 21 * (ACQUIRE_TIMEOUT_S + SLACK_S)
         kinds = [(answer.status, json.loads(answer.body)["kind"]) for answer in refused[-120:]]
-        # Those whose COMMIT was on its way, at most one a connection: nobody can tell them while the server is down.
+        # A COMMIT in flight, at most one per connection, has an unknown outcome while the server is down.
         in_doubt = kinds.count((500, "commit_unknown"))
         assert in_doubt <= 4
-        assert kinds.count((503, "connection")) == len(kinds) - in_doubt, "not a full queue"
+        assert kinds.count((503, "connection")) == len(kinds) - in_doubt, "the queue must not be full"
         await world.cluster.primary.start()
         start = len(writers.answers)
         await until(lambda: any(a.status == 201 for a in writers.answers[start:]))
@@ -162,14 +162,14 @@ async def test_writes_under_load_are_refused_in_time_while_the_primary_is_down(w
         if one.status == 201:
             assert json.loads(one.body)["item"] in written
         else:
-            # Those whose COMMIT was under way when the server was killed may be unknown; the others were not done.
+            # A COMMIT in flight when the server was killed may be unknown; every other write was rolled back.
             assert one.status == 503 or json.loads(one.body)["kind"] == "commit_unknown"
     in_doubt = [one for one in writers.answers if one.status == 500]
     acknowledged = writers.statuses[201]
     assert acknowledged <= len(written) <= acknowledged + len(in_doubt)
 
 
-async def test_an_outage_is_logged_once_when_it_begins_and_once_when_it_ends(
+async def test_an_outage_is_logged_once_at_its_start_and_once_at_its_end(
     world: World, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO, logger="asgi_datasource")
@@ -179,7 +179,7 @@ async def test_an_outage_is_logged_once_when_it_begins_and_once_when_it_ends(
         await readers.reaches("r2")
         await world.cluster.replicas["r1"].start()
         await readers.reaches("r1", "r2")
-    told = [record.getMessage() for record in caplog.records if record.name == "asgi_datasource.server"]
-    assert [text for text in told if " is down" in text][1:] == []
-    assert [text for text in told if " is up again" in text][1:] == []
-    assert len([text for text in told if "orders.r1" in text and (" is down" in text or " is up" in text)]) == 2
+    logged = [record.getMessage() for record in caplog.records if record.name == "asgi_datasource.server"]
+    assert [text for text in logged if " is down" in text][1:] == []
+    assert [text for text in logged if " is up again" in text][1:] == []
+    assert len([text for text in logged if "orders.r1" in text and (" is down" in text or " is up" in text)]) == 2

@@ -1,4 +1,4 @@
-"""Promise 1: a 2xx or 3xx means committed, and a COMMIT that fails is never one."""
+"""Promise 1: 2xx or 3xx means committed; a failed COMMIT never produces one."""
 
 from __future__ import annotations
 
@@ -60,13 +60,13 @@ ALIVE = Route("/alive", alive)
 
 
 async def write_what_commit_refuses(db: DataSession) -> None:
-    """The foreign key is checked at COMMIT: every statement works, the COMMIT fails."""
+    """Every statement succeeds and COMMIT fails, because the foreign key is deferred."""
     await db.execute("insert into orders (item) values ('tea')")
     await db.execute("insert into children (parent) values (99)")
 
 
 def refused(respond: Respond, path: str = "/") -> Route:
-    """A route that answers like this, and whose COMMIT fails."""
+    """A route with this response, and a COMMIT that fails."""
 
     async def endpoint(request: Request) -> Response:
         await write_what_commit_refuses(session(request))
@@ -104,7 +104,7 @@ RESPONSES = [plain, streaming, redirect, empty, file]
 
 
 def errors_of_the_server(caplog: pytest.LogCaptureFixture) -> list[str]:
-    """What uvicorn complains about: a message behind the end of a response, an exception out of the application."""
+    """Warnings of uvicorn: a message after the end of a response, an exception that leaves the application."""
     return [
         record.getMessage()
         for record in caplog.records
@@ -112,7 +112,7 @@ def errors_of_the_server(caplog: pytest.LogCaptureFixture) -> list[str]:
     ]
 
 
-async def test_the_row_is_visible_to_others_when_the_client_has_its_status_line(world: World) -> None:
+async def test_row_is_visible_to_other_sessions_when_the_status_line_arrives(world: World) -> None:
     async with client(world, [Route("/", slow_commit, methods=["POST"])]) as http:
         started = time.monotonic()
         async with http.stream("POST", "/") as response:
@@ -122,7 +122,7 @@ async def test_the_row_is_visible_to_others_when_the_client_has_its_status_line(
         assert waited >= SLOW_COMMIT_S
 
 
-async def test_the_row_is_visible_when_the_first_byte_of_a_stream_arrives(world: World) -> None:
+async def test_row_is_visible_when_the_first_byte_of_a_stream_arrives(world: World) -> None:
     go_on = asyncio.Event()
 
     async def body() -> AsyncIterator[bytes]:
@@ -157,7 +157,7 @@ async def test_a_failed_commit_is_never_a_success(
     assert document["kind"] == "constraint"
     assert document["status"] == 409
     assert document["constraint"] == "children_parent_fkey"
-    # Complete and single: nothing of the route's own response is on the wire, nothing came behind it.
+    # One complete response: nothing of the route's own response is on the wire, before or after it.
     assert answer.header("content-length") == str(len(answer.body))
     assert [value for key, value in answer.headers if key == "location"] == []
     assert following.body == b"alive"
@@ -166,7 +166,7 @@ async def test_a_failed_commit_is_never_a_success(
 
 
 @pytest.mark.parametrize("http", ["h11", "httptools"])
-async def test_the_answer_is_single_whatever_protocol_implementation_serves_it(
+async def test_the_client_gets_one_response_with_every_http_implementation(
     world: World, http: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     app = Starlette(
@@ -178,8 +178,8 @@ async def test_the_answer_is_single_whatever_protocol_implementation_serves_it(
     assert errors_of_the_server(caplog) == []
 
 
-async def test_a_transaction_that_had_failed_before_is_never_a_success(world: World) -> None:
-    """PostgreSQL answers COMMIT of a failed transaction with ROLLBACK, and no error."""
+async def test_commit_of_a_failed_transaction_is_never_a_success(world: World) -> None:
+    """PostgreSQL answers COMMIT of a failed transaction with the tag ROLLBACK and without an error."""
 
     async def endpoint(request: Request) -> Response:
         db = session(request)
@@ -195,8 +195,8 @@ async def test_a_transaction_that_had_failed_before_is_never_a_success(world: Wo
     assert await world.items() == []
 
 
-async def test_two_that_cannot_both_be_serialised(world: World) -> None:
-    """40001 at COMMIT: a conflict, and worth another try."""
+async def test_serialization_failure_at_commit_is_a_retryable_conflict(world: World) -> None:
+    """SQLSTATE 40001 at COMMIT."""
     both_have_read = asyncio.Barrier(2)
 
     async def endpoint(request: Request) -> Response:
@@ -216,7 +216,7 @@ async def test_two_that_cannot_both_be_serialised(world: World) -> None:
     assert len(await world.items()) == 1
 
 
-# -- the application's own handlers
+# -- the application's own exception handlers
 
 
 def conflict(request: Request, error: Exception) -> Response:
@@ -228,7 +228,7 @@ async def conflict_async(request: Request, error: Exception) -> Response:
 
 
 class ConflictPage:
-    """A handler that is an object."""
+    """A handler that is a callable object."""
 
     async def __call__(self, request: Request, error: Exception) -> Response:
         return conflict(request, error)
@@ -247,7 +247,7 @@ class ConflictPage:
     ],
 )
 @pytest.mark.parametrize("respond", [plain, streaming])
-async def test_the_applications_own_handler_answers(
+async def test_the_applications_exception_handler_answers(
     world: World, respond: Respond, key: Any, handler: Any, name: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     async with client(world, [refused(respond), ALIVE], exception_handlers={key: handler}) as http:
@@ -258,7 +258,7 @@ async def test_the_applications_own_handler_answers(
     assert errors_of_the_server(caplog) == []
 
 
-async def test_a_handler_of_the_error_goes_before_one_of_its_cause_and_one_of_the_status(world: World) -> None:
+async def test_handler_of_the_error_precedes_handlers_of_its_cause_and_of_the_status(world: World) -> None:
     def named(name: str) -> Callable[[Request, Exception], Response]:
         return lambda request, error: PlainTextResponse(name, status_code=409)
 
@@ -270,8 +270,8 @@ async def test_a_handler_of_the_error_goes_before_one_of_its_cause_and_one_of_th
         assert (await http.post("/")).text == "cause"
 
 
-async def test_a_status_handler_gets_what_starlette_would_give_it(world: World) -> None:
-    """A handler for a status is written for `HTTPException`: it has `status_code` and `detail`."""
+async def test_status_handler_gets_an_exception_with_status_code_and_detail(world: World) -> None:
+    """Handlers for a status are written for `HTTPException`."""
     seen: list[Exception] = []
 
     async def handler(request: Request, error: HTTPException) -> Response:
@@ -315,7 +315,7 @@ async def test_a_handler_may_read_the_request(world: World) -> None:
 
 
 @pytest.mark.parametrize("is_sync", [True, False])
-async def test_a_handler_that_fails_itself_is_replaced_by_the_problem_document(
+async def test_problem_document_replaces_a_handler_that_fails(
     world: World, is_sync: bool, caplog: pytest.LogCaptureFixture
 ) -> None:
     def fails(request: Request, error: Exception) -> Response:
@@ -333,7 +333,7 @@ async def test_a_handler_that_fails_itself_is_replaced_by_the_problem_document(
     assert errors_of_the_server(caplog) == []
 
 
-async def test_a_handler_that_uses_the_dead_session_falls_back_too(world: World) -> None:
+async def test_problem_document_replaces_a_handler_that_uses_the_closed_session(world: World) -> None:
     async def handler(request: Request, error: DataError) -> Response:
         await session(request).execute("insert into orders (item) values ('late')")
         return PlainTextResponse("never", status_code=409)
@@ -344,17 +344,17 @@ async def test_a_handler_that_uses_the_dead_session_falls_back_too(world: World)
     assert await world.items() == []
 
 
-async def test_a_handler_for_every_exception_belongs_to_the_frameworks_error_page_and_is_not_asked(
+async def test_handler_of_exception_is_left_to_the_frameworks_error_page(
     world: World,
 ) -> None:
-    """Starlette calls it from its outermost middleware, for what nobody has dealt with, and raises again afterwards."""
+    """Starlette calls it from its outermost middleware for unhandled exceptions, and re-raises."""
     async with client(world, [refused(plain)], exception_handlers={Exception: conflict}) as http:
         answer = await http.post("/")
     assert answer.headers["content-type"] == "application/problem+json"
 
 
-async def test_a_commit_that_fails_under_a_handlers_response(world: World) -> None:
-    """The response that commits need not be the route's: here it is a redirect that a handler made."""
+async def test_commit_fails_under_the_response_of_an_exception_handler(world: World) -> None:
+    """The response that commits need not come from the route: here it is a redirect from an exception handler."""
 
     class NotLoggedIn(Exception):
         pass
@@ -373,7 +373,7 @@ async def test_a_commit_that_fails_under_a_handlers_response(world: World) -> No
 
 
 class CopiesTheScope:
-    """A middleware as many are written: what stands below sees another dictionary."""
+    """A common kind of middleware: the application below sees a copy of the scope."""
 
     def __init__(self, app: ASGIApp) -> None:
         self.app = app
@@ -382,7 +382,7 @@ class CopiesTheScope:
         await self.app(dict(scope), receive, send)
 
 
-async def test_the_handlers_are_found_below_a_middleware_that_copies_the_scope(world: World) -> None:
+async def test_handlers_are_found_below_a_middleware_that_copies_the_scope(world: World) -> None:
     async with client(
         world, [refused(plain)], inside=[Middleware(CopiesTheScope)], exception_handlers={DataError: conflict}
     ) as http:
@@ -401,10 +401,10 @@ async def test_a_mounted_applications_handlers_answer_for_its_routes(world: Worl
         assert (answer.status, answer.body) == (409, b"the shop is sorry")
 
 
-# -- around the route
+# -- middleware around the route
 
 
-async def test_cors_headers_stand_on_the_answer(world: World) -> None:
+async def test_error_response_has_cors_headers(world: World) -> None:
     cors = Middleware(CORSMiddleware, allow_origins=["https://shop.example"])
     for handlers in ({}, {DataError: conflict}):
         async with client(world, [refused(streaming)], outside=[cors], exception_handlers=handlers) as http:
@@ -413,8 +413,8 @@ async def test_cors_headers_stand_on_the_answer(world: World) -> None:
         assert answer.headers["access-control-allow-origin"] == "https://shop.example"
 
 
-class PassesOn(BaseHTTPMiddleware):
-    """Starlette's middleware base, which runs the application in a task of its own and makes the response anew."""
+class Rebuilds(BaseHTTPMiddleware):
+    """Starlette's `BaseHTTPMiddleware`: it runs the application in a separate task and rebuilds the response."""
 
     async def dispatch(self, request: Request, call_next: RequestResponseEndpoint) -> Response:
         response = await call_next(request)
@@ -422,8 +422,8 @@ class PassesOn(BaseHTTPMiddleware):
         return response
 
 
-@pytest.mark.parametrize("inside", [[], [Middleware(PassesOn)]])
-@pytest.mark.parametrize("outside", [[], [Middleware(PassesOn)]])
+@pytest.mark.parametrize("inside", [[], [Middleware(Rebuilds)]])
+@pytest.mark.parametrize("outside", [[], [Middleware(Rebuilds)]])
 @pytest.mark.parametrize("respond", [plain, streaming])
 async def test_background_tasks_do_not_run_when_the_commit_fails(
     world: World,
@@ -502,9 +502,7 @@ async def test_fastapi(world: World, caplog: pytest.LogCaptureFixture) -> None:
     assert await world.items() == []
 
 
-async def test_an_application_that_catches_everything_and_sends_on_is_not_heard(
-    world: World, caplog: pytest.LogCaptureFixture
-) -> None:
+async def test_messages_sent_after_a_failed_commit_are_refused(world: World, caplog: pytest.LogCaptureFixture) -> None:
     heard: list[str] = []
 
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
@@ -540,11 +538,11 @@ async def test_failed_commits_cost_no_connection(world: World) -> None:
         assert len(await world.backends()) == 1
 
 
-# -- a COMMIT that somebody does not wait for
+# -- COMMIT whose caller was cancelled
 
 
 def gives_up(after_s: float, status: int) -> type:
-    """A middleware that answers itself when the application takes too long."""
+    """A middleware that answers by itself when the application exceeds a time limit."""
 
     class GivesUp:
         def __init__(self, app: ASGIApp) -> None:
@@ -560,8 +558,8 @@ def gives_up(after_s: float, status: int) -> type:
     return GivesUp
 
 
-async def test_another_response_cannot_overtake_the_commit(world: World) -> None:
-    """Whoever gives up during COMMIT and answers 200 instead still tells the client nothing that is not so."""
+async def test_a_timeout_response_cannot_overtake_the_commit(world: World) -> None:
+    """A middleware that times out during COMMIT and answers 200 must not report a false outcome."""
 
     async def fails_slowly(request: Request) -> Response:
         await write_what_commit_refuses(session(request))

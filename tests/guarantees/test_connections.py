@@ -32,7 +32,7 @@ Db = Annotated[DataSession, Depends(session)]
 
 
 class Doors:
-    """Holds requests where they are, and writes down who has ended, in order."""
+    """Blocks requests until the test opens the doors, and records in order which have ended."""
 
     def __init__(self) -> None:
         self.inside = 0
@@ -40,13 +40,13 @@ class Doors:
         self._open = asyncio.Event()
 
     async def wait(self) -> None:
-        """Stay until the doors are opened."""
+        """Block until the doors are opened."""
         self.inside += 1
         await self._open.wait()
         self.ended.append("one of the five")
 
     def open(self) -> None:
-        """Let all of them go."""
+        """Unblock all requests."""
         self._open.set()
 
 
@@ -56,7 +56,7 @@ async def count(request: Request) -> Response:
 
 
 async def place(request: Request) -> None:
-    """What the five do before they answer: a read, a write, and another read."""
+    """What each of the five requests does before its response: a read, a write, another read."""
     db = session(request)
     await db.fetch_all("select * from orders")
     await db.execute("insert into orders (item) values (%s)", [request.query_params["item"]])
@@ -98,7 +98,7 @@ def fastapi_background_tasks(doors: Doors) -> ASGIApp:
 
 
 def a_dependency_that_ends_late(doors: Doors) -> ASGIApp:
-    """FastAPI ends dependencies with `yield` behind the response."""
+    """FastAPI runs the exit code of dependencies with `yield` after the response."""
 
     async def resource() -> AsyncIterator[None]:
         yield
@@ -119,7 +119,7 @@ def application_with(endpoint: Any) -> ASGIApp:
     return Starlette(routes=[Route("/place", endpoint, methods=["POST"]), Route("/count", count)])
 
 
-async def assert_a_sixth_waits_for_nobody(
+async def assert_sixth_request_does_not_wait(
     world: World, app: ASGIApp, doors: Doors, registry: DataSourceRegistry
 ) -> None:
     async with (
@@ -129,7 +129,7 @@ async def assert_a_sixth_waits_for_nobody(
         five = [asyncio.create_task(http.post(f"/place?item={number}")) for number in range(POOL)]
         await until(lambda: doors.inside == POOL, "five are in flight")
         assert borrowed(registry) == 0
-        # Each of them is committed: what the client is being told is so.
+        # All five are committed before the client sees their status.
         assert sorted(await world.items()) == ["0", "1", "2", "3", "4"]
         sixth = await http.get("/count")
         assert sixth.json() == {"count": 5}
@@ -140,22 +140,22 @@ async def assert_a_sixth_waits_for_nobody(
 
 
 @pytest.mark.parametrize("kind", [streams, background_tasks, fastapi_background_tasks, a_dependency_that_ends_late])
-async def test_a_sixth_request_waits_for_nobody(world: World, kind: Callable[[Doors], ASGIApp]) -> None:
+async def test_a_sixth_request_does_not_wait(world: World, kind: Callable[[Doors], ASGIApp]) -> None:
     doors = Doors()
-    # Without replicas reads and writes share the one pool.
+    # Without replicas, reads and writes share one pool.
     registry = world.registry(replicas=(), pool={"max_size": POOL})
     app = DataSourceMiddleware(kind(doors), registry=registry)
-    await assert_a_sixth_waits_for_nobody(world, app, doors, registry)
+    await assert_sixth_request_does_not_wait(world, app, doors, registry)
 
 
-class PassesOn(BaseHTTPMiddleware):
+class Rebuilds(BaseHTTPMiddleware):
     async def dispatch(self, request: Request, call_next: RequestResponseEndpoint) -> Response:
         return await call_next(request)
 
 
 @pytest.mark.parametrize("place_of_it", ["inside", "outside"])
-@pytest.mark.parametrize("middleware", [Middleware(PassesOn), Middleware(GZipMiddleware, minimum_size=1)])
-async def test_nor_under_a_middleware_that_makes_the_response_anew(
+@pytest.mark.parametrize("middleware", [Middleware(Rebuilds), Middleware(GZipMiddleware, minimum_size=1)])
+async def test_a_sixth_request_does_not_wait_under_a_middleware_that_rebuilds_the_response(
     world: World, place_of_it: str, middleware: Middleware
 ) -> None:
     doors = Doors()
@@ -172,11 +172,11 @@ async def test_nor_under_a_middleware_that_makes_the_response_anew(
     registry = world.registry(replicas=(), pool={"max_size": POOL})
     routes = [Route("/place", endpoint, methods=["POST"]), Route("/count", count)]
     app = application(registry, routes, **{place_of_it: [middleware]})
-    await assert_a_sixth_waits_for_nobody(world, app, doors, registry)
+    await assert_sixth_request_does_not_wait(world, app, doors, registry)
 
 
-async def test_between_two_reads_nothing_is_held(world: World) -> None:
-    """A handler that waits for a payment provider holds no connection, however many wait."""
+async def test_no_connection_is_held_between_two_reads(world: World) -> None:
+    """Any number of handlers may wait for a payment provider without holding a connection."""
     doors = Doors()
 
     async def pay(request: Request) -> Response:
@@ -234,7 +234,7 @@ async def fails(request: Request) -> Response:
 
 
 @pytest.mark.parametrize("endpoint", [no_sql, no_sql_but_a_hook, an_empty_block, never_asks, fails])
-async def test_a_route_without_sql_borrows_none(world: World, endpoint: Any) -> None:
+async def test_a_route_without_sql_borrows_no_connection(world: World, endpoint: Any) -> None:
     registry = world.registry()
     app = application(registry, [Route("/", endpoint, methods=["GET", "POST"]), Route("/count", count)])
     async with (
@@ -244,13 +244,13 @@ async def test_a_route_without_sql_borrows_none(world: World, endpoint: Any) -> 
         for method in ("GET", "POST", "HEAD"):
             await http.request(method, "/")
         assert lent(registry) == 0
-        # The measure itself works.
+        # The counter itself works.
         await http.get("/count")
         assert lent(registry) == 1
 
 
-async def test_a_request_holds_one_connection_at_most(world: World) -> None:
-    """Also one that reads, writes and reads: the replica's connection is back before the transaction is opened."""
+async def test_a_request_holds_at_most_one_connection(world: World) -> None:
+    """With reads, then a write, then reads: the replica's connection is returned before BEGIN."""
     held: list[int] = []
     registry = world.registry()
 

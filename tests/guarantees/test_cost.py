@@ -1,4 +1,4 @@
-"""What a request costs, in round trips that a proxy counts: no noise of a machine can blur them."""
+"""Cost of a request in round trips, counted by a proxy: exact on any machine."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ from tests.pools import until_at_rest
 from tests.world import World
 
 TENANTS = ["acme", "initech"]
-"""One with a schema of its own, one under row security."""
+"""One tenant by schema, one by row security."""
 
 REPEATS = 4
-"""A statement is prepared when it comes again: the first request, the one that prepares, and those after it."""
+"""Statements are prepared on their second execution: covers the first request, the preparing one, and later ones."""
 
 
 async def no_sql(request: Request) -> Response:
@@ -62,14 +62,14 @@ async def write_many(request: Request) -> Response:
 
 
 async def write_and_read(request: Request) -> Response:
-    """A read with read intent inside the transaction is kept READ ONLY there: that costs nothing."""
+    """A read with read intent inside a read-write transaction is READ ONLY at no extra cost."""
     await write(request)
     await session(request).read.fetch_all("select item from orders")
     return Response(status_code=201)
 
 
 async def write_in_blocks(request: Request) -> Response:
-    """Savepoints travel with the statements."""
+    """SAVEPOINT and RELEASE travel with the statements."""
     db = session(request)
     async with db.transaction():
         await db.execute("insert into orders (item) values (gen_random_uuid())")
@@ -118,7 +118,7 @@ ROUTES = [
 
 @dataclass
 class Meter:
-    """The application over HTTP, with a proxy in front of each of its servers."""
+    """The application over HTTP, with a proxy in front of each server."""
 
     http: httpx.AsyncClient
     proxies: dict[str, FaultProxy] = field(default_factory=dict)
@@ -126,7 +126,7 @@ class Meter:
     async def costs(
         self, method: str, path: str, *, status: int = 200, tenants: list[str] = TENANTS
     ) -> list[dict[str, int]]:
-        """The round trips that a request made to each server that it went to; for each tenant, several times."""
+        """The round trips of one request by server, for each tenant, several times."""
         counted: list[dict[str, int]] = []
         for tenant in tenants * REPEATS:
             for proxy in self.proxies.values():
@@ -138,7 +138,7 @@ class Meter:
 
 
 def always(cost: dict[str, int]) -> list[dict[str, int]]:
-    """Every time the same."""
+    """The expected cost, the same every time."""
     return [cost] * len(TENANTS) * REPEATS
 
 
@@ -154,11 +154,11 @@ async def open_meter(world: World, routes: Sequence[Route] = ROUTES, **config: A
             for name in ("primary", "r1", "r2")
         }
         urls = {name: through(proxy, world.url(name)) for name, proxy in proxies.items()}
-        # What asks the servers how they are is not part of any request, and must not be counted with one.
+        # Polls of the replica monitor are not part of any request.
         routing = {"check_interval": "1h"}
         registry = world.registry(urls=urls, pool={"max_size": 1}, routing=routing, **config)
         http = await stack.enter_async_context(client(world, routes, registry=registry))
-        # The pools connect in the background, and ask each new connection once for the server's own limits.
+        # The pools connect in the background, and query each new connection once for the server's limits.
         await until(lambda: all(proxy.round_trips for proxy in proxies.values()))
         await until_at_rest(registry)
         yield Meter(http, proxies)
@@ -171,44 +171,44 @@ async def meter(world: World) -> AsyncIterator[Meter]:
 
 
 class TestRoundTrips:
-    """Tenant, READ ONLY, deadline, transaction id and WAL position are in all of these."""
+    """Tenant, READ ONLY, deadline, transaction id and WAL position are included."""
 
-    async def test_a_request_without_sql_makes_none(self, meter: Meter) -> None:
+    async def test_request_without_sql_costs_none(self, meter: Meter) -> None:
         assert await meter.costs("GET", "/no-sql") == always({})
 
-    async def test_a_read_is_one_to_a_replica(self, meter: Meter) -> None:
+    async def test_read_costs_one_on_a_replica(self, meter: Meter) -> None:
         assert on_one_replica(await meter.costs("GET", "/read"), 1)
 
-    async def test_three_reads_are_three_to_one_replica(self, meter: Meter) -> None:
+    async def test_three_reads_cost_three_on_one_replica(self, meter: Meter) -> None:
         assert on_one_replica(await meter.costs("GET", "/read-three-times"), 3)
 
-    async def test_a_snapshot_of_three_reads_is_four(self, meter: Meter) -> None:
+    async def test_snapshot_of_three_reads_costs_four(self, meter: Meter) -> None:
         assert on_one_replica(await meter.costs("GET", "/snapshot"), 4)
 
-    async def test_a_write_is_two(self, meter: Meter) -> None:
+    async def test_write_costs_two(self, meter: Meter) -> None:
         assert await meter.costs("POST", "/write", status=201) == always({"primary": 2})
 
-    async def test_a_write_that_is_rolled_back_is_two(self, meter: Meter) -> None:
+    async def test_write_with_rollback_costs_two(self, meter: Meter) -> None:
         assert await meter.costs("POST", "/write-and-fail", status=409) == always({"primary": 2})
 
-    async def test_a_transaction_of_n_statements_is_n_and_one(self, meter: Meter) -> None:
+    async def test_transaction_of_n_statements_costs_n_plus_one(self, meter: Meter) -> None:
         for count in (2, 3, 7):
             assert await meter.costs("POST", f"/write-many/{count}", status=201) == always({"primary": count + 1})
 
-    async def test_a_read_inside_the_transaction_is_one_more(self, meter: Meter) -> None:
+    async def test_read_inside_the_transaction_costs_one(self, meter: Meter) -> None:
         assert await meter.costs("POST", "/write-and-read", status=201) == always({"primary": 3})
 
-    async def test_savepoints_are_none(self, meter: Meter) -> None:
+    async def test_savepoints_cost_none(self, meter: Meter) -> None:
         assert await meter.costs("POST", "/write-in-blocks", status=201) == always({"primary": 3})
 
-    async def test_a_statement_with_fifty_sets_of_parameters_is_one(self, meter: Meter) -> None:
+    async def test_executemany_with_fifty_parameter_sets_costs_one(self, meter: Meter) -> None:
         assert await meter.costs("POST", "/write-at-once", status=201) == always({"primary": 2})
 
-    async def test_two_transactions_of_one_request_are_two_each(self, meter: Meter) -> None:
+    async def test_two_transactions_in_one_request_cost_two_each(self, meter: Meter) -> None:
         assert await meter.costs("POST", "/write-two-transactions", status=201) == always({"primary": 4})
 
 
-async def test_what_these_round_trips_bring_along_is_there(world: World) -> None:
+async def test_the_counted_round_trips_apply_tenant_deadline_xid_and_wal_position(world: World) -> None:
     seen: dict[str, Any] = {}
 
     async def look(request: Request) -> Response:
@@ -232,16 +232,16 @@ async def test_what_these_round_trips_bring_along_is_there(world: World) -> None
     assert seen["statement_limit"] not in ("0", "")
     assert seen["transaction_limit"] not in ("0", "")
     ahead = await world.sql(f"select '{seen['lsn']}'::pg_lsn > '{before}'::pg_lsn")
-    assert ahead == [(True,)], "the commit's own WAL position"
+    assert ahead == [(True,)], "the WAL position of the commit"
 
 
-async def test_each_statement_that_commits_by_itself_is_two(world: World) -> None:
+async def test_statement_in_autocommit_costs_two(world: World) -> None:
     async with open_meter(world, transactions={"default": "annotated"}) as meter:
         assert await meter.costs("POST", "/write", status=201) == always({"primary": 2})
         assert await meter.costs("POST", "/write-many/3", status=201) == always({"primary": 6})
 
 
-async def test_without_a_deadline_and_a_tenant_it_is_the_same(world: World) -> None:
+async def test_cost_is_the_same_without_deadline_and_tenant(world: World) -> None:
     await world.sql("create table public.orders (id bigint generated always as identity, item text)")
     await world.sql("grant all on public.orders to app")
     await world.cluster.caught_up()

@@ -1,4 +1,4 @@
-"""Promise 3: the handle dies with the request. Used later it says what to write instead, and does nothing else."""
+"""Promise 3: a handle used after its request raises an error that names the replacement, and has no effect."""
 
 from __future__ import annotations
 
@@ -90,8 +90,8 @@ USES: dict[str, Use] = {
 }
 
 
-class Lates:
-    """Uses a handle too late, and keeps what became of it."""
+class LateUses:
+    """Uses a handle after its request, and records the errors."""
 
     def __init__(self, use: Use) -> None:
         self._use = use
@@ -110,27 +110,27 @@ class Lates:
         for error in self.errors:
             assert isinstance(error, SessionClosed)
             assert error.kind is DataErrorKind.CLOSED
-            # What happened, and the line to write instead.
+            # The error says what happened and names the replacement.
             assert "after its response had started" in error.message
             assert "async with db.registry.session(tenant=db.tenant.name) as later:" in error.message
 
 
-def in_a_background_task(lates: Lates) -> Any:
+def in_a_background_task(late_uses: LateUses) -> Any:
     async def endpoint(request: Request) -> Response:
         db = session(request)
         await db.execute("insert into orders (item) values ('in time')")
-        return PlainTextResponse("ok", background=BackgroundTask(lates.try_it, db))
+        return PlainTextResponse("ok", background=BackgroundTask(late_uses.try_it, db))
 
     return endpoint
 
 
-def in_a_generator(lates: Lates) -> Any:
+def in_a_generator(late_uses: LateUses) -> Any:
     async def endpoint(request: Request) -> Response:
         db = session(request)
         await db.execute("insert into orders (item) values ('in time')")
 
         async def body() -> AsyncIterator[bytes]:
-            await lates.try_it(db)
+            await late_uses.try_it(db)
             yield b"ok"
 
         return StreamingResponse(body())
@@ -138,8 +138,8 @@ def in_a_generator(lates: Lates) -> Any:
     return endpoint
 
 
-def in_a_child_task(lates: Lates) -> Any:
-    """The task stays behind: it goes on when the response has been sent."""
+def in_a_child_task(late_uses: LateUses) -> Any:
+    """The task outlives the request: it uses the handle after the response was sent."""
 
     async def endpoint(request: Request) -> Response:
         db = session(request)
@@ -148,7 +148,7 @@ def in_a_child_task(lates: Lates) -> Any:
 
         async def stray() -> None:
             await over.wait()
-            await lates.try_it(db)
+            await late_uses.try_it(db)
 
         request.state.stray = asyncio.create_task(stray())
 
@@ -160,17 +160,17 @@ def in_a_child_task(lates: Lates) -> Any:
     return endpoint
 
 
-def without_having_been_used(lates: Lates) -> Any:
+def without_having_been_used(late_uses: LateUses) -> Any:
     async def endpoint(request: Request) -> Response:
-        return PlainTextResponse("ok", background=BackgroundTask(lates.try_it, session(request)))
+        return PlainTextResponse("ok", background=BackgroundTask(late_uses.try_it, session(request)))
 
     return endpoint
 
 
-def asked_for_too_late(lates: Lates) -> Any:
+def asked_for_too_late(late_uses: LateUses) -> Any:
     async def endpoint(request: Request) -> Response:
         async def late() -> None:
-            await lates.try_it(session(request))
+            await late_uses.try_it(session(request))
 
         return PlainTextResponse("ok", background=BackgroundTask(late))
 
@@ -181,27 +181,27 @@ PLACES = [in_a_background_task, in_a_generator, in_a_child_task, without_having_
 
 
 @pytest.mark.parametrize("place", PLACES)
-async def test_it_says_what_to_write_instead_and_writes_nothing(
-    world: World, place: Callable[[Lates], Any], caplog: pytest.LogCaptureFixture
+async def test_late_use_raises_with_the_replacement_and_writes_nothing(
+    world: World, place: Callable[[LateUses], Any], caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Every way to use it, one request each."""
+    """Every method of the handle, one request each."""
     registry = world.registry()
-    lates = {name: Lates(use) for name, use in USES.items()}
-    routes = [Route(f"/{number}", place(late), methods=["POST"]) for number, late in enumerate(lates.values())]
+    late_uses = {name: LateUses(use) for name, use in USES.items()}
+    routes = [Route(f"/{number}", place(late), methods=["POST"]) for number, late in enumerate(late_uses.values())]
     async with client(world, routes, registry=registry) as http:
-        for number, (name, late) in enumerate(lates.items()):
+        for number, (name, late) in enumerate(late_uses.items()):
             before = lent(registry)
             assert (await http.post(f"/{number}")).status_code == 200
             await until(lambda late=late: late.errors != [], name)
             late.assert_refused()
-            assert lent(registry) - before <= 1, "the request's own write, and nothing else"
+            assert lent(registry) - before <= 1, "only the write of the request itself"
             await world.sql("delete from orders where item = 'in time'")
         assert await world.items() == []
         await assert_whole(registry, world)
     assert [record for record in caplog.records if record.levelno >= logging.ERROR] == []
 
 
-async def test_the_line_to_write_instead_works(world: World) -> None:
+async def test_the_replacement_named_by_the_error_works(world: World) -> None:
     done = asyncio.Event()
 
     async def endpoint(request: Request) -> Response:
@@ -220,7 +220,7 @@ async def test_the_line_to_write_instead_works(world: World) -> None:
     assert await world.items() == ["late"]
 
 
-async def test_an_uncaught_late_use_breaks_a_stream_off_and_strands_nothing(world: World) -> None:
+async def test_an_uncaught_late_use_aborts_the_stream_and_leaks_no_connection(world: World) -> None:
     registry = world.registry(replicas=(), pool={"max_size": 1})
 
     async def endpoint(request: Request) -> Response:
@@ -242,30 +242,30 @@ async def test_an_uncaught_late_use_breaks_a_stream_off_and_strands_nothing(worl
 
 
 @pytest.mark.parametrize("place", [in_a_background_task, in_a_generator, in_a_child_task])
-async def test_after_a_hundred_late_uses_the_pool_is_whole(world: World, place: Callable[[Lates], Any]) -> None:
+async def test_pool_is_complete_after_a_hundred_late_uses(world: World, place: Callable[[LateUses], Any]) -> None:
     registry = world.registry(replicas=(), pool={"max_size": 5})
-    lates = Lates(lambda db: db.execute(INSERT))
+    late_uses = LateUses(lambda db: db.execute(INSERT))
 
     async def one_query(request: Request) -> Response:
         return PlainTextResponse(str(await session(request).fetch_value("select count(*) from orders")))
 
-    routes = [Route("/late", place(lates), methods=["POST"]), Route("/query", one_query)]
+    routes = [Route("/late", place(late_uses), methods=["POST"]), Route("/query", one_query)]
     async with client(world, routes, registry=registry) as http:
         await world.sql("alter table orders drop constraint orders_item_key")
         for _ in range(10):
             answers = await asyncio.gather(*(http.post("/late") for _ in range(10)))
             assert {answer.status_code for answer in answers} == {200}
-        await until(lambda: len(lates.errors) == 100, "a hundred late uses")
-        lates.assert_refused(times=100)
+        await until(lambda: len(late_uses.errors) == 100, "a hundred late uses")
+        late_uses.assert_refused(times=100)
         await assert_whole(registry, world)
         assert len(await world.backends()) <= 5
-        # All five can be had, and at once.
+        # All five connections can be borrowed at the same time.
         answers = await asyncio.gather(*(http.get("/query") for _ in range(5)))
         assert [answer.text for answer in answers] == ["100"] * 5
 
 
 class Captured:
-    """Everything that a request can carry away from its session."""
+    """Every object that a request can keep from its session."""
 
     def __init__(self) -> None:
         self.db: DataSession
@@ -276,8 +276,8 @@ class Captured:
         self.connection_block: Any
 
 
-async def test_with_a_pool_of_one_it_never_runs_in_another_requests_transaction(world: World) -> None:
-    """The connection of the first request is the one that the second is in a transaction on."""
+async def test_late_use_never_runs_in_the_transaction_of_another_request(world: World) -> None:
+    """With a pool of one, both requests use the same connection."""
     captured = Captured()
     in_transaction, go_on = asyncio.Event(), asyncio.Event()
     pids: list[int] = []
@@ -330,16 +330,16 @@ async def test_with_a_pool_of_one_it_never_runs_in_another_requests_transaction(
         assert (await http.post("/first")).status_code == 200
         second_request = asyncio.create_task(http.post("/second"))
         await in_transaction.wait()
-        assert pids[0] == pids[1], "the very same connection"
+        assert pids[0] == pids[1], "both requests use the same connection"
         for name, use in uses.items():
-            # commit() and rollback() of a borrowed connection are refused whenever they are called.
+            # commit() and rollback() of a borrowed connection are refused at any time.
             is_end = name in ("connection.commit", "connection.rollback")
             with pytest.raises(DataError if is_end else SessionClosed):
                 await use()
             assert borrowed(registry) == 1
         go_on.set()
         assert (await second_request).status_code == 500
-        # The transaction of the second was its own to the end: nothing has committed it, nothing was added.
+        # The second request's transaction was not committed, and no statement was added to it.
         assert await world.items() == ["first"]
         await assert_whole(registry, world)
 
@@ -354,9 +354,9 @@ async def copy_into(cursor: Any) -> None:
         await copy.write_row(["late"])
 
 
-async def test_a_task_that_waits_for_its_turn_when_the_response_starts(world: World) -> None:
-    """Its statement was not sent yet: it is refused, not run behind the commit."""
-    lates = Lates(lambda db: db.execute(INSERT))
+async def test_a_task_queued_for_the_session_when_the_response_starts_is_refused(world: World) -> None:
+    """Its statement has not been sent yet: it must not run after COMMIT."""
+    late_uses = LateUses(lambda db: db.execute(INSERT))
     strays: list[asyncio.Task[None]] = []
 
     async def endpoint(request: Request) -> Response:
@@ -364,8 +364,8 @@ async def test_a_task_that_waits_for_its_turn_when_the_response_starts(world: Wo
         await db.execute("insert into orders (item) values ('in time')")
 
         async def stray() -> None:
-            # Runs when the loop next turns, which is during COMMIT.
-            await lates.try_it(db)
+            # Runs in the next iteration of the event loop, which is during COMMIT.
+            await late_uses.try_it(db)
 
         strays.append(asyncio.create_task(stray()))
         return PlainTextResponse("ok")
@@ -374,15 +374,15 @@ async def test_a_task_that_waits_for_its_turn_when_the_response_starts(world: Wo
     async with client(world, [Route("/", endpoint, methods=["POST"])], registry=registry) as http:
         assert (await http.post("/")).status_code == 200
         await asyncio.wait(strays)
-        lates.assert_refused()
+        late_uses.assert_refused()
         await assert_whole(registry, world)
     assert await world.items() == ["in time"]
 
 
-async def test_a_task_whose_statement_runs_when_the_response_starts(world: World) -> None:
-    """It was sent in time: it belongs to the request, which waits for it and commits it too."""
+async def test_a_statement_that_runs_when_the_response_starts_is_awaited_and_committed(world: World) -> None:
+    """It was sent before the response started, so it belongs to the request."""
     running = asyncio.Event()
-    lates = Lates(lambda db: db.execute(INSERT))
+    late_uses = LateUses(lambda db: db.execute(INSERT))
     strays: list[asyncio.Task[None]] = []
 
     async def endpoint(request: Request) -> Response:
@@ -391,7 +391,7 @@ async def test_a_task_whose_statement_runs_when_the_response_starts(world: World
         async def stray() -> None:
             running.set()
             await db.execute("insert into orders (item) select 'in time' from pg_sleep(0.2)")
-            await lates.try_it(db)
+            await late_uses.try_it(db)
 
         strays.append(asyncio.create_task(stray()))
         await running.wait()
@@ -402,14 +402,14 @@ async def test_a_task_whose_statement_runs_when_the_response_starts(world: World
         assert (await http.post("/")).status_code == 200
         assert await world.items() == ["in time"]
         await asyncio.wait(strays)
-        lates.assert_refused()
+        late_uses.assert_refused()
         await assert_whole(registry, world)
 
 
-async def test_a_stream_of_rows_that_is_left_open(world: World) -> None:
-    """Its cursor goes with the session, and its connection with it."""
+async def test_a_row_stream_left_open_is_closed_with_the_session(world: World) -> None:
+    """Its cursor is closed and its connection is returned."""
     rows: list[AsyncIterator[Any]] = []
-    lates = Lates(lambda db: anext(rows[0]))
+    late_uses = LateUses(lambda db: anext(rows[0]))
 
     async def endpoint(request: Request) -> Response:
         db = session(request)
@@ -420,41 +420,41 @@ async def test_a_stream_of_rows_that_is_left_open(world: World) -> None:
     async def read_on(db: DataSession) -> None:
         for _ in range(9):
             await anext(rows[0])
-        # What had been fetched in time is there; the next rows would need the cursor.
-        await lates.try_it(db)
+        # Rows that were already fetched are available; further rows would need the cursor.
+        await late_uses.try_it(db)
 
     registry = world.registry()
     async with client(world, [Route("/", endpoint)], registry=registry) as http:
         assert (await http.get("/")).status_code == 200
-        await until(lambda: lates.errors != [], "the background task")
-        lates.assert_refused()
+        await until(lambda: late_uses.errors != [], "the background task")
+        late_uses.assert_refused()
         await assert_whole(registry, world)
 
 
-async def test_fastapis_background_tasks_and_dependencies(world: World) -> None:
-    lates = Lates(lambda db: db.execute(INSERT))
+async def test_fastapi_background_tasks_and_dependencies(world: World) -> None:
+    late_uses = LateUses(lambda db: db.execute(INSERT))
     app = FastAPI()
     registry = world.registry()
     app.add_middleware(DataSourceMiddleware, registry=registry)
 
     async def dependency(db: Db) -> AsyncIterator[None]:
         yield
-        await lates.try_it(db)
+        await late_uses.try_it(db)
 
     @app.post("/", dependencies=[Depends(dependency)])
     async def endpoint(tasks: FastAPIBackgroundTasks, db: Db) -> None:
-        tasks.add_task(lates.try_it, db)
+        tasks.add_task(late_uses.try_it, db)
         await db.execute("insert into orders (item) values ('in time')")
 
     async with serve(app) as server, client(world, []) as http:
         assert (await http.post(server.url)).status_code == 200
-        await until(lambda: len(lates.errors) == 2, "the task and the dependency")
-        lates.assert_refused(times=2)
+        await until(lambda: len(late_uses.errors) == 2, "the task and the dependency")
+        late_uses.assert_refused(times=2)
         await assert_whole(registry, world)
     assert await world.items() == ["in time"]
 
 
-async def test_a_workers_session_dies_with_its_block(world: World) -> None:
+async def test_a_workers_session_is_closed_after_its_block(world: World) -> None:
     async with world.registry() as registry:
         async with registry.session(tenant="acme") as db:
             await db.execute("insert into orders (item) values ('in time')")

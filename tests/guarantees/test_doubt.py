@@ -1,4 +1,4 @@
-"""A COMMIT whose connection is lost: the answer is true either way, and says so where nobody can tell."""
+"""COMMIT whose connection is lost: the response states the true outcome, or that it is unknown."""
 
 from __future__ import annotations
 
@@ -60,18 +60,18 @@ async def place_midway(request: Request) -> Response:
     await db.execute("insert into orders (item) values (%s)", [request.path_params["item"]])
     await db.commit()
     await asyncio.Event().wait()
-    raise AssertionError("has no deadline")
+    raise AssertionError("the deadline did not end this request")
 
 
 async def place_by_psycopg(request: Request) -> Response:
-    """What is sent on a borrowed connection passes the session by: it does not see that something was written."""
+    """Statements on a borrowed connection bypass the session: it cannot see that they write."""
     async with session(request).connection() as connection:
         await connection.execute("insert into orders (item) values (%s)", [request.path_params["item"]])
     return JSONResponse({}, status_code=201)
 
 
 async def place_before_an_undone_part(request: Request) -> Response:
-    """The statement that writes fails inside a savepoint, then another one works in the borrowed connection."""
+    """A write fails inside a savepoint; then a write succeeds on the borrowed connection."""
     db = session(request)
     with pytest.raises(DataError):
         async with db.transaction():
@@ -103,21 +103,21 @@ ROUTES = [
 
 @dataclass
 class Shop:
-    """The application, reached by HTTP, whose database is reached through a proxy."""
+    """The application over HTTP, with a proxy in front of its database."""
 
     world: World
     http: httpx.AsyncClient
     proxy: FaultProxy
 
     async def post_and(self, path: str, fault: Callable[[], Awaitable[None]]) -> httpx.Response:
-        """A request, and what happens to it."""
+        """Send a request and inject a fault."""
         async with asyncio.TaskGroup() as group:
             posting = group.create_task(self.http.post(path))
             await fault()
         return posting.result()
 
     async def is_placed(self, item: str) -> bool:
-        """Whether the row is there once nothing is under way any more that could still change that."""
+        """Whether the row exists, once no backend is active that could still change it."""
 
         async def is_quiet() -> bool:
             return all(state == "idle" for _, state in await self.world.backends())
@@ -126,7 +126,7 @@ class Shop:
         return item in await self.world.items()
 
     async def committing(self) -> int:
-        """Wait until a backend is at work on a COMMIT; its pid."""
+        """Wait until a backend runs COMMIT; return its pid."""
         found: list[int] = []
 
         async def is_there() -> bool:
@@ -169,7 +169,7 @@ pools = pytest.mark.parametrize("max_size", [1, 5])
 
 
 @pools
-async def test_a_commit_that_was_lost_on_the_way_there_is_answered_as_not_done(
+async def test_a_commit_lost_on_its_way_to_the_server_is_answered_as_rolled_back(
     world: World, proxy: FaultProxy, max_size: int
 ) -> None:
     async with open_shop(world, proxy, pool={"max_size": max_size}) as shop:
@@ -186,7 +186,7 @@ async def test_a_commit_that_was_lost_on_the_way_there_is_answered_as_not_done(
 
 
 @pools
-async def test_a_commit_whose_answer_was_lost_on_the_way_back_is_answered_as_done(
+async def test_a_commit_whose_answer_is_lost_is_answered_as_committed(
     world: World, proxy: FaultProxy, max_size: int
 ) -> None:
     async with open_shop(world, proxy, pool={"max_size": max_size}) as shop:
@@ -202,7 +202,7 @@ async def test_a_commit_whose_answer_was_lost_on_the_way_back_is_answered_as_don
 
 
 @pools
-async def test_a_commit_that_goes_on_after_its_connection_was_cut_is_waited_for(
+async def test_a_commit_still_running_after_its_connection_was_cut_is_awaited(
     world: World, proxy: FaultProxy, max_size: int
 ) -> None:
     async with open_shop(world, proxy, pool={"max_size": max_size}) as shop:
@@ -216,9 +216,7 @@ async def test_a_commit_that_goes_on_after_its_connection_was_cut_is_waited_for(
         assert await shop.is_placed("tea")
 
 
-async def test_a_commit_that_does_not_end_after_its_connection_was_cut_is_ended(
-    world: World, proxy: FaultProxy
-) -> None:
+async def test_a_commit_that_hangs_after_its_connection_was_cut_is_terminated(world: World, proxy: FaultProxy) -> None:
     await world.sql(
         "create or replace function wait_at_commit() returns trigger language plpgsql"
         " as 'begin perform pg_sleep(60); return null; end'"
@@ -233,9 +231,7 @@ async def test_a_commit_that_does_not_end_after_its_connection_was_cut_is_ended(
         assert not await shop.is_placed("tea")
 
 
-async def test_a_backend_that_is_terminated_inside_commit_has_committed_nothing(
-    world: World, proxy: FaultProxy
-) -> None:
+async def test_a_backend_terminated_inside_commit_has_committed_nothing(world: World, proxy: FaultProxy) -> None:
     async with open_shop(world, proxy) as shop:
 
         async def terminate_it() -> None:
@@ -245,7 +241,7 @@ async def test_a_backend_that_is_terminated_inside_commit_has_committed_nothing(
         assert not await shop.is_placed("tea")
 
 
-async def test_a_server_that_crashes_inside_commit_has_committed_nothing(world: World, proxy: FaultProxy) -> None:
+async def test_a_server_crash_inside_commit_has_committed_nothing(world: World, proxy: FaultProxy) -> None:
     async with open_shop(world, proxy) as shop:
 
         async def crash() -> None:
@@ -255,40 +251,40 @@ async def test_a_server_that_crashes_inside_commit_has_committed_nothing(world: 
         assert not await shop.is_placed("tea")
 
 
-async def strangers_take_the_id(url: str, xid: int) -> None:
-    """Commit other things until this transaction id has been given out again."""
-    async with await psycopg.AsyncConnection.connect(url, autocommit=True, options="-c search_path=acme") as stranger:
+async def reassign_transaction_id(url: str, xid: int) -> None:
+    """Commit unrelated transactions until this transaction id is assigned again."""
+    async with await psycopg.AsyncConnection.connect(url, autocommit=True, options="-c search_path=acme") as other:
         given = 0
         while given < xid:
             row = await (
-                await stranger.execute(
+                await other.execute(
                     "insert into orders (item) values (gen_random_uuid()) returning pg_current_xact_id()::text"
                 )
             ).fetchone()
             assert row is not None
             given = int(row[0])
-        row = await (await stranger.execute("select pg_xact_status(%s::text::xid8)", [str(xid)])).fetchone()
+        row = await (await other.execute("select pg_xact_status(%s::text::xid8)", [str(xid)])).fetchone()
         assert row == ("committed",)
-        assert given == xid, "the id was not lost: nothing is tried here"
+        assert given == xid, "the id was not reassigned: this test checks nothing"
 
 
 @pytest.fixture
 async def slow_wal_writer(world: World) -> AsyncIterator[None]:
-    """What is not committed stays in memory: a crash loses the transaction ids that were given out."""
+    """Delay WAL writes, so that a crash loses the transaction ids that were assigned."""
     await world.cluster.primary.configure(wal_writer_delay="10s")
     yield
     await world.cluster.primary.configure(wal_writer_delay=None)
 
 
 async def open_xid(world: World) -> int:
-    """The id of the one transaction that the application has open."""
+    """The id of the application's only open transaction."""
     rows = await world.sql("select backend_xid from pg_stat_activity where usename = 'app' and backend_xid is not null")
     assert len(rows) == 1
     return int(rows[0][0])
 
 
 @pytest.mark.usefixtures("slow_wal_writer")
-async def test_a_strangers_commit_under_an_id_that_a_crash_lost_does_not_answer_for_ours(
+async def test_a_transaction_id_reassigned_after_a_crash_is_not_mistaken_for_ours(
     world: World, proxy: FaultProxy
 ) -> None:
     async with open_shop(world, proxy) as shop:
@@ -297,11 +293,11 @@ async def test_a_strangers_commit_under_an_id_that_a_crash_lost_does_not_answer_
             proxy.hold(at=b"commit")
             await proxy.until_held()
             xid = await open_xid(world)
-            # The client hears of nothing until a stranger has the id.
+            # The client sees no failure until another transaction has the id.
             proxy.freeze()
             await world.cluster.primary.kill()
             await world.cluster.primary.start()
-            await strangers_take_the_id(world.url(), xid)
+            await reassign_transaction_id(world.url(), xid)
             proxy.cut()
             proxy.release()
 
@@ -310,7 +306,7 @@ async def test_a_strangers_commit_under_an_id_that_a_crash_lost_does_not_answer_
 
 
 @pytest.mark.usefixtures("slow_wal_writer")
-async def test_an_id_that_a_crash_lost_and_that_nobody_has_again_means_not_done(
+async def test_a_transaction_id_lost_in_a_crash_and_not_reassigned_means_rolled_back(
     world: World, proxy: FaultProxy
 ) -> None:
     async with open_shop(world, proxy) as shop:
@@ -325,8 +321,8 @@ async def test_an_id_that_a_crash_lost_and_that_nobody_has_again_means_not_done(
         assert not await shop.is_placed("tea")
 
 
-async def test_a_strangers_commit_on_a_promoted_standby_does_not_answer_for_ours() -> None:
-    # Servers of its own: not even their statistics tell the standby from the primary, both came from one cold copy.
+async def test_a_transaction_id_reassigned_on_a_promoted_standby_is_not_mistaken_for_ours() -> None:
+    # A separate cluster: both servers come from one cold copy, so their statistics are identical, too.
     with cluster_of(1) as servers:
         primary, standby = servers.primary, servers.replicas["r1"]
         async with breakable_world(servers) as world, proxy_of(primary) as proxy:
@@ -345,7 +341,7 @@ async def test_a_strangers_commit_on_a_promoted_standby_does_not_answer_for_ours
                     proxy.freeze()
                     await primary.kill()
                     await standby.promote()
-                    await strangers_take_the_id(world.url("r1"), xid)
+                    await reassign_transaction_id(world.url("r1"), xid)
                     proxy.cut()
                     proxy.release()
 
@@ -354,15 +350,13 @@ async def test_a_strangers_commit_on_a_promoted_standby_does_not_answer_for_ours
                 assert (await shop.http.post("/orders/coffee")).status_code == 201, "writes go to the new primary"
 
 
-async def test_when_nobody_can_tell_the_answer_says_that_and_no_hook_claims_to_know(
-    world: World, proxy: FaultProxy
-) -> None:
-    told: list[str] = []
+async def test_an_unknown_outcome_is_reported_as_unknown_and_runs_no_hook(world: World, proxy: FaultProxy) -> None:
+    ran: list[str] = []
 
     async def place_with_hooks(request: Request) -> Response:
         db = session(request)
-        db.after_commit(lambda: told.append("committed"))
-        db.after_rollback(lambda: told.append("rolled back"))
+        db.after_commit(lambda: ran.append("committed"))
+        db.after_rollback(lambda: ran.append("rolled back"))
         return await place(request)
 
     async with open_shop(world, proxy, more=[Route("/hooks/{item}", place_with_hooks, methods=["POST"])]) as shop:
@@ -375,12 +369,12 @@ async def test_when_nobody_can_tell_the_answer_says_that_and_no_hook_claims_to_k
 
         assert_unknown(await shop.post_and("/hooks/tea", lose_the_server))
         await world.cluster.primary.start()
-        assert await shop.is_placed("tea"), "unknown was the only true answer: it had been committed"
-    assert told == []
+        assert await shop.is_placed("tea"), "it was committed, so rolled back would be false"
+    assert ran == []
 
 
 @pytest.mark.parametrize("path", ["/psycopg/tea", "/savepoint/tea"])
-async def test_the_id_is_known_before_commit_is_sent_also_where_no_statement_brought_it(
+async def test_the_transaction_id_is_known_before_commit_even_if_no_statement_returned_it(
     world: World, proxy: FaultProxy, path: str
 ) -> None:
     async with open_shop(world, proxy) as shop:
@@ -395,7 +389,7 @@ async def test_the_id_is_known_before_commit_is_sent_also_where_no_statement_bro
 
 
 class TestWaitingForASynchronousStandby:
-    """The commit is done on the primary and waits for a standby that does not come: it can only be called done."""
+    """COMMIT is durable on the primary and waits for an absent standby: the only true answer is committed."""
 
     @pytest.fixture
     async def world(self, cluster: EmbeddedCluster) -> AsyncIterator[World]:
@@ -406,12 +400,14 @@ class TestWaitingForASynchronousStandby:
             finally:
                 await cluster.primary.configure(synchronous_standby_names=None)
 
-    async def test_a_deadline_ends_the_wait_and_the_commit_counts(self, world: World, proxy: FaultProxy) -> None:
+    async def test_a_deadline_ends_the_wait_and_the_commit_stands(self, world: World, proxy: FaultProxy) -> None:
         async with open_shop(world, proxy, transactions={"deadline": "500ms"}) as shop:
             assert (await shop.http.post("/orders/tea")).status_code == 201
             assert await shop.is_placed("tea")
 
-    async def test_a_cut_during_the_wait_does_not_undo_the_commit(self, world: World, proxy: FaultProxy) -> None:
+    async def test_a_lost_connection_during_the_wait_does_not_undo_the_commit(
+        self, world: World, proxy: FaultProxy
+    ) -> None:
         async with open_shop(world, proxy) as shop:
 
             async def cut_it() -> None:
@@ -422,29 +418,29 @@ class TestWaitingForASynchronousStandby:
             assert await shop.is_placed("tea")
 
 
-async def test_a_deadline_inside_commit_cancels_it_and_nothing_was_committed(world: World, proxy: FaultProxy) -> None:
+async def test_a_deadline_inside_commit_cancels_it_and_nothing_is_committed(world: World, proxy: FaultProxy) -> None:
     async with open_shop(world, proxy, transactions={"deadline": "300ms"}) as shop:
         assert_not_done(await shop.http.post("/slow/tea"), status=504, kind="timeout")
         assert not await shop.is_placed("tea")
 
 
-async def test_a_deadline_while_commit_is_on_its_way_is_answered_by_what_became_of_it(
-    world: World, proxy: FaultProxy
-) -> None:
+async def test_a_deadline_during_commit_is_answered_with_the_true_outcome(world: World, proxy: FaultProxy) -> None:
     async with open_shop(world, proxy, transactions={"deadline": "500ms"}) as shop:
         proxy.hold(at=b"commit")
         assert_not_done(await shop.http.post("/orders/tea"), status=504, kind="timeout")
         assert not await shop.is_placed("tea")
         proxy.release()
         proxy.hold_back(at=b"commit")
-        assert (await shop.http.post("/orders/coffee")).status_code == 201, "late, and true"
+        assert (await shop.http.post("/orders/coffee")).status_code == 201, (
+            "the response is late and states the true outcome"
+        )
         assert await shop.is_placed("coffee")
 
 
-async def test_a_deadline_inside_a_commit_in_the_middle_of_a_request_is_answered_by_what_became_of_it(
+async def test_a_deadline_during_commit_inside_the_request_is_answered_with_the_true_outcome(
     world: World, proxy: FaultProxy
 ) -> None:
-    """The deadline ends the request, which does not wait for its COMMIT any more; the answer does."""
+    """The deadline cancels the request during `db.commit()`; the response still waits for that COMMIT."""
     async with open_shop(world, proxy, transactions={"deadline": "500ms"}) as shop:
         proxy.hold(at=b"commit")
         lost = await shop.http.post("/midway/tea")
@@ -460,7 +456,7 @@ async def test_a_deadline_inside_a_commit_in_the_middle_of_a_request_is_answered
         assert await shop.is_placed("coffee")
 
 
-async def test_the_truth_is_found_out_though_others_wait_for_the_only_connection(
+async def test_the_outcome_is_resolved_although_a_request_queues_for_the_only_connection(
     world: World, proxy: FaultProxy
 ) -> None:
     has_come = asyncio.Event()
@@ -487,13 +483,13 @@ async def test_the_truth_is_found_out_though_others_wait_for_the_only_connection
 
         response = await shop.post_and("/orders/tea", lose_the_answer_while_another_waits)
         assert response.status_code == 201
-        assert not others[0].done(), "the other one did not have the connection: nothing is tried here"
+        assert not others[0].done(), "the other request never queued: this test checks nothing"
         await holder.execute("select pg_advisory_unlock(1)")
         assert (await others[0]).status_code == 204
 
 
 @pytest.mark.parametrize("how", ["terminated", "killed", "cut"])
-async def test_a_connection_that_is_lost_before_commit_is_sent_leaves_nothing_in_doubt(
+async def test_a_connection_lost_before_commit_is_sent_means_rolled_back(
     world: World, proxy: FaultProxy, how: str
 ) -> None:
     async def place_and_lose(request: Request) -> Response:
@@ -513,12 +509,12 @@ async def test_a_connection_that_is_lost_before_commit_is_sent_leaves_nothing_in
     async with open_shop(world, proxy, more=[route]) as shop:
         assert_not_done(await shop.http.post("/lose/tea"))
         if how == "killed":
-            # Nobody was there to be asked, and nobody needed to be.
+            # No server could be queried, and none had to be.
             await world.cluster.primary.start()
         assert not await shop.is_placed("tea")
 
 
-async def test_a_transaction_that_wrote_nothing_leaves_nothing_in_doubt(world: World, proxy: FaultProxy) -> None:
+async def test_a_lost_commit_of_a_transaction_without_writes_succeeds(world: World, proxy: FaultProxy) -> None:
     async with open_shop(world, proxy) as shop:
 
         async def lose_the_answer() -> None:
@@ -529,10 +525,11 @@ async def test_a_transaction_that_wrote_nothing_leaves_nothing_in_doubt(world: W
         assert (await shop.post_and("/look", lose_the_answer)).status_code == 200
 
 
-async def test_failed_commits_do_not_turn_the_good_ones_after_them_into_errors(world: World, proxy: FaultProxy) -> None:
+async def test_failed_commits_do_not_break_later_commits(world: World, proxy: FaultProxy) -> None:
     await world.sql("insert into parents values (1)")
     async with open_shop(world, proxy, pool={"max_size": 1}) as shop:
-        # Whatever stands behind COMMIT is skipped when it fails; counted as prepared it would fail ever after (26000).
+        # Statements pipelined after a failed COMMIT are skipped. If they counted as prepared, they would fail from then
+        # on with SQLSTATE 26000.
         for _ in range(8):
             assert (await shop.http.post("/children/404")).status_code == 409
         for _ in range(8):

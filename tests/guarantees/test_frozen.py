@@ -1,4 +1,4 @@
-"""Promise 8: the registry is built once, read without locks, and looks up 100,000 tenants as it does ten."""
+"""Promise 8: the registry is built once and read without locks, with 100,000 tenants as with ten."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def registry_of(tenants: dict[str, Any], **sections: Any) -> DataSourceRegistry:
     )
 
 
-def test_a_hundred_thousand_tenants_each_keep_their_own_place() -> None:
+def test_each_of_a_hundred_thousand_tenants_keeps_its_own_entry() -> None:
     registry = registry_of(
         {
             f"t{number}": {"datasource": "orders", "schema": f"s{number}"}
@@ -45,7 +45,7 @@ def test_a_hundred_thousand_tenants_each_keep_their_own_place() -> None:
     assert registry.for_tenant("t500").name == "spare"
 
 
-def test_the_maps_cannot_be_changed() -> None:
+def test_the_maps_are_immutable() -> None:
     registry = registry_of({"acme": {"datasource": "orders", "schema": "acme"}})
     with pytest.raises(TypeError):
         registry.known_tenants["evil"] = registry.tenant("acme")  # type: ignore[index]
@@ -55,7 +55,7 @@ def test_the_maps_cannot_be_changed() -> None:
         registry.tenant("acme").datasource = "spare"  # type: ignore[misc]
 
 
-def test_iterating_gives_the_datasources_and_their_servers() -> None:
+def test_iteration_yields_the_datasources_and_their_servers() -> None:
     registry = registry_of({})
     assert {ds.name: {name: endpoint.role for name, endpoint in ds.servers.items()} for ds in registry} == {
         "orders": {"r1": Role.REPLICA, "primary": Role.PRIMARY},
@@ -63,7 +63,7 @@ def test_iterating_gives_the_datasources_and_their_servers() -> None:
     }
 
 
-def test_an_unknown_tenant_gets_the_default_datasource_only_where_one_is_named() -> None:
+def test_an_unknown_tenant_gets_the_default_datasource_only_if_one_is_configured() -> None:
     without = registry_of({})
     for name, status in (("nobody", 404), (None, 400)):
         with pytest.raises(DataError) as caught:
@@ -75,7 +75,7 @@ def test_an_unknown_tenant_gets_the_default_datasource_only_where_one_is_named()
     assert with_default.tenant(None).name is None
 
 
-async def test_first_requests_at_once_open_the_registry_once(world: World) -> None:
+async def test_concurrent_first_requests_open_the_registry_once(world: World) -> None:
     registry = world.registry()
 
     async def first() -> int:

@@ -1,4 +1,4 @@
-"""A request leaves no cycle behind: the collector that looks for those stops whatever runs, for a tenth of a second."""
+"""A request leaves no reference cycles: a full run of the cyclic garbage collector stops all requests."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from tests.world import World
 
 @asynccontextmanager
 async def at_rest(world: World, **config: Any) -> AsyncIterator[DataSourceRegistry]:
-    """A registry whose pools are open, and which asks its servers nothing for a while: each new picture is garbage."""
+    """A registry with open pools and idle monitors: each new topology would be garbage."""
     async with world.registry(routing={"check_interval": "1h"}, **config) as registry:
         await until_at_rest(registry)
         yield registry
@@ -43,7 +43,7 @@ ROUNDS = 20
 
 
 async def cycles_of(work: Callable[[], Awaitable[Any]]) -> dict[str, int]:
-    """What is left to the garbage collector each time that something is done, by type."""
+    """Objects left to the garbage collector by each run of `work`, counted by type."""
     for _ in range(3):
         await asyncio.create_task(_settled(work))
     gc.collect()
@@ -55,7 +55,7 @@ async def cycles_of(work: Callable[[], Awaitable[Any]]) -> dict[str, int]:
         gc.set_debug(gc.DEBUG_SAVEALL)
         gc.collect()
         found = Counter(type(one).__qualname__ for one in gc.garbage[kept:])
-        # What is fewer belongs to what goes on in the background.
+        # Fewer than one per round come from background tasks.
         return {name: count for name, count in found.items() if count >= ROUNDS}
     finally:
         gc.set_debug(flags)
@@ -154,7 +154,7 @@ async def borrow(db: DataSession) -> None:
     ],
 )
 @pytest.mark.parametrize("max_parallel", [1, 3])
-async def test_a_request_leaves_none(world: World, work: UnitOfWork, max_parallel: int) -> None:
+async def test_a_request_leaves_no_cycles(world: World, work: UnitOfWork, max_parallel: int) -> None:
     async with at_rest(world, pool={"max_size": 5}, transactions={"max_parallel": max_parallel}) as registry:
         app = request(registry, work)
 
@@ -173,7 +173,7 @@ async def test_a_request_leaves_none(world: World, work: UnitOfWork, max_paralle
     ],
     ids=["retry", "annotated", "tokens"],
 )
-async def test_a_request_leaves_none_whatever_the_configuration_asks_for(
+async def test_a_request_leaves_no_cycles_with_any_configuration(
     world: World, spans: InMemorySpanExporter, config: dict[str, Any]
 ) -> None:
     async with at_rest(world, **config) as registry:
@@ -186,7 +186,7 @@ async def test_a_request_leaves_none_whatever_the_configuration_asks_for(
         assert spans.get_finished_spans()
 
 
-async def test_a_request_without_sql_leaves_none(world: World) -> None:
+async def test_a_request_without_sql_leaves_no_cycles(world: World) -> None:
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
         await send({"type": "http.response.start", "status": 200, "headers": []})
         await send({"type": "http.response.body", "body": b"done"})
@@ -196,7 +196,7 @@ async def test_a_request_without_sql_leaves_none(world: World) -> None:
         assert await cycles_of(lambda: Call("GET").run(middleware)) == {}
 
 
-async def test_a_request_that_is_rolled_back_leaves_none(world: World) -> None:
+async def test_a_rolled_back_request_leaves_no_cycles(world: World) -> None:
     async with at_rest(world) as registry:
         assert await cycles_of(lambda: Call().run(request(registry, write, status=409))) == {}
 
@@ -221,19 +221,19 @@ async def fail_inside(db: DataSession) -> None:
 
 
 @pytest.mark.parametrize("work", [fail_with_the_first, fail_later, fail_to_read, fail_inside])
-async def test_a_request_that_fails_leaves_none(world: World, work: UnitOfWork) -> None:
+async def test_a_failed_request_leaves_no_cycles(world: World, work: UnitOfWork) -> None:
     async with at_rest(world) as registry:
 
         async def once() -> None:
-            # Not by `pytest.raises`, which holds on to the error.
+            # `pytest.raises` would keep a reference to the error.
             with suppress(DataError):
                 await Call().run(request(registry, work))
-                raise AssertionError("it has not failed")
+                raise AssertionError("the request did not fail")
 
         assert await cycles_of(once) == {}
 
 
-async def test_a_request_of_nobody_leaves_none(world: World) -> None:
+async def test_a_request_with_an_unknown_tenant_leaves_no_cycles(world: World) -> None:
     async with at_rest(world) as registry:
 
         async def once() -> None:
@@ -243,7 +243,7 @@ async def test_a_request_of_nobody_leaves_none(world: World) -> None:
         assert await cycles_of(once) == {}
 
 
-async def test_a_websocket_leaves_none(world: World) -> None:
+async def test_a_websocket_leaves_no_cycles(world: World) -> None:
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
         await write(session(scope))
 
@@ -252,7 +252,7 @@ async def test_a_websocket_leaves_none(world: World) -> None:
         assert await cycles_of(lambda: Call(type="websocket").run(middleware)) == {}
 
 
-async def test_a_session_outside_of_requests_leaves_none(world: World) -> None:
+async def test_a_session_outside_of_requests_leaves_no_cycles(world: World) -> None:
     async with at_rest(world) as registry:
 
         async def job() -> None:
@@ -262,7 +262,7 @@ async def test_a_session_outside_of_requests_leaves_none(world: World) -> None:
         assert await cycles_of(job) == {}
 
 
-async def test_a_connection_outside_of_requests_leaves_none(world: World) -> None:
+async def test_a_connection_outside_of_requests_leaves_no_cycles(world: World) -> None:
     async with at_rest(world) as registry:
 
         async def job() -> None:
@@ -272,18 +272,18 @@ async def test_a_connection_outside_of_requests_leaves_none(world: World) -> Non
         assert await cycles_of(job) == {}
 
 
-async def test_a_session_that_has_yet_to_end_does_not_let_go(world: World) -> None:
+async def test_a_session_keeps_its_references_until_it_has_ended(world: World) -> None:
     async with at_rest(world) as registry:
         async with registry.session(tenant="acme") as db:
             await write(db)
             ending = db.end(commit=False, reason="rolled back")
-            db.let_go()
+            db.release_references()
             await ending
         assert await world.items() == []
         await assert_whole(registry, world)
 
 
-async def test_a_handle_that_has_outlived_its_request_says_so_still(world: World) -> None:
+async def test_a_handle_kept_after_its_request_still_raises_session_closed(world: World) -> None:
     async with at_rest(world) as registry:
         held: list[DataSession] = []
 
@@ -302,7 +302,7 @@ async def test_a_handle_that_has_outlived_its_request_says_so_still(world: World
         assert held[0].last_route is not None
 
 
-async def test_what_an_application_sends_after_it_has_returned_goes_nowhere(world: World) -> None:
+async def test_messages_sent_after_the_application_returned_are_refused(world: World) -> None:
     async with at_rest(world) as registry:
         kept: list[Any] = []
 

@@ -1,4 +1,4 @@
-"""Bad input is answered with a problem document, and reaches no SQL."""
+"""Invalid input is answered with a problem document and reaches no SQL."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def borrowed(registry: DataSourceRegistry) -> list[int]:
 
 
 async def call(registry: DataSourceRegistry, headers: list[tuple[bytes, bytes]], path: str = "/") -> dict[str, Any]:
-    """Call the application as a server would, with headers that an HTTP client would refuse to send."""
+    """Call the application directly, with headers that an HTTP client refuses to send."""
     sent: list[dict[str, Any]] = []
 
     async def send(message: Any) -> None:
@@ -66,7 +66,7 @@ async def call(registry: DataSourceRegistry, headers: list[tuple[bytes, bytes]],
 
 
 @pytest.mark.parametrize("name", HOSTILE.values(), ids=HOSTILE.keys())
-async def test_a_hostile_tenant_name_is_a_problem_and_no_sql(world: World, name: str) -> None:
+async def test_an_invalid_tenant_name_is_a_problem_and_runs_no_sql(world: World, name: str) -> None:
     async with world.registry() as registry:
         answer = await call(registry, [(b"x-tenant", name.encode("utf-8"))])
         assert answer["status"] == 400
@@ -76,7 +76,7 @@ async def test_a_hostile_tenant_name_is_a_problem_and_no_sql(world: World, name:
         assert borrowed(registry) == [0, 0, 0]
 
 
-async def test_a_header_that_is_there_twice_is_refused(world: World) -> None:
+async def test_a_repeated_tenant_header_is_refused(world: World) -> None:
     async with world.registry() as registry:
         answer = await call(registry, [(b"x-tenant", b"acme"), (b"x-tenant", b"globex")])
         assert answer["status"] == 400
@@ -88,7 +88,9 @@ async def test_a_header_that_is_there_twice_is_refused(world: World) -> None:
     [({}, 400), ({"X-Tenant": ""}, 400), ({"X-Tenant": "nobody"}, 404), ({"X-Tenant": "acme"}, 200)],
     ids=["missing", "empty", "unknown", "known"],
 )
-async def test_missing_is_400_and_unknown_is_404(world: World, headers: dict[str, str], status: int) -> None:
+async def test_missing_tenant_is_400_and_unknown_tenant_is_404(
+    world: World, headers: dict[str, str], status: int
+) -> None:
     async with client(world, [Route("/", names)]) as http:
         http.headers.pop("X-Tenant")
         answer = await http.get("/", headers=headers)
@@ -132,7 +134,7 @@ async def test_exempt_paths_pass_without_tenant_and_session(world: World) -> Non
         assert (await http.get("/healthzz")).status_code == 400
 
 
-def test_a_wrong_configuration_names_every_key_and_its_mend(world: World) -> None:
+def test_an_invalid_configuration_is_reported_with_every_key_and_its_fix(world: World) -> None:
     config = world.config()
     config["datasources"]["orders"]["pool"] = {"max_size": "many", "min_sise": 1}
     config["tenants"]["acme"]["datasource"] = "ordres"
@@ -140,7 +142,7 @@ def test_a_wrong_configuration_names_every_key_and_its_mend(world: World) -> Non
     with pytest.raises(ConfigError) as caught:
         DataSourceMiddleware(lambda scope, receive, send: None, config=config)  # type: ignore[arg-type, return-value]
     message = str(caught.value)
-    for told in (
+    for part in (
         "datasources.orders.pool.max_size",
         "min_sise",
         "min_size",
@@ -148,7 +150,7 @@ def test_a_wrong_configuration_names_every_key_and_its_mend(world: World) -> Non
         "'orders'",
         "transactions.retry",
     ):
-        assert told in message, message
+        assert part in message, message
 
 
 @pytest.mark.parametrize("arguments", [{}, {"config": {}, "registry": object()}])
@@ -157,7 +159,7 @@ def test_the_middleware_takes_a_configuration_or_a_registry(arguments: dict[str,
         DataSourceMiddleware(lambda scope, receive, send: None, **arguments)  # type: ignore[arg-type, return-value]
 
 
-async def test_every_way_to_name_the_tenant(world: World) -> None:
+async def test_every_kind_of_resolver(world: World) -> None:
     tenancy = {
         "resolve": [
             {"header": "X-Tenant"},
@@ -184,6 +186,6 @@ async def test_every_way_to_name_the_tenant(world: World) -> None:
 
 
 async def from_query(scope: Any) -> str | None:
-    """A resolver as an application writes it."""
+    """A resolver function of an application."""
     name = dict(pair.split(b"=") for pair in scope["query_string"].split(b"&") if pair).get(b"tenant")
     return None if name is None else name.decode()

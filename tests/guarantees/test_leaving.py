@@ -1,4 +1,4 @@
-"""Promise 2, for clients that leave: rolled back, the backend kept, nothing left in a transaction."""
+"""Promise 2 for clients that disconnect: rolled back, the connection is kept, no transaction stays open."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ async def backend_of_pool(world: World) -> list[int]:
 
 
 async def until_quiet(world: World) -> None:
-    """Wait until nothing of this database runs or waits in a transaction."""
+    """Wait until no backend of this database is active or idle in a transaction."""
 
     async def is_quiet() -> bool:
         return all(state == "idle" for _, state in await world.backends())
@@ -43,7 +43,7 @@ def is_running(world: World, fragment: str):  # type: ignore[no-untyped-def]
     return check
 
 
-async def test_a_client_that_leaves_during_a_query_has_changed_nothing(world: World) -> None:
+async def test_a_client_that_disconnects_during_a_query_changes_nothing(world: World) -> None:
     outcomes: list[str] = []
 
     async def place(request: Request) -> Response:
@@ -76,7 +76,7 @@ async def test_a_client_that_leaves_during_a_query_has_changed_nothing(world: Wo
 
 
 @pytest.mark.parametrize("canceller", ["asyncio.timeout", "anyio scope", "task.cancel twice"])
-async def test_a_cancelled_handler_leaves_the_backend_and_no_row(world: World, canceller: str) -> None:
+async def test_a_cancelled_handler_keeps_its_connection_and_leaves_no_row(world: World, canceller: str) -> None:
     async def place(request: Request) -> Response:
         db = session(request)
 
@@ -109,7 +109,7 @@ async def test_a_cancelled_handler_leaves_the_backend_and_no_row(world: World, c
         try:
             answer = await http.post("/")
         except httpx.RemoteProtocolError:
-            # The cancellation went on through the server: it has no answer for that.
+            # The cancellation propagated to the server, which sends no response for it.
             answer = None
         assert answer is None or answer.status_code == 500
         await until_quiet(world)
@@ -118,7 +118,7 @@ async def test_a_cancelled_handler_leaves_the_backend_and_no_row(world: World, c
     assert await world.items() == []
 
 
-async def test_a_handler_that_waits_elsewhere_is_not_disturbed_but_rolled_back(world: World) -> None:
+async def test_a_handler_that_awaits_something_else_runs_on_and_is_rolled_back(world: World) -> None:
     left = asyncio.Event()
     done = asyncio.Event()
 
@@ -136,7 +136,7 @@ async def test_a_handler_that_waits_elsewhere_is_not_disturbed_but_rolled_back(w
             return any(state == "idle in transaction" for _, state in await world.backends())
 
         await until(has_begun)
-        # The watch begins 0.1 s into the first statement; it has to have seen the client leave.
+        # Disconnect detection starts 0.1 s into the first statement, and must have seen the disconnect.
         await asyncio.sleep(0.3)
         leaving.cancel()
         with pytest.raises(asyncio.CancelledError):

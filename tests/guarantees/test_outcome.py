@@ -1,4 +1,4 @@
-"""Promise 2: not answered means not done. The outcome of a request decides, and a route can turn each round."""
+"""Promise 2: without a success response nothing is committed. A route can override the default outcomes."""
 
 from __future__ import annotations
 
@@ -29,11 +29,11 @@ PsycopgServer = Callable[[Request], Awaitable[Response]]
 
 
 class OutOfStock(Exception):
-    """One of the application's own."""
+    """An exception of the application."""
 
 
 class StillOutOfStock(OutOfStock):
-    """A kind of it."""
+    """A subclass of it."""
 
 
 async def write(request: Request, item: str = "tea") -> None:
@@ -41,7 +41,7 @@ async def write(request: Request, item: str = "tea") -> None:
 
 
 def answers(status: int) -> PsycopgServer:
-    """An endpoint that writes and returns a response of this status."""
+    """An endpoint that writes and returns this status."""
 
     async def endpoint(request: Request) -> Response:
         await write(request)
@@ -61,7 +61,7 @@ def raises(error: Exception) -> PsycopgServer:
 
 
 async def outcome(world: World, endpoint: Any, **app: Any) -> tuple[int, bool]:
-    """The status that the client gets, and whether the write was committed."""
+    """The status that the client gets, and whether the write is committed."""
     registry = world.registry(**app.pop("config", {}))
     async with client(world, [Route("/", endpoint, methods=["POST"])], registry=registry, **app) as http:
         answer = await http.post("/")
@@ -74,7 +74,7 @@ Db = Annotated[DataSession, Depends(session)]
 
 COMMITTED, ROLLED_BACK = True, False
 
-# Of each class one status, and those that other libraries get wrong (peers' 303, 409, 503).
+# One status of each class, and those that other libraries get wrong (303, 409, 503).
 BY_STATUS = [
     (200, COMMITTED),
     (201, COMMITTED),
@@ -98,18 +98,18 @@ async def test_http_exception_rolls_back(world: World) -> None:
     assert await outcome(world, raises(HTTPException(409))) == (409, ROLLED_BACK)
 
 
-async def test_http_exception_with_a_redirect_commits_as_the_redirect_does(world: World) -> None:
+async def test_http_exception_with_a_redirect_commits_like_the_redirect(world: World) -> None:
     error = HTTPException(303, headers={"Location": "/orders"})
     assert await outcome(world, raises(error)) == (303, COMMITTED)
 
 
 async def test_an_unhandled_exception_rolls_back(world: World, caplog: pytest.LogCaptureFixture) -> None:
     assert await outcome(world, raises(OutOfStock("no tea"))) == (500, ROLLED_BACK)
-    # It went on unchanged, to the framework's error page and to the server's log.
+    # The exception reaches the framework's error page and the server's log unchanged.
     assert "tests.guarantees.test_outcome.OutOfStock: no tea" in caplog.text
 
 
-async def test_the_frameworks_error_page_gets_the_very_exception(world: World) -> None:
+async def test_the_frameworks_error_page_gets_the_original_exception(world: World) -> None:
     error = OutOfStock()
     seen: list[Exception] = []
 
@@ -122,14 +122,12 @@ async def test_the_frameworks_error_page_gets_the_very_exception(world: World) -
 
 
 @pytest.mark.parametrize(("status", "committed"), [(200, COMMITTED), (303, COMMITTED), (409, ROLLED_BACK)])
-async def test_a_handled_exception_counts_as_the_answer_it_is_turned_into(
-    world: World, status: int, committed: bool
-) -> None:
+async def test_a_handled_exception_counts_as_its_response(world: World, status: int, committed: bool) -> None:
     handlers = {OutOfStock: lambda request, error: Response(status_code=status)}
     assert await outcome(world, raises(OutOfStock()), exception_handlers=handlers) == (status, committed)
 
 
-async def test_an_exception_after_the_response_has_started_comes_too_late(world: World) -> None:
+async def test_an_exception_after_the_start_of_the_response_does_not_roll_back(world: World) -> None:
     async def body() -> Any:
         yield b"first"
         raise OutOfStock
@@ -144,7 +142,7 @@ async def test_an_exception_after_the_response_has_started_comes_too_late(world:
         assert await world.items() == ["tea"]
 
 
-async def test_a_failed_statement_that_nobody_catches_rolls_back(world: World) -> None:
+async def test_an_uncaught_statement_failure_rolls_back(world: World) -> None:
     async def endpoint(request: Request) -> Response:
         await write(request)
         await write(request)
@@ -166,8 +164,8 @@ async def test_no_response_at_all_rolls_back(world: World) -> None:
     assert await world.items() == []
 
 
-async def test_informational_responses_decide_nothing(world: World) -> None:
-    """What stands before the response itself promises nothing: what fails later is rolled back all the same."""
+async def test_informational_responses_do_not_commit(world: World) -> None:
+    """A failure after a 1xx response still rolls back."""
 
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
         db = session(scope)
@@ -203,10 +201,10 @@ async def test_a_cancelled_call_rolls_back(world: World) -> None:
         await assert_whole(registry, world)
 
 
-# -- the code says so
+# -- the code decides
 
 
-async def test_set_rollback_only_wins_and_leaves_the_response_as_it_is(world: World) -> None:
+async def test_set_rollback_only_rolls_back_and_keeps_the_response(world: World) -> None:
     async def endpoint(request: Request) -> Response:
         await write(request)
         session(request).set_rollback_only("a dry run")
@@ -215,7 +213,7 @@ async def test_set_rollback_only_wins_and_leaves_the_response_as_it_is(world: Wo
     assert await outcome(world, endpoint) == (200, ROLLED_BACK)
 
 
-async def test_set_rollback_only_wins_over_the_annotation(world: World) -> None:
+async def test_set_rollback_only_overrides_the_annotation(world: World) -> None:
     @transactional(commit_on=[200, OutOfStock])
     async def endpoint(request: Request) -> Response:
         await write(request)
@@ -225,7 +223,7 @@ async def test_set_rollback_only_wins_over_the_annotation(world: World) -> None:
     assert await outcome(world, endpoint) == (200, ROLLED_BACK)
 
 
-async def test_what_was_committed_midway_stays(world: World) -> None:
+async def test_a_commit_inside_the_request_is_kept(world: World) -> None:
     async def endpoint(request: Request) -> Response:
         db = session(request)
         await write(request, "tea")
@@ -236,7 +234,7 @@ async def test_what_was_committed_midway_stays(world: World) -> None:
     assert await outcome(world, endpoint) == (409, COMMITTED)
 
 
-async def test_what_was_rolled_back_midway_is_gone_and_the_rest_is_committed(world: World) -> None:
+async def test_a_rollback_inside_the_request_discards_only_what_came_before(world: World) -> None:
     async def endpoint(request: Request) -> Response:
         await write(request, "rum")
         await session(request).rollback()
@@ -246,8 +244,8 @@ async def test_what_was_rolled_back_midway_is_gone_and_the_rest_is_committed(wor
     assert await outcome(world, endpoint) == (200, COMMITTED)
 
 
-async def test_an_answer_says_when_a_part_was_committed_before(world: World) -> None:
-    """Whoever sent it again because nothing was changed would have that part done twice."""
+async def test_the_error_response_says_if_part_of_the_request_was_committed(world: World) -> None:
+    """A client that retries because nothing was changed would repeat that part."""
 
     async def endpoint(request: Request) -> Response:
         db = session(request)
@@ -274,7 +272,7 @@ async def test_an_answer_says_when_a_part_was_committed_before(world: World) -> 
                 assert await world.items() == (["first"] if first else [])
 
 
-# -- the route turns it round
+# -- the route overrides the outcome
 
 
 @pytest.mark.parametrize("entry", [409, "4xx"])
@@ -293,18 +291,18 @@ async def test_rollback_on_a_status(world: World, status: int, entry: Any) -> No
     assert await outcome(world, transactional(rollback_on=[entry])(answers(status))) == (status, ROLLED_BACK)
 
 
-async def test_a_status_that_is_not_named_keeps_its_outcome(world: World) -> None:
+async def test_an_unlisted_status_keeps_its_outcome(world: World) -> None:
     assert await outcome(world, transactional(commit_on=[409])(answers(400))) == (400, ROLLED_BACK)
     assert await outcome(world, transactional(rollback_on=[303])(answers(201))) == (201, COMMITTED)
 
 
 @pytest.mark.parametrize("error", [OutOfStock(), StillOutOfStock()])
-async def test_commit_on_an_exception_that_nobody_handles(world: World, error: Exception) -> None:
+async def test_commit_on_an_unhandled_exception(world: World, error: Exception) -> None:
     assert await outcome(world, transactional(commit_on=[OutOfStock])(raises(error))) == (500, COMMITTED)
 
 
-async def test_commit_on_an_exception_and_a_commit_that_fails(world: World) -> None:
-    """The error page says "500"; that the data did not get in is worse, and is what the answer says."""
+async def test_commit_on_an_exception_whose_commit_fails(world: World) -> None:
+    """The error response of the failed COMMIT replaces the error page: the lost data is the more important news."""
 
     @transactional(commit_on=[OutOfStock])
     async def endpoint(request: Request) -> Response:
@@ -316,20 +314,20 @@ async def test_commit_on_an_exception_and_a_commit_that_fails(world: World) -> N
 
 
 @pytest.mark.parametrize("error", [OutOfStock(), StillOutOfStock()])
-async def test_commit_on_an_exception_that_a_handler_turns_into_an_answer(world: World, error: Exception) -> None:
-    """The annotation names the exception, so the exception counts and not the status that a handler made of it."""
+async def test_commit_on_an_exception_with_a_handler(world: World, error: Exception) -> None:
+    """The annotation names the exception, so the exception decides, not the status of its handler's response."""
     handlers = {OutOfStock: lambda request, error: Response(status_code=409)}
     endpoint = transactional(commit_on=[OutOfStock])(raises(error))
     assert await outcome(world, endpoint, exception_handlers=handlers) == (409, COMMITTED)
 
 
-async def test_rollback_on_an_exception_that_a_handler_turns_into_an_answer(world: World) -> None:
+async def test_rollback_on_an_exception_with_a_handler(world: World) -> None:
     handlers = {OutOfStock: lambda request, error: Response(status_code=200)}
     endpoint = transactional(rollback_on=[OutOfStock])(raises(OutOfStock()))
     assert await outcome(world, endpoint, exception_handlers=handlers) == (200, ROLLED_BACK)
 
 
-async def test_rollback_on_an_exception_excepts_it_from_commit_on(world: World) -> None:
+async def test_rollback_on_excludes_a_subclass_from_commit_on(world: World) -> None:
     annotate = transactional(commit_on=[OutOfStock], rollback_on=[StillOutOfStock])
     assert await outcome(world, annotate(raises(StillOutOfStock()))) == (500, ROLLED_BACK)
 
@@ -361,7 +359,7 @@ async def test_a_whole_endpoint_class(world: World) -> None:
     assert await outcome(world, Orders) == (200, ROLLED_BACK)
 
 
-async def test_an_exception_that_a_whole_endpoint_class_names(world: World) -> None:
+async def test_an_exception_named_by_the_annotation_of_an_endpoint_class(world: World) -> None:
     @transactional(commit_on=[OutOfStock])
     class Orders(HTTPEndpoint):
         async def post(self, request: Request) -> Response:
@@ -376,7 +374,7 @@ async def test_an_exception_that_a_whole_endpoint_class_names(world: World) -> N
     handlers = {OutOfStock: lambda request, error: Response(status_code=409)}
     async with client(world, [Route("/", Orders)], exception_handlers=handlers) as http:
         assert (await http.post("/")).status_code == 409
-        # An annotation of its own stands in place of the class's.
+        # The method's annotation replaces that of the class.
         assert (await http.put("/")).status_code == 409
     assert await world.items() == ["tea"]
 
@@ -392,10 +390,10 @@ async def test_an_annotation_under_another_decorator(world: World) -> None:
     assert await outcome(world, audited(transactional(commit_on=[409])(answers(409)))) == (409, COMMITTED)
 
 
-# -- the configuration turns it round
+# -- the configuration overrides the outcome
 
 
-async def test_the_configurations_default(world: World) -> None:
+async def test_the_default_of_the_configuration(world: World) -> None:
     config = {"transactions": {"rollback_on": ["5xx", 409]}}
     assert await outcome(world, answers(400), config=config) == (400, COMMITTED)
     await world.sql("truncate orders")
@@ -408,21 +406,21 @@ async def test_a_rule_of_routes(world: World) -> None:
     assert await outcome(world, answers(409), config=config) == (409, COMMITTED)
 
 
-async def test_the_annotation_goes_before_the_rule(world: World) -> None:
+async def test_the_annotation_precedes_the_rule(world: World) -> None:
     config = {"routes": [{"match": "POST /", "commit_on": [409], "rollback_on": [200]}]}
     endpoint = transactional(commit_on=[200], rollback_on=[409])
     assert await outcome(world, endpoint(answers(409)), config=config) == (409, ROLLED_BACK)
     assert await outcome(world, endpoint(answers(200)), config=config) == (200, COMMITTED)
 
 
-async def test_where_each_statement_commits_by_itself(world: World) -> None:
+async def test_statements_in_autocommit(world: World) -> None:
     config = {"transactions": {"default": "annotated"}}
     assert await outcome(world, answers(500), config=config) == (500, COMMITTED)
     await world.sql("truncate orders")
     assert await outcome(world, transactional(answers(500)), config=config) == (500, ROLLED_BACK)
 
 
-async def test_an_annotated_service_function_where_each_statement_commits_by_itself(world: World) -> None:
+async def test_an_annotated_service_function_with_transactions_default_annotated(world: World) -> None:
     @transactional
     async def place(fails: bool) -> None:
         await current_session().execute("insert into orders (item) values ('tea')")
@@ -456,7 +454,7 @@ async def test_an_annotated_service_function_where_each_statement_commits_by_its
         (raises(OutOfStock()), "rolled back"),
     ],
 )
-async def test_hooks_hear_the_outcome(world: World, endpoint: PsycopgServer, expected: str) -> None:
+async def test_hooks_run_according_to_the_outcome(world: World, endpoint: PsycopgServer, expected: str) -> None:
     heard: list[str] = []
 
     async def with_hooks(request: Request) -> Response:
@@ -475,7 +473,7 @@ async def test_hooks_hear_the_outcome(world: World, endpoint: PsycopgServer, exp
 
 
 async def test_fastapi(world: World) -> None:
-    """Dependencies write before the body is checked, and end behind the response: neither changes the outcome."""
+    """Dependencies write before the body is validated and end after the response: neither changes the outcome."""
     app = FastAPI()
     app.add_middleware(DataSourceMiddleware, config=world.config())
 

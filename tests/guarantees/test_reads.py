@@ -1,4 +1,4 @@
-"""Promises 5, 6 and 7: read intent is read only wherever it lands, a request reads its own writes, from one replica."""
+"""Promises 5, 6 and 7: READ ONLY with read intent, read your own writes, one replica per request."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ WRITES = {
 }
 
 
-async def test_two_reads_of_a_request_see_one_replica_and_requests_take_turns(world: World) -> None:
+async def test_reads_of_a_request_share_a_replica_and_requests_alternate(world: World) -> None:
     async def where(request: Request) -> Response:
         db = session(request)
         ports = [await db.fetch_value("select inet_server_port()") for _ in range(4)]
@@ -42,7 +42,7 @@ async def test_two_reads_of_a_request_see_one_replica_and_requests_take_turns(wo
 
 @pytest.mark.parametrize("replicas", [("r1", "r2"), ()], ids=["replica", "primary standing in"])
 @pytest.mark.parametrize("what", WRITES)
-async def test_a_write_with_read_intent_is_refused_wherever_it_lands(
+async def test_a_write_with_read_intent_is_refused_on_every_server(
     world: World, what: str, replicas: tuple[str, ...]
 ) -> None:
     async with world.registry(replicas=replicas) as registry, registry.session(tenant="acme") as db:
@@ -56,7 +56,7 @@ async def test_a_write_with_read_intent_is_refused_wherever_it_lands(
 
 
 @pytest.mark.parametrize("what", ["insert", "writing CTE", "nextval", "writing function", "turning it off"])
-async def test_a_write_with_read_intent_is_refused_inside_the_transaction_that_writes(world: World, what: str) -> None:
+async def test_a_write_with_read_intent_is_refused_inside_a_read_write_transaction(world: World, what: str) -> None:
     async with world.registry() as registry, registry.session(tenant="acme") as db:
         await db.execute("insert into orders (item) values ('coffee')")
         with pytest.raises(DataError):
@@ -67,7 +67,7 @@ async def test_a_write_with_read_intent_is_refused_inside_the_transaction_that_w
     assert await world.items() == ["coffee", "milk"]
 
 
-async def test_a_get_that_writes_is_told_which_annotation_to_add(
+async def test_the_error_for_a_get_that_writes_names_the_annotation(
     world: World, caplog: pytest.LogCaptureFixture
 ) -> None:
     async def place(request: Request) -> Response:
@@ -90,7 +90,7 @@ async def test_a_get_that_writes_is_told_which_annotation_to_add(
     assert await world.items() == ["tea"]
 
 
-async def test_after_a_write_reads_see_it_although_the_replicas_stand_still(world: World) -> None:
+async def test_reads_after_a_write_see_it_while_replay_is_paused(world: World) -> None:
     async def place(request: Request) -> Response:
         db = session(request)
         before = await db.read.fetch_all("select item from orders")
@@ -136,7 +136,7 @@ async def test_a_write_in_a_child_task_pins_the_whole_request(world: World) -> N
     assert seen == [[{"item": "tea"}], True]
 
 
-async def test_a_read_borrows_a_connection_for_its_round_trip_only(world: World) -> None:
+async def test_a_read_borrows_a_connection_only_for_its_round_trip(world: World) -> None:
     async with world.registry() as registry, registry.session(tenant="acme") as db:
         await db.read.fetch_all("select 1")
         assert [endpoint.borrowed for endpoint in db.datasource.servers.values()] == [0, 0, 0]

@@ -34,7 +34,7 @@ FAILING: dict[str, tuple[str, list[Any]]] = {
 
 
 async def drive(world: World, db: DataSession, texts: list[str]) -> None:
-    """Fail in every way there is, and keep everything that is said about it."""
+    """Cause every kind of failure, and record everything that is reported."""
     texts += [repr(db), repr(db.registry), repr(db.tenant), repr(db.datasource), repr(db.pin)]
     for query, params in FAILING.values():
         try:
@@ -46,7 +46,7 @@ async def drive(world: World, db: DataSession, texts: list[str]) -> None:
     texts.append(str(db.last_route))
 
 
-async def test_nothing_secret_is_said_whatever_fails(
+async def test_no_failure_reveals_a_secret(
     world: World, caplog: pytest.LogCaptureFixture, spans: InMemorySpanExporter
 ) -> None:
     caplog.set_level(logging.DEBUG)
@@ -84,7 +84,7 @@ async def test_nothing_secret_is_said_whatever_fails(
             assert secret not in text, text
 
 
-async def test_constraint_details_stay_out_of_the_answer(world: World) -> None:
+async def test_constraint_details_are_not_in_the_response(world: World) -> None:
     async def place(request: Request) -> Response:
         await session(request).execute("insert into orders (item) values (%s), (%s)", [BIND, BIND])
         return Response("placed")
@@ -96,7 +96,7 @@ async def test_constraint_details_stay_out_of_the_answer(world: World) -> None:
     assert BIND not in answer.text
 
 
-def test_a_registry_shows_no_connection_string(world: World) -> None:
+def test_repr_of_a_registry_shows_no_connection_string(world: World) -> None:
     registry = world.registry()
     shown = repr(registry) + repr(list(registry)) + repr([list(ds.servers.values()) for ds in registry])
     assert "password" not in shown

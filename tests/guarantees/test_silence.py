@@ -1,4 +1,4 @@
-"""Servers that fall silent: every wait ends by its own deadline, the pool recovers, and the end is clean."""
+"""Unresponsive servers: every wait ends by its own deadline, the pool recovers, and shutdown is bounded."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ from tests.world import World
 
 DEADLINE_S = 1
 CANCEL_S = 1
-"""How long the driver waits for the server to take a cancel request, and then to obey."""
+"""How long the driver waits for the server to accept a cancel request, and then to cancel."""
 SLACK_S = 1.5
-"""What a busy machine may add."""
+"""Allowance for a busy machine."""
 
 
 @pytest.fixture(scope="module")
@@ -44,7 +44,7 @@ async def world(cluster: EmbeddedCluster) -> AsyncIterator[World]:
 
 @dataclass
 class Line:
-    """The way to a server, which can fall silent in two ways."""
+    """The connection to a server, which can become unresponsive in two ways."""
 
     node: Node
     proxy: FaultProxy
@@ -60,7 +60,7 @@ class Line:
         if self.how == "frozen server":
             await self.node.thaw()
         else:
-            # What was on its way when the cable was pulled never arrives, once TCP has given up on it.
+            # Data in flight when the cable was unplugged is lost once TCP gives up.
             self.proxy.cut()
             self.proxy.release()
 
@@ -97,7 +97,7 @@ ROUTES = [Route("/read", read), Route("/orders/{item}", write, methods=["POST"])
 
 
 class Gate:
-    """Stops a handler between its statement and its end, while something happens to the server."""
+    """Pauses a handler between its statement and its end, while a fault is injected."""
 
     def __init__(self) -> None:
         self.has_come = asyncio.Event()
@@ -116,7 +116,7 @@ class Shop:
     app: Any
 
     async def is_back(self) -> None:
-        """Wait until reads and writes work on every server, with as many at once as the pool is large."""
+        """Wait until reads and writes work on every server, with as many at once as the pool has connections."""
 
         async def works() -> bool:
             items = [f"back {now()} {number}" for number in range(3)]
@@ -165,9 +165,7 @@ def kind_of(response: httpx.Response) -> tuple[int, str]:
     return response.status_code, response.json()["kind"]
 
 
-async def test_statements_end_by_the_requests_deadline_and_the_pool_recovers(
-    world: World, lines: dict[str, Line]
-) -> None:
+async def test_statements_end_by_the_deadline_and_the_pool_recovers(world: World, lines: dict[str, Line]) -> None:
     async with open_shop(world, lines) as shop:
         await shop.is_back()
         await lines["primary"].fall_silent()
@@ -183,7 +181,7 @@ async def test_statements_end_by_the_requests_deadline_and_the_pool_recovers(
         assert not {"0", "1", "2", "again"} & set(await world.items())
 
 
-async def test_a_silent_replica_costs_a_read_its_deadline_once_then_others_answer(
+async def test_an_unresponsive_replica_costs_one_read_its_deadline_and_later_reads_move_on(
     world: World, lines: dict[str, Line]
 ) -> None:
     async with open_shop(world, lines, replicas=("r1",)) as shop:
@@ -200,7 +198,7 @@ async def test_a_silent_replica_costs_a_read_its_deadline_once_then_others_answe
         assert (await shop.http.get("/read")).json() == {"node": "r1"}
 
 
-async def test_a_rollback_does_not_wait_for_a_silent_server(world: World, lines: dict[str, Line]) -> None:
+async def test_a_rollback_does_not_wait_for_an_unresponsive_server(world: World, lines: dict[str, Line]) -> None:
     async with open_shop(world, lines, transactions={"deadline": "30s"}) as shop:
         await shop.is_back()
         gate = shop.app.state.gate = Gate()
@@ -215,7 +213,7 @@ async def test_a_rollback_does_not_wait_for_a_silent_server(world: World, lines:
         assert "refused" not in await world.items()
 
 
-async def test_a_commit_that_falls_silent_is_answered_by_what_became_of_it(
+async def test_a_commit_on_an_unresponsive_server_is_answered_with_the_true_outcome(
     world: World, lines: dict[str, Line]
 ) -> None:
     async with open_shop(world, lines) as shop:
@@ -235,7 +233,9 @@ async def test_a_commit_that_falls_silent_is_answered_by_what_became_of_it(
         assert ("tea" in await world.items()) is (answer.status_code == 201)
 
 
-async def test_a_client_that_leaves_a_silent_server_strands_nothing(world: World, lines: dict[str, Line]) -> None:
+async def test_clients_that_disconnect_from_an_unresponsive_server_leak_no_connection(
+    world: World, lines: dict[str, Line]
+) -> None:
     async with open_shop(world, lines, transactions={"deadline": "30s"}) as shop:
         await shop.is_back()
         await lines["primary"].fall_silent()
@@ -249,7 +249,7 @@ async def test_a_client_that_leaves_a_silent_server_strands_nothing(world: World
         assert "left" not in await world.items()
 
 
-async def test_a_server_that_is_silent_at_boot_keeps_nobody_waiting_longer_than_configured(
+async def test_an_unresponsive_server_at_start_up_delays_nothing_beyond_the_configured_timeouts(
     world: World, lines: dict[str, Line]
 ) -> None:
     await lines["primary"].fall_silent()
@@ -295,9 +295,7 @@ async def hang(registry: DataSourceRegistry) -> None:
         await db.execute("select pg_sleep(60)")
 
 
-async def test_uvicorn_shuts_down_in_time_with_a_request_that_hangs_on_a_silent_server(
-    world: World, lines: dict[str, Line]
-) -> None:
+async def test_uvicorn_shuts_down_in_time_while_a_request_hangs(world: World, lines: dict[str, Line]) -> None:
     before = asyncio.all_tasks()
     async with open_shop(world, lines, shutdown_timeout_s=1, transactions={"deadline": "30s"}) as shop:
         await shop.is_back()
@@ -305,7 +303,7 @@ async def test_uvicorn_shuts_down_in_time_with_a_request_that_hangs_on_a_silent_
         posting = asyncio.create_task(shop.http.post("/orders/tea"))
         await until(lambda: shop.registry.datasources["orders"].servers["primary"].borrowed == 1)
         started = now()
-    # One second for requests in flight, then the clean-up of the cancelled one, then the pools.
+    # One second for requests in flight, then the cleanup of the cancelled request, then the pools.
     assert now() - started < 1 + 2 * CANCEL_S + 2 + SLACK_S
     outcome = (await asyncio.gather(posting, return_exceptions=True))[0]
     assert isinstance(outcome, httpx.TransportError) or outcome.status_code >= 500

@@ -1,4 +1,4 @@
-"""Promise 4: a tenant sees only its own data, and nothing of it outlives its transaction."""
+"""Promise 4: a tenant sees only its own data, and none of its settings outlives its transaction."""
 
 from __future__ import annotations
 
@@ -44,12 +44,12 @@ select pg_backend_pid() as pid,
         'prepared', (select jsonb_agg(name) from pg_prepared_statements where from_sql)
     )::text as state
 """
-"""What a session has that outlives a transaction."""
+"""Session state that could outlive a transaction."""
 
 
 @pytest.fixture
 async def role(world: World) -> str:
-    """A role that `app` may take and that may read and write the table of `acme`; it cannot log in."""
+    """A NOLOGIN role that `app` may SET, with access to the tables of `acme`."""
     name = f"{world.dbname}_acme"
     await world.sql(f"create role {name}; grant {name} to app")
     await world.sql(f"grant usage on schema acme to {name}; grant all on all tables in schema acme to {name}")
@@ -60,7 +60,7 @@ async def role(world: World) -> str:
 async def one_connection(
     world: World, *, tenants: dict[str, Any] | None = None, replicas: tuple[str, ...] = ()
 ) -> AsyncIterator[DataSourceRegistry]:
-    """A registry with one connection a server, that serves requests without a tenant as well: they set nothing."""
+    """A registry with one connection per server, which also serves requests without a tenant (no settings)."""
     config = world.config(replicas=replicas, pool=ONE_CONNECTION)
     config["tenancy"] = {"resolve": [{"header": "X-Tenant"}], "default": "orders"}
     config["tenants"].update(tenants or {})
@@ -69,7 +69,7 @@ async def one_connection(
 
 
 async def leftovers(registry: DataSourceRegistry, *, write: bool = True) -> tuple[int, str]:
-    """Backend and state of the connection as the next borrower finds it, who has no tenant and so sets nothing."""
+    """Backend and session state as the next borrower finds them; without a tenant it applies no settings."""
     async with registry.session() as db:
         row = await (db.write if write else db.read).fetch_one(LEFTOVERS)
     assert row is not None
@@ -114,7 +114,7 @@ async def be_cancelled_reading(db: DataSession) -> None:
         await db.read.execute("select pg_sleep(10)")
 
 
-async def be_cancelled_on_loan(db: DataSession) -> None:
+async def be_cancelled_on_a_borrowed_connection(db: DataSession) -> None:
     async with asyncio.timeout(0.05), db.connection(AccessIntent.WRITE) as connection:
         await connection.execute("set search_path = acme")
         await connection.execute("select pg_sleep(10)")
@@ -135,10 +135,10 @@ def raises(error: type[Exception] | None) -> AbstractContextManager[object]:
         (fail_at_commit, DataError),
         (be_cancelled, TimeoutError),
         (be_cancelled_reading, TimeoutError),
-        (be_cancelled_on_loan, TimeoutError),
+        (be_cancelled_on_a_borrowed_connection, TimeoutError),
     ],
 )
-async def test_nothing_of_a_tenant_is_left_however_it_ended(
+async def test_no_tenant_settings_remain_after_any_outcome(
     world: World, role: str, work: Callable[[DataSession], Awaitable[None]], error: type[Exception] | None
 ) -> None:
     settings = {"datasource": "orders", "schema": "acme", "row_security": {"app.tenant": "7"}, "role": role}
@@ -148,7 +148,7 @@ async def test_nothing_of_a_tenant_is_left_however_it_ended(
             with raises(error):
                 async with registry.session("acme") as db:
                     await work(db)
-            # Then another tenant, then none; the same backend serves all three.
+            # Another tenant, then none; the same backend serves all three.
             async with registry.session("globex") as db:
                 row = await db.fetch_one("select current_schemas(false) as path, current_user as name")
                 assert row == {"path": ["globex"], "name": "app"}
@@ -164,7 +164,7 @@ FAILING_SETUPS = [
 
 @pytest.mark.parametrize("settings", FAILING_SETUPS)
 @pytest.mark.parametrize("replicas", [(), ("r1", "r2")])
-async def test_a_tenant_that_cannot_be_set_up_fails_the_request_and_runs_nothing(
+async def test_settings_that_fail_to_apply_fail_the_request_before_its_statement(
     world: World, settings: dict[str, Any], replicas: tuple[str, ...]
 ) -> None:
     async with one_connection(
@@ -190,7 +190,53 @@ async def test_a_tenant_that_cannot_be_set_up_fails_the_request_and_runs_nothing
         assert await leftovers(registry) == before
 
 
-async def test_a_tenant_that_cannot_be_set_up_is_an_error_answer(world: World) -> None:
+@pytest.mark.parametrize("replicas", [(), ("r1", "r2")])
+async def test_a_tenant_without_a_usable_schema_gets_404_and_reads_no_other_schema(
+    world: World, role: str, replicas: tuple[str, ...]
+) -> None:
+    """PostgreSQL ignores such an entry of the search_path, and would find names in the entries after it."""
+    await world.sql("create schema closed; create table closed.orders (id int, item text)")
+    tenants = {
+        "missing": {"datasource": "orders", "schema": "lost"},
+        "quoted": {"datasource": "orders", "schema": 'lo"st, shared'},
+        "closed": {"datasource": "orders", "schema": "closed"},
+        # The login may use the schema, the tenant's role may not.
+        "by_role": {"datasource": "orders", "schema": "globex", "role": role},
+        "by_rows": {"datasource": "orders", "schema": "lost", "row_security": {"app.tenant": "7"}},
+    }
+    config = world.config(replicas=replicas, pool=ONE_CONNECTION)
+    config["datasources"]["orders"]["search_path"] = ["acme", "shared"]
+    config["tenants"].update(tenants)
+    await world.cluster.caught_up()
+    insert = "insert into orders (item) values ('tea')"
+    async with compile(config) as registry:
+        for name in tenants:
+            async with registry.session(name) as db:
+                for use in (
+                    db.read.fetch_all("select * from orders"),
+                    db.write.execute(insert),
+                    db.fetch_value("select 1"),
+                ):
+                    with pytest.raises(DataError, match="there is no such tenant") as caught:
+                        await use
+                    assert (caught.value.kind, caught.value.http_status) == (DataErrorKind.TENANT, 404)
+                for intent in AccessIntent:
+                    with pytest.raises(DataError, match="there is no such tenant"):
+                        async with db.connection(intent):
+                            raise AssertionError("a connection was lent")
+                with pytest.raises(DataError, match="there is no such tenant"):
+                    async with db.transaction():
+                        await db.execute(insert)
+                with pytest.raises(DataError, match="there is no such tenant"):
+                    async for _ in db.read.stream("select * from orders"):
+                        raise AssertionError("a row was read")
+        # Other tenants are served, on the same connection.
+        async with registry.session("acme") as db:
+            await db.execute(insert)
+            assert await db.fetch_value("select count(*) from orders") == 1
+
+
+async def test_settings_that_fail_to_apply_are_an_error_response(world: World) -> None:
     async def place(request: Request) -> Response:
         await session(request).execute("insert into acme.orders (item) values ('tea')")
         return JSONResponse({}, status_code=201)
@@ -198,12 +244,12 @@ async def test_a_tenant_that_cannot_be_set_up_is_an_error_answer(world: World) -
     tenants = {"broken": {"datasource": "orders", "schema": "acme", "role": "nobody_of_that_name"}}
     async with one_connection(world, tenants=tenants) as registry:
         async with client(world, [Route("/", place, methods=["POST"])], registry=registry, tenant="broken") as http:
-            # A defect of the configuration: the framework's own error page, and its error reporting, get it.
+            # This is a configuration error: the framework's error page and its error reporting get it.
             assert (await http.post("/")).status_code == 500
         assert await world.items() == []
 
 
-# -- what users do to a session
+# -- application code that changes the session
 
 
 LASTING = [
@@ -264,12 +310,12 @@ async def in_a_snapshot(db: DataSession, statement: str) -> None:
             await db.read.execute(statement)
 
 
-async def on_loan(db: DataSession, statement: str) -> None:
+async def on_a_borrowed_connection(db: DataSession, statement: str) -> None:
     async with db.connection(AccessIntent.WRITE) as connection:
         await connection.execute(statement.encode())
 
 
-async def on_loan_for_reading(db: DataSession, statement: str) -> None:
+async def on_a_read_only_borrowed_connection(db: DataSession, statement: str) -> None:
     with suppress(DataError, psycopg.Error):
         async with db.connection(AccessIntent.READ) as connection:
             await connection.execute(statement.encode())
@@ -281,19 +327,19 @@ PLACES = [
     in_a_transaction_rolled_back,
     in_a_savepoint_undone,
     in_a_snapshot,
-    on_loan,
-    on_loan_for_reading,
+    on_a_borrowed_connection,
+    on_a_read_only_borrowed_connection,
 ]
 
 
 @pytest.mark.parametrize("place", PLACES)
-async def test_nothing_that_a_tenants_code_did_to_its_session_reaches_the_next_borrower(
+async def test_session_changes_by_application_code_do_not_reach_the_next_borrower(
     world: World, role: str, place: Callable[[DataSession, str], Awaitable[None]]
 ) -> None:
     async with one_connection(world) as registry:
         before = await leftovers(registry)
         for statement in (*LASTING, *TRANSACTION_COMMANDS, *HARMLESS):
-            # What it answers to a misuse is another test's; here only what is left counts.
+            # Other tests check the response to the misuse; this one checks only the remaining state.
             with suppress(DataError, psycopg.Error):
                 async with registry.session("acme") as db:
                     await place(db, statement.format(role=role))
@@ -304,7 +350,7 @@ async def test_nothing_that_a_tenants_code_did_to_its_session_reaches_the_next_b
             await world.sql("truncate orders")
 
 
-async def test_the_same_holds_on_a_replica(world: World) -> None:
+async def test_session_changes_on_a_replica_do_not_reach_the_next_borrower(world: World) -> None:
     async with one_connection(world, replicas=("r1",)) as registry:
         before = await leftovers(registry, write=False)
         for statement in LASTING:
@@ -314,7 +360,7 @@ async def test_the_same_holds_on_a_replica(world: World) -> None:
             assert await leftovers(registry, write=False) == before, statement
 
 
-async def test_a_role_that_the_login_role_takes_by_itself_is_there_again_after_a_reset(world: World, role: str) -> None:
+async def test_the_default_role_of_the_login_is_restored_after_a_reset(world: World, role: str) -> None:
     await world.sql(f"alter role app in database {world.dbname} set role = {role}")
     async with one_connection(world) as registry:
         before = await leftovers(registry)
@@ -327,10 +373,10 @@ async def test_a_role_that_the_login_role_takes_by_itself_is_there_again_after_a
 @pytest.mark.parametrize(
     ("place", "statement"),
     [(in_a_transaction, command) for command in TRANSACTION_COMMANDS]
-    # A BEGIN inside a transaction does nothing, and what the borrower of a connection sends cannot be seen.
-    + [(on_loan, command) for command in TRANSACTION_COMMANDS if command != "begin"],
+    # BEGIN inside a transaction has no effect; on a borrowed connection it cannot be seen.
+    + [(on_a_borrowed_connection, command) for command in TRANSACTION_COMMANDS if command != "begin"],
 )
-async def test_a_statement_that_ends_the_transaction_is_refused_and_nothing_runs_outside_the_tenant(
+async def test_a_statement_that_ends_the_transaction_is_refused_and_nothing_runs_without_the_tenant(
     world: World, statement: str, place: Callable[[DataSession, str], Awaitable[None]]
 ) -> None:
     async def misuse(registry: DataSourceRegistry) -> None:
@@ -357,8 +403,8 @@ async def test_a_read_that_ends_its_transaction_is_refused(world: World, stateme
 
 
 @pytest.mark.parametrize("version", [16, 18])
-async def test_a_procedure_that_commits_from_inside_cannot_leave_the_tenant(version: int) -> None:
-    """In an implicit transaction PostgreSQL 16 lets it, and what follows would run without the tenant."""
+async def test_a_procedure_that_commits_internally_cannot_escape_the_tenant(version: int) -> None:
+    """PostgreSQL 16 allows that in an implicit transaction; later statements would run without the tenant."""
     with EmbeddedCluster(version=version) as cluster:
         async with World.create(cluster) as world, one_connection(world) as registry:
             await world.sql(
@@ -382,7 +428,7 @@ async def test_a_procedure_that_commits_from_inside_cannot_leave_the_tenant(vers
 # -- inside the request
 
 
-async def test_the_tenant_applies_again_after_commit_and_rollback_in_the_request(world: World, role: str) -> None:
+async def test_the_tenant_is_applied_again_after_commit_and_rollback(world: World, role: str) -> None:
     where = "select current_schemas(false)::text || current_user || current_setting('app.tenant')"
 
     async def handler(request: Request) -> Response:
@@ -410,7 +456,7 @@ async def test_the_tenant_applies_again_after_commit_and_rollback_in_the_request
     assert before[1]
 
 
-async def test_tenants_under_row_security_never_see_each_others_rows(world: World) -> None:
+async def test_row_security_hides_other_tenants_rows(world: World) -> None:
     async with world.registry() as registry:
         for tenant in ("initech", "umbrella"):
             async with registry.session(tenant) as db:
@@ -438,7 +484,7 @@ async def test_tenants_under_row_security_never_see_each_others_rows(world: Worl
         assert sorted(await world.items("shared")) == ["of initech", "of umbrella"]
 
 
-async def test_without_a_tenant_row_security_shows_nothing(world: World) -> None:
+async def test_row_security_shows_no_rows_without_a_tenant(world: World) -> None:
     async with one_connection(world) as registry:
         async with registry.session("initech") as db:
             await db.execute("insert into orders (item) values ('tea')")
@@ -447,7 +493,7 @@ async def test_without_a_tenant_row_security_shows_nothing(world: World) -> None
             assert await db.read.fetch_all("select * from shared.orders") == []
 
 
-async def test_a_replica_applies_the_tenant_as_well(world: World, role: str) -> None:
+async def test_a_replica_applies_the_tenant(world: World, role: str) -> None:
     settings = {"datasource": "orders", "schema": "acme", "row_security": {"app.tenant": "7"}, "role": role}
     await world.cluster.caught_up()
     async with one_connection(world, tenants={"acme": settings}, replicas=("r1",)) as registry:
@@ -465,8 +511,8 @@ async def test_a_replica_applies_the_tenant_as_well(world: World, role: str) -> 
                     assert await cursor.fetchone() == (f"{role}true",)
 
 
-async def test_one_text_means_each_tenants_own_table_on_one_connection(world: World) -> None:
-    """The statement is prepared for one tenant; for the next the same name is another table, with other columns."""
+async def test_the_same_statement_uses_each_tenants_table_on_one_connection(world: World) -> None:
+    """The statement is prepared for one tenant; for the next one, the same name is a table with other columns."""
     await world.sql("alter table orders add column price int default 3", schema="globex")
     async with one_connection(world) as registry:
         for tenant in ("acme", "globex"):
@@ -482,8 +528,8 @@ async def test_one_text_means_each_tenants_own_table_on_one_connection(world: Wo
                         assert [name for name in row if name not in ("id", "tenant")] == columns
 
 
-async def test_a_cancelled_task_of_one_tenant_cannot_touch_the_next(world: World) -> None:
-    """The cancel request for one tenant's statement must have ended before the connection serves another's."""
+async def test_a_cancelled_statement_of_one_tenant_cannot_affect_the_next(world: World) -> None:
+    """The cancel request for one tenant's statement must be complete before the connection serves another tenant."""
 
     async def be_late(registry: DataSourceRegistry) -> None:
         async with registry.session("acme") as db, asyncio.timeout(0.01):

@@ -1,6 +1,6 @@
-"""What a request costs, counted by the interpreter: calls of the library's own, and objects of its own made.
+"""Cost of a request in Python: calls of the library's functions, and objects of the library's classes.
 
-No noise of a machine can blur these figures. A rise fails; lower one here when it has fallen.
+These figures are exact on any machine. A rise fails; lower a limit here after a drop.
 """
 
 from __future__ import annotations
@@ -34,20 +34,20 @@ PACKAGE = str(Path(asgi_datasource.__file__).parent)
 READ, WRITE = "GET", "POST"
 CALLS = {READ: 50, WRITE: 80}
 OBJECTS = {READ: 5, WRITE: 10}
-"""At most, for one request with one statement."""
+"""Upper limit for one request with one statement."""
 
 MORE = 15
-"""Calls that metrics, an unsampled trace, or tokens may add, each."""
+"""Calls that each of metrics, an unsampled trace and tokens may add."""
 
 
 @pytest.fixture(autouse=True)
-def nothing_asks_to_run_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Other tests of this process annotate functions with `retry`: then every request is kept for another run."""
+def no_retry_annotations(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ignore `retry` annotations of other tests: with one in the process, every request is kept for a retry."""
     monkeypatch.setattr(retrying, "is_asked_for", False)
 
 
 class Walk:
-    """Counts calls of functions of the package (a coroutine that goes on after a wait is called again), and objects."""
+    """Counts calls of the package's functions (a resumed coroutine counts again), and objects."""
 
     def __init__(self) -> None:
         self.calls: Counter[str] = Counter()
@@ -81,7 +81,7 @@ async def app(scope: Scope, receive: Receive, send: Send) -> None:
 
 
 async def walk(registry: DataSourceRegistry, method: str, *headers: tuple[bytes, bytes]) -> Walk:
-    """The shortest of several requests: a timer that fires in one of them is none of its own."""
+    """The lowest of several requests: a timer that fires during one does not count."""
     middleware = DataSourceMiddleware(app, registry=registry)
 
     async def once(profile: Walk | None = None) -> None:
@@ -103,11 +103,11 @@ async def walk(registry: DataSourceRegistry, method: str, *headers: tuple[bytes,
 
 
 QUIET = {"routing": {"check_interval": "1h"}}
-"""Nothing beside the request runs."""
+"""Nothing else runs during the request."""
 
 
 @pytest.mark.parametrize("method", [READ, WRITE])
-async def test_one_statement_costs_a_bounded_number_of_calls_and_objects(world: World, method: str) -> None:
+async def test_calls_and_objects_for_one_statement_are_bounded(world: World, method: str) -> None:
     async with world.registry(**QUIET, telemetry={"spans": False}) as registry:
         found = await walk(registry, method)
     assert found.calls.total() <= CALLS[method], str(found)
@@ -115,14 +115,14 @@ async def test_one_statement_costs_a_bounded_number_of_calls_and_objects(world: 
 
 
 @pytest.mark.parametrize("method", [READ, WRITE])
-async def test_metrics_add_little(world: World, metric_reader: InMemoryMetricReader, method: str) -> None:
+async def test_metrics_add_few_calls(world: World, metric_reader: InMemoryMetricReader, method: str) -> None:
     async with world.registry(**QUIET, telemetry={"spans": False, "metrics": True}) as registry:
         found = await walk(registry, method)
     assert found.calls.total() <= CALLS[method] + MORE, str(found)
 
 
 @pytest.mark.parametrize("method", [READ, WRITE])
-async def test_a_trace_that_is_not_sampled_adds_little(world: World, spans: InMemorySpanExporter, method: str) -> None:
+async def test_an_unsampled_trace_adds_few_calls(world: World, spans: InMemorySpanExporter, method: str) -> None:
     context = SpanContext(1, 2, is_remote=True, trace_flags=TraceFlags(0))
     async with world.registry(**QUIET) as registry:
         with trace.use_span(NonRecordingSpan(context)):
@@ -139,13 +139,13 @@ CONSISTENCY: dict[str, Any] = {"token": "header", "header": TOKEN.decode(), "sec
 
 
 @pytest.mark.parametrize("method", [READ, WRITE])
-async def test_tokens_add_little(world: World, method: str) -> None:
+async def test_tokens_add_few_calls(world: World, method: str) -> None:
     async with world.registry(**QUIET, consistency=CONSISTENCY, telemetry={"spans": False}) as registry:
         found = await walk(registry, method)
     assert found.calls.total() <= CALLS[method] + MORE, str(found)
 
 
-async def test_a_token_that_the_client_carries_adds_little(world: World) -> None:
+async def test_a_token_carried_by_the_client_adds_few_calls(world: World) -> None:
     options = {"routing": {"check_interval": "100ms"}, "telemetry": {"spans": False}}
     async with world.registry(consistency=CONSISTENCY, **options) as registry:
         async with registry.session(tenant="initech") as db:
@@ -153,9 +153,9 @@ async def test_a_token_that_the_client_carries_adds_little(world: World) -> None
         token, lsn = db.token, db.pin.lsn
         assert token is not None
         assert lsn is not None
-        # Its replicas are known to have replayed that position.
+        # Its replicas are known to have replayed this position.
         datasource = registry.datasources["orders"]
-        await until(lambda: datasource.picture.held_lsn >= parse_lsn(lsn))
+        await until(lambda: datasource.topology.held_lsn >= parse_lsn(lsn))
         found = await walk(registry, READ, (TOKEN, token.encode()))
     assert found.calls.total() <= CALLS[READ] + MORE, str(found)
 

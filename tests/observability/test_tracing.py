@@ -1,4 +1,4 @@
-"""The spans of a request: which server, why that one, how it ended; no literal, and nothing built for nobody."""
+"""The spans of a request: server, reason and outcome, without literals; no span is built unless it is recorded."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def attributes(span: ReadableSpan) -> dict[str, Any]:
     return dict(span.attributes or {})
 
 
-async def test_a_request_tells_which_server_why_and_how_it_ended(world: World, spans: InMemorySpanExporter) -> None:
+async def test_the_spans_of_a_request_have_server_reason_and_outcome(world: World, spans: InMemorySpanExporter) -> None:
     async with client(world, [Route("/", place, methods=["POST"])]) as http:
         assert (await http.post("/")).status_code == 201
     found = named(spans)
@@ -90,7 +90,7 @@ async def test_a_failed_commit_is_an_error_with_its_sqlstate(world: World, spans
     assert attributes(commit)["asgi_datasource.transaction.outcome"] == "rolled_back"
 
 
-async def test_a_rollback_says_why(world: World, spans: InMemorySpanExporter) -> None:
+async def test_a_rollback_has_its_reason(world: World, spans: InMemorySpanExporter) -> None:
     async with client(world, [Route("/", place, methods=["POST"])]) as http:
         await http.post("/?status=409")
     rollback = attributes(named(spans)["ROLLBACK"])
@@ -98,7 +98,7 @@ async def test_a_rollback_says_why(world: World, spans: InMemorySpanExporter) ->
     assert rollback["asgi_datasource.transaction.rollback_reason"] == "status 409"
 
 
-async def test_a_failed_statement_is_an_error(world: World, spans: InMemorySpanExporter) -> None:
+async def test_the_span_of_a_failed_statement_is_an_error(world: World, spans: InMemorySpanExporter) -> None:
     async with world.registry() as registry, registry.session(tenant="acme") as db:
         with pytest.raises(DataError):
             async with db.transaction():
@@ -141,7 +141,7 @@ async def test_statements_and_spans_can_be_turned_off(world: World, spans: InMem
         assert [span.name for span in spans.get_finished_spans()] == expected
 
 
-async def test_nothing_is_built_under_a_parent_that_is_not_recorded(world: World, spans: InMemorySpanExporter) -> None:
+async def test_without_a_recorded_parent_no_span_is_built(world: World, spans: InMemorySpanExporter) -> None:
     unsampled = NonRecordingSpan(SpanContext(1, 2, is_remote=True, trace_flags=TraceFlags(0)))
     async with world.registry() as registry:
         with trace.use_span(unsampled):

@@ -1,4 +1,4 @@
-"""What a trace tells of a transaction beside its statements: savepoints, doom, hooks."""
+"""Events and spans of a transaction besides its statements: savepoints, doom, retries, hooks."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ INSERT = "insert into orders (item) values (%s)"
 async def traced(
     registry: DataSourceRegistry, spans: InMemorySpanExporter, body: Body, *, status: int = 201
 ) -> tuple[list[tuple[str, Mapping[str, Any]]], dict[str, Mapping[str, Any]]]:
-    """The events of the server's span around a request, and the attributes of all other spans by their names."""
+    """The events of a request's server span, and the attributes of all other spans by name."""
     with get_tracer("test").start_as_current_span("server"):
         await request(registry, body, status=status)
     await registry.background.drain(5.0)
@@ -54,7 +54,7 @@ async def test_savepoints_are_events(world: World, spans: InMemorySpanExporter) 
     ]
 
 
-async def test_doom_is_an_event_with_its_reason_and_the_rollback_tells_it_too(
+async def test_doom_is_an_event_with_its_reason_which_the_rollback_has_too(
     world: World, spans: InMemorySpanExporter
 ) -> None:
     @transactional
@@ -75,7 +75,7 @@ async def test_doom_is_an_event_with_its_reason_and_the_rollback_tells_it_too(
     assert "secret-of-acme" not in str(events) + str(attributes)
 
 
-async def test_giving_up_is_an_event_with_its_reason(world: World, spans: InMemorySpanExporter) -> None:
+async def test_the_last_failed_attempt_is_an_event_with_its_reason(world: World, spans: InMemorySpanExporter) -> None:
     async def body(db: DataSession) -> None:
         await db.execute(INSERT, ["tea"])
         db.set_rollback_only("a dry run")
@@ -115,9 +115,7 @@ async def test_the_attempts_of_a_function_are_events(world: World, spans: InMemo
     assert all(attributes[delay] > 0 for name, attributes in events if name.endswith("retry"))
 
 
-async def test_a_hook_that_fails_before_the_commit_is_told_on_its_span(
-    world: World, spans: InMemorySpanExporter
-) -> None:
+async def test_a_failed_before_commit_hook_is_an_error_on_its_span(world: World, spans: InMemorySpanExporter) -> None:
     def check() -> None:
         raise ZeroDivisionError
 
@@ -133,7 +131,7 @@ async def test_a_hook_that_fails_before_the_commit_is_told_on_its_span(
     assert str(dict(span.attributes or {})["asgi_datasource.hook"]).endswith("check")
 
 
-async def test_nothing_is_told_where_spans_are_switched_off(world: World, spans: InMemorySpanExporter) -> None:
+async def test_without_spans_there_are_no_events(world: World, spans: InMemorySpanExporter) -> None:
     async def body(db: DataSession) -> None:
         async with db.transaction():
             await db.execute(INSERT, ["tea"])

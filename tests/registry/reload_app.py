@@ -1,4 +1,4 @@
-"""An application in a process of its own: `python -m tests.registry.reload_app CONFIG`."""
+"""An application in a separate process: `python -m tests.registry.reload_app CONFIG`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A running server takes another configuration on SIGHUP, and when its files have changed."""
+"""A running server reloads its configuration on SIGHUP and after a change of its files."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ ROOT = Path(__file__).parents[2]
 
 
 class Server:
-    """A real uvicorn in a process of its own, and its log."""
+    """A real uvicorn in a separate process, and its log."""
 
     def __init__(self, process: asyncio.subprocess.Process) -> None:
         self.process = process
@@ -79,7 +79,7 @@ async def serving(config: Path) -> AsyncIterator[Server]:
 
 
 class Mount:
-    """A folder as Kubernetes mounts a ConfigMap: the file is a link that leads to another folder from now on."""
+    """A directory as Kubernetes mounts a ConfigMap: the file is a symbolic link into a directory that is swapped."""
 
     def __init__(self, folder: Path, world: World, **sections: Any) -> None:
         self._folder = folder
@@ -93,7 +93,7 @@ class Mount:
     def write(self, schema: str) -> None:
         config = self._world.config(replicas=("r1",), **self._sections)
         config["tenants"]["acme"]["schema"] = schema
-        # Nobody else lives where the test wants to move to.
+        # The test moves acme to this schema.
         del config["tenants"]["globex"]
         self.write_text(json.dumps(config))
 
@@ -108,7 +108,7 @@ class Mount:
 
 
 @pytest.mark.parametrize("by", ["SIGHUP", "watch"])
-async def test_a_running_server_takes_another_configuration(world: World, tmp_path: Path, by: str) -> None:
+async def test_a_running_server_reloads_its_configuration(world: World, tmp_path: Path, by: str) -> None:
     mount = Mount(tmp_path, world, reload={"on_sighup": True} if by == "SIGHUP" else {"watch": "100ms"})
 
     def ask() -> None:
@@ -121,7 +121,7 @@ async def test_a_running_server_takes_another_configuration(world: World, tmp_pa
         assert before["schema"] == '"acme"'
         waiting = asyncio.create_task(server.http.get("/twice"))
 
-        # Whoever reads twice holds on inside its request while the schema of its tenant becomes another one.
+        # /twice waits between its two reads while the tenant's schema changes.
         async def is_held() -> bool:
             return bool((await server.http.get("/held")).json())
 
@@ -136,7 +136,7 @@ async def test_a_running_server_takes_another_configuration(world: World, tmp_pa
         assert not waiting.done()
         await server.http.get("/go-on")
         assert (await waiting).json() == ["acme", "acme"]
-        # A file that is wrong is refused with all that is wrong, and nothing changes.
+        # An invalid file is refused with all its errors, and nothing changes.
         mount.write_text('{"version": 1, "datasources": {"orders": {"primry": {}}}, "tenents": {}}')
         ask()
         await until(lambda: server.says(r"was refused \([^)]+\), and nothing has changed: .*ADS020.*primry.*tenents"))
@@ -147,7 +147,7 @@ async def test_a_running_server_takes_another_configuration(world: World, tmp_pa
         assert len(re.findall("was refused", "".join(server.log))) == 1
 
 
-async def test_without_being_asked_to_it_does_neither(world: World, tmp_path: Path) -> None:
+async def test_without_configuration_signals_and_files_are_ignored(world: World, tmp_path: Path) -> None:
     mount = Mount(tmp_path, world)
     before = signal.getsignal(signal.SIGHUP)
     async with compile(mount.file) as registry:
@@ -162,7 +162,7 @@ async def test_without_being_asked_to_it_does_neither(world: World, tmp_path: Pa
 async def watching(
     world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, **reload: Any
 ) -> AsyncIterator[tuple[DataSourceRegistry, Path, dict[str, Any]]]:
-    """A registry that watches a file which is written in place."""
+    """A registry that watches a file which is overwritten in place."""
     monkeypatch.setattr(config_watcher, "SETTLE_S", 0.02)
     file = tmp_path / "datasource.json"
     config = world.config(replicas=(), reload=reload or {"watch": "20ms"})
@@ -173,7 +173,7 @@ async def watching(
         yield registry, file, config
 
 
-async def test_a_secret_that_is_changed_is_used(world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_rotated_secret_is_used(world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     async with watching(world, tmp_path, monkeypatch) as (registry, _, _config):
         before = registry.compiled.servers
         (tmp_path / "secret").write_text(world.url() + "?application_name=rotated")
@@ -182,10 +182,10 @@ async def test_a_secret_that_is_changed_is_used(world: World, tmp_path: Path, mo
             assert await db.fetch_value("select current_setting('application_name')") == "rotated"
 
 
-async def test_the_same_again_is_nothing_new_and_what_was_refused_is_not_tried_over_and_over(
+async def test_unchanged_files_are_ignored_and_refused_ones_are_not_retried(
     world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    def told(text: str) -> int:
+    def logged(text: str) -> int:
         return sum(text in record.getMessage() for record in caplog.records)
 
     async with watching(world, tmp_path, monkeypatch) as (registry, file, config):
@@ -196,15 +196,15 @@ async def test_the_same_again_is_nothing_new_and_what_was_refused_is_not_tried_o
             file.write_text(file.read_text())
         assert registry.compiled is compiled
         file.write_text("{")
-        await until(lambda: told("was refused") == 1)
+        await until(lambda: logged("was refused") == 1)
         await asyncio.sleep(0.3)
-        assert (told("was refused"), registry.compiled is compiled) == (1, True)
-        # Put right, it is what it was, and yet it was read as something else in between.
+        assert (logged("was refused"), registry.compiled is compiled) == (1, True)
+        # The fixed file equals the first one, but another content was read in between.
         config["errors"] = {"debug": True}
         file.write_text(json.dumps(config))
         await until(lambda: registry.compiled is not compiled)
         assert registry.compiled.errors.shows_details
-        # By hand in between: what is watched is what was read last.
+        # A manual reload in between: changes are relative to the last content read.
         config["errors"] = {"debug": False}
         file.write_text(json.dumps(config))
         await registry.reload()
@@ -216,10 +216,10 @@ async def test_the_same_again_is_nothing_new_and_what_was_refused_is_not_tried_o
         config["errors"] = {"debug": True}
         file.write_text(json.dumps(config))
         await asyncio.sleep(0.3)
-        assert registry.compiled is last, "nobody looks any more"
+        assert registry.compiled is last, "the files are not watched any more"
 
 
-async def test_a_change_before_the_first_look_is_noticed(
+async def test_a_change_before_the_first_check_is_detected(
     world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     file = tmp_path / "datasource.json"
@@ -232,7 +232,7 @@ async def test_a_change_before_the_first_look_is_noticed(
         await until(lambda: registry.compiled.errors.shows_details)
 
 
-async def test_a_signal_that_somebody_else_waits_for_reaches_both(
+async def test_an_existing_signal_handler_is_called_as_well(
     world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     heard: list[int] = []
@@ -245,7 +245,7 @@ async def test_a_signal_that_somebody_else_waits_for_reaches_both(
                 os.kill(os.getpid(), signal.SIGHUP)
                 await until(lambda: registry.compiled is not compiled[0] and other.compiled is not compiled[1])
                 assert heard == [signal.SIGHUP]
-            # Whoever is closed hears of nothing; the other one does.
+            # A closed registry ignores the signal; the other one reloads.
             compiled = registry.compiled, other.compiled
             os.kill(os.getpid(), signal.SIGHUP)
             await until(lambda: registry.compiled is not compiled[0])
@@ -256,7 +256,7 @@ async def test_a_signal_that_somebody_else_waits_for_reaches_both(
         signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
-async def test_a_flood_of_signals_is_one_reload_behind_the_one_that_is_under_way(
+async def test_many_signals_cause_one_further_reload(
     world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     async with watching(world, tmp_path, monkeypatch, on_sighup=True) as (registry, file, config):
@@ -272,7 +272,7 @@ async def test_a_flood_of_signals_is_one_reload_behind_the_one_that_is_under_way
     assert caplog.text.count("the configuration was reloaded") <= 3
 
 
-async def test_where_it_cannot_be_done_it_is_told(
+async def test_unsupported_reload_settings_are_logged(
     world: World, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     async with compile(world.config(replicas=(), reload={"watch": "1s"})):

@@ -1,4 +1,4 @@
-"""A registry that nobody closes ends with its event loop, also while its server cannot be reached."""
+"""An unclosed registry does not keep its event loop alive, even while its server is unreachable."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ print("ended")
 """
 
 
-def test_the_process_ends_although_the_registry_was_never_closed() -> None:
+def test_the_process_ends_although_the_registry_was_not_closed() -> None:
     ended = subprocess.run([sys.executable, "-c", PROGRAM], capture_output=True, text=True, timeout=30, check=False)
     assert ended.stdout == "ended\n", ended.stderr
     assert ended.returncode == 0

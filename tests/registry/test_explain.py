@@ -1,4 +1,4 @@
-"""What `explain` tells is what a request gets: the same tenant, rule and server, for the same reason."""
+"""`explain` predicts what a request gets: tenant, rule, server and reason."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from asgi_datasource import AccessIntent, ConfigError, DataSourceRegistry, Reason, compile, session
-from asgi_datasource.datasource.datasource import PostgresDataSource
+from asgi_datasource.datasource.datasource import ReplicatedDataSource
 from tests.apps import client
 from tests.drivers.polling import until
 from tests.world import World
@@ -23,7 +23,7 @@ SECRET = "a secret that only the service knows"
 
 
 def valid(name: str, document: Any) -> Any:
-    """The document, as it comes out of JSON, checked against what is published."""
+    """The document after a round trip through JSON, validated against the published schema."""
     document = json.loads(json.dumps(document))
     Draft202012Validator(json.loads((SCHEMAS / name / "v1.json").read_text())).validate(document)
     return document
@@ -74,15 +74,15 @@ def config_of(world: World, **routing: Any) -> dict[str, Any]:
 
 
 async def knows(registry: DataSourceRegistry) -> None:
-    """Wait until it is known where the replicas are; nobody asks any more, so the picture stays what it is."""
+    """Wait until the replicas' positions are known, then stop polling so that the topology stays the same."""
     orders = registry.datasources["orders"]
-    assert isinstance(orders, PostgresDataSource)
-    await until(lambda: all(None not in (node.position, node.fresh_at) for node in orders.picture.replicas))
+    assert isinstance(orders, ReplicatedDataSource)
+    await until(lambda: all(None not in (node.position, node.fresh_at) for node in orders.topology.replicas))
     orders._monitor.stop()
 
 
 @pytest.mark.parametrize("balance", ["round_robin", "weighted", "least_busy"])
-async def test_a_request_goes_where_it_was_said_to_go_and_for_that_reason(world: World, balance: str) -> None:
+async def test_requests_go_to_the_explained_server_for_the_explained_reason(world: World, balance: str) -> None:
     registry = compile(config_of(world, balance=balance))
     async with client(world, ROUTES, registry=registry) as http:
         await http.get("/start")
@@ -109,33 +109,37 @@ async def test_a_request_goes_where_it_was_said_to_go_and_for_that_reason(world:
         ]:
             cookies = "; ".join(f"{name}={value}" for name, value in http.cookies.items())
             headers = {} if path.startswith("/t/") else {"X-Tenant": "acme"}
-            told = await registry.explain(method, path, headers={**headers, "Cookie": cookies})
-            assert told.route is not None, (path, told.refusal)
+            explained = await registry.explain(method, path, headers={**headers, "Cookie": cookies})
+            assert explained.route is not None, (path, explained.refusal)
             del http.headers["X-Tenant"]
             response = await http.request(method, path, headers=headers)
             http.headers["X-Tenant"] = "acme"
             assert response.status_code == 200, response.text
             tenant, node, reason = response.json()
             if method != "GET" or path == "/lock":
-                # The statement that tells runs in the transaction of the first.
+                # The statement that reports the route runs in the transaction of the first one.
                 reason = reason if reason not in ("transaction", "pinned") else "write"
-            assert told.tenant is not None
-            assert (told.tenant.name, told.route.node, told.route.reason.value) == (tenant, node, reason), path
-            seen.add(told.route.reason)
-            valid("explain", told.document())
+            assert explained.tenant is not None
+            assert (explained.tenant.name, explained.route.node, explained.route.reason.value) == (
+                tenant,
+                node,
+                reason,
+            ), path
+            seen.add(explained.route.reason)
+            valid("explain", explained.document())
         assert seen == {Reason.BALANCED, Reason.WRITE, Reason.STRONG, Reason.LAGGING, Reason.PROVED}
 
 
-async def test_another_time_and_place_tell_the_same_by_the_state_of_the_servers(world: World) -> None:
+async def test_explain_offline_matches_by_the_exported_state(world: World) -> None:
     config = config_of(world, balance="least_busy")
     async with compile(config) as registry:
         orders = registry.datasources["orders"]
-        assert isinstance(orders, PostgresDataSource)
+        assert isinstance(orders, ReplicatedDataSource)
         await knows(registry)
         orders.drain("r2")
         state = valid("state", registry.state())
         servers = state["datasources"]["orders"]["servers"]
-        assert {name: told["role"] for name, told in servers.items()} == {
+        assert {name: explained["role"] for name, explained in servers.items()} == {
             "primary": "primary",
             "r1": "replica",
             "r2": "replica",
@@ -143,20 +147,20 @@ async def test_another_time_and_place_tell_the_same_by_the_state_of_the_servers(
         assert servers["r2"]["draining"] is True
         assert {"timeline", "lsn", "lag_s", "age_s", "rtt_s"} <= set(servers["r1"])
         elsewhere = compile(config)
-        for asked in ({}, {"token": "1:0/1"}, {"token": "9:0/1"}, {"sticky": "r1"}, {"is_pinned": True}):
-            here = await registry.explain("GET", "/orders", tenant="acme", **asked)
-            there = await elsewhere.explain("GET", "/orders", tenant="acme", state=state, **asked)
+        for request in ({}, {"token": "1:0/1"}, {"token": "9:0/1"}, {"sticky": "r1"}, {"is_pinned": True}):
+            here = await registry.explain("GET", "/orders", tenant="acme", **request)
+            there = await elsewhere.explain("GET", "/orders", tenant="acme", state=state, **request)
             assert there.route is not None
             assert here.document() == there.document()
 
 
-async def test_whoever_is_refused_is_told_why(world: World) -> None:
+async def test_a_refusal_is_explained(world: World) -> None:
     registry = compile(config_of(world))
 
-    async def refused(method: str = "GET", path: str = "/x", **asked: Any) -> tuple[int, str]:
-        told = await registry.explain(method, path, **asked)
-        assert told.refusal is not None
-        document = valid("explain", told.document())
+    async def refused(method: str = "GET", path: str = "/x", **request: Any) -> tuple[int, str]:
+        explained = await registry.explain(method, path, **request)
+        assert explained.refusal is not None
+        document = valid("explain", explained.document())
         assert document["outcome"] == "refused"
         return document["refusal"]["status"], document["refusal"]["message"]
 
@@ -174,16 +178,16 @@ async def test_whoever_is_refused_is_told_why(world: World) -> None:
     assert valid("explain", exempt.document())["outcome"] == "exempt"
 
 
-async def test_no_server_may_answer(world: World) -> None:
+async def test_no_server_is_eligible(world: World) -> None:
     registry = compile(config_of(world, no_replica="fail"))
     down = {"version": 1, "datasources": {"orders": {"servers": {name: {"breaker": "open"} for name in ("r1", "r2")}}}}
-    told = await registry.explain("GET", "/x", tenant="acme", state=down)
-    document = valid("explain", told.document())
+    explained = await registry.explain("GET", "/x", tenant="acme", state=down)
+    document = valid("explain", explained.document())
     assert (document["outcome"], document["refusal"]["status"]) == ("refused", 503)
     assert [server["verdict"] for server in document["servers"]] == ["down", "down", "spared"]
 
 
-async def test_what_became_of_a_token(world: World) -> None:
+async def test_the_effect_of_a_token_is_explained(world: World) -> None:
     registry = compile(config_of(world))
     signer = registry.compiled.policy.tokens
     assert signer is not None
@@ -191,10 +195,10 @@ async def test_what_became_of_a_token(world: World) -> None:
         await db.execute("insert into orders (item) values ('tea')")
     assert db.token is not None
 
-    async def why(path: str = "/x", **asked: Any) -> tuple[str | None, str]:
-        told = await registry.explain("GET", path, **{"tenant": "acme", **asked})
-        assert told.token is not None
-        return None if told.token.position is None else str(told.token.position), told.token.why
+    async def why(path: str = "/x", **request: Any) -> tuple[str | None, str]:
+        explained = await registry.explain("GET", path, **{"tenant": "acme", **request})
+        assert explained.token is not None
+        return None if explained.token.position is None else str(explained.token.position), explained.token.why
 
     position, text = await why(token=db.token)
     assert text == f"the client has seen {position}"
@@ -212,9 +216,9 @@ async def test_what_became_of_a_token(world: World) -> None:
         None, "none of the secrets has signed it: it is ignored",
     )  # fmt: skip
     without = compile(world.config())
-    told = await without.explain("GET", "/x", tenant="acme", token=db.token)
-    assert told.token is not None
-    assert told.token.why == "consistency.token is off: it is not looked at"
+    explained = await without.explain("GET", "/x", tenant="acme", token=db.token)
+    assert explained.token is not None
+    assert explained.token.why == "consistency.token is off: it is not looked at"
 
 
 @pytest.mark.parametrize(
@@ -228,12 +232,12 @@ async def test_what_became_of_a_token(world: World) -> None:
         ({"orders": {"servers": {"r1": {"role": "primary"}}}}, "orders.r1 is the primary by the state, and not by the"),
     ],
 )
-async def test_a_state_of_other_servers_is_refused(world: World, datasources: dict[str, Any], message: str) -> None:
+async def test_a_state_with_other_servers_is_refused(world: World, datasources: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         await compile(config_of(world)).explain(state={"version": 1, "datasources": datasources})
 
 
-async def test_a_database_for_each_tenant_has_servers_of_its_own() -> None:
+async def test_a_database_per_tenant_has_its_own_servers() -> None:
     registry = compile(
         {
             "version": 1,
@@ -248,6 +252,6 @@ async def test_a_database_for_each_tenant_has_servers_of_its_own() -> None:
         }
     )
     state = {"version": 1, "datasources": {"each": {"servers": {"r1": {"breaker": "open"}}}}}
-    told = await registry.explain("GET", "/x", headers={"X-Tenant": "acme"}, state=state)
-    assert told.route is not None
-    assert (told.route.node, told.route.reason) == ("primary", Reason.UNHEALTHY)
+    explained = await registry.explain("GET", "/x", headers={"X-Tenant": "acme"}, state=state)
+    assert explained.route is not None
+    assert (explained.route.node, explained.route.reason) == ("primary", Reason.UNHEALTHY)

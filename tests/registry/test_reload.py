@@ -1,4 +1,6 @@
-"""Another configuration while requests are served: swapped whole, and whoever has begun ends with what there was."""
+"""Reload while requests are served: the configuration is swapped atomically, and running requests end with the
+old one.
+"""
 
 from __future__ import annotations
 
@@ -24,7 +26,7 @@ from tests.world import World
 
 
 class Gate:
-    """A handler that reads, waits to be let through, and reads again."""
+    """A handler that reads, waits for the test, and reads again."""
 
     def __init__(self) -> None:
         self.is_reached = asyncio.Event()
@@ -88,7 +90,7 @@ class Shop:
         return response.json()
 
     async def backends(self, node: str = "r1") -> list[int]:
-        """Those of the application on a replica of this world's database."""
+        """The application's backends on one replica of this world's database."""
         rows = await self.world.sql(
             "select pid from pg_stat_activity where usename = 'app' and datname = current_database() order by pid",
             node=node,
@@ -97,7 +99,7 @@ class Shop:
 
 
 def swapped(world: World) -> dict[str, Any]:
-    """The world's configuration, with the schemas of two tenants swapped."""
+    """The world's configuration with the schemas of two tenants swapped."""
     config = world.config()
     tenants = config["tenants"]
     tenants["acme"], tenants["globex"] = tenants["globex"], tenants["acme"]
@@ -109,7 +111,7 @@ def shop(world: World, tmp_path: Path) -> Shop:
     return Shop(world, tmp_path / "datasource.json")
 
 
-async def test_tenants_and_rules_change_while_every_pool_stays(shop: Shop) -> None:
+async def test_tenants_and_rules_change_while_all_pools_stay_open(shop: Shop) -> None:
     async with shop.serve() as running:
         assert (await running.answer())["schema"] == '"acme"'
         servers, backends = running.registry.compiled.servers, await running.backends()
@@ -125,7 +127,7 @@ async def test_tenants_and_rules_change_while_every_pool_stays(shop: Shop) -> No
         assert set(backends) <= set(await running.backends())
 
 
-async def test_a_request_ends_on_the_servers_that_it_began_with_and_then_their_pools_are_closed(shop: Shop) -> None:
+async def test_a_request_ends_on_its_old_servers_whose_pools_are_then_closed(shop: Shop) -> None:
     async with World.create(shop.world.cluster) as other, shop.serve(replicas=("r1",)) as running:
         waiting = asyncio.create_task(running.answer("/twice"))
         await running.gate.is_reached.wait()
@@ -134,7 +136,7 @@ async def test_a_request_ends_on_the_servers_that_it_began_with_and_then_their_p
         reloaded = await running.registry.reload()
         assert set(reloaded.opened) == set(reloaded.retired) == {"orders.primary", "orders.r1"}
         assert (await running.answer())["database"] == other.dbname
-        # Nobody uses them now, but the request may still come back for one.
+        # Idle, but the request may still need a connection.
         await until(lambda: not_any(running.backends))
         assert not waiting.done()
         running.gate.is_open.set()
@@ -143,7 +145,7 @@ async def test_a_request_ends_on_the_servers_that_it_began_with_and_then_their_p
         await until(lambda: not_any(running.backends))
 
 
-async def test_a_request_that_had_no_use_for_its_server_yet_goes_to_the_one_that_took_its_place(shop: Shop) -> None:
+async def test_a_request_without_a_statement_yet_uses_the_new_server(shop: Shop) -> None:
     async with World.create(shop.world.cluster) as other, shop.serve(replicas=("r1",)) as running:
         waiting = asyncio.create_task(running.answer("/later"))
         await running.gate.is_reached.wait()
@@ -158,7 +160,7 @@ async def not_any(ask: Any) -> bool:
     return not await ask()
 
 
-async def test_a_replica_is_taken_away_and_added_under_load_without_an_error(shop: Shop) -> None:
+async def test_a_replica_is_removed_and_added_under_load_without_an_error(shop: Shop) -> None:
     async with (
         shop.serve() as running,
         traffic(running.http, "/where") as readers,
@@ -176,7 +178,7 @@ async def test_a_replica_is_taken_away_and_added_under_load_without_an_error(sho
     assert (readers.failures, writers.failures) == ([], [])
 
 
-async def test_a_wrong_configuration_is_refused_with_all_that_is_wrong_and_nothing_changes(shop: Shop) -> None:
+async def test_an_invalid_configuration_is_refused_with_all_errors_and_changes_nothing(shop: Shop) -> None:
     async with shop.serve() as running:
         compiled = running.registry.compiled
         shop.path.write_text('{"version": 1, "datasources": {"orders": {"primry": {}}}, "tenents": {}}')
@@ -189,7 +191,7 @@ async def test_a_wrong_configuration_is_refused_with_all_that_is_wrong_and_nothi
         assert running.registry.compiled is not compiled
 
 
-async def test_a_mapping_takes_the_place_of_the_file_until_the_file_is_read_again(shop: Shop) -> None:
+async def test_a_mapping_replaces_the_file_until_the_next_reload(shop: Shop) -> None:
     async with shop.serve() as running:
         await running.registry.reload(swapped(shop.world))
         assert (await running.answer())["schema"] == '"globex"'
@@ -197,12 +199,12 @@ async def test_a_mapping_takes_the_place_of_the_file_until_the_file_is_read_agai
         assert (await running.answer())["schema"] == '"acme"'
 
 
-async def test_without_a_file_there_is_nothing_to_read_again(world: World) -> None:
+async def test_reload_without_a_file_is_refused(world: World) -> None:
     with pytest.raises(ConfigError, match="not compiled from a file"):
         await world.registry().reload()
 
 
-async def test_reloads_at_once_come_one_after_the_other_and_a_cancelled_one_is_made_whole(shop: Shop) -> None:
+async def test_concurrent_reloads_are_serialized_and_a_cancelled_one_completes(shop: Shop) -> None:
     async with shop.serve() as running:
         shop.write(pool={"max_size": 7})
         reloads = [asyncio.create_task(running.registry.reload()) for _ in range(4)]
@@ -215,7 +217,7 @@ async def test_reloads_at_once_come_one_after_the_other_and_a_cancelled_one_is_m
         assert (await running.answer())["schema"] == '"acme"'
 
 
-async def test_closing_also_closes_pools_that_somebody_might_still_have_come_back_for(world: World) -> None:
+async def test_close_also_closes_retired_pools(world: World) -> None:
     registry = world.registry(replicas=("r1",))
     async with registry:
         kept = registry.for_tenant("acme")
@@ -229,7 +231,7 @@ async def test_closing_also_closes_pools_that_somebody_might_still_have_come_bac
     assert not any(server.is_open for server in kept.servers.values())
 
 
-async def test_what_a_reload_did_is_logged(shop: Shop, caplog: pytest.LogCaptureFixture) -> None:
+async def test_a_reload_is_logged_with_its_effect(shop: Shop, caplog: pytest.LogCaptureFixture) -> None:
     async with shop.serve() as running:
         caplog.set_level(logging.INFO, logger="asgi_datasource.registry")
         shop.write(replicas=("r1",))

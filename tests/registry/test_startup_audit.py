@@ -1,4 +1,4 @@
-"""Before tenants are trusted to a database: roles that bypass row security are refused, other holes are told."""
+"""The start-up audit: roles that bypass row security are refused, other gaps are logged."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def config(world: World, *, user: str = "app", role: str | None = None, **audit:
     return document
 
 
-def told(caplog: pytest.LogCaptureFixture) -> list[str]:
+def logged(caplog: pytest.LogCaptureFixture) -> list[str]:
     return [record.getMessage() for record in caplog.records if record.name == "asgi_datasource.tenancy"]
 
 
@@ -42,30 +42,30 @@ async def start(document: dict[str, Any]) -> DataSourceRegistry:
     return made
 
 
-async def test_an_ordinary_role_is_trusted(world: World, caplog: pytest.LogCaptureFixture) -> None:
+async def test_an_ordinary_role_is_accepted(world: World, caplog: pytest.LogCaptureFixture) -> None:
     await start(config(world))
-    assert [text for text in told(caplog) if "row security" in text and "shared.orders" in text] == []
+    assert [text for text in logged(caplog) if "row security" in text and "shared.orders" in text] == []
 
 
-async def test_a_superuser_keeps_the_application_from_starting(world: World) -> None:
+async def test_a_superuser_is_refused_at_start_up(world: World) -> None:
     with pytest.raises(ConfigError, match=r"the role postgres is a superuser.*allow_roles"):
         await start(config(world, user="postgres"))
 
 
-async def test_so_does_a_role_with_bypassrls_also_one_that_tenants_take(world: World) -> None:
+async def test_a_role_with_bypassrls_is_refused_as_login_and_as_tenant_role(world: World) -> None:
     name = f"{world.dbname}_sees_all"
     await world.sql(f"create role {name} bypassrls; grant {name} to app")
     try:
         with pytest.raises(ConfigError, match=f"the role {name} has BYPASSRLS"):
             await start(config(world, role=name))
-        # The others, who have no role of their own, run as the login: that one is looked at too.
+        # Tenants without a role run as the login, which is audited as well.
         with pytest.raises(ConfigError, match="the role postgres is a superuser"):
             await start(config(world, user="postgres", role=name, allow_roles=[name]))
     finally:
         await world.sql(f"drop role {name}")
 
 
-async def test_tenants_that_are_yet_to_come_are_trusted_to_no_such_role_either(world: World) -> None:
+async def test_roles_for_future_tenants_are_refused_as_well(world: World) -> None:
     to_come = {"datasource": "orders", "row_security": {"app.tenant": "{tenant}"}, "schema": "of_{tenant}"}
     document = config(world, user="postgres")
     document["tenants"] = {"*": to_come}
@@ -84,21 +84,21 @@ async def test_tenants_that_are_yet_to_come_are_trusted_to_no_such_role_either(w
 
 
 @pytest.mark.parametrize("audit", [{"allow_roles": ["postgres"]}, {"on_start": "warn"}, {"on_start": "off"}])
-async def test_it_can_be_allowed_by_name_or_only_be_told(
+async def test_a_role_can_be_allowed_by_name_and_the_audit_reduced(
     world: World, audit: dict[str, Any], caplog: pytest.LogCaptureFixture
 ) -> None:
     await start(config(world, user="postgres", **audit))
-    assert any("is a superuser" in text for text in told(caplog)) == (audit == {"on_start": "warn"})
+    assert any("is a superuser" in text for text in logged(caplog)) == (audit == {"on_start": "warn"})
 
 
-async def test_an_application_whose_role_bypasses_does_not_start(world: World) -> None:
+async def test_an_application_with_a_bypassing_role_does_not_start(world: World) -> None:
     app = application(compile(config(world, user="postgres")), [])
     with pytest.raises(Exception, match=r"did not start|startup"):
         async with serve(app):
-            raise AssertionError("it started")
+            raise AssertionError("the application started")
 
 
-async def test_a_registry_that_was_refused_can_be_opened_once_it_is_put_right(world: World) -> None:
+async def test_a_refused_registry_can_be_opened_after_the_fix(world: World) -> None:
     await world.cluster.create_role("careless")
     await world.sql("alter role careless superuser")
     try:
@@ -114,20 +114,18 @@ async def test_a_registry_that_was_refused_can_be_opened_once_it_is_put_right(wo
         await world.sql("drop owned by careless; drop role careless")
 
 
-async def test_other_holes_are_logged_and_shared_tables_are_none(
-    world: World, caplog: pytest.LogCaptureFixture
-) -> None:
+async def test_other_gaps_are_logged_except_for_shared_tables(world: World, caplog: pytest.LogCaptureFixture) -> None:
     await world.sql("create table shared.open (id int); create table shared.countries (id int)", schema="shared")
     await world.sql("grant select on shared.open, shared.countries to app")
     await world.sql("alter table shared.orders no force row level security", schema="shared")
     await start(config(world, shared_tables=["countries", "shared.parents", "shared.children", "shared.slow"]))
-    texts = " ".join(told(caplog))
+    texts = " ".join(logged(caplog))
     assert "the table shared.open has no row security" in texts
     assert "shared.countries" not in texts
     assert "shared.parents" not in texts
 
 
-async def test_a_reload_with_such_a_role_is_refused_and_changes_nothing(world: World) -> None:
+async def test_a_reload_with_a_bypassing_role_is_refused_and_changes_nothing(world: World) -> None:
     async with compile(config(world)) as made:
         before = made.compiled
         with pytest.raises(ConfigError, match="is a superuser"):
@@ -137,7 +135,7 @@ async def test_a_reload_with_such_a_role_is_refused_and_changes_nothing(world: W
             assert await db.read.fetch_value("select current_user::text") == "app"
 
 
-async def test_a_server_that_is_down_at_the_start_is_vetted_when_it_answers(
+async def test_a_server_that_is_down_at_start_up_is_audited_later(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(vetting_module, "RETRY_S", 0.05)
@@ -160,16 +158,16 @@ async def test_a_server_that_is_down_at_the_start_is_vetted_when_it_answers(
                 assert (await http.get("/")).status_code == 503
                 with pytest.raises(DataError, match="is a superuser"):
                     async with made.session("initech"):
-                        raise AssertionError("it was let in")
-    assert any("served without having been vetted" in text for text in told(caplog))
+                        raise AssertionError("the session was opened")
+    assert any("served without having been vetted" in text for text in logged(caplog))
 
 
-# -- a database for each tenant
+# -- a database per tenant
 
 
 @asynccontextmanager
 async def databases(world: World, count: int) -> AsyncIterator[dict[str, Any]]:
-    """A copy of the world's database for each of some tenants, who log in as themselves."""
+    """A copy of the world's database per tenant, each with its own login."""
     names = [f"t{number}" for number in range(count)]
     made = [f"{world.dbname}_{name}" for name in names]
     for name in made:
@@ -190,34 +188,34 @@ async def databases(world: World, count: int) -> AsyncIterator[dict[str, Any]]:
             await world.sql(f"drop role {name}")
 
 
-async def test_some_of_the_databases_are_vetted_where_each_tenant_has_one(
+async def test_a_sample_of_the_databases_is_audited_with_a_database_per_tenant(
     world: World, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     caplog.set_level(logging.INFO, "asgi_datasource.tenancy")
     monkeypatch.setattr(vetting_module, "MOST_DATABASES", 2)
     async with databases(world, 4) as document:
         await start(document)
-        assert "own: 2 of its 4 databases that are known were vetted" in told(caplog)
+        assert "own: 2 of its 4 databases that are known were vetted" in logged(caplog)
         await world.sql(f"alter role {world.dbname}_t2 bypassrls")
         with pytest.raises(ConfigError, match=f"the role {world.dbname}_t2 has BYPASSRLS"):
             await start(document)
         await world.sql(f"alter role {world.dbname}_t2 nobypassrls")
-        # One that is not there yet keeps nobody from starting, nor from being looked at.
+        # A missing database prevents neither the start nor the audit of the others.
         document["tenants"]["t3x"] = {"datasource": "own", "row_security": {"app.tenant": "x"}}
         monkeypatch.setattr(vetting_module, "MOST_DATABASES", 5)
         made = compile(document)
         async with made, made.session("t0") as db:
             assert await db.read.fetch_value("select current_user::text") == f"{world.dbname}_t0"
-        assert "own: 4 of its 5 databases that are known were vetted" in told(caplog)
-        # Where nothing inside keeps tenants apart there is nothing to look for.
+        assert "own: 4 of its 5 databases that are known were vetted" in logged(caplog)
+        # Without schemas or row security inside the databases there is nothing to audit.
         caplog.clear()
         for name in document["tenants"]:
             document["tenants"][name] = {"datasource": "own"}
         await start(document)
-        assert told(caplog) == []
+        assert logged(caplog) == []
 
 
-async def test_tenants_of_a_catalog_that_was_down_are_vetted_once_they_are_known(
+async def test_tenants_of_an_unavailable_catalog_are_audited_once_loaded(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(vetting_module, "RETRY_S", 0.05)
@@ -235,12 +233,12 @@ async def test_tenants_of_a_catalog_that_was_down_are_vetted_once_they_are_known
         await until(lambda: made.compiled.admission.asks, "the tenants were not vetted")
         with pytest.raises(DataError, match="is a superuser"):
             async with made.session("hooli"):
-                raise AssertionError("it was let in")
+                raise AssertionError("the session was opened")
 
 
 @pytest.mark.parametrize("shared", [(), ("ext", 'od"d')])
 @pytest.mark.parametrize("schema", [None, "acme", 'we"ird", "public'])
-def test_where_a_tenant_lives_is_read_off_its_settings(schema: str | None, shared: tuple[str, ...]) -> None:
+def test_the_home_of_a_tenant_follows_from_its_settings(schema: str | None, shared: tuple[str, ...]) -> None:
     for row_security, role in ((None, None), ({"app.tenant": "7"}, "reader")):
         _, settings = tenant_settings(schema=schema, shared_schemas=shared, row_security=row_security, role=role)
         home = home_of(Tenant("acme", "orders", settings=settings), shared)

@@ -1,4 +1,4 @@
-"""`choose()` is pure: every rule of routing is told by its arguments and its answer."""
+"""`choose()` is a pure function: every rule of routing is tested by its arguments and result."""
 
 from __future__ import annotations
 
@@ -32,8 +32,8 @@ READ, WRITE = AccessIntent.READ, AccessIntent.WRITE
 DOWN = Health.OPEN
 
 
-def replica(name: str, **told: Any) -> Node:
-    return Node(name, Role.REPLICA, **told)
+def replica(name: str, **attributes: Any) -> Node:
+    return Node(name, Role.REPLICA, **attributes)
 
 
 def seen(*replicas: Node, primary: Health = Health.CLOSED, lineage: Lineage | None = None, **policy: Any) -> Topology:
@@ -55,8 +55,10 @@ def answer(route: Route | None) -> tuple[str, Reason]:
     return route.node, route.reason
 
 
-def taken(picture: Topology, turns: int = 60, **asked: Any) -> Counter[tuple[str, Reason]]:
-    return Counter(answer(choose(picture, READ, **{"now": NOW, "turn": turn, **asked})) for turn in range(turns))
+def taken(topology: Topology, turns: int = 60, **requirements: Any) -> Counter[tuple[str, Reason]]:
+    return Counter(
+        answer(choose(topology, READ, **{"now": NOW, "turn": turn, **requirements})) for turn in range(turns)
+    )
 
 
 positions = st.builds(Position, st.integers(1, 3), st.integers(0, 5))
@@ -113,32 +115,34 @@ requests = st.fixed_dictionaries(
 )
 
 
-# What holds whatever the servers look like.
+# Properties that hold for every state of the servers.
 
 
 @given(pictures, requests)
-def test_a_write_goes_to_the_primary(picture: Topology, asked: dict[str, Any]) -> None:
-    assert answer(choose(picture, WRITE, now=NOW, **asked)) == ("primary", Reason.WRITE)
+def test_a_write_goes_to_the_primary(topology: Topology, requirements: dict[str, Any]) -> None:
+    assert answer(choose(topology, WRITE, now=NOW, **requirements)) == ("primary", Reason.WRITE)
 
 
 @given(pictures, requests)
-def test_a_read_of_a_request_that_has_written_goes_to_the_primary(picture: Topology, asked: dict[str, Any]) -> None:
-    assert answer(choose(picture, READ, now=NOW, **{**asked, "is_pinned": True})) == ("primary", Reason.PINNED)
+def test_a_read_of_a_request_that_has_written_goes_to_the_primary(
+    topology: Topology, requirements: dict[str, Any]
+) -> None:
+    assert answer(choose(topology, READ, now=NOW, **{**requirements, "is_pinned": True})) == ("primary", Reason.PINNED)
 
 
 @given(pictures, requests)
-def test_a_strong_read_goes_to_the_primary(picture: Topology, asked: dict[str, Any]) -> None:
-    asked = {**asked, "is_pinned": False, "is_strong": True}
-    assert answer(choose(picture, READ, now=NOW, **asked)) == ("primary", Reason.STRONG)
+def test_a_strong_read_goes_to_the_primary(topology: Topology, requirements: dict[str, Any]) -> None:
+    requirements = {**requirements, "is_pinned": False, "is_strong": True}
+    assert answer(choose(topology, READ, now=NOW, **requirements)) == ("primary", Reason.STRONG)
 
 
 @given(pictures, some_names, requests, st.sampled_from(AccessIntent))
-def test_a_failed_server_is_never_chosen_again_and_trying_comes_to_an_end(
-    picture: Topology, failed: frozenset[str], asked: dict[str, Any], intent: AccessIntent
+def test_a_failed_server_is_never_chosen_again_so_attempts_end(
+    topology: Topology, failed: frozenset[str], requirements: dict[str, Any], intent: AccessIntent
 ) -> None:
     tried = set(failed)
     for _ in range(5):
-        route = choose(picture, intent, now=NOW, failed=frozenset(tried), **asked)
+        route = choose(topology, intent, now=NOW, failed=frozenset(tried), **requirements)
         if route is None:
             return
         assert route.node not in tried
@@ -148,26 +152,28 @@ def test_a_failed_server_is_never_chosen_again_and_trying_comes_to_an_end(
 
 @settings(max_examples=200)
 @given(pictures, some_names, requests)
-def test_no_read_gets_data_that_is_or_may_be_older_than_it_allows(
-    picture: Topology, failed: frozenset[str], asked: dict[str, Any]
+def test_no_read_gets_data_that_is_or_may_be_older_than_max_lag(
+    topology: Topology, failed: frozenset[str], requirements: dict[str, Any]
 ) -> None:
-    route = choose(picture, READ, now=NOW, failed=failed, **asked)
+    route = choose(topology, READ, now=NOW, failed=failed, **requirements)
     if route is None or route.role is Role.PRIMARY or route.reason is Reason.STALE_OK:
         return
-    node = next(node for node in picture.replicas if node.name == route.node)
-    limit = asked["max_lag_s"]
+    node = next(node for node in topology.replicas if node.name == route.node)
+    limit = requirements["max_lag_s"]
     assert limit is None or (node.fresh_at is not None and NOW - node.fresh_at <= limit)
 
 
 @settings(max_examples=200)
 @given(pictures, some_names, requests)
-def test_what_must_not_get_reads_gets_none(picture: Topology, failed: frozenset[str], asked: dict[str, Any]) -> None:
-    route = choose(picture, READ, now=NOW, failed=failed, **asked)
+def test_excluded_replicas_get_no_reads(
+    topology: Topology, failed: frozenset[str], requirements: dict[str, Any]
+) -> None:
+    route = choose(topology, READ, now=NOW, failed=failed, **requirements)
     if route is None or route.role is Role.PRIMARY:
         return
-    node = next(node for node in picture.replicas if node.name == route.node)
+    node = next(node for node in topology.replicas if node.name == route.node)
     assert not node.is_foreign
-    assert node.name not in asked["behind"] or asked["after"] is None
+    assert node.name not in requirements["behind"] or requirements["after"] is None
     if route.reason in (Reason.BALANCED, Reason.STICKY, Reason.PROVED, Reason.STALE_OK):
         assert node.is_up
         assert not node.is_draining
@@ -175,43 +181,43 @@ def test_what_must_not_get_reads_gets_none(picture: Topology, failed: frozenset[
 
 @settings(max_examples=200)
 @given(pictures, some_names, requests)
-def test_old_data_is_read_only_where_that_is_allowed_and_the_primary_is_down(
-    picture: Topology, failed: frozenset[str], asked: dict[str, Any]
+def test_stale_data_is_read_only_if_allowed_and_while_the_primary_is_down(
+    topology: Topology, failed: frozenset[str], requirements: dict[str, Any]
 ) -> None:
-    route = choose(picture, READ, now=NOW, failed=failed, **asked)
+    route = choose(topology, READ, now=NOW, failed=failed, **requirements)
     if route is not None and route.reason is Reason.STALE_OK:
-        assert picture.policy.no_replica is NoReplica.STALE
-        assert asked["after"] is None
-        assert "primary" in failed or not picture.primary.is_up
+        assert topology.policy.no_replica is NoReplica.STALE
+        assert requirements["after"] is None
+        assert "primary" in failed or not topology.primary.is_up
 
 
 @settings(max_examples=200)
 @given(pictures, requests)
-def test_a_reason_is_true(picture: Topology, asked: dict[str, Any]) -> None:
-    asked = {**asked, "is_pinned": False, "is_strong": False}
-    route = choose(picture, READ, now=NOW, **asked)
+def test_the_reason_is_true(topology: Topology, requirements: dict[str, Any]) -> None:
+    requirements = {**requirements, "is_pinned": False, "is_strong": False}
+    route = choose(topology, READ, now=NOW, **requirements)
     if route is None:
         return
     truths = {
-        Reason.NO_REPLICAS: not picture.replicas,
-        Reason.UNHEALTHY: not picture.usable or not picture.primary.is_up,
-        Reason.LAGGING: all(not node.is_fresh(NOW, asked["max_lag_s"]) for node in picture.usable),
-        Reason.BEHIND: asked["after"] is not None,
-        Reason.PROVED: asked["after"] is not None,
-        Reason.STICKY: route.node == asked["sticky"],
-        Reason.BALANCED: asked["after"] is None,
-        Reason.STALE_OK: not picture.primary.is_up,
+        Reason.NO_REPLICAS: not topology.replicas,
+        Reason.UNHEALTHY: not topology.usable or not topology.primary.is_up,
+        Reason.LAGGING: all(not node.is_fresh(NOW, requirements["max_lag_s"]) for node in topology.usable),
+        Reason.BEHIND: requirements["after"] is not None,
+        Reason.PROVED: requirements["after"] is not None,
+        Reason.STICKY: route.node == requirements["sticky"],
+        Reason.BALANCED: requirements["after"] is None,
+        Reason.STALE_OK: not topology.primary.is_up,
     }
     assert truths[route.reason]
 
 
 @settings(max_examples=200)
 @given(pictures, requests)
-def test_the_short_way_chooses_as_the_long_one_does(picture: Topology, asked: dict[str, Any]) -> None:
-    # A server that nobody knows takes the short way away, and changes nothing else but the reason.
-    asked = {**asked, "is_pinned": False, "is_strong": False, "behind": frozenset[str]()}
-    short = choose(picture, READ, now=NOW, **asked)
-    long = choose(picture, READ, now=NOW, **{**asked, "behind": frozenset({"nobody"})})
+def test_the_short_path_chooses_like_the_general_one(topology: Topology, requirements: dict[str, Any]) -> None:
+    # A failed server that does not exist disables the short path, and only changes the reason.
+    requirements = {**requirements, "is_pinned": False, "is_strong": False, "behind": frozenset[str]()}
+    short = choose(topology, READ, now=NOW, **requirements)
+    long = choose(topology, READ, now=NOW, **{**requirements, "behind": frozenset({"nobody"})})
     assert (short is None) == (long is None)
     if short is not None and long is not None:
         assert (short.node, short.reason, short.role) == (long.node, long.reason, long.role)
@@ -224,92 +230,92 @@ def test_reads_take_the_replicas_in_turn() -> None:
     assert [answer(choose(up(3), READ, turn=turn))[0] for turn in range(6)] == ["r1", "r2", "r3"] * 2
 
 
-def test_a_replica_that_is_down_draining_or_foreign_is_passed_over() -> None:
+def test_a_replica_that_is_down_draining_or_foreign_is_skipped() -> None:
     for flaw in ({"health": DOWN}, {"health": Health.HALF_OPEN}, {"is_draining": True}, {"is_foreign": True}):
-        picture = seen(replica("r1"), replica("r2", **flaw), replica("r3"))
-        assert set(taken(picture)) == {("r1", Reason.BALANCED), ("r3", Reason.BALANCED)}
+        topology = seen(replica("r1"), replica("r2", **flaw), replica("r3"))
+        assert set(taken(topology)) == {("r1", Reason.BALANCED), ("r3", Reason.BALANCED)}
 
 
-def test_the_replica_of_before_is_kept_while_it_is_up() -> None:
+def test_the_sticky_replica_is_kept_while_it_is_up() -> None:
     assert set(taken(up(2), sticky="r2")) == {("r2", Reason.STICKY)}
     assert set(taken(seen(replica("r1"), replica("r2", health=DOWN)), sticky="r2")) == {("r1", Reason.BALANCED)}
 
 
-def test_without_replicas_the_primary_reads() -> None:
+def test_without_replicas_the_primary_answers_reads() -> None:
     assert answer(choose(up(0), READ)) == ("primary", Reason.NO_REPLICAS)
 
 
-def test_the_primary_stands_in_when_no_replica_is_up() -> None:
-    picture = seen(replica("r1", health=DOWN), replica("r2", health=DOWN))
-    assert answer(choose(picture, READ)) == ("primary", Reason.UNHEALTHY)
+def test_the_primary_answers_when_no_replica_is_up() -> None:
+    topology = seen(replica("r1", health=DOWN), replica("r2", health=DOWN))
+    assert answer(choose(topology, READ)) == ("primary", Reason.UNHEALTHY)
 
 
-def test_the_primary_is_spared_where_the_policy_says_so() -> None:
-    picture = seen(replica("r1", health=DOWN), no_replica=NoReplica.FAIL)
-    assert choose(picture, READ) is None
-    assert answer(choose(picture, WRITE)) == ("primary", Reason.WRITE)
+def test_with_no_replica_fail_the_primary_gets_no_reads() -> None:
+    topology = seen(replica("r1", health=DOWN), no_replica=NoReplica.FAIL)
+    assert choose(topology, READ) is None
+    assert answer(choose(topology, WRITE)) == ("primary", Reason.WRITE)
     assert choose(up(1, no_replica=NoReplica.FAIL), READ, failed=frozenset({"r1"})) is None
 
 
-def test_after_a_failed_connect_the_next_server_is_taken_and_says_so() -> None:
+def test_after_a_failed_connect_the_next_server_is_chosen_with_reason_failover() -> None:
     assert answer(choose(up(2), READ, failed=frozenset({"r1"}))) == ("r2", Reason.FAILOVER)
     assert answer(choose(up(2), READ, failed=frozenset({"r1", "r2"}))) == ("primary", Reason.FAILOVER)
 
 
-def test_when_all_look_down_something_is_tried_all_the_same() -> None:
-    picture = seen(replica("r1", health=DOWN), replica("r2", health=DOWN), primary=DOWN)
-    assert answer(choose(picture, READ)) == ("primary", Reason.UNHEALTHY)
-    assert answer(choose(picture, READ, failed=frozenset({"primary"}))) == ("r1", Reason.FAILOVER)
+def test_when_all_breakers_are_open_a_server_is_tried_anyway() -> None:
+    topology = seen(replica("r1", health=DOWN), replica("r2", health=DOWN), primary=DOWN)
+    assert answer(choose(topology, READ)) == ("primary", Reason.UNHEALTHY)
+    assert answer(choose(topology, READ, failed=frozenset({"primary"}))) == ("r1", Reason.FAILOVER)
 
 
 # Shares.
 
 
-def test_by_weight_each_gets_its_share_well_mixed() -> None:
-    picture = seen(replica("r1", weight=3), replica("r2", weight=1), replica("r3", weight=2), balance=Balance.WEIGHTED)
-    order = [answer(choose(picture, READ, turn=turn))[0] for turn in range(12)]
+def test_weighted_shares_are_proportional_and_interleaved() -> None:
+    topology = seen(replica("r1", weight=3), replica("r2", weight=1), replica("r3", weight=2), balance=Balance.WEIGHTED)
+    order = [answer(choose(topology, READ, turn=turn))[0] for turn in range(12)]
     assert Counter(order) == {"r1": 6, "r2": 2, "r3": 4}
     assert order[:6] == order[6:]
     assert not any(first == second == third for first, second, third in zip(order, order[1:], order[2:], strict=False))
 
 
-def test_without_weights_they_count_for_nothing() -> None:
-    picture = seen(replica("r1", weight=3), replica("r2", weight=1))
-    assert set(taken(picture, 10).values()) == {5}
+def test_round_robin_ignores_weights() -> None:
+    topology = seen(replica("r1", weight=3), replica("r2", weight=1))
+    assert set(taken(topology, 10).values()) == {5}
 
 
-def test_the_least_busy_is_taken_and_equals_take_turns() -> None:
-    picture = up(3, balance=Balance.LEAST_BUSY)
-    assert set(taken(picture, load={"r1": 2.0, "r2": 0.5, "r3": 1.0})) == {("r2", Reason.BALANCED)}
-    assert taken(picture, load={"r1": 2.0, "r2": 1.0, "r3": 1.0}) == {
+def test_the_least_busy_replica_is_chosen_and_equals_take_turns() -> None:
+    topology = up(3, balance=Balance.LEAST_BUSY)
+    assert set(taken(topology, load={"r1": 2.0, "r2": 0.5, "r3": 1.0})) == {("r2", Reason.BALANCED)}
+    assert taken(topology, load={"r1": 2.0, "r2": 1.0, "r3": 1.0}) == {
         ("r2", Reason.BALANCED): 30,
         ("r3", Reason.BALANCED): 30,
     }
 
 
-def test_the_nearest_and_those_as_near_take_turns() -> None:
-    picture = seen(
+def test_the_nearest_replicas_take_turns() -> None:
+    topology = seen(
         replica("r1", rtt_s=0.0100), replica("r2", rtt_s=0.0010), replica("r3", rtt_s=0.0012), balance=Balance.NEAREST
     )
-    assert taken(picture) == {("r2", Reason.BALANCED): 30, ("r3", Reason.BALANCED): 30}
+    assert taken(topology) == {("r2", Reason.BALANCED): 30, ("r3", Reason.BALANCED): 30}
 
 
-def test_before_any_answer_was_timed_all_are_as_near() -> None:
+def test_without_round_trip_times_all_replicas_are_equally_near() -> None:
     assert len(taken(up(3, balance=Balance.NEAREST))) == 3
 
 
-def test_the_own_zone_goes_first_and_the_others_when_it_cannot() -> None:
+def test_replicas_in_the_own_zone_come_first_and_others_replace_them() -> None:
     near, far = replica("r1"), replica("r2", tier=1)
     assert set(taken(seen(near, far))) == {("r1", Reason.BALANCED)}
     assert set(taken(seen(dataclasses.replace(near, health=DOWN), far))) == {("r2", Reason.BALANCED)}
     assert set(taken(seen(near, far), failed=frozenset({"r1"}))) == {("r2", Reason.FAILOVER)}
 
 
-def test_a_server_that_came_back_gets_its_share_bit_by_bit() -> None:
+def test_a_recovered_server_regains_its_share_gradually() -> None:
     def share(age_s: float) -> int:
-        picture = seen(replica("r1"), replica("r2", up_since=NOW - age_s), warmup_s=10.0)
+        topology = seen(replica("r1"), replica("r2", up_since=NOW - age_s), warmup_s=10.0)
         nodes = [
-            answer(choose(picture, READ, now=NOW, turn=turn, dice=dice / 10))[0]
+            answer(choose(topology, READ, now=NOW, turn=turn, dice=dice / 10))[0]
             for turn in (0, 1)
             for dice in range(10)
         ]
@@ -318,6 +324,6 @@ def test_a_server_that_came_back_gets_its_share_bit_by_bit() -> None:
     assert [share(age) for age in (0.0, 2.0, 5.0, 9.5, 10.0, 60.0)] == [1, 3, 6, 10, 10, 10]
 
 
-def test_when_all_have_just_come_back_they_share_all_the_same() -> None:
-    picture = seen(replica("r1", up_since=NOW), replica("r2", up_since=NOW), warmup_s=10.0)
-    assert len(taken(picture, dice=0.9)) == 2
+def test_when_all_servers_have_just_recovered_they_share_the_reads() -> None:
+    topology = seen(replica("r1", up_since=NOW), replica("r2", up_since=NOW), warmup_s=10.0)
+    assert len(taken(topology, dice=0.9)) == 2

@@ -1,4 +1,4 @@
-"""The breaker's table, pair by pair, and its pauses."""
+"""The breaker's transition table, for each state and event, and its pauses."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ TABLE = {
 def test_every_event_in_every_state(state: Health, event: Event) -> None:
     breaker = CircuitBreaker()
     breaker.health = state
-    assert breaker.tell(event, now=1.0) is (TABLE[state, event] is not state)
+    assert breaker.apply(event, now=1.0) is (TABLE[state, event] is not state)
     assert breaker.health is TABLE[state, event]
     assert breaker.is_closed is (breaker.health is C)
 
@@ -35,22 +35,22 @@ def test_every_pair_has_a_row() -> None:
     assert TABLE.keys() == {(state, event) for state in Health for event in Event}
 
 
-def test_it_remembers_since_when_it_is_closed_again_and_counts_failures_up_to_then() -> None:
+def test_the_breaker_knows_when_it_closed_and_counts_failures_until_then() -> None:
     breaker = CircuitBreaker()
-    breaker.tell(Event.CONNECTED, now=1.0)
+    breaker.apply(Event.CONNECTED, now=1.0)
     assert breaker.closed_at is None
     for now in (2.0, 3.0):
-        breaker.tell(Event.FAILED, now=now)
-        breaker.tell(Event.TRIAL, now=now)
+        breaker.apply(Event.FAILED, now=now)
+        breaker.apply(Event.TRIAL, now=now)
     assert breaker.failures == 2
-    breaker.tell(Event.CONNECTED, now=4.0)
+    breaker.apply(Event.CONNECTED, now=4.0)
     assert (breaker.closed_at, breaker.failures) == (4.0, 0)
-    breaker.tell(Event.CONNECTED, now=5.0)
+    breaker.apply(Event.CONNECTED, now=5.0)
     assert breaker.closed_at == 4.0
 
 
 @given(st.integers(0, 10_000), st.floats(0, 1))
-def test_pauses_double_up_to_a_bound_and_differ_between_processes(failures: int, dice: float) -> None:
+def test_pauses_double_up_to_a_bound_with_jitter(failures: int, dice: float) -> None:
     pauses = Pauses(first_s=0.2, last_s=2.0)
     assert 0.1 <= pauses.pause_s(failures, dice) <= 2.0
     assert pauses.pause_s(1, 1.0) == 0.2

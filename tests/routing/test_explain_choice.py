@@ -1,4 +1,4 @@
-"""What is said of each server is true: whoever is said to have been able to answer answers once the others cannot."""
+"""The verdict on each server is true: a server that was only not chosen is chosen when the others are excluded."""
 
 from __future__ import annotations
 
@@ -27,22 +27,22 @@ from asgi_datasource.routing.explain_choice import COULD_ANSWER
 from tests.routing.test_choose import DOWN, NOW, READ, WRITE, pictures, replica, requests, seen, some_names
 
 
-def judged(picture: Topology, **told: Any) -> dict[str, tuple[Verdict, str]]:
-    asked = Asked(**{"intent": READ, "now": NOW, **told})
+def judged(topology: Topology, **requirements: Any) -> dict[str, tuple[Verdict, str]]:
+    asked = Asked(**{"intent": READ, "now": NOW, **requirements})
     arguments = {field.name: getattr(asked, field.name) for field in dataclasses.fields(asked)}
-    route = choose(picture, arguments.pop("intent"), **arguments)
-    return {judgement.node.name: (judgement.verdict, judgement.why) for judgement in judge(picture, asked, route)}
+    route = choose(topology, arguments.pop("intent"), **arguments)
+    return {judgement.node.name: (judgement.verdict, judgement.why) for judgement in judge(topology, asked, route)}
 
 
 @settings(max_examples=400)
 @given(pictures, some_names, requests, st.sampled_from([READ, WRITE]))
-def test_verdicts_are_those_of_the_choice(
-    picture: Topology, failed: frozenset[str], told: dict[str, Any], intent: Any
+def test_verdicts_agree_with_the_choice(
+    topology: Topology, failed: frozenset[str], requirements: dict[str, Any], intent: Any
 ) -> None:
-    asked = Asked(intent=intent, now=NOW, failed=failed, **told)
-    route = choose(picture, intent, now=NOW, failed=failed, **told)
-    verdicts = {judgement.node.name: judgement for judgement in judge(picture, asked, route)}
-    assert list(verdicts) == [*(node.name for node in picture.replicas), "primary"]
+    asked = Asked(intent=intent, now=NOW, failed=failed, **requirements)
+    route = choose(topology, intent, now=NOW, failed=failed, **requirements)
+    verdicts = {judgement.node.name: judgement for judgement in judge(topology, asked, route)}
+    assert list(verdicts) == [*(node.name for node in topology.replicas), "primary"]
     assert [name for name, judgement in verdicts.items() if judgement.verdict is Verdict.CHOSEN] == (
         [] if route is None else [route.node]
     )
@@ -50,10 +50,10 @@ def test_verdicts_are_those_of_the_choice(
         assert judgement.why
         if judgement.node.role is Role.PRIMARY or judgement.verdict is Verdict.CHOSEN:
             continue
-        # The same server alone with a primary that is up, which stands in for whoever may not answer.
-        primary = dataclasses.replace(picture.primary, health=Health.CLOSED)
-        alone = dataclasses.replace(picture, primary=primary, replicas=(judgement.node,))
-        answer = choose(alone, intent, now=NOW, failed=failed - {"primary"}, **told)
+        # The same server alone with a primary that is up and answers if the server may not.
+        primary = dataclasses.replace(topology.primary, health=Health.CLOSED)
+        alone = dataclasses.replace(topology, primary=primary, replicas=(judgement.node,))
+        answer = choose(alone, intent, now=NOW, failed=failed - {"primary"}, **requirements)
         assert (answer is not None and answer.node == name) == (judgement.verdict in COULD_ANSWER)
 
 
@@ -64,7 +64,7 @@ def test_every_reason_has_a_meaning() -> None:
 AT_3 = {"position": Position(1, 3000), "lag_s": 0.2}
 
 CASES = [
-    # a replica r1 beside a current one, what is asked, the verdict on r1, words of it
+    # a replica r1 next to a current one, the requirements, the verdict on r1, and words of the explanation
     ({}, {"intent": WRITE}, Verdict.TAKES_NO_WRITES, "takes no writes"),
     ({}, {"is_pinned": True}, Verdict.PINNED, "the request has written"),
     ({}, {"is_strong": True}, Verdict.STRONG, "the primary was asked for"),
@@ -89,15 +89,17 @@ CASES = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize(("told", "asked", "verdict", "words"), CASES)
-def test_why_not_this_one(told: dict[str, Any], asked: dict[str, Any], verdict: Verdict, words: str) -> None:
+@pytest.mark.parametrize(("attributes", "requirements", "verdict", "words"), CASES)
+def test_the_reason_why_a_replica_was_not_chosen(
+    attributes: dict[str, Any], requirements: dict[str, Any], verdict: Verdict, words: str
+) -> None:
     current = {"fresh_at": NOW, "position": Position(1, 9000), "lag_s": 0.0}
-    picture = seen(replica("r1", **told), replica("r2", **current), warmup_s=10.0, zone="eu")
-    found, why = judged(picture, **asked)["r1"]
+    topology = seen(replica("r1", **attributes), replica("r2", **current), warmup_s=10.0, zone="eu")
+    found, why = judged(topology, **requirements)["r1"]
     assert (found, words in why) == (verdict, True), why
 
 
-def test_why_not_the_one_that_is_farther_or_busier() -> None:
+def test_the_reason_why_a_farther_or_busier_replica_was_not_chosen() -> None:
     near = seen(replica("r1", rtt_s=0.02), replica("r2", rtt_s=0.001), replica("r3"), balance=Balance.NEAREST)
     assert judged(near)["r1"] == (Verdict.FARTHER, "its answers take longer (20.0 ms)")
     assert judged(near)["r3"] == (Verdict.FARTHER, "its answers take longer (not timed yet)")
@@ -107,7 +109,7 @@ def test_why_not_the_one_that_is_farther_or_busier() -> None:
     )  # fmt: skip
 
 
-def test_why_not_the_primary() -> None:
+def test_the_reason_why_the_primary_was_not_chosen() -> None:
     assert judged(seen(replica("r1")))["primary"][0] is Verdict.SPARED
     spared = seen(replica("r1", health=DOWN), no_replica=NoReplica.FAIL)
     assert judged(spared)["primary"] == (

@@ -1,4 +1,4 @@
-"""How reads are spread over real replicas, and how a replica is taken away and given back."""
+"""Reads are balanced over real replicas, and replicas are drained and restored."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from typing import Any
 import pytest
 
 from asgi_datasource import DataError, DataErrorKind, DataSourceRegistry, compile
-from asgi_datasource.datasource.datasource import PostgresDataSource
+from asgi_datasource.datasource.datasource import ReplicatedDataSource
 from tests.drivers.polling import until
 from tests.faults.servers import proxy_of
 from tests.world import World
 
 
 def config_of(world: World, *, replicas: dict[str, dict[str, Any]], **routing: Any) -> dict[str, Any]:
-    """The world's configuration with more said about its replicas and their use."""
+    """The world's configuration with options for its replicas and for routing."""
     config = world.config()
     orders = config["datasources"]["orders"]
     for name, more in replicas.items():
@@ -25,9 +25,9 @@ def config_of(world: World, *, replicas: dict[str, dict[str, Any]], **routing: A
     return config
 
 
-def orders_of(registry: DataSourceRegistry) -> PostgresDataSource:
+def orders_of(registry: DataSourceRegistry) -> ReplicatedDataSource:
     found = registry.datasources["orders"]
-    assert isinstance(found, PostgresDataSource)
+    assert isinstance(found, ReplicatedDataSource)
     return found
 
 
@@ -74,7 +74,7 @@ async def test_a_replica_that_the_configuration_drains_gets_no_reads(world: Worl
         assert await reads(registry) == {"r1": 6, "r2": 6}
 
 
-async def test_draining_ends_nothing_that_has_begun(world: World) -> None:
+async def test_draining_lets_running_work_complete(world: World) -> None:
     async with compile(config_of(world, replicas={})) as registry:
         orders = orders_of(registry)
         async with registry.session(tenant="acme", read_only=True) as db:
@@ -108,7 +108,7 @@ async def test_only_replicas_can_be_drained(world: World) -> None:
             orders.drain(name)
 
 
-async def test_where_the_primary_is_spared_reads_without_a_replica_are_refused_and_writes_go_on(world: World) -> None:
+async def test_with_no_replica_fail_reads_get_503_and_writes_succeed(world: World) -> None:
     config = config_of(world, replicas={"r1": {"drain": True}, "r2": {"drain": True}}, no_replica="fail")
     async with compile(config) as registry:
         with pytest.raises(DataError, match=r"no server may answer this read \(r1 draining, r2 draining, primary up\)"):
@@ -144,15 +144,13 @@ async def is_alone(registry: DataSourceRegistry, name: str) -> bool:
 
 
 @pytest.mark.parametrize(("warmup", "are_both_used"), [("1h", False), ("1ms", True)])
-async def test_a_replica_that_was_down_gets_back_to_its_share_bit_by_bit(
-    world: World, warmup: str, are_both_used: bool
-) -> None:
+async def test_a_recovered_replica_regains_its_share_gradually(world: World, warmup: str, are_both_used: bool) -> None:
     async with proxy_of(world.cluster.replicas["r1"]) as proxy:
         config = world.config(urls={"r1": proxy.through(world.url("r1"))}, routing={"warmup": warmup})
         async with compile(config) as registry:
             r1 = orders_of(registry).servers["r1"]
             await until(lambda: r1.idle > 0)
-            # Down: whoever knocks is sent away.
+            # Down: connection attempts are refused.
             proxy.freeze()
             proxy.cut()
             r1.went_silent()
@@ -164,7 +162,7 @@ async def test_a_replica_that_was_down_gets_back_to_its_share_bit_by_bit(
             assert (seen["r1"] > 0) is are_both_used, seen
 
 
-async def test_a_replica_is_drained_and_given_back_by_reloads_under_load_without_an_error(world: World) -> None:
+async def test_reloads_drain_and_restore_a_replica_under_load_without_errors(world: World) -> None:
     failures: list[DataError] = []
     seen: list[str] = []
     async with compile(config_of(world, replicas={})) as registry:
@@ -198,13 +196,13 @@ async def test_a_replica_is_drained_and_given_back_by_reloads_under_load_without
     assert failures == []
 
 
-async def test_the_picture_is_never_changed_but_replaced(world: World) -> None:
+async def test_the_topology_is_replaced_and_never_modified(world: World) -> None:
     async with compile(config_of(world, replicas={})) as registry:
         orders = orders_of(registry)
-        before = orders.picture
+        before = orders.topology
         told = before.describe()
         orders.drain("r1")
-        assert orders.picture is not before
+        assert orders.topology is not before
         assert before.describe() == told
         with pytest.raises(AttributeError):
             before.replicas = ()  # type: ignore[misc]

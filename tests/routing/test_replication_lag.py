@@ -1,4 +1,4 @@
-"""The arithmetic of lag, with a clock that the tests turn."""
+"""The arithmetic of lag, with a clock that the tests control."""
 
 from __future__ import annotations
 
@@ -14,23 +14,23 @@ from asgi_datasource.routing.replication_lag import MAX_SAMPLES
 SYSTEM = "7712237956747655337"
 
 
-def primary(at: float, lsn: int, *, timeline: int = 1, **told: Any) -> Observation:
+def primary(at: float, lsn: int, *, timeline: int = 1, **attributes: Any) -> Observation:
     return Observation(
         asked_at=at,
         answered_at=at + 0.001,
         is_standby=False,
         position=Position(timeline, lsn),
-        **{"system": SYSTEM, "server": "p", **told},
+        **{"system": SYSTEM, "server": "p", **attributes},
     )
 
 
-def standby(at: float, lsn: int, *, timeline: int = 1, **told: Any) -> Observation:
+def standby(at: float, lsn: int, *, timeline: int = 1, **attributes: Any) -> Observation:
     return Observation(
         asked_at=at,
         answered_at=at + 0.001,
         is_standby=True,
         position=Position(timeline, lsn),
-        **{"system": SYSTEM, "server": "s", **told},
+        **{"system": SYSTEM, "server": "s", **attributes},
     )
 
 
@@ -46,44 +46,44 @@ def known(standing: Standing) -> tuple[float | None, float | None, int | None]:
     return standing.fresh_at, None if lag_s is None else round(lag_s, 3), standing.lag_bytes
 
 
-def test_a_replica_that_is_where_the_primary_was_last_seen_does_not_lag() -> None:
+def test_a_replica_at_the_last_known_position_of_the_primary_has_no_lag() -> None:
     track = track_of((1.0, 100), (2.0, 200))
     assert known(track.assess(standby(2.5, 200))) == (2.0, 0.0, 0)
     assert known(track.assess(standby(2.5, 250))) == (2.0, 0.0, 0)
 
 
-def test_one_that_is_behind_is_as_fresh_as_the_last_time_the_primary_was_certainly_there() -> None:
+def test_the_age_of_a_lagging_replica_counts_from_the_last_sample_at_its_position() -> None:
     track = track_of((1.0, 100), (2.0, 200), (3.0, 300))
     assert known(track.assess(standby(3.5, 299)))[0] == 2.0
     assert known(track.assess(standby(3.5, 200)))[0] == 2.0
     assert known(track.assess(standby(3.5, 199)))[0] == 1.0
 
 
-def test_its_lag_is_told_as_if_the_primary_had_moved_evenly() -> None:
+def test_lag_is_interpolated_between_samples_of_the_primary() -> None:
     track = track_of((1.0, 100), (2.0, 200))
     assert known(track.assess(standby(2.5, 150))) == (1.0, pytest.approx(1.001), 50)
 
 
-def test_an_idle_primary_makes_nobody_lag() -> None:
+def test_an_idle_primary_causes_no_lag() -> None:
     track = track_of((1.0, 100), (2.0, 100), (60.0, 100))
     assert known(track.assess(standby(60.5, 100))) == (60.0, 0.0, 0)
 
 
-def test_replay_that_is_paused_lags_from_the_moment_the_primary_went_on() -> None:
+def test_paused_replay_lags_from_the_next_write_of_the_primary() -> None:
     track = track_of((1.0, 100), (50.0, 100), (51.0, 200), (80.0, 200))
     assert known(track.assess(standby(80.5, 100))) == (50.0, pytest.approx(30.501), 100)
 
 
-def test_while_the_primary_says_nothing_what_is_known_grows_old() -> None:
+def test_without_answers_of_the_primary_samples_age() -> None:
     track = track_of((1.0, 100))
     assert track.assess(standby(500.0, 100)).fresh_at == 1.0
 
 
-def test_without_any_word_of_the_primary_nothing_is_known() -> None:
+def test_without_samples_of_the_primary_lag_is_unknown() -> None:
     assert known(Track().assess(standby(1.0, 100))) == (None, None, None)
 
 
-def test_further_behind_than_anything_that_is_remembered_is_not_fresh() -> None:
+def test_a_replica_behind_all_samples_is_not_fresh() -> None:
     track = track_of((1.0, 100), (2.0, 200))
     fresh_at, lag_s, lag_bytes = known(track.assess(standby(2.5, 50)))
     assert (fresh_at, lag_bytes) == (None, 150)
@@ -91,13 +91,13 @@ def test_further_behind_than_anything_that_is_remembered_is_not_fresh() -> None:
     assert lag_s >= 1.0
 
 
-def test_what_is_too_old_is_forgotten_but_for_one_sample() -> None:
+def test_old_samples_are_dropped_except_for_one() -> None:
     track = track_of(*((float(at), at * 10) for at in range(1, 100)), reach_s=10.0)
     assert track.assess(standby(99.5, 895)).fresh_at == 89.0
     assert track.assess(standby(99.5, 885)).fresh_at is None
 
 
-def test_many_samples_are_thinned_and_stay_true() -> None:
+def test_many_samples_are_thinned_without_wrong_results() -> None:
     track = track_of(*((float(at), at * 10) for at in range(5000)), reach_s=1e6)
     assert len(track._lsns) <= MAX_SAMPLES
     for at in (4999, 4321, 1000, 17):
@@ -106,13 +106,13 @@ def test_many_samples_are_thinned_and_stay_true() -> None:
         assert at - 2000 <= fresh_at <= at
 
 
-def test_one_of_another_cluster_is_foreign() -> None:
+def test_a_replica_of_another_cluster_is_foreign() -> None:
     track = track_of((1.0, 100))
     assert track.assess(standby(1.5, 100, system="1")).is_foreign
     assert not track.assess(standby(1.5, 100, system=None)).is_foreign
 
 
-def test_one_that_is_ahead_of_a_primary_that_was_asked_later_has_branched_off() -> None:
+def test_a_replica_ahead_of_a_later_sample_of_the_primary_has_diverged() -> None:
     track = track_of((1.0, 100))
     ahead = standby(1.5, 150)
     assert not track.assess(ahead).is_foreign, "the primary may have moved on meanwhile"
@@ -120,7 +120,7 @@ def test_one_that_is_ahead_of_a_primary_that_was_asked_later_has_branched_off() 
     assert track.assess(ahead).is_foreign
 
 
-def test_one_that_was_promoted_by_itself_is_foreign_and_the_primary_by_another_name_is_not() -> None:
+def test_a_separately_promoted_replica_is_foreign_and_the_primary_under_another_name_is_not() -> None:
     track = track_of((1.0, 100))
     promoted = Observation(
         asked_at=1.5, answered_at=1.501, is_standby=False, position=Position(2, 150), system=SYSTEM, server="s"
@@ -129,7 +129,7 @@ def test_one_that_was_promoted_by_itself_is_foreign_and_the_primary_by_another_n
     assert known(track.assess(primary(1.5, 150))) == (1.0, 0.0, 0)
 
 
-def test_after_a_promotion_what_both_timelines_share_counts_and_nothing_else() -> None:
+def test_after_a_promotion_only_the_history_of_both_timelines_counts() -> None:
     track = track_of((1.0, 100), (2.0, 200))
     track.note_standby(standby(2.5, 180, server="r1"))
     track.note_primary(primary(3.0, 210, timeline=2, server="r1"))
@@ -140,21 +140,21 @@ def test_after_a_promotion_what_both_timelines_share_counts_and_nothing_else() -
     assert track.assess(standby(3.5, 205)).fresh_at is None
 
 
-def test_a_promotion_of_a_server_that_nobody_had_seen_leaves_nothing_to_compare_with() -> None:
+def test_after_the_promotion_of_an_unknown_server_lag_is_unknown() -> None:
     track = track_of((1.0, 100))
     track.note_primary(primary(3.0, 210, timeline=2, server="unseen"))
     assert track.lineage == Lineage()
     assert track.assess(standby(3.5, 90)).fresh_at is None
 
 
-def test_writes_that_the_failover_lost_are_in_nobodys_past() -> None:
+def test_writes_lost_in_a_failover_do_not_count_as_replayed() -> None:
     track = track_of((1.0, 100), (2.0, 500))
     track.note_standby(standby(2.5, 150, server="r1"))
     track.note_primary(primary(3.0, 160, timeline=2, server="r1"))
     assert track.assess(standby(3.5, 160, timeline=2)).fresh_at == 3.0
 
 
-def test_another_cluster_in_its_place_is_known_from_scratch() -> None:
+def test_another_cluster_at_the_same_address_starts_without_samples() -> None:
     track = track_of((1.0, 100))
     track.note_primary(primary(2.0, 50, system="1"))
     assert track.assess(standby(2.5, 40, system="1")).fresh_at is None
@@ -163,7 +163,7 @@ def test_another_cluster_in_its_place_is_known_from_scratch() -> None:
 
 @st.composite
 def histories(draw: st.DrawFn) -> tuple[list[tuple[float, int]], list[tuple[float, str, float]]]:
-    """When the primary committed what, and when whom it was asked, with the time that a replica takes to replay."""
+    """Commits of the primary, polls of the servers, and the delay of a replica."""
     steps = draw(st.lists(st.tuples(st.floats(0.01, 3.0), st.integers(0, 50)), min_size=1, max_size=30))
     commits, at, lsn = [(0.0, 1)], 0.0, 1
     for pause, size in steps:
@@ -181,7 +181,7 @@ def histories(draw: st.DrawFn) -> tuple[list[tuple[float, int]], list[tuple[floa
 
 @settings(max_examples=300)
 @given(histories())
-def test_a_replica_never_passes_for_fresher_than_it_is(
+def test_a_replica_is_never_reported_fresher_than_it_is(
     history: tuple[list[tuple[float, int]], list[tuple[float, str, float]]],
 ) -> None:
     commits, questions = history

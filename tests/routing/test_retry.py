@@ -1,4 +1,4 @@
-"""What counts against a server, what is run again and where; and that nobody pounds on a server that is down."""
+"""Which failures open a breaker, which statements are retried and where, and how a server that is down is tested."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import pytest
 from psycopg.conninfo import make_conninfo
 
 from asgi_datasource import DataError, DataErrorKind, DataSourceRegistry, compile
-from asgi_datasource.datasource.datasource import PostgresDataSource
+from asgi_datasource.datasource.datasource import ReplicatedDataSource
 from asgi_datasource.drivers.psycopg import PsycopgConnection
 from asgi_datasource.testing import EmbeddedCluster, FaultProxy
 from tests.drivers.polling import until
@@ -50,10 +50,10 @@ def is_up(registry: DataSourceRegistry) -> dict[str, bool]:
     return {name: endpoint.is_up for name, endpoint in registry.datasources["orders"].servers.items()}
 
 
-# -- what counts against a server
+# -- failures that open a breaker
 
 
-async def test_errors_that_a_server_answers_with_count_for_nothing(world: World) -> None:
+async def test_errors_returned_by_a_server_do_not_open_its_breaker(world: World) -> None:
     statements = [
         "selec 1",
         "select 1/0",
@@ -84,7 +84,7 @@ async def _rude(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> N
     writer.close()
 
 
-async def test_a_server_that_speaks_another_protocol_is_down_and_costs_no_read(world: World) -> None:
+async def test_a_server_with_another_protocol_is_down_and_no_read_fails(world: World) -> None:
     async with await asyncio.start_server(_rude, "127.0.0.1", 0) as server:
         port = server.sockets[0].getsockname()[1]
         url = make_conninfo(world.url("r1"), port=port, sslmode="disable")
@@ -95,10 +95,10 @@ async def test_a_server_that_speaks_another_protocol_is_down_and_costs_no_read(w
             assert is_up(registry)["r2"] is True
 
 
-# -- what is run again
+# -- statements that are retried
 
 
-async def test_a_read_that_waits_for_a_server_which_falls_silent_is_answered_by_another_one(world: World) -> None:
+async def test_a_read_on_a_server_that_stops_responding_moves_to_another_server(world: World) -> None:
     async with proxy_of(world.cluster.replicas["r1"]) as proxy:
         config = world.config(urls={"r1": proxy.through(world.url("r1"))}, routing={"check_interval": "100ms"})
         async with compile(config) as registry:
@@ -113,7 +113,7 @@ async def test_a_read_that_waits_for_a_server_which_falls_silent_is_answered_by_
             proxy.cut()
 
 
-async def test_a_server_that_falls_silent_while_it_is_not_being_asked_is_found_out(world: World) -> None:
+async def test_a_server_that_stops_responding_while_idle_is_detected(world: World) -> None:
     async with proxy_of(world.cluster.replicas["r1"]) as proxy:
         config = world.config(urls={"r1": proxy.through(world.url("r1"))}, routing={"check_interval": "100ms"})
         async with compile(config) as registry:
@@ -123,16 +123,16 @@ async def test_a_server_that_falls_silent_while_it_is_not_being_asked_is_found_o
             running = asyncio.create_task(read(registry, "select 'held'", timeout=30.0))
             await proxy.until_held()
             proxy.freeze()
-            # There is no open question that could stay unanswered: only attempts to connect.
+            # No statement is running that could time out, only connection attempts.
             orders = registry.datasources["orders"]
-            assert isinstance(orders, PostgresDataSource)
-            orders._monitor._lookouts["r1"][1].close()
+            assert isinstance(orders, ReplicatedDataSource)
+            orders._monitor._checks["r1"][1].close()
             assert await asyncio.wait_for(running, 20.0) in ("r2", "primary")
             proxy.release()
             proxy.cut()
 
 
-async def test_a_read_that_ends_its_own_backend_does_not_go_through_all_servers(world: World) -> None:
+async def test_a_read_that_crashes_its_backend_is_not_sent_to_all_servers(world: World) -> None:
     async with compile(world.config()) as registry:
         await reads(registry)
         kills = "select pg_terminate_backend(pg_backend_pid())"
@@ -148,7 +148,7 @@ async def test_a_read_that_ends_its_own_backend_does_not_go_through_all_servers(
 
 
 async def ended(world: World, name: str) -> int:
-    """How many backends of a server an administrator has ended so far."""
+    """The number of backends that an administrator has terminated on a server."""
     return world.cluster.nodes[name].log.count("terminating connection due to administrator command")
 
 
@@ -179,7 +179,7 @@ async def test_a_write_whose_connection_is_lost_takes_effect_once(world: World) 
         assert await world.items() == ["tea"]
 
 
-async def test_a_later_statement_of_a_transaction_is_not_run_again(world: World) -> None:
+async def test_a_later_statement_of_a_transaction_is_not_retried(world: World) -> None:
     async with proxy_of(world.cluster.primary) as proxy, shop_behind(proxy, world) as registry:
 
         async def place() -> None:
@@ -201,7 +201,7 @@ async def test_a_later_statement_of_a_transaction_is_not_run_again(world: World)
 
 @pytest.fixture
 def cut_behind(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """Append to it, and the connection of the next exchange is cut between its answer and whoever waits for that."""
+    """Append to it to close the connection of the next exchange after its response and before the caller gets it."""
     orders: list[str] = []
     land = PsycopgConnection._land
 
@@ -214,7 +214,7 @@ def cut_behind(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return orders
 
 
-async def test_a_connection_that_is_cut_behind_an_answer_costs_a_read_nothing_and_a_transaction_its_end(
+async def test_a_connection_lost_after_a_response_fails_its_transaction_but_no_read(
     world: World, cut_behind: list[str]
 ) -> None:
     async with compile(world.config(replicas=())) as registry:
@@ -234,10 +234,10 @@ async def test_a_connection_that_is_cut_behind_an_answer_costs_a_read_nothing_an
         assert cut_behind == []
 
 
-# -- when all is down, and when it comes back
+# -- all servers down, and recovery
 
 
-async def test_when_all_look_down_the_next_request_tries_whether_it_is_true(world: World) -> None:
+async def test_when_all_breakers_are_open_the_next_request_tries_a_server(world: World) -> None:
     nodes = world.cluster.nodes.values()
     async with compile(world.config(pool={"reconnect_pause": "1h"})) as registry:
         await reads(registry)
@@ -250,7 +250,7 @@ async def test_when_all_look_down_the_next_request_tries_whether_it_is_true(worl
             assert raised.value.http_status == 503
         for node in nodes:
             await node.start()
-        # The pauses are long by now; who asks does not wait for their end.
+        # The pauses are long by now; a request does not wait for their end.
         started = now()
         await until(lambda: answers(registry), timeout_s=10.0)
         assert now() - started < 5.0
@@ -264,7 +264,7 @@ async def answers(registry: DataSourceRegistry) -> bool:
     return True
 
 
-async def test_a_server_that_is_down_is_tried_by_one_connection_at_a_time_whoever_asks(
+async def test_a_server_that_is_down_gets_one_connection_attempt_at_a_time(
     world: World, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.ERROR)
@@ -296,12 +296,12 @@ async def test_a_server_that_is_down_is_tried_by_one_connection_at_a_time_whoeve
         began_at = loop.time()
         await asyncio.sleep(2.0)
         took_s = loop.time() - began_at
-        # One attempt each twentieth of a second at the most, and what the pool itself has begun for those that it lost.
+        # At most one attempt every 50 ms, plus those that the pool has started for its lost connections.
         assert proxy.accepted <= took_s / 0.05 + 2 * size, (proxy.accepted, took_s, outcomes)
         proxy.reset_counters()
         await primary.start()
         await until(lambda: outcomes["done"] > 50)
-        # Once it is back, no more than the pool may have, and the attempts until then.
+        # After the recovery, at most the connections of the pool and the earlier attempts.
         assert proxy.accepted <= (loop.time() - began_at) / 0.05 + 3 * size
         for client in clients:
             client.cancel()

@@ -1,4 +1,4 @@
-"""Cancel a coroutine at each of its waits in turn, in each of the ways that there are."""
+"""Cancel a coroutine at each of its suspension points in turn, with every kind of cancellation."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import anyio
 
 
 class Canceller(StrEnum):
-    """Who cancels."""
+    """The kinds of cancellation."""
 
     TASK = "task.cancel()"
     TASK_TWICE = "task.cancel() again while it cleans up"
@@ -21,7 +21,7 @@ class Canceller(StrEnum):
 
 
 class Steps:
-    """Runs a coroutine, counts its waits, and calls a function when it comes to some of them."""
+    """Runs a coroutine, counts its suspension points, and calls a function at some of them."""
 
     def __init__(self, reached: Callable[[int], None]) -> None:
         self.count = 0
@@ -29,7 +29,7 @@ class Steps:
 
     @types.coroutine
     def run(self, coroutine: Coroutine[Any, Any, Any]) -> Generator[Any, Any, Any]:
-        """The coroutine's own result; every one of its waits passes through here."""
+        """Return the coroutine's result; every suspension passes through here."""
         send: Callable[[Any], Any] = coroutine.send
         value: Any = None
         while True:
@@ -48,10 +48,10 @@ class Steps:
 
 
 async def cancel_at(number: int, canceller: Canceller, work: Callable[[], Awaitable[Any]]) -> bool:
-    """Run `work` and cancel it at its wait of this number.
+    """Run `work` and cancel it at suspension point `number`.
 
     Returns:
-        Whether it came to that wait; False when it had ended before.
+        True if that point was reached; False if `work` had ended before.
     """
 
     async def running() -> None:

@@ -1,7 +1,7 @@
-"""Random programs over a session, and a model that says what becomes of each.
+"""Random programs over a session, and a model that predicts their outcome.
 
-A program is a tree of steps. `Model` runs it without a database, by the rules of the documentation; `Machine` runs it
-with a session. Both tell what they have seen on the way, and the model also which rows are in the table in the end.
+A program is a tree of steps. `Model` runs it without a database, by the documented rules; `Machine` runs it with a
+session. Both record what they observe; the model also predicts the rows in the table at the end.
 """
 
 from __future__ import annotations
@@ -22,24 +22,24 @@ from asgi_datasource.transaction import SurroundingTransaction
 
 @dataclass(frozen=True)
 class Put:
-    """Write as many rows; more than one by as many tasks at once."""
+    """Write this many rows; more than one with as many concurrent tasks."""
 
     count: int = 1
 
 
 @dataclass(frozen=True)
 class Count:
-    """Read how many rows there are to be seen."""
+    """Read the number of visible rows."""
 
 
 @dataclass(frozen=True)
 class Fail:
-    """A statement that the server refuses."""
+    """Run a statement that fails on the server."""
 
 
 @dataclass(frozen=True)
 class Lose:
-    """A statement that loses against another transaction, as often as this says, and works from then on."""
+    """Run a statement that fails with a serialization failure this many times, and succeeds from then on."""
 
     times: int
 
@@ -51,7 +51,7 @@ class Throw:
 
 @dataclass(frozen=True)
 class Expire:
-    """The innermost time limit is over, while something waits; nothing, where there is none."""
+    """The innermost time limit expires during a wait; without a time limit nothing happens."""
 
 
 @dataclass(frozen=True)
@@ -68,14 +68,14 @@ class End:
 
 @dataclass(frozen=True)
 class Catch:
-    """Whatever is raised inside is caught, and told."""
+    """An exception from the body is caught and recorded."""
 
     body: Program
 
 
 @dataclass(frozen=True)
 class Limit:
-    """A time limit, `asyncio.timeout()`, that is caught where it ends."""
+    """The body under `asyncio.timeout()`, whose TimeoutError is caught."""
 
     body: Program
 
@@ -144,12 +144,13 @@ tasks: st.SearchStrategy[list[Program]] = st.lists(
     min_size=2,
     max_size=3,
 )
-"""Programs of several tasks at once. None of them ends the transaction that it shares with the others: hooks that one
-has added in front of its statement would hear of an end that the statement comes behind."""
+"""Programs for concurrent tasks. None of them ends the shared transaction: hooks that another task has added before its
+statement would report the end of a transaction that does not contain the statement.
+"""
 roots: st.SearchStrategy[Root] = st.sampled_from(["post", "get", "annotated", "worker"])
 
 
-# -- what is seen
+# -- observations
 
 
 class Boom(Exception):
@@ -158,21 +159,21 @@ class Boom(Exception):
 
 @dataclass
 class Seen:
-    """What a run has seen on its way.
+    """What a run has observed.
 
     Attributes:
-        events: Counts of rows, and the classes of what was caught, in their order.
-        told: For each row that was written in a transaction, by its number: what its hooks were told.
-        error: The class of what came out in the end; None where nothing did.
+        events: Row counts and classes of caught exceptions, in order.
+        hooks: For each row written in a transaction, by number: the hooks that ran.
+        error: The class of the exception that left the program; None without one.
     """
 
     events: list[int | str] = field(default_factory=list)
-    told: dict[int, list[str]] = field(default_factory=dict)
+    hooks: dict[int, list[str]] = field(default_factory=dict)
     error: str | None = None
 
 
 def name_of(error: BaseException) -> str:
-    """An error as both sides name it."""
+    """The name of an error, the same for model and machine."""
     if isinstance(error, Boom):
         return "boom"
     return "unexpected rollback" if isinstance(error, UnexpectedRollback | Unexpected) else "error"
@@ -182,24 +183,24 @@ def name_of(error: BaseException) -> str:
 
 
 class Refused(Exception):
-    """A `DataError`, to the model."""
+    """The model's `DataError`."""
 
 
 class Lost(Refused):
-    """One of a lost conflict."""
+    """The model's `DataError` of a serialization failure."""
 
 
 class Unexpected(Refused):
-    """An `UnexpectedRollback`, to the model."""
+    """The model's `UnexpectedRollback`."""
 
 
 class Expired(BaseException):
-    """A cancellation, to the model."""
+    """The model's cancellation."""
 
 
 @dataclass
 class Scope:
-    """A savepoint: what is behind `start` goes with it."""
+    """A savepoint: rows after `start` are rolled back with it."""
 
     start: int
     hooks: int
@@ -210,7 +211,7 @@ class Scope:
 
 @dataclass
 class Unit:
-    """A transaction, or the lack of one."""
+    """A unit of work: a transaction, or autocommit."""
 
     is_shared: bool
     read_only: bool = False
@@ -228,7 +229,7 @@ class Unit:
 
 
 _STEPS = {
-    # What Spring's manual says: outside of a transaction, inside of one.
+    # As in Spring's manual: outside of a transaction, inside of one.
     Propagation.REQUIRED: ("own", "join"),
     Propagation.REQUIRES_NEW: ("own", "own"),
     Propagation.NESTED: ("own", "savepoint"),
@@ -250,12 +251,14 @@ class Model:
         self._root = root
         self._units = [Unit(is_shared=root != "annotated", is_demanded=root in ("post", "worker"))]
         self._frames: list[tuple[bool | None, bool]] = []
-        """For each function around: whether it only reads (None: as around it), and whether it has a transaction."""
+        """One entry per surrounding function: whether it is read only (None: inherited), and whether it is
+        transactional.
+        """
         self._blocks = 0
         self._limits = 0
 
     def run(self, program: Program) -> None:
-        """Run it to its end, and end what is open."""
+        """Run the program, then end the open transaction."""
         try:
             self._steps(program)
         except (Boom, Refused) as error:
@@ -267,7 +270,7 @@ class Model:
         except Unexpected as error:
             self.seen.error = name_of(error)
 
-    # -- where it is
+    # -- position
 
     @property
     def _unit(self) -> Unit:
@@ -348,11 +351,11 @@ class Model:
         unit = self._unit
         if self._around() not in ("nothing", "read only"):
             unit.hooks.append(number)
-            self.seen.told[number] = []
+            self.seen.hooks[number] = []
         self._statement(row=number)
 
     def _statement(self, *, fails: bool = False, loses: bool = False, row: int | None = None) -> None:
-        """One with write intent."""
+        """A statement with write intent."""
         unit = self._unit
         if self._reads_only or unit.read_only:
             raise Refused
@@ -372,7 +375,7 @@ class Model:
             unit.rows.append(row)
 
     def _send(self, unit: Unit) -> None:
-        """A statement goes to the transaction of a unit, which it may open."""
+        """Send a statement in the unit's transaction, which this may open."""
         if unit.has_failed:
             raise Refused
         if not unit.is_open:
@@ -420,7 +423,7 @@ class Model:
         outside, inside = _STEPS[call.propagation]
         step = outside if around == "nothing" else inside
         if around == "offered":
-            # Nothing has asked for the transaction that is there to be had.
+            # A transaction is possible here, but nothing has required one.
             step = {
                 Propagation.MANDATORY: "refuse",
                 Propagation.SUPPORTS: "as is",
@@ -483,7 +486,7 @@ class Model:
             attempt += 1
             unit = Unit(is_shared=True, read_only=call.read_only, repeatable=call.repeatable)
             committed = len(self.committed)
-            told = {number: list(events) for number, events in self.seen.told.items()}
+            ran = {number: list(events) for number, events in self.seen.hooks.items()}
             try:
                 self._in_own(unit, call.body, frame=(call.read_only, True), tolerates=call.tolerates)
             except (Boom, Refused) as error:
@@ -491,9 +494,9 @@ class Model:
                 retries = 0 if call.is_block else call.retry
                 if not is_lost or attempt > retries or len(self.committed) != committed:
                     raise
-                # Nobody tells the hooks of an attempt that runs again.
-                for number, events in self.seen.told.items():
-                    events[:] = told.get(number, [])
+                # Hooks of an attempt that is retried do not run.
+                for number, events in self.seen.hooks.items():
+                    events[:] = ran.get(number, [])
                 continue
             return
 
@@ -520,7 +523,7 @@ class Model:
         unit.scopes.pop()
         is_undone = scope.is_doomed or (error is not None and not (tolerates and isinstance(error, Boom)))
         if is_undone or (scope.is_sent and unit.has_failed):
-            self._tell(unit.hooks[scope.hooks :], committed=False)
+            self._record(unit.hooks[scope.hooks :], committed=False)
             del unit.hooks[scope.hooks :]
             if scope.is_sent:
                 del unit.rows[scope.start :]
@@ -546,14 +549,14 @@ class Model:
         finally:
             self._units.pop()
 
-    # -- the end
+    # -- end of the transaction
 
     def _finish(self, *, commit: bool) -> None:
         unit = self._unit
         is_kept = commit and not (unit.gives_up or unit.is_doomed or unit.has_failed)
         if is_kept:
             self.committed += unit.rows
-        self._tell(unit.hooks, committed=is_kept)
+        self._record(unit.hooks, committed=is_kept)
         unit.rows, unit.hooks = [], []
         unit.is_open = unit.has_failed = False
         if len(self._units) == 1:
@@ -562,9 +565,9 @@ class Model:
         if commit and not is_kept:
             raise Unexpected
 
-    def _tell(self, hooks: list[int], *, committed: bool) -> None:
+    def _record(self, hooks: list[int], *, committed: bool) -> None:
         for number in hooks:
-            self.seen.told[number] += ["before", "committed"] if committed else ["rolled back"]
+            self.seen.hooks[number] += ["before", "committed"] if committed else ["rolled back"]
 
 
 # -- the machine
@@ -574,13 +577,13 @@ class Machine:
     """Runs a program with a session.
 
     Args:
-        run: A number that its rows are told apart by.
+        run: A number that identifies this run's rows.
     """
 
     def __init__(self, run: int) -> None:
         self.seen = Seen()
         self.written: set[int] = set()
-        """The rows whose statement has worked; what became of them is another matter."""
+        """The rows whose statement succeeded, whatever the outcome of their transaction."""
         self.run = run
         self._number = 0
         self._losses: dict[int, int] = {}
@@ -637,10 +640,10 @@ class Machine:
         self._number += 1
         number = self._number
         if db.surroundings() not in (SurroundingTransaction.NOTHING, SurroundingTransaction.READ_ONLY):
-            told = self.seen.told[number] = []
-            db.before_commit(lambda: told.append("before"))
-            db.after_commit(lambda: told.append("committed"))
-            db.after_rollback(lambda: told.append("rolled back"))
+            ran = self.seen.hooks[number] = []
+            db.before_commit(lambda: ran.append("before"))
+            db.after_commit(lambda: ran.append("committed"))
+            db.after_rollback(lambda: ran.append("rolled back"))
         await db.write.execute("insert into things (run, number) values (%s, %s)", [self.run, number])
         self.written.add(number)
 

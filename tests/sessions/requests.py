@@ -15,7 +15,7 @@ Body = Callable[[DataSession], Awaitable[Any]]
 
 
 async def request(registry: DataSourceRegistry, body: Body, *, method: str = "POST", status: int = 201) -> Call:
-    """Call `body` with the session of a request, then answer with this status; its result is the answer's content.
+    """Call `body` with the session of a request; respond with `status` and the JSON of its result.
 
     Raises:
         Exception: What `body` raised, unless the middleware has answered it.

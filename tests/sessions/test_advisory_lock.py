@@ -17,7 +17,7 @@ INSERT = "insert into orders (item) values (%s)"
 
 
 async def held(world: World) -> int:
-    """How many advisory locks are held in the database."""
+    """The number of advisory locks held in the database."""
     rows = await world.sql(
         "select count(*) from pg_locks where locktype = 'advisory' and granted"
         " and database = (select oid from pg_database where datname = current_database())"
@@ -26,15 +26,13 @@ async def held(world: World) -> int:
 
 
 async def waiting(world: World) -> bool:
-    """Whether somebody waits for one."""
+    """Whether a session waits for an advisory lock."""
     return bool(await world.sql("select 1 from pg_locks where locktype = 'advisory' and not granted"))
 
 
 @pytest.mark.parametrize("key", ["invoices", "", 7, -(2**63), (1, -2)])
 @pytest.mark.parametrize("timeout", [None, 0, 5.0])
-async def test_whoever_asks_for_the_same_key_waits_for_the_end_of_the_transaction(
-    world: World, key: Any, timeout: float | None
-) -> None:
+async def test_the_same_key_is_locked_until_the_transaction_ends(world: World, key: Any, timeout: float | None) -> None:
     order: list[str] = []
 
     async with world.registry() as registry:
@@ -62,9 +60,7 @@ async def test_whoever_asks_for_the_same_key_waits_for_the_end_of_the_transactio
 
 
 @pytest.mark.parametrize("timeout", [0, 0.2])
-async def test_a_lock_that_is_not_to_be_had_in_time_leaves_the_transaction_as_it_was(
-    world: World, timeout: float
-) -> None:
+async def test_a_lock_timeout_leaves_the_transaction_usable(world: World, timeout: float) -> None:
     async with world.registry() as registry:
         async with registry.session("acme") as holder, registry.session("acme") as db:
             await holder.lock("invoices")
@@ -82,21 +78,21 @@ async def test_a_lock_that_is_not_to_be_had_in_time_leaves_the_transaction_as_it
     assert await world.items() == ["before", "after"]
 
 
-async def test_a_name_is_the_tenants_own_and_a_number_is_the_databases(world: World) -> None:
+async def test_a_name_is_local_to_the_tenant_and_a_number_is_global_to_the_database(world: World) -> None:
     async with world.registry() as registry, registry.session("acme") as one, registry.session("globex") as other:
         await one.lock("invoices")
         await other.lock("invoices", timeout=0)
         await one.lock(7)
         with pytest.raises(DataError):
             await other.lock(7, timeout=0)
-        # As SQL by hand has it.
+        # The same lock space as in plain SQL.
         assert await other.fetch_value("select pg_try_advisory_xact_lock(7)") is False
         assert await other.fetch_value("select pg_try_advisory_xact_lock(7, 0)") is True
         await one.lock((7, 1))
         assert await other.fetch_value("select pg_try_advisory_xact_lock(7, 1)") is False
 
 
-async def test_it_needs_a_transaction_that_writes(world: World) -> None:
+async def test_a_lock_needs_a_read_write_transaction(world: World) -> None:
     async def body(db: DataSession) -> None:
         with pytest.raises(DataError, match="ends with its transaction, and there is none here"):
             await db.lock("invoices")
@@ -117,7 +113,7 @@ async def test_it_needs_a_transaction_that_writes(world: World) -> None:
         assert (await request(registry, body)).status == 201
 
 
-async def test_a_savepoint_gives_back_what_it_has_taken(world: World) -> None:
+async def test_rollback_to_a_savepoint_releases_its_locks(world: World) -> None:
     async with world.registry() as registry, registry.session("acme") as db:
         await db.lock("outer", timeout=1)
         with pytest.raises(ZeroDivisionError):
@@ -129,7 +125,7 @@ async def test_a_savepoint_gives_back_what_it_has_taken(world: World) -> None:
         assert await held(world) == 1
 
 
-async def test_a_deadlock_of_locks_is_a_conflict_that_is_run_again(world: World) -> None:
+async def test_a_deadlock_of_advisory_locks_is_a_conflict_and_is_retried(world: World) -> None:
     met = asyncio.Barrier(2)
     attempts = 0
 
@@ -155,7 +151,7 @@ async def test_a_deadlock_of_locks_is_a_conflict_that_is_run_again(world: World)
     assert sorted(await world.items()) == ["a", "b"]
 
 
-async def test_a_lock_is_one_round_trip(world: World) -> None:
+async def test_a_lock_costs_one_round_trip(world: World) -> None:
     async with proxy_of(world.cluster.nodes["primary"]) as proxy:
         urls = {"primary": through(proxy, world.url())}
         async with world.registry(replicas=(), urls=urls, pool={"min_size": 1, "max_size": 1}) as registry:
@@ -165,6 +161,6 @@ async def test_a_lock_is_one_round_trip(world: World) -> None:
                     proxy.reset_counters()
                     await db.lock("invoices", timeout=timeout)
                     assert proxy.round_trips == 1
-                    # The savepoint's release has no round trip of its own.
+                    # RELEASE SAVEPOINT travels with the next statement.
                     await db.execute("delete from orders")
                     assert proxy.round_trips == 2

@@ -1,4 +1,4 @@
-"""What runs around the end of a transaction: before its commit, and after it."""
+"""Hooks before COMMIT, after COMMIT and after ROLLBACK, and snapshots for streamed exports."""
 
 from __future__ import annotations
 
@@ -39,10 +39,10 @@ async def put(db: DataSession, item: str) -> None:
     await db.execute(INSERT, [item])
 
 
-# -- before the commit
+# -- before COMMIT
 
 
-async def test_before_commit_runs_in_the_transaction_and_may_add_to_it(world: World) -> None:
+async def test_before_commit_runs_in_the_transaction_and_may_write(world: World) -> None:
     ran: list[object] = []
 
     async def body(db: DataSession) -> None:
@@ -91,7 +91,7 @@ async def test_before_commit_does_not_run_before_a_rollback(world: World) -> Non
     assert ran == []
 
 
-async def test_before_commit_does_not_run_where_only_a_rollback_is_left(world: World) -> None:
+async def test_before_commit_does_not_run_in_a_rollback_only_transaction(world: World) -> None:
     @transactional
     async def fails() -> None:
         raise LookupError
@@ -120,7 +120,7 @@ async def test_before_commit_does_not_run_where_only_a_rollback_is_left(world: W
             async def body(db: DataSession, spoil: Any = spoil, ran: list[str] = ran, own: Any = own) -> None:
                 with contextlib.suppress(UnexpectedRollback):
                     await own(db, spoil, ran)
-                # Its own end is not asked for twice.
+                # The end of the request does not run them either.
                 await put(db, "milk")
                 db.before_commit(lambda: ran.append("never"))
                 await spoil(db)
@@ -135,10 +135,8 @@ async def test_before_commit_does_not_run_where_only_a_rollback_is_left(world: W
 
 
 @pytest.mark.parametrize("hook_fails", [False, True])
-async def test_before_commit_runs_too_where_an_exception_of_the_route_is_to_be_committed(
-    world: World, hook_fails: bool
-) -> None:
-    """Otherwise what the hook checks would be committed unchecked."""
+async def test_before_commit_runs_when_commit_on_commits_an_exception(world: World, hook_fails: bool) -> None:
+    """Otherwise unchecked data would be committed."""
     ran: list[str] = []
 
     @transactional(commit_on=[LookupError])
@@ -171,7 +169,7 @@ async def test_before_commit_runs_too_where_an_exception_of_the_route_is_to_be_c
 
 
 @pytest.mark.parametrize("how", ["deadline", "cancelled"])
-async def test_such_a_hook_is_interrupted_like_the_route_itself(world: World, how: str) -> None:
+async def test_a_before_commit_hook_is_interrupted_by_deadline_and_cancellation(world: World, how: str) -> None:
     waits = asyncio.Event()
 
     @transactional(commit_on=[LookupError])
@@ -203,7 +201,7 @@ async def test_such_a_hook_is_interrupted_like_the_route_itself(world: World, ho
     assert await world.items() == []
 
 
-async def test_what_a_hook_before_the_commit_raises_undoes_also_where_commit_on_names_it(world: World) -> None:
+async def test_an_exception_in_before_commit_rolls_back_even_if_commit_on_names_it(world: World) -> None:
     @transactional(propagation="requires_new", commit_on=[KeyError])
     async def place() -> None:
         def check() -> None:
@@ -225,13 +223,15 @@ async def test_what_a_hook_before_the_commit_raises_undoes_also_where_commit_on_
 
 @pytest.mark.parametrize("error", [ValueError("bad"), DataError(DataErrorKind.CONSTRAINT, "bad")])
 @pytest.mark.parametrize("has_handler", [True, False])
-async def test_what_before_commit_raises_fails_the_request(world: World, error: Exception, has_handler: bool) -> None:
-    told: list[str] = []
+async def test_an_exception_in_before_commit_fails_the_request(
+    world: World, error: Exception, has_handler: bool
+) -> None:
+    ran: list[str] = []
 
     async def place(request: Request) -> Response:
         db = session(request)
         await put(db, "tea")
-        db.after_rollback(lambda: told.append("rolled back"))
+        db.after_rollback(lambda: ran.append("rolled back"))
 
         async def check() -> None:
             await put(db, "more")
@@ -252,13 +252,13 @@ async def test_what_before_commit_raises_fails_the_request(world: World, error: 
     if has_handler:
         assert (response.status_code, response.json()) == (418, {"sorry": "bad"})
     else:
-        # What stands around the middleware renders it, as it renders what comes out of a route.
+        # The framework outside the middleware renders it, like an exception of the route.
         assert response.status_code == (409 if isinstance(error, DataError) else 500)
     assert await world.items() == []
-    assert told == ["rolled back"]
+    assert ran == ["rolled back"]
 
 
-async def test_a_statement_of_before_commit_that_fails_and_is_caught_fails_the_commit(world: World) -> None:
+async def test_a_caught_statement_failure_in_before_commit_fails_the_commit(world: World) -> None:
     async def body(db: DataSession) -> None:
         async def swallow() -> None:
             with pytest.raises(DataError):
@@ -277,7 +277,7 @@ async def test_a_statement_of_before_commit_that_fails_and_is_caught_fails_the_c
     assert await world.items() == []
 
 
-async def test_before_commit_may_still_give_the_transaction_up(world: World) -> None:
+async def test_before_commit_may_set_rollback_only(world: World) -> None:
     async def body(db: DataSession) -> None:
         await put(db, "tea")
         db.before_commit(lambda: db.set_rollback_only("on second thoughts"))
@@ -301,14 +301,14 @@ async def test_before_commit_is_bound_to_the_deadline(world: World) -> None:
 
 
 async def test_before_commit_of_a_function_is_bound_to_its_timeout(world: World) -> None:
-    told: list[str] = []
+    ran: list[str] = []
 
     @transactional(timeout=0.2, propagation="requires_new")
     async def place() -> None:
         db = current_session()
         await put(db, "tea")
         db.before_commit(asyncio.Event().wait)
-        db.after_rollback(lambda: told.append("rolled back"))
+        db.after_rollback(lambda: ran.append("rolled back"))
 
     async def body(db: DataSession) -> None:
         with pytest.raises(DataError, match="the timeout of the function") as caught:
@@ -320,7 +320,7 @@ async def test_before_commit_of_a_function_is_bound_to_its_timeout(world: World)
         async with asyncio.timeout(20):
             assert (await request(registry, body)).status == 201
         await assert_whole(registry, world)
-    assert told == ["rolled back"]
+    assert ran == ["rolled back"]
     assert await world.items() == ["milk"]
 
 
@@ -348,7 +348,7 @@ async def test_each_transaction_runs_its_own(world: World) -> None:
         assert (await request(registry, body)).status == 201
 
 
-# -- afterwards
+# -- after the end
 
 
 async def test_hooks_know_the_session_and_its_tenant(world: World) -> None:
@@ -372,7 +372,7 @@ async def test_hooks_know_the_session_and_its_tenant(world: World) -> None:
     assert await world.items("globex") == ["tea", "receipt"]
 
 
-async def test_a_hook_of_a_block_may_use_the_session_that_goes_on(world: World) -> None:
+async def test_a_hook_of_a_nested_transaction_may_use_the_session(world: World) -> None:
     @transactional
     async def inner() -> None:
         db = current_session()
@@ -388,7 +388,7 @@ async def test_a_hook_of_a_block_may_use_the_session_that_goes_on(world: World) 
     assert await world.items() == ["inner", "from the hook"]
 
 
-async def test_a_hook_that_ends_by_a_cancellation_of_its_own_making_stops_no_other_one(
+async def test_a_hook_that_raises_cancelled_error_does_not_stop_the_others(
     world: World, caplog: pytest.LogCaptureFixture
 ) -> None:
     ran: list[str] = []
@@ -409,7 +409,7 @@ async def test_a_hook_that_ends_by_a_cancellation_of_its_own_making_stops_no_oth
     assert "cancels_something failed; the transaction's outcome stands" in caplog.text
 
 
-async def test_hooks_whose_task_is_cancelled_run_at_the_end(world: World) -> None:
+async def test_hooks_interrupted_by_a_cancellation_run_at_the_end(world: World) -> None:
     ran: list[str] = []
 
     async def wait() -> None:
@@ -431,13 +431,13 @@ async def test_hooks_whose_task_is_cancelled_run_at_the_end(world: World) -> Non
     assert await world.items() == ["tea"]
 
 
-async def test_a_failing_hook_is_logged_with_its_span_and_changes_nothing(
+async def test_a_failing_hook_is_logged_with_its_span_and_keeps_the_outcome(
     world: World, spans: InMemorySpanExporter, caplog: pytest.LogCaptureFixture
 ) -> None:
     logged_in: list[int] = []
 
     class Correlates(logging.Filter):
-        """As OpenTelemetry's logging instrumentation: what is current goes on the record."""
+        """Like OpenTelemetry's logging instrumentation: adds the current span to the record."""
 
         def filter(self, record: logging.LogRecord) -> bool:
             logged_in.append(get_current_span().get_span_context().span_id)
@@ -476,7 +476,7 @@ async def test_a_failing_hook_is_logged_with_its_span_and_changes_nothing(
 # -- exports
 
 
-async def test_an_export_streams_from_one_snapshot_after_the_response_has_started(world: World) -> None:
+async def test_an_export_reads_one_snapshot_after_the_response_has_started(world: World) -> None:
     started, written = asyncio.Event(), asyncio.Event()
 
     @transactional(read_only=True, stream=True)
@@ -515,7 +515,7 @@ async def test_an_export_streams_from_one_snapshot_after_the_response_has_starte
         await assert_whole(registry, world)
 
 
-async def test_a_rule_streams_as_well_and_writes_are_refused(world: World) -> None:
+async def test_a_rule_may_stream_and_writes_are_refused(world: World) -> None:
     async def export(request: Request) -> Response:
         db = session(request)
 
@@ -532,8 +532,8 @@ async def test_a_rule_streams_as_well_and_writes_are_refused(world: World) -> No
         await assert_whole(registry, world)
 
 
-async def test_an_export_that_gives_up_is_complete_all_the_same(world: World) -> None:
-    """As with any response: it stays, and nothing is committed; here there is nothing that could be."""
+async def test_an_export_with_set_rollback_only_is_complete(world: World) -> None:
+    """As with any response; a READ ONLY transaction has nothing to undo."""
     ran: list[str] = []
 
     @transactional(read_only=True, stream=True)
@@ -544,7 +544,7 @@ async def test_an_export_that_gives_up_is_complete_all_the_same(world: World) ->
             yield f"{await db.fetch_value('select 1')}\n"
             db.before_commit(lambda: ran.append("never"))
             db.after_rollback(lambda: ran.append("rolled back"))
-            db.set_rollback_only("nobody needs to know")
+            db.set_rollback_only("the export is discarded")
             yield "end\n"
 
         return StreamingResponse(rows())
@@ -557,7 +557,7 @@ async def test_an_export_that_gives_up_is_complete_all_the_same(world: World) ->
     assert ran == ["rolled back"]
 
 
-async def test_an_export_that_fails_late_does_not_look_complete(world: World) -> None:
+async def test_an_export_that_fails_late_is_aborted(world: World) -> None:
     @transactional(read_only=True, stream=True, timeout=0.5)
     async def export(request: Request) -> Response:
         db = session(request)
@@ -582,7 +582,7 @@ async def test_an_export_that_fails_late_does_not_look_complete(world: World) ->
             await assert_whole(registry, world)
 
 
-async def test_an_export_whose_client_leaves_gives_its_connection_back(world: World) -> None:
+async def test_an_export_whose_client_disconnects_returns_its_connection(world: World) -> None:
     begun = asyncio.Event()
 
     @transactional(read_only=True, stream=True)
@@ -607,7 +607,7 @@ async def test_an_export_whose_client_leaves_gives_its_connection_back(world: Wo
         await assert_whole(registry, world)
 
 
-async def test_a_serializable_deferrable_snapshot_is_one_of_the_primary(world: World) -> None:
+async def test_a_serializable_deferrable_snapshot_runs_on_the_primary(world: World) -> None:
     @transactional(read_only=True, isolation="serializable", deferrable=True)
     async def report(db: DataSession) -> list[str]:
         settings = ["transaction_isolation", "transaction_deferrable", "transaction_read_only"]
@@ -620,8 +620,8 @@ async def test_a_serializable_deferrable_snapshot_is_one_of_the_primary(world: W
         assert call.body == b'["serializable","on","on","primary"]'
 
 
-async def test_what_a_response_without_rows_has_opened_is_closed(world: World) -> None:
-    """The application starts a response and returns without its end."""
+async def test_the_snapshot_of_an_unfinished_response_is_closed(world: World) -> None:
+    """The application starts a response and returns without finishing it."""
 
     @transactional(read_only=True, stream=True)
     async def export(scope, receive, send):  # type: ignore[no-untyped-def]

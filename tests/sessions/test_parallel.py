@@ -1,4 +1,4 @@
-"""Tasks of one request: reads side by side outside of a transaction, everything else in turn."""
+"""Concurrent tasks in one request: parallel reads outside of a transaction, everything else serialized."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ POOL = {"min_size": 0, "max_size": 8}
 
 
 async def pids(db: DataSession, count: int) -> list[int]:
-    """The backends that this many reads at a time run on."""
+    """The pids of the backends that `count` concurrent reads run on."""
     return await asyncio.gather(
         *(db.read.fetch_value("select max(pg_backend_pid()) from orders") for _ in range(count))
     )
@@ -31,7 +31,7 @@ async def pids(db: DataSession, count: int) -> list[int]:
 
 @asynccontextmanager
 async def held_up(world: World) -> AsyncIterator[None]:
-    """Whatever reads from `orders` waits until the end."""
+    """Readers of `orders` block until the end of the block."""
     url = world.cluster.nodes["primary"].url(dbname=world.dbname, user="postgres")
     async with await psycopg.AsyncConnection.connect(url) as connection:
         await connection.execute("lock table acme.orders in access exclusive mode")
@@ -40,15 +40,13 @@ async def held_up(world: World) -> AsyncIterator[None]:
 
 
 @pytest.mark.parametrize(("limit", "most"), [(1, 1), (3, 3), (100, 6)])
-async def test_reads_outside_a_transaction_use_as_many_connections_as_they_may(
-    world: World, limit: int, most: int
-) -> None:
+async def test_parallel_reads_use_at_most_max_parallel_connections(world: World, limit: int, most: int) -> None:
     async def body(db: DataSession) -> None:
         async with held_up(world):
             reading = asyncio.create_task(pids(db, 6))
             await until(lambda: borrowed(db.registry) == most, "fewer connections are in use than may be")
             for _ in range(20):
-                # Those that would be too many have had their chance.
+                # Further reads would have started by now.
                 await asyncio.sleep(0)
             assert borrowed(db.registry) == most
         assert len(set(await reading)) <= most
@@ -58,7 +56,7 @@ async def test_reads_outside_a_transaction_use_as_many_connections_as_they_may(
         await assert_whole(registry, world)
 
 
-async def test_they_stay_with_one_replica(world: World) -> None:
+async def test_parallel_reads_share_one_replica(world: World) -> None:
     async def body(db: DataSession) -> None:
         await db.fetch_value("select 1")
         assert len(set(await asyncio.gather(*(port_of(db) for _ in range(6))))) == 1
@@ -70,11 +68,11 @@ async def test_they_stay_with_one_replica(world: World) -> None:
         assert (await request(registry, body, method="GET")).status == 201
 
 
-async def test_inside_a_transaction_there_is_one_connection_and_one_statement_at_a_time(world: World) -> None:
+async def test_a_transaction_uses_one_connection_and_one_statement_at_a_time(world: World) -> None:
     async def body(db: DataSession) -> None:
         await db.execute(INSERT, ["tea"])
         assert len(set(await pids(db, 4))) == 1
-        # Reads that wait when a transaction begins run in it.
+        # Reads that are queued when a transaction begins run in it.
         first = asyncio.create_task(db.read.fetch_value("select pg_sleep(0.1)"))
         await asyncio.sleep(0)
         results = await asyncio.gather(
@@ -93,7 +91,7 @@ async def test_inside_a_transaction_there_is_one_connection_and_one_statement_at
     assert await world.items() == ["tea", "milk"]
 
 
-async def test_a_write_waits_for_the_reads_and_the_reads_after_it_see_it(world: World) -> None:
+async def test_a_write_waits_for_reads_and_later_reads_see_it(world: World) -> None:
     async def body(db: DataSession) -> list[int]:
         async def count() -> int:
             return int(await db.read.fetch_value("select count(*) from orders, pg_sleep(0.05)"))
@@ -107,7 +105,7 @@ async def test_a_write_waits_for_the_reads_and_the_reads_after_it_see_it(world: 
 
 
 @pytest.mark.parametrize("status", [200, 404])
-async def test_the_end_waits_for_all_of_them_or_stops_them(world: World, status: int) -> None:
+async def test_the_end_of_the_request_awaits_or_cancels_parallel_reads(world: World, status: int) -> None:
     results: list[object] = []
 
     async def endpoint(request: Request) -> Response:
@@ -131,12 +129,12 @@ async def test_the_end_waits_for_all_of_them_or_stops_them(world: World, status:
             assert (await http.get("/")).status_code == status
         await until(lambda: len(results) == 5, "a read has not ended")
         await assert_whole(registry, world)
-    # Three had their turn; the other two came too late for theirs.
+    # Three were running; the other two were still queued.
     assert results.count(1) == (3 if status == 200 else 0)
     assert sum(isinstance(result, SessionClosed) for result in results) == (2 if status == 200 else 5)
 
 
-async def test_the_deadline_stops_all_of_them(world: World) -> None:
+async def test_the_deadline_cancels_parallel_reads(world: World) -> None:
     kinds: list[DataErrorKind] = []
 
     async def body(db: DataSession) -> None:
@@ -155,12 +153,12 @@ async def test_the_deadline_stops_all_of_them(world: World) -> None:
             assert (await request(registry, body, method="GET")).status == 504
         await until(lambda: len(kinds) == 3, "a read has not ended")
         await assert_whole(registry, world)
-    # Where a server's own limit was the first to stop one, the end of the request may have stopped the others.
+    # If the server's timeout cancelled the first one, the end of the request may have cancelled the others.
     assert kinds[0] is DataErrorKind.TIMEOUT
     assert set(kinds) <= {DataErrorKind.TIMEOUT, DataErrorKind.CLOSED}
 
 
-# -- tasks that outlive what they were started in
+# -- tasks that outlive their block
 
 
 @pytest.mark.parametrize("inner", ["requires_new", "nested"])
@@ -168,10 +166,10 @@ async def test_the_deadline_stops_all_of_them(world: World) -> None:
     ("outer", "kept"),
     [("requires_new", ["main", "after"]), ("not_supported", ["main", "parent", "after"]), ("nested", [])],
 )
-async def test_a_task_in_a_block_inside_of_one_that_is_cancelled_has_no_part_in_what_goes_on(
+async def test_a_task_of_a_cancelled_block_is_rolled_back_with_it(
     world: World, outer: str, kept: list[str], inner: str
 ) -> None:
-    told: list[str] = []
+    ran: list[str] = []
 
     async def body(db: DataSession) -> None:
         inside, may_go = asyncio.Event(), asyncio.Event()
@@ -180,8 +178,8 @@ async def test_a_task_in_a_block_inside_of_one_that_is_cancelled_has_no_part_in_
         @transactional(propagation=inner)
         async def child() -> None:
             await db.write.execute(INSERT, ["child"])
-            db.after_commit(lambda: told.append("committed"))
-            db.after_rollback(lambda: told.append("rolled back"))
+            db.after_commit(lambda: ran.append("committed"))
+            db.after_rollback(lambda: ran.append("rolled back"))
             inside.set()
             await may_go.wait()
             await db.write.execute(INSERT, ["child again"])
@@ -191,7 +189,7 @@ async def test_a_task_in_a_block_inside_of_one_that_is_cancelled_has_no_part_in_
             await db.write.execute(INSERT, ["parent"])
             tasks.append(asyncio.create_task(child()))
             await inside.wait()
-            # It waits for its task, which does not end.
+            # The end of the function waits for its task, which does not end.
 
         await db.execute(INSERT, ["main"])
         with pytest.raises(TimeoutError):
@@ -206,14 +204,14 @@ async def test_a_task_in_a_block_inside_of_one_that_is_cancelled_has_no_part_in_
 
     async with world.registry() as registry:
         async with asyncio.timeout(20):
-            # What a nested block that was cut short has done can only be undone with all the rest.
+            # A cancelled nested block leaves the surrounding transaction rollback-only.
             assert (await request(registry, body)).status == (201 if kept else 500)
         await assert_whole(registry, world)
     assert await world.items() == kept
-    assert told == ["rolled back"]
+    assert ran == ["rolled back"]
 
 
-async def test_a_statement_that_waits_for_the_end_of_its_block_waits_for_what_comes_after_it_too(world: World) -> None:
+async def test_a_statement_queued_behind_the_end_of_its_block_also_waits_for_the_next_block(world: World) -> None:
     async def body(db: DataSession) -> None:
         ends = asyncio.Event()
         tasks: list[asyncio.Task[int]] = []
@@ -224,7 +222,7 @@ async def test_a_statement_that_waits_for_the_end_of_its_block_waits_for_what_co
 
         @transactional(propagation="requires_new")
         async def parent() -> None:
-            # Its COMMIT takes its time.
+            # Its COMMIT is slow.
             await db.execute("insert into slow values (1)")
             db.before_commit(ends.set)
             tasks.append(asyncio.create_task(child()))
@@ -244,11 +242,11 @@ async def test_a_statement_that_waits_for_the_end_of_its_block_waits_for_what_co
     assert await world.items() == ["child"]
 
 
-# -- what a task is inside of is its own, whatever another one has open meanwhile
+# -- each task has its own nesting, independent of other tasks' blocks
 
 
-class Meanwhile:
-    """A block of one task that stays open until another one is done."""
+class HeldOpen:
+    """A block that one task keeps open while the code under test runs."""
 
     def __init__(self, db: DataSession, propagation: str) -> None:
         self._db = db
@@ -256,7 +254,7 @@ class Meanwhile:
         self._is_open = asyncio.Event()
         self._may_go = asyncio.Event()
 
-    async def __aenter__(self) -> Meanwhile:
+    async def __aenter__(self) -> HeldOpen:
         @transactional(propagation=self._propagation)
         async def hold() -> None:
             await self._db.write.execute(INSERT, ["held"])
@@ -279,7 +277,7 @@ class Meanwhile:
 
 
 @pytest.mark.parametrize("held", ["required", "requires_new"])
-async def test_a_function_beside_anothers_transaction_has_one_of_its_own(world: World, held: str) -> None:
+async def test_a_function_concurrent_with_another_tasks_transaction_has_its_own(world: World, held: str) -> None:
     @transactional
     async def half(db: DataSession) -> None:
         await db.execute(INSERT, ["half"])
@@ -290,7 +288,7 @@ async def test_a_function_beside_anothers_transaction_has_one_of_its_own(world: 
         await db.execute(INSERT, ["whole"])
 
     async def body(db: DataSession) -> None:
-        async with Meanwhile(db, held):
+        async with HeldOpen(db, held):
             tasks = [asyncio.create_task(half(db)), asyncio.create_task(whole(db))]
             await asyncio.sleep(0)
             assert not db.in_transaction()
@@ -305,12 +303,12 @@ async def test_a_function_beside_anothers_transaction_has_one_of_its_own(world: 
     assert await world.items() == ["held", "whole"]
 
 
-async def test_a_stream_beside_anothers_transaction_has_a_snapshot_of_its_own(world: World) -> None:
+async def test_a_stream_concurrent_with_another_tasks_transaction_has_its_own_snapshot(world: World) -> None:
     async def numbers(db: DataSession) -> list[int]:
         return [row["n"] async for row in db.stream("select n from generate_series(1, 5) n", size=2)]
 
     async def body(db: DataSession) -> None:
-        async with Meanwhile(db, "requires_new"):
+        async with HeldOpen(db, "requires_new"):
             reading = asyncio.create_task(numbers(db))
             await asyncio.sleep(0)
         assert await reading == [1, 2, 3, 4, 5]
@@ -321,7 +319,7 @@ async def test_a_stream_beside_anothers_transaction_has_a_snapshot_of_its_own(wo
         await assert_whole(registry, world)
 
 
-async def test_two_streams_at_once_share_a_snapshot_until_both_have_ended(world: World) -> None:
+async def test_concurrent_streams_share_a_snapshot_until_both_have_ended(world: World) -> None:
     async def numbers(db: DataSession, most: int) -> list[int]:
         rows = db.stream("select n from generate_series(1, %s) n", [most], size=2)
         return [row["n"] async for row in rows]
@@ -337,7 +335,9 @@ async def test_two_streams_at_once_share_a_snapshot_until_both_have_ended(world:
 
 
 @pytest.mark.parametrize("held", ["requires_new", "nested", "not_supported"])
-async def test_a_function_that_fails_beside_anothers_block_dooms_what_it_had_joined(world: World, held: str) -> None:
+async def test_a_failing_function_dooms_the_transaction_it_joined_not_another_tasks_block(
+    world: World, held: str
+) -> None:
     @transactional
     async def half(db: DataSession) -> None:
         await db.execute(INSERT, ["half"])
@@ -349,7 +349,7 @@ async def test_a_function_that_fails_beside_anothers_block_dooms_what_it_had_joi
     async def body(db: DataSession) -> None:
         failing = asyncio.create_task(half(db))
         await db.execute(INSERT, ["main"])
-        async with Meanwhile(db, held):
+        async with HeldOpen(db, held):
             fails.set()
             with pytest.raises(LookupError):
                 await failing
@@ -363,25 +363,25 @@ async def test_a_function_that_fails_beside_anothers_block_dooms_what_it_had_joi
 
 @pytest.mark.parametrize("held", ["requires_new", "nested", "not_supported"])
 @pytest.mark.parametrize("gives_up", [False, True])
-async def test_hooks_and_the_wish_to_roll_back_are_those_of_the_task_that_has_them(
+async def test_hooks_and_set_rollback_only_apply_to_the_transaction_of_their_task(
     world: World, held: str, gives_up: bool
 ) -> None:
-    told: list[str] = []
+    ran: list[str] = []
 
     async def body(db: DataSession) -> None:
         await db.execute(INSERT, ["main"])
-        async with Meanwhile(db, held):
-            db.after_commit(lambda: told.append("committed"))
-            db.after_rollback(lambda: told.append("rolled back"))
+        async with HeldOpen(db, held):
+            db.after_commit(lambda: ran.append("committed"))
+            db.after_rollback(lambda: ran.append("rolled back"))
             if gives_up:
                 db.set_rollback_only("on second thoughts")
-        assert told == []
+        assert ran == []
 
     async with world.registry() as registry:
         async with asyncio.timeout(20):
             assert (await request(registry, body)).status == 201
         await assert_whole(registry, world)
-    assert told == ["rolled back" if gives_up else "committed"]
+    assert ran == ["rolled back" if gives_up else "committed"]
     assert await world.items() == [
         *([] if gives_up else ["main"]),
         *([] if held == "nested" else ["held"]),
@@ -390,7 +390,7 @@ async def test_hooks_and_the_wish_to_roll_back_are_those_of_the_task_that_has_th
 
 @pytest.mark.parametrize("held", ["requires_new", "not_supported"])
 @pytest.mark.parametrize("end", ["response", "db.commit()", "db.rollback()"])
-async def test_an_end_that_waits_for_anothers_block_ends_what_it_was_called_for(
+async def test_an_end_that_waits_for_another_tasks_block_ends_its_own_transaction(
     world: World, held: str, end: str
 ) -> None:
     entered = asyncio.Event()
@@ -401,7 +401,7 @@ async def test_an_end_that_waits_for_anothers_block_ends_what_it_was_called_for(
         async def hold() -> None:
             await db.write.execute(INSERT, ["held"])
             entered.set()
-            # Until the other one waits for its turn.
+            # Until the other task queues for the session.
             await asyncio.sleep(0.2)
 
         await db.execute(INSERT, ["main"])

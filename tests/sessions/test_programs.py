@@ -1,4 +1,4 @@
-"""Random programs on a real server do what the model says, and nobody's cancellation makes them lie."""
+"""Random programs on a real server match the model, and stay consistent under cancellation."""
 
 from __future__ import annotations
 
@@ -43,8 +43,8 @@ from tests.sessions.programs import (
 from tests.sessions.requests import request
 from tests.world import World
 
-EXAMPLES = int(os.environ.get("ADS_PROGRAMS", "150"))
-"""How many programs are tried; `scripts/soak` tries more."""
+EXAMPLES = int(os.environ.get("ADS_PROGRAMS", "60"))
+"""The number of examples; `--whole` and `scripts/soak` run more."""
 
 _runs = itertools.count(1)
 
@@ -69,7 +69,7 @@ class Stage:
         world = self.world = await self._stack.enter_async_context(World.create(self._cluster))
         await world.sql("create table things (run int, number int); alter table things owner to app")
         for default in ("request", "annotated"):
-            # Reads see what is committed at once: there is no replica that could be behind.
+            # Reads see committed data at once: no replica can lag.
             registry = world.registry(
                 replicas=(), pool={"min_size": 1, "max_size": 8}, transactions={"default": default}
             )
@@ -79,11 +79,11 @@ class Stage:
         await self._stack.aclose()
 
     def registry(self, root: Root) -> DataSourceRegistry:
-        """Where a program of this root runs."""
+        """The registry for this kind of root."""
         return self.registries["annotated" if root == "annotated" else "request"]
 
     async def perform(self, root: Root, body: Callable[[DataSession], Awaitable[None]]) -> str | None:
-        """Run a body below a root; the class of what came out of it, or of what was answered in its place."""
+        """Run `body` under a root; return the class of the exception that left it, or that was answered."""
         registry = self.registry(root)
         try:
             if root == "worker":
@@ -98,7 +98,7 @@ class Stage:
         return "unexpected rollback" if b"/other" in call.body or b'"other"' in call.body else "error"
 
     async def rows(self, run: int) -> Counter[int]:
-        """What is in the table of a run."""
+        """The rows of one run in the table."""
         return Counter(row[0] for row in await self.world.sql(f"select number from things where run = {run}"))
 
 
@@ -130,7 +130,7 @@ async def check(stage: Stage, root: Root, program: Program) -> None:
     assert await stage.rows(run) == Counter(model.committed)
     assert machine.seen.events == model.seen.events
     assert error == model.seen.error
-    assert machine.seen.told == model.seen.told
+    assert machine.seen.hooks == model.seen.hooks
     await assert_whole(stage.registry(root), stage.world)
 
 
@@ -140,7 +140,7 @@ REQUIRED, NEW, NESTED = Propagation.REQUIRED, Propagation.REQUIRES_NEW, Propagat
 _settings = settings(
     max_examples=EXAMPLES,
     deadline=None,
-    # The database and the registry serve all the programs of a run, which are told apart by a number.
+    # All programs of a run share the database and the registry; a number identifies their rows.
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow, HealthCheck.data_too_large],
 )
 
@@ -153,17 +153,17 @@ _settings = settings(
 @example("get", (Call(REQUIRED, (Put(), Limit((Savepoint((Put(), Expire())),)))),))
 @example("worker", (Put(), Doom(), Put(), End(commit=False), Put(), End(commit=True), Throw()))
 @given(roots, programs)
-def test_programs_do_what_the_model_says(stage: Stage, root: Root, program: Program) -> None:
+def test_programs_match_the_model(stage: Stage, root: Root, program: Program) -> None:
     stage.run(check(stage, root, program))
 
 
 async def check_cancelled(stage: Stage, root: Root, program: Program, canceller: Canceller, number: int) -> None:
-    """Run a program and cancel it at one of its waits: the hooks tell the truth, and the pool is whole."""
+    """Run a program and cancel it at one suspension point: the hooks report the truth, and the pool is complete."""
     run = next(_runs)
     machine = Machine(run)
 
     async def work() -> None:
-        # What comes out of it is not what is looked at here.
+        # Its result is irrelevant here.
         await stage.perform(root, lambda db: machine.steps(db, program))
 
     await cancel_at(number, canceller, work)
@@ -171,31 +171,31 @@ async def check_cancelled(stage: Stage, root: Root, program: Program, canceller:
 
 
 async def assert_truth(stage: Stage, root: Root, machine: Machine, run: int) -> None:
-    """What hooks were told is what is in the tables, and the pool is whole."""
+    """The hooks that ran match the rows in the table, and the pool is complete."""
     registry = stage.registry(root)
     assert await registry.background.drain(5.0) == 0
     await assert_whole(registry, stage.world)
     rows = await stage.rows(run)
     assert not [row for row, count in rows.items() if count > 1]
-    for row, told in machine.seen.told.items():
-        # An attempt that was cut short between two of them has told its hooks nothing.
-        assert told in ([], ["before"], ["before", "committed"], ["before", "rolled back"], ["rolled back"]), row
-        # Where a statement was refused before it was sent, its hooks are there all the same.
-        assert (row in rows) == ("committed" in told and row in machine.written), row
+    for row, ran in machine.seen.hooks.items():
+        # An attempt that was cut short before its retry ran no outcome hook.
+        assert ran in ([], ["before"], ["before", "committed"], ["before", "rolled back"], ["rolled back"]), row
+        # A statement that was refused before it was sent has hooks, but no row.
+        assert (row in rows) == ("committed" in ran and row in machine.written), row
     backends = await stage.world.backends()
     assert {state for _, state in backends} <= {"idle"}, backends
 
 
 @_settings
 @given(roots, programs, st.sampled_from(Canceller), st.integers(1, 40))
-def test_a_program_cancelled_at_any_wait_tells_the_truth(
+def test_hooks_report_the_truth_when_a_program_is_cancelled(
     stage: Stage, root: Root, program: Program, canceller: Canceller, number: int
 ) -> None:
     stage.run(check_cancelled(stage, root, program, canceller, number))
 
 
 async def check_tasks(stage: Stage, root: Root, together: list[Program], canceller: Canceller, number: int) -> None:
-    """Run several programs at once on one session, and cancel them at one of their waits, if they come to it."""
+    """Run several programs concurrently on one session, and cancel them at one suspension point if they reach it."""
     machines = [Machine(next(_runs)) for _ in together]
 
     async def body(db: DataSession) -> None:
@@ -215,7 +215,7 @@ async def check_tasks(stage: Stage, root: Root, together: list[Program], cancell
 
 @_settings
 @given(roots, tasks, st.sampled_from(Canceller), st.integers(1, 60))
-def test_programs_of_several_tasks_tell_the_truth_cancelled_or_not(
+def test_hooks_report_the_truth_for_concurrent_tasks(
     stage: Stage, root: Root, together: list[Program], canceller: Canceller, number: int
 ) -> None:
     stage.run(check_tasks(stage, root, together, canceller, number))

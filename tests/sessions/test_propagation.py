@@ -1,4 +1,4 @@
-"""What becomes of the transaction where an annotated function asks for one, for each propagation, on a real server."""
+"""Each propagation of an annotated function, inside and outside of a transaction, on a real server."""
 
 from __future__ import annotations
 
@@ -89,7 +89,7 @@ async def count() -> tuple[int, bool]:
 # -- required
 
 
-async def test_required_joins_the_transaction_around_it(world: World) -> None:
+async def test_required_joins_the_surrounding_transaction(world: World) -> None:
     async def body(db: DataSession) -> None:
         first = await xid(db)
         assert await place("tea") == first
@@ -101,7 +101,7 @@ async def test_required_joins_the_transaction_around_it(world: World) -> None:
     assert await world.items() == ["tea", "milk"]
 
 
-async def test_required_gets_its_own_where_nothing_is_around(world: World) -> None:
+async def test_required_opens_a_transaction_if_there_is_none(world: World) -> None:
     async def body(db: DataSession) -> None:
         await place("tea")
         assert await world.items() == ["tea"]
@@ -116,13 +116,13 @@ async def test_required_gets_its_own_where_nothing_is_around(world: World) -> No
 
 
 @pytest.mark.parametrize("writes_before", [True, False])
-async def test_a_failure_in_required_that_is_caught_outside_fails_the_commit(world: World, writes_before: bool) -> None:
+async def test_a_failure_in_required_caught_outside_fails_the_commit(world: World, writes_before: bool) -> None:
     async def body(db: DataSession) -> None:
         if writes_before:
             await put(db, "before")
         with pytest.raises(ValueError, match="tea"):
             await place("tea", fails=True)
-        # The server has nothing against it, and somebody may want to read for the answer.
+        # The server would still run statements, and the response may need to read.
         assert await db.fetch_value("select count(*) from orders") == writes_before + 1
         await put(db, "after")
 
@@ -137,7 +137,7 @@ async def test_a_failure_in_required_that_is_caught_outside_fails_the_commit(wor
     assert await world.items() == []
 
 
-async def test_it_fails_also_where_the_inner_function_had_run_no_statement(world: World) -> None:
+async def test_a_caught_failure_fails_the_commit_even_without_a_statement(world: World) -> None:
     @transactional
     async def check() -> None:
         raise ValueError
@@ -150,7 +150,7 @@ async def test_it_fails_also_where_the_inner_function_had_run_no_statement(world
         assert (await request(registry, body)).status == 500
 
 
-async def test_a_response_that_rolls_back_stays_as_it_is_after_such_a_failure(world: World) -> None:
+async def test_a_rollback_response_is_kept_after_a_caught_failure(world: World) -> None:
     async def body(db: DataSession) -> str:
         with pytest.raises(ValueError):
             await place("tea", fails=True)
@@ -162,7 +162,7 @@ async def test_a_response_that_rolls_back_stays_as_it_is_after_such_a_failure(wo
     assert await world.items() == []
 
 
-async def test_commit_on_and_a_redirect_are_no_failures(world: World) -> None:
+async def test_commit_on_and_redirects_do_not_doom_the_transaction(world: World) -> None:
     @transactional(commit_on=[KeyError])
     async def tolerant() -> None:
         await put(current_session(), "tolerated")
@@ -184,7 +184,7 @@ async def test_commit_on_and_a_redirect_are_no_failures(world: World) -> None:
     assert await world.items() == ["tolerated", "redirected"]
 
 
-async def test_a_joined_function_that_was_cancelled_is_not_half_committed(world: World) -> None:
+async def test_a_cancelled_joined_function_is_not_partly_committed(world: World) -> None:
     @transactional
     async def two() -> None:
         await put(current_session(), "half")
@@ -200,7 +200,7 @@ async def test_a_joined_function_that_was_cancelled_is_not_half_committed(world:
     assert await world.items() == []
 
 
-async def test_a_savepoint_around_the_function_bounds_its_failure(world: World) -> None:
+async def test_a_savepoint_around_the_function_contains_its_failure(world: World) -> None:
     async def body(db: DataSession) -> None:
         await put(db, "before")
         with pytest.raises(ValueError):
@@ -217,7 +217,7 @@ async def test_a_savepoint_around_the_function_bounds_its_failure(world: World) 
     assert await world.items() == ["before", "after"]
 
 
-async def test_a_rollback_midway_leaves_nothing_of_the_failure(world: World) -> None:
+async def test_rollback_inside_the_request_clears_the_failure(world: World) -> None:
     async def body(db: DataSession) -> None:
         with pytest.raises(ValueError):
             await place("undone", fails=True)
@@ -234,7 +234,7 @@ async def test_a_rollback_midway_leaves_nothing_of_the_failure(world: World) -> 
 # -- requires_new
 
 
-async def test_requires_new_is_committed_whatever_becomes_of_the_one_around_it(world: World) -> None:
+async def test_requires_new_commits_independently_of_the_outer_transaction(world: World) -> None:
     ran: list[str] = []
 
     async def body(db: DataSession) -> None:
@@ -263,7 +263,7 @@ async def test_requires_new_is_committed_whatever_becomes_of_the_one_around_it(w
     assert await world.items() == ["inner"]
 
 
-async def test_a_failure_in_requires_new_leaves_the_one_around_it_alone(world: World) -> None:
+async def test_a_failure_in_requires_new_does_not_affect_the_outer_transaction(world: World) -> None:
     async def body(db: DataSession) -> None:
         await put(db, "outer")
         with pytest.raises(ValueError):
@@ -286,7 +286,7 @@ async def test_a_failure_in_requires_new_leaves_the_one_around_it_alone(world: W
     assert sorted(await world.items()) == ["audited", "more", "outer"]
 
 
-async def test_requires_new_takes_a_second_connection_only_where_one_is_held(world: World) -> None:
+async def test_requires_new_takes_a_second_connection_only_if_one_is_held(world: World) -> None:
     seen: list[Any] = []
 
     async def body(db: DataSession) -> None:
@@ -308,7 +308,7 @@ async def test_requires_new_takes_a_second_connection_only_where_one_is_held(wor
     assert seen == [1, 2, 3]
 
 
-async def test_requires_new_is_refused_where_the_pool_has_no_second_connection(world: World) -> None:
+async def test_requires_new_is_refused_if_the_pool_has_no_second_connection(world: World) -> None:
     async def body(db: DataSession) -> None:
         await audit("before")
         await put(db, "outer")
@@ -325,7 +325,7 @@ async def test_requires_new_is_refused_where_the_pool_has_no_second_connection(w
     assert await world.items() == ["before", "outer", "more"]
 
 
-async def test_other_tasks_of_the_request_wait_until_requires_new_has_ended(world: World) -> None:
+async def test_other_tasks_wait_until_requires_new_has_ended(world: World) -> None:
     inside = asyncio.Event()
 
     async def body(db: DataSession) -> None:
@@ -339,7 +339,7 @@ async def test_other_tasks_of_the_request_wait_until_requires_new_has_ended(worl
         @transactional(propagation="requires_new")
         async def inner() -> None:
             inside.set()
-            # A task of the function's own belongs to it.
+            # A task that the function started belongs to it.
             mine, theirs = await asyncio.gather(xid(db), asyncio.create_task(xid(db)))
             assert mine == theirs != first
             assert not task.done()
@@ -375,7 +375,7 @@ async def test_nested_is_a_savepoint_inside_and_a_transaction_outside(world: Wor
     assert await world.items() == ["kept", "own"]
 
 
-async def test_mandatory_needs_a_transaction_that_was_asked_for(world: World) -> None:
+async def test_mandatory_needs_a_declared_transaction(world: World) -> None:
     async def body(db: DataSession) -> None:
         await add_line("tea")
 
@@ -385,7 +385,7 @@ async def test_mandatory_needs_a_transaction_that_was_asked_for(world: World) ->
 
     async with world.registry() as registry:
         assert (await request(registry, body)).status == 201
-        # A GET without annotation reads outside of any transaction, until something writes.
+        # A GET without annotation reads outside of any transaction until its first write.
         with pytest.raises(DataError, match=r'"mandatory" was called where nothing asks'):
             await request(registry, body, method="GET")
         assert (await request(registry, asks, method="GET")).status == 201
@@ -397,7 +397,7 @@ async def test_mandatory_needs_a_transaction_that_was_asked_for(world: World) ->
     assert await world.items() == ["tea", "milk", "cocoa"]
 
 
-async def test_supports_joins_inside_and_writes_by_statement_outside(world: World) -> None:
+async def test_supports_joins_inside_and_autocommits_outside(world: World) -> None:
     async def inside(db: DataSession) -> None:
         await put(db, "tea")
         await note("undone with the request")
@@ -413,7 +413,7 @@ async def test_supports_joins_inside_and_writes_by_statement_outside(world: Worl
     assert await world.items() == ["by itself"]
 
 
-async def test_not_supported_writes_by_statement_beside_the_transaction(world: World) -> None:
+async def test_not_supported_autocommits_while_the_transaction_is_suspended(world: World) -> None:
     async def body(db: DataSession) -> None:
         await put(db, "outer")
         await beside("beside")
@@ -424,12 +424,12 @@ async def test_not_supported_writes_by_statement_beside_the_transaction(world: W
     async with world.registry() as registry:
         assert (await request(registry, body, status=409)).status == 409
         await assert_whole(registry, world)
-        # Also where the request's transaction has not begun: its first write would begin it.
+        # Also before the request's transaction has begun.
         assert (await request(registry, lambda db: beside("first"), status=409)).status == 409
     assert await world.items() == ["beside", "first"]
 
 
-async def test_never_is_refused_inside_and_writes_by_statement_outside(world: World) -> None:
+async def test_never_is_refused_inside_and_autocommits_outside(world: World) -> None:
     async def inside(db: DataSession) -> None:
         with pytest.raises(DataError, match=r'"never" was called inside a transaction'):
             await slow_work("refused")
@@ -447,12 +447,12 @@ async def test_never_is_refused_inside_and_writes_by_statement_outside(world: Wo
 # -- read only and isolation
 
 
-async def test_an_inner_read_only_reads_in_the_transaction_that_is_open_and_cannot_write(world: World) -> None:
+async def test_an_inner_read_only_function_reads_in_the_open_transaction_and_cannot_write(world: World) -> None:
     @transactional(read_only=True)
     async def look() -> None:
         db = current_session()
         assert await count() == (1, False)
-        # What it calls reads only, too.
+        # Functions that it calls are read only as well.
         with pytest.raises(DataError) as caught:
             async with db.transaction(read_only=True):
                 await place("refused")
@@ -465,12 +465,12 @@ async def test_an_inner_read_only_reads_in_the_transaction_that_is_open_and_cann
         assert await count() == (0, True)
         await put(db, "outer")
         await look()
-        # The server keeps it so, whatever a function behind a harmless query does, and only as long as it lasts.
+        # The server enforces it for functions called by a query, and only within this block.
         with pytest.raises(DataError) as caught:
             async with db.transaction(read_only=True):
                 await db.fetch_value("select place('refused')")
         assert caught.value.kind is DataErrorKind.READ_ONLY
-        # A transaction of its own is none of the reader's.
+        # A separate transaction is not read only.
         assert await transactional(read_only=True)(audit)("audited")
         await put(db, "more")
 
@@ -480,7 +480,7 @@ async def test_an_inner_read_only_reads_in_the_transaction_that_is_open_and_cann
     assert sorted(await world.items()) == ["audited", "more", "outer"]
 
 
-async def test_a_failure_in_an_inner_read_only_function_undoes_nothing(world: World) -> None:
+async def test_a_failure_in_an_inner_read_only_function_does_not_doom_the_transaction(world: World) -> None:
     @transactional(read_only=True)
     async def find() -> None:
         assert await current_session().fetch_all("select * from orders") != []
@@ -496,7 +496,7 @@ async def test_a_failure_in_an_inner_read_only_function_undoes_nothing(world: Wo
     assert await world.items() == ["kept"]
 
 
-async def test_a_writing_function_reads_inside_a_read_only_transaction(world: World) -> None:
+async def test_a_read_write_function_reads_inside_a_read_only_transaction(world: World) -> None:
     @transactional
     async def reads() -> int:
         return int(await current_session().fetch_value("select count(*) from orders"))
@@ -505,7 +505,7 @@ async def test_a_writing_function_reads_inside_a_read_only_transaction(world: Wo
         assert await reads() == 0
         await world.sql("insert into orders (item) values ('meanwhile')")
         await world.cluster.caught_up()
-        # In the same snapshot.
+        # From the same snapshot.
         assert await reads() == 0
         with pytest.raises(DataError) as caught:
             async with db.transaction(read_only=True):
@@ -516,7 +516,7 @@ async def test_a_writing_function_reads_inside_a_read_only_transaction(world: Wo
                 pass
 
 
-async def test_another_isolation_inside_is_refused_and_taken_where_nothing_is_settled(world: World) -> None:
+async def test_a_different_isolation_is_refused_inside_and_adopted_before_begin(world: World) -> None:
     @transactional(isolation="serializable")
     async def strict(item: str) -> str:
         db = current_session()
@@ -531,7 +531,7 @@ async def test_another_isolation_inside_is_refused_and_taken_where_nothing_is_se
         await put(db, "open")
         with pytest.raises(DataError, match="'serializable' was asked for inside a transaction that has 'the default'"):
             await strict("refused")
-        # What the server takes by itself is at least that.
+        # The server's default is at least that.
         await plain("plain")
 
     async def not_open_yet(db: DataSession) -> None:
@@ -546,8 +546,8 @@ async def test_another_isolation_inside_is_refused_and_taken_where_nothing_is_se
     assert await world.items() == ["open", "plain", "strict", "strict again"]
 
 
-async def test_reads_belong_to_a_transaction_whose_isolation_is_about_them(world: World) -> None:
-    """Write skew goes unnoticed where the read that decided the write ran beside the transaction."""
+async def test_reads_run_in_the_transaction_if_its_isolation_covers_them(world: World) -> None:
+    """Write skew would go unnoticed if the deciding read ran outside the transaction."""
 
     @transactional(isolation="serializable")
     async def body(db: DataSession) -> None:

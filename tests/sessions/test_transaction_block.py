@@ -1,4 +1,4 @@
-"""What a session can be inside of: savepoints, transactions, snapshots, loans and streams."""
+"""Nested scopes of a session: savepoints, transactions, snapshots, borrowed connections and streams."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from tests.world import World
 INSERT = "insert into orders (item) values (%s)"
 
 
-async def test_a_block_that_fails_is_undone_alone(world: World) -> None:
+async def test_a_failed_block_is_rolled_back_alone(world: World) -> None:
     async with world.registry() as registry, registry.session(tenant="acme") as db:
         await db.execute(INSERT, ["before"])
         with pytest.raises(DataError) as caught:
@@ -42,7 +42,7 @@ async def test_a_block_that_fails_is_undone_alone(world: World) -> None:
     assert await world.items() == ["before", "after"]
 
 
-async def test_blocks_nest_and_each_decides_for_itself(world: World) -> None:
+async def test_nested_blocks_commit_and_roll_back_independently(world: World) -> None:
     async with world.registry() as registry, registry.session(tenant="acme") as db, db.transaction():
         await db.execute(INSERT, ["outer"])
         with pytest.raises(ZeroDivisionError):
@@ -56,7 +56,7 @@ async def test_blocks_nest_and_each_decides_for_itself(world: World) -> None:
     assert await world.items() == ["outer", "inner, kept"]
 
 
-async def test_an_error_caught_inside_a_block_is_not_forgotten(world: World) -> None:
+async def test_a_caught_statement_failure_fails_the_savepoint(world: World) -> None:
     async with world.registry() as registry, registry.session(tenant="acme") as db:
         await db.execute(INSERT, ["before"])
         with pytest.raises(UnexpectedRollback, match="orders_item_key"):
@@ -67,7 +67,7 @@ async def test_an_error_caught_inside_a_block_is_not_forgotten(world: World) -> 
     assert await world.items() == ["before", "after"]
 
 
-async def test_a_commit_after_a_caught_error_fails_loudly(world: World) -> None:
+async def test_a_commit_after_a_caught_statement_failure_raises(world: World) -> None:
     async with world.registry() as registry:
         with pytest.raises(UnexpectedRollback):
             async with registry.session(tenant="acme") as db:
@@ -92,7 +92,7 @@ async def test_tasks_outside_a_block_wait_until_it_ends(world: World) -> None:
             async with db.transaction():
                 await db.execute(INSERT, ["undone"])
                 inside.set()
-                # Tasks of the block's own are part of it, and do not deadlock.
+                # Tasks that the block started are part of it, and do not deadlock.
                 await asyncio.gather(*(db.execute(INSERT, [f"undone {n}"]) for n in range(3)))
                 assert not task.done()
                 raise ZeroDivisionError
@@ -114,18 +114,18 @@ async def test_a_read_only_block_is_a_snapshot_on_one_replica(world: World) -> N
         assert await db.read.fetch_value("select count(*) from orders") == 1
 
 
-async def test_another_isolation_inside_a_transaction_is_refused(world: World) -> None:
+async def test_a_different_isolation_inside_a_transaction_is_refused(world: World) -> None:
     async with world.registry() as registry, registry.session(tenant="acme") as db:
         async with db.transaction(isolation="serializable"):
             assert await db.fetch_value("select current_setting('transaction_isolation')") == "serializable"
             with pytest.raises(DataError, match="isolation is decided where the transaction is opened"):
                 async with db.transaction(isolation="repeatable read"):
-                    raise AssertionError("opened")
+                    raise AssertionError("the block was entered")
         with pytest.raises(ValueError, match="isolation"):
             db.transaction(isolation="chaos")
 
 
-async def test_commit_and_rollback_midway_keep_tenant_and_pin(world: World) -> None:
+async def test_commit_and_rollback_inside_the_session_keep_tenant_and_pin(world: World) -> None:
     ran: list[str] = []
     async with world.registry() as registry, registry.session(tenant="acme") as db:
         await db.execute(INSERT, ["first"])
@@ -151,14 +151,12 @@ async def test_commit_and_rollback_midway_keep_tenant_and_pin(world: World) -> N
 
 @pytest.mark.parametrize("how", ["db.commit()", "requires_new"])
 @pytest.mark.parametrize("fails", [False, True])
-async def test_nothing_leaves_before_a_commit_is_known_whose_caller_was_cancelled(
-    world: World, how: str, fails: bool
-) -> None:
-    """Its own caller does not wait for it any more, and goes on as if it had taken effect."""
+async def test_the_response_waits_for_a_commit_whose_caller_was_cancelled(world: World, how: str, fails: bool) -> None:
+    """The caller is no longer waiting and continues as if COMMIT had succeeded."""
 
     async def write(db: DataSession) -> None:
         await db.execute(INSERT, ["tea"])
-        # Its COMMIT takes its time, and may then fail at a foreign key.
+        # COMMIT is slow, and may fail at a deferred foreign key.
         await db.execute("insert into slow values (1)")
         if fails:
             await db.execute("insert into children (parent) values (99)")
@@ -186,13 +184,15 @@ async def test_nothing_leaves_before_a_commit_is_known_whose_caller_was_cancelle
         await assert_whole(registry, world)
     assert set(under_way) == {0}
     if how == "requires_new":
-        # What had a transaction of its own fails alone, as its caller has been told.
+        # A separate transaction fails alone, as its caller expects.
         assert (call.status, items) == (201, ["more"] if fails else ["tea", "more"])
     else:
         assert (call.status, items) == ((409, []) if fails else (201, ["tea", "more"]))
 
 
-async def test_hooks_run_alone_in_order_and_know_the_tenant(world: World, caplog: pytest.LogCaptureFixture) -> None:
+async def test_hooks_run_in_order_independently_and_know_the_tenant(
+    world: World, caplog: pytest.LogCaptureFixture
+) -> None:
     ran: list[object] = []
     async with world.registry() as registry, registry.session(tenant="acme") as db:
 
@@ -218,14 +218,14 @@ async def test_hooks_run_alone_in_order_and_know_the_tenant(world: World, caplog
     assert await world.items() == ["tea"]
 
 
-async def test_set_rollback_only_undoes_the_session(world: World) -> None:
+async def test_set_rollback_only_rolls_back_the_session(world: World) -> None:
     async with world.registry() as registry, registry.session(tenant="acme") as db:
         await db.execute(INSERT, ["tea"])
         db.set_rollback_only("a dry run")
     assert await world.items() == []
 
 
-async def test_a_stream_reads_in_bounded_steps_and_gives_its_connection_back(world: World) -> None:
+async def test_a_stream_reads_in_batches_and_returns_its_connection(world: World) -> None:
     async with world.registry() as registry, registry.session(tenant="acme") as db:
         rows = [row["n"] async for row in db.read.stream("select n from generate_series(1, %s) as n", [1234], size=100)]
         assert rows == list(range(1, 1235))
@@ -241,7 +241,7 @@ async def test_a_stream_reads_in_bounded_steps_and_gives_its_connection_back(wor
         assert [row["item"] async for row in db.stream("select item from orders")] == ["tea"]
 
 
-async def test_a_borrowed_connection_lives_in_the_transaction_and_dies_with_its_block(world: World) -> None:
+async def test_a_borrowed_connection_shares_the_transaction_and_expires_with_its_block(world: World) -> None:
     async with world.registry() as registry:
         async with registry.session(tenant="acme") as db:
             async with db.connection(AccessIntent.WRITE) as connection:
@@ -259,7 +259,7 @@ async def test_a_borrowed_connection_lives_in_the_transaction_and_dies_with_its_
         assert [endpoint.borrowed for endpoint in registry.for_tenant("acme").servers.values()] == [0, 0, 0]
 
 
-async def test_rows_as_the_caller_wants_them(world: World) -> None:
+async def test_row_factories_and_parameters(world: World) -> None:
     class Order:
         def __init__(self, id: int, item: str) -> None:
             self.id, self.item = id, item
@@ -278,7 +278,7 @@ async def test_rows_as_the_caller_wants_them(world: World) -> None:
                 await db.fetch_all("update orders set item = 'x' where false")
 
 
-async def test_service_functions_join_or_get_their_own(world: World) -> None:
+async def test_service_functions_join_the_transaction(world: World) -> None:
     @transactional
     async def place(db: DataSession, item: str) -> None:
         await db.execute(INSERT, [item])
@@ -303,7 +303,7 @@ async def test_service_functions_join_or_get_their_own(world: World) -> None:
     assert await world.items() == ["tea", "coffee"]
 
 
-async def test_an_iterator_that_was_left_behind_leaves_the_statement_that_runs_alone(world: World) -> None:
+async def test_closing_an_abandoned_stream_does_not_disturb_a_running_statement(world: World) -> None:
     async with world.registry(pool={"max_size": 1}) as registry:
         async with registry.session("acme") as db:
             rows = db.stream("select generate_series(1, 10) as number", size=2)
@@ -311,7 +311,7 @@ async def test_an_iterator_that_was_left_behind_leaves_the_statement_that_runs_a
             running = asyncio.ensure_future(db.read.fetch_value("select 'done' from pg_sleep(0.3)"))
             for _ in range(10):
                 await asyncio.sleep(0)
-            # The event loop does this with one that nobody holds any more.
+            # The event loop does this for an unreferenced async generator.
             await rows.aclose()
             assert await running == "done"
             assert await db.read.fetch_value("select 1") == 1

@@ -1,4 +1,4 @@
-"""`@transactional` on whatever can carry it: routes, classes, methods, functions, blocks, websockets."""
+"""`@transactional` on routes, classes, methods, functions, blocks and websockets."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ ACME = {"X-Tenant": "acme"}
 
 
 async def opened(db: Annotated[DataSession, Depends(session)]) -> AsyncIterator[str]:
-    # The route's annotation holds in its dependencies already.
+    # The route's annotation also applies to its dependencies.
     level = await db.fetch_value("select current_setting('transaction_isolation')")
     await db.execute(f"{INSERT} on conflict do nothing", ["from the dependency"])
     yield level
@@ -52,10 +52,10 @@ def plain(size: Annotated[int, Query(ge=1)] = 3) -> Iterator[int]:
     yield size
 
 
-# -- what can carry it
+# -- targets of the annotation
 
 
-async def test_methods_of_an_endpoint_class_each_have_their_own(world: World) -> None:
+async def test_methods_of_an_endpoint_class_have_their_own_annotations(world: World) -> None:
     class Orders(HTTPEndpoint):
         @transactional(read_only=True)
         async def get(self, request: Request) -> Response:
@@ -76,14 +76,14 @@ async def test_methods_of_an_endpoint_class_each_have_their_own(world: World) ->
 
     async with client(world, [Route("/orders", Orders), Route("/levels", Levels)]) as http:
         assert (await http.get("/orders")).json() == ["repeatable read", True]
-        # Starlette answers HEAD with the class's `get`, and so its annotation holds.
+        # Starlette answers HEAD with `get`, so the annotation of `get` applies.
         assert (await http.head("/orders")).status_code == 200
         assert (await http.post("/orders")).json() == "serializable"
         assert (await http.post("/levels")).json() == "repeatable read"
     assert await world.items() == ["tea"]
 
 
-async def test_a_fastapi_route_keeps_its_signature_its_docs_and_its_dependencies(world: World) -> None:
+async def test_a_fastapi_route_keeps_its_signature_docs_and_dependencies(world: World) -> None:
     app = FastAPI()
 
     async def place(
@@ -119,7 +119,7 @@ async def test_a_fastapi_route_keeps_its_signature_its_docs_and_its_dependencies
     assert await world.items() == ["from the dependency", "tea"]
 
 
-# What a rule of `routes` is asked for as well, without touching the code.
+# The options that a rule of `routes` can set without a code change.
 ASK = (
     "select current_setting('transaction_isolation') as isolation,"
     " current_setting('transaction_read_only') as read_only,"
@@ -139,7 +139,7 @@ ASK = (
         ({"propagation": "required"}, ("read committed", "off", "off", False)),
     ],
 )
-async def test_a_rule_makes_the_transaction_that_an_annotation_would_make(
+async def test_a_rule_opens_the_same_transaction_as_an_annotation(
     world: World, how: str, options: dict[str, Any], expected: tuple[Any, ...]
 ) -> None:
     async def endpoint(request: Request) -> Response:
@@ -156,7 +156,7 @@ async def test_a_rule_makes_the_transaction_that_an_annotation_would_make(
         routes, rules = [Route("/{status:int}", transactional(**options)(endpoint), methods=["POST"])], []
     else:
         routes, rules = [Route("/{status:int}", endpoint, methods=["POST"])], [{"match": "POST /*", **options}]
-    # Where nothing else asks for a transaction.
+    # With this default nothing else opens a transaction.
     registry = world.registry(routes=rules, transactions={"default": "annotated"})
     async with client(world, routes, registry=registry) as http:
         for status, items in ((409, []), (200, ["0", "1"])):
@@ -166,7 +166,7 @@ async def test_a_rule_makes_the_transaction_that_an_annotation_would_make(
         await assert_whole(registry, world)
 
 
-async def test_a_rule_leaves_the_transaction_out_or_bounds_it_or_says_what_statements_want(world: World) -> None:
+async def test_a_rule_can_disable_the_transaction_limit_its_time_and_set_the_intent(world: World) -> None:
     async def write(request: Request) -> Response:
         await session(request).execute(INSERT, [request.url.path])
         return JSONResponse({}, status_code=409)
@@ -201,7 +201,7 @@ async def test_a_rule_leaves_the_transaction_out_or_bounds_it_or_says_what_state
     assert await world.items() == ["/by-statement"]
 
 
-async def test_an_annotation_goes_before_the_rule_and_takes_from_it_what_it_leaves_open(world: World) -> None:
+async def test_an_annotation_precedes_the_rule_and_inherits_unset_options(world: World) -> None:
     @transactional(isolation="repeatable read")
     async def strict(request: Request) -> Response:
         return JSONResponse(await session(request).fetch_value("select current_setting('transaction_isolation')"))
@@ -227,10 +227,10 @@ async def in_a_block(db: Annotated[DataSession, Depends(session)]) -> AsyncItera
 
 
 @pytest.mark.parametrize("default", ["request", "annotated"])
-async def test_a_dependency_of_fastapi_may_hold_a_block_that_ends_before_the_response(
+async def test_a_fastapi_dependency_with_function_scope_may_hold_a_block(
     world: World, default: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """FastAPI ends dependencies behind the response, unless they say otherwise: that would be too late to commit."""
+    """By default, FastAPI ends dependencies after the response: too late to commit."""
     app = FastAPI()
 
     @app.post("/function/{item}")
@@ -260,7 +260,7 @@ async def test_a_dependency_of_fastapi_may_hold_a_block_that_ends_before_the_res
     assert await world.items() == ["from the dependency", "tea"]
 
 
-async def test_methods_partials_and_hidden_coroutines(world: World) -> None:
+async def test_methods_partials_and_wrapped_coroutine_functions(world: World) -> None:
     class Shop:
         @transactional
         async def place(self, item: str) -> bool:
@@ -280,7 +280,7 @@ async def test_methods_partials_and_hidden_coroutines(world: World) -> None:
         def wrapper(*args: Any) -> Any:
             return function(*args)
 
-        # What `functools.wraps` leaves of the coroutine function is not to be looked at.
+        # Without `__wrapped__`, the wrapper does not look like a coroutine function.
         del wrapper.__wrapped__  # type: ignore[attr-defined]
         return wrapper
 
@@ -305,7 +305,7 @@ async def test_methods_partials_and_hidden_coroutines(world: World) -> None:
     assert await world.items() == ["a method", "a static method", "a partial", "an object"]
 
 
-def test_what_cannot_carry_it_says_so() -> None:
+def test_unsupported_targets_are_refused() -> None:
     async def rows() -> AsyncIterator[int]:
         yield 1
 
@@ -338,7 +338,7 @@ def test_what_cannot_carry_it_says_so() -> None:
         ({"commit_on": ["6xx"]}, "commit_on: '6xx'"),
     ],
 )
-def test_an_option_that_makes_no_sense_is_refused_where_it_is_written(options: dict[str, Any], message: str) -> None:
+def test_an_invalid_option_is_refused_at_the_annotation(options: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         transactional(**options)
 
@@ -346,7 +346,7 @@ def test_an_option_that_makes_no_sense_is_refused_where_it_is_written(options: d
 # -- as a block
 
 
-async def test_as_a_block_it_joins_or_has_its_own(world: World) -> None:
+async def test_a_block_joins_or_opens_a_transaction(world: World) -> None:
     async def inside(db: DataSession) -> None:
         async with transactional() as same:
             assert same is db
@@ -384,7 +384,7 @@ async def test_as_a_block_it_joins_or_has_its_own(world: World) -> None:
     assert await world.items() == ["joined", "own", "tolerated"]
 
 
-async def test_a_joined_block_that_fails_and_is_caught_fails_the_commit(world: World) -> None:
+async def test_a_caught_failure_of_a_joined_block_fails_the_commit(world: World) -> None:
     async with world.registry() as registry:
         with pytest.raises(UnexpectedRollback):
             async with registry.session("acme") as db:
@@ -395,7 +395,7 @@ async def test_a_joined_block_that_fails_and_is_caught_fails_the_commit(world: W
     assert await world.items() == []
 
 
-async def test_a_block_is_entered_once_at_a_time_and_cannot_be_run_again(world: World) -> None:
+async def test_a_block_is_not_reentrant_and_has_no_retry(world: World) -> None:
     block = transactional()
     with pytest.raises(DataError, match="no session here"):
         async with block:
@@ -415,7 +415,7 @@ async def test_a_block_is_entered_once_at_a_time_and_cannot_be_run_again(world: 
 # -- functions that are not async
 
 
-async def test_a_function_that_is_not_async_joins_and_opens_nothing(world: World) -> None:
+async def test_a_function_that_is_not_async_can_join_but_not_open_a_transaction(world: World) -> None:
     @transactional
     def joins() -> str:
         return "joined"
@@ -493,7 +493,7 @@ async def test_in_a_websocket_each_block_and_each_function_is_a_transaction(worl
             assert await socket.recv() == '[false,["statement"]]'
             assert await socket.recv() == '"serializable"'
             assert await socket.recv() == '["statement","block","function"]'
-            # It holds nothing while it waits for its client.
+            # It holds no connection while it waits for its client.
             assert [endpoint.borrowed for endpoint in registry.for_tenant("acme").servers.values()] == [0, 0, 0]
             await socket.send("bye")
         async with asyncio.timeout(20), websockets.connect(f"{url}/echo", additional_headers=ACME) as socket:
@@ -502,7 +502,7 @@ async def test_in_a_websocket_each_block_and_each_function_is_a_transaction(worl
     assert await world.items() == ["statement", "block", "function", "tea", "tea again"]
 
 
-async def test_hooks_of_a_websocket_run_with_their_transaction_or_at_its_end(world: World) -> None:
+async def test_hooks_of_a_websocket_run_after_their_transaction_or_at_its_end(world: World) -> None:
     ran: list[str] = []
 
     async def handler(socket: WebSocket) -> None:
@@ -536,7 +536,7 @@ async def test_hooks_of_a_websocket_run_with_their_transaction_or_at_its_end(wor
 # -- deadlines
 
 
-async def test_a_functions_timeout_ends_its_statements_and_its_waits(world: World) -> None:
+async def test_a_functions_timeout_ends_its_statements_and_waits(world: World) -> None:
     @transactional(timeout=0.2)
     async def slow_statement() -> None:
         await current_session().fetch_value("select pg_sleep(30)")
@@ -548,7 +548,7 @@ async def test_a_functions_timeout_ends_its_statements_and_its_waits(world: Worl
 
     @transactional(timeout=3600)
     async def patient() -> None:
-        # An inner one can only shorten what is left.
+        # An inner timeout can only shorten the remaining time.
         await slow_statement()
 
     async def body(db: DataSession) -> None:
@@ -566,7 +566,7 @@ async def test_a_functions_timeout_ends_its_statements_and_its_waits(world: Worl
     assert await world.items() == ["kept"]
 
 
-async def test_a_routes_timeout_covers_the_wait_for_a_connection_and_is_handed_to_the_server(world: World) -> None:
+async def test_a_routes_timeout_covers_the_pool_queue_and_is_sent_to_the_server(world: World) -> None:
     @transactional(timeout=0.3)
     async def queues(request: Request) -> Response:
         await session(request).execute(INSERT, ["too late"])
@@ -585,11 +585,11 @@ async def test_a_routes_timeout_covers_the_wait_for_a_connection_and_is_handed_t
         async with registry.session("acme") as holder:
             await holder.execute(INSERT, ["held"])
             assert (await http.post("/queues")).status_code == 504
-        told = (await http.post("/limits")).json()
-        # The transaction's own limit, which costs the connection, stands behind the statement's.
-        assert 0 < told["statement_timeout"] <= 20_000
-        assert told["statement_timeout"] < told["transaction_timeout"] <= 21_000
-        assert told["statement_timeout"] < told["idle_in_transaction_session_timeout"] <= 22_000
+        applied = (await http.post("/limits")).json()
+        # transaction_timeout costs the connection, so it is longer than the statement's.
+        assert 0 < applied["statement_timeout"] <= 20_000
+        assert applied["statement_timeout"] < applied["transaction_timeout"] <= 21_000
+        assert applied["statement_timeout"] < applied["idle_in_transaction_session_timeout"] <= 22_000
     assert await world.items() == ["held"]
 
 
@@ -622,8 +622,8 @@ async def test_a_functions_timeout_covers_the_wait_for_another_tasks_block(world
     assert await world.items() == ["held"]
 
 
-async def test_a_deadline_inside_the_commit_of_a_function_is_answered_by_the_truth(world: World) -> None:
-    """The trigger of `slow` holds COMMIT for longer than there is time: it is cancelled, and nothing was committed."""
+async def test_a_deadline_inside_the_commit_of_a_function_is_answered_with_the_true_outcome(world: World) -> None:
+    """The trigger of `slow` delays COMMIT beyond the deadline: it is cancelled, and nothing is committed."""
 
     @transactional(timeout=0.2)
     async def place() -> None:

@@ -1,4 +1,4 @@
-"""Many tenants on few connections, with everything that can go wrong between them: does anybody see a stranger's row?
+"""Many tenants on few connections, with everything that can go wrong between them: no tenant sees another one's row.
 
 Every row carries its owner. Requests run through the middleware: they read, write, commit in between, fail, are
 cancelled in the middle, lend connections, stream. Whatever a request reads has to belong to its tenant.
@@ -261,10 +261,10 @@ async def run_requests(
 
 
 async def assert_no_leak(watch: Watch, registry: DataSourceRegistry) -> None:
-    """Nobody saw a stranger's row, and every connection is back.
+    """No tenant saw another one's row, and every connection is back.
 
     Raises:
-        AssertionError: Somebody did, or one is not.
+        AssertionError: One did, or a connection is missing.
     """
     assert watch.strangers == []
     assert watch.rows > 0

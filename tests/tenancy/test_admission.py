@@ -88,8 +88,35 @@ async def test_a_hidden_tenant_is_answered_as_one_that_is_not_there(world: World
         assert (await http.get("/", headers={"X-Tenant": "acme", "X-Member-Of": "acme"})).status_code == 200
 
 
+@pytest.mark.parametrize("function", FUNCTIONS)
+async def test_a_hidden_tenant_is_the_default_where_unknown_ones_are(world: World, function: str) -> None:
+    asked.clear()
+    await world.sql("insert into orders (item) values ('of the default')", schema="shared")
+    config = world.config(tenancy=tenancy(function, hide_unknown=True, default="orders"), replicas=())
+    config["datasources"]["orders"]["search_path"] = ["globex"]
+
+    async def whose(request: Request) -> Response:
+        db = session(request)
+        return JSONResponse([db.tenant.name, await db.read.fetch_value("select count(*) from orders")])
+
+    async with client(world, [Route("/", whose)], registry=compile(config)) as http:
+        answers = [
+            await http.get("/", headers={"X-Tenant": name, "X-Member-Of": "globex"}) for name in ("acme", "nobody")
+        ]
+        assert [(answer.status_code, answer.json()) for answer in answers] == [(200, [None, 0])] * 2
+        assert [tenant for _, tenant in asked] == ["acme", "nobody"]
+        assert (await http.get("/", headers={"X-Tenant": "acme", "X-Member-Of": "acme"})).json()[0] == "acme"
+        assert (await http.get("/", headers={"X-Tenant": "nobody", "X-Member-Of": "nobody"})).json()[0] is None
+        assert (await http.get("/", headers={"X-Tenant": ""})).json()[0] is None
+        # Nor does its state tell that there is one.
+        config["tenants"]["acme"]["state"] = "suspended"
+    async with client(world, [Route("/", whose)], registry=compile(config)) as http:
+        assert (await http.get("/", headers={"X-Tenant": "acme", "X-Member-Of": "globex"})).json()[0] is None
+        assert (await http.get("/", headers={"X-Tenant": "acme", "X-Member-Of": "acme"})).status_code == 403
+
+
 async def test_whoever_may_not_act_for_a_tenant_does_not_have_it_looked_for(world: World) -> None:
-    """A question to the catalog takes a while: only whoever may act for the tenant waits for it."""
+    """A look-up in the catalog takes time: only a request that may act for the tenant waits for it."""
     await world.sql("create schema catalog; create table catalog.tenants (name text, aliases text[]);")
     await world.sql("grant usage on schema catalog to app; grant select on catalog.tenants to app")
     config = world.config(tenancy=tenancy("may_act", hide_unknown=True), replicas=())
@@ -111,7 +138,7 @@ async def test_whoever_may_not_act_for_a_tenant_does_not_have_it_looked_for(worl
         await world.sql("insert into catalog.tenants values ('globex', '{books}')")
         assert await ask("books", "books") == 404
         assert await ask("books", "books,globex") == await ask("books", "globex") == 200
-        # A membership of the name of nobody is none.
+        # A membership in an unknown tenant grants nothing.
         assert await ask("nobody", "nobody") == 404
     assert registry.compiled.admission.directory.map.find("nobody") is None
 

@@ -7,30 +7,35 @@ import json
 import logging
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import psycopg
 import pytest
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from asgi_datasource import DataError, DataErrorKind, DataSourceRegistry, Tenant, compile, session
-from asgi_datasource.tenancy import Catalog, CatalogState, Strategy, TenantState
+from asgi_datasource.tenancy import Catalog, CatalogState, Strategy, TenantState, catalog
 from asgi_datasource.tenancy.catalog_snapshot import SnapshotWriter
 from asgi_datasource.testing import EmbeddedCluster
 from tests.apps import client
 from tests.pools import until
+from tests.tenancy.scopes import ask as ask_resolver
+from tests.tenancy.scopes import scope
 from tests.world import World
 
 TABLE = """
 create table catalog.customers (
     name text primary key, datasource text, schema text, row_security jsonb, role text,
-    state text, aliases text[], max_connections int, database text
+    state text, aliases text[], max_connections int, database text, domains text[]
 );
 grant select on catalog.customers to app;
 insert into catalog.customers (name, schema) values ('acme', 'acme'), ('globex', 'globex')
 """
+CLAIMED = ("alias 'both'", "domain 'both.test'")
 NOTIFYING = """
 create function catalog.tell() returns trigger language plpgsql as $$begin notify customers_changed; return null; end$$;
 create trigger tell after insert or update or delete on catalog.customers execute function catalog.tell()
@@ -98,7 +103,7 @@ async def test_tenants_are_loaded_at_the_start_and_served(table: World) -> None:
 async def test_a_row_may_say_all_that_the_document_may(table: World) -> None:
     await table.sql(
         "insert into catalog.customers values ('initech', 'orders', 'shared', '{\"app.tenant\": \"41\"}', 'app',"
-        " 'read_only', '{shop.initech.test, BÜCHER.example, old-name}', 3, 'db')"
+        " 'read_only', '{old-name, old.initech.test}', 3, 'db', '{shop.initech.test, BÜCHER.example}')"
     )
     async with registry(table) as made:
         tenant = made.tenant("initech")
@@ -111,8 +116,10 @@ async def test_a_row_may_say_all_that_the_document_may(table: World) -> None:
             3,
             None,
         )
-        for alias in ("shop.initech.test", "xn--bcher-kva.example", "old-name"):
+        for alias in ("old-name", "old.initech.test"):
             assert made.tenant(alias) is tenant
+        domains = made.compiled.admission.directory.map.domains
+        assert domains == {"shop.initech.test": "initech", "xn--bcher-kva.example": "initech"}
 
 
 async def test_what_a_row_leaves_out_stands_in_the_defaults(table: World) -> None:
@@ -140,15 +147,18 @@ async def test_a_bad_row_is_left_out_and_spoils_none_of_the_others(
         ('odd', null, null, 'asleep', null), ('few', null, null, null, 0), ('twin', 'orders', null, null, null),
         ('twin', null, null, null, null)
     """)
-    await table.sql("update catalog.customers set aliases = '{both.test}' where schema is not null")
+    await table.sql("update catalog.customers set aliases = '{both}', domains = '{both.test}' where schema is not null")
     async with registry(table) as made:
         assert await names(made) == ["acme", "globex"]
         assert made.tenant("acme").settings == (("search_path", '"acme"'),)
-        # An alias that two claim is nobody's.
+        # An alias or domain that two tenants claim belongs to neither.
         with pytest.raises(DataError):
-            made.tenant("both.test")
+            made.tenant("both")
+        assert made.compiled.admission.directory.map.domains == {}
     told = [record.getMessage() for record in caplog.records if "left out" in record.getMessage()]
     assert len(told) == 8
+    claims = [record.getMessage() for record in caplog.records if "belongs to two tenants" in record.getMessage()]
+    assert sorted(claims) == [f"the {what} belongs to two tenants and is used for neither" for what in CLAIMED]
 
 
 @pytest.mark.parametrize("row", ["{}", "[1, 2]", '{"x": "y"}', '{"app.tenant": 1}'])
@@ -207,13 +217,41 @@ async def test_a_notification_brings_it_at_once_also_after_the_connection_was_lo
             await until(lambda was=lost: catalog_of(made)._connection not in (None, was), "it does not listen again")
         await insert(table, "umbra")
         await until(known(made, "umbra"), "the notification was not heard after the connection was lost")
-        # What was notified while nobody listened is noticed as well.
+        # Changes during a lost LISTEN connection are loaded as well.
         lost = catalog_of(made)._connection
         assert lost is not None
         await asyncio.gather(
             table.sql(f"select pg_terminate_backend({lost.pgconn.backend_pid})"), insert(table, "stark")
         )
         await until(known(made, "stark"), "what was notified meanwhile was missed")
+
+
+async def test_a_flood_of_notifications_costs_one_read_in_a_while_and_the_last_one_is_heard(
+    table: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(catalog, "NOTIFY_INTERVAL_S", 0.3)
+    reads: list[float] = []
+    async with registry(table, notify="customers_changed") as made:
+        read, loop = catalog_of(made)._read, asyncio.get_running_loop()
+
+        async def counted(*arguments: Any) -> None:
+            reads.append(loop.time())
+            await read(*arguments)
+
+        monkeypatch.setattr(catalog_of(made), "_read", counted)
+        async with await psycopg.AsyncConnection.connect(table.url(), autocommit=True) as anybody:
+            until_then = loop.time() + 1.5
+            while loop.time() < until_then:
+                await anybody.execute("notify customers_changed")
+            await insert(table, "hooli")
+            await anybody.execute("notify customers_changed")
+        await until(known(made, "hooli"), "the last notification was not heard")
+        assert 2 <= len(reads) <= 8
+        assert all(later - earlier >= 0.3 for earlier, later in pairwise(reads))
+        # Then there is silence.
+        count = len(reads)
+        await asyncio.sleep(0.5)
+        assert len(reads) <= count + 1
 
 
 async def test_one_connection_is_enough_whatever_the_pool_does(table: World) -> None:
@@ -245,10 +283,10 @@ async def test_columns_that_nobody_asked_for_are_not_read(table: World) -> None:
 async def test_a_name_that_is_not_known_yet_is_asked_for(table: World) -> None:
     async with registry(table) as made:
         await insert(table, "hooli")
-        await table.sql("update catalog.customers set aliases = '{shop.hooli.test}' where name = 'hooli'")
+        await table.sql("update catalog.customers set aliases = '{old-hooli}' where name = 'hooli'")
         async with made.session("hooli") as db:
             assert db.tenant.settings == (("search_path", '"hooli"'),)
-        assert made.tenant("shop.hooli.test").name == "hooli"
+        assert made.tenant("old-hooli").name == "hooli"
 
 
 async def test_a_flood_of_unknown_names_costs_one_question_in_a_while(table: World) -> None:
@@ -322,7 +360,7 @@ async def test_an_alias_that_a_tenant_has_is_taken_by_no_new_one(table: World) -
             assert db.tenant.name == "hooli"
         assert made.tenant("shop").name == "acme"
         await catalog_of(made).refresh()
-        # Now that all are read again it is nobody's.
+        # After the full load it belongs to neither.
         with pytest.raises(DataError, match="no such tenant"):
             made.tenant("shop")
 
@@ -336,9 +374,51 @@ async def test_a_domain_of_a_new_tenant_is_asked_for_as_well(table: World) -> No
     document["tenancy"] = {"resolve": [{"domain": {}}], "trusted_hosts": ["app.test"]}
     async with client(table, [Route("/", who)], registry=compile(document)) as http:
         assert (await http.get("/", headers={"Host": "shop.acme.test"})).status_code == 400
-        await table.sql("update catalog.customers set aliases = '{shop.globex.test}' where name = 'globex'")
+        await table.sql("update catalog.customers set domains = '{shop.globex.test}' where name = 'globex'")
         answer = await http.get("/", headers={"Host": "Shop.Globex.test:443"})
         assert (answer.status_code, answer.json()) == (200, "globex")
+
+
+async def test_a_customers_domain_takes_neither_anothers_subdomain_nor_a_name(
+    table: World, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def who(request: Request) -> Response:
+        return JSONResponse(session(request).tenant.name)
+
+    await table.sql(
+        "update catalog.customers set domains = '{globex.app.test, app.test, WWW.shop.test, globex, initech, \"a b\"}'"
+        " where name = 'acme'"
+    )
+    document = config(table)
+    document["tenancy"] = {
+        "resolve": [{"domain": {}}, {"subdomain_of": "app.test"}, {"header": "X-Tenant"}],
+        "trusted_hosts": ["shop.test", "app.test", "*.app.test", "127.0.0.1", "localhost"],
+    }
+    async with client(table, [Route("/", who)], tenant="", registry=compile(document)) as http:
+
+        async def ask(**headers: str) -> tuple[int, object]:
+            answer = await http.get("/", headers={name.replace("_", "-"): value for name, value in headers.items()})
+            return answer.status_code, answer.json() if answer.status_code == 200 else None
+
+        assert await ask(Host="globex.app.test") == (200, "globex")
+        assert await ask(Host="app.test") == (400, None)
+        assert await ask(Host="www.shop.test") == (400, None)
+        for name, wanted in (("globex", (200, "globex")), ("initech", (404, None))):
+            assert await ask(X_Tenant=name, Host="localhost") == wanted
+        # As a host it is the customer's own affair.
+        assert await ask(Host="initech") == (200, "acme")
+    told = {record.getMessage() for record in caplog.records if "of the tenant 'acme' is left out" in record.message}
+    assert len(told) == 4
+
+
+async def test_whoever_tells_no_domains_is_not_asked_for_hosts(table: World) -> None:
+    document = config(table, query="select name, schema from catalog.customers")
+    document["tenancy"] = {"resolve": [{"domain": {}}], "trusted_hosts": ["app.test"]}
+    async with compile(document) as made:
+        for host in ("shop.acme.test", "acme"):
+            with pytest.raises(DataError, match="not one that is served here"):
+                await ask_resolver(made.compiled.resolution(), scope(host=host))
+        assert catalog_of(made).questions == 0
 
 
 # -- without the table

@@ -24,7 +24,7 @@ NAMES = ("acme", "globex", "initech", "umbrella")
 
 @pytest.fixture(scope="module")
 def databases(cluster: EmbeddedCluster) -> Iterator[EmbeddedCluster]:
-    """A database for each of the names, with a table that says whose it is."""
+    """A database for each of the names, with a table that names its tenant."""
 
     async def make() -> None:
         for name in NAMES:
@@ -65,7 +65,10 @@ def config(cluster: EmbeddedCluster, *, replicas: tuple[str, ...] = (), **pool: 
             }
         },
         "tenancy": {"resolve": [{"header": "X-Tenant"}]},
-        "tenants": {"*": {"datasource": "own"}, "renamed": {"datasource": "own", "database": "acme"}},
+        "tenants": {
+            "*": {"datasource": "own"},
+            "renamed": {"datasource": "own", "database": "acme", "aliases": ["acme"]},
+        },
     }
 
 

@@ -54,9 +54,10 @@ def config() -> dict[str, Any]:
                 {"cookie": "tenant"},
             ],
             "trusted_proxies": ["192.0.2.0/24"],
+            "trusted_headers": ["forwarded", "x-forwarded-host"],
         },
         "tenants": {
-            "acme": {"datasource": "shop", "schema": "acme", "aliases": ["shop.acme.test"]},
+            "acme": {"datasource": "shop", "schema": "acme", "domains": ["shop.acme.test"]},
             "globex": {"datasource": "shop", "schema": "globex"},
             "initech": {"datasource": "shop", "schema": "initech", "state": "suspended"},
         },
@@ -109,7 +110,7 @@ def test_any_request_is_a_known_tenants_or_is_refused(
     call = asyncio.run(send())
     said = json.loads(call.body)
     if call.status == 200:
-        # It is in the request, in one spelling or the other: never anybody else's.
+        # The name is in the request, in one spelling or another.
         assert said in ("acme", "globex")
         everything = repr((headers, path, query)).lower()
         is_spelled = said in everything or "cme" in everything or "eyj" in everything or "%" in everything

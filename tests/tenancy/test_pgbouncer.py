@@ -68,7 +68,7 @@ async def test_every_tenant_sees_its_own_rows_on_whichever_connection(world: Wor
 
 
 async def leftovers(made: DataSourceRegistry) -> set[str]:
-    """The state of every server connection, as whoever has no tenant finds it."""
+    """The state of every server connection, as a statement without a tenant finds it."""
     found: dict[int, str] = {}
     async with asyncio.timeout(20):
         while len(found) < SERVER_CONNECTIONS:

@@ -17,10 +17,13 @@ from tests.tenancy.provisioning_site import FILES, Point, Site, kill_points, ok,
 
 
 async def test_a_tenant_is_made_listed_suspended_renamed_and_dropped(site: Site) -> None:
-    assert "ready" in ok(site.command("create", "acme", "--alias", "shop.acme.test", "--max-connections", "3"))
+    assert "ready" in ok(
+        site.command("create", "acme", "--alias", "shop", "--domain", "Shop.Acme.Test", "--max-connections", "3")
+    )
     async with site.registry() as registry:
         assert await site.items(registry, "acme") == [f"of t_acme in {site.prefix}_one", "seed of acme"]
-        assert registry.tenant("shop.acme.test").max_connections == 3
+        assert registry.tenant("shop").max_connections == 3
+        assert registry.compiled.admission.directory.map.domains == {"shop.acme.test": "acme"}
         async with registry.session("acme") as db:
             await db.execute("insert into items (name) values ('written')")
 
@@ -114,7 +117,7 @@ async def test_a_schema_moves_to_another_datasource_with_all_its_rows(site: Site
             await db.execute("insert into items (name) select 'row ' || n from generate_series(1, 50) n")
         before = await site.items(registry, "acme")
         ok(site.command("move", "acme", "--to", "two"))
-        # Whoever does not know yet reads the old place, and cannot write there any more.
+        # A process that does not know yet reads the old place, and cannot write there any more.
         with pytest.raises(DataError, match="nothing is written here any more"):
             async with registry.session("acme") as db:
                 await db.execute("insert into items (name) values ('lost')")
@@ -184,10 +187,11 @@ async def test_nobody_moves_in_with_somebody_else(site: Site) -> None:
     document = json.loads(site.config.read_text())
     site.set(
         datasources={**document["datasources"], "twin": document["datasources"]["one"]},
-        tenants={"listed": {"datasource": "one", "schema": "listed"}},
+        tenants={"listed": {"datasource": "one", "schema": "listed", "domains": ["listed.test"]}},
+        tenancy={"resolve": [{"subdomain_of": "app.test"}, {"domain": {}}]},
     )
     provisioner = site.provisioner()
-    await provisioner.create("acme", aliases=["shop"])
+    await provisioner.create("acme", aliases=["shop"], domains=["shop.test"])
     wanted: list[tuple[str, dict[str, Any], str]] = [
         ("other", {"schema": "t_acme"}, "'acme' lives in the same place"),
         ("other", {"schema": "listed"}, "'listed' lives in the same place"),
@@ -196,6 +200,10 @@ async def test_nobody_moves_in_with_somebody_else(site: Site) -> None:
         ("shop", {}, "the tenant 'acme' has the name"),
         ("other", {"aliases": ["shop"]}, "the tenant 'acme' has the name"),
         ("other", {"aliases": ["listed"]}, "the document has the name"),
+        ("other", {"domains": ["Shop.test"]}, "the tenant 'acme' has the name, or an alias or domain,"),
+        ("other", {"domains": ["listed.test"]}, "the document has the name, or an alias or domain,"),
+        ("other", {"domains": ["acme.app.test"]}, "one of the application's own"),
+        ("other", {"domains": ["no host"]}, "not a host name"),
     ]
     for name, placed, told in wanted:
         with pytest.raises(DataError, match=told):

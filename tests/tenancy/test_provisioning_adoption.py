@@ -17,7 +17,7 @@ BARE = {"datasource": "one", "schema": "{tenant}"}
 
 
 def by_name(site: Site, **defaults: Any) -> None:
-    """Places are named as the tenants are: whoever signs up chooses a name."""
+    """Places have the names of the tenants, which customers choose at sign-up."""
     site.set(tenants_from={"datasource": "control", "defaults": defaults or BARE})
 
 

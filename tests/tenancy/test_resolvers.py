@@ -8,14 +8,15 @@ from uuid import UUID
 
 import pytest
 
-from asgi_datasource import DataError, DataErrorKind, DataSourceRegistry, compile
+from asgi_datasource import DataError, DataErrorKind, DataSourceRegistry, Resolution, compile
 from tests.tenancy.scopes import ask, scope
 
 TENANTS: dict[str, Any] = {
     "acme": {
         "datasource": "orders",
         "schema": "acme",
-        "aliases": ["shop.acme.test", "b\u00fccher.example", "acme-inc"],
+        "aliases": ["acme-inc", "old.acme.test"],
+        "domains": ["shop.acme.test", "b\u00fccher.example", "single"],
     },
     "globex": {"datasource": "orders", "schema": "globex"},
 }
@@ -189,6 +190,8 @@ async def test_a_domain_of_another_script_is_known_in_both_spellings() -> None:
         ("xn--bcher-kva.example", "acme"),
         ("www.globex.test", None),
         ("acme", None),
+        # An alias is a name, and no host.
+        ("old.acme.test", None),
     ],
 )
 async def test_a_domain_of_its_own_names_the_tenant(host: str, wanted: str | None) -> None:
@@ -198,6 +201,10 @@ async def test_a_domain_of_its_own_names_the_tenant(host: str, wanted: str | Non
 async def test_an_alias_is_another_name_of_the_tenant() -> None:
     found = registry({"header": "X-Tenant"})
     assert found.tenant("acme-inc") is found.tenant("acme")
+    # A domain is a host, and no name.
+    for host in ("shop.acme.test", "single"):
+        with pytest.raises(DataError):
+            found.tenant(host)
     assert [tenant.name async for tenant in found.tenants()] == ["acme", "globex"]
 
 
@@ -205,13 +212,14 @@ async def test_two_host_headers_are_ambiguous() -> None:
     await refusal(scope("/", ("Host", "globex.app.test"), host="acme.app.test"), {"subdomain_of": "app.test"})
 
 
+BOTH = ["forwarded", "x-forwarded-host"]
 PROXIES = ["10.0.0.0/8", "fd00::/8", "192.0.2.7"]
 
 
 @pytest.mark.parametrize(
     ("client", "headers", "wanted"),
     [
-        # From anybody else the headers say nothing.
+        # Headers from other addresses are ignored.
         (("192.0.2.1", 1), [("X-Forwarded-Host", "globex.app.test")], "acme"),
         (("192.0.2.1", 1), [("Forwarded", "host=globex.app.test")], "acme"),
         (None, [("X-Forwarded-Host", "globex.app.test")], "acme"),
@@ -245,13 +253,14 @@ async def test_forwarded_hosts_count_from_trusted_proxies_only(
     client: tuple[str, int] | None, headers: list[tuple[str, str]], wanted: str
 ) -> None:
     request = scope("/", *headers, host="acme.app.test", client=client)
-    assert await name(request, {"subdomain_of": "app.test"}, trusted_proxies=PROXIES) == wanted
+    assert await name(request, {"subdomain_of": "app.test"}, trusted_proxies=PROXIES, trusted_headers=BOTH) == wanted
 
 
 async def test_whoever_connects_through_a_unix_socket_can_be_a_trusted_proxy() -> None:
     for client in (None, ("", 0)):
         request = scope("/", ("X-Forwarded-Host", "globex.app.test"), host="acme.app.test", client=client)
-        assert await name(request, {"subdomain_of": "app.test"}, trusted_proxies=["unix"]) == "globex"
+        tenancy = {"trusted_proxies": ["unix"], "trusted_headers": BOTH}
+        assert await name(request, {"subdomain_of": "app.test"}, **tenancy) == "globex"
 
 
 @pytest.mark.parametrize(
@@ -264,7 +273,96 @@ async def test_whoever_connects_through_a_unix_socket_can_be_a_trusted_proxy() -
 )
 async def test_proxies_that_name_two_hosts_are_ambiguous(headers: list[tuple[str, str]]) -> None:
     request = scope("/", *headers, host="acme.app.test", client=("10.0.0.1", 1))
-    await refusal(request, {"subdomain_of": "app.test"}, trusted_proxies=PROXIES)
+    await refusal(request, {"subdomain_of": "app.test"}, trusted_proxies=PROXIES, trusted_headers=BOTH)
+
+
+ACME = ", for=198.51.100.7;host=acme.app.test"
+"""What the proxy appends to what a client has sent."""
+
+
+@pytest.mark.parametrize(
+    "sent",
+    [
+        # An open quote would swallow what the proxy has appended.
+        'for=9.9.9.9;host=globex.app.test;x="',
+        'host=globex.app.test;x="\\',
+        'host="globex.app.test',
+        "host=globex.app.test;x=a b",
+        "host = globex.app.test",
+        "host=globex.app.test; for=9.9.9.9",
+        "host=globex.app.test;host=acme.app.test",
+        "host=globex.app.test;HOST=globex.app.test",
+        "host",
+        "host=",
+        "=globex.app.test",
+        "host=glo/bex.app.test",
+        'host="globex.app.test/x"',
+        "for=10.0.0.1:80;host=globex.app.test",
+        "for=2001:db8::1",
+        'for="2001:db8::1"',
+        "for=10.0.0.256",
+        "for=10.0.0",
+        'for="[::1"',
+        "for=nobody",
+        'for=""',
+        'by="10.0.0.1:123456"',
+        "proto=1http",
+        "host=globex.app.test\x00",
+        "(comment)",
+    ],
+)
+async def test_a_forwarded_header_is_read_whole_or_not_at_all(sent: str) -> None:
+    for headers in ([("Forwarded", sent + ACME)], [("Forwarded", sent), ("Forwarded", ACME[2:])]):
+        request = scope("/", *headers, host="acme.app.test", client=("10.1.2.3", 1))
+        error = await refusal(
+            request, {"subdomain_of": "app.test"}, trusted_proxies=PROXIES, trusted_headers=["forwarded"]
+        )
+        assert "not what RFC 7239 allows" in error.message
+
+
+@pytest.mark.parametrize(
+    "sent",
+    [
+        "for=9.9.9.9;host=globex.app.test",
+        "",
+        ",,",
+        ";;, ;",
+        "for=unknown",
+        "for=_hidden;by=_proxy.1",
+        'for="_hidden:_port"',
+        'for="[2001:db8::1]:80";proto=https',
+        'x="a, \\" host=globex.app.test"',
+        'x="\xe9\t"',
+        " \tfor=9.9.9.9 \t",
+    ],
+)
+async def test_what_a_client_has_sent_does_not_change_what_the_proxy_appends(sent: str) -> None:
+    for headers in ([("Forwarded", sent + ACME)], [("Forwarded", sent), ("Forwarded", ACME[2:])]):
+        request = scope("/", *headers, host="inner.test", client=("10.1.2.3", 1))
+        tenancy = {"trusted_proxies": PROXIES, "trusted_headers": ["forwarded"]}
+        assert await name(request, {"subdomain_of": "app.test"}, **tenancy) == "acme"
+
+
+async def test_an_element_that_names_nobody_ends_what_is_believed() -> None:
+    for appended in ("", "proto=https", ";"):
+        request = scope(
+            "/", ("Forwarded", f"host=globex.app.test,{appended}"), host="acme.app.test", client=("10.1.2.3", 1)
+        )
+        tenancy = {"trusted_proxies": PROXIES, "trusted_headers": ["forwarded"]}
+        assert await name(request, {"subdomain_of": "app.test"}, **tenancy) == "acme"
+
+
+async def test_a_header_that_a_proxy_passes_on_is_not_believed() -> None:
+    headers = [("Forwarded", "host=globex.app.test"), ("X-Forwarded-Host", "initech.app.test")]
+    request = scope("/", *headers, host="acme.app.test", client=("10.1.2.3", 1))
+    wanted = {"forwarded": "globex", "x-forwarded-host": "initech", "none": "acme"}
+    for header, tenant in wanted.items():
+        tenancy = {"trusted_proxies": PROXIES, "trusted_headers": [header]}
+        assert await name(request, {"subdomain_of": "app.test"}, **tenancy) == tenant
+    assert await name(request, {"subdomain_of": "app.test"}, trusted_proxies=PROXIES) == "acme"
+    # A header that does not count is not parsed either.
+    request = scope("/", ("Forwarded", 'x="'), host="acme.app.test", client=("10.1.2.3", 1))
+    assert await name(request, {"subdomain_of": "app.test"}, trusted_proxies=PROXIES) == "acme"
 
 
 @pytest.mark.parametrize("host", ["app.test", "acme.app.test", "globex.test", "shop.acme.test", "APP.test:80"])
@@ -328,6 +426,42 @@ async def test_ways_that_agree_still_move_the_path() -> None:
     found = registry({"header": "X-Tenant"}, {"path_prefix": "/t"}, agree=True)
     answer = found.compiled.resolution()(scope("/t/acme/x", ("X-Tenant", "acme")))
     assert getattr(answer, "prefix", None) == "/t/acme"
+
+
+@pytest.mark.parametrize("first", [0, 1])
+async def test_ways_that_agree_see_the_path_that_the_routes_see(first: int) -> None:
+    ways = [{"path_prefix": "/t"}, {"header": "X-Tenant", "paths": ["/api"]}]
+    ways = [ways[first], ways[1 - first]]
+    for path, header, wanted in (
+        ("/t/acme/api/x", "acme", "acme"),
+        ("/t/acme/api", "acme", "acme"),
+        # The header is for other paths only.
+        ("/t/acme/other", "globex", "acme"),
+        ("/t/acme/apix", "globex", "acme"),
+        ("/api/x", "globex", "globex"),
+        ("/other", "globex", None),
+    ):
+        assert await name(scope(path, ("X-Tenant", header)), *ways, agree=True) == wanted, path
+    for root in ("", "/mounted"):
+        request = scope("/t/acme/api/x", ("X-Tenant", "globex"), root_path=root)
+        error = await refusal(request, *ways, agree=True)
+        assert "more than one tenant" in error.message
+
+
+async def test_a_way_that_moves_the_path_may_be_for_some_paths_only() -> None:
+    ways = [{"header": "X-Tenant", "paths": ["/api"]}, {"path_prefix": "/t", "paths": ["/t/acme"]}]
+    assert await name(scope("/t/globex/api", ("X-Tenant", "acme")), *ways, agree=True) is None
+    await refusal(scope("/t/acme/api", ("X-Tenant", "globex")), *ways, agree=True)
+
+
+async def test_a_resolver_from_code_that_moves_the_path_moves_it_for_those_behind_it() -> None:
+    async def moves(request: Any) -> Resolution:
+        return Resolution("acme", prefix="/x/acme")
+
+    found = registry({"header": "X-Tenant", "paths": ["/api"]}, agree=True).compiled.resolution([moves])
+    assert await ask(found, scope("/x/acme/api", ("X-Tenant", "acme"))) == "acme"
+    with pytest.raises(DataError, match="more than one tenant"):
+        await ask(found, scope("/x/acme/api", ("X-Tenant", "globex")))
 
 
 async def later(request: Any) -> str | None:

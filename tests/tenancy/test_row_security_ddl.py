@@ -35,7 +35,7 @@ async def test_tables_under_it_show_each_tenant_its_own_rows(world: World, kind:
                     other = theirs if name == "initech" else mine
                     await db.execute(f"""insert into "Odd.Name" values (9, '{other}')""")
                 await db.rollback()
-        # Nobody asks: nobody sees anything.
+        # Without a tenant no row is visible.
         async with made.session("acme") as db:
             assert await db.read.fetch_value('select count(*) from shared."Odd.Name"') == 0
 

@@ -110,6 +110,49 @@ def test_a_token_that_does_not_count_is_refused() -> None:
     assert "too long" in refused(resolver(), token(filler="x" * 20_000))
 
 
+@pytest.mark.parametrize(
+    "issuer", ["", "https://login", "https://login.example.com/x", None, 7, ["https://login.example.com/"]]
+)
+def test_the_issuer_is_compared_whole_whatever_the_library_does(issuer: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """PyJWT 2.10.0 looked for `iss` inside of the text; one that looks at nothing stands for it."""
+    found = resolver(issuer="https://login.example.com/")
+    payload = jwt.utils.base64url_encode(
+        json.dumps({"tenant": "acme", "exp": int(time.time()) + HOUR, "iss": issuer}).encode()
+    )
+    head = jwt.utils.base64url_encode(b'{"alg":"HS256"}')
+    signature = jwt.get_algorithm_by_name("HS256").sign(head + b"." + payload, SECRET.encode())
+    text = b".".join([head, payload, jwt.utils.base64url_encode(signature)]).decode()
+    refused(found, text)
+    decode = jwt.decode
+    monkeypatch.setattr(
+        jwt, "decode", lambda *a, issuer, options, **k: decode(*a, options={**options, "verify_iss": False}, **k)
+    )
+    assert "another issuer" in refused(found, text)
+    assert found(bearer(token(iss="https://login.example.com/"))) == "acme"
+
+
+@pytest.mark.parametrize("depth", [900, 1500, 5000, 7900])
+@pytest.mark.parametrize("part", ["header", "claims"])
+def test_a_token_of_brackets_in_brackets_is_refused(depth: int, part: str) -> None:
+    nested = b"[" * (depth // 2) + b"]" * (depth // 2)
+    head = b'{"alg":"HS256"' + (b',"x":' + nested if part == "header" else b"") + b"}"
+    claims = b'{"iss":"x"' + (b',"x":' + nested if part == "claims" else b"") + b"}"
+    encoded = [jwt.utils.base64url_encode(text) for text in (head, claims)]
+    signature = jwt.get_algorithm_by_name("HS256").sign(b".".join(encoded), SECRET.encode())
+    refused(resolver(), b".".join([*encoded, jwt.utils.base64url_encode(signature)]).decode())
+
+
+def test_a_token_with_an_extension_that_has_to_be_known_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = resolver()
+    assert found(bearer(token(headers={"exp2": 1}))) == "acme"
+    text = token(headers={"crit": ["exp2"], "exp2": 1})
+    refused(found, text)
+    # Older releases of PyJWT pass over it.
+    said = {"alg": "HS256", "crit": ["exp2"], "exp2": 1}
+    monkeypatch.setattr(jwt, "get_unverified_header", lambda _: said)
+    assert "an extension that is not known" in refused(found, text)
+
+
 def test_what_is_right_within_the_leeway_counts() -> None:
     now = int(time.time())
     assert resolver(leeway_s=30)(bearer(token(exp=now - 10, nbf=now + 10))) == "acme"

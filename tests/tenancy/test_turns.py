@@ -1,4 +1,4 @@
-"""Tenants on one pool: limits of their own, turns, and 503 for whoever asks for too much, and for nobody else."""
+"""Tenants on one pool: limits of their own, fair turns, and 503 only for a tenant that exceeds its limit."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def registry(world: World, *, limits: dict[str, int] | None = None, **pool: Any)
 
 
 class Holder:
-    """Holds connections of a tenant until told to let go."""
+    """Holds connections of a tenant until they are released."""
 
     def __init__(self, made: DataSourceRegistry, tenant: str, count: int) -> None:
         self._release = asyncio.Event()
@@ -53,7 +53,7 @@ async def test_a_tenant_has_no_more_connections_than_its_limit(world: World) -> 
             async with made.session("acme") as db:
                 await db.execute("select 1")
         assert (caught.value.kind, caught.value.http_status) == (DataErrorKind.RESOURCE, 503)
-        # The pool has another one, for whoever else wants it.
+        # Another connection of the pool stays available to other tenants.
         async with made.session("globex") as db:
             assert await db.fetch_value("select 1") == 1
         await holder.end()

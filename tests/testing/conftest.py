@@ -1,4 +1,4 @@
-"""The fixtures of our own plugin, and how the tests of the test bench wait."""
+"""The fixtures of the library's pytest plugin, and functions to wait."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def pg_cluster_options() -> dict[str, Any]:
 
 @pytest.fixture
 def eventually() -> Callable[[Callable[[], bool]], None]:
-    """Wait, with a bound, until something is so."""
+    """Wait until a condition holds, at most for a bound."""
 
     def wait(is_so: Callable[[], bool]) -> None:
         give_up = time.monotonic() + BOUND_S

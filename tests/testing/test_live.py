@@ -1,4 +1,4 @@
-"""A real uvicorn in this loop or in a thread, and that it comes and goes cleanly."""
+"""A real uvicorn in this loop or in a thread, with clean start-up and shutdown."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from asgi_datasource.testing import LiveServer, ServeError, serve
 
 
 class Desk:
-    """An application that writes down what happens to it."""
+    """An application that records its calls."""
 
     def __init__(self, *, fails_with: str | None = None) -> None:
         self.events: list[str] = []
@@ -85,7 +85,7 @@ def test_application_is_served_between_its_start_up_and_its_shutdown(runner: Any
             assert desk.events == ["up"]
             assert (await client.get("/")).text == "hello /desk"
             assert signal.getsignal(signal.SIGINT) is handler
-        # With the client's connection kept alive all the while.
+        # The client's connection stays open meanwhile.
         assert desk.events == ["up", "down"]
         with pytest.raises(httpx.ConnectError):
             httpx.get(server.url)
@@ -93,7 +93,7 @@ def test_application_is_served_between_its_start_up_and_its_shutdown(runner: Any
     runner.run(body())
 
 
-def test_request_in_flight_is_answered_before_the_server_goes(runner: Any) -> None:
+def test_running_request_is_answered_before_shutdown(runner: Any) -> None:
     async def body() -> None:
         desk = Desk()
         async with httpx.AsyncClient() as client:
@@ -107,7 +107,7 @@ def test_request_in_flight_is_answered_before_the_server_goes(runner: Any) -> No
     runner.run(body())
 
 
-def test_request_that_never_ends_is_cancelled_after_the_time_given(runner: Any) -> None:
+def test_request_that_never_ends_is_cancelled_after_the_shutdown_timeout(runner: Any) -> None:
     async def body() -> None:
         desk = Desk()
         async with httpx.AsyncClient() as client:
@@ -131,7 +131,7 @@ def test_application_that_fails_to_start_raises_with_its_reason(runner: Any) -> 
     runner.run(body())
 
 
-def test_error_in_the_block_passes_and_the_server_still_ends_cleanly(runner: Any) -> None:
+def test_error_in_the_block_propagates_and_the_server_shuts_down_cleanly(runner: Any) -> None:
     async def body() -> None:
         desk = Desk()
         with pytest.raises(ZeroDivisionError):
@@ -142,7 +142,7 @@ def test_error_in_the_block_passes_and_the_server_still_ends_cleanly(runner: Any
     runner.run(body())
 
 
-def test_cancelled_block_ends_the_server(runner: Any) -> None:
+def test_cancelled_block_stops_the_server(runner: Any) -> None:
     async def body() -> None:
         desk = Desk()
         is_up = asyncio.Event()
@@ -163,7 +163,7 @@ def test_cancelled_block_ends_the_server(runner: Any) -> None:
 
 
 @pytest.mark.parametrize("loop", ["asyncio", "uvloop"])
-def test_live_server_runs_in_a_thread_of_its_own(loop: Any) -> None:
+def test_live_server_runs_in_its_own_thread(loop: Any) -> None:
     desk = Desk()
     threads = threading.active_count()
     with LiveServer(desk.app, loop=loop) as server:
@@ -174,6 +174,6 @@ def test_live_server_runs_in_a_thread_of_its_own(loop: Any) -> None:
     server.stop()
 
 
-def test_live_server_raises_what_kept_the_application_from_starting() -> None:
+def test_live_server_raises_the_start_up_error_of_the_application() -> None:
     with pytest.raises(ServeError, match="no database"):
         LiveServer(Desk(fails_with="no database").app).start()

@@ -1,4 +1,4 @@
-"""The pytest plugin in test runs of its own: loaded by its entry point, harmless where it is not used."""
+"""The pytest plugin in separate test runs: loaded by its entry point, without effects if it is not used."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ ROOT = Path(__file__).parents[2]
 
 
 class Project:
-    """A project of somebody who has asgi-datasource installed."""
+    """A project in an environment with asgi-datasource."""
 
     def __init__(self, directory: Path) -> None:
         self._directory = directory
@@ -34,7 +34,7 @@ class Project:
             (self._tests / f"{name}.py").write_text(textwrap.dedent(text))
 
     def run(self, *arguments: str) -> subprocess.CompletedProcess[str]:
-        """Run its tests, warnings as errors."""
+        """Run its tests, with warnings as errors."""
         paths = os.pathsep.join((str(self._site), str(ROOT)))
         return subprocess.run(
             [
@@ -64,7 +64,7 @@ def project(tmp_path: Path) -> Project:
     return Project(tmp_path)
 
 
-def test_fixtures_are_there_without_any_set_up(project: Project) -> None:
+def test_fixtures_work_without_set_up(project: Project) -> None:
     project.write(
         conftest="""
         import pytest
@@ -101,7 +101,7 @@ def test_fixtures_are_there_without_any_set_up(project: Project) -> None:
     assert "3 passed" in done.stdout
 
 
-def test_each_xdist_worker_has_a_cluster_of_its_own(project: Project) -> None:
+def test_each_xdist_worker_has_its_own_cluster(project: Project) -> None:
     project.write(
         test_mine="""
         import pytest
@@ -116,7 +116,7 @@ def test_each_xdist_worker_has_a_cluster_of_its_own(project: Project) -> None:
     assert "4 passed" in done.stdout
 
 
-def test_nothing_is_loaded_before_a_fixture_is_asked_for(project: Project) -> None:
+def test_the_library_is_not_imported_before_a_fixture_is_used(project: Project) -> None:
     project.write(
         test_mine="""
         import sys
@@ -142,7 +142,7 @@ def test_plugin_named_twice_is_loaded_once(project: Project) -> None:
         assert done.returncode == 0, done.stdout + done.stderr
 
 
-def test_missing_wheel_breaks_only_the_tests_that_want_a_server(project: Project) -> None:
+def test_missing_wheel_fails_only_tests_that_use_a_server(project: Project) -> None:
     project.write(
         conftest="""
         import sys

@@ -1,4 +1,4 @@
-"""What counts as one round trip, told from bytes alone."""
+"""Counting round trips from the bytes of the protocol."""
 
 from __future__ import annotations
 
@@ -43,17 +43,17 @@ def counter_after(*steps: tuple[str, bytes], opened: bool = True) -> RoundTripCo
     return counter
 
 
-def test_query_and_its_answer_are_one_however_many_rows_come() -> None:
+def test_query_and_its_result_are_one_round_trip_for_any_number_of_rows() -> None:
     assert counter_after((C, QUERY), (S, ROW * 1000), (S, ROW + DONE + READY)).round_trips == 1
 
 
-def test_start_up_is_counted_apart() -> None:
+def test_start_up_is_counted_separately() -> None:
     counter = counter_after((C, STARTUP), (S, message("R", b"\0\0\0\x0a")), opened=False)
     assert counter.phase is Phase.AUTHENTICATION
     assert (counter.round_trips, counter.startup_round_trips) == (0, 1)
 
 
-def test_pipeline_with_one_sync_is_one() -> None:
+def test_pipeline_with_one_sync_is_one_round_trip() -> None:
     counter = counter_after((C, (PARSE + BIND + EXECUTE) * 3 + SYNC), (S, (PARSED + BOUND + DONE) * 3 + READY))
     assert (counter.round_trips, counter.requests) == (1, 1)
 
@@ -63,34 +63,34 @@ def test_two_requests_sent_together_are_one_round_trip() -> None:
     assert (counter.round_trips, counter.requests) == (1, 2)
 
 
-def test_request_in_pieces_is_one_even_when_errors_come_early() -> None:
+def test_request_in_pieces_is_one_round_trip_even_with_early_errors() -> None:
     counter = counter_after((C, PARSE + BIND), (S, ERROR), (C, EXECUTE), (C, SYNC), (S, READY))
     assert counter.round_trips == 1
 
 
-def test_flush_that_is_waited_for_is_a_round_trip_of_its_own() -> None:
+def test_flush_with_a_wait_is_a_separate_round_trip() -> None:
     waited = counter_after((C, PARSE + FLUSH), (S, PARSED), (C, BIND + EXECUTE + SYNC), (S, BOUND + DONE + READY))
     assert waited.round_trips == 2
 
 
-def test_flush_that_nobody_waits_for_is_not() -> None:
+def test_flush_without_a_wait_is_no_round_trip() -> None:
     together = counter_after((C, PARSE + FLUSH + BIND + EXECUTE + SYNC), (S, PARSED), (S, BOUND + DONE + READY))
     assert together.round_trips == 1
     ended = counter_after((C, PARSE + FLUSH), (C, BIND + EXECUTE + SYNC), (S, PARSED + BOUND), (S, DONE + READY))
     assert ended.round_trips == 1
 
 
-def test_copy_in_is_two() -> None:
+def test_copy_in_is_two_round_trips() -> None:
     data = message("d", b"1\n") * 5 + message("c")
     assert counter_after((C, QUERY), (S, message("G", b"\0\0\0")), (C, data), (S, DONE + READY)).round_trips == 2
 
 
-def test_notifications_and_terminate_are_none() -> None:
+def test_notifications_and_terminate_are_no_round_trips() -> None:
     counter = counter_after((S, message("A", b"\0" * 8)), (S, message("N", b"\0")), (C, message("X")))
     assert counter.round_trips == 0
 
 
-def test_refused_encryption_is_a_start_up_round_trip_and_counting_goes_on() -> None:
+def test_refused_encryption_is_a_start_up_round_trip_and_counting_continues() -> None:
     counter = counter_after((C, SSL_REQUEST), (S, b"N"), (C, STARTUP), (S, READY), (C, QUERY), (S, READY), opened=False)
     assert (counter.startup_round_trips, counter.round_trips) == (2, 1)
 
@@ -104,12 +104,12 @@ def test_encrypted_connection_counts_changes_of_direction() -> None:
     assert direct.round_trips == 2
 
 
-def test_cancel_request_is_none() -> None:
+def test_cancel_request_is_no_round_trip() -> None:
     counter = counter_after((C, CANCEL_REQUEST), opened=False)
     assert (counter.phase, counter.round_trips, counter.startup_round_trips) == (Phase.CANCEL, 0, 0)
 
 
-def test_reset_counts_what_is_under_way_when_its_answer_comes() -> None:
+def test_a_round_trip_running_at_the_reset_counts_when_its_result_arrives() -> None:
     counter = counter_after((C, QUERY), (S, READY), (C, QUERY))
     counter.reset()
     assert counter.round_trips == 0
@@ -127,7 +127,7 @@ SERVER_TALK: Final = (
 
 
 @given(st.data())
-def test_however_the_bytes_are_cut_the_count_is_the_same(data: st.DataObject) -> None:
+def test_the_count_does_not_depend_on_packet_boundaries(data: st.DataObject) -> None:
     counter = RoundTripCounter()
     sends = (STARTUP, message("p", b"secret"), QUERY, PARSE + BIND + EXECUTE + SYNC)
     assert b"".join(sends) == CLIENT_TALK

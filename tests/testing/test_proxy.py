@@ -20,7 +20,7 @@ Body = Callable[[FaultProxy, str], Awaitable[None]]
 
 
 class Bench:
-    """Runs a test's body on both kinds of event loop, behind a proxy of its own."""
+    """Runs the body of a test on both kinds of event loop, each with its own proxy."""
 
     def __init__(self, database: Database, loop: str) -> None:
         self.database = database
@@ -83,14 +83,14 @@ def test_statements_pipelines_and_copies_are_counted(bench: Bench) -> None:
                 for number in range(3):
                     await copy.write_row((number,))
             assert proxy.round_trips == 2
-        # Those of a closed connection are kept.
+        # The counts of a closed connection are kept.
         await soon(lambda: proxy.connections == 0)
         assert proxy.round_trips == 2
 
     bench.run(body)
 
 
-def test_big_requests_and_answers_pass_whole_and_count_once(bench: Bench) -> None:
+def test_large_requests_and_results_pass_completely_and_count_once(bench: Bench) -> None:
     async def body(proxy: FaultProxy, url: str) -> None:
         big = "x" * 20_000_000
         async with connected(url) as connection:
@@ -125,7 +125,7 @@ def test_delay_is_added_to_each_round_trip(bench: Bench, delay_s: float) -> None
                 before = time.perf_counter()
                 await connection.execute("select 1")
                 took.append(time.perf_counter() - before)
-            # The fastest, whatever else the machine does: once there and back, not once each way.
+            # The fastest of several, on a busy machine: the delay applies once for each round trip.
             assert delay_s <= min(took) < delay_s + max(delay_s, 0.005)
             proxy.delay_s = 0
             assert (await (await connection.execute("select 1")).fetchone()) == (1,)
@@ -157,14 +157,14 @@ def test_commit_that_never_arrives_is_rolled_back(bench: Bench) -> None:
             proxy.cut(only_held=True)
             with pytest.raises(psycopg.OperationalError):
                 await committing
-            # Only that connection was held and cut.
+            # Only that connection was held and closed.
             assert await (await bystander.execute("select count(*) from t")).fetchone() == (0,)
 
     bench.run(body)
     assert bench.count("t") == 0
 
 
-def test_commit_whose_answer_is_lost_has_happened(bench: Bench) -> None:
+def test_commit_whose_response_is_lost_takes_effect(bench: Bench) -> None:
     async def body(proxy: FaultProxy, url: str) -> None:
         async with connected(url) as bystander, connected(url) as connection:
             await connection.execute("create table t (a int)")
@@ -182,7 +182,7 @@ def test_commit_whose_answer_is_lost_has_happened(bench: Bench) -> None:
 
 
 @pytest.mark.parametrize("fault", ["hold", "hold_back", "freeze"])
-def test_silence_ends_with_release_and_nothing_is_lost(bench: Bench, fault: str) -> None:
+def test_release_ends_the_silence_without_loss(bench: Bench, fault: str) -> None:
     async def body(proxy: FaultProxy, url: str) -> None:
         async with connected(url) as one, connected(url) as two:
             getattr(proxy, fault)()
@@ -215,7 +215,7 @@ def test_cut_resets_every_connection_and_new_ones_pass(bench: Bench) -> None:
     bench.run(body)
 
 
-def test_until_held_gives_up_when_nothing_is_kept_back(bench: Bench) -> None:
+def test_until_held_times_out_without_held_data(bench: Bench) -> None:
     async def body(proxy: FaultProxy, url: str) -> None:
         async with connected(url) as connection:
             proxy.hold(at=b"commit")
@@ -237,7 +237,7 @@ def test_client_is_refused_when_the_server_is(bench: Bench) -> None:
     bench.run(body)
 
 
-def test_what_ends_on_one_side_ends_on_the_other(bench: Bench) -> None:
+def test_closing_one_side_closes_the_other(bench: Bench) -> None:
     async def body(proxy: FaultProxy, url: str) -> None:
         async with connected(url) as connection:
             row = await (await connection.execute("select pg_backend_pid()")).fetchone()
@@ -266,7 +266,7 @@ def test_server_learns_that_its_client_left_a_frozen_proxy_when_that_stops(bench
     bench.run(body)
 
 
-def test_client_that_sends_and_leaves_at_once_is_heard(bench: Bench) -> None:
+def test_data_of_a_client_that_closes_at_once_is_delivered(bench: Bench) -> None:
     async def body(proxy: FaultProxy, url: str) -> None:
         heard = asyncio.get_running_loop().create_future()
 
@@ -277,7 +277,7 @@ def test_client_that_sends_and_leaves_at_once_is_heard(bench: Bench) -> None:
         server = await asyncio.start_server(listen, "127.0.0.1", 0)
         async with server, FaultProxy("127.0.0.1", server.sockets[0].getsockname()[1]) as through:
             _, writer = await asyncio.open_connection("127.0.0.1", through.port)
-            # A CancelRequest: some clients do not wait for the server to close.
+            # A CancelRequest: some clients do not wait until the server closes.
             writer.write(CANCEL_REQUEST)
             writer.close()
             assert await heard == CANCEL_REQUEST
@@ -296,7 +296,7 @@ def test_url_through_the_proxy_differs_in_its_port_only() -> None:
     assert proxy.through("postgresql:///orders") == "postgresql://127.0.0.1:6000/orders"
 
 
-def test_stop_closes_what_is_open_also_when_it_is_frozen(bench: Bench) -> None:
+def test_stop_closes_all_connections_even_when_frozen(bench: Bench) -> None:
     async def body(proxy: FaultProxy, url: str) -> None:
         async with connected(url) as connection:
             proxy.freeze()
@@ -315,7 +315,7 @@ def test_stop_closes_what_is_open_also_when_it_is_frozen(bench: Bench) -> None:
 
 
 @pytest.mark.parametrize("end", ["stop", "cut and stop"])
-def test_stop_ends_also_while_clients_are_being_connected(bench: Bench, end: str) -> None:
+def test_stop_completes_while_clients_are_connecting(bench: Bench, end: str) -> None:
     node = bench.database.cluster.primary
 
     async def body(_: FaultProxy, __: str) -> None:
@@ -323,7 +323,7 @@ def test_stop_ends_also_while_clients_are_being_connected(bench: Bench, end: str
             proxy = FaultProxy(node.host, node.port)
             await proxy.start()
             coming = [asyncio.create_task(asyncio.open_connection("127.0.0.1", proxy.port)) for _ in range(5)]
-            # At each step of a connection's way through the proxy.
+            # At each step of a connection through the proxy.
             for _ in range(steps):
                 await asyncio.sleep(0)
             if end == "cut and stop":

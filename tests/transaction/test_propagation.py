@@ -1,4 +1,4 @@
-"""The decision table of propagation, pair by pair, against Spring's manual ("Transaction Propagation")."""
+"""The decision table of propagation, for each pair, compared with Spring's manual ("Transaction Propagation")."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ NOTHING, OFFERED, PENDING, OPEN, READ_ONLY = SurroundingTransaction
 INSIDE = (PENDING, OPEN, READ_ONLY)
 
 SPRING = {
-    # propagation: (without a transaction, inside of one)
+    # propagation: (outside a transaction, inside one)
     Propagation.REQUIRED: (PropagationAction.OWN, PropagationAction.JOIN),
     Propagation.REQUIRES_NEW: (PropagationAction.OWN, PropagationAction.OWN),
     Propagation.NESTED: (PropagationAction.OWN, PropagationAction.SAVEPOINT),
@@ -38,25 +38,25 @@ def test_inside_a_transaction_it_does_what_springs_manual_says(
 @pytest.mark.parametrize(
     ("propagation", "step"),
     [
-        # The request's transaction is there to be used, and it is one.
+        # The request's transaction is available, so these use it.
         (Propagation.REQUIRED, PropagationAction.JOIN),
         (Propagation.NESTED, PropagationAction.SAVEPOINT),
         (Propagation.REQUIRES_NEW, PropagationAction.OWN),
-        # Nothing has asked for it, so nobody may rely on it, and nobody may be made to use it.
+        # No code has opened it, so it is not a surrounding transaction for these.
         (Propagation.MANDATORY, PropagationAction.REFUSE),
         (Propagation.SUPPORTS, PropagationAction.AS_IS),
-        # Without a unit of work of its own, a write would open it.
+        # Without a separate unit of work, a write would open it.
         (Propagation.NOT_SUPPORTED, PropagationAction.ALONE),
         (Propagation.NEVER, PropagationAction.ALONE),
     ],
 )
-def test_a_transaction_that_is_only_offered(propagation: Propagation, step: PropagationAction) -> None:
+def test_a_transaction_that_is_offered_but_not_open(propagation: Propagation, step: PropagationAction) -> None:
     assert decide(propagation, OFFERED) is step
 
 
 @pytest.mark.parametrize("propagation", Propagation)
 @pytest.mark.parametrize("around", SurroundingTransaction)
-def test_reads_are_a_snapshot_of_their_own_where_nothing_is_open_yet(
+def test_reads_take_their_own_snapshot_if_no_transaction_is_open(
     propagation: Propagation, around: SurroundingTransaction
 ) -> None:
     step, reading = decide(propagation, around), decide(propagation, around, read_only=True)
@@ -66,9 +66,9 @@ def test_reads_are_a_snapshot_of_their_own_where_nothing_is_open_yet(
         assert reading is step
 
 
-def test_the_table_is_whole() -> None:
+def test_the_table_is_complete() -> None:
     assert set(TABLE) == set(Propagation)
     assert all(len(row) == len(SurroundingTransaction) for row in TABLE.values())
-    # Every step is taken somewhere, and what asks for no transaction opens none.
+    # Every action occurs, and propagations without a transaction open none.
     assert {step for row in TABLE.values() for step in row} == set(PropagationAction)
     assert not any(PropagationAction.OWN in TABLE[propagation] for propagation in BARE)

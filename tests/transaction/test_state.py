@@ -1,4 +1,4 @@
-"""The table of moves, pair by pair."""
+"""The transition table of transaction states, for each pair."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ LEGAL = {
 
 
 @pytest.mark.parametrize(("current", "following"), list(itertools.product(TxState, TxState)))
-def test_move(current: TxState, following: TxState) -> None:
+def test_each_transition_is_allowed_or_refused(current: TxState, following: TxState) -> None:
     if (current, following) in LEGAL:
         assert check_move(current, following) is following
     else:
@@ -33,5 +33,5 @@ def test_move(current: TxState, following: TxState) -> None:
             check_move(current, following)
 
 
-def test_every_state_has_its_row() -> None:
+def test_every_state_has_a_row() -> None:
     assert set(MOVES) == set(TxState)

@@ -1,6 +1,6 @@
-"""What type checkers see of annotated functions; `test_annotations.py` runs mypy and pyright over this file.
+"""Functions with `@transactional`, for type checkers; `test_annotations.py` runs mypy and pyright on this file.
 
-A line that must be an error ends with `# error`; any other must be none.
+A line that must be an error ends with `# error`; all other lines must be correct.
 """
 
 from __future__ import annotations

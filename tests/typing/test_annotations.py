@@ -1,4 +1,4 @@
-"""The signature of what carries `@transactional` survives, for mypy and for pyright."""
+"""`@transactional` keeps the signature of a function, for mypy and for pyright."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ LIMIT_S = 300
 EXPECTED_ERRORS = {number for number, line in enumerate(SAMPLE.read_text().splitlines(), 1) if line.endswith("# error")}
 
 
-def test_mypy_sees_what_was_written() -> None:
-    # With the cache that checking the package has left, so that only the sample is new.
+def test_mypy_keeps_the_signatures() -> None:
+    # With the cache of the package, so that only the sample is checked.
     command = [sys.executable, "-m", "mypy", "--no-error-summary", "--hide-error-context", str(SAMPLE)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=LIMIT_S)
     assert done.stderr == ""
@@ -29,13 +29,13 @@ def test_mypy_sees_what_was_written() -> None:
 
 
 def plain(text: str) -> str:
-    """A type as mypy reveals it, without the modules that names come from."""
+    """A type as revealed by mypy, without module names."""
     inside = re.fullmatch(r'Revealed type is "(?:def )?(.*)"', text)
     assert inside is not None
     return re.sub(r"\b(?:builtins|typing|collections\.abc|types)\.", "", inside[1])
 
 
-def test_pyright_sees_what_was_written() -> None:
+def test_pyright_keeps_the_signatures() -> None:
     command = [sys.executable, "-m", "pyright", "--outputjson", "--pythonpath", sys.executable, str(SAMPLE)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=LIMIT_S)
     report = json.loads(done.stdout)["generalDiagnostics"]

@@ -100,12 +100,14 @@ def _against(primary: Facts, facts: Facts) -> Iterator[Diagnostic]:
 _HOLES: Final = {
     Hole.ROLE_BYPASSES: (Code.ROLE_BYPASSES, Severity.ERROR),
     Hole.TABLE_WITHOUT_POLICY: (Code.UNGUARDED_TABLE, Severity.WARNING),
+    Hole.OPEN_POLICY: (Code.OPEN_POLICY, Severity.ERROR),
     Hole.POLICY_NOT_FORCED: (Code.NOT_FORCED, Severity.ERROR),
     Hole.VIEW_OF_OWNER: (Code.NOT_FORCED, Severity.WARNING),
     Hole.SEARCH_PATH: (Code.FALLS_THROUGH, Severity.WARNING),
     Hole.MISSING_SCHEMA: (Code.MISSING_PLACE, Severity.ERROR),
     Hole.MISSING_ROLE: (Code.MISSING_PLACE, Severity.ERROR),
     Hole.DEFINER_FUNCTION: (Code.DEFINER, Severity.WARNING),
+    Hole.SHARED_ROLE: (Code.SHARED_ROLE, Severity.WARNING),
 }
 
 

@@ -49,8 +49,8 @@ class Target:
         return self.node == "primary"
 
     def __str__(self) -> str:
-        whose = "" if self.tenant is None else f" of {self.tenant}"
-        return f"{self.datasource}/{self.node}{whose}"
+        suffix = "" if self.tenant is None else f" of {self.tenant}"
+        return f"{self.datasource}/{self.node}{suffix}"
 
 
 @dataclass(slots=True)

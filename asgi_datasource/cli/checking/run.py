@@ -90,8 +90,8 @@ async def _servers(name: str, datasource: DataSourceConfig, homes: list[Home], t
         if tenant is not None:
             template = load_driver().make_template(conninfo, where=f"{name}/{node}")
             conninfo = template.fill(tenant.database or tenant.name or "")
-        whose = None if tenant is None else tenant.name
-        targets.append(Target(name, node, path, server_settings(datasource.pool, conninfo), whose, most_pools))
+        tenant_name = None if tenant is None else tenant.name
+        targets.append(Target(name, node, path, server_settings(datasource.pool, conninfo), tenant_name, most_pools))
     shared = datasource.search_path
     async with asyncio.TaskGroup() as group:
         tasks = [group.create_task(query_server(target, homes, shared, datasource.audit)) for target in targets]

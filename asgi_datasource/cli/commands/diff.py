@@ -52,7 +52,7 @@ class Difference:
         for change in self.changes:
             lines.append(f"{paint[change.weight](change.weight.value)} {style.bold(change.key)}: {change.message}")
             if change.tenant_count:
-                lines.append(f"  {style.faint(_whose(change))}")
+                lines.append(f"  {style.faint(_affected(change))}")
         return "\n".join([*lines, f"{self.old} → {self.new}: {style.bold(_count(self.changes))}"])
 
     def _as_markdown(self) -> str:
@@ -61,7 +61,7 @@ class Difference:
             return f"{head}\nNothing changes for any tenant."
         signs = {ChangeWeight.DANGER: ":rotating_light:", ChangeWeight.NOTICE: ":warning:", ChangeWeight.PLAIN: ""}
         rows = [
-            f"| {signs[change.weight]} | `{change.key}` | {_escape(change.message)} | {_escape(_whose(change))} |"
+            f"| {signs[change.weight]} | `{change.key}` | {_escape(change.message)} | {_escape(_affected(change))} |"
             for change in self.changes
         ]
         return "\n".join(
@@ -73,7 +73,7 @@ def _escape(text: str) -> str:
     return text.replace("|", "\\|").replace("\n", " ")
 
 
-def _whose(change: Change) -> str:
+def _affected(change: Change) -> str:
     if not change.tenant_count:
         return ""
     more = change.tenant_count - len(change.tenants)

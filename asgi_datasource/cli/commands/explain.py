@@ -183,7 +183,7 @@ def _header(text: str) -> tuple[str, str]:
 def _all_is_well(compiled: RuntimeConfig) -> dict[str, Any]:
     """The state in which every server is up and current."""
     current = {"age_s": 0.0, "lag_s": 0.0}
-    names = {name: [node.name for node in ds.picture.replicas] for name, ds in compiled.datasources.items()}
+    names = {name: [node.name for node in ds.topology.replicas] for name, ds in compiled.datasources.items()}
     return {
         "version": 1,
         "datasources": {name: {"servers": dict.fromkeys(replicas, current)} for name, replicas in names.items()},

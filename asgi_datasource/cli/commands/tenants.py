@@ -90,6 +90,7 @@ def _as_json(record: Record) -> dict[str, Any]:
         "state": record.state,
         "is_ready": record.is_ready,
         "aliases": list(place.aliases),
+        "domains": list(place.domains),
         "under_way": None if under_way is None else under_way.operation.value,
         "under_way_to": None if under_way is None else under_way.target,
         "is_cancelled": under_way is not None and under_way.is_cancelled,
@@ -119,6 +120,7 @@ def configure(parser: ArgumentParser) -> None:
     ):
         create.add_argument(f"--{option}", help=text)
     create.add_argument("--alias", action="append", default=[], metavar="NAME", help="another name; repeatable")
+    create.add_argument("--domain", action="append", default=[], metavar="HOST", help="its own host; repeatable")
     create.add_argument("--max-connections", type=int, metavar="COUNT", help="most connections of each server's pool")
     create.add_argument("--adopt", action="store_true", help="take over a schema, database or role that exists already")
     rename = add("rename", "rename a tenant; the old name stays an alias", "name", "new")
@@ -178,6 +180,7 @@ def _fix(options: Namespace, *, has_begun: bool) -> str:
 
 async def _create(provisioner: Provisioner, options: Namespace) -> Done:
     aliases: Sequence[str] = options.alias
+    domains: Sequence[str] = options.domain
     await provisioner.create(
         options.name,
         adopt=options.adopt,
@@ -187,6 +190,7 @@ async def _create(provisioner: Provisioner, options: Namespace) -> Done:
         role=options.role,
         max_connections=options.max_connections,
         aliases=aliases or None,
+        domains=domains or None,
     )
     return Done("create", options.name, "ready")
 

@@ -1,4 +1,4 @@
-"""PostgreSQL through psycopg: pools are psycopg_pool's, the hot path is libpq's pipeline."""
+"""The PostgreSQL driver: psycopg's connections and pool, with libpq's pipeline driven directly on the hot path."""
 
 from typing import Any
 
@@ -12,7 +12,7 @@ from .pipeline import Pipeline
 from .server import PsycopgServer
 
 RawConnection = AsyncConnection[Any]
-"""What `db.connection()` hands out."""
+"""Type of the connection that `db.connection()` gives."""
 
 __all__ = [
     "DRIVER",

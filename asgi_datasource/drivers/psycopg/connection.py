@@ -1,4 +1,4 @@
-"""A psycopg connection whose hot path drives libpq's pipeline itself: one exchange, one round trip."""
+"""A psycopg connection whose hot path drives libpq's pipeline directly: one exchange, one round trip."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from psycopg import InterfaceError, OperationalError, ProgrammingError
 from psycopg import errors as e
 from psycopg.pq import TransactionStatus
 
-from ...concurrency.fair_queue import Share
+from ...concurrency.fair_queue import TenantQuota
 from ...observability.metrics import Use
 from ...routing import Position
 from ..statements import Control, ControlKind, CursorDeclaration, Envelope, Params, Query, Settings, Statement
@@ -28,10 +28,10 @@ _INERROR: Final = int(TransactionStatus.INERROR)
 _ACTIVE: Final = int(TransactionStatus.ACTIVE)
 
 _CLOCK_STEP_S: Final = 0.001
-"""uvloop's clock has no finer steps: its timers come up to one early."""
+"""Resolution of uvloop's clock: its timers fire up to this much early."""
 
 MAX_KNOWN_QUERIES: Final = 500
-"""Texts whose conversion a connection keeps at hand."""
+"""Most converted texts that a connection caches."""
 
 _ROLLBACK: Final = Control(ControlKind.ROLLBACK, "rollback", prepare=False)
 _DISCARD: Final = Statement("discard all", prepare=False)
@@ -43,32 +43,32 @@ OUTLIVES_REFUSED: Final = (
 
 
 _NOTHING: Final[Command] = (b"", None, (), None, None, False)
-"""Stands where settings would, when there are none to apply."""
+"""Placeholder in the command list where there are no settings to apply."""
 
 
 class Home(Protocol):
-    """The pool that a connection goes back to."""
+    """The pool that a connection returns to."""
 
     def give(self, connection: PsycopgConnection, /) -> None:
-        """Take it back; it is idle or closed."""
+        """Take back a connection that is idle or closed."""
         ...
 
 
 class KnownQuery:
-    """What a connection knows of a text that it has sent before."""
+    """Cached knowledge about a text that was sent before."""
 
     __slots__ = ("converted", "count", "formats", "is_plain", "names", "plan", "text", "types")
 
     def __init__(self, converted: ConvertedQuery | None) -> None:
         self.converted = converted
         self.plan: Plan | None = None
-        """How it was last sent, where it is prepared."""
+        """Its last plan, if it is prepared."""
         self.types: tuple[int, ...] = ()
-        """Of the parameters that this plan is for."""
+        """Parameter types of this plan."""
         self.is_plain = converted is not None and not (
             converted.is_client_copy or converted.outlives_transaction or converted.may_end_transaction
         )
-        """Nothing has to be considered before it is sent."""
+        """It needs no special treatment before it is sent."""
         if converted is not None:
             self.text = converted.text
             self.formats = converted.formats
@@ -77,7 +77,7 @@ class KnownQuery:
 
 
 class PsycopgConnection(WatchedSocket, PipelineHost):  # pyright: ignore[reportIncompatibleMethodOverride] - see WatchedSocket.connect
-    """One connection of a pool: in autocommit mode, BEGIN and COMMIT are statements like others."""
+    """One connection of a pool, in autocommit mode: BEGIN and COMMIT are ordinary statements."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -87,45 +87,45 @@ class PsycopgConnection(WatchedSocket, PipelineHost):  # pyright: ignore[reportI
         self._timer_at = 0.0
         self.has_changed_schema = False
         self.needs_reset = False
-        """Something may have been changed that outlives a transaction; undone before it is lent again."""
-        self.share: Share | None = None
-        """The tenant that it is borrowed for, where that is counted."""
+        """State that outlives a transaction may have changed; it is reset before the next loan."""
+        self.quota: TenantQuota | None = None
+        """The tenant that it counts for, where that is counted."""
         self.use: Use | None = None
-        """Is told when it is given back, where that is measured."""
+        """Records the time of use when metrics are enabled."""
         self.is_kept = False
-        """The keeper of its pool counts it as in use."""
+        """Its pool's keeper counts it as in use."""
         self.due_at = inf
-        """Event-loop time from which on it is not lent again: its pool replaces it."""
+        """Event-loop time after which it is not lent again, and its pool replaces it."""
         self.home: Home | None = None
-        """The pool that it goes back to; None while it lies there."""
+        """The pool that it returns to; None while it is there."""
         self.plans = StatementCache()
         self.settings = SettingsCache(self.plans)
         self._known: dict[str, KnownQuery] = {}
         self._known_bare: dict[str, KnownQuery] = {}
-        """Those that are sent without parameters: placeholders are looked for only when there are some."""
+        """Texts sent without parameters, in which placeholders are not parsed."""
         self._envelopes: dict[Envelope, tuple[int, list[Command], list[Command], list[Command]]] = {}
         self._batches: dict[tuple[Control, ...], tuple[int, list[Command]]] = {}
         self.server_version = self.pgconn.server_version
         """As libpq reports it: 180004."""
         self.held: Position | None = None
-        """Where the server at the other end has said that it is; it only goes on from there."""
+        """A position that the server has proved on this connection; its position only increases."""
         self.timeline = 0
-        """The timeline that the primary at the other end writes; 0 is not known."""
+        """Timeline of the primary that it leads to; 0 if unknown."""
         self.incarnation: str | None = None
-        """What identifies the server's life; None where it can change while the connection stays: behind a pooler."""
+        """The server's incarnation; None if it can change during the connection: behind a pooler."""
         self.backend_pid = self.pgconn.backend_pid
-        """Process id of the server process, as the server said when the connection was made."""
+        """Process id of the server process, as reported at connect."""
 
-    # What the session layer asks
+    # State
 
     @property
     def transaction_status(self) -> TransactionStatus:
-        """Where the server's transaction stands, as of its last answer."""
+        """Transaction status as of the server's last answer."""
         return TransactionStatus(self.pgconn.transaction_status)
 
     @property
     def is_midway(self) -> bool:
-        """Whether psycopg is, or was left, in the middle of one of its own operations."""
+        """Whether one of psycopg's own operations is in progress, or was interrupted."""
         pgconn = self.pgconn
         return bool(self._foreign_waits or pgconn.transaction_status == _ACTIVE or pgconn.pipeline_status)
 
@@ -136,17 +136,17 @@ class PsycopgConnection(WatchedSocket, PipelineHost):  # pyright: ignore[reportI
 
     @property
     def is_in_transaction(self) -> bool:
-        """Inside a transaction that can go on."""
+        """Inside a transaction that has not failed."""
         return self.pgconn.transaction_status == _INTRANS
 
     @property
     def has_failed_transaction(self) -> bool:
-        """Inside a transaction that only a rollback can end."""
+        """Inside a failed transaction, which only a rollback can end."""
         return self.pgconn.transaction_status == _INERROR
 
     @property
     def in_recovery(self) -> bool | None:
-        """Whether the server said that it is a hot standby; None when it does not say (before version 14)."""
+        """Whether the server reports that it is a hot standby; None before version 14, which does not report it."""
         if self.pgconn.status == BAD:
             return None
         state = self.pgconn.parameter_status(b"in_hot_standby")
@@ -154,10 +154,10 @@ class PsycopgConnection(WatchedSocket, PipelineHost):  # pyright: ignore[reportI
 
     @property
     def takes_writes(self) -> bool:
-        """Whether the server has said that it is no standby, and that transactions may write unless told otherwise.
+        """Whether the server reports that it is no standby, and that transactions may write by default.
 
-        Servers say so by themselves, with each change (PostgreSQL manual, "Asynchronous Operations" of the protocol);
-        those before version 14, and some poolers, do not.
+        Servers report both by themselves, with each change (PostgreSQL manual, "Asynchronous Operations" of the
+        protocol); servers before version 14, and some poolers, do not.
         """
         if self.pgconn.status == BAD:
             return False
@@ -165,7 +165,7 @@ class PsycopgConnection(WatchedSocket, PipelineHost):  # pyright: ignore[reportI
         return status(b"in_hot_standby") == b"off" and status(b"default_transaction_read_only") == b"off"
 
     def retire(self) -> None:
-        """Let its pool replace it as soon as it comes back."""
+        """Have its pool replace it at its return."""
         self.due_at = -inf
 
     # The hot path
@@ -260,7 +260,7 @@ class PsycopgConnection(WatchedSocket, PipelineHost):  # pyright: ignore[reportI
         return self._start(Pipeline(self, batch[1]), deadline, None)
 
     def _learn(self, query: str, params: Params | None) -> KnownQuery:
-        """Convert a text that was not sent before; what cannot be sent plainly is remembered as such."""
+        """Convert and cache a new text; also records whether it needs special treatment."""
         converted: ConvertedQuery | None = None
         if len(query) <= MAX_CACHED_LENGTH:
             try:
@@ -283,7 +283,7 @@ class PsycopgConnection(WatchedSocket, PipelineHost):  # pyright: ignore[reportI
         return wrapped
 
     def _start(self, pipeline: Pipeline, deadline: float | None, flush_after: int | None) -> Pipeline:
-        """Send a pipeline. Where that fails the connection is lost, which stands in the pipeline."""
+        """Send a pipeline. If that fails, the connection is lost, and the pipeline holds the error."""
         pipeline.waiter = self._waiter = self._loop.create_future()
         self._receiver = pipeline
         try:
@@ -299,8 +299,8 @@ class PsycopgConnection(WatchedSocket, PipelineHost):  # pyright: ignore[reportI
         if is_pending:
             self._write_later()
         if deadline is not None:
-            # A timer that comes too early sets itself anew. So hardly an exchange needs one of its own: the timer of
-            # one long past serves the next, thousands of times.
+            # A timer that fires too early re-arms itself, so that hardly any exchange needs a timer of its own: that of
+            # an earlier exchange serves thousands of later ones.
             if self._timer is not None and self._timer_at <= deadline:
                 self._deadline = deadline
             else:
@@ -308,17 +308,17 @@ class PsycopgConnection(WatchedSocket, PipelineHost):  # pyright: ignore[reportI
         return pipeline
 
     async def arrival(self, exchange: Pipeline) -> None:
-        """Wait until a round trip has come back, or its deadline has passed, also where its waiter was cancelled."""
+        """Wait until the answer is complete or the deadline has passed, even if the waiter was cancelled."""
         while True:
             if exchange.waiter.cancelled() and self._receiver is exchange:
                 exchange.waiter = self._waiter = self._loop.create_future()
-            # Not awaited itself: a cancellation of this caller must leave it to the others.
+            # Not awaited directly: a cancellation of this caller must not cancel the shared waiter.
             await asyncio.wait({exchange.waiter})
             if not exchange.waiter.cancelled() or self._receiver is not exchange:
                 return
 
     async def finish(self, exchange: Pipeline) -> None:
-        """Bring a round trip to its end: stop it on the server when its deadline has passed, and read what came."""
+        """Complete a round trip: after the deadline stop it on the server, then read the rest of the answer."""
         if self._receiver is exchange:
             await self._stop(exchange)
             exchange.timed_out = exchange.error is not None
@@ -330,25 +330,25 @@ class PsycopgConnection(WatchedSocket, PipelineHost):  # pyright: ignore[reportI
         """Send statements and one Sync, and collect their results: one round trip.
 
         Outside a transaction they are one implicit transaction, which ends at the Sync. Errors of the server and of
-        the connection are not raised: they are in the answer, beside what arrived before them.
+        the connection are not raised: the exchange has them, beside the answers that arrived before.
 
         Args:
-            statements: What to send; may be empty, to hear whether the server is there.
+            statements: The statements; empty to test whether the server answers.
             deadline: Event-loop time at which the server is asked to cancel. A server that does not react within
                 `CANCEL_LIMIT_S` is cut off.
             flush_after: Index of a statement whose answer the server is asked to send at once. An answer that the
                 server still buffers is lost with the connection.
 
         Raises:
-            psycopg.Error, TypeError, ...: A mistake of the caller's, as psycopg's cursor raises it for the same
+            psycopg.Error, TypeError, ...: A mistake of the caller, as psycopg's cursor raises it for the same
                 statement; nothing was sent.
-            asyncio.CancelledError: What was sent is still under way: hand the connection to `PsycopgServer.reclaim`.
+            asyncio.CancelledError: The round trip is still in progress: pass the connection to `PsycopgServer.reclaim`.
         """
         if self._receiver is not None or self._foreign_waits:
             raise InterfaceError(IN_USE)
         if self._cancel_request is not None:
             await self._outlast_cancel()
-        # Without messages for it, names are closed by a statement, which could fail the transaction it runs in.
+        # Without protocol messages for it, names are closed by a statement, which could fail an open transaction.
         closes = self.plans.take_closes() if self.plans.closes_by_message or self.is_idle else ()
         try:
             pipeline = Pipeline(self, self._to_commands(statements))
@@ -366,7 +366,7 @@ class PsycopgConnection(WatchedSocket, PipelineHost):  # pyright: ignore[reportI
             pipeline.timed_out = True
             return pipeline
         self._start(pipeline, deadline, flush_after)
-        # When cancelled, what still arrives is collected and dropped.
+        # After a cancellation the rest of the answer is read and dropped.
         await pipeline.waiter
         await self.finish(pipeline)
         return pipeline
@@ -422,7 +422,7 @@ class PsycopgConnection(WatchedSocket, PipelineHost):  # pyright: ignore[reportI
         return (statement.encoded, None, (), None, plan, False)
 
     def _land(self) -> None:
-        """Everything has arrived: an ordinary psycopg connection again."""
+        """The answer is complete: the connection is an ordinary psycopg connection again."""
         self._deadline = None
         if type(self._receiver) is Pipeline:
             self.pgconn.exit_pipeline_mode()
@@ -441,7 +441,7 @@ class PsycopgConnection(WatchedSocket, PipelineHost):  # pyright: ignore[reportI
         self._deadline = None
         if isinstance(self._receiver, Pipeline):
             self._receiver.lose(self._farewell or cause)
-            # Now, while libpq still knows the connection's settings.
+            # Now, while libpq still has the connection's parameters.
             self._receiver.load()
         if self._timer is not None:
             self._timer.cancel()
@@ -470,10 +470,10 @@ class PsycopgConnection(WatchedSocket, PipelineHost):  # pyright: ignore[reportI
         self._deadline = None
         self._wake()
 
-    # Coming to rest
+    # Back to idle
 
     async def _stop(self, receiver: Receiver) -> None:
-        """End what is under way: cancel it on the server and wait for the Sync, or cut."""
+        """End the round trip: cancel it on the server and wait for the Sync, or cut the connection."""
         observer = self._observer
         started = time.monotonic()
         is_answered = await self.cancel_on_server(CANCEL_LIMIT_S)
@@ -482,17 +482,17 @@ class PsycopgConnection(WatchedSocket, PipelineHost):  # pyright: ignore[reportI
         if self._receiver is receiver and is_answered:
             await self._await_landing(max(0.1, CANCEL_LIMIT_S - (time.monotonic() - started)))
         if self._receiver is receiver:
-            # What is there by now counts, such as the answer to a COMMIT.
+            # Read what has arrived by now, such as the answer to a COMMIT.
             self._on_readable()
         if self._receiver is receiver:
             self.cut("the server did not stop the statement in time")
         elif not is_answered and isinstance(receiver, Pipeline):
-            # The cancel request may still be on its way, and would stop a stranger's statement.
+            # The cancel request may still be on its way, and would stop another borrower's statement.
             self.cut("a cancel request was not answered")
             receiver.lose(OperationalError("the connection was cut: a cancel request was not answered"))
 
     async def _await_landing(self, limit_s: float) -> None:
-        # Whoever still waits for what is stopped here waits on: nobody else would wake him.
+        # Keep the previous waiter: a task may still await it, and nothing else would wake it.
         before = self._waiter
         self._waiter = waiter = self._loop.create_future()
         timer = self._loop.call_later(limit_s, self._wake)
@@ -508,7 +508,7 @@ class PsycopgConnection(WatchedSocket, PipelineHost):  # pyright: ignore[reportI
     async def settle(self, *, limit_s: float = CANCEL_LIMIT_S) -> bool:
         """Bring a connection in any state back to idle: cancel, drain to the Sync, roll back. Otherwise cut it.
 
-        Where `needs_reset` is set, also discard what outlives a transaction: settings, temporary tables, prepared
+        With `needs_reset`, also discard state that outlives a transaction: settings, temporary tables, prepared
         statements, locks.
 
         Args:
@@ -522,7 +522,7 @@ class PsycopgConnection(WatchedSocket, PipelineHost):  # pyright: ignore[reportI
         self._loans = 0
         self._watch()
         if self._receiver is None and not self._is_gone and self.is_midway:
-            # psycopg was cancelled in the middle of one of its own operations.
+            # One of psycopg's own operations was cancelled halfway.
             self._receiver = drain = Drain(self.pgconn)
             try:
                 drain.begin()
@@ -534,7 +534,7 @@ class PsycopgConnection(WatchedSocket, PipelineHost):  # pyright: ignore[reportI
         if not self._is_gone and not self.is_idle:
             await self.exchange((_ROLLBACK,), deadline=self._loop.time() + limit_s)
         if self.needs_reset and self._observer is not None and self._observer.is_pooled:
-            # It would reset whichever connection the pooler has at hand.
+            # Through a pooler, the reset would reach an arbitrary server connection.
             self.needs_reset = False
         if self.needs_reset and not self._is_gone and self.is_idle:
             discarded = await self.exchange((_DISCARD,), deadline=self._loop.time() + limit_s)
@@ -547,7 +547,7 @@ class PsycopgConnection(WatchedSocket, PipelineHost):  # pyright: ignore[reportI
         return not self._is_gone
 
     async def _end_foreign_waits(self) -> None:
-        """A task still waits in one of psycopg's operations: make it end."""
+        """Make a task that still waits in one of psycopg's operations end."""
         if await self.cancel_on_server(CANCEL_LIMIT_S) and await self.foreign_waits_ended(CANCEL_LIMIT_S):
             return
         shut_down(self._fd)

@@ -1,7 +1,7 @@
-"""A connection string with `{tenant}` in it, and what becomes of it for a tenant.
+"""Connection strings with a `{tenant}` placeholder.
 
-The template is taken apart by libpq's own rules first, and the name put in afterwards: whatever the name holds, it
-stays the value that it was put into (PostgreSQL manual, "Connection Strings").
+The template is parsed by libpq's own rules before the name is inserted, so that a name cannot change more than the
+value that it is inserted into (PostgreSQL manual, "Connection Strings").
 """
 
 from __future__ import annotations
@@ -17,16 +17,16 @@ from ...errors import ConfigError, DataError, DataErrorKind
 PLACEHOLDER: Final = "{tenant}"
 
 PLACES: Final = frozenset({"dbname", "user", "host", "application_name"})
-"""Where the placeholder may stand."""
+"""Parameters that may contain the placeholder."""
 
 MAX_NAME_BYTES: Final = 63
-"""PostgreSQL cuts longer names off, and two tenants could meet in one database."""
+"""PostgreSQL truncates longer names, so that two tenants could share a database."""
 
 _HOST: Final = re.compile(r"[A-Za-z0-9_](?:[A-Za-z0-9_-]*[A-Za-z0-9_])?")
 
 
 def is_template(conninfo: str) -> bool:
-    """Whether a connection string is one for each tenant."""
+    """Whether a connection string contains the placeholder."""
     return PLACEHOLDER in conninfo or "%7Btenant%7D" in conninfo
 
 
@@ -34,11 +34,11 @@ class ConnectionTemplate:
     """The connection string of a datasource with a database for each tenant.
 
     Args:
-        conninfo: With the placeholder in it.
+        conninfo: The connection string with the placeholder.
         where: Names the server in the error.
 
-    Raises:
-        ConfigError: It cannot be taken apart, or the placeholder stands where it may not.
+        Raises:
+        ConfigError: It cannot be parsed, or the placeholder is in the wrong place.
     """
 
     def __init__(self, conninfo: str, *, where: str) -> None:
@@ -56,7 +56,7 @@ class ConnectionTemplate:
         return "ConnectionTemplate()"
 
     def dbname(self, name: str) -> str | None:
-        """The name of a tenant's database; None where the tenant stands elsewhere, and shares its database."""
+        """Name of a tenant's database; None if the placeholder is elsewhere, and tenants share the database."""
         template = self._parts.get("dbname", "")
         return template.replace(PLACEHOLDER, name) if PLACEHOLDER in template else None
 
@@ -64,7 +64,7 @@ class ConnectionTemplate:
         """The connection string for a tenant.
 
         Raises:
-            DataError: TENANT: the name is none for a database, or for a host where it stands in one.
+            DataError: TENANT: the name is not valid for a database, or in the host.
         """
         filled: dict[str, str] = {}
         for part, template in self._parts.items():

@@ -1,7 +1,7 @@
-"""Connections outside any pool: for provisioning, as a role that may create objects, and for the questions of `check`.
+"""Connections outside any pool: for provisioning, with a privileged role, and for `check`.
 
-What the server says of a failed statement may quote rows, so no message here repeats it: a message is our own text for
-the SQLSTATE and the names of the objects. psycopg's exception stays the `__cause__`, with the server's words in `diag`.
+The server's message for a failed statement may quote row data. So error messages contain our own text for the SQLSTATE
+and the names of the objects only; psycopg's exception is the `__cause__`, with the server's message in `diag`.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ from ..settings import ServerSettings
 from .settings import connect_failure, resolve
 
 SAFE_PATH: Final = "-c search_path=pg_catalog"
-"""Start-up option of privileged connections. It outranks ALTER DATABASE and ALTER ROLE, and RESET returns to it."""
+"""Start-up option of privileged connections. It overrides ALTER DATABASE and ALTER ROLE, and RESET returns to it."""
 
 
 class ControlConnection:
-    """One connection in autocommit mode, which prepares nothing.
+    """One connection in autocommit mode, without prepared statements.
 
     Attributes:
-        connection: psycopg's own, for set-up functions of the application.
+        connection: psycopg's connection, for set-up functions of the application.
         address: `host:port/database`, for messages.
         is_encrypted: The connection uses TLS.
         is_local: The server is on this machine.
@@ -48,13 +48,13 @@ class ControlConnection:
 
     @property
     def told_pid(self) -> int:
-        """The process id sent at connect; a pooler in between sends one that is not the server's."""
+        """The process id reported at connect; through a pooler it is not the server process's."""
         return self.connection.info.backend_pid
 
     @property
     def parameters(self) -> dict[str, str]:
-        """The effective connection parameters, secrets included: what the URL, a service file and libpq's own
-        environment variables have set."""
+        """The effective connection parameters, secrets included, from the URL, a service file and libpq's environment
+        variables."""
         found = {
             option.keyword.decode(): option.val.decode()
             for option in self.connection.pgconn.info
@@ -70,24 +70,24 @@ class ControlConnection:
             parameters: Values for its placeholders.
 
         Raises:
-            DataError: The server refused it, or did not answer in time.
+            DataError: The server refused it, or timed out.
         """
         _, rows = await self.table(query, *parameters)
         return rows
 
     async def table(self, query: str, *parameters: object) -> tuple[list[str], list[tuple[Any, ...]]]:
-        """As `rows`, for a statement from the configuration; returns the names of the columns as well."""
+        """As `rows`, for a statement from the configuration; also returns the column names."""
         return await self._run(query.encode(), parameters or None)
 
     async def command(
         self, template: LiteralString, *names: str | tuple[str, ...], **texts: str
     ) -> list[tuple[Any, ...]]:
-        """Run a command that takes names instead of values, and return its rows.
+        """Run a command with identifiers and literals instead of parameters, and return its rows.
 
         Args:
             template: `create schema {}`.
-            names: What replaces the empty braces, quoted as identifiers; a tuple is a name qualified by its schema.
-            texts: What replaces `{key}`, quoted as literals: `comment on schema {} is {text}`.
+            names: Replace the empty braces, quoted as identifiers; a tuple is a schema-qualified name.
+            texts: Replace `{key}`, quoted as literals: `comment on schema {} is {text}`.
 
         Raises:
             DataError: The server refused it.
@@ -98,14 +98,14 @@ class ControlConnection:
         return rows
 
     async def script(self, text: str, *, name: str) -> None:
-        """Run a file of SQL: several statements in one message.
+        """Run an SQL script: several statements in one message.
 
         Args:
             text: The statements.
-            name: Names the file in errors.
+            name: Names the script in errors.
 
         Raises:
-            DataError: The server refused one of them; the message has line and column where the server reports them.
+            DataError: The server refused a statement; the message has line and column if the server reports them.
         """
         try:
             await self.connection.execute(text.encode(), prepare=False)
@@ -114,10 +114,10 @@ class ControlConnection:
 
     @asynccontextmanager
     async def transaction(self) -> AsyncGenerator[None]:
-        """A block that takes effect as a whole.
+        """A transaction block.
 
         Raises:
-            DataError: A statement in it failed, one of a set-up function's own included.
+            DataError: A statement in it failed, including those of a set-up function.
         """
         try:
             async with self.connection.transaction():
@@ -126,12 +126,12 @@ class ControlConnection:
             raise self._refused(error) from error
 
     def verifier(self, user: str, password: str) -> str:
-        """What the server stores of a password, so that no statement and no log of the server holds the password."""
+        """The password verifier that the server stores: statements and server logs do not contain the password."""
         return self.connection.pgconn.encrypt_password(password.encode(), user.encode(), b"scram-sha-256").decode()
 
     @staticmethod
     def is_refusal(error: BaseException) -> bool:
-        """Whether the driver raised this error, and `transaction` says what it means."""
+        """Whether the driver raised this error, so that `transaction` translates it."""
         return isinstance(error, psycopg.Error)
 
     async def _run(
@@ -151,7 +151,7 @@ class ControlConnection:
     def _refused(self, error: psycopg.Error, *, where: str = "") -> DataError:
         found = classify(ErrorDetail(sqlstate=error.sqlstate, is_broken=self.connection.closed))
         text = refusal_text(error)
-        # Every traceback prints the cause. Its `diag` still has all that the server has said.
+        # Tracebacks print the cause. Its `diag` keeps the server's message.
         error.args = (text,)
         return DataError(
             found.kind,
@@ -174,19 +174,7 @@ async def open_control(
     timeout_s: float | None = 5.0,
     is_privileged: bool = False,
 ) -> AsyncGenerator[ControlConnection]:
-    """Connect, and close the connection at the end of the block.
-
-    Args:
-        settings: How the server is reached.
-        where: Names the server in the error about an unreadable connection string.
-        dbname: Another database on the same server.
-        timeout_s: Longest wait for each answer; None sets no bound.
-        is_privileged: The role has rights that others lack: names are then found in `pg_catalog` only, so that no
-            object that another role has created is used by accident. Needs a direct connection: poolers refuse it.
-
-    Raises:
-        DataError: CONNECTION: the server cannot be reached; the message says why, without user and password.
-    """
+    """Connect, and close the connection at the end of the block; see `drivers.control.open_control`."""
     address = resolve(settings, where=where)
     parts = {name: str(value) for name, value in conninfo_to_dict(address.conninfo).items()}
     if dbname is not None:
@@ -209,7 +197,7 @@ async def open_control(
     try:
         yield ControlConnection(connection, f"{address.host}:{address.port}/{connection.info.dbname}", timeout_s)
     finally:
-        # Not `await connection.close()`, which may wait for a server that does not answer.
+        # `await connection.close()` could wait for a server that does not answer.
         connection.pgconn.finish()
 
 
@@ -228,12 +216,12 @@ def login_of(conninfo: str) -> str:
 async def login_parameters(
     admin: ControlConnection, conninfo: str, *, user: str, password: str, where: str
 ) -> dict[str, str]:
-    """How another login reaches the database of a connection, without a pooler in between.
+    """Connection parameters for another login to the same database, without a pooler in between.
 
     Args:
-        admin: The connection; its address is tried first.
-        conninfo: Another way to the server.
-        user, password: The login.
+        admin: The control connection; its address is tried first.
+        conninfo: A second connection string for the server.
+        user, password: The other login.
         where: Names the server in errors.
 
     Raises:
@@ -263,10 +251,10 @@ _OF_THE_LOGIN: Final = frozenset(
         *("oauth_issuer", "oauth_client_id", "oauth_client_secret", "oauth_scope"),
     }
 )
-"""Parameters that say who logs in, not where (PostgreSQL manual, "Parameter Key Words")."""
+"""Parameters of the login, not of the address (PostgreSQL manual, "Parameter Key Words")."""
 
 _OF_THE_CLIENT: Final = frozenset({"service", "servicefile", "replication", "fallback_application_name"})
-"""Parameters that are not for another program: what a service file says is among the effective ones."""
+"""Parameters that are not passed on to other programs: the effective parameters include those of a service file."""
 
 
 # -- what a refusal is called ------------------------------------------------------------------------------------------
@@ -323,7 +311,7 @@ REFUSALS: Final[Mapping[str, str]] = {
     "P0": "a function of the database raised an error",
     "XX": "the server has an internal error",
 }
-"""SQLSTATE, or its class, to what a message says of it (PostgreSQL manual, appendix A)."""
+"""SQLSTATE, or its class, to the text in messages (PostgreSQL manual, appendix A)."""
 
 _NAMING: Final = frozenset({"0A", "28", "2B", "3D", "3F", "42", "55"})
 """Classes whose messages quote names of objects, never values."""
@@ -335,7 +323,7 @@ _WORD: Final = re.compile(r"[^\W\d][\w$]*")
 
 
 def refusal_text(error: psycopg.Error) -> str:
-    """What a message says of a refused statement: `there is no such table or view: "items" (SQLSTATE 42P01)`."""
+    """Message text of a refused statement: `there is no such table or view: "items" (SQLSTATE 42P01)`."""
     state = error.sqlstate
     if state is None:
         return "the connection was lost" if isinstance(error, psycopg.OperationalError) else type(error).__name__
@@ -345,22 +333,22 @@ def refusal_text(error: psycopg.Error) -> str:
 
 
 def _names(error: psycopg.Error, state: str) -> list[str]:
-    """The objects that an error is about."""
+    """Names of the objects that an error concerns."""
     found = error.diag
     if _RAISED.match(found.source_file or "pl_"):
-        # A function of the database chooses SQLSTATE, text and names: they may be values.
+        # A function in the database chooses SQLSTATE, text and names: they may contain values.
         return []
     table = ".".join(name for name in (found.schema_name, found.table_name) if name)
     names = [name for name in (table, found.column_name, found.constraint_name, found.datatype_name) if name]
     if names or state[:2] not in _NAMING:
         return names
     quoted = _QUOTED.findall(found.message_primary or "")
-    # A syntax error quotes the token where it was noticed: a literal, perhaps.
+    # A syntax error quotes a token, which may be a literal.
     return [name for name in quoted if state != "42601" or _WORD.fullmatch(name)][:3]
 
 
 def _position(error: psycopg.Error, text: str) -> str:
-    """Where in a script an error was noticed: `, line 2, column 8`. The server counts characters, from 1."""
+    """Position of an error in a script: `, line 2, column 8`. The server counts characters, from 1."""
     offset = error.diag.statement_position
     if offset is None:
         return ""

@@ -1,4 +1,4 @@
-"""The entry of the psycopg driver."""
+"""Entry point of the psycopg driver."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ class PsycopgDriver:
     def make_server(
         self, name: str, datasource: str, role: Role, settings: ServerSettings, *, keeper: PoolKeeper | None = None
     ) -> PsycopgServer:
-        """One server, not opened yet; raises ConfigError where its connection string cannot be read."""
+        """Make a server; its pool is not open yet. Raises ConfigError if its connection string is invalid."""
         return PsycopgServer(name, datasource, role, settings, keeper=keeper)
 
     def make_template(self, conninfo: str, *, where: str) -> ConnectionTemplate:
-        """A connection string with a place for the tenant; raises ConfigError where it cannot be read."""
+        """Parse a connection string with a tenant placeholder; raises ConfigError if it is invalid."""
         return ConnectionTemplate(conninfo, where=where)
 
     def open_control(
@@ -44,13 +44,13 @@ class PsycopgDriver:
         return open_control(settings, where=where, dbname=dbname, timeout_s=timeout_s, is_privileged=is_privileged)
 
     def login_of(self, conninfo: str) -> str:
-        """The role that a connection string logs in as; raises ConfigError where it names none."""
+        """The role that a connection string logs in as; raises ConfigError if it names none."""
         return login_of(conninfo)
 
     async def login_parameters(
         self, admin: ControlConnection, conninfo: str, *, user: str, password: str, where: str
     ) -> dict[str, str]:
-        """How another login reaches the database of a connection; see `drivers.control.ControlDriver`."""
+        """Connection parameters for another login; see `drivers.control.ControlDriver`."""
         return await login_parameters(admin, conninfo, user=user, password=password, where=where)
 
 

@@ -1,4 +1,4 @@
-"""From psycopg's errors to ours: kind, message and hint."""
+"""Maps psycopg's errors to `DataError`: kind, message and hint."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Final
 
 from psycopg import Error
 
-from ...errors import DataError, DataErrorKind, ErrorDetail, classify
+from ...errors import NO_PLACE, DataError, DataErrorKind, ErrorDetail, classify
 from ..protocol import Exchange
 
 _QUOTED: Final = re.compile(r"\"[^\"]*\"|«[^»]*»|„[^“]*“|'[^']*'")
@@ -22,13 +22,14 @@ def to_data_error(
 ) -> DataError:
     """Classify a failed statement.
 
-    The message is the server's own first line. Its details may hold values of rows, and stay in the cause's `diag`.
+    The message is the first line of the server's message. Details may contain row data: they stay in the cause's
+    `diag`.
 
     Args:
         error: As psycopg raises it.
         where: Names the server.
-        is_broken: The connection is gone.
-        timed_out: Our own deadline ended it.
+        is_broken: The connection is lost.
+        timed_out: The caller's deadline has passed.
         in_recovery: The server is a hot standby.
         is_write: The statement had write intent.
     """
@@ -43,16 +44,18 @@ def to_data_error(
             is_retryable=False,
         )
     if sqlstate == "08P01" and not is_broken:
-        # A `$1` in the text and no parameters: a mistake in the statement, not a connection that went wrong.
+        # A `$1` in the text without parameters: a mistake in the statement, not a failure of the connection.
         sqlstate = "42P02"
     found = classify(ErrorDetail(sqlstate=sqlstate, is_broken=is_broken, in_recovery=in_recovery, is_write=is_write))
     diagnostics = error.diag if isinstance(error, Error) else None
     text = (diagnostics.message_primary if diagnostics is not None else None) or _first_line(error)
+    if sqlstate == "3F000" and NO_PLACE in text:
+        return DataError(DataErrorKind.TENANT, "there is no such tenant", sqlstate=sqlstate, http_status=404)
     if sqlstate is not None and sqlstate.startswith("22"):
-        # Data exceptions quote the value; names are quoted alike.
+        # Data exceptions quote the value, in the same way as names.
         text = _QUOTED.sub('"..."', text)
     if sqlstate is not None:
-        # The cause is printed with every traceback, with all that psycopg puts into its text; `diag` still has that.
+        # Tracebacks print the cause with psycopg's whole text; `diag` keeps it.
         error.args = (text,)
     message = f"{where}: {text}"
     if found.kind is DataErrorKind.READ_ONLY:
@@ -70,7 +73,7 @@ def to_data_error(
 
 
 def of_exchange(exchange: Exchange, *, where: str, in_recovery: bool, is_write: bool) -> DataError:
-    """Classify what an exchange failed with."""
+    """Classify the error of an exchange."""
     error = exchange.error
     if error is None:
         raise ValueError("the exchange has not failed")

@@ -1,4 +1,4 @@
-"""A connection of its own to one server, to ask how it is: beside the pool, so that a full pool hides nothing."""
+"""Health check of one server over a connection of its own, so that a full pool does not affect it."""
 
 from __future__ import annotations
 
@@ -16,39 +16,44 @@ from .pipeline import Pipeline
 from .socket import ConnectionObserver, WatchedSocket
 
 _POSITION: Final = (
-    "case when pg_is_in_recovery() then pg_last_wal_replay_lsn() else pg_current_wal_insert_lsn() end::text"
+    "case when pg_catalog.pg_is_in_recovery() then pg_catalog.pg_last_wal_replay_lsn()"
+    " else pg_catalog.pg_current_wal_insert_lsn() end::pg_catalog.text"
 )
 
 
 def _question(timeline: str, system: str) -> Statement:
-    standby = "pg_is_in_recovery()"
+    standby = "pg_catalog.pg_is_in_recovery()"
     return Statement(
         f"select {standby} as is_standby,"
         f" {_POSITION} as position,"
-        f" case when {standby} then pg_last_wal_receive_lsn() end::text as received,"
-        " date_part('epoch', pg_postmaster_start_time())::text as server,"
+        f" case when {standby} then pg_catalog.pg_last_wal_receive_lsn() end::pg_catalog.text as received,"
+        " pg_catalog.date_part('epoch', pg_catalog.pg_postmaster_start_time())::pg_catalog.text as server,"
         f" {timeline} as timeline, {system} as system"
     )
 
 
-PRIMARY_TIMELINE: Final = "('x' || left(pg_walfile_name(pg_current_wal_insert_lsn()), 8))::bit(32)::int"
-STANDBY_TIMELINE: Final = (
-    "greatest((pg_control_checkpoint()).timeline_id, (pg_control_recovery()).min_recovery_end_timeline,"
-    " (select received_tli from pg_stat_wal_receiver))"
+PRIMARY_TIMELINE: Final = (
+    "('x' operator(pg_catalog.||) pg_catalog.left("
+    "pg_catalog.pg_walfile_name(pg_catalog.pg_current_wal_insert_lsn()), 8))::bit(32)::int"
 )
-"""A standby tells its timeline in three ways, each of which may be late, and none of which is early: as of its last
-restart point; of the furthest point that was made safe; and, to roles with the privileges of `pg_read_all_stats`, of
-what it receives (PostgreSQL manual, "Control Data Functions" and "pg_stat_wal_receiver")."""
-TIMELINE: Final = f"case when pg_is_in_recovery() then {STANDBY_TIMELINE} else {PRIMARY_TIMELINE} end"
-SYSTEM: Final = "(select system_identifier from pg_control_system())::text"
+STANDBY_TIMELINE: Final = (
+    "greatest((pg_catalog.pg_control_checkpoint()).timeline_id,"
+    " (pg_catalog.pg_control_recovery()).min_recovery_end_timeline,"
+    " (select received_tli from pg_catalog.pg_stat_wal_receiver))"
+)
+"""Timeline of a standby, from three sources, each of which may be late but never early: the last restart point; the
+furthest point made safe; and, for roles with the privileges of `pg_read_all_stats`, the WAL receiver (PostgreSQL
+manual, "Control Data Functions" and "pg_stat_wal_receiver")."""
+TIMELINE: Final = f"case when pg_catalog.pg_is_in_recovery() then {STANDBY_TIMELINE} else {PRIMARY_TIMELINE} end"
+SYSTEM: Final = "(select system_identifier from pg_catalog.pg_control_system())::pg_catalog.text"
 
 _QUESTION: Final = _question(TIMELINE, SYSTEM)
-_SIMPLE_QUESTION: Final = _question("0", "null::text")
-"""For services that do without those functions: there is one timeline, as far as they say."""
+_SIMPLE_QUESTION: Final = _question("0", "null::pg_catalog.text")
+"""For services without those functions: they report a single timeline."""
 
 
 class CheckedServer(Protocol):
-    """The server that is asked."""
+    """The server that is checked."""
 
     label: str
     check_limit_s: float
@@ -60,7 +65,7 @@ class CheckedServer(Protocol):
         ...
 
     def error_of(self, exchange: Pipeline, *, is_write: bool) -> DataError:
-        """Classify what an exchange failed with."""
+        """Classify the error of an exchange."""
         ...
 
     def connect_failed(self, error: Error) -> Error:
@@ -68,7 +73,7 @@ class CheckedServer(Protocol):
         ...
 
     def suspect(self) -> None:
-        """A connection was lost: the idle ones may be dead, too."""
+        """A connection was lost: check the idle ones, which may be dead as well."""
         ...
 
     def went_silent(self) -> None:
@@ -77,9 +82,9 @@ class CheckedServer(Protocol):
 
 
 class HealthCheck:
-    """Asks one server how it is, over a connection that is kept for that.
+    """Queries the state of one server over a dedicated connection.
 
-    What it meets there is evidence for the endpoint's breaker like everything else.
+    Failures of that connection drive the server's circuit breaker like all others.
     """
 
     def __init__(self, server: CheckedServer) -> None:
@@ -93,13 +98,13 @@ class HealthCheck:
         self.attempts: set[asyncio.Timeout] = set()
 
     async def ask(self, *, limit_s: float) -> Observation:
-        """Ask; connects first where there is no connection.
+        """Query the state; connects first if there is no connection.
 
         Args:
-            limit_s: Seconds that it may take; half a second more where the server does not answer.
+            limit_s: Timeout in seconds; half a second more if the server does not answer.
 
         Raises:
-            DataError: It did not answer, or could not.
+            DataError: The server did not answer, or refused the query.
         """
         loop = asyncio.get_running_loop()
         deadline = loop.time() + limit_s
@@ -128,18 +133,18 @@ class HealthCheck:
             attempt.cancel()
         connection, self._connection = self._connection, None
         if connection is not None:
-            connection.cut("nobody asks any more")
+            connection.cut("the health check was stopped")
 
     async def _connect(self, deadline: float) -> PsycopgConnection:
         connection = self._connection
         if connection is not None and not connection.closed:
             return connection
-        # One attempt outlives several questions: those are short, and a server that does not even answer an attempt to
-        # connect within the time that it has must not pass for one that was only asked too briefly.
+        # One connect may outlast several checks. Checks time out early, so a server that does not answer a connect
+        # within the connect timeout must not be treated as one that merely missed a check.
         attempt = self._attempt
         if attempt is None or attempt.done():
             attempt = self._attempt = asyncio.get_running_loop().create_task(self._connect_once())
-            # It may fail between two questions.
+            # It may fail between two checks.
             attempt.add_done_callback(lambda done: done.cancelled() or done.exception())
         try:
             async with asyncio.timeout_at(deadline):
@@ -157,7 +162,7 @@ class HealthCheck:
             raise
         return connection
 
-    # What its connection reports
+    # Observer of its connection
 
     def connected(self, connection: WatchedSocket) -> None:
         """A connection was made."""
@@ -167,7 +172,7 @@ class HealthCheck:
         return self._server.connect_failed(error)
 
     def disconnected(self, connection: WatchedSocket, *, was_lost: bool) -> None:
-        """The connection is gone."""
+        """The connection has ended."""
         if was_lost and self._connection is connection:
             self._connection = None
             self._server.suspect()

@@ -1,9 +1,9 @@
-"""Where a URL leads: the hosts that it names, what a server there is, and which of them takes writes.
+"""URLs with several hosts: the role of each server, and which one takes writes.
 
-libpq tries the hosts of a URL one after the other, for each connection anew. A host that accepts and never answers
-costs every one of them its whole timeout then, and of two servers that both take writes, the one that a failover has
-left behind may come first. So whoever looks for the server that takes writes asks all hosts at once, and goes by their
-timelines; pooled connections then begin with the one that was found.
+libpq tries the hosts of a URL one after the other, for each connection anew. A host that accepts a connection and never
+answers then costs each of them the whole timeout; and of two servers that both take writes, the one that a failover has
+left behind may come first. So primary discovery asks all hosts at once and compares their timelines; pooled connections
+then start with the host that was found.
 """
 
 from __future__ import annotations
@@ -24,19 +24,19 @@ from .settings import DEFAULT_PORT, Address, connect_failure
 from .socket import WatchedSocket
 
 GRACE_S: Final = 0.25
-"""Seconds that the other hosts have to answer once one has that could be it."""
+"""Seconds that the other hosts have to answer, once one may be the primary."""
 
 
 @dataclass(frozen=True, slots=True)
 class Bearing:
-    """What a server is.
+    """Role and identity of a server.
 
     Attributes:
         is_standby: It is in recovery: it takes no writes.
-        is_read_only: Its transactions are READ ONLY unless told otherwise: so a primary is fenced off.
-        timeline: The timeline that it writes; 0 is not known.
-        system: What tells the database cluster from others; None is not known.
-        incarnation: What identifies the server's life, for as long as a connection to it lasts; None is not known.
+        is_read_only: Its transactions are READ ONLY by default: a fenced primary.
+        timeline: Its timeline; 0 if unknown.
+        system: Identifies the database cluster; None if unknown.
+        incarnation: See `INCARNATION`; constant during a connection; None if unknown.
     """
 
     is_standby: bool = False
@@ -46,26 +46,27 @@ class Bearing:
     incarnation: str | None = None
 
     def is_of_another_cluster(self, system: str | None) -> bool:
-        """Whether its timelines have nothing to do with those of that one."""
+        """Whether it belongs to another cluster, so that timelines cannot be compared."""
         return None not in (system, self.system) and system != self.system
 
 
 def _question(timeline: str, system: str, incarnation: str) -> Statement:
     return Statement(
-        "select pg_is_in_recovery() as is_standby, current_setting('default_transaction_read_only') as read_only,"
-        f" case when pg_is_in_recovery() then 0 else {timeline} end as timeline, {system} as system,"
+        "select pg_catalog.pg_is_in_recovery() as is_standby,"
+        " pg_catalog.current_setting('default_transaction_read_only') as read_only,"
+        f" case when pg_catalog.pg_is_in_recovery() then 0 else {timeline} end as timeline, {system} as system,"
         f" {incarnation} as incarnation",
         prepare=False,
     )
 
 
 ASK_BEARING: Final = _question(PRIMARY_TIMELINE, SYSTEM, INCARNATION)
-ASK_SIMPLE_BEARING: Final = _question("0", "null::text", "null::text")
-"""For services that do without those functions."""
+ASK_SIMPLE_BEARING: Final = _question("0", "null::pg_catalog.text", "null::pg_catalog.text")
+"""For services without those functions."""
 
 
 def read_bearing(answer: Result | None) -> Bearing:
-    """The answer of `ASK_BEARING`."""
+    """Read the answer to `ASK_BEARING`."""
     row = None if answer is None else answer.first()
     if row is None:
         return Bearing()
@@ -73,15 +74,15 @@ def read_bearing(answer: Result | None) -> Bearing:
 
 
 def is_unknown_there(error: BaseException | None) -> bool:
-    """Whether a service refused a question because it does without what that asks for."""
+    """Whether a service refused a query because it lacks the functions."""
     return isinstance(error, Error) and (error.sqlstate or "")[:2] in ("42", "0A", "55")
 
 
 def writer_of(bearings: Sequence[Bearing]) -> Bearing:
-    """Of servers that are all no standbys, the one that writes go to.
+    """The server that takes writes, among servers that are no standbys.
 
-    The newest timeline counts. Where they are of several clusters, as in a move by logical replication, timelines say
-    nothing, and the one that is not fenced off comes first.
+    The newest timeline wins. If they belong to several clusters, as in a migration by logical replication, timelines
+    cannot be compared: a server that is not fenced wins.
     """
     systems = {bearing.system for bearing in bearings} - {None}
     if len(systems) > 1:
@@ -93,7 +94,7 @@ class Hosts:
     """The hosts of a URL, in the order in which they are tried.
 
     Args:
-        conninfo: The whole of it.
+        conninfo: The connection string with all hosts.
     """
 
     def __init__(self, conninfo: str) -> None:
@@ -102,23 +103,23 @@ class Hosts:
         columns = {name: str(parts[name]).split(",") for name in ("host", "hostaddr", "port") if parts.get(name)}
         self.count = max([1, *(len(column) for name, column in columns.items() if name != "port")])
         self._columns = {
-            # One port may stand for all.
+            # A single port applies to all hosts.
             name: column * self.count if len(column) == 1 else column
             for name, column in columns.items()
         }
         self._order = list(range(self.count))
         self.is_settled = self.count == 1
-        """Whether it is known which one is to be tried first."""
+        """Whether the host to try first is known."""
 
     @property
     def conninfo(self) -> str:
-        """All of them, for libpq."""
+        """Connection string with all hosts, for libpq."""
         if self._order[0] == 0:
             return self._conninfo
         return make_conninfo(self._conninfo, **self._named(self._order))
 
     def alone(self, index: int) -> str:
-        """One of them, for libpq."""
+        """Connection string with one host, for libpq."""
         return self._conninfo if self.count == 1 else make_conninfo(self._conninfo, **self._named([index]))
 
     def address(self, index: int) -> tuple[str, int]:
@@ -127,7 +128,7 @@ class Hosts:
         return host, int(self._at("port", index) or DEFAULT_PORT)
 
     def find(self, host: str, hostaddr: str, port: str) -> int | None:
-        """Which one a connection leads to; None for none of them."""
+        """Index of the host that a connection leads to; None if it is none of them."""
         for index in range(self.count):
             names = (self._at("host", index) or host, self._at("hostaddr", index) or hostaddr)
             if names == (host, hostaddr) and str(self.address(index)[1]) == port:
@@ -135,12 +136,12 @@ class Hosts:
         return None
 
     def lead_with(self, index: int) -> None:
-        """Try this one first from now on."""
+        """Try this host first from now on."""
         self._order = [index, *(other for other in range(self.count) if other != index)]
         self.is_settled = True
 
     def unsettle(self) -> None:
-        """The first one may not be the right one any more."""
+        """The first host may no longer be the right one."""
         self.is_settled = self.count == 1
 
     def _named(self, order: Sequence[int]) -> dict[str, str]:
@@ -152,18 +153,18 @@ class Hosts:
 
 
 class Visitor(Protocol):
-    """On whose behalf a server is visited."""
+    """The server on whose behalf a host is visited."""
 
     check_limit_s: float
-    """Seconds that it has for an answer."""
+    """Timeout of an answer in seconds."""
     is_pooled: bool
-    """Whether a pooler is in between that gives each transaction another server connection."""
+    """Whether a pooler in between gives each transaction another server connection."""
     attempts: set[asyncio.Timeout]
-    """The attempts to connect that are under way; rescheduling one ends it."""
+    """Connects in progress; rescheduling one ends it."""
 
 
 class _Scout:
-    """Observes the connection of a visit: what it meets is told by the visit's end alone."""
+    """Observer of a visit's connection; only the result of the visit is reported."""
 
     def __init__(self, visitor: Visitor, target: Address) -> None:
         self.check_limit_s = visitor.check_limit_s
@@ -180,22 +181,22 @@ class _Scout:
         return type(error)(connect_failure(error, self._target))
 
     def disconnected(self, connection: WatchedSocket, *, was_lost: bool) -> None:
-        """The connection is gone."""
+        """The connection has ended."""
 
     def went_silent(self) -> None:
         """The server does not answer."""
 
 
 async def visit(visitor: Visitor, target: Address, questions: Sequence[Statement]) -> Bearing:
-    """Connect to a server, ask what it is, and leave.
+    """Connect to a server, query its role, and disconnect.
 
     Args:
-        visitor: On whose behalf.
-        target: Where.
-        questions: Which one to ask; the next one where a server does not know the functions of the one before.
+        visitor: The server on whose behalf the host is visited.
+        target: Its address.
+        questions: Queries in order of preference; the next one is used if a server lacks the functions of one.
 
     Raises:
-        psycopg.Error: It did not work out; the text names host, port and reason only.
+        psycopg.Error: It failed; the text names host, port and reason only.
     """
     loop = asyncio.get_running_loop()
     connection = await PsycopgConnection.connect(target.conninfo, observer=_Scout(visitor, target))

@@ -1,7 +1,7 @@
-"""psycopg's pool, which owns the connections: it makes, replaces, shrinks and retires them.
+"""The psycopg_pool that owns the connections: it makes, replaces, shrinks and retires them.
 
-What cannot be done through its public interface stands here alone. Each private name has its reason beside it and a
-test in `tests/drivers/test_owned_pool.py`; the versions that were tested are pinned in `pyproject.toml`.
+Everything that its public interface does not offer is in this file. Each private name has its reason beside it and a
+test in `tests/drivers/test_owned_pool.py`; `pyproject.toml` pins the tested versions.
 """
 
 from __future__ import annotations
@@ -21,24 +21,24 @@ class OwnedPool(AsyncConnectionPool[PsycopgConnection]):
 
     @property
     def size(self) -> int:
-        """How many connections it has, is making or has given out."""
+        """Number of connections that it holds, is making or has given out."""
         return self.get_stats()["pool_size"]
 
     @property
     def idle(self) -> int:
-        """How many lie in it."""
+        """Number of connections in it."""
         return self.get_stats()["pool_available"]
 
     @property
     def has_idle(self) -> bool:
-        """Whether a connection could be had without waiting."""
-        # `_pool`: `get_stats` copies all its counters, and this is read for each caller that finds none at hand.
+        """Whether a connection is available without a wait."""
+        # `_pool`: `get_stats` copies all counters, and this is read for each caller that finds no kept connection.
         return bool(self._pool)
 
     def put_at_once(self, connection: PsycopgConnection) -> Coroutine[Any, Any, None] | None:
-        """Give a connection back; returns what is left to be awaited, if anything is.
+        """Return a connection; returns a coroutine for the rest of the work, if there is any.
 
-        `putconn` waits only where the pool's lock is taken, so that it can be run to its end at once.
+        `putconn` waits only while the pool's lock is taken; otherwise it completes without the event loop.
         """
         giving = self.putconn(connection)
         try:
@@ -49,29 +49,29 @@ class OwnedPool(AsyncConnectionPool[PsycopgConnection]):
 
     def expires_at(self, connection: PsycopgConnection) -> float:
         """Monotonic time at which the pool replaces a connection."""
-        # `_expire_at`: a connection that goes round in front of the pool has to come back to it by then.
+        # `_expire_at`: a connection that circulates in front of the pool must be back by then.
         return getattr(connection, "_expire_at", inf)
 
     def expire(self, connection: PsycopgConnection) -> None:
-        """Let a connection be replaced as soon as it comes back."""
+        """Have a connection replaced at its return."""
         connection._expire_at = -inf  # pyright: ignore[reportPrivateUsage]
 
     def forget_who_left(self) -> None:
-        """Strike those from the front of the queue who do not wait any more.
+        """Drop clients from the front of the queue that do not wait any more.
 
-        The pool does so when a connection comes back. In an outage none does, and its queue would only grow.
+        The pool does so when a connection returns. In an outage none does, and its queue would only grow.
         """
         while self._waiting and self._waiting[0].error is not None:
             self._waiting.popleft()
 
     def _maybe_grow_pool(self) -> None:
-        # psycopg's pool also grows with every `check`, that is, with every connection that was lost.
+        # psycopg_pool also grows with every `check`, that is, with every connection that was lost.
         if self._waiting or self._nconns < self._min_size:
             super()._maybe_grow_pool()
 
     async def shed(self) -> None:
-        """Close the connections that are free, and keep none from now on."""
-        # `drain` makes new ones in their place, and `resize` leaves those that there are.
+        """Close the idle connections, and keep none from now on."""
+        # `drain` makes new ones in their place, and `resize` keeps the existing ones.
         async with self._lock:
             free = list(self._pool)
             self._pool.clear()
@@ -82,7 +82,7 @@ class OwnedPool(AsyncConnectionPool[PsycopgConnection]):
 
 
 async def _go_on(coroutine: Coroutine[Any, Any, None], waits_for: Any) -> None:
-    """Run on a coroutine that was started by hand and had to wait after all."""
+    """Continue a coroutine that was started by hand and had to wait."""
     await _steps(coroutine, waits_for)
 
 

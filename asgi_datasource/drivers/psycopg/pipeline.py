@@ -1,7 +1,8 @@
-"""One round trip on libpq's pipeline: send commands and one Sync, collect the answers up to the first error.
+"""One round trip in libpq's pipeline mode: send commands and one Sync, collect the answers up to the first error.
 
-No waiting here: `Pipeline.send` fills libpq's buffer, and `Pipeline.receive` takes what has arrived whenever the socket
-was readable. libpq does the rest (PostgreSQL manual, "Pipeline Mode").
+Nothing waits here: `Pipeline.send` fills libpq's buffer, and `Pipeline.receive` reads what has arrived whenever the
+    socket
+is readable (PostgreSQL manual, "Pipeline Mode").
 """
 
 from __future__ import annotations
@@ -23,8 +24,8 @@ if TYPE_CHECKING:
     from psycopg.pq.abc import PGconn, PGresult
 
 Command = tuple[bytes, "Sequence[Buffer | None] | None", tuple[int, ...], "Sequence[int] | None", Plan | None, bool]
-"""Text; values, types and formats of the parameters; the plan of a statement that is prepared; and whether its rows are
-a user's, to be converted."""
+"""Text; values, types and formats of the parameters; the plan of a prepared statement; and whether its rows are
+converted for the user."""
 
 _TUPLES_OK: Final = int(ExecStatus.TUPLES_OK)
 _COMMAND_OK: Final = int(ExecStatus.COMMAND_OK)
@@ -42,7 +43,7 @@ _NO_PLAN: Final = b"ads_0"
 """A name that no plan has."""
 
 _PRELUDE: Final = -1
-"""Slot of what goes before the statements, whose answer is not read."""
+"""Slot of commands in front of the statements, whose answers are ignored."""
 
 _SCHEMA_TAGS: Final = frozenset({b"ALT", b"CRE", b"DRO"})
 _DEALLOCATE_TAGS: Final = frozenset({b"DEA", b"DIS"})
@@ -53,44 +54,44 @@ COPY_REFUSED: Final = "COPY from or to the client cannot be used here; use copy(
 
 
 class PipelineHost(AsyncConnection[Any]):
-    """What a pipeline needs of the connection that it is sent on."""
+    """The connection that a pipeline is sent on."""
 
     plans: StatementCache
     transformer: Transformer
     has_changed_schema: bool
-    """A statement of the open transaction created, changed or dropped something."""
+    """A statement of the open transaction has changed the schema."""
     pipelines: int
-    """How many pipelines with a Parse in them have left."""
+    """Number of pipelines with a Parse that were sent."""
 
 
 class Pipeline:
-    """What was sent, and what has come back of it: the exchange that `drivers.protocol` speaks of."""
+    """The commands of a round trip and their answers; the `Exchange` of `drivers.protocol`."""
 
-    # Defaults on the class: a round trip in which nothing unusual happens does not pay for setting them.
+    # Defaults on the class: an ordinary round trip does not pay for setting them.
     error: BaseException | None = None
     failed_at: int | None = None
     is_lost = False
     timed_out = False
     has_landed = False
     closes: Sequence[bytes] = ()
-    """Names of prepared statements to close on the server in front of all."""
+    """Names of prepared statements to close first."""
     resets_mode = False
-    """psycopg has used the connection. After its stream() libpq would return the first command's rows one by one too:
-    it resets that only from one command of a pipeline to the next. So another one goes first, that has no rows."""
+    """psycopg has used the connection. After its stream(), libpq would return the first command's rows one by one as
+    well: it resets that mode only between two commands of a pipeline. So a command without rows goes first."""
     waiter: asyncio.Future[None]
     _results: list[Result | None] | None = None
     _makes_sense = True
     _position = 0
     _syncs = 1
     _slots: list[int | Plan] | None = None
-    """What each answer is for where that is not simply one a statement: a statement's index, or a plan's Parse."""
+    """What each answer belongs to, unless that is simply one per statement: a statement's index, or a plan's Parse."""
 
     def __init__(self, host: PipelineHost, commands: Sequence[Command]) -> None:
-        """Make it ready to be sent.
+        """Prepare a round trip.
 
         Args:
             host: The connection.
-            commands: What is asked for.
+            commands: The commands.
         """
         self._host = host
         self._commands = commands
@@ -101,19 +102,19 @@ class Pipeline:
         answered = sum(1 for answer in self._answers if answer is not None)
         return f"<Pipeline {state}, {answered} of {len(self._answers)} answered>"
 
-    # What came back
+    # Answers
 
     @property
     def is_stale_plan(self) -> bool:
-        """The server refused a statement only because of how it had been prepared: run anew it may well work."""
+        """The server refused a statement only because its prepared form is outdated: a retry is likely to succeed."""
         return is_stale_plan(self.error)
 
     def take(self, index: int, *, in_transaction: bool) -> Result | None:
-        """Read the result of one statement where all has come back with plain success; None where it has not.
+        """Read the result of one statement if the round trip succeeded; None if not.
 
         Args:
-            index: Where the statement stands.
-            in_transaction: Where the connection has to be afterwards: inside a transaction, or outside of any.
+            index: Index of the statement.
+            in_transaction: Required state of the connection afterwards: inside a transaction, or outside.
         """
         host = self._host
         if (
@@ -129,13 +130,13 @@ class Pipeline:
 
     @property
     def results(self) -> list[Result | None]:
-        """One for each statement; None for control statements, and for those that did not run or were not answered."""
+        """A result for each statement; None for control statements, and for those without an answer."""
         if self._results is None:
             self.load()
         return self._results or []
 
     def load(self) -> None:
-        """Read every result that has arrived, once, while the connection is there."""
+        """Convert all results that have arrived, once, while the connection exists."""
         if self._results is not None:
             return
         host = self._host
@@ -147,7 +148,7 @@ class Pipeline:
             results.append(Result(answer, host, host.transformer, command[4]))
 
     def answers(self, first: int, count: int) -> list[Result]:
-        """The results of some of the statements, all of which worked."""
+        """The results of a range of statements, all of which succeeded."""
         return [result for result in self.results[first : first + count] if result is not None]
 
     def was_answered(self, index: int) -> bool:
@@ -155,19 +156,19 @@ class Pipeline:
         return self._answers[index] is not None
 
     def tag(self, index: int) -> str | None:
-        """The command tag of a statement, control statements included; None where it was not answered."""
+        """The command tag of a statement, control statements included; None without an answer."""
         answer = self._answers[index]
         tag = None if answer is None else answer.command_status
         return None if tag is None else tag.decode()
 
     def value(self, index: int) -> str | None:
-        """The first value of a control statement's answer, as text; None where there is none."""
+        """The first value of a control statement's answer, as text; None without one."""
         answer = self._answers[index]
         found = None if answer is None or not answer.ntuples else answer.get_value(0, 0)
         return None if found is None else found.decode()
 
     def values(self, index: int) -> list[str | None] | None:
-        """The first row of a control statement's answer, as text; None where it was not answered."""
+        """The first row of a control statement's answer, as text; None without an answer."""
         answer = self._answers[index]
         if answer is None or not answer.ntuples:
             return None
@@ -177,13 +178,13 @@ class Pipeline:
     # Sending
 
     def send(self, flush_after: int | None) -> None:
-        """Put everything into libpq's buffer.
+        """Write all commands into libpq's buffer.
 
         Args:
-            flush_after: Index of a statement after which the server is asked to send what it has.
+            flush_after: Index of a statement after which the server is asked to flush its output.
 
         Raises:
-            psycopg.Error: libpq refused; the connection cannot be used any more.
+            psycopg.Error: libpq refused; the connection is unusable.
         """
         pgconn = self._host.pgconn
         pgconn.enter_pipeline_mode()
@@ -200,7 +201,7 @@ class Pipeline:
                 name = plan.name or b""
                 if not number:
                     number = self._host.pipelines = self._host.pipelines + 1
-                # In this pipeline its Parse may be on the way already; should that fail, so does what follows.
+                # Its Parse may have been sent in this pipeline already; if that fails, so does this command.
                 if plan.sent_in != number:
                     plan.sent_in = number
                     if slots is None:
@@ -215,7 +216,7 @@ class Pipeline:
         pgconn.pipeline_sync()
 
     def _send_prelude(self, pgconn: PGconn) -> None:
-        """What goes before the statements, and whose answers are not read."""
+        """Send the commands in front of the statements, whose answers are ignored."""
         names = (_NO_PLAN, *self.closes) if self.resets_mode else self.closes
         slots: list[int | Plan] = [_PRELUDE for _ in names]
         self._slots = slots
@@ -223,8 +224,8 @@ class Pipeline:
             if self._host.plans.closes_by_message:
                 pgconn.send_close_prepared(name)
                 continue
-            # It fails where the name is gone already, or the transaction has; with a Sync of its own it takes nothing
-            # else with it.
+            # It fails if the name does not exist or the transaction has failed; with a Sync of its own, the failure
+            # affects nothing else.
             pgconn.send_query_params(b"" if name == _NO_PLAN else b"deallocate " + name, None)
             pgconn.pipeline_sync()
             self._syncs += 1
@@ -232,17 +233,17 @@ class Pipeline:
     # Receiving
 
     def receive(self) -> bool:
-        """Take the answers that have arrived.
+        """Read the answers that have arrived.
 
         Returns:
-            Whether the last Sync was among them: the connection is free again.
+            Whether the last Sync has arrived, so that the connection is free again.
 
         Raises:
-            psycopg.Error: The answers make no sense; the connection cannot be used any more.
+            psycopg.Error: The answers are inconsistent; the connection is unusable.
         """
         host = self._host
         pgconn = host.pgconn
-        # Plain success of a plain statement is most of what there is; anything else is `_take`'s.
+        # Success of an ordinary statement is the common case; `_take` handles everything else.
         is_plain = self._slots is None
         answers = self._answers
         while not pgconn.is_busy():
@@ -275,16 +276,16 @@ class Pipeline:
         return False
 
     def lose(self, cause: BaseException) -> None:
-        """The connection is gone: take what had arrived before, and note the loss."""
+        """The connection is lost: read the answers that arrived before, and record the loss."""
         if self._makes_sense:
-            # An answer such as the xid in front of a COMMIT may have come in with the end of the stream.
+            # An answer, such as the xid in front of a COMMIT, may have arrived with the end of the stream.
             with suppress(Error):
                 self.receive()
         self.has_landed = False
         self.is_lost = True
         error = self.error
         if error is None or (isinstance(error, OperationalError) and error.sqlstate is None):
-            # libpq only finds the stream ended; the server may have said why.
+            # libpq only sees the end of the stream; the server may have sent the reason.
             self.error = cause
         if self.failed_at is None and self._commands:
             self.failed_at = self._index_at(self._position)
@@ -312,11 +313,11 @@ class Pipeline:
             if slots is None or position >= len(slots) or slots[position] != _PRELUDE:
                 error = e.error_from_result(answer, self._host.transformer.encoding)
                 if error.sqlstate is None:
-                    # Not the server's word but libpq's: the connection is gone.
+                    # An error of libpq, not of the server: the connection is lost.
                     error = OperationalError(str(error))
                 self._fail(error, position)
         elif status != _ABORTED:
-            # COPY is refused before it is sent. Should one come through after all, the pipeline has no way out of it.
+            # COPY is refused before it is sent. If one is started all the same, the pipeline cannot leave it.
             self._makes_sense = False
             self._fail(ProgrammingError(COPY_REFUSED), position)
             raise OperationalError(COPY_REFUSED)
@@ -332,11 +333,11 @@ class Pipeline:
             plans = self._host.plans
             plans.retire()
             if error.sqlstate != "26000":
-                # Its columns depend on where it runs: on the tenant's schema.
+                # Its columns depend on the tenant's schema.
                 plans.exclude(self._commands[index][0])
 
     def _index_at(self, position: int) -> int:
-        """The statement that this answer is for; the last one when it is the Sync's, where constraints are checked."""
+        """The statement that an answer belongs to; for the Sync's (deferred constraints), the last statement."""
         slots = self._slots
         last = len(self._commands) - 1
         if slots is None:
@@ -344,7 +345,7 @@ class Pipeline:
         return next((slot for slot in slots[position:] if isinstance(slot, int) and slot >= 0), last)
 
     def _note_tag(self, head: bytes) -> None:
-        """Some commands take prepared statements away, or change what they refer to."""
+        """Track commands that drop prepared statements, or change the objects they use."""
         host = self._host
         if head in _SCHEMA_TAGS:
             host.has_changed_schema = True
@@ -357,7 +358,7 @@ class Pipeline:
 
 
 class Drain:
-    """Reads away what is left of one of psycopg's own operations that was cancelled in the middle."""
+    """Reads the rest of the answer to one of psycopg's own operations that was cancelled halfway."""
 
     __slots__ = ("_pgconn", "_was_empty")
 
@@ -366,18 +367,18 @@ class Drain:
         self._was_empty = False
 
     def begin(self) -> None:
-        """Ask the server for an end: a Sync for a pipeline that has none."""
+        """Send a Sync for a pipeline that has none, so that the answer ends."""
         if self._pgconn.pipeline_status:
             self._pgconn.pipeline_sync()
 
     def receive(self) -> bool:
-        """Take what has arrived.
+        """Read what has arrived.
 
         Returns:
-            Whether the connection is at rest.
+            Whether the connection is idle.
 
         Raises:
-            psycopg.Error: There is no way to rest.
+            psycopg.Error: It cannot become idle.
         """
         pgconn = self._pgconn
         while not pgconn.is_busy():
@@ -406,10 +407,10 @@ class Drain:
 
 
 def is_stale_plan(error: BaseException | None) -> bool:
-    """Whether this error says that a prepared statement is gone, or that its result would have other columns."""
+    """Whether an error says that a prepared statement does not exist, or that its result's columns have changed."""
     if not isinstance(error, Error):
         return False
     if error.sqlstate == "26000":
         return True
-    # 0A000 has many causes and its text may be translated; the place in the server's source is not.
+    # 0A000 has many causes and its text may be translated; the source function identifies this one.
     return error.sqlstate == "0A000" and error.diag.source_function == "RevalidateCachedQuery"

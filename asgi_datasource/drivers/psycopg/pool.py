@@ -1,9 +1,10 @@
-"""The way of a connection out and back: borrow, check, record, return.
+"""Borrowing and returning connections.
 
-psycopg's pool owns the connections (`owned_pool.py`). But every way out of it and back goes through its lock and, where
-a caller waits, through a condition and a task of its own: most of what a short statement costs under load. So
-connections in use go round in front of it: one that comes back is handed to the first caller who waits, or lies at hand
-for the next. What lies at hand unused goes back to psycopg's pool, which then closes what it has too many of.
+psycopg_pool owns the connections (`owned_pool.py`), but each use of it takes its lock and, for a caller that waits, a
+condition and a task: under load most of the cost of a short statement. So connections in use circulate in front of it:
+    a
+returned connection goes to the first caller that waits, or is kept for the next one. Connections that stay unused go
+back to psycopg_pool, which closes its surplus.
 """
 
 from __future__ import annotations
@@ -15,8 +16,8 @@ from typing import Any, Final, Protocol
 
 from psycopg_pool import PoolClosed, PoolTimeout
 
-from ...concurrency.fair_queue import FairQueue, Share
-from ...concurrency.limits import Line, Priority
+from ...concurrency.fair_queue import FairQueue, TenantQuota
+from ...concurrency.priority_queue import Priority, PriorityQueue
 from ...errors import DataError, DataErrorKind
 from ...routing import CircuitBreaker, Health
 from ..protocol import PoolKeeper
@@ -26,17 +27,17 @@ from .owned_pool import OwnedPool
 from .saturation import Saturation
 
 SWEEP_S: Final = 1.0
-"""Seconds after which a connection at hand that was not used goes back to psycopg's pool."""
+"""Seconds after which a kept connection that was not used goes back to psycopg_pool."""
 
 FETCH_LIMIT_S: Final = 1.0
-"""Seconds after which psycopg's pool is asked anew for those who wait: only then does it try again to make one."""
+"""Seconds after which psycopg_pool is asked again for waiting callers: it tries a failed connect again only then."""
 
 SHORTEST_WAIT_S: Final = 0.001
-"""psycopg's pool fails at once, also with a free connection at hand, when it may not wait at all."""
+"""With a timeout of zero psycopg_pool fails at once, even if a connection is free."""
 
 
 class GaveUp(Exception):
-    """Raised when waiting has become pointless: no connection can be made."""
+    """Raised when no connection can be made, so that there is nothing to wait for."""
 
 
 class Displaced(Exception):
@@ -44,39 +45,39 @@ class Displaced(Exception):
 
 
 class PoolHost(Protocol):
-    """The server that the pool belongs to."""
+    """The server as its pool uses it."""
 
     label: str
     breaker: CircuitBreaker
 
     def spawn(self, work: Coroutine[Any, Any, Any], /) -> asyncio.Task[Any]:
-        """Start a task that the server puts an end to."""
+        """Start a task that ends with the server."""
         ...
 
     async def reclaim(self, connection: PsycopgConnection, /) -> None:
-        """Bring a connection to rest, or cut it, and give it back."""
+        """Bring a connection back to idle, or close it, and return it."""
         ...
 
     async def await_trial(self, timeout_s: float, /) -> None:
-        """The server is down: wait for the end of the one attempt to reach it; raises `DataError` where it fails."""
+        """The server is down: await the trial connection; raises `DataError` if it fails."""
         ...
 
     async def is_alive(self, connection: PsycopgConnection, deadline: float | None, /) -> bool:
-        """Ask the server over a connection that was just borrowed."""
+        """Check a borrowed connection."""
         ...
 
     def no_connection(self, error: BaseException, timeout_s: float, waiting: int, /) -> DataError | None:
-        """The error of a caller who got no connection; None where another attempt may still reach the server."""
+        """The error of a caller that got no connection; None if another attempt may still reach the server."""
         ...
 
 
 class HandOver:
-    """Connections on their way from one borrower to the next, in front of psycopg's pool.
+    """Passes connections from one borrower to the next, in front of psycopg_pool.
 
     Args:
-        owned: psycopg's pool; open.
-        max_size: Connections that it makes at most.
-        spawn: Starts a task that the pool's owner puts an end to.
+        owned: The open psycopg_pool.
+        max_size: Its maximum size.
+        spawn: Starts a task that ends with the pool's owner.
     """
 
     def __init__(
@@ -88,15 +89,15 @@ class HandOver:
         self._loop = asyncio.get_running_loop()
         self.at_hand: list[PsycopgConnection] = []
         self.unused = 0
-        """How many of those at hand, from the first, were not used since the last sweep."""
-        self._line: Line[asyncio.Future[PsycopgConnection]] = Line()
+        """Number of kept connections, from the first one, that were not used since the last sweep."""
+        self._line: PriorityQueue[asyncio.Future[PsycopgConnection]] = PriorityQueue()
         self._waiting: dict[asyncio.Future[PsycopgConnection], float] = {}
-        """Those who wait, and the event-loop time at which each gives up; in the line there may also be some that have
-        left."""
+        """The waiting callers, and the event-loop time at which each gives up. The queue may also contain callers that
+        have given up."""
         self._alarm: asyncio.TimerHandle | None = None
-        """Rings for the first who gives up: one for all, because hardly anybody ever does."""
+        """One timer for the first caller that gives up, because that is rare."""
         self._held = 0
-        """Connections that are out of psycopg's pool: lent, or at hand."""
+        """Connections taken from psycopg_pool: borrowed or kept."""
         self._fetches: set[asyncio.Task[None]] = set()
         self._sweep: asyncio.TimerHandle | None = None
         self._is_closed = False
@@ -104,29 +105,29 @@ class HandOver:
 
     @property
     def waiting(self) -> int:
-        """How many callers wait for a connection."""
+        """Number of callers that wait for a connection."""
         return len(self._waiting)
 
-    # Out
+    # Borrowing
 
     def take_at_hand(self) -> PsycopgConnection:
-        """Take one that lies at hand; there is one."""
+        """Take a kept connection; there must be one."""
         connection = self.at_hand.pop()
         if len(self.at_hand) < self.unused:
             self.unused = len(self.at_hand)
         return connection
 
     async def take(self, give_up_at: float, priority: Priority) -> PsycopgConnection:
-        """Take a connection, which may have been lost meanwhile.
+        """Take a connection; it may have been lost in the meantime.
 
         Args:
             give_up_at: Event-loop time at which the wait ends.
-            priority: Who is served first of those who wait.
+            priority: Order of service among callers that wait.
 
         Raises:
             TimeoutError: None was free by then.
-            Displaced: The place in the queue was given to another caller.
-            GaveUp: None can be made.
+            Displaced: Another caller took the place in the queue.
+            GaveUp: No connection can be made.
             psycopg_pool.PoolClosed: The pool was closed.
         """
         if self.at_hand:
@@ -136,7 +137,7 @@ class HandOver:
             self._note_fetched(connection)
             return connection
         if self._is_closed:
-            # The wait of a caller who comes only now would have no end.
+            # A wait that starts now would never end.
             raise PoolClosed("the pool is closed")
         waiter: asyncio.Future[PsycopgConnection] = self._loop.create_future()
         self._line.append(waiter, priority)
@@ -149,14 +150,14 @@ class HandOver:
             return await waiter
         except asyncio.CancelledError:
             if waiter.done() and not waiter.cancelled() and waiter.exception() is None:
-                # It was handed over while its borrower was being cancelled: to the next one.
+                # Passed to this caller while it was being cancelled: pass it on.
                 self.give(waiter.result())
             self._waiting.pop(waiter, None)
-            self._line.strip(self._has_left)
+            self._line.prune(self._has_left)
             raise
 
     def displace(self, priority: Priority) -> bool:
-        """Make room in a full queue for a caller of this priority: the last one of the lowest priority loses its place.
+        """Make room in a full queue for a caller of this priority: the newest caller of the lowest priority is refused.
 
         Returns:
             Whether there is room now.
@@ -179,10 +180,10 @@ class HandOver:
         for fetch in self._fetches:
             fetch.cancel()
 
-    # Back
+    # Returning
 
     def give(self, connection: PsycopgConnection) -> None:
-        """Take a connection back, which is idle or closed. Never waits."""
+        """Take back a connection that is idle or closed. Never waits."""
         if connection.closed or self._is_closed or self._loop.time() >= connection.due_at:
             self._owned.expire(connection)
             self._return(connection)
@@ -202,19 +203,19 @@ class HandOver:
             self._sweep = self._loop.call_later(SWEEP_S, self._return_unused)
 
     def forget(self, connection: PsycopgConnection) -> None:
-        """A connection was lost: where it lies at hand psycopg's pool replaces it."""
+        """A connection was lost: if it is kept here, psycopg_pool replaces it."""
         if connection in self.at_hand:
             self.at_hand.remove(connection)
             self.unused = min(self.unused, len(self.at_hand))
             self._return(connection)
 
     def retire(self) -> None:
-        """Keep none at hand from now on: what no caller waits for goes back to psycopg's pool."""
+        """From now on, return connections that no caller waits for to psycopg_pool."""
         self._keeps_none = True
         self._return_all()
 
     def close(self) -> None:
-        """The pool is being closed: nothing is lent any more."""
+        """The pool is being closed: lend no more connections."""
         self._is_closed = True
         for timer in (self._sweep, self._alarm):
             if timer is not None:
@@ -239,7 +240,7 @@ class HandOver:
         self.unused = 0
 
     def _return(self, connection: PsycopgConnection) -> None:
-        """Give a connection to psycopg's pool."""
+        """Return a connection to psycopg_pool."""
         self._held -= 1
         connection.home = None
         rest = self._owned.put_at_once(connection)
@@ -248,10 +249,10 @@ class HandOver:
         if not self._is_closed:
             self._fetch_for_those_who_wait()
 
-    # From psycopg's pool
+    # Connections from psycopg_pool
 
     def _fetch_for_those_who_wait(self) -> None:
-        """Ask psycopg's pool for what it can still give or make; those that are lent come back here by themselves."""
+        """Ask psycopg_pool for the connections that it can still give or make, for waiting callers."""
         while len(self._fetches) < min(self.waiting, self._max_size - self._held):
             fetch = self._spawn(self._fetch())
             self._fetches.add(fetch)
@@ -271,7 +272,7 @@ class HandOver:
         self._fetches.discard(fetch)
         self._owned.forget_who_left()
         if not self._is_closed and not fetch.cancelled() and fetch.exception() is None:
-            # For those who came to wait while it was ending.
+            # For callers that arrived while it was ending.
             self._fetch_for_those_who_wait()
 
     def _note_fetched(self, connection: PsycopgConnection) -> None:
@@ -287,7 +288,7 @@ class HandOver:
                 waiter.set_exception(error)
 
     def _has_left(self, waiter: asyncio.Future[PsycopgConnection]) -> bool:
-        """Whether it waits no more, also where its caller has not gone on yet."""
+        """Whether a caller has stopped waiting, even if its task has not resumed yet."""
         if waiter.done():
             self._waiting.pop(waiter, None)
         return waiter.done()
@@ -295,7 +296,7 @@ class HandOver:
     def _set_alarm(self, when: float) -> None:
         if self._alarm is not None:
             self._alarm.cancel()
-        # Not the context of the one who waits: it rings for others.
+        # A context of its own: the timer does not belong to the caller that starts it.
         self._alarm = self._loop.call_at(when, self._end_late_waits, context=Context())
 
     def _end_late_waits(self) -> None:
@@ -305,7 +306,7 @@ class HandOver:
             del self._waiting[waiter]
             if not waiter.done():
                 waiter.set_exception(TimeoutError())
-        self._line.strip(self._has_left)
+        self._line.prune(self._has_left)
         if self._waiting:
             self._set_alarm(min(self._waiting.values()))
 
@@ -315,13 +316,13 @@ class Pool:
 
     Args:
         host: The server.
-        settings: How many connections there may be, and how long callers wait.
-        keeper: Decides when a pool is open that opens with its first use; None for one that is always open.
+        settings: Number of connections and timeouts.
+        keeper: Decides when the pool is open; None for a pool that is always open.
 
-    Attributes:
-        borrowed: Connections that are lent.
-        lendings: How often a connection was lent since the pool was opened.
-        hand_over: What lies in front of psycopg's pool; None while the pool is closed.
+        Attributes:
+        borrowed: Number of borrowed connections.
+        lendings: Number of times a connection was borrowed since the pool was opened.
+        hand_over: Passes connections between borrowers; None while the pool is closed.
     """
 
     def __init__(self, host: PoolHost, settings: ServerSettings, keeper: PoolKeeper | None) -> None:
@@ -329,7 +330,7 @@ class Pool:
         self.lendings = 0
         self.hand_over: HandOver | None = None
         self.users = 0
-        """Callers that have a connection, or are about to; of pools with a keeper."""
+        """Callers that have a connection or are about to borrow one; for pools with a keeper."""
         self.label = host.label
         self.settings = settings
         self._host = host
@@ -350,36 +351,36 @@ class Pool:
 
     @property
     def owned(self) -> OwnedPool | None:
-        """psycopg's pool; None while the pool is closed."""
+        """The psycopg_pool; None while the pool is closed."""
         return self._owned
 
     @property
     def size(self) -> int:
-        """How many connections there are, also those that are being made."""
+        """Number of connections, including those that are being made."""
         return 0 if self._owned is None else self._owned.size
 
     @property
     def idle(self) -> int:
-        """How many of them could be borrowed at once."""
+        """Number of idle connections."""
         return 0 if self._owned is None or self.hand_over is None else self._owned.idle + len(self.hand_over.at_hand)
 
     @property
     def waiting(self) -> int:
-        """How many callers wait for a connection."""
+        """Number of callers that wait for a connection."""
         queued = sum(0 if queue is None else queue.waiting for queue in (self._turns, self._limits))
         return queued + (0 if self.hand_over is None else self.hand_over.waiting)
 
-    # Its life
+    # Life cycle
 
     async def open(self, owned: OwnedPool) -> None:
-        """Lend what `owned` has. Returns at once, also when the server cannot be reached."""
+        """Start lending the connections of `owned`. Returns at once, even if the server cannot be reached."""
         self.borrowed = self.lendings = 0
         self._owned = owned
         self.hand_over = HandOver(owned, max_size=self.settings.max_size, spawn=self._host.spawn)
         await owned.open(wait=False)
 
     def close(self) -> OwnedPool | None:
-        """Lend nothing any more; the caller closes what is returned."""
+        """Stop lending; the caller closes the returned pool."""
         owned, self._owned = self._owned, None
         hand_over, self.hand_over = self.hand_over, None
         if hand_over is not None:
@@ -387,16 +388,16 @@ class Pool:
         self._saturation.close()
         return owned
 
-    # Out
+    # Borrowing
 
-    def try_borrow(self, share: Share | None = None) -> PsycopgConnection | None:
-        """Borrow a connection that lies at hand; None where the caller would have to wait, or to queue."""
+    def try_borrow(self, quota: TenantQuota | None = None) -> PsycopgConnection | None:
+        """Borrow an idle connection; None where the caller would have to wait or to queue."""
         hand_over = self.hand_over
         if hand_over is None or not hand_over.at_hand or self._host.breaker.health is not Health.CLOSED:
             return None
-        if share is not None:
-            queue = self._queue_for(share)
-            if queue is not None and not queue.enter_at_once(share):
+        if quota is not None:
+            queue = self._queue_for(quota)
+            if queue is not None and not queue.try_enter(quota):
                 return None
         elif self._turns is not None:
             return None
@@ -407,7 +408,7 @@ class Pool:
             self.users += 1
             connection.is_kept = True
             self._keeper.used(self._host)
-        connection.share = share
+        connection.quota = quota
         connection.is_lent = True
         self.borrowed += 1
         self.lendings += 1
@@ -418,14 +419,14 @@ class Pool:
         *,
         deadline: float | None,
         must_be_alive: bool = False,
-        share: Share | None = None,
+        quota: TenantQuota | None = None,
         priority: Priority = Priority.NORMAL,
     ) -> PsycopgConnection:
-        """Borrow a connection, outside any transaction; arguments and errors as of `Server.acquire`."""
+        """Borrow a connection, outside any transaction; arguments and errors as in `Server.acquire`."""
         give_up_at = self._time_to_give_up(deadline)
-        queue = None if share is None else self._queue_for(share)
-        if queue is not None and share is not None:
-            await self._enter(queue, share, give_up_at, priority)
+        queue = None if quota is None else self._queue_for(quota)
+        if queue is not None and quota is not None:
+            await self._enter(queue, quota, give_up_at, priority)
         try:
             if self._keeper is not None:
                 await self._have_opened(self._keeper, give_up_at)
@@ -435,11 +436,11 @@ class Pool:
                 self._rest()
                 raise
         except BaseException:
-            if queue is not None and share is not None:
-                queue.leave(share)
+            if queue is not None and quota is not None:
+                queue.leave(quota)
             raise
         if queue is not None:
-            connection.share = share
+            connection.quota = quota
         connection.is_kept = self._keeper is not None
         return connection
 
@@ -447,7 +448,7 @@ class Pool:
         self, deadline: float | None, give_up_at: float, priority: Priority, *, must_be_alive: bool
     ) -> PsycopgConnection:
         host, loop = self._host, asyncio.get_running_loop()
-        # The one that there is now: when the pool is closed meanwhile, and opened again, this wait has ended.
+        # The current one: if the pool is closed and opened again in the meantime, this wait ends.
         hand_over = self.hand_over
         if hand_over is None:
             raise DataError(DataErrorKind.CONNECTION, f"{host.label}: the pool is not open")
@@ -475,12 +476,12 @@ class Pool:
                 or await host.is_alive(connection, deadline)
             ):
                 return connection
-            # Dead before its borrower had it.
+            # Lost before the borrower received it.
             self.give(connection)
             self._time_to_give_up(deadline)
 
     def _told(self, error: Exception, timeout_s: float, hand_over: HandOver) -> DataError | None:
-        """What a caller is told who has got no connection; None where another attempt may still reach the server."""
+        """The error of a caller that got no connection; None if another attempt may still reach the server."""
         if isinstance(error, PoolClosed):
             return DataError(DataErrorKind.CONNECTION, f"{self._host.label}: the pool is closed")
         if isinstance(error, Displaced):
@@ -492,7 +493,7 @@ class Pool:
         return told
 
     def _time_to_give_up(self, deadline: float | None) -> float:
-        """Event-loop time at which waiting ends.
+        """Event-loop time at which the wait ends.
 
         Raises:
             DataError: TIMEOUT: the deadline has passed.
@@ -510,15 +511,15 @@ class Pool:
             )
         return min(give_up_at, deadline)
 
-    # Admission: tenants that take turns or have limits, and pools that open with their first use
+    # Admission: turns and limits of tenants, and pools that are opened on first use
 
-    async def _enter(self, queue: FairQueue, share: Share, give_up_at: float, priority: Priority) -> None:
-        if queue.enter_at_once(share):
+    async def _enter(self, queue: FairQueue, quota: TenantQuota, give_up_at: float, priority: Priority) -> None:
+        if queue.try_enter(quota):
             return
         loop = asyncio.get_running_loop()
         began_at = loop.time()
         try:
-            await queue.enter(share, timeout_s=give_up_at - began_at, priority=priority)
+            await queue.enter(quota, timeout_s=give_up_at - began_at, priority=priority)
         except DataError:
             if queue is self._limits:
                 self._saturation.refused_by_limit()
@@ -527,10 +528,10 @@ class Pool:
             raise
         self._saturation.served(loop.time() - began_at)
 
-    def _queue_for(self, share: Share) -> FairQueue | None:
+    def _queue_for(self, quota: TenantQuota) -> FairQueue | None:
         if self._turns is not None:
             return self._turns
-        if share.limit is None:
+        if quota.limit is None:
             return None
         if self._limits is None:
             self._limits = FairQueue(self._host.label, capacity=None, max_waiting=self.settings.max_waiting)
@@ -552,7 +553,7 @@ class Pool:
             if not self.users:
                 self._keeper.rested(self._host)
 
-    # Back
+    # Returning
 
     def give(self, connection: PsycopgConnection) -> None:
         """Take back a connection that is idle or closed. Never waits."""
@@ -569,13 +570,13 @@ class Pool:
             use.end()
         if connection.home is not None:
             connection.home.give(connection)
-        # Behind the hand-over: a tenant that is let in now finds the connection there.
-        share = connection.share
-        if share is not None:
-            connection.share = None
+        # After the hand-over, so that a tenant admitted now finds the connection there.
+        quota = connection.quota
+        if quota is not None:
+            connection.quota = None
             queue = self._turns or self._limits
             if queue is not None:
-                queue.leave(share)
+                queue.leave(quota)
         if connection.is_kept:
             connection.is_kept = False
             self._rest()

@@ -1,7 +1,7 @@
-"""Which statements a connection's server has prepared, known exactly.
+"""Prepared statements of one connection, tracked exactly.
 
-A name counts as prepared only once the server has answered its Parse: what was skipped in a pipeline that failed
-before is not there, and using it would fail every later statement with 26000 (PostgreSQL manual, "Extended Query").
+A name counts as prepared only once the server has answered its Parse: a failed pipeline skips the Parse of later
+statements, and using such a name would fail with 26000 (PostgreSQL manual, "Extended Query").
 """
 
 from __future__ import annotations
@@ -13,14 +13,14 @@ from typing import Final
 from psycopg import capabilities
 
 PREPARE_AT_USE: Final = 2
-"""A statement is prepared when it comes for the second time: single ones would only push others out."""
+"""A statement is prepared at its second use: statements used once would only evict others."""
 
 MAX_PLANS: Final = 250
-"""Statements remembered on one connection; each prepared one costs memory on the server."""
+"""Most plans of one connection; each prepared statement uses memory on the server."""
 
 
 class Plan:
-    """One statement with one list of parameter types, as one connection knows it."""
+    """One statement with one list of parameter types, on one connection."""
 
     __slots__ = ("columns", "is_kept", "is_ready", "name", "sent_in", "uses", "was_used")
 
@@ -28,24 +28,24 @@ class Plan:
         self.name: bytes | None = None
         self.uses = 0
         self.is_ready = False
-        """The server has it under `name`."""
+        """The server has prepared it under `name`."""
         self.is_kept = True
-        """Still in the cache; an answer may arrive after it was evicted."""
+        """It is in the cache; an answer may arrive after its eviction."""
         self.was_used = False
-        """Set with each use that did not go through the cache: such a plan gets a second chance at eviction."""
+        """Set by each use that bypasses the cache: such a plan gets a second chance at eviction."""
         self.sent_in = 0
-        """Number of the last pipeline that its Parse was sent in."""
+        """Number of the last pipeline that contained its Parse."""
         self.columns: tuple[str, ...] | None = None
-        """Names of the result's columns. While a plan lives under its name the server does not change them."""
+        """Names of the result's columns; the server does not change them while the plan exists under its name."""
 
 
 class StatementCache:
-    """The plans of one connection; bounded, the least recently used go first.
+    """The plans of one connection; bounded, with least-recently-used eviction.
 
     Attributes:
-        generation: Changes when all plans were dropped.
-        closes_by_message: libpq closes a prepared statement by a message of the protocol since version 17; before that
-            DEALLOCATE does.
+        generation: Changes when all plans are dropped.
+        closes_by_message: libpq closes a prepared statement by a protocol message since version 17; before that,
+            DEALLOCATE is used.
     """
 
     __slots__ = ("_controls", "_excluded", "_max", "_number", "_plans", "closes_by_message", "generation", "to_close")
@@ -55,23 +55,23 @@ class StatementCache:
         self.generation = 0
         self._plans: OrderedDict[tuple[bytes, tuple[int, ...]], Plan] = OrderedDict()
         self._controls: dict[bytes, Plan] = {}
-        """The library's own statements: a handful, never evicted."""
+        """The library's control statements: few, never evicted."""
         self._excluded: set[bytes] = set()
         self._max = max_plans
         self._number = 0
         self.to_close: list[bytes] = []
-        """Names to close on the server, in front of the next pipeline."""
+        """Names to close on the server at the start of the next pipeline."""
 
     def __len__(self) -> int:
         return len(self._plans)
 
     def plan(self, text: bytes, types: tuple[int, ...], *, at_once: bool) -> Plan | None:
-        """The plan to run this statement by, counted as used; None when it is not, or not yet, to be prepared.
+        """The plan of a statement, counted as used; None if it is not prepared, or not yet.
 
         Args:
-            text: In the server's terms.
-            types: Of its parameters: other types are another plan.
-            at_once: Prepare it now, however often it was used.
+            text: The text with the server's placeholders.
+            types: Parameter types; each list of types has its own plan.
+            at_once: Prepare it at its first use.
         """
         key = (text, types)
         plan = self._plans.get(key)
@@ -91,7 +91,7 @@ class StatementCache:
         return plan
 
     def control_plan(self, text: bytes) -> Plan:
-        """The plan of one of the library's own statements, without parameters."""
+        """The plan of a control statement without parameters."""
         plan = self._controls.get(text)
         if plan is None:
             plan = self._controls[text] = Plan()
@@ -105,9 +105,9 @@ class StatementCache:
             self.to_close.append(plan.name)
 
     def retire(self) -> None:
-        """Have every plan closed on the server and prepared anew: it may be gone, or refer to what has changed.
+        """Close all plans on the server and prepare anew: they may be gone, or refer to changed objects.
 
-        Closing a name that the server does not have is no error.
+        Closing an unknown name is not an error.
         """
         for plan in (*self._plans.values(), *self._controls.values()):
             self._drop(plan)
@@ -116,20 +116,20 @@ class StatementCache:
         self.generation += 1
 
     def exclude(self, text: bytes) -> None:
-        """Do not prepare this statement any more: its columns are not always the same."""
+        """Do not prepare this statement any more: its columns vary."""
         if len(self._excluded) >= self._max:
             self._excluded.clear()
         self._excluded.add(text)
 
     def take_closes(self) -> Sequence[bytes]:
-        """The names to close on the server, in front of the next pipeline: nothing in that one uses them."""
+        """The names to close at the start of the next pipeline, which does not use them."""
         if not self.to_close:
             return ()
         names, self.to_close = self.to_close, []
         return names
 
     def put_back_closes(self, names: Sequence[bytes]) -> None:
-        """These were not sent after all."""
+        """Restore names that were not sent."""
         self.to_close.extend(names)
 
     def _next_name(self) -> bytes:
@@ -137,7 +137,7 @@ class StatementCache:
         return b"ads_%d" % self._number
 
     def _evict(self) -> None:
-        """Drop the least recently used plan (the CLOCK algorithm: one used meanwhile moves to the end once)."""
+        """Drop the least recently used plan (the CLOCK algorithm: a plan that was used moves to the end once)."""
         plans = self._plans
         while True:
             key, plan = plans.popitem(last=False)

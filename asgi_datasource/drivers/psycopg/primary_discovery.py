@@ -1,7 +1,7 @@
-"""Where an endpoint leads to: which of its hosts, on which timeline, and whether what answers there is what it is for.
+"""Primary discovery: which host of a server's URL connections lead to, its timeline, and whether it has the right role.
 
-A primary is wherever its URL leads to a server that takes writes, on the newest timeline that is known: one that is a
-standby, or a primary that a failover has left behind, is turned away.
+The primary is the host that takes writes on the newest known timeline. A standby, or a primary that a failover has left
+behind, is rejected.
 """
 
 from __future__ import annotations
@@ -37,22 +37,22 @@ from .transaction_settings import ASK_TIMEOUTS
 logger = logging.getLogger("asgi_datasource.server")
 
 _HEARSAY_PAUSE_S: Final = 5.0
-"""Seconds until it is looked for a newer timeline again that was not found."""
+"""Seconds until a newer timeline that was not found is looked for again."""
 
 
 class Seeker(Visitor, Protocol):
-    """Who wants to know: the endpoint."""
+    """The server that uses the discovery."""
 
     role: Role
     full_name: str
     address: str
     port: int
     timeline: int
-    """The newest timeline that a primary was seen to write; 0 is not known."""
+    """The newest timeline seen on a primary; 0 if unknown."""
 
     @property
     def is_up(self) -> bool:
-        """Whether it is used."""
+        """Whether the circuit breaker is closed."""
         ...
 
     @property
@@ -61,39 +61,39 @@ class Seeker(Visitor, Protocol):
         ...
 
     def spawn(self, work: Coroutine[Any, Any, Any], /) -> asyncio.Task[Any]:
-        """Start a task that it puts an end to."""
+        """Start a task that ends with the server."""
         ...
 
     def search_begins(self) -> None:
-        """Its hosts are about to be asked."""
+        """Primary discovery starts."""
         ...
 
     def search_ends(self) -> None:
-        """They have been, or that was cut short."""
+        """Primary discovery has ended, or was cancelled."""
         ...
 
     def note_failure(self, error: Error, /) -> None:
-        """An attempt to find its server has failed."""
+        """Primary discovery has failed."""
         ...
 
     def arrived(self, address: tuple[str, int], /) -> None:
-        """A server was asked, and is what it is for."""
+        """A server with the right role was found at this address."""
         ...
 
     def cut_left_behind(self, *, is_other: bool) -> None:
-        """Another server has taken the place of the one before: nothing may be written there any more."""
+        """Another server has become the primary: cut the connections to the former one."""
         ...
 
 
 class PrimaryDiscovery:
-    """Knows, and finds, the server of an endpoint.
+    """Finds the host that a server's connections have to lead to.
 
     Args:
-        seeker: The endpoint.
-        target: Where its URL leads to.
+        seeker: The server.
+        target: The address of its URL.
 
     Attributes:
-        searched_at: Event-loop time at which it was last looked for.
+        searched_at: Event-loop time of the last search.
     """
 
     def __init__(self, seeker: Seeker, target: Address) -> None:
@@ -103,54 +103,54 @@ class PrimaryDiscovery:
         self._hosts = Hosts(target.conninfo)
         self._system: str | None = None
         self._questions: Sequence[Statement] = (ASK_BEARING, ASK_SIMPLE_BEARING)
-        """What a new connection is asked; the first one for as long as the server knows its functions."""
+        """Queries on a new connection, in order of preference; the first one that the server supports."""
         self._search: asyncio.Task[None] | None = None
         self._heard_of = (0, -inf)
-        """The newest timeline that somebody told of, and when it was last looked for."""
+        """The newest timeline reported from outside, and when it was last looked for."""
 
     @property
     def is_searching(self) -> bool:
-        """Whether its hosts are being asked."""
+        """Whether a search is running."""
         return self._search is not None and not self._search.done()
 
     @property
     def has_several_hosts(self) -> bool:
-        """Whether the URL names more than one."""
+        """Whether the URL names several hosts."""
         return self._hosts.count > 1
 
     def unsettle(self) -> None:
-        """The host that comes first may not be the right one any more."""
+        """The first host may no longer be the right one."""
         self._hosts.unsettle()
 
-    # -- looking
+    # -- search
 
     async def line_up(self) -> str:
-        """The connection string for a new connection, with the host first that is known to take writes."""
+        """Connection string for a new connection, with the known primary's host first."""
         if self._seeker.role is Role.PRIMARY and not self._hosts.is_settled:
             await self.seek()
         return self._hosts.conninfo
 
     async def seek(self, *, deadline: float | None = None) -> bool:
-        """Look which host it is; whoever wants to know meanwhile waits for the same answer.
+        """Find the host; concurrent callers share one search.
 
         Args:
-            deadline: Event-loop time at which waiting for the answer ends.
+            deadline: Event-loop time at which the wait ends.
 
         Returns:
-            Whether the endpoint is up.
+            Whether the server is up.
         """
         search = self._search
         if search is None or search.done():
             search = self._search = self._seeker.spawn(self._search_hosts())
-        # The end of the search, by closing the pool, ends nobody else; and the other way round.
+        # Cancelling the search, by closing the pool, must not cancel the callers, nor the other way round.
         await asyncio.wait((search,), timeout=None if deadline is None else deadline - search.get_loop().time())
         return self._seeker.is_up
 
     def hear_of(self, timeline: int) -> bool:
-        """Somebody has seen this timeline: look in the background for the primary that writes it.
+        """A newer timeline was reported: look for its primary in the background.
 
         Returns:
-            Whether that was news.
+            Whether it was unknown.
         """
         is_news = self._is_news(timeline)
         if is_news:
@@ -158,17 +158,17 @@ class PrimaryDiscovery:
         return is_news
 
     async def look_for(self, timeline: int, *, deadline: float | None) -> None:
-        """Somebody has seen this timeline: look for the primary that writes it. Raises nothing.
+        """A newer timeline was reported: look for its primary. Raises nothing.
 
         Args:
-            timeline: What was seen.
-            deadline: Event-loop time at which waiting for the answer ends.
+            timeline: The reported timeline.
+            deadline: Event-loop time at which the wait ends.
         """
         if self._is_news(timeline) or (self.is_searching and timeline > self._seeker.timeline):
             await self.seek(deadline=deadline)
 
     def _is_news(self, timeline: int) -> bool:
-        """Whether it is worth looking for: it is newer than what is known, and was not looked for just now."""
+        """Whether a search is worthwhile: the timeline is newer than the known one, and was not looked for recently."""
         now = asyncio.get_running_loop().time()
         heard, heard_at = self._heard_of
         if timeline <= self._seeker.timeline or not self._seeker.timeline or not self._seeker.is_open:
@@ -179,7 +179,7 @@ class PrimaryDiscovery:
         return True
 
     async def _search_hosts(self) -> None:
-        """Ask all hosts at once what they are; of those that take writes, the newest timeline counts."""
+        """Query the role of all hosts at once; of those that take writes, the newest timeline wins."""
         self._seeker.search_begins()
         try:
             await self._ask_hosts()
@@ -221,10 +221,10 @@ class PrimaryDiscovery:
         self.arrived(bearing, hosts.address(index or 0))
 
     async def _visit(self, index: int | None) -> Bearing:
-        """What a host is.
+        """Query the role of a host.
 
         Raises:
-            psycopg.Error: It cannot be reached, or is none that the endpoint is for.
+            psycopg.Error: It cannot be reached, or has the wrong role.
         """
         target = self._target
         if index is not None:
@@ -236,12 +236,12 @@ class PrimaryDiscovery:
             raise OperationalError(f"{target.host}:{target.port}: {reason}")
         return bearing
 
-    # -- judging
+    # -- check of a connection
 
     async def ask(self, connection: PsycopgConnection) -> Pipeline:
-        """Ask a new connection for its limits, and a primary's for its bearing.
+        """Query a new connection's timeouts, and a primary's role and timeline.
 
-        One round trip; a second one where a server knows too little.
+        One round trip; a second one if the server lacks the functions.
         """
         loop = asyncio.get_running_loop()
         is_primary = self._seeker.role is Role.PRIMARY
@@ -253,10 +253,10 @@ class PrimaryDiscovery:
             self._questions = self._questions[1:]
 
     def judge(self, connection: PsycopgConnection, exchange: Pipeline) -> str | None:
-        """Take what a new connection has answered to `ask`.
+        """Evaluate the answer of a new connection to `ask`.
 
         Returns:
-            Why it does not lead to a server that the endpoint is for, with its address; None when it does.
+            Why the server has the wrong role, with its address; None if it has the right one.
         """
         if self._seeker.role is not Role.PRIMARY:
             self.arrived(Bearing(), (self._seeker.address, self._seeker.port))
@@ -273,7 +273,7 @@ class PrimaryDiscovery:
         return None
 
     def reason_against(self, bearing: Bearing) -> str | None:
-        """Why a server is none for the endpoint; None when it is one."""
+        """Why a server has the wrong role; None if it has the right one."""
         if self._seeker.role is not Role.PRIMARY:
             return None
         if bearing.is_standby:
@@ -286,7 +286,7 @@ class PrimaryDiscovery:
         return None
 
     def arrived(self, bearing: Bearing, address: tuple[str, int]) -> None:
-        """A server was asked, and is what the endpoint is for."""
+        """A server with the right role was found."""
         if self._seeker.role is Role.PRIMARY:
             is_other = bearing.is_of_another_cluster(self._system)
             if is_other or bearing.timeline > self._seeker.timeline:
@@ -303,7 +303,7 @@ class PrimaryDiscovery:
         self._seeker.arrived(address)
 
     def _address_of(self, connection: PsycopgConnection) -> tuple[str, int]:
-        """Which of the hosts a connection leads to; that one is tried first from now on."""
+        """Address of the host that a connection leads to; it is tried first from now on."""
         pgconn = connection.pgconn
         index = self._hosts.find(pgconn.host.decode(), pgconn.hostaddr.decode(), pgconn.port.decode())
         if index is None:

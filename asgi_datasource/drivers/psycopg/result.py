@@ -1,4 +1,4 @@
-"""What one statement brought back."""
+"""Result of one statement."""
 
 from __future__ import annotations
 
@@ -21,30 +21,30 @@ TRANSACTION_TAGS: Final = frozenset({b"BEGIN", b"COMMIT", b"ROLLBACK", b"START T
 
 
 class Result:
-    """The outcome of one command that worked; reading it needs no connection any more.
+    """Result of one successful command; independent of the connection.
 
-    Values were converted when they arrived, by the adapters and settings of that moment.
+    Values are converted when they arrive, by the adapters and settings of that moment.
     """
 
     # Defaults on the class, for results without rows.
     returns_rows = False
-    """Whether the command answers with rows, even if there were none."""
+    """Whether the command returns rows, even if there were none."""
     encoding = "utf-8"
     columns: tuple[str, ...] = ()
-    """The names of the columns, in order."""
+    """Names of the columns, in order."""
     _values: list[tuple[Any, ...]] | None = None
     _error: Exception | None = None
 
     def __init__(
         self, pgresult: PGresult, connection: AsyncConnection[Any], transformer: Transformer, plan: Plan | None
     ) -> None:
-        """Convert the rows, while the connection is there: some adapters read its settings when they are made.
+        """Convert the rows, while the connection exists: some adapters read its settings.
 
         Args:
-            pgresult: libpq's.
-            connection: psycopg's, for row factories.
+            pgresult: libpq's result.
+            connection: psycopg's connection, for row factories.
             transformer: Converts values.
-            plan: Of the statement where it is prepared; remembers the names of the columns.
+            plan: The plan of a prepared statement; it caches the column names.
         """
         self.pgresult = pgresult
         self._connection = connection
@@ -64,7 +64,7 @@ class Result:
             return
         try:
             transformer.set_pgresult(pgresult)
-            # `tuple` is the row maker that psycopg's C code makes without a call for each row.
+            # psycopg's C code makes `tuple` rows without a call for each row.
             self._values = transformer.load_rows(0, count, tuple)
         except Exception as error:  # noqa: BLE001 - raised where the rows are read, as psycopg's fetch does
             self._error = error
@@ -88,14 +88,14 @@ class Result:
 
     @property
     def ends_transaction(self) -> bool:
-        """Whether the command itself began or ended a transaction, by its tag."""
+        """Whether the command began or ended a transaction, by its tag."""
         return self._values is None and self.pgresult.command_status in TRANSACTION_TAGS
 
     def rows(self, row_factory: RowFactory[Any] | None = None) -> list[Any]:
         """All rows.
 
         Args:
-            row_factory: One of psycopg's or one in its manner; None makes dictionaries.
+            row_factory: One of psycopg's, or a compatible one; None makes dictionaries.
 
         Raises:
             psycopg.ProgrammingError: The command does not return rows.
@@ -111,7 +111,7 @@ class Result:
         return [make_row(row) for row in values]
 
     def tuples(self) -> list[tuple[Any, ...]]:
-        """All rows, each as a tuple; errors: `rows`."""
+        """All rows, each as a tuple; raises the same errors as `rows`."""
         if self._values is None:
             raise self._no_rows()
         return self._values
@@ -153,7 +153,7 @@ class Result:
 
 
 class ResultCursor(AsyncCursor[Any]):
-    """What a row factory is called with: a cursor that has this result. It is not for executing anything."""
+    """The cursor that row factories are called with; it describes this result and cannot execute anything."""
 
     def __init__(self, connection: AsyncConnection[Any], result: Result) -> None:
         super().__init__(connection)
@@ -172,5 +172,5 @@ class ResultCursor(AsyncCursor[Any]):
 
     @property
     def _encoding(self) -> str:
-        # psycopg's own asks the connection, which may be closed by now.
+        # psycopg's own implementation asks the connection, which may be closed by now.
         return self._result.encoding

@@ -1,22 +1,22 @@
-"""What a pool says when more is asked of it than it can do: how much more, and what to change."""
+"""Warnings about a saturated pool: by how much, and which setting to change."""
 
 from __future__ import annotations
 
 from math import ceil
 from typing import Final, Protocol
 
-from ...concurrency.limits import SaturationLog, Strain
+from ...concurrency.saturation_log import SaturationCounts, SaturationLog
 from ..settings import ServerSettings
 
 LONG_SHARE: Final = 0.5
-"""Whoever waits for more than this share of the longest wait is about to be refused."""
+"""A wait of more than this fraction of `acquire_timeout_s` counts as long: refusals are near."""
 
 MOST_TIMES: Final = 4
-"""How many times larger a pool is recommended to be at most: behind that, another pool is no help."""
+"""Largest recommended pool, as a multiple of the present size: beyond that a larger pool does not help."""
 
 
 class PoolState(Protocol):
-    """The pool that this is about."""
+    """State of the pool that the warnings describe."""
 
     label: str
     settings: ServerSettings
@@ -25,12 +25,12 @@ class PoolState(Protocol):
 
     @property
     def waiting(self) -> int:
-        """How many wait for a connection."""
+        """Number of callers that wait."""
         ...
 
 
 class Saturation:
-    """Notes who is refused at a pool or waits long there, and warns of it.
+    """Counts refusals and long waits at a pool, and warns about them.
 
     Args:
         pool: The pool.
@@ -46,42 +46,42 @@ class Saturation:
 
     def refused(self) -> None:
         """No connection was free in time, or the queue is full."""
-        self._log.note(refused=True)
+        self._log.record(refused=True)
 
     def refused_by_limit(self) -> None:
-        """A tenant has as many connections as it may have, and there was none for it in time."""
-        self._tenants_log.note(refused=True)
+        """A tenant at its limit got no connection in time."""
+        self._tenants_log.record(refused=True)
 
     def served(self, waited_s: float) -> None:
-        """Somebody got a connection after this long: before requests are refused, they wait."""
+        """A connection was borrowed after this wait: long waits precede refusals."""
         if waited_s > self._pool.settings.acquire_timeout_s * LONG_SHARE:
-            self._log.note(refused=False)
+            self._log.record(refused=False)
 
     def close(self) -> None:
-        """Warn no more."""
+        """Stop warning."""
         self._log.close()
         self._tenants_log.close()
 
-    def _describe(self, strain: Strain) -> str:
+    def _describe(self, counts: SaturationCounts) -> str:
         pool = self._pool
         size = pool.settings.max_size
         lent, self._lendings_told = pool.lendings - self._lendings_told, pool.lendings
-        told = f"{pool.label} is saturated: {strain}; {pool.borrowed} of {size} connections are in use"
+        told = f"{pool.label} is saturated: {counts}; {pool.borrowed} of {size} connections are in use"
         if pool.waiting:
             told += f", {pool.waiting} wait"
         raised = ""
-        if strain.seconds is not None and lent > 0:
-            # All of them in use for all of the time, by so many one after the other (Little's law).
-            told += f"; meanwhile {lent} were lent, for {size * strain.seconds / lent * 1000:.0f} ms on average"
-            wanted = ceil(size * (lent + strain.refused) / lent)
+        if counts.seconds is not None and lent > 0:
+            # All connections were in use all the time, by so many borrowers one after the other (Little's law).
+            told += f"; meanwhile {lent} were lent, for {size * counts.seconds / lent * 1000:.0f} ms on average"
+            wanted = ceil(size * (lent + counts.refused) / lent)
             raised = f" to about {wanted}" if size < wanted <= MOST_TIMES * size else ""
         return (
             f"{told}. Raise pool.max_size{raised} where the server has room for it (processes x max_size), shorten"
             " transactions, or bound the routes that take most with max_in_flight"
         )
 
-    def _describe_tenants(self, strain: Strain) -> str:
+    def _describe_tenants(self, counts: SaturationCounts) -> str:
         return (
-            f"{self._pool.label}: tenants are at their limit: {strain}. Raise limits.max_connections of those that need"
+            f"{self._pool.label}: tenants are at their limit: {counts}. Raise limits.max_connections of those that need"
             " more, or shorten their transactions"
         )

@@ -1,4 +1,4 @@
-"""How one server is reached: checked settings, and messages that never name a user, a password or a whole URL."""
+"""The address of one server, and error messages that never contain a user, a password or a whole URL."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ from ..settings import ServerSettings
 
 DEFAULT_PORT: Final = 5432
 APPLICATION_NAME: Final = "asgi-datasource"
-"""What connections call themselves where the URL gives them no `application_name`."""
+"""Application name of connections whose URL sets no `application_name`."""
 
 
 @dataclass(frozen=True, slots=True)
 class Address:
-    """Where a server is, without who asks.
+    """Address of a server, without the login.
 
     Attributes:
-        host: The first one where there are several.
-        port: The first one where there are several.
-        dbname: The database.
-        conninfo: The whole of it, for libpq only.
+        host: The host; the first one of several.
+        port: The port; the first one of several.
+        dbname: Name of the database.
+        conninfo: The whole connection string, for libpq only.
     """
 
     host: str
@@ -43,7 +43,7 @@ def resolve(settings: ServerSettings, *, where: str) -> Address:
         where: Names the server in the error.
 
     Raises:
-        ConfigError: It is not a connection string. Its text stays out of the message: it may hold the password.
+        ConfigError: It is not a connection string. The message does not quote it: it may contain the password.
     """
     timeouts: dict[str, str | int] = {
         "connect_timeout": max(2, round(settings.connect_timeout_s)),
@@ -77,30 +77,30 @@ def resolve(settings: ServerSettings, *, where: str) -> Address:
 def is_unknown_database(error: BaseException | None, dbname: str) -> bool:
     """Whether a server refused a connection because it has no database of that name.
 
-    A refused connection has no SQLSTATE, only a text. Where the server speaks another language than English this says
-    no, and the failure is told as one of the connection.
+    A refused connection has no SQLSTATE, only a text. If the server's messages are not in English, this returns False
+    and the failure is reported as a connection error.
     """
     return error is not None and str(error).endswith(f'database "{dbname}" does not exist')
 
 
 _REASON: Final = re.compile(r"connection to server .*? failed: (?:[A-Z]+: +)?", re.DOTALL)
 _ATTEMPT: Final = re.compile(r"- host: '(.*?)', port: '(.*?)', hostaddr: .*?: (.*)")
-"""How psycopg tells of one of several attempts (its source, connection_async.py)."""
+"""psycopg's text for one of several attempts (its source, connection_async.py)."""
 _PREFIX: Final = re.compile(r"^(?:connection failed|connection is bad): ")
 
 
 def connect_failure(error: BaseException, address: Address) -> str:
-    """Why connecting failed: `10.0.0.5:5432: Connection refused`.
+    """Reason of a failed connect: `10.0.0.5:5432: Connection refused`.
 
     Args:
-        error: psycopg's; its text may quote the connection string.
-        address: Where to; its secret is taken out of the text, wherever it may stand.
+        error: psycopg's error; its text may quote the connection string.
+        address: The target; its password is removed from the text.
     """
     lines = [line.strip() for line in str(error).strip().splitlines() if line.strip()]
     each = [found.groups() for line in lines if (found := _ATTEMPT.match(line))]
     if not each:
         each = [(address.host, str(address.port), lines[0] if lines else type(error).__name__)]
-    # A name may stand for several addresses, all of which fail alike.
+    # A name may resolve to several addresses that all fail for the same reason.
     reasons = dict.fromkeys([f"{host}:{port}: {_reason(text)}" for host, port, text in each])
     text = "; ".join(reasons)
     return text.replace(address.secret, "***") if address.secret else text

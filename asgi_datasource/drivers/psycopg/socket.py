@@ -1,7 +1,7 @@
-"""A psycopg connection whose socket the event loop watches for as long as it is open.
+"""A psycopg connection whose socket the event loop watches as long as it is open.
 
-Watching all the time saves two system calls an exchange, and a connection that dies in the pool is noticed at once.
-While one of psycopg's own operations runs, the socket is psycopg's.
+A permanent watch saves two system calls for each exchange, and detects at once when an idle connection dies. During
+psycopg's own operations the socket belongs to psycopg.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ BAD: Final = int(ConnStatus.BAD)
 _ACTIVE: Final = int(TransactionStatus.ACTIVE)
 
 CANCEL_LIMIT_S: Final = 1.0
-"""Seconds that cancelling a statement may take, up to the end of its answer; then the socket is cut."""
+"""Seconds for cancelling a statement, including the rest of its answer; then the connection is cut."""
 
 IN_USE: Final = "another task is using this connection; a connection serves one task at a time"
 
@@ -36,41 +36,41 @@ _DEFAULT_CHECK_LIMIT_S: Final = 10.0
 
 
 class ConnectionObserver(Protocol):
-    """Who wants to know how the connections to a server fare: its endpoint."""
+    """The server that observes its connections."""
 
     check_limit_s: float
-    """Seconds that a command of the pool's own may take."""
+    """Timeout of the pool's own commands in seconds."""
     prepares: bool
     """Whether statements are prepared on the server."""
     is_pooled: bool
-    """Whether a pooler is in between that gives each transaction another server connection."""
+    """Whether a pooler in between gives each transaction another server connection."""
     attempts: set[asyncio.Timeout]
-    """The attempts to connect that are under way; rescheduling one ends it."""
+    """Connects in progress; rescheduling one ends it."""
 
     def connected(self, connection: WatchedSocket) -> None:
-        """It succeeded."""
+        """A connection was made."""
 
     def connect_failed(self, error: e.Error) -> e.Error:
-        """It failed; returns the error to raise, without secrets."""
+        """A connect has failed; returns the error to raise, without secrets."""
         ...
 
     def disconnected(self, connection: WatchedSocket, *, was_lost: bool) -> None:
-        """A connection is gone: closed by us, or lost."""
+        """A connection has ended: closed by the client, or lost."""
 
     def went_silent(self) -> None:
-        """The server did not even answer a cancel request."""
+        """The server did not answer a cancel request."""
 
 
 class Receiver(Protocol):
-    """Takes what arrives on the socket."""
+    """Reads what arrives on the socket."""
 
     def receive(self) -> bool:
-        """Take what has arrived; returns whether that was all."""
+        """Read what has arrived; returns whether that was all."""
         ...
 
 
 class _CountingAdapters(AdaptersMap):
-    """An adapters map that counts what is registered, so that its connection notices."""
+    """An adapters map that counts registrations, so that its connection notices them."""
 
     changes: int = 0
 
@@ -89,8 +89,8 @@ class WatchedSocket(AsyncConnection[Any]):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._loop = asyncio.get_running_loop()
-        # A number of our own for the socket: libpq closes its own wherever it meets the end of the stream, and a loop
-        # that still watches a closed one can neither stop that nor watch the next connection with the same number.
+        # Our own descriptor of the socket: libpq closes its descriptor at the end of the stream, and an event loop that
+        # still watches a closed one can neither stop, nor watch the next connection with the same number.
         self._fd = os.dup(self.pgconn.socket)
         self._has_fd = True
         self._observer: ConnectionObserver | None = None
@@ -100,7 +100,7 @@ class WatchedSocket(AsyncConnection[Any]):
         self._is_writing = False
         self._is_gone = False
         self._farewell: e.Error | None = None
-        """Why the connection is gone, for whoever comes to use it afterwards."""
+        """Why the connection has ended, for later users."""
         self._loans = 0
         self._was_psycopgs = False
         self._foreign_waits = 0
@@ -110,14 +110,14 @@ class WatchedSocket(AsyncConnection[Any]):
         self._counting_adapters: _CountingAdapters
         self._formatting: tuple[bytes | None, ...] = ()
         self.is_lent = False
-        """Outside its pool."""
+        """Borrowed: outside its pool."""
         self.connect_s = 0.0
-        """Seconds that connecting took."""
+        """Duration of the connect in seconds."""
         self.when_gone: Callable[[], None] | None = None
-        """Called once when it is gone, for whoever waits for what the server sends by itself."""
+        """Called once when the connection ends, for tasks that wait for notifications."""
         self.add_notice_handler(self._note_farewell)
         self.transformer: abc.Transformer
-        """Converts parameters and rows; kept while adapters and settings stay the same, its caches save much."""
+        """Converts parameters and rows; kept while adapters and settings stay the same, for its caches."""
 
     @classmethod
     async def connect(  # type: ignore[override]
@@ -128,16 +128,16 @@ class WatchedSocket(AsyncConnection[Any]):
         line_up: Callable[[], Awaitable[str]] | None = None,
         **kwargs: Any,
     ) -> Self:
-        """Connect; the observer learns of the outcome.
+        """Connect; the observer is told the outcome.
 
         Args:
-            conninfo: Where to.
-            observer: Who wants to know.
-            line_up: Asked for the connection string of this attempt in place of `conninfo`.
+            conninfo: The connection string.
+            observer: Observes the connection.
+            line_up: Called for this attempt's connection string, instead of `conninfo`.
             kwargs: More parameters, as psycopg takes them.
 
         Raises:
-            psycopg.Error: It failed; to an observer's connection the text names host, port and reason only.
+            psycopg.Error: It failed; with an observer, the text names host, port and reason only.
         """
         if observer is None:
             return await cls._connect_watched(conninfo, kwargs)
@@ -158,7 +158,7 @@ class WatchedSocket(AsyncConnection[Any]):
         finally:
             observer.attempts.discard(scope)
         if connection is None:
-            # Out here, where it gets no context: that would hold on to the attempt's socket, and to its password.
+            # Raised here, without a context: that would refer to the attempt's socket and password.
             raise failure
         connection._observer = observer
         connection.connect_s = connection._loop.time() - began
@@ -170,8 +170,8 @@ class WatchedSocket(AsyncConnection[Any]):
         try:
             connection = await super().connect(conninfo, autocommit=True, prepare_threshold=None, **kwargs)
         except asyncio.CancelledError as error:
-            # The attempt's frames hold its socket, and a task keeps the error that it ended with: the server would
-            # wait for our password, and a standby does not go on replaying DROP DATABASE before it has it.
+            # The attempt's frames refer to its socket, and a task keeps the error that it ended with: the server would
+            # wait for our password, and a standby does not go on replaying DROP DATABASE while it waits.
             raise error.with_traceback(None) from None
         connection.refresh_transformer()
         connection._watch()
@@ -179,19 +179,19 @@ class WatchedSocket(AsyncConnection[Any]):
 
     @property
     def is_usable(self) -> bool:
-        """Whether it is open and nothing is under way on it."""
+        """Whether it is open and no round trip is in progress."""
         return self.pgconn.status != BAD and self._receiver is None and not self._foreign_waits
 
     @property
     def adapters(self) -> _CountingAdapters:
-        """The adapters of this connection; what is registered here counts from the next exchange on."""
+        """The adapters of this connection; registrations apply from the next exchange on."""
         adapters = self._adapters
         if not isinstance(adapters, _CountingAdapters):
             self._adapters = self._counting_adapters = adapters = _CountingAdapters(super().adapters)
         return adapters
 
     def refresh_transformer(self) -> None:
-        """Make a new transformer if an adapter was registered, or a setting has changed that adapters read."""
+        """Make a new transformer if an adapter was registered, or a setting that adapters read has changed."""
         status = self.pgconn.parameter_status
         formatting = (status(b"TimeZone"), status(b"DateStyle"), status(b"IntervalStyle"), status(b"client_encoding"))
         changes = self.adapters.changes
@@ -231,7 +231,7 @@ class WatchedSocket(AsyncConnection[Any]):
             while True:
                 pgconn.consume_input()
                 if receiver is None:
-                    # Idle: a notice, a notification, a changed setting, or the server's farewell.
+                    # Idle: a notice, a notification, a changed setting, or the server's reason for closing.
                     pgconn.is_busy()
                     self.refresh_transformer()
                 elif receiver.receive():
@@ -239,8 +239,8 @@ class WatchedSocket(AsyncConnection[Any]):
                     break
                 if not self._has_hung_up():
                     break
-                # uvloop tells of a reset connection once and never again: read on to the end of it now.
-        except Exception as error:  # noqa: BLE001 - whatever it was, nobody may go on waiting for this connection
+                # uvloop reports a reset connection only once: read to its end now.
+        except Exception as error:  # noqa: BLE001 - after any error, no task may go on waiting on this connection
             self._lose(error)
             return
         notification = pgconn.notifies()
@@ -250,9 +250,9 @@ class WatchedSocket(AsyncConnection[Any]):
             notification = pgconn.notifies()
 
     def _has_hung_up(self) -> bool:
-        """Whether the other side has closed or reset the connection, though there may be more of it to read."""
+        """Whether the other side has closed or reset the connection; there may be unread data."""
         poll = select.poll()
-        poll.register(self._fd, 0)  # errors and the end of the connection are always told
+        poll.register(self._fd, 0)  # errors and the end of the connection are always reported
         return bool(poll.poll(0))
 
     def _on_writable(self) -> None:
@@ -260,14 +260,14 @@ class WatchedSocket(AsyncConnection[Any]):
             if self.pgconn.flush():
                 return
         except e.Error:
-            # libpq has read what the server said before it closed, and may have closed the socket itself: then the
-            # loop will never call the reader again.
+            # libpq has read the server's last message, and may have closed its socket: then the event loop will not
+            # call the reader again.
             self._on_readable()
             return
         self._stop_writing()
 
     def _land(self) -> None:
-        """Everything has arrived: an ordinary psycopg connection again."""
+        """The answer is complete: the connection is an ordinary psycopg connection again."""
         raise NotImplementedError
 
     def _wake(self) -> None:
@@ -278,7 +278,7 @@ class WatchedSocket(AsyncConnection[Any]):
     # The end
 
     def _note_farewell(self, notice: e.Diagnostic) -> None:
-        """Outside an exchange libpq takes for a notice what the server says before it ends the connection."""
+        """Outside an exchange, libpq treats the server's reason for closing the connection as a notice."""
         if notice.severity_nonlocalized in ("FATAL", "PANIC"):
             try:
                 cls = e.lookup(notice.sqlstate or "")
@@ -288,11 +288,11 @@ class WatchedSocket(AsyncConnection[Any]):
 
     @property
     def reason_of_end(self) -> e.Error:
-        """What whoever uses the connection after its end is told: the server's own reason where it gave one."""
+        """The error for later users of the connection: the server's own reason if it sent one."""
         return self._farewell or OperationalError("the connection was lost before it was used again")
 
     def _lose(self, cause: BaseException) -> None:
-        """The connection is gone, or must go."""
+        """The connection has ended, or has to end."""
         if self._farewell is None and isinstance(cause, e.Error):
             self._farewell = cause
         self._receiver = None
@@ -300,11 +300,11 @@ class WatchedSocket(AsyncConnection[Any]):
         self._wake()
 
     def _drop(self, *, was_lost: bool) -> None:
-        """Free what a connection that cannot be used any more still holds."""
+        """Free the resources of an unusable connection."""
         self._is_gone = True
         self._unwatch()
         if not self._foreign_waits:
-            # Otherwise psycopg's wait would find its descriptor closed, and perhaps in other hands: it ends by itself.
+            # Otherwise psycopg's wait would use a closed, perhaps reused descriptor: it ends by itself.
             self.pgconn.finish()
             if self._has_fd:
                 self._has_fd = False
@@ -317,7 +317,7 @@ class WatchedSocket(AsyncConnection[Any]):
             when_gone()
 
     def cut(self, reason: str) -> None:
-        """Close the connection at once, without waiting for anybody; whoever waits on it learns `reason`."""
+        """Close the connection at once, without waiting; tasks that wait on it get `reason`."""
         if self._has_fd:
             shut_down(self._fd)
         self._lose(OperationalError(f"the connection was cut: {reason}"))
@@ -330,7 +330,7 @@ class WatchedSocket(AsyncConnection[Any]):
     # psycopg's own operations
 
     async def wait(self, gen: PQGen[RV], interval: float = 0.1, timeout: float | None = None) -> RV:
-        """Run one of psycopg's own operations, those of the pool: bounded, whatever the server does."""
+        """Run one of psycopg's own operations for the pool, within bounded time."""
         limit_s = timeout
         if limit_s is None:
             limit_s = _DEFAULT_CHECK_LIMIT_S if self._observer is None else self._observer.check_limit_s
@@ -352,8 +352,8 @@ class WatchedSocket(AsyncConnection[Any]):
 
         Args:
             gen: The operation.
-            stop_limit_s: When cancelled, the seconds to stop it on the server and read its end, as psycopg does. A
-                second cancellation, or a server that does not stop, leaves it under way.
+            stop_limit_s: When cancelled, seconds to stop it on the server and read its end, as psycopg does. After a
+                second cancellation, or if the server does not stop, it remains in progress.
 
         Raises:
             psycopg.InterfaceError: Another task is using the connection.
@@ -379,7 +379,7 @@ class WatchedSocket(AsyncConnection[Any]):
     async def _stop_foreign(self, gen: PQGen[Any], limit_s: float) -> None:
         if not await self.cancel_on_server(limit_s):
             return
-        # What ends it is as a rule the error that it was cancelled; the caller gets the cancellation itself.
+        # It usually ends with the error of a cancelled statement; the caller gets the cancellation itself.
         with suppress(e.Error, TimeoutError):
             async with asyncio.timeout(limit_s):
                 await waiting.wait_async(gen, self._fd, interval=0.1)
@@ -396,22 +396,22 @@ class WatchedSocket(AsyncConnection[Any]):
                 self._watch()
 
     def lend_socket(self) -> None:
-        """Leave the socket to psycopg until `end_loan`: it waits for what the loop's watch would have read already."""
+        """Leave the socket to psycopg until `end_loan`: the watch would read the data that psycopg waits for."""
         self._loans += 1
         if self._receiver is None:
             self._unwatch()
 
     def end_loan(self) -> None:
-        """One loan is over."""
+        """End one use by psycopg."""
         self._loans = max(0, self._loans - 1)
         if not self._loans and not self._foreign_waits:
             self._watch()
 
     async def foreign_waits_ended(self, limit_s: float) -> bool:
-        """Wait until no task waits in one of psycopg's operations any more.
+        """Wait until no task waits in one of psycopg's operations.
 
         Returns:
-            Whether that was so within `limit_s`.
+            Whether that happened within `limit_s`.
         """
         if self._foreign_waits:
             self._foreign_end = end = self._loop.create_future()
@@ -420,22 +420,22 @@ class WatchedSocket(AsyncConnection[Any]):
         return not self._foreign_waits
 
     async def cancel_on_server(self, limit_s: float) -> bool:
-        """Ask the server to cancel what this connection runs.
+        """Ask the server to cancel what runs on this connection.
 
         Returns:
-            Whether the server has taken the request within `limit_s`. Only then can it not come late, and stop
-            somebody else's statement.
+            Whether the server has taken the request within `limit_s`. If not, the request may arrive late and stop
+            another statement.
         """
         request = self._cancel_request
         if request is None:
             request = self._cancel_request = self._loop.create_task(self._request_cancel(limit_s))
-        # Out of reach of a cancelled caller: an abandoned request could still be on its way.
+        # Shielded from a cancelled caller: an abandoned request could still be on its way.
         is_answered = await asyncio.shield(request)
         self._cancel_request = None
         return is_answered
 
     async def _outlast_cancel(self) -> None:
-        """Whoever asked for a cancel was cancelled meanwhile: it must not stop what is sent next."""
+        """Wait for a cancel request whose sender was cancelled: it must not stop what is sent next."""
         if not await self.cancel_on_server(CANCEL_LIMIT_S):
             self.cut("a cancel request was not answered")
 
@@ -449,12 +449,12 @@ class WatchedSocket(AsyncConnection[Any]):
 
 
 def shut_down(fd: int) -> None:
-    """Shut a socket down under its owner, who finds the stream ended. Closing it would free its number for others."""
+    """Shut a socket down without closing it: its owner sees the end of the stream, and its number is not reused."""
     try:
         with socket.socket(fileno=os.dup(fd)) as duplicate:
             duplicate.shutdown(socket.SHUT_RDWR)
     except OSError:
-        # It was not connected any more.
+        # Not connected any more.
         return
 
 

@@ -1,7 +1,7 @@
-"""psycopg's placeholders turned into the server's.
+"""Converts psycopg's placeholders to the server's.
 
-`%s`, `%b`, `%t` and `%(name)s` become `$1`, `$2`, ...; `%%` becomes `%`. The rules, the errors and their texts are
-psycopg's: `tests/drivers/test_contract.py` compares the two.
+`%s`, `%b`, `%t` and `%(name)s` become `$1`, `$2`, ...; `%%` becomes `%`. Rules, errors and their texts are the same as
+in psycopg: `tests/drivers/test_contract.py` compares them.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ from ..statement_analysis import is_client_copy, may_end_transaction, outlives_t
 from ..statements import Params, Query
 
 MAX_CACHED_LENGTH: Final = 4096
-"""Longer texts are mostly generated, each a little different: keeping them would fill the caches with single uses."""
+"""Longer texts are mostly generated and differ from call to call: they would fill the caches with single uses."""
 
 MAX_PARAMS: Final = 65535
-"""What the protocol's 16-bit count holds."""
+"""Maximum of the protocol's 16-bit parameter count."""
 
 
 class ConvertedQuery:
-    """A text in the server's terms."""
+    """A text with the server's placeholders."""
 
     __slots__ = (
         "count",
@@ -42,24 +42,24 @@ class ConvertedQuery:
     def __init__(self, text: bytes, formats: Sequence[PyFormat], names: Sequence[str] | None, count: int) -> None:
         self.text = text
         self.count = count
-        """How many placeholders the caller wrote; a name that comes twice counts twice."""
+        """Number of placeholders in the text; a repeated name counts each time."""
         self.formats = formats
-        """The format asked for by each placeholder."""
+        """Requested format of each placeholder."""
         self.names = names
         """The mapping's key for each placeholder; None for positional ones."""
         self.is_client_copy = is_client_copy(text)
-        """COPY from or to the client, which has a protocol of its own."""
+        """COPY from or to the client, which has its own protocol."""
         self.outlives_transaction = outlives_transaction(text)
-        """It may change something of the session that the end of the transaction does not undo."""
+        """It may change session state that lasts beyond the transaction."""
         self.may_end_transaction = may_end_transaction(text)
-        """It may commit from inside where no explicit BEGIN keeps it from that."""
+        """It may commit by itself outside an explicit transaction."""
 
     def order(self, params: Params) -> Sequence[object]:
         """The values in the order of the placeholders.
 
         Raises:
-            ProgrammingError: Too many, too few, none, or a name is missing.
-            TypeError: A mapping for positional placeholders, a sequence for named ones, or neither of both.
+            ProgrammingError: Too many or too few values, or a missing name.
+            TypeError: A mapping for positional placeholders, a sequence for named ones, or neither.
         """
         kind = type(params)
         if kind is list or kind is tuple:
@@ -95,12 +95,12 @@ class ConvertedQuery:
 
 
 def convert(query: Query, transformer: Transformer, *, has_params: bool) -> ConvertedQuery:
-    """Convert a text, out of the cache where it is there.
+    """Convert a text, or find it in the cache.
 
     Args:
         query: The text.
-        transformer: Knows the connection's encoding.
-        has_params: Placeholders are looked for only when there are parameters, also when they are empty.
+        transformer: Has the connection's encoding.
+        has_params: Parse placeholders: there are parameters, even if the collection is empty.
 
     Raises:
         ProgrammingError: A placeholder is malformed, or positional and named ones are mixed.
@@ -182,7 +182,7 @@ def _convert(query: str | bytes, encoding: str, has_params: bool) -> ConvertedQu
             conflict = name
         chunks.append(b"$%d" % number)
     if conflict is not None:
-        # Only now, as psycopg does: it splits the whole text before it compares formats.
+        # Only now, as in psycopg: it splits the whole text before it compares formats.
         raise ProgrammingError(f"placeholder '{conflict}' cannot have different formats")
     chunks.append(text[position:])
     return ConvertedQuery(b"".join(chunks), formats, list(numbers) if is_named else None, count)

@@ -1,7 +1,7 @@
-"""The settings of a transaction as one statement: the tenant's, READ ONLY, and the limits of its time.
+"""Transaction-scoped settings as one statement: the tenant's, READ ONLY, and timeouts.
 
-The client's deadline comes first; the server's limits end what a client that is gone would leave behind. They are
-rounded up to whole seconds, so that a tenant's statements are few and can be kept ready.
+The client's deadline applies first; the server's timeouts end what a vanished client leaves behind. They are rounded up
+to whole seconds, so that a tenant has few distinct statements, which can be cached.
 """
 
 from __future__ import annotations
@@ -14,19 +14,20 @@ from typing import Final
 
 from psycopg import DataError
 
-from ..statements import Statement
+from ...errors import NO_PLACE
+from ..statements import OWN_SCHEMA, Statement
 from .pipeline import Command, Pipeline
 from .prepared import StatementCache
 
 
 @dataclass(frozen=True, slots=True)
 class ServerTimeouts:
-    """The server's own limits for a session, in milliseconds; 0 is no limit.
+    """The server's own timeouts for a session, in milliseconds; 0 for none.
 
     Attributes:
         statement_ms: `statement_timeout`.
         idle_ms: `idle_in_transaction_session_timeout`.
-        transaction_ms: `transaction_timeout`; None where the server does not know it (before version 17).
+        transaction_ms: `transaction_timeout`; None before version 17, which does not have it.
     """
 
     statement_ms: int = 0
@@ -36,13 +37,14 @@ class ServerTimeouts:
 
 ASK_TIMEOUTS: Final = Statement(
     "select name, setting::int as ms, pg_catalog.pg_backend_pid() as pid from pg_catalog.pg_settings"
-    " where name in ('statement_timeout', 'idle_in_transaction_session_timeout', 'transaction_timeout')",
+    " where name operator(pg_catalog.=) any(array["
+    "'statement_timeout', 'idle_in_transaction_session_timeout', 'transaction_timeout'])",
     prepare=False,
 )
 
 
 def read_timeouts(exchange: Pipeline) -> ServerTimeouts:
-    """The answer of `ASK_TIMEOUTS`, which its exchange begins with."""
+    """Read the answer to `ASK_TIMEOUTS`, the first one of its exchange."""
     answer = exchange.results[0]
     found = {} if answer is None else {row["name"]: row["ms"] for row in answer.rows()}
     return ServerTimeouts(
@@ -53,9 +55,9 @@ def read_timeouts(exchange: Pipeline) -> ServerTimeouts:
 
 
 def is_behind_pooler(exchange: Pipeline, backend_pid: int) -> bool:
-    """Whether `ASK_TIMEOUTS` was answered by another process than the one that the connection was made to.
+    """Whether another process than the one reported at connect has answered `ASK_TIMEOUTS`.
 
-    A pooler speaks for itself when a client connects, and tells a process id of its own invention.
+    A pooler answers the connect itself, and reports an invented process id.
     """
     answer = exchange.results[0]
     row = None if answer is None else answer.first()
@@ -63,27 +65,37 @@ def is_behind_pooler(exchange: Pipeline, backend_pid: int) -> bool:
 
 
 EXACT_BELOW_S: Final = 2.0
-"""Seconds below which the server's limit is the exact time that is left; above, it is rounded up to whole seconds."""
+"""Remaining seconds below which the server's timeout is exact; above, it is rounded up to whole seconds."""
 
 MAX_TENANTS: Final = 1024
-"""Tenants whose settings one connection keeps ready."""
+"""Most tenants whose settings statements a connection caches."""
 
 _PLAIN_NAME: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_.]*")
 _READ_ONLY: Final = (("transaction_read_only", "on"),)
+_SCHEMA_GUARD: Final = (
+    "pg_catalog.has_schema_privilege(case when pg_catalog.has_schema_privilege("
+    "pg_catalog.to_regnamespace(pg_catalog.quote_ident({0}))::pg_catalog.oid,'usage')"
+    f" then {{0}} else '{NO_PLACE}' end,'usage')"
+)
+"""Fails with 3F000 if the schema does not exist, or the current role may not use it.
+
+PostgreSQL evaluates the columns of a SELECT in order: behind the role's setting, the privileges of that role count.
+
+Source: PostgreSQL manual, "The Schema Search Path" and "Access Privilege Inquiry Functions".
+"""
 _TEXT_OID: Final = 25
-"""Of the type text (PostgreSQL source, pg_type.dat)."""
+"""OID of the type text (PostgreSQL source, pg_type.dat)."""
 
 
 def limits_of(left_s: float, timeouts: ServerTimeouts, *, is_read: bool) -> list[tuple[str, str]]:
-    """The server's limits for a transaction that has this long to live, where they are shorter than its own.
+    """The server's timeouts for a transaction with this time left, where they are shorter than its own.
 
-    The limit on the whole transaction, which costs the connection, stands a second behind the statement's, which does
-    not.
+    `transaction_timeout` ends the connection, so it is one second longer than `statement_timeout`, which does not.
 
     Args:
         left_s: Seconds until the deadline.
-        timeouts: The server's own, for this session.
-        is_read: The transaction ends with its round trip, so that it cannot be left idle.
+        timeouts: The server's own timeouts for this session.
+        is_read: The transaction ends with its round trip, so that it is never idle.
     """
     left_ms = max(1, int(left_s * 1000)) if left_s <= EXACT_BELOW_S else (int(left_s) + 1) * 1000
     wanted = [("statement_timeout", left_ms, timeouts.statement_ms)]
@@ -96,24 +108,27 @@ def limits_of(left_s: float, timeouts: ServerTimeouts, *, is_read: bool) -> list
 
 @lru_cache(maxsize=1024)
 def _text(names: tuple[str, ...], *, is_read: bool) -> bytes:
-    """The statement that applies settings of these names; a name that is not plain is bound like a value."""
-    parts = [f"set_config('{name}','{value}',true)" for name, value in (_READ_ONLY if is_read else ())]
+    """The statement that applies settings of these names; a name that is not plain is bound as a parameter."""
+    parts = [f"pg_catalog.set_config('{name}','{value}',true)" for name, value in (_READ_ONLY if is_read else ())]
     number = 0
     for name in names:
-        if _PLAIN_NAME.fullmatch(name):
+        if name == OWN_SCHEMA:
             number += 1
-            parts.append(f"set_config('{name}',${number},true)")
+            parts.append(_SCHEMA_GUARD.format(f"${number}"))
+        elif _PLAIN_NAME.fullmatch(name):
+            number += 1
+            parts.append(f"pg_catalog.set_config('{name}',${number},true)")
         else:
             number += 2
-            parts.append(f"set_config(${number - 1},${number},true)")
+            parts.append(f"pg_catalog.set_config(${number - 1},${number},true)")
     return ("select " + ",".join(parts)).encode("ascii")
 
 
 class SettingsCache:
-    """The settings statements of one connection, ready to be sent.
+    """The settings statements of one connection, encoded.
 
     Args:
-        plans: The connection's.
+        plans: The connection's plans.
     """
 
     __slots__ = ("_commands", "_generation", "_plans", "timeouts")
@@ -127,17 +142,17 @@ class SettingsCache:
     def command(
         self, pairs: tuple[tuple[str, str], ...], encoding: str, left_s: float | None, *, is_read: bool, prepares: bool
     ) -> Command | None:
-        """The statement that applies the settings; None where there is nothing to apply.
+        """The statement that applies the settings; None if there are none.
 
         Args:
-            pairs: The tenant's: names and values.
-            encoding: The connection's, as Python names it.
-            left_s: Seconds until the deadline; None sets no limit.
+            pairs: Names and values of the tenant's settings.
+            encoding: The connection's encoding, by its Python name.
+            left_s: Seconds until the deadline; None sets no timeout.
             is_read: READ ONLY, for one round trip.
             prepares: Whether statements are prepared on the server.
 
         Raises:
-            psycopg.DataError: A value holds what no text of PostgreSQL's can.
+            psycopg.DataError: A value contains a NUL character.
         """
         if not prepares or (left_s is not None and left_s <= EXACT_BELOW_S):
             return self._make(pairs, encoding, left_s, is_read=is_read, prepares=prepares)
@@ -176,6 +191,6 @@ class SettingsCache:
 def _encoded(text: str, encoding: str) -> bytes:
     encoded = text.encode(encoding)
     if b"\0" in encoded:
-        # libpq would take what stands before it for the whole.
+        # libpq would truncate the value at the NUL.
         raise DataError("PostgreSQL text fields cannot contain NUL (0x00) bytes")
     return encoded

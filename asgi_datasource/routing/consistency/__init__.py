@@ -1,4 +1,4 @@
-"""What a client has seen: the signed token that carries it, and the positions that bind its next reads."""
+"""Causal consistency across requests: signed tokens, and the WAL positions that a client's reads require."""
 
 from .token import NOTHING_SEEN, Mark, Token, TokenSigner, scope_of
 

@@ -1,4 +1,4 @@
-"""What the client of a session has seen of its datasource before, and sees in it: the limits of what it reads next."""
+"""Causal consistency of one session: the WAL positions that its client has seen, and those its reads require."""
 
 from __future__ import annotations
 
@@ -11,22 +11,22 @@ from .token import NOTHING_SEEN, Mark, Token, TokenSigner
 from .token_transport import TokenTransport
 
 NOWHERE: Final = Position(2**32 - 1, 0)
-"""A position that no server has: the primary answers."""
+"""A position that no server has: reads that require it go to the primary."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TokenPolicy:
-    """Read your writes across requests.
+    """Settings of consistency tokens: reads see the client's writes across requests.
 
     Attributes:
-        signer: Writes and reads tokens.
-        carrier: How they travel.
+        signer: Signs and verifies tokens.
+        transport: The cookie and header that carry them.
         wait_s: Seconds that a read waits for a replica to catch up.
-        is_monotonic: Clients see no older state than they have seen before, also where they have not written.
+        is_monotonic: A client never sees an older state than it has seen, even if it has not written.
     """
 
     signer: TokenSigner
-    carrier: TokenTransport
+    transport: TokenTransport
     wait_s: float
     is_monotonic: bool
 
@@ -35,9 +35,9 @@ class ClientHistory:
     """What a session's client has seen of one datasource as one tenant.
 
     Args:
-        policy: What the configuration says.
-        scope: What tells the marks of this tenant and datasource.
-        token: What the client has brought.
+        policy: The configured policy.
+        scope: Scope of the marks of this tenant and datasource; see `scope_of`.
+        token: The client's token.
     """
 
     __slots__ = ("_carried", "_noted", "_policy", "_positions", "_scope", "is_blank", "timeline", "wait_s")
@@ -49,9 +49,9 @@ class ClientHistory:
         self._positions: tuple[Position, ...] = ()
         self._noted: dict[int, Position] = {}
         self.is_blank = True
-        """Whether the client has seen nothing so far."""
+        """Whether the client has seen no position yet."""
         self.timeline = 0
-        """The newest timeline that the client has seen; 0 is none."""
+        """The newest timeline that the client has seen; 0 for none."""
         self.wait_s = policy.wait_s
         """Seconds that a read waits for a replica to catch up."""
         if token.marks:
@@ -62,21 +62,21 @@ class ClientHistory:
                     self.timeline = position.timeline
 
     def consistency(self, freshness: Freshness) -> Consistency:
-        """What a read must see of the past."""
+        """The consistency of a read: its own or the configured one."""
         if freshness.consistency is not None:
             return freshness.consistency
         return Consistency.SESSION if self._policy.is_monotonic else Consistency.TOKEN
 
     def is_monotonic(self, freshness: Freshness) -> bool:
-        """Whether what a read sees binds the reads that come after it."""
+        """Whether the state that a read sees is a lower bound for the client's later reads."""
         asked = freshness.consistency
         return self._policy.is_monotonic if asked is None else asked is Consistency.SESSION
 
     def needed(self, freshness: Freshness) -> Position | None:
-        """The position that a server must have for a read; None when any has it.
+        """The position that a server must have replayed for a read; None if any server qualifies.
 
-        Who has seen something of a newer timeline needs what is the furthest by number there: whatever was seen of an
-        older one lies either in front of the branch, and then that server has it, or nobody has it any more.
+        Of several timelines the newest is used, with the highest LSN of all. A position on an older timeline is either
+        before the fork, so that the newer timeline contains it, or it is lost on every server.
         """
         if freshness.consistency in (Consistency.STRONG, Consistency.EVENTUAL):
             return None
@@ -96,7 +96,7 @@ class ClientHistory:
         return tuple(sorted(by_timeline.values(), key=lambda position: position.timeline, reverse=True))
 
     def note(self, position: Position) -> None:
-        """Something was committed, and is in the log up to here; or a read has seen the state of at most here."""
+        """Record the position of a commit, or an upper bound of the state that a read has seen."""
         known = self._noted.get(position.timeline)
         if known is None or known.lsn < position.lsn:
             self._noted[position.timeline] = position
@@ -105,12 +105,12 @@ class ClientHistory:
                 self.timeline = position.timeline
 
     def token(self) -> Token | None:
-        """What the client is to carry from now on; None when it carries that already."""
+        """The token to send to the client; None if the client has an equivalent one."""
         news = self._news() if self._noted else None
         return self._with(news) if news else None
 
     def whole(self) -> Token:
-        """Everything that the client has seen, here and elsewhere."""
+        """Everything that the client has seen, in all scopes of its token."""
         return self._with(self._news())
 
     def _with(self, news: list[Position]) -> Token:

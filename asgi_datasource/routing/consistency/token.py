@@ -1,10 +1,10 @@
-"""The token: what a client has seen, signed, so that its next reads see no less.
+"""The consistency token: the WAL positions that a client has seen, signed.
 
     version, key id, marks, MAC        1 + 1 + 22 for each mark + 16 bytes, in base64url without padding: 54 characters
 
 A mark is a position in the write-ahead log of one datasource as one tenant sees it. A client of several services, or of
-several tenants, has one mark for each; a service leaves those alone that are not its own. The MAC is the first half of
-an HMAC-SHA256: 128 bits that nobody guesses.
+several tenants, has one mark for each; a service passes on the marks of other services. The MAC is the first half of an
+HMAC-SHA256, 128 bits.
 
 Source: RFC 2104, section 5 (truncated output); RFC 4648, section 5 (base64url).
 """
@@ -27,11 +27,11 @@ from ..position import Position, format_lsn
 VERSION: Final = 1
 MAX_MARKS: Final = 8
 MAX_LENGTH: Final = 280
-"""Longest token, in characters; longer ones are not even looked at."""
+"""Longest token in characters; longer ones are ignored without parsing."""
 KNOWN_TOKENS: Final = 1024
-"""Tokens that are not verified again, as long as their secret is the same."""
+"""Size of the cache of verified tokens; keyed by token, and valid for the signer's secrets."""
 FUTURE_S: Final = 60
-"""How far the clocks of the machines that share a secret may be apart."""
+"""Tolerated clock difference in seconds between machines that share a secret."""
 
 _HEAD: Final = Struct(">BB")
 _MARK: Final = Struct(">6sIIQ")
@@ -41,12 +41,12 @@ _PURPOSE: Final = b"asgi-datasource token v1"
 
 @dataclass(frozen=True, slots=True)
 class Mark:
-    """One thing that the client has seen.
+    """One position that the client has seen.
 
     Attributes:
-        scope: Whose data and where: see `scope_of`.
-        position: Reads must see everything up to there.
-        issued_at: When it was noted, in seconds since 1970.
+        scope: Tenant and datasource; see `scope_of`.
+        position: Reads must see everything up to it.
+        issued_at: When it was recorded, in seconds since 1970.
     """
 
     scope: bytes
@@ -56,12 +56,12 @@ class Mark:
 
 @dataclass(frozen=True, slots=True)
 class Token:
-    """Everything that the client has seen, one mark for each scope and timeline."""
+    """The positions that the client has seen, one mark for each scope and timeline."""
 
     marks: tuple[Mark, ...] = ()
 
     def positions(self, scope: bytes) -> tuple[Position, ...]:
-        """What counts for reads in a scope; of several timelines the newest first."""
+        """The positions of a scope, the newest timeline first."""
         found: list[Position] = []
         for mark in self.marks:
             if mark.scope == scope:
@@ -71,9 +71,9 @@ class Token:
         return tuple(found)
 
     def merged(self, *others: Token) -> Token:
-        """What the client has seen in all: of each scope and timeline the furthest position.
+        """The union of tokens, with the furthest position of each scope and timeline.
 
-        Of too many marks those that were noted first are left out: they are the first to expire as well.
+        Beyond `MAX_MARKS`, the oldest marks are dropped: they are the first to expire anyway.
         """
         best: dict[tuple[bytes, int], Mark] = {}
         marks = list(self.marks)
@@ -82,14 +82,14 @@ class Token:
         for mark in marks:
             position = mark.position
             known = best.get((mark.scope, position.timeline), mark)
-            # The furthest counts for as long as the latest one would have, which it stands for as well.
+            # The furthest position gets the latest expiry, because it also stands for the later mark.
             furthest = position if position.lsn > known.position.lsn else known.position
             best[mark.scope, position.timeline] = Mark(mark.scope, furthest, max(mark.issued_at, known.issued_at))
         latest = sorted(best.values(), key=_by_age, reverse=True)
         return Token(tuple(latest[:MAX_MARKS]))
 
     def without_expired(self, now: float, ttl_s: float) -> Token:
-        """The marks that still count."""
+        """The marks that have not expired."""
         for mark in self.marks:
             if not now - ttl_s <= mark.issued_at <= now + FUTURE_S:
                 return Token(tuple([mark for mark in self.marks if now - ttl_s <= mark.issued_at <= now + FUTURE_S]))
@@ -105,24 +105,24 @@ def _by_age(mark: Mark) -> tuple[int, int, int, bytes]:
 
 @lru_cache(maxsize=4096)
 def scope_of(tenant: str | None, datasource: str) -> bytes:
-    """What tells the marks of a tenant's datasource from others: six bytes; the default tenant has no name."""
+    """Six bytes that identify a tenant's datasource in marks; the default tenant has no name."""
     text = f"{'' if tenant is None else tenant}\x00{datasource}"
     return sha256(text.encode("utf-8", "surrogatepass")).digest()[:6]
 
 
 class TokenSigner:
-    """Writes and reads tokens.
+    """Signs and verifies tokens.
 
     Args:
-        secrets: The first one signs, all of them verify.
-        ttl_s: Seconds for which a mark counts.
+        secrets: The first one signs; all of them verify.
+        ttl_s: Lifetime of a mark in seconds.
     """
 
     __slots__ = ("_keys", "_verify", "ttl_s")
 
     def __init__(self, secrets: Sequence[str], *, ttl_s: float) -> None:
         self._keys = [_key_of(secret) for secret in secrets]
-        # A client sends the same one with each request until it has seen something new.
+        # A client sends the same token with each request until it has seen a new position.
         self._verify = lru_cache(maxsize=KNOWN_TOKENS)(partial(_verified, tuple(self._keys)))
         self.ttl_s = ttl_s
 
@@ -130,7 +130,7 @@ class TokenSigner:
         return f"<TokenSigner, {len(self._keys)} keys>"
 
     def sign(self, token: Token) -> str:
-        """The token as it is sent."""
+        """Encode and sign a token."""
         key_id, key = self._keys[0]
         body = _HEAD.pack(VERSION, key_id)
         for mark in token.marks[:MAX_MARKS]:
@@ -139,10 +139,10 @@ class TokenSigner:
         return urlsafe_b64encode(body + mac).rstrip(b"=").decode()
 
     def read(self, texts: Iterable[str], *, now: float) -> Token:
-        """What the tokens that a client sent say together. What is not ours, or not valid any more, says nothing.
+        """Merge the valid tokens of a request. Foreign, invalid and expired ones are ignored.
 
         Args:
-            texts: As they came; anything at all.
+            texts: The tokens as received, with any content.
             now: Seconds since 1970.
         """
         tokens: list[Token] = []
@@ -156,7 +156,7 @@ class TokenSigner:
         return first.without_expired(now, self.ttl_s)
 
     def describe(self, text: str) -> Mapping[str, Any] | None:
-        """What a token says, as JSON (`schemas/token/v1.json`); None when it is none of ours."""
+        """Describe a token as JSON (`schemas/token/v1.json`); None if it is invalid."""
         token = self._verify(text)
         if token is None:
             return None
@@ -175,7 +175,7 @@ class TokenSigner:
 
 
 def _verified(keys: Sequence[tuple[int, bytes]], text: str) -> Token | None:
-    """What a token says; None when it is none of ours."""
+    """Decode a token; None if it is invalid."""
     if len(text) > MAX_LENGTH:
         return None
     try:
@@ -202,6 +202,6 @@ def _verified(keys: Sequence[tuple[int, bytes]], text: str) -> Token | None:
 
 
 def _key_of(secret: str) -> tuple[int, bytes]:
-    """The number by which a key is found, and the key: one that is used for nothing else."""
+    """The key id of a secret, and the signing key derived from it for this purpose only."""
     key = hmac.digest(secret.encode(), _PURPOSE, "sha256")
     return sha256(key).digest()[0], key

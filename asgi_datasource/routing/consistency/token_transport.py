@@ -1,4 +1,4 @@
-"""How a token travels: in a cookie, in a header, or both, without spoiling anybody's cache."""
+"""Reads and writes consistency tokens in HTTP: in a cookie, a header, or both, and keeps caches correct."""
 
 from __future__ import annotations
 
@@ -17,20 +17,22 @@ _PRIVATE: Final = frozenset({"private", "no-store"})
 
 @dataclass(frozen=True, slots=True)
 class TokenTransport:
-    """Where clients carry their token.
+    """The cookie and header that carry tokens.
 
     Attributes:
-        cookie: Name of the cookie; None where there is none.
-        header: Name of the header; None where there is none.
-        max_age_s: Seconds for which a browser keeps the cookie.
-        cookie_key, header_key: Their names as they stand in a request.
-        names: The headers of a request that a response depends on.
-        vary: The header that says so.
+        cookie: Name of the cookie; None disables it.
+        header: Name of the header; None disables it.
+        max_age_s: Lifetime of the cookie in seconds.
+        besides: Other request headers that a response depends on.
+        cookie_key, header_key: The same names as bytes, the header's in lower case, as in an ASGI scope.
+        names: Names of the request headers that a response depends on.
+        vary: The `Vary` header that lists them.
     """
 
     cookie: str | None
     header: str | None
     max_age_s: int
+    besides: tuple[str, ...] = ()
     cookie_key: bytes | None = field(init=False, repr=False)
     header_key: bytes | None = field(init=False, repr=False)
     names: tuple[str, ...] = field(init=False, repr=False)
@@ -39,13 +41,15 @@ class TokenTransport:
     def __post_init__(self) -> None:
         header = None if self.header is None else self.header.lower().encode()
         names = [name for name in ("Cookie" if self.cookie is not None else None, self.header) if name is not None]
+        known = {name.lower() for name in names}
+        names += [name for name in self.besides if name.lower() not in known]
         object.__setattr__(self, "header_key", header)
         object.__setattr__(self, "cookie_key", None if self.cookie is None else self.cookie.encode())
         object.__setattr__(self, "names", tuple(names))
         object.__setattr__(self, "vary", (b"vary", ", ".join(names).encode()))
 
     def find(self, scope: MutableMapping[str, Any]) -> Sequence[str]:
-        """The tokens that a request carries, not yet looked at."""
+        """The tokens of a request, unverified."""
         found: list[str] = []
         for name, value in scope["headers"]:
             if name == b"cookie" and self.cookie_key is not None:
@@ -55,14 +59,14 @@ class TokenTransport:
         return found
 
     def give(self, message: Message, text: str | None, *, is_secure: bool) -> Message:
-        """The start of a response that tells caches what it depends on, and hands a token to the client.
+        """Add a token, `Vary` and `Cache-Control` to the start of a response.
 
-        No cache may hand it to another client.
+        A shared cache must not serve the token to another client.
 
         Args:
-            message: The `http.response.start`; left as it is.
-            text: The token; None where the client carries it already.
-            is_secure: The request came over TLS, so the cookie is never to be sent without.
+            message: The `http.response.start`; left unchanged.
+            text: The token; None if the client has the current one.
+            is_secure: The request used TLS: the cookie gets `Secure`.
         """
         headers: Headers = list(message.get("headers", ()))
         told: set[str] = set()
@@ -87,7 +91,7 @@ class TokenTransport:
 
 
 def _kept_private(headers: Headers) -> Headers:
-    """The headers, with what they say to caches changed so that only the client's own keeps the response."""
+    """The headers, with `Cache-Control` changed so that only a private cache stores the response."""
     said: list[bytes] = []
     for name, value in headers:
         if name == b"cache-control":
@@ -111,7 +115,7 @@ _PART: Final = re.compile(r'(?:"(?:[^"\\]|\\.)*"|[^,"])+')
 
 
 def _split(directives: str) -> Iterable[str]:
-    """Directives, parted at the commas that stand outside of quotes."""
+    """Split directives at commas outside quotes."""
     return _PART.findall(directives)
 
 

@@ -1,4 +1,4 @@
-"""Tenants created, moved and dropped: each operation is a row of steps in a table, and goes on where it stopped."""
+"""Creates, moves and drops tenants: each operation is a sequence of recorded steps, and resumes where it stopped."""
 
 from .ledger import Operation, Placement, Record, UnderWay
 from .plan import ProvisioningPlan, Site, compile_provisioning

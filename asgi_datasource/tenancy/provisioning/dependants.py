@@ -1,4 +1,4 @@
-"""What DROP ... CASCADE would take besides a tenant's own schema: views, columns, foreign keys of others.
+"""Objects outside a tenant's schema that DROP ... CASCADE would drop: views, columns, foreign keys.
 
 Follows `pg_depend` as the server does for CASCADE (PostgreSQL source, `findDependentObjects` in dependency.c): from an
 object to those that depend on it, and from a part to the whole that it belongs to, such as from the rule of a view to
@@ -68,10 +68,10 @@ order by 1
 
 
 async def dependants(admin: ControlConnection, schema: str) -> list[str]:
-    """What depends on objects of a schema and is not in it, as the server describes it: `view public.all_docs`."""
+    """Objects outside a schema that depend on objects in it, as the server describes them: `view public.all_docs`."""
     return [str(found) for [found] in await admin.rows(_OUTSIDE, schema)]
 
 
 async def owned(admin: ControlConnection, role: str, schema: str | None) -> list[str]:
-    """What a role owns in this database outside of a schema."""
+    """The objects that a role owns in this database outside of a schema."""
     return [str(found) for [found] in await admin.rows(_OWNED, role, schema)]

@@ -1,4 +1,4 @@
-"""Holds back writes to a tenant's tables while they are copied, and compares the copy."""
+"""Blocks writes to a tenant's tables while they are copied, and counts the rows of both copies."""
 
 from __future__ import annotations
 
@@ -47,15 +47,15 @@ _GRANT: Final[Mapping[tuple[str, bool, bool], LiteralString]] = {
 
 
 async def raise_fence(place: Place, keep: Callable[[Grants], Awaitable[None]]) -> None:
-    """Hold back all writes to a place from now on, and wait for those that have begun; reads go on.
+    """Block all writes to a place from now on, and wait for those in progress; reads continue.
 
     A trigger on each table refuses every statement that writes, also the owner's and those of functions that run with
     their owner's rights. No right on a table is revoked, so none can get lost. Sequences have no triggers: there, the
     rights to draw numbers are revoked.
 
     Args:
-        place: Where the tenant lives.
-        keep: Notes the rights on sequences before they are revoked, for `lift_fence`.
+        place: The place of the tenant.
+        keep: Records the rights on sequences before they are revoked, for `lift_fence`.
     """
     async with place.inside() as admin:
         await place.ensure_store(admin)
@@ -78,11 +78,11 @@ async def raise_fence(place: Place, keep: Callable[[Grants], Awaitable[None]]) -
 
 
 async def lift_fence(place: Place, grants: Grants) -> None:
-    """Let writes through again.
+    """Allow writes again.
 
     Args:
-        place: Where the tenant lives.
-        grants: The rights on sequences that `raise_fence` has noted.
+        place: The place of the tenant.
+        grants: The rights on sequences that `raise_fence` has recorded.
     """
     async with place.inside() as admin, admin.transaction():
         await admin.rows("select set_config('lock_timeout', %s, true)", LOCK_LIMIT)
@@ -98,7 +98,7 @@ async def lift_fence(place: Place, grants: Grants) -> None:
 
 
 async def count_rows(place: Place) -> dict[str, int]:
-    """How many rows each table of a place has.
+    """The number of rows of each table of a place.
 
     Raises:
         DataError: CONFLICT: tables are being replaced meanwhile.

@@ -1,4 +1,4 @@
-"""The table of tenants, and the table of steps: what has been done is known after any crash."""
+"""The table of tenants, and the table of steps, which records the progress of operations for after a crash."""
 
 from __future__ import annotations
 
@@ -26,6 +26,7 @@ create table if not exists asgi_datasource.tenants (
     role text,
     state text not null default 'active' check (state in ('active', 'read_only', 'suspended', 'moving')),
     aliases text[] not null default '{}',
+    domains text[] not null default '{}',
     max_connections int check (max_connections > 0),
     database text,
     is_ready boolean not null default false,
@@ -69,8 +70,8 @@ create or replace trigger tell_tenants
 
 
 _SELECT: Final[LiteralString] = """
-select t.name, t.id, t.datasource, t.schema, t.role, t.database, t.row_security, t.max_connections, t.aliases, t.state,
-    t.is_ready, t.made, o.operation, o.target, o.is_cancelled, (
+select t.name, t.id, t.datasource, t.schema, t.role, t.database, t.row_security, t.max_connections, t.aliases,
+    t.domains, t.state, t.is_ready, t.made, o.operation, o.target, o.is_cancelled, (
         select s.reason from asgi_datasource.tenant_steps s
         where s.tenant = t.name and s.operation = o.operation and s.state = 'failed' order by s.began_at desc limit 1
     )
@@ -79,7 +80,7 @@ from asgi_datasource.tenants t left join asgi_datasource.tenant_operations o on 
 
 
 class Operation(StrEnum):
-    """What is done with a tenant."""
+    """The operations on a tenant."""
 
     CREATE = "create"
     MOVE = "move"
@@ -87,7 +88,7 @@ class Operation(StrEnum):
 
 
 class StepState(StrEnum):
-    """Where a step is in its life."""
+    """The states of a step."""
 
     RUNNING = "running"
     DONE = "done"
@@ -96,14 +97,15 @@ class StepState(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Placement:
-    """Where a tenant lives, as its row says: names, not templates.
+    """The place of a tenant in its row: names, not templates.
 
     Attributes:
         datasource: The datasource.
-        schema, role, database: Its own, where it has them.
+        schema, role, database: Its own; None without one.
         row_security: Custom settings that policies read.
         max_connections: Its limit.
         aliases: Its other names.
+        domains: The hosts that are its own.
     """
 
     datasource: str
@@ -113,17 +115,18 @@ class Placement:
     row_security: dict[str, str] | None = None
     max_connections: int | None = None
     aliases: tuple[str, ...] = ()
+    domains: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
 class UnderWay:
-    """An operation that has begun and not ended.
+    """An unfinished operation.
 
     Attributes:
-        operation: What is done.
+        operation: The operation.
         target: The datasource that a tenant moves to.
-        is_cancelled: It is being taken back.
-        failure: Why its last step failed; None where none has.
+        is_cancelled: It is being undone.
+        failure: Why its last step failed; None if it has not.
     """
 
     operation: Operation
@@ -137,7 +140,7 @@ class UnderWay:
         return f"{self.operation.value} of {tenant!r}{to}"
 
     def refusal(self, tenant: str) -> DataError:
-        """The error of something else that cannot begin meanwhile."""
+        """The error of another operation that cannot begin meanwhile."""
         if self.is_cancelled:
             told = f"the {self.describe(tenant)} is being taken back: finish that with cancel"
         elif self.operation is Operation.CREATE:
@@ -155,11 +158,11 @@ class Record:
     Attributes:
         name: The tenant's.
         id: Stays the same when the tenant is renamed; another tenant of that name has another one.
-        placement: Where it lives.
+        placement: Its place.
         state: As in the catalog.
         is_ready: Whether it has been set up and may be served.
-        made: What of `schema`, `role` and `database` was created for it.
-        under_way: The operation that has begun and not ended.
+        made: The parts, of `schema`, `role` and `database`, that were created for it.
+        under_way: Its unfinished operation.
     """
 
     name: str
@@ -176,8 +179,8 @@ class StepEntry:
     """One row of the table of steps.
 
     Attributes:
-        state: Where the step is.
-        kept: What it has noted.
+        state: The state of the step.
+        kept: Its notes.
     """
 
     state: StepState
@@ -247,6 +250,7 @@ class Ledger:
             settings,
             limit,
             aliases,
+            domains,
             state,
             is_ready,
             made,
@@ -255,7 +259,8 @@ class Ledger:
             is_cancelled,
             failure,
         ) in rows:
-            placement = Placement(datasource, schema, role, database, settings, limit, tuple(aliases))
+            own = (tuple(aliases), tuple(domains))
+            placement = Placement(datasource, schema, role, database, settings, limit, *own)
             under_way = None if operation is None else UnderWay(Operation(operation), target, is_cancelled, failure)
             found.append(Record(name, tenant_id, placement, state, is_ready, frozenset(made), under_way))
         return found
@@ -267,23 +272,25 @@ class Ledger:
             await self._admin.rows("select pg_advisory_xact_lock(7210460332)")
             yield
 
-    async def claimed_by(self, name: str, wanted: Sequence[str]) -> str | None:
-        """Another tenant that has one of these names, or has it as an alias."""
+    async def claimed_by(self, name: str, wanted: Sequence[str], domains: Sequence[str] = ()) -> str | None:
+        """Another tenant that has one of these names, as an alias or its own, or one of these domains."""
         rows = await self._admin.rows(
-            "select name from asgi_datasource.tenants where name <> %s and (name = any(%s) or aliases && %s) limit 1",
+            "select name from asgi_datasource.tenants where name <> %s"
+            " and (name = any(%s) or aliases && %s or domains && %s) limit 1",
             name,
             list(wanted),
             list(wanted),
+            list(domains),
         )
         return str(rows[0][0]) if rows else None
 
     async def same_place(self, name: str, placement: Placement, datasources: Sequence[str]) -> str | None:
-        """Another tenant that would see what this one sees.
+        """Another tenant that would see the same rows.
 
         Args:
-            name: The tenant's.
-            placement: Where it lives.
-            datasources: All that lead where its own leads.
+            name: The tenant's name.
+            placement: Its place.
+            datasources: All datasources on the same database as its own.
         """
         rows = await self._admin.rows(
             "select name from asgi_datasource.tenants where name <> %s and datasource = any(%s)"
@@ -299,7 +306,7 @@ class Ledger:
         return str(rows[0][0]) if rows else None
 
     async def shared(self, name: str, placement: Placement, datasources: Sequence[str]) -> frozenset[str]:
-        """What of `schema`, `role` and `database` other tenants have as well; arguments as for `same_place`."""
+        """The parts, of `schema`, `role` and `database`, that other tenants share; arguments as for `same_place`."""
         [[schema, role, database]] = await self._admin.rows(
             "select coalesce(bool_or(datasource = any(%s) and schema = %s::text"
             " and database is not distinct from %s::text), false),"
@@ -318,7 +325,7 @@ class Ledger:
         return frozenset(part for part, is_shared in found.items() if is_shared)
 
     async def note_made(self, name: str, part: str, is_made: bool) -> None:
-        """Note that a part of a tenant's place is about to be created, and is the tenant's own; or that it is not."""
+        """Record that a part of a tenant's place is about to be created for it; or that it belongs to another."""
         await self._admin.rows(
             "update asgi_datasource.tenants set made = array_remove(made, %s) || %s::text[] where name = %s",
             part,
@@ -330,8 +337,8 @@ class Ledger:
         """Write the row of a tenant that is to be created; it is not served yet."""
         await self._admin.rows(
             "insert into asgi_datasource.tenants"
-            " (name, datasource, schema, role, database, row_security, max_connections, aliases)"
-            " values (%s, %s, %s, %s, %s, %s::jsonb, %s, %s) on conflict (name) do nothing",
+            " (name, datasource, schema, role, database, row_security, max_connections, aliases, domains)"
+            " values (%s, %s, %s, %s, %s, %s::jsonb, %s, %s, %s) on conflict (name) do nothing",
             name,
             placement.datasource,
             placement.schema,
@@ -340,10 +347,11 @@ class Ledger:
             None if placement.row_security is None else json.dumps(placement.row_security),
             placement.max_connections,
             list(placement.aliases),
+            list(placement.domains),
         )
 
     async def change(self, name: str, *, state: str | None = None, is_ready: bool | None = None) -> None:
-        """Change what a tenant may do."""
+        """Change the state of a tenant."""
         await self._admin.rows(
             "update asgi_datasource.tenants set state = coalesce(%s, state), is_ready = coalesce(%s, is_ready),"
             " updated_at = now() where name = %s",
@@ -365,7 +373,7 @@ class Ledger:
     # -- operations and steps
 
     async def open(self, name: str, operation: Operation, target: str | None = None) -> None:
-        """An operation begins, or goes on. A tenant that could not be created can be dropped instead."""
+        """Begin or resume an operation. A tenant whose creation has failed can be dropped instead."""
         await self._admin.rows(
             "insert into asgi_datasource.tenant_operations (tenant, operation, target) values (%s, %s, %s)"
             " on conflict (tenant) do update set operation = excluded.operation, began_at = now()"
@@ -376,18 +384,18 @@ class Ledger:
         )
 
     async def cancel(self, name: str) -> None:
-        """An operation is being taken back from now on."""
+        """Record that an operation is being undone."""
         await self._admin.rows(
             "update asgi_datasource.tenant_operations set is_cancelled = true where tenant = %s", name
         )
 
     async def close(self, name: str) -> None:
-        """An operation has ended, or has been taken back."""
+        """Record that an operation has ended, or has been undone."""
         async with self._admin.transaction():
             await self._close(name)
 
     async def undone(self, name: str, operation: Operation, step: str) -> None:
-        """A step has been taken back."""
+        """Record that a step has been undone."""
         await self._admin.rows(
             "delete from asgi_datasource.tenant_steps where tenant = %s and operation = %s and step = %s",
             name,
@@ -405,7 +413,7 @@ class Ledger:
         return {str(step): StepEntry(StepState(state), kept) for step, state, kept in rows}
 
     async def begin(self, name: str, operation: Operation, step: str) -> None:
-        """A step begins; what it has noted before stays."""
+        """Record that a step begins; its earlier notes stay."""
         await self._admin.rows(
             "insert into asgi_datasource.tenant_steps (tenant, operation, step, state) values (%s, %s, %s, 'running')"
             " on conflict (tenant, operation, step)"
@@ -416,7 +424,7 @@ class Ledger:
         )
 
     async def keep(self, name: str, operation: Operation, step: str, noted: Mapping[str, Any]) -> None:
-        """Note something with a step, before it acts."""
+        """Add notes to a step, before it acts."""
         await self._admin.rows(
             "update asgi_datasource.tenant_steps set kept = kept || %s::jsonb"
             " where tenant = %s and operation = %s and step = %s",
@@ -427,7 +435,7 @@ class Ledger:
         )
 
     async def end(self, name: str, operation: Operation, step: str, *, failure: str | None = None) -> None:
-        """A step has ended."""
+        """Record that a step has ended."""
         await self._admin.rows(
             "update asgi_datasource.tenant_steps set state = %s, reason = %s, ended_at = now()"
             " where tenant = %s and operation = %s and step = %s",
@@ -441,19 +449,19 @@ class Ledger:
     # -- last steps: each ends its operation in the transaction that makes the change
 
     async def activate(self, name: str) -> None:
-        """Let a tenant be served: it has been created."""
+        """Serve a tenant that has been created."""
         async with self._admin.transaction():
             await self.change(name, is_ready=True)
             await self._close(name)
 
     async def switch(self, record: Record, datasource: str, *, state: str, made: Sequence[str]) -> None:
-        """Let a tenant live on another datasource: it has been moved. What it leaves behind is noted.
+        """Switch a tenant that has been moved to its new datasource, and record what it leaves behind.
 
         Args:
-            record: The tenant, as it was.
-            datasource: Where it lives from now on.
-            state: What it may do there.
-            made: What of `schema`, `role` and `database` was created for it there.
+            record: The tenant before the move.
+            datasource: Its new datasource.
+            state: Its state there.
+            made: The parts, of `schema`, `role` and `database`, that were created for it there.
         """
         place = record.placement
         async with self._admin.transaction():
@@ -477,7 +485,7 @@ class Ledger:
             await self._close(record.name)
 
     async def forget(self, record: Record) -> None:
-        """Delete the row of a tenant: it has been dropped."""
+        """Delete the row of a tenant that has been dropped."""
         async with self._admin.transaction():
             await self._admin.rows("delete from asgi_datasource.tenants where name = %s", record.name)
             await self._admin.rows("delete from asgi_datasource.tenants_left_behind where tenant = %s", record.id)
@@ -487,14 +495,14 @@ class Ledger:
         await self._admin.rows("delete from asgi_datasource.tenant_steps where tenant = %s", name)
         await self._admin.rows("delete from asgi_datasource.tenant_operations where tenant = %s", name)
 
-    # -- what moves have left behind
+    # -- objects left behind by moves
 
     async def left_behind(self, record: Record, datasources: Sequence[str]) -> frozenset[str]:
-        """What of `schema` and `database` a tenant has left behind where it lived before.
+        """The schema or database that a tenant has left behind at its previous place.
 
         Args:
             record: The tenant.
-            datasources: All that lead to that place.
+            datasources: All datasources on that database.
         """
         rows = await self._admin.rows(
             "select unnest(made) from asgi_datasource.tenants_left_behind where tenant = %s and datasource = any(%s)"
@@ -507,7 +515,7 @@ class Ledger:
         return frozenset(str(part) for [part] in rows)
 
     async def all_left_behind(self, record: Record) -> Sequence[str]:
-        """What moves of a tenant have left behind, for messages."""
+        """The objects that moves of a tenant have left behind, for messages."""
         rows = await self._admin.rows(
             "select datasource, schema, database, made from asgi_datasource.tenants_left_behind where tenant = %s"
             " order by left_at",
@@ -521,7 +529,7 @@ class Ledger:
         ]
 
     async def take_back(self, record: Record, datasources: Sequence[str]) -> None:
-        """A tenant has nothing left behind there any more; arguments as for `left_behind`."""
+        """Record that a tenant has nothing left behind there any more; arguments as for `left_behind`."""
         await self._admin.rows(
             "delete from asgi_datasource.tenants_left_behind where tenant = %s and datasource = any(%s)"
             " and schema is not distinct from %s::text and database is not distinct from %s::text",

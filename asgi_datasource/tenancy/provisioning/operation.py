@@ -1,4 +1,4 @@
-"""An operation is a row of steps: one that was cut short goes on where it stopped, or is taken back step by step."""
+"""An operation is a sequence of steps: after an interruption it resumes where it stopped, or is undone step by step."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from .ledger import Ledger, Operation, StepEntry, StepState
 
 
 class Notes:
-    """What a step has noted, also in a process that has died since.
+    """The notes of a step, which survive a crash of the process.
 
     Args:
-        known: What is noted already.
-        keep: Writes more of it into the ledger.
+        known: The notes so far.
+        keep: Writes further notes into the ledger.
     """
 
     def __init__(self, known: Mapping[str, Any], keep: Callable[[Mapping[str, Any]], Awaitable[None]]) -> None:
@@ -27,7 +27,7 @@ class Notes:
         return self._known.get(key)
 
     async def keep(self, **noted: Any) -> None:
-        """Note something before acting on it."""
+        """Write notes before acting on them."""
         await self._keep(noted)
         self._known |= noted
 
@@ -42,9 +42,9 @@ class Step:
 
     Attributes:
         name: Its name in the ledger.
-        do: Does it; can be repeated after it was cut short anywhere.
-        undo: Takes it back, by what it has noted; can be repeated as well. None: there is no way back from here.
-        ends: It closes the operation itself, in the transaction that makes its change.
+        do: Runs the step; can be repeated after an interruption at any point.
+        undo: Undoes it by its notes; can be repeated, too. None: the step cannot be undone.
+        ends: It closes the operation itself, in the transaction of its change.
     """
 
     name: str
@@ -55,14 +55,14 @@ class Step:
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """An operation on a tenant, with the ledger that knows how far it is.
+    """An operation on a tenant, with the ledger of its progress.
 
     Attributes:
-        ledger: Where its steps are written down.
+        ledger: Records its steps.
         tenant: The tenant's name.
-        operation: What is done with it.
+        operation: The operation.
         steps: In order; the last one ends the operation.
-        tell: Is called with each step as it begins.
+        tell: Called with each step as it begins.
     """
 
     ledger: Ledger
@@ -72,7 +72,7 @@ class Run:
     tell: Callable[[str], None]
 
     async def go_on(self) -> None:
-        """Run the steps that are not done yet.
+        """Run the steps that have not ended yet.
 
         Raises:
             DataError: A step failed; the ledger has the reason.
@@ -92,8 +92,8 @@ class Run:
         """Undo the steps that have begun, the last one first.
 
         Raises:
-            DataError: CONFLICT: a step has begun from which there is no way back. Or one could not be undone; the
-                ledger has the reason, and this can be called again.
+            DataError: CONFLICT: a step has begun that cannot be undone. Or undoing one failed; the ledger has the
+                reason, and this can be called again.
         """
         begun = await self.ledger.steps(self.tenant, self.operation)
         for step in self.steps:

@@ -1,4 +1,4 @@
-"""Where a tenant may live: apart from every other one, and only in what was created for it."""
+"""The places of tenants: isolated from all others, and only in objects that were created for them."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import Any, Final, cast
 from uuid import UUID
 
 from ...config import EVERY_OTHER, MAX_NAME_BYTES, PLACEHOLDER
+from ...config.hostnames import lies_within, normalize_host
 from ...errors import DataError, DataErrorKind
 from .. import Tenant
 from .ledger import Ledger, Placement, Record
@@ -23,7 +24,7 @@ class Placing:
     """Finds and checks the places of tenants.
 
     Args:
-        plan: What the configuration says.
+        plan: The configuration.
         records: The table of tenants.
     """
 
@@ -32,14 +33,15 @@ class Placing:
         self._records = records
 
     def wanted(self, name: str, placed: Mapping[str, Any]) -> Placement:
-        """Where a new tenant is to live.
+        """The place of a new tenant.
 
         Args:
             name: Its name.
-            placed: What the caller has said; `tenants_from.defaults` say the rest.
+            placed: The caller's values; the others are those of `tenants_from.defaults`.
 
         Raises:
-            DataError: CONFIG: there is no such datasource. TENANT: a name is too long.
+            DataError: CONFIG: there is no such datasource. TENANT: a name is too long, or a domain is not one that a
+                tenant may have.
         """
         known = {**self._plan.defaults, **{key: value for key, value in placed.items() if value is not None}}
         datasource = known.get("datasource")
@@ -57,24 +59,36 @@ class Placing:
             None if settings is None else {key: value.replace(PLACEHOLDER, name) for key, value in settings.items()},
             limit,
             tuple(cast("Sequence[str]", known.get("aliases", ()))),
+            tuple(map(self._domain, cast("Sequence[str]", known.get("domains", ())))),
         )
 
+    def _domain(self, given: str) -> str:
+        host = normalize_host(given)
+        if host is None:
+            raise DataError(DataErrorKind.TENANT, f"the domain {given!r} is not a host name")
+        if lies_within(host, self._plan.own_hosts):
+            raise DataError(
+                DataErrorKind.TENANT,
+                f"the domain {given!r} is one of the application's own (subdomain_of, trusted_hosts), or below one",
+            )
+        return host
+
     async def check_apart(self, name: str, placement: Placement) -> None:
-        """Refuse a name that is taken, and a place where nothing would separate the tenant from another one.
+        """Refuse a name that is taken, and a place that would not isolate the tenant from another one.
 
         Raises:
             DataError: CONFLICT: the name or the place is taken.
         """
         names = [name, *placement.aliases]
-        other = await self._records.claimed_by(name, names)
-        is_listed = any(map(self._plan.lists, names))
+        other = await self._records.claimed_by(name, names, placement.domains)
+        is_listed = any(map(self._plan.lists, names)) or any(map(self._plan.serves, placement.domains))
         if other is not None or is_listed:
             whose = "the document" if other is None else f"the tenant {other!r}"
-            raise DataError(DataErrorKind.CONFLICT, f"{whose} has the name, or an alias, of {name!r} already")
+            raise DataError(DataErrorKind.CONFLICT, f"{whose} has the name, or an alias or domain, of {name!r} already")
         twins = self._plan.twins(placement.datasource)
         other = await self._records.same_place(name, placement, twins)
         if other is None:
-            alike = replace(placement, max_connections=None, aliases=())
+            alike = replace(placement, max_connections=None, aliases=(), domains=())
             there = (
                 (known, place, replace(alike, datasource=place.datasource)) for known, place in self._listed(twins)
             )
@@ -87,10 +101,10 @@ class Placing:
             )
 
     async def check_unused(self, placement: Placement, name: str, *, adopt: bool, tell: Callable[[str], None]) -> None:
-        """Refuse a place that has a reserved name, or that is there already.
+        """Refuse a place that has a reserved name, or that exists already.
 
         Raises:
-            DataError: TENANT: a name is reserved. CONFLICT: something is there, and `adopt` is not set.
+            DataError: TENANT: a name is reserved. CONFLICT: an object exists, and `adopt` is not set.
         """
         site = self._plan.sites[placement.datasource]
         place = self._at(site, placement, name, UUID(int=0), own=frozenset(), adopt=adopt)
@@ -101,7 +115,7 @@ class Placing:
             "database": self._plan.databases,
         }
         for part, given in names.items():
-            # `public` with shared tables may be the document's choice; it is never the choice of a tenant's name.
+            # The document may choose `public`, for shared tables; a tenant's name may not.
             if given is not None and not (given == "public" and self._plan.documents(part, given)):
                 check_reserved(part, given, taken[part])
         for part, given in await place.found():
@@ -114,7 +128,7 @@ class Placing:
             tell(f"create {name}: takes over the {part} {given!r} as it is; it stays when the tenant is dropped")
 
     async def of(self, record: Record, *, adopt: bool = False) -> Place:
-        """Where a tenant lives.
+        """The place of a tenant.
 
         Args:
             record: The tenant.
@@ -124,7 +138,7 @@ class Placing:
         return self._at(self._site(record.placement), record.placement, record.name, record.id, own=own, adopt=adopt)
 
     async def target(self, record: Record, datasource: str) -> Place:
-        """Where a tenant would live on another datasource.
+        """The place that a tenant would have on another datasource.
 
         Raises:
             DataError: CONFIG: there is no such datasource. CONFLICT: another tenant has that place as well.
@@ -134,7 +148,7 @@ class Placing:
         shared = await self._shared(record.name, placement)
         if record.made & {"schema", "database"} & shared:
             raise self.taken(record, datasource)
-        # Roles are the server's: on another one, a role of that name is another role.
+        # Roles are per server: on another server, a role of the same name is another role.
         has_role = self._plan.same_server(record.placement.datasource, datasource)
         own = record.made - shared - (frozenset() if has_role else {"role"})
         may_be_there = {"role"} if has_role else set[str]()
@@ -161,10 +175,10 @@ class Placing:
         return replace(record, placement=target.placement)
 
     def tenant(self, record: Record) -> Tenant:
-        """The tenant as the application knows it.
+        """The compiled tenant, as the application uses it.
 
         Raises:
-            DataError: CONFIG: its row makes no sense with this configuration.
+            DataError: CONFIG: its row does not match this configuration.
         """
         placement = record.placement
         try:
@@ -191,7 +205,7 @@ class Placing:
                 DataErrorKind.TENANT, f"{name!r} cannot be a tenant's name: see tenancy.pattern", http_status=400
             )
 
-    # -- inside
+    # -- internals
 
     def _site(self, placement: Placement) -> Site:
         site = self._plan.sites.get(placement.datasource)
@@ -223,11 +237,11 @@ class Placing:
         )
 
     def _listed(self, datasources: Sequence[str]) -> Iterator[tuple[str, Placement]]:
-        """The tenants of the document that live on these datasources."""
+        """The tenants of the document on these datasources."""
         return ((name, there) for name, there in self._plan.listed_places() if there.datasource in datasources)
 
     async def _shared(self, name: str, placement: Placement) -> frozenset[str]:
-        """What of `schema`, `role` and `database` other tenants have as well, those of the document included."""
+        """The parts, of `schema`, `role` and `database`, that other tenants share, including those of the document."""
         twins = self._plan.twins(placement.datasource)
         shared = set(await self._records.shared(name, placement, twins))
         for _, there in self._listed(twins):

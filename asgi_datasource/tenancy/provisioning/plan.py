@@ -14,7 +14,7 @@ from .ledger import Placement
 
 @dataclass(frozen=True, slots=True)
 class Site:
-    """One datasource, as provisioning sees it.
+    """One datasource, with its settings for provisioning.
 
     Attributes:
         name: Its name.
@@ -53,6 +53,7 @@ class ProvisioningPlan:
         compiler: Makes tenants.
         defaults: `tenants_from.defaults`: datasource, schema, row_security, role.
         listed: The tenants of the document.
+        own_hosts: The application's own domains; no tenant may have one, nor one below.
         pattern: `tenancy.pattern`, which a tenant's whole name has to match.
     """
 
@@ -65,6 +66,7 @@ class ProvisioningPlan:
     compiler: TenantCompiler
     defaults: Mapping[str, object]
     listed: TenantMap
+    own_hosts: frozenset[str]
     pattern: str
 
     def documents(self, part: str, name: str | None) -> bool:
@@ -75,8 +77,12 @@ class ProvisioningPlan:
         """Whether the document has this name, or alias, already."""
         return self.listed.find(name) is not None
 
+    def serves(self, host: str) -> bool:
+        """Whether the document has this domain already."""
+        return host in self.listed.domains
+
     def listed_places(self) -> Iterator[tuple[str, Placement]]:
-        """Where the tenants of the document live. Computed at each call, since there may be many."""
+        """The places of the tenants of the document. Computed at each call, since there may be many."""
         for name, tenant in self.listed.names.items():
             home = home_of(tenant, self.sites[tenant.datasource].shared_schemas)
             settings = {key: value for key, value in tenant.settings if key not in ("search_path", "role")}
@@ -139,5 +145,6 @@ def compile_provisioning(config: Config, listed: TenantMap | None = None) -> Pro
         TenantCompiler(config.datasources),
         defaults,
         listed,
+        config.tenancy.own_hosts,
         config.tenancy.pattern,
     )

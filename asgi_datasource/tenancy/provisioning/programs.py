@@ -1,4 +1,4 @@
-"""Runs `pg_dump` and `pg_restore`: no secret in arguments, no row in messages, and dumps that only their user reads."""
+"""Runs `pg_dump` and `pg_restore`: no secrets in arguments, no rows in messages, dumps readable only by their user."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _MOST_TEXT: Final = 2000
 
 
 class ProgramFailed(Exception):
-    """Raised when a program ends with an error: the cause of the `DataError` that tells of it.
+    """Raised when a program ends with an error: the cause of the reported `DataError`.
 
     Attributes:
         output: All that it wrote to standard error. It may quote rows.
@@ -37,7 +37,7 @@ class Programs:
     """PostgreSQL's client programs.
 
     Args:
-        folder: Where they are; None looks for them on the PATH.
+        folder: Their directory; None searches the PATH.
     """
 
     def __init__(self, folder: Path | None) -> None:
@@ -70,7 +70,7 @@ class Programs:
             name: Its name.
             arguments: Its arguments, which every user of this machine can read; without those of the connection.
             server: Connection parameters: they reach the program by a file that only this user can read.
-            out: Takes its standard output; None throws it away.
+            out: Receives its standard output; None discards it.
 
         Raises:
             DataError: CONFIG: it is not installed. QUERY: it failed; the message is its own, without rows.
@@ -199,7 +199,7 @@ def _unwritten(file: Path, error: OSError) -> DataError:
     )
 
 
-# -- what a program says -----------------------------------------------------------------------------------------------
+# -- output of programs ------------------------------------------------------------------------------------------------
 
 _HEAD: Final = re.compile(r"pg_(?:dump|restore)(?:\.exe)?: ")
 _FIELD: Final = re.compile(r"[A-Z]{4,}:  ")
@@ -211,11 +211,11 @@ _NAMED: Final = re.compile(
 )
 
 _RAISED: Final = re.compile(r"\b(?:RAISE|ASSERT)\b|PL/(?!pgSQL)")
-"""In the context of an error: its text is not the server's."""
+"""In the context of an error: its message is not the server's, but that of a function."""
 
 
 def without_rows(output: str) -> str:
-    """All that a program says of its failure, but for what may quote rows.
+    """The error output of a program, without the parts that may quote rows.
 
     Kept: its own lines, the server's error and hint. Left out: details, contexts and commands, which quote rows and
     definitions; quoted text that is not the name of an object; the text of errors that a function of the database has

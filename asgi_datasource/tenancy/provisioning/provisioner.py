@@ -1,4 +1,4 @@
-"""The operations on tenants. One that was cut short goes on where it stopped when it is called again."""
+"""The operations on tenants. After an interruption, another call resumes an operation where it stopped."""
 
 from __future__ import annotations
 
@@ -32,10 +32,10 @@ class Provisioner:
 
     Args:
         plan: The configuration.
-        tell: Is called with each step as it begins.
+        tell: Called with each step as it begins.
 
     Attributes:
-        has_begun: A step has begun: a failure after that leaves an operation under way.
+        has_begun: A step has begun: a failure after that leaves an unfinished operation.
     """
 
     def __init__(self, plan: ProvisioningPlan, *, tell: Callable[[str], None] = logger.info) -> None:
@@ -52,13 +52,13 @@ class Provisioner:
         Args:
             name: Its name; has to match `tenancy.pattern`.
             adopt: Take over a schema, database or role that is there already. It stays when the tenant is dropped.
-            placed: `datasource`, `schema`, `role`, `database`, `row_security`, `max_connections`, `aliases`; those that
-                are not given are taken from `tenants_from.defaults`. `{tenant}` in them is the name.
+            placed: `datasource`, `schema`, `role`, `database`, `row_security`, `max_connections`, `aliases`, `domains`;
+                those that are not given are taken from `tenants_from.defaults`. `{tenant}` in them is the name.
 
         Raises:
-            DataError: It could not be finished; run it again. CONFLICT: there is one of that name, in another place; or
-                one in that place; or something is there that was not created for it. TENANT: the name, or that of its
-                place, cannot be a tenant's.
+            DataError: It could not be finished; run it again. CONFLICT: the name exists in another place; or the place
+                is another tenant's; or an object exists that was not created for it. TENANT: the name, or a name of its
+                place, is not allowed for a tenant.
         """
         async with self._records() as records, records.alone(name):
             placing = Placing(self._plan, records)
@@ -90,7 +90,7 @@ class Provisioner:
             return tenant
 
     async def drop(self, name: str, *, keep_dump: bool = False, cascade: bool = False) -> Path | None:
-        """Drop a tenant, with all that was created for it and that no other tenant has as well.
+        """Drop a tenant, with all objects that were created for it and that no other tenant shares.
 
         Args:
             name: Its name.
@@ -98,7 +98,7 @@ class Provisioner:
             cascade: Drop what depends on its objects as well, such as a view elsewhere that reads its tables.
 
         Returns:
-            The dump, where one was kept.
+            The dump, if one was kept.
 
         Raises:
             DataError: TENANT: there is none. CONFLICT: something depends on its objects, and `cascade` is not set. Or
@@ -161,8 +161,7 @@ class Provisioner:
     async def move(self, name: str, datasource: str) -> None:
         """Move a tenant with a schema or database of its own to another datasource; reads are served all the while.
 
-        What it leaves behind stays where it was, for reading alone. A move that failed can be repeated, or taken back
-        with `cancel`.
+        The old objects stay, read-only. A move that failed can be repeated, or undone with `cancel`.
 
         Raises:
             DataError: TENANT: there is none. CONFLICT: another move is under way. Or it could not be finished.
@@ -191,7 +190,7 @@ class Provisioner:
             await Run(records, name, Operation.MOVE, steps, self._step).go_on()
 
     async def _check_target(self, placing: Placing, record: Record, target: Place) -> None:
-        """Refuse a place where something is that the tenant has not left behind, or on which something depends."""
+        """Refuse a place with objects that the tenant has not left behind, or on which other objects depend."""
         if not await placing.left_behind(record, target):
             if await target.is_there():
                 raise placing.taken(record, target.site.name)
@@ -215,7 +214,7 @@ class Provisioner:
 
         async def fence(notes: Notes) -> None:
             async def keep(grants: Grants) -> None:
-                # Cut short after it took the rights, they are no longer there to be seen.
+                # After an interruption the revoked rights are no longer visible: keep those recorded before.
                 known: Grants = notes["grants"] or []
                 await notes.keep(grants=[*known, *(row for row in map(list, grants) if row not in known)])
 
@@ -264,17 +263,17 @@ class Provisioner:
         ]
 
     async def cancel(self, name: str, operation: Operation) -> None:
-        """Take back a move or drop that has not ended, step by step: the tenant is as it was before.
+        """Undo an unfinished move or drop, step by step: the tenant is as it was before.
 
-        Cut short, it goes on when it is called again. A drop cannot be taken back once it drops objects.
+        After an interruption, another call resumes it. A drop cannot be undone once it drops objects.
 
         Args:
             name: The tenant's name.
-            operation: What is to be taken back.
+            operation: The operation to undo.
 
         Raises:
-            DataError: TENANT: there is no such tenant. CONFLICT: there is nothing to take back, or no way back. Or it
-                could not be finished.
+            DataError: TENANT: there is no such tenant. CONFLICT: there is nothing to undo, or it cannot be undone. Or
+                it could not be finished.
         """
         async with self._records() as records, records.alone(name):
             placing = Placing(self._plan, records)
@@ -325,7 +324,7 @@ class Provisioner:
         async with self._records() as records:
             return await records.all()
 
-    # -- inside
+    # -- internals
 
     def _step(self, text: str) -> None:
         self.has_begun = True
@@ -361,7 +360,7 @@ class Provisioner:
 
     @staticmethod
     def _check_free(record: Record, operation: Operation, target: str | None = None) -> None:
-        """Refuse to begin an operation while another one is under way, or this one to another target.
+        """Refuse an operation while another one, or the same one with another target, is unfinished.
 
         Raises:
             DataError: CONFLICT: one is.
@@ -374,7 +373,7 @@ class Provisioner:
             raise other.refusal(record.name)
 
     def _kept_dump(self, entry: StepEntry | None, record: Record, *, wanted: bool) -> Path | None:
-        """The file of a dump: the one that is whole, or else the one to be written."""
+        """The file of a dump: the complete one, or else the one to be written."""
         noted = None if entry is None else entry.kept.get("file")
         if noted is not None and entry is not None and entry.state is StepState.DONE:
             return Path(noted)

@@ -60,7 +60,7 @@ where s.refclassid = 'pg_authid'::regclass and r.rolname = %s order by 1
 
 
 class Place:
-    """Where a tenant lives, or is to live, on one site.
+    """The present or future place of a tenant on one site.
 
     Args:
         plan: The configuration.
@@ -68,7 +68,7 @@ class Place:
         placement: The names of the place.
         tenant: The tenant's name.
         tenant_id: The tenant's id.
-        own: Those of `schema`, `role` and `database` that are this tenant's alone, and are dropped with it.
+        own: The parts, of `schema`, `role` and `database`, that only this tenant uses, and that are dropped with it.
         may_be_there: Those of them that may exist without having been created for this tenant.
     """
 
@@ -183,7 +183,7 @@ class Place:
             may_be_there=self._may_be_there,
         )
 
-    # -- creating it
+    # -- creating
 
     async def found(self) -> Sequence[tuple[str, str]]:
         """The role, database and schema that exist and were not created for this tenant."""
@@ -218,7 +218,7 @@ class Place:
         """Create the role, the database and the schema that are missing.
 
         Args:
-            note: Is called with the part and True before it is created, and with False when it proves to be another's.
+            note: Called with the part and True before it is created, and with False if it proves to belong to another.
 
         Raises:
             DataError: CONFLICT: one of them is there, and was not created for this tenant.
@@ -262,7 +262,7 @@ class Place:
                     await admin.command("create schema {}", name)
         except DataError as error:
             if error.sqlstate in _IS_THERE:
-                # Between the look and the command another process has created it.
+                # Another process has created it since the check.
                 await noted(False)
                 raise self.refusal(part, name) from error
             raise
@@ -388,10 +388,10 @@ class Place:
                 DataErrorKind.OTHER, f"provisioning.set_up: {step} raised {type(error).__name__}{_line_of(error)}"
             ) from error
 
-    # -- dropping it
+    # -- dropping
 
     async def dependants(self) -> Sequence[str]:
-        """What would be dropped and is not the tenant's own: it depends on its objects, or belongs to its role."""
+        """Objects that would be dropped with the tenant and are not its own: dependants, or objects of its role."""
         found: list[str] = []
         async with self._remaining() as admin:
             if "schema" in self.own and not self.owns_database and self.placement.schema is not None:
@@ -401,7 +401,7 @@ class Place:
 
     @asynccontextmanager
     async def _remaining(self) -> AsyncGenerator[ControlConnection]:
-        """A connection to where the tenant's objects are, or were: not to a database that goes, or was never made."""
+        """A connection for queries on the tenant's objects; not to a database that is dropped or does not exist."""
         async with self.outside() as admin:
             if self.owns_database or (self.database is not None and not await self._has("database", admin)):
                 yield admin
@@ -432,16 +432,16 @@ class Place:
             )
 
     async def drop(self, *, cascade: bool = False) -> Sequence[str]:
-        """Drop what is the tenant's alone.
+        """Drop the parts that only the tenant uses.
 
         Args:
-            cascade: Drop what depends on it as well.
+            cascade: Drop dependent objects as well.
 
         Returns:
-            What could not be dropped, and why.
+            The objects that could not be dropped, and why.
 
         Raises:
-            DataError: CONFLICT: something depends on it that is not the tenant's own.
+            DataError: CONFLICT: an object that is not the tenant's own depends on them.
         """
         await self.clear(cascade=cascade)
         role = self.placement.role
@@ -477,10 +477,10 @@ class Place:
         """Drop the database, or the schema, that is the tenant's alone.
 
         Args:
-            cascade: Drop what depends on it as well.
+            cascade: Drop dependent objects as well.
 
         Raises:
-            DataError: CONFLICT: something depends on it that is not the tenant's own.
+            DataError: CONFLICT: an object that is not the tenant's own depends on it.
         """
         schema = self.placement.schema
         if self.owns_database and self.database is not None:
@@ -489,7 +489,7 @@ class Place:
         elif "schema" in self.own and schema is not None:
             async with self.inside() as admin, admin.transaction():
                 await admin.rows("select set_config('lock_timeout', %s, true)", LOCK_LIMIT)
-                # With these locks no new object can come to depend on the tables.
+                # These locks prevent new dependants of the tables.
                 for table in await self.tables(admin):
                     await admin.command("lock table only {} in access exclusive mode", table)
                 if not cascade:
@@ -539,7 +539,7 @@ class Place:
 
 
 async def join(admin: ControlConnection, role: str) -> None:
-    """Become a member of a role, for the right to handle what it owns. A superuser needs no membership."""
+    """Become a member of a role, for the rights on its objects. A superuser needs no membership."""
     for [user] in await admin.rows("select rolname::text from pg_roles where rolname = current_user and not rolsuper"):
         await admin.command("grant {} to {}", role, user)
 

@@ -1,4 +1,4 @@
-"""A tenant's tables on their way from one place to another: dumped, and restored by a role without rights."""
+"""Copies a tenant's tables to another place: dumped, and restored by a role without rights."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ from .trust import SCHEMA, check_role
 
 
 def check_dumpable(place: Place) -> None:
-    """Refuse to dump where nothing is the tenant's own.
+    """Refuse to dump a place without objects of the tenant's own.
 
     Raises:
-        DataError: QUERY: that is so.
+        DataError: QUERY: the place has none.
     """
     if place.is_shared:
         raise DataError(
@@ -33,10 +33,10 @@ def check_dumpable(place: Place) -> None:
 
 
 async def dump(place: Place, file: Path, programs: Programs) -> None:
-    """Write all that is the tenant's own into a file, whole or not at all.
+    """Write the tenant's own objects into a file, atomically.
 
     Raises:
-        DataError: Nothing there is the tenant's own; or `pg_dump` failed.
+        DataError: The place has no objects of the tenant's own; or `pg_dump` failed.
     """
     check_dumpable(place)
     part = ["--exclude-schema", SCHEMA] if place.owns_database else ["--schema", _pattern(place.schema)]
@@ -48,16 +48,16 @@ async def dump(place: Place, file: Path, programs: Programs) -> None:
 
 
 async def copy(source: Place, target: Place, programs: Programs, note: Callable[[str, bool], Awaitable[None]]) -> None:
-    """Make the target anew, with all that the source holds.
+    """Recreate the target with the content of the source.
 
-    Functions, defaults and constraints of a dump run while it is restored, and what they run as must have no rights.
+    Functions, defaults and constraints of a dump run while it is restored, and must run as a role without rights.
     So `pg_restore` does not log in as the role that provisions: `SET ROLE` would not hold, since any function may
     `RESET ROLE`. It logs in as a role made for this, whose only right is to create objects in this place. They belong
     to a role that no one logs in as: functions and views that run with their owner's rights gain none by the move.
 
     Args:
-        source: Where the tenant lives.
-        target: Where it is to live.
+        source: The present place of the tenant.
+        target: Its future place.
         programs: `pg_dump` and `pg_restore`.
         note: As for `Place.make`, about the tenant's role.
 
@@ -73,7 +73,7 @@ async def copy(source: Place, target: Place, programs: Programs, note: Callable[
         await target.clear()
         await target.make_empty(note)
         async with target.inside() as admin:
-            # Before the application may connect: the scripts of extensions run as the role that provisions.
+            # Before the application may connect, because the scripts of extensions run as the role that provisions.
             for name, schema in extensions:
                 await admin.command("create schema if not exists {}", schema)
                 await admin.command("create extension if not exists {} schema {}", name, schema)
@@ -102,7 +102,7 @@ async def _restorer(
         RESTORED_WITHIN,
     )
     if user == app:
-        # One login for both: there are no rights to be gained.
+        # The application and the provisioner have the same login: there are no rights to gain.
         yield admin.parameters, ()
         return
     if not await admin.rows("select from pg_roles where rolname = %s", owner):
@@ -144,12 +144,12 @@ _CREATE: Final[Mapping[str, tuple[LiteralString, LiteralString]]] = {
 }
 
 
-# -- what the objects of a schema need around them ---------------------------------------------------------------------
+# -- objects outside the schema that its objects need ------------------------------------------------------------------
 
 
 @dataclass(frozen=True, slots=True)
 class _Needs:
-    """What objects of a tenant's schema use outside of it.
+    """Objects outside a tenant's schema that objects in it use.
 
     Attributes:
         schemas: Names.
@@ -201,7 +201,7 @@ async def _needs(admin: ControlConnection, place: Place) -> _Needs:
 
 
 async def _allow(admin: ControlConnection, app: str, owner: str, needs: _Needs) -> None:
-    """Let the owner of what is restored use what it needs around it, as far as the application may."""
+    """Grant the owner of the restored objects what they need outside the schema, as far as the application has it."""
     for schema in needs.schemas:
         if await admin.rows(
             "select from pg_namespace where nspname = %s and has_schema_privilege(%s, oid, 'usage')", schema, app

@@ -1,4 +1,4 @@
-"""Whose code the role that provisions may run: its own and that of superusers.
+"""The role that provisions runs only its own code, and that of superusers.
 
 Triggers, rules and functions run with the rights of the role that uses them. The role that provisions is often a
 superuser, so an object that another role can change is a way to those rights. `SET ROLE` is no protection: the code
@@ -33,7 +33,7 @@ class AdminSite(Protocol):
 
 
 SCHEMA: Final = "asgi_datasource"
-"""Holds what this library keeps in a database: the table of tenants, and the marks of what was set up."""
+"""The schema of this library's objects: the table of tenants, and the marks of set-up steps."""
 
 _CONNECT_TIMEOUT_S: Final = 10.0
 _MOST_NAMED: Final = 5
@@ -97,14 +97,14 @@ from pg_db_role_setting s join pg_database d on d.oid = s.setdatabase, unnest(s.
 where d.datname = current_database() and s.setrole = 0 and setting ~ '^(role|session_authorization)='
 order by 1
 """
-"""What would run code of a role that is neither a superuser nor this one. Reads catalogs only, which runs no code."""
+"""Objects that would run code of a role other than superusers and this one. Reads only catalogs, which runs no code."""
 
 
 async def check_own(admin: ControlConnection, *, where: str) -> None:
     """Refuse a database in which this connection would run another role's code.
 
-    Looked at are the schema `asgi_datasource`, the tables, functions, triggers and rules in it, the event triggers of
-    the database, and settings of the database that choose another role.
+    Checks the schema `asgi_datasource`, its tables, functions, triggers and rules, the event triggers of the database,
+    and settings of the database that choose another role.
 
     Args:
         admin: The connection.
@@ -188,7 +188,8 @@ select distinct pg_describe_object(classid, objid, 0) from found
 where owner in (select oid from reached)
 and not exists (select from app where pg_has_role(app.oid, current_user, 'member')) order by 1 limit 6
 """
-"""What the application's role, or PUBLIC, can change in these schemas. Empty where that role may become this one."""
+"""Objects in these schemas that the application's role, or PUBLIC, can change. Empty if that role may SET ROLE to this
+one."""
 
 
 async def check_path(admin: ControlConnection, app: str, schemas: Sequence[str], *, where: str) -> None:
@@ -220,10 +221,10 @@ _RESERVED: Final = frozenset(
 
 
 def check_reserved(part: str, name: str, taken: Collection[str] = ()) -> None:
-    """Refuse a name that is PostgreSQL's, or this library's, or in use for something else than a tenant.
+    """Refuse a name that is reserved by PostgreSQL or this library, or not used for a tenant.
 
     Args:
-        part: What it is the name of: schema, role or database.
+        part: The kind of object: schema, role or database.
         name: The name.
         taken: More names that are in use.
 
@@ -271,6 +272,6 @@ async def check_role(admin: ControlConnection, role: str, app: str, *, where: st
 
 
 def listed(names: Sequence[str]) -> str:
-    """The first of them, and how many more there are."""
+    """The first names, and the number of further ones."""
     more = len(names) - _MOST_NAMED
     return "; ".join(names[:_MOST_NAMED]) + (f"; and {more} more" if more > 0 else "")

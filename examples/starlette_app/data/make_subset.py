@@ -1,6 +1,6 @@
 """Write the files beside this script from the full data set: `python examples/starlette_app/data/make_subset.py`.
 
-The rows are the data set's own, unchanged and in their order; the same input gives the same bytes.
+The rows are unchanged and in the order of the data set; the same input gives the same bytes.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from starlette_app.dataset import FIRST_DAY, LAST_DAY, Dataset, full  # noqa: E4
 
 
 def write(dataset: Dataset, name: str, keep: Callable[[list[str]], bool]) -> list[list[str]]:
-    """Write the rows that `keep` wants, and the header; returns the kept rows."""
+    """Write the header and the rows that `keep` accepts; returns these rows."""
     kept: list[list[str]] = []
     text = io.StringIO()
     with dataset.open_text(name) as file:

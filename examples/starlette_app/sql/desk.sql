@@ -1,5 +1,5 @@
--- One airline's desk: its flights and what the desk did to them. No name here carries a schema, so the same file makes
--- a schema of an airline's own, the tables that several share, and the only tables of a database of its own.
+-- The tables of an airline: flights and notes. Names have no schema, so the same file creates the schema of one airline,
+-- the shared tables of several, and the tables of an airline's own database.
 
 create table flights (
   id          bigint   primary key,          -- number of its line in flights.csv, unique over all airlines
@@ -41,8 +41,8 @@ create table rebookings (
 create index on rebookings (to_flight);
 create index on rebookings (from_flight);
 
--- Free seats for rebooked passengers. The data set knows planes but no passengers: we take 15 % of the seats as unsold,
--- and 150 seats where the plane is unknown.
+-- Free seats for rebooked passengers. The data set has planes but no passengers, so 15 % of the seats count as free; an
+-- unknown plane has 150 seats.
 create function free_seats(flight bigint) returns integer
 language sql stable set search_path from current as $$
   select floor(0.15 * coalesce(p.seats, 150))::integer
@@ -51,12 +51,12 @@ language sql stable set search_path from current as $$
   where f.id = flight
 $$;
 
--- Checked at COMMIT, as a rule over the sum of several rows has to be. So an overbooking passes every statement of its
--- request and fails at the very end: what the client gets then is what this application is here to show.
+-- Checked at COMMIT, because the rule covers the sum of several rows. So all statements of an overbooking succeed, and
+-- COMMIT fails: the example shows the response in this case.
 create function refuse_overbooking() returns trigger
 language plpgsql set search_path from current as $$
 begin
-  -- One rebooking onto a flight at a time; two that each fit could overbook it together.
+  -- One rebooking for a flight at a time, because two that each fit could overbook it together.
   perform from flights where id = new.to_flight for update;
   if free_seats(new.to_flight) < 0 then
     raise exception 'flight is overbooked' using errcode = 'check_violation', constraint = 'flights_not_overbooked';

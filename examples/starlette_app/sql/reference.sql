@@ -1,4 +1,4 @@
--- What every airline shares and nobody writes: airlines, airports, planes. Lives in schema ref of both databases.
+-- Read-only tables that all airlines share: airlines, airports, planes. They are in the schema ref of both databases.
 
 create schema ref;
 

@@ -1,5 +1,5 @@
--- Several airlines in the same tables. Runs after desk.sql, in the schema that they share. Each row says whose it is; the
--- policies compare that with app.tenant, which asgi-datasource sets inside every transaction.
+-- Several airlines in the same tables. Runs after desk.sql, in their shared schema. Each row has a tenant; the policies
+-- compare it with app.tenant, which asgi-datasource sets in every transaction.
 
 -- nullif: a custom setting that was set in an earlier transaction of the connection reads '' afterwards, not NULL.
 create function tenant() returns text
@@ -9,7 +9,8 @@ alter table flights    add column tenant text not null default tenant();
 alter table notes      add column tenant text not null default tenant();
 alter table rebookings add column tenant text not null default tenant();
 
--- Foreign keys are checked past row security: without the tenant in the key, a note could point at a neighbour's flight.
+-- Checks of foreign keys bypass row security: without the tenant in the key, a note could reference another tenant's
+-- flight.
 alter table flights add unique (tenant, id);
 alter table notes
   drop constraint notes_flight_id_fkey,
@@ -22,7 +23,7 @@ alter table rebookings
 
 create index on flights (tenant, flight_date, sched_dep);
 
--- force: for the owner too. `using` also checks new rows, so nobody can write a row that is not theirs.
+-- force: also for the owner. `using` also checks new rows, so a tenant cannot write rows of another tenant.
 alter table flights    enable row level security, force row level security;
 alter table notes      enable row level security, force row level security;
 alter table rebookings enable row level security, force row level security;

@@ -1,4 +1,4 @@
-"""The token: what is signed comes back, everything else says nothing."""
+"""The token: signed contents are read back, all other text is ignored."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def token_of(timeline: int = 1, lsn: int = 1000, issued_at: int = NOW, scope: by
 
 
 @given(tokens)
-def test_what_is_signed_comes_back(token: Token) -> None:
+def test_a_signed_token_is_read_back(token: Token) -> None:
     text = signer().sign(token)
     assert signer().read([text], now=NOW) == token
     assert len(text) <= MAX_LENGTH
@@ -49,12 +49,12 @@ def test_what_is_signed_comes_back(token: Token) -> None:
     assert not set(text) & set(' ",;\\=')
 
 
-def test_one_datasource_takes_fewer_than_200_bytes() -> None:
+def test_a_token_for_one_datasource_is_shorter_than_200_bytes() -> None:
     assert len(signer().sign(token_of(2**32 - 1, 2**64 - 1))) == 54
 
 
 @given(tokens.filter(lambda token: bool(token.marks)), st.data())
-def test_any_change_makes_it_say_nothing(token: Token, data: st.DataObject) -> None:
+def test_a_modified_token_is_ignored(token: Token, data: st.DataObject) -> None:
     text = signer().sign(token)
     raw = bytearray(base64.urlsafe_b64decode(text + "=" * (-len(text) % 4)))
     place = data.draw(st.integers(0, len(raw) - 1))
@@ -71,11 +71,11 @@ def test_any_text_is_read_without_an_error(texts: list[str]) -> None:
     assert signer().read(texts, now=NOW) == NOTHING_SEEN
 
 
-def test_a_stranger_s_token_says_nothing() -> None:
+def test_a_token_with_another_secret_is_ignored() -> None:
     assert signer().read([signer(OTHER).sign(token_of())], now=NOW) == NOTHING_SEEN
 
 
-def test_secrets_are_changed_without_anybody_noticing() -> None:
+def test_tokens_with_an_old_secret_stay_valid_after_a_rotation() -> None:
     old, new, both = signer(SECRET), signer(OTHER), signer(OTHER, SECRET)
     assert both.read([old.sign(token_of())], now=NOW) == token_of()
     assert new.read([both.sign(token_of())], now=NOW) == token_of()
@@ -85,12 +85,12 @@ def test_secrets_are_changed_without_anybody_noticing() -> None:
 @pytest.mark.parametrize(
     ("age_s", "counts"), [(0, True), (30, True), (31, False), (-FUTURE_S, True), (-FUTURE_S - 1, False)]
 )
-def test_marks_count_for_their_time(age_s: int, counts: bool) -> None:
+def test_marks_expire_after_the_ttl(age_s: int, counts: bool) -> None:
     text = signer().sign(token_of(issued_at=NOW - age_s))
     assert bool(signer().read([text], now=NOW).marks) is counts
 
 
-def test_marks_of_other_tenants_and_datasources_say_nothing_here_and_are_kept() -> None:
+def test_marks_of_other_tenants_and_datasources_are_ignored_and_kept() -> None:
     others = [scope_of("globex", "orders"), scope_of("acme", "billing"), scope_of(None, "orders")]
     assert len({ORDERS, *others}) == 4
     token = token_of(lsn=5).merged(*(token_of(lsn=9, scope=scope) for scope in others))
@@ -98,13 +98,13 @@ def test_marks_of_other_tenants_and_datasources_say_nothing_here_and_are_kept() 
     assert len(signer().read([signer().sign(token)], now=NOW).marks) == 4
 
 
-def test_names_cannot_be_put_together_to_another_s() -> None:
+def test_different_names_never_make_the_same_scope() -> None:
     assert scope_of("a", "b") != scope_of("", "a\x00b")
     assert scope_of("ab", "c") != scope_of("a", "bc")
 
 
 @given(tokens, tokens)
-def test_merging_keeps_of_each_scope_and_timeline_the_furthest(one: Token, other: Token) -> None:
+def test_merging_keeps_the_furthest_position_of_each_scope_and_timeline(one: Token, other: Token) -> None:
     merged = one.merged(other)
     if len({(mark.scope, mark.position.timeline) for mark in (*one.marks, *other.marks)}) > MAX_MARKS:
         assert len(merged.marks) == MAX_MARKS
@@ -113,7 +113,7 @@ def test_merging_keeps_of_each_scope_and_timeline_the_furthest(one: Token, other
     for mark in (*one.marks, *other.marks):
         key = (mark.scope, mark.position.timeline)
         lsn, issued_at = best.get(key, (-1, -1))
-        # What was noted last counts the longest, and it is a part of what is furthest.
+        # The mark that was noted last expires last, and belongs to the furthest position.
         best[key] = (max(lsn, mark.position.lsn), max(issued_at, mark.issued_at))
     assert {(mark.scope, mark.position.timeline): (mark.position.lsn, mark.issued_at) for mark in merged.marks} == best
     assert merged == other.merged(one)
@@ -130,7 +130,7 @@ def test_positions_of_several_timelines_come_newest_first() -> None:
     assert token.positions(ORDERS) == (Position(3, 10), Position(2, 50), Position(1, 90))
 
 
-def test_what_a_token_says_fits_its_published_schema() -> None:
+def test_a_decoded_token_matches_its_published_schema() -> None:
     schema = json.loads((Path(__file__).parents[3] / "schemas/token/v1.json").read_text(encoding="utf-8"))
     said = signer().describe(signer().sign(token_of(2, 0x16B374D848)))
     jsonschema.Draft202012Validator.check_schema(schema)
@@ -142,5 +142,5 @@ def test_what_a_token_says_fits_its_published_schema() -> None:
     assert signer().describe("junk") is None
 
 
-def test_no_secret_is_in_its_text() -> None:
+def test_the_repr_contains_no_secret() -> None:
     assert SECRET not in repr(signer())

@@ -1,4 +1,4 @@
-"""How a token travels: found among what clients send, and given without spoiling anybody's cache."""
+"""The transport of tokens: found in requests, and added to responses with correct cache headers."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def all_of(message: dict[str, Any], name: bytes) -> list[str]:
         (b"\xff\xfe; ads_token=abc", ["abc"]),
     ],
 )
-def test_cookies_are_found(header: bytes, found: list[str]) -> None:
+def test_tokens_are_found_in_cookies(header: bytes, found: list[str]) -> None:
     assert COOKIE.find({"headers": [(b"host", b"x"), (b"cookie", header)]}) == found
 
 
@@ -47,19 +47,19 @@ def test_http_2_may_split_the_cookie_header() -> None:
     assert COOKIE.find({"headers": headers}) == ["abc"]
 
 
-def test_headers_are_found_also_those_of_several_services() -> None:
+def test_tokens_are_found_in_headers_with_those_of_several_services() -> None:
     headers = [(b"x-token", b"one, two"), (b"x-token", b"three"), (b"cookie", b"ads_token=abc")]
     assert HEADER.find({"headers": headers}) == ["one", "two", "three"]
     assert BOTH.find({"headers": headers}) == ["one", "two", "three", "abc"]
 
 
-def test_the_cookie_is_given_for_the_application_alone() -> None:
+def test_the_cookie_is_limited_to_the_application() -> None:
     message = start()
     message = COOKIE.give(message, "abc", is_secure=False)
     assert all_of(message, b"set-cookie") == ["ads_token=abc; Path=/; Max-Age=30; HttpOnly; SameSite=Lax"]
 
 
-def test_over_tls_it_is_never_sent_without() -> None:
+def test_the_cookie_is_secure_over_tls() -> None:
     message = start((b"set-cookie", b"mine=1"))
     message = COOKIE.give(message, "abc", is_secure=True)
     assert all_of(message, b"set-cookie") == [
@@ -68,7 +68,7 @@ def test_over_tls_it_is_never_sent_without() -> None:
     ]
 
 
-def test_the_header_is_given() -> None:
+def test_the_response_has_the_header() -> None:
     message = start()
     message = BOTH.give(message, "abc", is_secure=False)
     assert all_of(message, b"x-token") == ["abc"]
@@ -88,7 +88,7 @@ def test_the_header_is_given() -> None:
         ([b"Max-Age=60, PUBLIC"], ["private, Max-Age=60"]),
     ],
 )
-def test_no_shared_cache_keeps_a_response_with_a_token(before: list[bytes], after: list[str]) -> None:
+def test_a_response_with_a_token_is_not_stored_by_shared_caches(before: list[bytes], after: list[str]) -> None:
     message = start(*((b"cache-control", value) for value in before))
     message = COOKIE.give(message, "abc", is_secure=False)
     assert all_of(message, b"cache-control") == after
@@ -104,7 +104,7 @@ def test_no_shared_cache_keeps_a_response_with_a_token(before: list[bytes], afte
         ([b"*"], ["*"]),
     ],
 )
-def test_caches_are_told_that_the_response_depends_on_it(before: list[bytes], after: list[str]) -> None:
+def test_a_response_that_depends_on_the_token_has_vary(before: list[bytes], after: list[str]) -> None:
     message = start(*((b"vary", value) for value in before))
     message = BOTH.give(message, None, is_secure=False)
     assert all_of(message, b"vary") == after

@@ -1,0 +1,621 @@
+"""The state of a session: tenant, options in force, unit of work, and the lock that serialises its statements."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Mapping, MutableMapping, Sequence
+from dataclasses import replace
+from enum import StrEnum
+from typing import Any, Final, Protocol
+
+from ..concurrency.shared_lock import SharedLock
+from ..concurrency.tasks import BackgroundTasks
+from ..datasource.datasource import DataSource, DataSourceState
+from ..datasource.executor import Executor
+from ..drivers.protocol import Exchange, Server
+from ..drivers.statements import Statement
+from ..errors import DataError, DataErrorKind, SessionClosed
+from ..observability import tracing
+from ..routing import AccessIntent, ReadAfterWritePin, Route
+from ..routing.consistency.client_history import NOWHERE, ClientHistory
+from ..routing.consistency.token import Token, scope_of
+from ..tenancy import Tenant, TenantState
+from ..transaction import (
+    DeferredWriter,
+    DueHooks,
+    Isolation,
+    SurroundingTransaction,
+    Terms,
+    Transaction,
+    TransactionOptions,
+    WaitingHooks,
+)
+from .context import Frame, current_frame
+from .options import options_of
+from .policy import NO_RULE, Lane, Plan, RouteRule, SessionPolicy, add_lane, make_lane, make_plan
+from .scope import Scope, current_scope
+from .unit_of_work import UnitOfWork, open_transaction
+
+
+class SessionState(StrEnum):
+    """Whether the session may still be used."""
+
+    OPEN = "open"
+    ENDING = "ending"
+    """The outcome is decided; COMMIT or ROLLBACK is in progress."""
+    CLOSED = "closed"
+
+
+# Looking a member up on an enumeration costs as much as a call; these are read for every statement.
+_OPEN: Final = SessionState.OPEN
+_READ: Final = AccessIntent.READ
+_ACTIVE: Final = TenantState.ACTIVE
+
+
+class SessionOwner(Protocol):
+    """The request that ends the session."""
+
+    def first_statement(self, session: SessionBase, /) -> None:
+        """The session is about to run its first statement."""
+        ...
+
+    def tolerates(self, error: BaseException, options: TransactionOptions, /) -> bool:
+        """Whether an exception becomes a response whose status commits, such as a redirect."""
+        ...
+
+
+class SessionOrigin(Protocol):
+    """The registry that a session comes from."""
+
+    background: BackgroundTasks
+
+    def successor(self, datasource: DataSource, /) -> DataSource:
+        """The datasource of the current configuration with the name of one from before a reload."""
+        ...
+
+    def session(
+        self,
+        tenant: str | None = None,
+        *,
+        read_only: bool = False,
+        timeout: float | None = None,
+        token: str | None = None,
+    ) -> Any:
+        """A session outside the request, as an async context manager: `async with registry.session(...) as db:`."""
+        ...
+
+    def capability(self, name: str, session: Any, /) -> Any:
+        """The object behind an attribute of a session that a room above the sessions provides: `outbox`.
+
+        Raises:
+            DataError: CONFIG: the configuration has no section for it.
+        """
+        ...
+
+
+class Writers:
+    """Detects a second writing session in one request: two COMMITs cannot be atomic."""
+
+    __slots__ = ("_allows_several", "_first")
+
+    def __init__(self, *, allows_several: bool) -> None:
+        self._allows_several = allows_several
+        self._first: SessionBase | None = None
+
+    def claim(self, session: SessionBase) -> None:
+        """Register `session` as a writer of the request.
+
+        Raises:
+            DataError: QUERY: another session of the request has written, and `multiple_writers` forbids a second one.
+        """
+        if self._first is None:
+            self._first = session
+        elif self._first is not session and not self._allows_several:
+            raise DataError(
+                DataErrorKind.QUERY,
+                f"this request has already written to the datasource {self._first.datasource.name!r} and now writes to"
+                f" {session.datasource.name!r}; two commits cannot be atomic. Write to one of them only, or set"
+                " `transactions: {multiple_writers: allow}`",
+            )
+
+
+class SessionBase:
+    """The state of a session. `StatementRunner` adds running statements, `SessionCore` adds hooks and the end."""
+
+    # Defaults on the class: most requests never set these, so that they cost nothing to create.
+    state = _OPEN
+    """Whether the session may still be used."""
+    writers: Writers | None = None
+    """Shared by the nested sessions of one request; None with a single session."""
+    stopped_by: DataError | None = None
+    """The error of `stop`: statements and commits raise it, only a rollback is possible."""
+    commits = 0
+    """Number of writing transactions whose COMMIT succeeded or has an unknown outcome."""
+    client_history: ClientHistory | None = None
+    """Causal-consistency state; None before the first statement, and when tokens are disabled."""
+    verdict: bool | None = None
+    """Whether the exception that left the route commits; None if the route's annotation does not name it."""
+    is_in_route = False
+    """Whether the matched endpoint is running."""
+    committing: frozenset[asyncio.Task[None]] = frozenset()
+    """Commits in background tasks; their callers may have been cancelled."""
+    _executor: Executor | None = None
+    _work: UnitOfWork | None = None
+    _hooks: DueHooks | None = None
+    """The hooks whose transaction has ended."""
+    _conflict: DataError | None = None
+    _ending: asyncio.Task[Any] | None = None
+    _commit: Exchange | None = None
+    """The round trip of `send_commit`, until its result is read."""
+    _lock: SharedLock | None = None
+    """Serialises the session's statements; created by the first statement that does not run through `run_one`."""
+    _busy: asyncio.Task[Any] | None = None
+    """The task whose statement runs through `run_one`; it holds `_lock`, if there is one."""
+    _is_reading = False
+    """Whether that statement is a read outside a transaction, which may run in parallel with other reads."""
+    _running: frozenset[asyncio.Task[Any] | None] = frozenset()
+    _interrupted: frozenset[asyncio.Task[Any] | None] = frozenset()
+    _savepoints = 0
+    _lane: Lane | None = None
+    _lane_endpoint: object = None
+    _plan: Plan | None = None
+    _plan_frame: Frame | None = None
+    request_deadline: float | None = None
+    """Event-loop time of the request's deadline, regardless of annotated functions; None without a limit."""
+
+    def __init__(
+        self,
+        registry: SessionOrigin,
+        datasource: DataSource,
+        tenant: Tenant,
+        *,
+        policy: SessionPolicy,
+        scope: MutableMapping[str, Any] | None = None,
+        method: str = "POST",
+        rule: RouteRule = NO_RULE,
+        started: float | None = None,
+        owner: SessionOwner | None = None,
+        pin: ReadAfterWritePin | None = None,
+        token: Token | None = None,
+    ) -> None:
+        self._registry = registry
+        self._datasource = datasource
+        self._tenant = tenant
+        self._policy = policy
+        self.scope = scope
+        """The innermost ASGI scope in which the session was requested; None outside requests."""
+        self._method = method
+        self._rule = rule
+        self._started = started
+        self._owner = owner
+        self._pin = pin
+        self._token = token
+
+    # -- identity
+
+    @property
+    def tenant(self) -> Tenant:
+        """The tenant that every statement runs as."""
+        return self._tenant
+
+    @property
+    def datasource(self) -> DataSource:
+        """The tenant's datasource."""
+        return self._datasource
+
+    @property
+    def pin(self) -> ReadAfterWritePin:
+        """Set by the first write; from then on reads go to the primary."""
+        if self._executor is not None:
+            return self._executor.pin
+        if self._pin is None:
+            self._pin = ReadAfterWritePin()
+        return self._pin
+
+    @property
+    def last_route(self) -> Route | None:
+        """Where the last statement went and why; None before the first."""
+        return None if self._executor is None else self._executor.last_route
+
+    @property
+    def session(self) -> SessionBase:
+        """Itself: outside a request the session is its own `SessionRunner`."""
+        return self
+
+    @property
+    def is_open(self) -> bool:
+        """Whether the session may still be used."""
+        return self.state is _OPEN
+
+    def __repr__(self) -> str:
+        transaction = None if self._work is None else self._work.transaction
+        doing = "" if transaction is None else f" in {transaction!r}"
+        return f"<DataSession {self.state.value} datasource={self._datasource.name!r}{doing}>"
+
+    # -- options in force
+
+    def lane(self) -> Lane:
+        """The options of the request: those of its rule, method and endpoint."""
+        endpoint = None if self.scope is None else self.scope.get("endpoint")
+        lane = self._lane
+        if lane is None or endpoint is not self._lane_endpoint:
+            try:
+                lane = self._policy.lanes.get((self._rule, self._method, endpoint))
+            except TypeError:
+                # An endpoint that cannot be hashed.
+                lane = make_lane(self._policy, self._rule, self._method, options_of(endpoint, self._method))
+            lane = self._lane = lane or add_lane(self._policy, self._rule, self._method, endpoint)
+            self._lane_endpoint = endpoint
+            self._plan = None
+            if self._started is not None:
+                self.request_deadline = None if lane.timeout_s is None else self._started + lane.timeout_s
+        return lane
+
+    def current_plan(self) -> Plan:
+        """The options of a statement in the running function."""
+        lane = self.lane()
+        frame = current_frame.get()
+        plan = self._plan
+        if plan is None or self._plan_frame is not frame:
+            plan = self._plan = make_plan(lane, frame, self._started)
+            self._plan_frame = frame
+        return plan
+
+    def _terms(self) -> Terms:
+        work = self.work_here()
+        return (None if work is None else work.terms) or self.current_plan().terms
+
+    def deadline(self) -> float | None:
+        """Event-loop time of the running function's deadline; None without a limit."""
+        return self.current_plan().deadline
+
+    def is_route(self, options: TransactionOptions) -> bool:
+        """Whether these options are the matched endpoint's own."""
+        return options is self.lane().endpoint
+
+    def note_failure(self, options: TransactionOptions, error: BaseException) -> None:
+        """Record whether an exception that leaves the route commits by the route's annotation.
+
+        An exception handler of the application may turn it into a response whose status no longer shows the exception.
+        """
+        self.verdict = options.decides(error)
+
+    def tolerates(self, error: BaseException, options: TransactionOptions) -> bool:
+        """Whether an exception becomes a response whose status commits, such as a redirect."""
+        return self._owner is not None and self._owner.tolerates(error, options)
+
+    @property
+    def intent(self) -> AccessIntent:
+        """The intent of a statement without an explicit one."""
+        return self.current_plan().intent
+
+    def _start(self) -> Executor:
+        if self._datasource.state is DataSourceState.LEFT:
+            # The configuration was reloaded between the start of the request and its first statement.
+            self._datasource = self._registry.successor(self._datasource)
+        self._datasource.enter(self._rule.priority)
+        policy = self._policy
+        is_traced = policy.is_traced and tracing.is_recording()
+        executor = self._executor = Executor(
+            self._datasource,
+            self._tenant,
+            self._registry.background,
+            pin=self._pin,
+            client_history=None if policy.tokens is None else self._make_client_history(),
+            priority=self._rule.priority,
+            is_traced=is_traced,
+            traces_statements=policy.traces_statements,
+            shows_tenant=policy.shows_tenant,
+            measure=None if policy.metrics is None else policy.metrics.measure(self._tenant.name),
+        )
+        if self._owner is not None:
+            self._owner.first_statement(self)
+        return executor
+
+    def _make_client_history(self) -> ClientHistory | None:
+        tokens = self._policy.tokens
+        if tokens is None:
+            return None
+        carried = self._token
+        if carried is None:
+            texts = () if self.scope is None else tokens.transport.find(self.scope)
+            carried = tokens.signer.read(texts, now=time.time())
+        self.client_history = ClientHistory(tokens, scope_of(self._tenant.name, self._datasource.name), carried)
+        return self.client_history
+
+    def _is_in_use(self) -> bool:
+        return self.transaction_in_use is not None
+
+    # -- the unit of work
+
+    def work_here(self) -> UnitOfWork | None:
+        """The unit of work of the running task's statements; ignores units that blocks of other tasks have pushed."""
+        work = self._work
+        if work is None or work.outer is None:
+            return work
+        scope = self.innermost_scope()
+        if scope is not None:
+            return scope.work
+        root = work
+        while (outer := root.outer) is not None:
+            root = outer
+        return root
+
+    def make_work(self) -> UnitOfWork:
+        """The innermost unit of work; created on first use."""
+        if self._work is None:
+            self._work = UnitOfWork(self, self._policy, self._registry.background)
+        return self._work
+
+    def make_work_here(self) -> UnitOfWork:
+        """The unit of work of the running task's statements; created on first use."""
+        return self.work_here() or self.make_work()
+
+    @property
+    def current_transaction(self) -> Transaction | None:
+        """The transaction around the running task: open, or failed and not ended yet."""
+        work = self.work_here()
+        return None if work is None else work.transaction
+
+    @property
+    def transaction_in_use(self) -> Transaction | None:
+        """The transaction in which statements run, including the snapshot of a stream."""
+        return None if self._work is None else self._work.transaction_in_use
+
+    @property
+    def is_writing(self) -> bool:
+        """Whether a transaction that may write is open."""
+        transaction = self.current_transaction
+        return transaction is not None and not transaction.read_only
+
+    @property
+    def isolation(self) -> Isolation | None:
+        """The isolation of the surrounding transaction; None if it is the server's default."""
+        transaction = self.current_transaction
+        if transaction is not None:
+            return transaction.isolation
+        terms = self._terms()
+        return Isolation.REPEATABLE_READ if terms.read_only and terms.isolation is None else terms.isolation
+
+    @property
+    def is_isolation_settled(self) -> bool:
+        """Whether the isolation can no longer be changed: the surrounding transaction is open."""
+        return self.current_transaction is not None
+
+    def defer(self, writer: DeferredWriter, item: object, *, what: str) -> None:
+        """Write something in the round trip of the COMMIT of the surrounding transaction; a rollback drops it.
+
+        Args:
+            writer: Turns the buffered items into statements.
+            item: What to write.
+            what: Names it in errors.
+
+        Raises:
+            DataError: QUERY: there is no transaction. READ_ONLY: the transaction is read only.
+            SessionClosed: The request's response has started.
+        """
+        self.check_open()
+        around = self.surroundings()
+        if around is SurroundingTransaction.NOTHING:
+            raise DataError(
+                DataErrorKind.QUERY,
+                f"{what} belongs to a transaction, and there is none here: annotate the function with @transactional,"
+                " or open `async with db.transaction():` around it",
+            )
+        if around is SurroundingTransaction.READ_ONLY:
+            raise DataError(DataErrorKind.READ_ONLY, f"{what} was called in a read-only transaction")
+        if self.current_transaction is None:
+            self.about_to_write()
+        if self._executor is None:
+            self._start()
+        self.make_work_here().defer(writer, item, self.innermost_scope())
+
+    async def open_to_write(self, work: UnitOfWork, statements: Sequence[Statement], terms: Terms | None) -> None:
+        """Open a transaction in `work` with deferred writes, when nothing else has opened one."""
+        executor, plan = self._executor or self._start(), self.current_plan()
+        await open_transaction(work, executor, statements, plan, terms or plan.terms, None)
+
+    def adopt_isolation(self, isolation: Isolation) -> None:
+        """Give the surrounding transaction the isolation of a block that joins it, unless it is open already."""
+        if self.current_transaction is None:
+            self.make_work_here().terms = replace(self._terms(), isolation=isolation)
+
+    def surroundings(self) -> SurroundingTransaction:
+        """The kind of transaction around the running code, for the propagation table."""
+        frame = current_frame.get()
+        work = self.work_here()
+        plan = self.current_plan()
+        terms = self._terms()
+        if frame is not None and frame.is_transactional and frame.reads_only:
+            return SurroundingTransaction.READ_ONLY
+        if work is not None and work.transaction is not None:
+            return SurroundingTransaction.READ_ONLY if work.transaction.read_only else SurroundingTransaction.OPEN
+        if not terms.is_shared:
+            return SurroundingTransaction.NOTHING
+        if terms.read_only:
+            return SurroundingTransaction.READ_ONLY
+        if terms.opens_with_reads:
+            return SurroundingTransaction.OPEN
+        is_demanded = plan.is_demanded or (work is not None and work.outer is not None)
+        return SurroundingTransaction.PENDING if is_demanded else SurroundingTransaction.OFFERED
+
+    def with_route(self, terms: Terms) -> Terms:
+        """Complete the terms of an outermost block with those of the route's annotation."""
+        route = self.lane().terms
+        if not route.read_only and (route.isolation is None or terms.isolation is not None):
+            return terms
+        return replace(
+            terms,
+            read_only=terms.read_only or route.read_only,
+            isolation=terms.isolation or route.isolation,
+            deferrable=terms.deferrable or route.deferrable,
+        )
+
+    def block_deadline(self) -> float | None:
+        """Event-loop time of an outermost block's deadline; None without a limit, and where the request has one."""
+        if self._started is not None:
+            return None
+        timeout_s = self.lane().timeout_s
+        return None if timeout_s is None else time.monotonic() + timeout_s
+
+    def doom(self, error: BaseException) -> None:
+        """Mark the innermost savepoint, or else the surrounding transaction, rollback-only: its commit raises."""
+        if isinstance(error, DataError):
+            reason = error
+        else:
+            what = f"{type(error).__name__} left a function that had joined the transaction"
+            reason = DataError(DataErrorKind.OTHER, what)
+            reason.__cause__ = error
+        scope = self.innermost_scope()
+        if scope is None or not scope.doom(reason):
+            work = self.make_work_here()
+            work.doomed_by = work.doomed_by or reason
+        self.note_event(tracing.DOOMED, {tracing.ROLLBACK_REASON: type(error).__name__})
+
+    def suspend(self, terms: Terms) -> UnitOfWork:
+        """Push a unit of work and suspend the surrounding one; the caller must hold the session's lock."""
+        outer = self.make_work()
+        work = self._work = UnitOfWork(self, self._policy, self._registry.background, terms=terms, outer=outer)
+        self._note_held()
+        return work
+
+    def resume(self, work: UnitOfWork) -> None:
+        """Make `work` the innermost unit again; units above it that were not ended are rolled back."""
+        inner = self._work
+        if inner is work:
+            return
+        while inner is not None and inner is not work:
+            # The block of this unit was cancelled before it could end it.
+            inner.abandon()
+            self._conflict = inner.lost_by
+            inner = inner.outer
+        self._work = inner
+        self._note_held()
+
+    def _note_held(self) -> None:
+        held: list[Server] = []
+        work = None if self._work is None else self._work.outer
+        while work is not None:
+            if work.transaction_in_use is not None:
+                held.append(work.transaction_in_use.server)
+            work = work.outer
+        (self._executor or self._start()).held = tuple(held)
+
+    def spoil(self, reason: str) -> None:
+        """Mark the open transaction rollback-only."""
+        transaction = self.current_transaction
+        if transaction is not None and transaction.is_open:
+            transaction.doom(DataError(DataErrorKind.QUERY, reason))
+
+    def next_savepoint(self) -> str:
+        """A name for a savepoint, unique in this session."""
+        self._savepoints += 1
+        return f"ads_{self._savepoints}"
+
+    def undo_hooks(self, scope: Scope) -> None:
+        """Settle the hooks of a block that was rolled back: its after-commit hooks are dropped."""
+        if scope.work is not None:
+            scope.work.settle(committed=False, within=scope)
+
+    def note_event(self, name: str, attributes: Mapping[str, tracing.AttributeValue]) -> None:
+        """Add an event to the current span."""
+        if self._policy.is_traced:
+            tracing.add_event(name, attributes)
+
+    # -- called by its unit of work
+
+    def about_to_write(self) -> None:
+        """Check that a statement with write intent may open a transaction."""
+        self._tenant.check_writable()
+        if self.writers is not None:
+            self.writers.claim(self)
+
+    def note_committing(self, task: asyncio.Task[None]) -> None:
+        """Track a commit that runs in a background task."""
+        self.committing |= {task}
+        task.add_done_callback(self.forget_committing)
+
+    def forget_committing(self, task: asyncio.Task[None]) -> None:
+        """Stop tracking a commit that is done."""
+        self.committing -= {task}
+
+    def note_committed(self, transaction: Transaction) -> None:
+        """Record a commit: the reads that follow must see its WAL position."""
+        if transaction.identified is None:
+            # It has written nothing, so that the request can still be retried.
+            return
+        self.commits += 1
+        if self.client_history is not None:
+            self.client_history.note(transaction.position or NOWHERE)
+        if transaction.wal_position is not None and self._executor is not None:
+            self._executor.commit_lsn = transaction.wal_position
+
+    def settle_hooks(self, hooks: WaitingHooks, *, committed: bool | None) -> None:
+        """Make hooks due, or drop them, by the outcome of their transaction; None if the outcome is unknown."""
+        if hooks:
+            if self._hooks is None:
+                self._hooks = DueHooks()
+            self._hooks.settle(hooks, committed=committed)
+
+    # -- locking
+
+    def check_open(self) -> None:
+        """Raise if the session can no longer be used.
+
+        Raises:
+            SessionClosed: It is ending, or has ended.
+            DataError: The deadline has passed, or the client has disconnected.
+        """
+        if self.state is not _OPEN:
+            if self._policy.metrics is not None:
+                self._policy.metrics.measure(self._tenant.name).used_late(self._datasource.name)
+            raise closed()
+        if self.stopped_by is not None:
+            raise self.stopped_by
+
+    def innermost_scope(self) -> Scope | None:
+        """The innermost open scope of this session that the running task belongs to."""
+        scope = current_scope.get()
+        while scope is not None and not (scope.is_open and scope.belongs_to(self)):
+            scope = scope.parent
+        return scope
+
+    def lock_of(self, scope: Scope | None) -> SharedLock:
+        """The lock that serialises the statements of a scope; for None, those of the session."""
+        if scope is not None:
+            return scope.lock
+        if self._lock is None:
+            self._lock = SharedLock(self._policy.max_parallel, self._is_in_use)
+            if self._busy is not None:
+                # Acquired on behalf of the task whose statement runs through `run_one`.
+                self._lock.try_acquire(shared=self._is_reading)
+        return self._lock
+
+    async def take_turn(self, *, shared: bool = False) -> tuple[Scope | None, SharedLock]:
+        """Acquire the lock of the running task's innermost scope.
+
+        Args:
+            shared: Acquire it in shared mode.
+
+        Returns:
+            The innermost scope, and the lock, which the caller must release.
+        """
+        while True:
+            scope = self.innermost_scope()
+            lock = self.lock_of(scope)
+            if lock.try_acquire(shared=shared):
+                return scope, lock
+            await lock.acquire(shared=shared)
+            if scope is None or scope.is_open:
+                return scope, lock
+            # The scope ended during the wait: use the one around it.
+            lock.release()
+
+
+def closed() -> SessionClosed:
+    return SessionClosed(
+        "the session was used after its response had started: its transaction is over. In a background task, a"
+        " streaming body or a task that outlives the request, open one of your own:"
+        " `async with db.registry.session(tenant=db.tenant.name) as later:`"
+    )
