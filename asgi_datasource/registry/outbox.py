@@ -4,9 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
-from typing import Any, Final
+from typing import Any, Final, cast
 
 from ..config import PLACEHOLDER, Config, OutboxConfig, PublisherConfig
+from ..config.outbox import KafkaPublisher as KafkaSection
+from ..config.outbox import NatsPublisher as NatsSection
+from ..config.outbox import RabbitmqPublisher as RabbitmqSection
+from ..config.outbox import RedisPublisher as RedisSection
+from ..config.outbox import WebhookPublisher as WebhookSection
 from ..datasource.database_fleet import Fleet
 from ..drivers.control import control_driver
 from ..drivers.protocol import Connection, Exchange, Server
@@ -154,7 +159,64 @@ def make_publisher(config: PublisherConfig) -> OutboxPublisher:
     """
     if config.callable is not None:
         return load_publisher(config.callable)
-    raise ConfigError(f"outbox.publisher.{config.kind} is not available")
+    try:
+        return _PUBLISHERS[config.kind](config)
+    except ImportError as error:
+        raise ConfigError(
+            f"outbox.publisher.{config.kind} needs the extra of that name:"
+            f" pip install 'asgi-datasource[{config.kind}]' ({error})"
+        ) from error
+
+
+def _make_nats(config: PublisherConfig) -> OutboxPublisher:
+    from ..outbox.publishers.nats import NatsPublisher
+
+    found = cast("NatsSection", config.nats)
+    return NatsPublisher(found.url.get_secret_value())
+
+
+def _make_kafka(config: PublisherConfig) -> OutboxPublisher:
+    from ..outbox.publishers.kafka import KafkaPublisher
+
+    found = cast("KafkaSection", config.kafka)
+    user, password = [None if text is None else text.get_secret_value() for text in (found.user, found.password)]
+    return KafkaPublisher(found.servers, user=user, password=password)
+
+
+def _make_rabbitmq(config: PublisherConfig) -> OutboxPublisher:
+    from ..outbox.publishers.rabbitmq import RabbitmqPublisher
+
+    found = cast("RabbitmqSection", config.rabbitmq)
+    return RabbitmqPublisher(found.url.get_secret_value(), exchange=found.exchange)
+
+
+def _make_redis(config: PublisherConfig) -> OutboxPublisher:
+    from ..outbox.publishers.redis import RedisPublisher
+
+    found = cast("RedisSection", config.redis)
+    return RedisPublisher(found.url.get_secret_value(), max_length=found.max_length)
+
+
+def _make_webhook(config: PublisherConfig) -> OutboxPublisher:
+    from ..outbox.publishers.webhook import WebhookPublisher
+
+    found = cast("WebhookSection", config.webhook)
+    return WebhookPublisher(
+        found.url.get_secret_value(),
+        found.secret.get_secret_value(),
+        allow_private=found.allow_private,
+        timeout_s=found.timeout_s,
+    )
+
+
+_PUBLISHERS: Final[Mapping[str, Callable[[PublisherConfig], OutboxPublisher]]] = {
+    "nats": _make_nats,
+    "kafka": _make_kafka,
+    "rabbitmq": _make_rabbitmq,
+    "redis": _make_redis,
+    "webhook": _make_webhook,
+}
+"""Each imports its client when it is asked for."""
 
 
 _MAKERS: Final[Mapping[str, Callable[[Outboxes, SessionCore], Any]]] = {
