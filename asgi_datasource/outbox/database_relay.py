@@ -85,6 +85,7 @@ class DatabaseRelay:
         stats: Is told of what happens.
         owner: The relay's id; every process has its own.
         may_leave: Whether to leave as soon as there is nothing to do, for another database.
+        record: Is told the datasource and the delay in seconds of each event that was published.
     """
 
     def __init__(
@@ -97,6 +98,7 @@ class DatabaseRelay:
         stats: RelayStats | None = None,
         owner: UUID | None = None,
         may_leave: Callable[[], bool] = lambda: False,
+        record: Callable[[str, float], None] | None = None,
     ) -> None:
         self.site = site
         self._settings = settings or RelaySettings()
@@ -111,6 +113,7 @@ class DatabaseRelay:
             holds_dead=self._settings.holds_dead,
         )
         self._may_leave = may_leave
+        self._record = record
         self._signal = asyncio.Event()
         self._stopped = asyncio.Event()
         self._stop_by = float("inf")
@@ -332,6 +335,7 @@ class DatabaseRelay:
         kinds = {outcome.kind for outcome in outcomes}
         if OutcomeKind.PUBLISHED in kinds or OutcomeKind.REFUSED in kinds:
             self._circuit.succeed()
+        now = None if self._record is None else datetime.now(UTC)
         what, refused = self._acknowledged, set[Group]()
         for index, entry in enumerate((*main, *held)):
             is_held = index >= len(main)
@@ -341,6 +345,8 @@ class DatabaseRelay:
             if outcome.kind is OutcomeKind.PUBLISHED:
                 (what.held_done if is_held else what.done).append(entry.place)
                 self.stats.published += 1
+                if now is not None and self._record is not None:
+                    self._record(self.site.datasource, (now - entry.created_at).total_seconds())
                 self._suspects.pop(entry.place, None)
             elif outcome.kind is OutcomeKind.REFUSED:
                 refused.add(entry.group)

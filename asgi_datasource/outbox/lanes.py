@@ -43,12 +43,14 @@ class Site:
 
     Attributes:
         name: Names it in logs, metrics and commands: the datasource, and the tenant where each has a database.
+        datasource: The datasource alone, for metrics.
         source: The source of its CloudEvents.
         connect: Connects apart from any pool; takes the event-loop time at which it gives up.
         error_of: Classifies what an exchange has failed with.
     """
 
     name: str
+    datasource: str
     source: str
     connect: Callable[[float], Awaitable[Connection]] = field(repr=False)
     error_of: Callable[[Exchange], DataError] = field(repr=False)

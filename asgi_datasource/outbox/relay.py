@@ -16,6 +16,7 @@ from ..errors import DataError
 from .circuit import Circuit
 from .database_relay import DatabaseRelay, RelaySettings
 from .lanes import Site
+from .metrics import unwatch, watch
 from .protocols import OutboxPublisher
 from .stats import RelayStats
 
@@ -42,6 +43,7 @@ class Relay:
         warn_age_s: Age of an event from which on the health is a warning.
         circuit: Whether the destination is there.
         visit_every_s: Seconds between two visits to a database that has nothing to deliver.
+        is_measured: Whether there are metrics of it.
     """
 
     def __init__(
@@ -53,6 +55,7 @@ class Relay:
         warn_age_s: float = 60.0,
         circuit: Circuit | None = None,
         visit_every_s: float = VISIT_EVERY_S,
+        is_measured: bool = False,
     ) -> None:
         self._sites_now = sites
         self._publisher = publisher
@@ -76,6 +79,8 @@ class Relay:
         self._has_due = asyncio.Event()
         self._is_stopping = False
         self._keeper: asyncio.Task[None] | None = None
+        self._is_measured = is_measured
+        self._record: Callable[[str, float], None] | None = None
 
     def __repr__(self) -> str:
         return f"<Relay {len(self._sites)} databases, {self.circuit!r}>"
@@ -85,12 +90,15 @@ class Relay:
     async def start(self) -> None:
         """Begin to deliver."""
         if self._keeper is None:
+            if self._is_measured:
+                self._record = watch(self)
             self._refresh()
             self._keeper = asyncio.get_running_loop().create_task(self._keep())
 
     async def stop(self) -> None:
         """Deliver what is under way, acknowledge it, and give the lanes back."""
         self._is_stopping = True
+        unwatch(self)
         self._has_due.set()
         for relay in self._relays.values():
             relay.stop()
@@ -115,6 +123,17 @@ class Relay:
             self._refresh()
 
     # -- what it tells
+
+    @property
+    def numbers(self) -> Mapping[str, tuple[RelayStats, ...]]:
+        """The statistics of its databases, by datasource; read by metrics, from another thread."""
+        found: dict[str, tuple[RelayStats, ...]] = {}
+        sites = self._sites
+        for key, stats in list(self.stats.items()):
+            site = sites.get(key)
+            if site is not None:
+                found[site.datasource] = (*found.get(site.datasource, ()), stats)
+        return found
 
     def health(self) -> dict[str, Any]:
         """How it is: a warning while an event is older than `warn_age_s`, or the destination is away."""
@@ -214,6 +233,7 @@ class Relay:
             stats=self.stats.get(key),
             owner=self.owner,
             may_leave=self._others_wait,
+            record=self._record,
         )
         self._relays[key] = relay
         self._hinted.discard(key)

@@ -105,7 +105,8 @@ class Outboxes:
         """
         if self.relay is None:
             config = self._current().outbox
-            self.relay = make_relay(config, lambda: relay_sites(self._current()))
+            is_measured = self._current().policy.metrics is not None
+            self.relay = make_relay(config, lambda: relay_sites(self._current()), is_measured=is_measured)
             self._relayed = config
             await self.relay.start()
         return self.relay
@@ -133,7 +134,9 @@ class Outboxes:
             await notifier.close()
 
 
-def make_relay(config: OutboxConfig | None, sites: Callable[[], Mapping[DatabaseKey, Site]]) -> Relay:
+def make_relay(
+    config: OutboxConfig | None, sites: Callable[[], Mapping[DatabaseKey, Site]], *, is_measured: bool = False
+) -> Relay:
     """The relay of a configuration, not started yet.
 
     Raises:
@@ -148,7 +151,13 @@ def make_relay(config: OutboxConfig | None, sites: Callable[[], Mapping[Database
         listens=config.notify == "coalesced",
         connections=config.connections,
     )
-    return Relay(sites, make_publisher(config.publisher), settings=settings, warn_age_s=config.warn_age_s)
+    return Relay(
+        sites,
+        make_publisher(config.publisher),
+        settings=settings,
+        warn_age_s=config.warn_age_s,
+        is_measured=is_measured,
+    )
 
 
 def make_publisher(config: PublisherConfig) -> OutboxPublisher:
@@ -244,6 +253,7 @@ def relay_sites(compiled: RuntimeConfig) -> dict[DatabaseKey, Site]:
 
         return Site(
             name=datasource if database is None else f"{datasource}/{database}",
+            datasource=datasource,
             source=source or f"urn:asgi-datasource:{datasource}",
             connect=connect,
             error_of=error_of,

@@ -6,6 +6,7 @@ import asyncio
 from typing import Any, Final
 
 import pytest
+from opentelemetry.sdk.metrics.export import InMemoryMetricReader
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
@@ -14,6 +15,7 @@ from asgi_datasource import ConfigError, session
 from asgi_datasource.outbox import OutboxEntry
 from asgi_datasource.outbox.database_relay import RelaySettings
 from tests.apps import client
+from tests.observability.test_metrics import read
 from tests.outbox.delivery import Destination, relaying, until, until_left
 from tests.world import World
 
@@ -98,3 +100,19 @@ async def test_notifications_are_coalesced_and_beside_the_request(world: World) 
         await until(lambda: any(notifier.sent for notifier in registry._outboxes._notifiers.values()))
         [notifier] = registry._outboxes._notifiers.values()
         assert notifier.sent < 40
+
+
+async def test_a_relay_is_measured(world: World, metric_reader: InMemoryMetricReader) -> None:
+    registry = world.registry(**embedded(), telemetry={"metrics": True})
+    async with client(world, ROUTES, registry=registry) as http:
+        before = read(metric_reader).get("asgi_datasource.outbox.published", [])
+        assert (await http.post("/")).status_code == 201
+        await until_left(world, 0)
+        now = read(metric_reader)
+        assert now["asgi_datasource.outbox.published"] != before
+        assert [value for _, value in now["asgi_datasource.outbox.lanes"]] == [32]
+        assert now["asgi_datasource.outbox.delay"]
+        assert all("acme" not in str(points) for points in now.values())
+        assert registry.relay is not None
+        assert registry.relay.health()["status"] == "ok"
+    assert "asgi_datasource.outbox.lanes" not in read(metric_reader)

@@ -246,15 +246,20 @@ class TestWebhook:
         assert (outcome.kind, outcome.retry_after_s) == (kind, retry_after_s)
 
     async def test_a_receiver_that_does_not_answer_is_away(self) -> None:
-        async def silent(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-            await asyncio.sleep(0.5)
+        is_over = asyncio.Event()
+
+        async def silent(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            await reader.read()
             writer.close()
+            await writer.wait_closed()
+            is_over.set()
 
         async with await asyncio.start_server(silent, "127.0.0.1", 0) as server:
             url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/"
             publisher = WebhookPublisher(url, SECRET, allow_private=True, timeout_s=0.1)
             assert kinds(await publisher.publish(Batch([entry(1)]))) == ["unreachable"]
             await publisher.close()
+            await is_over.wait()
 
     async def test_private_addresses_get_nothing(self) -> None:
         async with receiving() as (receiver, url):
