@@ -10,7 +10,7 @@ from pathlib import Path
 from time import perf_counter
 from typing import Final
 
-from benchmarks import boot, choice, in_process, latency, load, profile, round_trips, tenants, validate
+from benchmarks import boot, choice, in_process, latency, load, profile, round_trips, session_reset, tenants, validate
 from benchmarks.report import Report
 from benchmarks.server import benchmark_server
 
@@ -23,6 +23,7 @@ NAMES: Final = (
     boot.NAME,
     validate.NAME,
     tenants.NAME,
+    session_reset.NAME,
     profile.NAME,
 )
 RESULTS: Final = Path(__file__).parent / "results"
@@ -62,7 +63,7 @@ async def _run(report: Report, names: Sequence[str], options: argparse.Namespace
     if boot.NAME in names:
         with _progress(boot.NAME):
             await boot.run(report, quick=options.quick)
-    if not {round_trips.NAME, latency.NAME, load.NAME, tenants.NAME, profile.NAME} & set(names):
+    if not {round_trips.NAME, latency.NAME, load.NAME, tenants.NAME, session_reset.NAME, profile.NAME} & set(names):
         return
     async with benchmark_server(options.server) as server:
         report.environment["server"] = server.settings
@@ -75,6 +76,9 @@ async def _run(report: Report, names: Sequence[str], options: argparse.Namespace
         if tenants.NAME in names:
             with _progress(tenants.NAME):
                 await tenants.run(report, server, quick=options.quick)
+        if session_reset.NAME in names:
+            with _progress(session_reset.NAME):
+                await session_reset.run(report, server, quick=options.quick)
         if profile.NAME in names:
             with _progress(profile.NAME):
                 print(await profile.run(server, quick=options.quick), end="\n\n")

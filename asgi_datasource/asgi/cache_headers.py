@@ -58,18 +58,23 @@ class CacheHeaders:
         """Return a copy of a response's start with the headers added; any other message unchanged."""
         if message["type"] != "http.response.start":
             return message
-        headers = list(message.get("headers", ()))
-        if self._names:
-            # One loop and no call: nearly every response passes here.
-            found = count = 0
-            for index, (name, _) in enumerate(headers):
+        given = message.get("headers", ())
+        if not self.is_private:
+            # Nearly every response has no `Vary` yet: one loop, no call.
+            for header in given:
+                name = header[0]
                 if len(name) == 4 and name.lower() == b"vary":
-                    found, count = index, count + 1
-            if not count:
+                    break
+            else:
+                return {**message, "headers": [*given, self._vary]}
+        headers = list(given)
+        if self._names:
+            found = _find(headers, b"vary")
+            if not found:
                 headers.append(self._vary)
-            elif count == 1:
-                name, value = headers[found]
-                headers[found] = (name, self._merged.get(value) or self._merge(value))
+            elif len(found) == 1:
+                name, value = headers[found[0]]
+                headers[found[0]] = (name, self._merged.get(value) or self._merge(value))
             else:
                 _add_vary(headers, self._names)
         if self.is_private:

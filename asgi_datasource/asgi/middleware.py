@@ -9,7 +9,7 @@ from pathlib import Path
 from time import monotonic
 from typing import Any, Final, cast
 
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from ..concurrency.limits import ConcurrencyLimit
 from ..config import Config, ConfigFile
@@ -235,13 +235,40 @@ class DataSourceMiddleware:
             policy=compiled.statement_policy,
             path=route_path(scope),
         )
+        session.outlives_requests = True
         scope[SCOPE_KEY] = session
         token = current_runner.set(session)
+        is_over = False
+
+        async def receive_and_note() -> Message:
+            nonlocal is_over
+            message = await receive()
+            is_over = is_over or message["type"] == "websocket.disconnect"
+            return message
+
+        async def send_and_note(message: Message) -> None:
+            nonlocal is_over
+            is_over = is_over or message["type"] == "websocket.close"
+            await send(message)
+
         try:
-            await self.app(scope, receive, send)
+            await self.app(scope, receive_and_note, send_and_note)
+        except BaseException as error:
+            if not _is_about(error, session.tenant_error):
+                raise
+            logger.info("websocket closed: %s", session.tenant_error)
+            if not is_over:
+                await send({"type": "websocket.close", "code": 1008, "reason": "tenant"})
         finally:
             current_runner.reset(token)
             await registry.background.run(_end_websocket(session))
+
+
+def _is_about(error: BaseException, reason: DataError | None) -> bool:
+    """Whether an application has ended by this error, alone or in a group of its tasks' errors."""
+    if isinstance(error, BaseExceptionGroup):
+        return any(_is_about(one, reason) for one in error.exceptions)
+    return reason is not None and error is reason
 
 
 async def _end_websocket(session: DataSession) -> None:

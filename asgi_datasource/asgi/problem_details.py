@@ -33,7 +33,7 @@ _TITLES: Final[dict[DataErrorKind, str]] = {
     DataErrorKind.READ_ONLY: "The request tried to write where it may only read",
     DataErrorKind.QUERY: "The request could not be carried out",
     DataErrorKind.CLOSED: "The request could not be carried out",
-    DataErrorKind.COMMIT_UNKNOWN: "Nobody could tell whether the change took effect",
+    DataErrorKind.COMMIT_UNKNOWN: "It is unknown whether the change took effect",
     DataErrorKind.OTHER: "The request could not be carried out",
 }
 

@@ -248,8 +248,10 @@ class ResponseGuard:
 
     def release_references(self) -> None:
         """Drop the scope and the server's callables: the scope refers to this guard, a cycle for each request."""
-        self.scope, self._received = _NO_SCOPE, None
+        self.scope = _NO_SCOPE
         self._raw_receive, self._raw_send = _receive_nothing, _send_nothing
+        if self._received is not None:
+            self._received = None
 
     def stop_reading(self) -> None:
         """Close the receive buffer."""

@@ -66,7 +66,9 @@ def _default(config: Config) -> Iterator[Diagnostic]:
     if default not in config.datasources:
         yield absent_datasource(path, default, config, Suggestions())
     elif PLACEHOLDER in config.datasources[default].primary.url.get_secret_value():
-        message = "this datasource has a database for each tenant, and whoever gets the default has no name"
+        message = (
+            "this datasource has a database for each tenant, and a request that gets the default has no tenant name"
+        )
         edit = Edit(EditKind.REMOVE, path)
         yield Diagnostic(Code.CONTRADICTION, path, message, "Name another datasource, or none.", edit=edit)
 

@@ -168,10 +168,24 @@ class PoolConfig(Section):
         title="Pooler in between",
         description=(
             "transaction: the URL leads to PgBouncer, or another pooler, in transaction mode. Statements are then not"
-            " prepared on the server, and statements that change the session are refused: the next transaction on the"
-            " connection may be another tenant's."
+            " prepared on the server, every transaction begins with a reset of the session (see reset), and statements"
+            " whose text shows that they change the session are refused."
         ),
         examples=["transaction"],
+    )
+    reset: Annotated[
+        Literal["on_tenant_change", "always", "never"], values.word("Reset", "on_tenant_change", "always", "never")
+    ] = Field(
+        default="on_tenant_change",
+        title="Reset of sessions",
+        description=(
+            "When what a session of the server keeps beyond its transactions is cleared: settings, role, temporary"
+            " objects, cursors, advisory locks, sequence values, channels. on_tenant_change: before the first statement"
+            " of another tenant than the last one on the connection, in that statement's round trip; behind a pooler in"
+            " transaction mode, in every transaction. always: before the first statement of every use. never: only"
+            " after statements whose text shows that they change the session."
+        ),
+        examples=["always"],
     )
     fair: Flag = Field(
         default=False,

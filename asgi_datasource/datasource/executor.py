@@ -107,6 +107,11 @@ class Executor(Router):
             self._pin = pin
         self.client_history = client_history
 
+    def serve(self, tenant: TenantSettings) -> None:
+        """Use these settings of the session's tenant from the next transaction on."""
+        self._tenant = tenant
+        self._settings = tenant.apply()
+
     # -- reads outside a transaction
 
     def send_read(

@@ -52,6 +52,11 @@ class TenantSettings(Protocol):
         ...
 
     @property
+    def settings(self) -> tuple[tuple[str, str], ...]:
+        """Its own settings: names and values."""
+        ...
+
+    @property
     def applied(self) -> tuple[tuple[str, str], ...] | None:
         """The result of `apply`; None before its first call."""
         ...
@@ -258,7 +263,7 @@ class Router:
         server = datasource.servers[route.node]
         limit = self._tenant.max_connections
         quota = None if limit is None and not server.is_fair else TenantQuota(self._tenant.name, limit)
-        connection = server.try_acquire(quota)
+        connection = server.try_acquire(quota, self._tenant)
         if connection is None:
             return None
         client_history = self.client_history
@@ -405,6 +410,7 @@ class Router:
                 must_be_alive=attempt.losses > 0,
                 quota=TenantQuota(self._tenant.name, limit) if limit is not None or server.is_fair else None,
                 priority=self._priority,
+                tenant=self._tenant,
             )
             if measure is not None:
                 connection.use = measure.lent(server, perf_counter() - started)

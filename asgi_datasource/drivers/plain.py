@@ -19,7 +19,7 @@ from ..concurrency.priority_queue import Priority
 from ..errors import DataError, DataErrorKind, SessionClosed
 from ..observability.metrics import Use
 from ..routing import Observation, Position, Role
-from .protocol import PoolKeeper, RowFactory
+from .protocol import PoolKeeper, RowFactory, TenantIdentity
 from .server_base import ServerBase
 from .settings import ServerSettings
 from .statements import Begin, Control, Envelope, Params, Query, Statement
@@ -384,7 +384,7 @@ class PlainServer(ServerBase, ABC, Generic[ConnectionT]):
             self._closing.add(closing)
             closing.add_done_callback(self._closing.discard)
 
-    def try_acquire(self, quota: TenantQuota | None = None) -> ConnectionT | None:
+    def try_acquire(self, quota: TenantQuota | None = None, tenant: TenantIdentity | None = None) -> ConnectionT | None:
         """Always None: `acquire` does not wait either if a connection is idle."""
         return None
 
@@ -395,6 +395,7 @@ class PlainServer(ServerBase, ABC, Generic[ConnectionT]):
         must_be_alive: bool = False,
         quota: TenantQuota | None = None,
         priority: Priority = Priority.NORMAL,
+        tenant: TenantIdentity | None = None,
     ) -> ConnectionT:
         """Borrow a connection, in the order of the calls."""
         now = asyncio.get_running_loop().time()

@@ -166,6 +166,20 @@ class BorrowedConnection(Protocol):
         ...
 
 
+class TenantIdentity(Protocol):
+    """Whom a connection is borrowed for. Another name, or other settings, is another tenant."""
+
+    @property
+    def name(self) -> str | None:
+        """The tenant's name; None for requests that name none."""
+        ...
+
+    @property
+    def settings(self) -> tuple[tuple[str, str], ...]:
+        """Applied inside every transaction: names and values."""
+        ...
+
+
 class Connection(Protocol):
     """One connection to one server; outside any transaction when it is borrowed."""
 
@@ -409,8 +423,12 @@ class Server(Protocol):
 
     # Borrowing and returning connections
 
-    def try_acquire(self, quota: TenantQuota | None = None) -> Connection | None:
-        """Borrow an idle connection; None where the caller would have to wait or to queue."""
+    def try_acquire(self, quota: TenantQuota | None = None, tenant: TenantIdentity | None = None) -> Connection | None:
+        """Borrow an idle connection; None where the caller would have to wait or to queue.
+
+        Args:
+            quota, tenant: As of `acquire`.
+        """
         ...
 
     async def acquire(
@@ -420,14 +438,19 @@ class Server(Protocol):
         must_be_alive: bool = False,
         quota: TenantQuota | None = None,
         priority: Priority = Priority.NORMAL,
+        tenant: TenantIdentity | None = None,
     ) -> Connection:
         """Borrow a connection, outside any transaction.
+
+        A driver that applies settings clears what the connection's session has kept of another tenant (settings,
+        temporary objects, locks, cursors, sequence values, channels) before the first statement of this borrower runs.
 
         Args:
             deadline: Event-loop time at which the wait ends, if that is before the pool's own timeout.
             must_be_alive: Check the connection first, and take another one if the server does not answer.
             quota: The tenant that it counts for, if tenants take turns or have limits.
             priority: Order of service among callers that wait.
+            tenant: The tenant that it is borrowed for; None for queries of the library.
 
         Raises:
             DataError: CONNECTION: the server cannot be reached. RESOURCE: all connections are in use and stay so, or

@@ -3,6 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from enum import StrEnum
+
+
+class Reset(StrEnum):
+    """When what a session keeps beyond its transactions is cleared."""
+
+    ON_TENANT_CHANGE = "on_tenant_change"
+    """Before another tenant's first statement than the one that the connection has served last."""
+    ALWAYS = "always"
+    """Before the first statement of each borrower."""
+    NEVER = "never"
+    """Not at all."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -26,6 +38,7 @@ class ServerSettings:
         prepares: Statements are prepared on the server; not behind a pooler that shares server connections.
         is_pooled: A pooler in transaction mode is in between: session state does not last beyond a transaction.
         is_fair: Tenants take turns at the pool, each with a queue of its own.
+        reset: When what a session keeps beyond its transactions is cleared.
     """
 
     conninfo: str = field(repr=False)
@@ -46,3 +59,4 @@ class ServerSettings:
     prepares: bool = True
     is_pooled: bool = False
     is_fair: bool = False
+    reset: Reset = Reset.ON_TENANT_CHANGE

@@ -1,10 +1,10 @@
-"""Effects of a statement beyond its transaction, estimated from its text.
+"""Effects of a statement beyond its transaction, as far as its text shows them.
 
-The tenant's settings end with the transaction. Session state (SET, LISTEN, a temporary table, a session lock) stays
-with the connection, and its next borrower may be another tenant: so a connection with such changes is reset before it
-    is
-returned. A false positive costs one round trip, so everything that is not certainly harmless counts. Effects of
-functions on the server cannot be seen here.
+This is a hint only: effects of functions on the server, and what a parameter or an unusual spelling hides, cannot be
+seen here. Session state of another tenant is cleared before a tenant's first statement in any case
+(`psycopg/session_reset.py`). A statement that plainly changes the session (SET, LISTEN, a temporary table, a session
+lock) is undone as soon as its connection is returned, so that the same tenant does not find the change either. Behind a
+pooler in transaction mode, where such a statement cannot work, it is refused.
 
 Source: PostgreSQL manual, "DISCARD", for what belongs to a session.
 """
@@ -34,32 +34,35 @@ _SET_IN_TRANSACTION: Final = frozenset({b"local", b"transaction", b"constraints"
 _HINTS: Final = (b"set_config", b"pg_settings", b"advisory_lock", b"temp", b"hold")
 _LASTING: Final = re.compile(
     rb"""
-      pg_settings                                   # UPDATE of this view is SET
-    | advisory_lock                                 # a lock of the session; those of a transaction say xact_lock
-    | pg_temp
-    | \b (?: create | replace | into ) GAP+ (?: (?: local | global ) GAP+ )? temp (?:orary)? \b
-    | \b with GAP+ hold \b
-    """.replace(b"GAP", _GAP),
-    re.IGNORECASE | re.DOTALL | re.VERBOSE,
+      \b update \s+ (?: pg_catalog \s* \. \s* )? pg_settings \b             # is SET
+    | \b pg_ (?: try_ )? advisory_lock (?: _shared )? \s* \(                 # those of a transaction say xact_lock
+    | \b (?: create | replace | into ) \s+ (?: (?: local | global ) \s+ )? temp (?:orary)? \b
+    | \b pg_temp \s* \.
+    | \b with \s+ hold \b
+    """,
+    re.IGNORECASE | re.VERBOSE,
 )
-_SETTING: Final = re.compile(rb"set_config", re.IGNORECASE)
-_LOCAL_SETTING: Final = re.compile(rb"set_config\s*\((?:'[^']*'|[^()'])*,\s*true\s*\)", re.IGNORECASE)
+_SETTING: Final = re.compile(rb"\bset_config\s*\(", re.IGNORECASE)
+_LASTING_SETTING: Final = re.compile(rb"[^,()]*,[^,()]*,\s*(?:is_local\s*(?:=>|:=)\s*)?false\s*\)", re.IGNORECASE)
 
 
 def outlives_transaction(text: bytes) -> bool:
     """Whether a statement may change session state that lasts beyond its transaction."""
     head = _HEAD.match(text)
+    if head is not None and head[1].lower() in _HARMLESS:
+        lowered = text.lower()
+        if not any(hint in lowered for hint in _HINTS):
+            return False
+    code = _without_noise(text)
+    head = _HEAD.match(code)
     if head is None:
-        return bool(text.strip(b" \t\r\n;"))
+        return bool(code.strip(b" \t\r\n;"))
     verb = head[1].lower()
     if verb not in _HARMLESS and not (verb == b"set" and (head[2] or b"").lower() in _SET_IN_TRANSACTION):
         return True
-    lowered = text.lower()
-    if not any(hint in lowered for hint in _HINTS):
-        return False
-    if len(_SETTING.findall(text)) > len(_LOCAL_SETTING.findall(text)):
+    if _LASTING.search(code) is not None:
         return True
-    return _LASTING.search(text) is not None
+    return any(_LASTING_SETTING.match(code, call.end()) is not None for call in _SETTING.finditer(code))
 
 
 def may_end_transaction(text: bytes) -> bool:

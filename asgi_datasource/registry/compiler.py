@@ -14,7 +14,7 @@ from ..datasource.database_fleet import Fleet
 from ..datasource.datasource import DataSource, ReplicatedDataSource, ReplicaTraits
 from ..drivers import DEFAULT_DRIVER, load_driver
 from ..drivers.protocol import Driver, Server
-from ..drivers.settings import ServerSettings
+from ..drivers.settings import Reset, ServerSettings
 from ..errors import ConfigError
 from ..observability.metrics import Metrics
 from ..routing import AccessIntent, Balance, Consistency, Freshness, NoReplica, Role, RoutingPolicy, choose_interval
@@ -229,6 +229,7 @@ def server_settings(pool: PoolConfig, conninfo: str, *, driver: str | None = Non
         keepalives_interval_s=pool.keepalives_interval_s,
         keepalives_count=pool.keepalives_count,
         is_fair=pool.fair,
+        reset=Reset(pool.reset),
         is_pooled=pool.pooler == "transaction",
         prepares=pool.pooler == "none",
     )

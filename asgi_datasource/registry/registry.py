@@ -466,6 +466,23 @@ class DataSourceRegistry:
         for server in unused if self.is_open else ():
             self.background.spawn(server.close(timeout_s=CLOSE_TIMEOUT_S / 2))
 
+    def known_tenant(self, name: str) -> Tenant | None:
+        """The listed and served tenant of a name; None if it has to be searched."""
+        admission = self.compiled.admission
+        tenant = admission.directory.map.names.get(name)
+        return tenant if tenant is not None and admission.serves(tenant) else None
+
+    async def find_tenant(self, name: str) -> Tenant:
+        """The current tenant of a name.
+
+        Raises:
+            DataError: TENANT: there is none, or it is suspended. CONFIG: its datasource does not isolate tenants.
+        """
+        admission = self.compiled.admission
+        found = await admission.find(name)
+        admission.check_served(found)
+        return found
+
     def successor(self, datasource: DataSource) -> DataSource:
         """The datasource of the current configuration with the name of one from before a reload.
 
@@ -636,6 +653,7 @@ class DataSourceRegistry:
             started=asyncio.get_running_loop().time(),
             token=compiled.seen([] if token is None else [token]),
         )
+        db.outlives_requests = True
         # Surrounding annotated functions, such as those of a request, do not apply to the block.
         frame_token = current_frame.set(None)
         runner_token = current_runner.set(db)

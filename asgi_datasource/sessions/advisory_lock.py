@@ -88,5 +88,7 @@ def _arguments(session: SessionCore, key: LockKey) -> tuple[str, list[object]]:
 def _not_available(timeout_s: float) -> DataError:
     waited = f"within {timeout_s:g} s" if timeout_s else "at once"
     return DataError(
-        DataErrorKind.CONFLICT, f"a lock was not to be had {waited}; somebody else has it", sqlstate=LOCK_NOT_AVAILABLE
+        DataErrorKind.CONFLICT,
+        f"the lock was not available {waited}; another session holds it",
+        sqlstate=LOCK_NOT_AVAILABLE,
     )

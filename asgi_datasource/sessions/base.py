@@ -70,6 +70,14 @@ class SessionOrigin(Protocol):
 
     background: BackgroundTasks
 
+    def known_tenant(self, name: str, /) -> Tenant | None:
+        """The listed and served tenant of a name; None if it has to be searched."""
+        ...
+
+    async def find_tenant(self, name: str, /) -> Tenant:
+        """The current tenant of a name; raises `DataError` (TENANT) if there is none, or it is not served."""
+        ...
+
     def successor(self, datasource: DataSource, /) -> DataSource:
         """The datasource of the current configuration with the name of one from before a reload."""
         ...
@@ -140,6 +148,10 @@ class SessionBase:
     """Whether the matched endpoint is running."""
     committing: frozenset[asyncio.Task[None]] = frozenset()
     """Commits in background tasks; their callers may have been cancelled."""
+    outlives_requests = False
+    """The tenant may be suspended, changed or dropped during the session: it is looked up at each read and BEGIN."""
+    tenant_error: DataError | None = None
+    """The error of the last look-up of the tenant."""
     _executor: Executor | None = None
     _work: UnitOfWork | None = None
     _hooks: DueHooks | None = None
@@ -524,6 +536,45 @@ class SessionBase:
             tracing.add_event(name, attributes)
 
     # -- called by its unit of work
+
+    def _has_current_tenant(self) -> bool:
+        """Whether the tenant is listed as it was at the last look-up."""
+        name = self._tenant.name
+        return name is None or (self.tenant_error is None and self._registry.known_tenant(name) is self._tenant)
+
+    async def renew_tenant(self) -> None:
+        """Look the tenant up again, outside any transaction, in a session that outlives requests.
+
+        Raises:
+            DataError: TENANT: the tenant is suspended or unknown, or has moved to another datasource.
+        """
+        name = self._tenant.name
+        if name is None or self.transaction_in_use is not None or self._has_current_tenant():
+            return
+        try:
+            found = await self._registry.find_tenant(name)
+        except DataError as error:
+            if error.kind is not DataErrorKind.TENANT:
+                raise
+            self.tenant_error = DataError(
+                DataErrorKind.TENANT,
+                f"{error.message}: that has changed since the session was opened",
+                http_status=error.http_status,
+            )
+            raise self.tenant_error from error
+        former = self._tenant
+        if (found.datasource, found.database) != (former.datasource, former.database):
+            self.tenant_error = DataError(
+                DataErrorKind.TENANT,
+                "the tenant has moved since the session was opened; open another one",
+                http_status=503,
+                is_retryable=True,
+            )
+            raise self.tenant_error
+        self.tenant_error = None
+        self._tenant = found
+        if self._executor is not None:
+            self._executor.serve(found)
 
     def about_to_write(self) -> None:
         """Check that a statement with write intent may open a transaction."""

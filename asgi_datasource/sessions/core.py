@@ -315,6 +315,8 @@ class SessionCore(StatementRunner):
                 self._conflict = self.lost_by
             self._work = self._lock = self._owner = self._ending = None
             self.scope = self.writers = self._lane_endpoint = None
+            if self.tenant_error is not None:
+                self.tenant_error = None
 
     async def end_midway(self, *, commit: bool) -> None:
         """Commit or roll back; the session stays open."""

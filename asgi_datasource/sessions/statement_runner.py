@@ -122,6 +122,8 @@ class StatementRunner(SessionBase):
         executor = self._executor or self._start()
         work = self._work
         transaction = None if work is None else work.transaction
+        if self.outlives_requests and transaction is None and not self._has_current_tenant():
+            return None
         now = time.monotonic()
         deadline = self.request_deadline
         if transaction is not None:
@@ -147,6 +149,8 @@ class StatementRunner(SessionBase):
         intent = _READ if is_read else AccessIntent.WRITE
         statements = (Statement(query, params),)
         plan = self.current_plan()
+        if self.outlives_requests:
+            await self.renew_tenant()
         if (self._work is not None and self._work.transaction is not None) or not (
             not lane.terms.opens_with_reads
             if is_read
@@ -229,6 +233,8 @@ class StatementRunner(SessionBase):
                 scope.check_surroundings()
             plan = self.current_plan()
             self._running |= {task}
+            if self.outlives_requests:
+                await self.renew_tenant()
             executor = self._executor or self._start()
             return await run_statements(self.make_work(), executor, statements, intent or plan.intent, plan, scope)
         except asyncio.CancelledError:
@@ -292,6 +298,8 @@ class StatementRunner(SessionBase):
             self.check_open()
             if scope is not None:
                 scope.check_surroundings()
+            if self.outlives_requests:
+                await self.renew_tenant()
             work, executor = self.make_work(), self._executor or self._start()
             if work.transaction is not None:
                 return intent, None

@@ -12,7 +12,7 @@ from ..config.name_pattern import compile_name_pattern
 from ..errors import DataError, DataErrorKind
 from .directory import TenantDirectory, TenantMap
 from .resolution import MAX_NAME_LENGTH, bad_request
-from .tenant import Tenant
+from .tenant import Tenant, TenantState
 
 Authorize = Callable[[Scope, str], bool | Awaitable[bool]]
 """A function of the application, sync or async: whether a request may act for the tenant of a name."""
@@ -69,6 +69,10 @@ class Admission:
         """Refuse all tenants of a datasource from now on, because it does not isolate them."""
         self._refused[datasource] = reason
         self.asks = True
+
+    def serves(self, tenant: Tenant) -> bool:
+        """Whether a tenant is served: it is not suspended, and its datasource keeps tenants apart."""
+        return tenant.state is not TenantState.SUSPENDED and tenant.datasource not in self._refused
 
     def check_served(self, tenant: Tenant) -> None:
         """Refuse a tenant that is not served.

@@ -197,7 +197,7 @@ def _judge_table(each: _Reach, found: Findings, audit_login: AuditLogin) -> None
         fix = f"Force them: alter table {written} force row level security."
         found.add(Hole.POLICY_NOT_FORCED, name, message, fix)
     elif not each.has_policy:
-        message = f"the table {name} has row security and no policy: nobody sees a row of it"
+        message = f"the table {name} has row security and no policy: every tenant sees no rows"
         fix = f"Write one: create policy ... on {written} using (...)."
         found.add(Hole.TABLE_WITHOUT_POLICY, name, message, fix)
 

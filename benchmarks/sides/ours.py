@@ -53,5 +53,10 @@ def _found(row: Mapping[str, Any] | None) -> Row:
     return row
 
 
+def application() -> ASGIApp:
+    """The service without its middleware."""
+    return service(_Session())
+
+
 def plain(url: str, pool_size: int) -> ASGIApp:
-    return DataSourceMiddleware(service(_Session()), config=config(url, pool_size))
+    return DataSourceMiddleware(application(), config=config(url, pool_size))

@@ -187,6 +187,7 @@ _pool = _section(
         "keepalives_count": _integers(1, 127),
         "fair": _flags,
         "pooler": _referable(st.sampled_from(["none", "transaction"])),
+        "reset": _referable(st.sampled_from(["on_tenant_change", "always", "never"])),
         "max_open_pools": _integers(1, 10_000),
         "close_idle_after": _referable(_durations),
     },

@@ -96,7 +96,7 @@ async def walk(registry: DataSourceRegistry, method: str, *headers: tuple[bytes,
     for _ in range(12):
         await once()
     await until_at_rest(registry)
-    walks = [Walk() for _ in range(5)]
+    walks = [Walk() for _ in range(15)]
     for one in walks:
         await once(one)
     return min(walks, key=lambda one: one.calls.total())

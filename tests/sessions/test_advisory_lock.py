@@ -66,7 +66,7 @@ async def test_a_lock_timeout_leaves_the_transaction_usable(world: World, timeou
             await holder.lock("invoices")
             await db.execute("set local lock_timeout = '7s'")
             await db.execute(INSERT, ["before"])
-            with pytest.raises(DataError, match="a lock was not to be had") as caught:
+            with pytest.raises(DataError, match="the lock was not available") as caught:
                 await db.lock("invoices", timeout=timeout)
             assert (caught.value.kind, caught.value.sqlstate) == (DataErrorKind.CONFLICT, "55P03")
             assert "invoices" not in caught.value.message

@@ -166,6 +166,15 @@ async def spoils_its_session(watch: Watch, db: DataSession, chance: random.Rando
         await (db.write if chance.random() < 0.5 else db.read).execute(statement)
 
 
+async def leaves_things(watch: Watch, db: DataSession, chance: random.Random) -> None:
+    """Functions leave what no text shows; what is found in the session has to be the tenant's own."""
+    view = db.write if chance.random() < 0.7 else db.read
+    with suppress(DataError):
+        watch.look(db, [row["owner"] for row in await view.fetch_all("select owner from helpers.found() owner")])
+        await view.execute("select helpers.leave(%s, %s)", (db.tenant.name, chance.randrange(64)))
+        await watch.read(db, on_primary=True)
+
+
 async def asks_at_once(watch: Watch, db: DataSession, chance: random.Random) -> None:
     await asyncio.gather(*(watch.read(db) for _ in range(3)))
 
@@ -184,6 +193,9 @@ ACTS: Sequence[Act] = (
     lends,
     streams,
     spoils_its_session,
+    leaves_things,
+    leaves_things,
+    leaves_things,
     asks_at_once,
 )
 
@@ -293,3 +305,36 @@ alter table {schema}.rows enable row level security;
 alter table {schema}.rows force row level security;
 create policy own on {schema}.rows using (owner = nullif(current_setting('app.tenant', true), ''));
 """
+
+HELPERS: Any = """
+create schema helpers;
+grant usage on schema helpers to app;
+create function helpers.leave(tenant text, what int) returns void language plpgsql as $$ begin
+    if what & 1 > 0 then perform set_config('app.mark', tenant, false); end if;
+    if what & 2 > 0 then perform pg_try_advisory_lock(hashtext(tenant)); end if;
+    if what & 4 > 0 then execute format('listen %I', tenant); end if;
+    if what & 8 > 0 then perform set_config('search_path', current_setting('search_path'), false); end if;
+    if what & 16 > 0 and not exists (select from pg_cursors where name = tenant) then
+        execute format('declare %I cursor with hold for select owner from rows', tenant);
+    end if;
+    if what & 32 > 0 and current_setting('transaction_read_only') = 'off' then
+        execute 'create temp table if not exists tmp_report as select owner from rows';
+        if to_regclass('pg_temp.children') is null then
+            execute format('create temp view children as select %L::text as owner, 0 as parent', tenant);
+        end if;
+    end if;
+end $$;
+create function helpers.found() returns setof text language plpgsql as $$ begin
+    return query select current_setting('app.mark', true) where current_setting('app.mark', true) <> '';
+    return query select name from pg_cursors where is_holdable and name !~ '^ads';
+    if to_regclass('pg_temp.tmp_report') is not null then
+        return query execute 'select owner from pg_temp.tmp_report';
+    end if;
+    if to_regclass('pg_temp.children') is not null then
+        return query execute 'select owner from pg_temp.children';
+    end if;
+    return query select 'a lock of another one' from pg_locks where locktype = 'advisory' and pid = pg_backend_pid()
+        and objid <> (hashtext((select owner from rows limit 1))::bigint & 4294967295)::oid;
+end $$;
+"""
+"""What leaves things in a session, and tells whose are there."""

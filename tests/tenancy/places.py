@@ -11,7 +11,7 @@ import psycopg
 from asgi_datasource import DataSourceRegistry, compile
 from asgi_datasource.testing import EmbeddedCluster
 from tests.pgbouncer import pgbouncer
-from tests.tenancy.leaks import POLICY, TABLES
+from tests.tenancy.leaks import HELPERS, POLICY, TABLES
 
 POOL = {"min_size": 1, "max_size": 4, "max_waiting": 0, "acquire_timeout": "30s"}
 
@@ -57,11 +57,11 @@ async def database(cluster: EmbeddedCluster, dbname: str) -> AsyncIterator[str]:
 
 @asynccontextmanager
 async def on_shared_tables(
-    cluster: EmbeddedCluster, count: int, *, bouncer_size: int | None = None
+    cluster: EmbeddedCluster, count: int, *, bouncer_size: int | None = None, **pool: Any
 ) -> AsyncIterator[DataSourceRegistry]:
     """One table for all of them, under row security; through PgBouncer with that many server connections."""
     async with database(cluster, "leaks_rows") as dbname:
-        await run(cluster, dbname, "create schema s", TABLES.format(schema="s"), POLICY.format(schema="s"))
+        await run(cluster, dbname, HELPERS, "create schema s", TABLES.format(schema="s"), POLICY.format(schema="s"))
         seed = f"insert into s.rows (owner) select 't' || n from generate_series(0, {count - 1}) n"
         await run(cluster, dbname, seed)
         tenants = {
@@ -77,7 +77,7 @@ async def on_shared_tables(
             return
         replicas = {name: cluster.nodes[name].url(dbname=dbname) for name in cluster.nodes if name != "primary"}
         await cluster.caught_up()
-        async with compile(document(url, tenants, replicas=replicas)) as registry:
+        async with compile(document(url, tenants, replicas=replicas, **pool)) as registry:
             yield registry
 
 
@@ -89,7 +89,7 @@ async def in_schemas(cluster: EmbeddedCluster, count: int) -> AsyncIterator[Data
             f"create schema {name};{TABLES.format(schema=name)}insert into {name}.rows (owner) values ('{name}');"
             for name in names(count)
         )
-        await run(cluster, dbname, made)
+        await run(cluster, dbname, HELPERS, made)
         await cluster.caught_up()
         tenants = {name: {"datasource": "place", "schema": name} for name in names(count)}
         url = cluster.nodes["primary"].url(dbname=dbname)
@@ -103,7 +103,7 @@ async def in_databases(cluster: EmbeddedCluster, count: int, *, cap: int) -> Asy
     """A database for each, and no more than `cap` of them open at a time. They stay, and go with the cluster."""
     template = "leaks_template"
     await cluster.create_database(template)
-    await run(cluster, template, TABLES.format(schema="public"))
+    await run(cluster, template, HELPERS, TABLES.format(schema="public"))
     # Files are copied many times as fast as pages are written to the WAL.
     made = [f"create database leaks_{name} template {template} strategy file_copy" for name in names(count)]
     await run(cluster, "postgres", *made)

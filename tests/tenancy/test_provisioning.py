@@ -237,7 +237,7 @@ async def test_a_renamed_tenant_keeps_its_place_from_whoever_takes_its_old_name(
 async def test_a_move_takes_nobodys_place(site: Site) -> None:
     await site.provisioner().create("acme")
     await site.sql("create schema t_acme; create table t_acme.ours (id int)", "two")
-    with pytest.raises(DataError, match="somebody else's tables"):
+    with pytest.raises(DataError, match="tables of another owner"):
         await site.provisioner().move("acme", "two")
     assert await site.sql("select * from t_acme.ours", "two") == []
     await site.sql("drop schema t_acme cascade", "two")

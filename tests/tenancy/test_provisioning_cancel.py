@@ -221,7 +221,7 @@ async def test_what_was_left_behind_is_gone_once_it_has_been_replaced(site: Site
     assert await site.sql("select from pg_namespace where nspname = 't_acme'", "one") == []
     # Then what is there is another's.
     await site.sql("create schema t_acme", "one")
-    with pytest.raises(DataError, match="somebody else's tables are"):
+    with pytest.raises(DataError, match="tables of another owner exist"):
         await site.provisioner().move("acme", "one")
     await site.sql("drop schema t_acme", "one")
     await site.provisioner().move("acme", "one")
@@ -231,7 +231,7 @@ async def test_what_came_to_the_target_meanwhile_is_not_the_moves(site: Site) ->
     await site.provisioner().create("acme")
     async with stopped_at(site, "copy", "running", "move", "acme", "--to", "two"):
         await site.sql("create schema t_acme; create table t_acme.ours (id int)", "two")
-    with pytest.raises(DataError, match="somebody else's tables are"):
+    with pytest.raises(DataError, match="tables of another owner exist"):
         await site.provisioner().move("acme", "two")
     await site.provisioner().cancel("acme", Operation.MOVE)
     assert await site.sql("select * from t_acme.ours", "two") == []

@@ -15,9 +15,11 @@ from psycopg.pq import TransactionStatus
 from ...concurrency.fair_queue import TenantQuota
 from ...observability.metrics import Use
 from ...routing import Position
-from ..statements import Control, ControlKind, CursorDeclaration, Envelope, Params, Query, Settings, Statement
+from ..protocol import TenantIdentity
+from ..statements import Begin, Control, ControlKind, CursorDeclaration, Envelope, Params, Query, Settings, Statement
 from .pipeline import COPY_REFUSED, Command, Drain, Pipeline, PipelineHost
 from .prepared import Plan, StatementCache
+from .session_reset import SessionReset
 from .socket import BAD, CANCEL_LIMIT_S, IN_USE, Receiver, WatchedSocket, shut_down
 from .statement import MAX_CACHED_LENGTH, MAX_PARAMS, ConvertedQuery, convert
 from .transaction_settings import SettingsCache
@@ -90,6 +92,14 @@ class PsycopgConnection(WatchedSocket, PipelineHost):  # pyright: ignore[reportI
         """State that outlives a transaction may have changed; it is reset before the next loan."""
         self.quota: TenantQuota | None = None
         """The tenant that it counts for, where that is counted."""
+        self.tenant: TenantIdentity | None = None
+        """The tenant that it was lent to last; None for the library, which leaves no session state."""
+        self.is_unclean = False
+        """Its session may hold state of another tenant: its next transaction begins with a reset."""
+        self._has_reset = False
+        """The open transaction began with a reset, which takes effect with COMMIT."""
+        self.has_written = False
+        """Since the last reset, something other than a READ ONLY round trip has run."""
         self.use: Use | None = None
         """Records the time of use when metrics are enabled."""
         self.is_kept = False
@@ -100,6 +110,7 @@ class PsycopgConnection(WatchedSocket, PipelineHost):  # pyright: ignore[reportI
         """The pool that it returns to; None while it is there."""
         self.plans = StatementCache()
         self.settings = SettingsCache(self.plans)
+        self.reset = SessionReset(self.pgconn, self.plans)
         self._known: dict[str, KnownQuery] = {}
         self._known_bare: dict[str, KnownQuery] = {}
         """Texts sent without parameters, in which placeholders are not parsed."""
@@ -168,6 +179,13 @@ class PsycopgConnection(WatchedSocket, PipelineHost):  # pyright: ignore[reportI
         """Have its pool replace it at its return."""
         self.due_at = -inf
 
+    def serve(self, tenant: TenantIdentity | None) -> None:
+        """Lend it to this tenant; a session of another tenant is marked for a reset."""
+        served = self.tenant
+        if served is not None and (tenant is None or not is_same(served, tenant)):
+            self.is_unclean = True
+        self.tenant = tenant
+
     # The hot path
 
     def send_one(
@@ -191,6 +209,7 @@ class PsycopgConnection(WatchedSocket, PipelineHost):  # pyright: ignore[reportI
             or not self._is_watched
             or self.plans.to_close
             or self._counting_adapters.changes != self._adapter_changes
+            or (self.is_unclean and self._has_other_encoding)
         ):
             return None
         observer = self._observer
@@ -237,7 +256,12 @@ class PsycopgConnection(WatchedSocket, PipelineHost):  # pyright: ignore[reportI
             commands = [*opening, head or _NOTHING, *between, command, *closing]
         else:
             commands = [*opening, *between, command, *closing]
-        return self._start(Pipeline(self, commands), deadline, None)
+        pipeline = Pipeline(self, commands)
+        if self.is_unclean and self.is_idle:
+            self._put_reset(pipeline, behind=len(opening), is_read=envelope.is_read)
+        if not envelope.is_read:
+            self.has_written = True
+        return self._start(pipeline, deadline, None)
 
     def send_controls(self, statements: tuple[Control, ...], *, deadline: float | None) -> Pipeline | None:
         """Send control statements alone, without waiting; see `drivers.protocol.Connection`."""
@@ -258,6 +282,49 @@ class PsycopgConnection(WatchedSocket, PipelineHost):  # pyright: ignore[reportI
             commands = [self._control_command(statement, prepares=prepares) for statement in statements]
             batch = self._batches[statements] = (self.plans.generation, commands)
         return self._start(Pipeline(self, batch[1]), deadline, None)
+
+    def _put_reset(self, pipeline: Pipeline, *, behind: int, is_read: bool) -> None:
+        """Begin a transaction with a reset.
+
+        Args:
+            pipeline: What opens it.
+            behind: How many of its commands come first: BEGIN, so that a failing reset fails the transaction.
+            is_read: The transaction is READ ONLY, and ends with this round trip.
+        """
+        observer = self._observer
+        is_shared = observer is not None and observer.shares_sessions
+        pipeline.reset = self.reset.commands(has_written=self.has_written or is_shared, is_shared=is_shared)
+        pipeline.reset_at = behind
+        pipeline.is_read = is_read
+
+    @property
+    def _has_other_encoding(self) -> bool:
+        """Whether values would be sent in an encoding that the reset takes back before they are read."""
+        return self.pgconn.parameter_status(b"client_encoding") != self.reset.encoding
+
+    async def _reset_apart(self, deadline: float | None) -> None:
+        """Reset in a round trip of its own."""
+        pipeline = Pipeline(self, ())
+        self._put_reset(pipeline, behind=0, is_read=True)
+        self._start(pipeline, deadline, None)
+        await pipeline.waiter
+        await self.finish(pipeline)
+        if pipeline.error is None:
+            self.reset.encoding = self.pgconn.parameter_status(b"client_encoding")
+
+    def _note_reset(self, receiver: Receiver | None) -> None:
+        """Clear the mark once the transaction of a reset has committed."""
+        if not isinstance(receiver, Pipeline):
+            return
+        if receiver.reset is not None:
+            self._has_reset = True
+        if self._has_reset and self.is_idle:
+            self._has_reset = False
+            if receiver.has_committed:
+                if receiver.is_read:
+                    self.has_written = False
+                # Behind a pooler the next transaction may be in another session.
+                self.is_unclean = self._observer is not None and self._observer.shares_sessions
 
     def _learn(self, query: str, params: Params | None) -> KnownQuery:
         """Convert and cache a new text; also records whether it needs special treatment."""
@@ -348,6 +415,8 @@ class PsycopgConnection(WatchedSocket, PipelineHost):  # pyright: ignore[reportI
             raise InterfaceError(IN_USE)
         if self._cancel_request is not None:
             await self._outlast_cancel()
+        if self.is_unclean and self.is_idle and self._has_other_encoding and not self._is_gone:
+            await self._reset_apart(deadline)
         # Without protocol messages for it, names are closed by a statement, which could fail an open transaction.
         closes = self.plans.take_closes() if self.plans.closes_by_message or self.is_idle else ()
         try:
@@ -357,6 +426,11 @@ class PsycopgConnection(WatchedSocket, PipelineHost):  # pyright: ignore[reportI
             raise
         pipeline.closes = closes
         pipeline.resets_mode = self._was_psycopgs
+        is_read = bool(statements) and isinstance(statements[0], Settings) and statements[0].is_read
+        if self.is_unclean and statements and self.is_idle:
+            self._put_reset(pipeline, behind=int(isinstance(statements[0], Begin)), is_read=is_read)
+        if statements and not is_read:
+            self.has_written = True
         if self._is_gone:
             pipeline.error, pipeline.is_lost = self.reason_of_end, True
             return pipeline
@@ -426,6 +500,8 @@ class PsycopgConnection(WatchedSocket, PipelineHost):  # pyright: ignore[reportI
         self._deadline = None
         if type(self._receiver) is Pipeline:
             self.pgconn.exit_pipeline_mode()
+        if self.is_unclean:
+            self._note_reset(self._receiver)
         self._receiver = None
         told = self.pgconn.parameter_status
         formatting = (told(b"TimeZone"), told(b"DateStyle"), told(b"IntervalStyle"), told(b"client_encoding"))
@@ -537,6 +613,8 @@ class PsycopgConnection(WatchedSocket, PipelineHost):  # pyright: ignore[reportI
             # Through a pooler, the reset would reach an arbitrary server connection.
             self.needs_reset = False
         if self.needs_reset and not self._is_gone and self.is_idle:
+            # All of it, and so the rest need not be cleared by itself.
+            self.is_unclean = False
             discarded = await self.exchange((_DISCARD,), deadline=self._loop.time() + limit_s)
             if discarded.error is None:
                 self.needs_reset = False
@@ -552,4 +630,9 @@ class PsycopgConnection(WatchedSocket, PipelineHost):  # pyright: ignore[reportI
             return
         shut_down(self._fd)
         if not await self.foreign_waits_ended(CANCEL_LIMIT_S):
-            self.cut("a task did not let go of it")
+            self.cut("a task did not release it")
+
+
+def is_same(served: TenantIdentity, tenant: TenantIdentity) -> bool:
+    """Whether two values are the same tenant; a reload creates new objects."""
+    return served is tenant or (served.name == tenant.name and served.settings == tenant.settings)

@@ -59,6 +59,7 @@ class CheckedServer(Protocol):
     check_limit_s: float
     prepares: bool
     is_pooled: bool
+    shares_sessions: bool
 
     async def connect(self, *, observer: ConnectionObserver) -> PsycopgConnection:
         """Connect outside the pool."""
@@ -95,6 +96,7 @@ class HealthCheck:
         self.check_limit_s = server.check_limit_s
         self.prepares = server.prepares
         self.is_pooled = server.is_pooled
+        self.shares_sessions = server.shares_sessions
         self.attempts: set[asyncio.Timeout] = set()
 
     async def ask(self, *, limit_s: float) -> Observation:

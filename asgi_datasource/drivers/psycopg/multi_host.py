@@ -170,6 +170,7 @@ class _Scout:
         self.check_limit_s = visitor.check_limit_s
         self.prepares = False
         self.is_pooled = visitor.is_pooled
+        self.shares_sessions = visitor.is_pooled
         self.attempts = visitor.attempts
         self._target = target
 

@@ -30,6 +30,7 @@ converted for the user."""
 _TUPLES_OK: Final = int(ExecStatus.TUPLES_OK)
 _COMMAND_OK: Final = int(ExecStatus.COMMAND_OK)
 _EMPTY_QUERY: Final = int(ExecStatus.EMPTY_QUERY)
+_WORKED: Final = (_TUPLES_OK, _COMMAND_OK)
 _FATAL_ERROR: Final = int(ExecStatus.FATAL_ERROR)
 _ABORTED: Final = int(ExecStatus.PIPELINE_ABORTED)
 _SYNC: Final = int(ExecStatus.PIPELINE_SYNC)
@@ -41,6 +42,9 @@ _INTRANS: Final = int(TransactionStatus.INTRANS)
 
 _NO_PLAN: Final = b"ads_0"
 """A name that no plan has."""
+
+_RESET: Final = -2
+"""Slot of what clears the session: it has to work."""
 
 _PRELUDE: Final = -1
 """Slot of commands in front of the statements, whose answers are ignored."""
@@ -78,6 +82,12 @@ class Pipeline:
     resets_mode = False
     """psycopg has used the connection. After its stream(), libpq would return the first command's rows one by one as
     well: it resets that mode only between two commands of a pipeline. So a command without rows goes first."""
+    reset: Sequence[Command] | None = None
+    """Commands that clear another tenant's session state, in the transaction that this pipeline opens."""
+    reset_at = 0
+    """Number of statements before the reset: 1 after BEGIN."""
+    is_read = False
+    """In a pipeline with a reset: everything after the reset is READ ONLY."""
     waiter: asyncio.Future[None]
     _results: list[Result | None] | None = None
     _makes_sense = True
@@ -175,6 +185,17 @@ class Pipeline:
         values = [answer.get_value(0, column) for column in range(answer.nfields)]
         return [None if value is None else value.decode() for value in values]
 
+    @property
+    def has_committed(self) -> bool:
+        """Whether a transaction that has ended with it, or within it, took effect."""
+        if self.error is not None:
+            return False
+        tags = {answer.command_status for answer in self._answers if answer is not None}
+        if b"ROLLBACK" in tags:
+            return False
+        # Without BEGIN all of it is one transaction, which ends with it.
+        return (self.reset is not None and not self.reset_at) or b"COMMIT" in tags
+
     # Sending
 
     def send(self, flush_after: int | None) -> None:
@@ -192,7 +213,13 @@ class Pipeline:
             self._send_prelude(pgconn)
         slots = self._slots
         number = 0
-        for index, (text, values, types, formats, plan, _) in enumerate(self._commands):
+        commands, places = self._commands, None
+        if self.reset is not None:
+            commands, places = self._with_reset(self.reset)
+            if slots is None:
+                slots = self._slots = []
+        for index, (text, values, types, formats, plan, _) in enumerate(commands):
+            place = index if places is None else places[index]
             if plan is None:
                 pgconn.send_query_params(text, values, types, formats)
             elif plan.is_ready:
@@ -210,10 +237,16 @@ class Pipeline:
                     slots.append(plan)
                 pgconn.send_query_prepared(name, values, formats)
             if slots is not None:
-                slots.append(index)
-            if index == flush_after:
+                slots.append(place)
+            if place == flush_after:
                 pgconn.send_flush_request()
         pgconn.pipeline_sync()
+
+    def _with_reset(self, reset: Sequence[Command]) -> tuple[Sequence[Command], list[int]]:
+        """Everything to send, and the slot of each."""
+        at, count = self.reset_at, len(self._commands)
+        commands = [*self._commands[:at], *reset, *self._commands[at:]]
+        return commands, [*range(at), *(_RESET for _ in reset), *range(at, count)]
 
     def _send_prelude(self, pgconn: PGconn) -> None:
         """Send the commands in front of the statements, whose answers are ignored."""
@@ -244,7 +277,8 @@ class Pipeline:
         host = self._host
         pgconn = host.pgconn
         # Success of an ordinary statement is the common case; `_take` handles everything else.
-        is_plain = self._slots is None
+        slots = self._slots
+        is_plain = slots is None
         answers = self._answers
         while not pgconn.is_busy():
             answer = pgconn.get_result()
@@ -266,6 +300,8 @@ class Pipeline:
                         tag = answer.command_status
                         if tag is not None and (tag[:3] in _NOTED_TAGS or host.has_changed_schema):
                             self._note_tag(tag[:3])
+                elif slots is not None and status in _WORKED and slots[self._position] == _RESET:
+                    self._position += 1
                 else:
                     self._take(answer, status)
             except IndexError:
@@ -301,7 +337,7 @@ class Pipeline:
                 if not isinstance(slot, int):
                     self._host.plans.note_ready(slot)
                     return
-                if slot == _PRELUDE:
+                if slot < 0:
                     return
                 index = slot
             self._answers[index] = answer
@@ -315,12 +351,25 @@ class Pipeline:
                 if error.sqlstate is None:
                     # An error of libpq, not of the server: the connection is lost.
                     error = OperationalError(str(error))
+                if self.reset is not None and self.error is None:
+                    error = self._judge_reset(error, position)
                 self._fail(error, position)
         elif status != _ABORTED:
             # COPY is refused before it is sent. If one is started all the same, the pipeline cannot leave it.
             self._makes_sense = False
             self._fail(ProgrammingError(COPY_REFUSED), position)
             raise OperationalError(COPY_REFUSED)
+
+    def _judge_reset(self, error: Error, position: int) -> Error:
+        """Part with a connection whose session could not be cleared; any other error is returned as it is."""
+        slots = self._slots or ()
+        # In front of a statement's answer there may be that of its Parse.
+        at = next((slot for slot in slots[position:] if isinstance(slot, int)), None)
+        if at != _RESET or is_stale_plan(error):
+            return error
+        self._makes_sense = False
+        self.error = OperationalError(f"the session could not be reset for another tenant (SQLSTATE {error.sqlstate})")
+        raise self.error
 
     def _fail(self, error: Error, position: int) -> None:
         if self.error is not None:

@@ -20,9 +20,9 @@ from ...concurrency.fair_queue import FairQueue, TenantQuota
 from ...concurrency.priority_queue import Priority, PriorityQueue
 from ...errors import DataError, DataErrorKind
 from ...routing import CircuitBreaker, Health
-from ..protocol import PoolKeeper
-from ..settings import ServerSettings
-from .connection import PsycopgConnection
+from ..protocol import PoolKeeper, TenantIdentity
+from ..settings import Reset, ServerSettings
+from .connection import PsycopgConnection, is_same
 from .owned_pool import OwnedPool
 from .saturation import Saturation
 
@@ -110,19 +110,37 @@ class HandOver:
 
     # Borrowing
 
-    def take_at_hand(self) -> PsycopgConnection:
-        """Take a kept connection; there must be one."""
-        connection = self.at_hand.pop()
-        if len(self.at_hand) < self.unused:
-            self.unused = len(self.at_hand)
+    def take_at_hand(self, tenant: TenantIdentity | None) -> PsycopgConnection:
+        """Take a kept connection; there must be one.
+
+        Preferred are the last one that this tenant had, then one that no tenant had, then the least recently used one.
+        """
+        at_hand = self.at_hand
+        fresh = 0
+        for index in range(len(at_hand) - 1, -1, -1):
+            served = at_hand[index].tenant
+            if served is tenant or (
+                served is not None and tenant is not None and served.name == tenant.name and is_same(served, tenant)
+            ):
+                break
+            if served is None:
+                fresh = index
+        else:
+            index = fresh
+        connection = at_hand.pop(index)
+        if len(at_hand) < self.unused:
+            self.unused = len(at_hand)
         return connection
 
-    async def take(self, give_up_at: float, priority: Priority) -> PsycopgConnection:
+    async def take(
+        self, give_up_at: float, priority: Priority, tenant: TenantIdentity | None = None
+    ) -> PsycopgConnection:
         """Take a connection; it may have been lost in the meantime.
 
         Args:
             give_up_at: Event-loop time at which the wait ends.
             priority: Order of service among callers that wait.
+            tenant: Gets a connection that it had last, if one is at hand.
 
         Raises:
             TimeoutError: None was free by then.
@@ -131,7 +149,7 @@ class HandOver:
             psycopg_pool.PoolClosed: The pool was closed.
         """
         if self.at_hand:
-            return self.take_at_hand()
+            return self.take_at_hand(tenant)
         if self._owned.has_idle and not self._waiting:
             connection = await self._owned.getconn(max(SHORTEST_WAIT_S, give_up_at - self._loop.time()))
             self._note_fetched(connection)
@@ -343,6 +361,16 @@ class Pool:
         )
         self._limits: FairQueue | None = None
         self._saturation = Saturation(self)
+        self._follows_tenants = settings.reset is Reset.ON_TENANT_CHANGE
+        """Connections remember their tenant, and are reset when another one comes."""
+        self._resets_always = settings.reset is Reset.ALWAYS
+        if settings.is_pooled:
+            self.share_sessions()
+
+    def share_sessions(self) -> None:
+        """Reset in every transaction: behind a pooler, the previous user of a server session is unknown."""
+        self._follows_tenants = False
+        self._resets_always = self.settings.reset is not Reset.NEVER
 
     @property
     def is_open(self) -> bool:
@@ -390,7 +418,9 @@ class Pool:
 
     # Borrowing
 
-    def try_borrow(self, quota: TenantQuota | None = None) -> PsycopgConnection | None:
+    def try_borrow(
+        self, quota: TenantQuota | None = None, tenant: TenantIdentity | None = None
+    ) -> PsycopgConnection | None:
         """Borrow an idle connection; None where the caller would have to wait or to queue."""
         hand_over = self.hand_over
         if hand_over is None or not hand_over.at_hand or self._host.breaker.health is not Health.CLOSED:
@@ -401,9 +431,19 @@ class Pool:
                 return None
         elif self._turns is not None:
             return None
-        connection = hand_over.at_hand.pop()
-        if len(hand_over.at_hand) < hand_over.unused:
-            hand_over.unused = len(hand_over.at_hand)
+        at_hand = hand_over.at_hand
+        if not self._follows_tenants:
+            tenant = None
+        connection = at_hand[-1]
+        if connection.tenant is tenant:
+            at_hand.pop()
+            if len(at_hand) < hand_over.unused:
+                hand_over.unused = len(at_hand)
+        else:
+            connection = hand_over.take_at_hand(tenant)
+            connection.serve(tenant)
+        if self._resets_always:
+            connection.is_unclean = True
         if self._keeper is not None:
             self.users += 1
             connection.is_kept = True
@@ -421,6 +461,7 @@ class Pool:
         must_be_alive: bool = False,
         quota: TenantQuota | None = None,
         priority: Priority = Priority.NORMAL,
+        tenant: TenantIdentity | None = None,
     ) -> PsycopgConnection:
         """Borrow a connection, outside any transaction; arguments and errors as in `Server.acquire`."""
         give_up_at = self._time_to_give_up(deadline)
@@ -431,7 +472,13 @@ class Pool:
             if self._keeper is not None:
                 await self._have_opened(self._keeper, give_up_at)
             try:
-                connection = await self._borrow(deadline, give_up_at, priority, must_be_alive=must_be_alive)
+                connection = await self._borrow(
+                    deadline,
+                    give_up_at,
+                    priority,
+                    tenant if self._follows_tenants else None,
+                    must_be_alive=must_be_alive,
+                )
             except BaseException:
                 self._rest()
                 raise
@@ -445,7 +492,13 @@ class Pool:
         return connection
 
     async def _borrow(
-        self, deadline: float | None, give_up_at: float, priority: Priority, *, must_be_alive: bool
+        self,
+        deadline: float | None,
+        give_up_at: float,
+        priority: Priority,
+        tenant: TenantIdentity | None,
+        *,
+        must_be_alive: bool,
     ) -> PsycopgConnection:
         host, loop = self._host, asyncio.get_running_loop()
         # The current one: if the pool is closed and opened again in the meantime, this wait ends.
@@ -460,7 +513,7 @@ class Pool:
                 self._saturation.refused()
                 raise self._queue_is_full()
             try:
-                connection = await hand_over.take(give_up_at, priority)
+                connection = await hand_over.take(give_up_at, priority, tenant)
             except (Displaced, GaveUp, PoolTimeout, TimeoutError, PoolClosed) as error:
                 told = self._told(error, give_up_at - began_at, hand_over)
                 if told is not None:
@@ -471,6 +524,10 @@ class Pool:
             connection.is_lent = True
             self.borrowed += 1
             self.lendings += 1
+            if connection.tenant is not tenant:
+                connection.serve(tenant)
+            if self._resets_always:
+                connection.is_unclean = True
             if not connection.closed and (
                 (host.breaker.health is Health.CLOSED and not must_be_alive)
                 or await host.is_alive(connection, deadline)

@@ -24,7 +24,7 @@ from .pool import Pool
 from .server_health import ServerHealth
 from .settings import APPLICATION_NAME, connect_failure, is_unknown_database, resolve
 from .socket import ConnectionObserver
-from .transaction_settings import is_behind_pooler, read_timeouts
+from .transaction_settings import is_behind_pooler, read_role, read_timeouts
 
 logger = logging.getLogger("asgi_datasource.server")
 
@@ -268,18 +268,19 @@ class PsycopgServer(ServerHealth):
         if not connection.closed:
             self._proven.add(connection)
         connection.settings.timeouts = read_timeouts(exchange)
+        connection.reset.role = read_role(exchange).encode(connection.transformer.encoding)
         if is_behind_pooler(exchange, connection.backend_pid):
             connection.incarnation = None
         if not self.is_pooled and self.prepares and is_behind_pooler(exchange, connection.backend_pid):
             # In transaction mode, a statement prepared on one server connection does not exist on the next.
             self.prepares = False
+            self.shares_sessions = True
+            self.pool.share_sessions()
             logger.warning(
                 "%s: there is a pooler in between, which the configuration does not say; statements are not prepared"
                 " from now on. Set pool.pooler: transaction where it gives each transaction another connection",
                 self.label,
             )
-        # The query mentions pg_settings, which counts as a possible change of settings; it changes none.
-        connection.needs_reset = False
 
 
 @lru_cache(maxsize=1)

@@ -66,6 +66,7 @@ class ServerHealth(ServerBase):
         )
         self.check_limit_s = settings.check_timeout_s
         self.prepares = settings.prepares
+        self.shares_sessions = settings.is_pooled
         self.attempts: set[asyncio.Timeout] = set()
         self._target = target
         self._discovery = PrimaryDiscovery(self, target)

@@ -43,7 +43,9 @@ class ConnectionObserver(Protocol):
     prepares: bool
     """Whether statements are prepared on the server."""
     is_pooled: bool
-    """Whether a pooler in between gives each transaction another server connection."""
+    """Whether the configuration names a pooler that gives each transaction another server connection."""
+    shares_sessions: bool
+    """Whether a pooler in between gives each transaction another server connection, named or detected."""
     attempts: set[asyncio.Timeout]
     """Connects in progress; rescheduling one ends it."""
 

@@ -36,7 +36,8 @@ class ServerTimeouts:
 
 
 ASK_TIMEOUTS: Final = Statement(
-    "select name, setting::int as ms, pg_catalog.pg_backend_pid() as pid from pg_catalog.pg_settings"
+    "select name, setting::int as ms, pg_catalog.pg_backend_pid() as pid,"
+    " pg_catalog.current_setting('role') as role from pg_catalog.pg_settings"
     " where name operator(pg_catalog.=) any(array["
     "'statement_timeout', 'idle_in_transaction_session_timeout', 'transaction_timeout'])",
     prepare=False,
@@ -52,6 +53,13 @@ def read_timeouts(exchange: Pipeline) -> ServerTimeouts:
         found.get("idle_in_transaction_session_timeout", 0),
         found.get("transaction_timeout"),
     )
+
+
+def read_role(exchange: Pipeline) -> str:
+    """What role a new session has: `none`, or what its login role takes by itself."""
+    answer = exchange.results[0]
+    row = None if answer is None else answer.first()
+    return "none" if row is None else str(row["role"])
 
 
 def is_behind_pooler(exchange: Pipeline, backend_pid: int) -> bool:

@@ -158,7 +158,7 @@ class Placing:
         """The error that a tenant's place on another datasource is not free."""
         return DataError(
             DataErrorKind.CONFLICT,
-            f"where {record.name!r} would live on {datasource!r}, somebody else's tables are: move those first",
+            f"where {record.name!r} would live on {datasource!r}, tables of another owner exist: move those first",
         )
 
     async def left_behind(self, record: Record, target: Place) -> bool:

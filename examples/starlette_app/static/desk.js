@@ -16,7 +16,7 @@ const ENDS = {
   rolled_back: ["rolled back", "4xx, 5xx, or a COMMIT that failed", "bad"],
   read: ["read only", "nothing to commit, no connection held", "read"],
   none: ["no SQL", "no connection taken at all", "none"],
-  unknown: ["unknown", "nobody could tell: answered with an error", "bad"],
+  unknown: ["unknown", "outcome unknown: answered with an error", "bad"],
 };
 const ISOLATION = {
   database: ["A database of its own", "united"],
