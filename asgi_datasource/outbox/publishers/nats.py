@@ -6,7 +6,6 @@ import asyncio
 import logging
 from typing import Any, Final
 
-import nats
 from nats.aio.client import Client
 from nats.errors import BadSubjectError, MaxPayloadError
 from nats.errors import Error as NatsError
@@ -38,7 +37,7 @@ class NatsPublisher(KeyedPublisher):
 
     async def send(self, entry: OutboxEntry) -> None:
         """Publish, and wait until the stream has stored it."""
-        stream = (await self._connected()).jetstream(timeout=ANSWER_LIMIT_S)
+        stream = JetStreamContext(await self._connected(), timeout=ANSWER_LIMIT_S)
         headers = headers_of(entry, "ce-") | {"Nats-Msg-Id": entry.idempotency_key, "content-type": entry.content_type}
         try:
             await stream.publish(entry.topic, entry.data, headers=headers)
@@ -71,13 +70,15 @@ class NatsPublisher(KeyedPublisher):
                 # A lost connection is made anew by the next message: the circuit sets the pace.
                 try:
                     async with asyncio.timeout(CONNECT_LIMIT_S * len(self._servers)):
-                        self._client = await nats.connect(
+                        client = Client()
+                        await client.connect(  # pyright: ignore[reportUnknownMemberType] - its options have no types
                             self._servers,
                             name="asgi-datasource outbox",
                             connect_timeout=CONNECT_LIMIT_S,
                             allow_reconnect=False,
                             error_cb=_note,
                         )
+                        self._client = client
                 except (NatsError, OSError, TimeoutError) as error:
                     raise Unreachable(f"NATS: {type(error).__name__}") from error
             return self._client

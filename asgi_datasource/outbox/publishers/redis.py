@@ -34,7 +34,9 @@ class RedisPublisher(KeyedPublisher):
     """
 
     def __init__(self, url: str, *, max_length: int | None = None) -> None:
-        self._redis: Redis = Redis.from_url(url, socket_timeout=LIMIT_S, socket_connect_timeout=LIMIT_S)
+        self._redis: Redis = Redis.from_url(  # pyright: ignore[reportUnknownMemberType] - its options are not typed
+            url, socket_timeout=LIMIT_S, socket_connect_timeout=LIMIT_S
+        )
         self._max_length = max_length
 
     async def send(self, entry: OutboxEntry) -> None:

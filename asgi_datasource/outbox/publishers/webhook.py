@@ -17,7 +17,7 @@ import ssl
 import time
 from collections.abc import Iterable
 from email.utils import parsedate_to_datetime
-from typing import Any, Final
+from typing import Any, Final, cast
 from urllib.parse import quote, urlsplit
 
 import httpcore
@@ -154,7 +154,8 @@ class PinnedBackend(httpcore.AsyncNetworkBackend):
 
     def __init__(self, *, allow_private: bool) -> None:
         self._allow_private = allow_private
-        self._backend = httpcore.AnyIOBackend()
+        # As what it implements: to type checkers the class is a stand-in where anyio is not installed.
+        self._backend = cast("httpcore.AsyncNetworkBackend", httpcore.AnyIOBackend())
 
     async def connect_tcp(
         self,
