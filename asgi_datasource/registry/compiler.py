@@ -93,6 +93,7 @@ def compile_config(config: Config, *, previous: RuntimeConfig | None = None) -> 
         policy=_compile_policy(config, previous),
         rules=_compile_rules(config.routes, None if previous is None else previous.rules),
         exempt=PathPrefixes(config.tenancy.exempt),
+        outbox=config.outbox,
         reload=config.reload,
         errors=ErrorSettings(statuses=dict(config.errors.status), shows_details=config.errors.debug),
     )

@@ -23,6 +23,7 @@ from ..drivers.raw import RawConnection
 from ..errors import ConfigError, DataError, DataErrorKind
 from ..migrate import NewTenants, SkewWatch
 from ..observability.metrics import unwatch, watch
+from ..outbox.relay import Relay
 from ..routing import AccessIntent, ReadAfterWritePin
 from ..routing.consistency.token import Token
 from ..sessions.base import SessionBase, SessionOwner
@@ -36,6 +37,7 @@ from ..transaction import TransactionOptions
 from .compiler import compile_config
 from .config_watcher import ConfigWatcher
 from .explain import Explanation, Question, describe_state, explain
+from .outbox import Outboxes
 from .runtime_config import RuntimeConfig
 from .startup_audit import StartupAudit
 
@@ -114,6 +116,7 @@ class DataSourceRegistry:
         self.background = BackgroundTasks()
         self.deferred_calls = DeferredCalls(WATCH_AFTER_S)
         """Starts the watchers of requests that run longer than `WATCH_AFTER_S`."""
+        self._outboxes = Outboxes(lambda: self.compiled)
         self._origin = origin or Origin()
         self._reloader = ConfigWatcher(self.reload, lambda: self._origin.files)
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -391,6 +394,7 @@ class DataSourceRegistry:
         skew, self.skew = self.skew, None
         if skew is not None:
             await skew.stop()
+        await self._outboxes.close()
         await self.background.drain(timeout_s / 2)
         self.deferred_calls.close()
         for datasource in (*self, *self._leaving):
@@ -475,6 +479,7 @@ class DataSourceRegistry:
             self._origin = replace(origin.moved_to(source), files=files or origin.files)
             if self.is_open:
                 self._reloader.adopt(compiled.reload)
+                await self._outboxes.adopt()
         logger.info("the configuration was reloaded; %s", reloaded)
         return reloaded
 
@@ -576,6 +581,51 @@ class DataSourceRegistry:
                 DataErrorKind.CONNECTION, f"the datasource {datasource.name!r} is not in the configuration any more"
             )
         return found
+
+    def capability(self, name: str, session: SessionCore) -> Any:
+        """The object behind `db.outbox` or `db.inbox` of a session.
+
+        Raises:
+            DataError: CONFIG: the configuration has no section `outbox`.
+        """
+        return self._outboxes.capability(name, session)
+
+    # -- the outbox
+
+    @property
+    def relay(self) -> Relay | None:
+        """The relay of this process, with its health and statistics; None without one."""
+        return self._outboxes.relay
+
+    async def start_relay(self) -> Relay:
+        """Deliver the events of all databases in this process, until the registry is closed.
+
+        The lifespan of an application starts it with `outbox: {relay: embedded}`.
+
+        Raises:
+            ConfigError: The configuration names no publisher, or the publisher's extra is not installed.
+        """
+        return await self._outboxes.start_relay()
+
+    @asynccontextmanager
+    async def relaying(self) -> AsyncGenerator[Relay]:
+        """Deliver the events of all databases without opening pools: for a process that does nothing else."""
+        async with self.tenants_loaded():
+            try:
+                yield await self._outboxes.start_relay()
+            finally:
+                await self._outboxes.close()
+
+    @asynccontextmanager
+    async def tenants_loaded(self) -> AsyncGenerator[None]:
+        """Load the tenants of `tenants_from` without opening pools: for commands."""
+        catalog = self.catalog = await self._start_catalog(self.compiled)
+        try:
+            yield
+        finally:
+            self.catalog = None
+            if catalog is not None:
+                await catalog.close()
 
     # -- explaining routes
 

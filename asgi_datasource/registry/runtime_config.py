@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 from typing import Final
 
-from ..config import AuditConfig, Config, ReloadConfig
+from ..config import AuditConfig, Config, OutboxConfig, ReloadConfig
 from ..datasource.database_fleet import Fleet
 from ..datasource.datasource import DataSource
 from ..drivers.protocol import Server
@@ -59,6 +59,7 @@ class RuntimeConfig:
         errors: Settings of error responses.
         statement_policy: The policy of websocket sessions: autocommit, since a connection may last for hours.
         block_policy: The policy of `registry.session()`: one transaction, and only its own deadline.
+        outbox: Settings of the outbox; None without one.
         reload: Settings of automatic reloads.
         may_retry: Whether the configuration or a rule sets `retry`.
     """
@@ -77,6 +78,7 @@ class RuntimeConfig:
     rules: RouteRules = RouteRules()
     exempt: PathPrefixes = _NO_PATHS
     errors: ErrorSettings = ErrorSettings()
+    outbox: OutboxConfig | None = None
     reload: ReloadConfig = ReloadConfig()
     statement_policy: SessionPolicy = field(init=False, repr=False)
     block_policy: SessionPolicy = field(init=False, repr=False)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Mapping, MutableMapping
+from collections.abc import Mapping, MutableMapping, Sequence
 from dataclasses import replace
 from enum import StrEnum
 from typing import Any, Final, Protocol
@@ -14,6 +14,7 @@ from ..concurrency.tasks import BackgroundTasks
 from ..datasource.datasource import DataSource, DataSourceState
 from ..datasource.executor import Executor
 from ..drivers.protocol import Exchange, Server
+from ..drivers.statements import Statement
 from ..errors import DataError, DataErrorKind, SessionClosed
 from ..observability import tracing
 from ..routing import AccessIntent, ReadAfterWritePin, Route
@@ -21,6 +22,7 @@ from ..routing.consistency.client_history import NOWHERE, ClientHistory
 from ..routing.consistency.token import Token, scope_of
 from ..tenancy import Tenant, TenantState
 from ..transaction import (
+    DeferredWriter,
     DueHooks,
     Isolation,
     SurroundingTransaction,
@@ -33,7 +35,7 @@ from .context import Frame, current_frame
 from .options import options_of
 from .policy import NO_RULE, Lane, Plan, RouteRule, SessionPolicy, add_lane, make_lane, make_plan
 from .scope import Scope, current_scope
-from .unit_of_work import UnitOfWork
+from .unit_of_work import UnitOfWork, open_transaction
 
 
 class SessionState(StrEnum):
@@ -119,6 +121,14 @@ class SessionOrigin(Protocol):
         token: str | None = None,
     ) -> Any:
         """A session outside the request, as an async context manager: `async with registry.session(...) as db:`."""
+        ...
+
+    def capability(self, name: str, session: Any, /) -> Any:
+        """The object behind an attribute of a session that a room above the sessions provides: `outbox`.
+
+        Raises:
+            DataError: CONFIG: the configuration has no section for it.
+        """
         ...
 
 
@@ -443,6 +453,39 @@ class SessionBase:
     def is_isolation_settled(self) -> bool:
         """Whether the isolation can no longer be changed: the surrounding transaction is open."""
         return self.current_transaction is not None
+
+    def defer(self, writer: DeferredWriter, item: object, *, what: str) -> None:
+        """Write something in the round trip of the COMMIT of the surrounding transaction; a rollback drops it.
+
+        Args:
+            writer: Turns the buffered items into statements.
+            item: What to write.
+            what: Names it in errors.
+
+        Raises:
+            DataError: QUERY: there is no transaction. READ_ONLY: the transaction is read only.
+            SessionClosed: The request's response has started.
+        """
+        self.check_open()
+        around = self.surroundings()
+        if around is SurroundingTransaction.NOTHING:
+            raise DataError(
+                DataErrorKind.QUERY,
+                f"{what} belongs to a transaction, and there is none here: annotate the function with @transactional,"
+                " or open `async with db.transaction():` around it",
+            )
+        if around is SurroundingTransaction.READ_ONLY:
+            raise DataError(DataErrorKind.READ_ONLY, f"{what} was called in a read-only transaction")
+        if self.current_transaction is None:
+            self.about_to_write()
+        if self._executor is None:
+            self._start()
+        self.make_work_here().defer(writer, item, self.innermost_scope())
+
+    async def open_to_write(self, work: UnitOfWork, statements: Sequence[Statement], terms: Terms | None) -> None:
+        """Open a transaction in `work` with deferred writes, when nothing else has opened one."""
+        executor, plan = self._executor or self._start(), self.current_plan()
+        await open_transaction(work, executor, statements, plan, terms or plan.terms, None)
 
     def adopt_isolation(self, isolation: Isolation) -> None:
         """Give the surrounding transaction the isolation of a block that joins it, unless it is open already."""

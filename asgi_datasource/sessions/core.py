@@ -116,7 +116,7 @@ class SessionCore(StatementRunner):
         """No transaction is open and no statement or commit runs: the end needs no round trip."""
         if self._busy is not None or self.committing or self._commit is not None:
             return False
-        if self._work is not None and self._work.transaction_in_use is not None:
+        if self._work is not None and (self._work.transaction_in_use is not None or self._work.deferred):
             return False
         return self._lock is None or not self._lock.is_held
 

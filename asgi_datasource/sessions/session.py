@@ -18,6 +18,7 @@ from . import cursor_stream, raw_connection
 from .advisory_lock import LockKey, take_lock
 from .base import SessionOrigin
 from .blocking import BlockingSession
+from .capabilities import EventInbox, EventOutbox
 from .core import SessionCore
 from .statement_api import StatementMethods
 from .transaction_block import TransactionBlock
@@ -243,6 +244,22 @@ class DataSession(SessionCore, StatementMethods):
         self.add_hook(HookEvent.AFTER_ROLLBACK, function)
 
     # -- for `StatementMethods`
+
+    # -- capabilities of other rooms
+
+    @property
+    def outbox(self) -> EventOutbox:
+        """Publishes events with the transaction: `await db.outbox.publish("orders.placed", key=..., payload=...)`.
+
+        Raises:
+            DataError: CONFIG: the configuration has no section `outbox`.
+        """
+        return cast("EventOutbox", self._registry.capability("outbox", self))
+
+    @property
+    def inbox(self) -> EventInbox:
+        """Records processed events: `if await db.inbox.once("mailer", event_id): ...`."""
+        return cast("EventInbox", self._registry.capability("inbox", self))
 
     def _run_all(self, statements: Sequence[Statement]) -> Coroutine[Any, Any, Sequence[Result]]:
         return self.run(statements)
