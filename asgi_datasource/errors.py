@@ -241,26 +241,6 @@ def classify(detail: ErrorDetail) -> Classification:
     return _CONNECTION if detail.is_broken else _OTHER
 
 
-def refused_before_sending(error: Exception) -> DataError:
-    """The error for a statement that the driver could not send; the caller raises it from the driver's exception.
-
-    Exceptions of drivers are told apart by the names that DB-API 2.0 gives them.
-
-    Args:
-        error: What the driver raised.
-
-    Source: PEP 249, "Exceptions".
-    """
-    names = {cls.__name__ for cls in type(error).__mro__}
-    if isinstance(error, UnicodeError):
-        return DataError(DataErrorKind.VALUE, "a value contains characters that the encoding of the database has not")
-    kind = DataErrorKind.VALUE if "DataError" in names or isinstance(error, OverflowError) else DataErrorKind.QUERY
-    if "Error" in names or isinstance(error, TypeError):
-        # The driver's own words contain no values.
-        return DataError(kind, str(error).partition("\n")[0] or type(error).__name__)
-    return DataError(kind, f"the statement could not be sent: {type(error).__name__}")
-
-
 class ClientDisconnected(DataError):
     """Raised by a statement whose request's client has disconnected; the transaction is rolled back."""
 

@@ -512,7 +512,7 @@ class Server(Protocol):
         ...
 
     def mistake_of(self, error: Exception, /) -> DataError:
-        """What `Connection.exchange` has raised, nothing having been sent, as an error of kind QUERY without values."""
+        """Classify what `Connection.exchange` has raised before it sent anything: QUERY or VALUE, without values."""
         ...
 
     def suspect(self) -> None:

@@ -231,11 +231,12 @@ class _Step:
             await self.admin.batch("discard all")
         return Outcome.APPLIED
 
-    async def _begin(self, *, is_back: bool = False) -> Outcome | _Row:
+    async def _begin(self, *, is_back: bool = False, dead: str | None = None) -> Outcome | _Row:
         """Begin a transaction, take the lock of the schema and read the row.
 
         Args:
             is_back: Whether the migration is to be taken back: a row that says that it has run is no reason to stop.
+            dead: A claim whose connection has ended.
 
         Returns:
             The row as it is under the lock; or why there is nothing to do.
@@ -258,8 +259,12 @@ class _Step:
             if self.migration.kind is Kind.REPEATABLE and bytes.fromhex(checksum) != self.migration.checksum:
                 return row
             return Outcome.ALREADY
-        if row.state is EntryState.RUNNING and await self._is_alive(row):
-            return Outcome.BUSY
+        if row.state is EntryState.RUNNING and row.run_id != dead:
+            if await self._is_alive(row):
+                return Outcome.BUSY
+            # It may have written that it is done, and disconnected, since the row was read: read it again.
+            await self.roll_back()
+            return await self._begin(dead=row.run_id)
         return row
 
     def _begin_texts(self) -> Sequence[str]:

@@ -15,7 +15,7 @@ from typing import Any, Final, TypeVar, cast
 from ..datasource.executor import Executor, SentBegin, SentRead
 from ..drivers.protocol import Exchange, Result
 from ..drivers.statements import Params, Query, Statement
-from ..errors import DataError, DataErrorKind, refused_before_sending
+from ..errors import DataError, DataErrorKind
 from ..observability import tracing
 from ..routing import AccessIntent
 from ..tenancy import TenantState
@@ -96,8 +96,6 @@ class StatementRunner(SessionBase):
             raise
         except DataError as error:
             raise self._noted((Statement(query, params),), error) from error.__cause__
-        except Exception as error:
-            raise refused_before_sending(error) from error
         finally:
             self._busy = None
             if self._interrupted:
@@ -253,8 +251,6 @@ class StatementRunner(SessionBase):
             raise
         except DataError as error:
             raise self._noted(statements, error) from error.__cause__
-        except Exception as error:
-            raise refused_before_sending(error) from error
         finally:
             self._running -= {task}
             if self._interrupted:

@@ -68,7 +68,7 @@ async def test_two_processes_and_a_concurrent_index_come_to_no_deadlock(site: Si
     ended = [command.wait() for command in commands]
     assert [done.code for done in ended] == [0, 0], [done.out + done.err for done in ended]
     applied = [label for done in ended for one in json.loads(done.out)["schemas"] for label in one["applied"]]
-    assert sorted(applied) == ["0001_orders"] * 2 + ["0002_index"] * 2
+    assert sorted(applied) == ["0001_orders"] * 2 + ["0002_index"] * 2, [done.out + done.err for done in ended]
     assert await site.sql(INDEXES) == [("acme.orders_item", True), ("globex.orders_item", True)]
 
 
