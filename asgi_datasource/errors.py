@@ -158,6 +158,8 @@ SQLSTATE_TABLE: Final[dict[str, Classification]] = {
     "08007": _IN_DOUBT,
     "08P01": _CONNECTION_FINAL,
     "0A000": _QUERY,
+    # An invalid value of a setting, or of a function's option: a mistake of the configuration or the statement.
+    "22023": _QUERY,
     "22": _VALUE,
     "23": _CONSTRAINT_INPUT,
     "23001": _CONSTRAINT,
