@@ -439,8 +439,8 @@ async def test_monotonic_reads_include_a_commit_that_a_standby_shows_before_it_r
             shop.orders.undrain("r2")
             shop.orders.drain("r1")
             assert (await shop.read())[:2] == (["of another client"], "primary")
-        # Without anything left to replay, the position is exact: the other replica answers too. Meanwhile the server's own
-        # records may come in between.
+        # Without anything left to replay, the position is exact, and the other replica answers too, unless a record of
+        # the server itself comes in between.
         await world.cluster.caught_up()
 
         async def both_answer() -> bool:
