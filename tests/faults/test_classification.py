@@ -158,6 +158,7 @@ EXPECTED: list[tuple[str, DataErrorKind, bool, int]] = [
     ("40002", K.CONSTRAINT, False, 422),
     ("44000", K.CONSTRAINT, False, 422),
     ("25006", K.READ_ONLY, False, 500),
+    ("22023", K.QUERY, False, 500),
     ("22", K.VALUE, False, 422),
     ("25", K.QUERY, False, 500),
     ("26000", K.QUERY, False, 500),
