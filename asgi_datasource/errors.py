@@ -33,7 +33,7 @@ class DataErrorKind(StrEnum):
     QUERY = "query"
     """The statement is wrong, or was sent where it cannot run."""
     VALUE = "value"
-    """A value is out of range, malformed, or cannot be encoded (SQLSTATE class 22)."""
+    """A value is out of range, malformed, or cannot be encoded (SQLSTATE class 22 but 22023)."""
     CLOSED = "closed"
     """The handle outlived its request."""
     COMMIT_UNKNOWN = "commit_unknown"
