@@ -7,7 +7,7 @@ from contextlib import AbstractAsyncContextManager
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from ..datasource.datasource import DataSource
-from ..drivers.protocol import Result, RowFactory
+from ..drivers.protocol import Result
 from ..drivers.raw import RawConnection
 from ..drivers.statements import Params, Query, Statement
 from ..observability import tracing
@@ -20,6 +20,7 @@ from .base import SessionOrigin
 from .blocking import BlockingSession
 from .capabilities import EventInbox, EventOutbox
 from .core import SessionCore
+from .row_classes import RowType
 from .statement_api import StatementMethods
 from .transaction_block import TransactionBlock
 
@@ -265,7 +266,7 @@ class DataSession(SessionCore, StatementMethods):
         return self.run(statements)
 
     def _iterate(
-        self, query: Query, params: Params | None, row_factory: RowFactory[Any] | None, size: int
+        self, query: Query, params: Params | None, row_factory: RowType[Any] | None, size: int
     ) -> AsyncIterator[Any]:
         return cursor_stream.stream(self, None, query, params, row_factory, size)
 
@@ -293,7 +294,7 @@ class IntentView(StatementMethods):
         return self._session.run(statements, self._intent)
 
     def _iterate(
-        self, query: Query, params: Params | None, row_factory: RowFactory[Any] | None, size: int
+        self, query: Query, params: Params | None, row_factory: RowType[Any] | None, size: int
     ) -> AsyncIterator[Any]:
         return cursor_stream.stream(self._session, self._intent, query, params, row_factory, size)
 
