@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, TypeVar, cast
+from typing import Any, TypeVar, cast, get_origin
 
 from ..drivers.protocol import Result, RowFactory
 
@@ -15,23 +15,28 @@ RowType = RowFactory[T] | type[T]
 
 def read_rows(result: Result, row_type: RowType[Any] | None) -> list[Any]:
     """All rows of a result; without a type as dictionaries."""
-    if row_type is None or not _is_class_of_rows(row_type):
+    cls = _class_of_rows(row_type)
+    if cls is None:
         return result.rows(cast("RowFactory[Any] | None", row_type))
-    make = _maker(cast("type[Any]", row_type), result.columns)
+    make = _maker(cls, result.columns)
     return [make(values) for values in result.tuples()]
 
 
 def read_first(result: Result, row_type: RowType[Any] | None) -> Any | None:
     """The first row of a result; None without one."""
-    if row_type is None or not _is_class_of_rows(row_type):
+    cls = _class_of_rows(row_type)
+    if cls is None:
         return result.first(cast("RowFactory[Any] | None", row_type))
     values = result.tuples()
-    return _maker(cast("type[Any]", row_type), result.columns)(values[0]) if values else None
+    return _maker(cls, result.columns)(values[0]) if values else None
 
 
-def _is_class_of_rows(row_type: RowType[Any]) -> bool:
-    """Whether it is the class of the rows, and not a row factory that is written as a class with `__call__`."""
-    return isinstance(row_type, type) and not any("__call__" in vars(base) for base in row_type.__mro__)
+def _class_of_rows(row_type: RowType[Any] | None) -> type[Any] | None:
+    """The class of the rows; None for a row factory, which may be written as a class with `__call__`."""
+    cls = get_origin(row_type) or row_type
+    if not isinstance(cls, type) or any("__call__" in vars(base) for base in cls.__mro__):
+        return None
+    return cls
 
 
 def _maker(cls: type[Any], columns: Sequence[str]) -> Callable[[tuple[Any, ...]], Any]:
