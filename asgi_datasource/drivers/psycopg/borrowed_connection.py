@@ -36,7 +36,7 @@ class BorrowedConnection(AsyncConnection[Any]):
         self._prepared = owner._prepared
         self.prepare_threshold = None
         # Adapters registered here end with this view; the next session must not find them.
-        self._adapters = AdaptersMap(owner.adapters)
+        self._adapters = AdaptersMap(owner.current_adapters)
         # psycopg warns about open connections that are dropped, except for a pool's.
         self._pool = None
         owner.lend_socket()

@@ -120,6 +120,8 @@ class PsycopgConnection(WatchedSocket, PipelineHost):  # pyright: ignore[reportI
         self.home: Home | None = None
         """The pool that it returns to; None while it is there."""
         self.plans = StatementCache()
+        self.types_generation = 0
+        """The generation of its plans at which its pool has last looked for changes of the schema."""
         self.settings = SettingsCache(self.plans)
         self.reset = SessionReset(self.pgconn, self.plans)
         self._known: dict[str, KnownQuery] = {}
