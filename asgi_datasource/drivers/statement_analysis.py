@@ -93,6 +93,21 @@ def transaction_command(text: bytes) -> str | None:
     return "PREPARE TRANSACTION" if verb == b"prepare" and (head[2] or b"").lower() == b"transaction" else None
 
 
+_ATOMIC: Final = re.compile(rb"\bbegin\s+atomic\b", re.IGNORECASE)
+
+
+def transaction_command_in(text: bytes) -> str | None:
+    """The first command that begins or ends a transaction in a text of one or more statements; None without one.
+
+    Of a function with a body in SQL (BEGIN ATOMIC ... END), only the first verb counts.
+    """
+    plain = _without_noise(text)
+    if _ATOMIC.search(plain) is not None:
+        return transaction_command(plain)
+    commands = (transaction_command(statement) for statement in plain.split(b";"))
+    return next((command for command in commands if command is not None), None)
+
+
 _COMMENT_EDGE: Final = re.compile(rb"/\*|\*/")
 _NOISE: Final = re.compile(
     rb"""

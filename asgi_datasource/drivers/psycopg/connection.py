@@ -178,6 +178,11 @@ class PsycopgConnection(WatchedSocket, PipelineHost):  # pyright: ignore[reportI
         status = self.pgconn.parameter_status
         return status(b"in_hot_standby") == b"off" and status(b"default_transaction_read_only") == b"off"
 
+    @property
+    def may_prepare(self) -> bool:
+        """Whether statements can be prepared on the server."""
+        return self._observer is None or self._observer.prepares
+
     def retire(self) -> None:
         """Have its pool replace it at its return."""
         self.due_at = -inf
