@@ -32,6 +32,8 @@ class DataErrorKind(StrEnum):
     """A write was sent with read intent."""
     QUERY = "query"
     """The statement is wrong, or was sent where it cannot run."""
+    VALUE = "value"
+    """A value is out of range, malformed, or cannot be encoded (SQLSTATE class 22 but 22023)."""
     CLOSED = "closed"
     """The handle outlived its request."""
     COMMIT_UNKNOWN = "commit_unknown"
@@ -50,6 +52,7 @@ HTTP_STATUS: Final[dict[DataErrorKind, int]] = {
     DataErrorKind.CONSTRAINT: 409,
     DataErrorKind.READ_ONLY: 500,
     DataErrorKind.QUERY: 500,
+    DataErrorKind.VALUE: 422,
     DataErrorKind.CLOSED: 500,
     DataErrorKind.COMMIT_UNKNOWN: 500,
     DataErrorKind.OTHER: 500,
@@ -145,6 +148,7 @@ _CONFLICT: Final = Classification(DataErrorKind.CONFLICT, is_retryable=True)
 _CONSTRAINT: Final = Classification(DataErrorKind.CONSTRAINT)
 _CONSTRAINT_INPUT: Final = Classification(DataErrorKind.CONSTRAINT, http_status=422)
 _QUERY: Final = Classification(DataErrorKind.QUERY)
+_VALUE: Final = Classification(DataErrorKind.VALUE)
 _RESOURCE: Final = Classification(DataErrorKind.RESOURCE)
 _IN_DOUBT: Final = Classification(DataErrorKind.COMMIT_UNKNOWN)
 _OTHER: Final = Classification(DataErrorKind.OTHER)
@@ -154,7 +158,9 @@ SQLSTATE_TABLE: Final[dict[str, Classification]] = {
     "08007": _IN_DOUBT,
     "08P01": _CONNECTION_FINAL,
     "0A000": _QUERY,
-    "22": _QUERY,
+    # An invalid value of a setting, or of a function's option: a mistake of the configuration or the statement.
+    "22023": _QUERY,
+    "22": _VALUE,
     "23": _CONSTRAINT_INPUT,
     "23001": _CONSTRAINT,
     "23503": _CONSTRAINT,

@@ -10,7 +10,19 @@ from pathlib import Path
 from time import perf_counter
 from typing import Final
 
-from benchmarks import boot, choice, in_process, latency, load, profile, round_trips, session_reset, tenants, validate
+from benchmarks import (
+    boot,
+    choice,
+    in_process,
+    latency,
+    load,
+    orm,
+    profile,
+    round_trips,
+    session_reset,
+    tenants,
+    validate,
+)
 from benchmarks.report import Report
 from benchmarks.server import benchmark_server
 
@@ -19,6 +31,7 @@ NAMES: Final = (
     choice.NAME,
     round_trips.NAME,
     latency.NAME,
+    orm.NAME,
     load.NAME,
     boot.NAME,
     validate.NAME,
@@ -63,7 +76,9 @@ async def _run(report: Report, names: Sequence[str], options: argparse.Namespace
     if boot.NAME in names:
         with _progress(boot.NAME):
             await boot.run(report, quick=options.quick)
-    if not {round_trips.NAME, latency.NAME, load.NAME, tenants.NAME, session_reset.NAME, profile.NAME} & set(names):
+    if not {round_trips.NAME, latency.NAME, orm.NAME, load.NAME, tenants.NAME, session_reset.NAME, profile.NAME} & set(
+        names
+    ):
         return
     async with benchmark_server(options.server) as server:
         report.environment["server"] = server.settings
@@ -73,6 +88,9 @@ async def _run(report: Report, names: Sequence[str], options: argparse.Namespace
         if latency.NAME in names:
             with _progress(latency.NAME):
                 await latency.run(report, server, quick=options.quick)
+        if orm.NAME in names:
+            with _progress(orm.NAME):
+                await orm.run(report, server, quick=options.quick)
         if tenants.NAME in names:
             with _progress(tenants.NAME):
                 await tenants.run(report, server, quick=options.quick)

@@ -62,7 +62,7 @@ async def _network(report: Report, network: str, url: str, rounds: int, calls: i
             wall_us: defaultdict[str, list[float]] = defaultdict(list)
             cpu_us: defaultdict[str, list[float]] = defaultdict(list)
             for side in interleaved(SIDES, rounds):
-                wall, cpu = await _round(apps[side], method, calls)
+                wall, cpu = await one_round(apps[side], method, calls)
                 wall_us[side].append(wall)
                 cpu_us[side].append(cpu)
             for metric, taken in (("wall", wall_us), ("client CPU", cpu_us)):
@@ -73,8 +73,9 @@ async def _network(report: Report, network: str, url: str, rounds: int, calls: i
                     report.compare(NAME, case, metric, OURS, against, target)
 
 
-async def _round(app: ASGIApp, method: str, calls: int) -> tuple[float, float]:
-    scopes = [request_scope(method, f"/items/{1 + number % ITEMS}") for number in range(calls)]
+async def one_round(app: ASGIApp, method: str, calls: int, path: str = "/items/{}") -> tuple[float, float]:
+    """Wall-clock time and CPU of this process for each of some calls, in microseconds."""
+    scopes = [request_scope(method, path.format(1 + number % ITEMS)) for number in range(calls)]
     wall, cpu = perf_counter(), process_time()
     for scope in scopes:
         await app(scope, receive_nothing, send_nowhere)

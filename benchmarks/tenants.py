@@ -86,7 +86,7 @@ def _document(url: str, *, fair: bool, limit: int | None) -> dict[str, Any]:
         "tenants": {
             name: {
                 "datasource": "shop",
-                "schema": name,
+                "row_security": {"app.tenant": name},
                 **({} if limit is None else {"limits": {"max_connections": limit}}),
             }
             for name in (*QUIET, "noisy")

@@ -118,9 +118,13 @@ class Lifespan:
             self._refusal = refusal
 
     async def _open(self) -> None:
-        if self._registry.open_in is not asyncio._get_running_loop():
-            await self._registry.open()
+        registry = self._registry
+        if registry.open_in is not asyncio._get_running_loop():
+            await registry.open()
             self._opened_here = True
+        outbox = registry.compiled.outbox
+        if outbox is not None and outbox.relay == "embedded":
+            await registry.start_relay()
 
     async def _close(self) -> None:
         if self._opened_here:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from asyncio import _get_running_loop
 from collections.abc import Awaitable, Mapping
 from pathlib import Path
 from time import monotonic
@@ -34,6 +33,7 @@ logger = logging.getLogger("asgi_datasource.middleware")
 
 # Looking a member up on an enumeration costs as much as a call; these are read for every request.
 _ENDED: Final = GuardState.ENDED
+_get_running_loop: Final = asyncio._get_running_loop
 _ACTIVE: Final = TenantState.ACTIVE
 
 _MADE_OF_REGISTRY: Final = frozenset(
@@ -294,7 +294,8 @@ class DataSourceMiddleware:
 def _is_about(error: BaseException, reason: DataError | None) -> bool:
     """Whether an application has ended by this error, alone or in a group of its tasks' errors."""
     if isinstance(error, BaseExceptionGroup):
-        return any(_is_about(one, reason) for one in error.exceptions)
+        errors = cast("BaseExceptionGroup[BaseException]", error).exceptions
+        return any(_is_about(one, reason) for one in errors)
     return reason is not None and error is reason
 
 

@@ -32,6 +32,7 @@ _TITLES: Final[dict[DataErrorKind, str]] = {
     DataErrorKind.CONSTRAINT: f"The data breaks a rule; {_NOTHING}",
     DataErrorKind.READ_ONLY: "The request tried to write where it may only read",
     DataErrorKind.QUERY: "The request could not be carried out",
+    DataErrorKind.VALUE: f"A value is not acceptable; {_NOTHING}",
     DataErrorKind.CLOSED: "The request could not be carried out",
     DataErrorKind.COMMIT_UNKNOWN: "It is unknown whether the change took effect",
     DataErrorKind.OTHER: "The request could not be carried out",

@@ -19,6 +19,8 @@ class ExitCode(IntEnum):
     """Success with findings."""
     CANNOT_RUN = 2
     """Failure: bad usage, an unreadable file, an invalid configuration, a server that does not answer."""
+    PENDING = 3
+    """Success, and something is left to do: migrations are pending."""
 
 
 class Result(Protocol):

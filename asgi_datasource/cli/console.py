@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final, TextIO
@@ -86,6 +87,13 @@ class Console:
     def progress(self, text: str) -> None:
         """Print progress; programs that read the result do not see it."""
         print(text, file=self.err, flush=True)
+
+    def confirm(self, question: str) -> bool:
+        """Ask on a terminal; without one the answer is no."""
+        if not sys.stdin.isatty():
+            return False
+        print(f"{question} [y/N] ", end="", file=self.err, flush=True)
+        return sys.stdin.readline().strip().lower() in ("y", "yes")
 
     def complain(self, text: str) -> None:
         """Print why the command failed."""

@@ -154,10 +154,38 @@ class Code(StrEnum):
     SHARED_ROLE = "ADS118"
     """One role may use the schemas of several tenants."""
 
+    NOT_SQL = "ADS200"
+    """PostgreSQL's parser refuses a statement of a migration."""
+    INDEX_LOCKS_WRITES = "ADS201"
+    """An index is built or dropped while queries wait."""
+    NEEDS_NO_TRANSACTION = "ADS202"
+    """A statement that refuses to run in a transaction."""
+    INDEX_IF_NOT_EXISTS = "ADS203"
+    """IF NOT EXISTS takes an invalid index for a valid one."""
+    CONSTRAINT_SCANS = "ADS204"
+    """A constraint is checked against all rows while queries wait."""
+    CONSTRAINT_BUILDS_INDEX = "ADS205"
+    """A constraint builds its index while queries wait."""
+    REWRITES_TABLE = "ADS206"
+    """A table is rewritten while queries wait."""
+    NOT_NULL_SCANS = "ADS207"
+    """NOT NULL is checked against all rows, or fails on them."""
+    BREAKS_RUNNING_VERSION = "ADS208"
+    """Something is renamed or dropped that the running version still uses."""
+    NAMES_A_SCHEMA = "ADS209"
+    """A migration of tenants names a schema."""
+    WRITES_WHOLE_TABLE = "ADS210"
+    """All rows of a table are written in one transaction."""
+
     @property
     def needs_server(self) -> bool:
         """Whether only `check`, which connects to the servers, reports it."""
-        return self.value >= "ADS100"
+        return "ADS100" <= self.value < "ADS200"
+
+    @property
+    def is_about_sql(self) -> bool:
+        """Whether `migrate lint` reports it, about a migration and not about the document."""
+        return self.value >= "ADS200"
 
 
 DOCS: Final = "docs/diagnostics.md"

@@ -207,6 +207,7 @@ FilePath = Annotated[
         is_free=True,
     ),
 ]
+StageName = Annotated[str, values.text("StageName", _NAME, _NAME_PATTERN, maximum=63)]
 SqlQuery = Annotated[
     str,
     values.text("SqlQuery", "a query in one line, without ';'", r"[^\x00-\x1f\x7f;]+", maximum=10_000, is_free=True),
@@ -224,6 +225,7 @@ SetUpStep = Annotated[
     ),
 ]
 SecretText = Annotated[SecretStr, values.secret_text("SecretText")]
+ServiceUrl = Annotated[SecretStr, values.service_url("ServiceUrl")]
 IncludePattern = Annotated[
     str,
     values.text(
@@ -247,6 +249,32 @@ NamePattern = Annotated[
         is_free=True,
     ),
 ]
+DayCount = Annotated[
+    str, values.text("DayCount", "a number of days from 1d to 9999d, such as 7d", "[1-9][0-9]{0,3}d", maximum=5)
+]
+KafkaServers = Annotated[
+    str,
+    values.text(
+        "KafkaServers",
+        "one or more host:port, separated by commas",
+        r"[^\x00-\x20\x7f,:{}]+:[0-9]{1,5}(?:,[^\x00-\x20\x7f,:{}]+:[0-9]{1,5})*",
+        maximum=1000,
+    ),
+]
+ExchangeName = Annotated[
+    str,
+    values.text(
+        "ExchangeName",
+        "the name of an exchange: at most 127 letters, digits, '_', '.', ':' and '-'",
+        "[A-Za-z0-9_.:-]*",
+        minimum=0,
+        maximum=127,
+    ),
+]
+SourceUri = Annotated[
+    str,
+    values.text("SourceUri", "a URI, without spaces and braces", r"[^\x00-\x20\x7f{}]+", maximum=1000),
+]
 Url = Annotated[DatabaseUrl, values.database_url("DatabaseUrl")]
 
 Duration = Annotated[float, values.duration("Duration")]
@@ -266,6 +294,9 @@ ConnectionLimit = Annotated[int, values.integer("ConnectionLimit", 1, 262_143)]
 MetricTenants = Annotated[int, values.integer("MetricTenants", 0, 10_000)]
 QueueLength = Annotated[int, values.integer("QueueLength", 0, 1_000_000)]
 InFlightLimit = Annotated[int, values.integer("InFlightLimit", 1, 1_000_000)]
+OutboxAttempts = Annotated[int, values.integer("OutboxAttempts", 1, 1000)]
+OutboxConnections = Annotated[int, values.integer("OutboxConnections", 1, 1000)]
+StreamLength = Annotated[int, values.integer("StreamLength", 1, 1_000_000_000)]
 ProbeCount = Annotated[int, values.integer("ProbeCount", 1, 127)]
 RefusalStatus = Annotated[int, values.integer("RefusalStatus", 400, 499, what="an HTTP status")]
 ErrorStatus = Annotated[int, values.integer("ErrorStatus", 400, 599, what="an HTTP status")]

@@ -20,6 +20,7 @@ _KNOWN: Final[dict[str, dict[str, str]]] = {
         DataErrorKind.CONSTRAINT: "The data breaks a constraint.",
         DataErrorKind.READ_ONLY: "A write was sent with read intent.",
         DataErrorKind.QUERY: "The statement is wrong, or was sent where it cannot run.",
+        DataErrorKind.VALUE: "A value is out of range, malformed, or cannot be encoded.",
         DataErrorKind.CLOSED: "The handle outlived its request.",
         DataErrorKind.COMMIT_UNKNOWN: "It is unknown whether the transaction was committed.",
         DataErrorKind.OTHER: "Anything else.",

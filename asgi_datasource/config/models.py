@@ -6,12 +6,14 @@ tenant's `schema` is `schema_name`.
 
 from __future__ import annotations
 
-from typing import Annotated, ClassVar
+from typing import Annotated
 
 from pydantic import Field, WrapValidator
 
 from .catalog import CatalogConfig, TenantDefaults
 from .kinds import DatasourceName, IncludePattern, TenantName, Version
+from .migrate import MigrateConfig, StageConfig
+from .outbox import OutboxConfig, PublisherConfig
 from .provisioning import ProvisioningConfig
 from .requests import ConsistencyConfig, ErrorsConfig, ReloadConfig, RouteRule, TelemetryConfig, TransactionsConfig
 from .sections import OMISSIBLE, Section, mapping_field, section_field
@@ -35,13 +37,17 @@ __all__ = [
     "DataSourceConfig",
     "EndpointConfig",
     "ErrorsConfig",
+    "MigrateConfig",
+    "OutboxConfig",
     "PoolConfig",
     "ProvisioningConfig",
+    "PublisherConfig",
     "ReloadConfig",
     "ReplicaConfig",
     "ResolverConfig",
     "RouteRule",
     "RoutingConfig",
+    "StageConfig",
     "TelemetryConfig",
     "TenancyConfig",
     "TenantConfig",
@@ -53,11 +59,6 @@ __all__ = [
 
 class Config(Section):
     """The databases, the tenants on them, and the rules for requests."""
-
-    planned: ClassVar[dict[str, str]] = {
-        "outbox": "leave it out",
-        "migrate": "leave it out",
-    }
 
     version: Version = Field(title="Version", description="Version of this document's format: 1.", examples=[1])
     include: tuple[IncludePattern, ...] = Field(
@@ -98,6 +99,12 @@ class Config(Section):
         description="How tenants are created, moved and dropped.",
         examples=[{"set_up": ["sql/tenant.sql"]}],
     )
+    migrate: Annotated[MigrateConfig | None, OMISSIBLE] = Field(
+        default=None,
+        title="Migrate",
+        description="How schemas are changed: by versioned files, for each datasource and each tenant.",
+        examples=[{"folder": "migrations"}],
+    )
     routes: tuple[RouteRule, ...] = Field(
         default=(),
         title="Routes",
@@ -121,6 +128,12 @@ class Config(Section):
         title="Budget",
         description="How many connections the processes of the application may open to each server.",
         examples=[{"processes": 8, "reserve": 10}],
+    )
+    outbox: Annotated[OutboxConfig | None, OMISSIBLE] = Field(
+        default=None,
+        title="Outbox",
+        description="Events that transactions publish, and how they are delivered.",
+        examples=[{"relay": "embedded", "publisher": {"nats": {"url": "nats://nats:4222"}}}],
     )
     reload: ReloadConfig = section_field(
         ReloadConfig,

@@ -11,6 +11,7 @@ from .references import at, expand
 
 _REFERENCE: Final = re.compile(r"\$\{[^}]*\}")
 _IN_URL: Final = re.compile(r"postgres(?:ql)?://[^/?#]*?:(?P<password>[^@/?#]+)@")
+_IN_SERVICE_URL: Final = re.compile(r"[a-z][a-z0-9+.-]*://[^/?#]*?:(?P<password>[^@/?#]+)@")
 _AS_KEYWORD: Final = re.compile(r"(?:^|[?&\s])(?:password|sslpassword)\s*=\s*(?P<password>'(?:[^'\\]|\\.)+'|[^\s&']+)")
 
 
@@ -21,17 +22,22 @@ def find_plain_secrets(document: Any) -> list[Diagnostic]:
         for path in expand(document, pattern):
             value: object = at(document, path)
             kind = value_at(path)
-            if isinstance(value, str) and kind is not None and _is_plain(value, is_url=kind.name == "DatabaseUrl"):
+            if isinstance(value, str) and kind is not None and _is_plain(value, kind.name):
                 found.append(_problem(path))
     return found
 
 
-def _is_plain(value: str, *, is_url: bool) -> bool:
-    if not is_url:
+_IN_URLS: Final = {"DatabaseUrl": (_IN_URL, _AS_KEYWORD), "ServiceUrl": (_IN_SERVICE_URL,)}
+"""How a password is found in a URL, by the kind of the value; other secrets are secret as a whole."""
+
+
+def _is_plain(value: str, kind: str) -> bool:
+    patterns = _IN_URLS.get(kind)
+    if patterns is None:
         return not _REFERENCE.search(value)
     # Only the text around references is examined.
     written = _REFERENCE.sub("", value)
-    return any(pattern.search(written) for pattern in (_IN_URL, _AS_KEYWORD))
+    return any(pattern.search(written) for pattern in patterns)
 
 
 def _problem(path: Path) -> Diagnostic:

@@ -15,6 +15,7 @@ from .limits import MAX_DIAGNOSTICS
 from .models import Config, RouteRule, TenantConfig
 from .name_pattern import compile_name_pattern
 from .sections import Section
+from .semantics_migrate import check_migrate
 from .semantics_resolvers import check_resolvers
 from .semantics_servers import check_budget, check_lags, check_servers
 from .semantics_tenancy import absent_datasource, check_aliases, check_catalog, check_tenancy
@@ -50,7 +51,9 @@ def check_semantics(config: Config, *, needs_resolver: bool = True) -> list[Diag
         check_tenancy,
         check_catalog,
         check_aliases,
+        check_migrate,
         _metrics,
+        _outbox,
     ]
     if needs_resolver:
         checks += [_resolvers, check_resolvers]
@@ -258,6 +261,21 @@ def _metrics(config: Config) -> Iterator[Diagnostic]:
         message, fix = "there are no metrics that could name tenants", "Add metrics: true, or leave this out."
         edit = Edit(EditKind.REMOVE, path)
         yield Diagnostic(Code.CONTRADICTION, path, message, fix, severity=Severity.WARNING, edit=edit)
+
+
+def _outbox(config: Config) -> Iterator[Diagnostic]:
+    outbox = config.outbox
+    if outbox is None:
+        return
+    if outbox.relay == "embedded" and outbox.publisher is None:
+        message, fix = "the relay has nowhere to deliver events to", "Add publisher, or set relay: off."
+        here: Path = ("outbox", "publisher")
+        yield Diagnostic(Code.MISSING_KEY, here, message, fix, related=(("outbox", "relay"),))
+    kafka = None if outbox.publisher is None else outbox.publisher.kafka
+    if kafka is not None and (kafka.user is None) != (kafka.password is None):
+        lacking = "user" if kafka.user is None else "password"
+        here = ("outbox", "publisher", "kafka", lacking)
+        yield Diagnostic(Code.MISSING_KEY, here, "user and password belong together", f"Add {lacking}.")
 
 
 MIN_SECRET_LENGTH: Final = 16

@@ -82,9 +82,8 @@ def _diagnostic(detail: ErrorDetails, document: object, suggestions: Suggestions
     if kind == "one_key":
         written = _written_keys(document, path)
         edit = Edit(EditKind.REMOVE, (*path, next(reversed(written))) if written else path)
-        return Diagnostic(
-            Code.WRONG_COUNT, path, detail["msg"], "Each way is an entry of the list of its own.", edit=edit
-        )
+        fix = "Each way is an entry of the list of its own." if isinstance(path[-1], int) else "Keep one of the keys."
+        return Diagnostic(Code.WRONG_COUNT, path, detail["msg"], fix, edit=edit)
     return _wrong_shape(path, kind, detail["input"])
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final, NoReturn
 
 from pydantic import GetCoreSchemaHandler, GetJsonSchemaHandler, SecretStr
@@ -283,6 +283,11 @@ def database_url(name: str) -> Value:
         mask=mask_url,
         serialize=str,
     )
+
+
+def service_url(name: str) -> Value:
+    """The URL of a service, which may hold a password: hidden as a whole, or `{file: path}`."""
+    return replace(secret_text(name), expects="a URL such as nats://host:4222, by ${NAME} or {file: path}")
 
 
 MULTILINE: Final[dict[str, Any]] = {"not": {"pattern": r"\x00"}}

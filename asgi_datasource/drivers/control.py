@@ -51,8 +51,20 @@ class ControlConnection(Protocol):
         """Run an SQL script in one message; `name` names it in errors."""
         ...
 
+    def compose(self, template: LiteralString, *names: str | tuple[str, ...], **values: object) -> str:
+        """The text of a statement, with names (`{}`) quoted as identifiers and values (`{key}`) as literals."""
+        ...
+
+    async def batch(self, *texts: str, name: str = "") -> list[list[tuple[Any, ...]]]:
+        """Run texts in one message and one round trip; returns the rows of each statement; raises `DataError`."""
+        ...
+
     def transaction(self) -> AbstractAsyncContextManager[None]:
         """A transaction block; raises `DataError`."""
+        ...
+
+    def translated(self) -> AbstractAsyncContextManager[None]:
+        """A block in which the driver's own errors become `DataError`s without values; it begins no transaction."""
         ...
 
     def verifier(self, user: str, password: str) -> str:
@@ -85,6 +97,18 @@ class ControlDriver(Protocol):
 
     def login_of(self, conninfo: str) -> str:
         """The role that a connection string logs in as; raises `ConfigError` if it names none."""
+        ...
+
+    def connect_blocking(self, conninfo: str, *, dbname: str | None = None) -> Any:
+        """A connection of the driver's blocking kind, for tools that know no other."""
+        ...
+
+    def refusal_text(self, error: BaseException | None) -> str:
+        """What a message says of an error that the driver raised; without values."""
+        ...
+
+    def with_application_name(self, conninfo: str, name: str) -> str:
+        """A connection string whose connections bear another `application_name`."""
         ...
 
     async def login_parameters(

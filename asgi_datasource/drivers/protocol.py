@@ -54,6 +54,11 @@ class Result(Protocol):
         ...
 
     @property
+    def description(self) -> Sequence[tuple[Any, ...]]:
+        """The columns as DB-API 2.0 describes them: seven values each, the name and the type's code in front."""
+        ...
+
+    @property
     def ends_transaction(self) -> bool:
         """Whether the statement itself began or ended a transaction."""
         ...
@@ -369,6 +374,8 @@ class Server(Protocol):
     leads_to_several: bool
     """The pool's connections and the health check lead to more than one server, or may do so: the result of the health
     check then says nothing about the server of a connection."""
+    server_version: int
+    """The version as libpq reports it (180004), once a connection was made; 0 before, and without such a number."""
     identifies_writes: bool
     """`IDENTIFY` is answered in every transaction that has written: without an answer nothing was written."""
 
@@ -505,7 +512,7 @@ class Server(Protocol):
         ...
 
     def mistake_of(self, error: Exception, /) -> DataError:
-        """What `Connection.exchange` has raised, nothing having been sent, as an error of kind QUERY without values."""
+        """Classify what `Connection.exchange` has raised before it sent anything: QUERY or VALUE, without values."""
         ...
 
     def suspect(self) -> None:

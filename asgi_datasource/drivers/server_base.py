@@ -61,6 +61,8 @@ class ServerBase:
         self.last_error: str | None = None
         """Reason of the last failure, without secrets."""
         self.was_reached = False
+        self.server_version = 0
+        """As libpq tells it (180004), once a connection was made; 0 before that, and where there is no such number."""
         self.timeline = 0
         self._keeper = keeper
         self._system = system

@@ -76,6 +76,7 @@ def compile_config(config: Config, *, previous: RuntimeConfig | None = None) -> 
         resolvers=Resolvers(config.tenancy, directory),
         homes_to_come=homes_to_come(config),
         provisioning=compile_provisioning(config, directory.map),
+        migrating=None if config.migrate is None else config,
         shared_schemas={name: datasource.search_path for name, datasource in config.datasources.items()},
         audits={name: datasource.audit for name, datasource in config.datasources.items() if datasource.driver is None},
         catalog=(
@@ -92,6 +93,7 @@ def compile_config(config: Config, *, previous: RuntimeConfig | None = None) -> 
         policy=_compile_policy(config, previous),
         rules=_compile_rules(config.routes, None if previous is None else previous.rules),
         exempt=PathPrefixes(config.tenancy.exempt),
+        outbox=config.outbox,
         reload=config.reload,
         errors=ErrorSettings(statuses=dict(config.errors.status), shows_details=config.errors.debug),
     )

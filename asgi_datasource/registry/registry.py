@@ -10,20 +10,23 @@ from dataclasses import dataclass, field, replace
 from functools import lru_cache, partial
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final, cast
 
 from ..concurrency.deferred_calls import DeferredCalls
 from ..concurrency.tasks import BackgroundTasks
 from ..config import Config, ConfigFile, Origins, load, read_state
 from ..datasource.database_fleet import Fleet
 from ..datasource.datasource import DataSource
+from ..db import make_engine, make_facade
 from ..drivers.protocol import Server
 from ..drivers.raw import RawConnection
 from ..errors import ConfigError, DataError, DataErrorKind
+from ..migrate import NewTenants, SkewWatch
 from ..observability.metrics import unwatch, watch
+from ..outbox.relay import Relay
 from ..routing import AccessIntent, ReadAfterWritePin
 from ..routing.consistency.token import Token
-from ..sessions.base import SessionOwner
+from ..sessions.base import SessionBase, SessionOwner
 from ..sessions.context import current_frame, current_runner
 from ..sessions.core import SessionCore
 from ..sessions.policy import NO_RULE, CommitScope, RouteRule, SessionPolicy
@@ -34,8 +37,12 @@ from ..transaction import TransactionOptions
 from .compiler import compile_config
 from .config_watcher import ConfigWatcher
 from .explain import Explanation, Question, describe_state, explain
+from .outbox import Outboxes
 from .runtime_config import RuntimeConfig
 from .startup_audit import StartupAudit
+
+if TYPE_CHECKING:
+    from sqlalchemy.ext.asyncio import AsyncEngine
 
 logger = logging.getLogger("asgi_datasource.registry")
 
@@ -109,6 +116,7 @@ class DataSourceRegistry:
         self.background = BackgroundTasks()
         self.deferred_calls = DeferredCalls(WATCH_AFTER_S)
         """Starts the watchers of requests that run longer than `WATCH_AFTER_S`."""
+        self._outboxes = Outboxes(lambda: self.compiled)
         self._origin = origin or Origin()
         self._reloader = ConfigWatcher(self.reload, lambda: self._origin.files)
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -123,6 +131,8 @@ class DataSourceRegistry:
         self.open_in: object = _NO_LOOP
         """The event loop in which its pools are open; a placeholder while they are not."""
         self._startup_audit: StartupAudit | None = None
+        self.skew: SkewWatch | None = None
+        """Holds back tenants whose schema is behind, while the registry is open; None without migrations."""
         self.catalog: Catalog | None = None
         """Refreshes the tenants of `tenants_from` while the registry is open."""
 
@@ -259,6 +269,15 @@ class DataSourceRegistry:
             session.share_writers(outer)
         return session
 
+    @property
+    def loop(self) -> asyncio.AbstractEventLoop | None:
+        """The event loop that it is open in."""
+        return self._loop
+
+    def make_facade(self, name: str, session: SessionBase) -> Any:
+        """Create the object behind an attribute such as `DataSession.sqlalchemy`; called by the session."""
+        return make_facade(name, cast("SessionCore", session))
+
     # -- opening and closing
 
     async def open(self) -> None:
@@ -301,6 +320,7 @@ class DataSourceRegistry:
         self._startup_audit = audit = StartupAudit(self.compiled, self.catalog)
         try:
             await audit.run()
+            self.skew = await self._start_skew(self.compiled)
         except ConfigError:
             # Close again, so that a later call can retry.
             self.is_open = True
@@ -340,6 +360,15 @@ class DataSourceRegistry:
         await catalog.open()
         return catalog
 
+    @staticmethod
+    async def _start_skew(compiled: RuntimeConfig) -> SkewWatch | None:
+        """Check the schemas, or migrate them, and watch them."""
+        if compiled.migrating is None:
+            return None
+        skew = SkewWatch(compiled.migrating, compiled.admission)
+        await skew.start()
+        return skew
+
     async def close(self, *, timeout_s: float = CLOSE_TIMEOUT_S) -> None:
         """Wait for background tasks, then close the pools, in bounded time.
 
@@ -362,6 +391,10 @@ class DataSourceRegistry:
             await catalog.close()
         if self._startup_audit is not None:
             await self._startup_audit.stop()
+        skew, self.skew = self.skew, None
+        if skew is not None:
+            await skew.stop()
+        await self._outboxes.close()
         await self.background.drain(timeout_s / 2)
         self.deferred_calls.close()
         for datasource in (*self, *self._leaving):
@@ -446,6 +479,7 @@ class DataSourceRegistry:
             self._origin = replace(origin.moved_to(source), files=files or origin.files)
             if self.is_open:
                 self._reloader.adopt(compiled.reload)
+                await self._outboxes.adopt()
         logger.info("the configuration was reloaded; %s", reloaded)
         return reloaded
 
@@ -464,12 +498,16 @@ class DataSourceRegistry:
             audit = StartupAudit(compiled, catalog)
             try:
                 await audit.run()
+                skew = await self._start_skew(compiled)
             except BaseException:
                 await self._abandon(compiled, opened, catalog)
                 raise
             if self._startup_audit is not None:
                 await self._startup_audit.stop()
             self._startup_audit = audit
+            if self.skew is not None:
+                await self.skew.stop()
+            self.skew = skew
             previous_catalog, self.catalog = self.catalog, catalog
             if previous_catalog is not None:
                 if catalog is not None:
@@ -544,6 +582,51 @@ class DataSourceRegistry:
             )
         return found
 
+    def capability(self, name: str, session: SessionCore) -> Any:
+        """The object behind `db.outbox` or `db.inbox` of a session.
+
+        Raises:
+            DataError: CONFIG: the configuration has no section `outbox`.
+        """
+        return self._outboxes.capability(name, session)
+
+    # -- the outbox
+
+    @property
+    def relay(self) -> Relay | None:
+        """The relay of this process, with its health and statistics; None without one."""
+        return self._outboxes.relay
+
+    async def start_relay(self) -> Relay:
+        """Deliver the events of all databases in this process, until the registry is closed.
+
+        The lifespan of an application starts it with `outbox: {relay: embedded}`.
+
+        Raises:
+            ConfigError: The configuration names no publisher, or the publisher's extra is not installed.
+        """
+        return await self._outboxes.start_relay()
+
+    @asynccontextmanager
+    async def relaying(self) -> AsyncGenerator[Relay]:
+        """Deliver the events of all databases without opening pools: for a process that does nothing else."""
+        async with self.tenants_loaded():
+            try:
+                yield await self._outboxes.start_relay()
+            finally:
+                await self._outboxes.close()
+
+    @asynccontextmanager
+    async def tenants_loaded(self) -> AsyncGenerator[None]:
+        """Load the tenants of `tenants_from` without opening pools: for commands."""
+        catalog = self.catalog = await self._start_catalog(self.compiled)
+        try:
+            yield
+        finally:
+            self.catalog = None
+            if catalog is not None:
+                await catalog.close()
+
     # -- explaining routes
 
     async def explain(
@@ -613,7 +696,9 @@ class DataSourceRegistry:
         plan = self.compiled.provisioning
         if plan is None:
             raise ConfigError("this registry was not compiled from a document")
-        tenant = await Provisioner(plan).create(name, **placed)
+        config = self.compiled.migrating
+        migrations = None if config is None else NewTenants(config)
+        tenant = await Provisioner(plan, migrations=migrations).create(name, **placed)
         if self.catalog is not None:
             await self.catalog.refresh()
         return tenant
@@ -643,18 +728,11 @@ class DataSourceRegistry:
         Raises:
             DataError: TENANT: there is no such tenant; or the commit failed.
         """
-        if self.open_in is not asyncio._get_running_loop():
-            await self.open()
-        compiled = self.compiled
-        found = await compiled.admission.find(current_tenant() if tenant is None else tenant)
-        compiled.admission.check_served(found)
-        db = self.make_session(
-            found,
-            compiled=compiled,
-            policy=compiled.block_policy,
-            rule=_block_rule(read_only, timeout),
+        db = await self._make_block_session(
+            current_tenant() if tenant is None else tenant,
+            _block_rule(read_only, timeout),
             started=asyncio.get_running_loop().time(),
-            token=compiled.seen([] if token is None else [token]),
+            token=token,
         )
         db.outlives_requests = True
         # Surrounding annotated functions, such as those of a request, do not apply to the block.
@@ -675,6 +753,43 @@ class DataSourceRegistry:
             if db.has_due_hooks:
                 await self.background.run(db.run_due_hooks())
             db.release_references()
+
+    async def _make_block_session(
+        self, tenant: str | None, rule: RouteRule, *, started: float | None = None, token: str | None = None
+    ) -> DataSession:
+        """Make a session of a tenant outside a request; the caller ends it."""
+        if self.open_in is not asyncio._get_running_loop():
+            await self.open()
+        compiled = self.compiled
+        found = await compiled.admission.find(tenant)
+        compiled.admission.check_served(found)
+        return self.make_session(
+            found,
+            compiled=compiled,
+            policy=compiled.block_policy,
+            rule=rule,
+            started=started,
+            token=compiled.seen([] if token is None else [token]),
+        )
+
+    def sqlalchemy_engine(self, tenant: str | None = None, *, read_only: bool = False, **options: Any) -> AsyncEngine:
+        """SQLAlchemy's `AsyncEngine` on a tenant's data, for scripts and Alembic; a request has `db.sqlalchemy`.
+
+        Each of its connections is a session of its own, as of `session()`: inside the tenant, with the registry's
+        pools. Its transactions end by SQLAlchemy's rules: what was not committed is rolled back.
+
+        Args:
+            tenant: The tenant's name; None takes the default datasource.
+            read_only: Nothing may write, and a replica may answer.
+            options: More of `create_async_engine`: `echo`, `execution_options`, ...
+
+        Raises:
+            ConfigError: SQLAlchemy is not installed.
+        """
+        engine: AsyncEngine = make_engine(
+            partial(self._make_block_session, tenant, _block_rule(read_only, None)), options
+        )
+        return engine
 
     @asynccontextmanager
     async def acquire(

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 from typing import Final
 
-from ..config import AuditConfig, ReloadConfig
+from ..config import AuditConfig, Config, OutboxConfig, ReloadConfig
 from ..datasource.database_fleet import Fleet
 from ..datasource.datasource import DataSource
 from ..drivers.protocol import Server
@@ -51,6 +51,7 @@ class RuntimeConfig:
         shared_schemas: Schemas in the search path after the tenant's own, by datasource.
         homes_to_come: Homes of tenants that are not known yet, by datasource.
         provisioning: Settings for creating tenants.
+        migrating: The document, if it has migrations.
         audits: Settings of the start-up audit, by datasource.
         policy: Settings of all sessions.
         rules: The rules of `routes`.
@@ -58,6 +59,7 @@ class RuntimeConfig:
         errors: Settings of error responses.
         statement_policy: The policy of websocket sessions: autocommit, since a connection may last for hours.
         block_policy: The policy of `registry.session()`: one transaction, and only its own deadline.
+        outbox: Settings of the outbox; None without one.
         reload: Settings of automatic reloads.
         may_retry: Whether the configuration or a rule sets `retry`.
     """
@@ -70,11 +72,13 @@ class RuntimeConfig:
     homes_to_come: Mapping[str, Sequence[Home]] = field(default_factory=dict[str, "Sequence[Home]"])
     provisioning: ProvisioningPlan | None = None
     shared_schemas: Mapping[str, Sequence[str]] = field(default_factory=dict[str, "Sequence[str]"])
+    migrating: Config | None = field(default=None, repr=False)
     audits: Mapping[str, AuditConfig] = field(default_factory=dict[str, AuditConfig])
     policy: SessionPolicy = SessionPolicy()
     rules: RouteRules = RouteRules()
     exempt: PathPrefixes = _NO_PATHS
     errors: ErrorSettings = ErrorSettings()
+    outbox: OutboxConfig | None = None
     reload: ReloadConfig = ReloadConfig()
     statement_policy: SessionPolicy = field(init=False, repr=False)
     block_policy: SessionPolicy = field(init=False, repr=False)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Mapping, MutableMapping
+from collections.abc import Mapping, MutableMapping, Sequence
 from dataclasses import replace
 from enum import StrEnum
 from typing import Any, Final, Protocol
@@ -14,6 +14,7 @@ from ..concurrency.tasks import BackgroundTasks
 from ..datasource.datasource import DataSource, DataSourceState
 from ..datasource.executor import Executor
 from ..drivers.protocol import Exchange, Server
+from ..drivers.statements import Statement
 from ..errors import DataError, DataErrorKind, SessionClosed
 from ..observability import tracing
 from ..routing import AccessIntent, ReadAfterWritePin, Route
@@ -21,6 +22,7 @@ from ..routing.consistency.client_history import NOWHERE, ClientHistory
 from ..routing.consistency.token import Token, scope_of
 from ..tenancy import Tenant, TenantState
 from ..transaction import (
+    DeferredWriter,
     DueHooks,
     Isolation,
     SurroundingTransaction,
@@ -33,7 +35,7 @@ from .context import Frame, current_frame
 from .options import options_of
 from .policy import NO_RULE, Lane, Plan, RouteRule, SessionPolicy, add_lane, make_lane, make_plan
 from .scope import Scope, current_scope
-from .unit_of_work import UnitOfWork
+from .unit_of_work import UnitOfWork, open_transaction
 
 
 class SessionState(StrEnum):
@@ -63,10 +65,40 @@ class SessionOwner(Protocol):
         ...
 
 
+class Participant(Protocol):
+    """A unit of work on top of the session, such as an ORM's: flushed before COMMIT, told about its end."""
+
+    @property
+    def has_pending(self) -> bool:
+        """Whether `flush` has statements to send."""
+        ...
+
+    async def flush(self) -> None:
+        """Send the pending statements."""
+        ...
+
+    def ended(self, *, committed: bool) -> None:
+        """The transaction was committed or rolled back, and the session goes on."""
+        ...
+
+    def close(self) -> None:
+        """The session is closed: break reference cycles."""
+        ...
+
+
 class SessionOrigin(Protocol):
     """The registry that a session comes from."""
 
     background: BackgroundTasks
+
+    @property
+    def loop(self) -> asyncio.AbstractEventLoop | None:
+        """The event loop that the registry is open in."""
+        ...
+
+    def make_facade(self, name: str, session: SessionBase, /) -> Any:
+        """Create the object behind an attribute such as `DataSession.sqlalchemy`."""
+        ...
 
     def known_tenant(self, name: str, /) -> Tenant | None:
         """The listed and served tenant of a name; None if it has to be searched."""
@@ -89,6 +121,14 @@ class SessionOrigin(Protocol):
         token: str | None = None,
     ) -> Any:
         """A session outside the request, as an async context manager: `async with registry.session(...) as db:`."""
+        ...
+
+    def capability(self, name: str, session: Any, /) -> Any:
+        """The object behind an attribute of a session that a room above the sessions provides: `outbox`.
+
+        Raises:
+            DataError: CONFIG: the configuration has no section for it.
+        """
         ...
 
 
@@ -159,6 +199,10 @@ class SessionBase:
     _running: frozenset[asyncio.Task[Any] | None] = frozenset()
     _interrupted: frozenset[asyncio.Task[Any] | None] = frozenset()
     _savepoints = 0
+    _facades: dict[str, Any] | None = None
+    """The facades of the session, by attribute."""
+    participants: tuple[Participant, ...] = ()
+    """Units of work that are flushed before COMMIT."""
     _lane: Lane | None = None
     _lane_endpoint: object = None
     _plan: Plan | None = None
@@ -234,6 +278,31 @@ class SessionBase:
         transaction = None if self._work is None else self._work.transaction
         doing = "" if transaction is None else f" in {transaction!r}"
         return f"<DataSession {self.state.value} datasource={self._datasource.name!r}{doing}>"
+
+    # -- facades
+
+    def facade(self, name: str) -> Any:
+        """The object behind an attribute such as `DataSession.sqlalchemy`; created by the first access.
+
+        Args:
+            name: The attribute.
+        """
+        self.check_open()
+        if self._facades is None:
+            self._facades = {}
+        found = self._facades.get(name)
+        if found is None:
+            found = self._facades[name] = self._registry.make_facade(name, self)
+        return found
+
+    @property
+    def registry_loop(self) -> asyncio.AbstractEventLoop | None:
+        """The event loop that the registry is open in."""
+        return self._registry.loop
+
+    @property
+    def _has_pending(self) -> bool:
+        return any(participant.has_pending for participant in self.participants)
 
     # -- options in force
 
@@ -384,6 +453,39 @@ class SessionBase:
     def is_isolation_settled(self) -> bool:
         """Whether the isolation can no longer be changed: the surrounding transaction is open."""
         return self.current_transaction is not None
+
+    def defer(self, writer: DeferredWriter, item: object, *, what: str) -> None:
+        """Write something in the round trip of the COMMIT of the surrounding transaction; a rollback drops it.
+
+        Args:
+            writer: Turns the buffered items into statements.
+            item: What to write.
+            what: Names it in errors.
+
+        Raises:
+            DataError: QUERY: there is no transaction. READ_ONLY: the transaction is read only.
+            SessionClosed: The request's response has started.
+        """
+        self.check_open()
+        around = self.surroundings()
+        if around is SurroundingTransaction.NOTHING:
+            raise DataError(
+                DataErrorKind.QUERY,
+                f"{what} belongs to a transaction, and there is none here: annotate the function with @transactional,"
+                " or open `async with db.transaction():` around it",
+            )
+        if around is SurroundingTransaction.READ_ONLY:
+            raise DataError(DataErrorKind.READ_ONLY, f"{what} was called in a read-only transaction")
+        if self.current_transaction is None:
+            self.about_to_write()
+        if self._executor is None:
+            self._start()
+        self.make_work_here().defer(writer, item, self.innermost_scope())
+
+    async def open_to_write(self, work: UnitOfWork, statements: Sequence[Statement], terms: Terms | None) -> None:
+        """Open a transaction in `work` with deferred writes, when nothing else has opened one."""
+        executor, plan = self._executor or self._start(), self.current_plan()
+        await open_transaction(work, executor, statements, plan, terms or plan.terms, None)
 
     def adopt_isolation(self, isolation: Isolation) -> None:
         """Give the surrounding transaction the isolation of a block that joins it, unless it is open already."""

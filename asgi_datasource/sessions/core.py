@@ -23,6 +23,7 @@ from ..transaction import (
 from .base import SessionState, Writers, closed
 from .context import current_frame, current_runner
 from .statement_runner import StatementRunner
+from .unit_of_work import UnitOfWork
 
 _OPEN: Final = SessionState.OPEN
 
@@ -61,15 +62,33 @@ class SessionCore(StatementRunner):
 
     @property
     def has_hooks_before_commit(self) -> bool:
-        """Whether `run_before_commit` has hooks to run."""
+        """Whether `run_before_commit` has anything to flush, or hooks to run."""
+        if self.participants and self._has_pending:
+            return True
         work = self.work_here()
         return work is not None and work.has_hooks_before_commit
 
-    async def run_before_commit(self) -> None:
-        """Run the before-commit hooks; their exceptions propagate."""
-        work = self.work_here()
+    async def run_before_commit(self, work: UnitOfWork | None = None) -> None:
+        """Flush the participants and run the before-commit hooks; their exceptions propagate.
+
+        Args:
+            work: The unit of work to commit; None uses the running task's.
+        """
+        await self.flush_participants()
+        work = work or self.work_here()
         if work is not None:
             await work.run_before_commit()
+            # Hooks may change objects of the ORM.
+            await self.flush_participants()
+
+    async def flush_participants(self) -> None:
+        """Send the pending statements of the participants, unless only a rollback is possible."""
+        work = self.work_here() if self.participants else None
+        if work is not None and not work.may_commit:
+            return
+        for participant in self.participants:
+            if participant.has_pending:
+                await participant.flush()
 
     async def run_due_hooks(self) -> None:
         """Run the hooks whose transaction has ended, each isolated from the others."""
@@ -89,15 +108,15 @@ class SessionCore(StatementRunner):
 
     @property
     def is_unused(self) -> bool:
-        """No statement has run and no hook waits: there is nothing to end."""
-        return self._work is None and self._executor is None
+        """No statement has run, no hook waits, and nothing is to be flushed: there is nothing to end."""
+        return self._work is None and self._executor is None and not (self.participants and self._has_pending)
 
     @property
     def is_at_rest(self) -> bool:
         """No transaction is open and no statement or commit runs: the end needs no round trip."""
         if self._busy is not None or self.committing or self._commit is not None:
             return False
-        if self._work is not None and self._work.transaction_in_use is not None:
+        if self._work is not None and (self._work.transaction_in_use is not None or self._work.deferred):
             return False
         return self._lock is None or not self._lock.is_held
 
@@ -189,6 +208,7 @@ class SessionCore(StatementRunner):
             or self.committing
             or (self._lock is not None and self._lock.is_held)
             or (self._work is not None and not self._work.is_idle)
+            or (self.participants and self._has_pending)
         ):
             return False
         self.state = SessionState.CLOSED
@@ -208,6 +228,7 @@ class SessionCore(StatementRunner):
             or self.stopped_by is not None
             or self.committing
             or (self._lock is not None and self._lock.is_held)
+            or (self.participants and self._has_pending)
         ):
             return None
         exchange = work.send_commit(self.request_deadline if current_frame.get() is None else self.deadline())
@@ -314,9 +335,12 @@ class SessionCore(StatementRunner):
             if self._work is not None and (self._work.lost_by is not None or self._work.transaction is not None):
                 self._conflict = self.lost_by
             self._work = self._lock = self._owner = self._ending = None
-            self.scope = self.writers = self._lane_endpoint = None
+            self.scope = self.writers = self._lane_endpoint = self._facades = None
             if self.tenant_error is not None:
                 self.tenant_error = None
+            participants, self.participants = self.participants, ()
+            for participant in participants:
+                participant.close()
 
     async def end_midway(self, *, commit: bool) -> None:
         """Commit or roll back; the session stays open."""
@@ -326,10 +350,12 @@ class SessionCore(StatementRunner):
                 DataErrorKind.QUERY,
                 "commit() and rollback() end the whole transaction; leave the transaction() block first",
             )
+        if commit:
+            await self.flush_participants()
         work = self.work_here()
         if work is not None:
             if commit:
-                await work.run_before_commit()
+                await self.run_before_commit(work)
             lock = self.lock_of(None)
             await lock.acquire()
             try:
@@ -339,6 +365,8 @@ class SessionCore(StatementRunner):
                 lock.release()
             if not commit:
                 work.rollback_reason = work.doomed_by = work.lost_by = None
+        for participant in self.participants:
+            participant.ended(committed=commit)
         await self.run_due_hooks()
 
     def _unfinished(self) -> frozenset[asyncio.Task[Any]]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from contextlib import AbstractAsyncContextManager
-from typing import Any, TypeVar, cast
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from ..datasource.datasource import DataSource
 from ..drivers.protocol import Result, RowFactory
@@ -17,9 +17,14 @@ from ..transaction import Hook, HookEvent, Isolation, Propagation, TransactionOp
 from . import cursor_stream, raw_connection
 from .advisory_lock import LockKey, take_lock
 from .base import SessionOrigin
+from .blocking import BlockingSession
+from .capabilities import EventInbox, EventOutbox
 from .core import SessionCore
 from .statement_api import StatementMethods
 from .transaction_block import TransactionBlock
+
+if TYPE_CHECKING:
+    from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession
 
 R = TypeVar("R")
 
@@ -110,6 +115,32 @@ class DataSession(SessionCore, StatementMethods):
             SessionClosed: The request's response has started.
         """
         return cast("AbstractAsyncContextManager[RawConnection]", raw_connection.lend(self, intent))
+
+    # -- other ecosystems
+
+    @property
+    def sqlalchemy(self) -> AsyncSession:
+        """SQLAlchemy's `AsyncSession` on this session: what it sends is routed, pinned and committed like other SQL.
+
+        Its `commit()` and `rollback()` are this session's, its `begin_nested()` is a savepoint of both, and what it has
+        not flushed is flushed before the commit. `docs/sqlalchemy.md` has the rest.
+
+        Raises:
+            ConfigError: SQLAlchemy is not installed.
+            SessionClosed: The request's response has started.
+        """
+        return cast("AsyncSession", self.facade("sqlalchemy"))
+
+    @property
+    def sqlalchemy_connection(self) -> AsyncConnection:
+        """SQLAlchemy's `AsyncConnection` on this session, for Core without the ORM; errors: `sqlalchemy`."""
+        return cast("AsyncConnection", self.facade("sqlalchemy_connection"))
+
+    @property
+    def blocking(self) -> BlockingSession:
+        """The same methods for code that is not async, in a thread of its own: `db.blocking.fetch_all(...)`."""
+        self.check_open()
+        return BlockingSession(self, self)
 
     # -- transaction
 
@@ -213,6 +244,22 @@ class DataSession(SessionCore, StatementMethods):
         self.add_hook(HookEvent.AFTER_ROLLBACK, function)
 
     # -- for `StatementMethods`
+
+    # -- capabilities of other rooms
+
+    @property
+    def outbox(self) -> EventOutbox:
+        """Publishes events with the transaction: `await db.outbox.publish("orders.placed", key=..., payload=...)`.
+
+        Raises:
+            DataError: CONFIG: the configuration has no section `outbox`.
+        """
+        return cast("EventOutbox", self._registry.capability("outbox", self))
+
+    @property
+    def inbox(self) -> EventInbox:
+        """Records processed events: `if await db.inbox.once("mailer", event_id): ...`."""
+        return cast("EventInbox", self._registry.capability("inbox", self))
 
     def _run_all(self, statements: Sequence[Statement]) -> Coroutine[Any, Any, Sequence[Result]]:
         return self.run(statements)

@@ -15,6 +15,7 @@ from types import TracebackType
 from typing import Any, Final, TypeVar
 
 from ..concurrency.shared_lock import SharedLock
+from ..concurrency.threads import is_on_a_loop, wait_in_thread
 from ..errors import DataError, DataErrorKind
 from ..observability import tracing
 from ..routing import AccessIntent
@@ -141,18 +142,23 @@ class TransactionBlock(Scope):
 
     @contextlib.contextmanager
     def joined(self) -> Generator[None]:
-        """The block of a sync function, which can only join the surrounding transaction or autocommit.
+        """The block of a sync function.
 
         Raises:
-            DataError: QUERY: it would have to open or end a transaction or a savepoint.
+            DataError: QUERY: it would have to open or end a transaction or a savepoint in the thread of the event loop.
         """
         self._decide()
         if self.action not in (PropagationAction.JOIN, PropagationAction.AS_IS):
-            raise DataError(
-                DataErrorKind.QUERY,
-                f'@transactional(propagation="{self._options.propagation.value}") needs a transaction of its own here,'
-                " which a function that is not async cannot open: make it async, or call it inside a transaction",
-            )
+            if is_on_a_loop():
+                raise DataError(
+                    DataErrorKind.QUERY,
+                    f'@transactional(propagation="{self._options.propagation.value}") needs a transaction of its own'
+                    " here, which a function that is not async cannot open in the thread of the event loop: make it"
+                    " async, call it inside a transaction, or in a thread of its own",
+                )
+            with self.in_thread():
+                yield
+            return
         if self.action is PropagationAction.JOIN and self._options.isolation is not None:
             self._session.adopt_isolation(self._options.isolation)
         token = current_frame.set(self._frame())
@@ -163,6 +169,32 @@ class TransactionBlock(Scope):
             raise
         finally:
             current_frame.reset(token)
+
+    @contextlib.contextmanager
+    def in_thread(self) -> Generator[None]:
+        """The block of code in a thread of its own: it is entered and exited in the event loop.
+
+        Raises:
+            DataError: As `__aenter__` and `__aexit__`; QUERY: this is the thread of the event loop.
+        """
+        loop = self._session.registry_loop
+        scope, frame = wait_in_thread(loop, self._enter())
+        # What `__aenter__` has set ends with the context of its task.
+        tokens = current_scope.set(scope), current_frame.set(frame)
+        try:
+            try:
+                yield
+            except BaseException as error:
+                wait_in_thread(loop, self.__aexit__(type(error), error, error.__traceback__))
+                raise
+            wait_in_thread(loop, self.__aexit__(None, None, None))
+        finally:
+            current_frame.reset(tokens[1])
+            current_scope.reset(tokens[0])
+
+    async def _enter(self) -> tuple[Scope | None, Frame | None]:
+        await self.__aenter__()
+        return current_scope.get(), current_frame.get()
 
     def _decide(self) -> None:
         options = self._options
@@ -258,7 +290,7 @@ class TransactionBlock(Scope):
         """Run the before-commit hooks of its own transaction, within its timeout; returns the exception of one."""
         if self.own_work is not None:
             try:
-                await self.own_work.run_before_commit()
+                await self._session.run_before_commit(self.own_work)
             except BaseException as failure:  # noqa: BLE001 - raised once the block has ended
                 return failure
         return None

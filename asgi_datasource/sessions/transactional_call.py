@@ -99,7 +99,7 @@ def run_sync(session: SessionCore, options: TransactionOptions, invoke: Callable
     """Run an annotated sync function in the surrounding transaction.
 
     Raises:
-        DataError: QUERY: its propagation would open a transaction, which only an async function can.
+        DataError: QUERY: its propagation would open a transaction, and it runs in the thread of the event loop.
     """
     if not session.is_open:
         return invoke()

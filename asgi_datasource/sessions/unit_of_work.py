@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterator, Sequence
-from typing import Protocol
+from typing import Protocol, cast
 
 from ..concurrency.tasks import BackgroundTasks
 from ..datasource.executor import Executor, Lent, SentBegin
@@ -15,6 +15,8 @@ from ..observability import tracing
 from ..routing import AccessIntent
 from ..routing.consistency.client_history import NOWHERE, ClientHistory
 from ..transaction import (
+    DeferredWriter,
+    DeferredWrites,
     Hook,
     HookEvent,
     Isolation,
@@ -66,6 +68,14 @@ class WorkOwner(Protocol):
         """
         ...
 
+    async def open_to_write(self, work: UnitOfWork, statements: Sequence[Statement], terms: Terms | None, /) -> None:
+        """Open a transaction in `work` with deferred writes, when nothing else has opened one.
+
+        Raises:
+            DataError: It could not be opened, or one of the writes failed.
+        """
+        ...
+
 
 class Place(Protocol):
     """The scope in which a statement runs or a hook was added."""
@@ -110,6 +120,8 @@ class UnitOfWork:
     """The conflict (40001, 40P01) that its transaction failed with; a retry may succeed."""
     rollback_reason: str | None = None
     """The reason given to `set_rollback_only`: the end of the session rolls back without an error."""
+    deferred: DeferredWrites | None = None
+    """Writes that are sent in the round trip of COMMIT; None without any."""
     _hooks: Sequence[tuple[HookEvent, Hook, Place | None]] = ()
     _orphaned_commit: asyncio.Task[None] | None = None
     """A commit whose caller was cancelled before it got the outcome."""
@@ -141,6 +153,7 @@ class UnitOfWork:
             self.transaction
             or self.snapshot
             or self._hooks
+            or self.deferred
             or self._orphaned_commit
             or self.outer
             or self.doomed_by
@@ -158,12 +171,18 @@ class UnitOfWork:
         """Check that a statement with write intent may open a transaction."""
         self._owner.about_to_write()
 
+    def defer(self, writer: DeferredWriter, item: object, place: Place | None) -> None:
+        """Write `item` in the round trip of COMMIT; a rollback of `place` drops it."""
+        if self.deferred is None:
+            self.deferred = DeferredWrites()
+        self.deferred.add(writer, item, place)
+
     async def run_before_commit(self) -> None:
         """Run the before-commit hooks, and those that they add; their exceptions propagate.
 
         No further hook runs once the transaction is rollback-only.
         """
-        while self._may_commit and (first := next(self._hooks_before_commit(), None)) is not None:
+        while self.may_commit and (first := next(self._hooks_before_commit(), None)) is not None:
             self._hooks = [hook for hook in self._hooks if hook is not first]
             event, function, _ = first
             with tracing.hook_span(event.value, name_of_hook(function), is_traced=self._policy.is_traced) as fail:
@@ -182,12 +201,18 @@ class UnitOfWork:
         return (hook for hook in self._hooks if hook[0] is HookEvent.BEFORE_COMMIT)
 
     @property
-    def _may_commit(self) -> bool:
+    def may_commit(self) -> bool:
+        """Whether anything but a rollback is left."""
         failure = None if self.transaction is None else self.transaction.failure
         return (self.rollback_reason or self.doomed_by or failure or self._owner.stopped_by) is None
 
     def settle(self, *, committed: bool, within: Place | None = None) -> None:
         """Settle its hooks, or those added inside `within`, when no transaction ends with them."""
+        if self.deferred is not None and not committed:
+            if within is None:
+                self.deferred = None
+            else:
+                self.deferred.drop(lambda place: bool(place.is_inside(within)))
         self._owner.settle_hooks(self._take_hooks(within), committed=committed)
 
     def _take_hooks(self, within: Place | None = None) -> WaitingHooks:
@@ -219,6 +244,7 @@ class UnitOfWork:
             or self._orphaned_commit is not None
             or self.doomed_by is not None
             or self.rollback_reason is not None
+            or self.deferred
             or (self._hooks and self.has_hooks_before_commit)
         ):
             return None
@@ -261,8 +287,10 @@ class UnitOfWork:
             DataError: The commit failed (CommitUnknown: its outcome is unknown).
         """
         hooks = self._take_hooks() if takes_hooks else []
+        deferred, self.deferred = self.deferred or None, None
         committed = False
         transaction, self.transaction = self.transaction, None
+        terms = self.terms
         if self.outer is None:
             self.terms = None
         try:
@@ -281,8 +309,10 @@ class UnitOfWork:
             if transaction is None:
                 if refusal is not None:
                     raise refusal
-                committed = commit
-                return
+                if deferred is None or not commit:
+                    committed = commit
+                    return
+                transaction = await self._open_to_write(deferred, terms)
             if is_conflict(transaction.failure):
                 self.lost_by = transaction.failure
             if refusal is not None:
@@ -294,7 +324,7 @@ class UnitOfWork:
             if deadline is None:
                 deadline = asyncio.get_running_loop().time() + self._policy.commit_timeout_s
             # From here on `_commit` settles the hooks, even if this caller is cancelled.
-            commit_, hooks = self._commit(transaction, hooks, deadline), []
+            commit_, hooks = self._commit(transaction, hooks, deadline, deferred=deferred), []
             if is_apart:
                 await commit_
                 return
@@ -313,6 +343,21 @@ class UnitOfWork:
             if transaction is not None and not transaction.is_open:
                 # Break the reference cycle: the traceback of the failure refers to the transaction.
                 transaction.failure = None
+
+    async def _open_to_write(self, deferred: DeferredWrites, terms: Terms | None) -> Transaction:
+        """Open a transaction for deferred writes, when nothing else has opened one."""
+        try:
+            await self._owner.open_to_write(self, deferred.statements(), terms)
+            deferred.are_sent = True
+            return cast("Transaction", self.transaction)
+        except BaseException as error:
+            if self.transaction is not None:
+                self._background.spawn(self.transaction.rollback("a deferred write failed"))
+            if isinstance(error, DataError):
+                raise deferred.explain(error) from error
+            raise
+        finally:
+            self.transaction = None
 
     async def _missed_failure(self) -> DataError | None:
         """Await an earlier commit whose caller was cancelled; returns its failure."""
@@ -342,12 +387,21 @@ class UnitOfWork:
         return None if doomed_by is None else f"doomed by {type(doomed_by.__cause__ or doomed_by).__name__}"
 
     async def _commit(
-        self, transaction: Transaction, hooks: WaitingHooks, deadline: float | None, begun: Exchange | None = None
+        self,
+        transaction: Transaction,
+        hooks: WaitingHooks,
+        deadline: float | None,
+        begun: Exchange | None = None,
+        *,
+        deferred: DeferredWrites | None = None,
     ) -> None:
         committed: bool | None = None
         owner = self._owner
         try:
-            await transaction.commit(deadline=deadline, doubt_timeout_s=self._policy.doubt_timeout_s, begun=begun)
+            final = () if deferred is None else await _send_before(transaction, deferred, deadline)
+            await transaction.commit(
+                deadline=deadline, doubt_timeout_s=self._policy.doubt_timeout_s, begun=begun, final=final
+            )
             committed = True
         except CommitUnknown:
             owner.commits += 1
@@ -356,6 +410,8 @@ class UnitOfWork:
             committed = False
             if is_conflict(error):
                 self.lost_by = error
+            if deferred is not None and (explained := deferred.explain(error)) is not error:
+                raise explained from error
             raise
         finally:
             owner.settle_hooks(hooks, committed=committed)
@@ -363,6 +419,8 @@ class UnitOfWork:
                 # It may have been committed: the client's later reads must see it then.
                 owner.client_history.note(transaction.position or NOWHERE)
         owner.note_committed(transaction)
+        if deferred is not None:
+            deferred.committed()
 
     async def end_snapshot(self) -> None:
         """End the READ ONLY transaction of a stream."""
@@ -378,6 +436,27 @@ class UnitOfWork:
         self.transaction = self.snapshot = None
         self.streams = 0
         self.settle(committed=False)
+
+
+async def _send_before(
+    transaction: Transaction, deferred: DeferredWrites, deadline: float | None
+) -> Sequence[Statement]:
+    """The statements in front of COMMIT in its round trip.
+
+    A transaction that has no id yet writes them in a round trip before that, which returns the id: the outcome of a
+    COMMIT whose connection is lost can only be looked up by it.
+    """
+    if deferred.are_sent or transaction.failure is not None or not transaction.is_open:
+        return ()
+    statements = deferred.statements()
+    if transaction.identified is not None:
+        return statements
+    try:
+        await transaction.run(statements, deadline=deadline)
+    except DataError:
+        await transaction.rollback("a deferred write failed")
+        raise
+    return ()
 
 
 def deadline_passed() -> DataError:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Protocol
 
 from starlette.types import Scope
@@ -60,6 +60,8 @@ class Admission:
         self._authorize = authorize
         self._hides_unknown = hides_unknown
         self._refused: dict[str, str] = {}
+        self._behind: Mapping[str, str] = {}
+        self._datasources_behind: Mapping[str, str] = {}
         self.authorizes = authorize is not None
         """Whether the application has an `authorize` function."""
         self.asks = authorize is not None
@@ -70,16 +72,31 @@ class Admission:
         self._refused[datasource] = reason
         self.asks = True
 
+    def hold_back(self, tenants: Mapping[str, str], datasources: Mapping[str, str]) -> None:
+        """Serve no tenant whose schema is behind, until the next call.
+
+        Args:
+            tenants: Names of tenants that are behind, each with the reason.
+            datasources: Datasources whose shared part is behind, each with the reason.
+        """
+        self._behind, self._datasources_behind = tenants, datasources
+        self.asks = self._authorize is not None or bool(self._refused or tenants or datasources)
+
     def serves(self, tenant: Tenant) -> bool:
-        """Whether a tenant is served: it is not suspended, and its datasource keeps tenants apart."""
-        return tenant.state is not TenantState.SUSPENDED and tenant.datasource not in self._refused
+        """Whether a tenant is served: neither suspended nor behind, on a datasource that keeps tenants apart."""
+        is_behind = tenant.datasource in self._datasources_behind or tenant.name in self._behind
+        return tenant.state is not TenantState.SUSPENDED and tenant.datasource not in self._refused and not is_behind
 
     def check_served(self, tenant: Tenant) -> None:
         """Refuse a tenant that is not served.
 
         Raises:
-            DataError: TENANT (403): it is suspended. CONFIG (503): its datasource does not isolate tenants.
+            DataError: TENANT (403): it is suspended; (503) its schema lacks migrations. CONFIG (503): its datasource
+                does not isolate tenants.
         """
+        behind = self._datasources_behind.get(tenant.datasource) or self._behind.get(tenant.name or "")
+        if behind is not None:
+            raise DataError(DataErrorKind.TENANT, behind, http_status=503, is_retryable=True)
         reason = self._refused.get(tenant.datasource)
         if reason is not None:
             raise DataError(DataErrorKind.CONFIG, reason, http_status=503)

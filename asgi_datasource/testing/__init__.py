@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from .binaries import ClusterError
     from .cluster import ClusterState, EmbeddedCluster
     from .live import LiveServer, RunningServer, ServeError, serve
+    from .migrated import MigratedTemplate, MigrationOptions
     from .node import Node
     from .options import ClusterOptions
     from .protocol import RoundTripCounter
@@ -24,6 +25,8 @@ __all__ = [
     "EmbeddedCluster",
     "FaultProxy",
     "LiveServer",
+    "MigratedTemplate",
+    "MigrationOptions",
     "Node",
     "RoundTripCounter",
     "RunningServer",
@@ -40,6 +43,8 @@ _HOME = {
     "EmbeddedCluster": "cluster",
     "FaultProxy": "proxy",
     "LiveServer": "live",
+    "MigratedTemplate": "migrated",
+    "MigrationOptions": "migrated",
     "Node": "node",
     "RoundTripCounter": "protocol",
     "RunningServer": "live",

@@ -21,6 +21,7 @@ import pytest
 
 if TYPE_CHECKING:
     from .cluster import EmbeddedCluster
+    from .migrated import MigratedTemplate, MigrationOptions
     from .options import ClusterOptions
 
 
@@ -81,3 +82,31 @@ def pg_database(pg_cluster: EmbeddedCluster) -> Generator[Database, None, None]:
     pg_cluster.wait_caught_up()
     yield database
     pg_cluster.remove_database(database.name)
+
+
+@pytest.fixture(scope="session")
+def pg_migrations() -> MigrationOptions:
+    """What `pg_migrated` migrates; override it to return `{"folder": ..., "tenants": {"acme": "acme"}}`."""
+    return {"folder": "migrations"}
+
+
+@pytest.fixture(scope="session")
+def pg_migrated_template(
+    pg_cluster: EmbeddedCluster, pg_migrations: MigrationOptions
+) -> Generator[MigratedTemplate, None, None]:
+    """A database with all migrations, made once for the test run."""
+    from .migrated import MigratedTemplate
+
+    template = MigratedTemplate(pg_cluster, pg_migrations)
+    template.make()
+    yield template
+    pg_cluster.remove_database(template.name)
+
+
+@pytest.fixture
+def pg_migrated(pg_migrated_template: MigratedTemplate) -> Generator[Database, None, None]:
+    """A fresh database with all migrations for one test: a copy of one that was migrated once."""
+    database = Database(pg_migrated_template.clone(), pg_migrated_template.cluster)
+    database.cluster.wait_caught_up()
+    yield database
+    database.cluster.remove_database(database.name)

@@ -1,6 +1,7 @@
 """Transactions: options, propagation, states, hooks, retry and commit outcome."""
 
 from . import control_statements
+from .deferred_writes import DeferredWriter, DeferredWrites
 from .hooks import DueHooks, Hook, HookEvent, WaitingHooks, call_hook, name_of_hook
 from .options import (
     MAX_RETRIES,
@@ -24,6 +25,8 @@ __all__ = [
     "MOVES",
     "ONE_SNAPSHOT",
     "RAW_SAVEPOINT",
+    "DeferredWriter",
+    "DeferredWrites",
     "DueHooks",
     "Hook",
     "HookEvent",

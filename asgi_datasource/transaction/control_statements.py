@@ -163,12 +163,16 @@ class Verdict(StrEnum):
     """No answer."""
 
 
-def judge_commit(exchange: Exchange) -> Verdict:
-    """Evaluate an exchange whose first statement is COMMIT: by the command tag, not by whether an error was raised.
+def judge_commit(exchange: Exchange, index: int = 0) -> Verdict:
+    """Evaluate an exchange with a COMMIT in it: by the command tag, not by whether an error was raised.
+
+    Args:
+        exchange: The round trip.
+        index: Where COMMIT stands in it.
 
     Source: PostgreSQL manual, COMMIT: "the command tag is ROLLBACK" for a transaction that had failed.
     """
-    if exchange.was_answered(0):
-        return Verdict.COMMITTED if exchange.tag(0) == "COMMIT" else Verdict.ROLLED_BACK
+    if exchange.was_answered(index):
+        return Verdict.COMMITTED if exchange.tag(index) == "COMMIT" else Verdict.ROLLED_BACK
     # Without an index nothing was sent: the connection had been lost before, and the transaction with it.
     return Verdict.LOST if exchange.is_lost and exchange.failed_at is not None else Verdict.FAILED

@@ -405,7 +405,14 @@ class Transaction:
             self._note_commit_ended(None)
         return True
 
-    async def commit(self, *, deadline: float | None, doubt_timeout_s: float, begun: Exchange | None = None) -> None:
+    async def commit(
+        self,
+        *,
+        deadline: float | None,
+        doubt_timeout_s: float,
+        begun: Exchange | None = None,
+        final: Sequence[Statement] = (),
+    ) -> None:
         """Commit, and look up the outcome if the connection is lost.
 
         Runs in a background task that the request's cancellation does not reach.
@@ -414,6 +421,8 @@ class Transaction:
             deadline: Event-loop time at which a COMMIT that is still running is cancelled.
             doubt_timeout_s: Seconds that the lookup of the outcome may take.
             begun: The round trip of COMMIT, if `send_commit` has started it.
+            final: Writes in front of COMMIT in its round trip, in a transaction that has an id already: its outcome can
+                be looked up by that.
 
         Raises:
             UnexpectedRollback: The transaction had failed before; it was rolled back.
@@ -427,7 +436,9 @@ class Transaction:
         connection = self.connection
         try:
             if begun is None:
-                batch = _END if self.identified is None else _END_OF_WRITES
+                batch: Sequence[Statement] = _END if self.identified is None else _END_OF_WRITES
+                if final:
+                    batch = (*final, *batch)
                 exchange = await connection.exchange(batch, deadline=deadline)
             else:
                 exchange = begun
@@ -439,13 +450,13 @@ class Transaction:
             self.server.discard(connection)
             self._note_commit_ended(reason)
             raise
-        verdict = control_statements.judge_commit(exchange)
+        verdict = control_statements.judge_commit(exchange, len(final))
         failure: DataError | None = None
         try:
             if verdict is Verdict.COMMITTED:
                 self._move(TxState.COMMITTED)
                 if self.identified is not None:
-                    self.wal_position = exchange.value(1)
+                    self.wal_position = exchange.value(len(final) + 1)
                 await self._give_back()
             elif exchange.is_lost and self.read_only and self.isolation is not Isolation.SERIALIZABLE:
                 # Whether COMMIT was sent or not: nothing was written, and all that was read belongs together.

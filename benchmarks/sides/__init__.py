@@ -19,6 +19,9 @@ PSYCOPG_NO_POOL: Final = "psycopg by hand, no pool"
 ASYNCPG: Final = "asyncpg by hand"
 SQLALCHEMY_ASYNCPG: Final = "SQLAlchemy + asyncpg"
 SQLALCHEMY_PSYCOPG: Final = "SQLAlchemy + psycopg"
+ORM_OURS: Final = "ORM on asgi-datasource"
+ORM_ASYNCPG: Final = "ORM + asyncpg"
+ORM_PSYCOPG: Final = "ORM + psycopg"
 FASTAPI_DEPENDS: Final = "FastAPI Depends(yield)"
 FASTAPI_OURS: Final = "asgi-datasource in FastAPI"
 
@@ -29,6 +32,9 @@ _BUILDERS: Final = {
     ASYNCPG: "benchmarks.sides.asyncpg_by_hand:pooled",
     SQLALCHEMY_ASYNCPG: "benchmarks.sides.sqlalchemy_session:on_asyncpg",
     SQLALCHEMY_PSYCOPG: "benchmarks.sides.sqlalchemy_session:on_psycopg",
+    ORM_OURS: "benchmarks.sides.orm:on_ours",
+    ORM_ASYNCPG: "benchmarks.sides.orm:on_asyncpg",
+    ORM_PSYCOPG: "benchmarks.sides.orm:on_psycopg",
     FASTAPI_DEPENDS: "benchmarks.sides.fastapi_recipe:depends_yield",
     FASTAPI_OURS: "benchmarks.sides.fastapi_recipe:ours",
 }

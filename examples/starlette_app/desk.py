@@ -201,7 +201,7 @@ async def rebook(request: Request) -> DeskJSON:
     routes = await db.fetch_all("select origin, dest, status from flights where id in (%s, %s)", [flight_id, wish.to])
     if len({(row["origin"], row["dest"]) for row in routes}) > 1:
         raise HTTPException(409, "the two flights do not fly the same route")
-    # The database checks at COMMIT that there are enough seats (flights_not_overbooked in sql/desk.sql).
+    # The database checks at COMMIT that enough seats are free (flights_not_overbooked in migrations/tenant).
     return DeskJSON(rebooking, status_code=201)
 
 

@@ -40,7 +40,7 @@ class Fleet:
             async with self._lock:
                 await orders[action]()
                 self._taken = 0.0
-        return await self.topology()
+        return await self.picture()
 
     async def picture(self) -> dict[str, Any]:
         """For each server: whether it is up, whether its replay is paused, and its lag in bytes of WAL."""

@@ -1,4 +1,4 @@
-"""Fill the databases: schemas, tables, policies, and the flights of each airline with COPY, as in datasource.yaml."""
+"""Fill the databases: schemas, migrations, and the flights of each airline with COPY, as in datasource.yaml."""
 
 from __future__ import annotations
 
@@ -6,18 +6,21 @@ import asyncio
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import psycopg
 import yaml
 from psycopg import sql
+from psycopg.conninfo import make_conninfo
 
+from asgi_datasource import load as load_config
+from asgi_datasource.migrate import Migrator, Verdict
 from examples.starlette_app.dataset import Dataset
 
 HERE: Final = Path(__file__).parent
-SQL: Final = HERE / "sql"
+APP_ROLE: Final = "app"
 OWN_DATABASE_SCHEMA: Final = "desk"
-"""Schema of the tables in an airline's own database; it is in that datasource's search_path in datasource.yaml."""
+"""Schema of the tables in an airline's own database."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,16 +49,38 @@ class Place:
 
 def places() -> list[Place]:
     """Every tenant of datasource.yaml, in its order."""
-    document = yaml.safe_load((HERE / "datasource.yaml").read_text(encoding="utf-8"))
     return [
         Place(
             carrier=str(name).upper(),
             datasource=tenant["datasource"],
-            schema=tenant.get("schema", OWN_DATABASE_SCHEMA),
+            schema=tenant["schema"],
             is_shared="row_security" in tenant,
         )
-        for name, tenant in document["tenants"].items()
+        for name, tenant in _document()["tenants"].items()
     ]
+
+
+def _document() -> dict[str, Any]:
+    document: dict[str, Any] = yaml.safe_load((HERE / "datasource.yaml").read_text(encoding="utf-8"))
+    return document
+
+
+async def migrate(urls: Mapping[str, str]) -> None:
+    """Bring the schemas of all airlines to the version of the migrations, as `asgi-datasource migrate apply` does.
+
+    Args:
+        urls: For each datasource the URL of its database on the primary, for the role that owns the tables.
+    """
+    document = _document()
+    for name, url in urls.items():
+        # The migrations need the primary alone, and no login but the owner's.
+        document["datasources"][name]["admin"] = {"url": url}
+        document["datasources"][name].pop("replicas")
+    document["migrate"]["folder"] = str(HERE / "migrations")
+    environ = {f"{name.upper()}_PRIMARY_URL": make_conninfo(url, user=APP_ROLE) for name, url in urls.items()}
+    report = await Migrator(load_config(document, environ=environ, needs_resolver=False)).apply()
+    if report.verdict is not Verdict.AT_HEAD:
+        raise RuntimeError("; ".join(f"{one.name}: {one.failed}: {one.error}" for one in report.schemas if one.error))
 
 
 async def load(dataset: Dataset, urls: Mapping[str, str], progress: Callable[[str], None] = lambda text: None) -> int:
@@ -72,21 +97,29 @@ async def load(dataset: Dataset, urls: Mapping[str, str], progress: Callable[[st
     homes: dict[str, list[Place]] = {name: [] for name in urls}
     for place in places():
         homes[place.datasource].append(place)
+    await asyncio.gather(*(asyncio.to_thread(_make_schemas, urls[name], homes[name]) for name in urls))
+    await migrate(urls)
     counts = await asyncio.gather(
         *(asyncio.to_thread(_fill, dataset, urls[name], homes[name], progress) for name in urls)
     )
     return sum(counts)
 
 
+def _make_schemas(url: str, homes: list[Place]) -> None:
+    with psycopg.connect(url) as conn:
+        for schema in dict.fromkeys(place.schema for place in homes):
+            name = sql.Identifier(schema)
+            conn.execute(sql.SQL("create schema {}; grant usage on schema {} to app").format(name, name))
+
+
 def _fill(dataset: Dataset, url: str, homes: list[Place], progress: Callable[[str], None]) -> int:
     """Fill one database; blocking, because COPY is a stream."""
     with psycopg.connect(url) as conn:
-        conn.execute((SQL / "reference.sql").read_bytes())
         _copy_reference(conn, dataset)
         _copy_staging(conn, dataset, {place.carrier for place in homes})
         total = 0
         for schema in dict.fromkeys(place.schema for place in homes):
-            total += _make_desk(conn, schema, [place for place in homes if place.schema == schema])
+            total += _fill_desk(conn, schema, [place for place in homes if place.schema == schema])
             progress(schema)
         conn.commit()
         conn.autocommit = True
@@ -128,15 +161,9 @@ def _copy_staging(conn: psycopg.Connection[tuple[object, ...]], dataset: Dataset
         copy.write("".join(chunk))
 
 
-def _make_desk(conn: psycopg.Connection[tuple[object, ...]], schema: str, homes: list[Place]) -> int:
-    """Create one schema with its tables and indexes, and insert the flights of its airlines."""
-    name = sql.Identifier(schema)
-    conn.execute(sql.SQL("create schema {}; grant usage on schema {} to app").format(name, name))
-    conn.execute(sql.SQL("set local search_path to {}, ref, pg_temp").format(name))
-    conn.execute((SQL / "desk.sql").read_bytes())
-    if homes[0].is_shared:
-        conn.execute((SQL / "row_security.sql").read_bytes())
-    conn.execute((SQL / "grants.sql").read_bytes())
+def _fill_desk(conn: psycopg.Connection[tuple[object, ...]], schema: str, homes: list[Place]) -> int:
+    """Insert the flights of the airlines of one schema."""
+    conn.execute(sql.SQL("set local search_path to {}, ref, pg_temp").format(sql.Identifier(schema)))
     total = 0
     for place in homes:
         if place.is_shared:

@@ -11,6 +11,8 @@ from typing import Any, Final
 from asgi_datasource.config.changes import Kind, Weight
 from asgi_datasource.config.diagnostics import Code, EditKind, Severity
 from asgi_datasource.config.state import StateDocument
+from asgi_datasource.migrate import Scope, Standing, Trouble
+from asgi_datasource.migrate import Verdict as MigrationVerdict
 from asgi_datasource.routing import AccessIntent, Consistency, Reason, Role, Verdict
 
 _DRAFT: Final = "https://json-schema.org/draft/2020-12/schema"
@@ -202,6 +204,67 @@ def explanation_schema() -> dict[str, Any]:
         },
     }
     return schema
+
+
+def migration_report_schema() -> dict[str, Any]:
+    """The schema of the result of `MigrationReport.document`."""
+    text = {"type": "string"}
+    maybe = {"type": ["string", "null"]}
+    labels = {"type": "array", "items": text}
+    version = {"type": "integer", "minimum": 0}
+    seconds = {"type": "number", "minimum": 0}
+    schema = {
+        "datasource": text,
+        "database": {**maybe, "description": "What stands for {tenant} in the URL of the datasource; null without."},
+        "scope": {"enum": [scope.value for scope in Scope]},
+        "schema": {"type": "string", "description": "Where its statements create tables."},
+        "tenants": {
+            "type": "array",
+            "items": text,
+            "description": "The tenants that live in it; none for a shared part.",
+        },
+        "standing": {
+            "enum": [standing.value for standing in Standing],
+            "description": (
+                "at_head: it has everything. pending: it lacks something. waiting: a contract migration waits for"
+                " another tenant. refused: see findings. failed: see error. moving: its tenant is being moved."
+            ),
+        },
+        "from_version": {**version, "description": "Its highest version at the beginning; 0 for none."},
+        "to_version": {**version, "description": "Its highest version at the end."},
+        "head": {**version, "description": "The highest version of the files."},
+        "applied": {**labels, "description": "What this run has applied."},
+        "pending": {**labels, "description": "What it lacks."},
+        "failed": {**maybe, "description": "The migration that has failed."},
+        "error": {**maybe, "description": "Why; never a value of a row."},
+        "sqlstate": maybe,
+        "waits_for": {**maybe, "description": "The schema that a contract migration waits for."},
+        "findings": {
+            "type": "array",
+            "items": _closed(
+                {
+                    "trouble": {"enum": [trouble.value for trouble in Trouble]},
+                    "label": {"type": "string", "description": "The file or version; empty for the whole schema."},
+                    "message": text,
+                    "fix": text,
+                }
+            ),
+        },
+        "seconds": seconds,
+    }
+    return _document(
+        "migration-report",
+        "asgi-datasource migrate",
+        {
+            "command": {"type": "string", "examples": ["plan", "check", "status", "apply"]},
+            "run_id": {**maybe, "description": "The run, as the ledger has it; null where nothing was changed."},
+            "seconds": seconds,
+            "exit_code": {"enum": [int(verdict) for verdict in MigrationVerdict]},
+            "counts": _closed({standing.value: version for standing in Standing}),
+            "schemas": {"type": "array", "items": _closed(schema)},
+        },
+        {},
+    )
 
 
 def state_schema() -> dict[str, Any]:

@@ -14,7 +14,7 @@ from asgi_datasource import ConfigError, DataSourceMiddleware
 from asgi_datasource.testing.ports import reserve_port
 from tests.asgi_call import Call
 
-LIMIT_S = 40.0
+LIMIT_S = 120.0
 
 WRONG = """
 version: 1

@@ -27,15 +27,32 @@ OTHER = "another2another2another2"
 MASKED = [place for place, kind in value_places().items() if kind.mask is not None]
 
 
-def base() -> dict[str, Any]:
+PUBLISHERS: dict[str, dict[str, Any]] = {
+    "nats": {"url": "nats://nats:4222"},
+    "kafka": {"servers": "kafka:9092", "user": "app", "password": "of-app"},
+    "rabbitmq": {"url": "amqp://rabbitmq"},
+    "redis": {"url": "redis://redis:6379/0"},
+    "webhook": {"url": "https://partner.example/hooks", "secret": "whsec_" + "a" * 32},
+}
+"""A document has one of them."""
+
+
+def base(place: tuple[str, ...]) -> dict[str, Any]:
     document = full()
+    if place[:2] == ("outbox", "publisher"):
+        document["outbox"]["publisher"] = {place[2]: copy.deepcopy(PUBLISHERS[place[2]])}
     document["tenancy"]["resolve"][1]["jwt_claim"] = {"claim": "tenant", "algorithms": ["HS256"], "key": "${KEY:-k}"}
     return document
 
 
 def forms_of(secret: str) -> list[str]:
     """The secret in the forms of all kinds of fields."""
-    return [secret, f"postgresql://app:{secret}@elsewhere/orders"]
+    return [
+        secret,
+        f"postgresql://app:{secret}@elsewhere/orders",
+        *(f"{scheme}://app:{secret}@elsewhere" for scheme in ("nats", "amqp", "redis", "https")),
+        f"whsec_{secret}abcd",
+    ]
 
 
 def section_of(document: Any, place: tuple[str, ...]) -> tuple[dict[str, Any], str]:
@@ -54,7 +71,7 @@ def planted(place: tuple[str, ...], secret: str) -> dict[str, Any]:
     """A valid document with a secret at a place."""
     for form in forms_of(secret):
         for value in (form, [form], {"app.tenant": form}):
-            document = base()
+            document = base(place)
             section, key = section_of(document, place)
             section[key] = value
             if check_structure(document)[1] == [] and examine(document, environ={}).errors == ():

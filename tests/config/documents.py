@@ -52,14 +52,29 @@ def full() -> dict[str, Any]:
         "tenants": {"acme": {"datasource": "orders", "schema": "acme", "limits": {}}},
         "tenants_from": {"datasource": "orders", "defaults": {"limits": {}}},
         "provisioning": {},
+        "migrate": {"folder": "migrations", "stages": [{"name": "canary", "tenants": ["acme"]}]},
         "routes": [{"match": "GET /reports/**"}],
         "transactions": {},
         "consistency": {},
         "budget": {},
+        "outbox": {"publisher": {"callable": "shop.events:publish"}},
         "reload": {},
         "telemetry": {},
         "errors": {},
     }
+
+
+def full_with(section: tuple[str, ...]) -> dict[str, Any]:
+    """The same with this section in it: of the publishers of the outbox a document has one."""
+    document = full()
+    if section == ("outbox", "publisher"):
+        document["outbox"]["publisher"] = {}
+    elif section[:2] == ("outbox", "publisher"):
+        required = {
+            name: field.examples[0] for name, field in sections()[section].fields.items() if field.is_required()
+        }
+        document["outbox"]["publisher"] = {section[2]: required}
+    return document
 
 
 def put(document: dict[str, Any], section: tuple[str, ...], key: str, value: object) -> dict[str, Any]:
@@ -370,6 +385,49 @@ _errors = _section(
         "debug": _flags,
     },
 )
+_publisher = st.one_of(
+    _section({"nats": _section({"url": _referable(st.just("nats://nats:4222"))}, {})}, {}),
+    _section(
+        {
+            "kafka": _section(
+                {"servers": _referable(st.sampled_from(["kafka:9092", "a:1,b:2"]))},
+                {"user": _referable(st.just("app")), "password": st.just({"file": "primary.url"})},
+            )
+        },
+        {},
+    ),
+    _section(
+        {"rabbitmq": _section({"url": _referable(st.just("amqp://rabbitmq/"))}, {"exchange": _referable(_names)})}, {}
+    ),
+    _section(
+        {"redis": _section({"url": _referable(st.just("redis://redis"))}, {"max_length": _integers(1, 10**9)})}, {}
+    ),
+    _section(
+        {
+            "webhook": _section(
+                {"url": _referable(st.just("https://partner.example/")), "secret": _referable(st.just(PASSWORD))},
+                {"allow_private": _flags, "timeout": _referable(_durations)},
+            )
+        },
+        {},
+    ),
+    _section({"callable": st.sampled_from(["a:b", "shop.events:Publisher.of"])}, {}),
+)
+_outbox = _section(
+    {},
+    {
+        "relay": _referable(st.sampled_from(["embedded", "off"])),
+        "publisher": _publisher,
+        "source": _referable(st.sampled_from(["https://shop.example/orders", "urn:shop"])),
+        "max_payload": _referable(st.sampled_from(["1KiB", "256KiB"])),
+        "keep": _referable(st.sampled_from(["1d", "7d"])),
+        "notify": _referable(st.sampled_from(["off", "coalesced"])),
+        "max_attempts": _integers(1, 1000),
+        "on_dead": _referable(st.sampled_from(["skip", "hold"])),
+        "connections": _integers(1, 1000),
+        "warn_age": _referable(_durations),
+    },
+)
 _documents = _section(
     {
         "version": st.sampled_from([1, 1, 1.0]),
@@ -389,10 +447,28 @@ _documents = _section(
                 "programs": st.just("/usr/lib/postgresql/18/bin"),
             },
         ),
+        "migrate": _section(
+            {"folder": st.sampled_from(["migrations", "/srv/migrations"])},
+            {
+                "engine": st.just("sql"),
+                "folders": st.just({}),
+                "script_location": st.just("alembic"),
+                "at_startup": _referable(st.sampled_from(["check", "apply", "off"])),
+                "behind": st.sampled_from(["ignore", "refuse"]),
+                "concurrency": _integers(1, 100),
+                "lock_timeout": _referable(_durations),
+                "on_error": st.sampled_from(["continue", "stop"]),
+                "max_failures": _integers(1, 100),
+                "out_of_order": st.sampled_from(["error", "allow"]),
+                "missing": st.sampled_from(["error", "ignore"]),
+                "stages": st.sampled_from([[], [{"name": "rest"}]]),
+            },
+        ),
         "routes": st.lists(_route, max_size=2),
         "transactions": _transactions,
         "consistency": _consistency,
         "budget": _budget,
+        "outbox": _outbox,
         "reload": _section({}, {"on_sighup": _flags, "watch": _referable(_durations)}),
         "telemetry": _telemetry,
         "errors": _errors,

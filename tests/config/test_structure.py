@@ -229,7 +229,24 @@ MISTAKES = [
         "'conflict'?",
     ),
     (("errors",), "status", {"conflict": 200}, Code.WRONG_VALUE, "errors.status.conflict", "400 to 599", "503"),
-    ((), "outbox", {"relay": True}, Code.NOT_YET_SUPPORTED, "outbox", "not yet supported", "Leave it out"),
+    (
+        ("telemetry",),
+        "sqlcommenter",
+        True,
+        Code.NOT_YET_SUPPORTED,
+        "telemetry.sqlcommenter",
+        "not yet supported",
+        "Leave it out",
+    ),
+    (
+        ("outbox",),
+        "publisher",
+        {"callable": "a:b", "nats": {"url": "nats://nats"}},
+        Code.WRONG_COUNT,
+        "outbox.publisher",
+        "exactly one key",
+        "Keep one",
+    ),
     (("consistency",), "token", "cooky", Code.WRONG_VALUE, "consistency.token", "off, cookie, header", "'cookie'?"),
     (("transactions",), "retry", 21, Code.WRONG_VALUE, "transactions.retry", "from 0 to 20", "For example"),
     (("transactions",), "retry_body_limit", "1MB", Code.WRONG_VALUE, "transactions.retry_body_limit", "64KiB", ""),
@@ -272,7 +289,7 @@ def test_all_problems_are_reported_at_once() -> None:
         datasources={"orders": {"primary": {"url": "//db/orders"}, "pool": {"min_sise": 1}}},
         tenants={"acme": {"datasource": "order"}, "globex": {}},
         routes=[{"match": "nowhere"}],
-        outbox={},
+        telemetry={"sqlcommenter": True},
     )
     with pytest.raises(InvalidConfig) as caught:
         load(document)
@@ -281,7 +298,7 @@ def test_all_problems_are_reported_at_once() -> None:
         (Code.UNKNOWN_KEY, "datasources.orders.pool.min_sise"),
         (Code.MISSING_KEY, "tenants.globex.datasource"),
         (Code.WRONG_VALUE, "routes[0].match"),
-        (Code.NOT_YET_SUPPORTED, "outbox"),
+        (Code.NOT_YET_SUPPORTED, "telemetry.sqlcommenter"),
         # And the second stage on the valid parts:
         (Code.UNKNOWN_DATASOURCE, "tenants.acme.datasource"),
     ]

@@ -43,7 +43,7 @@ async def fail(server: PsycopgServer, query: str, params: Any = None, *, is_writ
     [
         ("selec 1", DataErrorKind.QUERY, 500, "42601"),
         ("select * from missing", DataErrorKind.QUERY, 500, "42P01"),
-        ("select 1/0", DataErrorKind.QUERY, 500, "22012"),
+        ("select 1/0", DataErrorKind.VALUE, 422, "22012"),
         ("insert into parents values (1, 'x')", DataErrorKind.CONSTRAINT, 409, "23505"),
         ("insert into children values (99)", DataErrorKind.CONSTRAINT, 409, "23503"),
         ("insert into parents values (-1, 'x')", DataErrorKind.CONSTRAINT, 422, "23514"),

@@ -115,19 +115,21 @@ async def test_no_read_is_older_than_allowed_whichever_server_its_connection_lea
 
 async def test_what_a_pooler_leads_to_is_not_known_also_where_nobody_has_named_it(world: World) -> None:
     secret = {"token": "header", "secret": "s" * 32}
-    async with pgbouncer(world.url("r1"), size=3) as bouncer:
-        async with compile(config_of(world, bouncer.url(world.dbname), consistency=secret)) as registry:
-            replica = replica_of(registry)
-            async with registry.session("acme") as db:
-                await db.execute("insert into orders (item) values ('tea')")
-            await world.cluster.caught_up()
-            for _ in range(3):
-                async with registry.session("acme", token=db.token) as reader:
-                    assert await reader.read.fetch_value("select count(*) from orders") == 1
-            connection = await replica.acquire(deadline=None)
-            assert (connection.leads_to, connection.held) == (None, None)
-            replica.release(connection)
-            assert replica.leads_to_several
+    async with (
+        pgbouncer(world.url("r1"), size=3) as bouncer,
+        compile(config_of(world, bouncer.url(world.dbname), consistency=secret)) as registry,
+    ):
+        replica = replica_of(registry)
+        async with registry.session("acme") as db:
+            await db.execute("insert into orders (item) values ('tea')")
+        await world.cluster.caught_up()
+        for _ in range(3):
+            async with registry.session("acme", token=db.token) as reader:
+                assert await reader.read.fetch_value("select count(*) from orders") == 1
+        connection = await replica.acquire(deadline=None)
+        assert (connection.leads_to, connection.held) == (None, None)
+        replica.release(connection)
+        assert replica.leads_to_several
 
 
 async def test_a_server_that_was_restarted_is_one_server(world: World) -> None:

@@ -1,4 +1,4 @@
-"""What the driver refuses or cannot read on the client arrives as a DataError of kind QUERY, without values."""
+"""What the driver refuses or cannot read on the client arrives as a DataError, without values."""
 
 from __future__ import annotations
 
@@ -51,8 +51,14 @@ async def registry(world: World) -> AsyncIterator[DataSourceRegistry]:
         await assert_whole(made, world)
 
 
-def assert_mistake(error: DataError, cause: type[BaseException]) -> None:
-    assert (error.kind, error.http_status, error.is_retryable) == (DataErrorKind.QUERY, 500, False)
+NO_VALUES: tuple[type[BaseException], ...] = (psycopg.DataError, UnicodeEncodeError)
+"""Raised for user input that cannot be a value of PostgreSQL."""
+
+
+def assert_mistake(error: DataError, cause: type[BaseException], *, is_sent: bool = False) -> None:
+    is_value = not is_sent and issubclass(cause, NO_VALUES)
+    wanted = (DataErrorKind.VALUE, 422) if is_value else (DataErrorKind.QUERY, 500)
+    assert (error.kind, error.http_status, error.is_retryable) == (*wanted, False)
     assert isinstance(error.__cause__, cause)
     for text in (str(error), repr(error), "".join(traceback.format_exception(error.__cause__))):
         assert SECRET not in text.partition("Traceback")[0]
@@ -74,7 +80,7 @@ async def ask(db: DataSession, place: str, query: Any, params: Any) -> None:
 
 
 @pytest.mark.parametrize("place", ["read", "write", "snapshot", "in a transaction"])
-async def test_what_cannot_be_sent_is_a_query_error_and_the_transaction_goes_on(
+async def test_what_cannot_be_sent_is_a_data_error_and_the_transaction_goes_on(
     world: World, registry: DataSourceRegistry, place: str
 ) -> None:
     for what, (query, params, cause) in NOT_SENT.items():
@@ -97,7 +103,7 @@ async def test_what_cannot_be_read_is_a_query_error_and_the_session_goes_on(
         async with registry.session("acme") as db:
             with pytest.raises(DataError) as caught:
                 await ask(db, place, query, None)
-            assert_mistake(caught.value, psycopg.DataError)
+            assert_mistake(caught.value, psycopg.DataError, is_sent=True)
             for value in ("infinity", "0044", "54321"):
                 assert value not in f"{caught.value} {caught.value.__cause__}"
             assert await db.fetch_value("select 1") == 1

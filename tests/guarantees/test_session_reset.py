@@ -168,7 +168,7 @@ async def test_nothing_that_a_tenant_leaves_reaches_the_next(world: World, role:
                 await leave_behind(registry, leave, name, role)
                 await assert_finds_nothing(registry, write=write)
                 await leave_behind(registry, leave, name, role)
-                # The session is as it was in the beginning; and the same one, unless a cancelled statement took too long.
+                # The session is as in the beginning, and the same one unless a cancelled statement took too long.
                 found = await state(registry, write=write)
                 assert found[1:] == before[1:], name
                 assert found[0] == before[0] or leave is cancelled, name

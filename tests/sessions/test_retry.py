@@ -423,7 +423,7 @@ async def test_a_request_with_a_body_beyond_the_limit_is_not_retried_and_logged(
     registry = world.registry(transactions={"retry_body_limit": "1KiB"})
     async with client(world, [Route("/", place, methods=["POST"])], registry=registry) as http:
         assert (await http.post("/", content=b"x" * 1025)).status_code == 409
-        assert "does not run again: its body is longer than transactions.retry_body_limit" in caplog.text
+        assert "is not retried after a conflict: its body is longer than transactions.retry_body_limit" in caplog.text
         attempts.count = 0
         assert (await http.post("/", content=b"x" * 1024)).json() == 2
 
@@ -448,7 +448,7 @@ async def test_a_request_with_a_partial_commit_is_not_retried(
 
     async with client(world, [Route("/", place, methods=["POST"])]) as http:
         assert (await http.post("/")).status_code == 409
-    assert "does not run again: a part of it has been committed already" in caplog.text
+    assert "is not retried after a conflict: a part of it has been committed already" in caplog.text
     assert attempts.count == 1
     assert await world.items() == ["part"]
 
@@ -508,7 +508,7 @@ async def test_no_attempt_is_scheduled_after_the_deadline(world: World, caplog: 
     routes = [Route("/", place, methods=["POST"]), Route("/call", call, methods=["POST"])]
     async with client(world, routes) as http:
         assert (await http.post("/")).status_code == 409
-        assert "does not run again: its deadline is too near" in caplog.text
+        assert "is not retried after a conflict: its deadline is too near" in caplog.text
         assert (await http.post("/call")).status_code == 200
     assert attempts.count == 3
 
@@ -590,7 +590,7 @@ async def test_a_request_whose_client_disconnected_is_not_retried(
         await call.run(DataSourceMiddleware(endpoint, registry=registry))
         await assert_whole(registry, world)
     assert attempts.count == 1
-    assert "does not run again: its client has left" in caplog.text
+    assert "is not retried after a conflict: its client has left" in caplog.text
 
 
 async def test_a_request_is_not_retried_after_statements_in_an_outer_middlewares_session(
@@ -616,7 +616,7 @@ async def test_a_request_is_not_retried_after_statements_in_an_outer_middlewares
             call = Call(path=path, endpoint=endpoint)
             await call.run(DataSourceMiddleware(application, registry=outer))
             assert (call.status, attempts.count) == (status, count)
-    assert "does not run again: a part of it has been committed already" in caplog.text
+    assert "is not retried after a conflict: a part of it has been committed already" in caplog.text
 
 
 @pytest.mark.usefixtures("long_pauses")

@@ -13,12 +13,12 @@ from typing import Any
 
 import psycopg
 
-from asgi_datasource.cli.commands import tenants
+from asgi_datasource.cli.commands import migrate, tenants
 from asgi_datasource.cli.program import main
 from tests.cli.run import TIMEOUT_S, Ran
 
 _context = get_context("forkserver")
-_context.set_forkserver_preload([__name__, tenants.__name__])
+_context.set_forkserver_preload([__name__, tenants.__name__, migrate.__name__])
 
 
 async def seed(tenant: Any, connection: psycopg.AsyncConnection[Any]) -> None:

@@ -38,5 +38,7 @@ COMMANDS: Final[dict[str, Entry]] = {
     "schema": Entry("print the JSON Schema of the configuration", "schema"),
     "completion": Entry("print a completion script for bash, zsh or fish", "completion"),
     "tenants": Entry("create, list, change, move and drop tenants; print the SQL of policies", "tenants"),
+    "migrate": Entry("plan, apply and check the migrations of every datasource and tenant", "migrate"),
+    "outbox": Entry("install the outbox, run a relay, show what waits, handle dead events", "outbox"),
 }
 """All commands, in the order of the help."""

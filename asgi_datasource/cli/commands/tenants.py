@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ...errors import DataError
+from ...migrate import NewTenants
 from ...tenancy import PolicyRules, policy_sql
 from ...tenancy.provisioning import Operation, Provisioner, Record, UnderWay, compile_provisioning
 from ..command import CannotRun, Clean, ExitCode, Printed, offer_formats
@@ -162,7 +163,9 @@ def run(options: Namespace, console: Console) -> Done | Listing | Printed:
         )
     file: str = options.config or find_file()
     findings = examine_file(file, options, environment(options), needs_resolver=False)
-    provisioner = Provisioner(compile_provisioning(load_or_refuse(findings)), tell=console.progress)
+    config = load_or_refuse(findings)
+    migrations = None if config.migrate is None else NewTenants(config, tell=console.progress)
+    provisioner = Provisioner(compile_provisioning(config), tell=console.progress, migrations=migrations)
     try:
         return asyncio.run(_OPERATIONS[options.operation](provisioner, options))
     except DataError as error:

@@ -245,7 +245,12 @@ class PsycopgConnection(WatchedSocket, PipelineHost):  # pyright: ignore[reportI
                 return None
             if envelope.settings:
                 head = self.settings.command(
-                    settings, self.transformer.encoding, left_s, is_read=envelope.is_read, prepares=prepares
+                    settings,
+                    self.transformer.encoding,
+                    left_s,
+                    is_read=envelope.is_read,
+                    prepares=prepares,
+                    clears=self._calls_of_reset() if self.is_unclean else b"",
                 )
         except Exception:  # noqa: BLE001 - a mistake of the caller's, which `exchange` raises in its place
             return None
@@ -265,8 +270,8 @@ class PsycopgConnection(WatchedSocket, PipelineHost):  # pyright: ignore[reportI
         else:
             commands = [*opening, *between, command, *closing]
         pipeline = Pipeline(self, commands)
-        if self.is_unclean and self.is_idle:
-            self._put_reset(pipeline, behind=len(opening), is_read=envelope.is_read)
+        if self.is_unclean and self.pgconn.transaction_status == _IDLE:
+            self._put_reset(pipeline, behind=len(opening), is_read=envelope.is_read, has_calls=head is not None)
         if not envelope.is_read:
             self.has_written = True
         return self._start(pipeline, deadline, None)
@@ -291,19 +296,28 @@ class PsycopgConnection(WatchedSocket, PipelineHost):  # pyright: ignore[reportI
             batch = self._batches[statements] = (self.plans.generation, commands)
         return self._start(Pipeline(self, batch[1]), deadline, None)
 
-    def _put_reset(self, pipeline: Pipeline, *, behind: int, is_read: bool) -> None:
+    def _put_reset(self, pipeline: Pipeline, *, behind: int, is_read: bool, has_calls: bool) -> None:
         """Begin a transaction with a reset.
 
         Args:
             pipeline: What opens it.
             behind: How many of its commands come first: BEGIN, so that a failing reset fails the transaction.
             is_read: The transaction is READ ONLY, and ends with this round trip.
+            has_calls: Its settings begin with the function calls of the reset.
         """
         observer = self._observer
         is_shared = observer is not None and observer.shares_sessions
-        pipeline.reset = self.reset.commands(has_written=self.has_written or is_shared, is_shared=is_shared)
+        pipeline.reset = self.reset.commands(
+            has_written=self.has_written or is_shared, is_shared=is_shared, has_calls=has_calls
+        )
         pipeline.reset_at = behind
         pipeline.is_read = is_read
+
+    def _calls_of_reset(self) -> bytes:
+        """What the settings of the next transaction begin with; nothing inside a transaction."""
+        if not self.is_unclean or self.pgconn.transaction_status != _IDLE:
+            return b""
+        return self.reset.calls(is_shared=self._observer is not None and self._observer.shares_sessions)
 
     @property
     def _has_other_encoding(self) -> bool:
@@ -313,7 +327,7 @@ class PsycopgConnection(WatchedSocket, PipelineHost):  # pyright: ignore[reportI
     async def _reset_apart(self, deadline: float | None) -> None:
         """Reset in a round trip of its own."""
         pipeline = Pipeline(self, ())
-        self._put_reset(pipeline, behind=0, is_read=True)
+        self._put_reset(pipeline, behind=0, is_read=True, has_calls=False)
         self._start(pipeline, deadline, None)
         await pipeline.waiter
         await self.finish(pipeline)
@@ -326,7 +340,7 @@ class PsycopgConnection(WatchedSocket, PipelineHost):  # pyright: ignore[reportI
             return
         if receiver.reset is not None:
             self._has_reset = True
-        if self._has_reset and self.is_idle:
+        if self._has_reset and self.pgconn.transaction_status == _IDLE:
             self._has_reset = False
             if receiver.has_committed:
                 if receiver.is_read:
@@ -436,7 +450,10 @@ class PsycopgConnection(WatchedSocket, PipelineHost):  # pyright: ignore[reportI
         pipeline.resets_mode = self._was_psycopgs
         is_read = bool(statements) and isinstance(statements[0], Settings) and statements[0].is_read
         if self.is_unclean and statements and self.is_idle:
-            self._put_reset(pipeline, behind=int(isinstance(statements[0], Begin)), is_read=is_read)
+            behind = int(isinstance(statements[0], Begin))
+            head = statements[behind : behind + 1]
+            has_calls = bool(head) and isinstance(head[0], Settings) and pipeline.sends(behind)
+            self._put_reset(pipeline, behind=behind, is_read=is_read, has_calls=has_calls)
         if statements and not is_read:
             self.has_written = True
         if self._is_gone:
@@ -497,7 +514,12 @@ class PsycopgConnection(WatchedSocket, PipelineHost):  # pyright: ignore[reportI
         if isinstance(statement, Settings):
             left_s = None if statement.deadline is None else statement.deadline - self._loop.time()
             command = self.settings.command(
-                statement.pairs, self.transformer.encoding, left_s, is_read=statement.is_read, prepares=prepares
+                statement.pairs,
+                self.transformer.encoding,
+                left_s,
+                is_read=statement.is_read,
+                prepares=prepares,
+                clears=self._calls_of_reset(),
             )
             return command or _NOTHING
         plan = self.plans.control_plan(statement.encoded) if prepares and statement.prepare else None

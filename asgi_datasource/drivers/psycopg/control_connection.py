@@ -112,6 +112,46 @@ class ControlConnection:
         except psycopg.Error as error:
             raise self._refused(error, where=f"{name}{_position(error, text)}: ") from error
 
+    def compose(self, template: LiteralString, *names: str | tuple[str, ...], **values: object) -> str:
+        """The text of a statement, for `batch`.
+
+        Args:
+            template: `insert into t values ({id})`.
+            names: What replaces the empty braces, quoted as identifiers; a tuple is a name qualified by its schema.
+            values: What replaces `{key}`, as literals.
+        """
+        parts = [sql.Identifier(*((name,) if isinstance(name, str) else name)) for name in names]
+        literals = {key: sql.Literal(value) for key, value in values.items()}
+        return sql.SQL(template).format(*parts, **literals).as_string(self.connection)
+
+    async def batch(self, *texts: str, name: str = "") -> list[list[tuple[Any, ...]]]:
+        """Run several statements in one message and one round trip.
+
+        After a failure, none of the following statements runs; a transaction that the message has begun stays open and
+        failed.
+
+        Args:
+            texts: The statements; each text holds one or more of them, without a semicolon at its end.
+            name: Names the first text in errors, with line and column where the server reports them.
+
+        Returns:
+            The rows of each statement, in their order; none for a statement without rows.
+
+        Raises:
+            DataError: The server refused one of them, or the connection was lost.
+        """
+        text = "\n;\n".join(texts)
+        try:
+            cursor = await self.connection.execute(text.encode(), prepare=False)
+            found: list[list[tuple[Any, ...]]] = []
+            while True:
+                found.append(await cursor.fetchall() if cursor.description is not None else [])
+                if not cursor.nextset():
+                    return found
+        except psycopg.Error as error:
+            where = f"{name}{_position(error, text)}: " if name else ""
+            raise self._refused(error, where=where) from error
+
     @asynccontextmanager
     async def transaction(self) -> AsyncGenerator[None]:
         """A transaction block.
@@ -122,6 +162,18 @@ class ControlConnection:
         try:
             async with self.connection.transaction():
                 yield
+        except psycopg.Error as error:
+            raise self._refused(error) from error
+
+    @asynccontextmanager
+    async def translated(self) -> AsyncGenerator[None]:
+        """A block in which psycopg's errors become `DataError`s without values; it begins no transaction.
+
+        Raises:
+            DataError: A statement in it failed.
+        """
+        try:
+            yield
         except psycopg.Error as error:
             raise self._refused(error) from error
 
@@ -211,6 +263,17 @@ def login_of(conninfo: str) -> str:
     if not user:
         raise ConfigError("the connection URL names no user")
     return str(user)
+
+
+def connect_blocking(conninfo: str, *, dbname: str | None = None) -> psycopg.Connection[Any]:
+    """A connection of the blocking kind, which prepares nothing, for tools that know no other."""
+    parts = {} if dbname is None else {"dbname": dbname}
+    return psycopg.connect(make_conninfo(conninfo, **parts), prepare_threshold=None)
+
+
+def with_application_name(conninfo: str, name: str) -> str:
+    """A connection string whose connections bear another `application_name`."""
+    return make_conninfo(conninfo, application_name=name)
 
 
 async def login_parameters(

@@ -3,13 +3,23 @@
 from __future__ import annotations
 
 from contextlib import AbstractAsyncContextManager
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
+
+import psycopg
 
 from ...routing import Role
 from ..protocol import PoolKeeper
 from ..settings import ServerSettings
 from .conninfo_template import ConnectionTemplate
-from .control_connection import ControlConnection, login_of, login_parameters, open_control
+from .control_connection import (
+    ControlConnection,
+    connect_blocking,
+    login_of,
+    login_parameters,
+    open_control,
+    refusal_text,
+    with_application_name,
+)
 from .server import PsycopgServer
 
 if TYPE_CHECKING:
@@ -46,6 +56,18 @@ class PsycopgDriver:
     def login_of(self, conninfo: str) -> str:
         """The role that a connection string logs in as; raises ConfigError if it names none."""
         return login_of(conninfo)
+
+    def connect_blocking(self, conninfo: str, *, dbname: str | None = None) -> psycopg.Connection[Any]:
+        """See `drivers.control.ControlDriver`."""
+        return connect_blocking(conninfo, dbname=dbname)
+
+    def refusal_text(self, error: BaseException | None) -> str:
+        """See `drivers.control.ControlDriver`."""
+        return refusal_text(error) if isinstance(error, psycopg.Error) else type(error).__name__
+
+    def with_application_name(self, conninfo: str, name: str) -> str:
+        """See `drivers.control.ControlDriver`."""
+        return with_application_name(conninfo, name)
 
     async def login_parameters(
         self, admin: ControlConnection, conninfo: str, *, user: str, password: str, where: str

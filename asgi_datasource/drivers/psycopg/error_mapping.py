@@ -94,21 +94,24 @@ def of_mistake(error: Exception, *, where: str) -> DataError:
     psycopg's own refusals name types and placeholders. What others raise, and errors about a single value, may quote
     the value: their class is told, and the values are taken out of the cause, which every traceback prints.
     """
+    kind = DataErrorKind.QUERY
     if isinstance(error, ProgrammingError | InterfaceError | TypeError) or (
         isinstance(error, OperationalError) and error.sqlstate is None
     ):
         text = _first_line(error)
     elif isinstance(error, UnicodeError):
+        kind = DataErrorKind.VALUE
         text = "a text cannot be encoded for the server: it holds a lone surrogate, or what its encoding does not have"
         if isinstance(error, UnicodeEncodeError):
             error.object = ""
     else:
         text = f"a parameter could not be adapted ({type(error).__name__})"
-        if isinstance(error, ClientDataError):
+        if isinstance(error, ClientDataError | OverflowError):
+            kind = DataErrorKind.VALUE
             if "NUL" in str(error):
                 text = "PostgreSQL text holds no NUL (0x00)"
             error.args = (text,)
-    return DataError(DataErrorKind.QUERY, f"{where}: {text}")
+    return DataError(kind, f"{where}: {text}")
 
 
 def _first_line(error: BaseException) -> str:

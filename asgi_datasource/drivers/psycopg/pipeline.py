@@ -30,7 +30,6 @@ converted for the user."""
 _TUPLES_OK: Final = int(ExecStatus.TUPLES_OK)
 _COMMAND_OK: Final = int(ExecStatus.COMMAND_OK)
 _EMPTY_QUERY: Final = int(ExecStatus.EMPTY_QUERY)
-_WORKED: Final = (_TUPLES_OK, _COMMAND_OK)
 _FATAL_ERROR: Final = int(ExecStatus.FATAL_ERROR)
 _ABORTED: Final = int(ExecStatus.PIPELINE_ABORTED)
 _SYNC: Final = int(ExecStatus.PIPELINE_SYNC)
@@ -42,9 +41,6 @@ _INTRANS: Final = int(TransactionStatus.INTRANS)
 
 _NO_PLAN: Final = b"ads_0"
 """A name that no plan has."""
-
-_RESET: Final = -2
-"""Slot of what clears the session: it has to work."""
 
 _PRELUDE: Final = -1
 """Slot of commands in front of the statements, whose answers are ignored."""
@@ -185,16 +181,23 @@ class Pipeline:
         values = [answer.get_value(0, column) for column in range(answer.nfields)]
         return [None if value is None else value.decode() for value in values]
 
+    def sends(self, index: int) -> bool:
+        """Whether a statement has a text."""
+        return bool(self._commands[index][0])
+
     @property
     def has_committed(self) -> bool:
         """Whether a transaction that has ended with it, or within it, took effect."""
         if self.error is not None:
             return False
-        tags = {answer.command_status for answer in self._answers if answer is not None}
-        if b"ROLLBACK" in tags:
-            return False
         # Without BEGIN all of it is one transaction, which ends with it.
-        return (self.reset is not None and not self.reset_at) or b"COMMIT" in tags
+        has_committed = self.reset is not None and not self.reset_at
+        for answer in self._answers:
+            tag = None if answer is None else answer.command_status
+            if tag == b"ROLLBACK":
+                return False
+            has_committed = has_committed or tag == b"COMMIT"
+        return has_committed
 
     # Sending
 
@@ -213,13 +216,14 @@ class Pipeline:
             self._send_prelude(pgconn)
         slots = self._slots
         number = 0
-        commands, places = self._commands, None
+        commands = self._commands
         if self.reset is not None:
-            commands, places = self._with_reset(self.reset)
-            if slots is None:
-                slots = self._slots = []
+            at, count = self.reset_at, len(self.reset)
+            commands = [*commands[:at], *self.reset, *commands[at:]]
+            self._answers = [None] * len(commands)
+            if flush_after is not None and flush_after >= at:
+                flush_after += count
         for index, (text, values, types, formats, plan, _) in enumerate(commands):
-            place = index if places is None else places[index]
             if plan is None:
                 pgconn.send_query_params(text, values, types, formats)
             elif plan.is_ready:
@@ -237,16 +241,10 @@ class Pipeline:
                     slots.append(plan)
                 pgconn.send_query_prepared(name, values, formats)
             if slots is not None:
-                slots.append(place)
-            if place == flush_after:
+                slots.append(index)
+            if index == flush_after:
                 pgconn.send_flush_request()
         pgconn.pipeline_sync()
-
-    def _with_reset(self, reset: Sequence[Command]) -> tuple[Sequence[Command], list[int]]:
-        """Everything to send, and the slot of each."""
-        at, count = self.reset_at, len(self._commands)
-        commands = [*self._commands[:at], *reset, *self._commands[at:]]
-        return commands, [*range(at), *(_RESET for _ in reset), *range(at, count)]
 
     def _send_prelude(self, pgconn: PGconn) -> None:
         """Send the commands in front of the statements, whose answers are ignored."""
@@ -277,8 +275,7 @@ class Pipeline:
         host = self._host
         pgconn = host.pgconn
         # Success of an ordinary statement is the common case; `_take` handles everything else.
-        slots = self._slots
-        is_plain = slots is None
+        is_plain = self._slots is None
         answers = self._answers
         while not pgconn.is_busy():
             answer = pgconn.get_result()
@@ -290,6 +287,8 @@ class Pipeline:
                 self._syncs -= 1
                 if not self._syncs:
                     self.has_landed = True
+                    if self.reset is not None:
+                        self._drop_reset()
                     return True
                 continue
             try:
@@ -299,9 +298,7 @@ class Pipeline:
                     if status == _COMMAND_OK:
                         tag = answer.command_status
                         if tag is not None and (tag[:3] in _NOTED_TAGS or host.has_changed_schema):
-                            self._note_tag(tag[:3])
-                elif slots is not None and status in _WORKED and slots[self._position] == _RESET:
-                    self._position += 1
+                            self._note_tag(tag[:3], self._position - 1)
                 else:
                     self._take(answer, status)
             except IndexError:
@@ -325,6 +322,7 @@ class Pipeline:
             self.error = cause
         if self.failed_at is None and self._commands:
             self.failed_at = self._index_at(self._position)
+        self._drop_reset()
 
     def _take(self, answer: PGresult, status: int) -> None:
         position = self._position
@@ -337,14 +335,14 @@ class Pipeline:
                 if not isinstance(slot, int):
                     self._host.plans.note_ready(slot)
                     return
-                if slot < 0:
+                if slot == _PRELUDE:
                     return
                 index = slot
             self._answers[index] = answer
             if status == _COMMAND_OK:
                 tag = answer.command_status
                 if tag is not None:
-                    self._note_tag(tag[:3])
+                    self._note_tag(tag[:3], index)
         elif status == _FATAL_ERROR:
             if slots is None or position >= len(slots) or slots[position] != _PRELUDE:
                 error = e.error_from_result(answer, self._host.transformer.encoding)
@@ -362,10 +360,7 @@ class Pipeline:
 
     def _judge_reset(self, error: Error, position: int) -> Error:
         """Part with a connection whose session could not be cleared; any other error is returned as it is."""
-        slots = self._slots or ()
-        # In front of a statement's answer there may be that of its Parse.
-        at = next((slot for slot in slots[position:] if isinstance(slot, int)), None)
-        if at != _RESET or is_stale_plan(error):
+        if not self._is_of_reset(self._sent_at(position)) or is_stale_plan(error):
             return error
         self._makes_sense = False
         self.error = OperationalError(f"the session could not be reset for another tenant (SQLSTATE {error.sqlstate})")
@@ -385,16 +380,34 @@ class Pipeline:
                 # Its columns depend on the tenant's schema.
                 plans.exclude(self._commands[index][0])
 
+    def _is_of_reset(self, index: int) -> bool:
+        """Whether a command that was sent belongs to the reset."""
+        return self.reset is not None and 0 <= index - self.reset_at < len(self.reset)
+
+    def _drop_reset(self) -> None:
+        """Keep the answers of the statements only."""
+        if self.reset is not None and len(self._answers) > len(self._commands):
+            del self._answers[self.reset_at : self.reset_at + len(self.reset)]
+
     def _index_at(self, position: int) -> int:
-        """The statement that an answer belongs to; for the Sync's (deferred constraints), the last statement."""
+        """The statement that an answer belongs to; the last one for the Sync's, where constraints are checked."""
+        index = self._sent_at(position)
+        if self.reset is not None and index >= self.reset_at:
+            index = max(self.reset_at, index - len(self.reset))
+        return min(index, len(self._commands) - 1)
+
+    def _sent_at(self, position: int) -> int:
+        """The command that an answer belongs to, by its place among those that were sent."""
         slots = self._slots
-        last = len(self._commands) - 1
+        last = len(self._commands) + (0 if self.reset is None else len(self.reset)) - 1
         if slots is None:
             return min(position, last)
         return next((slot for slot in slots[position:] if isinstance(slot, int) and slot >= 0), last)
 
-    def _note_tag(self, head: bytes) -> None:
+    def _note_tag(self, head: bytes, index: int) -> None:
         """Track commands that drop prepared statements, or change the objects they use."""
+        if self._is_of_reset(index):
+            return
         host = self._host
         if head in _SCHEMA_TAGS:
             host.has_changed_schema = True

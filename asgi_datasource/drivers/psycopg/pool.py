@@ -125,7 +125,7 @@ class HandOver:
         Preferred are the last one that this tenant had, then one that no tenant had, then the least recently used one.
         """
         at_hand = self.at_hand
-        fresh = 0
+        fresh = index = 0
         for index in range(len(at_hand) - 1, -1, -1):
             served = at_hand[index].tenant
             if served is tenant or (

@@ -87,6 +87,12 @@ class Result:
         return -1 if count is None else count
 
     @property
+    def description(self) -> list[tuple[Any, ...]]:
+        """The columns as DB-API 2.0 describes them: name, OID of the type, and five times None."""
+        ftype = self.pgresult.ftype
+        return [(name, ftype(i), None, None, None, None, None) for i, name in enumerate(self.columns)]
+
+    @property
     def ends_transaction(self) -> bool:
         """Whether the command began or ended a transaction, by its tag."""
         return self._values is None and self.pgresult.command_status in TRANSACTION_TAGS

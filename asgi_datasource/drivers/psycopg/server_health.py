@@ -127,6 +127,7 @@ class ServerHealth(ServerBase):
     def connected(self, connection: WatchedSocket) -> None:
         """A connection was made. Its check shows whether it leads to the right server."""
         self._connections.add(connection)
+        self.server_version = connection.pgconn.server_version
         if self.metrics is not None:
             self.metrics.created(self, connection.connect_s)
         self.note_reached()

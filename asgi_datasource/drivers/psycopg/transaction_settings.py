@@ -115,7 +115,7 @@ def limits_of(left_s: float, timeouts: ServerTimeouts, *, is_read: bool) -> list
 
 
 @lru_cache(maxsize=1024)
-def _text(names: tuple[str, ...], *, is_read: bool) -> bytes:
+def _text(names: tuple[str, ...], *, is_read: bool, clears: bytes) -> bytes:
     """The statement that applies settings of these names; a name that is not plain is bound as a parameter."""
     parts = [f"pg_catalog.set_config('{name}','{value}',true)" for name, value in (_READ_ONLY if is_read else ())]
     number = 0
@@ -129,7 +129,7 @@ def _text(names: tuple[str, ...], *, is_read: bool) -> bytes:
         else:
             number += 2
             parts.append(f"pg_catalog.set_config(${number - 1},${number},true)")
-    return ("select " + ",".join(parts)).encode("ascii")
+    return b"select " + (clears + b"," if clears else b"") + ",".join(parts).encode("ascii")
 
 
 class SettingsCache:
@@ -144,11 +144,18 @@ class SettingsCache:
     def __init__(self, plans: StatementCache) -> None:
         self._plans = plans
         self._generation = plans.generation
-        self._commands: dict[tuple[tuple[tuple[str, str], ...], bool, int], Command | None] = {}
+        self._commands: dict[tuple[tuple[tuple[str, str], ...], bool, int, bytes], Command | None] = {}
         self.timeouts = ServerTimeouts()
 
     def command(
-        self, pairs: tuple[tuple[str, str], ...], encoding: str, left_s: float | None, *, is_read: bool, prepares: bool
+        self,
+        pairs: tuple[tuple[str, str], ...],
+        encoding: str,
+        left_s: float | None,
+        *,
+        is_read: bool,
+        prepares: bool,
+        clears: bytes = b"",
     ) -> Command | None:
         """The statement that applies the settings; None if there are none.
 
@@ -158,13 +165,14 @@ class SettingsCache:
             left_s: Seconds until the deadline; None sets no timeout.
             is_read: READ ONLY, for one round trip.
             prepares: Whether statements are prepared on the server.
+            clears: Calls of a reset that come first.
 
         Raises:
             psycopg.DataError: A value contains a NUL character.
         """
         if not prepares or (left_s is not None and left_s <= EXACT_BELOW_S):
-            return self._make(pairs, encoding, left_s, is_read=is_read, prepares=prepares)
-        key = (pairs, is_read, 0 if left_s is None else int(left_s) + 1)
+            return self._make(pairs, encoding, left_s, is_read=is_read, prepares=prepares, clears=clears)
+        key = (pairs, is_read, 0 if left_s is None else int(left_s) + 1, clears)
         if self._generation != self._plans.generation or len(self._commands) > MAX_TENANTS:
             self._commands.clear()
             self._generation = self._plans.generation
@@ -172,7 +180,7 @@ class SettingsCache:
         if command is not None and (command[4] is None or not command[4].is_kept):
             command = None
         if command is None:
-            command = self._make(pairs, encoding, left_s, is_read=is_read, prepares=True)
+            command = self._make(pairs, encoding, left_s, is_read=is_read, prepares=True, clears=clears)
             if command is not None and command[4] is not None:
                 self._commands[key] = command
         elif command[4] is not None:
@@ -180,12 +188,19 @@ class SettingsCache:
         return command
 
     def _make(
-        self, pairs: Sequence[tuple[str, str]], encoding: str, left_s: float | None, *, is_read: bool, prepares: bool
+        self,
+        pairs: Sequence[tuple[str, str]],
+        encoding: str,
+        left_s: float | None,
+        *,
+        is_read: bool,
+        prepares: bool,
+        clears: bytes,
     ) -> Command | None:
         settings = [*([] if left_s is None else limits_of(left_s, self.timeouts, is_read=is_read)), *pairs]
         if not settings and not is_read:
             return None
-        text = _text(tuple([name for name, _ in settings]), is_read=is_read)
+        text = _text(tuple([name for name, _ in settings]), is_read=is_read, clears=clears)
         values: list[bytes | None] = []
         for name, value in settings:
             if _PLAIN_NAME.fullmatch(name) is None:

@@ -2,7 +2,7 @@
 
 from .ledger import Operation, Placement, Record, UnderWay
 from .plan import ProvisioningPlan, Site, compile_provisioning
-from .provisioner import Provisioner
+from .provisioner import Provisioner, TenantMigrations
 
 __all__ = [
     "Operation",
@@ -11,6 +11,7 @@ __all__ = [
     "ProvisioningPlan",
     "Record",
     "Site",
+    "TenantMigrations",
     "UnderWay",
     "compile_provisioning",
 ]

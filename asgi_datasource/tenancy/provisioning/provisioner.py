@@ -6,9 +6,10 @@ import logging
 import re
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 from uuid import uuid4
 
 from ...drivers.control import control_driver
@@ -27,19 +28,47 @@ from .trust import open_admin
 logger = logging.getLogger("asgi_datasource.provisioning")
 
 
+class TenantMigrations(Protocol):
+    """What brings the schema of a tenant to the version of the application's files, before its set-up."""
+
+    async def bring_up(self, tenant: Tenant) -> None:
+        """Apply every migration to a new tenant's schema or database; can be repeated.
+
+        Raises:
+            DataError: One of them failed, or the shared part of the database is not at its head.
+        """
+        ...
+
+    async def carry(self, source: Tenant, target: Tenant) -> None:
+        """Write down at a tenant's new place what has run at its old one; can be repeated.
+
+        Raises:
+            DataError: One of the databases cannot be reached.
+        """
+        ...
+
+
 class Provisioner:
     """Creates, moves and drops the tenants in the table `asgi_datasource.tenants`.
 
     Args:
         plan: The configuration.
         tell: Called with each step as it begins.
+        migrations: Migrates new tenants; None if the document has no migrations.
 
     Attributes:
         has_begun: A step has begun: a failure after that leaves an unfinished operation.
     """
 
-    def __init__(self, plan: ProvisioningPlan, *, tell: Callable[[str], None] = logger.info) -> None:
+    def __init__(
+        self,
+        plan: ProvisioningPlan,
+        *,
+        tell: Callable[[str], None] = logger.info,
+        migrations: TenantMigrations | None = None,
+    ) -> None:
         self._plan = plan
+        self._migrations = migrations
         self._tell = tell
         self.has_begun = False
         self._programs = Programs(plan.programs)
@@ -81,6 +110,7 @@ class Provisioner:
             steps = [
                 Step("place", lambda _: place.make(lambda part, is_made: records.note_made(name, part, is_made))),
                 Step("grants", lambda _: place.grant()),
+                *self._migrating(tenant),
                 *(Step(f"set-up {step_name(step)}", _set_up(place, step, tenant)) for step in self._plan.set_up),
                 # What the set-up has created is granted as well.
                 Step("grants after set-up", lambda _: place.grant()),
@@ -88,6 +118,10 @@ class Provisioner:
             ]
             await Run(records, name, Operation.CREATE, steps, self._step).go_on()
             return tenant
+
+    def _migrating(self, tenant: Tenant) -> Sequence[Step]:
+        migrations = self._migrations
+        return [] if migrations is None else [Step("migrate", lambda _: migrations.bring_up(tenant))]
 
     async def drop(self, name: str, *, keep_dump: bool = False, cascade: bool = False) -> Path | None:
         """Drop a tenant, with all objects that were created for it and that no other tenant shares.
@@ -232,6 +266,9 @@ class Provisioner:
                 await notes.keep(is_claimed=True)
             await copy(source, target, self._programs, note)
             await target.grant()
+            if self._migrations is not None:
+                moved = replace(record, placement=target.placement)
+                await self._migrations.carry(placing.tenant(record), placing.tenant(moved))
 
         async def uncopied(notes: Notes) -> None:
             if notes["is_claimed"]:

@@ -1,6 +1,9 @@
 -- The tables of an airline: flights and notes. Names have no schema, so the same file creates the schema of one airline,
 -- the shared tables of several, and the tables of an airline's own database.
 
+-- Last, so that no temporary table takes the place of a table in the functions below.
+select set_config('search_path', current_setting('search_path') || ', pg_temp', true);
+
 create table flights (
   id          bigint   primary key,          -- number of its line in flights.csv, unique over all airlines
   carrier     text     not null,

@@ -1,6 +1,11 @@
--- Several airlines in the same tables. Runs after desk.sql, in their shared schema. Each row has a tenant; the policies
--- compare it with app.tenant, which asgi-datasource sets in every transaction.
+"""Several airlines in the same tables: row security in their shared schema, and in no other one.
 
+Each row has a tenant; the policies compare it with app.tenant, which asgi-datasource sets in every transaction.
+"""
+
+SHARED = "shared"
+
+STATEMENTS = """
 -- nullif: a custom setting that was set in an earlier transaction of the connection reads '' afterwards, not NULL.
 create function tenant() returns text
 language sql stable as $$ select nullif(current_setting('app.tenant', true), '') $$;
@@ -31,3 +36,9 @@ alter table rebookings enable row level security, force row level security;
 create policy own_rows on flights    using (tenant = (select tenant()));
 create policy own_rows on notes      using (tenant = (select tenant()));
 create policy own_rows on rebookings using (tenant = (select tenant()));
+"""
+
+
+async def up(db):
+    if db.schema == SHARED:
+        await db.execute(STATEMENTS)

@@ -1,0 +1,111 @@
+"""The metrics of relays, with `telemetry.metrics`: read from their statistics, and one histogram of delays.
+
+Databases of one datasource are combined: the name of a tenant is on no metric.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from functools import lru_cache
+from typing import Final, Protocol
+
+from opentelemetry import metrics
+from opentelemetry.metrics import CallbackOptions, Histogram, Observation
+
+from ..observability.tracing import DATASOURCE
+from .stats import RelayStats
+
+BACKLOG: Final = "asgi_datasource.outbox.backlog"
+OLDEST: Final = "asgi_datasource.outbox.oldest"
+HELD: Final = "asgi_datasource.outbox.held"
+DEAD: Final = "asgi_datasource.outbox.dead"
+LANES: Final = "asgi_datasource.outbox.lanes"
+PUBLISHED: Final = "asgi_datasource.outbox.published"
+FAILED: Final = "asgi_datasource.outbox.failed"
+LEASES_LOST: Final = "asgi_datasource.outbox.leases_lost"
+DELAY: Final = "asgi_datasource.outbox.delay"
+
+REASON: Final = "asgi_datasource.outbox.reason"
+
+_BUCKETS: Final = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 5.0, 30.0, 300.0)
+
+
+class MeasuredRelay(Protocol):
+    """A relay as exporters read it, from a thread of their own."""
+
+    @property
+    def numbers(self) -> Mapping[str, tuple[RelayStats, ...]]:
+        """The statistics of its databases, by datasource."""
+        ...
+
+
+_relays: tuple[MeasuredRelay, ...] = ()
+"""The relays that are measured; replaced as a whole, because exporters read it from another thread."""
+
+
+def watch(relay: MeasuredRelay) -> Callable[[str, float], None]:
+    """Measure a relay until `unwatch`; returns what records the delay of an event of a datasource, in seconds."""
+    global _relays
+    histogram = _instruments()
+    _relays = (*(other for other in _relays if other is not relay), relay)
+    return lambda datasource, delay_s: histogram.record(delay_s, {DATASOURCE: datasource})
+
+
+def unwatch(relay: MeasuredRelay) -> None:
+    """The relay has ended."""
+    global _relays
+    _relays = tuple(other for other in _relays if other is not relay)
+
+
+@lru_cache(maxsize=1)
+def _instruments() -> Histogram:
+    """Create the instruments, once in a process."""
+    meter = metrics.get_meter("asgi_datasource")
+
+    def gauge(name: str, unit: str, text: str, read: Callable[[RelayStats], float], *, highest: bool = False) -> None:
+        meter.create_observable_gauge(name, [_reading(read, highest=highest)], unit, text)
+
+    def counter(name: str, unit: str, text: str, read: Callable[[RelayStats], float]) -> None:
+        meter.create_observable_counter(name, [_reading(read)], unit, text)
+
+    gauge(BACKLOG, "{event}", "Events that wait", lambda stats: stats.backlog)
+    gauge(OLDEST, "s", "Age of the oldest event that waits", lambda stats: stats.oldest_s, highest=True)
+    gauge(HELD, "{event}", "Events of keys that wait for a refused one", lambda stats: stats.held)
+    gauge(DEAD, "{event}", "Events that were refused too often", lambda stats: stats.dead)
+    gauge(LANES, "{lane}", "Lanes that this process owns", lambda stats: stats.lanes)
+    counter(PUBLISHED, "{event}", "Events that were published", lambda stats: stats.published)
+    counter(LEASES_LOST, "{lease}", "Lanes that were lost to another relay", lambda stats: stats.leases_lost)
+    meter.create_observable_counter(FAILED, [_failures], "{event}", "Attempts that failed, by reason")
+    return meter.create_histogram(
+        DELAY, "s", "From COMMIT's round trip to the confirmation", explicit_bucket_boundaries_advisory=_BUCKETS
+    )
+
+
+def _reading(
+    read: Callable[[RelayStats], float], *, highest: bool = False
+) -> Callable[[CallbackOptions], Iterable[Observation]]:
+    def observe(_: CallbackOptions) -> Iterable[Observation]:
+        combine = max if highest else sum
+        return [
+            Observation(combine([read(one) for one in stats]), {DATASOURCE: datasource})
+            for datasource, stats in _by_datasource().items()
+        ]
+
+    return observe
+
+
+def _failures(_: CallbackOptions) -> Iterable[Observation]:
+    found: list[Observation] = []
+    for datasource, stats in _by_datasource().items():
+        for reason in ("refused", "unreachable"):
+            count = sum(getattr(one, reason) for one in stats)
+            found.append(Observation(count, {DATASOURCE: datasource, REASON: reason}))
+    return found
+
+
+def _by_datasource() -> dict[str, list[RelayStats]]:
+    found: dict[str, list[RelayStats]] = {}
+    for relay in _relays:
+        for datasource, stats in relay.numbers.items():
+            found.setdefault(datasource, []).extend(stats)
+    return {datasource: stats for datasource, stats in found.items() if stats}

@@ -1,0 +1,148 @@
+"""`db.blocking`: the session for code that is not async, in a thread of its own."""
+
+from __future__ import annotations
+
+from collections.abc import Coroutine, Generator, Iterable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar, cast, overload
+
+from ..concurrency.threads import ON_THE_LOOP, is_on_a_loop, wait_in_thread
+from ..drivers.protocol import RowFactory
+from ..drivers.statements import Params, Query
+from ..errors import DataError, DataErrorKind
+from ..transaction import Isolation, Propagation, TransactionOptions, parse_isolation
+from .core import SessionCore
+from .statement_api import Row, StatementMethods
+from .transaction_block import TransactionBlock
+
+if TYPE_CHECKING:
+    from sqlalchemy.orm import Session
+
+T = TypeVar("T")
+
+
+class DBAPIConnection(Protocol):
+    """A connection as of DB-API 2.0 (PEP 249)."""
+
+    def cursor(self) -> Any:
+        """A cursor."""
+        ...
+
+    def commit(self) -> None:
+        """Commit."""
+        ...
+
+    def rollback(self) -> None:
+        """Roll back."""
+        ...
+
+    def close(self) -> None:
+        """Close."""
+        ...
+
+
+class BlockingSession:
+    """The methods of a session for code that is not async: `def` handlers, thread pools, libraries that block.
+
+    Statements run in the event loop, in the same transaction, and this thread waits for them. In the thread of the
+    event loop every method raises `DataError` (QUERY).
+    """
+
+    __slots__ = ("_session", "_statements")
+
+    def __init__(self, session: SessionCore, statements: StatementMethods) -> None:
+        self._session = session
+        self._statements = statements
+
+    def _wait(self, coroutine: Coroutine[Any, Any, T]) -> T:
+        return wait_in_thread(self._session.registry_loop, coroutine)
+
+    def execute(self, query: Query, params: Params | None = None) -> int:
+        """Run a statement; returns the number of affected rows. Arguments and errors: `DataSession.execute`."""
+        return self._wait(self._statements.execute(query, params))
+
+    def executemany(self, query: Query, params_seq: Iterable[Params]) -> int:
+        """Run a statement once for each set of parameters, in one round trip. Errors: `DataSession.executemany`."""
+        return self._wait(self._statements.executemany(query, params_seq))
+
+    @overload
+    def fetch_all(self, query: Query, params: Params | None = None) -> list[Row]: ...
+
+    @overload
+    def fetch_all(self, query: Query, params: Params | None = None, *, row_factory: RowFactory[T]) -> list[T]: ...
+
+    def fetch_all(
+        self, query: Query, params: Params | None = None, *, row_factory: RowFactory[Any] | None = None
+    ) -> list[Any]:
+        """Run a statement and return all its rows. Arguments and errors: `DataSession.fetch_all`."""
+        return self._wait(self._statements.fetch_all(query, params, row_factory=cast("RowFactory[Any]", row_factory)))
+
+    @overload
+    def fetch_one(self, query: Query, params: Params | None = None) -> Row | None: ...
+
+    @overload
+    def fetch_one(self, query: Query, params: Params | None = None, *, row_factory: RowFactory[T]) -> T | None: ...
+
+    def fetch_one(
+        self, query: Query, params: Params | None = None, *, row_factory: RowFactory[Any] | None = None
+    ) -> Any | None:
+        """Run a statement and return its first row; None without one. Arguments and errors: `DataSession.fetch_all`."""
+        return self._wait(self._statements.fetch_one(query, params, row_factory=cast("RowFactory[Any]", row_factory)))
+
+    def fetch_value(self, query: Query, params: Params | None = None) -> Any:
+        """Run a statement and return the first column of its first row; None without a row."""
+        return self._wait(self._statements.fetch_value(query, params))
+
+    def stream(self, query: Query, params: Params | None = None, *, size: int = 500) -> Iterator[Row]:
+        """Run a query through a server-side cursor and yield its rows. Arguments and errors: `DataSession.stream`."""
+        rows = cast("Any", self._statements.stream(query, params, size=size))
+        try:
+            while True:
+                try:
+                    yield self._wait(_following(rows))
+                except StopAsyncIteration:
+                    return
+        finally:
+            self._wait(rows.aclose())
+
+    def commit(self) -> None:
+        """Commit what the request has written so far. Errors: `DataSession.commit`."""
+        self._wait(self._session.end_midway(commit=True))
+
+    def rollback(self) -> None:
+        """Undo what the request has written since its last commit. Errors: `DataSession.rollback`."""
+        self._wait(self._session.end_midway(commit=False))
+
+    @contextmanager
+    def transaction(
+        self, *, read_only: bool = False, isolation: Isolation | str | None = None
+    ) -> Generator[BlockingSession]:
+        """Open a block that takes effect as a whole. Arguments and errors: `DataSession.transaction`."""
+        options = TransactionOptions(
+            read_only=read_only, isolation=parse_isolation(isolation), propagation=Propagation.NESTED
+        )
+        with TransactionBlock(self._session, options).in_thread():
+            yield self
+
+    @property
+    def sqlalchemy(self) -> Session:
+        """SQLAlchemy's `Session`: the one inside `db.sqlalchemy`, with the same objects. Errors: `db.sqlalchemy`."""
+        self._check_thread()
+        return cast("Session", self._session.facade("sqlalchemy").sync_session)
+
+    @property
+    def connection(self) -> DBAPIConnection:
+        """A DB-API 2.0 connection, for libraries that take one: pandas, polars.
+
+        Its `commit()` and `rollback()` are the session's, `close()` has no effect, and its errors are `DataError`.
+        """
+        self._check_thread()
+        return cast("DBAPIConnection", self._session.facade("dbapi_connection"))
+
+    def _check_thread(self) -> None:
+        if is_on_a_loop():
+            raise DataError(DataErrorKind.QUERY, ON_THE_LOOP)
+
+
+async def _following(rows: Any) -> Any:
+    return await rows.__anext__()

@@ -1,0 +1,1 @@
+"""A small shop with FastAPI and SQLModel, for two tenants: an application to copy."""
