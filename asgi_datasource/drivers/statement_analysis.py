@@ -94,18 +94,24 @@ def transaction_command(text: bytes) -> str | None:
 
 
 _ATOMIC: Final = re.compile(rb"\bbegin\s+atomic\b", re.IGNORECASE)
+_TO_SAVEPOINT: Final = re.compile(rb"\s*rollback\s+(?:(?:work|transaction)\s+)?to\b", re.IGNORECASE)
 
 
 def transaction_command_in(text: bytes) -> str | None:
     """The first command that begins or ends a transaction in a text of one or more statements; None without one.
 
-    Of a function with a body in SQL (BEGIN ATOMIC ... END), only the first verb counts.
+    ROLLBACK TO SAVEPOINT does neither. Where a function has a body in SQL (BEGIN ATOMIC ... END), only the first verb
+    counts.
     """
+    if b";" not in text and transaction_command(text) is None:
+        return None
     plain = _without_noise(text)
-    if _ATOMIC.search(plain) is not None:
-        return transaction_command(plain)
-    commands = (transaction_command(statement) for statement in plain.split(b";"))
-    return next((command for command in commands if command is not None), None)
+    statements = [plain] if _ATOMIC.search(plain) is not None else plain.split(b";")
+    for statement in statements:
+        command = transaction_command(statement)
+        if command is not None and _TO_SAVEPOINT.match(statement) is None:
+            return command
+    return None
 
 
 _COMMENT_EDGE: Final = re.compile(rb"/\*|\*/")

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Callable, Iterable
+from collections.abc import AsyncIterator, Callable, Iterable
 from typing import TYPE_CHECKING, Any, cast
 
-from psycopg import AsyncConnection, AsyncCursor
+from psycopg import AsyncConnection, AsyncCursor, sql
 from psycopg.adapt import AdaptersMap
 
 from ...errors import DataError, DataErrorKind, SessionClosed
 from ..statement_analysis import transaction_command_in
-from ..statements import Params, Query, Statement
+from ..statements import Params
 from .connection import PsycopgConnection
 from .socket import CANCEL_LIMIT_S
 
@@ -28,13 +27,16 @@ class BorrowedConnection(AsyncConnection[Any]):
 
     The transaction and its tenant belong to the session, so commands that would end or change them are refused. Every
     command goes through `wait`, so that nothing reaches the server after the expiry, even from a cursor that is kept.
+
+    Attributes:
+        refusal: The error of the last command that was refused because it would have begun or ended a transaction.
     """
 
     def __init__(self, owner: PsycopgConnection) -> None:
         pgconn = owner.pgconn
         notice_handler, notify_handler = pgconn.notice_handler, pgconn.notify_handler
         super().__init__(pgconn)
-        # psycopg has installed those of this view; the pooled connection's are called as well.
+        # psycopg has installed the handlers of this view; those of the pooled connection are called as well.
         self._handlers_before = notice_handler, notify_handler
         pgconn.notice_handler = _both(notice_handler, pgconn.notice_handler)
         pgconn.notify_handler = _both(notify_handler, pgconn.notify_handler)
@@ -43,10 +45,10 @@ class BorrowedConnection(AsyncConnection[Any]):
         self.refusal: DataError | None = None
         self._expired: str | None = None
         self._autocommit = True
-        # One manager for all views of a connection, so that names are unique. It prepares only on request: statements
-        # that a failed pipeline skipped would count as prepared.
-        self._prepared = owner._prepared
-        self.prepare_threshold = sys.maxsize if owner.may_prepare else None
+        threshold = self.prepare_threshold
+        # One manager for all views of a connection, so that names are unique.
+        self._prepared = owner.own_plans
+        self.prepare_threshold = threshold if owner.may_prepare else None
         # Adapters registered here end with this view; the next session must not find them.
         self._adapters = AdaptersMap(owner.adapters)
         # psycopg warns about open connections that are dropped, except for a pool's.
@@ -58,15 +60,19 @@ class BorrowedConnection(AsyncConnection[Any]):
         """The connection that the user gets: this one."""
         return self
 
+    @property
+    def closed(self) -> bool:
+        """Whether it is closed; what runs on it may still have to end."""
+        return self._closed or super().closed
+
     def expire(self, message: str) -> None:
         """Make all further use of this connection, and of objects made from it, raise `SessionClosed(message)`."""
         if self._expired is None:
-            self._owner.end_loan()
-            self._owner.pgconn.notice_handler, self._owner.pgconn.notify_handler = self._handlers_before
-            prepared = self._prepared
-            self._owner.plans.to_close.extend(prepared._names.values())
-            for kept in (prepared._names, prepared._counts, prepared._to_flush):
-                kept.clear()
+            owner = self._owner
+            owner.end_loan()
+            owner.pgconn.notice_handler, owner.pgconn.notify_handler = self._handlers_before
+            # Discarded when the connection returns to its pool; psycopg would still use these names.
+            owner.plans.to_close.extend(owner.own_plans.forget())
         self._expired = message
         # The user's own DEALLOCATE or DISCARD may have dropped our plans; only psycopg saw its command tag.
         self._owner.plans.retire()
@@ -80,23 +86,31 @@ class BorrowedConnection(AsyncConnection[Any]):
         if self._expired is not None:
             gen.close()
             raise SessionClosed(self._expired)
-        return await self._owner.wait_foreign(
-            gen, stop_limit_s=CANCEL_LIMIT_S, interval_s=interval, timeout_s=timeout
-        )
+        return await self._owner.wait_foreign(gen, stop_limit_s=CANCEL_LIMIT_S, interval_s=interval, timeout_s=timeout)
 
     async def close(self) -> None:
         """Close the underlying connection; the session's transaction is lost with it."""
         self._check_open()
+        if self.closed:
+            return
         self._closed = True
         await self._owner.close()
 
-    def check_commands(self, query: Query) -> None:
+    def check_commands(self, query: object) -> None:
         """Refuse statements that begin or end a transaction, before they are sent; the transaction can only roll back.
 
         Raises:
             DataError: QUERY: there is one.
         """
-        text = query if isinstance(query, bytes) else Statement(query).text.encode("utf-8", "replace")
+        if isinstance(query, sql.Composable):
+            text = query.as_bytes(self)
+        elif isinstance(query, str):
+            text = query.encode("utf-8", "replace")
+        elif isinstance(query, bytes):
+            text = query
+        else:
+            # A template, whose effect is checked at the end of the loan, or nothing that psycopg takes.
+            return
         command = transaction_command_in(text)
         if command is not None:
             self.refusal = _refused(command, "`await db.commit()`, `await db.rollback()` or `db.transaction()`")
@@ -146,9 +160,16 @@ class BorrowedCursor(AsyncCursor[Any]):
         cast("BorrowedConnection", self._conn).check_commands(query)
         await super().executemany(query, params_seq, returning=returning)
 
+    def stream(
+        self, query: Any, params: Params | None = None, *, binary: bool | None = None, size: int = 1
+    ) -> AsyncIterator[Any]:
+        """As psycopg's; a statement that begins or ends a transaction is refused."""
+        cast("BorrowedConnection", self._conn).check_commands(query)
+        return super().stream(query, params, binary=binary, size=size)
+
 
 def _both(first: Handler | None, second: Handler | None) -> Handler:
-    """Call two handlers of libpq's."""
+    """Call two of libpq's handlers."""
 
     def call(event: Any) -> None:
         for handler in (first, second):

@@ -120,6 +120,8 @@ class WatchedSocket(AsyncConnection[Any]):
         self.when_gone: Callable[[], None] | None = None
         """Called once when the connection ends, for tasks that wait for notifications."""
         self.add_notice_handler(self._note_farewell)
+        # Without a handler, psycopg would collect notifications for `notifies()`, which no code calls here.
+        self.add_notify_handler(_drop_notification)
         self.transformer: abc.Transformer
         """Converts parameters and rows; kept while adapters and settings stay the same, for its caches."""
 
@@ -373,24 +375,24 @@ class WatchedSocket(AsyncConnection[Any]):
 
         Args:
             gen: The operation.
-            interval_s: Seconds between two wake-ups of the operation.
-            timeout_s: Longest wait, after which psycopg's own time-out error is raised; None is no limit.
             stop_limit_s: When cancelled, seconds to stop it on the server and read its end, as psycopg does. After a
                 second cancellation, or if the server does not stop, it remains in progress.
+            interval_s: Seconds between two wake-ups of the operation.
+            timeout_s: Seconds after which psycopg's own timeout error is raised; None is no limit.
 
         Raises:
             psycopg.InterfaceError: Another task is using the connection.
             psycopg.OperationalError: The connection has ended.
         """
+        if self._cancel_request is not None and self._receiver is None:
+            await self._outlast_cancel()
         if self._is_gone:
             # The number of its socket may belong to another connection by now.
             gen.close()
-            raise self.reason_of_end
+            raise self.reason_of_end.with_traceback(None)
         if self._receiver is not None:
             gen.close()
             raise InterfaceError(IN_USE)
-        if self._cancel_request is not None:
-            await self._outlast_cancel()
         self._unwatch()
         self._foreign_waits += 1
         try:
@@ -486,6 +488,10 @@ def shut_down(fd: int) -> None:
     except OSError:
         # Not connected any more.
         return
+
+
+def _drop_notification(_: object) -> None:
+    """Notifications of a pooled connection have no recipient."""
 
 
 def _resolve(waiter: asyncio.Future[None]) -> None:
