@@ -33,6 +33,14 @@ CANCEL_LIMIT_S: Final = 1.0
 
 IN_USE: Final = "another task is using this connection; a connection serves one task at a time"
 
+
+class ConnectGivenUp(OperationalError):
+    """The pool was closed while it connected: nothing has failed."""
+
+    def __init__(self) -> None:
+        super().__init__("connecting was given up")
+
+
 _DEFAULT_CHECK_LIMIT_S: Final = 10.0
 
 
@@ -151,7 +159,7 @@ class WatchedSocket(AsyncConnection[Any]):
         began = asyncio.get_running_loop().time()
         observer.attempts.add(scope)
         connection: Self | None = None
-        failure: e.Error = OperationalError("connecting was given up")
+        failure: e.Error = ConnectGivenUp()
         try:
             async with scope:
                 if line_up is not None:
