@@ -360,7 +360,9 @@ class Server(Protocol):
     full_name: str
     """Datasource and server: `orders.primary`."""
     label: str
-    """Names the server in messages, without the login."""
+    """Names the server and its address in log lines, without the login. Errors have the address apart."""
+    location: str
+    """Its address, as `host:port`."""
     role: Role
     settings: ServerSettings
     attributes: Attributes
