@@ -64,6 +64,7 @@ def pytest_configure(config: pytest.Config) -> None:
     """Close the short path with `--way long`, as if each statement had to wait before it is sent."""
     if config.getoption("whole"):
         os.environ.setdefault("ADS_PROGRAMS", "150")
+        os.environ.setdefault("ADS_EXAMPLES", "1.0")
     if config.getoption("way") == "long":
 
         def nothing_at_once(*_: object, **__: object) -> None:
