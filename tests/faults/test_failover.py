@@ -187,7 +187,7 @@ async def test_a_frozen_primary_that_returns_writable_is_left_by_all_processes(
         await cluster.nodes["r2"].follow(cluster.nodes["r1"])
         await until(lambda: orders_of(asks).primary.timeline == 2)
         await write(asks, "of a third process")
-        # A process that starts now compares timelines, whichever host comes first; a busy one may need longer to answer.
+        # A process that starts now compares timelines, whichever comes first; a busy host may need longer.
         monkeypatch.setattr(primary_discovery, "GRACE_S", 5.0)
         async with compile(config_of(world, url)) as fresh:
             await write(fresh, "of a new process")
