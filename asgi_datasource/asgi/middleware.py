@@ -278,17 +278,31 @@ class DataSourceMiddleware:
             is_over = is_over or message["type"] == "websocket.close"
             await send(message)
 
+        failure: BaseException | None = None
         try:
             await self.app(scope, receive_and_note, send_and_note)
-        except BaseException as error:
-            if not _is_about(error, session.tenant_error):
-                raise
-            logger.info("websocket closed: %s", session.tenant_error)
-            if not is_over:
-                await send({"type": "websocket.close", "code": 1008, "reason": "tenant"})
+        except BaseException as error:  # noqa: BLE001 - raised once the session has ended
+            failure = error
+        current_runner.reset(token)
+        try:
+            if failure is not None and _is_about(failure, session.tenant_error):
+                logger.info("websocket closed: %s", session.tenant_error)
+                failure = None
+                if not is_over:
+                    await send({"type": "websocket.close", "code": 1008, "reason": "tenant"})
         finally:
-            current_runner.reset(token)
-            await registry.background.run(_end_websocket(session))
+            try:
+                await registry.background.run(_end_websocket(session))
+            except asyncio.CancelledError:
+                # A cancellation at the end does not replace the application's own error.
+                if failure is None:
+                    raise
+        if failure is not None:
+            try:
+                raise failure
+            finally:
+                # Its traceback refers to this frame: break the reference cycle.
+                del failure
 
 
 def _is_about(error: BaseException, reason: DataError | None) -> bool:

@@ -26,7 +26,8 @@ class ReceiveBuffer:
 
     The watcher reads ahead only the first message, and messages after the end of the body. In between only the
     application reads, which preserves the backpressure of an upload; and there is never more than one pending call of
-    the server's `receive`.
+    the server's `receive`. If the client waits for permission to send the body, the application reads the first message
+    as well.
 
     Args:
         receive: The server's.
@@ -44,6 +45,7 @@ class ReceiveBuffer:
         "_wake",
         "disconnect_after",
         "is_gone",
+        "is_withheld",
         "recorder",
     )
 
@@ -60,6 +62,9 @@ class ReceiveBuffer:
         self._has_ended = False
         self.is_gone = False
         """Whether the client has disconnected."""
+        self.is_withheld = False
+        """Whether the client sends the body only after `100 Continue`, which the server sends when it is asked for it
+        (RFC 9110, section 10.1.1)."""
         self._wake = asyncio.Event()
 
     async def receive(self) -> Message:
@@ -96,7 +101,7 @@ class ReceiveBuffer:
             True after the disconnect; False if the server's `receive` failed, which the application will see itself.
         """
         while not self.is_gone:
-            if self._waiting > 0 or (self._has_begun and not self._has_ended):
+            if self._waiting > 0 or (not self._has_ended if self._has_begun else self.is_withheld):
                 self._wake.clear()
                 await self._wake.wait()
                 continue

@@ -151,6 +151,10 @@ class ResponseGuard:
             # Routers that mount an application extend the scope's `root_path`.
             self._root = scope.get("root_path", "")
 
+    def __deepcopy__(self, memo: object) -> ResponseGuard:
+        """Itself: a copy of the scope is a scope of the same request."""
+        return self
+
     @property
     def tenant(self) -> Tenant:
         """The tenant of the request."""
@@ -642,6 +646,10 @@ class ResponseGuard:
         if self.state is _REPLACED:
             return
         self.state = _REPLACED
+        if isinstance(error, ClientDisconnected):
+            # There is no client to answer.
+            logger.info("the client left; its transaction was rolled back")
+            return
         if by_handlers and await self._render(error):
             return
         is_partial = self._session is not None and self._session.commits > 0
@@ -699,6 +707,7 @@ class ResponseGuard:
             self._timer = asyncio.get_running_loop().call_at(self._deadline, self._deadline_passed)
         if self.state in (_OPEN, _STREAMING):
             received = self._received or self._make_received()
+            received.is_withheld = any(name == b"expect" for name, _ in self.scope["headers"])
             self._watch = asyncio.get_running_loop().create_task(self._watch_client(received))
 
     async def _watch_client(self, received: ReceiveBuffer) -> None:

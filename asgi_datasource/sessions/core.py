@@ -36,6 +36,10 @@ _ROLLBACK_WAIT_S: Final = 5.0
 class SessionCore(StatementRunner):
     """A session without the public methods of `DataSession`."""
 
+    def __deepcopy__(self, memo: object) -> SessionCore:
+        """Itself: a copy of a websocket's scope is a scope of the same connection."""
+        return self
+
     # -- hooks
 
     def add_hook(self, event: HookEvent, function: Hook) -> None:
