@@ -188,7 +188,6 @@ async def leave_a_stream_while_a_task_reads(db: DataSession, site: Site) -> None
         await asyncio.sleep(0)
         await cast("Any", rows).aclose()
     finally:
-        reading.cancel()
         await asyncio.wait({reading})
 
 
