@@ -239,10 +239,11 @@ class ResponseGuard:
             self._take_back_cancellation()
         if self._received is not None and self.runs_again_after is None:
             self.stop_reading()
-        session, ending = self._session, self._ending
+        session = self._session
         if session is not None:
-            if session.has_due_hooks or (ending is not None and not ending.done()):
-                await self.registry.background.run(_run_hooks(session, ending))
+            # Or its end is still under way, after a cancellation.
+            if session.has_due_hooks:
+                await self.registry.background.run(session.run_due_hooks())
             session.release_references()
         # Break reference cycles: tracebacks and the contexts of tasks refer to this guard.
         self._task = self._ending = self._failure = self._stopped_by = None
@@ -732,12 +733,6 @@ async def _receive_nothing() -> Message:
 
 async def _send_nothing(message: Message) -> None:
     raise RuntimeError(f"{message['type']!r} was sent after the application had returned")
-
-
-async def _run_hooks(session: SessionCore, ending: asyncio.Task[None] | None) -> None:
-    if ending is not None:
-        await asyncio.wait({ending})
-    await session.run_due_hooks()
 
 
 def _status_started_by(message: Message) -> int | None:

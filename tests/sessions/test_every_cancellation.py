@@ -56,7 +56,6 @@ class Site:
     middleware: DataSourceMiddleware
     blocker: psycopg.AsyncConnection
     tasks: set[asyncio.Task[Any]] = field(default_factory=set[asyncio.Task[Any]])
-    timers: Counter[str] = field(default_factory=Counter[str])
     releasing: asyncio.Task[None] | None = None
     """Releases the lock that COMMIT waits for."""
     attempts: int = 0
@@ -88,7 +87,7 @@ class Site:
         found += [repr(registry.background)] if registry.background else []
         found += [f"deferred {call}" for call in registry.deferred_calls.due]
         found += [repr(task) for task in asyncio.all_tasks() - self.tasks]
-        found += [f"timer {name}" for name in timers() - self.timers]
+        found += [f"timer {name}" for name in timers(self.tasks)]
         return found
 
     async def at_rest(self, where: str) -> None:
@@ -116,11 +115,19 @@ class Site:
         return items
 
 
-def timers() -> Counter[str]:
-    """The pending timers of the running loop that belong to requests, by the function that they call."""
-    scheduled = asyncio.get_running_loop()._scheduled  # type: ignore[attr-defined]
-    names = [handle._callback.__qualname__ for handle in scheduled if not handle.cancelled()]
-    return Counter([name for name in names if name not in OF_PROCESS])
+def timers(besides: set[asyncio.Task[Any]]) -> list[str]:
+    """The functions that pending timers of the running loop call, without those that these tasks wait for."""
+    awaited = [cast("Any", task)._fut_waiter for task in besides]
+    found: list[str] = []
+    for handle in cast("Any", asyncio.get_running_loop())._scheduled:
+        if not handle.cancelled():
+            callback, arguments = handle._callback, handle._args
+            is_awaited = getattr(getattr(callback, "__self__", None), "_task", None) in besides or any(
+                argument is future for argument in arguments for future in awaited
+            )
+            if callback.__qualname__ not in OF_PROCESS and not is_awaited:
+                found.append(callback.__qualname__)
+    return found
 
 
 async def answer(send: Send) -> None:
@@ -375,7 +382,7 @@ async def cancel_everywhere(world: World, walks: Sequence[Walk], *, fair: bool) 
     async with compile(config) as registry, await psycopg.AsyncConnection.connect(url) as blocker:
         site = Site(world, DataSourceMiddleware(app, registry=registry), blocker)
         await until_at_rest(registry)
-        site.tasks, site.timers = asyncio.all_tasks(), timers()
+        site.tasks = asyncio.all_tasks()
         for walk in walks:
             await cancel_at_each_await(site, walk)
 
