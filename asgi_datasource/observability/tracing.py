@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from functools import lru_cache
 from typing import Final
 
-from opentelemetry import trace
+from opentelemetry import propagate, trace
 from opentelemetry.environment_variables import OTEL_PYTHON_TRACER_PROVIDER
 from opentelemetry.trace import Link, Span, SpanContext, SpanKind, Status, StatusCode
 
@@ -58,6 +58,13 @@ DB_STATUS_CODE: Final = "db.response.status_code"
 SERVER_ADDRESS: Final = "server.address"
 SERVER_PORT: Final = "server.port"
 ERROR_TYPE: Final = "error.type"
+
+MESSAGING_SYSTEM: Final = "messaging.system"
+MESSAGING_DESTINATION: Final = "messaging.destination.name"
+MESSAGING_OPERATION: Final = "messaging.operation.name"
+MESSAGING_OPERATION_TYPE: Final = "messaging.operation.type"
+MESSAGING_MESSAGE_ID: Final = "messaging.message.id"
+MESSAGING_BODY_SIZE: Final = "messaging.message.body.size"
 
 AttributeValue = str | bool | int | float | tuple[str, ...]
 
@@ -114,6 +121,41 @@ def start_statement_span(text: str, count: int, server: Mapping[str, AttributeVa
     if count > 1:
         attributes[DB_BATCH_SIZE] = count
     return _tracer.start_span(summary, kind=SpanKind.CLIENT, attributes=attributes)
+
+
+@contextmanager
+def send_span(
+    topic: str, headers: Mapping[str, str], attributes: Mapping[str, AttributeValue]
+) -> Generator[tuple[Mapping[str, str], Callable[[str], None]]]:
+    """A span around the sending of a message, in the trace that the message was written in.
+
+    Args:
+        topic: The message's destination.
+        headers: The message's headers, with the trace context of its writing.
+        attributes: The message's other attributes, by OpenTelemetry's messaging conventions.
+
+    Yields:
+        The headers to send: with the trace context of this span, where it is recorded; and a function that marks the
+        span as failed, with the reason's kind.
+    """
+    named = {MESSAGING_OPERATION: "send", MESSAGING_OPERATION_TYPE: "send", MESSAGING_DESTINATION: topic}
+    with _tracer.start_as_current_span(
+        f"send {topic}",
+        context=propagate.extract(headers),
+        kind=SpanKind.PRODUCER,
+        attributes={**named, **attributes},
+        record_exception=False,
+        set_status_on_exception=False,
+    ) as span:
+
+        def fail(kind: str) -> None:
+            span.set_attribute(ERROR_TYPE, kind)
+            span.set_status(Status(StatusCode.ERROR, kind))
+
+        sent = dict(headers)
+        if span.is_recording():
+            propagate.inject(sent)
+        yield sent, fail
 
 
 def add_event(name: str, attributes: Mapping[str, AttributeValue]) -> None:

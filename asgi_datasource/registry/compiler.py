@@ -94,6 +94,7 @@ def compile_config(config: Config, *, previous: RuntimeConfig | None = None) -> 
         rules=_compile_rules(config.routes, None if previous is None else previous.rules),
         exempt=PathPrefixes(config.tenancy.exempt),
         outbox=config.outbox,
+        publishing=None if config.outbox is None else config,
         reload=config.reload,
         errors=ErrorSettings(statuses=dict(config.errors.status), shows_details=config.errors.debug),
     )

@@ -23,6 +23,7 @@ from ..drivers.raw import RawConnection
 from ..errors import ConfigError, DataError, DataErrorKind
 from ..migrate import NewTenants, SkewWatch
 from ..observability.metrics import unwatch, watch
+from ..outbox.new_tenants import TenantOutbox
 from ..outbox.relay import Relay
 from ..routing import AccessIntent, ReadAfterWritePin
 from ..routing.consistency.token import Token
@@ -37,6 +38,7 @@ from ..transaction import TransactionOptions
 from .compiler import compile_config
 from .config_watcher import ConfigWatcher
 from .explain import Explanation, Question, describe_state, explain
+from .outbox import FACADES as OUTBOX_FACADES
 from .outbox import Outboxes
 from .runtime_config import RuntimeConfig
 from .startup_audit import StartupAudit
@@ -275,8 +277,15 @@ class DataSourceRegistry:
         return self._loop
 
     def make_facade(self, name: str, session: SessionBase) -> Any:
-        """Create the object behind an attribute such as `DataSession.sqlalchemy`; called by the session."""
-        return make_facade(name, cast("SessionCore", session))
+        """Create the object behind an attribute such as `DataSession.sqlalchemy`; called by the session.
+
+        Raises:
+            ConfigError: The library that it is for is not installed.
+            DataError: CONFIG: the configuration has no section for it.
+        """
+        make = OUTBOX_FACADES.get(name)
+        core = cast("SessionCore", session)
+        return make_facade(name, core) if make is None else make(self._outboxes, core)
 
     # -- opening and closing
 
@@ -582,14 +591,6 @@ class DataSourceRegistry:
             )
         return found
 
-    def capability(self, name: str, session: SessionCore) -> Any:
-        """The object behind `db.outbox` or `db.inbox` of a session.
-
-        Raises:
-            DataError: CONFIG: the configuration has no section `outbox`.
-        """
-        return self._outboxes.capability(name, session)
-
     # -- the outbox
 
     @property
@@ -698,7 +699,9 @@ class DataSourceRegistry:
             raise ConfigError("this registry was not compiled from a document")
         config = self.compiled.migrating
         migrations = None if config is None else NewTenants(config)
-        tenant = await Provisioner(plan, migrations=migrations).create(name, **placed)
+        publishing = self.compiled.publishing
+        events = None if publishing is None else TenantOutbox(publishing)
+        tenant = await Provisioner(plan, migrations=migrations, events=events).create(name, **placed)
         if self.catalog is not None:
             await self.catalog.refresh()
         return tenant

@@ -100,7 +100,12 @@ class SessionOrigin(Protocol):
         ...
 
     def make_facade(self, name: str, session: SessionBase, /) -> Any:
-        """Create the object behind an attribute such as `DataSession.sqlalchemy`."""
+        """Create the object behind an attribute such as `DataSession.sqlalchemy` or `DataSession.outbox`.
+
+        Raises:
+            ConfigError: The library that it is for is not installed.
+            DataError: CONFIG: the configuration has no section for it.
+        """
         ...
 
     def known_tenant(self, name: str, /) -> Tenant | None:
@@ -124,14 +129,6 @@ class SessionOrigin(Protocol):
         token: str | None = None,
     ) -> Any:
         """A session outside the request, as an async context manager: `async with registry.session(...) as db:`."""
-        ...
-
-    def capability(self, name: str, session: Any, /) -> Any:
-        """The object behind an attribute of a session that a room above the sessions provides: `outbox`.
-
-        Raises:
-            DataError: CONFIG: the configuration has no section for it.
-        """
         ...
 
 

@@ -245,7 +245,7 @@ class DataSession(SessionCore, StatementMethods):
 
     # -- for `StatementMethods`
 
-    # -- capabilities of other rooms
+    # -- events
 
     @property
     def outbox(self) -> EventOutbox:
@@ -254,12 +254,12 @@ class DataSession(SessionCore, StatementMethods):
         Raises:
             DataError: CONFIG: the configuration has no section `outbox`.
         """
-        return cast("EventOutbox", self._registry.capability("outbox", self))
+        return cast("EventOutbox", self.facade("outbox"))
 
     @property
     def inbox(self) -> EventInbox:
         """Records processed events: `if await db.inbox.once("mailer", event_id): ...`."""
-        return cast("EventInbox", self._registry.capability("inbox", self))
+        return cast("EventInbox", self.facade("inbox"))
 
     def _run_all(self, statements: Sequence[Statement]) -> Coroutine[Any, Any, Sequence[Result]]:
         return self.run(statements)
