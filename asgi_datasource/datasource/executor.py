@@ -112,6 +112,20 @@ class Executor(Router):
         self._tenant = tenant
         self._settings = tenant.apply()
 
+    @property
+    def settings(self) -> tuple[tuple[str, str], ...]:
+        """The tenant's settings."""
+        return self._settings
+
+    @property
+    def traces_statements(self) -> bool:
+        """Whether each statement gets a span."""
+        return self._traces_statements
+
+    async def give_back(self, server: Server, connection: Connection) -> None:
+        """Return a connection in any state."""
+        await self._give_up(server, connection)
+
     # -- reads outside a transaction
 
     def send_read(

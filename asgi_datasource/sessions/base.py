@@ -388,6 +388,21 @@ class SessionBase:
             self._owner.first_statement(self)
         return executor
 
+    def use_executor(self) -> Executor:
+        """The executor; the first call counts the session as a user of its datasource."""
+        return self._executor or self._start()
+
+    def use_primary(self) -> Server:
+        """The primary of the datasource, of which the session counts as a user from now on."""
+        self.use_executor()
+        return self._datasource.servers["primary"]
+
+    def note_written_outside(self) -> None:
+        """Statements have taken effect outside of the session's transactions: the request is not retried."""
+        self.commits += 1
+        if self.client_history is not None:
+            self.client_history.note(NOWHERE)
+
     def _make_client_history(self) -> ClientHistory | None:
         tokens = self._policy.tokens
         if tokens is None:

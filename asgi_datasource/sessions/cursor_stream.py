@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import AsyncGenerator
 from typing import Any
 
-from ..drivers.protocol import Result, RowFactory
 from ..drivers.statements import CursorDeclaration, Params, Query, Statement
 from ..routing import AccessIntent
 from .core import SessionCore
-from .statement_api import fail_reading
+from .row_classes import RowType
+from .statement_api import rows_of
 
 
 async def stream(
@@ -17,7 +17,7 @@ async def stream(
     intent: AccessIntent | None,
     query: Query,
     params: Params | None,
-    row_factory: RowFactory[Any] | None,
+    row_factory: RowType[Any] | None,
     size: int,
 ) -> AsyncGenerator[Any]:
     """Fetch a cursor's rows in batches of `size`; None uses the intent in force."""
@@ -29,22 +29,15 @@ async def stream(
     fetch = Statement(f"fetch forward {size} from {name}", prepare=False)
     intent, snapshot = await session.begin_stream(intent)
     try:
-        rows = _rows((await session.run((declare, fetch), intent))[1], row_factory)
+        rows = rows_of((await session.run((declare, fetch), intent))[1], row_factory)
         while True:
             for row in rows:
                 yield row
             if len(rows) < size:
                 break
-            rows = _rows((await session.run((fetch,), intent))[0], row_factory)
+            rows = rows_of((await session.run((fetch,), intent))[0], row_factory)
         if snapshot is None:
             await session.run((Statement(f"close {name}", prepare=False),), intent)
     finally:
         if snapshot is not None:
             await session.end_stream(snapshot)
-
-
-def _rows(result: Result, row_factory: RowFactory[Any] | None) -> list[Any]:
-    try:
-        return result.rows(row_factory)
-    except Exception as error:  # noqa: BLE001 - raised again, some of it as a DataError
-        fail_reading(result, error)

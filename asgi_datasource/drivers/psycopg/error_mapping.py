@@ -18,6 +18,12 @@ READ_ONLY_HINT: Final = (
 )
 
 
+SEVERAL_STATEMENTS_HINT: Final = (
+    "; send each statement by itself, in the same transaction, or a whole script as it is:"
+    " `async with db.connection() as connection: await connection.execute(script)`"
+)
+
+
 def to_data_error(
     error: BaseException, *, where: str, is_broken: bool, timed_out: bool, in_recovery: bool, is_write: bool
 ) -> DataError:
@@ -61,6 +67,8 @@ def to_data_error(
     message = f"{where}: {text}"
     if found.kind is DataErrorKind.READ_ONLY:
         message += READ_ONLY_HINT
+    elif sqlstate == "42601" and diagnostics is not None and diagnostics.source_function == "exec_parse_message":
+        message += SEVERAL_STATEMENTS_HINT
     return DataError(
         found.kind,
         message,
