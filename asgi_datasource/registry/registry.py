@@ -792,6 +792,12 @@ class DataSourceRegistry:
         if self.open_in is not asyncio._get_running_loop():
             await self.open()
         compiled = self.compiled
+        if tenant is None and compiled.admission.default is None:
+            raise DataError(
+                DataErrorKind.TENANT,
+                "this session has no tenant: give it one, as in registry.session(tenant=...), or with"
+                " `with tenant_context(...)` around it, or set tenancy.default",
+            )
         found = await compiled.admission.find(tenant)
         compiled.admission.check_served(found)
         return self.make_session(

@@ -68,7 +68,7 @@ class PoolHost(Protocol):
         ...
 
     def no_connection(
-        self, error: BaseException, timeout_s: float, waiting: int, /, *, is_stuck: bool
+        self, error: BaseException, timeout_s: float, waiting: int, /, *, is_stuck: bool, late_s: float
     ) -> DataError | None:
         """The error of a caller that got no connection; None if another attempt may still reach the server.
 
@@ -77,6 +77,7 @@ class PoolHost(Protocol):
             timeout_s: Longest wait, in seconds.
             waiting: Number of callers that waited.
             is_stuck: No connection was returned during the wait.
+            late_s: Seconds by which the event loop noticed the end of the wait late.
         """
         ...
 
@@ -560,7 +561,13 @@ class Pool:
             try:
                 connection = await hand_over.take(give_up_at, priority, tenant)
             except (Displaced, GaveUp, PoolTimeout, TimeoutError, PoolClosed) as error:
-                told = self._told(error, give_up_at - began_at, hand_over, is_stuck=self.lendings == lendings)
+                told = self._told(
+                    error,
+                    give_up_at - began_at,
+                    hand_over,
+                    is_stuck=self.lendings == lendings,
+                    late_s=loop.time() - give_up_at,
+                )
                 if told is not None:
                     raise told from (told.__cause__ or error)
                 self._time_to_give_up(deadline)
@@ -582,16 +589,18 @@ class Pool:
             self.give(connection)
             self._time_to_give_up(deadline)
 
-    def _told(self, error: Exception, timeout_s: float, hand_over: HandOver, *, is_stuck: bool) -> DataError | None:
+    def _told(
+        self, error: Exception, timeout_s: float, hand_over: HandOver, *, is_stuck: bool, late_s: float
+    ) -> DataError | None:
         """The error of a caller that got no connection; None if another attempt may still reach the server."""
         if isinstance(error, PoolClosed):
             return DataError(DataErrorKind.CONNECTION, f"{self._host.label}: the pool is closed")
         if isinstance(error, Displaced):
             told: DataError | None = self._queue_is_full()
         else:
-            told = self._host.no_connection(error, timeout_s, hand_over.waiting + 1, is_stuck=is_stuck)
+            told = self._host.no_connection(error, timeout_s, hand_over.waiting + 1, is_stuck=is_stuck, late_s=late_s)
         if told is not None and told.kind is DataErrorKind.RESOURCE:
-            self._saturation.refused()
+            self._saturation.refused(late_s)
         return told
 
     def _time_to_give_up(self, deadline: float | None) -> float:

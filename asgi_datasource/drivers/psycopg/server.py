@@ -24,7 +24,7 @@ from .pipeline import Pipeline
 from .pool import Pool
 from .server_health import ServerHealth
 from .settings import APPLICATION_NAME, connect_failure, is_unknown_database, resolve
-from .socket import ConnectionObserver
+from .socket import ConnectGivenUp, ConnectionObserver
 from .tenant_types import check_types
 from .transaction_settings import is_behind_pooler, read_role, read_timeouts
 
@@ -276,6 +276,8 @@ class PsycopgServer(ServerHealth):
         exchange = await self._discovery.ask(connection)
         if exchange.error is not None:
             await connection.close()
+            if not self.pool.is_open:
+                raise ConnectGivenUp
             error = OperationalError(str(exchange.error))
             if exchange.is_lost or exchange.timed_out:
                 raise self.connect_failed(error)

@@ -38,6 +38,14 @@ IN_USE: Final = "another task is using this connection; a connection serves one 
 MAX_TRANSFORMERS: Final = 256
 """Tenants with types of their own whose transformers a connection keeps."""
 
+
+class ConnectGivenUp(OperationalError):
+    """The pool was closed while it connected: nothing has failed."""
+
+    def __init__(self) -> None:
+        super().__init__("connecting was given up")
+
+
 _DEFAULT_CHECK_LIMIT_S: Final = 10.0
 
 
@@ -159,7 +167,7 @@ class WatchedSocket(AsyncConnection[Any]):
         began = asyncio.get_running_loop().time()
         observer.attempts.add(scope)
         connection: Self | None = None
-        failure: e.Error = OperationalError("connecting was given up")
+        failure: e.Error = ConnectGivenUp()
         try:
             async with scope:
                 if line_up is not None:
