@@ -13,7 +13,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from ..concurrency.limits import ConcurrencyLimit
 from ..config import Config, ConfigFile
-from ..errors import ConfigError, DataError
+from ..errors import ConfigError, DataError, DataErrorKind
 from ..registry.registry import DataSourceRegistry, compile
 from ..registry.runtime_config import RuntimeConfig
 from ..sessions.context import current_frame, current_runner
@@ -35,6 +35,7 @@ logger = logging.getLogger("asgi_datasource.middleware")
 _ENDED: Final = GuardState.ENDED
 _get_running_loop: Final = asyncio._get_running_loop
 _ACTIVE: Final = TenantState.ACTIVE
+_TENANT: Final = DataErrorKind.TENANT
 
 _MADE_OF_REGISTRY: Final = frozenset(
     {"registry", "_compiled", "_resolve", "_directory", "_admission", "_retries", "_exempt"}
@@ -146,6 +147,9 @@ class DataSourceMiddleware:
                 if limit is not None:
                     limit.enter()
         except DataError as error:
+            if error.kind is _TENANT and _is_preflight(scope):
+                await self.app(scope, receive, send)
+                return
             await ProblemDetails(compiled.errors).send(error, scope, send)
             return
         if outer is not None:
@@ -266,6 +270,7 @@ class DataSourceMiddleware:
         scope[SCOPE_KEY] = session
         token = current_runner.set(session)
         is_over = False
+        raised: Exception | None = None
 
         async def receive_and_note() -> Message:
             nonlocal is_over
@@ -278,31 +283,34 @@ class DataSourceMiddleware:
             is_over = is_over or message["type"] == "websocket.close"
             await send(message)
 
-        failure: BaseException | None = None
         try:
             await self.app(scope, receive_and_note, send_and_note)
-        except BaseException as error:  # noqa: BLE001 - raised once the session has ended
-            failure = error
-        current_runner.reset(token)
-        try:
-            if failure is not None and _is_about(failure, session.tenant_error):
-                logger.info("websocket closed: %s", session.tenant_error)
-                failure = None
-                if not is_over:
-                    await send({"type": "websocket.close", "code": 1008, "reason": "tenant"})
+        except BaseException as error:
+            if not _is_about(error, session.tenant_error):
+                raised = error if isinstance(error, Exception) else None
+                raise
+            logger.info("websocket closed: %s", session.tenant_error)
+            if not is_over:
+                await send({"type": "websocket.close", "code": 1008, "reason": "tenant"})
         finally:
+            current_runner.reset(token)
             try:
                 await registry.background.run(_end_websocket(session))
             except asyncio.CancelledError:
-                # A cancellation at the end does not replace the application's own error.
-                if failure is None:
+                # The session ends all the same. As without this middleware, what the application has raised comes out.
+                if raised is None:
                     raise
-        if failure is not None:
-            try:
-                raise failure
-            finally:
-                # Its traceback refers to this frame: break the reference cycle.
-                del failure
+
+
+def _is_preflight(scope: Scope) -> bool:
+    """Whether a browser asks if it may send a request: without credentials, so often without what names the tenant.
+
+    Source: Fetch standard, "CORS-preflight request".
+    """
+    if scope["method"] != "OPTIONS":
+        return False
+    names = {name for name, _ in scope["headers"]}
+    return b"origin" in names and b"access-control-request-method" in names
 
 
 def _is_about(error: BaseException, reason: DataError | None) -> bool:

@@ -166,6 +166,11 @@ class BorrowedConnection(Protocol):
         """The connection that the user gets."""
         ...
 
+    @property
+    def refusal(self) -> DataError | None:
+        """The error of a statement that was refused because it would have begun or ended a transaction."""
+        ...
+
     def expire(self, message: str) -> None:
         """Make all further use raise `SessionClosed(message)`."""
         ...

@@ -7,7 +7,7 @@ import time
 from collections.abc import Mapping, MutableMapping, Sequence
 from dataclasses import replace
 from enum import StrEnum
-from typing import Any, Final, Protocol
+from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from ..concurrency.shared_lock import SharedLock
 from ..concurrency.tasks import BackgroundTasks
@@ -36,6 +36,9 @@ from .options import options_of
 from .policy import NO_RULE, Lane, Plan, RouteRule, SessionPolicy, add_lane, make_lane, make_plan
 from .scope import Scope, current_scope
 from .unit_of_work import UnitOfWork, open_transaction
+
+if TYPE_CHECKING:
+    from typing import Self
 
 
 class SessionState(StrEnum):
@@ -184,7 +187,7 @@ class SessionBase:
     """The error of the last look-up of the tenant."""
     _executor: Executor | None = None
     _work: UnitOfWork | None = None
-    _hooks: DueHooks | None = None
+    ended_hooks: DueHooks | None = None
     """The hooks whose transaction has ended."""
     _conflict: DataError | None = None
     _ending: asyncio.Task[Any] | None = None
@@ -273,6 +276,10 @@ class SessionBase:
     def is_open(self) -> bool:
         """Whether the session may still be used."""
         return self.state is _OPEN
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
+        """A copy of the scope belongs to the same request."""
+        return self
 
     def __repr__(self) -> str:
         transaction = None if self._work is None else self._work.transaction
@@ -664,9 +671,9 @@ class SessionBase:
     def settle_hooks(self, hooks: WaitingHooks, *, committed: bool | None) -> None:
         """Make hooks due, or drop them, by the outcome of their transaction; None if the outcome is unknown."""
         if hooks:
-            if self._hooks is None:
-                self._hooks = DueHooks()
-            self._hooks.settle(hooks, committed=committed)
+            if self.ended_hooks is None:
+                self.ended_hooks = DueHooks()
+            self.ended_hooks.settle(hooks, committed=committed)
 
     # -- locking
 

@@ -285,14 +285,19 @@ class Transaction:
             self.savepoints = self.savepoints[: self.savepoints.index(name)]
         self.failure = None
 
-    async def take_back(self) -> None:
+    async def take_back(self, refusal: DataError | None) -> None:
         """Check the state of the connection after its use as a raw connection.
+
+        Args:
+            refusal: A statement on it was refused because it would have ended the transaction: only a rollback remains.
 
         Raises:
             DataError: QUERY: the borrower has ended the transaction.
         """
         if self.is_open:
             await self._run_control(self._take_back())
+        if refusal is not None and self.failure is None:
+            self.failure = refusal
 
     async def _take_back(self) -> None:
         connection = self.connection
