@@ -358,7 +358,7 @@ class Transaction:
 
     async def fail(self, exchange: Exchange, *, is_write: bool) -> DataError:
         """Classify a failed exchange, and return the connection at once if there is nothing to roll back on it."""
-        error = self.server.error_of(exchange, is_write=is_write and not self.read_only)
+        error = self.server.error_of(exchange, is_write=is_write)
         self.failure = error
         if error.sqlstate == "25006" and error.kind is DataErrorKind.CONNECTION:
             self.server.refused_write(self.connection)

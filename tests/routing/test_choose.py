@@ -261,6 +261,8 @@ def test_with_no_replica_fail_the_primary_answers_what_the_replicas_are_behind_f
     topology = seen(replica("r1", position=Position(1, 5), lag_s=5.0), no_replica=NoReplica.FAIL)
     wanted = {"now": NOW, "after": Position(1, 9)}
     assert answer(choose(topology, READ, **wanted)) == ("primary", Reason.BEHIND)
+    one_failed = seen(replica("r1", position=Position(1, 5), lag_s=5.0), replica("r2"), no_replica=NoReplica.FAIL)
+    assert answer(choose(one_failed, READ, **wanted, failed=frozenset({"r2"}))) == ("primary", Reason.BEHIND)
     near = seen(replica("r1", position=Position(1, 5), lag_s=0.1), no_replica=NoReplica.FAIL)
     assert answer(choose(near, READ, **wanted, patience_s=0.1)) == ("r1", Reason.PROVED)
     assert answer(choose(near, READ, **wanted, patience_s=0.1, behind=frozenset({"r1"}))) == ("primary", Reason.BEHIND)
