@@ -17,16 +17,20 @@ from opentelemetry import metrics
 from opentelemetry.metrics import CallbackOptions, Counter, Histogram, Observation
 
 from ..errors import DataError, DataErrorKind
-from .tracing import (
+from .names import (
+    CONNECTION_STATE,
     DATASOURCE,
     DB_OPERATION,
     DB_STATUS_CODE,
     ERROR_TYPE,
     NODE,
     OUTCOME,
+    POOL_NAME,
+    SCHEMA_URL,
     TENANT_ID,
     AttributeValue,
 )
+from .tracing import SCOPE, VERSION
 
 OPERATION_DURATION: Final = "db.client.operation.duration"
 CONNECTION_COUNT: Final = "db.client.connection.count"
@@ -43,9 +47,6 @@ REPLICA_LAG: Final = "asgi_datasource.replica.lag"
 TRANSACTION_OUTCOMES: Final = "asgi_datasource.transaction.outcomes"
 OPEN_POOLS: Final = "asgi_datasource.tenants.open_pools"
 CLOSED_USE: Final = "asgi_datasource.session.closed_use"
-
-POOL_NAME: Final = "db.client.connection.pool.name"
-CONNECTION_STATE: Final = "db.client.connection.state"
 
 OTHER_TENANTS: Final = "_OTHER"
 """Label of every tenant beyond the labelled ones, in the manner of the conventions' own `_OTHER`."""
@@ -282,7 +283,7 @@ def unwatch(source: Source) -> None:
 @lru_cache(maxsize=1)
 def _instruments() -> Instruments:
     """Create the instruments, once in a process: OpenTelemetry cannot unregister an observable instrument."""
-    meter = metrics.get_meter("asgi_datasource", schema_url="https://opentelemetry.io/schemas/1.33.0")
+    meter = metrics.get_meter(SCOPE, VERSION, schema_url=SCHEMA_URL)
 
     def seconds(name: str, description: str) -> Histogram:
         return meter.create_histogram(name, "s", description, explicit_bucket_boundaries_advisory=_SECONDS)
