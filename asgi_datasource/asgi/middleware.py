@@ -13,7 +13,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from ..concurrency.limits import ConcurrencyLimit
 from ..config import Config, ConfigFile
-from ..errors import ConfigError, DataError
+from ..errors import ConfigError, DataError, DataErrorKind
 from ..observability import tracing
 from ..registry.registry import DataSourceRegistry, compile
 from ..registry.runtime_config import RuntimeConfig
@@ -36,6 +36,7 @@ logger = logging.getLogger("asgi_datasource.middleware")
 _ENDED: Final = GuardState.ENDED
 _get_running_loop: Final = asyncio._get_running_loop
 _ACTIVE: Final = TenantState.ACTIVE
+_TENANT: Final = DataErrorKind.TENANT
 
 _MADE_OF_REGISTRY: Final = frozenset(
     {"registry", "_compiled", "_resolve", "_directory", "_admission", "_retries", "_exempt", "_is_traced"}
@@ -148,6 +149,9 @@ class DataSourceMiddleware:
                 if limit is not None:
                     limit.enter()
         except DataError as error:
+            if error.kind is _TENANT and _is_preflight(scope):
+                await self.app(scope, receive, send)
+                return
             span = tracing.recording_span() if self._is_traced else None
             await ProblemDetails(compiled.errors).send(error, scope, send, span=span)
             return
@@ -276,6 +280,7 @@ class DataSourceMiddleware:
         scope[SCOPE_KEY] = session
         token = current_runner.set(session)
         is_over = False
+        raised: Exception | None = None
 
         async def receive_and_note() -> Message:
             nonlocal is_over
@@ -292,13 +297,30 @@ class DataSourceMiddleware:
             await self.app(scope, receive_and_note, send_and_note)
         except BaseException as error:
             if not _is_about(error, session.tenant_error):
+                raised = error if isinstance(error, Exception) else None
                 raise
             logger.info("websocket closed: %s", session.tenant_error)
             if not is_over:
                 await send({"type": "websocket.close", "code": 1008, "reason": "tenant"})
         finally:
             current_runner.reset(token)
-            await registry.background.run(_end_websocket(session))
+            try:
+                await registry.background.run(_end_websocket(session))
+            except asyncio.CancelledError:
+                # The session ends all the same. As without this middleware, what the application has raised comes out.
+                if raised is None:
+                    raise
+
+
+def _is_preflight(scope: Scope) -> bool:
+    """Whether a browser asks if it may send a request: without credentials, so often without what names the tenant.
+
+    Source: Fetch standard, "CORS-preflight request".
+    """
+    if scope["method"] != "OPTIONS":
+        return False
+    names = {name for name, _ in scope["headers"]}
+    return b"origin" in names and b"access-control-request-method" in names
 
 
 def _is_about(error: BaseException, reason: DataError | None) -> bool:

@@ -47,6 +47,8 @@ logger = logging.getLogger("asgi_datasource.middleware")
 _NO_SCOPE: Final[MutableMapping[str, Any]] = {"method": "GET", "path": "/"}
 """Replaces the scope once the call has ended."""
 
+CLIENT_LEFT: Final = "the client left; its transaction was rolled back"
+
 DEADLINE_RETRY_S: Final = 1.0
 """Seconds after which a request that ignores its deadline is interrupted again."""
 
@@ -107,6 +109,8 @@ class ResponseGuard:
     _session: DataSession | None = None
     _received: ReceiveBuffer | None = None
     _ending: asyncio.Task[None] | None = None
+    _hooks: asyncio.Task[None] | None = None
+    """Runs the hooks that were due when the response had started."""
     _is_decided: asyncio.Event | None = None
     _stopped_by: DataError | None = None
     _task: asyncio.Task[Any] | None = None
@@ -156,6 +160,10 @@ class ResponseGuard:
         if config.rules.rules:
             # Routers that mount an application extend the scope's `root_path`.
             self._root = scope.get("root_path", "")
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> ResponseGuard:
+        """A copy of the scope belongs to the same request."""
+        return self
 
     @property
     def tenant(self) -> Tenant:
@@ -255,13 +263,13 @@ class ResponseGuard:
             self.stop_reading()
         session, ending = self._session, self._ending
         if session is not None:
-            if session.has_due_hooks or (ending is not None and not ending.done()):
-                await self.registry.background.run(_run_hooks(session, ending))
+            if session.has_due_hooks or self._hooks is not None or (ending is not None and not ending.done()):
+                await self.registry.background.run(_run_hooks(session, ending, self._hooks))
             session.release_references()
         # Break reference cycles: tracebacks and the contexts of tasks refer to this guard.
         if self.runs_again_after is None:
             self.lost_by = None
-        self._task = self._ending = self._failure = self._stopped_by = None
+        self._task = self._ending = self._hooks = self._failure = self._stopped_by = None
         if self.runs_again_after is None:
             self.scope, self._received = _NO_SCOPE, None
             self._raw_receive, self._raw_send = _receive_nothing, _send_nothing
@@ -290,13 +298,20 @@ class ResponseGuard:
 
     def _make_received(self) -> ReceiveBuffer:
         recorder = None if self.replay is None else self.replay.recording
-        self._received = ReceiveBuffer(self._raw_receive, disconnect_after=self._is_decided, recorder=recorder)
+        self._received = ReceiveBuffer(
+            self._raw_receive,
+            reads_first=not _expects_continue(self.scope),
+            disconnect_after=self._is_decided,
+            recorder=recorder,
+        )
         return self._received
 
     def send(self, message: Message) -> Awaitable[None]:
         """Pass a message on, once the outcome of the transaction is known."""
         # Not a coroutine itself, which saves a frame for each message.
         if self.state is _ENDED:
+            if self._received is not None and self._received.stash and _ends_response(message):
+                self._received.drop_request()
             return self._raw_send(message)
         if self.state is _OPEN and message["type"] == "http.response.start":
             session = self._session
@@ -329,7 +344,11 @@ class ResponseGuard:
         if self.state is _STREAMING:
             if session is not None and _ends_response(message):
                 await self._end_stream(session)
+                if self._received is not None:
+                    self._received.drop_request()
             await self._raw_send(message)
+            if session is not None and session.ended_hooks is not None:
+                self._start_hooks(session)
             return
         status = message["status"] if message["type"] == "http.response.start" else _status_started_by(message)
         if status is not None and status >= 200:
@@ -347,6 +366,13 @@ class ResponseGuard:
             elif self.caching is not None:
                 message = self.caching.add_to(message)
         await self._raw_send(message)
+        if session is not None and session.ended_hooks is not None:
+            self._start_hooks(session)
+
+    def _start_hooks(self, session: SessionCore) -> None:
+        """Run the hooks beside the rest of the call: a long body, or a background task, does not delay them."""
+        if session.has_due_hooks and self._hooks is None:
+            self._hooks = self.registry.background.spawn(session.run_due_hooks())
 
     def _send_commit(self, session: SessionCore, status: int) -> Exchange | None:
         """Send COMMIT if that needs no waiting; otherwise return None, and `_end` does everything.
@@ -548,7 +574,15 @@ class ResponseGuard:
                 await self._replace(commit_error)
                 return True
             return False
-        await self.registry.background.run(session.end(commit=False, reason=reason_of(self._stopped_by or error)))
+        reason = reason_of(self._stopped_by or error)
+        try:
+            await self.registry.background.run(session.end(commit=False, reason=reason))
+        except asyncio.CancelledError:
+            is_answered = isinstance(error, DataError) or session.lost_by is not None or self._stopped_by is not None
+            if isinstance(error, Exception) and not is_answered:
+                # The rollback goes on. As without this middleware, what the application has raised comes out.
+                return False
+            raise
         stopped_by = self._stopped_by
         if stopped_by is None and isinstance(error, Exception) and self._runs_again(session):
             return True
@@ -558,7 +592,7 @@ class ResponseGuard:
             if is_ours and isinstance(error, asyncio.CancelledError | Exception):
                 error = stopped_by
         if isinstance(error, ClientDisconnected):
-            logger.info("the client left; its transaction was rolled back")
+            logger.info(CLIENT_LEFT)
             self.state = _ENDED
             return True
         if isinstance(error, DataError) and ProblemDetails(self._config.errors).answers(error):
@@ -666,6 +700,9 @@ class ResponseGuard:
         if self.state is _REPLACED:
             return
         self.state = _REPLACED
+        if isinstance(error, ClientDisconnected):
+            logger.info(CLIENT_LEFT)
+            return
         if self.request_span is not None:
             tracing.note_problem(self.request_span, error)
         if by_handlers and await self._render(error):
@@ -752,10 +789,16 @@ async def _send_nothing(message: Message) -> None:
     raise RuntimeError(f"{message['type']!r} was sent after the application had returned")
 
 
-async def _run_hooks(session: SessionCore, ending: asyncio.Task[None] | None) -> None:
-    if ending is not None:
-        await asyncio.wait({ending})
+async def _run_hooks(session: SessionCore, *earlier: asyncio.Task[None] | None) -> None:
+    tasks = [task for task in earlier if task is not None]
+    if tasks:
+        await asyncio.wait(tasks)
     await session.run_due_hooks()
+
+
+def _expects_continue(scope: MutableMapping[str, Any]) -> bool:
+    """Whether the client waits for `100 Continue` before it sends the body (RFC 9110, section 10.1.1)."""
+    return any(name == b"expect" and value.lower() == b"100-continue" for name, value in scope.get("headers", ()))
 
 
 def _status_started_by(message: Message) -> int | None:

@@ -22,6 +22,9 @@ FIRST_PAUSE_S: Final = 0.001
 LAST_PAUSE_S: Final = 0.01
 """Seconds between two polls of a replica that is behind: they double from the first to the last."""
 
+QUERY_CANCELED: Final = "57014"
+"""SQLSTATE of a statement that its timeout, or a cancel request, has stopped."""
+
 READ: Final = Envelope(is_read=True)
 """The envelope of a read that needs no proof."""
 
@@ -68,9 +71,11 @@ class CausalRead:
     def is_met(self, exchange: Exchange, server: Server, connection: Connection) -> bool:
         """Whether the server has proved, in the read's round trip, that it has the required position.
 
-        Checked after a failed read as well: the failure may be due to data that the server has not replayed yet.
+        Checked after a failed read as well: the failure may be due to data that the server has not replayed yet. A read
+        that was stopped has failed for its own reason.
         """
-        if self.asked.between and not exchange.is_lost and not exchange.timed_out and exchange.was_answered(0):
+        was_stopped = exchange.timed_out or getattr(exchange.error, "sqlstate", None) == QUERY_CANCELED
+        if self.asked.between and not exchange.is_lost and not was_stopped and exchange.was_answered(0):
             return self._router.proves(server, connection, self.attempt, exchange.values(1))
         return True
 

@@ -107,6 +107,15 @@ class Executor(Router):
         if self.trace is not None:
             self.trace.serve(tenant)
 
+    @property
+    def settings(self) -> tuple[tuple[str, str], ...]:
+        """The tenant's settings."""
+        return self._settings
+
+    async def give_back(self, server: Server, connection: Connection) -> None:
+        """Return a connection in any state."""
+        await self._give_up(server, connection)
+
     # -- reads outside a transaction
 
     def send_read(

@@ -244,12 +244,16 @@ class Settings(Control):
         pairs: Names and values of the tenant's settings; `OWN_SCHEMA` is not a setting.
         is_read: The transaction is READ ONLY and ends with this round trip.
         deadline: Event-loop time at which the transaction times out; None sets no timeout.
+        lasts: They apply to the session until the connection is returned, instead of to one transaction.
     """
 
-    __slots__ = ("deadline", "is_read", "pairs")
+    __slots__ = ("deadline", "is_read", "lasts", "pairs")
 
-    def __init__(self, pairs: tuple[tuple[str, str], ...], *, is_read: bool, deadline: float | None) -> None:
+    def __init__(
+        self, pairs: tuple[tuple[str, str], ...], *, is_read: bool, deadline: float | None, lasts: bool = False
+    ) -> None:
         super().__init__(ControlKind.SETTINGS, "")
+        self.lasts = lasts
         self.pairs = pairs
         self.is_read = is_read
         self.deadline = deadline

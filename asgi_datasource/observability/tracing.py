@@ -12,10 +12,10 @@ from contextlib import contextmanager
 from importlib import metadata
 from typing import Final
 
-from opentelemetry import trace
+from opentelemetry import propagate, trace
 from opentelemetry.context import Context
 from opentelemetry.environment_variables import OTEL_PYTHON_TRACER_PROVIDER
-from opentelemetry.trace import Span, Status, StatusCode
+from opentelemetry.trace import Span, SpanKind, Status, StatusCode
 
 from ..errors import ClientDisconnected, DataError, DataErrorKind
 from .names import (
@@ -28,6 +28,9 @@ from .names import (
     HOOK,
     HOOK_EVENT,
     HOOK_FAILED,
+    MESSAGING_DESTINATION,
+    MESSAGING_OPERATION,
+    MESSAGING_OPERATION_TYPE,
     REFERENCE,
     RETRY_ATTEMPT,
     RETRY_DELAY_MS,
@@ -78,6 +81,41 @@ def recording_span() -> Span | None:
         return None
     span = trace.get_current_span()
     return span if span.is_recording() else None
+
+
+@contextmanager
+def send_span(
+    topic: str, headers: Mapping[str, str], attributes: Mapping[str, AttributeValue]
+) -> Generator[tuple[Mapping[str, str], Callable[[str], None]]]:
+    """A span around the sending of a message, in the trace that the message was written in.
+
+    Args:
+        topic: The message's destination.
+        headers: The message's headers, with the trace context of its writing.
+        attributes: The message's other attributes, by OpenTelemetry's messaging conventions.
+
+    Yields:
+        The headers to send: with the trace context of this span, where it is recorded; and a function that marks the
+        span as failed, with the reason's kind.
+    """
+    named = {MESSAGING_OPERATION: "send", MESSAGING_OPERATION_TYPE: "send", MESSAGING_DESTINATION: topic}
+    with tracer.start_as_current_span(
+        f"send {topic}",
+        context=propagate.extract(headers),
+        kind=SpanKind.PRODUCER,
+        attributes={**named, **attributes},
+        record_exception=False,
+        set_status_on_exception=False,
+    ) as span:
+
+        def fail(kind: str) -> None:
+            span.set_attribute(ERROR_TYPE, kind)
+            span.set_status(Status(StatusCode.ERROR, kind))
+
+        sent = dict(headers)
+        if span.is_recording():
+            propagate.inject(sent)
+        yield sent, fail
 
 
 def add_event(name: str, attributes: Mapping[str, AttributeValue]) -> None:

@@ -14,7 +14,7 @@ from ..datasource.database_fleet import Fleet
 from ..datasource.datasource import DataSource, ReplicatedDataSource, ReplicaTraits
 from ..drivers import DEFAULT_DRIVER, load_driver
 from ..drivers.protocol import Driver, Server
-from ..drivers.settings import Reset, ServerSettings
+from ..drivers.settings import Reset, ServerSettings, TypeName
 from ..errors import ConfigError
 from ..observability.metrics import Metrics
 from ..observability.session_trace import TraceOptions
@@ -95,6 +95,7 @@ def compile_config(config: Config, *, previous: RuntimeConfig | None = None) -> 
         rules=_compile_rules(config.routes, None if previous is None else previous.rules),
         exempt=PathPrefixes(config.tenancy.exempt),
         outbox=config.outbox,
+        publishing=None if config.outbox is None else config,
         reload=config.reload,
         errors=ErrorSettings(statuses=dict(config.errors.status), shows_details=config.errors.debug),
     )
@@ -111,7 +112,7 @@ def _compile_datasource(
     before: Mapping[str, Server] = {} if previous is None else previous.servers
 
     def make(node: str, role: Role, server: EndpointConfig) -> Server:
-        settings = server_settings(config.pool, server.url.get_secret_value(), driver=config.driver)
+        settings = server_settings(config.pool, server.url.get_secret_value(), driver=config.driver, types=config.types)
         present = before.get(node)
         if present is not None and present.role is role and present.settings == settings:
             return present
@@ -174,7 +175,9 @@ def _compile_fleet(
 
     def make(database: str, fleet: Fleet) -> ReplicatedDataSource:
         def server(node: str, role: Role) -> Server:
-            settings = server_settings(config.pool, templates[node].fill(database), driver=config.driver)
+            settings = server_settings(
+                config.pool, templates[node].fill(database), driver=config.driver, types=config.types
+            )
             return driver.make_server(node, name, role, settings, keeper=fleet)
 
         replicas = [server(node, Role.REPLICA) for node in config.replicas]
@@ -213,7 +216,9 @@ def _driver_of(name: str, config: DataSourceConfig) -> Driver:
     return load_driver(config.driver or DEFAULT_DRIVER, key=f"datasources.{name}.driver")
 
 
-def server_settings(pool: PoolConfig, conninfo: str, *, driver: str | None = None) -> ServerSettings:
+def server_settings(
+    pool: PoolConfig, conninfo: str, *, driver: str | None = None, types: Sequence[str] = ()
+) -> ServerSettings:
     """The connection and pool settings of a server."""
     return ServerSettings(
         conninfo=conninfo,
@@ -234,6 +239,7 @@ def server_settings(pool: PoolConfig, conninfo: str, *, driver: str | None = Non
         reset=Reset(pool.reset),
         is_pooled=pool.pooler == "transaction",
         prepares=pool.pooler == "none",
+        types=tuple([TypeName.parse(text) for text in types]),
     )
 
 

@@ -60,6 +60,7 @@ class RuntimeConfig:
         statement_policy: The policy of websocket sessions: autocommit, since a connection may last for hours.
         block_policy: The policy of `registry.session()`: one transaction, and only its own deadline.
         outbox: Settings of the outbox; None without one.
+        publishing: The document, if it has an outbox.
         reload: Settings of automatic reloads.
         may_retry: Whether the configuration or a rule sets `retry`.
     """
@@ -79,6 +80,7 @@ class RuntimeConfig:
     exempt: PathPrefixes = _NO_PATHS
     errors: ErrorSettings = ErrorSettings()
     outbox: OutboxConfig | None = None
+    publishing: Config | None = field(default=None, repr=False)
     reload: ReloadConfig = ReloadConfig()
     statement_policy: SessionPolicy = field(init=False, repr=False)
     block_policy: SessionPolicy = field(init=False, repr=False)

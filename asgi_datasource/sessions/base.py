@@ -8,7 +8,7 @@ from collections.abc import Mapping, MutableMapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import replace
 from enum import StrEnum
-from typing import Any, Final, Protocol
+from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from opentelemetry.context import Context
 from opentelemetry.trace import Span
@@ -41,6 +41,9 @@ from .options import options_of
 from .policy import NO_RULE, Lane, Plan, RouteRule, SessionPolicy, add_lane, make_lane, make_plan
 from .scope import Scope, current_scope
 from .unit_of_work import UnitOfWork, open_transaction
+
+if TYPE_CHECKING:
+    from typing import Self
 
 
 class SessionState(StrEnum):
@@ -112,7 +115,12 @@ class SessionOrigin(Protocol):
         ...
 
     def make_facade(self, name: str, session: SessionBase, /) -> Any:
-        """Create the object behind an attribute such as `DataSession.sqlalchemy`."""
+        """Create the object behind an attribute such as `DataSession.sqlalchemy` or `DataSession.outbox`.
+
+        Raises:
+            ConfigError: The library that it is for is not installed.
+            DataError: CONFIG: the configuration has no section for it.
+        """
         ...
 
     def known_tenant(self, name: str, /) -> Tenant | None:
@@ -136,14 +144,6 @@ class SessionOrigin(Protocol):
         token: str | None = None,
     ) -> Any:
         """A session outside the request, as an async context manager: `async with registry.session(...) as db:`."""
-        ...
-
-    def capability(self, name: str, session: Any, /) -> Any:
-        """The object behind an attribute of a session that a room above the sessions provides: `outbox`.
-
-        Raises:
-            DataError: CONFIG: the configuration has no section for it.
-        """
         ...
 
 
@@ -199,7 +199,7 @@ class SessionBase:
     """The error of the last look-up of the tenant."""
     _executor: Executor | None = None
     _work: UnitOfWork | None = None
-    _hooks: DueHooks | None = None
+    ended_hooks: DueHooks | None = None
     """The hooks whose transaction has ended."""
     _conflict: DataError | None = None
     _ending: asyncio.Task[Any] | None = None
@@ -290,6 +290,10 @@ class SessionBase:
     def is_open(self) -> bool:
         """Whether the session may still be used."""
         return self.state is _OPEN
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
+        """A copy of the scope belongs to the same request."""
+        return self
 
     def __repr__(self) -> str:
         transaction = None if self._work is None else self._work.transaction
@@ -410,6 +414,21 @@ class SessionBase:
             attempt=1 if owner is None else owner.attempt,
             is_request=owner is not None,
         )
+
+    def use_executor(self) -> Executor:
+        """The executor; the first call counts the session as a user of its datasource."""
+        return self._executor or self._start()
+
+    def use_primary(self) -> Server:
+        """The primary of the datasource, of which the session counts as a user from now on."""
+        self.use_executor()
+        return self._datasource.servers["primary"]
+
+    def note_written_outside(self) -> None:
+        """Statements have taken effect outside of the session's transactions: the request is not retried."""
+        self.commits += 1
+        if self.client_history is not None:
+            self.client_history.note(NOWHERE)
 
     def _make_client_history(self) -> ClientHistory | None:
         tokens = self._policy.tokens
@@ -705,9 +724,9 @@ class SessionBase:
     def settle_hooks(self, hooks: WaitingHooks, *, committed: bool | None, within: Context | None = None) -> None:
         """Make hooks due, or drop them, by the outcome of their transaction; None if the outcome is unknown."""
         if hooks:
-            if self._hooks is None:
-                self._hooks = DueHooks()
-            self._hooks.settle(hooks, committed=committed, within=within)
+            if self.ended_hooks is None:
+                self.ended_hooks = DueHooks()
+            self.ended_hooks.settle(hooks, committed=committed, within=within)
 
     # -- locking
 

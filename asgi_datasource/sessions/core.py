@@ -47,17 +47,17 @@ class SessionCore(StatementRunner):
     @property
     def due_hooks(self) -> int:
         """Number of hooks that `run_due_hooks` would run."""
-        return 0 if self._hooks is None else len(self._hooks)
+        return 0 if self.ended_hooks is None else len(self.ended_hooks)
 
     def forget_due_hooks(self, since: int = 0) -> None:
         """Drop the due hooks after the first `since`: the attempt that added them is retried."""
-        if self._hooks is not None:
-            self._hooks.forget(since)
+        if self.ended_hooks is not None:
+            self.ended_hooks.forget(since)
 
     @property
     def has_due_hooks(self) -> bool:
         """Whether `run_due_hooks` has hooks to run, or commits to await."""
-        if self._hooks or self.state is SessionState.ENDING:
+        if self.ended_hooks or self.state is SessionState.ENDING:
             return True
         return bool(self.committing) and bool(self._unfinished())
 
@@ -97,11 +97,11 @@ class SessionCore(StatementRunner):
         if unfinished:
             # Await commits whose callers were cancelled: their outcome makes more hooks due.
             await asyncio.wait(unfinished)
-        if self._hooks:
+        if self.ended_hooks:
             # The hooks see this session and its tenant, even if the function that added them has returned.
             token = current_runner.set(self)
             try:
-                await self._hooks.run(is_traced=self._policy.is_traced)
+                await self.ended_hooks.run(is_traced=self._policy.is_traced)
             finally:
                 current_runner.reset(token)
 

@@ -40,9 +40,9 @@ async def lend(session: SessionCore, intent: AccessIntent | None) -> AsyncGenera
             borrowed.expire(_OUTLIVED)
             # The block's exception takes precedence; the transaction raises this one at its next statement.
             with contextlib.suppress(DataError):
-                await transaction.take_back()
+                await transaction.take_back(borrowed.refusal)
             raise
         if span is not None:
             span.end()
         borrowed.expire(_OUTLIVED)
-        await transaction.take_back()
+        await transaction.take_back(borrowed.refusal)

@@ -282,6 +282,14 @@ class StatementRunner(SessionBase):
     def _explain_read_only(self, statements: Sequence[Statement], error: DataError) -> DataError:
         what = summarize(statements[0].text) if statements else "The statement"
         path = "" if self.scope is None else f" of {self._method} {self.scope.get('path', '')}"
+        transaction = self.current_transaction
+        if self.current_plan().reads_only or (transaction is not None and transaction.read_only):
+            return DataError(
+                DataErrorKind.READ_ONLY,
+                f"{what} writes, but runs in a read_only transaction{path} and was refused. Remove read_only from its"
+                " annotation, its rule in `routes`, its block or its session(read_only=True)",
+                sqlstate=error.sqlstate or "25006",
+            )
         return DataError(
             DataErrorKind.READ_ONLY,
             f"{what} writes, but ran with read intent{path} and was refused. Annotate the route with @transactional"

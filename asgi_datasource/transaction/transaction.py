@@ -295,14 +295,19 @@ class Transaction:
             self.trace.savepoint_ended(name, "rolled_back", self.failure)
         self.failure = None
 
-    async def take_back(self) -> None:
+    async def take_back(self, refusal: DataError | None) -> None:
         """Check the state of the connection after its use as a raw connection.
+
+        Args:
+            refusal: A statement on it was refused because it would have ended the transaction: only a rollback remains.
 
         Raises:
             DataError: QUERY: the borrower has ended the transaction.
         """
         if self.is_open:
             await self._run_control(self._take_back())
+        if refusal is not None and self.failure is None:
+            self.failure = refusal
 
     async def _take_back(self) -> None:
         connection = self.connection
@@ -363,7 +368,7 @@ class Transaction:
 
     async def fail(self, exchange: Exchange, *, is_write: bool) -> DataError:
         """Classify a failed exchange, and return the connection at once if there is nothing to roll back on it."""
-        error = self.server.error_of(exchange, is_write=is_write and not self.read_only)
+        error = self.server.error_of(exchange, is_write=is_write)
         self.failure = error
         if error.sqlstate == "25006" and error.kind is DataErrorKind.CONNECTION:
             self.server.refused_write(self.connection)

@@ -223,6 +223,12 @@ _datasource = _section(
             },
         ),
         "search_path": st.lists(_referable(_identifiers), max_size=2),
+        "types": st.lists(
+            _referable(
+                st.sampled_from(["hstore", "vector", "enum shop.color", "composite point as shop.models:Point"])
+            ),
+            max_size=2,
+        ),
         "max_in_flight": _integers(1, 1_000_000),
     },
 )
