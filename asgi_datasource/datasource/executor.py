@@ -18,11 +18,12 @@ from ..drivers.protocol import Connection, Exchange, Result, Server
 from ..drivers.statements import Control, ControlKind, Envelope, Params, Query, Settings, Statement
 from ..errors import DataError, DataErrorKind
 from ..observability.metrics import Measure
-from ..observability.session_trace import SessionTrace, TransactionTrace, note_failed_statement
-from ..observability.summary import operation_of
+from ..observability.session_trace import SessionTrace, TransactionTrace, description_of, note_failed_statement
+from ..observability.summary import analyze
 from ..routing import ANY_FRESHNESS, AccessIntent, Freshness, ReadAfterWritePin, Role
 from ..routing.consistency.client_history import ClientHistory
 from ..transaction import ONE_SNAPSHOT, Isolation, Transaction, control_statements, refuse_transaction_command
+from ..transaction.transaction import returned_rows
 from .causal_reads import READ, CausalRead
 from .datasource import DataSource
 from .router import Attempt, Router, TenantSettings, is_refusal
@@ -203,7 +204,9 @@ class Executor(Router):
         if server.role is Role.REPLICA:
             self._sticky = server.name
         if self._measure is not None:
-            self._measure.ran(server, operation_of(str(query)), perf_counter() - self._started, None)
+            analysis = analyze(query if isinstance(query, str) else Statement(query).text)
+            rows = result.rowcount if analysis.operation == "SELECT" else -1
+            self._measure.ran(server, analysis, perf_counter() - self._started, None, rows)
         return result
 
     async def read(
@@ -384,7 +387,9 @@ class Executor(Router):
             transaction.identified = (xid,) if connection.incarnation is not None else exchange.values(3)
         self.note_write()
         if self._measure is not None:
-            self._measure.ran(server, operation_of(str(query)), perf_counter() - self._started, None)
+            analysis = analyze(query if isinstance(query, str) else Statement(query).text)
+            rows = result.rowcount if analysis.operation == "SELECT" else -1
+            self._measure.ran(server, analysis, perf_counter() - self._started, None, rows)
         return transaction, result
 
     async def begin(
@@ -579,6 +584,7 @@ class Executor(Router):
             span = trace.statement(server, statements, context=trace.parent())
         started = 0.0 if self._measure is None else perf_counter()
         failure: BaseException | None = None
+        rows = -1
         try:
             exchange = await connection.exchange(batch, deadline=deadline)
             if exchange.error is not None and (span is not None or self._measure is not None):
@@ -591,6 +597,8 @@ class Executor(Router):
                     else:
                         trace.fail(span, error)
                         note_failed_statement(span, exchange.failed_at, first, len(statements))
+            elif self._measure is not None and exchange.error is None:
+                rows = returned_rows(exchange, batch, statements)
             return exchange
         except Exception as error:  # noqa: BLE001 - whichever class the driver, or an adapter, has raised
             # A mistake of the caller's that was noticed before anything was sent.
@@ -616,7 +624,7 @@ class Executor(Router):
         finally:
             if span is not None:
                 span.end()
-            self._note_run(server, statements, started, failure)
+            self._note_run(server, statements, started, failure, rows)
 
     async def _finish(
         self, server: Server, connection: Connection, exchange: Exchange, statements: Sequence[Statement]
@@ -635,18 +643,22 @@ class Executor(Router):
             self._note_run(server, statements, self._started, failure)
 
     def _note_run(
-        self, server: Server, statements: Sequence[Statement], started: float, failure: BaseException | None
+        self,
+        server: Server,
+        statements: Sequence[Statement],
+        started: float,
+        failure: BaseException | None,
+        rows: int = -1,
     ) -> None:
         if self._measure is not None:
-            operation = operation_of(statements[0].text) if statements else "BEGIN"
-            self._measure.ran(server, operation, perf_counter() - started, failure)
+            self._measure.ran(server, description_of(statements), perf_counter() - started, failure, rows)
 
     async def abandon(self, sent: SentRead | SentBegin, statement: Statement) -> None:
         """The caller of `send_read` or `send_begin` was cancelled: stop the statement, and return the connection."""
         _, server, connection = sent[:3]
         if self._measure is not None:
             took_s = perf_counter() - self._started
-            self._measure.ran(server, operation_of(statement.text), took_s, CancelledError())
+            self._measure.ran(server, analyze(statement.text), took_s, CancelledError())
         await self._give_up(server, connection)
 
     async def _give_up(self, server: Server, connection: Connection) -> None:

@@ -320,7 +320,7 @@ class SessionTrace:
         options = self.options
         if not options.statements:
             return None
-        found = _analysis_of(statements)
+        found = analysis_of(statements)
         if found is None:
             return None
         analysis, count = found
@@ -691,7 +691,18 @@ def note_failed_statement(span: Span, failed_at: int | None, first: int, count: 
         span.set_attribute(BATCH_FAILED, failed_at - first + 1)
 
 
-def _analysis_of(statements: Sequence[TracedStatement]) -> tuple[Analysis, int] | None:
+_BEGIN: Final = Analysis("BEGIN", "BEGIN", "begin")
+
+
+def description_of(statements: Sequence[TracedStatement]) -> Analysis:
+    """The analysis of the statements of a round trip, for metrics; without any, it is BEGIN alone."""
+    if not statements:
+        return _BEGIN
+    found = analysis_of(statements)
+    return analyze(statements[0].text) if found is None else found[0]
+
+
+def analysis_of(statements: Sequence[TracedStatement]) -> tuple[Analysis, int] | None:
     """The analysis of those that are not auxiliary, and their number; None without any."""
     if len(statements) == 1:
         return None if statements[0].is_auxiliary else (analyze(statements[0].text), 1)

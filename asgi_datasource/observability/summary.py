@@ -170,12 +170,6 @@ def summarize(sql: str) -> str:
     return analyze(sql).summary
 
 
-def operation_of(sql: str) -> str:
-    """The operation of a statement: `INSERT`."""
-    # Called for each statement that is measured: no further frame.
-    return _analyze(sql if len(sql) <= MAX_READ else sql[:MAX_READ]).operation
-
-
 def combine(analyses: Sequence[Analysis]) -> Analysis:
     """The analysis of a batch of at least two statements: `BATCH INSERT orders` if all are alike."""
     first = analyses[0]

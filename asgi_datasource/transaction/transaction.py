@@ -15,8 +15,8 @@ from ..drivers.statements import Control, ControlKind, Envelope, Params, Query, 
 from ..errors import CommitUnknown, DataError, DataErrorKind, UnexpectedRollback
 from ..observability.metrics import Measure
 from ..observability.names import OUTCOME, ROLLBACK_REASON
-from ..observability.session_trace import TransactionTrace, note_failed_statement
-from ..observability.summary import operation_of
+from ..observability.session_trace import TransactionTrace, description_of, note_failed_statement
+from ..observability.summary import analyze
 from ..observability.tracing import reason_of
 from ..routing import Position, format_lsn, parse_lsn
 from . import control_statements
@@ -161,7 +161,9 @@ class Transaction:
         if self._asks:
             self.note_identity(exchange, envelope.index + len(envelope.closing))
         if self._measure is not None:
-            self._measure.ran(self.server, operation_of(str(query)), perf_counter() - self._started, None)
+            analysis = analyze(query if isinstance(query, str) else Statement(query).text)
+            rows = result.rowcount if analysis.operation == "SELECT" else -1
+            self._measure.ran(self.server, analysis, perf_counter() - self._started, None, rows)
         return result
 
     async def run(
@@ -621,6 +623,7 @@ class Transaction:
         measure = self._measure if statements else None
         started = 0.0 if measure is None else perf_counter() if begun is None else self._started
         failure: BaseException | None = None
+        rows = -1
         try:
             if begun is None:
                 exchange = await self.connection.exchange(batch, deadline=deadline)
@@ -633,6 +636,8 @@ class Transaction:
                     trace.session.fail(span, error)
                     first = next((index for index, one in enumerate(batch) if one is statements[0]), 0)
                     note_failed_statement(span, exchange.failed_at, first, len(statements))
+            elif measure is not None and exchange.error is None:
+                rows = returned_rows(exchange, batch, statements)
             return exchange
         except asyncio.CancelledError as error:
             failure = error
@@ -654,15 +659,14 @@ class Transaction:
             if span is not None and span.is_recording():
                 span.end()
             if measure is not None:
-                operation = operation_of(statements[0].text)
-                measure.ran(self.server, operation, perf_counter() - started, failure)
+                measure.ran(self.server, description_of(statements), perf_counter() - started, failure, rows)
 
     async def abandon(self, statement: Statement) -> None:
         """Clean up after the caller of `send` was cancelled while it awaited the answer."""
         if self._measure is not None:
-            operation = operation_of(statement.text)
+            analysis = analyze(statement.text)
             took_s = perf_counter() - self._started
-            self._measure.ran(self.server, operation, took_s, asyncio.CancelledError())
+            self._measure.ran(self.server, analysis, took_s, asyncio.CancelledError())
         await self._cancelled()
 
     async def _cancelled(self) -> None:
@@ -724,7 +728,7 @@ class Transaction:
 
     def _note_run(self, operation: str, started: float, failure: BaseException | None) -> None:
         if self._measure is not None:
-            self._measure.ran(self.server, operation, perf_counter() - started, failure)
+            self._measure.ran(self.server, _COMMANDS[operation], perf_counter() - started, failure)
 
     def _note_outcome(self) -> None:
         if self._measure is not None:
@@ -739,10 +743,26 @@ class Transaction:
 _PINNED: Final = "pinned"
 """The reason of a read in a transaction that may write."""
 
+_COMMANDS: Final = {name: analyze(name) for name in ("COMMIT", "ROLLBACK")}
+
 _ASK_XID: Final = (control_statements.IDENTIFY_XID,)
 _ASK_ALL: Final = (control_statements.IDENTIFY,)
 _END: Final = (control_statements.COMMIT,)
 _END_OF_WRITES: Final = (control_statements.COMMIT, control_statements.WAL_POSITION)
+
+
+def returned_rows(exchange: Exchange, batch: Sequence[Statement], statements: Sequence[Statement]) -> int:
+    """The number of rows that the one query of a successful round trip has returned; -1 for anything else.
+
+    Args:
+        exchange: The round trip.
+        batch: All statements of it.
+        statements: Those of the application.
+    """
+    if len(statements) != 1 or statements[0].is_auxiliary or analyze(statements[0].text).operation != "SELECT":
+        return -1
+    index = next(index for index, one in enumerate(batch) if one is statements[0])
+    return exchange.answers(index, 1)[0].rowcount
 
 
 async def _after(previous: asyncio.Task[None] | None, work: Coroutine[Any, Any, None]) -> None:

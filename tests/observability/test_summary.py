@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from asgi_datasource.observability.summary import MAX_READ, MAX_SUMMARY, analyze, combine, operation_of, summarize
+from asgi_datasource.observability.summary import MAX_READ, MAX_SUMMARY, analyze, combine, summarize
 
 SUMMARIES = [
     ("select * from wuser_table where username = %s", "SELECT wuser_table"),
@@ -89,7 +89,7 @@ def test_summary(sql: str, summary: str) -> None:
     ],
 )
 def test_operation(sql: str, operation: str) -> None:
-    assert operation_of(sql) == operation
+    assert analyze(sql).operation == operation
 
 
 SECRETS = [
