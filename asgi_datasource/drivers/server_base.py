@@ -9,7 +9,8 @@ from typing import Any
 
 from ..errors import DataError, DataErrorKind
 from ..observability.metrics import Attributes, Metrics
-from ..observability.tracing import DATASOURCE, DB_SYSTEM, NODE, server_attributes
+from ..observability.names import DATASOURCE, DB_SYSTEM, NODE
+from ..observability.tracing import server_attributes
 from ..routing import CircuitBreaker, Event, Role
 from .protocol import PoolKeeper
 from .settings import ServerSettings

@@ -10,7 +10,7 @@ from ..datasource.datasource import DataSource
 from ..drivers.protocol import Result
 from ..drivers.raw import RawConnection
 from ..drivers.statements import Params, Query, Statement
-from ..observability import tracing
+from ..observability import names
 from ..routing import AccessIntent, ReadAfterWritePin, Route
 from ..tenancy import Tenant
 from ..transaction import Hook, HookEvent, Isolation, Propagation, TransactionOptions, parse_isolation
@@ -240,11 +240,11 @@ class DataSession(SessionCore, StatementMethods):
         """Roll back the transaction at its end, whatever the status of the response, which stays as it is.
 
         Args:
-            reason: Recorded on the span of ROLLBACK.
+            reason: Recorded on the spans of the transaction and of ROLLBACK.
         """
         self.check_open()
         self.make_work_here().rollback_reason = reason
-        self.note_event(tracing.DOOMED, {tracing.ROLLBACK_REASON: reason})
+        self.note_event(names.DOOMED, {names.ROLLBACK_REASON: reason})
 
     def before_commit(self, function: Hook) -> None:
         """Run a function inside the transaction, right before it is committed; its exception fails the request.

@@ -379,7 +379,7 @@ _telemetry = _section(
         "metrics": _flags,
         "metric_tenants": _integers(0, 10_000),
         "tenant_attribute": _flags,
-        "statements": st.sampled_from(["summary", "off"]),
+        "statements": st.sampled_from(["text", "summary", "off"]),
     },
 )
 _errors = _section(

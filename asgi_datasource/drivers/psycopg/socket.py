@@ -130,6 +130,8 @@ class WatchedSocket(AsyncConnection[Any]):
         """Borrowed: outside its pool."""
         self.connect_s = 0.0
         """Duration of the connect in seconds."""
+        self.connected_at = 0.0
+        """Event-loop time at which it was made."""
         self.when_gone: Callable[[], None] | None = None
         """Called once when the connection ends, for tasks that wait for notifications."""
         self.add_notice_handler(self._note_farewell)
@@ -183,7 +185,8 @@ class WatchedSocket(AsyncConnection[Any]):
             # Raised here, without a context: that would refer to the attempt's socket and password.
             raise failure
         connection._observer = observer
-        connection.connect_s = connection._loop.time() - began
+        connection.connected_at = connection._loop.time()
+        connection.connect_s = connection.connected_at - began
         observer.connected(connection)
         return connection
 
