@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import ast
+import itertools
 import os
 import random
 import shutil
@@ -106,6 +107,10 @@ class Mutant:
 
     def __str__(self) -> str:
         return f"{PACKAGE}/{self.path}:{self.line}: {self.what}"
+
+    def applied_to(self, source: str) -> str:
+        """The changed module."""
+        return source[: self.start] + self.text + source[self.end :]
 
     @property
     def tests(self) -> list[str]:
@@ -267,19 +272,25 @@ def mutants_of(modules: Sequence[str]) -> Iterator[Mutant]:
             mutator = Mutator(below, source)
             for node in ast.parse(source).body:
                 mutator.visit(node)
-            for mutant in mutator.found:
-                try:
-                    compile(source[: mutant.start] + mutant.text + source[mutant.end :], below, "exec")
-                except SyntaxError:
-                    continue
-                yield mutant
+            yield from mutator.found
 
 
 def sample_of(modules: Sequence[str], count: int, *, seed: int) -> list[Mutant]:
     """A sample of the changes, in the order of the modules; the same for the same seed."""
     found = list(mutants_of([module.removesuffix(".py").strip("/") for module in modules]))
-    chance = random.Random(seed)  # noqa: S311 - not for security
-    return sorted(chance.sample(found, min(count, len(found))), key=lambda mutant: (mutant.path, mutant.start))
+    random.Random(seed).shuffle(found)  # noqa: S311 - not for security
+    chosen = itertools.islice(filter(is_valid, found), count)
+    return sorted(chosen, key=lambda mutant: (mutant.path, mutant.start))
+
+
+def is_valid(mutant: Mutant) -> bool:
+    """Whether Python can compile the changed module."""
+    source = (ROOT / PACKAGE / mutant.path).read_text(encoding="utf-8")
+    try:
+        ast.parse(mutant.applied_to(source))
+    except SyntaxError:
+        return False
+    return True
 
 
 class Copy:
@@ -314,7 +325,7 @@ class Copy:
         """Whether no test notices the change."""
         path = self._folder / PACKAGE / mutant.path
         source = path.read_text(encoding="utf-8")
-        path.write_text(source[: mutant.start] + mutant.text + source[mutant.end :], encoding="utf-8")
+        path.write_text(mutant.applied_to(source), encoding="utf-8")
         try:
             return self.passes(mutant.tests, limit_s=limit_s)
         finally:
