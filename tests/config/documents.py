@@ -58,6 +58,7 @@ def full() -> dict[str, Any]:
         "consistency": {},
         "budget": {},
         "outbox": {"publisher": {"callable": "shop.events:publish"}},
+        "health": {},
         "reload": {},
         "telemetry": {},
         "errors": {},
@@ -476,6 +477,13 @@ _documents = _section(
         "consistency": _consistency,
         "budget": _budget,
         "outbox": _outbox,
+        "health": _section(
+            {},
+            {
+                "ready": st.sampled_from(["every_primary", "any_server", {"tenants": "90%"}]),
+                "path": _referable(st.sampled_from(["/health", "/internal/health"])),
+            },
+        ),
         "reload": _section({}, {"on_sighup": _flags, "watch": _referable(_durations)}),
         "telemetry": _telemetry,
         "errors": _errors,
