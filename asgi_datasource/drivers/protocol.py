@@ -370,8 +370,12 @@ class Server(Protocol):
     dimensions: Attributes
     """The server's attributes on metrics."""
     metrics: Metrics | None
+    configurers: Sequence[Callable[[Any], Any]]
+    """Functions to run for each new connection of the pool, before it is lent; sync or async."""
     breaker: CircuitBreaker
     """The circuit breaker, driven by the outcome of connections, never by errors that the server reports."""
+    last_error: str | None
+    """Reason of the last failed connect or silence, without secrets."""
     was_reached: bool
     """Whether a connection was ever made."""
     is_pooled: bool

@@ -165,6 +165,27 @@ async def test_a_statement_deallocated_by_the_user_is_prepared_again(connection:
     await agree(connection)
 
 
+async def test_without_close_messages_an_open_transaction_is_left_alone(connection: PsycopgConnection) -> None:
+    connection.plans.closes_by_message = False
+    await run(connection, BEGIN)
+    # DEALLOCATE of a name that the server does not have would fail the transaction.
+    connection.plans.to_close.append(b"ads_99")
+    assert (await run(connection, "select 1")).error is None
+    assert connection.is_in_transaction
+    await run(connection, COMMIT)
+    assert connection.plans.to_close == [b"ads_99"]
+    assert (await run(connection, "select 1")).error is None
+    assert connection.plans.to_close == []
+
+
+async def test_names_to_close_are_kept_when_nothing_is_sent(connection: PsycopgConnection) -> None:
+    connection.plans.to_close.append(b"ads_99")
+    with pytest.raises(psycopg.ProgrammingError):
+        await run(connection, "copy nowhere to stdout")
+    await connection.exchange([Statement("select 1")], deadline=0.0)
+    assert connection.plans.to_close == [b"ads_99"]
+
+
 async def test_a_statement_lost_without_a_tag_fails_once_as_a_stale_plan(connection: PsycopgConnection) -> None:
     for _ in range(3):
         await run(connection, "select 'mine'")

@@ -23,6 +23,12 @@ ONE_STATEMENT_HINT: Final = (
 )
 
 
+SEVERAL_STATEMENTS_HINT: Final = (
+    "; send each statement by itself, in the same transaction, or a whole script as it is:"
+    " `async with db.connection() as connection: await connection.execute(script)`"
+)
+
+
 def to_data_error(
     error: BaseException,
     *,
@@ -78,6 +84,8 @@ def to_data_error(
         message += ONE_STATEMENT_HINT
     if found.kind is DataErrorKind.READ_ONLY:
         message += READ_ONLY_HINT
+    elif sqlstate == "42601" and diagnostics is not None and diagnostics.source_function == "exec_parse_message":
+        message += SEVERAL_STATEMENTS_HINT
     return DataError(
         found.kind,
         message,

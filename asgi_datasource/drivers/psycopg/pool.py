@@ -25,6 +25,7 @@ from ..settings import Reset, ServerSettings
 from .connection import PsycopgConnection, is_same
 from .owned_pool import OwnedPool
 from .saturation import Saturation
+from .tenant_types import TypeRegistry
 
 SWEEP_S: Final = 1.0
 """Seconds after which a kept connection that was not used goes back to psycopg_pool."""
@@ -375,6 +376,8 @@ class Pool:
             else None
         )
         self._limits: FairQueue | None = None
+        self.types = TypeRegistry(settings.types, host.label) if settings.types else None
+        """Converts values of the datasource's types; None without any."""
         self._saturation = Saturation(self)
         self._follows_tenants = settings.reset is Reset.ON_TENANT_CHANGE
         """Connections remember their tenant, and are reset when another one comes."""
@@ -449,6 +452,12 @@ class Pool:
         hand_over = self.hand_over
         if hand_over is None or not hand_over.at_hand or self._host.breaker.health is not Health.CLOSED:
             return None
+        types = self.types
+        known = None
+        if types is not None:
+            known = types.known(tenant)
+            if known is None:
+                return None
         if quota is not None:
             queue = self._queue_for(quota)
             if queue is not None and not queue.try_enter(quota):
@@ -472,6 +481,8 @@ class Pool:
             self.users += 1
             connection.is_kept = True
             self._keeper.used(self._host)
+        if known is not None:
+            connection.use_types(known)
         connection.quota = quota
         connection.is_lent = True
         self.borrowed += 1
@@ -503,6 +514,8 @@ class Pool:
                     tenant if self._follows_tenants else None,
                     must_be_alive=must_be_alive,
                 )
+                if self.types is not None:
+                    await self._prepare_types(self.types, connection, tenant, deadline)
             except BaseException:
                 self._rest()
                 raise
@@ -514,6 +527,19 @@ class Pool:
             connection.quota = quota
         connection.is_kept = self._keeper is not None
         return connection
+
+    async def _prepare_types(
+        self, types: TypeRegistry, connection: PsycopgConnection, tenant: TenantIdentity | None, deadline: float | None
+    ) -> None:
+        """Have a borrowed connection convert the types of its tenant."""
+        known = types.known(tenant)
+        if known is None:
+            try:
+                known = await types.learn(connection, tenant, deadline)
+            except BaseException:
+                self._host.spawn(self._host.reclaim(connection))
+                raise
+        connection.use_types(known)
 
     async def _borrow(
         self,
@@ -651,6 +677,10 @@ class Pool:
         if connection.needs_reset and not connection.closed:
             self._host.spawn(self._host.reclaim(connection))
             return
+        types = self.types
+        if types is not None and connection.types_generation != connection.plans.generation:
+            connection.types_generation = connection.plans.generation
+            types.forget()
         connection.is_lent = False
         self.borrowed -= 1
         use = connection.use

@@ -30,6 +30,8 @@ class NatsPublisher(KeyedPublisher):
         url: The servers, separated by commas.
     """
 
+    system = "nats"
+
     def __init__(self, url: str) -> None:
         self._servers = [part.strip() for part in url.split(",")]
         self._client: Client | None = None
