@@ -507,6 +507,8 @@ class PlainServer(ServerBase, ABC, Generic[ConnectionT]):
 class PlainBorrowedConnection:
     """The library's own connection, given to the user for the length of a block."""
 
+    refusal: Final = None
+
     def __init__(self, native: Any) -> None:
         self._native = native
         self._message: str | None = None

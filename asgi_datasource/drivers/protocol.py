@@ -166,6 +166,11 @@ class BorrowedConnection(Protocol):
         """The connection that the user gets."""
         ...
 
+    @property
+    def refusal(self) -> DataError | None:
+        """The error of a statement that was refused because it would have begun or ended a transaction."""
+        ...
+
     def expire(self, message: str) -> None:
         """Make all further use raise `SessionClosed(message)`."""
         ...
@@ -363,6 +368,8 @@ class Server(Protocol):
     dimensions: Attributes
     """The server's attributes on metrics."""
     metrics: Metrics | None
+    configurers: Sequence[Callable[[Any], Any]]
+    """Functions to run for each new connection of the pool, before it is lent; sync or async."""
     breaker: CircuitBreaker
     """The circuit breaker, driven by the outcome of connections, never by errors that the server reports."""
     was_reached: bool

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from ..errors import DataError, DataErrorKind
 from ..observability.metrics import Attributes, Metrics
-from ..observability.tracing import DATASOURCE, DB_SYSTEM, NODE, server_attributes
+from ..observability.names import DATASOURCE, DB_SYSTEM, NODE
+from ..observability.tracing import server_attributes
 from ..routing import CircuitBreaker, Event, Role
 from .protocol import PoolKeeper
 from .settings import ServerSettings
@@ -57,6 +58,8 @@ class ServerBase:
         self.is_pooled = settings.is_pooled
         self.is_fair = settings.is_fair
         self.metrics: Metrics | None = None
+        self.configurers: Sequence[Callable[[Any], Any]] = ()
+        """Run for each new connection of the pool, before it is lent."""
         self.breaker = CircuitBreaker()
         self.last_error: str | None = None
         """Reason of the last failure, without secrets."""

@@ -65,6 +65,12 @@ def outlives_transaction(text: bytes) -> bool:
     return any(_LASTING_SETTING.match(code, call.end()) is not None for call in _SETTING.finditer(code))
 
 
+def is_listen(text: bytes) -> bool:
+    """Whether this is LISTEN."""
+    head = _HEAD.match(text) or _HEAD.match(_without_noise(text))
+    return head is not None and head[1].lower() == b"listen"
+
+
 def may_end_transaction(text: bytes) -> bool:
     """Whether a statement may commit by itself outside an explicit transaction, as CALL and DO can.
 
@@ -91,6 +97,27 @@ def transaction_command(text: bytes) -> str | None:
     if verb in _TRANSACTION_VERBS:
         return verb.decode().upper()
     return "PREPARE TRANSACTION" if verb == b"prepare" and (head[2] or b"").lower() == b"transaction" else None
+
+
+_ATOMIC: Final = re.compile(rb"\bbegin\s+atomic\b", re.IGNORECASE)
+_TO_SAVEPOINT: Final = re.compile(rb"\s*rollback\s+(?:(?:work|transaction)\s+)?to\b", re.IGNORECASE)
+
+
+def transaction_command_in(text: bytes) -> str | None:
+    """The first command that begins or ends a transaction in a text of one or more statements; None without one.
+
+    ROLLBACK TO SAVEPOINT does neither. Where a function has a body in SQL (BEGIN ATOMIC ... END), only the first verb
+    counts.
+    """
+    if b";" not in text and transaction_command(text) is None:
+        return None
+    plain = _without_noise(text)
+    statements = [plain] if _ATOMIC.search(plain) is not None else plain.split(b";")
+    for statement in statements:
+        command = transaction_command(statement)
+        if command is not None and _TO_SAVEPOINT.match(statement) is None:
+            return command
+    return None
 
 
 _COMMENT_EDGE: Final = re.compile(rb"/\*|\*/")

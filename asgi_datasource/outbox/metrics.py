@@ -12,7 +12,7 @@ from typing import Final, Protocol
 from opentelemetry import metrics
 from opentelemetry.metrics import CallbackOptions, Histogram, Observation
 
-from ..observability.tracing import DATASOURCE
+from ..observability.names import DATASOURCE
 from .stats import RelayStats
 
 BACKLOG: Final = "asgi_datasource.outbox.backlog"

@@ -14,9 +14,10 @@ from ..datasource.database_fleet import Fleet
 from ..datasource.datasource import DataSource, ReplicatedDataSource, ReplicaTraits
 from ..drivers import DEFAULT_DRIVER, load_driver
 from ..drivers.protocol import Driver, Server
-from ..drivers.settings import Reset, ServerSettings
+from ..drivers.settings import Reset, ServerSettings, TypeName
 from ..errors import ConfigError
 from ..observability.metrics import Metrics
+from ..observability.session_trace import TraceOptions
 from ..routing import AccessIntent, Balance, Consistency, Freshness, NoReplica, Role, RoutingPolicy, choose_interval
 from ..routing.consistency.client_history import TokenPolicy
 from ..routing.consistency.token import TokenSigner
@@ -111,7 +112,7 @@ def _compile_datasource(
     before: Mapping[str, Server] = {} if previous is None else previous.servers
 
     def make(node: str, role: Role, server: EndpointConfig) -> Server:
-        settings = server_settings(config.pool, server.url.get_secret_value(), driver=config.driver)
+        settings = server_settings(config.pool, server.url.get_secret_value(), driver=config.driver, types=config.types)
         present = before.get(node)
         if present is not None and present.role is role and present.settings == settings:
             return present
@@ -174,7 +175,9 @@ def _compile_fleet(
 
     def make(database: str, fleet: Fleet) -> ReplicatedDataSource:
         def server(node: str, role: Role) -> Server:
-            settings = server_settings(config.pool, templates[node].fill(database), driver=config.driver)
+            settings = server_settings(
+                config.pool, templates[node].fill(database), driver=config.driver, types=config.types
+            )
             return driver.make_server(node, name, role, settings, keeper=fleet)
 
         replicas = [server(node, Role.REPLICA) for node in config.replicas]
@@ -213,7 +216,9 @@ def _driver_of(name: str, config: DataSourceConfig) -> Driver:
     return load_driver(config.driver or DEFAULT_DRIVER, key=f"datasources.{name}.driver")
 
 
-def server_settings(pool: PoolConfig, conninfo: str, *, driver: str | None = None) -> ServerSettings:
+def server_settings(
+    pool: PoolConfig, conninfo: str, *, driver: str | None = None, types: Sequence[str] = ()
+) -> ServerSettings:
     """The connection and pool settings of a server."""
     return ServerSettings(
         conninfo=conninfo,
@@ -234,6 +239,7 @@ def server_settings(pool: PoolConfig, conninfo: str, *, driver: str | None = Non
         reset=Reset(pool.reset),
         is_pooled=pool.pooler == "transaction",
         prepares=pool.pooler == "none",
+        types=tuple([TypeName.parse(text) for text in types]),
     )
 
 
@@ -244,8 +250,11 @@ def _compile_policy(config: Config, previous: RuntimeConfig | None) -> SessionPo
         deadline_s=transactions.deadline_s,
         rollback_on=OutcomeRule.of(transactions.rollback_on, where="transactions.rollback_on"),
         is_traced=config.telemetry.spans,
-        traces_statements=config.telemetry.statements != "off",
-        shows_tenant=config.telemetry.tenant_attribute,
+        trace_options=TraceOptions(
+            statements=config.telemetry.statements != "off",
+            text=config.telemetry.statements == "text",
+            tenant=config.telemetry.tenant_attribute,
+        ),
         metrics=_compile_metrics(config, previous),
         retry=transactions.retry,
         retry_body_limit=transactions.retry_body_limit,

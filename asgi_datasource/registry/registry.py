@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Mapping, MutableMapping
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Mapping, MutableMapping
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field, replace
 from functools import lru_cache, partial
 from pathlib import Path
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, Final, cast
+from typing import TYPE_CHECKING, Any, Final, TypeVar, cast
 
 from ..concurrency.deferred_calls import DeferredCalls
 from ..concurrency.tasks import BackgroundTasks
@@ -47,6 +47,8 @@ if TYPE_CHECKING:
     from sqlalchemy.ext.asyncio import AsyncEngine
 
 logger = logging.getLogger("asgi_datasource.registry")
+
+ConfigureT = TypeVar("ConfigureT", bound=Callable[[Any], Any])
 
 ConfigSource = str | Path | ConfigFile | Mapping[str, Any] | Config
 """A path to a YAML, TOML or JSON document, a `ConfigFile` with overlays, a mapping, or a loaded `Config`."""
@@ -119,6 +121,7 @@ class DataSourceRegistry:
         self.deferred_calls = DeferredCalls(WATCH_AFTER_S)
         """Starts the watchers of requests that run longer than `WATCH_AFTER_S`."""
         self._outboxes = Outboxes(lambda: self.compiled)
+        self._configurers: tuple[Callable[[Any], Any], ...] = ()
         self._origin = origin or Origin()
         self._reloader = ConfigWatcher(self.reload, lambda: self._origin.files)
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -164,8 +167,10 @@ class DataSourceRegistry:
         found = compiled.policy.metrics
         for server in compiled.servers:
             server.metrics = found
+            server.configurers = self._configurers
         for fleet in compiled.fleets.values():
             fleet.metrics = found
+            fleet.configurers = self._configurers
         if found is None:
             unwatch(self)
         else:
@@ -286,6 +291,27 @@ class DataSourceRegistry:
         make = OUTBOX_FACADES.get(name)
         core = cast("SessionCore", session)
         return make_facade(name, core) if make is None else make(self._outboxes, core)
+
+    def configure(self, function: ConfigureT) -> ConfigureT:
+        """Run a function for each new connection of a pool, before it is lent: to register adapters.
+
+        It is called with the driver's connection (psycopg's `AsyncConnection`), outside of any transaction and tenant,
+        also after a reconnect and a reload. Types that differ between tenants belong into `datasources.X.types`, and
+        settings of the session into the URL: those are cleared between tenants.
+
+        Args:
+            function: Sync or async. Its failure is logged, and fails the connection.
+
+        Returns:
+            The function, so that it can be a decorator: `@registry.configure`.
+
+        Raises:
+            ConfigError: The registry is open already.
+        """
+        if self._loop is not None:
+            raise ConfigError("configure() comes too late: the registry is open, and has connections without it")
+        self._configurers = (*self._configurers, function)
+        return function
 
     # -- opening and closing
 
@@ -497,6 +523,8 @@ class DataSourceRegistry:
         before, after = previous.servers, compiled.servers
         opened = [server for server in after if server not in before]
         if self.is_open:
+            for server in opened:
+                server.configurers = self._configurers
             for name, datasource in compiled.datasources.items():
                 predecessor = previous.datasources.get(name)
                 if predecessor is not datasource:
@@ -764,6 +792,12 @@ class DataSourceRegistry:
         if self.open_in is not asyncio._get_running_loop():
             await self.open()
         compiled = self.compiled
+        if tenant is None and compiled.admission.default is None:
+            raise DataError(
+                DataErrorKind.TENANT,
+                "this session has no tenant: give it one, as in registry.session(tenant=...), or with"
+                " `with tenant_context(...)` around it, or set tenancy.default",
+            )
         found = await compiled.admission.find(tenant)
         compiled.admission.check_served(found)
         return self.make_session(

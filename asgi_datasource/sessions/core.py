@@ -13,7 +13,8 @@ from typing import Any, Final
 
 from ..concurrency.shared_lock import SharedLock
 from ..drivers.protocol import Exchange
-from ..errors import DataError, DataErrorKind
+from ..errors import DataError, DataErrorKind, SessionClosed
+from ..observability.tracing import reason_of
 from ..routing.consistency.client_history import ClientHistory
 from ..transaction import (
     Hook,
@@ -46,17 +47,17 @@ class SessionCore(StatementRunner):
     @property
     def due_hooks(self) -> int:
         """Number of hooks that `run_due_hooks` would run."""
-        return 0 if self._hooks is None else len(self._hooks)
+        return 0 if self.ended_hooks is None else len(self.ended_hooks)
 
     def forget_due_hooks(self, since: int = 0) -> None:
         """Drop the due hooks after the first `since`: the attempt that added them is retried."""
-        if self._hooks is not None:
-            self._hooks.forget(since)
+        if self.ended_hooks is not None:
+            self.ended_hooks.forget(since)
 
     @property
     def has_due_hooks(self) -> bool:
         """Whether `run_due_hooks` has hooks to run, or commits to await."""
-        if self._hooks or self.state is SessionState.ENDING:
+        if self.ended_hooks or self.state is SessionState.ENDING:
             return True
         return bool(self.committing) and bool(self._unfinished())
 
@@ -96,11 +97,11 @@ class SessionCore(StatementRunner):
         if unfinished:
             # Await commits whose callers were cancelled: their outcome makes more hooks due.
             await asyncio.wait(unfinished)
-        if self._hooks:
+        if self.ended_hooks:
             # The hooks see this session and its tenant, even if the function that added them has returned.
             token = current_runner.set(self)
             try:
-                await self._hooks.run(is_traced=self._policy.is_traced)
+                await self.ended_hooks.run(is_traced=self._policy.is_traced)
             finally:
                 current_runner.reset(token)
 
@@ -143,6 +144,8 @@ class SessionCore(StatementRunner):
         """
         if self.stopped_by is None:
             self.stopped_by = error
+            if self.trace is not None and not isinstance(error, SessionClosed):
+                self.trace.interruption = error
         return self.stopped_by
 
     def interrupt(self) -> bool:
@@ -212,6 +215,8 @@ class SessionCore(StatementRunner):
         ):
             return False
         self.state = SessionState.CLOSED
+        if self.trace is not None:
+            self.close_trace()
         self._datasource.leave()
         return True
 
@@ -244,6 +249,8 @@ class SessionCore(StatementRunner):
             return False
         self._commit = None
         self.state = SessionState.CLOSED
+        if self.trace is not None:
+            self.close_trace()
         self._datasource.leave()
         return True
 
@@ -285,7 +292,7 @@ class SessionCore(StatementRunner):
         try:
             await self.run_before_commit()
         except BaseException as error:
-            await self._registry.background.run(self.end(commit=False, reason=type(error).__name__))
+            await self._registry.background.run(self.end(commit=False, reason=reason_of(error)))
             raise
         await self.end(commit=self.rollback_reason is None, reason="end of the block")
 
@@ -323,6 +330,8 @@ class SessionCore(StatementRunner):
             raise
         finally:
             self.state = SessionState.CLOSED
+            if self.trace is not None:
+                self.close_trace()
             if self._executor is not None:
                 self._datasource.leave()
 

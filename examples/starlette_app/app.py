@@ -92,15 +92,15 @@ class FrontDoor:
 
 @asynccontextmanager
 async def lifespan(app: Starlette) -> AsyncIterator[None]:
-    """Trace from start to end; the last spans are sent before the process exits."""
-    provider = tracing.set_up(feed)
+    """Trace from the start; `SendLastSpans` ends it after the registry has closed."""
+    tracing.set_up(feed)
     yield
-    provider.shutdown()
 
 
 app: Final = Starlette(
     routes=[Mount("/ui", routes=ui), *desk.routes],
     middleware=[
+        Middleware(tracing.SendLastSpans),
         Middleware(FrontDoor),
         Middleware(live.Watch, feed=feed),
         Middleware(DataSourceMiddleware, config=HERE / "datasource.yaml"),

@@ -223,6 +223,12 @@ _datasource = _section(
             },
         ),
         "search_path": st.lists(_referable(_identifiers), max_size=2),
+        "types": st.lists(
+            _referable(
+                st.sampled_from(["hstore", "vector", "enum shop.color", "composite point as shop.models:Point"])
+            ),
+            max_size=2,
+        ),
         "max_in_flight": _integers(1, 1_000_000),
     },
 )
@@ -373,7 +379,7 @@ _telemetry = _section(
         "metrics": _flags,
         "metric_tenants": _integers(0, 10_000),
         "tenant_attribute": _flags,
-        "statements": st.sampled_from(["summary", "off"]),
+        "statements": st.sampled_from(["text", "summary", "off"]),
     },
 )
 _errors = _section(

@@ -70,6 +70,11 @@ async def test_the_servers_errors_are_classified(
     assert error.message.startswith(f"orders.primary (127.0.0.1:{server.port}): ")
 
 
+async def test_several_statements_in_one_text_are_named(server: PsycopgServer) -> None:
+    error = await fail(server, "select 1; select 2")
+    assert "the text has several statements: send each in a call of its own" in error.message
+
+
 async def test_a_constraint_is_named(server: PsycopgServer) -> None:
     error = await fail(server, "insert into parents values (1, 'x')")
     assert (error.constraint, error.table, error.column) == ("parents_pkey", "parents", None)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections.abc import AsyncIterator
 
 import psycopg
@@ -113,6 +114,49 @@ async def test_an_exhausted_pool_reports_its_numbers_and_the_fix(open_server: Op
     assert "Raise pool.max_size or shorten transactions" in error.message
     assert "orders.primary" in error.message
     server.release(held)
+
+
+async def test_a_blocked_loop_is_named_instead_of_the_pools_size(
+    open_server: OpenServer, caplog: pytest.LogCaptureFixture
+) -> None:
+    server = await open_server(max_size=1, acquire_timeout_s=0.2)
+    held = await server.acquire(deadline=None)
+    waits = asyncio.ensure_future(fails(server))
+    await until(lambda: server.waiting > 0)
+    time.sleep(0.6)
+    error = await waits
+    for told in (error.message, caplog.text):
+        assert "event loop was blocked" in told
+        assert "asyncio.to_thread" in told
+        assert "max_size" not in told
+    server.release(held)
+
+
+async def test_a_limit_of_the_role_is_named_instead_of_the_pools_size(
+    cluster: EmbeddedCluster, database: str, open_server: OpenServer, caplog: pytest.LogCaptureFixture
+) -> None:
+    role = f"limited_{database}"
+    await cluster.primary.sql(f"create role {role} login password 'x' connection limit 1")
+    url = make_conninfo(cluster.primary.url(database), user=role, password="x")
+    server = await open_server(url, min_size=0, max_size=2, acquire_timeout_s=0.3)
+    held = await server.acquire(deadline=None)
+    error = await fails(server)
+    assert "no free connection after 0.3 s (1 of 2 in use, 1 waiting)" in error.message
+    for told in (error.message, caplog.text):
+        assert "raise its max_connections or the CONNECTION LIMIT of the role" in told
+        assert "Raise pool.max_size" not in told
+    server.release(held)
+    await server.close(timeout_s=1.0)
+    await cluster.primary.sql(f"drop role {role}")
+
+
+async def test_closing_a_pool_that_is_connecting_reports_no_failure(
+    open_server: OpenServer, caplog: pytest.LogCaptureFixture
+) -> None:
+    server = await open_server(min_size=5, max_size=5)
+    await until(lambda: bool(server.attempts))
+    await server.close(timeout_s=2.0)
+    assert [record.message for record in caplog.records if record.levelname != "DEBUG"] == []
 
 
 async def test_the_deadline_ends_waiting_before_the_pools_own_timeout(open_server: OpenServer) -> None:

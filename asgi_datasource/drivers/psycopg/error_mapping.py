@@ -17,6 +17,17 @@ READ_ONLY_HINT: Final = (
     "; this statement ran with read intent: give its route @transactional, or use `db.write` for it alone"
 )
 
+ONE_STATEMENT_HINT: Final = (
+    "; the text has several statements: send each in a call of its own, inside `async with db.transaction():` if they"
+    " belong together"
+)
+
+
+SEVERAL_STATEMENTS_HINT: Final = (
+    "; send each statement by itself, in the same transaction, or a whole script as it is:"
+    " `async with db.connection() as connection: await connection.execute(script)`"
+)
+
 
 def to_data_error(
     error: BaseException, *, where: str, is_broken: bool, timed_out: bool, in_recovery: bool, is_write: bool
@@ -59,8 +70,13 @@ def to_data_error(
         # Tracebacks print the cause with psycopg's whole text; `diag` keeps it.
         error.args = (text,)
     message = f"{where}: {text}"
+    if sqlstate == "42601" and diagnostics is not None and diagnostics.source_function == "exec_parse_message":
+        # The only syntax error that this function of the server reports; its text may be translated.
+        message += ONE_STATEMENT_HINT
     if found.kind is DataErrorKind.READ_ONLY:
         message += READ_ONLY_HINT
+    elif sqlstate == "42601" and diagnostics is not None and diagnostics.source_function == "exec_parse_message":
+        message += SEVERAL_STATEMENTS_HINT
     return DataError(
         found.kind,
         message,

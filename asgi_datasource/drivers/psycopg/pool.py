@@ -25,6 +25,7 @@ from ..settings import Reset, ServerSettings
 from .connection import PsycopgConnection, is_same
 from .owned_pool import OwnedPool
 from .saturation import Saturation
+from .tenant_types import TypeRegistry
 
 SWEEP_S: Final = 1.0
 """Seconds after which a kept connection that was not used goes back to psycopg_pool."""
@@ -67,7 +68,7 @@ class PoolHost(Protocol):
         ...
 
     def no_connection(
-        self, error: BaseException, timeout_s: float, waiting: int, /, *, is_stuck: bool
+        self, error: BaseException, timeout_s: float, waiting: int, /, *, is_stuck: bool, late_s: float
     ) -> DataError | None:
         """The error of a caller that got no connection; None if another attempt may still reach the server.
 
@@ -76,6 +77,7 @@ class PoolHost(Protocol):
             timeout_s: Longest wait, in seconds.
             waiting: Number of callers that waited.
             is_stuck: No connection was returned during the wait.
+            late_s: Seconds by which the event loop noticed the end of the wait late.
         """
         ...
 
@@ -369,6 +371,8 @@ class Pool:
             else None
         )
         self._limits: FairQueue | None = None
+        self.types = TypeRegistry(settings.types, host.label) if settings.types else None
+        """Converts values of the datasource's types; None without any."""
         self._saturation = Saturation(self)
         self._follows_tenants = settings.reset is Reset.ON_TENANT_CHANGE
         """Connections remember their tenant, and are reset when another one comes."""
@@ -443,6 +447,12 @@ class Pool:
         hand_over = self.hand_over
         if hand_over is None or not hand_over.at_hand or self._host.breaker.health is not Health.CLOSED:
             return None
+        types = self.types
+        known = None
+        if types is not None:
+            known = types.known(tenant)
+            if known is None:
+                return None
         if quota is not None:
             queue = self._queue_for(quota)
             if queue is not None and not queue.try_enter(quota):
@@ -466,6 +476,8 @@ class Pool:
             self.users += 1
             connection.is_kept = True
             self._keeper.used(self._host)
+        if known is not None:
+            connection.use_types(known)
         connection.quota = quota
         connection.is_lent = True
         self.borrowed += 1
@@ -497,6 +509,8 @@ class Pool:
                     tenant if self._follows_tenants else None,
                     must_be_alive=must_be_alive,
                 )
+                if self.types is not None:
+                    await self._prepare_types(self.types, connection, tenant, deadline)
             except BaseException:
                 self._rest()
                 raise
@@ -508,6 +522,19 @@ class Pool:
             connection.quota = quota
         connection.is_kept = self._keeper is not None
         return connection
+
+    async def _prepare_types(
+        self, types: TypeRegistry, connection: PsycopgConnection, tenant: TenantIdentity | None, deadline: float | None
+    ) -> None:
+        """Have a borrowed connection convert the types of its tenant."""
+        known = types.known(tenant)
+        if known is None:
+            try:
+                known = await types.learn(connection, tenant, deadline)
+            except BaseException:
+                self._host.spawn(self._host.reclaim(connection))
+                raise
+        connection.use_types(known)
 
     async def _borrow(
         self,
@@ -534,7 +561,13 @@ class Pool:
             try:
                 connection = await hand_over.take(give_up_at, priority, tenant)
             except (Displaced, GaveUp, PoolTimeout, TimeoutError, PoolClosed) as error:
-                told = self._told(error, give_up_at - began_at, hand_over, is_stuck=self.lendings == lendings)
+                told = self._told(
+                    error,
+                    give_up_at - began_at,
+                    hand_over,
+                    is_stuck=self.lendings == lendings,
+                    late_s=loop.time() - give_up_at,
+                )
                 if told is not None:
                     raise told from (told.__cause__ or error)
                 self._time_to_give_up(deadline)
@@ -556,16 +589,18 @@ class Pool:
             self.give(connection)
             self._time_to_give_up(deadline)
 
-    def _told(self, error: Exception, timeout_s: float, hand_over: HandOver, *, is_stuck: bool) -> DataError | None:
+    def _told(
+        self, error: Exception, timeout_s: float, hand_over: HandOver, *, is_stuck: bool, late_s: float
+    ) -> DataError | None:
         """The error of a caller that got no connection; None if another attempt may still reach the server."""
         if isinstance(error, PoolClosed):
             return DataError(DataErrorKind.CONNECTION, f"{self._host.label}: the pool is closed")
         if isinstance(error, Displaced):
             told: DataError | None = self._queue_is_full()
         else:
-            told = self._host.no_connection(error, timeout_s, hand_over.waiting + 1, is_stuck=is_stuck)
+            told = self._host.no_connection(error, timeout_s, hand_over.waiting + 1, is_stuck=is_stuck, late_s=late_s)
         if told is not None and told.kind is DataErrorKind.RESOURCE:
-            self._saturation.refused()
+            self._saturation.refused(late_s)
         return told
 
     def _time_to_give_up(self, deadline: float | None) -> float:
@@ -638,6 +673,10 @@ class Pool:
         if connection.needs_reset and not connection.closed:
             self._host.spawn(self._host.reclaim(connection))
             return
+        types = self.types
+        if types is not None and connection.types_generation != connection.plans.generation:
+            connection.types_generation = connection.plans.generation
+            types.forget()
         connection.is_lent = False
         self.borrowed -= 1
         use = connection.use

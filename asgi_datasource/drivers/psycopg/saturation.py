@@ -11,6 +11,15 @@ from ..settings import ServerSettings
 LONG_SHARE: Final = 0.5
 """A wait of more than this fraction of `acquire_timeout_s` counts as long: refusals are near."""
 
+BLOCKED_S: Final = 0.25
+"""Seconds by which a timer fires late from which on the event loop counts as blocked."""
+
+UNBLOCK: Final = "Run blocking calls in a thread: `await asyncio.to_thread(...)`"
+RAISE_LIMITS: Final = (
+    "If the server admits no more connections, raise its max_connections or the CONNECTION LIMIT of the role, or lower"
+    " pool.max_size (processes x max_size)"
+)
+
 MOST_TIMES: Final = 4
 """Largest recommended pool, as a multiple of the present size: beyond that a larger pool does not help."""
 
@@ -36,16 +45,22 @@ class Saturation:
         pool: The pool.
     """
 
-    __slots__ = ("_lendings_told", "_log", "_pool", "_tenants_log")
+    __slots__ = ("_late_s", "_lendings_told", "_log", "_pool", "_tenants_log")
 
     def __init__(self, pool: PoolState) -> None:
         self._pool = pool
         self._lendings_told = 0
+        self._late_s = 0.0
         self._log = SaturationLog(self._describe)
         self._tenants_log = SaturationLog(self._describe_tenants)
 
-    def refused(self) -> None:
-        """No connection was free in time, or the queue is full."""
+    def refused(self, late_s: float = 0.0) -> None:
+        """No connection was free in time, or the queue is full.
+
+        Args:
+            late_s: Seconds by which the event loop noticed the end of the wait late.
+        """
+        self._late_s = max(self._late_s, late_s)
         self._log.record(refused=True)
 
     def refused_by_limit(self) -> None:
@@ -69,6 +84,11 @@ class Saturation:
         told = f"{pool.label} is saturated: {counts}; {pool.borrowed} of {size} connections are in use"
         if pool.waiting:
             told += f", {pool.waiting} wait"
+        late_s, self._late_s = self._late_s, 0.0
+        if late_s > BLOCKED_S:
+            return f"{told}; meanwhile the event loop was blocked for {late_s:.1f} s or more. {UNBLOCK}"
+        if pool.borrowed < size:
+            return f"{told}; the pool could not grow to pool.max_size. {RAISE_LIMITS}"
         raised = ""
         if counts.seconds is not None and lent > 0:
             # All connections were in use all the time, by so many borrowers one after the other (Little's law).

@@ -23,6 +23,7 @@ from .connection import PsycopgConnection
 from .owned_pool import OwnedPool
 from .pool import GaveUp, Pool
 from .primary_discovery import PrimaryDiscovery
+from .saturation import BLOCKED_S, RAISE_LIMITS, UNBLOCK
 from .settings import Address, connect_failure, is_unknown_database
 from .socket import WatchedSocket
 
@@ -298,7 +299,7 @@ class ServerHealth(ServerBase):
     # Errors of callers without a connection
 
     def no_connection(
-        self, error: BaseException, timeout_s: float, waiting: int, *, is_stuck: bool = False
+        self, error: BaseException, timeout_s: float, waiting: int, *, is_stuck: bool = False, late_s: float = 0.0
     ) -> DataError | None:
         """The error of a caller that got no connection; None if another attempt may still reach the server.
 
@@ -307,15 +308,20 @@ class ServerHealth(ServerBase):
             timeout_s: Longest wait, in seconds.
             waiting: Number of callers that waited.
             is_stuck: No connection was returned during the wait.
+            late_s: Seconds by which the event loop noticed the end of the wait late.
         """
-        told = self._no_connection_error(timeout_s, waiting, is_stuck=is_stuck and self.role is Role.REPLICA)
+        told = self._no_connection_error(
+            timeout_s, waiting, is_stuck=is_stuck and self.role is Role.REPLICA, late_s=late_s
+        )
         if isinstance(error, GaveUp) and self.role is Role.PRIMARY and told.kind is not DataErrorKind.TENANT:
             # No other server can take its place, and only one attempt has failed: try again.
             return None
         told.__cause__ = self._connect_error
         return told
 
-    def _no_connection_error(self, timeout_s: float, waiting: int, *, is_stuck: bool = False) -> DataError:
+    def _no_connection_error(
+        self, timeout_s: float, waiting: int, *, is_stuck: bool = False, late_s: float = 0.0
+    ) -> DataError:
         reason = self._connect_error
         if self._keeper is not None and not self.was_reached and is_unknown_database(reason, self.dbname):
             # The tenant's database does not exist.
@@ -332,10 +338,16 @@ class ServerHealth(ServerBase):
                 f" {self.settings.max_size} in use, {waiting} waiting)",
             )
         because = "" if reason is None else f"; the last attempt to connect failed: {reason}"
+        advice = "Raise pool.max_size or shorten transactions"
+        if late_s > BLOCKED_S:
+            because = f"; the event loop was blocked meanwhile, and noticed the end of the wait {late_s:.1f} s late"
+            advice = UNBLOCK
+        elif reason is not None and self.borrowed < self.settings.max_size:
+            advice = RAISE_LIMITS
         return DataError(
             DataErrorKind.RESOURCE,
             f"{self.label}: no free connection after {timeout_s:.1f} s ({self.borrowed} of {self.settings.max_size} in"
-            f" use, {waiting} waiting){because}. Raise pool.max_size or shorten transactions",
+            f" use, {waiting} waiting){because}. {advice}",
         )
 
     # Background tasks

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Final
 
-from ...observability import tracing
+from ...observability import names, tracing
 from ..entry import OutboxEntry
 from ..protocols import SKIPPED, Batch, Outcome, OutcomeKind, Refused, Unreachable
 
@@ -74,10 +74,10 @@ async def attempt(publisher: KeyedPublisher, entry: OutboxEntry, *, is_traced: b
     """Send one message, in a span of the trace that it was written in; what became of it."""
     if not is_traced or not tracing.is_recording():
         return await _send(publisher, entry)
-    attributes: dict[str, tracing.AttributeValue] = {
-        tracing.MESSAGING_SYSTEM: publisher.system,
-        tracing.MESSAGING_MESSAGE_ID: entry.idempotency_key,
-        tracing.MESSAGING_BODY_SIZE: len(entry.data),
+    attributes: dict[str, names.AttributeValue] = {
+        names.MESSAGING_SYSTEM: publisher.system,
+        names.MESSAGING_MESSAGE_ID: entry.idempotency_key,
+        names.MESSAGING_BODY_SIZE: len(entry.data),
     }
     with tracing.send_span(entry.topic, entry.headers, attributes) as (headers, fail):
         outcome = await _send(publisher, replace(entry, headers=headers))
