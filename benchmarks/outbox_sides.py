@@ -90,7 +90,7 @@ class Ours(Side):
     def config(self) -> dict[str, Any]:
         return {
             "version": 1,
-            "datasources": {"orders": {"primary": {"url": self.url}, "pool": {"min_size": 1, "max_size": 10}}},
+            "datasources": {"orders": {"primary": {"url": self.url}, "pool": {"min_size": 1, "max_size": 32}}},
             "outbox": {},
             "tenancy": {"resolve": [{"header": "X-Tenant"}]},
             "tenants": {"all": {"datasource": "orders", "schema": "public"}},
