@@ -87,7 +87,7 @@ class DriverContract:
         made: list[Server] = []
 
         async def make(*, conninfo: str | None = None, is_open: bool = True, **options: Any) -> Server:
-            options = {"max_size": 2, "acquire_timeout_s": 0.5, **options}
+            options = {"max_size": 2, "acquire_timeout_s": 5.0, **options}
             settings = ServerSettings(conninfo=conninfo or site.conninfo, **options)
             server = site.driver.make_server("primary", "main", Role.PRIMARY, settings)
             made.append(server)
@@ -124,7 +124,8 @@ class DriverContract:
         server.put_back(again)
         assert server.borrowed == 0
 
-    async def test_an_exhausted_pool_is_reported(self, server: Server) -> None:
+    async def test_an_exhausted_pool_is_reported(self, make: Make) -> None:
+        server = await make(acquire_timeout_s=0.5)
         lent = [await server.acquire(deadline=None) for _ in range(2)]
         with pytest.raises(DataError) as raised:
             await server.acquire(deadline=None)
