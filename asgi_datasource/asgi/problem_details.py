@@ -88,7 +88,12 @@ class ProblemDetails:
             note_problem(span, error, reference)
         level = logging.ERROR if status >= 500 else logging.INFO
         logger.log(
-            level, "request answered with %d: %s (%s) [reference %s]", status, error, error.kind.value, reference
+            level,
+            "request answered with %d: %s (%s) [reference %s]",
+            status,
+            error.located_message,
+            error.kind.value,
+            reference,
         )
         document: dict[str, object] = {
             "type": f"urn:asgi-datasource:problem:{error.kind.value.replace('_', '-')}",

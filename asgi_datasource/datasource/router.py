@@ -514,8 +514,8 @@ class Router:
         if self.held.count(server) >= most:
             raise DataError(
                 DataErrorKind.CONFIG,
-                f"{server.label}: a transaction that waits for this one holds the last of {most} connection(s), so it"
-                " would wait for ever. Raise pool.max_size, or do without requires_new and not_supported here",
+                f"{server.full_name}: a transaction that waits for this one holds the last of {most} connection(s), so"
+                " it would wait for ever. Raise pool.max_size, or do without requires_new and not_supported here",
             )
 
     def _start_route(

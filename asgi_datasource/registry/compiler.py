@@ -8,7 +8,7 @@ from typing import Final
 
 from ..concurrency.limits import ConcurrencyLimit, InFlight
 from ..concurrency.priority_queue import Priority
-from ..config import PLACEHOLDER, Config, ConsistencyConfig, DataSourceConfig, EndpointConfig, PoolConfig
+from ..config import PLACEHOLDER, Config, ConsistencyConfig, DataSourceConfig, EndpointConfig, HealthConfig, PoolConfig
 from ..config import RouteRule as RouteRuleConfig
 from ..datasource.database_fleet import Fleet
 from ..datasource.datasource import DataSource, ReplicatedDataSource, ReplicaTraits
@@ -93,7 +93,8 @@ def compile_config(config: Config, *, previous: RuntimeConfig | None = None) -> 
         ),
         policy=_compile_policy(config, previous),
         rules=_compile_rules(config.routes, None if previous is None else previous.rules),
-        exempt=PathPrefixes(config.tenancy.exempt),
+        exempt=PathPrefixes([*config.tenancy.exempt, *([] if config.health is None else [config.health.path])]),
+        ready_rule=HealthConfig().ready if config.health is None else config.health.ready,
         outbox=config.outbox,
         publishing=None if config.outbox is None else config,
         reload=config.reload,

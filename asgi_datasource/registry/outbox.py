@@ -158,6 +158,8 @@ def make_relay(
     if config is None or config.publisher is None:
         raise ConfigError("a relay needs outbox.publisher: nats, kafka, rabbitmq, redis, webhook or callable")
     settings = RelaySettings(
+        lease_s=(lease_s := float(config.lease[:-1])),
+        renew_s=lease_s / 3,
         max_attempts=config.max_attempts,
         holds_dead=config.on_dead == "hold",
         keep_days=None if config.keep is None else int(config.keep[:-1]),

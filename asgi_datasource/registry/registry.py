@@ -38,6 +38,7 @@ from ..transaction import TransactionOptions
 from .compiler import compile_config
 from .config_watcher import ConfigWatcher
 from .explain import Explanation, Question, describe_state, explain
+from .health import Health, TenantCount, describe_health
 from .outbox import FACADES as OUTBOX_FACADES
 from .outbox import Outboxes
 from .runtime_config import RuntimeConfig
@@ -121,6 +122,7 @@ class DataSourceRegistry:
         self.deferred_calls = DeferredCalls(WATCH_AFTER_S)
         """Starts the watchers of requests that run longer than `WATCH_AFTER_S`."""
         self._outboxes = Outboxes(lambda: self.compiled)
+        self._tenant_count = TenantCount()
         self._configurers: tuple[Callable[[Any], Any], ...] = ()
         self._origin = origin or Origin()
         self._reloader = ConfigWatcher(self.reload, lambda: self._origin.files)
@@ -655,6 +657,16 @@ class DataSourceRegistry:
             self.catalog = None
             if catalog is not None:
                 await catalog.close()
+
+    # -- health
+
+    def health(self) -> Health:
+        """The health of this process: whether it is ready for requests, and which server fails, why and since when.
+
+        It tells what the process knows of its servers, and asks none. `HealthApp` (`asgi_datasource.health`) answers
+        probes with it.
+        """
+        return describe_health(self.compiled, self._tenant_count, is_open=self.is_open)
 
     # -- explaining routes
 

@@ -426,7 +426,10 @@ class DriverContract:
                 exchange = await connection.exchange([statement])
                 error = server.error_of(exchange, is_write=True)
                 assert error.kind is kind
-                assert server.label in str(error)
+                assert server.full_name in str(error)
+                # Applications show and report messages; the address is an attribute.
+                assert server.location not in str(error)
+                assert error.server == server.location
                 for text in (str(error), repr(error), repr(statement), repr(connection), repr(exchange)):
                     assert site.secret not in text
                 assert connection.is_idle

@@ -316,7 +316,9 @@ class Transaction:
         error = refuse_transaction_command("COMMIT or ROLLBACK")
         if connection.closed:
             error = DataError(
-                DataErrorKind.CONNECTION, f"the connection to {self.server.label} was lost while it was borrowed"
+                DataErrorKind.CONNECTION,
+                f"the connection to {self.server.full_name} was lost while it was borrowed",
+                server=self.server.location,
             )
         elif connection.is_midway:
             error = DataError(
@@ -358,9 +360,10 @@ class Transaction:
         if command is None and self.connection.closed:
             error = DataError(
                 DataErrorKind.CONNECTION,
-                f"the connection to {self.server.label} was lost before the transaction had ended; send the request"
+                f"the connection to {self.server.full_name} was lost before the transaction had ended; send the request"
                 " again",
                 is_retryable=True,
+                server=self.server.location,
             )
         else:
             error = refuse_transaction_command(command or "COMMIT")
@@ -516,9 +519,10 @@ class Transaction:
             await self._give_back_rolled_back("failed over")
             raise DataError(
                 DataErrorKind.CONNECTION,
-                f"{self.server.label}: a failover took place during the transaction, which was on the former primary:"
-                " it was rolled back; send the request again",
+                f"{self.server.full_name}: a failover took place during the transaction, which was on the former"
+                " primary: it was rolled back; send the request again",
                 is_retryable=True,
+                server=self.server.location,
             )
 
     @property
@@ -585,14 +589,16 @@ class Transaction:
             if error.kind is not DataErrorKind.TIMEOUT:
                 error = DataError(
                     DataErrorKind.CONNECTION,
-                    f"the connection to {self.server.label} was lost during COMMIT, and the server has rolled the"
+                    f"the connection to {self.server.full_name} was lost during COMMIT, and the server has rolled the"
                     " transaction back; send the request again",
                     is_retryable=True,
+                    server=self.server.location,
                 )
             raise error from exchange.error
         raise CommitUnknown(
-            f"the connection to {self.server.label} was lost during COMMIT and no server could tell within"
-            f" {within:.0f} s whether it took effect; look before you send the request again"
+            f"the connection to {self.server.full_name} was lost during COMMIT and no server could tell within"
+            f" {within:.0f} s whether it took effect; look before you send the request again",
+            server=self.server.location,
         ) from exchange.error
 
     def _outcome(self) -> str:

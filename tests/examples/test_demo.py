@@ -239,12 +239,12 @@ async def test_smoke_reports_failed_checks(demo: Demo, capsys: pytest.CaptureFix
 
 def test_the_page_stops_and_starts_a_replica(demo: Demo) -> None:
     with httpx.Client(base_url=demo.address, headers={"X-Desk-Page": "1", "X-Tenant": "dl"}, timeout=30) as client:
-        servers = client.post("/ui/control", json={"action": "stop", "server": "r1"}).json()
+        servers = client.post("/ui/control", json={"action": "stop", "server": "r1"}).json()["servers"]
         assert servers["r1"]["up"] is False
         answers = [client.get("/reports/airports") for _ in range(6)]
         assert [answer.status_code for answer in answers] == [200] * 6
         assert answers[-1].headers["x-served-by"] == "r2 (balanced)"
-        servers = client.post("/ui/control", json={"action": "start", "server": "r1"}).json()
+        servers = client.post("/ui/control", json={"action": "start", "server": "r1"}).json()["servers"]
         assert servers["r1"]["up"] is True
 
         def r1_serves() -> bool:

@@ -52,7 +52,7 @@ async def query_server(
                 except DataError as error:
                     facts.unanswered.append(str(error))
     except DataError as error:
-        facts.failure = str(error)
+        facts.failure = error.located_message
     return facts
 
 

@@ -186,7 +186,7 @@ def run(options: Namespace, console: Console) -> Result:
     try:
         return asyncio.run(_OPERATIONS[operation](config, options, console))
     except DataError as error:
-        raise CannotRun(error.message, "Fix that and run it again.") from None
+        raise CannotRun(error.located_message, "Fix that and run it again.") from None
 
 
 async def _install(config: Config, _: Namespace, console: Console) -> Result:

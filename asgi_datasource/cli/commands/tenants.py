@@ -171,7 +171,7 @@ def run(options: Namespace, console: Console) -> Done | Listing | Printed:
     try:
         return asyncio.run(_OPERATIONS[options.operation](provisioner, options))
     except DataError as error:
-        raise CannotRun(error.message, _fix(options, has_begun=provisioner.has_begun)) from None
+        raise CannotRun(error.located_message, _fix(options, has_begun=provisioner.has_begun)) from None
 
 
 def _fix(options: Namespace, *, has_begun: bool) -> str:
