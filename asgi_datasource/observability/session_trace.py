@@ -213,6 +213,7 @@ class SessionTrace:
     """The spans of one session.
 
     Attributes:
+        datasource: Name of the datasource.
         options: What they contain.
         request: The request's span, or that of a session without a parent; None without either.
         attempt: Number of the request's attempt.
@@ -222,7 +223,6 @@ class SessionTrace:
 
     __slots__ = (
         "_bases",
-        "_datasource",
         "_nodes",
         "_outcome",
         "_reason",
@@ -230,6 +230,7 @@ class SessionTrace:
         "_root_context",
         "_tenant",
         "attempt",
+        "datasource",
         "interruption",
         "last_commit",
         "options",
@@ -251,7 +252,7 @@ class SessionTrace:
         self.attempt = attempt
         self.interruption: DataError | None = None
         self.last_commit: SpanContext | None = None
-        self._datasource = datasource
+        self.datasource = datasource
         self._tenant = tenant
         self._root = root
         self._root_context = None if root is None else set_span_in_context(root)
@@ -506,7 +507,7 @@ class TransactionTrace:
         request = session.request
         self._around = trace.get_current_span()
         parent = set_span_in_context(request) if is_requests and request is not None else session.parent()
-        self.span = tracer.start_span(f"transaction {session._datasource}", parent)
+        self.span = tracer.start_span(f"transaction {session.datasource}", parent)
         self.context = set_span_in_context(self.span)
         self._span_id = self.span.get_span_context().span_id
         self._savepoints: list[tuple[str, Span, Context]] = []
