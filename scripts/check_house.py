@@ -24,7 +24,7 @@ FLOORS: Final[tuple[tuple[str, ...], ...]] = (
     ("db", "migrate", "outbox"),
     ("registry",),
     ("asgi", "console"),
-    ("cli", "testing"),
+    ("cli", "testing", "health"),
     ("__init__", "__main__"),
 )
 """The floors, lowest first. A folder imports from lower floors; folders on one floor do not import each other."""

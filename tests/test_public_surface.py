@@ -58,6 +58,7 @@ PACKAGE = {
 SESSION = {
     "after_commit",
     "after_rollback",
+    "autocommit",
     "before_commit",
     "blocking",
     "commit",
@@ -71,6 +72,7 @@ SESSION = {
     "in_transaction",
     "inbox",
     "last_route",
+    "listen",
     "lock",
     "outbox",
     "pin",

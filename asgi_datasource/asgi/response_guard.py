@@ -16,11 +16,13 @@ from collections.abc import Awaitable, MutableMapping
 from enum import StrEnum
 from typing import Any, Final, cast
 
+from opentelemetry.trace import Span
 from starlette.types import Message, Receive, Send
 
 from ..drivers.protocol import Exchange
 from ..errors import ClientDisconnected, DataError, DataErrorKind
-from ..observability import tracing
+from ..observability import names, tracing
+from ..observability.tracing import reason_of
 from ..registry.registry import DataSourceRegistry
 from ..registry.runtime_config import RuntimeConfig
 from ..routing.consistency.client_history import ClientHistory
@@ -125,6 +127,10 @@ class ResponseGuard:
     """Raised by the middleware in place of the exception that ended the application's call."""
     replay: RequestReplay | None = None
     """The original request; None if it is never retried."""
+    request_span: Span | None = None
+    """The request's span; None where it does not record."""
+    lost_by: DataError | None = None
+    """The conflict that it is retried for."""
     runs_again_after: float | None = None
     """Seconds until the request is retried; None if it is not."""
 
@@ -194,6 +200,16 @@ class ResponseGuard:
         rollback_on = self._config.policy.rollback_on
         return session is not None and outcome.tolerates(error, options, session.lane(), rollback_on)
 
+    @property
+    def is_traced(self) -> bool:
+        """Whether tracing is enabled."""
+        return self._config.policy.is_traced
+
+    @property
+    def attempt(self) -> int:
+        """Number of the request's attempt."""
+        return 1 if self.replay is None else self.replay.attempt
+
     def _commits(self, session: SessionCore, status: int) -> bool:
         """Whether a response of this status commits."""
         if session.rollback_reason is not None:
@@ -223,8 +239,10 @@ class ResponseGuard:
         self.stop_reading()
         self.release_references()
         attempts = 1 if self.replay is None else self.replay.attempt
-        if attempts > 1 and self._config.policy.is_traced:
-            tracing.note_attempts(attempts, has_lost=self._session is not None and self._session.lost_by is not None)
+        if attempts > 1 and self.request_span is not None and self.request_span.is_recording():
+            # Where the last attempt has not used its session, nothing has described it yet.
+            has_lost = self._session is not None and self._session.lost_by is not None
+            tracing.note_attempts(self.request_span, attempts, "given_up" if has_lost else "settled")
 
     async def returned(self) -> None:
         """Handle the application's return without a response, or after its response was replaced."""
@@ -249,6 +267,8 @@ class ResponseGuard:
                 await self.registry.background.run(_run_hooks(session, ending, self._hooks))
             session.release_references()
         # Break reference cycles: tracebacks and the contexts of tasks refer to this guard.
+        if self.runs_again_after is None:
+            self.lost_by = None
         self._task = self._ending = self._hooks = self._failure = self._stopped_by = None
         if self.runs_again_after is None:
             self.scope, self._received = _NO_SCOPE, None
@@ -491,7 +511,7 @@ class ResponseGuard:
         except Exception as error:
             self._disarm()
             self.state = _ENDING
-            await self.registry.background.run(session.end(commit=False, reason=type(error).__name__))
+            await self.registry.background.run(session.end(commit=False, reason=reason_of(error)))
             if self._runs_again(session):
                 raise ResponseReplaced from error
             await self._fail(error)
@@ -554,8 +574,9 @@ class ResponseGuard:
                 await self._replace(commit_error)
                 return True
             return False
+        reason = reason_of(self._stopped_by or error)
         try:
-            await self.registry.background.run(session.end(commit=False, reason=type(error).__name__))
+            await self.registry.background.run(session.end(commit=False, reason=reason))
         except asyncio.CancelledError:
             is_answered = isinstance(error, DataError) or session.lost_by is not None or self._stopped_by is not None
             if isinstance(error, Exception) and not is_answered:
@@ -600,7 +621,7 @@ class ResponseGuard:
         Raises:
             DataError: The deadline has passed, or the client has disconnected.
         """
-        await self.registry.background.run(session.end(commit=False, reason=type(error).__name__))
+        await self.registry.background.run(session.end(commit=False, reason=reason_of(self._stopped_by or error)))
         self.state = _ENDED
         if self._stopped_by is not None and (
             self._take_back_cancellation() or not isinstance(error, asyncio.CancelledError)
@@ -624,7 +645,9 @@ class ResponseGuard:
         )
         if attempt.is_exhausted:
             if attempt.retries:
-                session.note_event(tracing.RETRY_GIVEN_UP, {tracing.RETRY_ATTEMPT: attempt.number})
+                session.note_event(names.RETRY_GIVEN_UP, {names.RETRY_ATTEMPT: attempt.number})
+                if self.request_span is not None and attempt.number > 1:
+                    tracing.note_attempts(self.request_span, attempt.number, "given_up")
             return False
         if attempt.obstacle is not None:
             logger.warning("a request is not retried after a conflict: %s", attempt.obstacle)
@@ -632,7 +655,7 @@ class ResponseGuard:
         session.forget_due_hooks()
         self.state = _REPLACED
         self.runs_again_after = delay_s
-        session.note_event(tracing.RETRY, tracing.retry_attributes(replay.attempt, delay_s, session.lost_by))
+        self.lost_by = session.lost_by
         return True
 
     def again(self, scope: MutableMapping[str, Any]) -> ResponseGuard:
@@ -652,6 +675,8 @@ class ResponseGuard:
             self._outer,
         )
         guard.replay = self.replay
+        if self.request_span is not None:
+            guard.request_span = self.request_span
         guard.caching = self.caching
         if self._received is not None:
             self._received.rewind()
@@ -678,10 +703,13 @@ class ResponseGuard:
         if isinstance(error, ClientDisconnected):
             logger.info(CLIENT_LEFT)
             return
+        if self.request_span is not None:
+            tracing.note_problem(self.request_span, error)
         if by_handlers and await self._render(error):
             return
         is_partial = self._session is not None and self._session.commits > 0
-        await ProblemDetails(self._config.errors).send(error, self.scope, self._send_in_place, is_partial=is_partial)
+        problems = ProblemDetails(self._config.errors)
+        await problems.send(error, self.scope, self._send_in_place, is_partial=is_partial, span=self.request_span)
 
     async def _render(self, error: Exception) -> bool:
         """Answer with the application's exception handler for this error; False if there is none.

@@ -8,6 +8,7 @@ from .diagnostics import Path as DiagnosticPath
 from .documents import describe_changes, describe_diagnostics
 from .editing import apply_edit, edit_text
 from .generated import json_schema, part_schema
+from .health import ANY_SERVER, EVERY_PRIMARY
 from .kinds import EVERY_OTHER
 from .layers import ConfigFile
 from .loading import Findings, Source, examine, load
@@ -20,6 +21,7 @@ from .models import (
     DataSourceConfig,
     EndpointConfig,
     ErrorsConfig,
+    HealthConfig,
     MigrateConfig,
     OutboxConfig,
     PoolConfig,
@@ -47,7 +49,9 @@ from .suppressions import Suppressed
 from .url import PLACEHOLDER, DatabaseUrl, mask_url, server_of
 
 __all__ = [
+    "ANY_SERVER",
     "EVERY_OTHER",
+    "EVERY_PRIMARY",
     "MAX_NAME_BYTES",
     "PLACEHOLDER",
     "AuditConfig",
@@ -71,6 +75,7 @@ __all__ = [
     "Explained",
     "Findings",
     "Format",
+    "HealthConfig",
     "InvalidConfig",
     "MigrateConfig",
     "Origins",

@@ -11,6 +11,7 @@ from typing import Annotated
 from pydantic import Field, WrapValidator
 
 from .catalog import CatalogConfig, TenantDefaults
+from .health import HealthConfig
 from .kinds import DatasourceName, IncludePattern, TenantName, Version
 from .migrate import MigrateConfig, StageConfig
 from .outbox import OutboxConfig, PublisherConfig
@@ -37,6 +38,7 @@ __all__ = [
     "DataSourceConfig",
     "EndpointConfig",
     "ErrorsConfig",
+    "HealthConfig",
     "MigrateConfig",
     "OutboxConfig",
     "PoolConfig",
@@ -134,6 +136,12 @@ class Config(Section):
         title="Outbox",
         description="Events that transactions publish, and how they are delivered.",
         examples=[{"relay": "embedded", "publisher": {"nats": {"url": "nats://nats:4222"}}}],
+    )
+    health: Annotated[HealthConfig | None, OMISSIBLE] = Field(
+        default=None,
+        title="Health",
+        description="When the application's health checks (HealthApp) answer that it is ready, and where they are.",
+        examples=[{"ready": "any_server"}],
     )
     reload: ReloadConfig = section_field(
         ReloadConfig,

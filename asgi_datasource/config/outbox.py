@@ -214,6 +214,15 @@ class OutboxConfig(Section):
         ),
         examples=["coalesced"],
     )
+    lease: Annotated[Literal["5s", "15s", "30s", "60s"], values.word("OutboxLease", "5s", "15s", "30s", "60s")] = Field(
+        default="15s",
+        title="Lease",
+        description=(
+            "How long the keys of a relay that was killed wait until other relays take them over. A relay that cannot"
+            " renew its lease in time, because its process or the database is slow, publishes nothing meanwhile."
+        ),
+        examples=["15s"],
+    )
     max_attempts: OutboxAttempts = Field(
         default=12,
         title="Attempts",

@@ -22,6 +22,7 @@ from .kinds import (
     QueueLength,
     ReplicaName,
     ReservedConnections,
+    TypeSpecification,
     Url,
     Weight,
     WholeSeconds,
@@ -388,6 +389,16 @@ class DataSourceConfig(Section):
             " applies to each database."
         ),
         examples=[200],
+    )
+    types: tuple[TypeSpecification, ...] = Field(
+        default=(),
+        title="Types",
+        description=(
+            "Types of the database whose values are converted: hstore, vector, halfvec, sparsevec, enum NAME, composite"
+            " NAME, range NAME. A name without a schema is each tenant's own type, found by its search_path. With as"
+            " package.module:Class, an enum or a composite has this Python class. For the driver psycopg."
+        ),
+        examples=[["hstore", "vector", "enum shop.color"]],
     )
     audit: AuditConfig = section_field(
         AuditConfig,

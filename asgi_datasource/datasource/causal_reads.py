@@ -45,9 +45,10 @@ class CausalRead:
         attempt: State of the read across servers.
         binds: Whether the client must not see an older state afterwards.
         asked: The envelope of the last round trip.
+        has_waited: A server was polled until it had caught up, or the patience was used up.
     """
 
-    __slots__ = ("_client_history", "_router", "asked", "attempt", "binds")
+    __slots__ = ("_client_history", "_router", "asked", "attempt", "binds", "has_waited")
 
     def __init__(
         self, router: Router, client_history: ClientHistory | None, freshness: Freshness, attempt: Attempt
@@ -56,6 +57,7 @@ class CausalRead:
         self._client_history = client_history
         self.asked = READ
         self.attempt = attempt
+        self.has_waited = False
         self.binds = client_history is not None and client_history.is_monotonic(freshness)
 
     def envelope(self, server: Server, connection: Connection) -> Envelope:
@@ -106,6 +108,7 @@ class CausalRead:
     async def catches_up(self, server: Server, connection: Connection, deadline: float | None) -> bool:
         """Poll a replica that is behind until it has caught up; the patience covers all servers together."""
         attempt = self.attempt
+        self.has_waited = True
         loop = asyncio.get_running_loop()
         pause_s = FIRST_PAUSE_S
         while attempt.patience_s > 0:

@@ -9,8 +9,8 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import OrderedDict
-from collections.abc import Callable
-from typing import Final
+from collections.abc import Callable, Sequence
+from typing import Any, Final
 from weakref import WeakValueDictionary
 
 from ..drivers.protocol import Server
@@ -64,6 +64,8 @@ class Fleet:
         self._timer: asyncio.TimerHandle | None = None
         self.metrics: Metrics | None = None
         """Records new connections."""
+        self.configurers: Sequence[Callable[[Any], Any]] = ()
+        """Run for each new connection of a pool."""
         self._is_retired = False
         self._is_open = False
 
@@ -91,6 +93,7 @@ class Fleet:
             member = self._members[database] = self._make(database, self)
             for server in member.servers.values():
                 server.metrics = self.metrics
+                server.configurers = self.configurers
             member.watch()
         return member
 

@@ -360,7 +360,9 @@ class Server(Protocol):
     full_name: str
     """Datasource and server: `orders.primary`."""
     label: str
-    """Names the server in messages, without the login."""
+    """Names the server and its address in log lines, without the login. Errors have the address apart."""
+    location: str
+    """Its address, as `host:port`."""
     role: Role
     settings: ServerSettings
     attributes: Attributes
@@ -368,8 +370,12 @@ class Server(Protocol):
     dimensions: Attributes
     """The server's attributes on metrics."""
     metrics: Metrics | None
+    configurers: Sequence[Callable[[Any], Any]]
+    """Functions to run for each new connection of the pool, before it is lent; sync or async."""
     breaker: CircuitBreaker
     """The circuit breaker, driven by the outcome of connections, never by errors that the server reports."""
+    last_error: str | None
+    """Reason of the last failed connect or silence, without secrets."""
     was_reached: bool
     """Whether a connection was ever made."""
     is_pooled: bool

@@ -17,6 +17,28 @@ class Reset(StrEnum):
     """Not at all."""
 
 
+@dataclass(frozen=True, slots=True)
+class TypeName:
+    """A type of the database whose values are converted.
+
+    Attributes:
+        kind: `enum`, `composite`, `range`, or the type itself: `hstore`, `vector`, `halfvec`, `sparsevec`.
+        name: Its name in SQL, with or without schema.
+        python: Import path of its Python class, as `package.module:Class`; None uses the default of the kind.
+    """
+
+    kind: str
+    name: str
+    python: str | None = None
+
+    @classmethod
+    def parse(cls, text: str) -> TypeName:
+        """Read `hstore` or `enum shop.color as shop.models:Color`."""
+        kind, _, rest = text.partition(" ")
+        name, _, python = rest.partition(" as ")
+        return cls(kind, name.strip() or kind, python.strip() or None)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ServerSettings:
     """Connection and pool settings of one server.
@@ -39,6 +61,7 @@ class ServerSettings:
         is_pooled: A pooler in transaction mode is in between: session state does not last beyond a transaction.
         is_fair: Tenants take turns at the pool, each with a queue of its own.
         reset: When what a session keeps beyond its transactions is cleared.
+        types: Types whose values are converted, for each tenant by its own search_path.
     """
 
     conninfo: str = field(repr=False)
@@ -60,3 +83,4 @@ class ServerSettings:
     is_pooled: bool = False
     is_fair: bool = False
     reset: Reset = Reset.ON_TENANT_CHANGE
+    types: tuple[TypeName, ...] = ()

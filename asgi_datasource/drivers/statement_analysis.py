@@ -65,6 +65,12 @@ def outlives_transaction(text: bytes) -> bool:
     return any(_LASTING_SETTING.match(code, call.end()) is not None for call in _SETTING.finditer(code))
 
 
+def is_listen(text: bytes) -> bool:
+    """Whether this is LISTEN."""
+    head = _HEAD.match(text) or _HEAD.match(_without_noise(text))
+    return head is not None and head[1].lower() == b"listen"
+
+
 def may_end_transaction(text: bytes) -> bool:
     """Whether a statement may commit by itself outside an explicit transaction, as CALL and DO can.
 

@@ -8,15 +8,16 @@ from typing import Final
 
 from ..concurrency.limits import ConcurrencyLimit, InFlight
 from ..concurrency.priority_queue import Priority
-from ..config import PLACEHOLDER, Config, ConsistencyConfig, DataSourceConfig, EndpointConfig, PoolConfig
+from ..config import PLACEHOLDER, Config, ConsistencyConfig, DataSourceConfig, EndpointConfig, HealthConfig, PoolConfig
 from ..config import RouteRule as RouteRuleConfig
 from ..datasource.database_fleet import Fleet
 from ..datasource.datasource import DataSource, ReplicatedDataSource, ReplicaTraits
 from ..drivers import DEFAULT_DRIVER, load_driver
 from ..drivers.protocol import Driver, Server
-from ..drivers.settings import Reset, ServerSettings
+from ..drivers.settings import Reset, ServerSettings, TypeName
 from ..errors import ConfigError
 from ..observability.metrics import Metrics
+from ..observability.session_trace import TraceOptions
 from ..routing import AccessIntent, Balance, Consistency, Freshness, NoReplica, Role, RoutingPolicy, choose_interval
 from ..routing.consistency.client_history import TokenPolicy
 from ..routing.consistency.token import TokenSigner
@@ -92,8 +93,10 @@ def compile_config(config: Config, *, previous: RuntimeConfig | None = None) -> 
         ),
         policy=_compile_policy(config, previous),
         rules=_compile_rules(config.routes, None if previous is None else previous.rules),
-        exempt=PathPrefixes(config.tenancy.exempt),
+        exempt=PathPrefixes([*config.tenancy.exempt, *([] if config.health is None else [config.health.path])]),
+        ready_rule=HealthConfig().ready if config.health is None else config.health.ready,
         outbox=config.outbox,
+        publishing=None if config.outbox is None else config,
         reload=config.reload,
         errors=ErrorSettings(statuses=dict(config.errors.status), shows_details=config.errors.debug),
     )
@@ -110,7 +113,7 @@ def _compile_datasource(
     before: Mapping[str, Server] = {} if previous is None else previous.servers
 
     def make(node: str, role: Role, server: EndpointConfig) -> Server:
-        settings = server_settings(config.pool, server.url.get_secret_value(), driver=config.driver)
+        settings = server_settings(config.pool, server.url.get_secret_value(), driver=config.driver, types=config.types)
         present = before.get(node)
         if present is not None and present.role is role and present.settings == settings:
             return present
@@ -173,7 +176,9 @@ def _compile_fleet(
 
     def make(database: str, fleet: Fleet) -> ReplicatedDataSource:
         def server(node: str, role: Role) -> Server:
-            settings = server_settings(config.pool, templates[node].fill(database), driver=config.driver)
+            settings = server_settings(
+                config.pool, templates[node].fill(database), driver=config.driver, types=config.types
+            )
             return driver.make_server(node, name, role, settings, keeper=fleet)
 
         replicas = [server(node, Role.REPLICA) for node in config.replicas]
@@ -212,7 +217,9 @@ def _driver_of(name: str, config: DataSourceConfig) -> Driver:
     return load_driver(config.driver or DEFAULT_DRIVER, key=f"datasources.{name}.driver")
 
 
-def server_settings(pool: PoolConfig, conninfo: str, *, driver: str | None = None) -> ServerSettings:
+def server_settings(
+    pool: PoolConfig, conninfo: str, *, driver: str | None = None, types: Sequence[str] = ()
+) -> ServerSettings:
     """The connection and pool settings of a server."""
     return ServerSettings(
         conninfo=conninfo,
@@ -233,6 +240,7 @@ def server_settings(pool: PoolConfig, conninfo: str, *, driver: str | None = Non
         reset=Reset(pool.reset),
         is_pooled=pool.pooler == "transaction",
         prepares=pool.pooler == "none",
+        types=tuple([TypeName.parse(text) for text in types]),
     )
 
 
@@ -243,8 +251,11 @@ def _compile_policy(config: Config, previous: RuntimeConfig | None) -> SessionPo
         deadline_s=transactions.deadline_s,
         rollback_on=OutcomeRule.of(transactions.rollback_on, where="transactions.rollback_on"),
         is_traced=config.telemetry.spans,
-        traces_statements=config.telemetry.statements != "off",
-        shows_tenant=config.telemetry.tenant_attribute,
+        trace_options=TraceOptions(
+            statements=config.telemetry.statements != "off",
+            text=config.telemetry.statements == "text",
+            tenant=config.telemetry.tenant_attribute,
+        ),
         metrics=_compile_metrics(config, previous),
         retry=transactions.retry,
         retry_body_limit=transactions.retry_body_limit,

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Mapping, MutableMapping
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Mapping, MutableMapping
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field, replace
 from functools import lru_cache, partial
 from pathlib import Path
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, Final, cast
+from typing import TYPE_CHECKING, Any, Final, TypeVar, cast
 
 from ..concurrency.deferred_calls import DeferredCalls
 from ..concurrency.tasks import BackgroundTasks
@@ -23,6 +23,7 @@ from ..drivers.raw import RawConnection
 from ..errors import ConfigError, DataError, DataErrorKind
 from ..migrate import NewTenants, SkewWatch
 from ..observability.metrics import unwatch, watch
+from ..outbox.new_tenants import TenantOutbox
 from ..outbox.relay import Relay
 from ..routing import AccessIntent, ReadAfterWritePin
 from ..routing.consistency.token import Token
@@ -37,6 +38,8 @@ from ..transaction import TransactionOptions
 from .compiler import compile_config
 from .config_watcher import ConfigWatcher
 from .explain import Explanation, Question, describe_state, explain
+from .health import Health, TenantCount, describe_health
+from .outbox import FACADES as OUTBOX_FACADES
 from .outbox import Outboxes
 from .runtime_config import RuntimeConfig
 from .startup_audit import StartupAudit
@@ -45,6 +48,8 @@ if TYPE_CHECKING:
     from sqlalchemy.ext.asyncio import AsyncEngine
 
 logger = logging.getLogger("asgi_datasource.registry")
+
+ConfigureT = TypeVar("ConfigureT", bound=Callable[[Any], Any])
 
 ConfigSource = str | Path | ConfigFile | Mapping[str, Any] | Config
 """A path to a YAML, TOML or JSON document, a `ConfigFile` with overlays, a mapping, or a loaded `Config`."""
@@ -117,6 +122,8 @@ class DataSourceRegistry:
         self.deferred_calls = DeferredCalls(WATCH_AFTER_S)
         """Starts the watchers of requests that run longer than `WATCH_AFTER_S`."""
         self._outboxes = Outboxes(lambda: self.compiled)
+        self._tenant_count = TenantCount()
+        self._configurers: tuple[Callable[[Any], Any], ...] = ()
         self._origin = origin or Origin()
         self._reloader = ConfigWatcher(self.reload, lambda: self._origin.files)
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -162,8 +169,10 @@ class DataSourceRegistry:
         found = compiled.policy.metrics
         for server in compiled.servers:
             server.metrics = found
+            server.configurers = self._configurers
         for fleet in compiled.fleets.values():
             fleet.metrics = found
+            fleet.configurers = self._configurers
         if found is None:
             unwatch(self)
         else:
@@ -275,8 +284,36 @@ class DataSourceRegistry:
         return self._loop
 
     def make_facade(self, name: str, session: SessionBase) -> Any:
-        """Create the object behind an attribute such as `DataSession.sqlalchemy`; called by the session."""
-        return make_facade(name, cast("SessionCore", session))
+        """Create the object behind an attribute such as `DataSession.sqlalchemy`; called by the session.
+
+        Raises:
+            ConfigError: The library that it is for is not installed.
+            DataError: CONFIG: the configuration has no section for it.
+        """
+        make = OUTBOX_FACADES.get(name)
+        core = cast("SessionCore", session)
+        return make_facade(name, core) if make is None else make(self._outboxes, core)
+
+    def configure(self, function: ConfigureT) -> ConfigureT:
+        """Run a function for each new connection of a pool, before it is lent: to register adapters.
+
+        It is called with the driver's connection (psycopg's `AsyncConnection`), outside of any transaction and tenant,
+        also after a reconnect and a reload. Types that differ between tenants belong into `datasources.X.types`, and
+        settings of the session into the URL: those are cleared between tenants.
+
+        Args:
+            function: Sync or async. Its failure is logged, and fails the connection.
+
+        Returns:
+            The function, so that it can be a decorator: `@registry.configure`.
+
+        Raises:
+            ConfigError: The registry is open already.
+        """
+        if self._loop is not None:
+            raise ConfigError("configure() comes too late: the registry is open, and has connections without it")
+        self._configurers = (*self._configurers, function)
+        return function
 
     # -- opening and closing
 
@@ -488,6 +525,8 @@ class DataSourceRegistry:
         before, after = previous.servers, compiled.servers
         opened = [server for server in after if server not in before]
         if self.is_open:
+            for server in opened:
+                server.configurers = self._configurers
             for name, datasource in compiled.datasources.items():
                 predecessor = previous.datasources.get(name)
                 if predecessor is not datasource:
@@ -582,14 +621,6 @@ class DataSourceRegistry:
             )
         return found
 
-    def capability(self, name: str, session: SessionCore) -> Any:
-        """The object behind `db.outbox` or `db.inbox` of a session.
-
-        Raises:
-            DataError: CONFIG: the configuration has no section `outbox`.
-        """
-        return self._outboxes.capability(name, session)
-
     # -- the outbox
 
     @property
@@ -626,6 +657,16 @@ class DataSourceRegistry:
             self.catalog = None
             if catalog is not None:
                 await catalog.close()
+
+    # -- health
+
+    def health(self) -> Health:
+        """The health of this process: whether it is ready for requests, and which server fails, why and since when.
+
+        It tells what the process knows of its servers, and asks none. `HealthApp` (`asgi_datasource.health`) answers
+        probes with it.
+        """
+        return describe_health(self.compiled, self._tenant_count, is_open=self.is_open)
 
     # -- explaining routes
 
@@ -698,7 +739,9 @@ class DataSourceRegistry:
             raise ConfigError("this registry was not compiled from a document")
         config = self.compiled.migrating
         migrations = None if config is None else NewTenants(config)
-        tenant = await Provisioner(plan, migrations=migrations).create(name, **placed)
+        publishing = self.compiled.publishing
+        events = None if publishing is None else TenantOutbox(publishing)
+        tenant = await Provisioner(plan, migrations=migrations, events=events).create(name, **placed)
         if self.catalog is not None:
             await self.catalog.refresh()
         return tenant
@@ -761,6 +804,12 @@ class DataSourceRegistry:
         if self.open_in is not asyncio._get_running_loop():
             await self.open()
         compiled = self.compiled
+        if tenant is None and compiled.admission.default is None:
+            raise DataError(
+                DataErrorKind.TENANT,
+                "this session has no tenant: give it one, as in registry.session(tenant=...), or with"
+                " `with tenant_context(...)` around it, or set tenancy.default",
+            )
         found = await compiled.admission.find(tenant)
         compiled.admission.check_served(found)
         return self.make_session(

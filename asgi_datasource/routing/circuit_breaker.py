@@ -69,14 +69,16 @@ class CircuitBreaker:
         health: The state.
         failures: Attempts that have failed since the breaker was last closed.
         closed_at: Event-loop time of the last transition from open to closed; None if it was never open.
+        opened_at: Event-loop time at which it was last opened; None if it was never open.
     """
 
-    __slots__ = ("closed_at", "failures", "health")
+    __slots__ = ("closed_at", "failures", "health", "opened_at")
 
     def __init__(self) -> None:
         self.health = Health.CLOSED
         self.failures = 0
         self.closed_at: float | None = None
+        self.opened_at: float | None = None
 
     @property
     def is_closed(self) -> bool:
@@ -95,6 +97,8 @@ class CircuitBreaker:
             return False
         if event is Event.FAILED:
             self.failures += 1
+            if self.health is Health.CLOSED:
+                self.opened_at = now
         elif event is Event.CONNECTED:
             self.failures = 0
             if self.health is not Health.CLOSED:

@@ -5,9 +5,13 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Mapping, MutableMapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any, Final, Protocol
+
+from opentelemetry.context import Context
+from opentelemetry.trace import Span
 
 from ..concurrency.shared_lock import SharedLock
 from ..concurrency.tasks import BackgroundTasks
@@ -16,7 +20,8 @@ from ..datasource.executor import Executor
 from ..drivers.protocol import Exchange, Server
 from ..drivers.statements import Statement
 from ..errors import DataError, DataErrorKind, SessionClosed
-from ..observability import tracing
+from ..observability import names, tracing
+from ..observability.session_trace import SessionTrace, start_trace
 from ..routing import AccessIntent, ReadAfterWritePin, Route
 from ..routing.consistency.client_history import NOWHERE, ClientHistory
 from ..routing.consistency.token import Token, scope_of
@@ -59,6 +64,16 @@ _ACTIVE: Final = TenantState.ACTIVE
 class SessionOwner(Protocol):
     """The request that ends the session."""
 
+    @property
+    def request_span(self) -> Span | None:
+        """The request's span; None where it does not record."""
+        ...
+
+    @property
+    def attempt(self) -> int:
+        """Number of the request's attempt."""
+        ...
+
     def first_statement(self, session: SessionBase, /) -> None:
         """The session is about to run its first statement."""
         ...
@@ -100,7 +115,12 @@ class SessionOrigin(Protocol):
         ...
 
     def make_facade(self, name: str, session: SessionBase, /) -> Any:
-        """Create the object behind an attribute such as `DataSession.sqlalchemy`."""
+        """Create the object behind an attribute such as `DataSession.sqlalchemy` or `DataSession.outbox`.
+
+        Raises:
+            ConfigError: The library that it is for is not installed.
+            DataError: CONFIG: the configuration has no section for it.
+        """
         ...
 
     def known_tenant(self, name: str, /) -> Tenant | None:
@@ -124,14 +144,6 @@ class SessionOrigin(Protocol):
         token: str | None = None,
     ) -> Any:
         """A session outside the request, as an async context manager: `async with registry.session(...) as db:`."""
-        ...
-
-    def capability(self, name: str, session: Any, /) -> Any:
-        """The object behind an attribute of a session that a room above the sessions provides: `outbox`.
-
-        Raises:
-            DataError: CONFIG: the configuration has no section for it.
-        """
         ...
 
 
@@ -210,6 +222,8 @@ class SessionBase:
     _lane_endpoint: object = None
     _plan: Plan | None = None
     _plan_frame: Frame | None = None
+    trace: SessionTrace | None = None
+    """Makes the session's spans; None before the first statement, and where its trace is not sampled."""
     request_deadline: float | None = None
     """Event-loop time of the request's deadline, regardless of annotated functions; None without a limit."""
 
@@ -374,7 +388,8 @@ class SessionBase:
             self._datasource = self._registry.successor(self._datasource)
         self._datasource.enter(self._rule.priority)
         policy = self._policy
-        is_traced = policy.is_traced and tracing.is_recording()
+        if policy.is_traced:
+            self.trace = self._start_trace()
         executor = self._executor = Executor(
             self._datasource,
             self._tenant,
@@ -382,14 +397,38 @@ class SessionBase:
             pin=self._pin,
             client_history=None if policy.tokens is None else self._make_client_history(),
             priority=self._rule.priority,
-            is_traced=is_traced,
-            traces_statements=policy.traces_statements,
-            shows_tenant=policy.shows_tenant,
+            trace=self.trace,
             measure=None if policy.metrics is None else policy.metrics.measure(self._tenant.name),
         )
         if self._owner is not None:
             self._owner.first_statement(self)
         return executor
+
+    def _start_trace(self) -> SessionTrace | None:
+        owner = self._owner
+        return start_trace(
+            self._policy.trace_options,
+            self._datasource.name,
+            self._tenant,
+            request=None if owner is None else owner.request_span,
+            attempt=1 if owner is None else owner.attempt,
+            is_request=owner is not None,
+        )
+
+    def use_executor(self) -> Executor:
+        """The executor; the first call counts the session as a user of its datasource."""
+        return self._executor or self._start()
+
+    def use_primary(self) -> Server:
+        """The primary of the datasource, of which the session counts as a user from now on."""
+        self.use_executor()
+        return self._datasource.servers["primary"]
+
+    def note_written_outside(self) -> None:
+        """Statements have taken effect outside of the session's transactions: the request is not retried."""
+        self.commits += 1
+        if self.client_history is not None:
+            self.client_history.note(NOWHERE)
 
     def _make_client_history(self) -> ClientHistory | None:
         tokens = self._policy.tokens
@@ -549,7 +588,7 @@ class SessionBase:
         if scope is None or not scope.doom(reason):
             work = self.make_work_here()
             work.doomed_by = work.doomed_by or reason
-        self.note_event(tracing.DOOMED, {tracing.ROLLBACK_REASON: type(error).__name__})
+        self.note_event(names.DOOMED, {names.ROLLBACK_REASON: tracing.reason_of(error)})
 
     def suspend(self, terms: Terms) -> UnitOfWork:
         """Push a unit of work and suspend the surrounding one; the caller must hold the session's lock."""
@@ -596,10 +635,24 @@ class SessionBase:
         if scope.work is not None:
             scope.work.settle(committed=False, within=scope)
 
-    def note_event(self, name: str, attributes: Mapping[str, tracing.AttributeValue]) -> None:
-        """Add an event to the current span."""
-        if self._policy.is_traced:
+    def note_event(self, name: str, attributes: Mapping[str, names.AttributeValue]) -> None:
+        """Add an event to the span of the transaction around the running task, or else to the current one."""
+        if not self._policy.is_traced:
+            return
+        transaction = self.current_transaction
+        if transaction is not None and transaction.trace is not None and transaction.is_open:
+            transaction.trace.span.add_event(name, attributes)
+        else:
             tracing.add_event(name, attributes)
+
+    def waiting_to_retry(self, attempt: int, delay_s: float, conflict: DataError) -> AbstractContextManager[None]:
+        """The span of the wait before a retry; arguments as of `tracing.retry_span`."""
+        return tracing.retry_span(attempt, delay_s, conflict, is_traced=self._policy.is_traced)
+
+    def close_trace(self) -> None:
+        """The session ends: complete the spans that describe it as a whole."""
+        if self.trace is not None:
+            self.trace.close(has_lost=self._conflict is not None)
 
     # -- called by its unit of work
 
@@ -668,12 +721,12 @@ class SessionBase:
         if transaction.wal_position is not None and self._executor is not None:
             self._executor.commit_lsn = transaction.wal_position
 
-    def settle_hooks(self, hooks: WaitingHooks, *, committed: bool | None) -> None:
+    def settle_hooks(self, hooks: WaitingHooks, *, committed: bool | None, within: Context | None = None) -> None:
         """Make hooks due, or drop them, by the outcome of their transaction; None if the outcome is unknown."""
         if hooks:
             if self.ended_hooks is None:
                 self.ended_hooks = DueHooks()
-            self.ended_hooks.settle(hooks, committed=committed)
+            self.ended_hooks.settle(hooks, committed=committed, within=within)
 
     # -- locking
 

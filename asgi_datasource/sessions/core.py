@@ -13,7 +13,8 @@ from typing import Any, Final
 
 from ..concurrency.shared_lock import SharedLock
 from ..drivers.protocol import Exchange
-from ..errors import DataError, DataErrorKind
+from ..errors import DataError, DataErrorKind, SessionClosed
+from ..observability.tracing import reason_of
 from ..routing.consistency.client_history import ClientHistory
 from ..transaction import (
     Hook,
@@ -143,6 +144,8 @@ class SessionCore(StatementRunner):
         """
         if self.stopped_by is None:
             self.stopped_by = error
+            if self.trace is not None and not isinstance(error, SessionClosed):
+                self.trace.interruption = error
         return self.stopped_by
 
     def interrupt(self) -> bool:
@@ -212,6 +215,8 @@ class SessionCore(StatementRunner):
         ):
             return False
         self.state = SessionState.CLOSED
+        if self.trace is not None:
+            self.close_trace()
         self._datasource.leave()
         return True
 
@@ -244,6 +249,8 @@ class SessionCore(StatementRunner):
             return False
         self._commit = None
         self.state = SessionState.CLOSED
+        if self.trace is not None:
+            self.close_trace()
         self._datasource.leave()
         return True
 
@@ -285,7 +292,7 @@ class SessionCore(StatementRunner):
         try:
             await self.run_before_commit()
         except BaseException as error:
-            await self._registry.background.run(self.end(commit=False, reason=type(error).__name__))
+            await self._registry.background.run(self.end(commit=False, reason=reason_of(error)))
             raise
         await self.end(commit=self.rollback_reason is None, reason="end of the block")
 
@@ -323,6 +330,8 @@ class SessionCore(StatementRunner):
             raise
         finally:
             self.state = SessionState.CLOSED
+            if self.trace is not None:
+                self.close_trace()
             if self._executor is not None:
                 self._datasource.leave()
 

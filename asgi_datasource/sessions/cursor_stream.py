@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import AsyncGenerator
 from typing import Any
 
-from ..drivers.protocol import Result, RowFactory
-from ..drivers.statements import CursorDeclaration, Params, Query, Statement
+from ..drivers.statements import AuxiliaryStatement, CursorDeclaration, Params, Query, Statement
+from ..observability.session_trace import StreamTrace
 from ..routing import AccessIntent
 from .core import SessionCore
-from .statement_api import fail_reading
+from .row_classes import RowType
+from .statement_api import rows_of
 
 
 async def stream(
@@ -17,7 +18,7 @@ async def stream(
     intent: AccessIntent | None,
     query: Query,
     params: Params | None,
-    row_factory: RowFactory[Any] | None,
+    row_factory: RowType[Any] | None,
     size: int,
 ) -> AsyncGenerator[Any]:
     """Fetch a cursor's rows in batches of `size`; None uses the intent in force."""
@@ -26,25 +27,30 @@ async def stream(
     session.check_open()
     name = session.next_savepoint()
     declare = CursorDeclaration(name, query, params)
-    fetch = Statement(f"fetch forward {size} from {name}", prepare=False)
+    fetch = AuxiliaryStatement(f"fetch forward {size} from {name}", prepare=False)
     intent, snapshot = await session.begin_stream(intent)
+    traced: StreamTrace | None = None
+    failure: BaseException | None = None
     try:
-        rows = _rows((await session.run((declare, fetch), intent))[1], row_factory)
+        if session.transaction_in_use is not None and session.transaction_in_use.trace is not None:
+            traced = session.transaction_in_use.trace.stream(Statement(query, params))
+        rows = rows_of((await session.run((declare, fetch), intent))[1], row_factory)
         while True:
+            if traced is not None:
+                traced.fetched(len(rows))
             for row in rows:
                 yield row
             if len(rows) < size:
                 break
-            rows = _rows((await session.run((fetch,), intent))[0], row_factory)
+            rows = rows_of((await session.run((fetch,), intent))[0], row_factory)
         if snapshot is None:
-            await session.run((Statement(f"close {name}", prepare=False),), intent)
+            await session.run((AuxiliaryStatement(f"close {name}", prepare=False),), intent)
+    except BaseException as error:
+        failure = error
+        raise
     finally:
+        if traced is not None:
+            traced.end(failure)
+        del failure
         if snapshot is not None:
             await session.end_stream(snapshot)
-
-
-def _rows(result: Result, row_factory: RowFactory[Any] | None) -> list[Any]:
-    try:
-        return result.rows(row_factory)
-    except Exception as error:  # noqa: BLE001 - raised again, some of it as a DataError
-        fail_reading(result, error)

@@ -7,19 +7,22 @@ from contextlib import AbstractAsyncContextManager
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from ..datasource.datasource import DataSource
-from ..drivers.protocol import Result, RowFactory
+from ..drivers.protocol import Result
 from ..drivers.raw import RawConnection
 from ..drivers.statements import Params, Query, Statement
-from ..observability import tracing
+from ..observability import names
 from ..routing import AccessIntent, ReadAfterWritePin, Route
 from ..tenancy import Tenant
 from ..transaction import Hook, HookEvent, Isolation, Propagation, TransactionOptions, parse_isolation
 from . import cursor_stream, raw_connection
 from .advisory_lock import LockKey, take_lock
+from .autocommit import autocommit
 from .base import SessionOrigin
 from .blocking import BlockingSession
 from .capabilities import EventInbox, EventOutbox
 from .core import SessionCore
+from .listener import Listener
+from .row_classes import RowType
 from .statement_api import StatementMethods
 from .transaction_block import TransactionBlock
 
@@ -116,6 +119,36 @@ class DataSession(SessionCore, StatementMethods):
         """
         return cast("AbstractAsyncContextManager[RawConnection]", raw_connection.lend(self, intent))
 
+    def autocommit(self) -> AbstractAsyncContextManager[StatementMethods]:
+        """Open a block whose statements run outside of any transaction block, each by itself: VACUUM, CREATE INDEX
+        CONCURRENTLY.
+
+        They run on a connection of the primary, inside the tenant: `async with db.autocommit() as bare: await
+        bare.execute("vacuum orders")`. Their effects stay, whatever becomes of the request.
+
+        Raises:
+            DataError: QUERY: it was called inside a transaction; or a pooler in transaction mode is in between, where
+                the tenant's settings cannot outlive a transaction.
+            SessionClosed: The request's response has started.
+        """
+        return autocommit(self)
+
+    def listen(self, *channels: str) -> Listener:
+        """Iterate over the notifications of channels, until the session ends.
+
+        Listening has a connection of its own, which is made anew when it is lost; the notification behind a gap says so
+        (`Notification.has_gap`). Channels belong to the database: tenants that share one share its channels.
+
+        Args:
+            channels: Their names, as in `NOTIFY`, of at most 63 bytes; compared exactly, as quoted names.
+
+        Raises:
+            DataError: QUERY: a name cannot be one of a channel. CONNECTION: the server cannot be reached at the start.
+                CONFIG: there is a pooler in transaction mode in between.
+            SessionClosed: The request's response has started.
+        """
+        return Listener(self, channels)
+
     # -- other ecosystems
 
     @property
@@ -207,11 +240,11 @@ class DataSession(SessionCore, StatementMethods):
         """Roll back the transaction at its end, whatever the status of the response, which stays as it is.
 
         Args:
-            reason: Recorded on the span of ROLLBACK.
+            reason: Recorded on the spans of the transaction and of ROLLBACK.
         """
         self.check_open()
         self.make_work_here().rollback_reason = reason
-        self.note_event(tracing.DOOMED, {tracing.ROLLBACK_REASON: reason})
+        self.note_event(names.DOOMED, {names.ROLLBACK_REASON: reason})
 
     def before_commit(self, function: Hook) -> None:
         """Run a function inside the transaction, right before it is committed; its exception fails the request.
@@ -245,7 +278,7 @@ class DataSession(SessionCore, StatementMethods):
 
     # -- for `StatementMethods`
 
-    # -- capabilities of other rooms
+    # -- events
 
     @property
     def outbox(self) -> EventOutbox:
@@ -254,18 +287,18 @@ class DataSession(SessionCore, StatementMethods):
         Raises:
             DataError: CONFIG: the configuration has no section `outbox`.
         """
-        return cast("EventOutbox", self._registry.capability("outbox", self))
+        return cast("EventOutbox", self.facade("outbox"))
 
     @property
     def inbox(self) -> EventInbox:
         """Records processed events: `if await db.inbox.once("mailer", event_id): ...`."""
-        return cast("EventInbox", self._registry.capability("inbox", self))
+        return cast("EventInbox", self.facade("inbox"))
 
     def _run_all(self, statements: Sequence[Statement]) -> Coroutine[Any, Any, Sequence[Result]]:
         return self.run(statements)
 
     def _iterate(
-        self, query: Query, params: Params | None, row_factory: RowFactory[Any] | None, size: int
+        self, query: Query, params: Params | None, row_factory: RowType[Any] | None, size: int
     ) -> AsyncIterator[Any]:
         return cursor_stream.stream(self, None, query, params, row_factory, size)
 
@@ -293,7 +326,7 @@ class IntentView(StatementMethods):
         return self._session.run(statements, self._intent)
 
     def _iterate(
-        self, query: Query, params: Params | None, row_factory: RowFactory[Any] | None, size: int
+        self, query: Query, params: Params | None, row_factory: RowType[Any] | None, size: int
     ) -> AsyncIterator[Any]:
         return cursor_stream.stream(self._session, self._intent, query, params, row_factory, size)
 

@@ -82,6 +82,16 @@ class Admission:
         self._behind, self._datasources_behind = tenants, datasources
         self.asks = self._authorize is not None or bool(self._refused or tenants or datasources)
 
+    @property
+    def tenants_behind(self) -> Mapping[str, str]:
+        """Tenants that are held back because they lack migrations, each with the reason."""
+        return self._behind
+
+    @property
+    def datasources_held_back(self) -> frozenset[str]:
+        """Datasources whose tenants are refused: they lack migrations, or do not keep tenants apart."""
+        return frozenset((*self._datasources_behind, *self._refused))
+
     def serves(self, tenant: Tenant) -> bool:
         """Whether a tenant is served: neither suspended nor behind, on a datasource that keeps tenants apart."""
         is_behind = tenant.datasource in self._datasources_behind or tenant.name in self._behind

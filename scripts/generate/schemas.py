@@ -206,6 +206,52 @@ def explanation_schema() -> dict[str, Any]:
     return schema
 
 
+def health_schema() -> dict[str, Any]:
+    """The schema of `registry.health().document` and of the answer of `/ready`."""
+    count = {"type": "integer", "minimum": 0}
+    server = _closed(
+        {
+            "server": {"type": "string", "description": "Datasource and server.", "examples": ["orders.primary"]},
+            "role": {"enum": [role.value for role in Role]},
+            "state": {
+                "enum": ["up", "down", "connecting", "unused", "closed"],
+                "description": (
+                    "up: it is in use. down: it could not be reached, or has stopped answering. connecting: the first"
+                    " connection is being made. unused: no connection was needed so far. closed: its pool is closed."
+                ),
+            },
+            "cause": {"type": ["string", "null"], "description": "Why it is down, without a login."},
+            "since": {"type": ["string", "null"], "format": "date-time", "description": "When it went down, in UTC."},
+            "pool": _closed({"max_size": count, "borrowed": count, "idle": count, "waiting": count}),
+        }
+    )
+    return _document(
+        "health",
+        "The health of a process, as it knows it",
+        {
+            "status": {"enum": ["ready", "not_ready"]},
+            "rule": {
+                "description": "health.ready of the configuration.",
+                "oneOf": [{"enum": ["every_primary", "any_server"]}, _closed({"tenants": {"type": "string"}})],
+            },
+            "reasons": {"type": "array", "items": {"type": "string"}, "description": "Why it is not ready."},
+            "tenants": _closed({"known": count, "served": count}, description="The tenants that are not suspended."),
+            "datasources": {
+                "type": "object",
+                "additionalProperties": {
+                    "type": "object",
+                    "properties": {
+                        "servers": {"type": "array", "items": {"$ref": "#/$defs/Server"}},
+                        "open_pools": {**count, "description": "With a database for each tenant: pools that are open."},
+                    },
+                    "required": ["servers"],
+                },
+            },
+        },
+        {"Server": server},
+    )
+
+
 def migration_report_schema() -> dict[str, Any]:
     """The schema of the result of `MigrationReport.document`."""
     text = {"type": "string"}

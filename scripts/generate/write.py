@@ -13,7 +13,14 @@ from asgi_datasource.config import json_schema, part_schema
 
 from .compatibility import find_refusals
 from .pages import render_codes, render_keys, replace_generated
-from .schemas import changes_schema, diagnostics_schema, explanation_schema, migration_report_schema, state_schema
+from .schemas import (
+    changes_schema,
+    diagnostics_schema,
+    explanation_schema,
+    health_schema,
+    migration_report_schema,
+    state_schema,
+)
 
 FILES: Final[dict[str, Callable[[], dict[str, Any]]]] = {
     "datasource.schema.json": json_schema,
@@ -22,12 +29,13 @@ FILES: Final[dict[str, Callable[[], dict[str, Any]]]] = {
     "schemas/diagnostics/v1.json": diagnostics_schema,
     "schemas/diff/v1.json": changes_schema,
     "schemas/explain/v1.json": explanation_schema,
+    "schemas/health/v1.json": health_schema,
     "schemas/migration-report/v1.json": migration_report_schema,
     "schemas/state/v1.json": state_schema,
 }
 """The schemas in the repository: the configuration's for editors, and every published one."""
 
-WRITTEN: Final = frozenset({"diagnostics", "diff", "explain", "migration-report"})
+WRITTEN: Final = frozenset({"diagnostics", "diff", "explain", "health", "migration-report"})
 """Published documents that the library writes: what it writes now must follow the published schema."""
 
 PAGES: Final = {"docs/config.md": render_keys, "docs/diagnostics.md": render_codes}

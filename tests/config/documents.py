@@ -58,6 +58,7 @@ def full() -> dict[str, Any]:
         "consistency": {},
         "budget": {},
         "outbox": {"publisher": {"callable": "shop.events:publish"}},
+        "health": {},
         "reload": {},
         "telemetry": {},
         "errors": {},
@@ -223,6 +224,12 @@ _datasource = _section(
             },
         ),
         "search_path": st.lists(_referable(_identifiers), max_size=2),
+        "types": st.lists(
+            _referable(
+                st.sampled_from(["hstore", "vector", "enum shop.color", "composite point as shop.models:Point"])
+            ),
+            max_size=2,
+        ),
         "max_in_flight": _integers(1, 1_000_000),
     },
 )
@@ -373,7 +380,7 @@ _telemetry = _section(
         "metrics": _flags,
         "metric_tenants": _integers(0, 10_000),
         "tenant_attribute": _flags,
-        "statements": st.sampled_from(["summary", "off"]),
+        "statements": st.sampled_from(["text", "summary", "off"]),
     },
 )
 _errors = _section(
@@ -422,6 +429,7 @@ _outbox = _section(
         "max_payload": _referable(st.sampled_from(["1KiB", "256KiB"])),
         "keep": _referable(st.sampled_from(["1d", "7d"])),
         "notify": _referable(st.sampled_from(["off", "coalesced"])),
+        "lease": _referable(st.sampled_from(["5s", "15s", "30s", "60s"])),
         "max_attempts": _integers(1, 1000),
         "on_dead": _referable(st.sampled_from(["skip", "hold"])),
         "connections": _integers(1, 1000),
@@ -469,6 +477,13 @@ _documents = _section(
         "consistency": _consistency,
         "budget": _budget,
         "outbox": _outbox,
+        "health": _section(
+            {},
+            {
+                "ready": st.sampled_from(["every_primary", "any_server", {"tenants": "90%"}]),
+                "path": _referable(st.sampled_from(["/health", "/internal/health"])),
+            },
+        ),
         "reload": _section({}, {"on_sighup": _flags, "watch": _referable(_durations)}),
         "telemetry": _telemetry,
         "errors": _errors,

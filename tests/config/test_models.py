@@ -49,6 +49,7 @@ def test_every_section_of_the_document_is_known_by_its_path() -> None:
         ("outbox", "publisher", "rabbitmq"),
         ("outbox", "publisher", "redis"),
         ("outbox", "publisher", "webhook"),
+        ("health",),
         ("reload",),
         ("telemetry",),
         ("errors",),

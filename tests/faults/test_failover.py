@@ -13,6 +13,7 @@ from psycopg.conninfo import make_conninfo
 from asgi_datasource import DataError, DataErrorKind, DataSourceRegistry, compile
 from asgi_datasource.datasource.datasource import ReplicatedDataSource
 from asgi_datasource.drivers.psycopg import primary_discovery
+from asgi_datasource.sessions.listener import Notification
 from asgi_datasource.testing import EmbeddedCluster
 from tests.drivers.polling import until
 from tests.faults.servers import cluster_of
@@ -62,6 +63,13 @@ def orders_of(registry: DataSourceRegistry) -> ReplicatedDataSource:
 async def write(registry: DataSourceRegistry, item: str) -> None:
     async with registry.session(tenant="acme", timeout=5.0) as db:
         await db.execute("insert into orders (item) values (%s)", [item])
+        await db.execute("notify written")
+
+
+async def listen(registry: DataSourceRegistry, heard: list[Notification]) -> None:
+    async with registry.session(tenant="acme") as db:
+        async for notification in db.listen("written"):
+            heard.append(notification)
 
 
 async def read(registry: DataSourceRegistry, token: str | None = None) -> tuple[list[str], str, str]:
@@ -117,12 +125,20 @@ async def test_writes_resume_on_the_promoted_replica_and_never_reach_the_former_
         writes = Writes(registry)
         running = asyncio.create_task(writes.run())
         await writes.go_on()
+        heard: list[Notification] = []
+        listening = asyncio.create_task(listen(registry, heard))
+        await until(lambda: len(heard) > 0)
         await cluster.primary.kill()
         await until(lambda: not orders.primary.is_up)
         await promote(cluster, "r1")
         promoted_at = now()
         await writes.go_on()
         assert now() - promoted_at < RECONNECT_PAUSE_S + 1.0
+        # The promoted server's notifications arrive, behind one that reports the gap.
+        await until(lambda: any(one.has_gap for one in heard))
+        gap = next(index for index, one in enumerate(heard) if one.has_gap)
+        await until(lambda: len(heard) > gap + 1)
+        listening.cancel()
         assert (orders.primary.port, orders.primary.timeline) == (cluster.nodes["r1"].port, 2)
         assert str(cluster.nodes["r1"].port) in orders.primary.label
 

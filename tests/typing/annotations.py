@@ -6,8 +6,10 @@ A line that must be an error ends with `# error`; all other lines must be correc
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
-from typing import TypeVar, assert_type, reveal_type
+from dataclasses import dataclass
+from typing import Any, TypeVar, assert_type, reveal_type
 
+from psycopg.rows import scalar_row
 from starlette.endpoints import HTTPEndpoint
 from starlette.requests import Request
 from starlette.responses import Response
@@ -15,6 +17,11 @@ from starlette.responses import Response
 from asgi_datasource import AccessIntent, DataSession, Row, current_session, session, transactional
 
 T = TypeVar("T")
+
+
+@dataclass
+class Number:
+    n: int
 
 
 @transactional
@@ -87,6 +94,11 @@ async def use(request: Request) -> None:
         assert_type(same, DataSession)
     async with db.connection(AccessIntent.READ):
         pass
+    assert_type(await db.fetch_all("select 1 as n", row_factory=Number), list[Number])
+    assert_type(await db.fetch_one("select 1 as n", row_factory=scalar_row), Any | None)
+    assert_type(await db.executemany("select 1", [()], returning=True, row_factory=Number), list[Number])
+    assert_type(await db.executemany("select 1", [()]), int)
+    assert_type(db.blocking.fetch_one("select $1", [1], row_factory=Number, style="numeric"), Number | None)
     await db.lock("invoices", timeout=1.5)
     await db.lock((1, 2))
 

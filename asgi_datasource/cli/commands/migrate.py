@@ -85,7 +85,8 @@ def run(options: Namespace, console: Console) -> Result:
         raise CannotRun(f"{error.file}{f':{error.line}' if error.line else ''}: {error.message}", error.fix) from None
     except (DataError, ConfigError) as error:
         raise CannotRun(
-            getattr(error, "message", str(error)), "Nothing was lost: run it again after the fix."
+            error.located_message if isinstance(error, DataError) else str(error),
+            "Nothing was lost: run it again after the fix.",
         ) from None
 
 

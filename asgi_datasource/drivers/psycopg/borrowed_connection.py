@@ -50,7 +50,7 @@ class BorrowedConnection(AsyncConnection[Any]):
         self._prepared = owner.own_plans
         self.prepare_threshold = threshold if owner.may_prepare else None
         # Adapters registered here end with this view; the next session must not find them.
-        self._adapters = AdaptersMap(owner.adapters)
+        self._adapters = AdaptersMap(owner.current_adapters)
         # psycopg warns about open connections that are dropped, except for a pool's.
         self._pool = None
         owner.lend_socket()

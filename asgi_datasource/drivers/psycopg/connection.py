@@ -17,6 +17,7 @@ from ...concurrency.fair_queue import TenantQuota
 from ...observability.metrics import Use
 from ...routing import Position
 from ..protocol import TenantIdentity
+from ..statement_analysis import is_listen
 from ..statements import Begin, Control, ControlKind, CursorDeclaration, Envelope, Params, Query, Settings, Statement
 from .pipeline import COPY_REFUSED, Command, Drain, Pipeline, PipelineHost
 from .prepared import OwnPlans, Plan, StatementCache
@@ -44,6 +45,15 @@ OUTLIVES_REFUSED: Final = (
     " other tenants; use SET LOCAL, set_config(name, value, true), pg_advisory_xact_lock, a table that is not temporary"
 )
 
+LISTEN_REFUSED: Final = (
+    "LISTEN would end with the loan of this connection; use `async for notification in db.listen('channel'):`, which"
+    " has a connection of its own"
+)
+
+OUTLIVES_TRANSACTION: Final = (
+    "behind a pooler in transaction mode, the tenant's settings cannot outlive a transaction, as db.autocommit() needs;"
+    " use a datasource whose URL leads to the server itself"
+)
 
 _NOTHING: Final[Command] = (b"", None, (), None, None, False)
 """Placeholder in the command list where there are no settings to apply."""
@@ -111,6 +121,8 @@ class PsycopgConnection(WatchedSocket, PipelineHost):  # pyright: ignore[reportI
         """The pool that it returns to; None while it is there."""
         self.plans = StatementCache()
         self.own_plans = self._prepared = OwnPlans()
+        self.types_generation = 0
+        """The generation of its plans at which its pool has last looked for changes of the schema."""
         self.settings = SettingsCache(self.plans)
         self.reset = SessionReset(self.pgconn, self.plans)
         self._known: dict[str, KnownQuery] = {}
@@ -488,6 +500,8 @@ class PsycopgConnection(WatchedSocket, PipelineHost):  # pyright: ignore[reportI
             if converted.outlives_transaction:
                 if self.is_lent and self._observer is not None and self._observer.is_pooled:
                     raise ProgrammingError(OUTLIVES_REFUSED)
+                if self.is_lent and is_listen(converted.text):
+                    raise ProgrammingError(LISTEN_REFUSED)
                 self.needs_reset = True
             text = converted.text
             if isinstance(statement, CursorDeclaration):
@@ -513,6 +527,8 @@ class PsycopgConnection(WatchedSocket, PipelineHost):  # pyright: ignore[reportI
 
     def _control_command(self, statement: Control, *, prepares: bool) -> Command:
         if isinstance(statement, Settings):
+            if statement.lasts:
+                return self._lasting_settings(statement)
             left_s = None if statement.deadline is None else statement.deadline - self._loop.time()
             command = self.settings.command(
                 statement.pairs,
@@ -525,6 +541,15 @@ class PsycopgConnection(WatchedSocket, PipelineHost):  # pyright: ignore[reportI
             return command or _NOTHING
         plan = self.plans.control_plan(statement.encoded) if prepares and statement.prepare else None
         return (statement.encoded, None, (), None, plan, False)
+
+    def _lasting_settings(self, statement: Settings) -> Command:
+        """Settings of the session, which is cleared before the connection is lent again."""
+        observer = self._observer
+        if statement.pairs and observer is not None and observer.shares_sessions:
+            raise ProgrammingError(OUTLIVES_TRANSACTION)
+        self.needs_reset = True
+        calls = self._calls_of_reset()
+        return self.settings.lasting_command(statement.pairs, self.transformer.encoding, clears=calls) or _NOTHING
 
     def _land(self) -> None:
         """The answer is complete: the connection is an ordinary psycopg connection again."""

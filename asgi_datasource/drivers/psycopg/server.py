@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from functools import lru_cache
+from inspect import isawaitable
 from typing import Final
 
 from psycopg import Error, OperationalError, pq
@@ -22,11 +23,15 @@ from .owned_pool import OwnedPool
 from .pipeline import Pipeline
 from .pool import Pool
 from .server_health import ServerHealth
-from .settings import APPLICATION_NAME, connect_failure, is_unknown_database, resolve
-from .socket import ConnectionObserver
+from .settings import APPLICATION_NAME, connect_failure, is_unknown_database, resolve, without_location
+from .socket import ConnectGivenUp, ConnectionObserver
+from .tenant_types import check_types
 from .transaction_settings import is_behind_pooler, read_role, read_timeouts
 
 logger = logging.getLogger("asgi_datasource.server")
+
+_STALE_TYPES: Final = ("42704", "42804", "XX000")
+"""SQLSTATEs of a type that was dropped or changed: undefined object, wrong type, no such OID."""
 
 _CLOSE_GRACE_S: Final = 1.0
 _SHED_INTERVAL_S: Final = 0.5
@@ -45,6 +50,7 @@ class PsycopgServer(ServerHealth):
     ) -> None:
         target = resolve(settings, where=f"datasource {datasource!r}, server {name!r}")
         super().__init__(name, datasource, role, settings, target=target, keeper=keeper)
+        check_types(settings.types)
         self.pool = Pool(self, settings, keeper)
         self.try_acquire = self.pool.try_borrow
         """Borrow an idle connection; None where the caller would have to wait or to queue."""
@@ -236,25 +242,32 @@ class PsycopgServer(ServerHealth):
             if self._keeper is not None and is_unknown_database(error, self.dbname):
                 raise self.no_tenant() from error
             reason = str(error) or "the server does not answer"
-            raise DataError(DataErrorKind.CONNECTION, f"{self.label}: cannot connect: {reason}") from error
+            raise self.error(DataErrorKind.CONNECTION, f"cannot connect: {without_location(reason)}") from error
 
     # Errors
 
     def error_of(self, exchange: Pipeline, *, is_write: bool) -> DataError:
         """Classify the error of an exchange."""
+        if self.pool.types is not None and getattr(exchange.error, "sqlstate", None) in _STALE_TYPES:
+            self.pool.types.forget()
         return error_mapping.of_exchange(
-            exchange, where=self.label, in_recovery=self.role is Role.REPLICA, is_write=is_write
+            exchange,
+            where=self.full_name,
+            server=self.location,
+            in_recovery=self.role is Role.REPLICA,
+            is_write=is_write,
         )
 
     def mistake_of(self, error: Exception) -> DataError:
         """What an exchange has raised, nothing having been sent."""
-        return error_mapping.of_mistake(error, where=self.label)
+        return error_mapping.of_mistake(error, where=self.full_name, server=self.location)
 
     def classify(self, error: BaseException, *, is_write: bool) -> DataError:
         """Classify an error of psycopg."""
         return error_mapping.to_data_error(
             error,
-            where=self.label,
+            where=self.full_name,
+            server=self.location,
             is_broken=isinstance(error, OperationalError) and error.sqlstate is None,
             timed_out=False,
             in_recovery=self.role is Role.REPLICA,
@@ -268,6 +281,8 @@ class PsycopgServer(ServerHealth):
         exchange = await self._discovery.ask(connection)
         if exchange.error is not None:
             await connection.close()
+            if not self.pool.is_open:
+                raise ConnectGivenUp
             error = OperationalError(str(exchange.error))
             if exchange.is_lost or exchange.timed_out:
                 raise self.connect_failed(error)
@@ -279,6 +294,8 @@ class PsycopgServer(ServerHealth):
             await connection.close()
             self.note_failure(OperationalError(reason))
             raise OperationalError(reason)
+        if self.configurers:
+            await self._run_configurers(connection)
         if not connection.closed:
             self._proven.add(connection)
         connection.settings.timeouts = read_timeouts(exchange)
@@ -296,6 +313,26 @@ class PsycopgServer(ServerHealth):
                 " from now on. Set pool.pooler: transaction where it gives each transaction another connection",
                 self.label,
             )
+
+    async def _run_configurers(self, connection: PsycopgConnection) -> None:
+        """Run what `registry.configure` has registered."""
+        for configure in self.configurers:
+            name = getattr(configure, "__qualname__", type(configure).__name__)
+            try:
+                outcome = configure(connection)
+                if isawaitable(outcome):
+                    await outcome
+            except Exception as error:
+                await connection.close()
+                logger.exception("%s: %s of registry.configure() has failed", self.label, name)
+                self._connect_error = OperationalError(
+                    f"{name} of registry.configure() has failed: {type(error).__name__}"
+                )
+                raise self._connect_error from None
+            if not connection.is_idle:
+                await connection.close()
+                self._connect_error = OperationalError(f"{name} of registry.configure() left a transaction open")
+                raise self._connect_error
 
 
 @lru_cache(maxsize=1)

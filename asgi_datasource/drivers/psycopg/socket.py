@@ -20,6 +20,8 @@ from psycopg import errors as e
 from psycopg.adapt import AdaptersMap, Transformer
 from psycopg.pq import ConnStatus, TransactionStatus
 
+from .tenant_types import TenantTypes, TypeContext
+
 if TYPE_CHECKING:
     from typing import Self
 
@@ -32,6 +34,17 @@ CANCEL_LIMIT_S: Final = 1.0
 """Seconds for cancelling a statement, including the rest of its answer; then the connection is cut."""
 
 IN_USE: Final = "another task is using this connection; a connection serves one task at a time"
+
+MAX_TRANSFORMERS: Final = 256
+"""Tenants with types of their own whose transformers a connection keeps."""
+
+
+class ConnectGivenUp(OperationalError):
+    """The pool was closed while it connected: nothing has failed."""
+
+    def __init__(self) -> None:
+        super().__init__("connecting was given up")
+
 
 _DEFAULT_CHECK_LIMIT_S: Final = 10.0
 
@@ -117,11 +130,16 @@ class WatchedSocket(AsyncConnection[Any]):
         """Borrowed: outside its pool."""
         self.connect_s = 0.0
         """Duration of the connect in seconds."""
+        self.connected_at = 0.0
+        """Event-loop time at which it was made."""
         self.when_gone: Callable[[], None] | None = None
         """Called once when the connection ends, for tasks that wait for notifications."""
         self.add_notice_handler(self._note_farewell)
         # Without a handler, psycopg would collect notifications for `notifies()`, which no code calls here.
         self.add_notify_handler(_drop_notification)
+        self._types: TenantTypes | None = None
+        self._transformers: dict[TenantTypes, tuple[abc.Transformer, AdaptersMap]] = {}
+        """The transformers of tenants with types of their own, and their adapters."""
         self.transformer: abc.Transformer
         """Converts parameters and rows; kept while adapters and settings stay the same, for its caches."""
 
@@ -151,7 +169,7 @@ class WatchedSocket(AsyncConnection[Any]):
         began = asyncio.get_running_loop().time()
         observer.attempts.add(scope)
         connection: Self | None = None
-        failure: e.Error = OperationalError("connecting was given up")
+        failure: e.Error = ConnectGivenUp()
         try:
             async with scope:
                 if line_up is not None:
@@ -167,7 +185,8 @@ class WatchedSocket(AsyncConnection[Any]):
             # Raised here, without a context: that would refer to the attempt's socket and password.
             raise failure
         connection._observer = observer
-        connection.connect_s = connection._loop.time() - began
+        connection.connected_at = connection._loop.time()
+        connection.connect_s = connection.connected_at - began
         observer.connected(connection)
         return connection
 
@@ -204,7 +223,34 @@ class WatchedSocket(AsyncConnection[Any]):
         if formatting != self._formatting or changes != self._adapter_changes:
             self._formatting = formatting
             self._adapter_changes = changes
+            self._transformers.clear()
+            self._choose_transformer()
+
+    def use_types(self, types: TenantTypes | None) -> None:
+        """Convert values of these types as well, from the next exchange on."""
+        if self._types is not types:
+            self._types = types
+            self._choose_transformer()
+
+    @property
+    def current_adapters(self) -> AdaptersMap:
+        """The adapters of the connection, and those of its tenant's types."""
+        found = None if self._types is None else self._transformers.get(self._types)
+        return self.adapters if found is None else found[1]
+
+    def _choose_transformer(self) -> None:
+        types = self._types
+        if types is None:
             self.transformer = Transformer(self)
+            return
+        found = self._transformers.get(types)
+        if found is None:
+            if len(self._transformers) >= MAX_TRANSFORMERS:
+                self._transformers.clear()
+            adapters = types.adapters(self.adapters)
+            context: Any = TypeContext(adapters, self)
+            found = self._transformers[types] = (Transformer(context), adapters)
+        self.transformer = found[0]
 
     # The socket
 

@@ -115,7 +115,7 @@ def limits_of(left_s: float, timeouts: ServerTimeouts, *, is_read: bool) -> list
 
 
 @lru_cache(maxsize=1024)
-def _text(names: tuple[str, ...], *, is_read: bool, clears: bytes) -> bytes:
+def _text(names: tuple[str, ...], *, is_read: bool, clears: bytes, is_local: str = "true") -> bytes:
     """The statement that applies settings of these names; a name that is not plain is bound as a parameter."""
     parts = [f"pg_catalog.set_config('{name}','{value}',true)" for name, value in (_READ_ONLY if is_read else ())]
     number = 0
@@ -125,10 +125,10 @@ def _text(names: tuple[str, ...], *, is_read: bool, clears: bytes) -> bytes:
             parts.append(_SCHEMA_GUARD.format(f"${number}"))
         elif _PLAIN_NAME.fullmatch(name):
             number += 1
-            parts.append(f"pg_catalog.set_config('{name}',${number},true)")
+            parts.append(f"pg_catalog.set_config('{name}',${number},{is_local})")
         else:
             number += 2
-            parts.append(f"pg_catalog.set_config(${number - 1},${number},true)")
+            parts.append(f"pg_catalog.set_config(${number - 1},${number},{is_local})")
     return b"select " + (clears + b"," if clears else b"") + ",".join(parts).encode("ascii")
 
 
@@ -201,14 +201,30 @@ class SettingsCache:
         if not settings and not is_read:
             return None
         text = _text(tuple([name for name, _ in settings]), is_read=is_read, clears=clears)
-        values: list[bytes | None] = []
-        for name, value in settings:
-            if _PLAIN_NAME.fullmatch(name) is None:
-                values.append(_encoded(name, encoding))
-            values.append(_encoded(value, encoding))
+        values = _values(settings, encoding)
         types = (_TEXT_OID,) * len(values)
         plan = self._plans.plan(text, types, at_once=False) if prepares else None
         return (text, values, types, None, plan, False)
+
+    def lasting_command(
+        self, pairs: tuple[tuple[str, str], ...], encoding: str, *, clears: bytes = b""
+    ) -> Command | None:
+        """The statement that applies settings to the session; None if there are none. Arguments: `command`."""
+        if not pairs:
+            return None
+        text = _text(tuple([name for name, _ in pairs]), is_read=False, clears=clears, is_local="false")
+        values = _values(pairs, encoding)
+        return (text, values, (_TEXT_OID,) * len(values), None, None, False)
+
+
+def _values(settings: Sequence[tuple[str, str]], encoding: str) -> list[bytes | None]:
+    """The parameters of the statement of `_text`."""
+    values: list[bytes | None] = []
+    for name, value in settings:
+        if _PLAIN_NAME.fullmatch(name) is None:
+            values.append(_encoded(name, encoding))
+        values.append(_encoded(value, encoding))
+    return values
 
 
 def _encoded(text: str, encoding: str) -> bytes:
