@@ -25,20 +25,16 @@ TESTS: Final[tuple[tuple[str, str], ...]] = (
     (
         "asgi/",
         "asgi sessions/test_every_cancellation.py sessions/test_ends.py sessions/test_retry.py sessions/test_hooks.py"
-        " guarantees/test_outcome.py guarantees/test_commit.py guarantees/test_leaving.py",
+        " guarantees/test_outcome.py",
     ),
-    ("concurrency/", "concurrency tenancy/test_turns.py faults/test_shedding.py sessions/test_parallel.py"),
+    ("concurrency/", "concurrency tenancy/test_turns.py sessions/test_parallel.py"),
     ("config/", "config"),
     (
         "datasource/",
-        "routing sessions/test_every_cancellation.py guarantees/test_own_writes.py guarantees/test_reads.py"
-        " faults/test_lag.py",
+        "routing sessions/test_every_cancellation.py guarantees/test_own_writes.py guarantees/test_reads.py",
     ),
     ("db/", "db"),
-    (
-        "drivers/",
-        "drivers sessions/test_every_cancellation.py guarantees/test_session_reset.py faults/test_stale_plans.py",
-    ),
+    ("drivers/", "drivers sessions/test_every_cancellation.py guarantees/test_session_reset.py"),
     ("migrate/", "migrate"),
     ("observability/", "observability"),
     ("outbox/", "outbox"),
@@ -48,8 +44,7 @@ TESTS: Final[tuple[tuple[str, str], ...]] = (
         "sessions/",
         "sessions/test_every_cancellation.py sessions/test_ends.py sessions/test_transaction_block.py"
         " sessions/test_transactional.py sessions/test_propagation.py sessions/test_hooks.py sessions/test_retry.py"
-        " sessions/test_parallel.py sessions/test_route_rules.py sessions/test_advisory_lock.py"
-        " sessions/test_cancelled_savepoint.py guarantees/test_outcome.py asgi/test_interruptions.py",
+        " sessions/test_parallel.py sessions/test_route_rules.py guarantees/test_outcome.py",
     ),
     (
         "tenancy/provisioning/",
@@ -342,7 +337,8 @@ def run(mutants: Sequence[Mutant]) -> list[Mutant]:
             key = " ".join(mutant.tests)
             if key not in limits:
                 began = time.monotonic()
-                if not copy.passes(mutant.tests, limit_s=1200):
+                # A busy machine may fail a test: twice is a defect.
+                if not (copy.passes(mutant.tests, limit_s=1200) or copy.passes(mutant.tests, limit_s=1200)):
                     raise SystemExit(f"without any change, these tests fail: {key}")
                 limits[key] = 60 + 3 * (time.monotonic() - began)
             survives = copy.survives(mutant, limit_s=limits[key])

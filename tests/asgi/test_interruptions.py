@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from contextlib import suppress
 
 import pytest
 from starlette.types import Receive, Scope, Send
@@ -26,24 +25,30 @@ def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(response_guard, "DEADLINE_RETRY_S", 0.02)
 
 
-async def ignore_one_interruption() -> None:
-    with suppress(asyncio.CancelledError):
-        async with asyncio.timeout(20):
-            await asyncio.Event().wait()
-    async with asyncio.timeout(20):
-        await asyncio.Event().wait()
+async def ignore_one_interruption(seen: list[str]) -> None:
+    """Wait until a second interruption, and record the exception that ended each wait."""
+    for _ in range(2):
+        try:
+            async with asyncio.timeout(20):
+                await asyncio.Event().wait()
+        except BaseException as error:
+            seen.append(type(error).__name__)
+            if len(seen) == 2:
+                raise
 
 
 @pytest.mark.usefixtures("impatient")
 async def test_a_request_that_ignores_its_deadline_is_interrupted_again(world: World) -> None:
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
         await session(scope).execute(INSERT)
-        await ignore_one_interruption()
+        await ignore_one_interruption(interruptions)
 
+    interruptions: list[str] = []
     async with world.registry(replicas=(), transactions={"deadline": "100ms"}) as registry:
         call = await Call().run(DataSourceMiddleware(app, registry=registry))
         await assert_whole(registry, world)
     assert call.status == 504
+    assert interruptions == ["CancelledError", "CancelledError"]
     assert await world.items() == []
 
 
@@ -53,8 +58,9 @@ async def test_a_started_stream_that_ignores_its_deadline_is_broken_off_without_
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
         await session(scope).fetch_value("select 1")
         await send(START)
-        await ignore_one_interruption()
+        await ignore_one_interruption(interruptions)
 
+    interruptions: list[str] = []
     call = Call("GET", endpoint=app)
     async with world.registry(replicas=(), transactions={"deadline": "100ms"}) as registry:
         with pytest.raises(DataError) as caught:
@@ -67,15 +73,16 @@ async def test_a_started_stream_that_ignores_its_deadline_is_broken_off_without_
 async def test_a_cancellation_by_others_beside_the_deadlines_ends_the_call(world: World) -> None:
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
         await session(scope).execute(INSERT)
-        try:
-            await asyncio.Event().wait()
-        except asyncio.CancelledError:
-            running.cancel()
-            raise
+        await asyncio.Event().wait()
 
     async with world.registry(replicas=(), transactions={"deadline": "100ms"}) as registry:
         call = Call()
         running = asyncio.ensure_future(call.run(DataSourceMiddleware(app, registry=registry)))
+        async with asyncio.timeout(20):
+            while not running.cancelling():
+                await asyncio.sleep(0)
+        # Before the task wakes up: it sees one cancellation, for two reasons.
+        running.cancel()
         await asyncio.wait({running}, timeout=20)
         assert running.cancelled()
         await registry.background.drain(5.0)

@@ -152,7 +152,11 @@ def test_an_overlay_keeps_what_it_does_not_name_of_a_tenant_whatever_that_is_cal
     write(
         "tenants/acme.yaml", "tenants:\n  version: {datasource: orders, schema: v}\n  include: {datasource: orders}\n"
     )
-    write("prod.yaml", "version: 1\ntenants: {version: {datasource: orders, state: suspended}, include: {schema: i}}\n")
+    write(
+        "prod.yaml",
+        "version: 1\ntenants:\n  version: {datasource: orders, state: suspended}\n"
+        "  include: {datasource: orders, schema: i}\n",
+    )
     tenants = merged("prod.yaml").tenants
     assert (tenants["version"].schema_name, tenants["version"].state) == ("v", "suspended")
     assert tenants["include"].schema_name == "i"

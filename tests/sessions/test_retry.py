@@ -364,7 +364,7 @@ async def test_commits_of_the_outer_session_still_count_after_the_inner_response
 
     async def inner_app(scope: Scope, receive: Receive, send: Send) -> None:
         await session(scope).read.fetch_value("select 1")
-        await JSONResponse(1)(scope, receive, discard)
+        await JSONResponse(1)(scope, receive, send)
 
     async def discard(message: Message) -> None:
         return None
@@ -374,7 +374,7 @@ async def test_commits_of_the_outer_session_still_count_after_the_inner_response
         db = session(scope)
         await db.execute(INSERT, [f"tea {attempts.count}"])
         await db.commit()
-        await inside(scope, receive, send)
+        await inside(scope, receive, discard)
         await attempts.next(db)
 
     async with world.registry() as outer, world.registry() as inner:
