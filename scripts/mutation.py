@@ -108,7 +108,7 @@ class Mutant:
         return source[: self.start] + self.text + source[self.end :]
 
     @property
-    def tests(self) -> list[str]:
+    def tests(self) -> Sequence[str]:
         """The tests that should notice it."""
         return next(tests.split() for prefix, tests in TESTS if self.path.startswith(prefix))
 

@@ -150,8 +150,9 @@ async def test_a_slow_connect_is_named_instead_of_the_pools_size(
     proxy: FaultProxy, proxy_url: str, open_server: OpenServer
 ) -> None:
     server = await open_server(proxy_url, min_size=1, max_size=2, acquire_timeout_s=0.3)
-    held = await server.acquire(deadline=None)
+    # At once: with its only connection in use, a pool begins to open another one.
     proxy.freeze()
+    held = await server.acquire(deadline=None)
     error = await fails(server)
     assert "(1 of 2 in use, 1 waiting). Connecting takes longer than that" in error.message
     proxy.release()
