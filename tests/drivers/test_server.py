@@ -150,9 +150,10 @@ async def test_a_slow_connect_is_named_instead_of_the_pools_size(
     proxy: FaultProxy, proxy_url: str, open_server: OpenServer
 ) -> None:
     server = await open_server(proxy_url, min_size=1, max_size=2, acquire_timeout_s=0.3)
-    # At once: with its only connection in use, a pool begins to open another one.
-    proxy.freeze()
+    # A caller that waited for the first connection would make the pool open another one.
+    await until(lambda: server.idle == 1)
     held = await server.acquire(deadline=None)
+    proxy.freeze()
     error = await fails(server)
     assert "(1 of 2 in use, 1 waiting). Connecting takes longer than that" in error.message
     proxy.release()
