@@ -104,7 +104,8 @@ async def test_waiters_are_served_when_a_connection_is_returned(open_server: Ope
 
 
 async def test_an_exhausted_pool_reports_its_numbers_and_the_fix(open_server: OpenServer) -> None:
-    server = await open_server(max_size=1, acquire_timeout_s=0.2)
+    server = await open_server(min_size=1, max_size=1, acquire_timeout_s=0.2)
+    await until(lambda: server.idle == 1)
     held = await server.acquire(deadline=None)
     started = now()
     error = await fails(server)
@@ -117,7 +118,8 @@ async def test_an_exhausted_pool_reports_its_numbers_and_the_fix(open_server: Op
 
 
 async def test_a_blocked_loop_is_named_instead_of_the_pools_size(open_server: OpenServer) -> None:
-    server = await open_server(max_size=1, acquire_timeout_s=0.2)
+    server = await open_server(min_size=1, max_size=1, acquire_timeout_s=0.2)
+    await until(lambda: server.idle == 1)
     held = await server.acquire(deadline=None)
     waits = asyncio.ensure_future(fails(server))
     await until(lambda: server.waiting > 0)
@@ -135,7 +137,8 @@ async def test_a_limit_of_the_role_is_named_instead_of_the_pools_size(
     role = f"limited_{database}"
     await cluster.primary.sql(f"create role {role} login password 'x' connection limit 1")
     url = make_conninfo(cluster.primary.url(database), user=role, password="x")
-    server = await open_server(url, min_size=0, max_size=2, acquire_timeout_s=0.3)
+    server = await open_server(url, min_size=1, max_size=2, acquire_timeout_s=0.3)
+    await until(lambda: server.idle == 1)
     held = await server.acquire(deadline=None)
     error = await fails(server)
     assert "no free connection after 0.3 s (1 of 2 in use, 1 waiting)" in error.message
