@@ -87,6 +87,7 @@ SESSION = {
     "tenant",
     "token",
     "transaction",
+    "using",
     "write",
 }
 

@@ -724,6 +724,9 @@ class ResponseGuard:
 
     def first_statement(self, session: SessionBase) -> None:
         """Arm the deadline and disconnect watchers at the session's first statement."""
+        if self._is_armed or self._timer is not None or self._watch is not None:
+            # Another session of the request has run a statement before.
+            return
         loop = asyncio.get_running_loop()
         self._task = self._task or asyncio.current_task()
         self._is_armed = True

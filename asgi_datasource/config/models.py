@@ -27,7 +27,7 @@ from .servers import (
     ReplicaConfig,
     RoutingConfig,
 )
-from .tenants import ResolverConfig, TenancyConfig, TenantConfig, TokenConfig, keep_compact
+from .tenants import PlaceConfig, ResolverConfig, TenancyConfig, TenantConfig, TokenConfig, keep_compact
 
 __all__ = [
     "AuditConfig",
@@ -41,6 +41,7 @@ __all__ = [
     "HealthConfig",
     "MigrateConfig",
     "OutboxConfig",
+    "PlaceConfig",
     "PoolConfig",
     "ProvisioningConfig",
     "PublisherConfig",

@@ -10,6 +10,7 @@ from . import values
 from .durations import parse_duration
 from .kinds import (
     CookieName,
+    DatasourceName,
     Duration,
     ErrorKind,
     ErrorStatus,
@@ -33,10 +34,6 @@ from .sizes import parse_size
 class RouteRule(Section):
     """Options for matching requests; an annotation of the route takes precedence."""
 
-    planned: ClassVar[dict[str, str]] = {
-        "datasource": "leave it out: the tenant's datasource is used",
-    }
-
     match: RouteMatch = Field(
         title="Match",
         description=(
@@ -44,6 +41,14 @@ class RouteRule(Section):
             " every method matches. The first matching rule applies; HEAD uses the rule of GET unless it has its own."
         ),
         examples=["GET /reports/**", "POST /search", "/basket/*"],
+    )
+    datasource: Annotated[DatasourceName | None, OMISSIBLE] = Field(
+        default=None,
+        title="Datasource",
+        description=(
+            "The datasource of the request's session, one of the tenant's datasources. Default: the tenant's own."
+        ),
+        examples=["analytics"],
     )
     intent: Annotated[Literal["read", "write"] | None, values.word("Intent", "read", "write")] = Field(
         default=None,

@@ -12,7 +12,7 @@ from .coverage import Coverage
 from .diagnostics import Code, Diagnostic, Edit, EditKind, Path, Severity, Suggestions, show
 from .kinds import EVERY_OTHER
 from .limits import MAX_DIAGNOSTICS
-from .models import Config, RouteRule, TenantConfig
+from .models import Config, PlaceConfig, RouteRule, TenantConfig
 from .name_pattern import compile_name_pattern
 from .sections import Section
 from .semantics_migrate import check_migrate
@@ -80,6 +80,39 @@ def _tenant_datasources(config: Config) -> Iterator[Diagnostic]:
     for name, tenant in config.tenants.items():
         if tenant.datasource not in config.datasources:
             yield absent_datasource(("tenants", name, "datasource"), tenant.datasource, config, suggestions)
+        if tenant.datasources:
+            yield from _other_datasources(name, tenant, config, suggestions)
+    for index, rule in enumerate(config.routes):
+        if rule.datasource is not None and rule.datasource not in config.datasources:
+            yield absent_datasource(("routes", index, "datasource"), rule.datasource, config, suggestions)
+
+
+def _other_datasources(
+    name: str, tenant: TenantConfig, config: Config, suggestions: Suggestions
+) -> Iterator[Diagnostic]:
+    """The datasources that a tenant has besides its own."""
+    path: Path = ("tenants", name, "datasources")
+    if name == EVERY_OTHER:
+        message = (
+            "only listed tenants have other datasources: a name from a request could lead to a listed tenant's data"
+        )
+        yield Diagnostic(
+            Code.CONTRADICTION, path, message, "Take it out.", is_about_key=True, edit=Edit(EditKind.REMOVE, path)
+        )
+        return
+    for other in tenant.datasources or ():
+        here = (*path, other)
+        if other not in config.datasources:
+            meant = suggestions.find(other, config.datasources)
+            fix = f"Did you mean {meant!r}?" if meant else f"There are: {', '.join(islice(config.datasources, 10))}."
+            edit = Edit(EditKind.RENAME, here, meant, is_safe=True) if meant else Edit(EditKind.REMOVE, here)
+            message = "names a datasource that is not there"
+            yield Diagnostic(Code.UNKNOWN_DATASOURCE, here, message, fix, is_about_key=True, edit=edit)
+        elif other == tenant.datasource:
+            message = "this is the tenant's own datasource, whose isolation stands beside datasource"
+            yield Diagnostic(
+                Code.CONTRADICTION, here, message, "Take it out.", is_about_key=True, edit=Edit(EditKind.REMOVE, here)
+            )
 
 
 def _tenant_names(config: Config) -> Iterator[Diagnostic]:
@@ -117,6 +150,12 @@ def _tenants_apart(config: Config) -> Iterator[Diagnostic]:
             other = first.setdefault((home[tenant.datasource], kind), {}).setdefault(place, name)
             if other is not name:
                 yield _together(name, other, tenant)
+        for besides, there in (tenant.datasources or {}).items() if name != EVERY_OTHER else ():
+            if besides in home and besides != tenant.datasource:
+                kind, place = _place(name, there, has_database=home[besides] in templates)
+                other = first.setdefault((home[besides], kind), {}).setdefault(place, name)
+                if other is not name:
+                    yield _together(name, other, there, within=("datasources", besides))
 
 
 def _others(tenant: TenantConfig, config: Config) -> Iterator[Diagnostic]:
@@ -170,7 +209,7 @@ def _reached(name: str, tenant: TenantConfig, other: str, *, is_whole_database: 
     return Diagnostic(Code.SHARED_PLACE, path, message, fix, True, severity=severity, related=related, edit=edit)
 
 
-def _place(name: str, tenant: TenantConfig, *, has_database: bool) -> tuple[object, object]:
+def _place(name: str, tenant: TenantConfig | PlaceConfig, *, has_database: bool) -> tuple[object, object]:
     """What isolates a tenant on its servers, as a kind and a value; both are equal for tenants that are not isolated.
 
     The usual values are existing strings: with 100,000 tenants, tuples would double the peak of memory.
@@ -192,8 +231,8 @@ def _place(name: str, tenant: TenantConfig, *, has_database: bool) -> tuple[obje
     return "all", (schema, tenant.role, *sorted((settings or {}).items()))
 
 
-def _together(name: str, other: str, tenant: TenantConfig) -> Diagnostic:
-    path: Path = ("tenants", name)
+def _together(name: str, other: str, tenant: TenantConfig | PlaceConfig, *, within: Path = ()) -> Diagnostic:
+    path: Path = ("tenants", name, *within)
     related: tuple[Path, ...] = (("tenants", other),)
     fix = "Give each a schema, row_security settings or a datasource of its own."
     if tenant.schema_name is None and tenant.row_security is None:

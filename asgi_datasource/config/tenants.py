@@ -348,14 +348,43 @@ class LimitsConfig(Section):
     )
 
 
+class PlaceConfig(Section):
+    """A tenant's isolation on another datasource than its own; {} is none."""
+
+    schema_name: Annotated[TenantIdentifier | None, OMISSIBLE] = Field(
+        default=None,
+        alias="schema",
+        title="Schema",
+        description="The tenant's own schema there. {tenant} is its name.",
+        examples=["acme"],
+    )
+    row_security: Annotated[dict[SettingName, SettingValue] | None, OMISSIBLE] = Field(
+        default=None,
+        min_length=1,
+        title="Row security settings",
+        description="Custom settings that policies read there. {tenant} is the tenant's name.",
+        examples=[{"app.tenant": "42"}],
+    )
+    role: Annotated[TenantIdentifier | None, OMISSIBLE] = Field(
+        default=None,
+        title="Role",
+        description="The role that the tenant's transactions run as there. {tenant} is its name.",
+        examples=["tenant_reader"],
+    )
+    database: Annotated[TenantIdentifier | None, OMISSIBLE] = Field(
+        default=None,
+        title="Database",
+        description="The value of {tenant} in that datasource's URL, where it is not the tenant's name.",
+        examples=["acme_2019"],
+    )
+
+
 @dataclass(frozen=True, slots=True, repr=False, config=ConfigDict(extra="forbid", hide_input_in_errors=True))
 class TenantConfig:
     """A tenant's datasource, and its isolation there."""
 
     # A dataclass with slots instead of a model: there may be 100,000, and a model takes three times the memory.
-    planned: ClassVar[dict[str, str]] = {
-        "datasources": "name one datasource",
-    }
+    planned: ClassVar[dict[str, str]] = {}
 
     datasource: Annotated[
         DatasourceName,
@@ -445,6 +474,19 @@ class TenantConfig:
             title="Database",
             description="The value of {tenant} in the datasource's URL, where it is not the tenant's name.",
             examples=["acme_2019"],
+        ),
+    ] = None
+
+    datasources: Annotated[
+        dict[DatasourceName, PlaceConfig] | None,
+        OMISSIBLE,
+        Field(
+            title="Other datasources",
+            description=(
+                "Datasources that the tenant has besides its own, for db.using(NAME) and routes[].datasource, each with"
+                ' its isolation there. Not for the tenants of "*" and of tenants_from.'
+            ),
+            examples=[{"analytics": {"schema": "acme"}}],
         ),
     ] = None
 

@@ -316,6 +316,7 @@ def _compile_rule(index: int, config: RouteRuleConfig, previous: ConcurrencyLimi
         is_transactional=(config.read_only, config.isolation, config.propagation, config.retry) != (None,) * 4,
         intent=None if config.intent is None else AccessIntent(config.intent),
         freshness=Freshness(None if config.consistency is None else Consistency(config.consistency), config.max_lag_s),
+        datasource=config.datasource,
         priority=Priority.NORMAL if config.priority is None else Priority[config.priority.upper()],
         concurrency_limit=None
         if config.max_in_flight is None

@@ -204,6 +204,9 @@ async def explain(compiled: RuntimeConfig, question: Question, state: StateDocum
         return Explanation(question=question, is_exempt=True)
     try:
         tenant, scope = await _tenant_of(compiled, question, scope)
+        other = compiled.rules.match(question.method, route_path(scope)).datasource
+        if other is not None:
+            tenant = compiled.default_on(other) if tenant.name is None else tenant.on(other)
         datasource = compiled.datasource_of(tenant)
     except DataError as error:
         return Explanation(question=question, refusal=error)

@@ -261,6 +261,11 @@ class DataSourceRegistry:
             token: The causal-consistency token of the client; None reads it from the scope.
             rule: The rule to use without a path.
         """
+        found_rule = rule if path is None else compiled.rules.match(method, path)
+        own = tenant
+        if found_rule.datasource is not None:
+            name = found_rule.datasource
+            tenant = compiled.default_on(name) if tenant.name is None else tenant.on(name)
         session = DataSession(
             self,
             datasource or compiled.datasources.get(tenant.datasource) or compiled.datasource_of(tenant),
@@ -268,15 +273,29 @@ class DataSourceRegistry:
             policy=policy,
             scope=scope,
             method=method,
-            rule=rule if path is None else compiled.rules.match(method, path),
+            rule=found_rule,
             started=started,
             owner=owner,
             pin=pin,
             token=token,
         )
+        if tenant is not own:
+            session.serve_instead_of(own)
         if outer is not None:
             session.share_writers(outer)
         return session
+
+    def make_sibling(self, session: DataSession, datasource: str) -> DataSession:
+        """A session of the same request on another of the tenant's datasources; called by the session.
+
+        Raises:
+            DataError: CONFIG: the tenant has no datasource of this name.
+        """
+        compiled, own = self.compiled, session.own_tenant
+        tenant = compiled.default_on(datasource) if own.name is None else own.on(datasource)
+        sibling = session.make_like(tenant, compiled.datasource_of(tenant))
+        session.add_sibling(sibling)
+        return sibling
 
     @property
     def loop(self) -> asyncio.AbstractEventLoop | None:

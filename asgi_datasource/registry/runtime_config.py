@@ -12,11 +12,11 @@ from ..config import EVERY_PRIMARY, AuditConfig, Config, OutboxConfig, ReloadCon
 from ..datasource.database_fleet import Fleet
 from ..datasource.datasource import DataSource
 from ..drivers.protocol import Server
-from ..errors import DataErrorKind
+from ..errors import DataError, DataErrorKind
 from ..routing.consistency.token import NOTHING_SEEN, Token
 from ..sessions.policy import CommitScope, SessionPolicy
 from ..sessions.route_rules import RouteRules
-from ..tenancy import Admission, CatalogPlan, Home, Resolvers, Tenant, TenantResolver, home_of
+from ..tenancy import Admission, CatalogPlan, Home, Resolvers, Tenant, TenantResolver, home_of, tenant_settings
 from ..tenancy.path_prefix import PathPrefixes
 from ..tenancy.provisioning import ProvisioningPlan
 
@@ -131,7 +131,27 @@ class RuntimeConfig:
 
     def residents(self, name: str) -> list[Tenant]:
         """The tenants of a datasource that are known now."""
-        return [tenant for tenant in self.admission.directory.map.names.values() if tenant.datasource == name]
+        found: list[Tenant] = []
+        for tenant in self.admission.directory.map.names.values():
+            if tenant.datasource == name:
+                found.append(tenant)
+            elif tenant.besides is not None and name in tenant.besides:
+                found.append(tenant.besides[name])
+        return found
+
+    def default_on(self, name: str) -> Tenant:
+        """The tenant of requests without a name, on any datasource.
+
+        Raises:
+            DataError: CONFIG: there is no such datasource, or it has a database for each tenant.
+        """
+        if name not in self.datasources:
+            names = ", ".join(self.datasources)
+            raise DataError(
+                DataErrorKind.CONFIG, f"there is no datasource {name!r} for requests without a tenant, only: {names}"
+            )
+        shared = self.shared_schemas.get(name, ())
+        return Tenant(None, name, *tenant_settings(shared_schemas=shared))
 
     def homes(self, name: str, residents: Iterable[Tenant]) -> list[Home]:
         """The homes of tenants on a datasource, with those of tenants that are not known yet."""

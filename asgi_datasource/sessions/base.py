@@ -8,7 +8,7 @@ from collections.abc import Mapping, MutableMapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import replace
 from enum import StrEnum
-from typing import TYPE_CHECKING, Any, Final, Protocol
+from typing import TYPE_CHECKING, Any, Final, Protocol, Self
 
 from opentelemetry.context import Context
 from opentelemetry.trace import Span
@@ -114,6 +114,14 @@ class SessionOrigin(Protocol):
         """The event loop that the registry is open in."""
         ...
 
+    def make_sibling(self, session: Any, datasource: str, /) -> Any:
+        """A session of the same request on another of the tenant's datasources.
+
+        Raises:
+            DataError: CONFIG: the tenant has no datasource of this name.
+        """
+        ...
+
     def make_facade(self, name: str, session: SessionBase, /) -> Any:
         """Create the object behind an attribute such as `DataSession.sqlalchemy` or `DataSession.outbox`.
 
@@ -216,6 +224,9 @@ class SessionBase:
     _savepoints = 0
     _facades: dict[str, Any] | None = None
     """The facades of the session, by attribute."""
+    main: SessionBase | None = None
+    """The session of the request, if this one is on another of the tenant's datasources (`DataSession.using`)."""
+    _own_tenant: Tenant | None = None
     participants: tuple[Participant, ...] = ()
     """Units of work that are flushed before COMMIT."""
     _lane: Lane | None = None
@@ -261,6 +272,32 @@ class SessionBase:
     def tenant(self) -> Tenant:
         """The tenant that every statement runs as."""
         return self._tenant
+
+    def serve_instead_of(self, own: Tenant) -> None:
+        """Record that a rule has put the session on another datasource than the tenant's own."""
+        self._own_tenant = own
+
+    def make_like(self, tenant: Tenant, datasource: DataSource) -> Self:
+        """A session with the same options, on another datasource."""
+        made = type(self)(
+            self._registry,
+            datasource,
+            tenant,
+            policy=self._policy,
+            scope=self.scope,
+            method=self._method,
+            rule=self._rule,
+            started=self._started,
+            owner=self._owner,
+            token=self._token,
+        )
+        made._own_tenant = self.own_tenant
+        return made
+
+    @property
+    def own_tenant(self) -> Tenant:
+        """The tenant on its own datasource, which a rule of `routes` may have replaced."""
+        return self._own_tenant or self._tenant
 
     @property
     def datasource(self) -> DataSource:
@@ -658,8 +695,11 @@ class SessionBase:
 
     def _has_current_tenant(self) -> bool:
         """Whether the tenant is listed as it was at the last look-up."""
-        name = self._tenant.name
-        return name is None or (self.tenant_error is None and self._registry.known_tenant(name) is self._tenant)
+        if self.main is not None:
+            return self.main._has_current_tenant()
+        own = self.own_tenant
+        name = own.name
+        return name is None or (self.tenant_error is None and self._registry.known_tenant(name) is own)
 
     async def renew_tenant(self) -> None:
         """Look the tenant up again, outside any transaction, in a session that outlives requests.
@@ -667,7 +707,11 @@ class SessionBase:
         Raises:
             DataError: TENANT: the tenant is suspended or unknown, or has moved to another datasource.
         """
-        name = self._tenant.name
+        if self.main is not None:
+            await self.main.renew_tenant()
+            self._adopt_tenant(self.main.own_tenant)
+            return
+        name = self.own_tenant.name
         if name is None or self.transaction_in_use is not None or self._has_current_tenant():
             return
         try:
@@ -681,7 +725,7 @@ class SessionBase:
                 http_status=error.http_status,
             )
             raise self.tenant_error from error
-        former = self._tenant
+        former = self.own_tenant
         if (found.datasource, found.database) != (former.datasource, former.database):
             self.tenant_error = DataError(
                 DataErrorKind.TENANT,
@@ -691,9 +735,16 @@ class SessionBase:
             )
             raise self.tenant_error
         self.tenant_error = None
-        self._tenant = found
-        if self._executor is not None:
-            self._executor.serve(found)
+        self._adopt_tenant(found)
+
+    def _adopt_tenant(self, own: Tenant) -> None:
+        """Use the settings that the tenant has now, on the datasource of the session."""
+        tenant = own if own.name is None else own.on(self._tenant.datasource)
+        self._own_tenant = None if tenant is own else own
+        if tenant is not self._tenant and tenant.name is not None:
+            self._tenant = tenant
+            if self._executor is not None:
+                self._executor.serve(tenant)
 
     def about_to_write(self) -> None:
         """Check that a statement with write intent may open a transaction."""

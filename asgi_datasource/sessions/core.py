@@ -23,6 +23,7 @@ from ..transaction import (
 )
 from .base import SessionState, Writers, closed
 from .context import current_frame, current_runner
+from .siblings import Sibling
 from .statement_runner import StatementRunner
 from .unit_of_work import UnitOfWork
 
@@ -47,17 +48,22 @@ class SessionCore(StatementRunner):
     @property
     def due_hooks(self) -> int:
         """Number of hooks that `run_due_hooks` would run."""
-        return 0 if self.ended_hooks is None else len(self.ended_hooks)
+        due = 0 if self.ended_hooks is None else len(self.ended_hooks)
+        return due + sum([one.due_hooks for one in self._siblings]) if self._siblings else due
 
     def forget_due_hooks(self, since: int = 0) -> None:
         """Drop the due hooks after the first `since`: the attempt that added them is retried."""
         if self.ended_hooks is not None:
             self.ended_hooks.forget(since)
+        for one in self._siblings:
+            one.forget_due_hooks()
 
     @property
     def has_due_hooks(self) -> bool:
         """Whether `run_due_hooks` has hooks to run, or commits to await."""
         if self.ended_hooks or self.state is SessionState.ENDING:
+            return True
+        if self._siblings and any(one.has_due_hooks for one in self._siblings):
             return True
         return bool(self.committing) and bool(self._unfinished())
 
@@ -93,6 +99,8 @@ class SessionCore(StatementRunner):
 
     async def run_due_hooks(self) -> None:
         """Run the hooks whose transaction has ended, each isolated from the others."""
+        for one in self._siblings:
+            await one.run_due_hooks()
         unfinished = self._unfinished()
         if unfinished:
             # Await commits whose callers were cancelled: their outcome makes more hooks due.
@@ -104,6 +112,69 @@ class SessionCore(StatementRunner):
                 await self.ended_hooks.run(is_traced=self._policy.is_traced)
             finally:
                 current_runner.reset(token)
+
+    # -- sessions on other datasources
+
+    _siblings: tuple[SessionCore, ...] = ()
+
+    def add_sibling(self, session: SessionCore) -> None:
+        """Have a session on another datasource end with this one."""
+        session.main = self
+        session.outlives_requests = self.outlives_requests
+        if self.stopped_by is not None:
+            session.stop(self.stopped_by)
+        session.share_writers(self)
+        self._siblings = (*self._siblings, session)
+        self.participants = (*self.participants, Sibling(session, self))
+
+    def sibling(self, name: str) -> SessionCore | None:
+        """The session of the request on another datasource; None if there is none yet."""
+        return next((one for one in self._siblings if one.tenant.datasource == name), None)
+
+    async def commit_as_part(self) -> None:
+        """Commit what was written so far, as a part of the main session's end; this session stays open.
+
+        Raises:
+            DataError: The commit failed (CommitUnknown: its outcome is unknown).
+        """
+        await self.run_before_commit()
+        work = self.work_here()
+        if work is None or work.is_idle:
+            return
+        lock = self.lock_of(None)
+        await lock.acquire()
+        try:
+            self.check_open()
+            await work.finish(
+                commit=work.rollback_reason is None, reason="set_rollback_only()", deadline=self.deadline()
+            )
+        finally:
+            lock.release()
+
+    def abandon(self) -> None:
+        """End it without waiting: what was not committed is rolled back in the background."""
+        if self.is_unused:
+            self.close_unused()
+        else:
+            self._registry.background.spawn(self.end(commit=False, reason="abandoned"))
+
+    def note_conflict(self, error: DataError) -> None:
+        """Record a conflict of a session on another datasource."""
+        self._conflict = error
+
+    async def _end_siblings(self, reason: str) -> None:
+        """End the sessions on other datasources: what they have not committed is rolled back."""
+        for one in self._siblings:
+            if one.is_open:
+                await self._registry.background.run(one.end(commit=False, reason=reason))
+            self.commits += one.commits
+            if is_conflict(one.lost_by):
+                self._conflict = self._conflict or one.lost_by
+            history = one.client_history
+            if history is not None:
+                mine = self.client_history or self._make_client_history()
+                if mine is not None:
+                    mine.include(history)
 
     # -- called by its owner
 
@@ -118,6 +189,8 @@ class SessionCore(StatementRunner):
         if self._busy is not None or self.committing or self._commit is not None:
             return False
         if self._work is not None and (self._work.transaction_in_use is not None or self._work.deferred):
+            return False
+        if self._siblings and any(one.is_open for one in self._siblings):
             return False
         return self._lock is None or not self._lock.is_held
 
@@ -146,6 +219,8 @@ class SessionCore(StatementRunner):
             self.stopped_by = error
             if self.trace is not None and not isinstance(error, SessionClosed):
                 self.trace.interruption = error
+        for one in self._siblings:
+            one.stop(error)
         return self.stopped_by
 
     def interrupt(self) -> bool:
@@ -154,11 +229,12 @@ class SessionCore(StatementRunner):
         Returns:
             Whether one was running.
         """
+        interrupted = [one for one in self._siblings if one.interrupt()]
         if self._interrupted:
             return True
         running = self._running if self._busy is None else self._running | {self._busy}
         if not running:
-            return False
+            return bool(interrupted)
         self._interrupted = running
         for task in running:
             if task is not None:
@@ -182,7 +258,7 @@ class SessionCore(StatementRunner):
         if outer.writers is None:
             outer.writers = Writers(allows_several=self._policy.allows_multiple_writers)
             transaction = outer.current_transaction
-            if transaction is not None and transaction.is_open:
+            if outer.commits or (transaction is not None and transaction.is_open and not transaction.read_only):
                 outer.writers.claim(outer)
         self.writers = outer.writers
 
@@ -314,6 +390,8 @@ class SessionCore(StatementRunner):
                 if self.committing:
                     # Await commits whose caller was cancelled before the response starts.
                     await asyncio.wait(self.committing)
+                if self._siblings:
+                    await self._end_siblings(reason or "the main session has ended")
                 # Read only now: a block of another task may have pushed its own unit of work before.
                 work = self._work
                 if work is not None:
@@ -374,6 +452,9 @@ class SessionCore(StatementRunner):
                 lock.release()
             if not commit:
                 work.rollback_reason = work.doomed_by = work.lost_by = None
+        if not commit:
+            for one in self._siblings:
+                await one.end_midway(commit=False)
         for participant in self.participants:
             participant.ended(committed=commit)
         await self.run_due_hooks()

@@ -39,6 +39,7 @@ class RouteRule:
         freshness: Required freshness of reads.
         priority: Priority when requests wait for connections.
         concurrency_limit: Bound on the matching requests in progress; None sets no bound.
+        datasource: The datasource of the session; None for the tenant's own.
     """
 
     options: TransactionOptions | None = None
@@ -47,6 +48,7 @@ class RouteRule:
     freshness: Freshness = ANY_FRESHNESS
     priority: Priority = Priority.NORMAL
     concurrency_limit: ConcurrencyLimit | None = None
+    datasource: str | None = None
 
 
 NO_RULE: Final = RouteRule()

@@ -86,6 +86,29 @@ class DataSession(SessionCore, StatementMethods):
         """Where the last statement went and why; None before the first."""
         return super().last_route
 
+    def using(self, datasource: str) -> DataSession:
+        """The request's session on another of the tenant's datasources: `db.using("analytics")`.
+
+        It has a pin, routes and a transaction of its own, and ends with this session: its COMMIT comes before this
+        one's, and its failure fails the request. A second session that writes is refused, because two COMMITs cannot be
+        atomic, unless `transactions.multiple_writers` is `allow`. Blocks and `set_rollback_only` concern one session.
+
+        Args:
+            datasource: Its name: the tenant's own datasource, or one of `tenants.NAME.datasources`.
+
+        Raises:
+            DataError: CONFIG: the tenant has no datasource of this name.
+            SessionClosed: The request's response has started.
+        """
+        self.check_open()
+        main = cast("DataSession", self.main or self)
+        if main.tenant.datasource == datasource:
+            return main
+        found = main.sibling(datasource)
+        if found is None:
+            found = self._registry.make_sibling(main, datasource)
+        return cast("DataSession", found)
+
     def in_transaction(self) -> bool:
         """Whether a transaction is open."""
         transaction = self.current_transaction

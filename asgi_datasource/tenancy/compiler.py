@@ -191,6 +191,7 @@ class TenantCompiler:
         max_connections: int | None = None,
         database: str | None = None,
         missing: ExpiringSet[str] | None = None,
+        besides: Mapping[str, Tenant] | None = None,
     ) -> Tenant:
         """Compile one tenant. `{tenant}` in its values is replaced by its name.
 
@@ -219,10 +220,25 @@ class TenantCompiler:
             strategy = Strategy.DATABASE if strategy is Strategy.NONE else strategy
         else:
             database = None
-        return Tenant(name, datasource, strategy, settings, state, max_connections, database, schema, missing)
+        return Tenant(name, datasource, strategy, settings, state, max_connections, database, schema, missing, besides)
 
     def of_config(self, name: str, config: TenantConfig, *, missing: ExpiringSet[str] | None = None) -> Tenant:
         """A tenant of the document; errors: `make`."""
+        besides: dict[str, Tenant] | None = None
+        if config.datasources:
+            besides = {
+                other: self.make(
+                    name,
+                    other,
+                    schema=place.schema_name,
+                    row_security=place.row_security,
+                    role=place.role,
+                    state=STATES[config.state],
+                    max_connections=None if config.limits is None else config.limits.max_connections,
+                    database=place.database,
+                )
+                for other, place in config.datasources.items()
+            }
         return self.make(
             name,
             config.datasource,
@@ -233,6 +249,7 @@ class TenantCompiler:
             max_connections=None if config.limits is None else config.limits.max_connections,
             database=config.database,
             missing=missing,
+            besides=besides,
         )
 
     def default(self, datasource: str) -> Tenant:

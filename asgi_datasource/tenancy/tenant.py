@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Final
@@ -56,6 +57,7 @@ class Tenant:
         schema: Its own schema, first in its `search_path`; None without one. If it does not exist or may not be used,
             every transaction of the tenant fails, since names would resolve to another schema.
         missing: The negative cache for its name, used when its schema or database does not exist; None uses none.
+        besides: The same tenant on its other datasources, by their names; None without any.
         applied: The settings together with the schema, in the form for drivers; None until `apply` is called.
     """
 
@@ -68,6 +70,7 @@ class Tenant:
     database: str | None = None
     schema: str | None = field(default=None, compare=False)
     missing: ExpiringSet[str] | None = field(default=None, compare=False, repr=False)
+    besides: Mapping[str, Tenant] | None = field(default=None, compare=False, repr=False)
     applied: tuple[tuple[str, str], ...] | None = field(default=None, init=False, compare=False, repr=False)
 
     def apply(self) -> tuple[tuple[str, str], ...]:
@@ -75,6 +78,24 @@ class Tenant:
         applied = self.settings if self.schema is None else (*self.settings, (OWN_SCHEMA, self.schema))
         object.__setattr__(self, "applied", applied)
         return applied
+
+    def on(self, datasource: str) -> Tenant:
+        """The same tenant on one of its datasources.
+
+        Raises:
+            DataError: CONFIG: it has no datasource of this name.
+        """
+        if datasource == self.datasource:
+            return self
+        found = None if self.besides is None else self.besides.get(datasource)
+        if found is None:
+            names = ", ".join([self.datasource, *(self.besides or ())])
+            raise DataError(
+                DataErrorKind.CONFIG,
+                f"the tenant has no datasource {datasource!r}, only: {names}. Name it under tenants.NAME.datasources",
+                http_status=500,
+            )
+        return found
 
     def note_failure(self, error: DataError) -> None:
         """Record in the negative cache that the tenant's schema or database does not exist, if `error` says so."""

@@ -41,7 +41,8 @@ def full() -> dict[str, Any]:
                 "pool": {},
                 "audit": {},
                 "routing": {},
-            }
+            },
+            "analytics": {"primary": {"url": "postgresql://analytics/orders"}},
         },
         "tenancy": {
             "resolve": [
@@ -49,7 +50,7 @@ def full() -> dict[str, Any]:
                 {"jwt_claim": {"claim": "tenant", "algorithms": ["RS256"], "jwks": "/etc/jwks.json"}},
             ]
         },
-        "tenants": {"acme": {"datasource": "orders", "schema": "acme", "limits": {}}},
+        "tenants": {"acme": {"datasource": "orders", "schema": "acme", "limits": {}, "datasources": {"analytics": {}}}},
         "tenants_from": {"datasource": "orders", "defaults": {"limits": {}}},
         "provisioning": {},
         "migrate": {"folder": "migrations", "stages": [{"name": "canary", "tenants": ["acme"]}]},
@@ -290,6 +291,19 @@ _tenant = _section(
         "role": _tenant_identifiers,
         "database": _tenant_identifiers,
         "limits": _section({}, {"max_connections": _integers(1, 10_000)}),
+        "datasources": st.dictionaries(
+            _names,
+            _section(
+                {},
+                {
+                    "schema": _referable(_tenant_identifiers),
+                    "row_security": st.dictionaries(_settings, _setting_values, min_size=1, max_size=1),
+                    "role": _tenant_identifiers,
+                    "database": _tenant_identifiers,
+                },
+            ),
+            max_size=2,
+        ),
         "state": _referable(st.sampled_from(["active", "read_only", "suspended", "moving"])),
         "aliases": st.lists(_referable(_tenant_names), max_size=2),
     },
@@ -322,6 +336,7 @@ _route = _section(
         )
     },
     {
+        "datasource": _referable(_names),
         "intent": _referable(st.sampled_from(["read", "write"])),
         "consistency": st.sampled_from(["strong", "session", "token", "eventual"]),
         "max_lag": _referable(_durations),

@@ -32,6 +32,7 @@ def test_every_section_of_the_document_is_known_by_its_path() -> None:
         ("tenancy", "resolve", "*", "jwt_claim"),
         ("tenants", "*"),
         ("tenants", "*", "limits"),
+        ("tenants", "*", "datasources", "*"),
         ("tenants_from",),
         ("tenants_from", "defaults"),
         ("tenants_from", "defaults", "limits"),
@@ -164,7 +165,9 @@ def test_a_dump_is_a_document_again() -> None:
     again["datasources"]["orders"].pop("primary")
     again["datasources"]["orders"]["admin"] = {"url": "postgresql://db/orders"}
     again["datasources"]["orders"]["replicas"]["r1"]["url"] = "postgresql://r1/orders"
-    document["tenants"] = {"acme": {"datasource": "orders", "schema": "acme", "limits": {}}}
+    document["tenants"] = {
+        "acme": {"datasource": "orders", "schema": "acme", "limits": {}, "datasources": {"analytics": {}}}
+    }
     assert document == again
 
 

@@ -40,7 +40,7 @@ class ClientHistory:
         token: The client's token.
     """
 
-    __slots__ = ("_carried", "_noted", "_policy", "_positions", "_scope", "is_blank", "timeline", "wait_s")
+    __slots__ = ("_carried", "_has_more", "_noted", "_policy", "_positions", "_scope", "is_blank", "timeline", "wait_s")
 
     def __init__(self, policy: TokenPolicy, scope: bytes, token: Token = NOTHING_SEEN) -> None:
         self._policy = policy
@@ -48,6 +48,8 @@ class ClientHistory:
         self._carried = token
         self._positions: tuple[Position, ...] = ()
         self._noted: dict[int, Position] = {}
+        self._has_more = False
+        """Marks of other scopes were included that the client does not have yet."""
         self.is_blank = True
         """Whether the client has seen no position yet."""
         self.timeline = 0
@@ -106,8 +108,15 @@ class ClientHistory:
 
     def token(self) -> Token | None:
         """The token to send to the client; None if the client has an equivalent one."""
-        news = self._news() if self._noted else None
-        return self._with(news) if news else None
+        news = self._news() if self._noted else []
+        return self._with(news) if news or self._has_more else None
+
+    def include(self, other: ClientHistory) -> None:
+        """Send to the client what it has seen of another datasource as well."""
+        found = other.token()
+        if found is not None:
+            self._carried = self._carried.merged(found)
+            self._has_more = True
 
     def whole(self) -> Token:
         """Everything that the client has seen, in all scopes of its token."""
