@@ -70,6 +70,8 @@ class DataError(Exception):
         http_status: Status of the problem response, where it differs from the kind's.
         is_retryable: Whether the same work in a new transaction may succeed; by default decided by the kind.
         constraint, table, column: The objects that the server named in a constraint violation.
+        server: The address of the server, as `host:port`. The message does not contain it, because applications show
+            and report messages; the library's log lines do.
     """
 
     def __init__(
@@ -83,6 +85,7 @@ class DataError(Exception):
         constraint: str | None = None,
         table: str | None = None,
         column: str | None = None,
+        server: str | None = None,
     ) -> None:
         super().__init__(message)
         self.kind = kind
@@ -93,12 +96,18 @@ class DataError(Exception):
         self.constraint = constraint
         self.table = table
         self.column = column
+        self.server = server
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}(kind={self.kind.value!r}, message={self.message!r}, sqlstate={self.sqlstate!r})"
 
     def __str__(self) -> str:
         return self.message
+
+    @property
+    def located_message(self) -> str:
+        """The message with the address of the server, for logs and the command line."""
+        return self.message if self.server is None else f"{self.message} [{self.server}]"
 
 
 RETRYABLE_KINDS: Final = frozenset(
@@ -127,8 +136,8 @@ class UnexpectedRollback(DataError):
 class CommitUnknown(DataError):
     """Raised when the connection was lost during COMMIT and no server could tell whether it took effect."""
 
-    def __init__(self, message: str) -> None:
-        super().__init__(DataErrorKind.COMMIT_UNKNOWN, message)
+    def __init__(self, message: str, *, server: str | None = None) -> None:
+        super().__init__(DataErrorKind.COMMIT_UNKNOWN, message, server=server)
 
 
 @dataclass(frozen=True, slots=True)

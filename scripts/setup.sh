@@ -1,6 +1,9 @@
 # Sourced by the other scripts. `prepare_venv EXTRA` makes the virtual environment and sets PYTHON. `need_program NAME
 # PACKAGE` installs a missing program from a Debian package, where that is possible.
 
+# Tests, checks and demos start hundreds of Python processes: each would compile the library anew.
+unset PYTHONDONTWRITEBYTECODE
+
 prepare_venv() {
     local extra=$1
     local venv=${ADS_VENV:-.venv}

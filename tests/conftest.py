@@ -8,6 +8,7 @@ import sys
 import threading
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
+from typing import Final
 
 import pytest
 from opentelemetry import metrics, trace
@@ -25,6 +26,23 @@ from tests.world import World
 # tests stop their children with SIGINT. With a handler, children get the default instead.
 if threading.current_thread() is threading.main_thread() and signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+LONGEST: Final = (
+    "tests/consistency/test_consistency.py",
+    "tests/examples/test_demo.py",
+    "tests/db/test_compliance.py",
+    "tests/guarantees/test_silence.py",
+    "tests/guarantees/test_broken.py",
+    "tests/sessions/test_cancellation.py",
+    "tests/cli/test_masking.py",
+    "tests/drivers/test_server.py",
+    "tests/outbox/test_publishers.py",
+    "tests/tenancy/test_provisioning_cancel.py",
+    "tests/guarantees/test_doubt.py",
+    "tests/cli/test_ci.py",
+    "tests/faults/test_failover.py",
+)
+"""The files that take longest begin first, so that no worker ends long after the others."""
 
 _exporter = InMemorySpanExporter()
 _processor = SimpleSpanProcessor(_exporter)
@@ -46,6 +64,7 @@ def pytest_configure(config: pytest.Config) -> None:
     """Close the short path with `--way long`, as if each statement had to wait before it is sent."""
     if config.getoption("whole"):
         os.environ.setdefault("ADS_PROGRAMS", "150")
+        os.environ.setdefault("ADS_EXAMPLES", "1.0")
     if config.getoption("way") == "long":
 
         def nothing_at_once(*_: object, **__: object) -> None:
@@ -58,6 +77,12 @@ def pytest_configure(config: pytest.Config) -> None:
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
     """Skip the tests of the short path when it is closed."""
     return True if collection_path.name == "test_walk.py" and config.getoption("way") == "long" else None
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Put the files of `LONGEST` first."""
+    rank = {name: number for number, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: rank.get(item.nodeid.partition("::")[0], len(LONGEST)))
 
 
 @pytest.fixture(scope="session")

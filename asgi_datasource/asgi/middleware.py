@@ -13,7 +13,8 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from ..concurrency.limits import ConcurrencyLimit
 from ..config import Config, ConfigFile
-from ..errors import ConfigError, DataError
+from ..errors import ConfigError, DataError, DataErrorKind
+from ..observability import tracing
 from ..registry.registry import DataSourceRegistry, compile
 from ..registry.runtime_config import RuntimeConfig
 from ..sessions.context import current_frame, current_runner
@@ -35,9 +36,10 @@ logger = logging.getLogger("asgi_datasource.middleware")
 _ENDED: Final = GuardState.ENDED
 _get_running_loop: Final = asyncio._get_running_loop
 _ACTIVE: Final = TenantState.ACTIVE
+_TENANT: Final = DataErrorKind.TENANT
 
 _MADE_OF_REGISTRY: Final = frozenset(
-    {"registry", "_compiled", "_resolve", "_directory", "_admission", "_retries", "_exempt"}
+    {"registry", "_compiled", "_resolve", "_directory", "_admission", "_retries", "_exempt", "_is_traced"}
 )
 """Attributes that are missing where the configuration is wrong."""
 
@@ -109,6 +111,7 @@ class DataSourceMiddleware:
         self._directory = compiled.admission.directory
         self._admission = compiled.admission
         self._retries = compiled.may_retry
+        self._is_traced = compiled.policy.is_traced
         self._exempt = compiled.exempt if compiled.exempt else None
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -146,7 +149,11 @@ class DataSourceMiddleware:
                 if limit is not None:
                     limit.enter()
         except DataError as error:
-            await ProblemDetails(compiled.errors).send(error, scope, send)
+            if error.kind is _TENANT and _is_preflight(scope):
+                await self.app(scope, receive, send)
+                return
+            span = tracing.recording_span() if self._is_traced else None
+            await ProblemDetails(compiled.errors).send(error, scope, send, span=span)
             return
         if outer is not None:
             scope = dict(scope)
@@ -155,6 +162,10 @@ class DataSourceMiddleware:
         guard = ResponseGuard(registry, compiled, tenant, scope, receive, send, started, outer)
         if self._caching is not None and scope["method"] not in NEVER_STORED:
             guard.caching = self._caching
+        if self._is_traced:
+            span = tracing.recording_span()
+            if span is not None:
+                guard.request_span = span
         if self._retries or retrying.is_asked_for:
             guard.replay = RequestReplay(scope, compiled.policy.retry_body_limit)
         try:
@@ -201,8 +212,11 @@ class DataSourceMiddleware:
     @staticmethod
     async def _again(guard: ResponseGuard) -> tuple[ResponseGuard, Scope]:
         """Wait for the back-off, and create the guard and scope of the next attempt."""
-        replay = cast("RequestReplay", guard.replay)
-        await asyncio.sleep(guard.runs_again_after or 0.0)
+        replay, delay_s = cast("RequestReplay", guard.replay), guard.runs_again_after or 0.0
+        conflict, guard.lost_by = cast("DataError", guard.lost_by), None
+        with tracing.retry_span(replay.attempt, delay_s, conflict, is_traced=guard.is_traced):
+            await asyncio.sleep(delay_s)
+        del conflict
         replay.attempt += 1
         scope = replay.fresh_scope()
         return guard.again(scope), scope
@@ -266,6 +280,7 @@ class DataSourceMiddleware:
         scope[SCOPE_KEY] = session
         token = current_runner.set(session)
         is_over = False
+        raised: Exception | None = None
 
         async def receive_and_note() -> Message:
             nonlocal is_over
@@ -282,13 +297,30 @@ class DataSourceMiddleware:
             await self.app(scope, receive_and_note, send_and_note)
         except BaseException as error:
             if not _is_about(error, session.tenant_error):
+                raised = error if isinstance(error, Exception) else None
                 raise
             logger.info("websocket closed: %s", session.tenant_error)
             if not is_over:
                 await send({"type": "websocket.close", "code": 1008, "reason": "tenant"})
         finally:
             current_runner.reset(token)
-            await registry.background.run(_end_websocket(session))
+            try:
+                await registry.background.run(_end_websocket(session))
+            except asyncio.CancelledError:
+                # The session ends all the same. As without this middleware, what the application has raised comes out.
+                if raised is None:
+                    raise
+
+
+def _is_preflight(scope: Scope) -> bool:
+    """Whether a browser asks if it may send a request: without credentials, so often without what names the tenant.
+
+    Source: Fetch standard, "CORS-preflight request".
+    """
+    if scope["method"] != "OPTIONS":
+        return False
+    names = {name for name, _ in scope["headers"]}
+    return b"origin" in names and b"access-control-request-method" in names
 
 
 def _is_about(error: BaseException, reason: DataError | None) -> bool:

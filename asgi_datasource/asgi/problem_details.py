@@ -10,9 +10,11 @@ import logging
 import secrets
 from typing import Final
 
+from opentelemetry.trace import Span
 from starlette.types import Scope, Send
 
 from ..errors import DataError, DataErrorKind
+from ..observability.tracing import note_problem
 from ..registry.runtime_config import ErrorSettings
 
 logger = logging.getLogger("asgi_datasource.problems")
@@ -68,7 +70,9 @@ class ProblemDetails:
         """
         return self.status_of(error) != 500 or error.kind is DataErrorKind.COMMIT_UNKNOWN
 
-    async def send(self, error: DataError, scope: Scope, send: Send, *, is_partial: bool = False) -> None:
+    async def send(
+        self, error: DataError, scope: Scope, send: Send, *, is_partial: bool = False, span: Span | None = None
+    ) -> None:
         """Send the problem document of an error to a request without a response.
 
         Args:
@@ -76,12 +80,20 @@ class ProblemDetails:
             scope: The request's scope.
             send: Sends the response.
             is_partial: A part of the request's work had been committed before: a repeated request would do it twice.
+            span: The request's span, which gets the error and the reference; None without one.
         """
         status = self.status_of(error)
         reference = secrets.token_hex(8)
+        if span is not None:
+            note_problem(span, error, reference)
         level = logging.ERROR if status >= 500 else logging.INFO
         logger.log(
-            level, "request answered with %d: %s (%s) [reference %s]", status, error, error.kind.value, reference
+            level,
+            "request answered with %d: %s (%s) [reference %s]",
+            status,
+            error.located_message,
+            error.kind.value,
+            reference,
         )
         document: dict[str, object] = {
             "type": f"urn:asgi-datasource:problem:{error.kind.value.replace('_', '-')}",

@@ -30,6 +30,8 @@ class ReceiveBuffer:
 
     Args:
         receive: The server's.
+        reads_first: Whether the watcher may read the first message. With `Expect: 100-continue`, a server asks the
+            client for the body when it is first called, so the application has to decide that.
         disconnect_after: Event until which `http.disconnect` is withheld from the application; None withholds nothing.
         recorder: Records the messages that the application receives; None records nothing.
     """
@@ -39,21 +41,29 @@ class ReceiveBuffer:
         "_has_begun",
         "_has_ended",
         "_receive",
-        "_stash",
         "_waiting",
         "_wake",
         "disconnect_after",
         "is_gone",
+        "reads_first",
         "recorder",
+        "stash",
     )
 
     def __init__(
-        self, receive: Receive, *, disconnect_after: asyncio.Event | None = None, recorder: Recorder | None = None
+        self,
+        receive: Receive,
+        *,
+        reads_first: bool = True,
+        disconnect_after: asyncio.Event | None = None,
+        recorder: Recorder | None = None,
     ) -> None:
+        self.reads_first = reads_first
         self.disconnect_after = disconnect_after
         self.recorder = recorder
         self._receive = receive
-        self._stash: deque[Message] = deque()
+        self.stash: deque[Message] = deque()
+        """Messages that the watcher has read, and the application has not."""
         self._fetching: asyncio.Task[None] | None = None
         self._waiting = 0
         self._has_begun = False
@@ -71,11 +81,11 @@ class ReceiveBuffer:
                 if self.recorder is not None:
                     self.recorder.note(message)
                 return message
-            self._stash.appendleft(message)
+            self.stash.appendleft(message)
             await disconnect_after.wait()
 
     async def _next(self) -> Message:
-        while not self._stash:
+        while not self.stash:
             if self._fetching is None:
                 self._waiting += 1
                 try:
@@ -87,7 +97,7 @@ class ReceiveBuffer:
                 return message
             # The watcher is reading: take its message. `asyncio.wait` does not pass a cancellation on to its task.
             await asyncio.wait({self._fetching})
-        return self._stash.popleft()
+        return self.stash.popleft()
 
     async def wait_for_disconnect(self) -> bool:
         """Wait for `http.disconnect`; called by the watcher.
@@ -96,7 +106,8 @@ class ReceiveBuffer:
             True after the disconnect; False if the server's `receive` failed, which the application will see itself.
         """
         while not self.is_gone:
-            if self._waiting > 0 or (self._has_begun and not self._has_ended):
+            is_applications = not self._has_ended if self._has_begun else not self.reads_first
+            if self._waiting > 0 or is_applications:
                 self._wake.clear()
                 await self._wake.wait()
                 continue
@@ -111,8 +122,12 @@ class ReceiveBuffer:
     def rewind(self) -> None:
         """Replay the recorded messages to the next attempt."""
         if self.recorder is not None:
-            self._stash.extendleft(reversed(self.recorder.take()))
+            self.stash.extendleft(reversed(self.recorder.take()))
         self.disconnect_after = None
+
+    def drop_request(self) -> None:
+        """The response is complete: the next message is the server's, which says so, instead of an unread body."""
+        self.stash = deque(message for message in self.stash if message["type"] != "http.request")
 
     def close(self) -> None:
         """Stop reading ahead."""
@@ -124,7 +139,7 @@ class ReceiveBuffer:
             message = await self._receive()
         finally:
             self._fetching = None
-        self._stash.append(message)
+        self.stash.append(message)
         self._note(message)
 
     def _note(self, message: Message) -> None:

@@ -16,11 +16,13 @@ from collections.abc import Awaitable, MutableMapping
 from enum import StrEnum
 from typing import Any, Final, cast
 
+from opentelemetry.trace import Span
 from starlette.types import Message, Receive, Send
 
 from ..drivers.protocol import Exchange
 from ..errors import ClientDisconnected, DataError, DataErrorKind
-from ..observability import tracing
+from ..observability import names, tracing
+from ..observability.tracing import reason_of
 from ..registry.registry import DataSourceRegistry
 from ..registry.runtime_config import RuntimeConfig
 from ..routing.consistency.client_history import ClientHistory
@@ -44,6 +46,8 @@ logger = logging.getLogger("asgi_datasource.middleware")
 
 _NO_SCOPE: Final[MutableMapping[str, Any]] = {"method": "GET", "path": "/"}
 """Replaces the scope once the call has ended."""
+
+CLIENT_LEFT: Final = "the client left; its transaction was rolled back"
 
 DEADLINE_RETRY_S: Final = 1.0
 """Seconds after which a request that ignores its deadline is interrupted again."""
@@ -105,6 +109,8 @@ class ResponseGuard:
     _session: DataSession | None = None
     _received: ReceiveBuffer | None = None
     _ending: asyncio.Task[None] | None = None
+    _hooks: asyncio.Task[None] | None = None
+    """Runs the hooks that were due when the response had started."""
     _is_decided: asyncio.Event | None = None
     _stopped_by: DataError | None = None
     _task: asyncio.Task[Any] | None = None
@@ -121,6 +127,10 @@ class ResponseGuard:
     """Raised by the middleware in place of the exception that ended the application's call."""
     replay: RequestReplay | None = None
     """The original request; None if it is never retried."""
+    request_span: Span | None = None
+    """The request's span; None where it does not record."""
+    lost_by: DataError | None = None
+    """The conflict that it is retried for."""
     runs_again_after: float | None = None
     """Seconds until the request is retried; None if it is not."""
 
@@ -150,6 +160,10 @@ class ResponseGuard:
         if config.rules.rules:
             # Routers that mount an application extend the scope's `root_path`.
             self._root = scope.get("root_path", "")
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> ResponseGuard:
+        """A copy of the scope belongs to the same request."""
+        return self
 
     @property
     def tenant(self) -> Tenant:
@@ -186,6 +200,16 @@ class ResponseGuard:
         rollback_on = self._config.policy.rollback_on
         return session is not None and outcome.tolerates(error, options, session.lane(), rollback_on)
 
+    @property
+    def is_traced(self) -> bool:
+        """Whether tracing is enabled."""
+        return self._config.policy.is_traced
+
+    @property
+    def attempt(self) -> int:
+        """Number of the request's attempt."""
+        return 1 if self.replay is None else self.replay.attempt
+
     def _commits(self, session: SessionCore, status: int) -> bool:
         """Whether a response of this status commits."""
         if session.rollback_reason is not None:
@@ -215,8 +239,10 @@ class ResponseGuard:
         self.stop_reading()
         self.release_references()
         attempts = 1 if self.replay is None else self.replay.attempt
-        if attempts > 1 and self._config.policy.is_traced:
-            tracing.note_attempts(attempts, has_lost=self._session is not None and self._session.lost_by is not None)
+        if attempts > 1 and self.request_span is not None and self.request_span.is_recording():
+            # Where the last attempt has not used its session, nothing has described it yet.
+            has_lost = self._session is not None and self._session.lost_by is not None
+            tracing.note_attempts(self.request_span, attempts, "given_up" if has_lost else "settled")
 
     async def returned(self) -> None:
         """Handle the application's return without a response, or after its response was replaced."""
@@ -237,11 +263,13 @@ class ResponseGuard:
             self.stop_reading()
         session, ending = self._session, self._ending
         if session is not None:
-            if session.has_due_hooks or (ending is not None and not ending.done()):
-                await self.registry.background.run(_run_hooks(session, ending))
+            if session.has_due_hooks or self._hooks is not None or (ending is not None and not ending.done()):
+                await self.registry.background.run(_run_hooks(session, ending, self._hooks))
             session.release_references()
         # Break reference cycles: tracebacks and the contexts of tasks refer to this guard.
-        self._task = self._ending = self._failure = self._stopped_by = None
+        if self.runs_again_after is None:
+            self.lost_by = None
+        self._task = self._ending = self._hooks = self._failure = self._stopped_by = None
         if self.runs_again_after is None:
             self.scope, self._received = _NO_SCOPE, None
             self._raw_receive, self._raw_send = _receive_nothing, _send_nothing
@@ -270,13 +298,20 @@ class ResponseGuard:
 
     def _make_received(self) -> ReceiveBuffer:
         recorder = None if self.replay is None else self.replay.recording
-        self._received = ReceiveBuffer(self._raw_receive, disconnect_after=self._is_decided, recorder=recorder)
+        self._received = ReceiveBuffer(
+            self._raw_receive,
+            reads_first=not _expects_continue(self.scope),
+            disconnect_after=self._is_decided,
+            recorder=recorder,
+        )
         return self._received
 
     def send(self, message: Message) -> Awaitable[None]:
         """Pass a message on, once the outcome of the transaction is known."""
         # Not a coroutine itself, which saves a frame for each message.
         if self.state is _ENDED:
+            if self._received is not None and self._received.stash and _ends_response(message):
+                self._received.drop_request()
             return self._raw_send(message)
         if self.state is _OPEN and message["type"] == "http.response.start":
             session = self._session
@@ -309,7 +344,11 @@ class ResponseGuard:
         if self.state is _STREAMING:
             if session is not None and _ends_response(message):
                 await self._end_stream(session)
+                if self._received is not None:
+                    self._received.drop_request()
             await self._raw_send(message)
+            if session is not None and session.ended_hooks is not None:
+                self._start_hooks(session)
             return
         status = message["status"] if message["type"] == "http.response.start" else _status_started_by(message)
         if status is not None and status >= 200:
@@ -327,6 +366,13 @@ class ResponseGuard:
             elif self.caching is not None:
                 message = self.caching.add_to(message)
         await self._raw_send(message)
+        if session is not None and session.ended_hooks is not None:
+            self._start_hooks(session)
+
+    def _start_hooks(self, session: SessionCore) -> None:
+        """Run the hooks beside the rest of the call: a long body, or a background task, does not delay them."""
+        if session.has_due_hooks and self._hooks is None:
+            self._hooks = self.registry.background.spawn(session.run_due_hooks())
 
     def _send_commit(self, session: SessionCore, status: int) -> Exchange | None:
         """Send COMMIT if that needs no waiting; otherwise return None, and `_end` does everything.
@@ -465,7 +511,7 @@ class ResponseGuard:
         except Exception as error:
             self._disarm()
             self.state = _ENDING
-            await self.registry.background.run(session.end(commit=False, reason=type(error).__name__))
+            await self.registry.background.run(session.end(commit=False, reason=reason_of(error)))
             if self._runs_again(session):
                 raise ResponseReplaced from error
             await self._fail(error)
@@ -528,7 +574,15 @@ class ResponseGuard:
                 await self._replace(commit_error)
                 return True
             return False
-        await self.registry.background.run(session.end(commit=False, reason=type(error).__name__))
+        reason = reason_of(self._stopped_by or error)
+        try:
+            await self.registry.background.run(session.end(commit=False, reason=reason))
+        except asyncio.CancelledError:
+            is_answered = isinstance(error, DataError) or session.lost_by is not None or self._stopped_by is not None
+            if isinstance(error, Exception) and not is_answered:
+                # The rollback goes on. As without this middleware, what the application has raised comes out.
+                return False
+            raise
         stopped_by = self._stopped_by
         if stopped_by is None and isinstance(error, Exception) and self._runs_again(session):
             return True
@@ -538,7 +592,7 @@ class ResponseGuard:
             if is_ours and isinstance(error, asyncio.CancelledError | Exception):
                 error = stopped_by
         if isinstance(error, ClientDisconnected):
-            logger.info("the client left; its transaction was rolled back")
+            logger.info(CLIENT_LEFT)
             self.state = _ENDED
             return True
         if isinstance(error, DataError) and ProblemDetails(self._config.errors).answers(error):
@@ -567,7 +621,7 @@ class ResponseGuard:
         Raises:
             DataError: The deadline has passed, or the client has disconnected.
         """
-        await self.registry.background.run(session.end(commit=False, reason=type(error).__name__))
+        await self.registry.background.run(session.end(commit=False, reason=reason_of(self._stopped_by or error)))
         self.state = _ENDED
         if self._stopped_by is not None and (
             self._take_back_cancellation() or not isinstance(error, asyncio.CancelledError)
@@ -591,7 +645,9 @@ class ResponseGuard:
         )
         if attempt.is_exhausted:
             if attempt.retries:
-                session.note_event(tracing.RETRY_GIVEN_UP, {tracing.RETRY_ATTEMPT: attempt.number})
+                session.note_event(names.RETRY_GIVEN_UP, {names.RETRY_ATTEMPT: attempt.number})
+                if self.request_span is not None and attempt.number > 1:
+                    tracing.note_attempts(self.request_span, attempt.number, "given_up")
             return False
         if attempt.obstacle is not None:
             logger.warning("a request is not retried after a conflict: %s", attempt.obstacle)
@@ -599,7 +655,7 @@ class ResponseGuard:
         session.forget_due_hooks()
         self.state = _REPLACED
         self.runs_again_after = delay_s
-        session.note_event(tracing.RETRY, tracing.retry_attributes(replay.attempt, delay_s, session.lost_by))
+        self.lost_by = session.lost_by
         return True
 
     def again(self, scope: MutableMapping[str, Any]) -> ResponseGuard:
@@ -619,6 +675,8 @@ class ResponseGuard:
             self._outer,
         )
         guard.replay = self.replay
+        if self.request_span is not None:
+            guard.request_span = self.request_span
         guard.caching = self.caching
         if self._received is not None:
             self._received.rewind()
@@ -642,10 +700,16 @@ class ResponseGuard:
         if self.state is _REPLACED:
             return
         self.state = _REPLACED
+        if isinstance(error, ClientDisconnected):
+            logger.info(CLIENT_LEFT)
+            return
+        if self.request_span is not None:
+            tracing.note_problem(self.request_span, error)
         if by_handlers and await self._render(error):
             return
         is_partial = self._session is not None and self._session.commits > 0
-        await ProblemDetails(self._config.errors).send(error, self.scope, self._send_in_place, is_partial=is_partial)
+        problems = ProblemDetails(self._config.errors)
+        await problems.send(error, self.scope, self._send_in_place, is_partial=is_partial, span=self.request_span)
 
     async def _render(self, error: Exception) -> bool:
         """Answer with the application's exception handler for this error; False if there is none.
@@ -728,10 +792,16 @@ async def _send_nothing(message: Message) -> None:
     raise RuntimeError(f"{message['type']!r} was sent after the application had returned")
 
 
-async def _run_hooks(session: SessionCore, ending: asyncio.Task[None] | None) -> None:
-    if ending is not None:
-        await asyncio.wait({ending})
+async def _run_hooks(session: SessionCore, *earlier: asyncio.Task[None] | None) -> None:
+    tasks = [task for task in earlier if task is not None]
+    if tasks:
+        await asyncio.wait(tasks)
     await session.run_due_hooks()
+
+
+def _expects_continue(scope: MutableMapping[str, Any]) -> bool:
+    """Whether the client waits for `100 Continue` before it sends the body (RFC 9110, section 10.1.1)."""
+    return any(name == b"expect" and value.lower() == b"100-continue" for name, value in scope.get("headers", ()))
 
 
 def _status_started_by(message: Message) -> int | None:

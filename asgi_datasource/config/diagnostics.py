@@ -153,6 +153,10 @@ class Code(StrEnum):
     """A row security policy does not isolate tenants."""
     SHARED_ROLE = "ADS118"
     """One role may use the schemas of several tenants."""
+    NO_OUTBOX = "ADS119"
+    """The tables of the outbox are missing."""
+    OUTBOX_GROWS = "ADS120"
+    """Dead rows of the outbox are removed too late, or not at all."""
 
     NOT_SQL = "ADS200"
     """PostgreSQL's parser refuses a statement of a migration."""

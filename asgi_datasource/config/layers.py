@@ -354,7 +354,8 @@ class _Reader:
         elif key == "routes" and is_list(there) and is_list(value):
             part.first_route = len(there)
             there += value
-        elif key != "version" or there != value:
+        elif there != value:
+            # Only the version may be repeated.
             yield (key,)
 
     def _report_duplicates(self, part: _Part, paths: list[Path]) -> None:

@@ -214,6 +214,16 @@ class OutboxConfig(Section):
         ),
         examples=["coalesced"],
     )
+    lease: Annotated[Literal["5s", "15s", "30s", "60s"], values.word("OutboxLease", "5s", "15s", "30s", "60s")] = Field(
+        default="15s",
+        title="Lease",
+        description=(
+            "How long the keys of a relay that was killed wait until other relays take them over. A relay that cannot"
+            " renew its lease in time, because its process or the database is slow, publishes nothing meanwhile."
+            " 5s: for a quiet database near by. 15s: for most. 30s: for a busy one. 60s: for a far or overloaded one."
+        ),
+        examples=["15s"],
+    )
     max_attempts: OutboxAttempts = Field(
         default=12,
         title="Attempts",

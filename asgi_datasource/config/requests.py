@@ -329,12 +329,13 @@ class TelemetryConfig(Section):
         description="Whether spans carry the tenant's name.",
         examples=[False],
     )
-    statements: Annotated[Literal["summary", "off"], values.word("Statements", "summary", "off", planned=("text",))] = (
+    statements: Annotated[Literal["text", "summary", "off"], values.word("Statements", "text", "summary", "off")] = (
         Field(
-            default="summary",
+            default="text",
             title="Statements on spans",
             description=(
-                "summary: operation and table, such as INSERT orders, never a literal. off: no spans for statements."
+                "text: operations and tables, such as INSERT orders, and the statement, each literal replaced by ?."
+                " summary: operations and tables only. off: no spans for statements."
             ),
             examples=["summary"],
         )

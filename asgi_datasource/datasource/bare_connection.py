@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-from opentelemetry.trace import Span
-
 from ..drivers.protocol import Connection, Exchange, Result, Server
 from ..drivers.statements import Settings, Statement
 from ..errors import DataError, DataErrorKind
-from ..observability import tracing
 from ..routing import ANY_FRESHNESS, AccessIntent
 from .executor import Executor
 from .router import Attempt
@@ -33,7 +30,9 @@ class BareConnection:
         Raises:
             DataError: There is none, or the settings failed. QUERY: a pooler in between shares the session.
         """
-        server, connection = await executor.connect(AccessIntent.WRITE, Attempt(), deadline, ANY_FRESHNESS)
+        attempt = Attempt()
+        server, connection = await executor.connect(AccessIntent.WRITE, attempt, deadline, ANY_FRESHNESS)
+        attempt.end_route()
         made = cls(executor, server, connection)
         try:
             # In a round trip of its own, together with a reset where one is due: several statements before one Sync
@@ -56,15 +55,13 @@ class BareConnection:
         Raises:
             DataError: It failed; an earlier statement keeps its effect.
         """
-        executor = self._executor
-        span: Span | None = None
-        if executor.traces_statements:
-            span = tracing.start_statement_span(statement.text, 1, self._server.attributes)
+        trace = self._executor.trace
+        span = None if trace is None else trace.statement(self._server, (statement,), context=trace.parent())
         try:
             exchange = await self._exchange(statement, deadline)
-        except DataError as error:
-            if span is not None:
-                tracing.fail_span(span, error)
+        except BaseException as error:
+            if span is not None and trace is not None:
+                trace.fail(span, error)
             raise
         finally:
             if span is not None:

@@ -22,6 +22,9 @@ FIRST_PAUSE_S: Final = 0.001
 LAST_PAUSE_S: Final = 0.01
 """Seconds between two polls of a replica that is behind: they double from the first to the last."""
 
+QUERY_CANCELED: Final = "57014"
+"""SQLSTATE of a statement that its timeout, or a cancel request, has stopped."""
+
 READ: Final = Envelope(is_read=True)
 """The envelope of a read that needs no proof."""
 
@@ -42,9 +45,10 @@ class CausalRead:
         attempt: State of the read across servers.
         binds: Whether the client must not see an older state afterwards.
         asked: The envelope of the last round trip.
+        has_waited: A server was polled until it had caught up, or the patience was used up.
     """
 
-    __slots__ = ("_client_history", "_router", "asked", "attempt", "binds")
+    __slots__ = ("_client_history", "_router", "asked", "attempt", "binds", "has_waited")
 
     def __init__(
         self, router: Router, client_history: ClientHistory | None, freshness: Freshness, attempt: Attempt
@@ -53,6 +57,7 @@ class CausalRead:
         self._client_history = client_history
         self.asked = READ
         self.attempt = attempt
+        self.has_waited = False
         self.binds = client_history is not None and client_history.is_monotonic(freshness)
 
     def envelope(self, server: Server, connection: Connection) -> Envelope:
@@ -66,9 +71,11 @@ class CausalRead:
     def is_met(self, exchange: Exchange, server: Server, connection: Connection) -> bool:
         """Whether the server has proved, in the read's round trip, that it has the required position.
 
-        Checked after a failed read as well: the failure may be due to data that the server has not replayed yet.
+        Checked after a failed read as well: the failure may be due to data that the server has not replayed yet. A read
+        that was stopped has failed for its own reason.
         """
-        if self.asked.between and not exchange.is_lost and not exchange.timed_out and exchange.was_answered(0):
+        was_stopped = exchange.timed_out or getattr(exchange.error, "sqlstate", None) == QUERY_CANCELED
+        if self.asked.between and not exchange.is_lost and not was_stopped and exchange.was_answered(0):
             return self._router.proves(server, connection, self.attempt, exchange.values(1))
         return True
 
@@ -101,6 +108,7 @@ class CausalRead:
     async def catches_up(self, server: Server, connection: Connection, deadline: float | None) -> bool:
         """Poll a replica that is behind until it has caught up; the patience covers all servers together."""
         attempt = self.attempt
+        self.has_waited = True
         loop = asyncio.get_running_loop()
         pause_s = FIRST_PAUSE_S
         while attempt.patience_s > 0:

@@ -12,18 +12,18 @@ from functools import lru_cache, partial
 from time import monotonic, perf_counter
 from typing import Final
 
-from opentelemetry.trace import Span
-
 from ..concurrency.priority_queue import Priority
 from ..concurrency.tasks import BackgroundTasks
 from ..drivers.protocol import Connection, Exchange, Result, Server
 from ..drivers.statements import Control, ControlKind, Envelope, Params, Query, Settings, Statement
 from ..errors import DataError, DataErrorKind
-from ..observability import tracing
 from ..observability.metrics import Measure
+from ..observability.session_trace import SessionTrace, TransactionTrace, description_of, note_failed_statement
+from ..observability.summary import analyze
 from ..routing import ANY_FRESHNESS, AccessIntent, Freshness, ReadAfterWritePin, Role
 from ..routing.consistency.client_history import ClientHistory
 from ..transaction import ONE_SNAPSHOT, Isolation, Transaction, control_statements, refuse_transaction_command
+from ..transaction.transaction import returned_rows
 from .causal_reads import READ, CausalRead
 from .datasource import DataSource
 from .router import Attempt, Router, TenantSettings, is_refusal
@@ -75,9 +75,7 @@ class Executor(Router):
         pin: ReadAfterWritePin | None = None,
         client_history: ClientHistory | None = None,
         priority: Priority = Priority.NORMAL,
-        is_traced: bool = False,
-        traces_statements: bool = False,
-        shows_tenant: bool = False,
+        trace: SessionTrace | None = None,
         measure: Measure | None = None,
     ) -> None:
         """Create the executor of one session.
@@ -88,9 +86,7 @@ class Executor(Router):
             pin: An existing pin; None creates one on demand.
             client_history: The positions that the session's client has seen; None when tokens are disabled.
             priority: Order of service among requests that wait for a connection.
-            is_traced: Whether spans are created.
-            traces_statements: Whether each statement gets a span.
-            shows_tenant: Whether spans carry the tenant's name.
+            trace: Makes the spans; None where the session's trace is not sampled.
             measure: Recorder for decisions, waits and statements; None when metrics are disabled.
         """
         self._datasource = datasource
@@ -99,9 +95,7 @@ class Executor(Router):
         self._settings = tenant.apply() if applied is None else applied
         self._background = background
         self._priority = priority
-        self._is_traced = is_traced
-        self._traces_statements = is_traced and traces_statements
-        self._shows_tenant = shows_tenant
+        self.trace = trace
         self._measure = measure
         if pin is not None:
             self._pin = pin
@@ -111,16 +105,13 @@ class Executor(Router):
         """Use these settings of the session's tenant from the next transaction on."""
         self._tenant = tenant
         self._settings = tenant.apply()
+        if self.trace is not None:
+            self.trace.serve(tenant)
 
     @property
     def settings(self) -> tuple[tuple[str, str], ...]:
         """The tenant's settings."""
         return self._settings
-
-    @property
-    def traces_statements(self) -> bool:
-        """Whether each statement gets a span."""
-        return self._traces_statements
 
     async def give_back(self, server: Server, connection: Connection) -> None:
         """Return a connection in any state."""
@@ -139,7 +130,7 @@ class Executor(Router):
             freshness: Required freshness of the data.
             now: Event-loop time.
         """
-        if self._is_traced:
+        if self.trace is not None:
             return None
         client_history = self.client_history
         if client_history is not None and client_history.is_blank and not client_history.is_monotonic(freshness):
@@ -177,10 +168,8 @@ class Executor(Router):
         attempt = Attempt() if proof is None else proof.attempt
         server, connection = await self.connect(intent, attempt, deadline, freshness)
         client_history = self.client_history
-        if (
-            self._is_traced
-            or (is_read and server.leads_to_several)
-            or (not is_read and client_history is not None and client_history.is_monotonic(freshness))
+        if (is_read and server.leads_to_several) or (
+            not is_read and client_history is not None and client_history.is_monotonic(freshness)
         ):
             return None, (server, connection, proof)
         if is_read:
@@ -215,7 +204,9 @@ class Executor(Router):
         if server.role is Role.REPLICA:
             self._sticky = server.name
         if self._measure is not None:
-            self._measure.ran(server, tracing.operation_of(str(query)), perf_counter() - self._started, None)
+            analysis = analyze(query if isinstance(query, str) else Statement(query).text)
+            rows = result.rowcount if analysis.operation == "SELECT" else -1
+            self._measure.ran(server, analysis, perf_counter() - self._started, None, rows)
         return result
 
     async def read(
@@ -262,6 +253,7 @@ class Executor(Router):
                     is_needed = self.needs_age(server, attempt, freshness)
                     if is_needed is None:
                         lent = None
+                        attempt.end_route(is_ready=False)
                         attempt.behind |= {server.name}
                         await self._give_up(server, connection)
                         continue
@@ -270,7 +262,9 @@ class Executor(Router):
                 envelope = READ if proof is None else proof.envelope(server, connection)
                 settings = Settings(self._settings, is_read=True, deadline=deadline)
                 batch = [settings, *envelope.between, *statements, *envelope.closing]
-                exchange = await self._exchange(server, connection, batch, statements, deadline, begins=False)
+                if attempt.route is not None and not envelope.between:
+                    attempt.end_route()
+                exchange = await self._exchange(server, connection, batch, statements, deadline, attempt=attempt)
             else:
                 exchange, server, connection, _ = begun
                 envelope = READ if proof is None else proof.asked
@@ -281,6 +275,9 @@ class Executor(Router):
                 has_caught_up = await self._is_proved(proof, catch_up, server, connection)
                 lent = (server, connection, proof) if has_caught_up else None
                 continue
+            if attempt.route is not None and exchange.was_answered(0):
+                self.note_proof(attempt, server, "met")
+            attempt.end_route(is_ready=False)
             lent = None
             if exchange.error is None:
                 results = exchange.answers(envelope.index, len(statements))
@@ -318,12 +315,17 @@ class Executor(Router):
             met: `proof.is_met_before` or `proof.catches_up`, not awaited yet.
             server, connection: The server, and the connection borrowed from it.
         """
+        started = monotonic()
         try:
             if await met:
+                how = "waited" if proof.has_waited else "met"
+                self.note_proof(proof.attempt, server, how, monotonic() - started)
                 return True
         except BaseException:
+            proof.attempt.end_route(is_ready=False)
             await self._give_up(server, connection)
             raise
+        self.note_proof(proof.attempt, server, "failed", monotonic() - started)
         proof.attempt.behind |= {server.name}
         await self._give_up(server, connection)
         return False
@@ -346,7 +348,7 @@ class Executor(Router):
         self, query: Query, params: Params | None, *, deadline: float | None, freshness: Freshness, now: float
     ) -> SentBegin | None:
         """Send BEGIN and the first statement of a transaction that writes, without waiting; None as in `send_read`."""
-        if self._is_traced:
+        if self.trace is not None:
             return None
         client_history = self.client_history
         if client_history is not None and client_history.is_monotonic(freshness):
@@ -385,7 +387,9 @@ class Executor(Router):
             transaction.identified = (xid,) if connection.incarnation is not None else exchange.values(3)
         self.note_write()
         if self._measure is not None:
-            self._measure.ran(server, tracing.operation_of(str(query)), perf_counter() - self._started, None)
+            analysis = analyze(query if isinstance(query, str) else Statement(query).text)
+            rows = result.rowcount if analysis.operation == "SELECT" else -1
+            self._measure.ran(server, analysis, perf_counter() - self._started, None, rows)
         return transaction, result
 
     async def begin(
@@ -400,6 +404,7 @@ class Executor(Router):
         savepoints: Sequence[Control] = (),
         lent: Lent | None = None,
         begun: SentBegin | None = None,
+        is_requests: bool = False,
     ) -> Opened:
         """Open a transaction in the round trip of its first statements: `[BEGIN; tenant; statements]`.
 
@@ -413,16 +418,50 @@ class Executor(Router):
             savepoints: Savepoints of the open blocks, sent in front of the statements.
             lent: The connection that `wait_to_send` has borrowed; the statements write.
             begun: The round trip, if `send_begin` has started it for the one statement.
+            is_requests: It is the transaction of the whole session, not of a block.
 
         Raises:
             DataError: Nothing was opened: no connection, or BEGIN or the tenant's settings failed.
         """
+        traced = None if self.trace is None else self.trace.begin(is_requests=is_requests)
+        try:
+            return await self._begin(
+                statements,
+                deadline=deadline,
+                intent=intent,
+                isolation=isolation,
+                is_deferrable=is_deferrable,
+                freshness=freshness,
+                savepoints=savepoints,
+                lent=lent,
+                begun=begun,
+                traced=traced,
+            )
+        except BaseException as error:
+            if traced is not None and traced.span.is_recording():
+                traced.not_opened(error)
+            raise
+
+    async def _begin(
+        self,
+        statements: Sequence[Statement],
+        *,
+        deadline: float | None,
+        intent: AccessIntent,
+        isolation: Isolation | None,
+        is_deferrable: bool,
+        freshness: Freshness,
+        savepoints: Sequence[Control],
+        lent: Lent | None,
+        begun: SentBegin | None,
+        traced: TransactionTrace | None,
+    ) -> Opened:
         read_only = intent is AccessIntent.READ
         attempt = Attempt()
         while True:
             if begun is None:
                 if lent is None:
-                    server, connection = await self.connect(intent, attempt, deadline, freshness)
+                    server, connection = await self.connect(intent, attempt, deadline, freshness, traced)
                 else:
                     server, connection, _ = lent
                     lent = None
@@ -432,18 +471,24 @@ class Executor(Router):
             if read_only and server.leads_to_several:
                 is_needed = self.needs_age(server, attempt, freshness)
                 if is_needed is None:
+                    attempt.end_route(is_ready=False)
                     attempt.behind |= {server.name}
                     await self._give_up(server, connection)
                     continue
                 if is_needed and proof is None:
                     proof = CausalRead(self, None, freshness, attempt)
-            if read_only and proof is not None:
+            if read_only and proof is not None and self.must_prove(server, connection, attempt):
                 met = proof.is_met_before(server, connection, deadline)
                 if not await self._is_proved(proof, met, server, connection):
                     continue
-            head: list[Statement] = [
-                control_statements.begin(isolation, read_only=read_only, is_deferrable=is_deferrable)
-            ]
+            begin = control_statements.begin(isolation, read_only=read_only, is_deferrable=is_deferrable)
+            head: list[Statement] = [begin]
+            if traced is not None:
+                attempt.end_route()
+                traced.connected(server, begin=begin.text, isolation=begin.isolation, read_only=read_only)
+                for control in savepoints:
+                    if control.kind is ControlKind.SAVEPOINT:
+                        traced.savepoint(control.name)
             if deadline is not None or self._settings or begun is not None:
                 head.append(Settings(self._settings, is_read=False, deadline=deadline))
             batch = [*head, *savepoints, *statements]
@@ -454,7 +499,9 @@ class Executor(Router):
                 is_told = connection.incarnation is not None
                 batch.append(control_statements.IDENTIFY_XID if is_told else control_statements.IDENTIFY)
             if begun is None:
-                exchange = await self._exchange(server, connection, batch, statements, deadline, begins=True)
+                exchange = await self._exchange(
+                    server, connection, batch, statements, deadline, begins=True, traced=traced
+                )
             else:
                 exchange = begun[0]
                 await self._finish(server, connection, exchange, statements)
@@ -468,6 +515,8 @@ class Executor(Router):
                 # Recovery may cancel the first statements of a snapshot: nothing of it was seen yet, so that another
                 # server's is as good.
                 moves = read_only and error.kind is DataErrorKind.CONFLICT and server.role is Role.REPLICA
+                if traced is not None and not is_open and exchange.failed_at is not None:
+                    traced.failed_before("settings" if exchange.failed_at else "begin")
                 if not is_open or exchange.is_stale_plan or is_refusal(error) or moves:
                     await self._give_up(server, connection)
                     if attempt.may_go_on(server, exchange, error):
@@ -478,7 +527,15 @@ class Executor(Router):
                 attempt.losses += 1
                 await self._give_up(server, connection)
                 continue
-            transaction = self._made(server, connection, read_only=read_only, isolation=isolation)
+            transaction = Transaction(
+                connection,
+                server,
+                self._background,
+                read_only=read_only,
+                isolation=isolation,
+                trace=traced,
+                measure=self._measure,
+            )
             if savepoints:
                 named = [control.name for control in savepoints if control.kind is ControlKind.SAVEPOINT]
                 transaction.savepoints = tuple(named)
@@ -501,20 +558,6 @@ class Executor(Router):
             await transaction.check_still_open(results)
             return Opened(transaction, results)
 
-    def _made(
-        self, server: Server, connection: Connection, *, read_only: bool, isolation: Isolation | None
-    ) -> Transaction:
-        return Transaction(
-            connection,
-            server,
-            self._background,
-            read_only=read_only,
-            isolation=isolation,
-            is_traced=self._is_traced,
-            traces_statements=self._traces_statements,
-            measure=self._measure,
-        )
-
     def note_in_transaction(self, transaction: Transaction, intent: AccessIntent) -> None:
         """Record that a statement uses the open transaction."""
         self.note_transaction(transaction.server, intent, is_read_only=transaction.read_only)
@@ -529,26 +572,41 @@ class Executor(Router):
         statements: Sequence[Statement],
         deadline: float | None,
         *,
-        begins: bool,
+        begins: bool = False,
+        traced: TransactionTrace | None = None,
+        attempt: Attempt | None = None,
     ) -> Exchange:
-        spans: list[Span] = []
-        if self._is_traced:
-            if begins:
-                spans.append(tracing.start_client_span("BEGIN", server.attributes))
-            if statements and self._traces_statements:
-                spans.append(tracing.start_statement_span(statements[0].text, len(statements), server.attributes))
+        trace = self.trace
+        span = None
+        if traced is not None:
+            span = traced.statement(statements)
+        elif trace is not None:
+            span = trace.statement(server, statements, context=trace.parent())
         started = 0.0 if self._measure is None else perf_counter()
         failure: BaseException | None = None
+        rows = -1
         try:
             exchange = await connection.exchange(batch, deadline=deadline)
-            if exchange.error is not None and (spans or self._measure is not None):
+            if exchange.error is not None and (span is not None or self._measure is not None):
                 failure = error = server.error_of(exchange, is_write=begins)
-                if spans:
-                    tracing.fail_span(spans[-1], error)
+                if trace is not None and span is not None:
+                    first = next((index for index, one in enumerate(batch) if one is statements[0]), 0)
+                    if begins and exchange.failed_at is not None and exchange.failed_at < first:
+                        # BEGIN or the settings have failed: the statement has not run, and its span is dropped.
+                        span = None
+                    else:
+                        trace.fail(span, error)
+                        note_failed_statement(span, exchange.failed_at, first, len(statements))
+            elif self._measure is not None and exchange.error is None:
+                rows = returned_rows(exchange, batch, statements)
             return exchange
         except Exception as error:  # noqa: BLE001 - whichever class the driver, or an adapter, has raised
             # A mistake of the caller's that was noticed before anything was sent.
             failure = mistake = server.mistake_of(error)
+            if attempt is not None:
+                attempt.end_route(is_ready=False)
+            if trace is not None and span is not None:
+                trace.fail(span, mistake)
             await self._give_up(server, connection)
             try:
                 raise mistake from error
@@ -557,12 +615,16 @@ class Executor(Router):
                 del mistake
         except BaseException as error:
             failure = error
+            if attempt is not None:
+                attempt.end_route(is_ready=False)
+            if trace is not None and span is not None:
+                trace.fail(span, error)
             await self._give_up(server, connection)
             raise
         finally:
-            for span in spans:
+            if span is not None:
                 span.end()
-            self._note_run(server, statements, started, failure)
+            self._note_run(server, statements, started, failure, rows)
 
     async def _finish(
         self, server: Server, connection: Connection, exchange: Exchange, statements: Sequence[Statement]
@@ -581,18 +643,22 @@ class Executor(Router):
             self._note_run(server, statements, self._started, failure)
 
     def _note_run(
-        self, server: Server, statements: Sequence[Statement], started: float, failure: BaseException | None
+        self,
+        server: Server,
+        statements: Sequence[Statement],
+        started: float,
+        failure: BaseException | None,
+        rows: int = -1,
     ) -> None:
         if self._measure is not None:
-            operation = tracing.operation_of(statements[0].text) if statements else "BEGIN"
-            self._measure.ran(server, operation, perf_counter() - started, failure)
+            self._measure.ran(server, description_of(statements), perf_counter() - started, failure, rows)
 
     async def abandon(self, sent: SentRead | SentBegin, statement: Statement) -> None:
         """The caller of `send_read` or `send_begin` was cancelled: stop the statement, and return the connection."""
         _, server, connection = sent[:3]
         if self._measure is not None:
             took_s = perf_counter() - self._started
-            self._measure.ran(server, tracing.operation_of(statement.text), took_s, CancelledError())
+            self._measure.ran(server, analyze(statement.text), took_s, CancelledError())
         await self._give_up(server, connection)
 
     async def _give_up(self, server: Server, connection: Connection) -> None:

@@ -7,17 +7,16 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from random import random
-from time import monotonic, perf_counter
+from time import monotonic
 from typing import Final, Protocol
-
-from opentelemetry.trace import Span, SpanContext
 
 from ..concurrency.fair_queue import TenantQuota
 from ..concurrency.priority_queue import Priority
 from ..drivers.protocol import Connection, Exchange, Server
 from ..errors import DataError, DataErrorKind
-from ..observability import tracing
+from ..observability import names
 from ..observability.metrics import Measure
+from ..observability.session_trace import RouteTrace, SessionTrace, TransactionTrace
 from ..routing import (
     AccessIntent,
     Balance,
@@ -29,6 +28,7 @@ from ..routing import (
     Route,
     Topology,
     choose,
+    format_lsn,
 )
 from ..routing.consistency.client_history import ClientHistory
 from ..transaction.control_statements import read_position, read_seen_position
@@ -49,6 +49,11 @@ class TenantSettings(Protocol):
     @property
     def strategy(self) -> str:
         """Isolation strategy of its rows."""
+        ...
+
+    @property
+    def schema(self) -> str | None:
+        """Its own schema; None without one."""
         ...
 
     @property
@@ -137,6 +142,7 @@ class Attempt:
         error: The last failure, raised when no server is left.
         has_waited: A wait for a connection of a replica has timed out. Another server is then tried only if it has a
             connection to spare, so that overload is refused without further waits.
+        route: The span of the last choice, until its server is ready for the statement; None where no span is made.
     """
 
     failed: frozenset[str] = frozenset()
@@ -148,6 +154,13 @@ class Attempt:
     patience_s: float = 0.0
     error: DataError | None = None
     has_waited: bool = False
+    route: RouteTrace | None = None
+
+    def end_route(self, *, is_ready: bool = True) -> None:
+        """The server's part before the statement is over, or has failed."""
+        route, self.route = self.route, None
+        if route is not None:
+            route.end(is_ready=is_ready)
 
     def note(self, name: str, error: DataError) -> None:
         """This server could not be reached, or could not run the statement for a reason of its own."""
@@ -207,13 +220,12 @@ class Router:
     commit_lsn: str | None = None
     """LSN of the session's last commit that wrote."""
     _pinned_at: float | None = None
-    _pinned_by: SpanContext | None = None
     _sticky: str | None = None
     _datasource: DataSource
     _tenant: TenantSettings
     _priority: Priority
-    _is_traced: bool
-    _shows_tenant: bool
+    trace: SessionTrace | None
+    """Makes the session's spans; None where its trace is not sampled."""
     _measure: Measure | None
     client_history: ClientHistory | None
     """Causal-consistency state; None when tokens are disabled."""
@@ -230,9 +242,19 @@ class Router:
         return pin
 
     async def connect(
-        self, intent: AccessIntent, attempt: Attempt, deadline: float | None, freshness: Freshness
+        self,
+        intent: AccessIntent,
+        attempt: Attempt,
+        deadline: float | None,
+        freshness: Freshness,
+        within: TransactionTrace | None = None,
     ) -> tuple[Server, Connection]:
         """Choose a server and borrow a connection; try the next server if one cannot be reached.
+
+        Args:
+            intent, attempt, freshness: The statement's.
+            deadline: Event-loop time at which the wait ends.
+            within: The transaction that is opened; its span contains the one of the choice.
 
         Raises:
             DataError: No server that may run the statement could be reached, or no server may run it.
@@ -246,9 +268,12 @@ class Router:
                 attempt.failed |= {server.name}
                 continue
             self.note_route(route)
-            connection = await self._borrow(server, route, attempt, deadline)
-            if connection is not None and not await self._is_left_behind(server, connection, deadline):
+            connection = await self._borrow(server, route, attempt, deadline, within)
+            if connection is None:
+                continue
+            if self.client_history is None or not await self._is_left_behind(server, connection, attempt, deadline):
                 return server, connection
+            attempt.end_route(is_ready=False)
 
     def borrow_at_hand(
         self, intent: AccessIntent, attempt: Attempt, freshness: Freshness
@@ -302,7 +327,9 @@ class Router:
         if self._measure is not None:
             self._measure.chose(decision_of(route))
 
-    async def _is_left_behind(self, server: Server, connection: Connection, deadline: float | None) -> bool:
+    async def _is_left_behind(
+        self, server: Server, connection: Connection, attempt: Attempt, deadline: float | None
+    ) -> bool:
         """Whether the client has seen a newer timeline than this primary writes, and the new primary was found.
 
         Other processes may notice a failover before this one. If no primary with the newer timeline is found, this one
@@ -314,6 +341,7 @@ class Router:
         try:
             await server.look_for(client_history.timeline, deadline=deadline)
         except BaseException:
+            attempt.end_route(is_ready=False)
             server.release(connection)
             raise
         if connection.timeline >= server.timeline:
@@ -400,8 +428,6 @@ class Router:
         """The request writes: from now on its reads go to the primary."""
         if self._pinned_at is None:
             self._pinned_at = monotonic()
-            if self._is_traced:
-                self._pinned_by = tracing.current_span_context()
             if self._pin is not None:
                 self._pin.set()
 
@@ -413,8 +439,6 @@ class Router:
         self.last_route = Route(topology.datasource, intent, server.role, server.name, reason, topology)
         if self._measure is not None:
             self._measure.chose(decision_of(self.last_route))
-        if self._is_traced and is_pinned_read:
-            self._start_span(self.last_route).end()
 
     def _choose(self, intent: AccessIntent, attempt: Attempt, freshness: Freshness) -> Route | None:
         return find_route(
@@ -428,14 +452,19 @@ class Router:
         )
 
     async def _borrow(
-        self, server: Server, route: Route, attempt: Attempt, deadline: float | None
+        self,
+        server: Server,
+        route: Route,
+        attempt: Attempt,
+        deadline: float | None,
+        within: TransactionTrace | None,
     ) -> Connection | None:
         """A connection; None when the server cannot be reached and another one may be."""
         if self.held:
             self._check_second_connection(server)
-        span = self._start_span(route) if self._is_traced else None
+        traced = None if self.trace is None else self._start_route(self.trace, route, attempt, within)
         measure = self._measure
-        started = perf_counter() if span is not None or measure is not None else 0.0
+        started = monotonic() if traced is not None or measure is not None else 0.0
         limit = self._tenant.max_connections
         quota = TenantQuota(self._tenant.name, limit) if limit is not None or server.is_fair else None
         try:
@@ -446,14 +475,13 @@ class Router:
                 priority=self._priority,
                 tenant=self._tenant,
             )
-            if measure is not None:
-                connection.use = measure.lent(server, perf_counter() - started)
-            return connection
         except DataError as error:
             if measure is not None:
                 measure.refused(server, error)
-            if span is not None:
-                tracing.fail_span(span, error)
+            if traced is not None and self.trace is not None:
+                self.trace.fail(traced.span, error)
+                traced.lent(monotonic() - started, 0.0)
+                traced.span.end()
             if error.kind is DataErrorKind.RESOURCE and server.role is Role.REPLICA and quota is None:
                 # Its connections may hang on a server that has fallen silent a moment ago.
                 attempt.has_waited = True
@@ -461,10 +489,19 @@ class Router:
                 raise
             attempt.note(server.name, error)
             return None
-        finally:
-            if span is not None:
-                span.set_attribute(tracing.POOL_WAIT_MS, round((perf_counter() - started) * 1000, 3))
-                span.end()
+        except BaseException as error:
+            if traced is not None and self.trace is not None:
+                self.trace.fail(traced.span, error)
+                traced.lent(monotonic() - started, 0.0)
+                traced.span.end()
+            raise
+        if measure is not None:
+            connection.use = measure.lent(server, monotonic() - started)
+        if traced is not None:
+            now = monotonic()
+            traced.lent(now - started, _connecting_s(connection, started, now))
+            attempt.route = traced
+        return connection
 
     def _check_second_connection(self, server: Server) -> None:
         """Refuse to wait for a connection that only this session itself could return.
@@ -477,40 +514,86 @@ class Router:
         if self.held.count(server) >= most:
             raise DataError(
                 DataErrorKind.CONFIG,
-                f"{server.label}: a transaction that waits for this one holds the last of {most} connection(s), so it"
-                " would wait for ever. Raise pool.max_size, or do without requires_new and not_supported here",
+                f"{server.full_name}: a transaction that waits for this one holds the last of {most} connection(s), so"
+                " it would wait for ever. Raise pool.max_size, or do without requires_new and not_supported here",
             )
 
-    def _start_span(self, route: Route) -> Span:
-        attributes: dict[str, tracing.AttributeValue] = {
+    def _start_route(
+        self, trace: SessionTrace, route: Route, attempt: Attempt, within: TransactionTrace | None
+    ) -> RouteTrace:
+        attributes: dict[str, names.AttributeValue] = {
             **decision_of(route),
-            tracing.INTENT: route.intent.value,
-            tracing.CANDIDATES: route.candidates,
-            tracing.TENANT_STRATEGY: self._tenant.strategy,
+            names.INTENT: route.intent.value,
+            names.CANDIDATES: _candidates(route.topology),
+            **_lag_of(route),
         }
         pin = None if self._pin is None and self._pinned_at is None else self.pin
-        pin_age_ms, pin_lsn = (None, None) if pin is None else (pin.age_ms, pin.lsn)
-        if self._shows_tenant and self._tenant.name is not None:
-            attributes[tracing.TENANT_ID] = self._tenant.name
-        if pin_age_ms is not None:
-            attributes[tracing.PIN_AGE_MS] = round(pin_age_ms, 3)
-        if pin_lsn is not None:
-            attributes[tracing.PIN_LSN] = pin_lsn
-        return tracing.start_route_span(str(route), attributes, pinned_by=self._pinned_by)
+        if pin is not None and pin.age_ms is not None:
+            attributes[names.PIN_AGE_MS] = round(pin.age_ms, 3)
+            if pin.lsn is not None:
+                attributes[names.PIN_LSN] = pin.lsn
+        is_asked = route.reason is Reason.PROVED
+        if attempt.after is not None and route.intent is AccessIntent.READ:
+            attributes[names.REQUIRED_LSN] = format_lsn(attempt.after.lsn)
+        return trace.route(str(route), attributes, within=within, is_asked=is_asked)
+
+    def note_proof(self, attempt: Attempt, server: Server, proof: str, waited_s: float = 0.0) -> None:
+        """Record on the span of the choice whether its server has proved its state.
+
+        Args:
+            attempt: The statement's state.
+            server: The server.
+            proof: `met`, `waited` or `failed`.
+            waited_s: Seconds of waiting for it to catch up.
+        """
+        route = attempt.route
+        if route is not None:
+            held = self._datasource.held.get(server.name)
+            route.prove(proof, waited_s, None if held is None else format_lsn(held.lsn))
+            attempt.end_route()
 
 
-def decision_of(route: Route) -> Mapping[str, tracing.AttributeValue]:
+@lru_cache(maxsize=64)
+def _candidates(topology: Topology) -> tuple[str, ...]:
+    return topology.describe()
+
+
+def _connecting_s(connection: Connection, started: float, now: float) -> float:
+    """The seconds of a wait for a connection in which that connection was made; 0 for an older one."""
+    # Drivers need not tell when they have connected.
+    connected_at: float = getattr(connection, "connected_at", 0.0)
+    if connected_at < started:
+        return 0.0
+    connect_s: float = getattr(connection, "connect_s", 0.0)
+    return min(now - started, now - connected_at + connect_s)
+
+
+def _lag_of(route: Route) -> dict[str, names.AttributeValue]:
+    """The known lag of the chosen replica, and how old its data may be at most."""
+    if route.role is Role.PRIMARY:
+        return {}
+    found: dict[str, names.AttributeValue] = {}
+    for node in route.topology.replicas:
+        if node.name == route.node:
+            if node.lag_s is not None:
+                found[names.LAG_MS] = round(node.lag_s * 1000, 3)
+            if node.fresh_at is not None:
+                found[names.LAG_AGE_MS] = round((asyncio.get_running_loop().time() - node.fresh_at) * 1000, 3)
+    return found
+
+
+def decision_of(route: Route) -> Mapping[str, names.AttributeValue]:
     """A routing decision as attributes of spans and metrics."""
     return _decision(route.datasource, route.node, route.role, route.reason)
 
 
 @lru_cache(maxsize=1024)
-def _decision(datasource: str, node: str, role: Role, reason: Reason) -> Mapping[str, tracing.AttributeValue]:
+def _decision(datasource: str, node: str, role: Role, reason: Reason) -> Mapping[str, names.AttributeValue]:
     return {
-        tracing.DATASOURCE: datasource,
-        tracing.NODE: node,
-        tracing.ROLE: role.value,
-        tracing.REASON: reason.value,
+        names.DATASOURCE: datasource,
+        names.NODE: node,
+        names.ROLE: role.value,
+        names.REASON: reason.value,
     }
 
 

@@ -57,11 +57,22 @@ class OrmSession(Session):
         self.connection()
         return nested
 
+    def commit(self) -> None:
+        """Commit the session's transaction, also where the ORM itself has sent nothing in it."""
+        super().commit()
+        if self._is_left and self.link.session.innermost_scope() is None:
+            self.link.commit()
+
     def rollback(self) -> None:
-        """Roll back the session's transaction, also where a flush has failed in it before."""
+        """Roll back the session's transaction, also where a flush has failed in it, or the ORM has sent nothing."""
         super().rollback()
-        if self.link.is_doomed:
+        if self.link.is_doomed or self._is_left:
             self.link.rollback()
+
+    @property
+    def _is_left(self) -> bool:
+        """Statements by hand, or events, wait for an end that SQLAlchemy has not sent: its own part was empty."""
+        return not self.link.is_kept and not self.link.session.is_at_rest
 
     def close(self) -> None:
         """Let the objects go. The transaction stays the request's: it ends with that, or by `rollback()`."""

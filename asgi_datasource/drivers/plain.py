@@ -406,15 +406,15 @@ class PlainServer(ServerBase, ABC, Generic[ConnectionT]):
         now = asyncio.get_running_loop().time()
         until = now + self.settings.acquire_timeout_s
         if deadline is not None and deadline <= now:
-            raise DataError(DataErrorKind.TIMEOUT, f"{self.label}: the deadline has passed")
+            raise self.error(DataErrorKind.TIMEOUT, "the deadline has passed")
         if self.waiting >= self.settings.max_waiting > 0:
-            raise DataError(DataErrorKind.RESOURCE, f"{self.label}: {self.waiting} wait for a connection already")
+            raise self.error(DataErrorKind.RESOURCE, f"{self.waiting} wait for a connection already")
         self.waiting += 1
         try:
             async with asyncio.timeout_at(until if deadline is None else min(until, deadline)):
                 await self._free.acquire()
         except TimeoutError:
-            raise DataError(DataErrorKind.RESOURCE, f"{self.label}: no connection became free in time") from None
+            raise self.error(DataErrorKind.RESOURCE, "no connection became free in time") from None
         finally:
             self.waiting -= 1
         try:
@@ -431,14 +431,14 @@ class PlainServer(ServerBase, ABC, Generic[ConnectionT]):
     async def connect_apart(self, *, deadline: float, purpose: str = "check") -> ConnectionT:
         """Connect outside the pool."""
         if not self.is_open:
-            raise DataError(DataErrorKind.CONNECTION, f"{self.label}: the pool is closed")
+            raise self.error(DataErrorKind.CONNECTION, "the pool is closed")
         try:
             async with asyncio.timeout_at(deadline):
                 connection = await self.connect()
         except (TimeoutError, *self.errors) as error:  # type: ignore[misc] # these are classes of exceptions
             reason = "no answer" if isinstance(error, TimeoutError) else self.describe_error(error)
             self.note_down(reason)
-            raise DataError(DataErrorKind.CONNECTION, f"{self.label}: cannot connect: {reason}") from error
+            raise self.error(DataErrorKind.CONNECTION, f"cannot connect: {reason}") from error
         self.note_reached()
         self.note_up()
         return connection
@@ -491,13 +491,11 @@ class PlainServer(ServerBase, ABC, Generic[ConnectionT]):
         if error is None:
             raise ValueError("the exchange has not failed")
         if exchange.timed_out:
-            return DataError(
-                DataErrorKind.TIMEOUT,
-                f"{self.label}: the deadline passed before the statement ended",
-                is_retryable=False,
+            return self.error(
+                DataErrorKind.TIMEOUT, "the deadline passed before the statement ended", is_retryable=False
             )
         kind = DataErrorKind.CONNECTION if exchange.is_lost else self.kind_of(error, is_write=is_write)
-        return DataError(kind, f"{self.label}: {self.describe_error(error)}")
+        return self.error(kind, self.describe_error(error))
 
     def health_check(self) -> PlainHealthCheck:
         """A health check that only makes a connection."""
@@ -506,6 +504,8 @@ class PlainServer(ServerBase, ABC, Generic[ConnectionT]):
 
 class PlainBorrowedConnection:
     """The library's own connection, given to the user for the length of a block."""
+
+    refusal: Final = None
 
     def __init__(self, native: Any) -> None:
         self._native = native

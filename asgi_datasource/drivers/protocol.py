@@ -166,6 +166,11 @@ class BorrowedConnection(Protocol):
         """The connection that the user gets."""
         ...
 
+    @property
+    def refusal(self) -> DataError | None:
+        """The error of a statement that was refused because it would have begun or ended a transaction."""
+        ...
+
     def expire(self, message: str) -> None:
         """Make all further use raise `SessionClosed(message)`."""
         ...
@@ -355,7 +360,9 @@ class Server(Protocol):
     full_name: str
     """Datasource and server: `orders.primary`."""
     label: str
-    """Names the server in messages, without the login."""
+    """Names the server and its address in log lines, without the login. Errors have the address apart."""
+    location: str
+    """Its address, as `host:port`."""
     role: Role
     settings: ServerSettings
     attributes: Attributes

@@ -9,7 +9,8 @@ from typing import Any
 
 from ..errors import DataError, DataErrorKind
 from ..observability.metrics import Attributes, Metrics
-from ..observability.tracing import DATASOURCE, DB_SYSTEM, NODE, server_attributes
+from ..observability.names import DATASOURCE, DB_SYSTEM, NODE
+from ..observability.tracing import server_attributes
 from ..routing import CircuitBreaker, Event, Role
 from .protocol import PoolKeeper
 from .settings import ServerSettings
@@ -80,7 +81,8 @@ class ServerBase:
     def move_to(self, address: str, port: int) -> None:
         """Set the address: the server's first one, or another one of several."""
         self.address, self.port = address, port
-        self.label = f"{self.full_name} ({address}:{port})" if port else f"{self.full_name} ({address})"
+        self.location = f"{address}:{port}" if port else address
+        self.label = f"{self.full_name} ({self.location})"
         self.attributes: Attributes = server_attributes(
             host=address, port=port, namespace=self.dbname, system=self._system
         )
@@ -146,8 +148,13 @@ class ServerBase:
         """Classify what `Connection.exchange` has raised before it sent anything."""
         return DataError(
             DataErrorKind.QUERY,
-            f"{self.label}: the statement or a parameter of it could not be sent ({type(error).__name__})",
+            f"{self.full_name}: the statement or a parameter of it could not be sent ({type(error).__name__})",
+            server=self.location,
         )
+
+    def error(self, kind: DataErrorKind, text: str, *, is_retryable: bool | None = None) -> DataError:
+        """An error of this server."""
+        return DataError(kind, f"{self.full_name}: {text}", is_retryable=is_retryable, server=self.location)
 
     # Overridden by some servers
 

@@ -99,6 +99,27 @@ def transaction_command(text: bytes) -> str | None:
     return "PREPARE TRANSACTION" if verb == b"prepare" and (head[2] or b"").lower() == b"transaction" else None
 
 
+_ATOMIC: Final = re.compile(rb"\bbegin\s+atomic\b", re.IGNORECASE)
+_TO_SAVEPOINT: Final = re.compile(rb"\s*rollback\s+(?:(?:work|transaction)\s+)?to\b", re.IGNORECASE)
+
+
+def transaction_command_in(text: bytes) -> str | None:
+    """The first command that begins or ends a transaction in a text of one or more statements; None without one.
+
+    ROLLBACK TO SAVEPOINT does neither. Where a function has a body in SQL (BEGIN ATOMIC ... END), only the first verb
+    counts.
+    """
+    if b";" not in text and transaction_command(text) is None:
+        return None
+    plain = _without_noise(text)
+    statements = [plain] if _ATOMIC.search(plain) is not None else plain.split(b";")
+    for statement in statements:
+        command = transaction_command(statement)
+        if command is not None and _TO_SAVEPOINT.match(statement) is None:
+            return command
+    return None
+
+
 _COMMENT_EDGE: Final = re.compile(rb"/\*|\*/")
 _NOISE: Final = re.compile(
     rb"""

@@ -36,6 +36,9 @@ class Statement:
 
     __slots__ = ("params", "prepare", "query")
 
+    is_auxiliary = False
+    """Whether it only accompanies other statements, so that it has no span."""
+
     def __init__(self, query: Query, params: Params | None = None, prepare: bool | None = None) -> None:
         self.query = query
         self.params = params
@@ -86,6 +89,14 @@ def _transaction_command(text: str | bytes) -> str | None:
     return transaction_command(text.encode("utf-8", "replace") if isinstance(text, str) else text)
 
 
+class AuxiliaryStatement(Statement):
+    """A statement of the library's around those of the application: FETCH and CLOSE, the settings of a lock."""
+
+    __slots__ = ()
+
+    is_auxiliary = True
+
+
 class CursorDeclaration(Statement):
     """DECLARE of a server-side cursor for a query; parameters are bound as in the query itself.
 
@@ -95,6 +106,8 @@ class CursorDeclaration(Statement):
     """
 
     __slots__ = ("name",)
+
+    is_auxiliary = True
 
     def __init__(self, name: str, query: Query, params: Params | None) -> None:
         super().__init__(query, params, prepare=False)
@@ -171,6 +184,8 @@ class Control(Statement):
     """
 
     __slots__ = ("encoded", "kind", "name")
+
+    is_auxiliary = True
 
     def __init__(self, kind: ControlKind, text: str, *, name: str = "", prepare: bool | None = True) -> None:
         super().__init__(text, None, prepare)

@@ -102,7 +102,8 @@ class Database:
         except DataError as error:
             if error.kind is not DataErrorKind.CONNECTION or error.message.startswith(self.where):
                 raise
-            raise DataError(error.kind, f"{self.where}: {error.message}", sqlstate=error.sqlstate) from None
+            text = f"{self.where}: {error.message}"
+            raise DataError(error.kind, text, sqlstate=error.sqlstate, server=error.server) from None
 
     async def check_trust(self, admin: ControlConnection, targets: Sequence[Target]) -> None:
         """Refuse to run migrations with rights that another role could use.

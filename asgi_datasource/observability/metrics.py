@@ -17,18 +17,25 @@ from opentelemetry import metrics
 from opentelemetry.metrics import CallbackOptions, Counter, Histogram, Observation
 
 from ..errors import DataError, DataErrorKind
-from .tracing import (
+from .names import (
+    CONNECTION_STATE,
     DATASOURCE,
     DB_OPERATION,
+    DB_QUERY_SUMMARY,
     DB_STATUS_CODE,
     ERROR_TYPE,
     NODE,
     OUTCOME,
+    POOL_NAME,
+    SCHEMA_URL,
     TENANT_ID,
     AttributeValue,
 )
+from .summary import Analysis
+from .tracing import SCOPE, VERSION
 
 OPERATION_DURATION: Final = "db.client.operation.duration"
+RETURNED_ROWS: Final = "db.client.response.returned_rows"
 CONNECTION_COUNT: Final = "db.client.connection.count"
 CONNECTION_MAX: Final = "db.client.connection.max"
 CONNECTION_IDLE_MAX: Final = "db.client.connection.idle.max"
@@ -44,11 +51,14 @@ TRANSACTION_OUTCOMES: Final = "asgi_datasource.transaction.outcomes"
 OPEN_POOLS: Final = "asgi_datasource.tenants.open_pools"
 CLOSED_USE: Final = "asgi_datasource.session.closed_use"
 
-POOL_NAME: Final = "db.client.connection.pool.name"
-CONNECTION_STATE: Final = "db.client.connection.state"
-
 OTHER_TENANTS: Final = "_OTHER"
 """Label of every tenant beyond the labelled ones, in the manner of the conventions' own `_OTHER`."""
+
+MAX_SUMMARIES: Final = 500
+"""Statements that metrics tell apart, the first ones; others have no summary, so that generated SQL adds no series."""
+
+_ROWS: Final = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000, 10000)
+"""Bucket boundaries in rows, as the conventions recommend."""
 
 _SECONDS: Final = (0.001, 0.005, 0.01, 0.05, 0.1, 0.5, 1.0, 5.0, 10.0)
 """Bucket boundaries in seconds, as the conventions recommend."""
@@ -142,6 +152,8 @@ class Metrics:
         self.most_tenants = most_tenants
         self._instruments = _instruments()
         self._labels: dict[str, Attributes] = {}
+        self.summaries: set[str] = set()
+        """The summaries that metrics name."""
 
     def measure(self, tenant: str | None) -> Measure:
         """The recorder for a session of this tenant."""
@@ -207,16 +219,25 @@ class Measure:
         if error.kind is DataErrorKind.RESOURCE:
             self._instruments.timeouts.add(1, {POOL_NAME: pool.full_name, **self._label})
 
-    def ran(self, pool: MeasuredPool, operation: str, took_s: float, failure: BaseException | None) -> None:
+    def ran(
+        self, pool: MeasuredPool, statement: Analysis, took_s: float, failure: BaseException | None, rows: int = -1
+    ) -> None:
         """Record a statement or command that was sent to a server.
 
         Args:
             pool: The server's pool.
-            operation: `SELECT`, `COMMIT`; never more of the statement.
+            statement: The statement, or several in one round trip.
             took_s: Seconds until the answer arrived or the wait for it ended.
             failure: The error; None on success.
+            rows: Number of rows that a query has returned; -1 if it returns none.
         """
-        attributes = {**pool.dimensions, DB_OPERATION: operation, **self._label}
+        attributes = {**pool.dimensions, DB_OPERATION: statement.operation, **self._label}
+        summaries, summary = self._metrics.summaries, statement.summary
+        if summary in summaries:
+            attributes[DB_QUERY_SUMMARY] = summary
+        elif len(summaries) < MAX_SUMMARIES:
+            summaries.add(summary)
+            attributes[DB_QUERY_SUMMARY] = summary
         if isinstance(failure, DataError):
             attributes[ERROR_TYPE] = failure.sqlstate or failure.kind.value
             if failure.sqlstate is not None:
@@ -224,6 +245,8 @@ class Measure:
         elif failure is not None:
             attributes[ERROR_TYPE] = type(failure).__name__
         self._instruments.duration.record(took_s, attributes)
+        if rows >= 0:
+            self._instruments.returned_rows.record(rows, attributes)
 
     def ended(self, datasource: str, outcome: str) -> None:
         """Record the end of a transaction: `committed`, `rolled_back` or `unknown`."""
@@ -254,6 +277,7 @@ class Instruments:
     """Instruments that are recorded synchronously; the observable ones are read by exporters."""
 
     duration: Histogram
+    returned_rows: Histogram
     create_time: Histogram
     wait_time: Histogram
     use_time: Histogram
@@ -282,7 +306,7 @@ def unwatch(source: Source) -> None:
 @lru_cache(maxsize=1)
 def _instruments() -> Instruments:
     """Create the instruments, once in a process: OpenTelemetry cannot unregister an observable instrument."""
-    meter = metrics.get_meter("asgi_datasource", schema_url="https://opentelemetry.io/schemas/1.33.0")
+    meter = metrics.get_meter(SCOPE, VERSION, schema_url=SCHEMA_URL)
 
     def seconds(name: str, description: str) -> Histogram:
         return meter.create_histogram(name, "s", description, explicit_bucket_boundaries_advisory=_SECONDS)
@@ -301,6 +325,9 @@ def _instruments() -> Instruments:
     meter.create_observable_gauge(REPLICA_LAG, [_lags], "s", "How long ago the primary was where the replica is")
     return Instruments(
         duration=seconds(OPERATION_DURATION, "Duration of database client operations"),
+        returned_rows=meter.create_histogram(
+            RETURNED_ROWS, "{row}", "Rows that a query has returned", explicit_bucket_boundaries_advisory=_ROWS
+        ),
         create_time=seconds(CONNECTION_CREATE_TIME, "Time until a new connection was made"),
         wait_time=seconds(CONNECTION_WAIT_TIME, "Time until a connection of the pool was there"),
         use_time=seconds(CONNECTION_USE_TIME, "Time between borrowing a connection and its return"),

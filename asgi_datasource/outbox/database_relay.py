@@ -22,6 +22,7 @@ from .entry import OutboxEntry
 from .lanes import LANES, LEASE_S, MARGIN_S, RENEW_S, Acknowledgement, Group, HeldGroups, LaneStore, Refusal, Site
 from .protocols import SKIPPED, Batch, OutboxPublisher, Outcome, OutcomeKind
 from .stats import RelayStats
+from .vacuum import END_IT, held_back
 
 logger = logging.getLogger("asgi_datasource.outbox")
 
@@ -61,6 +62,7 @@ class RelaySettings:
         listens: Listens for notifications of other processes; not through a pooler.
         connections: Most connections of the relay.
         first_retry_s: The first pause of a refused message; each is twice the one before.
+        is_traced: Each message that is sent gets a span, where the process records spans.
     """
 
     batch: int = 100
@@ -72,6 +74,7 @@ class RelaySettings:
     listens: bool = False
     connections: int = 8
     first_retry_s: float = FIRST_RETRY_S
+    is_traced: bool = False
 
 
 class DatabaseRelay:
@@ -216,6 +219,7 @@ class DatabaseRelay:
         before = set(store.epochs)
         lost = await store.renew(idle=[lane for lane in store.epochs if lane not in self._busy])
         self._renew_at = time.monotonic() + self._settings.renew_s
+        self.stats.failure = None
         self._drop(lost)
         self.stats.leases_lost += len(lost)
         self.stats.lanes = len(store.epochs)
@@ -306,7 +310,7 @@ class DatabaseRelay:
             store = self.store
             return store.epochs.get(lane) == epoch and time.monotonic() < store.leased_until - MARGIN_S
 
-        batch = Batch([*main, *held], may_go_on)
+        batch = Batch([*main, *held], may_go_on, is_traced=self._settings.is_traced)
         outcomes: Sequence[Outcome]
         try:
             async with asyncio.timeout(PUBLISH_LIMIT_S):
@@ -416,8 +420,12 @@ class DatabaseRelay:
         if now >= self._measure_at and not self._is_stopping:
             self._measure_at = now + MEASURE_EVERY_S
             stats = self.stats
-            stats.backlog, stats.oldest_s, stats.held, stats.dead = await self.store.measure()
+            (stats.backlog, stats.oldest_s, stats.held, stats.dead), holders = await self.store.measure()
             stats.measured_at = datetime.now(UTC)
+            stats.snapshot_of, stats.snapshot_s = stats.snapshots.note(holders, now)
+            if stats.snapshots.warns(stats.snapshot_s) and stats.snapshot_of is not None:
+                told = held_back(stats.snapshot_of, stats.snapshot_s)
+                logger.warning("outbox of %s: %s. %s", self.site.name, told, END_IT)
 
     async def _wait(self) -> None:
         """Wait for a commit, the end of a batch, or the next poll."""
@@ -440,6 +448,7 @@ class DatabaseRelay:
     async def _recover(self, error: BaseException) -> None:
         """The database did not answer: connect anew, while batches under way go on until their leases end."""
         logger.warning("outbox of %s: %s; the relay connects again", self.site.name, error)
+        self.stats.failure = error.message if isinstance(error, DataError) else type(error).__name__
         self.store.disconnect()
         if time.monotonic() >= self.store.leased_until - MARGIN_S:
             self._drop(list(self._busy))

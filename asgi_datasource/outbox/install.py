@@ -24,6 +24,7 @@ class InstallSite:
         url: The application's connection string, whose role writes events and runs the relay.
         dbname: The database, where the connection string leads to another one.
         roles: The roles of tenants, which write events.
+        is_of_a_tenant: It is a tenant's own database.
     """
 
     name: str
@@ -31,6 +32,7 @@ class InstallSite:
     url: str = field(repr=False)
     dbname: str | None = None
     roles: tuple[str, ...] = ()
+    is_of_a_tenant: bool = False
 
 
 def schema_files() -> list[tuple[str, str]]:
@@ -69,7 +71,19 @@ async def grant(admin: ControlConnection, *, relay_roles: Iterable[str], writer_
             )
             await admin.command("grant select, insert on asgi_datasource.outbox_sent to {}", role)
             await admin.command("grant execute on function asgi_datasource.outbox_tend(interval) to {}", role)
-    for role in dict.fromkeys(writer_roles):
+    await grant_writers(admin, writer_roles)
+
+
+async def has_tables(admin: ControlConnection) -> bool:
+    """Whether the tables of the outbox are in a database."""
+    [[found]] = await admin.rows("select to_regclass('asgi_datasource.outbox') is not null")
+    return bool(found)
+
+
+async def grant_writers(admin: ControlConnection, roles: Iterable[str]) -> None:
+    """Let roles publish events and process them; a role that owns the tables is not touched."""
+    owner = (await admin.rows("select current_user::text"))[0][0]
+    for role in dict.fromkeys(roles):
         if role != owner:
             await admin.command("grant usage on schema asgi_datasource to {}", role)
             await admin.command("grant insert on asgi_datasource.outbox to {}", role)

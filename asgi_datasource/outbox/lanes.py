@@ -15,6 +15,7 @@ from ..drivers.statements import Statement
 from ..errors import DataError
 from . import statements as sql
 from .entry import BINARY, JSON, OutboxEntry
+from .vacuum import HOLDER
 
 LANES: Final = 32
 """How many lanes a database has, and so how many relays can share its work."""
@@ -270,11 +271,11 @@ class LaneStore:
             batch.append(Statement(sql.PROMOTE, (*fence, *_group_columns(what.groups), self._holds_dead)))
         return batch
 
-    async def measure(self) -> tuple[int, float, int, int]:
-        """Backlog, age of the oldest entry in seconds, held and dead entries."""
-        [found] = await self._ask(sql.MEASURE)
+    async def measure(self) -> tuple[tuple[int, float, int, int], Sequence[tuple[Any, ...]]]:
+        """Backlog, age of the oldest entry in seconds, held and dead entries; and what holds the oldest snapshot."""
+        found, holders = await self._ask(sql.MEASURE, Statement(HOLDER))
         backlog, oldest_s, held, dead = found.tuples()[0]
-        return backlog, oldest_s or 0.0, held, dead
+        return (backlog, oldest_s or 0.0, held, dead), holders.tuples()
 
     async def tend(self) -> None:
         """Make the partitions of kept entries, and drop those that are old enough."""

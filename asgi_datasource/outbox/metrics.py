@@ -12,7 +12,7 @@ from typing import Final, Protocol
 from opentelemetry import metrics
 from opentelemetry.metrics import CallbackOptions, Histogram, Observation
 
-from ..observability.tracing import DATASOURCE
+from ..observability.names import DATASOURCE
 from .stats import RelayStats
 
 BACKLOG: Final = "asgi_datasource.outbox.backlog"
@@ -23,6 +23,7 @@ LANES: Final = "asgi_datasource.outbox.lanes"
 PUBLISHED: Final = "asgi_datasource.outbox.published"
 FAILED: Final = "asgi_datasource.outbox.failed"
 LEASES_LOST: Final = "asgi_datasource.outbox.leases_lost"
+SNAPSHOT: Final = "asgi_datasource.outbox.snapshot"
 DELAY: Final = "asgi_datasource.outbox.delay"
 
 REASON: Final = "asgi_datasource.outbox.reason"
@@ -72,6 +73,7 @@ def _instruments() -> Histogram:
     gauge(OLDEST, "s", "Age of the oldest event that waits", lambda stats: stats.oldest_s, highest=True)
     gauge(HELD, "{event}", "Events of keys that wait for a refused one", lambda stats: stats.held)
     gauge(DEAD, "{event}", "Events that were refused too often", lambda stats: stats.dead)
+    gauge(SNAPSHOT, "s", "Age of the oldest snapshot that keeps dead rows", lambda s: s.snapshot_s, highest=True)
     gauge(LANES, "{lane}", "Lanes that this process owns", lambda stats: stats.lanes)
     counter(PUBLISHED, "{event}", "Events that were published", lambda stats: stats.published)
     counter(LEASES_LOST, "{lease}", "Lanes that were lost to another relay", lambda stats: stats.leases_lost)

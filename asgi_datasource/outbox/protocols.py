@@ -69,13 +69,24 @@ class Unreachable(Exception):
 
 
 class Batch(Sequence[OutboxEntry]):
-    """Entries of one lane, in order, that may be published as long as the lane's lease lasts."""
+    """Entries of one lane, in order, that may be published as long as the lane's lease lasts.
 
-    __slots__ = ("_entries", "_may_go_on")
+    Attributes:
+        is_traced: Each message that is sent gets a span, where the process records spans.
+    """
 
-    def __init__(self, entries: Sequence[OutboxEntry], may_go_on: Callable[[], bool] = lambda: True) -> None:
+    __slots__ = ("_entries", "_may_go_on", "is_traced")
+
+    def __init__(
+        self,
+        entries: Sequence[OutboxEntry],
+        may_go_on: Callable[[], bool] = lambda: True,
+        *,
+        is_traced: bool = False,
+    ) -> None:
         self._entries = entries
         self._may_go_on = may_go_on
+        self.is_traced = is_traced
 
     @property
     def may_go_on(self) -> bool:

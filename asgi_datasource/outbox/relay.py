@@ -8,13 +8,14 @@ import logging
 import random
 import time
 from collections.abc import Callable, Mapping
-from datetime import UTC, datetime
+from contextvars import Context, copy_context
 from typing import Any, Final
 from uuid import UUID, uuid4
 
 from ..errors import DataError
 from .circuit import Circuit
 from .database_relay import DatabaseRelay, RelaySettings
+from .health import OutboxHealth, health_of
 from .lanes import Site
 from .metrics import unwatch, watch
 from .protocols import OutboxPublisher
@@ -81,6 +82,8 @@ class Relay:
         self._keeper: asyncio.Task[None] | None = None
         self._is_measured = is_measured
         self._record: Callable[[str, float], None] | None = None
+        self._context: Context | None = None
+        """What workers run in: a commit that calls for one must not lend it its request."""
 
     def __repr__(self) -> str:
         return f"<Relay {len(self._sites)} databases, {self.circuit!r}>"
@@ -90,6 +93,7 @@ class Relay:
     async def start(self) -> None:
         """Begin to deliver."""
         if self._keeper is None:
+            self._context = copy_context()
             if self._is_measured:
                 self._record = watch(self)
             self._refresh()
@@ -135,31 +139,11 @@ class Relay:
                 found[site.datasource] = (*found.get(site.datasource, ()), stats)
         return found
 
-    def health(self) -> dict[str, Any]:
-        """How it is: a warning while an event is older than `warn_age_s`, or the destination is away."""
-        databases = [self._health_of(stats) for stats in self.stats.values()]
-        is_away = self.circuit.reason is not None
-        is_well = not is_away and all(database["status"] == "ok" for database in databases)
-        return {
-            "status": "ok" if is_well else "warning",
-            "destination": {"state": self.circuit.state.value, "reason": self.circuit.reason},
-            "databases": databases,
-        }
-
-    def _health_of(self, stats: RelayStats) -> dict[str, Any]:
-        age_s = stats.oldest_s
-        if stats.measured_at is not None and stats.backlog:
-            age_s += (datetime.now(UTC) - stats.measured_at).total_seconds()
-        return {
-            "name": stats.name,
-            "status": "warning" if stats.oldest_s > self._warn_age_s or stats.dead else "ok",
-            "backlog": stats.backlog,
-            "oldest_s": round(age_s, 3),
-            "held": stats.held,
-            "dead": stats.dead,
-            "lanes": stats.lanes,
-            "published": stats.published,
-        }
+    def health(self) -> OutboxHealth:
+        """How it is: a warning while an event is older than `warn_age_s`, or the destination or a database is away."""
+        databases = tuple(health_of(stats, warn_age_s=self._warn_age_s) for stats in self.stats.values())
+        reason = self.circuit.reason
+        return OutboxHealth(databases, None if reason is None else f"the destination is away: {reason}")
 
     # -- workers
 
@@ -186,7 +170,7 @@ class Relay:
             self.stats.pop(key, None)
         wanted = min(len(self._sites), self._settings.connections)
         while len(self._workers) < wanted and not self._is_stopping:
-            worker = asyncio.get_running_loop().create_task(self._work())
+            worker = asyncio.get_running_loop().create_task(self._work(), context=self._context)
             self._workers.add(worker)
             worker.add_done_callback(self._workers.discard)
 
@@ -249,6 +233,7 @@ class Relay:
                 logger.exception("outbox of %s: the relay has failed", site.name)
             else:
                 logger.warning("outbox of %s: %s", site.name, error)
+                relay.stats.failure = error.message if isinstance(error, DataError) else type(error).__name__
         finally:
             del self._relays[key]
             relay.store.disconnect()

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
+
+from .vacuum import SnapshotWatch
 
 
 @dataclass(slots=True)
@@ -19,7 +21,11 @@ class RelayStats:
         backlog: Events that wait, counted up to 100,000.
         oldest_s: Age of the oldest of them.
         held, dead: Events of keys that wait for a refused one, and dead ones.
-        measured_at: When these four were read; None: not yet.
+        snapshot_of: What holds the oldest snapshot of the database, where it was there for two looks.
+        snapshot_s: Age of that snapshot; rows that were deleted since cannot be removed.
+        measured_at: When these six were read; None: not yet.
+        failure: Why the database does not answer; None while it does.
+        snapshots: Watches the oldest snapshot.
     """
 
     name: str
@@ -33,4 +39,8 @@ class RelayStats:
     oldest_s: float = 0.0
     held: int = 0
     dead: int = 0
+    snapshot_of: str | None = None
+    snapshot_s: float = 0.0
     measured_at: datetime | None = None
+    failure: str | None = None
+    snapshots: SnapshotWatch = field(default_factory=SnapshotWatch, repr=False)

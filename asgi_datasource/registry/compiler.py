@@ -17,6 +17,7 @@ from ..drivers.protocol import Driver, Server
 from ..drivers.settings import Reset, ServerSettings, TypeName
 from ..errors import ConfigError
 from ..observability.metrics import Metrics
+from ..observability.session_trace import TraceOptions
 from ..routing import AccessIntent, Balance, Consistency, Freshness, NoReplica, Role, RoutingPolicy, choose_interval
 from ..routing.consistency.client_history import TokenPolicy
 from ..routing.consistency.token import TokenSigner
@@ -95,6 +96,7 @@ def compile_config(config: Config, *, previous: RuntimeConfig | None = None) -> 
         exempt=PathPrefixes([*config.tenancy.exempt, *([] if config.health is None else [config.health.path])]),
         ready_rule=HealthConfig().ready if config.health is None else config.health.ready,
         outbox=config.outbox,
+        publishing=None if config.outbox is None else config,
         reload=config.reload,
         errors=ErrorSettings(statuses=dict(config.errors.status), shows_details=config.errors.debug),
     )
@@ -249,8 +251,11 @@ def _compile_policy(config: Config, previous: RuntimeConfig | None) -> SessionPo
         deadline_s=transactions.deadline_s,
         rollback_on=OutcomeRule.of(transactions.rollback_on, where="transactions.rollback_on"),
         is_traced=config.telemetry.spans,
-        traces_statements=config.telemetry.statements != "off",
-        shows_tenant=config.telemetry.tenant_attribute,
+        trace_options=TraceOptions(
+            statements=config.telemetry.statements != "off",
+            text=config.telemetry.statements == "text",
+            tenant=config.telemetry.tenant_attribute,
+        ),
         metrics=_compile_metrics(config, previous),
         retry=transactions.retry,
         retry_body_limit=transactions.retry_body_limit,

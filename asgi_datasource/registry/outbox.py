@@ -2,23 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any, Final, cast
 
-from ..config import PLACEHOLDER, Config, OutboxConfig, PublisherConfig
+from ..config import OutboxConfig, PublisherConfig
 from ..config.outbox import KafkaPublisher as KafkaSection
 from ..config.outbox import NatsPublisher as NatsSection
 from ..config.outbox import RabbitmqPublisher as RabbitmqSection
 from ..config.outbox import RedisPublisher as RedisSection
 from ..config.outbox import WebhookPublisher as WebhookSection
 from ..datasource.database_fleet import Fleet
-from ..drivers.control import control_driver
 from ..drivers.protocol import Connection, Exchange, Server
 from ..errors import ConfigError, DataError, DataErrorKind
 from ..outbox.database_relay import RelaySettings
+from ..outbox.health import OutboxHealth, ask_health
 from ..outbox.inbox import SessionInbox
-from ..outbox.install import InstallSite
 from ..outbox.lanes import Site
 from ..outbox.notifier import Notifier
 from ..outbox.protocols import OutboxPublisher
@@ -26,7 +25,7 @@ from ..outbox.publishers.function import load_publisher
 from ..outbox.relay import Relay
 from ..outbox.writer import OutboxSettings, OutboxWriter, SessionOutbox, explain_missing
 from ..sessions.core import SessionCore
-from ..tenancy import Tenant, compile_tenants
+from ..tenancy import Tenant
 from .runtime_config import RuntimeConfig
 
 DatabaseKey = tuple[str, str | None]
@@ -54,16 +53,12 @@ class Outboxes:
         self.relay: Relay | None = None
         """Delivers events; None where this process has no relay."""
 
-    def capability(self, name: str, session: SessionCore) -> Any:
-        """`outbox` or `inbox` of a session.
+    def make_outbox(self, session: SessionCore) -> SessionOutbox:
+        """`db.outbox`.
 
         Raises:
             DataError: CONFIG: the configuration has no section `outbox`.
         """
-        return _MAKERS[name](self, session)
-
-    def make_outbox(self, session: SessionCore) -> SessionOutbox:
-        """`db.outbox`."""
         compiled = self._current()
         config = compiled.outbox
         if config is None:
@@ -95,6 +90,15 @@ class Outboxes:
                 notifier = self._notifiers[key] = Notifier(site)
             notifier.hint()
 
+    async def health(self) -> OutboxHealth | None:
+        """How the outbox is: by the numbers of this process's relay, or by asking the databases; None without one."""
+        if self.relay is not None:
+            return self.relay.health()
+        compiled = self._current()
+        if compiled.outbox is None:
+            return None
+        return await ask_health(relay_sites(compiled).values(), warn_age_s=compiled.outbox.warn_age_s)
+
     # -- the relay of this process
 
     async def start_relay(self) -> Relay:
@@ -105,8 +109,13 @@ class Outboxes:
         """
         if self.relay is None:
             config = self._current().outbox
-            is_measured = self._current().policy.metrics is not None
-            self.relay = make_relay(config, lambda: relay_sites(self._current()), is_measured=is_measured)
+            policy = self._current().policy
+            self.relay = make_relay(
+                config,
+                lambda: relay_sites(self._current()),
+                is_measured=policy.metrics is not None,
+                is_traced=policy.is_traced,
+            )
             self._relayed = config
             await self.relay.start()
         return self.relay
@@ -135,7 +144,11 @@ class Outboxes:
 
 
 def make_relay(
-    config: OutboxConfig | None, sites: Callable[[], Mapping[DatabaseKey, Site]], *, is_measured: bool = False
+    config: OutboxConfig | None,
+    sites: Callable[[], Mapping[DatabaseKey, Site]],
+    *,
+    is_measured: bool = False,
+    is_traced: bool = False,
 ) -> Relay:
     """The relay of a configuration, not started yet.
 
@@ -145,11 +158,14 @@ def make_relay(
     if config is None or config.publisher is None:
         raise ConfigError("a relay needs outbox.publisher: nats, kafka, rabbitmq, redis, webhook or callable")
     settings = RelaySettings(
+        lease_s=(lease_s := float(config.lease[:-1])),
+        renew_s=lease_s / 3,
         max_attempts=config.max_attempts,
         holds_dead=config.on_dead == "hold",
         keep_days=None if config.keep is None else int(config.keep[:-1]),
         listens=config.notify == "coalesced",
         connections=config.connections,
+        is_traced=is_traced,
     )
     return Relay(
         sites,
@@ -228,10 +244,11 @@ _PUBLISHERS: Final[Mapping[str, Callable[[PublisherConfig], OutboxPublisher]]] =
 """Each imports its client when it is asked for."""
 
 
-_MAKERS: Final[Mapping[str, Callable[[Outboxes, SessionCore], Any]]] = {
+FACADES: Final[Mapping[str, Callable[[Outboxes, SessionCore], Any]]] = {
     "outbox": Outboxes.make_outbox,
     "inbox": Outboxes.make_inbox,
 }
+"""The attributes of a session that the outbox is behind."""
 
 
 def relay_sites(compiled: RuntimeConfig) -> dict[DatabaseKey, Site]:
@@ -273,26 +290,3 @@ def relay_sites(compiled: RuntimeConfig) -> dict[DatabaseKey, Site]:
 
 def _primary_of(fleet: Fleet, database: str) -> Server:
     return fleet.detached(database).servers["primary"]
-
-
-def install_sites(config: Config) -> Iterator[InstallSite]:
-    """Every database of a document's datasources and listed tenants, for the installation of the tables."""
-    roles: dict[str, list[str]] = {}
-    databases: dict[str, list[str]] = {}
-    for tenant in compile_tenants(config).names.values():
-        roles.setdefault(tenant.datasource, []).extend(value for name, value in tenant.settings if name == "role")
-        databases.setdefault(tenant.datasource, []).append(tenant.database or tenant.name or "")
-    for name, datasource in config.datasources.items():
-        if datasource.driver is not None:
-            continue
-        url = datasource.primary.url.get_secret_value()
-        admin_url = (datasource.admin or datasource.primary).url.get_secret_value()
-        own = tuple(dict.fromkeys(roles.get(name, ())))
-        if PLACEHOLDER not in url:
-            yield InstallSite(name, admin_url, url, roles=own)
-            continue
-        template = control_driver().make_template(url, where=f"datasources.{name}, server 'primary'")
-        for database in dict.fromkeys(databases.get(name, ())):
-            filled = template.fill(database)
-            admin = filled if datasource.admin is None else admin_url
-            yield InstallSite(f"{name}, tenant {database}", admin, filled, dbname=template.dbname(database), roles=own)

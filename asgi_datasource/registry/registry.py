@@ -23,6 +23,7 @@ from ..drivers.raw import RawConnection
 from ..errors import ConfigError, DataError, DataErrorKind
 from ..migrate import NewTenants, SkewWatch
 from ..observability.metrics import unwatch, watch
+from ..outbox.new_tenants import TenantOutbox
 from ..outbox.relay import Relay
 from ..routing import AccessIntent, ReadAfterWritePin
 from ..routing.consistency.token import Token
@@ -38,6 +39,7 @@ from .compiler import compile_config
 from .config_watcher import ConfigWatcher
 from .explain import Explanation, Question, describe_state, explain
 from .health import Health, TenantCount, describe_health
+from .outbox import FACADES as OUTBOX_FACADES
 from .outbox import Outboxes
 from .runtime_config import RuntimeConfig
 from .startup_audit import StartupAudit
@@ -301,8 +303,15 @@ class DataSourceRegistry:
         return self._loop
 
     def make_facade(self, name: str, session: SessionBase) -> Any:
-        """Create the object behind an attribute such as `DataSession.sqlalchemy`; called by the session."""
-        return make_facade(name, cast("SessionCore", session))
+        """Create the object behind an attribute such as `DataSession.sqlalchemy`; called by the session.
+
+        Raises:
+            ConfigError: The library that it is for is not installed.
+            DataError: CONFIG: the configuration has no section for it.
+        """
+        make = OUTBOX_FACADES.get(name)
+        core = cast("SessionCore", session)
+        return make_facade(name, core) if make is None else make(self._outboxes, core)
 
     def configure(self, function: ConfigureT) -> ConfigureT:
         """Run a function for each new connection of a pool, before it is lent: to register adapters.
@@ -631,14 +640,6 @@ class DataSourceRegistry:
             )
         return found
 
-    def capability(self, name: str, session: SessionCore) -> Any:
-        """The object behind `db.outbox` or `db.inbox` of a session.
-
-        Raises:
-            DataError: CONFIG: the configuration has no section `outbox`.
-        """
-        return self._outboxes.capability(name, session)
-
     # -- the outbox
 
     @property
@@ -757,7 +758,9 @@ class DataSourceRegistry:
             raise ConfigError("this registry was not compiled from a document")
         config = self.compiled.migrating
         migrations = None if config is None else NewTenants(config)
-        tenant = await Provisioner(plan, migrations=migrations).create(name, **placed)
+        publishing = self.compiled.publishing
+        events = None if publishing is None else TenantOutbox(publishing)
+        tenant = await Provisioner(plan, migrations=migrations, events=events).create(name, **placed)
         if self.catalog is not None:
             await self.catalog.refresh()
         return tenant
@@ -820,6 +823,12 @@ class DataSourceRegistry:
         if self.open_in is not asyncio._get_running_loop():
             await self.open()
         compiled = self.compiled
+        if tenant is None and compiled.admission.default is None:
+            raise DataError(
+                DataErrorKind.TENANT,
+                "this session has no tenant: give it one, as in registry.session(tenant=...), or with"
+                " `with tenant_context(...)` around it, or set tenancy.default",
+            )
         found = await compiled.admission.find(tenant)
         compiled.admission.check_served(found)
         return self.make_session(

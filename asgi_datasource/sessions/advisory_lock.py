@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from ..drivers.statements import Statement
+from ..drivers.statements import AuxiliaryStatement, Statement
 from ..errors import DataError, DataErrorKind
 from ..routing import AccessIntent
 from ..transaction import Propagation, SurroundingTransaction, TransactionOptions
@@ -25,14 +25,14 @@ _NAME: Final = (
 )
 """Hashes the tenant together with the key: advisory locks are per database, which several tenants may share."""
 
-_LOCK: Final = "select pg_catalog.pg_advisory_xact_lock"
-_TRY_LOCK: Final = "select pg_catalog.pg_try_advisory_xact_lock"
+_LOCK: Final = "select from pg_catalog.pg_advisory_xact_lock"
+_TRY_LOCK: Final = "select * from pg_catalog.pg_try_advisory_xact_lock"
 
-_KEEP_TIMEOUT: Final = Statement(
+_KEEP_TIMEOUT: Final = AuxiliaryStatement(
     "select pg_catalog.set_config('ads.lock_timeout',before,true)"
     " from pg_catalog.current_setting('lock_timeout') as before"
 )
-_RESTORE_TIMEOUT: Final = Statement(
+_RESTORE_TIMEOUT: Final = AuxiliaryStatement(
     "select pg_catalog.set_config('lock_timeout',before,true)"
     " from pg_catalog.current_setting('ads.lock_timeout') as before"
 )
@@ -57,7 +57,7 @@ async def take_lock(session: SessionCore, key: LockKey, timeout_s: float | None)
         milliseconds = str(max(1, round(timeout_s * 1000)))
         batch = (
             _KEEP_TIMEOUT,
-            Statement("select pg_catalog.set_config('lock_timeout',%s,true)", [milliseconds]),
+            AuxiliaryStatement("select pg_catalog.set_config('lock_timeout',%s,true)", [milliseconds]),
             Statement(f"{_LOCK}({arguments})", params),
             _RESTORE_TIMEOUT,
         )

@@ -5,9 +5,13 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Mapping, MutableMapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from enum import StrEnum
-from typing import Any, Final, Protocol, Self
+from typing import TYPE_CHECKING, Any, Final, Protocol, Self
+
+from opentelemetry.context import Context
+from opentelemetry.trace import Span
 
 from ..concurrency.shared_lock import SharedLock
 from ..concurrency.tasks import BackgroundTasks
@@ -16,7 +20,8 @@ from ..datasource.executor import Executor
 from ..drivers.protocol import Exchange, Server
 from ..drivers.statements import Statement
 from ..errors import DataError, DataErrorKind, SessionClosed
-from ..observability import tracing
+from ..observability import names, tracing
+from ..observability.session_trace import SessionTrace, start_trace
 from ..routing import AccessIntent, ReadAfterWritePin, Route
 from ..routing.consistency.client_history import NOWHERE, ClientHistory
 from ..routing.consistency.token import Token, scope_of
@@ -37,6 +42,9 @@ from .policy import NO_RULE, Lane, Plan, RouteRule, SessionPolicy, add_lane, mak
 from .scope import Scope, current_scope
 from .unit_of_work import UnitOfWork, open_transaction
 
+if TYPE_CHECKING:
+    from typing import Self
+
 
 class SessionState(StrEnum):
     """Whether the session may still be used."""
@@ -55,6 +63,16 @@ _ACTIVE: Final = TenantState.ACTIVE
 
 class SessionOwner(Protocol):
     """The request that ends the session."""
+
+    @property
+    def request_span(self) -> Span | None:
+        """The request's span; None where it does not record."""
+        ...
+
+    @property
+    def attempt(self) -> int:
+        """Number of the request's attempt."""
+        ...
 
     def first_statement(self, session: SessionBase, /) -> None:
         """The session is about to run its first statement."""
@@ -105,7 +123,12 @@ class SessionOrigin(Protocol):
         ...
 
     def make_facade(self, name: str, session: SessionBase, /) -> Any:
-        """Create the object behind an attribute such as `DataSession.sqlalchemy`."""
+        """Create the object behind an attribute such as `DataSession.sqlalchemy` or `DataSession.outbox`.
+
+        Raises:
+            ConfigError: The library that it is for is not installed.
+            DataError: CONFIG: the configuration has no section for it.
+        """
         ...
 
     def known_tenant(self, name: str, /) -> Tenant | None:
@@ -129,14 +152,6 @@ class SessionOrigin(Protocol):
         token: str | None = None,
     ) -> Any:
         """A session outside the request, as an async context manager: `async with registry.session(...) as db:`."""
-        ...
-
-    def capability(self, name: str, session: Any, /) -> Any:
-        """The object behind an attribute of a session that a room above the sessions provides: `outbox`.
-
-        Raises:
-            DataError: CONFIG: the configuration has no section for it.
-        """
         ...
 
 
@@ -192,7 +207,7 @@ class SessionBase:
     """The error of the last look-up of the tenant."""
     _executor: Executor | None = None
     _work: UnitOfWork | None = None
-    _hooks: DueHooks | None = None
+    ended_hooks: DueHooks | None = None
     """The hooks whose transaction has ended."""
     _conflict: DataError | None = None
     _ending: asyncio.Task[Any] | None = None
@@ -218,6 +233,8 @@ class SessionBase:
     _lane_endpoint: object = None
     _plan: Plan | None = None
     _plan_frame: Frame | None = None
+    trace: SessionTrace | None = None
+    """Makes the session's spans; None before the first statement, and where its trace is not sampled."""
     request_deadline: float | None = None
     """Event-loop time of the request's deadline, regardless of annotated functions; None without a limit."""
 
@@ -310,6 +327,10 @@ class SessionBase:
     def is_open(self) -> bool:
         """Whether the session may still be used."""
         return self.state is _OPEN
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
+        """A copy of the scope belongs to the same request."""
+        return self
 
     def __repr__(self) -> str:
         transaction = None if self._work is None else self._work.transaction
@@ -404,7 +425,8 @@ class SessionBase:
             self._datasource = self._registry.successor(self._datasource)
         self._datasource.enter(self._rule.priority)
         policy = self._policy
-        is_traced = policy.is_traced and tracing.is_recording()
+        if policy.is_traced:
+            self.trace = self._start_trace()
         executor = self._executor = Executor(
             self._datasource,
             self._tenant,
@@ -412,14 +434,23 @@ class SessionBase:
             pin=self._pin,
             client_history=None if policy.tokens is None else self._make_client_history(),
             priority=self._rule.priority,
-            is_traced=is_traced,
-            traces_statements=policy.traces_statements,
-            shows_tenant=policy.shows_tenant,
+            trace=self.trace,
             measure=None if policy.metrics is None else policy.metrics.measure(self._tenant.name),
         )
         if self._owner is not None:
             self._owner.first_statement(self)
         return executor
+
+    def _start_trace(self) -> SessionTrace | None:
+        owner = self._owner
+        return start_trace(
+            self._policy.trace_options,
+            self._datasource.name,
+            self._tenant,
+            request=None if owner is None else owner.request_span,
+            attempt=1 if owner is None else owner.attempt,
+            is_request=owner is not None,
+        )
 
     def use_executor(self) -> Executor:
         """The executor; the first call counts the session as a user of its datasource."""
@@ -594,7 +625,7 @@ class SessionBase:
         if scope is None or not scope.doom(reason):
             work = self.make_work_here()
             work.doomed_by = work.doomed_by or reason
-        self.note_event(tracing.DOOMED, {tracing.ROLLBACK_REASON: type(error).__name__})
+        self.note_event(names.DOOMED, {names.ROLLBACK_REASON: tracing.reason_of(error)})
 
     def suspend(self, terms: Terms) -> UnitOfWork:
         """Push a unit of work and suspend the surrounding one; the caller must hold the session's lock."""
@@ -641,10 +672,24 @@ class SessionBase:
         if scope.work is not None:
             scope.work.settle(committed=False, within=scope)
 
-    def note_event(self, name: str, attributes: Mapping[str, tracing.AttributeValue]) -> None:
-        """Add an event to the current span."""
-        if self._policy.is_traced:
+    def note_event(self, name: str, attributes: Mapping[str, names.AttributeValue]) -> None:
+        """Add an event to the span of the transaction around the running task, or else to the current one."""
+        if not self._policy.is_traced:
+            return
+        transaction = self.current_transaction
+        if transaction is not None and transaction.trace is not None and transaction.is_open:
+            transaction.trace.span.add_event(name, attributes)
+        else:
             tracing.add_event(name, attributes)
+
+    def waiting_to_retry(self, attempt: int, delay_s: float, conflict: DataError) -> AbstractContextManager[None]:
+        """The span of the wait before a retry; arguments as of `tracing.retry_span`."""
+        return tracing.retry_span(attempt, delay_s, conflict, is_traced=self._policy.is_traced)
+
+    def close_trace(self) -> None:
+        """The session ends: complete the spans that describe it as a whole."""
+        if self.trace is not None:
+            self.trace.close(has_lost=self._conflict is not None)
 
     # -- called by its unit of work
 
@@ -727,12 +772,12 @@ class SessionBase:
         if transaction.wal_position is not None and self._executor is not None:
             self._executor.commit_lsn = transaction.wal_position
 
-    def settle_hooks(self, hooks: WaitingHooks, *, committed: bool | None) -> None:
+    def settle_hooks(self, hooks: WaitingHooks, *, committed: bool | None, within: Context | None = None) -> None:
         """Make hooks due, or drop them, by the outcome of their transaction; None if the outcome is unknown."""
         if hooks:
-            if self._hooks is None:
-                self._hooks = DueHooks()
-            self._hooks.settle(hooks, committed=committed)
+            if self.ended_hooks is None:
+                self.ended_hooks = DueHooks()
+            self.ended_hooks.settle(hooks, committed=committed, within=within)
 
     # -- locking
 

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Coroutine, Generator, Iterable, Iterator
+from collections.abc import Coroutine, Generator, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar, cast, overload
+from uuid import UUID
 
 from ..concurrency.threads import ON_THE_LOOP, is_on_a_loop, wait_in_thread
 from ..drivers.placeholders import PlaceholderStyle
 from ..drivers.statements import Params, Query
 from ..errors import DataError, DataErrorKind
 from ..transaction import Isolation, Propagation, TransactionOptions, parse_isolation
+from .capabilities import EventInbox, EventOutbox
 from .core import SessionCore
 from .row_classes import RowType
 from .statement_api import Row, StatementMethods
@@ -40,6 +42,44 @@ class DBAPIConnection(Protocol):
     def close(self) -> None:
         """Close."""
         ...
+
+
+class BlockingOutbox:
+    """`db.blocking.outbox`: `db.outbox` for code that is not async."""
+
+    __slots__ = ("_session",)
+
+    def __init__(self, session: SessionCore) -> None:
+        self._session = session
+
+    def publish(
+        self,
+        topic: str,
+        *,
+        key: str | None = None,
+        payload: object = None,
+        headers: Mapping[str, str] | None = None,
+        id: UUID | str | None = None,
+        ordered: bool = False,
+    ) -> UUID:
+        """Publish an event with the transaction around. Arguments and errors: `EventOutbox.publish`."""
+        outbox = cast("EventOutbox", self._session.facade("outbox"))
+        published = outbox.publish(topic, key=key, payload=payload, headers=headers, id=id, ordered=ordered)
+        return wait_in_thread(self._session.registry_loop, published)
+
+
+class BlockingInbox:
+    """`db.blocking.inbox`: `db.inbox` for code that is not async."""
+
+    __slots__ = ("_session",)
+
+    def __init__(self, session: SessionCore) -> None:
+        self._session = session
+
+    def once(self, consumer: str, event_id: UUID | str) -> bool:
+        """Note in the transaction around that a consumer has processed an event. See `EventInbox.once`."""
+        inbox = cast("EventInbox", self._session.facade("inbox"))
+        return wait_in_thread(self._session.registry_loop, inbox.once(consumer, event_id))
 
 
 class BlockingSession:
@@ -165,6 +205,16 @@ class BlockingSession:
         )
         with TransactionBlock(self._session, options).in_thread():
             yield self
+
+    @property
+    def outbox(self) -> BlockingOutbox:
+        """Publishes events with the transaction: `db.blocking.outbox.publish(...)`. Errors: `DataSession.outbox`."""
+        return BlockingOutbox(self._session)
+
+    @property
+    def inbox(self) -> BlockingInbox:
+        """Records processed events: `if db.blocking.inbox.once("mailer", event_id): ...`."""
+        return BlockingInbox(self._session)
 
     @property
     def sqlalchemy(self) -> Session:

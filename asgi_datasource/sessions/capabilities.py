@@ -1,6 +1,6 @@
-"""What rooms above this one add to a session, as its users see it.
+"""What folders above this one add to a session, as its users see it.
 
-The registry makes the objects (`SessionOrigin.capability`): sessions know nothing of those rooms but these protocols.
+The registry makes the objects (`SessionOrigin.make_facade`): of those folders, sessions know only these protocols.
 """
 
 from __future__ import annotations

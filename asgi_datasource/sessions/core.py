@@ -13,7 +13,8 @@ from typing import Any, Final
 
 from ..concurrency.shared_lock import SharedLock
 from ..drivers.protocol import Exchange
-from ..errors import DataError, DataErrorKind
+from ..errors import DataError, DataErrorKind, SessionClosed
+from ..observability.tracing import reason_of
 from ..routing.consistency.client_history import ClientHistory
 from ..transaction import (
     Hook,
@@ -47,20 +48,20 @@ class SessionCore(StatementRunner):
     @property
     def due_hooks(self) -> int:
         """Number of hooks that `run_due_hooks` would run."""
-        due = 0 if self._hooks is None else len(self._hooks)
+        due = 0 if self.ended_hooks is None else len(self.ended_hooks)
         return due + sum([one.due_hooks for one in self._siblings]) if self._siblings else due
 
     def forget_due_hooks(self, since: int = 0) -> None:
         """Drop the due hooks after the first `since`: the attempt that added them is retried."""
-        if self._hooks is not None:
-            self._hooks.forget(since)
+        if self.ended_hooks is not None:
+            self.ended_hooks.forget(since)
         for one in self._siblings:
             one.forget_due_hooks()
 
     @property
     def has_due_hooks(self) -> bool:
         """Whether `run_due_hooks` has hooks to run, or commits to await."""
-        if self._hooks or self.state is SessionState.ENDING:
+        if self.ended_hooks or self.state is SessionState.ENDING:
             return True
         if self._siblings and any(one.has_due_hooks for one in self._siblings):
             return True
@@ -104,11 +105,11 @@ class SessionCore(StatementRunner):
         if unfinished:
             # Await commits whose callers were cancelled: their outcome makes more hooks due.
             await asyncio.wait(unfinished)
-        if self._hooks:
+        if self.ended_hooks:
             # The hooks see this session and its tenant, even if the function that added them has returned.
             token = current_runner.set(self)
             try:
-                await self._hooks.run(is_traced=self._policy.is_traced)
+                await self.ended_hooks.run(is_traced=self._policy.is_traced)
             finally:
                 current_runner.reset(token)
 
@@ -216,6 +217,8 @@ class SessionCore(StatementRunner):
         """
         if self.stopped_by is None:
             self.stopped_by = error
+            if self.trace is not None and not isinstance(error, SessionClosed):
+                self.trace.interruption = error
         for one in self._siblings:
             one.stop(error)
         return self.stopped_by
@@ -288,6 +291,8 @@ class SessionCore(StatementRunner):
         ):
             return False
         self.state = SessionState.CLOSED
+        if self.trace is not None:
+            self.close_trace()
         self._datasource.leave()
         return True
 
@@ -320,6 +325,8 @@ class SessionCore(StatementRunner):
             return False
         self._commit = None
         self.state = SessionState.CLOSED
+        if self.trace is not None:
+            self.close_trace()
         self._datasource.leave()
         return True
 
@@ -361,7 +368,7 @@ class SessionCore(StatementRunner):
         try:
             await self.run_before_commit()
         except BaseException as error:
-            await self._registry.background.run(self.end(commit=False, reason=type(error).__name__))
+            await self._registry.background.run(self.end(commit=False, reason=reason_of(error)))
             raise
         await self.end(commit=self.rollback_reason is None, reason="end of the block")
 
@@ -401,6 +408,8 @@ class SessionCore(StatementRunner):
             raise
         finally:
             self.state = SessionState.CLOSED
+            if self.trace is not None:
+                self.close_trace()
             if self._executor is not None:
                 self._datasource.leave()
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import AsyncGenerator
 from typing import Any
 
-from ..drivers.statements import CursorDeclaration, Params, Query, Statement
+from ..drivers.statements import AuxiliaryStatement, CursorDeclaration, Params, Query, Statement
+from ..observability.session_trace import StreamTrace
 from ..routing import AccessIntent
 from .core import SessionCore
 from .row_classes import RowType
@@ -26,18 +27,30 @@ async def stream(
     session.check_open()
     name = session.next_savepoint()
     declare = CursorDeclaration(name, query, params)
-    fetch = Statement(f"fetch forward {size} from {name}", prepare=False)
+    fetch = AuxiliaryStatement(f"fetch forward {size} from {name}", prepare=False)
     intent, snapshot = await session.begin_stream(intent)
+    traced: StreamTrace | None = None
+    failure: BaseException | None = None
     try:
+        if session.transaction_in_use is not None and session.transaction_in_use.trace is not None:
+            traced = session.transaction_in_use.trace.stream(Statement(query, params))
         rows = rows_of((await session.run((declare, fetch), intent))[1], row_factory)
         while True:
+            if traced is not None:
+                traced.fetched(len(rows))
             for row in rows:
                 yield row
             if len(rows) < size:
                 break
             rows = rows_of((await session.run((fetch,), intent))[0], row_factory)
         if snapshot is None:
-            await session.run((Statement(f"close {name}", prepare=False),), intent)
+            await session.run((AuxiliaryStatement(f"close {name}", prepare=False),), intent)
+    except BaseException as error:
+        failure = error
+        raise
     finally:
+        if traced is not None:
+            traced.end(failure)
+        del failure
         if snapshot is not None:
             await session.end_stream(snapshot)

@@ -135,8 +135,9 @@ class Listener:
             if server.is_pooled:
                 raise DataError(
                     DataErrorKind.CONFIG,
-                    f"{server.label}: behind a pooler in transaction mode no channel can be listened to; use a"
+                    f"{server.full_name}: behind a pooler in transaction mode no channel can be listened to; use a"
                     " datasource whose URL leads to the server itself",
+                    server=server.location,
                 )
             session.participants = (*session.participants, self)
         await self._connect()

@@ -9,6 +9,7 @@ from typing import Final
 from ..concurrency.limits import ConcurrencyLimit
 from ..concurrency.priority_queue import Priority
 from ..observability.metrics import Metrics
+from ..observability.session_trace import TraceOptions
 from ..routing import ANY_FRESHNESS, AccessIntent, Consistency, Freshness, intent_of_method
 from ..routing.consistency.client_history import TokenPolicy
 from ..transaction import BARE, Isolation, OutcomeRule, Terms, TransactionOptions
@@ -64,8 +65,7 @@ class SessionPolicy:
         commit_timeout_s: Seconds that COMMIT may take without a deadline.
         doubt_timeout_s: Seconds to determine the outcome of a COMMIT whose connection was lost.
         is_traced: Whether spans are created.
-        traces_statements: Whether statements have spans of their own.
-        shows_tenant: Whether spans carry the tenant's name.
+        trace_options: What the spans contain.
         metrics: The instruments; None when metrics are disabled.
         retry: Retries of a request after a serialization failure or a deadlock.
         retry_body_limit: Largest request body that is kept for a retry, in bytes.
@@ -81,8 +81,7 @@ class SessionPolicy:
     commit_timeout_s: float = 30.0
     doubt_timeout_s: float = 5.0
     is_traced: bool = True
-    traces_statements: bool = True
-    shows_tenant: bool = False
+    trace_options: TraceOptions = TraceOptions()
     metrics: Metrics | None = None
     retry: int = 0
     retry_body_limit: int = 1 << 20

@@ -30,13 +30,19 @@ async def lend(session: SessionCore, intent: AccessIntent | None) -> AsyncGenera
         await session.run((RAW_SAVEPOINT,), AccessIntent.READ if is_read else None)
         transaction = cast("Transaction", session.transaction_in_use)
         borrowed = transaction.server.lend(transaction.connection)
+        span = None if transaction.trace is None else transaction.trace.borrowed()
         try:
             yield borrowed.connection
-        except BaseException:
+        except BaseException as error:
+            if span is not None and transaction.trace is not None:
+                transaction.trace.session.fail(span, error)
+                span.end()
             borrowed.expire(_OUTLIVED)
             # The block's exception takes precedence; the transaction raises this one at its next statement.
             with contextlib.suppress(DataError):
-                await transaction.take_back()
+                await transaction.take_back(borrowed.refusal)
             raise
+        if span is not None:
+            span.end()
         borrowed.expire(_OUTLIVED)
-        await transaction.take_back()
+        await transaction.take_back(borrowed.refusal)

@@ -6,17 +6,13 @@ A `Scope` only holds state: its parent, savepoint and unit of work. `Transaction
 from __future__ import annotations
 
 from contextvars import ContextVar
-from typing import TYPE_CHECKING, Final, Protocol
+from typing import Final, Protocol
 
 from ..concurrency.shared_lock import SharedLock
 from ..drivers.statements import Control
 from ..errors import DataError, DataErrorKind
-from ..observability import tracing
 from ..transaction import PropagationAction, control_statements
 from .unit_of_work import UnitOfWork
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping
 
 
 class ScopeOwner(Protocol):
@@ -24,10 +20,6 @@ class ScopeOwner(Protocol):
 
     def next_savepoint(self) -> str:
         """A name for a savepoint, unique in this session."""
-        ...
-
-    def note_event(self, name: str, attributes: Mapping[str, tracing.AttributeValue]) -> None:
-        """Add an event to the current span."""
         ...
 
 
@@ -130,7 +122,6 @@ class Scope:
             The statements to send.
         """
         self.savepoint = name = self._owner.next_savepoint()
-        self._owner.note_event(tracing.SAVEPOINT_SET, {tracing.SAVEPOINT: name})
         # Releasing the savepoint, or rolling back to it, restores the mode.
         guard = control_statements.READ_ONLY if self._reads_only and is_guarded else ()
         return [control_statements.savepoint(name), *guard]

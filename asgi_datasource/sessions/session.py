@@ -10,7 +10,7 @@ from ..datasource.datasource import DataSource
 from ..drivers.protocol import Result
 from ..drivers.raw import RawConnection
 from ..drivers.statements import Params, Query, Statement
-from ..observability import tracing
+from ..observability import names
 from ..routing import AccessIntent, ReadAfterWritePin, Route
 from ..tenancy import Tenant
 from ..transaction import Hook, HookEvent, Isolation, Propagation, TransactionOptions, parse_isolation
@@ -263,11 +263,11 @@ class DataSession(SessionCore, StatementMethods):
         """Roll back the transaction at its end, whatever the status of the response, which stays as it is.
 
         Args:
-            reason: Recorded on the span of ROLLBACK.
+            reason: Recorded on the spans of the transaction and of ROLLBACK.
         """
         self.check_open()
         self.make_work_here().rollback_reason = reason
-        self.note_event(tracing.DOOMED, {tracing.ROLLBACK_REASON: reason})
+        self.note_event(names.DOOMED, {names.ROLLBACK_REASON: reason})
 
     def before_commit(self, function: Hook) -> None:
         """Run a function inside the transaction, right before it is committed; its exception fails the request.
@@ -301,7 +301,7 @@ class DataSession(SessionCore, StatementMethods):
 
     # -- for `StatementMethods`
 
-    # -- capabilities of other rooms
+    # -- events
 
     @property
     def outbox(self) -> EventOutbox:
@@ -310,12 +310,12 @@ class DataSession(SessionCore, StatementMethods):
         Raises:
             DataError: CONFIG: the configuration has no section `outbox`.
         """
-        return cast("EventOutbox", self._registry.capability("outbox", self))
+        return cast("EventOutbox", self.facade("outbox"))
 
     @property
     def inbox(self) -> EventInbox:
         """Records processed events: `if await db.inbox.once("mailer", event_id): ...`."""
-        return cast("EventInbox", self._registry.capability("inbox", self))
+        return cast("EventInbox", self.facade("inbox"))
 
     def _run_all(self, statements: Sequence[Statement]) -> Coroutine[Any, Any, Sequence[Result]]:
         return self.run(statements)

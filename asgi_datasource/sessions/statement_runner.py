@@ -16,7 +16,7 @@ from ..datasource.executor import Executor, SentBegin, SentRead
 from ..drivers.protocol import Exchange, Result
 from ..drivers.statements import Params, Query, Statement
 from ..errors import DataError, DataErrorKind
-from ..observability import tracing
+from ..observability.summary import summarize
 from ..routing import AccessIntent
 from ..tenancy import TenantState
 from ..transaction import (
@@ -160,7 +160,7 @@ class StatementRunner(SessionBase):
         plan = self.current_plan()
         if self.outlives_requests:
             await self.renew_tenant()
-        if (self._work is not None and self._work.transaction is not None) or not (
+        if (executor.trace is not None or (self._work is not None and self._work.transaction is not None)) or not (
             not lane.terms.opens_with_reads
             if is_read
             else lane.begins_plainly and self.writers is None and self._tenant.state is _ACTIVE
@@ -280,8 +280,16 @@ class StatementRunner(SessionBase):
         return (intent or plan.intent) is _READ and not self._terms().opens_with_reads
 
     def _explain_read_only(self, statements: Sequence[Statement], error: DataError) -> DataError:
-        what = tracing.summarize(statements[0].text) if statements else "The statement"
+        what = summarize(statements[0].text) if statements else "The statement"
         path = "" if self.scope is None else f" of {self._method} {self.scope.get('path', '')}"
+        transaction = self.current_transaction
+        if self.current_plan().reads_only or (transaction is not None and transaction.read_only):
+            return DataError(
+                DataErrorKind.READ_ONLY,
+                f"{what} writes, but runs in a read_only transaction{path} and was refused. Remove read_only from its"
+                " annotation, its rule in `routes`, its block or its session(read_only=True)",
+                sqlstate=error.sqlstate or "25006",
+            )
         return DataError(
             DataErrorKind.READ_ONLY,
             f"{what} writes, but ran with read intent{path} and was refused. Annotate the route with @transactional"

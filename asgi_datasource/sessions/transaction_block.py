@@ -17,7 +17,7 @@ from typing import Any, Final, TypeVar
 from ..concurrency.shared_lock import SharedLock
 from ..concurrency.threads import is_on_a_loop, wait_in_thread
 from ..errors import DataError, DataErrorKind
-from ..observability import tracing
+from ..observability.tracing import reason_of
 from ..routing import AccessIntent
 from ..transaction import (
     Isolation,
@@ -77,6 +77,8 @@ class TransactionBlock(Scope):
         self._dooms = dooms
         self._deadline = deadline
         self._runs_hooks = runs_hooks
+        self.attempt = 1
+        """Number of the attempt, for the span of its transaction."""
         self._is_outermost = False
         self._outer_lock: SharedLock | None = None
         self._timeout: asyncio.Timeout | None = None
@@ -228,6 +230,8 @@ class TransactionBlock(Scope):
                 deferrable=options.deferrable,
             )
             self.own_work = session.suspend(session.with_route(terms) if self._is_outermost else terms)
+            self.own_work.propagation = options.propagation.value
+            self.own_work.attempt = self.attempt
         elif self.action is PropagationAction.ALONE:
             self.own_work = session.suspend(Terms(is_shared=False))
         elif self.action in (PropagationAction.JOIN, PropagationAction.SAVEPOINT) and options.isolation is not None:
@@ -324,7 +328,7 @@ class TransactionBlock(Scope):
         if self.action is PropagationAction.OWN:
             await work.finish(
                 commit=not is_undone and work.rollback_reason is None,
-                reason="end of the block" if error is None else f"{type(error).__name__} left the block",
+                reason="end of the block" if error is None else reason_of(error),
                 deadline=self._session.deadline(),
             )
         else:
@@ -345,12 +349,13 @@ class TransactionBlock(Scope):
             return
         if not is_undone and transaction.failure is None:
             transaction.pending.append(control_statements.release(name))
+            if transaction.trace is not None:
+                transaction.trace.savepoint_ended(name, "released")
             return
         session.undo_hooks(self)
         if transaction.is_open:
             cause = self.doomed_by or transaction.failure
             await transaction.rollback_to(name, deadline=session.deadline())
-            session.note_event(tracing.SAVEPOINT_ROLLED_BACK, {tracing.SAVEPOINT: name})
             if error is None:
                 raise unexpected_rollback(cause) from cause
 

@@ -9,7 +9,7 @@ from collections.abc import Awaitable, Callable, Generator
 from contextlib import contextmanager
 from typing import TypeVar
 
-from ..observability import tracing
+from ..observability import names
 from ..routing import AccessIntent
 from ..transaction import (
     BARE,
@@ -72,6 +72,7 @@ async def _run_with_retries(
         block = TransactionBlock(
             session, options, is_exclusive=False, demotes=True, deadline=deadline, runs_hooks=False
         )
+        block.attempt = attempt
         hooks, commits = session.due_hooks, session.commits
         try:
             async with block:
@@ -81,7 +82,7 @@ async def _run_with_retries(
             if conflict is None or block.action is not PropagationAction.OWN:
                 raise
             if attempt > retries:
-                session.note_event(tracing.RETRY_GIVEN_UP, {tracing.RETRY_ATTEMPT: attempt})
+                session.note_event(names.RETRY_GIVEN_UP, {names.RETRY_ATTEMPT: attempt})
                 raise
             if session.commits != commits:
                 logger.warning("not retried after a conflict: a part of it had been committed already")
@@ -91,8 +92,8 @@ async def _run_with_retries(
             if limit is not None and time.monotonic() + delay_s >= limit:
                 raise
             session.forget_due_hooks(hooks)
-            session.note_event(tracing.RETRY, tracing.retry_attributes(attempt, delay_s, conflict))
-            await asyncio.sleep(delay_s)
+            with session.waiting_to_retry(attempt, delay_s, conflict):
+                await asyncio.sleep(delay_s)
 
 
 def run_sync(session: SessionCore, options: TransactionOptions, invoke: Callable[[], R]) -> R:

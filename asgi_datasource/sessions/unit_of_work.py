@@ -6,12 +6,14 @@ import asyncio
 from collections.abc import Iterator, Sequence
 from typing import Protocol, cast
 
+from opentelemetry.context import Context
+
 from ..concurrency.tasks import BackgroundTasks
 from ..datasource.executor import Executor, Lent, SentBegin
 from ..drivers.protocol import Exchange, Result
 from ..drivers.statements import Control, Statement
 from ..errors import CommitUnknown, DataError, DataErrorKind
-from ..observability import tracing
+from ..observability.tracing import hook_span
 from ..routing import AccessIntent
 from ..routing.consistency.client_history import NOWHERE, ClientHistory
 from ..transaction import (
@@ -52,8 +54,14 @@ class WorkOwner(Protocol):
         """Stop tracking a commit that is done."""
         ...
 
-    def settle_hooks(self, hooks: WaitingHooks, *, committed: bool | None) -> None:
-        """Make hooks due, or drop them, by the outcome of their transaction; None if the outcome is unknown."""
+    def settle_hooks(self, hooks: WaitingHooks, *, committed: bool | None, within: Context | None = None) -> None:
+        """Make hooks due, or drop them, by the outcome of their transaction; None if the outcome is unknown.
+
+        Args:
+            hooks: The hooks.
+            committed: The outcome.
+            within: The context of the transaction's span; None without one.
+        """
         ...
 
     def note_committed(self, transaction: Transaction) -> None:
@@ -120,6 +128,10 @@ class UnitOfWork:
     """The conflict (40001, 40P01) that its transaction failed with; a retry may succeed."""
     rollback_reason: str | None = None
     """The reason given to `set_rollback_only`: the end of the session rolls back without an error."""
+    propagation = "required"
+    """The propagation of the block or function that has pushed it."""
+    attempt = 1
+    """Number of the attempt of that function."""
     deferred: DeferredWrites | None = None
     """Writes that are sent in the round trip of COMMIT; None without any."""
     _hooks: Sequence[tuple[HookEvent, Hook, Place | None]] = ()
@@ -185,7 +197,9 @@ class UnitOfWork:
         while self.may_commit and (first := next(self._hooks_before_commit(), None)) is not None:
             self._hooks = [hook for hook in self._hooks if hook is not first]
             event, function, _ = first
-            with tracing.hook_span(event.value, name_of_hook(function), is_traced=self._policy.is_traced) as fail:
+            within = context_of(self.transaction)
+            name = name_of_hook(function)
+            with hook_span(event.value, name, is_traced=self._policy.is_traced, within=within) as fail:
                 try:
                     await call_hook(function)
                 except Exception as error:
@@ -213,7 +227,7 @@ class UnitOfWork:
                 self.deferred = None
             else:
                 self.deferred.drop(lambda place: bool(place.is_inside(within)))
-        self._owner.settle_hooks(self._take_hooks(within), committed=committed)
+        self._owner.settle_hooks(self._take_hooks(within), committed=committed, within=context_of(self.transaction))
 
     def _take_hooks(self, within: Place | None = None) -> WaitingHooks:
         if not self._hooks:
@@ -257,9 +271,9 @@ class UnitOfWork:
         transaction = self.transaction
         if transaction is None or not transaction.take_commit(exchange):
             return False
-        self.transaction = None
         if self._hooks:
             self.settle(committed=True)
+        self.transaction = None
         self._owner.note_committed(transaction)
         return True
 
@@ -339,7 +353,7 @@ class UnitOfWork:
                 raise
             self._owner.forget_committing(committing)
         finally:
-            self._owner.settle_hooks(hooks, committed=committed)
+            self._owner.settle_hooks(hooks, committed=committed, within=context_of(transaction))
             if transaction is not None and not transaction.is_open:
                 # Break the reference cycle: the traceback of the failure refers to the transaction.
                 transaction.failure = None
@@ -414,7 +428,7 @@ class UnitOfWork:
                 raise explained from error
             raise
         finally:
-            owner.settle_hooks(hooks, committed=committed)
+            owner.settle_hooks(hooks, committed=committed, within=context_of(transaction))
             if committed is None and owner.client_history is not None and transaction.identified is not None:
                 # It may have been committed: the client's later reads must see it then.
                 owner.client_history.note(transaction.position or NOWHERE)
@@ -436,6 +450,11 @@ class UnitOfWork:
         self.transaction = self.snapshot = None
         self.streams = 0
         self.settle(committed=False)
+
+
+def context_of(transaction: Transaction | None) -> Context | None:
+    """The context in which the span of a transaction is current; None without a span."""
+    return None if transaction is None or transaction.trace is None else transaction.trace.context
 
 
 async def _send_before(
@@ -588,7 +607,10 @@ async def open_transaction(
         savepoints=[] if scope is None else scope.savepoints_to_send(),
         lent=lent,
         begun=begun,
+        is_requests=work.outer is None,
     )
+    if opened.transaction.trace is not None:
+        opened.transaction.trace.describe("not_supported" if not terms.is_shared else work.propagation, work.attempt)
     if is_snapshot:
         work.snapshot = opened.transaction
     else:

@@ -217,7 +217,7 @@ class Catalog:
                 self._drop_connection()
 
     def _notified(self, _: object) -> None:
-        self._absent.clear()
+        # The load that follows clears the negative cache, if any row has changed.
         self._is_due.set()
 
     def _connection_lost(self) -> None:

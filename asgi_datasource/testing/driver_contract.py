@@ -87,7 +87,7 @@ class DriverContract:
         made: list[Server] = []
 
         async def make(*, conninfo: str | None = None, is_open: bool = True, **options: Any) -> Server:
-            options = {"max_size": 2, "acquire_timeout_s": 0.5, **options}
+            options = {"max_size": 2, "acquire_timeout_s": 5.0, **options}
             settings = ServerSettings(conninfo=conninfo or site.conninfo, **options)
             server = site.driver.make_server("primary", "main", Role.PRIMARY, settings)
             made.append(server)
@@ -124,7 +124,8 @@ class DriverContract:
         server.put_back(again)
         assert server.borrowed == 0
 
-    async def test_an_exhausted_pool_is_reported(self, server: Server) -> None:
+    async def test_an_exhausted_pool_is_reported(self, make: Make) -> None:
+        server = await make(acquire_timeout_s=0.5)
         lent = [await server.acquire(deadline=None) for _ in range(2)]
         with pytest.raises(DataError) as raised:
             await server.acquire(deadline=None)
@@ -426,7 +427,10 @@ class DriverContract:
                 exchange = await connection.exchange([statement])
                 error = server.error_of(exchange, is_write=True)
                 assert error.kind is kind
-                assert server.label in str(error)
+                assert server.full_name in str(error)
+                # Applications show and report messages; the address is an attribute.
+                assert server.location not in str(error)
+                assert error.server == server.location
                 for text in (str(error), repr(error), repr(statement), repr(connection), repr(exchange)):
                     assert site.secret not in text
                 assert connection.is_idle

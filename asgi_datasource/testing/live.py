@@ -106,7 +106,8 @@ async def serve(
         **options,
     }
     server = _Uvicorn(uvicorn.Config(_watch_lifespan(app, failures), **settings))
-    listener = socket.socket()
+    # With its protocol, which accepted sockets inherit: asyncio sets TCP_NODELAY on those of TCP only.
+    listener = socket.socket(proto=socket.IPPROTO_TCP)
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     listener.bind((HOST, 0))
     port = int(listener.getsockname()[1])

@@ -8,6 +8,8 @@ from collections.abc import Awaitable, Callable
 from enum import StrEnum
 from typing import cast
 
+from opentelemetry.context import Context
+
 from ..observability import tracing
 
 Hook = Callable[[], object]
@@ -34,13 +36,19 @@ class DueHooks:
     __slots__ = ("_due",)
 
     def __init__(self) -> None:
-        self._due: WaitingHooks = []
+        self._due: list[tuple[HookEvent, Hook, Context | None]] = []
 
-    def settle(self, waiting: WaitingHooks, *, committed: bool | None) -> None:
-        """The outcome of the transaction is known: its hooks become due; with an unknown outcome (None), none do."""
+    def settle(self, waiting: WaitingHooks, *, committed: bool | None, within: Context | None = None) -> None:
+        """The outcome of the transaction is known: its hooks become due; with an unknown outcome (None), none do.
+
+        Args:
+            waiting: The hooks.
+            committed: The outcome.
+            within: The context of the transaction's span, which contains theirs; None without one.
+        """
         if committed is not None:
             event = HookEvent.AFTER_COMMIT if committed else HookEvent.AFTER_ROLLBACK
-            self._due += [hook for hook in waiting if hook[0] is event]
+            self._due += [(kind, function, within) for kind, function in waiting if kind is event]
 
     def __len__(self) -> int:
         return len(self._due)
@@ -52,9 +60,9 @@ class DueHooks:
     async def run(self, *, is_traced: bool) -> None:
         """Run the due hooks, isolated from each other: a failure is logged with its span and has no other effect."""
         while self._due:
-            event, function = self._due.pop(0)
+            event, function, within = self._due.pop(0)
             name = name_of_hook(function)
-            with tracing.hook_span(event.value, name, is_traced=is_traced) as fail:
+            with tracing.hook_span(event.value, name, is_traced=is_traced, within=within) as fail:
                 try:
                     await call_hook(function)
                 except (Exception, asyncio.CancelledError) as error:

@@ -13,9 +13,12 @@ from ..concurrency.tasks import BackgroundTasks
 from ..drivers.protocol import Connection, Exchange, Result, Server
 from ..drivers.statements import Control, ControlKind, Envelope, Params, Query, Statement
 from ..errors import CommitUnknown, DataError, DataErrorKind, UnexpectedRollback
-from ..observability import tracing
 from ..observability.metrics import Measure
-from ..routing import Position, parse_lsn
+from ..observability.names import OUTCOME, ROLLBACK_REASON
+from ..observability.session_trace import TransactionTrace, description_of, note_failed_statement
+from ..observability.summary import analyze
+from ..observability.tracing import reason_of
+from ..routing import Position, format_lsn, parse_lsn
 from . import control_statements
 from .commit_outcome import Fate, find_fate
 from .control_statements import Identity, Verdict
@@ -86,11 +89,12 @@ class Transaction:
         *,
         read_only: bool,
         isolation: Isolation | None,
-        is_traced: bool = False,
-        traces_statements: bool = False,
+        trace: TransactionTrace | None = None,
         measure: Measure | None = None,
     ) -> None:
         self._measure = measure
+        self.trace = trace
+        """Makes its spans; None where the session's trace is not sampled."""
         self.connection = connection
         self.server = server
         self.read_only = read_only
@@ -98,8 +102,6 @@ class Transaction:
         self.pending: list[Control] = []
         """SAVEPOINT and RELEASE, sent with the next statement's round trip."""
         self._background = background
-        self._is_traced = is_traced
-        self._traces_statements = traces_statements
 
     def __repr__(self) -> str:
         return f"<Transaction {self.state.value} on {self.server.datasource}.{self.server.name}>"
@@ -140,7 +142,7 @@ class Transaction:
             self.state is not TxState.ACTIVE
             or self.failure is not None
             or self.pending
-            or self._traces_statements
+            or self.trace is not None
             or self.note_position is not None
             or (self._control is not None and not self._control.done())
         ):
@@ -159,7 +161,9 @@ class Transaction:
         if self._asks:
             self.note_identity(exchange, envelope.index + len(envelope.closing))
         if self._measure is not None:
-            self._measure.ran(self.server, tracing.operation_of(str(query)), perf_counter() - self._started, None)
+            analysis = analyze(query if isinstance(query, str) else Statement(query).text)
+            rows = result.rowcount if analysis.operation == "SELECT" else -1
+            self._measure.ran(self.server, analysis, perf_counter() - self._started, None, rows)
         return result
 
     async def run(
@@ -200,7 +204,13 @@ class Transaction:
         if guard:
             batch.append(READ_GUARD_END)
         batch += self.questions
-        exchange = await self._exchange(batch, statements, deadline, begun)
+        if self.trace is not None:
+            for control in self.pending:
+                if control.kind is ControlKind.SAVEPOINT:
+                    self.trace.savepoint(control.name)
+        exchange = await self._exchange(
+            batch, statements, deadline, begun, reason=_PINNED if as_read and not self.read_only else None
+        )
         if self.pending and (exchange.failed_at is None or exchange.failed_at >= len(self.pending)):
             self._note_pending_sent()
         if exchange.error is not None:
@@ -283,23 +293,32 @@ class Transaction:
         self.note_answers(exchange, len(batch))
         if name in self.savepoints:
             self.savepoints = self.savepoints[: self.savepoints.index(name)]
+        if self.trace is not None:
+            self.trace.savepoint_ended(name, "rolled_back", self.failure)
         self.failure = None
 
-    async def take_back(self) -> None:
+    async def take_back(self, refusal: DataError | None) -> None:
         """Check the state of the connection after its use as a raw connection.
+
+        Args:
+            refusal: A statement on it was refused because it would have ended the transaction: only a rollback remains.
 
         Raises:
             DataError: QUERY: the borrower has ended the transaction.
         """
         if self.is_open:
             await self._run_control(self._take_back())
+        if refusal is not None and self.failure is None:
+            self.failure = refusal
 
     async def _take_back(self) -> None:
         connection = self.connection
         error = refuse_transaction_command("COMMIT or ROLLBACK")
         if connection.closed:
             error = DataError(
-                DataErrorKind.CONNECTION, f"the connection to {self.server.label} was lost while it was borrowed"
+                DataErrorKind.CONNECTION,
+                f"the connection to {self.server.full_name} was lost while it was borrowed",
+                server=self.server.location,
             )
         elif connection.is_midway:
             error = DataError(
@@ -341,9 +360,10 @@ class Transaction:
         if command is None and self.connection.closed:
             error = DataError(
                 DataErrorKind.CONNECTION,
-                f"the connection to {self.server.label} was lost before the transaction had ended; send the request"
+                f"the connection to {self.server.full_name} was lost before the transaction had ended; send the request"
                 " again",
                 is_retryable=True,
+                server=self.server.location,
             )
         else:
             error = refuse_transaction_command(command or "COMMIT")
@@ -353,13 +373,15 @@ class Transaction:
 
     async def fail(self, exchange: Exchange, *, is_write: bool) -> DataError:
         """Classify a failed exchange, and return the connection at once if there is nothing to roll back on it."""
-        error = self.server.error_of(exchange, is_write=is_write and not self.read_only)
+        error = self.server.error_of(exchange, is_write=is_write)
         self.failure = error
         if error.sqlstate == "25006" and error.kind is DataErrorKind.CONNECTION:
             self.server.refused_write(self.connection)
         if exchange.is_lost and self.is_open:
             self._move(TxState.ROLLED_BACK)
             await self._background.run(self.server.reclaim(self.connection))
+            if self.trace is not None:
+                self.trace.end(TxState.ROLLED_BACK.value, "the connection was lost", error)
         return error
 
     def doom(self, error: DataError) -> None:
@@ -388,7 +410,7 @@ class Transaction:
         exchange = connection.send_controls(batch, deadline=deadline)
         if exchange is not None:
             self.state = TxState.COMMITTING
-            if self._is_traced or self._measure is not None:
+            if self.trace is not None or self._measure is not None:
                 self._time_commit()
         return exchange
 
@@ -400,7 +422,7 @@ class Transaction:
         if self.identified is not None:
             self.wal_position = exchange.value(1)
         self.server.release(self.connection)
-        if self._is_traced or self._measure is not None:
+        if self.trace is not None or self._measure is not None:
             self._note_outcome()
             self._note_commit_ended(None)
         return True
@@ -497,9 +519,10 @@ class Transaction:
             await self._give_back_rolled_back("failed over")
             raise DataError(
                 DataErrorKind.CONNECTION,
-                f"{self.server.label}: a failover took place during the transaction, which was on the former primary:"
-                " it was rolled back; send the request again",
+                f"{self.server.full_name}: a failover took place during the transaction, which was on the former"
+                " primary: it was rolled back; send the request again",
                 is_retryable=True,
+                server=self.server.location,
             )
 
     @property
@@ -519,25 +542,35 @@ class Transaction:
         await self._background.run(self._give_back_rolled_back(reason))
 
     def _time_commit(self) -> None:
-        if self._is_traced:
-            self._span = self._start_span("COMMIT")
+        if self.trace is not None:
+            self._span = self.trace.command("COMMIT")
         if self._measure is not None:
             self._started = perf_counter()
 
     def _note_commit_ended(self, failure: BaseException | None) -> None:
         span, self._span = self._span, None
-        if span is not None and isinstance(failure, DataError):
-            tracing.fail_span(span, failure)
-        if span is not None:
-            self._end_span(span, self._outcome())
+        if span is not None and self.trace is not None:
+            self._end_commit_span(self.trace, span, failure)
         if self._measure is not None:
             self._note_run("COMMIT", self._started, failure)
             if self.state is TxState.IN_DOUBT:
                 self._note_outcome()
 
+    def _end_commit_span(self, trace: TransactionTrace, span: Span, failure: BaseException | None) -> None:
+        outcome = self._outcome()
+        if failure is not None:
+            trace.session.fail(span, failure)
+        elif self.state is TxState.COMMITTED:
+            trace.committed(span, None if self.wal_position is None else format_lsn(parse_lsn(self.wal_position)))
+        span.set_attribute(OUTCOME, outcome)
+        span.end()
+        trace.end(outcome, None if failure is None else "COMMIT has failed", failure)
+
     async def _resolve(self, exchange: Exchange, *, within: float) -> None:
         """The connection was lost during COMMIT: look up the outcome and raise it."""
         self._move(TxState.IN_DOUBT)
+        if self.trace is not None and self._span is not None:
+            self.trace.commit_lost(self._span)
         await self.server.reclaim(self.connection)
         identity = self.identity
         if identity is not None:
@@ -556,14 +589,16 @@ class Transaction:
             if error.kind is not DataErrorKind.TIMEOUT:
                 error = DataError(
                     DataErrorKind.CONNECTION,
-                    f"the connection to {self.server.label} was lost during COMMIT, and the server has rolled the"
+                    f"the connection to {self.server.full_name} was lost during COMMIT, and the server has rolled the"
                     " transaction back; send the request again",
                     is_retryable=True,
+                    server=self.server.location,
                 )
             raise error from exchange.error
         raise CommitUnknown(
-            f"the connection to {self.server.label} was lost during COMMIT and no server could tell within"
-            f" {within:.0f} s whether it took effect; look before you send the request again"
+            f"the connection to {self.server.full_name} was lost during COMMIT and no server could tell within"
+            f" {within:.0f} s whether it took effect; look before you send the request again",
+            server=self.server.location,
         ) from exchange.error
 
     def _outcome(self) -> str:
@@ -586,13 +621,15 @@ class Transaction:
         statements: Sequence[Statement],
         deadline: float | None,
         begun: Exchange | None = None,
+        *,
+        reason: str | None = None,
     ) -> Exchange:
-        span = None
-        if self._traces_statements and statements:
-            span = tracing.start_statement_span(statements[0].text, len(statements), self.server.attributes)
+        trace = self.trace
+        span = trace.statement(statements, reason=reason) if trace is not None and statements else None
         measure = self._measure if statements else None
         started = 0.0 if measure is None else perf_counter() if begun is None else self._started
         failure: BaseException | None = None
+        rows = -1
         try:
             if begun is None:
                 exchange = await self.connection.exchange(batch, deadline=deadline)
@@ -601,33 +638,41 @@ class Transaction:
                 await self.connection.finish(exchange)
             if exchange.error is not None and (span is not None or measure is not None):
                 failure = error = self.server.error_of(exchange, is_write=not self.read_only)
-                if span is not None:
-                    tracing.fail_span(span, error)
+                if span is not None and trace is not None:
+                    trace.session.fail(span, error)
+                    first = next((index for index, one in enumerate(batch) if one is statements[0]), 0)
+                    note_failed_statement(span, exchange.failed_at, first, len(statements))
+            elif measure is not None and exchange.error is None:
+                rows = returned_rows(exchange, batch, statements)
             return exchange
         except asyncio.CancelledError as error:
             failure = error
+            if span is not None and trace is not None:
+                trace.session.fail(span, error)
+                span.end()
             await self._cancelled()
             raise
         except Exception as error:  # noqa: BLE001 - whichever class the driver, or an adapter, has raised
             # A mistake of the caller's that was noticed before anything was sent: the transaction goes on.
             failure = mistake = self.server.mistake_of(error)
+            if span is not None and trace is not None:
+                trace.session.fail(span, mistake)
             try:
                 raise mistake from error
             finally:
                 del mistake
         finally:
-            if span is not None:
+            if span is not None and span.is_recording():
                 span.end()
             if measure is not None:
-                operation = tracing.operation_of(statements[0].text)
-                measure.ran(self.server, operation, perf_counter() - started, failure)
+                measure.ran(self.server, description_of(statements), perf_counter() - started, failure, rows)
 
     async def abandon(self, statement: Statement) -> None:
         """Clean up after the caller of `send` was cancelled while it awaited the answer."""
         if self._measure is not None:
-            operation = tracing.operation_of(statement.text)
+            analysis = analyze(statement.text)
             took_s = perf_counter() - self._started
-            self._measure.ran(self.server, operation, took_s, asyncio.CancelledError())
+            self._measure.ran(self.server, analysis, took_s, asyncio.CancelledError())
         await self._cancelled()
 
     async def _cancelled(self) -> None:
@@ -644,7 +689,13 @@ class Transaction:
             self.failure = DataError(
                 DataErrorKind.QUERY, "a statement of this transaction was cancelled, and the transaction rolled back"
             )
-            await self._background.run(self.server.reclaim(self.connection))
+            await self._background.run(self._end_interrupted())
+
+    async def _end_interrupted(self) -> None:
+        cause: BaseException = asyncio.CancelledError()
+        if self.trace is not None:
+            cause = self.trace.session.cause(cause)
+        await self._roll_back(reason_of(cause), self.server.reclaim(self.connection), cause)
 
     async def _stop_statement(self) -> None:
         if not self.is_open:
@@ -657,16 +708,24 @@ class Transaction:
             )
             self._move(TxState.ROLLED_BACK)
             await self.server.reclaim(connection)
+            if self.trace is not None:
+                self.trace.end(TxState.ROLLED_BACK.value, "the connection was lost", self.failure)
 
     async def _give_back_rolled_back(self, reason: str) -> None:
-        span = self._start_span("ROLLBACK")
-        if span is not None:
-            span.set_attribute(tracing.ROLLBACK_REASON, reason)
+        await self._roll_back(reason, self._give_back(), None)
+
+    async def _roll_back(self, reason: str, work: Coroutine[Any, Any, None], error: BaseException | None) -> None:
+        trace = self.trace
+        span = None if trace is None else trace.command("ROLLBACK")
         started = 0.0 if self._measure is None else perf_counter()
         try:
-            await self._give_back()
+            await work
         finally:
-            self._end_span(span, TxState.ROLLED_BACK.value)
+            if span is not None and trace is not None:
+                span.set_attribute(ROLLBACK_REASON, reason)
+                span.set_attribute(OUTCOME, TxState.ROLLED_BACK.value)
+                span.end()
+                trace.end(TxState.ROLLED_BACK.value, reason, error or trace.session.interruption)
             self._note_run("ROLLBACK", started, None)
 
     async def _give_back(self) -> None:
@@ -675,20 +734,11 @@ class Transaction:
 
     def _note_run(self, operation: str, started: float, failure: BaseException | None) -> None:
         if self._measure is not None:
-            self._measure.ran(self.server, operation, perf_counter() - started, failure)
+            self._measure.ran(self.server, _COMMANDS[operation], perf_counter() - started, failure)
 
     def _note_outcome(self) -> None:
         if self._measure is not None:
             self._measure.ended(self.server.datasource, self._outcome())
-
-    def _start_span(self, name: str) -> Span | None:
-        return tracing.start_client_span(name, self.server.attributes) if self._is_traced else None
-
-    @staticmethod
-    def _end_span(span: Span | None, outcome: str) -> None:
-        if span is not None:
-            span.set_attribute(tracing.OUTCOME, outcome)
-            span.end()
 
     def _move(self, following: TxState) -> None:
         self.state = check_move(self.state, following)
@@ -696,10 +746,29 @@ class Transaction:
             self._note_outcome()
 
 
+_PINNED: Final = "pinned"
+"""The reason of a read in a transaction that may write."""
+
+_COMMANDS: Final = {name: analyze(name) for name in ("COMMIT", "ROLLBACK")}
+
 _ASK_XID: Final = (control_statements.IDENTIFY_XID,)
 _ASK_ALL: Final = (control_statements.IDENTIFY,)
 _END: Final = (control_statements.COMMIT,)
 _END_OF_WRITES: Final = (control_statements.COMMIT, control_statements.WAL_POSITION)
+
+
+def returned_rows(exchange: Exchange, batch: Sequence[Statement], statements: Sequence[Statement]) -> int:
+    """The number of rows that the one query of a successful round trip has returned; -1 for anything else.
+
+    Args:
+        exchange: The round trip.
+        batch: All statements of it.
+        statements: Those of the application.
+    """
+    if len(statements) != 1 or statements[0].is_auxiliary or analyze(statements[0].text).operation != "SELECT":
+        return -1
+    index = next(index for index, one in enumerate(batch) if one is statements[0])
+    return exchange.answers(index, 1)[0].rowcount
 
 
 async def _after(previous: asyncio.Task[None] | None, work: Coroutine[Any, Any, None]) -> None:

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 from fastapi import Depends, FastAPI, HTTPException
 from sqlalchemy import func
 from sqlalchemy.ext.asyncio import AsyncSession
-from sqlmodel import SQLModel, select
+from sqlmodel import select
 
 from asgi_datasource import DataSession, DataSourceMiddleware, DataSourceRegistry, compile, session
 from sqlalchemy_app.models import NewOrder, Order, Product
@@ -67,10 +67,3 @@ def create_app(registry: DataSourceRegistry | None = None) -> FastAPI:
     app.post("/orders", status_code=201)(place_order)
     app.get("/report")(report)
     return app
-
-
-async def create_tables(registry: DataSourceRegistry) -> None:
-    """Make the tables in each tenant's schema; an application with a history of its tables has Alembic do this."""
-    for tenant in registry.known_tenants:
-        async with registry.sqlalchemy_engine(tenant).begin() as connection:
-            await connection.run_sync(SQLModel.metadata.create_all)

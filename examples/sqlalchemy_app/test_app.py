@@ -7,16 +7,16 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 import httpx
-import psycopg
 import pytest
 
 from asgi_datasource import compile
 from asgi_datasource.testing import serve
+from asgi_datasource.testing.migrated import MigrationOptions
 from asgi_datasource.testing.plugin import Database
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from sqlalchemy_app.app import CONFIG, create_app, create_tables
+from sqlalchemy_app.app import CONFIG, create_app
 
 
 @pytest.fixture(scope="session")
@@ -24,23 +24,23 @@ def pg_cluster_options() -> dict[str, int]:
     return {"replicas": 1}
 
 
+@pytest.fixture(scope="session")
+def pg_migrations() -> MigrationOptions:
+    return {"folder": CONFIG.with_name("migrations"), "tenants": {"acme": "acme", "globex": "globex"}}
+
+
 @pytest.fixture
-async def shop(pg_database: Database) -> AsyncIterator[httpx.AsyncClient]:
+async def shop(pg_migrated: Database) -> AsyncIterator[httpx.AsyncClient]:
     """A client of the served application, whose tenants have their tables and nothing in them."""
-    async with await psycopg.AsyncConnection.connect(pg_database.url, autocommit=True) as connection:
-        for tenant in ("acme", "globex"):
-            await connection.execute(f"create schema {tenant}".encode())
-    [replica_url] = pg_database.replica_urls.values()
-    environ = {"ORDERS_URL": pg_database.url, "ORDERS_R1_URL": replica_url, "TOKEN_SECRET": "s" * 32}
+    [replica_url] = pg_migrated.replica_urls.values()
+    environ = {"ORDERS_URL": pg_migrated.url, "ORDERS_R1_URL": replica_url, "TOKEN_SECRET": "s" * 32}
     registry = compile(CONFIG, environ=environ)
-    async with registry:
-        await create_tables(registry)
-        await pg_database.cluster.caught_up()
-        async with (
-            serve(create_app(registry)) as server,
-            httpx.AsyncClient(base_url=server.url, headers={"X-Tenant": "acme"}) as client,
-        ):
-            yield client
+    async with (
+        registry,
+        serve(create_app(registry)) as server,
+        httpx.AsyncClient(base_url=server.url, headers={"X-Tenant": "acme"}) as client,
+    ):
+        yield client
 
 
 async def test_an_order_takes_from_the_stock(shop: httpx.AsyncClient) -> None:

@@ -6,7 +6,7 @@ import os
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
@@ -18,7 +18,7 @@ from starlette.staticfiles import StaticFiles
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from asgi_datasource import DataSourceMiddleware
-from examples.starlette_app import control, desk, live, tracing
+from examples.starlette_app import changes, control, desk, live, tracing
 from examples.starlette_app.dataset import subset
 from examples.starlette_app.load import places
 
@@ -26,6 +26,7 @@ HERE: Final = Path(__file__).parent
 
 feed: Final = live.Feed()
 servers: Final = control.ControlClient(os.environ[control.SOCKET]) if control.SOCKET in os.environ else None
+board: Final = changes.Changes(os.environ[changes.SECRET]) if changes.SECRET in os.environ else None
 
 
 async def page(request: Request) -> FileResponse:
@@ -56,8 +57,11 @@ async def requests(request: Request) -> JSONResponse:
         after, limit = int(request.query_params.get("after", 0)), int(request.query_params.get("limit", live.KEPT))
     except ValueError:
         raise HTTPException(400, "after and limit are numbers") from None
-    state = await servers.ask({"action": "state", "server": ""}) if servers is not None else None
-    return JSONResponse({"last": feed.number, "requests": feed.since(after, limit), "servers": state})
+    state: dict[str, Any] = {}
+    if servers is not None:
+        state = await servers.ask({"action": "state", "server": ""})
+    found = {"servers": state.get("servers"), "relays": state.get("relays")}
+    return JSONResponse({"last": feed.number, "requests": feed.since(after, limit), **found})
 
 
 ui: Final = [
@@ -66,6 +70,8 @@ ui: Final = [
     Route("/requests", requests),
     Mount("/static", StaticFiles(directory=HERE / "static")),
 ]
+if board is not None:
+    ui += [Route("/changes", board.receive, methods=["POST"]), Route("/changes", board.show)]
 if servers is not None:
     ui.append(Route("/control", servers.handle, methods=["POST"]))
 
@@ -86,15 +92,15 @@ class FrontDoor:
 
 @asynccontextmanager
 async def lifespan(app: Starlette) -> AsyncIterator[None]:
-    """Trace from start to end; the last spans are sent before the process exits."""
-    provider = tracing.set_up(feed)
+    """Trace from the start; `SendLastSpans` ends it after the registry has closed."""
+    tracing.set_up(feed)
     yield
-    provider.shutdown()
 
 
 app: Final = Starlette(
     routes=[Mount("/ui", routes=ui), *desk.routes],
     middleware=[
+        Middleware(tracing.SendLastSpans),
         Middleware(FrontDoor),
         Middleware(live.Watch, feed=feed),
         Middleware(DataSourceMiddleware, config=HERE / "datasource.yaml"),

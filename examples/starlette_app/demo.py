@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import base64
 import contextlib
 import os
+import secrets
 import signal
 import socket
 import sys
@@ -20,8 +22,9 @@ from typing import Final
 import httpx
 
 from asgi_datasource.testing import EmbeddedCluster
-from examples.starlette_app import control, dataset, load
+from examples.starlette_app import changes, control, dataset, load
 from examples.starlette_app.fleet import Fleet
+from examples.starlette_app.relays import Relays
 
 REPOSITORY: Final = Path(__file__).resolve().parents[2]
 DATABASES: Final = ("airlines", "united")
@@ -178,7 +181,7 @@ async def desk(
     # The end of standard input signals the exit of this process, even if it is killed. In its own session the
     # application gets no Ctrl-C of the terminal: this process stops it, before the servers.
     with contextlib.ExitStack() as stack:
-        output = None if log is None else stack.enter_context(log.open("wb"))
+        output = None if log is None else stack.enter_context(log.open("ab"))
         process = await asyncio.create_subprocess_exec(
             sys.executable, "-m", "starlette_app.serve", str(listener.fileno()),
             env={**os.environ, **variables}, stdin=asyncio.subprocess.PIPE, stdout=output, stderr=output,
@@ -230,7 +233,8 @@ def invite(console: Console, address: str) -> None:
     console.say(f"""
   {console.strong(f"The desk is open: {address}/ui/")}
 
-  On the page: pick an airline, press a button, see which server took it and why. Stop a replica; pause replay.
+  On the page: pick an airline, press a button, see which server took it and why. Stop a replica; pause replay;
+  kill a relay, and see the changes of flights arrive nevertheless.
 
   From a terminal (the header X-Served-By says who answered):
     curl -i {address}/reports/hours -H 'X-Tenant: dl'
@@ -263,15 +267,23 @@ async def run(options: Options, console: Console) -> int:
         directory = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="desk-")))
         path = directory / "control.sock"
         await stack.enter_async_context(control.ControlServer(path, fleet.obey))
+        variables = {
+            **environment(cluster),
+            control.SOCKET: str(path),
+            changes.URL: f"{address}/ui/changes",
+            changes.SECRET: "whsec_" + base64.b64encode(secrets.token_bytes(32)).decode(),
+        }
+        log = directory / "desk.log" if options.is_smoke else None
+        fleet.relays = relays = await stack.enter_async_context(Relays(variables, log))
         with console.step("The desk, in a process of its own") as told:
-            variables = {**environment(cluster), control.SOCKET: str(path)}
-            log = directory / "desk.log" if options.is_smoke else None
             process = await stack.enter_async_context(desk(listener, variables, address, log))
             told(f"process {process.pid}, {address}")
+        with console.step("Two relays of the outbox, in theirs"):
+            await relays.ready()
         if options.is_smoke:
             from examples.starlette_app.smoke import check_all
 
-            status = await check_all(address, cluster, count, console)
+            status = await check_all(address, cluster, count, console, relays)
             if status and log is not None:
                 console.say(f"\n  What the desk said meanwhile:\n{_tail(log)}")
             return status

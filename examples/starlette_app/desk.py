@@ -2,6 +2,7 @@
 
 No handler names a tenant, a schema or a server. GET reads from a replica. The first write of a request opens its
 transaction on the primary, where all later reads of the request run. A 4xx or 5xx response rolls the transaction back.
+Changes of flights are events: they leave with COMMIT, and with it alone.
 """
 
 from __future__ import annotations
@@ -164,6 +165,7 @@ async def add_note(request: Request) -> DeskJSON:
         raise HTTPException(404, "no such flight")
     await db.execute("insert into notes (flight_id, body) values (%s, %s)", [flight_id, note.body])
     notes = await db.read.fetch_all("select body, created_at from notes where flight_id = %s order by id", [flight_id])
+    await db.outbox.publish("flights.note_added", key=str(flight_id), payload=note)
     return DeskJSON({"flight": flight_id, "notes": notes}, status_code=201)
 
 
@@ -183,6 +185,7 @@ async def cancel_flight(request: Request) -> DeskJSON:
     await db.execute(
         "insert into notes (flight_id, body) values (%s, %s)", [flight_id, f"Cancelled: {cancellation.reason}"]
     )
+    await db.outbox.publish("flights.cancelled", key=str(flight_id), payload=cancellation)
     return DeskJSON(flight)
 
 
@@ -201,6 +204,7 @@ async def rebook(request: Request) -> DeskJSON:
     routes = await db.fetch_all("select origin, dest, status from flights where id in (%s, %s)", [flight_id, wish.to])
     if len({(row["origin"], row["dest"]) for row in routes}) > 1:
         raise HTTPException(409, "the two flights do not fly the same route")
+    await db.outbox.publish("flights.rebooked", key=str(flight_id), payload=wish)
     # The database checks at COMMIT that enough seats are free (flights_not_overbooked in migrations/tenant).
     return DeskJSON(rebooking, status_code=201)
 
@@ -218,6 +222,7 @@ async def change_aircraft(request: Request) -> DeskJSON:
     )
     if flight is None:
         raise HTTPException(409, "no such flight, or no such plane")
+    await db.outbox.publish("flights.aircraft_changed", key=str(flight_id), payload=change)
     return DeskJSON(flight)
 
 

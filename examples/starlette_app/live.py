@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
+from collections.abc import Mapping
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Any, Final
@@ -43,11 +44,15 @@ class Record:
         steps: list[dict[str, Any]] = []
         for span in sorted(self.spans, key=lambda span: span.start_time or 0):
             attributes = span.attributes or {}
-            if _PREFIX + "node" in attributes:
+            reason = attributes.get(_PREFIX + "reason")
+            if _PREFIX + "candidates" in attributes or (reason is not None and not _continues(steps, attributes)):
+                # A choice; or a statement in a transaction, which needs none.
                 names = ("datasource", "intent", "node", "role", "reason", "candidates")
                 step: dict[str, Any] = {name: attributes.get(_PREFIX + name) for name in names}
+                if step["candidates"] is None and steps:
+                    step |= {"intent": "read", "candidates": steps[-1]["candidates"]}
                 steps.append(step | {"statements": [], "is_failed": not span.status.is_ok})
-            elif steps and span.name not in ("BEGIN", "COMMIT", "ROLLBACK"):
+            if steps and "db.query.summary" in attributes:
                 steps[-1]["statements"].append(span.name)
         return steps
 
@@ -67,6 +72,12 @@ class Record:
             "steps": self.steps(),
             "outcome": self.outcome(),
         }
+
+
+def _continues(steps: list[dict[str, Any]], attributes: Mapping[str, Any]) -> bool:
+    """Whether a statement runs where the last step has run, for the same reason."""
+    last = steps[-1] if steps else {}
+    return all(last.get(name) == attributes.get(_PREFIX + name) for name in ("node", "reason"))
 
 
 _current: ContextVar[Record | None] = ContextVar("flight_desk_record", default=None)

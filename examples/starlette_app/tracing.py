@@ -2,22 +2,31 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import os
+import threading
+from typing import Final
 
 from opentelemetry import trace
 from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
 from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import SpanProcessor, TracerProvider
 from opentelemetry.sdk.trace.export import BatchSpanProcessor
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+SEND_LIMIT_S: Final = 2.0
+"""Seconds that the last spans may take at the end; a collector that does not answer must not hold up the exit."""
 
 
 def set_up(*processors: SpanProcessor) -> TracerProvider:
     """Install the SDK with these processors; with OTEL_EXPORTER_OTLP_ENDPOINT set, also an exporter to that address.
 
     Returns:
-        The provider; `shutdown()` sends the remaining spans.
+        The provider; `SendLastSpans` shuts it down.
     """
-    provider = TracerProvider(resource=Resource.create({"service.name": "flight-desk"}))
+    # Not at exit as well: that would wait for the collector without a limit.
+    provider = TracerProvider(resource=Resource.create({"service.name": "flight-desk"}), shutdown_on_exit=False)
     for processor in processors:
         provider.add_span_processor(processor)
     if os.environ.get("OTEL_EXPORTER_OTLP_ENDPOINT"):
@@ -25,3 +34,43 @@ def set_up(*processors: SpanProcessor) -> TracerProvider:
         provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter(), schedule_delay_millis=500))
     trace.set_tracer_provider(provider)
     return provider
+
+
+class SendLastSpans:
+    """ASGI middleware: shuts the provider down once the application and the registry have closed.
+
+    `TracerProvider.shutdown` blocks until the collector has answered: it runs in its own thread, for a limited time.
+    """
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass everything on; before the end of the lifespan, send the remaining spans."""
+        if scope["type"] != "lifespan":
+            await self._app(scope, receive, send)
+            return
+
+        async def send_last(message: Message) -> None:
+            provider = trace.get_tracer_provider()
+            if message["type"].startswith("lifespan.shutdown.") and isinstance(provider, TracerProvider):
+                await shut_down(provider)
+            await send(message)
+
+        await self._app(scope, receive, send_last)
+
+
+async def shut_down(provider: TracerProvider) -> None:
+    """Send the remaining spans for at most `SEND_LIMIT_S` seconds."""
+    loop, is_done = asyncio.get_running_loop(), asyncio.Event()
+
+    def work() -> None:
+        provider.shutdown()
+        if not loop.is_closed():
+            loop.call_soon_threadsafe(is_done.set)
+
+    # A daemon: the interpreter does not wait for it, as it would for a thread of the loop's executor.
+    threading.Thread(target=work, daemon=True).start()
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(SEND_LIMIT_S):
+            await is_done.wait()

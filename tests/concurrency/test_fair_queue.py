@@ -98,6 +98,16 @@ async def test_a_full_queue_refuses_the_tenant_with_the_longest_line() -> None:
     await end([*tasks, *quiet])
 
 
+async def test_a_full_queue_of_equal_lines_refuses_whoever_comes_last() -> None:
+    fair = queue(1, max_waiting=2)
+    assert fair.try_enter(NOISY)
+    tasks, _ = await line_up(fair, NOISY, THIRD)
+    with pytest.raises(DataError, match="2 are waiting already"):
+        await fair.enter(QUIET, timeout_s=LONG)
+    assert not any(task.done() for task in tasks)
+    await end(tasks)
+
+
 async def test_waiting_ends_in_time() -> None:
     fair = queue(1)
     assert fair.try_enter(NOISY)

@@ -395,7 +395,7 @@ _telemetry = _section(
         "metrics": _flags,
         "metric_tenants": _integers(0, 10_000),
         "tenant_attribute": _flags,
-        "statements": st.sampled_from(["summary", "off"]),
+        "statements": st.sampled_from(["text", "summary", "off"]),
     },
 )
 _errors = _section(
@@ -444,6 +444,7 @@ _outbox = _section(
         "max_payload": _referable(st.sampled_from(["1KiB", "256KiB"])),
         "keep": _referable(st.sampled_from(["1d", "7d"])),
         "notify": _referable(st.sampled_from(["off", "coalesced"])),
+        "lease": _referable(st.sampled_from(["5s", "15s", "30s", "60s"])),
         "max_attempts": _integers(1, 1000),
         "on_dead": _referable(st.sampled_from(["skip", "hold"])),
         "connections": _integers(1, 1000),

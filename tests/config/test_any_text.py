@@ -14,6 +14,7 @@ from asgi_datasource.config import ConfigFile, Findings, Format, Text, edit_text
 from asgi_datasource.config.structure import check_structure
 from tests.config.documents import full
 from tests.config.test_loading import TOML, YAML
+from tests.sampling import many
 
 TEXTS = {"yaml": YAML, "toml": TOML, "json": json.dumps(full(), indent=1)}
 WORDS = ["${", "${A}", "$${", "<<", "---", "...", "!!", "{file: ", "\\u", "\\ud800", "[[", "]]", '"""', "'''"]
@@ -39,7 +40,7 @@ def damaged(draw: st.DrawFn, notation: str) -> str:
 def test_any_text_yields_diagnostics_or_a_config(notation: str, tmp_path_factory: pytest.TempPathFactory) -> None:
     path = tmp_path_factory.mktemp(notation) / f"datasource.{notation}"
 
-    @settings(max_examples=300, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
+    @settings(max_examples=many(300), deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
     @given(text=st.one_of(damaged(notation), damaged(notation), st.lists(SIGNS, max_size=30).map("".join)))
     def check(text: str) -> None:
         answer(text, path)
@@ -71,7 +72,7 @@ anything: st.SearchStrategy[Any] = st.recursive(
 )
 
 
-@settings(max_examples=300, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=many(300), deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
 @given(document=st.dictionaries(st.sampled_from(list(full())), anything, max_size=5))
 def test_any_mapping_yields_diagnostics_or_a_config(document: dict[str, Any]) -> None:
     findings = examine(document, environ={})
@@ -91,7 +92,7 @@ def test_any_combination_of_files_yields_diagnostics_or_a_config(tmp_path_factor
     )
     overlays = anything.map(lambda value: json.dumps(value, default=str, skipkeys=True))
 
-    @settings(max_examples=150, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
+    @settings(max_examples=many(150), deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
     @given(
         first=st.one_of(damaged("yaml"), st.just(YAML)),
         second=st.one_of(damaged("yaml"), st.sampled_from(["tenants: {x: {datasource: orders}}", "routes: [1]", "[]"])),
@@ -113,7 +114,7 @@ def test_any_combination_of_files_yields_diagnostics_or_a_config(tmp_path_factor
     check()
 
 
-@settings(max_examples=150, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=many(150), deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
 @given(notation=st.sampled_from(list(TEXTS)), data=st.data())
 def test_any_text_is_fixed_or_unchanged(notation: str, data: st.DataObject) -> None:
     content = data.draw(damaged(notation))

@@ -148,6 +148,27 @@ def test_an_overlay_is_a_merge_patch() -> None:
 
 
 @pytest.mark.usefixtures("folder")
+def test_an_overlay_keeps_what_it_does_not_name_of_a_tenant_whatever_that_is_called() -> None:
+    write(
+        "tenants/acme.yaml", "tenants:\n  version: {datasource: orders, schema: v}\n  include: {datasource: orders}\n"
+    )
+    write(
+        "prod.yaml",
+        "version: 1\ntenants:\n  version: {datasource: orders, state: suspended}\n"
+        "  include: {datasource: orders, schema: i}\n",
+    )
+    tenants = merged("prod.yaml").tenants
+    assert (tenants["version"].schema_name, tenants["version"].state) == ("v", "suspended")
+    assert tenants["include"].schema_name == "i"
+
+
+@pytest.mark.usefixtures("folder")
+def test_files_of_different_versions_are_not_one_document() -> None:
+    write("tenants/globex.yaml", "version: 2\n")
+    assert listed(examine("datasource.yaml")) == [("ADS009", "tenants/globex.yaml:1:1", "version")]
+
+
+@pytest.mark.usefixtures("folder")
 def test_null_is_kept_as_a_value_if_it_is_allowed() -> None:
     write("prod.yaml", "transactions: {deadline: null}\ntenants: {acme: null}\n")
     config = merged("prod.yaml")

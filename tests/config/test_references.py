@@ -156,6 +156,12 @@ def test_the_content_of_a_secret_file_is_used_literally(tmp_path: Path) -> None:
     assert url_of(load(with_url({"file": str(tmp_path / "url")}))) == "postgresql://app:${NAME}@db/orders"
 
 
+def test_the_longest_secret_is_used_whole(tmp_path: Path) -> None:
+    text = "postgresql://db/orders?application_name=".ljust(MAX_SECRET_BYTES, "x")
+    (tmp_path / "url").write_text(text)
+    assert url_of(load(with_url({"file": str(tmp_path / "url")}))) == text
+
+
 def test_unreadable_secret_files_are_reported(tmp_path: Path) -> None:
     (tmp_path / "long").write_bytes(b"x" * (MAX_SECRET_BYTES + 1))
     (tmp_path / "binary").write_bytes(b"\xff")

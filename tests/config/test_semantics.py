@@ -616,3 +616,19 @@ def test_urls_that_libpq_does_not_understand(url: str, fault: str) -> None:
     assert found is not None
     assert fault in found[0]
     assert found[1].endswith(".")
+
+
+def test_a_schema_that_a_template_fills_is_the_place_that_it_names() -> None:
+    tenants = {
+        "acme": {"datasource": "orders", "schema": "t_{tenant}"},
+        "old": {"datasource": "orders", "schema": "t_acme"},
+    }
+    [problem] = examine(small(tenants=tenants)).diagnostics
+    assert (problem.key, "acme" in problem.message) == ("tenants.old.schema", True)
+    assert not examine(small(tenants={**tenants, "old": {"datasource": "orders", "schema": "t_{tenant}"}})).diagnostics
+
+
+def test_a_name_of_63_bytes_is_not_too_long() -> None:
+    longest = "ä" * 31 + "x"
+    tenants = {"acme": {"datasource": "orders", "schema": longest}}
+    assert not examine(small(tenants=tenants, datasources=datasource(search_path=[longest]))).diagnostics

@@ -61,7 +61,7 @@ class Client:
             if self._random.random() < 0.3:
                 await self._write()
             await self._read()
-            await asyncio.sleep(self._random.expovariate(1 / 0.02))
+            await asyncio.sleep(self._random.expovariate(1 / 0.05))
 
     async def _send(self, method: str, path: str) -> httpx.Response | None:
         port = self._random.choice(self._ports)
@@ -94,13 +94,15 @@ class Client:
         self._history.events.append(Write(self._number, key, name, outcome, version))
 
     async def _read(self) -> None:
-        phase = self._history.phase
+        phase, began = self._history.phase, len(self._history.events)
         response = await self._send("GET", "/registers")
         if response is None or response.status_code != 200:
             return
         said = response.json()
         versions = {key: (version, name) for key, version, name in said["rows"]}
-        self._history.events.append(Read(self._number, versions, said["node"], phase))
+        self._history.events.append(
+            Read(self._number, versions, said["node"], phase, began, is_of_primary=said["takes_writes"])
+        )
 
 
 class Service:

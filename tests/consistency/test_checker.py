@@ -15,8 +15,9 @@ def wrote(client: int, key: int, name: str, version: int | None = None, outcome:
     return Write(client, key, name, outcome, version)
 
 
-def read(client: int, **registers: tuple[int, str]) -> Read:
-    return Read(client, {int(name[1:]): seen for name, seen in registers.items()}, "r1")
+def read(client: int, *, of_primary_began: int | None = None, **registers: tuple[int, str]) -> Read:
+    versions = {int(name[1:]): seen for name, seen in registers.items()}
+    return Read(client, versions, "r1", began=of_primary_began, is_of_primary=of_primary_began is not None)
 
 
 def counts(found: Violations) -> dict[str, int]:
@@ -35,6 +36,19 @@ TWO = Final({"a": (1, 1), "b": (1, 2)})
         ([wrote(1, 1, "a", 1), read(1), wrote(2, 1, "b", 2)], {"stale": 1}),
         ([wrote(1, 1, "a", 1), wrote(2, 1, "b", 2), read(3, k1=(2, "b")), read(3, k1=(1, "a"))], {"backward": 1}),
         ([wrote(1, 1, "a", 1), wrote(2, 1, "b", 2), read(3, k1=(2, "b")), read(3)], {"backward": 1}),
+        (
+            [wrote(1, 1, "a", 1), read(3, k1=(2, "b")), read(3, of_primary_began=2, k1=(1, "a")), wrote(2, 1, "b", 2)],
+            {},
+        ),
+        (
+            [wrote(1, 1, "a", 1), read(3, k1=(2, "b")), wrote(2, 1, "b", 2), read(3, of_primary_began=2, k1=(1, "a"))],
+            {},
+        ),
+        (
+            [wrote(1, 1, "a", 1), read(3, k1=(2, "b")), wrote(2, 1, "b", 2), read(3, of_primary_began=3, k1=(1, "a"))],
+            {"backward": 1},
+        ),
+        ([wrote(1, 1, "a", 1), read(3, k1=(2, "b")), read(3, k1=(1, "a")), wrote(2, 1, "b", 2)], {"backward": 1}),
         ([wrote(1, 1, "a", 1), wrote(2, 1, "b", 2), wrote(3, 1, "c", 3)], {"lost": 1}),
         ([wrote(1, 1, "a", 1), wrote(2, 1, "b", 7)], {"lost": 1}),
         ([wrote(1, 1, "a", outcome=FAILED), wrote(2, 1, "b", 2)], {"undead": 1}),

@@ -43,11 +43,12 @@ async def write(request: Request) -> Response:
 async def read(request: Request) -> Response:
     """Read all registers."""
     db = session(request)
-    rows = await db.fetch_all("select key, version, id from registers")
+    rows = await db.fetch_all("select key, version, id, not pg_is_in_recovery() as takes_writes from registers")
     route = db.last_route
     assert route is not None
+    takes_writes = any(row["takes_writes"] for row in rows)
     rows = [[row["key"], row["version"], row["id"]] for row in rows]
-    return JSONResponse({"rows": rows, "node": route.node})
+    return JSONResponse({"rows": rows, "node": route.node, "takes_writes": takes_writes})
 
 
 async def run(config: Path) -> None:

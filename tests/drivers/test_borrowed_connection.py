@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 from collections.abc import Awaitable, Callable
 from typing import Any
 
@@ -15,7 +16,7 @@ from asgi_datasource.drivers.psycopg.borrowed_connection import lend
 from asgi_datasource.drivers.statements import Statement
 from asgi_datasource.errors import DataError, SessionClosed
 from asgi_datasource.testing import EmbeddedCluster, FaultProxy
-from tests.drivers.conftest import OpenServer
+from tests.drivers.conftest import Connect, OpenServer
 from tests.drivers.polling import until
 from tests.patience import now
 
@@ -175,6 +176,119 @@ async def test_notice_handlers_stay_on_the_pooled_connection(connection: Psycopg
     del view
     await connection.exchange([Statement("do $$ begin raise notice 'after it'; end $$")])
     assert heard == ["in the view", "after it"]
+
+
+async def test_notices_and_notifications_reach_the_handlers_of_the_raw_connection(
+    connection: PsycopgConnection,
+) -> None:
+    view = lend(connection)
+    notices: list[str | None] = []
+    notifications: list[str] = []
+    view.add_notice_handler(lambda diagnostic: notices.append(diagnostic.message_primary))
+    view.add_notify_handler(lambda notification: notifications.append(notification.payload))
+    await view.execute("listen news")
+    await view.execute("do $$ begin raise notice 'during'; end $$")
+    await view.execute("notify news, 'during'")
+    view.expire("over")
+    await connection.exchange([Statement("do $$ begin raise notice 'after'; end $$")])
+    await connection.exchange([Statement("notify news, 'after'")])
+    assert (notices, notifications) == (["during"], ["during"])
+
+
+async def test_the_wait_for_notifications_ends_at_its_timeout(connection: PsycopgConnection) -> None:
+    view = lend(connection)
+    await view.execute("listen news")
+    await view.execute("notify news, 'one'")
+    async with asyncio.timeout(5.0):
+        assert [notification.payload async for notification in view.notifies(timeout=0.1)] == ["one"]
+    assert await (await view.execute("select 1")).fetchone() == (1,)
+
+
+@pytest.mark.parametrize("is_closed", [True, False])
+async def test_a_stream_on_a_connection_that_ends_raises(connection: PsycopgConnection, is_closed: bool) -> None:
+    view = lend(connection)
+    rows = view.cursor().stream("select generate_series(1, 5)")
+    assert await anext(rows) == (1,)
+    if is_closed:
+        await view.close()
+    else:
+        connection.cut("a failover")
+    with pytest.raises(psycopg.OperationalError, match="the connection is closed" if is_closed else "a failover"):
+        await anext(rows)
+    with pytest.raises(psycopg.OperationalError):
+        await view.execute("select 1")
+
+
+async def test_closing_the_raw_connection_ends_what_runs_on_it(connection: PsycopgConnection) -> None:
+    view = lend(connection)
+    running = asyncio.ensure_future(view.execute("select pg_sleep(30)"))
+    await until(lambda: connection.is_midway)
+    await view.close()
+    assert (view.closed, view.broken) == (True, False)
+    with pytest.raises(psycopg.OperationalError):
+        await asyncio.wait_for(running, 5.0)
+    assert (view.closed, view.broken) == (True, False)
+
+
+async def test_a_lost_connection_is_closed_and_broken(connection: PsycopgConnection) -> None:
+    view = lend(connection)
+    with pytest.raises(psycopg.OperationalError):
+        await view.execute("select pg_terminate_backend(pg_backend_pid())")
+    await view.close()
+    assert (view.closed, view.broken) == (True, True)
+
+
+async def test_a_connection_that_is_cut_inside_its_pipeline_leaves_a_reused_descriptor_alone(connect: Connect) -> None:
+    connection, others = await connect(), []
+    lost, read_end, write_end = connection._fd, None, None
+    with pytest.raises(psycopg.OperationalError, match="a failover"):
+        async with lend(connection).pipeline() as pipeline:
+            await pipeline.sync()
+            connection.cut("a failover")
+            read_end, write_end = os.pipe()
+            while lost not in (read_end, write_end, *[other._fd for other in others]):
+                others.append(await connect())
+    for other in others:
+        # A loop that no longer watches its socket would wait for the deadline.
+        answered = await other.exchange([PID], deadline=asyncio.get_running_loop().time() + 5.0)
+        assert scalar(answered) == other.backend_pid
+    os.close(read_end)
+    os.close(write_end)
+
+
+async def test_the_raw_connection_prepares_statements_until_it_expires(connection: PsycopgConnection) -> None:
+    names = "select count(*) from pg_prepared_statements where statement = 'select 41'"
+    for _ in range(2):
+        await connection.exchange([BEGIN])
+        view = lend(connection)
+        await view.execute("select 41", prepare=True)
+        assert await (await view.execute(names)).fetchone() == (1,)
+        view.expire("over")
+        assert scalar(await connection.exchange([Statement(names)])) == 0
+        await connection.exchange([ROLLBACK])
+
+
+@pytest.mark.parametrize(
+    "run",
+    [
+        lambda view: view.execute("select 1; commit"),
+        lambda view: view.execute(psycopg.sql.SQL("rollback")),
+        lambda view: view.cursor().executemany(b"commit", [(), ()]),
+        lambda view: anext(view.cursor().stream("commit")),
+    ],
+)
+async def test_a_statement_that_would_end_the_transaction_is_refused(
+    connection: PsycopgConnection, run: Callable[[Any], Awaitable[Any]]
+) -> None:
+    await connection.exchange([BEGIN])
+    view = lend(connection)
+    await view.execute("savepoint a")
+    await view.execute("rollback to savepoint a")
+    assert view.refusal is None
+    with pytest.raises(DataError, match="would end the session's transaction") as raised:
+        await run(view)
+    assert view.refusal is raised.value
+    assert connection.is_in_transaction
 
 
 async def test_the_raw_connection_and_an_exchange_exclude_each_other(connection: PsycopgConnection) -> None:

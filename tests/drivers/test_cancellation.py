@@ -250,6 +250,28 @@ async def test_a_late_cancel_request_never_hits_the_next_statement(open_server: 
         assert exchange.error is None, f"turn {turn}: {exchange.error!r}"
 
 
+async def test_a_task_whose_statement_another_one_stops_goes_on(open_server: OpenServer) -> None:
+    server = await open_server(max_size=1)
+    connection = await server.acquire(deadline=None)
+    running = asyncio.ensure_future(connection.exchange([SLEEP]))
+    await asyncio.sleep(0)
+    await server.reclaim(connection)
+    async with asyncio.timeout(20):
+        assert (await running).error is not None
+
+
+async def test_behind_a_pooler_the_session_is_not_discarded_for_others(open_server: OpenServer) -> None:
+    server = await open_server(prepares=False, is_pooled=True)
+    connection = await server.acquire(deadline=None)
+    # On the server connection that another client gets next.
+    connection.pgconn.exec_(b"prepare of_another_client as select 1")
+    server.lend(connection)
+    await server.reclaim(connection)
+    assert not connection.needs_reset
+    names = await connection.exchange([Statement("select name from pg_prepared_statements", prepare=False)])
+    assert scalar(names) == "of_another_client"
+
+
 async def test_reset_discards_session_state(open_server: OpenServer) -> None:
     server = await open_server(max_size=1)
     connection = await server.acquire(deadline=None)

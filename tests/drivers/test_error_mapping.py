@@ -9,6 +9,7 @@ import psycopg
 import pytest
 
 from asgi_datasource.drivers.psycopg import PsycopgServer
+from asgi_datasource.drivers.psycopg.settings import without_location
 from asgi_datasource.drivers.statements import Statement
 from asgi_datasource.errors import DataError, DataErrorKind
 from asgi_datasource.routing import Role
@@ -67,7 +68,36 @@ async def test_the_servers_errors_are_classified(
 ) -> None:
     error = await fail(server, query)
     assert (error.kind, error.http_status, error.sqlstate) == (kind, status, sqlstate)
-    assert error.message.startswith(f"orders.primary (127.0.0.1:{server.port}): ")
+    assert error.message.startswith("orders.primary: ")
+    assert error.server == f"127.0.0.1:{server.port}"
+
+
+@pytest.mark.parametrize(
+    ("reason", "told"),
+    [
+        ("10.0.0.5:5432: Connection refused", "Connection refused"),
+        ("10.0.0.5:5432: Connection refused; ::1:5432: Connection refused", "Connection refused"),
+        (
+            "/run/pg:5432: No such file or directory; db:5433: timeout expired",
+            "No such file or directory; timeout expired",
+        ),
+        (
+            "db.internal:5432: failed to resolve host 'db.internal': [Errno -2] Name or service not known",
+            "failed to resolve host '...': [Errno -2] Name or service not known",
+        ),
+        (
+            'db:5432: no pg_hba.conf entry for host "10.0.0.7", user "app", database "x", no encryption',
+            'no pg_hba.conf entry for host \'...\', user "app", database "x", no encryption',
+        ),
+    ],
+)
+def test_a_reason_without_its_location_names_no_host_and_no_port(reason: str, told: str) -> None:
+    assert without_location(reason) == told
+
+
+async def test_several_statements_in_one_text_are_named(server: PsycopgServer) -> None:
+    error = await fail(server, "select 1; select 2")
+    assert "the text has several statements: send each in a call of its own" in error.message
 
 
 async def test_a_constraint_is_named(server: PsycopgServer) -> None:

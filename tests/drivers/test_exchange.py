@@ -124,6 +124,14 @@ async def test_transaction_status_follows_the_servers_answers(connection: Psycop
     assert connection.in_recovery is False
 
 
+async def test_a_primary_whose_transactions_are_read_only_takes_no_writes(connection: PsycopgConnection) -> None:
+    for mode in ("on", "off"):
+        await connection.exchange([Statement(f"set default_transaction_read_only = {mode}")])
+        assert connection.takes_writes is (mode == "off")
+    await connection.close()
+    assert not connection.takes_writes
+
+
 async def test_a_replica_reports_in_recovery(cluster: EmbeddedCluster, connect: Connect) -> None:
     replica = await connect(cluster.replicas["r1"].url("postgres"))
     assert replica.in_recovery is True

@@ -112,6 +112,40 @@ async def test_unused_connections_go_back_to_the_pool_which_closes_them(
     assert (server.idle, server.size) == (1, 1)
 
 
+@pytest.mark.parametrize("way", ["try_acquire", "acquire", "after a loss"])
+async def test_a_connection_that_was_used_since_the_last_sweep_is_kept(
+    open_server: OpenServer, monkeypatch: pytest.MonkeyPatch, way: str
+) -> None:
+    monkeypatch.setattr(pool, "SWEEP_S", 3600.0)
+    server = await open_server(max_size=2)
+    hand_over = server.pool.hand_over
+    assert hand_over is not None
+    for connection in [await server.acquire(deadline=None) for _ in range(2)]:
+        server.release(connection)
+    hand_over._return_unused()
+    used = server.try_acquire() if way == "try_acquire" else await server.acquire(deadline=None)
+    assert used is not None
+    if way == "after a loss":
+        hand_over.at_hand[0].cut("the test cuts it")
+        assert hand_over.at_hand == []
+    server.release(used)
+    hand_over._return_unused()
+    assert hand_over.at_hand == [used]
+
+
+async def test_nobody_overtakes_those_who_wait(open_server: OpenServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    server = await open_server(max_size=1)
+    held = await server.acquire(deadline=None)
+    tasks = await waiting_for(server, 1)
+    # A connection that psycopg_pool makes for those who wait is idle there for a moment.
+    monkeypatch.setattr(type(server.pool.owned), "has_idle", True)
+    tasks += await waiting_for(server, 1)
+    assert server.waiting == 2
+    server.release(held)
+    for task in tasks:
+        server.release(await task)
+
+
 async def test_a_connection_past_max_lifetime_is_replaced_even_if_never_idle(open_server: OpenServer) -> None:
     server = await open_server(max_size=1, max_lifetime_s=0.5)
     connection = await server.acquire(deadline=None)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections.abc import AsyncIterator
 
 import psycopg
@@ -103,7 +104,8 @@ async def test_waiters_are_served_when_a_connection_is_returned(open_server: Ope
 
 
 async def test_an_exhausted_pool_reports_its_numbers_and_the_fix(open_server: OpenServer) -> None:
-    server = await open_server(max_size=1, acquire_timeout_s=0.2)
+    server = await open_server(min_size=1, max_size=1, acquire_timeout_s=0.2)
+    await until(lambda: server.idle == 1)
     held = await server.acquire(deadline=None)
     started = now()
     error = await fails(server)
@@ -113,6 +115,61 @@ async def test_an_exhausted_pool_reports_its_numbers_and_the_fix(open_server: Op
     assert "Raise pool.max_size or shorten transactions" in error.message
     assert "orders.primary" in error.message
     server.release(held)
+
+
+async def test_a_blocked_loop_is_named_instead_of_the_pools_size(open_server: OpenServer) -> None:
+    server = await open_server(min_size=1, max_size=1, acquire_timeout_s=0.2)
+    await until(lambda: server.idle == 1)
+    held = await server.acquire(deadline=None)
+    waits = asyncio.ensure_future(fails(server))
+    await until(lambda: server.waiting > 0)
+    time.sleep(0.6)
+    error = await waits
+    assert "event loop was blocked" in error.message
+    assert "asyncio.to_thread" in error.message
+    assert "max_size" not in error.message
+    server.release(held)
+
+
+async def test_a_limit_of_the_role_is_named_instead_of_the_pools_size(
+    cluster: EmbeddedCluster, database: str, open_server: OpenServer
+) -> None:
+    role = f"limited_{database}"
+    await cluster.primary.sql(f"create role {role} login password 'x' connection limit 1")
+    url = make_conninfo(cluster.primary.url(database), user=role, password="x")
+    server = await open_server(url, min_size=1, max_size=2, acquire_timeout_s=0.3)
+    await until(lambda: server.idle == 1)
+    held = await server.acquire(deadline=None)
+    error = await fails(server)
+    assert "no free connection after 0.3 s (1 of 2 in use, 1 waiting)" in error.message
+    assert "raise its max_connections or the CONNECTION LIMIT of the role" in error.message
+    assert "Raise pool.max_size" not in error.message
+    server.release(held)
+    await server.close(timeout_s=1.0)
+    await cluster.primary.sql(f"drop role {role}")
+
+
+async def test_a_slow_connect_is_named_instead_of_the_pools_size(
+    proxy: FaultProxy, proxy_url: str, open_server: OpenServer
+) -> None:
+    server = await open_server(proxy_url, min_size=1, max_size=2, acquire_timeout_s=0.3)
+    # A caller that waited for the first connection would make the pool open another one.
+    await until(lambda: server.idle == 1)
+    held = await server.acquire(deadline=None)
+    proxy.freeze()
+    error = await fails(server)
+    assert "(1 of 2 in use, 1 waiting). Connecting takes longer than that" in error.message
+    proxy.release()
+    server.release(held)
+
+
+async def test_closing_a_pool_that_is_connecting_reports_no_failure(
+    open_server: OpenServer, caplog: pytest.LogCaptureFixture
+) -> None:
+    server = await open_server(min_size=5, max_size=5)
+    await until(lambda: bool(server.attempts))
+    await server.close(timeout_s=2.0)
+    assert [record.message for record in caplog.records if record.levelname != "DEBUG"] == []
 
 
 async def test_the_deadline_ends_waiting_before_the_pools_own_timeout(open_server: OpenServer) -> None:
@@ -151,7 +208,8 @@ async def test_a_port_without_a_listener_is_reported_at_once(open_server: OpenSe
     error = await fails(server)
     assert now() - started < 2.0
     assert (error.kind, error.http_status, error.is_retryable) == (DataErrorKind.CONNECTION, 503, True)
-    assert error.message == "orders.primary: cannot connect to 127.0.0.1:1: Connection refused"
+    assert (str(error), error.server) == ("orders.primary: cannot connect: Connection refused", "127.0.0.1:1")
+    assert error.located_message == "orders.primary: cannot connect: Connection refused [127.0.0.1:1]"
     assert isinstance(error.__cause__, psycopg.OperationalError)
     assert not server.is_up
     assert server.last_error == "127.0.0.1:1: Connection refused"

@@ -4,7 +4,12 @@ from __future__ import annotations
 
 import pytest
 
-from asgi_datasource.drivers.statement_analysis import may_end_transaction, outlives_transaction, transaction_command
+from asgi_datasource.drivers.statement_analysis import (
+    may_end_transaction,
+    outlives_transaction,
+    transaction_command,
+    transaction_command_in,
+)
 
 
 @pytest.mark.parametrize(
@@ -133,3 +138,19 @@ def test_queries_cannot_commit(text: str) -> None:
 )
 def test_the_verb_tells_what_begins_or_ends_a_transaction(text: str, command: str | None) -> None:
     assert transaction_command(text.encode()) == command
+
+
+@pytest.mark.parametrize(
+    ("text", "command"),
+    [
+        ("commit", "COMMIT"),
+        ("select 1; -- not yet;\nrollback;", "ROLLBACK"),
+        ("savepoint a; rollback to savepoint a; rollback work to a", None),
+        ("rollback /* all of it */", "ROLLBACK"),
+        ("select ';commit'; select $$;commit;$$", None),
+        ("create function f() returns int begin atomic select 1; end", None),
+        ("", None),
+    ],
+)
+def test_a_command_that_ends_a_transaction_is_found_behind_other_statements(text: str, command: str | None) -> None:
+    assert transaction_command_in(text.encode()) == command

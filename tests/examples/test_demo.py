@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import re
 import signal
@@ -15,8 +16,12 @@ from pathlib import Path
 
 import httpx
 import pytest
+from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
+from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace.export import BatchSpanProcessor
 
 from asgi_datasource.testing import EmbeddedCluster
+from starlette_app import tracing
 from starlette_app.demo import Console
 from starlette_app.smoke import check_all
 from tests.examples.otlp_collector import Collector, ReceivedSpan
@@ -135,12 +140,32 @@ def test_spans_of_a_request_arrive_at_a_collector(demo: Demo, collector: Collect
     assert [span.attributes["asgi_datasource.role"] for span in routes] == ["replica", "primary", "primary"]
     assert {span.attributes["asgi_datasource.tenant.id"] for span in routes} == {"dl"}
     assert by_name["COMMIT"].attributes["asgi_datasource.transaction.outcome"] == "committed"
-    assert {"BEGIN", "INSERT notes", "SELECT flights", "SELECT notes"} <= set(by_name)
-    assert {by_name[name].kind for name in ("BEGIN", "INSERT notes", "COMMIT")} == {CLIENT_KIND}
+    transaction = by_name["transaction airlines.primary"]
+    inside = {span.name for span in spans if span.parent_id == transaction.span_id}
+    assert {"airlines → primary (write)", "INSERT notes", "SELECT notes", "COMMIT"} <= inside
+    assert "SELECT flights" in by_name
+    assert {by_name[name].kind for name in ("INSERT notes", "COMMIT")} == {CLIENT_KIND}
     assert {span.service for span in spans} == {"flight-desk"}
     ids = {span.span_id for span in spans}
     assert all(span.parent_id in ids for span in spans if span is not request)
     assert "secret" not in repr(spans)
+
+
+async def test_a_dead_collector_does_not_hold_up_the_end() -> None:
+    """The exporter would retry for seconds: the end waits for it in a thread, and no longer than its limit."""
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        exporter = OTLPSpanExporter(endpoint=f"http://127.0.0.1:{silent.getsockname()[1]}/v1/traces")
+        provider = TracerProvider(shutdown_on_exit=False)
+        provider.add_span_processor(BatchSpanProcessor(exporter))
+        provider.get_tracer("test").start_span("last").end()
+        ticks = 0
+        ending = asyncio.create_task(tracing.shut_down(provider))
+        async with asyncio.timeout(tracing.SEND_LIMIT_S + 3):
+            while not ending.done():
+                ticks += 1
+                await asyncio.wait({ending}, timeout=0.05)
+    # The event loop went on meanwhile.
+    assert ticks > 3
 
 
 def test_a_failed_commit_is_on_the_trace(demo: Demo, collector: Collector) -> None:
@@ -214,12 +239,12 @@ async def test_smoke_reports_failed_checks(demo: Demo, capsys: pytest.CaptureFix
 
 def test_the_page_stops_and_starts_a_replica(demo: Demo) -> None:
     with httpx.Client(base_url=demo.address, headers={"X-Desk-Page": "1", "X-Tenant": "dl"}, timeout=30) as client:
-        servers = client.post("/ui/control", json={"action": "stop", "server": "r1"}).json()
+        servers = client.post("/ui/control", json={"action": "stop", "server": "r1"}).json()["servers"]
         assert servers["r1"]["up"] is False
         answers = [client.get("/reports/airports") for _ in range(6)]
         assert [answer.status_code for answer in answers] == [200] * 6
         assert answers[-1].headers["x-served-by"] == "r2 (balanced)"
-        servers = client.post("/ui/control", json={"action": "start", "server": "r1"}).json()
+        servers = client.post("/ui/control", json={"action": "start", "server": "r1"}).json()["servers"]
         assert servers["r1"]["up"] is True
 
         def r1_serves() -> bool:

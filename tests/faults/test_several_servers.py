@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import json
 from collections import Counter
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Sequence
+from itertools import cycle
 from pathlib import Path
 
 import pytest
@@ -14,7 +15,7 @@ from psycopg.conninfo import make_conninfo
 from asgi_datasource import DataSourceRegistry, compile
 from asgi_datasource.config import Code
 from asgi_datasource.drivers.psycopg.server import PsycopgServer
-from asgi_datasource.testing import EmbeddedCluster
+from asgi_datasource.testing import EmbeddedCluster, FaultProxy
 from tests.cli.run import call
 from tests.drivers.polling import until
 from tests.faults.servers import breakable_world, cluster_of
@@ -23,6 +24,18 @@ from tests.world import World
 
 MAX_LAG_S = 0.5
 CONNECTIONS = 6
+
+
+class Balancer(FaultProxy):
+    """Connects to several servers in turn."""
+
+    def __init__(self, ports: Sequence[int]) -> None:
+        super().__init__("127.0.0.1", ports[0])
+        self._ports = cycle(ports)
+
+    @property
+    def target(self) -> tuple[str, int]:
+        return "127.0.0.1", next(self._ports)
 
 
 @pytest.fixture(scope="module")
@@ -149,6 +162,7 @@ async def test_a_server_that_was_restarted_is_one_server(world: World) -> None:
 
 async def test_validate_and_check_say_that_a_replica_is_several_servers(world: World, tmp_path: Path) -> None:
     path = tmp_path / "datasource.json"
-    path.write_text(json.dumps(config_of(world, both(world))))
-    for command in ("validate", "check"):
-        assert Code.SEVERAL_SERVERS in (await asyncio.to_thread(call, command, path)).out, command
+    async with Balancer([node.port for node in world.cluster.replicas.values()]) as balancer:
+        for command, url in (("validate", both(world)), ("check", balancer.through(world.url("r1")))):
+            path.write_text(json.dumps(config_of(world, url)))
+            assert Code.SEVERAL_SERVERS in (await asyncio.to_thread(call, command, path)).out, command

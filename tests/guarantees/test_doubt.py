@@ -7,7 +7,7 @@ import os
 import signal
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import httpx
@@ -20,6 +20,7 @@ from starlette.routing import Route
 
 from asgi_datasource import DataError, session
 from asgi_datasource.testing import EmbeddedCluster, FaultProxy
+from asgi_datasource.transaction.commit_outcome import Fate, find_fate
 from tests.apps import client
 from tests.drivers.polling import until
 from tests.faults.servers import breakable_world, cluster_of, proxy_of, through
@@ -486,6 +487,28 @@ async def test_the_outcome_is_resolved_although_a_request_queues_for_the_only_co
         assert not others[0].done(), "the other request never queued: this test checks nothing"
         await holder.execute("select pg_advisory_unlock(1)")
         assert (await others[0]).status_code == 204
+        # The connection that the outcome was looked up on.
+        await until(lambda: has_no_checks(world))
+
+
+async def has_no_checks(world: World) -> bool:
+    query = "select 1 from pg_stat_activity where datname = current_database() and application_name like '%check'"
+    return not await world.sql(query)
+
+
+async def test_what_a_server_of_an_older_timeline_says_does_not_count(world: World) -> None:
+    async with world.registry(replicas=()) as registry:
+        primary = registry.datasources["orders"].servers["primary"]
+        async with registry.session("acme") as db:
+            await db.execute("insert into orders (item) values ('tea')")
+            assert db.current_transaction is not None
+            identity = db.current_transaction.identity
+            await db.rollback()
+        assert identity is not None
+        assert await find_fate(primary, identity, timeout_s=5) is Fate.ABORTED
+        # Through a pooler, a transaction may have been on a server that the library has not met.
+        newer = replace(identity, incarnation=f"{primary.timeline + 1:08X}{str(identity.incarnation)[8:]}")
+        assert await find_fate(primary, newer, timeout_s=0.2) is Fate.UNKNOWN
 
 
 @pytest.mark.parametrize("how", ["terminated", "killed", "cut"])

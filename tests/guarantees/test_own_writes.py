@@ -422,6 +422,25 @@ async def test_monotonic_reads_never_show_an_older_state(world: World) -> None:
             assert (await shop.read())[:2] == ([], "r1")
 
 
+async def test_until_a_synchronous_standby_answers_only_standbys_show_a_commit(world: World) -> None:
+    """The limit of monotonic reads that docs/routing.md names."""
+    primary = world.cluster.primary
+    async with shop_of(world, monotonic=True, wait="20ms") as shop:
+        await primary.configure(synchronous_standby_names="absent")
+        try:
+            writing = asyncio.create_task(world.sql("insert into orders (item) values ('tea')", schema="acme"))
+            await until(lambda: seen_by(world, "r1", 1))
+            assert (await shop.read())[0] == ["tea"]
+            for name in ("r1", "r2"):
+                shop.orders.drain(name)
+            assert (await shop.read())[:2] == ([], "primary")
+            assert not writing.done()
+        finally:
+            await primary.configure(synchronous_standby_names=None)
+        await writing
+        assert (await shop.read())[:2] == (["tea"], "primary")
+
+
 async def test_monotonic_reads_include_a_commit_that_a_standby_shows_before_it_reports_its_position(
     world: World,
 ) -> None:

@@ -81,7 +81,19 @@ async def test_the_error_for_a_get_that_writes_names_the_annotation(
     async def place_annotated(request: Request) -> Response:
         return await place(request)
 
-    async with client(world, [Route("/plain", place), Route("/annotated", place_annotated)]) as http:
+    @transactional(read_only=True)
+    async def place_read_only(request: Request) -> Response:
+        try:
+            await session(request).write.execute("insert into orders (item) values ('tea')")
+        except DataError as error:
+            return Response(error.message, status_code=error.http_status)
+        return Response("placed")
+
+    routes = [Route("/plain", place), Route("/annotated", place_annotated), Route("/read-only", place_read_only)]
+    async with client(world, routes) as http:
+        read_only = (await http.get("/read-only")).text
+        assert "INSERT orders writes, but runs in a read_only transaction of GET /read-only" in read_only
+        assert "db.write" not in read_only
         refused = await http.get("/plain")
         assert refused.status_code == 500
         assert "INSERT orders writes, but ran with read intent of GET /plain" in refused.text

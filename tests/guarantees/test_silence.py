@@ -204,7 +204,7 @@ async def test_reads_that_wait_for_a_silent_replica_are_answered_by_the_primary(
 ) -> None:
     """All its connections hang, and whoever comes meanwhile waits for one of them until its time to wait is over."""
     transactions = {"deadline": "20s"}
-    pool = {"acquire_timeout": "300ms"}
+    pool = {"acquire_timeout": "1s"}
     async with registry_of(world, lines, replicas=("r1",), transactions=transactions, pool=pool) as registry:
 
         async def read_once() -> str:

@@ -372,9 +372,7 @@ async def test_the_default_role_of_the_login_is_restored_after_a_reset(world: Wo
 
 @pytest.mark.parametrize(
     ("place", "statement"),
-    [(in_a_transaction, command) for command in TRANSACTION_COMMANDS]
-    # BEGIN inside a transaction has no effect; on a borrowed connection it cannot be seen.
-    + [(on_a_borrowed_connection, command) for command in TRANSACTION_COMMANDS if command != "begin"],
+    [(place, command) for place in (in_a_transaction, on_a_borrowed_connection) for command in TRANSACTION_COMMANDS],
 )
 async def test_a_statement_that_ends_the_transaction_is_refused_and_nothing_runs_without_the_tenant(
     world: World, statement: str, place: Callable[[DataSession, str], Awaitable[None]]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Mapping
 from contextlib import suppress
-from typing import Any
+from typing import Any, ClassVar, cast
 
 import pytest
 from opentelemetry.sdk.metrics.export import HistogramDataPoint, InMemoryMetricReader, NumberDataPoint
@@ -16,6 +16,7 @@ from starlette.routing import Route
 
 from asgi_datasource import DataError, SessionClosed, compile, session
 from asgi_datasource.observability import metrics
+from asgi_datasource.observability.summary import analyze
 from asgi_datasource.registry import registry as registry_module
 from tests.apps import client
 from tests.world import World
@@ -91,6 +92,11 @@ async def test_a_request_is_measured_by_the_conventions_and_the_librarys_metrics
         assert since.total(duration, db__operation__name="ROLLBACK", **on_primary) == 2
         assert since.total(duration, error__type="23505", db__response__status_code="23505", **on_primary) == 1
         assert since.total(duration, db__system__name="postgresql", db__namespace=world.dbname) == 11
+        assert since.total(duration, db__query__summary="INSERT orders", **on_primary) == 3
+        # Of queries only; one point for each that has succeeded.
+        rows = "db.client.response.returned_rows"
+        assert since.total(rows, db__query__summary="SELECT orders") == 5
+        assert since.total(rows) == 5
 
         decisions, outcomes = "asgi_datasource.route.decisions", "asgi_datasource.transaction.outcomes"
         assert since.total(decisions, asgi_datasource__role="replica", asgi_datasource__reason="balanced") == 3
@@ -127,7 +133,28 @@ def test_attribute_names_equal_those_of_the_conventions() -> None:
     names = {name for name in ours if isinstance(name, str) and name.startswith("db.client.")}
     known = {getattr(db_metrics, name) for name in dir(db_metrics) if name.startswith("DB_CLIENT")}
     assert names - {metrics.POOL_NAME, metrics.CONNECTION_STATE} <= known
+    assert db_metrics.DB_CLIENT_RESPONSE_RETURNED_ROWS in names
     assert {name for name in known if name.startswith("db.client.connection.")} <= names
+
+
+def test_statements_beyond_the_limit_have_no_summary(
+    metric_reader: InMemoryMetricReader, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(metrics, "MAX_SUMMARIES", 2)
+
+    class Pool:
+        dimensions: ClassVar[dict[str, str]] = {"asgi_datasource.datasource": "bounded"}
+
+    measure = metrics.Metrics(0).measure(None)
+    for number in (1, 2, 3, 1):
+        measure.ran(cast("Any", Pool()), analyze(f"select * from generated_{number}"), 0.001, None)
+    points = read(metric_reader)["db.client.operation.duration"]
+    found = {
+        point.get("db.query.summary"): value
+        for point, value in points
+        if point.get("asgi_datasource.datasource") == "bounded"
+    }
+    assert found == {"SELECT generated_1": 2, "SELECT generated_2": 1, None: 1}
 
 
 async def test_without_metrics_no_instrument_is_created(

@@ -5,9 +5,11 @@ from __future__ import annotations
 import asyncio
 import os
 import shutil
+import signal
 import socket
-from collections.abc import AsyncIterator, Mapping, Sequence
-from contextlib import asynccontextmanager
+import subprocess
+from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager
 from importlib.util import find_spec
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -26,13 +28,10 @@ def program(name: str, package: str) -> str:
 
 
 @asynccontextmanager
-async def running(
-    command: Sequence[str], port: int, *, environ: Mapping[str, str] | None = None
-) -> AsyncIterator[asyncio.subprocess.Process]:
+async def running(command: Sequence[str], port: int) -> AsyncIterator[asyncio.subprocess.Process]:
     """Run a server until the end of the block, once it listens on its port."""
     process = await asyncio.create_subprocess_exec(
         *command,
-        env={**os.environ, **(environ or {})},
         stdout=asyncio.subprocess.DEVNULL,
         stderr=asyncio.subprocess.DEVNULL,
         start_new_session=True,
@@ -41,11 +40,12 @@ async def running(
         async with asyncio.timeout(START_LIMIT_S):
             while not listens(port):
                 assert process.returncode is None, f"{command[0]} has ended with {process.returncode}"
-                await asyncio.sleep(0.05)
+                await asyncio.sleep(0.02)
         yield process
     finally:
         if process.returncode is None:
-            os.killpg(process.pid, 15)
+            # Nothing that it has is needed: some take seconds to stop by themselves.
+            os.killpg(process.pid, signal.SIGKILL)
         async with asyncio.timeout(STOP_LIMIT_S):
             await process.wait()
 
@@ -95,18 +95,18 @@ async def kafka_broker(port: int) -> AsyncIterator[str]:
         yield f"127.0.0.1:{port}"
 
 
-@asynccontextmanager
-async def rabbitmq_server(port: int) -> AsyncIterator[str]:
-    """A RabbitMQ server; its URL."""
-    distribution = free_port()
-    with TemporaryDirectory(prefix="ads-rabbit-") as name:
+@contextmanager
+def rabbitmq_starting(port: int) -> Iterator[str]:
+    """A RabbitMQ server that has been told to start, which takes seconds: see `until_listening`; its URL."""
+    with TemporaryDirectory(prefix="ads-rabbit-", ignore_cleanup_errors=True) as name:
         home = Path(name)
         environ = {
+            **os.environ,
             "HOME": name,
             "RABBITMQ_NODENAME": f"ads{port}@localhost",
             "RABBITMQ_NODE_IP_ADDRESS": "127.0.0.1",
             "RABBITMQ_NODE_PORT": str(port),
-            "RABBITMQ_DIST_PORT": str(distribution),
+            "RABBITMQ_DIST_PORT": str(free_port()),
             "RABBITMQ_MNESIA_BASE": str(home / "mnesia"),
             "RABBITMQ_LOG_BASE": str(home / "log"),
             "RABBITMQ_PID_FILE": str(home / "pid"),
@@ -117,5 +117,18 @@ async def rabbitmq_server(port: int) -> AsyncIterator[str]:
         }
         binary = "/usr/lib/rabbitmq/bin/rabbitmq-server"
         command = [binary if Path(binary).exists() else program("rabbitmq-server", "rabbitmq-server")]
-        async with running(command, port, environ=environ):
+        process = subprocess.Popen(
+            command, env=environ, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
+        )
+        try:
             yield f"amqp://guest:guest@127.0.0.1:{port}/"
+        finally:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+
+
+async def until_listening(port: int) -> None:
+    """Wait until a server accepts connections."""
+    async with asyncio.timeout(START_LIMIT_S):
+        while not listens(port):
+            await asyncio.sleep(0.05)

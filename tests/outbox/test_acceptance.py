@@ -102,10 +102,10 @@ async def test_relays_that_are_killed_lose_nothing_and_keep_the_order(
 ) -> None:
     """Acceptance 4: what arrives first of each event, arrives in the order of its key."""
     sink = Sink(tmp_path / "sink")
-    config = write_config(world, tmp_path)
-    kills, count = (8, 4_000) if whole else (2, 600)
-    # All leases end with each kill, those of the other relays as well: nothing waits 15 seconds, and lanes have two
-    # relays at a time that believe in them.
+    config = write_config(world, tmp_path, lease="5s")
+    kills, count = (8, 4_000) if whole else (1, 600)
+    # All leases end with each kill, those of the other relays as well: nothing waits for that of a dead one, and
+    # lanes have two relays at a time that believe in them.
     async with AsyncExitStack() as stack:
         relays = [await stack.enter_async_context(relay_process(config, sink)) for _ in range(4 if whole else 2)]
         for number in range(0, count, 50):
@@ -198,7 +198,7 @@ async def test_a_poison_key_lets_the_others_pass(world: World, whole: bool) -> N
 async def test_a_relay_that_was_paused_past_its_lease_does_nothing_after(world: World, tmp_path: Path) -> None:
     """Acceptance 7: another relay has its lanes meanwhile."""
     sink = Sink(tmp_path / "sink")
-    config = write_config(world, tmp_path)
+    config = write_config(world, tmp_path, lease="5s")
     async with relay_process(config, sink) as paused:
         await write(world, [(str(number), str(number)) for number in range(20)])
         await until_lines(sink, 20)

@@ -6,13 +6,16 @@ import asyncio
 from typing import Any, Final
 
 import pytest
+from opentelemetry import trace
 from opentelemetry.sdk.metrics.export import InMemoryMetricReader
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+from opentelemetry.trace import SpanKind, StatusCode
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
 from asgi_datasource import ConfigError, session
-from asgi_datasource.outbox import OutboxEntry
+from asgi_datasource.outbox import OutboxEntry, Refused
 from asgi_datasource.outbox.database_relay import RelaySettings
 from tests.apps import client
 from tests.observability.test_metrics import read
@@ -24,6 +27,13 @@ arrived: Final[list[OutboxEntry]] = []
 
 async def record(entry: OutboxEntry) -> None:
     """The application's own destination."""
+    arrived.append(entry)
+
+
+async def refuse_the_second(entry: OutboxEntry) -> None:
+    """Takes the first event alone."""
+    if arrived:
+        raise Refused("one is enough")
     arrived.append(entry)
 
 
@@ -112,7 +122,31 @@ async def test_a_relay_is_measured(world: World, metric_reader: InMemoryMetricRe
         assert now["asgi_datasource.outbox.published"] != before
         assert [value for _, value in now["asgi_datasource.outbox.lanes"]] == [32]
         assert now["asgi_datasource.outbox.delay"]
-        assert all("acme" not in str(points) for points in now.values())
+        assert not [name for name, points in now.items() if ".outbox." in name and "acme" in str(points)]
         assert registry.relay is not None
-        assert registry.relay.health()["status"] == "ok"
+        assert registry.relay.health().status == "ok"
     assert "asgi_datasource.outbox.lanes" not in read(metric_reader)
+
+
+async def test_sending_continues_the_trace_of_the_request(world: World, spans: InMemorySpanExporter) -> None:
+    async with world.registry(**embedded("refuse_the_second")) as registry:
+        await registry.start_relay()
+        with trace.get_tracer("test").start_as_current_span("request") as request:
+            async with registry.session(tenant="acme") as db:
+                await db.outbox.publish("orders.placed", key="1", payload={"secret": "of the payload"})
+                await db.outbox.publish("orders.placed", key="1")
+        await until(lambda: sum(span.name == "send orders.placed" for span in spans.get_finished_spans()) == 2)
+    first, second = (span for span in spans.get_finished_spans() if span.name == "send orders.placed")
+    assert (first.kind, first.parent.span_id) == (SpanKind.PRODUCER, request.get_span_context().span_id)
+    assert first.attributes == {
+        "messaging.operation.name": "send",
+        "messaging.operation.type": "send",
+        "messaging.destination.name": "orders.placed",
+        "messaging.system": "callable",
+        "messaging.message.id": str(arrived[0].event_id),
+        "messaging.message.body.size": len(arrived[0].data),
+    }
+    context = first.get_span_context()
+    assert arrived[0].headers["traceparent"][:53] == f"00-{context.trace_id:032x}-{context.span_id:016x}-"[:53]
+    assert (second.status.status_code, second.attributes["error.type"]) == (StatusCode.ERROR, "refused")
+    assert "secret" not in first.to_json() + second.to_json()

@@ -7,8 +7,8 @@ import base64
 import hashlib
 import hmac
 import json
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import ExitStack, asynccontextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -33,7 +33,14 @@ from asgi_datasource.outbox.publishers.nats import NatsPublisher
 from asgi_datasource.outbox.publishers.rabbitmq import RabbitmqPublisher
 from asgi_datasource.outbox.publishers.redis import RedisPublisher
 from asgi_datasource.outbox.publishers.webhook import PinnedBackend, WebhookPublisher, is_public
-from tests.outbox.brokers import free_port, kafka_broker, nats_server, rabbitmq_server, redis_server
+from tests.outbox.brokers import (
+    free_port,
+    kafka_broker,
+    nats_server,
+    rabbitmq_starting,
+    redis_server,
+    until_listening,
+)
 
 TRACE = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
 SECRET = "whsec_" + base64.b64encode(b"0123456789abcdef01234567").decode()
@@ -66,6 +73,18 @@ async def until_published(publish: Callable[[], Any]) -> None:
     async with asyncio.timeout(30):
         while kinds(await publish()) != ["published"]:
             await asyncio.sleep(0.1)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def rabbit(request: pytest.FixtureRequest) -> Iterator[tuple[int, str, Callable[[], None]] | None]:
+    """A RabbitMQ server that starts while the other tests run: its port, its URL, and what kills it."""
+    if all(item.name != "test_rabbitmq" for item in request.session.items):
+        yield None
+        return
+    port = free_port()
+    with ExitStack() as stack:
+        url = stack.enter_context(rabbitmq_starting(port))
+        yield port, url, stack.close
 
 
 async def test_nats(tmp_path: Path) -> None:
@@ -142,47 +161,10 @@ async def test_kafka() -> None:
 
 
 async def test_kafka_that_is_away(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("asgi_datasource.outbox.publishers.kafka.LIMIT_MS", 1_500)
+    monkeypatch.setattr("asgi_datasource.outbox.publishers.kafka.LIMIT_MS", 300)
     publisher = KafkaPublisher(f"127.0.0.1:{free_port()}")
     assert kinds(await publisher.publish(Batch([entry(1), entry(2)]))) == ["unreachable", "skipped"]
     await publisher.close()
-
-
-async def test_rabbitmq() -> None:
-    port = free_port()
-    publisher = RabbitmqPublisher(f"amqp://guest:guest@127.0.0.1:{port}/")
-    one = entry(1)
-    assert kinds(await publisher.publish(Batch([one, entry(2)]))) == ["unreachable", "skipped"]
-    async with rabbitmq_server(port) as url, await connect_rabbitmq(url) as connection:
-        channel = await connection.channel()
-        queue = await channel.declare_queue("orders")
-        full = {"x-max-length": 1, "x-overflow": "reject-publish"}
-        await channel.declare_queue("full", arguments=full)
-        assert kinds(await publisher.publish(Batch([one, entry(2)]))) == ["published"] * 2
-        outcomes = await publisher.publish(Batch([entry(3, topic="nowhere", key="a"), entry(4, key="b")]))
-        assert kinds(outcomes) == ["refused", "published"]
-        assert "no queue" in (outcomes[0].reason or "")
-        outcomes = await publisher.publish(Batch([entry(5, topic="full"), entry(6, topic="full")]))
-        assert kinds(outcomes) == ["published", "unreachable"], "a full queue says nothing about the message"
-        message = await queue.get()
-        assert message.delivery_mode == aio_pika.DeliveryMode.PERSISTENT
-        assert message.message_id == one.idempotency_key
-        headers = {name: str(value) for name, value in message.headers.items()}
-        check_event(
-            rabbitmq.from_rabbitmq_event(rabbitmq.RabbitMQMessage(headers, message.content_type, message.body)), one
-        )
-    assert kinds(await publisher.publish(Batch([one]))) == ["unreachable"]
-    await publisher.close()
-
-
-async def connect_rabbitmq(url: str) -> aio_pika.abc.AbstractConnection:
-    """It listens a moment before it answers."""
-    async with asyncio.timeout(60):
-        while True:
-            try:
-                return await aio_pika.connect(url, timeout=5)
-            except (OSError, TimeoutError, aio_pika.exceptions.AMQPError):
-                await asyncio.sleep(0.2)
 
 
 class Receiver:
@@ -319,3 +301,43 @@ class TestWebhook:
 
 def test_ids_are_uuids() -> None:
     assert UUID(entry(1).idempotency_key).version == 7
+
+
+async def test_rabbitmq(rabbit: tuple[int, str, Callable[[], None]]) -> None:
+    port, url, kill = rabbit
+    one = entry(1)
+    nowhere = RabbitmqPublisher(f"amqp://guest:guest@127.0.0.1:{free_port()}/")
+    assert kinds(await nowhere.publish(Batch([one, entry(2)]))) == ["unreachable", "skipped"]
+    await until_listening(port)
+    publisher = RabbitmqPublisher(url)
+    async with await connect_rabbitmq(url) as connection:
+        channel = await connection.channel()
+        queue = await channel.declare_queue("orders")
+        full = {"x-max-length": 1, "x-overflow": "reject-publish"}
+        await channel.declare_queue("full", arguments=full)
+        assert kinds(await publisher.publish(Batch([one, entry(2)]))) == ["published"] * 2
+        outcomes = await publisher.publish(Batch([entry(3, topic="nowhere", key="a"), entry(4, key="b")]))
+        assert kinds(outcomes) == ["refused", "published"]
+        assert "no queue" in (outcomes[0].reason or "")
+        outcomes = await publisher.publish(Batch([entry(5, topic="full"), entry(6, topic="full")]))
+        assert kinds(outcomes) == ["published", "unreachable"], "a full queue says nothing about the message"
+        message = await queue.get()
+        assert message.delivery_mode == aio_pika.DeliveryMode.PERSISTENT
+        assert message.message_id == one.idempotency_key
+        headers = {name: str(value) for name, value in message.headers.items()}
+        check_event(
+            rabbitmq.from_rabbitmq_event(rabbitmq.RabbitMQMessage(headers, message.content_type, message.body)), one
+        )
+    kill()
+    assert kinds(await publisher.publish(Batch([one]))) == ["unreachable"]
+    await publisher.close()
+
+
+async def connect_rabbitmq(url: str) -> aio_pika.abc.AbstractConnection:
+    """It listens a moment before it answers."""
+    async with asyncio.timeout(60):
+        while True:
+            try:
+                return await aio_pika.connect(url, timeout=5)
+            except (OSError, TimeoutError, aio_pika.exceptions.AMQPError):
+                await asyncio.sleep(0.2)

@@ -178,7 +178,7 @@ class TestAway:
         ):
             await write(world, [(str(number), str(number)) for number in range(50)])
             await until(lambda: len(destination.tries) > 10)
-            assert relay.health()["status"] == "warning"
+            assert relay.health().status == "warning"
             assert await held(world) == []
             destination.is_away = False
             await destination.has(50)

@@ -257,6 +257,24 @@ def test_with_no_replica_fail_the_primary_gets_no_reads() -> None:
     assert choose(up(1, no_replica=NoReplica.FAIL), READ, failed=frozenset({"r1"})) is None
 
 
+def test_with_no_replica_fail_the_primary_answers_what_the_replicas_are_behind_for() -> None:
+    topology = seen(replica("r1", position=Position(1, 5), lag_s=5.0), no_replica=NoReplica.FAIL)
+    wanted = {"now": NOW, "after": Position(1, 9)}
+    assert answer(choose(topology, READ, **wanted)) == ("primary", Reason.BEHIND)
+    one_failed = seen(replica("r1", position=Position(1, 5), lag_s=5.0), replica("r2"), no_replica=NoReplica.FAIL)
+    assert answer(choose(one_failed, READ, **wanted, failed=frozenset({"r2"}))) == ("primary", Reason.BEHIND)
+    near = seen(replica("r1", position=Position(1, 5), lag_s=0.1), no_replica=NoReplica.FAIL)
+    assert answer(choose(near, READ, **wanted, patience_s=0.1)) == ("r1", Reason.PROVED)
+    assert answer(choose(near, READ, **wanted, patience_s=0.1, behind=frozenset({"r1"}))) == ("primary", Reason.BEHIND)
+
+
+def test_a_replica_that_has_not_proved_a_position_is_not_asked_again_where_all_else_has_failed() -> None:
+    topology = seen(replica("r1", position=Position(1, 5), lag_s=0.0), primary=DOWN)
+    behind = {"now": NOW, "after": Position(1, 9), "behind": frozenset({"r1"})}
+    assert answer(choose(topology, READ, **behind)) == ("primary", Reason.UNHEALTHY)
+    assert choose(topology, READ, **behind, failed=frozenset({"primary"})) is None
+
+
 def test_after_a_failed_connect_the_next_server_is_chosen_with_reason_failover() -> None:
     assert answer(choose(up(2), READ, failed=frozenset({"r1"}))) == ("r2", Reason.FAILOVER)
     assert answer(choose(up(2), READ, failed=frozenset({"r1", "r2"}))) == ("primary", Reason.FAILOVER)

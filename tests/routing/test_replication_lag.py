@@ -116,7 +116,7 @@ def test_a_replica_ahead_of_a_later_sample_of_the_primary_has_diverged() -> None
     track = track_of((1.0, 100))
     ahead = standby(1.5, 150)
     assert not track.assess(ahead).is_foreign, "the primary may have moved on meanwhile"
-    track.note_primary(primary(2.0, 120))
+    track.note_primary(primary(ahead.answered_at, 120))
     assert track.assess(ahead).is_foreign
 
 
@@ -206,3 +206,11 @@ def test_round_trips_are_smoothed_and_intervals_fit_the_bounds() -> None:
     assert choose_interval(1.0, []) == 1.0
     assert choose_interval(1.0, [60.0, 2.0]) == 0.5
     assert choose_interval(1.0, [0.01]) == 0.05
+
+
+def test_a_server_that_was_on_an_older_timeline_says_nothing_about_the_fork() -> None:
+    track = track_of((1.0, 100))
+    track.note_primary(primary(2.0, 200, timeline=2))
+    track.note_standby(standby(2.5, 180, server="r1"))
+    track.note_primary(primary(3.0, 310, timeline=3, server="r1"))
+    assert track.lineage == Lineage()

@@ -19,7 +19,7 @@ from starlette.middleware.base import BaseHTTPMiddleware, RequestResponseEndpoin
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from asgi_datasource import (
     DataError,
@@ -29,8 +29,9 @@ from asgi_datasource import (
     session,
     transactional,
 )
+from asgi_datasource.sessions.policy import RouteRule, SessionPolicy, make_lane
 from asgi_datasource.testing import serve
-from asgi_datasource.transaction import retry
+from asgi_datasource.transaction import TransactionOptions, retry
 from tests.apps import client
 from tests.asgi_call import Call
 from tests.pools import assert_whole, until
@@ -324,6 +325,69 @@ async def test_what_an_application_makes_of_the_end_of_its_response_changes_noth
                 await call.run(middleware)
         assert call.sent[0]["status"] == (201 if loses else 409)
         assert attempts.count == (2 if loses else 1)
+
+
+@pytest.mark.parametrize("how", ["a read", "a commit", "a rollback"])
+async def test_a_response_to_a_conflict_is_replaced_unless_the_handler_has_rolled_back(world: World, how: str) -> None:
+    attempts = Attempts(1)
+
+    async def endpoint(scope: Scope, receive: Receive, send: Send) -> None:
+        db, status = session(scope), 200
+        try:
+            await attempts.next(db)
+        except DataError:
+            # No transaction is left that would show the conflict.
+            status = 409
+            if how == "a commit":
+                with suppress(DataError):
+                    await db.commit()
+            elif how == "a rollback":
+                await db.rollback()
+        await JSONResponse(attempts.count, status)(scope, receive, send)
+
+    async def lose_reading(db: DataSession) -> None:
+        await db.read.fetch_value("select acme.lose()")
+
+    if how == "a read":
+        await world.sql(
+            f"create function acme.lose() returns int language plpgsql as $f$ {LOSE[5:-3]} $f$".format("40001")
+        )
+        attempts = Attempts(1, lose_reading)
+    async with world.registry(replicas=(), transactions={"retry": 2}) as registry:
+        call = await Call("GET" if how == "a read" else "POST").run(DataSourceMiddleware(endpoint, registry=registry))
+        await assert_whole(registry, world)
+    assert (call.status, call.body) == ((409, b"1") if how == "a rollback" else (200, b"2"))
+
+
+async def test_commits_of_the_outer_session_still_count_after_the_inner_response(world: World) -> None:
+    attempts = Attempts(1)
+
+    async def inner_app(scope: Scope, receive: Receive, send: Send) -> None:
+        await session(scope).read.fetch_value("select 1")
+        await JSONResponse(1)(scope, receive, send)
+
+    async def discard(message: Message) -> None:
+        return None
+
+    @transactional(retry=2)
+    async def application(scope: Scope, receive: Receive, send: Send) -> None:
+        db = session(scope)
+        await db.execute(INSERT, [f"tea {attempts.count}"])
+        await db.commit()
+        await inside(scope, receive, discard)
+        await attempts.next(db)
+
+    async with world.registry() as outer, world.registry() as inner:
+        inside = DataSourceMiddleware(inner_app, registry=inner)
+        call = await Call(endpoint=application).run(DataSourceMiddleware(application, registry=outer))
+    assert (call.status, attempts.count) == (409, 1)
+    assert await world.items() == ["tea 0"]
+
+
+def test_an_annotations_retry_precedes_that_of_the_rule() -> None:
+    rule = RouteRule(options=TransactionOptions(retry=3))
+    assert make_lane(SessionPolicy(), rule, "POST", TransactionOptions(retry=1)).retries == 1
+    assert make_lane(SessionPolicy(), rule, "POST", TransactionOptions()).retries == 3
 
 
 async def test_a_conflict_contained_by_a_savepoint_is_not_retried(world: World) -> None:
@@ -888,16 +952,13 @@ async def test_attempts_delays_and_outcome_are_on_the_span(world: World, spans: 
             with get_tracer("test").start_as_current_span("server"):
                 call = await Call(endpoint=endpoint).run(DataSourceMiddleware(endpoint, registry=registry))
             [span] = [span for span in spans.get_finished_spans() if span.name == "server"]
+            waits = [dict(one.attributes or {}) for one in spans.get_finished_spans() if one.name == "retry"]
             spans.clear()
-            events = [event for event in span.events if event.name == "asgi_datasource.transaction.retry"]
-            assert [dict(event.attributes or {})["asgi_datasource.retry.attempt"] for event in events] == [1, 2]
-            for event in events:
-                assert dict(event.attributes or {})["db.response.status_code"] == "40001"
-                assert dict(event.attributes or {})["asgi_datasource.retry.delay_ms"] > 0
-            given_up = [event for event in span.events if event.name.endswith("retry.given_up")]
-            assert [dict(event.attributes or {}) for event in given_up] == (
-                [{"asgi_datasource.retry.attempt": 3}] if outcome == "given_up" else []
-            )
+            for number, wait in enumerate(waits, 1):
+                assert wait["asgi_datasource.retry.attempt"] == number
+                assert wait["db.response.status_code"] == "40001"
+                assert float(wait["asgi_datasource.retry.delay_ms"]) > 0
+            assert len(waits) == 2
             attributes = dict(span.attributes or {})
             assert attributes["asgi_datasource.retry.attempt"] == 3
             assert attributes["asgi_datasource.retry.outcome"] == outcome

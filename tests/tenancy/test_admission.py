@@ -14,6 +14,7 @@ from websockets.asyncio.client import connect
 from websockets.exceptions import InvalidStatus
 
 from asgi_datasource import AccessIntent, DataError, DataErrorKind, compile, session
+from asgi_datasource.tenancy import MAX_NAME_LENGTH
 from asgi_datasource.testing import serve
 from tests.apps import application, client
 from tests.world import World
@@ -238,3 +239,12 @@ async def test_a_suspended_tenant_has_no_session_either(world: World) -> None:
         with pytest.raises(DataError, match="suspended"):
             async with registry.session("acme"):
                 raise AssertionError("it was let in")
+
+
+async def test_the_longest_name_is_looked_up_and_a_longer_one_is_no_name(world: World) -> None:
+    config = world.config(replicas=(), tenancy={"resolve": [{"header": "X-Tenant"}], "pattern": "[a-z]+"})
+    admission = compile(config).compiled.admission
+    for name, status in (("a" * MAX_NAME_LENGTH, 404), ("a" * (MAX_NAME_LENGTH + 1), 400)):
+        with pytest.raises(DataError) as caught:
+            await admission.find(name)
+        assert caught.value.http_status == status

@@ -323,6 +323,15 @@ async def test_whoever_waits_for_an_unknown_name_can_leave(table: World) -> None
         assert [type(outcome).__name__ for outcome in outcomes] == ["CancelledError", "DataError", "DataError"]
 
 
+async def test_names_that_the_database_cannot_hold_are_not_asked_for(table: World) -> None:
+    document = config(table)
+    document["tenancy"]["pattern"] = "(?s).+"
+    async with compile(document) as made:
+        with pytest.raises(DataError) as caught:
+            await made.compiled.admission.find("acme\x00")
+        assert (caught.value.http_status, catalog_of(made).questions) == (404, 0)
+
+
 async def test_names_that_no_tenant_can_have_are_not_asked_for(table: World) -> None:
     async with registry(table) as made:
         for name in ("'; drop table x; --", "A", "x" * 300, "\x00", "%s"):
@@ -521,6 +530,44 @@ async def test_a_disk_that_is_full_keeps_no_tenant_from_being_known(
     assert list(tmp_path.iterdir()) == []
 
 
+async def test_a_snapshot_that_cannot_be_put_in_its_place_keeps_no_tenant_from_being_known(
+    table: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def is_read_only(*_: object) -> None:
+        raise OSError(30, "Read-only file system")
+
+    monkeypatch.setattr(SnapshotWriter, "commit", is_read_only)
+    async with registry(table, snapshot=str(tmp_path / "tenants.snapshot")) as made:
+        assert await names(made) == ["acme", "globex"]
+    assert list(tmp_path.iterdir()) == []
+    assert "the snapshot of the tenants cannot be written: Read-only file system" in caplog.text
+
+
+async def test_rows_beyond_one_round_trip_are_read_too(table: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(catalog, "ROWS_A_ROUND_TRIP", 2)
+    await insert(table, "hooli", "initrode", "stark")
+    async with registry(table) as made:
+        assert await names(made) == ["acme", "globex", "hooli", "initrode", "stark"]
+
+
+async def test_a_defect_in_one_refresh_does_not_end_refreshing(
+    table: World, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with registry(table, refresh="50ms") as made:
+        read, failures = catalog_of(made)._read, [RuntimeError("a defect")]
+
+        async def failing(*arguments: Any) -> None:
+            if failures:
+                raise failures.pop()
+            await read(*arguments)
+
+        monkeypatch.setattr(catalog_of(made), "_read", failing)
+        await until(lambda: not failures, "there was no refresh")
+        await insert(table, "hooli")
+        await until(known(made, "hooli"), "the tenants were not refreshed after the defect")
+    assert "the tenants cannot be refreshed" in caplog.text
+
+
 async def test_a_query_that_is_wrong_is_told_and_tried_again(table: World, caplog: pytest.LogCaptureFixture) -> None:
     async with registry(table, query="select schema from catalog.customers") as made:
         assert catalog_of(made).state is CatalogState.UNKNOWN
@@ -570,3 +617,14 @@ async def test_a_reload_loads_anew_and_keeps_what_was_known_where_it_cannot(tabl
         await made.reload(document)
         assert await names(made) == ["solo"]
         assert made.catalog is None
+
+
+async def test_a_reload_keeps_no_tenant_whose_datasource_is_gone(table: World) -> None:
+    await table.sql("update catalog.customers set datasource = 'archive' where name = 'globex'")
+    before = config(table)
+    before["datasources"]["archive"] = before["datasources"]["orders"]
+    async with compile(before) as made:
+        assert made.tenant("globex").datasource == "archive"
+        await table.sql("alter table catalog.customers rename to gone")
+        await made.reload(config(table))
+        assert await names(made) == ["acme"]

@@ -51,7 +51,7 @@ async def test_a_session_without_a_name_is_the_contexts(world: World) -> None:
             async with registry.session("globex") as db:
                 assert db.tenant.name == "globex"
         assert current_tenant() is None
-        with pytest.raises(DataError, match="names no tenant"):
+        with pytest.raises(DataError, match="this session has no tenant: give it one"):
             async with registry.session():
                 raise AssertionError("it was opened")
     assert await world.items("acme") == ["of acme"]

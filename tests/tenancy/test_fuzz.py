@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from asgi_datasource import DataSourceMiddleware, compile, session
 from tests.asgi_call import Call
+from tests.sampling import many
 from tests.tenancy.test_tokens import SECRET, token
 
 HOSTILE = [
@@ -93,7 +94,7 @@ _headers = st.lists(
 )
 
 
-@settings(max_examples=1_500, deadline=None, derandomize=True)
+@settings(max_examples=many(1_500), deadline=None, derandomize=True)
 @given(
     headers=_headers,
     path=st.one_of(st.just("/"), _text.map(lambda text: f"/t/{text}"), _text.map(lambda text: f"/{text}")),

@@ -31,7 +31,14 @@ async def bouncer(world: World) -> AsyncIterator[Bouncer]:
 async def registry(
     world: World, bouncer: Bouncer, *, pooler: str | None = "transaction", **sections: Any
 ) -> AsyncIterator[DataSourceRegistry]:
-    pool = {"min_size": 1, "max_size": 8, "max_waiting": 0, **({} if pooler is None else {"pooler": pooler})}
+    # 200 sessions share two connections of the pooler: how long each waits for its turn is the machine's matter.
+    pool = {
+        "min_size": 1,
+        "max_size": 8,
+        "max_waiting": 0,
+        "acquire_timeout": "30s",
+        **({} if pooler is None else {"pooler": pooler}),
+    }
     document = world.config(replicas=(), pool=pool, urls={"primary": bouncer.url(world.dbname)}, **sections)
     document["tenancy"]["default"] = "orders"
     async with compile(document) as made:

@@ -9,6 +9,7 @@ from uuid import UUID
 import pytest
 
 from asgi_datasource import DataError, DataErrorKind, DataSourceRegistry, Resolution, compile
+from asgi_datasource.tenancy.hosts import TrustedHosts
 from tests.tenancy.scopes import ask, scope
 
 TENANTS: dict[str, Any] = {
@@ -230,6 +231,7 @@ PROXIES = ["10.0.0.0/8", "fd00::/8", "192.0.2.7"]
         (("fd00::1", 1), [("X-Forwarded-Host", "Globex.app.test:443")], "globex"),
         (("192.0.2.7", 1), [("Forwarded", "for=192.0.2.60;proto=http;host=globex.app.test")], "globex"),
         (("192.0.2.7", 1), [("Forwarded", 'For="[2001:db8::17]:4711";HOST="globex.app.test:80"')], "globex"),
+        (("192.0.2.7", 1), [("Forwarded", 'host="glo\\bex.app.test"')], "globex"),
         (("10.1.2.3", 1), [], "acme"),
         # A known proxy behind a known proxy: what the outer one was asked for.
         (
@@ -376,6 +378,17 @@ async def test_other_hosts_are_refused_before_anybody_is_asked(host: str | None)
     ways = ({"domain": {"globex.test": "globex"}}, {"fixed": "acme"})
     error = await refusal(scope(host=host), *ways, trusted_hosts=["app.test", "*.app.test"])
     assert "not one that is served here" in error.message
+
+
+async def test_a_host_that_is_no_name_opens_nothing() -> None:
+    for entry in ("*.", ""):
+        assert not TrustedHosts([entry]).serves("evil.test")
+
+
+async def test_a_prefix_that_begins_like_the_root_path_is_found() -> None:
+    request = scope("/apidocs/acme/x", root_path="/api")
+    assert await name(request, {"path_prefix": "/apidocs"}) == "acme"
+    assert await name(scope("/api/apidocs/acme", root_path="/api"), {"path_prefix": "/apidocs"}) == "acme"
 
 
 # -- together

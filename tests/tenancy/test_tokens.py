@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import os
 import time
 from pathlib import Path
 from typing import Any
@@ -291,6 +292,20 @@ def test_a_key_set_that_has_changed_is_read_again(tmp_path: Path) -> None:
     path.unlink()
     clock.now += 2.0
     assert found(bearer(new)) == "acme"
+
+
+def test_a_key_set_of_the_same_size_and_time_that_replaces_another_is_read(tmp_path: Path) -> None:
+    path, replacement = tmp_path / "jwks.json", tmp_path / "next.json"
+    path.write_text(key_set(jwk("ES", "old")))
+    replacement.write_text(key_set(jwk("ES", "new")))
+    assert path.stat().st_size == replacement.stat().st_size
+    os.utime(replacement, ns=(path.stat().st_atime_ns, path.stat().st_mtime_ns))
+    clock = Clock()
+    found = TokenResolver(TokenRules(claim="tenant", algorithms=ALL), KeySetFile(path, clock=clock))
+    refused(found, token("ES256", headers={"kid": "new"}))
+    replacement.replace(path)
+    clock.now = 2.0
+    assert found(bearer(token("ES256", headers={"kid": "new"}))) == "acme"
 
 
 def document(**claim: Any) -> dict[str, Any]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import signal
+import socket
 import threading
 from collections.abc import AsyncIterator
 from typing import Any
@@ -89,6 +90,17 @@ def test_application_is_served_between_its_start_up_and_its_shutdown(runner: Any
         assert desk.events == ["up", "down"]
         with pytest.raises(httpx.ConnectError):
             httpx.get(server.url)
+
+    runner.run(body())
+
+
+def test_answers_are_not_held_back_for_more_data(runner: Any) -> None:
+    async def body() -> None:
+        async with serve(Desk().app) as server, httpx.AsyncClient(base_url=server.url) as client:
+            await client.get("/")
+            [connection] = server.uvicorn.server_state.connections
+            transport = connection.transport.get_extra_info("socket")  # type: ignore[union-attr]
+            assert transport.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
 
     runner.run(body())
 

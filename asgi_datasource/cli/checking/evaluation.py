@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from typing import Final
 
 from ...config import Code, Config, Diagnostic, DiagnosticPath, Severity, server_of
+from ...outbox.vacuum import OutboxFault
 from ...tenancy import Finding, Hole
 from .facts import Facts, PoolerMode
 
@@ -32,6 +33,7 @@ def evaluate(config: Config, servers: Sequence[Facts]) -> Iterator[Diagnostic]:
         yield from _alone(facts)
         yield from _against(primaries[facts.target.datasource, facts.target.tenant], facts)
         yield from (_hole(finding, facts, config) for finding in facts.holes)
+        yield from (_outbox(fault, facts) for fault in facts.outbox)
         for words in facts.unanswered:
             message = f"{facts.target} left a question unanswered: {words}"
             fix = "Give the login the right to ask, or check this by hand."
@@ -123,6 +125,12 @@ def _hole(finding: Finding, facts: Facts, config: Config) -> Diagnostic:
         path = ("tenants", finding.tenant) if finding.tenant in config.tenants else ("tenants_from",)
     message = f"{facts.target}: {finding.message}"
     return Diagnostic(code, path, message, finding.fix, finding.tenant is not None, severity=severity)
+
+
+def _outbox(fault: OutboxFault, facts: Facts) -> Diagnostic:
+    code, severity = (Code.NO_OUTBOX, Severity.ERROR) if fault.is_missing else (Code.OUTBOX_GROWS, Severity.WARNING)
+    message = f"{facts.target}: {fault.message}"
+    return Diagnostic(code, facts.target.path, message, fault.fix, severity=severity, related=(("outbox",),))
 
 
 def _budget(config: Config, servers: Sequence[Facts]) -> Iterator[Diagnostic]:

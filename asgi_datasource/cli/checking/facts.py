@@ -7,6 +7,7 @@ from enum import StrEnum
 
 from ...config import DiagnosticPath
 from ...drivers.settings import ServerSettings
+from ...outbox.vacuum import OutboxFault
 from ...tenancy import Finding
 
 
@@ -75,6 +76,7 @@ class Facts:
         is_in_the_clear: Whether the connection crosses a network without TLS.
         servers: What identifies each server that its connections have led to.
         holes: Holes in the isolation of tenants.
+        outbox: What is wrong with the tables of the outbox.
     """
 
     target: Target
@@ -94,3 +96,4 @@ class Facts:
     is_in_the_clear: bool = False
     servers: set[str] = field(default_factory=set[str])
     holes: list[Finding] = field(default_factory=list[Finding])
+    outbox: list[OutboxFault] = field(default_factory=list[OutboxFault])

@@ -10,6 +10,7 @@ from typing import Any, Final, LiteralString
 from ...config import AuditConfig
 from ...drivers.control import ControlConnection, open_control
 from ...errors import DataError
+from ...outbox.vacuum import find_faults
 from ...tenancy import Home, find_holes
 from .facts import Facts, Target
 from .pooler import find_pooler
@@ -22,7 +23,7 @@ _PAUSE_S: Final = 0.05
 
 
 async def query_server(
-    target: Target, homes: Sequence[Home], shared_schemas: Sequence[str], audit: AuditConfig
+    target: Target, homes: Sequence[Home], shared_schemas: Sequence[str], audit: AuditConfig, *, has_outbox: bool
 ) -> Facts:
     """Run all queries that concern one server alone.
 
@@ -31,6 +32,7 @@ async def query_server(
         homes: The tenants on this server.
         shared_schemas: Schemas in the search_path after a tenant's own.
         audit: The exceptions from the isolation checks.
+        has_outbox: The tables of the outbox have to be in its database.
     """
     facts = Facts(target)
     try:
@@ -39,6 +41,8 @@ async def query_server(
             questions: list[Question] = [_identity, _clock, _limits]
             if target.is_primary:
                 questions.append(_holes(homes, shared_schemas, audit))
+                if has_outbox:
+                    questions.append(_outbox)
             else:
                 questions.append(_servers)
             # The pooler comes last: when it refuses a transaction, it also closes the connection.
@@ -48,7 +52,7 @@ async def query_server(
                 except DataError as error:
                     facts.unanswered.append(str(error))
     except DataError as error:
-        facts.failure = str(error)
+        facts.failure = error.located_message
     return facts
 
 
@@ -118,6 +122,13 @@ async def _limits(probe: ControlConnection, facts: Facts) -> None:
 
 async def _pooler(probe: ControlConnection, facts: Facts) -> None:
     facts.pooler = await find_pooler(probe, facts.target.settings, where=str(facts.target))
+
+
+async def _outbox(probe: ControlConnection, facts: Facts) -> None:
+    async def ask(sql: LiteralString) -> list[tuple[Any, ...]]:
+        return await probe.rows(sql)
+
+    facts.outbox = await find_faults(ask)
 
 
 def _holes(homes: Sequence[Home], shared_schemas: Sequence[str], audit: AuditConfig) -> Question:

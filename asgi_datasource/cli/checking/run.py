@@ -53,7 +53,7 @@ async def check_servers(config: Config) -> Checked:
     ]
     async with asyncio.TaskGroup() as group:
         tasks = [
-            group.create_task(_servers(name, config.datasources[name], homes, tenant))
+            group.create_task(_servers(config, name, homes, tenant))
             for name, chosen in databases.items()
             for tenant, homes in chosen
         ]
@@ -80,8 +80,9 @@ def _databases(
     return [(sharing[0], [*(home_of(tenant, shared) for tenant in sharing), *to_come]) for sharing in chosen]
 
 
-async def _servers(name: str, datasource: DataSourceConfig, homes: list[Home], tenant: Tenant | None) -> list[Facts]:
+async def _servers(config: Config, name: str, homes: list[Home], tenant: Tenant | None) -> list[Facts]:
     """Query the servers of one database and compare the replicas with the primary."""
+    datasource, has_outbox = config.datasources[name], config.outbox is not None
     targets: list[Target] = []
     most_pools = 1 if tenant is None else datasource.pool.max_open_pools
     for node, server in {"primary": datasource.primary, **datasource.replicas}.items():
@@ -94,7 +95,10 @@ async def _servers(name: str, datasource: DataSourceConfig, homes: list[Home], t
         targets.append(Target(name, node, path, server_settings(datasource.pool, conninfo), tenant_name, most_pools))
     shared = datasource.search_path
     async with asyncio.TaskGroup() as group:
-        tasks = [group.create_task(query_server(target, homes, shared, datasource.audit)) for target in targets]
+        tasks = [
+            group.create_task(query_server(target, homes, shared, datasource.audit, has_outbox=has_outbox))
+            for target in targets
+        ]
     primary, *replicas = (task.result() for task in tasks)
     if primary.position is not None and primary.is_standby is False:
         async with asyncio.TaskGroup() as group:

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from typing import Final
 
 from ...config import Config
-from ...errors import ConfigError, DataError
+from ...errors import DataError
 from ...migrate import MigrationReport, Migrator, Problem, Scope
 from ..command import CannotRun, Result, offer_formats
 from ..console import Console
@@ -83,10 +83,8 @@ def run(options: Namespace, console: Console) -> Result:
         return _OPERATIONS[options.operation](config, options, console)
     except Problem as error:
         raise CannotRun(f"{error.file}{f':{error.line}' if error.line else ''}: {error.message}", error.fix) from None
-    except (DataError, ConfigError) as error:
-        raise CannotRun(
-            getattr(error, "message", str(error)), "Nothing was lost: run it again after the fix."
-        ) from None
+    except DataError as error:
+        raise CannotRun(error.located_message, "Nothing was lost: run it again after the fix.") from None
 
 
 def _plan(config: Config, options: Namespace, console: Console) -> Result:

@@ -16,7 +16,8 @@ from ...config import Config
 from ...errors import DataError
 from ...outbox.install import install
 from ...outbox.operate import DeadEvent, Operations, Status, operate
-from ...registry.outbox import install_sites, relay_sites
+from ...outbox.sites import install_sites
+from ...registry.outbox import relay_sites
 from ...registry.registry import compile as compile_registry
 from ..command import CannotRun, Clean, ExitCode, Result, offer_formats
 from ..console import Console, Style
@@ -185,12 +186,15 @@ def run(options: Namespace, console: Console) -> Result:
     try:
         return asyncio.run(_OPERATIONS[operation](config, options, console))
     except DataError as error:
-        raise CannotRun(error.message, "Fix that and run it again.") from None
+        raise CannotRun(error.located_message, "Fix that and run it again.") from None
 
 
 async def _install(config: Config, _: Namespace, console: Console) -> Result:
     done: list[str] = []
-    for site in install_sites(config):
+    registry = compile_registry(config)
+    async with registry.tenants_loaded():
+        tenants = list(registry.known_tenants.values())
+    for site in install_sites(config, tenants):
         console.progress(f"outbox install: {site.name}")
         await install(site)
         done.append(site.name)

@@ -11,6 +11,7 @@ from typing import Any
 
 from ...errors import DataError
 from ...migrate import NewTenants
+from ...outbox.new_tenants import TenantOutbox
 from ...tenancy import PolicyRules, policy_sql
 from ...tenancy.provisioning import Operation, Provisioner, Record, UnderWay, compile_provisioning
 from ..command import CannotRun, Clean, ExitCode, Printed, offer_formats
@@ -165,11 +166,12 @@ def run(options: Namespace, console: Console) -> Done | Listing | Printed:
     findings = examine_file(file, options, environment(options), needs_resolver=False)
     config = load_or_refuse(findings)
     migrations = None if config.migrate is None else NewTenants(config, tell=console.progress)
-    provisioner = Provisioner(compile_provisioning(config), tell=console.progress, migrations=migrations)
+    events = None if config.outbox is None else TenantOutbox(config)
+    provisioner = Provisioner(compile_provisioning(config), tell=console.progress, migrations=migrations, events=events)
     try:
         return asyncio.run(_OPERATIONS[options.operation](provisioner, options))
     except DataError as error:
-        raise CannotRun(error.message, _fix(options, has_begun=provisioner.has_begun)) from None
+        raise CannotRun(error.located_message, _fix(options, has_begun=provisioner.has_begun)) from None
 
 
 def _fix(options: Namespace, *, has_begun: bool) -> str:

@@ -20,7 +20,7 @@ from ..protocol import TenantIdentity
 from ..statement_analysis import is_listen
 from ..statements import Begin, Control, ControlKind, CursorDeclaration, Envelope, Params, Query, Settings, Statement
 from .pipeline import COPY_REFUSED, Command, Drain, Pipeline, PipelineHost
-from .prepared import Plan, StatementCache
+from .prepared import OwnPlans, Plan, StatementCache
 from .session_reset import SessionReset
 from .socket import BAD, CANCEL_LIMIT_S, IN_USE, Receiver, WatchedSocket, shut_down
 from .statement import MAX_CACHED_LENGTH, MAX_PARAMS, ConvertedQuery, convert
@@ -120,6 +120,7 @@ class PsycopgConnection(WatchedSocket, PipelineHost):  # pyright: ignore[reportI
         self.home: Home | None = None
         """The pool that it returns to; None while it is there."""
         self.plans = StatementCache()
+        self.own_plans = self._prepared = OwnPlans()
         self.types_generation = 0
         """The generation of its plans at which its pool has last looked for changes of the schema."""
         self.settings = SettingsCache(self.plans)
@@ -189,6 +190,11 @@ class PsycopgConnection(WatchedSocket, PipelineHost):  # pyright: ignore[reportI
             return False
         status = self.pgconn.parameter_status
         return status(b"in_hot_standby") == b"off" and status(b"default_transaction_read_only") == b"off"
+
+    @property
+    def may_prepare(self) -> bool:
+        """Whether statements can be prepared on the server."""
+        return self._observer is None or self._observer.prepares
 
     def retire(self) -> None:
         """Have its pool replace it at its return."""

@@ -18,7 +18,7 @@ from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
 from ...errors import ConfigError, DataError, DataErrorKind, ErrorDetail, classify
 from ..settings import ServerSettings
-from .settings import connect_failure, resolve
+from .settings import connect_failure, resolve, without_location
 
 SAFE_PATH: Final = "-c search_path=pg_catalog"
 """Start-up option of privileged connections. It overrides ALTER DATABASE and ALTER ROLE, and RESET returns to it."""
@@ -233,6 +233,7 @@ async def open_control(
         parts["dbname"] = dbname
     if is_privileged:
         parts["options"] = f"{parts.get('options', '')} {SAFE_PATH}".strip()
+    location = f"{address.host}:{address.port}"
     limit_s = settings.connect_timeout_s + (5.0 if timeout_s is None else timeout_s)
     try:
         async with asyncio.timeout(limit_s):
@@ -240,14 +241,13 @@ async def open_control(
                 make_conninfo("", **parts), autocommit=True, prepare_threshold=None
             )
     except TimeoutError:
-        message = f"{address.host}:{address.port}: no answer within {limit_s:g} s"
-        raise DataError(DataErrorKind.CONNECTION, message) from None
+        raise DataError(DataErrorKind.CONNECTION, f"no answer within {limit_s:g} s", server=location) from None
     except (psycopg.Error, OSError) as error:
-        raise DataError(
-            DataErrorKind.CONNECTION, connect_failure(error, address), sqlstate=getattr(error, "sqlstate", None)
-        ) from None
+        reason = without_location(connect_failure(error, address))
+        sqlstate = getattr(error, "sqlstate", None)
+        raise DataError(DataErrorKind.CONNECTION, reason, sqlstate=sqlstate, server=location) from None
     try:
-        yield ControlConnection(connection, f"{address.host}:{address.port}/{connection.info.dbname}", timeout_s)
+        yield ControlConnection(connection, f"{location}/{connection.info.dbname}", timeout_s)
     finally:
         # `await connection.close()` could wait for a server that does not answer.
         connection.pgconn.finish()

@@ -17,6 +17,11 @@ READ_ONLY_HINT: Final = (
     "; this statement ran with read intent: give its route @transactional, or use `db.write` for it alone"
 )
 
+ONE_STATEMENT_HINT: Final = (
+    "; the text has several statements: send each in a call of its own, inside `async with db.transaction():` if they"
+    " belong together"
+)
+
 
 SEVERAL_STATEMENTS_HINT: Final = (
     "; send each statement by itself, in the same transaction, or a whole script as it is:"
@@ -25,7 +30,14 @@ SEVERAL_STATEMENTS_HINT: Final = (
 
 
 def to_data_error(
-    error: BaseException, *, where: str, is_broken: bool, timed_out: bool, in_recovery: bool, is_write: bool
+    error: BaseException,
+    *,
+    where: str,
+    server: str,
+    is_broken: bool,
+    timed_out: bool,
+    in_recovery: bool,
+    is_write: bool,
 ) -> DataError:
     """Classify a failed statement.
 
@@ -35,6 +47,7 @@ def to_data_error(
     Args:
         error: As psycopg raises it.
         where: Names the server.
+        server: Its address.
         is_broken: The connection is lost.
         timed_out: The caller's deadline has passed.
         in_recovery: The server is a hot standby.
@@ -49,6 +62,7 @@ def to_data_error(
             + ". Give the route a longer `timeout`, or make the statement faster",
             sqlstate=sqlstate,
             is_retryable=False,
+            server=server,
         )
     if sqlstate == "08P01" and not is_broken:
         # A `$1` in the text without parameters: a mistake in the statement, not a failure of the connection.
@@ -65,6 +79,9 @@ def to_data_error(
         # Tracebacks print the cause with psycopg's whole text; `diag` keeps it.
         error.args = (text,)
     message = f"{where}: {text}"
+    if sqlstate == "42601" and diagnostics is not None and diagnostics.source_function == "exec_parse_message":
+        # The only syntax error that this function of the server reports; its text may be translated.
+        message += ONE_STATEMENT_HINT
     if found.kind is DataErrorKind.READ_ONLY:
         message += READ_ONLY_HINT
     elif sqlstate == "42601" and diagnostics is not None and diagnostics.source_function == "exec_parse_message":
@@ -78,10 +95,11 @@ def to_data_error(
         constraint=None if diagnostics is None else diagnostics.constraint_name,
         table=None if diagnostics is None else diagnostics.table_name,
         column=None if diagnostics is None else diagnostics.column_name,
+        server=server,
     )
 
 
-def of_exchange(exchange: Exchange, *, where: str, in_recovery: bool, is_write: bool) -> DataError:
+def of_exchange(exchange: Exchange, *, where: str, server: str, in_recovery: bool, is_write: bool) -> DataError:
     """Classify the error of an exchange."""
     error = exchange.error
     if error is None:
@@ -89,6 +107,7 @@ def of_exchange(exchange: Exchange, *, where: str, in_recovery: bool, is_write: 
     return to_data_error(
         error,
         where=where,
+        server=server,
         is_broken=exchange.is_lost,
         timed_out=exchange.timed_out,
         in_recovery=in_recovery,
@@ -96,7 +115,7 @@ def of_exchange(exchange: Exchange, *, where: str, in_recovery: bool, is_write: 
     )
 
 
-def of_mistake(error: Exception, *, where: str) -> DataError:
+def of_mistake(error: Exception, *, where: str, server: str) -> DataError:
     """What psycopg, or an adapter, has refused on the client: the server has seen nothing of it.
 
     psycopg's own refusals name types and placeholders. What others raise, and errors about a single value, may quote
@@ -119,7 +138,7 @@ def of_mistake(error: Exception, *, where: str) -> DataError:
             if "NUL" in str(error):
                 text = "PostgreSQL text holds no NUL (0x00)"
             error.args = (text,)
-    return DataError(kind, f"{where}: {text}")
+    return DataError(kind, f"{where}: {text}", server=server)
 
 
 def _first_line(error: BaseException) -> str:

@@ -13,6 +13,7 @@ from ...routing import Observation, Position, parse_lsn
 from ..statements import Statement
 from .connection import PsycopgConnection
 from .pipeline import Pipeline
+from .settings import without_location
 from .socket import ConnectionObserver, WatchedSocket
 
 _POSITION: Final = (
@@ -59,7 +60,6 @@ _SIMPLE_QUESTION: Final = _question("0", "null::pg_catalog.text")
 class CheckedServer(Protocol):
     """The server that is checked."""
 
-    label: str
     check_limit_s: float
     prepares: bool
     is_pooled: bool
@@ -71,6 +71,10 @@ class CheckedServer(Protocol):
 
     def error_of(self, exchange: Pipeline, *, is_write: bool) -> DataError:
         """Classify the error of an exchange."""
+        ...
+
+    def error(self, kind: DataErrorKind, text: str, /) -> DataError:
+        """An error of the server."""
         ...
 
     def connect_failed(self, error: Error) -> Error:
@@ -129,7 +133,7 @@ class HealthCheck:
             if exchange.error is None:
                 row = None if exchange.results[0] is None else exchange.results[0].first()
                 if row is None or row["position"] is None:
-                    raise DataError(DataErrorKind.OTHER, f"{self._server.label}: it does not say where its log is")
+                    raise self._server.error(DataErrorKind.OTHER, "it does not say where its log is")
                 self._server.note_checked(row["server"])
                 return _read(row, asked_at, loop.time())
             if exchange.is_lost or exchange.timed_out or self._question is _SIMPLE_QUESTION:
@@ -161,9 +165,8 @@ class HealthCheck:
             async with asyncio.timeout_at(deadline):
                 return await asyncio.shield(attempt)
         except (Error, TimeoutError) as error:
-            raise DataError(
-                DataErrorKind.CONNECTION, f"{self._server.label}: cannot connect: {error or 'no answer'}"
-            ) from error
+            reason = without_location(str(error) or "no answer")
+            raise self._server.error(DataErrorKind.CONNECTION, f"cannot connect: {reason}") from error
 
     async def _connect_once(self) -> PsycopgConnection:
         try:

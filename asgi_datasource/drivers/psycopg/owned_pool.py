@@ -6,6 +6,7 @@ test in `tests/drivers/test_owned_pool.py`; `pyproject.toml` pins the tested ver
 
 from __future__ import annotations
 
+import logging
 import types
 from collections.abc import Coroutine, Generator
 from math import inf
@@ -14,6 +15,17 @@ from typing import Any
 from psycopg_pool import AsyncConnectionPool
 
 from .connection import PsycopgConnection
+from .socket import ConnectGivenUp
+
+
+def is_news(record: logging.LogRecord) -> bool:
+    """Whether a record of psycopg_pool reports more than a connect that the end of its pool has interrupted."""
+    return not (
+        isinstance(record.args, tuple) and any(isinstance(argument, ConnectGivenUp) for argument in record.args)
+    )
+
+
+logging.getLogger("psycopg.pool").addFilter(is_news)
 
 
 class OwnedPool(AsyncConnectionPool[PsycopgConnection]):

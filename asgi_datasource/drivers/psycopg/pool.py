@@ -49,6 +49,7 @@ class PoolHost(Protocol):
     """The server as its pool uses it."""
 
     label: str
+    full_name: str
     breaker: CircuitBreaker
 
     def spawn(self, work: Coroutine[Any, Any, Any], /) -> asyncio.Task[Any]:
@@ -67,8 +68,12 @@ class PoolHost(Protocol):
         """Check a borrowed connection."""
         ...
 
+    def error(self, kind: DataErrorKind, text: str, /, *, is_retryable: bool | None = None) -> DataError:
+        """An error of the server."""
+        ...
+
     def no_connection(
-        self, error: BaseException, timeout_s: float, waiting: int, /, *, is_stuck: bool
+        self, error: BaseException, timeout_s: float, waiting: int, /, *, is_stuck: bool, late_s: float
     ) -> DataError | None:
         """The error of a caller that got no connection; None if another attempt may still reach the server.
 
@@ -77,6 +82,7 @@ class PoolHost(Protocol):
             timeout_s: Longest wait, in seconds.
             waiting: Number of callers that waited.
             is_stuck: No connection was returned during the wait.
+            late_s: Seconds by which the event loop noticed the end of the wait late.
         """
         ...
 
@@ -365,7 +371,7 @@ class Pool:
         self._keeper = keeper
         self._owned: OwnedPool | None = None
         self._turns = (
-            FairQueue(host.label, capacity=settings.max_size, max_waiting=settings.max_waiting)
+            FairQueue(host.full_name, capacity=settings.max_size, max_waiting=settings.max_waiting)
             if settings.is_fair
             else None
         )
@@ -434,7 +440,7 @@ class Pool:
         self.borrowed = self.users = 0
         if self._turns is not None:
             settings = self.settings
-            self._turns = FairQueue(self.label, capacity=settings.max_size, max_waiting=settings.max_waiting)
+            self._turns = FairQueue(self._host.full_name, capacity=settings.max_size, max_waiting=settings.max_waiting)
         self._saturation = Saturation(self)
 
     # Borrowing
@@ -548,7 +554,7 @@ class Pool:
         # The current one: if the pool is closed and opened again in the meantime, this wait ends.
         hand_over = self.hand_over
         if hand_over is None:
-            raise DataError(DataErrorKind.CONNECTION, f"{host.label}: the pool is not open")
+            raise host.error(DataErrorKind.CONNECTION, "the pool is not open")
         while True:
             began_at = loop.time()
             if host.breaker.health is not Health.CLOSED and not self.idle:
@@ -560,7 +566,13 @@ class Pool:
             try:
                 connection = await hand_over.take(give_up_at, priority, tenant)
             except (Displaced, GaveUp, PoolTimeout, TimeoutError, PoolClosed) as error:
-                told = self._told(error, give_up_at - began_at, hand_over, is_stuck=self.lendings == lendings)
+                told = self._told(
+                    error,
+                    give_up_at - began_at,
+                    hand_over,
+                    is_stuck=self.lendings == lendings,
+                    late_s=loop.time() - give_up_at,
+                )
                 if told is not None:
                     raise told from (told.__cause__ or error)
                 self._time_to_give_up(deadline)
@@ -582,16 +594,18 @@ class Pool:
             self.give(connection)
             self._time_to_give_up(deadline)
 
-    def _told(self, error: Exception, timeout_s: float, hand_over: HandOver, *, is_stuck: bool) -> DataError | None:
+    def _told(
+        self, error: Exception, timeout_s: float, hand_over: HandOver, *, is_stuck: bool, late_s: float
+    ) -> DataError | None:
         """The error of a caller that got no connection; None if another attempt may still reach the server."""
         if isinstance(error, PoolClosed):
-            return DataError(DataErrorKind.CONNECTION, f"{self._host.label}: the pool is closed")
+            return self._host.error(DataErrorKind.CONNECTION, "the pool is closed")
         if isinstance(error, Displaced):
             told: DataError | None = self._queue_is_full()
         else:
-            told = self._host.no_connection(error, timeout_s, hand_over.waiting + 1, is_stuck=is_stuck)
+            told = self._host.no_connection(error, timeout_s, hand_over.waiting + 1, is_stuck=is_stuck, late_s=late_s)
         if told is not None and told.kind is DataErrorKind.RESOURCE:
-            self._saturation.refused()
+            self._saturation.refused(late_s)
         return told
 
     def _time_to_give_up(self, deadline: float | None) -> float:
@@ -605,10 +619,9 @@ class Pool:
         if deadline is None:
             return give_up_at
         if deadline <= now:
-            raise DataError(
+            raise self._host.error(
                 DataErrorKind.TIMEOUT,
-                f"{self._host.label}: the deadline had passed before a connection was asked for. Give the route a"
-                " longer `timeout`",
+                "the deadline had passed before a connection was asked for. Give the route a longer `timeout`",
                 is_retryable=False,
             )
         return min(give_up_at, deadline)
@@ -636,7 +649,7 @@ class Pool:
         if quota.limit is None:
             return None
         if self._limits is None:
-            self._limits = FairQueue(self._host.label, capacity=None, max_waiting=self.settings.max_waiting)
+            self._limits = FairQueue(self._host.full_name, capacity=None, max_waiting=self.settings.max_waiting)
         return self._limits
 
     async def _have_opened(self, keeper: PoolKeeper, give_up_at: float) -> None:
@@ -688,8 +701,8 @@ class Pool:
             self._rest()
 
     def _queue_is_full(self) -> DataError:
-        return DataError(
+        return self._host.error(
             DataErrorKind.RESOURCE,
-            f"{self._host.label}: {self.settings.max_waiting} are waiting for a connection already. Raise pool.max_size"
+            f"{self.settings.max_waiting} are waiting for a connection already. Raise pool.max_size"
             " or pool.max_waiting, or shorten transactions",
         )

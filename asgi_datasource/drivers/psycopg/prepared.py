@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from typing import Final
 
 from psycopg import capabilities
+from psycopg._preparing import PrepareManager
 
 PREPARE_AT_USE: Final = 2
 """A statement is prepared at its second use: statements used once would only evict others."""
@@ -151,3 +152,15 @@ class StatementCache:
         plan.is_kept = False
         if plan.is_ready and plan.name is not None:
             self.to_close.append(plan.name)
+
+
+class OwnPlans(PrepareManager):
+    """The statements that psycopg itself prepares on a borrowed connection."""
+
+    def forget(self) -> list[bytes]:
+        """Forget all statements; returns their names, which may be prepared on the server."""
+        names = [*self._names.values(), *(name for name in self._to_flush if name is not None)]
+        self._names.clear()
+        self._counts.clear()
+        self._to_flush.clear()
+        return names

@@ -23,8 +23,8 @@ from .owned_pool import OwnedPool
 from .pipeline import Pipeline
 from .pool import Pool
 from .server_health import ServerHealth
-from .settings import APPLICATION_NAME, connect_failure, is_unknown_database, resolve
-from .socket import ConnectionObserver
+from .settings import APPLICATION_NAME, connect_failure, is_unknown_database, resolve, without_location
+from .socket import ConnectGivenUp, ConnectionObserver
 from .tenant_types import check_types
 from .transaction_settings import is_behind_pooler, read_role, read_timeouts
 
@@ -242,7 +242,7 @@ class PsycopgServer(ServerHealth):
             if self._keeper is not None and is_unknown_database(error, self.dbname):
                 raise self.no_tenant() from error
             reason = str(error) or "the server does not answer"
-            raise DataError(DataErrorKind.CONNECTION, f"{self.label}: cannot connect: {reason}") from error
+            raise self.error(DataErrorKind.CONNECTION, f"cannot connect: {without_location(reason)}") from error
 
     # Errors
 
@@ -251,18 +251,23 @@ class PsycopgServer(ServerHealth):
         if self.pool.types is not None and getattr(exchange.error, "sqlstate", None) in _STALE_TYPES:
             self.pool.types.forget()
         return error_mapping.of_exchange(
-            exchange, where=self.label, in_recovery=self.role is Role.REPLICA, is_write=is_write
+            exchange,
+            where=self.full_name,
+            server=self.location,
+            in_recovery=self.role is Role.REPLICA,
+            is_write=is_write,
         )
 
     def mistake_of(self, error: Exception) -> DataError:
         """What an exchange has raised, nothing having been sent."""
-        return error_mapping.of_mistake(error, where=self.label)
+        return error_mapping.of_mistake(error, where=self.full_name, server=self.location)
 
     def classify(self, error: BaseException, *, is_write: bool) -> DataError:
         """Classify an error of psycopg."""
         return error_mapping.to_data_error(
             error,
-            where=self.label,
+            where=self.full_name,
+            server=self.location,
             is_broken=isinstance(error, OperationalError) and error.sqlstate is None,
             timed_out=False,
             in_recovery=self.role is Role.REPLICA,
@@ -276,6 +281,8 @@ class PsycopgServer(ServerHealth):
         exchange = await self._discovery.ask(connection)
         if exchange.error is not None:
             await connection.close()
+            if not self.pool.is_open:
+                raise ConnectGivenUp
             error = OperationalError(str(exchange.error))
             if exchange.is_lost or exchange.timed_out:
                 raise self.connect_failed(error)

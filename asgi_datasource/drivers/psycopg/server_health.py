@@ -23,7 +23,8 @@ from .connection import PsycopgConnection
 from .owned_pool import OwnedPool
 from .pool import GaveUp, Pool
 from .primary_discovery import PrimaryDiscovery
-from .settings import Address, connect_failure, is_unknown_database
+from .saturation import BLOCKED_S, RAISE_LIMITS, SLOW_CONNECT, UNBLOCK
+from .settings import Address, connect_failure, is_unknown_database, without_location
 from .socket import WatchedSocket
 
 logger = logging.getLogger("asgi_datasource.server")
@@ -215,13 +216,13 @@ class ServerHealth(ServerBase):
             # Pause even after a recent attempt: the server may have come up since.
             await asyncio.sleep(min(timeout_s, self._discovery.searched_at + _TRIAL_PAUSE_S - now))
         if not self.pool.is_open:
-            raise DataError(DataErrorKind.CONNECTION, f"{self.label}: the pool is closed")
+            raise self.error(DataErrorKind.CONNECTION, "the pool is closed")
         if self.is_up or await self._discovery.seek(deadline=now + timeout_s):
             return
         error = self._connect_error
         if error is not None and not self._proven:
             raise self._no_connection_error(timeout_s, 0) from error
-        raise DataError(DataErrorKind.CONNECTION, f"{self.full_name}: cannot connect to {self.last_error}") from error
+        raise self._unreachable(self.last_error) from error
 
     # Primary discovery
 
@@ -298,7 +299,7 @@ class ServerHealth(ServerBase):
     # Errors of callers without a connection
 
     def no_connection(
-        self, error: BaseException, timeout_s: float, waiting: int, *, is_stuck: bool = False
+        self, error: BaseException, timeout_s: float, waiting: int, *, is_stuck: bool = False, late_s: float = 0.0
     ) -> DataError | None:
         """The error of a caller that got no connection; None if another attempt may still reach the server.
 
@@ -307,36 +308,50 @@ class ServerHealth(ServerBase):
             timeout_s: Longest wait, in seconds.
             waiting: Number of callers that waited.
             is_stuck: No connection was returned during the wait.
+            late_s: Seconds by which the event loop noticed the end of the wait late.
         """
-        told = self._no_connection_error(timeout_s, waiting, is_stuck=is_stuck and self.role is Role.REPLICA)
+        told = self._no_connection_error(
+            timeout_s, waiting, is_stuck=is_stuck and self.role is Role.REPLICA, late_s=late_s
+        )
         if isinstance(error, GaveUp) and self.role is Role.PRIMARY and told.kind is not DataErrorKind.TENANT:
             # No other server can take its place, and only one attempt has failed: try again.
             return None
         told.__cause__ = self._connect_error
         return told
 
-    def _no_connection_error(self, timeout_s: float, waiting: int, *, is_stuck: bool = False) -> DataError:
+    def _no_connection_error(
+        self, timeout_s: float, waiting: int, *, is_stuck: bool = False, late_s: float = 0.0
+    ) -> DataError:
         reason = self._connect_error
         if self._keeper is not None and not self.was_reached and is_unknown_database(reason, self.dbname):
             # The tenant's database does not exist.
             return self.no_tenant()
         if reason is not None and not self._proven:
-            return DataError(DataErrorKind.CONNECTION, f"{self.datasource}.{self.name}: cannot connect to {reason}")
+            return self._unreachable(reason)
         if not self.is_up:
-            return DataError(DataErrorKind.CONNECTION, f"{self.full_name}: cannot connect to {self.last_error}")
+            return self._unreachable(self.last_error)
         if is_stuck:
             # The server may have fallen silent a moment ago: another one can answer.
-            return DataError(
+            return self.error(
                 DataErrorKind.CONNECTION,
-                f"{self.label}: no connection was returned within {timeout_s:.1f} s ({self.borrowed} of"
+                f"no connection was returned within {timeout_s:.1f} s ({self.borrowed} of"
                 f" {self.settings.max_size} in use, {waiting} waiting)",
             )
-        because = "" if reason is None else f"; the last attempt to connect failed: {reason}"
-        return DataError(
+        because = "" if reason is None else f"; the last attempt to connect failed: {without_location(str(reason))}"
+        advice = "Raise pool.max_size or shorten transactions"
+        if late_s > BLOCKED_S:
+            because = f"; the event loop was blocked meanwhile, and noticed the end of the wait {late_s:.1f} s late"
+            advice = UNBLOCK
+        elif self.borrowed < self.settings.max_size:
+            advice = SLOW_CONNECT if reason is None else RAISE_LIMITS
+        return self.error(
             DataErrorKind.RESOURCE,
-            f"{self.label}: no free connection after {timeout_s:.1f} s ({self.borrowed} of {self.settings.max_size} in"
-            f" use, {waiting} waiting){because}. Raise pool.max_size or shorten transactions",
+            f"no free connection after {timeout_s:.1f} s ({self.borrowed} of {self.settings.max_size} in"
+            f" use, {waiting} waiting){because}. {advice}",
         )
+
+    def _unreachable(self, reason: object) -> DataError:
+        return self.error(DataErrorKind.CONNECTION, f"cannot connect: {without_location(str(reason))}")
 
     # Background tasks
 

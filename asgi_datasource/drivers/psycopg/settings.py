@@ -106,5 +106,15 @@ def connect_failure(error: BaseException, address: Address) -> str:
     return text.replace(address.secret, "***") if address.secret else text
 
 
+_LOCATION: Final = re.compile(r"(?:^|(?<=; ))\S+:\d+: ")
+_HOST: Final = re.compile(r"""\b(host(?: name)?) (?:'[^']*'|"[^"]*")""")
+
+
+def without_location(reason: str) -> str:
+    """A reason of `connect_failure` without the addresses in it: `Connection refused`."""
+    parts = dict.fromkeys(_LOCATION.sub("", reason).split("; "))
+    return _HOST.sub(r"\1 '...'", "; ".join(parts))
+
+
 def _reason(text: str) -> str:
     return _REASON.sub("", _PREFIX.sub("", text)) or text

@@ -38,6 +38,14 @@ IN_USE: Final = "another task is using this connection; a connection serves one 
 MAX_TRANSFORMERS: Final = 256
 """Tenants with types of their own whose transformers a connection keeps."""
 
+
+class ConnectGivenUp(OperationalError):
+    """The pool was closed while it connected: nothing has failed."""
+
+    def __init__(self) -> None:
+        super().__init__("connecting was given up")
+
+
 _DEFAULT_CHECK_LIMIT_S: Final = 10.0
 
 
@@ -122,9 +130,13 @@ class WatchedSocket(AsyncConnection[Any]):
         """Borrowed: outside its pool."""
         self.connect_s = 0.0
         """Duration of the connect in seconds."""
+        self.connected_at = 0.0
+        """Event-loop time at which it was made."""
         self.when_gone: Callable[[], None] | None = None
         """Called once when the connection ends, for tasks that wait for notifications."""
         self.add_notice_handler(self._note_farewell)
+        # Without a handler, psycopg would collect notifications for `notifies()`, which no code calls here.
+        self.add_notify_handler(_drop_notification)
         self._types: TenantTypes | None = None
         self._transformers: dict[TenantTypes, tuple[abc.Transformer, AdaptersMap]] = {}
         """The transformers of tenants with types of their own, and their adapters."""
@@ -157,7 +169,7 @@ class WatchedSocket(AsyncConnection[Any]):
         began = asyncio.get_running_loop().time()
         observer.attempts.add(scope)
         connection: Self | None = None
-        failure: e.Error = OperationalError("connecting was given up")
+        failure: e.Error = ConnectGivenUp()
         try:
             async with scope:
                 if line_up is not None:
@@ -173,7 +185,8 @@ class WatchedSocket(AsyncConnection[Any]):
             # Raised here, without a context: that would refer to the attempt's socket and password.
             raise failure
         connection._observer = observer
-        connection.connect_s = connection._loop.time() - began
+        connection.connected_at = connection._loop.time()
+        connection.connect_s = connection.connected_at - began
         observer.connected(connection)
         return connection
 
@@ -375,8 +388,10 @@ class WatchedSocket(AsyncConnection[Any]):
             os.close(self._fd)
 
     async def close(self) -> None:
-        """Close the connection."""
+        """Close the connection; an operation of psycopg's that waits on it ends."""
         self._closed = True
+        if self._foreign_waits and self._has_fd:
+            shut_down(self._fd)
         self._lose(OperationalError("the connection is closed"))
 
     # psycopg's own operations
@@ -399,26 +414,37 @@ class WatchedSocket(AsyncConnection[Any]):
             self.cut("the operation was cancelled")
             raise
 
-    async def wait_foreign(self, gen: PQGen[RV], *, stop_limit_s: float = 0.0) -> RV:
+    async def wait_foreign(
+        self, gen: PQGen[RV], *, stop_limit_s: float = 0.0, interval_s: float = 0.1, timeout_s: float | None = None
+    ) -> RV:
         """Run one of psycopg's own operations.
 
         Args:
             gen: The operation.
             stop_limit_s: When cancelled, seconds to stop it on the server and read its end, as psycopg does. After a
                 second cancellation, or if the server does not stop, it remains in progress.
+            interval_s: Seconds between two wake-ups of the operation.
+            timeout_s: Seconds after which psycopg's own timeout error is raised; None is no limit.
 
         Raises:
             psycopg.InterfaceError: Another task is using the connection.
+            psycopg.OperationalError: The connection has ended.
         """
+        if self._cancel_request is not None and self._receiver is None:
+            await self._outlast_cancel()
+        if self._is_gone:
+            # The number of its socket may belong to another connection by now.
+            gen.close()
+            raise self.reason_of_end.with_traceback(None)
         if self._receiver is not None:
             gen.close()
             raise InterfaceError(IN_USE)
-        if self._cancel_request is not None:
-            await self._outlast_cancel()
         self._unwatch()
         self._foreign_waits += 1
         try:
-            return await waiting.wait_async(gen, self._fd, interval=0.1)
+            if timeout_s is None:
+                return await waiting.wait_async(gen, self._fd, interval=interval_s)
+            return await waiting.wait_async(gen, self._fd, interval=interval_s, timeout=timeout_s)
         except asyncio.CancelledError:
             if stop_limit_s and self.pgconn.transaction_status == _ACTIVE:
                 await self._stop_foreign(gen, stop_limit_s)
@@ -508,6 +534,10 @@ def shut_down(fd: int) -> None:
     except OSError:
         # Not connected any more.
         return
+
+
+def _drop_notification(_: object) -> None:
+    """Notifications of a pooled connection have no recipient."""
 
 
 def _resolve(waiter: asyncio.Future[None]) -> None:

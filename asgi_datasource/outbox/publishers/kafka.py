@@ -41,6 +41,8 @@ class KafkaPublisher(KeyedPublisher):
         user, password: Login by SASL/PLAIN over TLS; None logs in nowhere.
     """
 
+    system = "kafka"
+
     def __init__(self, servers: str, *, user: str | None = None, password: str | None = None) -> None:
         self._settings: dict[str, Any] = {
             "bootstrap.servers": servers,

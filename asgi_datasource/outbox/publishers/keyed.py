@@ -5,8 +5,10 @@ from __future__ import annotations
 import asyncio
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Final
 
+from ...observability import names, tracing
 from ..entry import OutboxEntry
 from ..protocols import SKIPPED, Batch, Outcome, OutcomeKind, Refused, Unreachable
 
@@ -18,6 +20,8 @@ class KeyedPublisher(ABC):
     """Keeps the order of each key: what follows a message that was not published is not sent."""
 
     parallel = PARALLEL
+    system = "callable"
+    """What spans of sent messages call the destination: `messaging.system`."""
 
     @abstractmethod
     async def send(self, entry: OutboxEntry) -> None:
@@ -57,7 +61,7 @@ class KeyedPublisher(ABC):
         for index in indexes:
             if not batch.may_go_on:
                 return
-            outcome = await attempt(self, batch[index])
+            outcome = await attempt(self, batch[index], is_traced=batch.is_traced)
             outcomes[index] = outcome
             if outcome.kind is not OutcomeKind.PUBLISHED:
                 return
@@ -66,8 +70,23 @@ class KeyedPublisher(ABC):
 _PUBLISHED: Final = Outcome(OutcomeKind.PUBLISHED)
 
 
-async def attempt(publisher: KeyedPublisher, entry: OutboxEntry) -> Outcome:
-    """Send one message; what became of it."""
+async def attempt(publisher: KeyedPublisher, entry: OutboxEntry, *, is_traced: bool) -> Outcome:
+    """Send one message, in a span of the trace that it was written in; what became of it."""
+    if not is_traced or not tracing.is_recording():
+        return await _send(publisher, entry)
+    attributes: dict[str, names.AttributeValue] = {
+        names.MESSAGING_SYSTEM: publisher.system,
+        names.MESSAGING_MESSAGE_ID: entry.idempotency_key,
+        names.MESSAGING_BODY_SIZE: len(entry.data),
+    }
+    with tracing.send_span(entry.topic, entry.headers, attributes) as (headers, fail):
+        outcome = await _send(publisher, replace(entry, headers=headers))
+        if outcome.kind is not OutcomeKind.PUBLISHED:
+            fail(outcome.kind.value)
+        return outcome
+
+
+async def _send(publisher: KeyedPublisher, entry: OutboxEntry) -> Outcome:
     try:
         await publisher.send(entry)
     except Unreachable as error:

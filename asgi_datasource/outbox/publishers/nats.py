@@ -30,6 +30,8 @@ class NatsPublisher(KeyedPublisher):
         url: The servers, separated by commas.
     """
 
+    system = "nats"
+
     def __init__(self, url: str) -> None:
         self._servers = [part.strip() for part in url.split(",")]
         self._client: Client | None = None
@@ -67,7 +69,7 @@ class NatsPublisher(KeyedPublisher):
     async def _connected(self) -> Client:
         async with self._lock:
             if self._client is None or self._client.is_closed:
-                # A lost connection is made anew by the next message: the circuit sets the pace.
+                # A lost connection is made anew by the next message.
                 try:
                     async with asyncio.timeout(CONNECT_LIMIT_S * len(self._servers)):
                         client = Client()
@@ -75,7 +77,10 @@ class NatsPublisher(KeyedPublisher):
                             self._servers,
                             name="asgi-datasource outbox",
                             connect_timeout=CONNECT_LIMIT_S,
+                            # Each server is tried twice, at once; then the circuit sets the pace.
                             allow_reconnect=False,
+                            max_reconnect_attempts=1,
+                            reconnect_time_wait=0,
                             error_cb=_note,
                         )
                         self._client = client

@@ -25,6 +25,8 @@ class RabbitmqPublisher(KeyedPublisher):
         exchange: The exchange, which must exist; empty is the default one.
     """
 
+    system = "rabbitmq"
+
     def __init__(self, url: str, *, exchange: str = "") -> None:
         self._url = url
         self._name = exchange

@@ -33,6 +33,8 @@ class RedisPublisher(KeyedPublisher):
         max_length: About how many entries a stream keeps; None keeps all.
     """
 
+    system = "redis"
+
     def __init__(self, url: str, *, max_length: int | None = None) -> None:
         self._redis: Redis = Redis.from_url(  # pyright: ignore[reportUnknownMemberType] - its options are not typed
             url, socket_timeout=LIMIT_S, socket_connect_timeout=LIMIT_S

@@ -49,6 +49,7 @@ class WebhookPublisher(KeyedPublisher):
     """
 
     parallel = 16
+    system = "webhook"
 
     def __init__(self, url: str, secret: str, *, allow_private: bool = False, timeout_s: float = 15.0) -> None:
         parts = urlsplit(url)

@@ -48,6 +48,26 @@ class TenantMigrations(Protocol):
         ...
 
 
+class TenantEvents(Protocol):
+    """What lets tenants publish events."""
+
+    async def bring_up(self, tenant: Tenant) -> None:
+        """Prepare the place of a tenant, and let its role write there; can be repeated.
+
+        Raises:
+            DataError: The database cannot be reached, or the login may not do that.
+        """
+        ...
+
+    async def drain(self, tenant: Tenant) -> None:
+        """Wait until what a tenant has published is delivered, where it leaves its database.
+
+        Raises:
+            DataError: CONFLICT: events are not delivered. The database cannot be reached.
+        """
+        ...
+
+
 class Provisioner:
     """Creates, moves and drops the tenants in the table `asgi_datasource.tenants`.
 
@@ -55,6 +75,7 @@ class Provisioner:
         plan: The configuration.
         tell: Called with each step as it begins.
         migrations: Migrates new tenants; None if the document has no migrations.
+        events: Lets new tenants publish; None if the document has no outbox.
 
     Attributes:
         has_begun: A step has begun: a failure after that leaves an unfinished operation.
@@ -66,8 +87,10 @@ class Provisioner:
         *,
         tell: Callable[[str], None] = logger.info,
         migrations: TenantMigrations | None = None,
+        events: TenantEvents | None = None,
     ) -> None:
         self._plan = plan
+        self._events = events
         self._migrations = migrations
         self._tell = tell
         self.has_begun = False
@@ -114,6 +137,7 @@ class Provisioner:
                 *(Step(f"set-up {step_name(step)}", _set_up(place, step, tenant)) for step in self._plan.set_up),
                 # What the set-up has created is granted as well.
                 Step("grants after set-up", lambda _: place.grant()),
+                *self._publishing(tenant),
                 Step("activate", lambda _: records.activate(name), ends=True),
             ]
             await Run(records, name, Operation.CREATE, steps, self._step).go_on()
@@ -122,6 +146,10 @@ class Provisioner:
     def _migrating(self, tenant: Tenant) -> Sequence[Step]:
         migrations = self._migrations
         return [] if migrations is None else [Step("migrate", lambda _: migrations.bring_up(tenant))]
+
+    def _publishing(self, tenant: Tenant) -> Sequence[Step]:
+        events = self._events
+        return [] if events is None else [Step("outbox", lambda _: events.bring_up(tenant))]
 
     async def drop(self, name: str, *, keep_dump: bool = False, cascade: bool = False) -> Path | None:
         """Drop a tenant, with all objects that were created for it and that no other tenant shares.
@@ -253,6 +281,8 @@ class Provisioner:
                 await notes.keep(grants=[*known, *(row for row in map(list, grants) if row not in known)])
 
             await raise_fence(source, keep)
+            if self._events is not None:
+                await self._events.drain(placing.tenant(record))
 
         async def unfence(notes: Notes) -> None:
             await lift_fence(source, notes["grants"] or [])
@@ -266,9 +296,11 @@ class Provisioner:
                 await notes.keep(is_claimed=True)
             await copy(source, target, self._programs, note)
             await target.grant()
+            moved = placing.tenant(replace(record, placement=target.placement))
             if self._migrations is not None:
-                moved = replace(record, placement=target.placement)
-                await self._migrations.carry(placing.tenant(record), placing.tenant(moved))
+                await self._migrations.carry(placing.tenant(record), moved)
+            if self._events is not None:
+                await self._events.bring_up(moved)
 
         async def uncopied(notes: Notes) -> None:
             if notes["is_claimed"]:

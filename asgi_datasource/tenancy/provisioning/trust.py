@@ -59,9 +59,8 @@ async def open_admin(site: AdminSite, *, dbname: str | None = None) -> AsyncGene
         except DataError as error:
             if error.kind is not DataErrorKind.CONNECTION:
                 raise
-            raise DataError(
-                error.kind, f"{where}: cannot connect to {error.message}", sqlstate=error.sqlstate
-            ) from None
+            text = f"{where}: cannot connect: {error.message}"
+            raise DataError(error.kind, text, sqlstate=error.sqlstate, server=error.server) from None
         await check_own(admin, where=where)
         yield admin
 

@@ -77,12 +77,13 @@ async function poll() {
   try {
     const response = await fetch(`/ui/requests?after=${state.last}`);
     if (!response.ok) throw new Error(response.status);
-    const { last, requests, servers } = await response.json();
+    const { last, requests, servers, relays } = await response.json();
     if (last < state.last) state.records = [];            // the desk was started anew
     const isFirst = state.last === 0;
     state.last = last;
     pollErrors = 0;
     drawServers(servers);
+    drawRelays(relays);
     requests.forEach((record, index) => {
       count(record);
       if (!isFirst) setTimeout(() => fly(record), (index / requests.length) * 380);
@@ -311,6 +312,73 @@ function spark(canvas, recent) {
   }
 }
 
+// ---------------------------------------------------------------------------------------------------- changes of flights
+
+const TOPICS = {
+  "flights.note_added": ["note", (data) => data.body],
+  "flights.cancelled": ["cancelled", (data) => data.reason],
+  "flights.rebooked": ["rebooked", (data) => `${data.passengers} passengers to flight ${data.to}`],
+  "flights.aircraft_changed": ["aircraft", (data) => data.tailnum],
+};
+const changes = { last: -1, rows: [], busy: new Set() };
+
+async function follow() {
+  let pause = 0;
+  try {
+    const response = await fetch(`/ui/changes?after=${changes.last}`);
+    if (!response.ok) throw new Error(response.status);
+    const { last, changes: arrived, out_of_order: late, repeated } = await response.json();
+    if (last < changes.last) changes.rows = [];           // the desk was started anew
+    const isFirst = changes.last < 0;
+    changes.last = last;
+    changes.rows = [...arrived.reverse(), ...changes.rows].slice(0, 100);
+    $("arrived").textContent = number(last);
+    $("late").textContent = number(late);
+    $("again").textContent = number(repeated);
+    if (arrived.length) drawChanges(isFirst ? 0 : arrived.length);
+  } catch {
+    pause = 2000;
+  }
+  setTimeout(follow, document.hidden ? 2000 : pause);
+}
+
+function drawChanges(fresh) {
+  $("changes").replaceChildren(...changes.rows.map((change, index) => {
+    const [word, words] = TOPICS[change.topic] ?? [change.topic, () => ""];
+    return h("tr", { class: index < fresh ? "fresh" : "" },
+      h("td", {}, h("span", { class: "code tag" }, change.tenant.toUpperCase())),
+      h("td", { class: "code" }, String(change.flight)),
+      h("td", {}, h("span", { class: `pill ${change.is_late ? "bad" : word === "cancelled" ? "warn" : ""}` }, word)),
+      h("td", { class: "muted words" }, words(change.data)),
+      h("td", { class: "num muted" }, change.ms.toFixed(1)));
+  }));
+}
+
+function drawRelays(relays) {
+  const names = Object.entries(relays ?? {});
+  const shown = JSON.stringify([names, [...changes.busy]]);
+  if ($("relays").dataset.shown === shown) return;
+  $("relays").dataset.shown = shown;
+  $("relays").replaceChildren(...names.map(([name, { up }]) => {
+    const action = up ? "kill" : "start", isBusy = changes.busy.has(name);
+    const button = h("button", { title: up ? "SIGKILL: the other relay takes its flights over" : "", onclick: () => controlRelay(name, action) }, isBusy ? "…" : up ? "Kill" : "Start");
+    button.disabled = isBusy;
+    return h("span", { class: up ? "" : "stopped" }, name, button);
+  }));
+}
+
+async function controlRelay(name, action) {
+  changes.busy.add(name);
+  try {
+    const { status, content } = await call(null, "POST", "/ui/control", { action, server: name });
+    if (status !== 200) $("ticker").textContent = content?.error ?? content?.title ?? `The order was answered with ${status}.`;
+  } catch {
+    $("ticker").textContent = GONE;
+  } finally {
+    changes.busy.delete(name);
+  }
+}
+
 // ---------------------------------------------------------------------------------------------------- the sky
 
 const sky = $("sky"), planes = [];
@@ -532,6 +600,7 @@ async function start() {
   document.querySelectorAll("[data-report]").forEach((button) => { button.onclick = () => { state.report = button.dataset.report; press("report", state.report); drawReport(); }; });
   requestAnimationFrame(frame);
   await poll();
+  follow();
   choose("dl");
   drive();
 }

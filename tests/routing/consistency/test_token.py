@@ -120,6 +120,12 @@ def test_merging_keeps_the_furthest_position_of_each_scope_and_timeline(one: Tok
     assert merged.merged(merged) == merged
 
 
+def test_beyond_the_most_marks_the_oldest_are_dropped() -> None:
+    made = [token_of(timeline=number, issued_at=NOW + number) for number in range(1, MAX_MARKS + 3)]
+    kept = made[0].merged(*made[1:])
+    assert [mark.position.timeline for mark in kept.marks] == list(range(MAX_MARKS + 2, 2, -1))
+
+
 def test_tokens_of_several_services_are_read_together() -> None:
     texts = [signer().sign(token_of(lsn=lsn)) for lsn in (10, 30, 20)]
     assert signer().read([*texts, "junk"], now=NOW).positions(ORDERS) == (Position(1, 30),)

@@ -1,0 +1,374 @@
+"""`scripts/mutants`: make small changes in a copy of the package, and report those that no test notices."""
+
+from __future__ import annotations
+
+import argparse
+import ast
+import itertools
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+ROOT: Final = Path(__file__).parent.parent
+PACKAGE: Final = "asgi_datasource"
+
+TESTS: Final[tuple[tuple[str, str], ...]] = (
+    (
+        "asgi/",
+        "asgi sessions/test_every_cancellation.py sessions/test_ends.py sessions/test_retry.py sessions/test_hooks.py"
+        " guarantees/test_outcome.py",
+    ),
+    ("concurrency/", "concurrency tenancy/test_turns.py sessions/test_parallel.py"),
+    ("config/", "config"),
+    (
+        "datasource/",
+        "routing sessions/test_every_cancellation.py guarantees/test_own_writes.py guarantees/test_reads.py",
+    ),
+    ("db/", "db"),
+    ("drivers/", "drivers sessions/test_every_cancellation.py guarantees/test_session_reset.py"),
+    ("migrate/", "migrate"),
+    ("observability/", "observability"),
+    ("outbox/", "outbox"),
+    ("registry/", "registry"),
+    ("routing/", "routing guarantees/test_own_writes.py cli/test_explain.py"),
+    (
+        "sessions/",
+        "sessions/test_every_cancellation.py sessions/test_ends.py sessions/test_transaction_block.py"
+        " sessions/test_transactional.py sessions/test_propagation.py sessions/test_hooks.py sessions/test_retry.py"
+        " sessions/test_parallel.py sessions/test_route_rules.py guarantees/test_outcome.py",
+    ),
+    (
+        "tenancy/provisioning/",
+        "tenancy/test_provisioning_adoption.py tenancy/test_provisioning_cancel.py"
+        " tenancy/test_provisioning_dependants.py tenancy/test_provisioning_trust.py tenancy/test_provisioning.py",
+    ),
+    ("tenancy/isolation_audit", "tenancy/test_isolation_audit.py registry/test_startup_audit.py"),
+    ("tenancy/audit", "tenancy/test_isolation_audit.py registry/test_startup_audit.py"),
+    (
+        "tenancy/",
+        "tenancy/test_resolvers.py tenancy/test_tokens.py tenancy/test_place_index.py tenancy/test_policy_expression.py"
+        " tenancy/test_catalog.py tenancy/test_admission.py tenancy/test_databases.py",
+    ),
+    (
+        "transaction/",
+        "transaction sessions/test_every_cancellation.py sessions/test_ends.py sessions/test_transaction_block.py"
+        " sessions/test_hooks.py sessions/test_cancelled_savepoint.py guarantees/test_commit.py"
+        " guarantees/test_doubt.py",
+    ),
+    ("", "test_errors.py cli"),
+)
+"""The tests of the modules below a path, those first that notice most; the first path that fits counts."""
+
+SWAPS: Final[dict[type[ast.AST], str]] = {
+    ast.Lt: "<=", ast.LtE: "<", ast.Gt: ">=", ast.GtE: ">", ast.Eq: "!=", ast.NotEq: "==",
+    ast.Is: "is not", ast.IsNot: "is", ast.In: "not in", ast.NotIn: "in",
+    ast.Add: "-", ast.Sub: "+", ast.Mult: "//", ast.Div: "*", ast.FloorDiv: "*", ast.And: "or", ast.Or: "and",
+}  # fmt: skip
+
+UNSEEN: Final = frozenset({"__repr__", "__str__", "__slots__", "__dir__"})
+"""What stands in these is for people who debug."""
+
+SILENT: Final = ("logger.", "tracing.", "super().__init__")
+"""Calls that are not deleted: of logs and spans, which have tests of their own, and what nothing works without."""
+
+
+@dataclass(frozen=True)
+class Mutant:
+    """One change.
+
+    Attributes:
+        path: The module, below the package.
+        line: Its line.
+        start, end: The characters of the module that it replaces.
+        text: The replacement.
+        what: The change in words.
+    """
+
+    path: str
+    line: int
+    start: int
+    end: int
+    text: str
+    what: str
+
+    def __str__(self) -> str:
+        return f"{PACKAGE}/{self.path}:{self.line}: {self.what}"
+
+    def applied_to(self, source: str) -> str:
+        """The changed module."""
+        return source[: self.start] + self.text + source[self.end :]
+
+    @property
+    def tests(self) -> Sequence[str]:
+        """The tests that should notice it."""
+        return next(tests.split() for prefix, tests in TESTS if self.path.startswith(prefix))
+
+
+class Mutator(ast.NodeVisitor):
+    """Collects the changes of a module."""
+
+    def __init__(self, path: str, source: str) -> None:
+        self.found: list[Mutant] = []
+        self._path = path
+        self._source = source
+        # Columns of the syntax tree count bytes.
+        self._starts = [0]
+        for line in source.splitlines(keepends=True):
+            self._starts.append(self._starts[-1] + len(line))
+
+    def _at(self, line: int, column: int) -> int:
+        text = self._source[self._starts[line - 1] : self._starts[line]]
+        return self._starts[line - 1] + len(text.encode()[:column].decode())
+
+    def _span(self, node: ast.expr | ast.stmt) -> tuple[int, int]:
+        return self._at(node.lineno, node.col_offset), self._at(node.end_lineno or 0, node.end_col_offset or 0)
+
+    def _note(self, node: ast.expr | ast.stmt, text: str, what: str, span: tuple[int, int] | None = None) -> None:
+        start, end = span or self._span(node)
+        self.found.append(Mutant(self._path, node.lineno, start, end, text, what))
+
+    def _text(self, node: ast.expr | ast.stmt) -> str:
+        start, end = self._span(node)
+        return self._source[start:end]
+
+    def _swap(self, node: ast.expr, left: ast.expr, op: ast.AST, right: ast.expr) -> None:
+        """Replace an operator between two operands."""
+        new = SWAPS.get(type(op))
+        if new is not None:
+            start, end = self._span(left)[1], self._span(right)[0]
+            between = self._source[start:end]
+            old = between.strip(" ()\n")
+            if between.count(old) == 1:
+                self._note(node, between.replace(old, new), f"{old} to {new}", (start, end))
+
+    def visit_FunctionDef(self, node: ast.FunctionDef | ast.AsyncFunctionDef) -> None:
+        """Functions, without their decorators and annotations."""
+        if node.name not in UNSEEN:
+            for child in node.body:
+                self.visit(child)
+
+    def visit_AsyncFunctionDef(self, node: ast.AsyncFunctionDef) -> None:
+        """Coroutines."""
+        self.visit_FunctionDef(node)
+
+    def visit_ClassDef(self, node: ast.ClassDef) -> None:
+        """Classes, without protocols."""
+        if not any("Protocol" in self._text(base) for base in node.bases):
+            for child in node.body:
+                self.visit(child)
+
+    def visit_AnnAssign(self, node: ast.AnnAssign) -> None:
+        """The value, without the annotation."""
+        if node.value is not None:
+            self.visit(node.value)
+
+    def visit_Compare(self, node: ast.Compare) -> None:
+        """Comparisons."""
+        for left, op, right in zip([node.left, *node.comparators], node.ops, node.comparators, strict=False):
+            self._swap(node, left, op, right)
+        self.generic_visit(node)
+
+    def visit_BinOp(self, node: ast.BinOp) -> None:
+        """Arithmetic, of numbers."""
+        if not any(isinstance(one, ast.List | ast.Tuple | ast.JoinedStr) for one in (node.left, node.right)):
+            self._swap(node, node.left, node.op, node.right)
+        self.generic_visit(node)
+
+    def visit_BoolOp(self, node: ast.BoolOp) -> None:
+        """`and`, `or`, and each of their operands."""
+        for number, value in enumerate(node.values):
+            if number:
+                self._swap(node, node.values[number - 1], node.op, value)
+            neutral = "True" if isinstance(node.op, ast.And) else "False"
+            self._note(value, neutral, f"{_short(self._text(value))} to {neutral}")
+        self.generic_visit(node)
+
+    def visit_UnaryOp(self, node: ast.UnaryOp) -> None:
+        """`not`."""
+        if isinstance(node.op, ast.Not):
+            self._note(node, f"bool({self._text(node.operand)})", f"{_short(self._text(node))} without not")
+        self.generic_visit(node)
+
+    def visit_If(self, node: ast.If | ast.While | ast.IfExp) -> None:
+        """Conditions."""
+        for constant in ("True", "False"):
+            if not isinstance(node, ast.While) or constant == "False":
+                self._note(node.test, constant, f"{_short(self._text(node.test))} to {constant}")
+        self.generic_visit(node)
+
+    def visit_While(self, node: ast.While) -> None:
+        """Conditions of loops."""
+        self.visit_If(node)
+
+    def visit_IfExp(self, node: ast.IfExp) -> None:
+        """Conditional expressions."""
+        self.visit_If(node)
+
+    def visit_Constant(self, node: ast.Constant) -> None:
+        """Numbers and truth values."""
+        if isinstance(node.value, bool):
+            self._note(node, str(not node.value), f"{node.value} to {not node.value}")
+        elif isinstance(node.value, int | float):
+            self._note(node, repr(node.value + 1), f"{node.value} to {node.value + 1}")
+
+    def visit_Expr(self, node: ast.Expr) -> None:
+        """Calls whose result is not used."""
+        value = node.value.value if isinstance(node.value, ast.Await) else node.value
+        if isinstance(value, ast.Call) and not self._text(value).startswith(SILENT):
+            self._note(node, "pass", f"{_short(self._text(node))} removed")
+        if not isinstance(value, ast.Constant):
+            self.generic_visit(node)
+
+    def visit_Raise(self, node: ast.Raise) -> None:
+        """Exceptions, whose texts are no matter."""
+        self._note(node, "pass", f"{_short(self._text(node))} removed")
+
+    def visit_AugAssign(self, node: ast.AugAssign) -> None:
+        """`+=` and its like."""
+        self._note(node, f"{self._text(node.target)} = {self._text(node.value)}", "assigned, not added")
+        self.generic_visit(node)
+
+    def visit_Assign(self, node: ast.Assign) -> None:
+        """Attributes and entries that are set."""
+        if isinstance(node.targets[0], ast.Attribute | ast.Subscript):
+            self._note(node, "pass", f"{_short(self._text(node))} removed")
+        self.generic_visit(node)
+
+    def visit_Call(self, node: ast.Call) -> None:
+        """`min` and `max`, and the arguments of everything but messages."""
+        name = self._text(node.func)
+        if name in ("min", "max"):
+            self._note(node.func, "max" if name == "min" else "min", f"{name} swapped")
+        if not name.startswith(SILENT):
+            self.generic_visit(node)
+
+
+def _short(text: str) -> str:
+    line = " ".join(text.split())
+    return line if len(line) <= 60 else f"{line[:57]}..."
+
+
+def mutants_of(modules: Sequence[str]) -> Iterator[Mutant]:
+    """All changes of the modules that a path below the package names: `sessions`, `routing/choose`."""
+    for path in sorted((ROOT / PACKAGE).rglob("*.py")):
+        below = path.relative_to(ROOT / PACKAGE).as_posix()
+        stem = below.removesuffix(".py")
+        if any(stem == module or stem.startswith(f"{module}/") for module in modules) or not modules:
+            source = path.read_text(encoding="utf-8")
+            mutator = Mutator(below, source)
+            for node in ast.parse(source).body:
+                mutator.visit(node)
+            yield from mutator.found
+
+
+def sample_of(modules: Sequence[str], count: int, *, seed: int) -> list[Mutant]:
+    """A sample of the changes, in the order of the modules; the same for the same seed."""
+    found = list(mutants_of([module.removesuffix(".py").strip("/") for module in modules]))
+    random.Random(seed).shuffle(found)  # noqa: S311 - not for security
+    chosen = itertools.islice(filter(is_valid, found), count)
+    return sorted(chosen, key=lambda mutant: (mutant.path, mutant.start))
+
+
+def is_valid(mutant: Mutant) -> bool:
+    """Whether Python can compile the changed module."""
+    source = (ROOT / PACKAGE / mutant.path).read_text(encoding="utf-8")
+    try:
+        ast.parse(mutant.applied_to(source))
+    except SyntaxError:
+        return False
+    return True
+
+
+class Copy:
+    """A copy of the checkout, in which one module at a time is changed."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder / "checkout"
+        ignored = shutil.ignore_patterns(".git", ".venv*", "__pycache__", ".*_cache", "node_modules", "results")
+        shutil.copytree(ROOT, self._folder, ignore=ignored, symlinks=True)
+
+    def passes(self, tests: Sequence[str], *, limit_s: float) -> bool:
+        """Whether the tests pass, within `limit_s` seconds."""
+        command = [sys.executable, "-B", "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", "--no-header"]
+        environment = {**os.environ, "PYTHONPATH": str(self._folder)}
+        with subprocess.Popen(  # noqa: S603 - pytest
+            [*command, *(f"tests/{test}" for test in tests)],
+            cwd=self._folder,
+            env=environment,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,
+        ) as run:
+            try:
+                return run.wait(limit_s) == 0
+            except subprocess.TimeoutExpired:
+                return False
+            finally:
+                if run.returncode is None:
+                    os.killpg(run.pid, signal.SIGKILL)
+
+    def survives(self, mutant: Mutant, *, limit_s: float) -> bool:
+        """Whether no test notices the change."""
+        path = self._folder / PACKAGE / mutant.path
+        source = path.read_text(encoding="utf-8")
+        path.write_text(mutant.applied_to(source), encoding="utf-8")
+        try:
+            return self.passes(mutant.tests, limit_s=limit_s)
+        finally:
+            path.write_text(source, encoding="utf-8")
+
+
+def run(mutants: Sequence[Mutant]) -> list[Mutant]:
+    """Run the tests of each change; prints each outcome, and returns the changes that survive."""
+    survivors: list[Mutant] = []
+    with tempfile.TemporaryDirectory(prefix="mutants-") as folder:
+        copy = Copy(Path(folder))
+        limits: dict[str, float] = {}
+        for number, mutant in enumerate(mutants, 1):
+            key = " ".join(mutant.tests)
+            if key not in limits:
+                began = time.monotonic()
+                # A busy machine may fail a test: twice is a defect.
+                if not (copy.passes(mutant.tests, limit_s=1200) or copy.passes(mutant.tests, limit_s=1200)):
+                    raise SystemExit(f"without any change, these tests fail: {key}")
+                limits[key] = 60 + 3 * (time.monotonic() - began)
+            survives = copy.survives(mutant, limit_s=limits[key])
+            print(f"{number:3}/{len(mutants)} {'SURVIVES' if survives else 'noticed '} {mutant}", flush=True)
+            if survives:
+                survivors.append(mutant)
+    return survivors
+
+
+def main() -> int:
+    """The command line; exits with 1 when too few changes are noticed."""
+    parser = argparse.ArgumentParser("scripts/mutants", description=__doc__)
+    parser.add_argument("--module", action="append", default=[], help="a module or folder, such as routing/choose")
+    parser.add_argument("--count", type=int, default=20, help="size of the sample (default: 20)")
+    parser.add_argument("--seed", type=int, default=int(time.strftime("%Y%W")), help="default: year and week")
+    parser.add_argument("--least", type=int, default=85, metavar="PERCENT", help="share to be noticed (default: 85)")
+    parser.add_argument("--list", action="store_true", help="print the sample, and run nothing")
+    options = parser.parse_args()
+    chosen = sample_of(options.module, options.count, seed=options.seed)
+    if not chosen:
+        raise SystemExit(f"there is nothing to change in {', '.join(options.module)}")
+    if options.list:
+        print(*chosen, sep="\n")
+        return 0
+    survivors = run(chosen)
+    share = 100 * (len(chosen) - len(survivors)) / len(chosen)
+    print(f"{len(chosen) - len(survivors)} of {len(chosen)} noticed ({share:.0f} %), seed {options.seed}; survivors:")
+    print(*survivors, sep="\n")
+    return int(share < options.least)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
