@@ -44,6 +44,11 @@ def check_servers(config: Config) -> Iterator[Diagnostic]:
                 edit = Edit(EditKind.REMOVE, where[:-1])
                 yield Diagnostic(Code.SAME_SERVER, where, message, fix, related=(other,), edit=edit)
             first.setdefault(server, where)
+        if datasource.types and datasource.driver is not None:
+            here = (*path, "types")
+            message = f"psycopg converts these types, and the datasource has the driver {datasource.driver}"
+            edit = Edit(EditKind.REMOVE, here)
+            yield Diagnostic(Code.CONTRADICTION, here, message, "Take it out.", is_about_key=True, edit=edit)
         if datasource.admin is not None:
             yield from _check_url((*path, "admin", "url"), datasource.admin.url.get_secret_value(), datasource)
 

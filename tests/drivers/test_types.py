@@ -135,6 +135,10 @@ async def test_types_of_extensions_in_a_shared_schema(world: World) -> None:
     document["datasources"]["orders"]["types"] = ["enum color as tests.drivers.test_types:Point"]
     with pytest.raises(ConfigError, match="is not an Enum"):
         compile(document)
+    document["datasources"]["orders"] |= {"types": ["hstore"], "driver": "tests.drivers.sqlite_driver:DRIVER"}
+    with pytest.raises(ConfigError, match="psycopg converts these types"):
+        compile(document)
+    del document["datasources"]["orders"]["driver"]
     document["datasources"]["orders"]["types"] = ["colour"]
     with pytest.raises(ConfigError, match="hstore, vector"):
         compile(document)
