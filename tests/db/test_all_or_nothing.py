@@ -46,7 +46,12 @@ async def write(db: DataSession, fails_at: str) -> None:
         if fails_at == "before commit":
             raise RuntimeError("a hook has failed")
 
-    db.after_commit(lambda: ran.append("after commit"))
+    def after_commit() -> None:
+        ran.append("after commit")
+        if fails_at == "after commit":
+            raise RuntimeError("a hook has failed")
+
+    db.after_commit(after_commit)
     db.before_commit(before_commit)
     await db.execute("insert into orders (item) values (%s)", [item("raw")])
     db.sqlalchemy.add(Order(item=item("orm")))
@@ -109,4 +114,9 @@ async def test_all_or_nothing(world: World, framework: Callable[[DataSourceRegis
         assert (await post("nowhere")).status_code == 201
         assert await world.items() == ITEMS
         assert ran == ["after commit"]
+        # A hook behind the commit changes nothing any more: all of it stays, and was answered.
+        await world.sql("delete from orders")
+        assert (await post("after commit")).status_code == 201
+        assert await world.items() == ITEMS
+        assert ran == ["after commit"] * 2
         assert borrowed(registry) == 0

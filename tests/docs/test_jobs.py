@@ -10,16 +10,19 @@ import shutil
 import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from datetime import UTC, datetime
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import pytest
+from apscheduler.events import EVENT_JOB_EXECUTED
 from arq import create_pool
 from arq.connections import RedisSettings
 from celery import Celery
 from psycopg.conninfo import conninfo_to_dict
 
+from asgi_datasource import compile
 from asgi_datasource.testing.ports import reserve_port
 from tests.docs.samples import samples
 from tests.world import World
@@ -182,3 +185,48 @@ async def test_procrastinate(shop: World, tmp_path: Path, monkeypatch: pytest.Mo
     assert await receipts(shop) == {"acme": True, "globex": None}
     statuses = await shop.sql("select status::text from public.procrastinate_jobs")
     assert statuses == [("succeeded",)]
+    await enqueue_with_the_transaction(shop, module, tmp_path)
+
+
+async def enqueue_with_the_transaction(shop: World, module: ModuleType, folder: Path) -> None:
+    """A job that a transaction has enqueued exists when it is committed, and only then."""
+    for objects in ("tables", "sequences"):
+        await shop.sql(f"grant all on all {objects} in schema public to app")
+    document = shop.config(replicas=())
+    document["datasources"]["orders"]["search_path"] = ["public"]
+    path = folder / "enqueue.py"
+    path.write_text(recipe("configure(connection=connection)"))
+    place_order = load(path).place_order
+    async with module.jobs.open_async(), compile(document) as registry:
+        with pytest.raises(RuntimeError):
+            async with registry.session("globex") as db:
+                await place_order(db, "milk", module.send_receipt)
+                raise RuntimeError
+        async with registry.session("globex") as db:
+            number = await place_order(db, "milk", module.send_receipt)
+    jobs = await shop.sql("select args from public.procrastinate_jobs where status = 'todo'")
+    assert jobs == [({"tenant": "globex", "order": number},)]
+    await asyncio.wait_for(module.work(wait=False, install_signal_handlers=False), LIMIT_S)
+    sent = await shop.sql("select item from orders where receipt_sent", schema="globex")
+    assert sent == [("milk",)]
+
+
+async def test_apscheduler(shop: World, tmp_path: Path) -> None:
+    path = tmp_path / "scheduled.py"
+    path.write_text(recipe("AsyncIOScheduler"))
+    await shop.sql("alter table orders add due timestamptz, add reminded bool", schema="shared")
+    async with shop.registry(replicas=()) as registry:
+        scheduler = load(path).scheduler_of(registry)
+        ran: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        scheduler.add_listener(lambda _: ran.set_result(None), EVENT_JOB_EXECUTED)
+        scheduler.start()
+        try:
+            async with registry.session("globex") as db:
+                # Another process is at work on this tenant.
+                await db.lock("reminders")
+                scheduler.modify_job("remind_each", next_run_time=datetime.now(UTC))
+                await asyncio.wait_for(ran, LIMIT_S)
+        finally:
+            scheduler.shutdown()
+    assert await shop.sql("select reminded from orders") == [(True,)]
+    assert await shop.sql("select reminded from orders", schema="globex") == [(None,)]
