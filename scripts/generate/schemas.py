@@ -249,8 +249,8 @@ def health_schema() -> dict[str, Any]:
             },
             "outbox": {
                 "description": (
-                    "The outbox, as the relay of this process knows it; null without a relay. It does not decide whether"
-                    " the process is ready: events only wait."
+                    "The outbox, as the relay of this process knows it; null without a relay. It does not decide"
+                    " whether the process is ready: events only wait."
                 ),
                 "oneOf": [{"type": "null"}, {"$ref": "#/$defs/Outbox"}],
             },
