@@ -252,12 +252,14 @@ async def deliver(registry: DataSourceRegistry, world: World, count: int) -> Non
 async def test_a_held_snapshot_does_not_stop_delivery(world: World, whole: bool) -> None:
     """Acceptance 9: dead rows cannot be removed meanwhile, and the relay reads past them."""
     count = 200_000 if whole else 10_000
-    async with world.registry(**OUTBOX) as registry:
-        async with await psycopg.AsyncConnection.connect(superuser(world)) as holder:
-            await holder.set_isolation_level(psycopg.IsolationLevel.REPEATABLE_READ)
-            await holder.execute("select count(*) from asgi_datasource.outbox")
-            await deliver(registry, world, count)
-            await deliver(registry, world, count)
+    async with (
+        world.registry(**OUTBOX) as registry,
+        await psycopg.AsyncConnection.connect(superuser(world)) as holder,
+    ):
+        await holder.set_isolation_level(psycopg.IsolationLevel.REPEATABLE_READ)
+        await holder.execute("select count(*) from asgi_datasource.outbox")
+        await deliver(registry, world, count)
+        await deliver(registry, world, count)
 
 
 async def test_through_a_transaction_pooler(world: World) -> None:

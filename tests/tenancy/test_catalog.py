@@ -269,7 +269,7 @@ async def test_one_connection_is_enough_whatever_the_pool_does(table: World) -> 
             return sorted(name for [name] in await table.sql(names)) == ["asgi-datasource", "asgi-datasource catalog"]
 
         # The backend of the start-up audit's connection may need a moment to end.
-        await until(are_two)
+        await until(are_two, "the connection of the start-up audit ends")
 
 
 async def test_columns_that_nobody_asked_for_are_not_read(table: World) -> None:
