@@ -74,9 +74,23 @@ def pytest_configure(config: pytest.Config) -> None:
             setattr(PsycopgConnection, name, nothing_at_once)
 
 
+SAME_BOTH_WAYS: Final = frozenset(
+    {
+        "test_walk.py",  # counts the short path
+        "test_server.py",
+        "test_patroni.py",
+        "test_haproxy.py",
+        "test_several_servers.py",
+        "test_outbox_failover.py",
+        "test_start.py",
+    }
+)
+"""Files about pools, processes and the choice of a server, which do not depend on how a statement is sent."""
+
+
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
-    """Skip the tests of the short path when it is closed."""
-    return True if collection_path.name == "test_walk.py" and config.getoption("way") == "long" else None
+    """With `--way long`, skip the files for which it makes no difference."""
+    return True if config.getoption("way") == "long" and collection_path.name in SAME_BOTH_WAYS else None
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

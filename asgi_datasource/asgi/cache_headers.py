@@ -58,16 +58,17 @@ class CacheHeaders:
         """Return a copy of a response's start with the headers added; any other message unchanged."""
         if message["type"] != "http.response.start":
             return message
-        given = message.get("headers", ())
+        # Any iterable, perhaps one that can be read once (ASGI specification, "Response Start").
+        headers = list(message.get("headers", ()))
         if not self.is_private:
             # Nearly every response has no `Vary` yet: one loop, no call.
-            for header in given:
+            for header in headers:
                 name = header[0]
                 if len(name) == 4 and name.lower() == b"vary":
                     break
             else:
-                return {**message, "headers": [*given, self._vary]}
-        headers = list(given)
+                headers.append(self._vary)
+                return {**message, "headers": headers}
         if self._names:
             found = _find(headers, b"vary")
             if not found:

@@ -56,13 +56,17 @@ class TenantCount:
         return self._counts
 
 
-def describe_health(compiled: RuntimeConfig, count: TenantCount, *, is_open: bool) -> Health:
+def describe_health(
+    compiled: RuntimeConfig, count: TenantCount, *, is_open: bool, outbox: Mapping[str, Any] | None = None
+) -> Health:
     """The health of a process now.
 
     Args:
         compiled: The configuration.
         count: Counts the tenants.
         is_open: Whether the registry is open.
+        outbox: The state of the process's relay; None without one. It does not decide whether the process is ready,
+            since events only wait.
     """
     datasources: dict[str, dict[str, Any]] = {}
     for name, datasource in compiled.datasources.items():
@@ -95,6 +99,7 @@ def describe_health(compiled: RuntimeConfig, count: TenantCount, *, is_open: boo
         "reasons": reasons,
         "tenants": {"known": known, "served": served},
         "datasources": datasources,
+        "outbox": outbox,
     }
     return Health(not reasons, tuple(reasons), document)
 

@@ -685,7 +685,9 @@ class DataSourceRegistry:
         It tells what the process knows of its servers, and asks none. `HealthApp` (`asgi_datasource.health`) answers
         probes with it.
         """
-        return describe_health(self.compiled, self._tenant_count, is_open=self.is_open)
+        relay = self.relay
+        outbox = None if relay is None else relay.health().as_json()
+        return describe_health(self.compiled, self._tenant_count, is_open=self.is_open, outbox=outbox)
 
     # -- explaining routes
 

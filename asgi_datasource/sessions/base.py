@@ -191,7 +191,7 @@ class SessionBase:
     """Shared by the nested sessions of one request; None with a single session."""
     stopped_by: DataError | None = None
     """The error of `stop`: statements and commits raise it, only a rollback is possible."""
-    commits = 0
+    commits: int = 0
     """Number of writing transactions whose COMMIT succeeded or has an unknown outcome."""
     client_history: ClientHistory | None = None
     """Causal-consistency state; None before the first statement, and when tokens are disabled."""

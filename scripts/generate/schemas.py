@@ -247,8 +247,42 @@ def health_schema() -> dict[str, Any]:
                     "required": ["servers"],
                 },
             },
+            "outbox": {
+                "description": (
+                    "The outbox, as the relay of this process knows it; null without a relay. It does not decide"
+                    " whether the process is ready: events only wait."
+                ),
+                "oneOf": [{"type": "null"}, {"$ref": "#/$defs/Outbox"}],
+            },
         },
-        {"Server": server},
+        {"Server": server, "Outbox": _outbox_health()},
+    )
+
+
+def _outbox_health() -> dict[str, Any]:
+    count, seconds = {"type": "integer", "minimum": 0}, {"type": "number", "minimum": 0}
+    reasons = {"type": "array", "items": {"type": "string"}, "description": "Why it is a warning."}
+    status = {"enum": ["ok", "warning"]}
+    database = _closed(
+        {
+            "name": {"type": "string"},
+            "status": status,
+            "reasons": reasons,
+            "backlog": {**count, "description": "Events that wait, counted up to 100,000, at most every 15 seconds."},
+            "oldest_s": {**seconds, "description": "Age of the oldest of them, in seconds."},
+            "held": {**count, "description": "Events that wait behind a refused one of their key."},
+            "dead": count,
+            "lanes": {**count, "description": "Lanes that this process owns."},
+            "snapshot_s": {**seconds, "description": "Age of the oldest snapshot, in seconds."},
+        }
+    )
+    return _closed(
+        {
+            "status": status,
+            "reasons": reasons,
+            "destination": {"type": ["string", "null"], "description": "Why the destination counts as away."},
+            "databases": {"type": "array", "items": database},
+        }
     )
 
 

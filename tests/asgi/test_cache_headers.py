@@ -85,6 +85,14 @@ def test_other_messages_pass_unchanged() -> None:
     assert rules.add_to({"type": "http.response.start", "status": 204})["headers"] == [(b"vary", b"X-Tenant, Cookie")]
 
 
+def test_headers_that_can_be_read_once_are_kept() -> None:
+    rules = CacheHeaders.of(TENANT)
+    assert rules is not None
+    given = iter([(b"content-type", b"text/plain")])
+    found = rules.add_to({"type": "http.response.start", "status": 200, "headers": given})["headers"]
+    assert found == [(b"content-type", b"text/plain"), (b"vary", b"X-Tenant, Cookie")]
+
+
 # -- for each resolver
 
 

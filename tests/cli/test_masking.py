@@ -8,6 +8,7 @@ from __future__ import annotations
 import copy
 import json
 from collections.abc import Iterator
+from itertools import cycle
 from pathlib import Path
 from typing import Any
 
@@ -135,12 +136,13 @@ def test_no_command_prints_a_secret(place: tuple[str, ...], tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize("place", MASKED, ids=".".join)
-def test_no_message_contains_a_secret(place: tuple[str, ...], tmp_path: Path) -> None:
+def test_no_message_contains_a_secret(place: tuple[str, ...], tmp_path: Path, whole: bool) -> None:
+    turns = cycle(FORMATS)
     for wrong in damaged(planted(place, SECRET), place):
         for form, text in written(wrong):
             path = tmp_path / f"datasource.{form.value}"
             path.write_text(text)
-            for rendered in FORMATS:
+            for rendered in FORMATS if whole else (next(turns),):
                 done = call("validate", path, "--format", rendered)
                 assert done.code in (0, 1), done.err
                 for secret in (SECRET, "1234567890"):

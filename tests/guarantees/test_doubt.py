@@ -51,6 +51,13 @@ async def place(request: Request) -> Response:
     return JSONResponse({"placed": item}, status_code=201)
 
 
+ENDLESS_COMMIT = (
+    "create or replace function wait_at_commit() returns trigger language plpgsql"
+    " as 'begin perform pg_sleep(60); return null; end'"
+)
+"""Makes a COMMIT with a row in `slow` last until it is stopped."""
+
+
 async def place_slowly(request: Request) -> Response:
     await session(request).execute("insert into slow values (1)")
     return await place(request)
@@ -218,10 +225,7 @@ async def test_a_commit_still_running_after_its_connection_was_cut_is_awaited(
 
 
 async def test_a_commit_that_hangs_after_its_connection_was_cut_is_terminated(world: World, proxy: FaultProxy) -> None:
-    await world.sql(
-        "create or replace function wait_at_commit() returns trigger language plpgsql"
-        " as 'begin perform pg_sleep(60); return null; end'"
-    )
+    await world.sql(ENDLESS_COMMIT)
     async with open_shop(world, proxy) as shop:
 
         async def cut_it() -> None:
@@ -420,6 +424,7 @@ class TestWaitingForASynchronousStandby:
 
 
 async def test_a_deadline_inside_commit_cancels_it_and_nothing_is_committed(world: World, proxy: FaultProxy) -> None:
+    await world.sql(ENDLESS_COMMIT)
     async with open_shop(world, proxy, transactions={"deadline": "300ms"}) as shop:
         assert_not_done(await shop.http.post("/slow/tea"), status=504, kind="timeout")
         assert not await shop.is_placed("tea")

@@ -256,6 +256,7 @@ async def test_replicas_that_keep_up_answer_right_after_a_write(world: World) ->
 async def test_a_read_waits_for_a_lagging_replica_and_then_moves_to_the_next(world: World) -> None:
     async with shop_of(world) as shop, paused(world.cluster.replicas["r1"]):
         await shop.place("tea")
+        await until(lambda: seen_by(world, "r2", 1))
         for _ in range(4):
             assert await shop.read() == (["tea"], "r2", "proved")
 

@@ -20,6 +20,7 @@ from asgi_datasource.outbox.database_relay import RelaySettings
 from tests.apps import client
 from tests.observability.test_metrics import read
 from tests.outbox.delivery import Destination, relaying, until, until_left
+from tests.registry.test_health import checked
 from tests.world import World
 
 arrived: Final[list[OutboxEntry]] = []
@@ -125,6 +126,8 @@ async def test_a_relay_is_measured(world: World, metric_reader: InMemoryMetricRe
         assert not [name for name, points in now.items() if ".outbox." in name and "acme" in str(points)]
         assert registry.relay is not None
         assert registry.relay.health().status == "ok"
+        [database] = checked(registry.health())["outbox"]["databases"]
+        assert (database["status"], database["lanes"], database["dead"]) == ("ok", 32, 0)
     assert "asgi_datasource.outbox.lanes" not in read(metric_reader)
 
 

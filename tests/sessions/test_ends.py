@@ -183,10 +183,11 @@ async def test_a_block_decides_again_once_it_is_its_turn(world: World) -> None:
     assert await world.items() == ["tea", "milk"]
 
 
-async def test_the_isolation_of_a_block_precedes_that_of_its_route(world: World) -> None:
+@pytest.mark.parametrize("read_only", [False, True])
+async def test_the_isolation_of_a_block_precedes_that_of_its_route(world: World, read_only: bool) -> None:
     found: list[str] = []
 
-    @transactional(propagation="supports", isolation="serializable")
+    @transactional(propagation="supports", isolation="serializable", read_only=read_only)
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
         db = session(scope)
         async with db.transaction(isolation="repeatable read"):
