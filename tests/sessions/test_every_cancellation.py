@@ -330,8 +330,9 @@ QUEUES: Final = (
     Walk(write, items=PAIR, prepare=every_connection, waits=4),
 )
 WALKS: Final = (
-    Walk(read, "GET", prepare=token_ahead, waits=4),
-    Walk(read_one_snapshot, "GET", prepare=token_ahead, waits=4),
+    # On a busy machine the replica's answers take up the wait, or it is not asked.
+    Walk(read, "GET", prepare=token_ahead, waits=1),
+    Walk(read_one_snapshot, "GET", prepare=token_ahead, waits=1),
     Walk(read, "GET", waits=1),
     Walk(write, items=PAIR, waits=3),
     Walk(write, items=PAIR, prepare=newer_timeline, waits=4),
