@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from importlib import import_module
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Any, cast
 
 from ..errors import ConfigError
 
@@ -11,6 +11,21 @@ if TYPE_CHECKING:
     from .protocol import Driver
 
 DEFAULT_DRIVER = "asgi_datasource.drivers.psycopg:DRIVER"
+
+
+def import_object(path: str) -> Any:
+    """The object at `package.module:name`, where the name may have dots.
+
+    Raises:
+        ImportError: The module cannot be imported.
+        AttributeError: The module has no such name.
+        ValueError: The path names no module.
+    """
+    module, _, names = path.partition(":")
+    found: Any = import_module(module)
+    for name in names.split("."):
+        found = getattr(found, name)
+    return found
 
 
 def load_driver(where: str = DEFAULT_DRIVER, *, key: str = "driver") -> Driver:
@@ -23,9 +38,8 @@ def load_driver(where: str = DEFAULT_DRIVER, *, key: str = "driver") -> Driver:
     Raises:
         ConfigError: The attribute does not exist, or is not a driver; the message gives the reason.
     """
-    module, _, attribute = where.partition(":")
     try:
-        found = getattr(import_module(module), attribute)
+        found = import_object(where)
     except (ImportError, AttributeError, ValueError) as error:
         raise ConfigError(f"{key}: {where!r} cannot be imported: {error}") from error
     if not callable(getattr(found, "make_server", None)):

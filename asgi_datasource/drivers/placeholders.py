@@ -8,6 +8,7 @@ from functools import lru_cache
 from typing import Final, Literal
 
 from ..errors import DataError, DataErrorKind
+from ..observability.sql_comments import end_of_comment
 from .statements import Params, Query
 
 PlaceholderStyle = Literal["named", "numeric"]
@@ -30,7 +31,6 @@ _TOKEN: Final = re.compile(
     """,
     re.VERBOSE | re.DOTALL,
 )
-_COMMENT_EDGE: Final = re.compile(r"/\*|\*/")
 
 
 def restyle(query: Query, params: Params | None, style: PlaceholderStyle) -> tuple[str, Mapping[str, object]]:
@@ -78,7 +78,7 @@ def _convert(query: str, style: str) -> tuple[str, int]:
     while (token := _TOKEN.search(query, position)) is not None:
         position = token.end()
         if token["comment"]:
-            position = _end_of_comment(query, position)
+            position = end_of_comment(query, position) or len(query)
             continue
         name = token["name"] if style == "named" else token["number"]
         if name is None:
@@ -91,18 +91,6 @@ def _convert(query: str, style: str) -> tuple[str, int]:
         kept = position
     chunks.append(query[kept:].replace("%", "%%"))
     return "".join(chunks), highest
-
-
-def _end_of_comment(query: str, position: int) -> int:
-    """Where a comment ends, which may contain others."""
-    depth = 1
-    while depth:
-        edge = _COMMENT_EDGE.search(query, position)
-        if edge is None:
-            return len(query)
-        depth += 1 if edge[0] == "/*" else -1
-        position = edge.end()
-    return position
 
 
 _convert_cached: Final = lru_cache(maxsize=2048)(_convert)

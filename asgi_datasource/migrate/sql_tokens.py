@@ -14,6 +14,8 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Final, Protocol
 
+from ..observability.sql_comments import end_of_comment
+
 
 class SqlError(ValueError):
     """Raised when a text cannot be read as SQL.
@@ -115,7 +117,6 @@ _PLAIN_END: Final = re.compile(r"(?:[^']|'')*'")
 _ESCAPE_END: Final = re.compile(r"(?:[^'\\]|''|\\.)*'", re.DOTALL)
 _NAME_END: Final = re.compile(r'(?:[^"]|"")*"')
 _CONTINUATION: Final = re.compile(r"(?:[ \t\f\v]|--[^\n]*)*\n(?:[ \t\n\r\f\v]|--[^\n]*\n)*'")
-_COMMENT_EDGE: Final = re.compile(r"/\*|\*/")
 
 
 def read_tokens(text: str) -> Iterator[Token]:
@@ -176,14 +177,10 @@ def _not_sql(text: str, position: int) -> SqlError:
 
 
 def _comment_end(text: str, start: int) -> int:
-    depth, position = 1, start + 2
-    while depth:
-        edge = _COMMENT_EDGE.search(text, position)
-        if edge is None:
-            raise SqlError("the comment /* is not closed", line_of(text, start))
-        depth += 1 if edge[0] == "/*" else -1
-        position = edge.end()
-    return position
+    end = end_of_comment(text, start + 2)
+    if end is None:
+        raise SqlError("the comment /* is not closed", line_of(text, start))
+    return end
 
 
 def _string_end(text: str, start: int, inside: int, kind: str) -> int:

@@ -14,6 +14,8 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Final
 
+from .sql_comments import end_of_comment
+
 MAX_READ: Final = 8192
 """Characters of a statement that are read; the rest is left out."""
 
@@ -35,7 +37,6 @@ _TOKEN: Final = re.compile(
     """,
     re.VERBOSE | re.DOTALL,
 )
-_COMMENT_EDGE: Final = re.compile(r"/\*|\*/")
 
 _DATA_VERBS: Final = frozenset({"INSERT", "UPDATE", "DELETE", "MERGE"})
 _BEFORE_VERB: Final = frozenset({"", "(", ")", "ANALYZE", "VERBOSE", "EXPLAIN", ";"})
@@ -221,7 +222,7 @@ def _tokens(sql: str, text: list[str]) -> Iterator[_Token]:
         at = match.end()
         found = match[0]
         if kind == "comment":
-            at = _end_of_comment(sql, at)
+            at = end_of_comment(sql, at) or len(sql)
             kind = "space"
         if kind == "space":
             if text and text[-1] != " ":
@@ -238,18 +239,6 @@ def _tokens(sql: str, text: list[str]) -> Iterator[_Token]:
             yield _Token("quoted", found, found)
         else:
             yield _Token(kind, found, found)
-
-
-def _end_of_comment(sql: str, at: int) -> int:
-    """The end of a comment, which may contain others."""
-    depth = 1
-    while depth:
-        edge = _COMMENT_EDGE.search(sql, at)
-        if edge is None:
-            return len(sql)
-        depth += 1 if edge[0] == "/*" else -1
-        at = edge.end()
-    return at
 
 
 @dataclass(slots=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final, cast
@@ -20,6 +19,7 @@ from ..config import (
     TokenConfig,
 )
 from ..config.hostnames import normalize_host
+from ..drivers import import_object
 from ..errors import ConfigError
 from .admission import Admission, Authorize, OthersSource
 from .directory import TenantDirectory, TenantMap
@@ -128,11 +128,8 @@ def import_callable(path: str, *, where: str) -> Any:
     Raises:
         ConfigError: It cannot be imported, or cannot be called.
     """
-    module, _, attribute = path.partition(":")
     try:
-        found: Any = importlib.import_module(module)
-        for part in attribute.split("."):
-            found = getattr(found, part)
+        found = import_object(path)
     except (ImportError, AttributeError) as error:
         raise ConfigError(f"{where}: the callable {path!r} cannot be imported: {error}") from error
     if not callable(found):

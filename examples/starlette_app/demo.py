@@ -24,6 +24,7 @@ import httpx
 from asgi_datasource.testing import EmbeddedCluster
 from examples.starlette_app import changes, control, dataset, load
 from examples.starlette_app.fleet import Fleet
+from examples.starlette_app.processes import end
 from examples.starlette_app.relays import Relays
 
 REPOSITORY: Final = Path(__file__).resolve().parents[2]
@@ -31,7 +32,6 @@ DATABASES: Final = ("airlines", "united")
 """One for each datasource of datasource.yaml, on the same servers."""
 
 START_TIMEOUT_S: Final = 30.0
-STOP_TIMEOUT_S: Final = 15.0
 
 
 class DemoError(Exception):
@@ -214,18 +214,6 @@ async def answers(process: asyncio.subprocess.Process, address: str) -> None:
                 await asyncio.sleep(0.05)
     except TimeoutError:
         raise DemoError(f"the application did not answer within {START_TIMEOUT_S:.0f} s") from None
-
-
-async def end(process: asyncio.subprocess.Process) -> None:
-    """Stop the application, with SIGKILL after a timeout."""
-    if process.stdin is not None:
-        process.stdin.close()
-    try:
-        async with asyncio.timeout(STOP_TIMEOUT_S):
-            await process.wait()
-    except TimeoutError:
-        process.kill()
-        await process.wait()
 
 
 def invite(console: Console, address: str) -> None:

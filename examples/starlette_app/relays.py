@@ -10,9 +10,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
 
+from examples.starlette_app.processes import end
+
 NAMES: Final = ("relay 1", "relay 2")
 START_TIMEOUT_S: Final = 60.0
-STOP_TIMEOUT_S: Final = 15.0
 
 
 class Relays:
@@ -38,7 +39,7 @@ class Relays:
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        await asyncio.gather(*(self._end(process) for process in self._processes.values()))
+        await asyncio.gather(*map(end, self._processes.values()))
 
     def state(self) -> dict[str, Any]:
         """Whether each is running."""
@@ -77,15 +78,5 @@ class Relays:
         """SIGKILL: it gives nothing back, and another one takes its keys over when its lease ends."""
         process = self._processes[name]
         if process.returncode is None:
-            process.kill()
-            await process.wait()
-
-    async def _end(self, process: asyncio.subprocess.Process) -> None:
-        if process.stdin is not None:
-            process.stdin.close()
-        try:
-            async with asyncio.timeout(STOP_TIMEOUT_S):
-                await process.wait()
-        except TimeoutError:
             process.kill()
             await process.wait()

@@ -98,7 +98,7 @@ async def test_a_full_queue_refuses_the_tenant_with_the_longest_line() -> None:
     await end([*tasks, *quiet])
 
 
-async def test_a_full_queue_of_equal_lines_refuses_whoever_comes_last() -> None:
+async def test_a_full_queue_of_equal_lines_refuses_the_last_caller() -> None:
     fair = queue(1, max_waiting=2)
     assert fair.try_enter(NOISY)
     tasks, _ = await line_up(fair, NOISY, THIRD)

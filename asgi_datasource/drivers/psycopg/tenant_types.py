@@ -21,6 +21,7 @@ from psycopg.types.hstore import register_hstore
 from psycopg.types.range import RangeInfo, register_range
 
 from ...errors import ConfigError
+from .. import import_object
 from ..protocol import Connection, TenantIdentity
 from ..settings import TypeName
 from ..statements import Settings, Statement
@@ -173,11 +174,8 @@ def load_python_class(path: str) -> type[Any]:
     Raises:
         ConfigError: It cannot be imported, or is no class.
     """
-    module, _, name = path.partition(":")
     try:
-        found: Any = import_module(module)
-        for part in name.split("."):
-            found = getattr(found, part)
+        found = import_object(path)
     except (ImportError, AttributeError) as error:
         raise ConfigError(f"types: the class {path!r} cannot be imported: {error}") from error
     if not isinstance(found, type):

@@ -5,9 +5,9 @@ from __future__ import annotations
 import asyncio
 import inspect
 from collections.abc import Callable
-from importlib import import_module
 from typing import Any
 
+from ...drivers import import_object
 from ...errors import ConfigError
 from ..entry import OutboxEntry
 from ..protocols import OutboxPublisher
@@ -46,11 +46,8 @@ def load_publisher(path: str) -> OutboxPublisher:
     Raises:
         ConfigError: There is no such thing.
     """
-    module, _, names = path.partition(":")
     try:
-        found: Any = import_module(module)
-        for name in names.split("."):
-            found = getattr(found, name)
+        found = import_object(path)
     except (ImportError, AttributeError) as error:
         raise ConfigError(f"outbox.publisher.callable: {path} cannot be imported: {error}") from error
     if inspect.isclass(found):
