@@ -1,7 +1,8 @@
 """Hooks of the documentation site: pages from the repository, links into it, and cross references of docstrings.
 
 The pages in `docs/` are written for the repository: they link to tests, schemas and examples by relative paths. The
-site gets these files as well: a Markdown file becomes a page, another file is copied as text. The README is the front page.
+site gets these files as well: a Markdown file becomes a page, another file is copied as text. The README is the front
+page.
 """
 
 from __future__ import annotations
