@@ -31,8 +31,8 @@ LIMIT_S = 60
 
 
 def recipe(mark: str) -> str:
-    """The sample of the tenancy page that contains this text."""
-    [found] = [sample.text for sample in samples("python", "docs/tenancy.md") if mark in sample.text]
+    """The sample of the page that contains this text."""
+    [found] = [sample.text for sample in samples("python", "docs/jobs.md") if mark in sample.text]
     return found
 
 
