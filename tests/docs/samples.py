@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import importlib.util
 import re
 from dataclasses import dataclass
 from pathlib import Path
+from types import ModuleType
 
 ROOT = Path(__file__).parent.parent.parent
 
@@ -42,3 +44,19 @@ def samples(language: str, page: str | None = None) -> list[Sample]:
     """The samples in a language, of one page or of all."""
     pages = [ROOT / page] if page else [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
     return [sample for path in pages for sample in blocks(str(path.relative_to(ROOT))) if sample.language == language]
+
+
+def titled(page: str, title: str) -> str:
+    """The text of the block of a page that shows this file."""
+    [found] = [sample.text for sample in blocks(page) if sample.title == title]
+    return found
+
+
+def load(path: Path) -> ModuleType:
+    """The module in a file, imported again."""
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module

@@ -63,13 +63,18 @@ def test_the_configuration_of_the_readme_is_valid() -> None:
     assert set(load(yaml.safe_load(source), environ=environ).tenants) == {"acme", "globex"}
 
 
-@pytest.mark.parametrize(
-    "sample", [*samples("yaml", "docs/routing.md"), *samples("yaml", "docs/consistency.md")], ids=str
-)
-def test_the_configurations_of_the_pages_about_routing_are_valid(sample: Sample) -> None:
+CONFIGURATIONS = [
+    sample for page in ("routing", "consistency", "deployment") for sample in samples("yaml", f"docs/{page}.md")
+]
+
+
+@pytest.mark.parametrize("sample", CONFIGURATIONS, ids=str)
+def test_configurations_are_valid(sample: Sample) -> None:
     import yaml
 
-    urls = {f"ORDERS_{name}_URL": f"postgresql://{name.lower()}.example/orders" for name in ("PRIMARY", "R1", "R2")}
+    urls = {
+        f"ORDERS_{name}_URL": f"postgresql://{name.lower()}.example/orders" for name in ("PRIMARY", "R1", "R2", "ADMIN")
+    }
     assert load(yaml.safe_load(sample.text), environ={**urls, "TOKEN_SECRET": "a secret of 16 or more"}).datasources
 
 
