@@ -117,7 +117,9 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
 
 
 def on_page_markdown(markdown: str, page: Page, **_: Any) -> str:
-    """Rewrite the links of a page."""
+    """Rewrite the links of a page; a page without siblings needs no navigation beside it."""
+    if page.parent is None:
+        page.meta.setdefault("hide", ["navigation"])
     return rewrite_links(markdown, _PATHS[page.file.src_uri])
 
 
