@@ -46,20 +46,20 @@ def links(text: str) -> Iterator[str]:
             yield match[1]
 
 
-def linked_files(pages: list[str], root: Path = ROOT) -> dict[str, str]:
-    """The pages and the files that they link to, by their path in the repository; the value is their content.
+def linked_files(pages: list[str], root: Path = ROOT) -> list[str]:
+    """The pages and the files that they link to, as paths in the repository.
 
     A link that leads nowhere is left out: the strict build reports it.
     """
-    found: dict[str, str] = {}
+    found: list[str] = []
     waiting = list(pages)
     while waiting:
         path = waiting.pop()
         if path in found:
             continue
-        found[path] = text = (root / path).read_text(encoding="utf-8")
+        found.append(path)
         if path.endswith(".md"):
-            targets = (_resolve(path, link) for link in links(text))
+            targets = (_resolve(path, link) for link in links((root / path).read_text(encoding="utf-8")))
             waiting += [target for target in targets if (root / target).is_file()]
     return found
 
@@ -106,13 +106,13 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
     """Add the front page, the changelog, and the files that pages link to."""
     _PATHS.clear()
     pages = [f"docs/{file.src_uri}" for file in files if file.is_documentation_page()]
-    for path, text in linked_files([*pages, "README.md", "CHANGELOG.md"]).items():
+    for path in linked_files([*pages, "README.md", "CHANGELOG.md"]):
         place = site_path(path)
         _PATHS[place] = path
         if files.get_file_from_path(place) is None:
             # Pages below `source/` are reached by links, not from the navigation.
             inclusion = InclusionLevel.NOT_IN_NAV if place.startswith("source/") else InclusionLevel.INCLUDED
-            files.append(File.generated(config, place, content=text, inclusion=inclusion))
+            files.append(File.generated(config, place, content=(ROOT / path).read_bytes(), inclusion=inclusion))
     return files
 
 

@@ -74,18 +74,18 @@ def test_code_in_a_docstring_is_a_cross_reference_that_a_strict_build_can_check(
 
 
 def test_links_of_a_page_lead_to_places_of_the_site(tmp_path: Path) -> None:
-    for name, text in {
+    pages = {
         "README.md": "[a](docs/a.md#b) [tests](tests)\n```python\n[no](link.md)\n```\n",
         "docs/a.md": "[test](../tests/test_a.py) [home](../README.md) [web](https://example.com) [here](#b)\n",
         "tests/test_a.py": "1\n",
-    }.items():
+    }
+    for name, text in pages.items():
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text(text)
-    files = linked_files(["README.md"], tmp_path)
-    assert list(files) == ["README.md", "docs/a.md", "tests/test_a.py"]
-    assert rewrite_links(files["README.md"], "README.md", tmp_path) == (
+    assert linked_files(["README.md"], tmp_path) == list(pages)
+    assert rewrite_links(pages["README.md"], "README.md", tmp_path) == (
         "[a](a.md#b) tests\n```python\n[no](link.md)\n```\n"
     )
-    assert rewrite_links(files["docs/a.md"], "docs/a.md", tmp_path) == (
+    assert rewrite_links(pages["docs/a.md"], "docs/a.md", tmp_path) == (
         "[test](source/tests/test_a.py.txt) [home](index.md) [web](https://example.com) [here](#b)\n"
     )
