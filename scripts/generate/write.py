@@ -12,7 +12,7 @@ from typing import Any, Final
 from asgi_datasource.config import json_schema, part_schema
 
 from .compatibility import find_refusals
-from .pages import render_codes, render_keys, replace_generated
+from .pages import render_codes, render_errors, render_keys, replace_generated
 from .schemas import (
     changes_schema,
     diagnostics_schema,
@@ -38,7 +38,11 @@ FILES: Final[dict[str, Callable[[], dict[str, Any]]]] = {
 WRITTEN: Final = frozenset({"diagnostics", "diff", "explain", "health", "migration-report"})
 """Published documents that the library writes: what it writes now must follow the published schema."""
 
-PAGES: Final = {"docs/config.md": render_keys, "docs/diagnostics.md": render_codes}
+PAGES: Final = {
+    "docs/config.md": render_keys,
+    "docs/diagnostics.md": render_codes,
+    "docs/errors.md": render_errors,
+}
 """The pages with a generated part."""
 
 

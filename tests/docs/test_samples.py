@@ -10,13 +10,17 @@ from typing import Any
 
 import httpx
 import pytest
+from starlette.requests import Request
 from starlette.responses import JSONResponse
 from starlette.routing import Route
 
 import asgi_datasource
-from asgi_datasource import DataSourceRegistry, load
+from asgi_datasource import DataError, DataErrorKind, DataSourceRegistry, load, session
+from asgi_datasource.asgi.problem_details import ProblemDetails
+from asgi_datasource.registry.runtime_config import ErrorSettings
 from asgi_datasource.testing import serve
 from tests.apps import client
+from tests.asgi_call import Call
 from tests.docs.samples import ROOT, Sample, samples
 from tests.world import World
 
@@ -180,6 +184,31 @@ async def test_the_locks_and_the_tasks_of_the_transactions_page(world: World) ->
         async with registry.session("acme") as db:
             assert await run(sample_with("async def dashboard"))["dashboard"](db) == [0, []]
     assert await world.sql("select number from invoices") == [(1,)]
+
+
+async def test_the_handlers_of_the_errors_page(world: World) -> None:
+    advice, handlers, function = (run(sample) for sample in samples("python", "docs/errors.md"))
+
+    async def place(request: Request) -> JSONResponse:
+        await session(request).execute("insert into orders (item) values ('tea')")
+        return JSONResponse({}, status_code=201)
+
+    routes = [Route("/", place, methods=["POST"])]
+    registry = world.registry()
+    own = {DataError: handlers["data_error"], 503: handlers["busy"]}
+    async with client(world, routes, registry=registry, exception_handlers=own) as http:
+        assert (await http.post("/")).status_code == 201
+        assert (await http.post("/")).json() == {"error": "constraint", "constraint": "orders_item_key"}
+    errors = ErrorSettings(handler=function["render"])
+    for error, status, start in [
+        (DataError(DataErrorKind.TENANT, "x"), 404, b"<h1>Unknown shop"),
+        (DataError(DataErrorKind.CONFLICT, "x"), 409, b'{"error": "The request conflicts'),
+        (DataError(DataErrorKind.RESOURCE, "x"), 503, b'{"type": "urn:asgi-datasource:problem:resource"'),
+    ]:
+        call = Call()
+        await ProblemDetails(errors).send(error, call.scope, call.receive, call.send)
+        assert (call.status, call.body[: len(start)]) == (status, start)
+    assert advice["advice"](DataError(DataErrorKind.CONFLICT, "x")) == "try again"
 
 
 async def place_twice(registry: DataSourceRegistry, place: Any) -> None:
