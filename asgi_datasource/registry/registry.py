@@ -22,6 +22,7 @@ from ..drivers.protocol import Server
 from ..drivers.raw import RawConnection
 from ..errors import ConfigError, DataError, DataErrorKind
 from ..migrate import NewTenants, SkewWatch
+from ..observability.activity import Activity
 from ..observability.metrics import unwatch, watch
 from ..outbox.new_tenants import TenantOutbox
 from ..outbox.relay import Relay
@@ -142,6 +143,25 @@ class DataSourceRegistry:
         """Holds back tenants whose schema is behind, while the registry is open; None without migrations."""
         self.catalog: Catalog | None = None
         """Refreshes the tenants of `tenants_from` while the registry is open."""
+        self.activity: Activity | None = None
+        """What sessions do, for a console; None, and nothing is recorded, until `observe` is called."""
+
+    def observe(self) -> Activity:
+        """Record from now on what sessions do: decisions, the load of tenants, connections in use.
+
+        The first console calls it. Sessions that began before are not recorded.
+        """
+        if self.activity is None:
+            self.activity = Activity()
+            self.compiled = self._observed(self.compiled)
+        return self.activity
+
+    def _observed(self, compiled: RuntimeConfig) -> RuntimeConfig:
+        """The configuration with recorders for a console, if there is one."""
+        if self.activity is None:
+            return compiled
+        policy = compiled.policy
+        return replace(compiled, policy=replace(policy, recorder=self.activity.recorder(policy.metrics)))
 
     # -- read by metrics, from another thread
 
@@ -541,6 +561,7 @@ class DataSourceRegistry:
 
     async def _swap(self, compiled: RuntimeConfig) -> Reloaded:
         previous = self.compiled
+        compiled = self._observed(compiled)
         before, after = previous.servers, compiled.servers
         opened = [server for server in after if server not in before]
         if self.is_open:
