@@ -172,8 +172,8 @@ class Page:
     async def until(self, code: str) -> None:
         """Wait until an expression is true in the page."""
         async with asyncio.timeout(LIMIT_S):
-            while not await self.run(code):
-                await asyncio.sleep(0.03)  # noqa: ASYNC110 - the page does not tell
+            while not await self.run(code):  # noqa: ASYNC110 - the page does not tell
+                await asyncio.sleep(0.03)
 
     async def text(self, selector: str = "body") -> str:
         """The visible text of an element."""

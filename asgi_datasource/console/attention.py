@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any, Final
 
-from .texts import duration
+from ..observability.texts import duration
 
 BLOCKED_S: Final = 1.0
 """Seconds from which on a transaction that another one blocks is an alarm."""
@@ -82,23 +82,12 @@ def _transactions(transactions: Mapping[str, Any]) -> Iterator[Found]:
     for one in transactions["rows"]:
         who = f"{one['route'] or 'a session outside of requests'} of {one['tenant'] or 'no tenant'} on {one['server']}"
         if one["blocked_by"] and one["age_s"] >= BLOCKED_S:
-            blockers = ", ".join(describe_blocker(blocker) for blocker in one["blocked_by"])
+            blockers = ", ".join(blocker["text"] for blocker in one["blocked_by"])
             yield ALARM, "transactions", f"{who} is blocked for up to {duration(one['age_s'])} by {blockers}"
         elif one["state"] in ("idle in transaction", "idle in transaction (aborted)") and one["age_s"] >= IDLE_S:
             yield NOTICE, "transactions", f"{who}: {one['state']} for up to {duration(one['age_s'])}"
         elif one["age_s"] >= LONG_S:
             yield NOTICE, "transactions", f"{who} has held a connection for {duration(one['age_s'])}"
-
-
-def describe_blocker(blocker: Mapping[str, Any]) -> str:
-    """A backend that blocks, in words."""
-    if not blocker["pid"]:
-        return "a prepared transaction"
-    if blocker["ours"] is not None:
-        return f"pid {blocker['pid']} ({blocker['ours']}, this process)"
-    known = [blocker["application"], blocker["state"], None if blocker["age_s"] is None else duration(blocker["age_s"])]
-    told = ", ".join(text for text in known if text)
-    return f"pid {blocker['pid']}{f' ({told})' if told else ''}"
 
 
 def _activity(state: Mapping[str, Any]) -> Iterator[Found]:
@@ -111,7 +100,7 @@ def _activity(state: Mapping[str, Any]) -> Iterator[Found]:
         yield ALARM, "tenants", f"{refused} requests got no connection in the last minute"
     fallbacks: dict[tuple[str, str], int] = {}
     for row in state["decisions"]["rows"]:
-        if row["reason"] in FALLBACKS and row["last_min"]:
+        if row["fallback"] and row["last_min"]:
             key = row["datasource"], row["reason"]
             fallbacks[key] = fallbacks.get(key, 0) + row["last_min"]
     for (datasource, reason), count in fallbacks.items():

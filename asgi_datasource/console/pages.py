@@ -8,12 +8,12 @@ from importlib.resources import files
 from typing import Any, Final
 
 from ..config import ChangeWeight
+from ..observability.texts import duration, number, rate, size
 from ..registry.reload import ReloadPreview
 from .actions import Done
-from .attention import FALLBACKS, describe_blocker
+from .attention import FALLBACKS
 from .forgery import FIELD
 from .html import Child, Html, tag, text
-from .texts import duration, number, rate, size
 
 _ASSETS: Final = files(__package__) / "assets"
 STYLE: Final = Html((_ASSETS / "page.css").read_text("utf-8"))
@@ -402,7 +402,7 @@ def _transactions(transactions: Mapping[str, Any]) -> Child:
 
 def _transaction_row(one: Mapping[str, Any]) -> Html:
     is_idle = one["state"].startswith("idle in transaction") if one["state"] else False
-    blocked = [describe_blocker(blocker) for blocker in one["blocked_by"]]
+    blocked = [blocker["text"] for blocker in one["blocked_by"]]
     state = one["state"] or ""
     return tag(
         "tr",

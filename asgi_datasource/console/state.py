@@ -14,9 +14,10 @@ from typing import Any, Final, cast
 from ..drivers.protocol import Server
 from ..observability.activity import OTHERS, SLOT_S, SLOTS, Activity, Held
 from ..observability.names import DB_NAMESPACE
+from ..observability.texts import duration
 from ..registry.registry import DataSourceRegistry
-from .attention import find_attention
-from .backends import Answer, ask_backends, can_tell
+from .attention import FALLBACKS, find_attention
+from .backends import Answer, Blocker, ask_backends, can_tell
 from .servers import describe_datasources
 
 MOST_TRANSACTIONS: Final = 50
@@ -202,7 +203,7 @@ def _transaction(
                 "application": blocker.application,
                 "state": blocker.state,
                 "age_s": None if blocker.age_s is None else round(blocker.age_s, 3),
-                "ours": None if (other := ours.get((server, blocker.pid))) is None else _name_of(other),
+                "text": _describe(blocker, ours.get((server, blocker.pid))),
             }
             for blocker in blockers
         ],
@@ -216,8 +217,16 @@ def _state_of(held: Held) -> str:
     return "idle in transaction" if held.connection.is_in_transaction else "active"
 
 
-def _name_of(held: Held) -> str:
-    return f"{held.route or 'a session outside of requests'} of {held.tenant or 'no tenant'}"
+def _describe(blocker: Blocker, ours: Held | None) -> str:
+    """A backend that blocks, in words."""
+    if not blocker.pid:
+        return "a prepared transaction"
+    if ours is not None:
+        who = f"{ours.route or 'a session outside of requests'} of {ours.tenant or 'no tenant'}"
+        return f"pid {blocker.pid} ({who}, this process)"
+    age = None if blocker.age_s is None else duration(blocker.age_s)
+    known = ", ".join(text for text in (blocker.application, blocker.state, age) if text)
+    return f"pid {blocker.pid}{f' ({known})' if known else ''}"
 
 
 # -- activity
@@ -231,6 +240,7 @@ def _decisions(activity: Activity) -> dict[str, Any]:
         {
             "datasource": key[0],
             "reason": key[3],
+            "fallback": key[3] in FALLBACKS,
             "node": key[1],
             **{name: counts[name][key] for name, _ in _SPANS},
         }
