@@ -117,16 +117,22 @@ class Activity:
         now = self.clock()
         number = int(now / SLOT_S)
         if number != self.current.number:
-            self._turn(now, number)
+            self._turn(number)
         return self.current
 
-    def _turn(self, now: float, number: int) -> None:
-        for held in self.in_flight.values():
-            # What is held for long counts while it is held, not all at its end.
-            self._load(self.current, held.tenant).busy_s += held.take_busy_s(now)
-        self.current.reduce()
-        self._slots.append(self.current)
-        self.current = Slot(number)
+    def _turn(self, number: int) -> None:
+        """Begin the slot of this number."""
+        while self.current.number < number:
+            end = (self.current.number + 1) * SLOT_S
+            for held in self.in_flight.values():
+                # What is held for long counts in each slot in which it is held, not all at its end.
+                self._load(self.current, held.tenant).busy_s += held.take_busy_s(end)
+            self.current.reduce()
+            self._slots.append(self.current)
+            following = max(self.current.number + 1, number - SLOTS) if self.in_flight else number
+            self.current = Slot(following)
+            for held in self.in_flight.values():
+                held.counted_to = max(held.counted_to, following * SLOT_S)
 
     def load_of(self, tenant: str | None) -> Load:
         """The load of a tenant in the current slot, to be added to."""
@@ -294,15 +300,17 @@ class Held:
         return None if self._scope is None else route_of(self._scope)
 
     def take_busy_s(self, now: float) -> float:
-        """The seconds that are not counted yet; they count as counted from now on."""
-        busy_s, self.counted_to = now - self.counted_to, now
+        """The seconds up to this time that are not counted yet; they count as counted from then on."""
+        busy_s, self.counted_to = max(0.0, now - self.counted_to), now
         return busy_s
 
     def end(self) -> None:
         """The connection was returned."""
         activity = self._activity
         if activity.in_flight.pop(id(self), None) is not None:
-            # In the slot that began last: the seconds belong to it rather than to one that begins now.
+            if activity.clock() - self.counted_to > SLOT_S:
+                activity.slot()
+            # Otherwise it counts in the slot that began last, even if that has ended a moment ago.
             load = activity.current.tenants.get(self.tenant) or activity.load_of(self.tenant)
             load.busy_s += activity.clock() - self.counted_to
         if self._inner is not None:
