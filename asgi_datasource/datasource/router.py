@@ -15,7 +15,7 @@ from ..concurrency.priority_queue import Priority
 from ..drivers.protocol import Connection, Exchange, Server
 from ..errors import DataError, DataErrorKind
 from ..observability import names
-from ..observability.metrics import Measure
+from ..observability.recording import SessionRecorder
 from ..observability.session_trace import RouteTrace, SessionTrace, TransactionTrace
 from ..routing import (
     AccessIntent,
@@ -226,7 +226,7 @@ class Router:
     _priority: Priority
     trace: SessionTrace | None
     """Makes the session's spans; None where its trace is not sampled."""
-    _measure: Measure | None
+    _measure: SessionRecorder | None
     client_history: ClientHistory | None
     """Causal-consistency state; None when tokens are disabled."""
 
@@ -317,7 +317,7 @@ class Router:
         measure = self._measure
         if measure is not None:
             measure.chose(decision_of(route))
-            connection.use = measure.lent(server, 0.0)
+            connection.use = measure.lent(server, 0.0, connection)
 
     def note_route(self, route: Route) -> None:
         """Count a choice."""
@@ -496,7 +496,7 @@ class Router:
                 traced.span.end()
             raise
         if measure is not None:
-            connection.use = measure.lent(server, monotonic() - started)
+            connection.use = measure.lent(server, monotonic() - started, connection)
         if traced is not None:
             now = monotonic()
             traced.lent(now - started, _connecting_s(connection, started, now))

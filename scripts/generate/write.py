@@ -15,6 +15,7 @@ from .compatibility import find_refusals
 from .pages import render_codes, render_errors, render_keys, replace_generated
 from .schemas import (
     changes_schema,
+    console_schema,
     diagnostics_schema,
     explanation_schema,
     health_schema,
@@ -26,6 +27,7 @@ FILES: Final[dict[str, Callable[[], dict[str, Any]]]] = {
     "datasource.schema.json": json_schema,
     "schemas/config/v1.json": json_schema,
     "schemas/config-part/v1.json": part_schema,
+    "schemas/console/v1.json": console_schema,
     "schemas/diagnostics/v1.json": diagnostics_schema,
     "schemas/diff/v1.json": changes_schema,
     "schemas/explain/v1.json": explanation_schema,
@@ -35,7 +37,7 @@ FILES: Final[dict[str, Callable[[], dict[str, Any]]]] = {
 }
 """The schemas in the repository: the configuration's for editors, and every published one."""
 
-WRITTEN: Final = frozenset({"diagnostics", "diff", "explain", "health", "migration-report"})
+WRITTEN: Final = frozenset({"console", "diagnostics", "diff", "explain", "health", "migration-report"})
 """Published documents that the library writes: what it writes now must follow the published schema."""
 
 PAGES: Final = {
