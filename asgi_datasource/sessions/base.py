@@ -425,7 +425,7 @@ class SessionBase:
             self._datasource = self._registry.successor(self._datasource)
         self._datasource.enter(self._rule.priority)
         policy = self._policy
-        if policy.is_traced:
+        if policy.is_traced and tracing.has_provider():
             self.trace = self._start_trace()
         executor = self._executor = Executor(
             self._datasource,
