@@ -202,7 +202,7 @@ class Outside:
 
     def _secret(self, kind: str, value: object, path: Path) -> Given | None:
         """The secret behind `{kind: value}`; None when this does not refer to a secret."""
-        if kind == "file" and isinstance(value, str):
+        if kind == "file" and isinstance(value, str) and not _CONTROL.search(value):
             if not self._surroundings.is_offline:
                 return self._file(value, path)
         elif kind == "command" and is_list(value) and value and all(map(_is_argument, value)):
@@ -250,7 +250,7 @@ class Outside:
 
 
 def _is_argument(value: object) -> bool:
-    return isinstance(value, Given) or (isinstance(value, str) and value != "" and not _CONTROL.search(value))
+    return isinstance(value, str) and (value != "" or isinstance(value, Given)) and not _CONTROL.search(value)
 
 
 def at(document: object, path: Path) -> Any:
