@@ -202,7 +202,7 @@ class Outside:
 
     def _secret(self, kind: str, value: object, path: Path) -> Given | None:
         """The secret behind `{kind: value}`; None when this does not refer to a secret."""
-        if kind == "file" and isinstance(value, str) and not _CONTROL.search(value):
+        if kind == "file" and isinstance(value, str):
             if not self._surroundings.is_offline:
                 return self._file(value, path)
         elif kind == "command" and is_list(value) and value and all(map(_is_argument, value)):
@@ -218,6 +218,8 @@ class Outside:
 
     def _file(self, file: str, path: Path) -> Given:
         try:
+            if _CONTROL.search(file):
+                raise ValueError
             secret = self._surroundings.folder_of(path) / file
             self._surroundings.origins.note_file(secret)
             with open_file(secret) as stream:
@@ -229,7 +231,7 @@ class Outside:
                 return Given(text.removesuffix("\n").removesuffix("\r"))
         except OSError as error:
             reason = error.strerror or type(error).__name__
-        except ValueError:  # not UTF-8, or a NUL in the path
+        except ValueError:  # not UTF-8, or a control character in the path
             reason = "it is not UTF-8 text, or its path is none"
         fix = "Check the path and its rights; a relative path starts at the configuration file."
         self._note(Code.SECRET_NOT_READABLE, path, f"the secret's file cannot be read: {reason}", fix)
