@@ -91,7 +91,7 @@ async def test_alembic_migrates_the_rest(site: Site, tmp_path: Path) -> None:
         "from alembic import op\nrevision = 'one'\ndown_revision = None\n"
         "def upgrade(): op.execute('create view waiting as select topic from asgi_datasource.outbox')\n"
     )
-    migrate = {"engine": "alembic", "script_location": str(scripts)}
+    migrate = {"engine": "alembic", "script_location": str(scripts), "concurrency": 1}
     site.configure(**DOCUMENT, migrate=migrate)
     report = await site.apply()
     assert report.verdict is Verdict.AT_HEAD, report.document()
