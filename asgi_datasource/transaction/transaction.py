@@ -13,8 +13,8 @@ from ..concurrency.tasks import BackgroundTasks
 from ..drivers.protocol import Connection, Exchange, Result, Server
 from ..drivers.statements import Control, ControlKind, Envelope, Params, Query, Statement
 from ..errors import CommitUnknown, DataError, DataErrorKind, UnexpectedRollback
-from ..observability.metrics import Measure
 from ..observability.names import OUTCOME, ROLLBACK_REASON
+from ..observability.recording import SessionRecorder
 from ..observability.session_trace import TransactionTrace, description_of, note_failed_statement
 from ..observability.summary import analyze
 from ..observability.tracing import reason_of
@@ -90,7 +90,7 @@ class Transaction:
         read_only: bool,
         isolation: Isolation | None,
         trace: TransactionTrace | None = None,
-        measure: Measure | None = None,
+        measure: SessionRecorder | None = None,
     ) -> None:
         self._measure = measure
         self.trace = trace
