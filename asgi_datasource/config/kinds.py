@@ -93,10 +93,11 @@ ZoneName = Annotated[
         "ZoneName", "the name of a zone: 1 to 63 letters, digits, '_', '.', ':' and '-'", "[A-Za-z0-9_.:-]+", maximum=63
     ),
 ]
-PathPrefix = Annotated[
-    str,
-    values.text("PathPrefix", "a path such as /docs, without '*', '?' and '#'", rf"(?:/{_SEGMENT})+/?", maximum=1000),
-]
+PATH_PREFIX: Final = values.text(
+    "PathPrefix", "a path such as /docs, without '*', '?' and '#'", rf"(?:/{_SEGMENT})+/?", maximum=1000
+)
+PathPrefix = Annotated[str, PATH_PREFIX]
+ExemptPreset = Annotated[Literal["fastapi"], values.word("ExemptPreset", "fastapi")]
 TenantPathPrefix = Annotated[
     str,
     values.text(

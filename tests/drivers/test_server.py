@@ -584,7 +584,7 @@ async def test_closing_leaves_no_backend_on_the_server(
     await held[0].exchange([BEGIN])
     server.release(held[1])
     await server.close(timeout_s=2.0)
-    count = "select count(*) from pg_stat_activity where datname = %s"
+    count = "select count(*) from pg_stat_activity where datname = %s and usename = 'app'"
     await until(lambda: is_zero(cluster, count, database))
     for connection in held:
         await server.reclaim(connection)
