@@ -321,7 +321,7 @@ class DataSourceRegistry:
     def configure(self, function: ConfigureT) -> ConfigureT:
         """Run a function for each new connection of a pool, before it is lent: to register adapters.
 
-        It is called with the driver's connection (psycopg's `AsyncConnection`), outside of any transaction and tenant,
+        It is called with the driver's connection (`psycopg.AsyncConnection`), outside of any transaction and tenant,
         also after a reconnect and a reload. Types that differ between tenants belong into `datasources.X.types`, and
         settings of the session into the URL: those are cleared between tenants.
 

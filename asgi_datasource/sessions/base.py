@@ -425,7 +425,7 @@ class SessionBase:
             self._datasource = self._registry.successor(self._datasource)
         self._datasource.enter(self._rule.priority)
         policy = self._policy
-        if policy.is_traced:
+        if policy.is_traced and tracing.has_provider():
             self.trace = self._start_trace()
         executor = self._executor = Executor(
             self._datasource,
@@ -549,6 +549,19 @@ class SessionBase:
             DataError: QUERY: there is no transaction. READ_ONLY: the transaction is read only.
             SessionClosed: The request's response has started.
         """
+        work = self._work
+        if (
+            self.state is _OPEN
+            and self.stopped_by is None
+            and work is not None
+            and work.outer is None
+            and work.transaction is not None
+            and not work.transaction.read_only
+            and current_frame.get() is None
+        ):
+            # In the open transaction of the request: nothing else has to be looked at.
+            work.defer(writer, item, self.innermost_scope())
+            return
         self.check_open()
         around = self.surroundings()
         if around is SurroundingTransaction.NOTHING:

@@ -136,7 +136,7 @@ def explanation_schema() -> dict[str, Any]:
             "request": _closed({"method": text, "path": text}),
             "outcome": {
                 "enum": ["routed", "refused", "exempt"],
-                "description": "routed: a server was chosen. refused: see refusal. exempt: the path has no session.",
+                "description": "routed: a server was chosen. refused: see refusal. exempt: the request has no session.",
             },
             "refusal": or_null(
                 {"kind": text, "status": {"type": "integer"}, "message": text}, "Why the request would be refused."

@@ -141,6 +141,18 @@ async def test_an_unsampled_trace_adds_few_calls(world: World, spans: InMemorySp
     assert spans.get_finished_spans() == ()
 
 
+RECORDED = 30
+"""Calls that the two spans of a recorded read may add."""
+
+
+async def test_a_recorded_read_adds_few_calls(world: World, spans: InMemorySpanExporter) -> None:
+    async with world.registry(**QUIET) as registry:
+        with trace.get_tracer("tests").start_as_current_span("GET /orders"):
+            found = await walk(registry, READ)
+    assert found.calls.total() <= CALLS[READ] + RECORDED, str(found)
+    assert len(spans.get_finished_spans()) > 2
+
+
 SECRET = "a secret of more than thirty-two characters"
 TOKEN = b"x-ads-token"
 
