@@ -33,6 +33,7 @@ TESTS: Final[tuple[tuple[str, str], ...]] = (
         "asgi sessions/test_every_cancellation.py sessions/test_ends.py sessions/test_retry.py sessions/test_hooks.py"
         " guarantees/test_outcome.py",
     ),
+    ("console/", "console observability/test_activity.py"),
     ("concurrency/", "concurrency tenancy/test_turns.py sessions/test_parallel.py"),
     ("config/", "config"),
     (
