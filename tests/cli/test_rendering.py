@@ -69,7 +69,7 @@ error[ADS020]: unknown key
   |            ^^^^^^^^ datasources.orders.pool.max_sise
   |
   = fix: Did you mean 'max_size'?
-  = docs/diagnostics.md#ads020
+  = asgi-datasource rule ADS020
 """
 
 
