@@ -167,8 +167,7 @@ def load_or_refuse(findings: Findings) -> Config:
         count = len(findings.errors)
         errors = "\n".join(f"  {problem}" for problem in findings.errors[:20])
         raise CannotRun(
-            f"the configuration has {count} error{'s' if count > 1 else ''}:\n{errors}\n",
-            "Fix the configuration first.",
+            f"the configuration has {count} error{'s' if count > 1 else ''}", f"Fix the configuration first:\n{errors}"
         )
     return findings.config
 

@@ -82,9 +82,9 @@ def _below_misspelt(document: object, found: Sequence[Diagnostic]) -> Iterator[D
         corrected = _renamed(corrected, written, named[-1])
     for problem in check_structure(corrected)[1]:
         for length in range(len(problem.path), 0, -1):
-            written = renames.get(problem.path[:length])
-            if written is not None:
-                yield _moved(problem, written)
+            misspelt = renames.get(problem.path[:length])
+            if misspelt is not None:
+                yield _moved(problem, misspelt)
                 break
 
 
@@ -193,6 +193,9 @@ def _unknown_key(path: Path, document: object, suggestions: Suggestions) -> Diag
         return Diagnostic(Code.NOT_YET_SUPPORTED, path, "not yet supported", fix, is_about_key=True, edit=edit)
     written = _written_keys(document, path[:-1])
     meant, is_certain = suggestions.weigh(key, (name for name in place.fields if name not in written))
+    if is_certain and any(name in written for name in place.fields):
+        # A key that is there already may be more similar: it is then written twice, and the name is not certain.
+        is_certain = suggestions.weigh(key, place.fields) == (meant, True)
     if key == "<<":
         fix = "Merge keys are not part of YAML 1.2: write the keys out."
     elif meant is not None:

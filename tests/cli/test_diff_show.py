@@ -78,7 +78,7 @@ CHANGES = [
     ({"datasources__other": None}, "datasource-removed", "danger", "is gone", []),
     ({"transactions": {"deadline": "5s"}}, "setting", "notice", "'30s' becomes '5s'", []),
     ({"transactions": {"rollback_on": ["5xx"]}}, "setting", "danger", "[4xx, 5xx] becomes [5xx]: what was rolled", []),
-    ({"transactions": {"rollback_on": ["4xx", "5xx", "302"]}}, "setting", "notice", "becomes [4xx, 5xx, 302]", []),
+    ({"transactions": {"rollback_on": ["4xx", "5xx", "3xx"]}}, "setting", "notice", "becomes [4xx, 5xx, 3xx]", []),
     ({"transactions": {"default": "annotated"}}, "setting", "danger", "'request' becomes 'annotated': a request", []),
     ({"tenancy__resolve": [{"query": "t"}, {"header": "X-Tenant"}]}, "setting", "danger", "another tenant's", []),
     ({"datasources__orders__audit": {"on_start": "off"}}, "setting", "danger", "a role bypasses row security",

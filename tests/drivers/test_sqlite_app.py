@@ -189,7 +189,7 @@ def test_tenants_that_the_driver_cannot_isolate_are_refused(tmp_path: Path) -> N
     ("driver", "message"),
     [
         ("tests.nowhere:DRIVER", r"datasources\.acme\.driver: .* cannot be imported: there is no module"),
-        ("tests.drivers.sqlite_driver:NOTHING", "has no attribute 'NOTHING'"),
+        ("tests.drivers.sqlite_driver:NOTHING", "sqlite_driver has no 'NOTHING'"),
         ("tests.drivers.sqlite_driver:SqliteConnection", "is no driver: it has no make_server"),
     ],
 )

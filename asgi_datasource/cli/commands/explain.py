@@ -27,7 +27,7 @@ from ..sources import (
 if TYPE_CHECKING:
     from ...config import StateDocument
     from ...registry.explain import Explanation, Question
-    from ...registry.registry import Registry
+    from ...registry.registry import DataSourceRegistry
 
 
 @dataclass(frozen=True, slots=True)
@@ -225,7 +225,7 @@ def run(options: Namespace, console: Console) -> Explained:
     )
 
 
-async def _explain(registry: Registry, question: Question, state: StateDocument) -> Explanation:
+async def _explain(registry: DataSourceRegistry, question: Question, state: StateDocument) -> Explanation:
     from ...registry.explain import explain
 
     async with registry.tenants_loaded():
