@@ -8,8 +8,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from .app_client import AppClient
     from .binaries import ClusterError
     from .cluster import ClusterState, EmbeddedCluster
+    from .kit import SeenRoute, SessionOfTest, TestKit
     from .live import LiveServer, RunningServer, ServeError, serve
     from .migrated import MigratedTemplate, MigrationOptions
     from .node import Node
@@ -17,8 +19,10 @@ if TYPE_CHECKING:
     from .protocol import RoundTripCounter
     from .proxy import FaultProxy
     from .server import Server, ServerState
+    from .user_databases import UserDatabases
 
 __all__ = [
+    "AppClient",
     "ClusterError",
     "ClusterOptions",
     "ClusterState",
@@ -30,13 +34,18 @@ __all__ = [
     "Node",
     "RoundTripCounter",
     "RunningServer",
+    "SeenRoute",
     "ServeError",
     "Server",
     "ServerState",
+    "SessionOfTest",
+    "TestKit",
+    "UserDatabases",
     "serve",
 ]
 
 _HOME = {
+    "AppClient": "app_client",
     "ClusterError": "binaries",
     "ClusterOptions": "options",
     "ClusterState": "cluster",
@@ -48,9 +57,13 @@ _HOME = {
     "Node": "node",
     "RoundTripCounter": "protocol",
     "RunningServer": "live",
+    "SeenRoute": "kit",
     "ServeError": "live",
     "Server": "server",
     "ServerState": "server",
+    "SessionOfTest": "kit",
+    "TestKit": "kit",
+    "UserDatabases": "user_databases",
     "serve": "live",
 }
 
