@@ -351,8 +351,9 @@ class Reach:
         return self._lines[path]
 
     def tests_of(self, mutant: Mutant) -> list[str]:
-        """The tests that run a change, up to `MOST_SECONDS`: those named like the module first, then those of its folder,
-        and of these the quickest.
+        """The tests that run a change, up to `MOST_SECONDS`.
+
+        Those named like the module come first, then those of its folder, and of these the quickest.
 
         A line that runs when its module is imported belongs to all tests of the module.
         """
