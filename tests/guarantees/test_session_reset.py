@@ -310,15 +310,15 @@ async def test_behind_a_named_pooler_the_first_transaction_of_a_connection_is_cl
     async with (
         pgbouncer(world.url(), size=1) as bouncer,
         await psycopg.AsyncConnection.connect(bouncer.url(world.dbname), autocommit=True) as other,
+        one_connection(world, bouncer.url(world.dbname), pooler="transaction") as registry,
     ):
-        async with one_connection(world, bouncer.url(world.dbname), pooler="transaction") as registry:
-            # The pool has its connection; its checks are over.
-            await until(lambda: registry.compiled.servers[0].idle == 1)
-            cursor = await other.execute("select set_config('app.flag', 'theirs', false), pg_backend_pid()")
-            left = await cursor.fetchone()
-            pid, found = await state(registry, write=False)
-            assert left == ("theirs", pid)
-            assert '"flag": ""' in found
+        # The pool has its connection; its checks are over.
+        await until(lambda: registry.compiled.servers[0].idle == 1)
+        cursor = await other.execute("select set_config('app.flag', 'theirs', false), pg_backend_pid()")
+        left = await cursor.fetchone()
+        pid, found = await state(registry, write=False)
+        assert left == ("theirs", pid)
+        assert '"flag": ""' in found
 
 
 async def test_behind_a_pooler_what_it_has_set_up_for_the_client_stays(world: World) -> None:
