@@ -28,6 +28,10 @@ ROOT: Final = Path(__file__).parent.parent
 PACKAGE: Final = "asgi_datasource"
 
 TESTS: Final[tuple[tuple[str, str], ...]] = (
+    ("cli/commands/tenants", "tenancy/test_provisioning.py tenancy/test_provisioning_cancel.py"),
+    ("cli/commands/migrate", "migrate"),
+    ("cli/commands/outbox", "outbox/test_commands.py"),
+    ("console/", "console"),
     (
         "asgi/",
         "asgi sessions/test_every_cancellation.py sessions/test_ends.py sessions/test_retry.py sessions/test_hooks.py"
@@ -75,7 +79,16 @@ TESTS: Final[tuple[tuple[str, str], ...]] = (
 """The tests of the modules below a path; the first path that fits counts. Of these, a change is judged by those that
 run its lines."""
 
-EQUIVALENT: Final[dict[str, str]] = {}
+EQUIVALENT: Final[dict[str, str]] = {
+    "testing/binaries.py: return self.gid if self.is_other_user else None: self.is_other_user to True": (
+        "root always runs the servers as another user, and other users cannot change their group"
+    ),
+    'testing/cluster.py: password = f"{name}-{os.urandom(9).hex()}" if password is None else password: 9 to 10': (
+        "the length of a random password"
+    ),
+    "concurrency/deferred_calls.py: for callback in [callback for callback, due in self.due.items() if due <= now]:"
+    " <= to <": "what is due at this very moment is called by the timer that follows at once",
+}
 """Changes of a sample that change nothing which can be seen, as they are printed without their line, and the reason."""
 
 SWAPS: Final[dict[type[ast.AST], str]] = {
@@ -287,11 +300,17 @@ def _short(text: str) -> str:
     return line if len(line) <= 60 else f"{line[:57]}..."
 
 
+TEST_SUITES: Final = frozenset({"testing/driver_contract.py"})
+"""Modules that are tests themselves."""
+
+
 def mutants_of(modules: Sequence[str]) -> Iterator[Mutant]:
     """All changes of the modules that a path below the package names: `sessions`, `routing/choose`."""
     for path in sorted((ROOT / PACKAGE).rglob("*.py")):
         below = path.relative_to(ROOT / PACKAGE).as_posix()
         stem = below.removesuffix(".py")
+        if below in TEST_SUITES:
+            continue
         if any(stem == module or stem.startswith(f"{module}/") for module in modules) or not modules:
             source = path.read_text(encoding="utf-8")
             mutator = Mutator(below, source)
@@ -353,7 +372,8 @@ class Reach:
     def tests_of(self, mutant: Mutant) -> list[str]:
         """The tests that run a change, up to `MOST_SECONDS`.
 
-        Those named like the module come first, then those of its folder, and of these the quickest.
+        Those named like the module come first, then those of its folder, and of these the quickest. What no test has
+        run in its own process may run in another one: then these are the tests of the module.
 
         A line that runs when its module is imported belongs to all tests of the module.
         """
@@ -362,6 +382,9 @@ class Reach:
         found = {test for one in lines for line in (mutant.line, *range(first, last + 1)) for test in one.get(line, ())}
         if not found and mutant.is_outside:
             found = {test for one in lines for tests in one.values() for test in tests}
+        if not found:
+            places = tuple(f"tests/{test}" for test in mutant.tests)
+            found = {test for test in self.seconds if test.startswith(places)}
         passed = sorted(
             (_distance(test, mutant.path), self.seconds[test], test) for test in found & self.seconds.keys()
         )
