@@ -86,7 +86,7 @@ EQUIVALENT: Final[dict[str, str]] = {
     'testing/cluster.py: password = f"{name}-{os.urandom(9).hex()}" if password is None else password: 9 to 10': (
         "the length of a random password"
     ),
-    "concurrency/deferred_calls.py: for callback in [callback for callback, due in self.due.items() if due <= now]:"
+    "concurrency/deferred_calls.py: for callback in [callback for callback, due in self.due.items() if due <= now]::"
     " <= to <": "what is due at this very moment is called by the timer that follows at once",
 }
 """Changes of a sample that change nothing which can be seen, as they are printed without their line, and the reason."""
