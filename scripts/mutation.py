@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Final
 
 import coverage
+import pytest
 
 ROOT: Final = Path(__file__).parent.parent
 PACKAGE: Final = "asgi_datasource"
@@ -449,6 +450,11 @@ class Copy:
     def fails(self, tests: Sequence[str], *, limit_s: float) -> str | None:
         """The first of these tests that fails; empty if pytest ends otherwise or not at all; None if all pass."""
         code, printed = self._pytest(["-x", *tests], limit_s=limit_s)
+        if code == pytest.ExitCode.USAGE_ERROR:
+            # A kept record may name tests that are no longer there.
+            known = [test for test in tests if f"::{test.partition('::')[2]}\n" not in printed]
+            if len(known) < len(tests):
+                return self.fails(known, limit_s=limit_s) if known else None
         if code == 0:
             return None
         named = [test for test in tests if f"{test} " in printed or f"{test}\n" in printed]
