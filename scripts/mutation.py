@@ -457,7 +457,10 @@ class Copy:
         code, printed = self._pytest(["-x", *tests], limit_s=limit_s)
         if code == pytest.ExitCode.USAGE_ERROR:
             # A kept record may name tests that are no longer there.
-            known = [test for test in tests if f"::{test.partition('::')[2]}\n" not in printed]
+            files = sorted({test.partition("::")[0] for test in tests})
+            _, listed = self._pytest(["--collect-only", *files], limit_s=limit_s)
+            there = set(listed.splitlines())
+            known = [test for test in tests if test in there]
             if len(known) < len(tests):
                 return self.fails(known, limit_s=limit_s) if known else None
         if code == 0:
