@@ -14,13 +14,20 @@ from opentelemetry.trace import Span
 from starlette.types import Scope, Send
 
 from ..errors import DataError, DataErrorKind
-from ..observability.tracing import note_problem
+from ..observability.decision_log import log_decision
+from ..observability.names import ERROR_KIND, ERROR_TYPE, HTTP_STATUS, REFERENCE
+from ..observability.tracing import cause_of, note_problem
 from ..registry.runtime_config import ErrorSettings
 
 logger = logging.getLogger("asgi_datasource.problems")
 
 RETRY_AFTER_S: Final = 1
 """Seconds in `Retry-After` of a 503: about what a failover or a full queue takes."""
+
+_STORMS: Final = frozenset(
+    {DataErrorKind.CONNECTION, DataErrorKind.RESOURCE, DataErrorKind.TIMEOUT, DataErrorKind.CONFLICT}
+)
+"""Kinds that many requests fail with at a time."""
 
 _NOTHING: Final = "nothing was changed"
 
@@ -87,13 +94,23 @@ class ProblemDetails:
         if span is not None:
             note_problem(span, error, reference)
         level = logging.ERROR if status >= 500 else logging.INFO
-        logger.log(
+        log_decision(
+            logger,
             level,
+            "request_failed",
             "request answered with %d: %s (%s) [reference %s]",
             status,
             error.located_message,
             error.kind.value,
             reference,
+            fields={
+                HTTP_STATUS: status,
+                ERROR_TYPE: cause_of(error),
+                ERROR_KIND: error.kind.value,
+                REFERENCE: reference,
+            },
+            # While a server is away, every request fails for the same reason.
+            once_for=(error.kind, error.sqlstate, error.server) if status >= 500 and error.kind in _STORMS else None,
         )
         document: dict[str, object] = {
             "type": f"urn:asgi-datasource:problem:{error.kind.value.replace('_', '-')}",
