@@ -725,11 +725,18 @@ class ResponseGuard:
             tracing.note_problem(self.request_span, error)
         if await self._render(error, has_passed=has_passed):
             return
+        await self.send_problem(error, self.receive, self._send_in_place)
+
+    async def send_problem(self, error: DataError, receive: Receive, send: Send) -> None:
+        """Answer an error inside of the application, for a framework whose handlers take all errors.
+
+        Args:
+            error: The error.
+            receive, send: The framework's.
+        """
         is_partial = self._session is not None and self._session.commits > 0
         problems = ProblemDetails(self._config.errors)
-        await problems.send(
-            error, self.scope, self.receive, self._send_in_place, is_partial=is_partial, span=self.request_span
-        )
+        await problems.send(error, self.scope, receive, send, is_partial=is_partial, span=self.request_span)
 
     async def _render(self, error: Exception, *, has_passed: bool = False) -> bool:
         """Answer with the application's exception handler for this error; False if there is none.
