@@ -20,7 +20,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Final, cast
 
 import coverage
 
@@ -348,7 +348,7 @@ class Reach:
                 data.read()
                 name = next((one for one in data.measured_files() if one.endswith(f"/{PACKAGE}/{path}")), None)
                 if name is not None:
-                    found.append(data.contexts_by_lineno(name))
+                    found.append(cast("Mapping[int, Sequence[str]]", data.contexts_by_lineno(name)))
         return self._lines[path]
 
     def tests_of(self, mutant: Mutant) -> list[str]:
