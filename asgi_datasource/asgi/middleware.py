@@ -163,7 +163,7 @@ class DataSourceMiddleware:
         guard = ResponseGuard(registry, compiled, tenant, scope, receive, send, started, outer)
         if self._caching is not None and scope["method"] not in NEVER_STORED:
             guard.caching = self._caching
-        if self._is_traced:
+        if self._is_traced and tracing.has_provider():
             span = tracing.recording_span()
             if span is not None:
                 guard.request_span = span

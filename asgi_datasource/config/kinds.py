@@ -240,14 +240,15 @@ IncludePattern = Annotated[
 CallablePath = Annotated[
     str, values.text("CallablePath", "a function as package.module:function", rf"{_DOTTED}:{_DOTTED}")
 ]
+_TYPE: Final = r"[^\x00-\x20\x7f{}]+"
 TypeSpecification = Annotated[
     str,
     values.text(
         "TypeSpecification",
         "hstore, vector, halfvec, sparsevec, or enum, composite or range with the type's name, and as"
         " package.module:Class behind it where wanted",
-        rf"(?:hstore|vector|halfvec|sparsevec|range [^\s{{}}]+"
-        rf"|(?:enum|composite) [^\s{{}}]+(?: as {_DOTTED}:{_DOTTED})?)",
+        rf"(?:hstore|vector|halfvec|sparsevec|range {_TYPE}"
+        rf"|(?:enum|composite) {_TYPE}(?: as {_DOTTED}:{_DOTTED})?)",
     ),
 ]
 NamePattern = Annotated[

@@ -9,15 +9,17 @@ from asyncio import CancelledError
 from collections.abc import Awaitable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache, partial
-from time import monotonic, perf_counter
-from typing import Final
+from time import monotonic, perf_counter, time_ns
+from typing import Final, cast
+
+from opentelemetry.trace import Span
 
 from ..concurrency.priority_queue import Priority
 from ..concurrency.tasks import BackgroundTasks
 from ..drivers.protocol import Connection, Exchange, Result, Server
 from ..drivers.statements import Control, ControlKind, Envelope, Params, Query, Settings, Statement
 from ..errors import DataError, DataErrorKind
-from ..observability.metrics import Measure
+from ..observability.recording import SessionRecorder
 from ..observability.session_trace import SessionTrace, TransactionTrace, description_of, note_failed_statement
 from ..observability.summary import analyze
 from ..routing import ANY_FRESHNESS, AccessIntent, Freshness, ReadAfterWritePin, Role
@@ -65,6 +67,8 @@ class Executor(Router):
     """
 
     _started = 0.0
+    _span: Span | None = None
+    """The span of the read that was sent without waiting."""
 
     def __init__(
         self,
@@ -76,7 +80,7 @@ class Executor(Router):
         client_history: ClientHistory | None = None,
         priority: Priority = Priority.NORMAL,
         trace: SessionTrace | None = None,
-        measure: Measure | None = None,
+        measure: SessionRecorder | None = None,
     ) -> None:
         """Create the executor of one session.
 
@@ -130,8 +134,8 @@ class Executor(Router):
             freshness: Required freshness of the data.
             now: Event-loop time.
         """
-        if self.trace is not None:
-            return None
+        trace = self.trace
+        chosen_ns = 0 if trace is None else time_ns()
         client_history = self.client_history
         if client_history is not None and client_history.is_blank and not client_history.is_monotonic(freshness):
             # No proof required, and no lower bound for later reads.
@@ -146,6 +150,7 @@ class Executor(Router):
             return None
         proof = None if client_history is None else CausalRead(self, client_history, freshness, attempt)
         envelope = READ if proof is None else proof.envelope(server, connection)
+        sent_ns = 0 if trace is None else time_ns()
         exchange = connection.send_one(envelope, self._settings, query, params, deadline=deadline, now=now)
         if exchange is None:
             server.put_back(connection)
@@ -153,6 +158,14 @@ class Executor(Router):
         self.note_borrowed(server, connection, route)
         if self._measure is not None:
             self._started = perf_counter()
+        if trace is not None:
+            # Spans are made while the server works.
+            chosen = self.trace_route(trace, route, attempt, None, chosen_ns)
+            if envelope.between:
+                attempt.route = chosen
+            else:
+                chosen.end(is_ready=True, ended_ns=sent_ns)
+            self._span = trace.query(server, cast("str", query), started_ns=sent_ns)
         return exchange, server, connection, proof
 
     async def wait_to_send(
@@ -171,16 +184,24 @@ class Executor(Router):
         if (is_read and server.leads_to_several) or (
             not is_read and client_history is not None and client_history.is_monotonic(freshness)
         ):
+            if proof is None:
+                attempt.end_route()
             return None, (server, connection, proof)
         if is_read:
             envelope = READ if proof is None else proof.envelope(server, connection)
         else:
             envelope = _begin_envelope(connection.incarnation is None)
+        if attempt.route is not None and not envelope.between:
+            attempt.end_route()
+        trace = self.trace
+        sent_ns = 0 if trace is None else time_ns()
         exchange = connection.send_one(envelope, self._settings, query, params, deadline=deadline, now=monotonic())
         if exchange is None:
             return None, (server, connection, proof)
         if self._measure is not None:
             self._started = perf_counter()
+        if trace is not None:
+            self._span = trace.query(server, cast("str", query), started_ns=sent_ns)
         sent = (exchange, server, connection, proof) if is_read else (exchange, server, connection)
         return sent, (server, connection, proof)
 
@@ -200,6 +221,10 @@ class Executor(Router):
             return None
         if proof is not None:
             proof.note(exchange, index + 1, server)
+            if proof.attempt.route is not None:
+                self.note_proof(proof.attempt, server, "met")
+        if self._span is not None:
+            self._end_span()
         server.release(connection)
         if server.role is Role.REPLICA:
             self._sticky = server.name
@@ -268,7 +293,7 @@ class Executor(Router):
             else:
                 exchange, server, connection, _ = begun
                 envelope = READ if proof is None else proof.asked
-                await self._finish(server, connection, exchange, statements)
+                await self._finish(server, connection, exchange, statements, first=envelope.index)
                 begun = None
             if proof is not None and not proof.is_met(exchange, server, connection):
                 catch_up = proof.catches_up(server, connection, deadline)
@@ -504,7 +529,7 @@ class Executor(Router):
                 )
             else:
                 exchange = begun[0]
-                await self._finish(server, connection, exchange, statements)
+                await self._finish(server, connection, exchange, statements, first=2)
                 begun = None
             error: DataError | None = None
             if exchange.error is not None:
@@ -627,20 +652,32 @@ class Executor(Router):
             self._note_run(server, statements, started, failure, rows)
 
     async def _finish(
-        self, server: Server, connection: Connection, exchange: Exchange, statements: Sequence[Statement]
+        self, server: Server, connection: Connection, exchange: Exchange, statements: Sequence[Statement], *, first: int
     ) -> None:
-        """Complete a round trip that was sent without waiting."""
+        """Complete a round trip that was sent without waiting, whose statement has the index `first`."""
         failure: BaseException | None = None
         try:
             await connection.finish(exchange)
-            if exchange.error is not None and self._measure is not None:
+            if exchange.error is not None and (self._measure is not None or self._span is not None):
                 failure = server.error_of(exchange, is_write=False)
+                if self._span is not None:
+                    note_failed_statement(self._span, exchange.failed_at, first, 1)
         except BaseException as error:
             failure = error
             await self._give_up(server, connection)
             raise
         finally:
+            self._end_span(failure)
             self._note_run(server, statements, self._started, failure)
+
+    def _end_span(self, failure: BaseException | None = None) -> None:
+        """End the span of the read that was sent without waiting."""
+        span, self._span = self._span, None
+        if span is None or self.trace is None:
+            return
+        if failure is not None:
+            self.trace.fail(span, failure)
+        span.end()
 
     def _note_run(
         self,
@@ -656,6 +693,7 @@ class Executor(Router):
     async def abandon(self, sent: SentRead | SentBegin, statement: Statement) -> None:
         """The caller of `send_read` or `send_begin` was cancelled: stop the statement, and return the connection."""
         _, server, connection = sent[:3]
+        self._end_span(CancelledError())
         if self._measure is not None:
             took_s = perf_counter() - self._started
             self._measure.ran(server, analyze(statement.text), took_s, CancelledError())

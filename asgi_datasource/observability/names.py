@@ -36,6 +36,8 @@ MESSAGING_DESTINATION: Final = "messaging.destination.name"
 MESSAGING_OPERATION: Final = "messaging.operation.name"
 MESSAGING_OPERATION_TYPE: Final = "messaging.operation.type"
 MESSAGING_MESSAGE_ID: Final = "messaging.message.id"
+OTHER: Final = "_OTHER"
+"""Value of an attribute beyond the values that are told apart, in the manner of the conventions."""
 MESSAGING_BODY_SIZE: Final = "messaging.message.body.size"
 
 # -- routing
@@ -89,6 +91,13 @@ RETRY_OUTCOME: Final = "asgi_datasource.retry.outcome"
 ERROR_KIND: Final = "asgi_datasource.error.kind"
 CONSTRAINT: Final = "asgi_datasource.error.constraint"
 REFERENCE: Final = "asgi_datasource.problem.reference"
+
+HTTP_STATUS: Final = "http.response.status_code"
+
+# -- log records
+
+EVENT: Final = "asgi_datasource.event"
+CODE_LINE: Final = "asgi_datasource.code.line"
 
 # -- events
 

@@ -102,6 +102,7 @@ def compile_config(config: Config, *, previous: RuntimeConfig | None = None) -> 
         ready_rule=HealthConfig().ready if config.health is None else config.health.ready,
         outbox=config.outbox,
         publishing=None if config.outbox is None else config,
+        document=config,
         reload=config.reload,
         errors=_compile_errors(config),
     )
@@ -207,6 +208,8 @@ def _compile_fleet(
     return Fleet(
         name,
         make,
+        replicas=tuple(config.replicas),
+        drained=() if previous is None else previous.drained,
         max_open=pool.max_open_pools,
         close_idle_after_s=pool.close_idle_after_s,
         settings=settings,

@@ -66,6 +66,7 @@ class RuntimeConfig:
         block_policy: The policy of `registry.session()`: one transaction, and only its own deadline.
         outbox: Settings of the outbox; None without one.
         publishing: The document, if it has an outbox.
+        document: The document that it was compiled from.
         ready_rule: When the process is ready: `every_primary`, `any_server`, or a percentage of the tenants.
         reload: Settings of automatic reloads.
         may_retry: Whether the configuration or a rule sets `retry`.
@@ -87,6 +88,7 @@ class RuntimeConfig:
     errors: ErrorSettings = ErrorSettings()
     outbox: OutboxConfig | None = None
     publishing: Config | None = field(default=None, repr=False)
+    document: Config | None = field(default=None, repr=False)
     ready_rule: str | int = EVERY_PRIMARY
     reload: ReloadConfig = ReloadConfig()
     statement_policy: SessionPolicy = field(init=False, repr=False)

@@ -67,17 +67,24 @@ def test_the_configuration_of_the_readme_is_valid() -> None:
     assert set(load(yaml.safe_load(source), environ=environ).tenants) == {"acme", "globex"}
 
 
-@pytest.mark.parametrize("sample", samples("yaml", "docs/routing.md"), ids=str)
-def test_the_configurations_of_the_routing_page_are_valid(sample: Sample) -> None:
+CONFIGURATIONS = [
+    sample for page in ("routing", "consistency", "deployment") for sample in samples("yaml", f"docs/{page}.md")
+]
+
+
+@pytest.mark.parametrize("sample", CONFIGURATIONS, ids=str)
+def test_configurations_are_valid(sample: Sample) -> None:
     import yaml
 
-    urls = {f"ORDERS_{name}_URL": f"postgresql://{name.lower()}.example/orders" for name in ("PRIMARY", "R1", "R2")}
+    urls = {
+        f"ORDERS_{name}_URL": f"postgresql://{name.lower()}.example/orders" for name in ("PRIMARY", "R1", "R2", "ADMIN")
+    }
     assert load(yaml.safe_load(sample.text), environ={**urls, "TOKEN_SECRET": "a secret of 16 or more"}).datasources
 
 
-async def test_the_python_of_the_routing_page(world: World, tmp_path: Path, capsys: Any) -> None:
+async def test_the_python_of_the_pages_about_routing(world: World, tmp_path: Path, capsys: Any) -> None:
     names: dict[str, Any] = {}
-    for sample in samples("python", "docs/routing.md"):
+    for sample in [*samples("python", "docs/routing.md"), *samples("python", "docs/consistency.md")]:
         names |= run(sample)
     file = tmp_path / "datasource.json"
     file.write_text(json.dumps(world.config(consistency={"token": "cookie", "secret": "a secret of 16 or more"})))
@@ -224,19 +231,18 @@ def test_the_configuration_of_the_drivers_page_is_valid() -> None:
 
 
 def test_the_files_that_the_documentation_names_exist() -> None:
-    root = Path(asgi_datasource.__file__).parent.parent
     missing = [
         f"{page.name}: {name}"
-        for page in [root / "README.md", *sorted((root / "docs").glob("*.md"))]
+        for page in [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
         for name in re.findall(r"(?<![\w./])((?:[a-z_]+/)+[a-z_]+\.py)\b", page.read_text())
-        if not any((root / folder / name).exists() for folder in ("", "asgi_datasource", "tests"))
+        if not any((ROOT / folder / name).exists() for folder in ("", "asgi_datasource", "tests"))
     ]
     assert missing == []
 
 
 PAGES = [
     *(ROOT / name for name in ("README.md", "CHANGELOG.md", "benchmarks/README.md")),
-    *sorted((ROOT / "docs").glob("*.md")),
+    *sorted((ROOT / "docs").rglob("*.md")),
     *sorted((ROOT / "examples").rglob("*.md")),
 ]
 

@@ -102,6 +102,9 @@ class _CountingAdapters(AdaptersMap):
 class WatchedSocket(AsyncConnection[Any]):
     """Owns the socket: who reads it, and what happens when it ends."""
 
+    was_cut = False
+    """`cut` was called: it did not end by itself."""
+
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._loop = asyncio.get_running_loop()
@@ -286,6 +289,9 @@ class WatchedSocket(AsyncConnection[Any]):
                 if receiver is None:
                     # Idle: a notice, a notification, a changed setting, or the server's reason for closing.
                     pgconn.is_busy()
+                    if self._farewell is not None:
+                        # The end of the stream follows; until it arrives, libpq takes the connection for a good one.
+                        raise self._farewell
                     self.refresh_transformer()
                 elif receiver.receive():
                     self._land()
@@ -371,6 +377,7 @@ class WatchedSocket(AsyncConnection[Any]):
 
     def cut(self, reason: str) -> None:
         """Close the connection at once, without waiting; tasks that wait on it get `reason`."""
+        self.was_cut = True
         if self._has_fd:
             shut_down(self._fd)
         self._lose(OperationalError(f"the connection was cut: {reason}"))
