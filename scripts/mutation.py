@@ -20,7 +20,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final, cast
+from typing import Final
 
 import coverage
 
@@ -343,12 +343,13 @@ class Reach:
     def _lines_of(self, path: str) -> list[Mapping[int, Sequence[str]]]:
         """The tests of each line of a module, by process that has recorded them."""
         if path not in self._lines:
-            self._lines[path] = found = []
+            found: list[Mapping[int, Sequence[str]]] = []
+            self._lines[path] = found
             for data in map(coverage.CoverageData, map(str, self._folder.glob("*.coverage"))):
                 data.read()
                 name = next((one for one in data.measured_files() if one.endswith(f"/{PACKAGE}/{path}")), None)
                 if name is not None:
-                    found.append(cast("Mapping[int, Sequence[str]]", data.contexts_by_lineno(name)))
+                    found.append(data.contexts_by_lineno(name))
         return self._lines[path]
 
     def tests_of(self, mutant: Mutant) -> list[str]:

@@ -75,7 +75,7 @@ class Console:
         if allowed is True:
             await self._answer(scope, receive, send)
         elif callable(allowed):
-            await allowed(scope, receive, send)
+            await cast("ASGIApp", allowed)(scope, receive, send)
         else:
             await _send(send, scope, 403, b"forbidden", "text/plain; charset=utf-8")
 

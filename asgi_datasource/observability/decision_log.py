@@ -7,8 +7,8 @@ them: lines lead to their trace, with any handler and formatter.
 from __future__ import annotations
 
 import logging
-import sys
 from collections.abc import Hashable, Mapping
+from inspect import currentframe
 from pathlib import Path
 from time import monotonic
 from types import FrameType
@@ -128,7 +128,7 @@ def _more(key: Hashable, interval_s: float = INTERVAL_S) -> int | None:
 
 def line_of_caller() -> str:
     """The line outside of the library that has led here: `/app/shop.py:41 in place_order`; empty if there is none."""
-    frame: FrameType | None = sys._getframe(1)
+    frame: FrameType | None = currentframe()
     while frame is not None:
         name = frame.f_code.co_filename
         if not name.startswith(PACKAGE):
