@@ -19,8 +19,8 @@ from ..concurrency.tasks import BackgroundTasks
 from ..drivers.protocol import Connection, Exchange, Result, Server
 from ..drivers.statements import Control, ControlKind, Envelope, Params, Query, Settings, Statement
 from ..errors import DataError, DataErrorKind
-from ..observability.metrics import Measure
 from ..observability.query_tags import QueryTag
+from ..observability.recording import SessionRecorder
 from ..observability.session_trace import SessionTrace, TransactionTrace, description_of, note_failed_statement
 from ..observability.summary import analyze
 from ..routing import ANY_FRESHNESS, AccessIntent, Freshness, ReadAfterWritePin, Role
@@ -83,7 +83,7 @@ class Executor(Router):
         client_history: ClientHistory | None = None,
         priority: Priority = Priority.NORMAL,
         trace: SessionTrace | None = None,
-        measure: Measure | None = None,
+        measure: SessionRecorder | None = None,
     ) -> None:
         """Create the executor of one session.
 

@@ -15,8 +15,8 @@ from ..concurrency.priority_queue import Priority
 from ..drivers.protocol import Connection, Exchange, Server
 from ..errors import DataError, DataErrorKind
 from ..observability import names
-from ..observability.metrics import Measure
 from ..observability.query_tags import QueryTag
+from ..observability.recording import SessionRecorder
 from ..observability.session_trace import RouteTrace, SessionTrace, TransactionTrace
 from ..routing import (
     AccessIntent,
@@ -227,7 +227,7 @@ class Router:
     _priority: Priority
     trace: SessionTrace | None
     """Makes the session's spans; None where its trace is not sampled."""
-    _measure: Measure | None
+    _measure: SessionRecorder | None
     _tag: QueryTag | None = None
     """The comment behind all statements; None for none."""
     client_history: ClientHistory | None
@@ -322,7 +322,7 @@ class Router:
         measure = self._measure
         if measure is not None:
             measure.chose(decision_of(route))
-            connection.use = measure.lent(server, 0.0)
+            connection.use = measure.lent(server, 0.0, connection)
 
     def note_route(self, route: Route) -> None:
         """Count a choice."""
@@ -503,7 +503,7 @@ class Router:
         if self._tag is not None:
             connection.tag = self._tag
         if measure is not None:
-            connection.use = measure.lent(server, monotonic() - started)
+            connection.use = measure.lent(server, monotonic() - started, connection)
         if trace is not None:
             now = monotonic()
             connecting_s = _connecting_s(connection, started, now)

@@ -17,8 +17,8 @@ from typing import Any, Final, Generic, TypeVar
 from ..concurrency.fair_queue import TenantQuota
 from ..concurrency.priority_queue import Priority
 from ..errors import DataError, DataErrorKind, SessionClosed
-from ..observability.metrics import Use
 from ..observability.query_tags import QueryTag
+from ..observability.recording import UseRecorder
 from ..routing import Observation, Position, Role
 from .protocol import PoolKeeper, RowFactory, TenantIdentity
 from .server_base import ServerBase
@@ -163,7 +163,7 @@ class PlainConnection(ABC):
     incarnation: str | None = None
     held: Position | None = None
     leads_to: str | None = ""
-    use: Use | None = None
+    use: UseRecorder | None = None
     tag: QueryTag | None = None
     when_gone: Callable[[], None] | None = None
     errors: tuple[type[Exception], ...] = ()

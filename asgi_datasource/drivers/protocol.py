@@ -14,8 +14,9 @@ from typing import Any, Protocol, TypeVar
 from ..concurrency.fair_queue import TenantQuota
 from ..concurrency.priority_queue import Priority
 from ..errors import DataError
-from ..observability.metrics import Attributes, Metrics, Use
+from ..observability.metrics import Attributes, Metrics
 from ..observability.query_tags import QueryTag
+from ..observability.recording import UseRecorder
 from ..routing import CircuitBreaker, Observation, Position, Role
 from .settings import ServerSettings
 from .statements import Control, Envelope, Params, Query, Statement
@@ -202,7 +203,7 @@ class Connection(Protocol):
     """A position that the server has proved on this connection; its position only increases."""
     leads_to: str | None
     """Identifies the server that the connection leads to for its whole life; None if unknown, or behind a pooler."""
-    use: Use | None
+    use: UseRecorder | None
     """Records the time of use when metrics are enabled; ended when the connection is returned."""
     tag: QueryTag | None
     """A comment to send behind each statement of the application, until the connection is returned. A driver whose

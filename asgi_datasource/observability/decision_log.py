@@ -27,6 +27,7 @@ MAX_KEYS: Final = 1024
 AREAS: Final = (
     "background",
     "config",
+    "console",
     "fleet",
     "middleware",
     "migrate",

@@ -162,7 +162,7 @@ class Metrics:
         self.summaries: set[str] = set()
         """The summaries that metrics name."""
 
-    def measure(self, tenant: str | None) -> Measure:
+    def measure(self, tenant: str | None, scope: object = None) -> Measure:
         """The recorder for a session of this tenant."""
         return Measure(self, self._instruments, tenant)
 
@@ -214,16 +214,16 @@ class Measure:
         """
         self._instruments.decisions.add(1, {**decision, **self._label})
 
-    def lent(self, pool: MeasuredPool, waited_s: float) -> Use:
+    def lent(self, pool: MeasuredPool, waited_s: float, connection: object = None) -> Use:
         """Record a borrowed connection; call `end` of the result when the connection returns."""
         self._label = self._metrics.admit(self._tenant)
         attributes = {POOL_NAME: pool.full_name, **self._label}
         self._instruments.wait_time.record(waited_s, attributes)
         return Use(self._instruments.use_time, attributes)
 
-    def refused(self, pool: MeasuredPool, error: DataError) -> None:
+    def refused(self, pool: MeasuredPool, error: Exception) -> None:
         """Record that no connection could be borrowed."""
-        if error.kind is DataErrorKind.RESOURCE:
+        if isinstance(error, DataError) and error.kind is DataErrorKind.RESOURCE:
             self._instruments.timeouts.add(1, {POOL_NAME: pool.full_name, **self._label})
 
     def ran(

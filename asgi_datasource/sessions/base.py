@@ -440,7 +440,7 @@ class SessionBase:
             client_history=None if policy.tokens is None else self._make_client_history(),
             priority=self._rule.priority,
             trace=self.trace,
-            measure=None if policy.metrics is None else policy.metrics.measure(self._tenant.name),
+            measure=None if policy.recorder is None else policy.recorder.measure(self._tenant.name, self.scope),
         )
         if policy.tags is not None:
             route = None if self.scope is None else route_of(self.scope, self._method)
@@ -557,6 +557,19 @@ class SessionBase:
             DataError: QUERY: there is no transaction. READ_ONLY: the transaction is read only.
             SessionClosed: The request's response has started.
         """
+        work = self._work
+        if (
+            self.state is _OPEN
+            and self.stopped_by is None
+            and work is not None
+            and work.outer is None
+            and work.transaction is not None
+            and not work.transaction.read_only
+            and current_frame.get() is None
+        ):
+            # In the open transaction of the request: nothing else has to be looked at.
+            work.defer(writer, item, self.innermost_scope())
+            return
         self.check_open()
         around = self.surroundings()
         if around is SurroundingTransaction.NOTHING:
@@ -804,8 +817,8 @@ class SessionBase:
 
     def _note_late_use(self) -> None:
         """Count and log a use after the end, with the line that has made it."""
-        if self._policy.metrics is not None:
-            self._policy.metrics.measure(self._tenant.name).used_late(self._datasource.name)
+        if self._policy.recorder is not None:
+            self._policy.recorder.measure(self._tenant.name).used_late(self._datasource.name)
         line = line_of_caller()
         request = "" if self.scope is None else f" of {self._method} {self.scope.get('path', '')}"
         log_decision(

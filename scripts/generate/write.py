@@ -13,9 +13,10 @@ from asgi_datasource.config import json_schema, part_schema
 
 from .compatibility import find_refusals
 from .dashboard import dashboard
-from .pages import render_codes, render_keys, replace_generated
+from .pages import render_codes, render_errors, render_keys, render_matrix, replace_generated
 from .schemas import (
     changes_schema,
+    console_schema,
     diagnostics_schema,
     explanation_schema,
     health_schema,
@@ -27,6 +28,7 @@ FILES: Final[dict[str, Callable[[], dict[str, Any]]]] = {
     "datasource.schema.json": json_schema,
     "schemas/config/v1.json": json_schema,
     "schemas/config-part/v1.json": part_schema,
+    "schemas/console/v1.json": console_schema,
     "schemas/diagnostics/v1.json": diagnostics_schema,
     "schemas/diff/v1.json": changes_schema,
     "schemas/explain/v1.json": explanation_schema,
@@ -37,10 +39,15 @@ FILES: Final[dict[str, Callable[[], dict[str, Any]]]] = {
 }
 """The schemas in the repository: the configuration's for editors, and every published one; and the dashboard."""
 
-WRITTEN: Final = frozenset({"diagnostics", "diff", "explain", "health", "migration-report"})
+WRITTEN: Final = frozenset({"console", "diagnostics", "diff", "explain", "health", "migration-report"})
 """Published documents that the library writes: what it writes now must follow the published schema."""
 
-PAGES: Final = {"docs/config.md": render_keys, "docs/diagnostics.md": render_codes}
+PAGES: Final = {
+    "docs/config.md": render_keys,
+    "docs/diagnostics.md": render_codes,
+    "docs/errors.md": render_errors,
+    "docs/frameworks.md": render_matrix,
+}
 """The pages with a generated part."""
 
 

@@ -122,6 +122,16 @@ async def test_metrics_add_few_calls(world: World, metric_reader: InMemoryMetric
 
 
 @pytest.mark.parametrize("method", [READ, WRITE])
+async def test_a_console_adds_few_calls(world: World, method: str) -> None:
+    async with world.registry(**QUIET, telemetry={"spans": False}) as registry:
+        activity = registry.observe()
+        found = await walk(registry, method)
+        counted = sum(activity.decisions(60).values())
+    assert counted >= 27, counted
+    assert found.calls.total() <= CALLS[method] + MORE, str(found)
+
+
+@pytest.mark.parametrize("method", [READ, WRITE])
 async def test_an_unsampled_trace_adds_few_calls(world: World, spans: InMemorySpanExporter, method: str) -> None:
     context = SpanContext(1, 2, is_remote=True, trace_flags=TraceFlags(0))
     async with world.registry(**QUIET) as registry:

@@ -14,8 +14,8 @@ from psycopg import errors as e
 from psycopg.pq import TransactionStatus
 
 from ...concurrency.fair_queue import TenantQuota
-from ...observability.metrics import Use
 from ...observability.query_tags import QueryTag
+from ...observability.recording import UseRecorder
 from ...routing import Position
 from ..protocol import TenantIdentity
 from ..statement_analysis import is_listen
@@ -112,7 +112,7 @@ class PsycopgConnection(WatchedSocket, PipelineHost):  # pyright: ignore[reportI
         """The open transaction began with a reset, which takes effect with COMMIT."""
         self.has_written = False
         """Since the last reset, something other than a READ ONLY round trip has run."""
-        self.use: Use | None = None
+        self.use: UseRecorder | None = None
         """Records the time of use when metrics are enabled."""
         self.tag: QueryTag | None = None
         """A comment behind each statement of its borrower."""

@@ -2,8 +2,7 @@
 
 psycopg_pool owns the connections (`owned_pool.py`), but each use of it takes its lock and, for a caller that waits, a
 condition and a task: under load most of the cost of a short statement. So connections in use circulate in front of it:
-    a
-returned connection goes to the first caller that waits, or is kept for the next one. Connections that stay unused go
+a returned connection goes to the first caller that waits, or is kept for the next one. Connections that stay unused go
 back to psycopg_pool, which closes its surplus.
 """
 
