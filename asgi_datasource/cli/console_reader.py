@@ -91,5 +91,9 @@ def _printable(value: Any) -> Any:
     if isinstance(value, str):
         return value if value.isprintable() else "".join(one if one.isprintable() else "?" for one in value)
     if isinstance(value, dict):
-        return {key: _printable(inner) for key, inner in cast("dict[str, Any]", value).items()}
-    return [_printable(inner) for inner in cast("list[Any]", value)] if isinstance(value, list) else value
+        section: dict[str, Any] = value
+        return {key: _printable(inner) for key, inner in section.items()}
+    if isinstance(value, list):
+        entries: list[Any] = value
+        return [_printable(inner) for inner in entries]
+    return value
