@@ -20,7 +20,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final, cast
+from typing import Final
 
 import coverage
 
@@ -88,7 +88,7 @@ SWAPS: Final[dict[type[ast.AST], str]] = {
 UNSEEN: Final = frozenset({"__repr__", "__str__", "__slots__", "__dir__"})
 """What stands in these is for people who debug."""
 
-MOST_SECONDS: Final = 60.0
+MOST_SECONDS: Final = 120.0
 """Most seconds of the tests that judge a change."""
 
 SILENT: Final = ("logger.", "tracing.", "super().__init__")
@@ -343,16 +343,19 @@ class Reach:
     def _lines_of(self, path: str) -> list[Mapping[int, Sequence[str]]]:
         """The tests of each line of a module, by process that has recorded them."""
         if path not in self._lines:
-            self._lines[path] = found = []
+            found: list[Mapping[int, Sequence[str]]] = []
+            self._lines[path] = found
             for data in map(coverage.CoverageData, map(str, self._folder.glob("*.coverage"))):
                 data.read()
                 name = next((one for one in data.measured_files() if one.endswith(f"/{PACKAGE}/{path}")), None)
                 if name is not None:
-                    found.append(cast("Mapping[int, Sequence[str]]", data.contexts_by_lineno(name)))
+                    found.append(data.contexts_by_lineno(name))
         return self._lines[path]
 
     def tests_of(self, mutant: Mutant) -> list[str]:
-        """The tests that run a change, the quickest first, up to `MOST_SECONDS`.
+        """The tests that run a change, up to `MOST_SECONDS`.
+
+        Those named like the module come first, then those of its folder, and of these the quickest.
 
         A line that runs when its module is imported belongs to all tests of the module.
         """
@@ -361,10 +364,20 @@ class Reach:
         found = {test for one in lines for line in (mutant.line, *range(first, last + 1)) for test in one.get(line, ())}
         if not found and mutant.is_outside:
             found = {test for one in lines for tests in one.values() for test in tests}
-        passed = sorted((self.seconds[test], test) for test in found if test in self.seconds)
-        spent = itertools.accumulate(seconds for seconds, _ in passed)
+        passed = sorted(
+            (_distance(test, mutant.path), self.seconds[test], test) for test in found & self.seconds.keys()
+        )
+        spent = itertools.accumulate(seconds for _, seconds, _ in passed)
         # The first one in any case.
-        return [test for (seconds, test), sum_ in zip(passed, spent, strict=True) if sum_ - seconds < MOST_SECONDS]
+        return [test for (_, seconds, test), sum_ in zip(passed, spent, strict=True) if sum_ - seconds < MOST_SECONDS]
+
+
+def _distance(test: str, path: str) -> int:
+    """How near a test is to a module: 0 if its file is named like the module, 1 if it is in the folder."""
+    file, module = Path(test.partition("::")[0]), Path(path)
+    if file.stem == f"test_{module.stem}":
+        return 0
+    return 1 if file.parts[1:2] == module.parts[:1] else 2
 
 
 class Copy:

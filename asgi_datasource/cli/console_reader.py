@@ -86,14 +86,12 @@ class ConsoleReader:
         return CannotRun(f"{self.place} answers {status}", fix)
 
 
-def _printable(value: Any) -> Any:
+def _printable(value: object) -> object:
     """The same without characters that a terminal takes for commands, such as in the name of another application."""
     if isinstance(value, str):
         return value if value.isprintable() else "".join(one if one.isprintable() else "?" for one in value)
     if isinstance(value, dict):
-        section: dict[str, Any] = value
-        return {key: _printable(inner) for key, inner in section.items()}
+        return {key: _printable(inner) for key, inner in cast("dict[str, object]", value).items()}
     if isinstance(value, list):
-        entries: list[Any] = value
-        return [_printable(inner) for inner in entries]
+        return [_printable(inner) for inner in cast("list[object]", value)]
     return value

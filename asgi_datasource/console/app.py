@@ -69,13 +69,13 @@ class Console:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             raise RuntimeError(f"the console answers http requests only, not {scope['type']}: mount it")
-        allowed = self._guard(scope)
+        allowed: object = self._guard(scope)
         if inspect.isawaitable(allowed):
-            allowed = await cast("Awaitable[object]", allowed)
+            allowed = await allowed
         if allowed is True:
             await self._answer(scope, receive, send)
         elif callable(allowed):
-            await allowed(scope, receive, send)
+            await cast("ASGIApp", allowed)(scope, receive, send)
         else:
             await _send(send, scope, 403, b"forbidden", "text/plain; charset=utf-8")
 
