@@ -9,6 +9,7 @@ from urllib.error import HTTPError, URLError
 from urllib.parse import urlsplit
 from urllib.request import HTTPRedirectHandler, Request, build_opener
 
+from ..config.shapes import is_list, is_mapping
 from .command import CannotRun
 
 LIMIT_S: Final = 10.0
@@ -20,7 +21,7 @@ _LOCAL: Final = ("localhost", "127.0.0.1", "::1")
 class _NoRedirects(HTTPRedirectHandler):
     """A redirect would carry the token to another address."""
 
-    def redirect_request(self, *_: Any) -> None:
+    def redirect_request(self, req: Any, fp: Any, code: Any, msg: Any, headers: Any, newurl: Any) -> None:
         return None
 
 
@@ -66,9 +67,10 @@ class ConsoleReader:
             state = json.loads(body)
         except ValueError:
             state = None
-        if not isinstance(state, dict) or "datasources" not in state or state.get("version") != 1:
+        if not is_mapping(state) or "datasources" not in state or state.get("version") != 1:
             raise CannotRun(f"{self.place} is no console of this version", "Give the address of the console's page.")
-        return _printable(state)
+        found: dict[str, Any] = _printable(state)
+        return found
 
     def _refused(self, status: int) -> CannotRun:
         if status in (401, 403) or 300 <= status < 400:
@@ -86,6 +88,6 @@ def _printable(value: Any) -> Any:
     """The same without characters that a terminal takes for commands, such as in the name of another application."""
     if isinstance(value, str):
         return value if value.isprintable() else "".join(one if one.isprintable() else "?" for one in value)
-    if isinstance(value, dict):
+    if is_mapping(value):
         return {key: _printable(inner) for key, inner in value.items()}
-    return [_printable(inner) for inner in value] if isinstance(value, list) else value
+    return [_printable(inner) for inner in value] if is_list(value) else value

@@ -144,17 +144,13 @@ def _watch(reader: ConsoleReader, first: dict[str, Any], interval_s: float, *, i
 @contextmanager
 def _keys() -> Generator[Callable[[float], bool]]:
     """A function that waits for some seconds, and says whether `q` was pressed meanwhile."""
-    try:
-        import termios
-        import tty
+    if find_spec("termios") is None or not sys.stdin.isatty():
+        yield _only_wait
+        return
+    import termios
+    import tty
 
-        before = termios.tcgetattr(sys.stdin)
-    except (ImportError, OSError, ValueError):
-        yield _only_wait
-        return
-    except termios.error:
-        yield _only_wait
-        return
+    before = termios.tcgetattr(sys.stdin)
 
     def is_left(seconds: float) -> bool:
         ready, _, _ = select([sys.stdin], [], [], seconds)
