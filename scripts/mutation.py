@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import argparse
 import ast
+import compileall
+import importlib.util
 import itertools
 import json
 import os
+import py_compile
 import random
 import shutil
 import signal
@@ -85,7 +88,7 @@ SWAPS: Final[dict[type[ast.AST], str]] = {
 UNSEEN: Final = frozenset({"__repr__", "__str__", "__slots__", "__dir__"})
 """What stands in these is for people who debug."""
 
-MOST_SECONDS: Final = 60.0
+MOST_SECONDS: Final = 120.0
 """Most seconds of the tests that judge a change."""
 
 SILENT: Final = ("logger.", "tracing.", "super().__init__")
@@ -340,7 +343,8 @@ class Reach:
     def _lines_of(self, path: str) -> list[Mapping[int, Sequence[str]]]:
         """The tests of each line of a module, by process that has recorded them."""
         if path not in self._lines:
-            self._lines[path] = found = []
+            found: list[Mapping[int, Sequence[str]]] = []
+            self._lines[path] = found
             for data in map(coverage.CoverageData, map(str, self._folder.glob("*.coverage"))):
                 data.read()
                 name = next((one for one in data.measured_files() if one.endswith(f"/{PACKAGE}/{path}")), None)
@@ -349,7 +353,9 @@ class Reach:
         return self._lines[path]
 
     def tests_of(self, mutant: Mutant) -> list[str]:
-        """The tests that run a change, the quickest first, up to `MOST_SECONDS`.
+        """The tests that run a change, up to `MOST_SECONDS`.
+
+        Those named like the module come first, then those of its folder, and of these the quickest.
 
         A line that runs when its module is imported belongs to all tests of the module.
         """
@@ -358,10 +364,20 @@ class Reach:
         found = {test for one in lines for line in (mutant.line, *range(first, last + 1)) for test in one.get(line, ())}
         if not found and mutant.is_outside:
             found = {test for one in lines for tests in one.values() for test in tests}
-        passed = sorted((self.seconds[test], test) for test in found if test in self.seconds)
-        spent = itertools.accumulate(seconds for seconds, _ in passed)
+        passed = sorted(
+            (_distance(test, mutant.path), self.seconds[test], test) for test in found & self.seconds.keys()
+        )
+        spent = itertools.accumulate(seconds for _, seconds, _ in passed)
         # The first one in any case.
-        return [test for (seconds, test), sum_ in zip(passed, spent, strict=True) if sum_ - seconds < MOST_SECONDS]
+        return [test for (_, seconds, test), sum_ in zip(passed, spent, strict=True) if sum_ - seconds < MOST_SECONDS]
+
+
+def _distance(test: str, path: str) -> int:
+    """How near a test is to a module: 0 if its file is named like the module, 1 if it is in the folder."""
+    file, module = Path(test.partition("::")[0]), Path(path)
+    if file.stem == f"test_{module.stem}":
+        return 0
+    return 1 if file.parts[1:2] == module.parts[:1] else 2
 
 
 class Copy:
@@ -376,6 +392,10 @@ class Copy:
         self._folder = folder / "checkout"
         ignored = shutil.ignore_patterns(".git", ".venv*", "__pycache__", ".*_cache", "node_modules", "results")
         shutil.copytree(ROOT, self._folder, ignore=ignored, symlinks=True)
+        # Compiled once, and not for each change: `-B` writes nothing.
+        compileall.compile_dir(
+            self._folder / PACKAGE, quiet=2, invalidation_mode=py_compile.PycInvalidationMode.UNCHECKED_HASH
+        )
         self._record_in = reach
         self.reach = Reach(reach)
 
@@ -413,42 +433,54 @@ class Copy:
         named = [test for test in tests if f"{test} " in printed or f"{test}\n" in printed]
         return max(named, key=len, default="")
 
-    def survives(self, mutant: Mutant) -> tuple[bool, str]:
-        """Whether no test notices the change, and the test that does."""
-        tests = self.reach.tests_of(mutant)
+    def failing(self, tests: Sequence[str]) -> list[str]:
+        """Those of these tests that fail without a change."""
         if not tests:
-            return True, "never run"
+            return []
+        limit_s = 60 + 5 * sum(self.reach.seconds[test] for test in tests)
+        code, printed = self._pytest(["-rfE", *tests], limit_s=limit_s)
+        if code == 0:
+            return []
+        return [test for test in tests if code is None or f"FAILED {test}" in printed or f"ERROR {test}" in printed]
+
+    def judge(self, mutant: Mutant, *, without: Sequence[str] = ()) -> tuple[str | None, str]:
+        """The first test that fails with a change; None if it survives, and why."""
+        tests = [test for test in self.reach.tests_of(mutant) if test not in without]
+        if not tests:
+            return None, "never run"
         limit_s = 60 + 5 * sum(self.reach.seconds[test] for test in tests)
         path = self._folder / PACKAGE / mutant.path
         source = path.read_text(encoding="utf-8")
-        while tests:
-            path.write_text(mutant.applied_to(source), encoding="utf-8")
-            try:
-                failed = self.fails(tests, limit_s=limit_s)
-            finally:
-                path.write_text(source, encoding="utf-8")
-            if failed is None:
-                return True, f"{len(tests)} tests"
-            # A test that also fails without the change has failed because the machine is busy.
-            if not failed or self.fails([failed], limit_s=limit_s) is None:
-                return False, failed or "the tests do not end"
-            tests = tests[tests.index(failed) + 1 :]
-        return True, "no other test"
+        path.write_text(mutant.applied_to(source), encoding="utf-8")
+        Path(importlib.util.cache_from_source(str(path))).unlink(missing_ok=True)
+        try:
+            failed = self.fails(tests, limit_s=limit_s)
+        finally:
+            path.write_text(source, encoding="utf-8")
+        return failed, f"{len(tests)} tests" if failed is None else failed or "the tests do not end"
 
 
 def run(mutants: Sequence[Mutant], reach: Path) -> list[Mutant]:
     """Run the tests of each change; prints each outcome, and returns the changes that survive."""
-    survivors: list[Mutant] = []
     with tempfile.TemporaryDirectory(prefix="mutants-") as folder:
         copy = Copy(Path(folder), reach)
         if not copy.reach.seconds:
             copy.record(sorted({test for mutant in mutants for test in mutant.tests}))
-        for number, mutant in enumerate(mutants, 1):
-            survives, why = copy.survives(mutant)
-            print(f"{number:3}/{len(mutants)} {'SURVIVES' if survives else 'noticed '} {mutant} ({why})", flush=True)
-            if survives:
-                survivors.append(mutant)
-    return survivors
+        noticed: dict[Mutant, str] = {}
+        open_, busy = list(mutants), list[str]()
+        while open_:
+            judged: dict[Mutant, str] = {}
+            for mutant in open_:
+                failed, why = copy.judge(mutant, without=busy)
+                print(f"{'SURVIVES' if failed is None else 'noticed '} {mutant} ({why})", flush=True)
+                if failed is not None:
+                    judged[mutant] = failed
+            # A test that fails without a change as well has failed because the machine is busy: judge again without it.
+            flaky = copy.failing(sorted(set(filter(None, judged.values()))))
+            busy += flaky
+            noticed |= {mutant: test for mutant, test in judged.items() if test not in flaky}
+            open_ = [mutant for mutant, test in judged.items() if test in flaky]
+        return [mutant for mutant in mutants if mutant not in noticed]
 
 
 def module_of_the_night() -> str:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from typing import Any, Final
+from http.client import HTTPMessage
+from typing import IO, Any, Final, cast
 from urllib.error import HTTPError, URLError
 from urllib.parse import urlsplit
 from urllib.request import HTTPRedirectHandler, Request, build_opener
 
-from ..config.shapes import is_list, is_mapping
 from .command import CannotRun
 
 LIMIT_S: Final = 10.0
@@ -21,7 +21,9 @@ _LOCAL: Final = ("localhost", "127.0.0.1", "::1")
 class _NoRedirects(HTTPRedirectHandler):
     """A redirect would carry the token to another address."""
 
-    def redirect_request(self, req: Any, fp: Any, code: Any, msg: Any, headers: Any, newurl: Any) -> None:
+    def redirect_request(
+        self, req: Request, fp: IO[bytes], code: int, msg: str, headers: HTTPMessage, newurl: str
+    ) -> None:
         return None
 
 
@@ -67,10 +69,10 @@ class ConsoleReader:
             state = json.loads(body)
         except ValueError:
             state = None
-        if not is_mapping(state) or "datasources" not in state or state.get("version") != 1:
+        found = cast("dict[str, Any]", state) if isinstance(state, dict) else {}
+        if "datasources" not in found or found.get("version") != 1:
             raise CannotRun(f"{self.place} is no console of this version", "Give the address of the console's page.")
-        found: dict[str, Any] = _printable(state)
-        return found
+        return cast("dict[str, Any]", _printable(found))
 
     def _refused(self, status: int) -> CannotRun:
         if status in (401, 403) or 300 <= status < 400:
@@ -84,10 +86,12 @@ class ConsoleReader:
         return CannotRun(f"{self.place} answers {status}", fix)
 
 
-def _printable(value: Any) -> Any:
+def _printable(value: object) -> object:
     """The same without characters that a terminal takes for commands, such as in the name of another application."""
     if isinstance(value, str):
         return value if value.isprintable() else "".join(one if one.isprintable() else "?" for one in value)
-    if is_mapping(value):
-        return {key: _printable(inner) for key, inner in value.items()}
-    return [_printable(inner) for inner in value] if is_list(value) else value
+    if isinstance(value, dict):
+        return {key: _printable(inner) for key, inner in cast("dict[str, object]", value).items()}
+    if isinstance(value, list):
+        return [_printable(inner) for inner in cast("list[object]", value)]
+    return value

@@ -71,7 +71,7 @@ class Console:
             raise RuntimeError(f"the console answers http requests only, not {scope['type']}: mount it")
         allowed: object = self._guard(scope)
         if inspect.isawaitable(allowed):
-            allowed = await cast("Awaitable[object]", allowed)
+            allowed = await allowed
         if allowed is True:
             await self._answer(scope, receive, send)
         elif callable(allowed):

@@ -19,6 +19,7 @@ from ..concurrency.tasks import BackgroundTasks
 from ..drivers.protocol import Connection, Exchange, Result, Server
 from ..drivers.statements import Control, ControlKind, Envelope, Params, Query, Settings, Statement
 from ..errors import DataError, DataErrorKind
+from ..observability.query_tags import QueryTag
 from ..observability.recording import SessionRecorder
 from ..observability.session_trace import SessionTrace, TransactionTrace, description_of, note_failed_statement
 from ..observability.summary import analyze
@@ -67,6 +68,8 @@ class Executor(Router):
     """
 
     _started = 0.0
+    _tag_settings: tuple[tuple[str, str], ...] = ()
+    """Settings of all transactions that name the route."""
     _span: Span | None = None
     """The span of the read that was sent without waiting."""
 
@@ -108,9 +111,20 @@ class Executor(Router):
     def serve(self, tenant: TenantSettings) -> None:
         """Use these settings of the session's tenant from the next transaction on."""
         self._tenant = tenant
-        self._settings = tenant.apply()
+        self._settings = (*tenant.apply(), *self._tag_settings)
         if self.trace is not None:
             self.trace.serve(tenant)
+
+    def use_tags(self, tag: QueryTag | None, settings: tuple[tuple[str, str], ...]) -> None:
+        """Tag all statements.
+
+        Args:
+            tag: The comment behind them; None for none.
+            settings: Settings of all transactions that name the route.
+        """
+        self._tag = tag
+        self._tag_settings = settings
+        self._settings = (*self._settings, *settings)
 
     @property
     def settings(self) -> tuple[tuple[str, str], ...]:

@@ -15,6 +15,7 @@ from ..concurrency.priority_queue import Priority
 from ..drivers.protocol import Connection, Exchange, Server
 from ..errors import DataError, DataErrorKind
 from ..observability import names
+from ..observability.query_tags import QueryTag
 from ..observability.recording import SessionRecorder
 from ..observability.session_trace import RouteTrace, SessionTrace, TransactionTrace
 from ..routing import (
@@ -227,6 +228,8 @@ class Router:
     trace: SessionTrace | None
     """Makes the session's spans; None where its trace is not sampled."""
     _measure: SessionRecorder | None
+    _tag: QueryTag | None = None
+    """The comment behind all statements; None for none."""
     client_history: ClientHistory | None
     """Causal-consistency state; None when tokens are disabled."""
 
@@ -307,6 +310,8 @@ class Router:
             # The client has seen a newer timeline: `connect` looks for its primary.
             server.put_back(connection)
             return None
+        if self._tag is not None:
+            connection.tag = self._tag
         return server, connection, route
 
     def note_borrowed(self, server: Server, connection: Connection, route: Route) -> None:
@@ -495,6 +500,8 @@ class Router:
                 trace.fail(traced.span, error)
                 traced.span.end()
             raise
+        if self._tag is not None:
+            connection.tag = self._tag
         if measure is not None:
             connection.use = measure.lent(server, monotonic() - started, connection)
         if trace is not None:

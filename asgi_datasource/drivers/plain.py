@@ -17,6 +17,7 @@ from typing import Any, Final, Generic, TypeVar
 from ..concurrency.fair_queue import TenantQuota
 from ..concurrency.priority_queue import Priority
 from ..errors import DataError, DataErrorKind, SessionClosed
+from ..observability.query_tags import QueryTag
 from ..observability.recording import UseRecorder
 from ..routing import Observation, Position, Role
 from .protocol import PoolKeeper, RowFactory, TenantIdentity
@@ -163,6 +164,7 @@ class PlainConnection(ABC):
     held: Position | None = None
     leads_to: str | None = ""
     use: UseRecorder | None = None
+    tag: QueryTag | None = None
     when_gone: Callable[[], None] | None = None
     errors: tuple[type[Exception], ...] = ()
     """The exception classes of the library for failed statements."""
@@ -451,6 +453,7 @@ class PlainServer(ServerBase, ABC, Generic[ConnectionT]):
         if use is not None:
             connection.use = None
             use.end()
+        connection.tag = None
         if connection.is_usable and self.is_open and not self._keeps_none:
             self._at_rest.append(connection)
         else:

@@ -15,6 +15,7 @@ from ..concurrency.fair_queue import TenantQuota
 from ..concurrency.priority_queue import Priority
 from ..errors import DataError
 from ..observability.metrics import Attributes, Metrics
+from ..observability.query_tags import QueryTag
 from ..observability.recording import UseRecorder
 from ..routing import CircuitBreaker, Observation, Position, Role
 from .settings import ServerSettings
@@ -204,6 +205,9 @@ class Connection(Protocol):
     """Identifies the server that the connection leads to for its whole life; None if unknown, or behind a pooler."""
     use: UseRecorder | None
     """Records the time of use when metrics are enabled; ended when the connection is returned."""
+    tag: QueryTag | None
+    """A comment to send behind each statement of the application, until the connection is returned. A driver whose
+    server shows no statements may ignore it."""
 
     backend_pid: int
     """Process id of the server process, as reported at connect."""

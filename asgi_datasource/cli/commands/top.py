@@ -144,13 +144,17 @@ def _watch(reader: ConsoleReader, first: dict[str, Any], interval_s: float, *, i
 @contextmanager
 def _keys() -> Generator[Callable[[float], bool]]:
     """A function that waits for some seconds, and says whether `q` was pressed meanwhile."""
-    if find_spec("termios") is None or not sys.stdin.isatty():
+    try:
+        import termios
+        import tty
+    except ImportError:
         yield _only_wait
         return
-    import termios
-    import tty
-
-    before = termios.tcgetattr(sys.stdin)
+    try:
+        before = termios.tcgetattr(sys.stdin)
+    except (termios.error, OSError, ValueError):
+        yield _only_wait
+        return
 
     def is_left(seconds: float) -> bool:
         ready, _, _ = select([sys.stdin], [], [], seconds)

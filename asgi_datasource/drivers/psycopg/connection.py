@@ -14,6 +14,7 @@ from psycopg import errors as e
 from psycopg.pq import TransactionStatus
 
 from ...concurrency.fair_queue import TenantQuota
+from ...observability.query_tags import QueryTag
 from ...observability.recording import UseRecorder
 from ...routing import Position
 from ..protocol import TenantIdentity
@@ -113,6 +114,8 @@ class PsycopgConnection(WatchedSocket, PipelineHost):  # pyright: ignore[reportI
         """Since the last reset, something other than a READ ONLY round trip has run."""
         self.use: UseRecorder | None = None
         """Records the time of use when metrics are enabled."""
+        self.tag: QueryTag | None = None
+        """A comment behind each statement of its borrower."""
         self.is_kept = False
         """Its pool's keeper counts it as in use."""
         self.due_at = inf
@@ -267,9 +270,12 @@ class PsycopgConnection(WatchedSocket, PipelineHost):  # pyright: ignore[reportI
                 )
         except Exception:  # noqa: BLE001 - a mistake of the caller's, which `exchange` raises in its place
             return None
-        plan = known.plan
-        if plan is None or not plan.is_kept or types != known.types:
-            plan = plans.plan(known.text, types, at_once=False) if prepares else None
+        text, plan = known.text, known.plan
+        if self.tag is not None:
+            text = self.tag.behind(text)
+            plan = plans.plan(text, types, at_once=False) if prepares and self.tag.is_constant else None
+        elif plan is None or not plan.is_kept or types != known.types:
+            plan = plans.plan(text, types, at_once=False) if prepares else None
             known.plan, known.types = plan, types
         else:
             plan.was_used = True
@@ -277,7 +283,7 @@ class PsycopgConnection(WatchedSocket, PipelineHost):  # pyright: ignore[reportI
         if wrapped is None or wrapped[0] != plans.generation:
             wrapped = self._wrap(envelope, prepares=prepares)
         _, opening, between, closing = wrapped
-        command = (known.text, values, types, formats, plan, True)
+        command = (text, values, types, formats, plan, True)
         if envelope.settings:
             commands = [*opening, head or _NOTHING, *between, command, *closing]
         else:
@@ -519,6 +525,11 @@ class PsycopgConnection(WatchedSocket, PipelineHost):  # pyright: ignore[reportI
                     types = transformer.types or ()
                     formats = transformer.formats
             prepare = statement.prepare
+            if self.tag is not None and (not statement.is_auxiliary or isinstance(statement, CursorDeclaration)):
+                text = self.tag.behind(text)
+                if not self.tag.is_constant:
+                    # Each request's text is another one, which would only evict others.
+                    prepare = False
             plan = None
             if prepare is not False and prepares and (prepare or len(text) <= MAX_CACHED_LENGTH):
                 plan = self.plans.plan(text, types, at_once=prepare is True)

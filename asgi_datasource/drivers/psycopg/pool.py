@@ -686,6 +686,8 @@ class Pool:
         if use is not None:
             connection.use = None
             use.end()
+        if connection.tag is not None:
+            connection.tag = None
         if connection.home is not None:
             connection.home.give(connection)
         # After the hand-over, so that a tenant admitted now finds the connection there.
