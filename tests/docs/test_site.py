@@ -24,7 +24,7 @@ def test_the_api_has_every_public_name() -> None:
     names = set(re.findall(r"^::: (\S+)$", API, re.MULTILINE))
     public = {f"asgi_datasource.{name}" for name in asgi_datasource.__all__}
     public |= {f"asgi_datasource.testing.{name}" for name in asgi_datasource.testing.__all__}
-    assert names == public | {"asgi_datasource.health.HealthApp"}
+    assert names == public | {"asgi_datasource.console.Console", "asgi_datasource.health.HealthApp"}
 
 
 def test_the_api_has_every_public_name_of_a_session() -> None:
