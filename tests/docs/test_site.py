@@ -28,7 +28,7 @@ def test_the_api_has_every_public_name() -> None:
     public = {f"asgi_datasource.{name}" for name in asgi_datasource.__all__}
     for module in (asgi_datasource.testing, asgi_datasource.litestar, asgi_datasource.quart, asgi_datasource.django):
         public |= {f"{module.__name__}.{name}" for name in module.__all__}
-    assert names == public | {"asgi_datasource.health.HealthApp"}
+    assert names == public | {"asgi_datasource.console.Console", "asgi_datasource.health.HealthApp"}
 
 
 def test_the_api_has_every_public_name_of_a_session() -> None:
