@@ -137,7 +137,7 @@ class Executor(Router):
             # No proof required, and no lower bound for later reads.
             client_history = None
         attempt = _UNTRIED if client_history is None else Attempt()
-        borrowed = self.borrow_at_hand(AccessIntent.READ, attempt, freshness)
+        borrowed = self.borrow_at_hand(AccessIntent.READ, attempt, freshness, query if type(query) is str else None)
         if borrowed is None:
             return None
         server, connection, route = borrowed
@@ -157,32 +157,42 @@ class Executor(Router):
 
     async def wait_to_send(
         self, query: Query, params: Params | None, *, intent: AccessIntent, deadline: float | None, freshness: Freshness
-    ) -> tuple[SentRead | SentBegin | None, Lent]:
+    ) -> tuple[SentRead | SentBegin | None, Lent | None]:
         """Wait for a connection, then do as `send_read` or `send_begin`.
 
         Returns:
-            The round trip, or None where the statement needs `read` or `begin`; and the borrowed connection.
+            The round trip, or None where the statement needs `read` or `begin`; and the connection that was borrowed
+            for them.
         """
         is_read = intent is AccessIntent.READ
         proof = self._proof(freshness) if is_read else None
         attempt = Attempt() if proof is None else proof.attempt
-        server, connection = await self.connect(intent, attempt, deadline, freshness)
+        read = query if is_read and type(query) is str else None
+        server, connection = await self.connect(intent, attempt, deadline, freshness, read=read)
         client_history = self.client_history
         if (is_read and server.leads_to_several) or (
             not is_read and client_history is not None and client_history.is_monotonic(freshness)
         ):
-            return None, (server, connection, proof)
+            return None, self._lent(server, connection, proof)
         if is_read:
             envelope = READ if proof is None else proof.envelope(server, connection)
         else:
             envelope = _begin_envelope(connection.incarnation is None)
         exchange = connection.send_one(envelope, self._settings, query, params, deadline=deadline, now=monotonic())
         if exchange is None:
-            return None, (server, connection, proof)
+            return None, self._lent(server, connection, proof)
         if self._measure is not None:
             self._started = perf_counter()
         sent = (exchange, server, connection, proof) if is_read else (exchange, server, connection)
         return sent, (server, connection, proof)
+
+    @staticmethod
+    def _lent(server: Server, connection: Connection, proof: CausalRead | None) -> Lent | None:
+        """A connection on which nothing was sent, for `read` or `begin`; None if it is shared, and was returned."""
+        if not connection.is_shared:
+            return server, connection, proof
+        server.put_back(connection)
+        return None
 
     def take_read(self, sent: SentRead, query: Query) -> Result | None:
         """The result of `send_read` once it has arrived; None unless it succeeded.
@@ -206,7 +216,8 @@ class Executor(Router):
         if self._measure is not None:
             analysis = analyze(query if isinstance(query, str) else Statement(query).text)
             rows = result.rowcount if analysis.operation == "SELECT" else -1
-            self._measure.ran(server, analysis, perf_counter() - self._started, None, rows)
+            started = self._started if exchange.began_at is None else exchange.began_at
+            self._measure.ran(server, analysis, perf_counter() - started, None, rows)
         return result
 
     async def read(
@@ -244,6 +255,7 @@ class Executor(Router):
         proof = begun[3] if begun is not None else self._proof(freshness) if lent is None else lent[2]
         attempt = Attempt() if proof is None else proof.attempt
         while True:
+            is_alone = True
             if begun is None:
                 if lent is None:
                     server, connection = await self.connect(AccessIntent.READ, attempt, deadline, freshness)
@@ -270,7 +282,12 @@ class Executor(Router):
                 envelope = READ if proof is None else proof.asked
                 await self._finish(server, connection, exchange, statements)
                 begun = None
-            if proof is not None and not proof.is_met(exchange, server, connection):
+                is_alone = connection.stop_sharing()
+            if proof is not None and not exchange.is_withdrawn and not proof.is_met(exchange, server, connection):
+                if not is_alone:
+                    # It is polled on a connection of its own.
+                    await self._give_up(server, connection)
+                    continue
                 catch_up = proof.catches_up(server, connection, deadline)
                 has_caught_up = await self._is_proved(proof, catch_up, server, connection)
                 lent = (server, connection, proof) if has_caught_up else None
@@ -282,7 +299,7 @@ class Executor(Router):
             if exchange.error is None:
                 results = exchange.answers(envelope.index, len(statements))
                 command = next((result.status_message for result in results if result.ends_transaction), None)
-                if command is None and (connection.is_idle or connection.closed):
+                if command is None and (not is_alone or connection.is_idle or connection.closed):
                     # The connection may be lost after a complete answer.
                     if proof is not None:
                         proof.note(exchange, envelope.index + len(statements), server)
@@ -292,7 +309,10 @@ class Executor(Router):
                 await self._give_up(server, connection)
                 raise refuse_transaction_command(command or "BEGIN")
             error = server.error_of(exchange, is_write=False)
-            await self._give_up(server, connection)
+            if is_alone:
+                await self._give_up(server, connection)
+            else:
+                server.release(connection)
             if not attempt.may_go_on(server, exchange, error):
                 try:
                     raise error from exchange.error
@@ -640,7 +660,8 @@ class Executor(Router):
             await self._give_up(server, connection)
             raise
         finally:
-            self._note_run(server, statements, self._started, failure)
+            if not exchange.is_withdrawn:
+                self._note_run(server, statements, exchange.began_at or self._started, failure)
 
     def _note_run(
         self,

@@ -171,6 +171,8 @@ class Attempt:
         """Whether a retry on another connection is safe, because nothing was committed, and may succeed."""
         if exchange.timed_out:
             return False
+        if exchange.is_withdrawn:
+            return True
         if exchange.is_lost:
             server.suspect()
             self.losses += 1
@@ -248,6 +250,8 @@ class Router:
         deadline: float | None,
         freshness: Freshness,
         within: TransactionTrace | None = None,
+        *,
+        read: str | None = None,
     ) -> tuple[Server, Connection]:
         """Choose a server and borrow a connection; try the next server if one cannot be reached.
 
@@ -255,6 +259,7 @@ class Router:
             intent, attempt, freshness: The statement's.
             deadline: Event-loop time at which the wait ends.
             within: The transaction that is opened; its span contains the one of the choice.
+            read: Text of the one read that it is borrowed for, as of `Server.acquire`.
 
         Raises:
             DataError: No server that may run the statement could be reached, or no server may run it.
@@ -268,7 +273,7 @@ class Router:
                 attempt.failed |= {server.name}
                 continue
             self.note_route(route)
-            connection = await self._borrow(server, route, attempt, deadline, within)
+            connection = await self._borrow(server, route, attempt, deadline, within, read)
             if connection is None:
                 continue
             if self.client_history is None or not await self._is_left_behind(server, connection, attempt, deadline):
@@ -276,7 +281,7 @@ class Router:
             attempt.end_route(is_ready=False)
 
     def borrow_at_hand(
-        self, intent: AccessIntent, attempt: Attempt, freshness: Freshness
+        self, intent: AccessIntent, attempt: Attempt, freshness: Freshness, read: str | None = None
     ) -> tuple[Server, Connection, Route] | None:
         """Choose a server and borrow an idle connection; None where the caller would have to wait.
 
@@ -299,7 +304,7 @@ class Router:
         server = datasource.servers[route.node]
         limit = self._tenant.max_connections
         quota = None if limit is None and not server.is_fair else TenantQuota(self._tenant.name, limit)
-        connection = server.try_acquire(quota, self._tenant)
+        connection = server.try_acquire(quota, self._tenant, read)
         if connection is None:
             return None
         client_history = self.client_history
@@ -317,7 +322,7 @@ class Router:
         measure = self._measure
         if measure is not None:
             measure.chose(decision_of(route))
-            connection.use = measure.lent(server, 0.0)
+            connection.use = measure.shared(server, 0.0) if connection.is_shared else measure.lent(server, 0.0)
 
     def note_route(self, route: Route) -> None:
         """Count a choice."""
@@ -458,6 +463,7 @@ class Router:
         attempt: Attempt,
         deadline: float | None,
         within: TransactionTrace | None,
+        read: str | None = None,
     ) -> Connection | None:
         """A connection; None when the server cannot be reached and another one may be."""
         if self.held:
@@ -474,6 +480,7 @@ class Router:
                 quota=quota,
                 priority=self._priority,
                 tenant=self._tenant,
+                read=read,
             )
         except DataError as error:
             if measure is not None:
@@ -496,7 +503,8 @@ class Router:
                 traced.span.end()
             raise
         if measure is not None:
-            connection.use = measure.lent(server, monotonic() - started)
+            lent = measure.shared if connection.is_shared else measure.lent
+            connection.use = lent(server, monotonic() - started)
         if traced is not None:
             now = monotonic()
             traced.lent(now - started, _connecting_s(connection, started, now))

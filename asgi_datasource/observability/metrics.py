@@ -214,6 +214,13 @@ class Measure:
         self._instruments.wait_time.record(waited_s, attributes)
         return Use(self._instruments.use_time, attributes)
 
+    def shared(self, pool: MeasuredPool, waited_s: float) -> SharedUse:
+        """Record a part of a shared connection; call `end_since` of the result when it returns."""
+        self._label = self._metrics.admit(self._tenant)
+        attributes = {POOL_NAME: pool.full_name, **self._label}
+        instruments = self._instruments
+        return SharedUse(instruments.wait_time, instruments.use_time, attributes, waited_s)
+
     def refused(self, pool: MeasuredPool, error: DataError) -> None:
         """Record that no connection could be borrowed."""
         if error.kind is DataErrorKind.RESOURCE:
@@ -270,6 +277,29 @@ class Use:
     def end(self) -> None:
         """Record that the connection was returned."""
         self._use_time.record(perf_counter() - self._began, self._attributes)
+
+
+class SharedUse(Use):
+    """The use of a connection that other reads share: its wait includes that for the reads in front of it."""
+
+    __slots__ = ("_wait_time", "_waited_s")
+
+    def __init__(self, wait_time: Histogram, use_time: Histogram, attributes: Attributes, waited_s: float) -> None:
+        super().__init__(use_time, attributes)
+        self._wait_time = wait_time
+        self._waited_s = waited_s
+
+    def end_since(self, began_at: float | None) -> None:
+        """Record both times.
+
+        Args:
+            began_at: `perf_counter` time at which the reads in front of it were done; None if there were none.
+        """
+        if began_at is not None and began_at > self._began:
+            self._waited_s += began_at - self._began
+            self._began = began_at
+        self._wait_time.record(self._waited_s, self._attributes)
+        self.end()
 
 
 @dataclass(frozen=True, slots=True)
