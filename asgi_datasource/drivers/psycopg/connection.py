@@ -40,6 +40,9 @@ MAX_HEAD_PATIENCE_S: Final = 0.1
 """A read may hold back those behind it for as long as its connection took to connect, which is several round trips of
 the network, within these bounds; and for at most twice as long."""
 
+_CANCEL_NEXT_S: Final = 0.05
+"""Seconds between the cancel requests for several reads on one connection."""
+
 MAX_KNOWN_QUERIES: Final = 500
 """Most converted texts that a connection caches."""
 
@@ -757,6 +760,13 @@ class PsycopgConnection(WatchedSocket, PipelineHost):  # pyright: ignore[reportI
         observer = self._observer
         started = time.monotonic()
         is_answered = await self.cancel_on_server(CANCEL_LIMIT_S)
+        while is_answered and isinstance(receiver, SharedPipeline) and self._receiver is receiver:
+            # A cancel request stops one of its reads, and the next one begins.
+            if time.monotonic() - started >= CANCEL_LIMIT_S:
+                break
+            await self._await_landing(_CANCEL_NEXT_S)
+            if self._receiver is receiver:
+                is_answered = await self.cancel_on_server(CANCEL_LIMIT_S)
         if not is_answered and observer is not None:
             observer.went_silent()
         if self._receiver is receiver and is_answered:
