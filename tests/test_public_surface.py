@@ -65,6 +65,7 @@ SESSION = {
     "connection",
     "datasource",
     "execute",
+    "execute_and_commit",
     "executemany",
     "fetch_all",
     "fetch_one",

@@ -16,13 +16,13 @@ from ..concurrency.priority_queue import Priority
 from ..concurrency.tasks import BackgroundTasks
 from ..drivers.protocol import Connection, Exchange, Result, Server
 from ..drivers.statements import Control, ControlKind, Envelope, Params, Query, Settings, Statement
-from ..errors import DataError, DataErrorKind
+from ..errors import CommitUnknown, DataError, DataErrorKind
 from ..observability.metrics import Measure
 from ..observability.session_trace import SessionTrace, TransactionTrace, description_of, note_failed_statement
 from ..observability.summary import analyze
 from ..routing import ANY_FRESHNESS, AccessIntent, Freshness, ReadAfterWritePin, Role
 from ..routing.consistency.client_history import ClientHistory
-from ..transaction import ONE_SNAPSHOT, Isolation, Transaction, control_statements, refuse_transaction_command
+from ..transaction import ONE_SNAPSHOT, Isolation, Transaction, TxState, control_statements, refuse_transaction_command
 from ..transaction.transaction import returned_rows
 from .causal_reads import READ, CausalRead
 from .datasource import DataSource
@@ -412,6 +412,115 @@ class Executor(Router):
             self._measure.ran(server, analysis, perf_counter() - self._started, None, rows)
         return transaction, result
 
+    # -- a whole transaction in one round trip
+
+    def send_whole(
+        self, query: Query, params: Params | None, *, deadline: float | None, freshness: Freshness, now: float
+    ) -> SentBegin | None:
+        """Send a transaction of one statement, COMMIT included, without waiting; None as in `send_read`."""
+        if not self._may_send_whole(freshness):
+            return None
+        borrowed = self.borrow_at_hand(AccessIntent.WRITE, _UNTRIED, freshness)
+        if borrowed is None:
+            return None
+        server, connection, route = borrowed
+        exchange = self._send_whole(server, connection, query, params, deadline, now)
+        if exchange is None:
+            server.put_back(connection)
+            return None
+        self.note_borrowed(server, connection, route)
+        return exchange, server, connection
+
+    async def wait_to_send_whole(
+        self, query: Query, params: Params | None, *, deadline: float | None, freshness: Freshness
+    ) -> SentBegin | None:
+        """Wait for a connection, then do as `send_whole`."""
+        if not self._may_send_whole(freshness):
+            return None
+        server, connection = await self.connect(AccessIntent.WRITE, Attempt(), deadline, freshness)
+        exchange = self._send_whole(server, connection, query, params, deadline, monotonic())
+        if exchange is None:
+            server.put_back(connection)
+            return None
+        return exchange, server, connection
+
+    def _may_send_whole(self, freshness: Freshness) -> bool:
+        client_history = self.client_history
+        return self.trace is None and (client_history is None or not client_history.is_monotonic(freshness))
+
+    def _send_whole(
+        self,
+        server: Server,
+        connection: Connection,
+        query: Query,
+        params: Params | None,
+        deadline: float | None,
+        now: float,
+    ) -> Exchange | None:
+        if connection.incarnation is None or connection.timeline < server.timeline:
+            # A lost COMMIT could not be looked up, or would be on a former primary.
+            return None
+        self._started = perf_counter()
+        return connection.send_one(_WHOLE, self._settings, query, params, deadline=deadline, now=now)
+
+    def take_whole(self, sent: SentBegin, query: Query) -> tuple[Transaction, Result] | None:
+        """The committed transaction and the result of `send_whole`; None unless all of it succeeded."""
+        exchange = sent[0]
+        result = exchange.take(_WHOLE.index, in_transaction=False)
+        if result is None or exchange.tag(WHOLE_COMMIT) != "COMMIT":
+            return None
+        transaction = self._whole(sent)
+        transaction.take_whole(exchange, WHOLE_COMMIT)
+        if self._measure is not None:
+            analysis = analyze(query if isinstance(query, str) else Statement(query).text)
+            self._measure.ran(transaction.server, analysis, perf_counter() - self._started, None)
+        return transaction, result
+
+    async def end_whole(self, sent: SentBegin, statement: Statement) -> Transaction | None:
+        """Examine a whole transaction that did not plainly succeed.
+
+        Returns:
+            The transaction, whose COMMIT was reached: `Transaction.commit` determines its outcome. None if nothing took
+            effect, and it is safe to send it again.
+
+        Raises:
+            DataError: It failed before COMMIT, and nothing took effect.
+            CommitUnknown: The connection was lost, and the server has not told the transaction's id.
+        """
+        exchange, server, connection = sent
+        await self._finish(server, connection, exchange, (statement,))
+        if exchange.was_answered(_WHOLE_IDENTITY):
+            return self._whole(sent)
+        error = server.error_of(exchange, is_write=True)
+        if is_refusal(error):
+            server.refused_write(connection)
+        await self._give_up(server, connection)
+        was_sent = exchange.failed_at is not None
+        if exchange.is_lost and was_sent and error.sqlstate is None:
+            # The id arrives before COMMIT begins, unless the network has lost it.
+            raise CommitUnknown(
+                f"the connection to {server.full_name} was lost during a write that commits at once, before the server"
+                " had told its transaction's id; look before you send the request again",
+                server=server.location,
+            ) from exchange.error
+        if exchange.is_lost:
+            server.suspect()
+        if not exchange.timed_out and (exchange.is_lost or exchange.is_stale_plan or is_refusal(error)):
+            return None
+        raise error from exchange.error
+
+    def _whole(self, sent: SentBegin) -> Transaction:
+        """The transaction of `send_whole`, whose COMMIT was sent."""
+        exchange, server, connection = sent
+        transaction = Transaction(
+            connection, server, self._background, read_only=False, isolation=None, measure=self._measure
+        )
+        transaction.state = TxState.COMMITTING
+        xid = exchange.value(_WHOLE_IDENTITY)
+        if xid is not None:
+            transaction.identified = (xid,)
+        return transaction
+
     async def begin(
         self,
         statements: Sequence[Statement],
@@ -684,6 +793,19 @@ class Executor(Router):
 
     async def _give_up(self, server: Server, connection: Connection) -> None:
         await self._background.run(server.reclaim(connection))
+
+
+_WHOLE: Final = Envelope(
+    opening=(control_statements.begin(None, read_only=False),),
+    closing=(control_statements.IDENTIFY_XID, control_statements.COMMIT, control_statements.WAL_POSITION),
+    flushes=True,
+)
+"""A transaction of one statement. Its id is sent before COMMIT begins, so that the outcome of a lost one is known."""
+
+WHOLE_STATEMENT: Final = _WHOLE.index
+_WHOLE_IDENTITY: Final = _WHOLE.index + 1
+WHOLE_COMMIT: Final = _WHOLE.index + 2
+"""Index of COMMIT in the round trip of `send_whole`."""
 
 
 @lru_cache(maxsize=2)

@@ -335,7 +335,7 @@ class PsycopgConnection(WatchedSocket, PipelineHost):  # pyright: ignore[reportI
         elif self.sharing is not None:
             pipeline.query = query
             self.is_open_to_reads = query not in self.sharing.slow
-        return self._start(pipeline, deadline, None)
+        return self._start(pipeline, deadline, envelope.flush_after)
 
     def send_controls(self, statements: tuple[Control, ...], *, deadline: float | None) -> Pipeline | None:
         """Send control statements alone, without waiting; see `drivers.protocol.Connection`."""
