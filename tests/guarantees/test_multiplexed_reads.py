@@ -307,16 +307,20 @@ def recorded(reader: InMemoryMetricReader, name: str) -> tuple[int, float]:
 
 @pytest.mark.usefixtures("patient")
 async def test_wait_and_execution_are_told_apart(world: World, metric_reader: InMemoryMetricReader) -> None:
-    async with world.registry(pool=ONE, telemetry={"spans": False, "metrics": True}, replicas=()) as registry:
+    options: dict[str, Any] = {"replicas": (), "telemetry": {"spans": False, "metrics": True}}
+    async with world.registry(pool=ONE, **options) as registry, gate(world) as held:
         await settle(registry)
         names = ("db.client.connection.wait_time", "db.client.connection.use_time", "db.client.operation.duration")
         before = [recorded(metric_reader, name) for name in names]
-        await asyncio.gather(*(await reads(registry, "select pg_sleep(0.05)", *[QUICK] * 4)))
+        tasks = await reads(registry, BLOCKED, *[QUICK] * 4)
+        await asyncio.sleep(0.05)
+        await held.open()
+        await asyncio.gather(*tasks)
         after = [recorded(metric_reader, name) for name in names]
         counts = [now[0] - then[0] for now, then in zip(after, before, strict=True)]
         waited, used, took = (now[1] - then[1] for now, then in zip(after, before, strict=True))
         assert counts == [5, 5, 5]
-        assert waited >= 0.16, "four reads waited for the first one"
+        assert waited >= 0.2, "four reads waited for the first one"
         assert max(used, took) < waited
 
 
