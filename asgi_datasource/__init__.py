@@ -8,6 +8,7 @@ TYPE_CHECKING = False  # as `typing` defines it, without importing that
 if TYPE_CHECKING:
     from .asgi.current_session import current_session, in_transaction, session
     from .asgi.middleware import DataSourceMiddleware
+    from .asgi.problem_details import Problem
     from .config import Config, ConfigFile, json_schema, load
     from .datasource.datasource import DataSource
     from .drivers.protocol import RowFactory
@@ -46,6 +47,7 @@ _HOMES = {
     "Explanation": "registry.explain",
     "Isolation": "transaction",
     "Params": "drivers.statements",
+    "Problem": "asgi.problem_details",
     "Propagation": "transaction",
     "Query": "drivers.statements",
     "ReadAfterWritePin": "routing",
@@ -88,6 +90,7 @@ __all__ = [
     "Explanation",
     "Isolation",
     "Params",
+    "Problem",
     "Propagation",
     "Query",
     "ReadAfterWritePin",

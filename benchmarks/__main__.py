@@ -20,6 +20,7 @@ from benchmarks import (
     profile,
     round_trips,
     session_reset,
+    telemetry,
     tenants,
     validate,
 )
@@ -37,6 +38,7 @@ NAMES: Final = (
     validate.NAME,
     tenants.NAME,
     session_reset.NAME,
+    telemetry.NAME,
     profile.NAME,
 )
 RESULTS: Final = Path(__file__).parent / "results"
@@ -76,9 +78,8 @@ async def _run(report: Report, names: Sequence[str], options: argparse.Namespace
     if boot.NAME in names:
         with _progress(boot.NAME):
             await boot.run(report, quick=options.quick)
-    if not {round_trips.NAME, latency.NAME, orm.NAME, load.NAME, tenants.NAME, session_reset.NAME, profile.NAME} & set(
-        names
-    ):
+    without_server = {in_process.NAME, choice.NAME, validate.NAME, boot.NAME}
+    if without_server.issuperset(names):
         return
     async with benchmark_server(options.server) as server:
         report.environment["server"] = server.settings
@@ -97,6 +98,9 @@ async def _run(report: Report, names: Sequence[str], options: argparse.Namespace
         if session_reset.NAME in names:
             with _progress(session_reset.NAME):
                 await session_reset.run(report, server, quick=options.quick)
+        if telemetry.NAME in names:
+            with _progress(telemetry.NAME):
+                await telemetry.run(report, server, quick=options.quick)
         if profile.NAME in names:
             with _progress(profile.NAME):
                 print(await profile.run(server, quick=options.quick), end="\n\n")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import ast
 import itertools
+import json
 import os
 import random
 import shutil
@@ -13,10 +14,12 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
+
+import coverage
 
 ROOT: Final = Path(__file__).parent.parent
 PACKAGE: Final = "asgi_datasource"
@@ -66,7 +69,11 @@ TESTS: Final[tuple[tuple[str, str], ...]] = (
     ),
     ("", "test_errors.py cli"),
 )
-"""The tests of the modules below a path, those first that notice most; the first path that fits counts."""
+"""The tests of the modules below a path; the first path that fits counts. Of these, a change is judged by those that
+run its lines."""
+
+EQUIVALENT: Final[dict[str, str]] = {}
+"""Changes of a sample that change nothing which can be seen, as they are printed without their line, and the reason."""
 
 SWAPS: Final[dict[type[ast.AST], str]] = {
     ast.Lt: "<=", ast.LtE: "<", ast.Gt: ">=", ast.GtE: ">", ast.Eq: "!=", ast.NotEq: "==",
@@ -76,6 +83,9 @@ SWAPS: Final[dict[type[ast.AST], str]] = {
 
 UNSEEN: Final = frozenset({"__repr__", "__str__", "__slots__", "__dir__"})
 """What stands in these is for people who debug."""
+
+MOST_SECONDS: Final = 60.0
+"""Most seconds of the tests that judge a change."""
 
 SILENT: Final = ("logger.", "tracing.", "super().__init__")
 """Calls that are not deleted: of logs and spans, which have tests of their own, and what nothing works without."""
@@ -88,6 +98,7 @@ class Mutant:
     Attributes:
         path: The module, below the package.
         line: Its line.
+        is_outside: Whether it stands outside of all functions.
         start, end: The characters of the module that it replaces.
         text: The replacement.
         what: The change in words.
@@ -99,6 +110,7 @@ class Mutant:
     end: int
     text: str
     what: str
+    is_outside: bool = False
 
     def __str__(self) -> str:
         return f"{PACKAGE}/{self.path}:{self.line}: {self.what}"
@@ -106,6 +118,18 @@ class Mutant:
     def applied_to(self, source: str) -> str:
         """The changed module."""
         return source[: self.start] + self.text + source[self.end :]
+
+    @property
+    def name(self) -> str:
+        """Its name in `EQUIVALENT`."""
+        lines = (ROOT / PACKAGE / self.path).read_text(encoding="utf-8").splitlines()
+        return f"{self.path}: {lines[self.line - 1].strip()}: {self.what}"
+
+    @property
+    def span(self) -> tuple[int, int]:
+        """The first and the last line that it changes."""
+        source = (ROOT / PACKAGE / self.path).read_text(encoding="utf-8")
+        return source.count("\n", 0, self.start) + 1, source.count("\n", 0, self.end) + 1
 
     @property
     def tests(self) -> Sequence[str]:
@@ -120,6 +144,7 @@ class Mutator(ast.NodeVisitor):
         self.found: list[Mutant] = []
         self._path = path
         self._source = source
+        self._depth = 0
         # Columns of the syntax tree count bytes.
         self._starts = [0]
         for line in source.splitlines(keepends=True):
@@ -134,7 +159,7 @@ class Mutator(ast.NodeVisitor):
 
     def _note(self, node: ast.expr | ast.stmt, text: str, what: str, span: tuple[int, int] | None = None) -> None:
         start, end = span or self._span(node)
-        self.found.append(Mutant(self._path, node.lineno, start, end, text, what))
+        self.found.append(Mutant(self._path, node.lineno, start, end, text, what, not self._depth))
 
     def _text(self, node: ast.expr | ast.stmt) -> str:
         start, end = self._span(node)
@@ -153,8 +178,10 @@ class Mutator(ast.NodeVisitor):
     def visit_FunctionDef(self, node: ast.FunctionDef | ast.AsyncFunctionDef) -> None:
         """Functions, without their decorators and annotations."""
         if node.name not in UNSEEN:
+            self._depth += 1
             for child in node.body:
                 self.visit(child)
+            self._depth -= 1
 
     def visit_AsyncFunctionDef(self, node: ast.AsyncFunctionDef) -> None:
         """Coroutines."""
@@ -279,7 +306,9 @@ def sample_of(modules: Sequence[str], count: int, *, seed: int) -> list[Mutant]:
 
 
 def is_valid(mutant: Mutant) -> bool:
-    """Whether Python can compile the changed module."""
+    """Whether the changed module can be compiled, and is another one."""
+    if mutant.name in EQUIVALENT:
+        return False
     source = (ROOT / PACKAGE / mutant.path).read_text(encoding="utf-8")
     try:
         ast.parse(mutant.applied_to(source))
@@ -288,64 +317,143 @@ def is_valid(mutant: Mutant) -> bool:
     return True
 
 
-class Copy:
-    """A copy of the checkout, in which one module at a time is changed."""
+class Reach:
+    """What `mutation_reach.py` has recorded: which tests run which lines.
+
+    Args:
+        folder: Its folder.
+    """
 
     def __init__(self, folder: Path) -> None:
+        self.seconds: dict[str, float] = {}
+        self._lines: dict[str, list[Mapping[int, Sequence[str]]]] = {}
+        self._folder = folder
+        self.refresh()
+
+    def refresh(self) -> None:
+        """Read what was recorded."""
+        self._lines.clear()
+        for path in self._folder.glob("*.json"):
+            self.seconds.update(json.loads(path.read_text(encoding="utf-8")))
+
+    def _lines_of(self, path: str) -> list[Mapping[int, Sequence[str]]]:
+        """The tests of each line of a module, by process that has recorded them."""
+        if path not in self._lines:
+            self._lines[path] = found = []
+            for data in map(coverage.CoverageData, map(str, self._folder.glob("*.coverage"))):
+                data.read()
+                name = next((one for one in data.measured_files() if one.endswith(f"/{PACKAGE}/{path}")), None)
+                if name is not None:
+                    found.append(data.contexts_by_lineno(name))
+        return self._lines[path]
+
+    def tests_of(self, mutant: Mutant) -> list[str]:
+        """The tests that run a change, the quickest first, up to `MOST_SECONDS`.
+
+        A line that runs when its module is imported belongs to all tests of the module.
+        """
+        lines = self._lines_of(mutant.path)
+        first, last = mutant.span
+        found = {test for one in lines for line in (mutant.line, *range(first, last + 1)) for test in one.get(line, ())}
+        if not found and mutant.is_outside:
+            found = {test for one in lines for tests in one.values() for test in tests}
+        passed = sorted((self.seconds[test], test) for test in found if test in self.seconds)
+        spent = itertools.accumulate(seconds for seconds, _ in passed)
+        # The first one in any case.
+        return [test for (seconds, test), sum_ in zip(passed, spent, strict=True) if sum_ - seconds < MOST_SECONDS]
+
+
+class Copy:
+    """A copy of the checkout, in which one module at a time is changed.
+
+    Args:
+        folder: Where it is made.
+        reach: The folder for what its tests reach.
+    """
+
+    def __init__(self, folder: Path, reach: Path) -> None:
         self._folder = folder / "checkout"
         ignored = shutil.ignore_patterns(".git", ".venv*", "__pycache__", ".*_cache", "node_modules", "results")
         shutil.copytree(ROOT, self._folder, ignore=ignored, symlinks=True)
+        self._record_in = reach
+        self.reach = Reach(reach)
 
-    def passes(self, tests: Sequence[str], *, limit_s: float) -> bool:
-        """Whether the tests pass, within `limit_s` seconds."""
-        command = [sys.executable, "-B", "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", "--no-header"]
+    def record(self, tests: Sequence[str]) -> None:
+        """Run the tests of a module unchanged, and record what they reach. Those that fail do not count."""
+        options = ["-n", "2", "--dist", "loadfile", "-p", "scripts.mutation_reach", "--reach", str(self._record_in)]
+        self._pytest([*options, *(f"tests/{test}" for test in tests)], limit_s=3600)
+        self.reach.refresh()
+
+    def _pytest(self, arguments: Sequence[str], *, limit_s: float) -> tuple[int | None, str]:
+        """The exit code of pytest, None at the end of the time, and its output."""
+        command = [sys.executable, "-B", "-m", "pytest", "-q", "-p", "no:cacheprovider", "--no-header", "--tb=no"]
         environment = {**os.environ, "PYTHONPATH": str(self._folder)}
         with subprocess.Popen(  # noqa: S603 - pytest
-            [*command, *(f"tests/{test}" for test in tests)],
+            [*command, *arguments],
             cwd=self._folder,
             env=environment,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
             start_new_session=True,
         ) as run:
             try:
-                return run.wait(limit_s) == 0
+                printed, _ = run.communicate(timeout=limit_s)
             except subprocess.TimeoutExpired:
-                return False
-            finally:
-                if run.returncode is None:
-                    os.killpg(run.pid, signal.SIGKILL)
+                os.killpg(run.pid, signal.SIGKILL)
+                return None, ""
+        return run.returncode, printed
 
-    def survives(self, mutant: Mutant, *, limit_s: float) -> bool:
-        """Whether no test notices the change."""
+    def fails(self, tests: Sequence[str], *, limit_s: float) -> str | None:
+        """The first of these tests that fails; empty if pytest ends otherwise or not at all; None if all pass."""
+        code, printed = self._pytest(["-x", *tests], limit_s=limit_s)
+        if code == 0:
+            return None
+        named = [test for test in tests if f"{test} " in printed or f"{test}\n" in printed]
+        return max(named, key=len, default="")
+
+    def survives(self, mutant: Mutant) -> tuple[bool, str]:
+        """Whether no test notices the change, and the test that does."""
+        tests = self.reach.tests_of(mutant)
+        if not tests:
+            return True, "never run"
+        limit_s = 60 + 5 * sum(self.reach.seconds[test] for test in tests)
         path = self._folder / PACKAGE / mutant.path
         source = path.read_text(encoding="utf-8")
-        path.write_text(mutant.applied_to(source), encoding="utf-8")
-        try:
-            return self.passes(mutant.tests, limit_s=limit_s)
-        finally:
-            path.write_text(source, encoding="utf-8")
+        while tests:
+            path.write_text(mutant.applied_to(source), encoding="utf-8")
+            try:
+                failed = self.fails(tests, limit_s=limit_s)
+            finally:
+                path.write_text(source, encoding="utf-8")
+            if failed is None:
+                return True, f"{len(tests)} tests"
+            # A test that also fails without the change has failed because the machine is busy.
+            if not failed or self.fails([failed], limit_s=limit_s) is None:
+                return False, failed or "the tests do not end"
+            tests = tests[tests.index(failed) + 1 :]
+        return True, "no other test"
 
 
-def run(mutants: Sequence[Mutant]) -> list[Mutant]:
+def run(mutants: Sequence[Mutant], reach: Path) -> list[Mutant]:
     """Run the tests of each change; prints each outcome, and returns the changes that survive."""
     survivors: list[Mutant] = []
     with tempfile.TemporaryDirectory(prefix="mutants-") as folder:
-        copy = Copy(Path(folder))
-        limits: dict[str, float] = {}
+        copy = Copy(Path(folder), reach)
+        if not copy.reach.seconds:
+            copy.record(sorted({test for mutant in mutants for test in mutant.tests}))
         for number, mutant in enumerate(mutants, 1):
-            key = " ".join(mutant.tests)
-            if key not in limits:
-                began = time.monotonic()
-                # A busy machine may fail a test: twice is a defect.
-                if not (copy.passes(mutant.tests, limit_s=1200) or copy.passes(mutant.tests, limit_s=1200)):
-                    raise SystemExit(f"without any change, these tests fail: {key}")
-                limits[key] = 60 + 3 * (time.monotonic() - began)
-            survives = copy.survives(mutant, limit_s=limits[key])
-            print(f"{number:3}/{len(mutants)} {'SURVIVES' if survives else 'noticed '} {mutant}", flush=True)
+            survives, why = copy.survives(mutant)
+            print(f"{number:3}/{len(mutants)} {'SURVIVES' if survives else 'noticed '} {mutant} ({why})", flush=True)
             if survives:
                 survivors.append(mutant)
     return survivors
+
+
+def module_of_the_night() -> str:
+    """A module by the day: each one's turn comes once in about a year."""
+    modules = sorted({mutant.path for mutant in mutants_of([])})
+    return modules[int(time.time() // 86_400) % len(modules)]
 
 
 def main() -> int:
@@ -355,15 +463,23 @@ def main() -> int:
     parser.add_argument("--count", type=int, default=20, help="size of the sample (default: 20)")
     parser.add_argument("--seed", type=int, default=int(time.strftime("%Y%W")), help="default: year and week")
     parser.add_argument("--least", type=int, default=85, metavar="PERCENT", help="share to be noticed (default: 85)")
+    parser.add_argument("--night", action="store_true", help="the module of this day, instead of --module")
+    parser.add_argument("--reach", type=Path, metavar="FOLDER", help="keep what tests reach here, for the next run")
     parser.add_argument("--list", action="store_true", help="print the sample, and run nothing")
     options = parser.parse_args()
-    chosen = sample_of(options.module, options.count, seed=options.seed)
+    modules = [module_of_the_night()] if options.night else options.module
+    chosen = sample_of(modules, options.count, seed=options.seed)
     if not chosen:
-        raise SystemExit(f"there is nothing to change in {', '.join(options.module)}")
+        raise SystemExit(f"there is nothing to change in {', '.join(modules)}")
     if options.list:
         print(*chosen, sep="\n")
         return 0
-    survivors = run(chosen)
+    if options.reach is not None:
+        options.reach.mkdir(parents=True, exist_ok=True)
+        survivors = run(chosen, options.reach)
+    else:
+        with tempfile.TemporaryDirectory(prefix="reach-") as folder:
+            survivors = run(chosen, Path(folder))
     share = 100 * (len(chosen) - len(survivors)) / len(chosen)
     print(f"{len(chosen) - len(survivors)} of {len(chosen)} noticed ({share:.0f} %), seed {options.seed}; survivors:")
     print(*survivors, sep="\n")

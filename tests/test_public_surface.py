@@ -28,6 +28,7 @@ PACKAGE = {
     "Explanation",
     "Isolation",
     "Params",
+    "Problem",
     "Propagation",
     "Query",
     "ReadAfterWritePin",

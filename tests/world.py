@@ -22,6 +22,7 @@ import psycopg
 
 from asgi_datasource import DataSourceRegistry, compile
 from asgi_datasource.testing import EmbeddedCluster
+from tests.kept_databases import kept
 
 SLOW_COMMIT_S: Final = 0.6
 
@@ -59,6 +60,7 @@ create policy own_rows on shared.orders
 """
 
 _numbers = itertools.count()
+_KIND: Final = "world"
 
 
 @dataclass(slots=True)
@@ -71,16 +73,21 @@ class World:
     @classmethod
     @asynccontextmanager
     async def create(cls, cluster: EmbeddedCluster) -> AsyncIterator[World]:
-        """Create the database and its tables, wait until the replicas have them, and drop it at the end."""
-        world = await cls.make(cluster)
+        """A database with empty tables, new or as good as new, that the replicas have as well."""
+        databases = kept(cluster)
+        if (dbname := await databases.take(_KIND)) is not None:
+            world = cls(cluster, dbname)
+        else:
+            world = await cls.make(cluster)
+            databases.made(world.dbname)
         try:
             yield world
         finally:
-            await cluster.drop_database(world.dbname)
+            await databases.give_back(_KIND, world.dbname)
 
     @classmethod
     async def make(cls, cluster: EmbeddedCluster) -> World:
-        """The same, until the cluster stops."""
+        """A new database that stays until the cluster stops."""
         world = cls(cluster, f"world_{os.getpid()}_{next(_numbers)}")
         await cluster.create_database(world.dbname)
         async with await psycopg.AsyncConnection.connect(world.url(), autocommit=True) as connection:
@@ -101,6 +108,7 @@ class World:
         pool: Mapping[str, Any] | None = None,
         urls: Mapping[str, str] | None = None,
         routing: Mapping[str, Any] | None = None,
+        audit: Mapping[str, Any] | None = None,
         **sections: Any,
     ) -> dict[str, Any]:
         """A configuration for this world.
@@ -109,6 +117,7 @@ class World:
             replicas: Names of the replicas to use.
             pool: The datasource's `pool` section.
             routing: The datasource's `routing` section.
+            audit: The datasource's `audit` section; off by default, because it takes longer than most tests.
             urls: Connection strings by node that replace the node's own, for proxies.
             sections: Further sections of the document: `transactions={"deadline": "1s"}`.
         """
@@ -121,6 +130,7 @@ class World:
                     "replicas": {name: {"url": urls[name]} for name in replicas},
                     "pool": {"min_size": 1, "max_size": 5, "acquire_timeout": "3s", **(pool or {})},
                     "routing": dict(routing or {}),
+                    "audit": {"on_start": "off"} if audit is None else dict(audit),
                 }
             },
             "tenancy": {"resolve": [{"header": "X-Tenant"}]},

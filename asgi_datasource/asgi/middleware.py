@@ -23,8 +23,10 @@ from ..sessions.scope import current_scope
 from ..sessions.session import DataSession
 from ..tenancy import ANYTHING, Answer, Resolution, Tenant, TenantResolver, TenantState, reads_of
 from ..tenancy.path_prefix import move_path, route_path
+from ..tenancy.preflight import is_preflight
 from .cache_headers import NEVER_STORED, CacheHeaders
 from .current_session import SCOPE_KEY, SessionHolder
+from .exception_handlers import find_application, find_handler
 from .lifespan import Lifespan, refuse_start
 from .problem_details import ProblemDetails
 from .request_replay import RequestReplay
@@ -149,11 +151,10 @@ class DataSourceMiddleware:
                 if limit is not None:
                     limit.enter()
         except DataError as error:
-            if error.kind is _TENANT and _is_preflight(scope):
+            if error.kind is _TENANT and is_preflight(scope):
                 await self.app(scope, receive, send)
                 return
-            span = tracing.recording_span() if self._is_traced else None
-            await ProblemDetails(compiled.errors).send(error, scope, send, span=span)
+            await self._refuse(error, compiled, scope, receive, send)
             return
         if outer is not None:
             scope = dict(scope)
@@ -163,7 +164,7 @@ class DataSourceMiddleware:
         if caching is not None and scope["method"] in NEVER_STORED:
             caching = None
         guard = ResponseGuard(registry, compiled, tenant, scope, receive, send, started, outer, caching)
-        if self._is_traced:
+        if self._is_traced and tracing.has_provider():
             span = tracing.recording_span()
             if span is not None:
                 guard.request_span = span
@@ -195,6 +196,27 @@ class DataSourceMiddleware:
                 limit.leave()
             if guard.replay is not None:
                 guard.end_attempts()
+
+    async def _refuse(
+        self, error: DataError, compiled: RuntimeConfig, scope: Scope, receive: Receive, send: Send
+    ) -> None:
+        """Answer a request that does not reach the application: by its exception handlers, or by a problem document."""
+        span = tracing.recording_span() if self._is_traced else None
+        caching = self._caching
+        if caching is not None and scope["method"] not in NEVER_STORED:
+            send = _adding(caching, send)
+        problems = ProblemDetails(compiled.errors)
+        app = find_application(scope, self.app)
+        handler = find_handler(error, problems, scope, app=app)
+        if handler is not None:
+            if span is not None:
+                tracing.note_problem(span, error)
+            if app is not None:
+                # For `request.app`, as the application sets it.
+                scope = {**scope, "app": app}
+            if await handler.answer(scope, receive, send):
+                return
+        await problems.send(error, scope, receive, send, span=span)
 
     async def _call_apart(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve a request that starts in the context of another request, with that context's variables reset.
@@ -313,15 +335,13 @@ class DataSourceMiddleware:
                     raise
 
 
-def _is_preflight(scope: Scope) -> bool:
-    """Whether a browser asks if it may send a request: without credentials, so often without what names the tenant.
+def _adding(caching: CacheHeaders, send: Send) -> Send:
+    """A `send` that adds the headers for caches, since another tenant's request may have another answer."""
 
-    Source: Fetch standard, "CORS-preflight request".
-    """
-    if scope["method"] != "OPTIONS":
-        return False
-    names = {name for name, _ in scope["headers"]}
-    return b"origin" in names and b"access-control-request-method" in names
+    async def send_with_headers(message: Message) -> None:
+        await send(caching.add_to(message))
+
+    return send_with_headers
 
 
 def _is_about(error: BaseException, reason: DataError | None) -> bool:

@@ -597,7 +597,7 @@ class ResponseGuard:
             self.state = _ENDED
             return True
         if isinstance(error, DataError) and ProblemDetails(self._config.errors).answers(error):
-            await self._replace(error, by_handlers=error is stopped_by)
+            await self._replace(error, has_passed=error is not stopped_by)
             return True
         return False
 
@@ -696,8 +696,13 @@ class ResponseGuard:
             # The layers around the middleware render and report it.
             self._failure = error
 
-    async def _replace(self, error: DataError, *, by_handlers: bool = True) -> None:
-        """Send another response in place of the application's, once for all of its tasks."""
+    async def _replace(self, error: DataError, *, has_passed: bool = False) -> None:
+        """Send another response in place of the application's, once for all of its tasks.
+
+        Args:
+            error: The error that it answers.
+            has_passed: The error has left the application, so that handlers of its class were tried.
+        """
         if self.state is _REPLACED:
             return
         self.state = _REPLACED
@@ -706,19 +711,26 @@ class ResponseGuard:
             return
         if self.request_span is not None:
             tracing.note_problem(self.request_span, error)
-        if by_handlers and await self._render(error):
+        if await self._render(error, has_passed=has_passed):
             return
         is_partial = self._session is not None and self._session.commits > 0
         problems = ProblemDetails(self._config.errors)
-        await problems.send(error, self.scope, self._send_in_place, is_partial=is_partial, span=self.request_span)
+        await problems.send(
+            error, self.scope, self.receive, self._send_in_place, is_partial=is_partial, span=self.request_span
+        )
 
-    async def _render(self, error: Exception) -> bool:
+    async def _render(self, error: Exception, *, has_passed: bool = False) -> bool:
         """Answer with the application's exception handler for this error; False if there is none.
 
         Raising from `send` would not reach the handlers: for the framework the response has started.
+
+        Args:
+            error: The error.
+            has_passed: It has left the application: handlers of its class were tried.
         """
         seen = None if self._session is None else self._session.scope
-        handler = find_handler(error, ProblemDetails(self._config.errors), seen, self.scope)
+        problems = ProblemDetails(self._config.errors)
+        handler = find_handler(error, problems, seen, self.scope, has_passed=has_passed)
         return handler is not None and await handler.answer(self.scope, self.receive, self._send_in_place)
 
     # -- deadline and disconnect

@@ -146,7 +146,7 @@ def from_django(module: str) -> Origin:
     return Origin(f"DATABASES of {module}", tuple(servers))
 
 
-_REPLICA: Final = re.compile(r"(?:^|_)(?:replica|read|readonly|ro|slave|standby)\w*$", re.IGNORECASE)
+_REPLICA: Final = re.compile(r"(?:^|_)(?:replica|read|readonly|ro|slave|standby)\w*\Z", re.IGNORECASE)
 
 
 def _primary_of(alias: str, entries: Mapping[str, Mapping[str, Any]]) -> str | None:

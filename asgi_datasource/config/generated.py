@@ -119,7 +119,10 @@ def _definition(value: Value) -> dict[str, Any]:
     title = {"title": value.name, "description": f"Takes {value.expects}."}
     if not value.takes_reference:
         return {**title, **written}
-    either: list[dict[str, Any]] = [written, {"$ref": "#/$defs/Reference"}]
+    # Text around a reference may contain what the value may.
+    reference = {"allOf": [{"type": "string", "pattern": REFERENCE_TEXT}, MULTILINE]}
+    is_multiline = written.get("not") == MULTILINE["not"]
+    either: list[dict[str, Any]] = [written, reference if is_multiline else {"$ref": "#/$defs/Reference"}]
     if value.is_secret:
         either += [{"$ref": "#/$defs/SecretFile"}, {"$ref": "#/$defs/SecretCommand"}]
     return {**title, "anyOf": either}

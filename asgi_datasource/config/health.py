@@ -46,7 +46,10 @@ ReadyRule = Annotated[
                 {"enum": list(_WORDS)},
                 {
                     "type": "object",
-                    "properties": {"tenants": {"type": "string", "pattern": f"^(?:{_PERCENT.pattern})$"}},
+                    "properties": {
+                        # Some engines let `$` match in front of a line break.
+                        "tenants": {"type": "string", "pattern": f"^(?:{_PERCENT.pattern})$", "not": {"pattern": r"\n"}}
+                    },
                     "required": ["tenants"],
                     "additionalProperties": False,
                 },

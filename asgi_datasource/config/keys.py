@@ -13,7 +13,7 @@ from pydantic.fields import FieldInfo
 from .diagnostics import Path
 from .kinds import Omissible
 from .models import Config, TenantConfig
-from .sections import Section
+from .sections import ListForm, Section
 from .values import Value
 
 ANY: Final = "*"
@@ -115,6 +115,8 @@ def _values(annotation: Any, metadata: Sequence[Any]) -> Iterator[tuple[tuple[st
         if isinstance(mark, Value):
             yield (), mark
             return
+        if isinstance(mark, ListForm):
+            yield (ANY,), mark.value
     origin, arguments = get_origin(annotation), get_args(annotation)
     if origin is Annotated:
         yield from _values(arguments[0], arguments[1:])

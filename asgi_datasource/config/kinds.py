@@ -93,10 +93,11 @@ ZoneName = Annotated[
         "ZoneName", "the name of a zone: 1 to 63 letters, digits, '_', '.', ':' and '-'", "[A-Za-z0-9_.:-]+", maximum=63
     ),
 ]
-PathPrefix = Annotated[
-    str,
-    values.text("PathPrefix", "a path such as /docs, without '*', '?' and '#'", rf"(?:/{_SEGMENT})+/?", maximum=1000),
-]
+PATH_PREFIX: Final = values.text(
+    "PathPrefix", "a path such as /docs, without '*', '?' and '#'", rf"(?:/{_SEGMENT})+/?", maximum=1000
+)
+PathPrefix = Annotated[str, PATH_PREFIX]
+ExemptPreset = Annotated[Literal["fastapi"], values.word("ExemptPreset", "fastapi")]
 TenantPathPrefix = Annotated[
     str,
     values.text(
@@ -239,14 +240,15 @@ IncludePattern = Annotated[
 CallablePath = Annotated[
     str, values.text("CallablePath", "a function as package.module:function", rf"{_DOTTED}:{_DOTTED}")
 ]
+_TYPE: Final = r"[^\x00-\x20\x7f{}]+"
 TypeSpecification = Annotated[
     str,
     values.text(
         "TypeSpecification",
         "hstore, vector, halfvec, sparsevec, or enum, composite or range with the type's name, and as"
         " package.module:Class behind it where wanted",
-        rf"(?:hstore|vector|halfvec|sparsevec|range [^\s{{}}]+"
-        rf"|(?:enum|composite) [^\s{{}}]+(?: as {_DOTTED}:{_DOTTED})?)",
+        rf"(?:hstore|vector|halfvec|sparsevec|range {_TYPE}"
+        rf"|(?:enum|composite) {_TYPE}(?: as {_DOTTED}:{_DOTTED})?)",
     ),
 ]
 NamePattern = Annotated[

@@ -31,6 +31,7 @@ _KNOWN: Final[dict[str, dict[str, str]]] = {
         "serializable": "As if transactions ran one after the other; some are retried.",
     },
     "MultipleWriters": {"refuse": "The second one is refused."},
+    "ExemptPreset": {"fastapi": "/docs, /docs/oauth2-redirect, /redoc and /openapi.json."},
     "OnDisconnect": {"rollback": "It is rolled back."},
     "Pooler": {"none": "The URL leads to the server itself, or to a pooler in session mode."},
     "RoutePropagation": {

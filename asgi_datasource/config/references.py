@@ -218,6 +218,8 @@ class Outside:
 
     def _file(self, file: str, path: Path) -> Given:
         try:
+            if _CONTROL.search(file):
+                raise ValueError
             secret = self._surroundings.folder_of(path) / file
             self._surroundings.origins.note_file(secret)
             with open_file(secret) as stream:
@@ -229,7 +231,7 @@ class Outside:
                 return Given(text.removesuffix("\n").removesuffix("\r"))
         except OSError as error:
             reason = error.strerror or type(error).__name__
-        except ValueError:  # not UTF-8, or a NUL in the path
+        except ValueError:  # not UTF-8, or a control character in the path
             reason = "it is not UTF-8 text, or its path is none"
         fix = "Check the path and its rights; a relative path starts at the configuration file."
         self._note(Code.SECRET_NOT_READABLE, path, f"the secret's file cannot be read: {reason}", fix)
@@ -250,7 +252,7 @@ class Outside:
 
 
 def _is_argument(value: object) -> bool:
-    return isinstance(value, Given) or (isinstance(value, str) and value != "" and not _CONTROL.search(value))
+    return isinstance(value, str) and (value != "" or isinstance(value, Given)) and not _CONTROL.search(value)
 
 
 def at(document: object, path: Path) -> Any:

@@ -9,6 +9,7 @@ from pydantic import Field
 from . import values
 from .durations import parse_duration
 from .kinds import (
+    CallablePath,
     CookieName,
     DatasourceName,
     Duration,
@@ -370,6 +371,16 @@ class ErrorsConfig(Section):
         title="Status by kind",
         description="The HTTP status for a kind of error, instead of its default.",
         examples=[{"conflict": 503}],
+    )
+    handler: Annotated[CallablePath | None, OMISSIBLE] = Field(
+        default=None,
+        title="Handler",
+        description=(
+            "A function, async or not, that takes the ASGI scope and the problem, and returns the response to it: an"
+            " ASGI application, such as a Response of Starlette, or (status, headers, body). None: the problem"
+            " document. An exception handler of the application comes first."
+        ),
+        examples=["shop.errors:render"],
     )
     debug: Flag = Field(
         default=False,

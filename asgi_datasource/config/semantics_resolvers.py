@@ -32,7 +32,7 @@ def check_resolvers(config: Config) -> Iterator[Diagnostic]:
     """Resolvers after one that always answers, below exempt paths, or for names that no tenant has."""
     settled: int | None = None
     exempt: dict[str, int] = {}
-    for index, prefix in enumerate(config.tenancy.exempt):
+    for index, prefix in enumerate(config.tenancy.exempt.paths):
         exempt.setdefault(prefix.rstrip("/"), index)
     for index, resolver in enumerate(config.tenancy.resolve):
         path: Path = ("tenancy", "resolve", index)
@@ -43,11 +43,11 @@ def check_resolvers(config: Config) -> Iterator[Diagnostic]:
         elif resolver.kind == "fixed":
             settled = index
         else:
-            yield from _exempt(resolver, path, exempt)
+            yield from _exempt(config, resolver, path, exempt)
             yield from _nameless(config, resolver, path)
 
 
-def _exempt(resolver: ResolverConfig, path: Path, exempt: dict[str, int]) -> Iterator[Diagnostic]:
+def _exempt(config: Config, resolver: ResolverConfig, path: Path, exempt: dict[str, int]) -> Iterator[Diagnostic]:
     if resolver.path_prefix is None or resolver.path_prefix == "/":
         return
     segments = resolver.path_prefix.rstrip("/").split("/")
@@ -55,7 +55,7 @@ def _exempt(resolver: ResolverConfig, path: Path, exempt: dict[str, int]) -> Ite
     first = min((exempt[front] for front in above if front in exempt), default=None)
     if first is not None:
         message = "this resolver can never answer: all paths below its prefix are exempt"
-        related: Path = ("tenancy", "exempt", first)
+        related: Path = ("tenancy", "exempt", *config.tenancy.exempt.place(first))
         yield _warning(Code.NEVER_ANSWERS, path, message, "Take the prefix out of exempt.", (related,))
 
 

@@ -12,7 +12,9 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from ..errors import ConfigError
 
 _LSN: Final = "^[0-9A-Fa-f]{1,8}/[0-9A-Fa-f]{1,8}$"
-Lsn = Annotated[str, Field(pattern=_LSN, examples=["0/3000148"])]
+# Some engines let `$` match in front of a line break.
+_NO_LINE_BREAK: Final[dict[str, Any]] = {"not": {"pattern": r"\n"}}
+Lsn = Annotated[str, Field(pattern=_LSN, examples=["0/3000148"], json_schema_extra=_NO_LINE_BREAK)]
 Seconds = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
 

@@ -8,9 +8,11 @@ from pydantic import ConfigDict, Field, ValidationInfo, ValidatorFunctionWrapHan
 from pydantic.dataclasses import dataclass
 from pydantic_core import PydanticCustomError
 
+from .diagnostics import Path
 from .durations import parse_duration
 from .hostnames import normalize_host
 from .kinds import (
+    PATH_PREFIX,
     CallablePath,
     ClaimName,
     ClaimValue,
@@ -18,6 +20,7 @@ from .kinds import (
     DatasourceName,
     DomainName,
     Duration,
+    ExemptPreset,
     FilePath,
     FixedTenant,
     Flag,
@@ -41,7 +44,7 @@ from .kinds import (
     TrustedHeader,
     is_tenant_name,
 )
-from .sections import OMISSIBLE, Section
+from .sections import OMISSIBLE, ListForm, Section
 from .shapes import is_mapping
 
 
@@ -227,6 +230,49 @@ class ResolverConfig(Section):
         return getattr(self, self.kind)
 
 
+class ExemptConfig(Section):
+    """Paths without tenant and session."""
+
+    preset: Annotated[ExemptPreset | None, OMISSIBLE] = Field(
+        default=None,
+        title="Preset",
+        description=(
+            "The pages that a framework adds by itself, each path alone. fastapi: /docs, /docs/oauth2-redirect, /redoc"
+            " and /openapi.json."
+        ),
+        examples=["fastapi"],
+    )
+    paths: tuple[PathPrefix, ...] = Field(
+        default=(),
+        title="Paths",
+        description="Further paths, together with everything below them.",
+        examples=[["/healthz"]],
+    )
+
+    @property
+    def pages(self) -> tuple[str, ...]:
+        """The paths of the preset."""
+        return () if self.preset is None else EXEMPT_PAGES[self.preset]
+
+    def place(self, index: int) -> Path:
+        """The path of an entry of `paths` below this section, as the document has it."""
+        return ("paths", index)
+
+
+class ExemptList(ExemptConfig):
+    """The same, written as a list of paths."""
+
+    def place(self, index: int) -> Path:
+        """The path of an entry below the list."""
+        return (index,)
+
+
+EXEMPT_PAGES: Final[dict[str, tuple[str, ...]]] = {
+    "fastapi": ("/docs", "/docs/oauth2-redirect", "/redoc", "/openapi.json"),
+}
+"""The paths of each preset. Source: FastAPI's defaults of `docs_url`, `swagger_ui_oauth2_redirect_url`, ..."""
+
+
 class TenancyConfig(Section):
     """How requests name their tenant, and how requests without a tenant are answered."""
 
@@ -295,20 +341,30 @@ class TenancyConfig(Section):
         description="The status for requests that name no tenant.",
         examples=[400],
     )
+    missing_page: Flag = Field(
+        default=True,
+        title="Page for no tenant",
+        description=(
+            "Whether a browser that names no tenant gets a page with the ways to name one, instead of a problem"
+            " document. With hide_unknown it never does."
+        ),
+        examples=[False],
+    )
     unknown: RefusalStatus = Field(
         default=404,
         title="Status for an unknown tenant",
         description="The status for requests with an unknown tenant.",
         examples=[404],
     )
-    exempt: tuple[PathPrefix, ...] = Field(
-        default=(),
+    exempt: Annotated[ExemptConfig, ListForm(ExemptList, "paths", PATH_PREFIX)] = Field(
+        default=ExemptList(),
+        json_schema_extra={"default": []},
         title="Exempt paths",
         description=(
             "Paths without tenant and session, together with everything below them: /docs covers /docs and /docs/x,"
-            " but not /docsx."
+            " but not /docsx. A list, or a section with a preset."
         ),
-        examples=[["/healthz", "/docs"]],
+        examples=[["/healthz", "/docs"], {"preset": "fastapi", "paths": ["/healthz"]}],
     )
     pattern: NamePattern = Field(
         default="^[a-z0-9][a-z0-9_-]{0,62}$",

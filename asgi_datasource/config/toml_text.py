@@ -11,7 +11,7 @@ from .diagnostics import SYNTAX_FIX, Code, Diagnostic, Path, Position, huge_numb
 from .limits import MAX_DEPTH
 from .places import Mark, Place, Spans
 
-_PLACE: Final = re.compile(r" \(at (?:line (\d+), column (\d+)|end of document)\)$")
+_PLACE: Final = re.compile(r" \(at (?:line (\d+), column (\d+)|end of document)\)\Z")
 _QUOTED: Final = re.compile(r"(['\"]).{2,}\1|\(.*\)")
 
 

@@ -106,7 +106,7 @@ _ESCAPE: Final = re.compile(r"%(?![0-9A-Fa-f]{2})")
 _ESCAPE_FIX: Final = "Write a percent sign as %25."
 _AUTHORITY: Final = re.compile(r"postgres(?:ql)?://(?:(?P<user>[^/?#]*)@)?(?P<hosts>[^/?#]*)(?P<rest>.*)", re.DOTALL)
 _HOSTS: Final = re.compile(rf"{_HOST}(?:,{_HOST})*")
-_KEYWORDS: Final = re.compile(r"(?: *[a-z][a-z0-9_]* *= *(?:'(?:[^'\\]|\\.)*'|(?:[^ '\\]|\\.)*)(?: |$))*")
+_KEYWORDS: Final = re.compile(r"(?: *[a-z][a-z0-9_]* *= *(?:'(?:[^'\\]|\\.)*'|(?:[^ '\\]|\\.)*)(?: |\Z))*")
 
 
 def find_fault(url: str) -> tuple[str, str] | None:
@@ -136,7 +136,7 @@ def find_fault(url: str) -> tuple[str, str] | None:
         return "a percent sign that begins no escape", _ESCAPE_FIX
     if _HOSTS.fullmatch(parts["hosts"]) is None:
         return "host and port cannot be told apart", "Write host:5432, and an IPv6 address in brackets: [::1]:5432."
-    ports = re.findall(r":([0-9]+)(?=,|$)", parts["hosts"])
+    ports = re.findall(r":([0-9]+)(?=,|\Z)", parts["hosts"])
     if any(not 1 <= int(port) <= 65535 for port in ports):
         return "a port that is not one", "Ports go from 1 to 65535."
     return None

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any, Final
 from weakref import WeakValueDictionary
 
@@ -34,6 +34,8 @@ class Fleet:
     Args:
         name: The datasource's name in the configuration.
         make: Makes the member for a database name; opens nothing.
+        replicas: Names of the replicas of each database.
+        drained: Replicas that were drained by hand before a reload.
         max_open: Most pools that are open at a time.
         close_idle_after_s: Seconds after which an unused pool is closed.
     """
@@ -43,6 +45,8 @@ class Fleet:
         name: str,
         make: Callable[[str, Fleet], ReplicatedDataSource],
         *,
+        replicas: Collection[str] = (),
+        drained: Collection[str] = (),
         max_open: int,
         close_idle_after_s: float,
         settings: object = None,
@@ -51,6 +55,10 @@ class Fleet:
         self.settings = settings
         """The settings that it was made from: a reload keeps a fleet with unchanged settings."""
         self._make = make
+        self.replicas = tuple(replicas)
+        """Names of the replicas of each database."""
+        self.drained = frozenset(drained) & frozenset(replicas)
+        """The replicas of all databases that were drained by hand."""
         self._max_open = max_open
         self._close_idle_after_s = close_idle_after_s
         # A member lives as long as a session refers to it, or one of its servers is in `_open`: the server refers to it
@@ -94,8 +102,41 @@ class Fleet:
             for server in member.servers.values():
                 server.metrics = self.metrics
                 server.configurers = self.configurers
+            for replica in self.drained:
+                member.drain(replica)
             member.watch()
         return member
+
+    @property
+    def members(self) -> tuple[ReplicatedDataSource, ...]:
+        """The databases that sessions use, or whose pools are open."""
+        return tuple(self._members.values())
+
+    def drain(self, name: str) -> None:
+        """Give a replica no new work in any database.
+
+        Raises:
+            KeyError: There is no replica of this name.
+        """
+        self._check_replica(name)
+        self.drained |= {name}
+        for member in self.members:
+            member.drain(name)
+
+    def undrain(self, name: str) -> None:
+        """Give a replica work again, in every database.
+
+        Raises:
+            KeyError: There is no replica of this name.
+        """
+        self._check_replica(name)
+        self.drained -= {name}
+        for member in self.members:
+            member.undrain(name)
+
+    def _check_replica(self, name: str) -> None:
+        if name not in self.replicas:
+            raise KeyError(f"the datasource {self.name!r} has no replica {name!r}")
 
     def detached(self, database: str) -> ReplicatedDataSource:
         """A separate datasource of a database, for queries that must not affect the sessions' one.

@@ -136,6 +136,7 @@ class ReplicatedDataSource:
 
     __slots__ = (
         "__weakref__",
+        "_drained",
         "_draining",
         "_is_watching",
         "_monitor",
@@ -175,6 +176,7 @@ class ReplicatedDataSource:
         self.state = DataSourceState.CONFIGURED
         self.servers: Mapping[str, Server] = {server.name: server for server in (*self.replicas, primary)}
         self._traits = {replica.name: (traits or {}).get(replica.name, ReplicaTraits()) for replica in self.replicas}
+        self._drained: set[str] = set()
         self._draining = {name for name, trait in self._traits.items() if trait.is_draining}
         # One counter for all requests. They share an event loop, so reading and incrementing it is atomic.
         self.turn = 0
@@ -221,6 +223,7 @@ class ReplicatedDataSource:
             KeyError: There is no replica of this name.
         """
         self._check_replica(name)
+        self._drained.add(name)
         self._draining.add(name)
         self._refresh_topology()
 
@@ -231,6 +234,7 @@ class ReplicatedDataSource:
             KeyError: There is no replica of this name.
         """
         self._check_replica(name)
+        self._drained.discard(name)
         self._draining.discard(name)
         self._refresh_topology()
 
@@ -248,6 +252,9 @@ class ReplicatedDataSource:
         """
         if isinstance(predecessor, ReplicatedDataSource):
             self._monitor.inherit(predecessor._monitor)
+            # Replicas that were drained by hand stay so.
+            self._drained |= predecessor._drained & self._traits.keys()
+            self._draining |= self._drained
         self.watch()
         for server in self.servers.values():
             await server.open()

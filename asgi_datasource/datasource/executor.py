@@ -9,15 +9,18 @@ from asyncio import CancelledError
 from collections.abc import Awaitable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache, partial
-from time import monotonic, perf_counter
-from typing import Final
+from time import monotonic, perf_counter, time_ns
+from typing import Final, cast
+
+from opentelemetry.trace import Span
 
 from ..concurrency.priority_queue import Priority
 from ..concurrency.tasks import BackgroundTasks
 from ..drivers.protocol import Connection, Exchange, Result, Server
 from ..drivers.statements import Control, ControlKind, Envelope, Params, Query, Settings, Statement
 from ..errors import CommitUnknown, DataError, DataErrorKind
-from ..observability.metrics import Measure
+from ..observability import names
+from ..observability.recording import SessionRecorder
 from ..observability.session_trace import SessionTrace, TransactionTrace, description_of, note_failed_statement
 from ..observability.summary import analyze
 from ..routing import ANY_FRESHNESS, AccessIntent, Freshness, ReadAfterWritePin, Role
@@ -65,6 +68,8 @@ class Executor(Router):
     """
 
     _started = 0.0
+    _span: Span | None = None
+    """The span of the read that was sent without waiting."""
 
     def __init__(
         self,
@@ -76,7 +81,7 @@ class Executor(Router):
         client_history: ClientHistory | None = None,
         priority: Priority = Priority.NORMAL,
         trace: SessionTrace | None = None,
-        measure: Measure | None = None,
+        measure: SessionRecorder | None = None,
     ) -> None:
         """Create the executor of one session.
 
@@ -130,8 +135,8 @@ class Executor(Router):
             freshness: Required freshness of the data.
             now: Event-loop time.
         """
-        if self.trace is not None:
-            return None
+        trace = self.trace
+        chosen_ns = 0 if trace is None else time_ns()
         client_history = self.client_history
         if client_history is not None and client_history.is_blank and not client_history.is_monotonic(freshness):
             # No proof required, and no lower bound for later reads.
@@ -146,13 +151,22 @@ class Executor(Router):
             return None
         proof = None if client_history is None else CausalRead(self, client_history, freshness, attempt)
         envelope = READ if proof is None else proof.envelope(server, connection)
+        sent_ns = 0 if trace is None else time_ns()
         exchange = connection.send_one(envelope, self._settings, query, params, deadline=deadline, now=now)
         if exchange is None:
             server.put_back(connection)
             return None
         self.note_borrowed(server, connection, route)
-        if self._measure is not None:
+        if self._measure is not None or trace is not None:
             self._started = perf_counter()
+        if trace is not None:
+            # Spans are made while the server works.
+            chosen = self.trace_route(trace, route, attempt, None, chosen_ns)
+            if envelope.between:
+                attempt.route = chosen
+            else:
+                chosen.end(is_ready=True, ended_ns=sent_ns)
+            self._span = trace.query(server, cast("str", query), started_ns=sent_ns)
         return exchange, server, connection, proof
 
     async def wait_to_send(
@@ -173,16 +187,24 @@ class Executor(Router):
         if (is_read and server.leads_to_several) or (
             not is_read and client_history is not None and client_history.is_monotonic(freshness)
         ):
+            if proof is None:
+                attempt.end_route()
             return None, self._lent(server, connection, proof)
         if is_read:
             envelope = READ if proof is None else proof.envelope(server, connection)
         else:
             envelope = _begin_envelope(connection.incarnation is None)
+        if attempt.route is not None and not envelope.between:
+            attempt.end_route()
+        trace = self.trace
+        sent_ns = 0 if trace is None else time_ns()
         exchange = connection.send_one(envelope, self._settings, query, params, deadline=deadline, now=monotonic())
         if exchange is None:
             return None, self._lent(server, connection, proof)
-        if self._measure is not None:
+        if self._measure is not None or trace is not None:
             self._started = perf_counter()
+        if trace is not None:
+            self._span = trace.query(server, cast("str", query), started_ns=sent_ns)
         sent = (exchange, server, connection, proof) if is_read else (exchange, server, connection)
         return sent, (server, connection, proof)
 
@@ -210,6 +232,13 @@ class Executor(Router):
             return None
         if proof is not None:
             proof.note(exchange, index + 1, server)
+            if proof.attempt.route is not None:
+                self.note_proof(proof.attempt, server, "met")
+        if self._span is not None:
+            if exchange.began_at is not None:
+                waited_ms = round((exchange.began_at - self._started) * 1000, 3)
+                self._span.set_attribute(names.POOL_WAIT_MS, max(0.0, waited_ms))
+            self._end_span()
         server.release(connection)
         if server.role is Role.REPLICA:
             self._sticky = server.name
@@ -280,7 +309,7 @@ class Executor(Router):
             else:
                 exchange, server, connection, _ = begun
                 envelope = READ if proof is None else proof.asked
-                await self._finish(server, connection, exchange, statements)
+                await self._finish(server, connection, exchange, statements, first=envelope.index)
                 begun = None
                 is_alone = connection.stop_sharing()
             if proof is not None and not exchange.is_withdrawn and not proof.is_met(exchange, server, connection):
@@ -488,7 +517,7 @@ class Executor(Router):
             CommitUnknown: The connection was lost, and the server has not told the transaction's id.
         """
         exchange, server, connection = sent
-        await self._finish(server, connection, exchange, (statement,))
+        await self._finish(server, connection, exchange, (statement,), first=_WHOLE.index)
         if exchange.was_answered(_WHOLE_IDENTITY):
             return self._whole(sent)
         error = server.error_of(exchange, is_write=True)
@@ -633,7 +662,7 @@ class Executor(Router):
                 )
             else:
                 exchange = begun[0]
-                await self._finish(server, connection, exchange, statements)
+                await self._finish(server, connection, exchange, statements, first=2)
                 begun = None
             error: DataError | None = None
             if exchange.error is not None:
@@ -756,21 +785,36 @@ class Executor(Router):
             self._note_run(server, statements, started, failure, rows)
 
     async def _finish(
-        self, server: Server, connection: Connection, exchange: Exchange, statements: Sequence[Statement]
+        self, server: Server, connection: Connection, exchange: Exchange, statements: Sequence[Statement], *, first: int
     ) -> None:
-        """Complete a round trip that was sent without waiting."""
+        """Complete a round trip that was sent without waiting, whose statement has the index `first`."""
         failure: BaseException | None = None
         try:
             await connection.finish(exchange)
-            if exchange.error is not None and self._measure is not None:
+            if exchange.error is not None and (self._measure is not None or self._span is not None):
                 failure = server.error_of(exchange, is_write=False)
+                if self._span is not None:
+                    note_failed_statement(self._span, exchange.failed_at, first, 1)
         except BaseException as error:
             failure = error
             await self._give_up(server, connection)
             raise
         finally:
-            if not exchange.is_withdrawn:
+            if exchange.is_withdrawn:
+                # It runs again, with another span.
+                self._span = None
+            else:
+                self._end_span(failure)
                 self._note_run(server, statements, exchange.began_at or self._started, failure)
+
+    def _end_span(self, failure: BaseException | None = None) -> None:
+        """End the span of the read that was sent without waiting."""
+        span, self._span = self._span, None
+        if span is None or self.trace is None:
+            return
+        if failure is not None:
+            self.trace.fail(span, failure)
+        span.end()
 
     def _note_run(
         self,
@@ -786,6 +830,7 @@ class Executor(Router):
     async def abandon(self, sent: SentRead | SentBegin, statement: Statement) -> None:
         """The caller of `send_read` or `send_begin` was cancelled: stop the statement, and return the connection."""
         _, server, connection = sent[:3]
+        self._end_span(CancelledError())
         if self._measure is not None:
             took_s = perf_counter() - self._started
             self._measure.ran(server, analyze(statement.text), took_s, CancelledError())

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from random import random
-from time import monotonic
+from time import monotonic, time_ns
 from typing import Final, Protocol
 
 from ..concurrency.fair_queue import TenantQuota
@@ -15,7 +15,7 @@ from ..concurrency.priority_queue import Priority
 from ..drivers.protocol import Connection, Exchange, Server
 from ..errors import DataError, DataErrorKind
 from ..observability import names
-from ..observability.metrics import Measure
+from ..observability.recording import SessionRecorder
 from ..observability.session_trace import RouteTrace, SessionTrace, TransactionTrace
 from ..routing import (
     AccessIntent,
@@ -228,7 +228,7 @@ class Router:
     _priority: Priority
     trace: SessionTrace | None
     """Makes the session's spans; None where its trace is not sampled."""
-    _measure: Measure | None
+    _measure: SessionRecorder | None
     client_history: ClientHistory | None
     """Causal-consistency state; None when tokens are disabled."""
 
@@ -322,7 +322,7 @@ class Router:
         measure = self._measure
         if measure is not None:
             measure.chose(decision_of(route))
-            connection.use = measure.shared(server, 0.0) if connection.is_shared else measure.lent(server, 0.0)
+            connection.use = measure.lent(server, 0.0, connection)
 
     def note_route(self, route: Route) -> None:
         """Count a choice."""
@@ -468,9 +468,9 @@ class Router:
         """A connection; None when the server cannot be reached and another one may be."""
         if self.held:
             self._check_second_connection(server)
-        traced = None if self.trace is None else self._start_route(self.trace, route, attempt, within)
-        measure = self._measure
-        started = monotonic() if traced is not None or measure is not None else 0.0
+        trace, measure = self.trace, self._measure
+        started_ns = 0 if trace is None else time_ns()
+        started = monotonic() if trace is not None or measure is not None else 0.0
         limit = self._tenant.max_connections
         quota = TenantQuota(self._tenant.name, limit) if limit is not None or server.is_fair else None
         try:
@@ -485,9 +485,9 @@ class Router:
         except DataError as error:
             if measure is not None:
                 measure.refused(server, error)
-            if traced is not None and self.trace is not None:
-                self.trace.fail(traced.span, error)
-                traced.lent(monotonic() - started, 0.0)
+            if trace is not None:
+                traced = self.trace_route(trace, route, attempt, within, started_ns, monotonic() - started)
+                trace.fail(traced.span, error)
                 traced.span.end()
             if error.kind is DataErrorKind.RESOURCE and server.role is Role.REPLICA and quota is None:
                 # Its connections may hang on a server that has fallen silent a moment ago.
@@ -497,18 +497,17 @@ class Router:
             attempt.note(server.name, error)
             return None
         except BaseException as error:
-            if traced is not None and self.trace is not None:
-                self.trace.fail(traced.span, error)
-                traced.lent(monotonic() - started, 0.0)
+            if trace is not None:
+                traced = self.trace_route(trace, route, attempt, within, started_ns, monotonic() - started)
+                trace.fail(traced.span, error)
                 traced.span.end()
             raise
         if measure is not None:
-            lent = measure.shared if connection.is_shared else measure.lent
-            connection.use = lent(server, monotonic() - started)
-        if traced is not None:
+            connection.use = measure.lent(server, monotonic() - started, connection)
+        if trace is not None:
             now = monotonic()
-            traced.lent(now - started, _connecting_s(connection, started, now))
-            attempt.route = traced
+            connecting_s = _connecting_s(connection, started, now)
+            attempt.route = self.trace_route(trace, route, attempt, within, started_ns, now - started, connecting_s)
         return connection
 
     def _check_second_connection(self, server: Server) -> None:
@@ -526,9 +525,17 @@ class Router:
                 " it would wait for ever. Raise pool.max_size, or do without requires_new and not_supported here",
             )
 
-    def _start_route(
-        self, trace: SessionTrace, route: Route, attempt: Attempt, within: TransactionTrace | None
+    def trace_route(
+        self,
+        trace: SessionTrace,
+        route: Route,
+        attempt: Attempt,
+        within: TransactionTrace | None,
+        started_ns: int,
+        waited_s: float = 0.0,
+        connecting_s: float = 0.0,
     ) -> RouteTrace:
+        """Make the span of a choice; arguments as of `SessionTrace.route`."""
         attributes: dict[str, names.AttributeValue] = {
             **decision_of(route),
             names.INTENT: route.intent.value,
@@ -543,7 +550,15 @@ class Router:
         is_asked = route.reason is Reason.PROVED
         if attempt.after is not None and route.intent is AccessIntent.READ:
             attributes[names.REQUIRED_LSN] = format_lsn(attempt.after.lsn)
-        return trace.route(str(route), attributes, within=within, is_asked=is_asked)
+        return trace.route(
+            str(route),
+            attributes,
+            within=within,
+            is_asked=is_asked,
+            started_ns=started_ns,
+            waited_s=waited_s,
+            connecting_s=connecting_s,
+        )
 
     def note_proof(self, attempt: Attempt, server: Server, proof: str, waited_s: float = 0.0) -> None:
         """Record on the span of the choice whether its server has proved its state.

@@ -17,7 +17,7 @@ from typing import Any, Final, Generic, TypeVar
 from ..concurrency.fair_queue import TenantQuota
 from ..concurrency.priority_queue import Priority
 from ..errors import DataError, DataErrorKind, SessionClosed
-from ..observability.metrics import Use
+from ..observability.recording import UseRecorder
 from ..routing import Observation, Position, Role
 from .protocol import PoolKeeper, RowFactory, TenantIdentity
 from .server_base import ServerBase
@@ -164,8 +164,9 @@ class PlainConnection(ABC):
     incarnation: str | None = None
     held: Position | None = None
     leads_to: str | None = ""
-    use: Use | None = None
+    use: UseRecorder | None = None
     is_shared = False
+    began_at: float | None = None
     when_gone: Callable[[], None] | None = None
     errors: tuple[type[Exception], ...] = ()
     """The exception classes of the library for failed statements."""

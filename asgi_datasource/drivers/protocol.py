@@ -14,7 +14,8 @@ from typing import Any, Protocol, TypeVar
 from ..concurrency.fair_queue import TenantQuota
 from ..concurrency.priority_queue import Priority
 from ..errors import DataError
-from ..observability.metrics import Attributes, Metrics, Use
+from ..observability.metrics import Attributes, Metrics
+from ..observability.recording import UseRecorder
 from ..routing import CircuitBreaker, Observation, Position, Role
 from .settings import ServerSettings
 from .statements import Control, Envelope, Params, Query, Statement
@@ -211,7 +212,7 @@ class Connection(Protocol):
     """A position that the server has proved on this connection; its position only increases."""
     leads_to: str | None
     """Identifies the server that the connection leads to for its whole life; None if unknown, or behind a pooler."""
-    use: Use | None
+    use: UseRecorder | None
     """Records the time of use when metrics are enabled; ended when the connection is returned."""
 
     is_shared: bool
@@ -220,6 +221,11 @@ class Connection(Protocol):
     """Process id of the server process, as reported at connect."""
     when_gone: Callable[[], None] | None
     """Called once when the connection is lost."""
+
+    @property
+    def began_at(self) -> float | None:
+        """Of a shared one: `perf_counter` time at which the reads in front of its read were done; None without any."""
+        ...
 
     @property
     def is_usable(self) -> bool:

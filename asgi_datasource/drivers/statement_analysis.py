@@ -14,7 +14,7 @@ from __future__ import annotations
 import re
 from typing import Final
 
-_GAP: Final = rb"(?:\s|--[^\r\n]*(?:[\r\n]|$)|/\*(?:(?!/\*).)*?\*/)"
+_GAP: Final = rb"(?:\s|--[^\r\n]*(?:[\r\n]|\Z)|/\*(?:(?!/\*).)*?\*/)"
 """White space or a comment. A nested comment does not match, so that no word of it is taken for a command."""
 
 _HEAD: Final = re.compile(rb"(?:%b|[;(])*([a-z]+)(?:%b+([a-z]+))?" % (_GAP, _GAP), re.IGNORECASE | re.DOTALL)

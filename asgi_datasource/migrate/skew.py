@@ -8,7 +8,10 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections import Counter
 from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
 from typing import Final
 
 from ..config import Config
@@ -27,6 +30,45 @@ LOOK_EVERY_S: Final = 60.0
 """Pause between two looks while every schema is at its head."""
 LOOK_AGAIN_S: Final = 5.0
 """Pause while one is behind, or a server does not answer."""
+
+MOST_LISTED: Final = 50
+"""Most schemas that a look keeps by name."""
+
+
+@dataclass(frozen=True, slots=True)
+class SchemaState:
+    """A schema that is not at its head.
+
+    Attributes:
+        name: Its tenants, or the datasource and `shared`.
+        standing: Where it stands.
+        version, head: The version that it has, and that of the files.
+        reason: What failed, or what has to be put right first; None while it only lacks something.
+    """
+
+    name: str
+    standing: Standing
+    version: int
+    head: int
+    reason: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Look:
+    """What the last look at the schemas has found.
+
+    Attributes:
+        at: When it ended.
+        counts: The number of schemas by where they stand.
+        schemas: Those that are not at their head, at most `MOST_LISTED`.
+        failure: Why the schemas could not be looked at; None if they could.
+    """
+
+    at: datetime
+    counts: Counter[Standing]
+    schemas: tuple[SchemaState, ...] = ()
+    failure: str | None = None
+
 
 _BEHIND: Final = frozenset({Trouble.UNKNOWN, Trouble.ABSENT, Trouble.OUT_OF_ORDER})
 
@@ -49,6 +91,8 @@ class SkewWatch:
         self._task: asyncio.Task[None] | None = None
         self.looks = 0
         """How often the schemas were looked at."""
+        self.last: Look | None = None
+        """What the last look has found; None before the first."""
 
     async def start(self) -> None:
         """Check, or apply, what is pending; then watch, where tenants behind are refused.
@@ -77,7 +121,10 @@ class SkewWatch:
         Raises:
             DataError: A database cannot be reached.
         """
-        return self._take(await self._look())
+        report = await self._look()
+        if not self._refuses:
+            return not any(map(is_behind, report.schemas))
+        return self._take(report)
 
     async def _first(self) -> MigrationReport | None:
         try:
@@ -86,20 +133,24 @@ class SkewWatch:
                 if report.applied:
                     logger.info("%d migrations applied in %.1f s", report.applied, report.seconds)
                 self.looks += 1
+                self.last = _look_of(report)
                 return report
             return await self._look()
         except Problem as problem:
             raise ConfigError(f"migrate: {problem}") from None
         except DataError as error:
+            self.last = _failed_look(error)
             logger.warning("the schemas could not be checked for pending migrations: %s", error)
             return None
 
     async def _look(self) -> MigrationReport:
         self.looks += 1
         try:
-            return await Migrator(self._config).plan()
+            report = await Migrator(self._config).plan()
         except Problem as problem:
             raise ConfigError(f"migrate: {problem}") from None
+        self.last = _look_of(report)
+        return report
 
     def _blocking(self, schemas: Sequence[Progress]) -> list[Progress]:
         """What keeps the application from starting: tenants do not where they are refused one by one."""
@@ -112,6 +163,7 @@ class SkewWatch:
                 is_well = await self.refresh()
             except (DataError, ConfigError) as error:
                 is_well = False
+                self.last = _failed_look(error)
                 logger.warning("the versions of the schemas could not be read: %s", error)
 
     def _take(self, report: MigrationReport | None) -> bool:
@@ -139,6 +191,26 @@ def is_behind(one: Progress) -> bool:
         if file.kind is not Kind.REPEATABLE or not one.version:
             return True
     return False
+
+
+def _look_of(report: MigrationReport) -> Look:
+    others = [one for one in report.schemas if one.standing is not Standing.AT_HEAD]
+    return Look(
+        datetime.now(UTC),
+        Counter(one.standing for one in report.schemas),
+        tuple([_state_of(one) for one in others[:MOST_LISTED]]),
+    )
+
+
+def _state_of(one: Progress) -> SchemaState:
+    reason = one.error if one.failed is None else f"{one.failed} failed: {one.error}"
+    if reason is None and one.findings:
+        reason = one.findings[0].message
+    return SchemaState(one.name, one.standing, one.version, one.folder.head(one.target.kind), reason)
+
+
+def _failed_look(error: DataError) -> Look:
+    return Look(datetime.now(UTC), Counter(), failure=error.message)
 
 
 def _reason(one: Progress) -> str:

@@ -25,14 +25,16 @@ from .names import (
     DB_STATUS_CODE,
     ERROR_TYPE,
     NODE,
+    OTHER,
     OUTCOME,
     POOL_NAME,
     SCHEMA_URL,
     TENANT_ID,
     AttributeValue,
 )
+from .recording import RecordedConnection
 from .summary import Analysis
-from .tracing import SCOPE, VERSION
+from .tracing import SCOPE, VERSION, cause_of
 
 OPERATION_DURATION: Final = "db.client.operation.duration"
 RETURNED_ROWS: Final = "db.client.response.returned_rows"
@@ -48,11 +50,12 @@ CONNECTION_USE_TIME: Final = "db.client.connection.use_time"
 ROUTE_DECISIONS: Final = "asgi_datasource.route.decisions"
 REPLICA_LAG: Final = "asgi_datasource.replica.lag"
 TRANSACTION_OUTCOMES: Final = "asgi_datasource.transaction.outcomes"
+SERVERS_UP: Final = "asgi_datasource.servers.up"
 OPEN_POOLS: Final = "asgi_datasource.tenants.open_pools"
 CLOSED_USE: Final = "asgi_datasource.session.closed_use"
 
-OTHER_TENANTS: Final = "_OTHER"
-"""Label of every tenant beyond the labelled ones, in the manner of the conventions' own `_OTHER`."""
+OTHER_TENANTS: Final = OTHER
+"""Label of every tenant beyond the labelled ones."""
 
 MAX_SUMMARIES: Final = 500
 """Statements that metrics tell apart, the first ones; others have no summary, so that generated SQL adds no series."""
@@ -123,6 +126,11 @@ class MeasuredPool(Protocol):
         """Requests that wait for a connection."""
         ...
 
+    @property
+    def is_up(self) -> bool:
+        """Whether its circuit breaker is closed."""
+        ...
+
 
 class Source(Protocol):
     """An open registry as metrics exporters read it, from a thread of their own."""
@@ -155,7 +163,7 @@ class Metrics:
         self.summaries: set[str] = set()
         """The summaries that metrics name."""
 
-    def measure(self, tenant: str | None) -> Measure:
+    def measure(self, tenant: str | None, scope: object = None) -> Measure:
         """The recorder for a session of this tenant."""
         return Measure(self, self._instruments, tenant)
 
@@ -207,23 +215,19 @@ class Measure:
         """
         self._instruments.decisions.add(1, {**decision, **self._label})
 
-    def lent(self, pool: MeasuredPool, waited_s: float) -> Use:
+    def lent(self, pool: MeasuredPool, waited_s: float, connection: RecordedConnection | None = None) -> Use:
         """Record a borrowed connection; call `end` of the result when the connection returns."""
         self._label = self._metrics.admit(self._tenant)
         attributes = {POOL_NAME: pool.full_name, **self._label}
-        self._instruments.wait_time.record(waited_s, attributes)
-        return Use(self._instruments.use_time, attributes)
-
-    def shared(self, pool: MeasuredPool, waited_s: float) -> SharedUse:
-        """Record a part of a shared connection; call `end_since` of the result when it returns."""
-        self._label = self._metrics.admit(self._tenant)
-        attributes = {POOL_NAME: pool.full_name, **self._label}
         instruments = self._instruments
-        return SharedUse(instruments.wait_time, instruments.use_time, attributes, waited_s)
+        if connection is not None and connection.is_shared:
+            return SharedUse(instruments.wait_time, instruments.use_time, attributes, waited_s, connection)
+        instruments.wait_time.record(waited_s, attributes)
+        return Use(instruments.use_time, attributes)
 
-    def refused(self, pool: MeasuredPool, error: DataError) -> None:
+    def refused(self, pool: MeasuredPool, error: Exception) -> None:
         """Record that no connection could be borrowed."""
-        if error.kind is DataErrorKind.RESOURCE:
+        if isinstance(error, DataError) and error.kind is DataErrorKind.RESOURCE:
             self._instruments.timeouts.add(1, {POOL_NAME: pool.full_name, **self._label})
 
     def ran(
@@ -245,12 +249,10 @@ class Measure:
         elif len(summaries) < MAX_SUMMARIES:
             summaries.add(summary)
             attributes[DB_QUERY_SUMMARY] = summary
-        if isinstance(failure, DataError):
-            attributes[ERROR_TYPE] = failure.sqlstate or failure.kind.value
-            if failure.sqlstate is not None:
+        if failure is not None:
+            attributes[ERROR_TYPE] = cause_of(failure)
+            if isinstance(failure, DataError) and failure.sqlstate is not None:
                 attributes[DB_STATUS_CODE] = failure.sqlstate
-        elif failure is not None:
-            attributes[ERROR_TYPE] = type(failure).__name__
         self._instruments.duration.record(took_s, attributes)
         if rows >= 0:
             self._instruments.returned_rows.record(rows, attributes)
@@ -282,24 +284,29 @@ class Use:
 class SharedUse(Use):
     """The use of a connection that other reads share: its wait includes that for the reads in front of it."""
 
-    __slots__ = ("_wait_time", "_waited_s")
+    __slots__ = ("_connection", "_wait_time", "_waited_s")
 
-    def __init__(self, wait_time: Histogram, use_time: Histogram, attributes: Attributes, waited_s: float) -> None:
+    def __init__(
+        self,
+        wait_time: Histogram,
+        use_time: Histogram,
+        attributes: Attributes,
+        waited_s: float,
+        connection: RecordedConnection,
+    ) -> None:
         super().__init__(use_time, attributes)
         self._wait_time = wait_time
         self._waited_s = waited_s
+        self._connection = connection
 
-    def end_since(self, began_at: float | None) -> None:
-        """Record both times.
-
-        Args:
-            began_at: `perf_counter` time at which the reads in front of it were done; None if there were none.
-        """
+    def end(self) -> None:
+        """Record both times."""
+        began_at = self._connection.began_at
         if began_at is not None and began_at > self._began:
             self._waited_s += began_at - self._began
             self._began = began_at
         self._wait_time.record(self._waited_s, self._attributes)
-        self.end()
+        super().end()
 
 
 @dataclass(frozen=True, slots=True)
@@ -351,6 +358,9 @@ def _instruments() -> Instruments:
     pools(CONNECTION_IDLE_MAX, "{connection}", "Most connections without use", lambda pool: pool.settings.max_size)
     pools(CONNECTION_IDLE_MIN, "{connection}", "Connections kept without use", lambda pool: pool.settings.min_size)
     pools(CONNECTION_PENDING, "{request}", "Requests that wait for a connection", lambda pool: pool.waiting)
+    meter.create_observable_up_down_counter(
+        SERVERS_UP, [_servers_up], "{server}", "Servers whose circuit breaker is closed"
+    )
     meter.create_observable_up_down_counter(OPEN_POOLS, [_databases], "{pool}", "Pools of tenants' databases, open")
     meter.create_observable_gauge(REPLICA_LAG, [_lags], "s", "How long ago the primary was where the replica is")
     return Instruments(
@@ -393,6 +403,13 @@ def _connections(_: CallbackOptions) -> Iterable[Observation]:
         ((pool.full_name, state), {POOL_NAME: pool.full_name, CONNECTION_STATE: state}, count)
         for pool in _pools()
         for state, count in (("idle", pool.idle), ("used", pool.borrowed))
+    )
+
+
+def _servers_up(_: CallbackOptions) -> Iterable[Observation]:
+    return _summed(
+        ((pool.datasource, pool.name), {DATASOURCE: pool.datasource, NODE: pool.name}, int(pool.is_up))
+        for pool in _pools()
     )
 
 

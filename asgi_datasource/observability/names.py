@@ -36,6 +36,8 @@ MESSAGING_DESTINATION: Final = "messaging.destination.name"
 MESSAGING_OPERATION: Final = "messaging.operation.name"
 MESSAGING_OPERATION_TYPE: Final = "messaging.operation.type"
 MESSAGING_MESSAGE_ID: Final = "messaging.message.id"
+OTHER: Final = "_OTHER"
+"""Value of an attribute beyond the values that are told apart, in the manner of the conventions."""
 MESSAGING_BODY_SIZE: Final = "messaging.message.body.size"
 
 # -- routing

@@ -160,6 +160,12 @@ class TracedStatement(Protocol):
         ...
 
 
+MAX_BASES: Final = 1024
+"""Servers and tenants whose common attributes are kept."""
+
+_bases: Final[dict[object, tuple[Attributes, dict[str, AttributeValue]]]] = {}
+"""The attributes that all client spans of a tenant on a server have, and the server's own that they were made from."""
+
 logger = logging.getLogger("asgi_datasource.telemetry")
 
 _commits: Final[OrderedDict[str, SpanContext]] = OrderedDict()
@@ -222,13 +228,14 @@ class SessionTrace:
     """
 
     __slots__ = (
-        "_bases",
         "_nodes",
+        "_of_tenant",
         "_outcome",
         "_reason",
         "_root",
         "_root_context",
-        "_tenant",
+        "_schema",
+        "_tenant_key",
         "attempt",
         "datasource",
         "interruption",
@@ -253,18 +260,20 @@ class SessionTrace:
         self.interruption: DataError | None = None
         self.last_commit: SpanContext | None = None
         self.datasource = datasource
-        self._tenant = tenant
         self._root = root
         self._root_context = None if root is None else set_span_in_context(root)
         self._nodes: dict[str, None] = {}
-        self._bases: dict[str, tuple[Attributes, dict[str, AttributeValue]]] = {}
         self._outcome: str | None = None
         self._reason: str | None = None
+        self.serve(tenant)
 
     def serve(self, tenant: TracedTenant) -> None:
-        """The session's tenant has changed."""
-        self._tenant = tenant
-        self._bases.clear()
+        """Describe this tenant from now on."""
+        self._schema = tenant.schema
+        self._of_tenant: dict[str, AttributeValue] = {TENANT_STRATEGY: str(tenant.strategy)}
+        if self.options.tenant and tenant.name is not None:
+            self._of_tenant[TENANT_ID] = tenant.name
+        self._tenant_key = self._schema, *self._of_tenant.values()
 
     def parent(self) -> Context | None:
         """The context of the parent of spans outside transactions; None for the current one."""
@@ -275,17 +284,34 @@ class SessionTrace:
     # -- outside transactions
 
     def route(
-        self, name: str, attributes: Attributes, *, within: TransactionTrace | None, is_asked: bool
+        self,
+        name: str,
+        attributes: Attributes,
+        *,
+        within: TransactionTrace | None,
+        is_asked: bool,
+        started_ns: int,
+        waited_s: float,
+        connecting_s: float,
     ) -> RouteTrace:
-        """Start the span of a routing decision, of the wait for a connection, and of the server's proof.
+        """Make the span of a routing decision, of the wait for a connection, and of the server's proof.
+
+        It is made after the wait, with all that is known by then: the SDK takes longer for each attribute that it is
+        given one by one.
 
         Args:
             name: The decision in short: `orders → primary (pinned)`.
             attributes: The decision and its reason.
             within: The transaction that is opened with it.
             is_asked: The reason is true only once the server has proved it.
+            started_ns: When the wait began, in nanoseconds since 1970.
+            waited_s: Seconds until a connection was borrowed, or could not be.
+            connecting_s: The part of it in which the connection was made; the rest was spent in the queue.
         """
-        given = {**attributes, **self._of_tenant()}
+        given = {**attributes, **self._of_tenant, POOL_WAIT_MS: _ms(waited_s)}
+        if connecting_s > 0:
+            given[POOL_CONNECT_MS] = _ms(connecting_s)
+        given[POOL_QUEUE_MS] = _ms(waited_s - connecting_s)
         if is_asked:
             name = name.partition(" (")[0]
             given.pop(REASON, None)
@@ -299,6 +325,7 @@ class SessionTrace:
             self.parent() if within is None else within.context,
             attributes=given,
             links=() if link is None else (Link(link),),
+            start_time=started_ns,
         )
         return RouteTrace(span, name, str(attributes[REASON]), is_asked=is_asked)
 
@@ -318,23 +345,43 @@ class SessionTrace:
             context: The parent; None for the current one.
             links: Related spans.
         """
-        options = self.options
-        if not options.statements:
+        if not self.options.statements:
             return None
         found = analysis_of(statements)
-        if found is None:
+        return None if found is None else self._client_span(server, *found, context, links)
+
+    def query(self, server: TracedServer, text: str, *, started_ns: int) -> Span | None:
+        """Make the span of a single statement that was sent already; None where statements get none.
+
+        Args:
+            server: The server.
+            text: The statement, with its placeholders.
+            started_ns: When it was sent, in nanoseconds since 1970.
+        """
+        if not self.options.statements:
             return None
-        analysis, count = found
+        return self._client_span(server, analyze(text), 1, self.parent(), started_ns=started_ns)
+
+    def _client_span(
+        self,
+        server: TracedServer,
+        analysis: Analysis,
+        count: int,
+        context: Context | None,
+        links: Sequence[Link] = (),
+        *,
+        started_ns: int | None = None,
+    ) -> Span:
         attributes = {
             **self.base(server),
             DB_QUERY_SUMMARY: analysis.summary,
             DB_OPERATION: analysis.operation,
         }
-        if options.text:
+        if self.options.text:
             attributes[DB_QUERY_TEXT] = analysis.text
         if count > 1:
             attributes[DB_BATCH_SIZE] = count
-        return tracer.start_span(analysis.summary, context, SpanKind.CLIENT, attributes, links)
+        return tracer.start_span(analysis.summary, context, SpanKind.CLIENT, attributes, links, started_ns)
 
     def stream(self, server: TracedServer, query: TracedStatement, context: Context | None) -> StreamTrace | None:
         """Start the span of a server-side cursor, from DECLARE to its end; None where statements get no spans."""
@@ -351,21 +398,24 @@ class SessionTrace:
 
     def base(self, server: TracedServer) -> dict[str, AttributeValue]:
         """The attributes of all client spans on a server."""
-        known = self._bases.get(server.full_name)
+        key = server.full_name, self._tenant_key
+        known = _bases.get(key)
         if known is not None and known[0] is server.attributes:
             return known[1]
-        schema = self._tenant.schema
+        schema = self._schema
         base: dict[str, AttributeValue] = {
             **server.attributes,
             DATASOURCE: server.datasource,
             NODE: server.name,
             ROLE: str(server.role),
             POOL_NAME: server.full_name,
-            **self._of_tenant(),
+            **self._of_tenant,
         }
         if schema is not None:
             base[DB_NAMESPACE] = f"{base[DB_NAMESPACE]}|{schema}"
-        self._bases[server.full_name] = server.attributes, base
+        if len(_bases) >= MAX_BASES:
+            _bases.clear()
+        _bases[key] = server.attributes, base
         return base
 
     def fail(self, span: Span, error: BaseException) -> None:
@@ -375,13 +425,6 @@ class SessionTrace:
     def cause(self, error: BaseException) -> BaseException:
         """The interruption behind a cancellation; other errors are their own cause."""
         return error if isinstance(error, DataError) or self.interruption is None else self.interruption
-
-    def _of_tenant(self) -> dict[str, AttributeValue]:
-        tenant = self._tenant
-        found: dict[str, AttributeValue] = {TENANT_STRATEGY: str(tenant.strategy)}
-        if self.options.tenant and tenant.name is not None:
-            found[TENANT_ID] = tenant.name
-        return found
 
     # -- the end
 
@@ -398,12 +441,12 @@ class SessionTrace:
         """
         request = self.request
         if request is not None and request.is_recording():
-            request.set_attributes(self._of_tenant())
-            request.set_attribute(NODES, tuple(self._nodes))
+            found: dict[str, AttributeValue] = {**self._of_tenant, NODES: tuple(self._nodes)}
             if self._outcome is not None:
-                request.set_attribute(OUTCOME, self._outcome)
+                found[OUTCOME] = self._outcome
             if self._reason is not None:
-                request.set_attribute(ROLLBACK_REASON, self._reason)
+                found[ROLLBACK_REASON] = self._reason
+            request.set_attributes(found)
             if self.attempt > 1 and not has_lost:
                 note_attempts(request, self.attempt, "settled")
         if self._root is not None:
@@ -411,7 +454,7 @@ class SessionTrace:
 
 
 class RouteTrace:
-    """The span of a routing decision, until its server has lent a connection and, if required, proved its state."""
+    """The span of a routing decision, until its server has, if required, proved its state."""
 
     __slots__ = ("_name", "_reason", "is_asked", "span")
 
@@ -422,18 +465,6 @@ class RouteTrace:
         self._name = name
         self._reason = reason
 
-    def lent(self, waited_s: float, connecting_s: float) -> None:
-        """A connection was borrowed.
-
-        Args:
-            waited_s: Seconds until then.
-            connecting_s: The part of it in which the connection was made; the rest was spent in the queue.
-        """
-        self.span.set_attribute(POOL_WAIT_MS, _ms(waited_s))
-        if connecting_s > 0:
-            self.span.set_attribute(POOL_CONNECT_MS, _ms(connecting_s))
-        self.span.set_attribute(POOL_QUEUE_MS, _ms(waited_s - connecting_s))
-
     def prove(self, proof: str, waited_s: float, position: str | None) -> None:
         """The server has proved its state, or could not.
 
@@ -443,28 +474,27 @@ class RouteTrace:
             position: Its last known WAL position.
         """
         self.is_asked = False
-        span = self.span
-        span.set_attribute(PROOF, proof)
+        found: dict[str, AttributeValue] = {PROOF: proof}
         if proof != "met":
-            span.set_attribute(PROOF_WAIT_MS, _ms(waited_s))
+            found[PROOF_WAIT_MS] = _ms(waited_s)
         if position is not None:
-            span.set_attribute(REPLICA_LSN, position)
-        if proof == "failed":
-            span.update_name(f"{self._name} (not proved)")
-        else:
-            span.set_attribute(REASON, self._reason)
-            span.update_name(f"{self._name} ({self._reason})")
+            found[REPLICA_LSN] = position
+        if proof != "failed":
+            found[REASON] = self._reason
+        self.span.set_attributes(found)
+        self.span.update_name(f"{self._name} ({'not proved' if proof == 'failed' else self._reason})")
 
-    def end(self, *, is_ready: bool) -> None:
+    def end(self, *, is_ready: bool, ended_ns: int | None = None) -> None:
         """The server's part is over.
 
         Args:
             is_ready: The statement runs there. Where the proof was not asked for, it was given before.
+            ended_ns: When it was over, in nanoseconds since 1970; None is now.
         """
         if self.is_asked and is_ready:
             self.span.set_attribute(REASON, self._reason)
             self.span.update_name(f"{self._name} ({self._reason})")
-        self.span.end()
+        self.span.end(ended_ns)
 
 
 class StreamTrace:
@@ -500,7 +530,7 @@ class TransactionTrace:
         context: The context in which it is current.
     """
 
-    __slots__ = ("_around", "_read_only", "_savepoints", "_server", "_span_id", "context", "session", "span")
+    __slots__ = ("_around", "_found", "_read_only", "_savepoints", "_server", "_span_id", "context", "session", "span")
 
     def __init__(self, session: SessionTrace, *, is_requests: bool) -> None:
         self.session = session
@@ -513,6 +543,8 @@ class TransactionTrace:
         self._savepoints: list[tuple[str, Span, Context]] = []
         self._server: TracedServer | None = None
         self._read_only = False
+        self._found: dict[str, AttributeValue] = {}
+        """Attributes that are set at the end, all at once."""
 
     # -- its beginning
 
@@ -530,12 +562,12 @@ class TransactionTrace:
         while self._savepoints:
             # The savepoints of an attempt on another server.
             self._savepoints.pop()
-        span = self.span
-        span.update_name(f"transaction {server.full_name}")
-        span.set_attributes(self.session.base(server))
-        span.set_attribute(BEGIN, begin)
-        span.set_attribute(READ_ONLY, read_only)
-        span.set_attribute(ISOLATION, isolation or "default")
+        found = self._found
+        found.update(self.session.base(server))
+        found[BEGIN] = begin
+        found[READ_ONLY] = read_only
+        found[ISOLATION] = isolation or "default"
+        self.span.update_name(f"transaction {server.full_name}")
 
     def describe(self, propagation: str, attempt: int) -> None:
         """Record why it was opened.
@@ -544,8 +576,8 @@ class TransactionTrace:
             propagation: The propagation of the function or block that it belongs to.
             attempt: Number of the attempt; 1 without retries.
         """
-        self.span.set_attribute(PROPAGATION, propagation)
-        self.span.set_attribute(ATTEMPT, max(attempt, self.session.attempt))
+        self._found[PROPAGATION] = propagation
+        self._found[ATTEMPT] = max(attempt, self.session.attempt)
 
     def not_opened(self, error: BaseException) -> None:
         """Nothing was opened: no connection, or BEGIN or the settings failed."""
@@ -558,7 +590,7 @@ class TransactionTrace:
         Args:
             part: `begin` or `settings`.
         """
-        self.span.set_attribute(FAILED_AT, part)
+        self._found[FAILED_AT] = part
 
     # -- inside
 
@@ -644,10 +676,10 @@ class TransactionTrace:
         self.session.last_commit = context
         if position is None:
             return
-        for one in (span, self.span):
-            one.set_attribute(COMMIT_LSN, position)
-            # Under the same name as on the reads that require it: one search finds both.
-            one.set_attribute(REQUIRED_LSN, position)
+        # Also under the name that it has on the reads that require it: one search finds both.
+        found: dict[str, AttributeValue] = {COMMIT_LSN: position, REQUIRED_LSN: position}
+        span.set_attributes(found)
+        self._found.update(found)
         _commits[position] = context
         if len(_commits) > MAX_COMMITS:
             _commits.popitem(last=False)
@@ -668,9 +700,11 @@ class TransactionTrace:
             reason = reason or reason_of(cause)
         if self._savepoints:
             self.savepoint_ended(self._savepoints[0][0], outcome)
-        span.set_attribute(OUTCOME, outcome)
+        found = self._found
+        found[OUTCOME] = outcome
         if reason is not None:
-            span.set_attribute(ROLLBACK_REASON, reason)
+            found[ROLLBACK_REASON] = reason
+        span.set_attributes(found)
         span.end()
         self.session.note_end(outcome, reason, read_only=self._read_only)
 

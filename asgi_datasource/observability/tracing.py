@@ -59,6 +59,14 @@ tracer: Final = trace.get_tracer(SCOPE, VERSION, schema_url=SCHEMA_URL)
 
 _IS_SET_BY_ENVIRONMENT: Final = OTEL_PYTHON_TRACER_PROVIDER in os.environ
 
+_NO_PROVIDERS: Final = (trace.ProxyTracerProvider, trace.NoOpTracerProvider)
+
+
+def has_provider() -> bool:
+    """Whether a tracer provider was set: without one, this is all that tracing costs a request, twice."""
+    # `get_tracer_provider` searches the environment in each call while no provider is set.
+    return getattr(trace, "_TRACER_PROVIDER", trace) is not None or _IS_SET_BY_ENVIRONMENT
+
 
 def is_recording() -> bool:
     """Whether spans started here would be recorded: an SDK is installed, and the parent is sampled.
@@ -66,10 +74,7 @@ def is_recording() -> bool:
     The parent need not record any more: instrumentations end a request's span with the response, before hooks and
     background tasks run. A remote parent never records here. Without a parent the SDK's sampler decides.
     """
-    # `get_tracer_provider` searches the environment in each call while no provider is set.
-    if getattr(trace, "_TRACER_PROVIDER", trace) is None and not _IS_SET_BY_ENVIRONMENT:
-        return False
-    if isinstance(trace.get_tracer_provider(), trace.ProxyTracerProvider | trace.NoOpTracerProvider):
+    if not has_provider() or isinstance(trace.get_tracer_provider(), _NO_PROVIDERS):
         return False
     parent = trace.get_current_span().get_span_context()
     return not parent.is_valid or parent.trace_flags.sampled
@@ -77,7 +82,7 @@ def is_recording() -> bool:
 
 def recording_span() -> Span | None:
     """The current span if it records: around the middleware, it is the request's span."""
-    if getattr(trace, "_TRACER_PROVIDER", trace) is None and not _IS_SET_BY_ENVIRONMENT:
+    if not has_provider():
         return None
     span = trace.get_current_span()
     return span if span.is_recording() else None

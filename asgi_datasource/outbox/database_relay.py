@@ -20,6 +20,7 @@ from ..errors import DataError
 from .circuit import Circuit
 from .entry import OutboxEntry
 from .lanes import LANES, LEASE_S, MARGIN_S, RENEW_S, Acknowledgement, Group, HeldGroups, LaneStore, Refusal, Site
+from .metrics import RelayMeasure
 from .protocols import SKIPPED, Batch, OutboxPublisher, Outcome, OutcomeKind
 from .stats import RelayStats
 from .vacuum import END_IT, held_back
@@ -88,7 +89,7 @@ class DatabaseRelay:
         stats: Is told of what happens.
         owner: The relay's id; every process has its own.
         may_leave: Whether to leave as soon as there is nothing to do, for another database.
-        record: Is told the datasource and the delay in seconds of each event that was published.
+        measure: Records what is sent; None where metrics are disabled.
     """
 
     def __init__(
@@ -101,7 +102,7 @@ class DatabaseRelay:
         stats: RelayStats | None = None,
         owner: UUID | None = None,
         may_leave: Callable[[], bool] = lambda: False,
-        record: Callable[[str, float], None] | None = None,
+        measure: RelayMeasure | None = None,
     ) -> None:
         self.site = site
         self._settings = settings or RelaySettings()
@@ -116,7 +117,7 @@ class DatabaseRelay:
             holds_dead=self._settings.holds_dead,
         )
         self._may_leave = may_leave
-        self._record = record
+        self._measure = measure
         self._signal = asyncio.Event()
         self._stopped = asyncio.Event()
         self._stop_by = float("inf")
@@ -310,7 +311,7 @@ class DatabaseRelay:
             store = self.store
             return store.epochs.get(lane) == epoch and time.monotonic() < store.leased_until - MARGIN_S
 
-        batch = Batch([*main, *held], may_go_on, is_traced=self._settings.is_traced)
+        batch = Batch([*main, *held], may_go_on, is_traced=self._settings.is_traced, measure=self._measure)
         outcomes: Sequence[Outcome]
         try:
             async with asyncio.timeout(PUBLISH_LIMIT_S):
@@ -339,7 +340,7 @@ class DatabaseRelay:
         kinds = {outcome.kind for outcome in outcomes}
         if OutcomeKind.PUBLISHED in kinds or OutcomeKind.REFUSED in kinds:
             self._circuit.succeed()
-        now = None if self._record is None else datetime.now(UTC)
+        now = None if self._measure is None else datetime.now(UTC)
         what, refused = self._acknowledged, set[Group]()
         for index, entry in enumerate((*main, *held)):
             is_held = index >= len(main)
@@ -349,8 +350,8 @@ class DatabaseRelay:
             if outcome.kind is OutcomeKind.PUBLISHED:
                 (what.held_done if is_held else what.done).append(entry.place)
                 self.stats.published += 1
-                if now is not None and self._record is not None:
-                    self._record(self.site.datasource, (now - entry.created_at).total_seconds())
+                if now is not None and self._measure is not None:
+                    self._measure.delayed(self.site.datasource, (now - entry.created_at).total_seconds())
                 self._suspects.pop(entry.place, None)
             elif outcome.kind is OutcomeKind.REFUSED:
                 refused.add(entry.group)

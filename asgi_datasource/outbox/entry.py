@@ -7,7 +7,7 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Final
+from typing import Final, NamedTuple
 from uuid import UUID
 
 from pydantic import BaseModel
@@ -71,17 +71,20 @@ class OutboxEntry:
         return (self.tenant, self.key)
 
 
-@dataclass(frozen=True, slots=True)
-class Draft:
+class Draft(NamedTuple):
     """An event that waits for its COMMIT: the row without what the server fills in."""
 
     event_id: UUID
     tenant: str | None
     topic: str
     key: str
-    data: str | None = field(repr=False)
-    data_bin: bytes | None = field(repr=False)
-    headers: str | None = field(repr=False)
+    data: str | None
+    data_bin: bytes | None
+    headers: str | None
+
+    def __repr__(self) -> str:
+        # Without the payload and the headers: they are data.
+        return f"Draft({self.event_id}, topic={self.topic!r})"
 
 
 def new_id(*, now_ms: int | None = None) -> UUID:

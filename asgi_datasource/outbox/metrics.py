@@ -6,14 +6,28 @@ Databases of one datasource are combined: the name of a tenant is on no metric.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import Final, Protocol
 
 from opentelemetry import metrics
-from opentelemetry.metrics import CallbackOptions, Histogram, Observation
+from opentelemetry.metrics import CallbackOptions, Counter, Histogram, Observation
 
-from ..observability.names import DATASOURCE
+from ..observability.names import (
+    DATASOURCE,
+    ERROR_TYPE,
+    MESSAGING_DESTINATION,
+    MESSAGING_OPERATION,
+    MESSAGING_OPERATION_TYPE,
+    MESSAGING_SYSTEM,
+    OTHER,
+    SCHEMA_URL,
+)
+from ..observability.tracing import SCOPE, VERSION
 from .stats import RelayStats
+
+SENT_MESSAGES: Final = "messaging.client.sent.messages"
+SEND_DURATION: Final = "messaging.client.operation.duration"
 
 BACKLOG: Final = "asgi_datasource.outbox.backlog"
 OLDEST: Final = "asgi_datasource.outbox.oldest"
@@ -27,6 +41,12 @@ SNAPSHOT: Final = "asgi_datasource.outbox.snapshot"
 DELAY: Final = "asgi_datasource.outbox.delay"
 
 REASON: Final = "asgi_datasource.outbox.reason"
+
+MAX_TOPICS: Final = 200
+"""Topics that metrics tell apart, the first ones."""
+
+_SEND_SECONDS: Final = (0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0)
+"""Bucket boundaries in seconds, as the conventions recommend."""
 
 _BUCKETS: Final = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 5.0, 30.0, 300.0)
 
@@ -44,12 +64,54 @@ _relays: tuple[MeasuredRelay, ...] = ()
 """The relays that are measured; replaced as a whole, because exporters read it from another thread."""
 
 
-def watch(relay: MeasuredRelay) -> Callable[[str, float], None]:
-    """Measure a relay until `unwatch`; returns what records the delay of an event of a datasource, in seconds."""
+class RelayMeasure:
+    """Records what a relay sends, message by message."""
+
+    def __init__(self) -> None:
+        self._instruments = _instruments()
+        self._topics: set[str] = set()
+
+    def delayed(self, datasource: str, delay_s: float) -> None:
+        """Record the delay of an event of a datasource, from its insert to the confirmation, in seconds."""
+        self._instruments.delay.record(delay_s, {DATASOURCE: datasource})
+
+    def sent(self, system: str, topic: str, took_s: float, failure: str | None) -> None:
+        """Record an attempt to send a message.
+
+        Args:
+            system: The destination: `nats`.
+            topic: The message's topic.
+            took_s: Seconds until the destination has answered.
+            failure: `refused` or `unreachable`; None on success.
+        """
+        topics = self._topics
+        if topic not in topics:
+            if len(topics) < MAX_TOPICS:
+                topics.add(topic)
+            else:
+                topic = OTHER
+        attributes = {MESSAGING_SYSTEM: system, MESSAGING_OPERATION: "send", MESSAGING_DESTINATION: topic}
+        if failure is not None:
+            attributes[ERROR_TYPE] = failure
+        self._instruments.sent.add(1, attributes)
+        self._instruments.send_duration.record(took_s, {**attributes, MESSAGING_OPERATION_TYPE: "send"})
+
+
+@dataclass(frozen=True, slots=True)
+class Instruments:
+    """Instruments that are recorded synchronously; the observable ones are read by exporters."""
+
+    delay: Histogram
+    sent: Counter
+    send_duration: Histogram
+
+
+def watch(relay: MeasuredRelay) -> RelayMeasure:
+    """Measure a relay until `unwatch`; returns what records the messages that it sends."""
     global _relays
-    histogram = _instruments()
+    measure = RelayMeasure()
     _relays = (*(other for other in _relays if other is not relay), relay)
-    return lambda datasource, delay_s: histogram.record(delay_s, {DATASOURCE: datasource})
+    return measure
 
 
 def unwatch(relay: MeasuredRelay) -> None:
@@ -59,9 +121,9 @@ def unwatch(relay: MeasuredRelay) -> None:
 
 
 @lru_cache(maxsize=1)
-def _instruments() -> Histogram:
+def _instruments() -> Instruments:
     """Create the instruments, once in a process."""
-    meter = metrics.get_meter("asgi_datasource")
+    meter = metrics.get_meter(SCOPE, VERSION, schema_url=SCHEMA_URL)
 
     def gauge(name: str, unit: str, text: str, read: Callable[[RelayStats], float], *, highest: bool = False) -> None:
         meter.create_observable_gauge(name, [_reading(read, highest=highest)], unit, text)
@@ -78,8 +140,14 @@ def _instruments() -> Histogram:
     counter(PUBLISHED, "{event}", "Events that were published", lambda stats: stats.published)
     counter(LEASES_LOST, "{lease}", "Lanes that were lost to another relay", lambda stats: stats.leases_lost)
     meter.create_observable_counter(FAILED, [_failures], "{event}", "Attempts that failed, by reason")
-    return meter.create_histogram(
-        DELAY, "s", "From COMMIT's round trip to the confirmation", explicit_bucket_boundaries_advisory=_BUCKETS
+    return Instruments(
+        delay=meter.create_histogram(
+            DELAY, "s", "From COMMIT's round trip to the confirmation", explicit_bucket_boundaries_advisory=_BUCKETS
+        ),
+        sent=meter.create_counter(SENT_MESSAGES, "{message}", "Messages that a relay has tried to send"),
+        send_duration=meter.create_histogram(
+            SEND_DURATION, "s", "Duration of sending a message", explicit_bucket_boundaries_advisory=_SEND_SECONDS
+        ),
     )
 
 

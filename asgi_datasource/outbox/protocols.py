@@ -68,14 +68,23 @@ class Unreachable(Exception):
         self.retry_after_s = retry_after_s
 
 
+class SendMeasure(Protocol):
+    """Records messages that are sent."""
+
+    def sent(self, system: str, topic: str, took_s: float, failure: str | None) -> None:
+        """Record an attempt: the destination, the topic, seconds, and `refused` or `unreachable` if it failed."""
+        ...
+
+
 class Batch(Sequence[OutboxEntry]):
     """Entries of one lane, in order, that may be published as long as the lane's lease lasts.
 
     Attributes:
         is_traced: Each message that is sent gets a span, where the process records spans.
+        measure: Records each message that is sent; None where metrics are disabled.
     """
 
-    __slots__ = ("_entries", "_may_go_on", "is_traced")
+    __slots__ = ("_entries", "_may_go_on", "is_traced", "measure")
 
     def __init__(
         self,
@@ -83,10 +92,12 @@ class Batch(Sequence[OutboxEntry]):
         may_go_on: Callable[[], bool] = lambda: True,
         *,
         is_traced: bool = False,
+        measure: SendMeasure | None = None,
     ) -> None:
         self._entries = entries
         self._may_go_on = may_go_on
         self.is_traced = is_traced
+        self.measure = measure
 
     @property
     def may_go_on(self) -> bool:

@@ -17,7 +17,7 @@ from .circuit import Circuit
 from .database_relay import DatabaseRelay, RelaySettings
 from .health import OutboxHealth, health_of
 from .lanes import Site
-from .metrics import unwatch, watch
+from .metrics import RelayMeasure, unwatch, watch
 from .protocols import OutboxPublisher
 from .stats import RelayStats
 
@@ -81,7 +81,7 @@ class Relay:
         self._is_stopping = False
         self._keeper: asyncio.Task[None] | None = None
         self._is_measured = is_measured
-        self._record: Callable[[str, float], None] | None = None
+        self._measure: RelayMeasure | None = None
         self._context: Context | None = None
         """What workers run in: a commit that calls for one must not lend it its request."""
 
@@ -95,7 +95,7 @@ class Relay:
         if self._keeper is None:
             self._context = copy_context()
             if self._is_measured:
-                self._record = watch(self)
+                self._measure = watch(self)
             self._refresh()
             self._keeper = asyncio.get_running_loop().create_task(self._keep())
 
@@ -217,7 +217,7 @@ class Relay:
             stats=self.stats.get(key),
             owner=self.owner,
             may_leave=self._others_wait,
-            record=self._record,
+            measure=self._measure,
         )
         self._relays[key] = relay
         self._hinted.discard(key)

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, Final
+from typing import Final
 from uuid import UUID
 
 from opentelemetry import propagate
@@ -36,17 +35,6 @@ INSERT_MANY: Final = (
 _INSTALL: Final = "run `asgi-datasource outbox install --config FILE` once for each database"
 
 
-@dataclass(frozen=True, slots=True)
-class OutboxSettings:
-    """What writing needs of the configuration.
-
-    Attributes:
-        max_payload: Most bytes of a payload.
-    """
-
-    max_payload: int = 256 * 1024
-
-
 def explain_missing(error: DataError) -> DataError:
     """Say what is missing in the database, where that is what an error is about."""
     if error.sqlstate in ("42P01", "3F000") and "asgi_datasource" in error.message:
@@ -73,19 +61,8 @@ class OutboxWriter:
     def statements(self, items: Sequence[Draft]) -> Sequence[Statement]:
         """One INSERT for all events of a transaction."""
         if len(items) == 1:
-            one = items[0]
-            row = (one.event_id, one.tenant, one.topic, one.key, one.data, one.data_bin, one.headers)
-            return (Statement(INSERT_ONE, row),)
-        columns: list[list[Any]] = [
-            [item.event_id for item in items],
-            [item.tenant for item in items],
-            [item.topic for item in items],
-            [item.key for item in items],
-            [item.data for item in items],
-            [item.data_bin for item in items],
-            [item.headers for item in items],
-        ]
-        return (Statement(INSERT_MANY, columns),)
+            return (Statement(INSERT_ONE, tuple(items[0])),)
+        return (Statement(INSERT_MANY, [list(column) for column in zip(*items, strict=True)]),)
 
     def committed(self, items: Sequence[Draft]) -> None:
         """The events are there for the relay."""
@@ -98,14 +75,20 @@ class OutboxWriter:
 
 
 class SessionOutbox:
-    """`db.outbox` of one session; see `sessions.capabilities.EventOutbox`."""
+    """`db.outbox` of one session; see `sessions.capabilities.EventOutbox`.
 
-    __slots__ = ("_session", "_settings", "_writer")
+    Args:
+        session: The session.
+        writer: Inserts its events.
+        max_payload: Most bytes of a payload.
+    """
 
-    def __init__(self, session: SessionCore, writer: OutboxWriter, settings: OutboxSettings) -> None:
+    __slots__ = ("_max_payload", "_session", "_writer")
+
+    def __init__(self, session: SessionCore, writer: OutboxWriter, max_payload: int) -> None:
         self._session = session
         self._writer = writer
-        self._settings = settings
+        self._max_payload = max_payload
 
     async def publish(
         self,
@@ -125,7 +108,7 @@ class SessionOutbox:
             check_name(key, what="key", maximum=MAX_KEY)
         elif ordered:
             raise DataError(DataErrorKind.QUERY, "publish(ordered=True) orders the events of a key: give it a key")
-        data, data_bin = encode_payload(payload, topic=topic, max_bytes=self._settings.max_payload)
+        data, data_bin = encode_payload(payload, topic=topic, max_bytes=self._max_payload)
         draft = Draft(
             event_id,
             session.tenant.name,

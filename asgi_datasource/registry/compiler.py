@@ -35,9 +35,11 @@ from ..tenancy import (
     compile_admission,
     compile_tenants,
     homes_to_come,
+    import_callable,
 )
 from ..tenancy.path_prefix import PathPrefixes
 from ..tenancy.provisioning import compile_provisioning
+from ..tenancy.ways import ways_to_name
 from ..transaction import OutcomeRule, Propagation, TransactionOptions, parse_isolation, parse_propagation
 from .runtime_config import ErrorSettings, RuntimeConfig
 
@@ -93,12 +95,28 @@ def compile_config(config: Config, *, previous: RuntimeConfig | None = None) -> 
         ),
         policy=_compile_policy(config, previous),
         rules=_compile_rules(config.routes, None if previous is None else previous.rules),
-        exempt=PathPrefixes([*config.tenancy.exempt, *([] if config.health is None else [config.health.path])]),
+        exempt=PathPrefixes(
+            [*config.tenancy.exempt.paths, *([] if config.health is None else [config.health.path])],
+            pages=config.tenancy.exempt.pages,
+        ),
         ready_rule=HealthConfig().ready if config.health is None else config.health.ready,
         outbox=config.outbox,
         publishing=None if config.outbox is None else config,
+        document=config,
         reload=config.reload,
-        errors=ErrorSettings(statuses=dict(config.errors.status), shows_details=config.errors.debug),
+        errors=_compile_errors(config),
+    )
+
+
+def _compile_errors(config: Config) -> ErrorSettings:
+    tenancy, path = config.tenancy, config.errors.handler
+    # With `hide_unknown`, a request learns nothing about tenants, so neither how one is named.
+    has_page = tenancy.missing_page and not tenancy.hide_unknown
+    return ErrorSettings(
+        statuses=dict(config.errors.status),
+        shows_details=config.errors.debug,
+        handler=None if path is None else import_callable(path, where="errors.handler"),
+        ways=ways_to_name(tenancy) if has_page else None,
     )
 
 
@@ -190,6 +208,8 @@ def _compile_fleet(
     return Fleet(
         name,
         make,
+        replicas=tuple(config.replicas),
+        drained=() if previous is None else previous.drained,
         max_open=pool.max_open_pools,
         close_idle_after_s=pool.close_idle_after_s,
         settings=settings,

@@ -41,6 +41,7 @@ from ..sessions.policy import NO_RULE, Plan, RouteRule, make_lane, make_plan, op
 from ..sessions.route_rules import CompiledRule
 from ..tenancy import Answer, Resolution, Tenant
 from ..tenancy.path_prefix import route_path
+from ..tenancy.preflight import is_preflight
 from .runtime_config import RuntimeConfig
 
 
@@ -102,7 +103,7 @@ class Explanation:
 
     Attributes:
         question: The request.
-        is_exempt: Its path has no session.
+        is_exempt: It has no session: its path is exempt, or it is a CORS preflight without a tenant.
         refusal: Why it would be refused; None if it would be served.
         tenant: The tenant.
         rule: Index and pattern of the rule of `routes` that matches.
@@ -209,6 +210,8 @@ async def explain(compiled: RuntimeConfig, question: Question, state: StateDocum
             tenant = compiled.default_on(other) if tenant.name is None else tenant.on(other)
         datasource = compiled.datasource_of(tenant)
     except DataError as error:
+        if error.kind is DataErrorKind.TENANT and is_preflight(scope):
+            return Explanation(question=question, is_exempt=True)
         return Explanation(question=question, refusal=error)
     return _RequestExplainer(compiled, question, tenant, datasource, scope).explanation(state)
 

@@ -23,7 +23,7 @@ from ..outbox.notifier import Notifier
 from ..outbox.protocols import OutboxPublisher
 from ..outbox.publishers.function import load_publisher
 from ..outbox.relay import Relay
-from ..outbox.writer import OutboxSettings, OutboxWriter, SessionOutbox, explain_missing
+from ..outbox.writer import OutboxWriter, SessionOutbox, explain_missing
 from ..sessions.core import SessionCore
 from ..tenancy import Tenant
 from .runtime_config import RuntimeConfig
@@ -71,7 +71,7 @@ class Outboxes:
         writer = self._writers.get(key)
         if writer is None:
             writer = self._writers[key] = OutboxWriter(partial(self._committed, key))
-        return SessionOutbox(session, writer, OutboxSettings(config.max_payload))
+        return SessionOutbox(session, writer, config.max_payload)
 
     def make_inbox(self, session: SessionCore) -> SessionInbox:
         """`db.inbox`."""

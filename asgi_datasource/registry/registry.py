@@ -22,7 +22,9 @@ from ..drivers.protocol import Server
 from ..drivers.raw import RawConnection
 from ..errors import ConfigError, DataError, DataErrorKind
 from ..migrate import NewTenants, SkewWatch
+from ..observability.activity import Activity
 from ..observability.metrics import unwatch, watch
+from ..outbox.health import OutboxHealth
 from ..outbox.new_tenants import TenantOutbox
 from ..outbox.relay import Relay
 from ..routing import AccessIntent, ReadAfterWritePin
@@ -37,10 +39,12 @@ from ..tenancy.provisioning import Provisioner
 from ..transaction import TransactionOptions
 from .compiler import compile_config
 from .config_watcher import ConfigWatcher
+from .drains import drain, undrain
 from .explain import Explanation, Question, describe_state, explain
 from .health import Health, TenantCount, describe_health
 from .outbox import FACADES as OUTBOX_FACADES
 from .outbox import Outboxes
+from .reload import Reloaded, ReloadPreview, compare_servers, preview_of
 from .runtime_config import RuntimeConfig
 from .startup_audit import StartupAudit
 
@@ -87,24 +91,6 @@ class Origin:
         return replace(self, path=Path(source)) if isinstance(source, str | Path) else self
 
 
-@dataclass(frozen=True, slots=True)
-class Reloaded:
-    """The effect of a reload on the servers, each as `datasource.server`.
-
-    Attributes:
-        kept: Servers with unchanged settings, which keep their pools.
-        opened: Servers that are new, or whose settings have changed.
-        retired: Servers whose pools are closed when the last session that uses them has ended.
-    """
-
-    kept: tuple[str, ...]
-    opened: tuple[str, ...]
-    retired: tuple[str, ...]
-
-    def __str__(self) -> str:
-        return f"pools: {len(self.opened)} opened, {len(self.retired)} retired, {len(self.kept)} kept"
-
-
 class DataSourceRegistry:
     """The tenants and datasources of a configuration, with their pools; created by `compile`.
 
@@ -142,6 +128,25 @@ class DataSourceRegistry:
         """Holds back tenants whose schema is behind, while the registry is open; None without migrations."""
         self.catalog: Catalog | None = None
         """Refreshes the tenants of `tenants_from` while the registry is open."""
+        self.activity: Activity | None = None
+        """What sessions do, for a console; None, and nothing is recorded, until `observe` is called."""
+
+    def observe(self) -> Activity:
+        """Record from now on what sessions do: decisions, the load of tenants, connections in use.
+
+        The first console calls it. Sessions that began before are not recorded.
+        """
+        if self.activity is None:
+            self.activity = Activity()
+            self.compiled = self._observed(self.compiled)
+        return self.activity
+
+    def _observed(self, compiled: RuntimeConfig) -> RuntimeConfig:
+        """The configuration with recorders for a console, if there is one."""
+        if self.activity is None:
+            return compiled
+        policy = compiled.policy
+        return replace(compiled, policy=replace(policy, recorder=self.activity.recorder(policy.metrics)))
 
     # -- read by metrics, from another thread
 
@@ -316,7 +321,7 @@ class DataSourceRegistry:
     def configure(self, function: ConfigureT) -> ConfigureT:
         """Run a function for each new connection of a pool, before it is lent: to register adapters.
 
-        It is called with the driver's connection (psycopg's `AsyncConnection`), outside of any transaction and tenant,
+        It is called with the driver's connection (`psycopg.AsyncConnection`), outside of any transaction and tenant,
         also after a reconnect and a reload. Types that differ between tenants belong into `datasources.X.types`, and
         settings of the session into the URL: those are cleared between tenants.
 
@@ -499,7 +504,39 @@ class DataSourceRegistry:
 
     # -- reload
 
-    async def reload(self, source: ConfigSource | None = None) -> Reloaded:
+    async def preview_reload(self, source: ConfigSource | None = None) -> ReloadPreview:
+        """Read and check a configuration as `reload` does, and tell what it would change; nothing is changed.
+
+        Args:
+            source: As of `reload`.
+
+        Raises:
+            ConfigError: As of `reload`.
+        """
+        origin = self._origin
+        previous = self.compiled
+        found = self._source_to_read(source, origin)
+        compiled = await asyncio.to_thread(_compile, found, origin, previous, Origins())
+        return preview_of(previous, compiled)
+
+    @staticmethod
+    def _source_to_read(source: ConfigSource | None, origin: Origin) -> ConfigSource:
+        """The source of a reload.
+
+        Raises:
+            ConfigError: None is given, and the registry was not compiled from a file.
+        """
+        found = origin.path if source is None else source
+        if found is None:
+            raise ConfigError("reload() needs a configuration: the registry was not compiled from a file")
+        return found
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """The files that the configuration was read from; empty if it did not come from files."""
+        return tuple(self._origin.files.files)
+
+    async def reload(self, source: ConfigSource | None = None, *, expected: Config | None = None) -> Reloaded:
         """Switch to another configuration; sessions that began with the present one end with it.
 
         The whole configuration is checked first, in a thread; if it is wrong, nothing changes. Servers with unchanged
@@ -507,25 +544,27 @@ class DataSourceRegistry:
 
         Args:
             source: A path, a `ConfigFile`, a mapping or a `Config`; None reads the registry's own file again.
+            expected: The document of a preview: another one is refused, such as that of files changed since.
 
         Raises:
             ConfigError: The configuration is wrong, every problem is listed; or there is no file to read again.
         """
         # In a background task: a cancelled reload would leave pools behind that are never closed.
-        return await self.background.run(self._reload(source))
+        return await self.background.run(self._reload(source, expected))
 
-    async def _reload(self, source: ConfigSource | None) -> Reloaded:
+    async def _reload(self, source: ConfigSource | None, expected: Config | None = None) -> Reloaded:
         if self._reloading is None:
             self._reloading = asyncio.Lock()
         async with self._reloading:
             origin = self._origin
-            if source is None:
-                if origin.path is None:
-                    raise ConfigError("reload() needs a configuration: the registry was not compiled from a file")
-                source = origin.path
+            source = self._source_to_read(source, origin)
             files = Origins()
             try:
                 compiled = await asyncio.to_thread(_compile, source, origin, self.compiled, files)
+                if expected is not None and compiled.document != expected:
+                    raise ConfigError(
+                        "the configuration is not the one that was shown: its files have changed since. Compare again"
+                    )
                 reloaded = await self._swap(compiled)
             except BaseException:
                 if files and source is origin.path:
@@ -541,6 +580,7 @@ class DataSourceRegistry:
 
     async def _swap(self, compiled: RuntimeConfig) -> Reloaded:
         previous = self.compiled
+        compiled = self._observed(compiled)
         before, after = previous.servers, compiled.servers
         opened = [server for server in after if server not in before]
         if self.is_open:
@@ -586,11 +626,7 @@ class DataSourceRegistry:
             datasource.retire(partial(self._left, datasource))
         for server in retired:
             server.retire()
-        return Reloaded(
-            kept=tuple([server.full_name for server in after if server in before]),
-            opened=tuple([server.full_name for server in opened]),
-            retired=tuple([server.full_name for server in retired]),
-        )
+        return compare_servers(previous, compiled)
 
     async def _abandon(self, compiled: RuntimeConfig, opened: list[Server], catalog: Catalog | None) -> None:
         """Close what was opened for a configuration that is not used after all."""
@@ -676,6 +712,28 @@ class DataSourceRegistry:
             self.catalog = None
             if catalog is not None:
                 await catalog.close()
+
+    # -- operations
+
+    def drain(self, datasource: str, server: str) -> None:
+        """Give a replica no new reads; those that run there end there. A reload keeps it drained.
+
+        Raises:
+            ConfigError: There is no such server; it is the primary; or no server would be left for reads.
+        """
+        drain(self.compiled, datasource, server)
+
+    def undrain(self, datasource: str, server: str) -> None:
+        """Give a replica reads again.
+
+        Raises:
+            ConfigError: There is no such replica.
+        """
+        undrain(self.compiled, datasource, server)
+
+    async def outbox_health(self) -> OutboxHealth | None:
+        """How the outbox is: by the numbers of this process's relay, or by asking the databases; None without one."""
+        return await self._outboxes.health()
 
     # -- health
 

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from types import MappingProxyType
-from typing import Final
+from typing import Any, Final
 
 from ..config import EVERY_PRIMARY, AuditConfig, Config, OutboxConfig, ReloadConfig
 from ..datasource.database_fleet import Fleet
@@ -19,6 +19,7 @@ from ..sessions.route_rules import RouteRules
 from ..tenancy import Admission, CatalogPlan, Home, Resolvers, Tenant, TenantResolver, home_of, tenant_settings
 from ..tenancy.path_prefix import PathPrefixes
 from ..tenancy.provisioning import ProvisioningPlan
+from ..tenancy.ways import Way
 
 _NO_PATHS: Final = PathPrefixes(())
 
@@ -30,10 +31,14 @@ class ErrorSettings:
     Attributes:
         statuses: Configured HTTP statuses by kind.
         shows_details: Whether a response contains the error's message (`errors.debug`); not for production.
+        handler: The application's function that renders errors (`errors.handler`); None without one.
+        ways: The ways to name a tenant, for the page of a browser that names none; None if there is no such page.
     """
 
     statuses: Mapping[DataErrorKind, int] = field(default_factory=dict[DataErrorKind, int])
     shows_details: bool = False
+    handler: Callable[..., Any] | None = None
+    ways: tuple[Way, ...] | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -61,6 +66,7 @@ class RuntimeConfig:
         block_policy: The policy of `registry.session()`: one transaction, and only its own deadline.
         outbox: Settings of the outbox; None without one.
         publishing: The document, if it has an outbox.
+        document: The document that it was compiled from.
         ready_rule: When the process is ready: `every_primary`, `any_server`, or a percentage of the tenants.
         reload: Settings of automatic reloads.
         may_retry: Whether the configuration or a rule sets `retry`.
@@ -82,6 +88,7 @@ class RuntimeConfig:
     errors: ErrorSettings = ErrorSettings()
     outbox: OutboxConfig | None = None
     publishing: Config | None = field(default=None, repr=False)
+    document: Config | None = field(default=None, repr=False)
     ready_rule: str | int = EVERY_PRIMARY
     reload: ReloadConfig = ReloadConfig()
     statement_policy: SessionPolicy = field(init=False, repr=False)

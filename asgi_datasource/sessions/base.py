@@ -425,7 +425,7 @@ class SessionBase:
             self._datasource = self._registry.successor(self._datasource)
         self._datasource.enter(self._rule.priority)
         policy = self._policy
-        if policy.is_traced:
+        if policy.is_traced and tracing.has_provider():
             self.trace = self._start_trace()
         executor = self._executor = Executor(
             self._datasource,
@@ -435,7 +435,7 @@ class SessionBase:
             client_history=None if policy.tokens is None else self._make_client_history(),
             priority=self._rule.priority,
             trace=self.trace,
-            measure=None if policy.metrics is None else policy.metrics.measure(self._tenant.name),
+            measure=None if policy.recorder is None else policy.recorder.measure(self._tenant.name, self.scope),
         )
         if self._owner is not None:
             self._owner.first_statement(self)
@@ -549,6 +549,19 @@ class SessionBase:
             DataError: QUERY: there is no transaction. READ_ONLY: the transaction is read only.
             SessionClosed: The request's response has started.
         """
+        work = self._work
+        if (
+            self.state is _OPEN
+            and self.stopped_by is None
+            and work is not None
+            and work.outer is None
+            and work.transaction is not None
+            and not work.transaction.read_only
+            and current_frame.get() is None
+        ):
+            # In the open transaction of the request: nothing else has to be looked at.
+            work.defer(writer, item, self.innermost_scope())
+            return
         self.check_open()
         around = self.surroundings()
         if around is SurroundingTransaction.NOTHING:
@@ -789,8 +802,8 @@ class SessionBase:
             DataError: The deadline has passed, or the client has disconnected.
         """
         if self.state is not _OPEN:
-            if self._policy.metrics is not None:
-                self._policy.metrics.measure(self._tenant.name).used_late(self._datasource.name)
+            if self._policy.recorder is not None:
+                self._policy.recorder.measure(self._tenant.name).used_late(self._datasource.name)
             raise closed()
         if self.stopped_by is not None:
             raise self.stopped_by

@@ -9,6 +9,7 @@ from typing import Final
 from ..concurrency.limits import ConcurrencyLimit
 from ..concurrency.priority_queue import Priority
 from ..observability.metrics import Metrics
+from ..observability.recording import Recorder
 from ..observability.session_trace import TraceOptions
 from ..routing import ANY_FRESHNESS, AccessIntent, Consistency, Freshness, intent_of_method
 from ..routing.consistency.client_history import TokenPolicy
@@ -67,6 +68,7 @@ class SessionPolicy:
         is_traced: Whether spans are created.
         trace_options: What the spans contain.
         metrics: The instruments; None when metrics are disabled.
+        recorder: Makes the recorders of sessions: the metrics, or the console's activity around them.
         retry: Retries of a request after a serialization failure or a deadlock.
         retry_body_limit: Largest request body that is kept for a retry, in bytes.
         max_parallel: Reads of one request that may run in parallel.
@@ -83,6 +85,7 @@ class SessionPolicy:
     is_traced: bool = True
     trace_options: TraceOptions = TraceOptions()
     metrics: Metrics | None = None
+    recorder: Recorder | None = None
     retry: int = 0
     retry_body_limit: int = 1 << 20
     max_parallel: int = 1
@@ -92,6 +95,8 @@ class SessionPolicy:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "lanes", {})
+        if self.recorder is None:
+            object.__setattr__(self, "recorder", self.metrics)
 
 
 @dataclass(frozen=True, slots=True, eq=False)

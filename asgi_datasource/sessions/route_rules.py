@@ -29,7 +29,7 @@ class CompiledRule:
 def compile_pattern(match: str) -> tuple[str | None, re.Pattern[str]]:
     """Compile a rule's `match`: `GET /reports/**`, `* /health`, `/search`.
 
-    `*` stands for one segment or a part of one, `**` for any number of them.
+    `*` stands for one segment or a part of one, `**` for any number of them. Decoded paths may contain line breaks.
 
     Returns:
         The method (None for any) and the pattern of the path.
@@ -37,7 +37,7 @@ def compile_pattern(match: str) -> tuple[str | None, re.Pattern[str]]:
     method, _, path = match.rpartition(" ")
     parts = re.split(r"(/\*\*|\*\*|\*)", path.strip())
     glob = {"/**": "(?:/.*)?", "**": ".*", "*": "[^/]*"}
-    pattern = re.compile("".join(glob.get(part) or re.escape(part) for part in parts))
+    pattern = re.compile("".join(glob.get(part) or re.escape(part) for part in parts), re.DOTALL)
     method = method.strip().upper()
     return None if method in ("", "*") else method, pattern
 

@@ -160,7 +160,10 @@ class StatementRunner(SessionBase):
         plan = self.current_plan()
         if self.outlives_requests:
             await self.renew_tenant()
-        if (executor.trace is not None or (self._work is not None and self._work.transaction is not None)) or not (
+        if (
+            (executor.trace is not None and not is_read)
+            or (self._work is not None and self._work.transaction is not None)
+        ) or not (
             not lane.terms.opens_with_reads
             if is_read
             else lane.begins_plainly and self.writers is None and self._tenant.state is _ACTIVE

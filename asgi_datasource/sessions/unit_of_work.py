@@ -258,23 +258,27 @@ class UnitOfWork:
             or self._orphaned_commit is not None
             or self.doomed_by is not None
             or self.rollback_reason is not None
-            or self.deferred
             or (self._hooks and self.has_hooks_before_commit)
         ):
             return None
         if deadline is None:
             deadline = asyncio.get_running_loop().time() + self._policy.commit_timeout_s
+        if self.deferred:
+            return _send_with(transaction, self.deferred, deadline)
         return transaction.send_commit(deadline=deadline)
 
     def take_commit(self, exchange: Exchange) -> bool:
         """Read the result of `send_commit`: True if COMMIT succeeded; otherwise call `finish`."""
-        transaction = self.transaction
-        if transaction is None or not transaction.take_commit(exchange):
+        transaction, deferred = self.transaction, self.deferred or None
+        if transaction is None or not transaction.take_commit(exchange, behind=0 if deferred is None else 1):
             return False
         if self._hooks:
             self.settle(committed=True)
         self.transaction = None
         self._owner.note_committed(transaction)
+        if deferred is not None:
+            self.deferred = None
+            deferred.committed()
         return True
 
     @property
@@ -392,7 +396,7 @@ class UnitOfWork:
             self.terms = None
         try:
             if begun is not None and transaction is not None:
-                commit_, hooks = self._commit(transaction, hooks, deadline, begun), []
+                commit_, hooks = self._commit(transaction, hooks, deadline, begun, deferred=deferred), []
                 await commit_
                 return
             try:
@@ -420,26 +424,72 @@ class UnitOfWork:
                 return
             if deadline is None:
                 deadline = asyncio.get_running_loop().time() + self._policy.commit_timeout_s
-            # From here on `_commit` settles the hooks, even if this caller is cancelled.
-            commit_, hooks = self._commit(transaction, hooks, deadline, deferred=deferred), []
+            # From here on the commit settles the hooks, even if this caller is cancelled.
             if is_apart:
+                commit_, hooks = self._commit(transaction, hooks, deadline, deferred=deferred), []
                 await commit_
                 return
-            waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-            committing = self._background.spawn(commit_, waiter=waiter)
-            self._owner.note_committing(committing)
-            try:
-                await waiter
-            except asyncio.CancelledError:
-                if takes_hooks:
-                    self._orphaned_commit = committing
-                raise
-            self._owner.forget_committing(committing)
+            commit_, hooks = self._commit_or_leave(transaction, hooks, deadline, deferred, is_awaited=takes_hooks), []
+            await commit_
         finally:
             self._owner.settle_hooks(hooks, committed=committed, within=context_of(transaction))
             if transaction is not None and not transaction.is_open:
                 # Break the reference cycle: the traceback of the failure refers to the transaction.
                 transaction.failure = None
+
+    async def _commit_or_leave(
+        self,
+        transaction: Transaction,
+        hooks: WaitingHooks,
+        deadline: float,
+        deferred: DeferredWrites | None,
+        *,
+        is_awaited: bool,
+    ) -> None:
+        """Commit; if this caller is cancelled meanwhile, the rest runs in a background task.
+
+        Args:
+            transaction, hooks, deadline, deferred: As of `_commit`.
+            is_awaited: The next end of this unit awaits that task.
+        """
+        if deferred is None or deferred.are_sent:
+            begun = transaction.send_commit(deadline=deadline)
+        else:
+            begun = _send_with(transaction, deferred, deadline)
+        committing: asyncio.Task[None] | None = None
+        try:
+            if begun is not None:
+                await begun.waiter
+                if transaction.take_commit(begun, behind=_count(deferred)):
+                    self._owner.settle_hooks(hooks, committed=True, within=context_of(transaction))
+                    self._owner.note_committed(transaction)
+                    if deferred is not None:
+                        deferred.committed()
+                    return
+            waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+            committing = self._spawn_commit(transaction, hooks, deadline, begun, deferred, waiter)
+            await waiter
+        except asyncio.CancelledError:
+            committing = committing or self._spawn_commit(transaction, hooks, deadline, begun, deferred)
+            if is_awaited:
+                self._orphaned_commit = committing
+            raise
+        self._owner.forget_committing(committing)
+
+    def _spawn_commit(
+        self,
+        transaction: Transaction,
+        hooks: WaitingHooks,
+        deadline: float,
+        begun: Exchange | None,
+        deferred: DeferredWrites | None,
+        waiter: asyncio.Future[None] | None = None,
+    ) -> asyncio.Task[None]:
+        committing = self._background.spawn(
+            self._commit(transaction, hooks, deadline, begun, deferred=deferred), waiter=waiter
+        )
+        self._owner.note_committing(committing)
+        return committing
 
     async def _open_to_write(self, deferred: DeferredWrites, terms: Terms | None) -> Transaction:
         """Open a transaction for deferred writes, when nothing else has opened one."""
@@ -496,7 +546,10 @@ class UnitOfWork:
         committed: bool | None = None
         owner = self._owner
         try:
-            final = () if deferred is None else await _send_before(transaction, deferred, deadline)
+            if begun is None:
+                final = () if deferred is None else await _send_before(transaction, deferred, deadline)
+            else:
+                final = () if deferred is None or deferred.are_sent else deferred.statements()
             await transaction.commit(
                 deadline=deadline, doubt_timeout_s=self._policy.doubt_timeout_s, begun=begun, at=at, final=final
             )
@@ -539,6 +592,17 @@ class UnitOfWork:
 def context_of(transaction: Transaction | None) -> Context | None:
     """The context in which the span of a transaction is current; None without a span."""
     return None if transaction is None or transaction.trace is None else transaction.trace.context
+
+
+def _send_with(transaction: Transaction, deferred: DeferredWrites, deadline: float) -> Exchange | None:
+    """Send the deferred writes and COMMIT without waiting; None where `_commit` has to."""
+    final = deferred.one_statement()
+    return None if final is None else transaction.send_commit(deadline=deadline, final=final)
+
+
+def _count(deferred: DeferredWrites | None) -> int:
+    """How many writes stand in front of the COMMIT that `_send_with` has sent."""
+    return 0 if deferred is None or deferred.are_sent else 1
 
 
 async def _send_before(

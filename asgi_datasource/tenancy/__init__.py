@@ -1,6 +1,6 @@
 """Tenants: resolution from requests, admission, isolation, and the catalog."""
 
-from .admission import Admission, Authorize
+from .admission import Admission, Authorize, TenantMissing
 from .catalog import TABLE_QUERY, Catalog, CatalogPlan, CatalogState
 from .catalog_rows import RowReader
 from .compiler import (
@@ -75,6 +75,7 @@ __all__ = [
     "TenantDirectory",
     "TenantFunction",
     "TenantMap",
+    "TenantMissing",
     "TenantResolver",
     "TenantSource",
     "TenantState",

@@ -18,6 +18,13 @@ Authorize = Callable[[Scope, str], bool | Awaitable[bool]]
 """A function of the application, sync or async: whether a request may act for the tenant of a name."""
 
 
+class TenantMissing(DataError):
+    """Raised when a request names no tenant, and there is no default."""
+
+    def __init__(self, status: int) -> None:
+        super().__init__(DataErrorKind.TENANT, "the request names no tenant", http_status=status)
+
+
 class OthersSource(Protocol):
     """Creates the tenants of names that are not listed."""
 
@@ -134,7 +141,7 @@ class Admission:
         if self.default is not None:
             return self.default
         if name is None:
-            raise DataError(DataErrorKind.TENANT, "the request names no tenant", http_status=self._missing_status)
+            raise TenantMissing(self._missing_status)
         raise self._unknown()
 
     async def find(self, name: str | None) -> Tenant:

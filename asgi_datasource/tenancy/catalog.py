@@ -56,7 +56,7 @@ MOST_ABSENT: Final = 10_000
 """The size of the negative cache: names without a tenant."""
 
 MOST_ASKING: Final = 1_000
-"""Most requests that wait for the next look-up of unknown names; those beyond are refused at once."""
+"""Most unknown names that wait for the next look-up; requests with further ones are refused at once."""
 
 _BEGIN: Final = Statement("begin transaction isolation level repeatable read read only", prepare=False)
 _END: Final = Statement("rollback", prepare=False)
@@ -305,7 +305,8 @@ class Catalog:
         """Look a name or alias up; lookups at the same time share a query.
 
         Raises:
-            DataError: CONNECTION: the datasource does not answer, so that the tenant is not known.
+            DataError: CONNECTION: the datasource does not answer, so that the tenant is not known. RESOURCE: too many
+                other names wait to be looked up.
         """
         await self._learn(("name", name))
 
@@ -326,7 +327,9 @@ class Catalog:
         waiting = self._asking.get(wanted)
         if waiting is None:
             if len(self._asking) >= MOST_ASKING:
-                return
+                # The name may be a tenant's: it is neither unknown, nor one that "*" or the default may serve.
+                message = f"the tenant is not known yet, and {MOST_ASKING} other names wait to be looked up"
+                raise DataError(DataErrorKind.RESOURCE, message)
             waiting = self._asking[wanted] = []
         answered: asyncio.Future[None] = loop.create_future()
         waiting.append(answered)

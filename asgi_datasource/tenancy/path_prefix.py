@@ -39,17 +39,22 @@ def move_path(scope: Scope, prefix: str) -> Scope:
 
 
 class PathPrefixes:
-    """A set of path prefixes, matched on whole segments: `/docs` covers `/docs` and `/docs/x`, but not `/docsx`."""
+    """A set of path prefixes, matched on whole segments: `/docs` covers `/docs` and `/docs/x`, but not `/docsx`.
+
+    Args:
+        prefixes: The prefixes.
+        pages: Paths that are in the set without what is below them.
+    """
 
     __slots__ = ("_exact", "_starts")
 
-    def __init__(self, prefixes: Iterable[str]) -> None:
+    def __init__(self, prefixes: Iterable[str], *, pages: Iterable[str] = ()) -> None:
         cleaned = [prefix.rstrip("/") for prefix in prefixes]
-        self._exact = frozenset(prefix or "/" for prefix in cleaned)
+        self._exact = frozenset((*(prefix or "/" for prefix in cleaned), *pages))
         self._starts = tuple(prefix + "/" for prefix in cleaned)
 
     def __bool__(self) -> bool:
-        return bool(self._starts)
+        return bool(self._exact)
 
     def matches(self, path: str) -> bool:
         """Whether the path is one of them or lies below one."""

@@ -59,6 +59,13 @@ class DeferredWrites:
         """The statements of all items."""
         return [statement for writer, items in self._by_writer().items() for statement in writer.statements(items)]
 
+    def one_statement(self) -> Statement | None:
+        """The one statement that writes all items; None where there are several, or it was sent already."""
+        if self.are_sent:
+            return None
+        statements = self.statements()
+        return statements[0] if len(statements) == 1 else None
+
     def committed(self) -> None:
         """The transaction is committed."""
         for writer, items in self._by_writer().items():

@@ -13,8 +13,8 @@ from ..concurrency.tasks import BackgroundTasks
 from ..drivers.protocol import Connection, Exchange, Result, Server
 from ..drivers.statements import Control, ControlKind, Envelope, Params, Query, Statement
 from ..errors import CommitUnknown, DataError, DataErrorKind, UnexpectedRollback
-from ..observability.metrics import Measure
 from ..observability.names import OUTCOME, ROLLBACK_REASON
+from ..observability.recording import SessionRecorder
 from ..observability.session_trace import TransactionTrace, description_of, note_failed_statement
 from ..observability.summary import analyze
 from ..observability.tracing import reason_of
@@ -90,7 +90,7 @@ class Transaction:
         read_only: bool,
         isolation: Isolation | None,
         trace: TransactionTrace | None = None,
-        measure: Measure | None = None,
+        measure: SessionRecorder | None = None,
     ) -> None:
         self._measure = measure
         self.trace = trace
@@ -390,11 +390,12 @@ class Transaction:
             self._move(TxState.DOOMED)
         self.failure = error
 
-    def send_commit(self, *, deadline: float | None) -> Exchange | None:
+    def send_commit(self, *, deadline: float | None, final: Statement | None = None) -> Exchange | None:
         """Send COMMIT without waiting; None where something must be awaited or done first.
 
         Args:
             deadline: Event-loop time at which a COMMIT that is still running is cancelled.
+            final: A write in front of COMMIT in its round trip, as in `commit`.
         """
         connection = self.connection
         if (
@@ -406,21 +407,33 @@ class Transaction:
             or (self._control is not None and not self._control.done())
         ):
             return None
-        batch = _END if self.identified is None else _END_OF_WRITES
-        exchange = connection.send_controls(batch, deadline=deadline)
+        if final is None:
+            batch = _END if self.identified is None else _END_OF_WRITES
+            exchange = connection.send_controls(batch, deadline=deadline)
+        elif self.identified is None or connection.has_failed_transaction:
+            # `commit` learns the id in a round trip before, or rolls back.
+            return None
+        else:
+            now = asyncio.get_running_loop().time()
+            exchange = connection.send_one(_WRITE_AND_END, (), final.query, final.params, deadline=deadline, now=now)
         if exchange is not None:
             self.state = TxState.COMMITTING
             if self.trace is not None or self._measure is not None:
                 self._time_commit()
         return exchange
 
-    def take_commit(self, exchange: Exchange) -> bool:
-        """Whether the COMMIT of `send_commit` succeeded; if not, `commit` takes over."""
-        if not exchange.has_landed or exchange.error is not None or exchange.tag(0) != "COMMIT":
+    def take_commit(self, exchange: Exchange, *, behind: int = 0) -> bool:
+        """Whether the COMMIT of `send_commit` succeeded; if not, `commit` takes over.
+
+        Args:
+            exchange: The round trip.
+            behind: How many writes stand in front of COMMIT.
+        """
+        if not exchange.has_landed or exchange.error is not None or exchange.tag(behind) != "COMMIT":
             return False
         self.state = TxState.COMMITTED
         if self.identified is not None:
-            self.wal_position = exchange.value(1)
+            self.wal_position = exchange.value(behind + 1)
         self.server.release(self.connection)
         if self.trace is not None or self._measure is not None:
             self._note_outcome()
@@ -459,7 +472,7 @@ class Transaction:
             begun: The round trip of COMMIT, if it was sent already.
             at: Index of COMMIT in that.
             final: Writes in front of COMMIT in its round trip, in a transaction that has an id already: its outcome can
-                be looked up by that.
+                be looked up by that. With `begun`: those that were sent.
 
         Raises:
             UnexpectedRollback: The transaction had failed before; it was rolled back.
@@ -771,6 +784,7 @@ _ASK_XID: Final = (control_statements.IDENTIFY_XID,)
 _ASK_ALL: Final = (control_statements.IDENTIFY,)
 _END: Final = (control_statements.COMMIT,)
 _END_OF_WRITES: Final = (control_statements.COMMIT, control_statements.WAL_POSITION)
+_WRITE_AND_END: Final = Envelope(settings=False, closing=_END_OF_WRITES)
 
 
 def returned_rows(exchange: Exchange, batch: Sequence[Statement], statements: Sequence[Statement]) -> int:

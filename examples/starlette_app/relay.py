@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 from asgi_datasource import compile
+from examples.starlette_app import tracing
 
 CONFIG = Path(__file__).with_name("datasource.yaml")
 
@@ -33,4 +34,5 @@ if __name__ == "__main__":
     logging.basicConfig(format="  %(asctime)s %(name)s: %(message)s", datefmt="%H:%M:%S")
     # While a server is stopped on the page, relays say so with each attempt; the page shows it.
     logging.getLogger("asgi_datasource.outbox").setLevel(logging.ERROR)
+    tracing.set_up()
     asyncio.run(relay())

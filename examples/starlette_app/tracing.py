@@ -1,4 +1,4 @@
-"""OpenTelemetry for the desk: spans go to the page, and to a collector if configured."""
+"""OpenTelemetry for the desk: spans go to the page, spans and metrics to a collector if configured."""
 
 from __future__ import annotations
 
@@ -8,8 +8,11 @@ import os
 import threading
 from typing import Final
 
-from opentelemetry import trace
+from opentelemetry import metrics, trace
+from opentelemetry.exporter.otlp.proto.http.metric_exporter import OTLPMetricExporter
 from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
+from opentelemetry.sdk.metrics import MeterProvider
+from opentelemetry.sdk.metrics.export import PeriodicExportingMetricReader
 from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import SpanProcessor, TracerProvider
 from opentelemetry.sdk.trace.export import BatchSpanProcessor
@@ -22,17 +25,23 @@ SEND_LIMIT_S: Final = 2.0
 def set_up(*processors: SpanProcessor) -> TracerProvider:
     """Install the SDK with these processors; with OTEL_EXPORTER_OTLP_ENDPOINT set, also an exporter to that address.
 
+    With OTEL_EXPORTER_OTLP_METRICS_ENDPOINT set, metrics are exported to that address every 5 seconds.
+
     Returns:
         The provider; `SendLastSpans` shuts it down.
     """
     # Not at exit as well: that would wait for the collector without a limit.
-    provider = TracerProvider(resource=Resource.create({"service.name": "flight-desk"}), shutdown_on_exit=False)
+    resource = Resource.create({"service.name": os.environ.get("OTEL_SERVICE_NAME", "flight-desk")})
+    provider = TracerProvider(resource=resource, shutdown_on_exit=False)
     for processor in processors:
         provider.add_span_processor(processor)
     if os.environ.get("OTEL_EXPORTER_OTLP_ENDPOINT"):
         # Half a second instead of five, so that a trace appears soon after its request.
         provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter(), schedule_delay_millis=500))
     trace.set_tracer_provider(provider)
+    if os.environ.get("OTEL_EXPORTER_OTLP_METRICS_ENDPOINT"):
+        reader = PeriodicExportingMetricReader(OTLPMetricExporter(), export_interval_millis=5000)
+        metrics.set_meter_provider(MeterProvider([reader], resource, shutdown_on_exit=False))
     return provider
 
 

@@ -136,7 +136,7 @@ def explanation_schema() -> dict[str, Any]:
             "request": _closed({"method": text, "path": text}),
             "outcome": {
                 "enum": ["routed", "refused", "exempt"],
-                "description": "routed: a server was chosen. refused: see refusal. exempt: the path has no session.",
+                "description": "routed: a server was chosen. refused: see refusal. exempt: the request has no session.",
             },
             "refusal": or_null(
                 {"kind": text, "status": {"type": "integer"}, "message": text}, "Why the request would be refused."
@@ -256,6 +256,157 @@ def health_schema() -> dict[str, Any]:
             },
         },
         {"Server": server, "Outbox": _outbox_health()},
+    )
+
+
+def console_schema() -> dict[str, Any]:
+    """The schema of the console's `state.json`."""
+    count, seconds = {"type": "integer", "minimum": 0}, {"type": "number", "minimum": 0}
+    maybe_seconds = {"type": ["number", "null"], "minimum": 0}
+    text, maybe_text = {"type": "string"}, {"type": ["string", "null"]}
+    moment = {"type": "string", "format": "date-time"}
+    spans = {"last_min": count, "last_5_min": count, "last_15_min": count}
+    server = _closed(
+        {
+            "server": {**text, "description": "Datasource and server.", "examples": ["orders.primary"]},
+            "name": text,
+            "database": maybe_text,
+            "location": {**text, "description": "Host and port."},
+            "role": {"enum": [role.value for role in Role]},
+            "version": {**count, "description": "As libpq reports it; 0 until a connection was made."},
+            "state": {"enum": ["up", "down", "connecting", "unused", "closed"]},
+            "cause": {**maybe_text, "description": "Why it is down, without a login."},
+            "down_s": maybe_seconds,
+            "breaker": {"enum": ["closed", "open", "half_open"]},
+            "failures": {**count, "description": "Failed attempts since it was last up."},
+            "foreign": {"type": "boolean", "description": "It answers, but is no replica of the primary."},
+            "draining": {"type": "boolean", "description": "It gets no new reads."},
+            "refusal": {**maybe_text, "description": "Why it cannot be drained."},
+            "lag_s": maybe_seconds,
+            "lag_bytes": {"type": ["integer", "null"]},
+            "age_s": {**maybe_seconds, "description": "How old its data may be."},
+            "rtt_s": maybe_seconds,
+            "statements_per_s": {**seconds, "description": "Over the last minute."},
+            "pool": _closed({"max_size": count, "borrowed": count, "idle": count, "waiting": count}),
+        }
+    )
+    replica = _closed({"server": text, "draining": {"type": "boolean"}, "refusal": maybe_text})
+    routing = _closed({"balance": text, "no_replica": text, "max_lag_s": maybe_seconds})
+    datasource = _closed(
+        {
+            "name": text,
+            "kind": {"enum": ["shared", "database_per_tenant"]},
+            "routing": {"oneOf": [{"type": "null"}, routing]},
+            "in_flight": {"type": ["integer", "null"]},
+            "max_in_flight": {"type": ["integer", "null"]},
+            "open_pools": {"type": ["integer", "null"]},
+            "replicas": {
+                "type": "array",
+                "items": replica,
+                "description": "With a database for each tenant: the replicas of all of them.",
+            },
+            "statements_per_s": seconds,
+            "servers": {"type": "array", "items": server},
+        }
+    )
+    blocker = _closed(
+        {
+            "pid": count,
+            "application": maybe_text,
+            "state": maybe_text,
+            "age_s": maybe_seconds,
+            "text": {**text, "description": "The blocker in words, with the route where it is this process's own."},
+        }
+    )
+    transaction = _closed(
+        {
+            "server": text,
+            "database": maybe_text,
+            "tenant": maybe_text,
+            "route": {**maybe_text, "description": "Method and declared route, never the path; null outside requests."},
+            "reason": {**text, "description": "Why this server was chosen."},
+            "age_s": {**seconds, "description": "Since the connection was borrowed."},
+            "pid": count,
+            "state": {**maybe_text, "description": "As in pg_stat_activity."},
+            "waits_for": {**maybe_text, "description": "Type and name of the wait event."},
+            "blocked_by": {"type": "array", "items": blocker},
+        }
+    )
+    decision = _closed(
+        {
+            "datasource": text,
+            "reason": {"enum": [reason.value for reason in Reason]},
+            "fallback": {"type": "boolean", "description": "A replica that should have answered could not."},
+            "node": text,
+            **spans,
+        }
+    )
+    course = _closed({"datasource": text, "reason": text, "counts": {"type": "array", "items": count}})
+    outcome = _closed({"datasource": text, "outcome": {"enum": ["committed", "rolled_back", "unknown"]}, **spans})
+    tenant = _closed(
+        {
+            "tenant": maybe_text,
+            "statements": count,
+            "failed": count,
+            "refused": {**count, "description": "Requests for a connection that got none in time."},
+            "connections": {**seconds, "description": "Connections held, on average."},
+            "waiting": {**seconds, "description": "Requests that waited for one, on average."},
+            "share": {**seconds, "maximum": 1},
+        }
+    )
+    schema = _closed({"name": text, "standing": text, "version": count, "head": count, "reason": maybe_text})
+    migrations = _closed(
+        {
+            "at": {**maybe_text, "description": "When the schemas were last looked at."},
+            "counts": {"type": "object", "additionalProperties": count},
+            "schemas": {"type": "array", "items": schema, "description": "Those that are not at their head."},
+            "failure": maybe_text,
+            "held_back": {**count, "description": "Tenants that are refused because their schemas are behind."},
+        }
+    )
+    outbox = _outbox_health()
+    outbox["properties"] = {"relay": {"type": "boolean"}, **outbox["properties"]}
+    attention = _closed({"severity": {"enum": ["alarm", "notice"]}, "section": text, "text": text})
+    return _document(
+        "console",
+        "The state of a process, as its console shows it",
+        {
+            "at": moment,
+            "process": _closed({"id": text, "pid": count, "host": text, "up_s": seconds}),
+            "status": {"enum": ["ready", "not_ready"]},
+            "reasons": {"type": "array", "items": text, "description": "Why it is not ready."},
+            "served_tenants": _closed({"known": count, "served": count}),
+            "datasources": {"type": "array", "items": datasource},
+            "transactions": _closed(
+                {
+                    "count": {**count, "description": "Connections in use."},
+                    "rows": {"type": "array", "items": transaction, "description": "The oldest of them."},
+                    "unanswered": {"type": "array", "items": _closed({"server": text, "why": text})},
+                }
+            ),
+            "decisions": _closed(
+                {
+                    "slot_s": seconds,
+                    "rows": {"type": "array", "items": decision},
+                    "courses": {"type": "array", "items": course},
+                }
+            ),
+            "outcomes": {"type": "array", "items": outcome},
+            "tenants": _closed(
+                {
+                    "covered_s": {**seconds, "description": "The time that the figures are of."},
+                    "active": count,
+                    "more_statements": count,
+                    "refused_last_min": count,
+                    "rows": {"type": "array", "items": tenant, "description": "Those with the highest load."},
+                }
+            ),
+            "outbox": {"oneOf": [{"type": "null"}, outbox]},
+            "migrations": {"oneOf": [{"type": "null"}, migrations]},
+            "configuration": _closed({"files": {"type": "array", "items": text}}),
+            "attention": {"type": "array", "items": attention, "description": "Alarms first."},
+        },
+        {},
     )
 
 

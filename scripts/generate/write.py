@@ -1,4 +1,4 @@
-"""Writes the generated files: the JSON schemas and the generated parts of the documentation."""
+"""Writes the generated files: the JSON schemas, the dashboard, and the generated parts of the documentation."""
 
 from __future__ import annotations
 
@@ -12,9 +12,11 @@ from typing import Any, Final
 from asgi_datasource.config import json_schema, part_schema
 
 from .compatibility import find_refusals
-from .pages import render_codes, render_keys, replace_generated
+from .dashboard import dashboard
+from .pages import render_codes, render_errors, render_keys, replace_generated
 from .schemas import (
     changes_schema,
+    console_schema,
     diagnostics_schema,
     explanation_schema,
     health_schema,
@@ -26,19 +28,25 @@ FILES: Final[dict[str, Callable[[], dict[str, Any]]]] = {
     "datasource.schema.json": json_schema,
     "schemas/config/v1.json": json_schema,
     "schemas/config-part/v1.json": part_schema,
+    "schemas/console/v1.json": console_schema,
     "schemas/diagnostics/v1.json": diagnostics_schema,
     "schemas/diff/v1.json": changes_schema,
     "schemas/explain/v1.json": explanation_schema,
     "schemas/health/v1.json": health_schema,
     "schemas/migration-report/v1.json": migration_report_schema,
     "schemas/state/v1.json": state_schema,
+    "deploy/grafana/dashboards/asgi-datasource.json": dashboard,
 }
-"""The schemas in the repository: the configuration's for editors, and every published one."""
+"""The schemas in the repository: the configuration's for editors, and every published one; and the dashboard."""
 
-WRITTEN: Final = frozenset({"diagnostics", "diff", "explain", "health", "migration-report"})
+WRITTEN: Final = frozenset({"console", "diagnostics", "diff", "explain", "health", "migration-report"})
 """Published documents that the library writes: what it writes now must follow the published schema."""
 
-PAGES: Final = {"docs/config.md": render_keys, "docs/diagnostics.md": render_codes}
+PAGES: Final = {
+    "docs/config.md": render_keys,
+    "docs/diagnostics.md": render_codes,
+    "docs/errors.md": render_errors,
+}
 """The pages with a generated part."""
 
 

@@ -8,6 +8,7 @@ import logging
 from typing import Any
 
 import pytest
+from fastapi import FastAPI
 from starlette.applications import Starlette
 from starlette.background import BackgroundTask
 from starlette.middleware import Middleware
@@ -155,6 +156,16 @@ async def test_a_preflight_reaches_the_application_without_a_tenant(world: World
         # Neither is a preflight.
         for call in (Call("OPTIONS", headers=[origin]), Call("GET", headers=[origin, method])):
             assert (await call.run(middleware)).status == 400
+
+
+async def test_the_pages_of_fastapi_need_no_tenant(world: World) -> None:
+    tenancy = {"resolve": [{"header": "X-Tenant"}], "exempt": {"preset": "fastapi", "paths": ["/healthz"]}}
+    statuses: dict[str, int] = {}
+    async with world.registry(tenancy=tenancy) as registry:
+        middleware = DataSourceMiddleware(FastAPI(), registry=registry)
+        for path in ("/docs", "/docs/oauth2-redirect", "/redoc", "/openapi.json", "/healthz/live", "/docs/acme"):
+            statuses[path] = (await Call("GET", path, headers=[]).run(middleware)).status
+    assert list(statuses.values()) == [200, 200, 200, 200, 404, 400]
 
 
 @pytest.mark.parametrize("status", [200, 409])

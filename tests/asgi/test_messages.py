@@ -197,7 +197,7 @@ async def test_what_the_server_raises_at_a_refused_start_reaches_it_again(app_ra
             await receive()
 
     superuser = world.cluster.primary.url(world.dbname, user="postgres")
-    config = world.config(urls={"primary": superuser})
+    config = world.config(urls={"primary": superuser}, audit={})
     server = Hypercorn(compile(config))
     with pytest.raises(Refusal, match="is a superuser"):
         await server.run(app)

@@ -48,7 +48,8 @@ def full() -> dict[str, Any]:
             "resolve": [
                 {"header": "X-Tenant"},
                 {"jwt_claim": {"claim": "tenant", "algorithms": ["RS256"], "jwks": "/etc/jwks.json"}},
-            ]
+            ],
+            "exempt": {},
         },
         "tenants": {"acme": {"datasource": "orders", "schema": "acme", "limits": {}, "datasources": {"analytics": {}}}},
         "tenants_from": {"datasource": "orders", "defaults": {"limits": {}}},
@@ -271,8 +272,12 @@ _tenancy = _section(
     {
         "resolve": st.lists(_resolver, max_size=2),
         "missing": _integers(400, 499),
+        "missing_page": _flags,
         "unknown": _integers(400, 499),
-        "exempt": st.lists(_referable(_paths), max_size=2),
+        "exempt": st.one_of(
+            st.lists(_referable(_paths), max_size=2),
+            _section({}, {"preset": _referable(st.just("fastapi")), "paths": st.lists(_referable(_paths), max_size=2)}),
+        ),
         "pattern": st.sampled_from(["^[a-z]{2,9}$", ".*", "$${x}", "a$"]),
         "default": _referable(_names),
         "agree": _flags,
@@ -406,6 +411,7 @@ _errors = _section(
         "status": st.dictionaries(
             st.sampled_from(["conflict", "tenant", "commit_unknown"]), _integers(400, 599), max_size=2
         ),
+        "handler": st.just("shop.errors:render"),
         "debug": _flags,
     },
 )

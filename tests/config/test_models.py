@@ -30,6 +30,7 @@ def test_every_section_of_the_document_is_known_by_its_path() -> None:
         ("tenancy",),
         ("tenancy", "resolve", "*"),
         ("tenancy", "resolve", "*", "jwt_claim"),
+        ("tenancy", "exempt"),
         ("tenants", "*"),
         ("tenants", "*", "limits"),
         ("tenants", "*", "datasources", "*"),

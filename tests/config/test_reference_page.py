@@ -35,6 +35,20 @@ def test_every_key_is_on_the_page() -> None:
             assert f"| `{key}` | {info.description}" in tables
 
 
+def test_the_ten_keys_to_start_with_have_their_defaults() -> None:
+    table = PAGE.partition("## The ten keys to start with")[2].partition("\n## ")[0]
+    first = dict(re.findall(r"^\| `([^`]+)` \|.*\| (.*) \|$", table, re.MULTILINE))
+    assert len(first) == 10
+    for path, default in first.items():
+        section, _, key = path.rpartition(".")
+        heading = f"### `{section}`\n" if section else "### The document\n"
+        if path == "tenants.NAME":
+            heading, key = "### The document\n", "tenants"
+        rows = PAGE.partition(BEGIN)[2].partition(heading)[2].partition("\n### ")[0]
+        [found] = re.findall(rf"^\| `{key}` \|.*\| ?(.*?) ?\|$", rows, re.MULTILINE)
+        assert found == default.strip(), path
+
+
 @pytest.mark.parametrize("number", range(len(YAML)))
 def test_examples_load(number: int, tmp_path: Path) -> None:
     (tmp_path / "secrets").mkdir()

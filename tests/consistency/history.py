@@ -132,7 +132,7 @@ def check(history: Sequence[Write | Read], final: Final) -> Violations:
                 continue
             before, name = seen.get((event.client, key), (0, ""))
             # Under synchronous replication a standby shows a commit before the primary, which waits for the standby
-            # and only then answers the writer (docs/routing.md).
+            # and only then answers the writer (docs/consistency.md).
             began = index if event.began is None else event.began
             is_early = event.is_of_primary and told.get(name, len(history)) >= began
             if version < before and not is_early:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import gc
-import importlib.util
 import json
 import shutil
 import sys
@@ -24,26 +23,16 @@ from psycopg.conninfo import conninfo_to_dict
 
 from asgi_datasource import compile
 from asgi_datasource.testing.ports import reserve_port
-from tests.docs.samples import samples
+from tests.docs.samples import load, samples
 from tests.world import World
 
 LIMIT_S = 60
 
 
 def recipe(mark: str) -> str:
-    """The sample of the tenancy page that contains this text."""
-    [found] = [sample.text for sample in samples("python", "docs/tenancy.md") if mark in sample.text]
+    """The sample of the page that contains this text."""
+    [found] = [sample.text for sample in samples("python", "docs/jobs.md") if mark in sample.text]
     return found
-
-
-def load(path: Path) -> ModuleType:
-    """The module in a file, imported again."""
-    spec = importlib.util.spec_from_file_location(path.stem, path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 @pytest.fixture

@@ -10,13 +10,17 @@ from typing import Any
 
 import httpx
 import pytest
+from starlette.requests import Request
 from starlette.responses import JSONResponse
 from starlette.routing import Route
 
 import asgi_datasource
-from asgi_datasource import DataSourceRegistry, load
+from asgi_datasource import DataError, DataErrorKind, DataSourceRegistry, load, session
+from asgi_datasource.asgi.problem_details import ProblemDetails
+from asgi_datasource.registry.runtime_config import ErrorSettings
 from asgi_datasource.testing import serve
 from tests.apps import client
+from tests.asgi_call import Call
 from tests.docs.samples import ROOT, Sample, samples
 from tests.world import World
 
@@ -63,17 +67,24 @@ def test_the_configuration_of_the_readme_is_valid() -> None:
     assert set(load(yaml.safe_load(source), environ=environ).tenants) == {"acme", "globex"}
 
 
-@pytest.mark.parametrize("sample", samples("yaml", "docs/routing.md"), ids=str)
-def test_the_configurations_of_the_routing_page_are_valid(sample: Sample) -> None:
+CONFIGURATIONS = [
+    sample for page in ("routing", "consistency", "deployment") for sample in samples("yaml", f"docs/{page}.md")
+]
+
+
+@pytest.mark.parametrize("sample", CONFIGURATIONS, ids=str)
+def test_configurations_are_valid(sample: Sample) -> None:
     import yaml
 
-    urls = {f"ORDERS_{name}_URL": f"postgresql://{name.lower()}.example/orders" for name in ("PRIMARY", "R1", "R2")}
+    urls = {
+        f"ORDERS_{name}_URL": f"postgresql://{name.lower()}.example/orders" for name in ("PRIMARY", "R1", "R2", "ADMIN")
+    }
     assert load(yaml.safe_load(sample.text), environ={**urls, "TOKEN_SECRET": "a secret of 16 or more"}).datasources
 
 
-async def test_the_python_of_the_routing_page(world: World, tmp_path: Path, capsys: Any) -> None:
+async def test_the_python_of_the_pages_about_routing(world: World, tmp_path: Path, capsys: Any) -> None:
     names: dict[str, Any] = {}
-    for sample in samples("python", "docs/routing.md"):
+    for sample in [*samples("python", "docs/routing.md"), *samples("python", "docs/consistency.md")]:
         names |= run(sample)
     file = tmp_path / "datasource.json"
     file.write_text(json.dumps(world.config(consistency={"token": "cookie", "secret": "a secret of 16 or more"})))
@@ -175,6 +186,31 @@ async def test_the_locks_and_the_tasks_of_the_transactions_page(world: World) ->
     assert await world.sql("select number from invoices") == [(1,)]
 
 
+async def test_the_handlers_of_the_errors_page(world: World) -> None:
+    advice, handlers, function = (run(sample) for sample in samples("python", "docs/errors.md"))
+
+    async def place(request: Request) -> JSONResponse:
+        await session(request).execute("insert into orders (item) values ('tea')")
+        return JSONResponse({}, status_code=201)
+
+    routes = [Route("/", place, methods=["POST"])]
+    registry = world.registry()
+    own = {DataError: handlers["data_error"], 503: handlers["busy"]}
+    async with client(world, routes, registry=registry, exception_handlers=own) as http:
+        assert (await http.post("/")).status_code == 201
+        assert (await http.post("/")).json() == {"error": "constraint", "constraint": "orders_item_key"}
+    errors = ErrorSettings(handler=function["render"])
+    for error, status, start in [
+        (DataError(DataErrorKind.TENANT, "x"), 404, b"<h1>Unknown shop"),
+        (DataError(DataErrorKind.CONFLICT, "x"), 409, b'{"error": "The request conflicts'),
+        (DataError(DataErrorKind.RESOURCE, "x"), 503, b'{"type": "urn:asgi-datasource:problem:resource"'),
+    ]:
+        call = Call()
+        await ProblemDetails(errors).send(error, call.scope, call.receive, call.send)
+        assert (call.status, call.body[: len(start)]) == (status, start)
+    assert advice["advice"](DataError(DataErrorKind.CONFLICT, "x")) == "try again"
+
+
 async def place_twice(registry: DataSourceRegistry, place: Any) -> None:
     for _ in range(2):
         async with registry.session(tenant="acme") as db:
@@ -195,19 +231,18 @@ def test_the_configuration_of_the_drivers_page_is_valid() -> None:
 
 
 def test_the_files_that_the_documentation_names_exist() -> None:
-    root = Path(asgi_datasource.__file__).parent.parent
     missing = [
         f"{page.name}: {name}"
-        for page in [root / "README.md", *sorted((root / "docs").glob("*.md"))]
+        for page in [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
         for name in re.findall(r"(?<![\w./])((?:[a-z_]+/)+[a-z_]+\.py)\b", page.read_text())
-        if not any((root / folder / name).exists() for folder in ("", "asgi_datasource", "tests"))
+        if not any((ROOT / folder / name).exists() for folder in ("", "asgi_datasource", "tests"))
     ]
     assert missing == []
 
 
 PAGES = [
     *(ROOT / name for name in ("README.md", "CHANGELOG.md", "benchmarks/README.md")),
-    *sorted((ROOT / "docs").glob("*.md")),
+    *sorted((ROOT / "docs").rglob("*.md")),
     *sorted((ROOT / "examples").rglob("*.md")),
 ]
 

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import itertools
-import os
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from typing import Any
 
@@ -15,11 +13,10 @@ from asgi_datasource.drivers.psycopg import PsycopgConnection, PsycopgServer
 from asgi_datasource.drivers.settings import ServerSettings
 from asgi_datasource.routing import Role
 from asgi_datasource.testing import EmbeddedCluster, FaultProxy
+from tests.kept_databases import empty_database
 
 Connect = Callable[..., Awaitable[PsycopgConnection]]
 OpenServer = Callable[..., Awaitable[PsycopgServer]]
-
-_numbers = itertools.count(1)
 
 
 @pytest.hookimpl(optionalhook=True)
@@ -29,11 +26,9 @@ def pytest_asyncio_loop_factories() -> Mapping[str, Callable[[], asyncio.Abstrac
 
 @pytest.fixture
 async def database(cluster: EmbeddedCluster) -> AsyncIterator[str]:
-    """The name of a fresh database on the shared cluster."""
-    name = f"drivers_{os.getpid()}_{next(_numbers)}"
-    await cluster.create_database(name)
-    yield name
-    await cluster.drop_database(name)
+    """The name of an empty database on the shared cluster."""
+    async with empty_database(cluster) as name:
+        yield name
 
 
 @pytest.fixture

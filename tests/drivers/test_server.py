@@ -417,9 +417,42 @@ async def test_connections_that_died_in_the_pool_are_replaced_before_they_are_le
     for connection in held:
         server.release(connection)
     await cluster.primary.terminate_backends(database)
+    # The event loop may resume this task before it has read the sockets.
+    await until(lambda: all(connection.closed for connection in held))
     for _ in range(10):
         assert await ask(server) not in before
     assert server.is_up
+
+
+async def test_a_connection_is_closed_at_the_last_message_of_its_server(
+    cluster: EmbeddedCluster, database: str, open_server: OpenServer
+) -> None:
+    target, pumps = cluster.primary, list[asyncio.Task[None]]()
+
+    async def pump(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        """Pass on what arrives, but not the end of the stream."""
+        try:
+            while data := await reader.read(65_536):
+                writer.write(data)
+            await asyncio.Event().wait()
+        finally:
+            writer.close()
+
+    async def forward(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        behind = await asyncio.open_connection(target.host, target.port)
+        pumps.extend((asyncio.create_task(pump(reader, behind[1])), asyncio.create_task(pump(behind[0], writer))))
+
+    async with await asyncio.start_server(forward, "127.0.0.1") as front:
+        server = await open_server(at_port(target.url(database), front.sockets[0].getsockname()[1]), max_size=1)
+        connection = await server.acquire(deadline=None)
+        server.release(connection)
+        await target.terminate_backends(database)
+        await until(lambda: connection.closed)
+        assert await ask(server) is not None
+        await server.close(timeout_s=1.0)
+        for task in pumps:
+            task.cancel()
+        await asyncio.gather(*pumps, return_exceptions=True)
 
 
 async def test_after_one_dead_connection_the_other_dead_ones_are_not_lent(
@@ -551,7 +584,7 @@ async def test_closing_leaves_no_backend_on_the_server(
     await held[0].exchange([BEGIN])
     server.release(held[1])
     await server.close(timeout_s=2.0)
-    count = "select count(*) from pg_stat_activity where datname = %s"
+    count = "select count(*) from pg_stat_activity where datname = %s and usename = 'app'"
     await until(lambda: is_zero(cluster, count, database))
     for connection in held:
         await server.reclaim(connection)

@@ -64,6 +64,12 @@ class Collector:
         """The value for OTEL_EXPORTER_OTLP_ENDPOINT."""
         return f"http://127.0.0.1:{self._server.server_address[1]}"
 
+    @property
+    def spans(self) -> list[ReceivedSpan]:
+        """All spans that have arrived."""
+        with self._changed:
+            return list(self._spans)
+
     def __enter__(self) -> Collector:
         self._thread.start()
         return self

@@ -130,7 +130,7 @@ async def test_a_skipped_statement_does_not_count_as_prepared(world: World, regi
         for use in range(1, TIMES + 1):
             items = [["there"], [f"{failing_use} {use}"]] if use == failing_use else [[f"{failing_use} {use}"]]
             if use == failing_use:
-                with pytest.raises(DataError, match="duplicate key"):
+                with pytest.raises(DataError, match="unique constraint"):
                     await write_all(registry, statement, items)
             else:
                 await write_all(registry, statement, items)

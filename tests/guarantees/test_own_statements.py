@@ -149,7 +149,7 @@ async def test_no_function_operator_or_type_of_a_tenants_runs_inside_of_them(
                 await db.lock((1, 2), timeout=0)
                 async with db.connection(AccessIntent.WRITE) as connection:
                     await connection.execute("set local search_path = acme, pg_catalog")
-                with pytest.raises(DataError, match="duplicate"):
+                with pytest.raises(DataError, match="unique constraint"):
                     async with db.transaction():
                         await db.execute("insert into orders (item) values ('tea')")
             token = db.token

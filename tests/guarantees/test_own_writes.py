@@ -424,7 +424,7 @@ async def test_monotonic_reads_never_show_an_older_state(world: World) -> None:
 
 
 async def test_until_a_synchronous_standby_answers_only_standbys_show_a_commit(world: World) -> None:
-    """The limit of monotonic reads that docs/routing.md names."""
+    """The limit of monotonic reads that docs/consistency.md names."""
     primary = world.cluster.primary
     async with shop_of(world, monotonic=True, wait="20ms") as shop:
         await primary.configure(synchronous_standby_names="absent")

@@ -451,7 +451,7 @@ async def test_a_procedure_that_commits_internally_cannot_escape_the_tenant(vers
                 for intent in AccessIntent:
                     with suppress(UnexpectedRollback):
                         async with registry.session("acme") as db:
-                            with pytest.raises(DataError, match="invalid transaction termination"):
+                            with pytest.raises(DataError, match="a transaction cannot be ended here"):
                                 await (db.read if intent is AccessIntent.READ else db.write).execute(statement)
             assert await world.items() == []
             assert await leftovers(registry) == before

@@ -122,6 +122,16 @@ async def test_metrics_add_few_calls(world: World, metric_reader: InMemoryMetric
 
 
 @pytest.mark.parametrize("method", [READ, WRITE])
+async def test_a_console_adds_few_calls(world: World, method: str) -> None:
+    async with world.registry(**QUIET, telemetry={"spans": False}) as registry:
+        activity = registry.observe()
+        found = await walk(registry, method)
+        counted = sum(activity.decisions(60).values())
+    assert counted >= 27, counted
+    assert found.calls.total() <= CALLS[method] + MORE, str(found)
+
+
+@pytest.mark.parametrize("method", [READ, WRITE])
 async def test_an_unsampled_trace_adds_few_calls(world: World, spans: InMemorySpanExporter, method: str) -> None:
     context = SpanContext(1, 2, is_remote=True, trace_flags=TraceFlags(0))
     async with world.registry(**QUIET) as registry:
@@ -129,6 +139,18 @@ async def test_an_unsampled_trace_adds_few_calls(world: World, spans: InMemorySp
             found = await walk(registry, method)
     assert found.calls.total() <= CALLS[method] + MORE, str(found)
     assert spans.get_finished_spans() == ()
+
+
+RECORDED = 30
+"""Calls that the two spans of a recorded read may add."""
+
+
+async def test_a_recorded_read_adds_few_calls(world: World, spans: InMemorySpanExporter) -> None:
+    async with world.registry(**QUIET) as registry:
+        with trace.get_tracer("tests").start_as_current_span("GET /orders"):
+            found = await walk(registry, READ)
+    assert found.calls.total() <= CALLS[READ] + RECORDED, str(found)
+    assert len(spans.get_finished_spans()) > 2
 
 
 SECRET = "a secret of more than thirty-two characters"

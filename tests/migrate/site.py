@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import json
 from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import asynccontextmanager
@@ -16,9 +15,8 @@ from asgi_datasource import load
 from asgi_datasource.migrate import Events, MigrationReport, Migrator, Progress
 from asgi_datasource.testing import EmbeddedCluster
 from tests.cli.run import Ran, call
+from tests.kept_databases import empty_database
 from tests.tenancy.commands import Command
-
-_numbers = itertools.count()
 
 
 @dataclass
@@ -130,12 +128,8 @@ class Site:
 @asynccontextmanager
 async def open_site(cluster: EmbeddedCluster, folder: Path) -> AsyncIterator[Site]:
     """A site with an empty database and no tenants."""
-    dbname = f"migrate_{next(_numbers)}"
-    await cluster.create_database(dbname)
-    site = Site(cluster, folder, dbname)
-    site.url = cluster.nodes["primary"].url(dbname=dbname, user="postgres")
-    site.configure()
-    try:
+    async with empty_database(cluster) as dbname:
+        site = Site(cluster, folder, dbname)
+        site.url = cluster.nodes["primary"].url(dbname=dbname, user="postgres")
+        site.configure()
         yield site
-    finally:
-        await cluster.drop_database(dbname)

@@ -17,6 +17,7 @@ from starlette.routing import Route
 
 from asgi_datasource import DataError, DataErrorKind, session, transactional
 from asgi_datasource.outbox.entry import new_id
+from asgi_datasource.sessions.unit_of_work import UnitOfWork
 from tests.apps import client
 from tests.guarantees.test_cost import always, open_meter
 from tests.outbox.tables import events
@@ -142,6 +143,16 @@ class TestRoundTrips:
         async with open_meter(world, ROUTES, **OUTBOX) as meter:
             assert await meter.costs("POST", "/place", status=201) == always({"primary": 2})
             assert await meter.costs("POST", "/several", status=201) == always({"primary": 2})
+
+    @pytest.mark.parametrize("path", ["/place", "/several"])
+    async def test_a_commit_with_events_takes_the_short_way(
+        self, world: World, path: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        async with client(world, ROUTES, registry=world.registry(**OUTBOX)) as http:
+            monkeypatch.setattr(UnitOfWork, "finish", None)
+            assert (await http.post(path)).status_code == 201
+            monkeypatch.undo()
+        assert len(await events(world)) == (1 if path == "/place" else 7)
 
     async def test_an_event_alone_is_two(self, world: World) -> None:
         async with open_meter(world, ROUTES, **OUTBOX) as meter:

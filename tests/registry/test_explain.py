@@ -176,6 +176,9 @@ async def test_a_refusal_is_explained(world: World) -> None:
     exempt = await registry.explain("GET", "/healthz/live")
     assert exempt.is_exempt
     assert valid("explain", exempt.document())["outcome"] == "exempt"
+    asked = {"Origin": "https://shop.example", "Access-Control-Request-Method": "GET"}
+    assert (await registry.explain("OPTIONS", "/x", headers=asked)).is_exempt
+    assert await refused("OPTIONS", headers={"Origin": "https://shop.example"}) == (400, "the request names no tenant")
 
 
 async def test_no_server_is_eligible(world: World) -> None:

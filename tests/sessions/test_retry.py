@@ -34,7 +34,7 @@ from asgi_datasource.testing import serve
 from asgi_datasource.transaction import TransactionOptions, retry
 from tests.apps import client
 from tests.asgi_call import Call
-from tests.pools import assert_whole, until
+from tests.pools import assert_whole, until, until_at_rest
 from tests.sessions.every_await import Canceller, cancel_at
 from tests.sessions.requests import request
 from tests.world import World
@@ -696,6 +696,7 @@ async def test_a_request_cancelled_between_attempts_leaves_no_connection_and_no_
         await attempts.next(db)
 
     async with world.registry(transactions={"deadline": None}) as registry:
+        await until_at_rest(registry)
         before = asyncio.all_tasks()
         call = Call(endpoint=endpoint)
         task = asyncio.create_task(call.run(DataSourceMiddleware(endpoint, registry=registry)))

@@ -40,6 +40,14 @@ def rules(*matches: str) -> RouteRules:
     return RouteRules([CompiledRule(match, *compile_pattern(match), NO_RULE) for match in matches])
 
 
+@pytest.mark.parametrize("match", ["/reports/**", "/reports/*", "/**"])
+def test_a_decoded_line_break_evades_no_rule(match: str) -> None:
+    found = rules(match)
+    assert found.find("GET", "/reports/a\nb") is not None
+    assert found.find("GET", "/reports/a\n") is not None
+    assert rules("/reports").find("GET", "/reports\n") is None
+
+
 @pytest.mark.parametrize(
     ("matches", "wanted"),
     [

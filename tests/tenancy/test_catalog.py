@@ -317,6 +317,26 @@ async def test_a_flood_of_unknown_names_costs_one_question_in_a_while(table: Wor
         assert catalog_of(made).questions == questions
 
 
+@pytest.mark.parametrize("others", [{}, {"*": {"datasource": "orders", "schema": "{tenant}"}}], ids=["listed", "*"])
+async def test_beyond_the_most_names_that_are_asked_for_the_next_is_refused_at_once(
+    table: World, monkeypatch: pytest.MonkeyPatch, others: dict[str, Any]
+) -> None:
+    monkeypatch.setattr(catalog, "MOST_ASKING", 2)
+    document = config(table)
+    document["tenants"] = others
+    async with compile(document) as made:
+        await insert(table, "hooli", "initrode", "stark")
+        find = made.compiled.admission.find
+        waiting = [asyncio.ensure_future(find(name)) for name in ("hooli", "initrode", "hooli")]
+        await asyncio.sleep(0)
+        # It may be a tenant: neither 404, nor one of the others.
+        with pytest.raises(DataError, match="2 other names wait") as caught:
+            await find("stark")
+        assert (caught.value.kind, caught.value.http_status) == (DataErrorKind.RESOURCE, 503)
+        assert [tenant.name for tenant in await asyncio.gather(*waiting)] == ["hooli", "initrode", "hooli"]
+        assert (await find("stark")).name == "stark"
+
+
 async def test_whoever_waits_for_an_unknown_name_can_leave(table: World) -> None:
     async with registry(table, miss_interval="200ms") as made:
         with pytest.raises(DataError):

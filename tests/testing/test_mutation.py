@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import ast
+import json
+from pathlib import Path
 
-from scripts.mutation import PACKAGE, ROOT, TESTS, mutants_of, sample_of
+import coverage
+
+from scripts.mutation import EQUIVALENT, MOST_SECONDS, PACKAGE, ROOT, TESTS, Reach, mutants_of, sample_of
 
 
 def test_a_sample_is_fixed_by_its_seed() -> None:
@@ -25,3 +29,30 @@ def test_every_change_of_a_sample_is_one_of_the_modules_syntax() -> None:
 def test_every_module_has_tests_that_exist() -> None:
     for _, tests in TESTS:
         assert all((ROOT / "tests" / test).exists() for test in tests.split()), tests
+
+
+def test_a_change_is_judged_by_the_quickest_tests_that_run_its_line(tmp_path: Path) -> None:
+    mutant = next(one for one in mutants_of(["routing/choose"]) if not one.is_outside)
+    data = coverage.CoverageData(str(tmp_path / "1.coverage"))
+    for test, line in (
+        ("slow", mutant.line),
+        ("quick", mutant.line),
+        ("long", mutant.line),
+        ("other", mutant.line + 1000),
+    ):
+        data.set_context(test)
+        data.add_lines({str(ROOT / PACKAGE / mutant.path): [line]})
+    data.write()
+    seconds = {"slow": 2.0, "quick": 0.1, "long": MOST_SECONDS, "other": 0.1}
+    (tmp_path / "1.json").write_text(json.dumps(seconds))
+    assert Reach(tmp_path).tests_of(mutant) == ["quick", "slow", "long"]
+    (tmp_path / "1.json").write_text(json.dumps({**seconds, "slow": MOST_SECONDS}))
+    assert Reach(tmp_path).tests_of(mutant) == ["quick", "long"]
+    # A test that has failed without a change judges nothing.
+    (tmp_path / "1.json").write_text(json.dumps({"slow": 2.0}))
+    assert Reach(tmp_path).tests_of(mutant) == ["slow"]
+
+
+def test_equivalent_changes_are_changes_of_the_package() -> None:
+    known = {mutant.name for path in {name.partition(".py")[0] for name in EQUIVALENT} for mutant in mutants_of([path])}
+    assert set(EQUIVALENT) <= known

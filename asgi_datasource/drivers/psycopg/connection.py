@@ -14,7 +14,7 @@ from psycopg import errors as e
 from psycopg.pq import TransactionStatus
 
 from ...concurrency.fair_queue import TenantQuota
-from ...observability.metrics import Use
+from ...observability.recording import UseRecorder
 from ...routing import Position
 from ..protocol import TenantIdentity
 from ..statement_analysis import is_listen
@@ -148,7 +148,7 @@ class PsycopgConnection(WatchedSocket, PipelineHost):  # pyright: ignore[reportI
         """The open transaction began with a reset, which takes effect with COMMIT."""
         self.has_written = False
         """Since the last reset, something other than a READ ONLY round trip has run."""
-        self.use: Use | None = None
+        self.use: UseRecorder | None = None
         """Records the time of use when metrics are enabled."""
         self.is_kept = False
         """Its pool's keeper counts it as in use."""
@@ -234,6 +234,7 @@ class PsycopgConnection(WatchedSocket, PipelineHost):  # pyright: ignore[reportI
         return self._observer is None or self._observer.prepares
 
     is_shared = False
+    began_at: float | None = None
 
     @property
     def is_busy(self) -> bool:

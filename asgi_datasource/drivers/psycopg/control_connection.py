@@ -7,8 +7,7 @@ and the names of the objects only; psycopg's exception is the `__cause__`, with 
 from __future__ import annotations
 
 import asyncio
-import re
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 from typing import Any, Final, LiteralString
 
@@ -18,6 +17,7 @@ from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
 from ...errors import ConfigError, DataError, DataErrorKind, ErrorDetail, classify
 from ..settings import ServerSettings
+from .refusals import refusal_text
 from .settings import connect_failure, resolve, without_location
 
 SAFE_PATH: Final = "-c search_path=pg_catalog"
@@ -318,96 +318,6 @@ _OF_THE_LOGIN: Final = frozenset(
 
 _OF_THE_CLIENT: Final = frozenset({"service", "servicefile", "replication", "fallback_application_name"})
 """Parameters that are not passed on to other programs: the effective parameters include those of a service file."""
-
-
-# -- what a refusal is called ------------------------------------------------------------------------------------------
-
-REFUSALS: Final[Mapping[str, str]] = {
-    "08": "the connection was lost",
-    "0A": "the server does not support this",
-    "22": "a value does not fit its type",
-    "22012": "division by zero",
-    "23": "a row breaks a constraint",
-    "23502": "a column that must have a value has none",
-    "23503": "a row breaks a foreign key",
-    "23505": "a row breaks a unique constraint",
-    "23514": "a row breaks a check constraint",
-    "25": "the transaction does not allow this",
-    "25006": "the server takes no writes: it is a standby, or read only",
-    "25P02": "the transaction had failed before",
-    "28": "the server refused the login",
-    "2BP01": "other objects depend on it",
-    "3D": "there is no such database",
-    "3F": "there is no such schema",
-    "40": "the transaction lost against another one",
-    "42": "the statement is wrong",
-    "42501": "permission denied",
-    "42601": "syntax error",
-    "42701": "the column is there already",
-    "42702": "a column name is ambiguous",
-    "42703": "there is no such column",
-    "42704": "there is no such object",
-    "42710": "an object of that name is there already",
-    "42723": "a function of that name is there already",
-    "42725": "a function name is ambiguous",
-    "42804": "a type does not match",
-    "42809": "the object is of the wrong kind",
-    "42846": "a type cannot be cast",
-    "42883": "there is no such function or operator",
-    "42P01": "there is no such table or view",
-    "42P04": "a database of that name is there already",
-    "42P06": "a schema of that name is there already",
-    "42P07": "a table or view of that name is there already",
-    "42P17": "the definition is invalid",
-    "53": "the server is out of a resource",
-    "53100": "the server's disk is full",
-    "53200": "the server is out of memory",
-    "53300": "the server is out of connections",
-    "53400": "a limit of the server's configuration was reached",
-    "54": "the statement goes beyond a limit of the server",
-    "55": "the object is not in a state that allows this",
-    "55006": "the object is in use",
-    "55P03": "another transaction held a lock for too long",
-    "57": "the server ended the statement",
-    "57014": "the statement was cancelled, or ran out of time",
-    "58": "the server failed to use a file",
-    "P0": "a function of the database raised an error",
-    "XX": "the server has an internal error",
-}
-"""SQLSTATE, or its class, to the text in messages (PostgreSQL manual, appendix A)."""
-
-_NAMING: Final = frozenset({"0A", "28", "2B", "3D", "3F", "42", "55"})
-"""Classes whose messages quote names of objects, never values."""
-
-_QUOTED: Final = re.compile(r"[\"«„]([^\"«»„“]+)[\"»“]")
-_RAISED: Final = re.compile(r"pl(?!an)")
-"""Source files of procedural languages: `pl_exec.c`, `plpy_elog.c`; not `planner.c`."""
-_WORD: Final = re.compile(r"[^\W\d][\w$]*")
-
-
-def refusal_text(error: psycopg.Error) -> str:
-    """Message text of a refused statement: `there is no such table or view: "items" (SQLSTATE 42P01)`."""
-    state = error.sqlstate
-    if state is None:
-        return "the connection was lost" if isinstance(error, psycopg.OperationalError) else type(error).__name__
-    text = REFUSALS.get(state) or REFUSALS.get(state[:2]) or "the server refused the statement"
-    names = ", ".join(f'"{name}"' for name in _names(error, state))
-    return f"{text}{': ' if names else ''}{names} (SQLSTATE {state})"
-
-
-def _names(error: psycopg.Error, state: str) -> list[str]:
-    """Names of the objects that an error concerns."""
-    found = error.diag
-    if _RAISED.match(found.source_file or "pl_"):
-        # A function in the database chooses SQLSTATE, text and names: they may contain values.
-        return []
-    table = ".".join(name for name in (found.schema_name, found.table_name) if name)
-    names = [name for name in (table, found.column_name, found.constraint_name, found.datatype_name) if name]
-    if names or state[:2] not in _NAMING:
-        return names
-    quoted = _QUOTED.findall(found.message_primary or "")
-    # A syntax error quotes a token, which may be a literal.
-    return [name for name in quoted if state != "42601" or _WORD.fullmatch(name)][:3]
 
 
 def _position(error: psycopg.Error, text: str) -> str:

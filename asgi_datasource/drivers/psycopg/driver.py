@@ -17,9 +17,9 @@ from .control_connection import (
     login_of,
     login_parameters,
     open_control,
-    refusal_text,
     with_application_name,
 )
+from .refusals import refusal_text
 from .server import PsycopgServer
 
 if TYPE_CHECKING:

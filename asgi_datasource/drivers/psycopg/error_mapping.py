@@ -2,29 +2,22 @@
 
 from __future__ import annotations
 
-import re
 from typing import Final
 
 from psycopg import DataError as ClientDataError
 from psycopg import Error, InterfaceError, OperationalError, ProgrammingError
 
 from ...errors import NO_PLACE, DataError, DataErrorKind, ErrorDetail, classify
-from ..protocol import Exchange
-
-_QUOTED: Final = re.compile(r"\"[^\"]*\"|«[^»]*»|„[^“]*“|'[^']*'")
+from .pipeline import Pipeline
+from .refusals import request_refusal_text
 
 READ_ONLY_HINT: Final = (
     "; this statement ran with read intent: give its route @transactional, or use `db.write` for it alone"
 )
 
-ONE_STATEMENT_HINT: Final = (
-    "; the text has several statements: send each in a call of its own, inside `async with db.transaction():` if they"
-    " belong together"
-)
-
-
 SEVERAL_STATEMENTS_HINT: Final = (
-    "; send each statement by itself, in the same transaction, or a whole script as it is:"
+    "; the text has several statements: send each in a call of its own, inside `async with db.transaction():` if they"
+    " belong together, or a whole script as it is:"
     " `async with db.connection() as connection: await connection.execute(script)`"
 )
 
@@ -38,11 +31,11 @@ def to_data_error(
     timed_out: bool,
     in_recovery: bool,
     is_write: bool,
+    statement: str | None = None,
 ) -> DataError:
     """Classify a failed statement.
 
-    The message is the first line of the server's message. Details may contain row data: they stay in the cause's
-    `diag`.
+    The server's message and its details may contain bound values and rows: they stay in the cause's `diag`.
 
     Args:
         error: As psycopg raises it.
@@ -52,6 +45,7 @@ def to_data_error(
         timed_out: The caller's deadline has passed.
         in_recovery: The server is a hot standby.
         is_write: The statement had write intent.
+        statement: Its text with placeholders; None if that is not known.
     """
     sqlstate = error.sqlstate if isinstance(error, Error) else None
     if timed_out:
@@ -69,22 +63,19 @@ def to_data_error(
         sqlstate = "42P02"
     found = classify(ErrorDetail(sqlstate=sqlstate, is_broken=is_broken, in_recovery=in_recovery, is_write=is_write))
     diagnostics = error.diag if isinstance(error, Error) else None
-    text = (diagnostics.message_primary if diagnostics is not None else None) or _first_line(error)
-    if sqlstate == "3F000" and NO_PLACE in text:
+    if sqlstate == "3F000" and diagnostics is not None and NO_PLACE in (diagnostics.message_primary or ""):
         return DataError(DataErrorKind.TENANT, "there is no such tenant", sqlstate=sqlstate, http_status=404)
-    if sqlstate is not None and sqlstate.startswith("22"):
-        # Data exceptions quote the value, in the same way as names.
-        text = _QUOTED.sub('"..."', text)
-    if sqlstate is not None:
+    if sqlstate is None or not isinstance(error, Error):
+        text = _first_line(error)
+    else:
+        text = request_refusal_text(error, sqlstate, statement)
         # Tracebacks print the cause with psycopg's whole text; `diag` keeps it.
         error.args = (text,)
     message = f"{where}: {text}"
-    if sqlstate == "42601" and diagnostics is not None and diagnostics.source_function == "exec_parse_message":
-        # The only syntax error that this function of the server reports; its text may be translated.
-        message += ONE_STATEMENT_HINT
     if found.kind is DataErrorKind.READ_ONLY:
         message += READ_ONLY_HINT
     elif sqlstate == "42601" and diagnostics is not None and diagnostics.source_function == "exec_parse_message":
+        # The only syntax error that this function of the server reports.
         message += SEVERAL_STATEMENTS_HINT
     return DataError(
         found.kind,
@@ -99,7 +90,7 @@ def to_data_error(
     )
 
 
-def of_exchange(exchange: Exchange, *, where: str, server: str, in_recovery: bool, is_write: bool) -> DataError:
+def of_exchange(exchange: Pipeline, *, where: str, server: str, in_recovery: bool, is_write: bool) -> DataError:
     """Classify the error of an exchange."""
     error = exchange.error
     if error is None:
@@ -112,6 +103,7 @@ def of_exchange(exchange: Exchange, *, where: str, server: str, in_recovery: boo
         timed_out=exchange.timed_out,
         in_recovery=in_recovery,
         is_write=is_write,
+        statement=exchange.failed_text,
     )
 
 

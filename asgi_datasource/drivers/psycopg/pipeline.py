@@ -129,6 +129,13 @@ class Pipeline:
         """The server refused a statement only because its prepared form is outdated: a retry is likely to succeed."""
         return is_stale_plan(self.error)
 
+    @property
+    def failed_text(self) -> str | None:
+        """The text of the statement that has failed, with its placeholders; None where no single one has."""
+        if self.failed_at is None:
+            return None
+        return self._commands[self.failed_at][0].decode(self._host.transformer.encoding, "replace")
+
     def take(self, index: int, *, in_transaction: bool) -> Result | None:
         """Read the result of one statement if the round trip succeeded; None if not.
 

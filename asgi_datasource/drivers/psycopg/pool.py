@@ -2,8 +2,7 @@
 
 psycopg_pool owns the connections (`owned_pool.py`), but each use of it takes its lock and, for a caller that waits, a
 condition and a task: under load most of the cost of a short statement. So connections in use circulate in front of it:
-    a
-returned connection goes to the first caller that waits, or is kept for the next one. Connections that stay unused go
+a returned connection goes to the first caller that waits, or is kept for the next one. Connections that stay unused go
 back to psycopg_pool, which closes its surplus.
 """
 
@@ -24,7 +23,7 @@ from ..protocol import PoolKeeper, TenantIdentity
 from ..settings import Reset, ServerSettings
 from .connection import PsycopgConnection, is_same
 from .owned_pool import OwnedPool
-from .read_sharing import MIN_SERVER_VERSION, Asker, ReadShare, ReadSharing, end_use
+from .read_sharing import MIN_SERVER_VERSION, Asker, ReadShare, ReadSharing
 from .saturation import Saturation
 from .tenant_types import TenantTypes, TypeRegistry
 
@@ -850,8 +849,9 @@ class Pool:
         share.is_over = True
         connection = share.connection
         connection.shares -= 1
-        if share.use is not None:
-            end_use(share)
+        use, share.use = share.use, None
+        if use is not None:
+            use.end()
         self._leave_quota(share)
         if share.is_unfinished:
             connection.has_dropped_reads = True

@@ -15,7 +15,7 @@ from typing import Final, NoReturn, Protocol
 from psycopg import InterfaceError
 
 from ...concurrency.fair_queue import TenantQuota
-from ...observability.metrics import SharedUse, Use
+from ...observability.recording import UseRecorder
 from ...routing import Position
 from ..protocol import TenantIdentity
 from ..statements import Control, Envelope, Params, Query, Statement
@@ -76,7 +76,7 @@ class ReadShare:
         self.connection = connection
         self.tenant = tenant
         self.quota: TenantQuota | None = None
-        self.use: Use | None = None
+        self.use: UseRecorder | None = None
         self.is_over = False
         """It was returned."""
         self.timeline = connection.timeline
@@ -297,12 +297,3 @@ class ReadSharing:
     def leave(self, share: ReadShare) -> None:
         """Return a part of a connection."""
         self._pool.leave(share)
-
-
-def end_use(share: ReadShare) -> None:
-    """Record the times of a shared connection's use."""
-    use, share.use = share.use, None
-    if isinstance(use, SharedUse):
-        use.end_since(share.began_at)
-    elif use is not None:
-        use.end()

@@ -291,6 +291,9 @@ class WatchedSocket(AsyncConnection[Any]):
                 if receiver is None:
                     # Idle: a notice, a notification, a changed setting, or the server's reason for closing.
                     pgconn.is_busy()
+                    if self._farewell is not None:
+                        # The end of the stream follows; until it arrives, libpq takes the connection for a good one.
+                        raise self._farewell
                     self.refresh_transformer()
                 elif receiver.receive():
                     self._land()

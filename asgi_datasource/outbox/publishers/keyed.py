@@ -6,6 +6,7 @@ import asyncio
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import replace
+from time import perf_counter
 from typing import Final
 
 from ...observability import names, tracing
@@ -61,8 +62,12 @@ class KeyedPublisher(ABC):
         for index in indexes:
             if not batch.may_go_on:
                 return
-            outcome = await attempt(self, batch[index], is_traced=batch.is_traced)
+            entry, started = batch[index], perf_counter()
+            outcome = await attempt(self, entry, is_traced=batch.is_traced)
             outcomes[index] = outcome
+            if batch.measure is not None:
+                failure = None if outcome.kind is OutcomeKind.PUBLISHED else outcome.kind.value
+                batch.measure.sent(self.system, entry.topic, perf_counter() - started, failure)
             if outcome.kind is not OutcomeKind.PUBLISHED:
                 return
 
