@@ -243,7 +243,7 @@ class DataSession(SessionCore, StatementMethods):
 
         For a write that is the only one of its transaction. A later failure of the request, or an error response, does
         not roll it back. It takes two round trips if the transaction is open already, if something has to be sent
-        before COMMIT (hooks, an ORM's flush, events), behind a pooler, and where the request is traced.
+        before COMMIT (hooks, an ORM's flush, events), behind a pooler, and if its trace is sampled.
 
         Args:
             query, params, style: As of `execute`.

@@ -324,15 +324,22 @@ async def test_wait_and_execution_are_told_apart(world: World, metric_reader: In
         assert max(used, took) < waited
 
 
-async def test_a_traced_read_has_its_span_and_a_connection_of_its_own(
+@pytest.mark.usefixtures("patient")
+async def test_a_traced_read_has_its_span_with_its_wait(
     world: World, spans: InMemorySpanExporter, depths: list[int]
 ) -> None:
-    async with world.registry(pool=ONE, replicas=()) as registry:
+    async with world.registry(pool=ONE, replicas=()) as registry, gate(world) as held:
         await settle(registry)
         spans.clear()
-        await asyncio.gather(*(await reads(registry, *[QUICK] * 6)))
-        assert sum(span.name.startswith("SELECT") for span in spans.get_finished_spans()) == 6
-    assert depths == []
+        depths.clear()
+        tasks = await reads(registry, BLOCKED, *[QUICK] * 4)
+        await asyncio.sleep(0.05)
+        await held.open()
+        await asyncio.gather(*tasks)
+        found = [span for span in spans.get_finished_spans() if span.name.startswith("SELECT")]
+        waits = [(span.attributes or {}).get("asgi_datasource.pool.wait_ms") for span in found]
+        assert (len(found), waits.count(None), len(depths)) == (5, 1, 4)
+        assert all(isinstance(wait, float) and wait >= 40 for wait in waits if wait is not None)
 
 
 async def test_a_session_that_ended_cannot_join(world: World) -> None:
