@@ -35,10 +35,13 @@ _ACTIVE: Final = int(TransactionStatus.ACTIVE)
 _CLOCK_STEP_S: Final = 0.001
 """Resolution of uvloop's clock: its timers fire up to this much early."""
 
-HEAD_PATIENCE_S: Final = 0.01
+HEAD_PATIENCE_S: Final = 0.02
 MAX_HEAD_PATIENCE_S: Final = 0.1
 """A read may hold back those behind it for as long as its connection took to connect, which is several round trips of
 the network, within these bounds; and for at most twice as long."""
+
+_PROGRESS: Final = 16
+"""Connections that the pool gets back meanwhile if the read is slow, and not the whole server."""
 
 _CANCEL_NEXT_S: Final = 0.05
 """Seconds between the cancel requests for several reads on one connection."""
@@ -81,6 +84,16 @@ class Sharing(Protocol):
 
     slow: dict[str, float]
     """Texts that have held back others, which do not share."""
+
+    @property
+    def has_idle(self) -> bool:
+        """Whether a connection of the pool is idle."""
+        ...
+
+    @property
+    def returns(self) -> int:
+        """How often a borrower has returned a connection of the pool, or its part of one."""
+        ...
 
     def note_slow(self, query: str, /) -> None:
         """A read with this text has held back others."""
@@ -138,6 +151,8 @@ class PsycopgConnection(WatchedSocket, PipelineHost):  # pyright: ignore[reportI
         """Number of times that it has changed from one tenant to another."""
         self._head_timer: asyncio.TimerHandle | None = None
         self._seen_head: Pipeline | None = None
+        self._head_checks = 0
+        self._seen_returns = 0
         self.quota: TenantQuota | None = None
         """The tenant that it counts for, where that is counted."""
         self.tenant: TenantIdentity | None = None
@@ -709,18 +724,23 @@ class PsycopgConnection(WatchedSocket, PipelineHost):  # pyright: ignore[reportI
     def _check_head(self) -> None:
         """Do not let a slow read hold back others: one that was running at the last check as well."""
         self._head_timer = None
-        shared = self._receiver
-        head = shared.queue[0] if isinstance(shared, SharedPipeline) else None
-        if head is None or head is not self._seen_head:
-            self._seen_head = head
-            if head is not None:
-                self._watch_head()
+        shared, sharing = self._receiver, self.sharing
+        if not isinstance(shared, SharedPipeline) or sharing is None:
+            self._seen_head = None
             return
-        self._seen_head = None
-        self.is_open_to_reads = False
-        if self.sharing is not None and head.query is not None:
-            self.sharing.note_slow(head.query)
-        cast("SharedPipeline", shared).withdraw_followers()
+        head = shared.queue[0]
+        if head is not self._seen_head:
+            self._seen_head, self._head_checks, self._seen_returns = head, 0, sharing.returns
+        else:
+            self._head_checks += 1
+            is_left = head.error is not None or head.waiter.cancelled()
+            is_slow = sharing.has_idle or sharing.returns - self._seen_returns >= _PROGRESS
+            if is_left or is_slow:
+                self.is_open_to_reads = False
+                shared.withdraw_followers()
+            if is_slow and self._head_checks > 1 and head.query is not None:
+                sharing.note_slow(head.query)
+        self._watch_head()
 
     # Deadlines
 

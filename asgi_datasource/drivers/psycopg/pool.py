@@ -259,6 +259,11 @@ class HandOver:
             self.unused = 0
             self._sweep = self._loop.call_later(SWEEP_S, self._return_unused, context=Context())
 
+    @property
+    def shares(self) -> int:
+        """Number of reads that share a connection, beside the connection's owner."""
+        return sum([connection.shares - (not connection.is_owned) for connection in self._held])
+
     def find_shared(
         self, query: str, tenant: TenantIdentity | None, types: TenantTypes | None
     ) -> PsycopgConnection | None:
@@ -481,6 +486,11 @@ class Pool:
     def idle(self) -> int:
         """Number of idle connections."""
         return 0 if self._owned is None or self.hand_over is None else self._owned.idle + len(self.hand_over.at_hand)
+
+    @property
+    def returns(self) -> int:
+        """How often a connection, or a part of one, was returned."""
+        return self.lendings - self.borrowed - (0 if self.hand_over is None else self.hand_over.shares)
 
     @property
     def waiting(self) -> int:

@@ -52,6 +52,16 @@ class SharedPool(Protocol):
     borrowed: int
     lendings: int
 
+    @property
+    def idle(self) -> int:
+        """Number of idle connections."""
+        ...
+
+    @property
+    def returns(self) -> int:
+        """How often a connection, or a part of one, was returned."""
+        ...
+
     def leave(self, share: ReadShare, /) -> None:
         """A read that shares a connection has ended."""
         ...
@@ -232,6 +242,16 @@ class ReadSharing:
             return False
         del self.slow[query]
         return True
+
+    @property
+    def has_idle(self) -> bool:
+        """Whether a connection of the pool is idle."""
+        return self._pool.idle > 0
+
+    @property
+    def returns(self) -> int:
+        """How often a borrower has returned a connection of the pool, or its part of one."""
+        return self._pool.returns
 
     def note_slow(self, query: str) -> None:
         """A read with this text has held back others."""
