@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import argparse
 import ast
+import compileall
+import importlib.util
 import itertools
 import json
 import os
+import py_compile
 import random
 import shutil
 import signal
@@ -17,7 +20,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Final, cast
 
 import coverage
 
@@ -30,6 +33,7 @@ TESTS: Final[tuple[tuple[str, str], ...]] = (
         "asgi sessions/test_every_cancellation.py sessions/test_ends.py sessions/test_retry.py sessions/test_hooks.py"
         " guarantees/test_outcome.py",
     ),
+    ("console/", "console observability/test_activity.py"),
     ("concurrency/", "concurrency tenancy/test_turns.py sessions/test_parallel.py"),
     ("config/", "config"),
     (
@@ -344,7 +348,7 @@ class Reach:
                 data.read()
                 name = next((one for one in data.measured_files() if one.endswith(f"/{PACKAGE}/{path}")), None)
                 if name is not None:
-                    found.append(data.contexts_by_lineno(name))
+                    found.append(cast("Mapping[int, Sequence[str]]", data.contexts_by_lineno(name)))
         return self._lines[path]
 
     def tests_of(self, mutant: Mutant) -> list[str]:
@@ -375,6 +379,10 @@ class Copy:
         self._folder = folder / "checkout"
         ignored = shutil.ignore_patterns(".git", ".venv*", "__pycache__", ".*_cache", "node_modules", "results")
         shutil.copytree(ROOT, self._folder, ignore=ignored, symlinks=True)
+        # Compiled once, and not for each change: `-B` writes nothing.
+        compileall.compile_dir(
+            self._folder / PACKAGE, quiet=2, invalidation_mode=py_compile.PycInvalidationMode.UNCHECKED_HASH
+        )
         self._record_in = reach
         self.reach = Reach(reach)
 
@@ -412,42 +420,54 @@ class Copy:
         named = [test for test in tests if f"{test} " in printed or f"{test}\n" in printed]
         return max(named, key=len, default="")
 
-    def survives(self, mutant: Mutant) -> tuple[bool, str]:
-        """Whether no test notices the change, and the test that does."""
-        tests = self.reach.tests_of(mutant)
+    def failing(self, tests: Sequence[str]) -> list[str]:
+        """Those of these tests that fail without a change."""
         if not tests:
-            return True, "never run"
+            return []
+        limit_s = 60 + 5 * sum(self.reach.seconds[test] for test in tests)
+        code, printed = self._pytest(["-rfE", *tests], limit_s=limit_s)
+        if code == 0:
+            return []
+        return [test for test in tests if code is None or f"FAILED {test}" in printed or f"ERROR {test}" in printed]
+
+    def judge(self, mutant: Mutant, *, without: Sequence[str] = ()) -> tuple[str | None, str]:
+        """The first test that fails with a change; None if it survives, and why."""
+        tests = [test for test in self.reach.tests_of(mutant) if test not in without]
+        if not tests:
+            return None, "never run"
         limit_s = 60 + 5 * sum(self.reach.seconds[test] for test in tests)
         path = self._folder / PACKAGE / mutant.path
         source = path.read_text(encoding="utf-8")
-        while tests:
-            path.write_text(mutant.applied_to(source), encoding="utf-8")
-            try:
-                failed = self.fails(tests, limit_s=limit_s)
-            finally:
-                path.write_text(source, encoding="utf-8")
-            if failed is None:
-                return True, f"{len(tests)} tests"
-            # A test that also fails without the change has failed because the machine is busy.
-            if not failed or self.fails([failed], limit_s=limit_s) is None:
-                return False, failed or "the tests do not end"
-            tests = tests[tests.index(failed) + 1 :]
-        return True, "no other test"
+        path.write_text(mutant.applied_to(source), encoding="utf-8")
+        Path(importlib.util.cache_from_source(str(path))).unlink(missing_ok=True)
+        try:
+            failed = self.fails(tests, limit_s=limit_s)
+        finally:
+            path.write_text(source, encoding="utf-8")
+        return failed, f"{len(tests)} tests" if failed is None else failed or "the tests do not end"
 
 
 def run(mutants: Sequence[Mutant], reach: Path) -> list[Mutant]:
     """Run the tests of each change; prints each outcome, and returns the changes that survive."""
-    survivors: list[Mutant] = []
     with tempfile.TemporaryDirectory(prefix="mutants-") as folder:
         copy = Copy(Path(folder), reach)
         if not copy.reach.seconds:
             copy.record(sorted({test for mutant in mutants for test in mutant.tests}))
-        for number, mutant in enumerate(mutants, 1):
-            survives, why = copy.survives(mutant)
-            print(f"{number:3}/{len(mutants)} {'SURVIVES' if survives else 'noticed '} {mutant} ({why})", flush=True)
-            if survives:
-                survivors.append(mutant)
-    return survivors
+        noticed: dict[Mutant, str] = {}
+        open_, busy = list(mutants), list[str]()
+        while open_:
+            judged: dict[Mutant, str] = {}
+            for mutant in open_:
+                failed, why = copy.judge(mutant, without=busy)
+                print(f"{'SURVIVES' if failed is None else 'noticed '} {mutant} ({why})", flush=True)
+                if failed is not None:
+                    judged[mutant] = failed
+            # A test that fails without a change as well has failed because the machine is busy: judge again without it.
+            flaky = copy.failing(sorted(set(filter(None, judged.values()))))
+            busy += flaky
+            noticed |= {mutant: test for mutant, test in judged.items() if test not in flaky}
+            open_ = [mutant for mutant, test in judged.items() if test in flaky]
+        return [mutant for mutant in mutants if mutant not in noticed]
 
 
 def module_of_the_night() -> str:

@@ -50,8 +50,11 @@ _reader = InMemoryMetricReader()
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    """Add `--whole` and `--way`."""
+    """Add `--whole`, `--way` and `--write-matrix`."""
     parser.addoption("--whole", action="store_true", help="run long tests with all their examples, not with a sample")
+    parser.addoption(
+        "--write-matrix", action="store_true", help="write the results of tests/frameworks to its matrix.json"
+    )
     parser.addoption(
         "--way",
         choices=("short", "long"),

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from typing import Any, Final
+from http.client import HTTPMessage
+from typing import IO, Any, Final, cast
 from urllib.error import HTTPError, URLError
 from urllib.parse import urlsplit
 from urllib.request import HTTPRedirectHandler, Request, build_opener
@@ -20,7 +21,9 @@ _LOCAL: Final = ("localhost", "127.0.0.1", "::1")
 class _NoRedirects(HTTPRedirectHandler):
     """A redirect would carry the token to another address."""
 
-    def redirect_request(self, *_: Any) -> None:
+    def redirect_request(
+        self, req: Request, fp: IO[bytes], code: int, msg: str, headers: HTTPMessage, newurl: str
+    ) -> None:
         return None
 
 
@@ -66,9 +69,10 @@ class ConsoleReader:
             state = json.loads(body)
         except ValueError:
             state = None
-        if not isinstance(state, dict) or "datasources" not in state or state.get("version") != 1:
+        found = cast("dict[str, Any]", state) if isinstance(state, dict) else {}
+        if "datasources" not in found or found.get("version") != 1:
             raise CannotRun(f"{self.place} is no console of this version", "Give the address of the console's page.")
-        return _printable(state)
+        return cast("dict[str, Any]", _printable(found))
 
     def _refused(self, status: int) -> CannotRun:
         if status in (401, 403) or 300 <= status < 400:
@@ -87,5 +91,9 @@ def _printable(value: Any) -> Any:
     if isinstance(value, str):
         return value if value.isprintable() else "".join(one if one.isprintable() else "?" for one in value)
     if isinstance(value, dict):
-        return {key: _printable(inner) for key, inner in value.items()}
-    return [_printable(inner) for inner in value] if isinstance(value, list) else value
+        section: dict[str, Any] = value
+        return {key: _printable(inner) for key, inner in section.items()}
+    if isinstance(value, list):
+        entries: list[Any] = value
+        return [_printable(inner) for inner in entries]
+    return value

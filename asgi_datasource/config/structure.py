@@ -272,12 +272,12 @@ def _for_example(path: Path) -> str:
     return f"For example: {write_inline(example)}." if example is not None else "Start with version: 1."
 
 
-_MAPPINGS: Final = frozenset({"model_type", "model_attributes_type", "dataclass_type", "dict_type", "mapping_type"})
 _LISTS: Final = frozenset({"tuple_type", "list_type"})
 
 
 def _wrong_shape(path: Path, kind: str, value: object) -> Diagnostic:
-    expected = "a mapping" if kind in _MAPPINGS else "a list" if kind in _LISTS else "another value"
+    # Scalars are `Value`s, whose errors have a kind of their own.
+    expected = "a list" if kind in _LISTS else "a mapping"
     edit = Edit(EditKind.REPLACE, path, _example(path))
     if value is None:
         fix = "Write a value, or leave the key out."

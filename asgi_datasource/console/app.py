@@ -7,7 +7,7 @@ import json
 import logging
 import secrets
 from collections.abc import Awaitable, Callable, Collection
-from typing import Any, Final
+from typing import Any, Final, cast
 from urllib.parse import parse_qsl
 
 from starlette.types import ASGIApp, Receive, Scope, Send
@@ -71,7 +71,7 @@ class Console:
             raise RuntimeError(f"the console answers http requests only, not {scope['type']}: mount it")
         allowed = self._guard(scope)
         if inspect.isawaitable(allowed):
-            allowed = await allowed
+            allowed = await cast("Awaitable[object]", allowed)
         if allowed is True:
             await self._answer(scope, receive, send)
         elif callable(allowed):

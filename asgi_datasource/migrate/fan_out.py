@@ -76,7 +76,11 @@ class FanOut:
         self._concurrency = concurrency
         self._limit = 1 if stops_at_error else max_failures
         self._stages = stages
-        self._shared = {id(one.database): one for one in everything if not one.target.tenants}
+        self._shared: dict[int, list[Progress]] = {}
+        """The shared parts of each database, own tables among them."""
+        for one in everything:
+            if not one.target.tenants:
+                self._shared.setdefault(id(one.database), []).append(one)
         self._ended: set[int] = set()
         self._upgrades: Upgrades | None = None
 
@@ -95,7 +99,8 @@ class FanOut:
 
     async def _go(self) -> None:
         shared = [one for one in self._selected() if not one.target.tenants]
-        await self._advance_all(shared)
+        await self._advance_all([one for one in shared if one.target.own is not None])
+        await self._advance_all([one for one in shared if one.target.own is None])
         for stage, members in self._by_stage():
             failures = self.failures
             await self._advance_all(members)
@@ -143,16 +148,17 @@ class FanOut:
         return migration if one.waits_for is None else None
 
     def _is_cut_off(self, one: Progress) -> bool:
-        """Whether the shared part of its database is not at its head: tenants come after it."""
-        if not one.target.tenants:
+        """Whether what comes first in its database is not at its head: own tables, then the shared part."""
+        if one.target.own is not None:
             return False
-        shared = self._shared.get(id(one.database))
-        is_cut_off = shared is not None and (
-            shared.standing in (Standing.FAILED, Standing.REFUSED)
-            or (bool(shared.pending) and shared.waits_for is None)
+        first = (
+            other
+            for other in self._shared.get(id(one.database), ())
+            if (one.target.tenants or other.target.own is not None) and _holds_up(other)
         )
-        one.error = f"the shared part of its database comes first: {shared.name}" if is_cut_off and shared else None
-        return is_cut_off
+        before = next(first, None)
+        one.error = None if before is None else f"the shared part of its database comes first: {before.name}"
+        return before is not None
 
     async def _in_parallel(self, group: Sequence[Progress]) -> None:
         if not group:
@@ -215,6 +221,8 @@ class FanOut:
             if outcome is Outcome.BUSY:
                 return outcome
             one.has_run(migration, by_us=outcome is Outcome.APPLIED)
+        if one.target.own is not None and not one.pending:
+            await one.target.own.grant(worker.admin, one.database.app, one.database.roles)
         if not one.pending:
             self._settle(one)
         return Outcome.APPLIED
@@ -289,6 +297,13 @@ class _Connection:
         """Close it."""
         self._worker = None
         await self._stack.aclose()
+
+
+def _holds_up(shared: Progress) -> bool:
+    """Whether what comes after a shared part has to wait for it."""
+    if shared.standing in (Standing.FAILED, Standing.REFUSED):
+        return True
+    return bool(shared.pending) and shared.waits_for is None
 
 
 def _by_datasource(members: Iterable[Progress]) -> list[list[Progress]]:

@@ -14,6 +14,7 @@ from .fan_out import Events, FanOut
 from .files import Kind, Migration, Problem, Scope
 from .fleet import Database, Fleet, find_fleet
 from .ledger import WRITE, EntryState, lock_key, row_values
+from .own_tables import own_tables
 from .plan import Trouble, first_contract
 from .report import MigrationReport
 from .steps import Outcome, Run, StepFailed, open_worker, take_back
@@ -23,11 +24,16 @@ MOST_ROUNDS: Final = 100
 """How often the tenants are read again for those that were created meanwhile."""
 
 
+def has_migrations(config: Config) -> bool:
+    """Whether a document has anything to migrate: files of the application, or own tables."""
+    return config.migrate is not None or bool(own_tables(config))
+
+
 class Migrator:
     """Plans and applies the migrations of a document.
 
     Args:
-        config: A checked configuration with a section `migrate`.
+        config: A checked configuration with a section `migrate`, or one that needs own tables, such as `outbox`.
         events: What is told while a run lasts.
     """
 
@@ -75,11 +81,13 @@ class Migrator:
         began = perf_counter()
         skipped: set[int] = set()
 
-        def wanted(pending: list[Migration]) -> list[Migration]:
+        def wanted(one: Progress) -> list[Migration]:
+            pending = one.pending
             if expand_only and (contract := first_contract(pending)) is not None:
                 # What is behind it runs behind it: a version is never run below one that has run.
                 pending = pending[: pending.index(contract)]
-            return [file for file in pending if up_to is None or file.version <= up_to]
+            # The versions of own tables are not those of the application's files.
+            return [file for file in pending if up_to is None or one.target.own is not None or file.version <= up_to]
 
         fleet, everything = await self._survey(tenants, prepare=True)
         run = Run(fleet.migrate.lock_timeout_s, self._events.told)
@@ -128,7 +136,10 @@ class Migrator:
         new = tuple(
             database
             for database in fleet.databases
-            if any((database.url, database.dbname, target.scope) not in known for target in database.targets)
+            if any(
+                (database.url, database.dbname, target.scope) not in known
+                for target in (*database.own, *database.targets)
+            )
         )
         if not new:
             return fleet, []
@@ -158,7 +169,7 @@ class Migrator:
         fleet, everything = await self._survey(tenants, prepare=not plans_only)
         found: list[tuple[Progress, list[Migration]]] = []
         for one in everything:
-            if one.is_selected and one.target.kind is scope:
+            if one.is_selected and one.target.kind is scope and one.target.own is None:
                 _refuse_findings(one)
                 files = [file for file in reversed(one.folder.versioned(scope)) if to < file.version <= one.version]
                 back = [file for file in files if file not in one.pending]
@@ -206,7 +217,7 @@ class Migrator:
         """
         self._refuse_alembic("alembic stamp")
         _, everything = await self._survey(tenants, prepare=True)
-        found = [one for one in everything if one.is_selected and one.version == 0]
+        found = [one for one in everything if one.is_selected and one.target.own is None and one.version == 0]
         for one in found:
             if any(finding.trouble is Trouble.ABSENT for finding in one.findings):
                 raise DataError(DataErrorKind.CONFIG, f"{one.name}: there is no schema {one.target.schema!r}")
@@ -318,13 +329,13 @@ def _refuse_findings(one: Progress) -> None:
 
 
 def _leave_out(
-    everything: Sequence[Progress], wanted: Callable[[list[Migration]], list[Migration]], skipped: set[int]
+    everything: Sequence[Progress], wanted: Callable[[Progress], list[Migration]], skipped: set[int]
 ) -> None:
     """Take out of what is pending what is not to be run in this run."""
     for one in everything:
         if id(one) not in skipped:
             skipped.add(id(one))
-            one.pending = wanted(one.pending)
+            one.pending = wanted(one)
 
 
 _LOCK: Final[LiteralString] = "select pg_advisory_xact_lock(hashtextextended(%s, 0))"

@@ -816,9 +816,9 @@ class DataSourceRegistry:
         plan = self.compiled.provisioning
         if plan is None:
             raise ConfigError("this registry was not compiled from a document")
-        config = self.compiled.migrating
-        migrations = None if config is None else NewTenants(config)
         publishing = self.compiled.publishing
+        config = self.compiled.migrating or publishing
+        migrations = None if config is None else NewTenants(config)
         events = None if publishing is None else TenantOutbox(publishing)
         tenant = await Provisioner(plan, migrations=migrations, events=events).create(name, **placed)
         if self.catalog is not None:

@@ -224,6 +224,9 @@ def invite(console: Console, address: str) -> None:
   On the page: pick an airline, press a button, see which server took it and why. Stop a replica; pause replay;
   kill a relay, and see the changes of flights arrive nevertheless.
 
+  The console of operations: {address}/ui/ops/, or in a terminal
+    asgi-datasource top {address}/ui/ops
+
   From a terminal (the header X-Served-By says who answered):
     curl -i {address}/reports/hours -H 'X-Tenant: dl'
     curl -i '{address}/t/ua/flights?date=2013-08-28'

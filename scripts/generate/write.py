@@ -13,7 +13,7 @@ from asgi_datasource.config import json_schema, part_schema
 
 from .compatibility import find_refusals
 from .dashboard import dashboard
-from .pages import render_codes, render_errors, render_keys, replace_generated
+from .pages import render_codes, render_errors, render_keys, render_matrix, replace_generated
 from .schemas import (
     changes_schema,
     console_schema,
@@ -46,6 +46,7 @@ PAGES: Final = {
     "docs/config.md": render_keys,
     "docs/diagnostics.md": render_codes,
     "docs/errors.md": render_errors,
+    "docs/frameworks.md": render_matrix,
 }
 """The pages with a generated part."""
 

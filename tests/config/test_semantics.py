@@ -154,6 +154,13 @@ NONSENSE = [
         "without being listed in trusted_hosts",
     ),
     (
+        small(tenancy={"resolve": [{"header": "X"}], "trusted_hosts": ["app.test", f"*.{'a' * 64}.test"]}),
+        Code.ADDRESS,
+        "tenancy.trusted_hosts[1]",
+        "not the name of a host",
+        "as it stands in an address",
+    ),
+    (
         small(
             tenants={"acme": {"datasource": "orders", "schema": "acme", "domains": ["a..b".replace("..", ".\u3002")]}}
         ),

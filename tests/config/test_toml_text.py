@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from asgi_datasource.config.diagnostics import Path
-from asgi_datasource.config.places import Place
+from asgi_datasource.config.places import Place, Spans
 from asgi_datasource.config.toml_text import locate_toml
 
 TEXT = """\
@@ -93,3 +93,11 @@ def test_a_reopened_table_keeps_its_first_position() -> None:
         lines.index("[tenancy.resolve.sub]") + 1,
         18,
     )
+
+
+def test_a_string_of_several_lines_is_found_on_each_of_them() -> None:
+    for line in (1, 2, 3):
+        spans = Spans([line])
+        locate_toml('secret = """\nab\ncd"""\nother = 1\n', Place.of([]), spans)
+        span = spans.found[-1]
+        assert (span.path, span.is_key, span.start, span.end) == (("secret",), False, (1, 10), (3, 6))

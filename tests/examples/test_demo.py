@@ -253,6 +253,15 @@ def test_the_page_stops_and_starts_a_replica(demo: Demo) -> None:
         assert wait_until(r1_serves)
 
 
+def test_the_console_of_the_desk_is_for_this_machine(demo: Demo) -> None:
+    address = f"{demo.address}/ui/ops/state.json"
+    state = httpx.get(address).json()
+    assert [one["name"] for one in state["datasources"]] == ["airlines", "united"]
+    assert {one["name"] for one in state["outbox"]["databases"]} == {"airlines", "united"}
+    assert state["migrations"]["counts"] == {"at_head": 8}
+    assert httpx.get(address, headers={"Host": "evil.example:80"}).status_code == 403
+
+
 def test_pages_of_other_origins_cannot_control_the_servers(demo: Demo) -> None:
     order = {"action": "stop", "server": "r1"}
     assert httpx.post(f"{demo.address}/ui/control", json=order).status_code == 403

@@ -68,6 +68,7 @@ def test_files_are_found_by_scope_and_sorted_by_version(tmp_path: Path) -> None:
         ("tenant__0002_a.sql", "-- trasaction: off\nselect 1", "did you mean 'transaction'"),
         ("tenant__0002_a.sql", "-- phase: shrink\nselect 1", "expand or contract"),
         ("tenant__0002_a.sql", "-- lint: allow ADS201\nselect 1", "needs a reason"),
+        ("tenant__0002_a.sql", "-- lint: deny ADS201 slow\nselect 1", "write it as `-- lint: allow"),
         ("tenant__0002_a.sql", "-- lock_timeout: 5\nselect 1", "is not a duration"),
         ("tenant__0002_a.py", "def up(:", "it is not Python"),
     ],

@@ -301,7 +301,7 @@ class TestRefusals:
     async def test_missing_tables_are_named(self, world: World) -> None:
         await world.sql("drop schema asgi_datasource cascade")
         async with world.registry(**OUTBOX) as registry:
-            with pytest.raises(DataError, match="outbox install") as caught:
+            with pytest.raises(DataError, match="migrate apply") as caught:
                 async with registry.session(tenant="acme") as db:
                     await db.execute("insert into orders (item) values ('x')")
                     await db.outbox.publish("t")

@@ -7,6 +7,7 @@ import random
 
 import pytest
 
+from asgi_datasource.outbox import database_relay
 from asgi_datasource.outbox.circuit import Circuit
 from asgi_datasource.outbox.database_relay import RelaySettings
 from tests.outbox.delivery import OUTBOX, Destination, held, left, relaying, until, until_left, write
@@ -76,6 +77,25 @@ async def test_a_notification_wakes_a_relay_of_another_process(world: World) -> 
         await write(world, [("a", "1")])
         await world.sql("notify asgi_datasource_outbox")
         await destination.has(1)
+
+
+async def test_a_batch_stops_when_its_lease_is_about_to_end(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another relay may have the lane by then, and would deliver in another order."""
+    destination = Destination()
+    destination.gate = asyncio.Event()
+    async with world.registry(**OUTBOX) as registry, relaying(registry, destination):
+        await write(world, [("a", "1"), ("a", "2")])
+        await destination.arrived.wait()
+        with monkeypatch.context() as patch:
+            patch.setattr(database_relay, "MARGIN_S", 1e9)
+            destination.gate.set()
+            await until(lambda: len(destination.entries) == 1)
+            for _ in range(10):
+                await asyncio.sleep(0)
+            assert destination.payloads == [b"1"]
+        await destination.has(2)
+        await until_left(world, 0)
+    assert destination.payloads[-1] == b"2"
 
 
 async def test_two_relays_share_the_lanes(world: World) -> None:

@@ -9,7 +9,7 @@ from typing import Final
 
 from ...config import Config
 from ...errors import DataError
-from ...migrate import MigrationReport, Migrator, Problem, Scope
+from ...migrate import MigrationReport, Migrator, Problem, Scope, has_migrations
 from ..command import CannotRun, Result, offer_formats
 from ..console import Console
 from ..rendering import FORMATS
@@ -77,7 +77,7 @@ def run(options: Namespace, console: Console) -> Result:
     file: str = options.config or find_file()
     findings = examine_file(file, options, environment(options), needs_resolver=False)
     config = load_or_refuse(findings)
-    if config.migrate is None:
+    if not (config.migrate or (has_migrations(config) and options.operation in _WITHOUT_FILES)):
         raise CannotRun(f"{file} has no section migrate", "Add it: migrate: {folder: migrations}.")
     try:
         return _OPERATIONS[options.operation](config, options, console)
@@ -151,6 +151,9 @@ def _lint(config: Config, options: Namespace, console: Console) -> Result:
 def _new(config: Config, options: Namespace, console: Console) -> Result:
     return write_next(config, options, console)
 
+
+_WITHOUT_FILES: Final = ("plan", "check", "status", "apply", "repair")
+"""What can be done in a document with own tables only, such as those of `outbox`."""
 
 _OPERATIONS: Final[dict[str, Callable[[Config, Namespace, Console], Result]]] = {
     "plan": _plan,

@@ -1,4 +1,4 @@
-"""`asgi-datasource outbox ...`: installs the tables, runs a relay, and handles what could not be delivered."""
+"""`asgi-datasource outbox ...`: runs a relay, and handles what could not be delivered."""
 
 from __future__ import annotations
 
@@ -14,9 +14,7 @@ from uuid import UUID
 
 from ...config import Config
 from ...errors import DataError
-from ...outbox.install import install
 from ...outbox.operate import DeadEvent, Operations, Status, operate
-from ...outbox.sites import install_sites
 from ...registry.outbox import relay_sites
 from ...registry.registry import compile as compile_registry
 from ..command import CannotRun, Clean, ExitCode, Result, offer_formats
@@ -27,19 +25,6 @@ T = TypeVar("T")
 
 PARALLEL: Final = 8
 """Databases that are asked at a time."""
-
-
-@dataclass(frozen=True, slots=True)
-class Installed(Clean):
-    """The databases that have the tables now."""
-
-    databases: tuple[str, ...]
-
-    def render(self, form: str, style: Style) -> str:
-        """A line a database, or JSON."""
-        if form == "json":
-            return json.dumps({"version": 1, "installed": list(self.databases)}, ensure_ascii=False)
-        return "\n".join(f"{name}: {style.green('installed')}" for name in self.databases)
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,10 +142,9 @@ def configure(parser: ArgumentParser) -> None:
         offer_environment(made)
         return made
 
-    installing = add(commands, "install", "create the tables of the outbox in every database, as the admin login")
     relay = add(commands, "relay", "deliver events until SIGTERM or Ctrl-C; several relays share the work")
     status = add(commands, "status", "show how much waits in each database; exit code 1 when something needs a look")
-    for made in (installing, relay, status):
+    for made in (relay, status):
         offer_formats(made, "text", "json")
     dead = commands.add_parser(
         "dead", help="list, replay or discard events that were refused too often", description="Handle dead events."
@@ -187,18 +171,6 @@ def run(options: Namespace, console: Console) -> Result:
         return asyncio.run(_OPERATIONS[operation](config, options, console))
     except DataError as error:
         raise CannotRun(error.located_message, "Fix that and run it again.") from None
-
-
-async def _install(config: Config, _: Namespace, console: Console) -> Result:
-    done: list[str] = []
-    registry = compile_registry(config)
-    async with registry.tenants_loaded():
-        tenants = list(registry.known_tenants.values())
-    for site in install_sites(config, tenants):
-        console.progress(f"outbox install: {site.name}")
-        await install(site)
-        done.append(site.name)
-    return Installed(tuple(done))
 
 
 async def _relay(config: Config, _: Namespace, console: Console) -> Result:
@@ -266,7 +238,6 @@ async def _of_each(config: Config, ask: Callable[[Operations], Awaitable[T]]) ->
 
 
 _OPERATIONS: Final[dict[str, Callable[[Config, Namespace, Console], Coroutine[Any, Any, Result]]]] = {
-    "install": _install,
     "relay": _relay,
     "status": _status,
     "dead list": _list_dead,

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ...errors import DataError
-from ...migrate import NewTenants
+from ...migrate import NewTenants, has_migrations
 from ...outbox.new_tenants import TenantOutbox
 from ...tenancy import PolicyRules, policy_sql
 from ...tenancy.provisioning import Operation, Provisioner, Record, UnderWay, compile_provisioning
@@ -165,7 +165,7 @@ def run(options: Namespace, console: Console) -> Done | Listing | Printed:
     file: str = options.config or find_file()
     findings = examine_file(file, options, environment(options), needs_resolver=False)
     config = load_or_refuse(findings)
-    migrations = None if config.migrate is None else NewTenants(config, tell=console.progress)
+    migrations = NewTenants(config, tell=console.progress) if has_migrations(config) else None
     events = None if config.outbox is None else TenantOutbox(config)
     provisioner = Provisioner(compile_provisioning(config), tell=console.progress, migrations=migrations, events=events)
     try:

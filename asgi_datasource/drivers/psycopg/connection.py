@@ -454,6 +454,7 @@ class PsycopgConnection(WatchedSocket, PipelineHost):  # pyright: ignore[reportI
         if self._receiver is not None:
             return self._join(pipeline, deadline)
         pipeline.waiter = self._waiter = self._loop.create_future()
+        pipeline.deadline = deadline
         self._receiver = pipeline
         try:
             pipeline.send(flush_after)
@@ -482,9 +483,7 @@ class PsycopgConnection(WatchedSocket, PipelineHost):  # pyright: ignore[reportI
         pipeline.deadline = deadline
         shared = self._receiver
         if not isinstance(shared, SharedPipeline):
-            first = cast("Pipeline", shared)
-            first.deadline = self._deadline
-            shared = self._receiver = SharedPipeline(self, first)
+            shared = self._receiver = SharedPipeline(self, cast("Pipeline", shared))
             self._waiter = None
         if self._head_timer is None:
             self._watch_head()
@@ -506,6 +505,9 @@ class PsycopgConnection(WatchedSocket, PipelineHost):  # pyright: ignore[reportI
         """Wait until the answer is complete or the deadline has passed, even if the waiter was cancelled."""
         while True:
             if exchange.waiter.cancelled() and self._receiver is exchange:
+                if exchange.deadline is not None and self._loop.time() >= exchange.deadline - _CLOCK_STEP_S:
+                    # The timer has woken the cancelled waiter.
+                    return
                 exchange.waiter = self._waiter = self._loop.create_future()
             # Not awaited directly: a cancellation of this caller must not cancel the shared waiter.
             await asyncio.wait({exchange.waiter})

@@ -89,7 +89,7 @@ class Pipeline:
     query: str | None = None
     """Text of the one statement of a read that other reads may join."""
     deadline: float | None = None
-    """Event-loop time at which its caller stops waiting, if it shares the connection."""
+    """Event-loop time at which its caller stops waiting."""
     began_at: float | None = None
     """`perf_counter` time at which the reads in front of it were done; None if there were none."""
     is_withdrawn = False
