@@ -1,7 +1,8 @@
 """The live feed of the page: the last requests, with server and reason of each statement, and the outcome.
 
 The data comes from the library's spans, which a collector also gets: `Feed` is a span processor that keeps the spans
-of the last requests in memory. `Detail` tells all of one request: its SQL, its spans, and why it went to no other server.
+of the last requests in memory. `Detail` shows all of one request: its SQL, its spans, and why it went to no other
+server.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from asgi_datasource import AccessIntent, DataSourceRegistry
 KEPT: Final = 500
 """Number of requests in the feed."""
 
-TOKEN: Final = "x-datasource-token"
+TOKEN: Final = "x-datasource-token"  # noqa: S105
 """The header with the client's position, by datasource.yaml."""
 NOT_PROVED: Final = "not_proved"
 """In place of a reason: the replica was asked, and has not replayed what the client's token requires."""
