@@ -12,8 +12,8 @@ from typing import Any, Final
 import psycopg
 from psycopg.conninfo import conninfo_to_dict
 
-from asgi_datasource import compile
-from asgi_datasource.outbox.install import InstallSite, install
+from asgi_datasource import compile, load
+from asgi_datasource.migrate import Migrator
 from asgi_datasource.outbox.publishers.function import FunctionPublisher
 from asgi_datasource.outbox.relay import Relay
 from asgi_datasource.registry.outbox import relay_sites
@@ -97,7 +97,7 @@ class Ours(Side):
         }
 
     async def create(self) -> None:
-        await install(InstallSite("orders", self.url, self.url))
+        await Migrator(load(self.config())).apply()
 
     async def fill(self, count: int) -> None:
         await self.sql(FILL, count)

@@ -215,6 +215,7 @@ class Page:
         if format == "webp":
             options["quality"] = quality
         if whole:
-            size = (await self.send("Page.getLayoutMetrics"))["cssContentSize"]
-            options["clip"] = {"x": 0, "y": 0, "width": size["width"], "height": size["height"], "scale": 1}
+            page = "document.documentElement.getBoundingClientRect()"
+            width, height = await self.run(f"[innerWidth, Math.ceil({page}.height)]")
+            options["clip"] = {"x": 0, "y": 0, "width": width, "height": height, "scale": 1}
         return base64.b64decode((await self.send("Page.captureScreenshot", **options))["data"])

@@ -38,6 +38,7 @@ TESTS: Final[tuple[tuple[str, str], ...]] = (
         "asgi sessions/test_every_cancellation.py sessions/test_ends.py sessions/test_retry.py sessions/test_hooks.py"
         " guarantees/test_outcome.py",
     ),
+    ("console/", "console observability/test_activity.py"),
     ("concurrency/", "concurrency tenancy/test_turns.py sessions/test_parallel.py"),
     ("config/", "config"),
     (
@@ -369,7 +370,8 @@ class Reach:
     def _lines_of(self, path: str) -> list[Mapping[int, Sequence[str]]]:
         """The tests of each line of a module, by process that has recorded them."""
         if path not in self._lines:
-            self._lines[path] = found = []
+            found: list[Mapping[int, Sequence[str]]] = []
+            self._lines[path] = found
             for data in map(coverage.CoverageData, map(str, self._folder.glob("*.coverage"))):
                 data.read()
                 name = next((one for one in data.measured_files() if one.endswith(f"/{PACKAGE}/{path}")), None)

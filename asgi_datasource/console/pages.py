@@ -15,7 +15,7 @@ from .attention import FALLBACKS
 from .forgery import FIELD
 from .html import Child, Html, tag, text
 
-_ASSETS: Final = files(__package__) / "assets"
+_ASSETS: Final = files("asgi_datasource.console") / "assets"
 STYLE: Final = Html((_ASSETS / "page.css").read_text("utf-8"))
 SCRIPT: Final = Html((_ASSETS / "page.js").read_text("utf-8"))
 
@@ -107,8 +107,13 @@ def render_fragment(state: State, forms: Forms) -> str:
         _section("decisions", _decisions(state)),
         _section("tenants", _tenants(state["tenants"])),
         _section("outbox", _outbox(state["outbox"])),
-        _section("migrations", _migrations(state["migrations"], forms)),
-        _section("configuration", _configuration(state["configuration"], forms)),
+        tag(
+            "div",
+            _section("migrations", _migrations(state["migrations"], forms)),
+            _section("configuration", _configuration(state["configuration"], forms)),
+            class_="stack",
+            data_key="stack",
+        ),
     ]
     return text(parts)
 
@@ -237,7 +242,7 @@ def _bar(state: State) -> Html:
         ("process", f"{process['host']} · pid {process['pid']}"),
         ("up", duration(process["up_s"])),
         ("tenants", f"{number(tenants['served'])} of {number(tenants['known'])} served"),
-        ("in use", f"{number(state['transactions']['count'])} connections"),
+        ("connections in use", number(state["transactions"]["count"])),
         ("at", f"{state['at'][11:19]} UTC"),
     ]
     return tag(
@@ -339,15 +344,17 @@ def _server_state(server: Mapping[str, Any]) -> Child:
     found.append(_badge(server["state"], kinds.get(server["state"], "plain")))
     if server["breaker"] != "closed":
         breaker = server["breaker"].replace("_", " ")
-        found += [" ", _badge(f"breaker {breaker}", "bad"), tag("small", f" {server['failures']} failed attempts")]
-    if server["down_s"] is not None:
-        found.append(tag("small", f" for {duration(server['down_s'])}"))
+        found += [" ", _badge(f"breaker {breaker}", "bad")]
     if server["foreign"]:
         found += [" ", _badge("foreign", "bad")]
     if server["draining"]:
         found += [" ", _badge("drained", "warn")]
-    if server["cause"] is not None:
-        found.append(tag("small", " ", server["cause"], class_="cause"))
+    facts = [
+        None if server["down_s"] is None else f"for {duration(server['down_s'])}",
+        f"{server['failures']} attempts failed" if server["failures"] else None,
+        None if server["cause"] is None else server["cause"].removeprefix(f"{server['location']}: "),
+    ]
+    found.append(tag("small", " ", " · ".join(fact for fact in facts if fact), class_="cause"))
     return found
 
 
@@ -469,7 +476,7 @@ def _course(counts: Sequence[int], kind: str) -> Html:
         "svg",
         tag("path", d=bars, class_=kind),
         class_="course",
-        width=2 * len(counts),
+        width=3 * len(counts) // 2,
         height=14,
         viewBox=f"0 0 {len(counts)} 14",
         preserveAspectRatio="none",

@@ -4,7 +4,7 @@ from .directives import Directives, Phase
 from .fan_out import Events
 from .files import Folder, Kind, Migration, Problem, Scope, read_folder
 from .lint import lint_file
-from .migrator import Migrator
+from .migrator import Migrator, has_migrations
 from .new_tenants import NewTenants
 from .plan import Finding, Trouble
 from .report import MigrationReport, Verdict, named
@@ -34,6 +34,7 @@ __all__ = [
     "Verdict",
     "checksum",
     "counts",
+    "has_migrations",
     "lint_file",
     "named",
     "read_folder",

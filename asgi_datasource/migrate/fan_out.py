@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import random
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
 from time import perf_counter
@@ -21,6 +21,7 @@ from ..errors import DataError, DataErrorKind
 from .alembic_engine import AlembicFolder, AlembicMigration, Upgrades
 from .files import Migration
 from .fleet import Database
+from .plan import Trouble
 from .steps import ATTEMPTS, RETRIED, Outcome, Run, StepFailed, Worker, apply_step, open_worker
 from .survey import Progress, Standing, waits_for
 
@@ -56,6 +57,8 @@ class FanOut:
         max_failures: No other tenant begins after so many.
         stages: Tenants in an order.
         events: What is told.
+        look_again: Surveys schemas again that were absent, because the shared part of their database may have created
+            them.
     """
 
     def __init__(
@@ -68,15 +71,21 @@ class FanOut:
         max_failures: int,
         stages: Sequence[StageConfig],
         events: Events,
+        look_again: Callable[[Sequence[Progress]], Awaitable[None]] | None = None,
     ) -> None:
         self.run = run
         self.everything = everything
         self.events = events
         self.failures = 0
+        self._look_again = look_again
         self._concurrency = concurrency
         self._limit = 1 if stops_at_error else max_failures
         self._stages = stages
-        self._shared = {id(one.database): one for one in everything if not one.target.tenants}
+        self._shared: dict[int, list[Progress]] = {}
+        """The shared parts of each database, own tables among them."""
+        for one in everything:
+            if not one.target.tenants:
+                self._shared.setdefault(id(one.database), []).append(one)
         self._ended: set[int] = set()
         self._upgrades: Upgrades | None = None
 
@@ -95,7 +104,9 @@ class FanOut:
 
     async def _go(self) -> None:
         shared = [one for one in self._selected() if not one.target.tenants]
-        await self._advance_all(shared)
+        await self._advance_all([one for one in shared if one.target.own is not None])
+        await self._advance_all([one for one in shared if one.target.own is None])
+        await self._find_created(shared)
         for stage, members in self._by_stage():
             failures = self.failures
             await self._advance_all(members)
@@ -105,6 +116,17 @@ class FanOut:
         if self._stages:
             # Contract migrations of the first stages have waited for the last one.
             await self._advance_all(self._selected())
+
+    async def _find_created(self, shared: Sequence[Progress]) -> None:
+        """Look again at the schemas that were absent in databases whose shared part has changed."""
+        changed = {id(one.database) for one in shared if one.applied and one.target.own is None}
+        absent = [
+            one
+            for one in self.everything
+            if id(one.database) in changed and any(finding.trouble is Trouble.ABSENT for finding in one.findings)
+        ]
+        if absent and self._look_again is not None:
+            await self._look_again(absent)
 
     def _selected(self) -> list[Progress]:
         return [one for one in self.everything if one.is_selected]
@@ -143,16 +165,17 @@ class FanOut:
         return migration if one.waits_for is None else None
 
     def _is_cut_off(self, one: Progress) -> bool:
-        """Whether the shared part of its database is not at its head: tenants come after it."""
-        if not one.target.tenants:
+        """Whether what comes first in its database is not at its head: own tables, then the shared part."""
+        if one.target.own is not None:
             return False
-        shared = self._shared.get(id(one.database))
-        is_cut_off = shared is not None and (
-            shared.standing in (Standing.FAILED, Standing.REFUSED)
-            or (bool(shared.pending) and shared.waits_for is None)
+        first = (
+            other
+            for other in self._shared.get(id(one.database), ())
+            if (one.target.tenants or other.target.own is not None) and _holds_up(other)
         )
-        one.error = f"the shared part of its database comes first: {shared.name}" if is_cut_off and shared else None
-        return is_cut_off
+        before = next(first, None)
+        one.error = None if before is None else f"the shared part of its database comes first: {before.name}"
+        return before is not None
 
     async def _in_parallel(self, group: Sequence[Progress]) -> None:
         if not group:
@@ -215,6 +238,8 @@ class FanOut:
             if outcome is Outcome.BUSY:
                 return outcome
             one.has_run(migration, by_us=outcome is Outcome.APPLIED)
+        if one.target.own is not None and not one.pending:
+            await one.target.own.grant(worker.admin, one.database.app, one.database.roles)
         if not one.pending:
             self._settle(one)
         return Outcome.APPLIED
@@ -289,6 +314,13 @@ class _Connection:
         """Close it."""
         self._worker = None
         await self._stack.aclose()
+
+
+def _holds_up(shared: Progress) -> bool:
+    """Whether what comes after a shared part has to wait for it."""
+    if shared.standing in (Standing.FAILED, Standing.REFUSED):
+        return True
+    return bool(shared.pending) and shared.waits_for is None
 
 
 def _by_datasource(members: Iterable[Progress]) -> list[list[Progress]]:

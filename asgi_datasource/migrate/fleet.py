@@ -14,9 +14,10 @@ from ..drivers.settings import ServerSettings
 from ..errors import ConfigError, DataError, DataErrorKind
 from ..tenancy import TABLE_QUERY, RowReader, Tenant, TenantCompiler, TenantMap, TenantState, compile_tenants, home_of
 from ..tenancy.provisioning.plan import Site, compile_provisioning
-from ..tenancy.provisioning.trust import check_own, check_path
+from ..tenancy.provisioning.trust import SCHEMA, check_own, check_path
 from .files import Scope
 from .ledger import SHARED
+from .own_tables import OwnTables, own_tables
 
 _CONNECT_TIMEOUT_S: Final = 10.0
 _NO_SCHEMA: Final = "public"
@@ -32,12 +33,19 @@ class Target:
         tenants: The tenants that live in it; none for the shared part.
         search_path: Where its statements find and create tables.
         is_moving: Its tenant is being moved to another datasource.
+        own: The library's tables that it consists of; None for what the application's files make.
     """
 
     scope: str
     tenants: tuple[str, ...]
     search_path: tuple[str, ...]
     is_moving: bool = False
+    own: OwnTables | None = None
+
+    @property
+    def part(self) -> str:
+        """What it is, in reports: `shared`, `tenant`, or the name of own tables."""
+        return self.kind.value if self.own is None else self.own.name
 
     @property
     def kind(self) -> Scope:
@@ -61,8 +69,11 @@ class Database:
         url: The connection string of the role that migrates. It may hold a password.
         dbname: The database, where the connection string names another one.
         app: The role of the application, where it is another one than the role that migrates.
-        shared: Its shared part.
-        targets: The schemas of tenants.
+        shared: Its shared part; None where no files are configured for it.
+        targets: The schemas of tenants; none where no files are configured for it.
+        own: The library's tables.
+        roles: The roles of tenants.
+        places: All datasources of the document that lead to it, those without files included.
     """
 
     site: Site
@@ -71,8 +82,11 @@ class Database:
     url: str = field(repr=False)
     dbname: str | None
     app: str | None
-    shared: Target
+    shared: Target | None
     targets: tuple[Target, ...] = field(repr=False)
+    own: tuple[Target, ...] = ()
+    roles: tuple[str, ...] = field(default=(), repr=False)
+    places: frozenset[str] = frozenset()
 
     @property
     def where(self) -> str:
@@ -81,8 +95,12 @@ class Database:
 
     @property
     def everything(self) -> tuple[Target, ...]:
-        """Its shared part and the schemas of tenants."""
-        return (self.shared, *self.targets)
+        """Own tables, its shared part and the schemas of tenants."""
+        return (*self.own, *(() if self.shared is None else (self.shared,)), *self.targets)
+
+    def is_home_of(self, tenant: Tenant) -> bool:
+        """Whether it is the database of a tenant."""
+        return tenant.datasource in self.places and tenant.database == self.name
 
     @asynccontextmanager
     async def open(self, *, label: str | None = None) -> AsyncGenerator[ControlConnection]:
@@ -135,7 +153,7 @@ class Fleet:
 
     Attributes:
         config: The document.
-        migrate: Its section `migrate`.
+        migrate: Its section `migrate`; the defaults where it has none.
         databases: Every database, datasources by name and then databases by tenant.
     """
 
@@ -169,26 +187,29 @@ async def find_fleet(config: Config) -> Fleet:
         config: A checked configuration.
 
     Raises:
-        ConfigError: It has no section `migrate`.
+        ConfigError: It has neither a section `migrate` nor one that needs own tables.
         DataError: The table of tenants cannot be read.
     """
-    if config.migrate is None:
+    if config.migrate is None and not own_tables(config):
         raise ConfigError("there is no section migrate in the document: add migrate: {folder: migrations}")
     listed = compile_tenants(config)
     known = await _read_table(config, listed)
-    return Fleet(config, config.migrate, arrange(config, config.migrate, known))
+    return Fleet(config, config.migrate or MigrateConfig(), arrange(config, known))
 
 
-def arrange(config: Config, migrate: MigrateConfig, tenants: Iterable[Tenant]) -> tuple[Database, ...]:
+def arrange(config: Config, tenants: Iterable[Tenant]) -> tuple[Database, ...]:
     """The databases of tenants, without I/O.
 
     Args:
         config: A checked configuration.
-        migrate: Its section `migrate`.
         tenants: Every tenant.
     """
     sites = compile_provisioning(config, TenantMap()).sites
-    wanted = sites if migrate.datasources is None else [name for name in migrate.datasources if name in sites]
+    own = own_tables(config)
+    with_files = _with_files(config, sites)
+    places_with_files = {sites[name].place for name in with_files}
+    # Own tables are in every database; where files are migrated, it is as it would be without them.
+    wanted = [name for name in sites if name in with_files or (own and sites[name].place not in places_with_files)]
     by_place: dict[tuple[str, str | None], list[Tenant]] = {}
     names: dict[str, list[str]] = {}
     for name in sorted(wanted):
@@ -196,13 +217,14 @@ def arrange(config: Config, migrate: MigrateConfig, tenants: Iterable[Tenant]) -
         if not sites[name].has_databases:
             by_place.setdefault((sites[name].place, None), [])
     # There may be 100,000 of them: what is the same for all of a datasource is computed once.
-    places = {name: sites[name].place for name in wanted}
+    used = {sites[name].place for name in wanted}
+    places = {name: site.place for name, site in sites.items() if site.place in used}
     for tenant in tenants:
         place = places.get(tenant.datasource)
         if place is not None:
             by_place.setdefault((place, tenant.database), []).append(tenant)
     found = [
-        _database(sites, names[place], database, living)
+        _database(sites, names[place], database, living, own, has_files=place in places_with_files)
         for (place, database), living in sorted(
             by_place.items(), key=lambda item: (names[item[0][0]], item[0][1] or "")
         )
@@ -210,8 +232,22 @@ def arrange(config: Config, migrate: MigrateConfig, tenants: Iterable[Tenant]) -
     return tuple(found)
 
 
+def _with_files(config: Config, sites: Iterable[str]) -> list[str]:
+    """The datasources that are migrated by the application's files."""
+    migrate = config.migrate
+    if migrate is None:
+        return []
+    return [name for name in sites if migrate.datasources is None or name in migrate.datasources]
+
+
 def _database(
-    known: Mapping[str, Site], names: Sequence[str], database: str | None, tenants: Sequence[Tenant]
+    known: Mapping[str, Site],
+    names: Sequence[str],
+    database: str | None,
+    tenants: Sequence[Tenant],
+    own: Sequence[OwnTables],
+    *,
+    has_files: bool,
 ) -> Database:
     site = known[names[0]]
     driver = control_driver()
@@ -224,7 +260,9 @@ def _database(
         else:
             dbname = template.dbname(database)
     by_schema: dict[tuple[str, tuple[str, ...]], list[Tenant]] = {}
-    for tenant in tenants:
+    for tenant in tenants if has_files else ():
+        if tenant.datasource not in names:
+            continue
         shared = known[tenant.datasource].shared_schemas
         schema = home_of(tenant, shared).schema
         if schema is None and database is None:
@@ -248,9 +286,17 @@ def _database(
         url,
         dbname,
         None if site.admin_url == site.url else driver.login_of(app_url),
-        Target(SHARED, (), shared_path or (_NO_SCHEMA,)),
+        Target(SHARED, (), shared_path or (_NO_SCHEMA,)) if has_files else None,
         targets,
+        tuple(Target(tables.scope, (), (SCHEMA,), own=tables) for tables in own),
+        _roles(tenants) if own else (),
+        frozenset(name for name, one in known.items() if one.place == site.place),
     )
+
+
+def _roles(tenants: Iterable[Tenant]) -> tuple[str, ...]:
+    """The roles of tenants, each once."""
+    return tuple(dict.fromkeys(value for tenant in tenants for setting, value in tenant.settings if setting == "role"))
 
 
 async def _read_table(config: Config, listed: TenantMap) -> list[Tenant]:

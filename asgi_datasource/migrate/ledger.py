@@ -16,6 +16,10 @@ from .files import Kind
 SHARED: Final = ""
 """The scope of shared migrations in the table; those of tenants are the names of their schemas."""
 
+OWN: Final = "asgi_datasource."
+"""The scopes of the library's own tables begin with this. Like the shared scope they have no schema's oid: the ledger
+is in the schema of these tables, and is gone with it."""
+
 TOOL: Final = "asgi-datasource"
 
 _TABLE: Final = """
@@ -87,7 +91,7 @@ class ScopeState:
     """What a database says of one scope.
 
     Attributes:
-        oid: The oid of the schema now; None where there is no such schema. 0 for the shared scope.
+        oid: The oid of the schema now; None where there is no such schema. 0 for scopes that are no schema.
         has_objects: Whether there are tables or other relations in the schema.
         is_foreign: The rows are of another schema: this one was dropped and created again, or restored from a dump.
         entries: Its rows, by version.
@@ -101,7 +105,7 @@ class ScopeState:
 
 _STATE: Final[LiteralString] = """
 with scopes as (
-    select scope, case when scope = '' then 0::oid else n.oid end as oid
+    select scope, case when scope = '' or left(scope, 16) = 'asgi_datasource.' then 0::oid else n.oid end as oid
     from unnest(%s::text[]) scope left join pg_namespace n on n.nspname = scope
 ), rows as (
     select scope, min(nsp::int8) as lowest, max(nsp::int8) as highest,
@@ -118,7 +122,7 @@ _BARE: Final[LiteralString] = """
 select s.scope, s.oid::int8, null::int8, null::int8, null::text,
     s.scope <> '' and exists (select from pg_class c where c.relnamespace = s.oid)
 from (
-    select scope, case when scope = '' then 0::oid else n.oid end as oid
+    select scope, case when scope = '' or left(scope, 16) = 'asgi_datasource.' then 0::oid else n.oid end as oid
     from unnest(%s::text[]) scope left join pg_namespace n on n.nspname = scope
 ) s
 """
@@ -133,7 +137,7 @@ async def read_states(admin: ControlConnection, scopes: Iterable[str]) -> dict[s
 
     Args:
         admin: A connection to the database.
-        scopes: `""` for the shared scope, and names of schemas.
+        scopes: `""` for the shared scope, those of own tables, and names of schemas.
 
     Raises:
         DataError: The server refused it, or cannot be reached.

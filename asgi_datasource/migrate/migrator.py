@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Callable, Collection, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Collection, Sequence
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from time import perf_counter
 from typing import Final, LiteralString
 
@@ -14,6 +15,7 @@ from .fan_out import Events, FanOut
 from .files import Kind, Migration, Problem, Scope
 from .fleet import Database, Fleet, find_fleet
 from .ledger import WRITE, EntryState, lock_key, row_values
+from .own_tables import own_tables
 from .plan import Trouble, first_contract
 from .report import MigrationReport
 from .steps import Outcome, Run, StepFailed, open_worker, take_back
@@ -23,11 +25,16 @@ MOST_ROUNDS: Final = 100
 """How often the tenants are read again for those that were created meanwhile."""
 
 
+def has_migrations(config: Config) -> bool:
+    """Whether a document has anything to migrate: files of the application, or own tables."""
+    return config.migrate is not None or bool(own_tables(config))
+
+
 class Migrator:
     """Plans and applies the migrations of a document.
 
     Args:
-        config: A checked configuration with a section `migrate`.
+        config: A checked configuration with a section `migrate`, or one that needs own tables, such as `outbox`.
         events: What is told while a run lasts.
     """
 
@@ -75,18 +82,27 @@ class Migrator:
         began = perf_counter()
         skipped: set[int] = set()
 
-        def wanted(pending: list[Migration]) -> list[Migration]:
+        def wanted(one: Progress) -> list[Migration]:
+            pending = one.pending
             if expand_only and (contract := first_contract(pending)) is not None:
                 # What is behind it runs behind it: a version is never run below one that has run.
                 pending = pending[: pending.index(contract)]
-            return [file for file in pending if up_to is None or file.version <= up_to]
+            # The versions of own tables are not those of the application's files.
+            return [file for file in pending if up_to is None or one.target.own is not None or file.version <= up_to]
 
         fleet, everything = await self._survey(tenants, prepare=True)
         run = Run(fleet.migrate.lock_timeout_s, self._events.told)
+
+        async def look_again(absent: Sequence[Progress]) -> None:
+            for one, found in await self._survey_again(fleet, absent):
+                one.version, one.from_version, one.findings = found.version, found.version, found.findings
+                one.pending = found.pending
+                one.pending = wanted(one)
+
         for _ in range(MOST_ROUNDS):
             _leave_out(everything, wanted, skipped)
             self._events.began(sum(1 for one in everything if one.is_selected and one.pending))
-            await self._fan_out(run, fleet, everything, concurrency).go()
+            await self._fan_out(run, fleet, everything, concurrency, look_again).go()
             if tenants is not None:
                 break
             fleet, more = await self._newcomers(everything)
@@ -97,7 +113,24 @@ class Migrator:
         found = tuple(one for one in everything if one.is_selected)
         return MigrationReport("apply", run.id, perf_counter() - began, found)
 
-    def _fan_out(self, run: Run, fleet: Fleet, everything: list[Progress], concurrency: int | None) -> FanOut:
+    async def _survey_again(self, fleet: Fleet, members: Sequence[Progress]) -> list[tuple[Progress, Progress]]:
+        """How far some schemas are now, each with what was known of it."""
+        pairs: list[tuple[Progress, Progress]] = []
+        for database, of_database in _by_database(members):
+            part = replace(database, own=(), targets=tuple(one.target for one in of_database))
+            found = await survey(Fleet(fleet.config, fleet.migrate, (part,)), self._folders, prepare=True)
+            now = {one.target.scope: one for one in found if one.target.tenants}
+            pairs += [(one, now[one.target.scope]) for one in of_database]
+        return pairs
+
+    def _fan_out(
+        self,
+        run: Run,
+        fleet: Fleet,
+        everything: list[Progress],
+        concurrency: int | None,
+        look_again: Callable[[Sequence[Progress]], Awaitable[None]],
+    ) -> FanOut:
         migrate = fleet.migrate
         return FanOut(
             run,
@@ -107,6 +140,7 @@ class Migrator:
             max_failures=migrate.max_failures,
             stages=migrate.stages,
             events=self._events,
+            look_again=look_again,
         )
 
     async def _survey(self, tenants: Collection[str] | None, *, prepare: bool = False) -> tuple[Fleet, list[Progress]]:
@@ -128,7 +162,10 @@ class Migrator:
         new = tuple(
             database
             for database in fleet.databases
-            if any((database.url, database.dbname, target.scope) not in known for target in database.targets)
+            if any(
+                (database.url, database.dbname, target.scope) not in known
+                for target in (*database.own, *database.targets)
+            )
         )
         if not new:
             return fleet, []
@@ -158,7 +195,7 @@ class Migrator:
         fleet, everything = await self._survey(tenants, prepare=not plans_only)
         found: list[tuple[Progress, list[Migration]]] = []
         for one in everything:
-            if one.is_selected and one.target.kind is scope:
+            if one.is_selected and one.target.kind is scope and one.target.own is None:
                 _refuse_findings(one)
                 files = [file for file in reversed(one.folder.versioned(scope)) if to < file.version <= one.version]
                 back = [file for file in files if file not in one.pending]
@@ -206,7 +243,7 @@ class Migrator:
         """
         self._refuse_alembic("alembic stamp")
         _, everything = await self._survey(tenants, prepare=True)
-        found = [one for one in everything if one.is_selected and one.version == 0]
+        found = [one for one in everything if one.is_selected and one.target.own is None and one.version == 0]
         for one in found:
             if any(finding.trouble is Trouble.ABSENT for finding in one.findings):
                 raise DataError(DataErrorKind.CONFIG, f"{one.name}: there is no schema {one.target.schema!r}")
@@ -318,13 +355,13 @@ def _refuse_findings(one: Progress) -> None:
 
 
 def _leave_out(
-    everything: Sequence[Progress], wanted: Callable[[list[Migration]], list[Migration]], skipped: set[int]
+    everything: Sequence[Progress], wanted: Callable[[Progress], list[Migration]], skipped: set[int]
 ) -> None:
     """Take out of what is pending what is not to be run in this run."""
     for one in everything:
         if id(one) not in skipped:
             skipped.add(id(one))
-            one.pending = wanted(one.pending)
+            one.pending = wanted(one)
 
 
 _LOCK: Final[LiteralString] = "select pg_advisory_xact_lock(hashtextextended(%s, 0))"

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Final, LiteralString
 
 from ..config import Config, MigrateConfig
 from ..drivers.control import ControlConnection
-from ..errors import ConfigError, DataError, DataErrorKind
+from ..errors import DataError, DataErrorKind
 from ..tenancy import Tenant
 from .fan_out import Events, FanOut
 from .files import Problem
 from .fleet import Database, Fleet, Target, arrange
-from .ledger import ensure_ledger, read_states
+from .ledger import SHARED, ensure_ledger, read_states
 from .steps import Run
 from .survey import Folders, Progress, Standing, survey
 
@@ -30,15 +31,13 @@ class NewTenants:
     """Migrates a tenant that is being created, and carries the rows of one that moves.
 
     Args:
-        config: A checked configuration with a section `migrate`.
+        config: A checked configuration with a section `migrate`, or one that needs own tables, such as `outbox`.
         tell: Is called with what is worth knowing while it happens.
     """
 
     def __init__(self, config: Config, *, tell: Callable[[str], None] = logger.info) -> None:
-        if config.migrate is None:
-            raise ConfigError("there is no section migrate in the document")
         self._config = config
-        self._migrate: MigrateConfig = config.migrate
+        self._migrate = config.migrate or MigrateConfig()
         self._tell = tell
 
     async def bring_up(self, tenant: Tenant) -> None:
@@ -47,25 +46,32 @@ class NewTenants:
         Raises:
             DataError: One of them failed, or the shared part of the database is not at its head.
         """
-        place = self._place(tenant)
-        if place is None:
+        database = self._database(tenant)
+        if database is None or not (database.own or database.targets):
             return
-        database, target = place
+        if not database.targets:
+            # Its rows are in shared tables, which are not its own to wait for.
+            database = replace(database, shared=None)
         fleet = Fleet(self._config, self._migrate, (database,))
         try:
             async with database.open() as admin:
                 await ensure_ledger(admin, where=database.where, reader=database.app)
-                await _forget_dropped(admin, target)
+                for target in database.targets:
+                    await _forget_dropped(admin, target)
             found = await survey(fleet, Folders(self._migrate.engine), prepare=True)
         except Problem as problem:
             raise DataError(DataErrorKind.CONFIG, str(problem)) from None
+        await self._apply(database, found)
+
+    async def _apply(self, database: Database, found: list[Progress]) -> None:
         if database.name is None:
             # Other tenants live in this database: its shared part is theirs as well.
             for one in found:
                 if not one.target.tenants and one.pending:
                     raise DataError(
                         DataErrorKind.CONFLICT,
-                        f"{database.where}: its shared part lacks {one.pending[0].label}: run migrate apply first",
+                        f"{database.where}: its {one.target.part} part lacks {one.pending[0].label}: run migrate apply"
+                        " first",
                     )
         run = Run(self._migrate.lock_timeout_s, self._tell)
         fan_out = FanOut(
@@ -83,16 +89,23 @@ class NewTenants:
                 raise DataError(DataErrorKind.QUERY, _why(one), sqlstate=one.sqlstate)
 
     async def carry(self, source: Tenant, target: Tenant) -> None:
-        """Write down at a tenant's new place what has run at its old one; can be repeated.
+        """Write down at a tenant's new place what has run at its old one, and create own tables; can be repeated.
 
         Raises:
             DataError: One of the databases cannot be reached.
         """
-        old, new = self._place(source), self._place(target)
-        if old is None or new is None:
+        old, new = self._database(source), self._database(target)
+        if new is not None and new.own:
+            own = replace(new, shared=None, targets=())
+            await self._apply(own, await survey(Fleet(self._config, self._migrate, (own,)), Folders(), prepare=True))
+        if old is None or new is None or not (old.targets and new.targets):
             return
-        (old_database, old_target), (new_database, new_target) = old, new
-        scopes = [old_target.scope] if new_database.name is None else [old_target.scope, old_database.shared.scope]
+        await self._carry_rows(old, new)
+
+    @staticmethod
+    async def _carry_rows(old_database: Database, new_database: Database) -> None:
+        [old_target], [new_target] = old_database.targets, new_database.targets
+        scopes = [old_target.scope] if new_database.name is None else [old_target.scope, SHARED]
         async with old_database.open() as admin:
             states = await read_states(admin, scopes)
             if not any(state.entries for state in states.values()):
@@ -117,12 +130,10 @@ class NewTenants:
                         *row,
                     )
 
-    def _place(self, tenant: Tenant) -> tuple[Database, Target] | None:
-        """Where a tenant's own tables are; None where it has none that are migrated."""
-        for database in arrange(self._config, self._migrate, [tenant]):
-            for target in database.targets:
-                return database, target
-        return None
+    def _database(self, tenant: Tenant) -> Database | None:
+        """The database of a tenant, with its schema alone; None where nothing is migrated there."""
+        found = arrange(self._config, [tenant])
+        return next((one for one in found if one.is_home_of(tenant)), None)
 
 
 async def _forget_dropped(admin: ControlConnection, target: Target) -> None:

@@ -141,8 +141,8 @@ async def apply_step(worker: Worker, target: Target, migration: Migration) -> Ou
                 raise StepFailed(migration, error.message, sqlstate=error.sqlstate) from error
             pause_s = min(LONGEST_PAUSE_S, step.lock_timeout_s * 2 ** (attempt - 1)) * random.uniform(0.7, 1.3)  # noqa: S311
             worker.run.tell(
-                f"{worker.database.where}, {target.scope or 'shared'}: {migration.label}: {error.message}; the queries"
-                f" behind it pass, and it is tried again in {pause_s:.1f} s"
+                f"{worker.database.where}, {target.scope or target.part}: {migration.label}: {error.message}; the"
+                f" queries behind it pass, and it is tried again in {pause_s:.1f} s"
             )
             await asyncio.sleep(pause_s)
     raise AssertionError
@@ -246,9 +246,9 @@ class _Step:
         _, _, _, [[is_ours]], found, oids, _ = await self.admin.batch(self._filled(text, path=path))
         if not is_ours:
             return Outcome.BUSY
-        if not oids and self.target.scope:
+        if not oids and self.target.tenants:
             raise DataError(DataErrorKind.QUERY, f"there is no schema {self.target.schema!r} any more")
-        oid = int(oids[0][0]) if self.target.scope else 0
+        oid = int(oids[0][0]) if self.target.tenants else 0
         if not found:
             return _Row(oid)
         [[state, checksum, run_id, done, is_stale]] = found

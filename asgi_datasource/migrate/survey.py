@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
 from typing import Final
 
+from ..drivers.control import ControlConnection
 from .alembic_engine import AlembicFolder, read_revisions, read_scripts, serves
 from .directives import Phase
 from .files import Folder, Kind, Migration, read_folder
 from .fleet import Database, Fleet, Target
-from .ledger import ensure_ledger, read_states
+from .ledger import ScopeState, ensure_ledger, read_states
 from .plan import Finding, Rules, ScopePlan, plan_scope
 
 DATABASES_AT_A_TIME: Final = 8
@@ -76,8 +77,8 @@ class Progress:
 
     @property
     def name(self) -> str:
-        """For messages: the tenants, or the datasource and `shared`."""
-        return ", ".join(self.target.tenants) or f"{self.database.datasources[0]} (shared)"
+        """For messages: the tenants, or the datasource and the part of its database."""
+        return ", ".join(self.target.tenants) or f"{self.database.datasources[0]} ({self.target.part})"
 
     @property
     def standing(self) -> Standing:
@@ -162,31 +163,55 @@ async def survey(
     known = {(database.url, database.dbname, scope) for database, scope in skip}
 
     async def look(database: Database) -> list[Progress]:
-        folder = folders.of(fleet.folder_of(database))
         wanted = [
-            target
-            for target in database.everything
-            if serves(folder, database, target) and (database.url, database.dbname, target.scope) not in known
+            (target, folder)
+            for target, folder in _with_folders(fleet, folders, database)
+            if (database.url, database.dbname, target.scope) not in known
         ]
         if not wanted:
             return []
         async with limit, database.open() as admin:
             if prepare:
-                await database.check_trust(admin, wanted)
-                if not isinstance(folder, AlembicFolder):
+                await database.check_trust(admin, [target for target, _ in wanted])
+                if any(not isinstance(folder, AlembicFolder) for _, folder in wanted):
                     await ensure_ledger(admin, where=database.where, reader=database.app)
-            if isinstance(folder, AlembicFolder):
-                states = await read_revisions(admin, folder, wanted)
-            else:
-                states = await read_states(admin, [target.scope for target in wanted])
-        plans = [(target, plan_scope(folder, target.kind, states[target.scope], rules)) for target in wanted]
-        return [_progress(database, target, folder, plan, tenants) for target, plan in plans]
+            states = await _read_all(admin, wanted)
+            plans = [(one, folder, plan_scope(folder, one.kind, states[one.scope], rules)) for one, folder in wanted]
+            if prepare:
+                for target, _, plan in plans:
+                    if target.own is not None and plan.is_at_head:
+                        await target.own.grant(admin, database.app, database.roles)
+        return [_progress(database, target, folder, plan, tenants) for target, folder, plan in plans]
 
     found = await asyncio.gather(*(look(database) for database in fleet.databases), return_exceptions=True)
     for one in found:
         if isinstance(one, BaseException):
             raise one
     return [progress for part in found if not isinstance(part, BaseException) for progress in part]
+
+
+def _with_folders(fleet: Fleet, folders: Folders, database: Database) -> Iterator[tuple[Target, Folder]]:
+    """What a database has migrated, with the files of each."""
+    for target in database.own:
+        if target.own is not None:
+            yield target, target.own.folder
+    if database.shared is not None:
+        folder = folders.of(fleet.folder_of(database))
+        for target in (database.shared, *database.targets):
+            if serves(folder, database, target):
+                yield target, folder
+
+
+async def _read_all(admin: ControlConnection, wanted: Sequence[tuple[Target, Folder]]) -> dict[str, ScopeState]:
+    """What a database says of its parts, by the ledger and by Alembic's tables."""
+    states: dict[str, ScopeState] = {}
+    by_alembic = {id(folder): folder for _, folder in wanted if isinstance(folder, AlembicFolder)}
+    for folder in by_alembic.values():
+        states |= await read_revisions(admin, folder, [target for target, served in wanted if served is folder])
+    in_ledger = [target.scope for target, folder in wanted if not isinstance(folder, AlembicFolder)]
+    if in_ledger:
+        states |= await read_states(admin, in_ledger)
+    return states
 
 
 def _progress(

@@ -13,7 +13,9 @@ from ..transaction import SurroundingTransaction
 from .entry import check_name
 from .writer import explain_missing, read_id
 
-_NOTE: Final = "insert into asgi_datasource.inbox (consumer, event_id) values (%s, %s) on conflict do nothing"
+_NOTE: Final = (
+    "insert into asgi_datasource.inbox (consumer, event_id, tenant) values (%s, %s, %s) on conflict do nothing"
+)
 
 
 class SessionInbox:
@@ -32,7 +34,7 @@ class SessionInbox:
         """
         session = self._session
         check_name(consumer, what="consumer")
-        row = (consumer, read_id(event_id))
+        row = (consumer, read_id(event_id), session.tenant.name)
         session.check_open()
         if session.surroundings() is SurroundingTransaction.NOTHING:
             raise DataError(

@@ -1,62 +1,50 @@
-"""The databases of a configuration that have an outbox, as the role that owns its tables reaches them."""
+"""The database that a tenant's events are in, as the role that owns its tables reaches it."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
 
 from ..config import PLACEHOLDER, Config, DataSourceConfig
 from ..drivers.control import control_driver
-from ..tenancy import Tenant, compile_tenants
-from .install import InstallSite
+from ..tenancy import Tenant
 
 
-def install_sites(config: Config, tenants: Iterable[Tenant] | None = None) -> Iterator[InstallSite]:
-    """Every database of a document's datasources and tenants, for the installation of the tables.
+@dataclass(frozen=True, slots=True)
+class OutboxSite:
+    """One database with an outbox.
 
-    Args:
-        config: A checked configuration.
-        tenants: All tenants; None takes those that the document lists.
+    Attributes:
+        name: Names it in messages: the datasource, and the tenant where each has a database.
+        admin_url: The connection string of the role that owns the tables.
+        dbname: The database, where the connection string leads to another one.
+        is_of_a_tenant: It is a tenant's own database.
     """
-    known = compile_tenants(config).names.values() if tenants is None else tenants
-    by_place: dict[str, dict[str | None, list[Tenant]]] = {}
-    for tenant in known:
-        has_databases = _has_databases(config.datasources[tenant.datasource])
-        database = (tenant.database or tenant.name) if has_databases else None
-        by_place.setdefault(tenant.datasource, {}).setdefault(database, []).append(tenant)
-    for name, datasource in config.datasources.items():
-        if datasource.driver is not None:
-            continue
-        places = by_place.get(name, {})
-        if not _has_databases(datasource):
-            places.setdefault(None, [])
-        for database, living in places.items():
-            yield _site(name, datasource, database, living)
+
+    name: str
+    admin_url: str = field(repr=False)
+    dbname: str | None = None
+    is_of_a_tenant: bool = False
 
 
-def site_of(config: Config, tenant: Tenant) -> InstallSite | None:
+def site_of(config: Config, tenant: Tenant) -> OutboxSite | None:
     """The database that a tenant's events are written to; None where another driver leads to it."""
     datasource = config.datasources[tenant.datasource]
     if datasource.driver is not None:
         return None
-    database = (tenant.database or tenant.name) if _has_databases(datasource) else None
-    return _site(tenant.datasource, datasource, database, [tenant])
+    url = datasource.primary.url.get_secret_value()
+    admin_url = (datasource.admin or datasource.primary).url.get_secret_value()
+    if not _has_databases(datasource):
+        return OutboxSite(tenant.datasource, admin_url)
+    database = tenant.database or tenant.name or ""
+    dbname = (
+        control_driver().make_template(url, where=f"datasources.{tenant.datasource}, server 'primary'").dbname(database)
+    )
+    if PLACEHOLDER in admin_url:
+        admin_url = (
+            control_driver().make_template(admin_url, where=f"datasources.{tenant.datasource}, admin").fill(database)
+        )
+    return OutboxSite(f"{tenant.datasource}, tenant {database}", admin_url, dbname, is_of_a_tenant=True)
 
 
 def _has_databases(datasource: DataSourceConfig) -> bool:
     return PLACEHOLDER in datasource.primary.url.get_secret_value()
-
-
-def _site(name: str, datasource: DataSourceConfig, database: str | None, tenants: Iterable[Tenant]) -> InstallSite:
-    url = datasource.primary.url.get_secret_value()
-    admin_url = (datasource.admin or datasource.primary).url.get_secret_value()
-    found = [value for tenant in tenants for setting, value in tenant.settings if setting == "role"]
-    roles = tuple(dict.fromkeys(found))
-    if database is None:
-        return InstallSite(name, admin_url, url, roles=roles)
-    template = control_driver().make_template(url, where=f"datasources.{name}, server 'primary'")
-    filled = template.fill(database)
-    dbname = template.dbname(database)
-    if PLACEHOLDER in admin_url:
-        admin_url = control_driver().make_template(admin_url, where=f"datasources.{name}, admin").fill(database)
-    where = f"{name}, tenant {database}"
-    return InstallSite(where, admin_url, filled, dbname=dbname, roles=roles, is_of_a_tenant=True)

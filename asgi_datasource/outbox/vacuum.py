@@ -74,7 +74,7 @@ async def find_faults(ask: Ask) -> list[OutboxFault]:
     """
     tables = await ask(_STORED)
     if "outbox" not in {name for name, *_ in tables}:
-        fix = "Run `asgi-datasource outbox install --config FILE`."
+        fix = "Run `asgi-datasource migrate apply --config FILE`."
         return [OutboxFault(True, "the tables of the outbox are missing", fix)]
     found = [fault for name, options, is_on in tables if (fault := _unvacuumed(name, options, is_on=is_on))]
     for what, _, age_s in await ask(HOLDER):

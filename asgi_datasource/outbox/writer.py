@@ -32,15 +32,15 @@ INSERT_MANY: Final = (
 )
 """One statement for any number of rows, so that it is prepared once; the identity numbers rows in this order."""
 
-_INSTALL: Final = "run `asgi-datasource outbox install --config FILE` once for each database"
+_APPLY: Final = "run `asgi-datasource migrate apply --config FILE`, with a section outbox in the document"
 
 
 def explain_missing(error: DataError) -> DataError:
     """Say what is missing in the database, where that is what an error is about."""
     if error.sqlstate in ("42P01", "3F000") and "asgi_datasource" in error.message:
-        message = f"the tables of the outbox are not in this database; {_INSTALL}"
+        message = f"the tables of the outbox are not in this database; {_APPLY}"
     elif error.sqlstate == "42501" and any(name in error.message for name in ("outbox", "inbox", "asgi_datasource")):
-        message = f"the role of this transaction may not write to the outbox; {_INSTALL}: it grants that"
+        message = f"the role of this transaction may not write to the outbox; {_APPLY}: it grants that"
     else:
         return error
     return DataError(DataErrorKind.CONFIG, message, sqlstate=error.sqlstate)

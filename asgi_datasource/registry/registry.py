@@ -131,13 +131,16 @@ class DataSourceRegistry:
         self.activity: Activity | None = None
         """What sessions do, for a console; None, and nothing is recorded, until `observe` is called."""
 
-    def observe(self) -> Activity:
+    def observe(self, activity: Activity | None = None) -> Activity:
         """Record from now on what sessions do: decisions, the load of tenants, connections in use.
 
         The first console calls it. Sessions that began before are not recorded.
+
+        Args:
+            activity: Where it is recorded, unless something records already; None makes a new one.
         """
         if self.activity is None:
-            self.activity = Activity()
+            self.activity = activity or Activity()
             self.compiled = self._observed(self.compiled)
         return self.activity
 
@@ -816,9 +819,9 @@ class DataSourceRegistry:
         plan = self.compiled.provisioning
         if plan is None:
             raise ConfigError("this registry was not compiled from a document")
-        config = self.compiled.migrating
-        migrations = None if config is None else NewTenants(config)
         publishing = self.compiled.publishing
+        config = self.compiled.migrating or publishing
+        migrations = None if config is None else NewTenants(config)
         events = None if publishing is None else TenantOutbox(publishing)
         tenant = await Provisioner(plan, migrations=migrations, events=events).create(name, **placed)
         if self.catalog is not None:

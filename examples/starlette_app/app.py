@@ -17,16 +17,24 @@ from starlette.routing import Mount, Route
 from starlette.staticfiles import StaticFiles
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from asgi_datasource import DataSourceMiddleware
+from asgi_datasource import DataSourceMiddleware, compile
+from asgi_datasource.console import Console
 from examples.starlette_app import changes, control, desk, live, tracing
 from examples.starlette_app.dataset import subset
 from examples.starlette_app.load import places
 
 HERE: Final = Path(__file__).parent
 
-feed: Final = live.Feed()
+registry: Final = compile(HERE / "datasource.yaml", needs_resolver=True)
+feed: Final = live.Feed(registry.state)
 servers: Final = control.ControlClient(os.environ[control.SOCKET]) if control.SOCKET in os.environ else None
 board: Final = changes.Changes(os.environ[changes.SECRET]) if changes.SECRET in os.environ else None
+
+
+def is_here(scope: Scope) -> bool:
+    """The guard of the console: the client is on this machine, and asks for it by its own name."""
+    host = dict(scope["headers"]).get(b"host", b"").rpartition(b":")[0]
+    return scope["client"] is not None and scope["client"][0] == "127.0.0.1" and host in (b"127.0.0.1", b"localhost")
 
 
 async def page(request: Request) -> FileResponse:
@@ -68,7 +76,9 @@ ui: Final = [
     Route("/", page),
     Route("/airlines", airlines),
     Route("/requests", requests),
+    Route("/requests/{number:int}", live.Detail(feed, registry).show),
     Mount("/static", StaticFiles(directory=HERE / "static")),
+    Mount("/ops", Console(registry, guard=is_here)),
 ]
 if board is not None:
     ui += [Route("/changes", board.receive, methods=["POST"]), Route("/changes", board.show)]
@@ -103,7 +113,7 @@ app: Final = Starlette(
         Middleware(tracing.SendLastSpans),
         Middleware(FrontDoor),
         Middleware(live.Watch, feed=feed),
-        Middleware(DataSourceMiddleware, config=HERE / "datasource.yaml"),
+        Middleware(DataSourceMiddleware, registry=registry),
         Middleware(live.NameSpan),
     ],
     exception_handlers={HTTPException: desk.explain_refusal},

@@ -15,8 +15,6 @@ from psycopg.conninfo import make_conninfo
 
 from asgi_datasource import load as load_config
 from asgi_datasource.migrate import Migrator, Verdict
-from asgi_datasource.outbox.install import install
-from asgi_datasource.outbox.sites import install_sites
 from examples.starlette_app.dataset import Dataset
 
 HERE: Final = Path(__file__).parent
@@ -81,14 +79,12 @@ async def migrate(urls: Mapping[str, str]) -> None:
     document["migrate"]["folder"] = str(HERE / "migrations")
     environ = {f"{name.upper()}_PRIMARY_URL": make_conninfo(url, user=APP_ROLE) for name, url in urls.items()}
     # Where events go is nothing that tables depend on.
-    document.pop("outbox")
+    document["outbox"] = {"relay": "off"}
+    document.pop("consistency")
     config = load_config(document, environ=environ, needs_resolver=False)
     report = await Migrator(config).apply()
     if report.verdict is not Verdict.AT_HEAD:
         raise RuntimeError("; ".join(f"{one.name}: {one.failed}: {one.error}" for one in report.schemas if one.error))
-    # As `asgi-datasource outbox install` does.
-    for site in install_sites(config):
-        await install(site)
 
 
 async def load(dataset: Dataset, urls: Mapping[str, str], progress: Callable[[str], None] = lambda text: None) -> int:

@@ -6,12 +6,14 @@ from typing import Any
 from urllib.parse import urlencode
 
 import pytest
+from starlette.authentication import AuthCredentials
 from starlette.responses import RedirectResponse
 from starlette.types import Scope
 
 from asgi_datasource import ConfigError, DataSourceRegistry, compile
 from asgi_datasource.console import Console
 from tests.asgi_call import Call
+from tests.docs.samples import samples
 
 ORIGIN = (b"origin", b"http://testserver")
 HOST = (b"host", b"testserver")
@@ -165,3 +167,41 @@ async def test_nothing_but_its_own_style_and_script_may_run() -> None:
     large = await post(console, "drain", ORIGIN, padding="x" * 20_000)
     assert large.status == 413
     assert (await get(console, "/", "HEAD")).body == b""
+
+
+async def test_the_sample_of_the_page_runs() -> None:
+    names: dict[str, Any] = {}
+    exec(samples("python", "docs/console.md")[0].text, names)
+    config = {
+        "version": 1,
+        "datasources": {"orders": {"primary": {"url": "host=db"}}},
+        "tenancy": {"default": "orders"},
+    }
+    app = names["application"](config)
+    assert (await Call("GET", "/ops/").run(app)).status == 403
+    operator = AuthCredentials(["operator"])
+    assert (await Call("GET", "/ops/", auth=operator, headers=(HOST,)).run(app)).status == 200
+    moved = await Call("GET", "/ops", auth=operator, headers=(HOST,)).run(app)
+    assert (moved.status, header(moved, b"location")) == (307, "http://testserver/ops/")
+
+
+async def test_a_replica_of_all_databases_is_drained_at_once() -> None:
+    servers = {"primary": {"url": "host=db dbname={tenant}"}, "replicas": {"r1": {"url": "host=db1 dbname={tenant}"}}}
+    config = {"version": 1, "datasources": {"orders": servers}, "tenants": {"acme": {"datasource": "orders"}}}
+    registry = compile(config)
+    fleet = registry.compiled.fleets["orders"]
+    before = fleet.member("acme")
+    registry.drain("orders", "r1")
+    known = [before, fleet.member("globex")]
+    assert [member.topology.replicas[0].is_draining for member in known] == [True, True]
+    with pytest.raises(ConfigError, match="has no server 'r2', only: primary, r1"):
+        registry.drain("orders", "r2")
+    console = Console(registry, guard=everybody)
+    assert b"orders.r1 is drained in every database" in (await get(console)).body
+    # Another size of the pool makes another fleet, which takes over what was drained.
+    await registry.reload({**config, "datasources": {"orders": {**servers, "pool": {"max_size": 3}}}})
+    again = registry.compiled.fleets["orders"]
+    assert again is not fleet
+    assert again.member("acme").topology.replicas[0].is_draining
+    registry.undrain("orders", "r1")
+    assert not again.member("acme").topology.replicas[0].is_draining

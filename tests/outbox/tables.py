@@ -4,14 +4,26 @@ from __future__ import annotations
 
 from typing import Any
 
-from asgi_datasource.outbox.install import InstallSite, install
+from asgi_datasource import load
+from asgi_datasource.migrate import MigrationReport, Migrator, Verdict
 from tests.world import World
 
 
 async def install_tables(world: World) -> None:
-    """Install them as the superuser, for the role of the application."""
-    admin = world.cluster.primary.url(dbname=world.dbname, user="postgres")
-    await install(InstallSite("orders", admin, world.url()))
+    """Create them as the superuser, for the role of the application."""
+    await migrate(world.url(), world.cluster.primary.url(dbname=world.dbname, user="postgres"))
+
+
+async def migrate(url: str, admin_url: str) -> MigrationReport:
+    """Apply the library's own migrations of an outbox to a database, as `asgi-datasource migrate apply` does."""
+    document = {
+        "version": 1,
+        "datasources": {"orders": {"primary": {"url": url}, "admin": {"url": admin_url}}},
+        "outbox": {"relay": "off"},
+    }
+    report = await Migrator(load(document, needs_resolver=False)).apply()
+    assert report.verdict is Verdict.AT_HEAD, report.document()
+    return report
 
 
 async def events(world: World, columns: str = "topic") -> list[Any]:

@@ -17,9 +17,9 @@ from asgi_datasource import DataSourceRegistry
 from asgi_datasource import compile as compile_registry
 from asgi_datasource.outbox.circuit import Circuit
 from asgi_datasource.outbox.database_relay import RelaySettings
-from asgi_datasource.outbox.install import InstallSite, install
 from tests.outbox.delivery import OUTBOX, Destination, held, left, relaying, until, until_left, write
 from tests.outbox.processes import Sink, relay_process, until_lines, write_config
+from tests.outbox.tables import migrate
 from tests.pgbouncer import pgbouncer
 from tests.world import World
 
@@ -289,7 +289,7 @@ async def test_databases_of_tenants_are_visited_in_turn(world: World) -> None:
         for name in names:
             await world.cluster.create_database(name)
             admin = world.cluster.primary.url(dbname=name, user="postgres")
-            await install(InstallSite(name, admin, world.cluster.primary.url(dbname=name)))
+            await migrate(world.cluster.primary.url(dbname=name), admin)
         template = world.cluster.primary.url(dbname="PLACE").replace("PLACE", "{tenant}")
         config = {
             "version": 1,

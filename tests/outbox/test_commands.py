@@ -23,13 +23,21 @@ async def command(*arguments: str) -> Any:
     return await asyncio.to_thread(call, *arguments)
 
 
-async def test_install_may_run_again(world: World, tmp_path: Path) -> None:
+async def test_the_tables_come_by_a_migration(world: World, tmp_path: Path) -> None:
     config = str(write_config(world, tmp_path))
     await world.sql("drop schema asgi_datasource cascade")
-    for _ in range(2):
-        done = await command("outbox", "install", "--config", config, "--format", "json")
+    plan = await command("migrate", "plan", "--config", config)
+    assert (plan.code, "pending in 1: orders (outbox)" in plan.out) == (3, True), plan.err
+    for count in (1, 0):
+        done = await command("migrate", "apply", "--config", config, "--format", "json")
         assert done.code == 0, done.err
-        assert json.loads(done.out) == {"version": 1, "installed": ["orders"]}
+        [schema] = json.loads(done.out)["schemas"]
+        assert (len(schema["applied"]), schema["schema"], schema["to_version"]) == (count, "asgi_datasource", 1)
+    status = await command("migrate", "status", "--config", config)
+    assert "orders      outbox  1        1     1        at head" in status.out
+    assert await world.sql("select scope, version, name, nsp::int, state from asgi_datasource.migration") == [
+        ("asgi_datasource.outbox", 1, "outbox", 0, "applied")
+    ]
     async with world.registry(**OUTBOX) as registry, registry.session(tenant="acme") as db:
         await db.outbox.publish("t")
     rights = await world.sql(
@@ -57,7 +65,7 @@ async def test_a_relay_ends_at_sigterm_with_its_batch_acknowledged(world: World,
     await until_left(world, 300 - published)
     free = await world.sql("select count(*) from asgi_datasource.outbox_lane where owner is null")
     assert free == [(32,)]
-    assert took_s < 3.0, "a second, and the end of a Python process on a busy machine"
+    assert took_s < 5.0, "a second, and the end of a Python process on a busy machine"
 
 
 async def test_status_and_dead_events(world: World, tmp_path: Path) -> None:
@@ -118,7 +126,7 @@ async def test_missing_tables_are_named(world: World, tmp_path: Path) -> None:
     await world.sql("drop schema asgi_datasource cascade")
     done = await command("outbox", "status", "--config", config)
     assert done.code == 2
-    assert "outbox install" in done.err
+    assert "migrate apply" in done.err
 
 
 async def test_a_relay_without_a_publisher_says_so(world: World, tmp_path: Path) -> None:

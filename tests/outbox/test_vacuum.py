@@ -106,4 +106,4 @@ async def test_a_process_without_a_relay_asks_the_databases(world: World) -> Non
             assert (await ask_health(sites, warn_age_s=60.0)).status == "ok"
         await world.sql("drop schema asgi_datasource cascade")
         [reason] = (await ask_health(sites, warn_age_s=60.0)).reasons
-        assert "outbox install" in reason
+        assert "migrate apply" in reason

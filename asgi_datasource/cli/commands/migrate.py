@@ -9,11 +9,20 @@ from typing import Final
 
 from ...config import Config
 from ...errors import DataError
-from ...migrate import MigrationReport, Migrator, Problem, Scope
+from ...migrate import MigrationReport, Migrator, Problem, Scope, has_migrations
 from ..command import CannotRun, Result, offer_formats
 from ..console import Console
 from ..rendering import FORMATS
-from ..sources import environment, examine_file, find_file, load_or_refuse, offer_environment, offer_overlays
+from ..sources import (
+    environment,
+    examine_file,
+    find_application,
+    load_or_refuse,
+    named_file,
+    offer_environment,
+    offer_file,
+    offer_overlays,
+)
 from .migrate_lint import lint_folders
 from .migrate_new import write_next
 from .migrate_output import Changed, Planned, Status
@@ -26,7 +35,9 @@ def configure(parser: ArgumentParser) -> None:
 
     def add(name: str, summary: str, *, tenants: bool = True) -> ArgumentParser:
         made = commands.add_parser(name, help=summary, description=f"{summary[:1].upper()}{summary[1:]}.")
-        made.add_argument("--config", metavar="FILE", help="YAML, TOML or JSON; default: datasource.yaml")
+        if name == "new":
+            made.add_argument("name", metavar="NAME", help="what it does: add_orders")
+        offer_file(made)
         if tenants:
             made.add_argument(
                 "--tenant", action="append", metavar="NAME", help="this tenant only; repeatable; default: everything"
@@ -59,7 +70,6 @@ def configure(parser: ArgumentParser) -> None:
     down.add_argument("--scope", choices=("tenant", "shared"), default="tenant", help="default: tenant")
     down.add_argument("--yes", action="store_true", help="do not ask")
     new = add("new", "write the next file", tenants=False)
-    new.add_argument("name", metavar="NAME", help="what it does: add_orders")
     new.add_argument("--scope", choices=("tenant", "shared"), default="tenant", help="default: tenant")
     new.add_argument("--python", action="store_true", help="a Python step")
     new.add_argument("--down", action="store_true", help="with a file that takes it back")
@@ -74,10 +84,11 @@ def configure(parser: ArgumentParser) -> None:
 
 def run(options: Namespace, console: Console) -> Result:
     """Run the operation."""
-    file: str = options.config or find_file()
+    find_application()
+    file = named_file(options)
     findings = examine_file(file, options, environment(options), needs_resolver=False)
     config = load_or_refuse(findings)
-    if config.migrate is None:
+    if not (config.migrate or (has_migrations(config) and options.operation in _WITHOUT_FILES)):
         raise CannotRun(f"{file} has no section migrate", "Add it: migrate: {folder: migrations}.")
     try:
         return _OPERATIONS[options.operation](config, options, console)
@@ -151,6 +162,9 @@ def _lint(config: Config, options: Namespace, console: Console) -> Result:
 def _new(config: Config, options: Namespace, console: Console) -> Result:
     return write_next(config, options, console)
 
+
+_WITHOUT_FILES: Final = ("plan", "check", "status", "apply", "repair")
+"""What can be done in a document with own tables only, such as those of `outbox`."""
 
 _OPERATIONS: Final[dict[str, Callable[[Config, Namespace, Console], Result]]] = {
     "plan": _plan,

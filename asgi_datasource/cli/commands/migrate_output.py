@@ -121,7 +121,7 @@ class Status:
         groups: dict[tuple[str, str, int, int, Standing], list[Progress]] = {}
         for one in self.report.schemas:
             kind = one.target.kind
-            key = (one.database.datasources[0], kind.value, one.version, one.folder.head(kind), one.standing)
+            key = (one.database.datasources[0], one.target.part, one.version, one.folder.head(kind), one.standing)
             groups.setdefault(key, []).append(one)
         for (datasource, scope, version, head, standing), schemas in sorted(groups.items()):
             count = str(len(schemas)) if len(schemas) > 1 or not schemas[0].target.tenants else schemas[0].name

@@ -1,4 +1,4 @@
-"""`asgi-datasource outbox ...`: installs the tables, runs a relay, and handles what could not be delivered."""
+"""`asgi-datasource outbox ...`: runs a relay, and handles what could not be delivered."""
 
 from __future__ import annotations
 
@@ -9,37 +9,33 @@ import signal
 from argparse import ArgumentParser, Namespace
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any, Final, TypeVar
 from uuid import UUID
 
 from ...config import Config
 from ...errors import DataError
-from ...outbox.install import install
 from ...outbox.operate import DeadEvent, Operations, Status, operate
-from ...outbox.sites import install_sites
 from ...registry.outbox import relay_sites
 from ...registry.registry import compile as compile_registry
 from ..command import CannotRun, Clean, ExitCode, Result, offer_formats
 from ..console import Console, Style
-from ..sources import environment, examine_file, find_file, load_or_refuse, offer_environment, offer_overlays
+from ..sources import (
+    environment,
+    examine_file,
+    find_application,
+    load_or_refuse,
+    named_file,
+    offer_config,
+    offer_environment,
+    offer_file,
+    offer_overlays,
+)
 
 T = TypeVar("T")
 
 PARALLEL: Final = 8
 """Databases that are asked at a time."""
-
-
-@dataclass(frozen=True, slots=True)
-class Installed(Clean):
-    """The databases that have the tables now."""
-
-    databases: tuple[str, ...]
-
-    def render(self, form: str, style: Style) -> str:
-        """A line a database, or JSON."""
-        if form == "json":
-            return json.dumps({"version": 1, "installed": list(self.databases)}, ensure_ascii=False)
-        return "\n".join(f"{name}: {style.green('installed')}" for name in self.databases)
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,17 +146,23 @@ def configure(parser: ArgumentParser) -> None:
     """Add a subcommand for each operation."""
     commands = parser.add_subparsers(title="operations", metavar="OPERATION", required=True, dest="operation")
 
-    def add(to: Any, name: str, summary: str) -> ArgumentParser:
+    def add(to: Any, name: str, summary: str, *, events: bool = False) -> ArgumentParser:
         made: ArgumentParser = to.add_parser(name, help=summary, description=f"{summary[:1].upper()}{summary[1:]}.")
-        made.add_argument("--config", metavar="FILE", help="YAML, TOML or JSON; default: datasource.yaml")
+        if events:
+            made.add_argument(
+                "events", nargs="*", metavar="EVENT", help="the ids, as `outbox dead list` shows them; then FILE"
+            )
+            made.set_defaults(file=None)
+            offer_config(made)
+        else:
+            offer_file(made)
         offer_overlays(made)
         offer_environment(made)
         return made
 
-    installing = add(commands, "install", "create the tables of the outbox in every database, as the admin login")
     relay = add(commands, "relay", "deliver events until SIGTERM or Ctrl-C; several relays share the work")
     status = add(commands, "status", "show how much waits in each database; exit code 1 when something needs a look")
-    for made in (installing, relay, status):
+    for made in (relay, status):
         offer_formats(made, "text", "json")
     dead = commands.add_parser(
         "dead", help="list, replay or discard events that were refused too often", description="Handle dead events."
@@ -168,10 +170,9 @@ def configure(parser: ArgumentParser) -> None:
     inner = dead.add_subparsers(title="operations", metavar="OPERATION", required=True, dest="dead")
     listing = add(inner, "list", "list dead events, without their payloads")
     listing.add_argument("--limit", type=int, default=100, metavar="COUNT", help="most of each database; default: 100")
-    replay = add(inner, "replay", "try dead events again; their ids stay")
-    discard = add(inner, "discard", "delete dead events")
+    replay = add(inner, "replay", "try dead events again; their ids stay", events=True)
+    discard = add(inner, "discard", "delete dead events", events=True)
     for made in (replay, discard):
-        made.add_argument("events", nargs="*", metavar="EVENT", help="the ids, as `outbox dead list` shows them")
         made.add_argument("--all", action="store_true", help="all dead events of all databases")
     for made in (listing, replay, discard):
         offer_formats(made, "text", "json")
@@ -179,7 +180,11 @@ def configure(parser: ArgumentParser) -> None:
 
 def run(options: Namespace, console: Console) -> Result:
     """Run the operation."""
-    file: str = options.config or find_file()
+    if getattr(options, "events", None) and Path(options.events[-1]).suffix:
+        # argparse gives the last argument to EVENT as well: an id has no suffix.
+        options.file = options.events.pop()
+    find_application()
+    file = named_file(options)
     findings = examine_file(file, options, environment(options), needs_resolver=False)
     config = load_or_refuse(findings)
     operation = options.operation if options.operation != "dead" else f"dead {options.dead}"
@@ -187,18 +192,6 @@ def run(options: Namespace, console: Console) -> Result:
         return asyncio.run(_OPERATIONS[operation](config, options, console))
     except DataError as error:
         raise CannotRun(error.located_message, "Fix that and run it again.") from None
-
-
-async def _install(config: Config, _: Namespace, console: Console) -> Result:
-    done: list[str] = []
-    registry = compile_registry(config)
-    async with registry.tenants_loaded():
-        tenants = list(registry.known_tenants.values())
-    for site in install_sites(config, tenants):
-        console.progress(f"outbox install: {site.name}")
-        await install(site)
-        done.append(site.name)
-    return Installed(tuple(done))
 
 
 async def _relay(config: Config, _: Namespace, console: Console) -> Result:
@@ -266,7 +259,6 @@ async def _of_each(config: Config, ask: Callable[[Operations], Awaitable[T]]) ->
 
 
 _OPERATIONS: Final[dict[str, Callable[[Config, Namespace, Console], Coroutine[Any, Any, Result]]]] = {
-    "install": _install,
     "relay": _relay,
     "status": _status,
     "dead list": _list_dead,

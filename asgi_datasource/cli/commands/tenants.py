@@ -10,13 +10,22 @@ from dataclasses import dataclass
 from typing import Any
 
 from ...errors import DataError
-from ...migrate import NewTenants
+from ...migrate import NewTenants, has_migrations
 from ...outbox.new_tenants import TenantOutbox
 from ...tenancy import PolicyRules, policy_sql
 from ...tenancy.provisioning import Operation, Provisioner, Record, UnderWay, compile_provisioning
 from ..command import CannotRun, Clean, ExitCode, Printed, offer_formats
 from ..console import Console, Style
-from ..sources import environment, examine_file, find_file, load_or_refuse, offer_environment, offer_overlays
+from ..sources import (
+    environment,
+    examine_file,
+    find_application,
+    load_or_refuse,
+    named_file,
+    offer_environment,
+    offer_file,
+    offer_overlays,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,7 +117,7 @@ def configure(parser: ArgumentParser) -> None:
         made = commands.add_parser(name, help=summary, description=f"{summary[:1].upper()}{summary[1:]}.")
         for given in names:
             made.add_argument(given, metavar=given.upper())
-        made.add_argument("--config", metavar="FILE", help="YAML, TOML or JSON; default: datasource.yaml")
+        offer_file(made)
         offer_overlays(made)
         offer_environment(made)
         return made
@@ -162,10 +171,11 @@ def run(options: Namespace, console: Console) -> Done | Listing | Printed:
         raise CannotRun(
             f"dropping {options.name!r} drops all that it has", f"If that is meant, add --yes {options.name}."
         )
-    file: str = options.config or find_file()
+    find_application()
+    file = named_file(options)
     findings = examine_file(file, options, environment(options), needs_resolver=False)
     config = load_or_refuse(findings)
-    migrations = None if config.migrate is None else NewTenants(config, tell=console.progress)
+    migrations = NewTenants(config, tell=console.progress) if has_migrations(config) else None
     events = None if config.outbox is None else TenantOutbox(config)
     provisioner = Provisioner(compile_provisioning(config), tell=console.progress, migrations=migrations, events=events)
     try:

@@ -29,7 +29,10 @@ logger = logging.getLogger("asgi_datasource.provisioning")
 
 
 class TenantMigrations(Protocol):
-    """What brings the schema of a tenant to the version of the application's files, before its set-up."""
+    """What brings the schema of a tenant to the version of the application's files, before its set-up.
+
+    It also creates the library's own tables in a tenant's database, and lets the tenant's role use them.
+    """
 
     async def bring_up(self, tenant: Tenant) -> None:
         """Apply every migration to a new tenant's schema or database; can be repeated.
@@ -40,7 +43,7 @@ class TenantMigrations(Protocol):
         ...
 
     async def carry(self, source: Tenant, target: Tenant) -> None:
-        """Write down at a tenant's new place what has run at its old one; can be repeated.
+        """Write down at a tenant's new place what has run at its old one, and create own tables; can be repeated.
 
         Raises:
             DataError: One of the databases cannot be reached.
@@ -49,21 +52,21 @@ class TenantMigrations(Protocol):
 
 
 class TenantEvents(Protocol):
-    """What lets tenants publish events."""
-
-    async def bring_up(self, tenant: Tenant) -> None:
-        """Prepare the place of a tenant, and let its role write there; can be repeated.
-
-        Raises:
-            DataError: The database cannot be reached, or the login may not do that.
-        """
-        ...
+    """What looks after the events of tenants that move."""
 
     async def drain(self, tenant: Tenant) -> None:
         """Wait until what a tenant has published is delivered, where it leaves its database.
 
         Raises:
             DataError: CONFLICT: events are not delivered. The database cannot be reached.
+        """
+        ...
+
+    async def carry(self, source: Tenant, target: Tenant) -> None:
+        """Note at a tenant's new place which events it has processed at its old one; can be repeated.
+
+        Raises:
+            DataError: One of the databases cannot be reached.
         """
         ...
 
@@ -74,8 +77,8 @@ class Provisioner:
     Args:
         plan: The configuration.
         tell: Called with each step as it begins.
-        migrations: Migrates new tenants; None if the document has no migrations.
-        events: Lets new tenants publish; None if the document has no outbox.
+        migrations: Migrates new tenants; None if the document has neither migrations nor own tables.
+        events: Looks after the events of tenants that move; None if the document has no outbox.
 
     Attributes:
         has_begun: A step has begun: a failure after that leaves an unfinished operation.
@@ -137,7 +140,6 @@ class Provisioner:
                 *(Step(f"set-up {step_name(step)}", _set_up(place, step, tenant)) for step in self._plan.set_up),
                 # What the set-up has created is granted as well.
                 Step("grants after set-up", lambda _: place.grant()),
-                *self._publishing(tenant),
                 Step("activate", lambda _: records.activate(name), ends=True),
             ]
             await Run(records, name, Operation.CREATE, steps, self._step).go_on()
@@ -146,10 +148,6 @@ class Provisioner:
     def _migrating(self, tenant: Tenant) -> Sequence[Step]:
         migrations = self._migrations
         return [] if migrations is None else [Step("migrate", lambda _: migrations.bring_up(tenant))]
-
-    def _publishing(self, tenant: Tenant) -> Sequence[Step]:
-        events = self._events
-        return [] if events is None else [Step("outbox", lambda _: events.bring_up(tenant))]
 
     async def drop(self, name: str, *, keep_dump: bool = False, cascade: bool = False) -> Path | None:
         """Drop a tenant, with all objects that were created for it and that no other tenant shares.
@@ -300,7 +298,7 @@ class Provisioner:
             if self._migrations is not None:
                 await self._migrations.carry(placing.tenant(record), moved)
             if self._events is not None:
-                await self._events.bring_up(moved)
+                await self._events.carry(placing.tenant(record), moved)
 
         async def uncopied(notes: Notes) -> None:
             if notes["is_claimed"]:

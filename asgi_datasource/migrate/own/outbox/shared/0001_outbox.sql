@@ -1,10 +1,8 @@
--- The tables of the outbox, once in each database. Every name is qualified.
-
-create schema if not exists asgi_datasource;
+-- The tables of the outbox and the inbox, once in each database. Every name is qualified. A later layout is a later file.
 
 -- An event is inserted in its transaction and deleted once it is delivered; it is never updated. `lane` spreads the keys
 -- over 32 lanes, each of which one relay owns at a time.
-create table if not exists asgi_datasource.outbox (
+create table asgi_datasource.outbox (
     lane smallint generated always as ((hashtextextended(key, 0) & 31)::smallint) stored,
     seq bigint generated always as identity,
     event_id uuid not null,
@@ -27,23 +25,23 @@ create table if not exists asgi_datasource.outbox (
 );
 
 -- `epoch` grows with each change of the owner: a relay that has lost a lane acknowledges nothing in it any more.
-create table if not exists asgi_datasource.outbox_lane (
+create table asgi_datasource.outbox_lane (
     lane smallint primary key,
     owner uuid,
     epoch bigint not null default 0,
     lease_until timestamptz not null default '-infinity'
 ) with (fillfactor = 50, autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 200);
 
-insert into asgi_datasource.outbox_lane (lane) select generate_series(0, 31) on conflict do nothing;
+insert into asgi_datasource.outbox_lane (lane) select generate_series(0, 31);
 
 -- The relays that work on this database, by which each knows its share of the lanes.
-create table if not exists asgi_datasource.outbox_relay (
+create table asgi_datasource.outbox_relay (
     owner uuid primary key,
     seen_until timestamptz not null
 ) with (fillfactor = 50, autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 200);
 
 -- Events of keys that wait for one of theirs which was refused. state: retry (the first of its key), waiting, dead.
-create table if not exists asgi_datasource.outbox_held (
+create table asgi_datasource.outbox_held (
     lane smallint not null,
     seq bigint not null,
     event_id uuid not null,
@@ -61,11 +59,11 @@ create table if not exists asgi_datasource.outbox_held (
     primary key (lane, seq)
 ) with (autovacuum_vacuum_scale_factor = 0, autovacuum_vacuum_threshold = 1000);
 
-create index if not exists outbox_held_key on asgi_datasource.outbox_held (lane, key, seq) where state <> 'dead';
-create index if not exists outbox_held_dead on asgi_datasource.outbox_held (event_id) where state = 'dead';
+create index outbox_held_key on asgi_datasource.outbox_held (lane, key, seq) where state <> 'dead';
+create index outbox_held_dead on asgi_datasource.outbox_held (event_id) where state = 'dead';
 
 -- Delivered events where `outbox.keep` keeps them: a partition a day, dropped as a whole.
-create table if not exists asgi_datasource.outbox_sent (
+create table asgi_datasource.outbox_sent (
     event_id uuid not null,
     lane smallint not null,
     seq bigint not null,
@@ -81,7 +79,7 @@ create table if not exists asgi_datasource.outbox_sent (
 
 -- Makes the partitions of today and tomorrow, and drops those that are older than is kept. SECURITY DEFINER: the relay's
 -- role need not own the tables.
-create or replace function asgi_datasource.outbox_tend(keep interval) returns int
+create function asgi_datasource.outbox_tend(keep interval) returns int
     language plpgsql security definer set search_path = pg_catalog, pg_temp as $tend$
 declare
     day date;
@@ -115,11 +113,12 @@ $tend$;
 
 revoke execute on function asgi_datasource.outbox_tend(interval) from public;
 
--- The events that each consumer has processed.
-create table if not exists asgi_datasource.inbox (
+-- The events that each consumer has processed; `tenant` is whose transaction has, for tenants that move.
+create table asgi_datasource.inbox (
     consumer text not null,
     event_id uuid not null,
+    tenant text,
     processed_at timestamptz not null default clock_timestamp(),
     primary key (consumer, event_id)
 );
-create index if not exists inbox_age on asgi_datasource.inbox using brin (processed_at);
+create index inbox_age on asgi_datasource.inbox using brin (processed_at);
