@@ -106,7 +106,7 @@ def _tag(key: str, value: Any) -> dict[str, Any]:
 
 
 def _context(span: ReadableSpan) -> SpanContext:
-    context = span.context
+    context: SpanContext | None = span.context
     if context is None:
         raise ValueError(f"the span {span.name!r} has no context")
     return context
