@@ -5,6 +5,7 @@ Litestar([place_order], plugins=[DataSourcePlugin("datasource.yaml")])
 
 from __future__ import annotations
 
+import logging
 from collections.abc import AsyncGenerator, Mapping, MutableMapping
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -31,6 +32,8 @@ from .sessions.session import DataSession
 from .tenancy import TenantResolver
 
 __all__ = ["DataSourcePlugin"]
+
+logger = logging.getLogger("asgi_datasource.litestar")
 
 
 class DataSourcePlugin(InitPlugin):
@@ -93,11 +96,18 @@ class DataSourcePlugin(InitPlugin):
         return cast("Response[Any]", respond(request, error))
 
     async def render(self, error: BaseException, scope: MutableMapping[str, Any], receive: Receive, send: Send) -> bool:
-        """Send the response of the application's exception handler; False if it has none of its own."""
+        """Send the response of the application's exception handler, or Litestar's own.
+
+        Returns:
+            False for a `DataError` without a handler of the application.
+        """
         handlers = scope["route_handler"].resolve_exception_handlers()
         handler = next((handlers[cls] for cls in type(error).__mro__ if cls in handlers), None)
-        if handler is None or handler == self.data_error_response:
+        if handler == self.data_error_response:
             return False
+        if handler is None:
+            logger.error("a hook before COMMIT failed", exc_info=error)
+            handler = handlers.get(500) or cast("Any", responses).create_exception_response
         request: Any = scope["litestar_app"].request_class(scope, receive, send)
         response: Any = handler(request, error)
         encoders = scope["route_handler"].resolve_type_encoders()

@@ -6,8 +6,8 @@ them: lines lead to their trace, with any handler and formatter.
 
 from __future__ import annotations
 
+import inspect
 import logging
-import sys
 from collections.abc import Hashable, Mapping
 from pathlib import Path
 from time import monotonic
@@ -27,6 +27,7 @@ MAX_KEYS: Final = 1024
 AREAS: Final = (
     "background",
     "config",
+    "console",
     "fleet",
     "middleware",
     "migrate",
@@ -128,7 +129,7 @@ def _more(key: Hashable, interval_s: float = INTERVAL_S) -> int | None:
 
 def line_of_caller() -> str:
     """The line outside of the library that has led here: `/app/shop.py:41 in place_order`; empty if there is none."""
-    frame: FrameType | None = sys._getframe(1)
+    frame: FrameType | None = inspect.currentframe()
     while frame is not None:
         name = frame.f_code.co_filename
         if not name.startswith(PACKAGE):

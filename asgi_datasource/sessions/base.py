@@ -23,6 +23,7 @@ from ..drivers.statements import Statement
 from ..errors import DataError, DataErrorKind, SessionClosed
 from ..observability import names, tracing
 from ..observability.decision_log import line_of_caller, log_decision
+from ..observability.query_tags import route_of
 from ..observability.session_trace import SessionTrace, start_trace
 from ..routing import AccessIntent, ReadAfterWritePin, Route
 from ..routing.consistency.client_history import NOWHERE, ClientHistory
@@ -441,6 +442,9 @@ class SessionBase:
             trace=self.trace,
             measure=None if policy.recorder is None else policy.recorder.measure(self._tenant.name, self.scope),
         )
+        if policy.tags is not None:
+            route = None if self.scope is None else route_of(self.scope, self._method)
+            executor.use_tags(policy.tags.tag(route, self._tenant.name), policy.tags.settings(route))
         if self._owner is not None:
             self._owner.first_statement(self)
         return executor

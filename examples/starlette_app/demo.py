@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Final
 
 import httpx
+from psycopg.conninfo import make_conninfo
 
 from asgi_datasource.testing import EmbeddedCluster
 from examples.starlette_app import changes, control, dataset, load, tracing
@@ -154,6 +155,8 @@ async def fill(cluster: EmbeddedCluster, data: dataset.Dataset, console: Console
         for name in DATABASES:
             # Owned by the superuser: the application's role owns nothing, so row security applies to it.
             await cluster.create_database(name, owner="postgres")
+        # With it, a standby reports at once which timeline it follows (docs/failover.md).
+        await cluster.primary.sql("grant pg_read_all_stats to app")
         urls = {name: cluster.primary.url(name, user="postgres") for name in DATABASES}
         count = await load.load(data, urls)
         await cluster.caught_up(timeout_s=60)
@@ -161,13 +164,23 @@ async def fill(cluster: EmbeddedCluster, data: dataset.Dataset, console: Console
     return count
 
 
+TOKEN_SECRET: Final = "DESK_TOKEN_SECRET"  # noqa: S105
+"""Environment variable with the key that signs the tokens of clients."""
+
+
 def environment(cluster: EmbeddedCluster) -> dict[str, str]:
-    """The variables of datasource.yaml: the URLs of all servers of both datasources, for the role `app`."""
-    return {
-        f"{database.upper()}_{name.upper()}_URL": node.url(database)
-        for database in DATABASES
-        for name, node in cluster.nodes.items()
-    }
+    """The variables of datasource.yaml: the secret of tokens, and the URLs of all servers for the role `app`.
+
+    The URL of the primary names every server, because each may become the primary.
+    """
+    found = {TOKEN_SECRET: secrets.token_hex(16)}
+    nodes = cluster.nodes.values()
+    everywhere = {"host": ",".join(node.host for node in nodes), "port": ",".join(str(node.port) for node in nodes)}
+    for database in DATABASES:
+        for name, node in cluster.nodes.items():
+            found[f"{database.upper()}_{name.upper()}_URL"] = node.url(database)
+        found[f"{database.upper()}_PRIMARY_URL"] = make_conninfo(cluster.primary.url(database), **everywhere)
+    return found
 
 
 @asynccontextmanager
@@ -228,7 +241,8 @@ def invite(console: Console, address: str, traces: Path | None) -> None:
     console.say(f"""
   {console.strong(f"The desk is open: {address}/ui/")}
 
-  On the page: pick an airline, press a button, see which server took it and why. Stop a replica; pause replay;
+  On the page: pick an airline, press a button, see which server took it and why; click on a request for its SQL.
+  Ask for another airline's flight; read your own write from a lagging replica. Stop a replica; promote one;
   kill a relay, and see the changes of flights arrive nevertheless.
 
   The console of operations: {address}/ui/ops/, or in a terminal
@@ -285,7 +299,7 @@ async def run(options: Options, console: Console) -> int:
         if options.is_smoke:
             from examples.starlette_app.smoke import check_all
 
-            status = await check_all(address, cluster, count, console, relays)
+            status = await check_all(address, cluster, count, console, fleet)
             if status and log is not None:
                 console.say(f"\n  What the desk said meanwhile:\n{_tail(log)}")
             return status

@@ -65,7 +65,7 @@ def diagnostics_schema() -> dict[str, Any]:
                 ),
             ],
         },
-        "docs": {"type": "string", "description": "The documentation of the code."},
+        "docs": {"type": "string", "description": "The command that prints the documentation of the code."},
     }
     return _document(
         "diagnostics",
@@ -202,6 +202,12 @@ def explanation_schema() -> dict[str, Any]:
         "assumed": {
             "type": "boolean",
             "description": "Whether all servers were assumed to be up and current; only on the command line.",
+        },
+        "assumed_tenants": {
+            "type": "array",
+            "items": {"type": "string"},
+            "description": "Tenants that were taken to be in the table of tenants_from, which was not read; only on the"
+            " command line.",
         },
     }
     return schema

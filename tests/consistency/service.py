@@ -163,24 +163,24 @@ class Service:
         }
 
     @asynccontextmanager
-    async def served(self, config: Mapping[str, Any]) -> AsyncIterator[list[int]]:
-        """Run the worker processes; yield their ports."""
+    async def served(self, config: Mapping[str, Any], *, workers: int = WORKERS) -> AsyncIterator[list[int]]:
+        """Run that many worker processes; yield their ports."""
         file = self._directory / "config.json"
         file.write_text(json.dumps(config))
         command = [sys.executable, "-m", "tests.consistency.worker", str(file)]
         pipes = {"stdin": asyncio.subprocess.PIPE, "stdout": asyncio.subprocess.PIPE}
-        workers = [await asyncio.create_subprocess_exec(*command, **pipes) for _ in range(WORKERS)]
+        running = [await asyncio.create_subprocess_exec(*command, **pipes) for _ in range(workers)]
         try:
             ports: list[int] = []
-            for worker in workers:
+            for worker in running:
                 assert worker.stdout is not None
                 ports.append(int(await worker.stdout.readline()))
             yield ports
         finally:
-            for worker in workers:
+            for worker in running:
                 assert worker.stdin is not None
                 worker.stdin.close()
-            for worker in workers:
+            for worker in running:
                 try:
                     await asyncio.wait_for(worker.wait(), 15)
                 except TimeoutError:
@@ -188,11 +188,16 @@ class Service:
                     await worker.wait()
 
     @asynccontextmanager
-    async def used(self, config: Mapping[str, Any], *, clients: int, seed: int) -> AsyncIterator[History]:
+    async def used(
+        self, config: Mapping[str, Any], *, clients: int, seed: int, workers: int = WORKERS
+    ) -> AsyncIterator[History]:
         """Run clients against the service during the block."""
         history = History()
         limits = httpx.Limits(max_connections=None, max_keepalive_connections=None)
-        async with self.served(config) as ports, httpx.AsyncClient(timeout=15.0, limits=limits) as http:
+        async with (
+            self.served(config, workers=workers) as ports,
+            httpx.AsyncClient(timeout=15.0, limits=limits) as http,
+        ):
             running = [
                 asyncio.create_task(Client(number, http, ports, history, seed).run()) for number in range(clients)
             ]

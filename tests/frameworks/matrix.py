@@ -21,7 +21,7 @@ SERVERS: Final = {
     "uvicorn": "uvicorn {app} --port {port} --no-access-log",
     "hypercorn": "hypercorn {app} --bind 127.0.0.1:{port}",
     "granian": "granian --interface asgi {app} --port {port}",
-    "gunicorn": "gunicorn {app} -k uvicorn_worker.UvicornWorker -b 127.0.0.1:{port}",
+    "gunicorn": "gunicorn {app} -k uvicorn_worker.UvicornWorker --timeout 120 -b 127.0.0.1:{port}",
 }
 """How each server is started."""
 

@@ -6,6 +6,8 @@ from typing import Any
 
 from litestar import Litestar, MediaType, Request, Response, get, post
 from litestar.config.cors import CORSConfig
+from litestar.di import NamedDependency
+from litestar.params import FromQuery
 
 from asgi_datasource import DataError, DataSession
 from asgi_datasource.litestar import DataSourcePlugin
@@ -13,32 +15,32 @@ from tests.frameworks.apps import CONFIG, INSERT, ORIGIN, ORPHAN, items, kept, r
 
 
 @post("/orders")
-async def place(item: str, db: DataSession) -> None:
+async def place(item: FromQuery[str], db: NamedDependency[DataSession]) -> None:
     await db.execute(INSERT, [item])
 
 
 @get("/orders")
-async def list_orders(db: DataSession) -> list[str]:
+async def list_orders(db: NamedDependency[DataSession]) -> list[str]:
     return await items(db)
 
 
 @post("/orphans")
-async def orphan(db: DataSession) -> None:
+async def orphan(db: NamedDependency[DataSession]) -> None:
     await db.execute(ORPHAN)
 
 
 @post("/pin", status_code=200)
-async def pin(item: str, db: DataSession) -> list[str]:
+async def pin(item: FromQuery[str], db: NamedDependency[DataSession]) -> list[str]:
     return await roles(db, item)
 
 
 @post("/sync", sync_to_thread=True)
-def place_sync(item: str, db: DataSession) -> None:
+def place_sync(item: FromQuery[str], db: NamedDependency[DataSession]) -> None:
     db.blocking.execute(INSERT, [item])
 
 
 @post("/keep", status_code=200)
-async def keep(db: DataSession) -> None:
+async def keep(db: NamedDependency[DataSession]) -> None:
     kept.append(db)
 
 
