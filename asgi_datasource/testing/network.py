@@ -26,24 +26,24 @@ class ApplicationProxy(FaultProxy):
     def __init__(self, host: str, port: int) -> None:
         super().__init__(host, port)
         self._polls: set[Link] = set()
-        self._polled = 0
+        self._ended: dict[Link, int] = {}
 
-    @property
-    def application_round_trips(self) -> int:
-        """Round trips, without those of polls."""
-        return self.round_trips - self._polled - sum(link.counter.round_trips for link in self._polls)
+    def application_round_trips(self) -> dict[Link, int]:
+        """Round trips by connection, without the connections of polls; called in the proxy's event loop."""
+        return self._ended | {link: link.counter.round_trips for link in self._links if link not in self._polls}
 
     def inspect(self, link: Link, data: bytes) -> None:
         """Notice connections that poll."""
-        if link not in self._polls and _POLL in data:
+        if _POLL in data:
             self._polls.add(link)
         super().inspect(link, data)
 
     def closed(self, link: Link) -> None:
-        """Keep what a closed poll has counted."""
+        """Keep what a connection of the application has counted."""
         if link in self._polls:
             self._polls.remove(link)
-            self._polled += link.counter.round_trips
+        elif link in self._links:
+            self._ended[link] = link.counter.round_trips
         super().closed(link)
 
 
@@ -99,10 +99,16 @@ class Network:
         """The same, and wait for it."""
         return self.submit(function).result(_HELD_TIMEOUT_S)
 
-    @property
-    def round_trips(self) -> int:
-        """Round trips of the application with all servers since the start."""
-        return sum(proxy.application_round_trips for proxy in self.proxies.values())
+    def round_trips(self) -> dict[Link, int]:
+        """Round trips of the application with all servers since the start, by connection."""
+
+        async def count() -> dict[Link, int]:
+            found: dict[Link, int] = {}
+            for proxy in self.proxies.values():
+                found |= proxy.application_round_trips()
+            return found
+
+        return self.run(count)
 
     @contextmanager
     def cutting(self, server: str, text: bytes, *, is_answer: bool) -> Generator[None, None, None]:

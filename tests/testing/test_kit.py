@@ -56,7 +56,9 @@ PROJECT = {
         ads_app = shop:app
         asyncio_mode = strict
         asyncio_default_fixture_loop_scope = function
-        filterwarnings = error
+        filterwarnings =
+            error
+            ignore:Using `httpx` with
     """,
     "conftest.py": """
         import pytest
