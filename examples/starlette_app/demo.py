@@ -23,7 +23,7 @@ import httpx
 from psycopg.conninfo import make_conninfo
 
 from asgi_datasource.testing import EmbeddedCluster
-from examples.starlette_app import changes, control, dataset, load
+from examples.starlette_app import changes, control, dataset, load, tracing
 from examples.starlette_app.fleet import Fleet
 from examples.starlette_app.processes import end
 from examples.starlette_app.relays import Relays
@@ -47,6 +47,7 @@ class Options:
     port: int | None
     data: str
     is_smoke: bool
+    traces: Path | None = None
 
 
 class Console:
@@ -96,11 +97,17 @@ def parse(arguments: list[str] | None = None) -> Options:
         default="auto",
         help="year: all flights of 2013, from PyPI; week: the subset in the repository; auto: year if it can be had",
     )
+    parser.add_argument(
+        "--traces",
+        type=Path,
+        metavar="DIR",
+        help="write a file for each trace: Jaeger's page opens it, and so does asgi-datasource trace",
+    )
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default: %(default)s)")
     parser.add_argument("--port", type=int, help="default: 8000, or a free one when that is taken; 0: any free one")
     given = parser.parse_args(arguments)
     port = 0 if given.smoke and given.port is None else given.port
-    return Options(host=given.host, port=port, data=given.data, is_smoke=given.smoke)
+    return Options(host=given.host, port=port, data=given.data, is_smoke=given.smoke, traces=given.traces)
 
 
 def listen(options: Options) -> socket.socket:
@@ -229,7 +236,7 @@ async def answers(process: asyncio.subprocess.Process, address: str) -> None:
         raise DemoError(f"the application did not answer within {START_TIMEOUT_S:.0f} s") from None
 
 
-def invite(console: Console, address: str) -> None:
+def invite(console: Console, address: str, traces: Path | None) -> None:
     """Print what to look at and what to try."""
     console.say(f"""
   {console.strong(f"The desk is open: {address}/ui/")}
@@ -251,6 +258,8 @@ def invite(console: Console, address: str) -> None:
         console.say("  Traces in Jaeger: OTEL_EXPORTER_OTLP_ENDPOINT=http://localhost:4318 scripts/demo")
     else:
         console.say(f"  Traces go to {os.environ['OTEL_EXPORTER_OTLP_ENDPOINT']}, service flight-desk.")
+    if traces is not None:
+        console.say(f"  Each trace is a file: asgi-datasource trace {traces}/*.json")
     console.say("  Ctrl-C ends everything.\n")
 
 
@@ -278,6 +287,8 @@ async def run(options: Options, console: Console) -> int:
             changes.URL: f"{address}/ui/changes",
             changes.SECRET: "whsec_" + base64.b64encode(secrets.token_bytes(32)).decode(),
         }
+        if options.traces is not None:
+            variables[tracing.FILES] = str(options.traces.resolve())
         log = directory / "desk.log" if options.is_smoke else None
         fleet.relays = relays = await stack.enter_async_context(Relays(variables, log))
         with console.step("The desk, in a process of its own") as told:
@@ -292,7 +303,7 @@ async def run(options: Options, console: Console) -> int:
             if status and log is not None:
                 console.say(f"\n  What the desk said meanwhile:\n{_tail(log)}")
             return status
-        invite(console, address)
+        invite(console, address, options.traces)
         await process.wait()
         console.say(f"the application ended with {process.returncode}")
         return 1
