@@ -1,4 +1,4 @@
-"""What spans and metrics add to a request: without an SDK, in a trace that is not sampled, and recorded.
+"""What spans, metrics and query tags add to a request: without an SDK, not sampled, and recorded.
 
 One request at a time through the middleware, in one process for each state of the SDK. In each of them, the same
 application with `telemetry: {spans: false}` takes turns with the measured one, and what is added is the difference of a

@@ -38,10 +38,18 @@ MODES: Final = (WITHOUT_SDK, NOT_SAMPLED, RECORDED, MEASURED)
 OFF: Final = "off"
 SPANS: Final = "spans"
 METRICS: Final = "metrics"
-TAGS: Final = "query tags"
+TAGS_ROUTE: Final = "sqlcommenter: route"
+TAGS_TRACE: Final = "sqlcommenter: traceparent"
+APPLICATION_NAME: Final = "application_name"
 TELEMETRY: Final[dict[str, dict[str, dict[str, Any]]]] = {
     WITHOUT_SDK: {OFF: {"spans": False}, SPANS: {}},
-    NOT_SAMPLED: {OFF: {"spans": False}, SPANS: {}},
+    NOT_SAMPLED: {
+        OFF: {"spans": False},
+        SPANS: {},
+        TAGS_ROUTE: {"spans": False, "sqlcommenter": "route"},
+        TAGS_TRACE: {"spans": False, "sqlcommenter": "traceparent"},
+        APPLICATION_NAME: {"spans": False, "application_name": True},
+    },
     RECORDED: {OFF: {"spans": False}, SPANS: {}},
     MEASURED: {OFF: {"spans": False}, METRICS: {"spans": False, "metrics": True}},
 }
@@ -79,7 +87,10 @@ def app(url: str, telemetry: dict[str, Any]) -> ASGIApp:
 
 async def one_round(mode: str, called: ASGIApp, method: str, calls: int) -> tuple[float, float]:
     """Wall-clock time and CPU of each of some requests, in microseconds, without those of the request's own span."""
-    scopes = [request_scope(method, f"/items/{1 + number % ITEMS}") for number in range(calls)]
+    scopes = [
+        {**request_scope(method, f"/items/{1 + number % ITEMS}"), "path_template": "/items/{id}"}
+        for number in range(calls)
+    ]
     tracer = trace.get_tracer("benchmarks")
     unsampled = NonRecordingSpan(SpanContext(1, 2, is_remote=True, trace_flags=TraceFlags(0)))
     wall = cpu = 0.0

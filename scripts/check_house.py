@@ -25,6 +25,7 @@ FLOORS: Final[tuple[tuple[str, ...], ...]] = (
     ("registry",),
     ("asgi", "console"),
     ("cli", "testing", "health"),
+    ("litestar", "quart", "django"),
     ("__init__", "__main__"),
 )
 """The floors, lowest first. A folder imports from lower floors; folders on one floor do not import each other."""

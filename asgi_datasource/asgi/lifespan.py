@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -118,18 +120,43 @@ class Lifespan:
             self._refusal = refusal
 
     async def _open(self) -> None:
-        registry = self._registry
-        if registry.open_in is not asyncio._get_running_loop():
-            await registry.open()
-            self._opened_here = True
-        outbox = registry.compiled.outbox
-        if outbox is not None and outbox.relay == "embedded":
-            await registry.start_relay()
+        self._opened_here = await _open(self._registry) or self._opened_here
 
     async def _close(self) -> None:
         if self._opened_here:
             self._opened_here = False
             await self._registry.close()
+
+
+async def _open(registry: DataSourceRegistry) -> bool:
+    """Open a registry in this event loop, and start its embedded relay; False if it was open."""
+    is_closed = registry.open_in is not asyncio._get_running_loop()
+    if is_closed:
+        await registry.open()
+    outbox = registry.compiled.outbox
+    try:
+        if outbox is not None and outbox.relay == "embedded":
+            await registry.start_relay()
+    except BaseException:
+        if is_closed:
+            await registry.close()
+        raise
+    return is_closed
+
+
+@asynccontextmanager
+async def serving(registry: DataSourceRegistry) -> AsyncGenerator[None, None]:
+    """Keep the registry open, for a framework that runs no lifespan of its middlewares.
+
+    Raises:
+        DataError: It could not be opened.
+    """
+    is_opened_here = await _open(registry)
+    try:
+        yield
+    finally:
+        if is_opened_here:
+            await registry.close()
 
 
 async def refuse_start(error: Exception, receive: Receive, send: Send) -> None:

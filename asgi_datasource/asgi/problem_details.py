@@ -17,7 +17,9 @@ from opentelemetry.trace import Span
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from ..errors import DataError, DataErrorKind
-from ..observability.tracing import note_problem
+from ..observability.decision_log import log_decision
+from ..observability.names import ERROR_KIND, ERROR_TYPE, HTTP_STATUS, REFERENCE
+from ..observability.tracing import cause_of, note_problem
 from ..registry.runtime_config import ErrorSettings
 from ..tenancy import TenantMissing
 from .missing_tenant_page import HEADERS as PAGE_HEADERS
@@ -29,6 +31,11 @@ RETRY_AFTER_S: Final = 1
 """Seconds in `Retry-After` of a 503: about what a failover or a full queue takes."""
 
 PROBLEM_TYPE: Final = (b"content-type", b"application/problem+json")
+
+_STORMS: Final = frozenset(
+    {DataErrorKind.CONNECTION, DataErrorKind.RESOURCE, DataErrorKind.TIMEOUT, DataErrorKind.CONFLICT}
+)
+"""Kinds that many requests fail with at a time."""
 
 _NOTHING: Final = "nothing was changed"
 
@@ -173,13 +180,25 @@ class ProblemDetails:
         if span is not None:
             note_problem(span, error, problem.reference)
         level = logging.ERROR if problem.status >= 500 else logging.INFO
-        logger.log(
+        log_decision(
+            logger,
             level,
+            "request_failed",
             "request answered with %d: %s (%s) [reference %s]",
             problem.status,
             error.located_message,
             error.kind.value,
             problem.reference,
+            fields={
+                HTTP_STATUS: problem.status,
+                ERROR_TYPE: cause_of(error),
+                ERROR_KIND: error.kind.value,
+                REFERENCE: problem.reference,
+            },
+            # While a server is away, every request fails for the same reason.
+            once_for=(error.kind, error.sqlstate, error.server)
+            if problem.status >= 500 and error.kind in _STORMS
+            else None,
         )
         handler = self._settings.handler
         if handler is not None and await _answer_by(handler, problem, scope, receive, send):

@@ -22,6 +22,7 @@ from starlette.types import Message, Receive, Send
 from ..drivers.protocol import Exchange
 from ..errors import ClientDisconnected, DataError, DataErrorKind
 from ..observability import names, tracing
+from ..observability.decision_log import log_decision
 from ..observability.tracing import reason_of
 from ..registry.registry import DataSourceRegistry
 from ..registry.runtime_config import RuntimeConfig
@@ -144,6 +145,7 @@ class ResponseGuard:
         send: Send,
         started: float,
         outer: SessionHolder | None,
+        caching: CacheHeaders | None,
     ) -> None:
         self.registry = registry
         self._config = config
@@ -153,7 +155,7 @@ class ResponseGuard:
         self._raw_send = send
         self._started = started
         self.state: GuardState = _OPEN
-        self.caching: CacheHeaders | None = None
+        self.caching = caching
         """Adds `Vary` and `Cache-Control`; None if the URL alone names the tenant."""
         if outer is not None:
             self._outer = outer
@@ -648,6 +650,18 @@ class ResponseGuard:
                 session.note_event(names.RETRY_GIVEN_UP, {names.RETRY_ATTEMPT: attempt.number})
                 if self.request_span is not None and attempt.number > 1:
                     tracing.note_attempts(self.request_span, attempt.number, "given_up")
+                log_decision(
+                    logger,
+                    logging.WARNING,
+                    "retry_exhausted",
+                    "%s %s has failed %d times with a conflict: %s. The last error is the answer",
+                    self.scope["method"],
+                    self.scope["path"],
+                    attempt.number,
+                    session.lost_by.sqlstate,
+                    fields={names.RETRY_ATTEMPT: attempt.number, names.DB_STATUS_CODE: session.lost_by.sqlstate or ""},
+                    once_for=("retry_exhausted", session.lost_by.sqlstate, self.scope["method"]),
+                )
             return False
         if attempt.obstacle is not None:
             logger.warning("a request is not retried after a conflict: %s", attempt.obstacle)
@@ -673,11 +687,11 @@ class ResponseGuard:
             self._raw_send,
             self._started,
             self._outer,
+            self.caching,
         )
         guard.replay = self.replay
         if self.request_span is not None:
             guard.request_span = self.request_span
-        guard.caching = self.caching
         if self._received is not None:
             self._received.rewind()
             guard._received = self._received
@@ -712,11 +726,18 @@ class ResponseGuard:
             tracing.note_problem(self.request_span, error)
         if await self._render(error, has_passed=has_passed):
             return
+        await self.send_problem(error, self.receive, self._send_in_place)
+
+    async def send_problem(self, error: DataError, receive: Receive, send: Send) -> None:
+        """Answer an error inside of the application, for a framework whose handlers take all errors.
+
+        Args:
+            error: The error.
+            receive, send: The framework's.
+        """
         is_partial = self._session is not None and self._session.commits > 0
         problems = ProblemDetails(self._config.errors)
-        await problems.send(
-            error, self.scope, self.receive, self._send_in_place, is_partial=is_partial, span=self.request_span
-        )
+        await problems.send(error, self.scope, receive, send, is_partial=is_partial, span=self.request_span)
 
     async def _render(self, error: Exception, *, has_passed: bool = False) -> bool:
         """Answer with the application's exception handler for this error; False if there is none.

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from typing import Any, Final
+from http.client import HTTPMessage
+from typing import IO, Any, Final, cast
 from urllib.error import HTTPError, URLError
 from urllib.parse import urlsplit
 from urllib.request import HTTPRedirectHandler, Request, build_opener
 
 from .command import CannotRun
+from .console import printable
 
 LIMIT_S: Final = 10.0
 """Seconds that the process has to answer."""
@@ -20,7 +22,9 @@ _LOCAL: Final = ("localhost", "127.0.0.1", "::1")
 class _NoRedirects(HTTPRedirectHandler):
     """A redirect would carry the token to another address."""
 
-    def redirect_request(self, *_: Any) -> None:
+    def redirect_request(
+        self, req: Request, fp: IO[bytes], code: int, msg: str, headers: HTTPMessage, newurl: str
+    ) -> None:
         return None
 
 
@@ -66,9 +70,10 @@ class ConsoleReader:
             state = json.loads(body)
         except ValueError:
             state = None
-        if not isinstance(state, dict) or "datasources" not in state or state.get("version") != 1:
+        found = cast("dict[str, Any]", state) if isinstance(state, dict) else {}
+        if "datasources" not in found or found.get("version") != 1:
             raise CannotRun(f"{self.place} is no console of this version", "Give the address of the console's page.")
-        return _printable(state)
+        return cast("dict[str, Any]", _printable(found))
 
     def _refused(self, status: int) -> CannotRun:
         if status in (401, 403) or 300 <= status < 400:
@@ -82,10 +87,12 @@ class ConsoleReader:
         return CannotRun(f"{self.place} answers {status}", fix)
 
 
-def _printable(value: Any) -> Any:
+def _printable(value: object) -> object:
     """The same without characters that a terminal takes for commands, such as in the name of another application."""
     if isinstance(value, str):
-        return value if value.isprintable() else "".join(one if one.isprintable() else "?" for one in value)
+        return printable(value)
     if isinstance(value, dict):
-        return {key: _printable(inner) for key, inner in value.items()}
-    return [_printable(inner) for inner in value] if isinstance(value, list) else value
+        return {key: _printable(inner) for key, inner in cast("dict[str, object]", value).items()}
+    if isinstance(value, list):
+        return [_printable(inner) for inner in cast("list[object]", value)]
+    return value

@@ -6,10 +6,14 @@ import os
 import sys
 from argparse import ArgumentParser, Namespace
 from collections.abc import Mapping
+from contextvars import ContextVar
 from pathlib import Path
 
 from ..config import Config, ConfigFile, Findings, examine
 from .command import CannotRun
+
+DEFAULT_FILE: ContextVar[str | None] = ContextVar("default_file", default=None)
+"""The file of commands without one, where a framework's own command runs them."""
 
 NAMES = ("datasource.yaml", "datasource.yml", "datasource.toml", "datasource.json")
 """The default files, in order."""
@@ -126,11 +130,14 @@ def find_application() -> None:
 
 
 def find_file() -> str:
-    """The default file in the working directory.
+    """The default file: the framework's (`DEFAULT_FILE`), or the one in the working directory.
 
     Raises:
         CannotRun: There is none.
     """
+    given = DEFAULT_FILE.get()
+    if given is not None:
+        return given
     for name in NAMES:
         if Path(name).is_file():
             return name

@@ -138,9 +138,8 @@ def _isolation(old: TenantConfig, new: TenantConfig) -> Iterator[tuple[Kind, Wei
         elif what == "a schema":
             message = f"moves from schema {show(before)} to {show(after)}: its data has to be there"
             yield Kind.TENANT_MOVED, Weight.DANGER, message
-        elif what == "row security" and set(old.row_security or ()) - set(new.row_security or ()):
-            lost = ", ".join(sorted(set(old.row_security or ()) - set(new.row_security or ())))
-            yield Kind.ISOLATION_WEAKENED, Weight.DANGER, f"no longer sets {lost}"
+        elif what == "row security" and (lost := sorted(set(before) - set(after))):
+            yield Kind.ISOLATION_WEAKENED, Weight.DANGER, f"no longer sets {', '.join(lost)}"
         else:
             yield Kind.ISOLATION_CHANGED, Weight.DANGER, f"has other values for {what}"
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Literal
 
 from pydantic import Field
 
@@ -301,11 +301,6 @@ class ConsistencyConfig(Section):
 class TelemetryConfig(Section):
     """What is reported to OpenTelemetry."""
 
-    planned: ClassVar[dict[str, str]] = {
-        "sqlcommenter": "leave it out: statements are sent as they are",
-        "application_name": "set it in the url: ?application_name=shop",
-    }
-
     spans: Flag = Field(
         default=True,
         title="Spans",
@@ -327,7 +322,7 @@ class TelemetryConfig(Section):
     tenant_attribute: Flag = Field(
         default=False,
         title="Tenant on spans",
-        description="Whether spans carry the tenant's name.",
+        description="Whether spans, and query tags, carry the tenant's name.",
         examples=[False],
     )
     statements: Annotated[Literal["text", "summary", "off"], values.word("Statements", "text", "summary", "off")] = (
@@ -340,6 +335,23 @@ class TelemetryConfig(Section):
             ),
             examples=["summary"],
         )
+    )
+    sqlcommenter: Annotated[
+        Literal["off", "route", "traceparent"], values.word("SqlCommenter", "off", "route", "traceparent")
+    ] = Field(
+        default="off",
+        title="Query tags",
+        description=(
+            "route: each statement ends with a comment that names the route, in the format of sqlcommenter."
+            " traceparent: the comment also names the trace; then statements are not prepared."
+        ),
+        examples=["route"],
+    )
+    application_name: Flag = Field(
+        default=False,
+        title="Route as application_name",
+        description="Whether application_name is the route during a transaction, for pg_stat_activity and log lines.",
+        examples=[True],
     )
 
 

@@ -7,7 +7,7 @@ import json
 import logging
 import secrets
 from collections.abc import Awaitable, Callable, Collection
-from typing import Any, Final
+from typing import Any, Final, cast
 from urllib.parse import parse_qsl
 
 from starlette.types import ASGIApp, Receive, Scope, Send
@@ -69,13 +69,13 @@ class Console:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             raise RuntimeError(f"the console answers http requests only, not {scope['type']}: mount it")
-        allowed = self._guard(scope)
+        allowed: object = self._guard(scope)
         if inspect.isawaitable(allowed):
             allowed = await allowed
         if allowed is True:
             await self._answer(scope, receive, send)
         elif callable(allowed):
-            await allowed(scope, receive, send)
+            await cast("ASGIApp", allowed)(scope, receive, send)
         else:
             await _send(send, scope, 403, b"forbidden", "text/plain; charset=utf-8")
 

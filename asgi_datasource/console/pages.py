@@ -15,7 +15,7 @@ from .attention import FALLBACKS
 from .forgery import FIELD
 from .html import Child, Html, tag, text
 
-_ASSETS: Final = files(__package__) / "assets"
+_ASSETS: Final = files("asgi_datasource.console") / "assets"
 STYLE: Final = Html((_ASSETS / "page.css").read_text("utf-8"))
 SCRIPT: Final = Html((_ASSETS / "page.js").read_text("utf-8"))
 

@@ -15,6 +15,7 @@ from ..concurrency.priority_queue import Priority
 from ..drivers.protocol import Connection, Exchange, Server
 from ..errors import DataError, DataErrorKind
 from ..observability import names
+from ..observability.query_tags import QueryTag
 from ..observability.recording import SessionRecorder
 from ..observability.session_trace import RouteTrace, SessionTrace, TransactionTrace
 from ..routing import (
@@ -171,6 +172,8 @@ class Attempt:
         """Whether a retry on another connection is safe, because nothing was committed, and may succeed."""
         if exchange.timed_out:
             return False
+        if exchange.is_withdrawn:
+            return True
         if exchange.is_lost:
             server.suspect()
             self.losses += 1
@@ -227,6 +230,8 @@ class Router:
     trace: SessionTrace | None
     """Makes the session's spans; None where its trace is not sampled."""
     _measure: SessionRecorder | None
+    _tag: QueryTag | None = None
+    """The comment behind all statements; None for none."""
     client_history: ClientHistory | None
     """Causal-consistency state; None when tokens are disabled."""
 
@@ -248,6 +253,8 @@ class Router:
         deadline: float | None,
         freshness: Freshness,
         within: TransactionTrace | None = None,
+        *,
+        read: str | None = None,
     ) -> tuple[Server, Connection]:
         """Choose a server and borrow a connection; try the next server if one cannot be reached.
 
@@ -255,6 +262,7 @@ class Router:
             intent, attempt, freshness: The statement's.
             deadline: Event-loop time at which the wait ends.
             within: The transaction that is opened; its span contains the one of the choice.
+            read: Text of the one read that it is borrowed for, as of `Server.acquire`.
 
         Raises:
             DataError: No server that may run the statement could be reached, or no server may run it.
@@ -268,7 +276,7 @@ class Router:
                 attempt.failed |= {server.name}
                 continue
             self.note_route(route)
-            connection = await self._borrow(server, route, attempt, deadline, within)
+            connection = await self._borrow(server, route, attempt, deadline, within, read)
             if connection is None:
                 continue
             if self.client_history is None or not await self._is_left_behind(server, connection, attempt, deadline):
@@ -276,7 +284,7 @@ class Router:
             attempt.end_route(is_ready=False)
 
     def borrow_at_hand(
-        self, intent: AccessIntent, attempt: Attempt, freshness: Freshness
+        self, intent: AccessIntent, attempt: Attempt, freshness: Freshness, read: str | None = None
     ) -> tuple[Server, Connection, Route] | None:
         """Choose a server and borrow an idle connection; None where the caller would have to wait.
 
@@ -299,7 +307,7 @@ class Router:
         server = datasource.servers[route.node]
         limit = self._tenant.max_connections
         quota = None if limit is None and not server.is_fair else TenantQuota(self._tenant.name, limit)
-        connection = server.try_acquire(quota, self._tenant)
+        connection = server.try_acquire(quota, self._tenant, read)
         if connection is None:
             return None
         client_history = self.client_history
@@ -307,6 +315,8 @@ class Router:
             # The client has seen a newer timeline: `connect` looks for its primary.
             server.put_back(connection)
             return None
+        if self._tag is not None:
+            connection.tag = self._tag
         return server, connection, route
 
     def note_borrowed(self, server: Server, connection: Connection, route: Route) -> None:
@@ -458,6 +468,7 @@ class Router:
         attempt: Attempt,
         deadline: float | None,
         within: TransactionTrace | None,
+        read: str | None = None,
     ) -> Connection | None:
         """A connection; None when the server cannot be reached and another one may be."""
         if self.held:
@@ -474,6 +485,7 @@ class Router:
                 quota=quota,
                 priority=self._priority,
                 tenant=self._tenant,
+                read=read,
             )
         except DataError as error:
             if measure is not None:
@@ -495,6 +507,8 @@ class Router:
                 trace.fail(traced.span, error)
                 traced.span.end()
             raise
+        if self._tag is not None:
+            connection.tag = self._tag
         if measure is not None:
             connection.use = measure.lent(server, monotonic() - started, connection)
         if trace is not None:

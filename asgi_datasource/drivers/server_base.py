@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from ..errors import DataError, DataErrorKind
+from ..observability.decision_log import log_decision
 from ..observability.metrics import Attributes, Metrics
 from ..observability.names import DATASOURCE, DB_SYSTEM, NODE
 from ..observability.tracing import server_attributes
@@ -88,6 +89,11 @@ class ServerBase:
         )
 
     @property
+    def named(self) -> Mapping[str, str]:
+        """What names it on log records."""
+        return {DATASOURCE: self.datasource, NODE: self.name}
+
+    @property
     def is_up(self) -> bool:
         """Whether the circuit breaker is closed."""
         return self.breaker.is_closed
@@ -125,12 +131,14 @@ class ServerBase:
         """The server cannot be reached, or has stopped answering."""
         self.last_error = reason
         if self.note(Event.FAILED):
-            logger.warning("%s is down: %s", self.label, reason)
+            log_decision(
+                logger, logging.WARNING, "server_down", "%s is down: %s", self.label, reason, fields=self.named
+            )
 
     def note_up(self) -> None:
         """The server was reached, and has the expected role."""
         if self.note(Event.CONNECTED):
-            logger.info("%s is up again", self.label)
+            log_decision(logger, logging.INFO, "server_up", "%s is up again", self.label, fields=self.named)
 
     def note_reached(self) -> None:
         """A connection was made."""

@@ -92,6 +92,13 @@ ERROR_KIND: Final = "asgi_datasource.error.kind"
 CONSTRAINT: Final = "asgi_datasource.error.constraint"
 REFERENCE: Final = "asgi_datasource.problem.reference"
 
+HTTP_STATUS: Final = "http.response.status_code"
+
+# -- log records
+
+EVENT: Final = "asgi_datasource.event"
+CODE_LINE: Final = "asgi_datasource.code.line"
+
 # -- events
 
 DOOMED: Final = "asgi_datasource.transaction.doomed"

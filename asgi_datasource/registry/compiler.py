@@ -8,7 +8,16 @@ from typing import Final
 
 from ..concurrency.limits import ConcurrencyLimit, InFlight
 from ..concurrency.priority_queue import Priority
-from ..config import PLACEHOLDER, Config, ConsistencyConfig, DataSourceConfig, EndpointConfig, HealthConfig, PoolConfig
+from ..config import (
+    PLACEHOLDER,
+    Config,
+    ConsistencyConfig,
+    DataSourceConfig,
+    EndpointConfig,
+    HealthConfig,
+    PoolConfig,
+    TelemetryConfig,
+)
 from ..config import RouteRule as RouteRuleConfig
 from ..datasource.database_fleet import Fleet
 from ..datasource.datasource import DataSource, ReplicatedDataSource, ReplicaTraits
@@ -17,6 +26,7 @@ from ..drivers.protocol import Driver, Server
 from ..drivers.settings import Reset, ServerSettings, TypeName
 from ..errors import ConfigError
 from ..observability.metrics import Metrics
+from ..observability.query_tags import TagOptions
 from ..observability.session_trace import TraceOptions
 from ..routing import AccessIntent, Balance, Consistency, Freshness, NoReplica, Role, RoutingPolicy, choose_interval
 from ..routing.consistency.client_history import TokenPolicy
@@ -257,6 +267,7 @@ def server_settings(
         keepalives_interval_s=pool.keepalives_interval_s,
         keepalives_count=pool.keepalives_count,
         is_fair=pool.fair,
+        max_depth=1 if pool.multiplex == "off" or pool.pooler == "transaction" else pool.max_depth,
         reset=Reset(pool.reset),
         is_pooled=pool.pooler == "transaction",
         prepares=pool.pooler == "none",
@@ -276,12 +287,24 @@ def _compile_policy(config: Config, previous: RuntimeConfig | None) -> SessionPo
             text=config.telemetry.statements == "text",
             tenant=config.telemetry.tenant_attribute,
         ),
+        tags=_compile_tags(config.telemetry),
         metrics=_compile_metrics(config, previous),
         retry=transactions.retry,
         retry_body_limit=transactions.retry_body_limit,
         max_parallel=transactions.max_parallel,
         allows_multiple_writers=transactions.multiple_writers == "allow",
         tokens=_compile_tokens(config.consistency),
+    )
+
+
+def _compile_tags(telemetry: TelemetryConfig) -> TagOptions | None:
+    if telemetry.sqlcommenter == "off" and not telemetry.application_name:
+        return None
+    return TagOptions(
+        comments=telemetry.sqlcommenter != "off",
+        traceparent=telemetry.sqlcommenter == "traceparent",
+        tenant=telemetry.tenant_attribute,
+        application_name=telemetry.application_name,
     )
 
 

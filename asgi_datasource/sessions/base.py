@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from collections.abc import Mapping, MutableMapping, Sequence
 from contextlib import AbstractContextManager
@@ -21,6 +22,8 @@ from ..drivers.protocol import Exchange, Server
 from ..drivers.statements import Statement
 from ..errors import DataError, DataErrorKind, SessionClosed
 from ..observability import names, tracing
+from ..observability.decision_log import line_of_caller, log_decision
+from ..observability.query_tags import route_of
 from ..observability.session_trace import SessionTrace, start_trace
 from ..routing import AccessIntent, ReadAfterWritePin, Route
 from ..routing.consistency.client_history import NOWHERE, ClientHistory
@@ -44,6 +47,8 @@ from .unit_of_work import UnitOfWork, open_transaction
 
 if TYPE_CHECKING:
     from typing import Self
+
+logger = logging.getLogger("asgi_datasource.session")
 
 
 class SessionState(StrEnum):
@@ -437,6 +442,9 @@ class SessionBase:
             trace=self.trace,
             measure=None if policy.recorder is None else policy.recorder.measure(self._tenant.name, self.scope),
         )
+        if policy.tags is not None:
+            route = None if self.scope is None else route_of(self.scope, self._method)
+            executor.use_tags(policy.tags.tag(route, self._tenant.name), policy.tags.settings(route))
         if self._owner is not None:
             self._owner.first_statement(self)
         return executor
@@ -802,11 +810,27 @@ class SessionBase:
             DataError: The deadline has passed, or the client has disconnected.
         """
         if self.state is not _OPEN:
-            if self._policy.recorder is not None:
-                self._policy.recorder.measure(self._tenant.name).used_late(self._datasource.name)
+            self._note_late_use()
             raise closed()
         if self.stopped_by is not None:
             raise self.stopped_by
+
+    def _note_late_use(self) -> None:
+        """Count and log a use after the end, with the line that has made it."""
+        if self._policy.recorder is not None:
+            self._policy.recorder.measure(self._tenant.name).used_late(self._datasource.name)
+        line = line_of_caller()
+        request = "" if self.scope is None else f" of {self._method} {self.scope.get('path', '')}"
+        log_decision(
+            logger,
+            logging.WARNING,
+            "session_used_late",
+            "the session%s was used after its end, at %s; open one with registry.session()",
+            request,
+            line or "an unknown line",
+            fields={names.DATASOURCE: self._datasource.name, names.CODE_LINE: line},
+            once_for=("session_used_late", line),
+        )
 
     def innermost_scope(self) -> Scope | None:
         """The innermost open scope of this session that the running task belongs to."""

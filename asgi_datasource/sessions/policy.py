@@ -9,6 +9,7 @@ from typing import Final
 from ..concurrency.limits import ConcurrencyLimit
 from ..concurrency.priority_queue import Priority
 from ..observability.metrics import Metrics
+from ..observability.query_tags import TagOptions
 from ..observability.recording import Recorder
 from ..observability.session_trace import TraceOptions
 from ..routing import ANY_FRESHNESS, AccessIntent, Consistency, Freshness, intent_of_method
@@ -67,6 +68,7 @@ class SessionPolicy:
         doubt_timeout_s: Seconds to determine the outcome of a COMMIT whose connection was lost.
         is_traced: Whether spans are created.
         trace_options: What the spans contain.
+        tags: How statements are tagged; None where they are not.
         metrics: The instruments; None when metrics are disabled.
         recorder: Makes the recorders of sessions: the metrics, or the console's activity around them.
         retry: Retries of a request after a serialization failure or a deadlock.
@@ -84,6 +86,7 @@ class SessionPolicy:
     doubt_timeout_s: float = 5.0
     is_traced: bool = True
     trace_options: TraceOptions = TraceOptions()
+    tags: TagOptions | None = None
     metrics: Metrics | None = None
     recorder: Recorder | None = None
     retry: int = 0

@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from typing import TypeVar
 
 from ..observability import names
+from ..observability.decision_log import log_decision
 from ..routing import AccessIntent
 from ..transaction import (
     BARE,
@@ -83,6 +84,17 @@ async def _run_with_retries(
                 raise
             if attempt > retries:
                 session.note_event(names.RETRY_GIVEN_UP, {names.RETRY_ATTEMPT: attempt})
+                if retries:
+                    log_decision(
+                        logger,
+                        logging.WARNING,
+                        "retry_exhausted",
+                        "a function has failed %d times with a conflict: %s. The last error is raised",
+                        attempt,
+                        conflict.sqlstate,
+                        fields={names.RETRY_ATTEMPT: attempt, names.DB_STATUS_CODE: conflict.sqlstate or ""},
+                        once_for=("retry_exhausted", conflict.sqlstate, id(options)),
+                    )
                 raise
             if session.commits != commits:
                 logger.warning("not retried after a conflict: a part of it had been committed already")

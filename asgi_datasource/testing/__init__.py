@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from .protocol import RoundTripCounter
     from .proxy import FaultProxy
     from .server import Server, ServerState
+    from .traces import TraceFiles, as_jaeger, write_traces
     from .user_databases import UserDatabases
 
 __all__ = [
@@ -40,8 +41,11 @@ __all__ = [
     "ServerState",
     "SessionOfTest",
     "TestKit",
+    "TraceFiles",
     "UserDatabases",
+    "as_jaeger",
     "serve",
+    "write_traces",
 ]
 
 _HOME = {
@@ -63,8 +67,11 @@ _HOME = {
     "ServerState": "server",
     "SessionOfTest": "kit",
     "TestKit": "kit",
+    "TraceFiles": "traces",
     "UserDatabases": "user_databases",
+    "as_jaeger": "traces",
     "serve": "live",
+    "write_traces": "traces",
 }
 
 

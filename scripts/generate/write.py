@@ -13,7 +13,7 @@ from asgi_datasource.config import json_schema, part_schema
 
 from .compatibility import find_refusals
 from .dashboard import dashboard
-from .pages import render_codes, render_errors, render_keys, replace_generated
+from .pages import render_codes, render_errors, render_keys, render_matrix, replace_generated
 from .schemas import (
     changes_schema,
     console_schema,
@@ -22,6 +22,7 @@ from .schemas import (
     health_schema,
     migration_report_schema,
     state_schema,
+    trace_schema,
 )
 
 FILES: Final[dict[str, Callable[[], dict[str, Any]]]] = {
@@ -35,17 +36,19 @@ FILES: Final[dict[str, Callable[[], dict[str, Any]]]] = {
     "schemas/health/v1.json": health_schema,
     "schemas/migration-report/v1.json": migration_report_schema,
     "schemas/state/v1.json": state_schema,
+    "schemas/trace/v1.json": trace_schema,
     "deploy/grafana/dashboards/asgi-datasource.json": dashboard,
 }
 """The schemas in the repository: the configuration's for editors, and every published one; and the dashboard."""
 
-WRITTEN: Final = frozenset({"console", "diagnostics", "diff", "explain", "health", "migration-report"})
+WRITTEN: Final = frozenset({"console", "diagnostics", "diff", "explain", "health", "migration-report", "trace"})
 """Published documents that the library writes: what it writes now must follow the published schema."""
 
 PAGES: Final = {
     "docs/config.md": render_keys,
     "docs/diagnostics.md": render_codes,
     "docs/errors.md": render_errors,
+    "docs/frameworks.md": render_matrix,
 }
 """The pages with a generated part."""
 

@@ -177,6 +177,19 @@ async def test_the_server_gets_what_an_application_raises_in_front_of_the_first_
     await server.registry.close()
 
 
+async def test_a_refused_start_is_raised_although_the_application_goes_on(world: World) -> None:
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        with suppress(DataError):
+            await receive()
+
+    superuser = world.cluster.primary.url(world.dbname, user="postgres")
+    server = Lifespan(compile(world.config(urls={"primary": superuser}, audit={})))
+    with pytest.raises(DataError, match="is a superuser"):
+        await server.run(app)
+    assert server.sent == ["lifespan.startup.failed"]
+    assert not server.registry.is_open
+
+
 @pytest.mark.parametrize("app_raises", [False, True])
 async def test_what_the_server_raises_at_a_refused_start_reaches_it_again(app_raises: bool, world: World) -> None:
     """hypercorn ends its start with an exception out of `send`, which must come out of the application."""

@@ -10,7 +10,9 @@ import os
 import socket
 import time
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
+from typing import Final
 
 import pytest
 
@@ -35,40 +37,69 @@ def listed(form: str, count: int = MANY) -> str:
     return ",".join(form.replace("#", str(number)) for number in range(count))
 
 
-LARGE: dict[str, str] = {
-    "rules": f"{HEAD}{RESOLVE}{ACME}routes:\n" + lines("  - {match: 'GET /x#', intent: read}\n"),
-    "unknown keys": f"{HEAD}{RESOLVE}{ACME}" + lines("k#: 1\n", 3 * MANY),
-    "unknown keys of tenants": f"{HEAD}{RESOLVE}tenants:\n" + lines("  t#: {datasource: a, shema: t#}\n"),
-    "unknown datasources": f"{HEAD}{RESOLVE}tenants:\n" + lines("  t#: {datasource: b#}\n"),
-    "many datasources to choose from": "version: 1\ndatasources:\n"
-    + lines("  d#: {primary: {url: host=h#}}\n", 3_000)
-    + f"{RESOLVE}tenants:\n"
-    + lines("  t#: {datasource: x#}\n", 3_000),
-    "words": f"{HEAD}{RESOLVE}{ACME}routes:\n" + lines("  - {match: '/x#', intent: raed#, priority: hihg}\n"),
-    "resolvers": f"{HEAD}tenancy:\n  resolve:\n" + lines("    - {header: X-#}\n") + ACME,
-    "the same resolvers": f"{HEAD}tenancy:\n  resolve:\n" + lines("    - {header: X}\n") + ACME,
-    "exempt prefixes": f"{HEAD}tenancy:\n  exempt: [{listed('/e#')}]\n  resolve:\n"
-    + lines("    - {path_prefix: /p#}\n")
-    + ACME,
-    "hosts of unknown tenants": f"{HEAD}tenancy:\n  resolve:\n    - domain:\n"
-    + lines("        h#.test: t#\n")
-    + "tenants:\n"
-    + lines("  u#: {datasource: a, schema: u#}\n"),
-    "statuses": f"{HEAD}{RESOLVE}{ACME}routes:\n"
-    + f"  - {{match: /x, commit_on: [{listed('409')}], rollback_on: [{listed('410')}]}}\n",
-    "comments": f"{HEAD}{RESOLVE}{ACME}" + lines("# ads: ignore[ADS041] reason #\n"),
-    "comments at findings": f"{HEAD}{RESOLVE}tenants:\n" + lines("  u#: {datasource: a} # ads: ignore[ADS041] x\n"),
-    "duplicate keys": f"{HEAD}{RESOLVE}{ACME}" + lines("routes: []\n"),
-    "one line": f"{HEAD}{RESOLVE}tenants: {{{listed(' t#: {datasource: b}')}}}\n",
-    "secrets in files": "version: 1\ndatasources:\n" + lines("  d#: {primary: {url: {file: s#}}}\n", 3_000) + RESOLVE,
-}
+LARGE: Final = (
+    "rules",
+    "unknown keys",
+    "unknown keys of tenants",
+    "unknown datasources",
+    "many datasources to choose from",
+    "words",
+    "resolvers",
+    "the same resolvers",
+    "exempt prefixes",
+    "hosts of unknown tenants",
+    "statuses",
+    "comments",
+    "comments at findings",
+    "duplicate keys",
+    "one line",
+    "secrets in files",
+)
+
+
+@cache
+def large() -> dict[str, str]:
+    """The documents by name, made when they are needed: they take a second."""
+    return {
+        "rules": f"{HEAD}{RESOLVE}{ACME}routes:\n" + lines("  - {match: 'GET /x#', intent: read}\n"),
+        "unknown keys": f"{HEAD}{RESOLVE}{ACME}" + lines("k#: 1\n", 3 * MANY),
+        "unknown keys of tenants": f"{HEAD}{RESOLVE}tenants:\n" + lines("  t#: {datasource: a, shema: t#}\n"),
+        "unknown datasources": f"{HEAD}{RESOLVE}tenants:\n" + lines("  t#: {datasource: b#}\n"),
+        "many datasources to choose from": "version: 1\ndatasources:\n"
+        + lines("  d#: {primary: {url: host=h#}}\n", 3_000)
+        + f"{RESOLVE}tenants:\n"
+        + lines("  t#: {datasource: x#}\n", 3_000),
+        "words": f"{HEAD}{RESOLVE}{ACME}routes:\n" + lines("  - {match: '/x#', intent: raed#, priority: hihg}\n"),
+        "resolvers": f"{HEAD}tenancy:\n  resolve:\n" + lines("    - {header: X-#}\n") + ACME,
+        "the same resolvers": f"{HEAD}tenancy:\n  resolve:\n" + lines("    - {header: X}\n") + ACME,
+        "exempt prefixes": f"{HEAD}tenancy:\n  exempt: [{listed('/e#')}]\n  resolve:\n"
+        + lines("    - {path_prefix: /p#}\n")
+        + ACME,
+        "hosts of unknown tenants": f"{HEAD}tenancy:\n  resolve:\n    - domain:\n"
+        + lines("        h#.test: t#\n")
+        + "tenants:\n"
+        + lines("  u#: {datasource: a, schema: u#}\n"),
+        "statuses": f"{HEAD}{RESOLVE}{ACME}routes:\n"
+        + f"  - {{match: /x, commit_on: [{listed('409')}], rollback_on: [{listed('410')}]}}\n",
+        "comments": f"{HEAD}{RESOLVE}{ACME}" + lines("# ads: ignore[ADS041] reason #\n"),
+        "comments at findings": f"{HEAD}{RESOLVE}tenants:\n" + lines("  u#: {datasource: a} # ads: ignore[ADS041] x\n"),
+        "duplicate keys": f"{HEAD}{RESOLVE}{ACME}" + lines("routes: []\n"),
+        "one line": f"{HEAD}{RESOLVE}tenants: {{{listed(' t#: {datasource: b}')}}}\n",
+        "secrets in files": "version: 1\ndatasources:\n"
+        + lines("  d#: {primary: {url: {file: s#}}}\n", 3_000)
+        + RESOLVE,
+    }
 
 
 @pytest.mark.parametrize("name", LARGE)
 def test_a_large_document_is_validated_quickly(name: str, tmp_path: Path) -> None:
     path = tmp_path / "datasource.yaml"
-    path.write_text(LARGE[name])
+    path.write_text(large()[name])
     answer(path)
+
+
+def test_each_large_document_is_tried() -> None:
+    assert tuple(large()) == LARGE
 
 
 DEEP = {

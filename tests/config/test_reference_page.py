@@ -96,7 +96,7 @@ datasources:
 tenants:
   acme: {datasource: order, schema: acme}
 
-telemetry: {sqlcommenter: true}
+transactions: {on_disconnect: commit}
 """
 
 

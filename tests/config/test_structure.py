@@ -230,13 +230,13 @@ MISTAKES = [
     ),
     (("errors",), "status", {"conflict": 200}, Code.WRONG_VALUE, "errors.status.conflict", "400 to 599", "503"),
     (
-        ("telemetry",),
-        "sqlcommenter",
-        True,
+        ("transactions",),
+        "on_disconnect",
+        "commit",
         Code.NOT_YET_SUPPORTED,
-        "telemetry.sqlcommenter",
+        "transactions.on_disconnect",
         "not yet supported",
-        "Leave it out",
+        "rollback",
     ),
     (
         ("outbox",),
@@ -289,7 +289,7 @@ def test_all_problems_are_reported_at_once() -> None:
         datasources={"orders": {"primary": {"url": "//db/orders"}, "pool": {"min_sise": 1}}},
         tenants={"acme": {"datasource": "order"}, "globex": {}},
         routes=[{"match": "nowhere"}],
-        telemetry={"sqlcommenter": True},
+        transactions={"on_disconnect": "commit"},
     )
     with pytest.raises(InvalidConfig) as caught:
         load(document)
@@ -298,7 +298,7 @@ def test_all_problems_are_reported_at_once() -> None:
         (Code.UNKNOWN_KEY, "datasources.orders.pool.min_sise"),
         (Code.MISSING_KEY, "tenants.globex.datasource"),
         (Code.WRONG_VALUE, "routes[0].match"),
-        (Code.NOT_YET_SUPPORTED, "telemetry.sqlcommenter"),
+        (Code.NOT_YET_SUPPORTED, "transactions.on_disconnect"),
         # And the second stage on the valid parts:
         (Code.UNKNOWN_DATASOURCE, "tenants.acme.datasource"),
     ]

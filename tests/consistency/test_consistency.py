@@ -28,15 +28,15 @@ async def test_no_stale_lost_or_undead_data_under_any_fault(
     cluster = service.cluster
     r1, r2 = cluster.replicas.values()
     async with service.used(service.config(), clients=CLIENTS, seed=1) as history:
-        await asyncio.sleep(2.0)
+        await asyncio.sleep(1.0)
         await in_phases(
             service,
             history,
             {
-                "quiet": lambda: asyncio.sleep(2.0),
-                "one paused": lambda: service.pause(2.5, r1),
+                "quiet": lambda: asyncio.sleep(1.0),
+                "one paused": lambda: service.pause(2.0, r1),
                 "both paused": lambda: service.pause(2.0, r1, r2),
-                "one delayed": lambda: service.delay(2.5, r2),
+                "one delayed": lambda: service.delay(2.0, r2),
                 "one killed": lambda: service.kill(1.0, r1),
                 "one frozen": lambda: service.freeze(3.5, r2),
                 "one cut off": lambda: service.cut_off(3.5, "r1"),
@@ -45,7 +45,7 @@ async def test_no_stale_lost_or_undead_data_under_any_fault(
             pause_s=0.7,
         )
         service.note("afterwards")
-        await asyncio.sleep(3.0)
+        await asyncio.sleep(2.0)
     await service.repair()
     found = check(history.events, await service.final())
     with capsys.disabled():
@@ -62,10 +62,10 @@ async def test_replicas_answer_right_after_writes_by_other_clients(
     service: Service, capsys: pytest.CaptureFixture[str]
 ) -> None:
     # They lag only as much as the machine is busy.
-    async with service.used(service.config(wait="2s"), clients=8, seed=2) as history:
-        await asyncio.sleep(2.0)
+    async with service.used(service.config(wait="2s"), clients=8, seed=2, workers=2) as history:
+        await asyncio.sleep(1.5)
         service.note("measured")
-        await asyncio.sleep(4.0)
+        await asyncio.sleep(3.0)
     share = share_of_replicas(history, "measured")
     with capsys.disabled():
         print(f"\n{report(history)}; measured {share:.1%}")
@@ -77,7 +77,7 @@ async def test_replicas_answer_right_after_writes_by_other_clients(
 async def test_stale_reads_are_detected_without_tokens(service: Service) -> None:
     config = service.config()
     del config["consistency"]
-    async with service.used(config, clients=8, seed=1) as history:
+    async with service.used(config, clients=8, seed=1, workers=2) as history:
         await asyncio.sleep(1.0)
         await service.pause(1.5, service.cluster.replicas["r1"])
     found = check(history.events, await service.final())

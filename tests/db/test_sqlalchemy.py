@@ -314,6 +314,7 @@ async def test_an_annotation_holds_for_the_orm(world: World) -> None:
 async def test_isolation_is_set_for_the_transaction_that_comes(world: World) -> None:
     async with world.registry() as registry, registry.session("acme") as db:
         connection = await db.sqlalchemy.connection(execution_options={"isolation_level": "SERIALIZABLE"})
+        assert await connection.get_isolation_level() == "SERIALIZABLE"
         assert await connection.scalar(text("show transaction_isolation")) == "serializable"
         assert await db.fetch_value("show transaction_isolation") == "serializable"
         with pytest.raises(DataError, match="isolation"):
@@ -335,6 +336,8 @@ async def test_a_stream_is_fetched_in_steps_from_a_cursor_on_the_server(world: W
         async with registry.session("acme") as db:
             result = await db.sqlalchemy.stream_scalars(select(Order.item))
             assert await anext(aiter(result)) is not None
+            await result.close()
+            # A second CLOSE would fail, and the transaction with it.
             await result.close()
             assert await db.fetch_value("select count(*) from pg_cursors where name like 'ads%%'", []) == 0
         assert borrowed(registry) == 0

@@ -15,6 +15,7 @@ import pytest
 
 from asgi_datasource import DataError, DataErrorKind, DataSession, DataSourceRegistry, compile
 from asgi_datasource.drivers.psycopg import PsycopgServer
+from tests.drivers.polling import until
 from tests.pgbouncer import pgbouncer
 from tests.pools import assert_whole
 from tests.world import ROW_TENANTS, World
@@ -302,6 +303,22 @@ async def test_behind_a_pooler_every_transaction_begins_with_a_clear_session(
                     await assert_finds_nothing(registry, write=leave is in_a_transaction)
                     assert await state(registry, write=leave is in_a_read) == before, name
             await assert_whole(registry, world)
+
+
+async def test_behind_a_named_pooler_the_first_transaction_of_a_connection_is_clear_too(world: World) -> None:
+    """The session of the server is another client's, of another process."""
+    async with (
+        pgbouncer(world.url(), size=1) as bouncer,
+        await psycopg.AsyncConnection.connect(bouncer.url(world.dbname), autocommit=True) as other,
+        one_connection(world, bouncer.url(world.dbname), pooler="transaction") as registry,
+    ):
+        # The pool has its connection; its checks are over.
+        await until(lambda: registry.compiled.servers[0].idle == 1)
+        cursor = await other.execute("select set_config('app.flag', 'theirs', false), pg_backend_pid()")
+        left = await cursor.fetchone()
+        pid, found = await state(registry, write=False)
+        assert left == ("theirs", pid)
+        assert '"flag": ""' in found
 
 
 async def test_behind_a_pooler_what_it_has_set_up_for_the_client_stays(world: World) -> None:

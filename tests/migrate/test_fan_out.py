@@ -79,9 +79,12 @@ async def test_a_thousand_schemas_at_their_head_are_planned_in_at_most_five_stat
 
 async def test_a_stage_begins_when_the_one_before_has_had_no_failure(site: Site) -> None:
     site.write(**{"tenant__0001_orders.sql": ORDERS, "tenant__0002_item.sql": "select 1 / count(*) from orders;"})
-    site.set(stages=[{"name": "canary", "tenants": ["globex"]}, {"name": "rest"}])
+    stages = [{"name": "canary", "tenants": ["globex"]}, {"name": "early", "tenants": ["initech"]}, {"name": "rest"}]
+    site.set(stages=stages)
     await site.add_schemas(["acme", "globex", "initech"])
-    report = await site.apply()
+    told: list[str] = []
+    report = await site.migrator(told=told.append).apply()
+    assert told[-1] == "stage canary: 1 failed; the stages after it do not begin"
     assert {one.name: (one.standing, one.version) for one in report.schemas} == {
         "acme": (Standing.PENDING, 0),
         "globex": (Standing.FAILED, 1),
@@ -90,7 +93,7 @@ async def test_a_stage_begins_when_the_one_before_has_had_no_failure(site: Site)
     site.write(**{"tenant__0002_item.sql": "select 1;"})
     ended: list[str] = []
     report = await site.migrator(ended=lambda one: ended.append(one.name)).apply(concurrency=1)
-    assert (report.verdict, ended) == (Verdict.AT_HEAD, ["globex", "acme", "initech"])
+    assert (report.verdict, ended) == (Verdict.AT_HEAD, ["globex", "initech", "acme"])
 
 
 @pytest.mark.parametrize(("settings", "failures"), [({"on_error": "stop"}, 1), ({"max_failures": 3}, 3)])

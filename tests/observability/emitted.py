@@ -73,7 +73,7 @@ async def emit_everything(world: World, reader: InMemoryMetricReader) -> dict[st
         for scope in resource.scope_metrics:
             if scope.scope.name == SCOPE:
                 for metric in scope.metrics:
-                    found[metric.name] = _described(metric.unit, metric.data)
+                    found[metric.name] = _described(metric.unit or "", metric.data)
     return found
 
 

@@ -19,6 +19,7 @@ from asgi_datasource import DataError, DataErrorKind, session, transactional
 from asgi_datasource.outbox.entry import new_id
 from asgi_datasource.sessions.unit_of_work import UnitOfWork
 from tests.apps import client
+from tests.faults.servers import proxy_of
 from tests.guarantees.test_cost import always, open_meter
 from tests.outbox.tables import events
 from tests.world import World
@@ -207,6 +208,38 @@ class TestRollback:
             task.cancel()
             await asyncio.wait({task})
             assert await events(world) == []
+
+
+class TestCommit:
+    async def test_an_event_is_there_when_its_commit_has_lost_the_connection(self, world: World) -> None:
+        """COMMIT takes effect, and its answer is lost: the id of the transaction tells the outcome."""
+        async with proxy_of(world.cluster.primary) as proxy:
+            urls = {"primary": proxy.through(world.url())}
+            registry = world.registry(replicas=(), urls=urls, **OUTBOX)
+            async with registry, registry.session(tenant="acme") as db:
+                await db.execute("insert into orders (item) values ('x')")
+                await db.outbox.publish("t")
+                proxy.hold_back(at=b"COMMIT")
+                ending = asyncio.ensure_future(db.commit())
+                await proxy.until_held()
+                proxy.cut(only_held=True)
+                proxy.release()
+                await ending
+                assert db.commits == 1
+        assert await events(world) == ["t"]
+
+    async def test_an_event_leaves_with_a_commit_whose_caller_was_cancelled(self, world: World) -> None:
+        async with world.registry(**OUTBOX) as registry, registry.session(tenant="acme") as db:
+            await db.execute("insert into orders (item) values ('x')")
+            await db.outbox.publish("first")
+            ending = asyncio.ensure_future(db.commit())
+            await asyncio.sleep(0)
+            ending.cancel()
+            await asyncio.wait({ending})
+            assert ending.cancelled()
+            await db.execute("insert into orders (item) values ('y')")
+            await db.outbox.publish("second")
+        assert await events(world) == ["first", "second"]
 
 
 class TestContents:

@@ -327,6 +327,14 @@ async def test_what_an_application_makes_of_the_end_of_its_response_changes_noth
         assert attempts.count == (2 if loses else 1)
 
 
+async def make_lose(world: World) -> None:
+    await world.sql(f"create function acme.lose() returns int language plpgsql as $f$ {LOSE[5:-3]} $f$".format("40001"))
+
+
+async def lose_reading(db: DataSession) -> None:
+    await db.read.fetch_value("select acme.lose()")
+
+
 @pytest.mark.parametrize("how", ["a read", "a commit", "a rollback"])
 async def test_a_response_to_a_conflict_is_replaced_unless_the_handler_has_rolled_back(world: World, how: str) -> None:
     attempts = Attempts(1)
@@ -345,13 +353,8 @@ async def test_a_response_to_a_conflict_is_replaced_unless_the_handler_has_rolle
                 await db.rollback()
         await JSONResponse(attempts.count, status)(scope, receive, send)
 
-    async def lose_reading(db: DataSession) -> None:
-        await db.read.fetch_value("select acme.lose()")
-
     if how == "a read":
-        await world.sql(
-            f"create function acme.lose() returns int language plpgsql as $f$ {LOSE[5:-3]} $f$".format("40001")
-        )
+        await make_lose(world)
         attempts = Attempts(1, lose_reading)
     async with world.registry(replicas=(), transactions={"retry": 2}) as registry:
         call = await Call("GET" if how == "a read" else "POST").run(DataSourceMiddleware(endpoint, registry=registry))
@@ -359,11 +362,20 @@ async def test_a_response_to_a_conflict_is_replaced_unless_the_handler_has_rolle
     assert (call.status, call.body) == ((409, b"1") if how == "a rollback" else (200, b"2"))
 
 
-async def test_commits_of_the_outer_session_still_count_after_the_inner_response(world: World) -> None:
-    attempts = Attempts(1)
+@pytest.mark.parametrize("who", ["outer", "inner"])
+async def test_commits_still_count_after_the_inner_response(world: World, who: str) -> None:
+    await make_lose(world)
+    attempts = Attempts(1, lose_reading)
+
+    async def write(db: DataSession) -> None:
+        await db.execute(INSERT, [f"tea {attempts.count}"])
+        await db.commit()
 
     async def inner_app(scope: Scope, receive: Receive, send: Send) -> None:
-        await session(scope).read.fetch_value("select 1")
+        db = session(scope)
+        if who == "inner":
+            await write(db)
+        await db.read.fetch_value("select 1")
         await JSONResponse(1)(scope, receive, send)
 
     async def discard(message: Message) -> None:
@@ -372,8 +384,8 @@ async def test_commits_of_the_outer_session_still_count_after_the_inner_response
     @transactional(retry=2)
     async def application(scope: Scope, receive: Receive, send: Send) -> None:
         db = session(scope)
-        await db.execute(INSERT, [f"tea {attempts.count}"])
-        await db.commit()
+        if who == "outer":
+            await write(db)
         await inside(scope, receive, discard)
         await attempts.next(db)
 

@@ -31,26 +31,23 @@ def test_every_module_has_tests_that_exist() -> None:
         assert all((ROOT / "tests" / test).exists() for test in tests.split()), tests
 
 
-def test_a_change_is_judged_by_the_quickest_tests_that_run_its_line(tmp_path: Path) -> None:
+def test_a_change_is_judged_by_the_nearest_tests_that_run_its_line(tmp_path: Path) -> None:
     mutant = next(one for one in mutants_of(["routing/choose"]) if not one.is_outside)
     data = coverage.CoverageData(str(tmp_path / "1.coverage"))
-    for test, line in (
-        ("slow", mutant.line),
-        ("quick", mutant.line),
-        ("long", mutant.line),
-        ("other", mutant.line + 1000),
-    ):
+    near, beside, far = "tests/routing/test_choose.py::a", "tests/routing/test_lag.py::a", "tests/asgi/test_start.py::a"
+    quick, other = "tests/asgi/test_start.py::b", "tests/routing/test_choose.py::b"
+    for test in (near, beside, far, quick, other):
         data.set_context(test)
-        data.add_lines({str(ROOT / PACKAGE / mutant.path): [line]})
+        data.add_lines({str(ROOT / PACKAGE / mutant.path): [mutant.line + 1000 * (test == other)]})
     data.write()
-    seconds = {"slow": 2.0, "quick": 0.1, "long": MOST_SECONDS, "other": 0.1}
+    seconds = {near: 2.0, beside: 1.0, far: 0.5, quick: 0.1, other: 0.1}
     (tmp_path / "1.json").write_text(json.dumps(seconds))
-    assert Reach(tmp_path).tests_of(mutant) == ["quick", "slow", "long"]
-    (tmp_path / "1.json").write_text(json.dumps({**seconds, "slow": MOST_SECONDS}))
-    assert Reach(tmp_path).tests_of(mutant) == ["quick", "long"]
+    assert Reach(tmp_path).tests_of(mutant) == [near, beside, quick, far]
+    (tmp_path / "1.json").write_text(json.dumps({**seconds, beside: MOST_SECONDS}))
+    assert Reach(tmp_path).tests_of(mutant) == [near, beside]
     # A test that has failed without a change judges nothing.
-    (tmp_path / "1.json").write_text(json.dumps({"slow": 2.0}))
-    assert Reach(tmp_path).tests_of(mutant) == ["slow"]
+    (tmp_path / "1.json").write_text(json.dumps({far: 2.0}))
+    assert Reach(tmp_path).tests_of(mutant) == [far]
 
 
 def test_equivalent_changes_are_changes_of_the_package() -> None:

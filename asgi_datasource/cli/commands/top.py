@@ -147,12 +147,12 @@ def _keys() -> Generator[Callable[[float], bool]]:
     try:
         import termios
         import tty
-
-        before = termios.tcgetattr(sys.stdin)
-    except (ImportError, OSError, ValueError):
+    except ImportError:
         yield _only_wait
         return
-    except termios.error:
+    try:
+        before = termios.tcgetattr(sys.stdin)
+    except (termios.error, OSError, ValueError):
         yield _only_wait
         return
 

@@ -10,19 +10,35 @@ import logging
 import types
 from collections.abc import Coroutine, Generator
 from math import inf
-from typing import Any
+from typing import Any, Final
 
 from psycopg_pool import AsyncConnectionPool
 
+from ...observability.decision_log import is_first
 from .connection import PsycopgConnection
 from .socket import ConnectGivenUp
 
+QUIET_S: Final = 60.0
+"""Seconds between two warnings of a pool with the same text: it repeats them with each attempt to connect."""
+
 
 def is_news(record: logging.LogRecord) -> bool:
-    """Whether a record of psycopg_pool reports more than a connect that the end of its pool has interrupted."""
-    return not (
-        isinstance(record.args, tuple) and any(isinstance(argument, ConnectGivenUp) for argument in record.args)
-    )
+    """Whether a record of psycopg_pool is to be shown.
+
+    Not a connect that the end of its pool has interrupted, or a connection that was cut on purpose; and each warning of
+    one of our pools once in `QUIET_S`: that the server is down is logged once, when its circuit breaker opens.
+    """
+    arguments = record.args if isinstance(record.args, tuple) else ()
+    for argument in arguments:
+        if isinstance(argument, ConnectGivenUp) or (isinstance(argument, PsycopgConnection) and argument.was_cut):
+            return False
+    if record.levelno != logging.WARNING or not arguments or arguments[0] not in _names:
+        return True
+    return is_first(("psycopg.pool", arguments[0], record.msg), QUIET_S)
+
+
+_names: Final[set[object]] = set()
+"""The names of our pools."""
 
 
 logging.getLogger("psycopg.pool").addFilter(is_news)
@@ -30,6 +46,10 @@ logging.getLogger("psycopg.pool").addFilter(is_news)
 
 class OwnedPool(AsyncConnectionPool[PsycopgConnection]):
     """The pool of one server."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        _names.add(self.name)
 
     @property
     def size(self) -> int:

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Coroutine, Sequence
+from collections.abc import Coroutine, Mapping, Sequence
 from dataclasses import replace
 from math import inf
 from typing import Any, Final, Protocol
 
 from psycopg import Error, OperationalError
 
+from ...observability.decision_log import log_decision
 from ...routing import Role
 from ..statements import Statement
 from .connection import PsycopgConnection
@@ -48,6 +49,12 @@ class Seeker(Visitor, Protocol):
 
     role: Role
     full_name: str
+
+    @property
+    def named(self) -> Mapping[str, str]:
+        """What names the server on log records."""
+        ...
+
     address: str
     port: int
     timeline: int
@@ -302,11 +309,15 @@ class PrimaryDiscovery:
             if is_other or bearing.timeline > self._seeker.timeline:
                 had_one, self._seeker.timeline = self._seeker.timeline, bearing.timeline
                 if had_one:
-                    logger.warning(
+                    log_decision(
+                        logger,
+                        logging.WARNING,
+                        "failover",
                         "%s: writes go to %s:%d from now on, timeline %d",
                         self._seeker.full_name,
                         *address,
                         bearing.timeline,
+                        fields=self._seeker.named,
                     )
                     self._seeker.cut_left_behind(is_other=is_other)
             self._system = bearing.system or self._system

@@ -15,6 +15,7 @@ from weakref import WeakSet
 from psycopg import Error
 
 from ...errors import DataError, DataErrorKind
+from ...observability.decision_log import log_decision
 from ...routing import CircuitBreaker, Event, Health, Pauses, Role
 from ..protocol import PoolKeeper
 from ..server_base import ServerBase
@@ -289,7 +290,14 @@ class ServerHealth(ServerBase):
             return
         self._drained_at = now
         self._discovery.unsettle()
-        logger.warning("%s has refused a write: its connections are replaced", self.label)
+        log_decision(
+            logger,
+            logging.WARNING,
+            "write_refused",
+            "%s has refused a write: its connections are replaced",
+            self.label,
+            fields=self.named,
+        )
         self._cut("the server has refused a write")
         connection.cut("the server has refused a write")
         for other in list(self._connections):

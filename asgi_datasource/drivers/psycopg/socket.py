@@ -102,6 +102,9 @@ class _CountingAdapters(AdaptersMap):
 class WatchedSocket(AsyncConnection[Any]):
     """Owns the socket: who reads it, and what happens when it ends."""
 
+    was_cut = False
+    """`cut` was called: it did not end by itself."""
+
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._loop = asyncio.get_running_loop()
@@ -231,6 +234,11 @@ class WatchedSocket(AsyncConnection[Any]):
         if self._types is not types:
             self._types = types
             self._choose_transformer()
+
+    @property
+    def types_in_use(self) -> TenantTypes | None:
+        """The types whose values it converts now, beside those of its adapters."""
+        return self._types
 
     @property
     def current_adapters(self) -> AdaptersMap:
@@ -374,6 +382,7 @@ class WatchedSocket(AsyncConnection[Any]):
 
     def cut(self, reason: str) -> None:
         """Close the connection at once, without waiting; tasks that wait on it get `reason`."""
+        self.was_cut = True
         if self._has_fd:
             shut_down(self._fd)
         self._lose(OperationalError(f"the connection was cut: {reason}"))
