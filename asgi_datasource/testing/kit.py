@@ -140,7 +140,6 @@ class TestKit:
         network = self._of_network()
         before = network.round_trips()
         yield
-        # A connection that polls is known as one by its first poll only, so that each is counted by itself.
         found = sum(count - before.get(link, 0) for link, count in network.round_trips().items())
         if found != count:
             raise AssertionError(f"{found} round trips, not {count}")

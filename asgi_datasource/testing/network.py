@@ -16,32 +16,32 @@ from .proxy import FaultProxy
 T = TypeVar("T")
 
 _HELD_TIMEOUT_S: Final = 30.0
-_POLL: Final = b"pg_is_in_recovery"
-"""What only the library's polls of a server's state contain: they have connections of their own."""
+_APART: Final = b"application_name\0asgi-datasource "
+"""In the start-up packet of connections outside the pools, such as those that poll a server's state."""
 
 
 class ApplicationProxy(FaultProxy):
-    """A proxy that counts the round trips of the application, without those of the library's polls."""
+    """A proxy that counts the round trips of the application's pools, without those of the library's polls."""
 
     def __init__(self, host: str, port: int) -> None:
         super().__init__(host, port)
-        self._polls: set[Link] = set()
+        self._apart: set[Link] = set()
         self._ended: dict[Link, int] = {}
 
     def application_round_trips(self) -> dict[Link, int]:
-        """Round trips by connection, without the connections of polls; called in the proxy's event loop."""
-        return self._ended | {link: link.counter.round_trips for link in self._links if link not in self._polls}
+        """Round trips by connection, those of pools only; called in the proxy's event loop."""
+        return self._ended | {link: link.counter.round_trips for link in self._links if link not in self._apart}
 
     def inspect(self, link: Link, data: bytes) -> None:
-        """Notice connections that poll."""
-        if _POLL in data:
-            self._polls.add(link)
+        """Notice connections that are no part of a pool, by their first packet."""
+        if _APART in data:
+            self._apart.add(link)
         super().inspect(link, data)
 
     def closed(self, link: Link) -> None:
         """Keep what a connection of the application has counted."""
-        if link in self._polls:
-            self._polls.remove(link)
+        if link in self._apart:
+            self._apart.remove(link)
         elif link in self._links:
             self._ended[link] = link.counter.round_trips
         super().closed(link)

@@ -106,8 +106,8 @@ def _tag(key: str, value: Any) -> dict[str, Any]:
 
 
 def _context(span: ReadableSpan) -> SpanContext:
-    context: SpanContext | None = span.context
-    if context is None:
+    context = span.context
+    if not isinstance(context, SpanContext):
         raise ValueError(f"the span {span.name!r} has no context")
     return context
 

@@ -8,7 +8,7 @@ import re
 import secrets
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, cast
 
 from ..config import Config, ConfigFile, Findings, examine, load
 from ..config.keys import ANY, secret_places
@@ -115,9 +115,9 @@ def _at(document: Any, place: tuple[str, ...], path: tuple[str, ...] = ()) -> It
     if not place:
         yield path, document
     elif isinstance(document, dict):
-        keys = list(document) if place[0] == ANY else [key for key in (place[0],) if key in document]
-        for key in keys:
-            yield from _at(document[key], place[1:], (*path, key))
+        section = cast("dict[str, Any]", document)
+        for key in section if place[0] == ANY else {place[0]} & section.keys():
+            yield from _at(section[key], place[1:], (*path, key))
 
 
 def _section(urls: Mapping[str, str]) -> dict[str, Any]:
