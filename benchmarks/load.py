@@ -71,12 +71,12 @@ async def _network(
         for kind, method in (("one read", "GET"), ("one write", "POST")):
             case = f"{kind}, {network}, {loop}"
             for _, ready in servers.values():
-                await _load(client, ready["port"], method, 1)
+                await put_under_load(client, ready["port"], method, 1)
             taken: defaultdict[tuple[str, str], list[float]] = defaultdict(list)
             for side in interleaved(SIDES, rounds):
                 pid, ready = servers[side]
                 cpu = _cpu_seconds(pid)
-                result = await _load(client, ready["port"], method, seconds)
+                result = await put_under_load(client, ready["port"], method, seconds)
                 if result["errors"] or not result["requests"]:
                     raise RuntimeError(
                         f"{side}, {case}: {result['requests']:.0f} answers, {result['errors']:.0f} of them not 200"
@@ -104,7 +104,7 @@ def _compare(report: Report, case: str, kind: str) -> None:
                 report.compare(NAME, case, metric, side, against)
 
 
-async def _load(client: Generator, port: int, method: str, seconds: int) -> dict[str, float]:
+async def put_under_load(client: Generator, port: int, method: str, seconds: int) -> dict[str, float]:
     """Load one server; returns `requests`, `seconds`, `p50_ms`, `p99_ms` and `errors`."""
     if client == "wrk":
         output = await _output(

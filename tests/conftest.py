@@ -80,6 +80,7 @@ def pytest_configure(config: pytest.Config) -> None:
 SAME_BOTH_WAYS: Final = frozenset(
     {
         "test_walk.py",  # counts the short path
+        "test_multiplexed_reads.py",  # only reads on the short path share connections
         "test_server.py",
         "test_patroni.py",
         "test_haproxy.py",

@@ -66,6 +66,7 @@ SESSION = {
     "connection",
     "datasource",
     "execute",
+    "execute_and_commit",
     "executemany",
     "fetch_all",
     "fetch_one",

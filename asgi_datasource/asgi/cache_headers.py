@@ -59,16 +59,19 @@ class CacheHeaders:
         if message["type"] != "http.response.start":
             return message
         # Any iterable, perhaps one that can be read once (ASGI specification, "Response Start").
-        headers = list(message.get("headers", ()))
+        headers = message.get("headers", ())
+        if type(headers) is not list:
+            headers = list(headers)
         if not self.is_private:
             # Nearly every response has no `Vary` yet: one loop, no call.
-            for header in headers:
-                name = header[0]
+            for name, _ in headers:
                 if len(name) == 4 and name.lower() == b"vary":
                     break
             else:
-                headers.append(self._vary)
-                return {**message, "headers": headers}
+                changed: Message = message.copy() if type(message) is dict else dict(message)
+                changed["headers"] = [*headers, self._vary]
+                return changed
+        headers = headers[:]
         if self._names:
             found = _find(headers, b"vary")
             if not found:

@@ -160,9 +160,10 @@ class DataSourceMiddleware:
             scope = dict(scope)
             # The inner framework writes its route and exception handlers into the copy; the outer session needs them.
             outer.session.scope = scope
-        guard = ResponseGuard(registry, compiled, tenant, scope, receive, send, started, outer)
-        if self._caching is not None and scope["method"] not in NEVER_STORED:
-            guard.caching = self._caching
+        caching = self._caching
+        if caching is not None and scope["method"] in NEVER_STORED:
+            caching = None
+        guard = ResponseGuard(registry, compiled, tenant, scope, receive, send, started, outer, caching)
         if self._is_traced and tracing.has_provider():
             span = tracing.recording_span()
             if span is not None:

@@ -145,6 +145,7 @@ class ResponseGuard:
         send: Send,
         started: float,
         outer: SessionHolder | None,
+        caching: CacheHeaders | None,
     ) -> None:
         self.registry = registry
         self._config = config
@@ -154,7 +155,7 @@ class ResponseGuard:
         self._raw_send = send
         self._started = started
         self.state: GuardState = _OPEN
-        self.caching: CacheHeaders | None = None
+        self.caching = caching
         """Adds `Vary` and `Cache-Control`; None if the URL alone names the tenant."""
         if outer is not None:
             self._outer = outer
@@ -686,11 +687,11 @@ class ResponseGuard:
             self._raw_send,
             self._started,
             self._outer,
+            self.caching,
         )
         guard.replay = self.replay
         if self.request_span is not None:
             guard.request_span = self.request_span
-        guard.caching = self.caching
         if self._received is not None:
             self._received.rewind()
             guard._received = self._received

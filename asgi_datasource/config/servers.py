@@ -11,6 +11,7 @@ from .kinds import (
     CallablePath,
     ConnectionLimit,
     DatabaseIdentifier,
+    Depth,
     Duration,
     Flag,
     InFlightLimit,
@@ -196,6 +197,23 @@ class PoolConfig(Section):
             " the longest queue is answered with 503."
         ),
         examples=[True],
+    )
+    multiplex: Annotated[Literal["auto", "off"], values.word("Multiplex", "auto", "off")] = Field(
+        default="auto",
+        title="Multiplexed reads",
+        description=(
+            "auto: a read that would have to wait for a connection joins those in progress on another one, in one"
+            " pipeline. Each keeps its tenant, READ ONLY, time limit and errors, and none waits behind a slow one."
+            " Writes, transactions and streams never share a connection, and reads do not behind a pooler, with fair,"
+            " or before PostgreSQL 14. off: every read has a connection of its own."
+        ),
+        examples=["off"],
+    )
+    max_depth: Depth = Field(
+        default=8,
+        title="Most reads on one connection",
+        description="With multiplex: most reads on one connection at a time.",
+        examples=[4],
     )
     max_open_pools: OpenPools = Field(
         default=100,

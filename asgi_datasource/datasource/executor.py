@@ -18,14 +18,15 @@ from ..concurrency.priority_queue import Priority
 from ..concurrency.tasks import BackgroundTasks
 from ..drivers.protocol import Connection, Exchange, Result, Server
 from ..drivers.statements import Control, ControlKind, Envelope, Params, Query, Settings, Statement
-from ..errors import DataError, DataErrorKind
+from ..errors import CommitUnknown, DataError, DataErrorKind
+from ..observability import names
 from ..observability.query_tags import QueryTag
 from ..observability.recording import SessionRecorder
 from ..observability.session_trace import SessionTrace, TransactionTrace, description_of, note_failed_statement
 from ..observability.summary import analyze
 from ..routing import ANY_FRESHNESS, AccessIntent, Freshness, ReadAfterWritePin, Role
 from ..routing.consistency.client_history import ClientHistory
-from ..transaction import ONE_SNAPSHOT, Isolation, Transaction, control_statements, refuse_transaction_command
+from ..transaction import ONE_SNAPSHOT, Isolation, Transaction, TxState, control_statements, refuse_transaction_command
 from ..transaction.transaction import returned_rows
 from .causal_reads import READ, CausalRead
 from .datasource import DataSource
@@ -155,7 +156,7 @@ class Executor(Router):
             # No proof required, and no lower bound for later reads.
             client_history = None
         attempt = _UNTRIED if client_history is None else Attempt()
-        borrowed = self.borrow_at_hand(AccessIntent.READ, attempt, freshness)
+        borrowed = self.borrow_at_hand(AccessIntent.READ, attempt, freshness, query if type(query) is str else None)
         if borrowed is None:
             return None
         server, connection, route = borrowed
@@ -170,7 +171,7 @@ class Executor(Router):
             server.put_back(connection)
             return None
         self.note_borrowed(server, connection, route)
-        if self._measure is not None:
+        if self._measure is not None or trace is not None:
             self._started = perf_counter()
         if trace is not None:
             # Spans are made while the server works.
@@ -184,23 +185,25 @@ class Executor(Router):
 
     async def wait_to_send(
         self, query: Query, params: Params | None, *, intent: AccessIntent, deadline: float | None, freshness: Freshness
-    ) -> tuple[SentRead | SentBegin | None, Lent]:
+    ) -> tuple[SentRead | SentBegin | None, Lent | None]:
         """Wait for a connection, then do as `send_read` or `send_begin`.
 
         Returns:
-            The round trip, or None where the statement needs `read` or `begin`; and the borrowed connection.
+            The round trip, or None where the statement needs `read` or `begin`; and the connection that was borrowed
+            for them.
         """
         is_read = intent is AccessIntent.READ
         proof = self._proof(freshness) if is_read else None
         attempt = Attempt() if proof is None else proof.attempt
-        server, connection = await self.connect(intent, attempt, deadline, freshness)
+        read = query if is_read and type(query) is str else None
+        server, connection = await self.connect(intent, attempt, deadline, freshness, read=read)
         client_history = self.client_history
         if (is_read and server.leads_to_several) or (
             not is_read and client_history is not None and client_history.is_monotonic(freshness)
         ):
             if proof is None:
                 attempt.end_route()
-            return None, (server, connection, proof)
+            return None, self._lent(server, connection, proof)
         if is_read:
             envelope = READ if proof is None else proof.envelope(server, connection)
         else:
@@ -211,13 +214,21 @@ class Executor(Router):
         sent_ns = 0 if trace is None else time_ns()
         exchange = connection.send_one(envelope, self._settings, query, params, deadline=deadline, now=monotonic())
         if exchange is None:
-            return None, (server, connection, proof)
-        if self._measure is not None:
+            return None, self._lent(server, connection, proof)
+        if self._measure is not None or trace is not None:
             self._started = perf_counter()
         if trace is not None:
             self._span = trace.query(server, cast("str", query), started_ns=sent_ns)
         sent = (exchange, server, connection, proof) if is_read else (exchange, server, connection)
         return sent, (server, connection, proof)
+
+    @staticmethod
+    def _lent(server: Server, connection: Connection, proof: CausalRead | None) -> Lent | None:
+        """A connection on which nothing was sent, for `read` or `begin`; None if it is shared, and was returned."""
+        if not connection.is_shared:
+            return server, connection, proof
+        server.put_back(connection)
+        return None
 
     def take_read(self, sent: SentRead, query: Query) -> Result | None:
         """The result of `send_read` once it has arrived; None unless it succeeded.
@@ -238,6 +249,9 @@ class Executor(Router):
             if proof.attempt.route is not None:
                 self.note_proof(proof.attempt, server, "met")
         if self._span is not None:
+            if exchange.began_at is not None:
+                waited_ms = round((exchange.began_at - self._started) * 1000, 3)
+                self._span.set_attribute(names.POOL_WAIT_MS, max(0.0, waited_ms))
             self._end_span()
         server.release(connection)
         if server.role is Role.REPLICA:
@@ -245,7 +259,8 @@ class Executor(Router):
         if self._measure is not None:
             analysis = analyze(query if isinstance(query, str) else Statement(query).text)
             rows = result.rowcount if analysis.operation == "SELECT" else -1
-            self._measure.ran(server, analysis, perf_counter() - self._started, None, rows)
+            started = self._started if exchange.began_at is None else exchange.began_at
+            self._measure.ran(server, analysis, perf_counter() - started, None, rows)
         return result
 
     async def read(
@@ -283,6 +298,7 @@ class Executor(Router):
         proof = begun[3] if begun is not None else self._proof(freshness) if lent is None else lent[2]
         attempt = Attempt() if proof is None else proof.attempt
         while True:
+            is_alone = True
             if begun is None:
                 if lent is None:
                     server, connection = await self.connect(AccessIntent.READ, attempt, deadline, freshness)
@@ -309,7 +325,12 @@ class Executor(Router):
                 envelope = READ if proof is None else proof.asked
                 await self._finish(server, connection, exchange, statements, first=envelope.index)
                 begun = None
-            if proof is not None and not proof.is_met(exchange, server, connection):
+                is_alone = connection.stop_sharing()
+            if proof is not None and not exchange.is_withdrawn and not proof.is_met(exchange, server, connection):
+                if not is_alone:
+                    # It is polled on a connection of its own.
+                    await self._give_up(server, connection)
+                    continue
                 catch_up = proof.catches_up(server, connection, deadline)
                 has_caught_up = await self._is_proved(proof, catch_up, server, connection)
                 lent = (server, connection, proof) if has_caught_up else None
@@ -321,7 +342,7 @@ class Executor(Router):
             if exchange.error is None:
                 results = exchange.answers(envelope.index, len(statements))
                 command = next((result.status_message for result in results if result.ends_transaction), None)
-                if command is None and (connection.is_idle or connection.closed):
+                if command is None and (not is_alone or connection.is_idle or connection.closed):
                     # The connection may be lost after a complete answer.
                     if proof is not None:
                         proof.note(exchange, envelope.index + len(statements), server)
@@ -331,7 +352,10 @@ class Executor(Router):
                 await self._give_up(server, connection)
                 raise refuse_transaction_command(command or "BEGIN")
             error = server.error_of(exchange, is_write=False)
-            await self._give_up(server, connection)
+            if is_alone:
+                await self._give_up(server, connection)
+            else:
+                server.release(connection)
             if not attempt.may_go_on(server, exchange, error):
                 try:
                     raise error from exchange.error
@@ -430,6 +454,115 @@ class Executor(Router):
             rows = result.rowcount if analysis.operation == "SELECT" else -1
             self._measure.ran(server, analysis, perf_counter() - self._started, None, rows)
         return transaction, result
+
+    # -- a whole transaction in one round trip
+
+    def send_whole(
+        self, query: Query, params: Params | None, *, deadline: float | None, freshness: Freshness, now: float
+    ) -> SentBegin | None:
+        """Send a transaction of one statement, COMMIT included, without waiting; None as in `send_read`."""
+        if not self._may_send_whole(freshness):
+            return None
+        borrowed = self.borrow_at_hand(AccessIntent.WRITE, _UNTRIED, freshness)
+        if borrowed is None:
+            return None
+        server, connection, route = borrowed
+        exchange = self._send_whole(server, connection, query, params, deadline, now)
+        if exchange is None:
+            server.put_back(connection)
+            return None
+        self.note_borrowed(server, connection, route)
+        return exchange, server, connection
+
+    async def wait_to_send_whole(
+        self, query: Query, params: Params | None, *, deadline: float | None, freshness: Freshness
+    ) -> SentBegin | None:
+        """Wait for a connection, then do as `send_whole`."""
+        if not self._may_send_whole(freshness):
+            return None
+        server, connection = await self.connect(AccessIntent.WRITE, Attempt(), deadline, freshness)
+        exchange = self._send_whole(server, connection, query, params, deadline, monotonic())
+        if exchange is None:
+            server.put_back(connection)
+            return None
+        return exchange, server, connection
+
+    def _may_send_whole(self, freshness: Freshness) -> bool:
+        client_history = self.client_history
+        return self.trace is None and (client_history is None or not client_history.is_monotonic(freshness))
+
+    def _send_whole(
+        self,
+        server: Server,
+        connection: Connection,
+        query: Query,
+        params: Params | None,
+        deadline: float | None,
+        now: float,
+    ) -> Exchange | None:
+        if connection.incarnation is None or connection.timeline < server.timeline:
+            # A lost COMMIT could not be looked up, or would be on a former primary.
+            return None
+        self._started = perf_counter()
+        return connection.send_one(_WHOLE, self._settings, query, params, deadline=deadline, now=now)
+
+    def take_whole(self, sent: SentBegin, query: Query) -> tuple[Transaction, Result] | None:
+        """The committed transaction and the result of `send_whole`; None unless all of it succeeded."""
+        exchange = sent[0]
+        result = exchange.take(_WHOLE.index, in_transaction=False)
+        if result is None or exchange.tag(WHOLE_COMMIT) != "COMMIT":
+            return None
+        transaction = self._whole(sent)
+        transaction.take_whole(exchange, WHOLE_COMMIT)
+        if self._measure is not None:
+            analysis = analyze(query if isinstance(query, str) else Statement(query).text)
+            self._measure.ran(transaction.server, analysis, perf_counter() - self._started, None)
+        return transaction, result
+
+    async def end_whole(self, sent: SentBegin, statement: Statement) -> Transaction | None:
+        """Examine a whole transaction that did not plainly succeed.
+
+        Returns:
+            The transaction, whose COMMIT was reached: `Transaction.commit` determines its outcome. None if nothing took
+            effect, and it is safe to send it again.
+
+        Raises:
+            DataError: It failed before COMMIT, and nothing took effect.
+            CommitUnknown: The connection was lost, and the server has not told the transaction's id.
+        """
+        exchange, server, connection = sent
+        await self._finish(server, connection, exchange, (statement,), first=_WHOLE.index)
+        if exchange.was_answered(_WHOLE_IDENTITY):
+            return self._whole(sent)
+        error = server.error_of(exchange, is_write=True)
+        if is_refusal(error):
+            server.refused_write(connection)
+        await self._give_up(server, connection)
+        was_sent = exchange.failed_at is not None
+        if exchange.is_lost and was_sent and error.sqlstate is None:
+            # The id arrives before COMMIT begins, unless the network has lost it.
+            raise CommitUnknown(
+                f"the connection to {server.full_name} was lost during a write that commits at once, before the server"
+                " had told its transaction's id; look before you send the request again",
+                server=server.location,
+            ) from exchange.error
+        if exchange.is_lost:
+            server.suspect()
+        if not exchange.timed_out and (exchange.is_lost or exchange.is_stale_plan or is_refusal(error)):
+            return None
+        raise error from exchange.error
+
+    def _whole(self, sent: SentBegin) -> Transaction:
+        """The transaction of `send_whole`, whose COMMIT was sent."""
+        exchange, server, connection = sent
+        transaction = Transaction(
+            connection, server, self._background, read_only=False, isolation=None, measure=self._measure
+        )
+        transaction.state = TxState.COMMITTING
+        xid = exchange.value(_WHOLE_IDENTITY)
+        if xid is not None:
+            transaction.identified = (xid,)
+        return transaction
 
     async def begin(
         self,
@@ -681,8 +814,12 @@ class Executor(Router):
             await self._give_up(server, connection)
             raise
         finally:
-            self._end_span(failure)
-            self._note_run(server, statements, self._started, failure)
+            if exchange.is_withdrawn:
+                # It runs again, with another span.
+                self._span = None
+            else:
+                self._end_span(failure)
+                self._note_run(server, statements, exchange.began_at or self._started, failure)
 
     def _end_span(self, failure: BaseException | None = None) -> None:
         """End the span of the read that was sent without waiting."""
@@ -715,6 +852,19 @@ class Executor(Router):
 
     async def _give_up(self, server: Server, connection: Connection) -> None:
         await self._background.run(server.reclaim(connection))
+
+
+_WHOLE: Final = Envelope(
+    opening=(control_statements.begin(None, read_only=False),),
+    closing=(control_statements.IDENTIFY_XID, control_statements.COMMIT, control_statements.WAL_POSITION),
+    flushes=True,
+)
+"""A transaction of one statement. Its id is sent before COMMIT begins, so that the outcome of a lost one is known."""
+
+WHOLE_STATEMENT: Final = _WHOLE.index
+_WHOLE_IDENTITY: Final = _WHOLE.index + 1
+WHOLE_COMMIT: Final = _WHOLE.index + 2
+"""Index of COMMIT in the round trip of `send_whole`."""
 
 
 @lru_cache(maxsize=2)

@@ -172,6 +172,8 @@ class Attempt:
         """Whether a retry on another connection is safe, because nothing was committed, and may succeed."""
         if exchange.timed_out:
             return False
+        if exchange.is_withdrawn:
+            return True
         if exchange.is_lost:
             server.suspect()
             self.losses += 1
@@ -251,6 +253,8 @@ class Router:
         deadline: float | None,
         freshness: Freshness,
         within: TransactionTrace | None = None,
+        *,
+        read: str | None = None,
     ) -> tuple[Server, Connection]:
         """Choose a server and borrow a connection; try the next server if one cannot be reached.
 
@@ -258,6 +262,7 @@ class Router:
             intent, attempt, freshness: The statement's.
             deadline: Event-loop time at which the wait ends.
             within: The transaction that is opened; its span contains the one of the choice.
+            read: Text of the one read that it is borrowed for, as of `Server.acquire`.
 
         Raises:
             DataError: No server that may run the statement could be reached, or no server may run it.
@@ -271,7 +276,7 @@ class Router:
                 attempt.failed |= {server.name}
                 continue
             self.note_route(route)
-            connection = await self._borrow(server, route, attempt, deadline, within)
+            connection = await self._borrow(server, route, attempt, deadline, within, read)
             if connection is None:
                 continue
             if self.client_history is None or not await self._is_left_behind(server, connection, attempt, deadline):
@@ -279,7 +284,7 @@ class Router:
             attempt.end_route(is_ready=False)
 
     def borrow_at_hand(
-        self, intent: AccessIntent, attempt: Attempt, freshness: Freshness
+        self, intent: AccessIntent, attempt: Attempt, freshness: Freshness, read: str | None = None
     ) -> tuple[Server, Connection, Route] | None:
         """Choose a server and borrow an idle connection; None where the caller would have to wait.
 
@@ -302,7 +307,7 @@ class Router:
         server = datasource.servers[route.node]
         limit = self._tenant.max_connections
         quota = None if limit is None and not server.is_fair else TenantQuota(self._tenant.name, limit)
-        connection = server.try_acquire(quota, self._tenant)
+        connection = server.try_acquire(quota, self._tenant, read)
         if connection is None:
             return None
         client_history = self.client_history
@@ -463,6 +468,7 @@ class Router:
         attempt: Attempt,
         deadline: float | None,
         within: TransactionTrace | None,
+        read: str | None = None,
     ) -> Connection | None:
         """A connection; None when the server cannot be reached and another one may be."""
         if self.held:
@@ -479,6 +485,7 @@ class Router:
                 quota=quota,
                 priority=self._priority,
                 tenant=self._tenant,
+                read=read,
             )
         except DataError as error:
             if measure is not None:

@@ -105,6 +105,8 @@ class RowsExchange:
     is_lost: bool = False
     timed_out: bool = False
     is_stale_plan: bool = False
+    is_withdrawn: bool = False
+    began_at: float | None = None
     has_landed: bool = True
 
     @property
@@ -165,6 +167,8 @@ class PlainConnection(ABC):
     leads_to: str | None = ""
     use: UseRecorder | None = None
     tag: QueryTag | None = None
+    is_shared = False
+    began_at: float | None = None
     when_gone: Callable[[], None] | None = None
     errors: tuple[type[Exception], ...] = ()
     """The exception classes of the library for failed statements."""
@@ -231,6 +235,10 @@ class PlainConnection(ABC):
 
     def send_controls(self, statements: tuple[Control, ...], *, deadline: float | None) -> None:
         """Always None, as `send_one`."""
+
+    def stop_sharing(self) -> bool:
+        """Always true: a connection has one borrower."""
+        return True
 
     async def arrival(self, exchange: Any, /) -> None:
         """Returns at once: the round trip is complete."""
@@ -391,7 +399,9 @@ class PlainServer(ServerBase, ABC, Generic[ConnectionT]):
             self._closing.add(closing)
             closing.add_done_callback(self._closing.discard)
 
-    def try_acquire(self, quota: TenantQuota | None = None, tenant: TenantIdentity | None = None) -> ConnectionT | None:
+    def try_acquire(
+        self, quota: TenantQuota | None = None, tenant: TenantIdentity | None = None, read: str | None = None
+    ) -> ConnectionT | None:
         """Always None: `acquire` does not wait either if a connection is idle."""
         return None
 
@@ -403,6 +413,7 @@ class PlainServer(ServerBase, ABC, Generic[ConnectionT]):
         quota: TenantQuota | None = None,
         priority: Priority = Priority.NORMAL,
         tenant: TenantIdentity | None = None,
+        read: str | None = None,
     ) -> ConnectionT:
         """Borrow a connection, in the order of the calls."""
         now = asyncio.get_running_loop().time()

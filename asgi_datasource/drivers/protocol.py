@@ -121,6 +121,16 @@ class Exchange(Protocol):
         ...
 
     @property
+    def began_at(self) -> float | None:
+        """`perf_counter` time at which the reads in front of it were done; None if it has not waited for any."""
+        ...
+
+    @property
+    def is_withdrawn(self) -> bool:
+        """The driver has taken a read back from a connection that it shared with a slow one: run it on another."""
+        ...
+
+    @property
     def has_landed(self) -> bool:
         """Whether the answer is complete, so that the connection is free again."""
         ...
@@ -209,10 +219,17 @@ class Connection(Protocol):
     """A comment to send behind each statement of the application, until the connection is returned. A driver whose
     server shows no statements may ignore it."""
 
+    is_shared: bool
+    """It is a part of a connection that other borrowers use: it runs one read, by `send_one`, and nothing else."""
     backend_pid: int
     """Process id of the server process, as reported at connect."""
     when_gone: Callable[[], None] | None
     """Called once when the connection is lost."""
+
+    @property
+    def began_at(self) -> float | None:
+        """Of a shared one: `perf_counter` time at which the reads in front of its read were done; None without any."""
+        ...
 
     @property
     def is_usable(self) -> bool:
@@ -276,6 +293,10 @@ class Connection(Protocol):
             statements: One of a few constant tuples, for which a connection keeps the encoded messages.
             deadline: Event-loop time at which the server is asked to cancel.
         """
+        ...
+
+    def stop_sharing(self) -> bool:
+        """Let no other borrower's read join any more; returns whether the caller is the only borrower now."""
         ...
 
     async def arrival(self, exchange: Any, /) -> None:
@@ -462,11 +483,13 @@ class Server(Protocol):
 
     # Borrowing and returning connections
 
-    def try_acquire(self, quota: TenantQuota | None = None, tenant: TenantIdentity | None = None) -> Connection | None:
+    def try_acquire(
+        self, quota: TenantQuota | None = None, tenant: TenantIdentity | None = None, read: str | None = None
+    ) -> Connection | None:
         """Borrow an idle connection; None where the caller would have to wait or to queue.
 
         Args:
-            quota, tenant: As of `acquire`.
+            quota, tenant, read: As of `acquire`.
         """
         ...
 
@@ -478,6 +501,7 @@ class Server(Protocol):
         quota: TenantQuota | None = None,
         priority: Priority = Priority.NORMAL,
         tenant: TenantIdentity | None = None,
+        read: str | None = None,
     ) -> Connection:
         """Borrow a connection, outside any transaction.
 
@@ -490,6 +514,8 @@ class Server(Protocol):
             quota: The tenant that it counts for, if tenants take turns or have limits.
             priority: Order of service among callers that wait.
             tenant: The tenant that it is borrowed for; None for queries of the library.
+            read: Text of the one read that it is borrowed for, sent by `send_one` with an envelope that is READ ONLY:
+                such reads may share a connection. None for all else.
 
         Raises:
             DataError: CONNECTION: the server cannot be reached. RESOURCE: all connections are in use and stay so, or

@@ -60,6 +60,7 @@ class ServerSettings:
         prepares: Statements are prepared on the server; not behind a pooler that shares server connections.
         is_pooled: A pooler in transaction mode is in between: session state does not last beyond a transaction.
         is_fair: Tenants take turns at the pool, each with a queue of its own.
+        max_depth: Most reads on one connection at a time, where they would otherwise wait for one; 1 for none.
         reset: When what a session keeps beyond its transactions is cleared.
         types: Types whose values are converted, for each tenant by its own search_path.
     """
@@ -82,5 +83,6 @@ class ServerSettings:
     prepares: bool = True
     is_pooled: bool = False
     is_fair: bool = False
+    max_depth: int = 1
     reset: Reset = Reset.ON_TENANT_CHANGE
     types: tuple[TypeName, ...] = ()

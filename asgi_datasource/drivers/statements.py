@@ -268,12 +268,14 @@ class Envelope:
         is_read: The round trip is READ ONLY, and a transaction of its own.
         between: Sent between the settings and the statement.
         closing: Sent behind the statement.
+        flushes: The server is asked to send its answers up to the first of `closing` before it runs the rest.
 
     Attributes:
         index: Index of the statement in the round trip.
+        flush_after: Index of the statement whose answer the server is asked to send at once; None without one.
     """
 
-    __slots__ = ("between", "closing", "index", "is_read", "opening", "settings")
+    __slots__ = ("between", "closing", "flush_after", "index", "is_read", "opening", "settings")
 
     def __init__(
         self,
@@ -283,6 +285,7 @@ class Envelope:
         is_read: bool = False,
         between: tuple[Control, ...] = (),
         closing: tuple[Control, ...] = (),
+        flushes: bool = False,
     ) -> None:
         self.opening = opening
         self.settings = settings
@@ -290,3 +293,4 @@ class Envelope:
         self.between = between
         self.closing = closing
         self.index = len(opening) + int(settings) + len(between)
+        self.flush_after = self.index + 1 if flushes else None

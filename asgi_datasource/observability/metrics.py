@@ -32,6 +32,7 @@ from .names import (
     TENANT_ID,
     AttributeValue,
 )
+from .recording import RecordedConnection
 from .summary import Analysis
 from .tracing import SCOPE, VERSION, cause_of
 
@@ -214,12 +215,15 @@ class Measure:
         """
         self._instruments.decisions.add(1, {**decision, **self._label})
 
-    def lent(self, pool: MeasuredPool, waited_s: float, connection: object = None) -> Use:
+    def lent(self, pool: MeasuredPool, waited_s: float, connection: RecordedConnection | None = None) -> Use:
         """Record a borrowed connection; call `end` of the result when the connection returns."""
         self._label = self._metrics.admit(self._tenant)
         attributes = {POOL_NAME: pool.full_name, **self._label}
-        self._instruments.wait_time.record(waited_s, attributes)
-        return Use(self._instruments.use_time, attributes)
+        instruments = self._instruments
+        if connection is not None and connection.is_shared:
+            return SharedUse(instruments.wait_time, instruments.use_time, attributes, waited_s, connection)
+        instruments.wait_time.record(waited_s, attributes)
+        return Use(instruments.use_time, attributes)
 
     def refused(self, pool: MeasuredPool, error: Exception) -> None:
         """Record that no connection could be borrowed."""
@@ -275,6 +279,34 @@ class Use:
     def end(self) -> None:
         """Record that the connection was returned."""
         self._use_time.record(perf_counter() - self._began, self._attributes)
+
+
+class SharedUse(Use):
+    """The use of a connection that other reads share: its wait includes that for the reads in front of it."""
+
+    __slots__ = ("_connection", "_wait_time", "_waited_s")
+
+    def __init__(
+        self,
+        wait_time: Histogram,
+        use_time: Histogram,
+        attributes: Attributes,
+        waited_s: float,
+        connection: RecordedConnection,
+    ) -> None:
+        super().__init__(use_time, attributes)
+        self._wait_time = wait_time
+        self._waited_s = waited_s
+        self._connection = connection
+
+    def end(self) -> None:
+        """Record both times."""
+        began_at = self._connection.began_at
+        if began_at is not None and began_at > self._began:
+            self._waited_s += began_at - self._began
+            self._began = began_at
+        self._wait_time.record(self._waited_s, self._attributes)
+        super().end()
 
 
 @dataclass(frozen=True, slots=True)

@@ -41,6 +41,13 @@ class RecordedConnection(Protocol):
 
     backend_pid: int
     """Process id of the server process."""
+    is_shared: bool
+    """It is a part of a connection that other reads use."""
+
+    @property
+    def began_at(self) -> float | None:
+        """`perf_counter` time at which the reads in front of its read were done; None if there were none."""
+        ...
 
     @property
     def is_in_transaction(self) -> bool:

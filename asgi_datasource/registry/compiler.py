@@ -267,6 +267,7 @@ def server_settings(
         keepalives_interval_s=pool.keepalives_interval_s,
         keepalives_count=pool.keepalives_count,
         is_fair=pool.fair,
+        max_depth=1 if pool.multiplex == "off" or pool.pooler == "transaction" else pool.max_depth,
         reset=Reset(pool.reset),
         is_pooled=pool.pooler == "transaction",
         prepares=pool.pooler == "none",

@@ -8,14 +8,18 @@ Statements reach a server through the executor (`datasource/executor.py`).
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Coroutine
 from typing import Any, Final
 
 from ..concurrency.shared_lock import SharedLock
-from ..drivers.protocol import Exchange
+from ..drivers.protocol import Exchange, Result
+from ..drivers.statements import Statement
 from ..errors import DataError, DataErrorKind, SessionClosed
 from ..observability.tracing import reason_of
+from ..routing import AccessIntent
 from ..routing.consistency.client_history import ClientHistory
+from ..tenancy import TenantState
 from ..transaction import (
     Hook,
     HookEvent,
@@ -28,6 +32,7 @@ from .statement_runner import StatementRunner
 from .unit_of_work import UnitOfWork
 
 _OPEN: Final = SessionState.OPEN
+_ACTIVE: Final = TenantState.ACTIVE
 
 _NO_TASKS: Final[frozenset[asyncio.Task[Any]]] = frozenset()
 
@@ -458,6 +463,65 @@ class SessionCore(StatementRunner):
         for participant in self.participants:
             participant.ended(committed=commit)
         await self.run_due_hooks()
+
+    async def run_and_commit(self, statement: Statement) -> Result:
+        """Run one write and commit it: in one round trip if nothing else has to be sent before COMMIT."""
+        result = await self._run_whole(statement)
+        if result is None:
+            (result,) = await self.run((statement,), AccessIntent.WRITE)
+            await self.end_midway(commit=True)
+            return result
+        for participant in self.participants:
+            participant.ended(committed=True)
+        if self.ended_hooks or self.committing:
+            await self.run_due_hooks()
+        return result
+
+    async def _run_whole(self, statement: Statement) -> Result | None:
+        """Send a transaction of one statement with its COMMIT; None if it has to be sent in two steps."""
+        lane, work = self.lane(), self._work
+        if (
+            not lane.begins_plainly
+            or self.writers is not None
+            or self._tenant.state is not _ACTIVE
+            or (work is not None and not work.may_send_whole)
+            or (self.participants and self._has_pending)
+            or (self.outlives_requests and not self._has_current_tenant())
+            or not self._take_turn_at_once(is_read=False)
+        ):
+            return None
+        task = self._busy
+        query, params, deadline = statement.query, statement.params, self.request_deadline
+        try:
+            executor = self._executor or self._start()
+            sent = executor.send_whole(
+                query, params, deadline=deadline, freshness=lane.freshness, now=time.monotonic()
+            ) or await executor.wait_to_send_whole(query, params, deadline=deadline, freshness=lane.freshness)
+            if sent is None:
+                return None
+            executor.note_write()
+            work = self.make_work()
+            try:
+                await sent[0].waiter
+            except asyncio.CancelledError:
+                await work.finish_whole_apart(executor, sent, statement, is_orphaned=True)
+                raise
+            taken = executor.take_whole(sent, query)
+            if taken is None:
+                return await work.finish_whole_apart(executor, sent, statement, is_orphaned=False)
+            work.take_whole(taken[0])
+            return taken[1]
+        except asyncio.CancelledError:
+            self._reraise_interruption(task)
+            raise
+        except DataError as error:
+            raise self._noted((statement,), error) from error.__cause__
+        finally:
+            self._busy = None
+            if self._interrupted:
+                self._interrupted -= {task}
+            if self._lock is not None:
+                self._lock.release()
 
     def _unfinished(self) -> frozenset[asyncio.Task[Any]]:
         """Running tasks that end the session, or commit a transaction of it."""

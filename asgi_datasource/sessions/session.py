@@ -7,6 +7,7 @@ from contextlib import AbstractAsyncContextManager
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from ..datasource.datasource import DataSource
+from ..drivers.placeholders import PlaceholderStyle, restyle
 from ..drivers.protocol import Result
 from ..drivers.raw import RawConnection
 from ..drivers.statements import Params, Query, Statement
@@ -234,6 +235,30 @@ class DataSession(SessionCore, StatementMethods):
             SessionClosed: The request's response has started.
         """
         await self.end_midway(commit=True)
+
+    async def execute_and_commit(
+        self, query: Query, params: Params | None = None, *, style: PlaceholderStyle | None = None
+    ) -> int:
+        """Run one write and commit it, as `execute` and `commit` do, in one round trip.
+
+        For a write that is the only one of its transaction. A later failure of the request, or an error response, does
+        not roll it back. It takes two round trips if the transaction is open already, if something has to be sent
+        before COMMIT (hooks, an ORM's flush, events), behind a pooler, and if its trace is sampled.
+
+        Args:
+            query, params, style: As of `execute`.
+
+        Returns:
+            The number of rows that it affected or returned.
+
+        Raises:
+            DataError: It failed, and nothing took effect. CommitUnknown: the connection was lost, and the outcome is
+                unknown.
+            SessionClosed: The request's response has started.
+        """
+        if style is not None:
+            query, params = restyle(query, params, style)
+        return (await self.run_and_commit(Statement(query, params))).rowcount
 
     async def rollback(self) -> None:
         """Roll back what the request has written since its last commit; the next write opens a new transaction.

@@ -9,7 +9,7 @@ from typing import Protocol, cast
 from opentelemetry.context import Context
 
 from ..concurrency.tasks import BackgroundTasks
-from ..datasource.executor import Executor, Lent, SentBegin
+from ..datasource.executor import WHOLE_COMMIT, WHOLE_STATEMENT, Executor, Lent, SentBegin
 from ..drivers.protocol import Exchange, Result
 from ..drivers.statements import Control, Statement
 from ..errors import CommitUnknown, DataError, DataErrorKind
@@ -281,6 +281,89 @@ class UnitOfWork:
             deferred.committed()
         return True
 
+    @property
+    def may_send_whole(self) -> bool:
+        """Whether a transaction of one statement may be sent with its COMMIT: nothing has to be sent before that."""
+        return not (
+            self.transaction
+            or self.snapshot
+            or self.outer
+            or self.terms
+            or self._orphaned_commit
+            or self.doomed_by
+            or self.rollback_reason is not None
+            or self.deferred
+            or (self._hooks and self.has_hooks_before_commit)
+        )
+
+    def take_whole(self, transaction: Transaction) -> None:
+        """A transaction that was sent with its COMMIT was committed."""
+        if self._hooks:
+            self.settle(committed=True)
+        self._owner.note_committed(transaction)
+
+    async def finish_whole(self, executor: Executor, sent: SentBegin, statement: Statement) -> Result | None:
+        """Determine the outcome of a transaction that was sent with its COMMIT.
+
+        Returns:
+            The result of its statement; None if nothing took effect, and it is safe to send it again.
+
+        Raises:
+            DataError: It failed (CommitUnknown: its outcome is unknown).
+        """
+        exchange, _, connection = sent
+        hooks = self._take_hooks()
+        try:
+            await connection.arrival(exchange)
+            transaction = await executor.end_whole(sent, statement)
+        except BaseException as error:
+            is_unknown = not isinstance(error, DataError) or isinstance(error, CommitUnknown)
+            self._owner.commits += is_unknown
+            if is_conflict(error):
+                self.lost_by = error
+            self._owner.settle_hooks(hooks, committed=None if is_unknown else False)
+            raise
+        if transaction is None:
+            self._hooks = [*((event, function, None) for event, function in hooks), *self._hooks]
+            return None
+        deadline = asyncio.get_running_loop().time() + self._policy.commit_timeout_s
+        await self._commit(transaction, hooks, deadline, exchange, at=WHOLE_COMMIT)
+        return exchange.results[WHOLE_STATEMENT]
+
+    async def finish_whole_apart(
+        self, executor: Executor, sent: SentBegin, statement: Statement, *, is_orphaned: bool
+    ) -> Result | None:
+        """The same, in a background task, which a cancelled caller leaves behind.
+
+        Args:
+            executor, sent, statement: As of `finish_whole`.
+            is_orphaned: Its caller was cancelled already: do not wait.
+        """
+        waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        found: list[Result | None] = []
+        committing = self._background.spawn(self._finish_whole_into(found, executor, sent, statement), waiter=waiter)
+        self._owner.note_committing(committing)
+        if is_orphaned:
+            self._orphaned_commit = committing
+            waiter.cancel()
+            return None
+        try:
+            await waiter
+        except asyncio.CancelledError:
+            self._orphaned_commit = committing
+            raise
+        self._owner.forget_committing(committing)
+        return found[0]
+
+    async def _finish_whole_into(
+        self, found: list[Result | None], executor: Executor, sent: SentBegin, statement: Statement
+    ) -> None:
+        result = await self.finish_whole(executor, sent, statement)
+        found.append(result)
+        if result is None and self._orphaned_commit is asyncio.current_task():
+            # Its caller does not send it again.
+            self.settle(committed=False)
+
     async def finish(
         self,
         *,
@@ -457,6 +540,7 @@ class UnitOfWork:
         deadline: float | None,
         begun: Exchange | None = None,
         *,
+        at: int = 0,
         deferred: DeferredWrites | None = None,
     ) -> None:
         committed: bool | None = None
@@ -467,7 +551,7 @@ class UnitOfWork:
             else:
                 final = () if deferred is None or deferred.are_sent else deferred.statements()
             await transaction.commit(
-                deadline=deadline, doubt_timeout_s=self._policy.doubt_timeout_s, begun=begun, final=final
+                deadline=deadline, doubt_timeout_s=self._policy.doubt_timeout_s, begun=begun, at=at, final=final
             )
             committed = True
         except CommitUnknown:

@@ -440,12 +440,26 @@ class Transaction:
             self._note_commit_ended(None)
         return True
 
+    def take_whole(self, exchange: Exchange, at: int) -> None:
+        """The transaction was sent as a whole, and its COMMIT has succeeded.
+
+        Args:
+            exchange: Its round trip.
+            at: Index of COMMIT.
+        """
+        self.state = TxState.COMMITTED
+        if self.identified is not None:
+            self.wal_position = exchange.value(at + 1)
+        self.server.release(self.connection)
+        self._note_outcome()
+
     async def commit(
         self,
         *,
         deadline: float | None,
         doubt_timeout_s: float,
         begun: Exchange | None = None,
+        at: int = 0,
         final: Sequence[Statement] = (),
     ) -> None:
         """Commit, and look up the outcome if the connection is lost.
@@ -455,7 +469,8 @@ class Transaction:
         Args:
             deadline: Event-loop time at which a COMMIT that is still running is cancelled.
             doubt_timeout_s: Seconds that the lookup of the outcome may take.
-            begun: The round trip of COMMIT, if `send_commit` has started it.
+            begun: The round trip of COMMIT, if it was sent already.
+            at: Index of COMMIT in that.
             final: Writes in front of COMMIT in its round trip, in a transaction that has an id already: its outcome can
                 be looked up by that. With `begun`: those that were sent.
 
@@ -485,13 +500,14 @@ class Transaction:
             self.server.discard(connection)
             self._note_commit_ended(reason)
             raise
-        verdict = control_statements.judge_commit(exchange, len(final))
+        at = at or len(final)
+        verdict = control_statements.judge_commit(exchange, at)
         failure: DataError | None = None
         try:
             if verdict is Verdict.COMMITTED:
                 self._move(TxState.COMMITTED)
                 if self.identified is not None:
-                    self.wal_position = exchange.value(len(final) + 1)
+                    self.wal_position = exchange.value(at + 1)
                 await self._give_back()
             elif exchange.is_lost and self.read_only and self.isolation is not Isolation.SERIALIZABLE:
                 # Whether COMMIT was sent or not: nothing was written, and all that was read belongs together.

@@ -190,6 +190,8 @@ _pool = _section(
         "keepalives_interval": _whole_seconds,
         "keepalives_count": _integers(1, 127),
         "fair": _flags,
+        "multiplex": _referable(st.sampled_from(["auto", "off"])),
+        "max_depth": _integers(1, 64),
         "pooler": _referable(st.sampled_from(["none", "transaction"])),
         "reset": _referable(st.sampled_from(["on_tenant_change", "always", "never"])),
         "max_open_pools": _integers(1, 10_000),

@@ -157,6 +157,38 @@ def test_programs_match_the_model(stage: Stage, root: Root, program: Program) ->
     stage.run(check(stage, root, program))
 
 
+async def check_beside_readers(stage: Stage, root: Root, program: Program) -> None:
+    """Run a program while other requests' reads occupy all connections, so that its reads join them."""
+    registry = stage.registry(root)
+
+    async def read_on() -> None:
+        while True:
+            async with registry.session("acme") as db:
+                await db.read.fetch_value("select count(*) from orders")
+
+    readers = [asyncio.ensure_future(read_on()) for _ in range(12)]
+    try:
+        model = Model(root)
+        model.run(program)
+        run = next(_runs)
+        machine = Machine(run)
+        error = await stage.perform(root, lambda db: machine.steps(db, program))
+    finally:
+        for reader in readers:
+            reader.cancel()
+        await asyncio.wait(readers)
+    await registry.background.drain(5.0)
+    assert await stage.rows(run) == Counter(model.committed)
+    assert (machine.seen.events, error, machine.seen.hooks) == (model.seen.events, model.seen.error, model.seen.hooks)
+    await assert_whole(registry, stage.world)
+
+
+@settings(_settings, max_examples=max(8, EXAMPLES // 8))
+@given(roots, programs)
+def test_programs_match_the_model_while_reads_share_connections(stage: Stage, root: Root, program: Program) -> None:
+    stage.run(check_beside_readers(stage, root, program))
+
+
 async def check_cancelled(stage: Stage, root: Root, program: Program, canceller: Canceller, number: int) -> None:
     """Run a program and cancel it at one suspension point: the hooks report the truth, and the pool is complete."""
     run = next(_runs)

@@ -7,7 +7,7 @@ import time
 from collections.abc import Sequence
 from contextvars import Context
 from math import inf
-from typing import Any, Final, Protocol
+from typing import Any, Final, Protocol, cast
 
 from psycopg import InterfaceError, OperationalError, ProgrammingError
 from psycopg import errors as e
@@ -23,6 +23,7 @@ from ..statements import Begin, Control, ControlKind, CursorDeclaration, Envelop
 from .pipeline import COPY_REFUSED, Command, Drain, Pipeline, PipelineHost
 from .prepared import OwnPlans, Plan, StatementCache
 from .session_reset import SessionReset
+from .shared_pipeline import SharedPipeline, give_up
 from .socket import BAD, CANCEL_LIMIT_S, IN_USE, Receiver, WatchedSocket, shut_down
 from .statement import MAX_CACHED_LENGTH, MAX_PARAMS, ConvertedQuery, convert
 from .transaction_settings import SettingsCache
@@ -34,6 +35,17 @@ _ACTIVE: Final = int(TransactionStatus.ACTIVE)
 
 _CLOCK_STEP_S: Final = 0.001
 """Resolution of uvloop's clock: its timers fire up to this much early."""
+
+HEAD_PATIENCE_S: Final = 0.02
+MAX_HEAD_PATIENCE_S: Final = 0.1
+"""A read may hold back those behind it for as long as its connection took to connect, which is several round trips of
+the network, within these bounds; and for at most twice as long."""
+
+_PROGRESS: Final = 16
+"""Connections that the pool gets back meanwhile if the read is slow, and not the whole server."""
+
+_CANCEL_NEXT_S: Final = 0.05
+"""Seconds between the cancel requests for several reads on one connection."""
 
 MAX_KNOWN_QUERIES: Final = 500
 """Most converted texts that a connection caches."""
@@ -68,6 +80,27 @@ class Home(Protocol):
         ...
 
 
+class Sharing(Protocol):
+    """The pool's knowledge about reads that may share a connection."""
+
+    slow: dict[str, float]
+    """Texts that have held back others, which do not share."""
+
+    @property
+    def has_idle(self) -> bool:
+        """Whether a connection of the pool is idle."""
+        ...
+
+    @property
+    def returns(self) -> int:
+        """How often a borrower has returned a connection of the pool, or its part of one."""
+        ...
+
+    def note_slow(self, query: str, /) -> None:
+        """A read with this text has held back others."""
+        ...
+
+
 class KnownQuery:
     """Cached knowledge about a text that was sent before."""
 
@@ -96,12 +129,31 @@ class PsycopgConnection(WatchedSocket, PipelineHost):  # pyright: ignore[reportI
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.pipelines = 0
+        self.parses_answered = 0
         self._deadline: float | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._timer_at = 0.0
         self.has_changed_schema = False
         self.needs_reset = False
         """State that outlives a transaction may have changed; it is reset before the next loan."""
+        self.sharing: Sharing | None = None
+        """What its pool knows about reads that may share it; None where they may not."""
+        self.shares = 0
+        """Number of borrowers that share it, beside its owner."""
+        self.is_owned = True
+        """It has a borrower of its own, unless it was lent to several reads at once."""
+        self.has_dropped_reads = False
+        """Reads may be in progress that no caller waits for; they are stopped before the next loan."""
+        self.is_open_to_reads = False
+        """Only reads are in progress, and more of them may join."""
+        self.is_joining = False
+        """What is sent now is a read that joins others."""
+        self.tenancy = 0
+        """Number of times that it has changed from one tenant to another."""
+        self._head_timer: asyncio.TimerHandle | None = None
+        self._seen_head: Pipeline | None = None
+        self._head_checks = 0
+        self._seen_returns = 0
         self.quota: TenantQuota | None = None
         """The tenant that it counts for, where that is counted."""
         self.tenant: TenantIdentity | None = None
@@ -199,6 +251,14 @@ class PsycopgConnection(WatchedSocket, PipelineHost):  # pyright: ignore[reportI
         """Whether statements can be prepared on the server."""
         return self._observer is None or self._observer.prepares
 
+    is_shared = False
+    began_at: float | None = None
+
+    @property
+    def is_busy(self) -> bool:
+        """Whether a round trip is in progress."""
+        return self._receiver is not None
+
     def retire(self) -> None:
         """Have its pool replace it at its return."""
         self.due_at = -inf
@@ -208,6 +268,7 @@ class PsycopgConnection(WatchedSocket, PipelineHost):  # pyright: ignore[reportI
         served = self.tenant
         if served is not None and (tenant is None or not is_same(served, tenant)):
             self.is_unclean = True
+            self.tenancy += 1
         self.tenant = tenant
 
     # The hot path
@@ -225,7 +286,7 @@ class PsycopgConnection(WatchedSocket, PipelineHost):  # pyright: ignore[reportI
         """Send one statement inside its envelope, without waiting; see `drivers.protocol.Connection`."""
         if (
             type(query) is not str
-            or self._receiver is not None
+            or (self._receiver is not None and not self.is_joining)
             or self._is_gone
             or self._foreign_waits
             or self._cancel_request is not None
@@ -289,11 +350,14 @@ class PsycopgConnection(WatchedSocket, PipelineHost):  # pyright: ignore[reportI
         else:
             commands = [*opening, *between, command, *closing]
         pipeline = Pipeline(self, commands)
-        if self.is_unclean and self.pgconn.transaction_status == _IDLE:
+        if self.is_unclean and (self.is_joining or self.pgconn.transaction_status == _IDLE):
             self._put_reset(pipeline, behind=len(opening), is_read=envelope.is_read, has_calls=head is not None)
         if not envelope.is_read:
             self.has_written = True
-        return self._start(pipeline, deadline, None)
+        elif self.sharing is not None:
+            pipeline.query = query
+            self.is_open_to_reads = query not in self.sharing.slow
+        return self._start(pipeline, deadline, envelope.flush_after)
 
     def send_controls(self, statements: tuple[Control, ...], *, deadline: float | None) -> Pipeline | None:
         """Send control statements alone, without waiting; see `drivers.protocol.Connection`."""
@@ -331,10 +395,11 @@ class PsycopgConnection(WatchedSocket, PipelineHost):  # pyright: ignore[reportI
         )
         pipeline.reset_at = behind
         pipeline.is_read = is_read
+        pipeline.tenancy = self.tenancy
 
     def _calls_of_reset(self) -> bytes:
         """What the settings of the next transaction begin with; nothing inside a transaction."""
-        if not self.is_unclean or self.pgconn.transaction_status != _IDLE:
+        if not self.is_unclean or (not self.is_joining and self.pgconn.transaction_status != _IDLE):
             return b""
         return self.reset.calls(is_shared=self._observer is not None and self._observer.shares_sessions)
 
@@ -392,7 +457,10 @@ class PsycopgConnection(WatchedSocket, PipelineHost):  # pyright: ignore[reportI
 
     def _start(self, pipeline: Pipeline, deadline: float | None, flush_after: int | None) -> Pipeline:
         """Send a pipeline. If that fails, the connection is lost, and the pipeline holds the error."""
+        if self._receiver is not None:
+            return self._join(pipeline, deadline)
         pipeline.waiter = self._waiter = self._loop.create_future()
+        pipeline.deadline = deadline
         self._receiver = pipeline
         try:
             pipeline.send(flush_after)
@@ -415,10 +483,37 @@ class PsycopgConnection(WatchedSocket, PipelineHost):  # pyright: ignore[reportI
                 self._set_deadline(deadline)
         return pipeline
 
+    def _join(self, pipeline: Pipeline, deadline: float | None) -> Pipeline:
+        """Send a read behind those that are in progress."""
+        pipeline.waiter = self._loop.create_future()
+        pipeline.deadline = deadline
+        shared = self._receiver
+        if not isinstance(shared, SharedPipeline):
+            shared = self._receiver = SharedPipeline(self, cast("Pipeline", shared))
+            self._waiter = None
+        if self._head_timer is None:
+            self._watch_head()
+        shared.queue.append(pipeline)
+        try:
+            pipeline.send(None)
+            is_pending = self.pgconn.flush()
+        except e.Error as error:
+            self._lose(error)
+            pipeline.failed_at = None
+            return pipeline
+        if is_pending and not self._is_writing:
+            self._write_later()
+        if deadline is not None and (self._deadline is None or deadline < self._deadline):
+            self._set_deadline(deadline)
+        return pipeline
+
     async def arrival(self, exchange: Pipeline) -> None:
         """Wait until the answer is complete or the deadline has passed, even if the waiter was cancelled."""
         while True:
             if exchange.waiter.cancelled() and self._receiver is exchange:
+                if exchange.deadline is not None and self._loop.time() >= exchange.deadline - _CLOCK_STEP_S:
+                    # The timer has woken the cancelled waiter.
+                    return
                 exchange.waiter = self._waiter = self._loop.create_future()
             # Not awaited directly: a cancellation of this caller must not cancel the shared waiter.
             await asyncio.wait({exchange.waiter})
@@ -426,11 +521,23 @@ class PsycopgConnection(WatchedSocket, PipelineHost):  # pyright: ignore[reportI
                 return
 
     async def finish(self, exchange: Pipeline) -> None:
-        """Complete a round trip: after the deadline stop it on the server, then read the rest of the answer."""
-        if self._receiver is exchange:
-            await self._stop(exchange)
-            exchange.timed_out = exchange.error is not None
+        """Complete a round trip: after the deadline stop it on the server, then read the rest of the answer.
+
+        While other borrowers' reads are in progress nothing is stopped, and the rest of the answer is dropped.
+        """
+        receiver = self._receiver
+        if receiver is exchange or (isinstance(receiver, SharedPipeline) and exchange in receiver.queue):
+            if self.stop_sharing():
+                await self._stop(receiver)
+                exchange.timed_out = exchange.error is not None
+            elif exchange.error is None:
+                give_up(exchange)
         exchange.load()
+
+    def stop_sharing(self) -> bool:
+        """Let no other borrower's read join any more; returns whether none uses the connection now."""
+        self.is_open_to_reads = False
+        return not self.shares
 
     async def exchange(
         self, statements: Sequence[Statement], *, deadline: float | None = None, flush_after: int | None = None
@@ -565,11 +672,17 @@ class PsycopgConnection(WatchedSocket, PipelineHost):  # pyright: ignore[reportI
     def _land(self) -> None:
         """The answer is complete: the connection is an ordinary psycopg connection again."""
         self._deadline = None
-        if type(self._receiver) is Pipeline:
+        receiver, self._receiver = self._receiver, None
+        if type(receiver) is Pipeline:
             self.pgconn.exit_pipeline_mode()
-        if self.is_unclean:
-            self._note_reset(self._receiver)
-        self._receiver = None
+            self.parses_answered = self.pipelines
+            if self.is_unclean:
+                self._note_reset(receiver)
+        elif type(receiver) is SharedPipeline:
+            self.pgconn.exit_pipeline_mode()
+            if self.pgconn.transaction_status != _IDLE:
+                self.cut("a read has left a transaction open")
+                return
         told = self.pgconn.parameter_status
         formatting = (told(b"TimeZone"), told(b"DateStyle"), told(b"IntervalStyle"), told(b"client_encoding"))
         if self._formatting != formatting:
@@ -582,14 +695,65 @@ class PsycopgConnection(WatchedSocket, PipelineHost):  # pyright: ignore[reportI
 
     def _lose(self, cause: BaseException) -> None:
         self._deadline = None
+        self.is_open_to_reads = False
         if isinstance(self._receiver, Pipeline):
             self._receiver.lose(self._farewell or cause)
             # Now, while libpq still has the connection's parameters.
             self._receiver.load()
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
+        elif isinstance(self._receiver, SharedPipeline):
+            self._receiver.lose(self._farewell or cause)
+        for timer in (self._timer, self._head_timer):
+            if timer is not None:
+                timer.cancel()
+        self._timer = self._head_timer = self._seen_head = None
         super()._lose(cause)
+
+    # Reads of several borrowers
+
+    def note_read_landed(self, read: Pipeline) -> None:
+        """The answer to a read that shares the connection is complete."""
+        if read.number:
+            self.parses_answered = read.number
+        if self.pgconn.status == BAD:
+            return
+        told = self.pgconn.parameter_status
+        if self._formatting != (
+            told(b"TimeZone"),
+            told(b"DateStyle"),
+            told(b"IntervalStyle"),
+            told(b"client_encoding"),
+        ):
+            self.refresh_transformer()
+        if read.reset is not None and read.has_committed:
+            self.has_written = False
+            if read.tenancy == self.tenancy:
+                # Otherwise another tenant's read is on its way behind it, with a reset of its own.
+                self.is_unclean = False
+
+    def _watch_head(self) -> None:
+        patience_s = min(MAX_HEAD_PATIENCE_S, max(HEAD_PATIENCE_S, self.connect_s))
+        self._head_timer = self._loop.call_later(patience_s, self._check_head, context=Context())
+
+    def _check_head(self) -> None:
+        """Do not let a slow read hold back others: one that was running at the last check as well."""
+        self._head_timer = None
+        shared, sharing = self._receiver, self.sharing
+        if not isinstance(shared, SharedPipeline) or sharing is None:
+            self._seen_head = None
+            return
+        head = shared.queue[0]
+        if head is not self._seen_head:
+            self._seen_head, self._head_checks, self._seen_returns = head, 0, sharing.returns
+        else:
+            self._head_checks += 1
+            is_left = head.error is not None or head.waiter.cancelled()
+            is_slow = sharing.has_idle or sharing.returns - self._seen_returns >= _PROGRESS
+            if is_left or is_slow:
+                self.is_open_to_reads = False
+                shared.withdraw_followers()
+            if is_slow and self._head_checks > 1 and head.query is not None:
+                sharing.note_slow(head.query)
+        self._watch_head()
 
     # Deadlines
 
@@ -611,7 +775,12 @@ class PsycopgConnection(WatchedSocket, PipelineHost):  # pyright: ignore[reportI
             self._set_deadline(deadline)
             return
         self._deadline = None
-        self._wake()
+        if isinstance(self._receiver, SharedPipeline):
+            following = self._receiver.expire(self._loop.time() + _CLOCK_STEP_S)
+            if following is not None:
+                self._set_deadline(following)
+        else:
+            self._wake()
 
     # Back to idle
 
@@ -625,6 +794,13 @@ class PsycopgConnection(WatchedSocket, PipelineHost):  # pyright: ignore[reportI
         observer = self._observer
         started = time.monotonic()
         is_answered = await self.cancel_on_server(CANCEL_LIMIT_S)
+        while is_answered and isinstance(receiver, SharedPipeline) and self._receiver is receiver:
+            # A cancel request stops one of its reads, and the next one begins.
+            if time.monotonic() - started >= CANCEL_LIMIT_S:
+                break
+            await self._await_landing(_CANCEL_NEXT_S)
+            if self._receiver is receiver:
+                is_answered = await self.cancel_on_server(CANCEL_LIMIT_S)
         if not is_answered and observer is not None:
             observer.went_silent()
         if self._receiver is receiver and is_answered:
@@ -634,7 +810,7 @@ class PsycopgConnection(WatchedSocket, PipelineHost):  # pyright: ignore[reportI
             self._on_readable()
         if self._receiver is receiver:
             self.cut("the server did not stop the statement in time")
-        elif not is_answered and isinstance(receiver, Pipeline):
+        elif not is_answered and isinstance(receiver, Pipeline | SharedPipeline):
             # The cancel request may still be on its way, and would stop another borrower's statement.
             self.cut("a cancel request was not answered")
             receiver.lose(OperationalError("the connection was cut: a cancel request was not answered"))
@@ -665,6 +841,7 @@ class PsycopgConnection(WatchedSocket, PipelineHost):  # pyright: ignore[reportI
         Returns:
             Whether it can be used again.
         """
+        self.is_open_to_reads = self.has_dropped_reads = False
         if self._foreign_waits:
             await self._end_foreign_waits()
         self._loans = 0

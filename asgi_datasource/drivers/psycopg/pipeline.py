@@ -62,6 +62,8 @@ class PipelineHost(AsyncConnection[Any]):
     """A statement of the open transaction has changed the schema."""
     pipelines: int
     """Number of pipelines with a Parse that were sent."""
+    parses_answered: int
+    """Number of the last pipeline whose Parse messages were answered."""
 
 
 class Pipeline:
@@ -84,6 +86,18 @@ class Pipeline:
     """Number of statements before the reset: 1 after BEGIN."""
     is_read = False
     """In a pipeline with a reset: everything after the reset is READ ONLY."""
+    query: str | None = None
+    """Text of the one statement of a read that other reads may join."""
+    deadline: float | None = None
+    """Event-loop time at which its caller stops waiting."""
+    began_at: float | None = None
+    """`perf_counter` time at which the reads in front of it were done; None if there were none."""
+    is_withdrawn = False
+    """The read stood behind a slow one on a shared connection: it has to be run on another."""
+    tenancy = 0
+    """With a reset: the connection's count of tenant changes when it was sent."""
+    number = 0
+    """Number of this pipeline among those with a Parse; 0 without one."""
     waiter: asyncio.Future[None]
     _results: list[Result | None] | None = None
     _makes_sense = True
@@ -133,12 +147,17 @@ class Pipeline:
         if (
             not self.has_landed
             or self.error is not None
-            or host.pgconn.transaction_status != (_INTRANS if in_transaction else _IDLE)
+            or (
+                # Loaded: a read that shares its connection, whose state is not its own.
+                self._results is None and host.pgconn.transaction_status != (_INTRANS if in_transaction else _IDLE)
+            )
         ):
             return None
         answer = self._answers[index]
         if answer is None or (answer.status == _COMMAND_OK and answer.command_status in TRANSACTION_TAGS):
             return None
+        if self._results is not None:
+            return self._results[index]
         return Result(answer, host, host.transformer, self._commands[index][4])
 
     @property
@@ -217,7 +236,8 @@ class Pipeline:
         Raises:
             psycopg.Error: libpq refused; the connection is unusable.
         """
-        pgconn = self._host.pgconn
+        host = self._host
+        pgconn = host.pgconn
         pgconn.enter_pipeline_mode()
         if self.closes or self.resets_mode:
             self._send_prelude(pgconn)
@@ -235,10 +255,13 @@ class Pipeline:
                 pgconn.send_query_params(text, values, types, formats)
             elif plan.is_ready:
                 pgconn.send_query_prepared(plan.name, values, formats)  # type: ignore[arg-type]  # ready ones have one
+            elif plan.sent_in > host.parses_answered and plan.sent_in != number:
+                # Its Parse is on its way in another read's round trip, and may fail with that.
+                pgconn.send_query_params(text, values, types, formats)
             else:
                 name = plan.name or b""
                 if not number:
-                    number = self._host.pipelines = self._host.pipelines + 1
+                    number = self.number = host.pipelines = host.pipelines + 1
                 # Its Parse may have been sent in this pipeline already; if that fails, so does this command.
                 if plan.sent_in != number:
                     plan.sent_in = number
@@ -315,9 +338,14 @@ class Pipeline:
             pgconn.get_result()
         return False
 
-    def lose(self, cause: BaseException) -> None:
-        """The connection is lost: read the answers that arrived before, and record the loss."""
-        if self._makes_sense:
+    def lose(self, cause: BaseException, *, reads_rest: bool = True) -> None:
+        """The connection is lost: read the answers that arrived before, and record the loss.
+
+        Args:
+            cause: Why it is lost.
+            reads_rest: What has arrived may be an answer to this round trip.
+        """
+        if self._makes_sense and reads_rest:
             # An answer, such as the xid in front of a COMMIT, may have arrived with the end of the stream.
             with suppress(Error):
                 self.receive()

@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Coroutine
 from contextvars import Context
-from typing import Any, Final, Protocol
+from typing import Any, Final, Protocol, cast
 
 from psycopg_pool import PoolClosed, PoolTimeout
 
@@ -23,8 +23,9 @@ from ..protocol import PoolKeeper, TenantIdentity
 from ..settings import Reset, ServerSettings
 from .connection import PsycopgConnection, is_same
 from .owned_pool import OwnedPool
+from .read_sharing import MIN_SERVER_VERSION, Asker, ReadShare, ReadSharing
 from .saturation import Saturation
-from .tenant_types import TypeRegistry
+from .tenant_types import TenantTypes, TypeRegistry
 
 SWEEP_S: Final = 1.0
 """Seconds after which a kept connection that was not used goes back to psycopg_pool."""
@@ -105,13 +106,17 @@ class HandOver:
         self.at_hand: list[PsycopgConnection] = []
         self.unused = 0
         """Number of kept connections, from the first one, that were not used since the last sweep."""
-        self._line: PriorityQueue[asyncio.Future[PsycopgConnection]] = PriorityQueue()
-        self._waiting: dict[asyncio.Future[PsycopgConnection], float] = {}
+        self.sharing: ReadSharing | None = None
+        """Which connections take another read; None where reads do not share."""
+        self._askers: dict[asyncio.Future[PsycopgConnection | ReadShare], Asker] = {}
+        """The waiting callers that may share a connection."""
+        self._line: PriorityQueue[asyncio.Future[PsycopgConnection | ReadShare]] = PriorityQueue()
+        self._waiting: dict[asyncio.Future[PsycopgConnection | ReadShare], float] = {}
         """The waiting callers, and the event-loop time at which each gives up. The queue may also contain callers that
         have given up."""
         self._alarm: asyncio.TimerHandle | None = None
         """One timer for the first caller that gives up, because that is rare."""
-        self._held = 0
+        self._held: list[PsycopgConnection] = []
         """Connections taken from psycopg_pool: borrowed or kept."""
         self._fetches: set[asyncio.Task[None]] = set()
         self._sweep: asyncio.TimerHandle | None = None
@@ -148,14 +153,19 @@ class HandOver:
         return connection
 
     async def take(
-        self, give_up_at: float, priority: Priority, tenant: TenantIdentity | None = None
-    ) -> PsycopgConnection:
+        self,
+        give_up_at: float,
+        priority: Priority,
+        tenant: TenantIdentity | None = None,
+        asker: Asker | None = None,
+    ) -> PsycopgConnection | ReadShare:
         """Take a connection; it may have been lost in the meantime.
 
         Args:
             give_up_at: Event-loop time at which the wait ends.
             priority: Order of service among callers that wait.
             tenant: Gets a connection that it had last, if one is at hand.
+            asker: A read that may share a connection.
 
         Raises:
             TimeoutError: None was free by then.
@@ -172,22 +182,31 @@ class HandOver:
         if self._is_closed:
             # A wait that starts now would never end.
             raise PoolClosed("the pool is closed")
-        waiter: asyncio.Future[PsycopgConnection] = self._loop.create_future()
+        waiter: asyncio.Future[PsycopgConnection | ReadShare] = self._loop.create_future()
+        if asker is not None:
+            self._askers[waiter] = asker
         self._line.append(waiter, priority)
         self._waiting[waiter] = give_up_at
         if self._alarm is None or give_up_at < self._alarm.when():
             self._set_alarm(give_up_at)
-        if len(self._fetches) < self._max_size - self._held:
+        if len(self._fetches) < self._max_size - len(self._held):
             self._fetch_for_those_who_wait()
         try:
             return await waiter
         except asyncio.CancelledError:
             if waiter.done() and not waiter.cancelled() and waiter.exception() is None:
                 # Passed to this caller while it was being cancelled: pass it on.
-                self.give(waiter.result())
+                given = waiter.result()
+                if isinstance(given, ReadShare):
+                    given.give_back()
+                else:
+                    self.give(given)
             self._waiting.pop(waiter, None)
             self._line.prune(self._has_left)
             raise
+        finally:
+            if asker is not None:
+                self._askers.pop(waiter, None)
 
     def displace(self, priority: Priority) -> bool:
         """Make room in a full queue for a caller of this priority: the newest caller of the lowest priority is refused.
@@ -225,7 +244,12 @@ class HandOver:
             waiter = self._line.pop()
             self._waiting.pop(waiter, None)
             if not waiter.done():
-                waiter.set_result(connection)
+                sharing, asker = self.sharing, self._askers.get(waiter)
+                if sharing is None or asker is None or self._next_asker() is None or connection.sharing is None:
+                    waiter.set_result(connection)
+                else:
+                    waiter.set_result(sharing.open(connection, asker.tenant))
+                    self.invite(connection)
                 return
         if self._keeps_none:
             self._return(connection)
@@ -234,6 +258,53 @@ class HandOver:
         if self._sweep is None:
             self.unused = 0
             self._sweep = self._loop.call_later(SWEEP_S, self._return_unused, context=Context())
+
+    @property
+    def shares(self) -> int:
+        """Number of reads that share a connection, beside the connection's owner."""
+        return sum([connection.shares - (not connection.is_owned) for connection in self._held])
+
+    def find_shared(
+        self, query: str, tenant: TenantIdentity | None, types: TenantTypes | None
+    ) -> PsycopgConnection | None:
+        """A connection that a read can join, where it would have to wait for one to be returned; None without one.
+
+        Args:
+            query: The read's text.
+            tenant: Its tenant.
+            types: The types whose values it has to convert.
+        """
+        sharing = self.sharing
+        if (
+            sharing is None
+            or self._waiting
+            or self._keeps_none
+            or len(self._held) < self._max_size
+            or not sharing.may_share(query, self._loop.time())
+        ):
+            return None
+        return sharing.find(self._held, tenant, types)
+
+    def invite(self, connection: PsycopgConnection) -> None:
+        """Lend parts of a shared connection to the reads at the front of the line."""
+        sharing = self.sharing
+        if sharing is None or self._is_closed or self._keeps_none:
+            return
+        sharing.now = self._loop.time()
+        while sharing.takes_more(connection) and (asker := self._next_asker()) is not None:
+            waiter = self._line.pop()
+            self._waiting.pop(waiter, None)
+            waiter.set_result(sharing.share(connection, asker.tenant))
+
+    def _next_asker(self) -> Asker | None:
+        """The read at the front of the line; None if there is no caller, or another one."""
+        while self._line:
+            waiter = self._line.first
+            if not waiter.done():
+                return self._askers.get(waiter)
+            self._line.pop()
+            self._waiting.pop(waiter, None)
+        return None
 
     def forget(self, connection: PsycopgConnection) -> None:
         """A connection was lost: if it is kept here, psycopg_pool replaces it."""
@@ -274,8 +345,8 @@ class HandOver:
 
     def _return(self, connection: PsycopgConnection) -> None:
         """Return a connection to psycopg_pool."""
-        self._held -= 1
-        connection.home = None
+        self._held.remove(connection)
+        connection.home = connection.sharing = None
         rest = self._owned.put_at_once(connection)
         if rest is not None:
             self._spawn(rest)
@@ -286,7 +357,7 @@ class HandOver:
 
     def _fetch_for_those_who_wait(self) -> None:
         """Ask psycopg_pool for the connections that it can still give or make, for waiting callers."""
-        while len(self._fetches) < min(self.waiting, self._max_size - self._held):
+        while len(self._fetches) < min(self.waiting, self._max_size - len(self._held)):
             fetch = self._spawn(self._fetch())
             self._fetches.add(fetch)
             fetch.add_done_callback(self._fetched)
@@ -309,8 +380,10 @@ class HandOver:
             self._fetch_for_those_who_wait()
 
     def _note_fetched(self, connection: PsycopgConnection) -> None:
-        self._held += 1
+        self._held.append(connection)
         connection.home = self
+        if connection.server_version >= MIN_SERVER_VERSION:
+            connection.sharing = self.sharing
         connection.due_at = self._owned.expires_at(connection)
 
     def _end_waits(self, error: Exception) -> None:
@@ -320,7 +393,7 @@ class HandOver:
             if not waiter.done():
                 waiter.set_exception(error)
 
-    def _has_left(self, waiter: asyncio.Future[PsycopgConnection]) -> bool:
+    def _has_left(self, waiter: asyncio.Future[PsycopgConnection | ReadShare]) -> bool:
         """Whether a caller has stopped waiting, even if its task has not resumed yet."""
         if waiter.done():
             self._waiting.pop(waiter, None)
@@ -381,13 +454,18 @@ class Pool:
         self._follows_tenants = settings.reset is Reset.ON_TENANT_CHANGE
         """Connections remember their tenant, and are reset when another one comes."""
         self._resets_always = settings.reset is Reset.ALWAYS
+        self._multiplexes = settings.max_depth > 1 and not settings.is_fair
+        """Reads share connections where they would have to wait for one. Fair queues admit one borrower for each."""
         if settings.is_pooled:
             self.share_sessions()
 
     def share_sessions(self) -> None:
         """Reset in every transaction: behind a pooler, the previous user of a server session is unknown."""
-        self._follows_tenants = False
+        self._follows_tenants = self._multiplexes = False
         self._resets_always = self.settings.reset is not Reset.NEVER
+        hand_over = self.hand_over
+        if hand_over is not None:
+            hand_over.sharing = None
 
     @property
     def is_open(self) -> bool:
@@ -410,6 +488,11 @@ class Pool:
         return 0 if self._owned is None or self.hand_over is None else self._owned.idle + len(self.hand_over.at_hand)
 
     @property
+    def returns(self) -> int:
+        """How often a connection, or a part of one, was returned."""
+        return self.lendings - self.borrowed - (0 if self.hand_over is None else self.hand_over.shares)
+
+    @property
     def waiting(self) -> int:
         """Number of callers that wait for a connection."""
         queued = sum(0 if queue is None else queue.waiting for queue in (self._turns, self._limits))
@@ -421,7 +504,14 @@ class Pool:
         """Start lending the connections of `owned`. Returns at once, even if the server cannot be reached."""
         self.borrowed = self.lendings = 0
         self._owned = owned
-        self.hand_over = HandOver(owned, max_size=self.settings.max_size, spawn=self._host.spawn)
+        self.hand_over = hand_over = HandOver(owned, max_size=self.settings.max_size, spawn=self._host.spawn)
+        if self._multiplexes:
+            hand_over.sharing = ReadSharing(
+                self,
+                self.settings.max_depth,
+                follows_tenants=self._follows_tenants,
+                resets_always=self._resets_always,
+            )
         await owned.open(wait=False)
 
     def close(self) -> OwnedPool | None:
@@ -445,12 +535,19 @@ class Pool:
     # Borrowing
 
     def try_borrow(
-        self, quota: TenantQuota | None = None, tenant: TenantIdentity | None = None
-    ) -> PsycopgConnection | None:
-        """Borrow an idle connection; None where the caller would have to wait or to queue."""
+        self, quota: TenantQuota | None = None, tenant: TenantIdentity | None = None, read: str | None = None
+    ) -> PsycopgConnection | ReadShare | None:
+        """Borrow an idle connection; None where the caller would have to wait or to queue.
+
+        Args:
+            quota, tenant: The tenant that it counts for, and the one that it is borrowed for.
+            read: Text of the one read that it is borrowed for: it may be shared with other reads. None for all else.
+        """
         hand_over = self.hand_over
         if hand_over is None or not hand_over.at_hand or self._host.breaker.health is not Health.CLOSED:
-            return None
+            if read is None or hand_over is None or hand_over.sharing is None or hand_over.at_hand:
+                return None
+            return self._try_share(hand_over, quota, tenant, read)
         types = self.types
         known = None
         if types is not None:
@@ -488,6 +585,24 @@ class Pool:
         self.lendings += 1
         return connection
 
+    def _try_share(
+        self, hand_over: HandOver, quota: TenantQuota | None, tenant: TenantIdentity | None, read: str
+    ) -> ReadShare | None:
+        """Borrow a part of a connection that other reads use."""
+        known = None if self.types is None else self.types.known(tenant)
+        if (self.types is not None and known is None) or self._host.breaker.health is not Health.CLOSED:
+            return None
+        connection = hand_over.find_shared(read, tenant, known)
+        if connection is None:
+            return None
+        queue = None if quota is None else self._queue_for(quota)
+        if queue is not None and quota is not None and not queue.try_enter(quota):
+            return None
+        share = cast("ReadSharing", hand_over.sharing).share(connection, tenant)
+        if queue is not None:
+            share.quota = quota
+        return share
+
     async def borrow(
         self,
         *,
@@ -496,7 +611,8 @@ class Pool:
         quota: TenantQuota | None = None,
         priority: Priority = Priority.NORMAL,
         tenant: TenantIdentity | None = None,
-    ) -> PsycopgConnection:
+        read: str | None = None,
+    ) -> PsycopgConnection | ReadShare:
         """Borrow a connection, outside any transaction; arguments and errors as in `Server.acquire`."""
         give_up_at = self._time_to_give_up(deadline)
         queue = None if quota is None else self._queue_for(quota)
@@ -512,8 +628,9 @@ class Pool:
                     priority,
                     tenant if self._follows_tenants else None,
                     must_be_alive=must_be_alive,
+                    asker=None if read is None or must_be_alive else self._asker(tenant, read),
                 )
-                if self.types is not None:
+                if self.types is not None and isinstance(connection, PsycopgConnection):
                     await self._prepare_types(self.types, connection, tenant, deadline)
             except BaseException:
                 self._rest()
@@ -524,8 +641,23 @@ class Pool:
             raise
         if queue is not None:
             connection.quota = quota
-        connection.is_kept = self._keeper is not None
+        if self._keeper is not None:
+            self._keep(connection)
         return connection
+
+    def _keep(self, connection: PsycopgConnection | ReadShare) -> None:
+        """Count a borrowed connection as in use: a shared one once."""
+        lent = connection.connection if isinstance(connection, ReadShare) else connection
+        if lent.is_kept:
+            self._rest()
+        lent.is_kept = True
+
+    def _asker(self, tenant: TenantIdentity | None, read: str) -> Asker | None:
+        """A caller that may share a connection; None if it may not."""
+        sharing = None if self.hand_over is None else self.hand_over.sharing
+        if sharing is None or self.types is not None or not sharing.may_share(read, asyncio.get_running_loop().time()):
+            return None
+        return Asker(tenant)
 
     async def _prepare_types(
         self, types: TypeRegistry, connection: PsycopgConnection, tenant: TenantIdentity | None, deadline: float | None
@@ -548,7 +680,8 @@ class Pool:
         tenant: TenantIdentity | None,
         *,
         must_be_alive: bool,
-    ) -> PsycopgConnection:
+        asker: Asker | None,
+    ) -> PsycopgConnection | ReadShare:
         host, loop = self._host, asyncio.get_running_loop()
         # The current one: if the pool is closed and opened again in the meantime, this wait ends.
         hand_over = self.hand_over
@@ -563,7 +696,7 @@ class Pool:
                 raise self._queue_is_full()
             lendings = self.lendings
             try:
-                connection = await hand_over.take(give_up_at, priority, tenant)
+                connection = await hand_over.take(give_up_at, priority, tenant, asker)
             except (Displaced, GaveUp, PoolTimeout, TimeoutError, PoolClosed) as error:
                 told = self._told(
                     error,
@@ -577,6 +710,8 @@ class Pool:
                 self._time_to_give_up(deadline)
                 continue
             self._saturation.served(loop.time() - began_at)
+            if isinstance(connection, ReadShare):
+                return connection
             connection.is_lent = True
             self.borrowed += 1
             self.lendings += 1
@@ -669,11 +804,16 @@ class Pool:
 
     # Returning
 
-    def give(self, connection: PsycopgConnection) -> None:
-        """Take back a connection that is idle or closed. Never waits."""
+    def give(self, connection: PsycopgConnection | ReadShare) -> None:
+        """Take back a connection that is idle or closed, or a part of a shared one. Never waits."""
+        if connection.shares:
+            self._leave_to_others(connection)
+            return
+        connection = cast("PsycopgConnection", connection)
         if not connection.is_lent:
             return
-        if connection.needs_reset and not connection.closed:
+        connection.is_open_to_reads = False
+        if (connection.needs_reset or connection.has_dropped_reads) and not connection.closed:
             self._host.spawn(self._host.reclaim(connection))
             return
         types = self.types
@@ -700,6 +840,50 @@ class Pool:
         if connection.is_kept:
             connection.is_kept = False
             self._rest()
+
+    def _leave_to_others(self, connection: PsycopgConnection | ReadShare) -> None:
+        """Take back a part of a shared connection, or the connection of the read that was there first."""
+        if isinstance(connection, ReadShare):
+            self.leave(connection)
+        elif connection.is_owned:
+            connection.is_owned = False
+            connection.has_dropped_reads = True
+            use, connection.use = connection.use, None
+            if use is not None:
+                use.end()
+            self._leave_quota(connection)
+            self._invite(connection)
+
+    def leave(self, share: ReadShare) -> None:
+        """A read that shares a connection has ended."""
+        if share.is_over:
+            return
+        share.is_over = True
+        connection = share.connection
+        connection.shares -= 1
+        use, share.use = share.use, None
+        if use is not None:
+            use.end()
+        self._leave_quota(share)
+        if share.is_unfinished:
+            connection.has_dropped_reads = True
+        if connection.shares or connection.is_owned:
+            self._invite(connection)
+            return
+        connection.is_owned = True
+        connection.is_open_to_reads = False
+        self.give(connection)
+
+    def _invite(self, connection: PsycopgConnection) -> None:
+        hand_over = self.hand_over
+        if hand_over is not None and hand_over.waiting:
+            hand_over.invite(connection)
+
+    def _leave_quota(self, borrowed: PsycopgConnection | ReadShare) -> None:
+        quota, borrowed.quota = borrowed.quota, None
+        queue = self._turns or self._limits
+        if quota is not None and queue is not None:
+            queue.leave(quota)
 
     def _queue_is_full(self) -> DataError:
         return self._host.error(

@@ -22,6 +22,7 @@ from .health_check import HealthCheck
 from .owned_pool import OwnedPool
 from .pipeline import Pipeline
 from .pool import Pool
+from .read_sharing import ReadShare
 from .server_health import ServerHealth
 from .settings import APPLICATION_NAME, connect_failure, is_unknown_database, resolve, without_location
 from .socket import ConnectGivenUp, ConnectionObserver
@@ -160,16 +161,20 @@ class PsycopgServer(ServerHealth):
 
     # Borrowing and returning connections
 
-    def put_back(self, connection: PsycopgConnection) -> None:
+    def put_back(self, connection: PsycopgConnection | ReadShare) -> None:
         """Return a connection of `try_acquire` on which nothing was sent, without counting it as borrowed."""
         self.pool.lendings -= 1
         self.release(connection)
 
-    async def reclaim(self, connection: PsycopgConnection) -> None:
+    async def reclaim(self, connection: PsycopgConnection | ReadShare) -> None:
         """Return a connection in any state: cancel what runs on it, and roll back an open transaction.
 
-        Takes bounded time: a connection that does not become idle is cut. Raises nothing itself.
+        Takes bounded time: a connection that does not become idle is cut. Raises nothing itself. While other reads
+        share it, nothing is cancelled: the answer to the caller's read is dropped.
         """
+        if isinstance(connection, ReadShare) or not connection.stop_sharing():
+            self.release(connection)
+            return
         try:
             await connection.settle()
         except Exception as error:
@@ -182,7 +187,7 @@ class PsycopgServer(ServerHealth):
         finally:
             self.release(connection)
 
-    def discard(self, connection: PsycopgConnection) -> None:
+    def discard(self, connection: PsycopgConnection | ReadShare) -> None:
         """Close a borrowed connection at once; the pool replaces it."""
         connection.cut("it was given up")
         self.release(connection)

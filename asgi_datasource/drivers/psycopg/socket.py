@@ -236,6 +236,11 @@ class WatchedSocket(AsyncConnection[Any]):
             self._choose_transformer()
 
     @property
+    def types_in_use(self) -> TenantTypes | None:
+        """The types whose values it converts now, beside those of its adapters."""
+        return self._types
+
+    @property
     def current_adapters(self) -> AdaptersMap:
         """The adapters of the connection, and those of its tenant's types."""
         found = None if self._types is None else self._transformers.get(self._types)
